@@ -27,12 +27,13 @@ from unittest.mock import patch
 import numpy as np
 
 from ray_app.archives import read_block
+from ray_app.archives.listing import ListingProcess
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge
 from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.backlog import Listing
+from ray_app.scoring.backlog import work_of
 from ray_app.scoring.run import ScoringRun, score_archive
 from tests.s3_server import Request, S3Server
 from tests.scoring.stages import without_ray
@@ -52,11 +53,14 @@ def kinds_of(requests: Sequence[Request]) -> Counter[str]:
     return kinds
 
 
-def made_up(run: ScoringRun, directory: RunDirectory, work: Listing) -> None:
+def made_up(run: ScoringRun, listing: ListingProcess | None) -> None:
     """In the place of `ScoringRun.score`: each pending block gets rows whose scores follow from the
     images' names.
     """
-    for ref in work.pending:
+    if listing is not None:
+        listing.raise_error()
+    directory = run.directory
+    for ref in work_of(directory).pending:
         members = read_block(directory.store, ref)
         digests = [hashlib.sha256(uri.encode()) for uri in members["uri"].to_pylist()]
         outcomes = [

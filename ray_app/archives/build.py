@@ -41,7 +41,9 @@ from ray_app.archives.members import (
 )
 from ray_app.archives.sources import Archive
 from ray_app.archives.walk import Walk
+from ray_app.errors import StorageError
 from ray_app.storage import Guard, Store
+from ray_app.storage.lease import newest_claim
 
 
 def input_type_of(store: Store) -> pa.StructType | None:
@@ -143,12 +145,14 @@ class Portions:
 
 class ListingOptions(TypedDict, total=False):
     """How a listing is made. `each` runs its steps; `progress` gets how many members there are so
-    far; `limit`: no more than the first so many. `digest`, `portions` and `clock` are for tests.
+    far; `limit`: no more than the first so many; `lease`: the number of the claim on the directory
+    under which manifests are written, None for any. `digest`, `portions` and `clock` are for tests.
     """
 
     each: Each
     progress: raw_listing.Progress | None
     limit: int | None
+    lease: int | None
     digest: Digest
     portions: Portions
     clock: Callable[[], float]
@@ -237,6 +241,7 @@ class _Listing:
     each: Each = in_turn
     progress: raw_listing.Progress | None = None
     limit: int | None = None
+    lease: int | None = None
     digest: Digest = identity_digest
     portions: Portions = Portions()
     clock: Callable[[], float] = time.monotonic
@@ -313,6 +318,11 @@ class _Listing:
             )
             return None
         blocks = _cut(store, number, self.plan, runs, input_type, each)
+        if self.lease is not None and newest_claim(store) != self.lease:
+            raise StorageError(
+                f"{store.url}: another run took this directory over",
+                hint="let the other run finish, then run the same command again",
+            )
         noted = _noted(walk, guard)
         info = manifest.ManifestInfo(
             manifest=number,

@@ -188,7 +188,7 @@ class PartWriter:
         ) as writer:
             for table in self._waiting:
                 writer.write_table(table, row_group_size=len(table))
-        self._store.write(self._path(), file.getvalue())
+        manifest.create_file(self._store, self._path(), file.getvalue())
         self._files += 1
         self._waiting = []
 

@@ -229,10 +229,8 @@ def _write_ids(db: Any, store: Store, number: int, id_rows: int) -> None:
     for bucket, ids in enumerate(stretches):
         table = db.sql(_NEW_IDS, params=ids).to_arrow_table()
         if len(table):
-            store.write(
-                f"{manifest.folder_of(number)}/ids/{bits}-{bucket:05}.parquet",
-                manifest.parquet_bytes(table),
-            )
+            path = f"{manifest.folder_of(number)}/ids/{bits}-{bucket:05}.parquet"
+            manifest.create_file(store, path, manifest.parquet_bytes(table))
 
 
 def _chosen(db: Any, files: Sequence[raw_listing.RawFile]) -> list[ChosenMembers]:

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives.members import Ids, ListedMember, ListedWithColumns
-from ray_app.errors import ConfigError, IdentityError, one_line
+from ray_app.errors import ConfigError, IdentityError, StorageError, one_line
 from ray_app.storage import Guard, Store
+from ray_app.storage.errors import refuses_condition
 
 _FORMAT = 1
 
@@ -258,6 +259,26 @@ def listed_so_far(store: Store) -> tuple[int, Guard]:
     return last.known, Guard(frozenset(last.servers), last.allow_private)
 
 
+def create_file(store: Store, path: str, data: bytes) -> None:
+    """Write a file of a manifest that nobody else may have written.
+
+    Raises:
+        StorageError: Another process wrote it.
+    """
+    try:
+        is_new = store.create(path, data)
+    except StorageError as error:
+        if not refuses_condition(error.__cause__):
+            raise
+        store.write(path, data)
+        return
+    if not is_new:
+        raise StorageError(
+            f"{store.url}/{path}: another process writes this listing",
+            hint="wait until no other command runs on the directory, then run the same command again",
+        )
+
+
 def write_complete(store: Store, info: ManifestInfo) -> None:
     """Make a manifest count."""
     store.write(path_in(info.manifest, "_complete"), json.dumps(asdict(info), indent=1).encode())
@@ -265,12 +286,11 @@ def write_complete(store: Store, info: ManifestInfo) -> None:
 
 def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
     """Write what a manifest has beside its parts (`blocks`: BLOCK_COLUMNS), and make it count."""
-    store.write(path_in(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
-    store.write(
-        path_in(info.manifest, "vanished.parquet"),
-        parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS)),
-    )
-    write_complete(store, info)
+    create_file(store, path_in(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
+    vanished_ids = parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS))
+    create_file(store, path_in(info.manifest, "vanished.parquet"), vanished_ids)
+    complete = json.dumps(asdict(info), indent=1).encode()
+    create_file(store, path_in(info.manifest, "_complete"), complete)
 
 
 def read_table(store: Store, path: str) -> pa.Table:

@@ -82,7 +82,6 @@ R = TypeVar("R")
 
 # Small, so that tasks find room beside scoring processes however small the machine is.
 TASK_CPUS = 0.5
-_BESIDE_CPUS = 4  # cores for each task that runs beside processes which have taken them all
 MOST_AT_ONCE = 256
 
 
@@ -253,16 +252,7 @@ def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, No
     TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback,
     ClusterError when Ray gives a task up.
     """
-    return _in_tasks(function, items, TASK_CPUS, TASK_CPUS)
-
-
-def beside_others(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
-    """The same, in few tasks that wait for no core: beside processes that have them all, and do not
-    give them back before they get more.
-
-    Raises as `on_ray`.
-    """
-    return _in_tasks(function, items, 0, _BESIDE_CPUS)
+    return _in_tasks(function, items)
 
 
 def at_once(cpus_each: float = TASK_CPUS) -> int:
@@ -272,20 +262,18 @@ def at_once(cpus_each: float = TASK_CPUS) -> int:
     return max(1, min(MOST_AT_ONCE, int(ray.cluster_resources().get("CPU", 1.0) / cpus_each)))  # type: ignore[no-untyped-call]
 
 
-def _in_tasks(
-    function: Callable[[T], R], items: Iterable[T], cpus: float, cpus_each: float
-) -> Generator[R, None, None]:
+def _in_tasks(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
     rest = iter(items)
     first = next(rest, rest)
     if first is rest:
         return
     import ray
 
-    task = ray.remote(num_cpus=cpus, max_retries=3)(_called)
+    task = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(_called)
     shared = ray.put(function)
     running, waiting = deque[Any](), chain([first], rest)
     while True:
-        most = at_once(cpus_each)
+        most = at_once()
         while len(running) < most and (item := next(waiting, waiting)) is not waiting:
             running.append(task.remote(shared, item))
         if not running:

@@ -1,66 +1,16 @@
-"""What a run has yet to score: the blocks of its manifests (`work_of`), and those that its source
-has besides, which are scored while the listing goes on (`arriving_blocks`).
-"""
+"""What a run has yet to score: the blocks of its manifests without rows (`work_of`)."""
 
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
 
 from ray_app import archives
-from ray_app.cluster.progress import Progress
-from ray_app.cluster.ray_cluster import beside_others, on_ray
-from ray_app.errors import TouchstoneError
+from ray_app.archives.listing import ListingRequest
 from ray_app.reports.folders import describe_closed_folders
 from ray_app.reports.format import linked_folders_in_words
 from ray_app.runs import RunDirectory, fingerprint
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.report import closed_folders, linked_folders
-from ray_app.scoring.run_metrics import RunMeter
-from ray_app.storage import Fetcher, Store
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class StoppedError(Exception):
-    """The rest of the listing is not wanted."""
-
-
-class ListingTasks:
-    """The tasks of a listing: on the whole cluster as long as nothing else is done there, then
-    beside what is (`aside`).
-
-    `stopped`: the rest of it is not wanted; `halted`: why the command is to stop, if it is.
-    """
-
-    def __init__(self) -> None:
-        self._each: archives.Each = on_ray
-        self.stopped = threading.Event()
-        self.halted: Callable[[], str | None] = lambda: None
-
-    def wait(self, seconds: float) -> None:
-        """Nothing for so long. Raises StoppedError, and KeyboardInterrupt where the command is to
-        stop.
-        """
-        if self.stopped.wait(seconds):
-            raise StoppedError
-        if (reason := self.halted()) is not None:
-            raise KeyboardInterrupt(reason)
-
-    def aside(self) -> None:
-        """From now on beside other work."""
-        self._each = beside_others
-
-    def __call__(
-        self, function: Callable[[T], R], items: Iterable[T], /
-    ) -> Generator[R, None, None]:
-        """The results in order, as long as they are wanted."""
-        for result in self._each(function, items):
-            if self.stopped.is_set():
-                raise StoppedError
-            yield result
+from ray_app.storage import Fetcher
 
 
 @dataclass(frozen=True)
@@ -71,17 +21,11 @@ class Listing:
         manifests: The numbers of the manifests.
         blocks: Their blocks.
         pending: The blocks that have no rows yet.
-        is_new: Whether the last manifest was written by this command.
-        portions: Further manifests of a listing that goes on; None if there is none.
-        tasks: What runs the listing.
     """
 
     manifests: list[int]
     blocks: archives.BlockList
     pending: archives.BlockList
-    is_new: bool = False
-    portions: Iterator[archives.ManifestInfo | None] | None = None
-    tasks: ListingTasks = field(default_factory=ListingTasks)
 
     @property
     def state(self) -> str:
@@ -112,39 +56,29 @@ def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.
     )
 
 
-def arriving_blocks(
-    store: Store, work: Listing, progress: Progress, meter: RunMeter
-) -> Iterator[archives.BlockRef | None]:
-    """The pending blocks of `work`, and then those of each further manifest once it counts; None
-    where there is none yet.
+def listing_request(config: ScoreConfig, lease: int, plan: archives.BlockPlan) -> ListingRequest:
+    """Return what a listing process needs to list the archive of a config into its run.
 
-    An error that ends the listing early is shown at once and raised at the end, unless the rest is
-    not wanted (`ListingTasks.stopped`).
+    Args:
+        config: The config, which has a run directory.
+        lease: The number of the command's lease.
+        plan: How blocks are cut.
     """
-    if work.portions is not None:
-        work.tasks.aside()
-        progress.grow(0, goes_on=True)
-        meter.grow(0, goes_on=True)
-    yield from work.pending
-    try:
-        for info in work.portions or ():
-            if info is None:
-                yield None
-                continue
-            blocks = archives.read_blocks(store, info.manifest)
-            progress.grow(blocks.members, goes_on=info.goes_on)
-            meter.grow(len(blocks), goes_on=info.goes_on)
-            yield from blocks
-    except StoppedError:
-        return
-    except TouchstoneError as error:
-        progress.say(f"the listing ended early; the files listed so far are scored first: {error}")
-        raise
-    finally:
-        if work.portions is not None:
-            work.portions.close()  # type: ignore[attr-defined]  # a generator
-        progress.grow(0, goes_on=False)
-        meter.grow(0, goes_on=False)
+    url = RunDirectory.open(config.out or "").store.url
+    return ListingRequest(
+        run=config.out or "",
+        lease=lease,
+        sources=config.source,
+        include=config.include,
+        exclude=config.exclude,
+        skip=(url,),
+        columns=config.columns,
+        limits=config.container_limits,
+        allow_private=config.allow_private,
+        limit=config.limit,
+        plan=plan,
+        every_s=config.follow,
+    )
 
 
 def report_folders(run: RunDirectory) -> None:

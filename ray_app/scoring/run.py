@@ -14,7 +14,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,33 +24,38 @@ from ray_app.archives import (
     fetcher_of,
     is_as_listed,
     last_listing,
-    list_portions,
     manifests,
 )
+from ray_app.archives.listing import ListingProcess
 from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.config import config_root
-from ray_app.datasets.labelling import ProgressLog
 from ray_app.detectors import licences, publish_weights, resolve_weights, weights
 from ray_app.detectors.foreign.process import require_startable
-from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
+from ray_app.errors import (
+    ClusterError,
+    ConfigError,
+    ExitCode,
+    StorageError,
+    TouchstoneError,
+    resumable,
+)
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
 from ray_app.scoring import guarantee, identity, stages
 from ray_app.scoring.backlog import (
-    Listing,
     archive_of,
-    arriving_blocks,
     is_complete,
+    listing_request,
     report_folders,
     work_of,
 )
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.follow import Arrivals
 from ray_app.scoring.layout import ScoringLayout, plan_layout
+from ray_app.scoring.orders import ORDERS, OrderWriter
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
 from ray_app.scoring.report import (
@@ -61,7 +67,9 @@ from ray_app.scoring.report import (
 )
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
+from ray_app.scoring.turns import Turn
 from ray_app.storage import Lease, node_budget, with_s3_settings
+from ray_app.streams.stage import ATTEMPTS
 
 STALL_S = 900.0
 # where members are of this size on average: large images also wait for each other
@@ -70,6 +78,14 @@ NOTICE_EVERY = 3  # ticks, of a second each, between two checks for nodes that w
 # of the memory that Ray schedules on: as large is a node's object store, which has 30 % of it all
 STORE_SHARE = 0.4
 MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
+
+
+_POLL_S = 0.25
+
+
+def today() -> date:
+    """Return the day in UTC."""
+    return datetime.now(UTC).date()
 
 
 @dataclass(frozen=True)
@@ -217,7 +233,7 @@ class ScoringRun:
                 flush=True,
             )
         self.start, self.spent_before = start, 0.0
-        self.arrivals: Arrivals | None = None
+        self.day = today()
         facts = lease.facts() | ({"kept": kept} if kept else {})
         self.session = ScoringSession(
             directory, self.config.model_dump(mode="json"), start, noted=facts
@@ -237,17 +253,41 @@ class ScoringRun:
             ),
         )
         plan = layout.block_plan(self.spec.slots)
-        if self.config.rescore:
-            self.retry(plan)
-        elif self.config.follow is not None:
-            self.follow(plan)
-        else:
-            listing = self.list(plan)
-            if listing.pending or listing.portions is not None:
-                self.score(self.directory, listing)
-            elif was_complete and not listing.is_new:
-                return self.renewed()
+        # Orders and attempts of a command that was killed.
+        self.directory.store.clear(ATTEMPTS)
+        try:
+            if self.config.rescore:
+                self.retry(plan)
+            elif self.config.follow is not None:
+                self.follow(plan)
+            else:
+                self.score_listed(plan)
+        finally:
+            self._tidy_up()
         return self.finish_manifests()
+
+    def score_listed(self, plan: BlockPlan) -> None:
+        """Score the pending blocks of an unfinished run, else list the source and score what is new.
+
+        A listing that an earlier command did not finish goes on.
+
+        Raises:
+            ConfigError: The source is empty. If nothing was ever listed, the directory is free again.
+        """
+        run = self.directory
+        last = last_listing(run.store)
+        if work_of(run).pending and last is not None and not last.goes_on:
+            self.score(None)
+            return
+        try:
+            with ListingProcess(listing_request(self.config, self.lease.number, plan)) as listing:
+                self.score(listing)
+        except ConfigError:
+            if not manifests(run.store):
+                run.store.delete(guarantee.REFERENCES)
+                run.give_up()
+            raise
+        report_folders(run)
 
     def retry(self, plan: BlockPlan) -> None:
         """Score the current members whose row has one of `config.rescore` again; nothing is listed.
@@ -281,34 +321,37 @@ class ScoringRun:
                 )
             if begun.info is None:
                 return
-            work, last = work_of(run), begun.info
+            last = begun.info
         named = " or ".join(last.retried)
         print(f"retrying {counted(last.members, 'file')} with the status {named}", file=sys.stderr)
         self.session.retrying(last.manifest, last.retried, last.members)
-        self.score(run, work)
+        self.score(None)
 
     def follow(self, plan: BlockPlan) -> NoReturn:
-        """Score what the source has and gets, and settle as a night does at the end of each day,
-        which is a session of its own; once more where it is stopped and everything that was listed
-        is scored. Raises as `score`, KeyboardInterrupt for every end.
+        """Score what the source has and gets, and finish the manifests of each day at its end.
+
+        Each day is a session of its own. If the run is stopped and everything listed is scored, its
+        manifests are finished, too.
+
+        Raises:
+            KeyboardInterrupt: The run is stopped.
         """
-        # a few hundred images are not to be a dozen blocks
+        # A few hundred images must not become a dozen blocks.
         often = plan.model_copy(update={"blocks_per_doubling": self.layout.workers})
-        self.arrivals = Arrivals(
-            self.directory, self.config, often, at_once=len(self.passes.groups()) == 1
-        )
+        request = listing_request(self.config, self.lease.number, often)
         while True:
+            self.day = today()
             try:
-                self.score(self.directory, self.list(plan))
+                with ListingProcess(request) as listing:
+                    self.score(listing)
             except KeyboardInterrupt:
                 last = last_listing(self.directory.store)
                 if last is not None and not last.goes_on and not work_of(self.directory).pending:
                     self._settle_day()
                 raise
-            if self.arrivals.turned():
-                self._settle_day()
-                self.spent_before += self.session.cost().total
-                self.session = self.session.following()
+            self._settle_day()
+            self.spent_before += self.session.cost().total
+            self.session = self.session.following()
 
     def _settle_day(self) -> None:
         summary = document.RunSummary.model_validate(self.finish_manifests().summary)
@@ -328,78 +371,53 @@ class ScoringRun:
         )
         return self._reported(summary)
 
-    def list(self, plan: BlockPlan) -> Listing:
-        """The work there is: an unfinished run's blocks, else those of its source, listed anew; a
-        listing that was begun goes on meanwhile.
+    def score(self, listing: ListingProcess | None) -> None:
+        """Score the pending blocks of the run, in as many passes as it takes, and what is listed
+        meanwhile.
 
-        Raises ConfigError for an empty source. A first listing that fails by what the user gave
-        frees the directory again.
+        Raises:
+            KeyboardInterrupt: A stop was requested while blocks were pending.
+            ClusterError: Ray gave up, a block killed its workers, or the listing ended early.
+            StorageError: The store or a source is unreachable.
+            TouchstoneError: Whatever else a worker met.
         """
-        start, directory = time.monotonic(), self.directory
-        work, last = work_of(directory), last_listing(directory.store)
-        goes_on = last is not None and last.goes_on
-        if goes_on or not (work.pending or (self.arrivals and last)):
-            source, progress = archive_of(self.config), ProgressLog("listing").count
-            portions = list_portions(
-                directory.store,
-                source,
-                plan,
-                each=work.tasks,
-                progress=progress,
-                limit=self.config.limit,
-            )
-            if not work.pending:
-                try:
-                    first = next(portions, None)
-                except ConfigError:
-                    if not manifests(directory.store):
-                        directory.store.delete(guarantee.REFERENCES)
-                        directory.give_up()
-                    raise
-                goes_on = first is not None and first.goes_on
-                work = (
-                    work
-                    if first is None
-                    else replace(work_of(directory), is_new=True, tasks=work.tasks)
-                )
-            work = replace(work, portions=portions if goes_on else None)
-        if not goes_on:
-            report_folders(directory)
-        if self.arrivals is not None:
-            work = replace(work, portions=self.arrivals.portions(work.tasks, work.portions or ()))
-        self.session.listed(time.monotonic() - start)
-        return work
+        # Several passes over what a day brings take turns; one pass stays open all day.
+        grows = self.config.follow is None or len(self.passes.groups()) == 1
+        while True:
+            if listing is not None and not grows:
+                self._await_pending(listing)
+            for one in passes_of(
+                self.passes,
+                self.directory,
+                lambda: work_of(self.directory).pending,
+                listing=listing is not None and grows and listing.is_running,
+            ):
+                self._score_pass(one, listing if grows and one.number == 1 else None)
+                if not one.is_last:
+                    # What this pass took is known, however the next one ends.
+                    self.session.log("started")
+            if grows or listing is None or not listing.is_running or self._is_day_over():
+                break
+        if listing is not None and not listing.is_running:
+            listing.raise_error()
 
-    def score(self, directory: RunDirectory, work: Listing) -> None:
-        """Score the pending blocks of `work` into `directory`: the run's own, or that of a retry
-        within it. In as many passes as it takes, the first one beside a listing that goes on.
+    def _await_pending(self, listing: ListingProcess) -> None:
+        """Wait until blocks are pending, the listing has ended, or the day is over."""
+        while listing.is_running and not self._is_day_over():
+            if work_of(self.directory).pending:
+                return
+            time.sleep(_POLL_S)
 
-        Raises KeyboardInterrupt on a request to stop while blocks are left; ClusterError,
-        StorageError and whatever else a worker met.
-        """
+    def _is_day_over(self) -> bool:
+        return self.config.follow is not None and today() != self.day
 
-        found = [work]
-        for one in passes_of(
-            self.passes, directory, lambda: found[-1].pending, listing=work.portions is not None
-        ):
-            portions = work.portions if one.number == 1 else None
-            self._score_pass(
-                directory, replace(found[-1], pending=one.pending, portions=portions), one
-            )
-            if not one.is_last:
-                # what this pass took is known, however the next one ends
-                self.session.log("started")
-                found.append(work_of(directory))
+    def _score_pass(self, one: Pass, listing: ListingProcess | None) -> None:
+        """Score the pending blocks with one group of detectors, turn after turn. Raises as `score`."""
+        from ray_app.scoring.engine import score_turn
 
-    def _score_pass(self, directory: RunDirectory, work: Listing, one: Pass) -> None:
-        """One group of detectors over the pending blocks of `work`. Raises as `score`."""
-        from ray_app.scoring.engine import score_blocks
-
-        cluster_config, done = self.config.cluster, work.members - work.pending.members
-        exported, layout = (
-            ray_cluster.named_cluster(cluster_config.address) is not None,
-            self._layout_of(one),
-        )
+        config, run = self.config.cluster, self.directory
+        work, layout = work_of(run), self._layout_of(one)
+        done = work.members - one.pending.members
         estimate = ResourceEstimate.of(one.spec)
         begun = document.PassSummary(
             detectors=list(one.spec.cards),
@@ -407,54 +425,87 @@ class ScoringRun:
             workers=layout.workers,
             process_bytes=estimate.process_bytes,
         )
+        exported = ray_cluster.named_cluster(config.address) is not None
         tally = self.session.passing(begun)
-        meter = RunMeter(
-            name_of(self.directory.store.url), tally, len(work.pending), layout, exported=exported
-        )
+        meter = RunMeter(name_of(run.store.url), tally, len(one.pending), layout, exported=exported)
         progress = Progress(work.members, done=done, note=meter.bound)
         listed = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
         turn = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: " if one.of > 1 else ""
         progress.say(f"{turn}{listed}, {done:,} done before; {layout.described}")
-        stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
-        work.tasks.halted = lambda: stopper.reason
-        stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
-        seconds, emulating = itertools.count(), frozenset[str]()
-        patience_s = cluster_config.stall_timeout_s or max(
+        stopper = Stopper(say=progress.say, grace_s=config.grace_s)
+        orders = OrderWriter(run.store, self.lease.number, layout.most_open)
+        stall_s = HEAVY_STALL_S if one.pending.heaviest_mean > HEAVY_BYTES else STALL_S
+        patience_s = config.stall_timeout_s or max(
             stall_s, layout.slowest_block_s(estimate.worst_gmac)
         )
+        state = _PassState(one, layout, listing, progress, meter, stopper, orders)
+        state.members, state.blocks = work.members, len(work.blocks)
+        seconds, emulating = itertools.count(), frozenset[str]()
         try:
             with (
-                self._job(directory, one) as job,
+                self._job(run, one) as job,
                 stopper.listening(),
-                Watch(
-                    patience_s, stopper, lambda: self._tick(progress, meter, stopper, next(seconds))
-                ) as watch,
+                Watch(patience_s, stopper, lambda: self._tick(state, next(seconds))) as watch,
             ):
-                leaves, idle_s = work.tasks.stopped.set, cluster_config.idle_s
-                now = lambda: meter.laid_out(self._layout_now(one.spec, layout))  # noqa: E731
-                blocks = arriving_blocks(directory.store, work, progress, meter)
-                for report in score_blocks(
-                    blocks, job, now, stopper=stopper, watch=watch, leaves=leaves, idle_s=idle_s
-                ):
-                    for node in report.work.emulating - emulating:
-                        progress.say(
-                            f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it"
+                while (turn_blocks := self._next_turn(state, watch)) is not None:
+                    before = len(state.scored)
+                    for report in score_turn(turn_blocks, job, layout, orders, watch):
+                        state.scored.add(report.ref.place)
+                        state.active_at = time.monotonic()
+                        for node in report.work.emulating - emulating:
+                            progress.say(
+                                f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it"
+                            )
+                        emulating |= report.work.emulating
+                        self.session.committed(report)
+                        progress.advance(report.ref.members, report.bad)
+                    if (
+                        stopper.reason is None
+                        and len(state.scored) == before
+                        and turn_blocks.blocks
+                    ):
+                        raise ClusterError(
+                            f"{len(turn_blocks.blocks):,} blocks are pending, and a whole turn committed none of them",
+                            hint="check that there are nodes for the plan shown above; the same command resumes",
                         )
-                    emulating |= report.work.emulating
-                    self.session.committed(report)
-                    progress.advance(report.ref.members, report.bad)
-                if work.portions is not None:
-                    report_folders(directory)
-                if not one.is_last and stopper.reason is not None:
-                    raise KeyboardInterrupt(stopper.reason)
         except BaseException:
-            # what ends the run may be the very place that this is written to
+            # What ends the run may be the very store that this is written to.
             with contextlib.suppress(StorageError):
                 self.session.log("interrupted")
             raise
         finally:
             progress.close()
             meter.export(is_over=True)
+
+    def _next_turn(self, state: "_PassState", watch: Watch) -> Turn | None:
+        """Begin the next turn, once blocks are pending; None once the pass is done.
+
+        Raises:
+            KeyboardInterrupt: A stop was requested, and something is left to do.
+        """
+        run, one, listing = self.directory, state.one, state.listing
+        while True:
+            # Checked first: what was listed before the listing ended is pending below.
+            is_listing = listing is not None and listing.is_running
+            if listing is not None and not is_listing:
+                _announce_end(state, listing)
+            work = work_of(run)
+            pending = one.pending if listing is None else work.pending
+            left = pending.where([ref.place not in state.scored for ref in pending])
+            if state.stopper.reason is not None and (left or is_listing or not one.is_last):
+                raise KeyboardInterrupt(state.stopper.reason)
+            if left or (is_listing and not self._is_day_over() and state.has_begun):
+                break
+            if not is_listing or self._is_day_over():
+                return None
+            watch.rests = True
+            time.sleep(_POLL_S)
+        following = None
+        if is_listing:
+            following = 1 + (work.manifests[-1] if work.manifests else run.last_finished())
+        number = state.orders.begin_turn()
+        state.has_begun, state.active_at = True, time.monotonic()
+        return Turn(run, self.lease.number, number, left, following)
 
     def publish(self) -> None:
         """Merge the parts of every listing into the files that people read."""
@@ -492,7 +543,7 @@ class ScoringRun:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
             yield stages.ScoringJob(directory, one.spec, fetcher, self.session.number, markers, mirror, limit_s, decode_bytes,
-                members=self.layout.block_members, compiled=config.compiled,
+                members=self.layout.block_members, compiled=config.compiled, lease=self.lease.number,
                 whole=None if one.is_whole else self.spec, earlier=one.earlier)  # fmt: skip
         finally:
             shutil.rmtree(markers, ignore_errors=True)
@@ -521,19 +572,21 @@ class ScoringRun:
         )
         return replace(now, block_members=planned.block_members) if same else planned
 
-    def _tick(self, progress: Progress, meter: RunMeter, stopper: Stopper, second: int) -> None:
-        """What is checked every second: the lease, the limits of time and cost, machines that will
-        be taken away.
+    def _tick(self, state: "_PassState", second: int) -> None:
+        """Check every second the lease, the listing, the limits of time and cost, and machines that
+        will be taken away.
 
-        Raises StorageError once the lease is lost; all else requests a stop.
+        Raises:
+            StorageError: The lease is lost. All else requests a stop or the end of the turn.
         """
-        progress.redraw()
-        meter.export()
+        stopper = state.stopper
+        state.progress.redraw()
+        state.meter.export()
         if self.lease.lost.is_set():
             url = self.directory.store.url
             raise StorageError(
                 f"{url}: another run took this directory over",
-                hint="only one run may write there at a time; the last file in lease/ there names it",
+                hint="only one run may write there at a time; the newest file in its folder lease names it",
             )
         hours, cost = self.config.max_hours, self.config.max_cost
         if hours is not None and time.monotonic() - self.start > hours * 3600:
@@ -549,6 +602,69 @@ class ScoringRun:
                     "this machine will be taken away",
                     max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)),
                 )
+            now = state.meter.laid_out(self._layout_now(state.one.spec, state.layout))
+            state.orders.window = now.most_open
+            self._note_listed(state)
+        state.orders.stop(stopper.reason is not None, stopper.avoided)
+
+    def _note_listed(self, state: "_PassState") -> None:
+        """Count what was listed meanwhile, and end the turn if no more comes."""
+        listing = state.listing
+        if listing is None:
+            return
+        is_running = listing.is_running
+        if not is_running:
+            _announce_end(state, listing)
+        work = work_of(self.directory)
+        state.progress.grow(work.members - state.members, goes_on=is_running)
+        state.meter.grow(len(work.blocks) - state.blocks, goes_on=is_running)
+        state.members, state.blocks = work.members, len(work.blocks)
+        idle_s = self.config.cluster.idle_s
+        is_idle = time.monotonic() - state.active_at > idle_s
+        if is_idle and is_running and state.has_begun:
+            state.progress.say(f"stopping workers: no new items for {idle_s:.0f} s")
+            state.has_begun = False
+        if not is_running or is_idle or self._is_day_over():
+            state.orders.end_turn()
+
+    def _tidy_up(self) -> None:
+        """Remove what workers were told and what they noted."""
+        with contextlib.suppress(StorageError):
+            self.directory.store.delete(ORDERS)
+            self.directory.store.clear(ATTEMPTS)
+
+
+def _announce_end(state: "_PassState", listing: ListingProcess) -> None:
+    """Report a listing that ended early, once; `ScoringRun.score` raises its error in the end."""
+    if state.is_listed:
+        return
+    state.is_listed = True
+    try:
+        listing.raise_error()
+    except TouchstoneError as error:
+        if state.members:
+            state.progress.say(
+                f"the listing ended early; the files listed so far are scored first: {error}"
+            )
+
+
+@dataclass
+class _PassState:
+    """What changes while a pass goes on. `scored`: the blocks that this pass reported."""
+
+    one: Pass
+    layout: ScoringLayout
+    listing: ListingProcess | None
+    progress: Progress
+    meter: RunMeter
+    stopper: Stopper
+    orders: OrderWriter
+    scored: set[tuple[int, int]] = field(default_factory=set)
+    members: int = 0
+    blocks: int = 0
+    has_begun: bool = False
+    is_listed: bool = False
+    active_at: float = 0.0
 
 
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:

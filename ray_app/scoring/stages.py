@@ -42,9 +42,9 @@ from ray_app.inference.batch import Batch
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, CarefulDecoder
 from ray_app.inference.worker import open_decoder
 from ray_app.runs import RunDirectory, block_tables, write_features
+from ray_app.scoring.orders import read_orders
 from ray_app.scoring.passes import Found, Partials
 from ray_app.storage import Fetcher, node_budget
-from ray_app.streams.feed import FeedLog
 from ray_app.streams.stage import Attempts, Ended, Stage
 
 if TYPE_CHECKING:
@@ -128,8 +128,8 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
-class HandedBack(Ended):
-    """A block that is not begun: the run is to stop, or the node will be taken away."""
+class NotStarted(Ended):
+    """A block that was not started: the run stops, or the node will be taken away."""
 
     ref: BlockRef
 
@@ -147,9 +147,7 @@ class ScoringJob:
     decode_limit_s: float = WALL_LIMIT_S
     # what large images may take together on a node; None = a quarter of its memory
     decode_bytes: int | None = None
-    # the log of the blocks, which says whether one may be begun; None = no other process is there
-    # to say so
-    feed: FeedLog | None = None
+    lease: int = 0  # whose orders count, and under which attempts are noted
     members: int = 0  # of a whole block, which come to a GPU together
     compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
@@ -168,7 +166,7 @@ class BlockStage(Stage):
         """Load, once per process."""
         versions.require_same(job.version)
         self._job, self._pool, self._clock = job, pool, StageClock()
-        self._attempts = Attempts(job.crumbs, type(self).__name__)
+        self._attempts = Attempts(job.run.store, job.lease, type(self).__name__)
         self._counting: tuple[Any, ...] = ()  # whatever counts what this stage does
         self._counted: Counter[str] = Counter()
         self._emulating = frozenset[str]()
@@ -179,9 +177,12 @@ class BlockStage(Stage):
     def _load(self) -> None:
         """What the stage itself needs."""
 
-    def _may_begin(self) -> bool:
-        """Whether a block may be begun here and now; asked by the first stage."""
-        return self._job.feed is None or self._job.feed.may_begin(own_node())
+    def _may_start(self) -> bool:
+        """Return whether a block may start here and now, which the first stage of a block checks."""
+        orders = read_orders(self._job.run.store, self._job.lease)
+        if orders is None or orders.is_stopped:
+            return False
+        return not orders.avoided or own_node() not in orders.avoided
 
     def _work(self) -> BlockWork:
         """What was done since the last call."""
@@ -288,10 +289,10 @@ class BlockScorer(BlockStage):
         self._reading = self._reader(decoder)
         self._counting = (self._reading.fetcher, decoder, self._scoring)
 
-    def work(self, ref: BlockRef) -> BlockReport | HandedBack:
+    def work(self, ref: BlockRef) -> BlockReport | NotStarted:
         """A reference → the report of the committed part."""
-        if not self._may_begin():
-            return HandedBack(ref)
+        if not self._may_start():
+            return NotStarted(ref)
         members = read_block(self._job.run.store, ref)
         outcomes: list[DecodeResult] = []
         with self._attempts.of(ref, members["uri"][0].as_py()):
@@ -310,12 +311,12 @@ class BlockDecoder(BlockStage):
         self._reading = self._reader(decoder)
         self._counting = (self._reading.fetcher, self._reading.decoder)
 
-    def work(self, ref: BlockRef) -> OpenBlock | HandedBack:
+    def work(self, ref: BlockRef) -> OpenBlock | NotStarted:
         """A reference → its members with prepared uint8 tensors, and encoded files for detectors
         that keep sizes.
         """
-        if not self._may_begin():
-            return HandedBack(ref)
+        if not self._may_start():
+            return NotStarted(ref)
         members = read_block(self._job.run.store, ref)
         with self._attempts.of(ref, members["uri"][0].as_py()):
             batches = tuple(self._reading.read(member_rows(members)))

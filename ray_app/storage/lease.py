@@ -67,6 +67,12 @@ class Holder:
         return json.dumps(asdict(self)).encode()
 
 
+def newest_claim(store: Store) -> int:
+    """Return the number of the newest claim on a directory; 0 if there is none."""
+    names = filter(_NAME.fullmatch, store.names(_FOLDER))
+    return max((_number_in(f"{_FOLDER}/{name}") for name in names), default=0)
+
+
 class Lease:
     """Hold a directory as its only writer, as in `with Lease(store) as lease:`.
 

@@ -10,17 +10,16 @@ where Ray has them, in its object store.
 import pickle
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import BlockRef
-from ray_app.child_process import is_running, own_process
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
+from ray_app.storage import Store
 
 IN_FLIGHT = 2  # messages that a process has: one that it works on, and one that travels meanwhile
 _ALIGNMENT = 64  # of a buffer in its block, as NumPy and torch like it
@@ -131,35 +130,44 @@ def translated(error: Exception, stage: str) -> TouchstoneError:
     )
 
 
-class Attempts:
-    """The attempts of one stage on this machine, noted in a folder of its own disk; made by the
-    process that makes them.
+ATTEMPTS = "attempts"
 
-    Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the
-    decoder's crash markers while it lasts; the files of processes that are gone are the deaths.
+
+class Attempts:
+    """Count the attempts of one stage at each block in the run directory.
+
+    Ray restarts a worker that died and repeats its block without end. An attempt leaves a file
+    while it lasts, so the files that an attempt finds are those of workers that died.
+
+    Args:
+        store: The run directory.
+        lease: The number of the command's lease; the deaths of earlier commands do not count.
+        stage: The name of the stage.
     """
 
-    def __init__(self, folder: Path, stage: str) -> None:
-        self._folder, self._stage = folder / "attempts", stage
-        pid, started = own_process()
-        self._own_note = f"{pid}-{started}"
+    def __init__(self, store: Store, lease: int, stage: str) -> None:
+        self._store, self._folder = store, f"{ATTEMPTS}/{lease:05d}/{stage}"
 
     @contextmanager
     def of(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
-        """Inside, a block is being tried, whose first member lies at `first_uri`. Raises
-        ClusterError, before anything is tried, when it has killed `MOST_DEATHS` processes, and when
-        memory is not enough.
+        """Count an attempt at a block while the block inside runs.
+
+        Args:
+            ref: The block.
+            first_uri: Where its first member is, for errors.
+
+        Raises:
+            ClusterError: The block killed `MOST_DEATHS` workers, or memory is not enough.
         """
         what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
-        place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}"
-        place.mkdir(parents=True, exist_ok=True)
-        if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
+        folder = f"{self._folder}/{ref.manifest:05d}-{ref.block:08d}"
+        if (deaths := len(self._store.names(folder))) >= MOST_DEATHS:
             raise ClusterError(
                 f"{what}: {deaths} workers died in the middle of it, most likely because memory ran out",
                 hint=OUT_OF_MEMORY_HINT,
             )
-        note = place / self._own_note
-        note.touch()
+        path = f"{folder}/{deaths + 1}"
+        self._store.write(path, b"")
         try:
             yield
         except Exception as error:
@@ -169,11 +177,4 @@ class Attempts:
                 ) from error
             raise
         finally:
-            note.unlink(missing_ok=True)
-            with suppress(OSError):  # it stays while it holds notes of the dead
-                place.rmdir()
-
-
-def _is_of_dead_process(note: Path) -> bool:
-    pid, _, started = note.name.partition("-")
-    return not is_running(int(pid), started)
+            self._store.delete(path)

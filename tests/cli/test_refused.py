@@ -6,16 +6,14 @@ import torch
 import yaml
 from PIL import Image
 
-from ray_app.archives import BlockPlan, in_turn
 from ray_app.cli.main import main
 from ray_app.config import config_root
 from ray_app.errors import ConfigError, ExitCode
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring import run as scoring
-from ray_app.scoring.identity import resolve
-from ray_app.storage import Lease
+from ray_app.scoring.run import score_archive
 from tests.scoring.older import unpack
+from tests.scoring.stages import without_ray
 
 
 @pytest.fixture(autouse=True)
@@ -138,16 +136,10 @@ def test_a_run_is_not_begun_in_the_directory_of_another_command(name, place, tmp
 
 
 def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.scoring.backlog.on_ray", in_turn)
     config = ScoreConfig(
         source=(f"{place}/broken.csv",), ensemble="tiny", out=str(tmp_path / "out")
     )
-    run, resolved = RunDirectory.open(config.out), resolve(config)
-    spec = resolved.spec(0)
-    with Lease(run.store) as lease:
-        run.claim(resolved.facts(spec), list(spec.cards), resolved.ensemble.model_dump(mode="json"))
-        begun = scoring.ScoringRun(resolved, run, lease, spec, 0.0)
-        with pytest.raises(ConfigError, match=r"broken\.csv"):
-            begun.list(BlockPlan(batch_slots=4, max_block_members=8))
+    with without_ray(), pytest.raises(ConfigError, match=r"broken\.csv"):
+        score_archive(config)
     assert not contents(tmp_path / "out")
-    run.check_free()
+    RunDirectory.open(config.out).check_free()

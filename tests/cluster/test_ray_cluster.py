@@ -14,7 +14,6 @@ from ray_app.archives import BlockPlan, Portions, in_turn, list_members, open_so
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import (
     LOCAL_OBJECT_STORE_BYTES,
-    beside_others,
     local_store_bytes,
     on_ray,
 )
@@ -37,9 +36,6 @@ def test_results_come_in_the_order_of_the_items_from_other_processes(ray_cluster
     assert [result for result, _ in results] == [number**2 for number in range(40)]
     assert os.getpid() not in {pid for _, pid in results}
     assert list(on_ray(square, [])) == []
-    assert list(beside_others(str, range(5))) == ["0", "1", "2", "3", "4"], (
-        "on two cores one task at a time runs beside others"
-    )
     assert list(on_ray(os.nice, [0])) == [os.nice(0)], (
         "Ray's own default would start workers at niceness 15"
     )

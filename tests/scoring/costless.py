@@ -8,16 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import BlockRef
+from ray_app.archives import BlockList, BlockRef
 from ray_app.inference.batch import Batch
 from ray_app.scoring import engine
-from ray_app.scoring.stages import BlockReport, BlockStage, BlockWork, HandedBack, OpenBlock
+from ray_app.scoring.stages import BlockReport, BlockStage, BlockWork, NotStarted, OpenBlock
 
 # what the engine reads of a spec
 ONE_POOL = SimpleNamespace(all_pools=(("null",),), pools=(("null",),))
@@ -35,10 +34,10 @@ def work(**counts: int) -> BlockWork:
 class CostlessScorer(BlockStage):
     """In place of `BlockScorer`; sleeps `job.decode_limit_s` per block."""
 
-    def work(self, ref: BlockRef) -> BlockReport | HandedBack:
+    def work(self, ref: BlockRef) -> BlockReport | NotStarted:
         """A report of a block that nobody read."""
-        if not self._may_begin():
-            return HandedBack(ref)
+        if not self._may_start():
+            return NotStarted(ref)
         time.sleep(self._job.decode_limit_s)
         return BlockReport(ref, 0, work())
 
@@ -46,10 +45,10 @@ class CostlessScorer(BlockStage):
 class CostlessDecoder(BlockStage):
     """Gives as many bytes per image as `job.decode_bytes` says, all of them zero."""
 
-    def work(self, ref: BlockRef) -> OpenBlock | HandedBack:
+    def work(self, ref: BlockRef) -> OpenBlock | NotStarted:
         """Pixels of a block that nobody read."""
-        if not self._may_begin():
-            return HandedBack(ref)
+        if not self._may_start():
+            return NotStarted(ref)
         pixels = np.zeros((ref.members, self._job.decode_bytes or 1), np.uint8)
         return OpenBlock(
             ref,
@@ -95,9 +94,14 @@ def costless(**others: type[BlockStage]) -> Iterator[None]:
         yield
 
 
-def blocks(count: int, members: int) -> Any:
-    """References to blocks that are nowhere."""
-    return (
-        BlockRef(0, number, members, members * 10**5, "part-00000-00000.parquet", number % 64)
-        for number in range(count)
-    )
+def block_list(count: int, members: int) -> BlockList:
+    """Blocks that are nowhere, as a turn has them."""
+    columns = {
+        "block": pa.array(range(count), pa.int32()),
+        "file": pa.array(["part-00000-00000.parquet"] * count, pa.string()),
+        "row_group": pa.array([number % 64 for number in range(count)], pa.int32()),
+        "members": pa.array([members] * count, pa.int32()),
+        "size_bytes": pa.array([members * 10**5] * count, pa.int64()),
+        "manifest": pa.array([0] * count, pa.int32()),
+    }
+    return BlockList(pa.table(columns))

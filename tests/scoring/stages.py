@@ -9,10 +9,13 @@ import cloudpickle
 import pytest
 
 from ray_app.archives import in_turn
+from ray_app.archives.listing import list_archive
+from ray_app.errors import TouchstoneError
 from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
     BlockDescriber,
+    BlockReport,
     BlockScorer,
     TensorScorer,
 )
@@ -45,30 +48,52 @@ def without_ray():
         "leaving_nodes": dict,
         "own_node": str,
         "on_ray": in_turn,
-        "beside_others": in_turn,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, stand_in in given.items():
             for module in (
                 "ray_app.cluster.ray_cluster",
                 "ray_app.scoring.run",
-                "ray_app.scoring.backlog",
             ):
                 patch.setattr(f"{module}.{name}", stand_in, raising=False)
-        patch.setattr("ray_app.scoring.engine.score_blocks", _score_blocks)
+        patch.setattr("ray_app.scoring.engine.score_turn", _score_turn)
+        patch.setattr("ray_app.scoring.run.ListingProcess", ListingHere)
         yield
 
 
-def _score_blocks(blocks, job, layout, *, stopper, watch, leaves, idle_s):
-    for report in _reports(blocks, job, layout().kind):
+class ListingHere:
+    """In place of a `ListingProcess`: lists in this process, before anything is scored."""
+
+    is_running = False
+
+    def __init__(self, request):
+        self._request, self._error = request, None
+
+    def __enter__(self):
+        try:
+            list_archive(self._request, lambda members: None)
+        except TouchstoneError as error:
+            self._error = error
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def raise_error(self):
+        if self._error is not None:
+            raise self._error
+
+
+def _score_turn(turn, job, layout, orders, watch):
+    for finished, message in enumerate(_messages(turn(), job, layout.kind), 1):
         watch.progressed()
-        yield report
-        if stopper.reason is not None:
-            raise KeyboardInterrupt(stopper.reason)
+        orders.release(finished)
+        if isinstance(message, BlockReport):
+            yield message
 
 
-def _reports(refs, job, kind):
-    """The reports of blocks; the job arrives as processes get it."""
+def _messages(refs, job, kind):
+    """What the last stage gives for each block; the job arrives as processes get it."""
     job = cloudpickle.loads(cloudpickle.dumps(job))
     scorers = [
         (TensorScorer if pool in job.spec.pools else BlockDescriber, pool)
@@ -77,7 +102,7 @@ def _reports(refs, job, kind):
     split = [BlockDecoder(job), *(of(job, pool) for of, pool in scorers), BlockCommitter(job)]
     stages = [BlockScorer(job)] if kind == "fused" else split
     try:
-        for ref in filter(None, refs):
+        for ref in refs:
             table = packed(ref)
             for stage in stages:
                 table = stage(table)

@@ -1,20 +1,24 @@
-"""A run whose first listing goes on: its first blocks are scored meanwhile, and what ends the
-listing ends the run, resumably.
-"""
+"""A run whose first listing goes on: what ends the listing ends the run, resumably."""
 
 import io
+import os
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ray_app.archives import manifests, walk
-from ray_app.errors import RESUMABLE, ConfigError, StorageError
-from ray_app.runs import RunDirectory
+from ray_app.archives.listing import ListingProcess
+from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, StorageError
+from ray_app.runs import RunDirectory, verify_run
+from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete, work_of
+from ray_app.scoring.run import score_archive
 from ray_app.storage import RetryPolicy, key_ranges
 from ray_app.storage import s3 as requests
 from tests.scoring.conftest import score_here
+from tests.scoring.stages import without_ray
 
 
 @pytest.fixture
@@ -73,3 +77,34 @@ def test_a_listing_that_fails_lets_what_is_listed_be_scored_and_goes_on_there(
     assert finished.summary["listing"] == manifests(run.store)[-1]
     again, _ = score_here(tmp_path / "run", bucket)
     assert again.summary["session"]["rows"] == 0
+
+
+class KilledListing(ListingProcess):
+    """A listing process that dies at once, as the system's killer of processes would have it."""
+
+    def __enter__(self):
+        entered = super().__enter__()
+        os.kill(self.pid, signal.SIGKILL)
+        return entered
+
+
+def test_a_listing_process_that_dies_ends_the_run_which_resumes(tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    config = ScoreConfig(
+        source=(str(folder),), out=str(tmp_path / "run"), ensemble="tiny", thumbnails=False
+    )
+    with without_ray():
+        with monkeypatch.context() as patch:
+            patch.setattr("ray_app.scoring.run.ListingProcess", KilledListing)
+            with pytest.raises(
+                ClusterError, match="lists the archive ended with code -9"
+            ) as caught:
+                score_archive(config)
+        assert caught.value.exit_code is ExitCode.CLUSTER
+        assert RESUMABLE in caught.value.__notes__
+        assert score_archive(config).summary["members"] == 5
+    assert verify_run(RunDirectory.open(config.out)).current == 5

@@ -9,11 +9,16 @@ from dataclasses import replace
 
 import pytest
 
-from ray_app.errors import StorageError
+from ray_app.cluster.ray_cluster import own_node
+from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
 from ray_app.scoring.layout import ScoringLayout
+from ray_app.scoring.orders import OrderWriter
 from ray_app.scoring.stages import ScoringJob
+from ray_app.scoring.turns import Turn
 from tests.scoring import costless
+
+LEASE = 7
 
 FUSED = ScoringLayout("fused", (2,), 0, 64, worker_cpus=0.4)
 SPLIT = ScoringLayout("split", (1,), 2, 64, worker_cpus=0.2, scorer_cpus=0.1)
@@ -21,22 +26,34 @@ FEW = replace(SPLIT, decoders=1)
 
 
 class Quiet:
-    """A stopper that nobody asks to stop, and a watch."""
-
-    reason = None
-    avoided = frozenset()
+    """A watch that nobody needs."""
 
     def progressed(self):
         pass
 
 
-def scored(blocks, layout, tmp_path, *, quiet=None, sleep_s=0.0, **stages):
+def run_at(folder):
+    return RunDirectory.open(str(folder / "run"))
+
+
+def scored(blocks, layout, tmp_path, *, orders=None, sleep_s=0.0, **stages):
+    """The reports of one turn over these blocks, as the engine yields them."""
+    run = run_at(tmp_path)
     job = ScoringJob(
-        None, costless.ONE_POOL, None, 1, tmp_path, None, decode_limit_s=sleep_s, decode_bytes=100
+        run,
+        costless.ONE_POOL,
+        None,
+        1,
+        tmp_path,
+        None,
+        decode_limit_s=sleep_s,
+        decode_bytes=100,
+        lease=LEASE,
     )
-    quiet = quiet or Quiet()
+    orders = orders or OrderWriter(run.store, LEASE, layout.most_open)
+    turn = Turn(run, LEASE, orders.begin_turn(), blocks)
     with costless.costless(**stages):
-        yield from engine.score_blocks(blocks, job, lambda: layout, stopper=quiet, watch=quiet)
+        yield from engine.score_turn(turn, job, layout, orders, Quiet())
 
 
 def counted(*given, **stages):
@@ -46,46 +63,31 @@ def counted(*given, **stages):
 @pytest.mark.parametrize(
     "layout", [FEW, pytest.param(FUSED, marks=pytest.mark.slow)], ids=["split", "fused"]
 )
-def test_every_block_is_reported_once_and_what_ends_them_early_is_raised_once_these_are_done(
-    ray_cluster, tmp_path, layout
-):
-    def arriving():
-        yield from costless.blocks(20, 40)
-        raise StorageError("the store is gone")
-
-    assert counted(costless.blocks(0, 40), layout, tmp_path) == Counter()
-    seen = []
-    with pytest.raises(StorageError, match="is gone"):
-        seen.extend(report.ref.block for report in scored(arriving(), layout, tmp_path))
-    assert Counter(seen) == Counter(range(20))
+def test_every_block_is_reported_once(ray_cluster, tmp_path, layout):
+    assert counted(costless.block_list(0, 40), layout, tmp_path) == Counter()
+    assert counted(costless.block_list(60, 40), layout, tmp_path) == Counter(range(60))
 
 
-def test_a_stop_hands_back_what_is_not_begun(ray_cluster, tmp_path):
-    quiet, blocks = Quiet(), costless.blocks(500, 40)
+def test_a_stop_leaves_blocks_that_are_not_started(ray_cluster, tmp_path):
     one = replace(FUSED, scorers=(1,))
-    reports = scored(blocks, one, tmp_path, quiet=quiet, sleep_s=0.05)
+    orders = OrderWriter(run_at(tmp_path).store, LEASE, one.most_open)
+    reports = scored(costless.block_list(500, 40), one, tmp_path, orders=orders, sleep_s=0.05)
     next(reports)
-    quiet.reason = "enough"
-    reported = []
-    with pytest.raises(KeyboardInterrupt, match="enough"):
-        reported.extend(reports)
-    assert len(reported) < 100
-    assert next(blocks).block - len(reported) < 4 * one.most_open
+    orders.stop(True, ())
+    assert len(list(reports)) < 3 * one.most_open
 
 
-class LastScorer(costless.CostlessScorer):
-    """Takes nothing on the first time, as on a node that is to go."""
-
-    def _may_begin(self):
-        here = self._job.crumbs / "here"
-        goes = here.exists()
-        here.touch()
-        return goes
+def test_orders_of_an_earlier_command_stop_nothing(ray_cluster, tmp_path):
+    earlier = OrderWriter(run_at(tmp_path).store, LEASE - 1, 5)
+    earlier.begin_turn()
+    earlier.stop(True, ())
+    assert counted(costless.block_list(5, 40), FEW, tmp_path) == Counter(range(5))
 
 
-@pytest.mark.slow
-def test_what_a_leaving_node_hands_back_is_scored_elsewhere(ray_cluster, tmp_path):
-    assert counted(costless.blocks(1, 40), FUSED, tmp_path, BlockScorer=LastScorer) == Counter([0])
+def test_a_node_that_leaves_starts_no_block(ray_cluster, tmp_path):
+    orders = OrderWriter(run_at(tmp_path).store, LEASE, FUSED.most_open)
+    orders.stop(False, [own_node()])
+    assert list(scored(costless.block_list(5, 40), FUSED, tmp_path, orders=orders)) == []
 
 
 def die_once(job, ref):
@@ -125,7 +127,7 @@ MORTALS = {
 @pytest.mark.parametrize("stage", MORTALS)
 def test_what_a_lost_process_had_goes_again_and_nothing_else(ray_cluster, tmp_path, stage):
     layout, mortal = MORTALS[stage]
-    assert counted(costless.blocks(16, 40), layout, tmp_path, **{stage: mortal}) == Counter(
+    assert counted(costless.block_list(16, 40), layout, tmp_path, **{stage: mortal}) == Counter(
         range(16)
     )
     assert (tmp_path / "grave").exists()

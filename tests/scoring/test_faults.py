@@ -14,6 +14,7 @@ from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory, current_tables
 from ray_app.scoring import engine
 from ray_app.scoring.stages import BlockScorer
+from ray_app.storage import Store
 from ray_app.streams.stage import MOST_DEATHS, Attempts
 from tests.scoring.conftest import files_below
 from tests.storage.leases import is_released
@@ -54,8 +55,11 @@ def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
     assert finished.summary["session"]["rows"] == len(rows) - committed
 
 
+REF = BlockRef(0, 7, 2, 9, "blocks.parquet", 0)
+
+
 def attempt(folder, block):
-    return Attempts(folder, "BlockScorer").of(
+    return Attempts(Store.open(str(folder)), 1, "BlockScorer").of(
         BlockRef(0, block, 2, 9, "blocks.parquet", 0), "a.jpg"
     )
 
@@ -78,6 +82,8 @@ def test_what_killed_a_worker_again_and_again_is_not_begun_once_more(tmp_path):
     assert "cluster.workers" in caught.value.hint
     with attempt(tmp_path, 8):
         pass
+    with Attempts(Store.open(str(tmp_path)), 2, "BlockScorer").of(REF, "a.jpg"):
+        pass  # the deaths of an earlier command do not count
 
 
 class OutOfMemoryError(RuntimeError):

@@ -1,20 +1,23 @@
 """A source that is followed: new, changed, and removed files are scored and proved day by day."""
 
+import os
+import signal
+import threading
 from datetime import date
-from itertools import count
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.follow import Day, measure
-from ray_app.archives import BlockPlan, list_members
-from ray_app.errors import ConfigError, ExitCode, StorageError
+from ray_app.archives import BlockPlan, manifests
+from ray_app.archives.listing import ListingProcess, ListingRequest
+from ray_app.cluster.config import ClusterConfig
+from ray_app.errors import ExitCode
 from ray_app.runs import RunDirectory, verify_run
-from ray_app.scoring import ScoreConfig, follow
-from ray_app.scoring.backlog import ListingTasks, StoppedError, is_complete
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.run import score_archive
-from ray_app.streams.feed import Feed, FeedLog
 from tests.scoring.conftest import rows_of, score_here, wait_until
 from tests.scoring.stages import without_ray
 
@@ -27,19 +30,6 @@ def picture(number):
     )
 
 
-class Clock:
-    """A second passes whenever it is looked at."""
-
-    def __init__(self):
-        self.monotonic = count().__next__
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(follow, "time", Clock())
-    monkeypatch.setattr(follow, "LOOK_EVERY_S", 0.0)
-
-
 def same(rows):
     return {
         uri: (row["image_id"], row["status"], row["scores"], row["verdict"])
@@ -47,49 +37,69 @@ def same(rows):
     }
 
 
-def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(
-    tmp_path, quick, monkeypatch, capsys
-):
+def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, monkeypatch, capsys):
     folder, run = tmp_path / "photos", RunDirectory.open(str(tmp_path / "run"))
     folder.mkdir()
     for number in range(8):
         picture(number).save(folder / f"{number}.png")
+    day = [date(2026, 11, 26)]
+    monkeypatch.setattr("ray_app.scoring.run.today", lambda: day[0])
+    errors = []
 
-    def happens():
-        """What comes between two looks at the calendar, which gives the day."""
-        yield from [date(2026, 11, 26)] * 6
-        picture(8).save(folder / "8.png")
-        picture(9).save(folder / "1.png")
-        (folder / "2.png").unlink()
-        yield from [date(2026, 11, 26)] * 12
-        assert len(rows_of(run.store.url, unfinished=True)) == 8
-        yield from [date(2026, 11, 27)] * 6
-        assert run.read_json("summary.json")["members"] == 8
-        assert run.read_json("sessions/00001.json")["state"] == "finished"
-        picture(10).save(folder / "10.png")
-        yield from [date(2026, 11, 27)] * 12
-        raise KeyboardInterrupt
+    def have_rows(names):
+        """Wait until the run has a row of each of these files and of no other."""
 
-    days = happens()
-    monkeypatch.setattr(follow, "today", lambda: next(days))
-    with without_ray(), pytest.raises(KeyboardInterrupt):
-        score_archive(
-            ScoreConfig(
-                source=(str(folder),),
-                out=run.store.url,
-                ensemble="tiny",
-                thumbnails=False,
-                follow="2s",
-            )
-        )
-    assert capsys.readouterr().err.count("settled: ") == 2
-    summary = run.read_json("summary.json")
-    assert (
-        verify_run(run).current
-        == summary["members"]
-        == 9
-        == sum(day["files"] for day in summary["days"].values())
+        def has():
+            if not run.exists():
+                return False
+            rows = rows_of(run.store.url, unfinished=True)
+            return {uri.rpartition("/")[2] for uri in rows} == names
+
+        wait_until(has, 60)
+
+    def live():
+        """What happens to the folder in two days; each step waits for the one before."""
+        try:
+            names = {f"{number}.png" for number in range(8)}
+            have_rows(names)
+            picture(8).save(folder / "8.png")
+            picture(9).save(folder / "1.png")
+            (folder / "2.png").unlink()
+            names = names - {"2.png"} | {"8.png"}
+            have_rows(names)
+            day[0] = date(2026, 11, 27)
+            wait_until(lambda: run.store.exists("sessions/00002.json"), 60)
+            assert run.read_json("summary.json")["members"] == 8
+            assert run.read_json("sessions/00001.json")["state"] == "finished"
+            picture(10).save(folder / "10.png")
+            have_rows(names | {"10.png"})
+        except BaseException as error:
+            errors.append(error)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    living = threading.Thread(target=live, daemon=True)
+    config = ScoreConfig(
+        source=(str(folder),),
+        out=run.store.url,
+        ensemble="tiny",
+        thumbnails=False,
+        follow=1,
+        cluster=ClusterConfig(idle_s=1),
     )
+    living.start()
+    with without_ray():
+        # The real process, which lists while this one scores.
+        monkeypatch.setattr("ray_app.scoring.run.ListingProcess", ListingProcess)
+        with pytest.raises(KeyboardInterrupt):
+            score_archive(config)
+    living.join()
+    assert errors == []
+    told = capsys.readouterr().err
+    assert told.count("settled: ") == 2
+    assert "stopping workers: no new items for 1 s" in told
+    summary = run.read_json("summary.json")
+    assert verify_run(run).current == summary["members"] == 9
+    assert sum(day["files"] for day in summary["days"].values()) == 9
     assert [run.read_json(f"sessions/{name}")["rows"] for name in run.store.names("sessions")] == [
         10,
         1,
@@ -98,32 +108,50 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(
     assert same(rows_of(run.store.url)) == same(score_here(tmp_path / "whole", folder)[1])
 
 
-def test_a_source_that_fails_is_looked_at_again(tmp_path, quick, monkeypatch, capsys):
-    picture(0).save(tmp_path / "0.png")
-    config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), follow=1)
-    run = RunDirectory.open(config.out)
-    answers = iter([StorageError("the store is gone"), ConfigError("no file there"), None])
+def test_a_source_that_fails_is_listed_again(tmp_path, capfd):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(0).save(folder / "0.png")
+    run = RunDirectory.open(str(tmp_path / "run"))
+    request = ListingRequest(
+        run=run.store.url, lease=0, sources=(str(folder),), plan=PLAN, every_s=0.2
+    )
+    with ListingProcess(request) as listing:
+        wait_until(lambda: manifests(run.store) == [0], 30)
+        folder.rename(tmp_path / "elsewhere")
+        told = []
+        wait_until(
+            lambda: told.append(capfd.readouterr().err) or "listed again" in "".join(told), 30
+        )
+        (tmp_path / "elsewhere").rename(folder)
+        picture(1).save(folder / "1.png")
+        wait_until(lambda: manifests(run.store) == [0, 1], 30)
+        assert listing.is_running
+    assert not listing.is_running
 
-    def listing(*given, **named):
-        if (answer := next(answers)) is not None:
-            raise answer
-        return list_members(*given, **named)
 
-    monkeypatch.setattr(follow, "list_members", listing)
-    arrivals = follow.Arrivals(run, config, PLAN, at_once=True)
-    tasks = ListingTasks()
-    tasks.aside = None
-    tasks._each = lambda function, items: map(function, items)
-    portions = arrivals.portions(tasks, ())
-    assert next(portions).members == 1
-    assert capsys.readouterr().err.count("looked at again") == 2
-    monkeypatch.setattr(follow, "list_members", list_members)
-    assert next(portions) is None
-    picture(1).save(tmp_path / "1.png")
-    assert next(filter(None, portions)).members == 1
-    tasks.stopped.set()
-    with pytest.raises(StoppedError):
-        next(portions)
+def test_a_listing_ends_when_its_parent_dies(tmp_path):
+    (tmp_path / "photos").mkdir()
+    picture(0).save(tmp_path / "photos" / "0.png")
+    request = ListingRequest(
+        run=str(tmp_path / "run"),
+        lease=0,
+        sources=(str(tmp_path / "photos"),),
+        plan=PLAN,
+        every_s=1,
+    )
+    reading, writing = os.pipe()
+    if (parent := os.fork()) == 0:
+        with ListingProcess(request) as listing:
+            os.write(writing, str(listing.pid).encode())
+            signal.pause()
+    os.close(writing)
+    pid = int(os.read(reading, 20))
+    run = RunDirectory.open(request.run)
+    wait_until(lambda: manifests(run.store) == [0], 30)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 10)
 
 
 @pytest.mark.parametrize(
@@ -141,34 +169,6 @@ def test_a_source_that_fails_is_looked_at_again(tmp_path, quick, monkeypatch, ca
 def test_settings_that_do_not_go_together(settings, says):
     with pytest.raises(ValueError, match=says):
         ScoreConfig(source=("photos",), out="run", **settings)
-
-
-def test_where_nothing_comes_a_stream_ends_and_begins_anew_for_the_next_item(monkeypatch, capsys):
-    given, streams = [], []
-    monkeypatch.setattr(FeedLog, "put", lambda log, place, item: given.append(item))
-    monkeypatch.setattr(FeedLog, "order", lambda *_: None)
-    monkeypatch.setattr(FeedLog, "close", lambda *_: None)
-
-    def items():
-        yield from (None, 1, None, 2)
-        while not streams:
-            yield None
-        yield 3
-
-    feed = Feed(items(), most=lambda: 5, idle_s=1.0)
-    while feed.has_more():
-        with feed:
-            if not streams:
-                wait_until(lambda: 2 in given)
-                feed.ended(2)  # not begun: it is given again, whether another comes or not
-                wait_until(lambda: given.count(2) == 2)
-                feed.ended()
-                feed.ended()
-            wait_until(lambda: given[-1:] == [None])
-        streams.append(given.copy())
-        given.clear()
-    assert streams == [[1, 2, 2, None], [3, None]]
-    assert capsys.readouterr().err.count("processes end until something comes") == 1
 
 
 @pytest.mark.slow

@@ -226,7 +226,7 @@ def test_gpu_nodes_that_come_late_are_used(tmp_path):
         wait_until(
             lambda: len(workers_of(nodes, "TensorScorer")) == 4 or process.poll() is not None
         )
-        assert process.poll() is None, "the run had ended before"
+        assert process.poll() is None, process.communicate()[1]
         _, errors = process.communicate(timeout=400)
     finally:
         kill_family(process)

@@ -9,6 +9,7 @@ import pytest
 from ray_app.errors import ConfigError, ExitCode, Status
 from ray_app.runs import RunDirectory, current_rows, verify_run
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.backlog import work_of
 from ray_app.scoring.run import ScoringRun, score_archive
 from tests.runs.small_run import score_blocks, write_files
 from tests.scoring.stages import without_ray
@@ -23,7 +24,9 @@ def command(tmp_path, monkeypatch):
     write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(20)])
 
     def run(fails=lambda name: None, *, dies=False, **config):
-        def score(scoring, directory, work):
+        def score(scoring, listing):
+            directory = scoring.directory
+            work = work_of(directory)
             for number in {ref.manifest for ref in work.pending}:
                 blocks = {ref.block for ref in work.pending if ref.manifest == number}
                 blocks = set(list(blocks)[:1]) if dies else blocks

@@ -1,0 +1,236 @@
+"""List an archive in a process of its own, which writes the manifests of a run (`ListingProcess`).
+
+The command that scores reads the manifests, and nothing else, to know what is listed. The listing
+process ends when its parent dies. It writes under the number of its parent's lease, so a listing
+process of an earlier command changes nothing.
+
+`python -P -m ray_app.archives.listing` reads a `ListingRequest` as one line of JSON from stdin,
+which the parent keeps open, and writes its `ListingOutcome` to stdout.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import IO, TypeVar
+
+from ray_app import errors
+from ray_app.archives.build import ListingOptions, list_portions
+from ray_app.archives.containers import ContainerLimits
+from ray_app.archives.manifest import manifests
+from ray_app.archives.members import BlockPlan, TableColumns
+from ray_app.archives.sources import open_source
+from ray_app.config import Frozen
+from ray_app.errors import ClusterError, TouchstoneError, describe_error
+from ray_app.storage import Store
+
+T = TypeVar("T")
+R = TypeVar("R")
+_THREADS = 16  # sections and containers that are read at once
+_END_S = 5.0  # for a process that was told to end
+_PROGRESS_S = 10.0
+_PATIENCE_S = 30.0  # at most, before a source that failed is listed again
+
+
+class ListingRequest(Frozen):
+    """What to list, and where to write the manifests.
+
+    `every_s`: list again after this many seconds, until the parent ends the process; None lists
+    once. `lease`: the number of the parent's lease.
+    """
+
+    run: str
+    lease: int
+    sources: tuple[str, ...]
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    columns: TableColumns = TableColumns()
+    limits: ContainerLimits = ContainerLimits()
+    allow_private: bool = False
+    limit: int | None = None
+    plan: BlockPlan
+    every_s: float | None = None
+
+
+class ListingOutcome(Frozen):
+    """How a listing ended. `error`: the name of an exception of `ray_app.errors`."""
+
+    error: str | None = None
+    message: str = ""
+    hint: str | None = None
+
+
+class ListingProcess:
+    """The parent's side. Use as a context manager, which ends the process.
+
+    Args:
+        request: What to list.
+    """
+
+    def __init__(self, request: ListingRequest) -> None:
+        self._request = request
+        self._child: subprocess.Popen[bytes] | None = None
+        self._outcome: ListingOutcome | None = None
+
+    def __enter__(self) -> "ListingProcess":
+        command = [sys.executable, "-P", "-m", "ray_app.archives.listing"]
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._child.stdin is not None, "it is a pipe"
+        with suppress(BrokenPipeError):  # It died at once, which `raise_error` reports.
+            self._child.stdin.write(self._request.model_dump_json().encode() + b"\n")
+            self._child.stdin.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        child, self._child = self._child, None
+        assert child is not None, "it was started"
+        with suppress(BrokenPipeError):
+            assert child.stdin is not None, "it is a pipe"
+            child.stdin.close()
+        try:
+            child.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        assert child.stdout is not None, "it is a pipe"
+        child.stdout.close()
+
+    def wait(self) -> None:
+        """Wait until the listing has ended."""
+        assert self._child is not None, "it was started"
+        self._child.wait()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process still lists."""
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self._child is not None, "it was started"
+        return self._child.pid
+
+    def raise_error(self) -> None:
+        """Raise what ended the listing early, if anything did; to be called once it has ended.
+
+        Raises:
+            TouchstoneError: The error of the listing.
+            ClusterError: The process ended without a word.
+        """
+        outcome = self._read_outcome()
+        if outcome.error is not None:
+            kind = getattr(errors, outcome.error, TouchstoneError)
+            raise kind(outcome.message, hint=outcome.hint)
+
+    def _read_outcome(self) -> ListingOutcome:
+        child = self._child
+        assert child is not None, "it was started"
+        assert child.stdout is not None, "it is a pipe"
+        if self._outcome is None:
+            output = child.stdout.read()
+            if not output:
+                raise ClusterError(
+                    f"the process that lists the archive ended with code {child.wait()}",
+                    hint="run the same command again; the listing continues",
+                )
+            self._outcome = ListingOutcome.model_validate_json(output)
+        return self._outcome
+
+
+def list_archive(request: ListingRequest, print_progress: Callable[[int], object]) -> None:
+    """Write the manifests of an archive.
+
+    Args:
+        request: What to list.
+        print_progress: Called with the number of members so far.
+
+    Raises:
+        ConfigError: The archive is empty, or columns of its tables clash.
+        StorageError: A source or the run directory is unreachable.
+    """
+    store = Store.open(request.run)
+    archive = open_source(
+        request.sources,
+        request.include,
+        request.exclude,
+        skip=request.skip,
+        columns=request.columns,
+        limits=request.limits,
+        allow_private=request.allow_private,
+    )
+    options: ListingOptions = {
+        "each": _in_threads,
+        "progress": print_progress,
+        "lease": request.lease,
+        "limit": request.limit,
+    }
+    every_s = request.every_s
+    while True:
+        try:
+            for _ in list_portions(store, archive, request.plan, **options):
+                pass
+        except (errors.ConfigError, errors.StorageError) as error:
+            if every_s is None or not manifests(store):
+                raise
+            print(f"following: {error}; it is listed again", file=sys.stderr, flush=True)
+            time.sleep(min(every_s, _PATIENCE_S))
+            continue
+        if every_s is None:
+            return
+        time.sleep(every_s)
+
+
+def _in_threads(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
+    """Yield the results in the order of the items, from a few threads."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="listing") as threads:
+        yield from threads.map(function, items)
+
+
+def _end_with_parent(pipe: IO[bytes]) -> None:
+    """End this process once the parent closes its end of the pipe, as it does when it dies."""
+    pipe.read()
+    os._exit(errors.ExitCode.INTERRUPTED)
+
+
+def _print_progress() -> Callable[[int], None]:
+    printed_at = time.monotonic()
+
+    def print_members(members: int) -> None:
+        nonlocal printed_at
+        if time.monotonic() - printed_at > _PROGRESS_S:
+            printed_at = time.monotonic()
+            print(f"listing: {members:,} members so far", file=sys.stderr, flush=True)
+
+    return print_members
+
+
+def main() -> None:
+    """List as the parent requests."""
+    request = ListingRequest.model_validate_json(sys.stdin.buffer.readline())
+    parent = threading.Thread(target=_end_with_parent, args=(sys.stdin.buffer,), daemon=True)
+    parent.start()
+    outcome = ListingOutcome()
+    try:
+        list_archive(request, _print_progress())
+    except TouchstoneError as error:
+        outcome = ListingOutcome(error=type(error).__name__, message=error.message, hint=error.hint)
+    except Exception as error:
+        outcome = ListingOutcome(
+            error="TouchstoneError",
+            message=f"the listing failed: {describe_error(error)}",
+            hint="please report this: it is a bug",
+        )
+    sys.stdout.write(outcome.model_dump_json())
+    sys.stdout.flush()
+    # Threads that still wait for a store must not delay the end.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Orders of a command to its workers, as one small file of the run directory (`Orders`).
+
+A worker reads the file before each block. The file carries the number of the command's lease, so
+the orders of an earlier command mean nothing.
+"""
+
+import json
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+from ray_app.storage import Store
+
+ORDERS = "orders.json"
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What workers may do.
+
+    Attributes:
+        lease: The number of the command's lease.
+        released: How many blocks of the turn may start.
+        turn: The number of the turn.
+        is_stopped: Whether no further block may start.
+        is_ended: Whether the turn gets no further block than those that are listed by now.
+        avoided: Nodes on which no block may start, since they will be taken away.
+    """
+
+    lease: int
+    turn: int
+    released: int
+    is_stopped: bool = False
+    is_ended: bool = False
+    avoided: tuple[str, ...] = ()
+
+
+def read_orders(store: Store, lease: int) -> Orders | None:
+    """Return the orders of the command with this lease; None if it has given none."""
+    try:
+        fields = json.loads(store.read(ORDERS))
+    except FileNotFoundError:
+        return None
+    if fields["lease"] != lease:
+        return None
+    return Orders(**fields | {"avoided": tuple(fields["avoided"])})
+
+
+class OrderWriter:
+    """The command's side: writes the orders whenever they change. Threads may share a writer.
+
+    `window` is how many blocks may be in progress; it may change while a turn goes on.
+
+    Args:
+        store: The run directory.
+        lease: The number of the command's lease.
+        window: The first window.
+    """
+
+    def __init__(self, store: Store, lease: int, window: int) -> None:
+        self._store, self._orders, self.window = store, Orders(lease, 0, 0), window
+        self._lock = threading.Lock()
+
+    def begin_turn(self) -> int:
+        """Begin the next turn with a window of blocks released, and return its number."""
+        with self._lock:
+            turn = self._orders.turn + 1
+            self._write(replace(self._orders, turn=turn, released=self.window, is_ended=False))
+        return turn
+
+    def release(self, finished: int) -> None:
+        """Release blocks as others finish, a quarter of a window at a time.
+
+        Args:
+            finished: How many blocks of the turn have finished.
+        """
+        with self._lock:
+            released = finished + self.window
+            if released - self._orders.released >= max(1, self.window // 4):
+                self._write(replace(self._orders, released=released))
+
+    def end_turn(self) -> None:
+        """Let the turn end with what is listed by now."""
+        with self._lock:
+            self._write(replace(self._orders, is_ended=True))
+
+    def stop(self, is_stopped: bool, avoided: Iterable[str]) -> None:
+        """Let no further block start at all, or on some nodes."""
+        with self._lock:
+            self._write(
+                replace(self._orders, is_stopped=is_stopped, avoided=tuple(sorted(avoided)))
+            )
+
+    def remove(self) -> None:
+        """Remove the orders, since the command ends."""
+        with self._lock:
+            self._store.delete(ORDERS)
+
+    def _write(self, orders: Orders) -> None:
+        if orders != self._orders:
+            self._store.write(ORDERS, json.dumps(asdict(orders)).encode())
+            self._orders = orders
