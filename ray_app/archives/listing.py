@@ -58,8 +58,11 @@ class ListingRequest(Frozen):
 
 
 class ListingOutcome(Frozen):
-    """How a listing ended. `error`: the name of an exception of `ray_app.errors`."""
+    """How a listing ended. `seconds`: how long it took. `error`: the name of an exception of
+    `ray_app.errors`.
+    """
 
+    seconds: float = 0.0
     error: str | None = None
     message: str = ""
     hint: str | None = None
@@ -115,6 +118,11 @@ class ListingProcess:
         """The process id."""
         assert self._child is not None, "it was started"
         return self._child.pid
+
+    @property
+    def seconds(self) -> float:
+        """How long the listing took, once it has ended."""
+        return self._read_outcome().seconds
 
     def raise_error(self) -> None:
         """Raise what ended the listing early, if anything did; to be called once it has ended.
@@ -215,7 +223,7 @@ def main() -> None:
     request = ListingRequest.model_validate_json(sys.stdin.buffer.readline())
     parent = threading.Thread(target=_end_with_parent, args=(sys.stdin.buffer,), daemon=True)
     parent.start()
-    outcome = ListingOutcome()
+    began, outcome = time.monotonic(), ListingOutcome()
     try:
         list_archive(request, _print_progress())
     except TouchstoneError as error:
@@ -226,6 +234,7 @@ def main() -> None:
             message=f"the listing failed: {describe_error(error)}",
             hint="please report this: it is a bug",
         )
+    outcome = outcome.model_copy(update={"seconds": time.monotonic() - began})
     sys.stdout.write(outcome.model_dump_json())
     sys.stdout.flush()
     # Threads that still wait for a store must not delay the end.

@@ -25,6 +25,7 @@ from ray_app.archives import (
     is_as_listed,
     last_listing,
     manifests,
+    read_complete,
 )
 from ray_app.archives.listing import ListingProcess
 from ray_app.cluster import gpu_check, ray_cluster
@@ -47,6 +48,7 @@ from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
 from ray_app.scoring import guarantee, identity, stages
 from ray_app.scoring.backlog import (
+    Listing,
     archive_of,
     is_complete,
     listing_request,
@@ -80,7 +82,7 @@ STORE_SHARE = 0.4
 MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
 
 
-_POLL_S = 0.25
+_POLL_S, _FOLLOW_POLL_S = 0.25, 1.0  # between two looks for the next manifest
 
 
 def today() -> date:
@@ -282,6 +284,7 @@ class ScoringRun:
         try:
             with ListingProcess(listing_request(self.config, self.lease.number, plan)) as listing:
                 self.score(listing)
+                self.session.listed(listing.seconds)
         except ConfigError:
             if not manifests(run.store):
                 run.store.delete(guarantee.REFERENCES)
@@ -384,8 +387,8 @@ class ScoringRun:
         # Several passes over what a day brings take turns; one pass stays open all day.
         grows = self.config.follow is None or len(self.passes.groups()) == 1
         while True:
-            if listing is not None and not grows:
-                self._await_pending(listing)
+            if listing is not None and not grows and not (work := work_of(self.directory)).pending:
+                self._await_manifest(_next_manifest(self.directory, work), listing)
             for one in passes_of(
                 self.passes,
                 self.directory,
@@ -400,13 +403,6 @@ class ScoringRun:
                 break
         if listing is not None and not listing.is_running:
             listing.raise_error()
-
-    def _await_pending(self, listing: ListingProcess) -> None:
-        """Wait until blocks are pending, the listing has ended, or the day is over."""
-        while listing.is_running and not self._is_day_over():
-            if work_of(self.directory).pending:
-                return
-            time.sleep(_POLL_S)
 
     def _is_day_over(self) -> bool:
         return self.config.follow is not None and today() != self.day
@@ -439,7 +435,7 @@ class ScoringRun:
             stall_s, layout.slowest_block_s(estimate.worst_gmac)
         )
         state = _PassState(one, layout, listing, progress, meter, stopper, orders)
-        state.members, state.blocks = work.members, len(work.blocks)
+        state.counted = work.manifests[-1] if work.manifests else run.last_finished()
         seconds, emulating = itertools.count(), frozenset[str]()
         try:
             with (
@@ -496,16 +492,21 @@ class ScoringRun:
                 raise KeyboardInterrupt(state.stopper.reason)
             if left or (is_listing and not self._is_day_over() and state.has_begun):
                 break
-            if not is_listing or self._is_day_over():
+            if listing is None or not is_listing or self._is_day_over():
                 return None
             watch.rests = True
-            time.sleep(_POLL_S)
-        following = None
-        if is_listing:
-            following = 1 + (work.manifests[-1] if work.manifests else run.last_finished())
+            self._await_manifest(_next_manifest(run, work), listing)
+        following = _next_manifest(run, work) if is_listing else None
         number = state.orders.begin_turn()
         state.has_begun, state.active_at = True, time.monotonic()
         return Turn(run, self.lease.number, number, left, following)
+
+    def _await_manifest(self, number: int, listing: ListingProcess) -> None:
+        """Wait until a manifest is complete, the listing has ended, or the day is over."""
+        while listing.is_running and not self._is_day_over():
+            if read_complete(self.directory.store, number) is not None:
+                return
+            time.sleep(_POLL_S if self.config.follow is None else _FOLLOW_POLL_S)
 
     def publish(self) -> None:
         """Merge the parts of every listing into the files that people read."""
@@ -615,10 +616,12 @@ class ScoringRun:
         is_running = listing.is_running
         if not is_running:
             _announce_end(state, listing)
-        work = work_of(self.directory)
-        state.progress.grow(work.members - state.members, goes_on=is_running)
-        state.meter.grow(len(work.blocks) - state.blocks, goes_on=is_running)
-        state.members, state.blocks = work.members, len(work.blocks)
+        state.progress.grow(0, goes_on=is_running)
+        state.meter.grow(0, goes_on=is_running)
+        while (info := read_complete(self.directory.store, state.counted + 1)) is not None:
+            state.progress.grow(info.members, goes_on=is_running)
+            state.meter.grow(info.blocks, goes_on=is_running)
+            state.counted += 1
         idle_s = self.config.cluster.idle_s
         is_idle = time.monotonic() - state.active_at > idle_s
         if is_idle and is_running and state.has_begun:
@@ -634,6 +637,11 @@ class ScoringRun:
             self.directory.store.clear(ATTEMPTS)
 
 
+def _next_manifest(run: RunDirectory, work: Listing) -> int:
+    """Return the number of the manifest that the listing writes next."""
+    return 1 + (work.manifests[-1] if work.manifests else run.last_finished())
+
+
 def _announce_end(state: "_PassState", listing: ListingProcess) -> None:
     """Report a listing that ended early, once; `ScoringRun.score` raises its error in the end."""
     if state.is_listed:
@@ -642,7 +650,7 @@ def _announce_end(state: "_PassState", listing: ListingProcess) -> None:
     try:
         listing.raise_error()
     except TouchstoneError as error:
-        if state.members:
+        if state.counted >= 0:
             state.progress.say(
                 f"the listing ended early; the files listed so far are scored first: {error}"
             )
@@ -650,7 +658,15 @@ def _announce_end(state: "_PassState", listing: ListingProcess) -> None:
 
 @dataclass
 class _PassState:
-    """What changes while a pass goes on. `scored`: the blocks that this pass reported."""
+    """What changes while a pass goes on.
+
+    Attributes:
+        scored: The blocks that this pass reported.
+        counted: The last manifest that the progress counts; -1 for none.
+        has_begun: Whether workers are there for what is listed next.
+        is_listed: Whether the end of the listing was noticed.
+        active_at: When a turn began or a block was committed last.
+    """
 
     one: Pass
     layout: ScoringLayout
@@ -660,8 +676,7 @@ class _PassState:
     stopper: Stopper
     orders: OrderWriter
     scored: set[tuple[int, int]] = field(default_factory=set)
-    members: int = 0
-    blocks: int = 0
+    counted: int = -1
     has_begun: bool = False
     is_listed: bool = False
     active_at: float = 0.0

@@ -8,7 +8,8 @@ from ray_app.archives import BlockList, BlockRef, ManifestInfo, read_blocks, rea
 from ray_app.runs import RunDirectory
 from ray_app.scoring.orders import read_orders
 
-_POLL_S = 0.25
+_RELEASE_POLL_S = 0.25
+_MANIFEST_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Turn:
                     return
                 released = orders.released
                 if released <= position:
-                    time.sleep(_POLL_S)
+                    time.sleep(_RELEASE_POLL_S)
             yield ref
 
     def _blocks(self) -> Iterator[BlockRef]:
@@ -64,4 +65,4 @@ class Turn:
             info = read_complete(self.run.store, number)
             if info is not None or (orders is not None and orders.is_ended):
                 return info
-            time.sleep(_POLL_S)
+            time.sleep(_MANIFEST_POLL_S)

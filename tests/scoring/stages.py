@@ -65,6 +65,7 @@ class ListingHere:
     """In place of a `ListingProcess`: lists in this process, before anything is scored."""
 
     is_running = False
+    seconds = 0.0
 
     def __init__(self, request):
         self._request, self._error = request, None
