@@ -82,7 +82,10 @@ class ListingProcess:
 
     def __enter__(self) -> "ListingProcess":
         command = [sys.executable, "-P", "-m", "ray_app.archives.listing"]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # In a session of its own: Ctrl-C is for the parent, which ends this process.
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         assert self._child.stdin is not None, "it is a pipe"
         with suppress(BrokenPipeError):  # It died at once, which `raise_error` reports.
             self._child.stdin.write(self._request.model_dump_json().encode() + b"\n")

@@ -357,6 +357,7 @@ class ScoringRun:
             self.session = self.session.following()
 
     def _settle_day(self) -> None:
+        report_folders(self.directory)
         summary = document.RunSummary.model_validate(self.finish_manifests().summary)
         print(f"settled: {headline(summary)}", file=sys.stderr, flush=True)
 
@@ -426,8 +427,10 @@ class ScoringRun:
         meter = RunMeter(name_of(run.store.url), tally, len(one.pending), layout, exported=exported)
         progress = Progress(work.members, done=done, note=meter.bound)
         listed = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
-        turn = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: " if one.of > 1 else ""
-        progress.say(f"{turn}{listed}, {done:,} done before; {layout.described}")
+        which = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: "
+        progress.say(
+            f"{which if one.of > 1 else ''}{listed}, {done:,} done before; {layout.described}"
+        )
         stopper = Stopper(say=progress.say, grace_s=config.grace_s)
         orders = OrderWriter(run.store, self.lease.number, layout.most_open)
         stall_s = HEAVY_STALL_S if one.pending.heaviest_mean > HEAVY_BYTES else STALL_S
@@ -443,9 +446,9 @@ class ScoringRun:
                 stopper.listening(),
                 Watch(patience_s, stopper, lambda: self._tick(state, next(seconds))) as watch,
             ):
-                while (turn_blocks := self._next_turn(state, watch)) is not None:
+                while (turn := self._next_turn(state, watch)) is not None:
                     before = len(state.scored)
-                    for report in score_turn(turn_blocks, job, layout, orders, watch):
+                    for report in score_turn(turn, job, layout, orders, watch):
                         state.scored.add(report.ref.place)
                         state.active_at = time.monotonic()
                         for node in report.work.emulating - emulating:
@@ -455,13 +458,11 @@ class ScoringRun:
                         emulating |= report.work.emulating
                         self.session.committed(report)
                         progress.advance(report.ref.members, report.bad)
-                    if (
-                        stopper.reason is None
-                        and len(state.scored) == before
-                        and turn_blocks.blocks
-                    ):
+                    # A node that will be taken away may return all blocks, unstarted.
+                    is_excused = stopper.reason is not None or bool(stopper.avoided)
+                    if turn.blocks and len(state.scored) == before and not is_excused:
                         raise ClusterError(
-                            f"{len(turn_blocks.blocks):,} blocks are pending, and a whole turn committed none of them",
+                            f"{len(turn.blocks):,} blocks are pending, and a whole turn committed none of them",
                             hint="check that there are nodes for the plan shown above; the same command resumes",
                         )
         except BaseException:
