@@ -13,7 +13,7 @@ interrupted before is listed anew.
 bit per member, and 8 bytes per vanished one; beside the join's own.
 
 `write_selected`: a manifest made of members of other manifests, under their own ids;
-`write_retry`: one whose members are scored once more.
+`write_retry`: a manifest of members that are scored again.
 """
 
 import time

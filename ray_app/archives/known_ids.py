@@ -127,7 +127,7 @@ def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.
         store: The run directory with the manifests.
         numbers: The numbers of the manifests.
         target: The run directory to write to.
-        kept: Sorted ids; others are left out.
+        kept: The sorted ids to copy.
     """
     tables = (table for number in numbers for table in _own(store, number)[1])
     for file, table in enumerate(tables):

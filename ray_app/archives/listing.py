@@ -37,7 +37,7 @@ _PATIENCE_S = 30.0  # at most, before a source that failed is listed again
 
 
 class ListingRequest(Frozen):
-    """What to list, and where to write the manifests.
+    """The archive to list, and the run that gets the manifests.
 
     `every_s`: list again after this many seconds, until the parent ends the process; None lists
     once. `lease`: the number of the parent's lease.
@@ -72,7 +72,7 @@ class ListingProcess:
     """The parent's side. Use as a context manager, which ends the process.
 
     Args:
-        request: What to list.
+        request: The archive and the run.
     """
 
     def __init__(self, request: ListingRequest) -> None:
@@ -132,7 +132,7 @@ class ListingProcess:
 
         Raises:
             TouchstoneError: The error of the listing.
-            ClusterError: The process ended without a word.
+            ClusterError: The process ended and reported nothing.
         """
         outcome = self._read_outcome()
         if outcome.error is not None:
@@ -158,7 +158,7 @@ def list_archive(request: ListingRequest, print_progress: Callable[[int], object
     """Write the manifests of an archive.
 
     Args:
-        request: What to list.
+        request: The archive and the run.
         print_progress: Called with the number of members so far.
 
     Raises:

@@ -260,7 +260,7 @@ def listed_so_far(store: Store) -> tuple[int, Guard]:
 
 
 def create_file(store: Store, path: str, data: bytes) -> None:
-    """Write a file of a manifest that nobody else may have written.
+    """Write a file of a manifest, unless another process wrote it.
 
     Raises:
         StorageError: Another process wrote it.
