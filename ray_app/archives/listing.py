@@ -23,6 +23,7 @@ from ray_app.archives.build import ListingOptions, list_portions
 from ray_app.archives.containers import ContainerLimits
 from ray_app.archives.manifest import manifests
 from ray_app.archives.members import BlockPlan, TableColumns
+from ray_app.archives.progress import ProgressLog
 from ray_app.archives.sources import open_source
 from ray_app.config import Frozen
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
@@ -32,7 +33,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = 16  # sections and containers that are read at once
 _END_S = 5.0  # for a process that was told to end
-_PROGRESS_S = 10.0
 _PATIENCE_S = 30.0  # at most, before a source that failed is listed again
 
 
@@ -105,11 +105,6 @@ class ListingProcess:
             child.wait()
         assert child.stdout is not None, "it is a pipe"
         child.stdout.close()
-
-    def wait(self) -> None:
-        """Wait until the listing has ended."""
-        assert self._child is not None, "it was started"
-        self._child.wait()
 
     @property
     def is_running(self) -> bool:
@@ -209,18 +204,6 @@ def _end_with_parent(pipe: IO[bytes]) -> None:
     os._exit(errors.ExitCode.INTERRUPTED)
 
 
-def _print_progress() -> Callable[[int], None]:
-    printed_at = time.monotonic()
-
-    def print_members(members: int) -> None:
-        nonlocal printed_at
-        if time.monotonic() - printed_at > _PROGRESS_S:
-            printed_at = time.monotonic()
-            print(f"listing: {members:,} members so far", file=sys.stderr, flush=True)
-
-    return print_members
-
-
 def main() -> None:
     """List as the parent requests."""
     request = ListingRequest.model_validate_json(sys.stdin.buffer.readline())
@@ -228,7 +211,7 @@ def main() -> None:
     parent.start()
     began, outcome = time.monotonic(), ListingOutcome()
     try:
-        list_archive(request, _print_progress())
+        list_archive(request, ProgressLog("listing").count)
     except TouchstoneError as error:
         outcome = ListingOutcome(error=type(error).__name__, message=error.message, hint=error.hint)
     except Exception as error:

@@ -443,7 +443,8 @@ def index(
     touchstone data index photos/ --layout folders --out index --hash sha256,phash
     touchstone data index labels.csv --out index --set columns.uri=file --set arguments.label=kind
     """
-    from ray_app.datasets import DatasetSource, build_index, labelling
+    from ray_app.archives.progress import ProgressLog
+    from ray_app.datasets import DatasetSource, build_index
     from ray_app.errors import ConfigError
     from ray_app.storage import Store
 
@@ -453,7 +454,7 @@ def index(
             "split and generators are chosen by those who read an index",
             hint="say them in the recipe's data",
         )
-    info = build_index(source, Store.open(out), progress=labelling.ProgressLog("index"))
+    info = build_index(source, Store.open(out), progress=ProgressLog("index"))
     faults = info.fault_lines()
     lines = [*_index_lines(info), *(f"known fault: {line}" for line in faults)]
     options.echo_document(asdict(info) | {"known_faults": faults}, lines, as_json)

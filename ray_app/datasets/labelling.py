@@ -2,12 +2,9 @@
 hashes of the images (`Labeller`).
 
 `with_prompts` and `without_training_prompts` prepare labelled tables for a training on prompts;
-`ProgressLog` reports how far a listing or an index is.
 """
 
 import hashlib
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,7 +41,6 @@ from ray_app.storage import Fetcher, Store
 
 Hash = Literal["sha256", "phash"]
 
-EVERY_S = 10.0
 SPOILED = "spoiled by a documented fault of the data"
 
 
@@ -241,25 +237,6 @@ def without_training_prompts(splits: Splits) -> Splits:
         "prompts_in_training": left_out,
     }
     return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
-
-
-class ProgressLog:
-    """A `progress` for listings and indexes: one line every ten seconds, none for what takes less.
-    `name`: what is under way.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name, self._printed_at = name, time.monotonic()
-
-    def __call__(self, doing: str, members: int) -> None:
-        """`members` were listed, labelled or made so far."""
-        if time.monotonic() - self._printed_at > EVERY_S:
-            self._printed_at = time.monotonic()
-            print(f"{self._name}: {members:,} members {doing}", file=sys.stderr, flush=True)
-
-    def count(self, members: int) -> None:
-        """So many members were found so far."""
-        self("so far", members)
 
 
 def _reason(item: ListedMember) -> str:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from ray_app.archives import Archive, Container, ListedMember
 from ray_app.archives.containers.parquet_reader import UNREADABLE, open_parquet
 from ray_app.archives.members import UnreadableFolder
+from ray_app.archives.progress import ProgressLog
 from ray_app.archives.sources import Opened
 from ray_app.datasets import index, labels
 from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.labelling import ProgressLog
 from ray_app.datasets.labels import Labels
 from ray_app.datasets.layouts.base import DatasetLayout, split_of
 from ray_app.errors import ConfigError, SourceError, StorageError

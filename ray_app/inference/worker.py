@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 
 class OpenScorer(NamedTuple):
-    """Attributes:
-    decoder: Encoded images → batches, for the detectors that score every image.
-    scorer: Batches → outputs of all detectors of the process, and captions.
+    """The decoder and the scorer of a process.
+
+    Attributes:
+        decoder: Turns encoded images into batches for the detectors that score every image.
+        scorer: Turns batches into outputs of all detectors of the process, and captions.
     """
 
     decoder: BatchDecoder

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         CurrentRows,
         current_rows,
         current_tables,
-        mark_unlike,
     )
     from ray_app.runs.directory import RunDirectory, differences, fingerprint
     from ray_app.runs.retry import begin_retry

@@ -117,11 +117,12 @@ class CurrentRows:
             vanished: Also yield rows of files that the last listing no longer found.
         """
         for path in self.files() if files is None else files:
-            for table in self._tables_in(path, columns):
+            for table in self.read_file(path, columns):
                 is_current = self.select(table, score_files.manifest_of(path), vanished=vanished)
                 yield table if is_current.all() else table.filter(pa.array(is_current))
 
-    def _tables_in(self, path: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    def read_file(self, path: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """Yield all rows of a file, current or not, with the mark of an unlike archive."""
         if self.unlike is None or (columns is not None and not set(columns) & set(_MARKED)):
             yield from self.run.rows_in(path, None if columns is None else list(columns))
             return
@@ -176,7 +177,7 @@ class CurrentRows:
         """
         for file in self.published():
             listed = members_in(self.run, file)
-            for table in self._tables_in(file.path, columns):
+            for table in self.read_file(file.path, columns):
                 by_id = {member.image_id: member for member in islice(listed, len(table))}
                 if len(by_id) != len(table):
                     raise ClusterError(
@@ -259,7 +260,7 @@ class ChangedRows:
             )
             if any(self._changed(table, manifest, is_added=is_added).any() for table in tables):
                 rows = self.now if is_added else self.before
-                for table in rows._tables_in(path, columns):
+                for table in rows.read_file(path, columns):
                     changed = self._changed(table, manifest, is_added=is_added)
                     if changed.any():
                         yield table.filter(pa.array(changed))
@@ -334,10 +335,18 @@ def blocks_in(
     run: directory.RunDirectory, file: score_files.Published
 ) -> Iterator[archives.BlockRef]:
     """Yield the blocks whose rows a published file has, in its order."""
+    for blocks in block_lists_in(run, file):
+        yield from blocks
+
+
+def block_lists_in(
+    run: directory.RunDirectory, file: score_files.Published
+) -> Iterator[archives.BlockList]:
+    """Yield the blocks whose rows a published file has, a list for each manifest."""
     for number in file.manifests():
         blocks = archives.read_blocks(run.store, number)
         covered = file.blocks_of(number, len(blocks))
-        yield from blocks[covered.start : covered.stop]
+        yield blocks[covered.start : covered.stop]
 
 
 def members_of(

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import BlockList, Each, in_turn, read_blocks
+from ray_app.archives import BlockList, Each, in_turn
 from ray_app.runs.score_files import Published, named, split_off
 from ray_app.storage import Store
 
@@ -179,14 +179,6 @@ class PartTable:
         """Return the last finished manifest, whose summary exists; -1 if there is none."""
         names = self.store.names("summaries")
         return max((int(name.removesuffix(".json")) for name in names), default=-1)
-
-    def done_blocks(self, manifest: int) -> set[int]:
-        """Every block that needs no more work."""
-        files = [file for file in self.published() if manifest in file.manifests()]
-        count = len(read_blocks(self.store, manifest)) if files else 0
-        return set(self.parts(manifest)) | {
-            block for file in files for block in file.blocks_of(manifest, count)
-        }
 
     def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
         """Of manifests and all their blocks those blocks that need work."""

@@ -12,7 +12,7 @@ import numpy as np
 from ray_app import archives
 from ray_app.errors import ClusterError
 from ray_app.runs import document, summary
-from ray_app.runs.current import CurrentRows
+from ray_app.runs.current import CurrentRows, block_lists_in
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.score_files import Published
 
@@ -157,10 +157,8 @@ def _compare(run: RunDirectory, span: _Span) -> None:
 
 
 def _ids_in(run: RunDirectory, file: Published) -> Iterator[archives.Ids]:
-    for number in file.manifests():
-        blocks = archives.read_blocks(run.store, number)
-        covered = file.blocks_of(number, len(blocks))
-        yield from archives.read_ids(run.store, blocks[covered.start : covered.stop])
+    for blocks in block_lists_in(run, file):
+        yield from archives.read_ids(run.store, blocks)
 
 
 def _differing_counts(stored: document.RunCounts, counted: document.RunCounts) -> list[str]:

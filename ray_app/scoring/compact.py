@@ -64,12 +64,11 @@ def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any
         # Versions before 0.25 wrote the abstentions into the rows.
         card = EnsembleCard.model_validate(described["ensemble"])
         spec = make_spec(card, limits=ImageLimits(**described["identity"].get("limits", {})))
-    references = guarantee.REFERENCES
     check_new(target)
     with Lease(target.store, unguarded=unguarded):
         copy_rows(rows, target, described, spec)
-        if run.store.exists(references):
-            target.store.write(references, run.store.read(references))
+        if run.store.exists(guarantee.REFERENCES):
+            target.store.write(guarantee.REFERENCES, run.store.read(guarantee.REFERENCES))
         before = run.read_json(f"summaries/{rows.last:05d}.json")
         unlike = (before.get("guarantee") or {}).get("unlike")
         copied = replace(CurrentRows.at_end(target), unlike=unlike)

@@ -5,7 +5,7 @@ is taken from the run, so a default that changed since the run began does not st
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -290,9 +290,7 @@ def _missing_detector_hint(run: RunDirectory) -> str:
     )
 
 
-def _card_facts(
-    ensemble: EnsembleCard, cards: tuple[DetectorCard, ...] | list[DetectorCard]
-) -> dict[str, Any]:
+def _card_facts(ensemble: EnsembleCard, cards: Sequence[DetectorCard]) -> dict[str, Any]:
     """Return what cards alone say of scores and verdicts; no weights are read."""
     detectors = {
         card.name: {"weights": weights.stated_digest(card), **card.scoring_facts} for card in cards

@@ -91,11 +91,6 @@ class OrderWriter:
                 replace(self._orders, is_stopped=is_stopped, avoided=tuple(sorted(avoided)))
             )
 
-    def remove(self) -> None:
-        """Remove the orders, since the command ends."""
-        with self._lock:
-            self._store.delete(ORDERS)
-
     def _write(self, orders: Orders) -> None:
         if orders != self._orders:
             self._store.write(ORDERS, json.dumps(asdict(orders)).encode())

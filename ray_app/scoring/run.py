@@ -150,11 +150,8 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 )
                 guarantee.keep_references(directory, settings.references())
                 with resumable(ClusterError):
-                    # before this session is begun
-                    was_complete = not config.rescore and is_complete(directory)
-                    return ScoringRun(settings, directory, lease, spec, start).finished(
-                        layout, plan, was_complete=was_complete
-                    )
+                    run = ScoringRun(settings, directory, lease, spec, start)
+                    return run.finished(layout, plan)
 
 
 @with_s3_settings
@@ -241,9 +238,7 @@ class ScoringRun:
             directory, self.config.model_dump(mode="json"), start, noted=facts
         )
 
-    def finished(
-        self, layout: ScoringLayout, passes: PassPlan, *, was_complete: bool
-    ) -> ScoringResult:
+    def finished(self, layout: ScoringLayout, passes: PassPlan) -> ScoringResult:
         """All steps, on the cluster that this process has joined; `layout`: the processes that the
         user sees, of the pass that takes most of them.
         """

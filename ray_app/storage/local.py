@@ -150,9 +150,7 @@ class Local(Place):
                         listed.append(Entry(entry.name, None))
                     else:
                         facts = entry.stat()
-                        listed.append(
-                            Entry(entry.name, facts.st_size, f"{facts.st_mtime_ns} {facts.st_ino}")
-                        )
+                        listed.append(Entry(entry.name, facts.st_size))
         return listed
 
     @override

@@ -12,13 +12,12 @@ Enters = Callable[[str], bool]
 
 
 class Entry(NamedTuple):
-    """A file or folder directly in a folder: its base name, and of a file the size in bytes and a
-    version, which changes with the content. The size of a folder is None.
+    """A file or folder directly in a folder: its base name, and of a file the size in bytes. The
+    size of a folder is None.
     """
 
     name: str
     size: int | None
-    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

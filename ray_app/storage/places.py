@@ -22,19 +22,6 @@ _LOCAL = Local()
 _EXCLUSIVE = frozenset({"memory", "s3", "gs", "gcs", "az", "abfs", "abfss"})
 # Stores that have no folders to be made.
 _FLAT = frozenset({"s3", "gs", "gcs", "hf", "az", "abfs", "abfss"})
-# The names of a file's version in listings of fsspec and S3, the most reliable first.
-_VERSIONS = (
-    "ETag",
-    "etag",
-    "generation",
-    "md5Hash",
-    "content_md5",
-    "blob_id",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "created",
-)
 
 
 def place_for(url: str, guard: Guard, *, pins_commits: bool = False) -> Place:
@@ -163,7 +150,7 @@ class Fsspec(Place):
         return [
             Entry(name, None)
             if item["type"] == "directory"
-            else Entry(name, int(item.get("size") or 0), _listed_version(item))
+            else Entry(name, int(item.get("size") or 0))
             for name, item in zip(names, found, strict=True)
         ]
 
@@ -282,7 +269,7 @@ class S3(Fsspec):
                 for item in page.get("CommonPrefixes", ())
             ]
             entries += [
-                Entry(item["Key"][len(prefix) :], item["Size"], _listed_version(item))
+                Entry(item["Key"][len(prefix) :], item["Size"])
                 for item in page.get("Contents", ())
                 if item["Key"] != prefix
             ]
@@ -414,8 +401,3 @@ def _size_in(info: Mapping[str, Any], version: str) -> int:
 def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
     return ObjectInfo(uri, -1 if size is None else size, urls.version_of(info))
-
-
-def _listed_version(item: Mapping[str, Any]) -> str:
-    """Return the version of a listed file, "" if its listing shows nothing except the size."""
-    return next((str(item[name]) for name in _VERSIONS if item.get(name) is not None), "")

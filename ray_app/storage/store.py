@@ -171,16 +171,6 @@ class Store:
         """Bytes of the files directly in `folder`, by base name; none when there is no such folder."""
         return {entry.name: entry.size for entry in self._entries(folder) if entry.size is not None}
 
-    def versions(self, folder: str) -> dict[str, str]:
-        """Versions of the files directly in `folder`, by base name, from one listing: they change
-        when the file is written.
-        """
-        return {
-            entry.name: f"{entry.size} {entry.version}"
-            for entry in self._entries(folder)
-            if entry.size is not None
-        }
-
     def folders(self, folder: str) -> list[str]:
         """Base names of the folders directly in `folder`, sorted; none when there is no such
         folder.

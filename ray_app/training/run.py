@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from ray_app.archives import Each, in_turn
+from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster, has_other_nodes, on_ray, resources
 from ray_app.datasets import index, labelling, sampling, survey
@@ -166,7 +167,7 @@ def opener(
             store,
             each=each,
             reading=reading,
-            progress=labelling.ProgressLog("index"),
+            progress=ProgressLog("index"),
             requires_all_folders=True,
         )
         guards.append(index.guard_of_source(source, store))

@@ -26,7 +26,8 @@ def session(store, folder, attempt, order):
         run.claim({"detectors": {}}, [], {})
     if not manifests(store):
         relist(run, folder)
-    pending = list(read_blocks(store, 0).without(list(run.done_blocks(0))))
+    [left] = run.without_rows({0: read_blocks(store, 0)})
+    pending = list(left)
     random.Random(order).shuffle(pending)
     for ref in pending:
         score_blocks(run, 0, attempt=attempt, blocks={ref.block})

@@ -62,6 +62,8 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, mo
         try:
             names = {f"{number}.png" for number in range(8)}
             have_rows(names)
+            # Nothing comes for a second, so the turn ends, and the next file begins another one.
+            wait_until(lambda: run.read_json("orders.json")["is_ended"], 60)
             picture(8).save(folder / "8.png")
             picture(9).save(folder / "1.png")
             (folder / "2.png").unlink()

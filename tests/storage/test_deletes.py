@@ -105,17 +105,3 @@ def test_a_store_that_knows_no_such_request_gets_one_by_one(status, code, bucket
             assert store.names("parts") == []
             filled(f"{bucket}/singly")
         assert proxy.batches == 1, "it is not asked a second time"
-
-
-def test_versions_are_of_the_content(bucket, tmp_path):
-    for url in (f"{bucket}/versions", str(tmp_path / "versions"), "memory://versions"):
-        store = Store.open(url)
-        for name in "ab":
-            store.write(f"x/{name}", b"one")
-        before = store.versions("x")
-        assert store.versions("x") == before
-        assert set(before) == {"a", "b"}
-        store.write("x/a", b"two")
-        after = store.versions("x")
-        assert after["b"] == before["b"]
-        assert after["a"] != before["a"], "as large as before"

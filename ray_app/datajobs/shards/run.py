@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import archives
+from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
 from ray_app.config import as_begun
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
 from ray_app.datajobs.shards.config import Form, PackConfig
 from ray_app.datajobs.shards.writer import UNPACKED, Shard, WriteShard
-from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
 from ray_app.reports.folders import describe_closed_folders

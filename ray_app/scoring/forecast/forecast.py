@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
+from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.config import RAY_SHARE
-from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ConfigError, Status
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import ResourceEstimate, ScoringSpec
