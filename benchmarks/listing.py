@@ -4,8 +4,8 @@ process that answers by a formula.
     python -m benchmarks.listing --keys 1000000 10000000 --ways stream ranges portions --processes 2 --json listing.json
 
 Ways: `stream`: one page after the other, as any store without `start-after` is listed; `ranges`:
-the whole, listed in ranges of keys, into raw files; `portions`: with manifests, as `touchstone
-score` does it, by so many processes as tasks. Each case is a process of its own, whose peak memory
+the whole, listed in ranges of keys, into raw files, by so many processes as tasks; `portions`: into
+a manifest, as the listing process of `touchstone score` does it. Each case is a process of its own, whose peak memory
 is counted without its children; `--seconds` ends it early: keys and requests are then those until
 there.
 """
@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.listing_server import started
 
+SOURCES = ("s3://bucket/flat",)
 WAYS = ("stream", "ranges", "portions")
 PLAIN = {
     "AWS_ACCESS_KEY_ID": "none",
@@ -40,15 +41,17 @@ class _TimeIsUpError(Exception):
     """As long as was wanted."""
 
 
-def listed(way: str, processes: int, seconds: float) -> dict[str, Any]:
+def list_keys(way: str, processes: int, seconds: float) -> dict[str, Any]:
     """List `s3://bucket/flat` of the server that the environment names."""
-    from ray_app.archives import BlockPlan, in_turn, list_portions, open_source
+    from ray_app.archives import BlockPlan, in_turn, last_listing, open_source, read_complete
+    from ray_app.archives.listing import ListingRequest, list_archive
     from ray_app.archives.members import identity_digest
     from ray_app.archives.raw_listing import SectionLister
     from ray_app.archives.walk import Walk
     from ray_app.storage import Store
 
-    began, archive, keys, manifests = time.monotonic(), open_source(["s3://bucket/flat"]), 0, []
+    began, archive, keys = time.monotonic(), open_source(SOURCES), 0
+    portions: list[dict[str, Any]] = []
 
     def progress(members: int) -> None:
         nonlocal keys
@@ -65,16 +68,18 @@ def listed(way: str, processes: int, seconds: float) -> dict[str, Any]:
         )
         with suppress(_TimeIsUpError):
             if way == "portions":
-                for info in list_portions(
-                    Store.open(folder), archive, BlockPlan(), each=each, progress=progress
-                ):
-                    manifests.append(
-                        {
-                            "members": info.members,
-                            "after_s": round(time.monotonic() - began, 1),
-                            "took_s": info.listing_s,
-                        }
-                    )
+                # As the listing process of `touchstone score` does it.
+                list_archive(
+                    ListingRequest(run=folder, lease=0, sources=SOURCES, plan=BlockPlan()), progress
+                )
+                store = Store.open(folder)
+                listed = last_listing(store)
+                infos = [
+                    read_complete(store, 0, k) for k in range(listed.portions if listed else 0)
+                ]
+                portions = [
+                    {"members": info.members, "took_s": info.listing_s} for info in infos if info
+                ]
             else:
                 lister = SectionLister(
                     Store.open(folder), "raw", archive.selection, archive.fetcher, identity_digest
@@ -87,7 +92,7 @@ def listed(way: str, processes: int, seconds: float) -> dict[str, Any]:
         "wall_s": round(wall, 1),
         "cpu_s": round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 1),
         "peak_mib": own.ru_maxrss >> 10,
-        "manifests": manifests,
+        "portions": portions,
     }
 
 
@@ -199,7 +204,7 @@ def main() -> None:
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(listed(given.one, given.processes, given.seconds)))
+        print(json.dumps(list_keys(given.one, given.processes, given.seconds)))
         return
     cases = []
     for keys in given.keys:

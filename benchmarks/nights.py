@@ -2,6 +2,7 @@
 requests that its run directory gets.
 
     python -m benchmarks.nights --nights 365 --json nights.json
+    python -m benchmarks.nights --days 30 --json days.json        one command follows a folder: a listing every five minutes
 
 All of a night is done as ever (checks, listing, manifest, publishing, the check that nothing is
 lost, summary and report), against a real S3 server, but for the scoring itself: no Ray
@@ -18,20 +19,29 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
-from ray_app.archives import read_block
-from ray_app.archives.listing import ListingProcess
+from ray_app.archives import (
+    BlockRef,
+    list_portions,
+    manifests,
+    open_source,
+    read_block,
+    read_blocks,
+)
+from ray_app.archives.dedup import IdTable
+from ray_app.archives.listing import ListingProcess, ListingRequest
+from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
-from ray_app.images import ImageFileFacts
-from ray_app.inference import DecodeResult, DetectorOutputs, judge
-from ray_app.runs import RunDirectory, result_rows
+from ray_app.images import ImageFileFacts, ImageLimits
+from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, judge, make_spec
+from ray_app.runs import RunDirectory, current_rows, result_rows, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import work_of
 from ray_app.scoring.run import ScoringRun, score_archive
@@ -59,22 +69,23 @@ def made_up(run: ScoringRun, listing: ListingProcess | None) -> None:
     """
     if listing is not None:
         listing.raise_error()
-    directory = run.directory
-    for ref in work_of(directory).pending:
-        members = read_block(directory.store, ref)
-        digests = [hashlib.sha256(uri.encode()) for uri in members["uri"].to_pylist()]
-        outcomes = [
-            DecodeResult(Status.OK, None, ImageFileFacts(one.hexdigest(), "JPEG", 300, 200))
-            for one in digests
-        ]
-        scores = np.array([one.digest()[0] / 32 - 4 for one in digests], np.float32)
-        scored = judge(
-            run.spec,
-            outcomes,
-            DetectorOutputs.clean(scores={name: scores for name in run.spec.cards}),
-        )
-        rows = result_rows(members, scored, attempt=run.session.number, scored_at=datetime.now(UTC))
-        directory.write_part(ref.manifest, ref.block, rows)
+    for ref in work_of(run.directory).pending:
+        write_made_up(run.directory, run.spec, ref, attempt=run.session.number)
+
+
+def write_made_up(run: RunDirectory, spec: ScoringSpec, ref: BlockRef, *, attempt: int) -> None:
+    """Write the part of a block with made-up scores."""
+    members = read_block(run.store, ref)
+    digests = [hashlib.sha256(uri.encode()) for uri in members["uri"].to_pylist()]
+    outcomes = [
+        DecodeResult(Status.OK, None, ImageFileFacts(one.hexdigest(), "JPEG", 300, 200))
+        for one in digests
+    ]
+    scores = np.array([one.digest()[0] / 32 - 4 for one in digests], np.float32)
+    outputs = DetectorOutputs.clean(scores={name: scores for name in spec.cards})
+    scored = judge(spec, outcomes, outputs)
+    rows = result_rows(members, scored, attempt=attempt, scored_at=datetime.now(UTC))
+    run.write_part(ref.manifest, ref.block, rows)
 
 
 @contextmanager
@@ -146,6 +157,115 @@ def measure(nights: int, looked_at: Sequence[int] = LOOKED_AT) -> dict[str, Any]
     return found
 
 
+class FollowedDays:
+    """Days of a folder that one command follows.
+
+    Each listing finds new images. Images leave the folder after a day.
+
+    Args:
+        server: The server of the run directory.
+        folder: The folder on this disk.
+        days: Number of days.
+        listings: Listings of a day.
+        new: New images at each listing.
+    """
+
+    def __init__(self, server: S3Server, folder: Path, days: int, listings: int, new: int) -> None:
+        self._server, self._source = server, folder / "followed"
+        self._source.mkdir()
+        (self._source / "first.jpg").write_text("first")
+        self._days, self._listings, self._new = days, listings, new
+        self._images = 0
+        self.run = RunDirectory.open(f"s3://{BUCKET}/followed")
+        self.day = date(2026, 1, 1)
+        self.requests: list[int] = []
+        self.seconds: list[float] = []
+
+    def follow(self) -> None:
+        """Run the command until the last day is over."""
+        config = ScoreConfig(
+            source=(str(self._source),),
+            out=self.run.store.url,
+            ensemble="tiny",
+            follow=300,
+            thumbnails=False,
+        )
+        with (
+            without_ray(),
+            patch.object(ScoringRun, "score", self._live_a_day),
+            patch("ray_app.scoring.run.ListingProcess", lambda request: nullcontext(request)),
+            patch("ray_app.scoring.run.today", lambda: self.day),
+            suppress(KeyboardInterrupt),
+        ):
+            score_archive(config)
+
+    def _live_a_day(self, request: ListingRequest) -> None:
+        """In place of `ScoringRun.score`: the listings of a day, with made-up rows."""
+        if (self.day - date(2026, 1, 1)).days == self._days:
+            raise KeyboardInterrupt
+        spec = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
+        archive = open_source(request.sources)
+        with IdTable(self.run.store) as ids:
+            for _ in range(self._listings):
+                self._change_folder()
+                self._server.clear_log()
+                began = time.perf_counter()
+                portions = list_portions(
+                    self.run.store, archive, request.plan, ids, lease=request.lease
+                )
+                infos = list(portions)
+                self.seconds.append(time.perf_counter() - began)
+                self.requests.append(len(self._server.requests(without="lease")))
+                for info in infos:
+                    for ref in read_blocks(self.run.store, info.manifest, info.portions - 1):
+                        write_made_up(self.run, spec, ref, attempt=1)
+        self.day += timedelta(days=1)
+
+    def _change_folder(self) -> None:
+        for number in range(self._images, self._images + self._new):
+            (self._source / f"{number:07}.jpg").write_text(str(number))
+            (self._source / f"{number - self._new * self._listings:07}.jpg").unlink(missing_ok=True)
+        self._images += self._new
+
+
+def measure_days(days: int, listings: int = 288, new: int = 10) -> dict[str, Any]:
+    """Follow a folder for some days; return what the listings and the run cost."""
+    with (
+        tempfile.TemporaryDirectory(prefix="days-") as name,
+        S3Server.start(Path(name)) as server,
+        patch.dict(os.environ, server.environment),
+    ):
+        server.bucket(BUCKET)
+        followed = FollowedDays(server, Path(name), days, listings, new)
+        began = time.perf_counter()
+        followed.follow()
+        wall_s = time.perf_counter() - began
+        run, requests, seconds = followed.run, followed.requests, followed.seconds
+        began = time.perf_counter()
+        current = len(list(current_rows(run)))
+        read_s = time.perf_counter() - began
+        assert verify_run(run).current == current
+        last = slice(-listings, None)
+        return {
+            "days": days,
+            "listings": len(requests),
+            "manifests": len(manifests(run.store)),
+            "members": run.read_json("summary.json")["members"],
+            "requests": {
+                "second_listing": requests[1],
+                "median_of_first_day": float(np.median(requests[1:listings])),
+                "median_of_last_day": float(np.median(requests[last])),
+                "most_of_last_day": max(requests[last]),
+            },
+            "listing_s": {
+                "median_of_first_day": round(float(np.median(seconds[1:listings])), 3),
+                "median_of_last_day": round(float(np.median(seconds[last])), 3),
+            },
+            "read_rows_s": round(read_s, 2),
+            "wall_s": round(wall_s),
+        }
+
+
 def line(kinds: Counter[str] | dict[str, int]) -> str:
     """Requests by kind, in one line."""
     return (
@@ -161,7 +281,14 @@ def main() -> None:
     parser.add_argument("--nights", type=int, default=365)
     parser.add_argument("--at", type=int, nargs="*", default=list(LOOKED_AT))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--days", type=int, help="follow a folder for so many days instead")
     given = parser.parse_args()
+    if given.days is not None:
+        found = measure_days(given.days)
+        print(json.dumps(found, indent=1))
+        if given.json:
+            given.json.write_text(json.dumps(found, indent=1))
+        return
     found = measure(given.nights, given.at)
     later = found["totals"][1:]
     if later:

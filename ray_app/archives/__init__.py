@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from ray_app import on_first_use
 
 if TYPE_CHECKING:
-    from ray_app.archives.build import Portions, is_as_listed, list_members, list_portions
+    from ray_app.archives.build import (
+        Portions,
+        finish_manifest,
+        is_as_listed,
+        list_members,
+        list_portions,
+    )
     from ray_app.archives.containers import Container, ContainerLimits
     from ray_app.archives.containers.parquet_reader import read_referenced
     from ray_app.archives.manifest import (
@@ -16,11 +22,16 @@ if TYPE_CHECKING:
         ManifestInfo,
         guard_of,
         last_listing,
+        listed_manifests,
         manifests,
+        open_manifest,
         read_blocks,
+        read_blocks_so_far,
         read_complete,
         read_ids,
+        read_listed,
         read_vanished,
+        read_vanished_so_far,
     )
     from ray_app.archives.members import (
         BlockPlan,

@@ -1,23 +1,25 @@
-"""`list_members`: an archive → its next manifest: all members the first time, later what is new;
-`list_portions`: a first listing in several manifests, so that the first is there early.
-`is_as_listed`: whether anything is new.
+"""List an archive into the manifests of a run.
+
+`list_members` writes a manifest at once. `list_portions` writes it in portions, so that the first
+ones can be scored early, and so that a source that is followed has a manifest a day.
+`is_as_listed` tells whether anything is new.
 
 1. The archive is walked (`Walk`), section by section, into raw files: first what its sources list,
-then what is in containers. Where the
-   sources name what they named before (a digest), that is all.
-2. Ids are joined: duplicates, collisions, what is known, what vanished.
-3. Runs of raw files are cut into blocks and written. Only then does the manifest count; what was
-interrupted before is listed anew.
+   then what is in containers. If the sources list what they listed before (a digest), that is all.
+2. Ids are joined (`IdTable`): duplicates, collisions, what is known, what vanished.
+3. Runs of raw files are cut into blocks and written. Only then does the portion or manifest count;
+   what was interrupted before is listed again.
 
-`Each` runs the steps, here or in tasks. Memory: a few numbers per section, block and container, a
-bit per member, and 8 bytes per vanished one; beside the join's own.
+`Each` runs the steps, here or in tasks. Memory: a few numbers per section, block, and container, a
+bit per member, and 8 bytes per vanished member; in addition to the join's own.
 
-`write_selected`: a manifest made of members of other manifests, under their own ids;
-`write_retry`: a manifest of members that are scored again.
+`write_selected` writes a manifest of members of other manifests, under their own ids, and
+`write_retry` a manifest of members that are scored again.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -26,7 +28,8 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import cut_blocks, dedup, manifest, raw_listing, reader
+from ray_app.archives import cut_blocks, manifest, raw_listing, reader
+from ray_app.archives.dedup import IdTable
 from ray_app.archives.known_ids import files_at, ids_in
 from ray_app.archives.members import (
     BlockPlan,
@@ -81,9 +84,7 @@ def write_selected(
     """
     number = base.manifest if base else 0
     store.clear(manifest.folder_of(number))
-    writer = cut_blocks.PartWriter(
-        store, f"{manifest.folder_of(number)}/part-00000", manifest.manifest_schema(wanted)
-    )
+    writer = cut_blocks.PartWriter(store, number, "part-00000", manifest.manifest_schema(wanted))
     arriving = cut_blocks.TableStream(manifest.with_input(table, wanted) for table in rows)
     for number, count in enumerate(block_sizes(plan)):
         table = arriving.up_to(count)
@@ -113,13 +114,14 @@ def write_retry(
         plan: How blocks are cut.
         statuses: The statuses for which the members are scored again.
     """
-    last = manifest.last_listing(store)
+    last = manifest.last_complete(store)
     assert last is not None, "a retry follows a listing"
     number = last.manifest + 1
     base = replace(
         last,
         manifest=number,
         listing_s=0.0,
+        portions=0,
         earlier=last.known,
         retried=list(statuses),
         retries=[*last.retries, number],
@@ -161,50 +163,83 @@ class ListingOptions(TypedDict, total=False):
 def list_members(
     store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]
 ) -> manifest.ManifestInfo | None:
-    """Write the next manifest; None when the archive is as the last one says.
+    """Write the next manifest; return None if the archive is as the last one lists it.
 
     A later manifest holds the members whose id no earlier one has, and as vanished all ids ever
-    listed that are not there now: a file put back to an older version makes the old id current
-    again, with the row that it has. Members of a folder or container that this listing could not
-    list stay as the last one left them.
+    listed that are not in the archive now. A file that is put back to an older version makes the
+    old id current again, with the row that it has. Members of a folder or container that this
+    listing could not list stay as the last one left them.
 
-    Raises ConfigError for an empty source and for columns whose types clash, StorageError when a
-    source or the store is out of reach.
+    Raises:
+        ConfigError: The source is empty, or types of columns clash.
+        StorageError: A source or the store is unreachable.
     """
-    listing = _Listing(store, archive, plan, **options)
-    walk, last = listing.walk, listing.last
-    walk.sources()
-    if last is not None and last.digest == walk.digest:
-        store.clear(manifest.folder_of(listing.number))
-        return None
-    walk.containers()
-    return listing.written()
+    with IdTable(store) as ids:
+        return _Listing(store, archive, plan, ids, is_portion=False, **options).list_whole()
 
 
 def list_portions(
-    store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]
+    store: Store,
+    archive: Archive,
+    plan: BlockPlan,
+    ids: IdTable | None = None,
+    **options: Unpack[ListingOptions],
 ) -> Iterator[manifest.ManifestInfo]:
-    """The same, where it is the first listing of a large archive in several manifests, given out as
-    they come to count.
+    """List an archive into portions of the open manifest, or of a new one, and yield each portion.
 
-    The first has some 50,000 members, each further one makes them about four times as many: the
-    first can be scored while the others are listed, and a listing that was interrupted goes on
-    behind the last of them. `goes_on` is False for the last.
+    The first listing of a large archive has several portions. The first one has some 50,000
+    members, each further one makes them about four times as many. `goes_on` is False for the last.
+    An interrupted listing continues after its last portion. Any other listing has one portion, or
+    none if nothing is new.
+
+    Args:
+        store: The run directory.
+        archive: The archive.
+        plan: How blocks are cut.
+        ids: The ids of the run. Listings of one process share them. None reads them.
+        **options: See `ListingOptions`.
+
+    Raises:
+        ConfigError: The source is empty, or types of columns clash.
+        StorageError: A source or the store is unreachable.
     """
-    last = manifest.last_listing(store)
-    if options.get("limit") is not None or not (last is None or last.goes_on):
-        info = list_members(store, archive, plan, **options)
-        if info is not None:
-            yield info
-        return
-    while last is None or last.goes_on:
-        listing = _Listing(store, archive, plan, **options)
-        if last is not None:
-            listing.walk.resume(store.read(manifest.path_in(last.manifest, "unlisted.json")))
-        info = listing.portion()
-        last = manifest.last_listing(store)
-        if info is not None:
-            yield info
+    with IdTable(store) if ids is None else nullcontext(ids) as known:
+        is_whole = False
+        while not is_whole:
+            listing = _Listing(store, archive, plan, known, is_portion=True, **options)
+            is_first = listing.goes_on or (listing.last is None and options.get("limit") is None)
+            info = listing.list_next_portion() if is_first else listing.list_whole()
+            is_whole = not is_first or not listing.walk.unlisted
+            if info is not None:
+                yield info
+
+
+def finish_manifest(store: Store, lease: int | None = None) -> manifest.ManifestInfo | None:
+    """Complete the open manifest if its listing has reached its end.
+
+    Args:
+        store: The run directory.
+        lease: The number of the claim on the directory; None for any.
+
+    Returns:
+        What the manifest holds; None if there is nothing to complete.
+
+    Raises:
+        StorageError: Another command claimed the directory.
+    """
+    listed = manifest.open_manifest(store)
+    if listed is None or listed.goes_on:
+        return None
+    _check_lease(store, lease)
+    return manifest.close_manifest(store, listed)
+
+
+def _check_lease(store: Store, lease: int | None) -> None:
+    if lease is not None and newest_claim(store) != lease:
+        raise StorageError(
+            f"{store.url}: another run took this directory over",
+            hint="let the other run finish, then run the same command again",
+        )
 
 
 def is_as_listed(
@@ -216,7 +251,7 @@ def is_as_listed(
     Opens no container, and gives up (False) where they named more than `most`. Raises as
     `list_members`.
     """
-    info = manifest.last_listing(store)
+    info = manifest.last_complete(store)
     if info is None or not info.digest or info.named > most:
         return False
     folder = manifest.folder_of(info.manifest + 1)
@@ -231,13 +266,16 @@ def is_as_listed(
 
 @dataclass
 class _Listing:
-    """The manifest that is being written, and the walk that leads there; for its settings see
-    `ListingOptions`.
+    """The manifest or portion that is being written, and the walk that leads to it.
+
+    `is_portion`: write a portion; else a whole manifest. For the settings see `ListingOptions`.
     """
 
     store: Store
     archive: Archive
     plan: BlockPlan
+    ids: IdTable
+    is_portion: bool
     each: Each = in_turn
     progress: raw_listing.Progress | None = None
     limit: int | None = None
@@ -247,14 +285,21 @@ class _Listing:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
+        store = self.store
         self._began = self.clock()
-        self._earlier = manifest.manifests(self.store)
-        self.last = manifest.read_complete(self.store, self._earlier[-1]) if self._earlier else None
+        self._earlier, self._open = manifest.listed_manifests(store)
+        self.last = self._open
+        if self.last is None and self._earlier:
+            self.last = manifest.read_complete(store, self._earlier[-1])
         self.number = self._earlier[-1] + 1 if self._earlier else 0
-        self.store.clear(manifest.folder_of(self.number))
-        self._scratch = f"{manifest.folder_of(self.number)}/listing"
+        self._portion = None if not self.is_portion else self._open.portions if self._open else 0
+        self._clear()
+        if self._open is not None:
+            # An interrupted `close_manifest` left it there.
+            store.delete(manifest.path_in(self.number, "blocks.parquet"))
+        self._scratch = f"{manifest.folder_of(self.number, self._portion)}/listing"
         lister = raw_listing.SectionLister(
-            self.store,
+            store,
             self._scratch,
             self.archive.selection,
             self.archive.fetcher,
@@ -262,32 +307,49 @@ class _Listing:
             self.portions.raw_rows,
         )
         self.walk = Walk(lister, self.archive, self.each, self.limit, self.progress)
+        if self._open is not None and self._open.goes_on:
+            path = manifest.path_in(self.number, "unlisted.json", self._open.portions - 1)
+            self.walk.resume(store.read(path))
 
-    def portion(self) -> manifest.ManifestInfo | None:
-        """List on until there is a manifest's worth of new members, or nothing is left; None where
-        nothing was new.
+    @property
+    def goes_on(self) -> bool:
+        """Whether an earlier listing of the manifest has not reached its end."""
+        return self._open is not None and self._open.goes_on
+
+    def list_whole(self) -> manifest.ManifestInfo | None:
+        """List everything; return None if nothing is new."""
+        self.walk.sources()
+        if self.last is not None and self.last.digest == self.walk.digest:
+            self._clear()
+            return None
+        self.walk.containers()
+        return self._write(is_first=False)
+
+    def list_next_portion(self) -> manifest.ManifestInfo | None:
+        """List on until there is a portion's worth of new members, or nothing is left; return None
+        if nothing is new.
         """
         walk, info = self.walk, None
         while info is None:
             walk.step()
             walk.containers()
+            if walk.kept or not walk.unlisted:
+                info = self._write(is_first=True)
             if not walk.unlisted:
-                return self.written(is_portion=True)
-            if walk.kept:
-                info = self.written(is_portion=True)
+                break
         return info
 
-    def written(self, *, is_portion: bool = False) -> manifest.ManifestInfo | None:
-        """Write the manifest of what the walk found; None if nothing is new.
+    def _write(self, *, is_first: bool) -> manifest.ManifestInfo | None:
+        """Write what the walk found; return None if nothing is new.
 
         Args:
-            is_portion: Earlier manifests are parts of the same listing.
+            is_first: It is a part of the first listing, so that no known id counts as vanished.
         """
         walk, store, number, last = self.walk, self.store, self.number, self.last
-        goes_on = is_portion and bool(walk.unlisted)
+        goes_on = is_first and bool(walk.unlisted)
         if not walk.listed and not goes_on:
             raise self.archive.empty(walk.found, walk.opened)
-        files, each = walk.files, self.each
+        files, each, folder = walk.files, self.each, manifest.folder_of(number, self._portion)
         joined = manifest.joined_inputs(
             (file.input_type for file in files), as_text=any(file.as_text for file in files)
         )
@@ -296,53 +358,81 @@ class _Listing:
         if max(walk.kept, known) <= self.portions.few:
             each = in_turn
         replaced = self._replaced_by_earlier()
-        chosen, vanished = dedup.choose_new(
-            store, number, self._earlier, files, self.digest, self.portions.id_rows, is_portion=is_portion, known=known, without=replaced
-        )  # fmt: skip
-        vanished = self._without_closed(vanished, replaced)
+        chosen = self.ids.choose_new(
+            folder, files, self.digest, self.portions.id_rows, without=replaced
+        )
+        vanished = np.empty(0, np.int64)
+        if not is_first:
+            vanished = self._without_closed(self.ids.vanished(), replaced)
         runs = cut_blocks.runs_of(chosen, self.portions.run_rows)
-        if (
-            last is not None
-            and not runs
-            and (
-                is_portion
-                or np.array_equal(vanished, manifest.read_vanished(store, self._earlier[-1]))
-            )
-        ):
-            walk.next_portion()
+        if last is not None and not runs:
+            # The end of a first listing is always written.
             if goes_on:
+                walk.next_portion()
                 return None
-            store.clear(manifest.folder_of(number))
-            manifest.write_complete(
-                store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, guard))
-            )
-            return None
-        blocks = _cut(store, number, self.plan, runs, input_type, each)
-        if self.lease is not None and newest_claim(store) != self.lease:
-            raise StorageError(
-                f"{store.url}: another run took this directory over",
-                hint="let the other run finish, then run the same command again",
-            )
-        noted = _noted(walk, guard)
+            if not is_first and np.array_equal(vanished, self._vanished_before()):
+                self._clear()
+                return None
+        blocks = self._cut(runs, input_type, each)
+        _check_lease(store, self.lease)
+        before = self._open
         info = manifest.ManifestInfo(
             manifest=number,
-            members=int(blocks["members"].to_numpy().sum()),
-            size_bytes=int(blocks["size_bytes"].to_numpy().sum()),
-            blocks=len(blocks),
+            members=int(blocks["members"].to_numpy().sum()) + (before.members if before else 0),
+            size_bytes=int(blocks["size_bytes"].to_numpy().sum())
+            + (before.size_bytes if before else 0),
+            blocks=len(blocks) + (before.blocks if before else 0),
             batch_slots=self.plan.batch_slots,
             listed=walk.listed,
             vanished=len(vanished),
             listing_s=round(self.clock() - self._began, 3),
             goes_on=goes_on,
-            earlier=known,
+            portions=0 if self._portion is None else self._portion + 1,
+            earlier=before.earlier if before else known,
             retries=last.retries if last else [],
-            **noted | ({"digest": ""} if goes_on else {}),
+            **_noted(walk, guard) | ({"digest": ""} if goes_on else {}),
         )
         store.clear(self._scratch)
         if goes_on:
-            store.write(manifest.path_in(number, "unlisted.json"), walk.noted())
-        manifest.write_listed(store, info, blocks, vanished)
+            path = manifest.path_in(number, "unlisted.json", self._portion)
+            manifest.create_file(store, path, walk.noted())
+        if self._portion is None:
+            manifest.write_listed(store, info, blocks, vanished)
+        else:
+            manifest.write_portion(store, info, blocks, vanished)
+        self.ids.keep_new()
         return info
+
+    def _cut(
+        self, runs: Sequence[cut_blocks.Run], input_type: pa.StructType | None, each: Each
+    ) -> pa.Table:
+        """Write the files of members; return the blocks."""
+        store, plan = self.store, self.plan
+        measure = partial(cut_blocks.block_ends, store, plan)
+        measured = iter(each(measure, [run for run in runs if cut_blocks.reads_rows(plan, run)]))
+        ends = [
+            next(measured) if cut_blocks.reads_rows(plan, run) else measure(run) for run in runs
+        ]
+        first = self._open.blocks if self._open else 0
+        firsts = accumulate((len(one) for one in ends), initial=first)
+        tables = each(
+            partial(cut_blocks.cut_run, store, self.number, self._portion, input_type),
+            list(zip(runs, ends, firsts, strict=False)),
+        )
+        return pa.concat_tables([manifest.BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()
+
+    def _clear(self) -> None:
+        """Remove what this listing wrote."""
+        portion = None if self._open is None else self._portion
+        self.store.clear(manifest.folder_of(self.number, portion))
+
+    def _vanished_before(self) -> Ids:
+        """Return the sorted ids that the last listing no longer found."""
+        if self.last is None:
+            return np.empty(0, np.int64)
+        if self._open is not None:
+            return manifest.read_vanished_so_far(self.store, self._open)
+        return manifest.read_vanished(self.store, self.last.manifest)
 
     def _replaced_by_earlier(self) -> Ids | None:
         """Return the ids of files of unknown version whose rows of the last listing stay current,
@@ -351,9 +441,7 @@ class _Listing:
         uris = {place.uri for place in self.walk.closed if place.version == ""}
         if not (uris and self._earlier):
             return None
-        uris = files_at(
-            self.store, self._earlier, uris, manifest.read_vanished(self.store, self._earlier[-1])
-        )
+        uris = files_at(self.store, uris, self._vanished_before())
         return np.unique(
             np.array(
                 [first_word(self.digest(ListedMember(uri, None, 0, "", -1), 0)) for uri in uris],
@@ -369,14 +457,10 @@ class _Listing:
         """
         if not (self.walk.closed and len(vanished)):
             return vanished
-        recent = np.setdiff1d(
-            vanished, manifest.read_vanished(self.store, self._earlier[-1]), assume_unique=True
-        )
+        recent = np.setdiff1d(vanished, self._vanished_before(), assume_unique=True)
         if replaced is not None:
             recent = np.setdiff1d(recent, replaced, assume_unique=True)
-        kept = (
-            ids_in(self.store, self._earlier, recent, self.walk.closed) if len(recent) else recent
-        )
+        kept = ids_in(self.store, recent, self.walk.closed) if len(recent) else recent
         return np.setdiff1d(vanished, kept, assume_unique=True)
 
 
@@ -400,23 +484,3 @@ def _noted(walk: Walk, before: Guard) -> dict[str, Any]:
         **linked,
         **closed,
     }
-
-
-def _cut(
-    store: Store,
-    number: int,
-    plan: BlockPlan,
-    runs: Sequence[cut_blocks.Run],
-    input_type: pa.StructType | None,
-    each: Each,
-) -> pa.Table:
-    """Write the manifest's parts; returns its blocks."""
-    measure = partial(cut_blocks.block_ends, store, plan)
-    measured = iter(each(measure, [run for run in runs if cut_blocks.reads_rows(plan, run)]))
-    ends = [next(measured) if cut_blocks.reads_rows(plan, run) else measure(run) for run in runs]
-    firsts = accumulate((len(one) for one in ends), initial=0)
-    tables = each(
-        partial(cut_blocks.cut_run, store, number, input_type),
-        list(zip(runs, ends, firsts, strict=False)),
-    )
-    return pa.concat_tables([manifest.BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()

@@ -101,18 +101,27 @@ def _may_be_heavy(plan: members.BlockPlan, run: Run) -> bool:
 
 
 def cut_run(
-    store: Store, number: int, input_type: pa.StructType | None, item: tuple[Run, members.Ids, int]
+    store: Store,
+    number: int,
+    portion: int | None,
+    input_type: pa.StructType | None,
+    item: tuple[Run, members.Ids, int],
 ) -> pa.Table:
-    """Write the files of a run for manifest `number`; returns its rows of `blocks.parquet`.
+    """Write the files of a run for a manifest or one of its portions.
 
-    `item`: the run, the ends of its blocks, the number of its first block.
+    Args:
+        store: The run directory.
+        number: The number of the manifest.
+        portion: The number of the portion; None for a whole manifest.
+        input_type: The type of the source's own columns; None if it has none.
+        item: The run, the ends of its blocks, and the number of its first block.
+
+    Returns:
+        The rows of the run in `blocks.parquet`.
     """
     run, ends, block = item
-    writer = PartWriter(
-        store,
-        f"{manifest.folder_of(number)}/part-{run.number:05}",
-        manifest.manifest_schema(input_type),
-    )
+    stem = f"part-{run.number:05}" if portion is None else f"{portion:05d}/part-{run.number:05}"
+    writer = PartWriter(store, number, stem, manifest.manifest_schema(input_type))
     rows = TableStream(manifest.with_input(table, input_type) for table in run.tables(store))
     for place, size in enumerate(np.diff(ends, prepend=0).tolist()):
         writer.add(rows.take(size).combine_chunks(), block + place)
@@ -148,10 +157,17 @@ class TableStream:
 
 
 class PartWriter:
-    """Blocks into files `STEM-00000.parquet`, …, of a few blocks each, each written whole."""
+    """Writes blocks into files `STEM-00000.parquet`, …, of a few blocks each, each written whole.
 
-    def __init__(self, store: Store, stem: str, schema: pa.Schema) -> None:
-        self._store, self._stem, self._schema = store, stem, schema
+    Args:
+        store: The run directory.
+        number: The number of the manifest.
+        stem: The beginning of the paths of the files in the manifest's folder.
+        schema: The columns of the files.
+    """
+
+    def __init__(self, store: Store, number: int, stem: str, schema: pa.Schema) -> None:
+        self._store, self._number, self._stem, self._schema = store, number, stem, schema
         self._files = 0
         self._waiting: list[pa.Table] = []
         self._blocks: list[dict[str, object]] = []
@@ -162,7 +178,7 @@ class PartWriter:
         self._blocks.append(
             {
                 "block": block,
-                "file": self._path().rpartition("/")[2],
+                "file": self._file(),
                 "row_group": len(self._waiting),
                 "members": len(listed),
                 "size_bytes": int(np.maximum(sizes, 0).sum()),
@@ -178,7 +194,7 @@ class PartWriter:
             self._flush()
         return pa.Table.from_pylist(self._blocks, manifest.BLOCK_COLUMNS)
 
-    def _path(self) -> str:
+    def _file(self) -> str:
         return f"{self._stem}-{self._files:05}.parquet"
 
     def _flush(self) -> None:
@@ -188,7 +204,8 @@ class PartWriter:
         ) as writer:
             for table in self._waiting:
                 writer.write_table(table, row_group_size=len(table))
-        manifest.create_file(self._store, self._path(), file.getvalue())
+        path = manifest.path_in(self._number, self._file())
+        manifest.create_file(self._store, path, file.getvalue())
         self._files += 1
         self._waiting = []
 

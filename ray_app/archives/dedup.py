@@ -1,7 +1,7 @@
-"""`choose_new`: which listed members are new; duplicates, colliding ids, known and vanished ones.
-One join of ids, in DuckDB.
+"""Find out which listed members are new, and which known ones vanished (`IdTable`), by one join of
+ids in DuckDB.
 
-Members with one id but different digests collide: the one known before, else the first listed,
+Members with one id but different digests collide. The one known before, else the first listed,
 keeps the id; the others are hashed again until each has an id of its own. That happens a handful of
 times in a lifetime.
 """
@@ -27,7 +27,6 @@ from ray_app.storage import Store, fetch
 # lowest position claims an id first.
 _HASHED_AGAIN, _ROW_BITS = 1 << 56, 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
-_KNOWN = -1  # the position of an id of an earlier manifest
 _FILES_AT_ONCE, _ROWS_AHEAD = 8, 8 * raw_listing.RAW_ROWS
 # What DuckDB may take, up to so many ids, and its threads; it takes some 140 MB besides, and keeps
 # the rest in a temporary folder. Of 10**7 ids it does with 160 MB, of 4 * 10**7 it does not.
@@ -35,18 +34,21 @@ _MEMORY = ((2_500_000, "64MB", 2), (4_000_000, "160MB", 4), (math.inf, "400MB", 
 _HELD_AT_ONCE = 1 << 22  # ids that are grouped at once
 
 _CLAIMS = pa.schema([("image_id", pa.int64()), ("word", pa.int64()), ("position", pa.int64())])
+# An id of an earlier manifest has the position -1.
 _HELD = """
     SELECT image_id, arg_min(word, position) AS holder, min(position) AS first, max(position) AS last, min(word) <> max(word) AS collides
-    FROM claims WHERE image_id BETWEEN ? AND ? GROUP BY image_id"""
+    FROM (SELECT image_id, word, -1 AS position FROM known UNION ALL FROM claims)
+    WHERE image_id BETWEEN ? AND ? GROUP BY image_id"""
 _COLLIDED = "SELECT position, word FROM claims JOIN held USING (image_id) WHERE collides AND word <> holder ORDER BY position"
 _MOVE = "UPDATE claims SET image_id = again.image_id, position = again.position FROM again WHERE claims.position = again.before"
 _NEW = "SELECT first % ? FROM held WHERE first >= 0"
 _NEW_IDS = "SELECT image_id, holder AS check FROM held WHERE first >= 0 AND image_id BETWEEN ? AND ? ORDER BY image_id"
 _OTHER_IDS = "SELECT first % $1 AS place, image_id FROM held WHERE first >= $1 ORDER BY place"
+_KEEP = "INSERT INTO known SELECT image_id, holder FROM held WHERE first >= 0"
 _VANISHED = """
     SELECT image_id FROM held
     WHERE first < 0 AND (last < 0 OR collides AND image_id NOT IN (
-        SELECT image_id FROM claims JOIN held USING (image_id) WHERE collides AND word = holder AND position >= 0))
+        SELECT image_id FROM claims JOIN held USING (image_id) WHERE collides AND word = holder))
     ORDER BY image_id"""
 
 
@@ -89,30 +91,89 @@ class ChosenMembers:
         return table.set_column(0, table.schema.field("image_id"), pa.array(ids))
 
 
-def choose_new(
-    store: Store,
-    number: int,
-    earlier: Sequence[int],
-    files: Sequence[raw_listing.RawFile],
-    digest: members.Digest,
-    id_rows: int,
-    *,
-    is_portion: bool = False,
-    known: int = 0,
-    without: members.Ids | None = None,
-) -> tuple[list[ChosenMembers], members.Ids]:
-    """What manifest `number` gets of each raw file, and the sorted ids of `earlier` manifests that
-    are not there any more.
+class IdTable:
+    """The ids of a run, in a database of this process. Use as a context manager.
 
-    `is_portion`: the files are a part of a listing, so no id counts as gone. `known`: about how
-    many ids earlier manifests have. `without`: ids of the files that are left out. Writes the new
-    ids, at most about `id_rows` to a file. Memory: a bit per member, and 8 bytes per vanished id.
-    Raises StorageError.
+    The ids of earlier manifests are read once. Memory: what DuckDB is given, and in addition a bit
+    per listed member and 8 bytes per vanished one.
+
+    Args:
+        store: The run directory.
     """
-    with _database(known + sum(file.rows for file in files)) as db:
-        for table in known_ids.known_ids(store, earlier):
-            _claim(db, table, np.full(len(table), _KNOWN))
-        jobs = ((file.rows, partial(_ids_of, store, file)) for file in files)
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stack = contextlib.ExitStack()
+        self._db: Any = None
+        self._known = self._most = 0
+
+    def __enter__(self) -> "IdTable":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def choose_new(
+        self,
+        folder: str,
+        files: Sequence[raw_listing.RawFile],
+        digest: members.Digest,
+        id_rows: int,
+        *,
+        without: members.Ids | None = None,
+    ) -> list[ChosenMembers]:
+        """Write the ids of new members, and return which members of each raw file are new.
+
+        Args:
+            folder: The folder of the manifest or portion that gets the members.
+            files: The listed members.
+            digest: Computes further digests of members whose ids collide.
+            id_rows: About how many ids a file gets at most.
+            without: Sorted ids of members to leave out.
+
+        Raises:
+            StorageError: The store, or the folder for temporary files, fails.
+        """
+        with _errors_of_database():
+            db = self._open_database()
+            self._most = max(self._most, self._known + sum(file.rows for file in files))
+            _resize(db, self._most)
+            db.register("claimed", _CLAIMS.empty_table())
+            db.execute("CREATE OR REPLACE TABLE claims AS FROM claimed")
+            self._claim(files, without)
+            _hold(db, self._known)
+            while collided := db.execute(_COLLIDED).fetchall():
+                _hash_again(db, self._store, files, collided, digest)
+                _hold(db, self._known)
+            _write_ids(db, self._store, folder, id_rows)
+            return _chosen(db, files)
+
+    def vanished(self) -> members.Ids:
+        """Return the sorted ids of earlier manifests that are not among the listed members."""
+        with _errors_of_database():
+            ids: members.Ids = self._db.sql(_VANISHED).to_arrow_table()["image_id"].to_numpy()
+        return ids
+
+    def keep_new(self) -> None:
+        """Add the new ids to the known ones, once their manifest or portion counts."""
+        with _errors_of_database():
+            [(count,)] = self._db.execute(_KEEP).fetchall()
+        self._known += count
+
+    def _open_database(self) -> Any:
+        """Return the database, which has the known ids once it is opened."""
+        if self._db is None:
+            with contextlib.ExitStack() as stack:
+                db, known = stack.enter_context(_database()), 0
+                for table in known_ids.known_ids(self._store):
+                    db.register("read", table)
+                    db.execute("INSERT INTO known FROM read")
+                    known += len(table)
+                self._stack, self._db, self._known = stack.pop_all(), db, known
+        return self._db
+
+    def _claim(self, files: Sequence[raw_listing.RawFile], without: members.Ids | None) -> None:
+        jobs = ((file.rows, partial(_ids_of, self._store, file)) for file in files)
         for place, table in enumerate(
             fetch.read_ahead(jobs, depth_bytes=_ROWS_AHEAD, threads=_FILES_AT_ONCE)
         ):
@@ -121,61 +182,54 @@ def choose_new(
             if without is not None:
                 stays = ~np.isin(table["image_id"].to_numpy(), without)
                 table, positions = table.filter(pa.array(stays)), positions[stays]
-            _claim(db, table, positions)
-        _hold(db)
-        while collided := db.execute(_COLLIDED).fetchall():
-            _hash_again(db, store, files, collided, digest)
-            _hold(db)
-        _write_ids(db, store, number, id_rows)
-        chosen = _chosen(db, files)
-        return chosen, np.empty(0, np.int64) if is_portion else db.sql(_VANISHED).to_arrow_table()[
-            "image_id"
-        ].to_numpy()
+            columns = [table["image_id"], table["check"], pa.array(positions, pa.int64())]
+            self._db.register("claimed", pa.table(columns, schema=_CLAIMS))
+            self._db.execute("INSERT INTO claims FROM claimed")
 
 
 @contextlib.contextmanager
-def _database(ids: int) -> Iterator[Any]:
-    """An empty database for so many ids that holds little in memory, reads no file and no network,
-    and is gone afterwards.
-    """
+def _database() -> Iterator[Any]:
+    """Open an empty database that reads no file and no network, and is deleted afterwards."""
     import duckdb  # here: reading a manifest does not need it
 
-    memory, threads = next((memory, threads) for most, memory, threads in _MEMORY if ids <= most)
     with tempfile.TemporaryDirectory(prefix="touchstone-ids-") as folder:
         db = duckdb.connect(
             config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
         )
         try:
-            db.execute(
-                f"SET memory_limit='{memory}'; SET threads={threads}; SET preserve_insertion_order=false"
-            )
+            db.execute("SET preserve_insertion_order=false")
             db.execute("SET temp_directory=?", [folder])
-            db.execute("SET enable_external_access=false; SET lock_configuration=true")
-            db.register("claimed", _CLAIMS.empty_table())
-            db.execute("CREATE TABLE claims AS FROM claimed")
+            db.execute("SET enable_external_access=false")
+            db.execute("CREATE TABLE known (image_id BIGINT, word BIGINT)")
             yield db
-        except duckdb.Error as error:
-            raise StorageError(
-                f"cannot join ids in {folder}: {error}", hint="TMPDIR names a folder with more room"
-            ) from error
         finally:
             db.close()
 
 
-def _claim(db: Any, table: pa.Table, positions: members.Ids) -> None:
-    """Each row of `table` (image_id, check) claims its id."""
-    db.register(
-        "claimed",
-        pa.table(
-            [table["image_id"], table["check"], pa.array(positions, pa.int64())], schema=_CLAIMS
-        ),
-    )
-    db.execute("INSERT INTO claims FROM claimed")
+@contextlib.contextmanager
+def _errors_of_database() -> Iterator[None]:
+    """Raise errors of DuckDB as StorageError: it runs out of memory or disk space."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise StorageError(
+            f"cannot join ids in {tempfile.gettempdir()}: {error}",
+            hint="set TMPDIR to a folder with more space",
+        ) from error
 
 
-def _hold(db: Any) -> None:
+def _resize(db: Any, ids: int) -> None:
+    """Set the memory and the threads for this number of ids."""
+    memory, threads = next((memory, threads) for most, memory, threads in _MEMORY if ids <= most)
+    db.execute(f"SET memory_limit='{memory}'; SET threads={threads}")
+
+
+def _hold(db: Any, known: int) -> None:
     """Find which member holds each id, for as many ids at a time as fit into memory."""
     [(count,)] = db.execute("SELECT count(*) FROM claims").fetchall()
+    count += known
     for part, ids in enumerate(_stretches(count, _HELD_AT_ONCE)):
         db.execute(("INSERT INTO held" if part else "CREATE OR REPLACE TABLE held AS") + _HELD, ids)
 
@@ -219,7 +273,7 @@ def _hash_again(
     db.execute(_MOVE)
 
 
-def _write_ids(db: Any, store: Store, number: int, id_rows: int) -> None:
+def _write_ids(db: Any, store: Store, folder: str, id_rows: int) -> None:
     """The new ids, sorted, in 2**bits files by their top bits, each with the next word of its
     member's digest.
     """
@@ -229,7 +283,7 @@ def _write_ids(db: Any, store: Store, number: int, id_rows: int) -> None:
     for bucket, ids in enumerate(stretches):
         table = db.sql(_NEW_IDS, params=ids).to_arrow_table()
         if len(table):
-            path = f"{manifest.folder_of(number)}/ids/{bits}-{bucket:05}.parquet"
+            path = f"{folder}/ids/{bits}-{bucket:05}.parquet"
             manifest.create_file(store, path, manifest.parquet_bytes(table))
 
 

@@ -3,16 +3,18 @@ given places (`ids_in`).
 
     ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; n stands in its metadata
 
-Each manifest has its own ids beside it. Those of manifests with few of them are kept together here:
-a listing reads the file and the ids of the manifests since, and writes it anew with these. What
-stands here only repeats, and never changes its meaning: any file of it may be removed or damaged,
-which costs requests.
+Each manifest or portion has its own ids with it. Those of complete manifests with few of them are
+kept together here: a listing reads the file and the ids of the manifests since, and writes it again
+with these. The files here only repeat ids. Any of them may be removed or damaged, which costs
+requests.
 """
 
 import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,7 @@ from ray_app.storage import Store, local_path
 FOLDER = "ids"
 # a file of this size stays as it is, and the ids of a manifest that has as many are not repeated
 FULL_BYTES = 8 * 2**20
+_REQUESTS = 16  # files that are read at once
 _NAME = re.compile(r"(\d+)\.parquet")
 _LAST = b"touchstone.last"
 _IDS = pa.schema([("image_id", pa.int64()), ("check", pa.int64())])
@@ -61,10 +64,13 @@ class _Together:
             store.write(f"{FOLDER}/{self.first:05d}.parquet", file.getvalue())
 
 
-def known_ids(store: Store, earlier: Sequence[int]) -> Iterator[pa.Table]:
-    """Ids and check words of all members of these manifests, which follow one another; keeps them
-    together for the next listing.
+def known_ids(store: Store) -> Iterator[pa.Table]:
+    """Yield ids and check words of all members that are listed so far, and keep those of complete
+    manifests together for the next listing.
     """
+    earlier, listed = manifest.listed_manifests(store)
+    if listed is not None:
+        yield from _own(store, listed)[1]
     if not earlier:
         return
     number, end = earlier[0], earlier[-1]
@@ -80,7 +86,9 @@ def known_ids(store: Store, earlier: Sequence[int]) -> Iterator[pa.Table]:
             table, last = kept
             size, tables = sizes[number], iter([table])
         else:
-            size, tables = _own(store, number)
+            info = manifest.read_complete(store, number)
+            assert info is not None, "an earlier manifest is complete"
+            size, tables = _own(store, info)
             last = number
         if size >= FULL_BYTES:
             waiting.keep(store)
@@ -112,12 +120,24 @@ def _read(store: Store, first: int, end: int) -> tuple[pa.Table, int] | None:
         return None
 
 
-def _own(store: Store, number: int) -> tuple[int, Iterator[pa.Table]]:
-    """The ids of one manifest and their bytes, from its own files."""
-    folder = f"{manifest.folder_of(number)}/{FOLDER}"
-    sizes = store.sizes(folder)
-    read = (manifest.read_table(store, f"{folder}/{name}") for name in sorted(sizes))
-    return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
+def _own(store: Store, listed: manifest.ManifestInfo) -> tuple[int, Iterator[pa.Table]]:
+    """Return the bytes of the ids of one manifest, and the ids, from its own files."""
+    portions = range(listed.portions) if listed.portions else (None,)
+    folders = [f"{manifest.folder_of(listed.manifest, k)}/{FOLDER}" for k in portions]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        sizes = dict(zip(folders, pool.map(store.sizes, folders), strict=True))
+    paths = [f"{folder}/{name}" for folder in folders for name in sorted(sizes[folder])]
+    size = sum(sum(files.values()) for files in sizes.values())
+    return size, _read_all(store, paths)
+
+
+def _read_all(store: Store, paths: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield ids from files, a few of which are read at once."""
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        for start in range(0, len(paths), _REQUESTS):
+            read = partial(manifest.read_table, store)
+            for table in pool.map(read, paths[start : start + _REQUESTS]):
+                yield table.select(_IDS.names).cast(_IDS)
 
 
 def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.Ids) -> None:
@@ -129,7 +149,8 @@ def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.
         target: The run directory to write to.
         kept: The sorted ids to copy.
     """
-    tables = (table for number in numbers for table in _own(store, number)[1])
+    listed = (manifest.read_complete(store, number) for number in numbers)
+    tables = (table for info in listed if info for table in _own(store, info)[1])
     for file, table in enumerate(tables):
         ids = table["image_id"].to_numpy()
         at = np.minimum(np.searchsorted(kept, ids), max(len(kept) - 1, 0))
@@ -139,9 +160,7 @@ def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.
             target.write(path, manifest.parquet_bytes(rows))
 
 
-def ids_in(
-    store: Store, earlier: Sequence[int], ids: members.Ids, places: Collection[ClosedPlace]
-) -> members.Ids:
+def ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:
     """Return the ids, of some sorted ids of earlier manifests, whose members are in one of these
     places.
 
@@ -160,7 +179,7 @@ def ids_in(
         return uri in of_any_version or (uri, version) in others
 
     found = []
-    for table in _columns_of(store, earlier, ["image_id", "uri", "version"]):
+    for table in _columns_of(store, ["image_id", "uri", "version"]):
         rows = table.filter(pa.array(np.isin(table["image_id"].to_numpy(), ids)))
         facts = zip(rows["uri"].to_pylist(), rows["version"].to_pylist(), strict=True)
         found += [
@@ -171,20 +190,17 @@ def ids_in(
     return np.unique(np.array(found, np.int64))
 
 
-def files_at(
-    store: Store, earlier: Sequence[int], uris: Collection[str], without: members.Ids
-) -> set[str]:
-    """Return which of these uris have a row of the file itself, of a known version, in earlier
-    manifests.
+def files_at(store: Store, uris: Collection[str], without: members.Ids) -> set[str]:
+    """Return which of these uris have a row of the file itself, of a known version, in what is
+    listed so far.
 
     Args:
         store: The run directory.
-        earlier: The numbers of the manifests.
         uris: The uris to look up.
         without: Ids of rows that do not count.
     """
     wanted, found = pa.array(sorted(uris), pa.string()), set[str]()
-    for table in _columns_of(store, earlier, ["image_id", "uri", "member", "version"]):
+    for table in _columns_of(store, ["image_id", "uri", "member", "version"]):
         rows = table.filter(pc.is_in(table["uri"], wanted))
         counts = pc.and_(pc.is_null(rows["member"]), pc.not_equal(rows["version"], ""))
         stays = pa.array(~np.isin(rows["image_id"].to_numpy(), without))
@@ -192,10 +208,12 @@ def files_at(
     return found
 
 
-def _columns_of(store: Store, numbers: Iterable[int], columns: list[str]) -> Iterator[pa.Table]:
-    """Some columns of all members of manifests, a file at a time."""
-    for number in numbers:
-        for file in dict.fromkeys(ref.file for ref in manifest.read_blocks(store, number)):
-            yield pq.read_table(
-                pa.BufferReader(store.read(manifest.path_in(number, file))), columns=columns
-            )
+def _columns_of(store: Store, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield some columns of all members that are listed so far, a file at a time."""
+    numbers, listed = manifest.listed_manifests(store)
+    lists = [partial(manifest.read_blocks, store, number) for number in numbers]
+    if listed is not None:
+        lists.append(partial(manifest.read_blocks_so_far, store, listed))
+    for read in lists:
+        for path in dict.fromkeys(manifest.path_in(ref.manifest, ref.file) for ref in read()):
+            yield pq.read_table(pa.BufferReader(store.read(path)), columns=columns)

@@ -1,6 +1,6 @@
-"""List an archive in a process of its own, which writes the manifests of a run (`ListingProcess`).
+"""List an archive in a process of its own, which writes a manifest of a run (`ListingProcess`).
 
-The command that scores reads the manifests, and nothing else, to know what is listed. The listing
+The command that scores reads the manifest, and nothing else, to know what is listed. The listing
 process ends when its parent dies. It writes under the number of its parent's lease, so a listing
 process of an earlier command changes nothing.
 
@@ -19,9 +19,10 @@ from contextlib import suppress
 from typing import IO, TypeVar
 
 from ray_app import errors
-from ray_app.archives.build import ListingOptions, list_portions
+from ray_app.archives.build import ListingOptions, finish_manifest, list_portions
 from ray_app.archives.containers import ContainerLimits
-from ray_app.archives.manifest import manifests
+from ray_app.archives.dedup import IdTable
+from ray_app.archives.manifest import last_listing
 from ray_app.archives.members import BlockPlan, TableColumns
 from ray_app.archives.progress import ProgressLog
 from ray_app.archives.sources import open_source
@@ -150,7 +151,10 @@ class ListingProcess:
 
 
 def list_archive(request: ListingRequest, print_progress: Callable[[int], object]) -> None:
-    """Write the manifests of an archive.
+    """Write a manifest of an archive, in portions.
+
+    If the archive is listed again and again, the manifest stays open, and each listing adds what is
+    new.
 
     Args:
         request: The archive and the run.
@@ -176,20 +180,22 @@ def list_archive(request: ListingRequest, print_progress: Callable[[int], object
         "lease": request.lease,
         "limit": request.limit,
     }
-    every_s = request.every_s
-    while True:
-        try:
-            for _ in list_portions(store, archive, request.plan, **options):
+    with IdTable(store) as ids:
+        if request.every_s is None:
+            for _ in list_portions(store, archive, request.plan, ids, **options):
                 pass
-        except (errors.ConfigError, errors.StorageError) as error:
-            if every_s is None or not manifests(store):
-                raise
-            print(f"following: {error}; it is listed again", file=sys.stderr, flush=True)
-            time.sleep(min(every_s, _PATIENCE_S))
-            continue
-        if every_s is None:
+            finish_manifest(store, request.lease)
             return
-        time.sleep(every_s)
+        while True:
+            try:
+                for _ in list_portions(store, archive, request.plan, ids, **options):
+                    pass
+                time.sleep(request.every_s)
+            except (errors.ConfigError, errors.StorageError) as error:
+                if last_listing(store) is None:
+                    raise
+                print(f"following: {error}; it is listed again", file=sys.stderr, flush=True)
+                time.sleep(min(request.every_s, _PATIENCE_S))
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:

@@ -1,19 +1,25 @@
 """Manifests, the lists of members that a run scores, on disk: `ManifestInfo`, `BlockRef`,
 `read_blocks`, `write_listed`, and their Arrow rows.
 
-manifest/<n>/part-00000-00000.parquet …  members; one row group is one block, a few blocks are one
-file manifest/<n>/blocks.parquet              for each block: its file, row group, members and bytes
-manifest/<n>/ids/…                       the ids that <n> adds, sorted, by their top bits, each with
-the next word of its digest manifest/<n>/vanished.parquet            ids of earlier manifests that
-the listing of <n> no longer had manifest/<n>/unlisted.json               what a listing that goes
-on has not listed yet (`Walk.noted`) manifest/<n>/_complete                   counts, as JSON;
-written last: without it the folder does not count
+    manifest/<n>/part-00000-00000.parquet   members; a row group is a block, a few blocks are a file
+    manifest/<n>/blocks.parquet             for each block: its file, row group, members, and bytes
+    manifest/<n>/ids/                       the ids that <n> adds, sorted, by their top bits, each with the next word of its digest
+    manifest/<n>/vanished.parquet           all ids of earlier manifests that the listing of <n> no longer had
+    manifest/<n>/_complete                  counts, as JSON; written last: without it, the manifest is open
+    manifest/<n>/<k>/                       portion <k>: the same files, of what was listed since portion <k> - 1
+    manifest/<n>/<k>/vanished.parquet       which ids vanished or returned since manifest <n> - 1
+    manifest/<n>/<k>/unlisted.json          what an unfinished listing has yet to list (`Walk.noted`)
+
+A listing writes portions, so that the first ones are scored while the archive is still listed.
+`close_manifest` adds `blocks.parquet`, `vanished.parquet`, and `_complete` of the whole manifest.
 """
 
 import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -26,6 +32,7 @@ from ray_app.storage import Guard, Store
 from ray_app.storage.errors import refuses_condition
 
 _FORMAT = 1
+_REQUESTS = 16  # portions that are read at once
 
 BLOCK_COLUMNS = pa.schema(
     [
@@ -74,9 +81,10 @@ class ManifestInfo:
     not followed; `linked_example` is the first of them. `closed_folders`: folders that could not be
     listed, and `closed_example`; each is a member. `earlier`: how many members the manifests before
     have. `servers`, `allow_private`: the guard of the listing, to be used when members are read;
-    with `earlier`, joined with those before. `goes_on`: it is a portion of a listing that goes on
-    in the next manifest; `listed` and `named` count all portions so far. `retried`: of a retry, the
-    statuses of the members that it lists again; `retries`: the numbers of all retries so far.
+    with `earlier`, joined with those before. `portions`: how many portions the manifest has, 0 if it
+    was written at once; each portion counts what the manifest has so far. `goes_on`: the listing has
+    not reached its end with this portion. `retried`: of a retry, the statuses of the members that it
+    lists again; `retries`: the numbers of all retries so far.
     """
 
     manifest: int
@@ -96,6 +104,7 @@ class ManifestInfo:
     servers: Sequence[str] = ()
     allow_private: bool = False
     earlier: int = 0
+    portions: int = 0
     goes_on: bool = False
     retried: Sequence[str] = field(default_factory=list)
     retries: Sequence[int] = field(default_factory=list)
@@ -147,6 +156,10 @@ class BlockList(Sequence[BlockRef]):
         """Several, one after another."""
         empty = BLOCK_COLUMNS.append(pa.field("manifest", pa.int32())).empty_table()
         return cls(pa.concat_tables([empty, *(one._table for one in lists)]).combine_chunks())
+
+    def columns(self) -> pa.Table:
+        """Return them as a table (`BLOCK_COLUMNS`)."""
+        return self._table.select(BLOCK_COLUMNS.names)
 
     @property
     def members(self) -> int:
@@ -204,44 +217,101 @@ class BlockList(Sequence[BlockRef]):
                 yield BlockRef(**row)
 
 
-def folder_of(number: int) -> str:
-    """Where a manifest lies, relative to the run."""
-    return f"manifest/{number}"
+def folder_of(number: int, portion: int | None = None) -> str:
+    """Return the folder of a manifest, or of one of its portions, relative to the run."""
+    return f"manifest/{number}" if portion is None else f"manifest/{number}/{portion:05d}"
 
 
-def path_in(number: int, name: str) -> str:
-    """Where a file of a manifest lies in the store."""
-    return f"{folder_of(number)}/{name}"
+def path_in(number: int, name: str, portion: int | None = None) -> str:
+    """Return the path of a file of a manifest, or of one of its portions."""
+    return f"{folder_of(number, portion)}/{name}"
 
 
 def manifests(store: Store) -> list[int]:
     """The numbers of all complete manifests, ascending."""
-    numbers = sorted(int(name) for name in store.folders("manifest") if name.isdigit())
-    # One is begun only when the one before is complete, so the last alone can be unfinished.
-    return numbers if not numbers or read_complete(store, numbers[-1]) is not None else numbers[:-1]
+    return listed_manifests(store)[0]
 
 
-def read_complete(store: Store, number: int) -> ManifestInfo | None:
-    """What a complete manifest holds; None when there is none, or only an unfinished one.
+def open_manifest(store: Store) -> ManifestInfo | None:
+    """Return what the open manifest holds so far; None if no manifest with a portion is open."""
+    return listed_manifests(store)[1]
 
-    Raises IdentityError when another version of Touchstone wrote it.
+
+def listed_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
+    """Return the numbers of all complete manifests, ascending, and what the open manifest holds so
+    far; None if no manifest with a portion is open.
     """
+    numbers = _numbers(store, "manifest")
+    # A manifest is begun only when the one before is complete, so the last alone can be open.
+    if not numbers or read_complete(store, numbers[-1]) is not None:
+        return numbers, None
+    return numbers[:-1], _read_last_portion(store, numbers[-1])
+
+
+def read_complete(store: Store, number: int, portion: int | None = None) -> ManifestInfo | None:
+    """Return what a complete manifest or a complete portion holds; None if it is not complete.
+
+    Raises:
+        IdentityError: Another version of Touchstone wrote it.
+    """
+    path = path_in(number, "_complete", portion)
     try:
-        fields = json.loads(store.read(path_in(number, "_complete")))
+        fields = json.loads(store.read(path))
     except FileNotFoundError:
         return None
     if fields.get("format") != _FORMAT:
         raise IdentityError(
-            f"{store.url}/{path_in(number, '_complete')} was written by another version of Touchstone",
+            f"{store.url}/{path} was written by another version of Touchstone",
             hint="give another --out, or use that version",
         )
     return ManifestInfo(**fields)
 
 
-def last_listing(store: Store) -> ManifestInfo | None:
-    """The newest complete manifest's; None where there is none."""
+def read_listed(store: Store, number: int) -> ManifestInfo | None:
+    """Return what a manifest holds as far as it is listed; None if it has no portion yet."""
+    return read_complete(store, number) or _read_last_portion(store, number)
+
+
+def _read_last_portion(store: Store, number: int) -> ManifestInfo | None:
+    # Portions are written one after another, so the last alone can be incomplete.
+    for portion in reversed(_numbers(store, folder_of(number))[-2:]):
+        info = read_complete(store, number, portion)
+        if info is not None:
+            return info
+    return None
+
+
+def last_complete(store: Store) -> ManifestInfo | None:
+    """Return what the newest complete manifest holds; None if there is none."""
     numbers = manifests(store)
     return read_complete(store, numbers[-1]) if numbers else None
+
+
+def last_listing(store: Store) -> ManifestInfo | None:
+    """Return what the newest manifest holds as far as it is listed; None if nothing is listed."""
+    numbers, listed = listed_manifests(store)
+    return listed or (read_complete(store, numbers[-1]) if numbers else None)
+
+
+def close_manifest(store: Store, listed: ManifestInfo) -> ManifestInfo:
+    """Complete a manifest with its portions. An interrupted call can be repeated.
+
+    Args:
+        store: The run directory.
+        listed: What the manifest holds, as its last portion states it.
+    """
+    number = listed.manifest
+    blocks = read_blocks_so_far(store, listed).columns()
+    store.write(path_in(number, "blocks.parquet"), parquet_bytes(blocks))
+    vanished = read_vanished_so_far(store, listed)
+    store.write(path_in(number, "vanished.parquet"), _vanished_bytes(vanished))
+    info = replace(listed, goes_on=False)
+    create_file(store, path_in(number, "_complete"), _info_bytes(info))
+    return info
+
+
+def _numbers(store: Store, folder: str) -> list[int]:
+    return sorted(int(name) for name in store.folders(folder) if name.isdigit())
 
 
 def guard_of(store: Store) -> Guard:
@@ -252,7 +322,7 @@ def guard_of(store: Store) -> Guard:
 
 
 def listed_so_far(store: Store) -> tuple[int, Guard]:
-    """How many members all complete manifests have, and the guard under which these may be read."""
+    """How many members all manifests list so far, and the guard under which these may be read."""
     last = last_listing(store)
     if last is None:
         return 0, Guard()
@@ -279,18 +349,49 @@ def create_file(store: Store, path: str, data: bytes) -> None:
         )
 
 
-def write_complete(store: Store, info: ManifestInfo) -> None:
-    """Make a manifest count."""
-    store.write(path_in(info.manifest, "_complete"), json.dumps(asdict(info), indent=1).encode())
-
-
 def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
-    """Write what a manifest has beside its parts (`blocks`: BLOCK_COLUMNS), and make it count."""
+    """Write what a manifest has besides its parts and ids, and make it count.
+
+    Args:
+        store: The run directory.
+        info: The facts of the manifest.
+        blocks: Its blocks (`BLOCK_COLUMNS`).
+        vanished: The sorted ids that its listing no longer found.
+    """
     create_file(store, path_in(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
-    vanished_ids = parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS))
-    create_file(store, path_in(info.manifest, "vanished.parquet"), vanished_ids)
-    complete = json.dumps(asdict(info), indent=1).encode()
-    create_file(store, path_in(info.manifest, "_complete"), complete)
+    create_file(store, path_in(info.manifest, "vanished.parquet"), _vanished_bytes(vanished))
+    create_file(store, path_in(info.manifest, "_complete"), _info_bytes(info))
+
+
+def write_portion(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
+    """Write what the last portion of a manifest has besides its parts and ids, and make it count.
+
+    Args:
+        store: The run directory.
+        info: The facts of the manifest with this portion.
+        blocks: The blocks of the portion (`BLOCK_COLUMNS`).
+        vanished: The sorted ids that the listing no longer found.
+    """
+    number, portion = info.manifest, info.portions - 1
+    before = _read_vanished(store, number - 1)
+    gone, back = np.setdiff1d(vanished, before), np.setdiff1d(before, vanished)
+    changes = pa.table(
+        {
+            "image_id": pa.array(np.concatenate([gone, back]), pa.int64()),
+            "is_back": pa.array(np.arange(len(gone) + len(back)) >= len(gone)),
+        }
+    )
+    create_file(store, path_in(number, "blocks.parquet", portion), parquet_bytes(blocks))
+    create_file(store, path_in(number, "vanished.parquet", portion), parquet_bytes(changes))
+    create_file(store, path_in(number, "_complete", portion), _info_bytes(info))
+
+
+def _info_bytes(info: ManifestInfo) -> bytes:
+    return json.dumps(asdict(info), indent=1).encode()
+
+
+def _vanished_bytes(vanished: Ids) -> bytes:
+    return parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS))
 
 
 def read_table(store: Store, path: str) -> pa.Table:
@@ -305,12 +406,25 @@ def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
     return file.getvalue()
 
 
-def read_blocks(store: Store, number: int) -> BlockList:
-    """The blocks of a complete manifest, in order."""
-    table = read_table(store, path_in(number, "blocks.parquet"))
+def read_blocks(store: Store, number: int, portion: int | None = None) -> BlockList:
+    """Return the blocks of a complete manifest, or of one of its portions, in order."""
+    table = read_table(store, path_in(number, "blocks.parquet", portion))
     return BlockList(
         table.append_column("manifest", pa.array(np.full(len(table), number, np.int32)))
     )
+
+
+def read_blocks_so_far(store: Store, listed: ManifestInfo) -> BlockList:
+    """Return the blocks of an open manifest, in order.
+
+    Args:
+        store: The run directory.
+        listed: What the manifest holds, as one of its portions states it. Later ones are left out.
+    """
+    portions = range(listed.portions)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        read = partial(read_blocks, store, listed.manifest)
+        return BlockList.joined(list(pool.map(read, portions)))
 
 
 def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
@@ -326,11 +440,23 @@ def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
 
 
 def read_vanished(store: Store, number: int) -> Ids:
-    """The sorted ids of earlier manifests that are not in the archive any more, as of listing
-    `number`.
+    """The sorted ids of earlier manifests that are not in the archive any more, as of complete
+    manifest `number`.
     """
     vanished: Ids = read_table(store, path_in(number, "vanished.parquet"))["image_id"].to_numpy()
     return vanished
+
+
+def read_vanished_so_far(store: Store, listed: ManifestInfo) -> Ids:
+    """The same, as of a portion of an open manifest."""
+    number, before = listed.manifest, _read_vanished(store, listed.manifest - 1)
+    changes = read_table(store, path_in(number, "vanished.parquet", listed.portions - 1))
+    ids, is_back = changes["image_id"].to_numpy(), changes["is_back"].to_numpy()
+    return np.union1d(np.setdiff1d(before, ids[is_back]), ids[~is_back])
+
+
+def _read_vanished(store: Store, number: int) -> Ids:
+    return read_vanished(store, number) if number >= 0 else np.empty(0, np.int64)
 
 
 # The struct column `input` is there only when the source has columns of its own: Parquet knows no

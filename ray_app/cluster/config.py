@@ -59,11 +59,11 @@ class ClusterConfig(Frozen):
         "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached; a job that `ray job stop` ends has 3 s less than "
         "RAY_JOB_STOP_WAIT_TIME_S, which is 3 s unless the head or the job sets it",
     )
-    idle_s: Seconds = Field(
-        default=900,
+    idle_s: Seconds | None = Field(
+        default=None,
         ge=0,
-        description="of a source that is followed: processes end once nothing came for so long, and with them the nodes of an autoscaler; "
-        "they are started again for what comes then",
+        description="of a source that is followed: stop the workers if nothing new came for this time, and with them the nodes of an "
+        "autoscaler; they start again for the next items; null = they stay until midnight (UTC)",
     )
     decode_limit_s: float = Field(
         default=WALL_LIMIT_S,

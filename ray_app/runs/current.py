@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -68,21 +69,28 @@ class CurrentRows:
 
     @classmethod
     def at_end(cls, run: directory.RunDirectory) -> "CurrentRows":
-        """Return the rows as they are once the manifests that are listed by now finish.
+        """Return the rows as they are once all that is listed by now is scored.
 
         Raises:
             ConfigError: There is no run.
         """
-        return cls._up_to(run, max(archives.manifests(run.store), default=-1))
+        numbers, listed = archives.listed_manifests(run.store)
+        return cls._up_to(run, max(numbers, default=-1), listed)
 
     @classmethod
-    def _up_to(cls, run: directory.RunDirectory, last: int) -> "CurrentRows":
+    def _up_to(
+        cls, run: directory.RunDirectory, last: int, listed: archives.ManifestInfo | None = None
+    ) -> "CurrentRows":
         if not run.exists():
             raise run.missing()
         described = run.describe()
         run.check_readable(described)
         info = archives.read_complete(run.store, last) if last >= 0 else None
-        if info is None:
+        if listed is not None:
+            info, vanished = listed, archives.read_vanished_so_far(run.store, listed)
+        elif info is not None:
+            vanished = archives.read_vanished(run.store, last)
+        else:
             return cls(run, -1, np.empty(0, np.int64))
         retried = {}
         for number in info.retries:
@@ -91,8 +99,8 @@ class CurrentRows:
         ensemble = described.get("ensemble") or {}
         return cls(
             run,
-            last,
-            archives.read_vanished(run.store, last),
+            info.manifest,
+            vanished,
             retried,
             _unlike(run, described),
             ensemble.get("thresholds", {}),
@@ -361,8 +369,12 @@ def members_of(
     """
     wanted, ends = np.unique(np.array(list(image_ids), np.int64)), time.monotonic() + seconds
     found: dict[int, archives.ManifestMember] = {}
-    for number in archives.manifests(run.store):
-        blocks = archives.read_blocks(run.store, number)
+    numbers, listed = archives.listed_manifests(run.store)
+    lists = [partial(archives.read_blocks, run.store, number) for number in numbers]
+    if listed is not None:
+        lists.append(partial(archives.read_blocks_so_far, run.store, listed))
+    for read_blocks in lists:
+        blocks = read_blocks()
         for ref, ids in zip(blocks, archives.read_ids(run.store, blocks), strict=True):
             if np.isin(ids, wanted).any():
                 members = archives.member_rows(archives.read_block(run.store, ref))

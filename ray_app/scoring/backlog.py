@@ -18,14 +18,18 @@ class Listing:
     """The work of a run: the blocks of its unfinished manifests, and those without rows.
 
     Attributes:
-        manifests: The numbers of the manifests.
-        blocks: Their blocks.
+        manifests: The numbers of the manifests; an open one is the last.
+        blocks: Their blocks, as far as they are listed.
         pending: The blocks that have no rows yet.
+        following: The manifest and the portion that a listing writes next.
+        listed: What the open manifest holds; None if no manifest is open.
     """
 
     manifests: list[int]
     blocks: archives.BlockList
     pending: archives.BlockList
+    following: tuple[int, int]
+    listed: archives.ManifestInfo | None = None
 
     @property
     def state(self) -> str:
@@ -108,7 +112,8 @@ def is_complete(run: RunDirectory) -> bool:
     summary, numbers = run.read_json("summary.json"), archives.manifests(run.store)
     facts = (numbers[-1], numbers[-1], fingerprint(run.describe()["identity"]))
     is_same = (run.last_finished(), summary["listing"], summary["fingerprint"]) == facts
-    return is_same and not any(run.parts(number) for number in run.part_folders())
+    has_parts = any(run.parts(number) for number in run.part_folders())
+    return is_same and not has_parts and archives.open_manifest(run.store) is None
 
 
 def work_of(run: RunDirectory, *, whole: bool = False) -> Listing:
@@ -119,9 +124,17 @@ def work_of(run: RunDirectory, *, whole: bool = False) -> Listing:
         whole: Include finished manifests.
     """
     finished = -1 if whole else run.last_finished()
-    numbers = [number for number in archives.manifests(run.store) if number > finished]
-    lists = {number: archives.read_blocks(run.store, number) for number in numbers}
+    numbers, listed = archives.listed_manifests(run.store)
+    following = (max(numbers, default=-1) + 1, 0)
+    lists = {n: archives.read_blocks(run.store, n) for n in numbers if n > finished}
+    if listed is not None:
+        following = (listed.manifest, listed.portions)
+        lists[listed.manifest] = archives.read_blocks_so_far(run.store, listed)
     pending = run.without_rows(lists) if lists else []
     return Listing(
-        numbers, archives.BlockList.joined(list(lists.values())), archives.BlockList.joined(pending)
+        list(lists),
+        archives.BlockList.joined(list(lists.values())),
+        archives.BlockList.joined(pending),
+        following,
+        listed,
     )

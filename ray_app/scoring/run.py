@@ -22,9 +22,10 @@ from typing import Any, NoReturn
 from ray_app.archives import (
     BlockPlan,
     fetcher_of,
+    finish_manifest,
     is_as_listed,
     last_listing,
-    manifests,
+    open_manifest,
     read_complete,
 )
 from ray_app.archives.listing import ListingProcess
@@ -48,7 +49,6 @@ from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
 from ray_app.scoring import guarantee, identity, stages
 from ray_app.scoring.backlog import (
-    Listing,
     archive_of,
     is_complete,
     listing_request,
@@ -181,8 +181,14 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
     settings.spec(gpus=0)
     settings.references()
     settings.require_same(directory)
-    if not manifests(directory.store):
+    last = last_listing(directory.store)
+    if last is None:
         archive_of(config).check()
+    elif last.goes_on and not last.portions:
+        raise ConfigError(
+            f"{directory.store.url}: Touchstone 0.25 did not finish the first listing of this run",
+            hint="finish it with Touchstone 0.25, or score the source again with another --out",
+        )
 
 
 def _unchanged(
@@ -266,14 +272,15 @@ class ScoringRun:
     def score_listed(self, plan: BlockPlan) -> None:
         """Score the pending blocks of an unfinished run, else list the source and score what is new.
 
-        A listing that an earlier command did not finish goes on.
+        A listing that an earlier command did not finish continues.
 
         Raises:
             ConfigError: The source is empty. If nothing was ever listed, the directory is free again.
         """
         run = self.directory
-        last = last_listing(run.store)
-        if work_of(run).pending and last is not None and not last.goes_on:
+        # A command that followed the source may have left it open.
+        finish_manifest(run.store, self.lease.number)
+        if work_of(run).pending and open_manifest(run.store) is None:
             self.score(None)
             return
         try:
@@ -281,7 +288,7 @@ class ScoringRun:
                 self.score(listing)
                 self.session.listed(listing.seconds)
         except ConfigError:
-            if not manifests(run.store):
+            if last_listing(run.store) is None:
                 run.store.delete(guarantee.REFERENCES)
                 run.give_up()
             raise
@@ -296,6 +303,7 @@ class ScoringRun:
             ConfigError: Not all files of the last listing have been scored.
         """
         run, statuses = self.directory, [status.value for status in self.config.rescore]
+        finish_manifest(run.store, self.lease.number)
         work, last = work_of(run), last_listing(run.store)
         if last is None or last.goes_on or (work.pending and not last.is_retry):
             raise ConfigError(
@@ -326,10 +334,10 @@ class ScoringRun:
         self.score(None)
 
     def follow(self, plan: BlockPlan) -> NoReturn:
-        """Score what the source has and gets, and finish the manifests of each day at its end.
+        """Score what the source has and gets, and finish the manifest of each day at its end.
 
-        Each day is a session of its own. If the run is stopped and everything listed is scored, its
-        manifests are finished, too.
+        Each day is a session of its own. If the run is stopped and everything listed is scored, the
+        manifest is finished, too.
 
         Raises:
             KeyboardInterrupt: The run is stopped.
@@ -343,18 +351,23 @@ class ScoringRun:
                 with ListingProcess(request) as listing:
                     self.score(listing)
             except KeyboardInterrupt:
-                last = last_listing(self.directory.store)
-                if last is not None and not last.goes_on and not work_of(self.directory).pending:
-                    self._settle_day()
+                if not work_of(self.directory).pending:
+                    self._finish_day()
                 raise
-            self._settle_day()
-            self.spent_before += self.session.cost().total
-            self.session = self.session.following()
+            if self._finish_day():
+                self.spent_before += self.session.cost().total
+                self.session = self.session.following()
 
-    def _settle_day(self) -> None:
+    def _finish_day(self) -> bool:
+        """Finish the manifest of a day; return False if its first listing has not reached its end."""
+        store = self.directory.store
+        finish_manifest(store, self.lease.number)
+        if last_listing(store) is None or open_manifest(store) is not None:
+            return False
         report_folders(self.directory)
         summary = document.RunSummary.model_validate(self.finish_manifests().summary)
         print(f"settled: {headline(summary)}", file=sys.stderr, flush=True)
+        return True
 
     def finish_manifests(self) -> ScoringResult:
         """Publish the rows of the unfinished manifests, prove that every member has one, count, and
@@ -384,7 +397,7 @@ class ScoringRun:
         grows = self.config.follow is None or len(self.passes.groups()) == 1
         while True:
             if listing is not None and not grows and not (work := work_of(self.directory)).pending:
-                self._await_manifest(_next_manifest(self.directory, work), listing)
+                self._await_portion(*work.following, listing)
             for one in passes_of(
                 self.passes,
                 self.directory,
@@ -433,7 +446,9 @@ class ScoringRun:
             stall_s, layout.slowest_block_s(estimate.worst_gmac)
         )
         state = _PassState(one, layout, listing, progress, meter, stopper, orders)
-        state.counted = work.manifests[-1] if work.manifests else run.last_finished()
+        state.following = work.following
+        if work.listed is not None:
+            state.members, state.blocks = work.listed.members, work.listed.blocks
         seconds, emulating = itertools.count(), frozenset[str]()
         try:
             with (
@@ -491,16 +506,16 @@ class ScoringRun:
             if listing is None or not is_listing or self._is_day_over():
                 return None
             watch.rests = True
-            self._await_manifest(_next_manifest(run, work), listing)
-        following = _next_manifest(run, work) if is_listing else None
+            self._await_portion(*work.following, listing)
+        following = work.following if is_listing else None
         number = state.orders.begin_turn()
         state.has_begun, state.active_at = True, time.monotonic()
         return Turn(run, self.lease.number, number, left, following)
 
-    def _await_manifest(self, number: int, listing: ListingProcess) -> None:
-        """Wait until a manifest is complete, the listing has ended, or the day is over."""
+    def _await_portion(self, number: int, portion: int, listing: ListingProcess) -> None:
+        """Wait until a portion is complete, the listing has ended, or the day is over."""
         while listing.is_running and not self._is_day_over():
-            if read_complete(self.directory.store, number) is not None:
+            if read_complete(self.directory.store, number, portion) is not None:
                 return
             time.sleep(_POLL_S if self.config.follow is None else _FOLLOW_POLL_S)
 
@@ -614,12 +629,13 @@ class ScoringRun:
             _announce_end(state, listing)
         state.progress.grow(0, goes_on=is_running)
         state.meter.grow(0, goes_on=is_running)
-        while (info := read_complete(self.directory.store, state.counted + 1)) is not None:
-            state.progress.grow(info.members, goes_on=is_running)
-            state.meter.grow(info.blocks, goes_on=is_running)
-            state.counted += 1
+        while (info := read_complete(self.directory.store, *state.following)) is not None:
+            state.progress.grow(info.members - state.members, goes_on=is_running)
+            state.meter.grow(info.blocks - state.blocks, goes_on=is_running)
+            state.following = info.manifest, info.portions
+            state.members, state.blocks = info.members, info.blocks
         idle_s = self.config.cluster.idle_s
-        is_idle = time.monotonic() - state.active_at > idle_s
+        is_idle = idle_s is not None and time.monotonic() - state.active_at > idle_s
         if is_idle and is_running and state.has_begun:
             state.progress.say(f"stopping workers: no new items for {idle_s:.0f} s")
             state.has_begun = False
@@ -633,11 +649,6 @@ class ScoringRun:
             self.directory.store.clear(ATTEMPTS)
 
 
-def _next_manifest(run: RunDirectory, work: Listing) -> int:
-    """Return the number of the manifest that the listing writes next."""
-    return 1 + (work.manifests[-1] if work.manifests else run.last_finished())
-
-
 def _announce_end(state: "_PassState", listing: ListingProcess) -> None:
     """Report a listing that ended early, once; `ScoringRun.score` raises its error in the end."""
     if state.is_listed:
@@ -646,7 +657,7 @@ def _announce_end(state: "_PassState", listing: ListingProcess) -> None:
     try:
         listing.raise_error()
     except TouchstoneError as error:
-        if state.counted >= 0:
+        if state.following != (0, 0):
             state.progress.say(
                 f"the listing ended early; the files listed so far are scored first: {error}"
             )
@@ -658,7 +669,9 @@ class _PassState:
 
     Attributes:
         scored: The blocks that this pass reported.
-        counted: The last manifest that the progress counts; -1 for none.
+        following: The next manifest and portion that the progress counts.
+        members: Members of the open manifest that the progress counts.
+        blocks: Blocks of the open manifest that the progress counts.
         has_begun: Whether workers are there for what is listed next.
         is_listed: Whether the end of the listing was noticed.
         active_at: When a turn began or a block was committed last.
@@ -672,7 +685,9 @@ class _PassState:
     stopper: Stopper
     orders: OrderWriter
     scored: set[tuple[int, int]] = field(default_factory=set)
-    counted: int = -1
+    following: tuple[int, int] = (0, 0)
+    members: int = 0
+    blocks: int = 0
     has_begun: bool = False
     is_listed: bool = False
     active_at: float = 0.0

@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ray_app.archives import BlockList, BlockRef, ManifestInfo, read_blocks, read_complete
+from ray_app.archives import BlockList, BlockRef, read_blocks, read_complete
 from ray_app.runs import RunDirectory
 from ray_app.scoring.orders import read_orders
 
 _RELEASE_POLL_S = 0.25
-_MANIFEST_POLL_S = 1.0
+_PORTION_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -17,21 +17,22 @@ class Turn:
     """The blocks of a turn. Ray Data's read task iterates over them.
 
     A read task that Ray repeats gives the same blocks in the same order: they are either known when
-    the turn begins, or in manifests that are written meanwhile and never change.
+    the turn begins, or in portions that are written meanwhile and never change.
 
     Attributes:
         run: The run directory.
         lease: The number of the command's lease.
         number: The number of the turn.
         blocks: The blocks that are known when the turn begins.
-        following: The manifest that the listing writes next; None if nothing is listed meanwhile.
+        following: The manifest and the portion that the listing writes next; None if nothing is
+            listed meanwhile.
     """
 
     run: RunDirectory
     lease: int
     number: int
     blocks: BlockList
-    following: int | None = None
+    following: tuple[int, int] | None = None
 
     def __call__(self) -> Iterator[BlockRef]:
         """Yield each block once the command releases it, until the turn ends or is stopped."""
@@ -48,21 +49,22 @@ class Turn:
 
     def _blocks(self) -> Iterator[BlockRef]:
         yield from self.blocks
-        number = self.following
-        while number is not None and (info := self._await_manifest(number)) is not None:
-            if info.blocks:
-                yield from read_blocks(self.run.store, number)
-            number += 1
+        if self.following is None:
+            return
+        number, portion = self.following
+        while self._await_portion(number, portion):
+            yield from read_blocks(self.run.store, number, portion)
+            portion += 1
 
-    def _await_manifest(self, number: int) -> ManifestInfo | None:
-        """Return a manifest once it is complete; None if the turn ends first."""
+    def _await_portion(self, number: int, portion: int) -> bool:
+        """Wait until a portion is complete; return False if the turn ends first."""
         while True:
             orders = read_orders(self.run.store, self.lease)
-            is_over = orders is None or orders.turn != self.number
-            if is_over or (orders is not None and orders.is_stopped):
-                return None
+            if orders is None or orders.turn != self.number or orders.is_stopped:
+                return False
             # Read after the orders: what was listed before the turn ended belongs to it.
-            info = read_complete(self.run.store, number)
-            if info is not None or (orders is not None and orders.is_ended):
-                return info
-            time.sleep(_MANIFEST_POLL_S)
+            if read_complete(self.run.store, number, portion) is not None:
+                return True
+            if orders.is_ended:
+                return False
+            time.sleep(_PORTION_POLL_S)

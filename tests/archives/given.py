@@ -72,10 +72,10 @@ def backwards(function, items):
     yield from results[::-1]
 
 
-def all_members(store, number=0):
+def all_members(store, number=0, portion=None):
     return [
         member
-        for ref in read_blocks(store, number)
+        for ref in read_blocks(store, number, portion)
         for member in member_rows(read_block(store, ref))
     ]
 

@@ -1,5 +1,5 @@
-"""A first listing in portions: manifests that count while the listing goes on, and all together
-tell what one listing tells.
+"""Manifests in portions: those of a first listing, which count while it continues and together
+list what one listing lists, and those of a source that is followed.
 """
 
 import itertools
@@ -11,15 +11,22 @@ from benchmarks.listing_server import GivenKeys, ListingServer
 from ray_app.archives import (
     BlockPlan,
     Portions,
+    finish_manifest,
     is_as_listed,
+    last_listing,
     list_members,
     list_portions,
     manifests,
+    open_manifest,
     open_source,
+    read_blocks,
+    read_blocks_so_far,
     read_complete,
     read_vanished,
+    read_vanished_so_far,
     walk,
 )
+from ray_app.archives.dedup import IdTable
 from ray_app.errors import StorageError
 from ray_app.storage import RetryPolicy, Store, key_ranges
 from tests.archives.given import Dying, all_members, backwards, files_below
@@ -70,11 +77,17 @@ def fresh_store():
     return Store.open(f"memory://portions-{next(_roots)}")
 
 
-def portions(store, archive=None, **options):
+def list_source(store, archive=None, **options):
+    """Yield the portions of a listing, and complete the manifest at its end."""
+    yield from add_portions(store, archive, **options)
+    finish_manifest(store)
+
+
+def add_portions(store, archive=None, ids=None, **options):
+    """Yield the portions of a listing of a source that is followed."""
     archive = archive or open_source(["s3://bucket/p"])
-    return list_portions(
-        store, archive, PLAN, **{"portions": TINY, "clock": lambda: 0.0, **options}
-    )
+    options = {"portions": TINY, "clock": lambda: 0.0, **options}
+    return list_portions(store, archive, PLAN, ids, **options)
 
 
 def members_of(store):
@@ -85,80 +98,83 @@ def paths(store):
     return sorted(member.uri.removeprefix("s3://bucket/") for member in members_of(store))
 
 
-def test_portions_grow_and_tell_what_one_listing_tells(server):
+def test_portions_grow_and_list_what_one_listing_lists(server):
     store, whole = fresh_store(), fresh_store()
-    infos = list(portions(store))
+    infos = list(list_source(store))
     list_members(whole, open_source(["s3://bucket/p"]), PLAN)
     assert paths(store) == paths(whole) == [key for key in KEYS if key != "p/z/"]
-    there = fresh_store()
-    list(portions(there, each=backwards))
-    assert files_below(there) == files_below(store), "wherever tasks run"
+    in_tasks = fresh_store()
+    list(list_source(in_tasks, each=backwards))
+    assert files_below(in_tasks) == files_below(store)
     assert len(infos) >= 3
     assert 40 <= infos[0].members <= 60
     assert [info.goes_on for info in infos] == [True] * (len(infos) - 1) + [False]
-    assert [info.listed for info in infos] == list(
-        itertools.accumulate(info.members for info in infos)
-    )
+    assert [info.listed for info in infos] == [info.members for info in infos]
+    assert [info.portions for info in infos] == list(range(1, len(infos) + 1))
     assert infos[-1].listed == infos[-1].named == 296
-    assert not any(info.vanished or read_vanished(store, info.manifest).size for info in infos)
-    for number in manifests(store):
-        uris = [member.uri for member in all_members(store, number)]
+    assert manifests(store) == [0]
+    assert not read_vanished(store, 0).size
+    for portion in range(len(infos)):
+        uris = [member.uri for member in all_members(store, 0, portion)]
         assert uris == sorted(uris), "in the order of keys"
-    assert [m.uri for m in all_members(whole)] == sorted(m.uri for m in all_members(whole))
+    blocks = [ref.block for ref in read_blocks(store, 0)]
+    assert blocks == list(range(infos[-1].blocks))
     assert {m.image_id: m.uri for m in members_of(store)} == {
         m.image_id: m.uri for m in members_of(whole)
     }
-    assert read_complete(store, infos[-1].manifest).digest == read_complete(whole, 0).digest != ""
-    noted = json.loads(store.read("manifest/0/unlisted.json"))
-    assert (noted["listed"], {one["source"] for one in noted["unlisted"]}) == (infos[0].listed, {0})
+    assert read_complete(store, 0).digest == read_complete(whole, 0).digest != ""
+    unlisted = json.loads(store.read("manifest/0/00000/unlisted.json"))
+    assert unlisted["listed"] == infos[0].listed
 
 
-def test_the_first_is_there_before_the_listing_ends(server):
+def test_first_portion_counts_before_the_listing_ends(server):
     store = fresh_store()
-    arriving = portions(store)
+    arriving = list_source(store)
     info = next(arriving)
     assert len(server.asked) <= 12, "of 35 pages"
-    assert read_complete(store, 0) == info
+    assert read_complete(store, 0, 0) == open_manifest(store) == info
+    assert manifests(store) == []
     arriving.close()
 
 
 @pytest.mark.parametrize("first", [40, 10_000])
-def test_the_digest_does_not_depend_on_the_cuts(server, monkeypatch, first):
+def test_digest_does_not_depend_on_the_cuts(server, monkeypatch, first):
     monkeypatch.setattr(walk, "FIRST_STEP", first)
     store, archive = fresh_store(), open_source(["s3://bucket/p"])
-    list(portions(store))
+    list(list_source(store))
     assert is_as_listed(store, archive)
     assert list_members(store, archive, PLAN) is None
-    assert list(portions(store)) == []
+    assert list(list_source(store)) == []
     server.keys = GivenKeys([*KEYS[1:], "p/new.jpg"])
     assert not is_as_listed(store, archive)
-    [info] = portions(store)
+    [info] = list_source(store)
     assert (info.members, info.vanished, info.goes_on, info.listed) == (1, 1, False, 296)
     assert is_as_listed(store, archive)
     server.keys = GivenKeys(KEYS[1:])
-    [info] = portions(store)
+    [info] = list_source(store)
     assert (info.members, info.vanished) == (0, 2)
 
 
-def test_killed_anywhere_it_goes_on_behind_the_last_portion(server):
+def test_killed_listing_continues_after_its_last_portion(server):
     server.keys = GivenKeys(KEYS[:150])
     whole = fresh_store()
-    list(portions(whole))
+    list(list_source(whole))
     asked, resumed = len(server.asked), 0
-    for lives in itertools.count(0, 7):
+    for lives in itertools.count(0, 5):
         store = fresh_store()
         try:
-            list(portions(Dying(store.url, lives)))
+            list(list_source(Dying(store.url, lives)))
         except KeyboardInterrupt:
-            done = manifests(store)
-            before = {number: files_below(store, f"manifest/{number}") for number in done}
+            listed = last_listing(store)
+            done = range(listed.portions) if listed else ()
+            before = {k: files_below(store, f"manifest/0/{k:05d}") for k in done}
             server.asked.clear()
-            list(portions(store))
+            # As a command does before it lists.
+            if finish_manifest(store) is None:
+                list(list_source(store))
             assert files_below(store) == files_below(whole)
-            assert all(
-                files_below(store, f"manifest/{number}") == files
-                for number, files in before.items()
-            )
+            for portion, files in before.items():
+                assert files_below(store, f"manifest/0/{portion:05d}") == files
             if done:
                 resumed += 1
                 assert len(server.asked) <= asked - 5, "what was listed is not listed again"
@@ -167,31 +183,116 @@ def test_killed_anywhere_it_goes_on_behind_the_last_portion(server):
     assert resumed >= 2
 
 
-def test_what_changes_behind_the_place_is_found_by_the_next_listing(server):
+def test_change_behind_the_walk_is_found_by_the_next_listing(server):
     store = fresh_store()
-    arriving = portions(store)
+    arriving = list_source(store)
     next(arriving)
     server.keys = GivenKeys(["p/a.jpg", *KEYS[1:]])
     list(arriving)
     assert not is_as_listed(store, open_source(["s3://bucket/p"]))
-    [info] = portions(store)
+    [info] = list_source(store)
     assert ([member.uri for member in all_members(store, info.manifest)], info.vanished) == (
         ["s3://bucket/p/a.jpg"],
         1,
     )
 
 
-def test_a_limit_and_an_error(server, monkeypatch):
+def test_limit_and_failing_store(server, monkeypatch):
     store = fresh_store()
-    [info] = portions(store, limit=123)
+    [info] = list_source(store, limit=123)
     assert (info.members, info.goes_on) == (123, False)
     monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=1))
     store = fresh_store()
-    arriving = portions(store)
+    arriving = list_source(store)
     next(arriving)
     server.throttles = lambda number, under_way: True
     with pytest.raises(StorageError, match="cannot list s3://bucket/p"):
         next(arriving)
     server.throttles = lambda number, under_way: False
-    list(portions(store))
+    list(list_source(store))
     assert paths(store) == [key for key in KEYS if key != "p/z/"]
+
+
+def keys_of(members):
+    return [member.uri.removeprefix("s3://bucket/p/") for member in members]
+
+
+def id_of(store, key):
+    [found] = {m.image_id for m in all_open(store) if m.uri.endswith(f"/{key}")}
+    return found
+
+
+def all_open(store):
+    listed = open_manifest(store)
+    return [m for k in range(listed.portions) for m in all_members(store, 0, k)]
+
+
+@pytest.mark.parametrize("is_shared", [True, False], ids=["one process", "a process each"])
+def test_followed_source_adds_portions_to_one_manifest(server, is_shared):
+    store, keys = fresh_store(), [f"p/{number}.jpg" for number in range(5)]
+    with IdTable(store) as ids:
+
+        def listed(*, add=(), remove=()):
+            for key in remove:
+                keys.remove(f"p/{key}")
+            keys.extend(f"p/{key}" for key in add)
+            server.keys = GivenKeys(sorted(keys))
+            return list(add_portions(store, ids=ids if is_shared else None))
+
+        assert [info.members for info in listed()] == [5]
+        assert listed() == []
+        [info] = listed(add=["5.jpg", "6.jpg"], remove=["0.jpg"])
+        assert (info.manifest, info.portions, info.members, info.listed) == (0, 2, 7, 6)
+        assert keys_of(all_members(store, 0, 1)) == ["5.jpg", "6.jpg"]
+        assert read_vanished_so_far(store, info).tolist() == [id_of(store, "0.jpg")]
+        [info] = listed(remove=["5.jpg"])
+        assert (info.members, info.vanished) == (7, 2)
+        [info] = listed(add=["0.jpg"])
+        assert (info.members, info.vanished, info.current) == (7, 1, 6)
+        assert read_vanished_so_far(store, info).tolist() == [id_of(store, "5.jpg")]
+        assert [ref.block for ref in read_blocks_so_far(store, info)] == list(range(info.blocks))
+        closed = finish_manifest(store)
+        assert (closed.portions, closed.current, manifests(store)) == (4, 6, [0])
+        assert read_vanished(store, 0).tolist() == read_vanished_so_far(store, info).tolist()
+        assert len(read_blocks(store, 0)) == info.blocks
+        [info] = listed(add=["7.jpg", "5.jpg"])
+        assert (info.manifest, info.members, info.vanished, info.known) == (1, 1, 0, 8)
+        assert keys_of(all_members(store, 1, 0)) == ["7.jpg"]
+
+
+def test_interrupted_end_of_a_manifest_can_be_repeated(server):
+    server.keys = GivenKeys(KEYS[:20])
+    for lives in range(3):
+        store = fresh_store()
+        list(add_portions(store))
+        with pytest.raises(KeyboardInterrupt):
+            finish_manifest(Dying(store.url, lives))
+        # The command that was killed followed the source, and so does the next one.
+        server.keys = GivenKeys(KEYS[:21])
+        [info] = add_portions(store)
+        assert (info.manifest, info.portions) == (0, 2)
+        assert finish_manifest(store).members == len(members_of(store)) == 21
+        server.keys = GivenKeys(KEYS[:20])
+
+
+def test_requests_of_a_listing_do_not_grow_with_portions(server, monkeypatch):
+    store, requests = fresh_store(), []
+    for name in ("read", "write", "create", "folders", "sizes", "clear", "delete", "names"):
+        monkeypatch.setattr(Store, name, _counted(getattr(Store, name), requests))
+    with IdTable(store) as ids:
+        counts = []
+        for number in range(1, 30):
+            server.keys = GivenKeys([f"p/{key:03}.jpg" for key in range(10 * number)])
+            requests.clear()
+            [info] = add_portions(store, ids=ids)
+            counts.append(len(requests))
+    assert info.portions == 29
+    assert counts[-1] <= counts[3]
+
+
+def _counted(method, requests):
+    def counted(self, *given):
+        requests.append(method.__name__)
+        return method(self, *given)
+
+    return counted

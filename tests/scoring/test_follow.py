@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.follow import Day, measure
-from ray_app.archives import BlockPlan, manifests
+from ray_app.archives import BlockPlan, last_listing, list_portions, manifests, open_source
 from ray_app.archives.listing import ListingProcess, ListingRequest
 from ray_app.cluster.config import ClusterConfig
 from ray_app.errors import ExitCode
@@ -99,6 +99,7 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, mo
     told = capsys.readouterr().err
     assert told.count("settled: ") == 2
     assert "stopping workers: no new items for 1 s" in told
+    assert manifests(run.store) == [0, 1], "a manifest a day"
     summary = run.read_json("summary.json")
     assert verify_run(run).current == summary["members"] == 9
     assert sum(day["files"] for day in summary["days"].values()) == 9
@@ -110,6 +111,32 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, mo
     assert same(rows_of(run.store.url)) == same(score_here(tmp_path / "whole", folder)[1])
 
 
+def has_portions(run, count):
+    listed = last_listing(run.store)
+    return listed is not None and listed.portions == count
+
+
+def test_killed_follow_is_finished_by_the_next_command(tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "run"
+    folder.mkdir()
+    for number in range(3):
+        picture(number).save(folder / f"{number}.png")
+    score_here(out, folder)
+    run = RunDirectory.open(str(out))
+    # Two listings of a command that followed the folder, and was killed before it scored.
+    for number in (3, 4):
+        picture(number).save(folder / f"{number}.png")
+        list(list_portions(run.store, open_source([str(folder)]), PLAN))
+    assert not is_complete(run)
+    picture(5).save(folder / "5.png")
+    _, rows = score_here(out, folder)
+    assert len(rows) == 5, "what the command that was killed had listed"
+    assert manifests(run.store) == [0, 1]
+    finished, rows = score_here(out, folder)
+    assert len(rows) == finished.summary["members"] == verify_run(run).current == 6
+    assert is_complete(run)
+
+
 def test_a_source_that_fails_is_listed_again(tmp_path, capfd):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -119,7 +146,7 @@ def test_a_source_that_fails_is_listed_again(tmp_path, capfd):
         run=run.store.url, lease=0, sources=(str(folder),), plan=PLAN, every_s=0.2
     )
     with ListingProcess(request) as listing:
-        wait_until(lambda: manifests(run.store) == [0], 30)
+        wait_until(lambda: has_portions(run, 1), 30)
         folder.rename(tmp_path / "elsewhere")
         told = []
         wait_until(
@@ -127,7 +154,7 @@ def test_a_source_that_fails_is_listed_again(tmp_path, capfd):
         )
         (tmp_path / "elsewhere").rename(folder)
         picture(1).save(folder / "1.png")
-        wait_until(lambda: manifests(run.store) == [0, 1], 30)
+        wait_until(lambda: has_portions(run, 2), 30)
         assert listing.is_running
     assert not listing.is_running
 
@@ -150,7 +177,7 @@ def test_a_listing_ends_when_its_parent_dies(tmp_path):
     os.close(writing)
     pid = int(os.read(reading, 20))
     run = RunDirectory.open(request.run)
-    wait_until(lambda: manifests(run.store) == [0], 30)
+    wait_until(lambda: has_portions(run, 1), 30)
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 10)

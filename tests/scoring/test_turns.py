@@ -4,10 +4,10 @@ import threading
 
 import pytest
 
-from ray_app.archives import read_blocks
+from ray_app.archives import finish_manifest, list_portions, open_source, read_blocks
 from ray_app.scoring.orders import OrderWriter, read_orders
 from ray_app.scoring.turns import Turn
-from tests.runs.small_run import new_run, relist, write_files
+from tests.runs.small_run import PLAN, new_run, relist, write_files
 
 LEASE = 7
 
@@ -42,14 +42,16 @@ def _placed(ref):
     return ref.place
 
 
-def test_a_repeated_read_gives_the_same_blocks_also_of_later_manifests(run, tmp_path):
+def test_repeated_read_gives_the_same_blocks_of_later_portions(run, tmp_path):
     first, orders = read_blocks(run.store, 0), OrderWriter(run.store, LEASE, 1000)
-    turn = Turn(run, LEASE, orders.begin_turn(), first[2:], following=1)
+    turn = Turn(run, LEASE, orders.begin_turn(), first[2:], following=(1, 0))
     given = []
     reading = threading.Thread(target=lambda: given.extend(map(_placed, turn())))
     reading.start()
-    write_files(tmp_path / "archive", [f"more-{number}.jpg" for number in range(12)])
-    relist(run, tmp_path / "archive")
+    for name in ("more", "last"):
+        write_files(tmp_path / "archive", [f"{name}-{number}.jpg" for number in range(12)])
+        list(list_portions(run.store, open_source([str(tmp_path / "archive")]), PLAN))
+    finish_manifest(run.store)
     expected = places(first[2:]) + places(read_blocks(run.store, 1))
     orders.end_turn()
     reading.join(30)
@@ -59,7 +61,7 @@ def test_a_repeated_read_gives_the_same_blocks_also_of_later_manifests(run, tmp_
 
 def test_a_turn_ends_with_a_stop_and_without_orders(run):
     blocks, orders = read_blocks(run.store, 0), OrderWriter(run.store, LEASE, 2)
-    turn = Turn(run, LEASE, orders.begin_turn(), blocks, following=1)
+    turn = Turn(run, LEASE, orders.begin_turn(), blocks, following=(1, 0))
     orders.stop(True, ())
     assert places(turn()) == []
     other = Turn(run, LEASE + 1, 1, blocks)
