@@ -15,6 +15,8 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from functools import lru_cache, wraps
 from http import HTTPStatus
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -232,7 +234,21 @@ def _session(profile: str | None) -> Any:
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     variables = {_CHECKSUM_SETTING: (_CHECKSUM_SETTING, CHECKSUM_VARIABLE, _WHEN_REQUIRED, None)}
-    return AioSession(session_vars=variables, profile=profile)
+    session = AioSession(session_vars=variables, profile=profile)
+    parsers = session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=_parse_time)
+    return session
+
+
+def _parse_time(value: Any) -> datetime:
+    """Return a time of an answer. botocore's parser takes four fifths of the time of a listing."""
+    if isinstance(value, str) and value.endswith("Z"):
+        with suppress(ValueError):
+            return datetime.fromisoformat(value)
+    from botocore.utils import parse_timestamp
+
+    time: datetime = parse_timestamp(value)
+    return time
 
 
 def _add_parameters(session: Any, parameters: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from ray_app.cli.main import main
 from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.storage import Fetcher, S3Config, Store, list_objects, places, with_s3_settings
 from ray_app.storage.object_store import retrying_fsspec_for
-from ray_app.storage.s3 import filesystem, fsspec_options
+from ray_app.storage.s3 import filesystem, fsspec_options, page
 from tests.archives.given import files_below
 from tests.scoring import faulty_proxy
 from tests.storage.faulty_server import LOOPBACK, error_body
@@ -136,6 +136,14 @@ def use_every_request(bucket: str, tmp_path: Path, monkeypatch) -> None:
     store.delete("a")
     store.delete_all(["b", "large", "weights"])
     assert store.names("") == []
+
+
+def test_times_of_answers_are_times(bucket, strict):
+    with strict(lambda *_: False, DENIED):
+        listed = filesystem().info(f"{bucket}/in/1.jpg".removeprefix("s3://"))["LastModified"]
+        [found, _] = page("strict", "in/", timeout_s=20)["Contents"]
+    assert listed.tzinfo is not None
+    assert found["LastModified"].replace(microsecond=0) == listed.replace(microsecond=0)
 
 
 def test_every_request_says_that_the_requester_pays(bucket, strict, tmp_path, monkeypatch):
