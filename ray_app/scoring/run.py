@@ -46,7 +46,7 @@ from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
-from ray_app.scoring import guarantee, identity, stages
+from ray_app.scoring import identity, stages
 from ray_app.scoring.backlog import (
     Listing,
     archive_of,
@@ -148,7 +148,6 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 directory.claim(
                     settings.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
                 )
-                guarantee.keep_references(directory, settings.references())
                 with resumable(ClusterError):
                     run = ScoringRun(settings, directory, lease, spec, start)
                     return run.finished(layout, plan)
@@ -179,7 +178,6 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
         )
     check_detectors(settings)
     settings.spec(gpus=0)
-    settings.references()
     settings.require_same(directory)
     if not manifests(directory.store):
         archive_of(config).check()
@@ -282,7 +280,6 @@ class ScoringRun:
                 self.session.listed(listing.seconds)
         except ConfigError:
             if not manifests(run.store):
-                run.store.delete(guarantee.REFERENCES)
                 run.give_up()
             raise
         report_folders(run)
