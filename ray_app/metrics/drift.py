@@ -59,7 +59,7 @@ class Shift:
     """How far an archive is from the images of a calibration in one property.
 
     Attributes:
-        psi: Population stability index of the archive and the closest mixture of reals and fakes.
+        psi: Population stability index of the archive and a mixture of reals and fakes.
         chance: The index that chance alone exceeds in less than `NOTICED_P` of all archives, for
             all properties together.
         fakes: Fraction of fakes in the mixture.
@@ -93,18 +93,20 @@ class Shift:
 
 
 def find_shifts(
-    counts: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    counts: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, score: str = "score"
 ) -> dict[str, Shift]:
-    """Compare an archive with the closest mixture of a calibration's reals and fakes.
+    """Compare an archive with mixtures of a calibration's reals and fakes.
 
     An archive may have any fraction of fakes, and its files then have the properties of fakes in
     that fraction. An index against the calibration images as they are would call an archive unlike
-    for its fraction of fakes alone. So all properties are compared at one fraction: the one at
-    which the sum of the indices, each relative to its limit, is smallest.
+    for its fraction of fakes alone. So each property is compared at the fraction that explains it
+    best, among those at which the score is not noticed. Without this bound, reals that have become
+    like fakes would pass for fakes.
 
     Args:
         counts: Per property, the images in each of its bins (k,): of the archive, of the reals,
             and of the fakes. Some property counts every image.
+        score: The property that bounds the fraction of fakes.
 
     Returns:
         The shift in each property that both the archive and the reals have.
@@ -116,24 +118,26 @@ def find_shifts(
         return {}
     fractions = FRACTIONS if n_fake else FRACTIONS[:1]
     per_real, per_fake = (1 - fractions) / n_real, fractions / max(n_fake, 1)
-    indices, chances, total = dict[str, Floats](), dict[str, Floats](), np.zeros(len(fractions))
+    p = NOTICED_P / len(tested)  # Bonferroni
+    indices, chances, excess = dict[str, Floats](), dict[str, Floats](), dict[str, Floats]()
     for name, bins in tested.items():
         archive, real, fake = (np.asarray(images, np.float64) for images in bins)
-        psi = _mixture_indices(archive, real, fake, per_real, per_fake)
-        p = NOTICED_P / len(tested)  # Bonferroni
-        chance = _chance_indices(archive, real, fake, per_real, per_fake, p)
-        indices[name], chances[name] = psi, chance
-        total += psi / np.maximum(NOTICED_PSI, chance)
-    best = int(total.argmin())
-    return {
-        name: Shift(
+        indices[name] = _mixture_indices(archive, real, fake, per_real, per_fake)
+        chances[name] = _chance_indices(archive, real, fake, per_real, per_fake, p)
+        excess[name] = indices[name] / np.maximum(NOTICED_PSI, chances[name])
+    possible = np.ones(len(fractions), bool)
+    if score in tested:
+        possible = excess[score] <= max(1.0, excess[score].min())
+    shifts = {}
+    for name, bins in tested.items():
+        best = int(np.where(possible, excess[name], np.inf).argmin())
+        shifts[name] = Shift(
             psi=float(indices[name][best]),
             chance=float(chances[name][best]),
             fakes=float(fractions[best]),
             images=int(np.sum(bins[0])),
         )
-        for name, bins in tested.items()
-    }
+    return shifts
 
 
 def kolmogorov_smirnov(first: ScoreHistogram, second: ScoreHistogram) -> tuple[float, float, float]:

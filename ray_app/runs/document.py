@@ -303,7 +303,7 @@ class ShiftSummary(Section):
 
     Attributes:
         feature: The property.
-        psi: Population stability index of the archive and the closest mixture of reals and fakes.
+        psi: Population stability index of the archive and a mixture of reals and fakes.
         limit: The largest index that is not noticed: 0.1, or what chance alone may reach.
         noticed: Whether the index is above the limit.
         beyond: Whether the index is above 0.25, too.
