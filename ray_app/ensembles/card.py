@@ -131,7 +131,6 @@ class Guarantee(Frozen):
     null in cards of 0.10 and before, which took all for independent. `upper_bound`: the higher one
     of both sets' exact binomial upper bounds (Clopper and Pearson 1934, one-sided).
     `these_sources`: it is promised for archives of the labels' own sources in their shares.
-    `references`: a Parquet beside the card with the ensemble scores of all labelled reals.
     """
 
     target_fpr: float = Field(gt=0, lt=1)
@@ -142,8 +141,18 @@ class Guarantee(Frozen):
     groups: int | None = Field(default=None, ge=1)
     effective: float | None = Field(default=None, gt=0)
     these_sources: bool = False
-    references: str | None = None
-    references_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_references(cls, keys: Any) -> Any:
+        """Drop keys that cards of 0.25 and before have, of a file that nothing reads any more."""
+        if not isinstance(keys, Mapping):
+            return keys
+        return {
+            key: value
+            for key, value in keys.items()
+            if key not in ("references", "references_sha256")
+        }
 
 
 class CalibrationSettings(Frozen):

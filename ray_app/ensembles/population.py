@@ -133,6 +133,19 @@ class PopulationTally:
             name: np.zeros(len(feature.real), np.int64) for name, feature in self._features.items()
         }
 
+    def bins(self) -> dict[str, tuple[Counts, Counts, Counts]]:
+        """Return per feature the images in each bin (k,): counted here, and the population's reals
+        and fakes.
+        """
+        return {
+            name: (
+                self.counts[name],
+                np.array(feature.real, np.int64),
+                np.array(feature.fake, np.int64),
+            )
+            for name, feature in self._features.items()
+        }
+
     def add(self, properties: Properties) -> None:
         """Count some images; a property that is not given is not counted of them."""
         for name, feature in self._features.items():

@@ -1,10 +1,10 @@
-"""Drift of scores, and of what files are like: Kolmogorov–Smirnov and the population stability
-index of two score histograms (`drift_of`), and how far an archive is from any mixture of a
-population's reals and fakes (`shift_of`, `most_fakes`).
+"""Compare distributions: two score histograms by Kolmogorov–Smirnov and the population stability
+index (`drift_of`), and an archive with the images of a calibration (`find_shifts`).
 """
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,12 +18,12 @@ _PIECE = 2**18  # scores that are looked at together
 
 NOTICED_PSI = 0.1  # under it a population counts as stable (Siddiqi 2006, Credit Risk Scorecards)
 LIMIT_PSI = 0.25  # from it as another one (there too)
-# so that small archives, whose index is large by chance alone, are not suspected; after Holm over
-# the properties
+# The index of a small archive is large by chance alone. This is the probability that any property of
+# an archive without a difference is noticed.
 NOTICED_P = 0.001
 
-_SPARSE = 5.0  # images that a bin of the test has at least
-_CLOSE = 1e-9
+_HALF = 0.5  # added to each bin, so that the index of an empty one is finite
+FRACTIONS = np.linspace(0, 1, 101)  # of fakes, in the mixtures that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,98 +54,90 @@ def drift_of(first: ScoreHistogram, second: ScoreHistogram) -> Drift | None:
     return Drift(ks, ks_p, at, psi, psi_p)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shift:
-    """How one property of an archive differs from the best mixture of a population's reals and
-    fakes.
+    """How far an archive is from the images of a calibration in one property.
 
-    `psi`: population stability index over the bins; `ks`: the largest distance of the cumulated
-    shares at a bin's end, of words half the sum of all differences; `p`: of no difference, by χ²;
-    `share`: of fakes in that mixture; `n`: images of the archive; `tells`: whether so few images
-    could show a difference at the limit at all.
+    Attributes:
+        psi: Population stability index of the archive and a mixture of reals and fakes.
+        chance: The index that chance alone exceeds in less than `NOTICED_P` of all archives, for
+            all properties together.
+        fakes: Fraction of fakes in the mixture.
+        images: Number of images of the archive that have the property.
     """
 
     psi: float
-    ks: float
-    p: float
-    share: float
-    n: int
-    tells: bool
+    chance: float
+    fakes: float
+    images: int
 
-    def noticed(self, p: float | None = None) -> bool:
-        """Whether it is a difference, and no chance; `p` corrected for how many were looked at."""
-        return self.psi > NOTICED_PSI and (self.p if p is None else p) < NOTICED_P
+    @property
+    def limit(self) -> float:
+        """The largest index that is not noticed."""
+        return max(NOTICED_PSI, self.chance)
 
-    def beyond(self, p: float | None = None) -> bool:
-        """Whether it is so large that nothing known of the population holds for the archive."""
-        return self.psi > LIMIT_PSI and self.noticed(p)
+    @property
+    def is_noticed(self) -> bool:
+        """Whether the difference is large, and not chance."""
+        return self.psi > self.limit
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the difference is so large that nothing known of the calibration holds."""
+        return self.psi > max(LIMIT_PSI, self.chance)
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether the archive has images enough to show a difference of `LIMIT_PSI`."""
+        return self.chance < LIMIT_PSI
 
 
-def shift_of(
-    archive: ArrayLike,
-    real: ArrayLike,
-    fake: ArrayLike,
-    *,
-    most_fakes: float = 1.0,
-    ordered: bool = True,
-) -> Shift:
-    """Compare counts (k,) of an archive with those of a population's reals and fakes over the same
-    bins.
+def find_shifts(
+    counts: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, score: str = "score"
+) -> dict[str, Shift]:
+    """Compare an archive with mixtures of a calibration's reals and fakes.
 
-    More fakes than the population had are no shift: both are compared at the share of fakes at
-    which they fit best. `most_fakes`: no larger share of fakes explains the archive; `ordered`:
-    whether bins follow each other (numbers) or not (words). Raises ValueError where the archive or
-    the reals have no image.
+    An archive may have any fraction of fakes, and its files then have the properties of fakes in
+    that fraction. An index against the calibration images as they are would call an archive unlike
+    for its fraction of fakes alone. So each property is compared at the fraction that explains it
+    best, among those at which the score is not noticed. Without this bound, reals that have become
+    like fakes would pass for fakes.
+
+    Args:
+        counts: Per property, the images in each of its bins (k,): of the archive, of the reals,
+            and of the fakes. Some property counts every image.
+        score: The property that bounds the fraction of fakes.
+
+    Returns:
+        The shift in each property that both the archive and the reals have.
     """
-    counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
-    n, n_real, _ = counts.sum(axis=1)
-    if not n or not n_real:
-        raise ValueError(
-            f"a shift needs images on both sides; there are {n:,.0f} and {n_real:,.0f}"
+    n_real = max((np.sum(real) for _, real, _ in counts.values()), default=0)
+    n_fake = max((np.sum(fake) for _, _, fake in counts.values()), default=0)
+    tested = {name: bins for name, bins in counts.items() if np.any(bins[0]) and np.any(bins[1])}
+    if not tested:
+        return {}
+    fractions = FRACTIONS if n_fake else FRACTIONS[:1]
+    per_real, per_fake = (1 - fractions) / n_real, fractions / max(n_fake, 1)
+    p = NOTICED_P / len(tested)  # Bonferroni
+    indices, chances, excess = dict[str, Floats](), dict[str, Floats](), dict[str, Floats]()
+    for name, bins in tested.items():
+        archive, real, fake = (np.asarray(images, np.float64) for images in bins)
+        indices[name] = _mixture_indices(archive, real, fake, per_real, per_fake)
+        chances[name] = _chance_indices(archive, real, fake, per_real, per_fake, p)
+        excess[name] = indices[name] / np.maximum(NOTICED_PSI, chances[name])
+    possible = np.ones(len(fractions), bool)
+    if score in tested:
+        possible = excess[score] <= max(1.0, excess[score].min())
+    shifts = {}
+    for name, bins in tested.items():
+        best = int(np.where(possible, excess[name], np.inf).argmin())
+        shifts[name] = Shift(
+            psi=float(indices[name][best]),
+            chance=float(chances[name][best]),
+            fakes=float(fractions[best]),
+            images=int(np.sum(bins[0])),
         )
-    share, expected = _mixed(counts, most_fakes)
-    found = _halved(counts[0])
-    apart = counts[0] / n - _mixture(share, *(_shares(one) for one in counts[1:]))
-    x2, freedom = _distance(counts, most_fakes)
-    return Shift(
-        psi=float(((found - expected) * np.log(found / expected)).sum()),
-        ks=float(np.abs(np.cumsum(apart)).max() if ordered else np.abs(apart).sum() / 2),
-        p=_survival(x2, freedom),
-        share=share,
-        n=int(n),
-        tells=_survival(LIMIT_PSI * n * n_real / (n + n_real), len(counts[0]) - 1) < NOTICED_P,
-    )
-
-
-def most_fakes(archive: ArrayLike, real: ArrayLike, fake: ArrayLike) -> float:
-    """The largest share of fakes that an archive's scores allow: that whose likelihood ratio to the
-    best one has a p of `NOTICED_P`.
-
-    Archive and population count as one sample of nm / (n + m) images, for the shares in each bin
-    are known no better.
-    """
-    from scipy.stats import chi2
-
-    counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
-    n, m = counts[0].sum(), counts[1:].sum()
-    if not n or not counts[2].sum():
-        return 1.0
-    reals, fakes = _halved(counts[1]), _halved(counts[2])
-    best = _best_share(counts[0], reals, fakes, 1.0)
-    allowed = chi2.isf(2 * NOTICED_P, 1) / 2 * n * (n + m) / (n * m)
-
-    def worse(share: float) -> float:
-        return float(
-            (counts[0] * np.log(_mixture(best, reals, fakes) / _mixture(share, reals, fakes))).sum()
-        )
-
-    low, high = best, 1.0
-    if worse(high) <= allowed:
-        return 1.0
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if worse(middle) <= allowed else (low, middle)
-    return high
+    return shifts
 
 
 def kolmogorov_smirnov(first: ScoreHistogram, second: ScoreHistogram) -> tuple[float, float, float]:
@@ -199,8 +191,7 @@ def stability_index(
     filled = counts[0] + counts[1] > 0  # after the highest score there may be no image
     if filled.sum() < 2:
         return 0.0, 1.0
-    share_a, share_b = (_halved(one[filled]) for one in counts)
-    index = float(((share_a - share_b) * np.log(share_a / share_b)).sum())
+    index = float(_index(*(_halved(one[filled]) for one in counts)))
     return index, float(chi2.sf(index * n * m / (n + m), int(filled.sum()) - 1))
 
 
@@ -238,86 +229,45 @@ def _first_reached(first: ScoreHistogram, second: ScoreHistogram, images: int) -
     return min(float(values[end]) for values, end in ends if end < len(values))
 
 
-def _mixed(counts: Floats, most: float) -> tuple[float, Floats]:
-    """The best share of fakes, and the shares (k,) of the bins in that mixture; no bin is empty."""
-    reals, fakes = _halved(counts[1]), _halved(counts[2])
-    share = _best_share(counts[0], reals, fakes, most) if counts[2].sum() else 0.0
-    return share, _mixture(share, reals, fakes)
+def _mixture_indices(
+    archive: Floats, real: Floats, fake: Floats, per_real: Floats, per_fake: Floats
+) -> Floats:
+    """Return the stability index for each mixture (s,), from the weights of one real and one fake.
 
-
-def _best_share(archive: Floats, reals: Floats, fakes: Floats, most: float) -> float:
-    """The share of fakes ≤ `most` at which an archive is likeliest: its log-likelihood is concave,
-    so that its slope is halved down.
+    The weights are of all images, so that a property that only some images have, such as the JPEG
+    quality, has as many reals and fakes as the mixture has.
     """
-    low, high = 0.0, most
-    while high - low > _CLOSE:
-        middle = (low + high) / 2
-        rises = (archive * (fakes - reals) / _mixture(middle, reals, fakes)).sum() > 0
-        low, high = (middle, high) if rises else (low, middle)
-    return low if low > _CLOSE else 0.0
+    expected = np.outer(per_real, real + _HALF) + np.outer(per_fake, fake + _HALF)
+    return _index(_halved(archive), expected / expected.sum(axis=1, keepdims=True))
 
 
-def _distance(counts: Floats, most: float) -> tuple[float, int]:
-    """The squared distance of archive and mixture in units of its covariance, a χ², and its degrees
-    of freedom.
+def _chance_indices(
+    archive: Floats, real: Floats, fake: Floats, per_real: Floats, per_fake: Floats, p: float
+) -> Floats:
+    """Return for each mixture (s,) the index that chance alone exceeds with probability `p`.
 
-    All three samples are drawn ones: their multinomial covariances add up. The share of fakes is
-    the one that brings the distance down most (generalised least squares); since its bound may keep
-    it from that, no degree is taken away: p is too large rather than too small.
+    Without a difference the index is about χ² of (bins − 1) times 1/n + 1/m, for samples of n and m
+    images (Yurdakul 2018). The mixture is a sample as well: its 1/m is at most that of its reals and
+    fakes in their fractions.
     """
-    counts = _merged(counts)
-    if counts.shape[1] == 1:
-        return 0.0, 0
-    totals = np.maximum(counts.sum(axis=1), 1)
-    share, expected = _mixed(counts, most)
-    fakes_of = counts[0] * share * _halved(counts[2]) / expected
-    pooled = _halved(counts[1] + counts[0] - fakes_of), _halved(counts[2] + fakes_of)
-    likely = _mixture(share, *pooled), *pooled
-    weights = (1 / totals[0], (1 - share) ** 2 / totals[1], share**2 / totals[2])
-    spread = sum(
-        weight * (np.diag(one) - np.outer(one, one))
-        for weight, one in zip(weights, likely, strict=True)
-    )[:-1, :-1]
-    found, reals, fakes = (counts / totals[:, None])[:, :-1]
-    apart, lean = found - reals, fakes - reals
-    bent = np.linalg.solve(spread, np.stack([apart, lean], axis=1))
-    differ = float(lean @ bent[:, 1])
-    share = float(np.clip(lean @ bent[:, 0] / differ, 0, most)) if share and differ else 0.0
-    left = apart - share * lean
-    return float(left @ (bent[:, 0] - share * bent[:, 1])), counts.shape[1] - 1
-
-
-def _merged(counts: Floats) -> Floats:
-    """The bins (3, k), neighbours put together until each would have a few images of the smaller of
-    archive and reals.
-    """
-    n, n_real, _ = counts.sum(axis=1)
-    images = (counts[0] + counts[1]) / (n + n_real) * min(n, n_real)
-    ends, gathered = [], 0.0
-    for place, one in enumerate(images.tolist()):
-        gathered += one
-        if gathered >= _SPARSE:
-            ends.append(place + 1)
-            gathered = 0.0
-    # what is left at the end belongs to the last
-    return np.add.reduceat(counts, [0, *ends[:-1]], axis=1)
-
-
-def _survival(x2: float, freedom: int) -> float:
     from scipy.stats import chi2
 
-    return float(chi2.sf(x2, freedom)) if freedom else 1.0
+    bins = int(((archive + real + fake) > 0).sum())
+    if bins < 2:
+        return np.zeros(len(per_real))
+    reals, fakes = per_real * real.sum(), per_fake * fake.sum()
+    total = reals + fakes
+    fraction = np.divide(fakes, total, out=np.zeros(len(total)), where=total > 0)
+    spread = 1 / archive.sum() + (1 - fraction) / real.sum() + fraction / max(fake.sum(), 1.0)
+    return np.asarray(spread * chi2.isf(p, bins - 1))
 
 
-def _mixture(share: float, reals: Floats, fakes: Floats) -> Floats:
-    return (1 - share) * reals + share * fakes
-
-
-def _shares(counts: Floats) -> Floats:
-    total = counts.sum()
-    return counts / total if total else counts
+def _index(first: Floats, second: Floats) -> Floats:
+    """Return the population stability index of fractions per bin (…, k)."""
+    return np.asarray(((first - second) * np.log(first / second)).sum(axis=-1))
 
 
 def _halved(counts: Floats | Counts) -> Floats:
-    """Shares of the bins, each with half an image more than it has."""
-    return _shares(np.asarray(counts, np.float64) + 0.5)
+    """Return the fractions of the bins, each with half an image more than it has."""
+    more = np.asarray(counts, np.float64) + _HALF
+    return np.asarray(more / more.sum())

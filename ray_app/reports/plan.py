@@ -7,7 +7,7 @@ from typing import Any
 from ray_app.archives.containers import COMPRESSED
 from ray_app.reports import format as wording
 from ray_app.reports.plan_model import Plan, PlannedBackbone, PlannedTensor
-from ray_app.reports.run import promise
+from ray_app.reports.run import promise, unlike_sentence
 from ray_app.reports.text import table
 
 _NO_PRICE = "not known: no price per hour is given (--cluster NAME or FILE, or --price-per-hour)"
@@ -54,6 +54,8 @@ def _archive(plan: Plan) -> Lines:
     to.
     """
     run, unknown = plan.run, plan.unknown_sizes
+    if run is not None and (unlike := unlike_sentence(run.unlike)):
+        yield "unlike", unlike
     sizes = wording.size(plan.size_bytes) + (f" and {unknown:,} of unknown size" if unknown else "")
     left = " to score" if run else ""
     yield (

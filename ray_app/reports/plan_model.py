@@ -22,7 +22,10 @@ class PlannedKind(Section):
 
 
 class PlannedRun(Section):
-    """How far the run is that the command would go on with: begun, unfinished or finished."""
+    """How far the run is that the command would go on with: begun, unfinished or finished.
+
+    `unlike`: why the archive is unlike the images of the calibration, so that all verdicts abstain.
+    """
 
     url: str = ""
     state: str = ""
@@ -30,6 +33,7 @@ class PlannedRun(Section):
     members_done: int = 0
     blocks_left: int = 0
     members_left: int = 0
+    unlike: OptionalKey[str] = None
 
 
 class PlannedNodes(Section):

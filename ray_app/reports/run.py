@@ -25,7 +25,6 @@ from ray_app.runs.document import (
     GuaranteeSummary,
     ProfileSummary,
     RunSummary,
-    UnseenShift,
 )
 
 FEATURE_WORDS = {
@@ -37,6 +36,10 @@ FEATURE_WORDS = {
 }
 NEAREST = "A name is the nearest of the generators that the identifier knows: no proof of where an image came from."
 WORDS = "Words are a guess at the prompt. Many prompts lead to one image."
+NO_PROOF = (
+    "this is no proof: real images of a new kind that score as fakes look like more fakes; "
+    "`touchstone runs audit RUN --draw 30 --flagged` bounds by labels how many flags are wrong"
+)
 _MOST = 12
 _MOST_IN_LINE = 4
 PRIORS = (0.001, 0.01, 0.1)
@@ -173,6 +176,7 @@ def render_run_report(
         limits=limit_sentences(run),
         error_rates=error_rates(run.ensemble.name, run.ensemble.thresholds),
         guarantee=guarantee_sentences(run.guarantee),
+        unlike=unlike_sentence(run.guarantee.unlike if run.guarantee else None),
         shifted=[
             (feature(shift.feature), shift)
             for shift in (run.guarantee.shifts if run.guarantee else ())
@@ -220,31 +224,25 @@ def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
         sentences.append(f"not known to hold for this archive{why}")
     else:
         sentences.append(f"does not hold for this archive{why}")
-    if found.unseen is not None and not found.unlike:
-        sentences.append(_unseen(found.unseen))
+    if found.holds:
+        sentences.append(NO_PROOF)
     if found.unlike:
         sentences.append(
-            "so different that no verdict is given: all abstain (calibrate on labelled images of this archive)"
+            "so different that all verdicts abstain: calibrate on labelled images of this archive, or keep the ensemble’s verdicts with "
+            "`touchstone runs decide --waive-guarantee`"
         )
     elif found.waived:
         sentences.append("it was waived: verdicts stand that the card does not answer for")
     return sentences
 
 
-def _unseen(unseen: UnseenShift) -> str:
-    """What a comparison without a difference does not show, and what would."""
-    rise, rate = unseen.standard_deviations, wording.stated(unseen.false_positive_rate)
-    higher = (
-        "any rise of the real images’ scores"
-        if rise is None
-        else f"a rise of all real images’ scores by {rise:.2g} standard deviations"
-    )
-    called = f" ({rate} of them called fake)" if rise is not None else ""
-    flagged = f", as all {unseen.flagged:,} flagged ones may be" if unseen.flagged > 1 else ""
-    return (
-        f"at this size {higher}{called} would go unseen, and at any size real images of a new kind that score as fakes do{flagged}: "
-        "`touchstone runs audit RUN --draw 30 --flagged` bounds that by labels"
-    )
+def unlike_sentence(unlike: str | None) -> str | None:
+    """Return in one sentence that an archive is unlike the calibration images; None if it is not.
+
+    Args:
+        unlike: The difference, as `guarantee.unlike` in a summary has it.
+    """
+    return f"all verdicts abstain: {wording.shortened(unlike, 400)}" if unlike else None
 
 
 def promise(target_fpr: float, confidence: float | None, population: str | None) -> str:

@@ -137,11 +137,18 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     on.
     """
     from ray_app.ensembles.finding import error_rates
-    from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_lines
+    from ray_app.reports.run import (
+        guarantee_sentences,
+        limit_sentences,
+        profile_lines,
+        unlike_sentence,
+    )
     from ray_app.runs.document import RunSummary
 
     run = RunSummary.model_validate(dict(summary))
     lines = [wording.headline(run)]
+    if unlike := unlike_sentence(run.guarantee.unlike if run.guarantee else None):
+        lines.append(unlike.upper())
     if run.members and not run.complete:
         lines.append(
             f"not finished: {run.rows:,} of {wording.counted(run.members, 'file')} have a row; the same command goes on from here"

@@ -299,15 +299,22 @@ class SecondLookSummary(Section):
 
 
 class ShiftSummary(Section):
-    """How far one property of the archive is from what the card was calibrated on; `fakes`: the
-    share of them that explains it best, `tells`: whether there are images enough to conclude
-    anything.
+    """How far the archive is from the images of the card's calibration in one property.
+
+    Attributes:
+        feature: The property.
+        psi: Population stability index of the archive and a mixture of reals and fakes.
+        limit: The largest index that is not noticed: 0.1, or what chance alone may reach.
+        noticed: Whether the index is above the limit.
+        beyond: Whether the index is above 0.25, too.
+        fakes: Fraction of fakes in the mixture.
+        images: Number of images that have the property.
+        tells: Whether they are enough to show an index of 0.25.
     """
 
     feature: str = ""
     psi: float | None = None
-    ks: float | None = None
-    p: float | None = None
+    limit: float | None = None
     noticed: bool = False
     beyond: bool = False
     fakes: float | None = None
@@ -315,38 +322,28 @@ class ShiftSummary(Section):
     tells: bool = False
 
 
-class UnseenShift(Section):
-    """What the comparison would not have noticed at this size: that all reals score higher by so
-    many standard deviations (None: by any), of which `false_positive_rate` would be called fake;
-    and at any size, that the `flagged` images are all reals of a new kind.
-    """
-
-    standard_deviations: float | None = None
-    false_positive_rate: float = 1.0
-    flagged: int = 0
-
-
 class ArchiveCounts(Section):
-    """What was counted of the current rows, for a comparison with the calibration images.
+    """Counts of the current rows, for a comparison with the calibration images.
 
-    `card`: the digest of the ensemble card and its late detectors; `counts`: per property, images
-    per bin; `decoders`: images per decoder, of formats that the calibration saw; `images`: those
-    with a score; `flagged`: those at or above the threshold.
+    Attributes:
+        card: Digest of the ensemble card and its late detectors.
+        counts: Images per bin of each property.
+        decoders: Images per decoder, of formats that the calibration saw.
+        images: Number of images with a score.
     """
 
     card: str = ""
     counts: Mapping[str, list[int]] = {}
     decoders: Mapping[str, int] = {}
     images: int = 0
-    flagged: int = 0
 
 
 class GuaranteeSummary(Section):
     """What the ensemble's card guarantees of its false positives, and what contradicts it in this
     archive.
 
-    `holds`: False where a difference was noticed, True where none was, which is no proof
-    (`unseen`); None for too few images.
+    `holds`: False if a difference was noticed, True if none was, which is no proof, None for too
+    few images.
     """
 
     holds: bool | None = None
@@ -358,7 +355,6 @@ class GuaranteeSummary(Section):
     population: str | None = None
     images: int | None = None
     shifts: Sequence[ShiftSummary] = ()
-    unseen: UnseenShift | None = None
     decoders: Sequence[str] = ()
     settings: Sequence[str] = ()
     counted: OptionalKey[ArchiveCounts] = None

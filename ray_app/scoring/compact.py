@@ -67,8 +67,6 @@ def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any
     check_new(target)
     with Lease(target.store, unguarded=unguarded):
         copy_rows(rows, target, described, spec)
-        if run.store.exists(guarantee.REFERENCES):
-            target.store.write(guarantee.REFERENCES, run.store.read(guarantee.REFERENCES))
         before = run.read_json(f"summaries/{rows.last:05d}.json")
         unlike = (before.get("guarantee") or {}).get("unlike")
         copied = replace(CurrentRows.at_end(target), unlike=unlike)

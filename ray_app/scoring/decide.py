@@ -55,7 +55,6 @@ def decide_run(
         )
     _check_settings(url, card, identity, waive_guarantee)
     _check_profile(url, spec, identity)
-    references = guarantee.references_beside(ensemble, card)
     changed = {
         guarantee.WAIVED: waive_guarantee and has_guarantee(card),
         "decision": decision_facts(card),
@@ -65,7 +64,6 @@ def decide_run(
     with Lease(target.store, unguarded=unguarded):
         decided = {**described, "identity": {**identity, **changed}, "ensemble": facts}
         copy_rows(rows, target, decided, spec)
-        guarantee.keep_references(target, references)
         before = {
             key: value
             for key, value in run.read_json("summary.json").items()

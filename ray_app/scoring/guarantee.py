@@ -1,19 +1,11 @@
-"""Whether a card's guarantee covers an archive: its rows against the images that the card was
-calibrated on. `count_archive`, `compare`.
+"""Compare the rows of a run with the images that its ensemble card was calibrated on:
+`count_archive`, `compare`. `decided` applies a card to stored scores.
 
-The scores of known reals that it rests on lie beside the card (`references_beside`) and with its
-runs (`references_of`).
-
-Differences are reported. Beyond a limit the card knows nothing of such images, and every reader
-gives `abstain` (`runs.current.mark_unlike`).
-
-What such a comparison would not have noticed (`unseen_shift`): a population's fakes may be any
-share of an archive, so reals of a new kind that score as fakes do look like more fakes, however
-many images there are; only labels see them. A rise of all real scores is seen once it is large
-enough for the archive.
+Differences are reported. If one is beyond a limit, every reader gives `abstain`
+(`runs.current.mark_unlike`). Reals of a new kind that score as fakes do look like more fakes, however
+many images there are. Only labels find them.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,9 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ray_app.config import find_config
 from ray_app.ensembles import (
     EnsembleCard,
     PopulationTally,
@@ -31,12 +21,9 @@ from ray_app.ensembles import (
     drawn_by_audit,
     properties_of,
 )
-from ray_app.errors import ConfigError
 from ray_app.inference import ScoringSpec, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
-from ray_app.metrics.arrays import Counts, Floats
-from ray_app.metrics.drift import Shift, most_fakes, shift_of
-from ray_app.metrics.significance import holm
+from ray_app.metrics.drift import Shift, find_shifts
 from ray_app.runs import ChangedRows, CurrentRows, RunDirectory, current, document, fingerprint
 from ray_app.runs.rows import as_array, bounded_facts, decided_columns, with_findings
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, UNLIKE
@@ -53,11 +40,7 @@ COLUMNS = [
     SECOND_LOOK,
 ]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
-REFERENCES, REFERENCES_COLUMN = "references.parquet", "score"
 _MOST_NAMED = 3
-_STEP, _STEPS = 0.05, 40  # standard deviations of the references, and how many steps are tried
-# drawn archives, and in how many of them a shift that is called seen is noticed
-_DRAWS, _SURE = 40, 38
 
 
 class ArchiveTally:
@@ -67,7 +50,6 @@ class ArchiveTally:
         population: Images per bin of each property.
         decoders: Images per decoder, of formats that the calibration saw.
         images: Number of images with a score.
-        flagged: Number of images at or above the threshold.
     """
 
     def __init__(self, spec: ScoringSpec) -> None:
@@ -75,14 +57,12 @@ class ArchiveTally:
         population = spec.ensemble.population
         self.population = PopulationTally(population.features if population else ())
         self._formats = population.seen.formats if population and population.seen else ()
-        self.decoders, self.images, self.flagged = Counter[str](), 0, 0
+        self.decoders, self.images = Counter[str](), 0
 
     def add(self, table: pa.Table) -> None:
         """Count rows that have `COLUMNS`; verdicts play no part."""
         rows = table.filter(pc.is_valid(table["score"]))
         self.images += len(rows)
-        threshold = self._spec.ensemble.thresholds.fake_above
-        self.flagged += int((current.numbers(rows["score"]) >= threshold).sum())
         detectors = [
             name.removeprefix("score:")
             for name in self.population.counts
@@ -101,7 +81,6 @@ class ArchiveTally:
         for name, count in counts.decoders.items():
             self.decoders[name] += sign * count
         self.images += sign * counts.images
-        self.flagged += sign * counts.flagged
 
     def facts(self) -> document.ArchiveCounts:
         """Return the counts as a summary stores them."""
@@ -110,7 +89,6 @@ class ArchiveTally:
             counts={name: column.tolist() for name, column in self.population.counts.items()},
             decoders={name: count for name, count in sorted(self.decoders.items()) if count},
             images=self.images,
-            flagged=self.flagged,
         )
 
 
@@ -167,7 +145,8 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
     scored = departures(card.settings, identity["precision"], identity["resize"])
     decoders = {name for name, count in tally.decoders.items() if count}
     unknown = other_decoders(card.settings, decoders)
-    shifts = shifts_of(card, tally.population)
+    found = find_shifts(tally.population.bins())
+    shifts = [_summarise(feature, shift) for feature, shift in found.items()]
     waived = bool(identity.get(WAIVED))
     beyond = sorted(
         (shift for shift in shifts if shift.beyond), key=lambda shift: -(shift.psi or 0.0)
@@ -193,103 +172,22 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
         population=card.population.what if card.population else None,
         images=tally.images,
         shifts=shifts,
-        unseen=unseen_shift(card, references_of(run), tally.population.counts, tally.flagged)
-        if is_enough and run.store.exists(REFERENCES)
-        else None,
         decoders=unknown,
         settings=scored,
         counted=tally.facts(),
     )
 
 
-def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[document.ShiftSummary]:
-    """Each property of a card's population that archive and calibration both have: how far apart
-    they are, p corrected for all of them.
-
-    A score may be explained by any share of fakes; every other property by no more fakes than the
-    ensemble's scores allow, or reals that have become like the fakes would pass for these.
-    """
-    features = (
-        {feature.name: feature for feature in card.population.features} if card.population else {}
-    )
-    score = features.get("score")
-    most = 1.0 if score is None else most_fakes(tally.counts["score"], score.real, score.fake)
-    found: dict[str, Shift] = {
-        name: shift_of(
-            tally.counts[name],
-            one.real,
-            one.fake,
-            most_fakes=1.0 if name.startswith("score") else most,
-            ordered=not one.words,
-        )
-        for name, one in features.items()
-        if tally.counts[name].any() and any(one.real)
-    }
-    corrected = holm([shift.p for shift in found.values()])
-    return [
-        document.ShiftSummary(feature=name, psi=shift.psi, ks=shift.ks, p=p, noticed=shift.noticed(p), beyond=shift.beyond(p),
-                              fakes=shift.share, images=shift.n, tells=shift.tells)
-        for (name, shift), p in zip(found.items(), corrected, strict=True)
-    ]  # fmt: skip
-
-
-def unseen_shift(
-    card: EnsembleCard, references: Floats, counts: Mapping[str, Counts], flagged: int
-) -> document.UnseenShift | None:
-    """The largest rise of all reals' scores that an archive of these `counts` per feature would
-    hide in more than one case of twenty.
-
-    Its false-positive rate is that of the references, so risen, at the card's threshold. `flagged`:
-    images of the archive at or above that. Fakes are as many as the archive's scores fit best. None
-    where the card's population has no scores, or the archive none.
-    """
-    features = (
-        {feature.name: feature for feature in card.population.features} if card.population else {}
-    )
-    score = features.get("score")
-    if score is None or not counts["score"].any():
-        return None
-    from scipy.stats import norm, rankdata
-
-    n, real, fake = (
-        int(counts["score"].sum()),
-        np.array(score.real, np.float64),
-        np.array(score.fake, np.float64),
-    )
-    share, tests = (
-        shift_of(counts["score"], real, fake).share,
-        sum(bool(one.any()) for one in counts.values()),
-    )
-    normal = norm.ppf((rankdata(references) - 0.5) / len(references))
-    bins = np.searchsorted(score.edges, references, "left")
-    generator = np.random.default_rng(0)
-
-    def risen(step: int) -> Floats:
-        """The share that each reference has of reals that are higher: of a normal distribution this
-        tilt is a shift, and ties stay ties.
-        """
-        weights: Floats = np.exp(step * _STEP * normal)
-        return np.asarray(weights / weights.sum())
-
-    def noticed(step: int) -> bool:
-        reals = np.bincount(bins, weights=risen(step), minlength=len(real))
-        chances = (1 - share) * reals + share * fake / max(fake.sum(), 1.0)
-        drawn = generator.multinomial(n, chances / chances.sum(), size=_DRAWS)
-        shifts = (shift_of(one, real, fake) for one in drawn)
-        return sum(shift.noticed(min(1.0, shift.p * tests)) for shift in shifts) >= _SURE
-
-    low, high = 0, _STEPS + 1  # the largest step that may go unseen lies in low … high − 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if noticed(middle) else (middle, high)
-    threshold, rise = card.thresholds.fake_above, low * _STEP
-    tilted = risen(low) @ (references >= threshold)
-    # Where no reference reaches the threshold, a tilt of them has none there either.
-    shifted = (references + rise * references.std() >= threshold).mean()
-    return document.UnseenShift(
-        standard_deviations=None if low == _STEPS else rise,
-        false_positive_rate=1.0 if low == _STEPS else float(max(tilted, shifted)),
-        flagged=flagged,
+def _summarise(feature: str, shift: Shift) -> document.ShiftSummary:
+    return document.ShiftSummary(
+        feature=feature,
+        psi=shift.psi,
+        limit=shift.limit,
+        noticed=shift.is_noticed,
+        beyond=shift.is_beyond,
+        fakes=shift.fakes,
+        images=shift.images,
+        tells=shift.is_conclusive,
     )
 
 
@@ -366,86 +264,3 @@ def _why_unknown(card: EnsembleCard, images: int) -> str:
     if card.population is None or not card.population.features:
         return "the card does not say what its images were like"
     return f"{images:,} images with a score are too few to compare"
-
-
-def references_beside(ensemble: str, card: EnsembleCard) -> bytes | None:
-    """The file beside an ensemble's card that its guarantee names; None where it names none.
-
-    Raises ConfigError where the file is not there, or is not the one that the card was written
-    with.
-    """
-    guarantee = card.guarantee
-    if guarantee is None or guarantee.references is None:
-        return None
-    path = find_config("ensembles", ensemble).parent / guarantee.references
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{ensemble}: the references of its guarantee, {path}: {error.strerror}",
-            hint="keep the file that `touchstone detectors calibrate` wrote beside its card",
-        ) from None
-    _check_references(data, guarantee.references_sha256, str(path))
-    return data
-
-
-def keep_references(run: RunDirectory, data: bytes | None) -> None:
-    """Keep with a run the references that its own card promises by; where that card names none,
-    what another one left goes.
-    """
-    promise = _promise(run)
-    if not promise.get("references"):
-        run.store.delete(REFERENCES)
-    elif data is not None and promise.get("references_sha256") in (None, _digest(data)):
-        run.store.write(REFERENCES, data)
-
-
-def references_of(run: RunDirectory) -> Floats:
-    """The references that a run keeps. Raises ConfigError where it has none, or other ones than its
-    card's.
-    """
-    promise = _promise(run)
-    try:
-        data = run.store.read(REFERENCES) if promise.get("references") else None
-    except FileNotFoundError:
-        data = None
-    if data is None:
-        raise ConfigError(
-            f"{run.store.url}: no scores of known reals to compare with; the run's ensemble has none",
-            hint="`touchstone detectors calibrate RUN --labels FILE --out CARD.yaml` writes a card that has them, and "
-            "`touchstone runs decide RUN --ensemble CARD.yaml` applies it to the scores of this run",
-        )
-    _check_references(data, promise.get("references_sha256"), f"{run.store.url}/{REFERENCES}")
-    scores = (
-        pq.ParquetFile(pa.BufferReader(data))
-        .read([REFERENCES_COLUMN])[REFERENCES_COLUMN]
-        .to_numpy()
-    )
-    return np.asarray(scores, np.float64)
-
-
-def _promise(run: RunDirectory) -> Mapping[str, Any]:
-    """The guarantee of the card that a run was decided by; nothing where it has none."""
-    return (run.describe().get("ensemble") or {}).get("guarantee") or {}
-
-
-def _check_references(data: bytes, sha256: str | None, where: str) -> None:
-    """Raises ConfigError for bytes that are no references, or not those of the card."""
-    if sha256 not in (None, _digest(data)):
-        raise ConfigError(
-            f"{where}: not the references that the card was written with: sha256 {_digest(data)}, not {sha256}"
-        )
-    try:
-        found = pq.read_schema(pa.BufferReader(data))
-    except pa.ArrowException as error:
-        raise ConfigError(f"{where}: not a Parquet file of references: {error}") from None
-    if REFERENCES_COLUMN not in found.names or not pa.types.is_floating(
-        found.field(REFERENCES_COLUMN).type
-    ):
-        raise ConfigError(
-            f"{where}: not a Parquet file of references: it has no numbers in a column `{REFERENCES_COLUMN}`"
-        )
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

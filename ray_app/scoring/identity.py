@@ -27,7 +27,7 @@ from ray_app.inference.spec import Precision
 from ray_app.runs import RunDirectory, directory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.embeddings import select_embeddings
-from ray_app.scoring.guarantee import WAIVED, references_beside
+from ray_app.scoring.guarantee import WAIVED
 from ray_app.transforms import perturbations
 
 # A config that writes one of these values leaves the choice to Touchstone all the same.
@@ -146,16 +146,6 @@ class Settings:
             line.startswith(_ENSEMBLE_KEYS) for line in fewest
         )
         raise run.mismatch(fewest, hint=_missing_detector_hint(run) if is_shipped else None)
-
-    def references(self) -> bytes | None:
-        """Return the scores that the ensemble's guarantee rests on, for a run to keep.
-
-        Returns:
-            A Parquet file; None if the ensemble has no references or the run already keeps them.
-        """
-        if self.config.detectors or self.is_own_ensemble:
-            return None
-        return references_beside(self.config.ensemble, self.ensemble)
 
     def changed_default(self) -> list[dict[str, str]]:
         """Compare the run's own ensemble with the one that a new run would use today.

@@ -47,7 +47,7 @@ from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
-from ray_app.scoring import guarantee, identity, stages
+from ray_app.scoring import identity, stages
 from ray_app.scoring.backlog import (
     archive_of,
     is_complete,
@@ -148,7 +148,6 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 directory.claim(
                     settings.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
                 )
-                guarantee.keep_references(directory, settings.references())
                 with resumable(ClusterError):
                     run = ScoringRun(settings, directory, lease, spec, start)
                     return run.finished(layout, plan)
@@ -179,7 +178,6 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
         )
     check_detectors(settings)
     settings.spec(gpus=0)
-    settings.references()
     settings.require_same(directory)
     last = last_listing(directory.store)
     if last is None:
@@ -289,7 +287,6 @@ class ScoringRun:
                 self.session.listed(listing.seconds)
         except ConfigError:
             if last_listing(run.store) is None:
-                run.store.delete(guarantee.REFERENCES)
                 run.give_up()
             raise
         report_folders(run)

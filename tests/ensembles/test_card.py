@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from ray_app.config import config_root, named_configs
 from ray_app.detectors import load_card
@@ -131,6 +132,16 @@ def test_detector_paths_are_relative_to_the_card_and_keep_their_variant(tmp_path
         "corvi2023:thumb1024",
     ]
     assert load_card(detectors[1]).title == "wide"
+
+
+def test_card_with_references_of_older_versions_loads(tmp_path):
+    path = written(tmp_path / "mine.yaml", "corvi2023")
+    guarantee = {"target_fpr": 0.01, "n_real": 400, "false_positives": 0, "upper_bound": 0.009}
+    keys = {"references": "mine.reals.parquet", "references_sha256": "0" * 64}
+    with open(path, "a") as file:
+        file.write(yaml.safe_dump({"guarantee": guarantee | keys}))
+    found = load_ensemble_card(path).guarantee
+    assert found.model_dump(exclude_unset=True) == guarantee
 
 
 def test_an_ensemble_from_the_command_line_is_named_after_its_detectors_and_splits_at_zero():

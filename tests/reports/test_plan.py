@@ -114,13 +114,19 @@ DONE = {"url": "s3://b/run", "blocks_done": 80, "members_done": 80_000, "blocks_
             ["80,000 files in 80 blocks done before, skipped", "the listing is there"],
             [],
         ),
-        ({"run": DONE | {"state": "finished", "members_left": 0}}, ["left: nothing"], []),
+        ({"run": DONE | {"state": "finished", "members_left": 0}}, ["left: nothing"], ["abstain"]),
     ],
 )
 def test_what_is_unknown_free_or_done_is_said_as_that(changes, said, not_said):
     text = told(**changes)
     assert all(words in text for words in said)
     assert not [words for words in not_said if words in text]
+
+
+def test_plan_begins_with_an_unlike_archive():
+    run = DONE | {"state": "finished", "members_left": 0, "unlike": "jpeg_quality (PSI 1.2)"}
+    first = plan_lines(PLAN | {"run": run})[0]
+    assert re.fullmatch(r"unlike +all verdicts abstain: jpeg_quality \(PSI 1\.2\)", first)
 
 
 def test_the_passes_of_a_zoo_and_what_each_detector_costs():

@@ -4,9 +4,11 @@ test says.
 
 import functools
 import hashlib
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -32,6 +34,7 @@ SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp
 NAME = next(iter(SPEC.cards))
 PLAN = BlockPlan(batch_slots=4, max_block_members=8)
 START = datetime(2026, 1, 1, tzinfo=UTC)
+DOCS = Path(__file__).parents[2] / "docs" / "runs.md"
 
 
 def new_run(folder):
@@ -152,3 +155,12 @@ def score_blocks(
                 ),
             )
         run.write_part(number, ref.block, rows)
+
+
+def read_by_sql(run, *more):
+    """The rows by the statement of docs/runs.md, with more columns."""
+    [statement] = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    statement = statement.replace(
+        "SELECT image_id, uri", ", ".join(["SELECT image_id", *more, "uri"])
+    )
+    return duckdb.sql(statement.replace("'run/", f"'{run.store.url}/")).to_arrow_table().to_pylist()

@@ -2,11 +2,9 @@
 the recount of `runs verify`.
 """
 
-import re
 import shutil
 from pathlib import Path
 
-import duckdb
 import pytest
 
 import ray_app
@@ -17,22 +15,13 @@ from tests.runs.small_run import (
     begun,
     finish,
     in_small_files,
+    read_by_sql,
     relist,
     score_blocks,
     write_files,
 )
 
-DOCS = Path(__file__).parents[2] / "docs" / "runs.md"
 NAMES = [f"{number:02}.jpg" for number in range(30)]
-
-
-def read_by_sql(run, *more):
-    """The rows by the statement of docs/runs.md, with more columns."""
-    [statement] = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    statement = statement.replace(
-        "SELECT image_id, uri", ", ".join(["SELECT image_id", *more, "uri"])
-    )
-    return duckdb.sql(statement.replace("'run/", f"'{run.store.url}/")).to_arrow_table().to_pylist()
 
 
 def facts_of(rows):

@@ -5,10 +5,13 @@ files, without a cluster.
 import hashlib
 import json
 
+import duckdb
 import numpy as np
 import pytest
 import yaml
 
+import ray_app
+from ray_app.cli.main import main
 from ray_app.cluster.config import ClusterConfig
 from ray_app.ensembles import EnsembleCard, EnsembleMember
 from ray_app.ensembles.card import Cascade
@@ -20,10 +23,11 @@ from ray_app.runs import CurrentRows, RunDirectory, current_rows, document, veri
 from ray_app.runs.schema import UNLIKE
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.decide import decide_run
+from ray_app.scoring.gallery import make_gallery
 from ray_app.scoring.guarantee import compare, count_archive
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
-from tests.runs.small_run import NAME
+from tests.runs.small_run import NAME, read_by_sql
 from tests.scoring.made_run import made_run, more_rows, properties_made, summary_of
 from tests.scoring.shifted import calibrated_card
 
@@ -129,6 +133,67 @@ def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, 
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": N}
     assert summary["findings"] == {"left open": N}
     verify_run(run)
+
+
+def read_everywhere(run, folder, capsys):
+    """The verdicts and reasons of all rows, by each reader of a run."""
+    url, found = run.store.url, {}
+
+    def printed(*arguments):
+        capsys.readouterr()
+        assert main(["results", url, "--limit", str(N), *arguments]) == 0
+        return capsys.readouterr().out
+
+    found["--json"] = [json.loads(line) for line in printed("--json").splitlines()]
+    for ending in ("csv", "parquet"):
+        out = str(folder / f"rows.{ending}")
+        printed("--out", out)
+        rows = duckdb.sql(f"SELECT verdict, verdict_reason FROM '{out}'").to_arrow_table()
+        found[ending] = rows.to_pylist()
+    found["tables"] = ray_app.load_run(url).table().to_pylist()
+    found["SQL"] = read_by_sql(run)
+    assert len(found["tables"]) == len(found["SQL"]) == len(found["csv"]) == N
+    return {
+        reader: {(row["verdict"], row["verdict_reason"]) for row in rows}
+        for reader, rows in found.items()
+    }
+
+
+def test_every_reader_marks_an_unlike_archive_unless_waived(tmp_path, card, capsys):
+    unlike = made_run(tmp_path / "unlike", card, 5, N, quality=(20, 30))
+    assert guarantee_of(unlike, card).unlike
+    found = read_everywhere(unlike, tmp_path, capsys)
+    for reader, facts in found.items():
+        assert facts == {("abstain", "unlike_archive")}, reader
+    uri = rows_of(unlike)[0]["uri"]
+    for arguments, images in (((), 20), (("--image", uri), 1)):
+        assert main(["results", unlike.store.url, *arguments]) == 0
+        printed = capsys.readouterr()
+        assert printed.out.count("abstain") >= images
+        assert "so different that all verdicts abstain" in printed.err
+    gallery = make_gallery(unlike.store.url, str(tmp_path / "gallery"), quiet=True)
+    pages = "".join(path.read_text() for path in (tmp_path / "gallery").glob("*.html"))
+    assert gallery["images"] == N
+    assert pages.count("left open") >= N
+    assert "flagged as fake" not in pages
+
+    waived = made_run(
+        tmp_path / "waived", card, 5, N, quality=(20, 30), identity={"waive_guarantee": True}
+    )
+    assert guarantee_of(waived, card).holds is False
+    for reader, facts in read_everywhere(waived, tmp_path, capsys).items():
+        assert {reason for _, reason in facts} == {None}, reader
+    assert verdicts(waived) == {"real", "fake"}
+
+
+def test_summary_and_report_begin_with_an_unlike_archive(tmp_path, card):
+    run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
+    summary = summary_of(run, card)
+    sentence = f"all verdicts abstain: {UNLIKE}: jpeg_quality (PSI "
+    assert summary_lines(summary)[1].startswith(sentence.upper())
+    page = render_run_report(summary)
+    first = page[page.index('<p class="notice"') :]
+    assert first.startswith('<p class="notice" role="note"><strong>A' + sentence[1:])
 
 
 def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp_path, card):

@@ -1,15 +1,11 @@
-"""The settings of a calibration (`CalibrateConfig`) and its files (`write_files`): the card, the
-scores of the reals behind its threshold, the report.
+"""The settings of a calibration (`CalibrateConfig`) and its files (`write_files`): the card and the
+report.
 """
 
-import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from pydantic import Field, model_validator
 
@@ -18,7 +14,6 @@ from ray_app.detectors.card import split_variant
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, load_ensemble_card
 from ray_app.ensembles.card import Rule
 from ray_app.errors import ConfigError
-from ray_app.metrics.arrays import Floats
 from ray_app.reports.calibration import CalibrationReport
 from ray_app.storage import Store
 
@@ -93,13 +88,6 @@ def card_path(out: str) -> Path:
     return path
 
 
-def reference_bytes(reals: Floats) -> tuple[bytes, str]:
-    """The scores (n,) of reals as a Parquet with the ascending column `score`, and its sha256."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"score": pa.array(reals, pa.float64())}), buffer, compression="zstd")
-    return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
 def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
     """The member as a card at `path` names it: a detector's own card by its place, relative where
     it lies below the card's folder.
@@ -114,17 +102,14 @@ def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
     )
 
 
-def write_files(
-    path: Path, card: EnsembleCard, references: bytes, report: CalibrationReport
-) -> None:
-    """Write the card at `path` and beside it what it refers to; each file whole or not at all, the
-    card last. Raises StorageError where nothing can be written.
+def write_files(path: Path, card: EnsembleCard, report: CalibrationReport) -> None:
+    """Write the card's report, then the card at `path`; each file whole or not at all.
+
+    Raises:
+        StorageError: A file cannot be written.
     """
-    assert card.guarantee is not None
-    assert card.guarantee.references is not None
     text = _HEAD.format(run=report.run, report=report_path(path).name) + card_text(card)
     folder = Store.open(str(path.parent))
-    folder.write(card.guarantee.references, references)
     folder.write(
         report_path(path).name,
         json.dumps(report.written(), indent=1, ensure_ascii=False, allow_nan=False).encode(),

@@ -58,9 +58,9 @@ from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.metrics import detection, intervals, operating_points
 from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, undefined
 from ray_app.metrics.calibration import debiased_ece, log_loss
+from ray_app.metrics.drift import find_shifts
 from ray_app.reports import calibration as facts
 from ray_app.reports.format import counted, stated
-from ray_app.scoring.guarantee import shifts_of
 
 MOST_GENERATORS = 40
 QUALITIES = (50, 70, 80, 90, 95)
@@ -254,8 +254,7 @@ def _between(here: float, there: float) -> float:
 
 
 def calibrate_run(config: files.CalibrateConfig) -> facts.CalibrationReport:
-    """Calibrate a labelled run, write CARD.yaml, CARD.reals.parquet and CARD.report.json; returns
-    the report.
+    """Calibrate a labelled run, write CARD.yaml and CARD.report.json, and return the report.
 
     Raises ConfigError: no run or labels of something else, too few reals, a class or generators
     lacking, groups that cross the user's own parts, detectors that cannot be calibrated.
@@ -274,12 +273,11 @@ def calibrate_run(config: files.CalibrateConfig) -> facts.CalibrationReport:
     print("calibrate  fitting", file=sys.stderr, flush=True)
     members = tuple(files.named_from(path, member) for member in reading.members)
     assembled = with_thresholds(fit_card(division, members, config), division, config)
-    references, sha256 = files.reference_bytes(assembled.reals)
     chosen, overall = assembled.chosen, assembled.overall
     guarantee = Guarantee(
         target_fpr=config.fpr, confidence=config.confidence, n_real=chosen.n_real, false_positives=chosen.false_positives,
         upper_bound=max(chosen.upper_bound, overall.upper_bound), groups=overall.groups, effective=overall.effective,
-        these_sources=config.share_sources, references=f"{path.stem}.reals.parquet", references_sha256=sha256,
+        these_sources=config.share_sources,
     )  # fmt: skip
     properties, notes = _properties(reading, assembled), _notes(reading, overall, config, moved)
     population = _population(reading, assembled, division, properties)
@@ -323,7 +321,7 @@ def calibrate_run(config: files.CalibrateConfig) -> facts.CalibrationReport:
         notes=notes,
     )
     report = report.model_copy(update={"findings": _findings(report)})
-    files.write_files(path, card, references, report)
+    files.write_files(path, card, report)
     return report.model_copy(update={"report": str(files.report_path(path))})
 
 
@@ -367,7 +365,8 @@ def self_check(
     ]:
         tally = PopulationTally(card.population.features if card.population else ())
         tally.add({key: values_at(column, some) for key, column in properties.items()})
-        unlike = [shift.feature for shift in shifts_of(card, tally) if shift.noticed]
+        shifts = find_shifts(tally.bins())
+        unlike = [feature for feature, shift in shifts.items() if shift.is_noticed]
         reals = some & division.reals
         rate = intervals.proportion(
             int(flagged[reals].sum()), int(reals.sum()), operating_points.NO_REALS

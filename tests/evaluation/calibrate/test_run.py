@@ -1,11 +1,9 @@
 """The whole command on runs of drawn images: what it writes, says and refuses."""
 
-import hashlib
 import json
 
 import jsonschema
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -67,17 +65,9 @@ def test_the_card_decides_as_its_guarantee_says(images, place, card):
     promise = card.guarantee
     assert promise.target_fpr == 0.01
     assert promise.upper_bound <= 0.01
-    file = place / promise.references
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == promise.references_sha256
-    references = pq.read_table(file)
-    assert references.schema.names == ["score"]
-    scores = references["score"].to_numpy()
-    assert (np.diff(scores) >= 0).all()
+    scores = decided.score[~images.fake]
     assert promise.n_real == card.thresholds.n_real == 800
     assert (len(scores), promise.groups, promise.effective) == (1_600, 1_600, 1_600)
-    assert scores.tolist() == sorted(decided.score[~images.fake]), (
-        "the very numbers that a run with the card gives"
-    )
     assert (
         promise.false_positives <= int((scores >= card.thresholds.fake_above).sum()) <= 0.01 * 1_600
     )
@@ -111,8 +101,7 @@ def test_the_same_command_writes_the_same_files_and_its_report_is_what_json_prin
 ):
     assert calibrate(place, place / "again" / "mine.yaml", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    for name in ("mine.yaml", "mine.reals.parquet"):
-        assert (place / "again" / name).read_bytes() == (place / name).read_bytes()
+    assert (place / "again" / "mine.yaml").read_bytes() == (place / "mine.yaml").read_bytes()
     assert calibrate(place, place / "other" / "mine.yaml", "--seed", "1") == 0
     assert (
         load_ensemble_card(place / "other" / "mine.yaml").population.parts != card.population.parts

@@ -178,9 +178,12 @@ def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, c
     begun(config, done=1000)
     assert forecast(config).written()["run"]["members_left"] == 0
     (archive / "new.jpg").write_bytes(next(archive.rglob("*.jpg")).read_bytes())
+    found = {"guarantee": {"unlike": "jpeg_quality (PSI 1.2)"}}
+    RunDirectory.open(config.out).write_json("summary.json", found)
     assert (
         main(["plan", str(archive), "--out", str(tmp_path / "run"), "--probe", "1", "--json"]) == 0
     )
     told = json.loads(capsys.readouterr().out)
     assert told["run"]["state"] == "finished"
     assert told["members"] == told["run"]["members_left"] == told["probe"]["members"] == 1
+    assert told["run"]["unlike"] == "jpeg_quality (PSI 1.2)"
