@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.photographs import write_photographs
 from ray_app.config import config_root
 from ray_app.ensembles import ensemble_of
 from ray_app.ensembles.card import Cascade
@@ -27,6 +28,8 @@ from tests.scoring.conftest import (
     wait_until,
     write_ensemble,
 )
+from tests.scoring.eight import write_eight
+from tests.scoring.profiled import write_profile
 
 GB = 10**9
 SHARING = ("touchstone-photo", "touchstone-photo-detail")  # They have one backbone.
@@ -214,3 +217,60 @@ def test_killed_run_resumes_with_the_same_rows(sample_archive, large, tmp_path):
     assert 0 < done.summary["session"]["rows"] < len(rows)
     assert safe >= 2
     assert without_place(rows) == without_place(expected)
+
+
+def enlarge(folder, *names):
+    """Let cards in a folder say that they are large, so that two of them share no process."""
+    for name in names:
+        path = folder / f"{name}.yaml"
+        card = yaml.safe_load(path.read_text())
+        card["size"] = {"parameters": 60_000_000, "tensors": 1, "gmac": 1.0}
+        path.write_text(yaml.safe_dump(card))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Images of different sizes, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for number, size in enumerate([(320, 240), (300, 400), (400, 300)]):
+        write_photographs(folder, 2, size=size, start=2 * number)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    return folder
+
+
+@pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
+def test_masks_and_kept_sizes_in_turns_equal_those_of_one(photographs, tmp_path, layout):
+    """Eight detectors: two share a backbone, one keeps sizes, one gives masks."""
+    ensemble = write_eight(tmp_path / "cards")
+    enlarge(ensemble.parent, "unifd", "corvi2023", "maskclip", "tiny-ladeda")
+    settings = {"ensemble": str(ensemble), "perturb": ["jpeg:75"], "precision": "fp32"}
+    found = {}
+    for name, limit in (("together", None), ("turns", LIMIT)):
+        cluster = {"workers": 1, "worker_bytes": limit} | layout.get("cluster", {})
+        device = {"device": "cpu", "cluster": cluster}
+        found[name] = score_here(tmp_path / name, photographs, **settings, **device)
+    groups = found["turns"][0].summary["session"]["groups"]
+    assert len(groups) > 3
+    assert any({"unifd", "own-head"} <= set(group) for group in groups)
+    assert without_place(found["turns"][1]) == without_place(found["together"][1])
+    masks = [
+        RunDirectory.open(str(tmp_path / name)).beside("masks", 0, 0)
+        for name in ("together", "turns")
+    ]
+    assert masks[0].equals(masks[1])
+
+
+def test_names_and_words_in_turns_equal_those_of_one(photographs, tmp_path):
+    ensemble = write_profile(
+        tmp_path / "cards", "captioner", describe="all", localizer=False, parameters=60_000_000
+    )
+    enlarge(ensemble.parent, "unifd", "own-head")
+    settings, found = {"ensemble": str(ensemble), "precision": "fp32", "device": "cpu"}, {}
+    for name, limit in (("together", None), ("turns", LIMIT)):
+        cluster = {"workers": 1, "worker_bytes": limit}
+        found[name] = score_here(tmp_path / name, photographs, **settings, cluster=cluster)
+    session = found["turns"][0].summary["session"]
+    assert len(session["groups"]) == 2
+    assert session["groups"][0] == ["unifd", "own-head"]
+    assert session["described"] == 6
+    assert without_place(found["turns"][1]) == without_place(found["together"][1])
