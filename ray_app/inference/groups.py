@@ -10,8 +10,8 @@ from ray_app.inference.spec import PROCESS_BYTES, ResourceEstimate, ScoringSpec
 Group = tuple[str, ...]
 
 # Prepared images that a process keeps while groups of detectors take turns on them. Fewer images
-# cost less memory, and more loads for each image.
-KEPT_BYTES, MIN_KEPT_BYTES = 2**29, 2**26
+# would take less memory, and more loads for each image.
+KEPT_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DetectorGroups:
 
 
 def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | None:
-    """Group the detectors so that a process of each group takes at most `limit_bytes`.
+    """Group the detectors so that a process takes at most `limit_bytes`, with the images it keeps.
 
     Detectors that share a backbone in one precision stay together; the others are packed by size,
     the largest first. A group that cannot be made smaller may exceed the limit.
@@ -43,18 +43,13 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
     """
     if whole_bytes(spec) <= limit_bytes:
         return None
-    units = [_units(spec, stage.detectors) for stage in spec.stages]
-    largest = max(group_bytes(spec, unit) for stage_units in units for unit in stage_units)
-    packed_bytes = max(limit_bytes - KEPT_BYTES, min(largest, limit_bytes - MIN_KEPT_BYTES))
-    groups = [group for stage_units in units for group in _packed(spec, stage_units, packed_bytes)]
-    if spec.describer is not None:
-        groups.append((spec.describer.name,))
-    sizes = [group_bytes(spec, group) for group in groups]
-    kept_bytes = int(min(max(limit_bytes - max(sizes), MIN_KEPT_BYTES), KEPT_BYTES))
+    groups = [
+        group for units in _units(spec) for group in _packed(spec, units, limit_bytes - KEPT_BYTES)
+    ]
     return DetectorGroups(
         tuple(groups),
-        process_bytes=max(sizes) + kept_bytes,
-        kept_bytes=kept_bytes,
+        process_bytes=max(group_bytes(spec, group) for group in groups) + KEPT_BYTES,
+        kept_bytes=KEPT_BYTES,
         weights_bytes=sum(_weights_bytes(spec, group) for group in groups),
     )
 
@@ -62,6 +57,13 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
 def whole_bytes(spec: ScoringSpec) -> int:
     """Return what all detectors take at most, those with a process of their own side by side."""
     return ResourceEstimate.of(spec).process_bytes + (len(spec.pools) - 1) * PROCESS_BYTES
+
+
+def largest_unit(spec: ScoringSpec) -> Group:
+    """Return the detectors that cannot be in different groups and take most memory."""
+    return max(
+        (unit for units in _units(spec) for unit in units), key=lambda unit: group_bytes(spec, unit)
+    )
 
 
 def group_bytes(spec: ScoringSpec, group: Group) -> int:
@@ -78,14 +80,20 @@ def _weights_bytes(spec: ScoringSpec, group: Group) -> int:
     return sum(4 * sizes.get(name, 0) for name in group)
 
 
-def _units(spec: ScoringSpec, names: Iterable[str]) -> list[Group]:
-    """Return the detectors that cannot be in different groups, the largest unit first."""
-    units: dict[Group, Group] = {}
-    for name in names:
-        backbone = spec.cards[name].backbone
-        key = (name,) if backbone is None else (backbone.name, spec.precision[name])
-        units[key] = (*units.get(key, ()), name)
-    return sorted(units.values(), key=lambda unit: -group_bytes(spec, unit))
+def _units(spec: ScoringSpec) -> list[list[Group]]:
+    """Return, by stage, the detectors that cannot be in different groups, the largest unit first.
+
+    A describer is a stage of its own.
+    """
+    stages = []
+    for stage in spec.stages:
+        units: dict[Group, Group] = {}
+        for name in stage.detectors:
+            backbone = spec.cards[name].backbone
+            key = (name,) if backbone is None else (backbone.name, spec.precision[name])
+            units[key] = (*units.get(key, ()), name)
+        stages.append(sorted(units.values(), key=lambda unit: -group_bytes(spec, unit)))
+    return stages if spec.describer is None else [*stages, [(spec.describer.name,)]]
 
 
 def _packed(spec: ScoringSpec, units: Iterable[Group], limit_bytes: float) -> list[Group]:

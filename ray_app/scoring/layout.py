@@ -16,10 +16,11 @@ from ray_app.cluster.config import RAY_SHARE
 from ray_app.errors import ClusterError, ConfigError
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.groups import (
-    MIN_KEPT_BYTES,
+    KEPT_BYTES,
     DetectorGroups,
     group_bytes,
     group_detectors,
+    largest_unit,
     whole_bytes,
 )
 from ray_app.reports.format import size
@@ -230,30 +231,30 @@ def plan_groups(
     if node_bytes is None or gpus >= 1:
         return None
     scheduled_bytes, cores = RAY_SHARE * node_bytes, max(int(cpus / nodes), 1)
-    counts = range(cores, 0, -1) if workers is None else [max(math.ceil(workers / nodes), 1)]
-
-    def relative_time(groups: DetectorGroups | None) -> tuple[float, int]:
-        process_bytes = whole_bytes(spec) if groups is None else groups.process_bytes
-        processes = min(max(int(scheduled_bytes // process_bytes), 1), cores)
-        loading = 0.0 if groups is None else LOAD_SHARE
-        return (1 + loading) / processes, len(groups.groups) if groups else 1
-
-    return min(
-        (group_detectors(spec, scheduled_bytes / count) for count in counts), key=relative_time
-    )
+    if workers is not None:
+        return group_detectors(spec, scheduled_bytes / max(math.ceil(workers / nodes), 1))
+    together = min(int(scheduled_bytes // whole_bytes(spec)), cores)
+    in_turns = min(max(int(scheduled_bytes // _turn_bytes(spec)), 1), cores)
+    if together * (1 + LOAD_SHARE) >= in_turns:
+        return None
+    return group_detectors(spec, scheduled_bytes / in_turns)
 
 
 def _groups_within(spec: ScoringSpec, worker_bytes: int) -> DetectorGroups | None:
     groups = group_detectors(spec, worker_bytes)
     if groups is None or groups.process_bytes <= worker_bytes:
         return groups
-    largest = max(groups.groups, key=lambda group: group_bytes(spec, group))
-    needed = group_bytes(spec, largest) + MIN_KEPT_BYTES
+    largest, needed = largest_unit(spec), _turn_bytes(spec)
     names = " and ".join(largest) + " share a backbone and" * (len(largest) > 1)
     raise ConfigError(
         f"cluster.worker_bytes {size(worker_bytes)}: {names} need about {size(needed)}",
         hint=f"--set cluster.worker_bytes={needed} or more, or fewer detectors",
     )
+
+
+def _turn_bytes(spec: ScoringSpec) -> int:
+    """Return the least that a process takes in which groups of detectors take turns."""
+    return group_bytes(spec, largest_unit(spec)) + KEPT_BYTES
 
 
 def _with_gpus(

@@ -69,14 +69,13 @@ class TestGrouping:
 
     def test_process_with_its_images_keeps_within_the_limit(self):
         spec = spec_of("unifd", "clip-cues", "npr", "dda")
-        for limit_bytes in (3.7 * GB, 4 * GB, 5 * GB):
+        for limit_bytes in (4.1 * GB, 4.8 * GB, 5.5 * GB):
             groups = group_detectors(spec, limit_bytes)
             assert len(groups.groups) > 1
             assert groups.process_bytes <= limit_bytes
-            assert groups.kept_bytes >= 2**26
 
     def test_limit_that_is_too_small_names_the_detectors(self):
-        with pytest.raises(ConfigError, match=r"maskclip need about 5\.\d GB"):
+        with pytest.raises(ConfigError, match=r"maskclip need about 6\.\d GB"):
             planned(spec_of("unifd", "maskclip"), 4 * GB)
 
     def test_stages_of_a_cascade_share_no_group(self):
@@ -98,7 +97,7 @@ class TestGrouping:
     def test_gpus_hold_all_detectors_unless_a_limit_is_set(self):
         spec = spec_of("unifd", "clip-cues", device="cuda")
         assert planned(spec, gpus=1, node_bytes=4 * GB) is None
-        assert len(planned(spec, 4 * GB, gpus=1).groups) == 2
+        assert len(planned(spec, int(4.1 * GB), gpus=1).groups) == 2
 
 
 def write_large(folder):
@@ -109,14 +108,14 @@ def write_large(folder):
     shipped = config_root() / "detectors"
     for path in map(Path, (*write_two(folder), shipped / "touchstone-tiny.yaml")):
         card = yaml.safe_load(path.read_text())
-        card["size"]["parameters"] = 60_000_000
+        card["size"]["parameters"] = 200_000_000
         card["weights"]["uri"] = str(shipped / "touchstone-tiny.safetensors")
         paths.append(folder / f"large-{card['name']}.yaml")
         paths[-1].write_text(yaml.safe_dump(card))
     return list(map(str, paths))
 
 
-LIMIT = int(1.7 * GB)
+LIMIT = int(3.3 * GB)
 MORE = {
     "perturb": ["jpeg:75"],
     "features": ["slow"],
@@ -177,7 +176,6 @@ def test_rows_stay_equal_where_a_block_does_not_fit(
     sample_archive, large, together, tmp_path, monkeypatch
 ):
     """Every batch takes its turns by itself."""
-    monkeypatch.setattr("ray_app.inference.groups.MIN_KEPT_BYTES", 1)
     monkeypatch.setattr("ray_app.inference.groups.KEPT_BYTES", 1)
     settings = settings_of(large, LIMIT, **MORE) | {"block_members": 8}
     _, same = score_here(tmp_path / "run", sample_archive, **settings)
@@ -224,7 +222,7 @@ def enlarge(folder, *names):
     for name in names:
         path = folder / f"{name}.yaml"
         card = yaml.safe_load(path.read_text())
-        card["size"] = {"parameters": 60_000_000, "tensors": 1, "gmac": 1.0}
+        card["size"] = {"parameters": 200_000_000, "tensors": 1, "gmac": 1.0}
         path.write_text(yaml.safe_dump(card))
 
 
@@ -238,6 +236,8 @@ def photographs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
 def test_masks_and_kept_sizes_in_turns_equal_those_of_one(photographs, tmp_path, layout):
     """Eight detectors: two share a backbone, one keeps sizes, one gives masks."""
@@ -262,7 +262,7 @@ def test_masks_and_kept_sizes_in_turns_equal_those_of_one(photographs, tmp_path,
 
 def test_names_and_words_in_turns_equal_those_of_one(photographs, tmp_path):
     ensemble = write_profile(
-        tmp_path / "cards", "captioner", describe="all", localizer=False, parameters=60_000_000
+        tmp_path / "cards", "captioner", describe="all", localizer=False, parameters=200_000_000
     )
     enlarge(ensemble.parent, "unifd", "own-head")
     settings, found = {"ensemble": str(ensemble), "precision": "fp32", "device": "cpu"}, {}
