@@ -45,8 +45,8 @@ GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}
 DECODE_GMAC = 2.0  # decoding a photograph takes a core as long as this many multiply-adds
 SLACK = 4.0  # a shared core may be that much slower
 # Of fp32 weights, from the page cache, on one core: networks are built before their weights are
-# read. Measured from 0.1 (SigLIP 2, SwinV2) to 0.7 GB/s (CLIP ViT-L).
-LOAD_BYTES_PER_S = 4e8
+# read. Measured for the mix of `benchmarks.turns` on a busy machine; 0.4 GB/s on a quiet one.
+LOAD_BYTES_PER_S = 2e8
 # Of a worker's time that groups of detectors may load in each block.
 LOAD_SHARE = 0.05
 
