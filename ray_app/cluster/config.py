@@ -34,8 +34,8 @@ class ClusterConfig(Frozen):
     worker_bytes: int | None = Field(
         default=None,
         ge=2**28,
-        description="memory that one scoring process may take; detectors that need more, by the sizes on their cards, go over the files in "
-        "several passes; null = as many passes as take the least time in the memory of the smallest node",
+        description="memory that one scoring process may take; detectors that need more, by the sizes on their cards, take turns on each "
+        "block; null = as many processes as take the least time in the memory of the smallest node, and with GPUs all detectors together",
     )
     labels: Mapping[str, str] = Field(
         default={},

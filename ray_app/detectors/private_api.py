@@ -1,4 +1,4 @@
-"""A setting of the C library without a name in Python."""
+"""Functions of the C library without a name in Python."""
 
 import ctypes
 import functools
@@ -26,3 +26,16 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             for parameter, value in _SETTINGS.items():
                 libc.mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory of this process to the system.
+
+    Reason: after `keep_freed_memory`, glibc keeps up to 512 MiB of what a group of detectors left,
+    and all that is below memory in use. The next group would come on top of that. Fallback, on
+    other C libraries: their default.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)

@@ -106,6 +106,18 @@ class Batch:
     ids: tuple[int, ...] = ()
 
     @property
+    def size_bytes(self) -> int:
+        """Memory of the pixels in all views, and of the files."""
+        tensors = chain(self.pixels, *(view.pixels for view in self.views))
+        total = sum(count_file_bytes(file) for file in self.encoded if file is not None)
+        for tensor in tensors:
+            if isinstance(tensor, np.ndarray):
+                total += tensor.nbytes
+            elif not isinstance(tensor, EncodedImages):
+                total += sum(image.nbytes for image in tensor if image is not None)
+        return total
+
+    @property
     def files(self) -> list[MemberFile | None]:
         """The files of the members that are decoded again, None for the others."""
         ids = self.ids or (0,) * len(self.outcomes)
@@ -114,6 +126,11 @@ class Batch:
             None if file is None else (image_id, file)
             for image_id, file in zip(ids, files, strict=True)
         ]
+
+
+def count_file_bytes(file: File) -> int:
+    """Return the memory of an encoded file, or of an image that somebody else decoded."""
+    return len(file) if isinstance(file, bytes) else 3 * file.width * file.height
 
 
 def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:

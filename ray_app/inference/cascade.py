@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ray_app.inference import decision
-from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, MemberFile, Pixels
+from ray_app.inference.batch import (
+    LOOKED,
+    LOOKED_MS,
+    Batch,
+    DecodeResult,
+    MemberFile,
+    Pixels,
+    count_file_bytes,
+)
 from ray_app.inference.decision import DetectorOutputs
 from ray_app.inference.decoder import BatchDecoder, StageClock
 from ray_app.inference.scorer import EnsembleScorer, describer_inputs
@@ -168,7 +176,9 @@ class CascadeScorer:
             outcomes += batch.outcomes
             if self.late is not None:
                 files += batch.files
-                kept_bytes += sum(_size_bytes(item[1]) for item in batch.files if item is not None)
+                kept_bytes += sum(
+                    count_file_bytes(item[1]) for item in batch.files if item is not None
+                )
             if self._describing is not None:
                 images = describer_inputs(self._spec, batch)
                 seen += images
@@ -193,7 +203,3 @@ class _Part:
     files: Sequence[MemberFile | None]
     seen: Sequence[Pixels | None]
     outputs: DetectorOutputs
-
-
-def _size_bytes(file: File) -> int:
-    return len(file) if isinstance(file, bytes) else 3 * file.width * file.height

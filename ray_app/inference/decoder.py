@@ -68,7 +68,7 @@ _RGB_BYTES, _ARRAY_BYTES, _VIEW_BYTES = 4, 6, 9
 _BLOCK_BYTES = 64 * 2**20
 
 
-STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
+STAGES = ("fetch", "wait", "decode", "prepare", "load", "score", "identify", "describe", "write")
 
 
 class StageClock:

@@ -6,12 +6,14 @@ the best one's. What a GPU does here is done by an object that a test may replac
 and what makes buffers and events.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from ray_app.detectors.private_api import return_freed_memory
 from ray_app.errors import ConfigError
 
 # buffers of one size: one is being copied to the GPU while the next batch is written into the other
@@ -199,3 +201,11 @@ def found_device(device: str) -> str:
             f"device {device!r} is none that PyTorch knows: auto, cpu, cuda or cuda:0"
         ) from None
     return device
+
+
+def release_memory(device: str) -> None:
+    """Return the memory of detectors that are not used any more to the device and the system."""
+    gc.collect()  # Hooks of networks refer to each other.
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+    return_freed_memory()

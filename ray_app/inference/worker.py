@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray_app.inference.decoder import BatchDecoder, CarefulDecoder, StageClock
+from ray_app.inference.groups import Group
 from ray_app.inference.spec import ScoringSpec
 
 if TYPE_CHECKING:
     from ray_app.inference.cascade import CascadeScorer
+    from ray_app.inference.group_scorer import GroupScorer
     from ray_app.inference.scorer import Describing, LoadedDetectors
 
 
@@ -98,3 +100,34 @@ def open_scorer(
         describing=describing,
     )
     return OpenScorer(decoder, scorer)
+
+
+def open_group_scorer(
+    spec: ScoringSpec,
+    groups: Sequence[Group],
+    clock: StageClock,
+    *,
+    careful: CarefulDecoder,
+    kept_bytes: float,
+    block_members: int | None = None,
+) -> "tuple[BatchDecoder, GroupScorer]":
+    """Load the first group of detectors, and open the decoder for the images of all groups.
+
+    Args:
+        spec: The whole spec.
+        groups: The groups that take turns (see `DetectorGroups`).
+        clock: Counts the seconds of all stages.
+        careful: Decodes one image.
+        kept_bytes: See `GroupScorer`.
+        block_members: See `GroupScorer`.
+
+    Raises:
+        DetectorError: Weights are missing.
+    """
+    from ray_app.inference.group_scorer import GroupScorer
+
+    decoder = open_decoder(spec, clock, careful=careful, hand_over=True)
+    scorer = GroupScorer(
+        spec, groups, decoder, clock, kept_bytes=kept_bytes, block_members=block_members
+    )
+    return decoder, scorer

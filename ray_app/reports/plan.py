@@ -161,8 +161,8 @@ def _images(plan: Plan) -> Lines:
 
 
 def _nodes(plan: Plan) -> Lines:
-    """The machines, and the processes on them in each pass over the files."""
-    cluster, passes = plan.cluster, plan.passes or ()
+    """The machines, and the processes on them."""
+    cluster = plan.cluster
     gpus = wording.counted(cluster.gpus, "GPU") if cluster.gpus else "no GPU"
     is_priced = cluster.nodes or cluster.price_per_hour
     price = (
@@ -180,33 +180,21 @@ def _nodes(plan: Plan) -> Lines:
         )
         each = f"{wording.money(node.price_per_hour)} per hour each"
         yield "cluster", f"{node.count} × {wording.visible(node.name or 'node')}: {has}; {each}"
-    if passes:
-        why = "one after another, since the detectors do not fit together; each fetches and decodes every image once"
-        yield "passes", f"{len(passes)}, {why}"
-    for number, one in enumerate(passes, 1):
-        rate = (
-            "" if one.images_per_s is None else f"; {wording.measured(one.images_per_s)} images/s"
-        )
-        yield "passes", f"{number}: {', '.join(one.detectors)}"
-        yield (
-            "passes",
-            f"   {one.layout}, about {wording.size(one.process_bytes)} for a process{rate}",
-        )
-        for backbone in one.backbones:
-            if any(len(users) > 1 for users in backbone.runs_once_for):
-                yield "passes", f"   {_shared(backbone)}"
     yield (
         "layout",
         f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files",
     )
+    for number, group in enumerate(plan.groups or (), 1):
+        yield "turns", f"{number}: {', '.join(group)}"
 
 
 def _memory(plan: Plan) -> Lines:
     """What processes and large images take on each node, and the pools of detectors."""
     memory = plan.memory
+    held = " in which detectors take turns" if plan.groups else " that holds all detectors"
     yield (
         "memory",
-        f"about {wording.size(plan.process_bytes)} for a process that holds all detectors, by the sizes on their cards",
+        f"about {wording.size(plan.process_bytes)} for a process{held}, by the sizes on their cards",
     )
     if memory.total_bytes is None or memory.decode_bytes is None or memory.file_bytes is None:
         yield (
@@ -280,8 +268,6 @@ def _stages(plan: Plan) -> Lines:
             stage.basis + (f" ({', '.join(stage.detectors)})" if len(plan.pools) > 1 and stage.detectors else ""),
         ])  # fmt: skip
     if rows:
-        if plan.slowest_pass is not None:
-            yield "stages", f"of pass {plan.slowest_pass}, the slowest:"
         yield from (
             ("stages", line)
             for line in table(["stage", "s per image", "at most", "with", ""], rows, right={1, 2})
@@ -326,11 +312,10 @@ def _detectors(plan: Plan) -> Lines:
     million = plan.million
     if million is not None and million.hours is not None:
         paid = "" if million.cost is None else f", {wording.money(million.cost)} for the machines"
-        again = f", which each of {million.passes} passes repeats" if million.passes > 1 else ""
         read = (
             ""
             if million.share_read is None
-            else f"; {wording.percent(million.share_read)} of the time is reading and decoding{again}"
+            else f"; {wording.percent(million.share_read)} of the time is reading and decoding"
         )
         yield (
             "million",

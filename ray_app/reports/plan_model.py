@@ -184,21 +184,6 @@ class PlannedTime(Section):
     assumed_gmac_per_s: float | None = None
 
 
-class PlannedPass(Section):
-    """One of several passes over the files: its detectors, processes (`process_bytes`: of one), and
-    what runs once in it for several. `images_per_s`: None without a probe.
-    """
-
-    detectors: Sequence[str] = ()
-    kind: str = ""
-    layout: str = ""
-    workers: int = 0
-    process_bytes: int = 0
-    gmac_per_image: float = 0.0
-    backbones: Sequence[PlannedBackbone] = ()
-    images_per_s: float | None = None
-
-
 class PlannedDetector(Section):
     """What one detector costs. `ms_per_image`: alone, on one core or GPU; `spent_ms`: beside the
     others, where the first that has a shared backbone pays for it; `share`: of all the time that is
@@ -213,15 +198,13 @@ class PlannedDetector(Section):
 
 
 class PlannedMillion(Section):
-    """What a million images take and cost (machines alone), in all passes; `share_read`: of the
-    time, what goes into fetching, decoding and preparing, which every pass repeats. None where
-    nobody knows.
+    """What a million images take and cost (machines alone); `share_read`: of the time, what goes
+    into fetching, decoding and preparing. None where nobody knows.
     """
 
     hours: float | None = None
     cost: float | None = None
     share_read: float | None = None
-    passes: int = 1
 
 
 class PlannedRequests(Section):
@@ -258,8 +241,8 @@ class Plan(Section):
     the bill.
 
     `unknown_sizes`: members whose size is known only after reading. Without a probe all that it
-    predicts is null; of several passes, stages and bottleneck are those of the slowest, whose
-    number is `slowest_pass`.
+    predicts is null. `groups`: of detectors that take turns in each worker, where they do not fit
+    together.
     """
 
     members: int = 0
@@ -290,8 +273,7 @@ class Plan(Section):
     blocks: int = 0
     listing: PlannedListing = PlannedListing()
 
-    passes: OptionalKey[Sequence[PlannedPass]] = None
-    slowest_pass: OptionalKey[int] = None
+    groups: OptionalKey[Sequence[Sequence[str]]] = None
     costs: OptionalKey[Mapping[str, PlannedDetector]] = None
     million: OptionalKey[PlannedMillion] = None
     probe: ProbeResult | None = None

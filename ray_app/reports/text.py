@@ -19,7 +19,7 @@ _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
 _LONGEST_GENERATOR, _LONGEST_FINDING = 32, 44
 _LONGEST_REASON = 72
-_LONGEST_PASS, _MOST_DETECTORS = 160, 8
+_LONGEST_GROUPS, _MOST_DETECTORS = 160, 8
 _MOST_REASONS, _MOST_FINDINGS, _MOST_DAYS = 5, 8, 3
 
 
@@ -351,15 +351,14 @@ def _speed_lines(run: "RunSummary") -> list[str]:
             lines.append(
                 f"shared: {wording.visible(name)} ran {wording.counted(sharing.runs, 'time')} for {requests} of detectors"
             )
-    for number, one in enumerate(session.passes or (), 1):
-        most = (
-            f", at most {wording.size(one.peak_worker_bytes)} in one worker"
-            if one.peak_worker_bytes
-            else ""
-        )
-        names = wording.visible(wording.shortened(", ".join(one.detectors), _LONGEST_PASS))
+    if session.groups:
+        names = " | ".join(", ".join(group) for group in session.groups)
+        shown = wording.visible(wording.shortened(names, _LONGEST_GROUPS))
+        busy_s = sum(session.seconds.values()) - session.seconds.get("list", 0.0)
+        loading = wording.percent(session.seconds.get("load", 0.0) / max(busy_s, 1e-9))
         lines.append(
-            f"pass {number}: {wording.counted(one.images, 'file')} in {wording.duration(one.wall_s)}{most}: {names}"
+            f"turns: {wording.counted(len(session.groups), 'group')} of detectors took turns in "
+            f"each worker, {loading} of the time to load them: {shown}"
         )
     costly = sorted((session.detectors or {}).items(), key=lambda item: -item[1].seconds)
     if len(costly) > 1:

@@ -112,23 +112,6 @@ class DetectorTime(Section):
     ms_per_image: float | None = None
 
 
-class PassSummary(Section):
-    """One pass over blocks: its detectors, its processes (`process_bytes`: of one, by the sizes on
-    cards; `peak_worker_bytes`: measured), the images it looked at, how long it took, and which
-    backbones ran once for several.
-    """
-
-    detectors: Sequence[str] = ()
-    kind: str = ""
-    workers: int = 0
-    process_bytes: int = 0
-    peak_worker_bytes: int = 0
-    images: int = 0
-    wall_s: float = 0.0
-    images_per_s: float | None = None
-    backbones: Mapping[str, Sharing] = {}
-
-
 class CostSummary(Section):
     """A bill in the currency of its prices: machines, and bytes out of the store. `compute`: None
     if the hours are not known; `compute_share`: of the total, None if nothing has a price.
@@ -192,10 +175,8 @@ class RetrySummary(Section):
 
 class SessionSummary(Section):
     """What the last command did; `seconds` per stage are summed over the workers. `described`:
-    members that words were found for.
-
-    `passes`: where the detectors did not go over the files together; `images_per_s` is then that of
-    all passes, one after another.
+    members that words were found for. `groups`: of detectors that took turns in each worker, where
+    they did not fit together.
     """
 
     number: int = 0
@@ -212,7 +193,7 @@ class SessionSummary(Section):
     retries: Sequence[RetrySummary] = ()
     backbones: Mapping[str, Sharing] = {}
     detectors: OptionalKey[Mapping[str, DetectorTime]] = None
-    passes: OptionalKey[Sequence[PassSummary]] = None
+    groups: OptionalKey[Sequence[Sequence[str]]] = None
     peak_worker_bytes: int = 0
     memory: Memory | None = None
     workers: int | None = None

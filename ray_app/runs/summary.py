@@ -289,6 +289,8 @@ _ADVICE = {
     "fetch": "reading from storage; run nearer to the bucket, or give more workers",
     "decode": "decoding images; add CPU cores: decoding grows with cores, whatever the GPU",
     "prepare": "resizing and cropping; add CPU cores, or allow --set resize=fast",
+    "wait": "waiting for memory for large images; raise cluster.decode_bytes, or use nodes with more memory",
+    "load": "loading detectors that do not fit together; raise cluster.worker_bytes, or use fewer detectors",
     "score": "the detectors themselves; add cores or a GPU, or take a lighter ensemble",
     "identify": "naming generators; a head is small, so this is a slow core",
     "describe": "predicting prompts; describe only what is flagged, take fewer beams or a cheaper describer, or add cores or a GPU",

@@ -28,6 +28,7 @@ from ray_app.scoring.stages import (
     BlockDescriber,
     BlockReport,
     BlockScorer,
+    GroupTensorScorer,
     ScoringJob,
     TensorScorer,
 )
@@ -75,16 +76,21 @@ def pools_of(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
 
     if layout.kind == "fused":
         return [pool(BlockScorer, layout.scorers[0], layout.worker_cpus)]
-    scorers = [
-        pool(
-            TensorScorer if names in job.spec.pools else BlockDescriber,
-            size,
-            layout.scorer_cpus,
-            layout.scorer_gpus,
-            names,
-        )
-        for names, size in zip(job.spec.all_pools, layout.scorers, strict=True)
-    ]
+    if job.groups is not None:
+        scorers = [
+            pool(GroupTensorScorer, layout.scorers[0], layout.scorer_cpus, layout.scorer_gpus)
+        ]
+    else:
+        scorers = [
+            pool(
+                TensorScorer if names in job.spec.pools else BlockDescriber,
+                size,
+                layout.scorer_cpus,
+                layout.scorer_gpus,
+                names,
+            )
+            for names, size in zip(job.spec.all_pools, layout.scorers, strict=True)
+        ]
     return [
         pool(BlockDecoder, layout.decoders, layout.worker_cpus),
         *scorers,

@@ -12,8 +12,18 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ray_app.archives import BlockPlan
-from ray_app.errors import ClusterError
-from ray_app.inference import ResourceEstimate
+from ray_app.cluster.config import RAY_SHARE
+from ray_app.errors import ClusterError, ConfigError
+from ray_app.inference import ResourceEstimate, ScoringSpec
+from ray_app.inference.groups import (
+    KEPT_BYTES,
+    DetectorGroups,
+    group_bytes,
+    group_detectors,
+    largest_unit,
+    whole_bytes,
+)
+from ray_app.reports.format import size
 from ray_app.streams.stage import IN_FLIGHT
 
 # A decoding or scoring process fills a core. As many of them as a node has cores leave 3 % of each,
@@ -34,6 +44,11 @@ BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is wh
 GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}
 DECODE_GMAC = 2.0  # decoding a photograph takes a core as long as this many multiply-adds
 SLACK = 4.0  # a shared core may be that much slower
+# Of fp32 weights, from the page cache, on one core: networks are built before their weights are
+# read. Measured for the mix of `benchmarks.turns` on a busy machine; 0.4 GB/s on a quiet one.
+LOAD_BYTES_PER_S = 2e8
+# Of a worker's time that groups of detectors may load in each block.
+LOAD_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class ScoringLayout:
     grows: bool = True
     short_of_memory: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+    groups: int = 1
 
     def limited_to(self, blocks: int) -> "ScoringLayout":
         """The same with no more workers per stage than blocks."""
@@ -78,7 +94,8 @@ class ScoringLayout:
 
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""
-        doubling = BLOCKS_PER_DOUBLING * self.workers
+        # Groups that take turns load as often for a small block as for a large one.
+        doubling = BLOCKS_PER_DOUBLING * self.workers if self.groups == 1 else 1
         return BlockPlan(
             batch_slots=slots,
             max_block_members=self.block_members,
@@ -106,12 +123,13 @@ class ScoringLayout:
     def described(self) -> str:
         """The layout in words."""
         scorers = sum(self.scorers)
+        turns = f", {self.groups} groups of detectors take turns in each" * (self.groups > 1)
         if self.kind == "fused":
             why = " (there is no memory for more)" * self.short_of_memory
-            return f"{scorers} worker{'s' * (scorers > 1)}, each decodes and scores{why}"
+            return f"{scorers} worker{'s' * (scorers > 1)}, each decodes and scores{why}{turns}"
         kind = "GPU scorer" if self.scorer_gpus else "scorer"
         pools = f" in {len(self.scorers)} pools" * (len(self.scorers) > 1)
-        return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}"
+        return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}{turns}"
 
 
 def plan_layout(
@@ -125,14 +143,22 @@ def plan_layout(
     block_members: int,
     memory_bytes: float = math.inf,
     store_bytes: float = math.inf,
+    groups: DetectorGroups | None = None,
 ) -> ScoringLayout:
     """Fit the stages to `cpus` cores, `gpus` GPUs, to `memory_bytes` where every core would hold
     all detectors, and blocks to batches of `slots` images and to the object stores, `store_bytes`
     together, where tensors pass through them. `passes`: how often detectors look at an image, clean
-    and perturbed, of which `cost` has the sum.
+    and perturbed, of which `cost` has the sum. `groups`: of detectors that take turns in one pool of
+    processes; blocks are then so large that loading takes no more than `LOAD_SHARE` of the time.
 
     Raises ClusterError when nothing fits.
     """
+    block_s = BLOCK_S
+    if groups is not None:
+        cost = replace(
+            cost, process_bytes=groups.process_bytes, pool_gmac=(math.fsum(cost.pool_gmac),)
+        )
+        block_s = max(BLOCK_S, groups.weights_bytes / LOAD_BYTES_PER_S / LOAD_SHARE)
     if cpus < 1:
         raise ClusterError(
             f"the cluster has {cpus:g} CPUs to schedule on; at least 1 is needed",
@@ -142,10 +168,12 @@ def plan_layout(
     image_s = max(
         on_core_s, passes * DECODE_GMAC / GMAC_PER_S["cpu"], sum(cost.pool_gmac) / GMAC_PER_S["gpu"]
     )
-    block_members = int(min(block_members, BLOCK_S / image_s))
+    block_members = int(min(block_members, block_s / image_s))
     if gpus < 1 and len(cost.pool_gmac) == 1:
         fitting = max(1, int(min(cpus, memory_bytes // max(cost.process_bytes, 1))))
         short = workers is None and fitting < int(cpus)
+        if groups is not None:
+            block_members = min(block_members, groups.kept_bytes // max(cost.tensor_bytes, 1))
         members = _whole_batches(block_members, slots)
         return ScoringLayout(
             "fused",
@@ -154,6 +182,7 @@ def plan_layout(
             members,
             grows=workers is None and not short,
             short_of_memory=short,
+            groups=len(groups.groups) if groups else 1,
         )
     # A perturbed image takes a core about as long as decoding it did, so that decoding's share of
     # the work stays what it was.
@@ -162,8 +191,70 @@ def plan_layout(
     tensor_bytes = min(TENSOR_BYTES, HAND_OVER_SHARE * store_bytes / layout.most_open)
     block_members = int(min(block_members, tensor_bytes // max(cost.tensor_bytes, 1)))
     return replace(
-        layout, block_members=_whole_batches(block_members, slots), grows=workers is None
+        layout,
+        block_members=_whole_batches(block_members, slots),
+        grows=workers is None,
+        groups=len(groups.groups) if groups else 1,
     )
+
+
+def plan_groups(
+    spec: ScoringSpec,
+    *,
+    worker_bytes: int | None,
+    workers: int | None,
+    cpus: float,
+    gpus: float,
+    nodes: int,
+    node_bytes: float | None,
+) -> DetectorGroups | None:
+    """Group the detectors that do not fit into a worker together; None if all of them fit.
+
+    Without `worker_bytes`, as many processes share the smallest node as let a run take the least
+    time. On GPUs, all detectors are together unless `worker_bytes` is set, since their weights leave
+    the memory of the node.
+
+    Args:
+        spec: The detectors.
+        worker_bytes: Memory that one process may take.
+        workers: Processes on all nodes, if their number is set.
+        cpus: Cores of all nodes.
+        gpus: GPUs of all nodes.
+        nodes: The number of nodes.
+        node_bytes: Memory of the smallest node. None if it is not known.
+
+    Raises:
+        ConfigError: Detectors that must be together take more than `worker_bytes`.
+    """
+    if worker_bytes is not None:
+        return _groups_within(spec, worker_bytes)
+    if node_bytes is None or gpus >= 1:
+        return None
+    scheduled_bytes, cores = RAY_SHARE * node_bytes, max(int(cpus / nodes), 1)
+    if workers is not None:
+        return group_detectors(spec, scheduled_bytes / max(math.ceil(workers / nodes), 1))
+    together = min(int(scheduled_bytes // whole_bytes(spec)), cores)
+    in_turns = min(max(int(scheduled_bytes // _turn_bytes(spec)), 1), cores)
+    if together * (1 + LOAD_SHARE) >= in_turns:
+        return None
+    return group_detectors(spec, scheduled_bytes / in_turns)
+
+
+def _groups_within(spec: ScoringSpec, worker_bytes: int) -> DetectorGroups | None:
+    groups = group_detectors(spec, worker_bytes)
+    if groups is None or groups.process_bytes <= worker_bytes:
+        return groups
+    largest, needed = largest_unit(spec), _turn_bytes(spec)
+    names = " and ".join(largest) + " share a backbone and" * (len(largest) > 1)
+    raise ConfigError(
+        f"cluster.worker_bytes {size(worker_bytes)}: {names} need about {size(needed)}",
+        hint=f"--set cluster.worker_bytes={needed} or more, or fewer detectors",
+    )
+
+
+def _turn_bytes(spec: ScoringSpec) -> int:
+    """Return the least that a process takes in which groups of detectors take turns."""
+    return group_bytes(spec, largest_unit(spec)) + KEPT_BYTES
 
 
 def _with_gpus(

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -44,8 +44,9 @@ from ray_app.errors import (
     resumable,
 )
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
+from ray_app.inference.groups import DetectorGroups, whole_bytes
 from ray_app.inference.spec import profile_cards
-from ray_app.reports.format import counted, headline, shortened
+from ray_app.reports.format import counted, headline, shortened, size
 from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
 from ray_app.scoring import identity, stages
 from ray_app.scoring.backlog import (
@@ -56,10 +57,8 @@ from ray_app.scoring.backlog import (
     work_of,
 )
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.layout import ScoringLayout, plan_layout
+from ray_app.scoring.layout import ScoringLayout, plan_groups, plan_layout
 from ray_app.scoring.orders import ORDERS, OrderWriter
-from ray_app.scoring.passes import FOLDER as PARTIALS
-from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
 from ray_app.scoring.report import (
     bad_fraction,
     has_read_nothing,
@@ -136,21 +135,14 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 cpus, gpus, memory_bytes = ray_cluster.resources(config.cluster)
                 spec = settings.spec(gpus)
                 nodes, node_bytes = ray_cluster.planned_nodes(settings.config.cluster.labels, cpus)
-                plan = plan_passes(
-                    settings.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes
-                )
-                layout = widest_layout(
-                    [
-                        layout_for(settings.config, one, cpus, gpus, memory_bytes)
-                        for one in plan.specs()
-                    ]
-                )
+                groups = groups_for(settings.config, spec, cpus, gpus, nodes, node_bytes)
+                layout = layout_for(settings.config, spec, groups, cpus, gpus, memory_bytes)
                 directory.claim(
                     settings.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
                 )
                 with resumable(ClusterError):
                     run = ScoringRun(settings, directory, lease, spec, start)
-                    return run.finished(layout, plan)
+                    return run.finished(layout, groups)
 
 
 @with_s3_settings
@@ -242,16 +234,14 @@ class ScoringRun:
             directory, self.config.model_dump(mode="json"), start, noted=facts
         )
 
-    def finished(self, layout: ScoringLayout, passes: PassPlan) -> ScoringResult:
-        """All steps, on the cluster that this process has joined; `layout`: the processes that the
-        user sees, of the pass that takes most of them.
+    def finished(self, layout: ScoringLayout, groups: DetectorGroups | None) -> ScoringResult:
+        """All steps, on the cluster that this process has joined; `groups`: of detectors that take
+        turns in the processes of the layout.
         """
-        self.layout, self.passes = layout, passes
+        self.layout, self.groups = layout, groups
+        nodes = ray_cluster.working_nodes(self.config.cluster.labels)
         self.session.planned(
-            layout,
-            memory_of(
-                self.config, passes, layout, *ray_cluster.working_nodes(self.config.cluster.labels)
-            ),
+            layout, groups, memory_of(self.config, self.spec, groups, layout, *nodes)
         )
         plan = layout.block_plan(self.spec.slots)
         # Orders and attempts of a command that was killed.
@@ -381,8 +371,7 @@ class ScoringRun:
         return self._reported(summary)
 
     def score(self, listing: ListingProcess | None) -> None:
-        """Score the pending blocks of the run, in as many passes as it takes, and what is listed
-        meanwhile.
+        """Score the pending blocks of the run, and what is listed meanwhile.
 
         Raises:
             KeyboardInterrupt: A stop was requested while blocks were pending.
@@ -390,66 +379,43 @@ class ScoringRun:
             StorageError: The store or a source is unreachable.
             TouchstoneError: Whatever else a worker met.
         """
-        # Several passes over what a day brings take turns; one pass stays open all day.
-        grows = self.config.follow is None or len(self.passes.groups()) == 1
-        while True:
-            if listing is not None and not grows and not (work := work_of(self.directory)).pending:
-                self._await_portion(*work.following, listing)
-            for one in passes_of(
-                self.passes,
-                self.directory,
-                lambda: work_of(self.directory).pending,
-                listing=listing is not None and grows and listing.is_running,
-            ):
-                self._score_pass(one, listing if grows and one.number == 1 else None)
-                if not one.is_last:
-                    # What this pass took is known, however the next one ends.
-                    self.session.log("started")
-            if grows or listing is None or not listing.is_running or self._is_day_over():
-                break
+        is_listing = listing is not None and listing.is_running
+        if is_listing or work_of(self.directory).pending:
+            self._score_turns(listing)
         if listing is not None and not listing.is_running:
             listing.raise_error()
 
     def _is_day_over(self) -> bool:
         return self.config.follow is not None and today() != self.day
 
-    def _score_pass(self, one: Pass, listing: ListingProcess | None) -> None:
-        """Score the pending blocks with one group of detectors, turn after turn. Raises as `score`."""
+    def _score_turns(self, listing: ListingProcess | None) -> None:
+        """Score the pending blocks, turn after turn. Raises as `score`."""
         from ray_app.scoring.engine import score_turn
 
         config, run = self.config.cluster, self.directory
-        work, layout = work_of(run), self._layout_of(one)
-        done = work.members - one.pending.members
-        estimate = ResourceEstimate.of(one.spec)
-        begun = document.PassSummary(
-            detectors=list(one.spec.cards),
-            kind=layout.kind,
-            workers=layout.workers,
-            process_bytes=estimate.process_bytes,
-        )
+        work, layout = work_of(run), self.layout
+        done = work.members - work.pending.members
         exported = ray_cluster.named_cluster(config.address) is not None
-        tally = self.session.passing(begun)
-        meter = RunMeter(name_of(run.store.url), tally, len(one.pending), layout, exported=exported)
+        meter = RunMeter(
+            name_of(run.store.url), self.session.total, len(work.pending), layout, exported=exported
+        )
         progress = Progress(work.members, done=done, note=meter.bound)
         listed = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
-        which = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: "
-        progress.say(
-            f"{which if one.of > 1 else ''}{listed}, {done:,} done before; {layout.described}"
-        )
+        progress.say(f"{listed}, {done:,} done before; {layout.described}")
         stopper = Stopper(say=progress.say, grace_s=config.grace_s)
         orders = OrderWriter(run.store, self.lease.number, layout.most_open)
-        stall_s = HEAVY_STALL_S if one.pending.heaviest_mean > HEAVY_BYTES else STALL_S
+        stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         patience_s = config.stall_timeout_s or max(
-            stall_s, layout.slowest_block_s(estimate.worst_gmac)
+            stall_s, layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac)
         )
-        state = _PassState(one, layout, listing, progress, meter, stopper, orders)
+        state = _TurnState(listing, progress, meter, stopper, orders)
         state.following = work.following
         if work.listed is not None:
             state.members, state.blocks = work.listed.members, work.listed.blocks
         seconds, emulating = itertools.count(), frozenset[str]()
         try:
             with (
-                self._job(run, one) as job,
+                self._job(run) as job,
                 stopper.listening(),
                 Watch(patience_s, stopper, lambda: self._tick(state, next(seconds))) as watch,
             ):
@@ -481,22 +447,21 @@ class ScoringRun:
             progress.close()
             meter.export(is_over=True)
 
-    def _next_turn(self, state: "_PassState", watch: Watch) -> Turn | None:
-        """Begin the next turn, once blocks are pending; None once the pass is done.
+    def _next_turn(self, state: "_TurnState", watch: Watch) -> Turn | None:
+        """Begin the next turn, once blocks are pending; None once nothing is left to do.
 
         Raises:
             KeyboardInterrupt: A stop was requested, and something is left to do.
         """
-        run, one, listing = self.directory, state.one, state.listing
+        run, listing = self.directory, state.listing
         while True:
             # Checked first: what was listed before the listing ended is pending below.
             is_listing = listing is not None and listing.is_running
             if listing is not None and not is_listing:
                 _announce_end(state, listing)
             work = work_of(run)
-            pending = one.pending if listing is None else work.pending
-            left = pending.where([ref.place not in state.scored for ref in pending])
-            if state.stopper.reason is not None and (left or is_listing or not one.is_last):
+            left = work.pending.where([ref.place not in state.scored for ref in work.pending])
+            if state.stopper.reason is not None and (left or is_listing):
                 raise KeyboardInterrupt(state.stopper.reason)
             if left or (is_listing and not self._is_day_over() and state.has_begun):
                 break
@@ -519,7 +484,6 @@ class ScoringRun:
     def publish(self) -> None:
         """Merge the parts of every listing into the files that people read."""
         self.directory.publish_all(each=ray_cluster.on_ray)
-        self.directory.store.clear(PARTIALS)
 
     def renewed(self) -> ScoringResult:
         """The end of a session that found nothing to do: no row is counted again, and a report that
@@ -543,7 +507,7 @@ class ScoringRun:
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
 
     @contextlib.contextmanager
-    def _job(self, directory: RunDirectory, one: Pass) -> Iterator[stages.ScoringJob]:
+    def _job(self, directory: RunDirectory) -> Iterator[stages.ScoringJob]:
         """What workers are given, and a folder of their own on the disk of each node."""
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
@@ -551,27 +515,19 @@ class ScoringRun:
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield stages.ScoringJob(directory, one.spec, fetcher, self.session.number, markers, mirror, limit_s, decode_bytes,
+            yield stages.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, decode_bytes,
                 members=self.layout.block_members, compiled=config.compiled, lease=self.lease.number,
-                whole=None if one.is_whole else self.spec, earlier=one.earlier)  # fmt: skip
+                groups=self.groups)  # fmt: skip
         finally:
             shutil.rmtree(markers, ignore_errors=True)
 
-    def _layout_of(self, one: Pass) -> ScoringLayout:
-        """The processes of a pass; blocks are cut for all of them."""
-        if one.spec is self.spec:
-            return self.layout
-        return replace(
-            layout_for(self.config, one.spec, *ray_cluster.resources(self.config.cluster)),
-            block_members=self.layout.block_members,
-        )
-
-    def _layout_now(self, spec: ScoringSpec, planned: ScoringLayout) -> ScoringLayout:
+    def _layout_now(self) -> ScoringLayout:
         """The layout for the nodes of now, if it is of the same kind; else the run waits for nodes
         like those it began with.
         """
+        planned, here = self.layout, ray_cluster.resources(self.config.cluster)
         try:
-            now = layout_for(self.config, spec, *ray_cluster.resources(self.config.cluster))
+            now = layout_for(self.config, self.spec, self.groups, *here)
         except ClusterError:
             return planned
         same = (now.kind, len(now.scorers), now.scorer_gpus) == (
@@ -581,7 +537,7 @@ class ScoringRun:
         )
         return replace(now, block_members=planned.block_members) if same else planned
 
-    def _tick(self, state: "_PassState", second: int) -> None:
+    def _tick(self, state: "_TurnState", second: int) -> None:
         """Check every second the lease, the listing, the limits of time and cost, and machines that
         will be taken away.
 
@@ -611,12 +567,12 @@ class ScoringRun:
                     "this machine will be taken away",
                     max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)),
                 )
-            now = state.meter.laid_out(self._layout_now(state.one.spec, state.layout))
+            now = state.meter.laid_out(self._layout_now())
             state.orders.window = now.most_open
             self._note_listed(state)
         state.orders.stop(stopper.reason is not None, stopper.avoided)
 
-    def _note_listed(self, state: "_PassState") -> None:
+    def _note_listed(self, state: "_TurnState") -> None:
         """Count what was listed meanwhile, and end the turn if no more comes."""
         listing = state.listing
         if listing is None:
@@ -646,7 +602,7 @@ class ScoringRun:
             self.directory.store.clear(ATTEMPTS)
 
 
-def _announce_end(state: "_PassState", listing: ListingProcess) -> None:
+def _announce_end(state: "_TurnState", listing: ListingProcess) -> None:
     """Report a listing that ended early, once; `ScoringRun.score` raises its error in the end."""
     if state.is_listed:
         return
@@ -661,11 +617,11 @@ def _announce_end(state: "_PassState", listing: ListingProcess) -> None:
 
 
 @dataclass
-class _PassState:
-    """What changes while a pass goes on.
+class _TurnState:
+    """What changes from turn to turn.
 
     Attributes:
-        scored: The blocks that this pass reported.
+        scored: The blocks that were reported.
         following: The next manifest and portion that the progress counts.
         members: Members of the open manifest that the progress counts.
         blocks: Blocks of the open manifest that the progress counts.
@@ -674,8 +630,6 @@ class _PassState:
         active_at: When a turn began or a block was committed last.
     """
 
-    one: Pass
-    layout: ScoringLayout
     listing: ListingProcess | None
     progress: Progress
     meter: RunMeter
@@ -714,8 +668,44 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     return mirror
 
 
+def groups_for(
+    config: ScoreConfig,
+    spec: ScoringSpec,
+    cpus: float,
+    gpus: float,
+    nodes: int,
+    node_bytes: float | None,
+) -> DetectorGroups | None:
+    """Group the detectors that do not fit into a process of this run together.
+
+    Raises:
+        ConfigError: They must fit, or one alone does not.
+    """
+    groups = plan_groups(
+        spec,
+        worker_bytes=config.cluster.worker_bytes,
+        workers=config.cluster.workers,
+        cpus=cpus,
+        gpus=gpus,
+        nodes=nodes,
+        node_bytes=node_bytes,
+    )
+    if groups is not None and config.compiled and spec.device != "cpu":
+        raise ConfigError(
+            f"compiled: the detectors do not fit into {size(config.cluster.worker_bytes or 0)}, "
+            "and networks that take turns would be compiled for each block",
+            hint=f"--set cluster.worker_bytes={whole_bytes(spec)} or more, or --set compiled=false",
+        )
+    return groups
+
+
 def layout_for(
-    config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float
+    config: ScoreConfig,
+    spec: ScoringSpec,
+    groups: DetectorGroups | None,
+    cpus: float,
+    gpus: float,
+    memory_bytes: float,
 ) -> ScoringLayout:
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when
     nothing fits.
@@ -734,20 +724,18 @@ def layout_for(
         block_members=config.block_members,
         memory_bytes=memory_bytes,
         store_bytes=store_bytes,
+        groups=groups,
     )
     return replace(layout, labels=config.cluster.labels)
 
 
-def widest_layout(layouts: Sequence[ScoringLayout]) -> ScoringLayout:
-    """That of the pass with most processes, with blocks that suit all of them."""
-    return replace(
-        max(layouts, key=lambda one: one.workers),
-        block_members=min(one.block_members for one in layouts),
-    )
-
-
 def memory_of(
-    config: ScoreConfig, passes: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None
+    config: ScoreConfig,
+    spec: ScoringSpec,
+    groups: DetectorGroups | None,
+    layout: ScoringLayout,
+    nodes: int,
+    node_bytes: int | None,
 ) -> document.Memory:
     """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has
     `node_bytes` of memory.
@@ -756,7 +744,9 @@ def memory_of(
         node_budget.budget_of(node_bytes) if node_bytes else None
     )
     encoded = None if decode_bytes is None else decoder.file_bytes(decode_bytes, config.limits)
-    process_bytes = max(ResourceEstimate.of(spec).process_bytes for spec in passes.specs())
+    process_bytes = (
+        ResourceEstimate.of(spec).process_bytes if groups is None else groups.process_bytes
+    )
     processes = math.ceil(layout.workers / nodes)
     total = (
         None

@@ -41,6 +41,7 @@ _STAGE_WORDS = {
     "wait": ("memory", "waiting for room for large images"),
     "decode": ("decoding", "decoding"),
     "prepare": ("preparing", "resizing"),
+    "load": ("loading detectors", "loading detectors"),
     "score": ("scoring", "scoring"),
     "identify": ("identifying", "naming generators"),
     "describe": ("describing", "finding words"),
@@ -59,9 +60,9 @@ class _Pool(NamedTuple):
 
 
 class RunMeter:
-    """Reads what the committed blocks of a pass add up to, once a second or less.
+    """Reads what the committed blocks of a session add up to, once a second or less.
 
-    `name`: the run's, as its label. `tally`: of the pass. `blocks`: how many are to be committed.
+    `name`: the run's, as its label. `tally`: of the session. `blocks`: how many are to be committed.
     `exported`: whether to count as Ray metrics, too, which needs a Ray that this process has
     joined. `clock` and `cpu` give seconds, of the world and of this process.
     """
@@ -182,7 +183,7 @@ class RunMeter:
         scorers = _Pool(
             "GPU scorers" if layout.scorer_gpus else "scorers",
             sum(layout.scorers),
-            ("score", "identify", "describe"),
+            ("load", "score", "identify", "describe"),
         )
         return [
             _Pool("decoders", layout.decoders, _BEFORE_SCORES),

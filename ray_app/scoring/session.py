@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray_app import __version__
 from ray_app.errors import ConfigError
 from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, STAGES
 from ray_app.inference.batch import ALONE_US, REQUESTED, RUNS, SEEN, SPENT_US
+from ray_app.inference.groups import DetectorGroups
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring.config import Prices, ScoreConfig
@@ -85,14 +86,13 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, report: BlockReport, images: int) -> None:
-        """Add a block with so many images; none where others have yet to look at them."""
+        """Add a block with so many images."""
         work = report.work
         with self._lock:
-            if images:
-                self.last = time.monotonic()
-                if self.first is None:
-                    self.first, self.first_images = self.last, images
-                self.images += images
+            self.last = time.monotonic()
+            if self.first is None:
+                self.first, self.first_images = self.last, images
+            self.images += images
             self.blocks, self.bad = self.blocks + 1, self.bad + report.bad
             self.counts.update(work.counts)
             for stage, seconds in work.seconds.items():
@@ -114,16 +114,10 @@ class Tally:
             round((self.images - self.first_images) / steady, 2) if steady >= MEASURABLE_S else None
         )
 
-    def in_pass(self, begun: document.PassSummary) -> document.PassSummary:
-        """A pass as it began, with what it did."""
-        found = {"peak_worker_bytes": self.peak_bytes, "images": self.images, "wall_s": round(self.last - self.began, 2),
-                 "images_per_s": self.images_per_s, "backbones": sharing(self.counts)}  # fmt: skip
-        return begun.model_copy(update=found)
-
 
 class ScoringSession:
     """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry
-    it as `attempt`.
+    it as `attempt`. `total`: the sums over all blocks.
 
     `start` is the monotonic time at which the user's command began; `noted`: what its summary says
     of it besides.
@@ -142,19 +136,19 @@ class ScoringSession:
         self.number = 1 + len(run.store.names("sessions"))
         self.started_at = datetime.now(UTC)
         self._start = start
-        self._total = Tally()
+        self.total = Tally()
         self._listing_s = 0.0
         self._layout: ScoringLayout | None = None
         self._memory: document.Memory | None = None
         self._retries: list[document.RetrySummary] = []
-        self._passes: list[tuple[document.PassSummary, Tally]] = []
+        self._groups: DetectorGroups | None = None
         self._logged: set[tuple[str, ...]] = set()
         self.log("started")
 
     def following(self) -> "ScoringSession":
         """The session after this one, laid out as it is; it begins now."""
         later = ScoringSession(self._run, self._settings, time.monotonic(), noted=self._noted)
-        later._layout, later._memory = self._layout, self._memory
+        later._layout, later._groups, later._memory = self._layout, self._groups, self._memory
         return later
 
     def elapsed_s(self) -> float:
@@ -169,14 +163,13 @@ class ScoringSession:
         """Count the time that listing took."""
         self._listing_s += seconds
 
-    def planned(self, layout: ScoringLayout, memory: document.Memory) -> None:
-        """Note how the work is laid out, and what it takes of each node's memory."""
-        self._layout, self._memory = layout, memory
-
-    def passing(self, begun: document.PassSummary) -> Tally:
-        """Note that a pass begins; returns what its blocks will be added to."""
-        self._passes.append((begun, Tally()))
-        return self._passes[-1][1]
+    def planned(
+        self, layout: ScoringLayout, groups: DetectorGroups | None, memory: document.Memory
+    ) -> None:
+        """Note how the work is laid out, the detectors that take turns, and what a node's memory
+        holds.
+        """
+        self._layout, self._groups, self._memory = layout, groups, memory
 
     def retrying(self, manifest: int, statuses: Sequence[str], members: int) -> None:
         """Note a retry that this session works on."""
@@ -187,10 +180,8 @@ class ScoringSession:
 
     def committed(self, report: BlockReport) -> None:
         """Add one block's report."""
-        for _, tally in self._passes[-1:]:
-            tally.add(report, report.ref.members)
-        self._total.add(report, 0 if report.is_partial else report.ref.members)
-        self._total.counts[PUTS] += is_billed(self._run.store.url)
+        self.total.add(report, report.ref.members)
+        self.total.counts[PUTS] += is_billed(self._run.store.url)
         for failure in report.failures:
             self._log_failure(failure)
 
@@ -210,27 +201,24 @@ class ScoringSession:
 
     def cost(self) -> document.CostSummary:
         """What this session cost so far, by the config's prices."""
-        return spent(self._prices, self.elapsed_s() / 3600, self._total.counts)
+        return spent(self._prices, self.elapsed_s() / 3600, self.total.counts)
 
     def facts(self) -> document.SessionSummary:
         """The `session` section of a summary; the rate is that between the first and the last
         committed block.
         """
-        total, counts = self._total, self._total.counts
-        passes = [tally.in_pass(begun) for begun, tally in self._passes]
+        total, counts = self.total, self.total.counts
         return document.SessionSummary(
             number=self.number,
             rows=total.images,
             wall_s=round(self.elapsed_s(), 2),
             first_result_s=None if total.first is None else round(total.first - self._start, 2),
-            images_per_s=total.images_per_s
-            if len(passes) < 2
-            else one_after_another([one.images_per_s for one in passes]),
+            images_per_s=total.images_per_s,
             **dict[str, Any]((name, counts[name]) for name in _COUNTED),
             retries=self._retries,
             backbones=sharing(counts),
             detectors=detector_times(counts) or None,
-            passes=passes if len(passes) > 1 else None,
+            groups=[list(group) for group in self._groups.groups] if self._groups else None,
             peak_worker_bytes=total.peak_bytes,
             memory=self._memory,
             workers=self._layout.workers if self._layout else 0,
@@ -250,9 +238,9 @@ class ScoringSession:
         million images of the archive take and cost (machines alone) by that; the two of them add up
         to what the workers did.
         """
-        again_s = self._total.counts[LOOKED_MS] / 1000
-        spent_s = {"first": sum(self._total.seconds.values()) - again_s, "second": again_s}
-        images = {"first": self._total.images, "second": self._total.counts[LOOKED]}
+        again_s = self.total.counts[LOOKED_MS] / 1000
+        spent_s = {"first": sum(self.total.seconds.values()) - again_s, "second": again_s}
+        images = {"first": self.total.images, "second": self.total.counts[LOOKED]}
         total, compute = (
             max(sum(spent_s.values()), 1e-9),
             self.cost().compute if is_priced(self._prices) else None,
@@ -261,10 +249,10 @@ class ScoringSession:
             look: document.CascadeStageCost(
                 images=images[look],
                 seconds=round(seconds, 6),
-                hours_per_million=round(seconds / max(self._total.images, 1) * 1e6 / 3600, 3),
+                hours_per_million=round(seconds / max(self.total.images, 1) * 1e6 / 3600, 3),
                 cost_per_million=None
                 if compute is None
-                else round(compute * seconds / total / max(self._total.images, 1) * 1e6, 4),
+                else round(compute * seconds / total / max(self.total.images, 1) * 1e6, 4),
             )
             for look, seconds in spent_s.items()
         }
@@ -302,11 +290,3 @@ def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime
         )
         for name, images in seen.items()
     }
-
-
-def one_after_another(rates: Iterable[float | None]) -> float | None:
-    """Images a second of passes over the same images, by the rate of each; None where one is not
-    known.
-    """
-    known = [1 / rate if rate else None for rate in rates]
-    return None if None in known else round(1 / sum(one for one in known if one), 2)

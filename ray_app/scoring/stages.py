@@ -3,7 +3,8 @@
 
 Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another →
 `BlockDescriber`, where a describer has processes of its own → `BlockCommitter`. Committing a block
-ends both.
+ends both. If groups of detectors take turns, a `GroupTensorScorer` is in place of all pools of
+scorers.
 """
 
 import math
@@ -40,17 +41,22 @@ from ray_app.inference import (
 )
 from ray_app.inference.batch import Batch
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, CarefulDecoder
-from ray_app.inference.worker import open_decoder
+from ray_app.inference.groups import DetectorGroups
+from ray_app.inference.worker import open_decoder, open_group_scorer
 from ray_app.runs import RunDirectory, block_tables, write_features
 from ray_app.scoring.orders import read_orders
-from ray_app.scoring.passes import Found, Partials
 from ray_app.storage import Fetcher, node_budget
 from ray_app.streams.stage import Attempts, Ended, Stage
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import MemberFile
+    from ray_app.inference.cascade import CascadeScorer
+    from ray_app.inference.group_scorer import GroupScorer
     from ray_app.inference.scorer import DescriberInputs
     from ray_app.inference.worker import OpenScorer
+
+# Pixels are read where Ray has them, and no detector writes to what it is given.
+_READ_ONLY = "The given (NumPy array|buffer) is not writable"
 
 
 @dataclass(frozen=True)
@@ -114,17 +120,12 @@ class OpenBlock:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """A block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`.
-
-    `is_partial`: instead of a part, what this pass found is kept, since detectors of another pass
-    have yet to score it.
-    """
+    """A block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`."""
 
     ref: BlockRef
     bad: int
     work: BlockWork
     failures: Sequence[Mapping[str, Any]] = ()
-    is_partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,7 @@ class ScoringJob:
     members: int = 0  # of a whole block, which come to a GPU together
     compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
-    # of all detectors, where `spec` is of those of one pass, or some scored in an earlier one
-    whole: ScoringSpec | None = None
-    # groups of detectors that may have scored a block before
-    earlier: Sequence[frozenset[str]] = ()
+    groups: DetectorGroups | None = None  # that take turns; None: all detectors fit together
 
 
 class BlockStage(Stage):
@@ -198,38 +196,23 @@ class BlockStage(Stage):
     def _committed(self, block: OpenBlock) -> BlockReport:
         """Decide on every member and write the block's part; the part last, since with it the block
         is done. Reports this stage's own work.
-
-        Where detectors of another pass have yet to score it, what these found is kept instead.
         """
-        job, ref, spec = self._job, block.ref, self._job.whole or self._job.spec
-        found: Found | None = block.outcomes, block.outputs
-        bad, failures = 0, []
+        job, ref, spec = self._job, block.ref, self._job.spec
         with self._clock("write"):
-            if job.whole is not None:
-                found = Partials(job.run, spec.cards).completed(
-                    ref.place, job.spec.cards, (block.outcomes, block.outputs), job.earlier
-                )
-            if found is not None:
-                outputs = (
-                    found[1]
-                    if job.whole is None
-                    else found[1].in_order(spec.cards, [view.name for view in spec.views])
-                )
-                made = block_tables(
-                    block.members,
-                    judge(spec, found[0], outputs, self._clock),
-                    attempt=job.attempt,
-                    scored_at=datetime.now(UTC),
-                    measured=spec.measured,
-                    features=spec.features,
-                )
-                if made.masks is not None:
-                    job.run.write_beside("masks", ref.manifest, ref.block, made.masks)
-                for name, rows in made.features.items():
-                    write_features(job.run, ref.manifest, ref.block, name, rows)
-                job.run.write_part(ref.manifest, ref.block, made.rows)
-                bad, failures = made.bad, list(made.failures)
-        return BlockReport(ref, bad, self._work(), failures, is_partial=found is None)
+            made = block_tables(
+                block.members,
+                judge(spec, block.outcomes, block.outputs, self._clock),
+                attempt=job.attempt,
+                scored_at=datetime.now(UTC),
+                measured=spec.measured,
+                features=spec.features,
+            )
+            if made.masks is not None:
+                job.run.write_beside("masks", ref.manifest, ref.block, made.masks)
+            for name, rows in made.features.items():
+                write_features(job.run, ref.manifest, ref.block, name, rows)
+            job.run.write_part(ref.manifest, ref.block, made.rows)
+        return BlockReport(ref, made.bad, self._work(), list(made.failures))
 
     def _open_careful(self, markers: Path | None) -> CarefulDecoder:
         """Open the decoder of single images; with a folder for crash markers, a crash costs only
@@ -266,12 +249,7 @@ class BlockStage(Stage):
             kept_bytes=kept_bytes,
         )
         detectors = opened.scorer.detectors
-        if (
-            spec.device == "cpu"
-            and cpu_precision() == "fp32"
-            and "bf16" in {spec.precision[name] for name in detectors.names}
-        ):
-            self._emulating = frozenset({platform.node()})
+        self._note_emulation(detectors.names)
         if self._job.members and spec.device != "cpu" and spec.slots == default_slots(spec.device):
             detectors.fit_batches((self._job.members,), DeviceMeter(spec.device))
         if self._job.compiled and spec.device != "cpu":
@@ -280,12 +258,42 @@ class BlockStage(Stage):
                     print(f"{name}: {why}", file=sys.stderr, flush=True)
         return opened
 
+    def _open_group_scorer(
+        self, groups: DetectorGroups, markers: Path | None = None, *, kept_bytes: float
+    ) -> "tuple[BatchDecoder, GroupScorer]":
+        """Load the first group of the detectors that take turns."""
+        spec, members = self._job.spec, self._job.members
+        fits = bool(members) and spec.device != "cpu" and spec.slots == default_slots(spec.device)
+        self._note_emulation(spec.cards)
+        return open_group_scorer(
+            spec,
+            groups.groups,
+            self._clock,
+            careful=self._open_careful(markers),
+            kept_bytes=kept_bytes,
+            block_members=members if fits else None,
+        )
+
+    def _note_emulation(self, names: Iterable[str]) -> None:
+        """Note this node if its processor emulates the bf16 of some detectors."""
+        spec = self._job.spec
+        is_emulating = spec.device == "cpu" and cpu_precision() == "fp32"
+        if is_emulating and "bf16" in {spec.precision[name] for name in names}:
+            self._emulating = frozenset({platform.node()})
+
 
 class BlockScorer(BlockStage):
     """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
 
     def _load(self) -> None:
-        decoder, self._scoring = self._open_scorer(self._job.crumbs)
+        job, groups = self._job, self._job.groups
+        self._scoring: CascadeScorer | GroupScorer
+        if groups is None:
+            decoder, self._scoring = self._open_scorer(job.crumbs)
+        else:
+            decoder, self._scoring = self._open_group_scorer(
+                groups, job.crumbs, kept_bytes=groups.kept_bytes
+            )
         self._reading = self._reader(decoder)
         self._counting = (self._reading.fetcher, decoder, self._scoring)
 
@@ -334,8 +342,7 @@ class TensorScorer(BlockStage):
         """
         from ray_app.inference.scorer import Describing
 
-        # Pixels are read where Ray has them, and no detector writes to what it is given.
-        warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
+        warnings.filterwarnings("ignore", message=_READ_ONLY)
         spec = self._job.spec
         here = (
             spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
@@ -388,6 +395,27 @@ class TensorScorer(BlockStage):
                 seen=seen,
             )
         return scored
+
+
+class GroupTensorScorer(BlockStage):
+    """A stage in the middle, in place of all `TensorScorer` and `BlockDescriber`: groups of
+    detectors take turns on the prepared tensors of a block.
+    """
+
+    def _load(self) -> None:
+        groups = self._job.groups
+        assert groups is not None
+        warnings.filterwarnings("ignore", message=_READ_ONLY)
+        # The tensors are in memory anyway: that of Ray.
+        decoder, self._scoring = self._open_group_scorer(groups, kept_bytes=math.inf)
+        self._counting = (self._scoring, decoder)
+
+    def work(self, block: OpenBlock) -> OpenBlock:
+        """Prepared tensors → what all detectors say of them."""
+        outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
+        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
+            outputs = self._scoring.score(block.batches)
+        return replace(block.after(self._work(), outcomes, outputs), batches=())
 
 
 class BlockDescriber(BlockStage):

@@ -129,20 +129,7 @@ def test_plan_begins_with_an_unlike_archive():
     assert re.fullmatch(r"unlike +all verdicts abstain: jpeg_quality \(PSI 1\.2\)", first)
 
 
-def test_the_passes_of_a_zoo_and_what_each_detector_costs():
-    shared = [{"name": "clip", "runs_once_for": [["unifd", "own-head"]]}]
-    first = {
-        "layout": "2 workers",
-        "process_bytes": 3_500_000_000,
-        "backbones": shared,
-        "images_per_s": 2.0,
-    }
-    second = {
-        "detectors": ["npr"],
-        "layout": "8 workers",
-        "process_bytes": 1_100_000_000,
-        "images_per_s": 40.0,
-    }
+def test_the_turns_of_a_zoo_and_what_each_detector_costs():
     costs = {
         "unifd": {
             "ms_per_image": 810.0,
@@ -159,17 +146,16 @@ def test_the_passes_of_a_zoo_and_what_each_detector_costs():
             "basis": "measured",
         },
     }
-    million = {"hours": 146.0, "cost": 300.0, "share_read": 0.03, "passes": 2}
+    million = {"hours": 146.0, "cost": 300.0, "share_read": 0.03}
     text = told(
-        passes=[first | {"detectors": ["unifd", "own-head"]}, second],
-        slowest_pass=1,
+        groups=[["unifd", "own-head"], ["npr"]],
         costs=costs,
         million=million,
     )
     for said in (
-        "2, one after another, since the detectors do not fit together; each fetches and decodes every image once",
-        "2 workers, about 3.5 GB for a process; 2 images/s",
-        "clip runs once for unifd and own-head",
+        "1: unifd, own-head",
+        "2: npr",
+        "for a process in which detectors take turns, by the sizes on their cards",
         "a million images take 146 h 00 min, 300.00 for the machines; 3.0 % of the time is reading and decoding",
     ):
         assert said in text

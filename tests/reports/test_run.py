@@ -314,18 +314,15 @@ def test_text_and_bars_stand_out_from_what_is_behind_them(block):
         assert contrast(colours[mark], colours["paper"]) >= 2.8, mark
 
 
-def test_cost_and_passes_are_told_where_there_are_any(words):
+def test_cost_and_turns_are_shown_where_there_are_any(words):
     session = example_summary()["session"] | {"cost": {"compute": 3.0, "egress": 0.2, "total": 3.2}}
-    session["passes"] = [
-        {
-            "detectors": ["large-one"],
-            "images": 120,
-            "wall_s": 61.0,
-            "peak_worker_bytes": 3_210_000_000,
-        }
-    ] * 2
+    session["groups"] = [["large-one"], ["small", "other"]]
+    session["seconds"] = {"list": 9.0, "load": 2.0, "score": 38.0}
     lines = summary_lines(example_summary(session=session))
-    assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in lines
+    assert (
+        "turns: 2 groups of detectors took turns in each worker, 5.0 % of the time to load them: "
+        "large-one | small, other"
+    ) in lines
     assert "cost: 3.20 by the prices set: machines 3.00, egress 0.2000" in lines
     assert "cost, by the prices set 3.20" in words_of(session=session)
     assert "cost, by the prices set" not in words

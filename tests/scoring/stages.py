@@ -17,6 +17,7 @@ from ray_app.scoring.stages import (
     BlockDescriber,
     BlockReport,
     BlockScorer,
+    GroupTensorScorer,
     TensorScorer,
 )
 from ray_app.streams.stage import StageFailure, packed, unpacked
@@ -93,15 +94,20 @@ def _score_turn(turn, job, layout, orders, watch):
             yield message
 
 
+def split_stages(job):
+    if job.groups is not None:
+        return [BlockDecoder(job), GroupTensorScorer(job), BlockCommitter(job)]
+    scorers = [
+        (TensorScorer if pool in job.spec.pools else BlockDescriber)(job, pool)
+        for pool in job.spec.all_pools
+    ]
+    return [BlockDecoder(job), *scorers, BlockCommitter(job)]
+
+
 def _messages(refs, job, kind):
     """What the last stage gives for each block; the job arrives as processes get it."""
     job = cloudpickle.loads(cloudpickle.dumps(job))
-    scorers = [
-        (TensorScorer if pool in job.spec.pools else BlockDescriber, pool)
-        for pool in job.spec.all_pools
-    ]
-    split = [BlockDecoder(job), *(of(job, pool) for of, pool in scorers), BlockCommitter(job)]
-    stages = [BlockScorer(job)] if kind == "fused" else split
+    stages = [BlockScorer(job)] if kind == "fused" else split_stages(job)
     try:
         for ref in refs:
             table = packed(ref)

@@ -5,7 +5,6 @@ Starts no cluster and writes nothing: cores and GPUs are those described or stat
 else this machine's.
 """
 
-import gc
 import math
 import sys
 import time
@@ -36,8 +35,7 @@ from ray_app.scoring.forecast.rates import (
 )
 from ray_app.scoring.forecast.survey import Survey, members_to_score, progress_of, standing, survey
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
-from ray_app.scoring.passes import plan_passes
-from ray_app.scoring.run import check_detectors, layout_for, memory_of, widest_layout
+from ray_app.scoring.run import check_detectors, groups_for, layout_for, memory_of
 from ray_app.storage import node_budget, with_s3_settings
 
 # for Ray to start its processes and these to load detectors; machines that an autoscaler brings
@@ -85,10 +83,9 @@ def forecast(
     cpus, gpus = config.cluster.cpus or node_budget.usable_cores(), config.cluster.gpus or 0
     nodes, node_bytes, memory_bytes = _memory_there(cluster, cpus)
     spec = settings.spec(gpus)
-    groups = plan_passes(config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
-    passes = [(one, layout_for(config, one, cpus, gpus, memory_bytes)) for one in groups.specs()]
-    layout = widest_layout([one for _, one in passes])
-    memory = memory_of(config, groups, layout, nodes, node_bytes)
+    groups = groups_for(config, spec, cpus, gpus, nodes, node_bytes)
+    layout = layout_for(config, spec, groups, cpus, gpus, memory_bytes)
+    memory = memory_of(config, spec, groups, layout, nodes, node_bytes)
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
     before, began = standing(settings, spec), time.monotonic()
     members = members_to_score(settings, before, fetcher)
@@ -112,26 +109,20 @@ def forecast(
     # where the source is.
     is_store = session.is_billed(config.out) if config.out else bool(found.billed)
     made = list[PassForecast]()
-    for one, processes in passes if found.sample else ():
+    if found.sample:
         probed = probe_members(
-            one,
-            processes,
-            fetcher,
-            found.sample,
-            write_s=WRITE_S[is_store] * blocks / found.members,
+            spec, layout, fetcher, found.sample, write_s=WRITE_S[is_store] * blocks / found.members
         )
         rates = forecast_rates(
-            processes.limited_to(blocks),
+            layout.limited_to(blocks),
             probed.pace,
-            one.all_pools,
+            spec.all_pools,
             cpus=cpus,
             gpus=gpus,
-            gmac=_gmac(one),
+            gmac=_gmac(spec),
         )
-        made.append(PassForecast(one, processes, probed, rates))
-        if len(passes) > 1:
-            gc.collect()  # the detectors of one are gone before those of the next are loaded
-    slowest = min(made, key=lambda one: one.rates.images_per_s, default=None)
+        made.append(PassForecast(spec, layout, probed, rates))
+    slowest = made[0] if made else None
     mean_bytes = (
         slowest.probe.mean_bytes if slowest is not None and found.unsized else found.mean_bytes
     )
@@ -139,8 +130,8 @@ def forecast(
         config, made, slowest, blocks, found.members, mean_bytes, listing.seconds
     )
     lists = found.lists * (before is None or before.state != "unfinished")
-    requests = _requests(spec, found, listing, len(passes), blocks, lists=lists, is_store=is_store)
-    expected = len(passes) * found.expected_bytes(mean_bytes) + listing.bytes_read
+    requests = _requests(spec, found, listing, 1, blocks, lists=lists, is_store=is_store)
+    expected = found.expected_bytes(mean_bytes) + listing.bytes_read
     bill = _bill(
         config, requests, expected if found.billed else 0, found.members, prediction["forecast"]
     )
@@ -162,7 +153,7 @@ def forecast(
         memory=plan_model.PlannedMemory(**memory.given(), worst_bytes=worst_bytes(config.limits)),
         blocks=blocks,
         listing=listing,
-        passes=_pass_facts(passes, made) if len(passes) > 1 else None,
+        groups=[list(group) for group in groups.groups] if groups else None,
         **prediction,
         **_work(spec, slowest.probe if slowest else None),
         requests=requests,
@@ -196,15 +187,10 @@ def _predicted(
         cut = f"{blocks} block{'s' * (blocks > 1)}"
         advice = f"so few files make {cut}, for {workers} of {layout.workers} processes: a smaller cluster is as fast"
         bottleneck = bottleneck.model_copy(update={"advice": advice})
-    rate = (
-        rates.images_per_s
-        if len(made) == 1
-        else session.one_after_another([one.rates.images_per_s for one in made]) or 0.0
-    )
+    rate = rates.images_per_s
     refused = probed.members - probed.statuses[Status.OK]
     share = measured_rate(refused / probed.members, probed.members)
     return {
-        "slowest_pass": 1 + made.index(slowest) if len(made) > 1 else None,
         "probe": plan_model.ProbeResult(
             members=probed.members,
             scored=probed.scored,
@@ -277,7 +263,7 @@ def _costs(config: ScoreConfig, passes: Sequence[PassForecast], rate: float) -> 
         for name, seconds in one.probe.spent_s.items()
     }
     million = plan_model.PlannedMillion(
-        hours=hours, cost=cost, share_read=read / total if is_known else None, passes=len(passes)
+        hours=hours, cost=cost, share_read=read / total if is_known else None
     )
     return {"costs": costs, "million": million}
 
@@ -430,25 +416,6 @@ def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
     return [
         plan_model.PlannedBackbone(name=name, runs_once_for=list(users.values()))
         for name, users in groups.items()
-    ]
-
-
-def _pass_facts(
-    passes: Sequence[tuple[ScoringSpec, ScoringLayout]], made: Sequence[PassForecast]
-) -> list[plan_model.PlannedPass]:
-    rates: list[float | None] = [round(one.rates.images_per_s, 3) for one in made]
-    return [
-        plan_model.PlannedPass(
-            detectors=list(spec.cards),
-            kind=layout.kind,
-            layout=layout.described,
-            workers=layout.workers,
-            process_bytes=ResourceEstimate.of(spec).process_bytes,
-            gmac_per_image=round(_gmac(spec), 3),
-            backbones=_backbones(spec),
-            images_per_s=rate,
-        )
-        for (spec, layout), rate in zip(passes, rates or [None] * len(passes), strict=True)
     ]
 
 

@@ -143,7 +143,7 @@ def begun(config, done):
     run, settings = RunDirectory.open(config.out), resolve(config)
     spec = settings.spec(gpus=0)
     run.claim(settings.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    plan = layout_for(config, spec, 2, 0, 2**40).block_plan(spec.slots)
+    plan = layout_for(config, spec, None, 2, 0, 2**40).block_plan(spec.slots)
     info = list_members(run.store, open_source(config.source, skip=[run.store.url]), plan)
     for block in range(min(done, info.blocks)):
         run.write_part(0, block, pa.table({"image_id": [block]}))

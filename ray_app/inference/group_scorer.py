@@ -1,0 +1,140 @@
+"""Groups of detectors take turns in one process on the images of a block (`GroupScorer`), since
+they do not fit into its memory together.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ray_app.inference.batch import LOOKED, Batch
+from ray_app.inference.cascade import CascadeScorer
+from ray_app.inference.decision import DetectorOutputs
+from ray_app.inference.decoder import BatchDecoder, StageClock
+from ray_app.inference.device_batches import DeviceMeter, release_memory
+from ray_app.inference.groups import Group
+from ray_app.inference.scorer import Describing, EnsembleScorer, LoadedDetectors, describer_inputs
+from ray_app.inference.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from ray_app.detectors import Preprocessing
+
+
+class GroupScorer:
+    """Scores the batches of a block with one group of detectors after another.
+
+    The batches of a block are decoded once. Of as many as fit into `kept_bytes`, all groups score
+    the prepared tensors, before the next batches are decoded. Images that keep their size stay
+    encoded, and each group that reads them decodes them. The next batches begin with the group
+    that is in memory.
+
+    Args:
+        spec: The whole spec.
+        groups: See `DetectorGroups`.
+        decoder: Completes batches (see `BatchDecoder.complete`), and decodes undecided images of a
+            cascade again.
+        clock: Counts the seconds of all stages, those of loading too.
+        kept_bytes: Memory for batches. One batch may exceed the limit.
+        block_members: On a GPU, images of a block for which the size of batches is measured. None
+            keeps the size.
+    """
+
+    def __init__(
+        self,
+        spec: ScoringSpec,
+        groups: Sequence[Group],
+        decoder: BatchDecoder,
+        clock: StageClock,
+        *,
+        kept_bytes: float,
+        block_members: int | None = None,
+    ) -> None:
+        self._spec, self._decoder, self._clock = spec, decoder, clock
+        self._kept_bytes, self._block_members = kept_bytes, block_members
+        self._early = [group for group in groups if set(group) <= set(spec.first)]
+        self._late = [group for group in groups if set(group) <= set(spec.late)]
+        self._steps = dict[Group, dict[tuple[int, "Preprocessing"], int]]()
+        self._dropped_counts = Counter[str]()
+        self._describing: Describing | None = None
+        self._group = self._early[0]
+        self._scorer: CascadeScorer | None = self._load(self._group)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the detectors of all groups counted since the start."""
+        counts = Counter(self._dropped_counts)
+        counts.update(self._counts_in_memory())
+        return counts
+
+    def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
+        """Return the outputs of all detectors for all members of the batches, in order."""
+        arriving, outputs = iter(batches), list[DetectorOutputs]()
+        while (kept := self._take_batches(arriving)) or not outputs:
+            outputs.append(self._score_batches(kept))
+        return DetectorOutputs.chained(outputs)
+
+    def _take_batches(self, arriving: Iterator[Batch]) -> list[Batch]:
+        """Decode the next batches, until they fill the memory for them."""
+        kept, kept_bytes = list[Batch](), 0
+        for batch in arriving:
+            kept.append(batch)
+            kept_bytes += batch.size_bytes
+            # The next batch is about as large as this one.
+            if kept_bytes + batch.size_bytes > self._kept_bytes:
+                break
+        return kept
+
+    def _score_batches(self, batches: Sequence[Batch]) -> DetectorOutputs:
+        spec, outputs = self._spec, DetectorOutputs()
+        outcomes = [outcome for batch in batches for outcome in batch.outcomes]
+        names, views = [*spec.cards], [view.name for view in spec.views]
+        for group in sorted(self._early, key=lambda group: group != self._group):
+            scored = self._swap_in(group).score(map(self._decoder.complete, batches))
+            outputs = outputs.joined(scored)
+        outputs = outputs.in_order(names, views)
+        files = [file for batch in batches for file in batch.files] if self._late else ()
+        for group in self._late:
+            outputs = self._swap_in(group).rescore(outcomes, files, outputs)
+        outputs = outputs.in_order(names, views)
+        if spec.describer is None:
+            return outputs
+        seen = [image for batch in batches for image in describer_inputs(spec, batch)]
+        return self._swap_in_describer().after(outcomes, outputs, seen)
+
+    def _swap_in(self, group: Group) -> CascadeScorer:
+        """Return the scorer of a group; load its detectors unless they are in memory."""
+        if self._scorer is None or group != self._group:
+            with self._clock("load"):
+                self._drop()
+                self._group, self._scorer = group, self._load(group)
+        return self._scorer
+
+    def _load(self, group: Group) -> CascadeScorer:
+        loaded = LoadedDetectors(self._spec, group)
+        loaded.steps |= self._steps.get(group, {})
+        detectors = EnsembleScorer(self._spec, self._clock, loaded=loaded)
+        if self._block_members is not None and group not in self._steps:
+            detectors.fit_batches((self._block_members,), DeviceMeter(self._spec.device))
+        self._steps[group] = loaded.steps
+        return CascadeScorer(self._spec, detectors, self._decoder, self._clock)
+
+    def _swap_in_describer(self) -> Describing:
+        if self._describing is None:
+            with self._clock("load"):
+                self._drop()
+                self._describing = Describing(self._spec, self._clock)
+        return self._describing
+
+    def _drop(self) -> None:
+        """Remove what is in memory, except what it counted."""
+        self._dropped_counts.update(self._counts_in_memory())
+        self._scorer = self._describing = None
+        self._group = ()
+        release_memory(self._spec.device)
+
+    def _counts_in_memory(self) -> dict[str, int]:
+        if self._scorer is None:
+            return {} if self._describing is None else self._describing.counts
+        counts = self._scorer.counts
+        if self._group in self._late[1:]:  # Each late group sees the same members.
+            counts.pop(LOOKED)
+        return counts

@@ -1,0 +1,110 @@
+"""Which detectors are in the memory of a process together, by the sizes on their cards
+(`group_detectors`). No torch.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ray_app.inference.spec import PROCESS_BYTES, ResourceEstimate, ScoringSpec
+
+Group = tuple[str, ...]
+
+# Prepared images that a process keeps while groups of detectors take turns on them. Fewer images
+# would take less memory, and more loads for each image.
+KEPT_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class DetectorGroups:
+    """Groups of detectors that take turns in the memory of a process.
+
+    Attributes:
+        groups: The names of each group. No group has detectors of both stages of a cascade. A
+            describer is the last group, under the name of its card.
+        process_bytes: Memory that a process takes at most, with the images that it keeps.
+        kept_bytes: Memory for the images on which the groups take turns.
+        weights_bytes: The weights of all groups.
+    """
+
+    groups: tuple[Group, ...]
+    process_bytes: int
+    kept_bytes: int
+    weights_bytes: int
+
+
+def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | None:
+    """Group the detectors so that a process takes at most `limit_bytes`, with the images it keeps.
+
+    Detectors that share a backbone in one precision stay together; the others are packed by size,
+    the largest first. A group that cannot be made smaller may exceed the limit.
+
+    Returns:
+        None if all detectors fit together.
+    """
+    if whole_bytes(spec) <= limit_bytes:
+        return None
+    groups = [
+        group for units in _units(spec) for group in _packed(spec, units, limit_bytes - KEPT_BYTES)
+    ]
+    return DetectorGroups(
+        tuple(groups),
+        process_bytes=max(group_bytes(spec, group) for group in groups) + KEPT_BYTES,
+        kept_bytes=KEPT_BYTES,
+        weights_bytes=sum(_weights_bytes(spec, group) for group in groups),
+    )
+
+
+def whole_bytes(spec: ScoringSpec) -> int:
+    """Return what all detectors take at most, those with a process of their own side by side."""
+    return ResourceEstimate.of(spec).process_bytes + (len(spec.pools) - 1) * PROCESS_BYTES
+
+
+def largest_unit(spec: ScoringSpec) -> Group:
+    """Return the detectors that cannot be in different groups and take most memory."""
+    return max(
+        (unit for units in _units(spec) for unit in units), key=lambda unit: group_bytes(spec, unit)
+    )
+
+
+def group_bytes(spec: ScoringSpec, group: Group) -> int:
+    """Return what a process takes at most that holds one group of detectors."""
+    if spec.describer is not None and group == (spec.describer.name,):
+        return PROCESS_BYTES + 2 * _weights_bytes(spec, group)
+    return ResourceEstimate.of(spec.limited_to(group, spec.views)).process_bytes
+
+
+def _weights_bytes(spec: ScoringSpec, group: Group) -> int:
+    sizes = {name: card.size.parameters for name, card in spec.cards.items() if card.size}
+    if spec.describer is not None:
+        sizes[spec.describer.name] = spec.describer.parameters or 0
+    return sum(4 * sizes.get(name, 0) for name in group)
+
+
+def _units(spec: ScoringSpec) -> list[list[Group]]:
+    """Return, by stage, the detectors that cannot be in different groups, the largest unit first.
+
+    A describer is a stage of its own.
+    """
+    stages = []
+    for stage in spec.stages:
+        units: dict[Group, Group] = {}
+        for name in stage.detectors:
+            backbone = spec.cards[name].backbone
+            key = (name,) if backbone is None else (backbone.name, spec.precision[name])
+            units[key] = (*units.get(key, ()), name)
+        stages.append(sorted(units.values(), key=lambda unit: -group_bytes(spec, unit)))
+    return stages if spec.describer is None else [*stages, [(spec.describer.name,)]]
+
+
+def _packed(spec: ScoringSpec, units: Iterable[Group], limit_bytes: float) -> list[Group]:
+    """Put each unit into the first group that has room for it."""
+    groups: list[Group] = []
+    for unit in units:
+        for place, group in enumerate(groups):
+            joined = tuple(name for name in spec.cards if name in {*group, *unit})
+            if group_bytes(spec, joined) <= limit_bytes:
+                groups[place] = joined
+                break
+        else:
+            groups.append(unit)
+    return groups

@@ -1,0 +1,276 @@
+"""Groups of detectors that take turns in a worker: which detectors go together, and that the rows
+are those of detectors that are in memory together.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.photographs import write_photographs
+from ray_app.config import config_root
+from ray_app.ensembles import ensemble_of
+from ray_app.ensembles.card import Cascade
+from ray_app.errors import ConfigError
+from ray_app.images import ImageLimits
+from ray_app.inference import make_spec
+from ray_app.inference.groups import group_detectors
+from ray_app.runs import RunDirectory
+from ray_app.scoring.layout import plan_groups
+from tests.inference.two_detectors import write_two
+from tests.scoring.conftest import (
+    comparable,
+    kill_family,
+    score_here,
+    start,
+    wait_until,
+    write_ensemble,
+)
+from tests.scoring.eight import write_eight
+from tests.scoring.profiled import write_profile
+
+GB = 10**9
+SHARING = ("touchstone-photo", "touchstone-photo-detail")  # They have one backbone.
+
+
+def spec_of(*detectors, **options):
+    return make_spec(ensemble_of(list(detectors)), limits=ImageLimits(), **options)
+
+
+def groups_of(spec, limit_bytes):
+    found = group_detectors(spec, limit_bytes)
+    return found and found.groups
+
+
+def planned(spec, worker_bytes=None, *, cpus=2, gpus=0, node_bytes=16 * GB, workers=None):
+    return plan_groups(
+        spec,
+        worker_bytes=worker_bytes,
+        workers=workers,
+        cpus=cpus,
+        gpus=gpus,
+        nodes=1,
+        node_bytes=node_bytes,
+    )
+
+
+class TestGrouping:
+    def test_detectors_that_fit_form_no_groups(self):
+        assert planned(spec_of("touchstone-tiny", *SHARING)) is None
+
+    def test_detectors_with_one_backbone_stay_together(self):
+        spec = spec_of("unifd", "npr", "maskclip", "cnndetection", *SHARING)
+        assert groups_of(spec, 6.5 * GB) == (
+            ("npr", "maskclip", "cnndetection", *SHARING),
+            ("unifd",),
+        )
+
+    def test_process_with_its_images_keeps_within_the_limit(self):
+        spec = spec_of("unifd", "clip-cues", "npr", "dda")
+        for limit_bytes in (4.1 * GB, 4.8 * GB, 5.5 * GB):
+            groups = group_detectors(spec, limit_bytes)
+            assert len(groups.groups) > 1
+            assert groups.process_bytes <= limit_bytes
+
+    def test_limit_that_is_too_small_names_the_detectors(self):
+        with pytest.raises(ConfigError, match=r"maskclip need about 6\.\d GB"):
+            planned(spec_of("unifd", "maskclip"), 4 * GB)
+
+    def test_stages_of_a_cascade_share_no_group(self):
+        spec = spec_of("touchstone-tiny", "unifd", "npr", "clip-cues")
+        ensemble = spec.ensemble.model_copy(update={"cascade": Cascade(first=1, band=(-2, 2))})
+        assert groups_of(replace(spec, ensemble=ensemble), 4.2 * GB) == (
+            ("touchstone-tiny",),
+            ("npr", "clip-cues"),
+            ("unifd",),
+        )
+
+    def test_small_node_gets_turns_if_they_let_more_processes_run(self):
+        spec = spec_of("unifd", "clip-cues")
+        assert planned(spec, cpus=1, node_bytes=16 * GB) is None
+        groups = planned(spec, cpus=2, node_bytes=12 * GB)
+        assert groups.groups == (("clip-cues",), ("unifd",))
+        assert 2 * groups.process_bytes <= 0.7 * 12 * GB
+
+    def test_gpus_hold_all_detectors_unless_a_limit_is_set(self):
+        spec = spec_of("unifd", "clip-cues", device="cuda")
+        assert planned(spec, gpus=1, node_bytes=4 * GB) is None
+        assert len(planned(spec, int(4.1 * GB), gpus=1).groups) == 2
+
+
+def write_large(folder):
+    """Paths of tiny detectors that say they are large, so that two of them share no process under
+    `LIMIT`.
+    """
+    paths = []
+    shipped = config_root() / "detectors"
+    for path in map(Path, (*write_two(folder), shipped / "touchstone-tiny.yaml")):
+        card = yaml.safe_load(path.read_text())
+        card["size"]["parameters"] = 200_000_000
+        card["weights"]["uri"] = str(shipped / "touchstone-tiny.safetensors")
+        paths.append(folder / f"large-{card['name']}.yaml")
+        paths[-1].write_text(yaml.safe_dump(card))
+    return list(map(str, paths))
+
+
+LIMIT = int(3.3 * GB)
+MORE = {
+    "perturb": ["jpeg:75"],
+    "features": ["slow"],
+    "exclude": ["travel/**", "desk/drafts/**"],
+}
+SPLIT = {"device": "cpu", "cluster": {"workers": 1, "gpus": 1}}
+
+
+def settings_of(detectors, worker_bytes=None, **more):
+    settings = {"detectors": list(detectors), "block_members": 4, "cluster": {"workers": 1}} | more
+    settings["cluster"] = settings["cluster"] | {"worker_bytes": worker_bytes}
+    return settings
+
+
+def without_place(rows):
+    return {uri: comparable(row) for uri, row in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    return write_large(tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="module")
+def together(sample_archive, large, tmp_path_factory):
+    """Three detectors in one process: the run, its summary, its rows."""
+    out = tmp_path_factory.mktemp("together") / "run"
+    done, rows = score_here(out, sample_archive, **settings_of(large, **MORE))
+    return out, done.summary, rows
+
+
+@pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
+def test_rows_of_three_turns_equal_those_of_one(sample_archive, large, together, tmp_path, layout):
+    """Scores, views, embeddings, and verdicts; bad files keep their statuses."""
+    whole, summary, rows = together
+    out = tmp_path / "run"
+    done, same = score_here(out, sample_archive, **settings_of(large, LIMIT, **MORE, **layout))
+    session = done.summary["session"]
+    assert session["groups"] == [["cheap"], ["touchstone-tiny"], ["slow"]]
+    assert session["layout"] == ("split" if layout else "fused")
+    assert session["seconds"]["load"] > 0
+    assert "groups" not in summary["session"]
+    assert summary["session"]["seconds"]["load"] == 0
+    assert without_place(same) == without_place(rows)
+    assert len({row["status"] for row in rows.values()}) > 2
+    assert done.summary["fingerprint"] == summary["fingerprint"]
+    times, alone = done.summary["detectors"], summary["detectors"]
+    assert {name: one["images"] for name, one in times.items()} == {
+        name: one["images"] for name, one in alone.items()
+    }
+    kept = [RunDirectory.open(str(run)).beside("features/slow", 0, 0) for run in (whole, out)]
+    assert kept[0].equals(kept[1])
+    assert session["decoded"] == summary["session"]["decoded"]
+    assert session["bytes_read"] == summary["session"]["bytes_read"]
+
+
+def test_rows_stay_equal_where_a_block_does_not_fit(
+    sample_archive, large, together, tmp_path, monkeypatch
+):
+    """Every batch takes its turns by itself."""
+    monkeypatch.setattr("ray_app.inference.groups.KEPT_BYTES", 1)
+    settings = settings_of(large, LIMIT, **MORE) | {"block_members": 8}
+    _, same = score_here(tmp_path / "run", sample_archive, **settings)
+    assert without_place(same) == without_place(together[2])
+
+
+@pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
+def test_rows_of_a_cascade_in_turns_equal_those_of_one(sample_archive, large, tmp_path, layout):
+    facts = {"rule": "cascade", "cascade": {"first": 1, "band": [-3, 3], "audit_share": 0.1}}
+    ensemble = str(write_ensemble(tmp_path / "three.yaml", large, **facts))
+    found = {}
+    for name, limit in (("together", None), ("turns", LIMIT)):
+        settings = settings_of((), limit, **layout) | {"ensemble": ensemble}
+        del settings["detectors"]
+        found[name] = score_here(tmp_path / name, sample_archive, **settings)
+    done, rows = found["turns"]
+    whole, expected = found["together"]
+    assert len(done.summary["session"]["groups"]) == 3
+    assert without_place(rows) == without_place(expected)
+    looks = [one.summary["session"]["looks"] for one in (done, whole)]
+    assert looks[0]["second"]["images"] == looks[1]["second"]["images"] > 0
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_killed_run_resumes_with_the_same_rows(sample_archive, large, tmp_path):
+    _, expected = score_here(tmp_path / "together", sample_archive, **settings_of(large))
+    out, settings = tmp_path / "run", settings_of(large, LIMIT)
+    words = [f"detectors={json.dumps(large)}", "block_members=4", "thumbnails=false"]
+    words += ["cluster.workers=1", f"cluster.worker_bytes={LIMIT}"]
+    run, process = RunDirectory.open(str(out)), start(str(sample_archive), str(out), *words)
+    wait_until(lambda: len(run.parts(0)) >= 2 or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
+    kill_family(process)
+    safe = len(run.parts(0))
+    done, rows = score_here(out, sample_archive, **settings)
+    assert 0 < done.summary["session"]["rows"] < len(rows)
+    assert safe >= 2
+    assert without_place(rows) == without_place(expected)
+
+
+def enlarge(folder, *names):
+    """Let cards in a folder say that they are large, so that two of them share no process."""
+    for name in names:
+        path = folder / f"{name}.yaml"
+        card = yaml.safe_load(path.read_text())
+        card["size"] = {"parameters": 200_000_000, "tensors": 1, "gmac": 1.0}
+        path.write_text(yaml.safe_dump(card))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Images of different sizes, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for number, size in enumerate([(320, 240), (300, 400), (400, 300)]):
+        write_photographs(folder, 2, size=size, start=2 * number)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
+def test_masks_and_kept_sizes_in_turns_equal_those_of_one(photographs, tmp_path, layout):
+    """Eight detectors: two share a backbone, one keeps sizes, one gives masks."""
+    ensemble = write_eight(tmp_path / "cards")
+    enlarge(ensemble.parent, "unifd", "corvi2023", "maskclip", "tiny-ladeda")
+    settings = {"ensemble": str(ensemble), "perturb": ["jpeg:75"], "precision": "fp32"}
+    found = {}
+    for name, limit in (("together", None), ("turns", LIMIT)):
+        cluster = {"workers": 1, "worker_bytes": limit} | layout.get("cluster", {})
+        device = {"device": "cpu", "cluster": cluster}
+        found[name] = score_here(tmp_path / name, photographs, **settings, **device)
+    groups = found["turns"][0].summary["session"]["groups"]
+    assert len(groups) > 3
+    assert any({"unifd", "own-head"} <= set(group) for group in groups)
+    assert without_place(found["turns"][1]) == without_place(found["together"][1])
+    masks = [
+        RunDirectory.open(str(tmp_path / name)).beside("masks", 0, 0)
+        for name in ("together", "turns")
+    ]
+    assert masks[0].equals(masks[1])
+
+
+def test_names_and_words_in_turns_equal_those_of_one(photographs, tmp_path):
+    ensemble = write_profile(
+        tmp_path / "cards", "captioner", describe="all", localizer=False, parameters=200_000_000
+    )
+    enlarge(ensemble.parent, "unifd", "own-head")
+    settings, found = {"ensemble": str(ensemble), "precision": "fp32", "device": "cpu"}, {}
+    for name, limit in (("together", None), ("turns", LIMIT)):
+        cluster = {"workers": 1, "worker_bytes": limit}
+        found[name] = score_here(tmp_path / name, photographs, **settings, cluster=cluster)
+    session = found["turns"][0].summary["session"]
+    assert len(session["groups"]) == 2
+    assert session["groups"][0] == ["unifd", "own-head"]
+    assert session["described"] == 6
+    assert without_place(found["turns"][1]) == without_place(found["together"][1])
