@@ -50,8 +50,8 @@ def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
 
 
 def _archive(plan: Plan) -> Lines:
-    """What is to be scored, how far a run is that was begun before, and the table that its rows go
-    to.
+    """The files to score, the progress of an earlier run, and whether they are unlike the images
+    of the calibration.
     """
     run, unknown = plan.run, plan.unknown_sizes
     sizes = wording.size(plan.size_bytes) + (f" and {unknown:,} of unknown size" if unknown else "")
@@ -84,6 +84,11 @@ def _archive(plan: Plan) -> Lines:
                 if run.members_left
                 else "left: nothing; no file is new or changed",
             )
+    if plan.unlike:
+        yield (
+            "unlike",
+            f"the sample differs from the images of the calibration in {plan.unlike}: the run would abstain on all files",
+        )
 
 
 def _asked(plan: Plan) -> Lines:
@@ -159,8 +164,8 @@ def _images(plan: Plan) -> Lines:
 
 
 def _nodes(plan: Plan) -> Lines:
-    """The machines, and the processes on them in each pass over the files."""
-    cluster, passes = plan.cluster, plan.passes or ()
+    """The machines, and the processes on them."""
+    cluster = plan.cluster
     gpus = wording.counted(cluster.gpus, "GPU") if cluster.gpus else "no GPU"
     is_priced = cluster.nodes or cluster.price_per_hour
     price = (
@@ -178,21 +183,6 @@ def _nodes(plan: Plan) -> Lines:
         )
         each = f"{wording.money(node.price_per_hour)} per hour each"
         yield "cluster", f"{node.count} × {wording.visible(node.name or 'node')}: {has}; {each}"
-    if passes:
-        why = "one after another, since the detectors do not fit together; each fetches and decodes every image once"
-        yield "passes", f"{len(passes)}, {why}"
-    for number, one in enumerate(passes, 1):
-        rate = (
-            "" if one.images_per_s is None else f"; {wording.measured(one.images_per_s)} images/s"
-        )
-        yield "passes", f"{number}: {', '.join(one.detectors)}"
-        yield (
-            "passes",
-            f"   {one.layout}, about {wording.size(one.process_bytes)} for a process{rate}",
-        )
-        for backbone in one.backbones:
-            if any(len(users) > 1 for users in backbone.runs_once_for):
-                yield "passes", f"   {_shared(backbone)}"
     yield (
         "layout",
         f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files",
@@ -235,10 +225,11 @@ def _probe(plan: Plan) -> Lines:
     probe = plan.probe
     if probe is None:
         return
-    scored = "" if probe.scored in (0, probe.members) else f"; {probe.scored} of them were scored"
+    work = "scored" if probe.scored else "decoded"
+    by = _counted_processes(probe.processes, "process")
     yield (
         "probe",
-        f"{wording.counted(probe.members, 'file')}, drawn evenly, on one core of this machine{scored}",
+        f"{wording.counted(probe.members, 'file')}, drawn evenly, {work} by {by} of this machine, as in a run",
     )
     low, high = (wording.percent(getattr(probe.refused_share, end)) for end in ("low", "high"))
     if not probe.refused:
@@ -278,8 +269,6 @@ def _stages(plan: Plan) -> Lines:
             stage.basis + (f" ({', '.join(stage.detectors)})" if len(plan.pools) > 1 and stage.detectors else ""),
         ])  # fmt: skip
     if rows:
-        if plan.slowest_pass is not None:
-            yield "stages", f"of pass {plan.slowest_pass}, the slowest:"
         yield from (
             ("stages", line)
             for line in table(["stage", "s per image", "at most", "with", ""], rows, right={1, 2})
@@ -324,11 +313,10 @@ def _detectors(plan: Plan) -> Lines:
     million = plan.million
     if million is not None and million.hours is not None:
         paid = "" if million.cost is None else f", {wording.money(million.cost)} for the machines"
-        again = f", which each of {million.passes} passes repeats" if million.passes > 1 else ""
         read = (
             ""
             if million.share_read is None
-            else f"; {wording.percent(million.share_read)} of the time is reading and decoding{again}"
+            else f"; {wording.percent(million.share_read)} of the time is reading and decoding"
         )
         yield (
             "million",

@@ -116,14 +116,15 @@ class RefusedShare(Section):
 
 
 class ProbeResult(Section):
-    """What became of the members that were tried. `score_basis`: whether the detectors' time was
-    measured.
+    """Statuses of the members of a sample. `score_basis`: whether the detectors' time was measured.
+    `processes`: how many processes worked on the sample at once.
     """
 
     members: int = 0
     scored: int = 0
     score_basis: str = ""
     device: str = ""
+    processes: int = 1
     statuses: Mapping[str, int] = {}
     refused: int = 0
     refused_share: RefusedShare
@@ -180,21 +181,6 @@ class PlannedTime(Section):
     assumed_gmac_per_s: float | None = None
 
 
-class PlannedPass(Section):
-    """One of several passes over the files: its detectors, processes (`process_bytes`: of one), and
-    what runs once in it for several. `images_per_s`: None without a probe.
-    """
-
-    detectors: Sequence[str] = ()
-    kind: str = ""
-    layout: str = ""
-    workers: int = 0
-    process_bytes: int = 0
-    gmac_per_image: float = 0.0
-    backbones: Sequence[PlannedBackbone] = ()
-    images_per_s: float | None = None
-
-
 class PlannedDetector(Section):
     """What one detector costs. `ms_per_image`: alone, on one core or GPU; `spent_ms`: beside the
     others, where the first that has a shared backbone pays for it; `share`: of all the time that is
@@ -209,15 +195,13 @@ class PlannedDetector(Section):
 
 
 class PlannedMillion(Section):
-    """What a million images take and cost (machines alone), in all passes; `share_read`: of the
-    time, what goes into fetching, decoding and preparing, which every pass repeats. None where
-    nobody knows.
+    """What a million images take and cost (machines alone). `share_read`: the fraction of the time
+    that goes into fetching, decoding, and preparing. None if unknown.
     """
 
     hours: float | None = None
     cost: float | None = None
     share_read: float | None = None
-    passes: int = 1
 
 
 class PlannedRequests(Section):
@@ -254,8 +238,8 @@ class Plan(Section):
     the bill.
 
     `unknown_sizes`: members whose size is known only after reading. Without a probe all that it
-    predicts is null; of several passes, stages and bottleneck are those of the slowest, whose
-    number is `slowest_pass`.
+    predicts is null. `unlike`: in what the sample differs so much from the images of the ensemble's
+    calibration that the run would abstain.
     """
 
     members: int = 0
@@ -264,6 +248,7 @@ class Plan(Section):
     kinds: Mapping[str, PlannedKind] = {}
     refused_in_listing: Mapping[str, int] = {}
     run: PlannedRun | None = None
+    unlike: OptionalKey[str] = None
     cluster: PlannedCluster = PlannedCluster()
 
     ensemble: str = ""
@@ -286,8 +271,6 @@ class Plan(Section):
     blocks: int = 0
     listing: PlannedListing = PlannedListing()
 
-    passes: OptionalKey[Sequence[PlannedPass]] = None
-    slowest_pass: OptionalKey[int] = None
     costs: OptionalKey[Mapping[str, PlannedDetector]] = None
     million: OptionalKey[PlannedMillion] = None
     probe: ProbeResult | None = None

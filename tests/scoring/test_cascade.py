@@ -13,8 +13,8 @@ from ray_app.errors import ConfigError
 from ray_app.reports import plan_lines, summary_lines
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
-from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import resolve
+from ray_app.scoring.plan import plan_run
 from tests.scoring.conftest import rows_of, score_here, score_into, write_ensemble
 
 
@@ -183,7 +183,7 @@ def test_views_and_a_cascade_do_not_go_together(ensemble):
 def test_the_plan_counts_the_second_look_for_its_share(
     sample_archive, ensemble, cards, band, tmp_path
 ):
-    plan = forecast(
+    plan = plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)),
         probe=16,
         price_per_hour=2.0,
@@ -200,7 +200,7 @@ def test_the_plan_counts_the_second_look_for_its_share(
     half = write_ensemble(
         tmp_path / "half.yaml", cards, **{key: known[key] for key in ("rule", "cascade")}
     )
-    stated = forecast(
+    stated = plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(half)), probe=0
     ).written()
     sizes = {

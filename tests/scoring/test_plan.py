@@ -16,9 +16,9 @@ from ray_app.errors import IdentityError
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecast.forecast import STARTING_S, forecast
-from ray_app.scoring.forecast.rates import load_cluster
+from ray_app.scoring.config import load_cluster
 from ray_app.scoring.identity import resolve
+from ray_app.scoring.plan import STARTING_S, plan_run
 from ray_app.scoring.run import layout_for
 from ray_app.storage import Store
 from tests.scoring.conftest import files_below
@@ -26,7 +26,7 @@ from tests.scoring.conftest import files_below
 
 @pytest.fixture(scope="module")
 def plan_of_eight(sample_archive, eight):
-    return forecast(
+    return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(eight), cluster={"cpus": 4}),
         probe=0,
     ).written()
@@ -34,14 +34,14 @@ def plan_of_eight(sample_archive, eight):
 
 @pytest.fixture(scope="module")
 def measured(sample_archive):
-    return forecast(
+    return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), probe=8, price_per_hour=3.0
     ).written()
 
 
 @pytest.fixture(scope="module")
 def on_gpus(sample_archive):
-    return forecast(
+    return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble="tiny"),
         cluster=load_cluster("gpu-spot-pool"),
     ).written()
@@ -97,7 +97,7 @@ def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
 def test_what_the_probe_could_not_read_is_said_with_an_example(tmp_path, sample_archive):
     (tmp_path / "good.png").write_bytes(next(sample_archive.rglob("*.png")).read_bytes())
     (tmp_path / "empty.jpg").write_bytes(b"")
-    probe = forecast(
+    probe = plan_run(
         ScoreConfig(source=(str(tmp_path),), ensemble="tiny"), cluster=load_cluster("laptop")
     ).written()["probe"]
     assert probe["statuses"] == {"ok": 1, "empty_file": 1}
@@ -117,7 +117,7 @@ def test_members_of_containers_are_counted_and_probed(tmp_path, sample_archive):
     pq.write_table(
         pa.table({"image": [image.read_bytes() for image in images]}), tmp_path / "c.parquet"
     )
-    plan = forecast(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).written()
+    plan = plan_run(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).written()
     kept = {kind: (one["members"], one["containers"]) for kind, one in plan["kinds"].items()}
     assert kept == dict.fromkeys(("tar", "zip", "parquet"), (2, 1))
     assert plan["probe"]["statuses"] == {"ok": 6}
@@ -129,7 +129,7 @@ def test_plan_of_a_bucket_counts_its_requests(s3, sample_archive):
     for image in images:
         store.write(f"photos/{image.name}", image.read_bytes())
     config = ScoreConfig(source=(f"{store.url}/photos",), ensemble="tiny", out=f"{store.url}/run")
-    plan = forecast(config, probe=0, price_per_hour=1.0).written()
+    plan = plan_run(config, probe=0, price_per_hour=1.0).written()
     assert plan["requests"] == {
         "list": 1,
         "get": 5 + 3 * plan["blocks"],
@@ -156,7 +156,7 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
     )
     info = begun(config, done=2)
     before = files_below(tmp_path)
-    plan = forecast(config, probe=2).written()
+    plan = plan_run(config, probe=2).written()
     assert files_below(tmp_path) == before
     assert plan["run"]["state"] == "unfinished"
     assert (plan["run"]["blocks_done"], plan["run"]["members_done"]) == (2, 8)
@@ -166,9 +166,9 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
     )
     assert plan["members"] == info.members - 8
     with pytest.raises(IdentityError, match="another command"):
-        forecast(config.model_copy(update={"resize": "fast"}))
+        plan_run(config.model_copy(update={"resize": "fast"}))
     RunDirectory.open(config.out).store.delete("manifest/0/_complete")
-    plan = forecast(config, probe=0).written()
+    plan = plan_run(config, probe=0).written()
     assert (plan["run"]["state"], plan["members"]) == ("begun", info.members)
     assert "its listing never ended and is made again" in "\n".join(plan_lines(plan))
 
@@ -176,7 +176,7 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
 def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, capsys):
     config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"))
     begun(config, done=1000)
-    assert forecast(config).written()["run"]["members_left"] == 0
+    assert plan_run(config).written()["run"]["members_left"] == 0
     (archive / "new.jpg").write_bytes(next(archive.rglob("*.jpg")).read_bytes())
     assert (
         main(["plan", str(archive), "--out", str(tmp_path / "run"), "--probe", "1", "--json"]) == 0
