@@ -118,15 +118,9 @@ def _asked(plan: Plan) -> Lines:
         yield "cascade", f"{', '.join(looks.first)} on all, {on_about}"
         if looks.seconds_per_image:
             first, second = (looks.seconds_per_image[look] for look in ("first", "second"))
-            cost = looks.cost_per_million or {}
-            paid = (
-                f"; a million images cost {wording.money(cost['first'])} and {wording.money(cost['second'])}"
-                if sum(cost.values())
-                else ""
-            )
             yield (
                 "cascade",
-                f"a core spends {first:.2g} s on each image for the first look, {second:.2g} s for its share of the second{paid}",
+                f"a core spends {first:.2g} s on each image for the first look, {second:.2g} s for its share of the second",
             )
 
 
@@ -288,40 +282,22 @@ def _stages(plan: Plan) -> Lines:
 
 
 def _detectors(plan: Plan) -> Lines:
-    """What each of several detectors costs, and what a million images do."""
-    heads, rows = (
-        ["detector", "ms per image", "beside others", "of the time", "per million", ""],
-        [],
-    )
+    """What each of several detectors takes."""
+    heads, rows = ["detector", "ms per image", "with others", "of the time", ""], []
     for name, cost in (plan.costs or {}).items():
-        known = (
-            wording.NONE if one is None else wording.measured(one)
-            for one in (cost.ms_per_image, cost.spent_ms)
+        times = (
+            wording.NONE if spent is None else wording.measured(spent)
+            for spent in (cost.ms_per_image, cost.spent_ms)
         )
-        share = wording.NONE if cost.share is None else wording.percent(cost.share)
-        money = (
-            wording.NONE if cost.cost_per_million is None else wording.money(cost.cost_per_million)
-        )
-        rows.append([name, *known, share, money, cost.basis])
+        fraction = wording.NONE if cost.share is None else wording.percent(cost.share)
+        rows.append([name, *times, fraction, cost.basis])
     if len(rows) > 1:
-        yield from (("detectors", line) for line in table(heads, rows, right={1, 2, 3, 4}))
+        yield from (("detectors", line) for line in table(heads, rows, right={1, 2, 3}))
         if plan.backbones:
             yield (
                 "detectors",
-                "“ms per image”: alone, on one core or GPU; beside others the first that shares a backbone pays for it",
+                "“ms per image”: alone, on one core or GPU; with others the first that shares a backbone pays for it",
             )
-    million = plan.million
-    if million is not None and million.hours is not None:
-        paid = "" if million.cost is None else f", {wording.money(million.cost)} for the machines"
-        read = (
-            ""
-            if million.share_read is None
-            else f"; {wording.percent(million.share_read)} of the time is reading and decoding"
-        )
-        yield (
-            "million",
-            f"a million images take {wording.duration(3600 * million.hours)}{paid}{read}",
-        )
 
 
 def _forecast(plan: Plan) -> Lines:

@@ -133,15 +133,14 @@ class ProbeResult(Section):
 
 
 class PlannedCascade(Section):
-    """Of a cascade: the share of images that is expected to go on; by stage what a core spends on
-    an image, and what a million cost.
+    """Of a cascade: the fraction of images that its second stage is expected to score, and by stage
+    what a core spends on an image.
     """
 
     first: Sequence[str] = ()
     second: Sequence[str] = ()
     share: float = 1.0
     seconds_per_image: Mapping[str, float] | None = None
-    cost_per_million: Mapping[str, float] | None = None
 
 
 class PlannedStage(Section):
@@ -182,26 +181,15 @@ class PlannedTime(Section):
 
 
 class PlannedDetector(Section):
-    """What one detector costs. `ms_per_image`: alone, on one core or GPU; `spent_ms`: beside the
-    others, where the first that has a shared backbone pays for it; `share`: of all the time that is
-    spent on an image; `cost_per_million`: that share of what a million images cost.
+    """What one detector takes. `ms_per_image`: alone, on one core or GPU. `spent_ms`: with the
+    others, where the first that has a shared backbone pays for it. `share`: of all the time that is
+    spent on an image.
     """
 
     ms_per_image: float | None = None
     spent_ms: float | None = None
     share: float | None = None
-    cost_per_million: float | None = None
     basis: str = ""
-
-
-class PlannedMillion(Section):
-    """What a million images take and cost (machines alone). `share_read`: the fraction of the time
-    that goes into fetching, decoding, and preparing. None if unknown.
-    """
-
-    hours: float | None = None
-    cost: float | None = None
-    share_read: float | None = None
 
 
 class PlannedRequests(Section):
@@ -272,7 +260,6 @@ class Plan(Section):
     listing: PlannedListing = PlannedListing()
 
     costs: OptionalKey[Mapping[str, PlannedDetector]] = None
-    million: OptionalKey[PlannedMillion] = None
     probe: ProbeResult | None = None
     cascade: OptionalKey[PlannedCascade] = None
     stages: Sequence[PlannedStage] = ()

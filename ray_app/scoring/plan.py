@@ -216,7 +216,7 @@ def plan_run(
         stages=[stage for pool in pools for stage in pool.stages()],
         bottleneck=_bottleneck(spec, layout, used, pools, blocks, machines) if pools else None,
         forecast=time_s,
-        **(_costs(config, spec, work, pools) if work else {}),
+        **(_costs(spec, work, pools) if work else {}),
         requests=requests,
         bytes_read=bytes_read,
         prices=config.prices.model_dump(mode="json"),
@@ -290,7 +290,7 @@ def _pools(
         basis = dict.fromkeys(("score", "describe"), UNKNOWN if None in scored else ESTIMATED)
         names = ["describe" if pool not in spec.pools else "score" for pool in spec.all_pools]
         per_image += [{name: seconds} for name, seconds in zip(names, scored, strict=True)]
-        per_image.append({})
+        per_image.append({"write": 0.0})
     if layout.kind == "fused":
         joined = {stage: seconds for part in per_image for stage, seconds in part.items()}
         at_once = min(layout.workers, machines.cpus)  # More processes than cores share them.
@@ -500,64 +500,39 @@ def _unlike(config: ScoreConfig, spec: ScoringSpec, work: SampleWork | None) -> 
     return ", ".join(f"{shift.feature} (PSI {shift.psi:.2g})" for shift in beyond) or None
 
 
-def _costs(
-    config: ScoreConfig, spec: ScoringSpec, work: SampleWork, pools: Sequence[_Pool]
-) -> dict[str, Any]:
-    """Return by the keys of a plan what a million images take and cost, and each detector and each
-    stage of a cascade of it.
+def _costs(spec: ScoringSpec, work: SampleWork, pools: Sequence[_Pool]) -> dict[str, Any]:
+    """Return by the keys of a plan what each detector and each stage of a cascade takes of the
+    seconds that are spent on an image.
     """
-    total = sum(pool.total_s for pool in pools)
-    rate = min(pool.images_per_s for pool in pools)
-    read = sum(
-        pools[0].seconds.get(stage) or 0.0 for stage in ("fetch", "wait", "decode", "prepare")
-    )
-    hours = 1e6 / rate / 3600
-    is_known = all(seconds is not None for pool in pools for seconds in pool.seconds.values())
-    cost = hours * config.prices.per_hour if config.prices.per_hour and is_known else None
-    million = plan_model.PlannedMillion(
-        hours=hours if is_known else None,
-        cost=cost,
-        share_read=read / total if is_known else None,
-    )
+    count, total_s = len(work.outcomes), sum(pool.total_s for pool in pools)
     costs = {
         name: plan_model.PlannedDetector(
-            ms_per_image=one.ms_per_image,
-            spent_ms=round(1000 * one.seconds / len(work.outcomes), 4),
-            share=one.seconds / len(work.outcomes) / total,
-            cost_per_million=None
-            if cost is None
-            else cost * one.seconds / len(work.outcomes) / total,
+            ms_per_image=time_s.ms_per_image,
+            spent_ms=round(1000 * time_s.seconds / count, 4),
+            share=time_s.seconds / count / total_s,
             basis=MEASURED,
         )
-        for name, one in session.detector_times(work.counts).items()
+        for name, time_s in session.detector_times(work.counts).items()
     }
-    return {
-        "million": million,
-        "costs": costs or None,
-        "cascade": _cascade(spec, work, total, cost),
-    }
+    return {"costs": costs or None, "cascade": _cascade(spec, work, total_s)}
 
 
 def _cascade(
-    spec: ScoringSpec, work: SampleWork, total_s: float, million: float | None
+    spec: ScoringSpec, work: SampleWork, total_s: float
 ) -> plan_model.PlannedCascade | None:
-    """Return what each stage of a cascade takes of an image's seconds and a million's cost."""
     if not spec.late:
         return None
-    first, second = list(spec.first), list(spec.late)
-    if not work.has_scored:
-        fraction = ResourceEstimate.of(spec).second_stage_share
-        return plan_model.PlannedCascade(first=first, second=second, share=fraction)
-    count = len(work.outcomes)
-    second_s = work.counts.get(LOOKED_MS, 0) / 1000 / count
-    seconds = {"first": total_s - second_s, "second": second_s}
-    costs = {stage: (million or 0.0) * spent / total_s for stage, spent in seconds.items()}
+    count, fraction, seconds = (
+        len(work.outcomes),
+        ResourceEstimate.of(spec).second_stage_share,
+        None,
+    )
+    if work.has_scored:
+        fraction = work.counts.get(LOOKED, 0) / count
+        second_s = work.counts.get(LOOKED_MS, 0) / 1000 / count
+        seconds = {"first": total_s - second_s, "second": second_s}
     return plan_model.PlannedCascade(
-        first=first,
-        second=second,
-        share=work.counts.get(LOOKED, 0) / count,
-        seconds_per_image=seconds,
-        cost_per_million=costs,
+        first=list(spec.first), second=list(spec.late), share=fraction, seconds_per_image=seconds
     )
 
 

@@ -186,14 +186,11 @@ def test_the_plan_counts_the_second_look_for_its_share(
     plan = plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)),
         probe=16,
-        price_per_hour=2.0,
     ).written()
     looks = plan["cascade"]
     assert (looks["first"], looks["second"]) == (["cheap"], ["slow"])
     assert 0 < looks["share"] < 1
     assert all(seconds > 0 for seconds in looks["seconds_per_image"].values())
-    million = 2.0 * 1e6 / plan["forecast"]["images_per_s"] / 3600
-    assert sum(looks["cost_per_million"].values()) == pytest.approx(million)
     assert any("cheap on all, slow on about" in line for line in plan_lines(plan))
     known = yaml.safe_load(ensemble.read_text())
     known["cascade"]["expected_share"] = 0.5

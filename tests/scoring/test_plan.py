@@ -1,6 +1,4 @@
-"""What `touchstone plan` says before a run, against the archive and the run directory that are
-there.
-"""
+"""What `touchstone plan` shows before a run, against the archive and the run directory."""
 
 import json
 import tarfile
@@ -9,6 +7,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ray_app.archives import list_members, open_source
 from ray_app.cli.main import main
@@ -16,12 +15,14 @@ from ray_app.errors import IdentityError
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.config import load_cluster
+from ray_app.scoring.config import ClusterDescription, Nodes, load_cluster
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.plan import STARTING_S, plan_run
 from ray_app.scoring.run import layout_for
 from ray_app.storage import Store
 from tests.scoring.conftest import files_below
+
+MIB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +67,7 @@ def test_members_are_those_of_the_archive_and_what_is_shared_is_named(
     assert "no probe was made" in printed
 
 
-def test_hours_are_starting_listing_and_members_at_the_rate_and_the_cost_those_at_the_price(
-    measured,
-):
+def test_hours_follow_from_the_rate_and_cost_from_the_hours(measured):
     told, cost = measured["forecast"], measured["cost"]
     seconds = STARTING_S + told["listing_s"] + measured["members"] / told["images_per_s"]
     assert told["hours"] == pytest.approx(seconds / 3600, rel=1e-3)
@@ -76,14 +75,27 @@ def test_hours_are_starting_listing_and_members_at_the_rate_and_the_cost_those_a
     assert cost["compute"] == cost["total"] == pytest.approx(3.0 * told["hours"])
     assert cost["compute_share"] == 1
     assert measured["requests"] == {"list": 0, "get": 0, "put": 0}
-    stages = {stage["stage"]: stage["seconds_per_image"] for stage in measured["stages"]}
-    assert list(stages) == ["fetch", "decode", "prepare", "score", "write"]
-    assert all(spent > 0 for spent in stages.values())
-    assert measured["bottleneck"]["stage"] == max(stages, key=stages.get)
+    seconds = {stage["stage"]: stage["seconds_per_image"] for stage in measured["stages"]}
+    assert list(seconds) == ["fetch", "decode", "prepare", "score", "write"]
+    assert all(spent > 0 for spent in seconds.values())
+    assert measured["bottleneck"]["stage"] == max(seconds, key=seconds.get)
     assert measured["probe"]["members"] == measured["probe"]["scored"] == 8
 
 
-def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
+def test_seconds_are_those_of_the_worker(measured):
+    cores = measured["cluster"]["cpus"]
+    seconds = {stage["stage"]: stage["seconds_per_image"] for stage in measured["stages"]}
+    assert measured["forecast"]["images_per_s"] == pytest.approx(cores / sum(seconds.values()))
+    assert measured["probe"]["processes"] == min(cores, 2)  # two batches of four
+    [detector] = measured["costs"].values()
+    assert 0 < detector["spent_ms"] / 1000 <= seconds["score"]
+    assert detector["share"] == pytest.approx(
+        detector["spent_ms"] / 1000 / sum(seconds.values()), rel=0.01
+    )
+    assert {stage["basis"] for stage in measured["stages"]} == {"measured"}
+
+
+def test_missing_gpus_are_estimated_from_the_cards(on_gpus):
     score = next(stage for stage in on_gpus["stages"] if stage["stage"] == "score")
     assert score["basis"] == on_gpus["forecast"]["basis"] == "estimated"
     assert score["seconds_per_image"] == pytest.approx(0.184 / 30_000)
@@ -92,9 +104,20 @@ def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
     assert (on_gpus["cluster"]["cpus"], on_gpus["cluster"]["gpus"]) == (64, 4)
     json.dumps(on_gpus)
     assert on_gpus["prices"]["per_hour"] == pytest.approx(2.6)
+    lines = "\n".join(plan_lines(on_gpus))
+    assert "decoded by" in lines
+    assert "no measurement, since no GPU is here" in lines
 
 
-def test_what_the_probe_could_not_read_is_said_with_an_example(tmp_path, sample_archive):
+def test_gpus_that_wait_for_decoding_are_too_many(sample_archive):
+    nodes = (Nodes(count=1, cpus=16, gpus=8, price_per_hour=1.0),)
+    config = ScoreConfig(source=(str(sample_archive),), ensemble="tiny", block_members=4)
+    plan = plan_run(config, probe=4, cluster=ClusterDescription(nodes=nodes)).written()
+    assert plan["bottleneck"]["stage"] in ("decode", "prepare")
+    assert 0 < plan["bottleneck"]["scorers_busy"] < 0.2
+
+
+def test_probe_reports_refused_files_with_an_example(tmp_path, sample_archive):
     (tmp_path / "good.png").write_bytes(next(sample_archive.rglob("*.png")).read_bytes())
     (tmp_path / "empty.jpg").write_bytes(b"")
     probe = plan_run(
@@ -122,6 +145,18 @@ def test_members_of_containers_are_counted_and_probed(tmp_path, sample_archive):
     assert kept == dict.fromkeys(("tar", "zip", "parquet"), (2, 1))
     assert plan["probe"]["statuses"] == {"ok": 6}
     assert plan["bytes_read"] >= 3 * sum(image.stat().st_size for image in images)
+
+
+def test_probe_decodes_within_the_memory_of_a_node(tmp_path):
+    Image.new("RGB", (9000, 8000)).save(tmp_path / "large.png")
+    config = ScoreConfig(source=(str(tmp_path),), ensemble="tiny")
+    small = ClusterDescription(nodes=(Nodes(cpus=2, memory_gb=0.5, price_per_hour=0),))
+    plan = plan_run(config, probe=1, cluster=small).written()
+    assert plan["probe"]["statuses"] == {"image_too_large": 1}
+    assert plan["memory"]["decode_bytes"] == 64 * MIB
+    stated = config.cluster.model_copy(update={"decode_bytes": 1024 * MIB})
+    plan = plan_run(config.model_copy(update={"cluster": stated}), probe=1).written()
+    assert plan["probe"]["statuses"] == {"ok": 1}
 
 
 def test_plan_of_a_bucket_counts_its_requests(s3, sample_archive):
