@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
@@ -185,9 +185,10 @@ def plan_run(
         decode_bytes = _decode_bytes(config, machines)
         work = score_sample(config, spec, layout, fetcher, found.sample, decode_bytes=decode_bytes)
     used = layout.limited_to(blocks)
-    pools = _pools(spec, used, work, machines) if work else []
-    if pools and is_store:
-        pools[-1] = _with_put(pools[-1], blocks / found.members)
+    pools = list[_Pool]()
+    if work is not None:
+        write_s = _write_s(work, blocks / found.members, is_store=is_store)
+        pools = _pools(spec, used, work, machines, write_s)
     time_s = _time(spec, work, pools, found, listing.seconds)
     lists = found.lists * (before is None or before.state != "unfinished")
     requests = _requests(spec, found, listing, blocks, lists=lists, is_store=is_store)
@@ -271,7 +272,11 @@ def _count_blocks(plan: BlockPlan, found: Survey) -> int:
 
 
 def _pools(
-    spec: ScoringSpec, layout: ScoringLayout, work: SampleWork, machines: _Machines
+    spec: ScoringSpec,
+    layout: ScoringLayout,
+    work: SampleWork,
+    machines: _Machines,
+    write_s: float,
 ) -> list[_Pool]:
     """Return the pools of a layout with what a process of each spends on an image."""
     count = len(work.outcomes)
@@ -284,13 +289,15 @@ def _pools(
     # too.
     needed = work.counts[MEMBER_BYTES] / max(work.counts["bytes_read"], 1)
     first["fetch"] = (first.get("fetch") or 0.0) * min(needed, 1.0)
-    basis: dict[str, str] = {}
+    basis = dict[str, str]()
     if not work.has_scored:
         scored = _estimated_s(spec, sum(first.get(stage) or 0.0 for stage in ("decode", "prepare")))
         basis = dict.fromkeys(("score", "describe"), UNKNOWN if None in scored else ESTIMATED)
+        basis["write"] = ESTIMATED
         names = ["describe" if pool not in spec.pools else "score" for pool in spec.all_pools]
         per_image += [{name: seconds} for name, seconds in zip(names, scored, strict=True)]
-        per_image.append({"write": 0.0})
+        per_image.append({})
+    per_image[-1]["write"] = write_s
     if layout.kind == "fused":
         joined = {stage: seconds for part in per_image for stage, seconds in part.items()}
         at_once = min(layout.workers, machines.cpus)  # More processes than cores share them.
@@ -310,7 +317,7 @@ def _pools(
             )
             for seconds, size, pool in zip(scoring, layout.scorers, spec.all_pools, strict=True)
         ),
-        _Pool(committing, committers, committers, {}),
+        _Pool(committing, committers, committers, basis),
     ]
 
 
@@ -347,11 +354,12 @@ def _estimated_s(spec: ScoringSpec, decode_s: float) -> list[float | None]:
     return seconds
 
 
-def _with_put(pool: _Pool, blocks_per_member: float) -> _Pool:
-    """Return the pool that writes with what a store takes to commit a block."""
-    write_s = (pool.seconds.get("write") or 0.0) + PUT_S * blocks_per_member
-    basis = {**pool.basis, "write": ESTIMATED}
-    return replace(pool, seconds={**pool.seconds, "write": write_s}, basis=basis)
+def _write_s(work: SampleWork, blocks_per_member: float, *, is_store: bool) -> float:
+    """Return what committing takes per image. It takes about as long for a large block as for a
+    small one, so the time of a block is what counts.
+    """
+    spent = work.seconds[-1].get("write", 0.0) / work.processes
+    return (spent + PUT_S * is_store) * blocks_per_member
 
 
 def _time(
