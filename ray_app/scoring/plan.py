@@ -10,8 +10,7 @@ Starts no cluster, and writes nothing into the run directory.
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
@@ -24,107 +23,34 @@ from ray_app.inference.block_reader import MEMBER_BYTES
 from ray_app.inference.spec import departures
 from ray_app.reports import plan_model
 from ray_app.reports.folders import describe_closed_folders
-from ray_app.reports.format import measured
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring import guarantee, identity, session
 from ray_app.scoring.config import ClusterDescription, ScoreConfig, planned_for
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.passes import plan_passes
+from ray_app.scoring.rates import (
+    ESTIMATED,
+    MEASURED,
+    Machines,
+    Pool,
+    count_gmac,
+    find_bottleneck,
+    read_pools,
+)
 from ray_app.scoring.run import check_detectors, layout_for, memory_of, widest_layout
 from ray_app.scoring.sample import SampleWork, score_sample
 from ray_app.scoring.survey import Survey, members_to_score, progress_of, standing, survey
 from ray_app.storage import node_budget, with_s3_settings
 
-MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
 # For Ray to start its processes and these to load detectors. Machines that an autoscaler brings
 # take minutes more.
 STARTING_S = 15.0
-PUT_S = 0.1  # to commit a block to a store, which a sample on the local disk does not measure
 # Of the run directory, in addition to one PUT per block and the parts of a manifest: summaries,
 # report, log, lease.
 FEW = 12
 GETS_PER_BLOCK = 3  # its members, and its rows when they are compacted
 EXAMPLES = 2  # of refused members, per status
-
-_RESIZES = "or, where a grey level does not matter, --set resize=fast"
-_FASTER = "make blocks larger: --set block_members=4096; or put the run directory on faster storage"
-_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or with a cheaper describer"
-_ADVICE = {
-    "fetch": "run nearer to the bucket, or give more processes: reading is the slowest part",
-    "wait": "large images wait for memory: give nodes more of it, or --set cluster.decode_bytes=… if they have it",
-    "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
-    "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
-    "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
-    "identify": "add cores, each adds {each} images/s",
-    "describe": f"{_FEWER_WORDS}; or add cores, each adds {{each}} images/s",
-    "write": _FASTER,
-}
-
-
-@dataclass(frozen=True)
-class _Machines:
-    """The machines of a plan: cores and GPUs of all nodes, and memory.
-
-    Attributes:
-        nodes: Nodes with cores.
-        node_bytes: Memory of the smallest of them; None if it is not stated.
-        memory_bytes: Memory that Ray schedules on, of all nodes.
-    """
-
-    cpus: int
-    gpus: int
-    nodes: int
-    node_bytes: int | None
-    memory_bytes: float
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """Processes that do the same work side by side.
-
-    Attributes:
-        seconds: By stage, what one process spends on an image of the archive; None if unknown.
-        at_once: How many images they work on at once, as whole cores or GPUs.
-        processes: How many processes they are.
-        basis: By stage, whether its seconds were measured, where that differs from `measured`.
-        detectors: The detectors that they hold.
-    """
-
-    seconds: Mapping[str, float | None]
-    at_once: float
-    processes: int
-    basis: Mapping[str, str]
-    detectors: tuple[str, ...] = ()
-
-    @property
-    def total_s(self) -> float:
-        """Seconds per image of all stages that are known."""
-        return sum(seconds or 0.0 for seconds in self.seconds.values())
-
-    @property
-    def images_per_s(self) -> float:
-        """What they do if nothing holds them up."""
-        return self.at_once / max(self.total_s, 1e-9)
-
-    @property
-    def slowest(self) -> str:
-        """The stage that takes most of their time."""
-        return max(self.seconds, key=lambda stage: self.seconds[stage] or 0.0)
-
-    def stages(self) -> list[plan_model.PlannedStage]:
-        """Return what each stage does at most: alone if it shares the processes with others."""
-        return [
-            plan_model.PlannedStage(
-                stage=stage,
-                seconds_per_image=seconds,
-                images_per_s=self.at_once / seconds if seconds else None,
-                processes=self.processes,
-                basis=self.basis.get(stage, MEASURED),
-                detectors=self.detectors if stage in ("score", "describe") else (),
-            )
-            for stage, seconds in self.seconds.items()
-        ]
 
 
 @with_s3_settings
@@ -185,10 +111,12 @@ def plan_run(
         decode_bytes = _decode_bytes(config, machines)
         work = score_sample(config, spec, layout, fetcher, found.sample, decode_bytes=decode_bytes)
     used = layout.limited_to(blocks)
-    pools = list[_Pool]()
+    pools = list[Pool]()
     if work is not None:
-        write_s = _write_s(work, blocks / found.members, is_store=is_store)
-        pools = _pools(spec, used, work, machines, write_s)
+        per_member = blocks / found.members
+        pools = read_pools(
+            spec, used, work, machines, blocks_per_member=per_member, is_store=is_store
+        )
     time_s = _time(spec, work, pools, found, listing.seconds)
     lists = found.lists * (before is None or before.state != "unfinished")
     requests = _requests(spec, found, listing, blocks, lists=lists, is_store=is_store)
@@ -215,7 +143,7 @@ def plan_run(
         **_asked(spec, work),
         probe=_probe(spec, work) if work else None,
         stages=[stage for pool in pools for stage in pool.stages()],
-        bottleneck=_bottleneck(spec, layout, used, pools, blocks, machines) if pools else None,
+        bottleneck=find_bottleneck(spec, layout, used, pools, blocks, machines) if pools else None,
         forecast=time_s,
         **(_costs(spec, work, pools) if work else {}),
         requests=requests,
@@ -225,20 +153,20 @@ def plan_run(
     )
 
 
-def _machines(config: ScoreConfig, described: ClusterDescription | None) -> _Machines:
+def _machines(config: ScoreConfig, described: ClusterDescription | None) -> Machines:
     """Return the described machines; without a description, nodes are like this one."""
     cpus = config.cluster.cpus or node_budget.usable_cores()
     gpus = config.cluster.gpus or 0
     if described is not None:
         memory_bytes = described.memory_bytes or math.inf
-        return _Machines(cpus, gpus, described.workers, described.smallest_bytes, memory_bytes)
+        return Machines(cpus, gpus, described.workers, described.smallest_bytes, memory_bytes)
     nodes = max(cpus / node_budget.usable_cores(), 1)
     node_bytes = node_budget.node_memory()
-    return _Machines(cpus, gpus, math.ceil(nodes), node_bytes, RAY_SHARE * node_bytes * nodes)
+    return Machines(cpus, gpus, math.ceil(nodes), node_bytes, RAY_SHARE * node_bytes * nodes)
 
 
 def _layout(
-    config: ScoreConfig, spec: ScoringSpec, machines: _Machines
+    config: ScoreConfig, spec: ScoringSpec, machines: Machines
 ) -> tuple[ScoringLayout, document.Memory]:
     """Return the processes of the run, and what they take of each node's memory."""
     cpus, gpus = machines.cpus, machines.gpus
@@ -251,7 +179,7 @@ def _layout(
     return layout, memory_of(config, groups, layout, nodes, node_bytes)
 
 
-def _decode_bytes(config: ScoreConfig, machines: _Machines) -> int:
+def _decode_bytes(config: ScoreConfig, machines: Machines) -> int:
     """Return what large images of the sample may take together: as on a node of the run, and no
     more than this machine has for them.
     """
@@ -271,101 +199,10 @@ def _count_blocks(plan: BlockPlan, found: Survey) -> int:
     return blocks
 
 
-def _pools(
-    spec: ScoringSpec,
-    layout: ScoringLayout,
-    work: SampleWork,
-    machines: _Machines,
-    write_s: float,
-) -> list[_Pool]:
-    """Return the pools of a layout with what a process of each spends on an image."""
-    count = len(work.outcomes)
-    per_image: list[dict[str, float | None]] = [
-        {stage: spent / count for stage, spent in seconds.items() if spent}
-        for seconds in work.seconds
-    ]
-    first = per_image[0]
-    # Members drawn here and there from a container bring their neighbours along, which a run needs,
-    # too.
-    needed = work.counts[MEMBER_BYTES] / max(work.counts["bytes_read"], 1)
-    first["fetch"] = (first.get("fetch") or 0.0) * min(needed, 1.0)
-    basis = dict[str, str]()
-    if not work.has_scored:
-        scored = _estimated_s(spec, sum(first.get(stage) or 0.0 for stage in ("decode", "prepare")))
-        basis = dict.fromkeys(("score", "describe"), UNKNOWN if None in scored else ESTIMATED)
-        basis["write"] = ESTIMATED
-        names = ["describe" if pool not in spec.pools else "score" for pool in spec.all_pools]
-        per_image += [{name: seconds} for name, seconds in zip(names, scored, strict=True)]
-        per_image.append({})
-    per_image[-1]["write"] = write_s
-    if layout.kind == "fused":
-        joined = {stage: seconds for part in per_image for stage, seconds in part.items()}
-        at_once = min(layout.workers, machines.cpus)  # More processes than cores share them.
-        return [_Pool(joined, at_once, layout.workers, basis, tuple(spec.cards))]
-    crowded = 1.0 if layout.scorer_gpus else min(1.0, machines.cpus / layout.workers)
-    decoders, committers = layout.decoders, layout.committers
-    decoding, *scoring, committing = per_image
-    return [
-        _Pool(decoding, decoders * crowded, decoders, {}),
-        *(
-            _Pool(
-                _as_scoring(seconds),
-                size * (layout.scorer_gpus or crowded),
-                size,
-                basis,
-                pool,
-            )
-            for seconds, size, pool in zip(scoring, layout.scorers, spec.all_pools, strict=True)
-        ),
-        _Pool(committing, committers, committers, basis),
-    ]
-
-
-def _as_scoring(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return the seconds of scorers; images that they decode themselves count as scoring."""
-    described = {stage: spent for stage, spent in seconds.items() if stage == "describe"}
-    others = [spent for stage, spent in seconds.items() if stage != "describe"]
-    if not others:
-        return described
-    known = [spent for spent in others if spent is not None]
-    return {"score": sum(known) if len(known) == len(others) else None, **described}
-
-
-def _estimated_s(spec: ScoringSpec, decode_s: float) -> list[float | None]:
-    """Return the seconds per image of each pool on a GPU, by the multiply-adds on the cards; None
-    if a card states none.
-
-    A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes and for the
-    second stage of a cascade.
-    """
-    estimate, seconds = ResourceEstimate.of(spec), list[float | None]()
-    for pool, gmac in zip(spec.all_pools, estimate.pool_gmac, strict=True):
-        cards = [spec.cards[name] for name in pool if name in spec.cards]
-        native = {
-            card.preprocessing
-            for card in cards
-            if card.preprocessing.shape is None and card.name in spec.first
-        }
-        again = len(native) + estimate.second_stage_share * bool(set(pool) & set(spec.late))
-        is_sized = all(card.size for card in cards) and (
-            len(cards) == len(pool) or bool(spec.describer and spec.describer.gmac)
-        )
-        seconds.append(gmac / GMAC_PER_S["gpu"] + decode_s * again if is_sized else None)
-    return seconds
-
-
-def _write_s(work: SampleWork, blocks_per_member: float, *, is_store: bool) -> float:
-    """Return what committing takes per image. It takes about as long for a large block as for a
-    small one, so the time of a block is what counts.
-    """
-    spent = work.seconds[-1].get("write", 0.0) / work.processes
-    return (spent + PUT_S * is_store) * blocks_per_member
-
-
 def _time(
     spec: ScoringSpec,
     work: SampleWork | None,
-    pools: Sequence[_Pool],
+    pools: Sequence[Pool],
     found: Survey,
     listing_s: float,
 ) -> plan_model.PlannedTime | None:
@@ -393,75 +230,6 @@ def _bytes_read(found: Survey, work: SampleWork | None) -> int:
     """Return the bytes of all members. Those of unknown size count as the mean of the sample."""
     mean = work.counts[MEMBER_BYTES] / len(work.outcomes) if work else found.mean_bytes
     return found.size_bytes + round(found.unsized * mean)
-
-
-def _bottleneck(
-    spec: ScoringSpec,
-    layout: ScoringLayout,
-    used: ScoringLayout,
-    pools: Sequence[_Pool],
-    blocks: int,
-    machines: _Machines,
-) -> plan_model.PlannedBottleneck:
-    """Return the stage that sets the rate, and what would raise it."""
-    slowest = min(pools, key=lambda pool: pool.images_per_s)
-    scoring = min((pool.images_per_s for pool in pools[1:-1]), default=math.inf)
-    if used.workers < layout.workers:
-        cut = f"{blocks} block{'s' * (blocks > 1)}"
-        advice = f"so few files make {cut}, for {used.workers} of {layout.workers} processes: a smaller cluster is as fast"
-    elif layout.kind == "fused":
-        advice = _fused_advice(spec, slowest, machines)
-    elif slowest is pools[0]:
-        advice = _decoding_advice(layout, slowest, scoring, machines)
-    elif slowest is pools[-1]:
-        few = f"the {slowest.processes} committers are too few: more scorers bring more"
-        advice = f"{few}; {_FASTER}" if slowest.slowest == "write" else few
-    else:
-        words = f"{_FEWER_WORDS}; or " if slowest.slowest == "describe" else ""
-        advice = words + _scoring_advice(layout, scoring, pools[0].images_per_s, machines)
-    busy = None if math.isinf(scoring) else min(slowest.images_per_s / scoring, 1.0)
-    return plan_model.PlannedBottleneck(stage=slowest.slowest, advice=advice, scorers_busy=busy)
-
-
-def _fused_advice(spec: ScoringSpec, pool: _Pool, machines: _Machines) -> str:
-    cpus, gmac = machines.cpus, _gmac(spec)
-    each = measured(pool.images_per_s / pool.at_once)
-    advice = _ADVICE[pool.slowest].format(cpus=cpus, twice=2 * cpus, each=each)
-    on_core = sum(pool.seconds.get(stage) or 0.0 for stage in ("decode", "prepare"))
-    if pool.slowest == "score" and gmac:
-        with_gpu = min(GMAC_PER_S["gpu"] / gmac, max(cpus - 1, 1) / max(on_core, 1e-9))
-        if with_gpu > 1.5 * pool.images_per_s:
-            advice += f"; one GPU with {cpus} cores: about {with_gpu:,.0f} images/s (estimated)"
-    return advice
-
-
-def _decoding_advice(
-    layout: ScoringLayout, pool: _Pool, scoring: float, machines: _Machines
-) -> str:
-    if pool.slowest in ("fetch", "wait"):
-        return _ADVICE[pool.slowest]
-    faster = f", {_RESIZES}" if pool.slowest == "prepare" else ""
-    if math.isinf(scoring):
-        return f"add cores, each adds {measured(pool.images_per_s / pool.at_once)} images/s{faster}"
-    busy, gpus = pool.images_per_s / scoring, machines.gpus
-    cores = machines.cpus - layout.decoders + math.ceil(layout.decoders / busy)
-    what = ("the GPU" if gpus == 1 else f"the {gpus} GPUs") if layout.scorer_gpus else "the scorers"
-    advice = f"raise cores from {machines.cpus:,} to {cores:,} to keep {what} busy, idle {100 * (1 - busy):.0f} % of the time{faster}"
-    enough = math.ceil(gpus * busy)
-    if layout.scorer_gpus and enough < gpus:
-        return f"plan {enough} of the {gpus} GPUs, which is as fast, and cheaper; or {advice}"
-    return advice
-
-
-def _scoring_advice(
-    layout: ScoringLayout, scoring: float, decoding: float, machines: _Machines
-) -> str:
-    if not layout.scorer_gpus:
-        return "add cores or a GPU, or take a lighter ensemble"
-    fed = math.floor(machines.gpus * decoding / scoring)
-    if fed <= machines.gpus:
-        return "cores and GPUs are in balance: more of both, or a lighter ensemble"
-    return f"add GPUs: the cores could feed {fed:,} instead of {machines.gpus}; or take a lighter ensemble"
 
 
 def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
@@ -508,7 +276,7 @@ def _unlike(config: ScoreConfig, spec: ScoringSpec, work: SampleWork | None) -> 
     return ", ".join(f"{shift.feature} (PSI {shift.psi:.2g})" for shift in beyond) or None
 
 
-def _costs(spec: ScoringSpec, work: SampleWork, pools: Sequence[_Pool]) -> dict[str, Any]:
+def _costs(spec: ScoringSpec, work: SampleWork, pools: Sequence[Pool]) -> dict[str, Any]:
     """Return by the keys of a plan what each detector and each stage of a cascade takes of the
     seconds that are spent on an image.
     """
@@ -615,7 +383,7 @@ def _asked(spec: ScoringSpec, work: SampleWork | None) -> dict[str, Any]:
         "tensors": _tensors(spec),
         "backbones": _backbones(spec),
         "pools": [list(pool) for pool in spec.all_pools],
-        "gmac_per_image": round(_gmac(spec), 3),
+        "gmac_per_image": round(count_gmac(spec), 3),
     }
 
 
@@ -625,11 +393,6 @@ def _described_fraction(spec: ScoringSpec, work: SampleWork | None) -> float | N
     if not work.has_scored:
         return ResourceEstimate.of(spec).share_described
     return work.counts.get(DESCRIBED, 0) / len(work.outcomes)
-
-
-def _gmac(spec: ScoringSpec) -> float:
-    """Return billions of multiply-adds for one image."""
-    return sum(ResourceEstimate.of(spec).pool_gmac)
 
 
 def _tensors(spec: ScoringSpec) -> list[plan_model.PlannedTensor]:
@@ -661,7 +424,7 @@ def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
 
 
 def _cluster(
-    config: ScoreConfig, described: ClusterDescription | None, machines: _Machines
+    config: ScoreConfig, described: ClusterDescription | None, machines: Machines
 ) -> plan_model.PlannedCluster:
     name = described.name if described else "as stated" if config.cluster.cpus else "this machine"
     nodes = described.nodes if described else ()

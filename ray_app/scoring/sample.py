@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ from ray_app.streams.stage import MOST_DEATHS, OUT_OF_MEMORY_HINT, Stage, StageF
 
 # Slow detectors score fewer members than were drawn, so that a plan does not take much longer.
 SAMPLE_S = 30.0
+# Each takes seconds to start, and more of them slow each other down no further.
+MAX_PROCESSES = 8
 _LEASE = 0  # of the temporary run directory, which nobody else knows
 _MANIFEST = 0
 _END_S = 5.0  # for a process that was told to end
@@ -134,24 +137,20 @@ def score_sample(
             for _ in range(_count_processes(spec, layout, len(members), has_scored=has_scored))
         ]
         warm = [spread(members, spec.slots)] * len(processes)
-        slowest_s = max(sum(map(sum, (one.values() for one in done.seconds)))
-                        for done in _work_at_once(processes, _write_blocks(run, 0, warm)))  # fmt: skip
-        most = int(SAMPLE_S * len(processes) * len(warm[0]) / max(slowest_s, 1e-9))
-        chosen = spread(members, max(most, len(processes) * spec.slots))
+        warmed = _work_at_once(processes, _write_blocks(run, 0, warm))
+        image_s = max(done.total_s for done in warmed) / len(warm[0])
+        most = max(int(SAMPLE_S / max(image_s, 1e-9)), spec.slots) * len(processes)
+        chosen = spread(members, most)
         blocks = [chosen[first :: len(processes)] for first in range(len(processes))]
         refs = _write_blocks(run, len(warm), blocks)
-        done = _work_at_once(processes, refs)
+        worked = _work_at_once(processes, refs)
         rows = [_read_rows(run, ref) for ref in refs] if has_scored else []
-    outcomes = list[Outcome]()
-    for number, block in enumerate(blocks):
-        reasons = zip(*(rows[number][name].to_pylist() for name in ("status", "detail")), strict=True) if rows else done[number].outcomes  # fmt: skip
-        outcomes += [
-            Outcome(member, *reason) for member, reason in zip(block, reasons, strict=True)
-        ]
+    reasons = [_reasons(table) for table in rows] or [done.outcomes for done in worked]
+    pairs = zip(chain.from_iterable(blocks), chain.from_iterable(reasons), strict=True)
     return SampleWork(
-        outcomes=outcomes,
-        seconds=[_sum(stage) for stage in zip(*(one.seconds for one in done), strict=True)],
-        counts=_sum([one.counts for one in done]),
+        outcomes=[Outcome(member, *reason) for member, reason in pairs],
+        seconds=[_sum(stage) for stage in zip(*(done.seconds for done in worked), strict=True)],
+        counts=_sum([done.counts for done in worked]),
         rows=rows,
         processes=len(processes),
         has_scored=has_scored,
@@ -174,7 +173,8 @@ def _count_processes(
     size_bytes = ResourceEstimate.of(spec).process_bytes
     fitting = int(RAY_SHARE * node_budget.node_memory() / size_bytes) if has_scored else members
     batches = math.ceil(members / spec.slots)
-    return max(min(layout.workers, node_budget.usable_cores(), fitting, batches), 1)
+    most = min(layout.workers, node_budget.usable_cores(), fitting, batches, MAX_PROCESSES)
+    return max(most, 1)
 
 
 def _write_blocks(
@@ -213,6 +213,10 @@ def _read_rows(run: RunDirectory, ref: BlockRef) -> pa.Table:
     return pa.concat_tables(run.rows_in(run.part_path(*ref.place)))
 
 
+def _reasons(rows: pa.Table) -> Sequence[tuple[str, str | None]]:
+    return list(zip(rows["status"].to_pylist(), rows["detail"].to_pylist(), strict=True))
+
+
 def _sum(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     total = Counter[str]()
     for part in parts:
@@ -230,6 +234,11 @@ class _Done:
     seconds: Sequence[Mapping[str, float]]
     counts: Mapping[str, int]
     outcomes: Sequence[tuple[str, str | None]] = ()
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all stages."""
+        return sum(sum(seconds.values()) for seconds in self.seconds)
 
 
 def _work_at_once(processes: "Sequence[_WorkerProcess]", refs: Sequence[BlockRef]) -> list[_Done]:
