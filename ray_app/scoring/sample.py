@@ -8,8 +8,8 @@ processes that share memory and caches slow each other down.
 
 import math
 import multiprocessing
+import os
 import pickle
-import signal
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ from ray_app.scoring.stages import (
 )
 from ray_app.scoring.survey import Item, spread
 from ray_app.storage import Fetcher, node_budget
-from ray_app.streams.stage import MOST_DEATHS, OUT_OF_MEMORY_HINT, Stage, StageFailure
+from ray_app.streams.stage import MOST_DEATHS, Stage, StageFailure
 
 # Slow detectors score fewer members than were drawn, so that a plan does not take much longer.
 SAMPLE_S = 30.0
@@ -313,7 +313,7 @@ class _WorkerProcess:
         if self._deaths > MOST_DEATHS:
             raise ClusterError(
                 f"{self._deaths} processes died while they scored a sample, the last one with exit code {code}",
-                hint=f"touchstone plan … --probe 0 scores none; {OUT_OF_MEMORY_HINT}",
+                hint="most likely memory ran out: give --set cluster.workers=1, or --probe 0 to score no sample",
             )
         self.__exit__()
         self.__enter__()
@@ -323,9 +323,8 @@ class _WorkerProcess:
 
 def _serve(pipe: Connection, job: bytes, kind: str | None) -> None:
     """Work on blocks until the other end of the pipe is closed."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which ends this process.
+    # As a worker of Ray: Linux divides a busy machine among sessions, and Ctrl-C is for the parent.
+    os.setsid()
     stages = _open_stages(pickle.loads(job), kind)  # noqa: S301 - from the parent
     with suppress(EOFError, BrokenPipeError):
         while True:

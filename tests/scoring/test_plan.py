@@ -159,7 +159,7 @@ def test_probe_decodes_within_the_memory_of_a_node(tmp_path):
     assert plan["probe"]["statuses"] == {"ok": 1}
 
 
-def test_plan_of_a_bucket_counts_its_requests(s3, sample_archive):
+def test_plan_of_a_bucket_counts_requests_and_reads_a_sample(s3, sample_archive):
     store, images = Store.open(s3.bucket("plan")), sorted(sample_archive.rglob("*.jpg"))[:5]
     for image in images:
         store.write(f"photos/{image.name}", image.read_bytes())
@@ -171,6 +171,11 @@ def test_plan_of_a_bucket_counts_its_requests(s3, sample_archive):
         "put": plan["blocks"] + 1 + 12,
     }
     assert plan["cost"]["compute"] is None
+    plan = plan_run(config, probe=2).written()
+    assert plan["probe"]["statuses"] == {"ok": 2}
+    assert {stage["stage"]: stage["basis"] for stage in plan["stages"]}["write"] == "estimated"
+    assert plan["bytes_read"] == sum(image.stat().st_size for image in images)
+    assert not RunDirectory.open(config.out).exists()
 
 
 def begun(config, done):
