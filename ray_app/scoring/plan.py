@@ -32,8 +32,8 @@ from ray_app.scoring.passes import plan_passes
 from ray_app.scoring.rates import (
     ESTIMATED,
     MEASURED,
-    Machines,
-    Pool,
+    PlannedMachines,
+    PlannedPool,
     count_gmac,
     find_bottleneck,
     read_pools,
@@ -43,7 +43,7 @@ from ray_app.scoring.sample import SampleWork, score_sample
 from ray_app.scoring.survey import Survey, members_to_score, progress_of, standing, survey
 from ray_app.storage import node_budget, with_s3_settings
 
-# For Ray to start its processes and these to load detectors. Machines that an autoscaler brings
+# For Ray to start its processes and these to load detectors. PlannedMachines that an autoscaler brings
 # take minutes more.
 STARTING_S = 15.0
 # Of the run directory, in addition to one PUT per block and the parts of a manifest: summaries,
@@ -111,7 +111,7 @@ def plan_run(
         decode_bytes = _decode_bytes(config, machines)
         work = score_sample(config, spec, layout, fetcher, found.sample, decode_bytes=decode_bytes)
     used = layout.limited_to(blocks)
-    pools = list[Pool]()
+    pools = list[PlannedPool]()
     if work is not None:
         per_member = blocks / found.members
         pools = read_pools(
@@ -153,20 +153,22 @@ def plan_run(
     )
 
 
-def _machines(config: ScoreConfig, described: ClusterDescription | None) -> Machines:
+def _machines(config: ScoreConfig, described: ClusterDescription | None) -> PlannedMachines:
     """Return the described machines; without a description, nodes are like this one."""
     cpus = config.cluster.cpus or node_budget.usable_cores()
     gpus = config.cluster.gpus or 0
     if described is not None:
         memory_bytes = described.memory_bytes or math.inf
-        return Machines(cpus, gpus, described.workers, described.smallest_bytes, memory_bytes)
+        return PlannedMachines(
+            cpus, gpus, described.workers, described.smallest_bytes, memory_bytes
+        )
     nodes = max(cpus / node_budget.usable_cores(), 1)
     node_bytes = node_budget.node_memory()
-    return Machines(cpus, gpus, math.ceil(nodes), node_bytes, RAY_SHARE * node_bytes * nodes)
+    return PlannedMachines(cpus, gpus, math.ceil(nodes), node_bytes, RAY_SHARE * node_bytes * nodes)
 
 
 def _layout(
-    config: ScoreConfig, spec: ScoringSpec, machines: Machines
+    config: ScoreConfig, spec: ScoringSpec, machines: PlannedMachines
 ) -> tuple[ScoringLayout, document.Memory]:
     """Return the processes of the run, and what they take of each node's memory."""
     cpus, gpus = machines.cpus, machines.gpus
@@ -179,7 +181,7 @@ def _layout(
     return layout, memory_of(config, groups, layout, nodes, node_bytes)
 
 
-def _decode_bytes(config: ScoreConfig, machines: Machines) -> int:
+def _decode_bytes(config: ScoreConfig, machines: PlannedMachines) -> int:
     """Return what large images of the sample may take together: as on a node of the run, and no
     more than this machine has for them.
     """
@@ -202,12 +204,12 @@ def _count_blocks(plan: BlockPlan, found: Survey) -> int:
 def _time(
     spec: ScoringSpec,
     work: SampleWork | None,
-    pools: Sequence[Pool],
+    pools: Sequence[PlannedPool],
     found: Survey,
     listing_s: float,
 ) -> plan_model.PlannedTime | None:
     """Return hours: starting, listing, then all members at the rate of the slowest pool. None if it
-    is not known. Machines that have yet to come are not in it.
+    is not known. PlannedMachines that have yet to come are not in it.
     """
     if work is None and found.members:
         return None
@@ -276,7 +278,7 @@ def _unlike(config: ScoreConfig, spec: ScoringSpec, work: SampleWork | None) -> 
     return ", ".join(f"{shift.feature} (PSI {shift.psi:.2g})" for shift in beyond) or None
 
 
-def _costs(spec: ScoringSpec, work: SampleWork, pools: Sequence[Pool]) -> dict[str, Any]:
+def _costs(spec: ScoringSpec, work: SampleWork, pools: Sequence[PlannedPool]) -> dict[str, Any]:
     """Return by the keys of a plan what each detector and each stage of a cascade takes of the
     seconds that are spent on an image.
     """
@@ -424,7 +426,7 @@ def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
 
 
 def _cluster(
-    config: ScoreConfig, described: ClusterDescription | None, machines: Machines
+    config: ScoreConfig, described: ClusterDescription | None, machines: PlannedMachines
 ) -> plan_model.PlannedCluster:
     name = described.name if described else "as stated" if config.cluster.cpus else "this machine"
     nodes = described.nodes if described else ()

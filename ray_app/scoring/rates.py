@@ -36,7 +36,7 @@ _ADVICE = {
 
 
 @dataclass(frozen=True)
-class Machines:
+class PlannedMachines:
     """The machines of a plan: cores and GPUs of all nodes, and memory.
 
     Attributes:
@@ -53,7 +53,7 @@ class Machines:
 
 
 @dataclass(frozen=True)
-class Pool:
+class PlannedPool:
     """Processes that do the same work side by side.
 
     Attributes:
@@ -104,11 +104,11 @@ def read_pools(
     spec: ScoringSpec,
     layout: ScoringLayout,
     work: SampleWork,
-    machines: Machines,
+    machines: PlannedMachines,
     *,
     blocks_per_member: float,
     is_store: bool,
-) -> list[Pool]:
+) -> list[PlannedPool]:
     """Return the pools of a layout with what a process of each spends on an image.
 
     Args:
@@ -142,14 +142,14 @@ def read_pools(
     if layout.kind == "fused":
         joined = {stage: seconds for part in per_image for stage, seconds in part.items()}
         at_once = min(layout.workers, machines.cpus)  # More processes than cores share them.
-        return [Pool(joined, at_once, layout.workers, basis, tuple(spec.cards))]
+        return [PlannedPool(joined, at_once, layout.workers, basis, tuple(spec.cards))]
     crowded = 1.0 if layout.scorer_gpus else min(1.0, machines.cpus / layout.workers)
     decoders, committers = layout.decoders, layout.committers
     decoding, *scoring, committing = per_image
     return [
-        Pool(decoding, decoders * crowded, decoders, {}),
+        PlannedPool(decoding, decoders * crowded, decoders, {}),
         *(
-            Pool(
+            PlannedPool(
                 _as_scoring(seconds),
                 size * (layout.scorer_gpus or crowded),
                 size,
@@ -158,7 +158,7 @@ def read_pools(
             )
             for seconds, size, pool in zip(scoring, layout.scorers, spec.all_pools, strict=True)
         ),
-        Pool(committing, committers, committers, basis),
+        PlannedPool(committing, committers, committers, basis),
     ]
 
 
@@ -199,9 +199,9 @@ def find_bottleneck(
     spec: ScoringSpec,
     layout: ScoringLayout,
     used: ScoringLayout,
-    pools: Sequence[Pool],
+    pools: Sequence[PlannedPool],
     blocks: int,
-    machines: Machines,
+    machines: PlannedMachines,
 ) -> PlannedBottleneck:
     """Return the stage that sets the rate, and what would raise it.
 
@@ -232,7 +232,7 @@ def find_bottleneck(
     return PlannedBottleneck(stage=slowest.slowest, advice=advice, scorers_busy=busy)
 
 
-def _fused_advice(spec: ScoringSpec, pool: Pool, machines: Machines) -> str:
+def _fused_advice(spec: ScoringSpec, pool: PlannedPool, machines: PlannedMachines) -> str:
     cpus, gmac = machines.cpus, count_gmac(spec)
     each = measured(pool.images_per_s / pool.at_once)
     advice = _ADVICE[pool.slowest].format(cpus=cpus, twice=2 * cpus, each=each)
@@ -244,7 +244,9 @@ def _fused_advice(spec: ScoringSpec, pool: Pool, machines: Machines) -> str:
     return advice
 
 
-def _decoding_advice(layout: ScoringLayout, pool: Pool, scoring: float, machines: Machines) -> str:
+def _decoding_advice(
+    layout: ScoringLayout, pool: PlannedPool, scoring: float, machines: PlannedMachines
+) -> str:
     if pool.slowest in ("fetch", "wait"):
         return _ADVICE[pool.slowest]
     faster = f", {_RESIZES}" if pool.slowest == "prepare" else ""
@@ -261,7 +263,7 @@ def _decoding_advice(layout: ScoringLayout, pool: Pool, scoring: float, machines
 
 
 def _scoring_advice(
-    layout: ScoringLayout, scoring: float, decoding: float, machines: Machines
+    layout: ScoringLayout, scoring: float, decoding: float, machines: PlannedMachines
 ) -> str:
     if not layout.scorer_gpus:
         return "add cores or a GPU, or take a lighter ensemble"

@@ -59,7 +59,7 @@ _ONE_CORE = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SampledMember:
     """What the worker reported of one member."""
 
     member: Item
@@ -81,7 +81,7 @@ class SampleWork:
         has_scored: Whether detectors scored the sample. A GPU that is not on this machine cannot.
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[SampledMember]
     seconds: Sequence[Mapping[str, float]]
     counts: Mapping[str, int]
     rows: Sequence[pa.Table]
@@ -148,7 +148,7 @@ def score_sample(
     reasons = [_reasons(table) for table in rows] or [done.outcomes for done in worked]
     pairs = zip(chain.from_iterable(blocks), chain.from_iterable(reasons), strict=True)
     return SampleWork(
-        outcomes=[Outcome(member, *reason) for member, reason in pairs],
+        outcomes=[SampledMember(member, *reason) for member, reason in pairs],
         seconds=[_sum(stage) for stage in zip(*(done.seconds for done in worked), strict=True)],
         counts=_sum([done.counts for done in worked]),
         rows=rows,
