@@ -26,8 +26,7 @@ from ray_app.ensembles import EnsembleCard
 from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.protocols import Protocol
-from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.forecast.rates import ClusterDescription
+from ray_app.scoring.config import ClusterDescription, ScoreConfig
 from ray_app.serving.config import ServeConfig
 from ray_app.training.config import TrainConfig
 from ray_app.transforms.perturbations import PerturbationList

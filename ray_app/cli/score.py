@@ -77,7 +77,7 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Files to score on one core, to measure the rates.",
+    help="Files to score as a run would, to measure the rates.",
 )
 @options.licence_option
 @options.overrides
@@ -105,8 +105,8 @@ def plan(
     """
     from ray_app.reports import plan_lines
     from ray_app.scoring import ScoreConfig
-    from ray_app.scoring.forecast.forecast import forecast
-    from ray_app.scoring.forecast.rates import load_cluster
+    from ray_app.scoring.config import load_cluster
+    from ray_app.scoring.plan import plan_run
 
     settings = options.configured(
         "score",
@@ -116,8 +116,8 @@ def plan(
         assignments,
     )
     described = load_cluster(cluster) if cluster else None
-    made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
-    options.echo_document(made.written(), plan_lines(made), as_json)
+    planned = plan_run(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
+    options.echo_document(planned.written(), plan_lines(planned), as_json)
     return 0
 
 

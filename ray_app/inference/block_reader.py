@@ -24,6 +24,8 @@ from ray_app.storage.urls import local_path, scheme_of
 if TYPE_CHECKING:
     from ray_app.archives import ManifestMember
 
+MEMBER_BYTES = "member_bytes"  # a count
+
 
 class BlockReader:
     """Fetches and decodes blocks of members on one core.
@@ -56,6 +58,14 @@ class BlockReader:
             self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files
         )
         self.decoder = decoder
+        self._member_bytes = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Encoded bytes of the members that were read, since the start. Less than `bytes_read` of
+        the fetcher if a container's other members had to be read, too.
+        """
+        return {MEMBER_BYTES: self._member_bytes}
 
     def read(
         self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None
@@ -96,6 +106,7 @@ class BlockReader:
                     and scheme_of(member.uri) == "file"
                 ):
                     data = attach_sidecar(data, local_path(member.uri))
+            self._member_bytes += len(data) if isinstance(data, bytes) else 0
             yield member.image_id, data
             del data
         self._members.let_go()

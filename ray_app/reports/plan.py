@@ -50,8 +50,8 @@ def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
 
 
 def _archive(plan: Plan) -> Lines:
-    """What is to be scored, how far a run is that was begun before, and the table that its rows go
-    to.
+    """The files to score, the progress of an earlier run, and whether they are unlike the images
+    of the calibration.
     """
     run, unknown = plan.run, plan.unknown_sizes
     if run is not None and (unlike := unlike_sentence(run.unlike)):
@@ -86,6 +86,11 @@ def _archive(plan: Plan) -> Lines:
                 if run.members_left
                 else "left: nothing; no file is new or changed",
             )
+    if plan.unlike:
+        yield (
+            "unlike",
+            f"the sample differs from the images of the calibration in {plan.unlike}: the run would abstain on all files",
+        )
 
 
 def _asked(plan: Plan) -> Lines:
@@ -115,15 +120,9 @@ def _asked(plan: Plan) -> Lines:
         yield "cascade", f"{', '.join(looks.first)} on all, {on_about}"
         if looks.seconds_per_image:
             first, second = (looks.seconds_per_image[look] for look in ("first", "second"))
-            cost = looks.cost_per_million or {}
-            paid = (
-                f"; a million images cost {wording.money(cost['first'])} and {wording.money(cost['second'])}"
-                if sum(cost.values())
-                else ""
-            )
             yield (
                 "cascade",
-                f"a core spends {first:.2g} s on each image for the first look, {second:.2g} s for its share of the second{paid}",
+                f"a core spends {first:.2g} s on each image for the first look, {second:.2g} s for its share of the second",
             )
 
 
@@ -225,10 +224,11 @@ def _probe(plan: Plan) -> Lines:
     probe = plan.probe
     if probe is None:
         return
-    scored = "" if probe.scored in (0, probe.members) else f"; {probe.scored} of them were scored"
+    work = "scored" if probe.scored else "decoded"
+    by = _counted_processes(probe.processes, "process")
     yield (
         "probe",
-        f"{wording.counted(probe.members, 'file')}, drawn evenly, on one core of this machine{scored}",
+        f"{wording.counted(probe.members, 'file')}, drawn evenly, {work} by {by} of this machine, as in a run",
     )
     low, high = (wording.percent(getattr(probe.refused_share, end)) for end in ("low", "high"))
     if not probe.refused:
@@ -287,40 +287,22 @@ def _stages(plan: Plan) -> Lines:
 
 
 def _detectors(plan: Plan) -> Lines:
-    """What each of several detectors costs, and what a million images do."""
-    heads, rows = (
-        ["detector", "ms per image", "beside others", "of the time", "per million", ""],
-        [],
-    )
+    """What each of several detectors takes."""
+    heads, rows = ["detector", "ms per image", "with others", "of the time", ""], []
     for name, cost in (plan.costs or {}).items():
-        known = (
-            wording.NONE if one is None else wording.measured(one)
-            for one in (cost.ms_per_image, cost.spent_ms)
+        times = (
+            wording.NONE if spent is None else wording.measured(spent)
+            for spent in (cost.ms_per_image, cost.spent_ms)
         )
-        share = wording.NONE if cost.share is None else wording.percent(cost.share)
-        money = (
-            wording.NONE if cost.cost_per_million is None else wording.money(cost.cost_per_million)
-        )
-        rows.append([name, *known, share, money, cost.basis])
+        fraction = wording.NONE if cost.share is None else wording.percent(cost.share)
+        rows.append([name, *times, fraction, cost.basis])
     if len(rows) > 1:
-        yield from (("detectors", line) for line in table(heads, rows, right={1, 2, 3, 4}))
+        yield from (("detectors", line) for line in table(heads, rows, right={1, 2, 3}))
         if plan.backbones:
             yield (
                 "detectors",
-                "“ms per image”: alone, on one core or GPU; beside others the first that shares a backbone pays for it",
+                "“ms per image”: alone, on one core or GPU; with others the first that shares a backbone pays for it",
             )
-    million = plan.million
-    if million is not None and million.hours is not None:
-        paid = "" if million.cost is None else f", {wording.money(million.cost)} for the machines"
-        read = (
-            ""
-            if million.share_read is None
-            else f"; {wording.percent(million.share_read)} of the time is reading and decoding"
-        )
-        yield (
-            "million",
-            f"a million images take {wording.duration(3600 * million.hours)}{paid}{read}",
-        )
 
 
 def _forecast(plan: Plan) -> Lines:

@@ -120,14 +120,15 @@ class RefusedShare(Section):
 
 
 class ProbeResult(Section):
-    """What became of the members that were tried. `score_basis`: whether the detectors' time was
-    measured.
+    """Statuses of the members of a sample. `score_basis`: whether the detectors' time was measured.
+    `processes`: how many processes worked on the sample at once.
     """
 
     members: int = 0
     scored: int = 0
     score_basis: str = ""
     device: str = ""
+    processes: int = 1
     statuses: Mapping[str, int] = {}
     refused: int = 0
     refused_share: RefusedShare
@@ -136,15 +137,14 @@ class ProbeResult(Section):
 
 
 class PlannedCascade(Section):
-    """Of a cascade: the share of images that is expected to go on; by stage what a core spends on
-    an image, and what a million cost.
+    """Of a cascade: the fraction of images that its second stage is expected to score, and by stage
+    what a core spends on an image.
     """
 
     first: Sequence[str] = ()
     second: Sequence[str] = ()
     share: float = 1.0
     seconds_per_image: Mapping[str, float] | None = None
-    cost_per_million: Mapping[str, float] | None = None
 
 
 class PlannedStage(Section):
@@ -185,26 +185,15 @@ class PlannedTime(Section):
 
 
 class PlannedDetector(Section):
-    """What one detector costs. `ms_per_image`: alone, on one core or GPU; `spent_ms`: beside the
-    others, where the first that has a shared backbone pays for it; `share`: of all the time that is
-    spent on an image; `cost_per_million`: that share of what a million images cost.
+    """What one detector takes. `ms_per_image`: alone, on one core or GPU. `spent_ms`: with the
+    others, where the first that has a shared backbone pays for it. `share`: of all the time that is
+    spent on an image.
     """
 
     ms_per_image: float | None = None
     spent_ms: float | None = None
     share: float | None = None
-    cost_per_million: float | None = None
     basis: str = ""
-
-
-class PlannedMillion(Section):
-    """What a million images take and cost (machines alone); `share_read`: of the time, what goes
-    into fetching, decoding and preparing. None where nobody knows.
-    """
-
-    hours: float | None = None
-    cost: float | None = None
-    share_read: float | None = None
 
 
 class PlannedRequests(Section):
@@ -242,7 +231,8 @@ class Plan(Section):
 
     `unknown_sizes`: members whose size is known only after reading. Without a probe all that it
     predicts is null. `groups`: of detectors that take turns in each worker, where they do not fit
-    together.
+    together. `unlike`: in what the sample differs so much from the images of the ensemble's
+    calibration that the run would abstain.
     """
 
     members: int = 0
@@ -251,6 +241,7 @@ class Plan(Section):
     kinds: Mapping[str, PlannedKind] = {}
     refused_in_listing: Mapping[str, int] = {}
     run: PlannedRun | None = None
+    unlike: OptionalKey[str] = None
     cluster: PlannedCluster = PlannedCluster()
 
     ensemble: str = ""
@@ -275,7 +266,6 @@ class Plan(Section):
 
     groups: OptionalKey[Sequence[Sequence[str]]] = None
     costs: OptionalKey[Mapping[str, PlannedDetector]] = None
-    million: OptionalKey[PlannedMillion] = None
     probe: ProbeResult | None = None
     cascade: OptionalKey[PlannedCascade] = None
     stages: Sequence[PlannedStage] = ()

@@ -1,13 +1,16 @@
-"""The settings of a scoring run. Defaults run on a laptop."""
+"""The settings of a scoring run, whose defaults run on a laptop, and the description of a cluster
+for `touchstone plan`.
+"""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ray_app.archives import ContainerLimits, TableColumns
-from ray_app.cluster.config import ClusterConfig
-from ray_app.config import Frozen, Seconds, written
+from ray_app.cluster.config import RAY_SHARE, ClusterConfig
+from ray_app.config import Frozen, Seconds, find_config, load_yaml, written
 from ray_app.errors import Status
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
@@ -168,3 +171,95 @@ class ScoreConfig(Frozen):
                 f"--retry {','.join(unknown)}: not a status of files without a score; these are: {', '.join(failed)}"
             )
         return words
+
+
+class Nodes(Frozen):
+    """Some machines of one type. `price_per_hour` is that of one machine."""
+
+    name: str = ""
+    count: int = Field(default=1, ge=1)
+    cpus: int = Field(
+        ge=0, description="cores that work is scheduled on: 0 for a head node that does none"
+    )
+    gpus: int = Field(default=0, ge=0)
+    gpu: str | None = Field(default=None, description="the GPU's name, for people")
+    memory_gb: float | None = Field(default=None, gt=0)
+    price_per_hour: float = Field(ge=0)
+
+
+class ClusterDescription(Frozen):
+    """A cluster in configs/clusters, or in a file of the user's. `prices`: null = as the run's
+    config says.
+    """
+
+    name: str = ""
+    nodes: tuple[Nodes, ...] = Field(min_length=1)
+    prices: TrafficPrices | None = None
+
+    @model_validator(mode="after")
+    def _has_cores(self) -> Self:
+        if not self.cpus:
+            raise ValueError("its nodes have no cores to schedule on")
+        return self
+
+    @property
+    def cpus(self) -> int:
+        """Cores of all nodes."""
+        return sum(node.count * node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(node.count * node.gpus for node in self.nodes)
+
+    @property
+    def workers(self) -> int:
+        """Nodes that have cores to schedule on."""
+        return sum(node.count for node in self.nodes if node.cpus)
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """Memory that Ray schedules on; None if a node with cores does not state its memory."""
+        working = [node for node in self.nodes if node.cpus]
+        if any(node.memory_gb is None for node in working):
+            return None
+        return RAY_SHARE * 1e9 * sum(node.count * (node.memory_gb or 0.0) for node in working)
+
+    @property
+    def smallest_bytes(self) -> int | None:
+        """Memory of the smallest node with cores; None if one of them does not state its memory."""
+        sizes = [node.memory_gb for node in self.nodes if node.cpus]
+        known = [size for size in sizes if size is not None]
+        return int(1e9 * min(known)) if len(known) == len(sizes) else None
+
+    @property
+    def price_per_hour(self) -> float:
+        """Price of all nodes together."""
+        return sum(node.count * node.price_per_hour for node in self.nodes)
+
+
+def load_cluster(name_or_path: str | Path) -> ClusterDescription:
+    """Load a shipped description by its name, or one from a file. Raises ConfigError."""
+    return load_yaml(find_config("clusters", name_or_path), ClusterDescription)
+
+
+def planned_for(
+    config: ScoreConfig, described: ClusterDescription | None, price_per_hour: float | None
+) -> ScoreConfig:
+    """Return the config as it would run on a described cluster.
+
+    Args:
+        config: The config of the run.
+        described: The cluster, whose cores, GPUs, and prices replace those of the config.
+        price_per_hour: Price of all machines together, which replaces any other.
+    """
+    changed: dict[str, Any] = {}
+    prices = config.prices.model_dump()
+    if described is not None:
+        machines = {"cpus": described.cpus, "gpus": described.gpus}
+        changed["cluster"] = config.cluster.model_copy(update=machines)
+        prices["per_hour"] = described.price_per_hour
+        prices |= described.prices.model_dump() if described.prices else {}
+    if price_per_hour is not None:
+        prices["per_hour"] = price_per_hour
+    return config.model_copy(update={**changed, "prices": Prices(**prices)})

@@ -295,7 +295,7 @@ class BlockScorer(BlockStage):
                 groups, job.crumbs, kept_bytes=groups.kept_bytes
             )
         self._reading = self._reader(decoder)
-        self._counting = (self._reading.fetcher, decoder, self._scoring)
+        self._counting = (self._reading, self._reading.fetcher, decoder, self._scoring)
 
     def work(self, ref: BlockRef) -> BlockReport | NotStarted:
         """A reference → the report of the committed part."""
@@ -317,7 +317,7 @@ class BlockDecoder(BlockStage):
         careful = self._open_careful(self._job.crumbs)
         decoder = open_decoder(self._job.spec, self._clock, careful=careful, hand_over=True)
         self._reading = self._reader(decoder)
-        self._counting = (self._reading.fetcher, self._reading.decoder)
+        self._counting = (self._reading, self._reading.fetcher, self._reading.decoder)
 
     def work(self, ref: BlockRef) -> OpenBlock | NotStarted:
         """A reference → its members with prepared uint8 tensors, and encoded files for detectors

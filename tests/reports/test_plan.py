@@ -129,34 +129,21 @@ def test_plan_begins_with_an_unlike_archive():
     assert re.fullmatch(r"unlike +all verdicts abstain: jpeg_quality \(PSI 1\.2\)", first)
 
 
-def test_the_turns_of_a_zoo_and_what_each_detector_costs():
+def test_costs_show_what_each_detector_takes_and_its_group():
     costs = {
-        "unifd": {
-            "ms_per_image": 810.0,
-            "spent_ms": 810.0,
-            "share": 0.9,
-            "cost_per_million": 270.0,
-            "basis": "measured",
-        },
-        "own-head": {
-            "ms_per_image": 812.0,
-            "spent_ms": 2.0,
-            "share": 0.002,
-            "cost_per_million": 0.6,
-            "basis": "measured",
-        },
+        "unifd": {"ms_per_image": 810.0, "spent_ms": 810.0, "share": 0.9, "basis": "measured"},
+        "own-head": {"ms_per_image": 812.0, "spent_ms": 2.0, "share": 0.002, "basis": "measured"},
     }
-    million = {"hours": 146.0, "cost": 300.0, "share_read": 0.03}
-    text = told(
-        groups=[["unifd", "own-head"], ["npr"]],
-        costs=costs,
-        million=million,
-    )
+    text = told(groups=[["unifd", "own-head"], ["npr"]], costs=costs)
     for said in (
         "1: unifd, own-head",
         "2: npr",
         "for a process in which detectors take turns, by the sizes on their cards",
-        "a million images take 146 h 00 min, 300.00 for the machines; 3.0 % of the time is reading and decoding",
     ):
         assert said in text
-    assert re.search(r"own-head +812 +2 +0\.20 % ", text)
+    assert re.search(r"own-head +812 +2 +0\.20 % +measured", text)
+
+
+def test_unlike_archive_is_reported_with_its_files():
+    text = told(unlike="jpeg_quality (PSI 2.3)")
+    assert text.index("in jpeg_quality (PSI 2.3): the run would abstain") < text.index("ensemble ")

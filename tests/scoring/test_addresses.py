@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecast.forecast import forecast
+from ray_app.scoring.plan import plan_run
 from ray_app.scoring.run import score_archive
 from tests.archives.test_addresses import Pages
 from tests.images.factory import encoded, photo
@@ -27,15 +27,15 @@ def hostile(tmp_path):
 
 def test_a_plan_asks_for_nothing_that_a_table_names(hostile):
     folder, server = hostile
-    plan = forecast(ScoreConfig(source=(str(folder / "in"),), ensemble="tiny"), probe=8).written()
+    plan = plan_run(ScoreConfig(source=(str(folder / "in"),), ensemble="tiny"), probe=8).written()
     assert plan["members"] == 3
     assert plan["probe"]["statuses"] == {"ok": 1, "unsupported_format": 2}
-    listed = forecast(
+    listed = plan_run(
         ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny"), probe=8
     ).written()
     assert listed["probe"]["statuses"] == {"ok": 1, "source_denied": 2, "unsupported_format": 1}
     assert server.asked == []
-    allowed = forecast(
+    allowed = plan_run(
         ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny", allow_private=True), probe=2
     ).written()
     assert allowed["members"] == 4

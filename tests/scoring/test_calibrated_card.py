@@ -19,7 +19,7 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecast.forecast import forecast
+from ray_app.scoring.plan import plan_run
 from ray_app.serving import ServeConfig
 from tests.scoring.conftest import score_here
 from tests.scoring.shifted import encoded, pictures
@@ -151,6 +151,9 @@ def test_an_unlike_archive_abstains_says_so_and_waiving_gives_the_verdicts_back(
     assert "resize fast (calibrated with exact)" in waived.summary["guarantee"]["settings"]
 
     config = ScoreConfig(source=(str(archive),), ensemble=path)
+    planned = plan_run(config, probe=IMAGES)
+    assert "jpeg_quality" in planned.unlike
+    assert "the run would abstain on all files" in "\n".join(plan_lines(planned))
     loose = config.model_copy(update={"resize": "fast", "waive_guarantee": True})
     for one, said in ((config, "at most 10 % are called fake"), (loose, "resize fast")):
-        assert said in "\n".join(plan_lines(forecast(one, probe=0)))
+        assert said in "\n".join(plan_lines(plan_run(one, probe=0)))

@@ -2,6 +2,7 @@
 nobody else anything.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -89,3 +90,25 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
     }
     assert all(row["verdict"] for name, row in rows.items() if name not in failed)
     assert Status.DECODER_CRASHED.meaning in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_plan_survives_a_crash_and_a_hang(tmp_path):
+    photos, site = tmp_path / "photos", tmp_path / "site"
+    photos.mkdir()
+    for index in range(8):
+        save_photo(photos / f"{index:02}.jpg", index)
+    for name, words in (
+        ("03.jpg", b"makes the decoder crash"),
+        ("05.jpg", b"makes the decoder hang"),
+    ):
+        (photos / name).write_bytes((photos / name).read_bytes() + words)
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(DEADLY)
+    command = [sys.executable, "-m", "ray_app.cli", "plan", str(photos), "--ensemble", "tiny", "--json",
+               "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    planned = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    statuses = json.loads(planned.stdout)["probe"]["statuses"]
+    assert statuses == {"ok": 6, "decoder_crashed": 1, "decode_timeout": 1}

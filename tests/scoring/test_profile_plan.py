@@ -12,8 +12,8 @@ from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
-from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import resolve, scoring_facts
+from ray_app.scoring.plan import plan_run
 from tests.scoring.kept_run import kept_run
 from tests.scoring.profiled import PROMPTS, write_profile
 
@@ -26,7 +26,7 @@ def cards(tmp_path_factory):
 def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards, tmp_path):
     ensemble = write_profile(cards / "apart", "captioner", localizer=False, own_pool=True)
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
-    plan = forecast(
+    plan = plan_run(
         ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32"),
         probe=8,
     ).written()

@@ -17,8 +17,8 @@ from ray_app.errors import ConfigError, IdentityError
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import resolve
+from ray_app.scoring.plan import plan_run
 from ray_app.scoring.run import score_archive
 from ray_app.transforms.perturbations import absent_views, load_perturbations
 from tests.scoring.conftest import comparable, score_here
@@ -157,8 +157,8 @@ def test_a_plan_counts_every_pass(photos):
     config = ScoreConfig(
         source=(str(photos),), detectors=("touchstone-tiny",), perturb=("standard",)
     )
-    plan = forecast(config, probe=2).written()
-    once = forecast(config.model_copy(update={"perturb": ()}), probe=0).written()
+    plan = plan_run(config, probe=2).written()
+    once = plan_run(config.model_copy(update={"perturb": ()}), probe=0).written()
     assert plan["views"] == STANDARD
     assert "views" not in once
     assert plan["gmac_per_image"] == pytest.approx(13 * once["gmac_per_image"], rel=0.01)

@@ -3,6 +3,7 @@
 import io
 import tarfile
 import zipfile
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from ray_app.archives import (
     open_source,
 )
 from ray_app.errors import Status
-from ray_app.scoring.forecast.survey import survey
+from ray_app.scoring.survey import survey
 from ray_app.storage import Fetcher, Store
 
 MIB = 2**20
@@ -71,19 +72,36 @@ def test_what_is_refused_costs_no_request():
     assert counted([locked, inside("a.zip", "zip", 50)]).gets == 1
 
 
-def test_files_of_this_machine_are_billed_by_nobody_and_unknown_sizes_count_as_the_mean():
+def test_files_of_this_machine_are_not_billed():
     found = counted([ListedMember("/photos/a.jpg", None, 0, "v", 10)])
     assert (found.gets, found.lists, found.size_bytes) == (0, 0, 10)
-    assert counted([file("a.jpg"), file("b.jpg", -1)]).expected_bytes(700.0) == 1700
 
 
-def test_the_sample_is_drawn_evenly_and_is_the_same_every_time():
+def test_sample_is_even_and_the_same_every_time():
     items = [file(f"{number}.jpg") for number in range(1000)]
-    first, again = (survey(items, sample=64, max_bytes=MIB).sample for _ in range(2))
-    assert first == again
+    first, second = (survey(items, sample=64, max_bytes=MIB).sample for _ in range(2))
+    assert first == second
     assert len(set(item.uri for item in first)) == 64
-    places = [items.index(item) for item in first]
-    assert 350 < sum(places) / 64 < 650
+    assert counted(items[:40], sample=64).sample == items[:40]
+
+
+@pytest.mark.parametrize("total", [500, 5000, 70_000])
+def test_sample_has_each_kind_in_proportion(total):
+    tenth = total // 10
+    items = [file(f"{number}.jpg") for number in range(3 * tenth)]
+    items += [inside("large.tar", "tar", number) for number in range(2 * tenth)]
+    items += [inside("small.tar", "tar", number) for number in range(5 * tenth)]
+    uris = Counter(item.uri for item in survey(items, sample=50, max_bytes=MIB).sample)
+    assert uris["s3://bucket/large.tar"] == pytest.approx(10, abs=1)
+    assert uris["s3://bucket/small.tar"] == pytest.approx(25, abs=1)
+
+
+def test_sample_of_alternating_files_has_both_kinds():
+    items = [file(f"{number}.{('jpg', 'png')[number % 2]}") for number in range(4096)]
+    photos = sum(
+        item.uri.endswith("jpg") for item in survey(items, sample=64, max_bytes=MIB).sample
+    )
+    assert 20 < photos < 44
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip", "parquet"])

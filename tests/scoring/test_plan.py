@@ -1,6 +1,4 @@
-"""What `touchstone plan` says before a run, against the archive and the run directory that are
-there.
-"""
+"""What `touchstone plan` shows before a run, against the archive and the run directory."""
 
 import json
 import tarfile
@@ -9,6 +7,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ray_app.archives import list_members, open_source
 from ray_app.cli.main import main
@@ -16,17 +15,19 @@ from ray_app.errors import IdentityError
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecast.forecast import STARTING_S, forecast
-from ray_app.scoring.forecast.rates import load_cluster
+from ray_app.scoring.config import ClusterDescription, Nodes, load_cluster
 from ray_app.scoring.identity import resolve
+from ray_app.scoring.plan import STARTING_S, plan_run
 from ray_app.scoring.run import layout_for
 from ray_app.storage import Store
 from tests.scoring.conftest import files_below
 
+MIB = 2**20
+
 
 @pytest.fixture(scope="module")
 def plan_of_eight(sample_archive, eight):
-    return forecast(
+    return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(eight), cluster={"cpus": 4}),
         probe=0,
     ).written()
@@ -34,14 +35,14 @@ def plan_of_eight(sample_archive, eight):
 
 @pytest.fixture(scope="module")
 def measured(sample_archive):
-    return forecast(
+    return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), probe=8, price_per_hour=3.0
     ).written()
 
 
 @pytest.fixture(scope="module")
 def on_gpus(sample_archive):
-    return forecast(
+    return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble="tiny"),
         cluster=load_cluster("gpu-spot-pool"),
     ).written()
@@ -66,9 +67,7 @@ def test_members_are_those_of_the_archive_and_what_is_shared_is_named(
     assert "no probe was made" in printed
 
 
-def test_hours_are_starting_listing_and_members_at_the_rate_and_the_cost_those_at_the_price(
-    measured,
-):
+def test_hours_follow_from_the_rate_and_cost_from_the_hours(measured):
     told, cost = measured["forecast"], measured["cost"]
     seconds = STARTING_S + told["listing_s"] + measured["members"] / told["images_per_s"]
     assert told["hours"] == pytest.approx(seconds / 3600, rel=1e-3)
@@ -76,14 +75,27 @@ def test_hours_are_starting_listing_and_members_at_the_rate_and_the_cost_those_a
     assert cost["compute"] == cost["total"] == pytest.approx(3.0 * told["hours"])
     assert cost["compute_share"] == 1
     assert measured["requests"] == {"list": 0, "get": 0, "put": 0}
-    stages = {stage["stage"]: stage["seconds_per_image"] for stage in measured["stages"]}
-    assert list(stages) == ["fetch", "decode", "prepare", "score", "write"]
-    assert all(spent > 0 for spent in stages.values())
-    assert measured["bottleneck"]["stage"] == max(stages, key=stages.get)
+    seconds = {stage["stage"]: stage["seconds_per_image"] for stage in measured["stages"]}
+    assert list(seconds) == ["fetch", "decode", "prepare", "score", "write"]
+    assert all(spent > 0 for spent in seconds.values())
+    assert measured["bottleneck"]["stage"] == max(seconds, key=seconds.get)
     assert measured["probe"]["members"] == measured["probe"]["scored"] == 8
 
 
-def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
+def test_seconds_are_those_of_the_worker(measured):
+    cores = measured["cluster"]["cpus"]
+    seconds = {stage["stage"]: stage["seconds_per_image"] for stage in measured["stages"]}
+    assert measured["forecast"]["images_per_s"] == pytest.approx(cores / sum(seconds.values()))
+    assert measured["probe"]["processes"] == min(cores, 2)  # two batches of four
+    [detector] = measured["costs"].values()
+    assert 0 < detector["spent_ms"] / 1000 <= seconds["score"]
+    assert detector["share"] == pytest.approx(
+        detector["spent_ms"] / 1000 / sum(seconds.values()), rel=0.01
+    )
+    assert {stage["basis"] for stage in measured["stages"]} == {"measured"}
+
+
+def test_missing_gpus_are_estimated_from_the_cards(on_gpus):
     score = next(stage for stage in on_gpus["stages"] if stage["stage"] == "score")
     assert score["basis"] == on_gpus["forecast"]["basis"] == "estimated"
     assert score["seconds_per_image"] == pytest.approx(0.184 / 30_000)
@@ -92,12 +104,23 @@ def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
     assert (on_gpus["cluster"]["cpus"], on_gpus["cluster"]["gpus"]) == (64, 4)
     json.dumps(on_gpus)
     assert on_gpus["prices"]["per_hour"] == pytest.approx(2.6)
+    lines = "\n".join(plan_lines(on_gpus))
+    assert "decoded by" in lines
+    assert "no measurement, since no GPU is here" in lines
 
 
-def test_what_the_probe_could_not_read_is_said_with_an_example(tmp_path, sample_archive):
+def test_gpus_that_wait_for_decoding_are_too_many(sample_archive):
+    nodes = (Nodes(count=1, cpus=16, gpus=8, price_per_hour=1.0),)
+    config = ScoreConfig(source=(str(sample_archive),), ensemble="tiny", block_members=4)
+    plan = plan_run(config, probe=4, cluster=ClusterDescription(nodes=nodes)).written()
+    assert plan["bottleneck"]["stage"] in ("decode", "prepare")
+    assert 0 < plan["bottleneck"]["scorers_busy"] < 0.2
+
+
+def test_probe_reports_refused_files_with_an_example(tmp_path, sample_archive):
     (tmp_path / "good.png").write_bytes(next(sample_archive.rglob("*.png")).read_bytes())
     (tmp_path / "empty.jpg").write_bytes(b"")
-    probe = forecast(
+    probe = plan_run(
         ScoreConfig(source=(str(tmp_path),), ensemble="tiny"), cluster=load_cluster("laptop")
     ).written()["probe"]
     assert probe["statuses"] == {"ok": 1, "empty_file": 1}
@@ -117,25 +140,42 @@ def test_members_of_containers_are_counted_and_probed(tmp_path, sample_archive):
     pq.write_table(
         pa.table({"image": [image.read_bytes() for image in images]}), tmp_path / "c.parquet"
     )
-    plan = forecast(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).written()
+    plan = plan_run(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).written()
     kept = {kind: (one["members"], one["containers"]) for kind, one in plan["kinds"].items()}
     assert kept == dict.fromkeys(("tar", "zip", "parquet"), (2, 1))
     assert plan["probe"]["statuses"] == {"ok": 6}
     assert plan["bytes_read"] >= 3 * sum(image.stat().st_size for image in images)
 
 
-def test_plan_of_a_bucket_counts_its_requests(s3, sample_archive):
+def test_probe_decodes_within_the_memory_of_a_node(tmp_path):
+    Image.new("RGB", (9000, 8000)).save(tmp_path / "large.png")
+    config = ScoreConfig(source=(str(tmp_path),), ensemble="tiny")
+    small = ClusterDescription(nodes=(Nodes(cpus=2, memory_gb=0.5, price_per_hour=0),))
+    plan = plan_run(config, probe=1, cluster=small).written()
+    assert plan["probe"]["statuses"] == {"image_too_large": 1}
+    assert plan["memory"]["decode_bytes"] == 64 * MIB
+    stated = config.cluster.model_copy(update={"decode_bytes": 1024 * MIB})
+    plan = plan_run(config.model_copy(update={"cluster": stated}), probe=1).written()
+    assert plan["probe"]["statuses"] == {"ok": 1}
+
+
+def test_plan_of_a_bucket_counts_requests_and_reads_a_sample(s3, sample_archive):
     store, images = Store.open(s3.bucket("plan")), sorted(sample_archive.rglob("*.jpg"))[:5]
     for image in images:
         store.write(f"photos/{image.name}", image.read_bytes())
     config = ScoreConfig(source=(f"{store.url}/photos",), ensemble="tiny", out=f"{store.url}/run")
-    plan = forecast(config, probe=0, price_per_hour=1.0).written()
+    plan = plan_run(config, probe=0, price_per_hour=1.0).written()
     assert plan["requests"] == {
         "list": 1,
         "get": 5 + 3 * plan["blocks"],
         "put": plan["blocks"] + 1 + 12,
     }
     assert plan["cost"]["compute"] is None
+    plan = plan_run(config, probe=2).written()
+    assert plan["probe"]["statuses"] == {"ok": 2}
+    assert {stage["stage"]: stage["basis"] for stage in plan["stages"]}["write"] == "estimated"
+    assert plan["bytes_read"] == sum(image.stat().st_size for image in images)
+    assert not RunDirectory.open(config.out).exists()
 
 
 def begun(config, done):
@@ -156,7 +196,7 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
     )
     info = begun(config, done=2)
     before = files_below(tmp_path)
-    plan = forecast(config, probe=2).written()
+    plan = plan_run(config, probe=2).written()
     assert files_below(tmp_path) == before
     assert plan["run"]["state"] == "unfinished"
     assert (plan["run"]["blocks_done"], plan["run"]["members_done"]) == (2, 8)
@@ -166,9 +206,9 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
     )
     assert plan["members"] == info.members - 8
     with pytest.raises(IdentityError, match="another command"):
-        forecast(config.model_copy(update={"resize": "fast"}))
+        plan_run(config.model_copy(update={"resize": "fast"}))
     RunDirectory.open(config.out).store.delete("manifest/0/_complete")
-    plan = forecast(config, probe=0).written()
+    plan = plan_run(config, probe=0).written()
     assert (plan["run"]["state"], plan["members"]) == ("begun", info.members)
     assert "its listing never ended and is made again" in "\n".join(plan_lines(plan))
 
@@ -176,7 +216,7 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
 def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, capsys):
     config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"))
     begun(config, done=1000)
-    assert forecast(config).written()["run"]["members_left"] == 0
+    assert plan_run(config).written()["run"]["members_left"] == 0
     (archive / "new.jpg").write_bytes(next(archive.rglob("*.jpg")).read_bytes())
     found = {"guarantee": {"unlike": "jpeg_quality (PSI 1.2)"}}
     RunDirectory.open(config.out).write_json("summary.json", found)

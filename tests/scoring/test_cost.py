@@ -8,8 +8,14 @@ from ray_app.archives import BlockRef
 from ray_app.config import named_configs
 from ray_app.errors import ConfigError
 from ray_app.runs import RunDirectory
-from ray_app.scoring.config import Prices, ScoreConfig
-from ray_app.scoring.forecast.rates import ClusterDescription, Nodes, load_cluster, planned_for
+from ray_app.scoring.config import (
+    ClusterDescription,
+    Nodes,
+    Prices,
+    ScoreConfig,
+    load_cluster,
+    planned_for,
+)
 from ray_app.scoring.session import ScoringSession, require_prices, spent
 from ray_app.scoring.stages import BlockReport, BlockWork
 

@@ -1,5 +1,5 @@
-"""What a run would score: `survey` counts members, bytes and the requests that reading them takes;
-`standing` what a run has left to do.
+"""What a run would score: `survey` counts members, bytes, and the requests that reading them takes,
+and draws a sample; `standing` finds what a run has left to do.
 
 Reads only listings and a run's own files, in memory that does not grow with the members. Only
 requests over a network are billed.
@@ -8,9 +8,10 @@ requests over a network are billed.
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import TypeVar
 
 import numpy as np
 
@@ -38,17 +39,27 @@ KEYS_PER_LIST = 1000  # that one LIST request answers with
 FILES = "files"
 _REPORT_EVERY = 4096
 Item = ListedMember | ManifestMember
+T = TypeVar("T")
 _BATCH = 8192
+# Windows per drawn member, at the most: a sample has of each folder and each container its fraction
+# of the archive, to one member.
+_WINDOWS = 16
 
 
 @dataclass
 class Survey:
-    """`size_bytes` is of the members that will be read and whose size is known; `unsized` are those
-    where it is not. `gets`: GET requests for all of them. `kinds`: counts of `PlannedKind` for
-    files of their own, and for containers of each format.
+    """What an archive has.
 
-    `refused`: members that the listing itself says will not be read, by status, and folders that it
-    could not list, which are no members here. `sample`: members drawn evenly.
+    Attributes:
+        members: All of them, without folders that could not be listed.
+        size_bytes: Bytes of the members that are read and whose size the listing states.
+        unsized: Members that are read and whose size the listing does not state.
+        billed: Files and containers behind a network.
+        gets: GET requests that read all members.
+        kinds: Counts of `PlannedKind`, for single files and for containers of each format.
+        refused: Members that the listing refuses, by status, and folders that it could not list.
+        closed_folders: The folders that it could not list.
+        sample: Members drawn evenly, in the order of the listing.
     """
 
     members: int = 0
@@ -71,10 +82,6 @@ class Survey:
         """LIST requests that find their files and containers, at the least."""
         return math.ceil(self.billed / KEYS_PER_LIST)
 
-    def expected_bytes(self, mean: float) -> int:
-        """Bytes to read, members of unknown size at `mean` bytes each."""
-        return self.size_bytes + round(self.unsized * mean)
-
 
 def survey(
     items: Iterable[Item],
@@ -83,12 +90,15 @@ def survey(
     max_bytes: int,
     progress: Callable[[int], object] | None = None,
 ) -> Survey:
-    """Count all of `items` and draw `sample` of them (reservoir sampling, seeded). Larger than
-    `max_bytes` is refused unread.
+    """Count members and draw a sample of them.
 
-    `progress` is called now and then with the number so far.
+    Args:
+        items: The members, in the order of the listing.
+        sample: How many to draw; the same ones every time.
+        max_bytes: Larger files are refused, so they cost no request.
+        progress: Called now and then with the number of members so far.
     """
-    found, cursor, draw = Survey(), _Cursor(), random.Random(0)
+    found, cursor, windows = Survey(), _Cursor(), _Windows(sample)
     for item in items:
         if item.refused is not None and is_unreadable_folder(item):
             found.refused[item.refused.status] += 1
@@ -97,10 +107,7 @@ def survey(
         found.members += 1
         if progress is not None and found.members % _REPORT_EVERY == 0:
             progress(found.members)
-        if len(found.sample) < sample:
-            found.sample.append(item)
-        elif sample and (place := draw.randrange(found.members)) < sample:
-            found.sample[place] = item
+        windows.add(item)
         kept = found.kinds.setdefault(
             FILES if item.place is None else item.place.kind,
             Counter(members=0, size_bytes=0, containers=0),
@@ -115,7 +122,58 @@ def survey(
             found.size_bytes += max(item.size_bytes, 0)
             kept["size_bytes"] += max(item.size_bytes, 0)
             found.gets += cursor.reads(item.place) * cursor.billed
+    found.sample = windows.sample()
     return found
+
+
+class _Windows:
+    """Draws one member at random from each window of equally many neighbours.
+
+    So each folder and each container is represented by its number of members, and no pattern of the
+    listing, such as every second file, meets a pattern of the sample. Windows double as members
+    come.
+
+    Args:
+        count: How many members `sample` returns.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._most = count, _WINDOWS * count
+        self._drawn = list[Item]()
+        self._width = 1
+        self._filled = 0  # members of the last window
+        self._random = random.Random(0)
+
+    def add(self, item: Item) -> None:
+        """Take the next member."""
+        if not self._count:
+            return
+        if self._filled == 0:
+            self._drawn.append(item)
+        elif self._random.randrange(self._filled + 1) == 0:
+            self._drawn[-1] = item
+        self._filled = (self._filled + 1) % self._width
+        if self._filled == 0 and len(self._drawn) == self._most:
+            pairs = zip(self._drawn[::2], self._drawn[1::2], strict=True)
+            self._drawn = [self._random.choice(pair) for pair in pairs]
+            self._width *= 2
+
+    def sample(self) -> list[Item]:
+        """Return as many members as wanted, or all if there are fewer, in their order."""
+        return spread(self._drawn, self._count, self._random.random())
+
+
+def spread(items: Sequence[T], count: int, start: float = 0.5) -> list[T]:
+    """Return `count` items at equal distances, or all if there are fewer.
+
+    Args:
+        items: The items.
+        count: How many to return.
+        start: Where in the first of `count` equal stretches the first one is, from 0 to below 1.
+    """
+    if len(items) <= count:
+        return list(items)
+    return [items[int((number + start) * len(items) / count)] for number in range(count)]
 
 
 class _Cursor:

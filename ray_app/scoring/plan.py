@@ -1,0 +1,443 @@
+"""What a scoring run will take and cost, before anything is spent (`plan_run`).
+
+The workers of a run score a sample of the archive on this machine. The seconds that they measure,
+times the members, over the processes of the planned machines are the plan. GPUs that are not on
+this machine are estimated from the multiply-adds on the cards.
+
+Starts no cluster, and writes nothing into the run directory.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
+from ray_app.archives.progress import ProgressLog
+from ray_app.cluster.config import RAY_SHARE
+from ray_app.errors import ConfigError, Status
+from ray_app.images.limits import worst_bytes
+from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, ResourceEstimate, ScoringSpec
+from ray_app.inference.block_reader import MEMBER_BYTES
+from ray_app.inference.groups import DetectorGroups
+from ray_app.inference.spec import departures
+from ray_app.metrics.drift import find_shifts
+from ray_app.reports import plan_model
+from ray_app.reports.folders import describe_closed_folders
+from ray_app.reports.run import measured_rate
+from ray_app.runs import RunDirectory, document
+from ray_app.scoring import guarantee, identity, session
+from ray_app.scoring.config import ClusterDescription, ScoreConfig, planned_for
+from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
+from ray_app.scoring.rates import (
+    ESTIMATED,
+    MEASURED,
+    PlannedMachines,
+    PlannedPool,
+    count_gmac,
+    find_bottleneck,
+    read_pools,
+)
+from ray_app.scoring.run import check_detectors, groups_for, layout_for, memory_of
+from ray_app.scoring.sample import SampleWork, score_sample
+from ray_app.scoring.survey import Survey, members_to_score, progress_of, standing, survey
+from ray_app.storage import node_budget, with_s3_settings
+
+# For Ray to start its processes and these to load detectors. Machines that an autoscaler brings
+# take minutes more.
+STARTING_S = 15.0
+# Of the run directory, in addition to one PUT per block and the parts of a manifest: summaries,
+# report, log, lease.
+FEW = 12
+GETS_PER_BLOCK = 3  # its members, and its rows when they are compacted
+EXAMPLES = 2  # of refused members, per status
+
+
+@with_s3_settings
+def plan_run(
+    config: ScoreConfig,
+    *,
+    probe: int = 64,
+    cluster: ClusterDescription | None = None,
+    price_per_hour: float | None = None,
+) -> plan_model.Plan:
+    """Plan a run of a config. Weights are fetched.
+
+    Args:
+        config: The config of the run.
+        probe: How many members to score for the rates; 0 predicts no rate.
+        cluster: The machines. Without it, those of the config or this one.
+        price_per_hour: What the machines cost together.
+
+    Raises:
+        ConfigError: The source is empty, or a card is unknown.
+        IdentityError: `config.out` is the run of another command.
+        DetectorError: Weights are missing.
+    """
+    if not config.source:
+        raise ConfigError("nothing to plan: SOURCE is missing", hint="touchstone plan SOURCE")
+    config = planned_for(config, cluster, price_per_hour)
+    session.require_prices(config)
+    settings = identity.resolve(config, RunDirectory.open(config.out) if config.out else None)
+    check_detectors(settings)
+    config = settings.config
+    machines = _machines(config, cluster)
+    spec = settings.spec(machines.gpus)
+    layout, groups, memory = _layout(config, spec, machines)
+    fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
+    before, start = standing(settings, spec), time.monotonic()
+    found = survey(
+        members_to_score(settings, before, fetcher),
+        sample=probe,
+        max_bytes=spec.limits.max_bytes,
+        progress=ProgressLog("listing").count,
+    )
+    closed = found.closed_folders
+    if closed.count:
+        sentence = describe_closed_folders(closed.count, closed.example)
+        print(f"listing: {sentence}", file=sys.stderr, flush=True)
+    listing = plan_model.PlannedListing(
+        seconds=round(time.monotonic() - start, 2),
+        gets=fetcher.counts["requests"],
+        bytes_read=fetcher.bytes_read,
+    )
+    blocks = len(before.pending) if before else 0
+    blocks = blocks or _count_blocks(layout.block_plan(spec.slots), found)
+    # Rows go to a store that bills requests if the run or, as long as there is none, the source is
+    # in one.
+    is_store = session.is_billed(config.out) if config.out else bool(found.billed)
+    work = None
+    if found.sample:
+        decode_bytes = _decode_bytes(config, machines)
+        work = score_sample(
+            config, spec, layout, groups, fetcher, found.sample, decode_bytes=decode_bytes
+        )
+    used = layout.limited_to(blocks)
+    pools = list[PlannedPool]()
+    if work is not None:
+        per_member = blocks / found.members
+        pools = read_pools(
+            spec, used, work, machines, blocks_per_member=per_member, is_store=is_store
+        )
+    time_s = _time(spec, work, pools, found, listing.seconds)
+    lists = found.lists * (before is None or before.state != "unfinished")
+    requests = _requests(spec, found, listing, blocks, lists=lists, is_store=is_store)
+    bytes_read = _bytes_read(found, work) + listing.bytes_read
+    return plan_model.Plan(
+        members=found.members,
+        size_bytes=found.size_bytes,
+        unknown_sizes=found.unsized,
+        kinds={kind: plan_model.PlannedKind(**counts) for kind, counts in found.kinds.items()},
+        refused_in_listing=dict(found.refused),
+        run=progress_of(RunDirectory.open(config.out), before, blocks, found.members)
+        if config.out and before
+        else None,
+        unlike=_unlike(config, spec, work),
+        cluster=_cluster(config, cluster, machines),
+        kind=layout.kind,
+        layout=layout.described,
+        block_members=layout.block_members,
+        workers=layout.workers,
+        process_bytes=memory.process_bytes,
+        memory=plan_model.PlannedMemory(**memory.given(), worst_bytes=worst_bytes(config.limits)),
+        blocks=blocks,
+        listing=listing,
+        groups=[list(group) for group in groups.groups] if groups else None,
+        **_asked(spec, work),
+        probe=_probe(spec, work) if work else None,
+        stages=[stage for pool in pools for stage in pool.stages()],
+        bottleneck=find_bottleneck(spec, layout, used, pools, blocks, machines) if pools else None,
+        forecast=time_s,
+        **(_costs(spec, work, pools) if work else {}),
+        requests=requests,
+        bytes_read=bytes_read,
+        prices=config.prices.model_dump(mode="json"),
+        **_bill(config, requests, bytes_read if found.billed else 0, found.members, time_s),
+    )
+
+
+def _machines(config: ScoreConfig, described: ClusterDescription | None) -> PlannedMachines:
+    """Return the described machines; without a description, nodes are like this one."""
+    cpus = config.cluster.cpus or node_budget.usable_cores()
+    gpus = config.cluster.gpus or 0
+    if described is not None:
+        memory_bytes = described.memory_bytes or math.inf
+        return PlannedMachines(
+            cpus, gpus, described.workers, described.smallest_bytes, memory_bytes
+        )
+    nodes = max(cpus / node_budget.usable_cores(), 1)
+    node_bytes = node_budget.node_memory()
+    return PlannedMachines(cpus, gpus, math.ceil(nodes), node_bytes, RAY_SHARE * node_bytes * nodes)
+
+
+def _layout(
+    config: ScoreConfig, spec: ScoringSpec, machines: PlannedMachines
+) -> tuple[ScoringLayout, DetectorGroups | None, document.Memory]:
+    """Return the processes of the run, the groups of detectors that take turns in each, and what
+    the processes take of each node's memory.
+    """
+    cpus, gpus = machines.cpus, machines.gpus
+    nodes, node_bytes = machines.nodes, machines.node_bytes
+    groups = groups_for(config, spec, cpus, gpus, nodes, node_bytes)
+    layout = layout_for(config, spec, groups, cpus, gpus, machines.memory_bytes)
+    return layout, groups, memory_of(config, spec, groups, layout, nodes, node_bytes)
+
+
+def _decode_bytes(config: ScoreConfig, machines: PlannedMachines) -> int:
+    """Return what large images of the sample may take together: as on a node of the run, and no
+    more than this machine has for them.
+    """
+    here = node_budget.node_memory()
+    node_bytes = min(machines.node_bytes or here, here)
+    return config.cluster.decode_bytes or node_budget.budget_of(node_bytes)
+
+
+def _count_blocks(plan: BlockPlan, found: Survey) -> int:
+    """Return into how many blocks the members are cut, if all have about the mean size."""
+    blocks, left, most = 0, found.members, found.members
+    sizes = block_sizes(plan)
+    if plan.max_block_bytes is not None and found.mean_bytes:
+        most = max(int(plan.max_block_bytes / found.mean_bytes), 1)
+    while left > 0:
+        left, blocks = left - min(next(sizes), most), blocks + 1
+    return blocks
+
+
+def _time(
+    spec: ScoringSpec,
+    work: SampleWork | None,
+    pools: Sequence[PlannedPool],
+    found: Survey,
+    listing_s: float,
+) -> plan_model.PlannedTime | None:
+    """Return hours: starting, listing, then all members at the rate of the slowest pool. None if it
+    is not known. Machines that have yet to come are not in it.
+    """
+    if work is None and found.members:
+        return None
+    rate = min((pool.images_per_s for pool in pools), default=None)
+    basis = MEASURED if work and work.has_scored else ESTIMATED if work else "nothing to do"
+    seconds = STARTING_S + listing_s + (found.members / rate if rate else 0.0)
+    per_member = _bytes_read(found, work) / max(found.members, 1)
+    return plan_model.PlannedTime(
+        images_per_s=rate,
+        hours=seconds / 3600,
+        bytes_per_s=None if rate is None else round(rate * per_member),
+        starting_s=STARTING_S,
+        listing_s=listing_s,
+        basis=basis,
+        assumed_gmac_per_s=GMAC_PER_S["gpu"] if basis == ESTIMATED else None,
+    )
+
+
+def _bytes_read(found: Survey, work: SampleWork | None) -> int:
+    """Return the bytes of all members. Those of unknown size count as the mean of the sample."""
+    mean = work.counts[MEMBER_BYTES] / len(work.outcomes) if work else found.mean_bytes
+    return found.size_bytes + round(found.unsized * mean)
+
+
+def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
+    """Return what the sample showed of the files."""
+    statuses, examples = dict[str, int](), dict[str, list[document.Example]]()
+    for one in work.outcomes:
+        statuses[one.status] = statuses.get(one.status, 0) + 1
+        shown = examples.setdefault(one.status, []) if one.detail is not None else []
+        if len(shown) < EXAMPLES:
+            member = one.member
+            shown.append(
+                document.Example(uri=member.uri, member=member.member, detail=one.detail or "")
+            )
+    members = len(work.outcomes)
+    refused = members - statuses.get(Status.OK, 0)
+    fraction = measured_rate(refused / members, members)
+    return plan_model.ProbeResult(
+        members=members,
+        scored=members if work.has_scored else 0,
+        score_basis=MEASURED if work.has_scored else ESTIMATED,
+        device=spec.device,
+        processes=work.processes,
+        statuses=dict(sorted(statuses.items(), key=lambda item: -item[1])),
+        refused=refused,
+        refused_share=plan_model.RefusedShare(
+            value=fraction.value, low=fraction.low, high=fraction.high
+        ),
+        examples=examples,
+        bytes_per_member=round(work.counts[MEMBER_BYTES] / members),
+    )
+
+
+def _unlike(config: ScoreConfig, spec: ScoringSpec, work: SampleWork | None) -> str | None:
+    """Return in what the sample differs so much from the calibration that all verdicts would
+    abstain; None if it does not, or if nothing was compared.
+    """
+    card = spec.ensemble
+    if work is None or config.waive_guarantee or not guarantee.has_comparison(card):
+        return None
+    tally = guarantee.ArchiveTally(spec)
+    for rows in work.rows:
+        tally.add(rows)
+    shifts = find_shifts(tally.population.bins())
+    beyond = {name: shift for name, shift in shifts.items() if shift.is_beyond}
+    return ", ".join(f"{name} (PSI {shift.psi:.2g})" for name, shift in beyond.items()) or None
+
+
+def _costs(spec: ScoringSpec, work: SampleWork, pools: Sequence[PlannedPool]) -> dict[str, Any]:
+    """Return by the keys of a plan what each detector and each stage of a cascade takes of the
+    seconds that are spent on an image.
+    """
+    count, total_s = len(work.outcomes), sum(pool.total_s for pool in pools)
+    costs = {
+        name: plan_model.PlannedDetector(
+            ms_per_image=time_s.ms_per_image,
+            spent_ms=round(1000 * time_s.seconds / count, 4),
+            share=time_s.seconds / count / total_s,
+            basis=MEASURED,
+        )
+        for name, time_s in session.detector_times(work.counts).items()
+    }
+    return {"costs": costs or None, "cascade": _cascade(spec, work, total_s)}
+
+
+def _cascade(
+    spec: ScoringSpec, work: SampleWork, total_s: float
+) -> plan_model.PlannedCascade | None:
+    if not spec.late:
+        return None
+    count, fraction, seconds = (
+        len(work.outcomes),
+        ResourceEstimate.of(spec).second_stage_share,
+        None,
+    )
+    if work.has_scored:
+        fraction = work.counts.get(LOOKED, 0) / count
+        second_s = work.counts.get(LOOKED_MS, 0) / 1000 / count
+        seconds = {"first": total_s - second_s, "second": second_s}
+    return plan_model.PlannedCascade(
+        first=list(spec.first), second=list(spec.late), share=fraction, seconds_per_image=seconds
+    )
+
+
+def _requests(
+    spec: ScoringSpec,
+    found: Survey,
+    listing: plan_model.PlannedListing,
+    blocks: int,
+    *,
+    lists: int,
+    is_store: bool,
+) -> plan_model.PlannedRequests:
+    """Return the requests that a store bills: for the source, and if `is_store` for the rows."""
+    per_block = 1 + bool(spec.localizers) + len(spec.features)
+    puts = blocks * per_block + math.ceil(blocks / cut_blocks.BLOCKS_PER_FILE) + FEW
+    gets = found.gets + listing.gets + is_store * blocks * GETS_PER_BLOCK
+    return plan_model.PlannedRequests(list=lists, get=gets, put=is_store * puts)
+
+
+def _bill(
+    config: ScoreConfig,
+    requests: plan_model.PlannedRequests,
+    billed_bytes: int,
+    members: int,
+    time_s: plan_model.PlannedTime | None,
+) -> dict[str, Any]:
+    """Return what bytes and hours cost, and what fraction of the work the run's limits allow. The
+    cost of machines is not known without a probe.
+    """
+    hours = time_s.hours if time_s else None
+    cost = session.spent(
+        config.prices, hours or 0.0, {session.GETS: requests.gets, session.BYTES: billed_bytes}
+    )
+    unknown = {"compute": None, "compute_share": None} if hours is None else {}
+    each = cost.total / members * 1000 if members and hours is not None else None
+    needed = ((config.max_hours, hours), (config.max_cost, hours and cost.total))
+    fractions = [limit / much for limit, much in needed if limit is not None and much]
+    return {
+        "cost": plan_model.PlannedCost(**{**cost.given(), **unknown, "per_1000_members": each}),
+        "stops": plan_model.PlannedStops(
+            max_hours=config.max_hours,
+            max_cost=config.max_cost,
+            share=None if hours is None else min([1.0, *fractions]),
+        ),
+    }
+
+
+def _asked(spec: ScoringSpec, work: SampleWork | None) -> dict[str, Any]:
+    """Return by the keys of a plan what scores the images, and what they share."""
+    card, promise, profile = spec.ensemble, spec.ensemble.guarantee, None
+    if card.profile is not None:
+        profile = plan_model.PlannedProfile(
+            identifier=spec.identifier.name if spec.identifier else None,
+            describer=spec.describer.name if spec.describer else None,
+            describe=card.profile.describe if spec.describer else None,
+            share=_described_fraction(spec, work) if spec.describer else None,
+        )
+    return {
+        "ensemble": card.name,
+        "rule": card.rule,
+        "detectors": list(spec.cards),
+        "guarantee": promise
+        and plan_model.PlannedGuarantee(
+            target_fpr=promise.target_fpr,
+            confidence=promise.confidence,
+            population=card.population.what if card.population else None,
+            otherwise=departures(card.settings, spec.precision, spec.resize),
+        ),
+        "views": [view.name for view in spec.views] or None,
+        "profile": profile,
+        "features": {name: facts["width"] for name, facts in spec.features.items()} or None,
+        "tensors": _tensors(spec),
+        "backbones": _backbones(spec),
+        "pools": [list(pool) for pool in spec.all_pools],
+        "gmac_per_image": round(count_gmac(spec), 3),
+    }
+
+
+def _described_fraction(spec: ScoringSpec, work: SampleWork | None) -> float | None:
+    if work is None:
+        return None
+    if not work.has_scored:
+        return ResourceEstimate.of(spec).share_described
+    return work.counts.get(DESCRIBED, 0) / len(work.outcomes)
+
+
+def _tensors(spec: ScoringSpec) -> list[plan_model.PlannedTensor]:
+    """Return each distinct preprocessing with the detectors that share its tensor."""
+    users = [(name, card.preprocessing) for name, card in spec.cards.items()]
+    if spec.describer and spec.describer.preprocessing:
+        users.append((spec.describer.name, spec.describer.preprocessing))
+    return [
+        plan_model.PlannedTensor(
+            preprocessing=preprocessing.model_dump(mode="json", exclude_defaults=True),
+            shape=preprocessing.shape,
+            detectors=[name for name, used in users if used == preprocessing],
+        )
+        for preprocessing in spec.preprocessings
+    ]
+
+
+def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
+    """Return each named backbone with the groups of detectors for which it runs once per image."""
+    groups: dict[str, dict[object, list[str]]] = {}
+    for name, card in spec.cards.items():
+        if card.backbone is not None:
+            key = (card.preprocessing, spec.precision[name])
+            groups.setdefault(card.backbone.name, {}).setdefault(key, []).append(name)
+    return [
+        plan_model.PlannedBackbone(name=name, runs_once_for=list(users.values()))
+        for name, users in groups.items()
+    ]
+
+
+def _cluster(
+    config: ScoreConfig, described: ClusterDescription | None, machines: PlannedMachines
+) -> plan_model.PlannedCluster:
+    name = described.name if described else "as stated" if config.cluster.cpus else "this machine"
+    nodes = described.nodes if described else ()
+    return plan_model.PlannedCluster(
+        name=name,
+        cpus=machines.cpus,
+        gpus=machines.gpus,
+        price_per_hour=config.prices.per_hour,
+        nodes=[plan_model.PlannedNodes(**node.model_dump()) for node in nodes],
+    )

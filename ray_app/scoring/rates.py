@@ -1,0 +1,288 @@
+"""The rates of a layout's processes on planned machines, from the seconds of a sample (`read_pools`),
+and which stage sets the rate of the run (`find_bottleneck`).
+
+In a fused layout every process does one stage after another. In a split layout pools of processes
+work side by side, and the slowest pool sets the rate. GPUs that did not score the sample are
+estimated from the multiply-adds on the cards.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ray_app.inference import ResourceEstimate, ScoringSpec
+from ray_app.inference.block_reader import MEMBER_BYTES
+from ray_app.reports.format import measured
+from ray_app.reports.plan_model import PlannedBottleneck, PlannedStage
+from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
+from ray_app.scoring.sample import SampleWork
+
+MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
+PUT_S = 0.1  # to commit a block to a store, which a sample on the local disk does not measure
+
+_RESIZES = "or, where a grey level does not matter, --set resize=fast"
+_FASTER = "make blocks larger: --set block_members=4096; or put the run directory on faster storage"
+_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or with a cheaper describer"
+_ADVICE = {
+    "fetch": "run nearer to the bucket, or give more processes: reading is the slowest part",
+    "wait": "large images wait for memory: give nodes more of it, or --set cluster.decode_bytes=… if they have it",
+    "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
+    "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
+    "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
+    "identify": "add cores, each adds {each} images/s",
+    "describe": f"{_FEWER_WORDS}; or add cores, each adds {{each}} images/s",
+    "load": "detectors take turns in memory: give each process more, --set cluster.worker_bytes=…",
+    "write": _FASTER,
+}
+
+
+@dataclass(frozen=True)
+class PlannedMachines:
+    """The machines of a plan: cores and GPUs of all nodes, and memory.
+
+    Attributes:
+        nodes: Nodes with cores.
+        node_bytes: Memory of the smallest of them; None if it is not stated.
+        memory_bytes: Memory that Ray schedules on, of all nodes.
+    """
+
+    cpus: int
+    gpus: int
+    nodes: int
+    node_bytes: int | None
+    memory_bytes: float
+
+
+@dataclass(frozen=True)
+class PlannedPool:
+    """Processes that do the same work side by side.
+
+    Attributes:
+        seconds: By stage, what one process spends on an image of the archive; None if unknown.
+        at_once: How many images they work on at once, as whole cores or GPUs.
+        processes: How many processes they are.
+        basis: By stage, whether its seconds were measured, where that differs from `measured`.
+        detectors: The detectors that they hold.
+    """
+
+    seconds: Mapping[str, float | None]
+    at_once: float
+    processes: int
+    basis: Mapping[str, str]
+    detectors: tuple[str, ...] = ()
+
+    @property
+    def total_s(self) -> float:
+        """Seconds per image of all stages that are known."""
+        return sum(seconds or 0.0 for seconds in self.seconds.values())
+
+    @property
+    def images_per_s(self) -> float:
+        """What they do if nothing holds them up."""
+        return self.at_once / max(self.total_s, 1e-9)
+
+    @property
+    def slowest(self) -> str:
+        """The stage that takes most of their time."""
+        return max(self.seconds, key=lambda stage: self.seconds[stage] or 0.0)
+
+    def stages(self) -> list[PlannedStage]:
+        """Return what each stage does at most: alone if it shares the processes with others."""
+        return [
+            PlannedStage(
+                stage=stage,
+                seconds_per_image=seconds,
+                images_per_s=self.at_once / seconds if seconds else None,
+                processes=self.processes,
+                basis=self.basis.get(stage, MEASURED),
+                detectors=self.detectors if stage in ("score", "describe") else (),
+            )
+            for stage, seconds in self.seconds.items()
+        ]
+
+
+def read_pools(
+    spec: ScoringSpec,
+    layout: ScoringLayout,
+    work: SampleWork,
+    machines: PlannedMachines,
+    *,
+    blocks_per_member: float,
+    is_store: bool,
+) -> list[PlannedPool]:
+    """Return the pools of a layout with what a process of each spends on an image.
+
+    Args:
+        spec: What images are scored with.
+        layout: The processes, no more than there are blocks.
+        work: What the workers measured.
+        machines: The planned machines.
+        blocks_per_member: Blocks of the run over its members. Committing a large block takes about
+            as long as committing a small one.
+        is_store: Whether rows go to a store.
+    """
+    count = len(work.outcomes)
+    per_image: list[dict[str, float | None]] = [
+        {stage: spent / count for stage, spent in seconds.items() if spent}
+        for seconds in work.seconds
+    ]
+    pools = spec.all_pools if layout.groups == 1 else (tuple(spec.cards),)
+    first = per_image[0]
+    # Members drawn here and there from a container bring their neighbours along, which a run needs,
+    # too.
+    needed = work.counts[MEMBER_BYTES] / max(work.counts["bytes_read"], 1)
+    first["fetch"] = (first.get("fetch") or 0.0) * min(needed, 1.0)
+    basis = {"write": ESTIMATED} if is_store or not work.has_scored else {}
+    if not work.has_scored:
+        scored = _estimated_s(spec, sum(first.get(stage) or 0.0 for stage in ("decode", "prepare")))
+        basis |= dict.fromkeys(("score", "describe"), UNKNOWN if None in scored else ESTIMATED)
+        names = ["describe" if pool not in spec.pools else "score" for pool in spec.all_pools]
+        if layout.groups > 1:
+            known = [seconds for seconds in scored if seconds is not None]
+            scored = [sum(known) if len(known) == len(scored) else None]
+            names = ["score"]
+        per_image += [{name: seconds} for name, seconds in zip(names, scored, strict=True)]
+        per_image.append({})
+    # Each process had one block.
+    for part, seconds in zip(per_image, work.seconds, strict=False):
+        if "load" in part:
+            part["load"] = seconds["load"] / work.processes * blocks_per_member
+    block_s = work.seconds[-1].get("write", 0.0) / work.processes + PUT_S * is_store
+    per_image[-1]["write"] = block_s * blocks_per_member
+    if layout.kind == "fused":
+        joined = {stage: seconds for part in per_image for stage, seconds in part.items()}
+        at_once = min(layout.workers, machines.cpus)  # More processes than cores share them.
+        return [PlannedPool(joined, at_once, layout.workers, basis, tuple(spec.cards))]
+    crowded = 1.0 if layout.scorer_gpus else min(1.0, machines.cpus / layout.workers)
+    decoders, committers = layout.decoders, layout.committers
+    decoding, *scoring, committing = per_image
+    return [
+        PlannedPool(decoding, decoders * crowded, decoders, {}),
+        *(
+            PlannedPool(
+                _as_scoring(seconds),
+                size * (layout.scorer_gpus or crowded),
+                size,
+                basis,
+                pool,
+            )
+            for seconds, size, pool in zip(scoring, layout.scorers, pools, strict=True)
+        ),
+        PlannedPool(committing, committers, committers, basis),
+    ]
+
+
+def _as_scoring(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the seconds of scorers; images that they decode themselves count as scoring."""
+    described = {stage: spent for stage, spent in seconds.items() if stage == "describe"}
+    others = [spent for stage, spent in seconds.items() if stage != "describe"]
+    if not others:
+        return described
+    known = [spent for spent in others if spent is not None]
+    return {"score": sum(known) if len(known) == len(others) else None, **described}
+
+
+def _estimated_s(spec: ScoringSpec, decode_s: float) -> list[float | None]:
+    """Return the seconds per image of each pool on a GPU, by the multiply-adds on the cards; None
+    if a card states none.
+
+    A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes and for the
+    second stage of a cascade.
+    """
+    estimate, seconds = ResourceEstimate.of(spec), list[float | None]()
+    for pool, gmac in zip(spec.all_pools, estimate.pool_gmac, strict=True):
+        cards = [spec.cards[name] for name in pool if name in spec.cards]
+        native = {
+            card.preprocessing
+            for card in cards
+            if card.preprocessing.shape is None and card.name in spec.first
+        }
+        again = len(native) + estimate.second_stage_share * bool(set(pool) & set(spec.late))
+        is_sized = all(card.size for card in cards) and (
+            len(cards) == len(pool) or bool(spec.describer and spec.describer.gmac)
+        )
+        seconds.append(gmac / GMAC_PER_S["gpu"] + decode_s * again if is_sized else None)
+    return seconds
+
+
+def find_bottleneck(
+    spec: ScoringSpec,
+    layout: ScoringLayout,
+    used: ScoringLayout,
+    pools: Sequence[PlannedPool],
+    blocks: int,
+    machines: PlannedMachines,
+) -> PlannedBottleneck:
+    """Return the stage that sets the rate, and what would raise it.
+
+    Args:
+        spec: What images are scored with.
+        layout: The processes of the layout.
+        used: No more of them than there are blocks.
+        pools: Their rates.
+        blocks: Blocks of the run.
+        machines: The planned machines.
+    """
+    slowest = min(pools, key=lambda pool: pool.images_per_s)
+    scoring = min((pool.images_per_s for pool in pools[1:-1]), default=math.inf)
+    if used.workers < layout.workers:
+        cut = f"{blocks} block{'s' * (blocks > 1)}"
+        advice = f"so few files make {cut}, for {used.workers} of {layout.workers} processes: a smaller cluster is as fast"
+    elif layout.kind == "fused":
+        advice = _fused_advice(spec, slowest, machines)
+    elif slowest is pools[0]:
+        advice = _decoding_advice(layout, slowest, scoring, machines)
+    elif slowest is pools[-1]:
+        few = f"the {slowest.processes} committers are too few: more scorers bring more"
+        advice = f"{few}; {_FASTER}" if slowest.slowest == "write" else few
+    else:
+        words = f"{_FEWER_WORDS}; or " if slowest.slowest == "describe" else ""
+        advice = words + _scoring_advice(layout, scoring, pools[0].images_per_s, machines)
+    busy = None if math.isinf(scoring) else min(slowest.images_per_s / scoring, 1.0)
+    return PlannedBottleneck(stage=slowest.slowest, advice=advice, scorers_busy=busy)
+
+
+def _fused_advice(spec: ScoringSpec, pool: PlannedPool, machines: PlannedMachines) -> str:
+    cpus, gmac = machines.cpus, count_gmac(spec)
+    each = measured(pool.images_per_s / pool.at_once)
+    advice = _ADVICE[pool.slowest].format(cpus=cpus, twice=2 * cpus, each=each)
+    on_core = sum(pool.seconds.get(stage) or 0.0 for stage in ("decode", "prepare"))
+    if pool.slowest == "score" and gmac:
+        with_gpu = min(GMAC_PER_S["gpu"] / gmac, max(cpus - 1, 1) / max(on_core, 1e-9))
+        if with_gpu > 1.5 * pool.images_per_s:
+            advice += f"; one GPU with {cpus} cores: about {with_gpu:,.0f} images/s (estimated)"
+    return advice
+
+
+def _decoding_advice(
+    layout: ScoringLayout, pool: PlannedPool, scoring: float, machines: PlannedMachines
+) -> str:
+    if pool.slowest in ("fetch", "wait"):
+        return _ADVICE[pool.slowest]
+    faster = f", {_RESIZES}" if pool.slowest == "prepare" else ""
+    if math.isinf(scoring):
+        return f"add cores, each adds {measured(pool.images_per_s / pool.at_once)} images/s{faster}"
+    busy, gpus = pool.images_per_s / scoring, machines.gpus
+    cores = machines.cpus - layout.decoders + math.ceil(layout.decoders / busy)
+    what = ("the GPU" if gpus == 1 else f"the {gpus} GPUs") if layout.scorer_gpus else "the scorers"
+    advice = f"raise cores from {machines.cpus:,} to {cores:,} to keep {what} busy, idle {100 * (1 - busy):.0f} % of the time{faster}"
+    enough = math.ceil(gpus * busy)
+    if layout.scorer_gpus and enough < gpus:
+        return f"plan {enough} of the {gpus} GPUs, which is as fast, and cheaper; or {advice}"
+    return advice
+
+
+def _scoring_advice(
+    layout: ScoringLayout, scoring: float, decoding: float, machines: PlannedMachines
+) -> str:
+    if not layout.scorer_gpus:
+        return "add cores or a GPU, or take a lighter ensemble"
+    fed = math.floor(machines.gpus * decoding / scoring)
+    if fed <= machines.gpus:
+        return "cores and GPUs are in balance: more of both, or a lighter ensemble"
+    return f"add GPUs: the cores could feed {fed:,} instead of {machines.gpus}; or take a lighter ensemble"
+
+
+def count_gmac(spec: ScoringSpec) -> float:
+    """Return billions of multiply-adds for one image."""
+    return sum(ResourceEstimate.of(spec).pool_gmac)
