@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         read_blocks_so_far,
         read_complete,
         read_ids,
-        read_listed,
         read_vanished,
         read_vanished_so_far,
     )

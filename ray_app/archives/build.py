@@ -287,11 +287,10 @@ class _Listing:
     def __post_init__(self) -> None:
         store = self.store
         self._began = self.clock()
-        self._earlier, self._open = manifest.listed_manifests(store)
-        self.last = self._open
-        if self.last is None and self._earlier:
-            self.last = manifest.read_complete(store, self._earlier[-1])
-        self.number = self._earlier[-1] + 1 if self._earlier else 0
+        before = manifest.last_complete(store)
+        self.number = 0 if before is None else before.manifest + 1
+        self._open = manifest.read_listed(store, self.number)
+        self.last = self._open or before
         self._portion = None if not self.is_portion else self._open.portions if self._open else 0
         self._clear()
         if self._open is not None:
@@ -439,7 +438,7 @@ class _Listing:
         so that each file has one row.
         """
         uris = {place.uri for place in self.walk.closed if place.version == ""}
-        if not (uris and self._earlier):
+        if not uris or self.last is None:
             return None
         uris = files_at(self.store, uris, self._vanished_before())
         return np.unique(

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, overload
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,8 @@ from ray_app.storage.errors import refuses_condition
 
 _FORMAT = 1
 _REQUESTS = 16  # portions that are read at once
+# The newest complete manifest that was read through each store.
+_newest = WeakKeyDictionary[Store, "ManifestInfo"]()
 
 BLOCK_COLUMNS = pa.schema(
     [
@@ -241,11 +244,29 @@ def listed_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
     """Return the numbers of all complete manifests, ascending, and what the open manifest holds so
     far; None if no manifest with a portion is open.
     """
-    numbers = _numbers(store, "manifest")
-    # A manifest is begun only when the one before is complete, so the last alone can be open.
-    if not numbers or read_complete(store, numbers[-1]) is not None:
-        return numbers, None
-    return numbers[:-1], _read_last_portion(store, numbers[-1])
+    last = last_complete(store)
+    following = 0 if last is None else last.manifest + 1
+    return list(range(following)), _read_last_portion(store, following)
+
+
+def last_complete(store: Store) -> ManifestInfo | None:
+    """Return what the newest complete manifest holds; None if there is none.
+
+    Manifests are numbered without gaps, and a complete one never changes. So the folder of a run
+    with many manifests is listed once for each `Store`.
+    """
+    last = _newest.get(store)
+    if last is None:
+        for number in reversed(_numbers(store, "manifest")):
+            last = read_complete(store, number)
+            if last is not None:
+                break
+    number = -1 if last is None else last.manifest
+    while (info := read_complete(store, number + 1)) is not None:
+        last, number = info, number + 1
+    if last is not None:
+        _newest[store] = last
+    return last
 
 
 def read_complete(store: Store, number: int, portion: int | None = None) -> ManifestInfo | None:
@@ -281,16 +302,10 @@ def _read_last_portion(store: Store, number: int) -> ManifestInfo | None:
     return None
 
 
-def last_complete(store: Store) -> ManifestInfo | None:
-    """Return what the newest complete manifest holds; None if there is none."""
-    numbers = manifests(store)
-    return read_complete(store, numbers[-1]) if numbers else None
-
-
 def last_listing(store: Store) -> ManifestInfo | None:
     """Return what the newest manifest holds as far as it is listed; None if nothing is listed."""
-    numbers, listed = listed_manifests(store)
-    return listed or (read_complete(store, numbers[-1]) if numbers else None)
+    last = last_complete(store)
+    return _read_last_portion(store, 0 if last is None else last.manifest + 1) or last
 
 
 def close_manifest(store: Store, listed: ManifestInfo) -> ManifestInfo:

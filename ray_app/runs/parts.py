@@ -9,11 +9,13 @@ wherever that ends, published files and remaining parts together hold every row 
 """
 
 import io
+import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -175,10 +177,44 @@ class PartTable:
         """Return the files that people read, in the order of their blocks."""
         return split_off(named(self.store.names("scores")))[0]
 
-    def last_finished(self) -> int:
-        """Return the last finished manifest, whose summary exists; -1 if there is none."""
-        names = self.store.names("summaries")
-        return max((int(name.removesuffix(".json")) for name in names), default=-1)
+    def last_finished(self, summary: Mapping[str, Any] | None = None) -> int:
+        """Return the last finished manifest, whose summary exists; -1 if there is none.
+
+        Args:
+            summary: The content of `summary.json`. None reads it.
+        """
+        known = self._read_summary() if summary is None else summary
+        return self._last_number("summaries", known.get("listing"), -1)
+
+    def last_session(self, summary: Mapping[str, Any] | None = None) -> int:
+        """Return the number of the last session; 0 if there is none. `summary`: as `last_finished`."""
+        known = self._read_summary() if summary is None else summary
+        return self._last_number("sessions", (known.get("session") or {}).get("number"), 0)
+
+    def _read_summary(self) -> dict[str, Any]:
+        try:
+            summary: dict[str, Any] = json.loads(self.store.read("summary.json"))
+        except FileNotFoundError:
+            return {}
+        return summary
+
+    def _last_number(self, folder: str, known: int | None, none: int) -> int:
+        """Return the last number in a folder of numbered files.
+
+        A run of many sessions has many files. So the files after the one that the last summary
+        names are looked up, in place of a listing.
+
+        Args:
+            folder: The folder.
+            known: The number that the last summary names; None lists the folder.
+            none: The number to return for an empty folder.
+        """
+        if known is None:
+            names = self.store.names(folder)
+            return max((int(name.removesuffix(".json")) for name in names), default=none)
+        while self.store.exists(f"{folder}/{known + 1:05d}.json"):
+            known += 1
+        return known
 
     def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
         """Of manifests and all their blocks those blocks that need work."""

@@ -104,16 +104,19 @@ def report_folders(run: RunDirectory) -> None:
 
 def is_complete(run: RunDirectory) -> bool:
     """Return whether the last command finished the run, and nothing was listed since."""
-    sessions = run.store.names("sessions")
-    if not sessions or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished":
+    try:
+        summary = run.read_json("summary.json")
+    except FileNotFoundError:
         return False
-    if not run.store.exists("summary.json"):
+    if run.read_json(f"sessions/{run.last_session(summary):05d}.json")["state"] != "finished":
         return False
-    summary, numbers = run.read_json("summary.json"), archives.manifests(run.store)
+    numbers, listed = archives.listed_manifests(run.store)
     facts = (numbers[-1], numbers[-1], fingerprint(run.describe()["identity"]))
-    is_same = (run.last_finished(), summary["listing"], summary["fingerprint"]) == facts
-    has_parts = any(run.parts(number) for number in run.part_folders())
-    return is_same and not has_parts and archives.open_manifest(run.store) is None
+    finished = run.last_finished(summary)
+    is_same = (finished, summary["listing"], summary["fingerprint"]) == facts
+    if not is_same or listed is not None:
+        return False
+    return not any(run.parts(number) for number in run.part_folders())
 
 
 def work_of(run: RunDirectory, *, whole: bool = False) -> Listing:

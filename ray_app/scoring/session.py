@@ -133,7 +133,7 @@ class ScoringSession:
     ) -> None:
         self._run, self._settings, self._noted = run, settings, dict(noted or {})
         self._prices = Prices.model_validate(settings.get("prices", {}))
-        self.number = 1 + len(run.store.names("sessions"))
+        self.number = 1 + run.last_session()
         self.started_at = datetime.now(UTC)
         self._start = start
         self.total = Tally()
