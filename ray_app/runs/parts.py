@@ -183,13 +183,13 @@ class PartTable:
         Args:
             summary: The content of `summary.json`. None reads it.
         """
-        known = self._read_summary() if summary is None else summary
-        return self._last_number("summaries", known.get("listing"), -1)
+        content = self._read_summary() if summary is None else summary
+        return self._last_number("summaries", content.get("listing"), -1)
 
     def last_session(self, summary: Mapping[str, Any] | None = None) -> int:
         """Return the number of the last session; 0 if there is none. `summary`: as `last_finished`."""
-        known = self._read_summary() if summary is None else summary
-        return self._last_number("sessions", (known.get("session") or {}).get("number"), 0)
+        content = self._read_summary() if summary is None else summary
+        return self._last_number("sessions", (content.get("session") or {}).get("number"), 0)
 
     def _read_summary(self) -> dict[str, Any]:
         try:
@@ -198,7 +198,7 @@ class PartTable:
             return {}
         return summary
 
-    def _last_number(self, folder: str, known: int | None, none: int) -> int:
+    def _last_number(self, folder: str, start: int | None, default: int) -> int:
         """Return the last number in a folder of numbered files.
 
         A run of many sessions has many files. So the files after the one that the last summary
@@ -206,15 +206,16 @@ class PartTable:
 
         Args:
             folder: The folder.
-            known: The number that the last summary names; None lists the folder.
-            none: The number to return for an empty folder.
+            start: The number that the last summary names; None lists the folder.
+            default: The number to return for an empty folder.
         """
-        if known is None:
+        if start is None:
             names = self.store.names(folder)
-            return max((int(name.removesuffix(".json")) for name in names), default=none)
-        while self.store.exists(f"{folder}/{known + 1:05d}.json"):
-            known += 1
-        return known
+            return max((int(name.removesuffix(".json")) for name in names), default=default)
+        number = start
+        while self.store.exists(f"{folder}/{number + 1:05d}.json"):
+            number += 1
+        return number
 
     def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
         """Of manifests and all their blocks those blocks that need work."""

@@ -112,8 +112,8 @@ def is_complete(run: RunDirectory) -> bool:
         return False
     numbers, listed = archives.listed_manifests(run.store)
     facts = (numbers[-1], numbers[-1], fingerprint(run.describe()["identity"]))
-    finished = run.last_finished(summary)
-    is_same = (finished, summary["listing"], summary["fingerprint"]) == facts
+    last = run.last_finished(summary)
+    is_same = (last, summary["listing"], summary["fingerprint"]) == facts
     if not is_same or listed is not None:
         return False
     return not any(run.parts(number) for number in run.part_folders())
