@@ -110,11 +110,10 @@ def is_complete(run: RunDirectory) -> bool:
         return False
     if run.read_json(f"sessions/{run.last_session(summary):05d}.json")["state"] != "finished":
         return False
-    numbers, listed = archives.listed_manifests(run.store)
+    numbers, open_manifest = archives.listed_manifests(run.store)
     facts = (numbers[-1], numbers[-1], fingerprint(run.describe()["identity"]))
-    last = run.last_finished(summary)
-    is_same = (last, summary["listing"], summary["fingerprint"]) == facts
-    if not is_same or listed is not None:
+    is_same = (run.last_finished(summary), summary["listing"], summary["fingerprint"]) == facts
+    if not is_same or open_manifest is not None:
         return False
     return not any(run.parts(number) for number in run.part_folders())
 
