@@ -168,7 +168,9 @@ class _Copier:
         store = self.rows.run.store
         last = archives.read_complete(store, self.rows.last)
         assert last is not None, "a finished manifest is complete"
-        base = replace(last, manifest=0, earlier=0, retried=[], retries=[], listing_s=0.0)
+        base = replace(
+            last, manifest=0, earlier=0, portions=0, retried=[], retries=[], listing_s=0.0
+        )
         write_selected(self.target.store, self._members(), _PLAN, input_type_of(store), base=base)
         ids = [table["image_id"].to_numpy() for table in self.rows.tables(["image_id"])]
         kept = np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
