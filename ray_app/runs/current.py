@@ -250,8 +250,7 @@ class ChangedRows:
     def added(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield rows that are current now and were not before, a bounded table at a time."""
         yield from self._of_older_files(columns, is_added=True)
-        known = set(self.before.files())
-        newer = [path for path in self.now.files() if path not in known]
+        newer = self.now.run.row_files(range(self.before.last + 1, self.now.last + 1))
         yield from self.now.tables(columns, files=newer)
 
     def removed(self, columns: Sequence[str]) -> Iterator[pa.Table]:

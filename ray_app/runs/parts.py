@@ -11,7 +11,7 @@ wherever that ends, published files and remaining parts together hold every row 
 import io
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,6 +32,7 @@ TASK_BYTES = 8 * PUBLISHED_BYTES
 ROW_GROUP = 32_768  # rows; parts have few, and readers pay per row group
 LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
 _REQUESTS = 16  # parts that are read at once
+_FEW = 8  # manifests for which files are listed one by one, in place of all files of the run
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,21 @@ class PartTable:
         """
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
 
-    def published(self) -> list[Published]:
-        """Return the files that people read, in the order of their blocks."""
-        return split_off(named(self.store.names("scores")))[0]
+    def published(self, manifests: Collection[int] | None = None) -> list[Published]:
+        """Return the files that people read, in the order of their blocks.
+
+        Args:
+            manifests: Return only files that begin in one of these manifests. None returns all.
+        """
+        if manifests is None or len(manifests) > _FEW:
+            names = self.store.names("scores")
+        else:
+            names = [
+                name
+                for number in sorted(manifests)
+                for name in self.store.names("scores", f"{number:05d}-")
+            ]
+        return split_off(named(names))[0]
 
     def last_finished(self, summary: Mapping[str, Any] | None = None) -> int:
         """Return the last finished manifest, whose summary exists; -1 if there is none.
@@ -219,7 +232,7 @@ class PartTable:
 
     def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
         """Of manifests and all their blocks those blocks that need work."""
-        files, folders = self.published(), set(self.part_folders())
+        files, folders = self.published(lists.keys()), set(self.part_folders())
         pending = []
         for number, blocks in lists.items():
             done = set(self.parts(number)) if number in folders else set()
@@ -234,7 +247,8 @@ class PartTable:
         A merged file may also have rows of others.
         """
         numbers = set(wanted)
-        files = [file for file in self.published() if not numbers.isdisjoint(file.manifests())]
+        published = self.published(numbers)
+        files = [file for file in published if not numbers.isdisjoint(file.manifests())]
         placed = [(file.start, file.path) for file in files]
         for number in self.part_folders():
             if number in numbers:
@@ -260,7 +274,7 @@ class PartTable:
         Interrupted anywhere, the next call goes on: published files and remaining parts together
         hold every row once. `each` runs what is not little.
         """
-        files = [file for file in self.published() if manifest in file.manifests()]
+        files = self.published([manifest])
         sizes = self._part_sizes(manifest)
         covered = {block for block in sizes if any(file.holds(manifest, block) for file in files)}
         self.remove_parts(manifest, sorted(covered))

@@ -98,25 +98,34 @@ def check_conservation(
     """
     spans: list[_Span] = []
     total = 0
-    for number in archives.manifests(run.store) if manifests is None else manifests:
+    numbers = archives.manifests(run.store) if manifests is None else manifests
+    published = run.published(numbers)
+    for number in numbers:
         info = archives.read_complete(run.store, number)
         if info is None:
             raise _lost(run, number, "it has no _complete")
-        spans += _spans(run, info)
+        spans += _spans(run, info, published)
         total += info.members
     for _ in (archives.in_turn if total <= _FEW else each)(partial(_compare, run), spans):
         pass
     return total
 
 
-def _spans(run: RunDirectory, info: archives.ManifestInfo) -> list[_Span]:
+def _spans(
+    run: RunDirectory, info: archives.ManifestInfo, published: Sequence[Published]
+) -> list[_Span]:
     """Return all blocks of a manifest in their order.
+
+    Args:
+        run: The run directory.
+        info: The manifest.
+        published: The published files that may have rows of it.
 
     Raises:
         ClusterError: Blocks have no rows, or have rows twice.
     """
     number = info.manifest
-    files = [file for file in run.published() if number in file.manifests()]
+    files = [file for file in published if number in file.manifests()]
     covered = {block for file in files for block in file.blocks_of(number, info.blocks)}
     spans = [_Span(file, (file.path,)) for file in files if file.blocks_of(number, info.blocks)]
     if number in run.part_folders():

@@ -139,12 +139,12 @@ class Local(Place):
         return True
 
     @override
-    def list(self, folder: str, *, timeout_s: float) -> list[Entry]:
+    def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
         listed: list[Entry] = []
         with os.scandir(folder) as found:
             for entry in found:
                 with contextlib.suppress(FileNotFoundError):  # It was deleted since.
-                    if entry.name.startswith(_UNFINISHED):
+                    if entry.name.startswith(_UNFINISHED) or not entry.name.startswith(prefix):
                         continue
                     if entry.is_dir():
                         listed.append(Entry(entry.name, None))

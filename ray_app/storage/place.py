@@ -89,8 +89,8 @@ class Place(Protocol):
     def create(self, path: str, data: bytes, *, timeout_s: float) -> bool:
         """Write a file unless a file is there; False if one is."""
 
-    def list(self, folder: str, *, timeout_s: float) -> list[Entry]:
-        """List what is directly in a folder."""
+    def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
+        """List what is directly in a folder, and has a name that begins with `prefix`."""
 
     def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
         """Yield the file `source`, or all files below it in the order of uris; nothing if nothing

@@ -143,7 +143,7 @@ class Fsspec(Place):
         return True
 
     @override
-    def list(self, folder: str, *, timeout_s: float) -> list[Entry]:
+    def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
         fs, inside = self._find(folder)
         found = _request(fs, "ls", timeout_s, inside, detail=True)
         names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
@@ -152,6 +152,7 @@ class Fsspec(Place):
             if item["type"] == "directory"
             else Entry(name, int(item.get("size") or 0))
             for name, item in zip(names, found, strict=True)
+            if name.startswith(prefix)
         ]
 
     @override
@@ -256,22 +257,22 @@ class S3(Fsspec):
         _request(fs, "put_file", timeout_s, str(source), inside, **parts)
 
     @override
-    def list(self, folder: str, *, timeout_s: float) -> list[Entry]:
+    def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
         bucket, key = urls.bucket_and_key(folder)
-        prefix = f"{key}/" if key else ""
+        above = f"{key}/" if key else ""
         entries: list[Entry] = []
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
             after = page.get("NextContinuationToken")
-            page = s3.page(bucket, prefix, timeout_s=timeout_s, delimiter="/", after=after)
+            page = s3.page(bucket, above + prefix, timeout_s=timeout_s, delimiter="/", after=after)
             entries += [
-                Entry(item["Prefix"][len(prefix) : -1], None)
+                Entry(item["Prefix"][len(above) : -1], None)
                 for item in page.get("CommonPrefixes", ())
             ]
             entries += [
-                Entry(item["Key"][len(prefix) :], item["Size"])
+                Entry(item["Key"][len(above) :], item["Size"])
                 for item in page.get("Contents", ())
-                if item["Key"] != prefix
+                if item["Key"] != above
             ]
         return entries
 

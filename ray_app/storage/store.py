@@ -163,9 +163,12 @@ class Store:
                 return self._place.exists(url, timeout_s=timeout_s)
         return False
 
-    def names(self, folder: str) -> list[str]:
-        """Base names of the files directly in `folder`, sorted; none when there is no such folder."""
-        return sorted(self.sizes(folder))
+    def names(self, folder: str, prefix: str = "") -> list[str]:
+        """Return the base names of the files directly in `folder` that begin with `prefix`, sorted;
+        none if there is no such folder.
+        """
+        entries = self._entries(folder, prefix)
+        return sorted(entry.name for entry in entries if entry.size is not None)
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the files directly in `folder`, by base name; none when there is no such folder."""
@@ -245,11 +248,11 @@ class Store:
         """
         return object_store.retrying_fsspec_for(self._full(path))
 
-    def _entries(self, folder: str) -> list[Entry]:
+    def _entries(self, folder: str, prefix: str = "") -> list[Entry]:
         url = self._full(folder)
         for attempt in self._attempts("list", url, is_optional=True):
             with attempt as timeout_s:
-                return self._place.list(url, timeout_s=timeout_s)
+                return self._place.list(url, timeout_s=timeout_s, prefix=prefix)
         return []
 
     def _full(self, path: str) -> str:
