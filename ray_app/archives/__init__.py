@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         MemberLocation,
         RefusedMember,
         TableColumns,
+        as_listed,
         as_member,
         block_sizes,
         image_id,

@@ -289,7 +289,7 @@ class _Listing:
         self._began = self.clock()
         before = manifest.last_complete(store)
         self.number = 0 if before is None else before.manifest + 1
-        self._open = manifest.read_listed(store, self.number)
+        self._open = manifest.read_last_portion(store, self.number) if self.is_portion else None
         self.last = self._open or before
         self._portion = None if not self.is_portion else self._open.portions if self._open else 0
         self._clear()

@@ -246,7 +246,7 @@ def listed_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
     """
     last = last_complete(store)
     following = 0 if last is None else last.manifest + 1
-    return list(range(following)), _read_last_portion(store, following)
+    return list(range(following)), read_last_portion(store, following)
 
 
 def last_complete(store: Store) -> ManifestInfo | None:
@@ -288,12 +288,8 @@ def read_complete(store: Store, number: int, portion: int | None = None) -> Mani
     return ManifestInfo(**fields)
 
 
-def read_listed(store: Store, number: int) -> ManifestInfo | None:
-    """Return what a manifest holds as far as it is listed; None if it has no portion yet."""
-    return read_complete(store, number) or _read_last_portion(store, number)
-
-
-def _read_last_portion(store: Store, number: int) -> ManifestInfo | None:
+def read_last_portion(store: Store, number: int) -> ManifestInfo | None:
+    """Return what a manifest holds as its last complete portion states it; None without one."""
     # Portions are written one after another, so the last alone can be incomplete.
     for portion in reversed(_numbers(store, folder_of(number))[-2:]):
         info = read_complete(store, number, portion)
@@ -305,7 +301,7 @@ def _read_last_portion(store: Store, number: int) -> ManifestInfo | None:
 def last_listing(store: Store) -> ManifestInfo | None:
     """Return what the newest manifest holds as far as it is listed; None if nothing is listed."""
     last = last_complete(store)
-    return _read_last_portion(store, 0 if last is None else last.manifest + 1) or last
+    return read_last_portion(store, 0 if last is None else last.manifest + 1) or last
 
 
 def close_manifest(store: Store, listed: ManifestInfo) -> ManifestInfo:

@@ -142,6 +142,20 @@ def as_member(item: ListedMember, slot: int = 0) -> ManifestMember:
     return ManifestMember(image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
 
 
+def as_listed(member: ListedMember | ManifestMember) -> ListedMember:
+    """Return a member as its source listed it."""
+    return ListedMember(
+        member.uri,
+        member.member,
+        member.occurrence,
+        member.version,
+        member.size_bytes,
+        member.input,
+        member.place,
+        member.refused,
+    )
+
+
 # SHA-256 of a member; with a counter above 0, another one.
 Digest = Callable[[ListedMember, int], bytes]
 

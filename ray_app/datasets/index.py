@@ -37,7 +37,6 @@ from ray_app.datasets.labelling import (
     LabelledBlock,
     Labeller,
     SkippedMembers,
-    as_listed,
     check_hashes,
     labels_of,
 )
@@ -430,7 +429,7 @@ class _Tally:
 
 def _members(listing: Store) -> Iterator[archives.ListedMember]:
     for ref in archives.read_blocks(listing, 0):
-        yield from map(as_listed, archives.member_rows(archives.read_block(listing, ref)))
+        yield from map(archives.as_listed, archives.member_rows(archives.read_block(listing, ref)))
 
 
 def _refuse_contradictions(

@@ -17,6 +17,7 @@ from ray_app.archives import (
     ListedMember,
     ManifestMember,
     MemberReader,
+    as_listed,
     member_rows,
     read_block,
 )
@@ -161,20 +162,6 @@ def labels_of(item: ListedMember, layout: DatasetLayout) -> Labels | None:
     """
     is_closed = item.refused is not None and item.place is None and kind_of(item.uri) is not None
     return None if is_closed or is_unreadable_folder(item) else layout.labels(item)
-
-
-def as_listed(member: ManifestMember) -> ListedMember:
-    """The member as its source listed it, which is all that a layout reads."""
-    return ListedMember(
-        member.uri,
-        member.member,
-        member.occurrence,
-        member.version,
-        member.size_bytes,
-        member.input,
-        member.place,
-        member.refused,
-    )
 
 
 def check_hashes(hashes: Sequence[Hash]) -> None:

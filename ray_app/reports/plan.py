@@ -54,7 +54,7 @@ def _archive(plan: Plan) -> Lines:
     of the calibration.
     """
     run, unknown = plan.run, plan.unknown_sizes
-    if run is not None and (unlike := unlike_sentence(run.unlike)):
+    if unlike := unlike_sentence(plan.unlike):
         yield "unlike", unlike
     sizes = wording.size(plan.size_bytes) + (f" and {unknown:,} of unknown size" if unknown else "")
     left = " to score" if run else ""
@@ -86,11 +86,6 @@ def _archive(plan: Plan) -> Lines:
                 if run.members_left
                 else "left: nothing; no file is new or changed",
             )
-    if plan.unlike:
-        yield (
-            "unlike",
-            f"the sample differs from the images of the calibration in {plan.unlike}: the run would abstain on all files",
-        )
 
 
 def _asked(plan: Plan) -> Lines:

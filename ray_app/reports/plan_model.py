@@ -22,10 +22,7 @@ class PlannedKind(Section):
 
 
 class PlannedRun(Section):
-    """How far the run is that the command would go on with: begun, unfinished or finished.
-
-    `unlike`: why the archive is unlike the images of the calibration, so that all verdicts abstain.
-    """
+    """How far the run is that the command would continue: begun, unfinished or finished."""
 
     url: str = ""
     state: str = ""
@@ -33,7 +30,6 @@ class PlannedRun(Section):
     members_done: int = 0
     blocks_left: int = 0
     members_left: int = 0
-    unlike: OptionalKey[str] = None
 
 
 class PlannedNodes(Section):
@@ -231,8 +227,8 @@ class Plan(Section):
 
     `unknown_sizes`: members whose size is known only after reading. Without a probe all that it
     predicts is null. `groups`: of detectors that take turns in each worker, where they do not fit
-    together. `unlike`: in what the sample differs so much from the images of the ensemble's
-    calibration that the run would abstain.
+    together. `unlike`: in what the archive, by the run's last summary or else by the sample, differs so
+    much from the images of the ensemble's calibration that all verdicts abstain.
     """
 
     members: int = 0

@@ -25,12 +25,10 @@ from ray_app.scoring.orders import OrderWriter
 from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
-    BlockDescriber,
     BlockReport,
     BlockScorer,
-    GroupTensorScorer,
     ScoringJob,
-    TensorScorer,
+    scorer_stages,
 )
 from ray_app.scoring.turns import Turn
 from ray_app.streams.pool import Pool, stream
@@ -76,21 +74,10 @@ def pools_of(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
 
     if layout.kind == "fused":
         return [pool(BlockScorer, layout.scorers[0], layout.worker_cpus)]
-    if job.groups is not None:
-        scorers = [
-            pool(GroupTensorScorer, layout.scorers[0], layout.scorer_cpus, layout.scorer_gpus)
-        ]
-    else:
-        scorers = [
-            pool(
-                TensorScorer if names in job.spec.pools else BlockDescriber,
-                size,
-                layout.scorer_cpus,
-                layout.scorer_gpus,
-                names,
-            )
-            for names, size in zip(job.spec.all_pools, layout.scorers, strict=True)
-        ]
+    scorers = [
+        pool(stage, size, layout.scorer_cpus, layout.scorer_gpus, *arguments)
+        for (stage, arguments), size in zip(scorer_stages(job), layout.scorers, strict=True)
+    ]
     return [
         pool(BlockDecoder, layout.decoders, layout.worker_cpus),
         *scorers,

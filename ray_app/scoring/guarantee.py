@@ -145,17 +145,8 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
     scored = departures(card.settings, identity["precision"], identity["resize"])
     decoders = {name for name, count in tally.decoders.items() if count}
     unknown = other_decoders(card.settings, decoders)
-    found = find_shifts(tally.population.bins())
-    shifts = [_summarise(feature, shift) for feature, shift in found.items()]
+    shifts = list_shifts(tally)
     waived = bool(identity.get(WAIVED))
-    beyond = sorted(
-        (shift for shift in shifts if shift.beyond), key=lambda shift: -(shift.psi or 0.0)
-    )
-    unlike = (
-        f"{UNLIKE}: {', '.join(map(_named, beyond[:_MOST_NAMED]))}"
-        if beyond and not waived
-        else None
-    )
     noticed = [_named(shift) for shift in shifts if shift.noticed]
     why = [
         *([f"images differ in {', '.join(noticed)}"] if noticed else []),
@@ -165,7 +156,7 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
     return document.GuaranteeSummary(
         holds=False if why else True if is_enough else None,
         why="; ".join(why) if why else None if is_enough else _why_unknown(card, tally.images),
-        unlike=unlike,
+        unlike=None if waived else describe_unlike(shifts),
         waived=waived,
         target_fpr=card.guarantee.target_fpr if card.guarantee else None,
         confidence=card.guarantee.confidence if card.guarantee else None,
@@ -176,6 +167,21 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
         settings=scored,
         counted=tally.facts(),
     )
+
+
+def describe_unlike(shifts: Sequence[document.ShiftSummary]) -> str | None:
+    """Return in which properties images are so unlike those of the calibration that every verdict
+    is to abstain; None if they are not.
+    """
+    largest_first = sorted(shifts, key=lambda shift: -(shift.psi or 0.0))
+    beyond = [_named(shift) for shift in largest_first if shift.beyond]
+    return f"{UNLIKE}: {', '.join(beyond[:_MOST_NAMED])}" if beyond else None
+
+
+def list_shifts(tally: ArchiveTally) -> list[document.ShiftSummary]:
+    """Compare counted images with those of the calibration, property by property."""
+    shifts = find_shifts(tally.population.bins())
+    return [_summarise(feature, shift) for feature, shift in shifts.items()]
 
 
 def _summarise(feature: str, shift: Shift) -> document.ShiftSummary:

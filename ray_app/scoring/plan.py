@@ -22,12 +22,12 @@ from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, ResourceEstimate, Sc
 from ray_app.inference.block_reader import MEMBER_BYTES
 from ray_app.inference.groups import DetectorGroups
 from ray_app.inference.spec import departures
-from ray_app.metrics.drift import find_shifts
 from ray_app.reports import plan_model
 from ray_app.reports.folders import describe_closed_folders
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring import guarantee, identity, session
+from ray_app.scoring.backlog import Listing
 from ray_app.scoring.config import ClusterDescription, ScoreConfig, planned_for
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.rates import (
@@ -42,7 +42,7 @@ from ray_app.scoring.rates import (
 from ray_app.scoring.run import check_detectors, groups_for, layout_for, memory_of
 from ray_app.scoring.sample import SampleWork, score_sample
 from ray_app.scoring.survey import Survey, members_to_score, progress_of, standing, survey
-from ray_app.storage import node_budget, with_s3_settings
+from ray_app.storage import Fetcher, node_budget, with_s3_settings
 
 # For Ray to start its processes and these to load detectors. Machines that an autoscaler brings
 # take minutes more.
@@ -86,51 +86,35 @@ def plan_run(
     spec = settings.spec(machines.gpus)
     layout, groups, memory = _layout(config, spec, machines)
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
-    before, start = standing(settings, spec), time.monotonic()
-    found = survey(
-        members_to_score(settings, before, fetcher),
-        sample=probe,
-        max_bytes=spec.limits.max_bytes,
-        progress=ProgressLog("listing").count,
-    )
-    closed = found.closed_folders
-    if closed.count:
-        sentence = describe_closed_folders(closed.count, closed.example)
-        print(f"listing: {sentence}", file=sys.stderr, flush=True)
-    listing = plan_model.PlannedListing(
-        seconds=round(time.monotonic() - start, 2),
-        gets=fetcher.counts["requests"],
-        bytes_read=fetcher.bytes_read,
-    )
+    before = standing(settings, spec)
+    source, listing = _survey_source(settings, spec, before, fetcher, probe)
     blocks = len(before.pending) if before else 0
-    blocks = blocks or _count_blocks(layout.block_plan(spec.slots), found)
+    blocks = blocks or _count_blocks(layout.block_plan(spec.slots), source)
     # Rows go to a store that bills requests if the run or, as long as there is none, the source is
     # in one.
-    is_store = session.is_billed(config.out) if config.out else bool(found.billed)
-    work = None
-    if found.sample:
+    is_store = session.is_billed(config.out) if config.out else bool(source.billed)
+    used = layout.limited_to(blocks)
+    work, pools = None, list[PlannedPool]()
+    if source.sample:
         decode_bytes = _decode_bytes(config, machines)
         work = score_sample(
-            config, spec, layout, groups, fetcher, found.sample, decode_bytes=decode_bytes
+            config, spec, layout, groups, fetcher, source.sample, decode_bytes=decode_bytes
         )
-    used = layout.limited_to(blocks)
-    pools = list[PlannedPool]()
-    if work is not None:
-        per_member = blocks / found.members
+        per_member = blocks / source.members
         pools = read_pools(
             spec, used, work, machines, blocks_per_member=per_member, is_store=is_store
         )
-    time_s = _time(spec, work, pools, found, listing.seconds)
-    lists = found.lists * (before is None or before.state != "unfinished")
-    requests = _requests(spec, found, listing, blocks, lists=lists, is_store=is_store)
-    bytes_read = _bytes_read(found, work) + listing.bytes_read
+    time_s = _time(spec, work, pools, source, listing.seconds)
+    lists = source.lists * (before is None or before.state != "unfinished")
+    requests = _requests(spec, source, listing, blocks, lists=lists, is_store=is_store)
+    bytes_read = _bytes_read(source, work) + listing.bytes_read
     return plan_model.Plan(
-        members=found.members,
-        size_bytes=found.size_bytes,
-        unknown_sizes=found.unsized,
-        kinds={kind: plan_model.PlannedKind(**counts) for kind, counts in found.kinds.items()},
-        refused_in_listing=dict(found.refused),
-        run=progress_of(RunDirectory.open(config.out), before, blocks, found.members)
+        members=source.members,
+        size_bytes=source.size_bytes,
+        unknown_sizes=source.unsized,
+        kinds={kind: plan_model.PlannedKind(**counts) for kind, counts in source.kinds.items()},
+        refused_in_listing=dict(source.refused),
+        run=progress_of(RunDirectory.open(config.out), before, blocks, source.members)
         if config.out and before
         else None,
         unlike=_unlike(config, spec, work),
@@ -153,8 +137,43 @@ def plan_run(
         requests=requests,
         bytes_read=bytes_read,
         prices=config.prices.model_dump(mode="json"),
-        **_bill(config, requests, bytes_read if found.billed else 0, found.members, time_s),
+        **_bill(config, requests, bytes_read if source.billed else 0, source.members, time_s),
     )
+
+
+def _survey_source(
+    settings: identity.Settings,
+    spec: ScoringSpec,
+    before: Listing | None,
+    fetcher: Fetcher,
+    sample: int,
+) -> tuple[Survey, plan_model.PlannedListing]:
+    """List what the run would score, and report folders that could not be listed on stderr.
+
+    Args:
+        settings: The settings of the run.
+        spec: What members are scored with.
+        before: What an earlier command listed; None for a new run.
+        fetcher: Reads lists and containers.
+        sample: How many members to draw.
+    """
+    start = time.monotonic()
+    source = survey(
+        members_to_score(settings, before, fetcher),
+        sample=sample,
+        max_bytes=spec.limits.max_bytes,
+        progress=ProgressLog("listing").count,
+    )
+    closed = source.closed_folders
+    if closed.count:
+        sentence = describe_closed_folders(closed.count, closed.example)
+        print(f"listing: {sentence}", file=sys.stderr, flush=True)
+    listing = plan_model.PlannedListing(
+        seconds=round(time.monotonic() - start, 2),
+        gets=fetcher.counts["requests"],
+        bytes_read=fetcher.bytes_read,
+    )
+    return source, listing
 
 
 def _machines(config: ScoreConfig, described: ClusterDescription | None) -> PlannedMachines:
@@ -268,18 +287,21 @@ def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
 
 
 def _unlike(config: ScoreConfig, spec: ScoringSpec, work: SampleWork | None) -> str | None:
-    """Return in what the sample differs so much from the calibration that all verdicts would
-    abstain; None if it does not, or if nothing was compared.
+    """Return in what the archive is so unlike the images of the calibration that all verdicts
+    abstain, by the last summary of the run, else by the sample; None if it is not, or if nothing
+    was compared.
     """
-    card = spec.ensemble
-    if work is None or config.waive_guarantee or not guarantee.has_comparison(card):
+    run = RunDirectory.open(config.out) if config.out else None
+    if run is not None and run.store.exists("summary.json"):
+        comparison = run.read_json("summary.json").get("guarantee") or {}
+        unlike: str | None = comparison.get("unlike")
+        return unlike
+    if work is None or config.waive_guarantee or not guarantee.has_comparison(spec.ensemble):
         return None
     tally = guarantee.ArchiveTally(spec)
     for rows in work.rows:
         tally.add(rows)
-    shifts = find_shifts(tally.population.bins())
-    beyond = {name: shift for name, shift in shifts.items() if shift.is_beyond}
-    return ", ".join(f"{name} (PSI {shift.psi:.2g})" for name, shift in beyond.items()) or None
+    return guarantee.describe_unlike(guarantee.list_shifts(tally))
 
 
 def _costs(spec: ScoringSpec, work: SampleWork, pools: Sequence[PlannedPool]) -> dict[str, Any]:

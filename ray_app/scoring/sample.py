@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +23,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import BlockRef, ListedMember, ManifestMember, image_id, manifest
+from ray_app.archives import (
+    BlockRef,
+    ListedMember,
+    ManifestMember,
+    as_listed,
+    image_id,
+    manifest,
+)
 from ray_app.cluster import gpu_check
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.cluster.local_ray import SECRETS, WORKER_ENVIRONMENT, changed_environment
@@ -37,13 +44,11 @@ from ray_app.scoring.orders import OrderWriter
 from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
-    BlockDescriber,
     BlockReport,
     BlockScorer,
-    GroupTensorScorer,
     OpenBlock,
     ScoringJob,
-    TensorScorer,
+    scorer_stages,
 )
 from ray_app.scoring.survey import Item, spread
 from ray_app.storage import Fetcher, node_budget
@@ -204,15 +209,7 @@ def _image_id(item: Item) -> int:
 
 def _without_columns(item: Item) -> ListedMember:
     """Return a member as listed, without the columns of its source, which cost no time."""
-    return ListedMember(
-        item.uri,
-        item.member,
-        item.occurrence,
-        item.version,
-        item.size_bytes,
-        place=item.place,
-        refused=item.refused,
-    )
+    return replace(as_listed(item), input={})
 
 
 def _read_rows(run: RunDirectory, ref: BlockRef) -> pa.Table:
@@ -343,12 +340,7 @@ def _open_stages(job: ScoringJob, kind: str | None) -> list[Stage]:
         return [BlockScorer(job)]
     if kind is None:
         return [BlockDecoder(job)]
-    if job.groups is not None:
-        return [BlockDecoder(job), GroupTensorScorer(job), BlockCommitter(job)]
-    scorers = [
-        TensorScorer(job, pool) if pool in job.spec.pools else BlockDescriber(job, pool)
-        for pool in job.spec.all_pools
-    ]
+    scorers = [stage(job, *arguments) for stage, arguments in scorer_stages(job)]
     return [BlockDecoder(job), *scorers, BlockCommitter(job)]
 
 

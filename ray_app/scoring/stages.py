@@ -250,8 +250,8 @@ class BlockStage(Stage):
         )
         detectors = opened.scorer.detectors
         self._note_emulation(detectors.names)
-        if self._job.members and spec.device != "cpu" and spec.slots == default_slots(spec.device):
-            detectors.fit_batches((self._job.members,), DeviceMeter(spec.device))
+        if (members := self._members_to_fit()) is not None:
+            detectors.fit_batches((members,), DeviceMeter(spec.device))
         if self._job.compiled and spec.device != "cpu":
             for name, why in detectors.compile().items():
                 if why is not None:
@@ -262,8 +262,7 @@ class BlockStage(Stage):
         self, groups: DetectorGroups, markers: Path | None = None, *, kept_bytes: float
     ) -> "tuple[BatchDecoder, GroupScorer]":
         """Load the first group of the detectors that take turns."""
-        spec, members = self._job.spec, self._job.members
-        fits = bool(members) and spec.device != "cpu" and spec.slots == default_slots(spec.device)
+        spec = self._job.spec
         self._note_emulation(spec.cards)
         return open_group_scorer(
             spec,
@@ -271,8 +270,16 @@ class BlockStage(Stage):
             self._clock,
             careful=self._open_careful(markers),
             kept_bytes=kept_bytes,
-            block_members=members if fits else None,
+            block_members=self._members_to_fit(),
         )
+
+    def _members_to_fit(self) -> int | None:
+        """Return the images of a block for which the size of batches is measured on a GPU; None to
+        keep the size.
+        """
+        spec = self._job.spec
+        is_default = spec.device != "cpu" and spec.slots == default_slots(spec.device)
+        return self._job.members or None if is_default else None
 
     def _note_emulation(self, names: Iterable[str]) -> None:
         """Note this node if its processor emulates the bf16 of some detectors."""
@@ -451,3 +458,16 @@ def _some(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
     """Those of these rows; None of others."""
     wanted = set(rows)
     return [item if row in wanted else None for row, item in enumerate(items)]
+
+
+def scorer_stages(job: ScoringJob) -> list[tuple[type[BlockStage], tuple[Any, ...]]]:
+    """Return the stages between decoders and committers in the split layout, in their order, each
+    with the arguments that it gets after the job.
+    """
+    if job.groups is not None:
+        return [(GroupTensorScorer, ())]
+    spec = job.spec
+    return [
+        (TensorScorer if names in spec.pools else BlockDescriber, (names,))
+        for names in spec.all_pools
+    ]

@@ -235,7 +235,6 @@ def progress_of(
     run: RunDirectory, before: Listing, blocks_left: int, members_left: int
 ) -> PlannedRun:
     """How far that run is, for a plan."""
-    summary = run.read_json("summary.json") if run.store.exists("summary.json") else {}
     return PlannedRun(
         url=run.store.url,
         state=before.state,
@@ -243,7 +242,6 @@ def progress_of(
         members_done=before.blocks.members - before.pending.members,
         blocks_left=blocks_left,
         members_left=members_left,
-        unlike=(summary.get("guarantee") or {}).get("unlike"),
     )
 
 

@@ -124,8 +124,7 @@ def test_what_is_unknown_free_or_done_is_said_as_that(changes, said, not_said):
 
 
 def test_plan_begins_with_an_unlike_archive():
-    run = DONE | {"state": "finished", "members_left": 0, "unlike": "jpeg_quality (PSI 1.2)"}
-    first = plan_lines(PLAN | {"run": run})[0]
+    first = plan_lines(PLAN | {"unlike": "jpeg_quality (PSI 1.2)"})[0]
     assert re.fullmatch(r"unlike +all verdicts abstain: jpeg_quality \(PSI 1\.2\)", first)
 
 
@@ -142,8 +141,3 @@ def test_costs_show_what_each_detector_takes_and_its_group():
     ):
         assert said in text
     assert re.search(r"own-head +812 +2 +0\.20 % +measured", text)
-
-
-def test_unlike_archive_is_reported_with_its_files():
-    text = told(unlike="jpeg_quality (PSI 2.3)")
-    assert text.index("in jpeg_quality (PSI 2.3): the run would abstain") < text.index("ensemble ")

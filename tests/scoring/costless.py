@@ -88,8 +88,13 @@ class CostlessCommitter(BlockStage):
 @contextmanager
 def costless(**others: type[BlockStage]) -> Iterator[None]:
     """Inside, the engine's stages are these; `others` by the name of the stage that they stand for."""
-    stages = {"BlockScorer": CostlessScorer, "BlockDecoder": CostlessDecoder, "TensorScorer": SleepingScorer,
-              "BlockCommitter": CostlessCommitter}  # fmt: skip
+    scorer = others.pop("TensorScorer", SleepingScorer)
+    stages = {
+        "BlockScorer": CostlessScorer,
+        "BlockDecoder": CostlessDecoder,
+        "BlockCommitter": CostlessCommitter,
+        "scorer_stages": lambda job: [(scorer, (names,)) for names in job.spec.all_pools],
+    }
     with mock.patch.multiple(engine, **stages | others):
         yield
 

@@ -14,11 +14,9 @@ from ray_app.errors import TouchstoneError
 from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
-    BlockDescriber,
     BlockReport,
     BlockScorer,
-    GroupTensorScorer,
-    TensorScorer,
+    scorer_stages,
 )
 from ray_app.streams.stage import StageFailure, packed, unpacked
 
@@ -95,12 +93,7 @@ def _score_turn(turn, job, layout, orders, watch):
 
 
 def split_stages(job):
-    if job.groups is not None:
-        return [BlockDecoder(job), GroupTensorScorer(job), BlockCommitter(job)]
-    scorers = [
-        (TensorScorer if pool in job.spec.pools else BlockDescriber)(job, pool)
-        for pool in job.spec.all_pools
-    ]
+    scorers = [stage(job, *arguments) for stage, arguments in scorer_stages(job)]
     return [BlockDecoder(job), *scorers, BlockCommitter(job)]
 
 

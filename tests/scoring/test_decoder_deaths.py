@@ -46,25 +46,28 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+def make_deadly_photos(tmp_path, count, *, crash, hang):
+    """Write photographs, and return their folder and the environment in which two of them kill the
+    decoder.
+    """
+    photos, site = tmp_path / "photos", tmp_path / "site"
+    photos.mkdir()
+    for index in range(count):
+        save_photo(photos / f"{index:02}.jpg", index)
+    for name, words in ((crash, b"makes the decoder crash"), (hang, b"makes the decoder hang")):
+        (photos / name).write_bytes((photos / name).read_bytes() + words)
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(DEADLY)
+    return photos, os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
-    photos, site = tmp_path / "photos", tmp_path / "site"
-    photos.mkdir()
-    for index in range(16):
-        save_photo(photos / f"{index:02}.jpg", index)
-    for name, words in (
-        ("05.jpg", b"makes the decoder crash"),
-        ("11.jpg", b"makes the decoder hang"),
-    ):
-        (photos / name).write_bytes((photos / name).read_bytes() + words)
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(DEADLY)
-
+    photos, environment = make_deadly_photos(tmp_path, 16, crash="05.jpg", hang="11.jpg")
     command = [sys.executable, "-m", "ray_app.cli", "score", str(photos), "--out", str(tmp_path / "run"),
                "--ensemble", "tiny", "--set", "block_members=8", "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -95,20 +98,9 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_plan_survives_a_crash_and_a_hang(tmp_path):
-    photos, site = tmp_path / "photos", tmp_path / "site"
-    photos.mkdir()
-    for index in range(8):
-        save_photo(photos / f"{index:02}.jpg", index)
-    for name, words in (
-        ("03.jpg", b"makes the decoder crash"),
-        ("05.jpg", b"makes the decoder hang"),
-    ):
-        (photos / name).write_bytes((photos / name).read_bytes() + words)
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(DEADLY)
+    photos, environment = make_deadly_photos(tmp_path, 8, crash="03.jpg", hang="05.jpg")
     command = [sys.executable, "-m", "ray_app.cli", "plan", str(photos), "--ensemble", "tiny", "--json",
                "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     planned = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
     statuses = json.loads(planned.stdout)["probe"]["statuses"]
     assert statuses == {"ok": 6, "decoder_crashed": 1, "decode_timeout": 1}

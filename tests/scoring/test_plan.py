@@ -226,4 +226,4 @@ def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, c
     told = json.loads(capsys.readouterr().out)
     assert told["run"]["state"] == "finished"
     assert told["members"] == told["run"]["members_left"] == told["probe"]["members"] == 1
-    assert told["run"]["unlike"] == "jpeg_quality (PSI 1.2)"
+    assert told["unlike"] == "jpeg_quality (PSI 1.2)"
