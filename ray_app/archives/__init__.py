@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         listed_manifests,
         manifests,
         open_manifest,
+        read_block_lists,
         read_blocks,
         read_blocks_so_far,
         read_complete,

@@ -210,10 +210,6 @@ def files_at(store: Store, uris: Collection[str], without: members.Ids) -> set[s
 
 def _columns_of(store: Store, columns: list[str]) -> Iterator[pa.Table]:
     """Yield some columns of all members that are listed so far, a file at a time."""
-    numbers, listed = manifest.listed_manifests(store)
-    lists = [partial(manifest.read_blocks, store, number) for number in numbers]
-    if listed is not None:
-        lists.append(partial(manifest.read_blocks_so_far, store, listed))
-    for read in lists:
-        for path in dict.fromkeys(manifest.path_in(ref.manifest, ref.file) for ref in read()):
+    for blocks in manifest.read_block_lists(store):
+        for path in dict.fromkeys(manifest.path_in(ref.manifest, ref.file) for ref in blocks):
             yield pq.read_table(pa.BufferReader(store.read(path)), columns=columns)

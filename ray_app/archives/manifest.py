@@ -438,6 +438,15 @@ def read_blocks_so_far(store: Store, listed: ManifestInfo) -> BlockList:
         return BlockList.joined(list(pool.map(read, portions)))
 
 
+def read_block_lists(store: Store) -> Iterator[BlockList]:
+    """Yield the blocks of each manifest, also of the open one as far as it is listed."""
+    numbers, listed = listed_manifests(store)
+    for number in numbers:
+        yield read_blocks(store, number)
+    if listed is not None:
+        yield read_blocks_so_far(store, listed)
+
+
 def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
     """The ids of consecutive blocks, block by block in their order; each file is read once."""
     opened, file = None, ""

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -368,12 +367,7 @@ def members_of(
     """
     wanted, ends = np.unique(np.array(list(image_ids), np.int64)), time.monotonic() + seconds
     found: dict[int, archives.ManifestMember] = {}
-    numbers, listed = archives.listed_manifests(run.store)
-    lists = [partial(archives.read_blocks, run.store, number) for number in numbers]
-    if listed is not None:
-        lists.append(partial(archives.read_blocks_so_far, run.store, listed))
-    for read_blocks in lists:
-        blocks = read_blocks()
+    for blocks in archives.read_block_lists(run.store):
         for ref, ids in zip(blocks, archives.read_ids(run.store, blocks), strict=True):
             if np.isin(ids, wanted).any():
                 members = archives.member_rows(archives.read_block(run.store, ref))

@@ -178,7 +178,8 @@ class PartTable:
         """Return the files that people read, in the order of their blocks.
 
         Args:
-            manifests: Return only files that begin in one of these manifests. None returns all.
+            manifests: The manifests that are needed; files of others may be returned, too. None
+                returns all files.
         """
         if manifests is None or len(manifests) > _FEW:
             names = self.store.names("scores")
