@@ -209,7 +209,7 @@ def list_portions(
             listing = _Listing(store, archive, plan, known, is_portion=True, **options)
             is_first = listing.goes_on or (listing.last is None and options.get("limit") is None)
             info = listing.list_next_portion() if is_first else listing.list_whole()
-            is_whole = not is_first or not listing.walk.unlisted
+            is_whole = not is_first or listing.walk.is_over
             if info is not None:
                 yield info
 
@@ -330,11 +330,12 @@ class _Listing:
         """
         walk, info = self.walk, None
         while info is None:
-            walk.step()
-            walk.containers()
-            if walk.kept or not walk.unlisted:
+            if not walk.has_containers:
+                walk.step()
+            walk.containers(is_portion=True)
+            if walk.kept or walk.is_over:
                 info = self._write(is_first=True)
-            if not walk.unlisted:
+            if walk.is_over:
                 break
         return info
 
@@ -345,7 +346,7 @@ class _Listing:
             is_first: It is a part of the first listing, so that no known id counts as vanished.
         """
         walk, store, number, last = self.walk, self.store, self.number, self.last
-        goes_on = is_first and bool(walk.unlisted)
+        goes_on = is_first and not walk.is_over
         if not walk.listed and not goes_on:
             raise self.archive.empty(walk.found, walk.opened)
         files, each, folder = walk.files, self.each, manifest.folder_of(number, self._portion)

@@ -122,7 +122,7 @@ class Archive:
                     f"{option} {pattern}: braces are not expanded",
                     hint=f"give each pattern of its own: {option} repeatedly",
                 )
-        self._urls, self._columns, self._limits = list(sources), columns, limits
+        self._urls, self.columns, self.limits = list(sources), columns, limits
         self.selection = Selection(
             tuple(include),
             tuple(exclude),
@@ -148,7 +148,7 @@ class Archive:
         kind, url = _split_kind(self._urls[source])
         return object_prefix.PrefixRange(
             object_prefix.ObjectPrefix(
-                canonical(url), kind, self._columns, self._limits, self.selection
+                canonical(url), kind, self.columns, self.limits, self.selection
             ),
             keys,
         )

@@ -1,6 +1,9 @@
 """`Walk`: the way through the sections of an archive, and what was found on it; first what its
 sources list, then what is in containers.
 
+A portion of a first listing is about as much as makes all that is listed `GROWTH` times as much. If
+the containers that a step finds hold more, the rest of them waits for the next portions.
+
 Ranges of S3 keys are listed side by side and in steps, each of which goes through some of every
 range; ranges that are left behind are cut anew before the next one, so that many processes share
 what turned out to be heavy. A step is planned from what was listed before and from nothing else:
@@ -29,8 +32,11 @@ Order = tuple[float, int, str]
 T = TypeVar("T")
 R = TypeVar("R")
 
-# containers that one task opens, whichever is reached first
-_SHARDS_AT_ONCE, _SHARD_BYTES = 8, 2**30
+_LAST: Order = (math.inf, 0, "")  # of what is in containers
+
+# containers that one task opens, whichever is reached first; fewer if there would be less than so
+# many tasks
+_SHARDS_AT_ONCE, _SHARD_BYTES, _FEW_TASKS = 8, 2**30, 32
 _LITTLE_BYTES = 8 * 2**20  # of containers that are opened at once rather than by tasks
 # of very many containers, so many more to a task that there are no more tasks than this
 _MOST_SECTIONS = 2048
@@ -102,6 +108,10 @@ class Walk:
     _sections: int = 0
     # sections that are no ranges of keys, and what was found in them
     _odd: tuple[int, int] = (0, 0)
+    # containers that were listed, and what was found in them
+    _read: tuple[int, int] = (0, 0)
+    # what was found before this portion
+    _found_before: int = 0
 
     def sources(self, *, in_order: bool = False) -> None:
         """List all that the sources themselves say, as far as `limit` goes: files, and containers
@@ -123,7 +133,7 @@ class Walk:
         them.
         """
         waiting = self._divided(self._begun())
-        target = max(FIRST_STEP, (GROWTH - 1) * self.found)
+        target = self._portion_size()
         ranges = sum(one.keys is not None for one in waiting)
         most = math.ceil(target / max(ranges, 1) / _PAGE) * _PAGE
         left: list[Unlisted] = []
@@ -138,21 +148,42 @@ class Walk:
             del waiting[:count]
         self.unlisted = sorted([*left, *waiting], key=lambda one: one.order)
 
-    def containers(self) -> None:
-        """List what is in the containers, and in those that they name."""
+    def containers(self, *, is_portion: bool = False) -> None:
+        """List what is in the containers, and in those that they name.
+
+        Args:
+            is_portion: List no more of them than a portion takes. The others stay waiting.
+        """
         waiting = [container for _, container in sorted(self._waiting, key=lambda one: one[0])]
         self.settled &= all(one.version for one in waiting)
-        order = (math.inf, 0, "")
         while waiting and (self.limit is None or self.listed < self.limit):
-            groups, self._waiting = [Unlisted(0, 0, group) for group in _groups(waiting)], []
+            wanted = self._portion_size() - (self.found - self._found_before)
+            if is_portion and wanted <= 0:
+                break
+            count = self._containers_with(wanted) if is_portion else len(waiting)
+            some, waiting = waiting[:count], waiting[count:]
+            groups, self._waiting = [Unlisted(0, 0, group) for group in _groups(some)], []
             listings = (
                 self._in_order(groups)
                 if self.limit is not None
                 else self._side_by_side(groups, None)
             )
-            self._take(listings, order=order)
-            waiting = [container for _, container in self._waiting]
-        self._waiting = []
+            before = self.found
+            self._take(listings, order=_LAST)
+            self._read = self._read[0] + len(some), self._read[1] + self.found - before
+            waiting += [container for _, container in self._waiting]
+        # With a limit, what is left is not wanted.
+        self._waiting = [] if self.limit is not None else [(_LAST, one) for one in waiting]
+
+    @property
+    def has_containers(self) -> bool:
+        """Whether containers wait to be listed."""
+        return bool(self._waiting)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is listed."""
+        return not self._begun() and not self._waiting
 
     @property
     def files(self) -> list[raw_listing.RawFile]:
@@ -184,6 +215,7 @@ class Walk:
     def next_portion(self) -> None:
         """Forget the files so far, which are in a manifest."""
         self._files, self.kept, self._carried = [], 0, 0
+        self._found_before = self.found
 
     def noted(self) -> bytes:
         """All that another process needs to go on from here, as JSON."""
@@ -199,8 +231,16 @@ class Walk:
             for one in self._begun()
         ]
         folders = {"linked": asdict(self.linked), "closed_folders": asdict(self.closed_folders)}
+        containers = [_noted_container(container) for _, container in self._waiting]
         return json.dumps(
-            {**counts, **folders, "sum": f"{self._sum:x}", "unlisted": unlisted}
+            {
+                **counts,
+                **folders,
+                "sum": f"{self._sum:x}",
+                "unlisted": unlisted,
+                "containers": containers,
+                "read": self._read,
+            }
         ).encode()
 
     def resume(self, noted: bytes) -> None:
@@ -218,6 +258,13 @@ class Walk:
         )
         # an older version did not write them
         self.closed_folders = NotedFolders(**state.get("closed_folders", {}))
+        self._found_before = self.found
+        # Version 0.26 listed all containers that it had found.
+        self._waiting = [
+            (_LAST, self._container_of(noted)) for noted in state.get("containers", [])
+        ]
+        containers, members = state.get("read", (0, 0))
+        self._read = int(containers), int(members)
         rests = state["unlisted"]
         others = {(one["source"], one["ordinal"]) for one in rests if one["keys"] is None}
         numbered = self.archive.numbered_sections() if others else ()
@@ -232,6 +279,23 @@ class Walk:
         if self.unlisted is None:
             self.unlisted = [Unlisted(*one) for one in self.archive.numbered_sections()]
         return self.unlisted
+
+    def _container_of(self, noted: Mapping[str, Any]) -> Container:
+        """Return a container that was noted, with the settings of the archive."""
+        samples = noted["samples"]
+        facts = {**noted, "samples": None if samples is None else self._container_of(samples)}
+        return Container(**facts, columns=self.archive.columns, limits=self.archive.limits)
+
+    def _portion_size(self) -> int:
+        """How many members a portion has that follows what is listed so far."""
+        return max(FIRST_STEP, (GROWTH - 1) * self._found_before)
+
+    def _containers_with(self, members: int) -> int:
+        """How many containers hold about so many members, as far as that can be known."""
+        containers, found = self._read
+        if not containers:
+            return _SHARDS_AT_ONCE
+        return math.ceil(members * containers / max(found, 1))
 
     def _divided(self, unlisted: Sequence[Unlisted]) -> list[Unlisted]:
         """The same, with more ranges of keys where there are few for what is listed already."""
@@ -342,12 +406,23 @@ def _after(listed: int, progress: raw_listing.Progress | None) -> raw_listing.Pr
     return None if progress is None else lambda count: progress(listed + count)
 
 
+def _noted_container(container: Container) -> dict[str, Any]:
+    """Return a container as JSON holds it, without the settings of the archive."""
+    names = ("uri", "version", "size_bytes", "kind", "path", "named")
+    samples = container.samples
+    return {
+        **{name: getattr(container, name) for name in names},
+        "samples": None if samples is None else _noted_container(samples),
+    }
+
+
 def _groups(containers: Sequence[Container]) -> list[SourceSection]:
     """Containers as sections, some to each; one section when all are small."""
     total_bytes = sum(one.size_bytes for one in containers)
     if total_bytes <= _LITTLE_BYTES:
         return [Opened(tuple(containers))]
-    at_once = max(_SHARDS_AT_ONCE, math.ceil(len(containers) / _MOST_SECTIONS))
+    few = min(_SHARDS_AT_ONCE, max(1, len(containers) // _FEW_TASKS))
+    at_once = max(few, math.ceil(len(containers) / _MOST_SECTIONS))
     most_bytes = max(_SHARD_BYTES, total_bytes // _MOST_SECTIONS)
     groups: list[SourceSection] = []
     waiting: list[Container] = []

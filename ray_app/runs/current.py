@@ -245,6 +245,8 @@ class ChangedRows:
 
     before: CurrentRows
     now: CurrentRows
+    # by path of an earlier file that was read, whether it has such rows
+    _files: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def added(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield rows that are current now and were not before, a bounded table at a time."""
@@ -259,17 +261,25 @@ class ChangedRows:
     def _of_older_files(self, columns: Sequence[str], *, is_added: bool) -> Iterator[pa.Table]:
         if not self._touches_older_rows():
             return
+        rows = self.now if is_added else self.before
         for path in self.before.files():
-            manifest, tables = (
-                score_files.manifest_of(path),
-                self.now.run.rows_in(path, ["image_id"]),
+            if not self._has_changes(path):
+                continue
+            manifest = score_files.manifest_of(path)
+            for table in rows.read_file(path, columns):
+                changed = self._changed(table, manifest, is_added=is_added)
+                if changed.any():
+                    yield table.filter(pa.array(changed))
+
+    def _has_changes(self, path: str) -> bool:
+        """Return whether some row of an earlier file became current or no longer is."""
+        if path not in self._files:
+            manifest = score_files.manifest_of(path)
+            self._files[path] = any(
+                (self.before.select(table, manifest) != self.now.select(table, manifest)).any()
+                for table in self.now.run.rows_in(path, ["image_id"])
             )
-            if any(self._changed(table, manifest, is_added=is_added).any() for table in tables):
-                rows = self.now if is_added else self.before
-                for table in rows.read_file(path, columns):
-                    changed = self._changed(table, manifest, is_added=is_added)
-                    if changed.any():
-                        yield table.filter(pa.array(changed))
+        return self._files[path]
 
     def _touches_older_rows(self) -> bool:
         is_same = np.array_equal(self.before.vanished, self.now.vanished)

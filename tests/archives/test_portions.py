@@ -2,8 +2,10 @@
 list what one listing lists, and those of a source that is followed.
 """
 
+import io
 import itertools
 import json
+import tarfile
 
 import pytest
 
@@ -181,6 +183,51 @@ def test_killed_listing_continues_after_its_last_portion(server):
         else:
             break
     assert resumed >= 2
+
+
+@pytest.fixture
+def tars(tmp_path, monkeypatch):
+    """An archive of 30 tars with ten members each, where 40 members make a portion."""
+    monkeypatch.setattr(walk, "FIRST_STEP", 40)
+    for number in range(30):
+        with tarfile.open(tmp_path / f"{number:02}.tar", "w") as file:
+            for member in range(10):
+                data = f"{number} {member}".encode()
+                info = tarfile.TarInfo(f"{member}.jpg")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    (tmp_path / "loose.jpg").write_text("loose")
+    return open_source([str(tmp_path)])
+
+
+def test_containers_are_listed_in_portions(tars):
+    store, whole = fresh_store(), fresh_store()
+    arriving = list_source(store, tars)
+    first = next(arriving)
+    assert (first.members, first.goes_on) == (81, True), "a loose file, and eight tars"
+    rest = list(arriving)
+    assert [info.members for info in rest] == [301]
+    list_members(whole, tars, PLAN)
+    assert [m.uri for m in members_of(store)] == [m.uri for m in members_of(whole)]
+    assert {m.image_id for m in members_of(store)} == {m.image_id for m in members_of(whole)}
+    assert read_complete(store, 0).digest == read_complete(whole, 0).digest != ""
+    assert is_as_listed(store, tars)
+
+
+def test_killed_listing_of_containers_continues_after_its_last_portion(tars):
+    whole = fresh_store()
+    list(list_source(whole, tars))
+    for lives in itertools.count(0, 3):
+        store = fresh_store()
+        try:
+            list(list_source(Dying(store.url, lives), tars))
+        except KeyboardInterrupt:
+            if finish_manifest(store) is None:
+                list(list_source(store, tars))
+            assert files_below(store) == files_below(whole)
+        else:
+            break
+    assert lives > 6
 
 
 def test_change_behind_the_walk_is_found_by_the_next_listing(server):

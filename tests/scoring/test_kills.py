@@ -236,3 +236,38 @@ def test_gpu_nodes_that_come_late_are_used(tmp_path):
     assert (len(rows), {row["status"] for row in rows.values()}) == (192, {"ok"})
     session = run.read_json("summary.json")["session"]
     assert (session["layout"], session["workers"]) == ("split", 5)
+
+
+@pytest.mark.slow
+def test_scorer_and_its_gpu_node_killed(photographs, undisturbed, tmp_path):
+    """Decoders, a scorer for each of two GPUs that are only declared, and a committer."""
+    nodes, run = Nodes(1), RunDirectory.open(str(tmp_path / "run"))
+    settings = (f"block_members={BLOCK}", "device=cpu", "cluster.gpus=2", "cluster.cpus=3")
+    process = start(
+        str(photographs), str(tmp_path / "run"), f"cluster.address={nodes.address}", *settings
+    )
+
+    def scorer_nodes():
+        """The nodes but the head on which a scorer lives."""
+        scorers = set(workers_of(nodes, "TensorScorer"))
+        return [
+            raylet for raylet in nodes.raylets.values() if scorers.intersection(family_of(raylet))
+        ]
+
+    def await_parts(count):
+        wait_until(lambda: len(run.parts(0)) >= count or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[1]
+
+    try:
+        await_parts(2)
+        os.kill(workers_of(nodes, "TensorScorer")[0], signal.SIGKILL)
+        await_parts(len(run.parts(0)) + 2)
+        os.kill(wait_until(scorer_nodes)[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=400)
+    finally:
+        kill_family(process)
+        kill_family(nodes.process)
+    assert process.returncode == 0, errors
+    assert same(rows_of(tmp_path / "run")) == undisturbed
+    session = run.read_json("summary.json")["session"]
+    assert (session["layout"], session["number"]) == ("split", 1)

@@ -2,6 +2,7 @@
 finished by the next.
 """
 
+import os
 import shutil
 from collections import Counter
 
@@ -13,6 +14,7 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.run import score_archive
 from ray_app.storage.local import Local
+from ray_app.storage.urls import local_path
 
 
 def night(folder, out, new=NEW):
@@ -52,6 +54,25 @@ def test_a_night_makes_the_same_requests_whatever_the_nights_before(s3, tmp_path
     assert len(nights.run.published()) == 4
     assert unchanged.total() < 40
     assert_is_finished(nights.run, nights.run.read_json("summary.json"))
+
+
+def test_ids_of_earlier_rows_are_read_once_if_a_file_vanished(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.nights.BUCKET", "vanishing")
+    s3.bucket("vanishing")
+    nights = Nights(s3, tmp_path)
+    with rows_made_up():
+        for _ in range(3):
+            nights.night(60)
+        # The lowest score, which no list of the summary shows.
+        lowest = min(current_rows(nights.run), key=lambda row: row["score"])
+        os.unlink(local_path(lowest["uri"]))
+        s3.clear_log()
+        summary = nights.command()
+    assert summary["members"] == 179
+    read = Counter(path for method, path in s3.requests() if method == "GET" and "/scores/" in path)
+    vanished_from = int(os.path.basename(lowest["uri"])[:6]) // 60
+    earlier = [count for _, count in sorted(read.items())]
+    assert [count for night, count in enumerate(earlier) if night != vanished_from] == [1, 1]
 
 
 class Dies(BaseException):
