@@ -2,7 +2,7 @@
 
     python -m tests.groups faults memory     these, one after another, and a table
     python -m tests.groups all               every one
-    python -m tests.groups today             the one of this day of the year, as CI takes it: each comes within sixteen days
+    python -m tests.groups today             the one of this day of the year, as CI takes it: each comes within seventeen days
 
 A slow test belongs to the first group that names its file, or a folder that it lies in
 (`group_of`). Exit code 1 where a test failed.
@@ -40,8 +40,11 @@ GROUPS = {
     "cluster": Group("a submitted job, an autoscaler, cluster.yaml on AWS's API, nodes that differ; the endpoint deployed", (
         "cluster", "scoring/test_job.py", "scoring/test_autoscaled.py", "scoring/test_cascade.py", "serving/test_deployed.py",
     )),
-    "faults": Group("what kills drivers, workers, nodes, storage and output: nothing lost, nothing twice; twenty nights; other clouds", (
-        "scoring/test_kills.py", "scoring/test_killed.py", "scoring/test_decoder_deaths.py", "scoring/test_faults.py",
+    "kills": Group("drivers, workers, nodes, and listings killed at many moments: nothing lost, nothing twice", (
+        "scoring/test_kills.py", "scoring/test_killed.py",
+    )),
+    "faults": Group("storage and output that fail, decoders that die: nothing lost, nothing twice; twenty nights; other clouds", (
+        "scoring/test_decoder_deaths.py", "scoring/test_faults.py",
         "scoring/test_engine.py", "scoring/test_faulty_storage.py", "scoring/test_run_more.py", "scoring/test_nights.py",
         "scoring/test_run_metrics.py", "scoring/test_pod_end.py", "scoring/test_follow.py", "storage",
     )),
