@@ -28,10 +28,11 @@ from ray_app.storage import Store, fetch
 _HASHED_AGAIN, _ROW_BITS = 1 << 56, 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 _FILES_AT_ONCE, _ROWS_AHEAD = 8, 8 * raw_listing.RAW_ROWS
-# What DuckDB may take, up to so many ids, and its threads; it takes some 140 MB besides, and keeps
-# the rest in a temporary folder. Of 10**7 ids it does with 160 MB, of 4 * 10**7 it does not.
-_MEMORY = ((2_500_000, "64MB", 2), (4_000_000, "160MB", 4), (math.inf, "400MB", 4))
-_HELD_AT_ONCE = 1 << 22  # ids that are grouped at once
+# What DuckDB may take up to this number of ids, and its threads. It takes some 140 MB in addition,
+# and keeps the rest in a temporary folder.
+_MEMORY = ((2_500_000, "64MB", 2), (math.inf, "160MB", 4))
+# Ids that are grouped at once. Groups must fit into that memory: 2**19 of them do, 2**20 do not.
+_HELD_AT_ONCE = 1 << 18
 
 _CLAIMS = pa.schema([("image_id", pa.int64()), ("word", pa.int64()), ("position", pa.int64())])
 # An id of an earlier manifest has the position -1.

@@ -34,9 +34,8 @@ R = TypeVar("R")
 
 _LAST: Order = (math.inf, 0, "")  # of what is in containers
 
-# containers that one task opens, whichever is reached first; fewer if there would be less than so
-# many tasks
-_SHARDS_AT_ONCE, _SHARD_BYTES, _FEW_TASKS = 8, 2**30, 32
+# containers that one task opens, whichever is reached first; one alone if there are few
+_SHARDS_AT_ONCE, _SHARD_BYTES, _FEW = 8, 2**30, 32
 _LITTLE_BYTES = 8 * 2**20  # of containers that are opened at once rather than by tasks
 # of very many containers, so many more to a task that there are no more tasks than this
 _MOST_SECTIONS = 2048
@@ -108,10 +107,8 @@ class Walk:
     _sections: int = 0
     # sections that are no ranges of keys, and what was found in them
     _odd: tuple[int, int] = (0, 0)
-    # containers that were listed, and what was found in them
+    # containers that were listed, and how many members they hold
     _read: tuple[int, int] = (0, 0)
-    # what was found before this portion
-    _found_before: int = 0
 
     def sources(self, *, in_order: bool = False) -> None:
         """List all that the sources themselves say, as far as `limit` goes: files, and containers
@@ -156,13 +153,11 @@ class Walk:
         """
         waiting = [container for _, container in sorted(self._waiting, key=lambda one: one[0])]
         self.settled &= all(one.version for one in waiting)
-        while waiting and (self.limit is None or self.listed < self.limit):
-            wanted = self._portion_size() - (self.found - self._found_before)
-            if is_portion and wanted <= 0:
-                break
-            count = self._containers_with(wanted) if is_portion else len(waiting)
-            some, waiting = waiting[:count], waiting[count:]
-            groups, self._waiting = [Unlisted(0, 0, group) for group in _groups(some)], []
+        end = self.found + self._portion_size() if is_portion else math.inf
+        while waiting and self.found < end and (self.limit is None or self.listed < self.limit):
+            count = self._containers_with(end - self.found)
+            batch, waiting = waiting[:count], [] if count is None else waiting[count:]
+            groups, self._waiting = [Unlisted(0, 0, group) for group in _groups(batch)], []
             listings = (
                 self._in_order(groups)
                 if self.limit is not None
@@ -170,10 +165,12 @@ class Walk:
             )
             before = self.found
             self._take(listings, order=_LAST)
-            self._read = self._read[0] + len(some), self._read[1] + self.found - before
+            self._read = self._read[0] + len(batch), self._read[1] + self.found - before
             waiting += [container for _, container in self._waiting]
         # With a limit, what is left is not wanted.
-        self._waiting = [] if self.limit is not None else [(_LAST, one) for one in waiting]
+        self._waiting = (
+            [] if self.limit is not None else [(_LAST, container) for container in waiting]
+        )
 
     @property
     def has_containers(self) -> bool:
@@ -215,7 +212,6 @@ class Walk:
     def next_portion(self) -> None:
         """Forget the files so far, which are in a manifest."""
         self._files, self.kept, self._carried = [], 0, 0
-        self._found_before = self.found
 
     def noted(self) -> bytes:
         """All that another process needs to go on from here, as JSON."""
@@ -231,7 +227,7 @@ class Walk:
             for one in self._begun()
         ]
         folders = {"linked": asdict(self.linked), "closed_folders": asdict(self.closed_folders)}
-        containers = [_noted_container(container) for _, container in self._waiting]
+        containers = [_facts_of(container) for _, container in self._waiting]
         return json.dumps(
             {
                 **counts,
@@ -258,10 +254,9 @@ class Walk:
         )
         # an older version did not write them
         self.closed_folders = NotedFolders(**state.get("closed_folders", {}))
-        self._found_before = self.found
         # Version 0.26 listed all containers that it had found.
         self._waiting = [
-            (_LAST, self._container_of(noted)) for noted in state.get("containers", [])
+            (_LAST, self._container_of(facts)) for facts in state.get("containers", [])
         ]
         containers, members = state.get("read", (0, 0))
         self._read = int(containers), int(members)
@@ -280,22 +275,27 @@ class Walk:
             self.unlisted = [Unlisted(*one) for one in self.archive.numbered_sections()]
         return self.unlisted
 
-    def _container_of(self, noted: Mapping[str, Any]) -> Container:
-        """Return a container that was noted, with the settings of the archive."""
-        samples = noted["samples"]
-        facts = {**noted, "samples": None if samples is None else self._container_of(samples)}
-        return Container(**facts, columns=self.archive.columns, limits=self.archive.limits)
+    def _container_of(self, facts: Mapping[str, Any]) -> Container:
+        """Return a container with the settings of the archive, from `_facts_of` it."""
+        samples = facts["samples"]
+        table = None if samples is None else self._container_of(samples)
+        archive = self.archive
+        return Container(
+            **{**facts, "samples": table}, columns=archive.columns, limits=archive.limits
+        )
 
     def _portion_size(self) -> int:
-        """How many members a portion has that follows what is listed so far."""
-        return max(FIRST_STEP, (GROWTH - 1) * self._found_before)
+        """Return how many members make all that is listed `GROWTH` times as much."""
+        return max(FIRST_STEP, (GROWTH - 1) * self.found)
 
-    def _containers_with(self, members: int) -> int:
-        """How many containers hold about so many members, as far as that can be known."""
-        containers, found = self._read
-        if not containers:
-            return _SHARDS_AT_ONCE
-        return math.ceil(members * containers / max(found, 1))
+    def _containers_with(self, members: float) -> int | None:
+        """Return how many containers hold about so many members, by those listed before. None means
+        all.
+        """
+        containers, count = self._read
+        if members == math.inf:
+            return None
+        return math.ceil(members * containers / max(count, 1)) if containers else _SHARDS_AT_ONCE
 
     def _divided(self, unlisted: Sequence[Unlisted]) -> list[Unlisted]:
         """The same, with more ranges of keys where there are few for what is listed already."""
@@ -406,13 +406,13 @@ def _after(listed: int, progress: raw_listing.Progress | None) -> raw_listing.Pr
     return None if progress is None else lambda count: progress(listed + count)
 
 
-def _noted_container(container: Container) -> dict[str, Any]:
-    """Return a container as JSON holds it, without the settings of the archive."""
+def _facts_of(container: Container) -> dict[str, Any]:
+    """Return a container without the settings of the archive, for JSON."""
     names = ("uri", "version", "size_bytes", "kind", "path", "named")
     samples = container.samples
     return {
         **{name: getattr(container, name) for name in names},
-        "samples": None if samples is None else _noted_container(samples),
+        "samples": None if samples is None else _facts_of(samples),
     }
 
 
@@ -421,7 +421,7 @@ def _groups(containers: Sequence[Container]) -> list[SourceSection]:
     total_bytes = sum(one.size_bytes for one in containers)
     if total_bytes <= _LITTLE_BYTES:
         return [Opened(tuple(containers))]
-    few = min(_SHARDS_AT_ONCE, max(1, len(containers) // _FEW_TASKS))
+    few = min(_SHARDS_AT_ONCE, max(1, len(containers) // _FEW))
     at_once = max(few, math.ceil(len(containers) / _MOST_SECTIONS))
     most_bytes = max(_SHARD_BYTES, total_bytes // _MOST_SECTIONS)
     groups: list[SourceSection] = []
