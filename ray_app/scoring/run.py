@@ -410,6 +410,8 @@ class ScoringRun:
         )
         state = _TurnState(listing, progress, meter, stopper, orders)
         state.following = work.following
+        # Workers load while the first portion is listed.
+        state.has_begun = work.following == (0, 0)
         if work.listed is not None:
             state.members, state.blocks = work.listed.members, work.listed.blocks
         seconds, emulating = itertools.count(), frozenset[str]()
@@ -625,7 +627,7 @@ class _TurnState:
         following: The next manifest and portion that the progress counts.
         members: Members of the open manifest that the progress counts.
         blocks: Blocks of the open manifest that the progress counts.
-        has_begun: Whether workers are there for what is listed next.
+        has_begun: Whether workers wait for what is listed next.
         is_listed: Whether the end of the listing was noticed.
         active_at: When a turn began or a block was committed last.
     """
