@@ -27,6 +27,7 @@ from ray_app.archives import (
     last_listing,
     open_manifest,
     read_complete,
+    without_secrets,
 )
 from ray_app.archives.listing import ListingProcess
 from ray_app.cluster import gpu_check, ray_cluster
@@ -230,9 +231,10 @@ class ScoringRun:
         self.start, self.spent_before = start, 0.0
         self.day = today()
         facts = lease.facts() | ({"kept": kept} if kept else {})
-        self.session = ScoringSession(
-            directory, self.config.model_dump(mode="json"), start, noted=facts
-        )
+        # A source may be a signed URL.
+        sources = [without_secrets(source) for source in self.config.source]
+        written = self.config.model_dump(mode="json") | {"source": sources}
+        self.session = ScoringSession(directory, written, start, noted=facts)
 
     def finished(self, layout: ScoringLayout, groups: DetectorGroups | None) -> ScoringResult:
         """All steps, on the cluster that this process has joined; `groups`: of detectors that take

@@ -1,13 +1,17 @@
 """What `plan` and `score` fetch is what their user named, whatever the archive says."""
 
+from http.server import BaseHTTPRequestHandler
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_app.errors import TouchstoneError
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.plan import plan_run
 from ray_app.scoring.run import score_archive
 from tests.archives.test_addresses import Pages
+from tests.http_server import HttpServer
 from tests.images.factory import encoded, photo
 from tests.scoring.conftest import rows_of
 
@@ -68,3 +72,53 @@ def test_a_run_asks_for_nothing_that_a_table_names(hostile, off_ray):
     assert server.asked == ["/hook"]
     # it was read, and is no picture
     assert rows_of(out)[f"{server.url}/hook"]["status"] == "unsupported_format"
+
+
+class FileHandler(BaseHTTPRequestHandler):
+    """Answers with `server.owner.files`, whatever the query."""
+
+    def do_GET(self) -> None:
+        body = self.server.owner.files.get(self.path.partition("?")[0])
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body or b"")
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_) -> None:
+        """Print nothing."""
+
+
+def test_secrets_of_sources_are_not_kept(off_ray, tmp_path, capfd):
+    with HttpServer(FileHandler) as server:
+        listed = f"uri\n{server.url}/b.jpg\n{server.url}/c.jpg?X-Amz-Signature=SIGNATURE\n"
+        server.files = {
+            "/a.jpg": encoded(photo(), "JPEG"),
+            "/b.jpg": encoded(photo(seed=2), "JPEG"),
+            "/list.csv": listed.encode(),
+        }
+        signed = f"{server.url}/a.jpg?X-Amz-Signature=SIGNATURE"
+        sources = (signed, f"list::{server.url}/list.csv?X-Amz-Signature=SIGNATURE")
+        out = tmp_path / "run"
+        score_archive(
+            ScoreConfig(source=sources, ensemble="tiny", out=str(out), allow_private=True)
+        )
+        missing = f"list::{server.url}/none.csv?X-Amz-Signature=SIGNATURE"
+        with pytest.raises(TouchstoneError) as caught:
+            score_archive(
+                ScoreConfig(
+                    source=(missing,),
+                    ensemble="tiny",
+                    out=str(tmp_path / "other"),
+                    allow_private=True,
+                )
+            )
+    assert "SIGNATURE" not in str(caught.value)
+    statuses = {uri[-5:]: row["status"] for uri, row in rows_of(out).items()}
+    assert statuses == {"a.jpg": "ok", "b.jpg": "ok", "c.jpg": "source_denied"}
+    paths = [path for path in out.rglob("*") if path.is_file()]
+    assert [path for path in paths if b"SIGNATURE" in path.read_bytes()] == []
+    tables = [pq.read_table(path).to_pylist() for path in paths if path.suffix == ".parquet"]
+    assert "SIGNATURE" not in repr(tables) + "".join(capfd.readouterr())
