@@ -146,8 +146,7 @@ class Watch:
     def __init__(self, stall_timeout_s: float, stopper: Stopper, tick: Callable[[], None]) -> None:
         self._stall_timeout_s, self._stopper, self._tick = stall_timeout_s, stopper, tick
         self._progressed_at = time.monotonic()
-        # until the next block ends, or `progressed` is called otherwise: there is none that could
-        # end
+        # No block is pending, so none can end.
         self.rests = False
         self._over = threading.Event()
         self._reason: BaseException | None = None
@@ -188,7 +187,9 @@ class Watch:
     def _check(self) -> None:
         if self._stopper.overdue:
             raise KeyboardInterrupt(self._stopper.reason)
-        if not self.rests and time.monotonic() - self._progressed_at > self._stall_timeout_s:
+        if self.rests:
+            self._progressed_at = time.monotonic()
+        elif time.monotonic() - self._progressed_at > self._stall_timeout_s:
             raise ClusterError(
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
                 hint="check that there are nodes for the plan shown above; --set cluster.stall_timeout_s=… waits longer",

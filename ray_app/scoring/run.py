@@ -27,7 +27,6 @@ from ray_app.archives import (
     last_listing,
     open_manifest,
     read_complete,
-    without_secrets,
 )
 from ray_app.archives.listing import ListingProcess
 from ray_app.cluster import gpu_check, ray_cluster
@@ -70,7 +69,7 @@ from ray_app.scoring.report import (
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.scoring.turns import Turn
-from ray_app.storage import Lease, node_budget, with_s3_settings
+from ray_app.storage import Lease, node_budget, strip_secrets, with_s3_settings
 from ray_app.streams.stage import ATTEMPTS
 
 STALL_S = 900.0
@@ -232,7 +231,7 @@ class ScoringRun:
         self.day = today()
         facts = lease.facts() | ({"kept": kept} if kept else {})
         # A source may be a signed URL.
-        sources = [without_secrets(source) for source in self.config.source]
+        sources = [strip_secrets(source) for source in self.config.source]
         written = self.config.model_dump(mode="json") | {"source": sources}
         self.session = ScoringSession(directory, written, start, noted=facts)
 
@@ -412,18 +411,16 @@ class ScoringRun:
         )
         state = _TurnState(listing, progress, meter, stopper, orders)
         state.following = work.following
+        state.expected = len(work.pending)
         # Workers load while the first portion is listed.
-        state.has_begun = work.following == (0, 0)
+        state.keeps_workers = work.following == (0, 0)
         if work.listed is not None:
             state.members, state.blocks = work.listed.members, work.listed.blocks
         seconds, emulating = itertools.count(), frozenset[str]()
+        watch: Watch = Watch(patience_s, stopper, lambda: self._tick(state, watch, next(seconds)))
         try:
-            with (
-                self._job(run) as job,
-                stopper.listening(),
-                Watch(patience_s, stopper, lambda: self._tick(state, next(seconds))) as watch,
-            ):
-                while (turn := self._next_turn(state, watch)) is not None:
+            with self._job(run) as job, stopper.listening(), watch:
+                while (turn := self._next_turn(state)) is not None:
                     before = len(state.scored)
                     for report in score_turn(turn, job, layout, orders, watch):
                         state.scored.add(report.ref.place)
@@ -451,7 +448,7 @@ class ScoringRun:
             progress.close()
             meter.export(is_over=True)
 
-    def _next_turn(self, state: "_TurnState", watch: Watch) -> Turn | None:
+    def _next_turn(self, state: "_TurnState") -> Turn | None:
         """Begin the next turn, once blocks are pending; None once nothing is left to do.
 
         Raises:
@@ -467,15 +464,14 @@ class ScoringRun:
             left = work.pending.where([ref.place not in state.scored for ref in work.pending])
             if state.stopper.reason is not None and (left or is_listing):
                 raise KeyboardInterrupt(state.stopper.reason)
-            if left or (is_listing and not self._is_day_over() and state.has_begun):
+            if left or (is_listing and not self._is_day_over() and state.keeps_workers):
                 break
             if listing is None or not is_listing or self._is_day_over():
                 return None
-            watch.rests = True
             self._await_portion(*work.following, listing)
         following = work.following if is_listing else None
         number = state.orders.begin_turn()
-        state.has_begun, state.active_at = True, time.monotonic()
+        state.keeps_workers, state.active_at = True, time.monotonic()
         return Turn(run, self.lease.number, number, left, following)
 
     def _await_portion(self, number: int, portion: int, listing: ListingProcess) -> None:
@@ -541,7 +537,7 @@ class ScoringRun:
         )
         return replace(now, block_members=planned.block_members) if same else planned
 
-    def _tick(self, state: "_TurnState", second: int) -> None:
+    def _tick(self, state: "_TurnState", watch: Watch, second: int) -> None:
         """Check every second the lease, the listing, the limits of time and cost, and machines that
         will be taken away.
 
@@ -574,6 +570,7 @@ class ScoringRun:
             now = state.meter.laid_out(self._layout_now())
             state.orders.window = now.most_open
             self._note_listed(state)
+            watch.rests = len(state.scored) >= state.expected
         state.orders.stop(stopper.reason is not None, stopper.avoided)
 
     def _note_listed(self, state: "_TurnState") -> None:
@@ -589,13 +586,14 @@ class ScoringRun:
         while (info := read_complete(self.directory.store, *state.following)) is not None:
             state.progress.grow(info.members - state.members, goes_on=is_running)
             state.meter.grow(info.blocks - state.blocks, goes_on=is_running)
+            state.expected += info.blocks - state.blocks
             state.following = info.manifest, info.portions
             state.members, state.blocks = info.members, info.blocks
         idle_s = self.config.cluster.idle_s
         is_idle = idle_s is not None and time.monotonic() - state.active_at > idle_s
-        if is_idle and is_running and state.has_begun:
+        if is_idle and is_running and state.keeps_workers:
             state.progress.say(f"stopping workers: no new items for {idle_s:.0f} s")
-            state.has_begun = False
+            state.keeps_workers = False
         if not is_running or is_idle or self._is_day_over():
             state.orders.end_turn()
 
@@ -629,7 +627,8 @@ class _TurnState:
         following: The next manifest and portion that the progress counts.
         members: Members of the open manifest that the progress counts.
         blocks: Blocks of the open manifest that the progress counts.
-        has_begun: Whether workers wait for what is listed next.
+        expected: How many blocks were pending or have been listed since.
+        keeps_workers: Whether workers wait for what is listed next.
         is_listed: Whether the end of the listing was noticed.
         active_at: When a turn began or a block was committed last.
     """
@@ -643,7 +642,8 @@ class _TurnState:
     following: tuple[int, int] = (0, 0)
     members: int = 0
     blocks: int = 0
-    has_begun: bool = False
+    expected: int = 0
+    keeps_workers: bool = False
     is_listed: bool = False
     active_at: float = 0.0
 

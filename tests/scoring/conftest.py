@@ -110,7 +110,8 @@ def files_below(folder):
     return sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
 
 
-def start(source, out, *settings):
+def start(source, out, *settings, modules=()):
+    """Start `touchstone score` in a session of its own; `modules`: folders that it imports from."""
     command = [sys.executable, "-m", "ray_app.cli", "score", source, "--out", out]
     command += (
         []
@@ -118,7 +119,7 @@ def start(source, out, *settings):
         else ["--ensemble", "tiny"]
     )
     command += [word for setting in settings or ["block_members=32"] for word in ("--set", setting)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*modules, ROOT]))}
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -136,6 +137,12 @@ def wait_until(condition, timeout_s=180.0):
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
     return found
+
+
+def await_parts(run, process, count):
+    """Wait until a command has committed so many blocks of the first manifest."""
+    wait_until(lambda: len(run.parts(0)) >= count or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
 
 
 def family_of(pid):

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from datetime import date
 
 import numpy as np
@@ -18,7 +19,16 @@ from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.run import score_archive
-from tests.scoring.conftest import rows_of, score_here, wait_until
+from ray_app.storage import Store
+from tests.images.factory import encoded
+from tests.scoring.conftest import (
+    await_parts,
+    kill_family,
+    rows_of,
+    score_here,
+    start,
+    wait_until,
+)
 from tests.scoring.stages import without_ray
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=8)
@@ -135,6 +145,30 @@ def test_killed_follow_is_finished_by_the_next_command(tmp_path):
     finished, rows = score_here(out, folder)
     assert len(rows) == finished.summary["members"] == verify_run(run).current == 6
     assert is_complete(run)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_quiet_source_is_no_standstill(s3, tmp_path):
+    """No block ends for longer than `stall_timeout_s`, since none is pending."""
+    bucket, run = s3.bucket("quiet"), RunDirectory.open(str(tmp_path / "run"))
+    source = Store.open(f"{bucket}/photos")
+    source.write("0.png", encoded(picture(0), "PNG"))
+    settings = ("follow=1", "cluster.stall_timeout_s=45")
+    process = start(source.url, run.store.url, *settings)
+    try:
+        await_parts(run, process, 1)
+        quiet_until = time.monotonic() + 55
+        wait_until(lambda: time.monotonic() > quiet_until or process.poll() is not None)
+        source.write("1.png", encoded(picture(1), "PNG"))
+        await_parts(run, process, 2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == ExitCode.INTERRUPTED, errors
+    finally:
+        kill_family(process)
+    assert verify_run(run).current == 2
 
 
 def test_a_source_that_fails_is_listed_again(tmp_path, capfd):

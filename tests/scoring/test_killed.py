@@ -5,8 +5,6 @@ scored twice, or fetched again.
 import io
 import os
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,7 +17,7 @@ from ray_app.runs import RunDirectory, current_tables, verify_run
 from ray_app.storage import Store
 from tests.ray_head import title_of
 from tests.scoring.conftest import (
-    ROOT,
+    await_parts,
     comparable,
     family_of,
     kill_family,
@@ -86,11 +84,6 @@ class Run:
         finally:
             kill_family(process)
 
-    def await_parts(self, process, count):
-        """Wait until so many blocks are committed."""
-        wait_until(lambda: len(self.directory.parts(0)) >= count or process.poll() is not None)
-        assert process.poll() is None, process.stderr.read()
-
     def committed(self):
         """The uris of committed members."""
         tables = current_tables(self.directory, unfinished=True)
@@ -139,7 +132,7 @@ def test_driver_killed_at_many_moments(s3, bucket, expected):
                 wait_until(lambda: early[number](process) or process.poll() is not None)  # noqa: B023
                 assert process.poll() is None, process.stderr.read()
             else:
-                run.await_parts(process, parts + 1)
+                await_parts(run.directory, process, parts + 1)
             if number % 2:
                 left.update(family_of(process.pid)[1:])
                 process.kill()
@@ -160,7 +153,7 @@ def test_process_of_ray_killed(bucket, expected, title):
     """The run goes on and ends."""
     run = Run(bucket, title.partition("(")[0].replace("::", "-"))
     with run.command() as process:
-        run.await_parts(process, 2)
+        await_parts(run.directory, process, 2)
         for pid in wait_until(lambda: find_process(process, title)):
             os.kill(pid, signal.SIGKILL)
         _, errors = process.communicate(timeout=300)
@@ -173,7 +166,7 @@ def test_second_command_and_two_interrupts(bucket, expected):
     """A second command on the directory is refused. The second Ctrl-C ends the run at once."""
     run = Run(bucket, "interrupted")
     with run.command() as process:
-        run.await_parts(process, 2)
+        await_parts(run.directory, process, 2)
         with run.command() as other:
             _, errors = other.communicate(timeout=60)
         assert other.returncode == ExitCode.USAGE
@@ -197,24 +190,15 @@ def test_listing_killed_at_three_moments(tmp_path):
     members = 240_000
     write_shards(tmp_path / "archive", members)
     card = write_detector(tmp_path / "detector")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'detector'}:{ROOT}"}
-    command = [
-        sys.executable, "-m", "ray_app.cli", "score", str(tmp_path / "archive"), "--out", str(tmp_path / "run"),
-        "--detector", str(card), "--set", "batch_slots=64", "--set", "block_members=2048", "--set", "thumbnails=false",
-    ]  # fmt: skip
+    settings = (
+        f"detectors=[{card}]", "batch_slots=64", "block_members=2048", "thumbnails=false",
+    )  # fmt: skip
     run = RunDirectory.open(str(tmp_path / "run"))
     portions = []
 
     def begin():
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        archive, modules = str(tmp_path / "archive"), [tmp_path / "detector"]
+        return start(archive, str(tmp_path / "run"), *settings, modules=modules)
 
     def count_portions():
         return sum(run.store.exists(f"manifest/0/{number:05d}/_complete") for number in range(9))

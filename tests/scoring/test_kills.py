@@ -17,6 +17,7 @@ from ray_app.runs import RunDirectory
 from tests.ray_head import title_of
 from tests.scoring.conftest import (
     ROOT,
+    await_parts,
     family_of,
     kill_family,
     rows_of,
@@ -90,8 +91,7 @@ class Disturbed:
     def suffer(self, kind, most):
         """At a moment counted in committed blocks, not in seconds."""
         moment = self.committed + self.chance.randrange(1, most)
-        wait_until(lambda: len(self.run.parts(0)) >= moment or self.process.poll() is not None)
-        assert self.process.poll() is None, self.process.stderr.read()
+        await_parts(self.run, self.process, moment)
         getattr(self, kind)()
         self.committed = len(self.run.parts(0))
         assert moment <= self.committed < IMAGES // BLOCK, "the run had ended before"
@@ -254,14 +254,10 @@ def test_scorer_and_its_gpu_node_killed(photographs, undisturbed, tmp_path):
             raylet for raylet in nodes.raylets.values() if scorers.intersection(family_of(raylet))
         ]
 
-    def await_parts(count):
-        wait_until(lambda: len(run.parts(0)) >= count or process.poll() is not None)
-        assert process.poll() is None, process.communicate()[1]
-
     try:
-        await_parts(2)
+        await_parts(run, process, 2)
         os.kill(workers_of(nodes, "TensorScorer")[0], signal.SIGKILL)
-        await_parts(len(run.parts(0)) + 2)
+        await_parts(run, process, len(run.parts(0)) + 2)
         os.kill(wait_until(scorer_nodes)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=400)
     finally:
