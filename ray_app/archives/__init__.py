@@ -49,13 +49,6 @@ if TYPE_CHECKING:
         in_turn,
     )
     from ray_app.archives.reader import MemberReader, member_rows, read_block
-    from ray_app.archives.sources import (
-        Archive,
-        fetcher_of,
-        name_of,
-        open_source,
-        places_of,
-        without_secrets,
-    )
+    from ray_app.archives.sources import Archive, fetcher_of, name_of, open_source, places_of
 else:
     __getattr__ = on_first_use(__name__)

@@ -129,7 +129,7 @@ class Archive:
             tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip),
         )
         self._sources = [_source_for(url, columns, limits, self.selection) for url in sources]
-        self._names = [without_secrets(source) for source in sources]
+        self._names = [strip_secrets(url) for url in sources]
         self.fetcher = fetcher or fetcher_of(sources, allow_private=allow_private)
 
     def sections(self) -> Iterator[SourceSection]:
@@ -305,12 +305,6 @@ def name_of(source: str) -> str:
     return (f"{kind}::" if kind else "") + strip_secrets(canonical(url))
 
 
-def without_secrets(source: str) -> str:
-    """Return a source as the user spells it, with its KIND::, but without secrets."""
-    kind, url = _split_kind(source)
-    return (f"{kind}::" if kind else "") + strip_secrets(url)
-
-
 def _split_kind(source: str) -> tuple[str | None, str]:
     kind, mark, url = source.partition("::")
     return (kind, url) if mark and "/" not in kind else (None, source)
@@ -325,7 +319,7 @@ def _source_for(
         raise ConfigError(f"'{kind}::' is retired", hint=RETIRED_KINDS[kind])
     if kind is not None and kind not in known:
         raise ConfigError(
-            f"{without_secrets(source)}: '{kind}::' is not a kind of source",
+            f"{strip_secrets(source)}: '{kind}::' is not a kind of source",
             hint=f"known: {', '.join(known)}",
         )
     if not url:

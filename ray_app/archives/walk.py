@@ -34,8 +34,8 @@ R = TypeVar("R")
 
 _LAST: Order = (math.inf, 0, "")  # of what is in containers
 
-# containers that one task opens, whichever is reached first; one alone if there are few
-_SHARDS_AT_ONCE, _SHARD_BYTES, _FEW = 8, 2**30, 32
+# containers that one task opens, whichever is reached first; fewer if that gives too few tasks
+_SHARDS_AT_ONCE, _SHARD_BYTES, _FEWEST_TASKS = 8, 2**30, 32
 _LITTLE_BYTES = 8 * 2**20  # of containers that are opened at once rather than by tasks
 # of very many containers, so many more to a task that there are no more tasks than this
 _MOST_SECTIONS = 2048
@@ -155,8 +155,8 @@ class Walk:
         self.settled &= all(one.version for one in waiting)
         end = self.found + self._portion_size() if is_portion else math.inf
         while waiting and self.found < end and (self.limit is None or self.listed < self.limit):
-            count = self._containers_with(end - self.found)
-            batch, waiting = waiting[:count], [] if count is None else waiting[count:]
+            count = self._containers_with(end - self.found) if is_portion else len(waiting)
+            batch, waiting = waiting[:count], waiting[count:]
             groups, self._waiting = [Unlisted(0, 0, group) for group in _groups(batch)], []
             listings = (
                 self._in_order(groups)
@@ -288,13 +288,9 @@ class Walk:
         """Return how many members make all that is listed `GROWTH` times as much."""
         return max(FIRST_STEP, (GROWTH - 1) * self.found)
 
-    def _containers_with(self, members: float) -> int | None:
-        """Return how many containers hold about so many members, by those listed before. None means
-        all.
-        """
+    def _containers_with(self, members: float) -> int:
+        """Return how many containers hold about so many members, by those listed before."""
         containers, count = self._read
-        if members == math.inf:
-            return None
         return math.ceil(members * containers / max(count, 1)) if containers else _SHARDS_AT_ONCE
 
     def _divided(self, unlisted: Sequence[Unlisted]) -> list[Unlisted]:
@@ -421,8 +417,8 @@ def _groups(containers: Sequence[Container]) -> list[SourceSection]:
     total_bytes = sum(one.size_bytes for one in containers)
     if total_bytes <= _LITTLE_BYTES:
         return [Opened(tuple(containers))]
-    few = min(_SHARDS_AT_ONCE, max(1, len(containers) // _FEW))
-    at_once = max(few, math.ceil(len(containers) / _MOST_SECTIONS))
+    shards = min(_SHARDS_AT_ONCE, max(1, len(containers) // _FEWEST_TASKS))
+    at_once = max(shards, math.ceil(len(containers) / _MOST_SECTIONS))
     most_bytes = max(_SHARD_BYTES, total_bytes // _MOST_SECTIONS)
     groups: list[SourceSection] = []
     waiting: list[Container] = []

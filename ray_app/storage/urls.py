@@ -67,8 +67,11 @@ def canonical(url: str) -> str:
 
 def strip_secrets(url: str) -> str:
     """The URL without user:password@ and without query keys that grant access; a presigned URL
-    keeps what names the object.
+    keeps what names the object. A source may have its KIND:: before the URL.
     """
+    kind, mark, address = url.partition("::")
+    if mark and "/" not in kind:
+        return f"{kind}::{strip_secrets(address)}"
     if not _SCHEME.match(url):
         return url
     if not _CONTAINER.match(url):

@@ -1,6 +1,7 @@
 """What `plan` and `score` fetch is what their user named, whatever the archive says."""
 
-from http.server import BaseHTTPRequestHandler
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,31 +75,19 @@ def test_a_run_asks_for_nothing_that_a_table_names(hostile, off_ray):
     assert rows_of(out)[f"{server.url}/hook"]["status"] == "unsupported_format"
 
 
-class FileHandler(BaseHTTPRequestHandler):
-    """Answers with `server.owner.files`, whatever the query."""
-
-    def do_GET(self) -> None:
-        body = self.server.owner.files.get(self.path.partition("?")[0])
-        self.send_response(404 if body is None else 200)
-        self.send_header("Content-Length", str(len(body or b"")))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body or b"")
-
-    do_HEAD = do_GET  # noqa: N815
-
+class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_) -> None:
         """Print nothing."""
 
 
 def test_secrets_of_sources_are_not_kept(off_ray, tmp_path, capfd):
-    with HttpServer(FileHandler) as server:
+    files = tmp_path / "files"
+    files.mkdir()
+    with HttpServer(partial(QuietHandler, directory=str(files))) as server:
+        for number, name in enumerate(("a.jpg", "b.jpg")):
+            (files / name).write_bytes(encoded(photo(seed=number), "JPEG"))
         listed = f"uri\n{server.url}/b.jpg\n{server.url}/c.jpg?X-Amz-Signature=SIGNATURE\n"
-        server.files = {
-            "/a.jpg": encoded(photo(), "JPEG"),
-            "/b.jpg": encoded(photo(seed=2), "JPEG"),
-            "/list.csv": listed.encode(),
-        }
+        (files / "list.csv").write_text(listed)
         signed = f"{server.url}/a.jpg?X-Amz-Signature=SIGNATURE"
         sources = (signed, f"list::{server.url}/list.csv?X-Amz-Signature=SIGNATURE")
         out = tmp_path / "run"

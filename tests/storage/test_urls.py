@@ -123,6 +123,9 @@ PRESIGNED = "https://b.s3.amazonaws.com/a.jpg?X-Amz-Algorithm=AWS4-HMAC-SHA256&X
         ),
         ("abfss://user:secret@host/run", "abfss://host/run"),
         ("/data/me:you@home/a.jpg?sig=1", "/data/me:you@home/a.jpg?sig=1"),
+        ("list::https://me:pw@host/a.csv?sig=1", "list::https://host/a.csv"),
+        ("list::/data/a.csv?sig=1", "list::/data/a.csv?sig=1"),
+        ("https://[::1]/a.jpg?sig=1", "https://[::1]/a.jpg"),
     ],
 )
 def test_strip_secrets(url, shown):
