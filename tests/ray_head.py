@@ -56,6 +56,11 @@ def title_of(pid):
         return ""
 
 
+def pool_workers(process):
+    """Return the processes in which a command applies a function with `in_pool`."""
+    return [pid for pid in family_of(process.pid) if title_of(pid).startswith("ray::_Worker")]
+
+
 def rss_of(pid):
     """Bytes in memory."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -362,6 +362,22 @@ def second_look(run: "RunSummary") -> list[str]:
     return said
 
 
+def listing_in_words(listed: int, new: int, blocks: int) -> str:
+    """Return a sentence on a finished listing.
+
+    Args:
+        listed: How many files the listing saw.
+        new: How many of them are new or changed.
+        blocks: The blocks of the new files.
+    """
+    if not new:
+        return f"listed {counted(listed, 'file')}, none of them new or changed"
+    in_blocks = f"in {counted(blocks, 'block')}"
+    if new == listed:
+        return f"listed {counted(listed, 'file')} {in_blocks}"
+    return f"listed {counted(listed, 'file')}, {new:,} of them new or changed, {in_blocks}"
+
+
 def linked_folders_in_words(count: int, example: str) -> str:
     """A sentence on linked folders that a listing did not follow; nothing where there are none."""
     if not count:

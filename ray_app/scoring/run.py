@@ -46,7 +46,7 @@ from ray_app.errors import (
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.groups import DetectorGroups, whole_bytes
 from ray_app.inference.spec import profile_cards
-from ray_app.reports.format import counted, headline, shortened, size
+from ray_app.reports.format import counted, headline, listing_in_words, shortened, size
 from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
 from ray_app.scoring import identity, stages
 from ray_app.scoring.backlog import (
@@ -401,8 +401,12 @@ class ScoringRun:
             name_of(run.store.url), self.session.total, len(work.pending), layout, exported=exported
         )
         progress = Progress(work.members, done=done, note=meter.bound)
-        listed = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
-        progress.say(f"{listed}, {done:,} done before; {layout.described}")
+        if listing is None:
+            listed = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
+            progress.say(f"{listed}, {done:,} done before; {layout.described}")
+        else:
+            earlier = counted(self._settled_files() + done, "file")
+            progress.say(f"listing; {earlier} done before; {layout.described}")
         stopper = Stopper(say=progress.say, grace_s=config.grace_s)
         orders = OrderWriter(run.store, self.lease.number, layout.most_open)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
@@ -410,7 +414,7 @@ class ScoringRun:
             stall_s, layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac)
         )
         state = _TurnState(listing, progress, meter, stopper, orders)
-        state.following = work.following
+        state.following, state.first_manifest = work.following, work.following[0]
         state.expected = len(work.pending)
         # Workers load while the first portion is listed.
         state.keeps_workers = work.following == (0, 0)
@@ -459,7 +463,7 @@ class ScoringRun:
             # Checked first: what was listed before the listing ended is pending below.
             is_listing = listing is not None and listing.is_running
             if listing is not None and not is_listing:
-                _announce_end(state, listing)
+                self._announce_listed(state, listing)
             work = work_of(run)
             left = work.pending.where([ref.place not in state.scored for ref in work.pending])
             if state.stopper.reason is not None and (left or is_listing):
@@ -580,7 +584,7 @@ class ScoringRun:
             return
         is_running = listing.is_running
         if not is_running:
-            _announce_end(state, listing)
+            self._announce_listed(state, listing)
         state.progress.grow(0, goes_on=is_running)
         state.meter.grow(0, goes_on=is_running)
         while (info := read_complete(self.directory.store, *state.following)) is not None:
@@ -597,25 +601,41 @@ class ScoringRun:
         if not is_running or is_idle or self._is_day_over():
             state.orders.end_turn()
 
+    def _announce_listed(self, state: "_TurnState", listing: ListingProcess) -> None:
+        """Say once what a listing that has ended found, or that it ended early.
+
+        `score` raises the error of a listing that ended early, in the end.
+        """
+        if state.is_listed:
+            return
+        state.is_listed = True
+        state.progress.grow(0, goes_on=False)
+        try:
+            listing.raise_error()
+        except TouchstoneError as error:
+            if state.following != (0, 0):
+                state.progress.say(
+                    f"the listing ended early; the files listed so far are scored first: {error}"
+                )
+            return
+        info = last_listing(self.directory.store)
+        if info is not None:
+            # A listing that finds nothing new begins no manifest.
+            new = info.members if info.manifest >= state.first_manifest else 0
+            state.progress.say(listing_in_words(info.listed, new, info.blocks))
+
+    def _settled_files(self) -> int:
+        """Return how many files the last summary counts."""
+        try:
+            return int(self.directory.read_json("summary.json")["members"])
+        except FileNotFoundError:
+            return 0
+
     def _tidy_up(self) -> None:
         """Remove what workers were told and what they noted."""
         with contextlib.suppress(StorageError):
             self.directory.store.delete(ORDERS)
             self.directory.store.clear(ATTEMPTS)
-
-
-def _announce_end(state: "_TurnState", listing: ListingProcess) -> None:
-    """Report a listing that ended early, once; `ScoringRun.score` raises its error in the end."""
-    if state.is_listed:
-        return
-    state.is_listed = True
-    try:
-        listing.raise_error()
-    except TouchstoneError as error:
-        if state.following != (0, 0):
-            state.progress.say(
-                f"the listing ended early; the files listed so far are scored first: {error}"
-            )
 
 
 @dataclass
@@ -625,6 +645,7 @@ class _TurnState:
     Attributes:
         scored: The blocks that were reported.
         following: The next manifest and portion that the progress counts.
+        first_manifest: The first manifest that the listing writes to.
         members: Members of the open manifest that the progress counts.
         blocks: Blocks of the open manifest that the progress counts.
         expected: How many blocks were pending or have been listed since.
@@ -640,6 +661,7 @@ class _TurnState:
     orders: OrderWriter
     scored: set[tuple[int, int]] = field(default_factory=set)
     following: tuple[int, int] = (0, 0)
+    first_manifest: int = 0
     members: int = 0
     blocks: int = 0
     expected: int = 0

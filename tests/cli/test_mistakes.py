@@ -435,9 +435,10 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(folder, tmp_path):
     _, errors = process.communicate(timeout=120)
     lines = without_ray_start(errors.strip())
     assert process.returncode == 130, lines
-    assert lines[0].startswith("400 files in ")
+    assert lines[0].startswith("listing; 0 files done before; ")
+    assert "listed 400 files in 100 blocks" in lines
     assert lines[-1].startswith("resume: ")
-    ours = ("400 files in", "stopping: SIGINT", "score  ", "interrupted;", "resume: ")
+    ours = ("listing; ", "listed ", "stopping: SIGINT", "score  ", "interrupted;", "resume: ")
     # click ends the line that a terminal has ^C in
     assert [line for line in lines if line and not line.startswith(ours)] == []
     again = subprocess.run(

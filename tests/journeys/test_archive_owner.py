@@ -82,7 +82,7 @@ def files_of(members):
 
 def done_before(told):
     """How many files a run says were done before."""
-    return int(re.search(r"([\d,]+) done before", told)[1].replace(",", ""))
+    return int(re.search(r"([\d,]+)(?: files?)? done before", told)[1].replace(",", ""))
 
 
 def test_no_file_is_lost_by_a_kill_and_by_the_next_night(person, archive, s3):

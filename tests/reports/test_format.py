@@ -54,6 +54,14 @@ def test_a_number_or_a_time_in_words(said, value, words):
     assert said(value) == words
 
 
+def test_a_finished_listing_in_words():
+    assert wording.listing_in_words(2086, 2086, 33) == "listed 2,086 files in 33 blocks"
+    assert wording.listing_in_words(61, 1, 1) == (
+        "listed 61 files, 1 of them new or changed, in 1 block"
+    )
+    assert wording.listing_in_words(1, 0, 0) == "listed 1 file, none of them new or changed"
+
+
 def test_every_status_has_a_meaning_and_one_of_a_later_version_has_none():
     assert all(wording.meaning(status) for status in Status)
     assert wording.meaning("eaten_by_a_dog") == ""

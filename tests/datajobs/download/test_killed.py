@@ -8,14 +8,14 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.datajobs.download.conftest import ROOT, config, write_list
 from tests.datajobs.download.test_run import EXPECTED, check, rows_for
-from tests.scoring.conftest import family_of, kill_family, wait_until
+from tests.ray_head import pool_workers
+from tests.scoring.conftest import kill_family, wait_until
 
 PER_HOST = 4
 MIX = {
@@ -108,14 +108,7 @@ def killed_twice(web, folder, workers):
         wait_until(
             lambda: len(files(out)) >= len(there) + len(rows) // 20 or last.poll() is not None, 240
         )
-        os.kill(
-            next(
-                pid
-                for pid in family_of(last.pid)
-                if b"Applier" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            ),
-            signal.SIGKILL,
-        )
+        os.kill(pool_workers(last)[0], signal.SIGKILL)
     summary = finished(last)
     assert not asked_again(web, there)
     check(rows, out, EXPECTED)

@@ -18,7 +18,8 @@ from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_p
 from ray_app.datajobs.generate.run import card_of, generate_images
 from ray_app.storage import Store
 from tests.datajobs.generate.cards import job, write_prompts
-from tests.scoring.conftest import family_of, kill_family, wait_until
+from tests.ray_head import pool_workers
+from tests.scoring.conftest import kill_family, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 NEVER_NULL = (
@@ -134,14 +135,7 @@ def test_a_pool_that_is_killed_and_then_one_of_its_processes_make_every_image_on
         lambda: len(list(parts.glob("*.parquet"))) > len(committed) or second.poll() is not None,
         600,
     )
-    os.kill(
-        next(
-            pid
-            for pid in family_of(second.pid)
-            if b"Applier" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ),
-        signal.SIGKILL,
-    )
+    os.kill(pool_workers(second)[0], signal.SIGKILL)
     said, errors = second.communicate(timeout=900)
     assert second.returncode == 0, errors
     assert "64 of 64 images" in said
