@@ -49,7 +49,7 @@ from tests.s3_server import Request, S3Server
 from tests.scoring.stages import without_ray
 
 BUCKET = "nights"
-NEW = 3  # images of a night
+NEW = 50  # images of a night
 LOOKED_AT = (2, 60, 365)
 
 
@@ -154,6 +154,9 @@ def measure(nights: int, looked_at: Sequence[int] = LOOKED_AT) -> dict[str, Any]
                     flush=True,
                 )
         found["files"] = len(run.run.store.names("scores"))
+        began = time.perf_counter()
+        found["current"] = len(list(current_rows(run.run)))
+        found["read_rows_s"] = round(time.perf_counter() - began, 2)
     return found
 
 
@@ -297,6 +300,9 @@ def main() -> None:
         )
         took = f"{sum(found['seconds']):.0f} s in all, {np.median(found['seconds']):.2f} s a night"
         print(f"nights 2 to {given.nights}: {requests}; {found['files']} files in scores/; {took}")
+        first, last = np.median(found["seconds"][1:11]), np.median(found["seconds"][-10:])
+        print(f"median of nights 2 to 11 {first:.2f} s, of the last ten {last:.2f} s")
+        print(f"{found['current']:,} current rows read in {found['read_rows_s']} s")
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 
