@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -123,25 +124,44 @@ class CurrentRows:
             files: Some of `files()`. None reads all.
             vanished: Also yield rows of files that the last listing no longer found.
         """
-        for path in self.files() if files is None else files:
-            for table in self.read_file(path, columns):
-                is_current = self.select(table, score_files.manifest_of(path), vanished=vanished)
-                yield table if is_current.all() else table.filter(pa.array(is_current))
+        for _, table in self.tables_by_file(columns, files=files, vanished=vanished):
+            yield table
 
-    def read_file(self, path: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        """Yield all rows of a file, current or not, with the mark of an unlike archive."""
-        if self.unlike is None or (columns is not None and not set(columns) & set(_MARKED)):
-            yield from self.run.rows_in(path, None if columns is None else list(columns))
+    def tables_by_file(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        files: Sequence[str] | None = None,
+        vanished: bool = False,
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the rows as `tables`, each table with the path of its file."""
+        paths = self.files() if files is None else files
+        for path, table in self.read_files(paths, columns):
+            is_current = self.select(table, score_files.manifest_of(path), vanished=vanished)
+            yield path, table if is_current.all() else table.filter(pa.array(is_current))
+
+    def read_files(
+        self, paths: Sequence[str], columns: Sequence[str] | None
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Yield all rows of files, current or not, with the mark of an unlike archive.
+
+        Args:
+            paths: The paths of the files.
+            columns: Columns to read. None reads all.
+
+        Yields:
+            A bounded table at a time, with the path of its file.
+        """
+        wanted = None if columns is None else list(columns)
+        if self.unlike is None or (wanted is not None and not set(wanted) & set(_MARKED)):
+            yield from self.run.rows_of(paths, wanted)
             return
-        read = None if columns is None else list(dict.fromkeys([*columns, *_FOR_FINDINGS]))
-        for table in self.run.rows_in(path, read):
+        read = None if wanted is None else list(dict.fromkeys([*wanted, *_FOR_FINDINGS]))
+        for path, table in self.run.rows_of(paths, read):
             marked = mark_unlike(table, self.unlike, self.thresholds)
             known = marked.column_names
-            yield (
-                marked
-                if columns is None
-                else marked.select([name for name in columns if name in known])
-            )
+            names = known if wanted is None else [name for name in wanted if name in known]
+            yield path, marked.select(names)
 
     def select(
         self, table: pa.Table, manifest: int, *, vanished: bool = False
@@ -184,7 +204,7 @@ class CurrentRows:
         """
         for file in self.published():
             listed = members_in(self.run, file)
-            for table in self.read_file(file.path, columns):
+            for _, table in self.read_files([file.path], columns):
                 by_id = {member.image_id: member for member in islice(listed, len(table))}
                 if len(by_id) != len(table):
                     raise ClusterError(
@@ -245,8 +265,6 @@ class ChangedRows:
 
     before: CurrentRows
     now: CurrentRows
-    # by path of an earlier file that was read, whether it has such rows
-    _files: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def added(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield rows that are current now and were not before, a bounded table at a time."""
@@ -262,30 +280,28 @@ class ChangedRows:
         if not self._touches_older_rows():
             return
         rows = self.now if is_added else self.before
-        for path in self.before.files():
-            if not self._has_changes(path):
-                continue
-            manifest = score_files.manifest_of(path)
-            for table in rows.read_file(path, columns):
-                changed = self._changed(table, manifest, is_added=is_added)
-                if changed.any():
-                    yield table.filter(pa.array(changed))
+        for path, table in rows.read_files(self._changed_files, columns):
+            changed = self._changed(table, path, is_added=is_added)
+            if changed.any():
+                yield table.filter(pa.array(changed))
 
-    def _has_changes(self, path: str) -> bool:
-        """Return whether some row of an earlier file became current or no longer is."""
-        if path not in self._files:
-            manifest = score_files.manifest_of(path)
-            self._files[path] = any(
-                (self.before.select(table, manifest) != self.now.select(table, manifest)).any()
-                for table in self.now.run.rows_in(path, ["image_id"])
-            )
-        return self._files[path]
+    @cached_property
+    def _changed_files(self) -> list[str]:
+        """The earlier files in which some row became current or no longer is."""
+        paths = [
+            path
+            for path, table in self.now.run.rows_of(self.before.files(), ["image_id"])
+            if self._changed(table, path, is_added=True).any()
+            or self._changed(table, path, is_added=False).any()
+        ]
+        return list(dict.fromkeys(paths))
 
     def _touches_older_rows(self) -> bool:
         is_same = np.array_equal(self.before.vanished, self.now.vanished)
         return not is_same or self.before.retried.keys() != self.now.retried.keys()
 
-    def _changed(self, table: pa.Table, manifest: int, *, is_added: bool) -> npt.NDArray[np.bool_]:
+    def _changed(self, table: pa.Table, path: str, *, is_added: bool) -> npt.NDArray[np.bool_]:
+        manifest = score_files.manifest_of(path)
         before, now = self.before.select(table, manifest), self.now.select(table, manifest)
         changed: npt.NDArray[np.bool_] = (now & ~before) if is_added else (before & ~now)
         return changed

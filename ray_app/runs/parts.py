@@ -31,7 +31,8 @@ PUBLISHED_BYTES = 64 * 2**20
 TASK_BYTES = 8 * PUBLISHED_BYTES
 ROW_GROUP = 32_768  # rows; parts have few, and readers pay per row group
 LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
-_REQUESTS = 16  # parts that are read at once
+_REQUESTS = 16  # small files that are read at once
+_SMALL_BYTES = 2**20  # a file of at most this size is read whole
 _FEW = 8  # manifests for which files are listed one by one, in place of all files of the run
 
 
@@ -265,8 +266,32 @@ class PartTable:
     def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The rows of one file of the run, a bounded table at a time."""
         with self.store.open_file(path) as handle, pq.ParquetFile(handle) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns)
+            yield from _row_groups(file, columns)
+
+    def rows_of(
+        self, paths: Sequence[str], columns: list[str] | None = None
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the rows of several files in their order, a bounded table with its path at a time.
+
+        A run of many nights has many small files. If they are on a store, some are read at once.
+        """
+        is_elsewhere = self.store.local_path("scores") is None
+        sizes = self.store.sizes("scores") if is_elsewhere and len(paths) > 1 else {}
+        small = {f"scores/{name}" for name, size in sizes.items() if 0 <= size <= _SMALL_BYTES}
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            for start in range(0, len(paths), _REQUESTS):
+                some = paths[start : start + _REQUESTS]
+                contents = {
+                    path: pool.submit(self.store.read, path) for path in some if path in small
+                }
+                for path in some:
+                    if path in contents:
+                        file = pq.ParquetFile(pa.BufferReader(contents.pop(path).result()))
+                        tables = _row_groups(file, columns)
+                    else:
+                        tables = self.rows_in(path, columns)
+                    for table in tables:
+                        yield path, table
 
     def publish(self, manifest: int, *, each: Each = in_turn) -> list[str]:
         """Merge the parts of a finished manifest into files of 64 to 128 MiB, each published before
@@ -298,6 +323,11 @@ class PartTable:
         return [
             path for manifest in self.part_folders() for path in self.publish(manifest, each=each)
         ]
+
+
+def _row_groups(file: pq.ParquetFile, columns: list[str] | None) -> Iterator[pa.Table]:
+    for group in range(file.num_row_groups):
+        yield file.read_row_group(group, columns=columns)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ def test_a_night_makes_the_same_requests_whatever_the_nights_before(s3, tmp_path
     assert abs(fourth - second) <= 2
     assert len(nights.run.published()) == 4
     assert unchanged.total() < 40
+    s3.clear_log()
+    assert len(list(current_rows(nights.run))) == 4 * NEW
+    assert [one.method for one in s3.requests() if "/run/scores/" in one.path] == ["GET"] * 4
     assert_is_finished(nights.run, nights.run.read_json("summary.json"))
 
 
