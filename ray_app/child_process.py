@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+# The secrets of an endpoint and its clients. No child needs them, and what reads hostile files should
+# not hold them.
+SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
 # between the end of a child's answers and the end of the child; one that lingers is killed
 LAST_WORDS_S = 1.0
 # a file, or the pixels of most detectors, in one piece: neither side waits for the other's every 64
@@ -220,6 +223,11 @@ def own_process() -> tuple[int, str]:
 def is_running(pid: int, started: str) -> bool:
     """Whether that very process still runs, not another one with its number; a zombie does not run."""
     return start_of(pid) == started
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """Return the environment of this process without `SECRETS`."""
+    return {name: value for name, value in os.environ.items() if name not in SECRETS}
 
 
 def start_of(pid: int) -> str | None:

@@ -211,12 +211,11 @@ def secrets_inherited(pid):
     """The variables among SECRETS that the descendants of a process have, by their titles."""
     found = {}
     for child in family_of(pid)[1:]:
-        environment = Path(f"/proc/{child}/environ")
-        held = [
-            name
-            for name, value in SECRETS.items()
-            if environment.exists() and value.encode() in environment.read_bytes()
-        ]
+        try:
+            environment = Path(f"/proc/{child}/environ").read_bytes()
+        except OSError:  # It has ended.
+            continue
+        held = [name for name, value in SECRETS.items() if value.encode() in environment]
         if held:
             found[title_of(child)] = held
     return found

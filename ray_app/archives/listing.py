@@ -26,6 +26,7 @@ from ray_app.archives.manifest import last_listing
 from ray_app.archives.members import BlockPlan, TableColumns
 from ray_app.archives.progress import ProgressLog
 from ray_app.archives.sources import open_source
+from ray_app.child_process import environment_without_secrets
 from ray_app.config import Frozen
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.storage import Store
@@ -85,7 +86,11 @@ class ListingProcess:
         command = [sys.executable, "-P", "-m", "ray_app.archives.listing"]
         # In a session of its own: Ctrl-C is for the parent, which ends this process.
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment_without_secrets(),
+            start_new_session=True,
         )
         assert self._child.stdin is not None, "it is a pipe"
         with suppress(BrokenPipeError):  # It died at once, which `raise_error` reports.

@@ -13,12 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ray_app.child_process import SECRETS
 from ray_app.cluster.ray_folder import private_folder
 from ray_app.errors import ClusterError
 
-# The secrets of an endpoint and its clients. Workers never need them, and any task could read them
-# there.
-SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
 # Ray scores in a thread. With a heap of its own the thread would ignore what
 # ray_app.detectors.private_api sets.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}

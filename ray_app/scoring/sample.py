@@ -31,9 +31,10 @@ from ray_app.archives import (
     image_id,
     manifest,
 )
+from ray_app.child_process import SECRETS
 from ray_app.cluster import gpu_check
 from ray_app.cluster.config import RAY_SHARE
-from ray_app.cluster.local_ray import SECRETS, WORKER_ENVIRONMENT, changed_environment
+from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, changed_environment
 from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.groups import DetectorGroups
