@@ -34,8 +34,8 @@ def find_image_row(
     matches: list[tuple[str, dict[str, Any]]] = []
     rows = CurrentRows.read(run)
     for path, table in rows.tables_by_file(_KEYS, vanished=vanished):
-        found = table.filter(_matches(table, image, member)).to_pylist()
-        matches += [(path, keys) for keys in found]
+        matching = table.filter(_matches(table, image, member))
+        matches += [(path, keys) for keys in matching.to_pylist()]
     name = strip_secrets(image) if member is None else f"{strip_secrets(image)}, member {member}"
     if not matches:
         hint = f"touchstone results {run.store.url} --json shows the uri, member, and image_id of each row"

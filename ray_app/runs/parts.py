@@ -280,11 +280,11 @@ class PartTable:
         small = {f"scores/{name}" for name, size in sizes.items() if 0 <= size <= _SMALL_BYTES}
         with ThreadPoolExecutor(_REQUESTS) as pool:
             for start in range(0, len(paths), _REQUESTS):
-                some = paths[start : start + _REQUESTS]
+                batch = paths[start : start + _REQUESTS]
                 contents = {
-                    path: pool.submit(self.store.read, path) for path in some if path in small
+                    path: pool.submit(self.store.read, path) for path in batch if path in small
                 }
-                for path in some:
+                for path in batch:
                     if path in contents:
                         file = pq.ParquetFile(pa.BufferReader(contents.pop(path).result()))
                         tables = _row_groups(file, columns)
