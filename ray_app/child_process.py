@@ -1,6 +1,6 @@
 """A process of ours that answers one request at a time through its pipes (`ChildProcess`), and the
 wall limit of what it does (`ChildDeadline`). One thread watches all limits. `is_running`: whether a
-process is still the one that it was.
+process is still the one that it was. `environment_without_secrets`: what a child inherits.
 """
 
 import fcntl
