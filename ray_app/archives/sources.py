@@ -145,7 +145,7 @@ class Archive:
 
     def range_of(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
         """A stretch of the source of that number, an S3 prefix, as a section."""
-        kind, url = _split_kind(self._urls[source])
+        kind, url = urls.split_kind(self._urls[source])
         return object_prefix.PrefixRange(
             object_prefix.ObjectPrefix(
                 canonical(url), kind, self.columns, self.limits, self.selection
@@ -286,7 +286,7 @@ def places_of(sources: Sequence[str]) -> list[str]:
     """The URLs of some sources as the user gave them, secrets and all, without the KIND:: before
     them.
     """
-    return [_split_kind(source)[1] for source in sources]
+    return [urls.split_kind(source)[1] for source in sources]
 
 
 def fetcher_of(
@@ -301,19 +301,14 @@ def fetcher_of(
 
 def name_of(source: str) -> str:
     """The one spelling of a source, KIND:: included, without secrets: what a run's identity notes."""
-    kind, url = _split_kind(source)
+    kind, url = urls.split_kind(source)
     return (f"{kind}::" if kind else "") + strip_secrets(canonical(url))
-
-
-def _split_kind(source: str) -> tuple[str | None, str]:
-    kind, mark, url = source.partition("::")
-    return (kind, url) if mark and "/" not in kind else (None, source)
 
 
 def _source_for(
     source: str, columns: members.TableColumns, limits: ContainerLimits, selection: Selection
 ) -> Sections:
-    kind, url = _split_kind(source)
+    kind, url = urls.split_kind(source)
     known = ("files", *CONTAINERS, "list")
     if kind in RETIRED_KINDS:
         raise ConfigError(f"'{kind}::' is retired", hint=RETIRED_KINDS[kind])

@@ -610,6 +610,7 @@ class ScoringRun:
             return
         state.is_listed = True
         state.progress.grow(0, goes_on=False)
+        state.meter.grow(0, goes_on=False)
         try:
             listing.raise_error()
         except TouchstoneError as error:

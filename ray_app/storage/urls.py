@@ -65,12 +65,18 @@ def canonical(url: str) -> str:
     return url if scheme_of(url) in ("http", "https") else url.rstrip("/")
 
 
+def split_kind(source: str) -> tuple[str | None, str]:
+    """Return the KIND of a source KIND::URL, None if it has none, and the URL."""
+    kind, mark, url = source.partition("::")
+    return (kind, url) if mark and "/" not in kind else (None, source)
+
+
 def strip_secrets(url: str) -> str:
     """The URL without user:password@ and without query keys that grant access; a presigned URL
     keeps what names the object. A source may have its KIND:: before the URL.
     """
-    kind, mark, address = url.partition("::")
-    if mark and "/" not in kind:
+    kind, address = split_kind(url)
+    if kind is not None:
         return f"{kind}::{strip_secrets(address)}"
     if not _SCHEME.match(url):
         return url
