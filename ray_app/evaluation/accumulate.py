@@ -1,5 +1,5 @@
-"""What an evaluation counts of labelled rows (`count_rows`): every score in the cell of its image's
-truth, format and size; a sample of the rows; the most confident mistakes; and the digest of the
+"""What an evaluation reads of labelled rows (`count_rows`): a column of scores for each system, with
+the cell of each image's truth, format and size; a sample of the rows; the most confident mistakes; and the digest of the
 labelled images (`digest_of`).
 
 Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are
@@ -7,8 +7,8 @@ kept. Pictures of rows: `pictures_of`.
 """
 
 import base64
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, Systems
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference.small_pictures import SIDE_PX, thumbnail
-from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.evaluation.model import MistakeFacts
 from ray_app.runs import RunDirectory
 from ray_app.runs.current import members_of
@@ -69,20 +68,27 @@ class FileCell(NamedTuple):
     size: str
 
 
-Histograms = Mapping[FileCell, ScoreHistogram]
+class Column(NamedTuple):
+    """The scores of one system, (n,), in the order of the database, and the cell of each image
+    (n,), a place among `Cells.cells`.
+    """
+
+    scores: npt.NDArray[np.floating[Any]]
+    cells: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Cells:
     """What was counted. `rows`: labelled rows by cell, status and verdict (None = not scored).
-    `scores`: by a system's name its scores in each cell; `views`: the same for each view of
+    `cells`: all cells; `scores`: by a system's name its scores; `views`: the same for each view of
     perturbed pixels, in the run's order. `predicted`: rows with such a prediction. `mistakes`: as
     the document has them, without pictures.
     """
 
     rows: Counter[tuple[FileCell, str, str | None]]
-    scores: Callable[[str], Histograms]
-    views: Callable[[str], Mapping[str, Histograms]] = lambda _: {}
+    cells: Sequence[FileCell]
+    scores: Callable[[str], Column]
+    views: Callable[[str], Iterable[tuple[str, Column]]] = lambda _: ()
     sample: pa.Table = field(default_factory=lambda: pa.table({}))
     mistakes: Sequence[dict[str, Any]] = ()
     predicted: Mapping[str, int] = field(default_factory=dict)
@@ -96,8 +102,7 @@ class Cells:
 
 def count_rows(labelled: LabelledRows, systems: Systems, *, most: int = MOST) -> Cells:
     """Count rows that were joined with `COLUMNS` and `systems`; the sample has no more than `most`.
-    `scores` and `views` are counted when they are called: those of one system at a time are in
-    memory.
+    `scores` and `views` are read when they are called: one column at a time is in memory.
     """
     database = labelled.database
     database.rows(_IMAGES)
@@ -120,11 +125,12 @@ def count_rows(labelled: LabelledRows, systems: Systems, *, most: int = MOST) ->
     ids, digest = _lowest(database, most)
     return Cells(
         rows=Counter({(cells[cell], status, verdict): n for cell, status, verdict, n in counted}),
-        scores=lambda name: _histograms(database, cells, f"score:{name}"),
-        views=lambda name: {
-            column.removeprefix(start): _histograms(database, cells, column)
+        cells=cells,
+        scores=lambda name: _column(database, f"score:{name}"),
+        views=lambda name: (
+            (column.removeprefix(start), _column(database, column))
             for start in [f"view:{name}|"] for column in columns if column.startswith(start)
-        },
+        ),
         sample=_sample(database, ids, systems, columns),
         mistakes=_mistakes(database, systems.headline),
         predicted=dict(zip(_PREDICTED, predicted, strict=True)),
@@ -132,21 +138,18 @@ def count_rows(labelled: LabelledRows, systems: Systems, *, most: int = MOST) ->
     )  # fmt: skip
 
 
-def _histograms(database: Database, cells: Sequence[FileCell], column: str) -> Histograms:
-    """The scores of one column in each cell that has any."""
-    score = quoted(column)
-    pieces: dict[FileCell, list[ScoreHistogram]] = defaultdict(list)
-    # Sorted on disk where there are many: a hash table of as many groups as there are scores would
-    # not fit into the database's memory.
-    for table in database.tables(
-        f"SELECT cell, {score} AS score FROM {_IN_CELLS} WHERE {score} IS NOT NULL ORDER BY cell, score"
-    ):
-        places, starts = np.unique(table["cell"].to_numpy(), return_index=True)
-        for place, some in zip(
-            places.tolist(), np.split(table["score"].to_numpy(), starts[1:]), strict=True
-        ):
-            pieces[cells[place]].append(ScoreHistogram.of(some))
-    return {cell: ScoreHistogram.merged(some) for cell, some in pieces.items()}
+def _column(database: Database, name: str) -> Column:
+    """The scores of one column that there are, with the cells of their images."""
+    score = quoted(name)
+    tables = [
+        (table["score"].to_numpy(), table["cell"].to_numpy())
+        for table in database.tables(
+            f"SELECT cell, {score} AS score FROM {_IN_CELLS} WHERE {score} IS NOT NULL"
+        )
+    ]
+    if not tables:
+        return Column(np.empty(0, np.float32), np.empty(0, np.int32))
+    return Column(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
 
 
 def _lowest(database: Database, most: int) -> tuple[npt.NDArray[np.int64], int]:

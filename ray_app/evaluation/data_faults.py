@@ -20,7 +20,7 @@ from ray_app.evaluation.accumulate import decoded
 from ray_app.evaluation.prompts import PromptClip
 from ray_app.images import ImageLimits
 from ray_app.metrics import shortcut
-from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.storage import Fetcher, Store
 
 PROMPTED = pa.schema(

@@ -417,10 +417,10 @@ def _systems(
         for name, column in (found.protocol.traits if found.protocol else {}).items()
     }
     paired = found.protocol.paired if found.protocol else {}
-    asked = system_section.SystemOptions(
+    options = system_section.SystemOptions(
         intervals, frozenset(figures), members, traits, paired, found.run.describe()["identity"]
     )
-    return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
+    return [system_section.system_of(system, found.cells, options) for system in found.systems.all]
 
 
 def _run(run: RunDirectory, described: Mapping[str, Any]) -> model.RunFacts:

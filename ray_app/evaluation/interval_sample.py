@@ -1,8 +1,8 @@
-"""What an evaluation's intervals are of (`Intervals`): further generators and sources where labels
-name them, or further images.
+"""What an evaluation's intervals are of (`Intervals`): further generators and sources if labels name
+enough of them, or further images.
 
-They are worked out from a sample of the labelled rows, each with whose it is: the generator of a
-fake, the source of a real image.
+Intervals of further generators come from a sample of the labelled rows, each with its generator or
+the source of a real image.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,46 +14,57 @@ import pyarrow as pa
 
 from ray_app.evaluation.labels import FAKE_KINDS
 from ray_app.evaluation.systems import System
-from ray_app.metrics import clusters, detection, detection_intervals
-from ray_app.metrics.arrays import FigureFacts, ScoreHistogram
+from ray_app.metrics import uncertainty
+from ray_app.metrics.arrays import Bools, FigureFacts
+from ray_app.metrics.detection import VerdictCounts
+from ray_app.metrics.registry import MetricValue, Resampled, ScoredImages
+from ray_app.metrics.uncertainty import Replicates
 from ray_app.reports.evaluation.system_model import IntervalFacts
 
-MOST = 20_000  # rows that they are worked out from; of more, so many stand for all
-# images of a view above which only shares and AUCs have intervals: there are many views
-MOST_OF_VIEW = 5_000
+MAX_SAMPLED = 20_000
+"""Rows that intervals of further generators are worked out from, at most."""
+MAX_IN_VIEW = 5_000
+"""Images of a view above which only proportions have intervals: there are many views."""
 Meaning = Literal["generators", "images"]
 Figures = Mapping[str, FigureFacts]
 Names = npt.NDArray[np.object_]
+_RIGHT = "right"
 _SHARES = {
     "coverage": (("fake", "real"), None),
-    "accuracy_of_decided": (("right",), ("fake", "real")),
-    "accuracy_strict": (("right",), None),
-    "balanced_accuracy_strict": (("right",), None),
+    "accuracy_of_decided": (_RIGHT, ("fake", "real")),
+    "tpr_of_decided": (_RIGHT, ("fake", "real")),
+    "tnr_of_decided": (_RIGHT, ("fake", "real")),
+    "accuracy_strict": (_RIGHT, None),
+    "tpr_strict": (_RIGHT, None),
+    "tnr_strict": (_RIGHT, None),
 }
+"""Verdicts that are hits, and verdicts that count."""
 
 
 class Intervals:
-    """Gives figures intervals of one meaning. `sample`: that of `accumulate.Cells`; `wanted`: no
-    others than of shares and AUCs.
+    """Choose the groups that intervals of an evaluation are of.
+
+    Args:
+        meaning: Whether intervals are of further generators or of further images.
+        sample: The sample of `accumulate.Cells`.
+        wanted: Whether other intervals than exact ones are wanted.
+        seed: Seed of random blocks.
     """
 
     def __init__(
         self, meaning: Meaning, sample: pa.Table | None, *, wanted: bool = True, seed: int = 0
     ) -> None:
-        self._wanted, self._seed = wanted and sample is not None and len(sample) > 0, seed
-        self._sample = sample.slice(0, MOST) if self._wanted and sample is not None else None
-        self._kinds = (
-            np.asarray(self._sample["kind"].to_pylist(), object)
-            if self._sample is not None
-            else np.empty(0, object)
-        )
-        self._names = (
-            names_of(self._sample) if self._sample is not None and meaning == "generators" else None
-        )
+        self._wanted, self._seed = wanted, seed
+        self._sample = sample.slice(0, MAX_SAMPLED) if wanted and sample is not None else None
+        self._kinds = np.empty(0, object)
+        self._names: Names | None = None
+        if self._sample is not None and len(self._sample):
+            self._kinds = np.asarray(self._sample["kind"].to_pylist(), object)
+            self._names = names_of(self._sample) if meaning == "generators" else None
         self.facts = self.facts_of(FAKE_KINDS)
 
     def facts_of(self, kinds: Collection[str]) -> IntervalFacts:
-        """What intervals of figures of these fakes and all real images are of."""
+        """What intervals of metrics of these fakes and all real images are of."""
         names = [
             () if self._names is None else self._names[np.isin(self._kinds, mine)]
             for mine in (tuple(kinds), ("real",))
@@ -61,8 +72,8 @@ class Intervals:
         return IntervalFacts.of_names(*names)
 
     def alike(self, kinds: Sequence[str]) -> IntervalFacts:
-        """What the intervals of figures of each of these kinds of fakes apart are of, the same for
-        all: images where one kind is of few.
+        """What the intervals of metrics of each of these kinds of fakes are of, the same for all:
+        images if one kind has few generators.
         """
         found = [self.facts_of((kind,)) for kind in kinds]
         few = next((one for one in found if one.fakes == "images"), None)
@@ -70,168 +81,149 @@ class Intervals:
             return few.model_copy(update={"reals": "images"})
         return found[0] if len(found) == 1 else self.facts
 
-    def of(
+    def resample(
         self,
-        figures: Figures,
+        images: ScoredImages,
         system: System,
-        by_class: tuple[ScoreHistogram, ScoreHistogram],
         kinds: Sequence[str],
         *,
-        images: bool = False,
-    ) -> dict[str, FigureFacts]:
-        """Figures of fakes of some kinds and of all real images, whose scores are `by_class`.
-        `images`: of further images in any case.
-        """
-        if self._sample is None:
-            return dict(figures)
-        scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
-        classes = []
-        for histogram, mine in zip(by_class, (tuple(kinds), ("real",)), strict=True):
-            there = np.isin(self._kinds, mine)
-            names = None if images or self._names is None else self._names[there]
-            classes.append(
-                detection_intervals.ScoredClass(
-                    histogram,
-                    clusters.ClassSample.of(scores[there], names, histogram.n, self._seed),
-                )
-            )
-        return self._given(figures, system, classes)
+        is_of_images: bool = False,
+    ) -> Resampled | None:
+        """Return the groups for metrics of fakes of some kinds and of all real images; None if no
+        intervals are wanted.
 
-    def of_view(
-        self, figures: Figures, system: System, by_class: tuple[ScoreHistogram, ScoreHistogram]
-    ) -> dict[str, FigureFacts]:
-        """The same of a view, of further images, where it is of few."""
-        if not self._wanted or sum(one.n for one in by_class) > MOST_OF_VIEW:
-            return dict(figures)
-        samples = [clusters.ClassSample.of(np.repeat(one.values, one.counts)) for one in by_class]
-        return self._given(
-            figures,
-            system,
-            [detection_intervals.ScoredClass(*one) for one in zip(by_class, samples, strict=True)],
+        Args:
+            images: The images that the metrics are of.
+            system: The system that scored them.
+            kinds: The kinds of the fakes.
+            is_of_images: Whether the intervals are of further images in any case.
+        """
+        if not self._wanted:
+            return None
+        facts = self.facts_of(kinds)
+        if is_of_images or facts.of_images or self._sample is None:
+            return self.resample_images(images)
+        scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
+        chosen = np.isfinite(scores) & np.isin(self._kinds, (*kinds, "real"))
+        names = self._names[chosen] if self._names is not None else None
+        return Resampled.in_groups(
+            scores[chosen],
+            self._kinds[chosen] != "real",
+            names,
+            totals=(images.n_fake, images.n_real),
+            seed=self._seed,
+            **system.cut,
         )
 
-    def of_averages(
+    def resample_images(self, images: ScoredImages) -> Resampled | None:
+        """Return the images in random blocks; None if no intervals are wanted."""
+        return Resampled.in_blocks(images, self._seed) if self._wanted else None
+
+    def resample_view(self, images: ScoredImages) -> Resampled | None:
+        """Return the images of a view in random blocks if they are few."""
+        return self.resample_images(images) if len(images) <= MAX_IN_VIEW else None
+
+    def add_to_averages(
         self, figures: Figures, rates: Sequence[tuple[int, int]], tpr: FigureFacts
     ) -> dict[str, FigureFacts]:
-        """Means over generators, (images found, images) of each; `tpr`: of all images together."""
-        drawn = self.facts.fakes == "generators"
-        ends = (
-            detection_intervals.mean_rate_ends([one for one in rates if one[1]], drawn=drawn)
-            if self._wanted
-            else None
-        )
+        """Add intervals to means over generators.
+
+        Args:
+            figures: `tpr_mean` and `tpr_weighted`.
+            rates: Fakes found, and fakes, of each generator.
+            tpr: The rate of all fakes together.
+        """
         found = dict(figures)
-        method = clusters.CLUSTER_JACKKNIFE if drawn else detection_intervals.JACKKNIFE
-        if ends is not None and found["tpr_mean"].value is not None:
-            found["tpr_mean"] = detection_intervals.with_ends(found["tpr_mean"], ends, method)
-        if drawn and tpr.ends and found["tpr_weighted"].value is not None:
-            found["tpr_weighted"] = detection_intervals.with_ends(
-                found["tpr_weighted"], tpr.ends, tpr.method or method
-            )
+        is_of_generators = self.facts.fakes == "generators"
+        mean = found["tpr_mean"]
+        if self._wanted and mean.value is not None:
+            shares = np.array([hits / n for hits, n in rates if n])
+            found["tpr_mean"] = _mean_over_generators(mean, shares, is_of_generators)
+        if is_of_generators and tpr.ends and found["tpr_weighted"].value is not None:
+            found["tpr_weighted"] = found["tpr_weighted"].with_interval(tpr.ends, tpr.method)
         return found
 
-    def of_verdicts(
-        self, figures: Figures, counts: detection.VerdictCounts
-    ) -> dict[str, FigureFacts]:
-        """Figures of verdicts with abstentions, from the verdicts of the sample."""
-        if self._sample is None:
+    def add_to_verdicts(self, figures: Figures, counts: VerdictCounts) -> dict[str, FigureFacts]:
+        """Add intervals to metrics of verdicts with abstentions, by the verdicts of the sample."""
+        if self._sample is None or not len(self._sample):
             return dict(figures)
         verdicts = np.asarray(self._sample["verdict"].fill_null("unscored").to_pylist(), object)
-        parts = {label: _Verdicts(verdicts[mine], None if self._names is None else self._names[mine], label, counts, self._seed)
-                 for label, mine in (("fake", self._kinds != "real"), ("real", self._kinds == "real"))}  # fmt: skip
+        fake = self._kinds != "real"
+        sample = Resampled.in_groups(
+            np.zeros(len(fake)), fake, self._names, totals=counts.totals, seed=self._seed
+        )
+        hit = verdicts == np.where(fake, "fake", "real")
         found = dict(figures)
-        for name, figure in figures.items():
-            if figure.value is None:
-                continue
-            if name in _SHARES:
-                ends, clustered = _of_both(
-                    list(parts.values()), *_SHARES[name], even=name.startswith("balanced")
-                )
-                method = clusters.CLUSTER_JACKKNIFE if clustered else detection_intervals.MOVER
-                bare = not figure.ends or clustered
-            else:
-                part = parts["fake" if name.startswith("tpr") else "real"]
-                ends = part.ends(
-                    (part.label,), ("fake", "real") if name.endswith("decided") else None
-                )
-                method, bare = clusters.CLUSTER_JACKKNIFE, part.sample.clusters > 0
-            found[name] = detection_intervals.with_ends(figure, ends, method) if bare else figure
+        for name, (hits, of) in _SHARES.items():
+            if figures[name].value is not None and sample.is_grouped:
+                among = np.ones(len(fake), np.bool_) if of is None else np.isin(verdicts, of)
+                if name.startswith(("tpr", "tnr")):
+                    among &= fake == name.startswith("tpr")
+                is_hit = hit if hits == _RIGHT else np.isin(verdicts, hits)
+                found[name] = _grouped_share(figures[name], is_hit, among, sample)
+        balanced = found["balanced_accuracy_strict"]
+        if balanced.value is not None:
+            found["balanced_accuracy_strict"] = _balanced(balanced, hit, sample)
         return found
 
-    def _given(
-        self, figures: Figures, system: System, classes: Sequence[detection_intervals.ScoredClass]
-    ) -> dict[str, FigureFacts]:
-        return detection_intervals.with_intervals(
-            figures, classes[0], classes[1], seed=self._seed, **system.cut
+
+def _mean_over_generators(
+    mean: FigureFacts, shares: npt.NDArray[np.float64], is_of_generators: bool
+) -> FigureFacts:
+    k = len(shares)
+    if not is_of_generators or k < uncertainty.MIN_GROUPS:
+        why = (
+            f"an interval of a mean over generators needs {uncertainty.MIN_GROUPS} of them, and is "
+            "of further generators"
         )
+        return mean.model_copy(update={"why": why})
+    value = float(shares.mean())
+    part = Replicates((value * k - shares) / (k - 1), np.full(k, 1 / k))
+    ends = uncertainty.jackknife(value, [part])
+    if ends is None:
+        exact = uncertainty.share_interval(value, k)
+        return mean.with_interval(exact, uncertainty.CLOPPER_PEARSON)
+    return mean.with_interval(ends, uncertainty.JACKKNIFE)
 
 
-class _Verdicts:
-    """Verdicts of one class: of the sample (m,), and how many there are of each among all images."""
+def _grouped_share(
+    share: FigureFacts, is_hit: Bools, among: Bools, sample: Resampled
+) -> FigureFacts:
+    """The exact interval of a share, of as many images as the grouped ones are worth."""
+    strata = [
+        (stratum._replace(codes=stratum.codes[among[mine]]), mine[among])
+        for stratum, mine in sample.strata
+        if among[mine].any()
+    ]
+    value = share.value or 0.0
+    if not any(stratum.is_grouped for stratum, _ in strata):
+        return share
+    worth = uncertainty.effective_count(is_hit[among], strata, value, share.n)
+    ends = uncertainty.proportion_interval(value * worth, worth)
+    return share.with_interval(ends, uncertainty.CLOPPER_PEARSON)
 
-    def __init__(
-        self,
-        verdicts: Names,
-        names: Names | None,
-        label: str,
-        counts: detection.VerdictCounts,
-        seed: int,
-    ) -> None:
-        self.label = label
-        self._verdicts = verdicts
-        self._counts = {
-            verdict: getattr(counts, f"{label}_{verdict}")
-            for verdict in ("fake", "real", "abstain", "unscored")
-        }
-        self.sample = clusters.ClassSample.of(np.zeros(len(verdicts)), names, seed=seed)
 
-    def n(self, of: Collection[str] | None) -> int:
-        """How many images have one of these verdicts; None = all."""
-        return sum(count for verdict, count in self._counts.items() if of is None or verdict in of)
-
-    def ends(self, verdicts: Collection[str], of: Collection[str] | None) -> tuple[float, float]:
-        """The interval of the share that has one of some verdicts, of those that have one of
-        others.
-        """
-        among = (
-            np.ones(len(self._verdicts), np.bool_)
-            if of is None
-            else np.isin(self._verdicts, list(of))
+def _balanced(figure: FigureFacts, is_hit: Bools, sample: Resampled) -> FigureFacts:
+    """The jackknife's interval of the mean of both classes' shares."""
+    parts = []
+    rates = [float(is_hit[mine].mean()) for _, mine in sample.strata]
+    for (stratum, mine), rate in zip(sample.strata, rates, strict=True):
+        [part] = uncertainty.mean_replicates(
+            is_hit[mine].astype(np.float64), [(stratum, np.ones(int(mine.sum()), np.bool_))]
         )
-        some = self.sample._replace(
-            scores=self.sample.scores[among],
-            codes=self.sample.codes[among],
-            n=max(1, int(among.sum())),
-        )
-        if some.clusters:
-            distinct, codes = np.unique(some.codes, return_inverse=True)
-            some = some._replace(
-                codes=codes,
-                clusters=len(distinct) if len(distinct) >= clusters.FEWEST_CLUSTERS else 0,
-            )
-        return detection_intervals.rate_ends(
-            self.n(verdicts), self.n(of), some, np.isin(self._verdicts[among], list(verdicts))
-        )
-
-
-def _of_both(
-    parts: Sequence[_Verdicts], verdicts: Sequence[str], of: Sequence[str] | None, *, even: bool
-) -> tuple[tuple[float, float], bool]:
-    """The interval of a share of both classes together, or of the mean of its two shares; and
-    whether any is in clusters.
-    """
-    shares = []
-    there = [part for part in parts if part.n(of)]
-    total = sum(part.n(of) for part in there)
-    for part in there:
-        words = (part.label,) if verdicts == ("right",) else verdicts
-        weight = 1 / len(there) if even else part.n(of) / total
-        shares.append((weight, part.n(words) / part.n(of), part.ends(words, of)))
-    return detection_intervals.mixed_rate_ends(shares), any(part.sample.clusters for part in there)
+        parts.append(part._replace(values=sum(rates) / 2 + (part.values - rate) / 2))
+    value = figure.value or 0.0
+    ends = uncertainty.jackknife(value, parts) if len(parts) == 2 else None
+    if ends is None:
+        few = min((stratum.groups for stratum, _ in sample.strata), default=1)
+        exact = uncertainty.share_interval(value, few)
+        return figure.with_interval(exact, uncertainty.CLOPPER_PEARSON)
+    low, high = min(value, ends[0]), max(value, ends[1])
+    return MetricValue(value, low, high, figure.n, uncertainty.JACKKNIFE).facts
 
 
 def names_of(sample: pa.Table) -> Names:
-    """Whose each row is (m,): the generator of a fake; of a real image its source where the labels
+    """Whose each row is (m,): the generator of a fake; of a real image its source if the labels
     have one, else its group.
     """
     makers = np.asarray(sample["generator"].to_pylist(), object)

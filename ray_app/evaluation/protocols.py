@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.evaluation.systems import combined_overlap, is_named
-from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
+from ray_app.metrics.arrays import FigureFacts, undefined
 from ray_app.metrics.intervals import proportion
 from ray_app.reports.evaluation.model import (
     LocalizationFacts,
@@ -319,23 +318,6 @@ def correct_counts(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
     """Images judged correctly, and images, of a document's generators together."""
     known = [one.rate for one in generators if one.rate.value is not None]
     return sum(round((rate.value or 0.0) * rate.n) for rate in known), sum(rate.n for rate in known)
-
-
-def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 100) -> FigureFacts:
-    """sidbench's accuracy at its oracle threshold: the best over `points` probabilities from 0 to
-    1, chosen on the test data itself.
-
-    Too good by construction. Scores are log-odds; fake is a probability above the threshold.
-    """
-    n = fakes.n + reals.n
-    if not fakes.n or not reals.n:
-        return undefined(_ONE_CLASS, n)
-    with np.errstate(divide="ignore"):
-        grid = np.linspace(0, 1, points)
-        thresholds = np.log(grid) - np.log1p(-grid)
-    return FigureFacts(
-        value=max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n
-    )
 
 
 def traits_of(

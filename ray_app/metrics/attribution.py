@@ -5,15 +5,15 @@ None in place of a name: none was given.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.metrics import detection, intervals
-from ray_app.metrics.arrays import Counts, FigureFacts, Floats, ScoreHistogram, undefined
+from ray_app.metrics import intervals, registry, uncertainty
+from ray_app.metrics.arrays import Counts, FigureFacts, Floats, checked, undefined
 
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
@@ -112,9 +112,7 @@ def attribution_of_pairs(
 def open_set_auroc(
     truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None
 ) -> FigureFacts:
-    """The AUC of confidence (n,) for images of known names against those of unknown ones, with
-    DeLong's interval.
-    """
+    """The AUC of confidence (n,) for images of known names against those of unknown ones."""
     if known is None:
         return undefined(_NO_LIST)
     if confidence is None:
@@ -125,9 +123,9 @@ def open_set_auroc(
     is_known = np.array([name in known for name in truth], np.bool_)
     if is_known.all() or not is_known.any():
         return undefined("needs images of known and of unknown generators", len(truth))
-    return detection.auc_figure(
-        ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known])
-    )
+    images = registry.ScoredImages.from_scores(*checked(numbers, is_known))
+    sample = registry.Resampled.in_blocks(images)
+    return registry.measure(registry.METRICS["auc"], images, sample).facts
 
 
 class _Confusion:
@@ -148,26 +146,43 @@ class _Confusion:
         self.hits, self.support, self.predicted = self._sums(self._n)
 
     def averages(self) -> dict[str, FigureFacts]:
-        """`AVERAGES`, each with its percentile bootstrap over images, 1,000 resamples of a fixed
-        seed; a resample's over its own names.
-        """
+        """`AVERAGES`, each with the jackknife's interval over random blocks of images."""
         n = int(self._n.sum())
         if not n:
             return dict.fromkeys(AVERAGES, undefined(_NO_IMAGE))
-        generator = np.random.default_rng(0)
-        drawn = np.array(
-            [
-                _averages(*self._sums(generator.multinomial(n, self._n / n)))
-                for _ in range(intervals.DRAWS)
-            ]
-        )
-        found = zip(
-            AVERAGES,
-            _averages(self.hits, self.support, self.predicted),
-            drawn.T.tolist(),
-            strict=True,
-        )
-        return {name: intervals.resampled(value, draws, n) for name, value, draws in found}
+        values = _averages(self.hits, self.support, self.predicted)
+        if n < uncertainty.MIN_GROUPS:
+            why = f"an interval needs {uncertainty.MIN_GROUPS} images; there are {n}"
+            return {
+                name: FigureFacts(value=value, n=n, why=why)
+                for name, value in zip(AVERAGES, values, strict=True)
+            }
+        left_out, sizes = [], []
+        for block in self._blocks():
+            sizes.append(block.sum() / n)
+            left_out.append(_averages(*self._sums(self._n - block)))
+        found = {}
+        for place, (name, value) in enumerate(zip(AVERAGES, values, strict=True)):
+            part = uncertainty.Replicates(np.array(left_out)[:, place], np.array(sizes))
+            ends = uncertainty.jackknife(value, [part])
+            if ends is None:
+                found[name] = FigureFacts(value=value, n=n)
+            else:
+                found[name] = FigureFacts(
+                    value=value, interval=ends, method=uncertainty.JACKKNIFE, n=n
+                )
+        return found
+
+    def _blocks(self) -> Iterator[Counts]:
+        """Counts of the pairs in random blocks of images."""
+        random = np.random.default_rng(0)
+        rest, n = self._n.copy(), int(self._n.sum())
+        blocks = min(uncertainty.BLOCKS, n)
+        for number in range(blocks):
+            size = n * (number + 1) // blocks - n * number // blocks
+            block = random.multivariate_hypergeometric(rest, size, method="marginals")
+            rest -= block
+            yield block
 
     def classes(self) -> list[dict[str, Any]]:
         """One row per name, most frequent first."""

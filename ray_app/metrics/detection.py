@@ -7,7 +7,6 @@ Selective prediction: risk and coverage (`risk_coverage`), figures of verdicts w
 (`abstaining`), and scikit-learn's classification report from counts (`classification_report`).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.detectors.card import Platt
-from ray_app.metrics import operating_points
+from ray_app.metrics import operating_points, registry, uncertainty
 from ray_app.metrics.arrays import (
     Bools,
     Counts,
@@ -27,8 +25,8 @@ from ray_app.metrics.arrays import (
     checked,
     undefined,
 )
-from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss
-from ray_app.metrics.intervals import DELONG, auc_of, proportion, proportion_interval
+from ray_app.metrics.intervals import proportion
+from ray_app.metrics.registry import NO_FAKES, NO_REALS, ONE_CLASS, Resampled, ScoredImages
 
 FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
     {
@@ -48,9 +46,6 @@ FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
 (ray_app.metrics.localization).
 """
 
-RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_5", "tpr_at_fpr_1", "tpr_at_fpr_01")
-"""The figures that need scores which rank images."""
-
 # of a ROC AUC, and the images of each class that it takes to say so
 FAR_BELOW_HALF, MIN_PER_CLASS = 0.35, 10
 
@@ -64,45 +59,27 @@ _NEED_BOTH = (
 
 
 def detection_of(
-    fakes: ScoreHistogram,
-    reals: ScoreHistogram,
-    *,
-    threshold: float = 0.0,
-    strict: bool = True,
-    continuous: bool = True,
-    calibration: Platt | None = None,
+    images: ScoredImages, sample: Resampled | None = None, *, continuous: bool = True
 ) -> dict[str, FigureFacts]:
-    """All figures of detection from the scores (log-odds of fake) of either class; `_01`, `_1`,
-    `_10` in names: at 0.1 %, 1 % and 10 %.
+    """Return all metrics of a system as a whole.
 
-    Fake is what scores above `threshold`, or, unless `strict`, at it. `continuous`: False for a
-    detector that only says yes or no, whose scores rank nothing and, without a calibration, are no
-    chances. `calibration` makes chances of scores, for log-loss, Brier score and ECE; it does not
-    move the threshold. Rates have Clopper–Pearson intervals, the AUC DeLong's; the others have
-    theirs from ray_app.metrics.detection_intervals, which gives all of them one meaning. A figure
-    that is not defined has its reason. Raises ValueError for a threshold that is not finite.
+    Args:
+        images: The images that the metrics are of.
+        sample: The groups that intervals are worked out from; None for exact intervals only.
+        continuous: False for a detector that only says yes or no. Its scores rank nothing and,
+            without a calibration, are no probabilities.
     """
-    if not math.isfinite(threshold):
-        raise ValueError(f"a threshold is a finite number, not {threshold}")
-    counts = operating_points.Confusion.at(fakes, reals, threshold, strict)
-    ranking = (
-        _ranking(fakes, reals)
-        if continuous
-        else {name: undefined(NO_RANKING, counts.n) for name in RANKING}
-    )
-    chances = {"log_loss": log_loss, "brier": brier_score, "ece": debiased_ece}
-    has_chances = continuous or calibration is not None
-    return {
-        **operating_points.rates_at(counts),
-        **ranking,
-        **{
-            name: of(fakes, reals, calibration) if has_chances else undefined(NO_CHANCE, counts.n)
-            for name, of in chances.items()
-        },
-        "precision_at_prior_01": operating_points.precision_at_prior(counts, 0.001),
-        "precision_at_prior_1": operating_points.precision_at_prior(counts, 0.01),
-        "precision_at_prior_10": operating_points.precision_at_prior(counts, 0.1),
-    }
+    has_probabilities = continuous or images.calibration is not None
+    found = {}
+    for name in registry.DETECTION:
+        needs = registry.METRICS[name].needs
+        if needs == "scores" and not continuous:
+            found[name] = undefined(NO_RANKING, len(images))
+        elif needs == "probabilities" and not has_probabilities:
+            found[name] = undefined(NO_CHANCE, len(images))
+        else:
+            found[name] = registry.measure(registry.METRICS[name], images, sample).facts
+    return found
 
 
 def detection_figures(
@@ -121,13 +98,15 @@ def detection_figures(
     numbers, fake = checked(scores, labels)
     if len(generators) != len(numbers):
         raise ValueError(f"{len(numbers):,} scores but {len(generators):,} generators")
-    fakes, reals = ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake])
-    by_generator = _by_generator(numbers, fake, generators, fakes, reals)
-    figures: dict[str, Any] = {"n_real": reals.n, "n_fake": fakes.n}
+    images = ScoredImages.from_scores(numbers, fake)
+    by_generator = _by_generator(numbers, fake, generators)
+    figures: dict[str, Any] = {"n_real": images.n_real, "n_fake": images.n_fake}
     figures |= (
-        _overall(fakes, reals, by_generator) if fakes.n and reals.n else dict.fromkeys(_NEED_BOTH)
+        _overall(images, by_generator)
+        if images.n_fake and images.n_real
+        else dict.fromkeys(_NEED_BOTH)
     )
-    return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
+    return figures | {"loss": registry.log_loss(images), "generators": by_generator}
 
 
 def ranks_backwards(auc: FigureFacts, n_real: int, n_fake: int) -> bool:
@@ -139,84 +118,61 @@ def ranks_backwards(auc: FigureFacts, n_real: int, n_fake: int) -> bool:
     return auc.ends is None or auc.ends[1] < 0.5
 
 
-def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> FigureFacts:
-    """The AUC with DeLong's interval; not defined with one class."""
-    n = fakes.n + reals.n
-    if not fakes.n or not reals.n:
-        return undefined(operating_points.ONE_CLASS, n)
-    auc = auc_of(fakes, reals)
-    return FigureFacts(value=auc.value, interval=(auc.low, auc.high), method=DELONG, n=n)
-
-
-def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, FigureFacts]:
-    n, both = fakes.n + reals.n, fakes.n and reals.n
-    return {
-        "auc": auc_figure(fakes, reals),
-        "average_precision": FigureFacts(
-            value=operating_points.average_precision(fakes, reals), n=n
-        )
-        if both
-        else undefined(operating_points.ONE_CLASS, n),
-        "eer": operating_points.equal_error_rate(fakes, reals),
-        "tpr_at_fpr_5": operating_points.tpr_at_fpr(fakes, reals, 20),
-        "tpr_at_fpr_1": operating_points.tpr_at_fpr(fakes, reals, 100),
-        "tpr_at_fpr_01": operating_points.tpr_at_fpr(fakes, reals, 1000),
-    }
-
-
-def _overall(
-    fakes: ScoreHistogram, reals: ScoreHistogram, by_generator: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    auc, rates = (
-        auc_of(fakes, reals),
-        operating_points.rates_at(operating_points.Confusion.at(fakes, reals, 0.0)),
-    )
+def _overall(images: ScoredImages, by_generator: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    auc = _measured("auc", images, Resampled.in_blocks(images))
     areas = [figures["auc"] for figures in by_generator.values() if figures["label"] == "fake"]
-    found = operating_points.found_at_fpr(fakes, reals, 100)
+    # With fewer than 100 reals the threshold is above all of them.
+    allowed = images.n_real // 100
+    hits = round(registry.found_at(images, allowed))
     return {
         "auc": auc.value,
-        "auc_interval": [auc.low, auc.high],
-        "average_precision": operating_points.average_precision(fakes, reals),
+        "auc_interval": _ends(auc),
+        "average_precision": registry.average_precision(images),
         "mean_generator_auc": float(np.mean(areas)),
         "worst_generator_auc": float(np.min(areas)),
-        "tpr_at_fpr_1": found / fakes.n,
-        "tpr_at_fpr_1_interval": list(proportion_interval(found, fakes.n)),
-        "balanced_accuracy": rates["balanced_accuracy"].value,
-        "f1": rates["f1"].value,
+        "tpr_at_fpr_1": hits / images.n_fake,
+        "tpr_at_fpr_1_interval": list(uncertainty.proportion_interval(hits, images.n_fake)),
+        "balanced_accuracy": registry.balanced_accuracy(images),
+        "f1": registry.f1(images),
     }
 
 
 def _by_generator(
-    scores: Floats,
-    fake: Bools,
-    generators: Sequence[str],
-    fakes: ScoreHistogram,
-    reals: ScoreHistogram,
+    scores: Floats, fake: Bools, generators: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Figures by generator against all images of the other class, by name; one with real and fake
     images is two, named by label.
     """
     names, codes = np.unique(np.asarray(generators, dtype=object), return_inverse=True)
-    groups, members = np.unique(2 * codes + fake, return_inverse=True)
-    pieces = np.split(
-        scores[np.argsort(members, kind="stable")], np.cumsum(np.bincount(members))[:-1]
-    )
     figures = {}
-    for group, piece in zip(groups, pieces, strict=True):
-        name, is_fake, own = str(names[group // 2]), bool(group % 2), ScoreHistogram.of(piece)
+    groups = np.unique(2 * codes + fake)
+    for group in groups.tolist():
+        name, is_fake = str(names[group // 2]), bool(group % 2)
+        own = (codes == group // 2) & (fake == is_fake)
         label, rate = ("fake", "tpr") if is_fake else ("real", "tnr")
-        right = own.above(0) if is_fake else own.n - own.above(0)
-        both = (own, reals) if is_fake else (fakes, own)
-        auc = auc_of(*both) if both[0].n and both[1].n else None
+        chosen = own | (fake != is_fake)
+        images = ScoredImages.from_scores(scores[chosen], fake[chosen])
+        auc = _measured("auc", images, Resampled.in_blocks(images))
+        right = _measured(rate, images)
         figures[f"{name} ({label})" if group ^ 1 in groups else name] = {
-            "n": own.n,
+            "n": int(own.sum()),
             "label": label,
-            "auc": auc.value if auc else None,
-            "auc_interval": [auc.low, auc.high] if auc else None,
-            rate: right / own.n,
-            "interval": list(proportion_interval(right, own.n)),
+            "auc": auc.value,
+            "auc_interval": _ends(auc),
+            rate: right.value,
+            "interval": _ends(right),
         }
     return figures
+
+
+def _measured(
+    name: str, images: ScoredImages, sample: Resampled | None = None
+) -> registry.MetricValue:
+    return registry.measure(registry.METRICS[name], images, sample)
+
+
+def _ends(found: registry.MetricValue) -> list[float] | None:
+    return None if found.low is None or found.high is None else [found.low, found.high]
 
 
 _NO_IMAGES = "there are no images"
@@ -281,6 +237,14 @@ class VerdictCounts:
     fake_unscored: int = 0
     real_unscored: int = 0
 
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Number of fakes and of reals."""
+        return (
+            self.fake_fake + self.fake_real + self.fake_abstain + self.fake_unscored,
+            self.real_fake + self.real_real + self.real_abstain + self.real_unscored,
+        )
+
 
 def abstaining(counts: VerdictCounts) -> dict[str, FigureFacts]:
     """How many images are decided and how well, and the same with abstentions and unscored images
@@ -302,7 +266,7 @@ def abstaining(counts: VerdictCounts) -> dict[str, FigureFacts]:
     balanced = (
         FigureFacts(value=(counts.fake_fake / fakes + counts.real_real / reals) / 2, n=n)
         if fakes and reals
-        else undefined(operating_points.ONE_CLASS, n)
+        else undefined(ONE_CLASS, n)
     )
     return {
         "coverage": proportion(decided, n, _NO_IMAGES),
@@ -310,17 +274,17 @@ def abstaining(counts: VerdictCounts) -> dict[str, FigureFacts]:
         "tpr_of_decided": proportion(
             counts.fake_fake,
             fakes_decided,
-            "no fake is decided" if fakes else operating_points.NO_FAKES,
+            "no fake is decided" if fakes else NO_FAKES,
         ),
         "tnr_of_decided": proportion(
             counts.real_real,
             reals_decided,
-            "no real is decided" if reals else operating_points.NO_REALS,
+            "no real is decided" if reals else NO_REALS,
         ),
         "accuracy_strict": proportion(right, n, _NO_IMAGES),
         "balanced_accuracy_strict": balanced,
-        "tpr_strict": proportion(counts.fake_fake, fakes, operating_points.NO_FAKES),
-        "tnr_strict": proportion(counts.real_real, reals, operating_points.NO_REALS),
+        "tpr_strict": proportion(counts.fake_fake, fakes, NO_FAKES),
+        "tnr_strict": proportion(counts.real_real, reals, NO_REALS),
     }
 
 

@@ -91,7 +91,7 @@ class ScoredImages:
         calibration: Makes probabilities of scores. It does not move the threshold.
     """
 
-    scores: Floats
+    scores: npt.NDArray[np.floating[Any]]
     is_fake: Bools
     threshold: float = 0.0
     strict: bool = True
@@ -420,7 +420,8 @@ def _proportion_ends(
             for stratum, mine in sample.strata
             if among[mine].any()
         ]
-        worth = uncertainty.effective_count(hits[among], strata, value, n)
+        if any(stratum.is_grouped for stratum, _ in strata):
+            worth = uncertainty.effective_count(hits[among], strata, value, n)
     hits_worth = round(value * n) if worth == n else value * worth
     return uncertainty.proportion_interval(hits_worth, worth, tail)
 
@@ -561,10 +562,10 @@ def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
             f"a false alarm in {one_in:,} needs {one_in:,} reals or more; there are {images.n_real:,}",
             len(images),
         )
-    return _found_at(images, images.n_real // one_in) / images.n_fake
+    return found_at(images, images.n_real // one_in) / images.n_fake
 
 
-def _found_at(images: ScoredImages, allowed: int) -> float:
+def found_at(images: ScoredImages, allowed: int) -> float:
     """Return how many fakes are found with no more than this many false alarms."""
     place = int(np.searchsorted(images.curve.alarms, allowed, "right"))
     return float(images.curve.found[place - 1]) if place else 0.0
@@ -597,8 +598,8 @@ def _woodruff(images: ScoredImages, value: float, sample: Resampled, one_in: int
     rate, worth = 1 / one_in, sizes[1]
     fewest = float(betaincinv(rate * worth, worth - rate * worth + 1, 0.025)) * n
     most = float(betaincinv(rate * worth + 1, worth - rate * worth, 0.975)) * n
-    low = _found_at(images, math.floor(fewest) - 1) / images.n_fake if fewest >= 1 else 0.0
-    high = _found_at(images, math.ceil(most)) / images.n_fake if most < n - 1 else 1.0
+    low = found_at(images, math.floor(fewest) - 1) / images.n_fake if fewest >= 1 else 0.0
+    high = found_at(images, math.ceil(most)) / images.n_fake if most < n - 1 else 1.0
     return (
         max(0.0, value - math.hypot(value - ends[0][0], max(0.0, value - low))),
         min(1.0, value + math.hypot(ends[0][1] - value, max(0.0, high - value))),
@@ -612,7 +613,8 @@ def log_loss(images: ScoredImages) -> float:
     """Return the mean cross-entropy in nats (`sklearn.metrics.log_loss`), without clipping."""
     if not len(images):
         raise UndefinedError(NO_IMAGES)
-    return float(np.logaddexp(0, np.where(images.is_fake, -1, 1) * images.log_odds).mean())
+    losses = np.logaddexp(0, np.where(images.is_fake, -1, 1) * images.log_odds)
+    return float((losses / len(images)).sum())
 
 
 def brier_score(images: ScoredImages) -> float:
@@ -690,6 +692,7 @@ def _prior(name: str, words: str, prior: float) -> Metric:
         value=partial(precision_at_prior, prior=prior),
         interval=partial(_precision_ends, prior=prior),
         method=uncertainty.CLOPPER_PEARSON,
+        min_per_class=1,
     )
 
 
@@ -701,6 +704,7 @@ def _at_fpr(name: str, words: str, one_in: int) -> Metric:
         value=partial(tpr_at_fpr, one_in=one_in),
         interval=partial(_woodruff, one_in=one_in),
         method=WOODRUFF,
+        min_per_class=1,
     )
 
 

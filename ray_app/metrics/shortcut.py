@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ray_app.metrics import intervals
+from ray_app.metrics import registry, uncertainty
 from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, undefined
 
 FOLDS = 5
@@ -97,7 +97,7 @@ def _cross_validated(scores: Floats, fake: Bools) -> tuple[float, tuple[float, f
     from scipy.stats import t
 
     fakes, reals = ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])
-    auc = intervals.auc_of(fakes, reals).value
+    auc = registry.auc(registry.ScoredImages.from_scores(scores, fake))
     fewest = min(fakes.n, reals.n)
     below, upto = (np.zeros(len(scores)), np.zeros(len(scores)))
     for one, other in ((fake, reals), (~fake, fakes)):
@@ -108,7 +108,7 @@ def _cross_validated(scores: Floats, fake: Bools) -> tuple[float, tuple[float, f
     parts = right / np.where(fake, fakes.n, reals.n)
     spread = float((parts**2).sum()) * len(parts) / max(len(parts) - 1, 1)
     if fewest < 2 or not 0 < auc < 1 or spread <= 0:
-        return auc, intervals.share_interval(auc, fewest)
+        return auc, uncertainty.share_interval(auc, fewest)
     half = float(t.ppf(0.975, fewest - 1)) * math.sqrt(spread * _DEPENDENCE) / (auc * (1 - auc))
     return auc, (float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
 

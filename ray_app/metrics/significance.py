@@ -1,34 +1,23 @@
-"""Tests of two systems on the same images: of their AUCs (`delong`), of the shares that are right
-(`mcnemar`); Holm's correction (`holm`).
-
-Where images come in clusters, of generators and sources, both ask whether the systems would differ
-on further ones (Obuchowski 1997, 1998), with Student's t of as many clusters as there are: tests of
-independent images find differences between equal systems, each better at some generators.
+"""McNemar's exact test of two systems on the same images (`mcnemar_of`), and Holm's correction
+(`holm`). Differences of metrics: `ray_app.metrics.registry.measure_difference`.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from ray_app.metrics import clusters
-from ray_app.metrics.arrays import Bools, FigureFacts, Floats, checked, undefined
-from ray_app.metrics.intervals import Z95
-
-PairedTest = Literal["delong", "mcnemar", "clustered delong", "clustered mcnemar"]
-Names = NDArray[np.object_]
+from ray_app.metrics.arrays import FigureFacts, undefined
+from ray_app.metrics.uncertainty import Z95
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """`difference`: b's figure less a's, with its interval. `p`: two-sided; None with `why` where
-    the test is not defined.
+    """`difference`: b's metric less a's, with its interval. `p`: two-sided; None with `why` if the
+    test is not defined.
     """
 
-    test: PairedTest
+    test: str
     n: int
     difference: FigureFacts
     p: float | None
@@ -43,95 +32,6 @@ class Paired:
             "p": self.p,
             "why": self.why,
         }
-
-
-def delong(
-    scores_a: ArrayLike, scores_b: ArrayLike, fakes: ArrayLike, names: Names | None = None
-) -> Paired:
-    """Whether two AUCs on the same images differ. O(n log n).
-
-    Scores (n,) of a and b; `fakes`, `names` (n,): whether each image is fake, and the generator or
-    source by which images are clustered.
-
-    DeLong, DeLong and Clarke-Pearson (1988) by mid-ranks (Sun and Xu 2014); ties count half. The
-    interval is the normal one, cut at −1 and 1. A class with fewer than `clusters.FEWEST_CLUSTERS`
-    names is one of independent images; where one has more, the test is the clustered one. Raises
-    ValueError as `checked` does.
-    """
-    (first, fake), (second, _) = checked(scores_a, fakes), checked(scores_b, fakes)
-    n, m = len(fake), int(fake.sum())
-    if min(m, n - m) < 2:
-        return Paired(
-            "delong",
-            n,
-            undefined("two fakes and two real images are the least that it takes", n),
-            None,
-            "too few images",
-        )
-    (auc_a, found_a, passed_a), (auc_b, found_b, passed_b) = (
-        _placements(first, fake),
-        _placements(second, fake),
-    )
-    difference, changes = auc_b - auc_a, (found_b - found_a, passed_b - passed_a)
-    parts = _classes(fake, names)
-    if any(count for _, count in parts):
-        samples = [
-            clusters.ClassSample(change, *part, len(change))
-            for change, part in zip(changes, parts, strict=True)
-        ]
-        return _clustered(
-            "clustered delong",
-            difference,
-            [one.spread_of(one.scores, even=True) for one in samples],
-            n,
-        )
-    variance = sum(float(change.var(ddof=1)) / len(change) for change in changes)
-    if variance <= 0:
-        return _unvaried("delong", difference, n)
-    half = Z95 * math.sqrt(variance)
-    figure = FigureFacts(
-        value=difference,
-        interval=(max(-1.0, difference - half), min(1.0, difference + half)),
-        method="delong",
-        n=n,
-    )
-    return Paired("delong", n, figure, math.erfc(abs(difference) / math.sqrt(2 * variance)))
-
-
-def mcnemar(
-    right_a: ArrayLike,
-    right_b: ArrayLike,
-    fakes: ArrayLike | None = None,
-    names: Names | None = None,
-) -> Paired:
-    """Whether two systems are right on different shares of the same images: bool (n,) each.
-
-    `fakes` and `names` (n,): as in `delong`; without clusters this is `mcnemar_of`. The share of
-    fakes is taken as it is. Raises ValueError for lengths that differ.
-    """
-    first, second = np.asarray(right_a, dtype=np.bool_), np.asarray(right_b, dtype=np.bool_)
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(
-            f"right_a {first.shape} and right_b {second.shape} must be two rows of one length"
-        )
-    fake = np.zeros(len(first), np.bool_) if fakes is None else np.asarray(fakes, dtype=np.bool_)
-    parts = _classes(fake, names)
-    if not any(count for _, count in parts):
-        return mcnemar_of(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
-    change = second.astype(np.float64) - first
-    spreads = []
-    for mine, part in zip((fake, ~fake), parts, strict=True):
-        if some := int(mine.sum()):
-            least = _variance_of_images(change[mine])
-            spread = clusters.Spread(least, least, math.inf)
-            if part[1]:
-                spread = (
-                    clusters.ClassSample(change[mine], *part, some)
-                    .spread_of(change[mine], even=True)
-                    .at_least(spread)
-                )
-            spreads.append(spread.scaled((some / len(fake)) ** 2))
-    return _clustered("clustered mcnemar", float(change.mean()), spreads, len(fake))
 
 
 def mcnemar_of(only_a: int, only_b: int, n: int) -> Paired:
@@ -179,59 +79,3 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, p * (len(tests) - rank)))
         corrected[place] = highest
     return corrected
-
-
-def _placements(scores: Floats, fake: Bools) -> tuple[float, Floats, Floats]:
-    """The AUC of scores (n,); of each fake the share of reals under it; of each real the share of
-    fakes above it; a tie is half.
-    """
-    from scipy.stats import rankdata
-
-    m, n = int(fake.sum()), int((~fake).sum())
-    ranks = rankdata(scores)
-    found = (ranks[fake] - rankdata(scores[fake])) / n
-    passed = 1 - (ranks[~fake] - rankdata(scores[~fake])) / m
-    return float(found.mean()), found, passed
-
-
-def _classes(fake: Bools, names: Names | None) -> list[tuple[clusters.Codes, int]]:
-    """Of fakes and of reals the cluster of each image, and how many there are."""
-    if names is None:
-        return [(np.zeros(int(mine.sum()), np.int64), 0) for mine in (fake, ~fake)]
-    return [clusters.codes_of(names[mine]) for mine in (fake, ~fake)]
-
-
-def _variance_of_images(change: Floats) -> float:
-    """The variance of a mean of −1, 0 and 1, with one more of either (Bonett and Price 2012), so
-    that it is never none.
-    """
-    n = len(change)
-    fewer, more = ((int((change == one).sum()) + 1) / (n + 2) for one in (-1, 1))
-    return (fewer + more - (more - fewer) ** 2) / (n + 2)
-
-
-def _clustered(
-    test: PairedTest, difference: float, spreads: list[clusters.Spread], n: int
-) -> Paired:
-    ends = clusters.ends_of(difference, spreads, "plain")
-    if ends is None:
-        return _unvaried(test, difference, n)
-    figure = FigureFacts(
-        value=difference,
-        interval=(max(-1.0, ends[0]), min(1.0, ends[1])),
-        method=clusters.CLUSTER_JACKKNIFE,
-        n=n,
-    )
-    return Paired(test, n, figure, clusters.probability_of(difference, spreads))
-
-
-def _unvaried(test: PairedTest, difference: float, n: int) -> Paired:
-    """Of systems of which nothing varies: equal ones, or none that a test is defined for."""
-    even = difference == 0
-    return Paired(
-        test,
-        n,
-        FigureFacts(value=difference, n=n),
-        1.0 if even else None,
-        None if even else "the AUCs do not vary",
-    )

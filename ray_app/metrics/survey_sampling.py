@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ray_app.metrics import intervals
+from ray_app.metrics import uncertainty
 from ray_app.metrics.arrays import Counts, FigureFacts, Floats, undefined
 
 METHOD = "stratified mover"
@@ -107,7 +107,7 @@ def fakes_ends(strata: Sequence[LabelledStratum]) -> tuple[float, float]:
     for stratum in strata:
         share = stratum.fakes / max(stratum.labelled, 1)
         low, high = (
-            intervals.proportion_interval(stratum.fakes, stratum.labelled)
+            uncertainty.proportion_interval(stratum.fakes, stratum.labelled)
             if stratum.labelled
             else (0.0, 1.0)
         )

@@ -34,14 +34,8 @@ _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 KEY_FIGURES = ("auc", "tpr_at_fpr_1", "balanced_accuracy", "tpr", "tnr", "ece")
 METHODS: Mapping[str, str] = {
     "clopper-pearson": "Clopper–Pearson",
-    "delong": "DeLong",
-    "bootstrap": "bootstrap",
-    "cluster bootstrap": "bootstrap by generator",
-    "cluster jackknife": "jackknife over generators and sources",
-    "jackknife": "jackknife over images",
-    "mover": "from both rates (MOVER)",
+    "jackknife": "jackknife",
     "woodruff": "Woodruff",
-    "triangle": "triangle inequality",
     "student": "Student",
     "bonett-price": "Bonett–Price",
     "agresti-caffo": "Agresti–Caffo",

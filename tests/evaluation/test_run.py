@@ -8,9 +8,9 @@ from sklearn import metrics as sk
 from ray_app.errors import ConfigError, ExitCode
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
+from ray_app.metrics.registry import DETECTION
 from ray_app.reports.evaluation.page import evaluation_lines
 from tests.evaluation.made import labelled, made_run, measured, random_rows
-from tests.metrics.drawn import DETECTION
 from tests.runs.small_run import write_files
 
 
@@ -246,7 +246,7 @@ def test_three_files_are_written(case):
     assert len(found) == len(lines)
     line = found["a", "jpeg-50", "all", "auc"]
     assert float(line["value"]) == by_name(document, "a")["views"][0]["figures"]["auc"]["value"]
-    assert found["ensemble", "", "decided", "coverage"]["method"] == "cluster jackknife"
+    assert found["ensemble", "", "decided", "coverage"]["method"] == "clopper-pearson"
 
 
 def test_one_class_alone(tmp_path):
@@ -356,25 +356,22 @@ def test_sources_of_labels_are_what_is_drawn_anew(tmp_path):
     columns, truths, _ = random_rows(400)
     made_run(tmp_path / "run", columns)
     truths = [
-        truth | {"source": f"camera-{row % 6}" if truth["label"] == "real" else None}
+        truth | {"source": f"camera-{row % 9}" if truth["label"] == "real" else None}
         for row, truth in enumerate(truths)
     ]
     labels = str(labelled(tmp_path, columns, truths))
     document = measured(tmp_path, labels=labels, bootstrap=None)
     assert document["intervals"] == {
-        "fakes": "generators",
+        "fakes": "images",
         "reals": "sources",
         "generators": 3,
-        "sources": 6,
+        "sources": 9,
     }
     figures = by_name(document, "a")["figures"]
-    assert (figures["tnr"]["method"], figures["auc"]["method"]) == (
-        "cluster jackknife",
-        "cluster jackknife",
-    )
+    assert (figures["tnr"]["method"], figures["auc"]["method"]) == ("clopper-pearson", "jackknife")
     same = measured(tmp_path, labels=labels, bootstrap=None, intervals="images")
     assert same["intervals"]["fakes"] == "images"
-    assert by_name(same, "a")["figures"]["tnr"]["method"] == "clopper-pearson"
+    assert by_name(same, "a")["figures"]["tnr"]["interval"] != figures["tnr"]["interval"]
     values = [
         {name: one["value"] for name, one in by_name(each, "a")["figures"].items()}
         for each in (document, same)

@@ -5,7 +5,7 @@ scikit-learn takes them.
 import numpy as np
 
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.intervals import auc_of
+from ray_app.metrics.registry import ScoredImages
 
 RNG = np.random.default_rng(7)
 BOTH = {
@@ -26,20 +26,14 @@ BOTH = {
     "chances of 0 and 1": (np.array([-40.0, 30.0, 40.0] * 40), np.array([-40.0, -35.0, 36.0] * 40)),
 }
 EMPTY = ScoreHistogram.of([])
-# What `detection_of` computes, in its order.
-DETECTION = (
-    "tpr", "tnr", "balanced_accuracy", "accuracy", "f1", "precision", "auc", "average_precision", "eer", "tpr_at_fpr_5", "tpr_at_fpr_1",
-    "tpr_at_fpr_01", "log_loss", "brier", "ece", "precision_at_prior_01", "precision_at_prior_1", "precision_at_prior_10",
-)  # fmt: skip
 
 
 def histograms(fakes, reals):
     return ScoreHistogram.of(fakes), ScoreHistogram.of(reals)
 
 
-def auc_interval(scores, labels):
-    numbers, fake = np.asarray(scores), np.asarray(labels) == 1
-    return auc_of(ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake]))[1:]
+def images(fakes, reals, **cut):
+    return ScoredImages.from_classes(fakes, reals, **cut)
 
 
 def joined(fakes, reals):

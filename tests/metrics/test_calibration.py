@@ -6,9 +6,10 @@ from scipy.special import expit
 from ray_app.detectors.card import Platt
 from ray_app.metrics import fit_platt
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.calibration import debiased_ece, expected_calibration_error, reliability
-from ray_app.metrics.intervals import proportion_interval
-from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
+from ray_app.metrics.calibration import expected_calibration_error, reliability
+from ray_app.metrics.registry import METRICS, measure
+from ray_app.metrics.uncertainty import proportion_interval
+from tests.metrics.drawn import BOTH, EMPTY, histograms, images, joined
 
 
 def drawn(n=400, seed=0):
@@ -107,7 +108,7 @@ def test_the_calibration_error_is_kumars_without_the_dice(case, calibration):
     chances = expit(
         scores if calibration is None else calibration.slope * scores + calibration.intercept
     )
-    found = debiased_ece(*histograms(*BOTH[case]), calibration)
+    found = measure(METRICS["ece"], images(*BOTH[case], calibration=calibration))
     assert found.value == pytest.approx(debiased_by_drawing(labels, chances), abs=2e-3)
     assert found.value <= expected_calibration_error(chances, labels) + 1e-12
 
@@ -147,9 +148,9 @@ def test_ties_stay_together_and_no_bin_is_of_a_few(reals, fakes, counts):
 
 def test_of_too_little_there_is_no_calibration_error_and_reliability_of_what_there_is():
     for fakes, reals in (([1.0] * 200, []), ([], [1.0] * 200)):
-        assert debiased_ece(*histograms(fakes, reals)).why == "it needs real and fake images"
+        assert measure(METRICS["ece"], images(fakes, reals)).why == "it needs real and fake images"
     assert (
-        debiased_ece(*histograms([1.0] * 50, [0.0] * 49)).why
+        measure(METRICS["ece"], images([1.0] * 50, [0.0] * 49)).why
         == "it needs 100 images or more; there are 99"
     )
     assert reliability(EMPTY, EMPTY) == []

@@ -3,8 +3,8 @@ import pytest
 from sklearn import metrics as sk
 
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.intervals import proportion_interval
 from ray_app.metrics.operating_points import averages, curve_points, precision_recall_points
+from ray_app.metrics.uncertainty import proportion_interval
 from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
 
 

@@ -9,7 +9,7 @@ from ray_app.metrics.detection import (
     classification_report,
     risk_coverage,
 )
-from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.uncertainty import proportion_interval
 from tests.metrics.drawn import BOTH, histograms, joined
 
 

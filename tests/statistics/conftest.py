@@ -46,3 +46,15 @@ def pytest_terminal_summary(terminalreporter):
     if rows:
         terminalreporter.section("claims and simulations")
         terminalreporter.write_line("\n".join([HEAD, *rows]))
+    coverage = dict(
+        value
+        for some in terminalreporter.stats.values()
+        for report in some
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, value in report.user_properties
+        if name in ("coverage", "level")
+    )
+    if coverage:
+        terminalreporter.section("coverage of 95 % intervals, and level of tests")
+        for words, found in coverage.items():
+            terminalreporter.write_line(f"{words}: {found}")

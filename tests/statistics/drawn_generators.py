@@ -1,5 +1,5 @@
 """Data sets in which every generator, and every source of real images, has an effect of its own,
-and what is true of further ones.
+and the metrics of further ones.
 """
 
 from collections.abc import Mapping
@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.clusters import ClassSample
-from ray_app.metrics.detection import detection_of
-from ray_app.metrics.detection_intervals import ScoredClass
+from ray_app.metrics.registry import DETECTION, Resampled, ScoredImages, measure_all
 
 MANY = 40_000  # generators that stand for all
 EACH = 20
@@ -18,10 +15,16 @@ EACH = 20
 
 @dataclass(frozen=True)
 class Setting:
-    """Images of each generator and source; the means of both classes (log-odds) and how far
-    generators and sources deviate (sd).
+    """Images of each generator and source.
 
-    `ties`: what scores are rounded to. `named`: whether labels name the sources of real images.
+    Attributes:
+        sizes: Images of each generator.
+        sources: Images of each source.
+        fake: Mean log-odds of fakes.
+        real: Mean log-odds of real images.
+        apart: Standard deviation of generators; 0 if images are independent.
+        sources_apart: Standard deviation of sources.
+        ties: What scores are rounded to; 0 for none.
     """
 
     sizes: tuple[int, ...] = (50,) * 10
@@ -31,11 +34,6 @@ class Setting:
     apart: float = 0.8
     sources_apart: float = 0.5
     ties: float = 0.0
-
-    @property
-    def share(self) -> float:
-        """Of fakes among all images."""
-        return sum(self.sizes) / (sum(self.sizes) + sum(self.sources))
 
     @property
     def named(self) -> bool:
@@ -65,35 +63,39 @@ class Setting:
             )
         return parts
 
-    def classes(self, rng, effects=None, *, images=False):
-        """The same as what intervals are worked out from. `images`: as if nobody had named a
-        generator.
+    def resampled(self, rng, effects=None, *, images=False):
+        """The images in the groups that intervals are worked out from.
+
+        `images`: as if no labels named a generator.
         """
         (fakes, makers), (reals, sources) = self.drawn(rng, effects)
-        return [ScoredClass(ScoreHistogram.of(scores), ClassSample.of(scores, None if images or not is_named else names))
-                for scores, names, is_named in ((fakes, makers, True), (reals, sources, self.named))]  # fmt: skip
+        is_fake = np.arange(len(fakes) + len(reals)) < len(fakes)
+        names = np.concatenate([makers, sources])
+        return Resampled.in_groups(
+            np.concatenate([fakes, reals]), is_fake, None if images else names
+        )
 
     def truth(self, effects=None) -> Mapping[str, float | None]:
-        """All figures of detection over very many generators and sources, or with these effects
-        over very many images of each.
+        """All metrics over very many generators and sources, or with these effects over very many
+        images of each, at the setting's share of fakes.
         """
+        n_fake, n_real = sum(self.sizes), sum(self.sources)
         if effects is None:
+            total = MANY * EACH
+            fakes = round(total * n_fake / (n_fake + n_real))
+            reals = total - fakes
             many = replace(
-                self, sizes=(EACH,) * MANY, sources=(EACH,) * MANY if self.named else (EACH * MANY,)
+                self,
+                sizes=(1,) * fakes,
+                sources=(1,) * reals if self.named else (reals,),
             )
         else:
-            more = 400_000 // sum(self.sizes)
+            more = 800_000 // (n_fake + n_real)
             many = replace(
                 self,
                 sizes=tuple(more * one for one in self.sizes),
                 sources=tuple(more * one for one in self.sources),
             )
         (fakes, _), (reals, _) = many.drawn(np.random.default_rng(1), effects)
-        one, other = ScoreHistogram.of(fakes), ScoreHistogram.of(reals)
-        # The mixture of the setting: counts times whole numbers that stand in its ratio.
-        times = round(1e4 * self.share * other.n / one.n), round(1e4 * (1 - self.share))
-        weighted = [
-            ScoreHistogram(histogram.values, histogram.counts * time)
-            for histogram, time in zip((one, other), times, strict=True)
-        ]
-        return {name: figure.value for name, figure in detection_of(*weighted).items()}
+        found = measure_all(DETECTION, ScoredImages.from_classes(fakes, reals))
+        return {name: one.value for name, one in found.items()}

@@ -4,7 +4,7 @@ prints.
 
 from dataclasses import dataclass
 
-from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.uncertainty import proportion_interval
 
 # times the promise: what a simulation of so few seeds may show of a promise that is kept
 MOST_OVER = 1.5

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from ray_app.evaluation.calibrate.thresholds import fit
-from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.calibration import debiased_ece
+from ray_app.metrics.registry import ScoredImages, expected_calibration_error
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -24,7 +23,7 @@ def images(rng, n, share, shift=0.0, digits=None):
 
 
 def ece(log_odds, fake):
-    return debiased_ece(ScoreHistogram.of(log_odds[fake]), ScoreHistogram.of(log_odds[~fake])).value
+    return expected_calibration_error(ScoredImages.from_scores(log_odds, fake))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from ray_app.attribution.captioners import body_state, load_describing
 from ray_app.attribution.cards import load_describer
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.training.captioner import CaptionLearner, caption_network, decoder_inputs, make_plan
 from ray_app.training.config import Recipe
 from ray_app.training.describe import (

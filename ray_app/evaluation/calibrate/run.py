@@ -55,10 +55,19 @@ from ray_app.evaluation.calibrate.fit_card import (
     with_thresholds,
 )
 from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
-from ray_app.metrics import detection, intervals, operating_points
-from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, undefined
-from ray_app.metrics.calibration import debiased_ece, log_loss
+from ray_app.metrics import intervals
+from ray_app.metrics.arrays import Bools, FigureFacts, Floats, undefined
 from ray_app.metrics.drift import find_shifts
+from ray_app.metrics.registry import (
+    METRICS,
+    NO_FAKES,
+    NO_REALS,
+    ONE_CLASS,
+    Resampled,
+    ScoredImages,
+    measure,
+    measure_all,
+)
 from ray_app.reports import calibration as facts
 from ray_app.reports.format import counted, stated
 
@@ -156,8 +165,8 @@ def by_quality(assembled: Assembled, choosing: data.CalibrationData) -> list[fac
         flagged = scores >= assembled.card.thresholds.fake_above
         rates = {}
         for key, kind, why in (
-            ("false_positives", False, operating_points.NO_REALS),
-            ("found", True, operating_points.NO_FAKES),
+            ("false_positives", False, NO_REALS),
+            ("found", True, NO_FAKES),
         ):
             of_class = among & (fake == kind)
             rates[key] = intervals.proportion(
@@ -220,10 +229,11 @@ def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, 
     """Figures of one generator's images against the reals that thresholds were chosen on."""
     scores, reals = assembled.fitted.scores(its), assembled.reals
     found = int((scores >= assembled.card.thresholds.fake_above).sum())
+    images = ScoredImages.from_classes(scores, reals)
     both, fake = np.concatenate([scores, reals]), np.arange(len(scores) + len(reals)) < len(scores)
     return {
-        "found": intervals.proportion(found, len(scores), operating_points.NO_FAKES),
-        "auc": detection.auc_figure(ScoreHistogram.of(scores), ScoreHistogram.of(reals)),
+        "found": intervals.proportion(found, len(scores), NO_FAKES),
+        "auc": measure(METRICS["auc"], images, Resampled.in_blocks(images)).facts,
         **_chances(both + _between(float(fake.mean()), assembled.fitted.prevalence), fake),
     }
 
@@ -237,13 +247,10 @@ def _system(
 
 def _chances(scores: Floats, fake: Bools) -> dict[str, FigureFacts]:
     known = np.isfinite(scores)
-    fakes, reals = ScoreHistogram.of(scores[known & fake]), ScoreHistogram.of(scores[known & ~fake])
-    loss = (
-        log_loss(fakes, reals)
-        if fakes.n and reals.n
-        else undefined(operating_points.ONE_CLASS, fakes.n + reals.n)
-    )
-    return {"log_loss": loss, "ece": debiased_ece(fakes, reals)}
+    images = ScoredImages.from_scores(scores[known], fake[known])
+    if not images.n_fake or not images.n_real:
+        return dict.fromkeys(("log_loss", "ece"), undefined(ONE_CLASS, len(images)))
+    return measure_all(("log_loss", "ece"), images)
 
 
 def _between(here: float, there: float) -> float:
@@ -368,9 +375,7 @@ def self_check(
         shifts = find_shifts(tally.bins())
         unlike = [feature for feature, shift in shifts.items() if shift.is_noticed]
         reals = some & division.reals
-        rate = intervals.proportion(
-            int(flagged[reals].sum()), int(reals.sum()), operating_points.NO_REALS
-        )
+        rate = intervals.proportion(int(flagged[reals].sum()), int(reals.sum()), NO_REALS)
         promised = card.guarantee.target_fpr if card.guarantee else 1.0
         is_broken = rate.ends is not None and rate.ends[0] > promised
         odd = (

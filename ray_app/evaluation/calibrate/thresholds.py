@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from ray_app.detectors.card import Platt
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import Places
-from ray_app.metrics import calibration, intervals
+from ray_app.metrics import calibration, uncertainty
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
 from ray_app.metrics.clusters import EffectiveSize
 
@@ -115,7 +115,7 @@ def seen_at(
         float(reals.n) if size is None else size.effective,
         reals.at_or_above(fake_above),
     )
-    bound = intervals.proportion_interval(reached * worth / reals.n, worth, 1 - confidence)[1]
+    bound = uncertainty.proportion_interval(reached * worth / reals.n, worth, 1 - confidence)[1]
     return ChosenThreshold(
         fake_above, reals.n, reached, bound, reals.n if size is None else size.groups, worth
     )
@@ -143,7 +143,7 @@ def false_positives_allowed(
         bisect_right(
             range(n_real),
             target,
-            key=lambda k: intervals.proportion_interval(k * share, worth, 1 - confidence)[1],
+            key=lambda k: uncertainty.proportion_interval(k * share, worth, 1 - confidence)[1],
         )
         - 1
     )
@@ -203,7 +203,7 @@ def choose_band(
         return sum(
             weight
             * (
-                intervals.proportion_interval(
+                uncertainty.proportion_interval(
                     int(counts[end + 1] - counts[start]), n, (1 - confidence) / 2
                 )[1]
                 if n

@@ -18,7 +18,7 @@ from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.interval_sample import Meaning
 from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.systems import ENSEMBLE
-from ray_app.metrics import arrays, clusters, detection_intervals, drift, intervals, significance
+from ray_app.metrics import arrays, drift, intervals, registry, significance, uncertainty
 from ray_app.reports.evaluation.system_model import IntervalFacts
 from ray_app.runs import RunDirectory, current_tables, summary
 
@@ -241,7 +241,7 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
     if not n or not m:
         return shares | {"difference": arrays.undefined("a run has no verdict").row(), "p": None}
     p, q, pooled = (x + 1) / (n + 2), (y + 1) / (m + 2), (x + y) / (n + m)
-    half = intervals.Z95 * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
+    half = uncertainty.Z95 * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
     interval = (max(-1.0, q - p - half), min(1.0, q - p + half))
     if min(pooled, 1 - pooled) * min(n, m) < 5:
         chance = float(fisher_exact([[x, n - x], [y, m - y]]).pvalue)
@@ -354,9 +354,9 @@ def labelled_changes(
 ) -> dict[str, Any]:
     """AUCs, right and wrong, and both rates of every generator.
 
-    Tests of both are by generator and source where labels name them, or, where `meaning` is
-    "images", DeLong's and McNemar's; those of a generator are McNemar's, of its images.
-    `intervals`: of what the former and their intervals are. `scores`: of a system's name the scores
+    Differences have the jackknife's intervals over generators and sources if labels name enough of
+    them, or over images if `meaning` is "images". Tests of one generator are McNemar's, of its
+    images. `intervals`: of what the former and their intervals are. `scores`: of a system's name the scores
     of the paired images in a and b, (m,) each, NaN for none. The ensemble is right with its
     verdict, an abstention being wrong; a detector is right with its score's sign. An image counts
     where both runs have a score.
@@ -374,13 +374,11 @@ def labelled_changes(
             for one, verdict in zip((a, b), verdicts, strict=True)
         )
         owners = truth.names[there] if meaning == "generators" else None
-        tested = significance.mcnemar(right_a, right_b, fake[there], owners)
-        both = _both_rates((right_a, right_b), fake[there], owners)
         by_system.append(
             {
                 "name": name,
                 "auc": _auc(a[there], b[there], fake[there], owners),
-                "right": {**tested.row(), **both},
+                "right": _right(right_a, right_b, fake[there], owners),
             }
         )
         generators += [
@@ -485,27 +483,29 @@ def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.FigureFacts, float | 
     ), float(tested.pvalue)
 
 
-def _both_rates(
-    right: Sequence[Bools], fake: Bools, names: npt.NDArray[np.object_] | None
+def _right(
+    a: Bools, b: Bools, fake: Bools, names: npt.NDArray[np.object_] | None
 ) -> dict[str, Any]:
-    """The shares judged correctly in a and in b, with intervals of the same meaning as the test's."""
-    found = _rates(*right)
-    for side, judged in zip("ab", right if names is not None else (), strict=names is not None):
-        shares, is_clustered = [], False
-        for mine in (fake, ~fake):
-            if names is not None and (some := int(mine.sum())):
-                sample = clusters.ClassSample.of(judged[mine].astype(np.float64), names[mine])
-                is_clustered |= bool(sample.clusters)
-                ends = detection_intervals.rate_ends(
-                    int(judged[mine].sum()), some, sample, judged[mine]
-                )
-                shares.append((some / len(fake), float(judged[mine].mean()), ends))
-        if is_clustered:
-            found[side] |= {
-                "interval": list(detection_intervals.mixed_rate_ends(shares)),
-                "method": clusters.CLUSTER_JACKKNIFE,
-            }
-    return found
+    """The fractions judged correctly in a and in b, (k,) each, and the test of their difference;
+    the share of fakes is taken as it is.
+    """
+    why, n = "there are no images", len(fake)
+    if not n:
+        nothing = significance.Paired("accuracy", 0, arrays.undefined(why), None, why)
+        return {**nothing.row(), **_rates(a, b)}
+    sample = registry.Resampled.in_groups(np.arange(-n, 0.0)[::-1], fake, names)
+    change = b.astype(np.float64) - a
+    # The scores descend by image, so that the groups are in the order of the images.
+    parts = uncertainty.mean_replicates(change, sample.strata)
+    found, p = registry.difference(float(change.mean()), parts, n)
+    test = "clustered accuracy" if sample.is_grouped else "accuracy"
+    tested = significance.Paired(test, n, found.facts, p, None if p is not None else found.why)
+    rates = _rates(a, b)
+    for side, right in (("a", a), ("b", b)) if sample.is_grouped else ():
+        share = float(right.mean())
+        worth = uncertainty.effective_count(right, sample.strata, share, n)
+        rates[side]["interval"] = list(uncertainty.proportion_interval(share * worth, worth))
+    return {**tested.row(), **rates}
 
 
 def _auc(
@@ -518,18 +518,18 @@ def _auc(
     owners, n = None if names is None else names[:AUC_SAMPLE], len(marks)
     if not n:
         return None
-    is_binary = n > 2 and max(len(np.unique(one)) for one in of) <= 2
-    tested = None if is_binary else significance.delong(of[0], of[1], marks, owners)
-    if tested is not None and tested.difference.value is not None:
-        figures = [detection_intervals.auc_by_cluster(one, marks, owners).row() for one in of]
-        return {**tested.row(), "a": figures[0], "b": figures[1]}
-    why = "binary replies have no ranking" if tested is None else tested.difference.why or ""
-    nothing = arrays.undefined(why, n)
-    return {
-        **significance.Paired("delong", n, nothing, None, why).row(),
-        "a": nothing.row(),
-        "b": nothing.row(),
-    }
+    if n > 2 and max(len(np.unique(one)) for one in of) <= 2:
+        why = "binary replies have no ranking"
+        nothing = arrays.undefined(why, n)
+        tested = significance.Paired("auc", n, nothing, None, why)
+        return {**tested.row(), "a": nothing.row(), "b": nothing.row()}
+    auc = registry.METRICS["auc"]
+    samples = [registry.Resampled.in_groups(one, marks, owners) for one in of]
+    found, p = registry.measure_difference(auc, *samples)
+    test = "clustered auc" if samples[0].is_grouped else "auc"
+    tested = significance.Paired(test, n, found.facts, p, None if p is not None else found.why)
+    figures = [registry.measure(auc, sample.images, sample).facts.row() for sample in samples]
+    return {**tested.row(), "a": figures[0], "b": figures[1]}
 
 
 def _by_generator(
@@ -539,7 +539,11 @@ def _by_generator(
     ends = np.cumsum(np.bincount(codes, minlength=len(truth.groups)))
     for (label, generator), places in zip(truth.groups, np.split(order, ends[:-1]), strict=True):
         if len(places):
-            tested = significance.mcnemar(a[places], b[places])
+            only_a, only_b = (
+                int((a[places] & ~b[places]).sum()),
+                int((b[places] & ~a[places]).sum()),
+            )
+            tested = significance.mcnemar_of(only_a, only_b, len(places))
             yield {
                 "generator": generator,
                 "label": label,

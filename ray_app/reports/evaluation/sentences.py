@@ -8,7 +8,7 @@ behind them.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ray_app.metrics import intervals
+from ray_app.metrics import uncertainty
 from ray_app.metrics.arrays import FigureFacts
 from ray_app.metrics.detection import ranks_backwards
 from ray_app.reports import format as wording
@@ -330,7 +330,7 @@ def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
             _compared(
                 min(
                     ours,
-                    key=lambda one: ("delong" not in one.test, abs(one.difference.number or 0)),
+                    key=lambda one: ("auc" not in one.test, abs(one.difference.number or 0)),
                 ),
                 facts,
                 system,
@@ -391,7 +391,7 @@ def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts)
     other = test.a if turned else test.b
     found = next((one for one in facts.systems if one.name == other), None)
     against = f"Against {short(found.called if found else other)}, the closest in paired tests, its"
-    what = "AUC" if "delong" in test.test else "share judged correctly"
+    what = "AUC" if "auc" in test.test else "share judged correctly"
     amount = (test.difference.number or 0.0) * (1 if turned else -1)
     if not amount:
         return f"{against} {what} is the same."
@@ -443,7 +443,7 @@ def _stands_out(hardest: Sequence[GeneratorFacts]) -> bool:
     if not n or hardest[0].rate.ends is None:
         return False
     right = sum(round(one.n * (one.rate.number or 0.0)) for one in hardest[1:])
-    return hardest[0].rate.ends[1] < intervals.proportion_interval(right, n)[0]
+    return hardest[0].rate.ends[1] < uncertainty.proportion_interval(right, n)[0]
 
 
 def _under_perturbation(system: SystemFacts) -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
-from ray_app.metrics.clusters import FEWEST_CLUSTERS
+from ray_app.metrics.uncertainty import MIN_GROUPS
 
 NO_COUNTS: Mapping[str, int] = {}
 
@@ -35,7 +35,7 @@ class IntervalFacts(Section):
         ones where enough are named.
         """
         counts = {"generators": len(set(generators)), "sources": len(set(sources))}
-        fakes, reals = (word if n >= FEWEST_CLUSTERS else "images" for word, n in counts.items())
+        fakes, reals = (word if n >= MIN_GROUPS else "images" for word, n in counts.items())
         return cls(fakes=fakes, reals=reals, **counts)
 
     @property
@@ -68,7 +68,7 @@ class IntervalFacts(Section):
         """A sentence where too few names are known."""
         few = [words for number, drawn, words in ((self.generators, self.fakes == "generators", "generators"),
                (self.sources, self.reals == "sources", "sources")) if number > 1 and not drawn]  # fmt: skip
-        return f" Fewer than three {' and '.join(few)} say nothing of further ones." if few else ""
+        return f" Fewer than eight {' and '.join(few)} say nothing of further ones." if few else ""
 
 
 class GeneratorFacts(Section):

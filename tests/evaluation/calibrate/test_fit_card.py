@@ -12,8 +12,7 @@ from ray_app.evaluation.calibrate.run import (
     systems_before_and_after,
 )
 from ray_app.evaluation.calibrate.thresholds import choose_threshold, fit
-from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.calibration import debiased_ece, log_loss
+from ray_app.metrics.registry import ScoredImages, expected_calibration_error, log_loss
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
 MEMBERS = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))
@@ -188,8 +187,8 @@ def written(rows):
 
 
 def chances_of(scores, fake):
-    fakes, reals = ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])
-    return log_loss(fakes, reals).value, debiased_ece(fakes, reals).value
+    images = ScoredImages.from_scores(scores, fake)
+    return log_loss(images), expected_calibration_error(images)
 
 
 def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):

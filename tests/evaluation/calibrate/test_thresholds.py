@@ -12,8 +12,8 @@ from ray_app.evaluation.calibrate.thresholds import (
     share_at,
 )
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.calibration import debiased_ece
-from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.registry import ScoredImages, expected_calibration_error
+from ray_app.metrics.uncertainty import proportion_interval
 
 
 def two_stages(n, seed=0):
@@ -48,8 +48,7 @@ def test_chances_are_right_off_balance_and_of_scores_that_are_all_positive(fakes
 
     (scores, fake), found = images(0, 30_000), fit(*images(1, 3_000))
     assert (
-        debiased_ece(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]), found).value
-        < 0.02
+        expected_calibration_error(ScoredImages.from_scores(scores, fake, calibration=found)) < 0.02
     )
 
 

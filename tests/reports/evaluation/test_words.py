@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.sentences import answers, headline
 
@@ -11,7 +11,7 @@ def figure(value, low=None, high=None, n=200):
     known = (
         {"interval": None, "method": None}
         if low is None
-        else {"interval": [low, high], "method": "delong"}
+        else {"interval": [low, high], "method": "jackknife"}
     )
     return {"value": value, "n": n, "why": None, **known}
 
