@@ -286,6 +286,7 @@ class Metric:
         interval: A function that replaces the jackknife for this metric.
         method: Name of the method of the interval.
         min_per_class: Images of each class that an interval needs.
+        min_images: Images that the value needs.
     """
 
     name: str
@@ -299,6 +300,7 @@ class Metric:
     interval: "Callable[[ScoredImages, float, Resampled], Ends | None] | None" = None
     method: str = uncertainty.JACKKNIFE
     min_per_class: int = uncertainty.MIN_GROUPS
+    min_images: int = 1
 
     def compute(self, images: ScoredImages) -> float:
         """Return the value. Raises UndefinedError."""
@@ -321,6 +323,8 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
     """Return the value of a metric, with an interval if there is a sample to work it out from."""
     try:
         value, n = metric.compute(images), metric.count(images)
+        if n < metric.min_images:
+            raise UndefinedError(f"it needs {metric.min_images} images or more; there are {n}", n)
     except UndefinedError as undefined:
         return MetricValue(n=undefined.n, why=str(undefined))
     if metric.outcomes is not None and not (sample and sample.is_grouped and metric.of_both):
@@ -632,10 +636,6 @@ def expected_calibration_error(images: ScoredImages) -> float:
     distribution instead of draws. It is never below 0.
     """
     images.require_both()
-    if len(images) < MIN_FOR_ECE:
-        raise UndefinedError(
-            f"it needs {MIN_FOR_ECE} images or more; there are {len(images)}", len(images)
-        )
     bins = np.minimum((images.probabilities * ECE_BINS).astype(np.int64), ECE_BINS - 1)
     total, n_fake, stated = (
         np.bincount(bins, weights, ECE_BINS)
@@ -731,6 +731,7 @@ _ALL = (
         expected_calibration_error,
         scale="plain",
         interval=_ece_ends,
+        min_images=MIN_FOR_ECE,
     ),
     _prior("precision_at_prior_01", "0.1 %", 0.001),
     _prior("precision_at_prior_1", "1 %", 0.01),

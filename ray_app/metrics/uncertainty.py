@@ -129,7 +129,10 @@ def effective_count(
             variance_of_mean(hits[among].astype(np.float64), stratum)
             * (among.sum() / len(hits)) ** 2
         )
-        degrees = stratum.groups - 1 if stratum.is_grouped else max(int(among.sum()) - 1, 1)
+        degrees = max(float(among.sum()) - 1, 1.0)
+        if stratum.is_grouped:
+            sizes = np.bincount(stratum.codes, minlength=stratum.groups).astype(np.float64) ** 2
+            degrees = max(1.0, float(sizes.sum()) ** 2 / float((sizes**2).sum()) - 1)
         variance, squares = variance + part, squares + part**2 / degrees
         if stratum.is_grouped:
             groups = min(groups, float(stratum.groups))
@@ -157,8 +160,7 @@ def variance_of_mean(values: Floats, stratum: Stratum) -> float:
 def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit") -> Ends | None:
     """Return the 95 % interval of a metric.
 
-    The variance of each stratum is that of the delete-a-group jackknife for groups of unequal size
-    (Busing, Meijer and van der Leeden 1999). Student's t has the degrees of freedom of Satterthwaite.
+    The variances of the strata add up. Student's t has the degrees of freedom of Satterthwaite.
     The interval is None if nothing varies or the value is at an end of the scale.
 
     Args:
@@ -175,9 +177,9 @@ def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit")
         values = to_scale(part.values)
         if not np.isfinite(values).all() or len(values) < 2:
             return None
-        part_variance = _jackknife_variance(values, part) * part.scale
+        part_variance, freedom = _variance_and_freedom(values, part)
         variance += part_variance
-        squares += part_variance**2 / (len(values) - 1)
+        squares += part_variance**2 / freedom
     if not np.isfinite(whole).all() or variance <= 0:
         return None
     half = float(stdtrit(variance**2 / squares, 0.975)) * math.sqrt(variance)
@@ -189,23 +191,25 @@ def p_of_difference(value: float, parts: Sequence[Replicates]) -> float:
     """Return the two-sided p of a difference that is 0 in truth, by the same jackknife."""
     from scipy.special import stdtr
 
-    variances = [_jackknife_variance(part.values, part) * part.scale for part in parts]
-    total = sum(variances)
+    found = [_variance_and_freedom(part.values, part) for part in parts]
+    total = sum(variance for variance, _ in found)
     if total <= 0:
         return 1.0 if value == 0 else 0.0
-    freedom = total**2 / sum(
-        one**2 / (len(part.values) - 1) for one, part in zip(variances, parts, strict=True)
-    )
+    freedom = total**2 / sum(variance**2 / own for variance, own in found)
     return float(2 * stdtr(freedom, -abs(value) / math.sqrt(total)))
 
 
-def _jackknife_variance(values: Floats, part: Replicates) -> float:
-    """Return the variance by pseudo-values h θ − (h − 1) θ₋ᵍ, where h is the stratum's size over the
-    group's.
+def _variance_and_freedom(values: Floats, part: Replicates) -> tuple[float, float]:
+    """Return the jackknife's variance, (G − 1) / G Σ (θ₋ᵍ − mean)², and its degrees of freedom.
+
+    Groups of unequal size count for less: the degrees of freedom are those of the expected
+    contributions, G − 1 if all groups are equal.
     """
-    sizes = 1 / part.fractions
-    mean = float((values * (1 - part.fractions)).sum()) / (len(values) - 1)
-    return float(((sizes - 1) * (values - mean) ** 2).sum()) / len(values)
+    groups = len(values)
+    variance = (groups - 1) / groups * float(((values - values.mean()) ** 2).sum())
+    weights = (part.fractions / (1 - part.fractions)) ** 2
+    freedom = float(weights.sum()) ** 2 / float((weights**2).sum()) - 1
+    return variance * part.scale, max(1.0, freedom)
 
 
 def _logit(values: Floats) -> Floats:

@@ -43,6 +43,11 @@ SETTINGS = {
 }
 
 
+def floor(name):
+    """The least coverage of a metric; docs/evaluation.md states that of the calibration error."""
+    return 0.85 if name == "ece" else LEAST
+
+
 def covered(setting, seeds, *, effects=None, images=False):
     """By metric whether its interval holds the truth, bool (seeds,)."""
     truth, found = setting.truth(effects), {}
@@ -62,7 +67,7 @@ def test_interval_covers_further_groups_or_images(words, record_property):
     setting, seeds = SETTINGS[words]
     found = covered(setting, seeds, images=len(setting.sizes) == 1)
     record_property("coverage", (words, found))
-    assert {name: share for name, share in found.items() if share < LEAST} == {}
+    assert {name: share for name, share in found.items() if share < floor(name)} == {}
 
 
 def test_interval_covers_images_of_the_same_generators(record_property):
@@ -91,13 +96,16 @@ def stated(rng, n, change):
 @pytest.mark.parametrize("words", CALIBRATIONS)
 def test_interval_of_probabilities_covers(name, words):
     change, metric = CALIBRATIONS[words], METRICS[name]
-    truth = metric.compute(
-        ScoredImages.from_scores(*stated(np.random.default_rng(1), 1_000_000, change))
-    )
+    scores, fake = stated(np.random.default_rng(1), 1_000_000, change)
+    truth = metric.compute(ScoredImages.from_scores(scores, fake))
+    share = fake.mean()
     for n in (100, 500):
         holds = []
         for seed in range(200):
-            images = ScoredImages.from_scores(*stated(np.random.default_rng([seed, n]), n, change))
+            rng, n_fake = np.random.default_rng([seed, n]), round(share * n)
+            images = ScoredImages.from_classes(
+                rng.choice(scores[fake], n_fake), rng.choice(scores[~fake], n - n_fake)
+            )
             one = measure(metric, images, Resampled.in_blocks(images, seed))
             if one.low is not None:
                 holds.append(one.low - 1e-3 <= truth <= one.high + 1e-3)
