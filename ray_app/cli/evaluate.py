@@ -16,7 +16,7 @@ _OF_WHAT = click.option(
     "--intervals",
     type=click.Choice(["generators", "images"]),
     help="Of what intervals and tests speak: further generators and sources, or further images of these only.  [default: generators, where "
-    "labels name three or more]",
+    "labels name eight or more]",
 )
 
 

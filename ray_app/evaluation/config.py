@@ -55,7 +55,7 @@ class EvaluateConfig(Frozen):
     )
     intervals: Literal["generators", "images"] = Field(
         default="generators",
-        description="of what intervals and tests speak: further generators and sources, where labels name three or more, or further images "
+        description="of what intervals and tests speak: further generators and sources, where labels name eight or more, or further images "
         "of these only",
     )
     bootstrap: int | None = Field(

@@ -30,7 +30,7 @@ def compare(
 
     `labels`: a file or an index of labels; None: the runs' own columns, if they have labels.
     `intervals`: of what figures by labels and their tests are: further generators and sources where
-    labels name three or more, or further images of these only. `by`: what names an image in both
+    labels name eight or more, or further images of these only. `by`: what names an image in both
     runs; None: `image_id` and, where the runs share no id, `sha256`. Each run is in memory as
     compact columns (`changes.ComparedRun`). Raises ConfigError where there is no run or a label is
     wrong.
