@@ -1,5 +1,7 @@
 """Metrics against scikit-learn, their reasons, and intervals of grouped images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -14,6 +16,7 @@ from ray_app.metrics.registry import (
     measure,
     measure_all,
     measure_difference,
+    replicates,
 )
 from tests.metrics.drawn import BOTH, joined
 
@@ -165,3 +168,14 @@ def test_difference_of_equal_systems_is_not_significant():
 def test_metric_declared_in_one_place_is_measured_everywhere():
     assert list(DETECTION) == [name for name in METRICS if name in DETECTION]
     assert all(METRICS[name].title and METRICS[name].direction for name in METRICS)
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_auc_without_groups_equals_the_auc_of_the_rest(names):
+    scores, fake, owners = grouped(12)
+    sample = Resampled.in_groups(np.round(scores, 1), fake, owners if names else None)
+    fast = replicates(METRICS["auc"], sample)
+    slow = replicates(replace(METRICS["auc"], leave_out=None), sample)
+    for mine, theirs in zip(fast, slow, strict=True):
+        assert mine.values == pytest.approx(theirs.values, abs=1e-12)
+        assert np.array_equal(mine.fractions, theirs.fractions)
