@@ -6,32 +6,27 @@ Memory: some hundred bytes an image, and its prompt once. Reads no image.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from ray_app.archives import read_block, read_blocks
 from ray_app.config import Frozen
 from ray_app.datasets import index, labels, near_duplicates
-from ray_app.datasets.splits import (
-    ASIDE,
-    FREE,
-    SPLITS,
-    TEST,
-    Places,
-    chosen_generators,
-    divide,
-    held_rows,
-    strata_of,
-)
+from ray_app.datasets.split_remarks import remarks_on
+from ray_app.datasets.splitter import Codes, Parts, draw, group_keys, split
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store, strip_secrets
 
-_LARGE = 0.1  # a group with more of all images than this makes shares uneven
-_MOST_NAMES = 5
+Rows = npt.NDArray[np.bool_]
+
+SPLITS = ("train", "validation", "test", "aside")
+TRAIN, VALIDATION, TEST, ASIDE = range(4)
+FREE = -1
 
 SCHEMA = 1
 FILE = "split.json"
@@ -103,21 +98,11 @@ def split_index(
             f"{out.url} holds another index, or one that was divided otherwise",
             hint="give another --out",
         )
-    held_out = chosen_generators(rows, config.hold_out, config.seed)
+    held_out = choose_generators(rows, config.hold_out, config.seed)
     bonds = near_duplicates.bonds_of(rows, [*_ALWAYS, *BY])
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
     groups, count = near_duplicates.connected_groups(binding, len(rows))
-    pins = _pins(rows, config)
-    places = divide(
-        rows,
-        groups,
-        count,
-        pins,
-        shares=config.shares,
-        held_out=held_out,
-        even=config.even,
-        seed=config.seed,
-    )
+    places = divide(rows, groups, _pins(rows, config), held_out, config)
     _refuse_empty(places, config)
     document = {
         "schema": SCHEMA,
@@ -139,6 +124,92 @@ def split_index(
     ).digest
     out.write(FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
     return document
+
+
+def divide(
+    rows: pa.Table, groups: Codes, pins: Parts, held_out: Sequence[str], config: SplitConfig
+) -> Parts:
+    """Return (N,) the index of each row's split in SPLITS.
+
+    A group with pinned rows goes where the first of them are, train before validation before test:
+    an image that a detector learnt from is never measured again. A group whose fakes are all by
+    held-out generators is in test. Other fakes by held-out generators are in test or aside.
+
+    Args:
+        rows: Rows of an index.
+        groups: (N,) number of each row's group.
+        pins: (N,) split that a row stays in, or FREE.
+        held_out: Generators whose fakes are in test alone.
+        config: Shares, seed, and whether each label and generator is divided evenly.
+    """
+    strata = number_strata(rows)[0] if config.even else None
+    places = split(group_keys(rows, groups), strata, config.shares, config.seed)
+    count = int(groups.max(initial=-1)) + 1
+    is_held, is_fake = find_fakes_by(rows, held_out), labels.fakes(rows)
+    held, all_fakes = (np.bincount(groups[which], minlength=count) for which in (is_held, is_fake))
+    places[((held > 0) & (held == all_fakes))[groups]] = TEST
+    pinned = np.full(count, ASIDE, np.int8)
+    np.minimum.at(pinned, groups[pins != FREE], pins[pins != FREE])
+    places = np.where(pinned[groups] < ASIDE, pinned[groups], places)
+    places = np.where(pins != FREE, pins, places).astype(np.int8)
+    places[is_held & (places != TEST)] = ASIDE
+    return places
+
+
+def choose_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Return the generators to hold out: those that are named, and for a share of all generators
+    those that it draws, at least one.
+
+    Raises:
+        ConfigError: No fake is by a named generator, or no generator is left to learn from.
+    """
+    codes, all_names = labels.coded(rows, "generator")
+    names = sorted(all_names[code] for code in np.unique(codes[labels.fakes(rows)]) if code >= 0)
+    hint = f"there are {', '.join(names[:20])}"
+    chosen: set[str] = set()
+    for request in requested:
+        if request in names:
+            chosen.add(request)
+        elif (share := _share(request)) is not None:
+            drawn = {name: draw(name.encode(), seed) for name in names}
+            chosen |= {name for name in names if drawn[name] < share}
+            chosen |= set(sorted(names, key=drawn.__getitem__)[:1])
+        else:
+            raise ConfigError(f"no fake is by the held-out generator '{request}'", hint=hint)
+    if chosen and len(chosen) == len(names):
+        raise ConfigError(
+            "all generators are held out, so that nothing is left to learn from", hint=hint
+        )
+    return tuple(sorted(chosen))
+
+
+def find_fakes_by(rows: pa.Table, generators: Sequence[str]) -> Rows:
+    """Return (N,) whether a row is a fake by one of these generators."""
+    codes, names = labels.coded(rows, "generator")
+    wanted = [code for code, name in enumerate(names) if name in generators]
+    return np.asarray(np.isin(codes, wanted) & labels.fakes(rows))
+
+
+def number_strata(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
+    """Return (N,) the number of each row's stratum, and the label and generator of each stratum,
+    real before fake.
+    """
+    codes, names = labels.coded(rows, "generator")
+    keys = labels.fakes(rows) * (len(names) + 1) + codes + 1
+    found, strata = np.unique(keys, return_inverse=True)
+    kinds = [
+        ("fake" if key > len(names) else "real", (["", *names])[int(key) % (len(names) + 1)])
+        for key in found
+    ]
+    return strata.astype(np.int64), kinds
+
+
+def _share(text: str) -> float | None:
+    try:
+        share = float(text)
+    except ValueError:
+        return None
+    return share if 0 < share < 1 else None
 
 
 def check_splits(
@@ -171,47 +242,6 @@ def check_splits(
     }
 
 
-def remarks_on(document: Mapping[str, Any], *, even: bool, kept: bool) -> list[str]:
-    """All of them. `even`: every generator was divided evenly; `kept`: splits that the index had
-    were kept.
-    """
-    return [*_on_groups(document), *_on_classes(document, even), *_on_leaks(document, kept)]
-
-
-def _on_groups(document: Mapping[str, Any]) -> Iterator[str]:
-    if document["largest_group"] > _LARGE * document["images"] and document["groups"] > 1:
-        yield (
-            f"One group of bound images holds {document['largest_group']:,} of {document['images']:,}: it stays whole, so shares may be "
-            "far from those asked. Fewer kinds of --by bind less."
-        )
-    if aside := document["splits"]["aside"]["images"]:
-        yield f"{aside:,} fakes of held-out generators are aside, in no split: their groups are in train or validation."
-
-
-def _on_classes(document: Mapping[str, Any], even: bool) -> Iterator[str]:
-    for name, one in document["splits"].items():
-        if name != "aside" and one["images"] and not (one["real"] and one["fake"]):
-            yield f"All images of {name} are {'fake' if one['fake'] else 'real'}."
-    without = [one["generator"] for one in document["strata"] if not one["test"]]
-    if without and document["asked"]["shares"]["test"]:
-        names = ", ".join(without[:_MOST_NAMES]) + (
-            " and others" if len(without) > _MOST_NAMES else ""
-        )
-        yield f"Nothing of {names} is in test{'' if even else '; --even divides every generator'}."
-
-
-def _on_leaks(document: Mapping[str, Any], kept: bool) -> Iterator[str]:
-    unknown = {one["kind"] for one in document["bonds"] if not one["known"]}
-    missing = [word for kind, word in (("bytes", "sha256"), ("looks", "phash")) if kind in unknown]
-    if missing:
-        missing_hashes = f"The index has no {' and no '.join(missing)}, so copies by {'it' if len(missing) == 1 else 'them'} were not looked for"
-        yield f"{missing_hashes}: touchstone data index … --hash {','.join(missing)}."
-    if leaking := [one["what"] for one in document["leaks"] if one["values"]]:
-        yield f"Splits still share images by {', '.join(leaking)}; see leaks."
-    if document["had"] and not kept:
-        yield "The splits that the index had are replaced; --keep test keeps one."
-
-
 def _learning(name: str) -> int:
     return next(
         (
@@ -235,7 +265,7 @@ def _read(store: Store) -> pa.Table:
     )
 
 
-def _pins(rows: pa.Table, config: SplitConfig) -> Places:
+def _pins(rows: pa.Table, config: SplitConfig) -> Parts:
     """(N,) where rows stay, FREE = anywhere: as the index has it for the splits that are kept, else
     as the earlier split has it.
     """
@@ -258,25 +288,25 @@ def _pins(rows: pa.Table, config: SplitConfig) -> Places:
     return pins
 
 
-def _places(rows: pa.Table) -> Places:
+def _places(rows: pa.Table) -> Parts:
     """(N,) the rows' own `split`; FREE for a row aside, for none and for another word."""
     codes, names = labels.coded(rows, "split")
     numbers = {name: place for place, name in enumerate(SPLITS[:ASIDE])} | {"val": 1, "valid": 1}
     return np.array([*(numbers.get(name.lower(), FREE) for name in names), FREE], np.int8)[codes]
 
 
-def _refuse_empty(places: Places, config: SplitConfig) -> None:
+def _refuse_empty(places: Parts, config: SplitConfig) -> None:
     for place, (name, share) in enumerate(zip(SPLITS, config.shares, strict=False)):
         if share > 0 and not (places == place).any():
             raise ConfigError(f"{config.at}: no group falls into {name}, of which {share:.0%} was asked",
                               hint="there are too few groups: a larger share, fewer kinds of --by, or --even")  # fmt: skip
 
 
-def _distribution(rows: pa.Table, places: Places, held_out: Sequence[str]) -> dict[str, Any]:
+def _distribution(rows: pa.Table, places: Parts, held_out: Sequence[str]) -> dict[str, Any]:
     """`splits`: for each its images, their share of those in any, reals and fakes; `strata`: images
     of each by label and generator.
     """
-    strata, kinds = strata_of(rows)
+    strata, kinds = number_strata(rows)
     table = np.zeros((len(kinds), len(SPLITS)), np.int64)
     np.add.at(table, (strata, places), 1)
     is_fake = np.array([label == "fake" for label, _ in kinds])
@@ -295,7 +325,7 @@ def _distribution(rows: pa.Table, places: Places, held_out: Sequence[str]) -> di
         }
         for (label, name), row in zip(kinds, table.tolist(), strict=True)
     ]
-    held = held_rows(rows, held_out)
+    held = find_fakes_by(rows, held_out)
     return {
         "splits": splits,
         "strata": rows_of,

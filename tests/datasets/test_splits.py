@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_app.datasets import splitter
 from ray_app.datasets.config import Data, DatasetSource, HeldOut
 from ray_app.datasets.splits import Splits, make_splits
 from ray_app.errors import ConfigError
@@ -69,6 +70,17 @@ def test_a_group_stays_where_it_is_when_others_come():
     assert ids(few.validation) == {
         one for one in ids(many.validation) if one in ids(few.train) | ids(few.validation)
     }
+
+
+def test_held_out_shares_hold_in_a_part_of_a_divided_index():
+    rows = prompts(2_000, "a")
+    in_train = splitter.split(splitter.group_keys(labelled(rows)), None, (0.6, 0.2, 0.2)) == 0
+    part = [row for row, is_in in zip(rows, in_train, strict=True) if is_in]
+    splits = split(
+        Data(train=TRAIN, validation=HeldOut(groups=0.2), test=HeldOut(groups=0.3)), train=part
+    )
+    tables = (splits.train, splits.validation, splits.test)
+    assert [len(table) / len(part) for table in tables] == pytest.approx([0.5, 0.2, 0.3], abs=0.04)
 
 
 def test_a_held_out_generator_takes_the_reals_of_its_pairs_along():

@@ -1,0 +1,90 @@
+"""Divide labelled images into parts, one whole group after another (`split`).
+
+A group holds the images that no two parts may share: images of one prompt, one scene, or one pair,
+and copies. scikit-learn's splitters draw anew when data are added, and `StratifiedGroupKFold` takes
+minutes for 100,000 groups, so `split` uses a hash of each group and pandas instead.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_app.datasets.labels import coded
+
+Keys = npt.NDArray[np.uint64]
+Codes = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.float64]
+Parts = npt.NDArray[np.int8]
+
+
+def split(groups: Keys, strata: Codes | None, shares: Sequence[float], seed: int = 0) -> Parts:
+    """Return the part of each row, all rows of a group in one part.
+
+    Without strata the part of a group follows from its key, the shares, and the seed alone, so an
+    unchanged group keeps its part when data are added. With strata every stratum is divided in
+    these shares as evenly as its groups allow, and added data may move groups.
+
+    Args:
+        groups: (N,) key of each row's group, as `group_keys` returns it.
+        strata: (N,) number of each row's stratum, such as its label and generator, or None.
+        shares: Share of each part. They sum to 1.
+        seed: Another seed divides differently.
+
+    Returns:
+        (N,) index of each row's part in `shares`.
+    """
+    keys, codes = np.unique(groups, return_inverse=True)
+    positions = np.array([draw(key.to_bytes(8), seed) for key in keys.tolist()])
+    if strata is not None:
+        positions = _spread_evenly(codes, strata, positions)
+    parts = np.searchsorted(np.cumsum(shares)[:-1], positions, side="right")
+    return parts[codes].astype(np.int8)
+
+
+def group_keys(rows: pa.Table, groups: Codes | None = None) -> Keys:
+    """Return the key of each row's group, which does not depend on other groups.
+
+    Args:
+        rows: Rows of an index, with `image_id` and `input`.
+        groups: (N,) number of each row's group. By default the rows with one value of `group` are
+            a group, and a row without a value is a group of its own.
+
+    Returns:
+        (N,) the lowest key of the rows of the group. The key of a row is the hash of its value of
+        `group`, or its `image_id`.
+    """
+    codes, names = coded(rows, "group")
+    keys: Keys = rows["image_id"].to_numpy().view(np.uint64).copy()
+    hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    has_name = codes >= 0
+    keys[has_name] = np.frombuffer(b"".join(hashes), ">u8").astype(np.uint64)[codes[has_name]]
+    if groups is None:
+        return keys
+    lowest = np.full(int(groups.max(initial=-1)) + 1, np.iinfo(np.uint64).max)
+    np.minimum.at(lowest, groups, keys)
+    return lowest[groups]
+
+
+def draw(name: bytes, seed: int) -> float:
+    """Return a number from 0 to 1 that follows from a name and a seed alone."""
+    key = f"touchstone split {seed}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8, key=key).digest()) / 2.0**64
+
+
+def _spread_evenly(codes: npt.NDArray[np.intp], strata: Codes, positions: Positions) -> Positions:
+    """Replace the position of each group with the share of its stratum's images that precede the
+    middle of the group. A group belongs to the rarest stratum of its images.
+    """
+    import pandas as pd
+
+    by_size = np.argsort(np.bincount(strata), kind="stable")
+    rarity = np.argsort(by_size)[strata]
+    groups = pd.DataFrame({"group": codes, "rarity": rarity}).groupby("group")["rarity"]
+    table = pd.DataFrame({"stratum": groups.min(), "images": groups.size(), "position": positions})
+    ordered = table.sort_values("position", kind="stable")
+    images = ordered.groupby("stratum")["images"]
+    middles = (images.cumsum() - ordered["images"] / 2) / images.transform("sum")
+    return np.asarray(middles.sort_index(), np.float64)
