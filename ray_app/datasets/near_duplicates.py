@@ -1,9 +1,8 @@
-"""Near-duplicates that belong into one split: the same group, bytes, or prompt, or the same or
-nearly the same looks.
+"""Images that belong into one split: the same group, bytes, or prompt, or the same or nearly the
+same looks.
 
-`bonds_of` finds them, `connected_groups` joins them to groups, `leaks_of` counts those between
-splits, and `leakage` images of one split that are in another too, by file, near-duplicate or group.
-`near_pairs` compares perceptual hashes.
+`bonds_of` finds them, `connected_groups` joins them to groups, and `find_shared` finds the images of
+one split that have a like in another. `find_leaks` and `leakage` report that for all splits.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_app.datasets.labels import coded, plain_prompt, texts
 
@@ -23,82 +21,9 @@ Hashes = npt.NDArray[np.uint64]
 Codes = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]
 Splits = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.bool_]
 
-NEAR_BITS = 4  # of 64 that may differ between perceptual hashes of one picture
-_AT_ONCE = 1 << 22  # pairs that are compared at once
-_EXAMPLES = 5
-
-
-def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """What every two splits share, as plain JSON.
-
-    `checked` {sha256, phash}: whether every split has such hashes; without, nothing is known.
-    `unhashed` {…}: images without one, such as unreadable ones. `pairs` {"validation in train": …}:
-    how many images of the one split have their like in the other: `image_id` the same place,
-    `sha256` the same bytes, `phash` within NEAR_BITS, `group` the same group; and up to five
-    `examples`, uris of the former by bytes or looks.
-    """
-    missing = {
-        name: [texts(table, name).null_count for table in splits.values()]
-        for name in ("sha256", "phash")
-    }
-    sizes = [len(table) for table in splits.values()]
-    alike = _alike(list(splits.values()))
-    numbered = combinations(enumerate(splits), 2)
-    return {
-        "checked": {
-            name: all(count < size for count, size in zip(counts, sizes, strict=True))
-            for name, counts in missing.items()
-        },
-        "unhashed": {name: sum(counts) for name, counts in missing.items()},
-        "pairs": {
-            f"{held} in {other}": _shared(splits[held], splits[other], alike[number][place])
-            for (place, other), (number, held) in numbered
-        },
-    }
-
-
-def _shared(held: pa.Table, other: pa.Table, is_alike: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    found = {"image_id": pc.is_in(held["image_id"], other["image_id"]).to_numpy()}
-    for name in ("sha256", "group"):
-        found[name] = pc.is_in(
-            texts(held, name), pc.drop_null(texts(other, name)), skip_nulls=True
-        ).to_numpy()
-    found["phash"] = is_alike
-    examples = (
-        held["uri"]
-        .filter(pa.array(found["sha256"] | found["phash"]))
-        .slice(0, _EXAMPLES)
-        .to_pylist()
-    )
-    return {name: int(is_shared.sum()) for name, is_shared in found.items()} | {
-        "examples": examples
-    }
-
-
-def _alike(tables: Sequence[pa.Table]) -> list[npt.NDArray[np.bool_]]:
-    """Per table (tables, N): whether a row's perceptual hash is one of each table's, or near one; a
-    row without a hash is like none.
-    """
-    rows = [(codes, _hashes(names)) for codes, names in (coded(table, "phash") for table in tables)]
-    hashes = np.unique(np.concatenate([own for _, own in rows]))
-    is_of = np.stack([np.isin(hashes, own) for _, own in rows])
-    is_near = is_of.copy()
-    for pairs in _near(hashes, NEAR_BITS):
-        for one, two in (pairs.T, pairs.T[::-1]):
-            for near, own in zip(is_near, is_of, strict=True):
-                np.logical_or.at(near, one, own[two])
-    unhashed = np.zeros((len(tables), 1), np.bool_)
-    return [
-        np.hstack([is_near[:, np.searchsorted(hashes, own)], unhashed])[:, codes]
-        for codes, own in rows
-    ]
-
-
-def _hashes(texts: Sequence[str]) -> Hashes:
-    return np.array([int(text, 16) for text in texts], np.uint64)
-
-
+NEAR_BITS = 4  # of 64 that may differ between perceptual hashes of one image
 WORDS: Mapping[Kind, str] = {
     "image": "the same image twice",
     "bytes": "the same bytes",
@@ -106,24 +31,36 @@ WORDS: Mapping[Kind, str] = {
     "prompt": "the same prompt",
     "looks": "pictures that look alike",
 }
-# a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other
-# such
-_FLAT = 8
 
-# hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few
-# others share
+_PAIRS_AT_ONCE = 1 << 22  # pairs that are compared at once
+_MAX_PAIRS = 1 << 23  # pairs that are kept: 128 MiB
+_MAX_EXAMPLES = 5
+# A hash with fewer ones, or fewer zeros, is of an image without detail, which looks like any other
+# such image.
+_MIN_BITS = 8
+
+# Hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few
+# others share.
 _PARTS, _AGREE = 7, 3
-_MOST = 1 << 23  # pairs that are kept: 128 MiB
 assert _PARTS - NEAR_BITS == _AGREE
+
+# The names of the bonds in the document of a training.
+_NAMES: Mapping[Kind, str] = {
+    "image": "image_id",
+    "bytes": "sha256",
+    "group": "group",
+    "looks": "phash",
+}
 
 
 @dataclass(frozen=True)
 class Bond:
-    """One kind of likeness: rows of one value are bound, and so are rows of two values that are a
-    pair.
+    """One kind of likeness: rows of one value are bound, and so are rows of two near values.
 
-    `codes` (N,): the value of every row, -1 = none. `pairs` (P, 2): values that are nearly the
-    same. `known`: rows that have a value.
+    Attributes:
+        kind: How the rows are alike.
+        codes: (N,) value of every row, -1 for none.
+        pairs: (P, 2) values that are nearly the same.
     """
 
     kind: Kind
@@ -132,7 +69,7 @@ class Bond:
 
     @property
     def known(self) -> int:
-        """How many rows have a value."""
+        """Number of rows that have a value."""
         return int((self.codes >= 0).sum())
 
 
@@ -142,7 +79,7 @@ def bonds_of(rows: pa.Table, kinds: Sequence[Kind]) -> list[Bond]:
     rows: `image_id` and `input` of an index. A kind of which no row knows anything has no value and
     no pair.
     """
-    made: Mapping[Kind, Callable[[], Bond]] = {
+    makers: Mapping[Kind, Callable[[], Bond]] = {
         "image": lambda: Bond(
             "image",
             np.unique(rows["image_id"].to_numpy(), return_inverse=True)[1].astype(np.int64),
@@ -153,12 +90,12 @@ def bonds_of(rows: pa.Table, kinds: Sequence[Kind]) -> list[Bond]:
         "prompt": lambda: _of_prompts(rows),
         "looks": lambda: _of_looks(rows),
     }
-    return [made[kind]() for kind in kinds]
+    return [makers[kind]() for kind in kinds]
 
 
 def connected_groups(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
-    """(count,) the number of every row's connected group, and how many groups there are: union-find
-    over rows and their values.
+    """Return (count,) the number of every row's connected group, and how many groups there are.
+    Rows and their values are the nodes of the graph.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -177,37 +114,99 @@ def connected_groups(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
     return codes.astype(np.int64), len(names)
 
 
-def leaks_of(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each kind of bond, as plain JSON: `kind`, `what` in words, `known` (images that have such
-    a value), `values` (how many values, or pairs of values, are in two splits), `images` (of them),
-    `between` {"test in train": values} and `rows`, up to five [row, row of the other split].
+def find_shared(bond: Bond, held: Rows, other: Rows) -> Rows:
+    """Return (N,) which rows of `held` have the value of a row of `other`, or a near value.
 
-    splits: (N,) place among `names`, -1 = in no split, and so in no leak.
+    Of more than eight million near pairs `near_pairs` keeps those that connect the same values: then
+    a few rows may be missing, but never all.
     """
-    return [_leaks(bond, splits, names) for bond in bonds]
+    is_in_other = np.zeros(int(bond.codes.max(initial=-1)) + 1, np.bool_)
+    is_in_other[bond.codes[other & (bond.codes >= 0)]] = True
+    is_like = np.append(is_in_other, False)
+    for value, near in (bond.pairs.T, bond.pairs.T[::-1]):
+        is_like[value[is_in_other[near]]] = True
+    return np.asarray(held & is_like[bond.codes])
+
+
+def find_leaks(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what the splits share by each bond, as plain JSON.
+
+    Args:
+        bonds: The bonds of the rows.
+        splits: (N,) index of each row's split in `names`, -1 for none. A row in no split leaks
+            nothing.
+        names: The splits, what is learnt from first.
+
+    Returns:
+        For each bond `kind`, `what` in words, `known` (rows that have a value), `images` (rows that
+        have a like in another split), `values` (distinct values of them), `between` (for each
+        "test in train" the rows of test that have a like in train), and `rows`, up to five pairs of
+        a row and its like in the other split.
+    """
+    return [_find_leak(bond, splits, names) for bond in bonds]
+
+
+def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
+    """Return what every two splits of a training share, as plain JSON.
+
+    Returns:
+        `checked` (for `sha256` and `phash` whether every split has such hashes; without, nothing is
+        known), `unhashed` (images without one), and `pairs`: for each "validation in train" how
+        many images of validation have a like in train by `image_id`, `sha256`, `group`, and `phash`
+        (within NEAR_BITS), and `examples`, up to five URIs of those alike by bytes or looks.
+    """
+    names, sizes = list(splits), [len(table) for table in splits.values()]
+    rows = pa.concat_tables(splits.values(), promote_options="default")
+    place = np.repeat(np.arange(len(names)), sizes)
+    bonds = bonds_of(rows, list(_NAMES))
+    pairs: dict[str, Any] = {}
+    for other, held in combinations(range(len(names)), 2):
+        shared = {bond.kind: find_shared(bond, place == held, place == other) for bond in bonds}
+        alike = rows["uri"].filter(pa.array(shared["bytes"] | shared["looks"]))
+        pairs[f"{names[held]} in {names[other]}"] = {
+            _NAMES[kind]: int(is_shared.sum()) for kind, is_shared in shared.items()
+        } | {"examples": alike.slice(0, _MAX_EXAMPLES).to_pylist()}
+    missing = {
+        name: [texts(table, name).null_count for table in splits.values()]
+        for name in ("sha256", "phash")
+    }
+    return {
+        "checked": {
+            name: all(count < size for count, size in zip(counts, sizes, strict=True))
+            for name, counts in missing.items()
+        },
+        "unhashed": {name: sum(counts) for name, counts in missing.items()},
+        "pairs": pairs,
+    }
 
 
 def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
-    """(m, 2) the places of all pairs of hashes (n,), all different, that differ in at most `bits` ≤
-    NEAR_BITS of their 64 bits; each pair once, the lower place first, in order.
+    """Return (m, 2) the indices of all pairs of hashes that differ in at most `bits` bits.
 
-    Hashes are sorted by every three of seven parts and compared where these agree, `_AT_ONCE` at a
-    time: a million different ones take seconds, unless great numbers of them differ in few bits. k
-    hashes that are all near have k² / 2 pairs; once there are more than `_MOST`, those that connect
-    the same hashes stand for all, fewer than n.
+    Hashes are sorted by every three of seven parts and compared if these agree, `_PAIRS_AT_ONCE` at a
+    time: a million hashes take seconds, unless great numbers of them differ in few bits. k hashes
+    that are all near have k² / 2 pairs. Once there are more than `_MAX_PAIRS`, the pairs that connect
+    the same hashes are kept, fewer than n.
+
+    Args:
+        hashes: (n,) hashes of 64 bits, all different.
+        bits: At most NEAR_BITS.
+
+    Returns:
+        Each pair once and in order, the lower index first.
     """
     found, count = [_no_pairs()], 0
     for some in _near(hashes, bits):
         found.append(some)
         count += len(some)
-        if count > _MOST:
+        if count > _MAX_PAIRS:
             found, count = [_connecting(np.concatenate(found), len(hashes))], 0
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
 def _near(hashes: Hashes, bits: int) -> Iterator[Pairs]:
-    """All pairs of `near_pairs`, some at a time, in no order."""
+    """Yield all pairs of `near_pairs`, some at a time, in no order."""
     edges = np.linspace(0, 64, _PARTS + 1).astype(int)
     parts = [np.uint64((1 << int(high)) - (1 << int(low))) for low, high in pairwise(edges)]
     for chosen in combinations(range(_PARTS), _AGREE):
@@ -237,9 +236,9 @@ def _of_prompts(rows: pa.Table) -> Bond:
 
 def _of_looks(rows: pa.Table) -> Bond:
     codes, texts = coded(rows, "phash")
-    hashes = _hashes(texts)
+    hashes = np.array([int(text, 16) for text in texts], np.uint64)
     ones = np.bitwise_count(hashes)
-    detailed = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
+    detailed = np.flatnonzero((ones >= _MIN_BITS) & (ones <= 64 - _MIN_BITS))
     values = np.full(len(hashes) + 1, -1, np.int64)
     values[detailed] = np.arange(len(detailed))
     return Bond("looks", values[codes], near_pairs(hashes[detailed]))
@@ -270,48 +269,43 @@ def _equal_keys(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
     left = np.flatnonzero(after)
     begun = np.concatenate([[0], np.cumsum(after[left])])
     while len(left):
-        count = max(1, int(np.searchsorted(begun, begun[0] + _AT_ONCE, side="right")) - 1)
+        count = max(1, int(np.searchsorted(begun, begun[0] + _PAIRS_AT_ONCE, side="right")) - 1)
         which = np.repeat(np.arange(count), after[left[:count]])
         step = np.arange(len(which)) - (begun[:count] - begun[0])[which] + 1
         yield order[left[:count][which]], order[left[:count][which] + step]
         left, begun = left[count:], begun[count:]
 
 
-def _leaks(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
-    used = np.flatnonzero((bond.codes >= 0) & (splits >= 0))
-    count = int(bond.codes.max(initial=-1)) + 1
-    first = np.full((count, len(names)), -1, np.int64)  # a row of every value in every split
-    first[bond.codes[used][::-1], splits[used][::-1]] = used[::-1]
-    crossing = np.concatenate([np.stack([np.arange(count)] * 2, axis=1), bond.pairs])
+def _find_leak(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
     between: dict[str, int] = {}
     examples: list[list[int]] = []
-    leaking = np.zeros(count, np.bool_)
-    is_leak = np.zeros(len(crossing), np.bool_)
-    for one in range(len(names)):
-        for other in range(one + 1, len(names)):
-            found = np.zeros(len(crossing), np.bool_)
-            for here, there in ((one, other), (other, one)):
-                both = (first[crossing[:, 0], here] >= 0) & (first[crossing[:, 1], there] >= 0)
-                examples += _pairs(first, crossing[both & ~found][:_EXAMPLES], here, there, other)
-                found |= both
-            if found.any():
-                between[f"{names[other]} in {names[one]}"] = int(found.sum())
-            is_leak |= found
-    leaking[crossing[is_leak].ravel()] = True
-    images = int(leaking[bond.codes[used]].sum())
-    head: Mapping[str, Any] = {"kind": bond.kind, "what": WORDS[bond.kind], "known": bond.known}
+    is_leaking = np.zeros(len(splits), np.bool_)
+    for other, held in combinations(range(len(names)), 2):
+        in_other, in_held = splits == other, splits == held
+        is_shared = find_shared(bond, in_held, in_other)
+        if is_shared.any():
+            between[f"{names[held]} in {names[other]}"] = int(is_shared.sum())
+            examples += _examples(bond, is_shared, in_other)
+        is_leaking |= is_shared | find_shared(bond, in_other, in_held)
     return {
-        **head,
-        "values": int(is_leak.sum()),
-        "images": images,
+        "kind": bond.kind,
+        "what": WORDS[bond.kind],
+        "known": bond.known,
+        "values": len(np.unique(bond.codes[is_leaking])),
+        "images": int(is_leaking.sum()),
         "between": between,
-        "rows": examples[:_EXAMPLES],
+        "rows": examples[:_MAX_EXAMPLES],
     }
 
 
-def _pairs(
-    first: npt.NDArray[np.int64], crossing: npt.NDArray[np.int64], here: int, there: int, later: int
-) -> list[list[int]]:
-    """A row of each side of these crossings, that of the later split first."""
-    rows = np.stack([first[crossing[:, 0], here], first[crossing[:, 1], there]], axis=1)
-    return [row if here == later else row[::-1] for row in rows.tolist()]
+def _examples(bond: Bond, is_shared: Rows, other: Rows) -> list[list[int]]:
+    """Return up to five shared rows of different values, each with its like in the other split."""
+    shared = np.flatnonzero(is_shared)
+    firsts = np.sort(np.unique(bond.codes[shared], return_index=True)[1])[:_MAX_EXAMPLES]
+    examples = []
+    for row in shared[firsts].tolist():
+        value = bond.codes[row]
+        near = bond.pairs[(bond.pairs == value).any(axis=1)]
+        is_like = np.isin(bond.codes, np.append(near, value)) & other
+        examples.append([row, int(np.argmax(is_like))])
+    return examples

@@ -113,7 +113,7 @@ def split_index(
         "bonds": [{"kind": bond.kind, "known": bond.known, "near": len(bond.pairs), "binds": bond in binding} for bond in bonds],
         "had": {name: images for name, images in Counter(labels.texts(rows, "split").to_pylist()).most_common() if name is not None},
         **_distribution(rows, places, held_out),
-        "leaks": _with_names(given, near_duplicates.leaks_of(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
+        "leaks": _with_names(given, near_duplicates.find_leaks(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
     }  # fmt: skip
     document["remarks"] = [
         *remarks_on(document, even=config.even, kept=bool(config.keep)),
@@ -233,7 +233,7 @@ def check_splits(
             hint=f"touchstone data split {at} --out DIR makes them",
         )
     images = {name: int((splits == place).sum()) for place, name in enumerate(named)}
-    leaks = near_duplicates.leaks_of(near_duplicates.bonds_of(rows, kinds), splits, named)
+    leaks = near_duplicates.find_leaks(near_duplicates.bonds_of(rows, kinds), splits, named)
     return {
         "schema": SCHEMA,
         "index": strip_secrets(store.url),

@@ -53,10 +53,10 @@ def components(pairs, count):
     )[1]
 
 
-@pytest.mark.parametrize("at_once", [near_duplicates._AT_ONCE, 3])
+@pytest.mark.parametrize("at_once", [near_duplicates._PAIRS_AT_ONCE, 3])
 @pytest.mark.parametrize("seed", range(2))
 def test_every_pair_that_is_near_is_found_once(seed, at_once, monkeypatch):
-    monkeypatch.setattr(near_duplicates, "_AT_ONCE", at_once)
+    monkeypatch.setattr(near_duplicates, "_PAIRS_AT_ONCE", at_once)
     hashes = hashes_with_neighbours(seed)
     distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
     wanted = [(a, b) for a, b in np.argwhere(distance <= NEAR_BITS).tolist() if a < b]
@@ -65,9 +65,7 @@ def test_every_pair_that_is_near_is_found_once(seed, at_once, monkeypatch):
     assert near_pairs(hashes[:1]).shape == near_pairs(hashes[:0]).shape == (0, 2)
 
 
-@pytest.mark.parametrize("most", [near_duplicates._MOST, 3])
-def test_rows_alike_are_those_that_comparing_all_hashes_with_all_finds(most, monkeypatch):
-    monkeypatch.setattr(near_duplicates, "_MOST", most)  # pairs that are kept; alike are all
+def test_leakage_finds_the_rows_that_comparing_all_hashes_finds():
     mixed = np.random.default_rng(1).permutation(hashes_with_neighbours(9))
     hashes, others = mixed[::2], mixed[1::2]
     expected = (np.bitwise_count(hashes[:, None] ^ others[None, :]) <= NEAR_BITS).any(axis=1)
@@ -99,8 +97,8 @@ def test_of_too_many_pairs_those_stay_that_connect_the_same_hashes(monkeypatch):
     )
     hashes = np.concatenate([flips ^ one for one in base])
     every = near_pairs(hashes)
-    monkeypatch.setattr(near_duplicates, "_AT_ONCE", 100)
-    monkeypatch.setattr(near_duplicates, "_MOST", 1_000)
+    monkeypatch.setattr(near_duplicates, "_PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(near_duplicates, "_MAX_PAIRS", 1_000)
     some = near_pairs(hashes)
     assert len(every) > 10_000
     assert len(some) < len(hashes) + 1_100
