@@ -253,43 +253,40 @@ def labels_file(place: str) -> str:
 
 
 def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
-    """The rows of a labels file (path or fsspec URL), with every `uri` made absolute. Raises
-    ConfigError naming file, row and value.
+    """Read the rows of a labels file, with every `uri` made absolute.
 
-    `folds`: the column of the groups; without it the first of `GROUPINGS` that the file has, if
-    any.
+    Args:
+        place: Path or fsspec URL of the file.
+        folds: The column of the groups. By default the first of `GROUPINGS` that the file has.
+
+    Raises:
+        ConfigError: The file cannot be read, or a row is invalid. The message names file and row.
     """
-    from ray_app.archives.label_tables import (
-        LabelTable,
-        columns_hint,
-        is_label_table,
-        match_columns,
-    )
+    from ray_app.archives.label_tables import columns_hint, is_label_table
     from ray_app.archives.uri_list_rows import ListEntries
+    from ray_app.datasets.label_reader import LabelFile
     from ray_app.storage import canonical, strip_secrets
 
     if not is_label_table(place):
         raise ConfigError(
             f"{place}: not a file of labels", hint="give a .csv, .tsv, .jsonl, or .parquet file"
         )
-    table = LabelTable(place)
-    names = table.column_names
-    found = match_columns(
-        names, ["uri", "label", "generator", *GROUPINGS, *([folds] if folds else [])], place
+    # ListEntries resolves URIs, since it refuses those that a file from elsewhere may not name.
+    file = LabelFile(place, resolves_uris=False)
+    hint = columns_hint(file.list_columns())
+    found = file.find_columns(
+        ["uri", "label", "generator", *GROUPINGS, *([folds] if folds else [])]
     )
     if missing := {"uri", "label"} - set(found):
-        raise ConfigError(
-            f"{place}: labels need the column `{min(missing)}`", hint=columns_hint(names)
-        )
+        raise ConfigError(f"{place}: labels need the column `{min(missing)}`", hint=hint)
     if folds is not None and folds not in found:
-        raise ConfigError(
-            f"{place}: --folds {folds}: there is no such column", hint=columns_hint(names)
-        )
+        raise ConfigError(f"{place}: --folds {folds}: there is no such column", hint=hint)
     column = folds or next((name for name in GROUPINGS if name in found), GROUPINGS[0])
     entries = ListEntries(strip_secrets(canonical(place)), "uri")
-    rows = (row for piece in table.tables(list(found)) for row in piece.to_pylist())
+    rows = (row for table in file.tables(found) for row in table.to_pylist())
     labelled = [
-        _labelled(place, number, row, entries, column) for number, row in enumerate(rows, 1)
+        _labelled(f"{place}, row {number}", row, entries, column)
+        for number, row in enumerate(rows, 1)
     ]
     if len({bool(row.group) for row in labelled}) > 1:
         raise ConfigError(
@@ -300,22 +297,17 @@ def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
 
 
 def _labelled(
-    place: str, number: int, row: Mapping[str, Any], entries: "ListEntries", column: str
+    where: str, row: Mapping[str, str | None], entries: "ListEntries", column: str
 ) -> LabelledImage:
-    from ray_app.datasets.labels import parse_label
-
-    if not isinstance(row, Mapping) or not row.get("uri") or row.get("label") is None:
-        raise ConfigError(f"{place}: row {number}: `uri` and `label` are needed, found {row!r}")
-    label = int(parse_label(row["label"], f"{place}: row {number}") == "fake")
-    [item] = entries.members([{"uri": str(row["uri"])}])
+    if not row["uri"] or row["label"] is None:
+        raise ConfigError(f"{where}: `uri` and `label` are needed, found {row!r}")
+    is_fake = row["label"] == "fake"
+    [item] = entries.members([{"uri": row["uri"]}])
     if item.refused is not None:
-        raise ConfigError(f"{place}: row {number}: {row['uri']}: {item.refused.detail}")
-    makers = [row.get(name) for name in (("generator",) if label else ("source", "generator"))]
+        raise ConfigError(f"{where}: {row['uri']}: {item.refused.detail}")
+    makers = [row.get(name) for name in (("generator",) if is_fake else ("source", "generator"))]
     return LabelledImage(
-        item.uri,
-        label,
-        "" if row.get(column) is None else str(row[column]),
-        str(next(filter(None, makers), "")),
+        item.uri, int(is_fake), row.get(column) or "", next(filter(None, makers), "") or ""
     )
 
 

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from ray_app.archives.label_tables import LabelTable, format_value, get_ending, is_label_table
 from ray_app.archives.tabular import text_table
 from ray_app.datajobs.download.config import CollectConfig
-from ray_app.datasets.labels import parse_label, real_of
+from ray_app.datasets.label_reader import parse_labels
+from ray_app.datasets.labels import real_of
 from ray_app.datasets.layouts.published import FAMILIES_V1
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, canonical, strip_secrets
@@ -207,11 +208,10 @@ def _listed(table: pa.Table, config: CollectConfig, where: str) -> UrlTable:
 def _labels(table: pa.Table, config: CollectConfig, where: str) -> dict[str, pa.Array]:
     """The columns `label` and `generator`: of the list, else of the config."""
     none: list[str | None] = [None] * len(table)
-    given = table["label"].to_pylist() if "label" in table.schema.names else none
-    labels = [
-        config.label if one is None else parse_label(one, f"{where}, row {row}")
-        for row, one in enumerate(given, 1)
-    ]
+    listed = (
+        parse_labels(table["label"], where).to_pylist() if "label" in table.schema.names else none
+    )
+    labels = [config.label if label is None else label for label in listed]
     makers = next(
         (table[name].to_pylist() for name in ("generator", "model") if name in table.schema.names),
         none,

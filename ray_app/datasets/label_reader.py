@@ -1,0 +1,285 @@
+"""Labels of images as tables, some rows at a time.
+
+`open_labels` opens a CSV, JSON lines, or Parquet file, or an index. `read_input` takes the labels
+from the column `input` of rows of a run. In all tables `label` is `real`, `fake`, or null,
+`image_id` is int64, and all other columns are texts.
+"""
+
+import functools
+import posixpath
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives import guard_of, read_block, read_blocks
+from ray_app.archives.label_tables import LabelTable, is_label_table, match_columns
+from ray_app.datasets import index
+from ray_app.datasets.labels import INPUT, parse_label, texts
+from ray_app.datasets.masks import may_lead
+from ray_app.errors import ConfigError
+from ray_app.storage import Guard, Store, canonical, local_path, strip_secrets, urls
+
+KEYS = ("image_id", "sha256", "uri", "member")
+TRUTH = ("label", "generator", "kind", "split")
+TEXTS = ("mask_uri", "prompt", "release_date", "architecture", "source", "group", "part", "phash")
+COLUMNS = (*KEYS, *TRUTH, *TEXTS)
+"""What labels may say of an image, and the keys that name the image."""
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A file of labels. It may be read more than once.
+
+    Attributes:
+        place: A path or fsspec URL.
+        words: Further values of `label`, in small letters, which are returned as they are.
+        resolves_uris: Whether to write `uri` as a run does, absolute and without secrets. A
+            relative URI is relative to the file.
+    """
+
+    place: str
+    words: Collection[str] = ()
+    resolves_uris: bool = True
+
+    @property
+    def name(self) -> str:
+        """The path or URL in messages, without secrets."""
+        return strip_secrets(self.place)
+
+    @property
+    def guard(self) -> Guard:
+        """The web servers that may be asked for what the file names: the file's own server."""
+        return Guard.of([self.place])
+
+    @functools.cached_property
+    def _table(self) -> LabelTable:
+        return LabelTable(self.place)
+
+    def list_columns(self) -> list[str]:
+        """Return all columns of the file. Raises ConfigError for a file that cannot be read."""
+        return self._table.column_names
+
+    def find_columns(self, wanted: Sequence[str] = COLUMNS) -> list[str]:
+        """Return which of these columns the file has, in any case.
+
+        Raises:
+            ConfigError: The file cannot be read, or two of its columns could be meant.
+        """
+        return list(match_columns(self.list_columns(), wanted, self.name))
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield these columns, named as `find_columns` does, of all rows in order.
+
+        Raises:
+            ConfigError: A value is invalid. The message names the file, and the row of a label.
+        """
+        first_row = 1
+        for table in self._table.tables(columns):
+            pieces = {name: self._read(name, _plain(table[name]), first_row) for name in columns}
+            yield pa.table(pieces)
+            first_row += len(table)
+
+    def _read(self, name: str, column: pa.Array, first_row: int) -> pa.Array:
+        if name == "label":
+            return parse_labels(column, self.name, first_row, self.words)
+        if name == "image_id":
+            return _to_ids(column, self.name)
+        values = _to_texts(column, name, self.name)
+        if name == "mask_uri":
+            masks = _absolute(values, self._folder)
+            self._check_masks(masks)
+            return masks
+        return _absolute(values, self._folder) if name == "uri" and self.resolves_uris else values
+
+    @property
+    def _folder(self) -> str:
+        is_local = urls.scheme_of(self.place) == "file"
+        return posixpath.dirname(canonical(self.name) if is_local else self.name)
+
+    def _check_masks(self, masks: pa.Array) -> None:
+        """Raises ConfigError for a mask at a path or URL that such a file may not name."""
+        for uri in masks.unique().to_pylist():
+            if uri is not None and not may_lead(self.place, uri):
+                raise ConfigError(
+                    f"{self.name}: it may not say that a mask lies at {uri}",
+                    hint="labels from elsewhere name no local files",
+                )
+
+
+@dataclass(frozen=True)
+class LabelIndex:
+    """The labels of an index directory, keyed by `image_id`."""
+
+    place: str
+
+    @property
+    def name(self) -> str:
+        """The path or URL in messages, without secrets."""
+        return strip_secrets(self.place)
+
+    @property
+    def guard(self) -> Guard:
+        """The web servers that the maker of the index allowed."""
+        return guard_of(Store.open(self.place))
+
+    def list_columns(self) -> list[str]:
+        """Return all columns of the index."""
+        return ["image_id", "uri", "member", *INPUT.names]
+
+    def find_columns(self, wanted: Sequence[str] = COLUMNS) -> list[str]:
+        """Return which of these columns an index has."""
+        return [name for name in wanted if name in self.list_columns()]
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield these columns of all rows in order, a block at a time."""
+        store = Store.open(self.place)
+        for block in read_blocks(store, 0):
+            rows = read_block(store, block)
+            yield pa.table(
+                {
+                    name: texts(rows, name) if name in INPUT.names else _plain(rows[name])
+                    for name in columns
+                }
+            )
+
+
+Labels = LabelFile | LabelIndex
+
+
+def open_labels(place: str, words: Collection[str] = ()) -> Labels:
+    """Open the labels at a path or fsspec URL.
+
+    Args:
+        place: A file of labels, or an index directory.
+        words: Further values of `label` in a file, in small letters.
+
+    Raises:
+        ConfigError: The path is neither a file of labels nor an index.
+    """
+    if is_label_table(place):
+        return LabelFile(place, words)
+    if index.is_index(place):
+        return LabelIndex(place)
+    raise ConfigError(
+        f"{strip_secrets(place)}: neither a file of labels nor an index",
+        hint="labels are a .csv, .tsv, .jsonl, or .parquet file, or what `touchstone data index SOURCE --layout NAME --out DIR` wrote",
+    )
+
+
+def read_input(rows: pa.Table, where: str, first_row: int = 1) -> pa.Table:
+    """Return the labels that rows of a run have in their column `input`.
+
+    Args:
+        rows: Rows of a run or an archive.
+        where: The name of the rows in messages.
+        first_row: The number of the first row in messages.
+
+    Returns:
+        Those of TRUTH and TEXTS that `input` has. The name of a ClassLabel (`label_name`) replaces
+        its number, and `mask` is read as `mask_uri` if there is no column of that name.
+
+    Raises:
+        ConfigError: A label is invalid.
+    """
+    inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
+    if inputs is None or not pa.types.is_struct(inputs.type):
+        return pa.table({})
+    names = [field.name for field in inputs.type]
+    preferred = {"label": ("label_name", "label"), "mask_uri": ("mask_uri", "mask")}
+    columns = {}
+    for name in (*TRUTH, *TEXTS):
+        source = next((key for key in preferred.get(name, (name,)) if key in names), None)
+        if source is not None:
+            column = _plain(pc.struct_field(inputs, source))
+            columns[name] = (
+                parse_labels(column, where, first_row)
+                if name == "label"
+                else _to_texts(column, name, where)
+            )
+    return pa.table(columns)
+
+
+def parse_labels(
+    column: pa.Array | pa.ChunkedArray, where: str, first_row: int = 1, words: Collection[str] = ()
+) -> pa.Array:
+    """Return `real`, `fake`, or null for each value, as `parse_label` does; null for a blank.
+
+    Args:
+        column: Texts, numbers, or booleans.
+        where: The name of the table in messages.
+        first_row: The number of the first row in messages.
+        words: Further values, in small letters, which are returned as they are.
+
+    Raises:
+        ConfigError: A value is not a label. The message names the row and the value.
+    """
+    values = pc.utf8_trim_whitespace(_to_texts(_plain(column), "label", where))
+    encoded = values.dictionary_encode()
+    labels: list[str | None] = []
+    for code, value in enumerate(encoded.dictionary.to_pylist()):
+        if not value:
+            labels.append(None)
+        elif value.lower() in words:
+            labels.append(value.lower())
+        else:
+            row = first_row + pc.index(encoded.indices, code).as_py()
+            labels.append(parse_label(value, f"{where}, row {row}"))
+    return pa.array(labels, pa.string()).take(encoded.indices)
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return one array without a dictionary."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+
+
+def _to_texts(column: pa.Array, name: str, where: str) -> pa.Array:
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(f"{where}: column '{name}' has no texts: {error}") from None
+
+
+def _to_ids(column: pa.Array, where: str) -> pa.Array:
+    """Return numbers of 64 bits, also of texts with a fraction of zeros, which pandas writes for
+    whole numbers in a column with a gap.
+    """
+    if pa.types.is_string(column.type):
+        column = pc.replace_substring_regex(column, r"\.0+$", "")
+    try:
+        return column.cast(pa.int64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(
+            f"{where}: column 'image_id': {error}",
+            hint="an image_id is a whole number of 64 bits",
+        ) from None
+
+
+def _absolute(column: pa.Array, folder: str) -> pa.Array:
+    """Return URIs as a run writes them: absolute and without secrets."""
+    is_path = pc.and_(
+        pc.starts_with(column, "/"), pc.invert(pc.match_substring_regex(column, r"/\.{0,2}(/|$)"))
+    )
+    is_url = pc.and_(
+        pc.match_substring(column, "://"),
+        pc.invert(pc.match_substring_regex(column, r"^file://|[?@]")),
+    )
+    is_done = pc.fill_null(pc.or_(is_path, is_url), True)
+    if pc.all(is_done, min_count=0).as_py():
+        return column
+    pairs = zip(column.to_pylist(), is_done.to_pylist(), strict=True)
+    return pa.array([uri if done else _resolve(uri, folder) for uri, done in pairs], pa.string())
+
+
+def _resolve(uri: str, folder: str) -> str:
+    if "://" in uri and not uri.startswith("file://"):
+        return strip_secrets(uri)
+    path = local_path(uri)
+    if posixpath.isabs(path):
+        return posixpath.normpath(path)
+    if urls.scheme_of(folder) == "file":
+        return posixpath.normpath(posixpath.join(folder, path))
+    scheme, _, rest = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"
