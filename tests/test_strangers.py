@@ -2,7 +2,6 @@
 that is not loopback, and from loopback.
 """
 
-import json
 import os
 import re
 import signal
@@ -148,27 +147,6 @@ def generate(folder):
     return [*words, "--set", "device=cpu", "--set", "cluster.workers=2", "--set", "cluster.cpus=2"]
 
 
-def collect(folder):
-    from tests.datajobs.download.conftest import config, write_list
-
-    listed = write_list(
-        folder,
-        [
-            {"id": str(number), "url": f"http://h{number % 7}.test:1/{number}.jpg"}
-            for number in range(500)
-        ],
-    )
-    written = folder / "collect.yaml"
-    settings = config(
-        listed,
-        folder / "out",
-        retry={"attempts": 9, "base_s": 5, "cap_s": 60, "deadline_s": 600},
-        cluster={"workers": 2},
-    )
-    written.write_text(yaml.safe_dump(json.loads(settings.model_dump_json(exclude_defaults=True))))
-    return [*CLI, "data", "collect", "--config", written]
-
-
 @contextmanager
 def running(words, folder, **variables):
     """A command with an operator's secrets in its environment, and with what would open a Ray of
@@ -229,7 +207,7 @@ def gcs_of(found):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "words",
-    [score, score_job, evaluate, train, collect, generate],
+    [score, score_job, evaluate, train, generate],
     ids=lambda words: words.__name__,
 )
 def test_a_command_obeys_nobody_while_it_runs(words, outside, tmp_path):

@@ -85,11 +85,10 @@ class _Items(Generic[T]):
             except queue.Empty:
                 return
 
-    def close(self) -> bool:
-        """Request no further item; returns whether the items had ended by themselves."""
-        had_ended, self._is_closed = self.is_over, True
+    def close(self) -> None:
+        """Request no further item."""
+        self._is_closed = True
         self._requests.release()
-        return had_ended
 
     def join(self) -> None:
         """Wait until no item is being made, for a limited time."""
@@ -216,7 +215,6 @@ def in_pool(
     retries: int = _RETRIES,
     ordered: bool = True,
     stall_s: float | None = None,
-    leaves: Callable[[], None] = lambda: None,
 ) -> Generator[R, None, None]:
     """Yield the result of the function for every item, from a pool of processes.
 
@@ -231,8 +229,6 @@ def in_pool(
         retries: How often to repeat an item whose process died.
         ordered: Whether results keep the order of the items.
         stall_s: Fail after so many seconds without a result.
-        leaves: Called if the reader leaves before the items end, so that their source can stop
-            waiting.
 
     Raises:
         TouchstoneError: The function raised this error, or another exception, whose traceback is in
@@ -246,8 +242,7 @@ def in_pool(
     try:
         yield from _results(pool, arriving, needed, retries, ordered, stall_s)
     finally:
-        if not arriving.close():
-            leaves()
+        arriving.close()
         arriving.join()
         pool.close()
     if arriving.error is not None:

@@ -9,8 +9,6 @@ import ray
 from ray_app.archives import in_turn
 from ray_app.cluster import ray_cluster
 from ray_app.cluster.config import ClusterConfig
-from ray_app.datajobs.download.config import CollectConfig
-from ray_app.datajobs.download.run import wants_ray
 from ray_app.datajobs.shards.config import PackConfig
 from ray_app.datajobs.shards.run import _workers as workers
 from ray_app.errors import ClusterError, ConfigError, ExitCode
@@ -49,7 +47,6 @@ def test_local_names_no_cluster(monkeypatch):
     for said in ("", "local"):
         monkeypatch.setenv("RAY_ADDRESS", said)
         assert (ray_cluster.named_cluster(), ray_cluster.has_other_nodes()) == (None, False)
-        assert not wants_ray(CollectConfig(meta="a", out="b"), 1)
         with workers(PackConfig(source=("a",), out="b"), ray_cluster.on_ray) as each:
             assert each is in_turn
         refuse_a_cluster(ClusterConfig())
@@ -60,6 +57,5 @@ def test_local_names_no_cluster(monkeypatch):
         None,
     ]
     assert ray_cluster.has_other_nodes()
-    assert wants_ray(CollectConfig(meta="a", out="b"), 1)
     with pytest.raises(ConfigError, match="names a cluster"):
         refuse_a_cluster(ClusterConfig())

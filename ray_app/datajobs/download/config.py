@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from ray_app import __version__
-from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen
 from ray_app.datajobs.parts import OK
 from ray_app.errors import Status
@@ -40,7 +39,7 @@ PASSING = (str(Status.SOURCE_THROTTLED), str(Status.SOURCE_TIMEOUT), str(Status.
 
 
 class Politeness(Frozen):
-    """The requests to one host, by all workers together: a host belongs to one worker."""
+    """Limits on the requests to one host."""
 
     per_host: int = Field(default=2, ge=1, le=64, description="requests at once to one host")
     pause_s: float = Field(
@@ -73,7 +72,7 @@ class Politeness(Frozen):
 
 
 class Limits(Frozen):
-    """What one url, and one worker, may cost."""
+    """Limits on one URL and on the process."""
 
     connect_timeout_s: float = Field(default=10.0, gt=0)
     read_timeout_s: float = Field(default=30.0, gt=0, description="between two pieces of an answer")
@@ -87,13 +86,13 @@ class Limits(Frozen):
     )
     max_redirects: int = Field(default=5, ge=0, le=20)
     connections: int = Field(
-        default=32, ge=1, le=1024, description="requests and images in memory of one worker"
+        default=32, ge=1, le=1024, description="requests at once, and images in memory"
     )
     decoders: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="processes of one worker that decode what came, to see whether it is whole",
+        description="processes that decode what came, to see whether it is whole",
     )
 
 
@@ -109,7 +108,11 @@ class Patience(RetryPolicy):
 
 
 class CollectConfig(Frozen):
-    """One list of urls to be collected."""
+    """Settings of `touchstone data collect`."""
+
+    retired_keys: ClassVar[Mapping[str, str]] = {
+        "cluster": "one process fetches all URLs; raise limits.connections and limits.decoders"
+    }
 
     meta: str = Field(
         description="DFLIP-3K's JSON, or a CSV, JSONL or Parquet with a column of urls; any fsspec URL"
@@ -159,7 +162,6 @@ class CollectConfig(Frozen):
         default=15.0, gt=0, description="what has ended is written down at least so often"
     )
     unguarded: bool = Field(default=False, description=UNGUARDED)
-    cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("resolve")
     @classmethod

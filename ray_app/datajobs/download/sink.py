@@ -44,12 +44,16 @@ def host_of(url: str) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """One url that is to be had now. `stem`: its file's name without ending; `there`: files of that
-    name, perhaps of a killed session.
+    """A URL to fetch.
 
-    After redirects, `url` is the next place to ask and `wanted` what the list says; `hops` counts
-    them, `requests` all requests, `tries` those of `url` that failed. `before`: when the row of an
-    earlier session ended, which this one's is to replace.
+    Attributes:
+        wanted: The URL in the list, without secrets.
+        url: The URL to request, which differs from `wanted` after a redirect.
+        stem: The name of its file, without ending.
+        there: Files of that name, perhaps of a killed session.
+        columns: What goes with the image into a shard.
+        hops: Number of redirects so far.
+        requests: Number of requests so far.
     """
 
     id: str
@@ -60,12 +64,10 @@ class Task:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     hops: int = 0
     requests: int = 0
-    tries: int = 0
-    before: datetime | None = None
 
     @property
     def host(self) -> str:
-        """Whose limit it counts for."""
+        """The host whose limits hold for the next request."""
         return host_of(self.url)
 
 
@@ -83,13 +85,6 @@ def row_of(task: Task, status: str, **found: Any) -> Row:
         | {"status": status, "ended_at": datetime.now(UTC)}
         | found
     )
-
-
-def owner_of(host: str, parts: int) -> int:
-    """Which of `parts` a host belongs to, for the whole session: so its limits are one for all
-    processes.
-    """
-    return int.from_bytes(hashlib.sha256(host.encode()).digest()[:4], "big") % parts
 
 
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
@@ -188,12 +183,16 @@ class Sink:
         if self._shard.size_bytes >= self._most:
             self._publish()
 
-    def commit(self, *, end: bool = False) -> None:
-        """Write down what has ended, and at the `end` publish the shard that is not full."""
+    def commit(self) -> None:
+        """Write the rows of what has ended."""
         rows, self._rows = self._rows, []
         if rows:
             write_part(self._records, secrets.token_hex(8), rows, OUTCOME)
-        if end and self._shard is not None:
+
+    def publish(self) -> None:
+        """Write the rows of what has ended, and the shard that is not full."""
+        self.commit()
+        if self._shard is not None:
             self._publish()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ray_app.datajobs.download.config import Politeness
-from ray_app.datajobs.download.hosts import Host
+from ray_app.datajobs.download.fetch import Host
 from ray_app.datajobs.download.sink import ending, file_stems, host_of, marked, safe_name
 from ray_app.storage.guarded_http import FetchFailed
 
@@ -20,9 +20,9 @@ def visit(host):
 
 def test_a_long_wait_closes_the_host_and_a_short_one_does_not():
     host = Host("a", Politeness(longest_wait_s=10), lambda: 0.0)
-    host.throttled(None)
+    host.slow_down(None)
     assert visit(host)
-    host.throttled(11)
+    host.slow_down(11)
     with pytest.raises(FetchFailed, match="asks to wait 11 s") as caught:
         visit(host)
     assert (caught.value.asked, caught.value.status) == (False, "source_throttled")
@@ -41,18 +41,18 @@ def test_a_host_is_not_asked_sooner_than_the_rules_say():
         return True
 
     host = Host("a", Politeness(per_host=1, pause_s=30), lambda: now[0])
-    host.throttled(None)
+    host.slow_down(None)
     assert asyncio.run(waits(host))
 
 
 def test_silence_counts_only_in_a_row():
     host = Host("a", Politeness(give_up_after=2))
     for _ in range(3):
-        host.silent()
-        host.answered()
+        host.note_silence()
+        host.note_answer()
     assert visit(host)
-    host.silent()
-    host.silent()
+    host.note_silence()
+    host.note_silence()
     with pytest.raises(FetchFailed, match="2 urls in a row"):
         visit(host)
 

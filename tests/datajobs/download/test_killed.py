@@ -3,9 +3,7 @@ good file once, every bad one with why.
 """
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 
@@ -14,7 +12,6 @@ import yaml
 
 from tests.datajobs.download.conftest import ROOT, config, write_list
 from tests.datajobs.download.test_run import EXPECTED, check, rows_for
-from tests.ray_head import pool_workers
 from tests.scoring.conftest import kill_family, wait_until
 
 PER_HOST = 4
@@ -31,13 +28,12 @@ def rows_of_the_mix(web):
     return rows_for(web, kinds)
 
 
-def start(meta, out, folder, workers):
+def start(meta, out, folder):
     """The command as a user types it, in a process group of its own."""
     settings = config(
         meta,
         out,
         politeness={"per_host": PER_HOST, "contact": "me@example.org"},
-        cluster={"workers": workers},
     )
     file = folder / "collect.yaml"
     file.write_text(yaml.safe_dump(json.loads(settings.model_dump_json(exclude_defaults=True))))
@@ -95,39 +91,23 @@ def asked_again(web, there):
     return {name for name in there if int(name[:5]) in numbers}
 
 
-def killed_twice(web, folder, workers):
+def killed_twice(web, folder):
     rows, out, there = rows_of_the_mix(web), folder / "out", set()
     meta = write_list(folder, rows)
     for part in (0.25, 0.6):
-        now = killed_at(start(meta, out, folder, workers), out, int(len(rows) * part))
+        now = killed_at(start(meta, out, folder), out, int(len(rows) * part))
         assert not asked_again(web, there)
         there = now
-    last = start(meta, out, folder, workers)
-    # and one of its processes, whose units are fetched again as far as the directory lacks them
-    if workers > 1:
-        wait_until(
-            lambda: len(files(out)) >= len(there) + len(rows) // 20 or last.poll() is not None, 240
-        )
-        os.kill(pool_workers(last)[0], signal.SIGKILL)
-    summary = finished(last)
+    summary = finished(start(meta, out, folder))
     assert not asked_again(web, there)
     check(rows, out, EXPECTED)
-    assert finished(start(meta, out, folder, workers))["session"]["urls"] == 0
+    assert finished(start(meta, out, folder))["session"]["urls"] == 0
     assert web.told()["asked"] == {}
-    print(
-        f"\n{len(rows):,} urls, workers {workers}: {summary['ok']:,} images, statuses {summary['statuses']}"
-    )
+    print(f"\n{len(rows):,} urls: {summary['ok']:,} images, statuses {summary['statuses']}")
     return summary
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_two_thousand_urls_killed_twice_in_one_process(web, tmp_path):
-    assert killed_twice(web, tmp_path, 1)["ok"] == 1660
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(1800)
-def test_two_thousand_urls_killed_twice_on_ray(web, tmp_path):
-    assert killed_twice(web, tmp_path, 2)["ok"] == 1660
+def test_two_thousand_urls_killed_twice(web, tmp_path):
+    assert killed_twice(web, tmp_path)["ok"] == 1660

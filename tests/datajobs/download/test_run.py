@@ -3,19 +3,17 @@ not, and what a second run asks.
 """
 
 import hashlib
-import pickle
 import signal
 import threading
-from contextlib import closing
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
-from ray_app.datajobs.download.run import HostSchedule, Records, collect, unfinished
-from ray_app.datajobs.download.sink import Task
-from ray_app.errors import RESUMABLE, ClusterError, IdentityError, StorageError
+from ray_app.config import validate
+from ray_app.datajobs.download import CollectConfig
+from ray_app.datajobs.download.run import Records, collect
+from ray_app.datajobs.download.sink import Sink
+from ray_app.errors import RESUMABLE, ConfigError, IdentityError, StorageError
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from tests.datajobs.download.conftest import config, write_list
 from tests.datajobs.download.wild_server import picture
@@ -288,162 +286,44 @@ def test_interrupted_it_commits_what_has_ended_and_goes_on_from_there(web, tmp_p
 
 
 @pytest.mark.parametrize("form", ["files", "parquet"])
-def test_what_a_process_that_died_had_not_committed_is_asked_again_and_nothing_else(
-    web, tmp_path, form, monkeypatch
-):
-    """A unit of which a part is committed and the rest lost, as with a node; then the rest."""
-    rows = rows_for(web, ["good", "moved", "gone", "slow"], times=6)
-    settings = config(write_list(tmp_path, rows), tmp_path / "out", form=form)
-    real, units = Downloader.__call__, []
-
-    def dies_once(self, unit):
-        units.append(unit)
-        if len(units) > 1:
-            return real(self, unit)
-        real(self, replace(unit, tasks=unit.tasks[:10]))
-        raise ClusterError("the pipeline failed: the actor died")
-
-    monkeypatch.setattr(Downloader, "__call__", dies_once)
-    summary = collect(settings)
-    assert (summary["statuses"], summary["session"]["statuses"]) == (
-        {"ok": 18, "source_missing": 6},
-        {"ok": 18, "source_missing": 6},
-    )
-    assert [len(unit.tasks) for unit in units] == [24, 14]
-    assert max(web.told()["asked"].values()) == 1
-    if form == "parquet":
-        found = [
-            row["id"]
-            for path in (tmp_path / "out" / "data").iterdir()
-            for row in pq.read_table(path).to_pylist()
-        ]
-        assert len(found) == len(set(found)) == 18
-
-
-def test_a_store_that_fails_is_no_worker_s_death(web, tmp_path, monkeypatch):
-    """A part is committed, so that a death would be forgiven; the same urls would meet the same
-    disk.
-    """
-    settings = config(write_list(tmp_path, rows_for(web, ["good"], times=24)), tmp_path / "out")
-    real, units = Downloader.__call__, []
-
-    def fails(self, unit):
-        units.append(unit)
-        real(self, replace(unit, tasks=unit.tasks[:10]))
-        raise StorageError("the disk is full")
-
-    monkeypatch.setattr(Downloader, "__call__", fails)
-    with pytest.raises(StorageError, match="the disk is full"):
-        collect(settings)
-    assert len(units) == 1
-
-
-def test_deaths_that_each_leave_most_of_the_work_done_end_nothing(web, tmp_path, monkeypatch):
-    settings = config(write_list(tmp_path, rows_for(web, ["good"], times=64)), tmp_path / "out")
-    real, units = Downloader.__call__, []
-
-    def dies(self, unit):
-        units.append(len(unit.tasks))
-        fetched = real(self, replace(unit, tasks=unit.tasks[: len(unit.tasks) // 2 + 1]))
-        if len(unit.tasks) > 1:
-            raise ClusterError("the pipeline failed: the actor died")
-        return fetched
-
-    monkeypatch.setattr(Downloader, "__call__", dies)
-    assert collect(settings)["statuses"] == {"ok": 64}
-    assert units == [64, 31, 15, 7, 3, 1]
-
-
-def test_what_a_unit_has_no_time_for_is_handed_back_and_no_request_is_made_twice(web, tmp_path):
-    rows = [
-        {
-            "id": str(number),
-            "url": web.url("one", f"{'flaky' if number % 4 == 0 else 'good'}/{number}"),
-        }
-        for number in range(12)
-    ]
+def test_failing_store_ends_the_session_and_keeps_what_ended(web, tmp_path, form, monkeypatch):
     settings = config(
-        write_list(tmp_path, rows),
-        tmp_path / "out",
-        politeness={"per_host": 1, "pause_s": 0.1},
-        retry={"attempts": 2},
+        write_list(tmp_path, rows_for(web, ["good"], times=24)), tmp_path / "out", form=form
     )
-    tasks = [Task(row["id"], row["url"], row["url"], row["id"]) for row in rows]
-    units, ended = 0, []
-    with closing(Downloader(settings, Records(settings).url, [], limit_s=0.4)) as fetch:
-        hosts = {}
-        while tasks:
-            fetched = fetch(pickle.loads(pickle.dumps(Unit(tasks, hosts=hosts))))
-            tasks, hosts, units = fetched.left, fetched.hosts, units + 1
-            ended += fetched.ended
-    assert units > 2
-    assert ended.count("source_timeout") + ended.count("ok") == 12
-    asked = web.told()["asked"]
-    assert {path for path, count in asked.items() if count > 1} <= {
-        path for path in asked if "flaky" in path
-    }
-    assert max(asked.values()) <= 2
-    assert len(Records(settings).read().rows) == 12
+    real, ended = Sink.add, []
+
+    def fails(self, row, data, task):
+        if len(ended) == 10:
+            raise StorageError("the disk is full")
+        real(self, row, data, task)
+        ended.append(row["id"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "add", fails)
+        with pytest.raises(StorageError, match="the disk is full") as caught:
+            collect(settings)
+    assert RESUMABLE in caught.value.__notes__
+    committed = set(Records(settings).read().rows["id"].to_pylist())
+    assert committed == set(ended)
+    web.forget()
+    assert collect(settings)["session"]["urls"] == 14
+    assert len(web.told()["asked"]) <= 14
+    assert len(outcomes(tmp_path / "out")[0]) == 24
 
 
-def test_what_is_to_be_asked_again_is_asked_although_it_has_a_row_until_it_has_another(
-    web, tmp_path
-):
+def test_retry_replaces_the_row_of_a_failure(web, tmp_path):
     rows = rows_for(web, ["flaky"] * 12)
     settings = config(write_list(tmp_path, rows), tmp_path / "out", retry={"attempts": 1})
     assert collect(settings)["statuses"] == {"source_timeout": 12}
-    state = Records(settings).read()
-    tasks = [
-        Task(row["id"], row["url"], row["url"], row["id"], before=row["ended_at"])
-        for row in state.rows.to_pylist()
-    ]
-    assert unfinished([*tasks, replace(tasks[0], before=None)], state) == tasks
+    assert collect(settings)["session"]["urls"] == 0
     assert collect(settings, retry=["source_timeout"])["statuses"] == {"ok": 12}
-    assert unfinished(tasks, Records(settings).read()) == []
 
 
-def test_processes_that_die_without_having_committed_anything_end_the_session(
-    web, tmp_path, monkeypatch
-):
-    def dies(self, unit):
-        raise ClusterError("out of memory")
-
-    monkeypatch.setattr(Downloader, "__call__", dies)
-    with pytest.raises(ClusterError, match="out of memory") as caught:
-        collect(config(write_list(tmp_path, rows_for(web, ["good"])), tmp_path / "out"))
-    assert RESUMABLE in caught.value.__notes__
-
-
-def test_a_part_of_the_hosts_is_with_one_process_at_a_time_and_what_comes_back_of_it_goes_out_again():
-    tasks = [
-        Task(str(number), "", f"http://h{number % 5}.test/{number}", "") for number in range(20)
-    ]
-    schedule, asked = HostSchedule(tasks, 3), []
-    units = schedule.units()
-    under_way = [next(units), next(units)]
-    assert len({unit.part for unit in under_way}) == 2
-    assert not {task.host for task in under_way[0].tasks} & {
-        task.host for task in under_way[1].tasks
-    }
-    moved = replace(under_way[0].tasks[0], url=under_way[1].tasks[0].url, hops=1)
-    schedule.ended(Fetched(under_way[0].part, [], [moved], {"h0.test": None}))
-    for unit in under_way:
-        asked += unit.tasks
-    waiting = threading.Thread(
-        target=lambda: asked.extend(
-            task for unit in units for task in unit.tasks if not schedule.ended(given_back(unit))
+def test_config_with_a_cluster_is_refused_with_the_replacement(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        validate(
+            {"meta": "urls.csv", "out": str(tmp_path), "cluster": {"workers": 2}},
+            CollectConfig,
+            where="collect.yaml",
         )
-    )
-    waiting.start()
-    schedule.ended(given_back(under_way[1]))
-    waiting.join(60)
-    assert not waiting.is_alive()
-    assert sorted(task.id for task in asked) == sorted([*(task.id for task in tasks), moved.id])
-    stopped = HostSchedule(tasks, 1)
-    next(begun := stopped.units())
-    stopped.stop()
-    assert list(begun) == []
-
-
-def given_back(unit):
-    return Fetched(unit.part, [], [], unit.hosts)
+    assert "limits.decoders" in str(caught.value) + str(caught.value.hint)

@@ -28,7 +28,7 @@ def test_a_shard_that_could_not_be_published_lends_its_rows_to_no_other(tmp_path
         add("lost", 1)
     (tmp_path / "data").unlink()
     add("kept", 4)
-    keeper.commit(end=True)
+    keeper.publish()
     keeper.close()
     assert Records(settings).read().rows["id"].to_pylist() == ["kept"]
     [shard] = (tmp_path / "data").iterdir()
