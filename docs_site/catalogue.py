@@ -6,7 +6,7 @@ from typing import Any
 
 from docs_site.markdown import code, docstring, prose, table
 from ray_app.config import load_yaml, named_configs
-from ray_app.datasets.labels import faults_of
+from ray_app.datasets.known_faults import faults_of
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout
 from ray_app.datasets.layouts.rules import PublishedLayout
 from ray_app.detectors import DetectorCard, list_cards, variants_of

@@ -29,7 +29,7 @@ from ray_app import archives
 from ray_app.archives import Each, in_turn
 from ray_app.archives.build import write_selected
 from ray_app.config import config_root
-from ray_app.datasets import labels
+from ray_app.datasets import known_faults
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import (
     SPOILED,
@@ -130,7 +130,7 @@ class IndexInfo:
             if one["label"] == "real" or not generators or one["generator"] in generators
         ]
         strata = {(one["split"], one["label"], one["generator"]): one["rows"] for one in counts}
-        faults = labels.faults_of({"layout": self.layout, **self.source})
+        faults = known_faults.faults_of({"layout": self.layout, **self.source})
         spoiled = [
             f"left out: {one['files']:,} × {one['why']}"
             for one in self.left_out
@@ -142,7 +142,9 @@ class IndexInfo:
             if CLOSED_FOLDER in one["why"]
         ]
         return (
-            labels.lines_of(faults, strata, left_out=self.source.get("leave_out_faults", False))
+            known_faults.fault_lines(
+                faults, strata, left_out=self.source.get("leave_out_faults", False)
+            )
             + spoiled
         )
 
@@ -253,7 +255,7 @@ def write_index(
     layout = layout.prepared(_members(listing))
     if listed.listed > listed.members:
         _refuse_contradictions(archive, layout, limit)
-    spoiling = labels.faults_of(source) if source and source.get("leave_out_faults") else ()
+    spoiling = known_faults.faults_of(source) if source and source.get("leave_out_faults") else ()
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher, spoiling)
     tally, refs = _Tally(partial(progress, "labelled")), archives.read_blocks(listing, 0)
     with closing((reading if hashes and len(refs) > 1 else each)(labeller, refs)) as labelled:

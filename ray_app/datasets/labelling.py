@@ -1,13 +1,11 @@
 """Listed members → rows of an index, one block at a time: labels by a layout and, on request,
 hashes of the images (`Labeller`).
-
-`with_prompts` and `without_training_prompts` prepare labelled tables for a training on prompts;
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
@@ -23,19 +21,9 @@ from ray_app.archives import (
 )
 from ray_app.archives.containers import kind_of
 from ray_app.archives.members import is_unreadable_folder
-from ray_app.attribution.prompts import cleaned
-from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.labels import (
-    INPUT,
-    KnownFault,
-    Labels,
-    prompt_group,
-    spared,
-    texts,
-    with_input,
-)
+from ray_app.datasets.known_faults import KnownFault, spared
+from ray_app.datasets.labels import INPUT, Labels
 from ray_app.datasets.layouts.base import DatasetLayout, place_of
-from ray_app.datasets.splits import Splits, counted
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, decode_image, facts
 from ray_app.storage import Fetcher, Store
@@ -170,60 +158,6 @@ def check_hashes(hashes: Sequence[Hash]) -> None:
         raise ConfigError(f"no hash {', '.join(sorted(unknown))}", hint="sha256, phash")
     if "phash" in hashes:
         facts.require_perceptual_hash()
-
-
-def with_prompts(
-    open_source: Callable[[DatasetSource], pa.Table],
-) -> Callable[[DatasetSource], pa.Table]:
-    """Opens the same tables without the rows that have no prompt; the others have it cleaned, and
-    its group where they had none.
-    """
-    return lambda source: with_cleaned_prompts(open_source(source))
-
-
-def with_cleaned_prompts(rows: pa.Table) -> pa.Table:
-    """The rows with a prompt, the prompt cleaned (`attribution.prompts`); a row without a group is
-    of its prompt's.
-    """
-    prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
-    groups = [
-        group or prompt_group(prompt)
-        for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)
-    ]
-    given = with_input(
-        rows, prompt=pa.array(prompts, pa.string()), group=pa.array(groups, pa.string())
-    )
-    return given.filter(pa.array([prompt is not None for prompt in prompts]))
-
-
-def without_training_prompts(splits: Splits) -> Splits:
-    """The same splits; an image whose prompt training has, letter case and spaces aside, is in no
-    other split.
-
-    `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split
-    then has no image.
-    """
-    known = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
-    kept, left_out = {}, {}
-    for name, table in (("validation", splits.validation), ("test", splits.test)):
-        if table is None:
-            continue
-        new = [prompt_group(prompt) not in known for prompt in texts(table, "prompt").to_pylist()]
-        kept[name], left_out[name] = table.filter(pa.array(new)), len(new) - sum(new)
-        if not any(new):
-            raise ConfigError(
-                f"data.{name}: every prompt of its {len(new):,} images is in training too",
-                hint="data.validation: {groups: 0.1}",
-            )
-    findings = {
-        **splits.findings,
-        "splits": {
-            **splits.findings["splits"],
-            **{name: counted(table) for name, table in kept.items()},
-        },
-        "prompts_in_training": left_out,
-    }
-    return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
 
 
 def _reason(item: ListedMember) -> str:

@@ -16,7 +16,7 @@ from ray_app.archives.containers.parquet_reader import UNREADABLE, open_parquet
 from ray_app.archives.members import UnreadableFolder
 from ray_app.archives.progress import ProgressLog
 from ray_app.archives.sources import Opened
-from ray_app.datasets import index, labels
+from ray_app.datasets import index, known_faults
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labels import Labels
 from ray_app.datasets.layouts.base import DatasetLayout, split_of
@@ -76,8 +76,8 @@ def survey(source: DatasetSource, store: Store, most_bytes: float = MOST_BYTES) 
     taken = [split for split in there if source.split is None or split in source.split.split("+")]
     faults = [line for info in infos for line in info.fault_lines(source.split, source.generators)]
     if is_large:  # what no sample has may be there
-        faults = labels.lines_of(
-            labels.faults_of(source.model_dump()), None, left_out=source.leave_out_faults
+        faults = known_faults.fault_lines(
+            known_faults.faults_of(source.model_dump()), None, left_out=source.leave_out_faults
         )
     told = {
         "at": [strip_secrets(place) for place in source.at],

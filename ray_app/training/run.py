@@ -25,7 +25,7 @@ from ray_app.archives import Each, in_turn
 from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster, has_other_nodes, on_ray, resources
-from ray_app.datasets import index, labelling, sampling, survey
+from ray_app.datasets import index, sampling, survey, training_prompts
 from ray_app.datasets.config import DatasetSource, HeldOut
 from ray_app.datasets.splits import Splits, make_splits, require_sources
 from ray_app.detectors import (
@@ -135,8 +135,8 @@ def prepare_data(
     guards: list[Guard] = []
     open_source = opener(out, each, reading, guards)
     if config.method == "describe":
-        splits = labelling.without_training_prompts(
-            make_splits(config.data, labelling.with_prompts(open_source), one_class=True)
+        splits = training_prompts.without_training_prompts(
+            make_splits(config.data, training_prompts.with_prompts(open_source), one_class=True)
         )
     else:
         splits = make_splits(config.data, open_source, one_class=config.method in PROFILING)

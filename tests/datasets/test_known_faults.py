@@ -5,7 +5,8 @@ import pytest
 
 from ray_app.config import validate
 from ray_app.datasets import DatasetSource, index_source
-from ray_app.datasets.labels import KnownFault, Labels, faults_of, known_faults, lines_of, spared
+from ray_app.datasets.known_faults import KnownFault, fault_lines, faults_of, known_faults, spared
+from ray_app.datasets.labels import Labels
 from ray_app.datasets.layouts import layout_names
 from ray_app.datasets.survey import survey
 from ray_app.errors import ConfigError, IdentityError
@@ -82,17 +83,17 @@ def test_a_line_counts_the_rows_and_names_the_option_and_the_source():
         ("test", "fake", "sd-1.5"): 5,
         ("test", "real", "real"): 7,
     }
-    [line] = [line for line in lines_of(faults, strata) if PROMPTS in line]
+    [line] = [line for line in fault_lines(faults, strata) if PROMPTS in line]
     assert "1,234 rows" in line
     assert "leave_out_faults leaves these prompts out" in line
     assert "discussions/2" in line
     assert "prompts left out" in next(
-        line for line in lines_of(faults, strata, left_out=True) if PROMPTS in line
+        line for line in fault_lines(faults, strata, left_out=True) if PROMPTS in line
     )
     assert not [
-        line for line in lines_of(faults, {("test", "fake", "sd-1.5"): 5}) if PROMPTS in line
+        line for line in fault_lines(faults, {("test", "fake", "sd-1.5"): 5}) if PROMPTS in line
     ]
-    assert "some rows" in next(line for line in lines_of(faults, None) if PROMPTS in line)
+    assert "some rows" in next(line for line in fault_lines(faults, None) if PROMPTS in line)
 
 
 def test_a_prompt_goes_with_its_group_and_the_image_stays():

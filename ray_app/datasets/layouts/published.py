@@ -16,7 +16,8 @@ from typing import Any, Literal, Self
 from pydantic import PrivateAttr
 
 from ray_app.archives import ListedMember
-from ray_app.datasets.labels import Label, Labels, known_faults, parse_label, prompt_group, real_of
+from ray_app.datasets.known_faults import known_faults
+from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
 from ray_app.datasets.layouts import base
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError

@@ -6,9 +6,13 @@ import pyarrow as pa
 import pytest
 
 from ray_app.datasets.config import Data, DatasetSource, HeldOut
-from ray_app.datasets.labelling import with_cleaned_prompts, with_prompts, without_training_prompts
 from ray_app.datasets.labels import INPUT, prompt_group
 from ray_app.datasets.splits import make_splits
+from ray_app.datasets.training_prompts import (
+    with_cleaned_prompts,
+    with_prompts,
+    without_training_prompts,
+)
 from ray_app.errors import ConfigError
 
 
