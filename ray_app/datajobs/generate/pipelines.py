@@ -1,9 +1,8 @@
 """One pipeline of diffusers on one device: `LoadedPipeline` turns requests into images;
 `find_model` and `fetch_model` locate its files.
 
-Every image has a generator of its own on the CPU, seeded with its own seed: what it starts from
-depends neither on the images beside it nor on the device. Of what the pipeline then really starts
-from, a hash is kept.
+Every image has a generator of its own on the CPU, seeded with its own seed, so its noise depends
+neither on the other images of a batch nor on the device.
 """
 
 import hashlib
@@ -31,12 +30,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """`latents_sha256`: of the noise that the image started from. `blanked`: the pipeline's safety
-    checker put black in its place.
-    """
+    """An image of a pipeline, and whether the pipeline's safety checker replaced it with black."""
 
     image: Image.Image
-    latents_sha256: str
     blanked: bool
 
 
@@ -87,7 +83,6 @@ class LoadedPipeline:
                 f"{card.name}: cannot load {model.place} as {card.diffusers_class}: {describe_error(error)}"
             ) from error
         self._pipeline.set_progress_bar_config(disable=True)
-        self._noise = _Noise(self._pipeline, at=1 if card.task == "inpainting" else 0)
 
     def make(
         self,
@@ -126,32 +121,9 @@ class LoadedPipeline:
             out = self._pipeline(**given)
         blanked = getattr(out, "nsfw_content_detected", None) or [False] * len(requests)
         return [
-            GeneratedImage(*one)
-            for one in zip(out.images, self._noise.hashes(), map(bool, blanked), strict=True)
+            GeneratedImage(image, bool(is_blanked))
+            for image, is_blanked in zip(out.images, blanked, strict=True)
         ]
-
-
-class _Noise:
-    """Listens to what `prepare_latents` of a pipeline gives: alone, or the `at`-th of several
-    (inpainting: latents, noise, …).
-    """
-
-    def __init__(self, pipeline: Any, *, at: int) -> None:
-        self._at, self._prepare, self._last = at, pipeline.prepare_latents, None
-        pipeline.prepare_latents = self._listening
-
-    def _listening(self, *args: Any, **named: Any) -> Any:
-        out = self._prepare(*args, **named)
-        self._last = out[self._at] if isinstance(out, tuple) else out
-        return out
-
-    def hashes(self) -> list[str]:
-        """SHA-256 of each image's own tensor in the last call, over its bytes."""
-        import torch
-
-        assert self._last is not None, "the pipeline prepared no latents"
-        rows = self._last.detach().cpu().contiguous().flatten(1).view(torch.uint8)
-        return [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows]
 
 
 def _fuse(pipeline: Any, card: config.PipelineCard) -> None:

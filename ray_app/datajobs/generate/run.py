@@ -126,14 +126,13 @@ def _publish(store: Store, wanted: int) -> dict[str, Any]:
     each of the `wanted` images.
     """
     statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
-    seen, noises = set[int](), set[str]()
+    seen = set[int]()
     for _, table in read_parts(store):
         statuses.update(table["status"].to_pylist())
         seen.update(table["index"].to_pylist())
         made = table.filter(pc.equal(table["status"], OK))
         formats.update(made["format"].to_pylist())
         generators.update(made["generator"].to_pylist())
-        noises.update(made["latents_sha256"].to_pylist())
         masks += len(made) - made["mask"].null_count
     if len(seen) != wanted or statuses.total() != wanted:
         message = f"{store.url}: {statuses.total()} rows of {len(seen)} images, of {wanted}"
@@ -143,10 +142,14 @@ def _publish(store: Store, wanted: int) -> dict[str, Any]:
             store,
             name,
             SCHEMA,
-            (table.filter(is_meant(table["status"], OK)) for _, table in read_parts(store)),
+            (
+                # Parts of earlier versions have further columns.
+                table.filter(is_meant(table["status"], OK)).select(SCHEMA.names)
+                for _, table in read_parts(store)
+            ),
         )
     return {"out": store.url, "images": wanted, "made": statuses[OK], "statuses": dict(statuses.most_common()),
-            "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
+            "formats": dict(formats.most_common()), "generators": dict(generators), "masks": masks}  # fmt: skip
 
 
 def _model(card: PipelineCard, store: Store) -> pipelines.Model:
@@ -260,7 +263,6 @@ def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}"
         + (f" by {names}" if names else ""),
     )
-    yield "noise", f"{summary['noises']:,} different beginnings"
     yield (
         "files",
         ", ".join(f"{count:,} {name}" for name, count in summary["formats"].items()) or "none",

@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
     [
         ("uri", pa.string()), ("label", pa.string()), ("generator", pa.string()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
         ("mask", pa.string()), ("mask_share", pa.float32()), ("real_uri", pa.string()), ("prompt_id", pa.string()), ("group", pa.string()),
-        ("split", pa.string()), ("index", pa.int64()), ("seed", pa.int64()), ("latents_sha256", pa.string()), ("pipeline", pa.string()),
+        ("split", pa.string()), ("index", pa.int64()), ("seed", pa.int64()), ("pipeline", pa.string()),
         ("model", pa.string()), ("revision", pa.string()), ("lora", pa.string()), ("diffusers", pa.string()), ("precision", pa.string()),
         ("steps", pa.int32()), ("guidance", pa.float32()), ("strength", pa.float32()), ("generated_width", pa.int32()),
         ("generated_height", pa.int32()), ("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("quality", pa.int32()),
@@ -218,13 +218,7 @@ class GenerationWorker:
     ) -> dict[str, Any]:
         if made.blanked:
             detail = "the pipeline's safety checker put black in its place"
-            return self._row(
-                request,
-                latents_sha256=made.latents_sha256,
-                blanked=True,
-                status=BLANKED,
-                detail=detail,
-            )
+            return self._row(request, blanked=True, status=BLANKED, detail=detail)
         image, found = made.image, dict[str, Any]()
         if picture is not None:
             image = pasted(picture.real, image, picture.mask) if self.config.paste else image
@@ -234,7 +228,7 @@ class GenerationWorker:
         )
         data = encode(image, request.style, mark if self.config.mark else None)
         self.store.write(request.image_path, data)
-        return self._row(request, uri=request.image_path, width=image.width, height=image.height, latents_sha256=made.latents_sha256,
+        return self._row(request, uri=request.image_path, width=image.width, height=image.height,
                          sha256=hashlib.sha256(data).hexdigest(), **found)  # fmt: skip
 
     def _keep_mask(self, request: ImageRequest, mask: Image.Image) -> dict[str, Any]:

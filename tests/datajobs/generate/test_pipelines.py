@@ -2,8 +2,6 @@
 import diffusers.
 """
 
-import hashlib
-
 import numpy as np
 import pytest
 import torch
@@ -38,18 +36,9 @@ def test_the_same_image_whatever_it_is_batched_with(card, request):
     alone = [
         pipeline.make([order], steps=2, guidance=3.5)[0] for order in reversed(orders((48, 32)))
     ][::-1]
-    assert [one.latents_sha256 for one in alone] == [one.latents_sha256 for one in together]
-    assert len({one.latents_sha256 for one in together}) == 4
     assert np.abs(pixels(alone) - pixels(together)).max() <= 2
     assert np.abs(pixels(together)[0] - pixels(together)[1]).mean() > 5
     assert together[0].image.size == (48, 32)
-
-
-def test_the_hash_is_of_the_noise_that_the_seed_gives(sd3):
-    [order] = orders()[:1]
-    [made] = loaded(sd3).make([order], steps=1, guidance=1.0)
-    noise = torch.randn((1, 16, 16, 16), generator=torch.Generator("cpu").manual_seed(order.seed))
-    assert made.latents_sha256 == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
 
 
 def test_a_prompt_of_its_own_stays_with_its_image_and_so_does_what_it_shall_not_show(sd3):
@@ -63,24 +52,21 @@ def test_a_prompt_of_its_own_stays_with_its_image_and_so_does_what_it_shall_not_
         )
     )
     assert (pixels(unlike) != pixels(plain)).reshape(2, -1).any(axis=1).tolist() == [True, False]
-    assert [one.latents_sha256 for one in plain] == [one.latents_sha256 for one in swapped]
     assert (pixels(plain) != pixels(swapped)).any()
 
 
 @pytest.mark.parametrize(
     "card", ["inpainting", "xl_inpainting", "sd3_inpainting", "flux_inpainting"]
 )
-def test_inpainting_hashes_the_noise_and_takes_each_its_own_picture(card, request):
+def test_inpainting_gives_each_request_its_own_picture(card, request):
     pipeline = loaded(request.getfixturevalue(card))
     mask = Image.new("L", (32, 32), 0)
     mask.paste(255, (0, 0, 16, 32))
     pictures = [Picture(Image.new("RGB", (32, 32), colour), mask) for colour in ("red", "blue")]
     made = pipeline.make(orders()[:2], pictures, steps=3, guidance=3.5)
     swapped = pipeline.make(orders()[:2], pictures[::-1], steps=3, guidance=3.5)
-    assert [one.latents_sha256 for one in made] == [one.latents_sha256 for one in swapped]
     assert (pixels(made) != pixels(swapped)).any()
     alone = pipeline.make(orders()[1:2], pictures[1:], steps=3, guidance=3.5)
-    assert alone[0].latents_sha256 == made[1].latents_sha256
     assert np.abs(pixels(alone)[0] - pixels(made)[1]).max() <= 2
 
 
