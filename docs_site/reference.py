@@ -1,13 +1,10 @@
 """The reference, made of the code: `pages` gives every page's Markdown by its place on the site."""
 
-import inspect
-import re
 from typing import Any
 
 import click
 import pyarrow as pa
 
-import ray_app
 from docs_site import catalogue, settings
 from docs_site.columns import COLUMN_MEANING
 from docs_site.markdown import code, docstring, prose, table
@@ -18,8 +15,6 @@ from ray_app.runs.schema import row_schema
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import create_app
 from ray_app.serving.http.errors import MESSAGES
-
-_MODULES = re.compile(r"\b(?:[a-zA-Z_]\w*\.)+(?=[a-zA-Z_])")  # before the name of a type
 
 EXIT_MEANING: dict[ExitCode, str] = {
     ExitCode.DONE: "done",
@@ -43,77 +38,36 @@ def pages() -> dict[str, str]:
         "columns": columns_page(),
         "statuses": statuses_page(),
         "http": http_page(),
-        "python": python_page(),
     }
     return {f"reference/{name}.md": text for name, text in made.items()}
 
 
 def command_pages() -> dict[str, str]:
-    """The core commands, and each group, by its name."""
-    root = click.Context(touchstone, info_name="touchstone")
-    groups = {
-        name: one for name, one in touchstone.commands.items() if isinstance(one, click.Group)
-    }
-    core = [_command(one, root) for name, one in touchstone.commands.items() if name not in groups]
+    """Return the page of the core commands and the page of each group, for mkdocs-click."""
+    groups = [name for name, one in touchstone.commands.items() if isinstance(one, click.Group)]
+    core = [
+        _command_block(name, depth=1)
+        for name, command in touchstone.commands.items()
+        if name not in groups and not command.hidden
+    ]
     aliases = [
         [code(f"touchstone {name}"), code(f"touchstone {group} {name}")]
         for name, group in sorted(PERMANENT.items())
     ]
-    start = "# Core commands\n\nEvery command of `touchstone` that stands in no group, with its options. The groups have pages of their own.\n"
-    note = "These names of before 0.15 work permanently. `--help` does not list them."
+    start = "# Core commands\n\nFind every command of `touchstone` that is not in a group, with its options."
+    note = "These names from before 0.15 still work. `--help` does not list them."
     former = f"## Short names\n\n{note}\n\n{table(['short', 'full'], aliases)}"
-    made = {"core": "\n\n".join([start, *core, former])}
-    for name, group in groups.items():
-        inside = click.Context(group, parent=root, info_name=name)
-        made[name] = "\n\n".join(
-            [
-                f"# touchstone {name}\n\n{prose(group.help or '')}\n",
-                *(_command(one, inside) for one in group.commands.values()),
-            ]
-        )
-    return made
+    return {
+        "core": "\n\n".join([start, *core, former]),
+        **{name: _command_block(name, depth=0) for name in groups},
+    }
 
 
-def _command(command: click.Command, parent: click.Context) -> str:
-    """What a command takes; of a group, what each of its commands takes."""
-    context = click.Context(command, parent=parent, info_name=command.name)
-    if isinstance(command, click.Group):
-        return "\n\n".join(_command(one, context) for one in command.commands.values())
-    usage = (
-        f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
+def _command_block(name: str, depth: int) -> str:
+    return (
+        "::: mkdocs-click\n    :module: docs_site.commands\n"
+        f"    :command: {name}\n    :prog_name: touchstone {name}\n    :depth: {depth}\n"
     )
-    options = [
-        _option(one, context)
-        for one in command.params
-        if isinstance(one, click.Option) and not one.hidden
-    ]
-    return f"## {context.command_path}\n\n{usage}\n{docstring(command.help)}\n{table(['option', 'value', 'default', 'meaning'], options)}"
-
-
-def _option(option: click.Option, context: click.Context) -> list[str]:
-    facts: dict[str, Any] = option.to_info_dict()
-    value = (
-        ""
-        if facts["is_flag"]
-        else option.make_metavar(context).removesuffix(" RANGE") + ", repeatable" * option.multiple
-    )
-    given = option.get_default(context, call=False)
-    said, _, otherwise = (option.help or "").partition("  [default: ")
-    stated = (
-        "required" if option.required else code(_default(given)) or prose(otherwise.rstrip("]"))
-    )
-    return [
-        " ".join(code(name) for name in (*option.opts, *option.secondary_opts)),
-        code(value),
-        stated,
-        prose(said),
-    ]
-
-
-def _default(given: Any) -> str:
-    if given is None or given is False or given == () or repr(given) == "Sentinel.UNSET":
-        return ""
-    return "true" if given is True else str(given)
 
 
 def columns_page() -> str:
@@ -240,57 +194,3 @@ def _shape(schema: dict[str, Any]) -> str:
     if schema.get("type") == "object" and isinstance(more, dict):
         return f"object of {_shape(more)}"
     return f"{schema.get('type', '')}{', binary' if schema.get('format') == 'binary' else ''}"
-
-
-def python_page() -> str:
-    """What `import ray_app` offers, from signatures and docstrings."""
-    parts = [
-        f"# Python API\n\nWhat `import ray_app` offers. Explained with examples: [in Python](../python.md).\n\n{docstring(ray_app.__doc__)}"
-    ]
-    for name in ray_app.__all__:
-        one = getattr(ray_app, name)
-        call = "" if inspect.ismodule(one) else _signature(name, one)
-        parts.append(f"## {name}\n\n{call}\n{docstring(inspect.getdoc(one))}")
-        if inspect.isclass(one):
-            members = {
-                member: value
-                for member, value in vars(one).items()
-                if not member.startswith("_") or member == "__call__"
-            }
-            parts += [
-                _member(name, member, value)
-                for member, value in members.items()
-                if getattr(value, "__doc__", None)
-            ]
-    return "\n\n".join(parts)
-
-
-def _member(owner: str, name: str, value: Any) -> str:
-    function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-    if not (inspect.isfunction(function) or isinstance(function, property)):
-        return ""
-    call = _signature(name, function) if inspect.isfunction(function) else ""
-    return f"### {owner}.{name.strip('_')}\n\n{call}\n{docstring(inspect.getdoc(function))}"
-
-
-def _signature(name: str, one: Any) -> str:
-    """A call as it is written, without the modules of its types; a long one has a line for each
-    parameter.
-    """
-    signature = inspect.signature(one)
-    returned = (
-        ""
-        if signature.return_annotation is signature.empty
-        else f" -> {inspect.formatannotation(signature.return_annotation)}"
-    )
-    given = list(signature.parameters.values())
-    written = [str(parameter) for parameter in given]
-    if keyword_only := [
-        number for number, parameter in enumerate(given) if parameter.kind is parameter.KEYWORD_ONLY
-    ]:
-        written.insert(keyword_only[0], "*")
-    short = [_MODULES.sub("", words) for words in (*written, returned)]
-    whole = f"{name}({', '.join(short[:-1])}){short[-1]}"
-    if len(whole) > 90:
-        whole = "\n".join([f"{name}(", *(f"    {words}," for words in short[:-1]), f"){short[-1]}"])
-    return f"```python\n{whole}\n```\n"

@@ -1,13 +1,14 @@
-"""Touchstone: tells which images in an archive were made or altered by a generative model.
+"""Find images that a generative model created or altered.
 
     >>> import ray_app
     >>> ensemble = ray_app.load_ensemble("default")
     >>> ensemble.score("photo.jpg").verdict
     'real'
 
-`load_ensemble` and `load_detector` score images, `list_ensembles` and `list_detectors` have the
-names of those that are shipped, `load_run` reads what `touchstone score` wrote. Importing this
-package imports neither torch nor ray; the first two import torch when they are called.
+`load_ensemble` and `load_detector` score images. `list_ensembles` and `list_detectors` return the
+names of those that are shipped. `load_run` reads what `touchstone score` wrote. Importing this
+package imports neither torch nor ray; `load_ensemble` and `load_detector` import torch when they are
+called.
 """
 
 import ast

@@ -183,16 +183,12 @@ def added_configs(kind: str) -> dict[str, Path]:
 
 
 def list_detectors() -> list[str]:
-    """The names of the shipped detectors, which `load_detector` takes; `touchstone detectors list`
-    says more of each.
-    """
+    """Return the names of the shipped detectors, which `load_detector` accepts."""
     return list(named_configs("detectors"))
 
 
 def list_ensembles() -> list[str]:
-    """The names of the shipped ensembles, which `load_ensemble` takes; `touchstone ensembles list`
-    says more of each.
-    """
+    """Return the names of the shipped ensembles, which `load_ensemble` accepts."""
     return list(named_configs("ensembles"))
 
 

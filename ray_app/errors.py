@@ -105,7 +105,13 @@ RESUMABLE = "what is committed is kept; the same command resumes"
 
 
 class TouchstoneError(Exception):
-    """Root of the tree. `hint` is the next thing to do, shown on its own line."""
+    """The base class of all exceptions of Touchstone.
+
+    Attributes:
+        message: The problem, in one line.
+        hint: The next step, shown on a line of its own.
+        exit_code: The exit code of a command that ends with this exception.
+    """
 
     exit_code = ExitCode.BUG
 
@@ -136,14 +142,17 @@ class ConfigError(TouchstoneError):
 
 
 class IdentityError(ConfigError):
-    """The run directory was made by another command, or another run is writing it."""
+    """Another command made the run directory, or another run is writing it."""
 
 
 class InputError(TouchstoneError):
-    """One image cannot be scored. Becomes a row with `status` and `detail`; `limit` and `observed`
-    where it crossed a number.
+    """One image cannot be scored. A run writes a row with the status and the detail.
 
-    `detail` may quote a file or a foreign library: it is kept as `one_line` makes it.
+    Attributes:
+        status: The reason, from a closed list.
+        detail: Numbers, names, or the message of a decoder, in one line.
+        limit: The limit that the image exceeds.
+        observed: The value that exceeds the limit.
     """
 
     def __init__(
@@ -163,7 +172,7 @@ class InputError(TouchstoneError):
 
 
 class SourceError(InputError):
-    """One member's bytes could not be had from storage."""
+    """Storage did not return the bytes of one member."""
 
 
 class DetectorError(TouchstoneError):

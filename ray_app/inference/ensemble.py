@@ -66,15 +66,27 @@ Sources = list[tuple[str | int | None, Any]]
 
 
 class Ensemble:
-    """Detectors loaded on one device, ready to score. `device`: `cpu`, `cuda`, `cuda:0`, or `auto`:
-    a GPU where there is one. `batch_size`: images that go through the networks together; None = 4
-    on a CPU, 64 on a GPU. `accept_licences`: detectors, or licences, whose terms you accept.
-    `image_column`: which column of a batch has the images; None = found. `provenance`: how what
-    files say of themselves is read. `children`: what has to be decoded is decoded in these
-    processes, which others close; else in this one.
+    """Score images with an ensemble of detectors on one device.
 
-    May be called from several threads, one at a time is scored; `twin` is for those who want more.
-    Pickled, it is loaded anew.
+    Several threads may share an ensemble; it scores one call at a time. Give each thread a `twin`
+    to score in parallel. A pickled ensemble loads its weights again.
+
+    Args:
+        name_or_path: The name of a shipped ensemble, the path of a card, or a card.
+        device: `cpu`, `cuda`, `cuda:0`, or `auto` for a GPU if one is available.
+        precision: `bf16`, `fp32`, or `auto` for the settings of the card and the device.
+        resize: `exact`, `fast`, or `auto` for the settings of the card.
+        limits: Limits on the size of an image.
+        batch_size: Images per forward pass. Defaults to 4 on a CPU and 64 on a GPU.
+        image_column: The column of a batch that has the images. Found if it is not given.
+        accept_licences: Detectors, or licences, whose terms you accept.
+        waive_guarantee: Keep verdicts that the guarantee of the card does not cover.
+        provenance: How to read what a file states about its origin.
+        children: Processes that decode the images. Defaults to the current process.
+
+    Raises:
+        ConfigError: No ensemble has this name.
+        DetectorError: Weights are missing, or a licence is not accepted.
     """
 
     def __init__(
@@ -143,7 +155,7 @@ class Ensemble:
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
-        """The detector cards, by name."""
+        """The detector cards by name."""
         return self.spec.cards
 
     @overload
@@ -167,19 +179,24 @@ class Ensemble:
         self, images: Any, *, batch_size: int | None = None, progress: bool = False
     ) -> Any: ...
     def score(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> Any:
-        """Score one image, which gives a `Result`, or many, which give `Results`: an iterator, in
-        order, that scores as it is read.
+        """Score one image, or many images.
 
         One image is a path or URL, the bytes of a file, a binary file, a PIL image, a uint8 array
-        or tensor, or a dict with `bytes` or `path`. Many are a folder or a glob, and any iterable
-        of these (see `image_inputs.ACCEPTED`). An image that cannot be scored is a result whose
-        `status` says why, never an exception.
+        or tensor, or a dict with `bytes` or `path`. Many images are a folder, a glob, or any
+        iterable of these. An image that cannot be scored gives a result with a `status`, never an
+        exception.
 
-        `batch_size`: images that go through the networks together in this call. `progress`: a bar
-        on stderr, or in a notebook.
+        Args:
+            images: One image, or many images.
+            batch_size: Images per forward pass in this call.
+            progress: Show a progress bar on stderr, or in a notebook.
 
-        Raises UnknownInputError, a TypeError, for what is not accepted; ConfigError for a folder or
-        glob without a file.
+        Returns:
+            A `Result` for one image. `Results` for many: an iterator that scores as it is read.
+
+        Raises:
+            UnknownInputError: The type of an image is not supported. It is a TypeError.
+            ConfigError: The folder or glob has no files.
         """
         ensemble = (
             self
@@ -200,13 +217,14 @@ class Ensemble:
         Args:
             images: Bytes, PIL images, images that a child process prepared for the first stage of
                 `spec` (`PreparedImage`), and reasons for missing images (InputError).
+
+        Returns:
+            The results, in the order of the images.
         """
         return self._scored(zip(repeat(0), images, strict=False), repeat((None, None)))
 
     def twin(self) -> "Ensemble":
-        """One for another thread: the same weights, in memory once, and its own of whatever else a
-        network keeps while it runs.
-        """
+        """Return an ensemble for another thread that shares the weights in memory."""
         held: dict[int, Any] = {id(self._decoder.careful): self._decoder.careful}
         for network in (detector.network for detector in self._loaded.by_name.values()):
             held |= {
@@ -236,15 +254,22 @@ class Ensemble:
         )
 
     def __call__(self, images: Any) -> Any:
-        """`score` of images; or, of a batch (a mapping of columns, as Ray Data's `map_batches` and
-        `datasets.Dataset.map(…, batched=True)` pass it), its columns `status`, `finding`,
-        `verdict`, `probability`, `score` and `score_<detector>`; with an identifier also
-        `predicted_generator` and `generator_probability`, with a describer `predicted_prompt` and
-        `prompt_likelihood`.
+        """Score a batch of Ray Data's `map_batches` or of `datasets.Dataset.map(…, batched=True)`.
 
-        A dict comes back with these added; of any other mapping, such as that of `datasets`, they
-        come alone. Images are in `image_column`, else in `bytes` or `image`, else in the one column
-        that shows by its first value that it has images. Raises ConfigError where there is none.
+        The columns are `status`, `finding`, `verdict`, `probability`, `score`, and
+        `score_<detector>`. An identifier adds `predicted_generator` and `generator_probability`. A
+        describer adds `predicted_prompt` and `prompt_likelihood`.
+
+        Args:
+            images: A mapping of columns; anything else is passed to `score`. The images are in
+                `image_column`, else in `bytes` or `image`, else in the only column whose first
+                value is an image.
+
+        Returns:
+            A dict with its own columns and these. Only these for any other mapping.
+
+        Raises:
+            ConfigError: No column has images.
         """
         if not isinstance(images, Mapping) or image_inputs.is_picture(images):
             return self.score(images)
@@ -520,16 +545,36 @@ def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
 
 
 def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:
-    """A shipped ensemble by name, or any by the path of its card. Options as for `Ensemble`.
+    """Load an ensemble.
 
-    Raises ConfigError for an unknown name and DetectorError where weights are missing or a licence
-    is not accepted.
+    Args:
+        name_or_path: The name of a shipped ensemble, or the path of a card.
+        **options: Keyword arguments of `Ensemble`.
+
+    Returns:
+        The ensemble with its weights loaded.
+
+    Raises:
+        ConfigError: No ensemble has this name.
+        DetectorError: Weights are missing, or a licence is not accepted.
     """
     return Ensemble(name_or_path, **options)
 
 
 def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
-    """One detector as an ensemble of its own: the same `.score`, with verdicts split at log-odds 0."""
+    """Load one detector as an ensemble, whose verdicts are split at log-odds 0.
+
+    Args:
+        name_or_path: The name of a shipped detector, or the path of a card.
+        **options: Keyword arguments of `Ensemble`.
+
+    Returns:
+        The detector with its weights loaded.
+
+    Raises:
+        ConfigError: No detector has this name.
+        DetectorError: Weights are missing, or a licence is not accepted.
+    """
     return Ensemble(ensemble_of([str(name_or_path)]), **options)
 
 

@@ -32,20 +32,39 @@ _FIRST = 8  # results that a notebook shows of many
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What the ensemble says of one image. `score` and `scores` are log-odds of fake; all are None
-    where `status` is not `ok`.
+    """The verdict of an ensemble on one image, with its reasons.
 
-    `source`: its path or URL (without secrets), else its place (0, 1, …) among the images of the
-    call; None where it came alone and has no name. `probability` is the plain sigmoid of the score
-    unless `calibrated`. `masks`: per detector that localizes, (H, W) uint8 at the network's own
-    size, stretched over the whole image, 255 = surely altered. `finding`: the strongest of the
-    `grounds` in words, of what the file says of itself and the detectors see (see
-    `ensembles.finding`). `verdict_reason`: why a verdict is `abstain`, and `verdict_detail` what
-    varies in that (names, figures). `second_look`: of a cascade, why all its detectors looked
-    (`band`, `audit`); None where the first of them sufficed. What a profile adds is called as in a
-    run's rows (see `runs.schema`), and None where the ensemble has none, or nothing was said of
-    this image. `demonstration`: a detector that decides nothing took part. `picture`: what a
-    notebook draws it from, where that costs no memory.
+    Attributes that name a generator or a prompt are None if the ensemble has no profile, or if the
+    profile has no answer for this image.
+
+    Attributes:
+        status: `ok`, or the reason for a missing score.
+        detail: Numbers and names that belong to the status.
+        verdict: `fake`, `real` (no evidence found), or `abstain`. None without a score.
+        verdict_reason: Why the verdict is `abstain`.
+        probability: P(fake). The plain sigmoid of the score unless `calibrated`.
+        calibrated: Whether the ensemble was calibrated on labelled images.
+        score: Log-odds of fake by the rule of the ensemble.
+        scores: Log-odds of fake by detector. None for a detector without a score.
+        facts: Format, size, and other properties of the file.
+        masks: A mask for each detector that localizes: (H, W) uint8 at the size of the network,
+            stretched over the whole image. 255 means surely altered.
+        finding: The strongest of the grounds, in words.
+        grounds: What the file states about itself and what the detectors see.
+        second_look: Why all detectors of a cascade scored the image: `band` or `audit`. None if the
+            first stage was enough.
+        verdict_detail: Names and numbers that belong to the reason.
+        predicted_generator: The nearest known generator.
+        generator_family: The family of that generator.
+        generator_probability: The probability of that generator among the known generators.
+        generator_confidence: How sure it is that the generator is a known one. Higher is surer.
+        generator_ranking: The known generators, nearest first.
+        predicted_prompt: A guess at the prompt.
+        prompt_likelihood: The likelihood of the prompt, comparable within one describer only.
+        source: The path or URL without secrets, else the position of the image in the call. None
+            for a single image without a name.
+        demonstration: Whether a detector took part that is not for decisions.
+        picture: The image that a notebook shows, if that costs no memory.
     """
 
     status: Status
@@ -74,8 +93,9 @@ class Result:
     picture: Any = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: the source, what was decided and why, `scores` by detector, facts
-        of the file; no masks. What a profile adds stands there where something was said.
+        """Return all attributes but the masks as plain values for JSON.
+
+        The names of a generator and of a prompt are left out if the profile has no answer.
         """
         row = {
             "source": self.source,
@@ -117,12 +137,13 @@ class Result:
 
 
 class Results(Iterator[Result]):
-    """Results of many images, in order, each scored when it is wanted: `for result in results`,
-    `list(results)`, `results.to_frame()`.
+    """An iterator over the results of many images, which scores as it is read.
 
-    Nothing is kept of what was taken, so that memory does not grow with their number; to go through
-    them twice, make a list of them. `count`: how many there are in all, where that is known; else
-    None.
+    Results that were read are not kept, so memory does not grow with their number. Call
+    `list(results)` to read them twice.
+
+    Attributes:
+        count: The number of images. None if it is unknown.
     """
 
     def __init__(
@@ -137,8 +158,17 @@ class Results(Iterator[Result]):
         return result
 
     def __getitem__(self, place: int) -> Result:
-        """The result of that number; it is not taken by this. Raises TypeError for all but numbers
-        from 0, IndexError for one that was taken before, or that there is not.
+        """Return the result at a position, and keep it in the iterator.
+
+        Args:
+            place: The position among all images, from 0.
+
+        Returns:
+            The result. Results before it are scored, too.
+
+        Raises:
+            TypeError: The position is negative or not an integer.
+            IndexError: The result was already read, or there are fewer images.
         """
         if not isinstance(place, int | np.integer) or place < 0:
             raise TypeError(
@@ -153,8 +183,9 @@ class Results(Iterator[Result]):
         return self._ahead[place - self._taken]
 
     def to_frame(self) -> "pd.DataFrame":
-        """Those that are left as a table of pandas, a row for each: the columns of
-        `Result.to_dict`, a column `score_NAME` per detector.
+        """Return the results that were not read yet as a pandas DataFrame.
+
+        It has the columns of `Result.to_dict`, and `score_NAME` for each detector.
         """
         return frame_of((result.to_dict() for result in self), self._detectors)
 

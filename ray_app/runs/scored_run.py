@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 
 class ScoredRun:
-    """A run directory, read and never written. `url`: where it is; `summary`: the content of its
-    `summary.json`.
+    """Read a run directory, which is never written.
 
-    Rows are current ones: the last of each image that the last listing found.
+    All rows are current rows: the last row of each image that the last listing found.
+
+    Attributes:
+        url: The URL of the run directory.
     """
 
     def __init__(self, run: directory.RunDirectory) -> None:
@@ -36,15 +38,17 @@ class ScoredRun:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` says: counts of statuses and verdicts, the bottleneck. Raises
-        ConfigError before the run has ended.
+        """The content of `summary.json`: counts of statuses and verdicts, the bottleneck.
+
+        Raises:
+            ConfigError: The run has not finished.
         """
         self._run.describe_finished()
         return self._run.read_json("summary.json")
 
     @property
     def detectors(self) -> tuple[str, ...]:
-        """The detectors that scored."""
+        """The names of the detectors that scored."""
         return tuple(self._described["detectors"])
 
     def tables(
@@ -60,6 +64,9 @@ class ScoredRun:
             columns: Some columns of `runs.schema.row_schema`. None reads all.
             vanished: Also yield rows of files that were changed or removed since.
             unfinished: Also yield rows of listings that are still being scored.
+
+        Returns:
+            An iterator over tables.
 
         Raises:
             ConfigError: There is no such column; the message names the columns.
@@ -81,7 +88,19 @@ class ScoredRun:
         vanished: bool = False,
         unfinished: bool = False,
     ) -> pa.Table:
-        """Return the rows of `tables` as one table, all of it in memory."""
+        """Return the rows of `tables` as one table, all of it in memory.
+
+        Args:
+            columns: Some columns of `runs.schema.row_schema`. None reads all.
+            vanished: Also return rows of files that were changed or removed since.
+            unfinished: Also return rows of listings that are still being scored.
+
+        Returns:
+            The table.
+
+        Raises:
+            ConfigError: There is no such column, or the run has no rows yet.
+        """
         tables = list(self.tables(columns, vanished=vanished, unfinished=unfinished))
         if not tables:
             raise ConfigError(
@@ -91,8 +110,9 @@ class ScoredRun:
         return pa.concat_tables(tables, promote_options="permissive")
 
     def to_frame(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-        """The same as a table of pandas; in place of `scores` a column `score_NAME` for each
-        detector.
+        """Return the rows of `table` as a pandas DataFrame.
+
+        A column `score_NAME` for each detector replaces the column `scores`.
         """
         table = self.table(columns)
         for name in self.detectors if "scores" in table.column_names else ():
@@ -112,12 +132,22 @@ class ScoredRun:
         max_score: float | None = None,
         finding: str | None = None,
     ) -> Iterator["RunImage"]:
-        """The images in the order of the archive, each with its row: of one verdict (`fake`,
-        `real`, `abstain`), one `status`, of one `generator` or family that the profile names, whose
-        path fits a glob (`match`), with a score from `min_score` to `max_score`, whose finding has
-        these words (`finding`).
+        """Yield the images that match all filters, in the order of the archive.
 
-        Raises ConfigError for a word that is none of these, and for a run that has not ended.
+        Args:
+            verdict: `fake`, `real`, or `abstain`.
+            status: A status, such as `ok`.
+            generator: A generator, or a family of generators, that the profile names.
+            match: A glob for the path.
+            min_score: The lowest score.
+            max_score: The highest score.
+            finding: Words that the finding contains.
+
+        Returns:
+            An iterator over images with their rows.
+
+        Raises:
+            ConfigError: A filter has an unknown value, or the run has not finished.
         """
         chosen = selection.RowFilter(
             verdict, status, generator, match, min_score, max_score, finding
@@ -150,8 +180,10 @@ class ScoredRun:
 
 @dataclass(frozen=True)
 class RunImage:
-    """One image of a run: its `row` (see `runs.schema.row_schema`), and a way to its file where
-    this lies as it was scored.
+    """One image of a run, with its row and access to its file.
+
+    Attributes:
+        row: The columns of `runs.schema.row_schema`.
     """
 
     row: Mapping[str, Any]
@@ -161,17 +193,23 @@ class RunImage:
 
     @property
     def uri(self) -> str:
-        """The file, or the archive that it is in."""
+        """The URL of the file, or of the archive that contains it."""
         return str(self.row["uri"])
 
     @property
     def member(self) -> str | None:
-        """Its name in that archive; None for a file of its own."""
+        """The name of the file in the archive. None for a file outside of archives."""
         return self.row["member"]  # type: ignore[no-any-return]
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises InputError (SourceError where the file is gone, or is another
-        one by now).
+        """Read the encoded bytes.
+
+        Returns:
+            The bytes of the file.
+
+        Raises:
+            SourceError: The file is missing, or was changed after the run scored it.
+            InputError: The file is too large.
         """
         [(_, data)] = MemberReader(self._fetcher, max_bytes=self._limits.max_bytes).read(
             [self._member]
@@ -181,7 +219,14 @@ class RunImage:
         return data
 
     def open(self) -> "Image.Image":
-        """The picture as RGB. Raises InputError."""
+        """Decode the image.
+
+        Returns:
+            The image as RGB.
+
+        Raises:
+            InputError: The file cannot be read or decoded.
+        """
         return decode_image(self.read(), self._limits).pixels
 
     def __repr__(self) -> str:
@@ -200,8 +245,16 @@ class RunImage:
 
 
 def load_run(path: str) -> ScoredRun:
-    """The run at a path or any fsspec URL, as `touchstone score --out` wrote it. Raises ConfigError
-    where there is none.
+    """Open a run that `touchstone score --out` wrote.
+
+    Args:
+        path: A path, or any fsspec URL.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: There is no run at this path.
     """
     run = directory.RunDirectory.open(str(path))
     if not run.exists():

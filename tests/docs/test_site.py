@@ -11,6 +11,7 @@ import click
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+import ray_app
 from docs_site import settings
 from ray_app.cli.main import PERMANENT, touchstone
 from ray_app.datasets.layouts import layout_names
@@ -23,7 +24,10 @@ from tests.reports.browser import chromium
 ROOT = Path(__file__).resolve().parents[2]
 LOOKED_AT = (
     *("index.html", "concepts.html", "trust.html"),
-    *(f"reference/{name}.html" for name in ("commands-config", "card-detector", "statuses")),
+    *(
+        f"reference/{name}.html"
+        for name in ("commands-config", "commands-runs", "python", "card-detector", "statuses")
+    ),
 )
 
 pytestmark = pytest.mark.slow
@@ -68,7 +72,7 @@ def test_every_command_with_its_options_stands_in_the_reference(built):
         assert "-".join(("touchstone", *path)) in page.anchors
         shown = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
         options = {name for one in shown for name in (*one.opts, *one.secondary_opts)}
-        assert options <= set(page.code), path
+        assert options <= set(" ".join(page.code).replace(",", " ").split()), path
     assert {f"touchstone {name}" for name in PERMANENT} <= code_on(built, "commands-core")
 
 
@@ -83,6 +87,19 @@ def test_every_key_column_status_error_and_card_stands_in_the_reference(built):
     anchors = built.pages[built.folder / "reference/detectors.html"].anchors
     assert {card.name.replace(".", "") for card in list_cards()} <= anchors
     assert set(layout_names()) <= built.pages[built.folder / "reference/layouts.html"].anchors
+
+
+def test_python_reference_shows_every_public_name(built):
+    page = built.pages[built.folder / "reference/python.html"]
+    names = [name for name in ray_app.__all__ if name != "errors"]
+    errors = [
+        name
+        for name, value in vars(ray_app.errors).items()
+        if isinstance(value, type) and issubclass(value, ray_app.errors.TouchstoneError)
+    ]
+    shown = {f"ray_app.{name}" for name in names} | {f"ray_app.errors.{name}" for name in errors}
+    assert shown <= page.anchors
+    assert "ray_app.Ensemble.score" in page.anchors
 
 
 def test_every_link_leads_somewhere(built):
