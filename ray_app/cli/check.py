@@ -4,7 +4,6 @@ cluster.
 
 import json
 import os
-import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -237,14 +236,10 @@ def _shown(rows: Sequence[dict[str, Any]], images: Sequence[str]) -> list[str]:
 
 def _print_table(rows: Sequence[dict[str, Any]], names: Sequence[str], spec: "ScoringSpec") -> None:
     from ray_app.reports.check import CheckFacts, check_lines
+    from ray_app.reports.text import terminal_width
 
-    click.echo(
-        "\n".join(
-            check_lines(
-                rows, names, CheckFacts.of(spec), shutil.get_terminal_size((120, 24)).columns
-            )
-        )
-    )
+    lines = check_lines(rows, names, CheckFacts.of(spec), terminal_width())
+    click.echo("\n".join(lines))
 
 
 def _write_page(

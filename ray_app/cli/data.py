@@ -332,7 +332,7 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
 
 def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     from ray_app.reports import format as wording
-    from ray_app.reports.text import table
+    from ray_app.reports.text import table, terminal_width
 
     images, groups = (
         wording.counted(document["images"], "image"),
@@ -352,7 +352,10 @@ def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
                 [name, f"{one['images']:,}", share, goal, f"{one['real']:,}", f"{one['fake']:,}"]
             )
     yield from table(
-        ["split", "images", "share", "asked", "real", "fake"], rows, 100, right=[1, 2, 3, 4, 5]
+        ["split", "images", "share", "asked", "real", "fake"],
+        rows,
+        terminal_width(),
+        right=[1, 2, 3, 4, 5],
     )
     yield ""
     names = list(document["splits"])
@@ -364,7 +367,9 @@ def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
         ]
         for one in document["strata"]
     ]
-    yield from table(["label", "generator", *names], strata[:_MOST_LINES], 120, right=[2, 3, 4, 5])
+    yield from table(
+        ["label", "generator", *names], strata[:_MOST_LINES], terminal_width(), right=[2, 3, 4, 5]
+    )
     if len(strata) > _MOST_LINES:
         yield f"… and {len(strata) - _MOST_LINES:,} more; split.json has all"
     yield ""
@@ -471,7 +476,7 @@ def index(
 
 
 def _index_lines(info: "IndexInfo") -> "Iterator[str]":
-    from ray_app.reports.text import table
+    from ray_app.reports.text import table, terminal_width
 
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
     yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
@@ -480,7 +485,9 @@ def _index_lines(info: "IndexInfo") -> "Iterator[str]":
         [one["split"] or "–", one["label"], one["generator"], f"{one['rows']:,}"]
         for one in info.counts
     ]
-    yield from table(["split", "label", "generator", "images"], rows[:_MOST_LINES], 120, right=[3])
+    yield from table(
+        ["split", "label", "generator", "images"], rows[:_MOST_LINES], terminal_width(), right=[3]
+    )
     if len(rows) > _MOST_LINES:
         yield f"… and {len(rows) - _MOST_LINES:,} more; --json shows all"
     yield ""

@@ -5,7 +5,6 @@ in `train`, `calibrate` in `trust`.
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from ray_app.detectors.weights import WeightSet
     from ray_app.ensembles import EnsembleCard
     from ray_app.reports.card import ZooEntry
-
-_WIDEST_PAGE = 120
 
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
@@ -380,6 +377,7 @@ def list_detectors(as_json: bool) -> int:
     from ray_app.config import added_configs, named_configs
     from ray_app.detectors import list_cards, load_card
     from ray_app.reports.card import zoo_table
+    from ray_app.reports.text import terminal_width
 
     added = [
         load_card(path)
@@ -388,7 +386,7 @@ def list_detectors(as_json: bool) -> int:
     ]
     entries = [_entry(card) for card in [*list_cards(), *added]]
     options.echo_document(
-        [entry.facts() for entry in entries], [zoo_table(entries, _columns())], as_json
+        [entry.facts() for entry in entries], [zoo_table(entries, terminal_width())], as_json
     )
     return 0
 
@@ -426,10 +424,6 @@ def show_detector(name: str, as_json: bool) -> int:
     card = profile_card(name) or load_card(name)
     options.echo_document(card.model_dump(mode="json"), [options.shown(card).rstrip("\n")], as_json)
     return 0
-
-
-def _columns() -> int:
-    return shutil.get_terminal_size((_WIDEST_PAGE, 24)).columns
 
 
 @click.command("verify")

@@ -4,7 +4,6 @@
 """
 
 import os
-import shutil
 import signal
 import stat
 import sys
@@ -211,6 +210,7 @@ def score_at_endpoint(
 def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> None:
     from ray_app.reports import format as wording
     from ray_app.reports import verdict_table
+    from ray_app.reports.text import terminal_width
 
     rows: list[dict[str, Any]] = []
     try:  # what came before an error is shown
@@ -220,7 +220,7 @@ def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> N
             )
     finally:
         if rows:
-            click.echo(verdict_table(rows, shutil.get_terminal_size((120, 24)).columns))
+            click.echo(verdict_table(rows, terminal_width()))
         for line in {wording.visible(row["error_rates"]) for row in rows if row.get("error_rates")}:
             click.echo(line)
     if demonstration:

@@ -171,8 +171,9 @@ def compare(
     """
     from ray_app.evaluation.compare.compare import compare as compare_runs
     from ray_app.reports.compare import comparison_lines
+    from ray_app.reports.text import terminal_width
 
     document = compare_runs(run_a, run_b, labels, by=by, intervals=intervals or "generators")
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    click.echo(text if as_json else "\n".join(comparison_lines(document)))
+    click.echo(text if as_json else "\n".join(comparison_lines(document, terminal_width())))
     return 0

@@ -3,7 +3,6 @@ Parquet; and commands on the images of a run: `gallery`, `masks`.
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -132,6 +131,7 @@ def results(
 def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool) -> int:
     """Print the rows as JSON lines, or the first ones as a table."""
     from ray_app.reports import verdict_table
+    from ray_app.reports.text import terminal_width
 
     rows = iter(rows)
     if as_json:
@@ -139,7 +139,7 @@ def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool) 
             click.echo(options.json_text(_parse_provenance(row), default=str))
         return 0
     shown = list(islice(rows, limit or _SHOWN))
-    click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
+    click.echo(verdict_table(shown, terminal_width()))
     if next(rows, None) is not None:
         click.echo(f"… the first {len(shown)}; --limit, --json or --out shows more")
     return 0

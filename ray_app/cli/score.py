@@ -104,6 +104,7 @@ def plan(
     touchstone plan s3://bucket/2024 --cluster gpu-spot-pool --out s3://bucket/run
     """
     from ray_app.reports import plan_lines
+    from ray_app.reports.text import terminal_width
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.config import load_cluster
     from ray_app.scoring.plan import plan_run
@@ -117,7 +118,7 @@ def plan(
     )
     described = load_cluster(cluster) if cluster else None
     planned = plan_run(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
-    options.echo_document(planned.written(), plan_lines(planned), as_json)
+    options.echo_document(planned.written(), plan_lines(planned, terminal_width()), as_json)
     return 0
 
 

@@ -22,7 +22,7 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
 
     def list_shipped(as_json: bool) -> int:
         from ray_app.config import named_configs
-        from ray_app.reports.text import table
+        from ray_app.reports.text import table, terminal_width
 
         entries = [
             {"name": name, "title": _title(path), "file": str(path)}
@@ -30,7 +30,11 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
         ]
         options.echo_document(
             entries,
-            table(["name", "what it is"], [[one["name"], one["title"]] for one in entries]),
+            table(
+                ["name", "what it is"],
+                [[one["name"], one["title"]] for one in entries],
+                terminal_width(),
+            ),
             as_json,
         )
         return 0

@@ -1,7 +1,6 @@
 """Commands on how far to trust a run: `calibrate` a card, `audit` a sample."""
 
 import shlex
-import shutil
 from typing import Any
 
 import click
@@ -109,9 +108,10 @@ def calibrate(as_json: bool, **given: Any) -> int:
     from ray_app.evaluation.calibrate.files import CalibrateConfig
     from ray_app.evaluation.calibrate.run import calibrate_run
     from ray_app.reports.calibration import calibration_lines
+    from ray_app.reports.text import terminal_width
 
     report = calibrate_run(options.configured("calibrate", None, CalibrateConfig, given, ()))
-    options.echo_document(report.written(), calibration_lines(report), as_json)
+    options.echo_document(report.written(), calibration_lines(report, terminal_width()), as_json)
     return 0
 
 
@@ -204,9 +204,8 @@ def audit(
         return 0
     from ray_app.evaluation.audit.estimate import estimate
     from ray_app.reports.audit import audit_lines
+    from ray_app.reports.text import terminal_width
 
     document = estimate(run, str(labels), folder)
-    options.echo_document(
-        document, audit_lines(document, shutil.get_terminal_size((120, 24)).columns), as_json
-    )
+    options.echo_document(document, audit_lines(document, terminal_width()), as_json)
     return 0

@@ -47,14 +47,14 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
         rows.append(
             [*cells, *([_span(either[name]) if name in either else wording.NONE] if either else [])]
         )
-    lines += ["", *text.table(heads, rows, width, right={1}, wrap={0, 2, 3}), ""]
+    lines += ["", *text.table(heads, rows, width, right={1}), ""]
     heads = ["stratum", "images", "labelled", "fake", *(["unsure"] if document["unsure"] else [])]
     rows = [
         [one["name"], f"{one['size']:,}", f"{one['fakes'] + one['reals']:,}", f"{one['fakes']:,}",
          *([f"{one['unsure']:,}"] if document["unsure"] else [])]
         for one in document["strata"]
     ]  # fmt: skip
-    lines += text.table(heads, rows, width, right={1, 2, 3, 4}, wrap={0})
+    lines += text.table(heads, rows, width, right={1, 2, 3, 4})
     for finding in document["findings"]:
         lines += text.paragraph(wording.visible(finding), width)
     for note in document["notes"]:

@@ -134,11 +134,10 @@ class CalibrationReport(Section):
     report: OptionalKey[str] = None
 
 
-_WIDTH = 110
 _MOST_ROWS = 20
 
 
-def calibration_lines(report: CalibrationReport) -> list[str]:
+def calibration_lines(report: CalibrationReport, width: int = text.OUTPUT_WIDTH) -> list[str]:
     """A calibration in words: what was fitted on what, what is promised, what it is worth on images
     that it did not see.
     """
@@ -163,12 +162,12 @@ def calibration_lines(report: CalibrationReport) -> list[str]:
     heads = ["on held-out images", "log-loss", "calibrated", "ECE", "calibrated", "calibration"]
     lines = [
         f"images: {images.used:,} of {images.labelled:,} labelled" + (f" (left out: {left})" if left else ""),
-        *text.table(["part", "real", "fake", "groups"], parts, _WIDTH, right={1, 2, 3}), "", *_promise(report), "",
-        *text.table(heads, systems, _WIDTH, right={1, 2, 3, 4}), *(_cascade(report.cascade) if report.cascade else []), "",
-        *_generators(report), "", *_qualities(report.qualities), "",
+        *text.table(["part", "real", "fake", "groups"], parts, width, right={1, 2, 3}), "", *_promise(report), "",
+        *text.table(heads, systems, width, right={1, 2, 3, 4}), *(_cascade(report.cascade) if report.cascade else []), "",
+        *_generators(report, width), "", *_qualities(report.qualities, width), "",
     ]  # fmt: skip
     for sentence in [*report.findings, *report.told, *report.notes]:
-        first, *more = text.paragraph(wording.visible(sentence), _WIDTH - 6)
+        first, *more = text.paragraph(wording.visible(sentence), width - 6)
         lines += [f"note: {first}", *(f"      {line}" for line in more)]
     return [*lines, f"card: {report.card}", f"report: {report.report}"]
 
@@ -212,7 +211,7 @@ def _cascade(cascade: CalibratedCascade) -> list[str]:
     ]
 
 
-def _generators(report: CalibrationReport) -> list[str]:
+def _generators(report: CalibrationReport, width: int) -> list[str]:
     every = report.generators_left_out
     rows = [
         [
@@ -229,21 +228,21 @@ def _generators(report: CalibrationReport) -> list[str]:
         text.table(
             ["generator, left out", "fakes", "found", "AUC", "log-loss", "ECE"],
             rows,
-            _WIDTH,
+            width,
             right={1, 2, 3, 4, 5},
         )
         + more
     )
 
 
-def _qualities(bands: Sequence[QualityBand]) -> list[str]:
+def _qualities(bands: Sequence[QualityBand], width: int) -> list[str]:
     rows = [
         [one.quality, f"{one.n_real:,}", f"{one.n_fake:,}",
          *(_number(rate, share=True) for rate in (one.false_positives, one.found)), _number(one.log_loss), _number(one.ece)]
         for one in bands
     ]  # fmt: skip
     heads = ["JPEG quality", "real", "fake", "false positives", "found", "log-loss", "ECE"]
-    return text.table(heads, rows, _WIDTH, right={1, 2, 3, 4, 5, 6})
+    return text.table(heads, rows, width, right={1, 2, 3, 4, 5, 6})
 
 
 def _number(figure: FigureFacts, *, share: bool = False) -> str:

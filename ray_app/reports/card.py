@@ -17,7 +17,6 @@ SPEED_WORDS = (
     + f", {SLOWEST} from there on; in billions of multiply-adds per image, per megapixel where the input is native"
 )
 _LONGEST_LICENCE = len("CC-BY-NC-SA-4.0")
-_TIED = "\u00a0"  # a space at which no line is broken
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,28 @@ class ZooEntry:
 
 
 def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
-    """One line per detector, its variants below it, and what the marks mean at the end."""
+    """Return one line per detector, its variants below it, and the meaning of the marks at the end.
+
+    If the table is too wide, it leaves out the family and then the input.
+    """
     rows = [row for entry in entries for row in (_row(entry), *map(_row, entry.variants))]
-    heads = ["name", "family", "licence", "size", "input", "speed", "mask", "weights"]
-    lines = table(heads, rows, width, right={3}, wrap={1, 2})
+    heads = ["name", "family", "licence", "", "size", "input", "speed", "mask", "weights"]
+    left_out = []
+    for column in ("family", "input"):
+        if max(map(wording.columns, table(heads, rows))) > width:
+            at = heads.index(column)
+            for cells in (heads, *rows):
+                del cells[at]
+            left_out.append(column)
+    lines = table(heads, rows, width, right={heads.index("size")})
     marks = (
         "! the licence has to be accepted first: touchstone detectors fetch NAME --accept-licence NAME. ✓ it was accepted. "
         "size: parameters in millions (M) or billions (G). :NAME is a variant, used as DETECTOR:NAME. "
         f"speed: {SPEED_WORDS}."
     )
-    return "\n".join([*lines, "", *paragraph(marks, width)]).replace(_TIED, " ")
+    if left_out:
+        marks += f" A wider terminal also shows {' and '.join(left_out)}."
+    return "\n".join([*lines, "", *paragraph(marks, width)])
 
 
 def input_words(card: DetectorCard) -> str:
@@ -88,11 +99,12 @@ def speed_class(card: DetectorCard) -> str | None:
 def _row(entry: ZooEntry) -> list[str]:
     card = entry.card
     base, colon, variant = card.name.partition(":")
-    mark = "" if card.terms == "permissive" else f"{_TIED}✓" if entry.accepted else f"{_TIED}!"
+    mark = "" if card.terms == "permissive" else "✓" if entry.accepted else "!"
     return [
         f"  :{variant}" if colon else base,
         card.family,
-        _beginning(card.licence) + mark,
+        _beginning(card.licence),
+        mark,
         _millions(card.size.parameters) if card.size else wording.NONE,
         input_words(card),
         speed_class(card) or wording.NONE,

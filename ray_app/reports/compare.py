@@ -11,12 +11,11 @@ from ray_app.reports import text
 from ray_app.reports.evaluation.system_model import IntervalFacts
 
 _LONGEST_NAME = 48
-_LINES = 110  # columns of the terminal's table
 _SHOWN = (0.05, 0.5, 0.95)
 _FEW_SHARED = 0.5  # of the images of the smaller run
 
 
-def comparison_lines(document: Mapping[str, Any]) -> list[str]:
+def comparison_lines(document: Mapping[str, Any], width: int = text.OUTPUT_WIDTH) -> list[str]:
     """A comparison in words, for the terminal."""
     rows, verdicts, statuses = document["rows"], document["verdicts"], document["statuses"]
     lines = _note_few_shared(rows)
@@ -56,13 +55,13 @@ def comparison_lines(document: Mapping[str, Any]) -> list[str]:
     if rows["both"]:
         heads = ["scores", "mean shift", "5 % … 95 %", "moved", "equal", "KS", "PSI"]
         cells = [_shift_cells(document, system) for system in document["systems"]]
-        lines += text.table(heads, cells, _LINES, right={1, 2, 3, 4, 5, 6})
+        lines += text.table(heads, cells, width, right={1, 2, 3, 4, 5, 6})
     else:
         cells = [_drift_cells(document, system) for system in document["systems"]]
         lines += text.table(
             ["scores", "median A", "median B", "KS", "p", "PSI", "p"],
             cells,
-            _LINES,
+            width,
             right={1, 2, 3, 4, 5, 6},
         )
     return lines + _label_lines(document["labelled"])

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+from rich.cells import cell_len, chop_cells
+
 from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
 from ray_app.errors import Reason, Status
 
@@ -300,10 +302,8 @@ def no_formula(text: str) -> str:
 
 
 def columns(text: str) -> int:
-    """Terminal columns that a text takes: wide East Asian characters count two, combining marks
-    none.
-    """
-    return len(text) if text.isascii() else sum(map(_character_columns, text))
+    """Return the terminal columns that a text needs: 2 for an East Asian wide character."""
+    return cell_len(text)
 
 
 def shortened(text: str, limit: int) -> str:
@@ -665,16 +665,5 @@ def _escaped(character: str) -> str:
     )
 
 
-def _character_columns(character: str) -> int:
-    if unicodedata.category(character) in _MARKS:
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
 def _leading(text: str, limit: int) -> str:
-    used = 0
-    for index, character in enumerate(text):
-        used += _character_columns(character)
-        if used > limit:
-            return text[:index]
-    return text
+    return chop_cells(text, limit)[0] if text and limit > 0 else ""

@@ -1,6 +1,7 @@
 """A plan (`plan_model.Plan`) as lines for the terminal: `plan_lines`."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -8,7 +9,7 @@ from ray_app.archives.containers import COMPRESSED
 from ray_app.reports import format as wording
 from ray_app.reports.plan_model import Plan, PlannedBackbone, PlannedTensor
 from ray_app.reports.run import promise, unlike_sentence
-from ray_app.reports.text import table
+from ray_app.reports.text import OUTPUT_WIDTH, table
 
 _NO_PRICE = "not known: no price per hour is given (--cluster NAME or FILE, or --price-per-hour)"
 WIDTH = 11
@@ -24,11 +25,12 @@ _FORMATS = {
 Lines = Iterator[tuple[str, str]]
 
 
-def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
+def plan_lines(found: Plan | Mapping[str, Any], width: int = OUTPUT_WIDTH) -> list[str]:
     """What would be scored and what is left of it, which processes do it, how fast, what holds them
     up, and what it costs.
     """
     plan = Plan.model_validate(found)
+    room = width - WIDTH - 1
     parts = (
         _archive,
         _asked,
@@ -36,11 +38,11 @@ def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
         _nodes,
         _memory,
         _probe,
-        _stages,
-        _detectors,
+        partial(_stages, width=room),
+        partial(_detectors, width=room),
         _forecast,
         _requests,
-        _cost,
+        partial(_cost, width=room),
     )
     lines, last = list[str](), ""
     for label, text in chain.from_iterable(part(plan) for part in parts):
@@ -249,7 +251,7 @@ def _probe(plan: Plan) -> Lines:
         )
 
 
-def _stages(plan: Plan) -> Lines:
+def _stages(plan: Plan, width: int) -> Lines:
     """What each stage reaches, and which one holds the others up."""
     rows = []
     for stage in plan.stages:
@@ -265,7 +267,9 @@ def _stages(plan: Plan) -> Lines:
     if rows:
         yield from (
             ("stages", line)
-            for line in table(["stage", "s per image", "at most", "with", ""], rows, right={1, 2})
+            for line in table(
+                ["stage", "s per image", "at most", "with", ""], rows, width, right={1, 2}
+            )
         )
         if plan.kind == "fused":
             yield (
@@ -281,7 +285,7 @@ def _stages(plan: Plan) -> Lines:
         yield "bottleneck", f"{plan.bottleneck.stage}: {plan.bottleneck.advice}"
 
 
-def _detectors(plan: Plan) -> Lines:
+def _detectors(plan: Plan, width: int) -> Lines:
     """What each of several detectors takes."""
     heads, rows = ["detector", "ms per image", "with others", "of the time", ""], []
     for name, cost in (plan.costs or {}).items():
@@ -292,7 +296,7 @@ def _detectors(plan: Plan) -> Lines:
         fraction = wording.NONE if cost.share is None else wording.percent(cost.share)
         rows.append([name, *times, fraction, cost.basis])
     if len(rows) > 1:
-        yield from (("detectors", line) for line in table(heads, rows, right={1, 2, 3}))
+        yield from (("detectors", line) for line in table(heads, rows, width, right={1, 2, 3}))
         if plan.backbones:
             yield (
                 "detectors",
@@ -343,7 +347,7 @@ def _requests(plan: Plan) -> Lines:
         yield "requests", f"more for compressed tars: {why}"
 
 
-def _cost(plan: Plan) -> Lines:
+def _cost(plan: Plan, width: int) -> Lines:
     """The bill line by line and in total, in whatever currency the prices are."""
     cost, prices, forecast = plan.cost, plan.prices, plan.forecast
     is_priced = bool(prices["per_hour"] or plan.cluster.nodes)
@@ -376,7 +380,7 @@ def _cost(plan: Plan) -> Lines:
         )
         total = f"in the currency of the prices{each}{share}"
     rows.append(["total", wording.money(cost.total), total])
-    yield from (("cost", line) for line in table(rows[0], rows[1:], right={1}))
+    yield from (("cost", line) for line in table(rows[0], rows[1:], width, right={1}))
 
 
 def _counted_processes(count: int, word: str) -> str:

@@ -1,8 +1,7 @@
-"""Plain text for the terminal: columns (`table`) and paragraphs of a given width, rows
-(`verdict_table`) and a run's end (`summary_lines`).
-"""
+"""Format plain text for the terminal: tables, paragraphs, result rows, and the end of a run."""
 
 import shlex
+import shutil
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ if TYPE_CHECKING:
     from ray_app.runs.document import RunSummary
 
 GAP = "  "
-_NARROWEST, _WIDE = 10, 2**31
+OUTPUT_WIDTH = 120  # columns of output that is not a terminal
+_NARROWEST, _UNLIMITED = 10, 2**20
 _SHORT_VERDICTS = {"real": "no evidence"}
 _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
@@ -80,47 +80,53 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
 def table(
     heads: Sequence[str],
     rows: Sequence[Sequence[str]],
-    width: int = _WIDE,
+    width: int = _UNLIMITED,
     *,
     right: Collection[int] = (),
-    wrap: Collection[int] = (),
 ) -> list[str]:
-    """Aligned lines under `heads`; cells of the columns in `wrap` are broken into lines until all
-    fits `width`, others never.
+    """Return the lines of a table without borders.
 
-    `right`: columns that are aligned to the right. Words are never broken, so that a path or a hash
-    can be copied.
+    Columns of text wrap if the table is wider than `width`: between words if that is enough,
+    otherwise inside of long words. Numbers never wrap.
+
+    Args:
+        heads: The heading of each column. An empty list leaves the line of headings out.
+        rows: The cells of each row.
+        width: The number of columns of the terminal.
+        right: The columns that are aligned to the right, which are numbers.
     """
-    widths = [
-        max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = list(zip(*([heads] if heads else []), *rows, strict=True))
+    longest = [
+        max(map(wording.columns, cells if column in right else " ".join(cells).split()), default=0)
+        for column, cells in enumerate(columns)
     ]
-    floors = list(widths)
-    for column in (one for one in wrap if one < len(heads)):
-        floors[column] = max(
-            [
-                _NARROWEST,
-                *(wording.columns(word) for row in [heads, *rows] for word in row[column].split()),
-            ]
+    words_fit = sum(longest) + len(GAP) * (len(columns) - 1) <= width
+    grid = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), show_header=bool(heads))
+    for column, cells in enumerate(columns):
+        is_number = column in right
+        grid.add_column(
+            Text(cells[0] if heads else ""),
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",
+            min_width=longest[column] if is_number or words_fit else None,
         )
-    while sum(widths) + len(GAP) * (len(heads) - 1) > width:
-        spare, column = max(
-            (have - least, column)
-            for column, (have, least) in enumerate(zip(widths, floors, strict=True))
-        )
-        if spare <= 0:
-            break
-        widths[column] -= 1
-    lines = []
-    for row in [heads, *rows]:
-        cells = [
-            paragraph(cell, size) if column in wrap else [cell]
-            for column, (cell, size) in enumerate(zip(row, widths, strict=True))
-        ]
-        for index in range(max(map(len, cells))):
-            lines.append(
-                aligned([cell[index] if index < len(cell) else "" for cell in cells], widths, right)
-            )
-    return lines
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    if not columns:
+        return []
+    console = Console(color_system=None, width=width)
+    rendered = "".join(segment.text for segment in console.render(grid))
+    return [line.rstrip() for line in rendered.split("\n")[:-1]]
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal, or 120 if the output is not a terminal."""
+    return shutil.get_terminal_size((OUTPUT_WIDTH, 24)).columns
 
 
 def paragraph(text: str, width: int) -> list[str]:
@@ -196,17 +202,6 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
-    """One line of cells, each filled up to its width; those of the columns in `right` from the
-    left.
-    """
-    padded = []
-    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        space = " " * (width - wording.columns(cell))
-        padded.append(space + cell if column in right else cell + space)
-    return GAP.join(padded).rstrip()
-
-
 def _cells(row: Mapping[str, Any]) -> list[str]:
     verdict = str(row.get("verdict") or wording.NONE)
     return [
@@ -243,17 +238,9 @@ def _common_folder(names: Sequence[str]) -> str:
 
 
 def _status_lines(run: "RunSummary") -> list[str]:
-    statuses = wording.ordered_statuses(run.statuses)
-    shown = [
-        [wording.visible(status), wording.count(number), wording.meaning(status)]
-        for status, number in statuses
-    ]
-    widths = [
-        max((wording.columns(line[index]) for line in shown), default=0) for index in range(3)
-    ]
-    lines = []
-    for (status, _), cells in zip(statuses, shown, strict=True):
-        lines.append("  " + aligned(cells, widths, right={1}))
+    rows = []
+    for status, number in wording.ordered_statuses(run.statuses):
+        rows.append([wording.visible(status), wording.count(number), wording.meaning(status)])
         examples = run.examples.get(status, [])
         if examples and status != "ok":
             name = wording.shortened(
@@ -264,10 +251,8 @@ def _status_lines(run: "RunSummary") -> list[str]:
                 if examples[0].detail
                 else ""
             )
-            lines.append(
-                "  " + " " * (widths[0] + widths[1] + 2 * len(GAP)) + f"e.g. {name}{detail}"
-            )
-    return lines
+            rows.append(["", "", f"e.g. {name}{detail}"])
+    return [f"  {line}" for line in table([], rows, right={1})]
 
 
 def _verdict_lines(run: "RunSummary") -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 from ray_app.errors import Status
 from ray_app.reports import summary_lines, verdict_table
 from ray_app.reports.format import columns
+from ray_app.reports.text import table
 from tests.reports import hostile
 from tests.reports.example import example_summary
 
@@ -82,6 +83,41 @@ def test_no_line_is_wider_than_the_terminal(width):
         [row("s3://desk/" + "x" * 90 + "/end.jpg", 1.0, "fake")], 20
     ).splitlines()
     assert "end.jpg" in narrow[1]
+
+
+NAMES = [["クラゲ.jpg", "12", "a sentence of several words"], ["b.jpg", "1,234", "short"]]
+
+
+def test_table_aligns_east_asian_text_and_numbers():
+    assert table(["file", "images", "note"], NAMES, right={1}) == [
+        "file        images  note",
+        "クラゲ.jpg      12  a sentence of several words",
+        "b.jpg        1,234  short",
+    ]
+    assert table([], NAMES, right={1})[1] == "b.jpg       1,234  short"
+    assert table(["file", "images"], []) == ["file  images"]
+    assert table([], []) == []
+
+
+def test_table_wraps_text_between_words_and_never_numbers():
+    lines = table(["file", "images", "note"], NAMES, 34, right={1})
+    assert lines == [
+        "file        images  note",
+        "クラゲ.jpg      12  a sentence of",
+        "                    several words",
+        "b.jpg        1,234  short",
+    ]
+
+
+def test_table_breaks_long_words_if_nothing_else_fits():
+    lines = table(["path", "images"], [["x" * 30, "1,234,567"]], 20, right={1})
+    assert lines[1].split() == ["x" * 9, "1,234,567"]
+    assert all(columns(line) <= 20 for line in lines)
+
+
+def test_table_has_no_colours_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert table(["[bold]file"], [["[red]a.jpg :smile:"]]) == ["[bold]file", "[red]a.jpg :smile:"]
 
 
 def test_the_end_of_a_run_in_words():
