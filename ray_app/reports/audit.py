@@ -69,4 +69,4 @@ def _stated(figure: FigureFacts) -> list[str]:
 
 
 def _span(ends: Sequence[float]) -> str:
-    return f"{wording.percent(ends[0])} to {wording.percent(ends[1])}"
+    return wording.interval(ends, wording.percent)

@@ -5,8 +5,9 @@
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len, chop_cells
@@ -346,12 +347,14 @@ def second_look(run: "RunSummary") -> list[str]:
     hours = {name: look.hours_per_million for name, look in looks.items()}
     if all(hours.get(name) is not None for name in ("first", "second")):
         costs = {
-            name: f" ({money(look.cost_per_million)})" if look.cost_per_million is not None else ""
+            name: f" ({number(look.cost_per_million, decimals=2)})"
+            if look.cost_per_million is not None
+            else ""
             for name, look in looks.items()
         }
         said.append(
-            f"a million such images take {measured(hours['first'] or 0.0)} worker hours{costs['first']} for the first look, "
-            f"{measured(hours['second'] or 0.0)}{costs['second']} for the second"
+            f"a million such images take {number(hours['first'] or 0.0)} worker hours{costs['first']} for the first look, "
+            f"{number(hours['second'] or 0.0)}{costs['second']} for the second"
         )
     return said
 
@@ -417,22 +420,36 @@ def decimal(number: float | None, digits: int = 1) -> str:
     return NONE if number is None or not math.isfinite(number) else f"{number:,.{digits}f}"
 
 
-def approximate(number: float) -> str:
-    """An expected count: whole from ten on, one digit below, never a false zero."""
-    if 0 < number < 0.1:
-        return "< 0.1"
-    return decimal(number, 0 if number >= 10 or number == 0 else 1)
+def number(value: float | None, digits: int = 3, *, decimals: int = 0) -> str:
+    """Format a number without an exponent; a dash for None.
+
+    It keeps all digits before the point, and never rounds a number to 0.
+
+    Args:
+        value: The number.
+        digits: The number of significant digits.
+        decimals: The minimum of digits after the point: 2 for an amount of money.
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    if 0 < abs(value) < 0.0001:
+        return "< 0.0001" if value > 0 else "> −0.0001"
+    exponent = math.floor(math.log10(abs(value))) if value else 0
+    whole, point, fraction = f"{value:,.{max(decimals, digits - 1 - exponent)}f}".partition(".")
+    fraction = fraction.rstrip("0").ljust(decimals, "0")
+    return f"{whole}{point if fraction else ''}{fraction}".replace("-", "−")
 
 
-def measured(number: float) -> str:
-    """A measured number: three digits, all of them from a hundred on, and no exponent."""
-    return (
-        f"{number:,.0f}"
-        if number >= 99.95
-        else f"{number:.3g}"
-        if number >= 0.001
-        else f"{number:.2g}"
-    )
+def interval(ends: Sequence[float | None], write: Callable[[float | None], str]) -> str:
+    """Format the two ends of an interval, with their unit once: "90.1 to 92.4 %".
+
+    Args:
+        ends: The lower and the upper end.
+        write: Formats one end, for example `percent`.
+    """
+    low, high = map(write, ends)
+    has_one_unit = low.endswith(" %") and high.endswith(" %") and not high.startswith("<")
+    return f"{low.removesuffix(' %') if has_one_unit else low} to {high}"
 
 
 def percent(share: float | None) -> str:
@@ -490,15 +507,6 @@ def size(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:,.1f} PB"
-
-
-def money(amount: float) -> str:
-    """An amount in whatever currency the prices are: two digits, more below one, never a false
-    zero.
-    """
-    if 0 < amount < 0.0001:
-        return "< 0.0001"
-    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.4f}"
 
 
 def moment(timestamp: str) -> str:
@@ -594,7 +602,7 @@ def written(key: str, value: float | None) -> str:
     if key in MEANINGS and MEANINGS[key].is_share:
         return percent(value)
     if key in ("log_loss", "loss"):
-        return measured(value)
+        return number(value)
     return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}".replace("-", "−")
 
 
@@ -602,9 +610,7 @@ def span(key: str, figure: "FigureFacts") -> str:
     """A figure's interval, "90.1 to 92.4 %"; nothing where there is none."""
     if figure.ends is None:
         return ""
-    low, high = (written(key, end) for end in figure.ends)
-    same_unit = low.endswith(" %") and high.endswith(" %") and not high.startswith("<")
-    return f"{low.removesuffix(' %') if same_unit else low} to {high}"
+    return interval(figure.ends, partial(written, key))
 
 
 def in_words(key: str, figure: "FigureFacts") -> str:

@@ -103,12 +103,11 @@ def _environment() -> Environment:
     own = (
         "count",
         "decimal",
-        "approximate",
+        "number",
         "percent",
         "probability",
         "duration",
         "size",
-        "money",
         "moment",
         "meaning",
         "plain",

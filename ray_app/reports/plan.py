@@ -152,7 +152,7 @@ def _images(plan: Plan) -> Lines:
     for backbone in plan.backbones:
         yield "backbones", _shared(backbone)
     of_what = " (of one megapixel)" * plan.keeps_sizes
-    gmac = f"{wording.measured(plan.gmac_per_image)} billion multiply-adds per image{of_what}"
+    gmac = f"{wording.number(plan.gmac_per_image)} billion multiply-adds per image{of_what}"
     yield "work", gmac if plan.gmac_per_image else "the cards state no size"
 
 
@@ -162,7 +162,7 @@ def _nodes(plan: Plan) -> Lines:
     gpus = wording.counted(cluster.gpus, "GPU") if cluster.gpus else "no GPU"
     is_priced = cluster.nodes or cluster.price_per_hour
     price = (
-        f"{wording.money(cluster.price_per_hour)} per hour"
+        f"{wording.number(cluster.price_per_hour, decimals=2)} per hour"
         if is_priced
         else "no price per hour given"
     )
@@ -174,7 +174,7 @@ def _nodes(plan: Plan) -> Lines:
         has = f"{node.cpus} cores" + (
             f", {node.gpus} × {wording.visible(node.gpu or 'GPU')}" if node.gpus else ""
         )
-        each = f"{wording.money(node.price_per_hour)} per hour each"
+        each = f"{wording.number(node.price_per_hour, decimals=2)} per hour each"
         yield "cluster", f"{node.count} × {wording.visible(node.name or 'node')}: {has}; {each}"
     yield (
         "layout",
@@ -260,7 +260,7 @@ def _stages(plan: Plan, width: int) -> Lines:
         rows.append([
             stage.stage,
             wording.NONE if seconds is None else f"{seconds:.2g}" if seconds < 0.01 else f"{seconds:.3f}",
-            "not known" if rate is None else f"{wording.measured(rate)} images/s",
+            "not known" if rate is None else f"{wording.number(rate)} images/s",
             _counted_processes(stage.processes, "GPU process" if on_gpu else "process"),
             stage.basis + (f" ({', '.join(stage.detectors)})" if len(plan.pools) > 1 and stage.detectors else ""),
         ])  # fmt: skip
@@ -290,7 +290,7 @@ def _detectors(plan: Plan, width: int) -> Lines:
     heads, rows = ["detector", "ms per image", "with others", "of the time", ""], []
     for name, cost in (plan.costs or {}).items():
         times = (
-            wording.NONE if spent is None else wording.measured(spent)
+            wording.NONE if spent is None else wording.number(spent)
             for spent in (cost.ms_per_image, cost.spent_ms)
         )
         fraction = wording.NONE if cost.share is None else wording.percent(cost.share)
@@ -357,13 +357,13 @@ def _cost(plan: Plan, width: int) -> Lines:
             ["compute", wording.NONE, "not known: no probe was made" if is_priced else _NO_PRICE]
         ]
     else:
-        hours = f"{wording.measured(forecast.hours)} hours at {prices['per_hour']:g} per hour"
-        rows = [["compute", wording.money(cost.compute), hours]]
+        hours = f"{wording.number(forecast.hours)} hours at {prices['per_hour']:g} per hour"
+        rows = [["compute", wording.number(cost.compute, decimals=2), hours]]
     if plan.requests.any:
         rows.append(
             [
                 "egress",
-                wording.money(cost.egress),
+                wording.number(cost.egress, decimals=2),
                 f"{wording.size(plan.bytes_read)} at {prices['egress_per_gb']:g} per GB",
             ]
         )
@@ -371,7 +371,7 @@ def _cost(plan: Plan, width: int) -> Lines:
         each = (
             ""
             if cost.per_1000_members is None
-            else f", {wording.money(cost.per_1000_members)} per 1,000 files"
+            else f", {wording.number(cost.per_1000_members, decimals=2)} per 1,000 files"
         )
         share = (
             ""
@@ -379,7 +379,7 @@ def _cost(plan: Plan, width: int) -> Lines:
             else f"; {wording.percent(cost.compute_share)} of it is compute"
         )
         total = f"in the currency of the prices{each}{share}"
-    rows.append(["total", wording.money(cost.total), total])
+    rows.append(["total", wording.number(cost.total, decimals=2), total])
     yield from (("cost", line) for line in table(rows[0], rows[1:], width, right={1}))
 
 

@@ -116,11 +116,11 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
         return []
     images = wording.counted(run.scored, "scored image")
     lines = [
-        f"flagged: {flags.raised:,} of {images}; if all were real, it would be about {wording.approximate(flags.expected.value)}"
+        f"flagged: {flags.raised:,} of {images}; if all were real, it would be about {wording.number(flags.expected.value, 2)}"
     ]
     for share in flags.shares:
         between = (
-            f" ({wording.percent(share.right_low)} to {wording.percent(share.right_high)})"
+            f" ({wording.interval((share.right_low, share.right_high), wording.percent)})"
             if flags.has_interval
             else ""
         )

@@ -312,7 +312,7 @@ def _speed_lines(run: "RunSummary") -> list[str]:
     rate = (
         "too short to tell"
         if session.images_per_s is None
-        else f"{wording.decimal(session.images_per_s)} images/s"
+        else f"{wording.number(session.images_per_s)} images/s"
     )
     lines = [
         f"speed: {rate}, first result after {wording.duration(session.first_result_s)}, "
@@ -320,10 +320,8 @@ def _speed_lines(run: "RunSummary") -> list[str]:
     ]
     cost = session.cost
     if cost is not None:
-        parts = (
-            f"machines {wording.money(cost.compute or 0.0)}, egress {wording.money(cost.egress)}"
-        )
-        lines.append(f"cost: {wording.money(cost.total)} by the prices set: {parts}")
+        parts = f"machines {wording.number(cost.compute or 0.0, decimals=2)}, egress {wording.number(cost.egress, decimals=2)}"
+        lines.append(f"cost: {wording.number(cost.total, decimals=2)} by the prices set: {parts}")
     if session.peak_worker_bytes:
         of_all = session.memory and session.memory.total_bytes
         of_node = f" of at most {wording.size(of_all)} on a node" if of_all else ""
@@ -348,7 +346,7 @@ def _speed_lines(run: "RunSummary") -> list[str]:
     costly = sorted((session.detectors or {}).items(), key=lambda item: -item[1].seconds)
     if len(costly) > 1:
         spent = (
-            f"{wording.visible(name)} {wording.measured(one.ms_per_image)} ms"
+            f"{wording.visible(name)} {wording.number(one.ms_per_image)} ms"
             for name, one in costly[:_MOST_DETECTORS]
             if one.ms_per_image
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.block_reader import MEMBER_BYTES
-from ray_app.reports.format import measured
+from ray_app.reports.format import number
 from ray_app.reports.plan_model import PlannedBottleneck, PlannedStage
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.sample import SampleWork
@@ -244,7 +244,7 @@ def find_bottleneck(
 
 def _fused_advice(spec: ScoringSpec, pool: PlannedPool, machines: PlannedMachines) -> str:
     cpus, gmac = machines.cpus, count_gmac(spec)
-    each = measured(pool.images_per_s / pool.at_once)
+    each = number(pool.images_per_s / pool.at_once)
     advice = _ADVICE[pool.slowest].format(cpus=cpus, twice=2 * cpus, each=each)
     on_core = sum(pool.seconds.get(stage) or 0.0 for stage in ("decode", "prepare"))
     if pool.slowest == "score" and gmac:
@@ -261,7 +261,7 @@ def _decoding_advice(
         return _ADVICE[pool.slowest]
     faster = f", {_RESIZES}" if pool.slowest == "prepare" else ""
     if math.isinf(scoring):
-        return f"add cores, each adds {measured(pool.images_per_s / pool.at_once)} images/s{faster}"
+        return f"add cores, each adds {number(pool.images_per_s / pool.at_once)} images/s{faster}"
     busy, gpus = pool.images_per_s / scoring, machines.gpus
     cores = machines.cpus - layout.decoders + math.ceil(layout.decoders / busy)
     what = ("the GPU" if gpus == 1 else f"the {gpus} GPUs") if layout.scorer_gpus else "the scorers"

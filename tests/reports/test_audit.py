@@ -110,7 +110,7 @@ def test_an_answer_in_lines():
         "297 of 300 drawn images labelled, of 80,000 with a verdict (ensemble calibrated)" in text
     )
     assert re.search(
-        r"prevalence: the share of fakes +1\.2 % +0\.93 % to 1\.8 % +0\.90 % to 2\.0 %", text
+        r"prevalence: the share of fakes +1\.2 % +0\.93 to 1\.8 % +0\.90 to 2\.0 %", text
     )
     assert re.search(
         r"recall: flagged among the fakes +– +cannot be said: no labelled image is fake +–", text

@@ -42,6 +42,17 @@ def test_a_pile_of_marks_is_shown_as_what_it_is():
         (wording.percent, 1e-7, "< 0.01 %"),
         (wording.percent, 1 - 1e-7, "> 99.99 %"),  # never rounded to certainty
         (wording.percent, None, "–"),
+        (wording.number, 1234.5, "1,234"),
+        (wording.number, 99.96, "100"),
+        (wording.number, 2.0, "2"),
+        (wording.number, 0.01234, "0.0123"),
+        (wording.number, 1e-7, "< 0.0001"),
+        (wording.number, -1e-7, "> −0.0001"),
+        (wording.number, -2.5, "−2.5"),
+        (wording.number, float("nan"), "–"),
+        (lambda amount: wording.number(amount, decimals=2), 1234.5, "1,234.50"),
+        (lambda amount: wording.number(amount, decimals=2), 0.0123, "0.0123"),
+        (lambda amount: wording.number(amount, decimals=2), 0, "0.00"),
         (wording.probability, 1.0, "> 0.9999"),
         (wording.probability, float("nan"), "–"),
         (wording.duration, 3599.7, "1 h 00 min"),
@@ -52,6 +63,12 @@ def test_a_pile_of_marks_is_shown_as_what_it_is():
 )
 def test_a_number_or_a_time_in_words(said, value, words):
     assert said(value) == words
+
+
+def test_interval_shows_its_unit_once():
+    assert wording.interval((0.9012, 0.924), wording.percent) == "90.1 to 92.4 %"
+    assert wording.interval((0.00001, 0.1), wording.percent) == "< 0.01 to 10.0 %"
+    assert wording.interval((1.5, 1234.5), wording.number) == "1.5 to 1,234"
 
 
 def test_a_finished_listing_in_words():

@@ -74,7 +74,7 @@ def test_it_says_what_will_be_done_and_paid():
         "2 of 64 refused: 1 truncated_image, 1 unsupported_format; of the archive 0.86 % to 10.7 % (95 % interval)",
         "bottleneck  decode: raise cores from 16 to 97 to keep the 4 GPUs busy",
         "1,000.0 images/s (2.0 GB/s from the source): 30 min 00 s in all, 15.0 s of it starting and 12.0 s listing",
-        "0.1200  240.0 GB at 0.0005 per GB",
+        "0.12  240.0 GB at 0.0005 per GB",
         "1.42  in the currency of the prices, 0.0118 per 1,000 files; 91.5 % of it is compute",
     ):
         assert words in text

@@ -88,7 +88,7 @@ def test_intervals_hold_what_they_are_of(prior, found, wrong, n):
 def test_false_flags_at_this_archives_size(words):
     said = "If every one of the 2,990 scored images were real, about 30 would be flagged all the same (18 to 49). 150 were flagged."
     assert said in words
-    for row in ("0.1 % 32 0.6 7.4 %", "1 % 54 6.0 44.7 %", "10 % 266 60 89.9 %"):
+    for row in ("0.1 % 32 0.6 7.4 %", "1 % 54 6 44.7 %", "10 % 266 60 89.9 %"):
         assert row in words
     assert "flags about 1 % of real pictures and finds" in words
     assert "held-out scenes, decoders and cameras of the demonstration set" in words
@@ -323,7 +323,7 @@ def test_cost_and_turns_are_shown_where_there_are_any(words):
         "turns: 2 groups of detectors took turns in each worker, 5.0 % of the time to load them: "
         "large-one | small, other"
     ) in lines
-    assert "cost: 3.20 by the prices set: machines 3.00, egress 0.2000" in lines
+    assert "cost: 3.20 by the prices set: machines 3.00, egress 0.20" in lines
     assert "cost, by the prices set 3.20" in words_of(session=session)
     assert "cost, by the prices set" not in words
 
