@@ -2,7 +2,6 @@
 evaluate.
 """
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_app.cli import options
+from ray_app.cli.config_options import ConfigCommand
 
 if TYPE_CHECKING:
     from ray_app.datasets import IndexInfo
@@ -66,7 +66,18 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
         raise click.BadParameter(str(error)) from None
 
 
-@click.command()
+@click.command(
+    cls=ConfigCommand,
+    config="ray_app.datajobs.download.config:CollectConfig",
+    fields={
+        "form": "--form",
+        "politeness.per_host": "--per-host",
+        "politeness.pause_s": "--pause",
+        "politeness.contact": "--contact",
+        "generator": "--generator",
+        "limit": "--limit",
+    },
+)
 @click.argument("meta", required=False)
 @options.out_option
 @click.option("--meta_file", metavar="FILE", help="META, as DFLIP-3K's own downloader calls it.")
@@ -74,31 +85,6 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
     "--save_dir",
     metavar="DIR",
     help="DIR as DFLIP-3K's own downloader has it: files directly in it, our records in _collected.",
-)
-@click.option(
-    "--form",
-    type=click.Choice(["files", "parquet", "webdataset"]),
-    help="Files named after ids, or shards.  [default: files]",
-)
-@click.option(
-    "--per-host", type=click.IntRange(min=1), help="Requests at once to one host.  [default: 2]"
-)
-@click.option(
-    "--pause",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    help="Seconds between two requests to one host.  [default: 0]",
-)
-@click.option(
-    "--contact",
-    metavar="MAIL|URL",
-    help="Whom the owners of hosts can write to; it stands in the User-Agent.",
-)
-@click.option(
-    "--generator", metavar="NAME", help="Who made the images, where the list does not say."
-)
-@click.option(
-    "--limit", type=click.IntRange(min=1), help="Collect no more than this many, the first ones."
 )
 @click.option(
     "--retry",
@@ -110,6 +96,10 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
 @options.overrides
 @options.as_json
 def collect(
+    meta: str | None,
+    out: str | None,
+    meta_file: str | None,
+    save_dir: str | None,
     config_file: str | None,
     assignments: tuple[str, ...],
     retry: tuple[str, ...],
@@ -131,9 +121,13 @@ def collect(
     from ray_app.datajobs.download.run import collect as run_collect
     from ray_app.datajobs.download.run import collect_lines
 
-    config = options.configured(
-        "collect", config_file, CollectConfig, _given(given), [*_polite(given), *assignments]
-    )
+    # The other downloader's names are second.
+    places = {
+        "meta": meta or meta_file,
+        "out": out or save_dir,
+        "folder": "" if save_dir and not out else None,
+    }
+    config = options.configured("collect", config_file, CollectConfig, places | given, assignments)
     if not (config.politeness.contact or config.politeness.user_agent):
         click.echo(
             "no --contact: the owners of the hosts cannot reach you, and may refuse you for that",
@@ -142,24 +136,6 @@ def collect(
     summary = run_collect(config, retry=retry)
     options.echo_document(summary, collect_lines(summary), as_json)
     return 0
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The keys of the config that were given; the other downloader's names are second."""
-    meta, out, save = options["meta"] or options["meta_file"], options["out"], options["save_dir"]
-    keys = {name: options[name] for name in ("form", "generator", "limit")}
-    return keys | {"meta": meta, "out": out or save, "folder": "" if save and not out else None}
-
-
-def _polite(options: dict[str, Any]) -> list[str]:
-    keys = {
-        "per_host": options["per_host"],
-        "pause_s": options["pause"],
-        "contact": options["contact"],
-    }
-    return [
-        f"politeness.{key}={json.dumps(value)}" for key, value in keys.items() if value is not None
-    ]
 
 
 def _accept(
@@ -332,7 +308,7 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
 
 def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     from ray_app.reports import format as wording
-    from ray_app.reports.text import table, terminal_width
+    from ray_app.reports.text import UNLIMITED, table, terminal_width
 
     images, groups = (
         wording.counted(document["images"], "image"),
@@ -354,7 +330,7 @@ def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     yield from table(
         ["split", "images", "share", "asked", "real", "fake"],
         rows,
-        terminal_width(),
+        terminal_width(UNLIMITED),
         right=[1, 2, 3, 4, 5],
     )
     yield ""
@@ -368,7 +344,10 @@ def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
         for one in document["strata"]
     ]
     yield from table(
-        ["label", "generator", *names], strata[:_MOST_LINES], terminal_width(), right=[2, 3, 4, 5]
+        ["label", "generator", *names],
+        strata[:_MOST_LINES],
+        terminal_width(UNLIMITED),
+        right=[2, 3, 4, 5],
     )
     if len(strata) > _MOST_LINES:
         yield f"… and {len(strata) - _MOST_LINES:,} more; split.json has all"
@@ -476,7 +455,7 @@ def index(
 
 
 def _index_lines(info: "IndexInfo") -> "Iterator[str]":
-    from ray_app.reports.text import table, terminal_width
+    from ray_app.reports.text import UNLIMITED, table, terminal_width
 
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
     yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
@@ -486,7 +465,10 @@ def _index_lines(info: "IndexInfo") -> "Iterator[str]":
         for one in info.counts
     ]
     yield from table(
-        ["split", "label", "generator", "images"], rows[:_MOST_LINES], terminal_width(), right=[3]
+        ["split", "label", "generator", "images"],
+        rows[:_MOST_LINES],
+        terminal_width(UNLIMITED),
+        right=[3],
     )
     if len(rows) > _MOST_LINES:
         yield f"… and {len(rows) - _MOST_LINES:,} more; --json shows all"

@@ -244,22 +244,43 @@ def configured(
     given: Mapping[str, Any],
     assignments: Sequence[str],
 ) -> "Model":
-    """The model from a config file (if any), the options that were given, and `--set`. Raises
-    ConfigError, whose hint is the help.
+    """Return the config from a file, the options, and `--set`; the last of them wins.
+
+    Args:
+        kind: The kind of config file, such as `score`.
+        name_or_path: The name or the path of the config file. None for no file.
+        model: The config.
+        given: Values of options by key. Two underscores separate a section from its key.
+        assignments: The values of `--set`.
+
+    Returns:
+        The validated config.
+
+    Raises:
+        ConfigError: A value is invalid. The hint is the help of the command.
     """
     from ray_app.config import find_config, read_mapping, validate
     from ray_app.errors import ConfigError
 
     path = find_config(kind, name_or_path) if name_or_path else None
     data = read_mapping(path) if path else {}
-    data |= {
+    values = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in given.items()
         if value not in (None, ())
     }
+    data |= {key: value for key, value in values.items() if "__" not in key}
+    in_sections = [
+        f"{key.replace('__', '.')}={json.dumps(value)}"
+        for key, value in values.items()
+        if "__" in key
+    ]
     try:
         return validate(
-            data, model, where=str(path) if path else "command line", overrides=assignments
+            data,
+            model,
+            where=str(path) if path else "command line",
+            overrides=[*in_sections, *assignments],
         )
     except ConfigError as error:
         error.hint = error.hint or f"{click.get_current_context().command_path} --help"

@@ -22,7 +22,7 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
 
     def list_shipped(as_json: bool) -> int:
         from ray_app.config import named_configs
-        from ray_app.reports.text import table, terminal_width
+        from ray_app.reports.text import UNLIMITED, table, terminal_width
 
         entries = [
             {"name": name, "title": _title(path), "file": str(path)}
@@ -33,7 +33,7 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
             table(
                 ["name", "what it is"],
                 [[one["name"], one["title"]] for one in entries],
-                terminal_width(),
+                terminal_width(UNLIMITED),
             ),
             as_json,
         )

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 GAP = "  "
 OUTPUT_WIDTH = 120  # columns of output that is not a terminal
-_NARROWEST, _UNLIMITED = 10, 2**20
+UNLIMITED = 2**20  # columns of lines that programs such as grep read
+_NARROWEST = 10
 _SHORT_VERDICTS = {"real": "no evidence"}
 _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
@@ -80,7 +81,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
 def table(
     heads: Sequence[str],
     rows: Sequence[Sequence[str]],
-    width: int = _UNLIMITED,
+    width: int = UNLIMITED,
     *,
     right: Collection[int] = (),
 ) -> list[str]:
@@ -124,9 +125,9 @@ def table(
     return [line.rstrip() for line in rendered.split("\n")[:-1]]
 
 
-def terminal_width() -> int:
-    """Return the columns of the terminal, or 120 if the output is not a terminal."""
-    return shutil.get_terminal_size((OUTPUT_WIDTH, 24)).columns
+def terminal_width(otherwise: int = OUTPUT_WIDTH) -> int:
+    """Return the columns of the terminal, or `otherwise` if the output is not a terminal."""
+    return shutil.get_terminal_size((otherwise, 24)).columns
 
 
 def paragraph(text: str, width: int) -> list[str]:

@@ -1,0 +1,94 @@
+"""Options of a command that are made from the fields of its config."""
+
+import types
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+
+class ConfigCommand(click.Command):
+    """A command with options for fields of its config.
+
+    Flag, type, default, and help of an option come from the field. The options are made when the
+    command is used, because `touchstone --help` does not import the config.
+
+    Args:
+        *args: Positional arguments of `click.Command`.
+        config: The module and the class of the config, such as `package.module:Class`.
+        fields: Flags by field. A dot leads to a field of a section: `politeness.per_host`.
+        **kwargs: Keyword arguments of `click.Command`.
+    """
+
+    def __init__(self, *args: Any, config: str, fields: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._config, self._fields = config, fields
+        self._options: list[click.Option] = []
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options of the fields after the other parameters of the command."""
+        if not self._options:
+            module, _, name = self._config.partition(":")
+            model = getattr(import_module(module), name)
+            self._options = [make_option(model, path, flag) for path, flag in self._fields.items()]
+        *declared, help_option = super().get_params(ctx)
+        return [*declared, *self._options, help_option]
+
+
+def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
+    """Make the option of a field, which passes None if the user does not set it.
+
+    Args:
+        model: The config.
+        path: The field, with dots between sections.
+        flag: The flag, such as `--per-host`.
+
+    Returns:
+        An option whose parameter has two underscores for each dot of the path.
+    """
+    *sections, name = path.split(".")
+    for section in sections:
+        model = _plain_type(model.model_fields[section].annotation)
+    field = model.model_fields[name]
+    kind, default = _plain_type(field.annotation), field.get_default(call_default_factory=True)
+    text = field.description or ""
+    text = f"{text[:1].upper()}{text[1:]}."
+    if not (field.is_required() or default is None or default is False):
+        shown = f"{default:g}" if isinstance(default, float) else default
+        text += f"  [default: {shown}]"
+    declarations = [flag, path.replace(".", "__")]
+    if kind is bool:
+        return click.Option(declarations, is_flag=True, default=None, help=text)
+    return click.Option(declarations, type=_option_type(kind, field), default=None, help=text)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Return the type without `Annotated` and without None."""
+    if get_origin(annotation) is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        first, *others = [one for one in get_args(annotation) if one is not type(None)]
+        assert not others, f"an option needs one type, got {annotation}"
+        return _plain_type(first)
+    return annotation
+
+
+def _option_type(kind: Any, field: "FieldInfo") -> click.ParamType[Any]:
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    bounds: dict[str, Any] = {
+        name: getattr(limit, name)
+        for limit in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(limit, name, None) is not None
+    }
+    lowest, highest = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    if kind in (int, float):
+        make = click.IntRange if kind is int else click.FloatRange
+        return make(lowest, highest, min_open="gt" in bounds, max_open="lt" in bounds)
+    return click.STRING

@@ -1,0 +1,64 @@
+"""Options that are made from the fields of a config."""
+
+from typing import Literal
+
+import click
+import pytest
+from click.testing import CliRunner
+from pydantic import Field
+
+from ray_app.cli import options
+from ray_app.cli.config_options import ConfigCommand
+from ray_app.config import Frozen
+
+
+class Server(Frozen):
+    workers: int = Field(default=2, ge=1, description="processes that answer")
+    wait_s: float | None = Field(default=None, gt=0, description="seconds to wait")
+
+
+class Settings(Frozen):
+    kind: Literal["small", "large"] = Field(default="small", description="the size")
+    is_dry: bool = Field(default=False, description="only say what would be done")
+    server: Server = Server()
+
+
+@click.command(
+    cls=ConfigCommand,
+    config=f"{__name__}:Settings",
+    fields={
+        "kind": "--kind",
+        "is_dry": "--dry-run",
+        "server.workers": "--workers",
+        "server.wait_s": "--wait",
+    },
+)
+@options.overrides
+def command(assignments, **given):
+    click.echo(options.configured("score", None, Settings, given, assignments))
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, arguments)
+
+
+def test_help_shows_type_default_and_description():
+    text = " ".join(run("--help").output.split())
+    assert "--kind [small|large] The size. [default: small]" in text
+    assert "--dry-run Only say what would be done." in text
+    assert "--workers INTEGER RANGE Processes that answer. [default: 2] [x>=1]" in text
+    assert "--wait FLOAT RANGE Seconds to wait. [x>0]" in text
+
+
+def test_options_set_fields_and_assignments_win():
+    text = run("--kind", "large", "--dry-run", "--workers", "3", "--set", "server.wait_s=5").output
+    assert "kind='large' is_dry=True server=Server(workers=3, wait_s=5.0)" in text
+    assert "workers=4" in run("--workers", "3", "--set", "server.workers=4").output
+    assert "kind='small' is_dry=False server=Server(workers=2, wait_s=None)" in run().output
+
+
+@pytest.mark.parametrize("arguments", [("--kind", "huge"), ("--workers", "0"), ("--wait", "0")])
+def test_options_reject_values_that_the_field_rejects(arguments):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{arguments[0]}'" in done.output
