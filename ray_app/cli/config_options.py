@@ -59,8 +59,8 @@ def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
     text = field.description or ""
     text = f"{text[:1].upper()}{text[1:]}."
     if not (field.is_required() or default is None or default is False):
-        shown = f"{default:g}" if isinstance(default, float) else default
-        text += f"  [default: {shown}]"
+        value = f"{default:g}" if isinstance(default, float) else default
+        text += f"  [default: {value}]"
     declarations = [flag, path.replace(".", "__")]
     if kind is bool:
         return click.Option(declarations, is_flag=True, default=None, help=text)
@@ -72,7 +72,7 @@ def _plain_type(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _plain_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        first, *others = [one for one in get_args(annotation) if one is not type(None)]
+        first, *others = [kind for kind in get_args(annotation) if kind is not type(None)]
         assert not others, f"an option needs one type, got {annotation}"
         return _plain_type(first)
     return annotation

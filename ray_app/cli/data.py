@@ -122,12 +122,12 @@ def collect(
     from ray_app.datajobs.download.run import collect_lines
 
     # The other downloader's names are second.
-    places = {
+    paths = {
         "meta": meta or meta_file,
         "out": out or save_dir,
         "folder": "" if save_dir and not out else None,
     }
-    config = options.configured("collect", config_file, CollectConfig, places | given, assignments)
+    config = options.configured("collect", config_file, CollectConfig, paths | given, assignments)
     if not (config.politeness.contact or config.politeness.user_agent):
         click.echo(
             "no --contact: the owners of the hosts cannot reach you, and may refuse you for that",
