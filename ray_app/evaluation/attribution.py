@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from ray_app.evaluation import dflip, join, protocols
 from ray_app.evaluation.generator_names import REAL, Names
 from ray_app.evaluation.prompts import Prompts
-from ray_app.metrics import arrays, attribution, intervals
+from ray_app.metrics import attribution, intervals, values
 from ray_app.reports.evaluation import model, system_model
 from ray_app.runs.current import numbers
 
@@ -269,7 +269,7 @@ def groups_section(
 
 def group_identification(
     answers: AttributionAnswers, generators: Collection[str], top_k: Sequence[int]
-) -> Mapping[str, arrays.FigureFacts]:
+) -> Mapping[str, values.MetricValue]:
     """Figures of the fakes of some generators, by their names in the labels: of generators, of
     families, and how often it abstained.
     """
@@ -302,8 +302,8 @@ def _plain(answers: AttributionAnswers, rules: protocols.IdentificationRules) ->
         _Level(fakes, answers, names.classes), rules.top_k, lambda key: str(names.shown(key))
     )
     single |= {
-        "reals_named": _reals_named(answers).row(),
-        "open_set_auroc": _auroc(answers, names).row(),
+        "reals_named": _reals_named(answers).to_dict(),
+        "open_set_auroc": _auroc(answers, names).to_dict(),
     }
     return {
         **single,
@@ -338,7 +338,7 @@ class _Level:
             found.figures.update({f"top_{k}": self._among(k) for k in top_k})
         return found
 
-    def _among(self, k: int) -> arrays.FigureFacts:
+    def _among(self, k: int) -> values.MetricValue:
         known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
         return intervals.proportion(
             sum(n for one, n in known if one.place is not None and one.place < k),
@@ -350,7 +350,7 @@ class _Level:
         """Whether the identifier could have named the truth."""
         return self.known is None or one.generator in self.known
 
-    def abstained(self) -> dict[str, arrays.FigureFacts]:
+    def abstained(self) -> dict[str, values.MetricValue]:
         """Of known and of unknown ones."""
         known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
         others = [(one, n) for one, n in self._counts.items() if not self.is_known(one)]
@@ -367,14 +367,14 @@ def _section(level: _Level, top_k: Sequence[int], shown: Any) -> Document:
         name: figure for name, figure in found.figures.items() if name != "open_set_auroc"
     } | level.abstained()
     return {
-        **arrays.figure_rows(figures),
+        **{name: figure.to_dict() for name, figure in figures.items()},
         "pairs": [
             [shown(truth), None if predicted is None else shown(predicted), n]
             for truth, predicted, n in found.pairs
         ],
         "classes": [
             {
-                name: value.row() if isinstance(value, arrays.FigureFacts) else value
+                name: value.to_dict() if isinstance(value, values.MetricValue) else value
                 for name, value in row.items()
             }
             | {"name": shown(row["name"])}
@@ -396,14 +396,14 @@ def _by_family(counts: Counter[AttributionAnswer], names: Names) -> Counter[Attr
     return found
 
 
-def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> arrays.FigureFacts:
+def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> values.MetricValue:
     asked = [(one, n) for one, n in counts if one.asked]
     return intervals.proportion(
         sum(n for one, n in asked if one.predicted is None), sum(n for _, n in asked), why
     )
 
 
-def _auroc(answers: AttributionAnswers, names: Names) -> arrays.FigureFacts:
+def _auroc(answers: AttributionAnswers, names: Names) -> values.MetricValue:
     """Of the fakes that have a confidence."""
     if not answers.confidences:
         return attribution.open_set_auroc([], names.classes, None)
@@ -415,7 +415,7 @@ def _auroc(answers: AttributionAnswers, names: Names) -> arrays.FigureFacts:
     )
 
 
-def _reals_named(answers: AttributionAnswers) -> arrays.FigureFacts:
+def _reals_named(answers: AttributionAnswers) -> values.MetricValue:
     """The share of reals for which a generator was named."""
     reals = [(one, n) for one, n in answers.counts.items() if one.label == "real"]
     return intervals.proportion(
@@ -456,17 +456,17 @@ def _mine(group: Grouped, system: system_model.SystemFacts) -> list[system_model
     ]
 
 
-def _detection(generators: Sequence[system_model.GeneratorFacts]) -> dict[str, arrays.FigureFacts]:
+def _detection(generators: Sequence[system_model.GeneratorFacts]) -> dict[str, values.MetricValue]:
     """Fakes found at the threshold, and the AUC against all real images, which is the mean over
     their images.
     """
     there = [one for one in generators if one.n]
     if not there:
-        return dict.fromkeys(("tpr", "auc"), arrays.undefined(_NONE))
+        return dict.fromkeys(("tpr", "auc"), values.undefined(_NONE))
     n = sum(one.n for one in there)
     missing = [one.auc.why for one in there if one.auc.value is None]
-    mean = arrays.FigureFacts(value=sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
+    mean = values.MetricValue(value=sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
     return {
         "tpr": protocols.correct_share(there),
-        "auc": arrays.undefined(missing[0], n) if missing else mean,
+        "auc": values.undefined(missing[0], n) if missing else mean,
     }

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ray_app.evaluation.generator_names import Names
-from ray_app.metrics import arrays, attribution, intervals
+from ray_app.metrics import attribution, intervals, values
 from ray_app.reports.format import counted
 
 Words = Mapping[tuple[str, str, str | None, str | None], int]
@@ -135,12 +135,13 @@ def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
     by_index = attribution.attribution_of_pairs(plain).figures
     return {
         "protocol": "dflip-v1",
-        "accuracy": _share_right(pairs, missing).row(),
-        "macro_f1": _macro_f1(pairs).row(),
+        "accuracy": _share_right(pairs, missing).to_dict(),
+        "macro_f1": _macro_f1(pairs).to_dict(),
         "pairs": [list(pair) for pair in wrong[:50]],
-        "by_index": arrays.figure_rows(
-            {"accuracy": _share_right(plain, missing), "macro_f1": by_index["macro_f1"]}
-        ),
+        "by_index": {
+            "accuracy": _share_right(plain, missing).to_dict(),
+            "macro_f1": by_index["macro_f1"].to_dict(),
+        },
         "detection": _detection(answers, missing),
         "flaws": list(_flaws(answers, known, missing)),
     }
@@ -154,16 +155,16 @@ def _ours(name: str | None, names: Names) -> str | None:
     return key if key is None or "/" in key else _OF_OURS.get(names.family(key), key)
 
 
-def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> arrays.FigureFacts:
+def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> values.MetricValue:
     right = sum(n for (truth, predicted), n in pairs.items() if truth == predicted)
     return intervals.proportion(right, sum(pairs.values()) + missing, _NO_IMAGE)
 
 
-def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> arrays.FigureFacts:
+def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> values.MetricValue:
     from sklearn.metrics import f1_score
 
     if not pairs:
-        return arrays.undefined(_NO_IMAGE)
+        return values.undefined(_NO_IMAGE)
     truth, predicted = [one for one, _ in pairs], [other or "" for _, other in pairs]
     classes = sorted({*truth, *predicted} - {""})
     value = f1_score(
@@ -174,14 +175,14 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> arrays.FigureFacts
         average="macro",
         zero_division=0,
     )
-    return arrays.FigureFacts(value=float(value), n=sum(pairs.values()))
+    return values.MetricValue(value=float(value), n=sum(pairs.values()))
 
 
 def _detection(answers: Answers, missing: int) -> dict[str, Any]:
     if not any(
         answer and ("ai generated" in answer or "real" in answer) for _, _, answer in answers
     ):
-        why = arrays.undefined("no answer is a sentence, and there is no verdict").row()
+        why = values.undefined("no answer is a sentence, and there is no verdict").to_dict()
         return {"accuracy": why, "macro_f1": why, "groups": []}
     hits: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -196,10 +197,10 @@ def _detection(answers: Answers, missing: int) -> dict[str, Any]:
             label, label if detects(label, answer) else other if detects(other, answer) else None
         ] += n
     rows = [{"name": one, "n": sizes[one], "distribution": "out" if one in OUT_OF_DISTRIBUTION else "in",
-             "accuracy": intervals.proportion(hits[one], sizes[one], _NO_IMAGE).row(), "theirs": hits[one] / (sizes[one] + 0.001)}
+             "accuracy": intervals.proportion(hits[one], sizes[one], _NO_IMAGE).to_dict(), "theirs": hits[one] / (sizes[one] + 0.001)}
             for one in sorted(sizes)]  # fmt: skip
     accuracy = intervals.proportion(hits.total(), sizes.total() + missing, _NO_IMAGE)
-    return {"accuracy": accuracy.row(), "macro_f1": _macro_f1(pairs).row(), "groups": rows}
+    return {"accuracy": accuracy.to_dict(), "macro_f1": _macro_f1(pairs).to_dict(), "groups": rows}
 
 
 def _flaws(answers: Answers, known: Collection[str], missing: int) -> Iterator[str]:

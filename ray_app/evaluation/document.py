@@ -38,14 +38,14 @@ from ray_app.evaluation.protocols import (
 )
 from ray_app.evaluation.systems import Systems
 from ray_app.metrics import shortcut
-from ray_app.metrics.arrays import FigureFacts, undefined
+from ray_app.metrics.values import MetricValue, undefined
 from ray_app.reports.evaluation import model, system_model
 from ray_app.reports.format import no_formula
 from ray_app.runs import RunDirectory, fingerprint
 from ray_app.storage import Store, strip_secrets
 
 COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method", "n", "why")
-Line = tuple[str, str, str, str, FigureFacts]
+Line = tuple[str, str, str, str, MetricValue]
 """System, view, scope, name and figure."""
 FEATURES = accumulate.FACTS
 MOST_RATIO = 10.0
@@ -92,7 +92,7 @@ def metrics_csv(document: model.EvaluationDocument) -> str:
     writer = csv.writer(stream, lineterminator="\r\n")
     writer.writerow(COLUMNS)
     for system, view, scope, name, figure in _figures(document):
-        low, high = figure.ends or (None, None)
+        low, high = figure.interval or (None, None)
         facts = [figure.value, low, high, figure.method or None, figure.n, figure.why or None]
         writer.writerow(
             [
@@ -231,7 +231,7 @@ def _of_masks(systems: Iterable[model.LocalizationSystem]) -> Iterator[Line]:
 
 def _of_system(
     system: system_model.SystemFacts,
-) -> Iterator[tuple[str, str, Mapping[str, FigureFacts]]]:
+) -> Iterator[tuple[str, str, Mapping[str, MetricValue]]]:
     """View, scope and figures of every part of a system's entry."""
     yield "", "all", system.figures
     yield "", "decided", system.decided or {}
@@ -251,7 +251,7 @@ def _of_system(
         yield view.name, "all", view.figures
 
 
-def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, FigureFacts]]:
+def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, MetricValue]]:
     """All figures of an open section, wherever they stand, with the way to them; what stands in a
     list goes by its name.
     """
@@ -262,7 +262,7 @@ def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Fi
             }
         if isinstance(value, Mapping):
             if {"value", "why"} <= value.keys():
-                yield path + key, FigureFacts.model_validate(value)
+                yield path + key, MetricValue(**value)
             else:
                 yield from _among(value, f"{path}{key}.")
 
@@ -287,10 +287,10 @@ def _shortcut(
         *_of_shares("format", formats),
         *_of_shares("size", sizes),
     ]
-    if confounded and auc.ends:
+    if confounded and auc.interval:
         warnings.append(
-            f"{', '.join(used)} alone tell fakes from real images with an AUC of {auc.value:.3f} (95 % interval {auc.ends[0]:.3f} to "
-            f"{auc.ends[1]:.3f}): the figures may say how well a detector "
+            f"{', '.join(used)} alone tell fakes from real images with an AUC of {auc.value:.3f} (95 % interval {auc.interval[0]:.3f} to "
+            f"{auc.interval[1]:.3f}): the figures may say how well a detector "
             "reads files. Compare within one format and size, or take a protocol that gives both classes the same history."
         )
     why = (
@@ -308,7 +308,7 @@ def _shortcut(
     )
 
 
-def _metadata_auc(sample: pa.Table, seed: int) -> tuple[FigureFacts, list[str]]:
+def _metadata_auc(sample: pa.Table, seed: int) -> tuple[MetricValue, list[str]]:
     if not len(sample):
         return undefined("no image is labelled"), []
     rows = sample.filter(pc.is_valid(sample["width"]))
@@ -498,9 +498,9 @@ def _fragility_rows(
         )
 
 
-def _measured(figures: Mapping[str, FigureFacts]) -> dict[str, Any]:
+def _measured(figures: Mapping[str, MetricValue]) -> dict[str, Any]:
     auc, tpr, tnr = (
-        figures[name].number if name in figures else None for name in ("auc", "tpr", "tnr")
+        figures[name].value if name in figures else None for name in ("auc", "tpr", "tnr")
     )
     return {
         "auc": _rounded(auc),

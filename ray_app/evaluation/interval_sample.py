@@ -6,6 +6,7 @@ the source of a real image.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,10 +16,11 @@ import pyarrow as pa
 from ray_app.evaluation.labels import FAKE_KINDS
 from ray_app.evaluation.systems import System
 from ray_app.metrics import uncertainty
-from ray_app.metrics.arrays import Bools, FigureFacts
+from ray_app.metrics.arrays import Bools
 from ray_app.metrics.detection import VerdictCounts
-from ray_app.metrics.registry import MetricValue, Resampled, ScoredImages
+from ray_app.metrics.registry import Resampled, ScoredImages
 from ray_app.metrics.uncertainty import Replicates
+from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.system_model import IntervalFacts
 
 MAX_SAMPLED = 20_000
@@ -26,7 +28,7 @@ MAX_SAMPLED = 20_000
 MAX_IN_VIEW = 5_000
 """Images of a view above which only proportions have intervals: there are many views."""
 Meaning = Literal["generators", "images"]
-Figures = Mapping[str, FigureFacts]
+Figures = Mapping[str, MetricValue]
 Names = npt.NDArray[np.object_]
 _RIGHT = "right"
 _SHARES = {
@@ -124,8 +126,8 @@ class Intervals:
         return self.resample_images(images) if len(images) <= MAX_IN_VIEW else None
 
     def add_to_averages(
-        self, figures: Figures, rates: Sequence[tuple[int, int]], tpr: FigureFacts
-    ) -> dict[str, FigureFacts]:
+        self, figures: Figures, rates: Sequence[tuple[int, int]], tpr: MetricValue
+    ) -> dict[str, MetricValue]:
         """Add intervals to means over generators.
 
         Args:
@@ -139,11 +141,11 @@ class Intervals:
         if self._wanted and mean.value is not None:
             shares = np.array([hits / n for hits, n in rates if n])
             found["tpr_mean"] = _mean_over_generators(mean, shares, is_of_generators)
-        if is_of_generators and tpr.ends and found["tpr_weighted"].value is not None:
-            found["tpr_weighted"] = found["tpr_weighted"].with_interval(tpr.ends, tpr.method)
+        if is_of_generators and tpr.interval and found["tpr_weighted"].value is not None:
+            found["tpr_weighted"] = found["tpr_weighted"].with_interval(tpr.interval, tpr.method)
         return found
 
-    def add_to_verdicts(self, figures: Figures, counts: VerdictCounts) -> dict[str, FigureFacts]:
+    def add_to_verdicts(self, figures: Figures, counts: VerdictCounts) -> dict[str, MetricValue]:
         """Add intervals to metrics of verdicts with abstentions, by the verdicts of the sample."""
         if self._sample is None or not len(self._sample):
             return dict(figures)
@@ -168,15 +170,15 @@ class Intervals:
 
 
 def _mean_over_generators(
-    mean: FigureFacts, shares: npt.NDArray[np.float64], is_of_generators: bool
-) -> FigureFacts:
+    mean: MetricValue, shares: npt.NDArray[np.float64], is_of_generators: bool
+) -> MetricValue:
     k = len(shares)
     if not is_of_generators or k < uncertainty.MIN_GROUPS:
         why = (
             f"an interval of a mean over generators needs {uncertainty.MIN_GROUPS} of them, and is "
             "of further generators"
         )
-        return mean.model_copy(update={"why": why})
+        return replace(mean, why=why)
     value = float(shares.mean())
     part = Replicates((value * k - shares) / (k - 1), np.full(k, 1 / k))
     ends = uncertainty.jackknife(value, [part])
@@ -187,8 +189,8 @@ def _mean_over_generators(
 
 
 def _grouped_share(
-    share: FigureFacts, is_hit: Bools, among: Bools, sample: Resampled
-) -> FigureFacts:
+    share: MetricValue, is_hit: Bools, among: Bools, sample: Resampled
+) -> MetricValue:
     """The exact interval of a share, of as many images as the grouped ones are worth."""
     strata = [
         (stratum._replace(codes=stratum.codes[among[mine]]), mine[among])
@@ -203,7 +205,7 @@ def _grouped_share(
     return share.with_interval(ends, uncertainty.CLOPPER_PEARSON)
 
 
-def _balanced(figure: FigureFacts, is_hit: Bools, sample: Resampled) -> FigureFacts:
+def _balanced(figure: MetricValue, is_hit: Bools, sample: Resampled) -> MetricValue:
     """The jackknife's interval of the mean of both classes' shares."""
     parts = []
     rates = [float(is_hit[mine].mean()) for _, mine in sample.strata]
@@ -219,7 +221,7 @@ def _balanced(figure: FigureFacts, is_hit: Bools, sample: Resampled) -> FigureFa
         exact = uncertainty.share_interval(value, few)
         return figure.with_interval(exact, uncertainty.CLOPPER_PEARSON)
     low, high = min(value, ends[0]), max(value, ends[1])
-    return MetricValue(value, low, high, figure.n, uncertainty.JACKKNIFE).facts
+    return MetricValue(value, low, high, figure.n, uncertainty.JACKKNIFE)
 
 
 def names_of(sample: pa.Table) -> Names:

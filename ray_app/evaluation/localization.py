@@ -40,7 +40,7 @@ from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
 from ray_app.evaluation import join, protocols
 from ray_app.images import ImageLimits, decode_image
 from ray_app.metrics import arrays, localization
-from ray_app.metrics.arrays import FigureFacts
+from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation import model
 from ray_app.runs import CurrentRows, RunDirectory, mask_image
 from ray_app.storage import Fetcher, Guard
@@ -441,7 +441,7 @@ class _Headline:
             "imdlbenco": ("local", "real", "whole"),
         }[rules.policy]
 
-    def figures(self, rows: arrays.Floats) -> dict[str, FigureFacts]:
+    def figures(self, rows: arrays.Floats) -> dict[str, MetricValue]:
         """Those of rows of `kinds`."""
         if self._rules.policy == "plain":
             return localization.localization_of(rows, empty=self._empty)

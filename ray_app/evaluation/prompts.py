@@ -27,7 +27,7 @@ from ray_app import archives
 from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import decoded, decoded_images
 from ray_app.evaluation.join import Tables
-from ray_app.metrics import arrays, intervals
+from ray_app.metrics import intervals, values
 from ray_app.runs import RunDirectory
 from ray_app.storage import strip_secrets
 
@@ -144,7 +144,7 @@ class Prompts:
         """All figures as JSON."""
         missing = None if self.again is None else int(np.isnan(self.again[:, 0]).sum())
         return {
-            **arrays.figure_rows(self._figures(self.again)),
+            **{name: figure.to_dict() for name, figure in self._figures(self.again).items()},
             **self.counts,
             "compared": len(self.makers),
             "not_regenerated": missing,
@@ -158,17 +158,17 @@ class Prompts:
             ],
         }
 
-    def of(self, generators: Collection[str]) -> Mapping[str, arrays.FigureFacts]:
+    def of(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
         """Figures of the images of some generators, by their names in the labels."""
         mine = np.array([maker in generators for maker in self.makers], np.bool_)
         return self._figures(None if self.again is None else self.again[mine])
 
-    def _figures(self, again: Floats | None) -> dict[str, arrays.FigureFacts]:
+    def _figures(self, again: Floats | None) -> dict[str, values.MetricValue]:
         """Return `FIGURES`: the mean cosine of an image and what its predicted prompt gives back,
         and that with what others' give back.
         """
         if again is None:
-            return dict.fromkeys(FIGURES, arrays.undefined(_NOT_MADE))
+            return dict.fromkeys(FIGURES, values.undefined(_NOT_MADE))
         return {
             name: intervals.mean_figure(cosines, _NO_TWO, bounds=(-1, 1))
             for name, cosines in zip(FIGURES, again.T, strict=True)

@@ -19,8 +19,8 @@ from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.evaluation.systems import combined_overlap, is_named
-from ray_app.metrics.arrays import FigureFacts, undefined
 from ray_app.metrics.intervals import proportion
+from ray_app.metrics.values import MetricValue, undefined
 from ray_app.reports.evaluation.model import (
     LocalizationFacts,
     MaskRow,
@@ -241,7 +241,7 @@ class Protocol(Frozen):
         return ProtocolFacts(**{name: getattr(self, name) for name in kept})
 
 
-def f1_by_source(generators: Sequence[GeneratorFacts]) -> FigureFacts:
+def f1_by_source(generators: Sequence[GeneratorFacts]) -> MetricValue:
     """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
 
     It means nothing: a source of real images alone has an F1 of 0 however well it is classified,
@@ -254,13 +254,13 @@ def f1_by_source(generators: Sequence[GeneratorFacts]) -> FigureFacts:
     ]
     n = sum(weight for weight, _ in parts)
     return (
-        FigureFacts(value=sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n)
+        MetricValue(value=sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n)
         if n
         else undefined(_NONE_SCORED)
     )
 
 
-def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> FigureFacts:
+def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> MetricValue:
     """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score
     included.
     """
@@ -268,13 +268,13 @@ def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> FigureFacts:
     return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
 
 
-def false_positive_rate(generators: Sequence[GeneratorFacts]) -> FigureFacts:
+def false_positive_rate(generators: Sequence[GeneratorFacts]) -> MetricValue:
     """The share of real images that are called fake."""
     right, n = correct_counts([one for one in generators if one.label == "real"])
     return proportion(n - right, n, _NONE_SCORED)
 
 
-CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], FigureFacts]] = {
+CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], MetricValue]] = {
     "f1_by_source": f1_by_source,
     "accuracy_missing_wrong": missing_is_wrong,
     "false_positive_rate": false_positive_rate,
@@ -288,27 +288,27 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
     return load_yaml(find_config("evaluate", name_or_path), Protocol)
 
 
-def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> FigureFacts:
+def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricValue:
     """The mean of the two shares judged correctly. What others print as the ROC AUC of hard
     decisions is the same number.
     """
     tpr, tnr = correct_share(fakes), correct_share(reals)
     if tpr.value is None or tnr.value is None:
         return undefined(_ONE_CLASS, tpr.n + tnr.n)
-    return FigureFacts(value=(tpr.value + tnr.value) / 2, n=tpr.n + tnr.n)
+    return MetricValue(value=(tpr.value + tnr.value) / 2, n=tpr.n + tnr.n)
 
 
-def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> FigureFacts:
+def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricValue:
     """The F1 of the fake class if there were as many real images as fakes, by the shares judged
     correctly of both.
     """
     tpr, tnr = correct_share(fakes), correct_share(reals)
     if tpr.value is None or tnr.value is None:
         return undefined(_ONE_CLASS, tpr.n + tnr.n)
-    return FigureFacts(value=2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
+    return MetricValue(value=2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
 
 
-def correct_share(generators: Sequence[GeneratorFacts]) -> FigureFacts:
+def correct_share(generators: Sequence[GeneratorFacts]) -> MetricValue:
     """The share judged correctly of all these generators' images."""
     right, n = correct_counts(generators)
     return proportion(right, n, _NONE_SCORED)
@@ -498,7 +498,7 @@ def _head(line: _Line, systems: Sequence[SystemFacts]) -> TableRow:
     return TableRow(name=line.row.name, label=line.row.label, n=max(counts, default=0), seen=known)
 
 
-def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow]]) -> FigureFacts:
+def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow]]) -> MetricValue:
     mine, figure = line.of(system), line.row.figure
     mine = [one for one in mine if one.n] or mine
     if line.row.why is not None:
@@ -539,7 +539,7 @@ def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow
     )
 
 
-def _pooled(found: Sequence[FigureFacts], images: Sequence[int]) -> FigureFacts:
+def _pooled(found: Sequence[MetricValue], images: Sequence[int]) -> MetricValue:
     """Of several generators together, each by its images: exact for means of images, and for AUCs
     against the same real ones.
     """
@@ -548,7 +548,7 @@ def _pooled(found: Sequence[FigureFacts], images: Sequence[int]) -> FigureFacts:
     if missing := [one.why for one in found if one.value is None]:
         return undefined(missing[0])
     n = sum(images)
-    return FigureFacts(
+    return MetricValue(
         value=sum(count * (one.value or 0.0) for one, count in zip(found, images, strict=True)) / n,
         n=n,
     )
@@ -570,9 +570,9 @@ def _footer(
     footer: ProtocolFooter,
     system: SystemFacts,
     lines: Sequence[_Line],
-    cells: Mapping[str, Mapping[str, FigureFacts]],
+    cells: Mapping[str, Mapping[str, MetricValue]],
     of_images: bool,
-) -> FigureFacts:
+) -> MetricValue:
     way, _, figure = footer.figure.partition(":")
     if figure:
         usual = [
@@ -596,25 +596,25 @@ def _footer(
     if way in CONVENTIONS:
         return CONVENTIONS[way](system.generators)
     found = {**system.figures, **system.averages}.get(way, _NOT_COMPUTED)
-    return found if of_images or found.value is None else FigureFacts(value=found.value, n=found.n)
+    return found if of_images or found.value is None else MetricValue(value=found.value, n=found.n)
 
 
 def _mean(
-    found: Sequence[FigureFacts], weights: Sequence[int], n: int, of: str = "rows"
-) -> FigureFacts:
+    found: Sequence[MetricValue], weights: Sequence[int], n: int, of: str = "rows"
+) -> MetricValue:
     """Over rows, or generators; not defined where one of them is not."""
     if not found:
         return undefined("no row has that figure")
     if missing := [one.why for one in found if one.value is None]:
         return undefined(f"{len(missing)} of {len(found)} {of} have no figure: {missing[0]}", n)
-    return FigureFacts(
+    return MetricValue(
         value=sum(weight * (one.value or 0.0) for one, weight in zip(found, weights, strict=True))
         / sum(weights),
         n=n,
     )
 
 
-def _reported(path: Sequence[str], report: Mapping[str, Any]) -> FigureFacts:
+def _reported(path: Sequence[str], report: Mapping[str, Any]) -> MetricValue:
     """A number of the classification report; shares of known counts with their interval."""
     group, key = (path[0], path[1]) if len(path) == 2 else ("", path[0])
     section = report.get(group, report) if group else report
@@ -625,7 +625,7 @@ def _reported(path: Sequence[str], report: Mapping[str, Any]) -> FigureFacts:
     return (
         proportion(round(value * n), n, "")
         if key in ("recall", "accuracy") and n
-        else FigureFacts(value=float(value), n=n)
+        else MetricValue(value=float(value), n=n)
     )
 
 

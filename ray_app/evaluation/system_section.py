@@ -21,7 +21,7 @@ from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
 from ray_app.evaluation.labels import FAKE_KINDS, EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, is_named, training_overlap
 from ray_app.metrics import calibration, detection, intervals, operating_points, significance
-from ray_app.metrics.arrays import Bools, FigureFacts, ScoreHistogram, undefined
+from ray_app.metrics.arrays import Bools, ScoreHistogram
 from ray_app.metrics.registry import (
     METRICS,
     Resampled,
@@ -29,6 +29,7 @@ from ray_app.metrics.registry import (
     measure,
     measure_difference,
 )
+from ray_app.metrics.values import MetricValue, undefined
 from ray_app.reports.evaluation import model, system_model
 from ray_app.runs.summary import EDGES
 
@@ -141,7 +142,7 @@ def paired_tests(
             b=b,
             test=f"clustered {name}" if is_grouped else name,
             n=found.n,
-            difference=found.facts,
+            difference=found,
             p=p,
             why=None if p is not None else found.why,
             p_holm=p_holm,
@@ -171,15 +172,15 @@ class _Scores:
 
     def figures(
         self, images: ScoredImages, sample: Resampled | None = None
-    ) -> dict[str, FigureFacts]:
+    ) -> dict[str, MetricValue]:
         """All metrics of detection of some images."""
         return detection.detection_of(images, sample, continuous=not self.binary)
 
-    def ranked(self, name: str, images: ScoredImages, sample: Resampled | None) -> FigureFacts:
+    def ranked(self, name: str, images: ScoredImages, sample: Resampled | None) -> MetricValue:
         """A metric that needs scores which rank images."""
         if self.binary:
             return undefined(detection.NO_RANKING, len(images))
-        return measure(METRICS[name], images, sample).facts
+        return measure(METRICS[name], images, sample)
 
     @cached_property
     def right(self) -> Mapping[EvaluationGroup, tuple[int, int]]:
@@ -216,9 +217,9 @@ def _of_kind(
     kind: str,
     scores: _Scores,
     options: SystemOptions,
-    figures: dict[str, FigureFacts],
+    figures: dict[str, MetricValue],
     by_kind: system_model.IntervalFacts,
-) -> dict[str, FigureFacts]:
+) -> dict[str, MetricValue]:
     """Metrics of whole fakes, or of local edits, against all real images; those of all fakes if
     there are no others.
 
@@ -235,14 +236,14 @@ def _of_kind(
     return scores.figures(images, sample)
 
 
-def _decided(cells: accumulate.Cells, options: SystemOptions) -> dict[str, FigureFacts]:
+def _decided(cells: accumulate.Cells, options: SystemOptions) -> dict[str, MetricValue]:
     counts = _verdicts(cells)
     return options.intervals.add_to_verdicts(detection.abstaining(counts), counts)
 
 
 def _averages(
-    scores: _Scores, groups: Iterable[EvaluationGroup], options: SystemOptions, tpr: FigureFacts
-) -> dict[str, FigureFacts]:
+    scores: _Scores, groups: Iterable[EvaluationGroup], options: SystemOptions, tpr: MetricValue
+) -> dict[str, MetricValue]:
     rates: dict[str, tuple[int, int]] = {}
     for group in groups:
         if group.kind != "real":
@@ -298,7 +299,7 @@ def _extra(
     group: EvaluationGroup,
     sources: Sequence[str],
     scores: _Scores,
-) -> FigureFacts:
+) -> MetricValue:
     """A metric of a protocol's table, against all images of the other class, or against the paired
     sources of real images as if they were as many.
     """
@@ -317,7 +318,7 @@ def _extra(
         name = "average_precision_even" if name == "average_precision" else name
     if not images.n_fake or not images.n_real:
         return undefined(NO_OTHERS)
-    return measure(METRICS[name], images).facts
+    return measure(METRICS[name], images)
 
 
 def _seen(system: System, generator: str, options: SystemOptions) -> str:
@@ -383,7 +384,7 @@ def _strata(scores: _Scores, options: SystemOptions) -> list[system_model.Format
                 n_real=images.n_real,
                 n_fake=images.n_fake,
                 auc=scores.ranked("auc", images, sample),
-                balanced_accuracy=measure(METRICS["balanced_accuracy"], images, sample).facts,
+                balanced_accuracy=measure(METRICS["balanced_accuracy"], images, sample),
             )
         )
     return strata

@@ -1,18 +1,14 @@
-"""What figures are computed from and given as: checked arrays (`checked`), exact score histograms
-(`ScoreHistogram`), one figure with its interval or its reason (`FigureFacts`).
+"""What metrics are computed from: checked arrays (`checked`) and exact histograms of scores
+(`ScoreHistogram`).
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import model_serializer
-
-from ray_app.config import Section
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -97,75 +93,6 @@ class ScoreHistogram:
         return self.values[np.searchsorted(self.passed, ranks, "right") - 1]
 
 
-class FigureFacts(Section):
-    """One figure, as metrics give it and documents hold it. `value`: the number, finite;
-    `interval`: the two ends of its 95 % interval, by `method`, empty where it has none; `n`: images
-    that it is of; `why`: the reason why there is no value, or no interval.
-
-    Read from a document it may be anything of these types: `number` and `ends` are what is usable.
-    """
-
-    value: float | None = None
-    interval: tuple[float, ...] = ()
-    method: str = ""
-    n: int = 0
-    why: str = ""
-
-    @model_serializer
-    def row(self) -> dict[str, Any]:
-        """As plain JSON: all five keys, null for what there is none of."""
-        interval = list(self.interval) or None
-        return {
-            "value": self.value,
-            "interval": interval,
-            "method": self.method or None,
-            "n": self.n,
-            "why": self.why or None,
-        }
-
-    @property
-    def number(self) -> float | None:
-        """The value, where it is a number."""
-        return self.value if self.value is not None and math.isfinite(self.value) else None
-
-    @property
-    def ends(self) -> tuple[float, float] | None:
-        """The ends of its interval, where it has one."""
-        usable = (
-            self.number is not None
-            and len(self.interval) == 2
-            and all(map(math.isfinite, self.interval))
-        )
-        return (self.interval[0], self.interval[1]) if usable else None
-
-    @property
-    def least(self) -> float | None:
-        """The lower end of its interval, else the value."""
-        return self.ends[0] if self.ends else self.number
-
-    @property
-    def bare(self) -> "FigureFacts":
-        """The same without its interval, for where that would be of something else than its
-        neighbours'.
-        """
-        return self.model_copy(update={"interval": (), "method": ""})
-
-    @property
-    def complement(self) -> "FigureFacts":
-        """The share of the others."""
-        if self.number is None:
-            return self
-        ends = (1 - self.ends[1], 1 - self.ends[0]) if self.ends else ()
-        return self.model_copy(update={"value": 1 - self.number, "interval": ends})
-
-    def with_interval(self, ends: tuple[float, float], method: str) -> "FigureFacts":
-        """The same with another interval."""
-        return self.model_copy(update={"interval": ends, "method": method, "why": ""})
-
-
-NOT_MEASURED = FigureFacts(why="not measured")
-
-
 def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     """Scores as float64 (n,) and whether each is of a fake, bool (n,).
 
@@ -186,16 +113,6 @@ def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
             f"labels must be 0 (real) or 1 (fake), not {marks[~np.isin(marks, (0, 1))][0]!r}"
         )
     return numbers, marks.astype(np.bool_)
-
-
-def figure_rows(figures: Mapping[str, FigureFacts]) -> dict[str, Any]:
-    """Figures by name as plain JSON."""
-    return {name: figure.row() for name, figure in figures.items()}
-
-
-def undefined(why: str, n: int = 0) -> FigureFacts:
-    """No figure, and why."""
-    return FigureFacts(n=n, why=why)
 
 
 def _require_finite(numbers: Floats) -> None:

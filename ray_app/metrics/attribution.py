@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.metrics import intervals, registry, uncertainty
-from ray_app.metrics.arrays import Counts, FigureFacts, Floats, checked, undefined
+from ray_app.metrics.arrays import Counts, Floats, checked
+from ray_app.metrics.values import MetricValue, undefined
 
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
@@ -40,7 +41,7 @@ class Attribution:
     answers, most frequent first, at most 50.
     """
 
-    figures: dict[str, FigureFacts]
+    figures: dict[str, MetricValue]
     classes: list[dict[str, Any]]
     pairs: list[tuple[str, str | None, int]]
 
@@ -111,7 +112,7 @@ def attribution_of_pairs(
 
 def open_set_auroc(
     truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None
-) -> FigureFacts:
+) -> MetricValue:
     """The AUC of confidence (n,) for images of known names against those of unknown ones."""
     if known is None:
         return undefined(_NO_LIST)
@@ -125,7 +126,7 @@ def open_set_auroc(
         return undefined("needs images of known and of unknown generators", len(truth))
     images = registry.ScoredImages.from_scores(*checked(numbers, is_known))
     sample = registry.Resampled.in_blocks(images)
-    return registry.measure(registry.METRICS["auc"], images, sample).facts
+    return registry.measure(registry.METRICS["auc"], images, sample)
 
 
 class _Confusion:
@@ -145,7 +146,7 @@ class _Confusion:
         self._n = np.array(list(pairs.values()), np.int64)
         self.hits, self.support, self.predicted = self._sums(self._n)
 
-    def averages(self) -> dict[str, FigureFacts]:
+    def averages(self) -> dict[str, MetricValue]:
         """`AVERAGES`, each with the jackknife's interval over random blocks of images."""
         n = int(self._n.sum())
         if not n:
@@ -154,7 +155,7 @@ class _Confusion:
         if n < uncertainty.MIN_GROUPS:
             why = f"an interval needs {uncertainty.MIN_GROUPS} images; there are {n}"
             return {
-                name: FigureFacts(value=value, n=n, why=why)
+                name: MetricValue(value=value, n=n, why=why)
                 for name, value in zip(AVERAGES, values, strict=True)
             }
         left_out, sizes = [], []
@@ -166,11 +167,9 @@ class _Confusion:
             part = uncertainty.Replicates(np.array(left_out)[:, place], np.array(sizes))
             ends = uncertainty.jackknife(value, [part])
             if ends is None:
-                found[name] = FigureFacts(value=value, n=n)
+                found[name] = MetricValue(value=value, n=n)
             else:
-                found[name] = FigureFacts(
-                    value=value, interval=ends, method=uncertainty.JACKKNIFE, n=n
-                )
+                found[name] = MetricValue(value, *ends, n=n, method=uncertainty.JACKKNIFE)
         return found
 
     def _blocks(self) -> Iterator[Counts]:
@@ -196,7 +195,7 @@ class _Confusion:
             figures = {
                 "precision": precision,
                 "recall": recall,
-                "f1": FigureFacts(value=float(own), n=int(n)),
+                "f1": MetricValue(value=float(own), n=int(n)),
             }
             rows.append({"name": name, "n": int(n), "predicted": int(predicted)} | figures)
         return sorted(rows, key=lambda row: (-row["n"], row["name"]))

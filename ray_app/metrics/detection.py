@@ -16,17 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.metrics import operating_points, registry, uncertainty
-from ray_app.metrics.arrays import (
-    Bools,
-    Counts,
-    FigureFacts,
-    Floats,
-    ScoreHistogram,
-    checked,
-    undefined,
-)
+from ray_app.metrics.arrays import Bools, Counts, Floats, ScoreHistogram, checked
 from ray_app.metrics.intervals import proportion
 from ray_app.metrics.registry import NO_FAKES, NO_REALS, ONE_CLASS, Resampled, ScoredImages
+from ray_app.metrics.values import MetricValue, undefined
 
 FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
     {
@@ -60,7 +53,7 @@ _NEED_BOTH = (
 
 def detection_of(
     images: ScoredImages, sample: Resampled | None = None, *, continuous: bool = True
-) -> dict[str, FigureFacts]:
+) -> dict[str, MetricValue]:
     """Return all metrics of a system as a whole.
 
     Args:
@@ -78,7 +71,7 @@ def detection_of(
         elif needs == "probabilities" and not has_probabilities:
             found[name] = undefined(NO_CHANCE, len(images))
         else:
-            found[name] = registry.measure(registry.METRICS[name], images, sample).facts
+            found[name] = registry.measure(registry.METRICS[name], images, sample)
     return found
 
 
@@ -109,13 +102,14 @@ def detection_figures(
     return figures | {"loss": registry.log_loss(images), "generators": by_generator}
 
 
-def ranks_backwards(auc: FigureFacts, n_real: int, n_fake: int) -> bool:
+def ranks_backwards(auc: MetricValue, n_real: int, n_fake: int) -> bool:
     """Return whether a ROC AUC is so far below 0.5 that the labels may be swapped, on enough images
     of both classes.
     """
-    if auc.number is None or auc.number > FAR_BELOW_HALF or min(n_real, n_fake) < MIN_PER_CLASS:
+    if auc.value is None or auc.value > FAR_BELOW_HALF or min(n_real, n_fake) < MIN_PER_CLASS:
         return False
-    return auc.ends is None or auc.ends[1] < 0.5
+    ends = auc.interval
+    return ends is None or ends[1] < 0.5
 
 
 def _overall(images: ScoredImages, by_generator: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -165,14 +159,12 @@ def _by_generator(
     return figures
 
 
-def _measured(
-    name: str, images: ScoredImages, sample: Resampled | None = None
-) -> registry.MetricValue:
+def _measured(name: str, images: ScoredImages, sample: Resampled | None = None) -> MetricValue:
     return registry.measure(registry.METRICS[name], images, sample)
 
 
-def _ends(found: registry.MetricValue) -> list[float] | None:
-    return None if found.low is None or found.high is None else [found.low, found.high]
+def _ends(found: MetricValue) -> list[float] | None:
+    return list(found.interval) if found.interval else None
 
 
 _NO_IMAGES = "there are no images"
@@ -189,7 +181,7 @@ def risk_coverage(
     most: int = 128,
 ) -> dict[str, Any]:
     """`points`: [coverage, risk], no more than `most`; `aurc`: the area under that curve (Geifman
-    and El-Yaniv 2017), a FigureFacts.
+    and El-Yaniv 2017), a MetricValue.
 
     Confidence is how far a score lies from the threshold, above which, or unless `strict` at which,
     it says fake. Coverage is the share of images at least so sure, risk the share of those that are
@@ -219,7 +211,7 @@ def risk_coverage(
             area += float(side.counts[start : start + _PIECE] @ (errors / covered))
     covered, errors = surer(operating_points.thinned(right, wrong, most))
     points = np.stack([covered / n, errors / covered], axis=1).tolist()
-    return {"points": points, "aurc": FigureFacts(value=area / n, n=n)}
+    return {"points": points, "aurc": MetricValue(value=area / n, n=n)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +238,7 @@ class VerdictCounts:
         )
 
 
-def abstaining(counts: VerdictCounts) -> dict[str, FigureFacts]:
+def abstaining(counts: VerdictCounts) -> dict[str, MetricValue]:
     """How many images are decided and how well, and the same with abstentions and unscored images
     counted wrong (`_strict`).
 
@@ -264,7 +256,7 @@ def abstaining(counts: VerdictCounts) -> dict[str, FigureFacts]:
         fakes + reals,
     )
     balanced = (
-        FigureFacts(value=(counts.fake_fake / fakes + counts.real_real / reals) / 2, n=n)
+        MetricValue(value=(counts.fake_fake / fakes + counts.real_real / reals) / 2, n=n)
         if fakes and reals
         else undefined(ONE_CLASS, n)
     )

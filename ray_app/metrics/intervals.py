@@ -5,26 +5,26 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.metrics.arrays import FigureFacts, undefined
 from ray_app.metrics.uncertainty import CLOPPER_PEARSON, proportion_interval
+from ray_app.metrics.values import MetricValue, undefined
 
 STUDENT = "student"
 
 
-def proportion(successes: int, n: int, why: str) -> FigureFacts:
+def proportion(successes: int, n: int, why: str) -> MetricValue:
     """A share of n images with its Clopper–Pearson interval; of none it is not defined, and `why`
     says so.
     """
     if not n:
         return undefined(why)
-    return FigureFacts(
-        value=successes / n, interval=proportion_interval(successes, n), method=CLOPPER_PEARSON, n=n
+    return MetricValue(
+        successes / n, *proportion_interval(successes, n), n=n, method=CLOPPER_PEARSON
     )
 
 
 def mean_figure(
     values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0.0, 1.0)
-) -> FigureFacts:
+) -> MetricValue:
     """The mean of values (n,), each image counting once; NaN stands for an image without a value,
     and `n` counts the others.
 
@@ -42,11 +42,12 @@ def mean_figure(
     mean = float(numbers.mean())
     spread = float(numbers.std(ddof=1)) if n > 1 and numbers.min() < numbers.max() else 0.0
     if spread == 0:
-        return FigureFacts(value=mean, n=n)
+        return MetricValue(value=mean, n=n)
     half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
-    return FigureFacts(
+    return MetricValue(
         value=mean,
-        interval=(max(bounds[0], mean - half), min(bounds[1], mean + half)),
+        low=max(bounds[0], mean - half),
+        high=min(bounds[1], mean + half),
         method=STUDENT,
         n=n,
     )

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_app.metrics.arrays import Counts, FigureFacts, Floats
+from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.intervals import mean_figure
+from ray_app.metrics.values import MetricValue
 
 THRESHOLD = 0.5  # strictly above it a pixel counts as altered
 _PIECE = 1 << 20  # pixels counted at once: counting widens each to eight bytes
@@ -89,7 +90,7 @@ def pixel_figures(masks: Iterable[NDArray[Any]], truths: Iterable[NDArray[Any]])
 Rows = Sequence[MaskFigures] | Floats
 
 
-def localization_of(rows: Rows, *, empty: Empty) -> dict[str, FigureFacts]:
+def localization_of(rows: Rows, *, empty: Empty) -> dict[str, MetricValue]:
     """The means over images of pixel F1, IoU, AUC and accuracy, under one policy for images of
     which nothing is altered (`EMPTY`).
 
@@ -110,7 +111,7 @@ def localization_of(rows: Rows, *, empty: Empty) -> dict[str, FigureFacts]:
     )
 
 
-def imdlbenco_of(rows: Rows, *, mode: Mode = "origin") -> dict[str, FigureFacts]:
+def imdlbenco_of(rows: Rows, *, mode: Mode = "origin") -> dict[str, MetricValue]:
     """The same as IMDLBenCo computes them at threshold ½: 1e-8 in the denominators, and every image
     counts.
 
@@ -242,7 +243,7 @@ def _imdlbenco(rows: Rows, *, turned: bool) -> tuple[Floats, Floats, Floats, Flo
 
 def _means(
     f1: Floats, iou: Floats, auc: Floats, accuracy: Floats, *, images: int = 0
-) -> dict[str, FigureFacts]:
+) -> dict[str, MetricValue]:
     """The mean of each over images; `images`: how many there were before a policy left some out."""
     why = "no image of which something is altered" if images else "no image with a mask and a truth"
     no_auc = "no image with both altered and intact pixels" if images or len(auc) else why

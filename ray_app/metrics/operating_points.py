@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ray_app.metrics.arrays import FigureFacts, Floats, ScoreHistogram, undefined
+from ray_app.metrics.arrays import Floats, ScoreHistogram
 from ray_app.metrics.intervals import proportion
 from ray_app.metrics.registry import NO_FAKES
+from ray_app.metrics.values import MetricValue, undefined
 
 
-def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, FigureFacts]:
+def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue]:
     """Over generators, each with the fakes found and the fakes there are: `tpr_mean` counts every
     generator alike, `tpr_weighted` images.
 
@@ -21,7 +22,7 @@ def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, FigureFacts]:
     there = [(hits, n) for hits, n in rates.values() if n]
     total = sum(n for _, n in there)
     mean = (
-        FigureFacts(value=sum(hits / n for hits, n in there) / len(there), n=total)
+        MetricValue(value=sum(hits / n for hits, n in there) / len(there), n=total)
         if there
         else undefined(NO_FAKES)
     )

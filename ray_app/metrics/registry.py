@@ -17,8 +17,9 @@ import numpy.typing as npt
 from ray_app.detectors.card import Platt
 from ray_app.ensembles import calibrate
 from ray_app.metrics import uncertainty
-from ray_app.metrics.arrays import Bools, FigureFacts, Floats
+from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.uncertainty import Ends, Replicates, Stratum
+from ray_app.metrics.values import MetricValue
 
 NO_FAKES, NO_REALS, ONE_CLASS, NO_IMAGES = (
     "there are no fakes",
@@ -49,25 +50,6 @@ class UndefinedError(ValueError):
     def __init__(self, why: str, n: int = 0) -> None:
         super().__init__(why)
         self.n = n
-
-
-class MetricValue(NamedTuple):
-    """A measured metric: its value with a 95 % interval, or the reason why one of them is missing."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    method: str = ""
-    why: str = ""
-
-    @property
-    def facts(self) -> FigureFacts:
-        """The value as documents hold it."""
-        ends = () if self.low is None or self.high is None else (self.low, self.high)
-        return FigureFacts(
-            value=self.value, interval=ends, method=self.method, n=self.n, why=self.why
-        )
 
 
 class Curve(NamedTuple):
@@ -354,9 +336,9 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
 
 def measure_all(
     names: Iterable[str], images: ScoredImages, sample: Resampled | None = None
-) -> dict[str, FigureFacts]:
+) -> dict[str, MetricValue]:
     """Return the metrics of these names as documents hold them."""
-    return {name: measure(METRICS[name], images, sample).facts for name in names}
+    return {name: measure(METRICS[name], images, sample) for name in names}
 
 
 def replicates(metric: Metric, sample: Resampled) -> list[Replicates]:

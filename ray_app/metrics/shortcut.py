@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics import registry, uncertainty
-from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, undefined
+from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
+from ray_app.metrics.values import MetricValue, undefined
 
 FOLDS = 5
 LITTLE = 0.6
@@ -29,7 +30,7 @@ _DEPENDENCE = 1 + FOLDS / (FOLDS - 1)
 
 def shortcut_auc(
     features: Mapping[str, ArrayLike], fakes: ArrayLike, *, seed: int = 0
-) -> FigureFacts:
+) -> MetricValue:
     """How well metadata alone predict fakes: the AUC of scores out of fold, of boosted trees of
     depth 3, with its 95 % interval.
 
@@ -56,24 +57,24 @@ def shortcut_auc(
         seed,
     )
     auc, interval = _cross_validated(scores, fake)
-    return FigureFacts(value=auc, interval=interval, method=CROSS_VALIDATED, n=len(fake))
+    return MetricValue(auc, *interval, n=len(fake), method=CROSS_VALIDATED)
 
 
-def confounded(auc: FigureFacts) -> bool:
+def confounded(auc: MetricValue) -> bool:
     """Whether metadata alone are shown to tell the classes apart: the interval of `shortcut_auc`
     lies above one half.
     """
-    return auc.ends is not None and auc.ends[0] > 0.5
+    return auc.interval is not None and auc.interval[0] > 0.5
 
 
-def harmless(auc: FigureFacts) -> bool:
+def harmless(auc: MetricValue) -> bool:
     """Whether a shortcut is ruled out: the interval reaches down to one half, and no higher than
     LITTLE.
     """
-    return auc.ends is not None and not confounded(auc) and auc.ends[1] <= LITTLE
+    return auc.interval is not None and not confounded(auc) and auc.interval[1] <= LITTLE
 
 
-def finding(auc: FigureFacts) -> str:
+def finding(auc: MetricValue) -> str:
     """What the interval supports, as the end of a sentence."""
     if confounded(auc):
         return "a shortcut, since the interval lies above 0.5"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_app.metrics.arrays import FigureFacts, undefined
 from ray_app.metrics.uncertainty import Z95
+from ray_app.metrics.values import MetricValue, undefined
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Paired:
 
     test: str
     n: int
-    difference: FigureFacts
+    difference: MetricValue
     p: float | None
     why: str | None = None
 
@@ -28,7 +28,7 @@ class Paired:
         return {
             "test": self.test,
             "n": self.n,
-            "difference": self.difference.row(),
+            "difference": self.difference.to_dict(),
             "p": self.p,
             "why": self.why,
         }
@@ -52,7 +52,7 @@ def mcnemar_of(only_a: int, only_b: int, n: int) -> Paired:
         Z95 * math.sqrt((share_a + share_b - (share_b - share_a) ** 2) / (n + 2)),
     )
     interval = (max(-1.0, middle - half), min(1.0, middle + half))
-    figure = FigureFacts(value=(only_b - only_a) / n, interval=interval, method="bonett-price", n=n)
+    figure = MetricValue((only_b - only_a) / n, *interval, n=n, method="bonett-price")
     return Paired("mcnemar", n, figure, mid_p(only_a, only_a + only_b))
 
 

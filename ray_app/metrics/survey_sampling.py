@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics import uncertainty
-from ray_app.metrics.arrays import Counts, FigureFacts, Floats, undefined
+from ray_app.metrics.arrays import Counts, Floats
+from ray_app.metrics.values import MetricValue, undefined
 
 METHOD = "stratified mover"
 FIGURES = ("prevalence", "precision", "recall", "false_positive_rate")
@@ -38,7 +39,7 @@ class LabelledStratum:
         return self.fakes + self.reals
 
 
-def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, FigureFacts]:
+def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, MetricValue]:
     """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of
     fakes that is flagged; `false_positive_rate`: the share of reals that is flagged.
 
@@ -64,11 +65,7 @@ def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, FigureFacts]
         point = float(value)
         low, high = min(ends[name][0], point), max(ends[name][1], point)
         why = _missing(name, strata) or _vague(name, low, high)
-        figures[name] = (
-            undefined(why, n)
-            if why
-            else FigureFacts(value=point, interval=(low, high), method=METHOD, n=n)
-        )
+        figures[name] = undefined(why, n) if why else MetricValue(point, low, high, n, METHOD)
     return figures
 
 
@@ -90,7 +87,7 @@ def unsure_bounds(strata: Sequence[LabelledStratum]) -> dict[str, tuple[float, f
                 "false_positive_rate": (flags_hit, flags_err)}  # fmt: skip
     found = {}
     for name, (least, most) in extremes.items():
-        low, high = figures[least][name].ends, figures[most][name].ends
+        low, high = figures[least][name].interval, figures[most][name].interval
         if low and high:
             found[name] = (low[0], high[1])
     return found

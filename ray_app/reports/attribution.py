@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from ray_app.config import OptionalKey, Section
-from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
+from ray_app.metrics.values import NOT_MEASURED, MetricValue
 from ray_app.reports import format as wording
 from ray_app.reports.format import in_words
 from ray_app.reports.html import render, settings
@@ -49,10 +49,10 @@ class NamedClass(Section):
 
     name: str = ""
     n: int = 0
-    recall: FigureFacts = NOT_MEASURED
-    precision: FigureFacts = NOT_MEASURED
-    f1: FigureFacts = NOT_MEASURED
-    abstained: FigureFacts = NOT_MEASURED
+    recall: MetricValue = NOT_MEASURED
+    precision: MetricValue = NOT_MEASURED
+    f1: MetricValue = NOT_MEASURED
+    abstained: MetricValue = NOT_MEASURED
 
 
 class UnknownGenerator(Section):
@@ -60,7 +60,7 @@ class UnknownGenerator(Section):
 
     name: str = ""
     n: int = 0
-    abstained: FigureFacts = NOT_MEASURED
+    abstained: MetricValue = NOT_MEASURED
     nearest: str = ""
     nearest_n: int = 0
 
@@ -73,7 +73,7 @@ class NamedSplit(Section):
     n_known: int = 0
     n_unknown: int = 0
     n_real: int = 0
-    figures: Mapping[str, FigureFacts] = {}
+    figures: Mapping[str, MetricValue] = {}
     classes: tuple[NamedClass, ...] = ()
     pairs: tuple[tuple[str, str | None, int], ...] = ()
     unknown: tuple[UnknownGenerator, ...] = ()
@@ -130,7 +130,7 @@ def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -
     unmeasured = [
         f"{words}: {last[1].figures[key].why}"
         for key, words in FIGURES.items()
-        if last[1].figures[key].number is None
+        if last[1].figures[key].value is None
     ]
     return render(
         "identifier.html",

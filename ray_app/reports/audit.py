@@ -8,7 +8,7 @@ nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_app.metrics.arrays import FigureFacts
+from ray_app.metrics.values import MetricValue
 from ray_app.reports import format as wording
 from ray_app.reports import text
 from ray_app.reports.html import jpeg_uri, render
@@ -42,7 +42,7 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     heads = ["", "", "95 % interval", *(["if the unsure were either"] if either else [])]
     rows = []
     for name, words in _WORDS.items():
-        figure = FigureFacts.model_validate(document["figures"][name])
+        figure = MetricValue(**document["figures"][name])
         cells = [words, *_stated(figure)]
         rows.append(
             [*cells, *([_span(either[name]) if name in either else wording.NONE] if either else [])]
@@ -62,10 +62,10 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     return lines
 
 
-def _stated(figure: FigureFacts) -> list[str]:
-    if figure.number is None:
+def _stated(figure: MetricValue) -> list[str]:
+    if figure.value is None:
         return [wording.NONE, f"cannot be said: {figure.why}"]
-    return [wording.percent(figure.number), _span(figure.ends or (figure.number, figure.number))]
+    return [wording.percent(figure.value), _span(figure.interval or (figure.value, figure.value))]
 
 
 def _span(ends: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ray_app.config import OptionalKey, Section
 from ray_app.ensembles import Guarantee, LabelledPart, Thresholds
-from ray_app.metrics.arrays import FigureFacts
+from ray_app.metrics.values import MetricValue
 from ray_app.reports import format as wording
 from ray_app.reports import text
 
@@ -31,8 +31,8 @@ class CalibrationImages(Section):
 class Chances(Section):
     """What scores are worth as chances."""
 
-    log_loss: FigureFacts
-    ece: FigureFacts
+    log_loss: MetricValue
+    ece: MetricValue
 
 
 class CalibratedSystem(Section):
@@ -74,10 +74,10 @@ class LeftOutGenerator(Section):
     n: int
     parts: Sequence[str]
     fitted_again: bool
-    found: FigureFacts
-    auc: FigureFacts
-    log_loss: FigureFacts
-    ece: FigureFacts
+    found: MetricValue
+    auc: MetricValue
+    log_loss: MetricValue
+    ece: MetricValue
 
 
 class QualityBand(Section):
@@ -86,10 +86,10 @@ class QualityBand(Section):
     quality: str
     n_real: int
     n_fake: int
-    false_positives: FigureFacts
-    found: FigureFacts
-    log_loss: FigureFacts
-    ece: FigureFacts
+    false_positives: MetricValue
+    found: MetricValue
+    log_loss: MetricValue
+    ece: MetricValue
 
 
 class SelfCheck(Section):
@@ -98,7 +98,7 @@ class SelfCheck(Section):
     """
 
     name: str
-    false_positives: FigureFacts
+    false_positives: MetricValue
     unlike: Sequence[str] = ()
     finding: str | None = None
 
@@ -245,7 +245,7 @@ def _qualities(bands: Sequence[QualityBand], width: int) -> list[str]:
     return text.table(heads, rows, width, right={1, 2, 3, 4, 5, 6})
 
 
-def _number(figure: FigureFacts, *, share: bool = False) -> str:
+def _number(figure: MetricValue, *, share: bool = False) -> str:
     if figure.value is None:
         return wording.NONE
     return _share(figure.value) if share else f"{figure.value:.3f}"

@@ -16,7 +16,7 @@ from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
 from ray_app.errors import Reason, Status
 
 if TYPE_CHECKING:
-    from ray_app.metrics.arrays import FigureFacts
+    from ray_app.metrics.values import MetricValue
     from ray_app.runs.document import RunSummary, SessionSummary
 
 C2PA_WORDS = {
@@ -606,17 +606,17 @@ def written(key: str, value: float | None) -> str:
     return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}".replace("-", "−")
 
 
-def span(key: str, figure: "FigureFacts") -> str:
+def span(key: str, figure: "MetricValue") -> str:
     """A figure's interval, "90.1 to 92.4 %"; nothing where there is none."""
-    if figure.ends is None:
+    if figure.interval is None:
         return ""
-    return interval(figure.ends, partial(written, key))
+    return interval(figure.interval, partial(written, key))
 
 
-def in_words(key: str, figure: "FigureFacts") -> str:
+def in_words(key: str, figure: "MetricValue") -> str:
     """A figure with its interval in brackets, or a dash."""
     ends = span(key, figure)
-    return written(key, figure.number) + (f" ({ends})" if ends else "")
+    return written(key, figure.value) + (f" ({ends})" if ends else "")
 
 
 def rounded_share(share: float | None) -> str:

@@ -15,8 +15,8 @@ from pydantic import Field
 from ray_app.config import OptionalKey, Section
 from ray_app.detectors.card import Platt
 from ray_app.metrics import FIGURES
-from ray_app.metrics.arrays import FigureFacts
 from ray_app.metrics.detection import ranks_backwards
+from ray_app.metrics.values import MetricValue
 from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.format import in_words, named
@@ -30,28 +30,31 @@ _MOST_GENERATORS = 60
 _NAMED = 3  # files on the terminal
 
 
+def _metric(value: float | None, interval: tuple[float, float] | None) -> MetricValue:
+    low, high = interval or (None, None)
+    return MetricValue(value, low, high)
+
+
 class GeneratorFigures(Section):
     """Figures of one generator's images; of `tpr` and `tnr` only that of its label."""
 
     n: int = 0
     label: str = ""
     auc: float | None = None
-    auc_interval: tuple[float, ...] | None = None
+    auc_interval: tuple[float, float] | None = None
     tpr: float | None = None
     tnr: float | None = None
-    interval: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
 
     @property
-    def area(self) -> FigureFacts:
+    def area(self) -> MetricValue:
         """The AUC with its interval."""
-        return FigureFacts(value=self.auc, interval=self.auc_interval or ())
+        return _metric(self.auc, self.auc_interval)
 
     @property
-    def rate(self) -> FigureFacts:
+    def rate(self) -> MetricValue:
         """The share judged correctly: flagged of fakes, not flagged of real images."""
-        return FigureFacts(
-            value=self.tpr if self.label == "fake" else self.tnr, interval=self.interval
-        )
+        return _metric(self.tpr if self.label == "fake" else self.tnr, self.interval)
 
 
 class Figures(Section):
@@ -64,12 +67,12 @@ class Figures(Section):
     n_real: int = 0
     n_fake: int = 0
     auc: float | None = None
-    auc_interval: tuple[float, ...] | None = None
+    auc_interval: tuple[float, float] | None = None
     average_precision: float | None = None
     mean_generator_auc: float | None = None
     worst_generator_auc: float | None = None
     tpr_at_fpr_1: float | None = None
-    tpr_at_fpr_1_interval: tuple[float, ...] | None = None
+    tpr_at_fpr_1_interval: tuple[float, float] | None = None
     balanced_accuracy: float | None = None
     f1: float | None = None
     loss: float | None = None
@@ -79,12 +82,12 @@ class Figures(Section):
     n: int = 0
     unreadable: int = 0
 
-    def figure(self, name: str) -> FigureFacts:
+    def figure(self, name: str) -> MetricValue:
         """A figure by its name in FIGURES, with its 95 % interval where it has one; without a value
         where it was not measured.
         """
         value: float | None = getattr(self, name) if name in FIGURES else None
-        return FigureFacts(value=value, interval=getattr(self, f"{name}_interval", None) or ())
+        return _metric(value, getattr(self, f"{name}_interval", None))
 
     def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
         """The generators of one label, the least AUC first; those that have none come last."""
@@ -261,7 +264,7 @@ class TrainingFacts(Section):
         return [
             name
             for name in self._chosen_first()
-            if any(found.figure(name).number is not None for _, found in self.splits)
+            if any(found.figure(name).value is not None for _, found in self.splits)
         ]
 
     @property
@@ -357,7 +360,7 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
             parts = [
                 f"{named(key)} {in_words(key, split.figure(key))}"
                 for key in FIGURES
-                if split.figure(key).number is not None
+                if split.figure(key).value is not None
             ]
             lines.append(
                 f"{name} ({split.n_real:,} real, {split.n_fake:,} fake): {', '.join(parts)}"
@@ -410,7 +413,7 @@ def headline(facts: TrainingFacts) -> str:
     """The training in one sentence."""
     name = wording.visible(facts.title or facts.name or "Training")
     found = facts.validation.figure(facts.metric)
-    if found.number is None or facts.best_step is None:
+    if found.value is None or facts.best_step is None:
         return f"{name}: {wording.counted(facts.steps, 'step')}, no step chosen yet."
     where = f"at step {facts.best_step:,} of {facts.steps:,}"
     return f"{name}: {named(facts.metric)} {in_words(facts.metric, found)} on validation, {where}."

@@ -28,7 +28,7 @@ from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import DetectorError
-from ray_app.metrics import arrays, intervals
+from ray_app.metrics import intervals, values
 from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
 from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
 from ray_app.training.config import Recipe, TrainConfig
@@ -284,7 +284,7 @@ def _inherited(recipe: Recipe, start: DescriberCard | None) -> str:
 
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
     """The YAML of a card with what was measured: `figures` of one split, rows of
-    `metrics.arrays.FigureFacts` by name.
+    `metrics.values.MetricValue` by name.
     """
     content = {
         "set": f"{recipe.data.name or 'its own data'}, held out",
@@ -314,7 +314,7 @@ def compared(
 
 def _figures(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, Any]:
     if isinstance(texts, str):
-        return {"exact": arrays.undefined(texts).row()}
+        return {"exact": values.undefined(texts).to_dict()}
     if len(truth) > MOST:
         places = np.random.default_rng(_CHANCE).permutation(len(truth))[:MOST]
         truth, texts = [truth[place] for place in places], [texts[place] for place in places]
@@ -324,7 +324,7 @@ def _figures(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, Any]
     return {
         "exact": intervals.proportion(
             exact, len(truth), "no image with both a predicted and a true prompt"
-        ).row()
+        ).to_dict()
     }
 
 

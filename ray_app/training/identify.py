@@ -3,7 +3,7 @@ Data, and writes OUT/identifier.yaml.
 
 The same command computes no embedding again; `metrics.json` comes last. `make_identifier`:
 embeddings with class names → head, threshold, card and figures. Figures (`measured`) are rows of
-`metrics.arrays.FigureFacts`: of known generators with and without abstaining, of unknown ones, of
+`metrics.values.MetricValue`: of known generators with and without abstaining, of unknown ones, of
 reals; 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
 """
 
@@ -27,7 +27,7 @@ from ray_app.detectors.card import DetectorCard, PublishedFigure, Weights
 from ray_app.detectors.card_sections import TrainingData
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError
-from ray_app.metrics import arrays, calibration, intervals
+from ray_app.metrics import calibration, intervals, values
 from ray_app.metrics.attribution import attribution_of, open_set_auroc
 from ray_app.reports.attribution import IdentifierTraining, NamedSplit, render_identifier_report
 from ray_app.storage import Store
@@ -243,10 +243,10 @@ def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
         "n_known": int(known.sum()),
         "n_unknown": int(unknown.sum()),
         "n_real": int(real.sum()),
-        "figures": arrays.figure_rows(figures),
+        "figures": {name: figure.to_dict() for name, figure in figures.items()},
         "classes": [
-            {"name": row["name"], "n": row["n"], **arrays.figure_rows({one: row[one] for one in ("recall", "precision", "f1")}),
-             "abstained": _share(~named[names == row["name"]], _NONE_KNOWN).row()}
+            {"name": row["name"], "n": row["n"], **{one: row[one].to_dict() for one in ("recall", "precision", "f1")},
+             "abstained": _share(~named[names == row["name"]], _NONE_KNOWN).to_dict()}
             for row in forced.classes
         ],
         "pairs": [list(pair) for pair in forced.pairs],
@@ -254,16 +254,16 @@ def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _share(yes: npt.NDArray[np.bool_], why: str) -> arrays.FigureFacts:
+def _share(yes: npt.NDArray[np.bool_], why: str) -> values.MetricValue:
     return intervals.proportion(int(yes.sum()), len(yes), why)
 
 
 def _of_families(
     predicted: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]
-) -> dict[str, arrays.FigureFacts]:
+) -> dict[str, values.MetricValue]:
     if len(set(predicted.families)) == len(predicted.classes):
         return {
-            name: arrays.undefined("every class is a family of its own")
+            name: values.undefined("every class is a family of its own")
             for name in ("family_accuracy", "family_macro_f1")
         }
     family = dict(zip(predicted.classes, predicted.families, strict=True))
@@ -275,14 +275,14 @@ def _of_families(
 
 def _calibration_error(
     probability: fitting.Floats, right: npt.NDArray[np.bool_]
-) -> arrays.FigureFacts:
+) -> values.MetricValue:
     """How far the probability of the best name is from how often it is right, on average (Guo et
     al. 2017).
     """
     if not len(right):
-        return arrays.undefined(_NONE_KNOWN)
+        return values.undefined(_NONE_KNOWN)
     chances = np.clip(probability.astype(np.float64), 0, 1)
-    return arrays.FigureFacts(
+    return values.MetricValue(
         value=calibration.expected_calibration_error(chances, right.astype(np.int64)), n=len(right)
     )
 
@@ -294,7 +294,7 @@ def _unknown_row(
     return {
         "name": name,
         "n": len(best),
-        "abstained": _share(~named, "").row(),
+        "abstained": _share(~named, "").to_dict(),
         "nearest": nearest,
         "nearest_n": times,
     }

@@ -82,7 +82,7 @@ def test_the_siglip2_report_comes_out_of_its_counts():
         )
     recall = footer(table, "fake: recall", "siglip2-open-deepfake")
     assert recall["n"] == 10_000
-    assert recall["interval"][0] < 0.9155 < recall["interval"][1]
+    assert recall["low"] < 0.9155 < recall["high"]
     flagged = footer(table, "false-positive rate", "siglip2-open-deepfake")
     assert (flagged["value"], flagged["n"]) == (pytest.approx(266 / 9_999), 9_999)
 
@@ -161,7 +161,7 @@ def test_sidbench_needs_figures_of_each_generator():
         120 / 140
     )
     assert table["cells"]["e"]["a, AP"]["value"] is None
-    assert footer(table, "mean AP", "e") == {"value": None, "interval": None, "method": None, "n": 100,
+    assert footer(table, "mean AP", "e") == {"value": None, "low": None, "high": None, "method": "", "n": 100,
                                              "why": "2 of 2 rows have no figure: was not computed"}  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def test_what_the_data_does_not_have_stands_there_without_a_figure():
         load_protocol("openfake-v1"),
         [system_from("d", {"real": ("real", 9, 10), "other": ("fake", 3, 4)})],
     ).written()
-    assert table["cells"]["d"]["SD 3.5"] == {"value": None, "interval": None, "method": None, "n": 0,
+    assert table["cells"]["d"]["SD 3.5"] == {"value": None, "low": None, "high": None, "method": "", "n": 0,
                                              "why": "no image of the data belongs here"}  # fmt: skip
     assert table["cells"]["d"]["other"]["value"] == 0.75
     assert [row["name"] for row in table["rows"]][-1] == "other"
@@ -212,7 +212,7 @@ def test_rows_say_whether_a_system_saw_them():
 
 
 def test_rows_of_masks_are_read_at_the_protocols_size():
-    figure = {"value": 0.5, "interval": [0.4, 0.6], "method": "student", "n": 20, "why": None}
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "method": "student", "n": 20, "why": ""}
     masks = {"systems": [
         {"name": "d", "resolution": "original", "generators": [{"name": "sd15", "figures": {"pixel_f1": {**figure, "value": 0.1}}}]},
         {"name": "d", "resolution": "network", "generators": [{"name": "sd15", "figures": {"pixel_f1": figure}}]},

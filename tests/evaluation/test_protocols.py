@@ -15,15 +15,15 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation import protocols
 from ray_app.evaluation.protocols import CONVENTIONS
-from ray_app.metrics.arrays import FigureFacts
 from ray_app.metrics.registry import DETECTION, ScoredImages, oracle_accuracy
+from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.system_model import GeneratorFacts
 
 load_protocol, load_card = cache(protocols.load_protocol), cache(card.load_card)
 
 
 def generator(label, right, n):
-    rate = FigureFacts(value=right / n if n else None, n=n)
+    rate = MetricValue(value=right / n if n else None, n=n)
     return GeneratorFacts(name="g", label=label, n=n, rate=rate)
 
 
@@ -144,7 +144,7 @@ def test_each_published_generator_has_one_row(name):
     rows = load_protocol(name).rows
     names = GENIMAGE if name != "ai-genbench" else [name for row in rows for name in row.generators]
     facts = [
-        GeneratorFacts(name=one, label="fake", n=1, rate=FigureFacts(value=1.0, n=1))
+        GeneratorFacts(name=one, label="fake", n=1, rate=MetricValue(value=1.0, n=1))
         for one in names
     ]
     assert [sum(row.holds(one) for row in rows) for one in facts] == [1] * len(names)

@@ -189,9 +189,9 @@ def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
         4,
     )
     assert (
-        prompts["clip_image"]["interval"][0]
+        prompts["clip_image"]["low"]
         < prompts["clip_image"]["value"]
-        < prompts["clip_image"]["interval"][1]
+        < prompts["clip_image"]["high"]
     )
     assert prompts["notes"][-1].startswith("1 images have none")
     groups = {one["name"]: one["prompts"]["clip_image"] for one in found["groups"]["groups"]}

@@ -224,14 +224,14 @@ def test_every_figure_has_an_interval_or_none_can_be_had(case):
         bare = [
             name
             for name, row in system["figures"].items()
-            if row["value"] is not None and row["interval"] is None
+            if row["value"] is not None and row["low"] is None
         ]
         assert bare == []
         for row in system["figures"].values():
             assert (row["value"] is None) == bool(row["why"])
-            if row["interval"]:
-                assert row["interval"][0] <= row["value"] + 1e-9
-                assert row["value"] - 1e-9 <= row["interval"][1]
+            if row["low"] is not None:
+                assert row["low"] <= row["value"] + 1e-9
+                assert row["value"] - 1e-9 <= row["high"]
 
 
 def test_three_files_are_written(case):
@@ -371,7 +371,7 @@ def test_sources_of_labels_are_what_is_drawn_anew(tmp_path):
     assert (figures["tnr"]["method"], figures["auc"]["method"]) == ("clopper-pearson", "jackknife")
     same = measured(tmp_path, labels=labels, bootstrap=None, intervals="images")
     assert same["intervals"]["fakes"] == "images"
-    assert by_name(same, "a")["figures"]["tnr"]["interval"] != figures["tnr"]["interval"]
+    assert by_name(same, "a")["figures"]["tnr"]["low"] != figures["tnr"]["low"]
     values = [
         {name: one["value"] for name, one in by_name(each, "a")["figures"].items()}
         for each in (document, same)

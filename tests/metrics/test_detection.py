@@ -12,9 +12,9 @@ from sklearn.metrics import (
 )
 
 from ray_app.metrics import FIGURES, detection_figures
-from ray_app.metrics.arrays import FigureFacts
 from ray_app.metrics.detection import _NEED_BOTH, ranks_backwards
 from ray_app.metrics.uncertainty import proportion_interval
+from ray_app.metrics.values import MetricValue
 
 
 def drawn(seed=0, n=900, digits=2):
@@ -114,4 +114,4 @@ def test_what_has_no_figure_is_refused(scores, labels, words):
     ],
 )
 def test_roc_auc_far_below_half_is_told_from_a_weak_detector(value, ends, n, expected):
-    assert ranks_backwards(FigureFacts(value=value, interval=ends), n, n) is expected
+    assert ranks_backwards(MetricValue(value, *(ends or (None, None))), n, n) is expected

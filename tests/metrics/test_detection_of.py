@@ -154,7 +154,7 @@ def test_whatever_the_scores_each_figure_has_a_value_or_a_reason(scores, calibra
         found = measured(*scores, calibration=calibration)
     assert list(found) == list(DETECTION)
     rows = json.loads(
-        json.dumps({name: figure.row() for name, figure in found.items()}, allow_nan=False)
+        json.dumps({name: figure.to_dict() for name, figure in found.items()}, allow_nan=False)
     )
     assert all(row["value"] is not None or row["why"] for row in rows.values())
 

@@ -13,4 +13,6 @@ def test_the_interval_of_a_mean_is_student_s_and_ends_where_values_do():
     assert (found.n, found.method) == (12, "student")
     assert mean_figure([0.0, 0.0, 1.0], "none").interval == (0.0, 1.0)
     assert mean_figure([-1.0, 1.0], "none", bounds=(-1, 1)).interval == (-1, 1)
-    assert mean_figure([0.7] * 3, "none").ends is None, "values all alike say nothing of the spread"
+    assert mean_figure([0.7] * 3, "none").interval is None, (
+        "values all alike say nothing of the spread"
+    )

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from ray_app.metrics import shortcut
-from ray_app.metrics.arrays import FigureFacts
 from ray_app.metrics.shortcut import confounded, finding, harmless, shortcut_auc
+from ray_app.metrics.values import MetricValue
 
 N = 600
 
@@ -74,7 +74,7 @@ def test_why_there_is_no_figure(fakes):
     ],
 )
 def test_words_say_what_the_interval_supports_and_no_more(low, high, words):
-    auc = FigureFacts(value=(low + high) / 2, interval=(low, high), method="x", n=100)
+    auc = MetricValue((low + high) / 2, low, high, 100, "x")
     assert finding(auc) == words
     assert confounded(auc) == ("a shortcut" in words and "whether" not in words)
     assert harmless(auc) == words.startswith("no shortcut")

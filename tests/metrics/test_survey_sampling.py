@@ -125,7 +125,7 @@ def test_a_recall_that_may_be_nearly_anything_is_not_stated():
         LabelledStratum(100_000, False, fakes=0, reals=100),
     ]
     recall = archive_figures(strata)["recall"]
-    assert (recall.value, recall.ends) == (None, None)
+    assert (recall.value, recall.interval) == (None, None)
     assert recall.why.startswith("the labels allow anything from ")
     assert recall.why.endswith(" to 100 %")
     assert (

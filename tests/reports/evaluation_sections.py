@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ray_app.metrics.arrays import FigureFacts, undefined
 from ray_app.metrics.intervals import proportion
+from ray_app.metrics.values import MetricValue, undefined
 from tests.reports.training_example import picture
 
 
@@ -19,7 +19,7 @@ def further() -> dict[str, Any]:
     masks = {
         "pixel_f1": _mean(f1),
         "pixel_iou": _mean(f1 / (2 - f1)),
-        "pixel_auc": undefined("a mask without an unaltered pixel has no AUC", 120).row(),
+        "pixel_auc": undefined("a mask without an unaltered pixel has no AUC", 120).to_dict(),
         "pixel_accuracy": _mean(0.9 + f1 / 12),
     }
     return {
@@ -51,7 +51,7 @@ def further() -> dict[str, Any]:
             "clip_image": _mean(rng.beta(6, 2, 200)),
             "clip_image_chance": undefined(
                 "needs images made from the predicted prompts: --regenerated"
-            ).row(),
+            ).to_dict(),
             "with_both": 200,
             "notes": ["LPIPS is not computed."],
         },
@@ -81,7 +81,7 @@ def group(rng: Any, name: str, distribution: str, generators: list[str], n: int)
     named = (
         _share(n - n // 4, n)
         if distribution == "in"
-        else undefined("no image of a known generator").row()
+        else undefined("no image of a known generator").to_dict()
     )
     figures = {
         "accuracy": named,
@@ -95,15 +95,13 @@ def group(rng: Any, name: str, distribution: str, generators: list[str], n: int)
 
 
 def _share(right: int, n: int) -> dict[str, Any]:
-    return proportion(right, n, "").row()
+    return proportion(right, n, "").to_dict()
 
 
 def _mean(values: Any) -> dict[str, Any]:
     half = 1.96 * float(np.std(values)) / len(values) ** 0.5
     middle = float(np.mean(values))
-    return FigureFacts(
-        value=middle, interval=(middle - half, middle + half), method="bootstrap", n=len(values)
-    ).row()
+    return MetricValue(middle, middle - half, middle + half, len(values), "jackknife").to_dict()
 
 
 def overlay(seed: int) -> bytes:

@@ -11,9 +11,18 @@ FAMILIES = {
 }
 
 
-def figure(value: float | None, spread: float = 0.02, why: str | None = None) -> dict[str, Any]:
-    interval = None if value is None else [max(0.0, value - spread), min(1.0, value + spread)]
-    return {"value": value, "interval": interval, "method": "clopper-pearson", "n": 900, "why": why}
+def figure(value: float | None, spread: float = 0.02, why: str = "") -> dict[str, Any]:
+    low, high = (
+        (None, None) if value is None else (max(0.0, value - spread), min(1.0, value + spread))
+    )
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": 900,
+        "method": "clopper-pearson",
+        "why": why,
+    }
 
 
 def example_identifier(**changes: Any) -> dict[str, Any]:

@@ -85,14 +85,8 @@ def test_page_numbers_images_in_the_order_of_the_sample():
     assert page.count("It cannot be read any more.") == 1
 
 
-def figure(value, low=None, high=None, why=None):
-    return {
-        "value": value,
-        "interval": None if low is None else [low, high],
-        "method": "m",
-        "n": 9,
-        "why": why,
-    }
+def figure(value, low=None, high=None, why=""):
+    return {"value": value, "low": low, "high": high, "n": 9, "method": "m", "why": why}
 
 
 def test_an_answer_in_lines():

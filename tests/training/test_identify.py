@@ -85,7 +85,7 @@ def test_nothing_is_fitted_on_what_is_held_out(trained):
     } == rows
     known = facts["test"]["figures"]["accuracy"]
     assert known["value"] > 2 / len(KNOWN)
-    assert known["interval"][0] < known["value"] < known["interval"][1]
+    assert known["low"] < known["value"] < known["high"]
     assert facts["open_set"]["n"] == facts["validation"]["n_known"]
     assert facts["unreadable"] == 0
     page = (out / "report.html").read_text()

@@ -16,7 +16,7 @@ from ray_app.datasets.labels import parse_label
 from ray_app.errors import ConfigError
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
 from ray_app.evaluation.labels import LabelTables, open_labels
-from ray_app.metrics import arrays, intervals, survey_sampling
+from ray_app.metrics import intervals, survey_sampling
 from ray_app.reports.format import counted, percent, stated
 from ray_app.runs import RunDirectory
 
@@ -110,12 +110,12 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
     """
     strata = [
         {"name": one.words, **asdict(one), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
-         "fake_share": intervals.proportion(found.fakes, found.labelled, "none is labelled").row()}
+         "fake_share": intervals.proportion(found.fakes, found.labelled, "none is labelled").to_dict()}
         for one, found in zip(audit.strata, answers.strata, strict=True)
     ]  # fmt: skip
     figures = survey_sampling.archive_figures(answers.strata)
     widest = survey_sampling.unsure_bounds(answers.strata) if answers.unsure else {}
-    ends = {name: one.ends for name, one in figures.items() if one.ends} | widest
+    ends = {name: one.interval for name, one in figures.items() if one.interval} | widest
     flagged_reals = _flagged_reals(audit, ends.get("precision"))
     promise = _promise(
         audit.facts.get("target_fpr"), ends.get("false_positive_rate"), flagged_reals
@@ -131,7 +131,7 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
         "labelled": answers.labelled,
         "unsure": answers.unsure,
         "blank": answers.blank,
-        "figures": arrays.figure_rows(figures),
+        "figures": {name: figure.to_dict() for name, figure in figures.items()},
         "if_unsure_were_either": {name: list(ends) for name, ends in widest.items()},
         "strata": strata,
         "flagged_reals": flagged_reals,

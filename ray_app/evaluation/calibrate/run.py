@@ -56,7 +56,7 @@ from ray_app.evaluation.calibrate.fit_card import (
 )
 from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.metrics import intervals
-from ray_app.metrics.arrays import Bools, FigureFacts, Floats, undefined
+from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.drift import find_shifts
 from ray_app.metrics.registry import (
     METRICS,
@@ -68,6 +68,7 @@ from ray_app.metrics.registry import (
     measure,
     measure_all,
 )
+from ray_app.metrics.values import MetricValue, undefined
 from ray_app.reports import calibration as facts
 from ray_app.reports.format import counted, stated
 
@@ -225,7 +226,7 @@ def of_cascade(
     )
 
 
-def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, FigureFacts]:
+def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, MetricValue]:
     """Figures of one generator's images against the reals that thresholds were chosen on."""
     scores, reals = assembled.fitted.scores(its), assembled.reals
     found = int((scores >= assembled.card.thresholds.fake_above).sum())
@@ -233,7 +234,7 @@ def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, 
     both, fake = np.concatenate([scores, reals]), np.arange(len(scores) + len(reals)) < len(scores)
     return {
         "found": intervals.proportion(found, len(scores), NO_FAKES),
-        "auc": measure(METRICS["auc"], images, Resampled.in_blocks(images)).facts,
+        "auc": measure(METRICS["auc"], images, Resampled.in_blocks(images)),
         **_chances(both + _between(float(fake.mean()), assembled.fitted.prevalence), fake),
     }
 
@@ -245,7 +246,7 @@ def _system(
     return facts.CalibratedSystem(name=name, calibration=calibration, before=was, after=now)
 
 
-def _chances(scores: Floats, fake: Bools) -> dict[str, FigureFacts]:
+def _chances(scores: Floats, fake: Bools) -> dict[str, MetricValue]:
     known = np.isfinite(scores)
     images = ScoredImages.from_scores(scores[known], fake[known])
     if not images.n_fake or not images.n_real:
@@ -377,7 +378,7 @@ def self_check(
         reals = some & division.reals
         rate = intervals.proportion(int(flagged[reals].sum()), int(reals.sum()), NO_REALS)
         promised = card.guarantee.target_fpr if card.guarantee else 1.0
-        is_broken = rate.ends is not None and rate.ends[0] > promised
+        is_broken = rate.interval is not None and rate.interval[0] > promised
         odd = (
             [f"{stated(rate.value or 0.0)} of its reals are called fake, more than promised"]
             if is_broken

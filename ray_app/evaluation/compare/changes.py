@@ -18,7 +18,7 @@ from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.interval_sample import Meaning
 from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.systems import ENSEMBLE
-from ray_app.metrics import arrays, drift, intervals, registry, significance, uncertainty
+from ray_app.metrics import arrays, drift, intervals, registry, significance, uncertainty, values
 from ray_app.reports.evaluation.system_model import IntervalFacts
 from ray_app.runs import RunDirectory, current_tables, summary
 
@@ -198,7 +198,7 @@ def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
         },
         "flips": flipped,
         **{
-            name: intervals.proportion(count, n, "no image has a verdict in both runs").row()
+            name: intervals.proportion(count, n, "no image has a verdict in both runs").to_dict()
             for name, count in counts.items()
         },
         **significance.mcnemar_of(flagged_a - both, flagged_b - both, n).row(),
@@ -217,7 +217,7 @@ def statuses_of(a: Codes, b: Codes) -> dict[str, Any]:
         "n": len(a),
         "changed": intervals.proportion(
             int(changed.sum()), len(a), "no image is in both runs"
-        ).row(),
+        ).to_dict(),
         "pairs": sorted(pairs, key=lambda one: (-one[2], one[0], one[1])),
     }
 
@@ -235,11 +235,14 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
     x, y = int((a == FAKE).sum()), int((b == FAKE).sum())
     why = "the run has no verdict"
     shares = {
-        "a": intervals.proportion(x, n, why).row(),
-        "b": intervals.proportion(y, m, why).row(),
+        "a": intervals.proportion(x, n, why).to_dict(),
+        "b": intervals.proportion(y, m, why).to_dict(),
     }
     if not n or not m:
-        return shares | {"difference": arrays.undefined("a run has no verdict").row(), "p": None}
+        return shares | {
+            "difference": values.undefined("a run has no verdict").to_dict(),
+            "p": None,
+        }
     p, q, pooled = (x + 1) / (n + 2), (y + 1) / (m + 2), (x + y) / (n + m)
     half = uncertainty.Z95 * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
     interval = (max(-1.0, q - p - half), min(1.0, q - p + half))
@@ -249,10 +252,8 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
         chance = math.erfc(
             abs(y / m - x / n) / math.sqrt(2 * pooled * (1 - pooled) * (1 / n + 1 / m))
         )
-    difference = arrays.FigureFacts(
-        value=y / m - x / n, interval=interval, method="agresti-caffo", n=n + m
-    )
-    return shares | {"difference": difference.row(), "p": chance}
+    difference = values.MetricValue(y / m - x / n, *interval, n=n + m, method="agresti-caffo")
+    return shares | {"difference": difference.to_dict(), "p": chance}
 
 
 def examples_of(
@@ -302,11 +303,11 @@ def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
         "equal": int((change == 0).sum()),
         "gained": int((np.isnan(a) & ~np.isnan(b)).sum()),
         "lost": int((np.isnan(b) & ~np.isnan(a)).sum()),
-        "moved": intervals.proportion(int((np.abs(change) > MOVED).sum()), n, why).row(),
+        "moved": intervals.proportion(int((np.abs(change) > MOVED).sum()), n, why).to_dict(),
     }
     if not n:
         return found | {
-            "mean": arrays.undefined(why).row(),
+            "mean": values.undefined(why).to_dict(),
             "p": None,
             "sd": None,
             "largest": None,
@@ -318,7 +319,7 @@ def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
         "largest": float(np.abs(change).max()),
         "quantiles": np.quantile(change, QUANTILES).tolist(),
     }
-    return found | {"mean": mean.row(), "p": p} | figures
+    return found | {"mean": mean.to_dict(), "p": p} | figures
 
 
 def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
@@ -466,21 +467,21 @@ def _crossed(a: Codes, b: Codes, size: int) -> npt.NDArray[np.int64]:
     ).reshape(size, size)
 
 
-def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.FigureFacts, float | None]:
+def _mean(change: npt.NDArray[np.float64]) -> tuple[values.MetricValue, float | None]:
     """The mean with its interval, and the two-sided p of its being 0."""
     from scipy.stats import ttest_1samp
 
     n, mean = len(change), float(change.mean())
     if n < 2:
-        return arrays.FigureFacts(value=mean, n=n), None
+        return values.MetricValue(value=mean, n=n), None
     if float(change.std(ddof=1)) / math.sqrt(n) <= abs(mean) * 1e-12:
         # All changed alike: their signs are the test, and there is no error to make an interval of.
-        return arrays.FigureFacts(value=mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
+        return values.MetricValue(value=mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
     tested = ttest_1samp(change, 0.0)
     low, high = tested.confidence_interval()
-    return arrays.FigureFacts(
-        value=mean, interval=(float(low), float(high)), method="student", n=n
-    ), float(tested.pvalue)
+    return values.MetricValue(mean, float(low), float(high), n=n, method="student"), float(
+        tested.pvalue
+    )
 
 
 def _right(
@@ -491,7 +492,7 @@ def _right(
     """
     why, n = "there are no images", len(fake)
     if not n:
-        nothing = significance.Paired("accuracy", 0, arrays.undefined(why), None, why)
+        nothing = significance.Paired("accuracy", 0, values.undefined(why), None, why)
         return {**nothing.row(), **_rates(a, b)}
     sample = registry.Resampled.in_groups(np.arange(-n, 0.0)[::-1], fake, names)
     change = b.astype(np.float64) - a
@@ -499,7 +500,7 @@ def _right(
     parts = uncertainty.mean_replicates(change, sample.strata)
     found, p = registry.difference(float(change.mean()), parts, n)
     test = "clustered accuracy" if sample.is_grouped else "accuracy"
-    tested = significance.Paired(test, n, found.facts, p, None if p is not None else found.why)
+    tested = significance.Paired(test, n, found, p, None if p is not None else found.why)
     rates = _rates(a, b)
     for side, right in (("a", a), ("b", b)) if sample.is_grouped else ():
         share = float(right.mean())
@@ -520,15 +521,15 @@ def _auc(
         return None
     if n > 2 and max(len(np.unique(one)) for one in of) <= 2:
         why = "binary replies have no ranking"
-        nothing = arrays.undefined(why, n)
+        nothing = values.undefined(why, n)
         tested = significance.Paired("auc", n, nothing, None, why)
-        return {**tested.row(), "a": nothing.row(), "b": nothing.row()}
+        return {**tested.row(), "a": nothing.to_dict(), "b": nothing.to_dict()}
     auc = registry.METRICS["auc"]
     samples = [registry.Resampled.in_groups(one, marks, owners) for one in of]
     found, p = registry.measure_difference(auc, *samples)
     test = "clustered auc" if samples[0].is_grouped else "auc"
-    tested = significance.Paired(test, n, found.facts, p, None if p is not None else found.why)
-    figures = [registry.measure(auc, sample.images, sample).facts.row() for sample in samples]
+    tested = significance.Paired(test, n, found, p, None if p is not None else found.why)
+    figures = [registry.measure(auc, sample.images, sample).to_dict() for sample in samples]
     return {**tested.row(), "a": figures[0], "b": figures[1]}
 
 
@@ -555,6 +556,6 @@ def _by_generator(
 def _rates(a: Bools, b: Bools) -> dict[str, Any]:
     why = "no labelled image has a score in both runs"
     return {
-        side: intervals.proportion(int(one.sum()), len(one), why).row()
+        side: intervals.proportion(int(one.sum()), len(one), why).to_dict()
         for side, one in (("a", a), ("b", b))
     }

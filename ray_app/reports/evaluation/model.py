@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics import shortcut
-from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
+from ray_app.metrics.values import NOT_MEASURED, MetricValue
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.system_model import (
     NO_COUNTS,
@@ -79,7 +79,7 @@ class ShortcutFacts(Section):
     image.
     """
 
-    auc: FigureFacts = NOT_MEASURED
+    auc: MetricValue = NOT_MEASURED
     confounded: bool = False
     features: tuple[str, ...] = ()
     why: str = ""
@@ -171,7 +171,7 @@ class PairedFacts(Section):
     b: str = ""
     test: str = ""
     n: int = 0
-    difference: FigureFacts = NOT_MEASURED
+    difference: MetricValue = NOT_MEASURED
     p: float | None = None
     why: str | None = None
     p_holm: float | None = None
@@ -426,5 +426,5 @@ class EvaluationDocument(Section):
 
 
 def _merit(system: SystemFacts) -> float:
-    found = [system.figure(key).number for key in ("auc", "balanced_accuracy", "accuracy")]
+    found = [system.figure(key).value for key in ("auc", "balanced_accuracy", "accuracy")]
     return next((number for number in found if number is not None), -1.0)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
+from ray_app.metrics.values import NOT_MEASURED, MetricValue
 from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures
@@ -63,7 +63,7 @@ class OpeningBars(NamedTuple):
     title: str
     axis: str
     start: float
-    bars: list[tuple[str, str, FigureFacts, str]]
+    bars: list[tuple[str, str, MetricValue, str]]
 
 
 class GroupTable(NamedTuple):
@@ -74,7 +74,7 @@ class GroupTable(NamedTuple):
     system: str
     keys: list[str]
     heads: list[str]
-    lines: list[tuple[GroupRow, list[FigureFacts]]]
+    lines: list[tuple[GroupRow, list[MetricValue]]]
 
 
 def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
@@ -165,7 +165,7 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
     if groups := group_table(facts):
         rows = [
             [wording.shortened(row.name, 40), row.side, f"{row.n:,}",
-             *(wording.written(key, cell.number) for key, cell in zip(groups.keys, cells, strict=True))]
+             *(wording.written(key, cell.value) for key, cell in zip(groups.keys, cells, strict=True))]
             for row, cells in groups.lines
         ]  # fmt: skip
         named += [
@@ -184,20 +184,23 @@ def opening_systems(facts: EvaluationDocument) -> list[SystemFacts]:
     """The leading system first, the others by their AUC."""
     return sorted(
         facts.systems,
-        key=lambda one: (one is not facts.leading, -(one.figure("auc").number or 0.0)),
+        key=lambda one: (one is not facts.leading, -(one.figure("auc").value or 0.0)),
     )
 
 
 def opening_cells(system: SystemFacts) -> list[tuple[str, str]]:
     """For each of HEADS a rounded value, and its 95 % interval or ""."""
     shares = [
-        (rounded_share(one.number), interval_in_words(one))
+        (rounded_share(one.value), interval_in_words(one))
         for one in (system.figure("tpr"), system.flagged)
     ]
     auc = system.figure("auc")
     return [
         *shares,
-        (three_digits(auc.number), " to ".join(three_digit_ends(auc.ends)) if auc.ends else ""),
+        (
+            three_digits(auc.value),
+            " to ".join(three_digit_ends(auc.interval)) if auc.interval else "",
+        ),
     ]
 
 
@@ -205,13 +208,13 @@ def opening_bars(facts: EvaluationDocument, systems: Sequence[SystemFacts]) -> O
     """AUCs where there are several to compare; else what one system makes of each generator; else
     its one AUC.
     """
-    ranked = [(one, one.figure("auc")) for one in systems if one.figure("auc").number is not None]
+    ranked = [(one, one.figure("auc")) for one in systems if one.figure("auc").value is not None]
     leading = facts.leading
     makers = [
         one
         for label in ("fake", "real")
         for one in (leading.hardest(label) if leading else ())
-        if one.rate.number is not None
+        if one.rate.value is not None
     ]
     if len(ranked) < 2 and len(makers) > 1:
         return _bars_by_generator(makers)
@@ -221,7 +224,7 @@ def opening_bars(facts: EvaluationDocument, systems: Sequence[SystemFacts]) -> O
     bars = [
         (
             _brief(one.called),
-            three_digits(figure.number),
+            three_digits(figure.value),
             figure,
             "strong" if one is leading else "plain",
         )
@@ -245,7 +248,7 @@ def _bars_by_generator(makers: Sequence[GeneratorFacts]) -> OpeningBars:
         name = (
             f"{_brief(one.name.removeprefix('real:'))}, {'fake' if one.label == 'fake' else 'real'}"
         )
-        bars.append((name, f"{rounded_share(one.rate.number)} of {one.n:,}", one.rate, kind))
+        bars.append((name, f"{rounded_share(one.rate.value)} of {one.n:,}", one.rate, kind))
     hardest = f"; the {len(kept)} hardest" if len(kept) < len(makers) else ""
     return OpeningBars(
         f"Images judged correctly, by who made them{hardest}", "share judged correctly", 0.0, bars
@@ -263,7 +266,7 @@ def group_table(facts: EvaluationDocument) -> GroupTable | None:
         for row, found in zip(rows, detection, strict=True)
     ]
     keys = [
-        key for key in _COLUMNS if any(one[key].number is not None for one in figures if key in one)
+        key for key in _COLUMNS if any(one[key].value is not None for one in figures if key in one)
     ]
     lines = [
         (row, [one.get(key, NOT_MEASURED) for key in keys])
@@ -313,7 +316,7 @@ def _figures_line(caption: str, found: NamedFigures | None, keys: Sequence[str])
     known = [
         (key, found.figures[key])
         for key in keys
-        if key in found.figures and found.figures[key].number is not None
+        if key in found.figures and found.figures[key].value is not None
     ]
     parts = [
         f"{_CALLED.get(key) or wording.named(key)} {in_words(key, figure)}" for key, figure in known
@@ -541,7 +544,7 @@ def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
 
 def _operating(system: SystemFacts) -> list[charts.Spot]:
     """Where the threshold lies on the ROC curve."""
-    found, cleared = system.figure("tpr").number, system.figure("tnr").number
+    found, cleared = system.figure("tpr").value, system.figure("tnr").value
     if found is None or cleared is None:
         return []
     words = f"{short(system.called)} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
@@ -556,7 +559,7 @@ def _risks(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
     ]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
     described = "; ".join(
-        f"{short(one.called)}: area {written('aurc', one.risk_coverage.aurc.number)}"
+        f"{short(one.called)}: area {written('aurc', one.risk_coverage.aurc.value)}"
         for one in systems
     )
     axes = (
@@ -593,16 +596,16 @@ def _over_amounts(
         views = {view.name: view.figures for view in system.views}
         placed = [
             ("clean", system.figure(key)),
-            *((name, views.get(name, {}).get(key, FigureFacts())) for name in series.views),
+            *((name, views.get(name, {}).get(key, MetricValue())) for name in series.views),
         ]
         spots = [
             charts.Spot(
-                (place, found.number),
+                (place, found.value),
                 f"{short(system.called)}, {short(name)}: {in_words(key, found)}",
-                found.ends,
+                found.interval,
             )
             for place, (name, found) in enumerate(placed)
-            if found.number is not None
+            if found.value is not None
         ]
         if len(spots) > 1:
             traces.append(

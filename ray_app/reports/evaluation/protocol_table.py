@@ -5,7 +5,7 @@ columns and rows at a time.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
+from ray_app.metrics.values import NOT_MEASURED, MetricValue
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, ReferenceFacts, TableRow
 from ray_app.reports.format import three_digit_ends, three_digits
@@ -184,7 +184,7 @@ def _hardest_first(facts: EvaluationDocument) -> tuple[list[TableRow], list[Tabl
     published = {name for one in facts.reference for name in one.rows}
 
     def ease(row: TableRow) -> tuple[bool, float]:
-        number = cells.get(row.name, NOT_MEASURED).number
+        number = cells.get(row.name, NOT_MEASURED).value
         return row.label != "real" and row.name not in published, 2.0 if number is None else number
 
     hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
@@ -229,7 +229,7 @@ def _head(column: Column, notes: Notes) -> TableHead:
 
 def _cells(
     row: str,
-    figures: Mapping[str, FigureFacts | None],
+    figures: Mapping[str, MetricValue | None],
     columns: Sequence[Column],
     notes: Notes,
     seen: Mapping[str, str] | None = None,
@@ -255,19 +255,19 @@ def _cells(
     return cells
 
 
-def _difference(figure: FigureFacts | None, published: float | None) -> TableCell:
-    if figure is None or figure.number is None or published is None:
+def _difference(figure: MetricValue | None, published: float | None) -> TableCell:
+    if figure is None or figure.value is None or published is None:
         return TableCell(wording.NONE)
-    return TableCell(f"{round(figure.number - published, 3) + 0.0:+.3f}".replace("-", "−"))
+    return TableCell(f"{round(figure.value - published, 3) + 0.0:+.3f}".replace("-", "−"))
 
 
-def _ours(figure: FigureFacts | None, notes: Notes) -> TableCell:
-    if figure is None or figure.number is None:
+def _ours(figure: MetricValue | None, notes: Notes) -> TableCell:
+    if figure is None or figure.value is None:
         return TableCell(wording.NONE, notes=notes.sign(figure.why if figure else ""))
     method = f", {figure.method}" if figure.method else ""
-    ends = three_digit_ends(figure.ends) if figure.ends else None
+    ends = three_digit_ends(figure.interval) if figure.interval else None
     return TableCell(
-        three_digits(figure.number), ends, about=f"of {figure.n:,}{method}" if figure.n else ""
+        three_digits(figure.value), ends, about=f"of {figure.n:,}{method}" if figure.n else ""
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ray_app.metrics import uncertainty
-from ray_app.metrics.arrays import FigureFacts
 from ray_app.metrics.detection import ranks_backwards
+from ray_app.metrics.values import MetricValue
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts
 from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
@@ -164,11 +164,11 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
     return found
 
 
-def interval_in_words(figure: FigureFacts) -> str:
+def interval_in_words(figure: MetricValue) -> str:
     """The interval of a share, rounded: "90 to 93 %"; empty where there is none."""
-    if figure.ends is None:
+    if figure.interval is None:
         return ""
-    low, high = map(rounded_share, figure.ends)
+    low, high = map(rounded_share, figure.interval)
     return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
@@ -177,35 +177,35 @@ def _verdict(name: str, system: SystemFacts, which: str = "the") -> str:
     found, flagged, auc = system.figure("tpr"), system.flagged, system.figure("auc")
     finds = f"{name} finds {_of_all(found, which, 'fake')}"
     flags = f"wrongly flags {_of_all(flagged, which, 'real image')}"
-    if found.number is not None and flagged.number is not None:
+    if found.value is not None and flagged.value is not None:
         return f"{finds} and {flags}"
-    if found.number is not None:
+    if found.value is not None:
         return f"{finds}; there was no real image to try it on"
-    if flagged.number is not None:
+    if flagged.value is not None:
         return f"{name} {flags}; there was no fake to try it on"
-    if auc.number is not None:
-        return f"{name} scores a fake above a real image with a chance of {rounded_share(auc.number)}{_between(auc)}"
+    if auc.value is not None:
+        return f"{name} scores a fake above a real image with a chance of {rounded_share(auc.value)}{_between(auc)}"
     right = system.figure("balanced_accuracy")
-    if right.number is not None:
-        return f"{name} judges {rounded_share(right.number)}{_between(right)} of images correctly, both classes counting the same"
+    if right.value is not None:
+        return f"{name} judges {rounded_share(right.value)}{_between(right)} of images correctly, both classes counting the same"
     return f"{name} scored {counted(system.n, 'image')}, and no figure is defined"
 
 
-def _of_all(figure: FigureFacts, which: str, noun: str) -> str:
+def _of_all(figure: MetricValue, which: str, noun: str) -> str:
     """Such a share of images: "every fake", "none of the fakes", "91 % of the fakes"; with its
     interval where that is wide.
     """
     between = _between(figure)
-    if figure.number == 1 and not between:
+    if figure.value == 1 and not between:
         return f"every {noun}" if which == "the" else f"every one of {which} {noun}s"
-    share = "none" if figure.number == 0 else rounded_share(figure.number)
+    share = "none" if figure.value == 0 else rounded_share(figure.value)
     return f"{share}{between} of {which} {noun}s"
 
 
-def _between(figure: FigureFacts) -> str:
+def _between(figure: MetricValue) -> str:
     return (
         f" ({interval_in_words(figure)})"
-        if figure.ends and figure.ends[1] - figure.ends[0] > _WIDE
+        if figure.interval and figure.interval[1] - figure.interval[0] > _WIDE
         else ""
     )
 
@@ -218,7 +218,7 @@ def _too_few(name: str, facts: EvaluationDocument, system: SystemFacts) -> str:
     measured = (("AUC", system.figure("auc"), False), ("share of fakes found", system.figure("tpr"), False),
                 ("share of real images flagged", system.flagged, True))  # fmt: skip
     for what, figure, is_of_reals in measured:
-        if figure.ends is None or figure.ends[1] - figure.ends[0] <= _WIDEST:
+        if figure.interval is None or figure.interval[1] - figure.interval[0] <= _WIDEST:
             continue
         if not drawn.of_images and not (is_of_reals and drawn.reals != "sources"):
             groups = drawn.sources if is_of_reals else drawn.generators
@@ -228,11 +228,15 @@ def _too_few(name: str, facts: EvaluationDocument, system: SystemFacts) -> str:
                 else counted(groups, "generator")
             )
             bare = system.model_copy(
-                update={"figures": {key: found.bare for key, found in system.figures.items()}}
+                update={
+                    "figures": {
+                        key: found.without_interval() for key, found in system.figures.items()
+                    }
+                }
             )
             are = f"{few} {_are(groups)} too few to say how it does on others"
             return f"{_verdict(name, bare, 'these')}, but {are}{_doubt(facts, 'and')}."
-        low, high = map(rounded_area if what == "AUC" else rounded_share, figure.ends)
+        low, high = map(rounded_area if what == "AUC" else rounded_share, figure.interval)
         images = f"{counted(system.n, 'image')} {_are(system.n)} too few to say how good {name} is"
         return f"{images}: its {what} could be anything from {low} to {high}."
     return ""
@@ -260,25 +264,25 @@ def _doubt(facts: EvaluationDocument, conjunction: str = "but") -> str:
 def _how_good(system: SystemFacts) -> list[str]:
     tpr, tnr, auc = (system.figure(key) for key in ("tpr", "tnr", "auc"))
     sentences, parts = [], []
-    if tpr.number is not None:
+    if tpr.value is not None:
         parts.append(f"finds {in_words('tpr', tpr)} of {counted(system.n_fake, 'fake')}")
-    if tnr.number is not None:
+    if tnr.value is not None:
         parts.append(f"clears {in_words('tnr', tnr)} of {counted(system.n_real, 'real image')}")
     if parts:
         at = f" at a threshold of {plain(system.threshold)}" if system.threshold is not None else ""
         sentences.append(f"{short(system.called)} {' and '.join(parts)}{at}.")
-    if auc.number is not None:
+    if auc.value is not None:
         sentences.append(
             f"A fake scores higher than a real image with a probability of {in_words('auc', auc)}: the ROC AUC."
         )
     elif auc.why:
         sentences.append(f"There is no ROC AUC: {wording.visible(auc.why)}.")
     strict, right = system.figure("tpr_at_fpr_1"), system.figure("precision_at_prior_1")
-    if strict.number is not None:
+    if strict.value is not None:
         sentences.append(
             f"If 1 % of the real images may be flagged by mistake, it finds {in_words('tpr_at_fpr_1', strict)} of the fakes."
         )
-    if right.number is not None:
+    if right.value is not None:
         sentences.append(
             f"If one image in 100 were fake, {in_words('precision_at_prior_1', right)} of its flags would be right."
         )
@@ -323,21 +327,21 @@ def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
     ours = [
         one
         for one in facts.paired
-        if system.name in (one.a, one.b) and one.difference.number is not None
+        if system.name in (one.a, one.b) and one.difference.value is not None
     ]
     if ours:
         sentences.append(
             _compared(
                 min(
                     ours,
-                    key=lambda one: ("auc" not in one.test, abs(one.difference.number or 0)),
+                    key=lambda one: ("auc" not in one.test, abs(one.difference.value or 0)),
                 ),
                 facts,
                 system,
             )
         )
     ece = system.figure("ece")
-    off = f"off by {in_words('ece', ece)} on average" if ece.number is not None else ""
+    off = f"off by {in_words('ece', ece)} on average" if ece.value is not None else ""
     if not system.calibrated:
         sentences.append(
             "Its scores are not calibrated"
@@ -347,9 +351,7 @@ def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
         sentences.append(f"Its probabilities are {off}.")
     # The fullest combination of format and size that holds both classes: there neither gives a fake
     # away.
-    both = [
-        one for one in system.strata if one.n_real and one.n_fake and one.auc.number is not None
-    ]
+    both = [one for one in system.strata if one.n_real and one.n_fake and one.auc.value is not None]
     if both:
         one = max(both, key=lambda one: min(one.n_real, one.n_fake))
         where = f"{wording.shortened(one.format, 12)} of {wording.shortened(one.size, 16)}, {one.n_real:,} real and {one.n_fake:,} fake"
@@ -357,7 +359,7 @@ def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
             f"Within one format and size, {where}, its AUC is {in_words('auc', one.auc)}."
         )
     shortcut = facts.data.shortcut
-    if shortcut.auc.number is not None and not shortcut.confounded:
+    if shortcut.auc.value is not None and not shortcut.confounded:
         sentences.append(
             f"File facts alone tell the classes apart with AUC {in_words('auc', shortcut.auc)}: {shortcut.finding}."
         )
@@ -392,7 +394,7 @@ def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts)
     found = next((one for one in facts.systems if one.name == other), None)
     against = f"Against {short(found.called if found else other)}, the closest in paired tests, its"
     what = "AUC" if "auc" in test.test else "share judged correctly"
-    amount = (test.difference.number or 0.0) * (1 if turned else -1)
+    amount = (test.difference.value or 0.0) * (1 if turned else -1)
     if not amount:
         return f"{against} {what} is the same."
     p = test.p_holm if test.p_holm is not None else test.p
@@ -404,7 +406,7 @@ def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts)
 def _where_it_breaks(system: SystemFacts) -> list[str]:
     sentences = []
     hardest, sources = (
-        [one for one in system.hardest(label) if one.rate.number is not None]
+        [one for one in system.hardest(label) if one.rate.value is not None]
         for label in ("fake", "real")
     )
     if len(hardest) > 1:
@@ -413,7 +415,7 @@ def _where_it_breaks(system: SystemFacts) -> list[str]:
             f"The hardest generator is {short(worst.name)}: it finds {in_words('tpr', worst.rate)} of {counted(worst.n, 'image')}."
         )
         rates = {
-            word: [one.rate.number or 0.0 for one in hardest if one.seen == word]
+            word: [one.rate.value or 0.0 for one in hardest if one.seen == word]
             for word in ("in-training", "unseen")
         }
         if all(rates.values()):
@@ -423,12 +425,12 @@ def _where_it_breaks(system: SystemFacts) -> list[str]:
             )
     if _stands_out(sources):
         worst = sources[0]
-        flagged = percent(1 - (worst.rate.number or 0))
+        flagged = percent(1 - (worst.rate.value or 0))
         sentences.append(
             f"Of the real images, those from {short(worst.name)} are flagged most often: {flagged} of {worst.n:,}."
         )
     whole, local = (system.kinds.get(kind, {}).get("tpr") for kind in ("whole", "local"))
-    if whole and local and whole.number is not None and local.number is not None:
+    if whole and local and whole.value is not None and local.value is not None:
         sentences.append(
             f"Of local edits it finds {in_words('tpr', local)}, of whole fakes {in_words('tpr', whole)}."
         )
@@ -440,18 +442,18 @@ def _stands_out(hardest: Sequence[GeneratorFacts]) -> bool:
     intervals of both being apart.
     """
     n = sum(one.n for one in hardest[1:])
-    if not n or hardest[0].rate.ends is None:
+    if not n or hardest[0].rate.interval is None:
         return False
-    right = sum(round(one.n * (one.rate.number or 0.0)) for one in hardest[1:])
-    return hardest[0].rate.ends[1] < uncertainty.proportion_interval(right, n)[0]
+    right = sum(round(one.n * (one.rate.value or 0.0)) for one in hardest[1:])
+    return hardest[0].rate.interval[1] < uncertainty.proportion_interval(right, n)[0]
 
 
 def _under_perturbation(system: SystemFacts) -> list[str]:
     """The view that costs most, by AUC or else by balanced accuracy; attacks are not among them."""
     for key in ("auc", "balanced_accuracy"):
-        clean = system.figure(key).number
+        clean = system.figure(key).value
         found = [
-            (view.figures[key].number, view)
+            (view.figures[key].value, view)
             for view in system.views
             if key in view.figures and view.kind != "attack"
         ]

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from ray_app.config import OptionalKey, Section
-from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.metrics.uncertainty import MIN_GROUPS
+from ray_app.metrics.values import NOT_MEASURED, MetricValue
 
 NO_COUNTS: Mapping[str, int] = {}
 
@@ -84,16 +84,16 @@ class GeneratorFacts(Section):
     architecture: OptionalKey[str] = None
     n: int = 0
     unscored: int = 0
-    rate: FigureFacts = NOT_MEASURED
-    auc: FigureFacts = NOT_MEASURED
-    average_precision: OptionalKey[FigureFacts] = None
-    oracle_accuracy: OptionalKey[FigureFacts] = None
+    rate: MetricValue = NOT_MEASURED
+    auc: MetricValue = NOT_MEASURED
+    average_precision: OptionalKey[MetricValue] = None
+    oracle_accuracy: OptionalKey[MetricValue] = None
 
     @property
-    def figures(self) -> dict[str, FigureFacts]:
+    def figures(self) -> dict[str, MetricValue]:
         """All its figures, by name."""
         return {
-            name: value for name, value in self.given().items() if isinstance(value, FigureFacts)
+            name: value for name, value in self.given().items() if isinstance(value, MetricValue)
         }
 
 
@@ -144,7 +144,7 @@ class RiskCoverage(Section):
     """Pairs of coverage and risk, and the area under them."""
 
     points: Points = ()
-    aurc: FigureFacts = NOT_MEASURED
+    aurc: MetricValue = NOT_MEASURED
 
 
 class FormatStratum(Section):
@@ -154,8 +154,8 @@ class FormatStratum(Section):
     size: str = ""
     n_real: int = 0
     n_fake: int = 0
-    auc: FigureFacts = NOT_MEASURED
-    balanced_accuracy: FigureFacts = NOT_MEASURED
+    auc: MetricValue = NOT_MEASURED
+    balanced_accuracy: MetricValue = NOT_MEASURED
 
 
 def figures_among(value: Any) -> Any:
@@ -165,13 +165,13 @@ def figures_among(value: Any) -> Any:
     return {
         key: item
         for key, item in value.items()
-        if isinstance(item, FigureFacts) or (isinstance(item, Mapping) and "value" in item)
+        if isinstance(item, MetricValue) or (isinstance(item, Mapping) and "value" in item)
     }
 
 
 # Of a mapping, what is a figure: so that a section may hold other things beside its figures.
-Figures = Annotated[Mapping[str, FigureFacts], BeforeValidator(figures_among)]
-NO_FIGURES: Mapping[str, FigureFacts] = {}
+Figures = Annotated[Mapping[str, MetricValue], BeforeValidator(figures_among)]
+NO_FIGURES: Mapping[str, MetricValue] = {}
 
 
 class ViewFacts(Section):
@@ -188,7 +188,7 @@ class ViewFacts(Section):
 
 
 OptionalFigures = Annotated[
-    Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))
+    Mapping[str, MetricValue] | None, BeforeValidator(lambda value: value and figures_among(value))
 ]
 
 
@@ -235,22 +235,22 @@ class SystemFacts(Section):
         """Its title, else its name."""
         return self.title or self.name
 
-    def figure(self, key: str) -> FigureFacts:
+    def figure(self, key: str) -> MetricValue:
         """A figure by its name; one without a value where it was not measured."""
         return self.figures.get(key, NOT_MEASURED)
 
     @property
-    def flagged(self) -> FigureFacts:
+    def flagged(self) -> MetricValue:
         """The share of real images that are called fake."""
         return self.figure("tnr").complement
 
     @property
-    def kinds_apart(self) -> list[tuple[str, Mapping[str, FigureFacts]]]:
+    def kinds_apart(self) -> list[tuple[str, Mapping[str, MetricValue]]]:
         """Figures of whole fakes and of local edits, where there are local edits."""
         known = [
             (kind, found)
             for kind, found in self.kinds.items()
-            if any(figure.number is not None for figure in found.values())
+            if any(figure.value is not None for figure in found.values())
         ]
         return known if any(kind == "local" for kind, _ in known) else []
 
@@ -266,7 +266,7 @@ class SystemFacts(Section):
         mine = [generator for generator in self.generators if generator.label == label]
         return sorted(
             mine,
-            key=lambda one: (math.inf if one.rate.number is None else one.rate.number, one.name),
+            key=lambda one: (math.inf if one.rate.value is None else one.rate.value, one.name),
         )
 
 

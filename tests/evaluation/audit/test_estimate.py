@@ -123,9 +123,10 @@ def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
     answers = read_answers(str(out / "labels.csv"), audit)
     assert (answers.blank, answers.unsure, answers.others, answers.labelled) == (1, 1, 1, 298)
     assert document["figures"] == {
-        name: one.row() for name, one in archive_figures(answers.strata).items()
+        name: one.to_dict() for name, one in archive_figures(answers.strata).items()
     }
-    low, high = document["figures"]["prevalence"]["interval"]
+    prevalence = document["figures"]["prevalence"]
+    low, high = prevalence["low"], prevalence["high"]
     assert low < sum(truth.values()) / len(truth) < high
     assert (document["promise"], document["findings"]) == (None, []), "the card promises nothing"
     assert [one["fakes"] for one in document["strata"]] == [one.fakes for one in answers.strata]
@@ -210,7 +211,8 @@ def test_the_labels_say_whether_the_cards_promise_was_kept(tmp_path):
         (folder := tmp_path / str(target)).mkdir()
         document = answer_of(folder, target, 600, only_flagged=False, **made)
         said[target] = document["findings"][0]
-        assert document["promise"]["ends"] == document["figures"]["false_positive_rate"]["interval"]
+        rate = document["figures"]["false_positive_rate"]
+        assert document["promise"]["ends"] == [rate["low"], rate["high"]]
         assert not document["promise"]["if_half_is_real"]
     assert re.fullmatch(
         r"the card promises that at most 5 % .* show that this is kept \(at most .* % are\)",

@@ -38,7 +38,7 @@ def test_the_headline_says_how_good_on_what_and_that_it_is_confounded(words):
 
 def test_the_four_answers_have_their_numbers(words):
     tpr = figure("tpr")
-    low, high = (100 * end for end in tpr["interval"])
+    low, high = (100 * end for end in (tpr["low"], tpr["high"]))
     for said in (
         f"finds {100 * tpr['value']:.1f} % ({low:.1f} to {high:.1f} %) of 1,720 fakes and clears",
         "1,600 real images and 1,720 fakes of 10 generators; 120 of the fakes are local edits.",

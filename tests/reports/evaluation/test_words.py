@@ -8,12 +8,8 @@ from ray_app.reports.evaluation.sentences import answers, headline
 
 
 def figure(value, low=None, high=None, n=200):
-    known = (
-        {"interval": None, "method": None}
-        if low is None
-        else {"interval": [low, high], "method": "jackknife"}
-    )
-    return {"value": value, "n": n, "why": None, **known}
+    method = "" if low is None else "jackknife"
+    return {"value": value, "low": low, "high": high, "n": n, "method": method}
 
 
 def generator(name, *, label="fake", n=100):
