@@ -1,18 +1,19 @@
 """JSON schemas of the documents that commands write, one file per document on the site."""
 
 import json
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 from ray_app.reports.calibration import CalibrationReport
-from ray_app.reports.evaluation.model import EvaluationDocument
+from ray_app.reports.evaluation.result import EvaluationMeta
 from ray_app.reports.plan_model import Plan
 from ray_app.reports.training import TrainingFacts
 from ray_app.runs.document import RunSummary
 
-DOCUMENTS: dict[str, type[BaseModel]] = {
+DOCUMENTS: dict[str, Any] = {
     "run_summary": RunSummary,
-    "evaluation": EvaluationDocument,
+    "evaluation_meta": EvaluationMeta,
     "training": TrainingFacts,
     "plan": Plan,
     "calibration": CalibrationReport,
@@ -24,8 +25,10 @@ def files() -> dict[str, str]:
     return {f"schemas/{name}.json": _schema(document) for name, document in DOCUMENTS.items()}
 
 
-def _schema(document: type[BaseModel]) -> str:
+def _schema(document: Any) -> str:
     return (
-        json.dumps(document.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False)
+        json.dumps(
+            TypeAdapter(document).json_schema(mode="serialization"), indent=1, ensure_ascii=False
+        )
         + "\n"
     )

@@ -30,7 +30,7 @@ _OF_WHAT = click.option(
 @click.option(
     "--out",
     metavar="DIR",
-    help="Where metrics.json, metrics.csv and report.html go; any fsspec URL.",
+    help="Where metrics.json, .csv, and .parquet and report.html go; any fsspec URL.",
 )
 @click.option(
     "--protocol",
@@ -105,10 +105,10 @@ def evaluate(
     touchstone evaluate s3://bucket/openfake --protocol openfake-v1 --out s3://bucket/figures
     touchstone evaluate photos/ --layout folders --detector unifd --detector npr --perturb standard --out figures
     touchstone evaluate photos/ --layout folders --detector unifd --perturb standard --out figures --fragility unifd-fragility.yaml
-    touchstone evaluate run --labels labels.parquet --out figures --json | jq .systems[0].figures.auc
+    touchstone evaluate run --labels labels.parquet --out figures --json | jq '.metrics[] | select(.figure == "auc" and .scope == "all")'
     """
     from ray_app.evaluation.config import EvaluateConfig
-    from ray_app.evaluation.document import fragility_yaml
+    from ray_app.evaluation.fragility import fragility_yaml
     from ray_app.evaluation.run import evaluate as run_evaluation
     from ray_app.reports.evaluation.page import evaluation_lines
     from ray_app.storage import strip_secrets
@@ -123,12 +123,12 @@ def evaluate(
         "evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments
     )
     evaluated = run_evaluation(config)
-    document = evaluated.document
+    result = evaluated.result
     if fragility is not None:
         (options.local_folder(Path(fragility).parent) / Path(fragility).name).write_text(
-            fragility_yaml(document), encoding="utf-8"
+            fragility_yaml(result), encoding="utf-8"
         )
-    options.echo_document(document.written(), evaluation_lines(document), as_json)
+    options.echo_document(result.to_json(), evaluation_lines(result), as_json)
     click.echo(
         f"report: {strip_secrets(config.out or '').rstrip('/')}/report.html (every figure: metrics.json beside it)",
         err=as_json,

@@ -25,7 +25,7 @@ from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, Systems
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference.small_pictures import SIDE_PX, thumbnail
-from ray_app.reports.evaluation.model import MistakeFacts
+from ray_app.reports.evaluation.result import Mistake
 from ray_app.runs import RunDirectory
 from ray_app.runs.current import members_of
 from ray_app.storage import Fetcher
@@ -240,13 +240,13 @@ def mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 def with_thumbnails(
     rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool
-) -> list[MistakeFacts]:
+) -> list[Mistake]:
     """The rows with `thumbnail`: a small JPEG of the picture as it is now, in base64; None where it
     cannot be read, or none is wanted.
     """
     pictures = pictures_of(run, [row["image_id"] for row in rows]) if wanted and rows else {}
     return [
-        MistakeFacts(
+        Mistake(
             **row,
             thumbnail=base64.b64encode(picture).decode()
             if (picture := pictures.get(row["image_id"]))

@@ -24,7 +24,7 @@ class EvaluateConfig(Frozen):
     )
     out: str | None = Field(
         default=None,
-        description="where metrics.json, metrics.csv and report.html go; any fsspec URL",
+        description="where metrics.json, metrics.csv, metrics.parquet, and report.html go; any fsspec URL",
     )
     labels: str | None = Field(
         default=None,

@@ -4,17 +4,19 @@ Source: specs/localization.md §5.1 (utils/evaluate.py of dflip3k/DFLIP-3K). Det
 right if it holds "ai generated" for a fake, "real" for a real. Identification: the whole sentence
 counts; a name that is none of the known ones counts as `sd`. Departures, where theirs is not known
 or plainly a slip: an answer that is no such sentence is wrong rather than `sd`, a missing one too,
-and groups are divided by their size, not by their size and .001 (`theirs` has that number). The
+and groups are divided by their size, not by their size and .001 (`accuracy_by_their_formula`). The
 output of a detector and an identifier becomes such a sentence (`sentence_of`).
 """
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from dataclasses import replace
 
 from ray_app.evaluation.generator_names import Names
 from ray_app.metrics import attribution, intervals, values
+from ray_app.metrics.table import MetricRow, rows_of
+from ray_app.reports.evaluation.result import ClassInfo, IdentificationInfo
 from ray_app.reports.format import counted
 
 Words = Mapping[tuple[str, str, str | None, str | None], int]
@@ -107,15 +109,20 @@ def detects(label: str, answer: str | None) -> bool:
     return answer is not None and ("ai generated" if label == "fake" else "real") in answer
 
 
-def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
-    """The section `identification` under their rules, figures as JSON; `missing`: images of the
-    test list without any row, all wrong.
+def dflip_v1(
+    words: Words, names: Names, missing: int = 0
+) -> tuple[list[IdentificationInfo], list[MetricRow]]:
+    """Measure generators named by the rules of DFLIP-3K v1.
 
-    `accuracy` is of identification, by the images of its classes and all that are missing;
-    `macro_f1` as scikit-learn has it by default, over all classes that are true or answered.
-    `by_index`: both with names compared through the index of generators, an unknown one being
-    wrong. `detection`: of real or fake, as a whole and by group, whose reals are their own.
-    `flaws`: of their rules, in sentences.
+    `identification` has the accuracy by the images of its classes and all that are missing, and
+    macro F1 as scikit-learn has it by default, over all classes that are true or answered. In `…,
+    by index` names are compared through the index of generators, an unknown one being wrong. `…,
+    detection` is of real or fake, as a whole and by group, whose real images are their own.
+
+    Args:
+        words: Rows by label, generator, verdict, and predicted name.
+        names: The index of generators.
+        missing: Images of the test list without any row, which are all wrong.
     """
     answers: Answers = Counter()
     for (label, generator, verdict, name), n in words.items():
@@ -132,19 +139,25 @@ def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
         ((truth, predicted, n) for (truth, predicted), n in pairs.items() if truth != predicted),
         key=lambda one: (-one[2], one[0], one[1] or ""),
     )
-    by_index = attribution.attribution_of_pairs(plain).figures
-    return {
-        "protocol": "dflip-v1",
-        "accuracy": _share_right(pairs, missing).to_dict(),
-        "macro_f1": _macro_f1(pairs).to_dict(),
-        "pairs": [list(pair) for pair in wrong[:50]],
-        "by_index": {
-            "accuracy": _share_right(plain, missing).to_dict(),
-            "macro_f1": by_index["macro_f1"].to_dict(),
-        },
-        "detection": _detection(answers, missing),
-        "flaws": list(_flaws(answers, known, missing)),
+    theirs = IdentificationInfo(
+        "identification",
+        "Generators named, by DFLIP-3K’s own rules",
+        pairs=tuple(wrong[:50]),
+        notes=tuple(_flaws(answers, known, missing)),
+    )
+    by_index = IdentificationInfo("identification, by index", "The same by any spelling")
+    figures = {"accuracy": _share_right(pairs, missing), "macro_f1": _macro_f1(pairs)}
+    spelled = {
+        "accuracy": _share_right(plain, missing),
+        "macro_f1": attribution.attribution_of_pairs(plain).figures["macro_f1"],
     }
+    detection, detection_rows = _detection(answers, missing)
+    rows = [
+        *rows_of(figures, scope=theirs.scope),
+        *rows_of(spelled, scope=by_index.scope),
+        *detection_rows,
+    ]
+    return [theirs, by_index, detection], rows
 
 
 def _ours(name: str | None, names: Names) -> str | None:
@@ -178,12 +191,13 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> values.MetricValue
     return values.MetricValue(value=float(value), n=sum(pairs.values()))
 
 
-def _detection(answers: Answers, missing: int) -> dict[str, Any]:
+def _detection(answers: Answers, missing: int) -> tuple[IdentificationInfo, list[MetricRow]]:
+    info = IdentificationInfo("identification, detection", "Real or fake, by their rules")
     if not any(
         answer and ("ai generated" in answer or "real" in answer) for _, _, answer in answers
     ):
-        why = values.undefined("no answer is a sentence, and there is no verdict").to_dict()
-        return {"accuracy": why, "macro_f1": why, "groups": []}
+        why = values.undefined("no answer is a sentence, and there is no verdict")
+        return info, list(rows_of({"accuracy": why, "macro_f1": why}, scope=info.scope))
     hits: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     pairs: Counter[tuple[str, str | None]] = Counter()
@@ -196,11 +210,16 @@ def _detection(answers: Answers, missing: int) -> dict[str, Any]:
         pairs[
             label, label if detects(label, answer) else other if detects(other, answer) else None
         ] += n
-    rows = [{"name": one, "n": sizes[one], "distribution": "out" if one in OUT_OF_DISTRIBUTION else "in",
-             "accuracy": intervals.proportion(hits[one], sizes[one], _NO_IMAGE).to_dict(), "theirs": hits[one] / (sizes[one] + 0.001)}
-            for one in sorted(sizes)]  # fmt: skip
     accuracy = intervals.proportion(hits.total(), sizes.total() + missing, _NO_IMAGE)
-    return {"accuracy": accuracy.to_dict(), "macro_f1": _macro_f1(pairs).to_dict(), "groups": rows}
+    rows = list(rows_of({"accuracy": accuracy, "macro_f1": _macro_f1(pairs)}, scope=info.scope))
+    for group, n in sorted(sizes.items()):
+        found = {
+            "accuracy": intervals.proportion(hits[group], n, _NO_IMAGE),
+            "accuracy_by_their_formula": values.MetricValue(hits[group] / (n + 0.001), n=n),
+        }
+        rows += rows_of(found, scope=info.scope_of(group))
+    classes = tuple(ClassInfo(group, n) for group, n in sorted(sizes.items()))
+    return replace(info, classes=classes), rows
 
 
 def _flaws(answers: Answers, known: Collection[str], missing: int) -> Iterator[str]:
@@ -215,7 +234,10 @@ def _flaws(answers: Answers, known: Collection[str], missing: int) -> Iterator[s
         "Their code takes the true name from the fourth word of the answer, which in the published sentences is 'ai' or 'real'. "
         "Here it is the label's."
     )
-    yield "They divide a group's hits by its size plus .001 (theirs), so that no group is ever faultless. Here by its size (accuracy)."
+    yield (
+        "They divide a group's hits by its size plus .001 (accuracy_by_their_formula), so that no "
+        "group is ever faultless. Here by its size (accuracy)."
+    )
     none = sum(n for (_, _, answer), n in answers.items() if answer is None)
     yield (
         f"An image without a prediction counts as wrong: {counted(missing, 'label')} without a row here, "

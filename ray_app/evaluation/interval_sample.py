@@ -21,7 +21,7 @@ from ray_app.metrics.detection import VerdictCounts
 from ray_app.metrics.registry import Resampled, ScoredImages
 from ray_app.metrics.uncertainty import Replicates
 from ray_app.metrics.values import MetricValue
-from ray_app.reports.evaluation.system_model import IntervalFacts
+from ray_app.reports.evaluation.result import IntervalInfo
 
 MAX_SAMPLED = 20_000
 """Rows that intervals of further generators are worked out from, at most."""
@@ -65,22 +65,22 @@ class Intervals:
             self._names = names_of(self._sample) if meaning == "generators" else None
         self.facts = self.facts_of(FAKE_KINDS)
 
-    def facts_of(self, kinds: Collection[str]) -> IntervalFacts:
+    def facts_of(self, kinds: Collection[str]) -> IntervalInfo:
         """What intervals of metrics of these fakes and all real images are of."""
         names = [
             () if self._names is None else self._names[np.isin(self._kinds, mine)]
             for mine in (tuple(kinds), ("real",))
         ]
-        return IntervalFacts.of_names(*names)
+        return IntervalInfo.of_names(*names)
 
-    def alike(self, kinds: Sequence[str]) -> IntervalFacts:
+    def alike(self, kinds: Sequence[str]) -> IntervalInfo:
         """What the intervals of metrics of each of these kinds of fakes are of, the same for all:
         images if one kind has few generators.
         """
         found = [self.facts_of((kind,)) for kind in kinds]
         few = next((one for one in found if one.fakes == "images"), None)
         if few is not None and len(found) > 1:
-            return few.model_copy(update={"reals": "images"})
+            return replace(few, reals="images")
         return found[0] if len(found) == 1 else self.facts
 
     def resample(

@@ -1,5 +1,4 @@
-"""The masks of a run against the masks of its labels: the sections `localization`
-(`localization_of_run`) and `overlays` (`Overlays`).
+"""The masks of a run against the masks of its labels (`localization_of_run`).
 
 Overlays are small pictures of the images whose masks agree worst and best with the truth.
 
@@ -40,8 +39,15 @@ from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
 from ray_app.evaluation import join, protocols
 from ray_app.images import ImageLimits, decode_image
 from ray_app.metrics import arrays, localization
+from ray_app.metrics.table import MetricRow, rows_of
 from ray_app.metrics.values import MetricValue
-from ray_app.reports.evaluation import model
+from ray_app.reports.evaluation.result import (
+    LocalizationInfo,
+    MaskFailure,
+    MaskInfo,
+    MaskPartInfo,
+    Overlay,
+)
 from ray_app.runs import CurrentRows, RunDirectory, mask_image
 from ray_app.storage import Fetcher, Guard
 
@@ -335,7 +341,7 @@ class Overlays:
 
     def pictures(
         self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits
-    ) -> list[model.OverlayFacts]:
+    ) -> list[Overlay]:
         """At most twelve, shared out among systems, the worst of each first: {image_id, uri,
         member, system, generator, f1, iou, picture}.
 
@@ -357,17 +363,16 @@ class Overlays:
                     "system": system,
                 }
                 entry |= {"generator": image.truth.generator, "f1": figures.f1, "iou": figures.iou}
-                overlays.append(
-                    model.OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits))
-                )
+                overlays.append(Overlay(**entry, **_picture(image, row, measurer, reader, limits)))
         return overlays
 
 
 class Localized(NamedTuple):
-    """Two sections of the document: `section` is `localization`."""
+    """What a run's masks are of, their metrics, and pictures of some."""
 
-    section: model.LocalizationFacts
-    overlays: list[model.OverlayFacts]
+    info: LocalizationInfo
+    rows: list[MetricRow]
+    overlays: list[Overlay]
 
 
 def localization_of_run(
@@ -379,7 +384,7 @@ def localization_of_run(
     pictures: bool = True,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
-    """Both sections of a run whose joined rows `tables` gives (called with `COLUMNS`); None where
+    """Measure the masks of a run whose joined rows `tables` gives (called with `COLUMNS`); None if
     no detector localizes.
 
     Masks are read within the run's own limits, from its own web servers and those of `guard`, which
@@ -401,15 +406,15 @@ def localization_of_run(
         masked_images(run, truths),
     ):
         gathered.add(image, found)
-    section = model.LocalizationFacts(
+    measured = gathered.systems(headline)
+    info = LocalizationInfo(
         policy=headline.row(),
         **gathered.counts(),
-        systems=tuple(gathered.systems(headline)),
+        systems=tuple(system for system, _ in measured),
         warning=gathered.coverage.warning(),
     )
-    return Localized(
-        section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else []
-    )
+    overlays = gathered.overlays.pictures(measurer, fetcher, limits) if pictures else []
+    return Localized(info, [row for _, rows in measured for row in rows], overlays)
 
 
 def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Image.Image:
@@ -446,12 +451,6 @@ class _Headline:
         if self._rules.policy == "plain":
             return localization.localization_of(rows, empty=self._empty)
         return localization.imdlbenco_of(rows)
-
-    def mask_row(self, name: str, rows: arrays.Floats, kind: Kind | None = None) -> model.MaskRow:
-        """The entry of some rows."""
-        return model.MaskRow(
-            name=name, n=len(rows), figures=self.figures(rows), **({"kind": kind} if kind else {})
-        )
 
     def row(self) -> dict[str, Any]:
         """The policy in words."""
@@ -523,7 +522,7 @@ class _Gathered:
         read, and why.
         """
         reasons = [
-            model.MaskFailures(reason=reason, n=n, example=self._examples[reason])
+            MaskFailure(reason=reason, n=n, example=self._examples[reason])
             for reason, n in self._unreadable.most_common()
         ]
         return {
@@ -532,65 +531,65 @@ class _Gathered:
             "unreadable": tuple(reasons),
         }
 
-    def systems(self, headline: _Headline) -> Iterator[model.LocalizationSystem]:
-        """One entry per detector and size."""
-        for system in sorted({group.system for group in self._rows}):
-            for size in _SIZES[:2]:
-                yield self._system(system, size, headline)
+    def systems(self, headline: _Headline) -> list[tuple[MaskInfo, list[MetricRow]]]:
+        """The facts and the metrics of each detector and size."""
+        return [
+            self._system(system, size, headline)
+            for system in sorted({group.system for group in self._rows})
+            for size in _SIZES[:2]
+        ]
 
-    def _system(self, system: str, size: Size, headline: _Headline) -> model.LocalizationSystem:
-        rows = self._table(system, size, headline.kinds)
+    def _system(
+        self, system: str, size: Size, headline: _Headline
+    ) -> tuple[MaskInfo, list[MetricRow]]:
+        whole = self._table(system, size, headline.kinds)
         here = [group for group in self._rows if (group.system, group.size) == (system, size)]
-        views = {
-            group.view for group in here if group.view is not None and group.kind in headline.kinds
+        generators = {
+            name: self._table(system, size, _EDITS, generator=name)
+            for name in sorted(
+                {one.generator for one in here if one.view is None and one.kind == "local"}
+            )
         }
-        return model.LocalizationSystem(
-            name=system,
-            resolution=size,
-            counts=model.MaskCounts(**localization.counts_of(rows)),
-            figures=headline.figures(rows),
-            generators=tuple(
-                headline.mask_row(
-                    name, self._table(system, size, _EDITS, generator=name), kind="local"
-                )
-                for name in sorted(
-                    {
-                        group.generator
-                        for group in here
-                        if group.view is None and group.kind == "local"
-                    }
-                )
-            ),
-            views=tuple(
-                headline.mask_row(view, self._table(system, size, headline.kinds, view=view))
-                for view in sorted(views)
-            ),
-            **(
-                self._benchmarks(system)
-                if size == "network"
-                else {"imdlbenco": None, "opensdi": None}
-            ),
+        views = {
+            view: self._table(system, size, headline.kinds, view=view)
+            for view in sorted(
+                {one.view for one in here if one.view and one.kind in headline.kinds}
+            )
+        }
+        rules = self._by_others_rules(system) if size == "network" else {}
+        info = MaskInfo(
+            system,
+            size,
+            **localization.counts_of(whole),
+            generators=tuple(MaskPartInfo(name, len(rows)) for name, rows in generators.items()),
+            views=tuple(MaskPartInfo(view, len(rows)) for view, rows in views.items()),
+            rules=tuple(rules),
         )
+        metrics = list(rows_of(headline.figures(whole), system, scope=info.scope))
+        for name, rows in generators.items():
+            metrics += rows_of(headline.figures(rows), system, scope=info.scope_of(name))
+        for view, rows in views.items():
+            metrics += rows_of(headline.figures(rows), system, view=view, scope=info.scope)
+        for scope, figures in rules.items():
+            metrics += rows_of(figures, system, scope=scope)
+        return info, metrics
 
-    def _benchmarks(self, system: str) -> dict[str, Any]:
-        """As IMDLBenCo and OpenSDI measure: clean masks at the network's size and at ½."""
+    def _by_others_rules(self, system: str) -> dict[str, dict[str, MetricValue]]:
+        """By scope the metrics as OpenSDI and IMDLBenCo measure: clean masks at the network's size
+        and at ½.
+        """
         half: Size = (
             "half"
             if any(group.system == system and group.size == "half" for group in self._rows)
             else "network"
         )
         every, edits = self._table(system, half), self._table(system, half, _EDITS)
-        modes: dict[str, Any] = {
-            mode: localization.imdlbenco_of(every, mode=mode) for mode in _MODES
-        }
         return {
-            "imdlbenco": model.ImdlBencoFacts(
-                counts=model.MaskCounts(**localization.counts_of(every)), modes=modes
-            ),
-            "opensdi": model.OpenSdiFacts(
-                counts=model.MaskCounts(**localization.counts_of(edits)),
-                figures=localization.imdlbenco_of(edits),
-            ),
+            "masks by OpenSDI": localization.imdlbenco_of(edits),
+            **{
+                f"masks by IMDLBenCo, {mode}": localization.imdlbenco_of(every, mode=mode)
+                for mode in _MODES
+            },
         }
 
     def _table(

@@ -1,5 +1,4 @@
-"""Prompts that a run predicted, against the true ones: the section `prompts` of an evaluation
-(`prompts_of`).
+"""Prompts that a run predicted, against the true ones (`prompts_of`).
 
 CLIP (`PromptClip`) reads 77 tokens: of a longer text each piece is embedded by itself, and the text
 stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
@@ -28,6 +27,7 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import decoded, decoded_images
 from ray_app.evaluation.join import Tables
 from ray_app.metrics import intervals, values
+from ray_app.reports.evaluation.result import PromptInfo
 from ray_app.runs import RunDirectory
 from ray_app.storage import strip_secrets
 
@@ -140,23 +140,20 @@ class Prompts:
     counts: dict[str, int]
     again: Floats | None
 
-    def section(self) -> dict[str, Any]:
-        """All figures as JSON."""
-        missing = None if self.again is None else int(np.isnan(self.again[:, 0]).sum())
-        return {
-            **{name: figure.to_dict() for name, figure in self._figures(self.again).items()},
-            **self.counts,
-            "compared": len(self.makers),
-            "not_regenerated": missing,
-            "notes": [
-                *NOTES,
-                *(
-                    [f"{missing:,} images have none made anew, or one of both cannot be read."]
-                    if missing
-                    else []
-                ),
-            ],
-        }
+    @property
+    def info(self) -> PromptInfo:
+        """Counts, and how to read the metrics."""
+        missing = 0 if self.again is None else int(np.isnan(self.again[:, 0]).sum())
+        notes = [*NOTES]
+        if missing:
+            notes.append(f"{missing:,} images have none made anew, or one of both cannot be read.")
+        counts = self.counts | {"compared": len(self.makers), "not_regenerated": missing}
+        return PromptInfo(counts, tuple(notes))
+
+    @property
+    def figures(self) -> dict[str, values.MetricValue]:
+        """The metrics of all images."""
+        return self._figures(self.again)
 
     def of(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
         """Figures of the images of some generators, by their names in the labels."""

@@ -1,5 +1,5 @@
 """One evaluation: labels, a run (scored first where there is none), one pass over both, and the
-document of what was found.
+result of what was found.
 
 Everything that takes long can be interrupted: the same command scores on from what is committed,
 and uses the same index again.
@@ -21,12 +21,12 @@ from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.index import build_index, read_info
 from ray_app.errors import ConfigError, ExitCode, resumable
 from ray_app.evaluation import accumulate, data_faults, protocols
+from ray_app.evaluation.assemble import Evaluation, assemble, write_result
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.document import Evaluation, document_of, write_document
 from ray_app.evaluation.join import KEYS, OWN, LabelledRows, own_labels, read_labels
 from ray_app.evaluation.labels import LabelsOfIndex, LabelTables, open_labels
 from ray_app.evaluation.systems import systems_of
-from ray_app.reports.evaluation.model import EvaluationDocument
+from ray_app.reports.evaluation.result import EvaluationResult
 from ray_app.reports.format import counted
 from ray_app.runs import CurrentRows, RunDirectory
 from ray_app.scoring.config import ScoreConfig
@@ -153,18 +153,16 @@ def _hint(key: str) -> str:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """How an evaluation ended. `document`: the content of `metrics.json`; `exit_code`: TOO_MANY_BAD
-    where scoring ended so.
-    """
+    """How an evaluation ended. `exit_code` is TOO_MANY_BAD if scoring ended so."""
 
-    document: EvaluationDocument
+    result: EvaluationResult
     exit_code: ExitCode = ExitCode.DONE
 
 
 @with_s3_settings
 def evaluate(config: EvaluateConfig) -> Evaluated:
     """Evaluate a run, or a source that is scored into `out`/run first, and write metrics.json,
-    metrics.csv and report.html into `out`.
+    metrics.csv, metrics.parquet, and report.html into `out`.
 
     Raises ConfigError (no labels, or labels of something else), and what scoring raises; a scoring
     that was interrupted is resumed by the same call.
@@ -200,9 +198,9 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
         labels = labels or stack.enter_context(
             own_labels(run.store.url, _split_of(config, protocol))
         )
-        document = measure(config, protocol, run, labels)
-    write_document(document, out)
-    return Evaluated(document, code)
+        result = measure(config, protocol, run, labels)
+    write_result(result, out)
+    return Evaluated(result, code)
 
 
 def measure(
@@ -210,8 +208,8 @@ def measure(
     protocol: protocols.Protocol | None,
     run: RunDirectory,
     labels: LabelledRows,
-) -> EvaluationDocument:
-    """Join labels with a run, count scores and compute the document's figures; nothing is written."""
+) -> EvaluationResult:
+    """Join labels with a run and measure it; nothing is written."""
     systems = systems_of(
         run,
         threshold=protocol.threshold if protocol else None,
@@ -232,8 +230,9 @@ def measure(
     beside = data_faults.prompts_beside_images(
         prompted, partial(accumulate.decoded_images, run), config.clip
     )
-    found = Evaluation(run, labels, systems, cells, protocol, config, (*labels.faults, *beside))
-    return document_of(found, warnings, _print_progress)
+    faults = (*labels.faults, *beside)
+    found = Evaluation(run, labels, systems, cells, protocol, config, tuple(warnings), faults)
+    return assemble(found, _print_progress)
 
 
 def _completed(config: EvaluateConfig, protocol: protocols.Protocol | None) -> EvaluateConfig:

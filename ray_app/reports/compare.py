@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_app.reports import format as wording
 from ray_app.reports import text
-from ray_app.reports.evaluation.system_model import IntervalFacts
+from ray_app.reports.evaluation.result import IntervalInfo
 
 _LONGEST_NAME = 48
 _SHOWN = (0.05, 0.5, 0.95)
@@ -152,7 +152,7 @@ def _label_lines(labelled: Mapping[str, Any] | None) -> list[str]:
     """Metrics of A and of B by the labels, and their differences, of each system."""
     if not labelled:
         return []
-    words = IntervalFacts.model_validate(labelled.get("intervals") or {}).words
+    words = IntervalInfo(**(labelled.get("intervals") or {})).words
     lines = [f"by labels: {words}"] if words else []
     for system in labelled["systems"]:
         name = wording.shortened(system["name"], _LONGEST_NAME)

@@ -109,13 +109,11 @@ def made_run(folder, columns, places=(), **more):
 
 
 def measured(folder, run=None, **settings):
-    """The document of a run, by default `folder`/run, as plain JSON; its files and charts are not
-    made.
-    """
+    """The result of a run, by default `folder`/run; its files are not written."""
     config = EvaluateConfig(
         at=(run or str(folder / "run"),), thumbnails=False, **{"bootstrap": 0, **settings}
     )
     protocol = load_protocol(config.protocol) if config.protocol else None
     opened = RunDirectory.open(config.at[0])
     with labels_for(config, protocol, opened, Store.open(str(folder))) as labels:
-        return measure(config, protocol, opened, labels).written()
+        return measure(config, protocol, opened, labels)

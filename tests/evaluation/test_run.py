@@ -2,6 +2,7 @@ import csv
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 
@@ -10,6 +11,12 @@ from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
 from ray_app.metrics.registry import DETECTION
 from ray_app.reports.evaluation.page import evaluation_lines
+from ray_app.reports.evaluation.result import (
+    AVERAGES,
+    DECIDED,
+    EvaluationResult,
+    IntervalInfo,
+)
 from tests.evaluation.made import labelled, made_run, measured, random_rows
 from tests.runs.small_run import write_files
 
@@ -23,7 +30,7 @@ def evaluated(folder, **settings):
     )
     done = evaluate(config)
     assert done.exit_code is ExitCode.DONE
-    return done.document.written()
+    return done.result
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +55,8 @@ def case(tmp_path_factory):
     )
 
 
-def by_name(document, name):
-    return next(one for one in document["systems"] if one["name"] == name)
+def by_name(result, name):
+    return next(one for one in result.systems if one.info.name == name)
 
 
 def test_swapped_labels_are_suspected(tmp_path, case):
@@ -75,8 +82,8 @@ def test_one_image_of_each_class_is_evaluated(tmp_path):
     columns, _, _ = random_rows(2, failing=0)
     made_run(tmp_path / "run", columns)
     truths = [{"label": "0.0"}, {"label": "1.0"}]
-    [system, *_] = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["systems"]
-    assert (system["n_real"], system["n_fake"]) == (1, 1)
+    [system, *_] = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths))).systems
+    assert (system.info.n_real, system.info.n_fake) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["ensemble", "a", "b"])
@@ -87,7 +94,7 @@ def test_figures_are_those_of_scikit_learn(case, name):
     fakes = np.array([truth["label"] == "fake" for truth in truths])[there]
     score = scores[name][there].astype(np.float64)
     said = score >= 0 if name == "ensemble" else score > 0
-    figures = {key: row["value"] for key, row in system["figures"].items()}
+    figures = {key: metric.value for key, metric in system.figures().items()}
     expected = {
         "tpr": sk.recall_score(fakes, said),
         "tnr": sk.recall_score(~fakes, ~said),
@@ -96,10 +103,11 @@ def test_figures_are_those_of_scikit_learn(case, name):
         "log_loss": sk.log_loss(fakes, 1 / (1 + np.exp(-score))),
     }
     assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-9)
-    assert list(system["figures"]) == list(DETECTION)
-    assert (system["n_fake"], system["n_real"]) == (fakes.sum(), (~fakes).sum())
-    assert system["unscored"] == 590 - there.sum()
-    assert system["report"]["fake"]["precision"] == pytest.approx(expected["precision"], abs=1e-9)
+    assert list(system.figures()) == [*DETECTION, "aurc"]
+    assert (system.info.n_fake, system.info.n_real) == (fakes.sum(), (~fakes).sum())
+    assert system.info.unscored == 590 - there.sum()
+    report = system.figure("precision", "report: fake")
+    assert report.value == pytest.approx(expected["precision"], abs=1e-9)
 
 
 def test_generators_and_averages(case):
@@ -109,16 +117,16 @@ def test_generators_and_averages(case):
     there = np.isfinite(scores["b"])
     reals = scores["b"][there & np.isin(makers, ("real", "real:camera"))]
     rates = []
-    for one in system["generators"]:
-        mine = scores["b"][there & (makers == one["name"])]
-        right = mine > 0 if one["label"] == "fake" else mine <= 0
-        assert one["rate"]["value"] == pytest.approx(right.mean(), abs=1e-12)
-        assert (one["n"], one["unscored"]) == (len(mine), (makers == one["name"]).sum() - len(mine))
-        if one["label"] == "fake":
+    for one in system.info.generators:
+        mine = scores["b"][there & (makers == one.name)]
+        right = mine > 0 if one.label == "fake" else mine <= 0
+        assert system.rate(one).value == pytest.approx(right.mean(), abs=1e-12)
+        assert (one.n, one.unscored) == (len(mine), (makers == one.name).sum() - len(mine))
+        if one.label == "fake":
             rates.append((right.mean(), len(mine)))
             auc = sk.roc_auc_score([True] * len(mine) + [False] * len(reals), np.r_[mine, reals])
-            assert one["auc"]["value"] == pytest.approx(auc, abs=1e-9)
-    kinds = {one["name"]: one["kind"] for one in system["generators"]}
+            assert system.figure("auc", one.scope).value == pytest.approx(auc, abs=1e-9)
+    kinds = {one.name: one.kind for one in system.info.generators}
     assert kinds == {
         "flux": "whole",
         "sd-3": "whole",
@@ -126,11 +134,11 @@ def test_generators_and_averages(case):
         "real": "real",
         "real:camera": "real",
     }
-    assert system["averages"]["tpr_mean"]["value"] == pytest.approx(
+    assert system.figure("tpr_mean", AVERAGES).value == pytest.approx(
         np.mean([rate for rate, _ in rates]), abs=1e-12
     )
     weighted = sum(rate * n for rate, n in rates) / sum(n for _, n in rates)
-    assert system["averages"]["tpr_weighted"]["value"] == pytest.approx(weighted, abs=1e-12)
+    assert system.figure("tpr_weighted", AVERAGES).value == pytest.approx(weighted, abs=1e-12)
 
 
 def test_kinds_strata_and_views(case):
@@ -143,8 +151,8 @@ def test_kinds_strata_and_views(case):
     for kind in ("whole", "local"):
         chosen = there & np.isin(kinds, (kind, "real"))
         wanted = sk.roc_auc_score(kinds[chosen] == kind, scores["a"][chosen])
-        assert system["kinds"][kind]["auc"]["value"] == pytest.approx(wanted, abs=1e-9)
-    assert sum(one["n_real"] + one["n_fake"] for one in system["strata"]) == there.sum()
+        assert system.figure("auc", f"{kind} fakes").value == pytest.approx(wanted, abs=1e-9)
+    assert sum(one.n_real + one.n_fake for one in system.info.strata) == there.sum()
     widths = columns["width"].to_pylist()[:590]
     small = (
         np.array(
@@ -155,98 +163,86 @@ def test_kinds_strata_and_views(case):
         )
         & there
     )
-    [stratum] = [
-        one for one in system["strata"] if (one["format"], one["size"]) == ("JPEG", "< 0.1 MP")
-    ]
-    assert stratum["auc"]["value"] == pytest.approx(
+    assert system.figure("auc", "JPEG, < 0.1 MP").value == pytest.approx(
         sk.roc_auc_score(kinds[small] != "real", scores["a"][small]), abs=1e-9
     )
-    view, absent = system["views"]
-    assert (view["name"], view["kind"], view["n_real"] + view["n_fake"]) == (
-        "jpeg-50",
-        "chain",
-        there.sum(),
-    )
-    assert (absent["name"], absent["kind"], absent["why"], "figures" in absent) == (
-        "jpeg-ai",
-        "attack",
-        "no weights",
-        False,
-    )
-    assert view["figures"]["auc"]["value"] == pytest.approx(
-        system["figures"]["auc"]["value"], abs=1e-9
+    view, absent = system.info.views
+    assert (view.name, view.kind, view.n_real + view.n_fake) == ("jpeg-50", "chain", there.sum())
+    assert (absent.name, absent.kind, absent.why) == ("jpeg-ai", "attack", "no weights")
+    assert not system.figures(view="jpeg-ai")
+    assert system.figure("auc", view="jpeg-50").value == pytest.approx(
+        system.figure("auc").value, abs=1e-9
     )
 
 
 def test_verdicts_with_abstentions_and_failures(case):
     document, columns, truths, _, _ = case
-    decided = by_name(document, "ensemble")["decided"]
+    decided = by_name(document, "ensemble").figures(DECIDED)
     fakes = np.array([truth["label"] == "fake" for truth in truths])
     said = np.array([one or "unscored" for one in columns["verdict"][:590]])
     right = (said == "fake") & fakes | (said == "real") & ~fakes
     known = np.isin(said, ("fake", "real"))
-    assert decided["coverage"]["value"] == pytest.approx(known.mean())
-    assert decided["accuracy_of_decided"]["value"] == pytest.approx(right[known].mean())
-    assert decided["accuracy_strict"]["value"] == pytest.approx(right.mean())
-    assert by_name(document, "a")["decided"] is None
+    assert decided["coverage"].value == pytest.approx(known.mean())
+    assert decided["accuracy_of_decided"].value == pytest.approx(right[known].mean())
+    assert decided["accuracy_strict"].value == pytest.approx(right.mean())
+    assert not by_name(document, "a").figures(DECIDED)
     assert {"abstain", "unscored"} <= set(said)
 
 
 def test_what_was_joined_and_what_there_is(case):
     document, columns, truths, _, _ = case
-    labels, data = document["labels"], document["data"]
-    assert (labels["key"], labels["rows"], labels["joined"], labels["rows_without_label"]) == (
+    labels, data = document.meta.labels, document.meta.data
+    assert (labels.key, labels.rows, labels.joined, labels.rows_without_label) == (
         "image_id",
         590,
         590,
         10,
     )
-    assert data["n"] == 590 == sum(data["statuses"].values())
-    assert data["n_local"] == sum(truth["kind"] == "local" for truth in truths)
+    assert data.n == 590 == sum(data.statuses.values())
+    assert data.n_local == sum(truth["kind"] == "local" for truth in truths)
     jpegs = [
         truth["label"]
         for form, truth in zip(columns["format"], truths, strict=False)
         if form == "JPEG"
     ]
-    assert data["formats"]["real"]["JPEG"] == jpegs.count("real")
-    assert data["shortcut"]["confounded"] is False
-    assert {(one["a"], one["b"]) for one in document["paired"]} == {
+    assert data.formats["real"]["JPEG"] == jpegs.count("real")
+    assert not data.confounded
+    assert {(one.a, one.b) for one in document.meta.paired} == {
         ("ensemble", "a"),
         ("ensemble", "b"),
         ("a", "b"),
     }
-    assert len(document["mistakes"]) == 24
+    assert len(document.mistakes) == 24
 
 
 def test_every_figure_has_an_interval_or_none_can_be_had(case):
-    document = case[0]
-    for system in document["systems"]:
-        bare = [
-            name
-            for name, row in system["figures"].items()
-            if row["value"] is not None and row["low"] is None
+    for system in case[0].systems:
+        figures = {name: one for name, one in system.figures().items() if name != "aurc"}
+        assert not [
+            name for name, one in figures.items() if (one.value is None) == (one.low is not None)
         ]
-        assert bare == []
-        for row in system["figures"].values():
-            assert (row["value"] is None) == bool(row["why"])
-            if row["low"] is not None:
-                assert row["low"] <= row["value"] + 1e-9
-                assert row["value"] - 1e-9 <= row["high"]
+        for one in figures.values():
+            assert (one.value is None) == bool(one.why)
+            if one.interval:
+                assert one.low <= one.value + 1e-9
+                assert one.value - 1e-9 <= one.high
 
 
-def test_three_files_are_written(case):
-    document, *_, folder = case
+def test_files_hold_the_same_metrics(case):
+    result, *_, folder = case
     text = (folder / "out" / "metrics.json").read_text()
-    assert json.loads(text, parse_constant=lambda word: pytest.fail(word)) == json.loads(
-        json.dumps(document)
-    )
-    assert "<html" in (folder / "out" / "report.html").read_text()
+    content = json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    read = EvaluationResult.from_dict(content)
+    assert (read.meta, read.metrics) == (result.meta, result.metrics)
+    assert pq.read_table(folder / "out" / "metrics.parquet").to_pylist() == content["metrics"]
     lines = list(csv.DictReader((folder / "out" / "metrics.csv").open(newline="")))
-    found = {(line["system"], line["view"], line["scope"], line["figure"]): line for line in lines}
-    assert len(found) == len(lines)
-    line = found["a", "jpeg-50", "all", "auc"]
-    assert float(line["value"]) == by_name(document, "a")["views"][0]["figures"]["auc"]["value"]
-    assert found["ensemble", "", "decided", "coverage"]["method"] == "clopper-pearson"
+    assert [list(line.values()) for line in lines] == [
+        ["" if value is None else str(value) for value in row.values()]
+        for row in content["metrics"]
+    ]
+    keys = [(line["system"], line["view"], line["scope"], line["figure"]) for line in lines]
+    assert len(set(keys)) == len(keys)
+    assert "<html" in (folder / "out" / "report.html").read_text()
 
 
 def test_one_class_alone(tmp_path):
@@ -254,10 +250,10 @@ def test_one_class_alone(tmp_path):
     made_run(tmp_path / "run", columns)
     fakes = [truth | {"label": "fake", "generator": "flux"} for truth in truths]
     document = measured(tmp_path, labels=str(labelled(tmp_path, columns, fakes)), bootstrap=50)
-    figures = by_name(document, "a")["figures"]
-    assert figures["tpr"]["value"] is not None
+    figures = by_name(document, "a").figures()
+    assert figures["tpr"].value is not None
     assert all(
-        figures[name]["value"] is None and figures[name]["why"]
+        figures[name].value is None and figures[name].why
         for name in ("auc", "tnr", "balanced_accuracy", "f1")
     )
 
@@ -266,9 +262,10 @@ def test_nothing_was_scored(tmp_path):
     columns, truths, _ = random_rows(30, failing=1.0)
     made_run(tmp_path / "run", columns)
     document = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)), bootstrap=50)
-    assert all(row["value"] is None for row in by_name(document, "ensemble")["figures"].values())
-    assert by_name(document, "ensemble")["decided"]["coverage"]["value"] == 0
-    assert document["mistakes"] == []
+    ensemble = by_name(document, "ensemble")
+    assert all(one.value is None for one in ensemble.figures().values())
+    assert ensemble.figure("coverage", DECIDED).value == 0
+    assert document.mistakes == ()
 
 
 def test_classes_that_differ_are_warned_of(tmp_path):
@@ -276,14 +273,12 @@ def test_classes_that_differ_are_warned_of(tmp_path):
     fakes = np.array([truth["label"] == "fake" for truth in truths])
     columns["format"] = np.where(fakes, "PNG", "JPEG").tolist()
     made_run(tmp_path / "run", columns)
-    shortcut = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["data"][
-        "shortcut"
-    ]
-    assert shortcut["confounded"]
-    assert shortcut["auc"]["value"] == 1.0
+    found = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))
+    assert found.meta.data.confounded
+    assert found.shortcut_auc.value == 1.0
     assert (
         "The classes differ in format: JPEG are 100% of the real images and 0% of the fakes."
-        in shortcut["warnings"]
+        in found.meta.data_warnings
     )
 
 
@@ -312,18 +307,13 @@ def test_some_labels_are_of_no_row(tmp_path, capsys):
         + path.read_text().splitlines()[0]
         + "\n"
     )
-    told = measured(tmp_path, labels=str(path))["labels"]
-    assert (
-        told["rows"],
-        told["joined"],
-        told["without_row"],
-        told["rows_without_label"],
-        told["doubled"],
-    ) == (37, 35, 1, 5, 1)
-    assert (
-        "1 of 36 labels without a row in the run, for example image_id 12345." in told["warnings"]
-    )
-    assert "is not finished" in told["warnings"][0]
+    meta = measured(tmp_path, labels=str(path)).meta
+    labels, warnings = meta.labels, meta.label_warnings
+    counts = (labels.rows, labels.joined, labels.without_row, labels.rows_without_label)
+    assert counts == (37, 35, 1, 5)
+    assert labels.doubled == 1
+    assert "1 of 36 labels without a row in the run, for example image_id 12345." in warnings
+    assert "is not finished" in warnings[0]
     assert "5 rows without a label" in capsys.readouterr().err
 
 
@@ -361,19 +351,14 @@ def test_sources_of_labels_are_what_is_drawn_anew(tmp_path):
     ]
     labels = str(labelled(tmp_path, columns, truths))
     document = measured(tmp_path, labels=labels, bootstrap=None)
-    assert document["intervals"] == {
-        "fakes": "images",
-        "reals": "sources",
-        "generators": 3,
-        "sources": 9,
-    }
-    figures = by_name(document, "a")["figures"]
-    assert (figures["tnr"]["method"], figures["auc"]["method"]) == ("clopper-pearson", "jackknife")
+    assert document.meta.intervals == IntervalInfo("images", "sources", 3, 9)
+    figures = by_name(document, "a").figures()
+    assert (figures["tnr"].method, figures["auc"].method) == ("clopper-pearson", "jackknife")
     same = measured(tmp_path, labels=labels, bootstrap=None, intervals="images")
-    assert same["intervals"]["fakes"] == "images"
-    assert by_name(same, "a")["figures"]["tnr"]["low"] != figures["tnr"]["low"]
+    assert same.meta.intervals.fakes == "images"
+    assert by_name(same, "a").figure("tnr").low != figures["tnr"].low
     values = [
-        {name: one["value"] for name, one in by_name(each, "a")["figures"].items()}
+        {name: one.value for name, one in by_name(each, "a").figures().items()}
         for each in (document, same)
     ]
     assert values[0] == values[1]

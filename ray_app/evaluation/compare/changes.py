@@ -7,6 +7,7 @@ bytes a row and 4 for each detector.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -19,7 +20,7 @@ from ray_app.evaluation.interval_sample import Meaning
 from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics import arrays, drift, intervals, registry, significance, uncertainty, values
-from ray_app.reports.evaluation.system_model import IntervalFacts
+from ray_app.reports.evaluation.result import IntervalInfo
 from ray_app.runs import RunDirectory, current_tables, summary
 
 By = Literal["image_id", "sha256"]
@@ -391,13 +392,13 @@ def labelled_changes(
         "n_fake": int((known & fake).sum()),
         "n_real": int((known & ~fake).sum()),
     }
-    drawn = IntervalFacts(fakes="images", reals="images")
+    drawn = IntervalInfo(fakes="images", reals="images")
     if meaning == "generators":
-        drawn = IntervalFacts.of_names(*(truth.names[known & mine] for mine in (fake, ~fake)))
+        drawn = IntervalInfo.of_names(*(truth.names[known & mine] for mine in (fake, ~fake)))
     return {
         "name": truth.name,
         **counts,
-        "intervals": drawn.written(),
+        "intervals": asdict(drawn),
         "systems": by_system,
         "generators": generators,
     }

@@ -1,28 +1,38 @@
-"""An evaluation's document → one HTML page that loads nothing and runs nothing
-(`render_evaluation`), and a few lines (`evaluation_lines`). Every text in the document is taken for
+"""The result of an evaluation as one HTML page that loads nothing and runs nothing
+(`render_evaluation`), and as a few lines (`evaluation_lines`). Every text in it is taken for
 hostile.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from ray_app.metrics import shortcut
 from ray_app.metrics.values import NOT_MEASURED, MetricValue
 from ray_app.reports import charts
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures
 from ray_app.reports.evaluation.protocol_table import MOST_ROWS, protocol_table, sources
+from ray_app.reports.evaluation.result import (
+    AVERAGES,
+    DECIDED,
+    PROMPTS,
+    EvaluationResult,
+    GeneratorInfo,
+    GroupInfo,
+    Points,
+    SystemResult,
+)
 from ray_app.reports.evaluation.sentences import (
     answers,
+    difference_of,
     headline,
     interval_in_words,
     short,
     warnings,
 )
-from ray_app.reports.evaluation.system_model import GeneratorFacts, Points, SystemFacts
 from ray_app.reports.format import (
     in_words,
     named,
@@ -74,61 +84,64 @@ class GroupTable(NamedTuple):
     system: str
     keys: list[str]
     heads: list[str]
-    lines: list[tuple[GroupRow, list[MetricValue]]]
+    lines: list[tuple[GroupInfo, list[MetricValue]]]
 
 
-def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
-    """Write an evaluation's document (`metrics.json`) as one self-contained HTML page; any of its
-    sections may be absent or null.
+def render_evaluation(result: EvaluationResult) -> str:
+    """Write the result of an evaluation as one self-contained HTML page.
 
     Pictures are base64 of JPEGs, already re-encoded and free of metadata; what is no JPEG is not
-    shown. Raises pydantic's ValidationError for a value of another type.
+    shown.
     """
-    facts = EvaluationDocument.model_validate(document)
-    systems = [facts.leading, *facts.others] if facts.leading else []
-    parts, notes = protocol_table(facts)
-    opened = opening_systems(facts)
+    meta, leading = result.meta, result.leading
+    systems = [leading, *(one for one in result.systems if one != leading)] if leading else []
+    parts, notes = protocol_table(result)
+    opened = opening_systems(result)
     return render(
         "evaluation.html",
-        document=facts,
-        leading=facts.leading,
+        result=result,
+        meta=meta,
+        leading=leading,
         systems=systems,
-        headline=headline(facts),
-        opening=[(short(one.called), opening_cells(one)) for one in opened[:_MOST_ROWS]],
+        headline=headline(result),
+        opening=[(short(one.info.called), opening_cells(one)) for one in opened[:_MOST_ROWS]],
         opening_heads=HEADS,
-        opening_bars=opening_bars(facts, opened[:_MOST_ROWS]),
-        left_out=_left_out(facts),
-        answers=answers(facts),
-        warnings=warnings(facts),
+        opening_bars=opening_bars(result, opened[:_MOST_ROWS]),
+        left_out=_left_out(result),
+        answers=answers(result),
+        warnings=warnings(result),
         table=parts,
         notes=notes,
-        sources=sources(facts),
+        sources=sources(result),
         seen_signs=SEEN_SIGNS,
-        curves=_groups([one for one in facts.systems if len(one.roc) > 1], _curves),
-        risks=_groups([one for one in facts.systems if len(one.risk_coverage.points) > 1], _risks),
-        robustness=_groups([one for one in facts.systems if one.views], _robustness),
+        paired=[(test, difference_of(result, test)) for test in meta.paired],
+        curves=_groups([one for one in result.systems if len(one.curves.roc) > 1], _curves),
+        risks=_groups([one for one in result.systems if len(one.curves.risk_coverage) > 1], _risks),
+        robustness=_groups([one for one in result.systems if one.info.views], _robustness),
         confidence=[(one, system_charts(one, str(place))) for place, one in enumerate(systems)],
         view_start=_view_start,
-        called={system.name: system.called for system in facts.systems},
-        named=_named_tables(facts.identification),
-        pairs=facts.identification.confusions if facts.identification else [],
-        grouped=group_table(facts),
-        policy=settings(facts.localization.policy) if facts.localization else [],
-        identity=settings(facts.run.identity),
-        glossary=_glossary(facts),
+        called={system.name: system.called for system in meta.systems},
+        pairs=meta.identification[0].confusions if meta.identification else [],
+        grouped=group_table(result),
+        policy=settings(meta.localization.policy) if meta.localization else [],
+        identity=settings(meta.run.identity),
+        glossary=_glossary(result),
+        decided=DECIDED,
+        averages=AVERAGES,
+        shortcut_finding=shortcut.finding(result.shortcut_auc),
+        prompts=PROMPTS,
     )
 
 
-def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[str]:
+def evaluation_lines(result: EvaluationResult) -> list[str]:
     """An evaluation in words for the terminal: one sentence, key figures, what to beware of, then
     the protocol's table and names.
     """
-    facts = EvaluationDocument.model_validate(document)
-    lines, systems = [headline(facts)], opening_systems(facts)
+    lines, systems = [headline(result)], opening_systems(result)
     if systems:
         rows = [
             [
-                wording.shortened(short(one.called), 44),
+                wording.shortened(short(one.info.called), 44),
                 *(f"{value} ({ends})" if ends else value for value, ends in opening_cells(one)),
             ]
             for one in systems[:_MOST_ROWS]
@@ -139,13 +152,13 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
             if len(systems) > _MOST_ROWS
             else []
         )
-    beware = warnings(facts)
+    beware = warnings(result)
     lines += [""] if beware else []
     lines += [
         f"{'warning' if one.is_grave else 'note'}: {wording.visible(one.heading)} {wording.visible(one.text)}"
         for one in beware
     ]
-    parts, notes = protocol_table(facts)
+    parts, notes = protocol_table(result)
     if parts:
         lines += [
             "",
@@ -153,42 +166,55 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
             *parts[0].lines(),
         ]
         lines += [f"{sign} {wording.visible(text)}" for text, sign in notes.items()]
-        lines += [f"published: {line}" for line in sources(facts)]
+        lines += [f"published: {line}" for line in sources(result)]
         lines += (
             [f"on the page only: {', '.join(part.summary for part in parts[1:])}"]
             if parts[1:]
             else []
         )
-    families = facts.identification.inner.get("families") if facts.identification else None
-    named = [*_figures_line("Generators named", facts.identification, _KEYS), *_figures_line("Prompts predicted", facts.prompts, _PROMPTS),
-             *_figures_line("Families named", families, _KEYS)]  # fmt: skip
-    if groups := group_table(facts):
-        rows = [
-            [wording.shortened(row.name, 40), row.side, f"{row.n:,}",
-             *(wording.written(key, cell.value) for key, cell in zip(groups.keys, cells, strict=True))]
-            for row, cells in groups.lines
-        ]  # fmt: skip
-        named += [
-            "",
-            *table(
-                ["fakes", "distribution", "n", *groups.heads],
-                rows,
-                _WIDTH,
-                right=range(2, 3 + len(groups.heads)),
-            ),
-        ]
+    named = _names_lines(result)
     return [*lines, "", *named] if named else lines
 
 
-def opening_systems(facts: EvaluationDocument) -> list[SystemFacts]:
+def _names_lines(result: EvaluationResult) -> list[str]:
+    """Generators named, prompts predicted, and groups of generators."""
+    by_title = {info.title: info for info in result.meta.identification}
+    lines = []
+    if result.meta.identification:
+        lines += [
+            _figures_line("Generators named", result, result.meta.identification[0].scope, _KEYS)
+        ]
+    if result.meta.prompts:
+        lines += [_figures_line("Prompts predicted", result, PROMPTS, _PROMPTS)]
+    if "Families named" in by_title:
+        lines += [_figures_line("Families named", result, by_title["Families named"].scope, _KEYS)]
+    if groups := group_table(result):
+        rows = [
+            [
+                wording.shortened(row.name, 40),
+                row.distribution,
+                f"{row.n:,}",
+                *(
+                    wording.written(key, cell.value)
+                    for key, cell in zip(groups.keys, cells, strict=True)
+                ),
+            ]
+            for row, cells in groups.lines
+        ]
+        heads = ["fakes", "distribution", "n", *groups.heads]
+        lines += ["", *table(heads, rows, _WIDTH, right=range(2, len(heads)))]
+    return lines
+
+
+def opening_systems(result: EvaluationResult) -> list[SystemResult]:
     """The leading system first, the others by their AUC."""
+    leading = result.leading
     return sorted(
-        facts.systems,
-        key=lambda one: (one is not facts.leading, -(one.figure("auc").value or 0.0)),
+        result.systems, key=lambda one: (one != leading, -(one.figure("auc").value or 0.0))
     )
 
 
-def opening_cells(system: SystemFacts) -> list[tuple[str, str]]:
+def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
     """For each of HEADS a rounded value, and its 95 % interval or ""."""
     shares = [
         (rounded_share(one.value), interval_in_words(one))
@@ -204,36 +230,36 @@ def opening_cells(system: SystemFacts) -> list[tuple[str, str]]:
     ]
 
 
-def opening_bars(facts: EvaluationDocument, systems: Sequence[SystemFacts]) -> OpeningBars | None:
+def opening_bars(result: EvaluationResult, systems: Sequence[SystemResult]) -> OpeningBars | None:
     """AUCs where there are several to compare; else what one system makes of each generator; else
     its one AUC.
     """
     ranked = [(one, one.figure("auc")) for one in systems if one.figure("auc").value is not None]
-    leading = facts.leading
+    leading = result.leading
     makers = [
         one
         for label in ("fake", "real")
         for one in (leading.hardest(label) if leading else ())
-        if one.rate.value is not None
+        if leading and leading.rate(one).value is not None
     ]
-    if len(ranked) < 2 and len(makers) > 1:
-        return _bars_by_generator(makers)
+    if leading and len(ranked) < 2 and len(makers) > 1:
+        return _bars_by_generator(leading, makers)
     if not ranked:
         return None
     start = charts.axis_start([figure.least or 0.0 for _, figure in ranked])
     bars = [
         (
-            _brief(one.called),
+            _brief(one.info.called),
             three_digits(figure.value),
             figure,
-            "strong" if one is leading else "plain",
+            "strong" if one == leading else "plain",
         )
         for one, figure in ranked
     ]
     return OpeningBars("How well each system ranks fakes above real images", "ROC AUC", start, bars)
 
 
-def _bars_by_generator(makers: Sequence[GeneratorFacts]) -> OpeningBars:
+def _bars_by_generator(system: SystemResult, makers: Sequence[GeneratorInfo]) -> OpeningBars:
     """The hardest generators and sources of real images, with at least two of either where there
     are two; fakes first.
     """
@@ -248,36 +274,35 @@ def _bars_by_generator(makers: Sequence[GeneratorFacts]) -> OpeningBars:
         name = (
             f"{_brief(one.name.removeprefix('real:'))}, {'fake' if one.label == 'fake' else 'real'}"
         )
-        bars.append((name, f"{rounded_share(one.rate.value)} of {one.n:,}", one.rate, kind))
+        rate = system.rate(one)
+        bars.append((name, f"{rounded_share(rate.value)} of {one.n:,}", rate, kind))
     hardest = f"; the {len(kept)} hardest" if len(kept) < len(makers) else ""
     return OpeningBars(
         f"Images judged correctly, by who made them{hardest}", "share judged correctly", 0.0, bars
     )
 
 
-def group_table(facts: EvaluationDocument) -> GroupTable | None:
+def group_table(result: EvaluationResult) -> GroupTable | None:
     """The groups by all figures that any of them has; None without groups."""
-    if facts.groups is None or not facts.groups.groups:
+    leading, groups = result.leading, result.meta.groups
+    if not groups:
         return None
-    leading, rows = facts.leading, facts.groups.groups
-    detection = [row.detection.get(leading.name if leading else "", {}) for row in rows]
     figures = [
-        {**found, **(row.identification or {}), **(row.prompts or {})}
-        for row, found in zip(rows, detection, strict=True)
+        {
+            **(leading.figures(group.scope) if leading else {}),
+            **result.metrics.select(scope=group.scope),
+        }
+        for group in groups
     ]
     keys = [
         key for key in _COLUMNS if any(one[key].value is not None for one in figures if key in one)
     ]
     lines = [
-        (row, [one.get(key, NOT_MEASURED) for key in keys])
-        for row, one in zip(rows, figures, strict=True)
+        (group, [one.get(key, NOT_MEASURED) for key in keys])
+        for group, one in zip(groups, figures, strict=True)
     ]
-    return GroupTable(
-        leading.called if leading else "",
-        keys,
-        [_CALLED.get(key) or wording.named(key) for key in keys],
-        lines,
-    )
+    heads = [_CALLED.get(key) or wording.named(key) for key in keys]
+    return GroupTable(leading.info.called if leading else "", keys, heads, lines)
 
 
 def _brief(name: str) -> str:
@@ -285,85 +310,50 @@ def _brief(name: str) -> str:
     return wording.shortened(name, 32) or wording.NONE
 
 
-def _view_start(system: SystemFacts) -> float:
+def _view_start(system: SystemResult) -> float:
     """Where the scale of a system's AUCs under perturbation begins."""
-    found = [view.figures["auc"] for view in system.views if "auc" in view.figures] + [
-        system.figure("auc")
-    ]
-    return charts.axis_start([one.least for one in found if one.least is not None])
+    views = ["", *(view.name for view in system.info.views)]
+    found = [system.figure("auc", view=view).least for view in views]
+    return charts.axis_start([least for least in found if least is not None])
 
 
-def _named_tables(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:
-    """Every table of the section on generators named, with its caption."""
-    if found is None:
-        return []
-    plain = found.inner.get("plain")
-    parts = [("Generators named, by DFLIP-3K’s own rules" if plain else "Generators named", found)]
-    if plain:
-        theirs = (
-            ("by_index", "The same by any spelling"),
-            ("detection", "Real or fake, by their rules"),
-        )
-        parts += [(caption, found.inner[key]) for key, caption in theirs if key in found.inner]
-        parts.append(("Generators named, by ours", plain))
-    families = (plain or found).inner.get("families")
-    return [*parts, ("Families named", families)] if families else parts
-
-
-def _figures_line(caption: str, found: NamedFigures | None, keys: Sequence[str]) -> list[str]:
-    if found is None:
-        return []
-    known = [
-        (key, found.figures[key])
-        for key in keys
-        if key in found.figures and found.figures[key].value is not None
-    ]
+def _figures_line(caption: str, result: EvaluationResult, scope: str, keys: Sequence[str]) -> str:
+    figures = result.metrics.select(scope=scope)
     parts = [
-        f"{_CALLED.get(key) or wording.named(key)} {in_words(key, figure)}" for key, figure in known
+        f"{_CALLED.get(key) or wording.named(key)} {in_words(key, figures[key])}"
+        for key in keys
+        if key in figures and figures[key].value is not None
     ]
-    return [f"{caption}: {', '.join(parts) or 'no figure is defined'}."]
+    return f"{caption}: {', '.join(parts) or 'no figure is defined'}."
 
 
-def _left_out(facts: EvaluationDocument) -> list[str]:
+def _left_out(result: EvaluationResult) -> list[str]:
     """What the page has on a screen and not on paper, so that a print stays short."""
+    meta, leading = result.meta, result.leading
     rest = {
-        "what the tables and curves have of more generators and systems": len(facts.systems) > 1
-        or len(facts.table.rows) > MOST_ROWS,
-        "figures with abstentions": bool(facts.leading and facts.leading.decided),
-        "risk over coverage": any(one.risk_coverage.points for one in facts.systems),
-        "figures under perturbation": any(one.views for one in facts.systems),
-        "figures within one format and size": bool(facts.leading and facts.leading.strata),
-        "masks": facts.localization is not None,
+        "what the tables and curves have of more generators and systems": len(meta.systems) > 1
+        or len(meta.table) > MOST_ROWS,
+        "figures with abstentions": bool(leading and leading.figures(DECIDED)),
+        "risk over coverage": any(one.curves.risk_coverage for one in result.systems),
+        "figures under perturbation": any(one.views for one in meta.systems),
+        "figures within one format and size": bool(leading and leading.info.strata),
+        "masks": meta.localization is not None,
         "generators named and prompts predicted": bool(
-            facts.identification or facts.prompts or facts.groups
+            meta.identification or meta.prompts or meta.groups
         ),
-        "formats and sizes of the data": bool(facts.data.n),
-        "all figures with their intervals": bool(facts.systems),
+        "formats and sizes of the data": bool(meta.data.n),
+        "all figures with their intervals": bool(meta.systems),
         "how labels and rows were joined, and the settings of the run": bool(
-            facts.labels.rows or facts.run.identity
+            meta.labels.rows or meta.run.identity
         ),
         "the glossary": True,
     }
     return [words for words, is_there in rest.items() if is_there]
 
 
-def _glossary(facts: EvaluationDocument) -> list[tuple[str, str]]:
-    """What each figure of this document means."""
-    sections: list[Mapping[str, object]] = [
-        part.figures for _, part in _named_tables(facts.identification)
-    ]
-    sections += [
-        part
-        for system in facts.systems
-        for part in (system.figures, system.decided or {}, system.averages)
-    ]
-    sections += [facts.prompts.figures] if facts.prompts else []
-    sections += [row.identification or {} for row in (facts.groups.groups if facts.groups else ())]
-    sections += [
-        masks.figures for masks in (facts.localization.systems if facts.localization else ())
-    ]
-    there = {key for part in sections for key in part}
-    there |= {"aurc"} if any(system.risk_coverage.points for system in facts.systems) else set()
+def _glossary(result: EvaluationResult) -> list[tuple[str, str]]:
+    """What each metric of this result means."""
+    there = {row.figure for row in result.metrics.rows}
     return [
         (meaning.words[0].upper() + meaning.words[1:], meaning.sentence)
         for key, meaning in wording.MEANINGS.items()
@@ -395,28 +385,28 @@ class Series(NamedTuple):
     amounts: list[str]
 
 
-def system_charts(system: SystemFacts, ident: str) -> list[Chart]:
+def system_charts(system: SystemResult, ident: str) -> list[Chart]:
     """Scores of both classes, and the share that is fake over the probability that was stated, in
     bins of equal count; what there is.
     """
-    found, name = [], short(system.called)
-    scores = system.histogram
-    if scores.drawable:
+    found, name = [], short(system.info.called)
+    scores = system.curves.histogram
+    if not scores.is_empty:
         drawn = charts.class_histogram(
             scores.edges,
             scores.fake,
             scores.real,
-            system.threshold,
+            system.info.threshold,
             ident=f"scores-{ident}",
             title=f"Scores of {name}",
         )
         found.append(Chart("Scores of fakes and of real images, as shares of each", drawn))
-    bins = [(one, one.probability, one.fake_share) for one in system.reliability if one.n]
+    bins = [(one, one.probability, one.fake_share) for one in system.curves.reliability if one.n]
     spots = [
         charts.Spot(
             (stated, share),
             f"stated {stated:.2f}, fake {wording.percent(share)} of {one.n:,}",
-            one.ends,
+            one.interval,
         )
         for one, stated, share in bins
         if stated is not None and share is not None
@@ -465,27 +455,28 @@ def series_of(views: Sequence[str]) -> list[Series]:
 
 
 def _groups(
-    systems: Sequence[SystemFacts], draw: Callable[[Sequence[SystemFacts], str], list[Chart]]
+    systems: Sequence[SystemResult], draw: Callable[[Sequence[SystemResult], str], list[Chart]]
 ) -> list[ChartGroup]:
     """Charts of as many systems at a time as there are styles of lines."""
     some = (
         systems[start : start + charts.STYLES] for start in range(0, len(systems), charts.STYLES)
     )
     drawn = [
-        ChartGroup([short(one.called) for one in group], draw(group, str(place)))
+        ChartGroup([short(one.info.called) for one in group], draw(group, str(place)))
         for place, group in enumerate(some)
     ]
     return [group for group in drawn if group.charts]
 
 
-def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+def _curves(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
     """ROC, ROC on a logarithmic axis, DET and precision–recall."""
     roc = [
-        charts.Trace(style, _pairs(system.roc), _operating(system))
+        charts.Trace(style, _pairs(system.curves.roc), _operating(system))
         for style, system in enumerate(systems)
     ]
     described = "; ".join(
-        f"{short(system.called)}: AUC {in_words('auc', system.figure('auc'))}" for system in systems
+        f"{short(system.info.called)}: AUC {in_words('auc', system.figure('auc'))}"
+        for system in systems
     )
     finds = charts.share_axis(_FINDS)
     linear = charts.plane(
@@ -499,7 +490,7 @@ def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
     )
     # From where one real image in a thousand is flagged, or fewer; shaded where that would be less
     # than one image.
-    n_real = max([1, *(system.n_real for system in systems)])
+    n_real = max([1, *(system.info.n_real for system in systems)])
     low = 10.0 ** max(_LOWEST_DECADE, min(_LEAST_DECADES, math.floor(-math.log10(n_real))))
     title = "ROC where few real images are flagged"
     few = charts.plane(
@@ -523,7 +514,7 @@ def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
     traces = [
         charts.Trace(style, points)
         for style, one in enumerate(systems)
-        if len(points := _pairs(one.precision_recall)) > 1
+        if len(points := _pairs(one.curves.precision_recall)) > 1
     ]
     if traces:
         axes = (
@@ -542,24 +533,24 @@ def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
     return found
 
 
-def _operating(system: SystemFacts) -> list[charts.Spot]:
+def _operating(system: SystemResult) -> list[charts.Spot]:
     """Where the threshold lies on the ROC curve."""
     found, cleared = system.figure("tpr").value, system.figure("tnr").value
     if found is None or cleared is None:
         return []
-    words = f"{short(system.called)} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
+    words = f"{short(system.info.called)} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
     return [charts.Spot((1 - cleared, found), words)]
 
 
-def _risks(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+def _risks(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
     """Risk over coverage."""
     traces = [
-        charts.Trace(style, sorted(_pairs(system.risk_coverage.points)))
+        charts.Trace(style, sorted(_pairs(system.curves.risk_coverage)))
         for style, system in enumerate(systems)
     ]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
     described = "; ".join(
-        f"{short(one.called)}: area {written('aurc', one.risk_coverage.aurc.value)}"
+        f"{short(one.info.called)}: area {written('aurc', one.figure('aurc').value)}"
         for one in systems
     )
     axes = (
@@ -577,9 +568,9 @@ def _risks(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
     ]
 
 
-def _robustness(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+def _robustness(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
     """Of every series of views a figure over the amount, clean pictures first and as a faint line."""
-    names = list(dict.fromkeys(view.name for system in systems for view in system.views))
+    names = list(dict.fromkeys(view.name for system in systems for view in system.info.views))
     drawn = [
         _over_amounts(systems, series, key, f"view-{ident}-{number}-{key}")
         for number, series in enumerate(series_of(names))
@@ -589,19 +580,18 @@ def _robustness(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
 
 
 def _over_amounts(
-    systems: Sequence[SystemFacts], series: Series, key: str, ident: str
+    systems: Sequence[SystemResult], series: Series, key: str, ident: str
 ) -> Chart | None:
     traces = []
     for style, system in enumerate(systems):
-        views = {view.name: view.figures for view in system.views}
         placed = [
             ("clean", system.figure(key)),
-            *((name, views.get(name, {}).get(key, MetricValue())) for name in series.views),
+            *((name, system.figure(key, view=name)) for name in series.views),
         ]
         spots = [
             charts.Spot(
                 (place, found.value),
-                f"{short(system.called)}, {short(name)}: {in_words(key, found)}",
+                f"{short(system.info.called)}, {short(name)}: {in_words(key, found)}",
                 found.interval,
             )
             for place, (name, found) in enumerate(placed)

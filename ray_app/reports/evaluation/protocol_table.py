@@ -5,9 +5,14 @@ columns and rows at a time.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ray_app.metrics.values import NOT_MEASURED, MetricValue
+from ray_app.metrics.values import MetricValue
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.model import EvaluationDocument, ReferenceFacts, TableRow
+from ray_app.reports.evaluation.result import (
+    TABLE,
+    EvaluationResult,
+    ReferenceInfo,
+    TableRowInfo,
+)
 from ray_app.reports.format import three_digit_ends, three_digits
 from ray_app.reports.text import GAP, table
 
@@ -23,7 +28,7 @@ class Column(NamedTuple):
     """
 
     system: str
-    published: ReferenceFacts | None = None
+    published: ReferenceInfo | None = None
     differs: bool = False
 
 
@@ -111,29 +116,29 @@ class Notes(dict[str, str]):
         return self[text] if text else ""
 
 
-def protocol_table(facts: EvaluationDocument) -> tuple[list[TablePart], Notes]:
+def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
     """The table in parts, what is shown at once first, and the notes under it. Rows of reals,
     published ones and the hardest come first.
     """
     notes, parts = Notes(), []
-    columns = _columns(facts)
-    if not columns or not (facts.table.rows or facts.table.footers):
+    columns, meta = _columns(result), result.meta
+    if not columns or not (meta.table or meta.footers):
         return [], notes
     cut = min(MOST_COLUMNS, len(columns))
     # a system stays with its published columns
     while 1 < cut < len(columns) and columns[cut].system and columns[cut].published:
         cut -= 1
-    kept, others = _hardest_first(facts)
+    kept, others = _hardest_first(result)
     for some, more in (
         (columns[:cut], ""),
         (columns[cut:], f"{wording.counted(len(columns) - cut, 'more column')}"),
     ):
         if some:
-            parts.append(_part(facts, some, kept, notes, more or f"{len(kept)} rows"))
+            parts.append(_part(result, some, kept, notes, more or f"{len(kept)} rows"))
             parts += (
                 [
                     _part(
-                        facts,
+                        result,
                         some,
                         others,
                         notes,
@@ -146,12 +151,13 @@ def protocol_table(facts: EvaluationDocument) -> tuple[list[TablePart], Notes]:
     return parts, notes
 
 
-def sources(facts: EvaluationDocument) -> list[str]:
+def sources(result: EvaluationResult) -> list[str]:
     """Where published columns are from, whether somebody compared our weights on the real data with
     them, and what this run has.
     """
-    systems, columns = {system.name: system for system in facts.systems}, dict[str, list[str]]()
-    for one in facts.reference:
+    systems = {system.name: system for system in result.meta.systems}
+    columns = dict[str, list[str]]()
+    for one in result.meta.reference:
         system = systems.get(one.system or "")
         has = f"; this run: {wording.counted(system.n, 'image')}" if system else ""
         said = f"{wording.visible(one.source)}; verified: {'yes' if one.verified else 'no'}{has}"
@@ -159,33 +165,29 @@ def sources(facts: EvaluationDocument) -> list[str]:
     return [f"{', '.join(names)} from {said}" for said, names in columns.items()]
 
 
-def _columns(facts: EvaluationDocument) -> list[Column]:
+def _columns(result: EvaluationResult) -> list[Column]:
     """Each system of ours with what was published of it, and the difference; at the end what was
     published of others.
     """
-    names = list(facts.table.columns) or [
-        system.name for system in facts.systems if system.name in facts.table.cells
-    ]
+    names, reference = [system.name for system in result.meta.systems], result.meta.reference
     columns: list[Column] = []
     for name in names:
         columns.append(Column(name))
-        for one in facts.reference:
-            columns += (
-                [Column(name, one), Column(name, one, differs=True)] if one.system == name else []
-            )
-    return columns + [Column("", one) for one in facts.reference if one.system not in names]
+        for one in reference:
+            if one.system == name:
+                columns += [Column(name, one), Column(name, one, differs=True)]
+    return columns + [Column("", one) for one in reference if one.system not in names]
 
 
-def _hardest_first(facts: EvaluationDocument) -> tuple[list[TableRow], list[TableRow]]:
-    rows = list(facts.table.rows)
+def _hardest_first(result: EvaluationResult) -> tuple[list[TableRowInfo], list[TableRowInfo]]:
+    rows, leading = list(result.meta.table), result.leading
     if len(rows) <= MOST_ROWS:
         return rows, []
-    cells = facts.table.cells.get(facts.leading.name if facts.leading else "", {})
-    published = {name for one in facts.reference for name in one.rows}
+    published = {name for one in result.meta.reference for name in one.rows}
 
-    def ease(row: TableRow) -> tuple[bool, float]:
-        number = cells.get(row.name, NOT_MEASURED).value
-        return row.label != "real" and row.name not in published, 2.0 if number is None else number
+    def ease(row: TableRowInfo) -> tuple[bool, float]:
+        value = leading.figure(row.name, TABLE).value if leading else None
+        return row.label != "real" and row.name not in published, 2.0 if value is None else value
 
     hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
     return [row for row in rows if row.name in hardest], [
@@ -194,27 +196,32 @@ def _hardest_first(facts: EvaluationDocument) -> tuple[list[TableRow], list[Tabl
 
 
 def _part(
-    facts: EvaluationDocument,
+    result: EvaluationResult,
     columns: Sequence[Column],
-    rows: Sequence[TableRow],
+    rows: Sequence[TableRowInfo],
     notes: Notes,
     summary: str,
 ) -> TablePart:
-    lines = []
-    for row in rows:
-        figures = {name: cells.get(row.name) for name, cells in facts.table.cells.items()}
-        lines.append(
-            TableLine(
-                row.name, row.label, row.n, _cells(row.name, figures, columns, notes, row.seen)
-            )
+    lines = [
+        TableLine(
+            row.name,
+            row.label,
+            row.n,
+            _cells(row.name, _row_of(result, row.name), columns, notes, row.seen),
         )
+        for row in rows
+    ]
     footers = []
-    for footer in facts.table.footers:
-        n = max((figure.n for figure in footer.cells.values()), default=0)
-        footers.append(
-            TableLine(footer.name, "", n, _cells(footer.name, footer.cells, columns, notes))
-        )
+    for name in result.meta.footers:
+        figures = _row_of(result, name)
+        n = max((figure.n for figure in figures.values()), default=0)
+        footers.append(TableLine(name, "", n, _cells(name, figures, columns, notes)))
     return TablePart([_head(column, notes) for column in columns], lines, footers, summary)
+
+
+def _row_of(result: EvaluationResult, name: str) -> dict[str, MetricValue]:
+    """The values of one row or footer by system."""
+    return {system.info.name: system.figure(name, TABLE) for system in result.systems}
 
 
 def _head(column: Column, notes: Notes) -> TableHead:
@@ -229,7 +236,7 @@ def _head(column: Column, notes: Notes) -> TableHead:
 
 def _cells(
     row: str,
-    figures: Mapping[str, MetricValue | None],
+    figures: Mapping[str, MetricValue],
     columns: Sequence[Column],
     notes: Notes,
     seen: Mapping[str, str] | None = None,
@@ -271,7 +278,7 @@ def _ours(figure: MetricValue | None, notes: Notes) -> TableCell:
     )
 
 
-def _published(row: str, reference: ReferenceFacts, notes: Notes) -> TableCell:
+def _published(row: str, reference: ReferenceInfo, notes: Notes) -> TableCell:
     value = reference.rows.get(row)
     return TableCell(
         three_digits(value),

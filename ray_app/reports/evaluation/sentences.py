@@ -8,12 +8,17 @@ behind them.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ray_app.metrics import uncertainty
+from ray_app.metrics import shortcut, uncertainty
 from ray_app.metrics.detection import ranks_backwards
 from ray_app.metrics.values import MetricValue
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts
-from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
+from ray_app.reports.evaluation.result import (
+    EvaluationResult,
+    GeneratorInfo,
+    PairedTest,
+    SystemResult,
+    kind_scope,
+)
 from ray_app.reports.format import (
     counted,
     in_words,
@@ -46,15 +51,15 @@ def short(name: str) -> str:
     return wording.shortened(name, _LONGEST_NAME) or wording.NONE
 
 
-def headline(facts: EvaluationDocument) -> str:
+def headline(result: EvaluationResult) -> str:
     """The evaluation in one plain sentence, with rounded figures."""
-    system = facts.leading
+    system = result.leading
     if system is None:
         return "Nothing was evaluated: the document names no system."
-    name = short(system.called)
-    if not system.n:
+    name = short(system.info.called)
+    if not system.info.n:
         return f"{name}: no labelled image has a score."
-    text = _too_few(name, facts, system) or f"{_verdict(name, system)}{_doubt(facts)}."
+    text = _too_few(name, result, system) or f"{_verdict(name, system)}{_doubt(result)}."
     return (
         text
         if any(sign in name for sign in "<>")
@@ -62,42 +67,37 @@ def headline(facts: EvaluationDocument) -> str:
     )
 
 
-def answers(facts: EvaluationDocument) -> list[tuple[str, list[str]]]:
+def answers(result: EvaluationResult) -> list[tuple[str, list[str]]]:
     """A reader's questions (how good, on what, how sure, where it breaks), each with its answer;
     those without an answer are left out.
     """
-    system = facts.leading
+    system = result.leading
     if system is None:
         return []
     found = [
         ("How good", _how_good(system)),
-        ("On what", _on_what(facts, system)),
-        ("How sure", _how_sure(facts, system)),
+        ("On what", _on_what(result, system)),
+        ("How sure", _how_sure(result, system)),
         ("Where it breaks", _where_it_breaks(system)),
     ]
     return [(question, sentences) for question, sentences in found if sentences]
 
 
-def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
+def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
     """What to beware of, the gravest first."""
-    shortcut, labels = facts.data.shortcut, facts.labels
-    found, names = [], ", ".join(map(short, shortcut.features))
-    if shortcut.confounded:
+    meta, data, labels = result.meta, result.meta.data, result.meta.labels
+    found, names = [], ", ".join(map(short, data.features))
+    if data.confounded:
         text = f"Without looking at a pixel, file facts{f' ({names})' if names else ''} tell fakes from real images with AUC "
-        text += f"{in_words('auc', shortcut.auc)}. A detector can look as good as it does here for the same reason. "
+        text += f"{in_words('auc', result.shortcut_auc)}. A detector can look as good as it does here for the same reason. "
         text += "Read the figures by format and size before the headline."
         found.append(EvaluationWarning("Confounded.", text, True))
-    told_above = ", ".join(shortcut.features) if shortcut.confounded and shortcut.features else None
-    texts = [
-        text for text in shortcut.warnings if told_above is None or not text.startswith(told_above)
+    found += [
+        EvaluationWarning("Classes differ.", wording.visible(text), not data.confounded)
+        for text in meta.data_warnings
     ]
     found += [
-        EvaluationWarning("Classes differ.", wording.visible(text), not shortcut.confounded)
-        for text in texts
-    ]
-    found += [
-        EvaluationWarning("About the data.", wording.visible(text), False)
-        for text in facts.data.faults
+        EvaluationWarning("About the data.", wording.visible(text), False) for text in meta.faults
     ]
     parts = (
         [f"{counted(labels.without_row, 'label')} without a row in the run"]
@@ -112,18 +112,18 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
     parts += (
         [f"{counted(labels.doubled, 'label')} given twice (and equal)"] if labels.doubled else []
     )
-    texts = [wording.visible(text) for text in labels.warnings] or (
+    texts = [wording.visible(text) for text in meta.label_warnings] or (
         [f"{'; '.join(parts)}."] if parts else []
     )
     found += [EvaluationWarning("Labels and run differ.", text, False) for text in texts]
-    if facts.localization and facts.localization.warning:
+    if meta.localization and meta.localization.warning:
         found.append(
             EvaluationWarning(
-                "Masks may be misread.", wording.visible(facts.localization.warning), True
+                "Masks may be misread.", wording.visible(meta.localization.warning), True
             )
         )
-    if facts.localization:
-        for reason in facts.localization.unreadable:
+    if meta.localization:
+        for reason in meta.localization.unreadable:
             example = f", for example {reason.example}" if reason.example else ""
             text = f"{counted(reason.n, 'mask')} of the labels: {reason.reason}{example}."
             found.append(
@@ -131,11 +131,11 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
             )
     if backwards := [
         system
-        for system in facts.systems
-        if ranks_backwards(system.figure("auc"), system.n_real, system.n_fake)
+        for system in result.systems
+        if ranks_backwards(system.figure("auc"), system.info.n_real, system.info.n_fake)
     ]:
         each = ", ".join(
-            f"{short(system.called)} {in_words('auc', system.figure('auc'))}"
+            f"{short(system.info.called)} {in_words('auc', system.figure('auc'))}"
             for system in backwards[:6]
         )
         text = (
@@ -148,17 +148,21 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
                 True,
             )
         )
-    if late := [system for system in facts.systems if system.late]:
-        each = ", ".join(f"{short(system.called)} {system.n:,}" for system in late[:6])
+    if late := [system for system in result.systems if system.info.late]:
+        each = ", ".join(f"{short(system.info.called)} {system.info.n:,}" for system in late[:6])
         words = f"Images that went on in the cascade: {each}. The figures of these detectors cover only such images, the hard ones."
         found.append(
             EvaluationWarning("Some detectors scored only part of the images.", words, True)
         )
-    if unscored := [system for system in facts.systems if system.unscored and not system.late]:
-        each = ", ".join(f"{short(system.called)} {system.unscored:,}" for system in unscored[:6])
+    if unscored := [
+        system for system in result.systems if system.info.unscored and not system.info.late
+    ]:
+        each = ", ".join(
+            f"{short(system.info.called)} {system.info.unscored:,}" for system in unscored[:6]
+        )
         text = f"Images without one: {each}. They count in the strict figures only."
         found.append(EvaluationWarning("Not all images have a score.", text, False))
-    if marked := [short(one.column) for one in facts.reference if one.mark or one.marks]:
+    if marked := [short(one.column) for one in meta.reference if one.mark or one.marks]:
         text = f"{', '.join(marked)}: the notes under the table say why."
         found.append(EvaluationWarning("Some published figures cannot be compared.", text, False))
     return found
@@ -172,9 +176,19 @@ def interval_in_words(figure: MetricValue) -> str:
     return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
-def _verdict(name: str, system: SystemFacts, which: str = "the") -> str:
-    """`which` images the shares are of: the, or these."""
-    found, flagged, auc = system.figure("tpr"), system.flagged, system.figure("auc")
+def _verdict(
+    name: str, system: SystemResult, which: str = "the", *, has_intervals: bool = True
+) -> str:
+    """`which` images the fractions are of: the, or these."""
+    found, flagged, auc, right = (
+        metric if has_intervals else metric.without_interval()
+        for metric in (
+            system.figure("tpr"),
+            system.flagged,
+            system.figure("auc"),
+            system.figure("balanced_accuracy"),
+        )
+    )
     finds = f"{name} finds {_of_all(found, which, 'fake')}"
     flags = f"wrongly flags {_of_all(flagged, which, 'real image')}"
     if found.value is not None and flagged.value is not None:
@@ -185,10 +199,9 @@ def _verdict(name: str, system: SystemFacts, which: str = "the") -> str:
         return f"{name} {flags}; there was no fake to try it on"
     if auc.value is not None:
         return f"{name} scores a fake above a real image with a chance of {rounded_share(auc.value)}{_between(auc)}"
-    right = system.figure("balanced_accuracy")
     if right.value is not None:
         return f"{name} judges {rounded_share(right.value)}{_between(right)} of images correctly, both classes counting the same"
-    return f"{name} scored {counted(system.n, 'image')}, and no figure is defined"
+    return f"{name} scored {counted(system.info.n, 'image')}, and no figure is defined"
 
 
 def _of_all(figure: MetricValue, which: str, noun: str) -> str:
@@ -210,11 +223,11 @@ def _between(figure: MetricValue) -> str:
     )
 
 
-def _too_few(name: str, facts: EvaluationDocument, system: SystemFacts) -> str:
+def _too_few(name: str, result: EvaluationResult, system: SystemResult) -> str:
     """What to say where an interval is so wide that its figure says nothing of further images, or
     of further generators and sources.
     """
-    drawn = facts.intervals
+    drawn = result.meta.intervals
     measured = (("AUC", system.figure("auc"), False), ("share of fakes found", system.figure("tpr"), False),
                 ("share of real images flagged", system.flagged, True))  # fmt: skip
     for what, figure, is_of_reals in measured:
@@ -227,17 +240,10 @@ def _too_few(name: str, facts: EvaluationDocument, system: SystemFacts) -> str:
                 if is_of_reals
                 else counted(groups, "generator")
             )
-            bare = system.model_copy(
-                update={
-                    "figures": {
-                        key: found.without_interval() for key, found in system.figures.items()
-                    }
-                }
-            )
             are = f"{few} {_are(groups)} too few to say how it does on others"
-            return f"{_verdict(name, bare, 'these')}, but {are}{_doubt(facts, 'and')}."
+            return f"{_verdict(name, system, 'these', has_intervals=False)}, but {are}{_doubt(result, 'and')}."
         low, high = map(rounded_area if what == "AUC" else rounded_share, figure.interval)
-        images = f"{counted(system.n, 'image')} {_are(system.n)} too few to say how good {name} is"
+        images = f"{counted(system.info.n, 'image')} {_are(system.info.n)} too few to say how good {name} is"
         return f"{images}: its {what} could be anything from {low} to {high}."
     return ""
 
@@ -246,31 +252,33 @@ def _are(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
-def _doubt(facts: EvaluationDocument, conjunction: str = "but") -> str:
+def _doubt(result: EvaluationResult, conjunction: str = "but") -> str:
     """The end of the headline where the form of files alone gives fakes away."""
-    shortcut = facts.data.shortcut
-    names = (
-        f" ({', '.join(short(name) for name in shortcut.features[:2])})"
-        if shortcut.features
-        else ""
-    )
+    data = result.meta.data
+    names = f" ({', '.join(short(name) for name in data.features[:2])})" if data.features else ""
     return (
         f", {conjunction} the form of the files alone{names} gives many fakes away"
-        if shortcut.confounded
+        if data.confounded
         else ""
     )
 
 
-def _how_good(system: SystemFacts) -> list[str]:
+def _how_good(system: SystemResult) -> list[str]:
     tpr, tnr, auc = (system.figure(key) for key in ("tpr", "tnr", "auc"))
     sentences, parts = [], []
     if tpr.value is not None:
-        parts.append(f"finds {in_words('tpr', tpr)} of {counted(system.n_fake, 'fake')}")
+        parts.append(f"finds {in_words('tpr', tpr)} of {counted(system.info.n_fake, 'fake')}")
     if tnr.value is not None:
-        parts.append(f"clears {in_words('tnr', tnr)} of {counted(system.n_real, 'real image')}")
+        parts.append(
+            f"clears {in_words('tnr', tnr)} of {counted(system.info.n_real, 'real image')}"
+        )
     if parts:
-        at = f" at a threshold of {plain(system.threshold)}" if system.threshold is not None else ""
-        sentences.append(f"{short(system.called)} {' and '.join(parts)}{at}.")
+        at = (
+            f" at a threshold of {plain(system.info.threshold)}"
+            if system.info.threshold is not None
+            else ""
+        )
+        sentences.append(f"{short(system.info.called)} {' and '.join(parts)}{at}.")
     if auc.value is not None:
         sentences.append(
             f"A fake scores higher than a real image with a probability of {in_words('auc', auc)}: the ROC AUC."
@@ -289,9 +297,9 @@ def _how_good(system: SystemFacts) -> list[str]:
     return sentences
 
 
-def _on_what(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
-    data, protocol = facts.data, facts.protocol
-    fakes = [one for one in system.generators if one.label == "fake"]
+def _on_what(result: EvaluationResult, system: SystemResult) -> list[str]:
+    data, protocol = result.meta.data, result.meta.protocol
+    fakes = [one for one in system.info.generators if one.label == "fake"]
     text = f"{counted(data.n_real, 'real image')} and {counted(data.n_fake, 'fake')}"
     text += f" of {counted(len(fakes), 'generator')}" if fakes else ""
     text += f"; {data.n_local:,} of the fakes are local edits" if data.n_local else ""
@@ -318,31 +326,24 @@ def _on_what(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
     ]
 
 
-def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
-    sentences = [_chance(facts, system)]
-    if len(facts.systems) > 1 and system.kind != "ensemble":
+def _how_sure(result: EvaluationResult, system: SystemResult) -> list[str]:
+    sentences = [_chance(result, system)]
+    if len(result.systems) > 1 and system.info.kind != "ensemble":
         sentences.append(
-            f"It is shown first as the best of {len(facts.systems)} on these very images, so its figures flatter it a little."
+            f"It is shown first as the best of {len(result.systems)} on these very images, so its figures flatter it a little."
         )
     ours = [
-        one
-        for one in facts.paired
-        if system.name in (one.a, one.b) and one.difference.value is not None
+        (test, difference.value)
+        for test in result.meta.paired
+        if system.info.name in (test.a, test.b)
+        and (difference := difference_of(result, test)).value is not None
     ]
     if ours:
-        sentences.append(
-            _compared(
-                min(
-                    ours,
-                    key=lambda one: ("auc" not in one.test, abs(one.difference.value or 0)),
-                ),
-                facts,
-                system,
-            )
-        )
+        test, amount = min(ours, key=lambda one: ("auc" not in one[0].test, abs(one[1])))
+        sentences.append(_compared(test, amount, result, system))
     ece = system.figure("ece")
     off = f"off by {in_words('ece', ece)} on average" if ece.value is not None else ""
-    if not system.calibrated:
+    if not system.info.calibrated:
         sentences.append(
             "Its scores are not calibrated"
             + (f": read as chances, they are {off}." if off else ".")
@@ -351,26 +352,30 @@ def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
         sentences.append(f"Its probabilities are {off}.")
     # The fullest combination of format and size that holds both classes: there neither gives a fake
     # away.
-    both = [one for one in system.strata if one.n_real and one.n_fake and one.auc.value is not None]
+    both = [
+        one
+        for one in system.info.strata
+        if one.n_real and one.n_fake and system.figure("auc", one.scope).value is not None
+    ]
     if both:
         one = max(both, key=lambda one: min(one.n_real, one.n_fake))
         where = f"{wording.shortened(one.format, 12)} of {wording.shortened(one.size, 16)}, {one.n_real:,} real and {one.n_fake:,} fake"
         sentences.append(
-            f"Within one format and size, {where}, its AUC is {in_words('auc', one.auc)}."
+            f"Within one format and size, {where}, its AUC is {in_words('auc', system.figure('auc', one.scope))}."
         )
-    shortcut = facts.data.shortcut
-    if shortcut.auc.value is not None and not shortcut.confounded:
+    auc = result.shortcut_auc
+    if auc.value is not None and not result.meta.data.confounded:
         sentences.append(
-            f"File facts alone tell the classes apart with AUC {in_words('auc', shortcut.auc)}: {shortcut.finding}."
+            f"File facts alone tell the classes apart with AUC {in_words('auc', auc)}: {shortcut.finding(auc)}."
         )
     return sentences
 
 
-def _chance(facts: EvaluationDocument, system: SystemFacts) -> str:
+def _chance(result: EvaluationResult, system: SystemResult) -> str:
     """Between what ends the first figures lie, and for what."""
     found = [(named(key), span(key, system.figure(key))) for key in ("auc", "tpr", "tnr")]
     known = ", ".join(f"{name} {ends}" for name, ends in found if ends)
-    if not facts.intervals.words:
+    if not result.meta.intervals.words:
         ends = (
             f"95 % intervals: {known}. They"
             if known
@@ -379,22 +384,27 @@ def _chance(facts: EvaluationDocument, system: SystemFacts) -> str:
         return f"{ends} cover chance alone: images of another kind can lie far outside."
     beyond = (
         "other generators can lie far outside"
-        if facts.intervals.fakes == "images"
+        if result.meta.intervals.fakes == "images"
         else "what is unlike them can lie far outside"
     )
-    return (
-        f"{f'{known}. ' if known else ''}{facts.intervals.words} They cover chance alone: {beyond}."
-    )
+    return f"{f'{known}. ' if known else ''}{result.meta.intervals.words} They cover chance alone: {beyond}."
 
 
-def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts) -> str:
+def difference_of(result: EvaluationResult, test: PairedTest) -> MetricValue:
+    """Return the difference that a paired test is of: b less a."""
+    return result.metrics.find(test.test, test.b, scope=test.scope)
+
+
+def _compared(
+    test: PairedTest, difference: float, result: EvaluationResult, system: SystemResult
+) -> str:
     """Against the system that is closest to it."""
-    turned = test.b == system.name
+    turned = test.b == system.info.name
     other = test.a if turned else test.b
-    found = next((one for one in facts.systems if one.name == other), None)
+    found = next((one for one in result.meta.systems if one.name == other), None)
     against = f"Against {short(found.called if found else other)}, the closest in paired tests, its"
     what = "AUC" if "auc" in test.test else "share judged correctly"
-    amount = (test.difference.value or 0.0) * (1 if turned else -1)
+    amount = difference * (1 if turned else -1)
     if not amount:
         return f"{against} {what} is the same."
     p = test.p_holm if test.p_holm is not None else test.p
@@ -403,19 +413,19 @@ def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts)
     return f"{against} {what} is {abs(amount):.4f} {'higher' if amount > 0 else 'lower'} (p {chance}){sure}."
 
 
-def _where_it_breaks(system: SystemFacts) -> list[str]:
+def _where_it_breaks(system: SystemResult) -> list[str]:
     sentences = []
     hardest, sources = (
-        [one for one in system.hardest(label) if one.rate.value is not None]
+        [one for one in system.hardest(label) if system.rate(one).value is not None]
         for label in ("fake", "real")
     )
     if len(hardest) > 1:
         worst = hardest[0]
         sentences.append(
-            f"The hardest generator is {short(worst.name)}: it finds {in_words('tpr', worst.rate)} of {counted(worst.n, 'image')}."
+            f"The hardest generator is {short(worst.name)}: it finds {in_words('tpr', system.rate(worst))} of {counted(worst.n, 'image')}."
         )
         rates = {
-            word: [one.rate.value or 0.0 for one in hardest if one.seen == word]
+            word: [system.rate(one).value or 0.0 for one in hardest if one.seen == word]
             for word in ("in-training", "unseen")
         }
         if all(rates.values()):
@@ -423,49 +433,50 @@ def _where_it_breaks(system: SystemFacts) -> list[str]:
             sentences.append(
                 f"Of generators that it was trained on it finds {trained} on average, of those that it never saw {unseen}."
             )
-    if _stands_out(sources):
+    if _stands_out(system, sources):
         worst = sources[0]
-        flagged = percent(1 - (worst.rate.value or 0))
+        flagged = percent(1 - (system.rate(worst).value or 0))
         sentences.append(
             f"Of the real images, those from {short(worst.name)} are flagged most often: {flagged} of {worst.n:,}."
         )
-    whole, local = (system.kinds.get(kind, {}).get("tpr") for kind in ("whole", "local"))
-    if whole and local and whole.value is not None and local.value is not None:
+    whole, local = (system.figure("tpr", kind_scope(kind)) for kind in ("whole", "local"))
+    if whole.value is not None and local.value is not None:
         sentences.append(
             f"Of local edits it finds {in_words('tpr', local)}, of whole fakes {in_words('tpr', whole)}."
         )
     return sentences + _under_perturbation(system)
 
 
-def _stands_out(hardest: Sequence[GeneratorFacts]) -> bool:
+def _stands_out(system: SystemResult, hardest: Sequence[GeneratorInfo]) -> bool:
     """Whether fewer of the first of these are judged correctly than of the others together, the
     intervals of both being apart.
     """
     n = sum(one.n for one in hardest[1:])
-    if not n or hardest[0].rate.interval is None:
+    worst = system.rate(hardest[0]).interval if hardest else None
+    if not n or worst is None:
         return False
-    right = sum(round(one.n * (one.rate.value or 0.0)) for one in hardest[1:])
-    return hardest[0].rate.interval[1] < uncertainty.proportion_interval(right, n)[0]
+    right = sum(round(one.n * (system.rate(one).value or 0.0)) for one in hardest[1:])
+    return worst[1] < uncertainty.proportion_interval(right, n)[0]
 
 
-def _under_perturbation(system: SystemFacts) -> list[str]:
+def _under_perturbation(system: SystemResult) -> list[str]:
     """The view that costs most, by AUC or else by balanced accuracy; attacks are not among them."""
     for key in ("auc", "balanced_accuracy"):
         clean = system.figure(key).value
         found = [
-            (view.figures[key].value, view)
-            for view in system.views
-            if key in view.figures and view.kind != "attack"
+            (system.figure(key, view=view.name).value, view)
+            for view in system.info.views
+            if view.kind != "attack"
         ]
-        known = [(number, view) for number, view in found if number is not None]
+        known = [(value, view) for value, view in found if value is not None]
         if clean is None or not known:
             continue
-        number, view = min(known, key=lambda item: item[0])
-        if clean - number < _SHARP_DROP:
+        value, view = min(known, key=lambda item: item[0])
+        if clean - value < _SHARP_DROP:
             return [
-                f"Even under {short(view.name)}, the perturbation that costs most, its {named(key)} is {written(key, number)}."
+                f"Even under {short(view.name)}, the perturbation that costs most, its {named(key)} is {written(key, value)}."
             ]
         return [
-            f"Under {short(view.name)} its {named(key)} falls from {written(key, clean)} to {written(key, number)}."
+            f"Under {short(view.name)} its {named(key)} falls from {written(key, clean)} to {written(key, value)}."
         ]
     return []

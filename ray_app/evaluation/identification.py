@@ -1,14 +1,14 @@
-"""Generators that a run named, against the labels: the sections `identification`
-(`identification_of`) and `groups` (`groups_section`).
+"""Measure the generators that a run named (`identification_of`), and groups of generators in and
+out of the distribution of training (`groups_of`, `measure_groups`).
 
-`answers_of` counts generator, answer, and where the truth stands in the ranking. A protocol's
-groups are rows of its table. Elsewhere the classes of the run's identifier decide which generators
+`answers_of` counts generator, answer, and the place of the truth in the ranking. A protocol's
+groups are rows of its table. Otherwise the classes of the run's identifier decide which generators
 were in training: by themselves, by their family alone, or not at all.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,9 +18,16 @@ import pyarrow.compute as pc
 
 from ray_app.evaluation import dflip, join, protocols
 from ray_app.evaluation.generator_names import REAL, Names
-from ray_app.evaluation.prompts import Prompts
+from ray_app.evaluation.system_metrics import SystemScores, group_of
 from ray_app.metrics import attribution, intervals, values
-from ray_app.reports.evaluation import model, system_model
+from ray_app.metrics.table import MetricRow, rows_of
+from ray_app.metrics.values import MetricValue
+from ray_app.reports.evaluation.result import (
+    ClassInfo,
+    GeneratorInfo,
+    GroupInfo,
+    IdentificationInfo,
+)
 from ray_app.runs.current import numbers
 
 COLUMNS = (
@@ -34,7 +41,6 @@ COLUMNS = (
 _BETWEEN = "\x1f"  # no name holds it
 Words = tuple[str, str, str | None, str | None]
 Floats = npt.NDArray[np.float64]
-Document = dict[str, Any]
 _NO_KNOWN = "no image of a known generator"
 _NO_UNKNOWN = "no image of an unknown generator"
 _NO_LIST = "no list of known generators"
@@ -135,41 +141,6 @@ class AttributionAnswers:
                     self.confidences.setdefault(self.names.label(name), []).append(mine)
 
 
-@dataclass(frozen=True)
-class Grouped:
-    """Generators, by their names in the labels. `total`: of all groups with that distribution."""
-
-    name: str
-    distribution: Distribution
-    generators: frozenset[str]
-    total: bool = False
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """`by`: what divides the groups. Those without an image are there too."""
-
-    by: Literal["protocol", "identifier"]
-    groups: tuple[Grouped, ...]
-
-    @property
-    def all(self) -> list[Grouped]:
-        """The groups, and their totals where a distribution has several."""
-        totals = []
-        for distribution, name in _TOTALS.items():
-            mine = [one for one in self.groups if one.distribution == distribution]
-            if len(mine) > 1:
-                totals.append(
-                    Grouped(
-                        name,
-                        distribution,
-                        frozenset().union(*[one.generators for one in mine]),
-                        total=True,
-                    )
-                )
-        return [*self.groups, *totals]
-
-
 def answers_of(tables: join.Tables, names: Names) -> AttributionAnswers | None:
     """All of a run's answers; None where no image has one."""
     found = AttributionAnswers(names)
@@ -183,94 +154,99 @@ def identification_of(
     *,
     rules: protocols.IdentificationRules | None = None,
     missing: int = 0,
-) -> Document:
-    """The section `identification`.
+) -> tuple[list[IdentificationInfo], list[MetricRow]]:
+    """Measure the generators that were named: the scope `identification` and those below it.
 
-    Plain figures are of fakes whose generator the identifier knows (all, where those are not
-    recorded): those of `metrics.attribution`, an image without a name counts as wrong; `top_…` by
-    the rows' rankings, whether a name was given or not. `abstained_known`, `abstained_unknown`: the
-    shares of the images with an answer that is none of the known. `reals_named`: the share of reals
-    that got a generator's name. `families` has the same of base architectures. Under `dflip-v1` the
-    section is theirs, with its flaws, and the plain figures stand in `plain`; `missing`: labels
-    without a row, which count as wrong there.
+    Plain metrics are of fakes whose generator the identifier knows (all, if those are not
+    recorded): those of `metrics.attribution`; an image without a name counts as wrong. `top_…` is
+    by the rows' rankings, whether a name was given or not. `abstained_known` and
+    `abstained_unknown` are the fractions of the images with an answer that is none of the known.
+    `reals_named` is the fraction of real images that got the name of a generator.
+    `identification, families` has the same of families. By the rules of `dflip-v1` the scope has
+    their metrics, with their flaws, and `identification, plain` has ours.
+
+    Args:
+        answers: The answers of all images.
+        rules: The rules of the protocol.
+        missing: Labels without a row, which count as wrong by the rules of `dflip-v1`.
     """
     rules = rules or protocols.IdentificationRules()
     if rules.protocol == "dflip-v1":
-        return dflip.dflip_v1(answers.words, answers.names, missing) | {
-            "plain": _plain(answers, rules)
-        }
-    return {"protocol": "plain", **_plain(answers, rules)}
-
-
-def grouping_of(
-    protocol: protocols.Protocol | None, names: Names, systems: Sequence[system_model.SystemFacts]
-) -> Grouping | None:
-    """The groups of a document's fakes; None where it is not known what was in training."""
-    fakes = [one for one in (systems[0].generators if systems else ()) if one.label == "fake"]
-    if protocol and protocol.groups:
-        rows = {row.name: row for row in protocol.rows}
-        sides: tuple[tuple[Distribution, tuple[str, ...]], ...] = (
-            ("in", protocol.groups.inside),
-            ("out", protocol.groups.out),
+        theirs, rows = dflip.dflip_v1(answers.words, answers.names, missing)
+        ours, plain = _measure_plain(
+            answers, rules, "identification, plain", "Generators named, by ours"
         )
-        held = {
-            name: frozenset(one.name for one in fakes if rows[name].holds(one))
-            for _, some in sides
-            for name in some
-        }
-        return Grouping(
-            "protocol",
-            tuple(Grouped(name, side, held[name]) for side, some in sides for name in some),
-        )
-    if names.classes is None:
-        return None
-    found: dict[str, set[str]] = {KNOWN: set(), NEW_VERSION: set(), NEW_FAMILY: set()}
-    for one in fakes:
-        found[_distribution_of(names, one.name)].add(one.name)
-    return Grouping(
-        "identifier",
-        tuple(
-            Grouped(name, "in" if name == KNOWN else "out", frozenset(mine))
-            for name, mine in found.items()
-        ),
-    )
+        return [*theirs, *ours], [*rows, *plain]
+    return _measure_plain(answers, rules, "identification", "Generators named")
 
 
-def groups_section(
-    grouping: Grouping,
-    systems: Sequence[system_model.SystemFacts],
-    answers: AttributionAnswers | None,
-    prompts: Prompts | None,
-    top_k: Sequence[int],
-) -> model.GroupFacts:
-    """The section `groups`: per group its generators, images, and figures of detection (by system),
-    identification and prompts.
+def groups_of(
+    protocol: protocols.Protocol | None, names: Names, generators: Sequence[GeneratorInfo]
+) -> tuple[str, list[GroupInfo]]:
+    """Return what divides the fakes (`protocol`, `identifier`, or nothing), and the groups.
+
+    Those without an image are among them, and totals of distributions that have several groups.
     """
-    rows = [
-        model.GroupRow(
-            name=one.name,
-            distribution=one.distribution,
-            total=one.total,
-            generators=tuple(sorted(one.generators)),
-            n=max(
-                (sum(row.n + row.unscored for row in _mine(one, system)) for system in systems),
-                default=0,
-            ),
-            detection={system.name: _detection(_mine(one, system)) for system in systems},
-            identification=group_identification(answers, one.generators, top_k)
-            if answers
-            else None,
-            prompts=prompts.of(one.generators) if prompts else None,
-        )
-        for one in grouping.all
-    ]
-    return model.GroupFacts(by=grouping.by, groups=tuple(rows))
+    fakes = [one for one in generators if one.label == "fake"]
+    held: list[tuple[str, Distribution, list[GeneratorInfo]]] = []
+    if protocol and protocol.groups:
+        by, rows = "protocol", {row.name: row for row in protocol.rows}
+        for name in protocol.groups.inside:
+            held.append((name, "in", [one for one in fakes if rows[name].holds(one)]))
+        for name in protocol.groups.out:
+            held.append((name, "out", [one for one in fakes if rows[name].holds(one)]))
+    elif names.classes is not None:
+        by = "identifier"
+        for name in (KNOWN, NEW_VERSION, NEW_FAMILY):
+            mine = [one for one in fakes if _distribution_of(names, one.name) == name]
+            held.append((name, "in" if name == KNOWN else "out", mine))
+    else:
+        return "", []
+    groups = [_group(name, distribution, mine) for name, distribution, mine in held]
+    for distribution, name in _TOTALS.items():
+        parts = [mine for _, side, mine in held if side == distribution]
+        if len(parts) > 1:
+            members = {(one.kind, one.name): one for mine in parts for one in mine}
+            groups.append(_group(name, distribution, list(members.values()), total=True))
+    return by, groups
+
+
+def _group(
+    name: str, distribution: str, generators: Sequence[GeneratorInfo], *, total: bool = False
+) -> GroupInfo:
+    names = tuple(sorted({one.name for one in generators}))
+    n = sum(one.n + one.unscored for one in generators)
+    return GroupInfo(name, distribution, total, names, n)
+
+
+def measure_groups(
+    groups: Sequence[GroupInfo], scores: SystemScores, generators: Sequence[GeneratorInfo]
+) -> list[MetricRow]:
+    """Measure how one system detects each group: the fakes found, and the AUC against all real
+    images.
+    """
+    rows: list[MetricRow] = []
+    for group in groups:
+        mine = [
+            group_of(one)
+            for one in generators
+            if one.label == "fake" and one.name in group.generators and one.n
+        ]
+        found = dict.fromkeys(("tpr", "auc"), values.undefined(_NONE))
+        if mine:
+            hits, n = scores.correct(mine)
+            found = {
+                "tpr": intervals.proportion(hits, n, _NONE),
+                "auc": scores.ranked("auc", scores.against(mine), None),
+            }
+        rows += rows_of(found, scores.system.name, scope=group.scope)
+    return rows
 
 
 def group_identification(
     answers: AttributionAnswers, generators: Collection[str], top_k: Sequence[int]
-) -> Mapping[str, values.MetricValue]:
-    """Figures of the fakes of some generators, by their names in the labels: of generators, of
+) -> dict[str, MetricValue]:
+    """Metrics of the fakes of some generators, by their names in the labels: of generators, of
     families, and how often it abstained.
     """
     names = answers.names
@@ -294,27 +270,35 @@ def group_identification(
     }
 
 
-def _plain(answers: AttributionAnswers, rules: protocols.IdentificationRules) -> Document:
+def _measure_plain(
+    answers: AttributionAnswers, rules: protocols.IdentificationRules, scope: str, title: str
+) -> tuple[list[IdentificationInfo], list[MetricRow]]:
     names = answers.names
     fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
-    families = _by_family(fakes, names)
-    single = _section(
-        _Level(fakes, answers, names.classes), rules.top_k, lambda key: str(names.shown(key))
+    single, rows = _measure_level(
+        _Level(fakes, answers, names.classes),
+        rules.top_k,
+        scope,
+        title,
+        lambda key: str(names.shown(key)),
     )
-    single |= {
-        "reals_named": _reals_named(answers).to_dict(),
-        "open_set_auroc": _auroc(answers, names).to_dict(),
+    beside = {
+        "reals_named": _reals_named(answers),
+        "open_set_auroc": _auroc(answers, names),
     }
-    return {
-        **single,
-        "families": _section(_Level(families, answers, names.class_families), rules.top_k, str),
-        "known": None
-        if names.classes is None
-        else sorted(str(names.shown(key)) for key in names.classes),
+    families, family_rows = _measure_level(
+        _Level(_by_family(fakes, names), answers, names.class_families),
+        rules.top_k,
+        f"{scope}, families",
+        "Families named",
+        str,
+    )
+    counts = {
         "without_prediction": sum(n for one, n in fakes.items() if one.predicted is None),
         "not_asked": sum(n for one, n in fakes.items() if not one.asked),
-        "notes": list(_notes(answers)),
     }
+    single = replace(single, notes=tuple(_notes(answers)), counts=counts)
+    return [single, families], [*rows, *rows_of(beside, scope=scope), *family_rows]
 
 
 class _Level:
@@ -338,7 +322,7 @@ class _Level:
             found.figures.update({f"top_{k}": self._among(k) for k in top_k})
         return found
 
-    def _among(self, k: int) -> values.MetricValue:
+    def _among(self, k: int) -> MetricValue:
         known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
         return intervals.proportion(
             sum(n for one, n in known if one.place is not None and one.place < k),
@@ -350,7 +334,7 @@ class _Level:
         """Whether the identifier could have named the truth."""
         return self.known is None or one.generator in self.known
 
-    def abstained(self) -> dict[str, values.MetricValue]:
+    def abstained(self) -> dict[str, MetricValue]:
         """Of known and of unknown ones."""
         known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
         others = [(one, n) for one, n in self._counts.items() if not self.is_known(one)]
@@ -361,26 +345,33 @@ class _Level:
         }
 
 
-def _section(level: _Level, top_k: Sequence[int], shown: Any) -> Document:
+def _measure_level(
+    level: _Level,
+    top_k: Sequence[int],
+    scope: str,
+    title: str,
+    shown: Callable[[str], str],
+) -> tuple[IdentificationInfo, list[MetricRow]]:
     found = level.found(top_k)
     figures = {
         name: figure for name, figure in found.figures.items() if name != "open_set_auroc"
     } | level.abstained()
-    return {
-        **{name: figure.to_dict() for name, figure in figures.items()},
-        "pairs": [
-            [shown(truth), None if predicted is None else shown(predicted), n]
+    info = IdentificationInfo(
+        scope,
+        title,
+        classes=tuple(
+            ClassInfo(shown(row["name"]), row["n"], row["predicted"]) for row in found.classes
+        ),
+        pairs=tuple(
+            (shown(truth), None if predicted is None else shown(predicted), n)
             for truth, predicted, n in found.pairs
-        ],
-        "classes": [
-            {
-                name: value.to_dict() if isinstance(value, values.MetricValue) else value
-                for name, value in row.items()
-            }
-            | {"name": shown(row["name"])}
-            for row in found.classes
-        ],
-    }
+        ),
+    )
+    rows = list(rows_of(figures, scope=scope))
+    for row in found.classes:
+        measured = {name: value for name, value in row.items() if isinstance(value, MetricValue)}
+        rows += rows_of(measured, scope=info.scope_of(shown(row["name"])))
+    return info, rows
 
 
 def _by_family(counts: Counter[AttributionAnswer], names: Names) -> Counter[AttributionAnswer]:
@@ -396,14 +387,14 @@ def _by_family(counts: Counter[AttributionAnswer], names: Names) -> Counter[Attr
     return found
 
 
-def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> values.MetricValue:
+def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> MetricValue:
     asked = [(one, n) for one, n in counts if one.asked]
     return intervals.proportion(
         sum(n for one, n in asked if one.predicted is None), sum(n for _, n in asked), why
     )
 
 
-def _auroc(answers: AttributionAnswers, names: Names) -> values.MetricValue:
+def _auroc(answers: AttributionAnswers, names: Names) -> MetricValue:
     """Of the fakes that have a confidence."""
     if not answers.confidences:
         return attribution.open_set_auroc([], names.classes, None)
@@ -415,7 +406,7 @@ def _auroc(answers: AttributionAnswers, names: Names) -> values.MetricValue:
     )
 
 
-def _reals_named(answers: AttributionAnswers) -> values.MetricValue:
+def _reals_named(answers: AttributionAnswers) -> MetricValue:
     """The share of reals for which a generator was named."""
     reals = [(one, n) for one, n in answers.counts.items() if one.label == "real"]
     return intervals.proportion(
@@ -448,25 +439,3 @@ def _distribution_of(names: Names, generator: str) -> str:
         if names.class_families and names.family(key) in names.class_families
         else NEW_FAMILY
     )
-
-
-def _mine(group: Grouped, system: system_model.SystemFacts) -> list[system_model.GeneratorFacts]:
-    return [
-        one for one in system.generators if one.label == "fake" and one.name in group.generators
-    ]
-
-
-def _detection(generators: Sequence[system_model.GeneratorFacts]) -> dict[str, values.MetricValue]:
-    """Fakes found at the threshold, and the AUC against all real images, which is the mean over
-    their images.
-    """
-    there = [one for one in generators if one.n]
-    if not there:
-        return dict.fromkeys(("tpr", "auc"), values.undefined(_NONE))
-    n = sum(one.n for one in there)
-    missing = [one.auc.why for one in there if one.auc.value is None]
-    mean = values.MetricValue(value=sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
-    return {
-        "tpr": protocols.correct_share(there),
-        "auc": values.undefined(missing[0], n) if missing else mean,
-    }

@@ -1,0 +1,113 @@
+"""The tidy table of an evaluation's metrics, one row for each value (`MetricsTable`)."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from ray_app.metrics.values import NOT_MEASURED, MetricValue
+
+ALL = "all"
+"""The scope of metrics of all images of a system."""
+SCHEMA = pa.schema(
+    [
+        ("system", pa.string()),
+        ("view", pa.string()),
+        ("scope", pa.string()),
+        ("figure", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("n", pa.int64()),
+        ("method", pa.string()),
+        ("why", pa.string()),
+    ]
+)
+COLUMNS = tuple(SCHEMA.names)
+_KEYS = COLUMNS[:4]
+
+
+class MetricRow(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        system: The detector or ensemble; empty for a metric of the data or the run.
+        view: The perturbation of the images; empty for unchanged images.
+        scope: The images that the metric is of, such as `all` or `fake, whole: flux-1-dev`.
+        figure: The name of the metric.
+        metric: Its value.
+    """
+
+    system: str
+    view: str
+    scope: str
+    figure: str
+    metric: MetricValue
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the columns of the table by name."""
+        return dict(zip(_KEYS, self[:4], strict=True)) | self.metric.to_dict()
+
+
+@dataclass(frozen=True)
+class MetricsTable:
+    """All metrics of an evaluation, in the order of its parts."""
+
+    rows: tuple[MetricRow, ...] = ()
+
+    @classmethod
+    def from_dicts(cls, rows: Iterable[Mapping[str, Any]]) -> "MetricsTable":
+        """Return the table of rows as `to_dicts` gives them.
+
+        Raises:
+            TypeError: A column is missing or unknown.
+        """
+        return cls(
+            tuple(
+                MetricRow(
+                    system=row["system"],
+                    view=row["view"],
+                    scope=row["scope"],
+                    figure=row["figure"],
+                    metric=MetricValue(**{key: row[key] for key in row if key not in _KEYS}),
+                )
+                for row in rows
+            )
+        )
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, str, str], dict[str, MetricValue]]:
+        parts: dict[tuple[str, str, str], dict[str, MetricValue]] = {}
+        for system, view, scope, figure, metric in self.rows:
+            parts.setdefault((system, view, scope), {})[figure] = metric
+        return parts
+
+    def select(
+        self, system: str = "", *, view: str = "", scope: str = ALL
+    ) -> Mapping[str, MetricValue]:
+        """Return the metrics of one scope by name; nothing if there is no such scope."""
+        return self._parts.get((system, view, scope), {})
+
+    def find(
+        self, figure: str, system: str = "", *, view: str = "", scope: str = ALL
+    ) -> MetricValue:
+        """Return one metric; one without a value if it was not measured."""
+        return self.select(system, view=view, scope=scope).get(figure, NOT_MEASURED)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the rows as plain JSON."""
+        return [row.to_dict() for row in self.rows]
+
+    def to_arrow(self) -> pa.Table:
+        """Return the table with the columns of `SCHEMA`."""
+        return pa.Table.from_pylist(self.to_dicts(), schema=SCHEMA)
+
+
+def rows_of(
+    metrics: Mapping[str, MetricValue], system: str = "", *, view: str = "", scope: str = ALL
+) -> Iterator[MetricRow]:
+    """Yield the rows of the metrics of one scope."""
+    for figure, metric in metrics.items():
+        yield MetricRow(system, view, scope, figure, metric)
