@@ -13,6 +13,7 @@ from ray_app.ensembles import sigmoid
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.protocols import load_protocol
 from ray_app.evaluation.run import labels_for, measure
+from ray_app.reports.evaluation.result import TABLE
 from ray_app.runs import RunDirectory
 from ray_app.storage import Store
 
@@ -117,3 +118,15 @@ def measured(folder, run=None, **settings):
     opened = RunDirectory.open(config.at[0])
     with labels_for(config, protocol, opened, Store.open(str(folder))) as labels:
         return measure(config, protocol, opened, labels)
+
+
+def cells_of(result, system="a"):
+    """The cells of a system in the protocol's table, by row."""
+    cells = result.metrics.select(system, scope=TABLE)
+    return {row.name: cells[row.name] for row in result.meta.table}
+
+
+def footers_of(result, system="a"):
+    """The footers of a system under the protocol's table, by name."""
+    cells = result.metrics.select(system, scope=TABLE)
+    return {name: cells[name] for name in result.meta.footers}

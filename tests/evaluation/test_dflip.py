@@ -4,6 +4,7 @@ import pytest
 
 from ray_app.evaluation.dflip import REAL, dflip_v1, named_in, sentence_of
 from ray_app.evaluation.generator_names import Names
+from ray_app.metrics.table import MetricsTable
 
 KNOWN = {"real", "dalle", "mj", "sd", "DreamShaper"}
 
@@ -50,23 +51,24 @@ def test_by_hand_with_what_is_wrong_about_the_rules():
         ("fake", "dalle", "abstain", "dalle-2"): 1,  # no answer
         ("fake", "imagen", "real", "dalle-2"): 1,  # detected only, and wrongly
     }
-    found = dflip_v1(words, Names(), missing=3)
-    assert (found["accuracy"]["value"], found["accuracy"]["n"]) == (pytest.approx(3 / 9), 9)
+    infos, rows = dflip_v1(words, Names(), missing=3)
+    metrics = MetricsTable(tuple(rows))
+    theirs, by_index, detection = (metrics.select(scope=info.scope) for info in infos)
+    assert (theirs["accuracy"].value, theirs["accuracy"].n) == (pytest.approx(3 / 9), 9)
     # the lucky one is wrong now, the misspelt one right
-    assert found["by_index"]["accuracy"]["value"] == pytest.approx(3 / 9)
+    assert by_index["accuracy"].value == pytest.approx(3 / 9)
     # real, mj: 1; sd: one right of three named, one true: 2/4; DreamShaper and dalle: 0
-    assert found["macro_f1"]["value"] == pytest.approx((1 + 1 + 0.5 + 0 + 0) / 5)
+    assert theirs["macro_f1"].value == pytest.approx((1 + 1 + 0.5 + 0 + 0) / 5)
     # real, mj: 1; sd: 0; DreamShaper: one right, one named, two true: 2/3; dalle: 0
-    assert found["by_index"]["macro_f1"]["value"] == pytest.approx((1 + 1 + 0 + 2 / 3 + 0) / 5)
-    assert found["detection"]["accuracy"]["value"] == pytest.approx(5 / 10)
+    assert by_index["macro_f1"].value == pytest.approx((1 + 1 + 0 + 2 / 3 + 0) / 5)
+    assert detection["accuracy"].value == pytest.approx(5 / 10)
     # fake: four of six, none wrongly: 8/10; real: one of two said: 2/3
-    assert found["detection"]["macro_f1"]["value"] == pytest.approx((0.8 + 2 / 3) / 2)
-    groups = {row["name"]: row for row in found["detection"]["groups"]}
-    assert set(groups) == {"real", "dalle", "mj", "sd", "sdft", "imagen"}
-    assert (groups["sdft"]["n"], groups["sdft"]["accuracy"]["value"]) == (2, 1)
-    assert groups["sdft"]["theirs"] == pytest.approx(2 / 2.001, abs=1e-12)
-    assert groups["imagen"]["distribution"] == "out"
-    flaws = " ".join(found["flaws"])
+    assert detection["macro_f1"].value == pytest.approx((0.8 + 2 / 3) / 2)
+    assert {one.name for one in infos[2].classes} == {"real", "dalle", "mj", "sd", "sdft", "imagen"}
+    group = metrics.select(scope="identification, detection: sdft")
+    assert (group["accuracy"].n, group["accuracy"].value) == (2, 1)
+    assert group["accuracy_by_their_formula"].value == pytest.approx(2 / 2.001, abs=1e-12)
+    flaws = " ".join(infos[0].notes)
     assert "3 answers here, 1 of them right for that alone" in flaws
     assert "3 labels without a row here, 1 row without an answer" in flaws
     assert "fourth word" in flaws

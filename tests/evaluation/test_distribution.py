@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.evaluation import write_run
-from ray_app.evaluation.attribution import KNOWN, NEW_FAMILY, NEW_VERSION
+from ray_app.evaluation.identification import KNOWN, NEW_FAMILY, NEW_VERSION
 from tests.evaluation.made import cut, measured
 
 CLASSES = ["sd-1.5", "midjourney-6"]
@@ -64,39 +64,41 @@ def case(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def document(case):
+def result(case):
     return measured(case[0])
 
 
-def test_an_identifier_s_classes_tell_the_groups(case, document):
+def test_an_identifier_s_classes_tell_the_groups(case, result):
     _, rows, makers, score = case
-    groups = {one["name"]: one for one in document["groups"]["groups"]}
-    assert document["groups"]["by"] == "identifier"
-    assert {name: (one["distribution"], one["generators"]) for name, one in groups.items()} == {
-        KNOWN: ("in", ["midjourney-6", "stable-diffusion"]), NEW_VERSION: ("out", ["midjourney-7"]), NEW_FAMILY: ("out", ["imagen"]),
-        "all out of distribution": ("out", ["imagen", "midjourney-7"]),
-    }  # fmt: skip
+    groups = {one.name: one for one in result.meta.groups}
+    assert result.meta.groups_by == "identifier"
+    assert {name: (one.distribution, one.generators) for name, one in groups.items()} == {
+        KNOWN: ("in", ("midjourney-6", "stable-diffusion")),
+        NEW_VERSION: ("out", ("midjourney-7",)),
+        NEW_FAMILY: ("out", ("imagen",)),
+        "all out of distribution": ("out", ("imagen", "midjourney-7")),
+    }
     mine = makers == "midjourney-7"
     found = groups[NEW_VERSION]
-    assert found["n"] == mine.sum()
-    assert found["detection"]["a"]["tpr"]["value"] == pytest.approx((score[mine] > 0).mean())
+    assert found.n == mine.sum()
+    detection = result.metrics.select("a", scope=found.scope)
+    named = result.metrics.select(scope=found.scope)
+    assert detection["tpr"].value == pytest.approx((score[mine] > 0).mean())
     both = mine | (makers == "real:coco")
     auc = roc_auc_score(mine[both], score[both].astype(np.float32))
-    assert found["detection"]["a"]["auc"]["value"] == pytest.approx(auc, abs=1e-9)
+    assert detection["auc"].value == pytest.approx(auc, abs=1e-9)
     said = np.array([one or "" for one in rows["predicted_generator"]])
-    assert found["identification"]["abstained"]["value"] == pytest.approx((said[mine] == "").mean())
-    assert found["identification"]["family_accuracy"]["value"] == pytest.approx(
-        (said[mine] == "midjourney-6").mean()
-    )
-    assert found["identification"]["accuracy"]["why"] == "no image of a known generator"
-    known = groups[KNOWN]["identification"]
+    assert named["abstained"].value == pytest.approx((said[mine] == "").mean())
+    assert named["family_accuracy"].value == pytest.approx((said[mine] == "midjourney-6").mean())
+    assert named["accuracy"].why == "no image of a known generator"
+    known = result.metrics.select(scope=groups[KNOWN].scope)
     right = [
         one == {"stable-diffusion": "sd-1.5"}.get(maker, maker)
         for one, maker in zip(said, makers, strict=True)
         if maker in MAKERS[:2]
     ]
-    assert known["accuracy"]["value"] == pytest.approx(np.mean(right))
-    outside = groups["all out of distribution"]["detection"]["a"]["auc"]["value"]
+    assert known["accuracy"].value == pytest.approx(np.mean(right))
+    outside = result.metrics.find("auc", "a", scope="group: all out of distribution").value
     away = np.isin(makers, ["imagen", "midjourney-7"])
     chosen = away | (makers == "real:coco")
     assert outside == pytest.approx(
@@ -104,9 +106,9 @@ def test_an_identifier_s_classes_tell_the_groups(case, document):
     )
 
 
-def test_images_with_both_prompts_are_counted(case, document):
+def test_images_with_both_prompts_are_counted(case, result):
     _, rows, makers, _ = case
-    assert document["prompts"]["with_both"] == sum(
+    assert result.meta.prompts.counts["with_both"] == sum(
         said is not None and maker != "real:coco"
         for said, maker in zip(rows["predicted_prompt"], makers, strict=True)
     )
@@ -115,14 +117,16 @@ def test_images_with_both_prompts_are_counted(case, document):
 def test_dflip_s_first_version_has_groups_of_its_own(case):
     folder, _, makers, score = case
     found = measured(folder, protocol="dflip-v1")
-    groups = {one["name"]: (one["distribution"], one["n"]) for one in found["groups"]["groups"]}
-    assert found["groups"]["by"] == "protocol"
+    groups = {one.name: (one.distribution, one.n) for one in found.meta.groups}
+    assert found.meta.groups_by == "protocol"
     assert groups["mj"] == ("in", np.isin(makers, MAKERS[1:3]).sum())
     assert groups["imagen"] == ("out", (makers == "imagen").sum())
     assert groups["parti"] == ("out", 0)
-    named = found["identification"]
-    assert named["detection"]["accuracy"]["value"] == pytest.approx(
+    named = found.metrics
+    assert named.find("accuracy", scope="identification, detection").value == pytest.approx(
         ((score > 0) == (makers != "real:coco")).mean()
     )
-    assert named["accuracy"]["n"] == (makers != "imagen").sum()
-    assert named["plain"]["accuracy"]["n"] == np.isin(makers, MAKERS[:2]).sum()
+    assert named.find("accuracy", scope="identification").n == (makers != "imagen").sum()
+    assert (
+        named.find("accuracy", scope="identification, plain").n == np.isin(makers, MAKERS[:2]).sum()
+    )

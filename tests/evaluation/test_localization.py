@@ -4,7 +4,6 @@ brute-force reading of both.
 
 import base64
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,9 @@ from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 from ray_app.evaluation.localization import localization_of_run, nearest
 from ray_app.evaluation.protocols import LocalizationRules
 from ray_app.metrics.localization import LOCALIZATION
+from ray_app.metrics.table import MetricsTable
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
+from ray_app.reports.evaluation.result import EvaluationMeta, EvaluationResult
 from ray_app.runs import current_rows
 from tests.evaluation.made import measured
 from tests.evaluation.masked_run import Picture, joined, masked_run, png, write_archive
@@ -93,7 +94,11 @@ def labels_of(folder, run, pictures):
 
 
 def values(figures):
-    return {name: figures[name]["value"] for name in LOCALIZATION}
+    return {name: figures[name].value for name in LOCALIZATION}
+
+
+def metrics_of(found):
+    return MetricsTable(tuple(found.rows))
 
 
 @pytest.fixture(scope="module")
@@ -110,30 +115,27 @@ def test_local_edits_at_both_sizes_are_scikit_learn_s(seen):
     found = localization_of_run(
         run, joined(run, pictures), rules=LocalizationRules(threshold=threshold)
     )
-    systems = [(one["name"], one["resolution"]) for one in found.section.written()["systems"]]
-    assert systems == [(A, "network"), (A, "original"), (B, "network"), (B, "original")]
+    systems, metrics = found.info.systems, metrics_of(found)
+    assert [(one.system, one.resolution) for one in systems] == [
+        (A, "network"),
+        (A, "original"),
+        (B, "network"),
+        (B, "original"),
+    ]
     edits = [picture for picture in pictures.values() if picture.truth is not None]
-    for one in found.section.written()["systems"]:
-        pair = network_pair if one["resolution"] == "network" else original_pair
-        assert values(one["figures"]) == pytest.approx(
-            reference([pair(edit, one["name"]) for edit in edits], threshold), abs=1e-9
+    for one in systems:
+        pair = network_pair if one.resolution == "network" else original_pair
+        assert values(metrics.select(one.system, scope=one.scope)) == pytest.approx(
+            reference([pair(edit, one.system) for edit in edits], threshold), abs=1e-9
         )
-        for row in one["generators"]:
-            own = [pair(edit, one["name"]) for edit in edits if edit.generator == row["name"]]
-            assert (values(row["figures"]), row["n"]) == (
-                pytest.approx(reference(own, threshold), abs=1e-9),
-                len(own),
-            )
-        assert {row["name"] for row in one["generators"]} == {"flux", "sd"}
-    assert found.section.policy["empty"] == "skip"
-    assert (found.section.images, found.section.without_label, found.section.unreadable) == (
-        8,
-        0,
-        (),
-    )
-    json.dumps(
-        [found.section.written(), [one.written() for one in found.overlays]], allow_nan=False
-    )
+        for part in one.generators:
+            own = [pair(edit, one.system) for edit in edits if edit.generator == part.name]
+            found_here = metrics.select(one.system, scope=one.scope_of(part.name))
+            assert values(found_here) == pytest.approx(reference(own, threshold), abs=1e-9)
+            assert part.n == len(own)
+        assert {part.name for part in one.generators} == {"flux", "sd"}
+    assert found.info.policy["empty"] == "skip"
+    assert (found.info.images, found.info.without_label, found.info.unreadable) == (8, 0, ())
 
 
 def test_the_benchmarks_own_figures_stand_beside_ours(seen):
@@ -144,24 +146,24 @@ def test_the_benchmarks_own_figures_stand_beside_ours(seen):
         run, joined(run, pictures), rules=LocalizationRules(threshold=0.9), pictures=False
     )
     edits = [picture for picture in pictures.values() if picture.truth is not None]
-    plain, at_original, *_ = asked["plain"].section.written()["systems"]
+    network, original, *_ = asked["plain"].info.systems
+    assert len(network.rules) == 4
+    assert not original.rules
     expected = reference([network_pair(edit, A) for edit in edits])
-    assert values(plain["opensdi"]["figures"]) == pytest.approx(expected, abs=1e-6)
-    assert plain["opensdi"]["counts"] == {"images": 5, "empty": 0, "all_altered": 0}
-    assert at_original["opensdi"] is None
-    origin = plain["imdlbenco"]["modes"]["origin"]
+    plain = metrics_of(asked["plain"])
+    opensdi = plain.select(A, scope="masks by OpenSDI")
+    assert values(opensdi) == pytest.approx(expected, abs=1e-6)
+    origin = plain.select(A, scope="masks by IMDLBenCo, origin")
     whole = (pictures["whole.png"].masks[A, None] > 127).mean()
     all_eight = (5 * expected["pixel_f1"] + 2 * whole / (1 + whole)) / 8  # two reals count as 0
-    assert origin["pixel_f1"]["value"] == pytest.approx(all_eight, abs=1e-6)
-    assert plain["imdlbenco"]["counts"] == {"images": 8, "empty": 2, "all_altered": 1}
+    assert origin["pixel_f1"].value == pytest.approx(all_eight, abs=1e-6)
+    assert (opensdi["pixel_f1"].n, origin["pixel_f1"].n) == (5, 8)
     # Whatever threshold we are asked for, theirs is one half; and asked for theirs, they are the
     # headline.
-    for name in ("opensdi", "imdlbenco"):
-        assert other.section.written()["systems"][0][name] == plain[name]
-    assert (
-        asked["opensdi"].section.written()["systems"][0]["figures"] == plain["opensdi"]["figures"]
-    )
-    assert asked["imdlbenco"].section.written()["systems"][0]["figures"] == origin
+    for scope in network.rules:
+        assert metrics_of(other).select(A, scope=scope) == plain.select(A, scope=scope)
+    assert metrics_of(asked["opensdi"]).select(A, scope=network.scope) == opensdi
+    assert metrics_of(asked["imdlbenco"]).select(A, scope=network.scope) == origin
 
 
 def test_views_have_figures_of_their_own(tmp_path):
@@ -171,19 +173,18 @@ def test_views_have_figures_of_their_own(tmp_path):
             picture.masks[A, "jpeg:50"] = picture.masks[A, None] // 2
     write_archive(tmp_path, pictures)
     run = masked_run(tmp_path, pictures)
-    network, original, *_ = localization_of_run(run, joined(run, pictures)).section.written()[
-        "systems"
-    ]
+    found = localization_of_run(run, joined(run, pictures))
+    (network, original, *_), metrics = found.info.systems, metrics_of(found)
     edits = [picture for name, picture in pictures.items() if picture.truth is not None]
-    assert values(network["figures"]) == pytest.approx(
+    assert values(metrics.select(A, scope=network.scope)) == pytest.approx(
         reference([network_pair(edit, A) for edit in edits]), abs=1e-9
     )
-    [view] = network["views"]
-    assert (view["name"], view["n"]) == ("jpeg:50", 4)
+    [view] = network.views
+    assert (view.name, view.n) == ("jpeg:50", 4)
     dark = [(edit.masks[A, "jpeg:50"] / 255, network_pair(edit, A)[1]) for edit in edits[1:]]
-    assert values(view["figures"]) == pytest.approx(reference(dark), abs=1e-9)
-    assert original["views"][0]["n"] == 4
-    assert network["imdlbenco"]["counts"]["images"] == 8
+    shown = metrics.select(A, view="jpeg:50", scope=network.scope)
+    assert values(shown) == pytest.approx(reference(dark), abs=1e-9)
+    assert original.views[0].n == 4
 
 
 def test_a_truth_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
@@ -195,24 +196,23 @@ def test_a_truth_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
     pictures["3.png"].mask_uri = None
     pictures["4.png"].mask_uri = f"{tmp_path}/table.parquet#row=x&column=mask"
     run = masked_run(tmp_path, pictures)
-    section = localization_of_run(
-        run, joined(run, pictures, without=["quiet.png"])
-    ).section.written()
-    reasons = {row["reason"]: (row["n"], row["example"]) for row in section["unreadable"]}
+    found = localization_of_run(run, joined(run, pictures, without=["quiet.png"]))
+    reasons = {one.reason: (one.n, one.example) for one in found.info.unreadable}
     assert {reason: n for reason, (n, _) in reasons.items()} == {
         "unsupported_format": 1, "corrupt_image": 1, "source_missing": 2, "no_reference": 1,
     }  # fmt: skip
     assert "its mask is 5 × 5 pixels, the image 16 × 16" in reasons["corrupt_image"][1]
     told = [
         line
-        for line in evaluation_lines({"localization": section})
+        for line in evaluation_lines(EvaluationResult(EvaluationMeta(localization=found.info)))
         if "Some masks could not be used" in line
     ]
     assert len(told) == 4
     assert any("warning: " in line and "its mask is 5 × 5 pixels" in line for line in told)
-    assert (section["images"], section["without_label"]) == (2, 1)
-    for one in section["systems"]:
-        assert one["figures"]["pixel_f1"]["why"] == "no image with a mask and a truth"
+    assert (found.info.images, found.info.without_label) == (2, 1)
+    for one in found.info.systems:
+        pixel_f1 = metrics_of(found).find("pixel_f1", one.system, scope=one.scope)
+        assert pixel_f1.why == "no image with a mask and a truth"
 
 
 def test_truths_and_images_in_a_table_are_read_there(tmp_path):
@@ -247,12 +247,11 @@ def test_truths_and_images_in_a_table_are_read_there(tmp_path):
 
     run = masked_run(tmp_path, pictures, source=table, name_of=name_of)
     found = localization_of_run(run, joined(run, pictures, name_of=name_of))
-    assert found.section.written()["unreadable"] == []
+    assert found.info.unreadable == ()
     expected = reference([original_pair(picture, A) for picture in pictures.values()])
-    assert values(found.section.written()["systems"][1]["figures"]) == pytest.approx(
-        expected, abs=1e-9
-    )
-    assert [one.written()["picture"] is not None for one in found.overlays] == [True] * 6
+    whole = metrics_of(found).select(A, scope=found.info.systems[1].scope)
+    assert values(whole) == pytest.approx(expected, abs=1e-9)
+    assert [one.picture is not None for one in found.overlays] == [True] * 6
 
 
 def test_overlays_are_the_worst_and_the_best_of_each_system(tmp_path):
@@ -268,15 +267,15 @@ def test_overlays_are_the_worst_and_the_best_of_each_system(tmp_path):
     photo(61, 40).save(tmp_path / "archive" / "18.png")
     run = masked_run(tmp_path, pictures)
     (tmp_path / "archive" / "19.png").unlink()
-    found = [one.written() for one in localization_of_run(run, joined(run, pictures)).overlays]
+    found = localization_of_run(run, joined(run, pictures)).overlays
     for system in (A, B):
-        names = [one["uri"][-6:-4] for one in found if one["system"] == system]
+        names = [one.uri[-6:-4] for one in found if one.system == system]
         assert names == ["00", "01", "02", "18", "19", "20"]
-    one = next(one for one in found if one["uri"].endswith("02.png"))
-    assert (one["f1"], one["iou"]) == (pytest.approx(4 / 22), pytest.approx(0.1))
-    shown = Image.open(io.BytesIO(base64.b64decode(one["picture"])))
+    one = next(one for one in found if one.uri.endswith("02.png"))
+    assert (one.f1, one.iou) == (pytest.approx(4 / 22), pytest.approx(0.1))
+    shown = Image.open(io.BytesIO(base64.b64decode(one.picture)))
     assert (shown.format, shown.size) == ("JPEG", (60, 40))
-    gone = {one["uri"][-6:-4]: one["why"] for one in found if one["picture"] is None}
+    gone = {one.uri[-6:-4]: one.why for one in found if one.picture is None}
     assert gone["18"] == "the image is another one now"
     assert gone["19"].startswith("source_missing")
     assert localization_of_run(run, joined(run, pictures), pictures=False).overlays == []
@@ -287,8 +286,8 @@ def test_masks_without_any_label_are_counted_and_a_run_without_masks_has_no_sect
     write_archive(tmp_path, pictures)
     bare = masked_run(tmp_path, pictures)
     assert localization_of_run(bare, joined(bare, pictures)) is None
-    section = localization_of_run(run, lambda columns: iter(())).section.written()
-    assert (section["images"], section["without_label"], section["systems"]) == (0, 8, [])
+    info = localization_of_run(run, lambda columns: iter(())).info
+    assert (info.images, info.without_label, info.systems) == (0, 8, ())
 
 
 def test_masks_of_fakes_that_mark_nothing_are_warned_of(tmp_path):
@@ -301,8 +300,8 @@ def test_masks_of_fakes_that_mark_nothing_are_warned_of(tmp_path):
     document = measured(
         tmp_path, run.store.url, labels=str(labels_of(tmp_path, run, pictures)), key="uri"
     )
-    assert "The masks of 2 fakes mark nothing as altered" in document["localization"]["warning"]
-    assert str(tmp_path / "truths/1.png") in document["localization"]["warning"]
+    assert "The masks of 2 fakes mark nothing as altered" in document.meta.localization.warning
+    assert str(tmp_path / "truths/1.png") in document.meta.localization.warning
     [line] = [line for line in evaluation_lines(document) if "mark nothing" in line]
     assert line.startswith("warning: ")
     assert "mark nothing as altered" in render_evaluation(document)
@@ -329,10 +328,10 @@ def test_masks_are_read_within_the_run_s_own_limits(seen):
         described | {"identity": described["identity"] | {"limits": {"max_pixels": 300}}},
     )
     try:
-        section = localization_of_run(run, joined(run, pictures), pictures=False).section.written()
+        info = localization_of_run(run, joined(run, pictures), pictures=False).info
     finally:
         run.write_json("run.json", described)
-    assert [(one["reason"], one["n"]) for one in section["unreadable"]] == [("image_too_large", 4)]
+    assert [(one.reason, one.n) for one in info.unreadable] == [("image_too_large", 4)]
 
 
 def test_masks_on_the_server_of_the_labels_are_read_wherever_it_is(seen, tmp_path):
@@ -349,7 +348,6 @@ def test_masks_on_the_server_of_the_labels_are_read_wherever_it_is(seen, tmp_pat
                 Path(picture.mask_uri).read_bytes() if picture.mask_uri else b""
             )
         server.objects["/labels.csv"] = "\n".join(rows).encode()
-        section = measured(tmp_path, run.store.url, labels=f"{server.url}/labels.csv", key="uri")[
-            "localization"
-        ]
-    assert (section["images"], section["unreadable"]) == (8, [])
+        found = measured(tmp_path, run.store.url, labels=f"{server.url}/labels.csv", key="uri")
+    info = found.meta.localization
+    assert (info.images, info.unreadable) == (8, ())

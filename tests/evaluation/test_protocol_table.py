@@ -6,9 +6,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ray_app.detectors import load_card
 from ray_app.evaluation import protocols
-from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, table_of
-from ray_app.reports.evaluation.model import LocalizationFacts
-from tests.evaluation.counted import HARD, RANKING, REPLIES, system_from
+from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow
+from ray_app.metrics.table import MetricRow
+from ray_app.metrics.values import MetricValue, undefined
+from tests.evaluation.counted import HARD, RANKING, REPLIES, system_from, table_of
 
 # the split had 30,000 images, as many real as fake, of five generators
 N_REAL, N_FAKE = 15_000, 3_000
@@ -35,12 +36,11 @@ def openfake_table(name):
         groups[model] = ("real" if row == "real" else "fake", round(cells[row] * n), n)
     return table_of(
         load_protocol("openfake-v1"), [system_from(name, groups, scores=SCORES.get(name, HARD))]
-    ).written()
+    )
 
 
 def footer(table, name, system):
-    [found] = [one for one in table["footers"] if one["name"] == name]
-    return found["cells"][system]
+    return table.footers[system][name]
 
 
 @pytest.mark.parametrize("name", ["CLIP-D-10k+", "Corvi2023", "Fusion", "InternVL"])
@@ -48,23 +48,19 @@ def test_openfakes_averages_come_out_of_its_counts(name):
     """Three decimals as printed, and what is printed as ROC AUC is balanced accuracy."""
     table = openfake_table(name)
     for row in MODELS.values():
-        assert table["cells"][name][row]["value"] == pytest.approx(
-            published(name).rows[row], abs=1e-12
-        )
-        assert table["cells"][name][row]["method"] == "clopper-pearson"
+        assert table.cells[name][row].value == pytest.approx(published(name).rows[row], abs=1e-12)
+        assert table.cells[name][row].method == "clopper-pearson"
     for figure in (UNWEIGHTED, "F1", BALANCED):
-        assert (
-            f"{footer(table, figure, name)['value']:.3f}" == f"{published(name).rows[figure]:.3f}"
-        )
+        assert f"{footer(table, figure, name).value:.3f}" == f"{published(name).rows[figure]:.3f}"
     # Of evenly many images of each generator the two averages are one.
-    assert footer(table, WEIGHTED, name)["value"] == pytest.approx(
-        footer(table, UNWEIGHTED, name)["value"], abs=1e-12
+    assert footer(table, WEIGHTED, name).value == pytest.approx(
+        footer(table, UNWEIGHTED, name).value, abs=1e-12
     )
     auc = footer(table, "ROC AUC", name)
     assert (
-        "no ranking" in auc["why"]
+        "no ranking" in auc.why
         if name == "InternVL"
-        else auc["value"] == pytest.approx(footer(table, BALANCED, name)["value"])
+        else auc.value == pytest.approx(footer(table, BALANCED, name).value)
     )
 
 
@@ -75,16 +71,14 @@ def test_the_siglip2_report_comes_out_of_its_counts():
         "siglip2-open-deepfake",
         {"real": ("real", 9_733, 9_999), "open-deepfake-preview": ("fake", 9_155, 10_000)},
     )
-    table = table_of(protocol, [system]).written()
+    table = table_of(protocol, [system])
     for name, value in protocol.reference[0].rows.items():
-        assert f"{footer(table, name, 'siglip2-open-deepfake')['value']:.4f}" == f"{value:.4f}", (
-            name
-        )
+        assert f"{footer(table, name, 'siglip2-open-deepfake').value:.4f}" == f"{value:.4f}", name
     recall = footer(table, "fake: recall", "siglip2-open-deepfake")
-    assert recall["n"] == 10_000
-    assert recall["low"] < 0.9155 < recall["high"]
+    assert recall.n == 10_000
+    assert recall.low < 0.9155 < recall.high
     flagged = footer(table, "false-positive rate", "siglip2-open-deepfake")
-    assert (flagged["value"], flagged["n"]) == (pytest.approx(266 / 9_999), 9_999)
+    assert (flagged.value, flagged.n) == (pytest.approx(266 / 9_999), 9_999)
 
 
 def test_the_port_of_community_forensics_stands_in_the_same_table():
@@ -110,10 +104,10 @@ def groups(**more):
 
 
 def test_both_averages_stand_under_their_names():
-    table = table_of(None, [system_from("d", groups())]).written()
-    assert footer(table, UNWEIGHTED, "d")["value"] == pytest.approx((0.75 + 1) / 2)
-    assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
-    assert [(row["name"], row["n"]) for row in table["rows"]] == [
+    table = table_of(None, [system_from("d", groups())])
+    assert footer(table, UNWEIGHTED, "d").value == pytest.approx((0.75 + 1) / 2)
+    assert footer(table, WEIGHTED, "d").value == pytest.approx(0.9)
+    assert [(row.name, row.n) for row in table.rows] == [
         ("real", 100),
         ("a", 40),
         ("b", 60),
@@ -134,35 +128,27 @@ def test_each_generator_against_all_reals_and_their_mean():
         )
         for name in "ab"
     ]
-    table = table_of(load_protocol("grip"), [system_from("d", groups())]).written()
-    assert [table["cells"]["d"][f"{name}, AUC"]["value"] for name in "ab"] == pytest.approx(
+    table = table_of(load_protocol("grip"), [system_from("d", groups())])
+    assert [table.cells["d"][f"{name}, AUC"].value for name in "ab"] == pytest.approx(
         aucs, abs=1e-12
     )
-    assert footer(table, "mean ROC AUC", "d")["value"] == pytest.approx(np.mean(aucs), abs=1e-12)
-    assert footer(table, "mean balanced accuracy", "d")["value"] == pytest.approx(
-        (0.825 + 0.95) / 2
-    )
+    assert footer(table, "mean ROC AUC", "d").value == pytest.approx(np.mean(aucs), abs=1e-12)
+    assert footer(table, "mean balanced accuracy", "d").value == pytest.approx((0.825 + 0.95) / 2)
 
 
-def test_sidbench_needs_figures_of_each_generator():
-    extras = ("average_precision", "oracle_accuracy")
-    table = table_of(
-        load_protocol("sidbench"),
-        [system_from("d", groups(), extras=extras), system_from("e", groups())],
-    ).written()
+def test_sidbench_has_three_figures_of_each_generator():
+    table = table_of(load_protocol("sidbench"), [system_from("d", groups())])
     truth, scores = (
         np.repeat([1, 0], [40, 100]),
         np.repeat([2.0, -2.0, -2.0, 2.0], [30, 10, 90, 10]),
     )
-    assert table["cells"]["d"]["a, AP"]["value"] == pytest.approx(
+    assert table.cells["d"]["a, AP"].value == pytest.approx(
         average_precision_score(truth, scores), abs=1e-12
     )
-    assert table["cells"]["d"]["a, accuracy at oracle threshold"]["value"] == pytest.approx(
-        120 / 140
-    )
-    assert table["cells"]["e"]["a, AP"]["value"] is None
-    assert footer(table, "mean AP", "e") == {"value": None, "low": None, "high": None, "method": "", "n": 100,
-                                             "why": "2 of 2 rows have no figure: was not computed"}  # fmt: skip
+    assert table.cells["d"]["a, accuracy at oracle threshold"].value == pytest.approx(120 / 140)
+    b = average_precision_score(np.repeat([1, 0], [60, 100]), [2.0] * 60 + [-2.0] * 90 + [2.0] * 10)
+    mean = (table.cells["d"]["a, AP"].value + b) / 2
+    assert footer(table, "mean AP", "d").value == pytest.approx(mean, abs=1e-12)
 
 
 def test_a_row_of_several_generators_is_of_all_their_images():
@@ -171,26 +157,29 @@ def test_a_row_of_several_generators_is_of_all_their_images():
                            ProtocolRow(name="both, AP", generators=("*",), figure="average_precision")),
                      footers=(ProtocolFooter(name="m", figure="weighted:auc"),))  # fmt: skip
     system = system_from("d", groups())
-    table = table_of(rules, [system]).written()
-    assert table["cells"]["d"]["both"]["value"] == pytest.approx(0.9)
-    assert table["cells"]["d"]["both"]["n"] == 100
+    table = table_of(rules, [system])
+    assert table.cells["d"]["both"].value == pytest.approx(0.9)
+    assert table.cells["d"]["both"].n == 100
     # Exact: the area over the union is the mean by images of the areas over its parts.
-    assert table["cells"]["d"]["both, AUC"]["value"] == pytest.approx(
+    assert table.cells["d"]["both, AUC"].value == pytest.approx(
         system.figures["auc"].value, abs=1e-12
     )
-    assert footer(table, "m", "d")["value"] == pytest.approx(system.figures["auc"].value, abs=1e-12)
-    assert "several generators" in table["cells"]["d"]["both, AP"]["why"]
+    assert footer(table, "m", "d").value == pytest.approx(system.figures["auc"].value, abs=1e-12)
+    truth = np.repeat([1, 0], [100, 100])
+    scores = np.repeat([2.0, -2.0, -2.0, 2.0], [90, 10, 90, 10])
+    assert table.cells["d"]["both, AP"].value == pytest.approx(
+        average_precision_score(truth, scores), abs=1e-12
+    )
 
 
 def test_what_the_data_does_not_have_stands_there_without_a_figure():
     table = table_of(
         load_protocol("openfake-v1"),
         [system_from("d", {"real": ("real", 9, 10), "other": ("fake", 3, 4)})],
-    ).written()
-    assert table["cells"]["d"]["SD 3.5"] == {"value": None, "low": None, "high": None, "method": "", "n": 0,
-                                             "why": "no image of the data belongs here"}  # fmt: skip
-    assert table["cells"]["d"]["other"]["value"] == 0.75
-    assert [row["name"] for row in table["rows"]][-1] == "other"
+    )
+    assert table.cells["d"]["SD 3.5"] == undefined("no image of the data belongs here")
+    assert table.cells["d"]["other"].value == 0.75
+    assert [row.name for row in table.rows][-1] == "other"
 
 
 def test_rows_say_whether_a_system_saw_them():
@@ -199,36 +188,28 @@ def test_rows_say_whether_a_system_saw_them():
         system_from("cnndetection", mine, card=load_card("cnndetection")),
         system_from("other", mine),
     ]
-    table = table_of(load_protocol("cnndetection"), systems).written()
-    seen = {row["name"]: row["seen"] for row in table["rows"]}
+    table = table_of(load_protocol("cnndetection"), systems)
+    seen = {row.name: row.seen for row in table.rows}
     assert seen["ProGAN, AP"] == {"cnndetection": "in-training", "other": "unknown"}
     # none of it is in the data
     assert seen["StyleGAN, AP"] == {"cnndetection": "unknown", "other": "unknown"}
-    plain = {
-        row["name"]: row["seen"]["cnndetection"]
-        for row in table_of(None, systems).written()["rows"]
-    }
+    plain = {row.name: row.seen["cnndetection"] for row in table_of(None, systems).rows}
     assert plain == {"real": "unknown", "a": "unseen", "b": "unseen", "progan": "in-training"}
 
 
 def test_rows_of_masks_are_read_at_the_protocols_size():
-    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "method": "student", "n": 20, "why": ""}
-    masks = {"systems": [
-        {"name": "d", "resolution": "original", "generators": [{"name": "sd15", "figures": {"pixel_f1": {**figure, "value": 0.1}}}]},
-        {"name": "d", "resolution": "network", "generators": [{"name": "sd15", "figures": {"pixel_f1": figure}}]},
-    ]}  # fmt: skip
+    figure = MetricValue(0.5, 0.4, 0.6, 20, "student")
+    other = MetricValue(0.1, 0.0, 0.2, 20, "student")
+    masks = [
+        MetricRow("d", "", "masks at original size: sd15", "pixel_f1", other),
+        MetricRow("d", "", "masks at network size: sd15", "pixel_f1", figure),
+    ]
     system = system_from(
         "d", {"real": ("real", 90, 100), "sd15": ("fake", 50, 100)}, kinds={"sd15": "local"}
     )
     protocol = load_protocol("opensdi")
-    assert (
-        table_of(protocol, [system], LocalizationFacts.model_validate(masks)).written()["cells"][
-            "d"
-        ]["SD1.5, pixel F1"]
-        == figure
-    )
-    cells = table_of(protocol, [system]).written()["cells"]["d"]
-    assert (
-        cells["SD1.5, pixel F1"]["why"] == "this detector draws no masks, or they were not measured"
-    )
-    assert cells["SD1.5, F1"]["value"] == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))
+    assert table_of(protocol, [system], masks).cells["d"]["SD1.5, pixel F1"] == figure
+    cells = table_of(protocol, [system]).cells["d"]
+    why = "this detector draws no masks, or they were not measured"
+    assert cells["SD1.5, pixel F1"].why == why
+    assert cells["SD1.5, F1"].value == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))

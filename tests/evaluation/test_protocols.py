@@ -14,30 +14,12 @@ from ray_app.detectors import card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation import protocols
-from ray_app.evaluation.protocols import CONVENTIONS
+from ray_app.evaluation.protocol_rows import CONVENTIONS
 from ray_app.metrics.registry import DETECTION, ScoredImages, oracle_accuracy
-from ray_app.metrics.values import MetricValue
-from ray_app.reports.evaluation.system_model import GeneratorFacts
+from ray_app.reports.evaluation.result import GeneratorInfo
+from tests.evaluation.counted import system_from
 
 load_protocol, load_card = cache(protocols.load_protocol), cache(card.load_card)
-
-
-def generator(label, right, n):
-    rate = MetricValue(value=right / n if n else None, n=n)
-    return GeneratorFacts(name="g", label=label, n=n, rate=rate)
-
-
-def test_f1_of_even_counts_is_the_f1_of_evenly_many_images():
-    fakes, reals = (
-        [generator("fake", 30, 40), generator("fake", 5, 60)],
-        [generator("real", 70, 100)],
-    )
-    truth = [1] * 100 + [0] * 100
-    said = [1] * 35 + [0] * 65 + [1] * 30 + [0] * 70
-    assert protocols.f1_even(fakes, reals).value == pytest.approx(f1_score(truth, said), abs=1e-12)
-    assert protocols.balanced(fakes, reals).value == pytest.approx(
-        accuracy_score(truth, said), abs=1e-12
-    )
 
 
 def test_the_meaningless_f1_is_that_of_every_source_by_itself():
@@ -51,9 +33,13 @@ def test_the_meaningless_f1_is_that_of_every_source_by_itself():
         said = np.where(np.arange(n) < right, truth, ~truth)
         parts.append((n, f1_score(truth, said, zero_division=0.0)))
     expected = sum(n * f1 for n, f1 in parts) / sum(n for n, _ in parts)
-    found = protocols.f1_by_source([generator(*one) for one in sources])
-    assert found.value == pytest.approx(expected, abs=1e-12)
-    assert protocols.f1_by_source([generator("real", 100, 100)]).value == 0.0
+    assert convention("f1_by_source", *sources) == pytest.approx(expected, abs=1e-12)
+    assert convention("f1_by_source", ("real", 100, 100)) == 0.0
+
+
+def convention(name, *sources):
+    system = system_from("d", {f"g-{place}": one for place, one in enumerate(sources)})
+    return CONVENTIONS[name](system.scores, system.measured.info.generators).value
 
 
 def test_the_oracle_threshold_is_the_best_of_the_grid():
@@ -73,10 +59,11 @@ def test_the_oracle_threshold_is_the_best_of_the_grid():
 
 
 def test_what_is_not_defined_has_a_reason():
+    system = system_from("d", {"g": ("fake", 1, 2)})
     for found in (
-        protocols.f1_by_source([]),
-        protocols.missing_is_wrong([]),
-        protocols.balanced([generator("fake", 1, 2)], []),
+        CONVENTIONS["f1_by_source"](system.scores, []),
+        CONVENTIONS["accuracy_missing_wrong"](system.scores, []),
+        CONVENTIONS["false_positive_rate"](system.scores, system.measured.info.generators),
     ):
         assert found.value is None
         assert found.why
@@ -143,10 +130,7 @@ GENIMAGE = (
 def test_each_published_generator_has_one_row(name):
     rows = load_protocol(name).rows
     names = GENIMAGE if name != "ai-genbench" else [name for row in rows for name in row.generators]
-    facts = [
-        GeneratorFacts(name=one, label="fake", n=1, rate=MetricValue(value=1.0, n=1))
-        for one in names
-    ]
+    facts = [GeneratorInfo(name=one, label="fake", n=1) for one in names]
     assert [sum(row.holds(one) for row in rows) for one in facts] == [1] * len(names)
     assert [sum(row.holds(one) for one in facts) for row in rows] == (
         [4] * 9 if name == "ai-genbench" else [1] * 8

@@ -10,12 +10,12 @@ from ray_app.datasets import DatasetSource, build_index, read_index
 from ray_app.evaluation.protocols import load_protocol
 from ray_app.storage import Store
 from tests.datasets.published import picture, write_parquet
-from tests.evaluation.made import made_run, measured
+from tests.evaluation.made import cells_of, footers_of, made_run, measured
 
 
 def table_under(protocol, folder, shard, layout, scores, *, with_input=False):
     """A protocol's table of a published shard, whose rows get these scores, as an index labels
-    them; and the document's generators.
+    them, as an evaluation; and its generators.
 
     `with_input`: the run has the shard's own texts too, as a scored one has.
     """
@@ -36,10 +36,8 @@ def table_under(protocol, folder, shard, layout, scores, *, with_input=False):
         )
         more["input"] = columns["input"].type
     made_run(folder / "run", columns, **more)
-    document = measured(folder, labels=str(folder / "index"), protocol=protocol)
-    return document["table"], next(
-        one["generators"] for one in document["systems"] if one["name"] == "a"
-    )
+    result = measured(folder, labels=str(folder / "index"), protocol=protocol)
+    return result, next(one.generators for one in result.meta.systems if one.name == "a")
 
 
 FAMILIES = {
@@ -100,26 +98,24 @@ def precision_of(model, makers, fake, scores):
 def test_a_family_is_the_mean_of_its_generators_each_against_its_own_reals(families):
     table, generators, *data = families
     precision = {one: precision_of(one, *data) for one in MODELS}
-    cells = table["cells"]["a"]
+    cells = cells_of(table)
     for words, family in FAMILIES.items():
         cell, mine = (
             cells[f"{words}, AP"],
             [value for one, value in precision.items() if MODELS[one][0] == family],
         )
-        assert cell["value"] == (pytest.approx(np.mean(mine), abs=1e-12) if mine else None)
-    assert cells["other, AP"]["why"] == "no image of the data belongs here"
-    counts = {row["name"]: row["n"] for row in table["rows"]}
+        assert cell.value == (pytest.approx(np.mean(mine), abs=1e-12) if mine else None)
+    assert cells["other, AP"].why == "no image of the data belongs here"
+    counts = {row.name: row.n for row in table.meta.table}
     assert [counts[f"{words}, AP"] for words in FAMILIES] == [13, 6, 7, 16, 0]
     # Each generator stands beside its family, and counts once in their mean.
-    assert {one: cells[f"{one}, AP"]["value"] for one in MODELS} == pytest.approx(
-        precision, abs=1e-12
-    )
-    footers = {one["name"]: one["cells"]["a"] for one in table["footers"]}
-    assert footers["mean AP of generators"]["value"] == pytest.approx(
+    assert {one: cells[f"{one}, AP"].value for one in MODELS} == pytest.approx(precision, abs=1e-12)
+    footers = footers_of(table)
+    assert footers["mean AP of generators"].value == pytest.approx(
         np.mean([*precision.values()]), abs=1e-12
     )
-    assert footers["mean AP of the five families"]["why"].startswith("1 of 5 rows have no figure")
-    told = {one["name"]: one.get("architecture") for one in generators}
+    assert footers["mean AP of the five families"].why.startswith("1 of 5 rows have no figure")
+    told = {one.name: one.architecture for one in generators}
     assert told == {one: None if one == UNTOLD else MODELS[one][0] for one in MODELS} | {
         f"real:{one}": None for one in SOURCES
     }
@@ -149,10 +145,6 @@ def openfake(folder, place, models, **more):
 REALS = ("real", "laion", "pexels", "docci", "imagenet")
 
 
-def footers_of(table):
-    return {one["name"]: one["cells"]["a"]["value"] for one in table["footers"]}
-
-
 def test_openfake_v1_by_generator(tmp_path):
     """Its four columns; a generator of a later state has a row of its own."""
     models = [
@@ -170,10 +162,10 @@ def test_openfake_v1_by_generator(tmp_path):
             "Flux 1.0-dev": "flux.1-dev", "SD 3.5": "sd-3.5", "midjourney-6": "midjourney-6"}  # fmt: skip
     right = (scores > 0) == fake
     expected = {row: right[np.array(models) == model].mean() for row, model in rows.items()}
-    assert {row: cell["value"] for row, cell in table["cells"]["a"].items()} == pytest.approx(
+    assert {row: cell.value for row, cell in cells_of(table).items()} == pytest.approx(
         expected, abs=1e-12
     )
-    found = footers_of(table)
+    found = {name: one.value for name, one in footers_of(table).items()}
     five = [expected[row] for row in rows if row not in ("real", "midjourney-6")]
     assert found["average TPR (unweighted)"] == pytest.approx(np.mean(five), abs=1e-12)
     assert found["average TPR of all generators (unweighted)"] == pytest.approx(
@@ -206,19 +198,21 @@ def test_openfake_v2_by_source_year_and_generator(tmp_path):
         "real:laion": "laion",
         **{one: one for one in ("sora-2", "nano-banana-pro", "gpt-image-2")},
     }
-    assert [row["name"] for row in table["rows"]] == [
+    assert [row.name for row in table.meta.table] == [
         "real:docci", "real:laion", "released 2025", "released 2026", "sora-2", "nano-banana-pro", "gpt-image-2"]  # fmt: skip
-    cells = {row: cell["value"] for row, cell in table["cells"]["a"].items()}
+    cells = {row: cell.value for row, cell in cells_of(table).items()}
     assert {row: cells[row] for row in of} == pytest.approx(
         {row: right[models == one].mean() for row, one in of.items()}, abs=1e-12
     )
     assert cells["released 2025"] == pytest.approx(
         right[(models == "sora-2") | (models == "nano-banana-pro")].mean(), abs=1e-12
     )
-    assert footers_of(table)["average TPR (n-weighted)"] == pytest.approx(
+    assert footers_of(table)["average TPR (n-weighted)"].value == pytest.approx(
         right[fake].mean(), abs=1e-12
     )
-    assert footers_of(table)["accuracy (n-weighted)"] == pytest.approx(right.mean(), abs=1e-12)
+    assert footers_of(table)["accuracy (n-weighted)"].value == pytest.approx(
+        right.mean(), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -231,13 +225,14 @@ def test_openfake_in_the_wild_is_one_row_of_each_class(tmp_path, named):
     shard = write_parquet(tmp_path / "reddit/test-00000-of-00005.parquet", columns)
     table, _ = table_under("openfake-v2-reddit", tmp_path, shard, "openfake", scores)
     said = scores >= 0
-    cells = {row: cell["value"] for row, cell in table["cells"]["a"].items()}
+    cells = {row: cell.value for row, cell in cells_of(table).items()}
     assert cells == pytest.approx(
         {"TNR": (~said[~fake]).mean(), "TPR": said[fake].mean()}, abs=1e-12
     )
     figures = {"accuracy": (said == fake).mean(), "balanced accuracy": (said[fake].mean() + (~said[~fake]).mean()) / 2,
                "F1": f1_score(fake, said), "ROC AUC": roc_auc_score(fake, scores)}  # fmt: skip
-    assert footers_of(table) == pytest.approx(figures, abs=1e-12)
+    found = {name: one.value for name, one in footers_of(table).items()}
+    assert found == pytest.approx(figures, abs=1e-12)
 
 
 def test_opensdi_by_generator_over_whole_images_and_parts(tmp_path):
@@ -277,12 +272,10 @@ def test_opensdi_by_generator_over_whole_images_and_parts(tmp_path):
         chosen = mine | ~fake
         weights = np.where(fake, 1.0, mine.sum() / (~fake).sum())[chosen]
         expected = f1_score(fake[chosen], said[chosen], sample_weight=weights)
-        assert table["cells"]["a"][f"{row}, F1"]["value"] == pytest.approx(expected, abs=1e-12)
+        assert cells_of(table)[f"{row}, F1"].value == pytest.approx(expected, abs=1e-12)
         balanced = (said[mine].mean() + (~said[~fake]).mean()) / 2
-        assert table["cells"]["a"][f"{row}, accuracy"]["value"] == pytest.approx(
-            balanced, abs=1e-12
-        )
-    counts = {(one["name"], one["kind"]): one["n"] for one in generators}
+        assert cells_of(table)[f"{row}, accuracy"].value == pytest.approx(balanced, abs=1e-12)
+    counts = {(one.name, one.kind): one.n for one in generators}
     assert counts == {
         ("sd15", "local"): 5,
         ("sd15", "whole"): 4,

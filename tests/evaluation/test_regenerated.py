@@ -181,21 +181,19 @@ def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
         regenerated=str(tmp_path / "again"),
         protocol="dflip-v1",
     )
-    prompts = found["prompts"]
+    prompts, similarity = found.meta.prompts, found.metrics.find("clip_image", scope="prompts")
     # one original is broken
-    assert (prompts["compared"], prompts["not_regenerated"], prompts["clip_image"]["n"]) == (
+    assert (prompts.counts["compared"], prompts.counts["not_regenerated"], similarity.n) == (
         5,
         1,
         4,
     )
-    assert (
-        prompts["clip_image"]["low"]
-        < prompts["clip_image"]["value"]
-        < prompts["clip_image"]["high"]
-    )
-    assert prompts["notes"][-1].startswith("1 images have none")
-    groups = {one["name"]: one["prompts"]["clip_image"] for one in found["groups"]["groups"]}
-    assert (groups["sd"]["n"], groups["dalle"]["value"], groups["dalle"]["why"]) == (
+    assert similarity.low < similarity.value < similarity.high
+    assert prompts.notes[-1].startswith("1 images have none")
+    groups = {
+        one.name: found.metrics.find("clip_image", scope=one.scope) for one in found.meta.groups
+    }
+    assert (groups["sd"].n, groups["dalle"].value, groups["dalle"].why) == (
         4,
         None,
         "no image that can be read beside one made anew",

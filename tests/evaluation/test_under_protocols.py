@@ -11,7 +11,7 @@ from benchmarks.evaluation import write_run
 from ray_app.config import named_configs
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
-from tests.evaluation.made import cut, measured, random_rows
+from tests.evaluation.made import cells_of, cut, footers_of, measured, random_rows
 
 RELEASED = {"flux": "2024-08-01", "sd-3": "2024-02-22", "inpainter": "2025"}
 
@@ -42,12 +42,12 @@ def case(tmp_path_factory):
     )
     config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / "figures"), protocol=str(folder / "rules.yaml"),
                             thumbnails=False, bootstrap=0)  # fmt: skip
-    return folder, truths, scores, evaluate(config).document.written()["table"]
+    return folder, truths, scores, evaluate(config).result
 
 
 def test_rows_by_release_are_the_shares_of_their_images(case):
     _, truths, scores, table = case
-    names = [row["name"] for row in table["rows"]]
+    names = [row.name for row in table.meta.table]
     assert names == [
         "real",
         "real:camera",
@@ -62,10 +62,10 @@ def test_rows_by_release_are_the_shares_of_their_images(case):
         mine = np.array(
             [RELEASED.get(one["generator"], "").startswith(year) for one in truths]
         ) & np.isfinite(score)
-        assert table["cells"]["b"][f"released {year}"]["value"] == pytest.approx(
+        assert cells_of(table, "b")[f"released {year}"].value == pytest.approx(
             (score[mine] >= 0).mean(), abs=1e-12
         )
-        assert table["cells"]["b"][f"released {year}"]["n"] == mine.sum()
+        assert cells_of(table, "b")[f"released {year}"].n == mine.sum()
 
 
 def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
@@ -78,8 +78,8 @@ def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
     table = measured(
         folder, labels=str(tmp_path / "labels.jsonl"), protocol=str(folder / "rules.yaml")
-    )["table"]
-    assert [row["name"] for row in table["rows"]] == [
+    )
+    assert [row.name for row in table.meta.table] == [
         "real",
         "real:camera",
         "released 2024",
@@ -88,7 +88,7 @@ def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
         "inpainter",
         "sd-3",
     ]
-    assert table["cells"]["b"]["released 2026"] == before["cells"]["b"]["sd-3"]
+    assert cells_of(table, "b")["released 2026"] == cells_of(before, "b")["sd-3"]
 
 
 def test_a_score_at_the_threshold_is_fake_under_version_two(case):
@@ -97,7 +97,5 @@ def test_a_score_at_the_threshold_is_fake_under_version_two(case):
     fakes = np.array([one["label"] == "fake" for one in truths]) & np.isfinite(scores["a"])
     at = scores["a"][fakes] == 0
     assert at.any()
-    [weighted] = [one for one in table["footers"] if one["name"] == "average TPR (n-weighted)"]
-    assert weighted["cells"]["a"]["value"] == pytest.approx(
-        (scores["a"][fakes] >= 0).mean(), abs=1e-12
-    )
+    weighted = footers_of(table)["average TPR (n-weighted)"]
+    assert weighted.value == pytest.approx((scores["a"][fakes] >= 0).mean(), abs=1e-12)

@@ -1,4 +1,4 @@
-"""The document of an evaluation as the engine writes it, of made-up scores that look like
+"""The result of an evaluation as the engine finds it, of made-up scores that look like
 detectors', with sections beside detection.
 """
 
@@ -6,6 +6,7 @@ import base64
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from ray_app.detectors.card import Platt
 from ray_app.ensembles import ensemble_of, sigmoid
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
-from tests.reports.evaluation_sections import further
+from ray_app.reports.evaluation.result import EvaluationResult
+from tests.reports.evaluation_sections import with_further
 from tests.reports.training_example import picture
 
 
@@ -87,17 +89,14 @@ VIEWS = {
 SIDES = {"< 0.1 MP": 200, "0.1–0.5 MP": 600, "0.5–1 MP": 900, "1–4 MP": 1500, "> 4 MP": 3000}
 
 
-def example_document(**changes: Any) -> dict[str, Any]:
-    return {**_whole(), **changes}
+@cache
+def example_result() -> EvaluationResult:
+    """Six systems, thirteen generators and sources, and every section."""
+    return with_further(_result(REALS, FAKES, SYSTEMS, VIEWS, seed=7, protocol="openfake-v1"))
 
 
 @cache
-def _whole() -> dict[str, Any]:
-    return _document(REALS, FAKES, SYSTEMS, VIEWS, seed=7, protocol="openfake-v1") | further()
-
-
-@cache
-def large_document() -> dict[str, Any]:
+def large_result() -> EvaluationResult:
     """Eight systems, forty generators: more than a page can show at once."""
     fakes = {f"generator-{index:02d}": Generator(0.3 + index / 25, 40) for index in range(40)}
     systems = {
@@ -107,17 +106,12 @@ def large_document() -> dict[str, Any]:
         for index in range(8)
     }
     systems["ensemble"] = System("All eight", 3.0)
-    return _document(
-        REALS,
-        fakes,
-        systems,
-        {f"jpeg-{quality}": (95 - quality) / 65 for quality in (95, 75, 50, 30)},
-        seed=3,
-    )
+    views = {f"jpeg-{quality}": (95 - quality) / 65 for quality in (95, 75, 50, 30)}
+    return _result(REALS, fakes, systems, views, seed=3)
 
 
 @cache
-def small_document() -> dict[str, Any]:
+def small_result() -> EvaluationResult:
     """Every section, of two systems and few generators."""
     fakes = {
         name: FAKES[name]._replace(n=30)
@@ -125,18 +119,14 @@ def small_document() -> dict[str, Any]:
     }
     reals = {name: one._replace(n=60) for name, one in REALS.items()}
     systems = {name: SYSTEMS[name] for name in ("ensemble", "openfake-swinv2-small", "corvi2023")}
-    return (
-        _document(
-            reals, fakes, systems, dict(list(VIEWS.items())[:3]), seed=5, protocol="openfake-v1"
-        )
-        | further()
-    )
+    views = dict(list(VIEWS.items())[:3])
+    return with_further(_result(reals, fakes, systems, views, seed=5, protocol="openfake-v1"))
 
 
 @cache
-def one_class(label: str) -> dict[str, Any]:
-    """Only real images, or only fakes: most figures are not defined."""
-    return _document(
+def one_class(label: str) -> EvaluationResult:
+    """Only real images, or only fakes: most metrics are undefined."""
+    return _result(
         REALS if label == "real" else {},
         FAKES if label == "fake" else {},
         dict(list(SYSTEMS.items())[:3]),
@@ -145,11 +135,15 @@ def one_class(label: str) -> dict[str, Any]:
     )
 
 
-def _document(
-    reals: Mapping[str, Generator], fakes: Mapping[str, Generator], systems: Mapping[str, System], views: Mapping[str, float], seed: int,
+def _result(
+    reals: Mapping[str, Generator],
+    fakes: Mapping[str, Generator],
+    systems: Mapping[str, System],
+    views: Mapping[str, float],
+    seed: int,
     **settings: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """What `touchstone evaluate` writes, with the titles of the systems here, what each saw, and
+) -> EvaluationResult:
+    """What `touchstone evaluate` finds, with the titles of the systems here, what each saw, and
     pictures of its mistakes.
     """
     images = _images(reals, fakes, seed)
@@ -162,31 +156,47 @@ def _document(
             out=f"{place}/out",
             title="Picture desk, November",
         )
-        document = evaluate(
-            EvaluateConfig(**names, thumbnails=False, bootstrap=0, **settings)
-        ).document.written()
-    document |= {"version": "0.6.0", "made_at": "2026-11-21T12:40:00+00:00"}
-    document["run"] |= {
-        "url": "s3://lab/runs/2026-11-20-desk",
-        "created_at": "2026-11-20T22:10:04+00:00",
-    }
-    document["run"]["identity"] = {"limits": {"max_pixels": 50_000_000}}
-    document["labels"] |= {"name": "s3://lab/labels/desk.parquet"}
+        config = EvaluateConfig(**names, thumbnails=False, bootstrap=0, **settings)
+        result = evaluate(config).result
     learnt = {
         name: {maker: "in-training" if maker in one.seen else "unseen" for maker in fakes}
         for name, one in systems.items()
     }
-    for one in document["systems"]:
-        one["title"] = systems[one["name"]].title
-        for row in one["generators"]:
-            row["seen"] = learnt[one["name"]].get(row["name"], "unknown")
-    for row in document["table"]["rows"]:
-        row["seen"] = {name: makers.get(row["name"], "unknown") for name, makers in learnt.items()}
-    document["mistakes"] = [
-        one | {"thumbnail": base64.b64encode(picture(place)).decode()}
-        for place, one in enumerate(document["mistakes"][:16])
-    ]
-    return document
+    meta = replace(
+        result.meta,
+        version="0.6.0",
+        made_at="2026-11-21T12:40:00+00:00",
+        run=replace(
+            result.meta.run,
+            url="s3://lab/runs/2026-11-20-desk",
+            created_at="2026-11-20T22:10:04+00:00",
+            identity={"limits": {"max_pixels": 50_000_000}},
+        ),
+        labels=replace(result.meta.labels, name="s3://lab/labels/desk.parquet"),
+        systems=tuple(
+            replace(
+                one,
+                title=systems[one.name].title,
+                generators=tuple(
+                    replace(row, seen=learnt[one.name].get(row.name, "unknown"))
+                    for row in one.generators
+                ),
+            )
+            for one in result.meta.systems
+        ),
+        table=tuple(
+            replace(
+                row,
+                seen={name: makers.get(row.name, "unknown") for name, makers in learnt.items()},
+            )
+            for row in result.meta.table
+        ),
+    )
+    mistakes = tuple(
+        replace(one, thumbnail=base64.b64encode(picture(place)).decode())
+        for place, one in enumerate(result.mistakes[:16])
+    )
+    return replace(result, meta=meta, mistakes=mistakes)
 
 
 def _write_run(

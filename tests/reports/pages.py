@@ -2,9 +2,11 @@
 given text.
 """
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from ray_app.metrics.table import MetricsTable
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.attribution import (
     identifier_lines,
@@ -14,16 +16,22 @@ from ray_app.reports.attribution import (
 from ray_app.reports.check import check_lines, render_check
 from ray_app.reports.compare import comparison_lines
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
+from ray_app.reports.evaluation.result import (
+    TABLE,
+    EvaluationMeta,
+    EvaluationResult,
+    SystemInfo,
+)
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
 from ray_app.reports.training import render_training_report, training_lines
 from ray_app.runs.document import EnsembleSummary
 from tests.reports.check_example import FACTS, check_row
 from tests.reports.comparison_example import GENERATORS, example_comparison
 from tests.reports.evaluation_example import (
-    example_document,
-    large_document,
+    example_result,
+    large_result,
     one_class,
-    small_document,
+    small_result,
 )
 from tests.reports.example import example_summary, thumbnail
 from tests.reports.hostile import poisoned
@@ -31,17 +39,11 @@ from tests.reports.identifier_example import CLASSES, FAMILIES, example_identifi
 from tests.reports.profile_example import example_profile
 from tests.reports.training_example import example_facts
 
-NO_SECTIONS = {key: None for key in small_document()}
 
-
-def _without(*keys):
-    document = small_document()
-    return document | {
-        "systems": [
-            {key: value for key, value in one.items() if key not in keys}
-            for one in document["systems"]
-        ]
-    }
+def _without_parts() -> EvaluationResult:
+    result = small_result()
+    systems = tuple(replace(one, generators=(), strata=(), views=()) for one in result.meta.systems)
+    return replace(result, meta=replace(result.meta, systems=systems))
 
 
 # Documents by report and by what is special about each: they are made when a test needs their page.
@@ -63,24 +65,18 @@ DOCUMENTS = {
         "empty": dict,
     },
     "evaluation": {
-        "example": example_document,
-        "large": large_document,
-        "empty": dict,
-        "nulls": lambda: NO_SECTIONS,
+        "example": example_result,
+        "large": large_result,
+        "empty": EvaluationResult,
         "only reals": lambda: one_class("real"),
         "only fakes": lambda: one_class("fake"),
-        "no image": lambda: (
-            small_document()
-            | {"systems": [{"name": "a", "kind": "detector"}], "table": {"columns": ["a"]}}
+        "no image": lambda: EvaluationResult(
+            EvaluationMeta(systems=(SystemInfo("a", "detector"),))
         ),
-        "no generator, no view": lambda: _without(
-            "generators", "views", "strata", "kinds", "averages"
-        ),
-        "no curve": lambda: _without(
-            "roc", "precision_recall", "reliability", "histogram", "risk_coverage"
-        ),
-        "no table": lambda: (
-            small_document() | {"table": {"rows": [], "columns": [], "cells": {}, "footers": []}}
+        "no generator, no view": _without_parts,
+        "no curve": lambda: replace(small_result(), curves={}),
+        "no table": lambda: replace(
+            small_result(), meta=replace(small_result().meta, table=(), footers=())
         ),
     },
     "identifier": {
@@ -141,20 +137,55 @@ def hostile_training(text):
 
 @cache
 def hostile_evaluation(text):
-    document = small_document()
-    first = document["systems"][0]
-    listed = (document["systems"], first["generators"], first["views"], document["table"]["rows"])
+    result = small_result()
+    content = result.to_dict() | {"curves": {}}
+    meta = content["meta"]
+    first = meta["systems"][0]
+    listed = (meta["systems"], first["generators"], first["views"], meta["table"])
     names = [*(one["name"] for part in listed for one in part), "JPEG", "PNG", "WEBP", "1–4 MP"]
-    found = poisoned(
-        document, text, names=names, words={"label", "kind", "seen", "output", "test", "method"}
-    )
+    words = {"label", "kind", "seen", "output", "test", "method", "scope", "rules", "resolution"}
+    found = poisoned(content, text, names=names, words=words | {"system", "view", "figure"})
     found["mistakes"] = [one | {"thumbnail": "<svg onload=alert(1)>"} for one in found["mistakes"]]
     found["overlays"] = [
         one | {"picture": "PHN2ZyBvbmxvYWQ9YWxlcnQoMSk+"} for one in found["overlays"]
     ]
-    found["data"]["statuses"] |= {text or "other": 3}
-    found["run"]["identity"] = {text or "key": {text or "key": [text]}}
-    return found
+    found["meta"]["data"]["statuses"] |= {text or "other": 3}
+    found["meta"]["run"]["identity"] = {text or "key": {text or "key": [text]}}
+    hostile = EvaluationResult.from_dict(found)
+    curves = {
+        new.name: result.curves[old.name]
+        for old, new in zip(result.meta.systems, hostile.meta.systems, strict=True)
+    }
+    return replace(hostile, metrics=_renamed(result, hostile), curves=curves)
+
+
+def _renamed(result, hostile):
+    """The metrics of hostile texts under the names that the facts have now."""
+    names, views, scopes = {}, {}, {}
+    for old, new in zip(result.meta.systems, hostile.meta.systems, strict=True):
+        names[old.name] = new.name
+        views |= {one.name: other.name for one, other in zip(old.views, new.views, strict=True)}
+        for part in ("generators", "strata"):
+            pairs = zip(getattr(old, part), getattr(new, part), strict=True)
+            scopes |= {one.scope: other.scope for one, other in pairs}
+    for part in ("groups", "paired"):
+        pairs = zip(getattr(result.meta, part), getattr(hostile.meta, part), strict=True)
+        scopes |= {one.scope: other.scope for one, other in pairs}
+    rows = {
+        one.name: other.name
+        for one, other in zip(result.meta.table, hostile.meta.table, strict=True)
+    }
+    return MetricsTable(
+        tuple(
+            row._replace(
+                system=names.get(row.system, row.system),
+                view=views.get(row.view, row.view),
+                scope=scopes.get(row.scope, row.scope),
+                figure=rows.get(row.figure, row.figure) if row.scope == TABLE else row.figure,
+            )
+            for row in hostile.metrics.rows
+        )
+    )
 
 
 def hostile_comparison(text):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from ray_app.config import config_root
 from ray_app.detectors import load_card
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate, labels_for
+from ray_app.reports.evaluation.result import EvaluationResult
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.storage import Store
 from tests.evaluation.made import labelled, made_run, measured, random_rows
@@ -47,31 +49,36 @@ def done(tmp_path_factory):
     return archive, folder / "out", words
 
 
+def read(out):
+    return EvaluationResult.from_dict(json.loads((out / "metrics.json").read_text()))
+
+
 def test_a_source_is_scored_and_evaluated(done):
     archive, out, _ = done
-    document = json.loads((out / "metrics.json").read_text())
+    result = read(out)
     truths = {row["sha256"]: row["label"] for row in csv.DictReader(archive.labels.open())}
     rows = [
         row
         for row in current_rows(RunDirectory.open(str(out / "run")))
         if row["sha256"] in truths and row["score"] is not None
     ]
-    system = document["systems"][0]
+    [system] = result.systems
     fakes = [truths[row["sha256"]] == "fake" for row in rows]
-    assert (system["n_fake"], system["n_real"]) == (sum(fakes), len(fakes) - sum(fakes))
-    assert system["figures"]["auc"]["value"] == pytest.approx(
+    assert (system.info.n_fake, system.info.n_real) == (sum(fakes), len(fakes) - sum(fakes))
+    assert system.figure("auc").value == pytest.approx(
         roc_auc_score(fakes, [row["score"] for row in rows]), abs=1e-9
     )
-    [view] = system["views"]
-    shown = [next(iter(row["views"][view["name"]].values())) for row in rows]
-    assert view["figures"]["auc"]["value"] == pytest.approx(roc_auc_score(fakes, shown), abs=1e-9)
+    [view] = system.info.views
+    shown = [next(iter(row["views"][view.name].values())) for row in rows]
+    assert system.figure("auc", view=view.name).value == pytest.approx(
+        roc_auc_score(fakes, shown), abs=1e-9
+    )
     assert (out / "report.html").exists()
-    assert any(one["thumbnail"] for one in document["mistakes"]) or not document["mistakes"]
 
 
 def test_what_perturbations_leave_is_a_section_of_the_card(done, tmp_path):
     _, out, _ = done
-    [system] = json.loads((out / "metrics.json").read_text())["systems"]
+    [system] = read(out).systems
     written = yaml.safe_load((out.parent / "fragility.yaml").read_text())
     assert list(written) == ["touchstone-tiny"]
     shipped = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
@@ -82,11 +89,12 @@ def test_what_perturbations_leave_is_a_section_of_the_card(done, tmp_path):
         "jpeg:50",
         "jpeg quality 50",
     )
-    for row, part in ((as_is, system), (seen, system["views"][0])):
-        assert (row.n_real, row.n_fake, row.threshold) == (part["n_real"], part["n_fake"], 0.53)
-        assert row.auc == pytest.approx(part["figures"]["auc"]["value"], abs=1e-4)
-        assert row.fpr == pytest.approx(1 - part["figures"]["tnr"]["value"], abs=1e-4)
-        assert row.tpr == pytest.approx(part["figures"]["tpr"]["value"], abs=1e-4)
+    for row, part, view in ((as_is, system.info, ""), (seen, system.info.views[0], "jpeg:50")):
+        assert (row.n_real, row.n_fake, row.threshold) == (part.n_real, part.n_fake, 0.53)
+        figures = system.figures(view=view)
+        assert row.auc == pytest.approx(figures["auc"].value, abs=1e-4)
+        assert row.fpr == pytest.approx(1 - figures["tnr"].value, abs=1e-4)
+        assert row.tpr == pytest.approx(figures["tpr"].value, abs=1e-4)
         assert "touchstone evaluate" in row.source
 
 
@@ -97,9 +105,8 @@ def test_the_same_command_changes_nothing(done, capsys):
     with without_ray():
         assert main([*words, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert {key: again[key] for key in before if key != "made_at"} == {
-        key: before[key] for key in before if key != "made_at"
-    }
+    del again["meta"]["made_at"], before["meta"]["made_at"]
+    assert again == before
 
 
 def test_a_layout_labels_the_source(done, off_ray, tmp_path):
@@ -118,16 +125,15 @@ def test_a_layout_labels_the_source(done, off_ray, tmp_path):
         out=str(tmp_path / "out"),
         score={"ensemble": "tiny"},
     )
-    document = evaluate(config).document.written()
-    assert document["labels"]["key"] == "image_id"
-    assert document["labels"]["joined"] == len(rows) == document["data"]["n"]
-    expected = json.loads((out / "metrics.json").read_text())["systems"][0]["figures"]["auc"][
-        "value"
-    ]
-    assert document["systems"][0]["figures"]["auc"]["value"] == pytest.approx(expected, abs=1e-9)
+    result = evaluate(config).result
+    assert all(one.thumbnail for one in result.mistakes)
+    assert result.meta.labels.key == "image_id"
+    assert result.meta.labels.joined == len(rows) == result.meta.data.n
+    expected = read(out).systems[0].figure("auc").value
+    assert result.systems[0].figure("auc").value == pytest.approx(expected, abs=1e-9)
     own = measured(tmp_path / "out", bootstrap=None)
-    assert own["labels"]["key"] == "input"
-    assert own["systems"][0]["figures"] == document["systems"][0]["figures"]
+    assert own.meta.labels.key == "input"
+    assert own.systems[0].figures() == result.systems[0].figures()
     run = RunDirectory.open(str(tmp_path / "out" / "run"))
     config = EvaluateConfig(at=(run.store.url,), layout="columns")
     with labels_for(config, None, run, Store.open(str(tmp_path / "again"))) as labels:
@@ -139,6 +145,5 @@ def test_tasks_gather_the_same(ray_cluster, tmp_path):
     made_run(tmp_path / "run", columns, [33, 150])
     labels = str(labelled(tmp_path, columns, truths, but={5}))
     here, there = (measured(tmp_path, labels=labels, tasks=tasks) for tasks in (False, True))
-    for one in (here, there):
-        del one["made_at"]
-    assert there == here
+    assert there.metrics == here.metrics
+    assert replace(there.meta, made_at="") == replace(here.meta, made_at="")

@@ -1,15 +1,26 @@
 """What a reader finds on the page of an evaluation, and in its lines for a terminal."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from ray_app.reports.evaluation.model import EvaluationDocument
+from ray_app.metrics.table import MetricRow, MetricsTable, rows_of
+from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.evaluation.protocol_table import protocol_table
-from tests.reports.evaluation_example import example_document, one_class, small_document
+from ray_app.reports.evaluation.result import (
+    TABLE,
+    EvaluationMeta,
+    EvaluationResult,
+    ReferenceInfo,
+    SystemInfo,
+    TableRowInfo,
+    ViewInfo,
+)
+from tests.reports.evaluation_example import example_result, one_class, small_result
 from tests.reports.page_reader import PageReader
-from tests.reports.pages import HOSTILE_PAGES, NO_SECTIONS, page_of
+from tests.reports.pages import HOSTILE_PAGES, page_of
 
 
 @pytest.fixture(scope="module")
@@ -17,16 +28,16 @@ def words():
     return PageReader(page_of("evaluation")).text
 
 
-def text_of(document):
-    return PageReader(render_evaluation(document)).text
+def text_of(result):
+    return PageReader(render_evaluation(result)).text
 
 
 def figure(key):
-    return example_document()["systems"][0]["figures"][key]
+    return example_result().systems[0].figure(key)
 
 
 def test_the_headline_says_how_good_on_what_and_that_it_is_confounded(words):
-    found, cleared = (round(100 * figure(key)["value"]) for key in ("tpr", "tnr"))
+    found, cleared = (round(100 * figure(key).value) for key in ("tpr", "tnr"))
     said = f"Stacked ensemble of four finds {found} % of the fakes and wrongly flags {100 - cleared} % of the real images"
     assert (
         f"{said}, but the form of the files alone (format, height) gives many fakes away." in words
@@ -38,9 +49,9 @@ def test_the_headline_says_how_good_on_what_and_that_it_is_confounded(words):
 
 def test_the_four_answers_have_their_numbers(words):
     tpr = figure("tpr")
-    low, high = (100 * end for end in (tpr["low"], tpr["high"]))
+    low, high = (100 * end for end in (tpr.low, tpr.high))
     for said in (
-        f"finds {100 * tpr['value']:.1f} % ({low:.1f} to {high:.1f} %) of 1,720 fakes and clears",
+        f"finds {100 * tpr.value:.1f} % ({low:.1f} to {high:.1f} %) of 1,720 fakes and clears",
         "1,600 real images and 1,720 fakes of 10 generators; 120 of the fakes are local edits.",
         "Of the generators, 4 were in its training data and 6 were not.",
         "Within one format and size, JPEG of 1–4 MP",
@@ -63,40 +74,44 @@ def test_a_published_column_of_ours_has_the_difference_the_source_and_whether_it
     words,
 ):
     """On the page and on the terminal; a column of a system that is not ours has no difference."""
-    document = example_document()
-    [mine] = [one for one in document["reference"] if one["system"] == "openfake-swinv2-small"]
-    [row] = [one for one in document["table"]["rows"] if one["name"] == "GPT Image 1"]
-    ours = document["table"]["cells"]["openfake-swinv2-small"]["GPT Image 1"]["value"]
-    [line] = [one for one in evaluation_lines(document) if one.startswith("GPT Image 1 ")][:1]
-    assert line.split()[3] == str(row["n"])
-    assert line.endswith(
-        f"{mine['rows']['GPT Image 1']:.3f}      −{mine['rows']['GPT Image 1'] - ours:.3f}"
-    )
-    said = f"{mine['column']} from {mine['source']}; verified: no; this run: 3,320 images"
-    assert f"published: {said}" in evaluation_lines(document)
+    result = example_result()
+    [mine] = [one for one in result.meta.reference if one.system == "openfake-swinv2-small"]
+    [row] = [one for one in result.meta.table if one.name == "GPT Image 1"]
+    ours = result.metrics.find("GPT Image 1", "openfake-swinv2-small", scope=TABLE).value
+    [line] = [one for one in evaluation_lines(result) if one.startswith("GPT Image 1 ")][:1]
+    assert line.split()[3] == str(row.n)
+    published = mine.rows["GPT Image 1"]
+    assert line.endswith(f"{published:.3f}      −{published - ours:.3f}")
+    said = f"{mine.column} from {mine.source}; verified: no; this run: 3,320 images"
+    assert f"published: {said}" in evaluation_lines(result)
     assert said in words
     assert (
         "published: CLIP-D-10k+, Corvi2023, Fusion, InternVL from OpenFake's README; verified: no"
-        in "\n".join(evaluation_lines(document))
+        in "\n".join(evaluation_lines(result))
     )
-    mine["verified"] = True
+    reference = [replace(one, verified=one == mine) for one in result.meta.reference]
+    verified = replace(result, meta=replace(result.meta, reference=tuple(reference)))
     assert f"published: {said.replace('verified: no', 'verified: yes')}" in evaluation_lines(
-        document
+        verified
     )
-    assert PageReader(render_evaluation(document)).text.count(" difference ") == 1
+    assert text_of(verified).count(" difference ") == 1
 
 
 def test_what_was_published_of_a_system_is_never_on_another_part_of_the_table():
     """Nine columns are shown at once, here ours, its own published one, the difference and six
     published of others.
     """
-    others = [{"column": f"other {place}", "rows": {"a": 0.5}} for place in range(12)]
-    cells = {"d": {"a": {"value": 0.25, "n": 4}}, "e": {"a": {"value": 0.5, "n": 4}}}
-    mine = [{"column": "published d", "system": "d", "rows": {"a": 0.5}}]
-    table = {"rows": [{"name": "a", "label": "fake", "n": 4}], "columns": ["d"], "cells": cells}
-    first, rest = protocol_table(
-        EvaluationDocument.model_validate({"reference": [*others, *mine], "table": table})
-    )[0]
+    others = [ReferenceInfo(f"other {place}", rows={"a": 0.5}) for place in range(12)]
+    mine = ReferenceInfo("published d", rows={"a": 0.5}, system="d")
+
+    def parts(systems, reference, table):
+        infos = tuple(SystemInfo(name, "detector") for name in systems)
+        rows = (MetricRow("d", "", TABLE, "a", MetricValue(0.25, n=4)),)
+        meta = EvaluationMeta(systems=infos, reference=tuple(reference), table=tuple(table))
+        return protocol_table(EvaluationResult(meta, MetricsTable(rows)))[0]
+
+    row = TableRowInfo("a", "fake", 4)
+    first, rest = parts("d", [*others, mine], [row])
     assert [head.name for head in first.heads] == [
         "d",
         "published d",
@@ -106,18 +121,11 @@ def test_what_was_published_of_a_system_is_never_on_another_part_of_the_table():
     assert [cell.value for cell in first.rows[0].cells[:3]] == ["0.250", "0.500", "−0.250"]
     assert [head.name for head in rest.heads] == [f"other {place}" for place in range(6, 12)]
     # So are rows: an easy published one stands before harder ones.
-    table["rows"] = [{"name": f"hard {place}", "label": "fake"} for place in range(30)] + table[
-        "rows"
-    ]
-    kept, _ = protocol_table(
-        EvaluationDocument.model_validate({"reference": mine, "table": table})
-    )[0]
-    assert "a" in [row.name for row in kept.rows]
+    many = [*(TableRowInfo(f"hard {place}", "fake") for place in range(30)), row]
+    kept, _ = parts("d", [mine], many)
+    assert "a" in [one.name for one in kept.rows]
     assert len(kept.rows) == 24
-    table["columns"] = [*"cfghijkd"]  # the ninth column would be d's published one
-    _, _, rest, _ = protocol_table(
-        EvaluationDocument.model_validate({"reference": mine, "table": table})
-    )[0]
+    _, _, rest, _ = parts("cfghijkd", [mine], many)  # the ninth column would be d's published one
     assert [head.name for head in rest.heads] == ["d", "published d", "difference"]
 
 
@@ -142,14 +150,26 @@ def test_every_cell_says_whether_its_images_were_in_training():
 
 
 def test_attacks_have_a_table_of_their_own_and_are_no_worst_perturbation():
-    document = small_document()
-    views = [
-        {"name": "soft", "figures": {"auc": {"value": 0.7, "n": 9}}},
-        {"name": "feed", "kind": "chain", "figures": {"auc": {"value": 0.6, "n": 9}}},
-        {"name": "print-scan", "kind": "attack", "figures": {"auc": {"value": 0.1, "n": 9}}},
-        {"name": "jpeg-ai", "kind": "attack", "why": "its networks are not available"},
+    result = small_result()
+    views = {
+        ViewInfo("soft"): 0.7,
+        ViewInfo("feed", "chain"): 0.6,
+        ViewInfo("print-scan", "attack"): 0.1,
+        ViewInfo("jpeg-ai", "attack", "its networks are not available"): None,
+    }
+    first = replace(result.meta.systems[0], views=tuple(views))
+    rows = [
+        row
+        for view, value in views.items()
+        for row in rows_of({"auc": MetricValue(value, n=9)}, first.name, view=view.name)
     ]
-    said = text_of(document | {"systems": [document["systems"][0] | {"views": views}]})
+    said = text_of(
+        replace(
+            result,
+            meta=replace(result.meta, systems=(first,)),
+            metrics=MetricsTable((*result.metrics.rows, *rows)),
+        )
+    )
     tables = [
         said.index(caption)
         for caption in (
@@ -166,14 +186,12 @@ def test_attacks_have_a_table_of_their_own_and_are_no_worst_perturbation():
 
 
 def test_all_sections_stand_with_their_figures_and_counts(words):
-    document, auc = example_document(), figure("auc")
-    jpeg = document["data"]["formats"]
-    social = next(one for one in document["systems"][0]["views"] if one["name"] == "social")[
-        "figures"
-    ]["auc"]["value"]
+    result, auc = example_result(), figure("auc")
+    jpeg = result.meta.data.formats
+    social = result.systems[0].figure("auc", view="social").value
     for said in (
-        f"ROC AUC {auc['value']:.4f}",
-        f"flags that are right if 0.1 % are fake {100 * figure('precision_at_prior_01')['value']:.1f} %",
+        f"ROC AUC {auc.value:.4f}",
+        f"flags that are right if 0.1 % are fake {100 * figure('precision_at_prior_01').value:.1f} %",
         f"social {social:.4f}",
         f"JPEG {jpeg['real']['JPEG']:,} {100 * jpeg['real']['JPEG'] / 1600:.1f} % {jpeg['fake']['JPEG']:,}",
         "Labels and run differ. 12 of 3,332 labels without a row in the run, for example image_id -1.",
@@ -198,20 +216,20 @@ def test_pictures_are_jpegs_and_nothing_else():
     assert not PageReader(HOSTILE_PAGES["evaluation"]("x")).attributes("img")
 
 
-def test_nulls_and_absent_keys_read_the_same_and_so_does_json():
-    assert render_evaluation(NO_SECTIONS) == render_evaluation({})
-    document = small_document()
-    assert render_evaluation(
-        json.loads(json.dumps(document, allow_nan=False))
-    ) == render_evaluation(document)
+def test_a_result_that_is_read_again_gives_the_same_page():
+    result = small_result()
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert render_evaluation(EvaluationResult.from_dict(content)) == render_evaluation(result)
 
 
 def test_lines_for_the_terminal():
-    lines = evaluation_lines(example_document())
+    lines = evaluation_lines(example_result())
     assert lines[0].startswith("Stacked ensemble of four finds 91 % of the fakes and")
     assert any(line.startswith("warning: Confounded.") for line in lines)
     assert max(len(line) for line in lines if "[" in line) <= 120, (
         "the table of many columns goes on below"
     )
-    assert evaluation_lines({}) == ["Nothing was evaluated: the document names no system."]
+    assert evaluation_lines(EvaluationResult()) == [
+        "Nothing was evaluated: the document names no system."
+    ]
     assert any("no real image" in line for line in evaluation_lines(one_class("fake")))

@@ -2,68 +2,66 @@
 
 import pytest
 
+from ray_app.metrics.table import MetricRow, MetricsTable, rows_of
 from ray_app.metrics.uncertainty import proportion_interval
-from ray_app.reports.evaluation.model import EvaluationDocument
+from ray_app.metrics.values import MetricValue
+from ray_app.reports.evaluation.result import (
+    DATA,
+    DataInfo,
+    EvaluationMeta,
+    EvaluationResult,
+    GeneratorInfo,
+    LabelInfo,
+    SystemInfo,
+)
 from ray_app.reports.evaluation.sentences import answers, headline
 
 
 def figure(value, low=None, high=None, n=200):
-    method = "" if low is None else "jackknife"
-    return {"value": value, "low": low, "high": high, "n": n, "method": method}
+    return MetricValue(value, low, high, n, "" if low is None else "jackknife")
 
 
-def generator(name, *, label="fake", n=100):
-    return {
-        "name": name,
-        "label": label,
-        "kind": label,
-        "seen": "unknown",
-        "n": n,
-        "unscored": 0,
-        "rate": figure(0.5, 0.4, 0.6),
-    }
+SHORTCUT = figure(0.81, 0.8, 0.82)
 
 
-def system(name, *, generators):
-    figures = {
+def result_of(*sources, shortcut=SHORTCUT, **figures):
+    """An evaluation of one system; `sources`: of real images, each with how many of how many are
+    judged correctly.
+    """
+    reals = [
+        GeneratorInfo(f"camera {place}", "real", "real", n=n)
+        for place, (_, n) in enumerate(sources)
+    ]
+    fakes = GeneratorInfo("a", "fake", "fake", n=100)
+    info = SystemInfo(
+        "npr",
+        "detector",
+        "npr",
+        calibrated=True,
+        n_real=100,
+        n_fake=200,
+        generators=(*reals, fakes),
+    )
+    usual = {
         "auc": figure(0.9, 0.85, 0.93),
         "balanced_accuracy": figure(0.8, 0.75, 0.85),
         "ece": figure(0.05),
     }
-    return {"name": name, "kind": "detector", "title": name, "output": "continuous", "calibrated": True, "n_real": 100, "n_fake": 200,
-            "unscored": 0, "figures": figures, "generators": generators, "views": []}  # fmt: skip
+    rows = [
+        MetricRow("", "", DATA, "shortcut_auc", shortcut),
+        *rows_of(usual | figures, "npr"),
+        MetricRow("npr", "", fakes.scope, "rate", figure(0.5, 0.4, 0.6)),
+    ]
+    for one, (right, n) in zip(reals, sources, strict=True):
+        rate = figure(right / n, *proportion_interval(right, n), n=n)
+        rows.append(MetricRow("npr", "", one.scope, "rate", rate))
+    data = DataInfo(n=300, n_real=100, n_fake=200)
+    meta = EvaluationMeta(title="t", labels=LabelInfo("labels.csv"), systems=(info,), data=data)
+    return EvaluationResult(meta, MetricsTable(tuple(rows)))
 
 
-def evaluation(one):
-    shortcut = {"auc": figure(0.81, 0.8, 0.82), "confounded": False}
-    data = {"n": 300, "n_real": 100, "n_fake": 200, "shortcut": shortcut}
-    return {
-        "title": "t",
-        "labels": {"name": "labels.csv"},
-        "protocol": None,
-        "systems": [one],
-        "data": data,
-    }
-
-
-def document_of(*sources, **figures):
-    """An evaluation of one system; `sources`: of real images, each with how many of how many are
-    judged correctly.
-    """
-    reals = []
-    for place, (right, n) in enumerate(sources):
-        reals.append(
-            generator(f"camera {place}", label="real", n=n)
-            | {"rate": figure(right / n, *proportion_interval(right, n), n=n)}
-        )
-    one = system("npr", generators=[*reals, generator("a")])
-    return EvaluationDocument.model_validate(
-        evaluation(one | {"figures": one["figures"] | figures})
-    )
-
-
-def sentences(document):
-    return " ".join(sentence for _, said in answers(document) for sentence in said)
+def sentences(result):
+    return " ".join(sentence for _, said in answers(result) for sentence in said)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +72,16 @@ def sentences(document):
     ],
 )
 def test_a_source_is_flagged_most_only_where_its_interval_lies_apart(sources, is_said):
-    assert ("flagged most often" in sentences(document_of(*sources))) is is_said
+    assert ("flagged most often" in sentences(result_of(*sources))) is is_said
 
 
 def test_a_headline_of_too_wide_an_interval_says_so_in_words():
-    wide = headline(document_of(auc=figure(0.7, 0.06, 1.0)))
+    wide = headline(result_of(auc=figure(0.7, 0.06, 1.0)))
     assert (
         wide
         == "300 images are too few to say how good npr is: its AUC could be anything from 0.06 to 1.00."
     )
-    few = headline(document_of(auc=figure(0.9, 0.6, 1.0), tpr=figure(0.5, 0.1, 0.9)))
+    few = headline(result_of(auc=figure(0.9, 0.6, 1.0), tpr=figure(0.5, 0.1, 0.9)))
     assert (
         few
         == "300 images are too few to say how good npr is: its share of fakes found could be anything from 10 % to 90 %."
@@ -100,7 +98,7 @@ def test_a_headline_of_too_wide_an_interval_says_so_in_words():
     ],
 )  # fmt: skip
 def test_the_headline_is_one_plain_sentence_with_rounded_figures(tpr, tnr, said):
-    sentence = headline(document_of(tpr=tpr, tnr=tnr))
+    sentence = headline(result_of(tpr=tpr, tnr=tnr))
     assert sentence.startswith(said)
     assert sentence.count(".") == 1
 
@@ -113,8 +111,6 @@ def test_the_headline_is_one_plain_sentence_with_rounded_figures(tpr, tnr, said)
     ],
 )
 def test_no_shortcut_is_said_only_where_one_is_ruled_out(low, high, words):
-    document = document_of().model_dump()
-    document["data"]["shortcut"] = {"auc": figure((low + high) / 2, low, high), "confounded": False}
-    said = sentences(EvaluationDocument.model_validate(document))
+    said = sentences(result_of(shortcut=figure((low + high) / 2, low, high)))
     assert words in said
     assert ("no shortcut" in said) == words.startswith("no shortcut")

@@ -2,28 +2,25 @@
 CLIP of the published format.
 """
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ray_app.evaluation.attribution import answers_of
-from ray_app.evaluation.attribution import identification_of as identification
 from ray_app.evaluation.generator_names import Names
-from ray_app.evaluation.prompts import prompts_of as prompts
+from ray_app.evaluation.identification import answers_of
+from ray_app.evaluation.identification import identification_of as identification
+from ray_app.evaluation.prompts import prompts_of
+from ray_app.metrics.table import MetricsTable
 from tests.runs.small_run import new_run
 
 
 def identification_of(tables, *, known=(), **more):
     answers = answers_of(tables, Names(known))
-    return None if answers is None else identification(answers, **more)
-
-
-def prompts_of(tables, run):
-    found = prompts(tables, run)
-    return None if found is None else found.section()
+    if answers is None:
+        return None
+    infos, rows = identification(answers, **more)
+    return {one.scope: one for one in infos}, MetricsTable(tuple(rows))
 
 
 def tables_of(rows, size=7):
@@ -75,11 +72,9 @@ def by_hand():
 
 
 def test_generators_and_families_by_hand():
-    found = identification_of(tables_of(by_hand(), size=4), known=CLASSES)
+    infos, metrics = identification_of(tables_of(by_hand(), size=4), known=CLASSES)
     value = {
-        name: (one["value"], one["n"])
-        for name, one in found.items()
-        if isinstance(one, dict) and "value" in one
+        name: (one.value, one.n) for name, one in metrics.select(scope="identification").items()
     }
     assert value["accuracy"] == (1 / 5, 5)
     assert [value[f"top_{k}"] for k in (1, 3, 5)] == [(2 / 5, 5), (4 / 5, 5), (4 / 5, 5)]
@@ -92,24 +87,25 @@ def test_generators_and_families_by_hand():
         pytest.approx(roc_auc_score(known, [0.9, 0.8, 0.1, 0.7, 0.6, 0.2, 0.85])),
         7,
     )
-    families = found["families"]
+    families = metrics.select(scope="identification, families")
     # sd_1.5 twice and sdxl, midjourney thrice, of which 1 sd right, 1 midjourney right, the
     # fine-tuned model right
-    assert (families["accuracy"]["value"], families["accuracy"]["n"]) == (pytest.approx(3 / 7), 7)
-    assert (families["top_1"]["value"], families["top_3"]["value"]) == (
+    assert (families["accuracy"].value, families["accuracy"].n) == (pytest.approx(3 / 7), 7)
+    assert (families["top_1"].value, families["top_3"].value) == (
         pytest.approx(4 / 7),
         pytest.approx(6 / 7),
     )
-    assert {row["name"] for row in families["classes"]} == {"sd_1.5", "sdxl_1.0", "midjourney"}
-    assert families["abstained_unknown"]["value"] == 1
-    assert (found["without_prediction"], found["not_asked"], found["known"]) == (
-        3,
-        1,
-        ["SD 1.5", "mj-6", "sdxl"],
-    )
+    assert {one.name for one in infos["identification, families"].classes} == {
+        "sd_1.5",
+        "sdxl_1.0",
+        "midjourney",
+    }
+    assert families["abstained_unknown"].value == 1
+    info = infos["identification"]
+    assert info.counts == {"without_prediction": 3, "not_asked": 1}
     # spelt as the labels spell it
-    assert [row["name"] for row in found["classes"]][:2] == ["mj-6", "SD 1.5"]
-    json.dumps(found, allow_nan=False)
+    assert [one.name for one in info.classes][:2] == ["mj-6", "SD 1.5"]
+    assert metrics.find("recall", scope=info.scope_of("SD 1.5")).value == 1 / 2
 
 
 def test_runs_that_name_nothing_have_no_section(tmp_path):
@@ -140,10 +136,12 @@ def prompted(n):
 def test_prompts_are_counted_and_need_images_made_from_them(tmp_path):
     rows = prompted(20)
     found = prompts_of(tables_of(rows), new_run(tmp_path / "run"))
-    assert {name: found[name] for name in ("with_prompt", "with_prediction", "with_both", "compared")} == {
-        "with_prompt": 19, "with_prediction": 19, "with_both": 18, "compared": 18,
-    }  # fmt: skip
-    assert (
-        found["clip_image"]["why"] == "needs images made from the predicted prompts: --regenerated"
-    )
-    json.dumps(found, allow_nan=False)
+    assert found.info.counts == {
+        "with_prompt": 19,
+        "with_prediction": 19,
+        "with_both": 18,
+        "compared": 18,
+        "not_regenerated": 0,
+    }
+    why = "needs images made from the predicted prompts: --regenerated"
+    assert found.figures["clip_image"].why == why
