@@ -3,6 +3,7 @@ a text may stand.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 NAMES = {
@@ -53,8 +54,17 @@ def _poisoned(
             renamed.get(name, name): _poisoned(item, text, renamed, words, name)
             for name, item in value.items()
         }
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {
+            field.name: _poisoned(getattr(value, field.name), text, renamed, words, field.name)
+            for field in fields(value)
+        }
+        return replace(value, **changed)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        items = zip(value._fields, value, strict=True)
+        return type(value)(*(_poisoned(item, text, renamed, words, name) for name, item in items))
     return (
-        [_poisoned(item, text, renamed, words, key) for item in value]
+        type(value)(_poisoned(item, text, renamed, words, key) for item in value)
         if isinstance(value, list | tuple)
         else value
     )

@@ -138,25 +138,28 @@ def hostile_training(text):
 @cache
 def hostile_evaluation(text):
     result = small_result()
-    content = result.to_dict() | {"curves": {}}
-    meta = content["meta"]
-    first = meta["systems"][0]
-    listed = (meta["systems"], first["generators"], first["views"], meta["table"])
-    names = [*(one["name"] for part in listed for one in part), "JPEG", "PNG", "WEBP", "1–4 MP"]
+    meta = result.meta
+    first = meta.systems[0]
+    listed = (meta.systems, first.generators, first.views, meta.table)
+    names = [*(one.name for part in listed for one in part), "JPEG", "PNG", "WEBP", "1–4 MP"]
     words = {"label", "kind", "seen", "output", "test", "method", "scope", "rules", "resolution"}
-    found = poisoned(content, text, names=names, words=words | {"system", "view", "figure"})
-    found["mistakes"] = [one | {"thumbnail": "<svg onload=alert(1)>"} for one in found["mistakes"]]
-    found["overlays"] = [
-        one | {"picture": "PHN2ZyBvbmxvYWQ9YWxlcnQoMSk+"} for one in found["overlays"]
-    ]
-    found["meta"]["data"]["statuses"] |= {text or "other": 3}
-    found["meta"]["run"]["identity"] = {text or "key": {text or "key": [text]}}
-    hostile = EvaluationResult.from_dict(found)
-    curves = {
-        new.name: result.curves[old.name]
-        for old, new in zip(result.meta.systems, hostile.meta.systems, strict=True)
-    }
-    return replace(hostile, metrics=_renamed(result, hostile), curves=curves)
+    words |= {"system", "view", "figure", "distribution"}
+    found = poisoned(replace(result, curves={}), text, names=names, words=words)
+    run = replace(found.meta.run, identity={text or "key": {text or "key": [text]}})
+    data = replace(found.meta.data, statuses=meta.data.statuses | {text or "other": 3})
+    return replace(
+        found,
+        meta=replace(found.meta, run=run, data=data),
+        metrics=_renamed(result, found),
+        curves={
+            new.name: result.curves[old.name]
+            for old, new in zip(meta.systems, found.meta.systems, strict=True)
+        },
+        mistakes=tuple(replace(one, thumbnail="<svg onload=alert(1)>") for one in found.mistakes),
+        overlays=tuple(
+            replace(one, picture="PHN2ZyBvbmxvYWQ9YWxlcnQoMSk+") for one in found.overlays
+        ),
+    )
 
 
 def _renamed(result, hostile):
