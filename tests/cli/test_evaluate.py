@@ -80,12 +80,13 @@ def test_a_run_is_evaluated_and_json_is_the_document(case, capsys):
     assert {one.name for one in (folder / "out").iterdir()} == {
         "metrics.json",
         "metrics.csv",
+        "metrics.parquet",
         "report.html",
     }
     document = json.loads(told.out)
     assert document == json.loads((folder / "out" / "metrics.json").read_text())
-    assert document["protocol"]["name"] == "openfake-sd21"
-    assert document["table"]["rows"]
+    assert document["meta"]["protocol"]["name"] == "openfake-sd21"
+    assert document["meta"]["table"]
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,14 @@ def test_two_detectors_are_measured_compared_and_set_beside_a_paper(with_sample,
             "touchstone evaluate --labels --detector --out",
             names | members,
         )
-        [system] = json.loads((at_work.folder / detector / "metrics.json").read_text())["systems"]
+        content = json.loads((at_work.folder / detector / "metrics.json").read_text())
+        [system] = content["meta"]["systems"]
         assert (system["n_real"], system["n_fake"], system["unscored"]) == (46, 37, 0)
-        auc[detector] = system["figures"]["auc"]["value"]
+        [auc[detector]] = [
+            row["value"]
+            for row in content["metrics"]
+            if (row["view"], row["scope"], row["figure"]) == ("", "all", "auc")
+        ]
     assert auc["touchstone-tiny"] > auc["touchstone-photo"]  # it was trained on pictures like these
     compared = at_work.types(
         PAGE,

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ray_app.cli.main import main
+from ray_app.reports.evaluation.result import EvaluationResult
 
 MODULE = """
 import os, signal
@@ -148,13 +149,14 @@ def test_masks_of_a_run_are_kept_and_measured(tmp_path, monkeypatch, capsys, spl
     }
     assert (sizes[91, 80], sizes[50, 60]) == ((91, 80), (64, 64))
     assert main(["evaluate", "run", "--labels", "labels.csv", "--out", "evaluated"]) == 0
-    systems = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())["localization"][
-        "systems"
-    ]
-    assert {one["resolution"] for one in systems} >= {"network", "original"}
-    for system in systems:
-        figures = {name: one["value"] for name, one in system["figures"].items()}
-        assert system["counts"]["images"] == 5, "local edits that were scored"
+    content = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())
+    result = EvaluationResult.from_dict(content)
+    systems = result.meta.localization.systems
+    assert {one.resolution for one in systems} >= {"network", "original"}
+    for one in systems:
+        metrics = result.metrics.select(one.system, scope=one.scope)
+        figures = {name: metric.value for name, metric in metrics.items()}
+        assert one.images == 5, "local edits that were scored"
         assert figures["pixel_f1"] == pytest.approx((4 + 2 / 3) / 5), (
             "of one, half of what was altered was found"
         )
