@@ -177,3 +177,30 @@ def compare(
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     click.echo(text if as_json else "\n".join(comparison_lines(document, terminal_width())))
     return 0
+
+
+@click.command()
+@click.argument("evaluations", metavar="DIR…", nargs=-1, required=True)
+@click.option(
+    "--figure",
+    default="auc",
+    show_default=True,
+    metavar="NAME",
+    help="The metric that orders the table, as in the column figure of metrics.csv.",
+)
+@options.as_json
+def leaderboard(evaluations: tuple[str, ...], figure: str, as_json: bool) -> int:
+    """Order the systems of several evaluations of the same labelled images.
+
+    \b
+    touchstone runs leaderboard figures-a figures-b
+    touchstone runs leaderboard figures-* --figure tpr_at_fpr_1 --json
+    """
+    from ray_app.evaluation.leaderboard import rank_systems
+    from ray_app.reports.evaluation.leaderboard import leaderboard_lines
+    from ray_app.reports.text import terminal_width
+
+    entries = rank_systems(evaluations, figure)
+    lines = leaderboard_lines(entries, figure, terminal_width())
+    options.echo_document([entry.to_dict() for entry in entries], lines, as_json)
+    return 0

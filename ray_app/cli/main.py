@@ -31,7 +31,7 @@ _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train
 _GROUPS = {
     "runs": (
         "Work with a finished run: reports, pictures, decisions, audits.",
-        (score.report, gallery, masks, score.decide, score.compact, score.verify, trust.audit),
+        (score.report, gallery, masks, score.decide, score.compact, score.verify, trust.audit, evaluate.leaderboard),
     ),
     "data": (
         "Prepare images for training, evaluation and archiving.",

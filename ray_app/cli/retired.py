@@ -27,8 +27,7 @@ COMMANDS: dict[str, str] = {
     "evidence": "use touchstone results RUN --image URI --json, and touchstone check FILE --html PAGE",
     "runs evidence": "use touchstone results RUN --image URI --json, and touchstone check FILE --html PAGE",
     "ensembles suggest": "use touchstone detectors calibrate RUN --rule stacked, or touchstone evaluate RUN to compare detectors",
-    "leaderboard": "join the metrics.csv files that touchstone evaluate writes, as UPGRADING.md shows",
-    "runs leaderboard": "join the metrics.csv files that touchstone evaluate writes, as UPGRADING.md shows",
+    "leaderboard": "use touchstone runs leaderboard",
     # Data.
     "runs filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",
     "filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",

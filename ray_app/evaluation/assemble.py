@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app import __version__
+from ray_app.errors import ConfigError
 from ray_app.evaluation import accumulate, identification, protocol_rows
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.data_facts import describe_data
@@ -33,6 +34,7 @@ from ray_app.metrics.table import COLUMNS, MetricRow, MetricsTable, rows_of
 from ray_app.reports.evaluation.result import (
     DATA,
     PROMPTS,
+    SCHEMA,
     TABLE,
     EvaluationMeta,
     EvaluationResult,
@@ -213,6 +215,29 @@ def write_result(result: EvaluationResult, out: Store) -> None:
     pq.write_table(result.metrics.to_arrow(), sink)
     out.write("metrics.parquet", sink.getvalue().to_pybytes())
     out.write("report.html", render_evaluation(result).encode())
+
+
+def read_result(place: str) -> EvaluationResult:
+    """Return the evaluation in a directory, without curves and pictures.
+
+    Args:
+        place: The directory that `write_result` wrote; a path or an fsspec URL.
+
+    Raises:
+        ConfigError: There is no evaluation, or an earlier version wrote it.
+    """
+    store, name = Store.open(place), strip_secrets(place)
+    try:
+        content = json.loads(store.read("metrics.json"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{name} has no metrics.json", hint="give a directory of touchstone evaluate"
+        ) from None
+    if content.get("schema") != SCHEMA:
+        raise ConfigError(
+            f"{name}/metrics.json is of another version", hint="evaluate the run again"
+        )
+    return EvaluationResult.from_dict(content)
 
 
 def metrics_csv(metrics: MetricsTable) -> str:
