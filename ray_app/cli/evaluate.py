@@ -1,6 +1,5 @@
-"""Commands on figures: `evaluate` a run by its labels, `compare` two runs."""
+"""The commands `evaluate` and `compare`."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,21 +160,20 @@ def compare(
 ) -> int:
     """Show what changed between two runs.
 
-    Verdicts, scores, drift and, with labels, which of them is better.
+    A crosstab of verdicts, differences of scores and, with labels, of TPR, TNR, and AUC.
     Rows are matched image by image.
 
     \b
-    touchstone compare run-fp32 run-bf16
-    touchstone compare s3://bucket/monday s3://bucket/tuesday --json > drift.json
-    touchstone compare old new --labels truth.csv --json | jq .verdicts.flips
+    touchstone compare old new --labels truth.csv
     """
-    from ray_app.evaluation.compare.compare import compare as compare_runs
+    from ray_app.evaluation.compare import compare as compare_runs
     from ray_app.reports.compare import comparison_lines
     from ray_app.reports.text import terminal_width
 
-    document = compare_runs(run_a, run_b, labels, by=by, intervals=intervals or "generators")
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    click.echo(text if as_json else "\n".join(comparison_lines(document, terminal_width())))
+    comparison = compare_runs(run_a, run_b, labels, by=by, intervals=intervals or "generators")
+    options.echo_document(
+        comparison.to_dict(), comparison_lines(comparison, terminal_width()), as_json
+    )
     return 0
 
 

@@ -1,171 +1,247 @@
-"""A comparison of two runs in a few lines for the terminal (`comparison_lines`).
-
-Every text in the document of `touchstone compare` is taken for hostile.
+"""The result of a comparison of two runs (`Comparison`), and its lines for the terminal
+(`comparison_lines`). Texts of both runs are untrusted.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ray_app import __version__
+from ray_app.metrics.registry import METRICS
+from ray_app.metrics.values import MetricValue
 from ray_app.reports import format as wording
 from ray_app.reports import text
-from ray_app.reports.evaluation.result import IntervalInfo
 
-_LONGEST_NAME = 48
-_SHOWN = (0.05, 0.5, 0.95)
-_FEW_SHARED = 0.5  # of the images of the smaller run
-
-
-def comparison_lines(document: Mapping[str, Any], width: int = text.OUTPUT_WIDTH) -> list[str]:
-    """A comparison in words, for the terminal."""
-    rows, verdicts, statuses = document["rows"], document["verdicts"], document["statuses"]
-    lines = _note_few_shared(rows)
-    if document["equal"] and rows["both"]:
-        lines.append(
-            f"no difference: statuses, scores, and verdicts are equal for {wording.counted(rows['both'], 'image')} in both runs"
-        )
-    matched = f"matched by {rows['by']}" + (
-        f": {wording.visible(rows['why'])}" if rows["why"] else ""
-    )
-    lines.append(
-        f"images: {rows['both']:,} in both runs, {rows['only_a']:,} only in A, {rows['only_b']:,} only in B ({matched})"
-    )
-    lines += [
-        f"not finished: run {side.upper()}"
-        for side in "ab"
-        if not document["runs"][side]["finished"]
-    ]
-    if document["identity"]:
-        keys = [wording.shortened(one["key"], _LONGEST_NAME) for one in document["identity"]]
-        more = f" and {len(keys) - 5:,} more" if len(keys) > 5 else ""
-        lines.append(f"made with different settings: {', '.join(keys[:5])}{more}")
-    lines += [
-        f"only in {side.upper()}: detector {wording.visible(name)}"
-        for side in "ab"
-        for name in document["only_detectors"][side]
-    ]
-    if statuses["pairs"]:
-        lines.append(
-            f"statuses: {sum(count for _, _, count in statuses['pairs']):,} of {statuses['n']:,} changed"
-        )
-    if verdicts["n"]:
-        a, b = (wording.percent(verdicts[side]["value"]) for side in ("flagged_a", "flagged_b"))
-        lines.append(
-            f"verdicts: {verdicts['flips']:,} of {verdicts['n']:,} changed; flagged {a} in A, {b} in B"
-        )
-    if rows["both"]:
-        heads = ["scores", "mean shift", "5 % … 95 %", "moved", "equal", "KS", "PSI"]
-        cells = [_shift_cells(document, system) for system in document["systems"]]
-        lines += text.table(heads, cells, width, right={1, 2, 3, 4, 5, 6})
-    else:
-        cells = [_drift_cells(document, system) for system in document["systems"]]
-        lines += text.table(
-            ["scores", "median A", "median B", "KS", "p", "PSI", "p"],
-            cells,
-            width,
-            right={1, 2, 3, 4, 5, 6},
-        )
-    return lines + _label_lines(document["labelled"])
+SCHEMA = 3
+VERDICTS = ("fake", "abstain", "real", "none")
+"""Verdicts of the crosstab; `none` is a file without a verdict."""
+_TITLES = {"real": "no evidence", "none": "no verdict"}
+_LONGEST_NAME, _MAX_SETTINGS = 48, 5
+_MIN_SHARED = 0.5
+"""If fewer images of the smaller run are shared, the first line says so."""
 
 
-def _note_few_shared(rows: Mapping[str, Any]) -> list[str]:
-    """Return a line if a run is empty, or if less than half of the images of the smaller run are in
-    both runs.
+@dataclass(frozen=True)
+class ScoreDifference:
+    """How the scores of one system differ, B less A, in log-odds.
+
+    Attributes:
+        system: Name of the detector, or `ensemble`.
+        n: Images with a score in both runs.
+        equal: Images whose scores are equal to the last bit.
+        only_a: Images of both runs with a score in A alone.
+        only_b: Images of both runs with a score in B alone.
+        mean: Mean difference.
+        quantiles: Differences by fraction of images, such as `0.05`; empty if n is 0.
+        max_difference: The largest absolute difference.
+        moved: Images whose score differs by more than 0.1, which another batch size, precision, or
+            processor does not cause.
+        ks: Kolmogorov–Smirnov distance of all scores in A and all scores in B, shared or not.
+        ks_p: Probability of such a distance without a difference.
     """
-    if not rows["a"] or not rows["b"]:
-        return [
-            "nothing to compare: "
-            + ("one run has no rows" if rows["a"] or rows["b"] else "neither run has a row")
-        ]
-    both, images = rows["both"], [rows["both"] + rows[f"only_{side}"] for side in "ab"]
-    if both >= _FEW_SHARED * min(images):
-        return []
-    if not both:
-        return ["no image is in both runs: only the distributions of their scores can be compared"]
-    return [
-        f"few images are in both runs ({both:,} of {images[0]:,} in A and {images[1]:,} in B): the table is about these alone"
-    ]
+
+    system: str
+    n: int
+    equal: int
+    only_a: int
+    only_b: int
+    mean: MetricValue
+    quantiles: Mapping[str, float]
+    max_difference: float | None
+    moved: MetricValue
+    ks: float | None
+    ks_p: float | None
 
 
-def _written(value: float | None, kind: str) -> str:
-    """A value as a share, a difference of shares in points, an area, or log-odds; a dash where it
-    is not defined.
+@dataclass(frozen=True)
+class MetricDifference:
+    """A metric of one system in A and in B on the same labelled images.
+
+    Attributes:
+        system: Name of the detector, or `ensemble`.
+        metric: `tpr`, `tnr`, or `auc`.
+        a: The metric in A.
+        b: The metric in B.
+        difference: B less A.
+        p: Probability of such a difference without a true one; None if it cannot be tested.
     """
-    if value is None:
-        return wording.NONE
-    if kind == "share":
-        return wording.percent(value)
-    if kind == "area":
-        return wording.written("auc", value)
-    return {"points": f"{100 * value:+.2f}", "log-odds": f"{value:+.3f}", "areas": f"{value:+.4f}"}[
-        kind
-    ].replace("-", "−")
+
+    system: str
+    metric: str
+    a: MetricValue
+    b: MetricValue
+    difference: MetricValue
+    p: float | None
 
 
-def _shift_cells(document: Mapping[str, Any], system: Mapping[str, Any]) -> list[str]:
-    """The system, mean shift, its 5 % and 95 % points, share that moved, share that is equal, KS,
-    PSI.
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between run A and run B.
+
+    Attributes:
+        a: URL of run A.
+        b: URL of run B.
+        by: The column that rows are matched by.
+        rows_a: Rows of A.
+        rows_b: Rows of B.
+        shared: Images in both runs.
+        settings: Each setting that differs, with its value in A and in B.
+        detectors_only_a: Detectors of A alone.
+        detectors_only_b: Detectors of B alone.
+        statuses: Each change of a status (in A, in B) of shared images with its count.
+        verdicts: Number of shared images by verdict in A, then by verdict in B.
+        flagged_a: Fraction of the verdicts of A that are fake.
+        flagged_b: Fraction of the verdicts of B that are fake.
+        scores: Differences of scores by system.
+        labels: Name of the labels; None without labels.
+        labelled: Shared images with a label.
+        groups: Groups that intervals of metrics are of further ones of: generators of `fake` images,
+            sources of `real` images; 0 if intervals are of further images.
+        metrics: Differences of metrics by system; empty without labels.
     """
-    shift, drift = system["shift"], system["distribution"]["drift"]
-    quantiles = _quantiles(document, shift["quantiles"])
-    between = f"{quantiles[0]} … {quantiles[2]}" if quantiles else wording.NONE
-    equal = wording.percent(shift["equal"] / shift["n"]) if shift["n"] else wording.NONE
-    drifted = [f"{drift['ks']:.3f}", f"{drift['psi']:.3f}"] if drift else [wording.NONE] * 2
-    mean, moved = (
-        _written(shift["mean"]["value"], "log-odds"),
-        _written(shift["moved"]["value"], "share"),
+
+    a: str
+    b: str
+    by: str
+    rows_a: int
+    rows_b: int
+    shared: int
+    settings: Sequence[tuple[str, str, str]]
+    detectors_only_a: Sequence[str]
+    detectors_only_b: Sequence[str]
+    statuses: Sequence[tuple[str, str, int]]
+    verdicts: Mapping[str, Mapping[str, int]]
+    flagged_a: MetricValue
+    flagged_b: MetricValue
+    scores: Sequence[ScoreDifference]
+    labels: str | None
+    labelled: int
+    groups: Mapping[str, int]
+    metrics: Sequence[MetricDifference]
+
+    @property
+    def changed_verdicts(self) -> int:
+        """Number of shared images whose verdict changed."""
+        counts = {(a, b): n for a, row in self.verdicts.items() for b, n in row.items()}
+        return sum(n for (a, b), n in counts.items() if a != b)
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether no shared image differs in status, verdict, or any score."""
+        has_equal_scores = all(
+            row.equal == row.n and not row.only_a and not row.only_b for row in self.scores
+        )
+        return has_equal_scores and not self.changed_verdicts and not self.statuses
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain JSON."""
+        facts = {"schema": SCHEMA, "version": __version__, "is_equal": self.is_equal}
+        return facts | {"changed_verdicts": self.changed_verdicts} | asdict(self)
+
+
+def comparison_lines(comparison: Comparison, width: int = text.OUTPUT_WIDTH) -> list[str]:
+    """Return the lines of a comparison for a terminal with `width` columns."""
+    lines = _first_lines(comparison)
+    if comparison.settings:
+        keys = [wording.shortened(key, _LONGEST_NAME) for key, *_ in comparison.settings]
+        more = f" and {len(keys) - _MAX_SETTINGS:,} more" if len(keys) > _MAX_SETTINGS else ""
+        lines.append(f"different settings: {', '.join(keys[:_MAX_SETTINGS])}{more}")
+    for side, names in (("A", comparison.detectors_only_a), ("B", comparison.detectors_only_b)):
+        lines += [f"only in {side}: detector {wording.visible(name)}" for name in names]
+    if comparison.statuses:
+        changed = sum(n for *_, n in comparison.statuses)
+        lines.append(f"statuses: {changed:,} of {comparison.shared:,} changed")
+    flagged = [wording.percent(side.value) for side in (comparison.flagged_a, comparison.flagged_b)]
+    lines.append(f"flagged as fake: {flagged[0]} in A, {flagged[1]} in B")
+    if comparison.shared:
+        changed = comparison.changed_verdicts
+        lines += [f"verdicts: {changed:,} of {comparison.shared:,} changed", ""]
+        lines += _crosstab_lines(comparison.verdicts, width)
+    return [*lines, "", *_score_lines(comparison.scores, width), *_label_lines(comparison, width)]
+
+
+def _first_lines(comparison: Comparison) -> list[str]:
+    counts = (
+        f"images: {comparison.shared:,} in both runs, {comparison.rows_a:,} in A, "
+        f"{comparison.rows_b:,} in B (matched by {comparison.by})"
     )
-    return [wording.shortened(system["name"], _LONGEST_NAME), mean, between, moved, equal, *drifted]
+    smaller = min(comparison.rows_a, comparison.rows_b)
+    if not smaller:
+        return ["nothing to compare: a run has no rows", counts]
+    if not comparison.shared:
+        return ["no image is in both runs: only fractions and distributions are compared", counts]
+    if comparison.is_equal:
+        images = wording.counted(comparison.shared, "image")
+        return [f"no difference: statuses, scores, and verdicts of {images} are equal", counts]
+    if comparison.shared < _MIN_SHARED * smaller:
+        return ["few images are in both runs: differences are of these images only", counts]
+    return [counts]
 
 
-def _drift_cells(document: Mapping[str, Any], system: Mapping[str, Any]) -> list[str]:
-    """The system, medians of A and of B, KS, its p, PSI, its p."""
-    distribution = system["distribution"]
-    medians = [
-        (_quantiles(document, distribution[f"quantiles_{side}"]) or [wording.NONE] * 3)[1]
-        for side in "ab"
+def _crosstab_lines(verdicts: Mapping[str, Mapping[str, int]], width: int) -> list[str]:
+    titles = {name: _TITLES.get(name, name) for name in VERDICTS}
+    heads = ["verdict in A", *(f"{titles[name]} in B" for name in VERDICTS)]
+    rows = [
+        [titles[a], *(wording.count(verdicts[a][b]) for b in VERDICTS)]
+        for a in VERDICTS
+        if any(verdicts[a].values())
     ]
-    drift = distribution["drift"]
-    tests = [wording.NONE] * 4
-    if drift:
-        tests = [
-            f"{drift['ks']:.3f}",
-            wording.probability(drift["ks_p"]),
-            f"{drift['psi']:.3f}",
-            wording.probability(drift["psi_p"]),
-        ]
-    return [system["name"], *medians, *tests]
+    return text.table(heads, rows, width, right={1, 2, 3, 4})
 
 
-def _quantiles(document: Mapping[str, Any], values: Sequence[float]) -> list[str]:
-    """The 5 %, 50 % and 95 % points; nothing without scores."""
-    return (
+def _score_lines(scores: Sequence[ScoreDifference], width: int) -> list[str]:
+    heads = ["scores, B − A", "images", "mean", "5 %", "95 %", "moved", "equal", "KS", "p"]
+    rows = [
         [
-            wording.score(values[document["quantiles"].index(share)]).replace("-", "−")
-            for share in _SHOWN
+            wording.shortened(row.system, _LONGEST_NAME),
+            wording.count(row.n),
+            _log_odds(row.mean.value),
+            _log_odds(row.quantiles.get("0.05")),
+            _log_odds(row.quantiles.get("0.95")),
+            wording.percent(row.moved.value),
+            wording.percent(row.equal / row.n) if row.n else wording.NONE,
+            wording.three_digits(row.ks),
+            wording.p_value(row.ks_p),
         ]
-        if values
-        else []
-    )
+        for row in scores
+    ]
+    return text.table(heads, rows, width, right=set(range(1, len(heads))))
 
 
-def _label_lines(labelled: Mapping[str, Any] | None) -> list[str]:
-    """Metrics of A and of B by the labels, and their differences, of each system."""
-    if not labelled:
+def _label_lines(comparison: Comparison, width: int) -> list[str]:
+    if comparison.labels is None:
         return []
-    words = IntervalInfo(**(labelled.get("intervals") or {})).words
-    lines = [f"by labels: {words}"] if words else []
-    for system in labelled["systems"]:
-        name = wording.shortened(system["name"], _LONGEST_NAME)
-        for key, what, kind, unit in (
-            ("auc", "AUC", "area", "areas"),
-            ("right", "judged correctly", "share", "points"),
-        ):
-            if test := system[key]:
-                a, b = (_written(test[side]["value"], kind) for side in "ab")
-                difference = _written(test["difference"]["value"], unit) + (
-                    " points" if unit == "points" else ""
-                )
-                lines.append(
-                    f"{name}: {what} {a} in A, {b} in B ({difference}, p {wording.probability(test['p'])})"
-                )
-    return lines
+    fakes, reals = comparison.groups["fake"], comparison.groups["real"]
+    further = " and ".join(
+        [
+            f"generators like these {fakes:,}" if fakes else "fakes of the same generators",
+            f"sources like these {reals:,}" if reals else "reals of the same sources",
+        ]
+    )
+    rows = [
+        [
+            wording.shortened(row.system, _LONGEST_NAME),
+            METRICS[row.metric].title,
+            wording.written(row.metric, row.a.value),
+            wording.written(row.metric, row.b.value),
+            _signed(row.difference.value),
+            " to ".join(map(_signed, row.difference.interval)) if row.difference.interval else "",
+            wording.p_value(row.p),
+        ]
+        for row in comparison.metrics
+    ]
+    heads = ["metric", "", "A", "B", "B − A", "95 % interval", "p"]
+    images = wording.counted(comparison.labelled, "image")
+    return [
+        "",
+        f"labels: {images} of {wording.visible(comparison.labels)}; intervals are for further {further}",
+        *text.table(heads, rows, width, right={2, 3, 4, 5, 6}),
+    ]
+
+
+def _log_odds(value: float | None) -> str:
+    return wording.NONE if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def _signed(value: float | None) -> str:
+    return wording.NONE if value is None else f"{value:+.4f}".replace("-", "−")

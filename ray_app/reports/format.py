@@ -40,8 +40,6 @@ METHODS: Mapping[str, str] = {
     "jackknife": "jackknife",
     "woodruff": "Woodruff",
     "student": "Student",
-    "bonett-price": "Bonett–Price",
-    "agresti-caffo": "Agresti–Caffo",
 }
 
 

@@ -23,8 +23,8 @@ def runs(tmp_path_factory):
 def test_compare_prints_json(runs, capsys):
     assert main(["compare", *runs, "--json", "--by", "sha256"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["rows"]["by"] == "sha256"
-    assert document["systems"][0]["shift"]["mean"]["value"] == pytest.approx(0.3, abs=1e-6)
+    assert document["by"] == "sha256"
+    assert document["scores"][0]["mean"]["value"] == pytest.approx(0.3, abs=1e-6)
     assert not {"findings", "headline", "rule"} & set(document)
 
 
@@ -37,9 +37,9 @@ def test_labels_of_a_file(runs, tmp_path, capsys):
         csv.writer(file).writerows([("image_id", "label"), *rows])
     assert main(["compare", *runs, "--labels", str(tmp_path / "truth.csv")]) == 0
     said = capsys.readouterr().out
-    assert "ensemble: AUC 0." in said
+    assert "ROC AUC" in said
     assert "+0.300" in said
-    assert f"images: {N} in both runs, 0 only in A, 0 only in B (matched by image_id)" in said
+    assert f"images: {N} in both runs, {N} in A, {N} in B (matched by image_id)" in said
     assert main(["compare", *runs, "--labels", str(tmp_path / "other.csv")]) == 2
 
 

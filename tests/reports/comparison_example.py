@@ -1,97 +1,66 @@
-"""A comparison as `touchstone compare` writes it, made from small arrays by the functions that make
-real ones.
-"""
+"""A comparison of two small runs, as `ray_app.evaluation.compare` returns it."""
 
-import numpy as np
+from ray_app.metrics.values import MetricValue, undefined
+from ray_app.reports.compare import VERDICTS, Comparison, MetricDifference, ScoreDifference
 
-from ray_app.evaluation.compare.changes import (
-    QUANTILES,
-    STATUSES,
-    ImageTruth,
-    distribution_of,
-    flagged_of,
-    flips_of,
-    labelled_changes,
-    shift_of,
-    statuses_of,
-)  # fmt: skip
-
-N = 2_400
-GENERATORS = ("flux-1-dev", "sdxl-turbo", "midjourney-6", "gpt-image-1")
+URL_A, URL_B, LABELS = "s3://archive/runs/monday", "s3://archive/runs/tuesday", "truth.csv"
+DETECTOR = "touchstone-tiny"
 
 
-def example_comparison(*, shift=0.3, shared=True, n=N):
-    """`shared`: whether the runs share images."""
-    draw = np.random.default_rng(4)
-    fake = np.arange(n) % 3 == 0
-    base = {
-        name: draw.normal(np.where(fake, 1.0, -1.5), 1.3)
-        for name in ("ensemble", "touchstone-tiny", "community-forensics-vits384")
-    }
-    after = {
-        name: column + shift * (name != "community-forensics-vits384") * draw.normal(1, 0.4, n)
-        for name, column in base.items()
-    }
-    codes = [
-        np.where(one["ensemble"] > 1, 0, np.where(one["ensemble"] < -1, 2, 1)).astype(np.int8)
-        for one in (base, after)
-    ]
-    statuses = np.zeros(n, np.int8)
-    later = np.where(draw.random(n) < 0.004, STATUSES.index("corrupt_image"), statuses).astype(
-        np.int8
-    )
-    groups = [("real", "real:camera"), *(("fake", name) for name in GENERATORS)]
-    whose = np.where(fake, 1 + np.arange(n) // 3 % 4, 0).astype(np.int32)
-    truth = ImageTruth(
-        "truth.csv", whose, groups, np.array([name for _, name in groups], object)[whose]
-    )
-    none = np.empty(0)
-    systems = [
-        {
-            "name": name,
-            "shift": shift_of(base[name], after[name]) if shared else shift_of(none, none),
-            "distribution": distribution_of(base[name], after[name]),
-        }
-        for name in base
-    ]
-    pairs = codes if shared else [np.empty(0, np.int8)] * 2
+def example_comparison(*, n=2_400, shared=True, text=None):
+    """Return a comparison of runs with n rows. If `text` is given, it replaces every name."""
+    name = (lambda _: text) if text is not None else (lambda known: known)
     both = n if shared else 0
-    return {
-        "schema": 2, "version": "0.1", "made_at": "2026-11-21T13:00:00+00:00",
-        "runs": {side: _run(side) for side in "ab"},
-        "rows": {"by": "image_id", "why": None, "a": n, "b": n, "both": both, "only_a": n - both, "only_b": n - both,
-                 "doubled_a": 2, "doubled_b": 0, "unnamed_a": 0, "unnamed_b": 1},
-        "identity": [{"key": "precision.touchstone-tiny", "a": '"fp32"', "b": '"bf16"'}] * 3,
-        "only_detectors": {"a": ["npr"], "b": []},
-        "statuses": statuses_of(statuses[:both], later[:both]), "verdicts": flips_of(*pairs), "flagged": flagged_of(*codes),
-        "examples": [_example(place) for place in range(12 if shared else 0)],
-        "systems": systems, "quantiles": list(QUANTILES),
-        "labelled": labelled_changes(truth, list(base), lambda name: (base[name], after[name]), (codes[0], codes[1])) if shared else None,
-        "equal": shift == 0 and shared and not statuses_of(statuses[:both], later[:both])["pairs"],
-    }  # fmt: skip
-
-
-def _run(side):
-    url = f"s3://archive/runs/2026-11-{20 if side == 'a' else 21}"
-    return {
-        "url": url,
-        "created_at": "2026-11-20T21:00:00+00:00",
-        "detectors": [],
-        "ensemble": "published",
-        "finished": side == "a",
-    }
-
-
-def _example(place):
-    member = f"{place}.jpg" if place % 2 else None
-    named = {
-        "image_id": place,
-        "uri": f"s3://archive/photos/2024/{place % 3:02d}/IMG_{place:04d}.jpg",
-        "member": member,
-    }
-    return named | {
-        "verdict_a": "real",
-        "verdict_b": "fake",
-        "score_a": -2.4 + place / 10,
-        "score_b": 3.1 - place / 10 if place else None,
-    }
+    changed = both // 10
+    verdicts = {a: dict.fromkeys(VERDICTS, 0) for a in VERDICTS}
+    verdicts["fake"]["fake"], verdicts["real"]["fake"] = both - changed, changed
+    rate = MetricValue(0.25, 0.2, 0.3, n, "clopper-pearson") if n else undefined("no verdict")
+    missing = undefined("no image has a score in both runs")
+    systems = [name("ensemble"), name(DETECTOR)]
+    return Comparison(
+        a=name(URL_A),
+        b=name(URL_B),
+        by="image_id",
+        rows_a=n,
+        rows_b=n,
+        shared=both,
+        settings=[(name(f"precision.{DETECTOR}"), '"fp32"', '"bf16"')] * 7,
+        detectors_only_a=[name("npr")],
+        detectors_only_b=[],
+        statuses=[("ok", "corrupt_image", 12)] if both else [],
+        verdicts=verdicts,
+        flagged_a=rate,
+        flagged_b=rate,
+        scores=[
+            ScoreDifference(
+                system=system,
+                n=both,
+                equal=0,
+                only_a=0,
+                only_b=0,
+                mean=MetricValue(-0.3, -0.4, -0.2, both, "student") if both else missing,
+                quantiles={"0.05": -0.9, "0.95": 0.2} if both else {},
+                max_difference=1.5 if both else None,
+                moved=MetricValue(0.9, 0.8, 0.95, both, "clopper-pearson") if both else missing,
+                ks=0.12 if n else None,
+                ks_p=0.003 if n else None,
+            )
+            for system in systems
+        ],
+        labels=name(LABELS) if both else None,
+        labelled=both,
+        groups={"fake": 12, "real": 0},
+        metrics=[
+            MetricDifference(
+                system,
+                metric,
+                MetricValue(0.9, 0.8, 0.95, both, "jackknife"),
+                MetricValue(0.8, 0.7, 0.85, both, "jackknife"),
+                MetricValue(-0.1, -0.2, -0.05, both, "jackknife"),
+                0.0004,
+            )
+            for system in systems
+            for metric in ("tpr", "tnr", "auc")
+            if both
+        ],
+    )

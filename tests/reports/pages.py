@@ -26,7 +26,7 @@ from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
 from ray_app.reports.training import render_training_report, training_lines
 from ray_app.runs.document import EnsembleSummary
 from tests.reports.check_example import FACTS, check_row
-from tests.reports.comparison_example import GENERATORS, example_comparison
+from tests.reports.comparison_example import example_comparison
 from tests.reports.evaluation_example import (
     example_result,
     large_result,
@@ -191,13 +191,6 @@ def _renamed(result, hostile):
     )
 
 
-def hostile_comparison(text):
-    words = {"verdict_a", "verdict_b", "by", "method", "kind", "label"}
-    return poisoned(
-        example_comparison(n=60), text, names=["touchstone-tiny", *GENERATORS], words=words
-    )
-
-
 def hostile_identifier(text):
     free = [*CLASSES, *dict.fromkeys(FAMILIES.values()), "aside"]
     found = poisoned(
@@ -282,7 +275,7 @@ HOSTILE_LINES = {
     "run": lambda text: summary_lines(hostile_run(text)),
     "training": lambda text: training_lines(hostile_training(text) | {"metric": "auc"}),
     "evaluation": lambda text: evaluation_lines(hostile_evaluation(text)),
-    "comparison": lambda text: comparison_lines(hostile_comparison(text)),
+    "comparison": lambda text: comparison_lines(example_comparison(n=60, text=text)),
     "check": lambda text: hostile_check(
         text,
         lambda rows, names, _, facts, __: "\n".join(check_lines(rows, names, facts, 100)).split(
