@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ray_app.reports.calibration import CalibrationReport
 from ray_app.reports.evaluation.result import EvaluationMeta
 from ray_app.reports.plan_model import Plan
 from ray_app.reports.training import TrainingFacts
@@ -16,7 +15,6 @@ DOCUMENTS: dict[str, Any] = {
     "evaluation_meta": EvaluationMeta,
     "training": TrainingFacts,
     "plan": Plan,
-    "calibration": CalibrationReport,
 }
 
 

@@ -23,7 +23,7 @@ from ray_app.datasets.layouts.rules import PublishedLayout
 from ray_app.datasets.split_index import SplitConfig
 from ray_app.detectors import DetectorCard
 from ray_app.ensembles import EnsembleCard
-from ray_app.evaluation.calibrate.files import CalibrateConfig
+from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.protocols import Protocol
 from ray_app.scoring.config import ClusterDescription, ScoreConfig

@@ -47,7 +47,10 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
     # Evaluation.
     "compare": {"--out": "use --json > comparison.json"},
-    "detectors calibrate": {"--method": "leave the option out; every calibration is Platt scaling"},
+    "detectors calibrate": {
+        "--method": "leave the option out; every calibration is Platt scaling",
+        "--regroup": "give all images of a group one value in the column part of the labels, or leave the column out",
+    },
     "detectors show": {"--yaml": "leave the option out; the card is printed as YAML"},
     "results": {
         "--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the reals among them"

@@ -29,7 +29,7 @@ _RULES = [
     "--out",
     metavar="CARD.yaml",
     required=True,
-    help="Where the card goes; its reference scores and report go beside it.",
+    help="Path of the card. The labels of the held-out part are written next to it.",
 )
 @options.key_option
 @options.split_option
@@ -74,11 +74,6 @@ _RULES = [
     help="The share of fakes where the card is used.  [default: as among the labels]",
 )
 @click.option(
-    "--regroup",
-    is_flag=True,
-    help="Where the labels' own `part` divides images that hang together, move them to one part.",
-)
-@click.option(
     "--share-generators",
     is_flag=True,
     help="Let the parts share generators; needed where there are fewer than three.",
@@ -96,7 +91,7 @@ def calibrate(as_json: bool, **given: Any) -> int:
     Writes an ensemble card whose thresholds keep the false-positive rate that you name.
     The labelled images fall into three parts, never dividing a source, near-duplicates or a generator: calibrations and the rule are
     fitted on the first, the ensemble's calibration on the second, and thresholds are chosen on the third, on which nothing is fitted. A
-    detector alone has one calibration, fitted on the first two.
+    detector alone has one calibration, fitted on the first two. The last lines are the commands that evaluate the card on the third part.
     Besides `label` and a key, labels may have `generator`, `source` or `group`, `phash`, and `part` (fit, calibrate, choose).
 
     \b
@@ -105,13 +100,15 @@ def calibrate(as_json: bool, **given: Any) -> int:
     touchstone score archive/ --ensemble mine.yaml --out archive-run
     touchstone detectors calibrate run --labels labels.csv --rule cascade --first 1 --share 0.2 --fpr 0.001 --out cascade.yaml
     """
-    from ray_app.evaluation.calibrate.files import CalibrateConfig
+    from ray_app.evaluation.calibrate.config import CalibrateConfig
     from ray_app.evaluation.calibrate.run import calibrate_run
     from ray_app.reports.calibration import calibration_lines
     from ray_app.reports.text import terminal_width
 
-    report = calibrate_run(options.configured("calibrate", None, CalibrateConfig, given, ()))
-    options.echo_document(report.written(), calibration_lines(report, terminal_width()), as_json)
+    calibration = calibrate_run(options.configured("calibrate", None, CalibrateConfig, given, ()))
+    options.echo_document(
+        calibration.to_dict(), calibration_lines(calibration, terminal_width()), as_json
+    )
     return 0
 
 

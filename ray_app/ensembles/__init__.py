@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         EnsembleCard,
         EnsembleMember,
         Guarantee,
+        OperatingPoint,
         Thresholds,
         decision_facts,
         ensemble_of,

@@ -155,6 +155,29 @@ class Guarantee(Frozen):
         }
 
 
+class OperatingPoint(Frozen):
+    """A threshold for one false-positive rate, and the rates measured on held-out images."""
+
+    rate: float = Field(gt=0, lt=1, description="false-positive rate that the threshold is for")
+    threshold: float = Field(description="in log-odds; an image is fake at it and above")
+    false_positive_rate: float = Field(ge=0, le=1, description="of held-out reals")
+    upper_bound: float = Field(
+        ge=0,
+        le=1,
+        description="exact upper bound of the false-positive rate, with the confidence of the guarantee",
+    )
+    recall: float | None = Field(
+        default=None, ge=0, le=1, description="of held-out fakes; null without fakes"
+    )
+
+    @property
+    def is_guaranteed(self) -> bool:
+        """Whether the false-positive rate is at most `rate` with confidence; otherwise it is only
+        measured.
+        """
+        return self.upper_bound <= self.rate
+
+
 class CalibrationSettings(Frozen):
     """Under what the calibrated scores were made: another precision or resize mode gives other
     scores, another decoder other pixels.
@@ -189,8 +212,8 @@ class EnsembleCard(Frozen):
     """Everything that turns detector scores into a verdict.
 
     In this order: the members' calibrations, `rule`, `bias`, `calibration`, `thresholds`.
-    `guarantee`, `settings` and `population` are what `touchstone detectors calibrate` knows: what
-    the thresholds promise, and of which scores and which images.
+    `guarantee`, `operating_points`, `settings` and `population` are what `touchstone detectors
+    calibrate` knows: what the thresholds promise, and of which scores and which images.
     """
 
     name: str
@@ -211,6 +234,11 @@ class EnsembleCard(Frozen):
     thresholds: Thresholds = Thresholds()
     cascade: Cascade | None = Field(default=None, description="the stages of `cascade`")
     guarantee: Guarantee | None = None
+    operating_points: tuple[OperatingPoint, ...] = Field(
+        default=(),
+        description="further thresholds; `thresholds` decides",
+        exclude_if=lambda points: not points,
+    )
     settings: CalibrationSettings | None = None
     population: Population | None = None
     profile: EnsembleProfile | None = None

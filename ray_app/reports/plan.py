@@ -8,7 +8,7 @@ from typing import Any
 from ray_app.archives.containers import COMPRESSED
 from ray_app.reports import format as wording
 from ray_app.reports.plan_model import Plan, PlannedBackbone, PlannedTensor
-from ray_app.reports.run import promise, unlike_sentence
+from ray_app.reports.run import describe_guarantee, unlike_sentence
 from ray_app.reports.text import OUTPUT_WIDTH, table
 
 _NO_PRICE = "not known: no price per hour is given (--cluster NAME or FILE, or --price-per-hour)"
@@ -97,7 +97,15 @@ def _asked(plan: Plan) -> Lines:
         f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}",
     )
     if (promised := plan.guarantee) is not None:
-        yield "guarantee", promise(promised.target_fpr, promised.confidence, promised.population)
+        yield (
+            "guarantee",
+            describe_guarantee(
+                promised.target_fpr,
+                promised.upper_bound,
+                promised.confidence,
+                promised.population,
+            ),
+        )
         if promised.otherwise:
             yield "guarantee", f"does not hold: scored otherwise, {', '.join(promised.otherwise)}"
         else:

@@ -61,6 +61,7 @@ class PlannedGuarantee(Section):
 
     target_fpr: float
     confidence: float
+    upper_bound: float
     population: str | None = None
     otherwise: Sequence[str] = ()
 

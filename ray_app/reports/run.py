@@ -205,9 +205,12 @@ def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
     """The promise, and whether it holds; nothing where a run's card promises nothing."""
     if found is None or not found.stated:
         return []
-    sentences = (
-        [promise(found.target_fpr, found.confidence, found.population)] if found.target_fpr else []
-    )
+    sentences = []
+    if found.target_fpr:
+        bound = found.target_fpr if found.upper_bound is None else found.upper_bound
+        sentences.append(
+            describe_guarantee(found.target_fpr, bound, found.confidence, found.population)
+        )
     why = f": {wording.shortened(found.why, 400)}" if found.why else ""
     if found.holds:
         names = ", ".join(
@@ -245,11 +248,27 @@ def unlike_sentence(unlike: str | None) -> str | None:
     return f"all verdicts abstain: {wording.shortened(unlike, 400)}" if unlike else None
 
 
-def promise(target_fpr: float, confidence: float | None, population: str | None) -> str:
-    """What a card promises."""
-    sure = f" (with {wording.stated(confidence)} confidence)" if confidence else ""
-    of = f" like those of “{wording.shortened(population, 120)}”" if population else ""
-    return f"of real images{of} at most {wording.stated(target_fpr)} are called fake{sure}"
+def describe_guarantee(
+    target_fpr: float, upper_bound: float, confidence: float | None, population: str | None
+) -> str:
+    """Return what a card states of its false positives: a guarantee if the upper bound is at most
+    the stated rate, otherwise the measured bound.
+
+    Args:
+        target_fpr: The stated false-positive rate.
+        upper_bound: The exact upper bound of the rate.
+        confidence: The confidence of the bound.
+        population: The images that it was measured on.
+    """
+    images = (
+        f"real images like those of “{wording.shortened(population, 120)}”" if population else ""
+    )
+    sure = f", with {wording.stated(confidence)} confidence" if confidence else ""
+    if upper_bound <= target_fpr:
+        known, most = "guaranteed", target_fpr
+    else:
+        known, most = f"measured, not under the stated {wording.stated(target_fpr)}", upper_bound
+    return f"of {images or 'real images'} at most {wording.stated(most)} are called fake ({known}{sure})"
 
 
 def feature(name: str) -> str:

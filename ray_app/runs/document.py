@@ -333,6 +333,7 @@ class GuaranteeSummary(Section):
     waived: bool = False
     target_fpr: float | None = None
     confidence: float | None = None
+    upper_bound: OptionalKey[float] = None
     population: str | None = None
     images: int | None = None
     shifts: Sequence[ShiftSummary] = ()

@@ -160,6 +160,7 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
         waived=waived,
         target_fpr=card.guarantee.target_fpr if card.guarantee else None,
         confidence=card.guarantee.confidence if card.guarantee else None,
+        upper_bound=card.guarantee.upper_bound if card.guarantee else None,
         population=card.population.what if card.population else None,
         images=tally.images,
         shifts=shifts,

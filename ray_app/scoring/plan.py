@@ -402,6 +402,7 @@ def _asked(spec: ScoringSpec, work: SampleWork | None) -> dict[str, Any]:
         and plan_model.PlannedGuarantee(
             target_fpr=promise.target_fpr,
             confidence=promise.confidence,
+            upper_bound=promise.upper_bound,
             population=card.population.what if card.population else None,
             otherwise=departures(card.settings, spec.precision, spec.resize),
         ),

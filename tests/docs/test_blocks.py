@@ -69,6 +69,8 @@ ELSEWHERE = (
     ("docs/trust.md", "touchstone detectors calibrate", "needs hundreds of labelled pictures; tests/scoring/test_calibrated_card.py"),
     ("docs/trust.md", "touchstone score archive/ --ensemble mine.yaml", "needs the calibrated card of the line before"),
     ("docs/trust.md", "touchstone results archive-run --verdict", "needs the calibrated card of the lines before"),
+    ("docs/calibration.md", "touchstone runs decide", "needs a calibrated card; tests/evaluation/calibrate/test_run.py"),
+    ("docs/calibration.md", "touchstone evaluate RUN-CARD", "needs a calibrated card; tests/evaluation/calibrate/test_run.py"),
     ("docs/calibration.md", "touchstone detectors calibrate", "needs hundreds of labelled pictures; tests/scoring/test_cascade.py"),
     ("docs/trust.md", "touchstone runs audit archive-run --draw 300", "draws more pictures than there are here; tests/cli/test_trust.py"),
 )  # fmt: skip

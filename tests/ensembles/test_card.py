@@ -12,7 +12,7 @@ from ray_app.ensembles import (
     ensemble_of,
     load_ensemble_card,
 )
-from ray_app.ensembles.card import Cascade, OutlierGate, Stacking
+from ray_app.ensembles.card import Cascade, OperatingPoint, OutlierGate, Stacking
 
 STACKING = Stacking(mean=(0.0, 1.0), scale=(1.0, 2.0), coefficients=(0.5, 0.25), intercept=-1.0)
 
@@ -226,3 +226,14 @@ def test_wild_is_of_four_backbones_and_two_sizes():
         == 2
     )
     assert wild.thresholds.measured_on is None
+
+
+def test_operating_points_are_optional_and_do_not_decide():
+    card = ensemble_of(["touchstone-tiny"])
+    assert "operating_points" not in card.model_dump()
+    point = OperatingPoint(rate=0.01, threshold=2.0, false_positive_rate=0.004, upper_bound=0.0099)
+    assert point.is_guaranteed
+    assert not point.model_copy(update={"upper_bound": 0.011}).is_guaranteed
+    more = card.model_copy(update={"operating_points": (point,)})
+    assert EnsembleCard.model_validate(more.model_dump(mode="json")) == more
+    assert decision_facts(more) == decision_facts(card)

@@ -14,7 +14,13 @@ from ray_app.errors import ConfigError, InputError, Status
 from ray_app.images import BatchLimits
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.html import file_link
-from ray_app.reports.run import false_flags, flag_lines, measured_rate, share_right
+from ray_app.reports.run import (
+    describe_guarantee,
+    false_flags,
+    flag_lines,
+    measured_rate,
+    share_right,
+)
 from ray_app.runs import row_schema, summarise
 from ray_app.storage.errors import too_large
 from tests.reports.example import example_summary, thumbnail
@@ -332,3 +338,18 @@ def test_what_flags_are_worth_is_told_with_the_given_prior():
     first, *shares = flag_lines(example_summary(), prior=0.01)
     assert first.startswith("flagged: ")
     assert [share.startswith("if 1 % of the archive is fake, ") for share in shares] == [True]
+
+
+@pytest.mark.parametrize(
+    ("upper_bound", "known"),
+    [
+        (0.0098, "at most 1 % are called fake (guaranteed, with 95 % confidence)"),
+        (0.01, "at most 1 % are called fake (guaranteed, with 95 % confidence)"),
+        (
+            0.023,
+            "at most 2.3 % are called fake (measured, not under the stated 1 %, with 95 % confidence)",
+        ),
+    ],
+)
+def test_rate_is_guaranteed_only_if_its_bound_keeps_it(upper_bound, known):
+    assert describe_guarantee(0.01, upper_bound, 0.95, None) == f"of real images {known}"

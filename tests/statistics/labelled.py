@@ -10,8 +10,8 @@ from scipy.stats import norm
 
 from ray_app.ensembles import EnsembleMember
 from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.calibrate.division import Division, divided, groups_of
-from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.evaluation.calibrate.fit_card import Assembled, fit_card, with_thresholds
 from tests.evaluation.calibrate.drawn import labelled_of
 
@@ -135,7 +135,7 @@ def calibrated(images, **options) -> Assembled | None:
         images, share_generators=config.share_generators, share_sources=config.share_sources
     )
     try:
-        parts, _ = divided(images, groups, seed=config.seed)
+        parts = divided(images, groups, seed=config.seed)
         division = Division.of(images, groups, parts)
         return with_thresholds(fit_card(division, MEMBERS, config), division, config)
     except ConfigError:

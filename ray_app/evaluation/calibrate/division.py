@@ -1,9 +1,8 @@
-"""Labelled images → three disjoint parts, to fit on, to calibrate on, to choose thresholds on
-(`Division`).
+"""Divide labelled images into three disjoint parts: to fit on, to calibrate on, and to choose
+thresholds on (`Division`).
 
 Images that are not independent (copies, one scene, one source) form a group, and one part holds all
-of a group. Which part that is follows from the bytes of its files and a seed, never from where they
-lie.
+of a group. The part follows from the bytes of the group's files and a seed.
 """
 
 import hashlib
@@ -17,13 +16,13 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from ray_app.datasets import splitter
 from ray_app.datasets.near_duplicates import Bond, Pairs, connected_groups, near_pairs
 from ray_app.ensembles.population import LabelledPart
 from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.calibrate.data import CalibrationData, Places
-from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.metrics.arrays import Bools
 from ray_app.metrics.clusters import FEWEST_GROUPS, EffectiveSize
 
@@ -32,9 +31,7 @@ Name = Literal["fit", "calibrate", "choose"]
 PARTS: tuple[Name, ...] = ("fit", "calibrate", "choose")
 FIT, CALIBRATE, CHOOSE = range(3)
 SHARES = (0.3, 0.2, 0.5)
-# its multiples, modulo 1, are spread evenly however many there are (Weyl)
-_GOLDEN = (5**0.5 - 1) / 2
-_ATTEMPTS = 200
+_ATTEMPTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -72,17 +69,6 @@ class Division:
         reals: Bools = ~self.labelled.fake & ~self.copies
         return reals
 
-    def without(self, gone: Bools, seed: int) -> "Division":
-        """The other images in the same parts; divided anew where a part would be left without
-        fakes. Raises ConfigError as `split`.
-        """
-        kept = ~gone
-        rest, parts = self.labelled.take(kept), self.parts[kept]
-        groups = np.unique(self.groups[kept], return_inverse=True)[1]
-        if set(parts[rest.fake].tolist()) < {FIT, CALIBRATE, CHOOSE}:
-            parts = split(rest, groups, seed=seed)
-        return Division(rest, groups, parts, self.copies[kept])
-
 
 def groups_of(
     labelled: CalibrationData, *, share_generators: bool = False, share_sources: bool = False
@@ -115,91 +101,62 @@ def repeated(labelled: CalibrationData) -> Bools:
     return is_repeated
 
 
-def divided(
-    labelled: CalibrationData,
-    groups: Places,
-    *,
-    shares: Sequence[float] = SHARES,
-    seed: int = 0,
-    regroup: bool = False,
-) -> tuple[Places, int]:
-    """(n,) the part of each image, and how many images were moved: as the user divides them where
-    one has a `part`, else by `split`.
+def divided(labelled: CalibrationData, groups: Places, *, seed: int = 0) -> Places:
+    """Return the part (n,) of each image: the labels' own column `part` if an image has one, or
+    else that of `split`.
     """
     if all(part is None for part in labelled.part):
-        return split(labelled, groups, shares, seed), 0
-    return given_parts(labelled, groups, regroup=regroup)
+        return split(labelled, groups, seed)
+    return given_parts(labelled, groups)
 
 
-def split(
-    labelled: CalibrationData, groups: Places, shares: Sequence[float] = SHARES, seed: int = 0
-) -> Places:
-    """(n,) the part, FIT, CALIBRATE or CHOOSE, of each image with group (n,) 0 … groups − 1: whole
-    groups, near the shares of each class.
+def split(labelled: CalibrationData, groups: Places, seed: int = 0) -> Places:
+    """Return the part (n,), FIT, CALIBRATE, or CHOOSE, of each image: whole groups, near the shares
+    of each class.
 
-    A systematic sample: groups in an order of class, size and then the draw are dealt to the parts
-    by the golden ratio from a drawn start. So each group is as likely in a part as the part's share
-    says, however large it is and whatever its images score, and groups of each class and size are
-    divided in those shares. It is drawn again while a part lacks a class. Raises ConfigError where
-    a class has fewer than three groups, or no draw gives each part both classes.
+    The splitter divides the groups of reals and of fakes evenly. If a part then lacks a class, which
+    happens if there are few groups, each group is drawn on its own until no part does.
+
+    Raises:
+        ConfigError: A class has fewer than three groups, or no draw gives each part both classes.
     """
-    sizes = np.stack(
-        [
-            np.bincount(groups[labelled.fake == fake], minlength=int(groups.max()) + 1)
-            for fake in (False, True)
-        ],
-        axis=1,
-    )
-    _refuse_few_groups(labelled, sizes)
-    # of each group's smallest sha256 the first 64 bits
-    heads = np.full(len(sizes), np.iinfo(np.uint64).max)
-    np.minimum.at(
-        heads, groups, np.array([int(sha256[:16], 16) for sha256 in labelled.sha256], np.uint64)
-    )
-    parts: Places = np.empty(0, np.int64)
+    _refuse_few_groups(labelled, groups)
+    keys = np.full(int(groups.max()) + 1, np.iinfo(np.uint64).max)
+    heads = np.array([int(sha256[:16], 16) for sha256 in labelled.sha256], np.uint64)
+    np.minimum.at(keys, groups, heads)
+    strata = labelled.fake.astype(np.int64)
     for attempt in range(_ATTEMPTS):
-        key = f"touchstone parts {seed} {attempt}" if attempt else f"touchstone parts {seed}"
-        words = (
-            hashlib.blake2b(head.tobytes(), digest_size=8, key=key.encode()).digest()
-            for head in heads.astype(">u8")
+        drawn = splitter.split(
+            keys[groups], None if attempt else strata, SHARES, seed + _ATTEMPTS * attempt
         )
-        parts = _dealt(sizes, np.frombuffer(b"".join(words), ">u8").astype(np.uint64), shares)[
-            groups
-        ]
-        if all(
-            len(np.unique(parts[labelled.fake == fake])) == len(shares) for fake in (False, True)
-        ):
+        parts: Places = drawn.astype(np.int64)
+        if all(len(np.unique(parts[labelled.fake == fake])) == len(SHARES) for fake in (0, 1)):
             return parts
     _refuse_one_class(labelled, parts)
     return parts
 
 
-def given_parts(
-    labelled: CalibrationData, groups: Places, *, regroup: bool = False
-) -> tuple[Places, int]:
-    """(n,) the part of each image by the user's own column, and how many images were moved.
+def given_parts(labelled: CalibrationData, groups: Places) -> Places:
+    """Return the part (n,) of each image by the labels' own column.
 
-    Raises ConfigError for images without a part or with one of another name, where a group lies in
-    several parts, unless they are regrouped (the group then goes to the part that most of its
-    images are in), and where a part lacks a class.
+    Raises:
+        ConfigError: An image has no part or an unknown one, a group is in several parts, or a part
+            lacks a class.
     """
     if unknown := sorted({str(part) for part in labelled.part} - set(PARTS)):
         images = sum(str(part) in unknown for part in labelled.part)
         raise ConfigError(
             f"labels: {images:,} of {len(labelled):,} images have the part {unknown[0]!r}",
-            hint="every image has the part fit, calibrate or choose, or none has one",
+            hint="give every image the part fit, calibrate, or choose, or leave the column out",
         )
     parts = np.array([PARTS.index(str(part)) for part in labelled.part], np.int64)
     count = int(groups.max()) + 1
-    members = np.bincount(groups * len(PARTS) + parts, minlength=count * len(PARTS)).reshape(
-        count, len(PARTS)
-    )
-    crossing = (members > 0).sum(axis=1) > 1
-    if crossing.any() and not regroup:
+    members = np.bincount(groups * len(PARTS) + parts, minlength=count * len(PARTS))
+    crossing = (members.reshape(count, len(PARTS)) > 0).sum(axis=1) > 1
+    if crossing.any():
         raise _crossing(labelled, groups, parts, np.flatnonzero(crossing))
-    whole: Places = members.argmax(axis=1)[groups]
-    _refuse_one_class(labelled, whole)
-    return whole, int((whole != parts).sum())
+    _refuse_one_class(labelled, parts)
+    return parts
 
 
 def _crossing(
@@ -240,7 +197,7 @@ def _crossing(
     more = f"; {len(crossing):,} groups of images are divided so" if len(crossing) > 1 else ""
     return ConfigError(
         f"labels: {named[0]} and {named[1]} {why}{more}",
-        hint="--regroup moves each such group whole to the part that most of its images are in",
+        hint="give all images of a group one part, or leave the column part out",
     )
 
 
@@ -303,19 +260,6 @@ def _copies(labelled: CalibrationData) -> list[Bond]:
     ]
 
 
-def _dealt(sizes: NDArray[np.int64], drawn: NDArray[np.uint64], shares: Sequence[float]) -> Places:
-    """(groups,) the part of each group with so many reals and fakes (groups, 2): those of fakes
-    last, then larger before smaller.
-    """
-    has_fakes, magnitude = sizes[:, 1] > 0, np.log2(sizes.sum(axis=1)).astype(int)
-    order = np.lexsort((drawn, -magnitude, sizes[:, 0] == 0, has_fakes))
-    start = float(np.bitwise_xor.reduce(drawn)) / 2.0**64
-    places = (start + np.arange(len(order)) * _GOLDEN) % 1
-    part_of: Places = np.empty(len(order), np.int64)
-    part_of[order] = np.searchsorted(np.cumsum(shares)[:-1] / np.sum(shares), places, "right")
-    return part_of
-
-
 def refuse_dependent(
     division: Division, size: EffectiveSize, needed: int, config: CalibrateConfig
 ) -> None:
@@ -364,9 +308,11 @@ def _name_of(division: Division, group: int) -> str:
     )
 
 
-def _refuse_few_groups(labelled: CalibrationData, sizes: NDArray[np.int64]) -> None:
-    """Raises ConfigError where the reals or the fakes form fewer groups than there are parts."""
-    real_groups, fake_groups = (sizes > 0).sum(axis=0).tolist()
+def _refuse_few_groups(labelled: CalibrationData, groups: Places) -> None:
+    """Raises ConfigError if the reals or the fakes form fewer groups than there are parts."""
+    real_groups, fake_groups = (
+        len(np.unique(groups[labelled.fake == fake])) for fake in (False, True)
+    )
     names = sorted({name for name in generators_of(labelled) if name is not None})
     if not real_groups or not fake_groups:
         raise ConfigError(

@@ -1,74 +1,22 @@
-"""The settings of a calibration (`CalibrateConfig`) and its files (`write_files`): the card and the
-report.
-"""
+"""Write the files of a calibration (`write_files`): the card, and the labels of the held-out part."""
 
-import json
+import csv
+import io
 from pathlib import Path
-from typing import Literal
 
 import yaml
-from pydantic import Field, model_validator
 
-from ray_app.config import Frozen, is_named
+from ray_app.config import is_named
 from ray_app.detectors.card import split_variant
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, load_ensemble_card
-from ray_app.ensembles.card import Rule
 from ray_app.errors import ConfigError
-from ray_app.reports.calibration import CalibrationReport
+from ray_app.evaluation.calibrate.data import CalibrationData
 from ray_app.storage import Store
 
 ENDINGS = (".yaml", ".yml")
-_HEAD = """# Written by `touchstone detectors calibrate` from {run}; what it is worth stands in {report}.
+_HEAD = """# Written by `touchstone detectors calibrate` from {run}. {labels} has the held-out part.
 # Do not edit the numbers: the guarantee holds for exactly these.
 """
-
-
-class CalibrateConfig(Frozen):
-    """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only
-    detector `mean-logit`.
-
-    `first`, `share`, `audit`: of a cascade, how many detectors score every image, which share of
-    images may go on to all of them, and which is drawn to go on whatever it scores.
-    `share_sources`: the promise is for archives of the labels' own sources in their shares. `miss`:
-    the share of fakes that may lie at or below `real_below`. `prevalence`: the share of fakes at
-    which the probabilities are chances; None = as among the labels.
-    """
-
-    run: str
-    out: str
-    labels: str | None = None
-    key: Literal["image_id", "sha256", "uri"] | None = None
-    split: str | None = None
-    detectors: tuple[str, ...] = ()
-    fpr: float = Field(default=0.01, gt=0, lt=0.5)
-    confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    rule: Rule | None = None
-    first: int | None = Field(default=None, ge=1)
-    share: float = Field(default=0.2, gt=0, lt=1)
-    audit: float = Field(default=0.01, ge=0, lt=1)
-    miss: float = Field(default=0.05, ge=0, lt=1)
-    prevalence: float | None = Field(default=None, gt=0, lt=1)
-    regroup: bool = False
-    share_generators: bool = False
-    share_sources: bool = False
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _of_a_cascade(self) -> "CalibrateConfig":
-        given = [
-            name
-            for name in ("first", "share", "audit")
-            if name in self.model_fields_set and getattr(self, name) is not None
-        ]
-        if given and self.rule != "cascade":
-            raise ValueError(
-                f"--{given[0]} belongs to --rule cascade (rule: {self.rule or 'not given'})"
-            )
-        if self.rule == "cascade" and self.audit >= self.share:
-            raise ValueError(
-                f"--audit {self.audit:g} leaves nothing of --share {self.share:g} to the band"
-            )
-        return self
 
 
 def card_path(out: str) -> Path:
@@ -102,27 +50,37 @@ def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
     )
 
 
-def write_files(path: Path, card: EnsembleCard, report: CalibrationReport) -> None:
-    """Write the card's report, then the card at `path`; each file whole or not at all.
+def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationData) -> None:
+    """Write the labels of the held-out part, then the card at `path`; each file whole or not at all.
 
     Raises:
         StorageError: A file cannot be written.
     """
-    text = _HEAD.format(run=report.run, report=report_path(path).name) + card_text(card)
+    labels = held_out_path(path)
     folder = Store.open(str(path.parent))
-    folder.write(
-        report_path(path).name,
-        json.dumps(report.written(), indent=1, ensure_ascii=False, allow_nan=False).encode(),
-    )
-    folder.write(path.name, text.encode())
+    folder.write(labels.name, _label_table(held_out).encode())
+    head = _HEAD.format(run=run, labels=labels.name)
+    folder.write(path.name, (head + card_text(card)).encode())
     assert decision_facts(load_ensemble_card(path)) == decision_facts(card), (
         f"{path} does not say what was fitted"
     )
 
 
-def report_path(card: Path) -> Path:
-    """Where the report of a card lies."""
-    return card.with_name(f"{card.stem}.report.json")
+def held_out_path(card: Path) -> Path:
+    """Return the path of the labels of a card's held-out part."""
+    return card.with_name(f"{card.stem}.held-out.csv")
+
+
+def _label_table(images: CalibrationData) -> str:
+    """Return labels that `touchstone evaluate --labels` reads."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image_id", "label", "generator", "source"])
+    columns = (images.image_id.tolist(), images.fake.tolist(), images.generator, images.source)
+    for image_id, is_fake, generator, source in zip(*columns, strict=True):
+        label = "fake" if is_fake else "real"
+        table.writerow([image_id, label, generator or "", source or ""])
+    return text.getvalue()
 
 
 def card_text(card: EnsembleCard) -> str:

@@ -9,6 +9,7 @@ generators.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ray_app.ensembles import (
     CascadeStage,
     EnsembleCard,
     EnsembleMember,
+    OperatingPoint,
     Thresholds,
     combine,
     decision,
@@ -27,24 +29,30 @@ from ray_app.ensembles import (
 )
 from ray_app.ensembles.card import FEWEST_GATED, Cascade, Rule
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate import data, files, thresholds
+from ray_app.evaluation.calibrate import data, thresholds
+from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division, refuse_dependent
+from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
-from ray_app.metrics.clusters import effective_size
+from ray_app.metrics.clusters import EffectiveSize, effective_size
+
+RATES = (0.001, 0.01, 0.05, 0.1)
+"""False-positive rates of the operating points of a card, with the target rate."""
 
 
 @dataclass(frozen=True)
 class CalibratedCard:
-    """A card without thresholds. `names`: of its detectors in the run; `prevalence`: the share of
-    fakes at which its chances are right, and `detectors_prevalence` that at which the detectors'
-    own are.
+    """A card without thresholds.
+
+    Attributes:
+        card: The card.
+        names: Names of its detectors in the run.
+        prevalence: Fraction of fakes at which its probabilities are right.
     """
 
     card: EnsembleCard
     names: tuple[str, ...]
     prevalence: float
-    detectors_prevalence: float
-    band: thresholds.Band | None = None
 
     @property
     def calibrations(self) -> dict[str, Platt | None]:
@@ -77,21 +85,103 @@ class CalibratedCard:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A fitted card with thresholds, and what held-out reals (`chosen`) and all labelled ones
-    (`overall`, by groups) show of them.
+    """A fitted card with thresholds, and what reals show of the threshold.
 
-    `reals`: the scores of all, each picture once, ascending.
+    Attributes:
+        fitted: The card without thresholds.
+        card: The card with thresholds and operating points.
+        chosen: The threshold as held-out reals show it.
+        overall: The threshold as all labelled reals show it, by groups.
     """
 
     fitted: CalibratedCard
     card: EnsembleCard
-    chosen: thresholds.ChosenThreshold
-    overall: thresholds.ChosenThreshold
-    reals: Floats
+    chosen: ChosenThreshold
+    overall: ChosenThreshold
+
+    @property
+    def upper_bound(self) -> float:
+        """The higher one of both bounds."""
+        return max(self.chosen.upper_bound, self.overall.upper_bound)
+
+
+@dataclass(frozen=True)
+class LabelledScores:
+    """Scores that thresholds are chosen on. Copies of one real count once.
+
+    Attributes:
+        reals: Held-out reals.
+        fakes: Held-out fakes.
+        all_reals: All labelled reals.
+        all_groups: The group of each of all labelled reals.
+        confidence: The confidence of upper bounds.
+    """
+
+    reals: ScoreHistogram
+    fakes: Floats
+    all_reals: Floats
+    all_groups: data.Places
+    confidence: float
+
+    @cached_property
+    def every(self) -> ScoreHistogram:
+        """All labelled reals."""
+        return ScoreHistogram.of(self.all_reals)
+
+    def size(self, rate: float) -> EffectiveSize:
+        """Return how many independent reals all labelled ones are worth for a false-positive rate."""
+        return effective_size(self.all_reals, self.all_groups, rate)
+
+    def choose(self, rate: float) -> tuple[ChosenThreshold, ChosenThreshold]:
+        """Return the lowest threshold whose false-positive rate two bounds keep at most at `rate`,
+        as held-out reals show it, and as all labelled ones do.
+
+        The first bound knows what a fit has not seen. The second knows how alike reals of one group
+        are, and no division can favour it; it has seen what was fitted, of which little depends on
+        any one image.
+
+        Raises:
+            ConfigError: The reals are too few for the rate.
+        """
+        size = self.size(rate)
+        bounds = (
+            thresholds.choose_threshold(self.reals, rate, self.confidence),
+            thresholds.choose_threshold(self.every, rate, self.confidence, size=size),
+        )
+        return self.show(max(bound.fake_above for bound in bounds), size)
+
+    def show(
+        self, fake_above: float, size: EffectiveSize
+    ) -> tuple[ChosenThreshold, ChosenThreshold]:
+        """Return what held-out reals, and all labelled ones, show of a threshold."""
+        return (
+            thresholds.seen_at(fake_above, self.reals, self.confidence),
+            thresholds.seen_at(fake_above, self.every, self.confidence, size=size),
+        )
+
+    def measure(self, rate: float) -> OperatingPoint:
+        """Return the operating point of a false-positive rate. If the reals are too few to guarantee
+        the rate, its threshold is the lowest one that keeps it on held-out reals.
+        """
+        try:
+            seen = self.choose(rate)
+        except ConfigError:
+            seen = self.show(thresholds.measured_threshold(self.reals, rate), self.size(rate))
+        return OperatingPoint(
+            rate=rate,
+            threshold=seen[0].fake_above,
+            false_positive_rate=seen[0].false_positives / seen[0].n_real,
+            upper_bound=max(one.upper_bound for one in seen),
+            recall=self.recall(seen[0].fake_above),
+        )
+
+    def recall(self, fake_above: float) -> float | None:
+        """Return the fraction of held-out fakes that reach a threshold; None without fakes."""
+        return float((self.fakes >= fake_above).mean()) if len(self.fakes) else None
 
 
 def fit_card(
-    division: Division, members: Sequence[EnsembleMember], config: files.CalibrateConfig
+    division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig
 ) -> CalibratedCard:
     """A card fitted on the parts `fit` and `calibrate`. Raises ConfigError where something cannot
     be fitted.
@@ -113,29 +203,27 @@ def fit_card(
         "members": members,
         "rule": rule,
     }
-    band = None
     if rule == "cascade":
-        facts["cascade"], band = _cascade(division, calibrations, config)
+        facts["cascade"] = _cascade(division, calibrations, config)
     elif rule == "stacked":
         facts["stacking"] = decision.fit_stacking(
             calibrated(fitting, calibrations), fitting.fake, config.seed
         )
     elif rule == "weighted":
         facts |= _weights(fitting, members, calibrations, config.seed)
-    prevalences = float(calibrating.fake.mean()), float(fitting.fake.mean())
-    plain = CalibratedCard(EnsembleCard(**facts), names, *prevalences, band)
+    plain = CalibratedCard(EnsembleCard(**facts), names, float(calibrating.fake.mean()))
     last = thresholds.fit(plain.scores(calibrating), calibrating.fake, what="the ensemble")
     return _at_prevalence(plain, last, prevalence_of(division, config))
 
 
-def prevalence_of(division: Division, config: files.CalibrateConfig) -> float:
+def prevalence_of(division: Division, config: CalibrateConfig) -> float:
     """The share of fakes at which a card's chances are right: the requested one, else that among
     all labelled images.
     """
     return config.prevalence or float(division.labelled.fake.mean())
 
 
-def rule_of(config: files.CalibrateConfig, detectors: int) -> Rule:
+def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
     """The requested rule; without one `stacked`, of an only detector `mean-logit`. Raises
     ConfigError for one that cannot be.
     """
@@ -157,49 +245,39 @@ def rule_of(config: files.CalibrateConfig, detectors: int) -> Rule:
 
 
 def with_thresholds(
-    fitted: CalibratedCard, division: Division, config: files.CalibrateConfig
+    fitted: CalibratedCard, division: Division, config: CalibrateConfig
 ) -> Assembled:
-    """The card with a threshold that two bounds keep: that of held-out reals, and that of all
-    labelled ones by whole groups.
+    """Return the card with a threshold that keeps the target rate, and with operating points.
 
-    The first knows what a fit has not seen. The second knows how alike reals of one group are, and
-    no division can favour it; it has seen what was fitted, of which little depends on any one
-    image. Copies of one real count once. Raises ConfigError where the reals are too few, or of too
-    few groups, for what is promised.
+    Raises:
+        ConfigError: The reals are too few, or of too few groups, for the target rate.
     """
-    scores = fitted.scores(division.labelled)
+    scores, is_real = fitted.scores(division.labelled), division.reals
     held_out: Bools = division.parts == CHOOSE
-    reals, fakes = (
-        ScoreHistogram.of(scores[division.reals & held_out]),
+    found = LabelledScores(
+        ScoreHistogram.of(scores[is_real & held_out]),
         scores[division.labelled.fake & held_out],
+        scores[is_real],
+        division.groups[is_real],
+        config.confidence,
     )
-    every = np.sort(scores[division.reals])
-    all_reals, size = (
-        ScoreHistogram.of(every),
-        effective_size(scores[division.reals], division.groups[division.reals], config.fpr),
-    )
-    refuse_dependent(division, size, thresholds.reals_needed(config.fpr, config.confidence), config)
-    bounds = (
-        thresholds.choose_threshold(reals, config.fpr, config.confidence),
-        thresholds.choose_threshold(all_reals, config.fpr, config.confidence, size=size),
-    )
-    fake_above = max(bound.fake_above for bound in bounds)
-    chosen = thresholds.seen_at(fake_above, reals, config.confidence)
-    overall = thresholds.seen_at(fake_above, all_reals, config.confidence, size=size)
-    found = float((fakes >= fake_above).mean()) if len(fakes) else None
-    drawn = Thresholds(
-        real_below=thresholds.real_below(fakes, config.miss, fake_above=fake_above)
-        if len(fakes)
+    needed = thresholds.reals_needed(config.fpr, config.confidence)
+    refuse_dependent(division, found.size(config.fpr), needed, config)
+    chosen, overall = found.choose(config.fpr)
+    fake_above, n_fake = chosen.fake_above, len(found.fakes)
+    decisive = Thresholds(
+        real_below=thresholds.real_below(found.fakes, config.miss, fake_above=fake_above)
+        if n_fake
         else fake_above,
         fake_above=fake_above,
         false_positive_rate=chosen.false_positives / chosen.n_real,
-        true_positive_rate=found,
+        true_positive_rate=found.recall(fake_above),
         n_real=chosen.n_real,
-        n_fake=len(fakes) or None,
+        n_fake=n_fake or None,
     )
-    return Assembled(
-        fitted, fitted.card.model_copy(update={"thresholds": drawn}), chosen, overall, every
-    )
+    points = tuple(found.measure(rate) for rate in sorted({*RATES, config.fpr}))
+    facts = {"thresholds": decisive, "operating_points": points}
+    return Assembled(fitted, fitted.card.model_copy(update=facts), chosen, overall)
 
 
 def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Platt]) -> Floats:
@@ -218,7 +296,7 @@ def shifted_calibration(calibration: Platt, by: float) -> Platt:
 
 
 def _fit_alone(
-    division: Division, member: EnsembleMember, rule: Rule, config: files.CalibrateConfig
+    division: Division, member: EnsembleMember, rule: Rule, config: CalibrateConfig
 ) -> CalibratedCard:
     """A card of one detector, whose calibrated score is the ensemble's."""
     seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
@@ -229,7 +307,6 @@ def _fit_alone(
     plain = CalibratedCard(
         EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule),
         (name,),
-        prevalence,
         prevalence,
     )
     return _at_prevalence(plain, Platt(slope=1, intercept=0), prevalence_of(division, config))
@@ -267,8 +344,8 @@ def _weights(
 
 
 def _cascade(
-    division: Division, calibrations: Mapping[str, Platt], config: files.CalibrateConfig
-) -> tuple[Cascade, thresholds.Band]:
+    division: Division, calibrations: Mapping[str, Platt], config: CalibrateConfig
+) -> Cascade:
     """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the
     thresholds' images do not influence.
     """
@@ -279,31 +356,27 @@ def _cascade(
     stages = _stage(table[:, :first], fitting, fake, config), _stage(table, fitting, fake, config)
     prevalence = prevalence_of(division, config)
     seen: Bools = parts != CHOOSE
-    early, late = (scores[seen] for _, scores in stages)
     share = (config.share - config.audit) / (1 - config.audit)
     band = thresholds.choose_band(
-        early,
-        late,
+        stages[0][1][seen],
         fake[seen],
         share=share,
         prevalence=prevalence,
         target=config.fpr,
         confidence=config.confidence,
     )
-    edges, goes_on = (band.low, band.high), round(band.share + config.audit * (1 - band.share), 4)
-    early_stage, late_stage = stages[0][0], stages[1][0]
     return Cascade(
         first=first,
-        band=edges,
+        band=(band.low, band.high),
         audit_share=config.audit,
-        expected_share=goes_on,
-        early=early_stage,
-        late=late_stage,
-    ), band
+        expected_share=round(band.share + config.audit * (1 - band.share), 4),
+        early=stages[0][0],
+        late=stages[1][0],
+    )
 
 
 def _stage(
-    table: Floats, fitting: Bools, fake: Bools, config: files.CalibrateConfig
+    table: Floats, fitting: Bools, fake: Bools, config: CalibrateConfig
 ) -> tuple[CascadeStage, Floats]:
     """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated
     log-odds (n, its detectors).

@@ -1,28 +1,21 @@
 """Calibrations (`fit`: Platt scaling), thresholds (`choose_threshold`) and a cascade's band
 (`choose_band`).
 
-Thresholds are chosen on held-out scores of one class, so that what is promised of them holds. The
-band of early scores is the one that finds most fakes at its share.
+Thresholds are chosen on held-out scores of one class, so that what is promised of them holds.
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.detectors.card import Platt
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.data import Places
 from ray_app.metrics import calibration, uncertainty
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
 from ray_app.metrics.clusters import EffectiveSize
-
-_STARTS = 48
-_RESAMPLES = 32
-_FEW = 20_000  # images; of more, one estimate from them is sure enough
 
 
 @dataclass(frozen=True)
@@ -103,6 +96,14 @@ def choose_threshold(
     return seen_at(chosen, scores, confidence, size=size)
 
 
+def measured_threshold(reals: ScoreHistogram, rate: float) -> float:
+    """Return the lowest threshold that at most this fraction of the reals reach. Of further reals
+    more may.
+    """
+    allowed = min(math.floor(rate * reals.n * (1 + 1e-12)), reals.n - 1)
+    return float(np.nextafter(reals.ranked(reals.n - 1 - allowed), np.inf))
+
+
 def seen_at(
     fake_above: float,
     reals: ScoreHistogram,
@@ -169,7 +170,6 @@ def real_below(
 
 def choose_band(
     early: Floats,
-    late: Floats,
     fake: Bools,
     *,
     share: float,
@@ -177,16 +177,15 @@ def choose_band(
     target: float,
     confidence: float = 0.95,
 ) -> Band:
-    """The band of `early` scores (n,) inside which `late` ones count, such that the share of images
-    in it is at most `share`.
+    """Return the band of `early` scores (n,) in which all detectors score an image.
 
-    Of bands that start at different places and are as wide as the share allows, the one with which
-    most fakes are found where the share `target` of reals is called fake; of equal ones, the one
-    with the smaller log-loss. So small a share of reals is few images, and which band they favour
-    is chance: what is found is the mean over resampled images. The share is that of images of which
-    `prevalence` are fake, and it is kept by the exact upper bounds of both classes' shares, each of
-    half of what 1 − `confidence` leaves. Raises ConfigError where there are too few images to bound
-    so small a share.
+    Half of the target rate of reals lies above the band, which leaves the other half to the scores
+    of all detectors. The band begins as low as the share allows. The share is that of images of
+    which `prevalence` are fake, and it is kept by the exact upper bounds of both classes' shares,
+    each of half of what 1 − `confidence` leaves.
+
+    Raises:
+        ConfigError: There are too few images to bound so small a share.
     """
     values = np.unique(early)
     classes = [
@@ -197,43 +196,28 @@ def choose_band(
         (np.append(0, np.searchsorted(scores, values, "right")), len(scores), weight)
         for scores, weight in classes
     ]
+    reals = classes[0][0]
+    high = reals[len(reals) - 1 - int(target / 2 * len(reals))]
+    end = int(np.searchsorted(values, high))
 
-    def bound(start: int, end: int) -> float:
-        """What the share of the images between two of the values is at most."""
-        return sum(
-            weight
-            * (
-                uncertainty.proportion_interval(
-                    int(counts[end + 1] - counts[start]), n, (1 - confidence) / 2
-                )[1]
-                if n
-                else 1.0
-            )
-            for counts, n, weight in upto
-        )
+    def bound(start: int) -> float:
+        """Return the upper bound of the share of the images from a value to the end."""
+        inside = [(int(counts[end + 1] - counts[start]), n) for counts, n, _ in upto]
+        bounds = [
+            uncertainty.proportion_interval(k, n, (1 - confidence) / 2)[1] if n else 1.0
+            for k, n in inside
+        ]
+        return sum(weight * most for (_, _, weight), most in zip(upto, bounds, strict=True))
 
-    drawn = _resampled(fake)
-    best: tuple[tuple[float, float], Band] | None = None
-    for start in np.unique(np.linspace(0, len(values) - 1, _STARTS).round().astype(int)).tolist():
-        end = start + bisect_right(range(start, len(values)), share, key=partial(bound, start)) - 1
-        if end < start:
-            continue
-        low, high = float(values[start]), float(values[end])
-        inside = (early >= low) & (early <= high)
-        scores = np.where(inside, late, early)
-        found = [_found(scores[reals], scores[fakes], target) for reals, fakes in drawn]
-        worth = (
-            float(np.mean(found)),
-            -float(np.logaddexp(0, np.where(fake, -scores, scores)).mean()),
-        )
-        if best is None or worth > best[0]:
-            best = worth, Band(low, high, share_at(inside, fake, prevalence), bound(start, end))
-    if best is None:
+    start = bisect_left(range(end + 1), True, key=lambda place: bound(place) <= share)
+    if start > end:
         raise ConfigError(
             f"no band of at most {100 * share:g} % of the images can be told from {len(early):,} images",
             hint="label more images, or give a larger --share",
         )
-    return best[1]
+    low = float(values[start])
+    inside: Bools = (early >= low) & (early <= high)
+    return Band(low, float(high), share_at(inside, fake, prevalence), bound(start))
 
 
 def share_at(inside: Bools, fake: Bools, prevalence: float) -> float:
@@ -243,23 +227,3 @@ def share_at(inside: Bools, fake: Bools, prevalence: float) -> float:
         for kind in (False, True)
     ]
     return (1 - prevalence) * rates[0] + prevalence * rates[1]
-
-
-def _resampled(fake: Bools) -> list[tuple[Places, Places]]:
-    """Places of reals and of fakes, drawn anew with replacement, each time as many; all of them
-    once where they are many.
-    """
-    classes = np.flatnonzero(~fake), np.flatnonzero(fake)
-    if len(fake) > _FEW:
-        return [classes]
-    random = np.random.default_rng(0)
-    reals, fakes = (
-        [random.choice(places, len(places)) for _ in range(_RESAMPLES)] for places in classes
-    )
-    return list(zip(reals, fakes, strict=True))
-
-
-def _found(reals: Floats, fakes: Floats, target: float) -> float:
-    """The share of fakes above the threshold that the share `target` of reals reach."""
-    place = len(reals) - 1 - int(target * len(reals))
-    return float((fakes > np.partition(reals, place)[place]).mean())

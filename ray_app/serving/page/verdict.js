@@ -82,9 +82,11 @@ function grounds(answer) {
 }
 
 /** What the ensemble's card promises of verdicts of fake, and where that ends. */
-function promise({ target_fpr, confidence, n_real, population, holds, why }) {
+function promise({ target_fpr, upper_bound, confidence, n_real, population, holds, why }) {
   const alike = population ? ` like those of “${shortened(population, 120)}”` : "";
-  const promised = `Of real images${alike} at most ${percent(target_fpr)} are called fake (${percent(confidence)} confidence, measured on ${counted(n_real, "image")}).`;
+  const isGuaranteed = upper_bound <= target_fpr;
+  const known = `${isGuaranteed ? "guaranteed" : "measured"} with ${percent(confidence)} confidence on ${counted(n_real, "image")}`;
+  const promised = `Of real images${alike} at most ${percent(isGuaranteed ? target_fpr : upper_bound)} are called fake (${known}).`;
   return holds ? `${promised} Nobody has looked whether this image is like them.` : `This endpoint does not keep what its card promises (${visible(why ?? "")}): ${promised}`;
 }
 

@@ -6,9 +6,9 @@ import hashlib
 
 import numpy as np
 
+from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.calibrate.data import CalibrationData
 from ray_app.evaluation.calibrate.division import Division, groups_of
-from ray_app.evaluation.calibrate.files import CalibrateConfig
 
 # Two detectors, of which the second is the better one and the first is too sure of itself: mean of
 # reals, mean of fakes, deviation.

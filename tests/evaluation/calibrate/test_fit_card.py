@@ -1,18 +1,13 @@
 import numpy as np
 import pytest
 
-from ray_app.ensembles import EnsembleMember, decide, ensemble_of, logit, sigmoid
+from ray_app.ensembles import EnsembleMember, decide, logit, sigmoid
 from ray_app.ensembles.decision import is_audited
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.division import CHOOSE, FIT, groups_of, split
-from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, with_thresholds
-from ray_app.evaluation.calibrate.run import (
-    by_quality,
-    generators_left_out,
-    systems_before_and_after,
-)
+from ray_app.evaluation.calibrate.division import CHOOSE, groups_of, split
+from ray_app.evaluation.calibrate.fit_card import RATES, fit_card, with_thresholds
 from ray_app.evaluation.calibrate.thresholds import choose_threshold, fit
-from ray_app.metrics.registry import ScoredImages, expected_calibration_error, log_loss
+from ray_app.metrics.uncertainty import proportion_interval
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
 MEMBERS = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))
@@ -58,8 +53,7 @@ def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, ru
     assert (
         made.chosen.fake_above >= choose_threshold(decided.score[~choosing.fake], 0.01).fake_above
     )
-    assert max(made.chosen.upper_bound, made.overall.upper_bound) <= 0.01
-    assert np.array_equal(made.reals, np.sort(made.fitted.scores(images)[~images.fake]))
+    assert made.upper_bound == max(made.chosen.upper_bound, made.overall.upper_bound) <= 0.01
     assert said_fake[choosing.fake].mean() == made.card.thresholds.true_positive_rate > 0.25
     assert said_real[choosing.fake].mean() <= 0.05
     chances = sigmoid(decided.score + logit(choosing.fake.mean()) - logit(images.fake.mean()))
@@ -182,82 +176,36 @@ def made(images, parts):
     return with_thresholds(fit_card(division, MEMBERS, asked()), division, asked())
 
 
-def written(rows):
-    return [row.written() for row in rows]
-
-
-def chances_of(scores, fake):
-    images = ScoredImages.from_scores(scores, fake)
-    return log_loss(images), expected_calibration_error(images)
-
-
-def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
+def test_operating_points_are_measured_on_held_out_images(images, parts, made):
     choosing = images.take(parts == CHOOSE)
-    rows = written(
-        systems_before_and_after(
-            made.fitted, choosing, ensemble_of(["coarse", "fine"]), {"coarse": None, "fine": None}
-        )
-    )
-    assert [row["name"] for row in rows] == ["ensemble", "coarse", "fine"]
-    for row in rows[:2]:
-        assert row["after"]["log_loss"]["value"] < 0.6 * row["before"]["log_loss"]["value"]
-        assert row["after"]["ece"]["value"] < 0.4 * row["before"]["ece"]["value"]
-    mean = np.mean([column.astype(float) for column in choosing.scores.values()], axis=0)
-    before = rows[0]["before"]
-    assert (before["log_loss"]["value"], before["ece"]["value"]) == pytest.approx(
-        chances_of(mean, choosing.fake)
-    )
-    shares = [images.fake[parts == part].mean() for part in (CHOOSE, FIT)]
-    fine = (
-        calibrated(choosing, made.fitted.calibrations)[:, 1] + logit(shares[0]) - logit(shares[1])
-    )
-    after = rows[2]["after"]
-    assert (after["log_loss"]["value"], after["ece"]["value"]) == pytest.approx(
-        chances_of(fine, choosing.fake)
-    )
+    scores, points = made.fitted.scores(choosing), made.card.operating_points
+    assert [point.rate for point in points] == list(RATES)
+    thresholds = [point.threshold for point in points]
+    assert thresholds == sorted(thresholds, reverse=True)
+    for point in points:
+        reached = scores >= point.threshold
+        assert point.false_positive_rate == reached[~choosing.fake].mean()
+        assert point.recall == reached[choosing.fake].mean()
+        n_real = int((~choosing.fake).sum())
+        bound = proportion_interval(int(reached[~choosing.fake].sum()), n_real, 0.05)[1]
+        assert point.upper_bound >= bound
+    decisive = points[RATES.index(0.01)]
+    assert decisive.threshold == made.card.thresholds.fake_above
+    assert decisive.upper_bound == made.upper_bound
+    assert decisive.recall == made.card.thresholds.true_positive_rate
 
 
-def test_every_generator_is_judged_by_a_card_that_never_saw_it(images, parts, made):
-    rows = written(generators_left_out(divided(images, parts), MEMBERS, asked(), made))
-    names = np.array([name or "" for name in images.generator])
-    assert {row["generator"]: row["n"] for row in rows} == {
-        name: int((names == name).sum()) for name in set(names) - {""}
-    }
-    assert [row["n"] for row in rows] == sorted((row["n"] for row in rows), reverse=True)
-    for row in rows:
-        its = names == row["generator"]
-        [part] = set(parts[its].tolist())
-        assert row["fitted_again"] == (part != CHOOSE)
-        rest, places = images.take(~its), parts[~its]
-        if len(set(places[rest.fake].tolist())) < 3:
-            places = split(rest, groups_of(rest))
-        other = divided(rest, places)
-        one = (
-            made
-            if part == CHOOSE
-            else with_thresholds(fit_card(other, MEMBERS, asked()), other, asked())
-        )
-        scores = one.fitted.scores(images.take(its))
-        assert row["found"]["value"] == (scores >= one.card.thresholds.fake_above).mean()
-        assert row["found"]["n"] == row["n"]
-        assert 0.7 < row["auc"]["value"] < 1
-        assert row["log_loss"]["value"] < 0.5
+def test_rate_that_reals_are_too_few_for_is_not_guaranteed(images, parts, made):
+    rare, *others = made.card.operating_points  # 0.1 % needs 2,995 held-out reals, which are 1,500.
+    assert not rare.is_guaranteed
+    assert rare.upper_bound > rare.rate
+    assert rare.false_positive_rate <= rare.rate
+    assert all(point.is_guaranteed for point in others)
 
 
-def test_qualities_are_bands_of_the_held_out_images(images, parts, made):
-    choosing = images.take(parts == CHOOSE)
-    rows = written(by_quality(made, choosing))
-    assert [row["quality"] for row in rows] == ["not a JPEG", "1–49", "70–79", "80–89", "95–100"]
-    assert sum(row["n_real"] for row in rows) == int((~choosing.fake).sum())
-    scores = made.fitted.scores(choosing)
-    among = choosing.quality == 72
-    assert (
-        rows[2]["found"]["value"]
-        == (scores[among & choosing.fake] >= made.card.thresholds.fake_above).mean()
-    )
-    assert (
-        rows[2]["false_positives"]["value"]
-        == (scores[among & ~choosing.fake] >= made.card.thresholds.fake_above).mean()
-    )
-    weighed = sum(row["false_positives"]["value"] * row["n_real"] for row in rows)
-    assert weighed == pytest.approx(made.chosen.false_positives)
+def test_target_rate_is_an_operating_point(images, parts):
+    config, division = asked(fpr=0.02), divided(images, parts)
+    card = with_thresholds(fit_card(division, MEMBERS, config), division, config).card
+    [point] = [point for point in card.operating_points if point.rate == 0.02]
+    assert point.threshold == card.thresholds.fake_above
+    assert point.is_guaranteed

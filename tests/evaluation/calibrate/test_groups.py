@@ -7,8 +7,8 @@ import pytest
 
 from ray_app.ensembles import EnsembleMember
 from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.calibrate.division import CHOOSE, Division, divided, groups_of, split
-from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.evaluation.calibrate.fit_card import fit_card, with_thresholds
 from tests.statistics.labelled import clustered, dominated, images_of, photo_sets, raw_threshold
 
@@ -20,7 +20,7 @@ def assembled(images, **options):
     groups = groups_of(
         images, share_generators=config.share_generators, share_sources=config.share_sources
     )
-    division = Division.of(images, groups, divided(images, groups)[0])
+    division = Division.of(images, groups, divided(images, groups))
     return with_thresholds(fit_card(division, MEMBERS, config), division, config)
 
 

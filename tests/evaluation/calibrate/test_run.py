@@ -1,20 +1,22 @@
-"""The whole command on runs of drawn images: what it writes, says and refuses."""
+"""The whole command on runs of drawn images: what it writes, prints, and rejects."""
 
+import csv
 import json
+import shlex
 
-import jsonschema
 import numpy as np
 import pytest
 import yaml
 
 from benchmarks.seeded import write_card
-from docs_site import schemas
 from ray_app.cli.main import main
 from ray_app.detectors import load_card
 from ray_app.ensembles import decide, load_ensemble_card
+from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
 from tests.evaluation.calibrate.drawn import drawn
 from tests.evaluation.calibrate.runs import labels_of, run_of
+from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of, spec_of
 
 
 @pytest.fixture(scope="module")
@@ -96,55 +98,78 @@ def test_the_card_says_of_what_it_speaks(images, card):
     assert "Near-duplicates are not known" in card.notes
 
 
-def test_the_same_command_writes_the_same_files_and_its_report_is_what_json_prints(
-    place, card, capsys
-):
+def test_same_command_writes_the_same_files(place, card, capsys):
     assert calibrate(place, place / "again" / "mine.yaml", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    assert (place / "again" / "mine.yaml").read_bytes() == (place / "mine.yaml").read_bytes()
+    for name in ("mine.yaml", "mine.held-out.csv"):
+        assert (place / "again" / name).read_bytes() == (place / name).read_bytes()
     assert calibrate(place, place / "other" / "mine.yaml", "--seed", "1") == 0
-    assert (
-        load_ensemble_card(place / "other" / "mine.yaml").population.parts != card.population.parts
-    )
-    kept = json.loads((place / "again" / "mine.report.json").read_text())
-    assert printed == kept | {"report": str(place / "again" / "mine.report.json")}
-    jsonschema.validate(kept, json.loads(schemas.files()["schemas/calibration.json"]))
-    assert kept["images"] == {"used": 2_400, "labelled": 2_400, "left_out": {}}
-    assert (
-        kept["systems"][0]["after"]["ece"]["value"] < kept["systems"][0]["before"]["ece"]["value"]
-    )
-    assert len(kept["generators_left_out"]) == 6
+    other = load_ensemble_card(place / "other" / "mine.yaml")
+    assert other.population.parts != card.population.parts
+    assert printed["images"] == {"used": 2_400, "labelled": 2_400, "left_out": {}}
+    points = [point.model_dump() for point in card.operating_points]
+    assert printed["operating_points"] == points
+    assert printed["guarantee"] == card.guarantee.model_dump()
 
 
-def test_what_is_said_on_the_terminal(place, capsys):
-    options = [
-        "--rule",
-        "cascade",
-        "--share",
-        "0.4",
-        "--fpr",
-        "0.02",
-        "--prevalence",
-        "0.01",
-        "--detector",
-        "coarse",
-        "--detector",
-        "fine",
+def test_printed_commands_evaluate_the_held_out_part(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    is_fake = np.arange(1_500) % 3 == 0
+    labels = [
+        ("fake", f"maker-{place % 7}") if fake else ("real", "camera")
+        for place, fake in enumerate(is_fake)
     ]
-    assert calibrate(place, place / "said.yaml", *options) == 0
-    said = capsys.readouterr()
-    for words in ("images: 2,400 of 2,400 labelled", "under 2 % of reals, at 95 % confidence", "chances where 1 % of the images are fake",
-                  "cascade: 1 detector on every image", "allowed: 40 %", "generator, left out", "JPEG quality"):  # fmt: skip
-        assert words in said.out
-    assert all(len(line) <= 140 for line in said.out.splitlines())
+    settings = {
+        "detectors": {TINY: {}},
+        "limits": ImageLimits().model_dump(mode="json"),
+        "precision": {TINY: "fp32"},
+        "resize": "exact",
+    }
+    scores = {TINY: log_odds(0, len(is_fake), is_fake)}
+    run = make_run(
+        tmp_path / "photos",
+        names_of(len(is_fake)),
+        scores,
+        spec=spec_of((TINY,)),
+        labels=labels,
+        settings=settings,
+    )
+    assert main(["detectors", "calibrate", run, "--out", "mine.yaml", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    card = load_ensemble_card("mine.yaml")
+    with open(printed["held_out"], newline="") as file:
+        classes = [row["label"] for row in csv.DictReader(file)]
+    [part] = [part for part in card.population.parts if part.name == "choose"]
+    assert (classes.count("real"), classes.count("fake")) == (part.n_real, part.n_fake)
+    for command in printed["commands"]:
+        assert main(shlex.split(command)[1:]) == 0
+    [system] = json.loads((tmp_path / "mine-figures" / "metrics.json").read_text())["systems"]
+    metrics = {name: system["figures"][name]["value"] for name in ("tpr", "tnr")}
+    assert metrics["tnr"] == pytest.approx(1 - card.thresholds.false_positive_rate)
+    assert metrics["tpr"] == pytest.approx(card.thresholds.true_positive_rate)
+
+
+def test_terminal_shows_parts_points_and_commands(place, capsys):
+    options = ["--rule", "cascade", "--share", "0.4", "--fpr", "0.02", "--prevalence", "0.01"]
+    detectors = ["--detector", "coarse", "--detector", "fine"]
+    assert calibrate(place, place / "said.yaml", *options, *detectors) == 0
+    output = capsys.readouterr().out
+    for words in (
+        "images: 2,400 of 2,400 labelled",
+        "at most 2 % of reals, guaranteed with 95 % confidence",
+        "right if 1 % of the images are fake",
+        "cascade: 1 detector on every image",
+        "touchstone runs decide",
+        "touchstone evaluate",
+    ):
+        assert words in output
+    rows = {line.split()[0]: line.split()[-1] for line in output.splitlines() if " % " in line}
+    assert (rows["0.1"], rows["2"]) == ("measured", "guaranteed")
     written = yaml.safe_load((place / "said.yaml").read_text())
     assert written["rule"] == "cascade"
     assert written["cascade"]["early"]["rule"] == "stacked"
-    scores = [
-        feature
-        for feature in load_ensemble_card(place / "said.yaml").population.features
-        if feature.name.startswith("score:")
-    ]
+    features = load_ensemble_card(place / "said.yaml").population.features
+    scores = [feature for feature in features if feature.name.startswith("score:")]
     assert sum(scores[0].real) > sum(scores[1].real) > 0, (
         "later detectors are known only of what they look at"
     )
@@ -181,7 +206,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(place, options, words,
     assert not (place / "refused.yaml").exists()
 
 
-def test_a_near_duplicate_on_both_sides_is_refused_or_regrouped(images, tmp_path, capsys):
+def test_near_duplicate_in_two_parts_is_rejected(images, tmp_path, capsys):
     parts = (
         np.random.default_rng(0)
         .choice(["fit", "calibrate", "choose"], len(images), p=[0.3, 0.2, 0.5])
@@ -196,7 +221,6 @@ def test_a_near_duplicate_on_both_sides_is_refused_or_regrouped(images, tmp_path
     run_of(tmp_path / "run", images)
     labels_of(tmp_path / "labels.csv", images, part=parts, phash=phash)
     assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators") == 2
-    said = capsys.readouterr().err
-    assert "--regroup" in said
-    assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators", "--regroup") == 0
-    assert "were there: 1 image." in load_ensemble_card(tmp_path / "card.yaml").notes
+    assert "look alike" in capsys.readouterr().err
+    assert main(["detectors", "calibrate", "run", "--regroup", "--out", "card.yaml"]) == 2
+    assert "give all images of a group one value in the column part" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from ray_app.evaluation.calibrate.thresholds import (
     choose_threshold,
     false_positives_allowed,
     fit,
+    measured_threshold,
     real_below,
     reals_needed,
     share_at,
@@ -16,18 +17,12 @@ from ray_app.metrics.registry import ScoredImages, expected_calibration_error
 from ray_app.metrics.uncertainty import proportion_interval
 
 
-def two_stages(n, seed=0):
-    """Scores of a coarse and of a fine detector; half of the images are fake."""
-    rng = np.random.default_rng(seed)
-    fake = np.arange(n) % 2 == 1
-    return rng.normal(np.where(fake, 1.5, -1.5), 1), rng.normal(np.where(fake, 4, -4), 1), fake
-
-
 @pytest.mark.parametrize("share", [0.1, 0.3])
 @pytest.mark.parametrize("prevalence", [0.5, 0.01])
 def test_the_share_is_kept_by_its_exact_bound_and_used_up(share, prevalence):
-    early, late, fake = two_stages(4_000)
-    band = choose_band(early, late, fake, share=share, prevalence=prevalence, target=0.01)
+    rng, fake = np.random.default_rng(0), np.arange(4_000) % 2 == 1
+    early = rng.normal(np.where(fake, 1.5, -1.5), 1)
+    band = choose_band(early, fake, share=share, prevalence=prevalence, target=0.01)
     inside = (early >= band.low) & (early <= band.high)
     counts = [int(inside[fake == kind].sum()) for kind in (False, True)]
     assert band.share == pytest.approx(
@@ -38,6 +33,7 @@ def test_the_share_is_kept_by_its_exact_bound_and_used_up(share, prevalence):
     assert band.upper_bound == pytest.approx((1 - prevalence) * bounds[0] + prevalence * bounds[1])
     assert band.upper_bound <= share
     assert band.share > share - 0.03
+    assert (early[~fake] > band.high).mean() == 0.005  # Half of the target.
 
 
 @pytest.mark.parametrize("fakes", [60, 1_500, 3_000 - 60])
@@ -92,3 +88,11 @@ def test_no_more_fakes_than_that_are_called_real(miss, ties):
     assert (fakes <= found).sum() <= miss * 1_000
     assert (fakes <= np.nextafter(found, np.inf)).sum() > miss * 1_000
     assert real_below(ScoreHistogram.of(fakes), miss, fake_above=10.0) == found
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("ties", [9, 1])
+def test_measured_threshold_is_the_lowest_that_keeps_the_rate(rate, ties):
+    reals = np.random.default_rng(1).normal(size=500).round(ties)
+    found = measured_threshold(ScoreHistogram.of(reals), rate)
+    assert (reals >= found).mean() <= rate < (reals >= np.nextafter(found, -np.inf)).mean()
