@@ -1,29 +1,26 @@
-"""Estimates for a whole archive: prevalence, precision, recall and the false-positive rate from the
-labels of a stratified sample (`archive_figures`).
-"""
+"""Estimate fractions of a whole archive from labels of a stratified sample (`archive_figures`)."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from ray_app.metrics import uncertainty
-from ray_app.metrics.arrays import Counts, Floats
+from ray_app.metrics.uncertainty import CLOPPER_PEARSON, proportion_interval
 from ray_app.metrics.values import MetricValue, undefined
 
-METHOD = "stratified mover"
 FIGURES = ("prevalence", "precision", "recall", "false_positive_rate")
-WIDEST_RECALL = 0.5  # a recall with a wider interval is not defined, and its reason has the ends
 
 
 @dataclass(frozen=True)
 class LabelledStratum:
-    """`size` images of which some, drawn at random, are labelled. `flagged`: whether their verdict
-    is fake.
+    """Images of which some, drawn at random, are labelled.
 
-    `unsure`: drawn images that could not be labelled; they count as not drawn.
+    Attributes:
+        size: Number of images.
+        flagged: Whether their verdict is fake.
+        fakes: Images that are labelled as fake.
+        reals: Images that are labelled as real.
+        unsure: Drawn images that could not be labelled. They count as not drawn.
+        name: Name in messages.
     """
 
     size: int
@@ -40,147 +37,109 @@ class LabelledStratum:
 
 
 def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, MetricValue]:
-    """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of
-    fakes that is flagged; `false_positive_rate`: the share of reals that is flagged.
+    """Return `prevalence`, the fraction of fakes; `precision`, that among the flagged images;
+    `recall`, the fraction of fakes that is flagged; and `false_positive_rate`, the fraction of
+    reals that is flagged.
 
-    Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased
-    whatever the strata. Intervals follow from `fakes_ends`; those of recall and of the
-    false-positive rate have both of their numbers at the worse ends, and so are wider than 95 %
-    needs. A recall that may be nearly anything (an interval wider than `WIDEST_RECALL`) is not
-    defined, and its reason names the ends. Unsure images are left out: within its stratum each is
-    as likely fake as those that are labelled. See `unsure_bounds` for the rest.
+    Intervals of recall and of the false-positive rate have both of their counts at the worse ends,
+    and so are wider than 95 % needs.
     """
-    sizes, flagged = (
-        np.array([one.size for one in strata], np.int64),
-        np.array([one.flagged for one in strata], np.bool_),
+    flagged = [stratum for stratum in strata if stratum.flagged]
+    passed = [stratum for stratum in strata if not stratum.flagged]
+    n = sum(stratum.labelled for stratum in strata)
+    calls, rest = (sum(stratum.size for stratum in part) for part in (flagged, passed))
+    whole, hit, missed = map(estimate_fraction, (strata, flagged, passed))
+    hits, misses = (
+        tuple(size * end for end in ends)
+        for size, ends in ((calls, _all_ends(hit)), (rest, _all_ends(missed)))
     )
-    fakes, labelled = (
-        np.array([one.fakes for one in strata], np.int64),
-        np.array([one.labelled for one in strata], np.int64),
-    )
-    ends = _ends(strata)
-    n = int(labelled.sum())
-    figures = {}
-    for name, value in shares(sizes * fakes / np.maximum(labelled, 1), sizes, flagged).items():
-        point = float(value)
-        low, high = min(ends[name][0], point), max(ends[name][1], point)
-        why = _missing(name, strata) or _vague(name, low, high)
-        figures[name] = undefined(why, n) if why else MetricValue(point, low, high, n, METHOD)
-    return figures
-
-
-def unsure_bounds(strata: Sequence[LabelledStratum]) -> dict[str, tuple[float, float]]:
-    """The ends of each figure's interval if all unsure images were what makes it least, and what
-    makes it greatest.
-
-    Only figures that are defined either way.
-    """
-    ways = {
-        "fake": [_settled(one, fake=True) for one in strata],
-        "real": [_settled(one, fake=False) for one in strata],
-        "flagged fake": [_settled(one, fake=one.flagged) for one in strata],
-        "missed fake": [_settled(one, fake=not one.flagged) for one in strata],
+    recall = _ratios(hits, misses)
+    rate = _ratios(_rest(calls, hits), _rest(rest, misses))
+    figures = {"prevalence": whole, "precision": hit}
+    for name, (value, low, high) in (("recall", recall), ("false_positive_rate", rate)):
+        figures[name] = MetricValue(value, low, high, n, CLOPPER_PEARSON)
+    reasons = {name: _missing(name, strata) for name in FIGURES}
+    return {
+        name: undefined(reason, n) if (reason := reasons[name]) else figure
+        for name, figure in figures.items()
     }
-    figures = {way: archive_figures(settled) for way, settled in ways.items()}
-    flags_err, flags_hit = "missed fake", "flagged fake"
-    extremes = {"prevalence": ("real", "fake"), "precision": (flags_err, flags_hit), "recall": (flags_err, flags_hit),
-                "false_positive_rate": (flags_hit, flags_err)}  # fmt: skip
-    found = {}
-    for name, (least, most) in extremes.items():
-        low, high = figures[least][name].interval, figures[most][name].interval
-        if low and high:
-            found[name] = (low[0], high[1])
-    return found
 
 
-def fakes_ends(strata: Sequence[LabelledStratum]) -> tuple[float, float]:
-    """Return the ends of the interval of the number of fakes in all images of these strata.
+def estimate_fraction(strata: Sequence[LabelledStratum]) -> MetricValue:
+    """Return the fraction of fakes among all images of these strata.
 
-    The ends are joined from the exact interval of each stratum (Clopper and Pearson 1934) by MOVER
-    (Zou and Donner 2008): the distances from the estimate are added as squares. A stratum of which
-    many images are labelled has narrower ones (finite population correction).
+    The estimate weighs each stratum by its size (Horvitz and Thompson 1952), which is unbiased for
+    any strata. The interval is exact (Clopper and Pearson 1934), of as many images as the labels are
+    worth. It holds at least the labelled fakes and at most all but the labelled reals.
     """
-    estimate = below = above = 0.0
+    total = sum(stratum.size for stratum in strata)
+    n = sum(stratum.labelled for stratum in strata)
+    if not total or any(stratum.size and not stratum.labelled for stratum in strata):
+        return undefined("no image is labelled" if total else "there are no images", n)
+    value = sum(stratum.size * stratum.fakes / stratum.labelled for stratum in strata) / total
+    least = sum(stratum.fakes for stratum in strata) / total
+    most = 1 - sum(stratum.reals for stratum in strata) / total
+    worth = effective_labels(strata, value)
+    low, high = (value, value) if math.isinf(worth) else proportion_interval(value * worth, worth)
+    ends = min(max(low, least), value), max(min(high, most), value)
+    return MetricValue(value, *ends, n, CLOPPER_PEARSON)
+
+
+def effective_labels(strata: Sequence[LabelledStratum], value: float) -> float:
+    """Return how many labels of a simple random sample know the fraction as well; infinity if every
+    image is labelled.
+
+    It is the smaller number of two: that of the estimate's variance (Korn and Graubard 1998), and
+    that of the weights (Kish 1965). The former alone would take strata without a labelled fake for
+    certain. Both count a stratum for less the more of its images are labelled.
+    """
+    total = sum(stratum.size for stratum in strata)
+    variance = weights = 0.0
     for stratum in strata:
-        share = stratum.fakes / max(stratum.labelled, 1)
-        low, high = (
-            uncertainty.proportion_interval(stratum.fakes, stratum.labelled)
-            if stratum.labelled
-            else (0.0, 1.0)
-        )
-        spread = math.sqrt(stratum.size * (stratum.size - stratum.labelled))
-        estimate += stratum.size * share
-        below += ((share - low) * spread) ** 2
-        above += ((high - share) * spread) ** 2
-    least = sum(stratum.fakes for stratum in strata)
-    most = sum(stratum.size - stratum.reals for stratum in strata)
-    return max(estimate - math.sqrt(below), least), min(estimate + math.sqrt(above), most)
+        if not stratum.size:
+            continue
+        share, n = stratum.fakes / stratum.labelled, stratum.labelled
+        part = (stratum.size / total) ** 2 * (1 - n / stratum.size)
+        weights += part / n
+        variance += part * share * (1 - share) / max(n - 1, 1)
+    if weights <= 0:
+        return math.inf
+    by_weights = 1 / weights
+    by_variance = value * (1 - value) / variance if variance > 0 else math.inf
+    return max(1.0, min(by_weights, by_variance))
 
 
-def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mapping[str, Floats]:
-    """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide
-    by 0 is 0.
-    """
-    counted = np.asarray(fakes, np.float64)
-    total, hits = counted.sum(-1), counted[..., flagged].sum(-1)
-    images, calls = int(sizes.sum()), int(sizes[flagged].sum())
-    return {
-        "prevalence": total / max(images, 1),
-        "precision": hits / max(calls, 1),
-        "recall": np.divide(hits, total, out=np.zeros_like(total), where=total > 0),
-        "false_positive_rate": np.divide(
-            calls - hits, images - total, out=np.zeros_like(total), where=total < images
-        ),
-    }
+def _all_ends(figure: MetricValue) -> tuple[float, float, float]:
+    """Return the value and both ends; 0 to 1 if nothing is labelled."""
+    low, high = figure.interval or (0.0, 1.0)
+    return figure.value or 0.0, low, high
 
 
-def _ends(strata: Sequence[LabelledStratum]) -> dict[str, tuple[float, float]]:
-    """Return the ends of the interval of each of FIGURES; what would divide by 0 is 0."""
-    images, calls = sum(one.size for one in strata), sum(one.size for one in strata if one.flagged)
-    low, high = fakes_ends(strata)
-    few_hits, most_hits = fakes_ends([one for one in strata if one.flagged])
-    few_missed, most_missed = fakes_ends([one for one in strata if not one.flagged])
-    passed = images - calls
-    return {
-        "prevalence": (low / max(images, 1), high / max(images, 1)),
-        "precision": (few_hits / max(calls, 1), most_hits / max(calls, 1)),
-        "recall": (_share(few_hits, most_missed), _share(most_hits, few_missed)),
-        "false_positive_rate": (
-            _share(calls - most_hits, passed - few_missed),
-            _share(calls - few_hits, passed - most_missed),
-        ),
-    }
+def _rest(total: int, counts: tuple[float, ...]) -> tuple[float, ...]:
+    value, low, high = counts
+    return total - value, total - high, total - low
 
 
-def _share(part: float, rest: float) -> float:
-    return part / (part + rest) if part + rest > 0 else 0.0
-
-
-def _settled(stratum: LabelledStratum, *, fake: bool) -> LabelledStratum:
-    fakes, reals = (stratum.unsure, 0) if fake else (0, stratum.unsure)
-    return replace(stratum, fakes=stratum.fakes + fakes, reals=stratum.reals + reals, unsure=0)
+def _ratios(part: tuple[float, ...], rest: tuple[float, ...]) -> tuple[float, float, float]:
+    """Return part / (part + rest) and both of its ends, each from the worse ends of both."""
+    pairs = [(part[0], rest[0]), (part[1], rest[2]), (part[2], rest[1])]
+    value, low, high = (a / (a + b) if a + b > 0 else 0.0 for a, b in pairs)
+    return value, low, high
 
 
 def _missing(name: str, strata: Sequence[LabelledStratum]) -> str | None:
-    """Why labels say nothing of a figure, or None."""
-    needed = [one for one in strata if one.flagged or name != "precision"]
+    """Return why labels show nothing of a figure, or None."""
+    needed = [stratum for stratum in strata if stratum.flagged or name != "precision"]
     if not needed:
         return "no image is flagged as fake" if name == "precision" else "there are no images"
-    if unseen := [one for one in needed if one.size and not one.labelled]:
-        if not any(one.flagged for one in unseen) and not any(
-            one.labelled for one in strata if not one.flagged
+    if unseen := [stratum for stratum in needed if stratum.size and not stratum.labelled]:
+        if not any(stratum.flagged for stratum in unseen) and not any(
+            stratum.labelled for stratum in strata if not stratum.flagged
         ):
             return "only images flagged as fake are labelled"
-        return f"no image of stratum {', '.join(one.name for one in unseen)} is labelled"
-    if name == "recall" and not any(one.fakes for one in strata):
+        return f"no image of stratum {', '.join(stratum.name for stratum in unseen)} is labelled"
+    if name == "recall" and not any(stratum.fakes for stratum in strata):
         return "no labelled image is fake"
-    if name == "false_positive_rate" and not any(one.reals for one in strata):
+    if name == "false_positive_rate" and not any(stratum.reals for stratum in strata):
         return "no labelled image is real"
-    return None
-
-
-def _vague(name: str, low: float, high: float) -> str | None:
-    """Why an interval says too little for a figure to stand beside it, or None."""
-    if name == "recall" and high - low > WIDEST_RECALL:
-        return f"the labels allow anything from {100 * low:.3g} % to {100 * high:.3g} %"
     return None

@@ -38,16 +38,11 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
         f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "
         f"(ensemble {wording.visible(str(document['audit']['ensemble'] or wording.NONE))})", width
     )  # fmt: skip
-    either = document["if_unsure_were_either"]
-    heads = ["", "", "95 % interval", *(["if the unsure were either"] if either else [])]
-    rows = []
-    for name, words in _WORDS.items():
-        figure = MetricValue(**document["figures"][name])
-        cells = [words, *_stated(figure)]
-        rows.append(
-            [*cells, *([_span(either[name]) if name in either else wording.NONE] if either else [])]
-        )
-    lines += ["", *text.table(heads, rows, width, right={1}), ""]
+    rows = [
+        [words, *_stated(MetricValue(**document["figures"][name]))]
+        for name, words in _WORDS.items()
+    ]
+    lines += ["", *text.table(["", "", "95 % interval"], rows, width, right={1}), ""]
     heads = ["stratum", "images", "labelled", "fake", *(["unsure"] if document["unsure"] else [])]
     rows = [
         [one["name"], f"{one['size']:,}", f"{one['fakes'] + one['reals']:,}", f"{one['fakes']:,}",
@@ -65,8 +60,5 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
 def _stated(figure: MetricValue) -> list[str]:
     if figure.value is None:
         return [wording.NONE, f"cannot be said: {figure.why}"]
-    return [wording.percent(figure.value), _span(figure.interval or (figure.value, figure.value))]
-
-
-def _span(ends: Sequence[float]) -> str:
-    return wording.interval(ends, wording.percent)
+    ends = figure.interval or (figure.value, figure.value)
+    return [wording.percent(figure.value), wording.interval(ends, wording.percent)]

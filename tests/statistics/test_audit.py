@@ -4,7 +4,6 @@ Strata are the product's (`plan_strata`), of scores as calibrated detectors give
 are drawn follows from them at random.
 """
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -15,7 +14,7 @@ from scipy.stats import norm
 
 from ray_app.evaluation.audit.estimate import AuditLabels, document_of
 from ray_app.evaluation.audit.sample import Audit, RunVerdicts, plan_strata, stratum_codes
-from ray_app.metrics.survey_sampling import LabelledStratum, archive_figures, shares
+from ray_app.metrics.survey_sampling import LabelledStratum, archive_figures
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -89,7 +88,7 @@ def audits_of(setting):
             np.array([one.drawn for one in strata]),
         )
         flagged = np.array([one.verdict == "fake" for one in strata])
-        truth = {name: float(value) for name, value in shares(fakes, sizes, flagged).items()}
+        truth = truth_of(fakes, sizes, flagged)
         for labelled in rng.hypergeometric(
             fakes, sizes - fakes, drawn, size=(SEEDS // ARCHIVES, len(strata))
         ).tolist():
@@ -100,6 +99,17 @@ def audits_of(setting):
             ]
             found.append((archive_figures(labels), truth))
     return found
+
+
+def truth_of(fakes, sizes, flagged):
+    """Return the figures of an archive with these numbers of fakes in its strata."""
+    reals = sizes - fakes
+    return {
+        "prevalence": fakes.sum() / sizes.sum(),
+        "precision": fakes[flagged].sum() / max(sizes[flagged].sum(), 1),
+        "recall": fakes[flagged].sum() / fakes.sum(),
+        "false_positive_rate": reals[flagged].sum() / reals.sum(),
+    }
 
 
 def misses(setting, name):
@@ -122,6 +132,8 @@ INTERVALS = [
     (Setting(0.001, 50, 0.99, images=1_000_000), "prevalence"),
     (Setting(0.003, 1000, 0.9, ties=1.0), "prevalence"),
     (Setting(0.003, 300, 0.99, hidden=0.5), "prevalence"),
+    (Setting(0.003, 300, 0.99, hidden=0.5), "recall"),
+    (Setting(0.03, 300, 0.99, hidden=0.9), "prevalence"),
     (Setting(0.01, 50, 0.9), "prevalence"),
     (Setting(0.01, 300, 0.99), "prevalence"),
     (Setting(0.01, 300, 0.99), "precision"),
@@ -132,7 +144,7 @@ INTERVALS = [
 @pytest.mark.parametrize(("setting", "name"), INTERVALS)
 def test_intervals_contain_the_truth(simulated, setting, name):
     wrong, stated = misses(setting, name)
-    assert stated == 1
+    assert stated > 0.95
     simulated(
         f"4. audit: interval of {name.replace('_', ' ')} misses the truth",
         setting.words,
@@ -151,39 +163,8 @@ ALSO = [
 
 @pytest.mark.parametrize("setting", [*dict(INTERVALS), *ALSO], ids=lambda setting: setting.words)
 def test_every_figure_is_covered_in_every_setting(setting):
-    for name in ("prevalence", "precision", "false_positive_rate"):
+    for name in ("prevalence", "precision", "recall", "false_positive_rate"):
         assert misses(setting, name)[0].sum() <= PROMISED * SEEDS, name
-
-
-def test_what_is_told_of_rare_fakes_recall_contains_it(simulated):
-    """As a figure, or as the reason why there is none. Where few audits happen to state a figure,
-    those are wrong more often than others: what makes an interval narrow by luck moves it off the
-    truth.
-    """
-    setting, wrong = Setting(0.003, 300, 0.99, hidden=0.5), []
-    for figures, truth in audits_of(setting):
-        recall = figures["recall"]
-        ends = (
-            recall.interval
-            or [float(word) / 100 for word in re.findall(r"([\d.e-]+) %", recall.why)]
-            or [0, 1]
-        )
-        wrong.append(not ends[0] - 0.001 <= truth["recall"] <= ends[1] + 0.001)
-    assert misses(setting, "recall")[1] < 0.1
-    simulated("4. audit: what is told of recall misses the truth", setting.words, PROMISED, wrong)
-
-
-def test_a_recall_that_is_stated_is_right(simulated):
-    setting = Setting(0.02, 1000, 0.9)
-    wrong, stated = misses(setting, "recall")
-    assert stated > 0.9
-    simulated(
-        "4. audit: interval of recall, where stated, misses the truth",
-        setting.words,
-        PROMISED,
-        wrong,
-    )
-    assert misses(Setting(0.1, 50, 0.9), "recall")[0].mean() <= PROMISED
 
 
 def documents_of(setting, target=None):

@@ -1,34 +1,37 @@
-"""An audit's answer (`estimate`): prevalence, and precision, recall and false-positive rate of a
-run's verdicts, from people's labels of its sample (`read_answers`); whether the card's promise was
-kept.
-"""
+"""Estimate from people's labels of a sample how right a run's verdicts are (`estimate`)."""
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ray_app.archives.label_tables import columns_hint
-from ray_app.datasets.labels import parse_label
+from ray_app.datasets.label_reader import Labels, open_labels
 from ray_app.errors import ConfigError
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
-from ray_app.evaluation.labels import LabelTables, open_labels
 from ray_app.metrics import intervals, survey_sampling
 from ray_app.reports.format import counted, percent, stated
 from ray_app.runs import RunDirectory
 
 UNSURE = "unsure"
 RESULT = "result.json"
-SCHEMA = 1
+SCHEMA = 2
+_KEYS = (["image_id"], ["uri", "member"])
+"""Columns that name the images of a sample. A file outside of archives has no `member`."""
 
 
 @dataclass(frozen=True)
 class AuditLabels:
-    """`strata`: what was found in each; `blank`: drawn images without a label; `others`: labels of
-    images that were not drawn.
+    """People's labels of a sample.
+
+    Attributes:
+        strata: Labels of each stratum.
+        blank: Drawn images without a label.
+        others: Labels of images that were not drawn.
     """
 
     strata: tuple[survey_sampling.LabelledStratum, ...]
@@ -38,20 +41,24 @@ class AuditLabels:
     @property
     def labelled(self) -> int:
         """Images whose label is real or fake."""
-        return sum(one.labelled for one in self.strata)
+        return sum(stratum.labelled for stratum in self.strata)
 
     @property
     def unsure(self) -> int:
         """Images that people could not decide."""
-        return sum(one.unsure for one in self.strata)
+        return sum(stratum.unsure for stratum in self.strata)
 
 
 def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
-    """The estimate from labels of a sample of the run at `url`; also written to
-    `folder`/result.json.
+    """Return the estimate from labels of a sample of a run, and write it to `folder`/result.json.
 
-    The sample's `audit.json` lies in that folder, or beside the labels. Raises ConfigError as
-    `read_audit` and `read_answers` do, and where the sample is of another run.
+    Args:
+        url: Path or URL of the run.
+        labels: Path or URL of the labels.
+        folder: The folder with the sample's `audit.json`, which may also lie next to the labels.
+
+    Raises:
+        ConfigError: There is no sample, it is of another run, or a label is invalid.
     """
     audit = read_audit(folder, Path(labels).parent)
     answers = read_answers(labels, audit)
@@ -65,152 +72,119 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
 
 
 def read_answers(place: str, audit: Audit) -> AuditLabels:
-    """The labels at a path or URL (CSV, JSONL, Parquet), as answers about a sample: real, fake,
-    unsure or nothing.
+    """Read the labels at a path or URL as answers about a sample: real, fake, unsure, or nothing.
 
-    Raises ConfigError where there is no label of the sample, for a word that is not a label, and
-    for one image with two of them.
+    Raises:
+        ConfigError: No label is of the sample, a label is invalid, or an image has two labels.
     """
-    source = open_labels(place)
-    named = source.names()
-    ways = list(_names(source, named)) if "label" in named else []
-    if not ways:
+    source = open_labels(place, words=(UNSURE,))
+    known = source.find_columns()
+    keys = [key for key in _KEYS if {key[0], "label"} <= set(known)]
+    if not keys:
         raise ConfigError(
             f"{source.name}: labels need the columns `label` and `image_id` or `uri`",
             hint=columns_hint(source.list_columns()),
         )
-    words = [
-        _word(answer, f"{source.name}, row {row}")
-        for row, answer in enumerate(_rows(source, ["label"], "label"), 1)
-    ]
-    labels, others = max(
-        (_matched(key, names, words, audit, source.name) for key, names in ways),
-        key=lambda one: len(one[0]),
-    )
-    if not labels:
+    sample = pd.DataFrame(audit.images).fillna({"member": ""})
+    answers = max((_match(source, key, sample) for key in keys), key=len)
+    if answers.empty:
         raise ConfigError(
-            f"{source.name}: not one label is of the {len(audit.images):,} images of the sample",
-            hint="was it drawn anew since?",
+            f"{source.name}: not one label is of the {len(sample):,} images of the sample",
+            hint="give the labels of the last sample that was drawn into this folder",
         )
-    counts = [{"fake": 0, "real": 0, UNSURE: 0} for _ in audit.strata]
-    for at, word in labels.items():
-        counts[audit.images[at]["stratum"]][word] += 1
+    drawn = answers[answers["stratum"].notna()]
+    counts = pd.crosstab(drawn["stratum"], drawn["label"]).reindex(
+        index=range(len(audit.strata)), columns=["fake", "real", UNSURE], fill_value=0
+    )
     strata = [
         survey_sampling.LabelledStratum(
-            one.size, one.verdict == "fake", found["fake"], found["real"], found[UNSURE], one.words
+            stratum.size, stratum.verdict == "fake", fakes, reals, unsure, stratum.words
         )
-        for one, found in zip(audit.strata, counts, strict=True)
+        for stratum, (fakes, reals, unsure) in zip(
+            audit.strata, counts.to_numpy().tolist(), strict=True
+        )
     ]
-    return AuditLabels(tuple(strata), len(audit.images) - len(labels), others)
+    return AuditLabels(tuple(strata), len(sample) - len(drawn), len(answers) - len(drawn))
+
+
+def _match(source: Labels, key: list[str], sample: pd.DataFrame) -> pd.DataFrame:
+    """Return each label once with the stratum of its image, missing for images that were not drawn;
+    no label if none is of the sample. A spreadsheet may have rounded the ids.
+    """
+    columns = [name for name in (*key, "label") if name in source.find_columns()]
+    try:
+        labels = pd.concat(table.to_pandas() for table in source.tables(columns))
+    except ConfigError:
+        if key != ["image_id"] or "uri" not in source.find_columns():
+            raise
+        return pd.DataFrame({"stratum": []})
+    labels = labels.dropna(subset="label")
+    if "member" in key:
+        labels["member"] = labels["member"].fillna("") if "member" in labels else ""
+    labels = labels.drop_duplicates()
+    found = labels.merge(sample[[*key, "stratum"]], on=key, how="left")
+    drawn = found[found["stratum"].notna()]
+    if drawn.empty:
+        return drawn
+    doubled = drawn[drawn.duplicated(key, keep=False)]
+    if len(doubled):
+        first = doubled.iloc[0]
+        words = doubled[(doubled[key] == first[key]).all(axis=1)]["label"]
+        raise ConfigError(
+            f"{source.name}: image {first[key[0]]} is labelled {' and '.join(words)}",
+            hint="keep one label of the image",
+        )
+    return found
 
 
 def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
-    """The figures, each with its interval, what each stratum was found to hold, and what follows
-    (`findings`).
-    """
+    """Return the estimates, the labels of each stratum, and what follows (`findings`)."""
     strata = [
-        {"name": one.words, **asdict(one), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
-         "fake_share": intervals.proportion(found.fakes, found.labelled, "none is labelled").to_dict()}
-        for one, found in zip(audit.strata, answers.strata, strict=True)
-    ]  # fmt: skip
+        {
+            "name": stratum.words,
+            **asdict(stratum),
+            "fakes": labels.fakes,
+            "reals": labels.reals,
+            "unsure": labels.unsure,
+            "fake_share": intervals.proportion(
+                labels.fakes, labels.labelled, "none is labelled"
+            ).to_dict(),
+        }
+        for stratum, labels in zip(audit.strata, answers.strata, strict=True)
+    ]
     figures = survey_sampling.archive_figures(answers.strata)
-    widest = survey_sampling.unsure_bounds(answers.strata) if answers.unsure else {}
-    ends = {name: one.interval for name, one in figures.items() if one.interval} | widest
-    flagged_reals = _flagged_reals(audit, ends.get("precision"))
-    promise = _promise(
-        audit.facts.get("target_fpr"), ends.get("false_positive_rate"), flagged_reals
-    )
+    rate = figures["false_positive_rate"].interval
+    flagged_reals = _flagged_reals(audit, figures["precision"].interval)
+    promise = _promise(audit.facts.get("target_fpr"), rate, flagged_reals)
+    kept = ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")
     return {
         "schema": SCHEMA,
-        "audit": {
-            key: audit.facts[key]
-            for key in ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")
-        },
+        "audit": {key: audit.facts[key] for key in kept},
         "scored": audit.scored,
         "drawn": len(audit.images),
         "labelled": answers.labelled,
         "unsure": answers.unsure,
         "blank": answers.blank,
         "figures": {name: figure.to_dict() for name, figure in figures.items()},
-        "if_unsure_were_either": {name: list(ends) for name, ends in widest.items()},
         "strata": strata,
         "flagged_reals": flagged_reals,
         "promise": promise,
-        "findings": list(
-            _findings(flagged_reals if "false_positive_rate" not in ends else None, promise)
-        ),
+        "findings": list(_findings(flagged_reals if rate is None else None, promise)),
     }
 
 
-def _rows(source: LabelTables, columns: Sequence[str], *wanted: str) -> list[Any]:
-    """Of every row the values of some columns, one alone as it is; None where there is no such
-    column.
-    """
-    rows = (row for table in source.tables(columns) for row in table.to_pylist())
-    return [
-        row[wanted[0]] if len(wanted) == 1 else tuple(row.get(name) for name in wanted)
-        for row in rows
-    ]
-
-
-def _names(
-    source: LabelTables, named: Sequence[str]
-) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-    """What names the image of every row, for each key that there is; ids of which a spreadsheet
-    made no whole numbers are passed over.
-    """
-    if "image_id" in named:
-        with contextlib.suppress(*([ConfigError] if "uri" in named else [])):
-            yield ("image_id",), _rows(source, ["image_id"], "image_id")
-    if "uri" in named:
-        yield (
-            ("uri", "member"),
-            _rows(source, [name for name in ("uri", "member") if name in named], "uri", "member"),
-        )
-
-
-def _word(answer: Any, where: str) -> str | None:
-    """A label as real, fake or unsure; None where there is none."""
-    if answer is None or not str(answer).strip():
-        return None
-    return UNSURE if str(answer).strip().lower() == UNSURE else parse_label(answer, where)
-
-
-def _matched(
-    key: Sequence[str], names: Sequence[Any], words: Sequence[str | None], audit: Audit, name: str
-) -> tuple[dict[int, str], int]:
-    """The word for each place of the sample that has one, and how many labels are of other images."""
-    shown = [tuple(image[column] for column in key) for image in audit.images]
-    places = {one if len(key) > 1 else one[0]: place for place, one in enumerate(shown)}
-    labels: dict[int, str] = {}
-    others = 0
-    for row, (image, word) in enumerate(zip(names, words, strict=True), 1):
-        place = places.get(image)
-        if word is not None and place is None:
-            others += 1
-        elif word is not None and place is not None and labels.setdefault(place, word) != word:
-            raise ConfigError(
-                f"{name}, row {row}: {shown[place][0]} is {labels[place]} in an earlier row and {word} here"
-            )
-    return labels, others
-
-
 def _notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
-    """What a reader of the figures must know."""
+    """Return what a reader of the estimates must know."""
     unscored = sum(audit.facts["unscored"].values())
-    found = [
+    counts = [
         (unscored, "file", "of the archive without a verdict: nothing is known of them"),
-        (
-            answers.unsure,
-            "image",
-            "left out as unsure: beside each figure stands how far they could move it",
-        ),
+        (answers.unsure, "image", "left out as unsure, as if not drawn"),
         (answers.blank, "image", "of the sample without a label: as if not drawn"),
         (answers.others, "label", "left out: of images that were not drawn"),
     ]
     changed = changed_since(audit, run)
     return ([changed] if changed else []) + [
-        f"{counted(number, noun)} {words}" for number, noun, words in found if number
+        f"{counted(number, noun)} {words}" for number, noun, words in counts if number
     ]
 
 

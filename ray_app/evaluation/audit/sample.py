@@ -1,9 +1,8 @@
-"""The sample of a run that people label (`draw_sample`): strata by verdict and score, and how many
-images of each are drawn.
+"""Draw a sample of a run that people label (`draw_sample`), in strata by verdict and score.
 
-Its files (`read_audit`): `sample.csv` for people to fill in, `audit.html` with their pictures,
-`audit.json` with what makes the labels count. Which images are drawn follows from hashes of their
-ids and the seed alone, so the same command draws the same ones from the same run.
+Its files (`read_audit`): `sample.csv` for people to fill in, `audit.html` with their pictures, and
+`audit.json` with the strata, by which labels are weighed. The same command draws the same images
+from the same run.
 """
 
 import csv
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,7 +25,7 @@ from ray_app import __version__
 from ray_app.archives import manifests
 from ray_app.ensembles import sigmoid
 from ray_app.errors import ConfigError
-from ray_app.evaluation.accumulate import hashed, mixed, pictures_of
+from ray_app.evaluation.accumulate import pictures_of
 from ray_app.reports.audit import render_audit
 from ray_app.runs import RunDirectory, current, current_tables, fingerprint
 from ray_app.scoring.guarantee import WAIVED
@@ -47,7 +47,6 @@ _LEAST = 20  # images that a stratum has, unless its verdict has fewer
 _EVENLY = 2  # one image in two is drawn with no regard to size, so that every stratum is known
 # share of fakes, or of reals, that no stratum is taken to fall below before any label
 _SUREST = 0.05
-Orders = npt.NDArray[np.uint64]
 _VERDICTS = pa.schema([("image_id", pa.int64()), ("code", pa.int32()), ("score", pa.float64())])
 SAMPLE, PAGE, FACTS = "sample.csv", "audit.html", "audit.json"
 SCHEMA = 1
@@ -215,23 +214,28 @@ def draw_sample(
 def draw(
     run: RunDirectory, verdicts: RunVerdicts, strata: Sequence[AuditStratum], seed: int
 ) -> list[dict[str, Any]]:
-    """As many images of each stratum as it says, in an order that gives nothing away: `image_id`,
-    `uri`, `member` and `stratum`, the place among the strata.
+    """Draw as many images of each stratum as it says, in a random order.
+
+    Returns:
+        Of each image `image_id`, `uri`, `member`, and `stratum`, the index of its stratum. They
+        follow from the ids of the strata and the seed alone.
     """
-    codes, orders = stratum_codes(verdicts, strata), seeded(verdicts.ids, seed)
-    places = lowest_per_stratum(codes, orders, np.array([one.drawn for one in strata], np.int64))
-    # the hashes themselves are lower where a stratum is large
-    places = places[np.argsort(mixed(orders[places]), kind="stable")]
-    ids = verdicts.ids[places]
+    rows = pd.DataFrame({"image_id": verdicts.ids, "stratum": stratum_codes(verdicts, strata)})
+    rows = rows.sort_values("image_id")
+    drawn = pd.concat(
+        rows[rows["stratum"] == code].sample(stratum.drawn, random_state=seed)
+        for code, stratum in enumerate(strata)
+    ).sample(frac=1, random_state=seed)
+    ids = pa.array(drawn["image_id"])
     tables = current_tables(run, ["image_id", "uri", "member"])
     named = {
         row["image_id"]: row
         for table in tables
-        for row in table.filter(pc.is_in(table["image_id"], pa.array(ids))).to_pylist()
+        for row in table.filter(pc.is_in(table["image_id"], ids)).to_pylist()
     }
     return [
         named[image_id] | {"stratum": code}
-        for image_id, code in zip(ids.tolist(), codes[places].tolist(), strict=True)
+        for image_id, code in zip(ids.to_pylist(), drawn["stratum"].tolist(), strict=True)
     ]
 
 
@@ -311,22 +315,6 @@ def allotted(sizes: Sequence[int], spreads: Sequence[float], count: int) -> Coun
             more = np.minimum(more, room - given)
         given = given + more
     return given
-
-
-def seeded(ids: npt.NDArray[np.int64], seed: int) -> Orders:
-    """One number for each id, (n,), a different one for each; other seeds give others."""
-    return mixed(hashed(ids) ^ hashed(np.array([seed], np.int64)))
-
-
-def lowest_per_stratum(codes: Codes, orders: Orders, wanted: Counts) -> npt.NDArray[np.int64]:
-    """The places of the rows that come first in their stratum, no more of each than `wanted` (h,);
-    rows of no stratum (-1) never.
-    """
-    turn = np.lexsort((orders, codes))
-    turn = turn[codes[turn] >= 0]
-    starts = np.searchsorted(codes[turn], np.arange(len(wanted)))
-    rank = np.arange(len(turn)) - starts[codes[turn]]
-    return turn[rank < wanted[codes[turn]]]
 
 
 def read_audit(*folders: Path) -> Audit:

@@ -102,7 +102,7 @@ def test_what_are_no_labels_of_the_sample_is_refused(world, tmp_path):
     turned = "real" if rows[0]["label"] == "fake" else "fake"
     with pytest.raises(
         ConfigError,
-        match=rf"row 3: {rows[0]['image_id']} is {rows[0]['label']} in an earlier row and {turned} here",
+        match=rf"image {rows[0]['image_id']} is labelled {rows[0]['label']} and {turned}",
     ):
         read_answers(
             write(tmp_path / "b.csv", [rows[0], rows[1], rows[0] | {"label": turned}]), audit
@@ -133,7 +133,7 @@ def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
     unscored = sum(audit.facts["unscored"].values())
     assert document["notes"] == [
         f"{unscored:,} files of the archive without a verdict: nothing is known of them",
-        "1 image left out as unsure: beside each figure stands how far they could move it",
+        "1 image left out as unsure, as if not drawn",
         "1 image of the sample without a label: as if not drawn",
         "1 label left out: of images that were not drawn",
     ]

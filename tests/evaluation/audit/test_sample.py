@@ -6,9 +6,7 @@ from ray_app.evaluation.audit.sample import (
     RunVerdicts,
     allotted,
     draw,
-    lowest_per_stratum,
     plan_strata,
-    seeded,
     strata_of,
     stratum_codes,
 )
@@ -76,20 +74,6 @@ def test_the_order_tells_nothing_of_the_stratum(made):
     ]
     assert all(abs(rank - 149.5) < 4 * 87 / np.sqrt(15) for rank in ranks)
     assert len(np.unique(strata[:30])) >= 5
-
-
-def test_within_a_stratum_every_image_is_as_likely_as_any():
-    ids, codes = (
-        np.arange(200, dtype=np.int64) * 977 - 90_000,
-        (np.arange(200) % 2).astype(np.int32),
-    )
-    times = np.zeros(200)
-    for seed in range(1000):
-        times[lowest_per_stratum(codes, seeded(ids, seed), np.array([10, 30]))] += 1
-    for code, expected in ((0, 100), (1, 300)):
-        seen, p = times[codes == code], expected / 1000
-        chi_square = ((seen - expected) ** 2 / (expected * (1 - p))).sum() * (99 / 100)
-        assert 99 - 4 * np.sqrt(2 * 99) < chi_square < 99 + 4 * np.sqrt(2 * 99)
 
 
 def test_every_image_with_a_verdict_is_in_one_stratum(made):
