@@ -15,6 +15,8 @@ from tests.statistics.labelled import clustered, dominated, images_of, independe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+ARCHIVES = 40
+
 SETTINGS = {
     "through the commands: 2,000 independent reals": (independent, ()),
     "through the commands: one source of 40 %, lower by 0.5 sd": (
@@ -106,7 +108,8 @@ def kept(folder, rng, draw, options):
 def test_through_the_commands(setting, simulated, tmp_path):
     draw, options = SETTINGS[setting]
     found = [
-        kept(tmp_path / str(seed), np.random.default_rng(seed), draw, options) for seed in range(20)
+        kept(tmp_path / str(seed), np.random.default_rng(seed), draw, options)
+        for seed in range(ARCHIVES)
     ]
     made = [one for one in found if one is not None]
     said = [one is not None for one in found]
