@@ -65,11 +65,10 @@ def compare(
         return compare(run_a, run_b, labels, by="sha256", intervals=intervals)
     pairs = _paired_systems(*systems)
     both, labels_name = _add_labels(both, runs, labels)
-    samples = {name: _sample(both, pair, intervals) for name, pair in pairs.items()}
     described = [run.describe() for run in runs]
     detectors_a, detectors_b = (facts["detectors"] for facts in described)
     statuses = both.groupby(["status A", "status B"], observed=True).size()
-    groups = samples[next(iter(pairs))][0]
+    groups = _sample(both, next(iter(pairs.values())), intervals)[0]
     return Comparison(
         a=runs[0].store.url,
         b=runs[1].store.url,
@@ -93,39 +92,52 @@ def compare(
         },
         metrics=[
             difference
-            for name, sample in samples.items()
-            if len(sample[0].images)
-            for difference in _metric_differences(name, sample, pairs[name])
+            for name, pair in pairs.items()
+            for difference in _metric_differences(name, both, pair, intervals)
         ],
     )
 
 
 def _read_rows(run: RunDirectory, key: By, systems: Systems) -> pd.DataFrame:
     """Return the current rows: `key`, `image_id`, `status`, `verdict`, and a score per system."""
-    tables = []
-    for table in current_tables(
-        run, ["image_id", "sha256", "status", "verdict", "score", "scores"]
-    ):
+    pieces = []
+    for table in current_tables(run, ["image_id", key, "status", "verdict", "score", "scores"]):
         # 16 hexadecimal digits differ for 10⁷ files but once in 400,000 runs.
         keys = table[key] if key == "image_id" else pc.utf8_slice_codeunits(table[key], 0, 16)
-        words = {name: table[name].cast(pa.string()) for name in ("status", "verdict")}
+        columns = {
+            "key": keys,
+            "image_id": table["image_id"],
+            "status": _codes(table["status"], STATUSES),
+            "verdict": _codes(table["verdict"], VERDICTS),
+        }
         scores = {f"score {name}": column for name, column in systems.clean(table).items()}
-        tables.append(pa.table({"key": keys, "image_id": table["image_id"], **words, **scores}))
+        pieces.append(pa.table(columns | scores))
     names = ["key", "image_id", "status", "verdict", *(f"score {one.name}" for one in systems.all)]
-    rows = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=names)
-    rows["status"] = pd.Categorical(rows["status"], STATUSES)
-    rows["verdict"] = pd.Categorical(rows["verdict"].fillna("none"), VERDICTS)
+    rows = pa.concat_tables(pieces).to_pandas() if pieces else pd.DataFrame(columns=names)
+    for name, words in (("status", STATUSES), ("verdict", VERDICTS)):
+        rows[name] = pd.Categorical.from_codes(rows[name].astype(np.int8), words)
     return rows
+
+
+def _codes(column: pa.ChunkedArray, words: Sequence[str]) -> pa.ChunkedArray:
+    """Return the index of each word; of a missing or unknown word the last index."""
+    codes = pc.index_in(column.cast(pa.string()), pa.array(words))
+    return pc.fill_null(codes, len(words) - 1).cast(pa.int8())
 
 
 def _match(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of images in both runs in the order of their keys, with ` A` and ` B` after
     the names of columns. A row without a key is left out, and so is a further row with the same key.
     """
-    first, second = (rows.dropna(subset="key").drop_duplicates("key") for rows in (a, b))
-    return first.add_suffix(" A").merge(
-        second.add_suffix(" B"), left_on="key A", right_on="key B", sort=True
+    rows_a, rows_b = (np.flatnonzero(rows["key"].notna()) for rows in (a, b))
+    keys_a, keys_b = a["key"].to_numpy()[rows_a], b["key"].to_numpy()[rows_b]
+    _, in_a, in_b = np.intersect1d(keys_a, keys_b, return_indices=True)
+    first, second = (
+        a.drop(columns="key").iloc[rows_a[in_a]],
+        b.drop(columns="key").iloc[rows_b[in_b]],
     )
+    sides = (first.add_suffix(" A"), second.add_suffix(" B"))
+    return pd.concat([side.reset_index(drop=True) for side in sides], axis="columns")
 
 
 def _flagged(rows: pd.DataFrame) -> MetricValue:
@@ -208,10 +220,14 @@ def _join(both: pd.DataFrame, labels: LabelledRows, run: RunDirectory, side: str
     table = pa.concat_tables(tables)
     source = pc.coalesce(table["source"], table["generator"])
     group = pc.if_else(pc.equal(table["label"], "real"), source, table["generator"])
+    columns = {"label": table["label"], "group": group}
     truth = pa.table(
-        {f"image_id {side}": table["image_id"], "label": table["label"], "group": group}
+        {name: column.combine_chunks().dictionary_encode() for name, column in columns.items()}
+    ).to_pandas()
+    places = pd.Index(table["image_id"].to_numpy()).get_indexer(both[f"image_id {side}"])
+    return both.assign(
+        **{name: truth[name].array.take(places, allow_fill=True) for name in columns}
     )
-    return both.merge(truth.to_pandas(), on=f"image_id {side}", how="left")
 
 
 def _sample(
@@ -220,8 +236,8 @@ def _sample(
     """Return labelled images with scores of A and of B, in the same groups."""
     a, b = _scores(both, systems)
     rows = np.flatnonzero(both["label"].notna() & np.isfinite(a) & np.isfinite(b))[:MAX_LABELLED]
-    is_fake = (both["label"] == "fake").to_numpy()[rows]
-    groups = both["group"].to_numpy(object)[rows] if intervals == "generators" else None
+    is_fake = (both["label"].iloc[rows] == "fake").to_numpy()
+    groups = both["group"].iloc[rows].to_numpy(object) if intervals == "generators" else None
     first, second = (
         Resampled.in_groups(scores[rows], is_fake, groups, **system.cut)
         for scores, system in zip((a, b), systems, strict=True)
@@ -230,11 +246,13 @@ def _sample(
 
 
 def _metric_differences(
-    name: str, samples: tuple[Resampled, Resampled], systems: tuple[System, System]
+    name: str, both: pd.DataFrame, systems: tuple[System, System], intervals: str
 ) -> Iterator[MetricDifference]:
-    for metric in (METRICS["tpr"], METRICS["tnr"], METRICS["auc"]):
+    samples = _sample(both, systems, intervals)
+    n = len(samples[0].images)
+    for metric in (METRICS["tpr"], METRICS["tnr"], METRICS["auc"]) if n else ():
         if metric.needs == "scores" and any(system.binary for system in systems):
-            missing = undefined("binary replies have no ranking", len(samples[0].images))
+            missing = undefined("binary replies have no ranking", n)
             yield MetricDifference(name, metric.name, missing, missing, missing, None)
             continue
         a, b = (measure(metric, sample.images, sample) for sample in samples)
