@@ -12,6 +12,7 @@ from benchmarks.seeded import write_card
 from ray_app.cli.main import main
 from ray_app.detectors import load_card
 from ray_app.ensembles import decide, load_ensemble_card
+from ray_app.evaluation.assemble import read_result
 from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
 from tests.evaluation.calibrate.drawn import drawn
@@ -143,10 +144,9 @@ def test_printed_commands_evaluate_the_held_out_part(tmp_path, monkeypatch, caps
     assert (classes.count("real"), classes.count("fake")) == (part.n_real, part.n_fake)
     for command in printed["commands"]:
         assert main(shlex.split(command)[1:]) == 0
-    [system] = json.loads((tmp_path / "mine-figures" / "metrics.json").read_text())["systems"]
-    metrics = {name: system["figures"][name]["value"] for name in ("tpr", "tnr")}
-    assert metrics["tnr"] == pytest.approx(1 - card.thresholds.false_positive_rate)
-    assert metrics["tpr"] == pytest.approx(card.thresholds.true_positive_rate)
+    [system] = read_result(str(tmp_path / "mine-figures")).systems
+    assert system.flagged.value == pytest.approx(card.thresholds.false_positive_rate)
+    assert system.figure("tpr").value == pytest.approx(card.thresholds.true_positive_rate)
 
 
 def test_terminal_shows_parts_points_and_commands(place, capsys):
