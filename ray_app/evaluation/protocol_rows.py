@@ -76,8 +76,11 @@ def lines_of(protocol: Protocol | None, generators: Sequence[GeneratorInfo]) -> 
     except for one of a mean, are left out.
     """
     rules = protocol or PLAIN
+    by_name = {(one.label, one.name): one for one in generators}
     rest = [
-        one for one in generators if not any(row.holds(one) and not row.mean for row in rules.rows)
+        one
+        for one in by_name.values()
+        if not any(row.holds(one) and not row.mean for row in rules.rows)
     ]
     rest.sort(key=lambda one: (one.released or "9", one.name))
     lines, taken = [TableLine(row) for row in rules.rows], {row.name for row in rules.rows}
@@ -175,10 +178,10 @@ class _Rows:
         self, figure: RowFigure, generators: Sequence[GeneratorInfo]
     ) -> MetricValue:
         """A metric of some generators together against images of the other class."""
-        if self._scores.binary and figure not in _NOT_RANKING:
-            return undefined(NO_RANKING)
         sources = self._paired_sources(generators) if figure in _PAIRED else ()
         images = self._scores.against([group_of(one) for one in generators], sources)
+        if self._scores.binary and figure not in _NOT_RANKING:
+            return undefined(NO_RANKING, len(images))
         is_even = bool(sources) and figure == "average_precision"
         name = "average_precision_even" if is_even else figure
         sample = self._options.intervals.resample_images(images) if figure == "auc" else None
