@@ -21,7 +21,8 @@ class ConfigCommand(click.Command):
     Args:
         *args: Positional arguments of `click.Command`.
         config: The module and the class of the config, such as `package.module:Class`.
-        fields: Flags by field. A dot leads to a field of a section: `politeness.per_host`.
+        fields: Flags by field. A dot leads to a field of a section: `politeness.per_host`. A
+            placeholder may follow the flag: `--out DIR`.
         **kwargs: Keyword arguments of `click.Command`.
     """
 
@@ -46,25 +47,39 @@ def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
     Args:
         model: The config.
         path: The field, with dots between sections.
-        flag: The flag, such as `--per-host`.
+        flag: The flag, such as `--per-host`, `--out DIR`, or `--mark/--no-mark`.
 
     Returns:
-        An option whose parameter has two underscores for each dot of the path.
+        An option whose parameter has two underscores for each dot of the path. The option of a
+        tuple is repeatable.
     """
+    flag, _, metavar = flag.partition(" ")
     *sections, name = path.split(".")
     for section in sections:
         model = _plain_type(model.model_fields[section].annotation)
     field = model.model_fields[name]
     kind, default = _plain_type(field.annotation), field.get_default(call_default_factory=True)
+    is_repeatable = get_origin(kind) is tuple
     text = field.description or ""
-    text = f"{text[:1].upper()}{text[1:]}."
-    if not (field.is_required() or default is None or default is False):
+    text = f"{text[:1].upper()}{text[1:]}{'; repeatable' if is_repeatable else ''}."
+    if not (
+        field.is_required() or default is None or default is False or default == () or "/" in flag
+    ):
         value = f"{default:g}" if isinstance(default, float) else default
         text += f"  [default: {value}]"
     declarations = [flag, path.replace(".", "__")]
     if kind is bool:
         return click.Option(declarations, is_flag=True, default=None, help=text)
-    return click.Option(declarations, type=_option_type(kind, field), default=None, help=text)
+    if is_repeatable:
+        kind = _plain_type(get_args(kind)[0])
+    return click.Option(
+        declarations,
+        type=_option_type(kind, field),
+        default=None,
+        multiple=is_repeatable,
+        metavar=metavar or None,
+        help=text,
+    )
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -347,3 +347,44 @@ class TrainConfig(Recipe):
     s3: S3Config = S3Config()
     cluster: ClusterConfig = ClusterConfig()
     accept_licences: tuple[str, ...] = ()
+
+
+class FitHeadConfig(Frozen):
+    """Settings of `touchstone detectors fit`."""
+
+    card: str = Field(description="the card that names the backbone")
+    labels: str = Field(
+        description="a CSV, JSONL, or Parquet of labels, or a folder with an index.parquet"
+    )
+    out: str | None = Field(
+        default=None,
+        description="local folder of card.yaml, weights.pth, and the cached features; heads/CARD if not set",
+    )
+    folds: str | None = Field(
+        default=None,
+        description="the column whose groups no fold divides; the first of group, family, source if not set",
+    )
+    even: bool = Field(
+        default=False,
+        description="give each group of a class the same weight, however many images it has",
+    )
+    features: str | None = Field(
+        default=None,
+        description="file of cached features, which heads can share; DIR/features.npz if not set",
+    )
+    install: bool = Field(
+        default=False,
+        description="also keep the head as CARD's own, so that CARD and ensembles that name it score with it",
+    )
+    classifier: Literal["svm", "logistic"] | None = Field(
+        default=None,
+        description="the linear classifier; logistic for a card without a head of its own, else svm",
+    )
+    name: str | None = Field(
+        default=None,
+        description="name of the new detector; CARD's name and the classifier's if not set",
+    )
+    device: str = Field(default="cpu", description="the device of the backbone: cpu, cuda, cuda:0")
+    accept_licences: tuple[str, ...] = Field(
+        default=(), description="detectors, or licences, whose terms you accept for this command"
+    )

@@ -11,9 +11,10 @@ from PIL import Image
 
 from benchmarks.seeded import write_card
 from ray_app.cli.main import main
-from ray_app.cli.train import fit, read_labels
+from ray_app.cli.train import fit
 from ray_app.detectors import licences, load_card, load_detector
 from ray_app.errors import ConfigError, DetectorError
+from ray_app.training.fit_head import read_labels
 from tests.detectors.conftest import one_thread  # noqa: F401  (an autouse fixture of that folder)
 from tests.detectors.small_clip import small_card
 from tests.detectors.small_frozen import seeded_frozen
