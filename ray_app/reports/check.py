@@ -21,13 +21,23 @@ from typing import Any, NamedTuple
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles.card import Thresholds
 from ray_app.ensembles.finding import error_rates
+from ray_app.errors import ConfigError
 from ray_app.images.provenance import Provenance
 from ray_app.images.provenance.statement import standing
+from ray_app.inference.named_files import STDIN
+from ray_app.inference.small_pictures import PictureSize
 from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
 from ray_app.reports.text import verdict_table
+from ray_app.storage.urls import local_path, scheme_of
 
-CROWD = 500  # with more pictures than that, a page has smaller ones
+CROWD = 500  # A page with more pictures has smaller ones.
+# Pixels and bytes of a picture among many, among some, and alone on a page.
+_IN_CROWD, _TILE, _ALONE = (
+    PictureSize(160, 6_000),
+    PictureSize(320, 40_000),
+    PictureSize(960, 150_000),
+)
 _LONGEST, _MOST, _FEW = 100, 20, 10
 _FIGURES = re.compile(r"\d[\d.,]*")
 _PROVENANCE = {
@@ -132,6 +142,62 @@ def form(text: str) -> str:
     said.
     """
     return _FIGURES.sub("0", text)
+
+
+def choose_picture_size(files: int) -> PictureSize:
+    """Return the size of pictures on a page on N files."""
+    if files == 1:
+        return _ALONE
+    return _TILE if files <= CROWD else _IN_CROWD
+
+
+def name_rows(rows: Sequence[Row], images: Sequence[str]) -> list[str]:
+    """Return the name that people see for each row.
+
+    Args:
+        rows: The rows.
+        images: The paths and URLs that the user named.
+
+    Returns:
+        Paths relative to the folder that holds all named files, and URIs of other files.
+    """
+    folders = [
+        os.path.dirname(os.path.abspath(local_path(image)))
+        for image in images
+        if image != STDIN and scheme_of(image) == "file"
+    ]
+    base = os.path.commonpath(folders) if folders else ""
+    return [
+        local_path(uri).removeprefix(base).removeprefix("/") if scheme_of(uri) == "file" else uri
+        for uri in (row["uri"] for row in rows)
+    ]
+
+
+def write_check_page(
+    page: Path,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    pictures: Sequence[bytes | None],
+    facts: CheckFacts,
+    *,
+    version: str,
+) -> None:
+    """Write the page of `render_check` to a local file, all of it or nothing.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    half = page.with_name(f".{page.name}.{os.getpid()}")
+    try:
+        with half.open("w", encoding="utf-8") as stream:
+            stream.writelines(render_check(rows, names, pictures, facts, page, version=version))
+        half.replace(page)
+    except OSError as error:
+        raise ConfigError(
+            f"--html {page}: {error.strerror}", hint="name a file that can be written"
+        ) from None
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def render_check(

@@ -18,8 +18,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ray_app import load_ensemble
-from ray_app.cli.check import _shown
 from ray_app.cli.main import main
+from ray_app.reports.check import name_rows
 from ray_app.storage import guarded_http
 from ray_app.storage.ssrf import is_public_address
 from tests.images.factory import chunk
@@ -247,7 +247,7 @@ def test_a_file_is_shown_by_its_way_from_what_was_named(
     }
     rows = [{"uri": place.get(one.rpartition("/")[2], one)} for one in shown]
     assert (
-        _shown(
+        name_rows(
             rows, [str(tmp_path / one) if absolute and "photos" in one else one for one in named]
         )
         == shown

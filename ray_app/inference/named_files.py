@@ -1,0 +1,120 @@
+"""Files that a user names, for `touchstone check`: paths, folders, URLs, and standard input."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ray_app.errors import ConfigError, InputError, SourceError, Status
+from ray_app.images.provenance import attach_sidecar
+from ray_app.storage import Fetcher, guarded_http
+from ray_app.storage.errors import closed_folder
+from ray_app.storage.listing import not_there
+from ray_app.storage.local import walk_folder
+from ray_app.storage.urls import local_path, local_uri, scheme_of, strip_secrets
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """Files in the order in which the user named them.
+
+    Attributes:
+        names: Paths, URLs, and `-` for standard input.
+        closed: Folders among the names that cannot be listed, each with the error.
+    """
+
+    names: Sequence[str]
+    closed: Mapping[str, SourceError]
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the content of a file. A web URL needs https and a public address.
+
+        Raises:
+            InputError: The file cannot be read, or it is too large.
+        """
+        if name in self.closed:
+            raise self.closed[name]
+        if name == STDIN:
+            return _read_stdin(max_bytes)
+        if scheme_of(name) in ("http", "https"):
+            return asyncio.run(guarded_http.fetch_image(name, max_bytes))
+        if scheme_of(name) != "file":
+            return Fetcher(signed=[name]).fetch(name, "", max_bytes)
+        _require_file(name)
+        path = os.path.abspath(name)
+        return attach_sidecar(Fetcher().fetch(local_uri(path), "", max_bytes), path)
+
+
+def list_named_files(images: Sequence[str]) -> NamedFiles:
+    """List the files that a user names. A folder stands for all files below it.
+
+    Raises:
+        ConfigError: A path does not exist, or there is no file.
+    """
+    if images.count(STDIN) > 1:
+        raise ConfigError("`-` stands for one picture on stdin", hint="name it once")
+    names, closed = list[str](), dict[str, SourceError]()
+    for image in images:
+        if image == STDIN or scheme_of(image) != "file":
+            names.append(image)
+            continue
+        path = local_path(image)
+        if not os.path.lexists(path):
+            raise not_there(path)
+        names += _list_folder(path, closed) if os.path.isdir(path) else [path]
+    if not names:
+        raise ConfigError(
+            f"nothing to check: there is no file in {', '.join(images)}",
+            hint="name pictures, or a folder with pictures",
+        )
+    return NamedFiles(names, closed)
+
+
+def make_uri(name: str) -> str:
+    """Return the URI of a named file without secrets, absolute if the file is local."""
+    if "://" in name or name == STDIN:
+        return strip_secrets(name)
+    return local_uri(os.path.abspath(name))
+
+
+def _list_folder(folder: str, closed: dict[str, SourceError]) -> Iterator[str]:
+    """Yield all files below a folder. Folders that cannot be listed are also added to `closed`."""
+    try:
+        for path, error in walk_folder(folder):
+            if error is not None:
+                closed[path] = closed_folder(error)
+            yield path
+    except OSError as error:
+        closed[folder] = closed_folder(error)
+        yield folder
+
+
+def _read_stdin(max_bytes: int) -> bytes:
+    data = sys.stdin.buffer.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise InputError(
+            Status.IMAGE_TOO_LARGE,
+            f"over max_bytes ({max_bytes})",
+            limit=max_bytes,
+            observed=len(data),
+        )
+    return data
+
+
+def _require_file(name: str) -> None:
+    """Raises InputError for a pipe, whose reader would wait, and for a link to a folder."""
+    try:
+        os.stat(name)
+    except FileNotFoundError:
+        raise SourceError(
+            Status.SOURCE_MISSING, "a link to nothing" if os.path.islink(name) else "no such file"
+        ) from None
+    except OSError as error:
+        raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None
+    if os.path.isdir(name):
+        raise SourceError(Status.SOURCE_DENIED, "a link to a folder, which is not followed")
+    if not os.path.isfile(name):
+        raise InputError(Status.UNSUPPORTED_FORMAT, "not a regular file")
