@@ -2,20 +2,13 @@
 evaluate.
 """
 
-import shlex
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ray_app.cli import options
 from ray_app.cli.config_options import ConfigCommand
-
-if TYPE_CHECKING:
-    from ray_app.datasets import IndexInfo
-
-_MOST_LINES = 40
 
 
 @click.command()
@@ -286,12 +279,13 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
     from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
     from ray_app.errors import ConfigError, ExitCode
     from ray_app.evaluation.data_faults import faults_of_index
+    from ray_app.reports.datasets import leak_lines, split_lines
     from ray_app.reports.format import visible
 
     if check:
         found = check_splits(at)
         found["remarks"] = faults_of_index(at, clip)
-        options.echo_document(found, map(visible, [*found["remarks"], *_checked(found)]), as_json)
+        options.echo_document(found, map(visible, [*found["remarks"], *leak_lines(found)]), as_json)
         return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
     if not given["out"]:
         raise ConfigError(
@@ -302,79 +296,8 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
         options.configured("split", None, SplitConfig, {"at": at, **given}, ()),
         lambda: faults_of_index(at, clip),
     )
-    options.echo_document(document, map(visible, _split_lines(document, given["out"])), as_json)
+    options.echo_document(document, map(visible, split_lines(document, given["out"])), as_json)
     return ExitCode.DONE
-
-
-def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
-    from ray_app.reports import format as wording
-    from ray_app.reports.text import UNLIMITED, table, terminal_width
-
-    images, groups = (
-        wording.counted(document["images"], "image"),
-        wording.counted(document["groups"], "group"),
-    )
-    yield f"{images} in {groups}, the largest of {document['largest_group']:,}"
-    yield ""
-    shares = document["asked"]["shares"]
-    rows = []
-    for name, one in document["splits"].items():
-        if one["images"] or name in shares:
-            share, goal = (
-                wording.NONE if part is None else f"{part:.1%}"
-                for part in (one["share"], shares.get(name))
-            )
-            rows.append(
-                [name, f"{one['images']:,}", share, goal, f"{one['real']:,}", f"{one['fake']:,}"]
-            )
-    yield from table(
-        ["split", "images", "share", "asked", "real", "fake"],
-        rows,
-        terminal_width(UNLIMITED),
-        right=[1, 2, 3, 4, 5],
-    )
-    yield ""
-    names = list(document["splits"])
-    strata = [
-        [
-            one["label"],
-            one["generator"] + (" (held out)" if one["held_out"] else ""),
-            *(f"{one[name]:,}" for name in names),
-        ]
-        for one in document["strata"]
-    ]
-    yield from table(
-        ["label", "generator", *names],
-        strata[:_MOST_LINES],
-        terminal_width(UNLIMITED),
-        right=[2, 3, 4, 5],
-    )
-    if len(strata) > _MOST_LINES:
-        yield f"… and {len(strata) - _MOST_LINES:,} more; split.json has all"
-    yield ""
-    yield from document["remarks"]
-    yield from _leaking(document["leaks"])
-    yield f"next: touchstone train configs/train/FILE.yaml --out DIR, whose data says {{at: {out}, split: train}} and so on"
-    yield f"      {shlex.join(['touchstone', 'evaluate', 'RUN', '--labels', out, '--split', 'test', '--out', 'figures'])}"
-
-
-def _checked(found: Mapping[str, Any]) -> Iterator[str]:
-    yield " · ".join(f"{name} {count:,}" for name, count in found["images"].items() if count)
-    for one in found["leaks"]:
-        if not one["known"]:
-            yield f"not known: {one['what']} (the index has nothing that would show it)"
-    leaking = list(_leaking(found["leaks"]))
-    yield from leaking or ["the splits share nothing, as far as can be told"]
-
-
-def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
-    for one in leaks:
-        if one["values"]:
-            between = ", ".join(f"{name}: {count:,}" for name, count in one["between"].items())
-            yield f"LEAK by {one['what']}: {one['images']:,} images ({between})"
-            for first, second in one["examples"]:
-                yield f"  {first}"
-                yield f"  = {second}"
 
 
 @click.command()
@@ -430,6 +353,7 @@ def index(
     from ray_app.archives.progress import ProgressLog
     from ray_app.datasets import DatasetSource, build_index
     from ray_app.errors import ConfigError
+    from ray_app.reports.datasets import index_lines
     from ray_app.storage import Store
 
     source = options.configured("index", None, DatasetSource, given, assignments)
@@ -440,7 +364,7 @@ def index(
         )
     info = build_index(source, Store.open(out), progress=ProgressLog("index"))
     faults = info.fault_lines()
-    lines = [*_index_lines(info), *(f"known fault: {line}" for line in faults)]
+    lines = [*index_lines(info), *(f"known fault: {line}" for line in faults)]
     options.echo_document(asdict(info) | {"known_faults": faults}, lines, as_json)
     if complete and not info.agrees:
         message = (
@@ -452,35 +376,3 @@ def index(
             f"{out}: {message}", hint="the index is written; without --complete this is no error"
         )
     return 0
-
-
-def _index_lines(info: "IndexInfo") -> "Iterator[str]":
-    from ray_app.reports.text import UNLIMITED, table, terminal_width
-
-    hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
-    yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
-    yield ""
-    rows = [
-        [one["split"] or "–", one["label"], one["generator"], f"{one['rows']:,}"]
-        for one in info.counts
-    ]
-    yield from table(
-        ["split", "label", "generator", "images"],
-        rows[:_MOST_LINES],
-        terminal_width(UNLIMITED),
-        right=[3],
-    )
-    if len(rows) > _MOST_LINES:
-        yield f"… and {len(rows) - _MOST_LINES:,} more; --json shows all"
-    yield ""
-    for one in info.published:
-        message = (
-            "no published count" if one["published"] is None else f"published {one['published']:,}"
-        )
-        word = {True: "agree", False: "DIFFER", None: "unknown"}[one["agrees"]]
-        yield f"{one['subset']}: {one['rows']:,} · {message} · {word}"
-    for name, kinds in (("left out", info.left_out), ("unreadable", info.unreadable)):
-        for one in kinds:
-            yield f"{name}: {one['files']:,} × {one['why']}, for example {one['example']}"
-    if info.repeated:
-        yield f"named more than once by the source, indexed once: {info.repeated:,}"
