@@ -5,21 +5,15 @@ in `train`, `calibrate` in `trust`.
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ray_app.cli import options
 from ray_app.cli.options import DETECTOR
 from ray_app.errors import DetectorError, ExitCode
-
-if TYPE_CHECKING:
-    from ray_app.detectors import DetectorCard
-    from ray_app.detectors.weights import WeightSet
-    from ray_app.ensembles import EnsembleCard
-    from ray_app.reports.card import ZooEntry
 
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
@@ -86,6 +80,8 @@ def fetch(
     touchstone detectors fetch --all --to s3://bucket/weights
     """
     from ray_app.detectors import licences, load_card
+    from ray_app.detectors.fetch import fetch_detectors, find_fetchable
+    from ray_app.ensembles.card import find_ensemble
 
     if bool(names) == everything:
         raise click.UsageError(
@@ -93,27 +89,21 @@ def fetch(
             if not names
             else "give either names of detectors or --all, not both"
         )
-    ensembles = {name: found for name in names if (found := _ensemble(name)) is not None}
-    wanted = [one.detector for found in ensembles.values() for one in found.members] + [
-        name for name in names if name not in ensembles
-    ]
-    cards = (
-        list(_fetchable(accepted))
-        if everything
-        else [load_card(name) for name in dict.fromkeys(wanted)]
-    )
+    ensembles = {name: found for name in names if (found := find_ensemble(name)) is not None}
+    members = [member.detector for found in ensembles.values() for member in found.members]
+    wanted = dict.fromkeys([*members, *(name for name in names if name not in ensembles)])
+    cards = list(find_fetchable(accepted, _log)) if everything else list(map(load_card, wanted))
     for card in cards:
         licences.require_accepted(card, accepted)
     mirror = _absolute(mirror)
-    fetched, failed = [], []
-    _log_sizes(cards)
-    for card in cards:
-        try:
-            fetched.append(_fetch(card, mirror))
-        except DetectorError as error:
-            failed.append(error)
-    _show_fetched(fetched, mirror, as_json)
-    for name, ensemble in () if failed else ensembles.items():
+    fetched, failures = fetch_detectors(cards, mirror, _log)
+    paths = dict.fromkeys(str(path) for weights in fetched for path in weights.files)
+    export = (
+        [f"export TOUCHSTONE_WEIGHTS_MIRROR={shlex.quote(mirror)}"] if mirror and fetched else []
+    )
+    if as_json or fetched:
+        options.echo_document([weights.facts() for weights in fetched], [*paths, *export], as_json)
+    for name, ensemble in () if failures else ensembles.items():
         _log(
             f"{name}: {len(ensemble.members)} detectors are here; next: touchstone check PHOTO.jpg --ensemble {shlex.quote(name)}"
         )
@@ -121,115 +111,7 @@ def fetch(
             _log(
                 f"{name}: not calibrated: no error rate is promised before touchstone detectors calibrate"
             )
-    return _report(failed)
-
-
-def _ensemble(name: str) -> "EnsembleCard | None":
-    """Return the ensemble that a name or path means; None for a detector. A name is never that of a
-    file in the current folder.
-    """
-    from ray_app.config import is_named, read_mapping
-    from ray_app.detectors.card import split_variant
-    from ray_app.ensembles import load_ensemble_card
-
-    if is_named("ensembles", name):
-        return load_ensemble_card(name)
-    is_file = not is_named("detectors", split_variant(name)[0]) and Path(name).is_file()
-    return load_ensemble_card(name) if is_file and "members" in read_mapping(Path(name)) else None
-
-
-def _log_sizes(cards: Sequence["DetectorCard"]) -> None:
-    """Say how much will be fetched. Raises DetectorError where the disk has no room. Offline, or
-    with a mirror, no hub is asked.
-    """
-    from ray_app.detectors import MIRROR_VARIABLE, downloads, weights
-
-    if weights.is_offline() or MIRROR_VARIABLE in os.environ:
-        return
-    plan = downloads.planned(part for card in cards for part in _published(card))
-    if plan:
-        sizes = [one.size for one in plan if one.size is not None]
-        known = [f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} of {len(plan)} downloads"] * bool(
-            sizes
-        )
-        _log(
-            "to fetch: "
-            + "; ".join(
-                known + [f"{len(plan) - len(sizes)} of unknown size"] * (len(sizes) < len(plan))
-            )
-        )
-    downloads.require_room(plan)
-
-
-def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
-    """Every shipped card that can be fetched; says on stderr which cannot and why."""
-    from ray_app.detectors import licences, list_cards, weights
-
-    for card in list_cards():
-        by_hand = [
-            part
-            for part in _published(card)
-            if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)
-        ]
-        if not licences.is_accepted(card.name, card.licence, card.terms, accepted):
-            _log(
-                f"left out: {card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}"
-            )
-        elif by_hand:
-            _log(
-                f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}"
-            )
-        else:
-            yield card
-
-
-def _published(card: "DetectorCard") -> "list[WeightSet]":
-    """The parts of a detector that are somewhere to be had: all, but for a head that nobody has
-    fitted yet.
-    """
-    from ray_app.detectors import weights
-
-    return [
-        part for part in weights.parts_of(card) if not part.weights.fitted or weights.located(part)
-    ]
-
-
-def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
-    from ray_app.detectors import weights
-
-    files, published, parts = [], None, _published(card)
-    for part in parts:
-        if weights.located(part) is None:
-            _log(f"{card.name}: fetching {part.weights.uri}")
-        path = weights.resolve_part(part)
-        files += [path, *(path.parent / name for name in part.weights.beside)]
-    size = sum(path.stat().st_size for path in files)
-    _log(
-        f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as on the card, where it has one"
-    )
-    if len(parts) < len(weights.parts_of(card)):
-        _log(
-            f"{card.name}: nobody publishes its head; fit one: touchstone detectors fit {card.name} LABELS --install"
-        )
-    if mirror:
-        _log(f"{card.name}: copying to {mirror}")
-        published, *_ = [weights.publish_part(part, mirror) for part in parts]
-    return {
-        "name": card.name,
-        "files": [str(path) for path in files],
-        "bytes": size,
-        "published": published,
-    }
-
-
-def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(fetched, indent=2))
-        return
-    for path in dict.fromkeys(path for one in fetched for path in one["files"]):
-        click.echo(path)
-    if mirror and fetched:
-        click.echo(f"export TOUCHSTONE_WEIGHTS_MIRROR={shlex.quote(mirror)}")
+    return _report(failures)
 
 
 class _PlaceToAdd(click.Path):
@@ -299,49 +181,22 @@ def add(places: tuple[Path | str, ...], name: str | None, as_json: bool, **given
 
     [file] = (place for place in places if isinstance(place, Path))
     added = add_weights(name, file)
-    lines = [f"{file}: the weights of {added.part}; copied to {added.path}"]
-    for detector, lacking in added.lacking.items():
-        next_step = (
-            f"still missing: {', '.join(lacking)}"
-            if lacking
-            else f"complete: touchstone detectors verify {detector}"
-        )
-        lines.append(f"{detector}: {next_step}")
-    options.echo_document({**added._asdict(), "path": str(added.path)}, lines, as_json)
+    options.echo_document({**added._asdict(), "path": str(added.path)}, added.lines(file), as_json)
     return 0
 
 
 def _add_callables(
     words: Sequence[str], name: str | None, given: dict[str, Any], *, as_json: bool
 ) -> int:
-    from ray_app.detectors import licences
     from ray_app.detectors.foreign.addition import CallableAddition, add_callable
 
     folder = given.pop("folder") or Path()
     for word in words:
         _log(f"{word}: starting it")
-        done = add_callable(
+        added = add_callable(
             CallableAddition(word.partition(":")[2], folder=folder, name=name, **given)
         )
-        card = done.card
-        if as_json:
-            facts = {
-                "name": card.name,
-                "card": str(done.path),
-                "identity": done.opened.identity,
-                "libraries": done.opened.libraries,
-            }
-            click.echo(json.dumps(facts | {"score": done.score, "failure": done.failure}, indent=2))
-            continue
-        click.echo(f"{card.name}: its card is {done.path}")
-        mask = ", and drew a mask" * card.masks
-        click.echo(f"{card.name}: it scored an image by formula{mask}: log-odds {done.score:.6f}" if done.score is not None else
-                   f"{card.name}: of an image by formula it gave no score: {done.failure}")  # fmt: skip
-        accepted = licences.is_accepted(card.name, card.licence, card.terms)
-        click.echo(f"{card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]})" + ("" if accepted else
-                   f"; accept it: touchstone detectors fetch {card.name} --accept-licence {card.name}"))  # fmt: skip
-        if accepted:
-            click.echo(f"{card.name}: try it: touchstone check PHOTO.jpg --detector {card.name}")
+        options.echo_document(added.facts(), added.lines(), as_json)
     return 0
 
 
@@ -374,35 +229,15 @@ def list_detectors(as_json: bool) -> int:
     touchstone detectors list
     touchstone detectors list --json | jq -r '.[] | select(.terms == "permissive") | .name'
     """
-    from ray_app.config import added_configs, named_configs
-    from ray_app.detectors import list_cards, load_card
-    from ray_app.reports.card import zoo_table
+    from ray_app.detectors.card import list_added_cards, list_cards
+    from ray_app.reports.card import make_zoo_entry, zoo_table
     from ray_app.reports.text import terminal_width
 
-    added = [
-        load_card(path)
-        for name, path in added_configs("detectors").items()
-        if name not in named_configs("detectors")
-    ]
-    entries = [_entry(card) for card in [*list_cards(), *added]]
+    entries = [make_zoo_entry(card) for card in (*list_cards(), *list_added_cards())]
     options.echo_document(
         [entry.facts() for entry in entries], [zoo_table(entries, terminal_width())], as_json
     )
     return 0
-
-
-def _entry(card: "DetectorCard") -> "ZooEntry":
-    from ray_app.detectors import licences, weights
-    from ray_app.detectors.card import variants_of
-    from ray_app.reports.card import ZooEntry
-
-    here = all(weights.located(part) for part in weights.parts_of(card))
-    return ZooEntry(
-        card,
-        licences.is_accepted(card.name, card.licence, card.terms),
-        here,
-        tuple(map(_entry, variants_of(card))),
-    )
 
 
 @click.command("show")

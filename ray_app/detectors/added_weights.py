@@ -24,6 +24,18 @@ class AddedWeights(NamedTuple):
     path: Path
     lacking: dict[str, list[str]]
 
+    def lines(self, file: Path) -> list[str]:
+        """Return the result for people, after `file` was added."""
+        lines = [f"{file}: the weights of {self.part}; copied to {self.path}"]
+        for detector, lacking in self.lacking.items():
+            next_step = (
+                f"still missing: {', '.join(lacking)}"
+                if lacking
+                else f"complete: touchstone detectors verify {detector}"
+            )
+            lines.append(f"{detector}: {next_step}")
+        return lines
+
 
 def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = None) -> AddedWeights:
     """Copy `file`, and the files that belong next to it, into the cache as the weights of the

@@ -20,6 +20,7 @@ from ray_app.config import (
     Frozen,
     OptionalKey,
     Placed,
+    added_configs,
     find_config,
     is_named,
     named_configs,
@@ -398,6 +399,14 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
 def list_cards() -> list[DetectorCard]:
     """Every shipped card, by name; without variants."""
     return [load_card(path) for path in named_configs("detectors").values()]
+
+
+def list_added_cards() -> list[DetectorCard]:
+    """Return the cards that the user added, by name, but those with the name of a shipped card."""
+    shipped = named_configs("detectors")
+    return [
+        load_card(path) for name, path in added_configs("detectors").items() if name not in shipped
+    ]
 
 
 def variants_of(card: DetectorCard) -> Iterator[DetectorCard]:

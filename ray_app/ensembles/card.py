@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from ray_app.config import Frozen, find_config, load_yaml, named_configs
+from ray_app.config import Frozen, find_config, is_named, load_yaml, named_configs, read_mapping
 from ray_app.detectors.card import Platt, split_variant
 from ray_app.ensembles.population import Population
 
@@ -320,6 +320,19 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
         }
     )
     return card.model_copy(update={"members": members, "profile": profile})
+
+
+def find_ensemble(name_or_path: str) -> EnsembleCard | None:
+    """Return the ensemble with this name or path. None for a detector.
+
+    A name is never that of a file in the current folder.
+    """
+    if is_named("ensembles", name_or_path):
+        return load_ensemble_card(name_or_path)
+    path = Path(name_or_path)
+    if is_named("detectors", split_variant(name_or_path)[0]) or not path.is_file():
+        return None
+    return load_ensemble_card(path) if "members" in read_mapping(path) else None
 
 
 def ensemble_of(detectors: list[str]) -> EnsembleCard:

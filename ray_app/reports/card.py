@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_app.detectors import DetectorCard
+from ray_app.detectors import DetectorCard, licences, weights
+from ray_app.detectors.card import variants_of
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 
@@ -49,6 +50,16 @@ class ZooEntry:
             "variants": [entry.facts() for entry in self.variants],
             "card": self.card.model_dump(mode="json"),
         }
+
+
+def make_zoo_entry(card: DetectorCard) -> ZooEntry:
+    """Return the entry of a card on this machine, with its variants."""
+    return ZooEntry(
+        card,
+        licences.is_accepted(card.name, card.licence, card.terms),
+        all(weights.located(part) for part in weights.parts_of(card)),
+        tuple(map(make_zoo_entry, variants_of(card))),
+    )
 
 
 def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:

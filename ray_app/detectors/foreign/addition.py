@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from ray_app.config import CONFIG_VARIABLE, config_file, named_configs, validate
+from ray_app.detectors import licences
 from ray_app.detectors.card import DetectorCard, load_card
 from ray_app.detectors.card_sections import formula_image
 from ray_app.detectors.foreign.process import ForeignProcess, Found, OpenedDetector
@@ -58,6 +59,35 @@ class AddedCard(NamedTuple):
     opened: OpenedDetector
     score: float | None
     failure: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the result as JSON."""
+        return {
+            "name": self.card.name,
+            "card": str(self.path),
+            "identity": self.opened.identity,
+            "libraries": self.opened.libraries,
+            "score": self.score,
+            "failure": self.failure,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the result for people, with the next command."""
+        card = self.card
+        mask = ", and drew a mask" if card.masks else ""
+        result = (
+            f"of an image by formula it gave no score: {self.failure}"
+            if self.score is None
+            else f"it scored an image by formula{mask}: log-odds {self.score:.6f}"
+        )
+        licence = f"{card.licence} ({licences.TERMS_IN_WORDS[card.terms]})"
+        lines = [f"its card is {self.path}", result]
+        if licences.is_accepted(card.name, card.licence, card.terms):
+            lines += [licence, f"try it: touchstone check PHOTO.jpg --detector {card.name}"]
+        else:
+            command = f"touchstone detectors fetch {card.name} --accept-licence {card.name}"
+            lines.append(f"{licence}; accept it: {command}")
+        return [f"{card.name}: {line}" for line in lines]
 
 
 def is_callable(word: str) -> bool:
