@@ -59,27 +59,8 @@ def train(
         "train", config_file, TrainConfig, {"accept_licences": accepted, **given}, assignments
     )
     trained = run_training(config, dry_run=dry_run)
-    options.echo_document(trained.facts, _lines(trained.facts, dry_run), as_json)
+    options.echo_document(trained.facts, trained.lines(), as_json)
     return 0
-
-
-def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
-    from ray_app.reports import attribution, training
-
-    method = facts.get("method", "")
-    if dry_run:
-        from ray_app.training.config import PROFILING
-        from ray_app.training.plan import plan_lines, source_lines
-
-        lines = {
-            "identify": attribution.identifier_plan_lines,
-            "describe": attribution.describer_plan_lines,
-        }.get(method, plan_lines)
-        return [*lines(facts), *source_lines(facts["sources"], one_class=method in PROFILING)]
-    told = {"identify": attribution.identifier_lines, "describe": attribution.describer_lines}.get(
-        method, training.training_lines
-    )
-    return [*told(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]
 
 
 @click.command(

@@ -38,6 +38,8 @@ from ray_app.detectors import (
 from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.inference.spec import precision_on
+from ray_app.reports import attribution
+from ray_app.reports.training import training_lines
 from ray_app.storage import Guard, Lease, Store, local_path, with_s3_settings
 from ray_app.storage.node_budget import usable_cores
 from ray_app.streams.worker_pool import in_pool
@@ -46,6 +48,7 @@ from ray_app.training.config import PROFILING, TrainConfig
 from ray_app.training.export import METRICS, finish, push
 from ray_app.training.job import TrainingJob, TrainingLayout, plan_workers
 from ray_app.training.loader import measure_real, plain_loader
+from ray_app.training.plan import plan, plan_lines, source_lines
 from ray_app.training.progress import start_progress_board
 from ray_app.training.run_directory import FILE as CLAIM
 from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun
@@ -264,12 +267,36 @@ LEAST_STORE_BYTES = 256 * 2**20
 
 
 class Trained(NamedTuple):
-    """How a training ended. `facts`: the content of `metrics.json`, or of a dry run's plan;
-    `was_there`: nothing had to be done.
+    """The result of a training.
+
+    Attributes:
+        facts: The content of `metrics.json`, or of the plan of a dry run.
+        was_there: Whether nothing had to be done.
+        is_plan: Whether it was a dry run.
     """
 
     facts: dict[str, Any]
     was_there: bool = False
+    is_plan: bool = False
+
+    def lines(self) -> list[str]:
+        """Return the result for people."""
+        method = self.facts.get("method", "")
+        if self.is_plan:
+            plan_by_method = {
+                "identify": attribution.identifier_plan_lines,
+                "describe": attribution.describer_plan_lines,
+            }
+            lines = plan_by_method.get(method, plan_lines)(self.facts)
+            sources = source_lines(self.facts["sources"], one_class=method in PROFILING)
+            return [*lines, *sources]
+        by_method = {
+            "identify": attribution.identifier_lines,
+            "describe": attribution.describer_lines,
+        }
+        lines = by_method.get(method, training_lines)(self.facts)
+        pushed = [f"pushed to {self.facts['pushed']}"] if "pushed" in self.facts else []
+        return [*lines, *pushed]
 
 
 @with_s3_settings
@@ -283,7 +310,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     trains nothing; with an `out` it leaves the index there.
     """
     if dry_run:
-        return Trained(_planned(config))
+        return Trained(_planned(config), is_plan=True)
     if not config.out:
         raise ConfigError(
             "no directory for the card: --out DIR is missing",
@@ -415,8 +442,6 @@ def _planned(config: TrainConfig) -> dict[str, Any]:
                 "sources": sources,
             }
         import torch
-
-        from ray_app.training.plan import plan
 
         gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
         layout = plan_workers(
