@@ -222,7 +222,11 @@ def _option_help(command: str, name: str) -> str:
     for word in command.split()[1:]:
         found = found.commands[word] if isinstance(found, click.Group) else found
     said = next(
-        (one.help for one in found.params if isinstance(one, click.Option) and one.name == name),
+        (
+            one.help
+            for one in found.get_params(click.Context(found))
+            if isinstance(one, click.Option) and one.name == name
+        ),
         None,
     )
     return (said or "").partition("  [default")[0].rstrip(".")

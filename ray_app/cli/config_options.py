@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import click
 
+from ray_app.cli.options import PLACE
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
@@ -32,17 +34,18 @@ class ConfigCommand(click.Command):
         self._options: list[click.Option] = []
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the options of the fields after the other parameters of the command."""
+        """Return the options of the fields before the other parameters of the command."""
         if not self._options:
             module, _, name = self._config.partition(":")
             model = getattr(import_module(module), name)
             self._options = [make_option(model, path, flag) for path, flag in self._fields.items()]
-        *declared, help_option = super().get_params(ctx)
-        return [*declared, *self._options, help_option]
+        return [*self._options, *super().get_params(ctx)]
 
 
 def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
     """Make the option of a field, which passes None if the user does not set it.
+
+    The help is the description. What follows `; null = ` in it is shown as the default.
 
     Args:
         model: The config.
@@ -60,13 +63,12 @@ def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
     field = model.model_fields[name]
     kind, default = _plain_type(field.annotation), field.get_default(call_default_factory=True)
     is_repeatable = get_origin(kind) is tuple
-    text = field.description or ""
+    text, _, without = (field.description or "").partition("; null = ")
     text = f"{text[:1].upper()}{text[1:]}{'; repeatable' if is_repeatable else ''}."
-    if not (
-        field.is_required() or default is None or default is False or default == () or "/" in flag
-    ):
-        value = f"{default:g}" if isinstance(default, float) else default
-        text += f"  [default: {value}]"
+    if not (field.is_required() or default is None or default is False or default == ()):
+        without = f"{default:g}" if isinstance(default, float) else str(default)
+    if without and "/" not in flag:
+        text += f"  [default: {without}]"
     declarations = [flag, path.replace(".", "__")]
     if kind is bool:
         return click.Option(declarations, is_flag=True, default=None, help=text)
@@ -106,4 +108,4 @@ def _option_type(kind: Any, field: "FieldInfo") -> click.ParamType[Any]:
     if kind in (int, float):
         make = click.IntRange if kind is int else click.FloatRange
         return make(lowest, highest, min_open="gt" in bounds, max_open="lt" in bounds)
-    return click.STRING
+    return PLACE

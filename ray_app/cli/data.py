@@ -11,34 +11,30 @@ from ray_app.cli import options
 from ray_app.cli.config_options import ConfigCommand
 
 
-@click.command()
-@click.argument("source", nargs=-1)
-@options.out_option
-@click.option(
-    "--as",
-    "form",
-    type=click.Choice(["parquet", "webdataset"]),
-    help="Form of the shards.  [default: parquet]",
+@click.command(
+    cls=ConfigCommand,
+    config="ray_app.datajobs.shards.config:PackConfig",
+    fields={
+        "out": "--out DIR",
+        "form": "--as",
+        "shard_mb": "--shard-mb",
+        "include": "--include GLOB",
+        "exclude": "--exclude GLOB",
+        "limit": "--limit",
+    },
 )
-@options.shard_option
+@click.argument("source", nargs=-1)
 @click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
-@options.include_option
-@options.exclude_option
-@click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many files.")
 @options.retry_shards_option
 @options.overrides
 @options.as_json
 def pack(
     config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any
 ) -> int:
-    """Pack many small files into shards, bytes untouched.
-
-    Shards are Parquet as the Hugging Face hub writes it, or tars. SOURCE is what `touchstone score` takes. A file that cannot be read is
-    not packed: DIR/unpacked.parquet lists it with the reason.
+    """Pack the files of SOURCE into shards, bytes untouched; DIR/unpacked.parquet lists files that cannot be read.
 
     \b
     touchstone data pack s3://bucket/photos --out s3://bucket/shards
-    touchstone data pack photos/ --out shards --as webdataset --shard-mb 512
     """
     from ray_app.datajobs.shards import PackConfig
     from ray_app.datajobs.shards.run import pack_archive, pack_lines
@@ -99,16 +95,10 @@ def collect(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Fetch images that a list names by url, restartably.
-
-    META is DFLIP-3K's dalle.json, mj.json or pd.json, or a CSV, JSONL or Parquet of urls.
-    Only what decodes counts. Every url ends with a row: an image, or a status and why. When started again, it fetches only what is missing.
+    """Fetch the images at the URLs of META: DFLIP-3K's JSON, or a CSV, JSONL, or Parquet table.
 
     \b
-    touchstone data collect pd.json --out s3://bucket/dflip --contact me@example.org
-    touchstone data collect urls.csv --out images --form webdataset --per-host 1 --pause 0.5
-    touchstone data collect urls.csv --out images --retry source_timeout,source_throttled
-    touchstone data collect --meta_file mj.json --save_dir mj
+    touchstone data collect urls.csv --out images --contact me@example.org
     """
     from ray_app.datajobs.download import CollectConfig
     from ray_app.datajobs.download.run import collect as run_collect
@@ -141,32 +131,19 @@ def _accept(
     return options.accepted_by(accept, names)
 
 
-@click.command()
+@click.command(
+    cls=ConfigCommand,
+    config="ray_app.datajobs.generate.config:GenerateConfig",
+    fields={
+        "out": "--out DIR",
+        "prompts": "--prompts FILE",
+        "seed": "--seed",
+        "per_prompt": "--per-prompt",
+        "limit": "--limit",
+        "batch": "--batch",
+    },
+)
 @click.argument("config_file", type=options.ShippedName("generate"), metavar="CONFIG")
-@options.out_option
-@click.option(
-    "--prompts",
-    metavar="FILE",
-    help="Text, CSV, JSONL, Parquet, an index, or a run; for inpainting a table of images.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    help="Base seed; each image has one of its own that follows from it.  [default: 0]",
-)
-@click.option(
-    "--per-prompt", type=click.IntRange(min=1), help="Images of each prompt.  [default: 1]"
-)
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    help="Use no more than this many prompts, the first ones.",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    help="Images at once, halved when memory is short.  [default: the card's]",
-)
 @click.option("--retry", is_flag=True, help="Make again the blocks in which images failed.")
 @click.option("--accept-licence", "accept_licences", multiple=True, metavar="NAME", callback=_accept,
               help="Accept the licence of this pipeline (or a licence by its id) and remember that; repeatable.")  # fmt: skip
@@ -175,16 +152,10 @@ def _accept(
 def generate(
     config_file: str, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any
 ) -> int:
-    """Make labelled images with a diffusion pipeline.
-
-    From prompts, or by altering parts of real images, for training and for tests. Needs touchstone-forensics[generate].
-    CONFIG is a shipped pipeline (sd-1.5, sd-2.1, sdxl, sd-3, sd-3.5, flux.1-dev; sd-1.5-, sd-2-, sdxl-, sd-3- and flux.1-dev-inpainting),
-    a card of your own, or the YAML of a job. Every image has its own noise; DIR/generated.parquet says how each was made, and index and
-    score take it.
+    """Generate labelled images with a diffusion pipeline: a shipped one by name, a card, or the YAML of a job.
 
     \b
-    touchstone data generate flux.1-dev --prompts prompts.txt --set 'encode.format=[JPEG,PNG]' --set 'encode.quality=[70,95]' --out flux
-    touchstone data generate sd-2-inpainting --prompts index-of-reals --out edits
+    touchstone data generate flux.1-dev --prompts prompts.txt --out flux
     """
     from ray_app.datajobs.generate.run import generate_images, generate_lines
     from ray_app.errors import ExitCode
@@ -215,41 +186,27 @@ def _comma_separated(
     return tuple(word.strip() for word in text.split(",") if word.strip()) if text else ()
 
 
-@click.command()
-@click.argument("at", metavar="INDEX")
-@click.option("--out", metavar="DIR", help="Where the divided index goes; any fsspec URL.")
-@click.option("--train", type=float, help="The share of images to learn from.  [default: 0.8]")
-@click.option(
-    "--validation", type=float, help="The share that chooses and calibrates.  [default: 0.1]"
+@click.command(
+    cls=ConfigCommand,
+    config="ray_app.datasets.split_index:SplitConfig",
+    fields={
+        "out": "--out DIR",
+        "train": "--train",
+        "validation": "--validation",
+        "test": "--test",
+        "hold_out": "--hold-out NAME|FRACTION",
+        "keep": "--keep",
+        "after": "--after DIR",
+        "even": "--even",
+        "seed": "--seed",
+    },
 )
-@click.option("--test", type=float, help="The share that is only measured.  [default: 0.1]")
+@click.argument("at", metavar="INDEX")
 @click.option(
     "--by",
     metavar="KINDS",
     callback=_comma_separated,
     help="What keeps images together: group, prompt, looks.  [default: group,prompt,looks]",
-)
-@click.option(
-    "--hold-out",
-    multiple=True,
-    metavar="NAME|SHARE",
-    help="A generator that is in test alone, or a share of all; repeatable.",
-)
-@click.option(
-    "--keep",
-    multiple=True,
-    type=click.Choice(["train", "validation", "test"]),
-    help="A split of INDEX to keep as it is; repeatable.",
-)
-@click.option("--after", metavar="DIR", help="An earlier split, none of whose images is moved.")
-@click.option(
-    "--even",
-    is_flag=True,
-    default=None,
-    help="Divide every generator evenly; images added later may then move others, unless --after is given.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), help="Another seed divides differently.  [default: 0]"
 )
 @click.option(
     "--clip",
@@ -263,17 +220,10 @@ def _comma_separated(
 )
 @options.as_json
 def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -> int:
-    """Divide an index into train, validation and test.
-
-    Images of one prompt, one scene or one picture stay together. Images are bound by group, by equal prompts,
-    by equal bytes and by looks (where INDEX has hashes). Where a group falls follows from its name and the seed alone,
-    so it stays there when images are added.
+    """Divide an index into train, validation, and test, and keep images of one prompt, scene, or look together.
 
     \b
-    touchstone data index photos/ --layout folders --hash sha256,phash --out index
     touchstone data split index --out divided
-    touchstone data split index --out divided --hold-out midjourney-7 --hold-out flux.2
-    touchstone data split grown --out divided-2 --after divided
     touchstone data split index --check
     """
     from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
@@ -300,29 +250,25 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
     return ExitCode.DONE
 
 
-@click.command()
-@click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
-@click.option(
-    "--layout",
-    metavar="NAME",
-    help="How the source states its labels; see below.  [default: columns]",
+@click.command(
+    cls=ConfigCommand,
+    config="ray_app.datasets.config:DatasetSource",
+    fields={
+        "layout": "--layout NAME",
+        "include": "--include GLOB",
+        "exclude": "--exclude GLOB",
+        "limit": "--limit",
+        "leave_out_faults": "--leave-out-faults",
+    },
 )
+@click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
 @click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
-@options.include_option
-@options.exclude_option
-@options.limit_option
 @click.option(
     "--hash",
     "hashes",
     metavar="sha256,phash",
     callback=_comma_separated,
     help="Compute these, to find leakage: reads every image.",
-)
-@click.option(
-    "--leave-out-faults",
-    is_flag=True,
-    default=None,
-    help="Leave out images and prompts that a documented fault spoils.",
 )
 @click.option(
     "--complete", is_flag=True, help="Exit with 2 unless the counts are the published ones."
@@ -332,10 +278,7 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
 def index(
     out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **given: Any
 ) -> int:
-    """List images with their labels, for training and evaluation.
-
-    SOURCE is labelled as a published layout does it. An unknown label is an error, never a default.
-    SOURCE is what `touchstone score` takes, or sample:: for the shipped sample archive. Counts are compared with the published ones.
+    """List the images of SOURCE with their labels, for training and evaluation.
 
     \b
     Layouts: columns · folders · openfake · openfake-csv · openfake-ood · opensdi · community-forensics
@@ -343,12 +286,10 @@ def index(
              paths · table · words · genimage · drct-2m · chameleon · aigcdetect · univfd
              synthbuster · deepfake-eval-2024 · so-fake · ntire-2026 · ai-genbench
              diffusionforensics · forensichub
-    Their arguments are set by --set arguments.KEY=VALUE; a wrong one is answered with the right ones.
+    Their arguments are set by --set arguments.KEY=VALUE.
 
     \b
-    touchstone data index hf://datasets/nebula/OpenSDI_train --layout opensdi --out s3://bucket/opensdi
     touchstone data index photos/ --layout folders --out index --hash sha256,phash
-    touchstone data index labels.csv --out index --set columns.uri=file --set arguments.label=kind
     """
     from ray_app.archives.progress import ProgressLog
     from ray_app.datasets import DatasetSource, build_index

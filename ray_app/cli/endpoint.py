@@ -318,7 +318,7 @@ def _refuse_what_does_not_apply(context: click.Context) -> None:
     given = click.core.ParameterSource.COMMANDLINE
     idle = [
         option.opts[0]
-        for option in context.command.params
+        for option in context.command.get_params(context)
         if option.name is not None
         and option.name not in APPLY
         and context.get_parameter_source(option.name) is given

@@ -25,7 +25,8 @@ class DatasetSource(Frozen):
         description="an index directory, or folders, files, globs; sample:: for the shipped sample archive",
     )
     layout: str = Field(
-        default="columns", description="how labels are told; see touchstone data index --help"
+        default="columns",
+        description="how the source states its labels; touchstone data index --help lists the layouts",
     )
     arguments: Mapping[str, Any] = {}
     split: str | None = None
@@ -33,17 +34,22 @@ class DatasetSource(Frozen):
     leave_out_faults: bool = Field(
         default=False,
         exclude_if=not_,
-        description="leave out what documented faults of the data spoil",
+        description="leave out images and prompts that a documented fault spoils",
     )
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = Field(
+        default=(), description="only files whose path below the source matches this glob"
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="leave out files whose path matches this glob, and folders by FOLDER/**",
+    )
     columns: TableColumns = TableColumns()
     allow_private: bool = Field(
         default=False,
         description="read what a list names also from web servers that are not on the public Internet",
     )
     container_limits: ContainerLimits = ContainerLimits()
-    limit: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
     hashes: tuple[Literal["sha256", "phash"], ...] = Field(
         default=(), description="made while indexing, to find leakage: reads every image"
     )

@@ -41,21 +41,32 @@ class SplitConfig(Frozen):
         "prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"
     }
 
-    at: str
-    out: str
-    train: float = Field(default=0.8, ge=0, le=1)
-    validation: float = Field(default=0.1, ge=0, le=1)
-    test: float = Field(default=0.1, ge=0, le=1)
-    by: tuple[Literal["group", "prompt", "looks"], ...] = ("group", "prompt", "looks")
+    at: str = Field(description="the index that `touchstone data index` wrote")
+    out: str = Field(description="directory of the divided index; any fsspec URL")
+    train: float = Field(default=0.8, ge=0, le=1, description="fraction of images to learn from")
+    validation: float = Field(
+        default=0.1, ge=0, le=1, description="fraction of images to choose and calibrate with"
+    )
+    test: float = Field(
+        default=0.1, ge=0, le=1, description="fraction of images that are only evaluated"
+    )
+    by: tuple[Literal["group", "prompt", "looks"], ...] = Field(
+        default=("group", "prompt", "looks"), description="what keeps images together"
+    )
     hold_out: tuple[str, ...] = Field(
-        default=(), description="generators that are in test alone, or a share of all generators"
+        default=(), description="a generator that is in test alone, or a fraction of all generators"
     )
     keep: tuple[Literal["train", "validation", "test"], ...] = Field(
-        default=(), description="splits of the index that stay as they are"
+        default=(), description="a split of the index that stays as it is"
     )
-    after: str | None = Field(default=None, description="an earlier split: no image of it is moved")
-    even: bool = False
-    seed: int = Field(default=0, ge=0)
+    after: str | None = Field(
+        default=None, description="an earlier split, none of whose images is moved"
+    )
+    even: bool = Field(
+        default=False,
+        description="divide every generator evenly; images added later may then move others, unless `after` is set",
+    )
+    seed: int = Field(default=0, ge=0, description="another seed divides differently")
 
     @model_validator(mode="after")
     def _whole(self) -> "SplitConfig":

@@ -54,13 +54,16 @@ class ScoreConfig(Frozen):
     source: tuple[str, ...] = Field(
         default=(), description="folders, files, prefixes or globs; any fsspec URL"
     )
-    out: str | None = Field(default=None, description="the run directory; any fsspec URL")
+    out: str | None = Field(
+        default=None,
+        description="the run directory; any fsspec URL; the same command resumes there",
+    )
     include: tuple[str, ...] = Field(
-        default=(), description="globs on the path below the source; none = everything"
+        default=(), description="only files whose path below the source matches this glob"
     )
     exclude: tuple[str, ...] = Field(
         default=(),
-        description="globs on the same path that leave files out; a folder by FOLDER/**, unlisted",
+        description="leave out files whose path matches this glob, and folders by FOLDER/**",
     )
     limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
     ensemble: str = Field(default="default", description="a shipped name, or the path of a card")
@@ -129,14 +132,14 @@ class ScoreConfig(Frozen):
     provenance: ProvenanceConfig = ProvenanceConfig()
     perturb: tuple[str, ...] = Field(
         default=(),
-        description="score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, jpeg:75",
+        description="score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, or jpeg:75",
     )
     features: tuple[str, ...] = Field(
         default=(),
-        description="keep the embeddings of these detectors or backbones, for other heads",
+        description="keep the embeddings of this detector or backbone, for other heads",
     )
     prior: float | None = Field(
-        default=None, gt=0, lt=1, description="share of fakes to expect, for the report"
+        default=None, gt=0, lt=1, description="fraction of fakes to expect, for the report"
     )
     thumbnails: bool = Field(
         default=True,

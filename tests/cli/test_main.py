@@ -40,7 +40,7 @@ def test_every_command_explains_itself(path, command, capsys):
     assert capsys.readouterr().out.startswith(f"Usage: touchstone {' '.join(path)}")
     assert all(
         option.help
-        for option in command.params
+        for option in command.get_params(click.Context(command))
         if isinstance(option, click.Option) and option.name != "help"
     )
 

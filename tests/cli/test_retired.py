@@ -50,9 +50,11 @@ def test_commands_with_retired_options_exist(path):
         assert isinstance(command, click.Group)
         command = command.get_command(click.Context(command), name)
     assert command is not None
-    assert not {option for parameter in command.params for option in parameter.opts} & set(
-        OPTIONS[path]
-    )
+    assert not {
+        option
+        for parameter in command.get_params(click.Context(command))
+        for option in parameter.opts
+    } & set(OPTIONS[path])
 
 
 def test_help_lists_no_retired_command():

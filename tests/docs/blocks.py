@@ -198,7 +198,9 @@ def _of_touchstone(words: list[str], exact: bool) -> list[str]:
             )
         return []
     known = {
-        name for option in command.params for name in (*option.opts, *option.secondary_opts)
+        name
+        for option in command.get_params(click.Context(command))
+        for name in (*option.opts, *option.secondary_opts)
     } | {"--help", "-h"}
     options = [word.partition("=")[0] for word in words if re.match(r"^--?[a-z]", word)]
     return [f"{' '.join(path)}: no option {option}" for option in options if option not in known]

@@ -221,19 +221,24 @@ class GenerateConfig(Frozen):
         default=None,
         description="text (one prompt a line), CSV, JSONL, Parquet, an index, or what a run predicted; for inpainting a table of images",
     )
-    out: str | None = Field(default=None, description="the directory to write; any fsspec URL")
+    out: str | None = Field(
+        default=None,
+        description="directory of the images; any fsspec URL; the same command resumes there",
+    )
     columns: PromptColumns = PromptColumns()
     negative_prompt: str | None = Field(
         default=None, description="for all prompts without one of their own"
     )
     per_prompt: int = Field(
-        default=1, ge=1, description="images of each prompt, each of its own seed"
+        default=1, ge=1, description="images per prompt, each with its own seed"
     )
-    limit: int | None = Field(default=None, ge=1, description="use only the first so many prompts")
+    limit: int | None = Field(
+        default=None, ge=1, description="maximum number of prompts, the first ones of the table"
+    )
     seed: int = Field(
         default=0,
         ge=0,
-        description="base seed; an image's own follows from it and the image's number",
+        description="base seed, from which the seed of each image follows",
     )
     steps: int | None = Field(default=None, ge=1, description="null = the card's")
     guidance: float | None = Field(default=None, ge=0, description="null = the card's")
@@ -264,7 +269,7 @@ class GenerateConfig(Frozen):
     batch: int | None = Field(
         default=None,
         ge=1,
-        description="images at once; null = the card's; halved when memory is short",
+        description="images at once, halved when memory is short; null = the card's",
     )
     block_images: int = Field(default=32, ge=1, description="the unit of commit and resume")
     device: Literal["auto", "cpu", "cuda"] = "auto"

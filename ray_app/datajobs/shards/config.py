@@ -23,13 +23,18 @@ class PackConfig(Frozen):
         description="parquet as the Hugging Face hub writes it, or webdataset tars",
     )
     include: tuple[str, ...] = Field(
-        default=(), description="globs on the path below the source; none = everything"
+        default=(), description="only files whose path below the source matches this glob"
     )
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="leave out files whose path matches this glob, and folders by FOLDER/**",
+    )
     limit: int | None = Field(default=None, ge=1, description="pack no more than this many files")
     columns: TableColumns = TableColumns()
     container_limits: ContainerLimits = ContainerLimits()
-    out: str = Field(description="the directory to write; any fsspec URL")
+    out: str = Field(
+        description="directory of the shards; any fsspec URL; the same command resumes there"
+    )
     shard_mb: float = Field(
         default=256.0,
         gt=0,
