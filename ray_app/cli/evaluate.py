@@ -6,10 +6,8 @@ from typing import Any, Literal
 import click
 
 from ray_app.cli import options
-from ray_app.cli.options import ENSEMBLE, PROTOCOL
-
-_OF_SCORING = ("ensemble", "detectors", "include", "exclude", "limit", "perturb")
-
+from ray_app.cli.config_options import ConfigCommand
+from ray_app.cli.options import DETECTOR, ENSEMBLE, PROTOCOL
 
 _OF_WHAT = click.option(
     "--intervals",
@@ -19,18 +17,26 @@ _OF_WHAT = click.option(
 )
 
 
-@click.command()
+@click.command(
+    cls=ConfigCommand,
+    config="ray_app.evaluation.config:EvaluateConfig",
+    fields={
+        "labels": "--labels FILE|INDEX",
+        "out": "--out DIR",
+        "layout": "--layout NAME",
+        "key": "--key",
+        "split": "--split NAME",
+        "score.perturb": "--perturb NAME",
+        "score.include": "--include GLOB",
+        "score.exclude": "--exclude GLOB",
+        "score.limit": "--limit",
+        "leave_out_faults": "--leave-out-faults",
+        "intervals": "--intervals",
+        "regenerated": "--regenerated FOLDER",
+        "thumbnails": "--thumbnails/--no-thumbnails",
+    },
+)
 @click.argument("at", metavar="RUN|SOURCE…", nargs=-1)
-@click.option(
-    "--labels",
-    metavar="FILE|INDEX",
-    help="CSV, JSONL or Parquet; or an index.  [default: the layout's, else the run's own]",
-)
-@click.option(
-    "--out",
-    metavar="DIR",
-    help="Where metrics.json, .csv, and .parquet and report.html go; any fsspec URL.",
-)
 @click.option(
     "--protocol",
     type=PROTOCOL,
@@ -38,49 +44,24 @@ _OF_WHAT = click.option(
     help="Evaluate as a paper did; its published figures stand beside ours.",
 )
 @click.option(
-    "--layout",
-    metavar="NAME",
-    help="How the source states its labels; touchstone data index --help lists the layouts.",
-)
-@options.key_option
-@options.split_option
-@click.option(
     "--ensemble",
+    "score__ensemble",
     type=ENSEMBLE,
     metavar="NAME|PATH",
     help="Which ensemble scores a SOURCE.  [default: the protocol's, else default]",
 )
-@options.detectors_option
 @click.option(
-    "--perturb",
+    "--detector",
+    "score__detectors",
+    type=DETECTOR,
     multiple=True,
-    metavar="NAME",
-    help="Score perturbed images too: a list by name, or jpeg:75; repeatable.",
-)
-@options.include_option
-@options.exclude_option
-@click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
-@click.option(
-    "--leave-out-faults",
-    is_flag=True,
-    default=None,
-    help="Leave out images and prompts that a documented fault spoils.",
-)
-@_OF_WHAT
-@click.option(
-    "--regenerated",
-    metavar="FOLDER",
-    help="Images that data generate --prompts RUN made; with --set clip=FOLDER.",
+    metavar="NAME|PATH",
+    help="Score with these detectors instead; repeatable.",
 )
 @click.option(
     "--fragility",
     metavar="FILE",
     help="Also write what perturbations leave of each detector, as a section for its card.",
-)
-@click.option(
-    "--thumbnails/--no-thumbnails",
-    default=None,
-    help="Pictures of mistakes in the report.  [default: with them]",
 )
 @options.licence_option
 @options.overrides
@@ -92,19 +73,11 @@ def evaluate(
     fragility: str | None,
     **given: Any,
 ) -> int:
-    """Measure how well detectors tell fake images from real ones.
-
-    Says how well a RUN did, or a SOURCE that it scores first: on what, how surely, and where it breaks.
-
-    A SOURCE is scored into DIR/run first; the same command goes on where it was interrupted. Labels have `label` (real, fake, 0 or 1)
-    and one of `image_id`, `sha256`, `uri` (with `member`), maybe `generator`, `mask_uri`, `prompt`, `kind` (whole, local), `split`.
+    """Measure how well detectors tell fake images from real ones, in a RUN or in a SOURCE that is scored first.
 
     \b
     touchstone evaluate run --labels labels.csv --out figures
-    touchstone evaluate s3://bucket/openfake --protocol openfake-v1 --out s3://bucket/figures
-    touchstone evaluate photos/ --layout folders --detector unifd --detector npr --perturb standard --out figures
-    touchstone evaluate photos/ --layout folders --detector unifd --perturb standard --out figures --fragility unifd-fragility.yaml
-    touchstone evaluate run --labels labels.parquet --out figures --json | jq '.metrics[] | select(.figure == "auc" and .scope == "all")'
+    touchstone evaluate photos/ --layout folders --detector unifd --out figures
     """
     from ray_app.evaluation.config import EvaluateConfig
     from ray_app.evaluation.fragility import fragility_yaml
@@ -112,15 +85,8 @@ def evaluate(
     from ray_app.reports.evaluation.page import evaluation_lines
     from ray_app.storage import strip_secrets
 
-    scoring = {name: given.pop(name) for name in _OF_SCORING} | {"accept_licences": accepted}
-    scoring = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in scoring.items()
-        if value not in (None, ())
-    }
-    config = options.configured(
-        "evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments
-    )
+    given["score__accept_licences"] = accepted
+    config = options.configured("evaluate", None, EvaluateConfig, given, assignments)
     evaluated = run_evaluation(config)
     result = evaluated.result
     if fragility is not None:
@@ -158,10 +124,7 @@ def compare(
     intervals: Literal["generators", "images"] | None,
     as_json: bool,
 ) -> int:
-    """Show what changed between two runs.
-
-    A crosstab of verdicts, differences of scores and, with labels, of TPR, TNR, and AUC.
-    Rows are matched image by image.
+    """Show what changed between two runs, image by image.
 
     \b
     touchstone compare old new --labels truth.csv
@@ -192,7 +155,6 @@ def leaderboard(evaluations: tuple[str, ...], figure: str, as_json: bool) -> int
 
     \b
     touchstone runs leaderboard figures-a figures-b
-    touchstone runs leaderboard figures-* --figure tpr_at_fpr_1 --json
     """
     from ray_app.evaluation.leaderboard import rank_systems
     from ray_app.reports.evaluation.leaderboard import leaderboard_lines

@@ -66,9 +66,6 @@ ensemble_option = click.option(
     metavar="NAME|PATH",
     help="Which ensemble decides.  [default: default]",
 )
-limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), help="List no more than this many files."
-)
 detectors_option = click.option(
     "--detector",
     "detectors",
@@ -76,23 +73,6 @@ detectors_option = click.option(
     multiple=True,
     metavar="NAME|PATH",
     help="Score with these detectors instead; repeatable.",
-)
-include_option = click.option(
-    "--include",
-    multiple=True,
-    metavar="GLOB",
-    help="Only files whose path below the source matches; repeatable.",
-)
-exclude_option = click.option(
-    "--exclude",
-    multiple=True,
-    metavar="GLOB",
-    help="Leave out files whose path matches, and folders by FOLDER/**; repeatable.",
-)
-shard_option = click.option(
-    "--shard-mb",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Bytes of files in one shard, in MB.  [default: 256]",
 )
 retry_shards_option = click.option(
     "--retry",
@@ -121,21 +101,6 @@ _WHAT_IS_SCORED = (
     ),
     ensemble_option,
     detectors_option,
-    include_option,
-    exclude_option,
-    limit_option,
-    click.option(
-        "--perturb",
-        multiple=True,
-        metavar="NAME",
-        help="Score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, or jpeg:75; repeatable.",
-    ),
-    click.option(
-        "--features",
-        multiple=True,
-        metavar="NAME",
-        help="Keep the embeddings of this detector or backbone, for other heads; repeatable.",
-    ),
 )
 
 

@@ -7,8 +7,18 @@ from typing import Any
 import click
 
 from ray_app.cli import options
+from ray_app.cli.config_options import ConfigCommand
 from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
 from ray_app.cli.options import ENSEMBLE
+
+_CONFIG = "ray_app.scoring.config:ScoreConfig"
+_SOURCE_FIELDS = {
+    "include": "--include GLOB",
+    "exclude": "--exclude GLOB",
+    "limit": "--limit",
+    "perturb": "--perturb NAME",
+    "features": "--features NAME",
+}
 
 
 @click.command()
@@ -30,15 +40,10 @@ from ray_app.cli.options import ENSEMBLE
     help="Write the sample archive and its labels, and score nothing.",
 )
 def demo(images: str | None, out: str | None, limit: int | None, archive_only: bool) -> int:
-    """Score a small sample archive, or a folder of yours.
-
-    It needs no network. The sample archive has photographs, simulated images, and broken files. The ensemble `tiny`, which learned from
-    simulated images, scores it, and the verdicts are compared with the labels. The default ensemble scores FOLDER.
+    """Score a small sample archive with the ensemble `tiny`, or FOLDER with the default ensemble.
 
     \b
     touchstone demo
-    touchstone demo holiday/
-    touchstone demo --archive-only --out sample      then try every command on sample/archive
     """
     if archive_only and (images or limit):
         raise click.UsageError(
@@ -55,7 +60,7 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
     return result.finished.exit_code
 
 
-@click.command()
+@click.command(cls=ConfigCommand, config=_CONFIG, fields=_SOURCE_FIELDS)
 @options.what_is_scored
 @click.option(
     "--out",
@@ -93,14 +98,9 @@ def plan(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Predict the time, the requests and the cost of a run.
-
-    Shows every stage of scoring SOURCE and the slowest of them, requests, bytes, hours, and the bill.
-    No run and no cluster is started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
-    --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
+    """Predict the time, the requests, and the cost of a run, after a probe of some files.
 
     \b
-    touchstone plan photos/ --ensemble published
     touchstone plan s3://bucket/2024 --cluster gpu-spot-pool --out s3://bucket/run
     """
     from ray_app.reports import plan_lines
@@ -122,26 +122,18 @@ def plan(
     return 0
 
 
-@click.command()
+@click.command(
+    cls=ConfigCommand,
+    config=_CONFIG,
+    fields={
+        "out": "--out DIR",
+        **_SOURCE_FIELDS,
+        "max_hours": "--max-hours",
+        "max_cost": "--max-cost",
+        "prior": "--prior",
+    },
+)
 @options.what_is_scored
-@click.option(
-    "--out", metavar="DIR", help="Run directory; any fsspec URL. The same command resumes there."
-)
-@click.option(
-    "--max-hours",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Stop after this many hours; the same command resumes.",
-)
-@click.option(
-    "--max-cost",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Stop when this much is spent, by --set prices.…; the same command resumes.",
-)
-@click.option(
-    "--prior",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of fakes to expect, for the report.",
-)
 @click.option(
     "--follow",
     metavar="INTERVAL",
@@ -176,10 +168,7 @@ def score(
     Parquet files are scored too. A .csv or .jsonl is a list of files, as is list::FILE.
 
     \b
-    touchstone score photos/ --out run
-    touchstone score s3://bucket/2024 --out s3://bucket/run --config overnight --exclude '**/thumbs/**'
-    touchstone score photos/ --out run --retry source_throttled,source_timeout
-    touchstone score s3://bucket/2024 --out s3://bucket/run --follow 5m
+    touchstone score s3://bucket/2024 --out s3://bucket/run
     touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """
     if endpoint or token_file:
@@ -218,7 +207,8 @@ def score(
 def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
     """Write the report of a run again, with other options.
 
-    How many of the flags will be false goes to stderr, too.
+    \b
+    touchstone runs report run --prior 0.05
     """
     from ray_app.reports.run import flag_lines
     from ray_app.runs import RunDirectory
@@ -250,10 +240,7 @@ def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
 )
 @options.unguarded_option
 def decide(run: str, ensemble: str, out: str, waive_guarantee: bool, unguarded: bool) -> int:
-    """Apply other rules or thresholds to the stored scores.
-
-    NEW gets the current rows of RUN, with the verdicts of another ensemble card over the same detectors. Nothing is fetched or scored,
-    and RUN stays as it is.
+    """Write the current rows of RUN to NEW, with the verdicts of another ensemble card over the same detectors.
 
     \b
     touchstone runs decide run --ensemble stricter.yaml --out stricter-run
@@ -271,10 +258,7 @@ def decide(run: str, ensemble: str, out: str, waive_guarantee: bool, unguarded: 
 @click.argument("out", metavar="NEW")
 @options.unguarded_option
 def compact(run: str, out: str, unguarded: bool) -> int:
-    """Write the current rows of a finished run as a new run with few files.
-
-    OLD may be a run of Touchstone 0.20 or later, and stays as it is. `touchstone score` with the same source and --out NEW continues,
-    and scores no file again.
+    """Write the current rows of a finished run as a new run with few files, on which `touchstone score` continues.
 
     \b
     touchstone runs compact run compacted
@@ -290,9 +274,7 @@ def compact(run: str, out: str, unguarded: bool) -> int:
 @click.argument("run", metavar="RUN")
 @options.as_json
 def verify(run: str, as_json: bool) -> int:
-    """Recount a finished run from its rows.
-
-    Every file of every finished listing must have exactly one row, and the summary must count what the rows say.
+    """Check that every file of a finished run has one row, and that the summary agrees.
 
     \b
     touchstone runs verify run

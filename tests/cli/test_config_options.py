@@ -20,6 +20,10 @@ class Server(Frozen):
 class Settings(Frozen):
     kind: Literal["small", "large"] = Field(default="small", description="the size")
     is_dry: bool = Field(default=False, description="only say what would be done")
+    has_page: bool = Field(default=True, description="write a page")
+    names: tuple[str, ...] = Field(default=(), description="only this name")
+    seed: int = Field(default=0, description="the seed")
+    layout: str | None = Field(default=None, description="how labels are stated; null = by columns")
     server: Server = Server()
 
 
@@ -29,6 +33,10 @@ class Settings(Frozen):
     fields={
         "kind": "--kind",
         "is_dry": "--dry-run",
+        "has_page": "--page/--no-page",
+        "names": "--name NAME",
+        "seed": "--seed",
+        "layout": "--layout",
         "server.workers": "--workers",
         "server.wait_s": "--wait",
     },
@@ -48,13 +56,26 @@ def test_help_shows_type_default_and_description():
     assert "--dry-run Only say what would be done." in text
     assert "--workers INTEGER RANGE Processes that answer. [default: 2] [x>=1]" in text
     assert "--wait FLOAT RANGE Seconds to wait. [x>0]" in text
+    assert "--page / --no-page Write a page." in text
+    assert "--name NAME Only this name; repeatable." in text
+    assert "--seed INTEGER RANGE The seed. [default: 0]" in text
+    assert "--layout TEXT How labels are stated. [default: by columns]" in text
 
 
 def test_options_set_fields_and_assignments_win():
     text = run("--kind", "large", "--dry-run", "--workers", "3", "--set", "server.wait_s=5").output
-    assert "kind='large' is_dry=True server=Server(workers=3, wait_s=5.0)" in text
+    assert "kind='large' is_dry=True" in text
+    assert "server=Server(workers=3, wait_s=5.0)" in text
     assert "workers=4" in run("--workers", "3", "--set", "server.workers=4").output
-    assert "kind='small' is_dry=False server=Server(workers=2, wait_s=None)" in run().output
+
+
+def test_options_of_tuples_repeat_and_switches_turn_off():
+    text = run("--name", "a", "--name", "b", "--no-page").output
+    assert "has_page=False names=('a', 'b')" in text
+
+
+def test_options_not_given_leave_defaults():
+    assert run().output.strip() == str(Settings())
 
 
 @pytest.mark.parametrize("arguments", [("--kind", "huge"), ("--workers", "0"), ("--wait", "0")])

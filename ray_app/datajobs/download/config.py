@@ -141,9 +141,11 @@ class CollectConfig(Frozen):
     label: Literal["fake", "real"] = Field(
         default="fake", description="of images whose row has no column `label`"
     )
-    generator: str | None = Field(default=None, description="of images whose row names none")
+    generator: str | None = Field(
+        default=None, description="generator of images whose row names none"
+    )
     limit: int | None = Field(
-        default=None, ge=1, description="collect no more than the first so many"
+        default=None, ge=1, description="maximum number of URLs, the first ones of the table"
     )
     resolve: Mapping[str, str] = Field(
         default={}, description="addresses of hosts, instead of the name service's: {host: address}"
