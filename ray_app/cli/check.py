@@ -39,20 +39,11 @@ def check(
     form: str | None,
     html: str | None,
 ) -> int:
-    """Give a verdict on a few pictures, now.
-
-    Says of each IMAGE whether there is evidence that a generative model made or altered it. IMAGE is a file, a folder with all
-    that is below it, `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. A file that is not a picture
-    gets a line with its status. Exit code 3: no picture got a score.
+    """Give a verdict on a few images: files, folders, https URLs, or `-` for stdin.
 
     \b
     touchstone check photo.jpg
-    touchstone check photo.jpg --html photo-report.html
     touchstone check holiday/ --html verdicts.html
-    curl -s https://example.org/a.jpg | touchstone check - --json
-
-    One thread scores while others decode, unless OMP_NUM_THREADS says otherwise. For archives, buckets
-    and whatever takes hours, use `touchstone score`.
     """
     if not images:
         raise ConfigError("nothing to check", hint="touchstone check FILE|FOLDER|URL|-")

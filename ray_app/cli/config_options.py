@@ -106,6 +106,8 @@ def _option_type(kind: Any, field: "FieldInfo") -> click.ParamType[Any]:
     }
     lowest, highest = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if kind in (int, float):
+        if not bounds:
+            return click.INT if kind is int else click.FLOAT
         make = click.IntRange if kind is int else click.FloatRange
         return make(lowest, highest, min_open="gt" in bounds, max_open="lt" in bounds)
     return PLACE

@@ -68,16 +68,10 @@ def fetch(
     accepted: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Fetch published weights, of a detector or of all in an ensemble, and check their SHA-256.
-
-    Says first how much it will fetch, and whether the disk has room; what was cut off goes on where it was. The cache is $TOUCHSTONE_CACHE,
-    else ~/.cache/touchstone/weights; what comes from the Hugging Face hub lies in that hub's own. Prints the files.
+    """Fetch the published weights of detectors or ensembles into the cache, and check their SHA-256.
 
     \b
     touchstone detectors fetch recommended
-    touchstone detectors fetch community-forensics-vits384
-    touchstone detectors fetch unifd cnndetection --accept-licence cnndetection
-    touchstone detectors fetch --all --to s3://bucket/weights
     """
     from ray_app.detectors import licences, load_card
     from ray_app.detectors.fetch import fetch_detectors, find_fetchable
@@ -155,14 +149,7 @@ def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
 @_foreign_options
 @options.as_json
 def add(places: tuple[Path | str, ...], name: str | None, as_json: bool, **given: Any) -> int:
-    """Add weights that you have, or a function as a detector.
-
-    FILE --as NAME copies FILE into the cache as the weights of the detector or backbone NAME. Its SHA-256 must be the card's; if the
-    card states none, its keys and shapes must fit. Files that belong to the same weights are copied from the same folder.
-
-    callable:MODULE:FUNCTION is any function of a list of images (or callable:NAME an entry point of the group touchstone.callables). It
-    runs in a process of its own, by the Python that has it. It is started once; then a card is written, and --detector finds it by its
-    name.
+    """Add weights that you have, or a Python function, as a detector.
 
     \b
     touchstone detectors add open_clip_pytorch_model.safetensors --as commonpool-clip-vit-l14
@@ -217,17 +204,10 @@ def _report(failed: Sequence[DetectorError]) -> int:
 @click.command("list")
 @options.as_json
 def list_detectors(as_json: bool) -> int:
-    """List shipped detectors and those that you added.
-
-    With family, licence, size, input, speed, masks, and whether their weights are here.
-
-    \b
-    Speed, by billions of multiply-adds per image (per megapixel where the
-    input is native): fast < 5, medium < 50, slow < 500, very slow from there on.
+    """List shipped detectors and those that you added, with licence, size, speed, and whether their weights are here.
 
     \b
     touchstone detectors list
-    touchstone detectors list --json | jq -r '.[] | select(.terms == "permissive") | .name'
     """
     from ray_app.detectors.card import list_added_cards, list_cards
     from ray_app.reports.card import make_zoo_entry, zoo_table
@@ -244,14 +224,10 @@ def list_detectors(as_json: bool) -> int:
 @click.argument("name", type=DETECTOR, metavar="NAME|PATH")
 @options.as_json
 def show_detector(name: str, as_json: bool) -> int:
-    """Print the card of one detector as YAML.
-
-    It has the licence, the network, the preprocessing, the weights, the meaning of the output, and published metrics. A card of your own
-    can begin as a copy. The cards of identifiers and describers are printed likewise.
+    """Print the card of a detector, an identifier, or a describer as YAML.
 
     \b
     touchstone detectors show touchstone-tiny
-    touchstone detectors show community-forensics-vits384 > mine.yaml
     """
     from ray_app.attribution.cards import profile_card
     from ray_app.detectors import load_card
@@ -271,16 +247,10 @@ def show_detector(name: str, as_json: bool) -> int:
 def verify(
     names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool
 ) -> int:
-    """Check that a detector here is the published one.
-
-    Each file's SHA-256, keys and shapes, counts, golden scores. Each part is checked on its own: the detector's own weights, its
-    backbone, the files beside them. Golden scores are those that the authors published for single images (without --images the command
-    says which it needs), or that a card states for an image made by formula, which needs no file. Exit code 4 if a check fails; what
-    could not be checked is listed, and is no failure.
+    """Check that a detector here is the published one: SHA-256, keys, shapes, and published scores of single images.
 
     \b
     touchstone detectors verify touchstone-tiny
-    touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
     """
     from ray_app.detectors import licences, load_card
     from ray_app.detectors.card import base_name

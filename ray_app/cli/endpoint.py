@@ -89,17 +89,12 @@ def serve(
     accepted: tuple[str, ...],
     assignments: tuple[str, ...],
 ) -> int:
-    """Serve an ensemble over HTTP: an API and a page.
-
-    Its address goes to stdout once it can score. Ctrl-C ends it once running requests are finished. Without tokens it answers
-    this machine alone.
+    """Serve an ensemble over HTTP, with an API and a page.
 
     \b
-    touchstone serve
     touchstone serve --ensemble fusion-clip-corvi --port 8080
-    TOUCHSTONE_TOKENS=… touchstone serve --host 0.0.0.0
 
-    On a cluster: `serve deploy configs/serve/ensemble.yaml`. Metrics, updates: docs/serving.md; tokens, limits: docs/endpoint-limits.md.
+    Without tokens it answers this machine alone. On a cluster: `serve deploy configs/serve/ensemble.yaml`.
     """
     from ray_app.cli.retired import refuse_retired_variables
     from ray_app.config import validate

@@ -94,9 +94,6 @@ def results(
 
     \b
     touchstone results run --verdict fake --sort -score --limit 20
-    touchstone results run --status corrupt_image
-    touchstone results run --match '*/2024/*' --out verdicts.csv
-    touchstone results run --json | jq .probability
     touchstone results run --image photos/cat.jpg --json
     """
     from ray_app.runs import RunDirectory
@@ -254,16 +251,10 @@ def gallery(
     per_page: int,
     as_json: bool,
 ) -> int:
-    """Write the images of a run as pages to browse.
-
-    Pages have small pictures, verdicts, generators and words; index.html is the first.
-
-    Every page stands alone: pictures are in it, and it loads nothing. Known generators and words are those of the source's own
-    columns `generator` and `prompt`, predicted ones are the ensemble's profile.
+    """Write the images of a run as pages to browse, with verdicts; index.html is the first page.
 
     \b
-    touchstone runs gallery run --out gallery
-    touchstone runs gallery run --out s3://bucket/gallery --verdict fake --generator midjourney --most 500
+    touchstone runs gallery run --out gallery --verdict fake
     """
     from ray_app.reports.format import counted
     from ray_app.runs.selection import RowFilter
@@ -301,9 +292,7 @@ def gallery(
     "--vanished", is_flag=True, help="Also masks of files that the last listing no longer found."
 )
 def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
-    """Write the masks of a run as PNG files.
-
-    They are 8-bit, named IMAGE_ID-DETECTOR.png, and white where a detector says that pixels were altered.
+    """Write the masks of a run as 8-bit PNG files, white where a detector finds altered pixels.
 
     \b
     touchstone runs masks run --out masks --min-area 0.05

@@ -83,9 +83,7 @@ PROTOCOLS = _catalogue("evaluate", "protocol", "openfake-v1")
 @options.overrides
 @options.as_json
 def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -> int:
-    """Print every setting of a scoring run with its value.
-
-    The output is a config file that --config takes.
+    """Print every setting of a scoring run with its value, as a file for --config.
 
     \b
     touchstone config show overnight --set batch_slots=32
@@ -117,14 +115,10 @@ def trust_lists() -> None:
 )
 @options.as_json
 def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
-    """Fetch the official C2PA trust list and the older interim one.
-
-    They go to this user's cache, and from then on `check`, `score` and `serve` trust the signers on them, unless a config names its own
-    (`provenance.trust_list`). A list that cannot be fetched stays as it was. Exit code 5 where one could not be fetched.
+    """Fetch the official C2PA trust list and the older interim one into your cache.
 
     \b
     touchstone config trust update
-    touchstone config trust update --address official=https://mirror.example.org/C2PA-TRUST-LIST.pem
     """
     from ray_app.detectors.weights import is_offline
     from ray_app.images.provenance import trust_lists
@@ -183,8 +177,6 @@ def _show_trust(as_json: bool) -> None:
 def completion(shell: str) -> int:
     """Print the completion script for your shell.
 
-    It completes commands, options, files, and the names of detectors, ensembles, configs, recipes and protocols.
-
     \b
     eval "$(touchstone config completion bash)"      in ~/.bashrc; zsh: in ~/.zshrc, after compinit
     touchstone config completion fish > ~/.config/fish/completions/touchstone.fish
@@ -201,14 +193,12 @@ def completion(shell: str) -> int:
 @click.command()
 @options.as_json
 def doctor(as_json: bool) -> int:
-    """Say what this machine has, and what to do where something is missing.
-
-    Versions, GPU, cores and precision, memory, disk, weights, trust lists, a named cluster. Nothing is started or fetched. FAIL: `check`
-    or `score` would fail, and the exit code is theirs (4 detector or weights, 5 storage or cluster). note: it can wait. Put these lines
-    into a report of a bug.
+    """Show what this machine has, and what to do where something is missing.
 
     \b
     touchstone doctor
+
+    FAIL: `check` or `score` would fail with this exit code. note: it can wait. Put these lines into a bug report.
     """
     from ray_app.cluster.machine import CHECKS
 

@@ -37,18 +37,10 @@ def train(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Train a detector of your own by a recipe.
-
-    CONFIG is a shipped recipe by name (`touchstone recipes list`), or a YAML file of yours. A DIR that is finished is only reported, and
-    one that was interrupted goes on from its last checkpoint.
+    """Train a detector, an identifier, or a describer by a recipe: a shipped one by name, or a YAML file.
 
     \b
     touchstone train quick --out runs/quick
-    touchstone train configs/train/community-forensics.yaml --out s3://bucket/cf --set workers.count=8
-    touchstone train openfake-swinv2 --dry-run
-    touchstone score photos/ --out run --detector runs/quick/card.yaml
-    touchstone train identify --out runs/identify
-    touchstone train prompt-prefix --out runs/prompts
     """
     from ray_app.training.config import TrainConfig
     from ray_app.training.run import train as run_training

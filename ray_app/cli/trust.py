@@ -86,19 +86,10 @@ _RULES = [
 @click.option("--seed", type=int, help="Seed by which the parts are drawn.  [default: 0]")
 @options.as_json
 def calibrate(as_json: bool, **given: Any) -> int:
-    """Calibrate detectors on labels, with a bound on false positives.
-
-    Writes an ensemble card whose thresholds keep the false-positive rate that you name.
-    The labelled images fall into three parts, never dividing a source, near-duplicates or a generator: calibrations and the rule are
-    fitted on the first, the ensemble's calibration on the second, and thresholds are chosen on the third, on which nothing is fitted. A
-    detector alone has one calibration, fitted on the first two. The last lines are the commands that evaluate the card on the third part.
-    Besides `label` and a key, labels may have `generator`, `source` or `group`, `phash`, and `part` (fit, calibrate, choose).
+    """Calibrate detectors on labels, and write an ensemble card with a bound on false positives.
 
     \b
-    touchstone score photos/ --detector unifd --detector npr --out run
     touchstone detectors calibrate run --labels labels.csv --out mine.yaml
-    touchstone score archive/ --ensemble mine.yaml --out archive-run
-    touchstone detectors calibrate run --labels labels.csv --rule cascade --first 1 --share 0.2 --fpr 0.001 --out cascade.yaml
     """
     from ray_app.evaluation.calibrate.config import CalibrateConfig
     from ray_app.evaluation.calibrate.run import calibrate_run
@@ -159,17 +150,11 @@ def audit(
     thumbnails: bool,
     as_json: bool,
 ) -> int:
-    """Estimate from a labelled sample how right a run is.
-
-    How many images of the archive are fake, how many of these RUN flags, and how many of its flags are right. The sample is stratified by
-    verdict and score; the page shows neither. Labels are real, fake or unsure; prevalence, precision, recall and false-positive rate come
-    with 95 % intervals, and the card's promise is checked. Images without a verdict are left out. With --flagged a handful of labels
-    bounds how many reals are flagged, and nothing is said of images that are not flagged.
+    """Estimate from a labelled sample of a run how many images are fake, and how many verdicts are right.
 
     \b
     touchstone runs audit run --draw 300 --out audit      then fill in audit/sample.csv while you look at audit/audit.html
     touchstone runs audit run --labels audit/sample.csv --out audit
-    touchstone runs audit run --draw 30 --flagged --out tail
     """
     if (draw is None) == (labels is None):
         raise click.UsageError(

@@ -58,7 +58,7 @@ def test_help_shows_type_default_and_description():
     assert "--wait FLOAT RANGE Seconds to wait. [x>0]" in text
     assert "--page / --no-page Write a page." in text
     assert "--name NAME Only this name; repeatable." in text
-    assert "--seed INTEGER RANGE The seed. [default: 0]" in text
+    assert "--seed INTEGER The seed. [default: 0]" in text
     assert "--layout TEXT How labels are stated. [default: by columns]" in text
 
 

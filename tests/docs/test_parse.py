@@ -92,7 +92,7 @@ def test_examples_in_the_help_name_what_exists():
         for line in (command.help or "").splitlines()
         if line.strip().startswith("touchstone ")
     ]
-    assert len(lines) > 60
+    assert len(lines) > 40
     assert not [
         f"{line}: {found}" for line in lines for found in problems_of(re.split(r" {3,}", line)[0])
     ]
