@@ -77,9 +77,9 @@ def fetch_detectors(
         The fetched weights, and the failures.
 
     Raises:
-        DetectorError: A disk has not enough room.
+        DetectorError: A disk has too little space.
     """
-    _require_room(cards, progress)
+    _require_space(cards, progress)
     fetched, failures = [], []
     for card in cards:
         try:
@@ -89,7 +89,7 @@ def fetch_detectors(
     return fetched, failures
 
 
-def _require_room(cards: Sequence[DetectorCard], progress: Progress) -> None:
+def _require_space(cards: Sequence[DetectorCard], progress: Progress) -> None:
     # Offline, or with a mirror, no hub is asked.
     if weights.is_offline() or MIRROR_VARIABLE in os.environ:
         return

@@ -67,11 +67,11 @@ def check_files(
         free = deque([ensemble, *(ensemble.twin() for _ in range(threads - 1))])
 
         def score(chunk: list[tuple[str, ReadFile]]) -> list[Result]:
-            mine = free.popleft()
+            scorer = free.popleft()
             try:
-                return mine.score_read(file.given for _, file in chunk)
+                return scorer.score_read(file.given for _, file in chunk)
             finally:
-                free.append(mine)
+                free.append(scorer)
 
         chunks = iter(lambda: list(islice(arriving, spec.slots)), [])
         with ThreadPoolExecutor(threads, thread_name_prefix="scorer") as pool:

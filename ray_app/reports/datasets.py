@@ -47,18 +47,18 @@ def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     groups = wording.counted(document["groups"], "group")
     yield f"{images} in {groups}, the largest of {document['largest_group']:,}"
     yield ""
-    shares = document["asked"]["shares"]
+    fractions = document["asked"]["shares"]
     rows = [
         [
             name,
             f"{split['images']:,}",
             _percentage(split["share"]),
-            _percentage(shares.get(name)),
+            _percentage(fractions.get(name)),
             f"{split['real']:,}",
             f"{split['fake']:,}",
         ]
         for name, split in document["splits"].items()
-        if split["images"] or name in shares
+        if split["images"] or name in fractions
     ]
     yield from _table(
         ["split", "images", "share", "asked", "real", "fake"], rows, right=[1, 2, 3, 4, 5]
@@ -83,13 +83,13 @@ def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     yield f"      {shlex.join(['touchstone', 'evaluate', 'RUN', '--labels', out, '--split', 'test', '--out', 'figures'])}"
 
 
-def leak_lines(found: Mapping[str, Any]) -> Iterator[str]:
+def leak_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the splits of an index share, from the result of `check_splits`."""
-    yield " · ".join(f"{name} {count:,}" for name, count in found["images"].items() if count)
-    for leak in found["leaks"]:
+    yield " · ".join(f"{name} {count:,}" for name, count in document["images"].items() if count)
+    for leak in document["leaks"]:
         if not leak["known"]:
             yield f"not known: {leak['what']} (the index has nothing that would show it)"
-    lines = list(_describe_leaks(found["leaks"]))
+    lines = list(_describe_leaks(document["leaks"]))
     yield from lines or ["the splits share nothing, as far as can be told"]
 
 

@@ -141,7 +141,7 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
     if config.install and not base.weights.fitted:
         raise ConfigError(
             f"--install: {base.name} has a head of its own, which is not replaced",
-            hint="for cards whose head nobody publishes",
+            hint="give a card without a published head",
         )
     labels = find_labels(config.labels)
     rows = read_labels(labels, config.folds)
@@ -174,46 +174,46 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
     return FittedHead(name, base.name, card, fit, groups, installed)
 
 
-def find_labels(place: str) -> str:
+def find_labels(path: str) -> str:
     """Return the path of a labels file, or of the index.parquet in a folder."""
-    inside = Path(place) / "index.parquet"
-    return str(inside) if "://" not in place and inside.is_file() else place
+    inside = Path(path) / "index.parquet"
+    return str(inside) if "://" not in path and inside.is_file() else path
 
 
-def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
+def read_labels(path: str, folds: str | None = None) -> list[LabelledImage]:
     """Read the rows of a labels file, with every `uri` made absolute.
 
     Args:
-        place: Path or fsspec URL of the file.
+        path: Path or fsspec URL of the file.
         folds: The column of the groups. By default the first of `GROUPINGS` that the file has.
 
     Raises:
         ConfigError: The file cannot be read, or a row is invalid. The message names file and row.
     """
-    if not is_label_table(place):
+    if not is_label_table(path):
         raise ConfigError(
-            f"{place}: not a file of labels", hint="give a .csv, .tsv, .jsonl, or .parquet file"
+            f"{path}: not a file of labels", hint="give a .csv, .tsv, .jsonl, or .parquet file"
         )
     # ListEntries resolves URIs, since it refuses those that a file from elsewhere may not name.
-    file = LabelFile(place, resolves_uris=False)
+    file = LabelFile(path, resolves_uris=False)
     hint = columns_hint(file.list_columns())
-    found = file.find_columns(
+    columns = file.find_columns(
         ["uri", "label", "generator", *GROUPINGS, *([folds] if folds else [])]
     )
-    if missing := {"uri", "label"} - set(found):
-        raise ConfigError(f"{place}: labels need the column `{min(missing)}`", hint=hint)
-    if folds is not None and folds not in found:
-        raise ConfigError(f"{place}: --folds {folds}: there is no such column", hint=hint)
-    column = folds or next((name for name in GROUPINGS if name in found), GROUPINGS[0])
-    entries = ListEntries(strip_secrets(canonical(place)), "uri")
-    rows = (row for table in file.tables(found) for row in table.to_pylist())
+    if missing := {"uri", "label"} - set(columns):
+        raise ConfigError(f"{path}: labels need the column `{min(missing)}`", hint=hint)
+    if folds is not None and folds not in columns:
+        raise ConfigError(f"{path}: --folds {folds}: no such column", hint=hint)
+    column = folds or next((name for name in GROUPINGS if name in columns), GROUPINGS[0])
+    entries = ListEntries(strip_secrets(canonical(path)), "uri")
+    rows = (row for table in file.tables(columns) for row in table.to_pylist())
     labelled = [
-        _make_labelled(f"{place}, row {number}", row, entries, column)
+        _make_labelled(f"{path}, row {number}", row, entries, column)
         for number, row in enumerate(rows, 1)
     ]
     if len({bool(row.group) for row in labelled}) > 1:
         raise ConfigError(
-            f"{place}: some rows have a {column} and some have none",
+            f"{path}: some rows have a {column} and some have none",
             hint="give every row one, or drop the column",
         )
     return labelled
@@ -258,7 +258,7 @@ def gather_features(
     """
     fetcher, limits = Fetcher(signed=[labels]), ImageLimits()
     used: dict[str, LabelledImage] = {}
-    refused: list[tuple[str, InputError]] = []
+    failures: list[tuple[str, InputError]] = []
     waiting: dict[str, npt.NDArray[np.uint8]] = {}
     log = ProgressLog("fit")
 
@@ -277,7 +277,7 @@ def gather_features(
                 if sha256 not in cache and sha256 not in waiting:
                     waiting[sha256] = preprocessing.prepare(decode_image(data, limits).pixels)
             except InputError as error:
-                refused.append((row.uri, error))
+                failures.append((row.uri, error))
                 continue
             first = used.setdefault(sha256, row)
             if first.label != row.label:
@@ -289,7 +289,7 @@ def gather_features(
         extract()
     finally:
         cache.save()
-    return GatheredImages(used, refused, len(rows))
+    return GatheredImages(used, failures, len(rows))
 
 
 def _fit(

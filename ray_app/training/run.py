@@ -60,8 +60,12 @@ MEASURED_REALS = 2000
 
 
 def milestones(order: sampling.SampleOrder, total: int, every: int | None) -> frozenset[int]:
-    """The steps after which the network is judged: every so many or, with null, at the end of each
-    epoch; and the last.
+    """Return the steps after which the network is validated, which include the last step.
+
+    Args:
+        order: The order of the samples.
+        total: The number of steps.
+        every: The number of steps between two validations. None for the end of each epoch.
     """
     if every is not None:
         return frozenset([*range(every, total, every), total])
