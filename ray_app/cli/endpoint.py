@@ -5,20 +5,16 @@
 
 import os
 import signal
-import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from ray_app.cli import options
 from ray_app.cli.options import DETECTOR, ENSEMBLE
-
-if TYPE_CHECKING:
-    from ray_app.serving.client import Source
 
 
 @click.command()
@@ -177,6 +173,7 @@ def score_at_endpoint(
     """
     from ray_app.errors import ConfigError
     from ray_app.serving.client import EndpointClient
+    from ray_app.serving.local_files import find_local_files
 
     if not url:
         raise ConfigError("--token-file needs --endpoint URL")
@@ -185,7 +182,7 @@ def score_at_endpoint(
         raise click.UsageError(
             "--detector with --endpoint needs --json: the table shows verdicts, in which optional detectors have no part."
         )
-    files = list(_files(source))
+    files = list(find_local_files(source))
     with EndpointClient(url, _token(token_file)) as endpoint:
         answers = endpoint.score(files, ensemble, detectors=detectors)
         requested = ensemble or next(
@@ -228,64 +225,6 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
 
     uri = local_uri(os.path.abspath(answer["name"]))
     return {"uri": uri, **answer, "name": os.path.basename(uri)}
-
-
-def _files(source: Sequence[str]) -> Iterator["Source"]:
-    """Yield the files that SOURCE means: of folders every regular file below them, in order, and
-    folders that cannot be listed.
-
-    Raises:
-        ConfigError: A source is not local, or nothing is there.
-        StorageError: A folder of SOURCE itself cannot be listed.
-    """
-    from ray_app.errors import ConfigError
-    from ray_app.storage.listing import not_there
-    from ray_app.storage.urls import local_path, scheme_of
-
-    if not source:
-        raise ConfigError("nothing to score", hint="touchstone score --endpoint URL FILE…")
-    found = False
-    for one in source:
-        if scheme_of(one) != "file":
-            raise ConfigError(
-                f"{one}: --endpoint takes local files and folders",
-                hint="without --endpoint, any source can be scored",
-            )
-        path = local_path(one)
-        if not os.path.lexists(path):
-            raise not_there(path)
-        for file in _below(path) if os.path.isdir(path) else [Path(path)]:
-            found = True
-            yield file
-    if not found:
-        raise ConfigError(
-            f"nothing to score: there is no file in {', '.join(source)}",
-            hint="name pictures, or a folder with pictures",
-        )
-
-
-def _below(folder: str) -> "Iterator[Source]":
-    """Yield the regular files below a folder, files that may be regular, and folders that cannot be
-    listed. Raises StorageError.
-    """
-    from ray_app.storage.errors import closed_folder, unreachable
-    from ray_app.storage.local import walk_folder
-
-    try:
-        for path, error in walk_folder(folder):
-            if error is not None:
-                yield path, closed_folder(error)
-            elif _may_be_regular(path):
-                yield Path(path)
-    except OSError as error:
-        raise unreachable(error, folder, "list") from error
-
-
-def _may_be_regular(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:  # The reader of the file finds out why.
-        return True
 
 
 def _token(file: str | None) -> str | None:

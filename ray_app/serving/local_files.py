@@ -1,0 +1,60 @@
+"""Local files that a client sends to an endpoint (`find_local_files`)."""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ray_app.errors import ConfigError
+from ray_app.serving.client import Source
+from ray_app.storage.errors import closed_folder, unreachable
+from ray_app.storage.listing import not_there
+from ray_app.storage.local import walk_folder
+from ray_app.storage.urls import local_path, scheme_of
+
+
+def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
+    """Yield files, the regular files below folders in order, and folders that cannot be listed.
+
+    Raises:
+        ConfigError: A source is not local or does not exist, or there is no file.
+        StorageError: A folder among the sources cannot be listed.
+    """
+    if not sources:
+        raise ConfigError("nothing to score", hint="touchstone score --endpoint URL FILE…")
+    is_empty = True
+    for source in sources:
+        if scheme_of(source) != "file":
+            raise ConfigError(
+                f"{source}: --endpoint takes local files and folders",
+                hint="without --endpoint, any source can be scored",
+            )
+        path = local_path(source)
+        if not os.path.lexists(path):
+            raise not_there(path)
+        for file in _list_folder(path) if os.path.isdir(path) else [Path(path)]:
+            is_empty = False
+            yield file
+    if is_empty:
+        raise ConfigError(
+            f"nothing to score: there is no file in {', '.join(sources)}",
+            hint="name pictures, or a folder with pictures",
+        )
+
+
+def _list_folder(folder: str) -> Iterator[Source]:
+    try:
+        for path, error in walk_folder(folder):
+            if error is not None:
+                yield path, closed_folder(error)
+            elif _may_be_regular(path):
+                yield Path(path)
+    except OSError as error:
+        raise unreachable(error, folder, "list") from error
+
+
+def _may_be_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # The reader of the file finds out why.
+        return True
