@@ -17,7 +17,7 @@ def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
     """Yield files, the regular files below folders in order, and folders that cannot be listed.
 
     Raises:
-        ConfigError: A source is not local or does not exist, or there is no file.
+        ConfigError: A source is not local or does not exist, or no file exists.
         StorageError: A folder among the sources cannot be listed.
     """
     if not sources:
@@ -37,8 +37,8 @@ def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
             yield file
     if is_empty:
         raise ConfigError(
-            f"nothing to score: there is no file in {', '.join(sources)}",
-            hint="name pictures, or a folder with pictures",
+            f"nothing to score: no file in {', '.join(sources)}",
+            hint="name images, or a folder with images",
         )
 
 
