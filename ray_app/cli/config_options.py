@@ -89,9 +89,11 @@ def _plain_type(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _plain_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        first, *others = [kind for kind in get_args(annotation) if kind is not type(None)]
-        assert not others, f"an option needs one type, got {annotation}"
-        return _plain_type(first)
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        if len(kinds) > 1 and all(get_origin(kind) is Literal for kind in kinds):
+            return Literal[tuple(value for kind in kinds for value in get_args(kind))]
+        [kind] = kinds
+        return _plain_type(kind)
     return annotation
 
 

@@ -79,17 +79,6 @@ retry_shards_option = click.option(
     is_flag=True,
     help="Write again the shards in which files could not be read from storage.",
 )
-key_option = click.option(
-    "--key",
-    type=click.Choice(["image_id", "sha256", "uri"]),
-    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
-)
-split_option = click.option("--split", metavar="NAME", help="Only labels of this split.")
-run_labels_option = click.option(
-    "--labels",
-    metavar="FILE|INDEX",
-    help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]",
-)
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
     click.option(

@@ -6,84 +6,39 @@ from typing import Any
 import click
 
 from ray_app.cli import options
+from ray_app.cli.config_options import ConfigCommand
 
 _LEAST_DRAWN = 50  # of a sample of the whole archive
-_RULES = [
-    "stacked",
-    "weighted",
-    "cascade",
-    "mean-logit",
-    "mean-probability",
-    "soft-or",
-    "max",
-    "median",
-    "log-sum-exp",
-    "gated-mean",
-]
 
 
-@click.command()
+@click.command(
+    cls=ConfigCommand,
+    config="ray_app.evaluation.calibrate.config:CalibrateConfig",
+    fields={
+        "labels": "--labels FILE|INDEX",
+        "key": "--key",
+        "split": "--split NAME",
+        "detectors": "--detector NAME",
+        "fpr": "--fpr",
+        "confidence": "--confidence",
+        "rule": "--rule",
+        "first": "--first",
+        "share": "--share",
+        "audit": "--audit",
+        "miss": "--miss",
+        "prevalence": "--prevalence",
+        "share_generators": "--share-generators",
+        "share_sources": "--share-sources",
+        "seed": "--seed",
+    },
+)
 @click.argument("run", metavar="RUN")
-@options.run_labels_option
 @click.option(
     "--out",
     metavar="CARD.yaml",
     required=True,
     help="Path of the card. The labels of the held-out part are written next to it.",
 )
-@options.key_option
-@options.split_option
-@click.option(
-    "--detector",
-    "detectors",
-    multiple=True,
-    metavar="NAME",
-    help="Only these of the run's detectors, in this order; repeatable.",
-)
-@click.option(
-    "--fpr", type=float, help="The share of reals that may be called fake.  [default: 0.01]"
-)
-@click.option("--confidence", type=float, help="The confidence of that bound.  [default: 0.95]")
-@click.option(
-    "--rule",
-    type=click.Choice(_RULES),
-    help="How detectors combine.  [default: stacked; of one, its own score]",
-)
-@click.option(
-    "--first",
-    type=int,
-    metavar="N",
-    help="Cascade: how many detectors look at every image.  [default: 1]",
-)
-@click.option(
-    "--share",
-    type=float,
-    help="Cascade: the share of images that may go on to all detectors.  [default: 0.2]",
-)
-@click.option(
-    "--audit",
-    type=float,
-    help="Cascade: the part of --share that goes on whatever its score is.  [default: 0.01]",
-)
-@click.option(
-    "--miss", type=float, help="The share of fakes that may be called real.  [default: 0.05]"
-)
-@click.option(
-    "--prevalence",
-    type=float,
-    help="The share of fakes where the card is used.  [default: as among the labels]",
-)
-@click.option(
-    "--share-generators",
-    is_flag=True,
-    help="Let the parts share generators; needed where there are fewer than three.",
-)
-@click.option(
-    "--share-sources",
-    is_flag=True,
-    help="Let the parts share sources: promise for archives of these very sources.",
-)
-@click.option("--seed", type=int, help="Seed by which the parts are drawn.  [default: 0]")
 @options.as_json
 def calibrate(as_json: bool, **given: Any) -> int:
     """Calibrate detectors on labels, and write an ensemble card with a bound on false positives.

@@ -18,7 +18,7 @@ class Server(Frozen):
 
 
 class Settings(Frozen):
-    kind: Literal["small", "large"] = Field(default="small", description="the size")
+    kind: Literal["small"] | Literal["large"] = Field(default="small", description="the size")
     is_dry: bool = Field(default=False, description="only say what would be done")
     has_page: bool = Field(default=True, description="write a page")
     names: tuple[str, ...] = Field(default=(), description="only this name")

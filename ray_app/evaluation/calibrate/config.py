@@ -9,33 +9,69 @@ from ray_app.ensembles.card import Rule
 
 
 class CalibrateConfig(Frozen):
-    """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only
-    detector `mean-logit`.
+    """Settings of `touchstone detectors calibrate`."""
 
-    `first`, `share`, `audit`: of a cascade, how many detectors score every image, which share of
-    images may go on to all of them, and which is drawn to go on whatever it scores.
-    `share_sources`: the promise is for archives of the labels' own sources in their shares. `miss`:
-    the share of fakes that may lie at or below `real_below`. `prevalence`: the share of fakes at
-    which the probabilities are chances; None = as among the labels.
-    """
-
-    run: str
-    out: str
-    labels: str | None = None
-    key: Literal["image_id", "sha256", "uri"] | None = None
-    split: str | None = None
-    detectors: tuple[str, ...] = ()
-    fpr: float = Field(default=0.01, gt=0, lt=0.5)
-    confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    rule: Rule | None = None
-    first: int | None = Field(default=None, ge=1)
-    share: float = Field(default=0.2, gt=0, lt=1)
-    audit: float = Field(default=0.01, ge=0, lt=1)
-    miss: float = Field(default=0.05, ge=0, lt=1)
-    prevalence: float | None = Field(default=None, gt=0, lt=1)
-    share_generators: bool = False
-    share_sources: bool = False
-    seed: int = Field(default=0, ge=0)
+    run: str = Field(description="the run with the scores of the labelled images")
+    out: str = Field(
+        description="path of the card; the labels of the held-out part are written next to it"
+    )
+    labels: str | None = Field(
+        default=None,
+        description="CSV, JSONL, Parquet, or an index with labels; null = the run's own columns",
+    )
+    key: Literal["image_id", "sha256", "uri"] | None = Field(
+        default=None,
+        description="the column that joins labels to rows; null = the first of them that the labels have",
+    )
+    split: str | None = Field(default=None, description="only labels of this split")
+    detectors: tuple[str, ...] = Field(
+        default=(), description="only this detector of the run, in the order given"
+    )
+    fpr: float = Field(
+        default=0.01, gt=0, lt=0.5, description="fraction of reals that may be called fake"
+    )
+    confidence: float = Field(
+        default=0.95, ge=0.5, lt=1, description="confidence of the bound on that fraction"
+    )
+    rule: Rule | None = Field(
+        default=None,
+        description="how detectors combine; null = stacked, and mean-logit for one detector",
+    )
+    first: int | None = Field(
+        default=None,
+        ge=1,
+        description="cascade: how many detectors score every image; null = 1",
+    )
+    share: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="cascade: fraction of images that may go on to all detectors",
+    )
+    audit: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="cascade: part of that fraction that is drawn at random, with any score",
+    )
+    miss: float = Field(
+        default=0.05, ge=0, lt=1, description="fraction of fakes that may be called real"
+    )
+    prevalence: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="fraction of fakes for which the probabilities hold; null = as among the labels",
+    )
+    share_generators: bool = Field(
+        default=False,
+        description="let the parts share generators, which fewer than three generators require",
+    )
+    share_sources: bool = Field(
+        default=False,
+        description="let the parts share sources: the bound holds for archives of these sources only",
+    )
+    seed: int = Field(default=0, ge=0, description="seed by which the parts are drawn")
 
     @model_validator(mode="after")
     def _of_a_cascade(self) -> "CalibrateConfig":
