@@ -68,7 +68,7 @@ class FileCell(NamedTuple):
     size: str
 
 
-class Column(NamedTuple):
+class ScoreColumn(NamedTuple):
     """The scores of one system, (n,), in the order of the database, and the cell of each image
     (n,), a place among `Cells.cells`.
     """
@@ -87,8 +87,8 @@ class Cells:
 
     rows: Counter[tuple[FileCell, str, str | None]]
     cells: Sequence[FileCell]
-    scores: Callable[[str], Column]
-    views: Callable[[str], Iterable[tuple[str, Column]]] = lambda _: ()
+    scores: Callable[[str], ScoreColumn]
+    views: Callable[[str], Iterable[tuple[str, ScoreColumn]]] = lambda _: ()
     sample: pa.Table = field(default_factory=lambda: pa.table({}))
     mistakes: Sequence[dict[str, Any]] = ()
     predicted: Mapping[str, int] = field(default_factory=dict)
@@ -138,7 +138,7 @@ def count_rows(labelled: LabelledRows, systems: Systems, *, most: int = MOST) ->
     )  # fmt: skip
 
 
-def _column(database: Database, name: str) -> Column:
+def _column(database: Database, name: str) -> ScoreColumn:
     """The scores of one column that there are, with the cells of their images."""
     score = quoted(name)
     tables = [
@@ -148,8 +148,8 @@ def _column(database: Database, name: str) -> Column:
         )
     ]
     if not tables:
-        return Column(np.empty(0, np.float32), np.empty(0, np.int32))
-    return Column(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
+        return ScoreColumn(np.empty(0, np.float32), np.empty(0, np.int32))
+    return ScoreColumn(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
 
 
 def _lowest(database: Database, most: int) -> tuple[npt.NDArray[np.int64], int]:

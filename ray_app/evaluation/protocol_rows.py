@@ -40,7 +40,7 @@ _PAIRED = ("average_precision", "oracle_accuracy")
 _NOT_COMPUTED = undefined("was not computed")
 
 
-class TableLine(NamedTuple):
+class ProtocolLine(NamedTuple):
     """A row of the table before it has cells.
 
     Attributes:
@@ -68,7 +68,7 @@ class MeasuredRows(NamedTuple):
     footers: dict[str, MetricValue]
 
 
-def lines_of(protocol: Protocol | None, generators: Sequence[GeneratorInfo]) -> list[TableLine]:
+def lines_of(protocol: Protocol | None, generators: Sequence[GeneratorInfo]) -> list[ProtocolLine]:
     """Return the rows of a protocol; without one, a row for each source and each generator.
 
     A row that no generator of the data belongs to is among them. Rows for what is in the data
@@ -83,12 +83,12 @@ def lines_of(protocol: Protocol | None, generators: Sequence[GeneratorInfo]) -> 
         if not any(row.holds(one) and not row.mean for row in rules.rows)
     ]
     rest.sort(key=lambda one: (one.released or "9", one.name))
-    lines, taken = [TableLine(row) for row in rules.rows], {row.name for row in rules.rows}
+    lines, taken = [ProtocolLine(row) for row in rules.rows], {row.name for row in rules.rows}
     for wanted in rules.automatic:
         if wanted == "years":
             years = {_year(one) for one in generators if one.label == "fake"} - {None}
             lines += [
-                TableLine(ProtocolRow(name=f"released {year}", generators=("*",)), year=year)
+                ProtocolLine(ProtocolRow(name=f"released {year}", generators=("*",)), year=year)
                 for year in sorted(filter(None, years))
             ]
         elif wanted == "sources":
@@ -106,7 +106,9 @@ def lines_of(protocol: Protocol | None, generators: Sequence[GeneratorInfo]) -> 
     return lines
 
 
-def describe_rows(lines: Sequence[TableLine], systems: Sequence[SystemInfo]) -> list[TableRowInfo]:
+def describe_rows(
+    lines: Sequence[ProtocolLine], systems: Sequence[SystemInfo]
+) -> list[TableRowInfo]:
     """Return the heads of the rows. A row was seen in training if one of its generators was."""
     found = []
     for line in lines:
@@ -119,7 +121,7 @@ def describe_rows(lines: Sequence[TableLine], systems: Sequence[SystemInfo]) -> 
 
 def measure_rows(
     protocol: Protocol | None,
-    lines: Sequence[TableLine],
+    lines: Sequence[ProtocolLine],
     scores: SystemScores,
     info: SystemInfo,
     metrics: MetricsTable,
@@ -156,7 +158,7 @@ class _Rows:
         self._rules, self._scores, self._info = rules, scores, info
         self._metrics, self._options = metrics, options
 
-    def value_of(self, line: TableLine) -> MetricValue:
+    def value_of(self, line: ProtocolLine) -> MetricValue:
         row, mine = line.row, line.of(self._info.generators)
         mine = [one for one in mine if one.n] or mine
         if row.why is not None:
@@ -166,7 +168,7 @@ class _Rows:
         if row.mean:
             each = row.model_copy(update={"mean": False})
             names = list(dict.fromkeys(one.name for one in mine))
-            found = [self.value_of(TableLine(each, only=name)) for name in names]
+            found = [self.value_of(ProtocolLine(each, only=name)) for name in names]
             return _mean(found, [1] * len(found), sum(one.n for one in mine), "generators")
         if row.figure.startswith("pixel_"):
             return self._pixel_value(row.figure, mine)
@@ -209,7 +211,7 @@ class _Rows:
         return _mean(values, [one.n for one in values], sum(one.n for one in values), "generators")
 
     def footer_of(
-        self, footer: ProtocolFooter, lines: Sequence[TableLine], rows: Mapping[str, MetricValue]
+        self, footer: ProtocolFooter, lines: Sequence[ProtocolLine], rows: Mapping[str, MetricValue]
     ) -> MetricValue:
         way, _, figure = footer.figure.partition(":")
         if figure:
@@ -302,7 +304,7 @@ def _line_of(
     generators: Sequence[GeneratorInfo],
     taken: set[str],
     words: str = "",
-) -> TableLine:
+) -> ProtocolLine:
     """The row of one generator of the data, whose name is like no other row's."""
     name, label = generator.name, generator.label
     is_mixed = any(one.name == name and one.label != label for one in generators)
@@ -310,7 +312,7 @@ def _line_of(
     while row in taken:
         row += " (in the data)"
     taken.add(row)
-    return TableLine(
+    return ProtocolLine(
         ProtocolRow(
             name=row, generators=("*",), label="fake" if label == "fake" else "real", figure=figure
         ),

@@ -272,7 +272,7 @@ class SystemScores:
 
 
 def scores_of(
-    system: System, cells: accumulate.Cells, column: accumulate.Column | None = None
+    system: System, cells: accumulate.Cells, column: accumulate.ScoreColumn | None = None
 ) -> SystemScores:
     """Return the scores of a system, or of another column, from the highest score down."""
     column = column or cells.scores(system.name)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ray_app.evaluation.accumulate import Cells, Column, FileCell
+from ray_app.evaluation.accumulate import Cells, FileCell, ScoreColumn
 from ray_app.evaluation.interval_sample import Intervals
 from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.protocol_rows import describe_rows, lines_of, measure_rows
@@ -61,7 +61,7 @@ def system_from(name, groups, *, scores=HARD, card=None, kinds=None):
         parts.append(np.repeat(np.array(scores[label], np.float32), [right, n - right]))
         rows[cell, "ok", "real"] += n
     codes = np.repeat(np.arange(len(cells), dtype=np.int32), [len(part) for part in parts])
-    column = Column(np.concatenate(parts), codes)
+    column = ScoreColumn(np.concatenate(parts), codes)
     counted = Cells(rows, cells, {name: column}.__getitem__)
     found = scores_of(System(name, "detector", name, 0.0, strict=True, card=card), counted)
     options = SystemOptions(Intervals("images", None), generators_of(counted, {}))
