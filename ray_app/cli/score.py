@@ -118,7 +118,7 @@ def plan(
     )
     described = load_cluster(cluster) if cluster else None
     planned = plan_run(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
-    options.echo_document(planned.written(), plan_lines(planned, terminal_width()), as_json)
+    options.echo_document(planned.to_dict(), plan_lines(planned, terminal_width()), as_json)
     return 0
 
 

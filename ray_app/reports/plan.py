@@ -1,9 +1,8 @@
 """A plan (`plan_model.Plan`) as lines for the terminal: `plan_lines`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from ray_app.archives.containers import COMPRESSED
 from ray_app.reports import format as wording
@@ -25,11 +24,10 @@ _FORMATS = {
 Lines = Iterator[tuple[str, str]]
 
 
-def plan_lines(found: Plan | Mapping[str, Any], width: int = OUTPUT_WIDTH) -> list[str]:
+def plan_lines(plan: Plan, width: int = OUTPUT_WIDTH) -> list[str]:
     """What would be scored and what is left of it, which processes do it, how fast, what holds them
     up, and what it costs.
     """
-    plan = Plan.model_validate(found)
     room = width - WIDTH - 1
     parts = (
         _archive,
@@ -235,7 +233,7 @@ def _probe(plan: Plan) -> Lines:
         "probe",
         f"{wording.counted(probe.members, 'file')}, drawn evenly, {work} by {by} of this machine, as in a run",
     )
-    low, high = (wording.percent(getattr(probe.refused_share, end)) for end in ("low", "high"))
+    low, high = map(wording.percent, probe.refused_share.interval or (0.0, 1.0))
     if not probe.refused:
         yield (
             "probe",
@@ -348,7 +346,7 @@ def _requests(plan: Plan) -> Lines:
         return
     yield (
         "requests",
-        f"{requests.lists:,} LIST, {requests.gets:,} GET, {requests.puts:,} PUT, at the least; {read}",
+        f"{requests.list:,} LIST, {requests.get:,} GET, {requests.put:,} PUT, at the least; {read}",
     )
     if any(kind.startswith("tar.") for kind in plan.kinds) and plan.workers > 1:
         why = "they can only be read from their beginning, by every worker that gets a part of one"

@@ -1,28 +1,31 @@
-"""The document of a plan: `touchstone plan --json` prints it, and its lines are made of it.
+"""The result of `touchstone plan`: `Plan`. `--json` prints it, and `plan_lines` words it.
 
-Fields stand in the order in which they are printed. What the work does not have (a cascade, a
-profile, views) has no key.
+What the work does not have (a cascade, a profile, views) is None.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import Field
-
-from ray_app.config import OptionalKey, Section
-from ray_app.runs.document import CostSummary, Example, Memory
+from ray_app.metrics.values import NOT_MEASURED, MetricValue
 
 
-class PlannedKind(Section):
-    """Members that are files of their own, or lie in containers of one format."""
+@dataclass(frozen=True)
+class PlannedKind:
+    """The members that are files of their own, or that lie in containers of one format."""
 
     members: int = 0
     size_bytes: int = 0
     containers: int = 0
 
 
-class PlannedRun(Section):
-    """How far the run is that the command would continue: begun, unfinished or finished."""
+@dataclass(frozen=True)
+class PlannedRun:
+    """How far the run is that the command would continue.
+
+    Attributes:
+        state: `begun`, `unfinished`, or `finished`.
+    """
 
     url: str = ""
     state: str = ""
@@ -32,8 +35,13 @@ class PlannedRun(Section):
     members_left: int = 0
 
 
-class PlannedNodes(Section):
-    """Some machines of one type; `price_per_hour` is that of one."""
+@dataclass(frozen=True)
+class PlannedNodes:
+    """Some machines of one type.
+
+    Attributes:
+        price_per_hour: The price of one of them.
+    """
 
     name: str = ""
     count: int = 1
@@ -44,8 +52,13 @@ class PlannedNodes(Section):
     price_per_hour: float = 0.0
 
 
-class PlannedCluster(Section):
-    """The machines together; without `nodes` where they are only counted."""
+@dataclass(frozen=True)
+class PlannedCluster:
+    """The machines together.
+
+    Attributes:
+        nodes: By type. Empty if only their cores and GPUs are known.
+    """
 
     name: str = ""
     cpus: int = 0
@@ -54,9 +67,12 @@ class PlannedCluster(Section):
     nodes: Sequence[PlannedNodes] = ()
 
 
-class PlannedGuarantee(Section):
-    """What the ensemble's card guarantees; `otherwise`: why it would not hold whatever the archive
-    is like.
+@dataclass(frozen=True)
+class PlannedGuarantee:
+    """What the card of the ensemble guarantees.
+
+    Attributes:
+        otherwise: Settings of the run for which the guarantee does not hold.
     """
 
     target_fpr: float
@@ -66,41 +82,63 @@ class PlannedGuarantee(Section):
     otherwise: Sequence[str] = ()
 
 
-class PlannedProfile(Section):
-    """The identifier, the describer, and the share of the images that it describes; None where no
-    probe measured it.
+@dataclass(frozen=True)
+class PlannedProfile:
+    """The identifier and the describer.
+
+    Attributes:
+        describe: Which images are described.
+        share: The fraction of the images that is described. None if no probe measured it.
     """
 
     identifier: str | None = None
     describer: str | None = None
-    describe: OptionalKey[str] = None
+    describe: str | None = None
     share: float | None = None
 
 
-class PlannedTensor(Section):
-    """A preprocessing with the detectors that share its tensor; `shape`: None where images keep
-    their size.
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A preprocessing with the detectors that share its tensor.
+
+    Attributes:
+        shape: (height, width) in pixels. None if images keep their size.
     """
 
-    preprocessing: Mapping[str, Any] = {}
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None
     detectors: Sequence[str] = ()
 
 
-class PlannedBackbone(Section):
-    """A backbone with the groups of detectors for which it runs once per image."""
+@dataclass(frozen=True)
+class PlannedBackbone:
+    """A backbone, and the groups of detectors for each of which it runs once per image."""
 
     name: str
     runs_once_for: Sequence[Sequence[str]] = ()
 
 
-class PlannedMemory(Memory):
-    """And what no image within the limits takes more than to be decoded."""
+@dataclass(frozen=True)
+class PlannedMemory:
+    """What a run takes of the memory of one node at most.
 
+    Attributes:
+        decode_bytes: For large images, which take turns. None if the memory of the node is not
+            stated, as `file_bytes` and `total_bytes`.
+        file_bytes: For large files.
+        worst_bytes: What an image within the limits takes at most to be decoded.
+    """
+
+    processes: int = 0
+    process_bytes: int = 0
+    decode_bytes: int | None = None
+    file_bytes: int | None = None
+    total_bytes: int | None = None
     worst_bytes: int = 0
 
 
-class PlannedListing(Section):
+@dataclass(frozen=True)
+class PlannedListing:
     """What listing the source took."""
 
     seconds: float = 0.0
@@ -108,17 +146,24 @@ class PlannedListing(Section):
     bytes_read: int = 0
 
 
-class RefusedShare(Section):
-    """A share with its 95 % interval."""
+@dataclass(frozen=True)
+class RefusedMember:
+    """A member of the sample that was refused, and why."""
 
-    value: float
-    low: float
-    high: float
+    uri: str
+    member: str | None
+    detail: str
 
 
-class ProbeResult(Section):
-    """Statuses of the members of a sample. `score_basis`: whether the detectors' time was measured.
-    `processes`: how many processes worked on the sample at once.
+@dataclass(frozen=True)
+class ProbeResult:
+    """What became of the members of the sample.
+
+    Attributes:
+        score_basis: Whether the time of the detectors was measured or estimated.
+        processes: How many processes worked on the sample at once.
+        refused_share: The fraction of refused members, with its 95 % interval.
+        examples: By status, the first refused members.
     """
 
     members: int = 0
@@ -126,16 +171,20 @@ class ProbeResult(Section):
     score_basis: str = ""
     device: str = ""
     processes: int = 1
-    statuses: Mapping[str, int] = {}
+    statuses: Mapping[str, int] = field(default_factory=dict)
     refused: int = 0
-    refused_share: RefusedShare
-    examples: Mapping[str, Sequence[Example]] = {}
+    refused_share: MetricValue = NOT_MEASURED
+    examples: Mapping[str, Sequence[RefusedMember]] = field(default_factory=dict)
     bytes_per_member: int = 0
 
 
-class PlannedCascade(Section):
-    """Of a cascade: the fraction of images that its second stage is expected to score, and by stage
-    what a core spends on an image.
+@dataclass(frozen=True)
+class PlannedCascade:
+    """The two stages of a cascade.
+
+    Attributes:
+        share: The fraction of the images that the second stage is expected to score.
+        seconds_per_image: By stage, what a core spends on an image.
     """
 
     first: Sequence[str] = ()
@@ -144,9 +193,13 @@ class PlannedCascade(Section):
     seconds_per_image: Mapping[str, float] | None = None
 
 
-class PlannedStage(Section):
-    """What one stage does at most; None where it is not known. `basis`: measured, estimated or
-    unknown.
+@dataclass(frozen=True)
+class PlannedStage:
+    """What one stage does at most.
+
+    Attributes:
+        seconds_per_image: None if it is not known, as `images_per_s`.
+        basis: `measured`, `estimated`, or `unknown`.
     """
 
     stage: str
@@ -157,9 +210,12 @@ class PlannedStage(Section):
     detectors: Sequence[str] = ()
 
 
-class PlannedBottleneck(Section):
-    """The stage that sets the rate, and what would raise it; `scorers_busy`: the share of time that
-    they work.
+@dataclass(frozen=True)
+class PlannedBottleneck:
+    """The stage that sets the rate, and what would raise it.
+
+    Attributes:
+        scorers_busy: The fraction of the time in which scorers work.
     """
 
     stage: str
@@ -167,9 +223,12 @@ class PlannedBottleneck(Section):
     scorers_busy: float | None = None
 
 
-class PlannedTime(Section):
-    """Rate and hours; machines that have yet to come are not in it. `assumed_gmac_per_s`: where no
-    GPU could be measured.
+@dataclass(frozen=True)
+class PlannedTime:
+    """Rate and hours. Machines that have yet to come are not in it.
+
+    Attributes:
+        assumed_gmac_per_s: The assumed speed of a GPU if none could be measured.
     """
 
     images_per_s: float | None = None
@@ -181,10 +240,14 @@ class PlannedTime(Section):
     assumed_gmac_per_s: float | None = None
 
 
-class PlannedDetector(Section):
-    """What one detector takes. `ms_per_image`: alone, on one core or GPU. `spent_ms`: with the
-    others, where the first that has a shared backbone pays for it. `share`: of all the time that is
-    spent on an image.
+@dataclass(frozen=True)
+class PlannedDetector:
+    """What one detector takes.
+
+    Attributes:
+        ms_per_image: On one core or GPU, by itself.
+        spent_ms: With the others: the first detector that has a shared backbone pays for it.
+        share: The fraction of all the time that is spent on an image.
     """
 
     ms_per_image: float | None = None
@@ -193,28 +256,44 @@ class PlannedDetector(Section):
     basis: str = ""
 
 
-class PlannedRequests(Section):
-    """Requests that a store bills, at the least."""
+@dataclass(frozen=True)
+class PlannedRequests:
+    """The requests that a store bills, at the least."""
 
-    lists: int = Field(default=0, alias="list")
-    gets: int = Field(default=0, alias="get")
-    puts: int = Field(default=0, alias="put")
+    list: int = 0
+    get: int = 0
+    put: int = 0
 
     @property
     def any(self) -> bool:
         """Whether there is any request."""
-        return bool(self.lists or self.gets or self.puts)
+        return bool(self.list or self.get or self.put)
 
 
-class PlannedCost(CostSummary):
-    """And for a thousand members; None where the hours are not known."""
+@dataclass(frozen=True)
+class PlannedCost:
+    """The bill, in the currency of the prices.
 
+    Attributes:
+        compute: The machines. None if the hours are not known.
+        egress: The bytes out of the store.
+        compute_share: The fraction of the total. None if nothing has a price.
+        per_1000_members: None if the hours are not known.
+    """
+
+    compute: float | None = None
+    egress: float = 0.0
+    total: float = 0.0
+    compute_share: float | None = None
     per_1000_members: float | None = None
 
 
-class PlannedStops(Section):
-    """The limits that the run was given, and the share of the work that they leave it time or money
-    for.
+@dataclass(frozen=True)
+class PlannedStops:
+    """The limits of the run.
+
+    Attributes:
+        share: The fraction of the work for which they leave time and money.
     """
 
     max_hours: float | None = None
@@ -222,32 +301,35 @@ class PlannedStops(Section):
     share: float | None = None
 
 
-class Plan(Section):
-    """What a scoring run will do and cost: the archive, the work, the prediction of a probe, and
-    the bill.
+@dataclass(frozen=True)
+class Plan:
+    """What a scoring run will do and cost.
 
-    `unknown_sizes`: members whose size is known only after reading. Without a probe all that it
-    predicts is null. `groups`: of detectors that take turns in each worker, where they do not fit
-    together. `unlike`: in what the archive, by the run's last summary or else by the sample, differs so
-    much from the images of the ensemble's calibration that all verdicts abstain.
+    Attributes:
+        unknown_sizes: Members whose size is known only after they were read.
+        run: The run that would be continued.
+        unlike: In what the archive differs so much from the images of the calibration that all
+            verdicts abstain, by the last summary of the run or else by the sample.
+        groups: Of detectors that take turns in each worker because they do not fit together.
+        costs: By detector. None without a probe, as `probe`, `bottleneck`, and `forecast`.
     """
 
     members: int = 0
     size_bytes: int = 0
     unknown_sizes: int = 0
-    kinds: Mapping[str, PlannedKind] = {}
-    refused_in_listing: Mapping[str, int] = {}
+    kinds: Mapping[str, PlannedKind] = field(default_factory=dict)
+    refused_in_listing: Mapping[str, int] = field(default_factory=dict)
     run: PlannedRun | None = None
-    unlike: OptionalKey[str] = None
+    unlike: str | None = None
     cluster: PlannedCluster = PlannedCluster()
 
     ensemble: str = ""
     rule: str = ""
     detectors: Sequence[str] = ()
-    guarantee: OptionalKey[PlannedGuarantee] = None
-    views: OptionalKey[Sequence[str]] = None
-    profile: OptionalKey[PlannedProfile] = None
-    features: OptionalKey[Mapping[str, int]] = None
+    guarantee: PlannedGuarantee | None = None
+    views: Sequence[str] | None = None
+    profile: PlannedProfile | None = None
+    features: Mapping[str, int] | None = None
     tensors: Sequence[PlannedTensor] = ()
     backbones: Sequence[PlannedBackbone] = ()
     pools: Sequence[Sequence[str]] = ()
@@ -261,17 +343,17 @@ class Plan(Section):
     blocks: int = 0
     listing: PlannedListing = PlannedListing()
 
-    groups: OptionalKey[Sequence[Sequence[str]]] = None
-    costs: OptionalKey[Mapping[str, PlannedDetector]] = None
+    groups: Sequence[Sequence[str]] | None = None
+    costs: Mapping[str, PlannedDetector] | None = None
     probe: ProbeResult | None = None
-    cascade: OptionalKey[PlannedCascade] = None
+    cascade: PlannedCascade | None = None
     stages: Sequence[PlannedStage] = ()
     bottleneck: PlannedBottleneck | None = None
     forecast: PlannedTime | None = None
 
     requests: PlannedRequests = PlannedRequests()
     bytes_read: int = 0
-    prices: Mapping[str, float] = {}
+    prices: Mapping[str, float] = field(default_factory=dict)
     cost: PlannedCost = PlannedCost()
     stops: PlannedStops = PlannedStops()
 
@@ -279,3 +361,7 @@ class Plan(Section):
     def keeps_sizes(self) -> bool:
         """Whether a detector takes images in their own size."""
         return any(tensor.shape is None for tensor in self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as `--json` prints it."""
+        return asdict(self)

@@ -17,6 +17,7 @@ from ray_app.attribution.generators import family_title, title_of
 from ray_app.ensembles.card import Thresholds
 from ray_app.ensembles.finding import error_rates
 from ray_app.errors import ConfigError
+from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.html import jpeg_uri, render, settings
@@ -43,7 +44,6 @@ NO_PROOF = (
 _MOST = 12
 _MOST_IN_LINE = 4
 PRIORS = (0.001, 0.01, 0.1)
-_Z95 = 1.959964  # 97.5 % point of the normal distribution: a two-sided 95 % interval
 LOUD_SHARE = 0.01  # of the members; fewer stand in the table of statuses alone
 _DECODING = "decoding takes 4 to 24 bytes of memory for each pixel, which all images over 50 megapixels on a node share in turns"
 _MEANING = {
@@ -61,7 +61,7 @@ _MEANING = {
 
 
 class Rate(NamedTuple):
-    """A measured rate with its 95 % interval; the interval is the rate itself where n is not known."""
+    """A measured rate with its 95 % interval. If n is not known, both ends are the rate."""
 
     value: float
     low: float
@@ -347,16 +347,8 @@ def false_flags(
 
 
 def measured_rate(rate: float, n: int | None) -> Rate:
-    """A rate seen in n trials with its Wilson score interval (Wilson 1927), which stays honest at 0
-    and 1.
-    """
-    if not n:
-        return Rate(rate, rate, rate)
-    scale = 1 + _Z95**2 / n
-    centre = (rate + _Z95**2 / (2 * n)) / scale
-    half = _Z95 / scale * math.sqrt(rate * (1 - rate) / n + (_Z95 / (2 * n)) ** 2)
-    # At the ends the interval touches the rate exactly; rounding must not leave it outside.
-    return Rate(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)))
+    """Return a rate that was measured on n images, with its exact interval."""
+    return Rate(rate, *proportion_interval(rate * n, n)) if n else Rate(rate, rate, rate)
 
 
 def share_right(prior: float, found: float, wrong: float) -> float | None:

@@ -22,9 +22,9 @@ from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, ResourceEstimate, Sc
 from ray_app.inference.block_reader import MEMBER_BYTES
 from ray_app.inference.groups import DetectorGroups
 from ray_app.inference.spec import departures
+from ray_app.metrics.intervals import proportion
 from ray_app.reports import plan_model
 from ray_app.reports.folders import describe_closed_folders
-from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring import guarantee, identity, session
 from ray_app.scoring.backlog import Listing
@@ -124,7 +124,9 @@ def plan_run(
         block_members=layout.block_members,
         workers=layout.workers,
         process_bytes=memory.process_bytes,
-        memory=plan_model.PlannedMemory(**memory.given(), worst_bytes=worst_bytes(config.limits)),
+        memory=plan_model.PlannedMemory(
+            **memory.model_dump(), worst_bytes=worst_bytes(config.limits)
+        ),
         blocks=blocks,
         listing=listing,
         groups=[list(group) for group in groups.groups] if groups else None,
@@ -258,18 +260,15 @@ def _bytes_read(found: Survey, work: SampleWork | None) -> int:
 
 def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
     """Return what the sample showed of the files."""
-    statuses, examples = dict[str, int](), dict[str, list[document.Example]]()
+    statuses, examples = dict[str, int](), dict[str, list[plan_model.RefusedMember]]()
     for one in work.outcomes:
         statuses[one.status] = statuses.get(one.status, 0) + 1
         shown = examples.setdefault(one.status, []) if one.detail is not None else []
         if len(shown) < EXAMPLES:
             member = one.member
-            shown.append(
-                document.Example(uri=member.uri, member=member.member, detail=one.detail or "")
-            )
+            shown.append(plan_model.RefusedMember(member.uri, member.member, one.detail or ""))
     members = len(work.outcomes)
     refused = members - statuses.get(Status.OK, 0)
-    fraction = measured_rate(refused / members, members)
     return plan_model.ProbeResult(
         members=members,
         scored=members if work.has_scored else 0,
@@ -278,9 +277,7 @@ def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
         processes=work.processes,
         statuses=dict(sorted(statuses.items(), key=lambda item: -item[1])),
         refused=refused,
-        refused_share=plan_model.RefusedShare(
-            value=fraction.value, low=fraction.low, high=fraction.high
-        ),
+        refused_share=proportion(refused, members, "no member was tried"),
         examples=examples,
         bytes_per_member=round(work.counts[MEMBER_BYTES] / members),
     )
@@ -368,14 +365,19 @@ def _bill(
     """
     hours = time_s.hours if time_s else None
     cost = session.spent(
-        config.prices, hours or 0.0, {session.GETS: requests.gets, session.BYTES: billed_bytes}
+        config.prices, hours or 0.0, {session.GETS: requests.get, session.BYTES: billed_bytes}
     )
-    unknown = {"compute": None, "compute_share": None} if hours is None else {}
     each = cost.total / members * 1000 if members and hours is not None else None
     needed = ((config.max_hours, hours), (config.max_cost, hours and cost.total))
     fractions = [limit / much for limit, much in needed if limit is not None and much]
     return {
-        "cost": plan_model.PlannedCost(**{**cost.given(), **unknown, "per_1000_members": each}),
+        "cost": plan_model.PlannedCost(
+            compute=None if hours is None else cost.compute,
+            egress=cost.egress,
+            total=cost.total,
+            compute_share=None if hours is None else cost.compute_share,
+            per_1000_members=each,
+        ),
         "stops": plan_model.PlannedStops(
             max_hours=config.max_hours,
             max_cost=config.max_cost,

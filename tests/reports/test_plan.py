@@ -4,8 +4,10 @@ import re
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from ray_app.reports import plan_lines
+from ray_app.reports.plan_model import Plan
 
 PLAN = yaml.safe_load("""
 members: 120000
@@ -61,8 +63,12 @@ cost: {compute: 1.3, egress: 0.12, total: 1.42, compute_share: 0.9155, per_1000_
 """)
 
 
+def plan_of(**changes):
+    return TypeAdapter(Plan).validate_python(PLAN | changes)
+
+
 def told(**changes):
-    return "\n".join(plan_lines(PLAN | changes))
+    return "\n".join(plan_lines(plan_of(**changes)))
 
 
 def test_it_says_what_will_be_done_and_paid():
@@ -124,7 +130,7 @@ def test_what_is_unknown_free_or_done_is_said_as_that(changes, said, not_said):
 
 
 def test_plan_begins_with_an_unlike_archive():
-    first = plan_lines(PLAN | {"unlike": "jpeg_quality (PSI 1.2)"})[0]
+    first = plan_lines(plan_of(unlike="jpeg_quality (PSI 1.2)"))[0]
     assert re.fullmatch(r"unlike +all verdicts abstain: jpeg_quality \(PSI 1\.2\)", first)
 
 

@@ -32,17 +32,17 @@ def hostile(tmp_path):
 
 def test_a_plan_asks_for_nothing_that_a_table_names(hostile):
     folder, server = hostile
-    plan = plan_run(ScoreConfig(source=(str(folder / "in"),), ensemble="tiny"), probe=8).written()
+    plan = plan_run(ScoreConfig(source=(str(folder / "in"),), ensemble="tiny"), probe=8).to_dict()
     assert plan["members"] == 3
     assert plan["probe"]["statuses"] == {"ok": 1, "unsupported_format": 2}
     listed = plan_run(
         ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny"), probe=8
-    ).written()
+    ).to_dict()
     assert listed["probe"]["statuses"] == {"ok": 1, "source_denied": 2, "unsupported_format": 1}
     assert server.asked == []
     allowed = plan_run(
         ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny", allow_private=True), probe=2
-    ).written()
+    ).to_dict()
     assert allowed["members"] == 4
 
 

@@ -186,11 +186,11 @@ def test_the_plan_counts_the_second_look_for_its_share(
     plan = plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)),
         probe=16,
-    ).written()
-    looks = plan["cascade"]
-    assert (looks["first"], looks["second"]) == (["cheap"], ["slow"])
-    assert 0 < looks["share"] < 1
-    assert all(seconds > 0 for seconds in looks["seconds_per_image"].values())
+    )
+    cascade = plan.cascade
+    assert (cascade.first, cascade.second) == (["cheap"], ["slow"])
+    assert 0 < cascade.share < 1
+    assert all(seconds > 0 for seconds in cascade.seconds_per_image.values())
     assert any("cheap on all, slow on about" in line for line in plan_lines(plan))
     known = yaml.safe_load(ensemble.read_text())
     known["cascade"]["expected_share"] = 0.5
@@ -199,7 +199,7 @@ def test_the_plan_counts_the_second_look_for_its_share(
     )
     stated = plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(half)), probe=0
-    ).written()
+    ).to_dict()
     sizes = {
         name: load_card(card).size.gmac for name, card in zip(("cheap", "slow"), cards, strict=True)
     }

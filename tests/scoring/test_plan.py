@@ -30,14 +30,14 @@ def plan_of_eight(sample_archive, eight):
     return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(eight), cluster={"cpus": 4}),
         probe=0,
-    ).written()
+    )
 
 
 @pytest.fixture(scope="module")
 def measured(sample_archive):
     return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), probe=8, price_per_hour=3.0
-    ).written()
+    ).to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,16 @@ def on_gpus(sample_archive):
     return plan_run(
         ScoreConfig(source=(str(sample_archive),), ensemble="tiny"),
         cluster=load_cluster("gpu-spot-pool"),
-    ).written()
+    )
 
 
 def test_members_are_those_of_the_archive_and_what_is_shared_is_named(
     plan_of_eight, sample_archive
 ):
-    plan, files = plan_of_eight, [path for path in sample_archive.rglob("*") if path.is_file()]
+    plan, files = (
+        plan_of_eight.to_dict(),
+        [path for path in sample_archive.rglob("*") if path.is_file()],
+    )
     assert plan["members"] == plan["kinds"]["files"]["members"] == len(files)
     assert plan["size_bytes"] == sum(path.stat().st_size for path in files)
     users = [tensor["detectors"] for tensor in plan["tensors"]]
@@ -60,7 +63,7 @@ def test_members_are_those_of_the_archive_and_what_is_shared_is_named(
     assert {"name": "openai-clip-vit-l14", "runs_once_for": [["unifd", "own-head"]]} in plan[
         "backbones"
     ]
-    printed = "\n".join(plan_lines(plan))
+    printed = "\n".join(plan_lines(plan_of_eight))
     assert "openai-clip-vit-l14 runs once for unifd and own-head" in printed
     assert "4 workers, each decodes and scores" in printed
     assert "own size for corvi2023" in printed
@@ -96,14 +99,15 @@ def test_seconds_are_those_of_the_worker(measured):
 
 
 def test_missing_gpus_are_estimated_from_the_cards(on_gpus):
-    score = next(stage for stage in on_gpus["stages"] if stage["stage"] == "score")
-    assert score["basis"] == on_gpus["forecast"]["basis"] == "estimated"
+    plan = on_gpus.to_dict()
+    score = next(stage for stage in plan["stages"] if stage["stage"] == "score")
+    assert score["basis"] == plan["forecast"]["basis"] == "estimated"
     assert score["seconds_per_image"] == pytest.approx(0.184 / 30_000)
-    assert on_gpus["probe"]["scored"] == 0
-    assert sum(on_gpus["probe"]["statuses"].values()) == on_gpus["members"]
-    assert (on_gpus["cluster"]["cpus"], on_gpus["cluster"]["gpus"]) == (64, 4)
-    json.dumps(on_gpus)
-    assert on_gpus["prices"]["per_hour"] == pytest.approx(2.6)
+    assert plan["probe"]["scored"] == 0
+    assert sum(plan["probe"]["statuses"].values()) == plan["members"]
+    assert (plan["cluster"]["cpus"], plan["cluster"]["gpus"]) == (64, 4)
+    json.dumps(plan)
+    assert plan["prices"]["per_hour"] == pytest.approx(2.6)
     lines = "\n".join(plan_lines(on_gpus))
     assert "decoded by" in lines
     assert "no measurement, since no GPU is here" in lines
@@ -112,7 +116,7 @@ def test_missing_gpus_are_estimated_from_the_cards(on_gpus):
 def test_gpus_that_wait_for_decoding_are_too_many(sample_archive):
     nodes = (Nodes(count=1, cpus=16, gpus=8, price_per_hour=1.0),)
     config = ScoreConfig(source=(str(sample_archive),), ensemble="tiny", block_members=4)
-    plan = plan_run(config, probe=4, cluster=ClusterDescription(nodes=nodes)).written()
+    plan = plan_run(config, probe=4, cluster=ClusterDescription(nodes=nodes)).to_dict()
     assert plan["bottleneck"]["stage"] in ("decode", "prepare")
     assert 0 < plan["bottleneck"]["scorers_busy"] < 0.2
 
@@ -122,7 +126,7 @@ def test_probe_reports_refused_files_with_an_example(tmp_path, sample_archive):
     (tmp_path / "empty.jpg").write_bytes(b"")
     probe = plan_run(
         ScoreConfig(source=(str(tmp_path),), ensemble="tiny"), cluster=load_cluster("laptop")
-    ).written()["probe"]
+    ).to_dict()["probe"]
     assert probe["statuses"] == {"ok": 1, "empty_file": 1}
     assert probe["examples"]["empty_file"][0]["uri"].endswith("/empty.jpg")
     assert 0 < probe["refused_share"]["low"] < 0.5 < probe["refused_share"]["high"] < 1
@@ -140,7 +144,7 @@ def test_members_of_containers_are_counted_and_probed(tmp_path, sample_archive):
     pq.write_table(
         pa.table({"image": [image.read_bytes() for image in images]}), tmp_path / "c.parquet"
     )
-    plan = plan_run(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).written()
+    plan = plan_run(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).to_dict()
     kept = {kind: (one["members"], one["containers"]) for kind, one in plan["kinds"].items()}
     assert kept == dict.fromkeys(("tar", "zip", "parquet"), (2, 1))
     assert plan["probe"]["statuses"] == {"ok": 6}
@@ -151,11 +155,11 @@ def test_probe_decodes_within_the_memory_of_a_node(tmp_path):
     Image.new("RGB", (9000, 8000)).save(tmp_path / "large.png")
     config = ScoreConfig(source=(str(tmp_path),), ensemble="tiny")
     small = ClusterDescription(nodes=(Nodes(cpus=2, memory_gb=0.5, price_per_hour=0),))
-    plan = plan_run(config, probe=1, cluster=small).written()
+    plan = plan_run(config, probe=1, cluster=small).to_dict()
     assert plan["probe"]["statuses"] == {"image_too_large": 1}
     assert plan["memory"]["decode_bytes"] == 64 * MIB
     stated = config.cluster.model_copy(update={"decode_bytes": 1024 * MIB})
-    plan = plan_run(config.model_copy(update={"cluster": stated}), probe=1).written()
+    plan = plan_run(config.model_copy(update={"cluster": stated}), probe=1).to_dict()
     assert plan["probe"]["statuses"] == {"ok": 1}
 
 
@@ -164,14 +168,14 @@ def test_plan_of_a_bucket_counts_requests_and_reads_a_sample(s3, sample_archive)
     for image in images:
         store.write(f"photos/{image.name}", image.read_bytes())
     config = ScoreConfig(source=(f"{store.url}/photos",), ensemble="tiny", out=f"{store.url}/run")
-    plan = plan_run(config, probe=0, price_per_hour=1.0).written()
+    plan = plan_run(config, probe=0, price_per_hour=1.0).to_dict()
     assert plan["requests"] == {
         "list": 1,
         "get": 5 + 3 * plan["blocks"],
         "put": plan["blocks"] + 1 + 12,
     }
     assert plan["cost"]["compute"] is None
-    plan = plan_run(config, probe=2).written()
+    plan = plan_run(config, probe=2).to_dict()
     assert plan["probe"]["statuses"] == {"ok": 2}
     assert {stage["stage"]: stage["basis"] for stage in plan["stages"]}["write"] == "estimated"
     assert plan["bytes_read"] == sum(image.stat().st_size for image in images)
@@ -196,7 +200,7 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
     )
     info = begun(config, done=2)
     before = files_below(tmp_path)
-    plan = plan_run(config, probe=2).written()
+    plan = plan_run(config, probe=2).to_dict()
     assert files_below(tmp_path) == before
     assert plan["run"]["state"] == "unfinished"
     assert (plan["run"]["blocks_done"], plan["run"]["members_done"]) == (2, 8)
@@ -208,15 +212,16 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
     with pytest.raises(IdentityError, match="another command"):
         plan_run(config.model_copy(update={"resize": "fast"}))
     RunDirectory.open(config.out).store.delete("manifest/0/_complete")
-    plan = plan_run(config, probe=0).written()
-    assert (plan["run"]["state"], plan["members"]) == ("begun", info.members)
+    plan = plan_run(config, probe=0)
+    assert plan.run is not None
+    assert (plan.run.state, plan.members) == ("begun", info.members)
     assert "its listing never ended and is made again" in "\n".join(plan_lines(plan))
 
 
 def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, capsys):
     config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"))
     begun(config, done=1000)
-    assert plan_run(config).written()["run"]["members_left"] == 0
+    assert plan_run(config).to_dict()["run"]["members_left"] == 0
     (archive / "new.jpg").write_bytes(next(archive.rglob("*.jpg")).read_bytes())
     found = {"guarantee": {"unlike": "jpeg_quality (PSI 1.2)"}}
     RunDirectory.open(config.out).write_json("summary.json", found)

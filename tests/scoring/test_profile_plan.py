@@ -26,17 +26,18 @@ def cards(tmp_path_factory):
 def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards, tmp_path):
     ensemble = write_profile(cards / "apart", "captioner", localizer=False, own_pool=True)
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
-    plan = plan_run(
+    planned = plan_run(
         ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32"),
         probe=8,
-    ).written()
+    )
+    plan = planned.to_dict()
     assert plan["profile"]["identifier"] == "named"
     assert (plan["profile"]["describer"], plan["profile"]["describe"]) == ("tiny", "flagged")
     assert 0 <= plan["profile"]["share"] <= 1
     assert [tensor["detectors"] for tensor in plan["tensors"]] == [["unifd", "own-head"], ["tiny"]]
     assert (plan["kind"], plan["pools"]) == ("split", [["unifd", "own-head"], ["tiny"]])
     assert {"identify", "describe"} <= {stage["stage"] for stage in plan["stages"]}
-    lines = "\n".join(plan_lines(plan))
+    lines = "\n".join(plan_lines(planned))
     assert "named names the generator of every image" in lines
     assert "tiny predicts the prompt of what is called fake" in lines
 
