@@ -154,7 +154,7 @@ def measure(folder: Path) -> dict[str, float]:
     )
     seconds = time.monotonic() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"rows": done.document.data.n, "seconds": seconds, "peak_bytes": peak}
+    return {"rows": done.result.meta.data.n, "seconds": seconds, "peak_bytes": peak}
 
 
 def main() -> None:

@@ -90,9 +90,7 @@ def assemble(
     progress("metrics")
     data = describe_data(cells, config.seed)
     rows: list[MetricRow] = [MetricRow("", "", DATA, "shortcut_auc", data.shortcut_auc)]
-    intervals = Intervals(
-        config.intervals, cells.sample, wanted=config.bootstrap != 0, seed=config.seed
-    )
+    intervals = Intervals(config.intervals, cells.sample, seed=config.seed)
     traits = {
         name: traits_of(found.labels.tables, column)
         for name, column in (protocol.traits if protocol else {}).items()
@@ -135,6 +133,7 @@ def assemble(
         title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
         version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings=_without_secrets(config.model_dump(mode="json", exclude_defaults=True)),
         label_warnings=found.warnings,
         data_warnings=data.warnings,
         faults=found.faults,
@@ -157,6 +156,18 @@ def assemble(
     mistakes = accumulate.with_thumbnails(cells.mistakes, found.run, wanted=config.thumbnails)
     overlays = tuple(localized.overlays) if localized else ()
     return EvaluationResult(meta, MetricsTable(tuple(rows)), curves, tuple(mistakes), overlays)
+
+
+def _without_secrets(settings: Any) -> Any:
+    """Return settings with every URL in them stripped of its secrets."""
+    match settings:
+        case Mapping():
+            return {key: _without_secrets(value) for key, value in settings.items()}
+        case list():
+            return [_without_secrets(value) for value in settings]
+        case str() if "://" in settings:
+            return strip_secrets(settings)
+    return settings
 
 
 def _measure_names(

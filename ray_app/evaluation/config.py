@@ -3,7 +3,7 @@ what is computed.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ class EvaluateConfig(Frozen):
     """One evaluation. `score`: how a source is scored first, and on which cluster; its `source` and
     `out` are not used.
     """
+
+    retired_keys: ClassVar[Mapping[str, str]] = {"bootstrap": "remove it; no interval is drawn"}
 
     at: tuple[str, ...] = Field(
         default=(),
@@ -57,11 +59,6 @@ class EvaluateConfig(Frozen):
         default="generators",
         description="of what intervals and tests speak: further generators and sources, where labels name eight or more, or further images "
         "of these only",
-    )
-    bootstrap: int | None = Field(
-        default=None,
-        ge=0,
-        description="0 = no intervals but exact ones of independent images; all else = all (nothing is drawn any more)",
     )
     sample: int = Field(
         default=MOST,

@@ -49,15 +49,12 @@ class Intervals:
     Args:
         meaning: Whether intervals are of further generators or of further images.
         sample: The sample of `accumulate.Cells`.
-        wanted: Whether other intervals than exact ones are wanted.
         seed: Seed of random blocks.
     """
 
-    def __init__(
-        self, meaning: Meaning, sample: pa.Table | None, *, wanted: bool = True, seed: int = 0
-    ) -> None:
-        self._wanted, self._seed = wanted, seed
-        self._sample = sample.slice(0, MAX_SAMPLED) if wanted and sample is not None else None
+    def __init__(self, meaning: Meaning, sample: pa.Table | None, *, seed: int = 0) -> None:
+        self._seed = seed
+        self._sample = sample.slice(0, MAX_SAMPLED) if sample is not None else None
         self._kinds = np.empty(0, object)
         self._names: Names | None = None
         if self._sample is not None and len(self._sample):
@@ -90,9 +87,8 @@ class Intervals:
         kinds: Sequence[str],
         *,
         is_of_images: bool = False,
-    ) -> Resampled | None:
-        """Return the groups for metrics of fakes of some kinds and of all real images; None if no
-        intervals are wanted.
+    ) -> Resampled:
+        """Return the groups for metrics of fakes of some kinds and of all real images.
 
         Args:
             images: The images that the metrics are of.
@@ -100,8 +96,6 @@ class Intervals:
             kinds: The kinds of the fakes.
             is_of_images: Whether the intervals are of further images in any case.
         """
-        if not self._wanted:
-            return None
         facts = self.facts_of(kinds)
         if is_of_images or facts.of_images or self._sample is None:
             return self.resample_images(images)
@@ -117,9 +111,9 @@ class Intervals:
             **system.cut,
         )
 
-    def resample_images(self, images: ScoredImages) -> Resampled | None:
-        """Return the images in random blocks; None if no intervals are wanted."""
-        return Resampled.in_blocks(images, self._seed) if self._wanted else None
+    def resample_images(self, images: ScoredImages) -> Resampled:
+        """Return the images in random blocks."""
+        return Resampled.in_blocks(images, self._seed)
 
     def resample_view(self, images: ScoredImages) -> Resampled | None:
         """Return the images of a view in random blocks if they are few."""
@@ -138,7 +132,7 @@ class Intervals:
         found = dict(figures)
         is_of_generators = self.facts.fakes == "generators"
         mean = found["tpr_mean"]
-        if self._wanted and mean.value is not None:
+        if mean.value is not None:
             shares = np.array([hits / n for hits, n in rates if n])
             found["tpr_mean"] = _mean_over_generators(mean, shares, is_of_generators)
         if is_of_generators and tpr.interval and found["tpr_weighted"].value is not None:

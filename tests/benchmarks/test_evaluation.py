@@ -1,13 +1,7 @@
-from functools import partial
-
 from benchmarks.evaluation import GENERATORS, measure, synthetic, write_labels, write_run
-from ray_app.evaluation.config import EvaluateConfig
 
 
-def test_synthetic_rows_are_evaluated(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "ray_app.evaluation.config.EvaluateConfig", partial(EvaluateConfig, bootstrap=20)
-    )
+def test_synthetic_rows_are_evaluated(tmp_path):
     rows = 20 * GENERATORS * 2
     write_run(tmp_path / "run", synthetic(rows))
     write_labels(tmp_path / "labels.parquet", rows)

@@ -65,8 +65,6 @@ def case(tmp_path):
         str(labels),
         "--out",
         str(tmp_path / "out"),
-        "--set",
-        "bootstrap=20",
     ], tmp_path
 
 
@@ -93,7 +91,8 @@ def test_a_run_is_evaluated_and_json_is_the_document(case, capsys):
     ("change", "said"),
     [
         (["--protocol", "openfake-v9"], "openfake-v1"),
-        (["--set", "bootstrp=1"], "did you mean 'bootstrap'"),
+        (["--set", "intervls=images"], "did you mean 'intervals'"),
+        (["--set", "bootstrap=20"], "retired: remove it"),
         (["--detector", "unifd"], "would need its source"),
         (["--layout", "no-such", "--labels", ""], "no-such"),
         (["--fragility", "{}/card.yaml"], "no perturbed images"),

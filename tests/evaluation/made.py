@@ -111,9 +111,7 @@ def made_run(folder, columns, places=(), **more):
 
 def measured(folder, run=None, **settings):
     """The result of a run, by default `folder`/run; its files are not written."""
-    config = EvaluateConfig(
-        at=(run or str(folder / "run"),), thumbnails=False, **{"bootstrap": 0, **settings}
-    )
+    config = EvaluateConfig(at=(run or str(folder / "run"),), thumbnails=False, **settings)
     protocol = load_protocol(config.protocol) if config.protocol else None
     opened = RunDirectory.open(config.at[0])
     with labels_for(config, protocol, opened, Store.open(str(folder))) as labels:

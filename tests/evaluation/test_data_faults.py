@@ -159,7 +159,7 @@ def test_an_evaluation_tells_of_documented_faults_and_leaves_them_out_on_request
         "arguments": {"version": "v1"},
     }
     columns, _, _ = random_rows(32)
-    settings = {"at": (str(tmp_path / "run"),), "thumbnails": False, "bootstrap": 0}
+    settings = {"at": (str(tmp_path / "run"),), "thumbnails": False}
     for leaving_out, images in ((False, 32), (True, 28)):
         store = Store.open(str(tmp_path / f"index-{leaving_out}"))
         build_index(DatasetSource(leave_out_faults=leaving_out, **source), store)
@@ -170,17 +170,17 @@ def test_an_evaluation_tells_of_documented_faults_and_leaves_them_out_on_request
             )
         found = evaluate(
             EvaluateConfig(labels=store.url, out=str(tmp_path / "out"), **settings)
-        ).document
-        assert found.data.n == images
+        ).result
+        assert found.meta.data.n == images
         assert (
-            "left out: 4 × spoiled by a documented fault of the data" in found.data.faults
+            "left out: 4 × spoiled by a documented fault of the data" in found.meta.faults
         ) == leaving_out
-        [told] = [text for text in found.data.faults if "openfake-v1-prompts" in text]
+        [told] = [text for text in found.meta.faults if "openfake-v1-prompts" in text]
         assert ("8 rows" in told, "prompts left out" in told) == (True, leaving_out)
-        assert any("whether prompts belong" in text.lower() for text in found.data.faults)
+        assert any("whether prompts belong" in text.lower() for text in found.meta.faults)
         assert sum(
             line.startswith("note: About the data.") for line in evaluation_lines(found)
-        ) == len(found.data.faults)
+        ) == len(found.meta.faults)
     by_layout = {
         "layout": "openfake",
         "arguments": {"version": "v1"},

@@ -26,7 +26,7 @@ def evaluated(folder, **settings):
         at=(str(folder / "run"),),
         out=str(folder / "out"),
         thumbnails=False,
-        **{"bootstrap": 0, **settings},
+        **settings,
     )
     done = evaluate(config)
     assert done.exit_code is ExitCode.DONE
@@ -45,7 +45,7 @@ def case(tmp_path_factory):
     }
     run.write_json("run.json", described)
     labels = labelled(folder, columns, truths, range(590, 600))
-    document = evaluated(folder, labels=str(labels), bootstrap=40)
+    document = evaluated(folder, labels=str(labels))
     return (
         document,
         columns,
@@ -249,7 +249,7 @@ def test_one_class_alone(tmp_path):
     columns, truths, _ = random_rows(60)
     made_run(tmp_path / "run", columns)
     fakes = [truth | {"label": "fake", "generator": "flux"} for truth in truths]
-    document = measured(tmp_path, labels=str(labelled(tmp_path, columns, fakes)), bootstrap=50)
+    document = measured(tmp_path, labels=str(labelled(tmp_path, columns, fakes)))
     figures = by_name(document, "a").figures()
     assert figures["tpr"].value is not None
     assert all(
@@ -261,7 +261,7 @@ def test_one_class_alone(tmp_path):
 def test_nothing_was_scored(tmp_path):
     columns, truths, _ = random_rows(30, failing=1.0)
     made_run(tmp_path / "run", columns)
-    document = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)), bootstrap=50)
+    document = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))
     ensemble = by_name(document, "ensemble")
     assert all(one.value is None for one in ensemble.figures().values())
     assert ensemble.figure("coverage", DECIDED).value == 0
@@ -350,11 +350,11 @@ def test_sources_of_labels_are_what_is_drawn_anew(tmp_path):
         for row, truth in enumerate(truths)
     ]
     labels = str(labelled(tmp_path, columns, truths))
-    document = measured(tmp_path, labels=labels, bootstrap=None)
+    document = measured(tmp_path, labels=labels)
     assert document.meta.intervals == IntervalInfo("images", "sources", 3, 9)
     figures = by_name(document, "a").figures()
     assert (figures["tnr"].method, figures["auc"].method) == ("clopper-pearson", "jackknife")
-    same = measured(tmp_path, labels=labels, bootstrap=None, intervals="images")
+    same = measured(tmp_path, labels=labels, intervals="images")
     assert same.meta.intervals.fakes == "images"
     assert by_name(same, "a").figure("tnr").low != figures["tnr"].low
     values = [

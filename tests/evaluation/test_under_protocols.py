@@ -41,7 +41,7 @@ def case(tmp_path_factory):
         yaml.safe_dump(rules | {"layout": None, "arguments": {}, "split": None})
     )
     config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / "figures"), protocol=str(folder / "rules.yaml"),
-                            thumbnails=False, bootstrap=0)  # fmt: skip
+                            thumbnails=False)  # fmt: skip
     return folder, truths, scores, evaluate(config).result
 
 

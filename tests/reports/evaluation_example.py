@@ -156,7 +156,7 @@ def _result(
             out=f"{place}/out",
             title="Picture desk, November",
         )
-        config = EvaluateConfig(**names, thumbnails=False, bootstrap=0, **settings)
+        config = EvaluateConfig(**names, thumbnails=False, **settings)
         result = evaluate(config).result
     learnt = {
         name: {maker: "in-training" if maker in one.seen else "unseen" for maker in fakes}

@@ -544,7 +544,7 @@ class EvaluationMeta:
         title: Title of the evaluation.
         version: Version of Touchstone.
         made_at: When it was made.
-        command: The command that makes it again, without secrets.
+        settings: The settings of the evaluation that are not defaults, without secrets.
         label_warnings: What to beware of in the labels, in sentences.
         data_warnings: How the classes differ, in sentences.
         faults: Known faults of the data, in sentences.
@@ -568,7 +568,7 @@ class EvaluationMeta:
     title: str = ""
     version: str = ""
     made_at: str = ""
-    command: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     label_warnings: tuple[str, ...] = ()
     data_warnings: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()

@@ -131,7 +131,7 @@ def test_a_layout_labels_the_source(done, off_ray, tmp_path):
     assert result.meta.labels.joined == len(rows) == result.meta.data.n
     expected = read(out).systems[0].figure("auc").value
     assert result.systems[0].figure("auc").value == pytest.approx(expected, abs=1e-9)
-    own = measured(tmp_path / "out", bootstrap=None)
+    own = measured(tmp_path / "out")
     assert own.meta.labels.key == "input"
     assert own.systems[0].figures() == result.systems[0].figures()
     run = RunDirectory.open(str(tmp_path / "out" / "run"))
