@@ -147,8 +147,8 @@ class PlannedListing:
 
 
 @dataclass(frozen=True)
-class RefusedMember:
-    """A member of the sample that was refused, and why."""
+class ProbeExample:
+    """A member of the sample that was refused, and the reason."""
 
     uri: str
     member: str | None
@@ -174,7 +174,7 @@ class ProbeResult:
     statuses: Mapping[str, int] = field(default_factory=dict)
     refused: int = 0
     refused_share: MetricValue = NOT_MEASURED
-    examples: Mapping[str, Sequence[RefusedMember]] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[ProbeExample]] = field(default_factory=dict)
     bytes_per_member: int = 0
 
 

@@ -260,13 +260,13 @@ def _bytes_read(found: Survey, work: SampleWork | None) -> int:
 
 def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
     """Return what the sample showed of the files."""
-    statuses, examples = dict[str, int](), dict[str, list[plan_model.RefusedMember]]()
+    statuses, examples = dict[str, int](), dict[str, list[plan_model.ProbeExample]]()
     for one in work.outcomes:
         statuses[one.status] = statuses.get(one.status, 0) + 1
         shown = examples.setdefault(one.status, []) if one.detail is not None else []
         if len(shown) < EXAMPLES:
             member = one.member
-            shown.append(plan_model.RefusedMember(member.uri, member.member, one.detail or ""))
+            shown.append(plan_model.ProbeExample(member.uri, member.member, one.detail or ""))
     members = len(work.outcomes)
     refused = members - statuses.get(Status.OK, 0)
     return plan_model.ProbeResult(
