@@ -20,8 +20,8 @@ from ray_app.evaluation import accumulate
 from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
 from ray_app.evaluation.labels import FAKE_KINDS, EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, is_named, training_overlap
-from ray_app.metrics import calibration, detection, intervals, operating_points, significance
-from ray_app.metrics.arrays import Bools, ScoreHistogram
+from ray_app.metrics import curves, detection, intervals, significance
+from ray_app.metrics.arrays import Bools
 from ray_app.metrics.registry import (
     METRICS,
     Resampled,
@@ -118,7 +118,7 @@ def measure_system(
     views = list(_views(scores, cells, options))
     risk = _risk(scores)
     parts: dict[str, Mapping[str, MetricValue]] = {
-        ALL: figures | {"aurc": risk["aurc"]},
+        ALL: figures | {"aurc": risk.aurc},
         DECIDED: _decided(cells, options) if system.decides else {},
         AVERAGES: _averages(scores, generators, options, figures["tpr"]),
         **{
@@ -151,7 +151,7 @@ def measure_system(
         strata=tuple(stratum for stratum, _ in strata),
         views=tuple(view for view, _ in views),
     )
-    return MeasuredSystem(info, rows, _curves(scores, risk["points"]))
+    return MeasuredSystem(info, rows, _curves(scores, risk.points))
 
 
 def paired_tests(
@@ -261,15 +261,6 @@ class SystemScores:
             found[cell.group] = before[0] + more, before[1] + count
         return found
 
-    @cached_property
-    def classes(self) -> tuple[ScoreHistogram, ScoreHistogram]:
-        """Distinct scores of fakes and of reals, for curves."""
-        fakes, reals = (
-            ScoreHistogram.of(self.images.scores[mine])
-            for mine in (self.images.is_fake, ~self.images.is_fake)
-        )
-        return fakes, reals
-
 
 def scores_of(
     system: System, cells: accumulate.Cells, column: accumulate.ScoreColumn | None = None
@@ -324,7 +315,7 @@ def _averages(
             hits, n = scores.correct([group_of(one)])
             before = rates.get(one.name, (0, 0))
             rates[one.name] = (before[0] + hits, before[1] + n)
-    averages = operating_points.averages(rates)
+    averages = detection.averages(rates)
     return options.intervals.add_to_averages(averages, list(rates.values()), tpr)
 
 
@@ -380,22 +371,20 @@ def _verdicts(cells: accumulate.Cells) -> detection.VerdictCounts:
 
 
 def _curves(scores: SystemScores, risk: Sequence[Sequence[float]]) -> Curves:
-    edges = np.clip(scores.images.scores, EDGES[0], EDGES[-1])
+    images = scores.images
+    edges = np.clip(images.scores, EDGES[0], EDGES[-1])
     real, fake = (
         tuple(np.histogram(edges[mine], EDGES)[0].tolist())
-        for mine in (~scores.images.is_fake, scores.images.is_fake)
+        for mine in (~images.is_fake, images.is_fake)
     )
     histogram = ClassHistogram(tuple(EDGES.tolist()), real, fake)
     if scores.binary:
         return Curves(histogram=histogram)
     return Curves(
-        roc=_points(operating_points.curve_points(*scores.classes)),
-        precision_recall=_points(operating_points.precision_recall_points(*scores.classes)),
+        roc=_points(curves.roc_points(images)),
+        precision_recall=_points(curves.precision_recall_points(images)),
         risk_coverage=_points(risk),
-        reliability=tuple(
-            ReliabilityBin(**one)
-            for one in calibration.reliability(*scores.classes, scores.system.calibration)
-        ),
+        reliability=tuple(ReliabilityBin(**one) for one in curves.reliability(images)),
         histogram=histogram,
     )
 
@@ -404,14 +393,10 @@ def _points(points: Iterable[Sequence[float | None]]) -> Points:
     return tuple(map(tuple, points))
 
 
-def _risk(scores: SystemScores) -> dict[str, Any]:
+def _risk(scores: SystemScores) -> curves.RiskCoverage:
     if scores.binary:
-        return {
-            "points": [],
-            "aurc": undefined("binary replies say nothing of how sure they are"),
-        }
-    system = scores.system
-    return detection.risk_coverage(*scores.classes, system.threshold, strict=system.strict)
+        return curves.RiskCoverage([], undefined("binary replies say nothing of how sure they are"))
+    return curves.risk_coverage(scores.images)
 
 
 def _report(images: ScoredImages) -> dict[str, dict[str, MetricValue]]:

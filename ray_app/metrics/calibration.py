@@ -1,8 +1,4 @@
-"""Calibration: Platt scaling (`fit_platt`), reliability, and the calibration error of chances.
-
-The probability of fake is the sigmoid of the calibrated score with a calibration, and of the score
-without.
-"""
+"""Platt scaling (`fit_platt`), and the calibration error of probabilities."""
 
 from typing import Any
 
@@ -10,13 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.detectors.card import Platt
-from ray_app.ensembles import calibrate
-from ray_app.metrics import uncertainty
-from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram, checked
-
-# of a reliability diagram: the interval of a share of fewer says next to nothing
-FEWEST_IN_BIN = 20
-_LARGEST = np.finfo(np.float64).max
+from ray_app.metrics.arrays import Bools, Floats, checked
 
 
 def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
@@ -53,48 +43,6 @@ def expected_calibration_error(
     _, expected = binned(chances, np.ones(len(chances)), bins)
     n_fake, _ = binned(chances, fake.astype(np.float64), bins)
     return float(np.abs(expected - n_fake).sum() / len(chances))
-
-
-def reliability(
-    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None, bins: int = 10
-) -> list[dict[str, Any]]:
-    """Bins of equal count over the stated chances, in order: least and greatest chance (`low`,
-    `high`), `n`, their mean `probability`, `fake_share` and its `interval` (Clopper and Pearson's).
-
-    At most `bins` of them, each of `FEWEST_IN_BIN` images or more where there are as many; images
-    of one chance are never divided. The calibration errors have bins of equal width.
-    """
-    values = np.concatenate([_chances(one.values, calibration) for one in (fakes, reals)])
-    counts = np.concatenate([fakes.counts, reals.counts]).astype(np.int64)
-    chances, place_of = np.unique(values, return_inverse=True)
-    n = np.bincount(place_of, weights=counts).astype(np.int64)
-    n_fake = np.bincount(
-        place_of[: len(fakes.values)], weights=fakes.counts, minlength=len(chances)
-    ).astype(np.int64)
-    total = int(n.sum())
-    if not total:
-        return []
-    found = []
-    start, passed = 0, np.concatenate([[0], np.cumsum(n)])
-    for left in range(min(bins, max(1, total // FEWEST_IN_BIN)), 0, -1):
-        if start == len(chances):
-            break
-        share = -((passed[start] - total) // left)  # of what is left, rounded up
-        end = int(np.searchsorted(passed, passed[start] + share))
-        end = len(chances) if total - passed[end] < FEWEST_IN_BIN else end
-        inside, fake = int(n[start:end].sum()), int(n_fake[start:end].sum())
-        found.append(
-            {
-                "low": float(chances[start]),
-                "high": float(chances[end - 1]),
-                "n": inside,
-                "probability": float(chances[start:end] @ n[start:end]) / inside,
-                "fake_share": fake / inside,
-                "interval": list(uncertainty.proportion_interval(fake, inside)),
-            }
-        )
-        start = end
-    return found
 
 
 def binned(chances: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
@@ -140,17 +88,3 @@ def _least_cross_entropy(numbers: Floats, fake: Bools) -> tuple[float, float]:
     model.fit(twice, both, sample_weight=weights)
     slope = float(model.coef_[0, 0] / scale)
     return slope, float(model.intercept_[0] - slope * centre)
-
-
-def _log_odds(scores: Floats, calibration: Platt | None) -> Floats:
-    if calibration is None:
-        return scores
-    with np.errstate(over="ignore"):
-        return np.clip(calibrate(scores, calibration), -_LARGEST, _LARGEST)
-
-
-def _chances(scores: Floats, calibration: Platt | None) -> Floats:
-    from scipy.special import expit
-
-    chances: Floats = expit(_log_odds(scores, calibration))
-    return chances

@@ -3,7 +3,7 @@ generator (`detection_figures`).
 
 Fake is the positive class, and 0 the threshold where none is given: P(fake) > ½.
 
-Selective prediction: risk and coverage (`risk_coverage`), figures of verdicts with abstentions
+Also the means of a rate over generators (`averages`), metrics of verdicts with abstentions
 (`abstaining`), and scikit-learn's classification report from counts (`classification_report`).
 """
 
@@ -15,10 +15,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.metrics import operating_points, registry, uncertainty
-from ray_app.metrics.arrays import Bools, Counts, Floats, ScoreHistogram, checked
+from ray_app.metrics import registry, uncertainty
+from ray_app.metrics.arrays import Bools, Floats, checked
 from ray_app.metrics.intervals import proportion
-from ray_app.metrics.registry import NO_FAKES, NO_REALS, ONE_CLASS, Resampled, ScoredImages
+from ray_app.metrics.registry import (
+    NO_FAKES,
+    NO_IMAGES,
+    NO_REALS,
+    ONE_CLASS,
+    Resampled,
+    ScoredImages,
+)
 from ray_app.metrics.values import MetricValue, undefined
 
 FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
@@ -167,51 +174,27 @@ def _ends(found: MetricValue) -> list[float] | None:
     return list(found.interval) if found.interval else None
 
 
-_NO_IMAGES = "there are no images"
-# confidences that are looked at together, so that memory stays that of the histograms
-_PIECE = 2**18
+def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue]:
+    """Return two means of the TPR over generators.
 
+    `tpr_mean` weighs every generator alike, `tpr_weighted` every image. OpenFake v1 prints the first
+    and v2 the second, both as "Average TPR" (specs/detectors.md §11).
 
-def risk_coverage(
-    fakes: ScoreHistogram,
-    reals: ScoreHistogram,
-    threshold: float = 0.0,
-    *,
-    strict: bool = True,
-    most: int = 128,
-) -> dict[str, Any]:
-    """`points`: [coverage, risk], no more than `most`; `aurc`: the area under that curve (Geifman
-    and El-Yaniv 2017), a MetricValue.
-
-    Confidence is how far a score lies from the threshold, above which, or unless `strict` at which,
-    it says fake. Coverage is the share of images at least so sure, risk the share of those that are
-    classified wrong; equally sure images come in together. The area is the mean over all images of
-    the risk at their own confidence, whichever points are kept. Raises ValueError where `most` is
-    less than 16.
+    Args:
+        rates: By generator, the fakes found and the fakes that there are. A generator without fakes
+            is left out.
     """
-    n = fakes.n + reals.n
-    if not n:
-        return {"points": [], "aurc": undefined(_NO_IMAGES)}
-    (missed, found), (passed, alarms) = (
-        _by_confidence(one, threshold, strict) for one in (fakes, reals)
+    measured = [(hits, n) for hits, n in rates.values() if n]
+    total = sum(n for _, n in measured)
+    mean = (
+        MetricValue(value=sum(hits / n for hits, n in measured) / len(measured), n=total)
+        if measured
+        else undefined(NO_FAKES)
     )
-    right, wrong = ScoreHistogram.merged([found, passed]), ScoreHistogram.merged([missed, alarms])
-
-    def surer(confidences: Floats) -> tuple[Counts, Counts]:
-        """How many images are at least so sure, for each of some confidences, and how many of those
-        are wrong.
-        """
-        errors = wrong.n - wrong.below(confidences)
-        return right.n - right.below(confidences) + errors, errors
-
-    area = 0.0
-    for side in (right, wrong):
-        for start in range(0, len(side.values), _PIECE):
-            covered, errors = surer(side.values[start : start + _PIECE])
-            area += float(side.counts[start : start + _PIECE] @ (errors / covered))
-    covered, errors = surer(operating_points.thinned(right, wrong, most))
-    points = np.stack([covered / n, errors / covered], axis=1).tolist()
-    return {"points": points, "aurc": MetricValue(value=area / n, n=n)}
+    return {
+        "tpr_mean": mean,
+        "tpr_weighted": proportion(sum(hits for hits, _ in measured), total, NO_FAKES),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +244,7 @@ def abstaining(counts: VerdictCounts) -> dict[str, MetricValue]:
         else undefined(ONE_CLASS, n)
     )
     return {
-        "coverage": proportion(decided, n, _NO_IMAGES),
+        "coverage": proportion(decided, n, NO_IMAGES),
         "accuracy_of_decided": proportion(right, decided, "no image is decided"),
         "tpr_of_decided": proportion(
             counts.fake_fake,
@@ -273,7 +256,7 @@ def abstaining(counts: VerdictCounts) -> dict[str, MetricValue]:
             reals_decided,
             "no real is decided" if reals else NO_REALS,
         ),
-        "accuracy_strict": proportion(right, n, _NO_IMAGES),
+        "accuracy_strict": proportion(right, n, NO_IMAGES),
         "balanced_accuracy_strict": balanced,
         "tpr_strict": proportion(counts.fake_fake, fakes, NO_FAKES),
         "tnr_strict": proportion(counts.real_real, reals, NO_REALS),
@@ -298,17 +281,6 @@ def classification_report(
         "macro avg": _average(fake, real, 1, 1),
         "weighted avg": _average(fake, real, fake["support"], real["support"]),
     }
-
-
-def _by_confidence(
-    scores: ScoreHistogram, threshold: float, strict: bool
-) -> tuple[ScoreHistogram, ScoreHistogram]:
-    """The images of a class that are taken for real, and for fake, by how far their scores lie from
-    the threshold.
-    """
-    split = int(np.searchsorted(scores.values, threshold, "right" if strict else "left"))
-    below = ScoreHistogram((threshold - scores.values[:split])[::-1], scores.counts[:split][::-1])
-    return below, ScoreHistogram(scores.values[split:] - threshold, scores.counts[split:])
 
 
 def _class_report(right: int, there: int, named: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics import registry, uncertainty
-from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
+from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.values import MetricValue, undefined
 
 FOLDS = 5
@@ -97,16 +97,18 @@ def _cross_validated(scores: Floats, fake: Bools) -> tuple[float, tuple[float, f
     from scipy.special import expit, logit
     from scipy.stats import t
 
-    fakes, reals = ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])
+    fakes, reals = np.sort(scores[fake]), np.sort(scores[~fake])
     auc = registry.auc(registry.ScoredImages.from_scores(scores, fake))
-    fewest = min(fakes.n, reals.n)
+    fewest = min(len(fakes), len(reals))
     below, upto = (np.zeros(len(scores)), np.zeros(len(scores)))
     for one, other in ((fake, reals), (~fake, fakes)):
-        below[one], upto[one] = other.below_and_up_to(scores[one])
+        below[one] = np.searchsorted(other, scores[one], "left")
+        upto[one] = np.searchsorted(other, scores[one], "right")
     # How often each image stands on the right side of the other class, against the mean: what it
     # adds to the AUC.
-    right = np.where(fake, (below + upto) / (2 * reals.n), 1 - (below + upto) / (2 * fakes.n)) - auc
-    parts = right / np.where(fake, fakes.n, reals.n)
+    won = (below + upto) / 2
+    right = np.where(fake, won / len(reals), 1 - won / len(fakes)) - auc
+    parts = right / np.where(fake, len(fakes), len(reals))
     spread = float((parts**2).sum()) * len(parts) / max(len(parts) - 1, 1)
     if fewest < 2 or not 0 < auc < 1 or spread <= 0:
         return auc, uncertainty.share_interval(auc, fewest)

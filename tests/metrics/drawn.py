@@ -1,10 +1,9 @@
-"""Scores of both classes for tests: random and degenerate, as raw arrays, as histograms, and as
+"""Scores of both classes for tests: random and degenerate, as raw arrays, as `ScoredImages`, and as
 scikit-learn takes them.
 """
 
 import numpy as np
 
-from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.registry import ScoredImages
 
 RNG = np.random.default_rng(7)
@@ -25,11 +24,6 @@ BOTH = {
     "equal pair": (np.array([0.5]), np.array([0.5])),
     "chances of 0 and 1": (np.array([-40.0, 30.0, 40.0] * 40), np.array([-40.0, -35.0, 36.0] * 40)),
 }
-EMPTY = ScoreHistogram.of([])
-
-
-def histograms(fakes, reals):
-    return ScoreHistogram.of(fakes), ScoreHistogram.of(reals)
 
 
 def images(fakes, reals, **cut):

@@ -5,11 +5,11 @@ from scipy.special import expit
 
 from ray_app.detectors.card import Platt
 from ray_app.metrics import fit_platt
-from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.calibration import expected_calibration_error, reliability
+from ray_app.metrics.calibration import expected_calibration_error
+from ray_app.metrics.curves import reliability
 from ray_app.metrics.registry import METRICS, measure
 from ray_app.metrics.uncertainty import proportion_interval
-from tests.metrics.drawn import BOTH, EMPTY, histograms, images, joined
+from tests.metrics.drawn import BOTH, images, joined
 
 
 def drawn(n=400, seed=0):
@@ -116,7 +116,7 @@ def test_the_calibration_error_is_kumars_without_the_dice(case, calibration):
 def test_bins_of_a_reliability_diagram_hold_equally_many_images():
     scores, labels = drawn(2003)
     chances = expit(scores)
-    found = reliability(*histograms(scores[labels == 1], scores[labels == 0]))
+    found = reliability(images(scores[labels == 1], scores[labels == 0]))
     assert [one["n"] for one in found] == [201, 201, 201, *[200] * 7]
     for one, mine in zip(
         found,
@@ -141,9 +141,7 @@ def test_ties_stay_together_and_no_bin_is_of_a_few(reals, fakes, counts):
     """One chance is one bin, and a single image is none; of few images there are fewer bins, so
     that each has twenty.
     """
-    assert [
-        one["n"] for one in reliability(*histograms(np.asarray(fakes), np.asarray(reals)))
-    ] == counts
+    assert [one["n"] for one in reliability(images(fakes, reals))] == counts
 
 
 def test_of_too_little_there_is_no_calibration_error_and_reliability_of_what_there_is():
@@ -153,5 +151,5 @@ def test_of_too_little_there_is_no_calibration_error_and_reliability_of_what_the
         measure(METRICS["ece"], images([1.0] * 50, [0.0] * 49)).why
         == "it needs 100 images or more; there are 99"
     )
-    assert reliability(EMPTY, EMPTY) == []
-    assert reliability(ScoreHistogram.of([0.0]), EMPTY)[0]["fake_share"] == 1
+    assert reliability(images([], [])) == []
+    assert reliability(images([0.0], []))[0]["fake_share"] == 1

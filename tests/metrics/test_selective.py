@@ -3,14 +3,10 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics import classification_report as their_report
 
-from ray_app.metrics.detection import (
-    VerdictCounts,
-    abstaining,
-    classification_report,
-    risk_coverage,
-)
+from ray_app.metrics.curves import risk_coverage
+from ray_app.metrics.detection import VerdictCounts, abstaining, averages, classification_report
 from ray_app.metrics.uncertainty import proportion_interval
-from tests.metrics.drawn import BOTH, histograms, joined
+from tests.metrics.drawn import BOTH, images, joined
 
 
 def by_hand(fakes, reals, threshold, strict):
@@ -26,12 +22,12 @@ def by_hand(fakes, reals, threshold, strict):
 @pytest.mark.parametrize("case", [case for case in BOTH if sum(map(len, BOTH[case])) < 3000])
 def test_area_and_points_are_those_by_hand(case, threshold, strict):
     wanted = np.array(by_hand(*BOTH[case], threshold, strict))
-    found = risk_coverage(*histograms(*BOTH[case]), threshold, strict=strict)
-    assert found["aurc"].value == pytest.approx(wanted[:, 1].mean(), abs=1e-9)
-    assert all(np.abs(wanted - point).max(1).min() < 1e-12 for point in found["points"])
-    assert 1 <= len(found["points"]) <= 128
-    assert found["points"][-1] == pytest.approx([1, wanted[wanted[:, 0].argmax(), 1]])
-    assert found["points"][0][0] == pytest.approx(wanted[:, 0].min())
+    found = risk_coverage(images(*BOTH[case], threshold=threshold, strict=strict))
+    assert found.aurc.value == pytest.approx(wanted[:, 1].mean(), abs=1e-9)
+    assert all(np.abs(wanted - point).max(1).min() < 1e-12 for point in found.points)
+    assert 1 <= len(found.points) <= 128
+    assert found.points[-1] == pytest.approx([1, wanted[wanted[:, 0].argmax(), 1]])
+    assert found.points[0][0] == pytest.approx(wanted[:, 0].min())
 
 
 # 10,000 fakes with recall .9155, 9,999 reals with recall .9734 (specs/detectors.md §6)
@@ -107,3 +103,14 @@ def test_abstentions_are_left_out_and_then_counted_wrong():
     )
     assert found["tpr_of_decided"].interval == proportion_interval(6, 8)
     assert found["coverage"].n == 27
+
+
+def test_the_two_averages_of_generators_have_two_names():
+    found = averages({"sd15": (90, 100), "flux": (1, 2), "none left": (0, 0)})
+    assert found["tpr_mean"].value == pytest.approx(0.7)
+    assert found["tpr_weighted"].value == pytest.approx(91 / 102)
+    assert found["tpr_weighted"].interval == proportion_interval(91, 102)
+    assert (found["tpr_mean"].n, found["tpr_weighted"].n) == (102, 102)
+    assert {
+        figure.why for rates in ({}, {"sd15": (0, 0)}) for figure in averages(rates).values()
+    } == {"there are no fakes"}

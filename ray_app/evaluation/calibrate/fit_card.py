@@ -9,7 +9,6 @@ generators.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from ray_app.evaluation.calibrate import data, thresholds
 from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division, refuse_dependent
 from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
-from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
+from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.clusters import EffectiveSize, effective_size
 
 RATES = (0.001, 0.01, 0.05, 0.1)
@@ -117,16 +116,11 @@ class LabelledScores:
         confidence: The confidence of upper bounds.
     """
 
-    reals: ScoreHistogram
+    reals: Floats
     fakes: Floats
     all_reals: Floats
     all_groups: data.Places
     confidence: float
-
-    @cached_property
-    def every(self) -> ScoreHistogram:
-        """All labelled reals."""
-        return ScoreHistogram.of(self.all_reals)
 
     def size(self, rate: float) -> EffectiveSize:
         """Return how many independent reals all labelled ones are worth for a false-positive rate."""
@@ -146,7 +140,7 @@ class LabelledScores:
         size = self.size(rate)
         bounds = (
             thresholds.choose_threshold(self.reals, rate, self.confidence),
-            thresholds.choose_threshold(self.every, rate, self.confidence, size=size),
+            thresholds.choose_threshold(self.all_reals, rate, self.confidence, size=size),
         )
         return self.show(max(bound.fake_above for bound in bounds), size)
 
@@ -156,7 +150,7 @@ class LabelledScores:
         """Return what held-out reals, and all labelled ones, show of a threshold."""
         return (
             thresholds.seen_at(fake_above, self.reals, self.confidence),
-            thresholds.seen_at(fake_above, self.every, self.confidence, size=size),
+            thresholds.seen_at(fake_above, self.all_reals, self.confidence, size=size),
         )
 
     def measure(self, rate: float) -> OperatingPoint:
@@ -255,7 +249,7 @@ def with_thresholds(
     scores, is_real = fitted.scores(division.labelled), division.reals
     held_out: Bools = division.parts == CHOOSE
     found = LabelledScores(
-        ScoreHistogram.of(scores[is_real & held_out]),
+        scores[is_real & held_out],
         scores[division.labelled.fake & held_out],
         scores[is_real],
         division.groups[is_real],

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from ray_app.detectors.card import Platt
 from ray_app.errors import ConfigError
 from ray_app.metrics import calibration, uncertainty
-from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
+from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.clusters import EffectiveSize
 
 
@@ -61,7 +61,7 @@ def fit(scores: ArrayLike, fake: ArrayLike, *, what: str = "the scores") -> Plat
 
 
 def choose_threshold(
-    reals: ScoreHistogram | ArrayLike,
+    reals: ArrayLike,
     target: float,
     confidence: float = 0.95,
     *,
@@ -77,8 +77,9 @@ def choose_threshold(
     worth; the share that is allowed is then that of so many independent ones, and the promise is as
     good as that number is (docs/calibration.md). Raises ConfigError where they are too few.
     """
-    scores = reals if isinstance(reals, ScoreHistogram) else ScoreHistogram.of(reals)
-    few, worth = reals_needed(target, confidence), scores.n if size is None else size.effective
+    scores = np.sort(np.asarray(reals, np.float64))
+    n, few = len(scores), reals_needed(target, confidence)
+    worth = n if size is None else size.effective
     if worth < few:
         grouped = (
             ""
@@ -86,40 +87,34 @@ def choose_threshold(
             else f", which are worth {size.effective:,.0f} independent ones"
         )
         raise ConfigError(
-            f"thresholds are chosen on {scores.n:,} reals{grouped}; a {100 * target:g} % target at {100 * confidence:g} % needs {few:,}",
+            f"thresholds are chosen on {n:,} reals{grouped}; a {100 * target:g} % target at {100 * confidence:g} % needs {few:,}",
             hint="label more real images, or take a larger --fpr",
         )
-    most = false_positives_allowed(scores.n, target, confidence, effective=worth)
-    # the highest score that is not to be reached
-    beaten = float(scores.ranked(scores.n - 1 - most))
-    chosen = float(np.nextafter(beaten, np.inf))
+    most = false_positives_allowed(n, target, confidence, effective=worth)
+    chosen = float(np.nextafter(scores[n - 1 - most], np.inf))
     return seen_at(chosen, scores, confidence, size=size)
 
 
-def measured_threshold(reals: ScoreHistogram, rate: float) -> float:
+def measured_threshold(reals: Floats, rate: float) -> float:
     """Return the lowest threshold that at most this fraction of the reals reach. Of further reals
     more may.
     """
-    allowed = min(math.floor(rate * reals.n * (1 + 1e-12)), reals.n - 1)
-    return float(np.nextafter(reals.ranked(reals.n - 1 - allowed), np.inf))
+    allowed = min(math.floor(rate * len(reals) * (1 + 1e-12)), len(reals) - 1)
+    return float(np.nextafter(np.sort(reals)[len(reals) - 1 - allowed], np.inf))
 
 
 def seen_at(
     fake_above: float,
-    reals: ScoreHistogram,
+    reals: Floats,
     confidence: float = 0.95,
     *,
     size: EffectiveSize | None = None,
 ) -> ChosenThreshold:
     """A threshold with what these reals show of it, whatever it was chosen on."""
-    worth, reached = (
-        float(reals.n) if size is None else size.effective,
-        reals.at_or_above(fake_above),
-    )
-    bound = uncertainty.proportion_interval(reached * worth / reals.n, worth, 1 - confidence)[1]
-    return ChosenThreshold(
-        fake_above, reals.n, reached, bound, reals.n if size is None else size.groups, worth
-    )
+    n, reached = len(reals), int(np.count_nonzero(reals >= fake_above))
+    worth, groups = (float(n), n) if size is None else (size.effective, size.groups)
+    bound = uncertainty.proportion_interval(reached * worth / n, worth, 1 - confidence)[1]
+    return ChosenThreshold(fake_above, n, reached, bound, groups, worth)
 
 
 def reals_needed(target: float, confidence: float = 0.95) -> int:
@@ -150,22 +145,20 @@ def false_positives_allowed(
     )
 
 
-def real_below(
-    fakes: ScoreHistogram | ArrayLike, miss: float = 0.05, *, fake_above: float
-) -> float:
+def real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
     """The highest threshold up to which no more than the share `miss` of the fakes (n,) lie; never
     above `fake_above`.
 
     A share that was seen, not a bound: fakes of few generators are no sample of all. Raises
     ConfigError where there are no fakes.
     """
-    scores = fakes if isinstance(fakes, ScoreHistogram) else ScoreHistogram.of(fakes)
-    if not scores.n:
+    scores = np.sort(np.asarray(fakes, np.float64))
+    if not len(scores):
         raise ConfigError("thresholds are chosen on 0 fakes", hint="label fake images")
-    most = math.floor(miss * scores.n * (1 + 1e-12))
-    if most >= scores.n:
+    most = math.floor(miss * len(scores) * (1 + 1e-12))
+    if most >= len(scores):
         return fake_above
-    return min(fake_above, float(np.nextafter(scores.ranked(most), -np.inf)))
+    return min(fake_above, float(np.nextafter(scores[most], -np.inf)))
 
 
 def choose_band(
