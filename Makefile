@@ -31,7 +31,7 @@ test: $(STAMP)
 
 # What networks compute, once more in the precision that this processor would not choose.
 OTHER := from ray_app.detectors.cpu import cpu_precision; print('fp32' if cpu_precision() == 'bf16' else 'bf16')
-NEURAL := tests/detectors tests/attribution tests/inference tests/training
+NEURAL := tests/detectors tests/identification tests/inference tests/training
 
 test-neural: $(STAMP)
 	TOUCHSTONE_CPU_PRECISION=$$($(BIN)/python -c "$(OTHER)") $(BIN)/python -m pytest $(TOGETHER) $(NEURAL)

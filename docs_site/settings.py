@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from docs_site.markdown import code, prose, table
-from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.cli.main import touchstone
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard
@@ -26,6 +25,7 @@ from ray_app.ensembles import EnsembleCard
 from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.protocols import Protocol
+from ray_app.identification.cards import DescriberCard, IdentifierCard
 from ray_app.scoring.config import ClusterDescription, ScoreConfig
 from ray_app.serving.config import ServeConfig
 from ray_app.training.config import TrainConfig

@@ -229,8 +229,8 @@ def show_detector(name: str, as_json: bool) -> int:
     \b
     touchstone detectors show touchstone-tiny
     """
-    from ray_app.attribution.cards import profile_card
     from ray_app.detectors import load_card
+    from ray_app.identification.cards import profile_card
 
     card = profile_card(name) or load_card(name)
     options.echo_document(card.model_dump(mode="json"), [options.shown(card).rstrip("\n")], as_json)

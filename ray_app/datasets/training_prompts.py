@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from ray_app.attribution.prompts import cleaned
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labels import prompt_group, texts, with_input
 from ray_app.datasets.splits import Splits, counted
 from ray_app.errors import ConfigError
+from ray_app.identification.prompts import cleaned
 
 
 def with_prompts(
@@ -20,7 +20,7 @@ def with_prompts(
 
 
 def with_cleaned_prompts(rows: pa.Table) -> pa.Table:
-    """Return the rows that have a prompt, with the prompt cleaned (`attribution.prompts`). A row
+    """Return the rows that have a prompt, with the prompt cleaned (`identification.prompts`). A row
     without a group gets the group of its prompt.
     """
     prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]

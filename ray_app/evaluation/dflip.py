@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from ray_app.evaluation.generator_names import Names
-from ray_app.metrics import attribution, intervals, values
+from ray_app.metrics import identification, intervals, values
 from ray_app.metrics.table import MetricRow, rows_of
 from ray_app.reports.evaluation.result import ClassInfo, IdentificationInfo
 from ray_app.reports.format import counted
@@ -149,7 +149,7 @@ def dflip_v1(
     figures = {"accuracy": _share_right(pairs, missing), "macro_f1": _macro_f1(pairs)}
     spelled = {
         "accuracy": _share_right(plain, missing),
-        "macro_f1": attribution.attribution_of_pairs(plain).figures["macro_f1"],
+        "macro_f1": identification.measure_pairs(plain).figures["macro_f1"],
     }
     detection, detection_rows = _detection(answers, missing)
     rows = [

@@ -7,7 +7,7 @@ for are unknown to it (`names_of`).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_app.attribution.generators import find_generator, generator_index, spelling_key
+from ray_app.identification.generators import find_generator, generator_index, spelling_key
 
 REAL = "real"
 

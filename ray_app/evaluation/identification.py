@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from ray_app.evaluation import dflip, join, protocols
 from ray_app.evaluation.generator_names import REAL, Names
 from ray_app.evaluation.system_metrics import SystemScores, group_of
-from ray_app.metrics import attribution, intervals, values
+from ray_app.metrics import identification, intervals, values
 from ray_app.metrics.table import MetricRow, rows_of
 from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.result import (
@@ -57,7 +57,7 @@ _TOTALS: Mapping[Distribution, str] = {
 _NONE = "no image of these generators"
 
 
-class AttributionAnswer(NamedTuple):
+class IdentificationAnswer(NamedTuple):
     """Of one image. `generator`, `predicted`: keys of names, None = none was named. `asked`:
     whether there was an answer at all, be it "none of the known". `place`, `family_place`: of the
     truth in the ranking, 0 = first; None = not there.
@@ -72,13 +72,13 @@ class AttributionAnswer(NamedTuple):
 
 
 @dataclass
-class AttributionAnswers:
+class IdentificationAnswers:
     """Of all images. `words`: label, generator, verdict and prediction as they stand in the rows.
     `confidences`: of fakes, by the key of their generator.
     """
 
     names: Names
-    counts: Counter[AttributionAnswer] = field(default_factory=Counter)
+    counts: Counter[IdentificationAnswer] = field(default_factory=Counter)
     words: Counter[Words] = field(default_factory=Counter)
     confidences: dict[str, list[Floats]] = field(default_factory=dict)
     ranked: bool = False
@@ -107,7 +107,7 @@ class AttributionAnswers:
             self.counts[self._answer(row)] += row["count_all"]
         self._keep(table, confidence)
 
-    def _answer(self, row: dict[str, Any]) -> AttributionAnswer:
+    def _answer(self, row: dict[str, Any]) -> IdentificationAnswer:
         names = self.names
         truth, predicted = (
             names.label(row["generator"]),
@@ -120,7 +120,7 @@ class AttributionAnswers:
         )
         families = list(dict.fromkeys(names.family(name) for name in ranking if name))
         asked = bool(predicted or ranking or row["sure"])
-        return AttributionAnswer(
+        return IdentificationAnswer(
             row["label"],
             truth,
             predicted,
@@ -141,16 +141,16 @@ class AttributionAnswers:
                     self.confidences.setdefault(self.names.label(name), []).append(mine)
 
 
-def answers_of(tables: join.Tables, names: Names) -> AttributionAnswers | None:
+def answers_of(tables: join.Tables, names: Names) -> IdentificationAnswers | None:
     """All of a run's answers; None where no image has one."""
-    found = AttributionAnswers(names)
+    found = IdentificationAnswers(names)
     for table in tables(COLUMNS):
         found.add(table)
     return found if any(one.asked for one in found.counts) else None
 
 
 def identification_of(
-    answers: AttributionAnswers,
+    answers: IdentificationAnswers,
     *,
     rules: protocols.IdentificationRules | None = None,
     missing: int = 0,
@@ -158,7 +158,7 @@ def identification_of(
     """Measure the generators that were named: the scope `identification` and those below it.
 
     Plain metrics are of fakes whose generator the identifier knows (all, if those are not
-    recorded): those of `metrics.attribution`; an image without a name counts as wrong. `top_…` is
+    recorded): those of `metrics.identification`; an image without a name counts as wrong. `top_…` is
     by the rows' rankings, whether a name was given or not. `abstained_known` and
     `abstained_unknown` are the fractions of the images with an answer that is none of the known.
     `reals_named` is the fraction of real images that got the name of a generator.
@@ -244,7 +244,7 @@ def measure_groups(
 
 
 def group_identification(
-    answers: AttributionAnswers, generators: Collection[str], top_k: Sequence[int]
+    answers: IdentificationAnswers, generators: Collection[str], top_k: Sequence[int]
 ) -> dict[str, MetricValue]:
     """Metrics of the fakes of some generators, by their names in the labels: of generators, of
     families, and how often it abstained.
@@ -271,7 +271,7 @@ def group_identification(
 
 
 def _measure_plain(
-    answers: AttributionAnswers, rules: protocols.IdentificationRules, scope: str, title: str
+    answers: IdentificationAnswers, rules: protocols.IdentificationRules, scope: str, title: str
 ) -> tuple[list[IdentificationInfo], list[MetricRow]]:
     names = answers.names
     fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
@@ -306,18 +306,18 @@ class _Level:
 
     def __init__(
         self,
-        counts: Counter[AttributionAnswer],
-        answers: AttributionAnswers,
+        counts: Counter[IdentificationAnswer],
+        answers: IdentificationAnswers,
         known: frozenset[str] | None,
     ) -> None:
         self._counts, self._answers, self.known = counts, answers, known
 
-    def found(self, top_k: Sequence[int]) -> attribution.Attribution:
-        """The figures of `metrics.attribution`, names as keys."""
+    def found(self, top_k: Sequence[int]) -> identification.Identification:
+        """The figures of `metrics.identification`, names as keys."""
         pairs: Counter[tuple[str, str | None]] = Counter()
         for one, n in self._counts.items():
             pairs[one.generator, one.predicted] += n
-        found = attribution.attribution_of_pairs(pairs, known=self.known, top_k=top_k)
+        found = identification.measure_pairs(pairs, known=self.known, top_k=top_k)
         if self._answers.ranked:
             found.figures.update({f"top_{k}": self._among(k) for k in top_k})
         return found
@@ -330,7 +330,7 @@ class _Level:
             _NO_KNOWN,
         )
 
-    def is_known(self, one: AttributionAnswer) -> bool:
+    def is_known(self, one: IdentificationAnswer) -> bool:
         """Whether the identifier could have named the truth."""
         return self.known is None or one.generator in self.known
 
@@ -374,9 +374,11 @@ def _measure_level(
     return info, rows
 
 
-def _by_family(counts: Counter[AttributionAnswer], names: Names) -> Counter[AttributionAnswer]:
+def _by_family(
+    counts: Counter[IdentificationAnswer], names: Names
+) -> Counter[IdentificationAnswer]:
     """The same answers with families for generators."""
-    found: Counter[AttributionAnswer] = Counter()
+    found: Counter[IdentificationAnswer] = Counter()
     for one, n in counts.items():
         predicted = None if one.predicted is None else names.family(one.predicted)
         found[
@@ -387,26 +389,26 @@ def _by_family(counts: Counter[AttributionAnswer], names: Names) -> Counter[Attr
     return found
 
 
-def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> MetricValue:
+def _abstained(counts: Iterable[tuple[IdentificationAnswer, int]], why: str) -> MetricValue:
     asked = [(one, n) for one, n in counts if one.asked]
     return intervals.proportion(
         sum(n for one, n in asked if one.predicted is None), sum(n for _, n in asked), why
     )
 
 
-def _auroc(answers: AttributionAnswers, names: Names) -> MetricValue:
+def _auroc(answers: IdentificationAnswers, names: Names) -> MetricValue:
     """Of the fakes that have a confidence."""
     if not answers.confidences:
-        return attribution.open_set_auroc([], names.classes, None)
+        return identification.open_set_auroc([], names.classes, None)
     truth = [key for key, parts in answers.confidences.items() for _ in range(sum(map(len, parts)))]
-    return attribution.open_set_auroc(
+    return identification.open_set_auroc(
         truth,
         names.classes,
         np.concatenate([part for parts in answers.confidences.values() for part in parts]),
     )
 
 
-def _reals_named(answers: AttributionAnswers) -> MetricValue:
+def _reals_named(answers: IdentificationAnswers) -> MetricValue:
     """The share of reals for which a generator was named."""
     reals = [(one, n) for one, n in answers.counts.items() if one.label == "real"]
     return intervals.proportion(
@@ -416,7 +418,7 @@ def _reals_named(answers: AttributionAnswers) -> MetricValue:
     )
 
 
-def _notes(answers: AttributionAnswers) -> Iterable[str]:
+def _notes(answers: IdentificationAnswers) -> Iterable[str]:
     """What has to be known to read the figures."""
     yield "Names are compared through the index of generators: spellings, aliases and families; another version is another generator."
     if answers.ranked:

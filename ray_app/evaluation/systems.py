@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.attribution.generators import spelling_key
 from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.card import Platt
 from ray_app.ensembles import EnsembleCard, combine, drawn_by_audit, is_calibrated
 from ray_app.errors import TouchstoneError
+from ray_app.identification.generators import spelling_key
 from ray_app.runs import RunDirectory
 
 ENSEMBLE = "ensemble"

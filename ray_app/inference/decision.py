@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.attribution import cards, identifier
-from ray_app.attribution.captions import Caption
 from ray_app.detectors import card_sections
 from ray_app.ensembles import (
     Decisions,
@@ -31,6 +29,8 @@ from ray_app.ensembles import (
     second_looks,
 )
 from ray_app.errors import ConfigError, Status
+from ray_app.identification import cards, identifier
+from ray_app.identification.captions import Caption
 from ray_app.images import ImageFileFacts
 from ray_app.inference import batch
 from ray_app.inference.spec import ScoringSpec

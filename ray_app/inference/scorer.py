@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ray_app.attribution.captions import Caption
 from ray_app.detectors import Preprocessing, compilation, load_detector, shared_backbone
 from ray_app.detectors.detector import BACKBONE, BatchPrediction, Detector
+from ray_app.identification.captions import Caption
 from ray_app.inference import device_batches
 from ray_app.inference.batch import (
     ALONE_US,
@@ -62,7 +62,7 @@ class Describing:
     """
 
     def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:
-        from ray_app.attribution.captioners import load_describing  # torch, for most tiers
+        from ray_app.identification.captioners import load_describing  # torch, for most tiers
 
         assert spec.describer is not None
         self._spec, self._clock = spec, clock

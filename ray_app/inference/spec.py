@@ -13,13 +13,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from ray_app.attribution.cards import DescriberCard, IdentifierCard, load_describer, load_identifier
 from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
 from ray_app.detectors.card import Platt, default_slots
 from ray_app.detectors.card_sections import MEASURED, FactName, Facts
 from ray_app.detectors.cpu import cpu_precision
 from ray_app.ensembles import CalibrationSettings, EnsembleCard
 from ray_app.errors import ConfigError
+from ray_app.identification.cards import (
+    DescriberCard,
+    IdentifierCard,
+    load_describer,
+    load_identifier,
+)
 from ray_app.images import ImageLimits, decoder_name
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.transforms.perturbations import Perturbation

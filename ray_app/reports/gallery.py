@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ray_app.attribution.generators import family_title, title_of
 from ray_app.ensembles.finding import error_rates
+from ray_app.identification.generators import family_title, title_of
 from ray_app.reports import format as wording
 from ray_app.reports.html import jpeg_uri, render, script_hash
 from ray_app.reports.run import NEAREST, WORDS, beginning, generator_in_words

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.attribution.generators import family_title, title_of
 from ray_app.ensembles.card import Thresholds
 from ray_app.ensembles.finding import error_rates
 from ray_app.errors import ConfigError
+from ray_app.identification.generators import family_title, title_of
 from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.reports import charts
 from ray_app.reports import format as wording

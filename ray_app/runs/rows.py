@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_app.attribution.captions import Caption
-from ray_app.attribution.identifier import Identified
 from ray_app.detectors import card_sections
 from ray_app.ensembles import Decisions, Finding, Thresholds, find
 from ray_app.errors import Status, is_of_one_image
+from ray_app.identification.captions import Caption
+from ray_app.identification.identifier import Identified
 from ray_app.images import ImageFileFacts
 from ray_app.inference import BlockResult, DecodeResult
 from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES

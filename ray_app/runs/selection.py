@@ -8,9 +8,9 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.attribution import generators
 from ray_app.config import did_you_mean
 from ray_app.errors import ConfigError
+from ray_app.identification import generators
 from ray_app.runs import directory
 from ray_app.runs.current import current_tables
 from ray_app.runs.schema import FINDING

@@ -36,7 +36,7 @@ from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE, cpu_precision
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.import_path import SAFE_PATH
 from ray_app.inference import ScoringSpec
-from ray_app.serving import attribution, engine
+from ray_app.serving import engine, profiles
 from ray_app.serving.config import Resources, ServeConfig
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, Meter
@@ -295,10 +295,10 @@ class RemoteGroup:
         return answer
 
     async def profile(
-        self, request: attribution.ProfileRequest
-    ) -> attribution.ProfileResponse | ReleaseOffer:
+        self, request: profiles.ProfileRequest
+    ) -> profiles.ProfileResponse | ReleaseOffer:
         """See `engine.GroupHandle`."""
-        response: attribution.ProfileResponse | ReleaseOffer = await _answered(
+        response: profiles.ProfileResponse | ReleaseOffer = await _answered(
             self._handle.profile.remote(request)
         )
         return response

@@ -17,7 +17,7 @@ from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.inference import batch, decoder_pool
 from ray_app.inference.decision import EMBEDDINGS
-from ray_app.serving import attribution, metrics
+from ray_app.serving import metrics, profiles
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, responses, schemas
 from ray_app.serving.release import Release, groups_of, plan_release
@@ -52,8 +52,8 @@ class GroupHandle(Protocol):
         ...
 
     async def profile(
-        self, request: attribution.ProfileRequest
-    ) -> attribution.ProfileResponse | ReleaseOffer:
+        self, request: profiles.ProfileRequest
+    ) -> profiles.ProfileResponse | ReleaseOffer:
         """What its heads and describers say of one image."""
         ...
 
@@ -186,7 +186,7 @@ class EndpointScorer:
         beside: Sequence[str],
         *,
         whole: bool = False,
-    ) -> tuple[Release, str, list[ScoreResponse], attribution.ProfileResponse]:
+    ) -> tuple[Release, str, list[ScoreResponse], profiles.ProfileResponse]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
             generation, chosen = await self._resolved(ensemble, beside)
@@ -246,14 +246,14 @@ class EndpointScorer:
         ensemble: str,
         replies: Sequence[ScoreResponse],
         image: "_PreparedImage",
-    ) -> attribution.ProfileResponse:
+    ) -> profiles.ProfileResponse:
         """What the ensemble's profile says, words only of what it wants words for. Raises as
         `_score_stages`.
         """
-        if not attribution.profile_cards(generation.ensembles[ensemble]):
-            return attribution.ProfileResponse()
+        if not profiles.profile_cards(generation.ensembles[ensemble]):
+            return profiles.ProfileResponse()
         requests = await _profile_requests(generation, ensemble, replies, image)
-        started, profiled = time.perf_counter(), attribution.ProfileResponse()
+        started, profiled = time.perf_counter(), profiles.ProfileResponse()
         for found in await gather_or_cancel(
             self._groups[name].profile(request) for name, request in requests.items()
         ):
@@ -400,21 +400,21 @@ class _PreparedImage:
 
 async def _profile_requests(
     generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: _PreparedImage
-) -> dict[str, attribution.ProfileRequest]:
+) -> dict[str, profiles.ProfileRequest]:
     """The request to every group that has a part of the ensemble's profile; none where there is
     nothing to predict from.
     """
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
     vectors = {name: rows[0] for name, rows in responses.outputs_of(replies).of(EMBEDDINGS).items()}
     requests = {
-        name: attribution.ProfileRequest(fingerprint, ensemble, None, None)
+        name: profiles.ProfileRequest(fingerprint, ensemble, None, None)
         for name, fingerprint in generation.groups.items()
     }
     if spec.identifier is not None:
-        group = attribution.group_of_card(spec.identifier, pools)
+        group = profiles.group_of_card(spec.identifier, pools)
         requests[group] = replace(requests[group], identify=vectors.get(spec.identifier.detector))
     if spec.describer is not None and responses.is_described(spec, replies, image.prepared.facts):
-        group, seen = attribution.group_of_card(spec.describer, pools), spec.describer.preprocessing
+        group, seen = profiles.group_of_card(spec.describer, pools), spec.describer.preprocessing
         found = (
             vectors.get(spec.describer.detector or "")
             if seen is None

@@ -13,8 +13,8 @@ from ray_app.inference import ScoringSpec
 from ray_app.inference.spec import Precision, make_spec
 from ray_app.runs import fingerprint
 from ray_app.scoring.identity import scoring_facts
-from ray_app.serving.attribution import group_of_card, profile_cards, without_profile
 from ray_app.serving.config import ServeConfig
+from ray_app.serving.profiles import group_of_card, profile_cards, without_profile
 
 # the group of all detectors that share one process; one with a process of its own names its group
 SHARED = "detectors"

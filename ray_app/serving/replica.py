@@ -37,7 +37,7 @@ from ray_app.inference import (
 )
 from ray_app.inference.batch import Pixels, Ragged
 from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
-from ray_app.serving import attribution, release
+from ray_app.serving import profiles, release
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.metrics import Meter
 
@@ -99,7 +99,7 @@ class _Loaded:
     decoder: BatchDecoder
     clock: StageClock
     looks: tuple[Preprocessing, ...]
-    profilers: attribution.Profilers
+    profilers: profiles.Profilers
 
 
 class DetectorGroup:
@@ -117,7 +117,7 @@ class DetectorGroup:
             self.score_batch, noted=partial(meter.batch, name)
         )
         self._profiling: Batcher[
-            attribution.ProfileRequest, attribution.ProfileResponse | ReleaseOffer
+            profiles.ProfileRequest, profiles.ProfileResponse | ReleaseOffer
         ] = Batcher(self.profile_batch)
 
     @property
@@ -145,7 +145,7 @@ class DetectorGroup:
         decoder, scorer = open_scorer(
             generation.spec, generation.spec.device, clock, pool=pool, hand_over=True
         )
-        profilers = attribution.Profilers(
+        profilers = profiles.Profilers(
             generation.ensembles, release.groups_of(generation.spec), self.name
         )
         loaded = _Loaded(
@@ -166,8 +166,8 @@ class DetectorGroup:
         return await self._scoring(request)
 
     async def profile(
-        self, request: attribution.ProfileRequest
-    ) -> attribution.ProfileResponse | ReleaseOffer:
+        self, request: profiles.ProfileRequest
+    ) -> profiles.ProfileResponse | ReleaseOffer:
         """What the group's heads and describers say of one image; whatever came while others were
         at work goes together.
         """
@@ -200,8 +200,8 @@ class DetectorGroup:
         return answers
 
     def profile_batch(
-        self, requests: Sequence[attribution.ProfileRequest]
-    ) -> list[attribution.ProfileResponse | ReleaseOffer]:
+        self, requests: Sequence[profiles.ProfileRequest]
+    ) -> list[profiles.ProfileResponse | ReleaseOffer]:
         """One answer per request, in order: generators and words, by the profiles of the ensembles
         that are requested.
         """

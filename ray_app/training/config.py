@@ -234,7 +234,7 @@ class Identify(Frozen):
     the inverse strength of the penalty, for embeddings that are centred and scaled; null = of 1,
     10, … 10,000 the one that folds by group choose. `most`: images per class that are drawn for
     training, null = all. A class of fewer than `fewest` training images is refused, or with `rare:
-    leave-out` is no class. `open_set` and `abstains`: see `attribution.cards.OpenSet`; `abstains:
+    leave-out` is no class. `open_set` and `abstains`: see `identification.cards.OpenSet`; `abstains:
     0` names every image.
     """
 
@@ -253,7 +253,7 @@ class Identify(Frozen):
 
 
 class Describe(Frozen):
-    """Which of the tiers is made (see `attribution.cards.DescriberCard`), of what size, and how it
+    """Which of the tiers is made (see `identification.cards.DescriberCard`), of what size, and how it
     searches.
 
     `retrieval` keeps the embeddings of the training images with their prompts; `prefix` learns from

@@ -21,13 +21,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import yaml
 
-from ray_app.attribution.captioners import HEADER
-from ray_app.attribution.captions import Caption, Describer, index_tensors
-from ray_app.attribution.cards import DescriberCard, load_describer
 from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import DetectorError
+from ray_app.identification.captioners import HEADER
+from ray_app.identification.captions import Caption, Describer, index_tensors
+from ray_app.identification.cards import DescriberCard, load_describer
 from ray_app.metrics import intervals, values
 from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
 from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
@@ -169,7 +169,7 @@ def _asked(
     """What the describer in FOLDER says of each split but the training one; its files go to the run
     where it is the result.
     """
-    from ray_app.attribution.captioners import load_describing
+    from ray_app.identification.captioners import load_describing
 
     describer = load_describing(card, device=job.layout.judging_device)
     for name in (WEIGHTS, CARD) if is_result else ():

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.attribution.generators import find_generator, spelling_key
-from ray_app.attribution.identifier import unit
 from ray_app.errors import ConfigError
+from ray_app.identification.generators import find_generator, spelling_key
+from ray_app.identification.identifier import unit
 from ray_app.training.config import Identify
 
 Floats = npt.NDArray[np.float32]

@@ -20,16 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.attribution.cards import IdentifierCard, OpenSet, load_identifier
-from ray_app.attribution.identifier import Identified, Identifier
 from ray_app.datasets.splits import Splits
 from ray_app.detectors.card import DetectorCard, PublishedFigure, Weights
 from ray_app.detectors.card_sections import TrainingData
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError
+from ray_app.identification.cards import IdentifierCard, OpenSet, load_identifier
+from ray_app.identification.identifier import Identified, Identifier
 from ray_app.metrics import calibration, intervals, values
-from ray_app.metrics.attribution import attribution_of, open_set_auroc
-from ray_app.reports.attribution import IdentifierTraining, NamedSplit, render_identifier_report
+from ray_app.metrics.identification import measure_identification, open_set_auroc
+from ray_app.reports.identification import IdentifierTraining, NamedSplit, render_identifier_report
 from ray_app.storage import Store
 from ray_app.training import embeddings, export, file_notes, run_directory
 from ray_app.training import identifier as fitting
@@ -217,7 +217,7 @@ def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
     unknown = ~known & ~real
     best, named = classes[predicted.ranking[:, 0]], predicted.codes >= 0
     right = best == names
-    forced = attribution_of(
+    forced = measure_identification(
         best[known].tolist(),
         names[known].tolist(),
         rankings=classes[predicted.ranking[known]].tolist(),
@@ -267,7 +267,7 @@ def _of_families(
             for name in ("family_accuracy", "family_macro_f1")
         }
     family = dict(zip(predicted.classes, predicted.families, strict=True))
-    found = attribution_of(
+    found = measure_identification(
         [family[name] for name in best], [family[name] for name in truth]
     ).figures
     return {"family_accuracy": found["accuracy"], "family_macro_f1": found["macro_f1"]}

@@ -38,7 +38,7 @@ from ray_app.detectors import (
 from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.inference.spec import precision_on
-from ray_app.reports import attribution
+from ray_app.reports import identification
 from ray_app.reports.training import training_lines
 from ray_app.storage import Guard, Lease, Store, local_path, with_s3_settings
 from ray_app.storage.node_budget import usable_cores
@@ -288,15 +288,15 @@ class Trained(NamedTuple):
         method = self.facts.get("method", "")
         if self.is_plan:
             plan_by_method = {
-                "identify": attribution.identifier_plan_lines,
-                "describe": attribution.describer_plan_lines,
+                "identify": identification.identifier_plan_lines,
+                "describe": identification.describer_plan_lines,
             }
             lines = plan_by_method.get(method, plan_lines)(self.facts)
             sources = source_lines(self.facts["sources"], one_class=method in PROFILING)
             return [*lines, *sources]
         by_method = {
-            "identify": attribution.identifier_lines,
-            "describe": attribution.describer_lines,
+            "identify": identification.identifier_lines,
+            "describe": identification.describer_lines,
         }
         lines = by_method.get(method, training_lines)(self.facts)
         pushed = [f"pushed to {self.facts['pushed']}"] if "pushed" in self.facts else []

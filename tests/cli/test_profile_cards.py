@@ -7,7 +7,7 @@ import yaml
 
 from ray_app.cli.main import main
 from ray_app.config import named_configs
-from tests.attribution.made import make_identifier
+from tests.identification.made import make_identifier
 
 FACTS = {"width": 3}
 

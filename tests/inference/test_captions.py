@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.attribution.captioners import load_describing
-from ray_app.attribution.identifier import Identifier
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import Thresholds, ensemble_of
 from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
+from ray_app.identification.captioners import load_describing
+from ray_app.identification.identifier import Identifier
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
 from ray_app.inference.decision import DetectorOutputs, require_embeddings
 from ray_app.inference.ensemble import load_ensemble
 from ray_app.transforms.perturbations import load_perturbations
-from tests.attribution.made import make_identifier, make_retrieval
-from tests.attribution.tiny_speakers import card_of
+from tests.identification.made import make_identifier, make_retrieval
+from tests.identification.tiny_speakers import card_of
 from tests.images import factory
 from tests.inference.batches import read, rows_of
 from tests.inference.two_detectors import write_two

@@ -8,11 +8,6 @@ from pathlib import Path
 
 from ray_app.metrics.table import MetricsTable
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.reports.attribution import (
-    identifier_lines,
-    identifier_plan_lines,
-    render_identifier_report,
-)
 from ray_app.reports.check import check_lines, render_check
 from ray_app.reports.compare import comparison_lines
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
@@ -23,6 +18,11 @@ from ray_app.reports.evaluation.result import (
     SystemInfo,
 )
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
+from ray_app.reports.identification import (
+    identifier_lines,
+    identifier_plan_lines,
+    render_identifier_report,
+)
 from ray_app.reports.training import render_training_report, training_lines
 from ray_app.runs.document import EnsembleSummary
 from tests.reports.check_example import FACTS, check_row

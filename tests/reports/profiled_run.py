@@ -10,18 +10,18 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ray_app.attribution.identifier import energy
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import Thresholds, ensemble_of
 from ray_app.ensembles.card import EnsembleProfile
+from ray_app.identification.identifier import energy
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from tests.attribution.made import make_identifier, make_retrieval
+from tests.identification.made import make_identifier, make_retrieval
 from tests.images.factory import photo
 from tests.scoring.stages import without_ray
 

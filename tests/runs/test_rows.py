@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from ray_app.archives import read_block, read_blocks
-from ray_app.attribution.captions import Caption
 from ray_app.errors import ClusterError, Status
+from ray_app.identification.captions import Caption
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge
 from ray_app.inference.decision import MASKS, SCORES, OutputKey

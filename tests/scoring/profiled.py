@@ -6,11 +6,11 @@ import numpy as np
 import yaml
 
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.attribution.cards import load_describer
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
-from tests.attribution.made import make_identifier, make_retrieval
-from tests.attribution.tiny_speakers import card_of
+from ray_app.identification.cards import load_describer
+from tests.identification.made import make_identifier, make_retrieval
+from tests.identification.tiny_speakers import card_of
 from tests.scoring.eight import small_cards
 
 CLASSES = ("sd-1.5", "sdxl", "midjourney-6", "flux.1-dev")

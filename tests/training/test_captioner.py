@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ray_app.attribution.captioners import body_state, load_describing
-from ray_app.attribution.cards import load_describer
 from ray_app.errors import ConfigError, DetectorError
+from ray_app.identification.captioners import body_state, load_describing
+from ray_app.identification.cards import load_describer
 from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.training.captioner import CaptionLearner, caption_network, decoder_inputs, make_plan
 from ray_app.training.config import Recipe
@@ -24,7 +24,7 @@ from ray_app.training.describe import (
     write_index,
     write_network,
 )
-from tests.attribution.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
+from tests.identification.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
 
 PROMPTS = [
     "a red circle on the left",

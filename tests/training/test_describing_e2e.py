@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app.attribution.captioners import load_describing
-from ray_app.attribution.cards import load_describer
+from ray_app.identification.captioners import load_describing
+from ray_app.identification.cards import load_describer
 from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.embeddings import kept_embeddings

@@ -10,10 +10,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ray_app.attribution.cards import load_identifier
-from ray_app.attribution.identifier import Identifier, softmax
 from ray_app.detectors import load_card
 from ray_app.errors import ConfigError
+from ray_app.identification.cards import load_identifier
+from ray_app.identification.identifier import Identifier, softmax
 from ray_app.training.config import Identify
 from ray_app.training.identifier import fit, named, threshold
 from ray_app.training.identify import CARD, LabelledEmbeddings, make_identifier

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_app.attribution.cards import load_identifier
-from ray_app.attribution.identifier import Identifier
 from ray_app.detectors import load_detector
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.errors import ConfigError
-from ray_app.reports.attribution import identifier_lines, identifier_plan_lines
+from ray_app.identification.cards import load_identifier
+from ray_app.identification.identifier import Identifier
+from ray_app.reports.identification import identifier_lines, identifier_plan_lines
 from ray_app.training.run import train
 from ray_app.training.run_directory import recipe_of
 from tests.simulation.makers import MAKERS, build_made_set

@@ -10,12 +10,12 @@ from fnmatch import fnmatchcase
 import pytest
 import yaml
 
-from ray_app.attribution.cards import load_describer, load_identifier
 from ray_app.cli.main import main
 from ray_app.config import load_yaml, named_configs, read_mapping
 from ray_app.datasets import DatasetSource, index_source, survey
 from ray_app.detectors import load_card
 from ray_app.errors import ConfigError
+from ray_app.identification.cards import load_describer, load_identifier
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.plan import source_lines

@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_app.attribution.generators import find_generator
 from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen, Placed, find_config, load_yaml, named_configs
 from ray_app.detectors.licences import (
@@ -21,6 +20,7 @@ from ray_app.detectors.licences import (
     remember_licence,
 )
 from ray_app.errors import ConfigError, DetectorError
+from ray_app.identification.generators import find_generator
 from ray_app.images import ImageLimits
 from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
 

@@ -9,11 +9,11 @@ from typing import cast
 
 import numpy as np
 
-from ray_app.attribution.generators import family_title, title_of
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles import error_rates, is_calibrated
 from ray_app.ensembles.decision import calibrate, doubt, sigmoid
 from ray_app.errors import InputError, Status
+from ray_app.identification.generators import family_title, title_of
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, batch, judge, remarks_on
@@ -27,7 +27,7 @@ from ray_app.inference.decision import (
 )
 from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
 from ray_app.runs.artifacts import mask_area, mask_png
-from ray_app.serving import attribution, release, replica
+from ray_app.serving import profiles, release, replica
 from ray_app.serving.http import errors, schemas
 
 NOT_REQUESTED = "not used: the image needed no second look"
@@ -50,7 +50,7 @@ def scored_answer(
     masks: bool,
     timings: schemas.Timings,
     request_id: str,
-    profiled: attribution.ProfileResponse | None = None,
+    profiled: profiles.ProfileResponse | None = None,
 ) -> schemas.ImageAnswer:
     """The ensemble's decision and what each detector gave; those that the ensemble does not have
     are beside it.
@@ -91,8 +91,8 @@ def scored_answer(
         score=finite(decisions.score[0]),
         scores={key: answer.score for key, answer in detectors.items()},
         detectors=detectors,
-        profile=_profile(profiled or attribution.ProfileResponse())
-        if attribution.profile_cards(spec)
+        profile=_profile(profiled or profiles.ProfileResponse())
+        if profiles.profile_cards(spec)
         else None,
         sha256=facts.sha256,
         image=facts_answer(facts, size_bytes, provenance),
@@ -242,7 +242,7 @@ def is_described(
     )
 
 
-def _profile(profiled: attribution.ProfileResponse) -> schemas.Profile:
+def _profile(profiled: profiles.ProfileResponse) -> schemas.Profile:
     """The profile as the API words it; a name of nobody's where the image is like no known
     generator.
     """

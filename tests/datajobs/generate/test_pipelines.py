@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_app.attribution.generators import find_generator, generator_index
 from ray_app.config import named_configs
 from ray_app.datajobs.generate import load_pipeline_card
 from ray_app.datajobs.generate.config import FileEncoding
 from ray_app.datajobs.generate.pipelines import Picture, pipeline_class
 from ray_app.datajobs.generate.requests import ImageRequest, Prompt, make_requests
+from ray_app.identification.generators import find_generator, generator_index
 from tests.datajobs.generate.cards import loaded, write_card
 
 PROMPTS = [

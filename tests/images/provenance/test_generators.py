@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ray_app.attribution.generators import generator_index, spelling_key
+from ray_app.identification.generators import generator_index, spelling_key
 from ray_app.images.provenance.generators import read_generator
 from tests.images import factory
 from tests.images.provenance.files import png_with, said, user_comment, with_xmp, xmp

@@ -9,7 +9,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from ray_app.metrics.attribution import attribution_of, attribution_of_pairs, open_set_auroc
+from ray_app.metrics.identification import measure_identification, measure_pairs, open_set_auroc
 
 NAMES = ["dalle", "flux", "mj", "sd", "sdxl"]
 
@@ -32,7 +32,7 @@ def drawn(seed, n=200, missing=0.1):
 @pytest.mark.parametrize("seed", range(2))
 def test_figures_are_scikit_learn_s(seed):
     predicted, truth = drawn(seed)
-    found = attribution_of(predicted, truth)
+    found = measure_identification(predicted, truth)
     said = ["(none)" if name is None else name for name in predicted]
     labels = sorted(set(truth))
     assert found.figures["accuracy"].value == pytest.approx(accuracy_score(truth, said), abs=1e-9)
@@ -70,7 +70,7 @@ def test_top_k_is_scikit_learn_s():
     scores = rng.random((60, len(NAMES)))
     codes = rng.integers(0, len(NAMES), 60)
     rankings = [[NAMES[place] for place in np.argsort(-row)] for row in scores]
-    found = attribution_of(
+    found = measure_identification(
         [ranking[0] for ranking in rankings], [NAMES[code] for code in codes], rankings=rankings
     )
     assert found.figures["top_5"].value == 1  # there are no more names
@@ -82,12 +82,13 @@ def test_top_k_is_scikit_learn_s():
 
 def test_images_of_unknown_generators_stay_out_of_accuracy():
     pairs = {("sd", "sd"): 1, ("new", "sd"): 1, ("new", None): 1, ("sd", "mj"): 1}
-    found = attribution_of_pairs(pairs, known={"sd", "mj"})
+    found = measure_pairs(pairs, known={"sd", "mj"})
     assert (found.figures["accuracy"].value, found.figures["accuracy"].n) == (0.5, 2)
     assert (found.figures["unknown_named"].value, found.figures["unknown_named"].n) == (0.5, 2)
     assert [row["name"] for row in found.classes] == ["sd"]
     assert (
-        attribution_of(["sd"], ["sd"]).figures["unknown_named"].why == "no list of known generators"
+        measure_identification(["sd"], ["sd"]).figures["unknown_named"].why
+        == "no list of known generators"
     )
 
 
@@ -103,12 +104,12 @@ def test_the_open_set_auroc_is_scikit_learn_s_with_ties():
 
 
 def test_what_is_not_defined_says_why():
-    empty = attribution_of([], [])
+    empty = measure_identification([], [])
     assert {
         name: empty.figures[name].why for name in ("accuracy", "macro_f1", "weighted_f1")
     } == dict.fromkeys(("accuracy", "macro_f1", "weighted_f1"), "no image of a known generator")
     assert (empty.classes, empty.pairs) == ([], [])
-    found = attribution_of([None, "mj"], ["sd", "sd"])
+    found = measure_identification([None, "mj"], ["sd", "sd"])
     assert (found.figures["macro_f1"].value, found.figures["top_1"]) == (
         0,
         found.figures["accuracy"],
@@ -123,7 +124,7 @@ def test_what_is_not_defined_says_why():
         open_set_auroc(["sd"], {"sd"}, None).why == "no confidence beside the predicted generators"
     )
     with pytest.raises(ValueError, match="1 predicted names for 2"):
-        attribution_of(["sd"], ["sd", "mj"])
+        measure_identification(["sd"], ["sd", "mj"])
     with pytest.raises(ValueError, match="not finite"):
         open_set_auroc(["sd", "new"], {"sd"}, [np.nan, 1])
 
@@ -131,6 +132,6 @@ def test_what_is_not_defined_says_why():
 def test_intervals_do_not_hang_on_the_order_of_rows():
     predicted, truth = drawn(3)
     assert (
-        attribution_of(predicted, truth).figures
-        == attribution_of(predicted[::-1], truth[::-1]).figures
+        measure_identification(predicted, truth).figures
+        == measure_identification(predicted[::-1], truth[::-1]).figures
     )

@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from ray_app.attribution.generators import family_of
 from ray_app.config import Frozen, Placed, find_config, load_yaml, named_configs, read_mapping
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.card import PublishedFigure, Weights
 from ray_app.detectors.card_sections import TrainingData
 from ray_app.detectors.weights import WeightSet, digest_of, resolve_part
 from ray_app.errors import ConfigError
+from ray_app.identification.generators import family_of
 
 # Of a card, what decides no name and no word: texts, files (their hashes stand for them), and what
 # the plan reckons with.

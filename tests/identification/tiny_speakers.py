@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ray_app.attribution.captioners import (
+from ray_app.identification.captioners import (
     HEADER,
     DialogueNet,
     body_state,
@@ -17,7 +17,7 @@ from ray_app.attribution.captioners import (
     build_prefix,
     train_words,
 )
-from ray_app.attribution.cards import DescriberCard, load_describer
+from ray_app.identification.cards import DescriberCard, load_describer
 
 PROMPTS = [
     "a red circle on the left",

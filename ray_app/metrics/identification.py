@@ -1,4 +1,4 @@
-"""Generator attribution: accuracy, F1, confusions and top-k (`attribution_of`), and the open-set
+"""Generator identification: accuracy, F1, confusions and top-k (`measure_identification`), and the open-set
 AUROC (`open_set_auroc`).
 
 None in place of a name: none was given.
@@ -35,8 +35,8 @@ _MOST_PAIRS = 50  # confusions listed; those after them are in the classes' own 
 
 
 @dataclass(frozen=True)
-class Attribution:
-    """`figures` by name, see `attribution_of`. `classes`: per true name, most frequent first, n,
+class Identification:
+    """`figures` by name, see `measure_identification`. `classes`: per true name, most frequent first, n,
     how often it was predicted, precision, recall and F1. `pairs`: (true, predicted, n) of wrong
     answers, most frequent first, at most 50.
     """
@@ -46,14 +46,14 @@ class Attribution:
     pairs: list[tuple[str, str | None, int]]
 
 
-def attribution_of(
+def measure_identification(
     predicted: Sequence[str | None],
     truth: Sequence[str],
     *,
     rankings: Sequence[Sequence[str]] | None = None,
-) -> Attribution:
+) -> Identification:
     """The figures of names (n,) against the true ones (n,), all of which are known: those of
-    `attribution_of_pairs`.
+    `measure_pairs`.
 
     With `rankings` (best first) also, for each k of `TOP`, the share of images whose true name is
     among the first k; only for k = 1 does the predicted name serve without. Raises ValueError for
@@ -61,7 +61,7 @@ def attribution_of(
     """
     if len(predicted) != len(truth) or (rankings is not None and len(rankings) != len(truth)):
         raise ValueError(f"{len(predicted)} predicted names for {len(truth)} images")
-    found = attribution_of_pairs(Counter(zip(truth, predicted, strict=True)))
+    found = measure_pairs(Counter(zip(truth, predicted, strict=True)))
     if rankings is None:
         return found
     among = {
@@ -75,9 +75,9 @@ def attribution_of(
     )
 
 
-def attribution_of_pairs(
+def measure_pairs(
     pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP
-) -> Attribution:
+) -> Identification:
     """Accuracy and `AVERAGES` over the images of `known` names (None: all are), and what became of
     the others.
 
@@ -107,7 +107,7 @@ def attribution_of_pairs(
         ((truth, name, n) for (truth, name), n in pairs.items() if truth != name),
         key=lambda one: (-one[2], one[0], one[1] or ""),
     )
-    return Attribution(figures, counts.classes(), wrong[:_MOST_PAIRS])
+    return Identification(figures, counts.classes(), wrong[:_MOST_PAIRS])
 
 
 def open_set_auroc(

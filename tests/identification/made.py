@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from safetensors.numpy import save_file
 
-from ray_app.attribution.captions import index_tensors
+from ray_app.identification.captions import index_tensors
 
 
 def make_retrieval(folder, vectors, prompts, detector, embedding, **changes) -> Path:

@@ -11,9 +11,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.attribution.cards import IdentifierCard
 from ray_app.detectors.weights import read_arrays, resolve_part
 from ray_app.errors import DetectorError
+from ray_app.identification.cards import IdentifierCard
 
 RANKED = 5  # names that a row keeps, best first
 Floats = npt.NDArray[np.float32]

@@ -1,7 +1,7 @@
 """What words an image may have been made from (`Caption`, `Describer`), and the cheapest means to
 find some: `Retrieval`. Plain numpy.
 
-The tiers with a network are in `ray_app.attribution.captioners`, which also loads a describer of
+The tiers with a network are in `ray_app.identification.captioners`, which also loads a describer of
 any tier.
 """
 
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.attribution.cards import DescriberCard
-from ray_app.attribution.identifier import Floats, unit
 from ray_app.detectors.weights import read_arrays, resolve_part
 from ray_app.errors import DetectorError
+from ray_app.identification.cards import DescriberCard
+from ray_app.identification.identifier import Floats, unit
 
 # rows of one product, always as many: the same row has the same product whatever it came with
 _AT_ONCE = 16

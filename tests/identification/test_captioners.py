@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ray_app.attribution.captioners import (
+from ray_app.config import named_configs
+from ray_app.detectors.detector import Normalise
+from ray_app.errors import DetectorError
+from ray_app.identification.captioners import (
     build_captioner,
     load_body,
     load_describing,
     question_tokens,
 )
-from ray_app.attribution.cards import load_describer
-from ray_app.config import named_configs
-from ray_app.detectors.detector import Normalise
-from ray_app.errors import DetectorError
-from tests.attribution.tiny_speakers import (
+from ray_app.identification.cards import load_describer
+from tests.identification.tiny_speakers import (
     ARCHITECTURES,
     SIDE,
     WIDTH,

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.attribution.captions import Caption, Describer
-from ray_app.attribution.cards import DescriberCard, IdentifierCard
-from ray_app.attribution.identifier import Identified, Identifier
+from ray_app.identification.captions import Caption, Describer
+from ray_app.identification.cards import DescriberCard, IdentifierCard
+from ray_app.identification.identifier import Identified, Identifier
 from ray_app.inference import ScoringSpec, batch
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Profilers:
     def __init__(
         self, ensembles: Mapping[str, ScoringSpec], groups: Mapping[str, Sequence[str]], group: str
     ) -> None:
-        from ray_app.attribution.captioners import load_describing
+        from ray_app.identification.captioners import load_describing
         from ray_app.inference.decision import require_embeddings
 
         self._identifiers: dict[str, Identifier] = {}

@@ -5,10 +5,10 @@ import pytest
 import scipy.special
 import torch
 
-from ray_app.attribution.cards import load_identifier
-from ray_app.attribution.identifier import Identifier, energy, mahalanobis, softmax
 from ray_app.errors import DetectorError
-from tests.attribution.made import make_head
+from ray_app.identification.cards import load_identifier
+from ray_app.identification.identifier import Identifier, energy, mahalanobis, softmax
+from tests.identification.made import make_head
 
 CLASSES = ("sd-1.5", "sd-1.4", "sdxl", "midjourney-6", "glide", "my-own")
 WIDTH = 16

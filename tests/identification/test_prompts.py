@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.attribution.prompts import cleaned, normalised_prompt
+from ray_app.identification.prompts import cleaned, normalised_prompt
 
 
 @pytest.mark.parametrize(

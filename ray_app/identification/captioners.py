@@ -28,13 +28,13 @@ import tokenizers
 import torch
 from torch import nn
 
-from ray_app.attribution.captions import Caption, Describer, Retrieval, in_batches, of_embeddings
-from ray_app.attribution.cards import DescriberCard
 from ray_app.detectors.checkpoint_formats import unreadable
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import forbid_tf32
 from ray_app.detectors.weights import load_strictly, read_state_dict, resolve_part
 from ray_app.errors import DetectorError
+from ray_app.identification.captions import Caption, Describer, Retrieval, in_batches, of_embeddings
+from ray_app.identification.cards import DescriberCard
 
 HEADER = "tokenizer"  # of the weights, in which those that were trained here keep theirs
 # of a tokenizer that was trained here; texts also begin with the end

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from ray_app.attribution.generators import (
+from ray_app.evaluation.dflip import FAMILIES
+from ray_app.identification.generators import (
     GeneratorIndex,
     ResolvedGenerator,
     family_of,
@@ -13,7 +14,6 @@ from ray_app.attribution.generators import (
     matches,
     title_of,
 )
-from ray_app.evaluation.dflip import FAMILIES
 
 DFLIP_V2 = [
     "aura_flow", "chroma", "flux.1_d", "flux.1_s", "flux2-dev", "gpt-image-1", "hidream", "hunyuan", "illustrious",

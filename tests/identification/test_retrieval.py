@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ray_app.attribution.captioners import load_describing
-from ray_app.attribution.cards import load_describer
 from ray_app.errors import DetectorError
-from tests.attribution.made import make_retrieval
+from ray_app.identification.captioners import load_describing
+from ray_app.identification.cards import load_describer
+from tests.identification.made import make_retrieval
 
 WIDTH = 24
 PROMPTS = [f"a häuschen number {number}, ☃" for number in range(299)] + [""]
