@@ -1,8 +1,8 @@
-"""What words an image may have been made from (`Caption`, `Describer`), and the cheapest means to
-find some: `Retrieval`. Plain numpy.
+"""Predicted prompts (`Caption`), what predicts them (`Describer`), and the describer without a network
+(`Retrieval`). Plain numpy.
 
-The tiers with a network are in `ray_app.identification.captioners`, which also loads a describer of
-any tier.
+Describers with a network are in `ray_app.identification.captioners`, which also loads a describer
+of any tier.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +16,21 @@ from ray_app.errors import DetectorError
 from ray_app.identification.cards import DescriberCard
 from ray_app.identification.identifier import Floats, unit
 
-# rows of one product, always as many: the same row has the same product whatever it came with
-_AT_ONCE = 16
-# neighbours that are compared again in float64, since rounding must not choose between twins
+# Always as many rows in one product, so that the product of a row never depends on its batch.
+_BATCH = 16
+# Neighbours that are compared again in float64, since rounding must not choose between twins.
 _CLOSE = 8
-_UNIT_TOLERANCE = 1e-2  # of a row that was kept in half precision
+_UNIT_TOLERANCE = 1e-2  # For rows in half precision.
 
 
 class Caption(NamedTuple):
-    """The words that an image may have been made from. `likelihood`: how much its model believes in
-    them: the mean log-probability of a token (at most 0) where words were generated, the cosine to
-    the nearest embedding where they were found; never NaN or infinite, but None where there was
-    nothing to say words of, or where the model gave no number.
+    """A predicted prompt.
+
+    Attributes:
+        text: The prompt.
+        likelihood: The mean log-probability of a token (at most 0) if the text was generated, the
+            cosine to the nearest embedding if it was looked up. Always finite. None if there is no
+            text or the model gave no number.
     """
 
     text: str
@@ -35,21 +38,24 @@ class Caption(NamedTuple):
 
 
 NOTHING = Caption("", None)
-"""The caption of an image that left no embedding."""
+"""The caption of an image without an embedding."""
 
 
 class Describer(Protocol):
-    """What predicts prompts, loaded and ready."""
+    """A loaded predictor of prompts."""
 
     @property
     def card(self) -> DescriberCard:
-        """Which it is."""
+        """Its card."""
         ...
 
-    def describe(self, given: npt.NDArray[Any]) -> Sequence[Caption]:
-        """One per row of `given`: embeddings (n, d) float32 where the card names a detector, else
-        pixels (n, H, W, 3) uint8 as its preprocessing prepares them. The same for an image whatever
-        it was batched with; NOTHING of a row of NaN.
+    def describe(self, images: npt.NDArray[Any]) -> Sequence[Caption]:
+        """Predict the prompt of each image, which never depends on the other images.
+
+        Args:
+            images: Embeddings (n, d) float32 if the card names a detector, with NaN for an image
+                without one. Otherwise pixels (n, H, W, 3) uint8 as the card's preprocessing
+                prepares them.
         """
         ...
 
@@ -57,104 +63,121 @@ class Describer(Protocol):
 DescribeBatch = Callable[[npt.NDArray[Any]], Sequence[Caption]]
 
 
-def in_batches(given: npt.NDArray[Any], slots: int, describe: DescribeBatch) -> list[Caption]:
-    """What `describe` says of (n, …) in batches of exactly `slots` rows; the last is filled up with
-    zeros.
-    """
+def describe_in_batches(
+    images: npt.NDArray[Any], batch: int, describe: DescribeBatch
+) -> list[Caption]:
+    """Call `describe` with batches of exactly `batch` images, the last one padded with zeros."""
     captions: list[Caption] = []
-    for start in range(0, len(given), slots):
-        part = given[start : start + slots]
-        full = np.zeros((slots, *given.shape[1:]), given.dtype)
-        full[: len(part)] = part
-        captions += describe(full)[: len(part)]
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        padded = np.zeros((batch, *images.shape[1:]), images.dtype)
+        padded[: len(part)] = part
+        captions += describe(padded)[: len(part)]
     return captions
 
 
-def of_embeddings(
-    card: DescriberCard, given: npt.NDArray[Any], width: int, slots: int, describe: DescribeBatch
+def describe_embeddings(
+    card: DescriberCard,
+    embeddings: npt.NDArray[Any],
+    width: int,
+    batch: int,
+    describe: DescribeBatch,
 ) -> list[Caption]:
-    """What `describe` says of embeddings (n, width), in batches of `slots`; NOTHING of rows of NaN.
+    """Call `describe` with batches of embeddings. Rows of NaN have the caption NOTHING.
 
-    Raises DetectorError for another width.
+    Args:
+        card: The describer, for errors.
+        embeddings: One row for each image.
+        width: Numbers that the describer reads of each image.
+        batch: Rows of a batch.
+        describe: Returns the captions of a batch.
+
+    Raises:
+        DetectorError: The embeddings have another width.
     """
-    if given.ndim != 2 or given.shape[1] != width:
+    if embeddings.ndim != 2 or embeddings.shape[1] != width:
         raise DetectorError(
-            f"{card.name}: embeddings of shape {given.shape}, it reads {width} numbers per image"
+            f"{card.name}: embeddings of shape {embeddings.shape}, it reads {width} numbers per image"
         )
-    there = np.isfinite(given).all(axis=1)
-    captions = in_batches(np.where(there[:, None], given, 0).astype(np.float32), slots, describe)
-    return [one if known else NOTHING for one, known in zip(captions, there, strict=True)]
+    is_finite = np.isfinite(embeddings).all(axis=1)
+    finite = np.where(is_finite[:, None], embeddings, 0).astype(np.float32)
+    captions = describe_in_batches(finite, batch, describe)
+    return [
+        caption if is_known else NOTHING
+        for caption, is_known in zip(captions, is_finite, strict=True)
+    ]
 
 
 class Retrieval:
-    """The tier `retrieval`: the prompt of the nearest embedding in an index, by cosine, as
-    CLIP-retrieval and the CLIP Interrogator do.
+    """The prompt of the nearest embedding in an index, by cosine, as CLIP-retrieval and the CLIP
+    Interrogator do.
 
-    Raises DetectorError where its file is missing or is no index.
+    Raises:
+        DetectorError: The card's file is missing or is not an index.
     """
 
     def __init__(self, card: DescriberCard) -> None:
         self.card = card
         path = resolve_part(card.parts[0])
         tensors = read_arrays(path)
-        if why := _fault(tensors):
-            raise DetectorError(f"{card.name}: {path}: no index of prompts: {why}")
+        if fault := _find_fault(tensors):
+            raise DetectorError(f"{card.name}: {path}: not an index of prompts: {fault}")
         self._vectors: Floats = np.ascontiguousarray(tensors["embeddings"], np.float32)
-        prompts: bytes = tensors["prompts"].tobytes()
-        self._bytes, self._ends = prompts, tensors["ends"].astype(np.int64)
+        self._prompts: bytes = tensors["prompts"].tobytes()
+        self._stops = tensors["ends"].astype(np.int64)
 
-    def describe(self, given: npt.NDArray[Any]) -> Sequence[Caption]:
-        """(n, d) float32 → the prompt of each row's nearest neighbour, the first of equals, and
-        their cosine; see `of_embeddings`.
+    def describe(self, images: npt.NDArray[Any]) -> Sequence[Caption]:
+        """Return the prompt of the nearest neighbour of each embedding, the first of equals, and
+        their cosine.
         """
-        return of_embeddings(self.card, given, self._vectors.shape[1], _AT_ONCE, self._nearest)
-
-    def _nearest(self, given: npt.NDArray[Any]) -> Sequence[Caption]:
-        rows = unit(given)
-        close = min(_CLOSE, len(self._ends))
-        nearest = np.argpartition(-(rows @ self._vectors.T), close - 1, axis=1)[:, :close]
-        return [self._best(row, np.sort(places)) for row, places in zip(rows, nearest, strict=True)]
-
-    def _best(self, row: Floats, places: npt.NDArray[np.intp]) -> Caption:
-        exact = self._vectors[places].astype(np.float64) @ row.astype(np.float64)
-        best = int(exact.argmax())
-        return Caption(
-            self._prompt(int(places[best])),
-            float(np.clip(exact[best], -1, 1)) if np.isfinite(exact[best]) else None,
+        return describe_embeddings(
+            self.card, images, self._vectors.shape[1], _BATCH, self._describe_batch
         )
 
-    def _prompt(self, place: int) -> str:
-        start = int(self._ends[place - 1]) if place else 0
-        return self._bytes[start : int(self._ends[place])].decode(errors="replace")
+    def _describe_batch(self, embeddings: npt.NDArray[Any]) -> Sequence[Caption]:
+        rows = unit(embeddings)
+        close = min(_CLOSE, len(self._stops))
+        nearest = np.argpartition(-(rows @ self._vectors.T), close - 1, axis=1)[:, :close]
+        return [
+            self._describe_row(row, np.sort(neighbours))
+            for row, neighbours in zip(rows, nearest, strict=True)
+        ]
+
+    def _describe_row(self, row: Floats, neighbours: npt.NDArray[np.intp]) -> Caption:
+        cosines = self._vectors[neighbours].astype(np.float64) @ row.astype(np.float64)
+        best = int(cosines.argmax())
+        nearest = int(neighbours[best])
+        start = int(self._stops[nearest - 1]) if nearest else 0
+        prompt = self._prompts[start : int(self._stops[nearest])].decode(errors="replace")
+        is_finite = np.isfinite(cosines[best])
+        return Caption(prompt, float(np.clip(cosines[best], -1, 1)) if is_finite else None)
 
 
 def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a retrieval's file: `vectors` (n, d), of any length above zero, and the prompt
-    of each.
+    """Return the tensors of an index's file, from vectors (n, d) of any length above zero and their
+    prompts.
     """
     encoded = [prompt.encode() for prompt in prompts]
     if len(encoded) != len(vectors) or not encoded:
-        raise ValueError(f"{len(vectors)} vectors, {len(encoded)} prompts")
+        raise ValueError(
+            f"vectors and prompts must be as many, got {len(vectors)} and {len(encoded)}"
+        )
     return {
         "embeddings": unit(np.asarray(vectors, np.float32)),
         "prompts": np.frombuffer(b"".join(encoded), np.uint8).copy(),
-        "ends": np.cumsum([len(one) for one in encoded], dtype=np.int64),
+        "ends": np.cumsum([len(prompt) for prompt in encoded], dtype=np.int64),
     }
 
 
-def _fault(tensors: Mapping[str, npt.NDArray[Any]]) -> str | None:
-    """Why these tensors are no index; None where they are one."""
+def _find_fault(tensors: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """Return why these tensors are not an index; None if they are."""
     if missing := {"embeddings", "prompts", "ends"} - set(tensors):
         return f"it lacks {', '.join(sorted(missing))}"
-    vectors, ends = tensors["embeddings"], tensors["ends"]
-    if (
-        vectors.ndim != 2
-        or not len(ends)
-        or ends.shape != (len(vectors),)
-        or tensors["prompts"].dtype != np.uint8
-    ):
-        return f"embeddings {vectors.shape}, ends {ends.shape}, prompts {tensors['prompts'].dtype}"
-    if (np.diff(ends, prepend=0) < 0).any() or ends[-1] != tensors["prompts"].size:
+    vectors, prompts, stops = tensors["embeddings"], tensors["prompts"], tensors["ends"]
+    is_table = vectors.ndim == 2 and len(stops) and stops.shape == (len(vectors),)
+    if not is_table or prompts.dtype != np.uint8:
+        return f"embeddings {vectors.shape}, ends {stops.shape}, prompts {prompts.dtype}"
+    if (np.diff(stops, prepend=0) < 0).any() or stops[-1] != prompts.size:
         return "the ends of its prompts do not fit their bytes"
     if (np.abs(np.linalg.norm(vectors.astype(np.float32), axis=1) - 1) > _UNIT_TOLERANCE).any():
         return "its embeddings are not of length 1"

@@ -62,11 +62,11 @@ class Describing:
     """
 
     def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:
-        from ray_app.identification.captioners import load_describing  # torch, for most tiers
+        from ray_app.identification.captioners import build_describer  # torch, for most tiers
 
         assert spec.describer is not None
         self._spec, self._clock = spec, clock
-        self._describer = load_describing(spec.describer, device=spec.device)
+        self._describer = build_describer(spec.describer, device=spec.device)
         self.described = 0
 
     @property

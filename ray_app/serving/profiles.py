@@ -81,7 +81,7 @@ class Profilers:
     def __init__(
         self, ensembles: Mapping[str, ScoringSpec], groups: Mapping[str, Sequence[str]], group: str
     ) -> None:
-        from ray_app.identification.captioners import load_describing
+        from ray_app.identification.captioners import build_describer
         from ray_app.inference.decision import require_embeddings
 
         self._identifiers: dict[str, Identifier] = {}
@@ -92,7 +92,7 @@ class Profilers:
             if spec.identifier is not None and group_of_card(spec.identifier, groups) == group:
                 self._identifiers[name] = Identifier(spec.identifier)
             if spec.describer is not None and group_of_card(spec.describer, groups) == group:
-                self._describers[name] = load_describing(spec.describer, device=spec.device)
+                self._describers[name] = build_describer(spec.describer, device=spec.device)
 
     def check(self, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Run each once, on an ordinary image with these embeddings. Raises what they raise."""

@@ -3,7 +3,7 @@ step (`CaptionLearner`), and what Ray Train's workers are given for it (`caption
 `word_learner`, `embedding_batches`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,13 @@ from ray_app.detectors.weights import publish_part, read_state_dict, resolve_par
 from ray_app.errors import ConfigError
 from ray_app.identification import captioners
 from ray_app.identification.cards import DescriberCard, load_describer
+from ray_app.identification.tokenizer import (
+    IGNORED,
+    CaptionTokenizer,
+    from_trained,
+    read_tokenizer,
+    train_tokenizer,
+)
 from ray_app.training.config import Describe, Recipe
 from ray_app.training.embeddings import kept_embeddings
 from ray_app.training.job import TrainingJob
@@ -28,12 +35,6 @@ from ray_app.training.learner import OPTIMISER, WEIGHTS, Batch, BatchLoss, Learn
 from ray_app.training.networks import seeded
 
 TOKENIZER = "tokenizer.json"
-# Where the config of each captioner keeps what the tokenizer decides.
-_WORDS_AT: Mapping[str, tuple[str, ...]] = {
-    "git": (),
-    "blip": ("text_config",),
-    "vision-encoder-decoder": ("decoder",),
-}
 
 
 class CaptionLearner(Learner):
@@ -49,7 +50,7 @@ class CaptionLearner(Learner):
         self,
         recipe: Recipe,
         network: Any,
-        words: captioners.CaptionTokenizer,
+        words: CaptionTokenizer,
         targets: npt.NDArray[np.int32],
         *,
         preprocessing: Preprocessing | None,
@@ -74,8 +75,8 @@ class CaptionLearner(Learner):
     def prepared(self, batch: Batch) -> tuple[Batch, int]:
         """The share with its targets; its tokens are counted."""
         targets = self._targets[batch["row"]].astype(np.int64)
-        targets[~batch["usable"]] = captioners.IGNORED
-        return {**batch, "targets": targets}, max(int((targets != captioners.IGNORED).sum()), 1)
+        targets[~batch["usable"]] = IGNORED
+        return {**batch, "targets": targets}, max(int((targets != IGNORED).sum()), 1)
 
     def answer(self, part: Batch) -> torch.Tensor:
         """(n, L, V) logits of the tokens."""
@@ -93,7 +94,7 @@ class CaptionLearner(Learner):
         """Cross-entropy of the tokens, summed over the part."""
         wanted = torch.from_numpy(part["targets"]).to(self.device).flatten()
         total = nn.functional.cross_entropy(
-            answer.float().flatten(0, 1), wanted, ignore_index=captioners.IGNORED, reduction="sum"
+            answer.float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
         )
         return BatchLoss(total / count, {})
 
@@ -109,16 +110,14 @@ class CaptionLearner(Learner):
         )
 
 
-def decoder_inputs(targets: torch.Tensor, words: captioners.CaptionTokenizer) -> torch.Tensor:
+def decoder_inputs(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
     """(n, L) the tokens before each target: the begin, then the targets; fillings are the pad."""
     begin = torch.full_like(targets[:, :1], words.begin)
     before = torch.cat([begin, targets[:, :-1]], dim=1)
-    return before.masked_fill(before == captioners.IGNORED, words.pad)
+    return before.masked_fill(before == IGNORED, words.pad)
 
 
-def _freeze_without_gradient(
-    network: Any, blank: torch.Tensor, words: captioners.CaptionTokenizer
-) -> None:
+def _freeze_without_gradient(network: Any, blank: torch.Tensor, words: CaptionTokenizer) -> None:
     """What no gradient reaches, such as an encoder's pooler, which DDP takes for a fault, does not
     learn.
     """
@@ -133,13 +132,18 @@ def _freeze_without_gradient(
 
 @dataclass(frozen=True)
 class DescriberPlan:
-    """What a describer will be: the finished `architecture` of its card, tokens of a prefix, its
-    words, and the card it starts from.
+    """The network of a describer to train.
+
+    Attributes:
+        architecture: The complete `architecture` of its card.
+        prefix: Tokens of a prefix.
+        tokenizer: Its tokenizer.
+        start: The card whose weights it begins with.
     """
 
     architecture: dict[str, Any]
     prefix: int
-    words: captioners.CaptionTokenizer
+    tokenizer: CaptionTokenizer
     start: DescriberCard | None = None
 
 
@@ -155,91 +159,91 @@ def section_of(config: Recipe) -> Describe:
 
 def make_plan(
     recipe: str,
-    wanted: Describe,
+    section: Describe,
     *,
     width: int | None,
     prompts: Sequence[str] = (),
     tokenizer: str | None = None,
 ) -> DescriberPlan:
-    """The plan of a recipe. `width`: of an embedding, for prefix; `tokenizer`: JSON of one that was
-    trained before, else it is trained on `prompts`. Raises ConfigError, DetectorError.
+    """Return the plan of a recipe.
+
+    Args:
+        recipe: Its name, for errors.
+        section: Its `describe`.
+        width: Numbers of an embedding, for the tier prefix.
+        prompts: Training prompts, on which a tokenizer is trained if there is none yet.
+        tokenizer: JSON of the tokenizer that an earlier session trained.
+
+    Raises:
+        ConfigError: The section does not fit.
+        DetectorError: The files of `start` are missing or do not fit.
     """
     import tokenizers
 
-    if wanted.start is not None:
-        card = load_describer(wanted.start)
-        if card.tier != wanted.tier:
+    if section.start is not None:
+        card = load_describer(section.start)
+        if card.tier != section.tier:
             raise ConfigError(
-                f"{recipe}: describe.start: {card.name} is of the tier {card.tier}, not {wanted.tier}"
+                f"{recipe}: describe.start: {card.name} is of the tier {card.tier}, not {section.tier}"
             )
         if card.tier == "prefix" and card.architecture.get("width") != width:
             raise ConfigError(
                 f"{recipe}: describe.start: {card.name} reads other embeddings than the recipe's detector makes"
             )
-        return DescriberPlan(
-            dict(card.architecture),
-            card.prefix,
-            captioners.words_of_card(card, resolve_part(card.parts[0])),
-            card,
-        )
-    words = (
-        captioners.train_words(prompts, wanted.vocabulary)
+        start_tokenizer = read_tokenizer(card, resolve_part(card.parts[0]))
+        return DescriberPlan(dict(card.architecture), card.prefix, start_tokenizer, card)
+    own = (
+        train_tokenizer(prompts, section.vocabulary)
         if tokenizer is None
-        else captioners.own_words(tokenizers.Tokenizer.from_str(tokenizer))
+        else from_trained(tokenizers.Tokenizer.from_str(tokenizer))
     )
-    return DescriberPlan(_completed(recipe, wanted, words, width), wanted.prefix, words)
+    architecture = _complete_architecture(recipe, section, own, width)
+    return DescriberPlan(architecture, section.prefix, own)
 
 
-def _completed(
-    recipe: str, wanted: Describe, words: captioners.CaptionTokenizer, width: int | None
+def _complete_architecture(
+    recipe: str, section: Describe, tokenizer: CaptionTokenizer, width: int | None
 ) -> dict[str, Any]:
-    """The recipe's architecture with what the tokenizer and the embedding decide."""
-    facts: dict[str, Any] = dict(wanted.architecture)
-    config = dict(facts.get("config", {}))
-    longest = wanted.most_tokens + 1 + (wanted.prefix if wanted.tier == "prefix" else 0)
-    decided = {
-        "vocab_size": words.tokenizer.get_vocab_size(),
-        "bos_token_id": words.begin,
-        "eos_token_id": words.end,
-        "pad_token_id": words.pad,
+    """Return the recipe's architecture with what the tokenizer and the embedding decide."""
+    config = dict(section.architecture.get("config", {}))
+    positions = section.most_tokens + 1
+    text = {
+        "vocab_size": tokenizer.tokenizer.get_vocab_size(),
+        "bos_token_id": tokenizer.begin,
+        "eos_token_id": tokenizer.end,
+        "pad_token_id": tokenizer.pad,
     }
-    if wanted.tier == "prefix":
-        return {"width": width, "config": {"n_positions": longest, **config, **decided}}
-    if (model := str(facts.get("model"))) not in captioners.MODELS:
-        raise ConfigError(
-            f"{recipe}: describe.architecture.model {model}: there are {', '.join(captioners.MODELS)}"
-        )
-    if model == "blip":
-        decided["sep_token_id"] = words.end
-    at = _WORDS_AT[model]
-    positions = (
-        {"n_positions": longest}
-        if model == "vision-encoder-decoder"
-        else {"max_position_embeddings": longest}
-    )
-    if not at:
-        config = {**positions, **config, **decided}
+    if section.tier == "prefix":
+        config = {"n_positions": positions + section.prefix, **config, **text}
+        return {"width": width, "config": config}
+    model = section.architecture.get("model")
+    if model == "git":
+        config = {"max_position_embeddings": positions, **config, **text}
+    elif model == "blip":
+        own = config.get("text_config", {})
+        text["sep_token_id"] = tokenizer.end
+        config["text_config"] = {"max_position_embeddings": positions, **own, **text}
+    elif model == "vision-encoder-decoder":
+        own = config.get("decoder", {})
+        decoder = {"n_positions": positions, "is_decoder": True, "add_cross_attention": True}
+        config["decoder"] = {**decoder, **own, **text}
     else:
-        more = (
-            {"is_decoder": True, "add_cross_attention": True}
-            if model == "vision-encoder-decoder"
-            else {}
+        raise ConfigError(
+            f"{recipe}: describe.architecture.model must be git, blip, or vision-encoder-decoder, got {model}"
         )
-        config[at[0]] = {**positions, **more, **config.get(at[0], {}), **decided}
-    return {**facts, "config": config}
+    return {**section.architecture, "config": config}
 
 
-def caption_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int) -> Any:
-    """The network as training begins, on the CPU, drawn from the seed or with the weights of what
-    it starts from.
+def caption_network(name: str, section: Describe, plan: DescriberPlan, seed: int) -> Any:
+    """Return the network as training begins, on the CPU: drawn from the seed, or with the weights
+    that it starts from.
     """
     with seeded(seed):
-        if wanted.tier == "prefix":
-            network: Any = captioners.PrefixNet(
-                plan.architecture["width"], plan.prefix, plan.architecture["config"]
-            )
-        else:
-            network = captioners.build_captioner(name, plan.architecture)
+        network: Any = (
+            captioners.build_prefix(name, plan.architecture, plan.prefix)
+            if section.tier == "prefix"
+            else captioners.build_captioner(name, plan.architecture)
+        )
     if plan.start is not None:
         path = resolve_part(plan.start.parts[0])
         captioners.load_body(
@@ -262,14 +266,14 @@ def captioning_job(job: TrainingJob) -> TrainingJob:
     kept = job.out.read(TOKENIZER).decode() if job.out.exists(TOKENIZER) else None
     plan = make_plan(job.config.name, section, width=width, prompts=prompts, tokenizer=kept)
     if plan.start is None and kept is None:
-        job.out.write(TOKENIZER, plan.words.tokenizer.to_str().encode())
+        job.out.write(TOKENIZER, plan.tokenizer.tokenizer.to_str().encode())
     if job.mirror is not None and plan.start is not None:
         for part in plan.start.parts:
             publish_part(part, job.mirror)
     shared = {
         **job.shared,
         "plan": ray.put(plan),
-        "targets": ray.put(plan.words.targets(prompts, section.most_tokens)),
+        "targets": ray.put(plan.tokenizer.encode_targets(prompts, section.most_tokens)),
     }
     if found is not None:
         vectors = np.full((len(prompts), found.vectors.shape[1]), np.nan, np.float32)
@@ -296,7 +300,7 @@ def word_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
     network = caption_network(config.name, section_of(config), plan, config.loop.seed)
     pixels = None if "vectors" in job.shared else job.card.preprocessing
     return CaptionLearner(
-        config, network, plan.words, ray.get(job.shared["targets"]), preprocessing=pixels, device=device,
+        config, network, plan.tokenizer, ray.get(job.shared["targets"]), preprocessing=pixels, device=device,
         total_steps=job.total_steps, rank=rank,
     )  # fmt: skip
 

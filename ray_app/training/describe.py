@@ -25,9 +25,9 @@ from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import DetectorError
-from ray_app.identification.captioners import HEADER
 from ray_app.identification.captions import Caption, Describer, index_tensors
 from ray_app.identification.cards import DescriberCard, load_describer
+from ray_app.identification.tokenizer import HEADER
 from ray_app.metrics import intervals, values
 from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
 from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
@@ -169,9 +169,9 @@ def _asked(
     """What the describer in FOLDER says of each split but the training one; its files go to the run
     where it is the result.
     """
-    from ray_app.identification.captioners import load_describing
+    from ray_app.identification.captioners import build_describer
 
-    describer = load_describing(card, device=job.layout.judging_device)
+    describer = build_describer(card, device=job.layout.judging_device)
     for name in (WEIGHTS, CARD) if is_result else ():
         job.out.write_file(name, folder / name)
     return {split: _predicted(job, describer, split) for split in _judged(job)}
@@ -233,7 +233,7 @@ def write_network(
     """
     from safetensors.torch import save_file
 
-    save_file(dict(state), folder / WEIGHTS, metadata={HEADER: plan.words.tokenizer.to_str()})
+    save_file(dict(state), folder / WEIGHTS, metadata={HEADER: plan.tokenizer.tokenizer.to_str()})
     section = section_of(recipe)
     search = {
         "beams": section.beams,

@@ -5,17 +5,13 @@ loaded from published files.
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ray_app.config import named_configs
 from ray_app.detectors.detector import Normalise
 from ray_app.errors import DetectorError
-from ray_app.identification.captioners import (
-    build_captioner,
-    load_body,
-    load_describing,
-    question_tokens,
-)
+from ray_app.identification.captioners import build_captioner, build_describer, load_body
 from ray_app.identification.cards import load_describer
 from tests.identification.tiny_speakers import (
     ARCHITECTURES,
@@ -39,15 +35,15 @@ def given_to(kind, count=7):
     return rng.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def check_said(said, network, seen, spoken, words):
+def check_said(said, logits_of, spoken, words):
     """What was said of an image is what the library generates of it alone, as likely as teacher
     forcing has it.
     """
     spoken = spoken[: spoken.index(0) + 1] if 0 in spoken else spoken
     with torch.inference_mode():
-        logits = network(seen, torch.tensor([[0, *spoken[:-1]]]))[0]
+        logits = logits_of(torch.tensor([spoken[:-1]], dtype=torch.long))[0]
     chances = logits.log_softmax(1)[torch.arange(len(spoken)), torch.tensor(spoken)]
-    assert said.text == words.text(spoken)
+    assert said.text == words.decode(spoken)
     assert said.likelihood == pytest.approx(chances.mean().item(), abs=1e-4)
 
 
@@ -74,7 +70,7 @@ def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(
     wanted |= {} if kind == "blip" else {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     if kind == "vision-encoder-decoder":
         wanted |= {"decoder_start_token_id": 0}
-    describer = load_describing(card)
+    describer = build_describer(card)
     told = describer.describe(given)
     assert len({one.text for one in told}) > 1, "what is said depends on what is seen"
     assert list(describer.describe(given[:0])) == []
@@ -82,19 +78,22 @@ def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(
         spoken = model.generate(
             **{name: value[row : row + 1] for name, value in inputs.items()}, **wanted
         )[0].tolist()
-        check_said(
-            said, network, seen[row : row + 1], spoken if kind == "prefix" else spoken[1:], WORDS
-        )
+        image = seen[row : row + 1]
+
+        def logits_of(ids, image=image):
+            return network(image, torch.cat([torch.zeros(1, 1, dtype=torch.long), ids], dim=1))
+
+        check_said(said, logits_of, spoken if kind == "prefix" else spoken[1:], WORDS)
 
 
 def test_no_words_are_said_of_no_embedding_and_other_shapes_are_refused(tmp_path):
-    describer, given = load_describing(card_of(tmp_path, "prefix")), given_to("prefix")
+    describer, given = build_describer(card_of(tmp_path, "prefix")), given_to("prefix")
     given[2] = np.nan
     assert describer.describe(given)[2].text == ""
     assert describer.describe(given)[2].likelihood is None
     with pytest.raises(DetectorError, match="12 numbers"):
         describer.describe(given[:, :5])
-    captioner = load_describing(card_of(tmp_path, "git"))
+    captioner = build_describer(card_of(tmp_path, "git"))
     with pytest.raises(DetectorError, match="not \\(n, H, W, 3\\)"):
         captioner.describe(given)
 
@@ -122,20 +121,20 @@ def test_a_file_without_its_tokenizer_and_an_unknown_key_are_refused(tmp_path):
         update={"uri": str(bare), "sha256": None, "unverified": "a test"}
     )
     with pytest.raises(DetectorError, match="not readable as a tokenizer"):
-        load_describing(card.model_copy(update={"weights": weights}))
+        build_describer(card.model_copy(update={"weights": weights}))
     with pytest.raises(DetectorError, match="unknown keys hidden"):
-        load_describing(
+        build_describer(
             card.model_copy(update={"architecture": {"model": "git", "config": {"hidden": 3}}})
         )
 
 
 def test_a_dialogue_asks_about_each_image(tmp_path):
     card, network, words = dialogue_card(tmp_path)
-    describer, given = load_describing(card), given_to("llava", 3)
+    describer, given = build_describer(card), given_to("llava", 3)
     said = describer.describe(given)
-    network.prompt = question_tokens(card, words)
     seen = Normalise(card.preprocessing)(torch.from_numpy(given))
     model, inputs = network.generation_inputs(seen[1:2])
+    question = inputs["input_ids"]
     spoken = model.generate(
         **inputs,
         num_beams=3,
@@ -145,22 +144,52 @@ def test_a_dialogue_asks_about_each_image(tmp_path):
         eos_token_id=0,
         pad_token_id=1,
     )
-    check_said(said[1], network, seen[1:2], spoken[0, len(network.prompt) :].tolist(), words)
+
+    def logits_of(ids):
+        logits = model(pixel_values=seen[1:2], input_ids=torch.cat([question, ids], dim=1)).logits
+        return logits[:, question.shape[1] - 1 :]
+
+    check_said(said[1], logits_of, spoken[0, question.shape[1] :].tolist(), words)
     with pytest.raises(DetectorError, match="not one token"):
-        load_describing(
+        build_describer(
             card.model_copy(
                 update={"architecture": {**card.architecture, "image": ["", "<img>", ""]}}
             )
         )
 
 
+def test_dialogue_weights_under_earlier_names_say_the_same(tmp_path):
+    card, _, _ = dialogue_card(tmp_path)
+    given = given_to("llava", 2)
+    said = build_describer(card).describe(given)
+    earlier = {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+    }
+    path = tmp_path / "describer.safetensors"
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    state = {}
+    for key, tensor in load_file(path).items():
+        prefix = next(prefix for prefix in earlier if key.startswith(prefix))
+        state[earlier[prefix] + key.removeprefix(prefix)] = tensor
+    save_file(state, tmp_path / "hub.safetensors", metadata=metadata)
+    weights = card.weights.model_copy(
+        update={"uri": "hub.safetensors", "sha256": None, "unverified": "a test"}
+    )
+    renamed = card.model_copy(update={"weights": weights})
+    assert build_describer(renamed).describe(given) == said
+
+
 def test_words_end_and_come_back():
     text = "a red circle on the left ☃"
-    ids = WORDS.encoded(text, 77)
+    ids = WORDS.encode(text, 77)
     assert ids[-1] == WORDS.end
-    assert WORDS.text([*ids, 5, 6]) == text
-    assert WORDS.text(WORDS.encoded(text, 3)) == text[: len(WORDS.text(WORDS.encoded(text, 3)))]
-    table = WORDS.targets([text, ""], 77)
+    assert WORDS.decode([*ids, 5, 6]) == text
+    assert WORDS.decode(WORDS.encode(text, 3)) == text[: len(WORDS.decode(WORDS.encode(text, 3)))]
+    table = WORDS.encode_targets([text, ""], 77)
     assert table.shape == (2, len(ids))
     assert table[1].tolist() == [WORDS.end] + [-100] * (len(ids) - 1)
 
@@ -179,4 +208,4 @@ def test_a_shipped_card_is_the_network_that_it_says_and_without_weights_says_so(
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
     monkeypatch.setenv("TOUCHSTONE_OFFLINE", "1")
     with pytest.raises(DetectorError, match=name):  # no weights
-        load_describing(card)
+        build_describer(card)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ray_app.errors import DetectorError
-from ray_app.identification.captioners import load_describing
+from ray_app.identification.captioners import build_describer
 from ray_app.identification.cards import load_describer
 from tests.identification.made import make_retrieval
 
@@ -38,10 +38,10 @@ def test_the_prompt_is_that_of_the_largest_cosine(card, vectors):
         / np.linalg.norm(asked, axis=1, keepdims=True)
         @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T
     )
-    found = load_describing(card).describe(asked)
+    found = build_describer(card).describe(asked)
     assert [one.text for one in found] == [PROMPTS[place] for place in cosine.argmax(axis=1)]
     np.testing.assert_allclose([one.likelihood for one in found], cosine.max(axis=1), atol=1e-5)
-    assert [one.text for one in load_describing(card).describe(7 * vectors)] == PROMPTS, (
+    assert [one.text for one in build_describer(card).describe(7 * vectors)] == PROMPTS, (
         "every one comes back whole"
     )
 
@@ -49,7 +49,7 @@ def test_the_prompt_is_that_of_the_largest_cosine(card, vectors):
 def test_company_changes_nothing_and_no_embedding_has_no_words(card):
     asked = np.random.default_rng(2).normal(size=(37, WIDTH)).astype(np.float32)
     asked[5] = np.nan
-    describer = load_describing(card)
+    describer = build_describer(card)
     together, alone = describer.describe(asked), [describer.describe(row[None])[0] for row in asked]
     assert together[5].text == ""
     assert together[5].likelihood is None
@@ -80,4 +80,4 @@ def test_a_file_that_is_no_index_is_refused(tmp_path, vectors, changed, told):
     card = load_describer(path)
     card = card.model_copy(update={"weights": card.weights.model_copy(update={"sha256": digest})})
     with pytest.raises(DetectorError, match=told):
-        load_describing(card)
+        build_describer(card)

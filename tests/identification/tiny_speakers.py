@@ -9,15 +9,13 @@ import yaml
 from safetensors.torch import save_file
 
 from ray_app.identification.captioners import (
-    HEADER,
-    DialogueNet,
     body_state,
     build_captioner,
-    build_dialogue,
+    build_network,
     build_prefix,
-    train_words,
 )
 from ray_app.identification.cards import DescriberCard, load_describer
+from ray_app.identification.tokenizer import HEADER, train_tokenizer
 
 PROMPTS = [
     "a red circle on the left",
@@ -25,7 +23,7 @@ PROMPTS = [
     "an oil painting of a lighthouse",
     "ein grünes Häuschen ☃",
 ]
-WORDS = train_words(PROMPTS, 290)
+WORDS = train_tokenizer(PROMPTS, 290)
 V = WORDS.tokenizer.get_vocab_size()
 WIDTH, SIDE = 12, 32
 _SIZES = {
@@ -93,15 +91,7 @@ def network_of(kind):
     """A network of ARCHITECTURES with drawn values."""
     torch.manual_seed(1)
     if kind == "prefix":
-        told = {
-            "name": "p",
-            "tier": "prefix",
-            "detector": "x",
-            "prefix": 3,
-            "architecture": ARCHITECTURES[kind],
-            **_weights("w", "0" * 64),
-        }
-        return drawn(build_prefix(DescriberCard.model_validate(COMMON | told)))
+        return drawn(build_prefix("tiny", ARCHITECTURES[kind], 3))
     return drawn(build_captioner("tiny", ARCHITECTURES[kind]))
 
 
@@ -146,10 +136,10 @@ def _weights(uri, digest):
 
 
 def dialogue_card(folder):
-    """A tiny LLaVA that is asked a question; 16 tokens of an image. Returns its card, and its
-    network with the question's tokens.
+    """A tiny LLaVA that is asked a question; 16 tokens of an image. Returns its card, its network,
+    and its tokenizer.
     """
-    words = train_words([*PROMPTS, "<image> write a prompt"], 300)
+    words = train_tokenizer([*PROMPTS, "<image> write a prompt"], 300)
     words.tokenizer.add_special_tokens(["<image>", "<|user|>"])
     size = words.tokenizer.get_vocab_size()
     architecture = {
@@ -161,9 +151,18 @@ def dialogue_card(folder):
         },
         "template": "<|user|>{image} {question}", "image": ["", "<image>", ""], "image_tokens": 16,
     }  # fmt: skip
+    card = DescriberCard.model_validate(
+        COMMON
+        | {
+            "name": "asked",
+            "tier": "dialogue",
+            "architecture": architecture,
+            "preprocessing": PIXELS,
+            **_weights("w", "0" * 64),
+        }
+    )
     torch.manual_seed(2)
-    network = drawn(DialogueNet(build_dialogue("tiny", architecture), []), spread=0.2)
-    # without values until now: what was drawn was added to nothing
+    network = drawn(build_network(card, words), spread=0.2)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return kept(folder, network, architecture, "dialogue", words, name="asked"), network, words

@@ -14,7 +14,7 @@ from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import Thresholds, ensemble_of
 from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
-from ray_app.identification.captioners import load_describing
+from ray_app.identification.captioners import build_describer
 from ray_app.identification.identifier import Identifier
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
@@ -138,7 +138,7 @@ def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(
 ):
     spec = spec_of(written, describer, describe="all")
     scored = judged(spec, files)
-    alone = load_describing(spec.describer)
+    alone = build_describer(spec.describer)
     for row, file in enumerate(files):
         if row == BAD:
             assert scored.outputs.captions[row] is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.identification.captioners import body_state, load_describing
+from ray_app.identification.captioners import body_state, build_describer
 from ray_app.identification.cards import load_describer
 from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.training.captioner import CaptionLearner, caption_network, decoder_inputs, make_plan
@@ -82,8 +82,8 @@ def learner_of(kind, **loop):
     return plan, CaptionLearner(
         told,
         network,
-        plan.words,
-        plan.words.targets(PROMPTS, 20),
+        plan.tokenizer,
+        plan.tokenizer.encode_targets(PROMPTS, 20),
         preprocessing=pixels,
         device="cpu",
         total_steps=told.loop.steps,
@@ -109,10 +109,10 @@ def test_the_first_loss_is_the_cross_entropy_of_the_tokens():
     plan, learner = learner_of("prefix")
     batch = batch_of("prefix")
     without_dropout(learner)
-    targets = torch.from_numpy(plan.words.targets(PROMPTS, 20).astype(np.int64))
+    targets = torch.from_numpy(plan.tokenizer.encode_targets(PROMPTS, 20).astype(np.int64))
     with torch.no_grad():
         chances = learner.network.eval()(
-            torch.from_numpy(batch["embedding"]), decoder_inputs(targets, plan.words)
+            torch.from_numpy(batch["embedding"]), decoder_inputs(targets, plan.tokenizer)
         ).log_softmax(2)
     expected = (
         -chances.gather(2, targets.clamp(min=0)[..., None])[..., 0][targets != -100].mean().item()
@@ -134,7 +134,7 @@ def test_what_was_learned_by_heart_is_said_word_for_word_by_a_card_with_one_file
     )
     card = write_network(tmp_path, told, plan, sees, body_state(learner.network))
     given = batch_of(kind)["embedding" if kind == "prefix" else "image"]
-    said = load_describing(card).describe(given)
+    said = build_describer(card).describe(given)
     assert [one.text for one in said] == PROMPTS
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "describer.safetensors",
@@ -144,7 +144,7 @@ def test_what_was_learned_by_heart_is_said_word_for_word_by_a_card_with_one_file
     (tmp_path / CARD).write_bytes(with_figures((tmp_path / CARD).read_bytes(), told, figures))
     again = load_describer(tmp_path / CARD)
     assert [one.metric for one in again.published] == ["share of prompts predicted word for word"]
-    assert load_describing(again).describe(given) == said
+    assert build_describer(again).describe(given) == said
     started = told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})
     network = caption_network(told.name, started, make_plan(told.name, started, width=WIDTH), 99)
     for one, other in zip(
@@ -224,11 +224,11 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path):
         np.eye(3, WIDTH, dtype=np.float32),
         PROMPTS[:3],
     )
-    assert load_describing(card).describe(np.eye(3, WIDTH, dtype=np.float32))[1].text == PROMPTS[1]
+    assert build_describer(card).describe(np.eye(3, WIDTH, dtype=np.float32))[1].text == PROMPTS[1]
     started = told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})
     with pytest.raises(ConfigError, match="of the tier retrieval, not prefix"):
         make_plan("words", started, width=WIDTH)
-    with pytest.raises(ConfigError, match="there are git, blip"):
+    with pytest.raises(ConfigError, match="must be git, blip, or vision-encoder-decoder, got gti"):
         make_plan(
             "words",
             recipe("git").describe.model_copy(update={"architecture": {"model": "gti"}}),
@@ -238,9 +238,9 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path):
     plan, learner = learner_of("prefix")
     learner.save(tmp_path)
     network = caption_network("words", told.describe, replace(plan, prefix=5), 0)
-    targets = plan.words.targets(PROMPTS, 20)
+    targets = plan.tokenizer.encode_targets(PROMPTS, 20)
     other = CaptionLearner(
-        told, network, plan.words, targets, preprocessing=None, device="cpu", total_steps=20
+        told, network, plan.tokenizer, targets, preprocessing=None, device="cpu", total_steps=20
     )
     with pytest.raises(DetectorError, match="of another shape"):
         other.load(tmp_path)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app.identification.captioners import load_describing
+from ray_app.identification.captioners import build_describer
 from ray_app.identification.cards import load_describer
 from ray_app.storage import Store
 from ray_app.training import checkpoints
@@ -131,7 +131,7 @@ def assert_card_says_what_was_measured(out):
     """
     assert "NaN" not in (out / "metrics.json").read_text()
     written = pq.read_table(out / "predictions" / "test.parquet")
-    said = load_describing(load_describer(out / "describer.yaml")).describe(
+    said = build_describer(load_describer(out / "describer.yaml")).describe(
         kept_embeddings(Store.open(str(out)), "test").vectors
     )
     assert written["predicted_prompt"].to_pylist() == [one.text for one in said]

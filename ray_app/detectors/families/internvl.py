@@ -6,7 +6,7 @@ of the published baseline do.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -69,10 +69,22 @@ class Dialogue(Frozen):
         """The whole text up to where the model speaks, with the image token repeated for each
         feature of the image, in its brackets.
         """
-        before, token, after = self.image
-        return self.template.replace("{image}", f"{before}{token * image_tokens}{after}").replace(
-            "{question}", self.question
-        )
+        return expand_template(self.template, self.image, image_tokens, self.question)
+
+
+def expand_template(template: str, image: Sequence[str], image_tokens: int, question: str) -> str:
+    """Return a template with the tokens of an image at {image} and the question at {question}.
+
+    Args:
+        template: Text of a dialogue.
+        image: The text before the tokens of an image, the token, and the text after them.
+        image_tokens: Tokens of an image.
+        question: Text of the question.
+    """
+    before, token, after = image
+    return template.replace("{image}", f"{before}{token * image_tokens}{after}").replace(
+        "{question}", question
+    )
 
 
 class DialogueTokens(NamedTuple):

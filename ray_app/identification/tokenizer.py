@@ -1,0 +1,123 @@
+"""The tokenizer of a network that predicts prompts: read from a card's files (`read_tokenizer`), or
+trained on prompts (`train_tokenizer`).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from ray_app.detectors.checkpoint_formats import unreadable
+from ray_app.detectors.weights import resolve_part
+from ray_app.errors import DetectorError
+from ray_app.identification.cards import DescriberCard
+
+HEADER = "tokenizer"
+"""Key of the tokenizer in the header of weights that were trained here."""
+END, PAD = "<|end|>", "<|pad|>"
+"""Tokens of a tokenizer that was trained here. Texts also begin with the end token."""
+IGNORED = -100
+"""A target that no loss counts."""
+
+
+@dataclass(frozen=True)
+class CaptionTokenizer:
+    """A tokenizer with the ids of the tokens that begin, end, and pad a text."""
+
+    tokenizer: tokenizers.Tokenizer
+    begin: int
+    end: int
+    pad: int
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Return up to `max_tokens` ids, the last of them the end token unless the text is cut."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return [*ids, self.end][:max_tokens]
+
+    def encode_targets(self, texts: Sequence[str], max_tokens: int) -> npt.NDArray[np.int32]:
+        """Return the ids of n texts as an array (n, longest), IGNORED after each end."""
+        rows = [self.encode(text, max_tokens) for text in texts]
+        targets = np.full((len(rows), max(map(len, rows), default=1)), IGNORED, np.int32)
+        for target, row in zip(targets, rows, strict=True):
+            target[: len(row)] = row
+        return targets
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text before the end token, on one line."""
+        text_ids: list[int] = []
+        for token_id in ids:
+            if token_id == self.end:
+                break
+            text_ids.append(token_id)
+        return " ".join(str(self.tokenizer.decode(text_ids, skip_special_tokens=True)).split())
+
+
+def train_tokenizer(prompts: Sequence[str], vocabulary: int) -> CaptionTokenizer:
+    """Train a byte-level BPE tokenizer (Radford et al. 2019) of up to `vocabulary` tokens on
+    prompts. It can encode every text.
+    """
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, PAD],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(prompts, trainer)
+    return from_trained(tokenizer)
+
+
+def from_trained(tokenizer: tokenizers.Tokenizer) -> CaptionTokenizer:
+    """Return a tokenizer that was trained here with its END and PAD. Raises DetectorError if it has
+    none.
+    """
+    end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
+    if end is None or pad is None:
+        raise DetectorError(
+            f"the tokenizer has no token {END} or {PAD}",
+            hint="give architecture.tokens in the card: begin, end, and pad",
+        )
+    return CaptionTokenizer(tokenizer, end, end, pad)
+
+
+def read_tokenizer(card: DescriberCard, weights: Path) -> CaptionTokenizer:
+    """Read the tokenizer of a card from its own file or from the header of `weights`.
+
+    `architecture.tokens` of the card gives its tokens {begin, end, pad} as texts or ids. Without
+    it they are those of `train_tokenizer`. Raises DetectorError.
+    """
+    path = weights if card.tokenizer is None else resolve_part(card.parts[1])
+    try:
+        text = _header(path) if card.tokenizer is None else path.read_text(encoding="utf-8")
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # The library raises bare Exception for a damaged text.
+        file_format: Literal["json", "safetensors"] = (
+            "safetensors" if card.tokenizer is None else "json"
+        )
+        raise unreadable(path, f"a tokenizer of {card.name}", error, name=file_format) from None
+    tokens = card.architecture.get("tokens")
+    if not tokens:
+        return from_trained(tokenizer)
+    # An id may be beyond the tokenizer, as that of BLIP's begin token is.
+    begin, end, pad = (
+        tokenizer.token_to_id(token) if isinstance(token, str) else token
+        for token in (tokens.get("begin"), tokens.get("end"), tokens.get("pad"))
+    )
+    if begin is None or end is None or pad is None:
+        raise DetectorError(
+            f"{card.name}: {path}: the tokenizer lacks a token of architecture.tokens: {tokens}"
+        )
+    return CaptionTokenizer(tokenizer, begin, end, pad)
+
+
+def _header(weights: Path) -> str:
+    with weights.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return str(header["__metadata__"][HEADER])
