@@ -399,9 +399,9 @@ def _abstained(counts: Iterable[tuple[IdentificationAnswer, int]], why: str) -> 
 def _auroc(answers: IdentificationAnswers, names: Names) -> MetricValue:
     """Of the fakes that have a confidence."""
     if not answers.confidences:
-        return identification.open_set_auroc([], names.classes, None)
+        return identification.measure_open_set([], names.classes, None)
     truth = [key for key, parts in answers.confidences.items() for _ in range(sum(map(len, parts)))]
-    return identification.open_set_auroc(
+    return identification.measure_open_set(
         truth,
         names.classes,
         np.concatenate([part for parts in answers.confidences.values() for part in parts]),

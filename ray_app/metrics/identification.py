@@ -1,23 +1,23 @@
-"""Generator identification: accuracy, F1, confusions and top-k (`measure_identification`), and the open-set
-AUROC (`open_set_auroc`).
+"""Metrics of named generators: accuracy, F1, confusions, and top-k (`measure_identification`,
+`measure_pairs`), and the AUROC of known against unknown generators (`measure_open_set`).
 
-None in place of a name: none was given.
+None as a predicted name means that no name was given.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.metrics import intervals, registry, uncertainty
-from ray_app.metrics.arrays import Counts, Floats, checked
+from ray_app.metrics.arrays import Counts, checked
 from ray_app.metrics.values import MetricValue, undefined
 
 Pairs = Mapping[tuple[str, str | None], int]
-"""How many images have each pair of true and predicted name."""
+"""Number of images by true and predicted name."""
 TOP = (1, 3, 5)
 AVERAGES = (
     "macro_f1",
@@ -27,18 +27,23 @@ AVERAGES = (
     "micro_precision",
     "macro_recall",
 )
-"""Over names; micro and weighted recall are the accuracy."""
+"""Averages over names. Micro and weighted recall are the accuracy."""
 _NO_IMAGE = "no image of a known generator"
 _NO_LIST = "no list of known generators"
 _NO_CONFIDENCE = "no confidence beside the predicted generators"
-_MOST_PAIRS = 50  # confusions listed; those after them are in the classes' own counts
+_MAX_PAIRS = 50
+"""Confusions that are listed. The counts of the classes include the others."""
 
 
 @dataclass(frozen=True)
 class Identification:
-    """`figures` by name, see `measure_identification`. `classes`: per true name, most frequent first, n,
-    how often it was predicted, precision, recall and F1. `pairs`: (true, predicted, n) of wrong
-    answers, most frequent first, at most 50.
+    """How well generators are named.
+
+    Attributes:
+        figures: Metrics by name; see `measure_pairs`.
+        classes: For each true name, the most frequent first: `name`, `n`, `predicted`, and
+            `precision`, `recall`, and `f1`.
+        pairs: The most frequent wrong answers (true name, predicted name, n), up to 50.
     """
 
     figures: dict[str, MetricValue]
@@ -52,68 +57,69 @@ def measure_identification(
     *,
     rankings: Sequence[Sequence[str]] | None = None,
 ) -> Identification:
-    """The figures of names (n,) against the true ones (n,), all of which are known: those of
-    `measure_pairs`.
+    """Measure the predicted names of images of known generators.
 
-    With `rankings` (best first) also, for each k of `TOP`, the share of images whose true name is
-    among the first k; only for k = 1 does the predicted name serve without. Raises ValueError for
-    lengths that differ.
+    Args:
+        predicted: Predicted names (n,).
+        truth: True names (n,).
+        rankings: Names of each image, the most probable first. They give the metrics `top_k`, the
+            fraction of images whose true name is among the first k.
+
+    Raises:
+        ValueError: The lengths differ.
     """
     if len(predicted) != len(truth) or (rankings is not None and len(rankings) != len(truth)):
         raise ValueError(f"{len(predicted)} predicted names for {len(truth)} images")
-    found = measure_pairs(Counter(zip(truth, predicted, strict=True)))
+    measured = measure_pairs(Counter(zip(truth, predicted, strict=True)))
     if rankings is None:
-        return found
-    among = {
-        k: sum(name in ranking[:k] for name, ranking in zip(truth, rankings, strict=True))
-        for k in TOP
-    }
-    return replace(
-        found,
-        figures=found.figures
-        | {f"top_{k}": intervals.proportion(n, len(truth), _NO_IMAGE) for k, n in among.items()},
-    )
+        return measured
+    top = {}
+    for k in TOP:
+        hits = sum(name in ranking[:k] for name, ranking in zip(truth, rankings, strict=True))
+        top[f"top_{k}"] = intervals.proportion(hits, len(truth), _NO_IMAGE)
+    return replace(measured, figures=measured.figures | top)
 
 
 def measure_pairs(
     pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP
 ) -> Identification:
-    """Accuracy and `AVERAGES` over the images of `known` names (None: all are), and what became of
-    the others.
+    """Measure the accuracy and `AVERAGES` of the images of known names, and how many others were
+    named (`unknown_named`).
 
-    A missing name is a wrong one. Macro figures are means over the true names, weighted ones those
-    by their images, micro ones of all answers together: scikit-learn's with `labels` the true names
-    and `zero_division` 0; a name that is only ever predicted is no class of its own (scikit-learn's
-    default would count it as one of F1 = 0). `unknown_named`: the share of images of unknown names
-    that got a known one.
+    A missing name is wrong. Averages are those of scikit-learn with the true names as `labels` and
+    `zero_division` 0. A name that is only ever predicted is therefore not a class with F1 = 0.
+
+    Args:
+        pairs: Number of images by true and predicted name.
+        known: Names that could be predicted; None if all could.
+        top_k: Each k for which a metric `top_k` is needed. Without rankings only k = 1 has a value.
     """
-    among = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
-    others = {pair: n for pair, n in pairs.items() if pair not in among}
-    counts, n = _Confusion(among), sum(among.values())
-    figures = {"accuracy": intervals.proportion(int(counts.hits.sum()), n, _NO_IMAGE)}
-    figures |= {
-        f"top_{k}": figures["accuracy"]
-        if k == 1
-        else undefined("no ranking of generators beside the predicted ones")
-        for k in top_k
-    }
-    figures |= counts.averages()
+    known_pairs = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
+    n_known = sum(known_pairs.values())
+    n_right = sum(n for (truth, predicted), n in known_pairs.items() if truth == predicted)
+    accuracy = intervals.proportion(n_right, n_known, _NO_IMAGE)
+    figures = {"accuracy": accuracy}
+    for k in top_k:
+        no_ranking = undefined("no ranking of generators beside the predicted ones")
+        figures[f"top_{k}"] = accuracy if k == 1 else no_ranking
+    confusion = _Confusion.from_pairs(known_pairs)
+    figures |= _measure_averages(confusion)
+    unknown_pairs = {pair: n for pair, n in pairs.items() if pair not in known_pairs}
     figures["unknown_named"] = intervals.proportion(
-        sum(n for (_, name), n in others.items() if name is not None and name in (known or ())), sum(others.values()),
-        "no image of an unknown generator" if known is not None else _NO_LIST,
-    )  # fmt: skip
-    figures["open_set_auroc"] = undefined(_NO_LIST if known is None else _NO_CONFIDENCE)
-    wrong = sorted(
-        ((truth, name, n) for (truth, name), n in pairs.items() if truth != name),
-        key=lambda one: (-one[2], one[0], one[1] or ""),
+        sum(n for (_, predicted), n in unknown_pairs.items() if predicted in (known or ())),
+        sum(unknown_pairs.values()),
+        _NO_LIST if known is None else "no image of an unknown generator",
     )
-    return Identification(figures, counts.classes(), wrong[:_MOST_PAIRS])
+    figures["open_set_auroc"] = undefined(_NO_LIST if known is None else _NO_CONFIDENCE)
+    wrong = [(truth, predicted, n) for (truth, predicted), n in pairs.items() if truth != predicted]
+    wrong.sort(key=lambda pair: (-pair[2], pair[0], pair[1] or ""))
+    return Identification(figures, _measure_classes(confusion, known_pairs), wrong[:_MAX_PAIRS])
 
 
-def open_set_auroc(
+def measure_open_set(
     truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None
 ) -> MetricValue:
-    """The AUC of confidence (n,) for images of known names against those of unknown ones."""
+    """Measure the AUC of the confidence of images of known names against that of all others."""
     if known is None:
         return undefined(_NO_LIST)
     if confidence is None:
@@ -129,109 +135,116 @@ def open_set_auroc(
     return registry.measure(registry.METRICS["auc"], images, sample)
 
 
-class _Confusion:
-    """The counts of pairs as arrays: what resampling images does to them is one multinomial draw."""
+class _Confusion(NamedTuple):
+    """Counts of pairs, in the order of their names so that no random block depends on that of rows.
 
-    def __init__(self, pairs: Pairs) -> None:
-        # draws must not hang on the order of rows
-        pairs = dict(sorted(pairs.items(), key=lambda one: (one[0][0], one[0][1] or "")))
+    Attributes:
+        names: True names.
+        truth: Index of the true name of each pair.
+        predicted: Index of the predicted name; the number of names if it is not one of them.
+        counts: Images of each pair.
+    """
+
+    names: list[str]
+    truth: Counts
+    predicted: Counts
+    counts: Counts
+
+    @classmethod
+    def from_pairs(cls, pairs: Pairs) -> "_Confusion":
         names = sorted({truth for truth, _ in pairs})
-        self._places = {name: place for place, name in enumerate(names)}
-        outside = len(names)  # all names that are nobody's, and none
-        self._truth = np.array([self._places[truth] for truth, _ in pairs], np.int64)
-        self._answers = np.array(
-            [self._places.get(name, outside) if name is not None else outside for _, name in pairs],
-            np.int64,
+        codes: dict[str | None, int] = {name: code for code, name in enumerate(names)}
+        ordered = sorted(pairs.items(), key=lambda pair: (pair[0][0], pair[0][1] or ""))
+        return cls(
+            names,
+            np.array([codes[truth] for (truth, _), _ in ordered], np.int64),
+            np.array([codes.get(name, len(names)) for (_, name), _ in ordered], np.int64),
+            np.array([n for _, n in ordered], np.int64),
         )
-        self._n = np.array(list(pairs.values()), np.int64)
-        self.hits, self.support, self.predicted = self._sums(self._n)
 
-    def averages(self) -> dict[str, MetricValue]:
-        """`AVERAGES`, each with the jackknife's interval over random blocks of images."""
-        n = int(self._n.sum())
-        if not n:
-            return dict.fromkeys(AVERAGES, undefined(_NO_IMAGE))
-        values = _averages(self.hits, self.support, self.predicted)
-        if n < uncertainty.MIN_GROUPS:
-            why = f"an interval needs {uncertainty.MIN_GROUPS} images; there are {n}"
-            return {
-                name: MetricValue(value=value, n=n, why=why)
-                for name, value in zip(AVERAGES, values, strict=True)
-            }
-        left_out, sizes = [], []
-        for block in self._blocks():
-            sizes.append(block.sum() / n)
-            left_out.append(_averages(*self._sums(self._n - block)))
-        found = {}
-        for place, (name, value) in enumerate(zip(AVERAGES, values, strict=True)):
-            part = uncertainty.Replicates(np.array(left_out)[:, place], np.array(sizes))
-            ends = uncertainty.jackknife(value, [part])
-            if ends is None:
-                found[name] = MetricValue(value=value, n=n)
-            else:
-                found[name] = MetricValue(value, *ends, n=n, method=uncertainty.JACKKNIFE)
-        return found
+    def score(self, counts: Counts, average: str | None = None) -> Any:
+        """Return scikit-learn's precision, recall, F1, and support for other counts of the pairs."""
+        from sklearn.metrics import precision_recall_fscore_support
 
-    def _blocks(self) -> Iterator[Counts]:
-        """Counts of the pairs in random blocks of images."""
+        return precision_recall_fscore_support(
+            self.truth,
+            self.predicted,
+            labels=range(len(self.names)),
+            average=average,
+            sample_weight=counts,
+            zero_division=0,
+        )
+
+    def compute_averages(self, counts: Counts) -> dict[str, float]:
+        """Return `AVERAGES` over the names that have an image."""
+        precision, recall, f1, support = self.score(counts)
+        micro_precision, _, micro_f1, _ = self.score(counts, "micro")
+        has_image = support > 0
+        return {
+            "macro_f1": float(f1[has_image].mean()),
+            "micro_f1": float(micro_f1),
+            "weighted_f1": float(np.average(f1, weights=support)),
+            "macro_precision": float(precision[has_image].mean()),
+            "micro_precision": float(micro_precision),
+            "macro_recall": float(recall[has_image].mean()),
+        }
+
+    def blocks(self) -> Iterator[Counts]:
+        """Yield the counts of the pairs in random blocks of images."""
         random = np.random.default_rng(0)
-        rest, n = self._n.copy(), int(self._n.sum())
+        remaining, n = self.counts.copy(), int(self.counts.sum())
         blocks = min(uncertainty.BLOCKS, n)
         for number in range(blocks):
             size = n * (number + 1) // blocks - n * number // blocks
-            block = random.multivariate_hypergeometric(rest, size, method="marginals")
-            rest -= block
+            block = random.multivariate_hypergeometric(remaining, size, method="marginals")
+            remaining -= block
             yield block
 
-    def classes(self) -> list[dict[str, Any]]:
-        """One row per name, most frequent first."""
-        f1 = _f1(self.hits, self.support, self.predicted)
-        rows = []
-        for name, hits, n, predicted, own in zip(
-            self._places, self.hits, self.support, self.predicted, f1, strict=True
-        ):
-            precision = intervals.proportion(int(hits), int(predicted), "never predicted")
-            recall = intervals.proportion(int(hits), int(n), "no image")
-            figures = {
-                "precision": precision,
-                "recall": recall,
-                "f1": MetricValue(value=float(own), n=int(n)),
-            }
-            rows.append({"name": name, "n": int(n), "predicted": int(predicted)} | figures)
-        return sorted(rows, key=lambda row: (-row["n"], row["name"]))
 
-    def _sums(self, weights: Counts) -> tuple[Floats, Floats, Floats]:
-        """By name: how often rightly predicted, how often true, how often predicted."""
-        size = len(self._places)
-        hits = np.bincount(
-            self._truth, weights=weights * (self._truth == self._answers), minlength=size
+def _measure_averages(confusion: _Confusion) -> dict[str, MetricValue]:
+    """Measure `AVERAGES`, each with the jackknife's interval over random blocks of images."""
+    n = int(confusion.counts.sum())
+    if not n:
+        return dict.fromkeys(AVERAGES, undefined(_NO_IMAGE))
+    values = confusion.compute_averages(confusion.counts)
+    if n < uncertainty.MIN_GROUPS:
+        why = f"an interval needs {uncertainty.MIN_GROUPS} images; there are {n}"
+        return {name: MetricValue(value=value, n=n, why=why) for name, value in values.items()}
+    blocks = list(confusion.blocks())
+    fractions = np.array([block.sum() / n for block in blocks])
+    replicates = [confusion.compute_averages(confusion.counts - block) for block in blocks]
+    measured = {}
+    for name, value in values.items():
+        without = np.array([replicate[name] for replicate in replicates])
+        metric = MetricValue(value=value, n=n)
+        ends = uncertainty.jackknife(value, [uncertainty.Replicates(without, fractions)])
+        measured[name] = (
+            metric if ends is None else metric.with_interval(ends, uncertainty.JACKKNIFE)
         )
-        support = np.bincount(self._truth, weights=weights, minlength=size)
-        predicted = np.bincount(self._answers, weights=weights, minlength=size + 1)[:size]
-        return hits.astype(np.float64), support.astype(np.float64), predicted.astype(np.float64)
+    return measured
 
 
-def _averages(hits: Floats, support: Floats, predicted: Floats) -> tuple[float, ...]:
-    """`AVERAGES` of counts by name."""
-    there = support > 0
-    f1, precision, recall = (
-        _f1(hits, support, predicted),
-        hits / np.maximum(predicted, 1),
-        hits / np.maximum(support, 1),
-    )
-    means = [float(one[there].mean()) for one in (f1, precision, recall)]
-    micro = 2 * hits.sum() / (support.sum() + predicted.sum())
-    weighted = f1 @ support / support.sum()
-    return (
-        means[0],
-        float(micro),
-        float(weighted),
-        means[1],
-        float(hits.sum() / max(predicted.sum(), 1)),
-        means[2],
-    )
-
-
-def _f1(hits: Floats, support: Floats, predicted: Floats) -> Floats:
-    """2 hits / (support + predicted), 0 where both are."""
-    return np.asarray(2 * hits / np.maximum(support + predicted, 1))
+def _measure_classes(confusion: _Confusion, pairs: Pairs) -> list[dict[str, Any]]:
+    """Measure each true name, the most frequent first."""
+    if not confusion.names:
+        return []
+    _, _, f1, support = confusion.score(confusion.counts)
+    predicted: Counter[str | None] = Counter()
+    for (_, name), count in pairs.items():
+        predicted[name] += count
+    rows = []
+    for name, n, value in zip(
+        confusion.names, support.astype(int).tolist(), f1.tolist(), strict=True
+    ):
+        hits = pairs.get((name, name), 0)
+        rows.append(
+            {
+                "name": name,
+                "n": n,
+                "predicted": predicted[name],
+                "precision": intervals.proportion(hits, predicted[name], "never predicted"),
+                "recall": intervals.proportion(hits, n, "no image"),
+                "f1": MetricValue(value=value, n=n),
+            }
+        )
+    return sorted(rows, key=lambda row: (-row["n"], row["name"]))

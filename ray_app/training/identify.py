@@ -28,7 +28,7 @@ from ray_app.errors import ConfigError
 from ray_app.identification.cards import IdentifierCard, OpenSet, load_identifier
 from ray_app.identification.identifier import Identified, Identifier
 from ray_app.metrics import calibration, intervals, values
-from ray_app.metrics.identification import measure_identification, open_set_auroc
+from ray_app.metrics.identification import measure_identification, measure_open_set
 from ray_app.reports.identification import IdentifierTraining, NamedSplit, render_identifier_report
 from ray_app.storage import Store
 from ray_app.training import embeddings, export, file_notes, run_directory
@@ -235,7 +235,7 @@ def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
         ),
         "unknown_abstained": _share(~named[unknown], "no image of an unknown generator"),
         "reals_abstained": _share(~named[real], "no real image, or reals are a class"),
-        "open_set_auroc": open_set_auroc(
+        "open_set_auroc": measure_open_set(
             names[~real].tolist(), predicted.classes, predicted.confidence[~real]
         ),
     }

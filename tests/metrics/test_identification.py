@@ -9,7 +9,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from ray_app.metrics.identification import measure_identification, measure_pairs, open_set_auroc
+from ray_app.metrics.identification import measure_identification, measure_pairs, measure_open_set
 
 NAMES = ["dalle", "flux", "mj", "sd", "sdxl"]
 
@@ -96,7 +96,7 @@ def test_the_open_set_auroc_is_scikit_learn_s_with_ties():
     rng = np.random.default_rng(3)
     truth = rng.choice(["sd", "new"], 80).tolist()
     confidence = (rng.random(80) + (np.array(truth) == "sd") * 0.3).round(1)
-    found = open_set_auroc(truth, {"sd"}, confidence)
+    found = measure_open_set(truth, {"sd"}, confidence)
     assert found.value == pytest.approx(
         roc_auc_score(np.array(truth) == "sd", confidence), abs=1e-9
     )
@@ -117,16 +117,16 @@ def test_what_is_not_defined_says_why():
     assert found.figures["top_3"].why == "no ranking of generators beside the predicted ones"
     assert found.classes[0]["precision"].why == "never predicted"
     assert (
-        open_set_auroc(["sd"], {"sd"}, [1.0]).why
+        measure_open_set(["sd"], {"sd"}, [1.0]).why
         == "needs images of known and of unknown generators"
     )
     assert (
-        open_set_auroc(["sd"], {"sd"}, None).why == "no confidence beside the predicted generators"
+        measure_open_set(["sd"], {"sd"}, None).why == "no confidence beside the predicted generators"
     )
     with pytest.raises(ValueError, match="1 predicted names for 2"):
         measure_identification(["sd"], ["sd", "mj"])
     with pytest.raises(ValueError, match="not finite"):
-        open_set_auroc(["sd", "new"], {"sd"}, [np.nan, 1])
+        measure_open_set(["sd", "new"], {"sd"}, [np.nan, 1])
 
 
 def test_intervals_do_not_hang_on_the_order_of_rows():
