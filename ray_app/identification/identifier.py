@@ -1,12 +1,13 @@
-"""Embeddings → which generator made the image, how sure that is, and whether it is one of the known
-ones. Plain numpy.
+"""The generator of an image from its embedding (`Identifier`): which of the known ones it is, how
+probable that is, and whether it is a known one at all. Plain numpy.
 
-Family first, then the generator within it: p(generator) = p(family) p(generator | family) from one
-softmax, so both levels agree.
+The family is chosen first, then the generator in it: p(generator) = p(family) p(generator | family)
+from one softmax, so both levels agree.
 """
 
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +16,43 @@ from ray_app.detectors.weights import read_arrays, resolve_part
 from ray_app.errors import DetectorError
 from ray_app.identification.cards import IdentifierCard
 
-RANKED = 5  # names that a row keeps, best first
+RANKED = 5
+"""Names in a ranking."""
 Floats = npt.NDArray[np.float32]
 Reals = TypeVar("Reals", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 
+class NamedGenerator(NamedTuple):
+    """The generator of one image, by the names of a run's columns.
+
+    Attributes:
+        predicted_generator: The most probable generator; None if the image is like no known one.
+        generator_family: Its family; None likewise.
+        generator_probability: The probability of the first of the ranking among known generators.
+        generator_confidence: How sure it is that the generator is a known one. Higher is surer.
+        generator_ranking: Known generators, the most probable first.
+    """
+
+    predicted_generator: str | None
+    generator_family: str | None
+    generator_probability: float
+    generator_confidence: float
+    generator_ranking: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Identified:
-    """What an identifier says of n images. `codes` (n,): places in `classes`, −1 for none of the
-    known; `ranking` (n, k) such places, best first, whether one was named or not. `probability`
-    (n,): of the first of the ranking, among the known ones. `confidence` (n,): that it is a known
-    one at all, higher = surer; NaN, and code −1, where there was no embedding.
+    """The generators of n images.
+
+    Attributes:
+        classes: The known generators.
+        families: The family of each.
+        codes: Indices in `classes` (n,); −1 for an image like no known generator, or without an
+            embedding.
+        probability: Probability of the first of the ranking (n,), among the known generators.
+        confidence: How sure it is that the generator is a known one (n,). NaN for an image without
+            an embedding.
+        ranking: Indices in `classes` (n, k), the most probable first, also for unknown generators.
     """
 
     classes: tuple[str, ...]
@@ -35,20 +62,55 @@ class Identified:
     confidence: Floats
     ranking: npt.NDArray[np.int64]
 
+    def select(self, rows: slice) -> "Identified":
+        """Return the generators of some of the images."""
+        return replace(
+            self,
+            codes=self.codes[rows],
+            probability=self.probability[rows],
+            confidence=self.confidence[rows],
+            ranking=self.ranking[rows],
+        )
+
+    def name_image(self, row: int) -> NamedGenerator | None:
+        """Return the generator of one image; None if it has no embedding."""
+        if not np.isfinite(self.confidence[row]):
+            return None
+        code = int(self.codes[row])
+        return NamedGenerator(
+            self.classes[code] if code >= 0 else None,
+            self.families[code] if code >= 0 else None,
+            float(self.probability[row]),
+            float(self.confidence[row]),
+            tuple(self.classes[other] for other in self.ranking[row].tolist()),
+        )
+
+    def to_columns(self, has_score: Sequence[bool] | npt.NDArray[np.bool_]) -> dict[str, list[Any]]:
+        """Return the columns of a run's rows by name, with None for images without a score or an
+        embedding.
+        """
+        rows = [self.name_image(row) if scored else None for row, scored in enumerate(has_score)]
+        return {
+            name: [None if row is None else getattr(row, name) for row in rows]
+            for name in NamedGenerator._fields
+        }
+
 
 class Identifier:
-    """The head of an identifier's card, ready to name."""
+    """The head of an identifier's card.
+
+    Raises:
+        DetectorError: Its weights are missing or do not fit.
+    """
 
     def __init__(self, card: IdentifierCard) -> None:
         self.card = card
         path = resolve_part(card.parts[0])
         tensors = read_arrays(path)
-        wanted = {"weight"} | (
-            {"means", "whitening"}
-            if card.open_set and card.open_set.method == "distance"
-            else set()
-        )
-        if missing := wanted - set(tensors):
+        needed = {"weight"}
+        if card.open_set and card.open_set.method == "distance":
+            needed |= {"means", "whitening"}
+        if missing := needed - set(tensors):
             raise DetectorError(f"{card.name}: {path}: lacks {', '.join(sorted(missing))}")
         self._weight = tensors["weight"].astype(np.float32)
         self._bias = tensors.get("bias", np.zeros(len(self._weight), np.float32)).astype(np.float32)
@@ -57,9 +119,9 @@ class Identifier:
             raise DetectorError(
                 f"{card.name}: {path}: {len(self._weight)} rows for {len(card.classes)} classes"
             )
-        families = card.class_families
+        families = np.array(card.class_families, object)
         self._in_family = np.array(
-            [[one == other for other in families] for one in dict.fromkeys(families)], np.float32
+            [families == family for family in dict.fromkeys(families)], np.float32
         )
 
     @property
@@ -68,77 +130,77 @@ class Identifier:
         return int(self._weight.shape[1])
 
     def identify(self, vectors: Floats) -> Identified:
-        """(n, d) float32; rows of NaN are images without an embedding."""
-        card, there = self.card, np.asarray(np.isfinite(vectors).all(axis=1))
-        logits = self.logits(np.where(there[:, None], vectors, 0))
-        chances = softmax(logits)
-        family = (chances @ self._in_family.T).argmax(axis=1)
-        within = chances + self._in_family[family]  # its family first, then by chance
-        ranking = np.argsort(-within, axis=1, kind="stable")[:, :RANKED]
+        """Name the generators of images by their embeddings (n, d), rows of NaN if there is none."""
+        card, has_vector = self.card, np.asarray(np.isfinite(vectors).all(axis=1))
+        logits = self.logits(np.where(has_vector[:, None], vectors, 0))
+        probabilities = softmax(logits)
+        family = (probabilities @ self._in_family.T).argmax(axis=1)
+        # The generators of the most probable family come first.
+        by_family = probabilities + self._in_family[family]
+        ranking = np.argsort(-by_family, axis=1, kind="stable")[:, :RANKED]
         best = ranking[:, 0]
-        confidence = np.where(there, self.confidence(vectors, logits), np.nan).astype(np.float32)
-        known = there if card.open_set is None else there & (confidence >= card.open_set.threshold)
-        probability = np.where(there, chances[np.arange(len(best)), best], np.nan).astype(
-            np.float32
-        )
+        confidence = np.where(has_vector, self.confidence(vectors, logits), np.nan)
+        confidence = confidence.astype(np.float32)
+        is_known = has_vector
+        if card.open_set is not None:
+            is_known = has_vector & (confidence >= card.open_set.threshold)
+        probability = np.where(has_vector, probabilities[np.arange(len(best)), best], np.nan)
         return Identified(
             card.classes,
             card.class_families,
-            np.where(known, best, -1),
-            probability,
+            np.where(is_known, best, -1),
+            probability.astype(np.float32),
             confidence,
             ranking,
         )
 
     def logits(self, vectors: Floats) -> Floats:
-        """(n, C) of finite vectors (n, d). Summed in float64, so that a row's numbers do not hang
-        on how many rows it came with.
+        """Return the logits (n, C) of finite embeddings (n, d). Sums are in float64, so that those
+        of a row never depend on the number of rows.
         """
         rows, weight = vectors.astype(np.float64), self._weight.astype(np.float64)
         if self.card.head == "cosine":
-            return np.asarray(
-                self.card.scale * unit(rows) @ unit(weight).T + self._bias, np.float32
-            )
+            cosines = self.card.scale * unit(rows) @ unit(weight).T
+            return np.asarray(cosines + self._bias, np.float32)
         return np.asarray(rows @ weight.T + self._bias, np.float32)
 
     def confidence(self, vectors: Floats, logits: Floats) -> Floats:
-        """(n,) how much an image is like those of known generators; see `OpenSet`."""
+        """Return how much each image (n,) is like those of known generators; see `OpenSet`."""
         if self.card.open_set is not None and self.card.open_set.method == "distance":
             assert self._means is not None
             assert self._whitening is not None
-            return np.asarray(
-                -mahalanobis(np.nan_to_num(vectors), self._means, self._whitening).min(axis=1),
-                np.float32,
-            )
+            distances = mahalanobis(np.nan_to_num(vectors), self._means, self._whitening)
+            return np.asarray(-distances.min(axis=1), np.float32)
         return energy(logits)
 
 
 def softmax(logits: Floats) -> Floats:
-    """(n, C) → chances that sum to one."""
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
+    """Return the probabilities (n, C) of logits."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
 
 def energy(logits: Floats) -> Floats:
-    """(n, C) → (n,) log Σ exp."""
+    """Return log Σ exp of the logits of each row."""
     top = logits.max(axis=1)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)), np.float32)
 
 
 def mahalanobis(vectors: Floats, means: Floats, whitening: Floats) -> Floats:
-    """(n, C) distances of vectors (n, d) to means (C, d), where `whitening` (d, k) makes the
-    covariance that all classes share the unit.
+    """Return the distances (n, C) of vectors (n, d) to means (C, d).
+
+    `whitening` (d, k) turns the covariance that all classes share into the identity.
     """
-    # squares of float32 would leave a difference of large numbers nothing but rounding
-    white = whitening.astype(np.float64)
-    ours, theirs = vectors @ white, means @ white
-    squared = (ours**2).sum(axis=1)[:, None] + (theirs**2).sum(axis=1)[None] - 2 * ours @ theirs.T
-    return np.asarray(np.sqrt(np.maximum(squared, 0)), np.float32)
+    # Squares of float32 would leave nothing but rounding of a difference of large numbers.
+    matrix = whitening.astype(np.float64)
+    rows, centres = vectors @ matrix, means @ matrix
+    squares = (rows**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)[None] - 2 * rows @ centres.T
+    return np.asarray(np.sqrt(np.maximum(squares, 0)), np.float32)
 
 
 def unit(rows: Reals) -> Reals:
-    """(n, d) → rows of length 1, in the same precision; rows of zeros stay so."""
-    found: Reals = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
+    """Return the rows at length 1, in the same precision. Rows of zeros stay so."""
+    scaled: Reals = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
         rows.dtype
     )
-    return found
+    return scaled

@@ -524,24 +524,14 @@ class ImageInputs:
 
 
 def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
-    """What a profile says of one image, by the names of a result's fields."""
-    identified, captions = scored.identified, scored.outputs.captions
-    words = captions[row] if captions else None
-    found: dict[str, Any] = (
-        {}
-        if words is None
-        else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
-    )
-    if identified is None or not np.isfinite(identified.confidence[row]):
-        return found
-    code = identified.codes[row]
-    return found | {
-        "predicted_generator": identified.classes[code] if code >= 0 else None,
-        "generator_family": identified.families[code] if code >= 0 else None,
-        "generator_probability": float(identified.probability[row]),
-        "generator_confidence": float(identified.confidence[row]),
-        "generator_ranking": tuple(identified.classes[place] for place in identified.ranking[row]),
-    }
+    """Return the generator and the prompt of one image, by the names of a result's fields."""
+    captions = scored.outputs.captions
+    caption = captions[row] if captions else None
+    fields: dict[str, Any] = {}
+    if caption is not None:
+        fields = {"predicted_prompt": caption.text, "prompt_likelihood": caption.likelihood}
+    generator = None if scored.identified is None else scored.identified.name_image(row)
+    return fields if generator is None else fields | generator._asdict()
 
 
 def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:

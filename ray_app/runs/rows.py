@@ -17,7 +17,6 @@ from ray_app.detectors import card_sections
 from ray_app.ensembles import Decisions, Finding, Thresholds, find
 from ray_app.errors import Status, is_of_one_image
 from ray_app.identification.captions import Caption
-from ray_app.identification.identifier import Identified
 from ray_app.images import ImageFileFacts
 from ray_app.inference import BlockResult, DecodeResult
 from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
@@ -94,9 +93,7 @@ def result_rows(
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
                                       schema.field("replies").type)  # fmt: skip
     columns |= finding_columns(scored.findings) | decided_columns(scored.decisions, has_score)
-    columns |= (
-        identified_columns(scored.identified, has_score) if scored.identified is not None else {}
-    )
+    columns |= scored.identified.to_columns(has_score) if scored.identified is not None else {}
     columns |= described_columns(captions, has_score) if captions else {}
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
@@ -129,23 +126,6 @@ def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
     return {
         FINDING: [one.finding for one in findings],
         GROUNDS: [[ground.model_dump() for ground in one.grounds] for one in findings],
-    }
-
-
-def identified_columns(identified: Identified, has_score: np.ndarray) -> dict[str, Any]:
-    """The columns that an identifier fills; null where a row has no score."""
-    there = has_score & np.isfinite(identified.confidence)
-    codes = np.where(there, identified.codes, -1).tolist()
-    classes, families = identified.classes, identified.families
-    rankings = zip(identified.ranking.tolist(), there.tolist(), strict=True)
-    return {
-        "predicted_generator": [classes[code] if code >= 0 else None for code in codes],
-        "generator_family": [families[code] if code >= 0 else None for code in codes],
-        "generator_probability": pa.array(identified.probability, pa.float32(), mask=~there),
-        "generator_confidence": pa.array(identified.confidence, pa.float32(), mask=~there),
-        "generator_ranking": [
-            [classes[code] for code in ranking] if ok else None for ranking, ok in rankings
-        ],
     }
 
 
@@ -289,20 +269,12 @@ def _only(scored: BlockResult, rows: slice) -> BlockResult:
         for name, value in decided.items()
         if value is not None and not isinstance(value, bool)
     }
-    said = scored.identified
     return BlockResult(
         scored.outcomes[rows],
         scored.outputs.rows(rows),
         {name: column[rows] for name, column in scored.scores.items()},
         replace(scored.decisions, **per_member),
-        said
-        and replace(
-            said,
-            **{
-                name: getattr(said, name)[rows]
-                for name in ("codes", "probability", "confidence", "ranking")
-            },
-        ),
+        scored.identified and scored.identified.select(rows),
         scored.thresholds,
     )
 

@@ -115,7 +115,7 @@ class Profilers:
             if head := self._identifiers.get(name):
                 for place, one in _predicted(
                     [(place, requests[place].identify) for place in places],
-                    partial(_identified_rows, head),
+                    partial(_identify_each, head),
                 ):
                     answers[place] = replace(answers[place], identified=one)
             if describer := self._describers.get(name):
@@ -129,12 +129,9 @@ class Profilers:
         return answers
 
 
-def _identified_rows(head: Identifier, vectors: npt.NDArray[Any]) -> list[Identified]:
-    found, columns = head.identify(vectors), ("codes", "probability", "confidence", "ranking")
-    return [
-        replace(found, **{name: getattr(found, name)[row : row + 1] for name in columns})
-        for row in range(len(vectors))
-    ]
+def _identify_each(head: Identifier, vectors: npt.NDArray[Any]) -> list[Identified]:
+    identified = head.identify(vectors)
+    return [identified.select(slice(row, row + 1)) for row in range(len(vectors))]
 
 
 def _predicted(

@@ -30,6 +30,7 @@ from ray_app.identification.identifier import Identified, Identifier
 from ray_app.metrics import calibration, intervals, values
 from ray_app.metrics.identification import measure_identification, measure_open_set
 from ray_app.reports.identification import IdentifierTraining, NamedSplit, render_identifier_report
+from ray_app.runs.schema import IDENTIFIED
 from ray_app.storage import Store
 from ray_app.training import embeddings, export, file_notes, run_directory
 from ray_app.training import identifier as fitting
@@ -38,7 +39,12 @@ from ray_app.training.job import TrainingJob
 
 SCHEMA = 1
 CARD, WEIGHTS = "identifier.yaml", "head.safetensors"
-_MOST_RANKED = 5
+_COLUMNS = {
+    "generator": pa.string(),
+    "predicted_generator": pa.string(),
+    **IDENTIFIED,
+    "generator_family": pa.string(),
+}
 _PUBLISHED = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -393,10 +399,10 @@ def written(
         )
         for split, predicted in made.predicted.items():
             rows = wanted.tables[split].take(pa.array(found[split].rows))
-            out.write(
-                f"scores/{split}.parquet",
-                export.rows_file(rows, _columns(labelled[split].names, predicted)),
-            )
+            cells = predicted.to_columns([True] * len(rows))
+            cells["generator"] = list(labelled[split].names)
+            columns = {name: pa.array(cells[name], kind) for name, kind in _COLUMNS.items()}
+            out.write(f"scores/{split}.parquet", export.rows_file(rows, columns))
         for name in (WEIGHTS, CARD):
             out.write_file(name, Path(folder) / name)
     section, fitted, counts = (
@@ -440,25 +446,6 @@ def written(
     out.write("report.html", render_identifier_report(document).encode())
     out.write(export.METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
     return metrics
-
-
-def _columns(truth: Sequence[str], predicted: Identified) -> dict[str, pa.Array]:
-    """Per image who made it and the prediction, as result rows have it."""
-    return {
-        "generator": pa.array(truth, pa.string()),
-        "predicted_generator": pa.array(
-            [predicted.classes[code] if code >= 0 else None for code in predicted.codes],
-            pa.string(),
-        ),
-        "generator_probability": pa.array(predicted.probability),
-        "generator_confidence": pa.array(predicted.confidence),
-        "generator_ranking": pa.array(
-            [
-                [predicted.classes[place] for place in ranking]
-                for ranking in predicted.ranking[:, :_MOST_RANKED]
-            ]
-        ),
-    }
 
 
 def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:

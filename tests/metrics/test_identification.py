@@ -9,7 +9,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from ray_app.metrics.identification import measure_identification, measure_pairs, measure_open_set
+from ray_app.metrics.identification import measure_identification, measure_open_set, measure_pairs
 
 NAMES = ["dalle", "flux", "mj", "sd", "sdxl"]
 
@@ -121,7 +121,8 @@ def test_what_is_not_defined_says_why():
         == "needs images of known and of unknown generators"
     )
     assert (
-        measure_open_set(["sd"], {"sd"}, None).why == "no confidence beside the predicted generators"
+        measure_open_set(["sd"], {"sd"}, None).why
+        == "no confidence beside the predicted generators"
     )
     with pytest.raises(ValueError, match="1 predicted names for 2"):
         measure_identification(["sd"], ["sd", "mj"])

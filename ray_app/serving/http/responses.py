@@ -243,28 +243,25 @@ def is_described(
 
 
 def _profile(profiled: profiles.ProfileResponse) -> schemas.Profile:
-    """The profile as the API words it; a name of nobody's where the image is like no known
-    generator.
-    """
-    found, words = profiled.identified, profiled.described
-    if found is None or not np.isfinite(found.confidence[0]):
-        generator = None
-    else:
-        code, ranking = (
-            int(found.codes[0]),
-            [found.classes[one] for one in found.ranking[0].tolist()],
-        )
-        name, family = (found.classes[code], found.families[code]) if code >= 0 else (None, None)
+    """Return the profile as the API has it, without a name for an image like no known generator."""
+    named = None if profiled.identified is None else profiled.identified.name_image(0)
+    generator, prompt = None, None
+    if named is not None:
+        name, family = named.predicted_generator, named.generator_family
         generator = schemas.ProfileGenerator(
-            name=name, title=title_of(name) if name else None, family=family, family_title=family_title(family) if family else None,
-            probability=float(found.probability[0]), confidence=float(found.confidence[0]), known=code >= 0,
-            ranking=ranking, nearest=title_of(ranking[0]),
-        )  # fmt: skip
-    prompt = (
-        None
-        if words is None
-        else schemas.ProfilePrompt(text=words.text, likelihood=words.likelihood)
-    )
+            name=name,
+            title=title_of(name) if name else None,
+            family=family,
+            family_title=family_title(family) if family else None,
+            probability=named.generator_probability,
+            confidence=named.generator_confidence,
+            known=name is not None,
+            ranking=list(named.generator_ranking),
+            nearest=title_of(named.generator_ranking[0]),
+        )
+    if profiled.described is not None:
+        caption = profiled.described
+        prompt = schemas.ProfilePrompt(text=caption.text, likelihood=caption.likelihood)
     return schemas.Profile(generator=generator, prompt=prompt)
 
 
