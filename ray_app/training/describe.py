@@ -23,7 +23,6 @@ import yaml
 
 from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
-from ray_app.detectors.weights import file_sha256
 from ray_app.errors import DetectorError
 from ray_app.identification.captions import Caption, Describer, index_tensors
 from ray_app.identification.cards import DescriberCard, load_describer
@@ -251,17 +250,9 @@ def write_card(
     the training began with.
     """
     content = {
-        "name": recipe.name,
-        "title": recipe.export.title or recipe.title or recipe.name,
-        "weights": {"uri": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
+        **export.profile_facts(recipe, folder / WEIGHTS, recipe.name),
         "licence": recipe.export.licence or _inherited(recipe, start),
         "source": recipe.source or f"touchstone train {recipe.name}",
-        "training_data": {
-            "name": export.data_name(recipe),
-            "licence": recipe.data.licence or "none stated",
-            "source": export.places_of(recipe) or None,
-        },
-        "notes": list(recipe.export.notes),
         **facts,
     }
     (folder / CARD).write_text(

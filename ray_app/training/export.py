@@ -39,7 +39,7 @@ from ray_app.detectors.card import (
 )
 from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.detector import load_network
-from ray_app.detectors.weights import WeightSet, resolve_part
+from ray_app.detectors.weights import WeightSet, file_sha256, resolve_part
 from ray_app.errors import ClusterError, ConfigError, DetectorError, StorageError, describe_error
 from ray_app.metrics import FIGURES, fit_platt
 from ray_app.reports import training as reports
@@ -229,6 +229,27 @@ def places_of(recipe: config.Recipe) -> str:
 def data_name(recipe: config.Recipe) -> str:
     """What a card calls a recipe's data: their name, else their places."""
     return recipe.data.name or places_of(recipe) or "not named"
+
+
+def profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict[str, Any]:
+    """Return the facts that cards of identifiers and describers share: names, weights, and data.
+
+    Args:
+        recipe: The recipe.
+        weights: The file of the weights, in the folder of the card.
+        title: The title if the recipe has none.
+    """
+    return {
+        "name": recipe.name,
+        "title": recipe.export.title or recipe.title or title,
+        "weights": Weights(uri=weights.name, sha256=file_sha256(weights)),
+        "training_data": TrainingData(
+            name=data_name(recipe),
+            licence=recipe.data.licence or "not stated",
+            source=places_of(recipe) or None,
+        ),
+        "notes": recipe.export.notes,
+    }
 
 
 def _published(recipe: config.Recipe, facts: reports.TrainingFacts) -> tuple[PublishedFigure, ...]:

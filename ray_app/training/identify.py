@@ -21,9 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.datasets.splits import Splits
-from ray_app.detectors.card import DetectorCard, PublishedFigure, Weights
-from ray_app.detectors.card_sections import TrainingData
-from ray_app.detectors.weights import file_sha256
+from ray_app.detectors.card import DetectorCard, PublishedFigure
 from ray_app.errors import ConfigError
 from ray_app.identification.cards import IdentifierCard, OpenSet, load_identifier
 from ray_app.identification.identifier import Identified, Identifier
@@ -106,26 +104,18 @@ def make_identifier(
         {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()},
         folder / WEIGHTS,
     )
-    facts = {
-        "name": recipe.name,
-        "title": recipe.export.title
-        or recipe.title
-        or f"Which of {len(classes)} generators, by embeddings of {card.name}",
-        "weights": Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS)),
+    title = f"Which of {len(classes)} generators, by embeddings of {card.name}"
+    facts = export.profile_facts(recipe, folder / WEIGHTS, title)
+    data = {
+        "images": f"{len(train.names):,} of {len(classes)} generators",
+        "generators": tuple(classes),
+    }
+    notes = [licence.note, _calibration_note(fitted, config)]
+    facts |= {
         "licence": licence.licence,
         "source": f"touchstone train {recipe.name}",
-        "training_data": TrainingData(
-            name=export.data_name(recipe),
-            images=f"{len(train.names):,} of {len(classes)} generators",
-            licence=recipe.data.licence or "not stated",
-            source=export.places_of(recipe) or None,
-            generators=tuple(classes),
-        ),
-        "notes": (
-            *recipe.export.notes,
-            *filter(None, [licence.note]),
-            _calibration_note(fitted, config),
-        ),
+        "training_data": facts["training_data"].model_copy(update=data),
+        "notes": (*facts["notes"], *filter(None, notes)),
         "detector": card.name,
         "embedding": dict(embedding),
         "classes": tuple(classes),
