@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ray_app import __version__
 from ray_app.errors import ConfigError
-from ray_app.evaluation import accumulate, identification, protocol_rows
+from ray_app.evaluation import accumulate, distribution, identification, protocol_rows
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.data_facts import describe_data
 from ray_app.evaluation.generator_names import names_of
@@ -111,7 +111,7 @@ def assemble(
     )
     rows += localized.rows if localized else []
     names = names_of(described)
-    groups_by, groups = identification.groups_of(protocol, names, options.generators)
+    groups_by, groups = distribution.divide_generators(protocol, names, options.generators)
     progress("tests and tables")
     lines = protocol_rows.lines_of(protocol, options.generators)
     infos, curves = [], {}
@@ -122,7 +122,7 @@ def assemble(
         own = MetricsTable(tuple(row for row in rows if row.system == system.name))
         table = protocol_rows.measure_rows(protocol, lines, scores, measured.info, own, options)
         rows += rows_of(table.rows | table.footers, system.name, scope=TABLE)
-        rows += identification.measure_groups(groups, scores, measured.info.generators)
+        rows += distribution.measure_groups(groups, scores, measured.info.generators)
         infos.append(measured.info)
         curves[system.name] = measured.curves
     binary = {info.name: info.output == "binary" for info in infos}
@@ -180,7 +180,7 @@ def _measure_names(
     rules = (protocol.identification if protocol else None) or IdentificationRules()
     names = names_of(found.run.describe())
     answers = (
-        identification.answers_of(found.labels.tables, names)
+        identification.collect_answers(found.labels.tables, names)
         if names.classes is not None or predicted["predicted_generator"]
         else None
     )
@@ -196,7 +196,7 @@ def _measure_names(
     )
     named: list[IdentificationInfo] = []
     if answers:
-        named, measured = identification.identification_of(
+        named, measured = identification.measure_answers(
             answers, rules=rules, missing=found.labels.unused
         )
         rows += measured
@@ -204,7 +204,7 @@ def _measure_names(
         rows += rows_of(prompts.figures, scope=PROMPTS)
     for group in groups:
         if answers:
-            figures = identification.group_identification(answers, group.generators, rules.top_k)
+            figures = identification.measure_group(answers, group.generators, rules.top_k)
             rows += rows_of(figures, scope=group.scope)
         if prompts:
             rows += rows_of(prompts.of(group.generators), scope=group.scope)

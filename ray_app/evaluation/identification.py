@@ -1,15 +1,11 @@
-"""Measure the generators that a run named (`identification_of`), and groups of generators in and
-out of the distribution of training (`groups_of`, `measure_groups`).
-
-`answers_of` counts generator, answer, and the place of the truth in the ranking. A protocol's
-groups are rows of its table. Otherwise the classes of the run's identifier decide which generators
-were in training: by themselves, by their family alone, or not at all.
+"""The generators that a run named: `collect_answers` counts true and predicted names, and the place
+of the true one in the ranking; `measure_answers` and `measure_group` measure them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +14,11 @@ import pyarrow.compute as pc
 
 from ray_app.evaluation import dflip, join, protocols
 from ray_app.evaluation.generator_names import REAL, Names
-from ray_app.evaluation.system_metrics import SystemScores, group_of
-from ray_app.metrics import identification, intervals, values
+from ray_app.metrics import intervals
+from ray_app.metrics.identification import Identification, measure_open_set, measure_pairs
 from ray_app.metrics.table import MetricRow, rows_of
 from ray_app.metrics.values import MetricValue
-from ray_app.reports.evaluation.result import (
-    ClassInfo,
-    GeneratorInfo,
-    GroupInfo,
-    IdentificationInfo,
-)
+from ray_app.reports.evaluation.result import ClassInfo, IdentificationInfo
 from ray_app.runs.current import numbers
 
 COLUMNS = (
@@ -38,119 +29,116 @@ COLUMNS = (
     "generator_ranking",
     "generator_confidence",
 )
-_BETWEEN = "\x1f"  # no name holds it
-Words = tuple[str, str, str | None, str | None]
-Floats = npt.NDArray[np.float64]
+_SEPARATOR = "\x1f"
+"""Joins the names of a ranking. No name has it."""
 _NO_KNOWN = "no image of a known generator"
 _NO_UNKNOWN = "no image of an unknown generator"
 _NO_LIST = "no list of known generators"
-Distribution = Literal["in", "out"]
-KNOWN, NEW_VERSION, NEW_FAMILY = (
-    "generators of the training",
-    "other generators of their families",
-    "other families",
-)
-_TOTALS: Mapping[Distribution, str] = {
-    "in": "all in distribution",
-    "out": "all out of distribution",
-}
-_NONE = "no image of these generators"
+Words = tuple[str, str, str | None, str | None]
+Floats = npt.NDArray[np.float64]
 
 
-class IdentificationAnswer(NamedTuple):
-    """Of one image. `generator`, `predicted`: keys of names, None = none was named. `asked`:
-    whether there was an answer at all, be it "none of the known". `place`, `family_place`: of the
-    truth in the ranking, 0 = first; None = not there.
+class Answer(NamedTuple):
+    """What a run says about the generator of an image.
+
+    Attributes:
+        label: `real` or `fake`.
+        generator: Key of the true name.
+        predicted: Key of the predicted name; None if no generator was named.
+        has_answer: Whether the identifier answered, also that it is none of the known.
+        place: Index of the true name in the ranking; None if the ranking has not got it.
+        family_place: The same of the families in the ranking.
     """
 
     label: str
     generator: str
     predicted: str | None
-    asked: bool
+    has_answer: bool
     place: int | None
     family_place: int | None
 
 
 @dataclass
-class IdentificationAnswers:
-    """Of all images. `words`: label, generator, verdict and prediction as they stand in the rows.
-    `confidences`: of fakes, by the key of their generator.
+class Answers:
+    """The answers of all images.
+
+    Attributes:
+        names: The index of generators.
+        counts: Number of images by answer.
+        words: Number of images by label, generator, verdict, and prediction as rows have them.
+        confidences: Confidences of fakes by the key of their generator.
+        is_ranked: Whether a row has a ranking.
     """
 
     names: Names
-    counts: Counter[IdentificationAnswer] = field(default_factory=Counter)
+    counts: Counter[Answer] = field(default_factory=Counter)
     words: Counter[Words] = field(default_factory=Counter)
     confidences: dict[str, list[Floats]] = field(default_factory=dict)
-    ranked: bool = False
+    is_ranked: bool = False
 
     def add(self, table: pa.Table) -> None:
-        """Joined rows with `COLUMNS`."""
-        plain = {name: table[name].cast(pa.string()) for name in COLUMNS[:4]}
-        confidence = numbers(table["generator_confidence"])
-        ranking = table["generator_ranking"]  # each as one text
-        ranking = (
-            pc.binary_join(ranking, _BETWEEN)
+        """Count joined rows with `COLUMNS`."""
+        columns = {name: table[name].cast(pa.string()) for name in COLUMNS[:4]}
+        ranking, confidence = table["generator_ranking"], numbers(table["generator_confidence"])
+        self.is_ranked = self.is_ranked or ranking.null_count < len(ranking)
+        columns["ranking"] = (
+            pc.binary_join(ranking, _SEPARATOR)
             if pa.types.is_list(ranking.type)
             else ranking.cast(pa.string())
         )
-        self.ranked = self.ranked or ranking.null_count < len(ranking)
-        sure = pa.array(np.isfinite(confidence))
-        columns = pa.table(plain | {"ranking": ranking, "sure": sure})
-        # In the order of the rows: the first spelling of a name is the one that is shown.
-        counted = columns.group_by(columns.column_names, use_threads=False).aggregate(
-            [([], "count_all")]
+        columns["has_confidence"] = pa.array(np.isfinite(confidence))
+        # In the order of the rows: the first spelling of a name is shown.
+        counted = (
+            pa.table(columns)
+            .group_by(list(columns), use_threads=False)
+            .aggregate([([], "count_all")])
         )
         for row in counted.to_pylist():
-            self.words[
-                row["label"], row["generator"], row["verdict"], row["predicted_generator"]
-            ] += row["count_all"]
-            self.counts[self._answer(row)] += row["count_all"]
-        self._keep(table, confidence)
+            words = row["label"], row["generator"], row["verdict"], row["predicted_generator"]
+            self.words[words] += row["count_all"]
+            self.counts[self._read_answer(row)] += row["count_all"]
+        self._keep_confidences(table, confidence)
 
-    def _answer(self, row: dict[str, Any]) -> IdentificationAnswer:
+    def _read_answer(self, row: dict[str, Any]) -> Answer:
         names = self.names
-        truth, predicted = (
-            names.label(row["generator"]),
-            names.predicted(dflip.name_in(row["predicted_generator"])),
-        )
-        ranking = (
-            [names.predicted(name) for name in row["ranking"].split(_BETWEEN)]
-            if row["ranking"]
-            else []
-        )
-        families = list(dict.fromkeys(names.family(name) for name in ranking if name))
-        asked = bool(predicted or ranking or row["sure"])
-        return IdentificationAnswer(
+        truth = names.label(row["generator"])
+        predicted = names.predicted(dflip.name_in(row["predicted_generator"]))
+        listed = row["ranking"].split(_SEPARATOR) if row["ranking"] else []
+        ranking = [names.predicted(name) for name in listed]
+        families = list(dict.fromkeys(names.family(key) for key in ranking if key))
+        family = names.family(truth)
+        return Answer(
             row["label"],
             truth,
             predicted,
-            asked,
-            _place(truth, ranking),
-            _place(names.family(truth), families),
+            bool(predicted or ranking or row["has_confidence"]),
+            ranking.index(truth) if truth in ranking else None,
+            families.index(family) if family in families else None,
         )
 
-    def _keep(self, table: pa.Table, confidence: Floats) -> None:
-        kept = np.isfinite(confidence) & np.asarray(
-            pc.equal(table["label"].cast(pa.string()), "fake")
-        )
-        if kept.any():
-            makers = table["generator"].cast(pa.string()).combine_chunks().dictionary_encode()
-            codes = np.asarray(makers.indices)
-            for code, name in enumerate(makers.dictionary.to_pylist()):
-                if len(mine := confidence[kept & (codes == code)]):
-                    self.confidences.setdefault(self.names.label(name), []).append(mine)
+    def _keep_confidences(self, table: pa.Table, confidence: Floats) -> None:
+        is_fake = np.asarray(pc.equal(table["label"].cast(pa.string()), "fake"))
+        selected = np.isfinite(confidence) & is_fake
+        if not selected.any():
+            return
+        generators = table["generator"].cast(pa.string()).combine_chunks().dictionary_encode()
+        codes = np.asarray(generators.indices)
+        for code, name in enumerate(generators.dictionary.to_pylist()):
+            own = confidence[selected & (codes == code)]
+            if len(own):
+                self.confidences.setdefault(self.names.label(name), []).append(own)
 
 
-def answers_of(tables: join.Tables, names: Names) -> IdentificationAnswers | None:
-    """All of a run's answers; None where no image has one."""
-    found = IdentificationAnswers(names)
+def collect_answers(tables: join.Tables, names: Names) -> Answers | None:
+    """Return the answers of a run; None if no image has one."""
+    answers = Answers(names)
     for table in tables(COLUMNS):
-        found.add(table)
-    return found if any(one.asked for one in found.counts) else None
+        answers.add(table)
+    return answers if any(answer.has_answer for answer in answers.counts) else None
 
 
-def identification_of(
-    answers: IdentificationAnswers,
+def measure_answers(
+    answers: Answers,
     *,
     rules: protocols.IdentificationRules | None = None,
     missing: int = 0,
@@ -158,12 +146,12 @@ def identification_of(
     """Measure the generators that were named: the scope `identification` and those below it.
 
     Plain metrics are of fakes whose generator the identifier knows (all, if those are not
-    recorded): those of `metrics.identification`; an image without a name counts as wrong. `top_…` is
-    by the rows' rankings, whether a name was given or not. `abstained_known` and
+    recorded): those of `metrics.identification`; an image without a name counts as wrong. `top_…`
+    is by the rows' rankings, whether a name was given or not. `abstained_known` and
     `abstained_unknown` are the fractions of the images with an answer that is none of the known.
     `reals_named` is the fraction of real images that got the name of a generator.
     `identification, families` has the same of families. By the rules of `dflip-v1` the scope has
-    their metrics, with their flaws, and `identification, plain` has ours.
+    their metrics, with their flaws, and `identification, plain` has the plain ones.
 
     Args:
         answers: The answers of all images.
@@ -171,273 +159,182 @@ def identification_of(
         missing: Labels without a row, which count as wrong by the rules of `dflip-v1`.
     """
     rules = rules or protocols.IdentificationRules()
-    if rules.protocol == "dflip-v1":
-        theirs, rows = dflip.dflip_v1(answers.words, answers.names, missing)
-        ours, plain = _measure_plain(
-            answers, rules, "identification, plain", "Generators named, by ours"
-        )
-        return [*theirs, *ours], [*rows, *plain]
-    return _measure_plain(answers, rules, "identification", "Generators named")
+    if rules.protocol == "plain":
+        return _measure_plain(answers, rules, "identification", "Generators named")
+    theirs, rows = dflip.dflip_v1(answers.words, answers.names, missing)
+    plain, plain_rows = _measure_plain(
+        answers, rules, "identification, plain", "Generators named, by ours"
+    )
+    return [*theirs, *plain], [*rows, *plain_rows]
 
 
-def groups_of(
-    protocol: protocols.Protocol | None, names: Names, generators: Sequence[GeneratorInfo]
-) -> tuple[str, list[GroupInfo]]:
-    """Return what divides the fakes (`protocol`, `identifier`, or nothing), and the groups.
-
-    Those without an image are among them, and totals of distributions that have several groups.
-    """
-    fakes = [one for one in generators if one.label == "fake"]
-    held: list[tuple[str, Distribution, list[GeneratorInfo]]] = []
-    if protocol and protocol.groups:
-        by, rows = "protocol", {row.name: row for row in protocol.rows}
-        for name in protocol.groups.inside:
-            held.append((name, "in", [one for one in fakes if rows[name].holds(one)]))
-        for name in protocol.groups.out:
-            held.append((name, "out", [one for one in fakes if rows[name].holds(one)]))
-    elif names.classes is not None:
-        by = "identifier"
-        for name in (KNOWN, NEW_VERSION, NEW_FAMILY):
-            mine = [one for one in fakes if _distribution_of(names, one.name) == name]
-            held.append((name, "in" if name == KNOWN else "out", mine))
-    else:
-        return "", []
-    groups = [_group(name, distribution, mine) for name, distribution, mine in held]
-    for distribution, name in _TOTALS.items():
-        parts = [mine for _, side, mine in held if side == distribution]
-        if len(parts) > 1:
-            members = {(one.kind, one.name): one for mine in parts for one in mine}
-            groups.append(_group(name, distribution, list(members.values()), total=True))
-    return by, groups
-
-
-def _group(
-    name: str, distribution: str, generators: Sequence[GeneratorInfo], *, total: bool = False
-) -> GroupInfo:
-    names = tuple(sorted({one.name for one in generators}))
-    n = sum(one.n + one.unscored for one in generators)
-    return GroupInfo(name, distribution, total, names, n)
-
-
-def measure_groups(
-    groups: Sequence[GroupInfo], scores: SystemScores, generators: Sequence[GeneratorInfo]
-) -> list[MetricRow]:
-    """Measure how one system detects each group: the fakes found, and the AUC against all real
-    images.
-    """
-    rows: list[MetricRow] = []
-    for group in groups:
-        mine = [
-            group_of(one)
-            for one in generators
-            if one.label == "fake" and one.name in group.generators and one.n
-        ]
-        found = dict.fromkeys(("tpr", "auc"), values.undefined(_NONE))
-        if mine:
-            hits, n = scores.correct(mine)
-            found = {
-                "tpr": intervals.proportion(hits, n, _NONE),
-                "auc": scores.ranked("auc", scores.against(mine), None),
-            }
-        rows += rows_of(found, scores.system.name, scope=group.scope)
-    return rows
-
-
-def group_identification(
-    answers: IdentificationAnswers, generators: Collection[str], top_k: Sequence[int]
+def measure_group(
+    answers: Answers, generators: Collection[str], top_k: Sequence[int]
 ) -> dict[str, MetricValue]:
-    """Metrics of the fakes of some generators, by their names in the labels: of generators, of
-    families, and how often it abstained.
+    """Measure the fakes of some generators, by their names in the labels: generators, families, and
+    abstentions.
     """
     names = answers.names
     keys = {names.label(name) for name in generators}
-    mine = Counter(
+    fakes = Counter(
         {
-            one: n
-            for one, n in answers.counts.items()
-            if one.label == "fake" and one.generator in keys
+            answer: n
+            for answer, n in answers.counts.items()
+            if answer.label == "fake" and answer.generator in keys
         }
     )
-    single, families = (
-        _Level(mine, answers, names.classes),
-        _Level(_by_family(mine, names), answers, names.class_families),
-    )
-    found = single.found(top_k).figures
-    kept = {name: found[name] for name in ("accuracy", *[f"top_{k}" for k in top_k], "macro_f1")}
-    return kept | {
-        "family_accuracy": families.found(()).figures["accuracy"],
-        "abstained": _abstained(mine.items(), "no image was asked"),
+    measured = _Level(fakes, names.classes, answers.is_ranked).measure(top_k).figures
+    families = _Level(_by_family(fakes, names), names.class_families, answers.is_ranked)
+    figures = {name: measured[name] for name in ("accuracy", *(f"top_{k}" for k in top_k))}
+    return figures | {
+        "macro_f1": measured["macro_f1"],
+        "family_accuracy": families.measure(()).figures["accuracy"],
+        "abstained": _measure_abstained(fakes.items(), "no image was asked"),
     }
 
 
 def _measure_plain(
-    answers: IdentificationAnswers, rules: protocols.IdentificationRules, scope: str, title: str
+    answers: Answers, rules: protocols.IdentificationRules, scope: str, title: str
 ) -> tuple[list[IdentificationInfo], list[MetricRow]]:
     names = answers.names
-    fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
-    single, rows = _measure_level(
-        _Level(fakes, answers, names.classes),
+    fakes = Counter({answer: n for answer, n in answers.counts.items() if answer.label == "fake"})
+    generators, rows = _measure_level(
+        _Level(fakes, names.classes, answers.is_ranked),
         rules.top_k,
         scope,
         title,
         lambda key: str(names.shown(key)),
     )
-    beside = {
-        "reals_named": _reals_named(answers),
-        "open_set_auroc": _auroc(answers, names),
-    }
     families, family_rows = _measure_level(
-        _Level(_by_family(fakes, names), answers, names.class_families),
+        _Level(_by_family(fakes, names), names.class_families, answers.is_ranked),
         rules.top_k,
         f"{scope}, families",
         "Families named",
         str,
     )
     counts = {
-        "without_prediction": sum(n for one, n in fakes.items() if one.predicted is None),
-        "not_asked": sum(n for one, n in fakes.items() if not one.asked),
+        "without_prediction": sum(n for answer, n in fakes.items() if answer.predicted is None),
+        "not_asked": sum(n for answer, n in fakes.items() if not answer.has_answer),
     }
-    single = replace(single, notes=tuple(_notes(answers)), counts=counts)
-    return [single, families], [*rows, *rows_of(beside, scope=scope), *family_rows]
+    others = {
+        "reals_named": _measure_reals(answers),
+        "open_set_auroc": _measure_open_set(answers),
+    }
+    generators = replace(generators, notes=tuple(_explain(answers)), counts=counts)
+    return [generators, families], [*rows, *rows_of(others, scope=scope), *family_rows]
 
 
+@dataclass(frozen=True)
 class _Level:
-    """Figures of generators, or of their families."""
+    """The answers on generators, or on their families.
 
-    def __init__(
-        self,
-        counts: Counter[IdentificationAnswer],
-        answers: IdentificationAnswers,
-        known: frozenset[str] | None,
-    ) -> None:
-        self._counts, self._answers, self.known = counts, answers, known
+    Attributes:
+        counts: Number of images by answer.
+        known: Keys that could be named; None if those are not recorded.
+        is_ranked: Whether rows have a ranking.
+    """
 
-    def found(self, top_k: Sequence[int]) -> identification.Identification:
-        """The figures of `metrics.identification`, names as keys."""
+    counts: Counter[Answer]
+    known: frozenset[str] | None
+    is_ranked: bool
+
+    def measure(self, top_k: Sequence[int]) -> Identification:
+        """Measure the answers, with keys as names."""
         pairs: Counter[tuple[str, str | None]] = Counter()
-        for one, n in self._counts.items():
-            pairs[one.generator, one.predicted] += n
-        found = identification.measure_pairs(pairs, known=self.known, top_k=top_k)
-        if self._answers.ranked:
-            found.figures.update({f"top_{k}": self._among(k) for k in top_k})
-        return found
+        for answer, n in self.counts.items():
+            pairs[answer.generator, answer.predicted] += n
+        measured = measure_pairs(pairs, known=self.known, top_k=top_k)
+        if not self.is_ranked:
+            return measured
+        known, _ = self.divide()
+        n_known = sum(n for _, n in known)
+        top = {}
+        for k in top_k:
+            hits = sum(n for answer, n in known if answer.place is not None and answer.place < k)
+            top[f"top_{k}"] = intervals.proportion(hits, n_known, _NO_KNOWN)
+        return replace(measured, figures=measured.figures | top)
 
-    def _among(self, k: int) -> MetricValue:
-        known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
-        return intervals.proportion(
-            sum(n for one, n in known if one.place is not None and one.place < k),
-            sum(n for _, n in known),
-            _NO_KNOWN,
-        )
-
-    def is_known(self, one: IdentificationAnswer) -> bool:
-        """Whether the identifier could have named the truth."""
-        return self.known is None or one.generator in self.known
-
-    def abstained(self) -> dict[str, MetricValue]:
-        """Of known and of unknown ones."""
-        known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
-        others = [(one, n) for one, n in self._counts.items() if not self.is_known(one)]
-        why = _NO_LIST if self.known is None else _NO_UNKNOWN
-        return {
-            "abstained_known": _abstained(known, _NO_KNOWN),
-            "abstained_unknown": _abstained(others, why),
-        }
+    def divide(self) -> tuple[list[tuple[Answer, int]], list[tuple[Answer, int]]]:
+        """Return the answers on known names, and those on others."""
+        known: list[tuple[Answer, int]] = []
+        others: list[tuple[Answer, int]] = []
+        for answer, n in self.counts.items():
+            is_known = self.known is None or answer.generator in self.known
+            (known if is_known else others).append((answer, n))
+        return known, others
 
 
 def _measure_level(
-    level: _Level,
-    top_k: Sequence[int],
-    scope: str,
-    title: str,
-    shown: Callable[[str], str],
+    level: _Level, top_k: Sequence[int], scope: str, title: str, show: Callable[[str], str]
 ) -> tuple[IdentificationInfo, list[MetricRow]]:
-    found = level.found(top_k)
+    measured, (known, others) = level.measure(top_k), level.divide()
     figures = {
-        name: figure for name, figure in found.figures.items() if name != "open_set_auroc"
-    } | level.abstained()
+        name: metric for name, metric in measured.figures.items() if name != "open_set_auroc"
+    }
+    figures["abstained_known"] = _measure_abstained(known, _NO_KNOWN)
+    why = _NO_LIST if level.known is None else _NO_UNKNOWN
+    figures["abstained_unknown"] = _measure_abstained(others, why)
     info = IdentificationInfo(
         scope,
         title,
         classes=tuple(
-            ClassInfo(shown(row["name"]), row["n"], row["predicted"]) for row in found.classes
+            ClassInfo(show(row["name"]), row["n"], row["predicted"]) for row in measured.classes
         ),
         pairs=tuple(
-            (shown(truth), None if predicted is None else shown(predicted), n)
-            for truth, predicted, n in found.pairs
+            (show(truth), None if predicted is None else show(predicted), n)
+            for truth, predicted, n in measured.pairs
         ),
     )
     rows = list(rows_of(figures, scope=scope))
-    for row in found.classes:
-        measured = {name: value for name, value in row.items() if isinstance(value, MetricValue)}
-        rows += rows_of(measured, scope=info.scope_of(shown(row["name"])))
+    for row in measured.classes:
+        own = {name: row[name] for name in ("precision", "recall", "f1")}
+        rows += rows_of(own, scope=info.scope_of(show(row["name"])))
     return info, rows
 
 
-def _by_family(
-    counts: Counter[IdentificationAnswer], names: Names
-) -> Counter[IdentificationAnswer]:
-    """The same answers with families for generators."""
-    found: Counter[IdentificationAnswer] = Counter()
-    for one, n in counts.items():
-        predicted = None if one.predicted is None else names.family(one.predicted)
-        found[
-            one._replace(
-                generator=names.family(one.generator), predicted=predicted, place=one.family_place
-            )
-        ] += n
-    return found
+def _by_family(counts: Counter[Answer], names: Names) -> Counter[Answer]:
+    """Return the same answers with families as generators."""
+    families: Counter[Answer] = Counter()
+    for answer, n in counts.items():
+        answer_on_family = answer._replace(
+            generator=names.family(answer.generator),
+            predicted=None if answer.predicted is None else names.family(answer.predicted),
+            place=answer.family_place,
+        )
+        families[answer_on_family] += n
+    return families
 
 
-def _abstained(counts: Iterable[tuple[IdentificationAnswer, int]], why: str) -> MetricValue:
-    asked = [(one, n) for one, n in counts if one.asked]
-    return intervals.proportion(
-        sum(n for one, n in asked if one.predicted is None), sum(n for _, n in asked), why
-    )
+def _measure_abstained(counts: Iterable[tuple[Answer, int]], why: str) -> MetricValue:
+    answered = [(answer, n) for answer, n in counts if answer.has_answer]
+    abstained = sum(n for answer, n in answered if answer.predicted is None)
+    return intervals.proportion(abstained, sum(n for _, n in answered), why)
 
 
-def _auroc(answers: IdentificationAnswers, names: Names) -> MetricValue:
-    """Of the fakes that have a confidence."""
+def _measure_open_set(answers: Answers) -> MetricValue:
+    """Measure the AUROC of the fakes with a confidence."""
     if not answers.confidences:
-        return identification.measure_open_set([], names.classes, None)
-    truth = [key for key, parts in answers.confidences.items() for _ in range(sum(map(len, parts)))]
-    return identification.measure_open_set(
-        truth,
-        names.classes,
-        np.concatenate([part for parts in answers.confidences.values() for part in parts]),
-    )
+        return measure_open_set([], answers.names.classes, None)
+    truth: list[str] = []
+    confidences: list[Floats] = []
+    for key, parts in answers.confidences.items():
+        truth += [key] * sum(map(len, parts))
+        confidences += parts
+    return measure_open_set(truth, answers.names.classes, np.concatenate(confidences))
 
 
-def _reals_named(answers: IdentificationAnswers) -> MetricValue:
-    """The share of reals for which a generator was named."""
-    reals = [(one, n) for one, n in answers.counts.items() if one.label == "real"]
-    return intervals.proportion(
-        sum(n for one, n in reals if one.predicted not in (None, REAL)),
-        sum(n for _, n in reals),
-        "no real image",
-    )
+def _measure_reals(answers: Answers) -> MetricValue:
+    """Measure the fraction of reals for which a generator was named."""
+    reals = [(answer, n) for answer, n in answers.counts.items() if answer.label == "real"]
+    named = sum(n for answer, n in reals if answer.predicted not in (None, REAL))
+    return intervals.proportion(named, sum(n for _, n in reals), "no real image")
 
 
-def _notes(answers: IdentificationAnswers) -> Iterable[str]:
-    """What has to be known to read the figures."""
+def _explain(answers: Answers) -> Iterable[str]:
+    """Yield notes on how to read the metrics."""
     yield "Names are compared through the index of generators: spellings, aliases and families; another version is another generator."
-    if answers.ranked:
+    if answers.is_ranked:
         yield "top-k is by the ranking, which names the nearest known generators also where the image was taken for none of them."
         yield "A row's ranking has five generators, so the families among the first k can be fewer than k."
     if answers.names.classes is None:
         yield "The run does not say which generators could be named: all count as known."
-
-
-def _place(name: str, ranking: list[Any]) -> int | None:
-    return ranking.index(name) if name in ranking else None
-
-
-def _distribution_of(names: Names, generator: str) -> str:
-    key = names.label(generator)
-    if names.classes and key in names.classes:
-        return KNOWN
-    return (
-        NEW_VERSION
-        if names.class_families and names.family(key) in names.class_families
-        else NEW_FAMILY
-    )

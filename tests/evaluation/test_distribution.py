@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.evaluation import write_run
-from ray_app.evaluation.identification import KNOWN, NEW_FAMILY, NEW_VERSION
+from ray_app.evaluation.distribution import KNOWN, NEW_FAMILY, NEW_VERSION
 from tests.evaluation.made import cut, measured
 
 CLASSES = ["sd-1.5", "midjourney-6"]

@@ -8,18 +8,17 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ray_app.evaluation.generator_names import Names
-from ray_app.evaluation.identification import answers_of
-from ray_app.evaluation.identification import identification_of as identification
+from ray_app.evaluation.identification import collect_answers, measure_answers
 from ray_app.evaluation.prompts import prompts_of
 from ray_app.metrics.table import MetricsTable
 from tests.runs.small_run import new_run
 
 
 def identification_of(tables, *, known=(), **more):
-    answers = answers_of(tables, Names(known))
+    answers = collect_answers(tables, Names(known))
     if answers is None:
         return None
-    infos, rows = identification(answers, **more)
+    infos, rows = measure_answers(answers, **more)
     return {one.scope: one for one in infos}, MetricsTable(tuple(rows))
 
 

@@ -1,0 +1,103 @@
+"""Groups of fakes in and out of the distribution of training (`divide_generators`), and how well a
+system detects each of them (`measure_groups`).
+
+The groups of a protocol are rows of its table. Otherwise the classes of the run's identifier decide
+which generators were in training: by themselves, by their family alone, or not at all.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from ray_app.evaluation.generator_names import Names
+from ray_app.evaluation.protocols import Protocol
+from ray_app.evaluation.system_metrics import SystemScores, group_of
+from ray_app.metrics import intervals, values
+from ray_app.metrics.table import MetricRow, rows_of
+from ray_app.reports.evaluation.result import GeneratorInfo, GroupInfo
+
+Distribution = Literal["in", "out"]
+KNOWN, NEW_VERSION, NEW_FAMILY = (
+    "generators of the training",
+    "other generators of their families",
+    "other families",
+)
+_TOTALS: Mapping[Distribution, str] = {
+    "in": "all in distribution",
+    "out": "all out of distribution",
+}
+_NO_IMAGE = "no image of these generators"
+
+
+def divide_generators(
+    protocol: Protocol | None, names: Names, generators: Sequence[GeneratorInfo]
+) -> tuple[str, list[GroupInfo]]:
+    """Return what divides the fakes (`protocol`, `identifier`, or nothing), and the groups.
+
+    Groups without an image are among them, and totals of distributions with several groups.
+    """
+    fakes = [generator for generator in generators if generator.label == "fake"]
+    divided: list[tuple[str, Distribution, list[GeneratorInfo]]] = []
+    if protocol and protocol.groups:
+        divided_by, rows = "protocol", {row.name: row for row in protocol.rows}
+        sides: list[tuple[Distribution, tuple[str, ...]]] = [
+            ("in", protocol.groups.inside),
+            ("out", protocol.groups.out),
+        ]
+        for distribution, row_names in sides:
+            for name in row_names:
+                members = [fake for fake in fakes if rows[name].holds(fake)]
+                divided.append((name, distribution, members))
+    elif names.classes is not None:
+        divided_by = "identifier"
+        for name in (KNOWN, NEW_VERSION, NEW_FAMILY):
+            members = [fake for fake in fakes if _name_group(names, fake.name) == name]
+            divided.append((name, "in" if name == KNOWN else "out", members))
+    else:
+        return "", []
+    groups = [_describe_group(name, side, members) for name, side, members in divided]
+    for distribution, name in _TOTALS.items():
+        parts = [members for _, side, members in divided if side == distribution]
+        if len(parts) > 1:
+            distinct = {(fake.kind, fake.name): fake for members in parts for fake in members}
+            total = _describe_group(name, distribution, list(distinct.values()), total=True)
+            groups.append(total)
+    return divided_by, groups
+
+
+def _name_group(names: Names, generator: str) -> str:
+    key = names.label(generator)
+    if names.classes and key in names.classes:
+        return KNOWN
+    if names.class_families and names.family(key) in names.class_families:
+        return NEW_VERSION
+    return NEW_FAMILY
+
+
+def _describe_group(
+    name: str, distribution: str, generators: Sequence[GeneratorInfo], *, total: bool = False
+) -> GroupInfo:
+    names = tuple(sorted({generator.name for generator in generators}))
+    n = sum(generator.n + generator.unscored for generator in generators)
+    return GroupInfo(name, distribution, total, names, n)
+
+
+def measure_groups(
+    groups: Sequence[GroupInfo], scores: SystemScores, generators: Sequence[GeneratorInfo]
+) -> list[MetricRow]:
+    """Measure how one system detects each group: the TPR, and the AUC against all real images."""
+    rows: list[MetricRow] = []
+    for group in groups:
+        members = [
+            group_of(generator)
+            for generator in generators
+            if generator.label == "fake" and generator.name in group.generators and generator.n
+        ]
+        metrics = dict.fromkeys(("tpr", "auc"), values.undefined(_NO_IMAGE))
+        if members:
+            hits, n = scores.correct(members)
+            metrics = {
+                "tpr": intervals.proportion(hits, n, _NO_IMAGE),
+                "auc": scores.ranked("auc", scores.against(members), None),
+            }
+        rows += rows_of(metrics, scores.system.name, scope=group.scope)
+    return rows
