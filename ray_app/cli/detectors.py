@@ -230,9 +230,9 @@ def show_detector(name: str, as_json: bool) -> int:
     touchstone detectors show touchstone-tiny
     """
     from ray_app.detectors import load_card
-    from ray_app.identification.cards import profile_card
+    from ray_app.identification.cards import find_profile_card
 
-    card = profile_card(name) or load_card(name)
+    card = find_profile_card(name) or load_card(name)
     options.echo_document(card.model_dump(mode="json"), [options.shown(card).rstrip("\n")], as_json)
     return 0
 
