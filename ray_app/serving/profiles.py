@@ -1,8 +1,8 @@
-"""Generator and prompt of an image behind the endpoint, once an ensemble has decided:
-`ProfileRequest` → `ProfileResponse`.
+"""The generator and the prompt of an image at the endpoint, after its ensemble decided: a
+`ProfileRequest` gets a `ProfileResponse`.
 
-Heads and describers sit with the detector whose embeddings they read, those that look at pixels in
-the first group.
+Identifiers and describers are in the group of the detector whose embeddings they read. Describers
+that read pixels are in the first group.
 """
 
 import logging
@@ -25,9 +25,14 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """One image for the profile of an ensemble, as a group with this fingerprint has it.
-    `identify`: an embedding (d,), None where that is not this group's, or not wanted; `describe`:
-    an embedding or pixels (H, W, 3) uint8, likewise.
+    """One image for the profile of an ensemble.
+
+    Attributes:
+        group: Fingerprint of the group that gets the request.
+        ensemble: Name of the ensemble.
+        identify: Embedding (d,) for the identifier; None if it is not in this group.
+        describe: Embedding, or pixels (H, W, 3) uint8, for the describer; None if it is not in this
+            group or no prompt is needed.
     """
 
     group: str
@@ -38,44 +43,46 @@ class ProfileRequest:
 
 @dataclass(frozen=True)
 class ProfileResponse:
-    """What a profile predicts for one image (`identified`: one row); None where it was not
-    requested, or there is none.
-    """
+    """The generator of one image (one row) and its prompt; None if not requested or not predicted."""
 
     identified: Identified | None = None
     described: Caption | None = None
 
     def joined(self, other: "ProfileResponse") -> "ProfileResponse":
-        """Both, of other groups."""
+        """Return this response with the parts that another group predicted."""
         return ProfileResponse(
             self.identified or other.identified, self.described or other.described
         )
 
 
 def profile_cards(spec: ScoringSpec) -> tuple[IdentifierCard | DescriberCard, ...]:
-    """The cards of an ensemble's profile."""
+    """Return the cards of an ensemble's profile."""
     return tuple(card for card in (spec.identifier, spec.describer) if card is not None)
 
 
 def group_of_card(card: IdentifierCard | DescriberCard, groups: Mapping[str, Sequence[str]]) -> str:
-    """The group of a profile's card: that of its detector, the first for one that looks at pixels."""
-    return next(
-        (name for name, pool in groups.items() if card.detector in pool), next(iter(groups))
-    )
+    """Return the group of a profile's card: that of its detector, or the first."""
+    for name, pool in groups.items():
+        if card.detector in pool:
+            return name
+    return next(iter(groups))
 
 
 def without_profile(spec: ScoringSpec, profiled: Sequence[ScoringSpec]) -> ScoringSpec:
-    """A spec of all detectors: embeddings are kept of those that the profiles of some ensembles
-    read, and nothing is made of them.
+    """Return a spec that keeps the embeddings that some ensembles' profiles read, and that predicts
+    nothing from them.
     """
-    cards = [card for one in profiled for card in profile_cards(one)]
-    read = {card.detector: dict(card.embedding) for card in cards if card.detector is not None}
-    return replace(spec, identifier=None, describer=None, features=read)
+    cards = [card for ensemble in profiled for card in profile_cards(ensemble)]
+    features = {card.detector: dict(card.embedding) for card in cards if card.detector is not None}
+    return replace(spec, identifier=None, describer=None, features=features)
 
 
 class Profilers:
-    """The identifiers and describers of one group, by ensemble. Raises ConfigError and
-    DetectorError where one cannot be loaded.
+    """The identifiers and describers of one group, by ensemble.
+
+    Raises:
+        ConfigError: A card was fitted on other embeddings.
+        DetectorError: Weights are missing or do not fit.
     """
 
     def __init__(
@@ -94,10 +101,10 @@ class Profilers:
             if spec.describer is not None and group_of_card(spec.describer, groups) == group:
                 self._describers[name] = build_describer(spec.describer, device=spec.device)
 
-    def check(self, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        """Run each once, on an ordinary image with these embeddings. Raises what they raise."""
-        for head in self._identifiers.values():
-            head.identify(embeddings[head.card.detector])
+    def check(self, embeddings: Mapping[str, Vector]) -> None:
+        """Run each on an ordinary image with these embeddings, and raise what it raises."""
+        for identifier in self._identifiers.values():
+            identifier.identify(embeddings[identifier.card.detector])
         for describer in self._describers.values():
             card = describer.card
             if card.detector is not None:
@@ -105,50 +112,48 @@ class Profilers:
             elif card.preprocessing is not None and card.preprocessing.shape is not None:
                 describer.describe(np.zeros((1, *card.preprocessing.shape, 3), np.uint8))
 
-    def say(self, requests: Sequence[ProfileRequest]) -> list[ProfileResponse]:
-        """One answer per request, in order. One that raises predicts nothing, of the images that
-        came with it neither.
+    def predict(self, requests: Sequence[ProfileRequest]) -> list[ProfileResponse]:
+        """Return one response for each request, in order.
+
+        If an identifier or describer raises, its part of all these responses is None.
         """
-        answers = [ProfileResponse()] * len(requests)
+        responses = [ProfileResponse()] * len(requests)
         for name in dict.fromkeys(request.ensemble for request in requests):
-            places = [place for place, request in enumerate(requests) if request.ensemble == name]
-            if head := self._identifiers.get(name):
-                for place, one in _predicted(
-                    [(place, requests[place].identify) for place in places],
-                    partial(_identify_each, head),
-                ):
-                    answers[place] = replace(answers[place], identified=one)
-            if describer := self._describers.get(name):
-                for place, words in _predicted(
-                    [(place, requests[place].describe) for place in places], describer.describe
-                ):
-                    answers[place] = replace(
-                        answers[place],
-                        described=words if words.text and words.likelihood is not None else None,
+            slots = [slot for slot, request in enumerate(requests) if request.ensemble == name]
+            if name in self._identifiers:
+                identify = partial(_identify_each, self._identifiers[name])
+                vectors = {slot: requests[slot].identify for slot in slots}
+                for slot, identified in _predict(vectors, identify).items():
+                    responses[slot] = replace(responses[slot], identified=identified)
+            if name in self._describers:
+                images = {slot: requests[slot].describe for slot in slots}
+                for slot, caption in _predict(images, self._describers[name].describe).items():
+                    has_prompt = caption.text and caption.likelihood is not None
+                    responses[slot] = replace(
+                        responses[slot], described=caption if has_prompt else None
                     )
-        return answers
+        return responses
 
 
-def _identify_each(head: Identifier, vectors: npt.NDArray[Any]) -> list[Identified]:
-    identified = head.identify(vectors)
+def _identify_each(identifier: Identifier, vectors: npt.NDArray[Any]) -> list[Identified]:
+    identified = identifier.identify(vectors)
     return [identified.select(slice(row, row + 1)) for row in range(len(vectors))]
 
 
-def _predicted(
-    inputs: Sequence[tuple[int, Any]], predict: Callable[[npt.NDArray[Any]], Sequence[Any]]
-) -> list[tuple[int, Any]]:
-    """Places with the prediction for what stands there; none for what is not there or not finite."""
-    there = [(place, one) for place, one in inputs if one is not None and np.isfinite(one).all()]
-    if not there:
-        return []
+def _predict(
+    inputs: Mapping[int, npt.NDArray[Any] | None],
+    predict: Callable[[npt.NDArray[Any]], Sequence[Any]],
+) -> dict[int, Any]:
+    """Return the prediction for each input that is finite, by its slot."""
+    finite = {
+        slot: image
+        for slot, image in inputs.items()
+        if image is not None and np.isfinite(image).all()
+    }
+    if not finite:
+        return {}
     try:
-        return list(
-            zip(
-                [place for place, _ in there],
-                predict(np.stack([one for _, one in there])),
-                strict=True,
-            )
-        )
+        return dict(zip(finite, predict(np.stack(list(finite.values()))), strict=True))
     except Exception:
-        _log.exception("a profile predicted nothing for %d images", len(there))
-        return []
+        _log.exception("a profile predicted nothing for %d images", len(finite))
+        return {}

@@ -208,7 +208,7 @@ class DetectorGroup:
         loaded = self._ready
         ours = loaded.generation.groups[self.name]
         found = iter(
-            loaded.profilers.say([request for request in requests if request.group == ours])
+            loaded.profilers.predict([request for request in requests if request.group == ours])
         )
         return [
             next(found) if request.group == ours else ReleaseOffer(loaded.generation)
