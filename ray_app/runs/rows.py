@@ -129,16 +129,18 @@ def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def described_columns(described: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
-    """The columns that a describer fills; null where nothing was said, or a row has no score."""
-    said = [one if ok else None for one, ok in zip(described, has_score, strict=True)]
-    likelihood = np.array(
-        [np.nan if one is None or one.likelihood is None else one.likelihood for one in said],
-        np.float32,
-    )
+def described_columns(captions: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
+    """Return the columns that a describer fills, null for rows without a caption or a score."""
+    shown = [
+        caption if scored else None for caption, scored in zip(captions, has_score, strict=True)
+    ]
     return {
-        "predicted_prompt": [None if one is None else one.text for one in said],
-        "prompt_likelihood": pa.array(likelihood, mask=~np.isfinite(likelihood)),
+        "predicted_prompt": pa.array(
+            [None if caption is None else caption.text for caption in shown], pa.string()
+        ),
+        "prompt_likelihood": pa.array(
+            [None if caption is None else caption.likelihood for caption in shown], pa.float32()
+        ),
     }
 
 

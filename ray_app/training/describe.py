@@ -28,6 +28,7 @@ from ray_app.identification.captions import Caption, Describer, index_tensors
 from ray_app.identification.cards import DescriberCard, load_describer
 from ray_app.identification.tokenizer import HEADER
 from ray_app.metrics import intervals, values
+from ray_app.runs.rows import described_columns
 from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
 from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
 from ray_app.training.config import Recipe, TrainConfig
@@ -36,12 +37,15 @@ from ray_app.training.loader import plain_loader
 
 SCHEMA = 1
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
-EXAMPLES = 20  # prompts that `metrics.json` shows beside what was predicted
-MOST = 20_000  # images that figures are made of; of more, the first so many of a drawn order
+EXAMPLES = 20
+"""Prompts in `metrics.json` with their predictions."""
+MAX_IMAGES = 20_000
+"""Images that are measured. Of more, as many are drawn."""
 _EXACT = "share of prompts predicted word for word"
 _WORD = re.compile(r"[^\W_]+")
-_CHANCE = 9  # names the stream of chance, beside those of order, augmentation and dropout
-_AT_ONCE = 64
+_CHANCE = 9
+"""The random stream of this module, apart from those of order, augmentation, and dropout."""
+_BATCH = 64
 Rows = npt.NDArray[np.int64]
 
 
@@ -49,7 +53,7 @@ class CaptionedRows(NamedTuple):
     """The predictions for some rows of a split."""
 
     rows: Rows
-    words: list[Caption]
+    captions: list[Caption]
 
 
 def describe(
@@ -82,11 +86,11 @@ def describe(
         export.write_curves(
             job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), []
         )
-    facts = _metrics(job, findings, claim, predicted, nearest)
+    facts = _write_metrics(job, findings, claim, predicted, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)
     facts["unreadable"] = len(file_notes.write_unreadable(job.out))
     published = facts["figures"]["test" if "test" in predicted else "validation"]["describer"]
-    job.out.write(CARD, with_figures(job.out.read(CARD), job.config, published))
+    job.out.write(CARD, add_published(job.out.read(CARD), job.config, published))
     job.out.write(export.METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     return facts
 
@@ -173,29 +177,28 @@ def _asked(
     describer = build_describer(card, device=job.layout.judging_device)
     for name in (WEIGHTS, CARD) if is_result else ():
         job.out.write_file(name, folder / name)
-    return {split: _predicted(job, describer, split) for split in _judged(job)}
+    return {split: _predict(job, describer, split) for split in _judged(job)}
 
 
-def _predicted(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
+def _predict(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
     if describer.card.detector is not None:
-        found = embeddings.kept_embeddings(job.out, split)
-        return CaptionedRows(found.rows, list(describer.describe(found.vectors)))
+        embedded = embeddings.kept_embeddings(job.out, split)
+        return CaptionedRows(embedded.rows, list(describer.describe(embedded.vectors)))
     loader, rows = plain_loader(job, split), _rows(job, split)
-    read: list[Rows] = []
-    words: list[Caption] = []
+    usable_rows: list[Rows] = []
+    captions: list[Caption] = []
     unreadable: dict[int, str] = {}
-    for start in range(0, len(rows), _AT_ONCE):
-        batch = loader.load(rows[start : start + _AT_ONCE], rows[start : start + _AT_ONCE])
-        read.append(batch["row"][batch["usable"]])
-        unreadable |= {
-            int(batch["row"][slot]): str(batch["detail"][slot])
-            for slot in (~batch["usable"]).nonzero()[0]
-        }
-        words += describer.describe(batch["image"][batch["usable"]])
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        batch = loader.load(part, part)
+        usable_rows.append(batch["row"][batch["usable"]])
+        for slot in (~batch["usable"]).nonzero()[0]:
+            unreadable[int(batch["row"][slot])] = str(batch["detail"][slot])
+        captions += describer.describe(batch["image"][batch["usable"]])
         job.board.beat.remote()
     notes = file_notes.note_images(job.rows(split), split, unreadable)
     file_notes.write_notes(job.out, run_directory.UNREADABLE, split, notes)
-    return CaptionedRows(np.concatenate(read), words)
+    return CaptionedRows(np.concatenate(usable_rows), captions)
 
 
 def _judged(job: TrainingJob) -> list[str]:
@@ -273,50 +276,41 @@ def _inherited(recipe: Recipe, start: DescriberCard | None) -> str:
     )
 
 
-def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
-    """The YAML of a card with what was measured: `figures` of one split, rows of
-    `metrics.values.MetricValue` by name.
-    """
-    content = {
+def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> bytes:
+    """Return the YAML of a card with the metrics of one split, which are values by name."""
+    exact = metrics["exact"]
+    figure = {
+        "metric": _EXACT,
+        "value": exact["value"],
+        "n": exact["n"],
         "set": f"{recipe.data.name or 'its own data'}, held out",
         "verified": True,
         "source": f"touchstone train {recipe.name}",
     }
-    exact = figures["exact"]
-    published = (
-        []
-        if exact["value"] is None
-        else [{"metric": _EXACT, "value": exact["value"], "n": exact["n"], **content}]
-    )
-    return export.card_yaml(
-        DescriberCard.model_validate(yaml.safe_load(card) | {"published": published})
-    ).encode()
+    facts = yaml.safe_load(card) | {"published": [] if exact["value"] is None else [figure]}
+    return export.card_yaml(DescriberCard.model_validate(facts)).encode()
 
 
-def compared(
-    truth: Sequence[str], predicted: Mapping[str, Sequence[str] | str]
-) -> dict[str, dict[str, Any]]:
-    """Per system its figure against the `truth` (n,) with a 95 % interval: `exact`, the share whose
-    words are all right and in order, without case and punctuation. A text in place of a system's
-    words says why it has none.
+def measure_prompts(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, dict[str, Any]]:
+    """Measure predicted prompts against the true ones.
+
+    Args:
+        truth: True prompts (n,).
+        texts: Predicted prompts (n,), or why there are none.
+
+    Returns:
+        `exact`: the fraction of prompts whose words are all right and in order, without case and
+        punctuation.
     """
-    return {name: _figures(truth, texts) for name, texts in predicted.items()}
-
-
-def _figures(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, Any]:
     if isinstance(texts, str):
         return {"exact": values.undefined(texts).to_dict()}
-    if len(truth) > MOST:
-        places = np.random.default_rng(_CHANCE).permutation(len(truth))[:MOST]
-        truth, texts = [truth[place] for place in places], [texts[place] for place in places]
-    exact = sum(
-        _split_words(one) == _split_words(other) for one, other in zip(texts, truth, strict=True)
-    )
-    return {
-        "exact": intervals.proportion(
-            exact, len(truth), "no image with both a predicted and a true prompt"
-        ).to_dict()
-    }
+    pairs = list(zip(texts, truth, strict=True))
+    if len(pairs) > MAX_IMAGES:
+        order = np.random.default_rng(_CHANCE).permutation(len(pairs))
+        pairs = [pairs[row] for row in order[:MAX_IMAGES]]
+    hits = sum(_split_words(text) == _split_words(prompt) for text, prompt in pairs)
+    why = "no image with both a predicted and a true prompt"
+    return {"exact": intervals.proportion(hits, len(pairs), why).to_dict()}
 
 
 def _split_words(text: str) -> list[str]:
@@ -324,60 +318,56 @@ def _split_words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def chance_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
-    """What knows nothing of the image says of `count` images: `random`, any training prompt;
-    `most_frequent`, always the same.
+def draw_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
+    """Return prompts for `count` images without a look at them: `random` training prompts, and the
+    `most_frequent` one.
     """
-    drawn = np.random.default_rng([seed, _CHANCE]).integers(len(train), size=count)
-    commonest = min(Counter(train).items(), key=lambda item: (-item[1], item[0]))[0]
-    return {"random": [train[place] for place in drawn], "most_frequent": [commonest] * count}
+    rows = np.random.default_rng([seed, _CHANCE]).integers(len(train), size=count)
+    most_frequent = min(Counter(train).items(), key=lambda item: (-item[1], item[0]))[0]
+    return {"random": [train[row] for row in rows], "most_frequent": [most_frequent] * count}
 
 
-def _metrics(
+def _write_metrics(
     job: TrainingJob,
     findings: Mapping[str, Any],
     claim: Mapping[str, Any],
     predicted: Mapping[str, CaptionedRows],
     nearest: Mapping[str, CaptionedRows] | str,
 ) -> dict[str, Any]:
-    """The content of `metrics.json`; `predictions/SPLIT.parquet` are written on the way."""
+    """Write `predictions/SPLIT.parquet`, and return the content of `metrics.json`."""
     train = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
     tier = section_of(job.config).tier
-    figures, likelihood, examples = {}, {}, {}
-    for split, one in predicted.items():
-        truth = embeddings.column_of(job.rows(split), one.rows, "prompt")
-        words = [found.text for found in one.words]
-        near = nearest if isinstance(nearest, str) else _by_row(nearest[split], one.rows)
-        figures[split] = compared(
-            truth,
-            {
-                "describer": words,
-                "retrieval": near,
-                **chance_prompts(train, len(truth), job.config.loop.seed),
-            },
-        )
-        likely = [found.likelihood for found in one.words if found.likelihood is not None]
-        likelihood[split] = float(np.mean(likely)) if likely else None
-        shown = zip(
-            truth, one.words, [None] * len(truth) if isinstance(near, str) else near, strict=True
-        )
+    figures, mean_likelihood, examples = {}, {}, {}
+    for split, (rows, captions) in predicted.items():
+        truth = embeddings.column_of(job.rows(split), rows, "prompt")
+        near = nearest if isinstance(nearest, str) else _texts_of_rows(nearest[split], rows)
+        systems: dict[str, Sequence[str] | str] = {
+            "describer": [caption.text for caption in captions],
+            "retrieval": near,
+            **draw_prompts(train, len(truth), job.config.loop.seed),
+        }
+        figures[split] = {name: measure_prompts(truth, texts) for name, texts in systems.items()}
+        likelihoods = [caption.likelihood for caption in captions if caption.likelihood is not None]
+        mean_likelihood[split] = float(np.mean(likelihoods)) if likelihoods else None
+        nearest_texts = [None] * len(truth) if isinstance(near, str) else near
         examples[split] = [
             {
                 "prompt": prompt,
-                "predicted": found.text,
-                "likelihood": found.likelihood,
-                "nearest": other,
+                "predicted": caption.text,
+                "likelihood": caption.likelihood,
+                "nearest": text,
             }
-            for prompt, found, other in islice(shown, EXAMPLES)
+            for prompt, caption, text in islice(
+                zip(truth, captions, nearest_texts, strict=True), EXAMPLES
+            )
         ]
-        columns = {  # as result rows have them
+        columns = {
             "prompt": pa.array(truth, pa.string()),
-            "predicted_prompt": pa.array(words, pa.string()),
-            "prompt_likelihood": pa.array([found.likelihood for found in one.words], pa.float32()),
+            **described_columns(captions, np.ones(len(captions), bool)),
         }
         job.out.write(
             f"predictions/{split}.parquet",
-            export.rows_file(job.rows(split).take(pa.array(one.rows)), columns),
+            export.rows_file(job.rows(split).take(pa.array(rows)), columns),
         )
     return {
         "schema": SCHEMA,
@@ -390,7 +380,7 @@ def _metrics(
         "steps": 0 if tier == "retrieval" else job.total_steps,
         "n": {split: len(one.rows) for split, one in predicted.items()},
         "figures": figures,
-        "mean_likelihood": likelihood,
+        "mean_likelihood": mean_likelihood,
         "examples": examples,
         "data": dict(findings),
         "recipe": run_directory.recipe_of(job.config),
@@ -398,8 +388,10 @@ def _metrics(
     }
 
 
-def _by_row(predicted: CaptionedRows, rows: Rows) -> list[str]:
+def _texts_of_rows(predicted: CaptionedRows, rows: Rows) -> list[str]:
+    """Return the texts predicted for these rows; an empty one for a row without a prediction."""
     texts = {
-        int(row): found.text for row, found in zip(predicted.rows, predicted.words, strict=True)
+        int(row): caption.text
+        for row, caption in zip(predicted.rows, predicted.captions, strict=True)
     }
     return [texts.get(int(row), "") for row in rows]

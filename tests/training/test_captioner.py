@@ -17,9 +17,9 @@ from ray_app.training.config import Recipe
 from ray_app.training.describe import (
     CARD,
     WEIGHTS,
-    chance_prompts,
-    compared,
-    with_figures,
+    add_published,
+    draw_prompts,
+    measure_prompts,
     write_card,
     write_index,
     write_network,
@@ -141,7 +141,7 @@ def test_what_was_learned_by_heart_is_said_word_for_word_by_a_card_with_one_file
         "describer.yaml",
     ]
     figures = {"exact": {"value": 0.5, "n": 4}}
-    (tmp_path / CARD).write_bytes(with_figures((tmp_path / CARD).read_bytes(), told, figures))
+    (tmp_path / CARD).write_bytes(add_published((tmp_path / CARD).read_bytes(), told, figures))
     again = load_describer(tmp_path / CARD)
     assert [one.metric for one in again.published] == ["share of prompts predicted word for word"]
     assert build_describer(again).describe(given) == said
@@ -273,22 +273,18 @@ def test_a_section_says_what_is_trained(section, told):
 
 def test_each_system_has_the_figure_of_its_texts():
     said = ["A red circle upper left.", "a blue circle, lower right", "nothing"]
-    found = compared(TRUTH, {"describer": said, "retrieval": "no embeddings"})
-    assert found["describer"]["exact"]["value"] == pytest.approx(1 / 3)
-    exact = found["describer"]["exact"]
+    exact = measure_prompts(TRUTH, said)["exact"]
+    assert exact["value"] == pytest.approx(1 / 3)
     assert (exact["low"], exact["high"]) == pytest.approx(proportion_interval(1, 3))
-    assert found["retrieval"]["exact"]["value"] is None
-    assert found["retrieval"]["exact"]["why"] == "no embeddings"
-    assert (
-        compared(["Кот_и ПЁС, 猫!"], {"describer": ["кот и пёс 猫"]})["describer"]["exact"]["value"]
-        == 1
-    )
+    unknown = measure_prompts(TRUTH, "no embeddings")["exact"]
+    assert (unknown["value"], unknown["why"]) == (None, "no embeddings")
+    assert measure_prompts(["Кот_и ПЁС, 猫!"], ["кот и пёс 猫"])["exact"]["value"] == 1
 
 
 def test_chance_knows_training_prompts_alone_and_is_the_same_again():
     train = ["b", "a", "a", "b", "c"]
-    found = chance_prompts(train, 500, seed=3)
-    assert found == chance_prompts(train, 500, seed=3)
+    found = draw_prompts(train, 500, seed=3)
+    assert found == draw_prompts(train, 500, seed=3)
     assert found["most_frequent"] == ["a"] * 500
     assert set(found["random"]) == {"a", "b", "c"}
     assert found["random"].count("a") == pytest.approx(200, abs=60)
