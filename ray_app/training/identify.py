@@ -1,10 +1,9 @@
-"""An identifier of generators from labelled images: `identify` computes embeddings once, by Ray
-Data, and writes OUT/identifier.yaml.
+"""Train an identifier of generators from labelled images (`identify`): compute embeddings once, by
+Ray Data, and write OUT/identifier.yaml.
 
-The same command computes no embedding again; `metrics.json` comes last. `make_identifier`:
-embeddings with class names → head, threshold, card and figures. Figures (`measured`) are rows of
-`metrics.values.MetricValue`: of known generators with and without abstaining, of unknown ones, of
-reals; 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
+The same command computes no embedding again; `metrics.json` comes last. `make_identifier` fits the
+head, its threshold, and the card. `measure_split` measures known generators with and without
+abstaining, unknown generators, and reals.
 """
 
 import json
@@ -128,7 +127,7 @@ def make_identifier(
     predicted = {
         name: head.identify(one.vectors) for name, one in splits.items() if name != "train"
     }
-    figures = {name: measured(found, splits[name].names) for name, found in predicted.items()}
+    figures = {name: measure_split(names, splits[name].names) for name, names in predicted.items()}
     return TrainedIdentifier(
         _card(folder, facts | {"published": _published(recipe, figures)}),
         fitted,
@@ -196,104 +195,109 @@ def _published(
     )
 
 
-def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
-    """Of n images and their true class names (n,), of which not all need be classes, as plain JSON:
+def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
+    """Measure the names of n images, as plain JSON.
 
-    `n_known`, `n_unknown`, `n_real` (where reals are no class) · `figures`: `accuracy`, `top_3`,
-    `top_5`, `macro_f1`, `weighted_f1` where every image of a known generator gets its best name;
-    `calibration_error` of its probability; `family_accuracy`, `family_macro_f1`; `abstained` and
-    `accuracy_of_named` of known generators; `unknown_abstained` and `reals_abstained`;
-    `open_set_auroc`, known generators against unknown · `classes`: per known name n, recall,
-    precision, f1, abstained · `pairs`: the wrong names of known generators as [true, predicted, n]
-    · `unknown`: per unknown generator n, abstained, and the name it is given most.
+    Args:
+        predicted: The names.
+        truth: True class names (n,), of which not all need be classes of the identifier.
+
+    Returns:
+        `n_known`, `n_unknown`, and `n_real` (0 if reals are a class).
+        `figures`: `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1` if every image of a known
+        generator gets its best name, and `calibration_error` of its probability; `family_accuracy`,
+        `family_macro_f1`; `abstained` and `accuracy_of_named` of known generators,
+        `unknown_abstained`, `reals_abstained`, and `open_set_auroc`.
+        `classes`: the known names with `n`, `recall`, `precision`, `f1`, and `abstained`.
+        `pairs`: the wrong names of known generators as [true, predicted, n].
+        `unknown`: the unknown generators with `n`, `abstained`, and the name that they get most.
     """
     names, classes = np.array(truth, object), np.array(predicted.classes, object)
-    known = np.isin(names, predicted.classes)
-    real = (names == fitting.REAL) & ~known
-    unknown = ~known & ~real
-    best, named = classes[predicted.ranking[:, 0]], predicted.codes >= 0
-    right = best == names
+    is_known = np.isin(names, predicted.classes)
+    is_real = (names == fitting.REAL) & ~is_known
+    is_unknown = ~is_known & ~is_real
+    best, is_named = classes[predicted.ranking[:, 0]], predicted.codes >= 0
+    is_right = best == names
     forced = measure_identification(
-        best[known].tolist(),
-        names[known].tolist(),
-        rankings=classes[predicted.ranking[known]].tolist(),
+        best[is_known].tolist(),
+        names[is_known].tolist(),
+        rankings=classes[predicted.ranking[is_known]].tolist(),
     )
     figures = {
         name: forced.figures[name]
         for name in ("accuracy", "top_3", "top_5", "macro_f1", "weighted_f1")
     }
-    figures |= _of_families(predicted, names[known], best[known])
+    figures |= _measure_families(predicted, names[is_known], best[is_known])
     figures |= {
-        "calibration_error": _calibration_error(predicted.probability[known], right[known]),
-        "abstained": _share(~named[known], _NONE_KNOWN),
-        "accuracy_of_named": _share(
-            right[known & named], "no image of a known generator was named"
+        "calibration_error": _measure_calibration(
+            predicted.probability[is_known], is_right[is_known]
         ),
-        "unknown_abstained": _share(~named[unknown], "no image of an unknown generator"),
-        "reals_abstained": _share(~named[real], "no real image, or reals are a class"),
+        "abstained": _measure_fraction(~is_named[is_known], _NONE_KNOWN),
+        "accuracy_of_named": _measure_fraction(
+            is_right[is_known & is_named], "no image of a known generator was named"
+        ),
+        "unknown_abstained": _measure_fraction(
+            ~is_named[is_unknown], "no image of an unknown generator"
+        ),
+        "reals_abstained": _measure_fraction(
+            ~is_named[is_real], "no real image, or reals are a class"
+        ),
         "open_set_auroc": measure_open_set(
-            names[~real].tolist(), predicted.classes, predicted.confidence[~real]
+            names[~is_real].tolist(), predicted.classes, predicted.confidence[~is_real]
         ),
     }
+    class_rows = []
+    for row in forced.classes:
+        abstained = _measure_fraction(~is_named[names == row["name"]], _NONE_KNOWN)
+        metrics = {name: row[name] for name in ("recall", "precision", "f1")}
+        metrics["abstained"] = abstained
+        documents = {name: metric.to_dict() for name, metric in metrics.items()}
+        class_rows.append({"name": row["name"], "n": row["n"], **documents})
+    unknown_rows = []
+    for name in sorted(set(names[is_unknown])):
+        own = names == name
+        nearest, nearest_n = Counter(best[own]).most_common(1)[0]
+        abstained = _measure_fraction(~is_named[own], "")
+        row = {"name": name, "n": int(own.sum()), "abstained": abstained.to_dict()}
+        unknown_rows.append({**row, "nearest": nearest, "nearest_n": nearest_n})
     return {
-        "n_known": int(known.sum()),
-        "n_unknown": int(unknown.sum()),
-        "n_real": int(real.sum()),
+        "n_known": int(is_known.sum()),
+        "n_unknown": int(is_unknown.sum()),
+        "n_real": int(is_real.sum()),
         "figures": {name: figure.to_dict() for name, figure in figures.items()},
-        "classes": [
-            {"name": row["name"], "n": row["n"], **{one: row[one].to_dict() for one in ("recall", "precision", "f1")},
-             "abstained": _share(~named[names == row["name"]], _NONE_KNOWN).to_dict()}
-            for row in forced.classes
-        ],
+        "classes": class_rows,
         "pairs": [list(pair) for pair in forced.pairs],
-        "unknown": [_unknown_row(name, best[names == name], named[names == name]) for name in sorted(set(names[unknown]))],
-    }  # fmt: skip
+        "unknown": unknown_rows,
+    }
 
 
-def _share(yes: npt.NDArray[np.bool_], why: str) -> values.MetricValue:
-    return intervals.proportion(int(yes.sum()), len(yes), why)
+def _measure_fraction(hits: npt.NDArray[np.bool_], why: str) -> values.MetricValue:
+    return intervals.proportion(int(hits.sum()), len(hits), why)
 
 
-def _of_families(
+def _measure_families(
     predicted: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]
 ) -> dict[str, values.MetricValue]:
     if len(set(predicted.families)) == len(predicted.classes):
-        return {
-            name: values.undefined("every class is a family of its own")
-            for name in ("family_accuracy", "family_macro_f1")
-        }
+        undefined = values.undefined("every class is a family of its own")
+        return {"family_accuracy": undefined, "family_macro_f1": undefined}
     family = dict(zip(predicted.classes, predicted.families, strict=True))
-    found = measure_identification(
+    measured = measure_identification(
         [family[name] for name in best], [family[name] for name in truth]
     ).figures
-    return {"family_accuracy": found["accuracy"], "family_macro_f1": found["macro_f1"]}
+    return {"family_accuracy": measured["accuracy"], "family_macro_f1": measured["macro_f1"]}
 
 
-def _calibration_error(
-    probability: fitting.Floats, right: npt.NDArray[np.bool_]
+def _measure_calibration(
+    probability: fitting.Floats, is_right: npt.NDArray[np.bool_]
 ) -> values.MetricValue:
-    """How far the probability of the best name is from how often it is right, on average (Guo et
-    al. 2017).
-    """
-    if not len(right):
+    """Measure the expected calibration error of the best name's probability (Guo et al. 2017)."""
+    if not len(is_right):
         return values.undefined(_NONE_KNOWN)
-    chances = np.clip(probability.astype(np.float64), 0, 1)
-    return values.MetricValue(
-        value=calibration.expected_calibration_error(chances, right.astype(np.int64)), n=len(right)
+    error = calibration.expected_calibration_error(
+        np.clip(probability.astype(np.float64), 0, 1), is_right.astype(np.int64)
     )
-
-
-def _unknown_row(
-    name: str, best: npt.NDArray[np.object_], named: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
-    nearest, times = Counter(best).most_common(1)[0]
-    return {
-        "name": name,
-        "n": len(best),
-        "abstained": _share(~named, "").to_dict(),
-        "nearest": nearest,
-        "nearest_n": times,
-    }
+    return values.MetricValue(value=error, n=len(is_right))
 
 
 @dataclass(frozen=True)
@@ -322,7 +326,7 @@ def identify(
     """
     embeddings.require_own_weights(job)
     began = time.monotonic()
-    wanted = wanted_of(
+    request = select_rows(
         job.config,
         {
             split: job.rows(split)
@@ -330,15 +334,15 @@ def identify(
             if split in job.shared
         },
     )
-    embeddings.compute_embeddings(job, wanted.rows)
+    embeddings.compute_embeddings(job, request.rows)
     made_in = {
         "environment": {**claim["environment"], "workers": job.layout.workers},
         "data": dict(findings),
     }
-    return written(job.config, job.card, job.out, wanted, made_in, began)
+    return write_identifier(job.config, job.card, job.out, request, made_in, began)
 
 
-def wanted_of(config: TrainConfig, tables: Mapping[str, pa.Table]) -> IdentifierRequest:
+def select_rows(config: TrainConfig, tables: Mapping[str, pa.Table]) -> IdentifierRequest:
     """Which rows of the splits' labelled tables an identifier is fitted, calibrated and measured
     on. Raises ConfigError.
     """
@@ -358,11 +362,11 @@ def wanted_of(config: TrainConfig, tables: Mapping[str, pa.Table]) -> Identifier
     return IdentifierRequest(tables, rows, classes, left_out, chosen)
 
 
-def written(
+def write_identifier(
     config: TrainConfig,
     card: DetectorCard,
     out: Store,
-    wanted: IdentifierRequest,
+    request: IdentifierRequest,
     facts: Mapping[str, Any],
     began: float,
 ) -> dict[str, Any]:
@@ -371,12 +375,12 @@ def written(
 
     `facts`: `environment` and `data` of it; `began`: on the monotonic clock.
     """
-    found = {split: embeddings.kept_embeddings(out, split) for split in wanted.rows}
+    found = {split: embeddings.kept_embeddings(out, split) for split in request.rows}
     labelled = {}
     for split, one in found.items():
-        names = [name or fitting.UNKNOWN for name in wanted.named[split].at(one.rows)]
+        names = [name or fitting.UNKNOWN for name in request.named[split].at(one.rows)]
         labelled[split] = LabelledEmbeddings(
-            one.vectors, names, embeddings.groups_of(wanted.tables[split], one.rows)
+            one.vectors, names, embeddings.groups_of(request.tables[split], one.rows)
         )
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
         made = make_identifier(
@@ -385,10 +389,10 @@ def written(
             card,
             embeddings.embedding_of(card, found["train"]),
             labelled,
-            wanted.classes,
+            request.classes,
         )
         for split, predicted in made.predicted.items():
-            rows = wanted.tables[split].take(pa.array(found[split].rows))
+            rows = request.tables[split].take(pa.array(found[split].rows))
             cells = predicted.to_columns([True] * len(rows))
             cells["generator"] = list(labelled[split].names)
             columns = {name: pa.array(cells[name], kind) for name, kind in _COLUMNS.items()}
@@ -411,7 +415,7 @@ def written(
         level=section.level,
         classes={name: counts[name] for name in made.card.classes},
         families=dict(zip(made.card.classes, made.card.class_families, strict=True)),
-        left_out=wanted.left_out,
+        left_out=request.left_out,
         held_out=section.held_out,
         c=fitted.c,
         log_losses={f"{c:g}": loss for c, loss in fitted.losses.items()},
@@ -428,7 +432,7 @@ def written(
         },
         environment={**facts["environment"], "precision": found["train"].precision},
         data=facts["data"],
-        unreadable=sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items()),
+        unreadable=sum(len(rows) - len(found[split]) for split, rows in request.rows.items()),
         unreadable_files=file_notes.name_files(file_notes.write_unreadable(out)),
         seconds=round(time.monotonic() - began, 2),
     )
@@ -445,11 +449,11 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str
     tables = {"train": splits.train, "validation": splits.validation} | (
         {"test": splits.test} if splits.test is not None else {}
     )
-    section, wanted = config.identify or Identify(), wanted_of(config, tables)
+    section, request = config.identify or Identify(), select_rows(config, tables)
     counted = {}
-    for split, rows in wanted.rows.items():
-        counts = Counter(name for name in wanted.named[split].at(rows) if name)
-        known = {name: counts[name] for name in wanted.classes if counts[name]}
+    for split, rows in request.rows.items():
+        counts = Counter(name for name in request.named[split].at(rows) if name)
+        known = {name: counts[name] for name in request.classes if counts[name]}
         others = {name: n for name, n in sorted(counts.items()) if name not in known}
         counted[split] = {"images": len(rows), "known": known, "others": others}
     return {
@@ -458,8 +462,8 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str
         "detector": card.name,
         "head": section.head,
         "level": section.level,
-        "classes": list(wanted.classes),
-        "left_out": wanted.left_out,
+        "classes": list(request.classes),
+        "left_out": request.left_out,
         "held_out": list(section.held_out),
         "open_set": {"method": section.open_set, "abstains": section.abstains},
         "splits": counted,

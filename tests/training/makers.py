@@ -11,7 +11,7 @@ from ray_app.detectors import load_detector
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.embeddings import embed, keep_block
-from ray_app.training.identify import wanted_of, written
+from ray_app.training.identify import select_rows, write_identifier
 from ray_app.training.networks import training_card
 from ray_app.training.run import prepare_data
 
@@ -48,7 +48,7 @@ def trained_here(given):
 
     began, out, card = time.monotonic(), Store.open(given.out), training_card(given)
     splits = prepare_data(given, out).splits
-    wanted = wanted_of(
+    wanted = select_rows(
         given, {"train": splits.train, "validation": splits.validation, "test": splits.test}
     )
     detector = load_detector(card)
@@ -63,4 +63,6 @@ def trained_here(given):
                     first,
                     embed(detector, loader, np.array(rows[first : first + given.loop.batch])),
                 )
-    return written(given, card, out, wanted, {"environment": {}, "data": splits.findings}, began)
+    return write_identifier(
+        given, card, out, wanted, {"environment": {}, "data": splits.findings}, began
+    )
