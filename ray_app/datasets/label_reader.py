@@ -168,16 +168,19 @@ def open_labels(place: str, words: Collection[str] = ()) -> Labels:
     )
 
 
-def read_input(rows: pa.Table, where: str, first_row: int = 1) -> pa.Table:
+def read_input(
+    rows: pa.Table, where: str, columns: Sequence[str] = (*TRUTH, *TEXTS), first_row: int = 1
+) -> pa.Table:
     """Return the labels that rows of a run have in their column `input`.
 
     Args:
         rows: Rows of a run or an archive.
         where: The name of the rows in messages.
+        columns: Columns to return, of TRUTH and TEXTS.
         first_row: The number of the first row in messages.
 
     Returns:
-        Those of TRUTH and TEXTS that `input` has. The name of a ClassLabel (`label_name`) replaces
+        Those of the columns that `input` has. The name of a ClassLabel (`label_name`) replaces
         its number, and `mask` is read as `mask_uri` if there is no column of that name.
 
     Raises:
@@ -186,19 +189,19 @@ def read_input(rows: pa.Table, where: str, first_row: int = 1) -> pa.Table:
     inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
     if inputs is None or not pa.types.is_struct(inputs.type):
         return pa.table({})
-    names = [field.name for field in inputs.type]
+    fields = [field.name for field in inputs.type]
     preferred = {"label": ("label_name", "label"), "mask_uri": ("mask_uri", "mask")}
-    columns = {}
-    for name in (*TRUTH, *TEXTS):
-        source = next((key for key in preferred.get(name, (name,)) if key in names), None)
+    labels = {}
+    for name in columns:
+        source = next((key for key in preferred.get(name, (name,)) if key in fields), None)
         if source is not None:
             column = _plain(pc.struct_field(inputs, source))
-            columns[name] = (
+            labels[name] = (
                 parse_labels(column, where, first_row)
                 if name == "label"
                 else _to_texts(column, name, where)
             )
-    return pa.table(columns)
+    return pa.table(labels)
 
 
 def parse_labels(

@@ -20,8 +20,8 @@ from PIL import Image
 from ray_app.archives import ManifestMember, MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
+from ray_app.evaluation.groups import EvaluationGroup
 from ray_app.evaluation.join import VIEWS, Database, LabelledRows, quoted
-from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, Systems
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference.small_pictures import SIDE_PX, thumbnail

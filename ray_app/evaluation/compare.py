@@ -8,9 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_app.datasets.label_reader import open_labels
 from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.join import LabelledRows, own_labels, read_labels
-from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE, System, Systems, systems_of
 from ray_app.metrics.arrays import Floats
 from ray_app.metrics.intervals import mean_figure, proportion

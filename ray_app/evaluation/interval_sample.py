@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.evaluation.labels import FAKE_KINDS
+from ray_app.evaluation.groups import FAKE_KINDS
 from ray_app.evaluation.systems import System
 from ray_app.metrics import uncertainty
 from ray_app.metrics.arrays import Bools

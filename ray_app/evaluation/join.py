@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 
 from ray_app.archives import Each
 from ray_app.archives.label_tables import columns_hint
+from ray_app.datasets.label_reader import TEXTS, TRUTH, Labels, read_input
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, StorageError
-from ray_app.evaluation.labels import TEXTS, GroupCoder, LabelTables
+from ray_app.evaluation.groups import GroupCoder
 from ray_app.evaluation.systems import Systems
 from ray_app.runs import CurrentRows, RunDirectory
 from ray_app.storage import Guard
@@ -33,7 +34,7 @@ they are read.
 KEYS = ("image_id", "sha256", "uri")
 OWN, VIEWS = "input", "views"
 """The key of labels that stand in the run's own column `input`."""
-_TRUTH = ("label", "generator", "kind")
+_GROUP = ("label", "generator", "kind")
 _OF_GENERATORS = ("release_date", "architecture")
 _OF_LABELS = ("mask_uri", "prompt", *_OF_GENERATORS, "source")
 _IN_WORDS = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
@@ -160,18 +161,18 @@ class LabelledRows:
         """Labels of the split, each counted once."""
         return self.rows - self.other_split - self.doubled
 
-    def read(self, source: LabelTables, names: Sequence[str]) -> None:
+    def read(self, source: Labels, names: Sequence[str]) -> None:
         """Add the labels of a file or an index. Raises ConfigError for labels without key or label,
         and for contradictory ones.
         """
         split = self.split if "split" in names else None
         columns = [
             name
-            for name in (*_key_columns(self.key), *_TRUTH, *TEXTS, *(["split"] if split else []))
+            for name in (*_key_columns(self.key), *_GROUP, *TEXTS, *(["split"] if split else []))
             if name in names
         ]
         for table in source.tables(columns):
-            codes, keys = self._coder.codes(table, complete=True), _keys_of(self.key, table)
+            codes, keys = self._coder.encode(table, complete=True), _keys_of(self.key, table)
             if keys.null_count:
                 raise ConfigError(
                     f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: no {self.key}"
@@ -218,9 +219,9 @@ class LabelledRows:
             if each is None
             else chain.from_iterable(each(reader, [[path] for path in files]))
         )
-        row = 0
+        row, where = 0, f"the columns of {run.store.url}"
         for table in chain([_EMPTY], pieces):
-            self.database.add("rows", self._numbered(table, row))
+            self.database.add("rows", self._numbered(table, row, where))
             row += len(table)
         if self.key == OWN:
             self.database.rows("ALTER TABLE rows RENAME TO joined")
@@ -233,7 +234,7 @@ class LabelledRows:
             self.database.rows(f"ALTER TABLE joined ADD COLUMN {quoted(name)} VARCHAR")
         groups = {
             name: pa.array([getattr(group, name) for group in self._coder.groups], pa.string())
-            for name in _TRUTH
+            for name in _GROUP
         }
         self.database.add(
             "groups",
@@ -295,20 +296,25 @@ class LabelledRows:
                 "DELETE FROM labels USING labels AS first WHERE labels.key = first.key AND labels.place > first.place"
             )
 
-    def _numbered(self, table: pa.Table, row: int) -> pa.Table:
-        """The rows with their numbers, from `row` on, and their keys, or the labels of their own."""
-        fields = own_fields(table)
+    def _numbered(self, table: pa.Table, row: int, where: str) -> pa.Table:
+        """Return rows of a run with their numbers and with their keys or their own labels.
+
+        Args:
+            table: The rows.
+            row: The number of the first row, from zero.
+            where: The name of the rows in messages.
+        """
+        wanted = (*TRUTH, *TEXTS) if self.key == OWN else TEXTS
+        fields = read_input(table, where, wanted, row + 1)
         columns: dict[str, Any] = {"row": pa.array(np.arange(row, row + len(table)))}
         prefix = "label" if self.key == OWN else "own"
         columns |= {
-            f"{prefix}_{name}": fields[name].cast(pa.string())
-            for name in TEXTS
-            if name in fields.column_names
+            f"{prefix}_{name}": fields[name] for name in TEXTS if name in fields.column_names
         }
         if self.key != OWN:
             columns["key"] = _keys_of(self.key, table)
         elif "label" in fields.column_names:
-            codes = self._coder.codes(fields, complete=False)
+            codes = self._coder.encode(fields, complete=False)
             is_in = _of_split(fields, self.split if "split" in fields.column_names else None)
             columns["code"] = pc.if_else(
                 pc.and_(is_in, pa.array(codes >= 0)), pa.array(codes), None
@@ -340,7 +346,7 @@ class LabelledRows:
 
 
 def read_labels(
-    source: LabelTables, *, key: str | None = None, split: str | None = None
+    source: Labels, *, key: str | None = None, split: str | None = None
 ) -> LabelledRows:
     """All labels of a file or an index. `key`: None = the first of KEYS that there is. `split`:
     only labels of it, where they name any.
@@ -348,7 +354,7 @@ def read_labels(
     Raises ConfigError for labels without key or label, for doubled ones that contradict each other,
     and for a split that is not there.
     """
-    named = source.names()
+    named = source.find_columns()
     chosen = key or next((name for name in KEYS if name in named), None)
     if chosen is None or chosen not in named or "label" not in named:
         raise ConfigError(
@@ -391,24 +397,6 @@ def _keys_of(key: str, table: pa.Table) -> pa.ChunkedArray:
         pc.is_valid(members),
         pc.binary_join_element_wise(uris, members, "\0", null_handling="replace"),
         uris,
-    )
-
-
-def own_fields(table: pa.Table) -> pa.Table:
-    """The fields of `input` that are labels; a ClassLabel's number by its name."""
-    inputs = table["input"].combine_chunks() if "input" in table.column_names else None
-    names = (
-        []
-        if inputs is None or not pa.types.is_struct(inputs.type)
-        else [one.name for one in inputs.type]
-    )
-    fields = {
-        "label": "label_name" if "label_name" in names else "label",
-        "mask_uri": "mask_uri" if "mask_uri" in names else "mask",
-    }
-    columns = {name: fields.get(name, name) for name in (*_TRUTH, *TEXTS, "split")}
-    return pa.table(
-        {name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names}
     )
 
 
@@ -458,7 +446,7 @@ def _expression(name: str, there: Sequence[str]) -> str:
     """What a column of labelled rows is read from: the truth, a text of the labels, or the run's
     own column.
     """
-    if name in _TRUTH:
+    if name in _GROUP:
         return f"groups.{name}"
     if name in _OF_LABELS:
         places = [f"label_{name}", *([f"own_{name}"] if name in _OF_GENERATORS else [])]

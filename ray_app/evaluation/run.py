@@ -19,12 +19,12 @@ from typing import Any
 from ray_app.archives import Each
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.index import build_index, read_info
+from ray_app.datasets.label_reader import LabelIndex, Labels, open_labels
 from ray_app.errors import ConfigError, ExitCode, resumable
 from ray_app.evaluation import accumulate, data_faults, protocols
 from ray_app.evaluation.assemble import Evaluation, assemble, write_result
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.join import KEYS, OWN, LabelledRows, own_labels, read_labels
-from ray_app.evaluation.labels import LabelsOfIndex, LabelTables, open_labels
 from ray_app.evaluation.systems import systems_of
 from ray_app.reports.evaluation.result import EvaluationResult
 from ray_app.reports.format import counted
@@ -71,12 +71,12 @@ def labels_for(
     build_index(
         DatasetSource(**named, **(_of_config(config) if run is None else _of_run(run))), store
     )
-    return _read(LabelsOfIndex(store.url), "image_id", split)
+    return _read(LabelIndex(store.url), "image_id", split)
 
 
-def _read(source: LabelTables, key: str | None, split: str | None) -> LabelledRows:
+def _read(source: Labels, key: str | None, split: str | None) -> LabelledRows:
     labels = read_labels(source, key=key, split=split)
-    if isinstance(source, LabelsOfIndex) and (info := read_info(Store.open(source.place))):
+    if isinstance(source, LabelIndex) and (info := read_info(Store.open(source.place))):
         labels.faults = [
             *info.fault_lines(split),
             *data_faults.shared_by_splits(source.place, info),

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.evaluation import accumulate
+from ray_app.evaluation.groups import FAKE_KINDS, EvaluationGroup
 from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
-from ray_app.evaluation.labels import FAKE_KINDS, EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, is_named, training_overlap
 from ray_app.metrics import curves, detection, intervals, significance
 from ray_app.metrics.arrays import Bools

@@ -30,8 +30,8 @@ from ray_app.datasets import (
     read_info,
     write_index,
 )
+from ray_app.datasets.label_reader import LabelIndex
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.evaluation.labels import LabelsOfIndex
 from ray_app.storage import Fetcher, Store
 from tests.archives.given import backwards
 from tests.datasets.published import encoded, picture, write_files, write_json, write_parquet
@@ -114,9 +114,7 @@ def test_an_index_of_an_older_version_has_null_in_later_fields(tmp_path, monkeyp
     ) == 2 * len(rows)
     index.write_divided(newer, store, pa.array(["train"] * len(rows)), {})
     assert [one["split"] for one in labels_of(read_index(newer.url))] == ["train"] * len(rows)
-    labels = pa.concat_tables(
-        LabelsOfIndex(store.url).tables(["image_id", "label", "architecture"])
-    )
+    labels = pa.concat_tables(LabelIndex(store.url).tables(["image_id", "label", "architecture"]))
     assert labels["architecture"].null_count == len(rows)
     assert labels["label"].to_pylist() == [one["label"] for one in labels_of(rows)]
 

@@ -156,6 +156,7 @@ def test_uris_are_written_as_runs_write_them(tmp_path):
     ("name", "content", "message"),
     [
         ("labels.csv", b"uri,uri,label\na,b,real\n", "each column once"),
+        ("labels.csv", b"uri,label\n\xff\xfe.jpg,real\n", "its text is not UTF-8"),
         ("labels.jsonl", b'{"uri": "a", "label": 1}\n{"uri": \n', "line 2"),
         ("labels.csv", None, r"labels\.csv"),
         ("labels.parquet", b"PAR1 and nothing else", "cannot be read"),
@@ -186,8 +187,12 @@ def test_labels_from_elsewhere_may_not_name_local_masks(tmp_path):
     assert masks == [f"{tmp_path}/m.png", "/etc/hostname"]
     with fsspec.open("memory://reader-elsewhere/labels.csv", "wb") as stream:
         stream.write(path.read_bytes())
+    assert len(read("memory://reader-elsewhere/labels.csv", "uri")) == 2
     with pytest.raises(ConfigError, match="may not say that a mask lies at /etc/hostname"):
         read("memory://reader-elsewhere/labels.csv", "mask_uri")
+    row = {"uri": "a", "label": 1, "mask_uri": "local:///etc/hostname"}
+    with pytest.raises(ConfigError, match="may not say that a mask lies at local:///etc/hostname"):
+        read(write(tmp_path, "jsonl", [row]), "mask_uri")
 
 
 def test_index_is_read_like_a_file(tmp_path):
@@ -216,5 +221,10 @@ def test_read_input_prefers_the_name_of_a_class_label():
         "mask_uri": [None, "/m.png"],
     }
     assert read_input(pa.table({"uri": ["/a"]}), "the run").column_names == []
+
+
+def test_read_input_checks_only_the_requested_columns():
+    rows = pa.table({"input": pa.array([{"label": 7, "prompt": "a fox"}])})
+    assert read_input(rows, "the run", ["prompt"]).to_pydict() == {"prompt": ["a fox"]}
     with pytest.raises(ConfigError, match="the run, row 8: '7' is not a label"):
-        read_input(pa.table({"input": pa.array([{"label": 7}])}), "the run", first_row=8)
+        read_input(rows, "the run", first_row=8)

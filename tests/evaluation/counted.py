@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ray_app.evaluation.accumulate import Cells, FileCell, ScoreColumn
+from ray_app.evaluation.groups import EvaluationGroup
 from ray_app.evaluation.interval_sample import Intervals
-from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.protocol_rows import describe_rows, lines_of, measure_rows
 from ray_app.evaluation.system_metrics import (
     MeasuredSystem,

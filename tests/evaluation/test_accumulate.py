@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ray_app.archives import in_turn
+from ray_app.datasets.label_reader import open_labels
 from ray_app.evaluation.accumulate import (
     BANDS,
     COLUMNS,
@@ -18,8 +19,8 @@ from ray_app.evaluation.accumulate import (
     digest_of,
     hashed,
 )
+from ray_app.evaluation.groups import EvaluationGroup
 from ray_app.evaluation.join import read_labels
-from ray_app.evaluation.labels import EvaluationGroup, open_labels
 from ray_app.evaluation.systems import systems_of
 from tests.evaluation import made
 from tests.evaluation.made import made_run, random_rows

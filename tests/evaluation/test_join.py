@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evaluation import write_run
+from ray_app.datasets.label_reader import open_labels
 from ray_app.errors import ConfigError
 from ray_app.evaluation.join import own_labels, read_labels
-from ray_app.evaluation.labels import open_labels
 from tests.evaluation.made import cut, made_run, random_rows
 
 
@@ -135,7 +135,7 @@ def test_contradictions_are_named(tmp_path, monkeypatch, at_once):
         ([{"uri": "/a", "label": "maybe"}], "row 1: 'maybe' is not a label"),
         ([{"uri": "/a", "label": 1}, {"uri": "/b", "label": None}], "row 2: no label"),
         ([{"uri": "/a", "label": 1}, {"uri": None, "label": 1}], "row 2: no uri"),
-        ([{"uri": "/a", "label": 1, "kind": "odd"}], "row 1: 'odd' is no kind"),
+        ([{"uri": "/a", "label": 1, "kind": "odd"}], "row 1: 'odd' is not a kind"),
         (
             [
                 {"uri": f"/{number}", "label": 1, "generator": f"g{number}"}
@@ -226,6 +226,15 @@ def test_a_runs_own_labels(tmp_path):
         0,
     )
     assert joined(own_labels("run"), run_of(tmp_path / "bare", {"uri": ["a"]}), ["uri"]) == []
+
+
+def test_labels_of_a_file_replace_classes_of_the_run(tmp_path):
+    run = run_of(tmp_path, {"uri": ["/a"], "input": [{"label": "cat", "architecture": "DiT"}]})
+    with labels_of(tmp_path, [{"uri": "/a", "label": 1}]) as labels:
+        [table] = labels.join(run, ["input"]).tables(["label", "architecture"])
+    assert table.to_pylist() == [{"label": "fake", "architecture": "DiT"}]
+    with pytest.raises(ConfigError, match=r"the columns of .*run, row 1: 'cat' is not a label"):
+        joined(own_labels("run"), run, ["label"])
 
 
 def test_what_lies_in_an_archive_does_not_say_where_masks_lie(tmp_path):

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from ray_app.config import config_root
+from ray_app.datasets.label_reader import open_labels
 from ray_app.detectors import load_card
 from ray_app.ensembles import (
     EnsembleCard,
@@ -17,7 +18,6 @@ from ray_app.ensembles import (
 from ray_app.ensembles.card import Cascade
 from ray_app.evaluation.accumulate import COLUMNS, count_rows
 from ray_app.evaluation.join import read_labels
-from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE, combined_overlap, systems_of, training_overlap
 from ray_app.runs import RunDirectory
 from tests.evaluation.made import cut, labelled, made_run, random_rows

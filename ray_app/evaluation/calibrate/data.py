@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ray_app.datasets.label_reader import open_labels
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.card import Platt
 from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
 from ray_app.errors import ConfigError
 from ray_app.evaluation.join import OWN, own_labels, read_labels
-from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.run import check_joined
 from ray_app.evaluation.systems import Systems, readable_card, systems_of
 from ray_app.inference import is_blank

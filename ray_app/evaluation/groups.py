@@ -1,0 +1,137 @@
+"""Groups of labelled images: an image is real, generated as a whole, or edited locally, and has a
+generator. `GroupCoder` numbers the groups of labels.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.datasets.labels import names_a_real, parse_label, real_of
+from ray_app.errors import ConfigError
+
+FAKE_KINDS = ("whole", "local")
+"""Kinds of fake images: generated as a whole, or edited inside a photograph."""
+MAX_GROUPS = 5_000
+_SEPARATOR = "\x1f"
+_KINDS = {
+    "real": "",
+    "whole": "whole",
+    "full": "whole",
+    "generated": "whole",
+    "synthetic": "whole",
+    "local": "local",
+    "partial": "local",
+    "edited": "local",
+    "inpainted": "local",
+    "inpainting": "local",
+}
+
+
+class EvaluationGroup(NamedTuple):
+    """Images of one kind and one generator.
+
+    Attributes:
+        kind: real, whole (generated as a whole), or local (an edit inside a photograph).
+        generator: The generator as in the labels.
+    """
+
+    kind: str
+    generator: str
+
+    @property
+    def label(self) -> str:
+        """`real` or `fake`."""
+        return "real" if self.kind == "real" else "fake"
+
+
+class GroupCoder:
+    """Number groups in the order of their first rows.
+
+    Args:
+        where: The name of the labels in messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._numbers: dict[EvaluationGroup, int] = {}
+        self._rows = 0
+
+    @property
+    def groups(self) -> list[EvaluationGroup]:
+        """All groups so far, by number."""
+        return list(self._numbers)
+
+    def encode(self, table: pa.Table, *, complete: bool) -> npt.NDArray[np.int32]:
+        """Return the number of the group of every row, -1 for a row without a label.
+
+        A fake with a mask, or of a local kind, is a local edit.
+
+        Args:
+            table: Rows with `label`, and if known `generator`, `kind`, and `mask_uri`.
+            complete: Whether every row needs a label.
+
+        Raises:
+            ConfigError: A value is invalid. The message names the labels, the row, and the value.
+        """
+        label, kind, mask, generator = (
+            _read_texts(table, name) for name in ("label", "kind", "mask_uri", "generator")
+        )
+        has_mask = pc.if_else(pc.equal(mask, ""), "", "mask")
+        encoded = pc.binary_join_element_wise(
+            label, kind, has_mask, generator, _SEPARATOR
+        ).dictionary_encode()
+        indices = np.asarray(encoded.indices)
+        numbers = [
+            self._find_number(words.split(_SEPARATOR, 3), indices == code, complete)
+            for code, words in enumerate(encoded.dictionary.to_pylist())
+        ]
+        self._rows += len(table)
+        codes: npt.NDArray[np.int32] = np.array(numbers, np.int32)[indices]
+        return codes
+
+    def _find_number(self, words: list[str], rows: npt.NDArray[np.bool_], complete: bool) -> int:
+        """Return the number of the group of some rows.
+
+        Args:
+            words: The label, kind, mask ("" for no mask), and generator of the rows.
+            rows: Which rows of the table have these words.
+            complete: Whether every row needs a label.
+        """
+        label, kind, mask, generator = words
+        where = f"{self._where}, row {self._rows + int(np.argmax(rows)) + 1}"
+        if not label:
+            if complete:
+                raise ConfigError(
+                    f"{where}: no label", hint="labels are real or fake, or 0 (real) and 1 (fake)"
+                )
+            return -1
+        is_fake = parse_label(label, where) == "fake"
+        if kind and kind.lower() not in _KINDS:
+            raise ConfigError(
+                f"{where}: {kind!r} is not a kind", hint="kinds are real, whole, and local"
+            )
+        if is_fake and names_a_real(generator):
+            raise ConfigError(f"{where}: labelled fake, but its generator is '{generator}'")
+        usual = "local" if mask else "whole"
+        group = (
+            EvaluationGroup(_KINDS.get(kind.lower()) or usual, generator or "unknown")
+            if is_fake
+            else EvaluationGroup("real", real_of(generator))
+        )
+        number = self._numbers.setdefault(group, len(self._numbers))
+        if number >= MAX_GROUPS:
+            raise ConfigError(
+                f"{self._where}: more than {MAX_GROUPS:,} generators, such as '{group.generator}'",
+                hint="check that the column `generator` names generators, not images",
+            )
+        return number
+
+
+def _read_texts(table: pa.Table, name: str) -> pa.Array:
+    """Return a column without spaces around its texts, "" for a missing text or column."""
+    if name not in table.column_names:
+        return pa.repeat(pa.scalar(""), len(table))
+    return pc.fill_null(pc.utf8_trim_whitespace(table[name].combine_chunks()), "")
