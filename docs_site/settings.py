@@ -30,6 +30,7 @@ from ray_app.scoring.config import ClusterDescription, ScoreConfig
 from ray_app.serving.config import ServeConfig
 from ray_app.training.config import TrainConfig
 from ray_app.transforms.perturbations import PerturbationList
+from ray_app.transforms.registry import STEPS, Step
 
 CONFIGS: dict[str, tuple[type[BaseModel], str]] = {
     "score": (ScoreConfig, "touchstone score"),
@@ -143,11 +144,43 @@ def _parts(
             for section, below in _sections(key.field.annotation)
             if section not in _PAGES
         ]
+        if any(issubclass(section, Step) for section, _ in sections):
+            yield f"## {sections[0][1]}"
+            yield _steps_table()
+            continue
         for section, path in sections:
             yield f"## {path}" + f" ({section.__name__})" * (len(sections) > 1)
             yield "" if section in told else prose(_lead(section))
             told.add(section)
             yield from _parts(section, command, f"{path}.", told)
+
+
+def _steps_table() -> str:
+    """Return all steps of perturbations, with their parameters."""
+    rows = []
+    for op, step in STEPS.items():
+        first, *others = [
+            [
+                code(name),
+                _type(field),
+                _default(field),
+                prose(field.description or _described(field.annotation)),
+            ]
+            for name, field in step.model_fields.items()
+            if name != "op"
+        ]
+        effect = " ".join((step.__doc__ or "").partition("\n\n")[0].split())
+        rows.append([code(op), prose(effect), *first])
+        rows += [["", "", *parameter] for parameter in others]
+    return table(["op", "effect", "parameter", "value", "default", "meaning"], rows)
+
+
+def _described(annotation: Any) -> str:
+    """Return the description in the metadata of a type or of its first alternative."""
+    notes = [one for one in get_args(annotation) if isinstance(one, FieldInfo)]
+    if notes:
+        return notes[0].description or ""
+    return next(filter(None, map(_described, get_args(annotation))), "")
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
@@ -297,6 +330,8 @@ def _words(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if field.default_factory_takes_validated_data:
+        return ""
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel) or (
         isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value)

@@ -371,6 +371,10 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
         )
     if detail["type"] == "missing":
         return f"{where}: {location}: missing"
+    if detail["type"] == "union_tag_invalid":
+        tag, valid = detail["ctx"]["tag"], re.findall(r"'([^']+)'", detail["ctx"]["expected_tags"])
+        key = detail["ctx"]["discriminator"].strip("'")
+        return f"{where}: {location}.{key}: {tag!r} is not valid{_nearest(tag, valid)}"
     wanted = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     if wanted.startswith("Input should"):
         return f"{where}: {location}: {detail['input']!r} does not fit: it{wanted.removeprefix('Input')}"

@@ -1,34 +1,24 @@
-"""Degradations of one strength each (`DEGRADATIONS`): blurs, colours, noises and tones as
-robustness suites name them.
+"""Steps of one `strength` each: blurs, colours, noises, tones, and crops as robustness suites name
+them.
 
-Formulas, written from papers and from the facts of ARNIQA's published levels (Agnolucci et al.
-2024, arXiv 2310.14918), on which NTIRE 2026 builds (arXiv 2604.11487). All take RGB of any size, a
-strength and a generator of random numbers, and give RGB of the same size.
+The formulas are from papers and from the published levels of ARNIQA (Agnolucci et al. 2024, arXiv
+2310.14918), on which NTIRE 2026 builds (arXiv 2604.11487).
 """
 
 import io
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import Field
 
 from ray_app.transforms import ops
+from ray_app.transforms.registry import Rng, register_step
 
 Array = npt.NDArray[np.float32]
-Rng = np.random.Generator
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-
-
-class Degradation(NamedTuple):
-    """`apply` with the range its strength is from, and what the strength is."""
-
-    apply: Callable[[Image.Image, float, Rng], Image.Image]
-    low: float
-    high: float
-    what: str
 
 
 def _values(image: Image.Image) -> Array:
@@ -60,20 +50,29 @@ def _filtered(image: Image.Image, kernel: npt.NDArray[np.float64]) -> Image.Imag
     return _image(np.stack(channels, axis=-1) / np.float32(255))
 
 
-def lens_blur(image: Image.Image, radius: float, rng: Rng) -> Image.Image:
-    """Out of focus: the mean over a disk of `radius` pixels, its rim by the share of each pixel
-    that it covers.
+@register_step("lens-blur")
+def blur_by_lens(
+    image: Image.Image,
+    strength: Annotated[float, Field(ge=0.5, le=64, description="radius of the disk in pixels")],
+) -> Image.Image:
+    """Blur as out of focus: the mean over a disk. Its rim counts by the fraction of each pixel that
+    the disk covers.
     """
-    reach, fine = math.ceil(radius), 9
+    reach, fine = math.ceil(strength), 9
     place = (np.arange((2 * reach + 1) * fine) + 0.5) / fine - reach - 0.5
-    inside = np.add.outer(place**2, place**2) <= radius**2
+    inside = np.add.outer(place**2, place**2) <= strength**2
     kernel = inside.reshape(2 * reach + 1, fine, 2 * reach + 1, fine).mean(axis=(1, 3))
     return _filtered(image, kernel / kernel.sum())
 
 
-def motion_blur(image: Image.Image, length: float, rng: Rng) -> Image.Image:
-    """The mean along a line of `length` pixels in a drawn direction."""
-    angle, half = rng.uniform(0, math.pi), (length - 1) / 2
+@register_step("motion-blur")
+def blur_by_motion(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=1, le=64, description="length of the line in pixels")],
+) -> Image.Image:
+    """Blur as in motion: the mean along a line in a drawn direction."""
+    angle, half = rng.uniform(0, math.pi), (strength - 1) / 2
     reach = math.ceil(half) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(float)
     along = x * math.cos(angle) + y * math.sin(angle)
@@ -83,12 +82,17 @@ def motion_blur(image: Image.Image, length: float, rng: Rng) -> Image.Image:
     return _filtered(image, kernel / kernel.sum())
 
 
-def glass_blur(image: Image.Image, reach: float, rng: Rng) -> Image.Image:
-    """Through frosted glass, after Hendrycks and Dietterich 2019: blurred, every pixel from up to
-    `reach` pixels away, blurred.
+@register_step("glass-blur")
+def blur_by_glass(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0.5, le=16, description="reach in pixels")],
+) -> Image.Image:
+    """Blur as through frosted glass (Hendrycks and Dietterich 2019): blur, take every pixel from up to
+    `strength` pixels away, and blur again.
     """
-    soft = ops.gaussian_taps(2 * math.ceil(reach) + 1, 0.4 + 0.2 * reach)
-    pixels, most = np.asarray(ops.blurred(image, soft)), math.ceil(reach)
+    soft = ops.gaussian_taps(2 * math.ceil(strength) + 1, 0.4 + 0.2 * strength)
+    pixels, most = np.asarray(ops.blurred(image, soft)), math.ceil(strength)
     for _ in range(2):
         shape = pixels.shape[:2]
         rows, columns = (
@@ -100,16 +104,19 @@ def glass_blur(image: Image.Image, reach: float, rng: Rng) -> Image.Image:
     return ops.blurred(Image.fromarray(pixels), soft)
 
 
-def pixel_jitter(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """Five times, every pixel from a place that is off by a normal deviate of `amount` pixels each
-    way, bilinear.
-    """
+@register_step("pixel-jitter")
+def jitter_pixels(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0.01, le=8, description="standard deviation in pixels")],
+) -> Image.Image:
+    """Take every pixel from a position that is off by a normal deviate each way, five times."""
     from scipy.ndimage import map_coordinates
 
     values = np.asarray(image, np.float32)
     height, width = values.shape[:2]
     for _ in range(5):
-        places = rng.standard_normal((2, height, width), np.float32) * np.float32(amount)
+        places = rng.standard_normal((2, height, width), np.float32) * np.float32(strength)
         places[0] += np.arange(height, dtype=np.float32)[:, None]
         places[1] += np.arange(width, dtype=np.float32)
         values = np.stack(
@@ -119,10 +126,13 @@ def pixel_jitter(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
     return _image(values / np.float32(255))
 
 
-def color_shift(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """Green moved by `amount` pixels in a drawn direction where there are edges, as a lens with
-    chromatic aberration does.
-    """
+@register_step("color-shift")
+def shift_colours(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=1, le=64, description="distance in pixels")],
+) -> Image.Image:
+    """Move green in a drawn direction at edges, as a lens with chromatic aberration does."""
     from scipy.ndimage import gaussian_filter, sobel
 
     values = np.asarray(image, np.float32)
@@ -131,7 +141,7 @@ def color_shift(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
     low, high = np.percentile(edges, (1, 99))
     share = np.clip((edges - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
     angle = rng.uniform(0, math.pi / 2)
-    moved = [round(amount * part) for part in (math.sin(angle), math.cos(angle))]
+    moved = [round(strength * part) for part in (math.sin(angle), math.cos(angle))]
     green = np.pad(values[..., 1], [(moved[0], 0), (moved[1], 0)], mode="edge")[
         : values.shape[0], : values.shape[1]
     ]
@@ -140,83 +150,140 @@ def color_shift(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
     return _image(values / np.float32(255))
 
 
-def saturated(image: Image.Image, factor: float, rng: Rng) -> Image.Image:
-    """HSV's saturation times `factor`: 0 is grey, below 0 the complementary colours."""
+@register_step("saturation")
+def saturate(
+    image: Image.Image,
+    strength: Annotated[
+        float,
+        Field(ge=-2, le=4, description="factor; 0 is grey, below 0 are the complementary colours"),
+    ],
+) -> Image.Image:
+    """Multiply the saturation of HSV."""
     values = _values(image)
     top = values.max(axis=-1, keepdims=True)
-    return _image(top - np.float32(factor) * (top - values))
+    return _image(top - np.float32(strength) * (top - values))
 
 
-def color_jitter(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """Brightness, contrast and saturation each times a factor drawn within 1 ± `amount`."""
-    light, contrast, colour = (1 + rng.uniform(-1, 1, 3) * amount).astype(np.float32)
+@register_step("color-jitter")
+def jitter_colours(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=1, description="factors are within 1 ± strength")],
+) -> Image.Image:
+    """Multiply brightness, contrast, and saturation, each by a drawn factor."""
+    light, contrast, colour = (1 + rng.uniform(-1, 1, 3) * strength).astype(np.float32)
     values = _values(image) * light
     values = (values - values.mean()) * contrast + values.mean()
     grey = (values @ _LUMA)[..., None]
     return _image(grey + (values - grey) * colour)
 
 
-def color_cast(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """The channels times 1 + `amount` of a drawn direction: light of another colour."""
+@register_step("color-cast")
+def cast_colour(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
+) -> Image.Image:
+    """Tint the light: multiply the channels by 1 + `strength` of a drawn direction."""
     way = rng.standard_normal(3)
-    return _image(_values(image) * (1 + amount * way / np.linalg.norm(way)).astype(np.float32))
+    return _image(_values(image) * (1 + strength * way / np.linalg.norm(way)).astype(np.float32))
 
 
-def channel_shift(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """A value drawn within ± `amount` of 255 added to each channel."""
-    return _image(_values(image) + (rng.uniform(-1, 1, 3) * amount / 255).astype(np.float32))
+@register_step("channel-shift")
+def shift_channels(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=255, description="largest shift, of 255")],
+) -> Image.Image:
+    """Add a drawn value to each channel."""
+    return _image(_values(image) + (rng.uniform(-1, 1, 3) * strength / 255).astype(np.float32))
 
 
-def quantized(image: Image.Image, levels: float, rng: Rng) -> Image.Image:
-    """`levels` equal steps per channel instead of 256, black and white kept."""
-    steps = round(levels)
+@register_step("quantization")
+def quantise(
+    image: Image.Image,
+    strength: Annotated[float, Field(ge=2, le=256, description="steps per channel")],
+) -> Image.Image:
+    """Reduce each channel to equal steps; black and white stay."""
+    steps = round(strength)
     table = np.arange(256) * steps // 256 * 255 / (steps - 1)
     return image.point(np.rint(table).astype(int).tolist() * 3)
 
 
-def jpeg2000(image: Image.Image, ratio: float, rng: Rng) -> Image.Image:
-    """Through JPEG 2000 at a compression of `ratio` to 1."""
+@register_step("jpeg2000")
+def compress_jpeg2000(
+    image: Image.Image,
+    strength: Annotated[float, Field(ge=1, le=1000, description="compression, to 1")],
+) -> Image.Image:
+    """Compress as JPEG 2000."""
     encoded = io.BytesIO()
     resolutions = min(8, max(int(math.log2(min(image.size))), 1))
     image.copy().save(
         encoded,
         "JPEG2000",
         quality_mode="rates",
-        quality_layers=[ratio],
+        quality_layers=[strength],
         num_resolutions=resolutions,
     )
     with Image.open(encoded) as decoded:
         return decoded.convert("RGB")
 
 
-def impulse_noise(image: Image.Image, share: float, rng: Rng) -> Image.Image:
-    """A `share` of the values black or white, half of each."""
+@register_step("impulse-noise")
+def add_impulse_noise(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=1, description="fraction of the values")],
+) -> Image.Image:
+    """Make values black or white, half of each."""
     pixels = np.array(image)
     drawn = rng.random(pixels.shape, np.float32)
-    pixels[drawn < share / 2] = 0
-    pixels[drawn > 1 - share / 2] = 255
+    pixels[drawn < strength / 2] = 0
+    pixels[drawn > 1 - strength / 2] = 255
     return Image.fromarray(pixels)
 
 
-def multiplicative_noise(image: Image.Image, variance: float, rng: Rng) -> Image.Image:
-    """Every value times 1 + a normal deviate of `variance`."""
-    return speckled(image, math.sqrt(variance), rng)
+@register_step("multiplicative-noise")
+def add_multiplicative_noise(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=4, description="variance of the factor")],
+) -> Image.Image:
+    """Multiply every value by 1 + a normal deviate, by its variance."""
+    return add_speckle_noise(image, rng, math.sqrt(strength))
 
 
-def speckled(image: Image.Image, sigma: float, rng: Rng) -> Image.Image:
-    """Every value times 1 + a normal deviate of standard deviation `sigma`."""
+@register_step("speckle-noise")
+def add_speckle_noise(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=2, description="standard deviation of the factor")],
+) -> Image.Image:
+    """Multiply every value by 1 + a normal deviate, by its standard deviation."""
     values = _values(image)
-    return _image(values * (1 + np.float32(sigma) * rng.standard_normal(values.shape, np.float32)))
+    return _image(
+        values * (1 + np.float32(strength) * rng.standard_normal(values.shape, np.float32))
+    )
 
 
-def shot_noise(image: Image.Image, photons: float, rng: Rng) -> Image.Image:
-    """Poisson noise of a sensor to which white is `photons`."""
-    return _image((rng.poisson(_values(image) * photons) / photons).astype(np.float32))
+@register_step("shot-noise")
+def add_shot_noise(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=1, le=10000, description="photons of white")],
+) -> Image.Image:
+    """Add the Poisson noise of a sensor."""
+    return _image((rng.poisson(_values(image) * strength) / strength).astype(np.float32))
 
 
-def iso_noise(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """A camera at high ISO: noise of `amount` that grows with the root of the light, and half as
-    much, over two pixels, in colour.
+@register_step("iso-noise")
+def add_iso_noise(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
+) -> Image.Image:
+    """Add the noise of a camera at high ISO: it grows with the root of the light. Half as much, over
+    two pixels, is in colour.
     """
     values = _values(image)
     height, width = values.shape[:2]
@@ -224,39 +291,60 @@ def iso_noise(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
     light = rng.standard_normal((height, width), np.float32) * grey
     coarse = rng.standard_normal(((height + 1) // 2, (width + 1) // 2, 3), np.float32)
     colour = coarse.repeat(2, 0).repeat(2, 1)[:height, :width] / 2
-    return _image(values + np.float32(amount) * (light[..., None] + colour * grey[..., None]))
+    return _image(values + np.float32(strength) * (light[..., None] + colour * grey[..., None]))
 
 
-def brightened(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """By the parabola through (0, 0), (½, ½ + `amount` / 2) and (1, 1), clipped; below 0 it
-    darkens.
-    """
+@register_step("brightness")
+def brighten(
+    image: Image.Image,
+    strength: Annotated[float, Field(ge=0, le=2, description="rise of the middle, times two")],
+) -> Image.Image:
+    """Brighten by the parabola through (0, 0), (½, ½ + `strength` / 2), and (1, 1), clipped."""
+    return _bend(image, strength)
+
+
+@register_step("darkness")
+def darken(
+    image: Image.Image,
+    strength: Annotated[float, Field(ge=0, le=1, description="fall of the middle, times two")],
+) -> Image.Image:
+    """Darken by the parabola through (0, 0), (½, ½ − `strength` / 2), and (1, 1), clipped."""
+    return _bend(image, -strength)
+
+
+def _bend(image: Image.Image, rise: float) -> Image.Image:
     x = np.arange(256) / 255
-    return _toned(image, x + 2 * amount * x * (1 - x))
+    return _toned(image, x + 2 * rise * x * (1 - x))
 
 
-def darkened(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """The same the other way."""
-    return brightened(image, -amount, rng)
-
-
-def contrasted(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """By the cubic spline that takes 0.3 to 0.25 − `amount` / 4 and 0.7 to 0.75 + `amount` / 4, and
-    keeps 0, ½ and 1.
+@register_step("contrast")
+def change_contrast(
+    image: Image.Image,
+    strength: Annotated[
+        float, Field(ge=-1, le=1, description="slope; 0 is a little steeper than the image")
+    ],
+) -> Image.Image:
+    """Change the contrast by the cubic spline that takes 0.3 to 0.25 − `strength` / 4 and 0.7 to 0.75
+    + `strength` / 4, and keeps 0, ½, and 1.
     """
     from scipy.interpolate import CubicSpline
 
-    low, high = 0.25 - amount / 4, 0.75 + amount / 4
+    low, high = 0.25 - strength / 4, 0.75 + strength / 4
     return _toned(
         image, CubicSpline([0, 0.3, 0.5, 0.7, 1], [0, low, 0.5, high, 1])(np.arange(256) / 255)
     )
 
 
-def tone_curve(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """By a cubic Bézier curve from black to white, its two handles' heights ¼ and ¾ plus deviates
-    of `amount`.
+@register_step("tone-curve")
+def bend_tones(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=1, description="standard deviation of the handles")],
+) -> Image.Image:
+    """Change tones by a cubic Bézier curve from black to white. The heights of its handles are ¼ and
+    ¾ plus normal deviates.
     """
-    low, high = np.clip([0.25, 0.75] + rng.standard_normal(2) * amount, 0, 1)
+    low, high = np.clip([0.25, 0.75] + rng.standard_normal(2) * strength, 0, 1)
     t = np.arange(256) / 255
     return _toned(image, 3 * (1 - t) ** 2 * t * low + 3 * (1 - t) * t**2 * high + t**3)
 
@@ -265,16 +353,20 @@ def _toned(image: Image.Image, curve: npt.NDArray[np.float64]) -> Image.Image:
     return image.point(np.rint(255 * np.clip(curve, 0, 1)).astype(int).tolist() * 3)
 
 
-def equalized(image: Image.Image, limit: float, rng: Rng) -> Image.Image:
-    """CLAHE (Zuiderveld 1994) of the luma: 8 × 8 tiles, no bin of a histogram above `limit` times
-    its mean; colours move along.
-    """
+@register_step("clahe")
+def equalise(
+    image: Image.Image,
+    strength: Annotated[
+        float, Field(ge=1, le=64, description="limit of a bin, in means of the histogram")
+    ],
+) -> Image.Image:
+    """Equalise the luma by CLAHE (Zuiderveld 1994) on 8 × 8 tiles; the colours follow."""
     grey = np.asarray(image.convert("L"))
     height, width = grey.shape
     tiles = [np.array_split(np.arange(side), min(8, side)) for side in grey.shape]
     curves = np.array(
         [
-            [_equalizing(grey[np.ix_(rows, columns)], limit) for columns in tiles[1]]
+            [_equalise_tile(grey[np.ix_(rows, columns)], strength) for columns in tiles[1]]
             for rows in tiles[0]
         ],
         np.float32,
@@ -289,7 +381,7 @@ def equalized(image: Image.Image, limit: float, rng: Rng) -> Image.Image:
     return _image(_values(image) + ((found - grey) / np.float32(255))[..., None])
 
 
-def _equalizing(tile: npt.NDArray[np.uint8], limit: float) -> npt.NDArray[np.float64]:
+def _equalise_tile(tile: npt.NDArray[np.uint8], limit: float) -> npt.NDArray[np.float64]:
     counts = np.bincount(tile.ravel(), minlength=256).astype(float)
     most = limit * counts.mean()
     spare = np.maximum(counts - most, 0).sum()
@@ -309,15 +401,26 @@ def _between(
     return first, np.minimum(first + 1, len(parts) - 1), (place - first).astype(np.float32)
 
 
-def pixelated(image: Image.Image, strength: float, rng: Rng) -> Image.Image:
-    """To 0.95 − `strength`^0.6 of both sides and back, by the nearest pixel."""
+@register_step("pixelation")
+def pixelate(
+    image: Image.Image,
+    strength: Annotated[
+        float, Field(ge=0, le=0.9, description="sides shrink to 0.95 − strength^0.6")
+    ],
+) -> Image.Image:
+    """Shrink and enlarge by the nearest pixel."""
     small = ops.scaled_size(image.size, 0.95 - strength**0.6)
     return ops.resized(ops.resized(image, small, "nearest"), image.size, "nearest")
 
 
-def moire(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """Two bent gratings of two to three pixels that beat against each other, per channel a little
-    apart: `amount` of the light.
+@register_step("moire")
+def add_moire(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
+) -> Image.Image:
+    """Darken by two bent gratings of two to three pixels that beat against each other, each channel
+    with a small offset.
     """
     values = _values(image)
     height, width = values.shape[:2]
@@ -332,13 +435,18 @@ def moire(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
     for channel in range(3):
         one = np.cos(math.tau * along / period)
         other = np.cos(math.tau * (along * 1.06 + warp * (4 + channel)) / period)
-        values[..., channel] *= 1 - np.float32(amount) * (0.5 - 0.5 * one * other)
+        values[..., channel] *= 1 - np.float32(strength) * (0.5 - 0.5 * one * other)
     return _image(values)
 
 
-def watermarked(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """An invisible mark by spread spectrum (Cox et al. 1997): one drawn 8 × 8 pattern of middle
-    frequencies, its sign drawn per block, `amount` of 255 at most.
+@register_step("watermark")
+def add_watermark(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0, le=32, description="largest change, of 255")],
+) -> Image.Image:
+    """Add an invisible mark by spread spectrum (Cox et al. 1997): a drawn 8 × 8 pattern of middle
+    frequencies, with a drawn sign per block.
     """
     from scipy.fft import idctn
 
@@ -350,12 +458,17 @@ def watermarked(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
     height, width = image.height, image.width
     signs = rng.choice(np.array([-1, 1], np.float32), ((height + 7) // 8, (width + 7) // 8))
     mark = np.kron(signs, pattern)[:height, :width]
-    return _image(_values(image) + mark[..., None] * np.float32(amount / 255))
+    return _image(_values(image) + mark[..., None] * np.float32(strength / 255))
 
 
-def random_crop(image: Image.Image, share: float, rng: Rng) -> Image.Image:
-    """A part with `share` of both sides, anywhere."""
-    width, height = ops.scaled_size(image.size, share)
+@register_step("random-crop", keeps_place=False)
+def crop_anywhere(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0.05, le=1, description="fraction of both sides")],
+) -> Image.Image:
+    """Crop to a part anywhere."""
+    width, height = ops.scaled_size(image.size, strength)
     left, top = (
         int(rng.integers(image.width - width + 1)),
         int(rng.integers(image.height - height + 1)),
@@ -363,47 +476,18 @@ def random_crop(image: Image.Image, share: float, rng: Rng) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def random_aspect_crop(image: Image.Image, share: float, rng: Rng) -> Image.Image:
-    """A part anywhere with `share` of the area, its shape drawn from 3:4 to 4:3 of the image's own."""
+@register_step("random-aspect-crop", keeps_place=False)
+def crop_another_shape(
+    image: Image.Image,
+    rng: Rng,
+    strength: Annotated[float, Field(ge=0.05, le=1, description="fraction of the area")],
+) -> Image.Image:
+    """Crop to a part anywhere, of a shape drawn from 3:4 to 4:3 of the image's own."""
     shape = math.sqrt(math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3))))
-    width = min(max(round(image.width * math.sqrt(share) * shape), 1), image.width)
-    height = min(max(round(image.height * math.sqrt(share) / shape), 1), image.height)
+    width = min(max(round(image.width * math.sqrt(strength) * shape), 1), image.width)
+    height = min(max(round(image.height * math.sqrt(strength) / shape), 1), image.height)
     left, top = (
         int(rng.integers(image.width - width + 1)),
         int(rng.integers(image.height - height + 1)),
     )
     return image.crop((left, top, left + width, top + height))
-
-
-DEGRADATIONS = {
-    "lens-blur": Degradation(lens_blur, 0.5, 64, "the disk's radius in pixels"),
-    "motion-blur": Degradation(motion_blur, 1, 64, "the line's length in pixels"),
-    "glass-blur": Degradation(glass_blur, 0.5, 16, "reach in pixels"),
-    "pixel-jitter": Degradation(pixel_jitter, 0.01, 8, "pixels"),
-    "color-shift": Degradation(color_shift, 1, 64, "pixels"),
-    "saturation": Degradation(saturated, -2, 4, "factor"),
-    "color-jitter": Degradation(color_jitter, 0, 1, "factors within 1 ± it"),
-    "color-cast": Degradation(color_cast, 0, 1, "of the light"),
-    "channel-shift": Degradation(channel_shift, 0, 255, "of 255"),
-    "quantization": Degradation(quantized, 2, 256, "steps per channel"),
-    "jpeg2000": Degradation(jpeg2000, 1, 1000, "compression, to 1"),
-    "impulse-noise": Degradation(impulse_noise, 0, 1, "share of values"),
-    "multiplicative-noise": Degradation(multiplicative_noise, 0, 4, "variance"),
-    "speckle-noise": Degradation(speckled, 0, 2, "standard deviation"),
-    "shot-noise": Degradation(shot_noise, 1, 10000, "photons of white"),
-    "iso-noise": Degradation(iso_noise, 0, 1, "of the light"),
-    "brightness": Degradation(brightened, 0, 2, "rise of the middle, times two"),
-    "darkness": Degradation(darkened, 0, 1, "fall of the middle, times two"),
-    "contrast": Degradation(contrasted, -1, 1, "slope, 0 being a little steeper than the image's"),
-    "tone-curve": Degradation(tone_curve, 0, 1, "deviation of the handles"),
-    "clahe": Degradation(equalized, 1, 64, "limit of a bin"),
-    "pixelation": Degradation(pixelated, 0, 0.9, "sides shrink to 0.95 − strength^0.6"),
-    "moire": Degradation(moire, 0, 1, "of the light"),
-    "watermark": Degradation(watermarked, 0, 32, "of 255"),
-}
-"""By the name of their step those that keep every pixel's place."""
-
-CROPS = {
-    "random-crop": Degradation(random_crop, 0.05, 1, "share of the sides"),
-    "random-aspect-crop": Degradation(random_aspect_crop, 0.05, 1, "share of the area"),
-}

@@ -9,78 +9,82 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ray_app.config import Frozen, load_yaml, named_configs, validate
 from ray_app.errors import ConfigError
-from ray_app.transforms import steps
+from ray_app.transforms import degradations, photography, steps  # noqa: F401 - they register steps
+from ray_app.transforms.registry import STEPS, Rng, Step, make_step, register_step, written_steps
 
 Kind = Literal["degradation", "chain", "attack"]
 """`degradation`: what happens to pictures; `chain`: several of these, as on a platform; `attack`:
 done so that a detector fails.
 """
 
-WRITTEN = {
-    "jpeg": "quality",
-    "webp": "quality",
-    "avif": "quality",
-    "blur": "sigma",
-    "noise": "sigma",
-    "resize": "scale",
-    "crop": "share",
-}
 LEVELS = 5
 SHOWN = 3  # of a family's levels, where none is asked for
 
 
-class Draw(steps.Step):
-    """From `least` to `most` families of a list (a shipped one, or a file), of different groups,
-    one after another, each at a drawn level.
+def _check_digest(digest: str, info: ValidationInfo) -> str:
+    name = info.data.get("list")
+    if name is not None and digest != _list_digest(name):
+        raise ValueError(f"the list {name} differs from the list that made these images")
+    return digest
 
-    As NTIRE 2026 does it to half of its images: how many is drawn evenly, a group's family too,
-    levels by the right half of a normal distribution with `spread` levels, so that weak ones are
-    likelier. `digest`: of the list as it was.
+
+def _fill_digest(parameters: dict[str, Any]) -> str:
+    return _list_digest(parameters["list"])
+
+
+@register_step("draw", keeps_place=False)
+def draw_families(
+    image: Image.Image,
+    rng: Rng,
+    list: Annotated[
+        str, Field(description="shipped list of families, such as ntire-2026, or a file")
+    ],
+    digest: Annotated[
+        str,
+        AfterValidator(_check_digest),
+        Field(
+            default_factory=_fill_digest,
+            description="digest of the list, filled in; another list is refused",
+        ),
+    ],
+    most: Annotated[int, Field(ge=1, description="largest number of families")],
+    least: Annotated[int, Field(ge=1, description="smallest number of families")] = 1,
+    spread: Annotated[float, Field(gt=0, description="standard deviation of levels")] = 2.5,
+) -> Image.Image:
+    """Apply families of a list, of different groups, one after another, each at a drawn level, as
+    NTIRE 2026 does to half of its images.
+
+    The number of families and the family of a group are drawn evenly. Levels follow the right half
+    of a normal distribution, so that weak ones are likelier.
     """
-
-    keeps_place: ClassVar[bool] = False
-    op: Literal["draw"]
-    list: str
-    least: int = Field(default=1, ge=1)
-    most: int = Field(ge=1)
-    spread: float = Field(default=2.5, gt=0)
-    digest: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_it_is(cls, given: Any) -> Any:
-        """The list's digest filled in; a run's own must be that of the list today."""
-        if not isinstance(given, Mapping) or "list" not in given:
-            return given
-        digest = _list_digest(str(given["list"]))
-        if given.get("digest") not in (None, digest):
-            raise ValueError(f"the list {given['list']} is not the one that this was made with")
-        return {**given, "digest": digest}
-
-    def _apply(self, image: Image.Image, rng: steps.Rng) -> Image.Image:
-        groups = _groups(self.list)
-        count = int(
-            rng.integers(min(self.least, len(groups)), min(self.most, len(groups)), endpoint=True)
-        )
-        share = np.exp(-((np.arange(LEVELS) / self.spread) ** 2) / 2)
-        for number in rng.choice(len(groups), count, replace=False):
-            family = groups[number][int(rng.integers(len(groups[number])))]
-            image = family.at(int(rng.choice(LEVELS, p=share / share.sum())))(image, rng)
-        return image
+    groups = _groups(list)
+    ends = min(least, len(groups)), min(most, len(groups))
+    weights = np.exp(-((np.arange(LEVELS) / spread) ** 2) / 2)
+    for number in rng.choice(len(groups), int(rng.integers(*ends, endpoint=True)), replace=False):
+        family = groups[number][int(rng.integers(len(groups[number])))]
+        image = family.at(int(rng.choice(LEVELS, p=weights / weights.sum())))(image, rng)
+    return image
 
 
-_STEPS: TypeAdapter[steps.Step] = TypeAdapter(
-    Annotated[steps.OneStep | Draw, Field(discriminator="op")]
-)
-AnyStep = Annotated[steps.OneStep | Draw | steps.Call, Field(discriminator="op")]
+if TYPE_CHECKING:
+    AnyStep = Step
+else:
+    AnyStep = Annotated[Union[tuple(STEPS.values())], Field(discriminator="op")]  # noqa: UP007
 _RETIRED = frozenset(("vae", "img2img", "alter"))
 
 
@@ -91,7 +95,10 @@ class Perturbation(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.,:+-]*$", max_length=64)
     kind: Kind = "degradation"
-    steps: tuple[AnyStep, ...] = Field(min_length=1)
+    steps: tuple[AnyStep, ...] = Field(
+        min_length=1,
+        description="steps, applied one after another, each an `op` with its parameters",
+    )
 
     @field_validator("steps", mode="before")
     @classmethod
@@ -125,12 +132,13 @@ class Perturbation(Frozen):
     def check(self) -> None:
         """Raise ConfigError if a step cannot run on this machine."""
         for step in self.steps:
-            step.check()
+            if step.op == "call":
+                steps.import_function(step.parameters["path"])
 
     @property
     def calls_own_code(self) -> bool:
         """Whether a step is a function of the user's."""
-        return any(isinstance(step, steps.Call) for step in self.steps)
+        return any(step.op == "call" for step in self.steps)
 
     @property
     def keeps_place(self) -> bool:
@@ -166,22 +174,26 @@ class DegradationFamily(Frozen):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        if self.step.get("op") == "call":
+            raise ValueError(f"{self.name}: a family cannot call a function of yours")
         if any(len(values) != LEVELS for values in self.levels.values()):
             raise ValueError(f"{self.name}: a family has {LEVELS} levels")
         for number in range(LEVELS):
             self.at(number)
         return self
 
-    def at(self, number: int) -> Any:
-        """The step of a level, 0 the first."""
+    def at(self, number: int) -> Step:
+        """Return the step of a level, 0 the first."""
+        level = {key: values[number] for key, values in self.levels.items()}
+        where = f"{self.name}, level {number + 1}"
         try:
-            return _STEPS.validate_python(
-                {**self.step, **{key: values[number] for key, values in self.levels.items()}}
-            )
+            return make_step({**self.step, **level})
         except ValidationError as error:
-            raise ValueError(
-                f"{self.name}, level {number + 1}: {error.errors()[0]['msg']}"
-            ) from None
+            detail = error.errors()[0]
+            key = ".".join(map(str, detail["loc"]))
+            raise ValueError(f"{where}: {key}: {detail['msg']}") from None
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 class AbsentView(Frozen):
@@ -233,7 +245,7 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
     """All perturbations that the names stand for, in order, each once.
 
     A name is that of a shipped list (`standard`, `sidbench`, …), the path of a YAML file, or steps
-    in a row: `jpeg:75`, `blur:2+jpeg:50` (see `WRITTEN`). A list of families is taken at level 3,
+    in a row: `jpeg:75`, `blur:2+jpeg:50` (see `written_steps`). A list of families is taken at level 3,
     or at another: `ntire-2026:5`. Raises ConfigError for what is none of these, and where two of
     one name differ.
     """
@@ -259,14 +271,14 @@ def _listed(name: str) -> tuple[PerturbationList, int] | None:
     """The list of a name and the level asked for; None where the name is of no list."""
     shipped = named_configs("perturb")
     base, _, level = name.rpartition(":")
-    if base in shipped or (base and base not in WRITTEN and Path(base).is_file()):
+    if base in shipped or (base and base not in written_steps() and Path(base).is_file()):
         if level not in map(str, range(1, LEVELS + 1)):
             raise ConfigError(
                 f"--perturb {name}: no such level",
                 hint=f"levels of a list are 1 (weakest) to {LEVELS}",
             )
         return load_yaml(shipped.get(base, Path(base)), PerturbationList), int(level)
-    if name in shipped or (name.partition(":")[0] not in WRITTEN and Path(name).is_file()):
+    if name in shipped or (name.partition(":")[0] not in written_steps() and Path(name).is_file()):
         return load_yaml(shipped.get(name, Path(name)), PerturbationList), SHOWN
     return None
 
@@ -274,7 +286,7 @@ def _listed(name: str) -> tuple[PerturbationList, int] | None:
 def _meant(name: str) -> tuple[Perturbation, ...]:
     if listed := _listed(name):
         return tuple(listed[0].views(listed[1]))
-    if name.partition(":")[0] in WRITTEN:
+    if name.partition(":")[0] in written_steps():
         return (_written(name),)
     examples = "jpeg:75, blur:2+jpeg:50"
     lists = ", ".join(named_configs("perturb"))
@@ -309,19 +321,20 @@ def _list_digest(name: str) -> str:
 
 
 def _written(text: str) -> Perturbation:
-    steps = []
+    numbers, written = written_steps(), []
     for part in text.split("+"):
         op, _, value = part.partition(":")
-        if op not in WRITTEN or not value:
-            known = ", ".join(f"{op}:{what.upper()}" for op, what in WRITTEN.items())
+        if op not in numbers or not value:
+            valid = ", ".join(f"{op}:{name.upper()}" for op, name in sorted(numbers.items()))
             raise ConfigError(
-                f"--perturb {text}: {part} is no step", hint=f"steps are {known}, joined by +"
+                f"--perturb {text}: {part} is not a step", hint=f"steps are {valid}, joined by +"
             )
         try:
-            steps.append({"op": op, WRITTEN[op]: float(value) if "." in value else int(value)})
+            number = float(value) if "." in value else int(value)
         except ValueError:
             raise ConfigError(
                 f"--perturb {text}: {value} is not a value",
-                hint="a number, for example jpeg:75 or crop:0.5",
+                hint="give a number, for example jpeg:75 or crop:0.5",
             ) from None
-    return validate({"name": text, "steps": steps}, Perturbation, where=f"--perturb {text}")
+        written.append({"op": op, numbers[op]: number})
+    return validate({"name": text, "steps": written}, Perturbation, where=f"--perturb {text}")

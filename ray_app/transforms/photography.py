@@ -1,17 +1,21 @@
-"""What people do to photographs without a generator: `denoised`, `merged_exposures`, `on_a_screen`,
-`tilted`, `with_levels`, `halftoned`.
+"""Steps of photographers and their devices: denoising, merged exposures, screens, prints, and
+photographs of them.
 
-Cameras and their users do these to real pictures, so a detector that flags what comes out is wrong.
+Cameras and people do this to real photographs, so a detector that flags the result is wrong.
 """
 
 import math
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import Field
 
 from ray_app.transforms import ops
+from ray_app.transforms.registry import Rng, register_step
 
+ScreenSide = Annotated[int, Field(ge=8, le=8192)]
 _PLAN_EDGE = 256  # pixels of the longer side on which the weights of exposures are computed
 # standard deviation around one half, on the 0–1 scale (Mertens, Kautz and Van Reeth 2007)
 _WELL_EXPOSED = 0.2
@@ -26,10 +30,17 @@ _SOFT = 5.0
 _ANGLES = (15.0, 75.0, 0.0)
 
 
-def denoised(image: Image.Image, sigma: float, window: int = 5) -> Image.Image:
-    """Lee's (1980) local Wiener filter for noise of standard deviation `sigma` on the 0–255 scale.
+@register_step("denoise")
+def denoise(
+    image: Image.Image,
+    sigma: Annotated[
+        float, Field(gt=0, le=255, description="standard deviation of the noise, of 255")
+    ],
+    window: Annotated[int, Field(ge=3, le=31, description="side of the window in pixels")] = 5,
+) -> Image.Image:
+    """Denoise by Lee's (1980) local Wiener filter.
 
-    Every value is drawn to the mean of its `window` × `window` neighbours by sigma² over their
+    Every value moves to the mean of its `window` × `window` neighbours by sigma² over their
     variance: level areas go smooth, edges stay.
     """
     from scipy.ndimage import uniform_filter
@@ -48,9 +59,13 @@ def denoised(image: Image.Image, sigma: float, window: int = 5) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def merged_exposures(image: Image.Image, stops: float) -> Image.Image:
-    """Local tone mapping: the picture as taken, and `stops` darker and brighter, merged where each
-    is well exposed.
+@register_step("merge-exposures")
+def merge_exposures(
+    image: Image.Image,
+    stops: Annotated[float, Field(gt=0, le=4, description="stops down and up")],
+) -> Image.Image:
+    """Map tones locally: merge the image with a darker and a brighter one, each where it is well
+    exposed.
 
     Mertens, Kautz and Van Reeth (2007), "Exposure Fusion", of exposures that are computed from the
     one picture (linear light by gamma 2.2, clipped at white), with weights blurred over a sixteenth
@@ -88,9 +103,16 @@ def _as_mask(weights: npt.NDArray[np.float64], size: ops.Size) -> Image.Image:
     )
 
 
-def on_a_screen(image: Image.Image, screen: ops.Size, rng: np.random.Generator) -> Image.Image:
-    """A screenshot of (width, height), turned as the image is: the image, enlarged or shrunk to
-    fit, between level grey bars.
+@register_step("show", keeps_place=False)
+def show_on_screen(
+    image: Image.Image,
+    rng: Rng,
+    screen: Annotated[
+        tuple[ScreenSide, ScreenSide],
+        Field(description="width and height of the screen in pixels, turned as the image is"),
+    ],
+) -> Image.Image:
+    """Take a screenshot: the image, enlarged or shrunk to fit, between level grey bars.
 
     The bars take 8 to 22 % of the height at least, and are dark or light. Bilinear, as a phone's
     compositor does it; no codec.
@@ -107,9 +129,16 @@ def on_a_screen(image: Image.Image, screen: ops.Size, rng: np.random.Generator) 
     return frame
 
 
-def tilted(image: Image.Image, most: float, rng: np.random.Generator) -> Image.Image:
-    """The image seen slightly from aside: every corner of what is seen is drawn within `most` of
-    the sides of the image's own.
+@register_step("tilt", keeps_place=False)
+def tilt(
+    image: Image.Image,
+    rng: Rng,
+    most: Annotated[
+        float,
+        Field(gt=0, le=0.2, description="largest shift of a corner, as a fraction of the sides"),
+    ],
+) -> Image.Image:
+    """See the image slightly from the side: every corner is drawn within `most` of the sides.
 
     A projective map with Pillow's bicubic filter; the size stays, and nothing from outside the
     image is seen.
@@ -131,20 +160,30 @@ def tilted(image: Image.Image, most: float, rng: np.random.Generator) -> Image.I
     return image.transform(image.size, Image.Transform.PERSPECTIVE, given, ops.Resampling.BICUBIC)
 
 
-def with_levels(image: Image.Image, black: int, white: int) -> Image.Image:
-    """Black becomes `black` and white `white`, all else in proportion: what paper or a screen
-    leaves of a picture's contrast.
-    """
+def _check_levels(black: int, white: int) -> None:
+    if black >= white:
+        raise ValueError(f"{black} to {white} is not a range")
+
+
+@register_step("levels", check=_check_levels)
+def set_levels(
+    image: Image.Image,
+    black: Annotated[int, Field(ge=0, le=254, description="value of black")] = 0,
+    white: Annotated[int, Field(ge=1, le=255, description="value of white")] = 255,
+) -> Image.Image:
+    """Reduce the contrast as paper or a screen does: the range 0–255 becomes `black` to `white`."""
     return image.point(np.rint(np.linspace(black, white, 256)).astype(int).tolist() * 3)
 
 
-def halftoned(image: Image.Image, cell: float, gain: float) -> Image.Image:
-    """RGB as dots of ink on cells of `cell` pixels: clustered dots under a cosine screen (Ulichney
-    1987), their rims soft.
-
-    `gain`: by how much of the full scale dots spread on paper. What lies between two cells of a
-    print, the scan does not know.
-    """
+@register_step("halftone")
+def halftone(
+    image: Image.Image,
+    cell: Annotated[float, Field(ge=2, le=16, description="side of a cell in pixels")],
+    gain: Annotated[
+        float, Field(ge=0, le=1, description="spread of dots on paper, of the full scale")
+    ] = 0.15,
+) -> Image.Image:
+    """Print and scan: clustered dots of ink with soft rims under a cosine screen (Ulichney 1987)."""
     pixels = np.array(image)
     height, width = pixels.shape[:2]
     heights, shares = _screen()

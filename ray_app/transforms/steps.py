@@ -1,364 +1,240 @@
-"""The steps of perturbations as YAML: `{op: jpeg, quality: 75}` is called with RGB of any size and
-gives RGB.
-
-What a step cannot do to an image (a codec's longest side) it leaves undone.
-"""
+"""Steps of perturbations: codecs, resizes, blur, noise, crops, tone, and a function of the user."""
 
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from inspect import signature
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any
 
-import numpy as np
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
-from ray_app.config import Frozen
 from ray_app.errors import ConfigError
-from ray_app.transforms import degradations, ops, photography
+from ray_app.transforms import ops
+from ray_app.transforms.registry import Rng, register_step
 
-Rng = np.random.Generator
-Quality = Annotated[int, Field(ge=1, le=100)]
+Quality = Annotated[int, Field(ge=1, le=100, description="quality of the codec")]
 Side = Annotated[int, Field(ge=1, le=65535)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 
 
-class Step(Frozen):
-    """Base of all steps. `keeps_place`: what was at a place of the image, as a share of its sides,
-    is there still.
+def _check_order(ends: Any) -> None:
+    if isinstance(ends, tuple) and ends[0] > ends[1]:
+        raise ValueError(f"{ends[0]} to {ends[1]} is not a range")
+
+
+def _check_jpeg(quality: Any) -> None:
+    _check_order(quality)
+
+
+@register_step("jpeg", check=_check_jpeg)
+def compress_jpeg(
+    image: Image.Image, rng: Rng, quality: Quality | tuple[Quality, Quality]
+) -> Image.Image:
+    """Compress as JPEG with halved chroma (4:2:0), by Pillow. Of two qualities, all between them
+    are equally likely, both included.
     """
-
-    keeps_place: ClassVar[bool] = True
-    function: ClassVar[Callable[..., Image.Image]]
-
-    def __call__(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """The image after the step; the given one is left as it is."""
-        return self._apply(image, rng)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """Calls the step's `function` with its fields by name, and with `rng` if it draws. Steps
-        that do more override this.
-        """
-        function = type(self).function
-        given = {name: getattr(self, name) for name in type(self).model_fields if name != "op"}
-        return function(
-            image, **given, **({"rng": rng} if "rng" in signature(function).parameters else {})
-        )
-
-    def check(self) -> None:
-        """Raise ConfigError if the step cannot run on this machine."""
+    if isinstance(quality, tuple):
+        quality = int(rng.integers(*quality, endpoint=True))
+    return ops.jpeg(image, quality)
 
 
-class Jpeg(Step):
-    """Through JPEG with halved chroma (4:2:0), Pillow's encoder. Two numbers: the quality is drawn,
-    both ends included.
+@register_step("webp")
+def compress_webp(image: Image.Image, quality: Quality) -> Image.Image:
+    """Compress as lossy WebP."""
+    return ops.webp(image, quality)
+
+
+def _check_avif(quality: int) -> None:
+    if not ops.has_avif():
+        raise ValueError("this Pillow was built without AVIF")
+
+
+@register_step("avif", check=_check_avif)
+def compress_avif(image: Image.Image, quality: Quality) -> Image.Image:
+    """Compress as AVIF."""
+    return ops.avif(image, quality)
+
+
+_SIZES = ("scale", "short_side", "long_edge", "screen", "square")
+
+
+def _check_resize(**parameters: Any) -> None:
+    if sum(parameters[name] is not None for name in _SIZES) != 1:
+        raise ValueError(f"resize takes exactly one of {', '.join(_SIZES)}")
+    _check_order(parameters["scale"])
+
+
+@register_step("resize", check=_check_resize)
+def resize(
+    image: Image.Image,
+    rng: Rng,
+    scale: Annotated[
+        Scale | tuple[Scale, Scale] | None,
+        Field(description="factor of both sides; of two numbers, drawn evenly between them"),
+    ] = None,
+    short_side: Annotated[
+        Side | None, Field(description="shorter side in pixels; shrinks and enlarges")
+    ] = None,
+    long_edge: Annotated[
+        Side | None, Field(description="longer side in pixels, at most; only shrinks")
+    ] = None,
+    screen: Annotated[
+        tuple[Side, Side] | None,
+        Field(description="width and height that the image fits, turned as it is; only shrinks"),
+    ] = None,
+    square: Annotated[
+        Side | None, Field(description="both sides in pixels; changes the aspect ratio")
+    ] = None,
+    filter: Annotated[ops.Filter, Field(description="filter of Pillow")] = "bicubic",
+) -> Image.Image:
+    """Resize, by exactly one of `scale`, `short_side`, `long_edge`, `screen`, and `square`."""
+    size = image.size
+    if long_edge is not None:
+        target = ops.capped_size(size, long_edge)
+    elif screen is not None:
+        target = ops.fitted_size(size, screen)
+    elif square is not None:
+        target = square, square
+    elif short_side is not None:
+        target = ops.scaled_size(size, short_side / min(size))
+    elif isinstance(scale, tuple):
+        target = ops.scaled_size(size, float(rng.uniform(*scale)))
+    else:
+        target = ops.scaled_size(size, scale or 1.0)
+    return ops.resized(image, target, filter)
+
+
+def _check_odd(kernel: int) -> int:
+    if kernel % 2 == 0:
+        raise ValueError(f"a kernel has an odd number of pixels, found {kernel}")
+    return kernel
+
+
+def _check_blur(sigma: float | None, kernel: int | None) -> None:
+    if sigma is None and kernel is None:
+        raise ValueError("blur takes a sigma, a kernel, or both")
+
+
+@register_step("blur", check=_check_blur)
+def blur(
+    image: Image.Image,
+    sigma: Annotated[
+        float | None, Field(gt=0, le=64, description="standard deviation in pixels")
+    ] = None,
+    kernel: Annotated[
+        Annotated[int, AfterValidator(_check_odd)] | None,
+        Field(ge=1, le=255, description="side of the kernel in pixels, odd"),
+    ] = None,
+) -> Image.Image:
+    """Blur by a Gaussian. `sigma` alone: scipy's filter on uint8 channels, as robustness suites use
+    it. `kernel` alone: OpenCV's, which derives sigma. Both: that kernel in float, rounded once.
     """
-
-    op: Literal["jpeg"]
-    quality: Quality | tuple[Quality, Quality]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if isinstance(self.quality, tuple) and self.quality[0] > self.quality[1]:
-            raise ValueError(f"{self.quality[0]} to {self.quality[1]} is no range")
-        return self
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        quality = (
-            self.quality
-            if isinstance(self.quality, int)
-            else int(rng.integers(*self.quality, endpoint=True))
-        )
-        return ops.jpeg(image, quality)
+    if kernel is None:
+        return ops.scipy_blurred(image, sigma or 0.0)
+    taps = ops.opencv_taps(kernel) if sigma is None else ops.gaussian_taps(kernel, sigma)
+    return ops.blurred(image, taps)
 
 
-class Webp(Step):
-    """Through lossy WebP."""
-
-    function = ops.webp
-    op: Literal["webp"]
-    quality: Quality
+def _check_noise(sigma: float | None, variance: float | None) -> None:
+    if (sigma is None) == (variance is None):
+        raise ValueError("noise takes a sigma or a variance")
 
 
-class Avif(Step):
-    """Through AVIF."""
+@register_step("noise", check=_check_noise)
+def add_noise(
+    image: Image.Image,
+    rng: Rng,
+    sigma: Annotated[
+        float | None, Field(gt=0, le=255, description="standard deviation, of 255")
+    ] = None,
+    variance: Annotated[
+        float | None, Field(gt=0, le=65025, description="square of sigma, instead of it")
+    ] = None,
+) -> Image.Image:
+    """Add Gaussian noise, by its `sigma` or its `variance`."""
+    return ops.noisy(image, sigma if sigma is not None else math.sqrt(variance or 0.0), rng)
 
-    function = ops.avif
-    op: Literal["avif"]
-    quality: Quality
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if not ops.has_avif():
-            raise ValueError("this Pillow was built without AVIF")
-        return self
+@register_step("crop", keeps_place=False)
+def crop(
+    image: Image.Image,
+    share: Annotated[float, Field(gt=0, le=1, description="fraction of both sides that stays")],
+) -> Image.Image:
+    """Crop to the middle."""
+    return ops.centre_crop(image, share)
 
 
-class ResizeStep(Step):
-    """To another size, the aspect kept unless a `square` is requested: by exactly one of the
-    following.
-
-    `scale` of both sides (two numbers: it is drawn between them); `short_side` in pixels, up or
-    down; `long_edge` and `screen` (width, height; turned as the image is) only shrink; `square`
-    squashes to a side.
+@register_step("random-square", keeps_place=False)
+def crop_square(
+    image: Image.Image,
+    rng: Rng,
+    share: Annotated[
+        float, Field(gt=0, le=1, description="smallest side, as a fraction of the short side")
+    ],
+    low: Annotated[Side, Field(description="smallest side in pixels")] = 1,
+    high: Annotated[Side, Field(description="largest side in pixels")] = 65535,
+) -> Image.Image:
+    """Crop to a square anywhere. Its side is drawn from `share` of the short side to all of it,
+    within `low` and `high`; it is the short side if that is below `low`.
     """
-
-    op: Literal["resize"]
-    scale: Scale | tuple[Scale, Scale] | None = None
-    short_side: Side | None = None
-    long_edge: Side | None = None
-    screen: tuple[Side, Side] | None = None
-    square: Side | None = None
-    filter: ops.Filter = "bicubic"
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        ways = ("scale", "short_side", "long_edge", "screen", "square")
-        if sum(getattr(self, way) is not None for way in ways) != 1:
-            raise ValueError(f"resize takes exactly one of {', '.join(ways)}")
-        if isinstance(self.scale, tuple) and self.scale[0] > self.scale[1]:
-            raise ValueError(f"{self.scale[0]} to {self.scale[1]} is no range")
-        return self
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.resized(image, self._target(image.size, rng), self.filter)
-
-    def _target(self, size: tuple[int, int], rng: Rng) -> tuple[int, int]:
-        if self.long_edge is not None:
-            return ops.capped_size(size, self.long_edge)
-        if self.screen is not None:
-            return ops.fitted_size(size, self.screen)
-        if self.square is not None:
-            return self.square, self.square
-        if isinstance(self.scale, tuple):
-            return ops.scaled_size(size, float(rng.uniform(*self.scale)))
-        return ops.scaled_size(
-            size, self.scale if self.scale is not None else (self.short_side or 1) / min(size)
-        )
+    return ops.random_square(image, low, high, share, rng)
 
 
-class Blur(Step):
-    """Gaussian blur. `sigma` alone: scipy's on uint8 channels, as published robustness suites do
-    it. `kernel` (odd) alone: OpenCV's, which derives sigma. Both: that kernel in float, rounded
-    once.
+@register_step("gamma")
+def apply_gamma(
+    image: Image.Image,
+    gamma: Annotated[float, Field(gt=0, le=8, description="exponent; above 1 is darker")],
+) -> Image.Image:
+    """Raise every value of 0–1 to the power of `gamma`."""
+    return ops.with_gamma(image, gamma)
+
+
+@register_step("sharpen")
+def sharpen(
+    image: Image.Image,
+    percent: Annotated[int, Field(ge=1, le=500, description="strength in percent")],
+    radius: Annotated[float, Field(gt=0, le=16, description="radius in pixels")] = 1.0,
+) -> Image.Image:
+    """Sharpen by an unsharp mask."""
+    return ops.sharpened(image, percent, radius)
+
+
+@register_step("call", keeps_place=False)
+def call(
+    image: Image.Image,
+    rng: Rng,
+    path: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+            description="MODULE:FUNCTION, as Python imports it",
+        ),
+    ],
+    arguments: Annotated[
+        Mapping[str, Any], Field(description="arguments of the function, by name")
+    ] = {},
+) -> Image.Image:
+    """Call a function of yours. It gets the RGB image, `arguments` by name, and NumPy's generator
+    if it has a parameter `rng`, and returns an image. If it raises ValueError, the view has no
+    score of that image.
     """
-
-    op: Literal["blur"]
-    sigma: float | None = Field(default=None, gt=0, le=64)
-    kernel: int | None = Field(default=None, ge=1, le=255)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.sigma is None and self.kernel is None:
-            raise ValueError("blur takes a sigma, a kernel, or both")
-        if self.kernel is not None and self.kernel % 2 == 0:
-            raise ValueError(f"a kernel of {self.kernel} has no middle")
-        return self
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        if self.kernel is None:
-            return ops.scipy_blurred(image, self.sigma or 0.0)
-        return ops.blurred(
-            image,
-            ops.opencv_taps(self.kernel)
-            if self.sigma is None
-            else ops.gaussian_taps(self.kernel, self.sigma),
-        )
-
-
-class Noise(Step):
-    """Gaussian noise on the 0–255 scale, by its `sigma` or its `variance`."""
-
-    op: Literal["noise"]
-    sigma: float | None = Field(default=None, gt=0, le=255)
-    variance: float | None = Field(default=None, gt=0, le=65025)
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.sigma is None) == (self.variance is None):
-            raise ValueError("noise takes a sigma or a variance")
-        return self
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.noisy(
-            image, self.sigma if self.sigma is not None else math.sqrt(self.variance or 0.0), rng
-        )
-
-
-class Crop(Step):
-    """The middle, with `share` of both sides."""
-
-    keeps_place: ClassVar[bool] = False
-    function = ops.centre_crop
-    op: Literal["crop"]
-    share: float = Field(gt=0, le=1)
-
-
-class RandomSquare(Step):
-    """A drawn square: its side from `share` of the short side to all of it, within `low` and
-    `high`; the whole short side below `low`.
-    """
-
-    keeps_place: ClassVar[bool] = False
-    function = ops.random_square
-    op: Literal["random-square"]
-    low: Side = 1
-    high: Side = 65535
-    share: float = Field(gt=0, le=1)
-
-
-class Gamma(Step):
-    """Every value of 0–1 to the power of `gamma`."""
-
-    function = ops.with_gamma
-    op: Literal["gamma"]
-    gamma: float = Field(gt=0, le=8)
-
-
-class Sharpen(Step):
-    """An unsharp mask of `percent` at `radius` pixels."""
-
-    function = ops.sharpened
-    op: Literal["sharpen"]
-    percent: int = Field(ge=1, le=500)
-    radius: float = Field(default=1.0, gt=0, le=16)
-
-
-class Denoise(Step):
-    """Lee's local Wiener filter for noise of `sigma` on the 0–255 scale, over a `window` in pixels."""
-
-    function = photography.denoised
-    op: Literal["denoise"]
-    sigma: float = Field(gt=0, le=255)
-    window: int = Field(default=5, ge=3, le=31)
-
-
-class MergeExposures(Step):
-    """The picture merged with itself `stops` darker and brighter, each where it is well exposed."""
-
-    function = photography.merged_exposures
-    op: Literal["merge-exposures"]
-    stops: float = Field(gt=0, le=4)
-
-
-class ShowOnScreen(Step):
-    """A screenshot of `screen` (width, height; turned as the image is) with the image between grey
-    bars.
-    """
-
-    keeps_place: ClassVar[bool] = False
-    function = photography.on_a_screen
-    op: Literal["show"]
-    screen: tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]]
-
-
-class Tilt(Step):
-    """Seen slightly from aside: corners drawn within `most` of the sides."""
-
-    keeps_place: ClassVar[bool] = False
-    function = photography.tilted
-    op: Literal["tilt"]
-    most: float = Field(gt=0, le=0.2)
-
-
-class Levels(Step):
-    """The range 0–255 becomes `black` to `white`."""
-
-    function = photography.with_levels
-    op: Literal["levels"]
-    black: int = Field(default=0, ge=0, le=254)
-    white: int = Field(default=255, ge=1, le=255)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.black >= self.white:
-            raise ValueError(f"{self.black} to {self.white} is no range")
-        return self
-
-
-class _OfStrength(Step):
-    """Base of the steps that a table has by name, with a `strength` in the table's own unit."""
-
-    table: ClassVar[dict[str, degradations.Degradation]]
-    op: str
-    strength: float
-
-    @model_validator(mode="after")
-    def _within(self) -> Self:
-        known = self.table[self.op]
-        if not known.low <= self.strength <= known.high:
-            raise ValueError(
-                f"{self.op}: {self.strength} is not within {known.low} and {known.high} ({known.what})"
-            )
-        return self
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return self.table[self.op].apply(image, self.strength, rng)
-
-
-class Degrade(_OfStrength):
-    """One of `degradations.DEGRADATIONS`."""
-
-    table = degradations.DEGRADATIONS
-    op: Literal[
-        "lens-blur", "motion-blur", "glass-blur", "pixel-jitter", "color-shift", "saturation", "color-jitter", "color-cast",
-        "channel-shift", "quantization", "jpeg2000", "impulse-noise", "multiplicative-noise", "speckle-noise", "shot-noise", "iso-noise",
-        "brightness", "darkness", "contrast", "tone-curve", "clahe", "pixelation", "moire", "watermark",
-    ]  # fmt: skip
-
-
-class RandomCrop(_OfStrength):
-    """One of `degradations.CROPS`."""
-
-    keeps_place: ClassVar[bool] = False
-    table = degradations.CROPS
-    op: Literal["random-crop", "random-aspect-crop"]
-
-
-class Halftone(Step):
-    """As printed: dots of ink on cells of `cell` pixels that spread by `gain`."""
-
-    function = photography.halftoned
-    op: Literal["halftone"]
-    cell: float = Field(ge=2, le=16)
-    gain: float = Field(default=0.15, ge=0, le=1)
-
-
-class Call(Step):
-    """A function of yours: it takes the RGB image, `arguments` by name, and NumPy's generator if it
-    has a parameter `rng`.
-
-    It returns an image. If it raises ValueError, the view has no score of that image.
-    """
-
-    keeps_place: ClassVar[bool] = False
-    op: Literal["call"]
-    path: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="MODULE:FUNCTION, as Python imports it",
-    )
-    arguments: Mapping[str, Any] = {}
-
-    def check(self) -> None:
-        """See `Step`."""
-        _import_function(self.path)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        function = _import_function(self.path)
-        result = function(
-            image,
-            **self.arguments,
-            **({"rng": rng} if "rng" in signature(function).parameters else {}),
-        )
-        if not isinstance(result, Image.Image):
-            raise TypeError(f"{self.path} returned {type(result).__name__}, not a PIL image")
-        return result.convert("RGB")
+    function = import_function(path)
+    drawn = {"rng": rng} if "rng" in signature(function).parameters else {}
+    result = function(image, **arguments, **drawn)
+    if not isinstance(result, Image.Image):
+        raise TypeError(f"{path} returned {type(result).__name__}, not a PIL image")
+    return result.convert("RGB")
 
 
 @cache
-def _import_function(path: str) -> Callable[..., Any]:
+def import_function(path: str) -> Callable[..., Any]:
+    """Return the function that the step `call` names as MODULE:FUNCTION.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
     module, _, name = path.partition(":")
     try:
         function: Callable[..., Any] = getattr(import_module(module), name)
@@ -368,26 +244,3 @@ def _import_function(path: str) -> Callable[..., Any]:
             hint="install the module on every machine, or set PYTHONPATH to the absolute path of its folder",
         ) from error
     return function
-
-
-OneStep = Annotated[
-    Jpeg
-    | Webp
-    | Avif
-    | ResizeStep
-    | Blur
-    | Noise
-    | Crop
-    | RandomSquare
-    | Gamma
-    | Sharpen
-    | Denoise
-    | MergeExposures
-    | ShowOnScreen
-    | Tilt
-    | Levels
-    | Degrade
-    | RandomCrop
-    | Halftone,
-    Field(discriminator="op"),
-]

@@ -103,8 +103,8 @@ def test_lists_that_share_a_perturbation_have_it_once():
     ("names", "told"),
     [
         (["nothing"], "no such perturbation"),
-        (["jpeg:"], "no step"),
-        (["jpeg:75+rotate:3"], "rotate:3 is no step"),
+        (["jpeg:"], "jpeg: is not a step"),
+        (["jpeg:75+rotate:3"], "rotate:3 is not a step"),
         (["jpeg:101"], "quality"),
         (["jpeg:[9"], "not a value"),
         (["clean"], "no such perturbation"),

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from ray_app.transforms.photography import (
-    denoised,
-    merged_exposures,
-    on_a_screen,
-    tilted,
-    with_levels,
+    denoise,
+    merge_exposures,
+    set_levels,
+    show_on_screen,
+    tilt,
 )
 from tests.images.factory import photo
 from tests.transforms.given import rng
@@ -28,14 +28,12 @@ def noisy_step(sigma=6.0):
 
 
 def test_denoising_takes_noise_and_leaves_edges_and_for_less_noise_changes_less():
-    before, after = (
-        np.asarray(image, float) for image in (noisy_step(), denoised(noisy_step(), 6))
-    )
+    before, after = (np.asarray(image, float) for image in (noisy_step(), denoise(noisy_step(), 6)))
     assert after[:, 8:56].std() < 0.5 * before[:, 8:56].std()
     assert after.mean() == pytest.approx(before.mean(), abs=0.5)
     assert after[:, 66:].mean() - after[:, :62].mean() == pytest.approx(120, abs=1.5)
     moved = [
-        np.abs(np.asarray(denoised(noisy_step(), sigma), float) - before).mean()
+        np.abs(np.asarray(denoise(noisy_step(), sigma), float) - before).mean()
         for sigma in (0.5, 2, 6, 20)
     ]
     assert moved == sorted(moved)
@@ -44,12 +42,12 @@ def test_denoising_takes_noise_and_leaves_edges_and_for_less_noise_changes_less(
 
 def test_merged_exposures_lift_shadows_and_lower_lights_where_they_are():
     halves = np.where(np.arange(256) < 128, 20, 235)[None, :, None] * np.ones((128, 1, 3))
-    merged = np.asarray(merged_exposures(Image.fromarray(halves.astype(np.uint8)), 2), float)
+    merged = np.asarray(merge_exposures(Image.fromarray(halves.astype(np.uint8)), 2), float)
     assert merged[:, :40].mean() > 25
     assert merged[:, -40:].mean() < 225
     assert merged[:, -40:].mean() - merged[:, :40].mean() > 80
     image = photo(160, 120)
-    spreads = [np.asarray(merged_exposures(image, stops), float).std() for stops in (0.1, 1, 2)]
+    spreads = [np.asarray(merge_exposures(image, stops), float).std() for stops in (0.1, 1, 2)]
     assert spreads == sorted(spreads, reverse=True)
     assert spreads[0] == pytest.approx(np.asarray(image, float).std(), abs=1)
 
@@ -58,7 +56,7 @@ def test_merged_exposures_lift_shadows_and_lower_lights_where_they_are():
 def test_a_screenshot_has_the_screen_s_size_and_the_whole_picture_between_bars(size):
     for seed in range(3):
         result = np.asarray(
-            on_a_screen(Image.new("RGB", size, (40, 200, 90)), (108, 192), rng(seed))
+            show_on_screen(Image.new("RGB", size, (40, 200, 90)), rng(seed), (108, 192))
         )
         assert result.shape == ((108, 192, 3) if size[0] > size[1] else (192, 108, 3))
         bars = (result == result[..., :1]).all(axis=2)
@@ -78,17 +76,17 @@ def test_what_is_tilted_shows_nothing_from_outside_and_stays_near():
     y, x = np.mgrid[0:150, 0:200]
     ramp = Image.fromarray(np.stack([x, y, x * 0], axis=2).astype(np.uint8))
     for seed in range(6):
-        assert tilted(flat, 0.05, rng(seed)).tobytes() == flat.tobytes()
-        moved = np.asarray(tilted(ramp, 0.05, rng(seed)), float)
+        assert tilt(flat, rng(seed), 0.05).tobytes() == flat.tobytes()
+        moved = np.asarray(tilt(ramp, rng(seed), 0.05), float)
         assert np.abs(moved[..., 0] - x).max() <= 0.05 * 200 + 1
         assert np.abs(moved[..., 1] - y).max() <= 0.05 * 150 + 1
         assert np.abs(moved[..., 0] - x).max() > 1
-    assert tilted(photo(), 0.05, rng(1)).tobytes() == tilted(photo(), 0.05, rng(1)).tobytes()
+    assert tilt(photo(), rng(1), 0.05).tobytes() == tilt(photo(), rng(1), 0.05).tobytes()
 
 
 def test_levels_are_a_line_from_black_to_white():
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
-    found = np.asarray(with_levels(ramp, 12, 238))[0]
+    found = np.asarray(set_levels(ramp, 12, 238))[0]
     np.testing.assert_allclose(
         found, np.linspace(12, 238, 256)[:, None].repeat(3, axis=1), atol=0.5
     )

@@ -1,0 +1,138 @@
+"""The registry of perturbation steps (`STEPS`). A step is a function with the decorator
+`register_step`.
+
+The signature of the function is the schema of the step: its parameters are the keys that a list may
+give, with their types, bounds, defaults, and descriptions. Lists, documents, and errors take names
+and parameters from here. A new step is one decorated function in `steps`, `degradations`, or
+`photography`.
+"""
+
+from collections.abc import Callable, Mapping
+from inspect import Parameter, cleandoc, signature
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, create_model, model_validator
+
+from ray_app.config import Frozen
+
+Rng = np.random.Generator
+Function = TypeVar("Function", bound=Callable[..., Image.Image])
+
+
+class Step(Frozen):
+    """A step with its parameters, as a list states it: `{op: jpeg, quality: 75}`.
+
+    Attributes:
+        function: Takes an RGB image, the parameters by name, and `rng` if the step draws.
+        is_random: Whether `function` takes `rng`, a generator of random numbers.
+        keeps_place: Whether the content of an image stays where it was, in fractions of the sides.
+        number: The parameter that `op:NUMBER` gives, or None if a number alone is not enough.
+        check_parameters: Raises ValueError for parameters that do not fit together.
+    """
+
+    function: ClassVar[Callable[..., Image.Image]]
+    is_random: ClassVar[bool]
+    keeps_place: ClassVar[bool]
+    number: ClassVar[str | None]
+    check_parameters: ClassVar[Callable[..., None] | None]
+
+    op: str = Field(description="name of the step")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters by name."""
+        return {name: value for name, value in self if name != "op"}
+
+    def __call__(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """Return the RGB image after the step. The given image stays as it is."""
+        step = type(self)
+        drawn = {"rng": rng} if step.is_random else {}
+        return step.function(image, **self.parameters, **drawn)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if check := type(self).check_parameters:
+            check(**self.parameters)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.op, self.parameters)
+
+
+STEPS: dict[str, type[Step]] = {}
+"""All steps by name."""
+
+
+def register_step(
+    op: str, *, keeps_place: bool = True, check: Callable[..., None] | None = None
+) -> Callable[[Function], Function]:
+    """Register a function as the step `op`.
+
+    The function takes an RGB image of any size and returns one. If the step cannot be done to an
+    image, because of a codec's longest side for example, the image comes back as it was. The first
+    line of its docstring describes the step in the documents.
+
+    Args:
+        op: The name of the step in lists.
+        keeps_place: Whether the content of an image stays where it was, in fractions of the sides.
+        check: Gets all parameters by name, and raises ValueError if they do not fit together.
+    """
+
+    def register(function: Function) -> Function:
+        given = signature(function).parameters
+        parameters = {name: one for name, one in given.items() if name not in ("image", "rng")}
+        fields: dict[str, Any] = {
+            name: (one.annotation, Field() if one.default is Parameter.empty else one.default)
+            for name, one in parameters.items()
+        }
+        op_field: Any = (Literal[op], Field(description=Step.model_fields["op"].description))
+        model = create_model(
+            op, __base__=Step, __doc__=cleandoc(function.__doc__ or ""), op=op_field, **fields
+        )
+        model.function = staticmethod(function)
+        model.is_random = "rng" in given
+        model.keeps_place = keeps_place
+        model.number = _find_number(list(parameters.values()))
+        model.check_parameters = staticmethod(check) if check else None
+        STEPS[op] = model
+        return function
+
+    return register
+
+
+def make_step(facts: Mapping[str, Any]) -> Step:
+    """Return the step that `op` names, with its parameters.
+
+    Raises:
+        ValueError: There is no such step, or a parameter is invalid.
+    """
+    model = STEPS.get(facts.get("op", ""))
+    if model is None:
+        raise ValueError(f"{facts.get('op')!r} is not a step; steps are {', '.join(STEPS)}")
+    return model.model_validate(facts)
+
+
+def written_steps() -> dict[str, str]:
+    """Return the parameter that a number sets in `op:NUMBER`, by step."""
+    return {op: model.number for op, model in STEPS.items() if model.number}
+
+
+def _find_number(parameters: list[Parameter]) -> str | None:
+    """Return the first parameter if it may be a number and all others have defaults."""
+    first, *others = parameters
+    has_defaults = all(one.default is not Parameter.empty for one in others)
+    return first.name if has_defaults and _takes_number(first.annotation) else None
+
+
+def _takes_number(annotation: Any) -> bool:
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return any(map(_takes_number, get_args(annotation)))
+    return annotation in (int, float)
+
+
+def _restore(op: str, parameters: dict[str, Any]) -> Step:
+    """Return a step that was valid in the process that pickled it."""
+    return STEPS[op].model_construct(op=op, **parameters)
