@@ -293,7 +293,8 @@ def validate(
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        lines = [_explain(detail, model, where) for detail in error.errors()]
+        details = [detail for detail in error.errors() if not _is_consequence(detail, error)]
+        lines = [_explain(detail, model, where) for detail in details]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -357,9 +358,21 @@ def _deep_copy(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
+def _is_consequence(detail: ErrorDetails, error: ValidationError) -> bool:
+    """Return whether a list is too short because its items are invalid, which has its own error."""
+    location = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        len(other["loc"]) > len(location) and other["loc"][: len(location)] == location
+        for other in error.errors()
+    )
+
+
+# Alternatives of a type as pydantic names them, such as constrained-int or tuple[int, int].
+_ALTERNATIVE = re.compile(r"\(|constrained-|.*\[")
+
+
 def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
-    # which of several kinds it was taken for
-    location = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("("))
+    location = ".".join(str(part) for part in detail["loc"] if not _ALTERNATIVE.match(str(part)))
     if detail["type"] == "extra_forbidden":
         *parents, key = detail["loc"]
         models = _models_at(model, parents)

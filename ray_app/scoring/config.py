@@ -132,7 +132,7 @@ class ScoreConfig(Frozen):
     provenance: ProvenanceConfig = ProvenanceConfig()
     perturb: tuple[str, ...] = Field(
         default=(),
-        description="score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, or steps such as jpeg:75 and blur:2+jpeg:50",
+        description="score every image also as these perturbations show it: a list (standard, …), a YAML file, or steps such as blur:2+jpeg:50",
     )
     features: tuple[str, ...] = Field(
         default=(),

@@ -286,7 +286,7 @@ def _listed(name: str) -> tuple[PerturbationList, int] | None:
 def _meant(name: str) -> tuple[Perturbation, ...]:
     if listed := _listed(name):
         return tuple(listed[0].views(listed[1]))
-    if name.partition(":")[0] in written_steps():
+    if name.partition(":")[0] in STEPS:
         return (_written(name),)
     examples = "jpeg:75, blur:2+jpeg:50"
     lists = ", ".join(named_configs("perturb"))
@@ -324,7 +324,16 @@ def _written(text: str) -> Perturbation:
     numbers, written = written_steps(), []
     for part in text.split("+"):
         op, _, value = part.partition(":")
-        if op not in numbers or not value:
+        if op in STEPS and op not in numbers:
+            raise ConfigError(
+                f"--perturb {text}: {op} takes more than a number",
+                hint=f"write it in a YAML file, with {', '.join(STEPS[op].model_fields)}",
+            )
+        if op in numbers and not value:
+            raise ConfigError(
+                f"--perturb {text}: {op} needs a number", hint=f"give {op}:{numbers[op].upper()}"
+            )
+        if op not in numbers:
             valid = ", ".join(f"{op}:{name.upper()}" for op, name in sorted(numbers.items()))
             raise ConfigError(
                 f"--perturb {text}: {part} is not a step", hint=f"steps are {valid}, joined by +"

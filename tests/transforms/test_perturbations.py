@@ -103,7 +103,7 @@ def test_lists_that_share_a_perturbation_have_it_once():
     ("names", "told"),
     [
         (["nothing"], "no such perturbation"),
-        (["jpeg:"], "jpeg: is not a step"),
+        (["jpeg:"], "jpeg needs a number"),
         (["jpeg:75+rotate:3"], "rotate:3 is not a step"),
         (["jpeg:101"], "quality"),
         (["jpeg:[9"], "not a value"),

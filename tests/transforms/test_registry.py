@@ -58,8 +58,13 @@ def test_every_step_is_in_the_reference_with_its_parameters():
 def test_number_after_a_step_sets_its_first_parameter():
     [view] = load_perturbations(["lens-blur:3+gamma:1.2"])
     assert view.facts() == [{"op": "lens-blur", "strength": 3}, {"op": "gamma", "gamma": 1.2}]
-    with pytest.raises(ConfigError, match=r"lens-blur\.strength: 99 does not fit"):
+    with pytest.raises(ConfigError, match=r"lens-blur\.strength: 99 does not fit[^\n]+$"):
         load_perturbations(["lens-blur:99"])
+    with pytest.raises(ConfigError, match=r"^--perturb jpeg:300: steps\.0\.jpeg\.quality: 300"):
+        load_perturbations(["jpeg:300"])
+    with pytest.raises(ConfigError, match="show takes more than a number") as refused:
+        load_perturbations(["show:300"])
+    assert refused.value.hint == "write it in a YAML file, with op, screen"
 
 
 def test_unknown_step_names_the_nearest_step(tmp_path):
