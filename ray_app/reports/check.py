@@ -39,6 +39,7 @@ _IN_CROWD, _TILE, _ALONE = (
     PictureSize(960, 150_000),
 )
 _LONGEST, _MOST, _FEW = 100, 20, 10
+_LONGEST_FOLDER = 240
 _FIGURES = re.compile(r"\d[\d.,]*")
 _PROVENANCE = {
     "make": "camera, make",
@@ -215,8 +216,8 @@ def render_check(
     `names`: what is shown of each row's place. `page`: where the page will lie, so that its links
     to files hold when both are moved.
     """
-    from ray_app.reports.gallery import tile_texts
     from ray_app.reports.html import file_link, jpeg_uri, render_in_pieces, script_hash
+    from ray_app.reports.tiles import sort_attributes, tile_texts, verdict_choices
 
     beside = os.path.dirname(os.path.abspath(page))
     if len(rows) == 1:
@@ -240,10 +241,14 @@ def render_check(
             "name": name,
             "link": file_link(row["uri"], None, beside),
             "picture": jpeg_uri(picture) if picture else None,
-            "said": tile_texts(row),
+            "texts": tile_texts(row),
             "why": why,
             "alike": whys[form(why)].files if why else 0,
-            "place": place[form(why)] if why else "",
+            "attributes": sort_attributes(row)
+            | {
+                "data-folder": wording.shortened(name.rpartition("/")[0], _LONGEST_FOLDER) + "/",
+                "data-why": place[form(why)] if why else "",
+            },
         }
         for row, name, picture, why in zip(rows, names, pictures, texts, strict=True)
     )
@@ -256,6 +261,7 @@ def render_check(
         counts=_counts(rows),
         whys=list(whys.values()),
         remarks=_limits(facts, rows),
+        verdict_choices=verdict_choices(rows),
         script_hash=script_hash("tiles.js"),
         version=version,
     )
@@ -265,8 +271,8 @@ def _render_one(
     row: Row, picture: bytes | None, facts: CheckFacts, link: str | None, version: str
 ) -> str:
     from ray_app.reports import run
-    from ray_app.reports.gallery import tile_texts
     from ray_app.reports.html import jpeg_uri, render
+    from ray_app.reports.tiles import tile_texts
 
     name = wording.shortened(str(row["uri"]).rstrip("/").rpartition("/")[2] or str(row["uri"]), 80)
     finding = row.get("finding") or f"not scored, {row['status']}"

@@ -76,7 +76,9 @@ def test_page_numbers_images_in_the_order_of_the_sample():
     rows, pictures = images()
     page = render_audit(FACTS, rows, pictures)
     shown = re.findall(
-        r"Image (\d+) <small>of 5</small>.*?<details>(.*?)</details>", page, re.DOTALL
+        r"Image (\d+) <small>of 5</small>.*?<details class=\"small\">(.*?)</details>",
+        page,
+        re.DOTALL,
     )
     assert [int(number) for number, _ in shown] == [1, 2, 3, 4, 5]
     for (_, details), name in zip(shown, ("one, two", "say", "three", "four", "five"), strict=True):

@@ -9,7 +9,8 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
-from ray_app.reports.gallery import page_name, tile_texts
+from ray_app.reports.gallery import page_name
+from ray_app.reports.tiles import tile_texts
 from ray_app.runs import RunDirectory
 from ray_app.runs.selection import RowFilter, selected_tables
 from ray_app.scoring.gallery import make_gallery
