@@ -70,7 +70,6 @@ class Hostile:
         self.images = sorted(path.relative_to(self.folder) for path in self.folder.rglob("*.*"))
         for name in top_level_modules():
             (self.folder / f"{name}.py").write_text(STUB.format(marker=str(self.marker)))
-        (self.folder / "matplotlibrc").write_bytes(b"\xff\xfe no settings")
         labels = [
             f"{self.folder / path},{'fake' if number % 2 else 'real'},{number // 2}"
             for number, path in enumerate(self.images)

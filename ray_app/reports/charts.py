@@ -1,74 +1,46 @@
-"""Charts as inline SVG, drawn by matplotlib: curves on a plane, histograms of scores, values over
-steps.
+"""Describe charts as plain numbers, which the template `chart.html` draws as SVG.
 
-matplotlib is imported when the first chart is drawn. A chart is drawn in the colours of `_COLOURS`,
-which become variables of the page's style sheet, so that one drawing serves light and dark screens.
-It loads nothing, has no ids but those of its title and description, and the size of its text is set
-by the page.
+Coordinates are percentages of the plotting area from its left and its top end, so that a chart fills
+any width while its text keeps its size. Colours are classes of the page's style sheet, so that one
+drawing serves light screens, dark screens, and paper.
 """
 
-import io
 import math
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from xml.etree import ElementTree
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from ray_app.import_path import PACKAGE, working_in
-from ray_app.reports.format import plain, visible
+from ray_app.reports.html import render
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-STYLES = 6
 Point = tuple[float, float]
 Floats = npt.NDArray[np.float64]
 
-_COLOURS = (
-    "ink",
-    "muted",
-    "grid",
-    "paper",
-    "band",
-    "fake",
-    "abstain",
-    "real",
-    "plain",
-    "strong",
-    "gold",
-    "s0",
-    "s1",
-    "s2",
-    "s3",
-    "s4",
-    "s5",
-)
-# in widths of the line
-_DASHES = ((), (4.6, 1.7), (1.4, 1.4), (5, 1.7, 1.2, 1.7), (8, 2.3), (2.9, 1.2, 0.9, 1.2, 0.9, 1.2))
-_MARKERS = "os^DvP"
-_LINE = 1.75
-# points of a line over steps: more would not be seen, and a long training has very many
-_MOST_RUNS = 240
-_MOST_DOTS = 40
+MARKERS = "●■▲◆▼✚"
+STYLES = len(MARKERS)
+# A line over steps with more points would look the same, and a long training has very many.
+_MAX_RUNS = 240
+_MAX_DOTS = 40
 _DETECTION_TICKS = (0.001, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8)
-_SETTINGS: Any = {"svg.fonttype": "none", "path.simplify_threshold": 0.3}
-_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-_DRAWING = Lock()  # matplotlib's settings are global
+_TOLERANCE = 0.04  # percent of the plotting area by which a simplified line may be off
+# The width of the plotting area on a telephone, of a character, and of the gap between two labels.
+_NARROW_PX, _COMPACT_PX, _CHARACTER_PX, _GAP_PX = 255, 140, 6.8, 5
 
 
 class Axis(NamedTuple):
-    """From `low` to `high`, after `warp`; `bends` where that is not linear. `ticks`: values with
-    their labels.
+    """An axis from `low` to `high`.
+
+    Attributes:
+        title: The name of the axis.
+        low: The value at its start.
+        high: The value at its end.
+        ticks: Values with their labels.
+        warp: Maps a value to a linear position.
+        bends: Whether `warp` is not linear.
     """
 
     title: str
@@ -78,16 +50,20 @@ class Axis(NamedTuple):
     warp: Callable[[Any], Any] = np.asarray
     bends: bool = False
 
-    def at(self, values: Any) -> Floats:
-        """Where values lie; those beyond an end lie at it."""
-        places: Floats = np.clip(
-            self.warp(np.asarray(values, float)), self.warp(self.low), self.warp(self.high)
-        )
-        return places
+    def across(self, values: Any) -> Floats:
+        """Return the positions of values in percent from the start; values beyond an end are at it."""
+        low, high = float(self.warp(self.low)), float(self.warp(self.high))
+        warped = np.clip(self.warp(np.asarray(values, float)), low, high)
+        shares: Floats = 100 * (warped - low) / ((high - low) or 1.0)
+        return shares.round(2)
+
+    def down(self, values: Any) -> Floats:
+        """Return the positions of values in percent from the end, for an axis that points up."""
+        return (100 - self.across(values)).round(2)
 
 
 class Spot(NamedTuple):
-    """A mark on a line, with the ends of its interval along y and words for its tooltip."""
+    """A mark on a line, with the ends of its interval along y and the text of its tooltip."""
 
     at: Point
     words: str
@@ -103,65 +79,160 @@ class Trace(NamedTuple):
     level: float | None = None
 
 
+class Tick(NamedTuple):
+    """The label of an axis at a position in percent."""
+
+    at: float
+    words: str
+
+
+class Bar(NamedTuple):
+    """A rectangle with the colour of `kind` and a tooltip."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    kind: str
+    words: str = ""
+
+
+class Line(NamedTuple):
+    """A straight line of a style class from one position to another."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    kind: str
+
+
+class Curve(NamedTuple):
+    """The points of a line or an area of a style class, as the `d` of a path."""
+
+    path: str
+    kind: str
+
+
+class Mark(NamedTuple):
+    """A mark of a style class with a tooltip: a glyph, or a circle of a radius in pixels."""
+
+    x: float
+    y: float
+    kind: str
+    words: str
+    glyph: str = ""
+    radius: float = 0.0
+
+
+class Label(NamedTuple):
+    """A text inside a chart. `dx`, `dy`: its offset in em."""
+
+    x: float
+    y: float
+    words: str
+    anchor: str = "start"
+    dx: float = 0.0
+    dy: float = 0.0
+    kind: str = "label"
+
+
+@dataclass
+class _Drawing:
+    """The parts of a chart, from the rearmost to the foremost.
+
+    Attributes:
+        shape: "square", "flat", "wide", or "compact".
+        x_title: The name of the horizontal axis.
+        y_title: The name of the vertical axis.
+        x_ticks: The labels of the horizontal axis.
+        y_ticks: The labels of the vertical axis.
+        bars: Rectangles; those of the kind "band" have no outline.
+        lines: Straight lines.
+        curves: Lines and areas.
+        marks: Marks on lines.
+        labels: Texts inside the chart.
+    """
+
+    shape: str
+    x_title: str
+    y_title: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    bars: list[Bar] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+
+    def draw(self, ident: str, title: str, description: str) -> Markup:
+        """Return the chart as an SVG element that is one image to screen readers.
+
+        Args:
+            ident: An id that is unique on the page.
+            title: The name of the chart.
+            description: What the chart shows, in words.
+        """
+        characters = max((len(tick.words) for tick in self.y_ticks), default=0)
+        margin_em = round(max(2.0, 0.62 * characters + 0.9), 2)
+        facts: dict[str, Any] = {"ident": ident, "title": title, "description": description}
+        return Markup(  # noqa: S704
+            render("chart.html", **vars(self), **facts, margin_em=margin_em)
+        )
+
+
 def number_axis(title: str, low: float, high: float, steps: int = 5) -> Axis:
-    """A linear axis of plain numbers."""
-    return Axis(
-        title, low, high, [(tick, plain(round(tick, 9))) for tick in _round_ticks(low, high, steps)]
-    )
+    """Return a linear axis of numbers."""
+    return Axis(title, low, high, [(tick, _plain(tick)) for tick in _round_ticks(low, high, steps)])
 
 
 def share_axis(title: str, low: float = 0.0, high: float = 1.0) -> Axis:
-    """A linear axis of shares, in per cent."""
+    """Return a linear axis of fractions, in per cent."""
     return Axis(
-        title,
-        low,
-        high,
-        [(tick, f"{plain(round(100 * tick, 6))} %") for tick in _round_ticks(low, high, 5)],
+        title, low, high, [(tick, _in_percent(tick)) for tick in _round_ticks(low, high, 5)]
     )
 
 
 def decade_axis(title: str, low: float) -> Axis:
-    """A logarithmic axis of shares from `low`, a power of ten, to 1."""
+    """Return a logarithmic axis of fractions from `low`, a power of ten, to 1."""
     powers = [10.0**power for power in range(round(math.log10(low)), 1)]
     return Axis(
         title,
         low,
         1.0,
-        [(one, f"{plain(100 * one)} %") for one in powers],
+        [(power, _in_percent(power)) for power in powers],
         lambda values: np.log10(np.maximum(values, low)),
         True,
     )
 
 
 def probit_axis(title: str, low: float = 0.001, high: float = 0.8) -> Axis:
-    """An axis on which scores of two normal distributions make a straight line, as of a DET curve
-    (Martin et al. 1997).
+    """Return an axis on which scores of two normal distributions form a straight line.
+
+    DET curves have such axes (Martin et al. 1997).
     """
     from scipy.special import ndtri
 
-    ticks = [(tick, f"{plain(100 * tick)} %") for tick in _DETECTION_TICKS if low <= tick <= high]
+    ticks = [(tick, _in_percent(tick)) for tick in _DETECTION_TICKS if low <= tick <= high]
     return Axis(
         title, low, high, ticks, lambda values: ndtri(np.clip(values, 1e-7, 1 - 1e-7)), True
     )
 
 
 def order_axis(title: str, labels: Sequence[str]) -> Axis:
-    """Places 0, 1, 2 … with their names."""
+    """Return an axis of the positions 0, 1, 2 … with their names."""
     return Axis(title, -0.35, len(labels) - 0.65, list(enumerate(labels)))
 
 
 def axis_start(lows: Sequence[float]) -> float:
-    """Where an axis of shares or areas that ends at 1 begins, so that values near 1 differ to the
-    eye: at the least, rounded down.
+    """Return the start of an axis of fractions or areas that ends at 1.
+
+    The axis starts at the minimum, rounded down, so that values near 1 differ to the eye.
     """
     least = min(lows, default=0.0)
-    return (
-        0.99
-        if least >= 0.99
-        else 0.95
-        if least >= 0.95
-        else max(0.0, math.floor(10 * least + 1e-9) / 10)
-    )
+    if least >= 0.99:
+        return 0.99
+    return 0.95 if least >= 0.95 else max(0.0, math.floor(10 * least + 1e-9) / 10)
 
 
 def plane(
@@ -176,53 +247,39 @@ def plane(
     shade: tuple[float, float] | None = None,
     flat: bool = False,
 ) -> Markup:
-    """Lines on one plane. `guide`: a dotted line for comparison; `shade`: from where to where on x
-    too little is known.
+    """Draw lines on one plane.
+
+    Args:
+        traces: The lines.
+        x: The horizontal axis.
+        y: The vertical axis.
+        ident: An id that is unique on the page.
+        title: The name of the chart.
+        description: What the chart shows, in words.
+        guide: A dotted line for comparison.
+        shade: The part of x in which too little is known.
+        flat: Whether the chart is lower than wide.
     """
-    axes, tips = _axes(440, 300 if flat else 410, x, y)
+    drawing = _start_drawing("flat" if flat else "square", x, y)
     if shade:
-        axes.axvspan(*x.at(shade), color=_colour("band"), linewidth=0, zorder=0)
+        drawing.bars.append(_band(*x.across(shade)))
     if guide:
-        axes.plot(
-            *_bent(guide, x, y),
-            color=_colour("muted"),
-            linewidth=1,
-            linestyle=(0, (1, 4)),
-            clip_on=False,
-        )
+        drawing.curves.append(Curve(_path(*_bent(guide, x, y)), "guide"))
     for trace in traces:
         style = trace.style % STYLES
-        drawn: dict[str, Any] = {"color": _colour(f"s{style}"), "clip_on": False}
         if trace.level is not None:
-            axes.axhline(float(y.at(trace.level)), linewidth=1, alpha=0.35, **drawn)
-        axes.plot(
-            *_bent(trace.points, x, y),
-            linewidth=_LINE,
-            linestyle=(0, _DASHES[style]) if style else "-",
-            **drawn,
-        )
+            level = float(y.down(trace.level))
+            drawing.lines.append(Line(0, level, 100, level, f"level s{style}"))
+        drawing.curves.append(Curve(_path(*_bent(trace.points, x, y)), f"trace s{style}"))
         for spot in trace.spots:
-            across, up = (
-                float(axis.at(value)) for axis, value in zip((x, y), spot.at, strict=True)
-            )
+            across, down = float(x.across(spot.at[0])), float(y.down(spot.at[1]))
             if spot.ends:
-                axes.plot([across, across], y.at(spot.ends), linewidth=1.25, **drawn)
-            marked: dict[str, Any] = {
-                "marker": _MARKERS[style],
-                "markersize": 60**0.5,
-                "markeredgecolor": _colour("paper"),
-            }
-            axes.plot(
-                [across],
-                [up],
-                linestyle="none",
-                markeredgewidth=1.25,
-                zorder=3,
-                gid=_tip(tips, spot.words),
-                **marked,
-                **drawn,
+                low, high = map(float, y.down(spot.ends))
+                drawing.lines.append(Line(across, low, across, high, f"ends s{style}"))
+            drawing.marks.append(
+                Mark(across, down, f"glyph mark-{style}", spot.words, MARKERS[style])
             )
-    return _svg(axes, tips, ident, title, description)
+    return drawing.draw(ident, title, description)
 
 
 def histogram(
@@ -235,47 +292,39 @@ def histogram(
     zones: tuple[float, float] | None = None,
     compact: bool = False,
 ) -> Markup:
-    """Counts of scores between `edges` (n + 1 for n counts).
+    """Draw counts of scores between `edges`, which are one more than the counts.
 
-    `zones`: the scores below which nothing was found and above which is fake. Bars take the
-    verdicts' colours, and change them at these scores; the band between is shaded. The smallest
-    count is tall enough to be seen.
+    The smallest count is tall enough to be seen.
+
+    Args:
+        edges: The ends of the bins.
+        counts: The count of each bin.
+        ident: An id that is unique on the page.
+        title: The name of the chart.
+        description: What the chart shows, in words.
+        zones: The scores below which nothing was found and above which an image is fake. Bars have
+            the colours of verdicts and change them at these scores; the band between is shaded.
+        compact: Whether the chart is one of many.
     """
     top = max([*counts, 1])
-    x, y = (
-        number_axis("", edges[0], edges[-1], 5 if compact else 9),
-        _count_axis(top, 3 if compact else 4),
+    x = number_axis("", edges[0], edges[-1], 5 if compact else 9)
+    drawing = _start_drawing(
+        "compact" if compact else "wide", x, _count_axis(top, 3 if compact else 4)
     )
-    axes, tips = _axes(290 if compact else 520, 140 if compact else 250, x, y, compact=compact)
     if zones and zones[0] < zones[1]:
-        axes.axvspan(*x.at(zones), color=_colour("band"), linewidth=0, zorder=0)
+        drawing.bars.append(_band(*x.across(zones)))
     for (left, right), count in zip(pairwise(edges), counts, strict=True):
         stops = sorted({left, right, *(cut for cut in zones or () if left < cut < right)})
+        height = max(100 * count / top, 0.8)
+        words = f"{_plain(left)} to {_plain(right)}: {count:,}"
         for start, stop in pairwise(stops if count else ()):
-            middle = (start + stop) / 2
-            kind = (
-                "plain"
-                if not zones
-                else "real"
-                if middle < zones[0]
-                else "fake"
-                if middle > zones[1]
-                else "abstain"
-            )
-            words = f"{plain(left)} to {plain(right)}: {count:,}"
-            _bar(axes, start, stop, max(count, 0.008 * top), kind, _tip(tips, words))
+            kind = _zone((start + stop) / 2, zones)
+            drawing.bars.append(_bar(x, start, stop, 100 - height, height, kind, words))
     for cut in sorted({cut for cut in zones or () if x.low < cut < x.high}):
-        axes.axvline(
-            cut,
-            color=_colour("ink"),
-            linewidth=1.25,
-            linestyle=(0, (3, 3)),
-            clip_on=False,
-            ymax=1.04,
-        )
+        drawing.lines.append(_cut(x, cut))
     if zones and zones[0] < x.high and zones[1] > x.low:
-        _names_of_zones(axes, x, zones)
-    return _svg(axes, tips, ident, title, description)
+        drawing.labels += _zone_labels(x, zones)
+    return drawing.draw(ident, title, description)
 
 
 def class_histogram(
@@ -287,48 +336,41 @@ def class_histogram(
     ident: str,
     title: str,
 ) -> Markup:
-    """Scores of both classes, fakes upwards and real images downwards, each as shares of its class;
-    `cut`: the threshold.
+    """Draw the scores of both classes as fractions of each class: fakes upwards, reals downwards.
+
+    Args:
+        edges: The ends of the bins.
+        fakes: The count of fakes in each bin.
+        reals: The count of real images in each bin.
+        cut: The threshold.
+        ident: An id that is unique on the page.
+        title: The name of the chart.
     """
-    shares = [[count / max(sum(counts), 1) for count in counts] for counts in (fakes, reals)]
-    top = max(map(max, shares)) or 1.0
-    ticks = [
-        (sign * tick, f"{plain(round(100 * tick, 6))} %")
-        for tick in _round_ticks(0, top, 3)
-        for sign in (1, -1)
-    ]
-    x, y = number_axis("", edges[0], edges[-1]), Axis("", -top, top, list(dict.fromkeys(ticks)))
-    axes, tips = _axes(440, 410, x, y)
-    for kind, sign, counts, heights in (
-        ("fake", 1, fakes, shares[0]),
-        ("real", -1, reals, shares[1]),
-    ):
-        for (left, right), count, share in zip(pairwise(edges), counts, heights, strict=True):
+    classes = (("fake", 1, fakes), ("real", -1, reals))
+    top = max(max(counts) / max(sum(counts), 1) for _, _, counts in classes) or 1.0
+    ticks = {sign * tick: _in_percent(tick) for tick in _round_ticks(0, top, 3) for sign in (1, -1)}
+    x, y = number_axis("", edges[0], edges[-1]), Axis("", -top, top, list(ticks.items()))
+    drawing = _start_drawing("square", x, y)
+    for kind, sign, counts in classes:
+        whole = max(sum(counts), 1)
+        for (left, right), count in zip(pairwise(edges), counts, strict=True):
             if count:
-                words = f"{kind}, {plain(left)} to {plain(right)}: {count:,}"
-                _bar(axes, left, right, sign * max(share, 0.01 * top), kind, _tip(tips, words))
-    axes.axhline(0, color=_colour("muted"), linewidth=1)
-    axes.text(0.01, 0.96, "fakes", transform=axes.transAxes, color=_colour("ink"))
-    axes.text(0.99, 0.02, "real images", transform=axes.transAxes, color=_colour("ink"), ha="right")
+                height = 50 * max(count / whole / top, 0.01)
+                words = f"{kind}, {_plain(left)} to {_plain(right)}: {count:,}"
+                start = 50 - height if sign > 0 else 50
+                drawing.bars.append(_bar(x, left, right, start, height, kind, words))
+    drawing.lines.append(Line(0, 50, 100, 50, "axis"))
+    drawing.labels += [
+        Label(0, 0, "fakes", dx=0.5, dy=1),
+        Label(100, 100, "real images", "end", dx=-0.5, dy=-0.5),
+    ]
     if cut is not None and x.low < cut < x.high:
-        axes.axvline(
-            cut,
-            color=_colour("ink"),
-            linewidth=1.25,
-            linestyle=(0, (3, 3)),
-            clip_on=False,
-            ymax=1.03,
-        )
-        axes.annotate(
-            f"threshold {plain(cut)}",
-            (cut, 1.02),
-            (6, 0),
-            axes.get_xaxis_transform(),
-            "offset points",
-            color=_colour("ink"),
-        )
-    described = f"{sum(fakes):,} fakes and {sum(reals):,} real images; scores from {plain(x.low)} to {plain(x.high)}."
-    return _svg(axes, tips, ident, title, described)
+        drawing.lines.append(_cut(x, cut))
+        at = float(x.across(cut))
+        anchor, dx = ("start", 0.5) if at < 60 else ("end", -0.5)
+        drawing.labels.append(Label(at, 0, f"threshold {_plain(cut)}", anchor, dx, -0.6))
+    described = f"{sum(fakes):,} fakes and {sum(reals):,} real images; scores from {_plain(x.low)} to {_plain(x.high)}."
+    return drawing.draw(ident, title, described)
 
 
 def line_chart(
@@ -342,249 +384,169 @@ def line_chart(
     from_zero: bool = False,
     compact: bool = False,
 ) -> Markup | None:
-    """Values over steps, which go from `span[0]` to `span[1]`; None where no value is finite.
+    """Draw values over steps, or return None if no value is finite.
 
-    Of many points, the line is the mean of runs of neighbours, shaded from the least to the
-    greatest of each. The step `chosen` is marked.
+    The line of many points is the mean of runs of neighbours, shaded from the minimum to the maximum
+    of each run.
+
+    Args:
+        points: Steps with their values.
+        span: The first and the last step of the axis.
+        ident: An id that is unique on the page.
+        title: The name of the chart.
+        description: What the chart shows, in words.
+        chosen: The step to mark.
+        from_zero: Whether the axis of values that are not negative starts at 0.
+        compact: Whether the chart is one of many.
     """
     finite = np.array([(x, y) for x, y in points if math.isfinite(y)])
     if not len(finite):
         return None
-    runs = np.array_split(finite, math.ceil(len(finite) / math.ceil(len(finite) / _MOST_RUNS)))
+    runs = np.array_split(finite, math.ceil(len(finite) / math.ceil(len(finite) / _MAX_RUNS)))
     means = np.array([run.mean(axis=0) for run in runs])
     low, high = means[:, 1].min(), means[:, 1].max()
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     low = 0.0 if from_zero and low >= 0 else low - room
-    x, y = (
-        _count_axis(span[1], 3 if compact else 6, span[0]),
-        number_axis("", low, high + room, 4 if compact else 6),
-    )
-    axes, tips = _axes(290 if compact else 520, 140 if compact else 250, x, y, compact=compact)
-    least, most = (y.at([pick(run[:, 1]) for run in runs]) for pick in (np.min, np.max))
-    axes.fill_between(
-        x.at(means[:, 0]),
-        least,
-        most,
-        color=_colour("plain"),
-        alpha=0.3,
-        linewidth=0,
-        clip_on=False,
-    )
-    axes.plot(
-        x.at(means[:, 0]),
-        y.at(means[:, 1]),
-        color=_colour("strong"),
-        linewidth=_LINE,
-        clip_on=False,
-    )
+    x = _count_axis(span[1], 3 if compact else 6, span[0])
+    y = number_axis("", low, high + room, 4 if compact else 6)
+    drawing = _start_drawing("compact" if compact else "wide", x, y)
+    across = x.across(means[:, 0])
+    least, most = (y.down([pick(run[:, 1]) for run in runs]) for pick in (np.min, np.max))
+    around = np.concatenate([across, across[::-1]]), np.concatenate([least, most[::-1]])
+    drawing.curves.append(Curve(_path(*around, tolerance=0) + "Z", "range"))
+    drawing.curves.append(Curve(_path(across, y.down(means[:, 1])), "trace strong"))
     if chosen is not None:
-        axes.axvline(
-            float(x.at(chosen)), color=_colour("ink"), linewidth=1.25, linestyle=(0, (3, 3))
-        )
+        drawing.lines.append(_cut(x, chosen))
     for step, value in finite:
-        if step == chosen or len(finite) <= _MOST_DOTS:
-            size, kind, words = (90, "gold", ", chosen") if step == chosen else (20, "strong", "")
-            tip = _tip(tips, f"step {step:,.0f}{words}: {plain(value)}")
-            axes.plot(
-                x.at([step]),
-                y.at([value]),
-                "o",
-                markersize=size**0.5,
-                color=_colour(kind),
-                zorder=3,
-                clip_on=False,
-                gid=tip,
+        if step == chosen or len(finite) <= _MAX_DOTS:
+            radius, kind, words = (
+                (5.0, "fill-gold", ", chosen") if step == chosen else (2.3, "fill-strong", "")
             )
-    return _svg(axes, tips, ident, title, description)
+            tip = f"step {step:,.0f}{words}: {_plain(value)}"
+            place = float(x.across(step)), float(y.down(value))
+            drawing.marks.append(Mark(*place, kind, tip, radius=radius))
+    return drawing.draw(ident, title, description)
 
 
-def _import_matplotlib() -> None:
-    """Import matplotlib without the settings of a file `matplotlibrc` in the current folder, which
-    may be an archive.
-    """
-    if "matplotlib" not in sys.modules and Path("matplotlibrc").exists():
-        with working_in(PACKAGE):
-            import_module("matplotlib")
+def _start_drawing(shape: str, x: Axis, y: Axis) -> _Drawing:
+    room_px = _COMPACT_PX if shape == "compact" else _NARROW_PX
+    x_ticks = _fitting((Tick(float(x.across(at)), words) for at, words in x.ticks), room_px)
+    y_ticks = [Tick(float(y.down(at)), words) for at, words in y.ticks]
+    return _Drawing(shape, x.title, y.title, x_ticks, y_ticks)
 
 
-def _axes(
-    width: int, height: int, x: Axis, y: Axis, *, compact: bool = False
-) -> tuple["Axes", list[str]]:
-    """An empty plane in a figure of `width` × `height` pixels, with its ticks and grid, and the
-    texts that _svg puts in.
-    """
-    _import_matplotlib()
-    from matplotlib.figure import Figure
+def _fitting(ticks: Iterable[Tick], room_px: float) -> list[Tick]:
+    """Return the labels that do not overlap on an axis of N pixels."""
+    kept, end = [], -math.inf
+    for tick in ticks:
+        middle, half = room_px * tick.at / 100, _CHARACTER_PX * len(tick.words) / 2
+        if middle - half >= end:
+            kept.append(tick)
+            end = middle + half + _GAP_PX
+    return kept
 
-    left, right, bottom, top = (44, 18, 20, 10) if compact else (50, 18, 38 if x.title else 22, 24)
-    figure = Figure(figsize=(width / 72, height / 72))
-    figure.patch.set_visible(False)
-    axes = figure.add_axes(
+
+def _band(left: float, right: float) -> Bar:
+    return Bar(float(left), 0, round(float(right - left), 2), 100, "band")
+
+
+def _bar(
+    x: Axis, left: float, right: float, top: float, height: float, kind: str, words: str
+) -> Bar:
+    start, stop = map(float, x.across([left, right]))
+    return Bar(
+        start, round(top, 2), round(stop - start, 2), round(height, 2), f"fill-{kind}", words
+    )
+
+
+def _cut(x: Axis, at: float) -> Line:
+    place = float(x.across(at))
+    return Line(place, -3, place, 100, "cut")
+
+
+def _zone(score: float, zones: tuple[float, float] | None) -> str:
+    if not zones:
+        return "plain"
+    if score < zones[0]:
+        return "real"
+    return "fake" if score > zones[1] else "abstain"
+
+
+def _zone_labels(x: Axis, zones: tuple[float, float]) -> list[Label]:
+    """Return the names of the parts that are wide enough; the legend has the same names."""
+    real, fake = map(float, x.across(zones))
+    labels = [
         (
-            left / width,
-            bottom / height,
-            (width - left - right) / width,
-            (height - top - bottom) / height,
-        )
-    )
-    axes.patch.set_visible(False)
-    axes.set(xlim=x.at([x.low, x.high]), ylim=y.at([y.low, y.high]))
-    for axis, axes_axis in ((x, axes.xaxis), (y, axes.yaxis)):
-        axes_axis.set_ticks(
-            axis.at([tick for tick, _ in axis.ticks]),
-            [words for _, words in axis.ticks],
-            color=_colour("muted"),
-        )
-        axes_axis.set_tick_params(size=0, pad=6)
-        if axes_axis is axes.yaxis or x.title:
-            axes_axis.grid(color=_colour("grid"), linewidth=1, clip_on=False)
-    axes.set_axisbelow(True)
-    for side in ("left", "bottom", "top", "right"):
-        axes.spines[side].set(
-            visible=side == "bottom" or (side == "left" and bool(x.title)), color=_colour("muted")
-        )
-    tips = list[str]()
-    # At fixed places: to find free ones, matplotlib would measure every label of the ticks.
-    axes.set_xlabel(_tip(tips, x.title), ha="right", color=_colour("muted"))
-    axes.xaxis.set_label_coords(1, (18 - bottom) / (height - top - bottom))
-    axes.set_title(
-        _tip(tips, y.title),
-        loc="left",
-        x=-left / (width - left - right),
-        y=1,
-        color=_colour("muted"),
-    )
-    return axes, tips
+            Label(real, 0, f"no evidence < {_plain(zones[0])}", "end", -0.5, -0.6, "zone"),
+            real >= 26,
+        ),
+        (Label(fake, 0, f"fake > {_plain(zones[1])}", "start", 0.5, -0.6, "zone"), fake <= 78),
+        (Label((real + fake) / 2, 0, "abstain", "middle", 0, -0.6, "zone"), fake - real >= 16),
+    ]
+    return [label for label, fits in labels if fits]
 
 
-def _svg(axes: "Axes", tips: Sequence[str], ident: str, title: str, description: str) -> Markup:
-    """The figure of `axes` as an element that is one picture to screen readers. `ident` is unique
-    on the page.
-    """
-    from matplotlib import rc_context
-
-    written = io.StringIO()
-    with _DRAWING, rc_context(_SETTINGS):
-        cast("Figure", axes.figure).savefig(
-            written,
-            format="svg",
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
-    drawn = ElementTree.fromstring(written.getvalue())  # noqa: S314  what matplotlib wrote
-    shapes = {one.get("id"): one.get("d") for one in drawn.iter(f"{_SVG}path") if one.get("id")}
-    body = "\n".join(_parts(drawn, shapes, tips, ""))
-    names = Markup('<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>').format(
-        ident, visible(title), visible(description)
-    )
-    return Markup(
-        '<svg class="chart" viewBox="{0}" role="img" aria-labelledby="{1}-title {1}-desc">{2}\n{3}</svg>'
-    ).format(
-        drawn.get("viewBox"),
-        ident,
-        names,
-        Markup(body),  # noqa: S704
-    )
+def _path(across: Floats, down: Floats, tolerance: float = _TOLERANCE) -> str:
+    """Return a line as the `d` of a path, without the points that the eye would not miss."""
+    points = np.column_stack([across, down])
+    kept = points[_corners(points, tolerance)] if len(points) > 2 else points
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in kept) if len(kept) else ""
 
 
-def _parts(
-    parent: ElementTree.Element,
-    shapes: Mapping[str | None, str | None],
-    tips: Sequence[str],
-    tip: str,
-) -> Iterator[str]:
-    """The paths and texts of a drawing in their order, without groups and ids. `tip`: the tooltip
-    of all in `parent`.
-    """
-    for one in parent:
-        kind, name = one.tag.removeprefix(_SVG), one.get("id", "")
-        style = re.sub(r"font-[a-z]+: [^;]*; ?", "", one.get("style", ""))
-        style = re.sub(
-            r"#0000([0-9a-f]{2})",
-            lambda colour: f"var(--{_COLOURS[int(colour[1], 16) - 1]})",
-            style,
-        )
-        if kind == "g":
-            inner = f"<title>{_words(name, tips)}</title>" if name.startswith("tip") else tip
-            yield from _parts(one, shapes, tips, inner)
-        elif kind == "text" and (words := _words(one.text or "", tips)):
-            yield f'<text x="{one.get("x")}" y="{one.get("y")}" style="{style}">{words}</text>'
-        elif kind in ("path", "use"):
-            place = (
-                f' transform="translate({one.get("x")} {one.get("y")})"' if kind == "use" else ""
-            )
-            path = " ".join((one.get("d") or shapes[one.get(_LINK, "")[1:]] or "").split())
-            yield f'<path d="{path}"{place} style="{style}">{tip}</path>'
-
-
-def _bar(axes: "Axes", left: float, right: float, height: float, kind: str, tip: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    outlined: dict[str, Any] = {
-        "facecolor": _colour(kind),
-        "edgecolor": _colour("paper"),
-        "linewidth": 0.8,
-    }
-    axes.add_patch(Rectangle((left, 0), right - left, height, clip_on=False, gid=tip, **outlined))
-
-
-def _names_of_zones(axes: "Axes", x: Axis, zones: tuple[float, float]) -> None:
-    """Above their parts; a name is left out where its part is too narrow to hold it, and the legend
-    has the same.
-    """
-    real, fake = ((cut - x.low) / (x.high - x.low) for cut in zones)
-    names = [(real - 0.012, "right", f"no evidence < {plain(zones[0])}", real >= 0.26), (fake + 0.012, "left", f"fake > {plain(zones[1])}",
-             fake <= 0.78), ((real + fake) / 2, "center", "abstain", fake - real >= 0.16)]  # fmt: skip
-    for at, align, words, fits in names:
-        if fits:
-            axes.text(at, 1.04, words, transform=axes.transAxes, ha=align, color=_colour("ink"))
-
-
-def _colour(name: str) -> str:
-    """What stands for a variable of the style sheet while matplotlib draws."""
-    return f"#0000{1 + _COLOURS.index(name):02x}"
-
-
-def _tip(tips: list[str], words: str) -> str:
-    """What stands for `words` while matplotlib draws, which knows few scripts: the id of a shape
-    with this tooltip, or a text.
-    """
-    tips.append(words)
-    return f"tip{len(tips) - 1}"
-
-
-def _words(text: str, tips: Sequence[str]) -> Markup:
-    """What a text of the drawing says, or what it stands for (_tip)."""
-    return escape(visible(tips[int(text[3:])] if text.startswith("tip") else text))
+def _corners(points: Floats, tolerance: float) -> npt.NDArray[np.bool_]:
+    """Select the points of a line that differ from it without them (Douglas and Peucker 1973)."""
+    is_kept = np.zeros(len(points), bool)
+    is_kept[[0, -1]] = True
+    spans = [(0, len(points) - 1)]
+    while spans:
+        first, last = spans.pop()
+        chord, offsets = points[last] - points[first], points[first + 1 : last] - points[first]
+        if not len(offsets):
+            continue
+        length = float(np.hypot(*chord))
+        distances = np.hypot(*offsets.T)
+        if length:
+            distances = np.abs(chord[0] * offsets[:, 1] - chord[1] * offsets[:, 0]) / length
+        farthest = int(distances.argmax())
+        if distances[farthest] > tolerance:
+            middle = first + 1 + farthest
+            is_kept[middle] = True
+            spans += [(first, middle), (middle, last)]
+    return is_kept
 
 
 def _bent(points: Sequence[Point], x: Axis, y: Axis) -> tuple[Floats, Floats]:
-    """Where points lie, with others put between them where an axis bends what is straight."""
+    """Return the positions of points, with more points between them if an axis bends lines."""
     places = np.asarray(points, float).reshape(-1, 2)
     if (x.bends or y.bends) and len(places) > 1:
         steps = max(6, 96 // len(places))
-        # close to the smaller end, where such axes stretch most
+        # The points are close to the smaller end, where such axes stretch most.
         between = (np.arange(1, steps + 1) / steps) ** 3
         inner = places[:-1, None] + between[None, :, None] * np.diff(places, axis=0)[:, None]
         places = np.concatenate([places[:1], inner.reshape(-1, 2)])
-    return x.at(places[:, 0]), y.at(places[:, 1])
+    return x.across(places[:, 0]), y.down(places[:, 1])
 
 
 def _count_axis(high: float, steps: int, low: float = 0.0) -> Axis:
-    return Axis(
-        "",
-        low,
-        high,
-        [(tick, f"{tick:,.0f}") for tick in _round_ticks(low, high, steps) if tick == round(tick)],
-    )
+    ticks = _round_ticks(low, high, steps)
+    return Axis("", low, high, [(tick, f"{tick:,.0f}") for tick in ticks if tick == round(tick)])
 
 
 def _round_ticks(low: float, high: float, steps: int) -> list[float]:
-    """About `steps` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
-    _import_matplotlib()
-    from matplotlib.ticker import MaxNLocator
-
+    """Return about N numbers that are 1, 2, or 5 times a power of ten apart."""
     if not high > low:
         return [low]
-    ticks = MaxNLocator(nbins=steps, steps=[1, 2, 5, 10]).tick_values(low, high)
-    edge = 1e-9 * (high - low)
-    return [float(tick) for tick in ticks if low - edge <= tick <= high + edge]
+    least = (high - low) / steps
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{place * step:.12g}") for place in range(first, last + 1)]
+
+
+def _plain(value: float) -> str:
+    text = np.format_float_positional(value, 6, fractional=False, trim="-")
+    return text.replace("-", "−")
+
+
+def _in_percent(share: float) -> str:
+    return f"{_plain(round(100 * share, 9))} %"

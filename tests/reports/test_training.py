@@ -103,7 +103,7 @@ def test_mistakes_are_shown_with_their_thumbnails_and_only_as_jpeg():
     (image,) = page.attributes("img")
     assert image["src"].startswith("data:image/jpeg;base64,/9j/")
     assert (
-        "Fakes that it takes for real −2.50 flux a.png Real images that it takes for fake +1.25 real:scan b.png"
+        "Fakes that it takes for real a.png flux −2.50 Real images that it takes for fake b.png real:scan +1.25"
         in page.text
     )
 
