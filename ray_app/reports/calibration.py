@@ -163,4 +163,4 @@ def _point_lines(points: Sequence[OperatingPoint], width: int) -> list[str]:
 
 
 def _share(value: float | None) -> str:
-    return wording.NONE if value is None else wording.stated(value)
+    return wording.percent(value, 3)

@@ -195,13 +195,13 @@ def _score_lines(scores: Sequence[ScoreDifference], width: int) -> list[str]:
         [
             wording.shortened(row.system, _LONGEST_NAME),
             wording.count(row.n),
-            _log_odds(row.mean.value),
-            _log_odds(row.quantiles.get("0.05")),
-            _log_odds(row.quantiles.get("0.95")),
+            wording.signed(row.mean.value, 3),
+            wording.signed(row.quantiles.get("0.05"), 3),
+            wording.signed(row.quantiles.get("0.95"), 3),
             wording.percent(row.moved.value),
             wording.percent(row.equal / row.n) if row.n else wording.NONE,
-            wording.three_digits(row.ks),
-            wording.p_value(row.ks_p),
+            wording.number(row.ks, decimals=3),
+            wording.probability(row.ks_p),
         ]
         for row in scores
     ]
@@ -224,9 +224,11 @@ def _label_lines(comparison: Comparison, width: int) -> list[str]:
             METRICS[row.metric].title,
             wording.written(row.metric, row.a.value),
             wording.written(row.metric, row.b.value),
-            _signed(row.difference.value),
-            " to ".join(map(_signed, row.difference.interval)) if row.difference.interval else "",
-            wording.p_value(row.p),
+            wording.signed(row.difference.value, 4),
+            " to ".join(wording.signed(end, 4) for end in row.difference.interval)
+            if row.difference.interval
+            else "",
+            wording.probability(row.p),
         ]
         for row in comparison.metrics
     ]
@@ -237,11 +239,3 @@ def _label_lines(comparison: Comparison, width: int) -> list[str]:
         f"labels: {images} of {wording.visible(comparison.labels)}; intervals are for further {further}",
         *text.table(heads, rows, width, right={2, 3, 4, 5, 6}),
     ]
-
-
-def _log_odds(value: float | None) -> str:
-    return wording.NONE if value is None else f"{value:+.3f}".replace("-", "−")
-
-
-def _signed(value: float | None) -> str:
-    return wording.NONE if value is None else f"{value:+.4f}".replace("-", "−")

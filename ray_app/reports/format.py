@@ -1,5 +1,7 @@
-"""Numbers, names and figures as text, the same on the page and on the terminal: `visible`,
-`duration`, `size`, `figure`, `written`, ….
+"""Format numbers, names, and metrics, equally on pages and on the terminal.
+
+Numbers have four formats: `count`, `percent`, `number`, and `signed` for log-odds and differences.
+`duration`, `size`, and `moment` add units; `probability` and `written` choose one of the four.
 """
 
 import math
@@ -408,34 +410,34 @@ def unguarded(session: "SessionSummary") -> list[str]:
     ] * bool(session.unguarded)
 
 
-def plain(value: float) -> str:
-    """A number as short as it can be, with a true minus sign."""
-    return f"{value:.6g}".replace("-", "−")
-
-
-def decimal(number: float | None, digits: int = 1) -> str:
-    """A number with fixed digits; a dash where there is none."""
-    return NONE if number is None or not math.isfinite(number) else f"{number:,.{digits}f}"
-
-
 def number(value: float | None, digits: int = 3, *, decimals: int = 0) -> str:
     """Format a number without an exponent; a dash for None.
 
-    It keeps all digits before the point, and never rounds a number to 0.
+    It keeps all digits before the point, and never rounds a number to 0 or from below to 1.
 
     Args:
         value: The number.
-        digits: The number of significant digits.
-        decimals: The minimum of digits after the point: 2 for an amount of money.
+        digits: The maximum of significant digits.
+        decimals: The minimum of digits after the point: 2 for an amount of money, 3 for an AUC.
     """
     if value is None or not math.isfinite(value):
         return NONE
     if 0 < abs(value) < 0.0001:
         return "< 0.0001" if value > 0 else "> −0.0001"
     exponent = math.floor(math.log10(abs(value))) if value else 0
-    whole, point, fraction = f"{value:,.{max(decimals, digits - 1 - exponent)}f}".partition(".")
+    places = max(decimals, digits - 1 - exponent, 0)
+    whole, point, fraction = f"{value:,.{places}f}".partition(".")
+    if value < 1 and whole == "1":
+        return f"> 0.{'9' * places}"
     fraction = fraction.rstrip("0").ljust(decimals, "0")
     return f"{whole}{point if fraction else ''}{fraction}".replace("-", "−")
+
+
+def signed(value: float | None, decimals: int = 2) -> str:
+    """Format a score in log-odds or a difference, with its sign; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
 def interval(ends: Sequence[float | None], write: Callable[[float | None], str]) -> str:
@@ -450,13 +452,24 @@ def interval(ends: Sequence[float | None], write: Callable[[float | None], str])
     return f"{low.removesuffix(' %') if has_one_unit else low} to {high}"
 
 
-def percent(share: float | None) -> str:
-    """A share in per cent; more digits near 0 and 100, which it never reaches by rounding."""
-    if share is None or not math.isfinite(share):
+def percent(fraction: float | None, digits: int | None = None) -> str:
+    """Format a fraction in per cent; it is never rounded to 0 or 100.
+
+    Args:
+        fraction: A number from 0 to 1.
+        digits: The maximum of significant digits, for a rate that somebody chose ("1 %"); 0 for whole
+            per cent, in a sentence. By default one digit after the point, two near the ends.
+    """
+    if fraction is None or not math.isfinite(fraction):
         return NONE
-    value = 100 * share
+    value = 100 * fraction
     if value in (0, 100):
         return f"{value:.0f} %"
+    if digits == 0:
+        return "< 1 %" if value < 1 else "> 99 %" if value > 99 else f"{value:.0f} %"
+    if digits:
+        text = number(value, digits)
+        return f"> {100 - 10.0 ** (2 - digits):g} %" if text == "100" else f"{text} %"
     if value < 0.01:
         return "< 0.01 %"
     if 99.99 < value < 100:
@@ -464,23 +477,11 @@ def percent(share: float | None) -> str:
     return f"{value:.1f} %" if 1 <= value <= 99 else f"{value:.2f} %"
 
 
-def stated(share: float) -> str:
-    """A share that was chosen or measured, in per cent with three digits at most."""
-    return f"{100 * share:.3g} %"
-
-
 def probability(value: float | None) -> str:
-    """A probability with four digits; never 0 or 1 by rounding."""
+    """Format a probability or a p-value, which is never 0 or 1 whatever a float can hold."""
     if value is None or not math.isfinite(value):
         return NONE
-    if value < 0.0001:
-        return "< 0.0001"
-    return "> 0.9999" if value > 0.9999 else f"{value:.4f}"
-
-
-def score(value: float | None) -> str:
-    """A score in log-odds with its sign."""
-    return NONE if value is None or not math.isfinite(value) else f"{value:+.2f}"
+    return number(min(max(value, 1e-9), 1 - 1e-9), decimals=4)
 
 
 def duration(seconds: float | None) -> str:
@@ -592,16 +593,12 @@ def named(key: str) -> str:
 
 
 def written(key: str, value: float | None) -> str:
-    """A value of that figure: shares in per cent, losses with three digits, others with four and
-    never 1 by rounding.
+    """Format a value of that metric: fractions in per cent, losses with three digits, others with
+    four.
     """
-    if value is None or not math.isfinite(value):
-        return NONE
     if key in MEANINGS and MEANINGS[key].is_share:
         return percent(value)
-    if key in ("log_loss", "loss"):
-        return number(value)
-    return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}".replace("-", "−")
+    return number(value) if key in ("log_loss", "loss") else number(value, decimals=4)
 
 
 def span(key: str, figure: "MetricValue") -> str:
@@ -615,45 +612,6 @@ def in_words(key: str, figure: "MetricValue") -> str:
     """A figure with its interval in brackets, or a dash."""
     ends = span(key, figure)
     return written(key, figure.value) + (f" ({ends})" if ends else "")
-
-
-def rounded_share(share: float | None) -> str:
-    """A share in whole per cent; never 0 or 100 by rounding."""
-    if share is None or not math.isfinite(share):
-        return NONE
-    if 0 < share < 0.01 or 0.99 < share < 1:
-        return "< 1 %" if share < 0.5 else "> 99 %"
-    return f"{100 * share:.0f} %"
-
-
-def rounded_area(value: float) -> str:
-    """An area with two digits; never 0 or 1 by rounding."""
-    return "> 0.99" if 0.995 <= value < 1 else "< 0.01" if 0 < value < 0.005 else f"{value:.2f}"
-
-
-def three_digits(value: float | None) -> str:
-    """A value as published tables write it: three digits, never 0 or 1 by rounding."""
-    if value is None or not math.isfinite(value):
-        return NONE
-    if 0 < value < 0.0005:
-        return "< 0.001"
-    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}".replace("-", "−")
-
-
-def three_digit_ends(ends: tuple[float, float]) -> tuple[str, str]:
-    """An interval's ends likewise, rounded outwards where rounding would reach 0 or 1."""
-    low, high = ends
-    return (
-        "0.999" if 0.9995 <= low < 1 else f"{low:.3f}",
-        "0.001" if 0 < high < 0.0005 else f"{high:.3f}",
-    )
-
-
-def p_value(p: float | None) -> str:
-    """A p-value; none is ever nought."""
-    if p is None or not math.isfinite(p):
-        return NONE
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def _escaped(character: str) -> str:

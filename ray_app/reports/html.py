@@ -102,7 +102,6 @@ def _environment() -> Environment:
     )
     own = (
         "count",
-        "decimal",
         "number",
         "percent",
         "probability",
@@ -110,12 +109,10 @@ def _environment() -> Environment:
         "size",
         "moment",
         "meaning",
-        "plain",
-        "stated",
+        "signed",
     )
     environment.filters.update({name: getattr(wording, name) for name in own})
     environment.filters.update(
-        score=lambda value: wording.score(value).replace("-", "−"),
         jpeg=jpeg_uri,
         short_name=lambda text: wording.shortened(text, _LONGEST_NAME),
         short_title=lambda text: wording.shortened(text, _LONGEST_TITLE),

@@ -125,7 +125,7 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
             else ""
         )
         lines.append(
-            f"if {wording.stated(share.prior)} of the archive is fake, {wording.percent(share.right)} of the flags are right{between}"
+            f"if {wording.percent(share.prior, 3)} of the archive is fake, {wording.percent(share.right)} of the flags are right{between}"
         )
     return lines
 
@@ -263,12 +263,15 @@ def describe_guarantee(
     images = (
         f"real images like those of “{wording.shortened(population, 120)}”" if population else ""
     )
-    sure = f", with {wording.stated(confidence)} confidence" if confidence else ""
+    sure = f", with {wording.percent(confidence, 3)} confidence" if confidence else ""
     if upper_bound <= target_fpr:
         known, most = "guaranteed", target_fpr
     else:
-        known, most = f"measured, not under the stated {wording.stated(target_fpr)}", upper_bound
-    return f"of {images or 'real images'} at most {wording.stated(most)} are called fake ({known}{sure})"
+        known, most = (
+            f"measured, not under the stated {wording.percent(target_fpr, 3)}",
+            upper_bound,
+        )
+    return f"of {images or 'real images'} at most {wording.percent(most, 3)} are called fake ({known}{sure})"
 
 
 def feature(name: str) -> str:

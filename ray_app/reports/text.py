@@ -208,7 +208,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         wording.visible(_SHORT_VERDICTS.get(verdict, verdict)),
         wording.probability(row.get("probability")),
-        wording.score(row.get("score")),
+        wording.signed(row.get("score")).replace("−", "-"),
         wording.visible(str(row.get("status") or wording.NONE)),
     ]
 

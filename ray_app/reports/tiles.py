@@ -48,11 +48,15 @@ def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
         row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking")
     )
     sure = (
-        f"{100 * probability:.0f} % among the known"
+        f"{wording.percent(probability, 0)} among the known"
         if row.get("predicted_generator") and probability is not None
         else ""
     )
-    likely = "" if likelihood is None or math.isnan(likelihood) else f"likelihood {likelihood:.2f}"
+    likely = (
+        ""
+        if likelihood is None or math.isnan(likelihood)
+        else f"likelihood {wording.number(likelihood, decimals=2)}"
+    )
     entries = [
         ("Label", given.get("label"), ""),
         ("Generator, known", _title(given.get("generator")), ""),

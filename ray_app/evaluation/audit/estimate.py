@@ -14,7 +14,7 @@ from ray_app.datasets.label_reader import Labels, open_labels
 from ray_app.errors import ConfigError
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
 from ray_app.metrics import intervals, survey_sampling
-from ray_app.reports.format import counted, percent, stated
+from ray_app.reports.format import counted, percent
 from ray_app.runs import RunDirectory
 
 UNSURE = "unsure"
@@ -241,7 +241,7 @@ def _findings(reals: Mapping[str, Any] | None, promise: Mapping[str, Any] | None
             yield f"if at least half of the archive is real, no more than {percent(2 * reals['most_of_archive'])} of its reals are flagged"
     if promise is not None:
         low, high = promise["ends"]
-        of = f"the card promises that at most {stated(promise['target_fpr'])} of the reals are flagged"
+        of = f"the card promises that at most {percent(promise['target_fpr'], 3)} of the reals are flagged"
         if promise["kept"]:
             if_half = (
                 ", if at least half of the archive is real" if promise["if_half_is_real"] else ""

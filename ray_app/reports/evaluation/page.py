@@ -6,6 +6,7 @@ hostile.
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -35,10 +36,10 @@ from ray_app.reports.evaluation.sentences import (
 )
 from ray_app.reports.format import (
     in_words,
+    interval,
     named,
-    rounded_share,
-    three_digit_ends,
-    three_digits,
+    number,
+    percent,
     written,
 )
 from ray_app.reports.html import render, settings
@@ -217,15 +218,15 @@ def opening_systems(result: EvaluationResult) -> list[SystemResult]:
 def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
     """For each of HEADS a rounded value, and its 95 % interval or ""."""
     shares = [
-        (rounded_share(one.value), interval_in_words(one))
+        (percent(one.value, 0), interval_in_words(one))
         for one in (system.figure("tpr"), system.flagged)
     ]
     auc = system.figure("auc")
     return [
         *shares,
         (
-            three_digits(auc.value),
-            " to ".join(three_digit_ends(auc.interval)) if auc.interval else "",
+            number(auc.value, decimals=3),
+            interval(auc.interval, partial(number, decimals=3)) if auc.interval else "",
         ),
     ]
 
@@ -250,7 +251,7 @@ def opening_bars(result: EvaluationResult, systems: Sequence[SystemResult]) -> O
     bars = [
         (
             _brief(one.info.called),
-            three_digits(figure.value),
+            number(figure.value, decimals=3),
             figure,
             "strong" if one == leading else "plain",
         )
@@ -275,7 +276,7 @@ def _bars_by_generator(system: SystemResult, makers: Sequence[GeneratorInfo]) ->
             f"{_brief(one.name.removeprefix('real:'))}, {'fake' if one.label == 'fake' else 'real'}"
         )
         rate = system.rate(one)
-        bars.append((name, f"{rounded_share(rate.value)} of {one.n:,}", rate, kind))
+        bars.append((name, f"{percent(rate.value, 0)} of {one.n:,}", rate, kind))
     hardest = f"; the {len(kept)} hardest" if len(kept) < len(makers) else ""
     return OpeningBars(
         f"Images judged correctly, by who made them{hardest}", "share judged correctly", 0.0, bars
@@ -405,7 +406,7 @@ def system_charts(system: SystemResult, ident: str) -> list[Chart]:
     spots = [
         charts.Spot(
             (stated, share),
-            f"stated {stated:.2f}, fake {wording.percent(share)} of {one.n:,}",
+            f"stated {number(stated, 2)}, fake {wording.percent(share)} of {one.n:,}",
             one.interval,
         )
         for one, stated, share in bins

@@ -13,7 +13,7 @@ from ray_app.reports.evaluation.result import (
     ReferenceInfo,
     TableRowInfo,
 )
-from ray_app.reports.format import three_digit_ends, three_digits
+from ray_app.reports.format import number, signed
 from ray_app.reports.text import GAP, table
 
 MOST_COLUMNS = 9
@@ -265,23 +265,24 @@ def _cells(
 def _difference(figure: MetricValue | None, published: float | None) -> TableCell:
     if figure is None or figure.value is None or published is None:
         return TableCell(wording.NONE)
-    return TableCell(f"{round(figure.value - published, 3) + 0.0:+.3f}".replace("-", "−"))
+    return TableCell(signed(figure.value - published, 3))
 
 
 def _ours(figure: MetricValue | None, notes: Notes) -> TableCell:
     if figure is None or figure.value is None:
         return TableCell(wording.NONE, notes=notes.sign(figure.why if figure else ""))
     method = f", {figure.method}" if figure.method else ""
-    ends = three_digit_ends(figure.interval) if figure.interval else None
+    low, high = (number(end, decimals=3) for end in figure.interval or (None, None))
+    ends = (low, high) if figure.interval else None
     return TableCell(
-        three_digits(figure.value), ends, about=f"of {figure.n:,}{method}" if figure.n else ""
+        number(figure.value, decimals=3), ends, about=f"of {figure.n:,}{method}" if figure.n else ""
     )
 
 
 def _published(row: str, reference: ReferenceInfo, notes: Notes) -> TableCell:
     value = reference.rows.get(row)
     return TableCell(
-        three_digits(value),
+        number(value, decimals=3),
         notes="" if value is None else notes.sign(reference.marks.get(row, ""), published=True),
     )
 

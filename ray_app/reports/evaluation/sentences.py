@@ -23,11 +23,9 @@ from ray_app.reports.format import (
     counted,
     in_words,
     named,
-    p_value,
+    number,
     percent,
-    plain,
-    rounded_area,
-    rounded_share,
+    probability,
     span,
     written,
 )
@@ -172,7 +170,7 @@ def interval_in_words(figure: MetricValue) -> str:
     """The interval of a share, rounded: "90 to 93 %"; empty where there is none."""
     if figure.interval is None:
         return ""
-    low, high = map(rounded_share, figure.interval)
+    low, high = (percent(end, 0) for end in figure.interval)
     return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
@@ -198,9 +196,9 @@ def _verdict(
     if flagged.value is not None:
         return f"{name} {flags}; there was no fake to try it on"
     if auc.value is not None:
-        return f"{name} scores a fake above a real image with a chance of {rounded_share(auc.value)}{_between(auc)}"
+        return f"{name} scores a fake above a real image with a chance of {percent(auc.value, 0)}{_between(auc)}"
     if right.value is not None:
-        return f"{name} judges {rounded_share(right.value)}{_between(right)} of images correctly, both classes counting the same"
+        return f"{name} judges {percent(right.value, 0)}{_between(right)} of images correctly, both classes counting the same"
     return f"{name} scored {counted(system.info.n, 'image')}, and no figure is defined"
 
 
@@ -211,7 +209,7 @@ def _of_all(figure: MetricValue, which: str, noun: str) -> str:
     between = _between(figure)
     if figure.value == 1 and not between:
         return f"every {noun}" if which == "the" else f"every one of {which} {noun}s"
-    share = "none" if figure.value == 0 else rounded_share(figure.value)
+    share = "none" if figure.value == 0 else percent(figure.value, 0)
     return f"{share}{between} of {which} {noun}s"
 
 
@@ -242,7 +240,10 @@ def _too_few(name: str, result: EvaluationResult, system: SystemResult) -> str:
             )
             are = f"{few} {_are(groups)} too few to say how it does on others"
             return f"{_verdict(name, system, 'these', has_intervals=False)}, but {are}{_doubt(result, 'and')}."
-        low, high = map(rounded_area if what == "AUC" else rounded_share, figure.interval)
+        low, high = (
+            number(end, 2, decimals=2) if what == "AUC" else percent(end, 0)
+            for end in figure.interval
+        )
         images = f"{counted(system.info.n, 'image')} {_are(system.info.n)} too few to say how good {name} is"
         return f"{images}: its {what} could be anything from {low} to {high}."
     return ""
@@ -274,7 +275,7 @@ def _how_good(system: SystemResult) -> list[str]:
         )
     if parts:
         at = (
-            f" at a threshold of {plain(system.info.threshold)}"
+            f" at a threshold of {number(system.info.threshold, 6)}"
             if system.info.threshold is not None
             else ""
         )
@@ -409,8 +410,8 @@ def _compared(
         return f"{against} {what} is the same."
     p = test.p_holm if test.p_holm is not None else test.p
     sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
-    chance = p_value(p) if p_value(p).startswith("<") else f"= {p_value(p)}"
-    return f"{against} {what} is {abs(amount):.4f} {'higher' if amount > 0 else 'lower'} (p {chance}){sure}."
+    chance = probability(p) if probability(p).startswith("<") else f"= {probability(p)}"
+    return f"{against} {what} is {number(abs(amount), decimals=4)} {'higher' if amount > 0 else 'lower'} (p {chance}){sure}."
 
 
 def _where_it_breaks(system: SystemResult) -> list[str]:
