@@ -82,12 +82,7 @@ def risk_coverage(images: ScoredImages, most: int = 128) -> RiskCoverage:
     n = len(images)
     if not n:
         return RiskCoverage([], undefined(NO_IMAGES))
-    confidence = np.abs(images.scores.astype(np.float64) - images.threshold)
-    order = np.argsort(-confidence, kind="stable")
-    confidence = confidence[order]
-    is_wrong = (images.flagged != images.is_fake)[order]
-    ends = np.append(np.flatnonzero(confidence[1:] != confidence[:-1]), n - 1)
-    covered, errors = ends + 1.0, np.cumsum(is_wrong)[ends].astype(np.float64)
+    covered, errors = _count_by_confidence(images)
     risk = errors / covered
     area = float(np.diff(covered, prepend=0.0) @ risk) / n
     kept = _thin((covered - errors, errors), most)
@@ -132,6 +127,18 @@ def reliability(images: ScoredImages, bins: int = 10) -> list[dict[str, Any]]:
         )
         start = end
     return found
+
+
+def _count_by_confidence(images: ScoredImages) -> tuple[Floats, Floats]:
+    """Return how many images are at least so sure, and how many of those are errors, for each
+    distinct confidence from the highest down.
+    """
+    doubt = -np.abs(images.scores.astype(np.float64) - images.threshold)
+    order = np.argsort(doubt, kind="stable")
+    errors = np.cumsum((images.flagged != images.is_fake)[order], dtype=np.float64)
+    doubt = doubt[order]
+    ends = np.append(np.flatnonzero(doubt[1:] != doubt[:-1]), len(images) - 1)
+    return ends + 1.0, errors[ends]
 
 
 def _thin(counts: tuple[Floats, Floats], most: int) -> Counts:

@@ -255,7 +255,9 @@ class Metric:
 
     Attributes:
         name: Key in documents, such as `auc`.
-        title: Name for people.
+        title: Name on pages and in the terminal.
+        sentence: What the metric means.
+        is_share: Whether people read it in per cent.
         direction: Whether more is better.
         needs: What a metric is computed from.
         value: Function from images to the value. It raises `UndefinedError` with the reason if there is
@@ -274,6 +276,8 @@ class Metric:
 
     name: str
     title: str
+    sentence: str
+    is_share: bool = True
     direction: Literal["max", "min"] = "max"
     needs: Literal["scores", "threshold", "probabilities", "verdicts", "masks"] = "threshold"
     value: Callable[[ScoredImages], float] | None = None
@@ -702,10 +706,12 @@ def oracle_accuracy(images: ScoredImages, points: int = 100) -> float:
     return float((found + images.n_real - alarms).max()) / len(images)
 
 
-def _prior(name: str, words: str, prior: float) -> Metric:
+def _prior(name: str, words: str, one_in: int) -> Metric:
+    prior = 1 / one_in
     return Metric(
         name,
-        f"precision if {words} of images are fake",
+        f"flags that are right if {words} are fake",
+        f"Precision as it would be if one image in {one_in:,} were fake.",
         value=partial(precision_at_prior, prior=prior),
         interval=partial(_precision_ends, prior=prior),
         method=uncertainty.CLOPPER_PEARSON,
@@ -716,7 +722,8 @@ def _prior(name: str, words: str, prior: float) -> Metric:
 def _at_fpr(name: str, words: str, one_in: int) -> Metric:
     return Metric(
         name,
-        f"TPR at {words} FPR",
+        f"fakes found at {words} false flags",
+        f"The share of fakes above a threshold that one real image in {one_in:,} passes.",
         needs="scores",
         value=partial(tpr_at_fpr, one_in=one_in),
         interval=partial(_woodruff, one_in=one_in),
@@ -726,46 +733,132 @@ def _at_fpr(name: str, words: str, one_in: int) -> Metric:
 
 
 _ALL = (
-    Metric("tpr", "true-positive rate", outcomes=flagged_fakes),
-    Metric("tnr", "true-negative rate", outcomes=cleared_reals),
-    Metric("balanced_accuracy", "balanced accuracy", value=balanced_accuracy),
-    Metric("accuracy", "accuracy", outcomes=right_images, of_both=True),
-    Metric("f1", "F1", value=f1),
-    Metric("precision", "precision", outcomes=fakes_among_flagged, of_both=True),
-    Metric("auc", "ROC AUC", needs="scores", value=auc, leave_out=auc_without_groups),
-    Metric("average_precision", "average precision", needs="scores", value=average_precision),
-    Metric("eer", "equal error rate", "min", "scores", equal_error_rate, min_per_class=MIN_FOR_EER),
+    Metric(
+        "tpr",
+        "fakes found",
+        "The true-positive rate: the share of fakes that is called fake at the threshold.",
+        outcomes=flagged_fakes,
+    ),
+    Metric(
+        "tnr",
+        "real images cleared",
+        "The true-negative rate: the share of real images that is not called fake.",
+        outcomes=cleared_reals,
+    ),
+    Metric(
+        "balanced_accuracy",
+        "balanced accuracy",
+        "The mean of both shares judged correctly, of fakes and of reals, at the threshold.",
+        value=balanced_accuracy,
+    ),
+    Metric(
+        "accuracy",
+        "accuracy",
+        "The share of all images judged correctly. It depends on how many of them are fake.",
+        outcomes=right_images,
+        of_both=True,
+    ),
+    Metric(
+        "f1",
+        "F1",
+        "The harmonic mean of precision and fakes found. It depends on how many images are fake.",
+        is_share=False,
+        value=f1,
+    ),
+    Metric(
+        "precision",
+        "precision",
+        "The share of fakes among what is called fake, with as many fakes as there are here.",
+        outcomes=fakes_among_flagged,
+        of_both=True,
+    ),
+    Metric(
+        "auc",
+        "ROC AUC",
+        "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, ½ a coin.",
+        is_share=False,
+        needs="scores",
+        value=auc,
+        leave_out=auc_without_groups,
+    ),
+    Metric(
+        "average_precision",
+        "average precision",
+        "Precision, averaged over all thresholds by the fakes that each finds. It depends on the share of fakes.",
+        is_share=False,
+        needs="scores",
+        value=average_precision,
+    ),
+    Metric(
+        "eer",
+        "equal error rate",
+        "The share judged wrongly where as large a share of fakes is missed as of real images flagged.",
+        direction="min",
+        needs="scores",
+        value=equal_error_rate,
+        min_per_class=MIN_FOR_EER,
+    ),
     _at_fpr("tpr_at_fpr_5", "5 %", 20),
     _at_fpr("tpr_at_fpr_1", "1 %", 100),
     _at_fpr("tpr_at_fpr_01", "0.1 %", 1000),
-    Metric("log_loss", "log-loss", "min", "probabilities", log_loss, scale="log"),
-    Metric("brier", "Brier score", "min", "probabilities", brier_score),
+    Metric(
+        "log_loss",
+        "log loss",
+        "Mean cross-entropy of the stated probabilities, in nats: 0.693 is a coin, less is better.",
+        is_share=False,
+        direction="min",
+        needs="probabilities",
+        value=log_loss,
+        scale="log",
+    ),
+    Metric(
+        "brier",
+        "Brier score",
+        "Mean squared distance of the stated probability from what is true; 0.25 is a coin.",
+        is_share=False,
+        direction="min",
+        needs="probabilities",
+        value=brier_score,
+    ),
     Metric(
         "ece",
-        "calibration error",
-        "min",
-        "probabilities",
-        expected_calibration_error,
+        "calibration error, debiased",
+        "How far stated probabilities lie from the share that is fake (15 bins of equal width), less what chance would give.",
+        direction="min",
+        needs="probabilities",
+        value=expected_calibration_error,
         scale="plain",
         interval=_ece_ends,
         min_images=MIN_FOR_ECE,
     ),
-    _prior("precision_at_prior_01", "0.1 %", 0.001),
-    _prior("precision_at_prior_1", "1 %", 0.01),
-    _prior("precision_at_prior_10", "10 %", 0.1),
+    _prior("precision_at_prior_01", "0.1 %", 1000),
+    _prior("precision_at_prior_1", "1 %", 100),
+    _prior("precision_at_prior_10", "10 %", 10),
 )
 DETECTION = tuple(metric.name for metric in _ALL)
 """Metrics of a system as a whole, in the order of documents."""
 _OTHERS = (
-    Metric("f1_even", "F1 at even counts", value=f1_even),
+    Metric(
+        "f1_even",
+        "F1 at even counts",
+        "F1 with as many fakes as real images.",
+        False,
+        value=f1_even,
+    ),
     Metric(
         "average_precision_even",
         "average precision at even counts",
+        "Average precision with as many fakes as real images.",
+        False,
         needs="scores",
         value=average_precision_even,
     ),
     Metric(
-        "oracle_accuracy", "accuracy at oracle threshold", needs="scores", value=oracle_accuracy
+        "oracle_accuracy",
+        "accuracy at oracle threshold",
+        "The best accuracy over 100 thresholds, which is chosen on the test images.",
+        needs="scores",
+        value=oracle_accuracy,
     ),
 )
 METRICS: Mapping[str, Metric] = MappingProxyType({one.name: one for one in (*_ALL, *_OTHERS)})

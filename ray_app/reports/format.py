@@ -16,6 +16,7 @@ from rich.cells import cell_len, chop_cells
 
 from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
 from ray_app.errors import Reason, Status
+from ray_app.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from ray_app.metrics.values import MetricValue
@@ -55,53 +56,7 @@ class Meaning(NamedTuple):
     is_share: bool = True
 
 
-MEANINGS: Mapping[str, Meaning] = {
-    "auc": Meaning(
-        "ROC AUC",
-        "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, ½ a coin.",
-        False,
-    ),
-    "tpr_at_fpr_5": Meaning(
-        "fakes found at 5 % false flags",
-        "The share of fakes above a threshold that one real image in 20 passes.",
-    ),
-    "tpr_at_fpr_1": Meaning(
-        "fakes found at 1 % false flags",
-        "The share of fakes above a threshold that one real image in 100 passes.",
-    ),
-    "tpr_at_fpr_01": Meaning(
-        "fakes found at 0.1 % false flags", "The same where one real image in 1,000 passes."
-    ),
-    "balanced_accuracy": Meaning(
-        "balanced accuracy",
-        "The mean of both shares judged correctly, of fakes and of reals, at the threshold.",
-    ),
-    "tpr": Meaning(
-        "fakes found",
-        "The true-positive rate: the share of fakes that is called fake at the threshold.",
-    ),
-    "tnr": Meaning(
-        "real images cleared",
-        "The true-negative rate: the share of real images that is not called fake.",
-    ),
-    "accuracy": Meaning(
-        "accuracy",
-        "The share of all images judged correctly. It depends on how many of them are fake.",
-    ),
-    "precision": Meaning(
-        "precision",
-        "The share of fakes among what is called fake, with as many fakes as there are here.",
-    ),
-    "f1": Meaning(
-        "F1",
-        "The harmonic mean of precision and fakes found. It depends on how many images are fake.",
-        False,
-    ),
-    "average_precision": Meaning(
-        "average precision",
-        "Precision, averaged over all thresholds by the fakes that each finds. It depends on the share of fakes.",
-        False,
-    ),
+_OTHERS = {
     "mean_generator_auc": Meaning(
         "mean AUC of generators", "Each generator’s AUC against all real images, averaged.", False
     ),
@@ -114,36 +69,6 @@ MEANINGS: Mapping[str, Meaning] = {
         "loss",
         "Mean cross-entropy of the log-odds, in nats: 0.693 is a coin, less is better.",
         False,
-    ),
-    "eer": Meaning(
-        "equal error rate",
-        "The share judged wrongly where as large a share of fakes is missed as of real images flagged.",
-    ),
-    "log_loss": Meaning(
-        "log loss",
-        "Mean cross-entropy of the stated probabilities, in nats: 0.693 is a coin, less is better.",
-        False,
-    ),
-    "brier": Meaning(
-        "Brier score",
-        "Mean squared distance of the stated probability from what is true; 0.25 is a coin.",
-        False,
-    ),
-    "ece": Meaning(
-        "calibration error, debiased",
-        "How far stated probabilities lie from the share that is fake (15 bins of equal width), less what chance would give.",
-    ),
-    "precision_at_prior_01": Meaning(
-        "flags that are right if 0.1 % are fake",
-        "Precision as it would be if one image in 1,000 were fake.",
-    ),
-    "precision_at_prior_1": Meaning(
-        "flags that are right if 1 % are fake",
-        "Precision as it would be if one image in 100 were fake.",
-    ),
-    "precision_at_prior_10": Meaning(
-        "flags that are right if 10 % are fake",
-        "Precision as it would be if one image in 10 were fake.",
     ),
     "tpr_mean": Meaning(
         "fakes found, mean of generators",
@@ -279,6 +204,11 @@ MEANINGS: Mapping[str, Meaning] = {
         False,
     ),
 }
+MEANINGS: Mapping[str, Meaning] = {
+    name: Meaning(metric.title, metric.sentence, metric.is_share)
+    for name, metric in METRICS.items()
+} | _OTHERS
+"""Every figure of an evaluation: the metrics of the registry, and figures that others compute."""
 
 
 def visible(text: str) -> str:
@@ -598,7 +528,7 @@ def written(key: str, value: float | None) -> str:
     """
     if key in MEANINGS and MEANINGS[key].is_share:
         return percent(value)
-    return number(value) if key in ("log_loss", "loss") else number(value, decimals=4)
+    return number(value, decimals=3 if key in ("log_loss", "loss") else 4)
 
 
 def span(key: str, figure: "MetricValue") -> str:

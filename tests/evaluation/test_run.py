@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from ray_app.errors import ConfigError, ExitCode
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
-from ray_app.metrics.registry import DETECTION
+from ray_app.metrics.registry import DETECTION, METRICS
 from ray_app.reports.evaluation.page import evaluation_lines
 from ray_app.reports.evaluation.result import (
     AVERAGES,
@@ -18,6 +18,7 @@ from ray_app.reports.evaluation.result import (
     IntervalInfo,
 )
 from tests.evaluation.made import labelled, made_run, measured, random_rows
+from tests.reports.page_reader import PageReader
 from tests.runs.small_run import write_files
 
 
@@ -108,6 +109,22 @@ def test_figures_are_those_of_scikit_learn(case, name):
     assert system.info.unscored == 590 - there.sum()
     report = system.figure("precision", "report: fake")
     assert report.value == pytest.approx(expected["precision"], abs=1e-9)
+
+
+def test_every_metric_of_the_registry_is_in_all_files_on_the_page_and_in_the_terminal(case):
+    result, *_, folder = case
+    out = folder / "out"
+    rows = json.loads((out / "metrics.json").read_text())["metrics"]
+    with (out / "metrics.csv").open(newline="") as lines:
+        csv_names = {row["figure"] for row in csv.DictReader(lines)}
+    names = set(DETECTION)
+    assert names <= {row["figure"] for row in rows}
+    assert names <= csv_names
+    assert names <= set(pq.read_table(out / "metrics.parquet")["figure"].to_pylist())
+    page = PageReader((out / "report.html").read_text()).text
+    printed = "\n".join(evaluation_lines(result))
+    assert [METRICS[name].title for name in names if METRICS[name].title not in page] == []
+    assert [METRICS[name].title for name in names if METRICS[name].title not in printed] == []
 
 
 def test_generators_and_averages(case):

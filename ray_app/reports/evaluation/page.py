@@ -153,6 +153,7 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
             if len(systems) > _MOST_ROWS
             else []
         )
+        lines += _metrics_lines(systems[0])
     beware = warnings(result)
     lines += [""] if beware else []
     lines += [
@@ -175,6 +176,21 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
         )
     named = _names_lines(result)
     return [*lines, "", *named] if named else lines
+
+
+def _metrics_lines(system: SystemResult) -> list[str]:
+    """All metrics of a system."""
+    rows = [
+        [
+            wording.named(name),
+            wording.written(name, metric.value),
+            wording.span(name, metric) or wording.NONE,
+            wording.count(metric.n),
+        ]
+        for name, metric in system.figures().items()
+    ]
+    heads = [wording.shortened(short(system.info.called), 44), "", "95 % interval", "images"]
+    return ["", *table(heads, rows, _WIDTH, right=range(1, 4))] if rows else []
 
 
 def _names_lines(result: EvaluationResult) -> list[str]:

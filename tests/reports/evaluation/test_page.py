@@ -37,8 +37,11 @@ def figure(key):
 
 
 def test_the_headline_says_how_good_on_what_and_that_it_is_confounded(words):
-    found, cleared = (round(100 * figure(key).value) for key in ("tpr", "tnr"))
-    said = f"Stacked ensemble of four finds {found} % of the fakes and wrongly flags {100 - cleared} % of the real images"
+    found, low, high = (
+        round(100 * part) for part in (figure("tpr").value, *figure("tpr").interval)
+    )
+    flagged = round(100 * figure("tnr").complement.value)
+    said = f"Stacked ensemble of four finds {found} % ({low} to {high} %) of the fakes and wrongly flags {flagged} % of the real images"
     assert (
         f"{said}, but the form of the files alone (format, height) gives many fakes away." in words
     )
@@ -224,7 +227,7 @@ def test_a_result_that_is_read_again_gives_the_same_page():
 
 def test_lines_for_the_terminal():
     lines = evaluation_lines(example_result())
-    assert lines[0].startswith("Stacked ensemble of four finds 91 % of the fakes and")
+    assert lines[0].startswith("Stacked ensemble of four finds 91 % (77 to 98 %) of the fakes and")
     assert any(line.startswith("warning: Confounded.") for line in lines)
     assert max(len(line) for line in lines if "[" in line) <= 120, (
         "the table of many columns goes on below"
