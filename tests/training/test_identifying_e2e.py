@@ -25,7 +25,7 @@ def test_eight_generators_two_held_out(tmp_path):
     facts = trained_here(config(labels, tmp_path / "out", identify={"abstains": ASKED}))
     figures = facts["test"]["figures"]
     for name, row in figures.items():
-        print(f"{name:20} {row['value']}  {row['interval']}")
+        print(f"{name:20} {row['value']}  {row['low']} to {row['high']}")
     print(
         f"abstention asked for {ASKED:.3f}, threshold from {facts['open_set']['n']} images, c {facts['c']:g}, T {facts['temperature']:.2f}"
     )
