@@ -1,6 +1,6 @@
 """How a network learns to predict prompts: what it will be (`make_plan`, `caption_network`), its
 step (`CaptionLearner`), and what Ray Train's workers are given for it (`captioning_job`,
-`word_learner`, `embedding_batches`).
+`caption_learner`, `embedding_batches`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class CaptionLearner(Learner):
         self,
         recipe: Recipe,
         network: Any,
-        words: CaptionTokenizer,
+        tokenizer: CaptionTokenizer,
         targets: npt.NDArray[np.int32],
         *,
         preprocessing: Preprocessing | None,
@@ -58,7 +58,7 @@ class CaptionLearner(Learner):
         total_steps: int,
         rank: int = 0,
     ) -> None:
-        self._words, self._targets = words, targets
+        self._tokenizer, self._targets = tokenizer, targets
         self._normalise = None if preprocessing is None else Normalise(preprocessing).to(device)
         network.to(device)
         blank = (
@@ -66,7 +66,7 @@ class CaptionLearner(Learner):
             if preprocessing is None
             else torch.zeros(1, 3, *(preprocessing.shape or ()))
         )
-        _freeze_without_gradient(network, blank.to(device), words)
+        _freeze_without_gradient(network, blank.to(device), tokenizer)
         precision = resolve_precision(recipe.loop.precision, device, "auto")
         super().__init__(
             recipe, network, device=device, precision=precision, total_steps=total_steps, rank=rank
@@ -86,7 +86,8 @@ class CaptionLearner(Learner):
             # a copy: arrays of a store are read-only
             given = self._normalise(torch.tensor(part["image"]).to(self.device)).contiguous()
         answer: torch.Tensor = self._model(
-            given, decoder_inputs(torch.from_numpy(part["targets"]).to(self.device), self._words)
+            given,
+            decoder_inputs(torch.from_numpy(part["targets"]).to(self.device), self._tokenizer),
         )
         return answer
 
@@ -110,20 +111,22 @@ class CaptionLearner(Learner):
         )
 
 
-def decoder_inputs(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
+def decoder_inputs(targets: torch.Tensor, tokenizer: CaptionTokenizer) -> torch.Tensor:
     """(n, L) the tokens before each target: the begin, then the targets; fillings are the pad."""
-    begin = torch.full_like(targets[:, :1], words.begin)
+    begin = torch.full_like(targets[:, :1], tokenizer.begin)
     before = torch.cat([begin, targets[:, :-1]], dim=1)
-    return before.masked_fill(before == IGNORED, words.pad)
+    return before.masked_fill(before == IGNORED, tokenizer.pad)
 
 
-def _freeze_without_gradient(network: Any, blank: torch.Tensor, words: CaptionTokenizer) -> None:
+def _freeze_without_gradient(
+    network: Any, blank: torch.Tensor, tokenizer: CaptionTokenizer
+) -> None:
     """What no gradient reaches, such as an encoder's pooler, which DDP takes for a fault, does not
     learn.
     """
     with torch.random.fork_rng(devices=[]):
         network(
-            blank, torch.tensor([[words.begin, words.end]], device=blank.device)
+            blank, torch.tensor([[tokenizer.begin, tokenizer.end]], device=blank.device)
         ).float().sum().backward()
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
@@ -292,7 +295,7 @@ def captioning_job(job: TrainingJob) -> TrainingJob:
     return replace(job, shared=shared, card=job.card.model_copy(update={"preprocessing": pixels}))
 
 
-def word_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
+def caption_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
     """The learner of one worker of a `captioning_job`, as training begins."""
     import ray
 

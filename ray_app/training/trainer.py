@@ -52,7 +52,7 @@ from ray_app.cluster.shutdown import signal_grace_s
 from ray_app.errors import ClusterError, ConfigError, TouchstoneError, describe_error
 from ray_app.storage import Store
 from ray_app.training import checkpoints, file_notes, ray_data, run_directory, validate
-from ray_app.training.captioner import embedding_batches, word_learner
+from ray_app.training.captioner import caption_learner, embedding_batches
 from ray_app.training.detector import DetectorLearner
 from ray_app.training.job import TrainingJob
 from ray_app.training.learner import Learner
@@ -395,7 +395,7 @@ class Rank:
         """What learns in this worker: a detector or, by method `describe`, words."""
         job = self._job
         if job.config.method == "describe":
-            return word_learner(job, self._device, self._rank)
+            return caption_learner(job, self._device, self._rank)
         strategy = job.config.workers.strategy
         return DetectorLearner(
             job.config,
