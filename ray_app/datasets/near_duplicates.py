@@ -267,13 +267,13 @@ def _equal_keys(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
     # of each key in order: how many equal ones follow
     after = np.repeat(bounds[1:], np.diff(bounds)) - np.arange(len(keys)) - 1
     left = np.flatnonzero(after)
-    begun = np.concatenate([[0], np.cumsum(after[left])])
+    starts = np.concatenate([[0], np.cumsum(after[left])])
     while len(left):
-        count = max(1, int(np.searchsorted(begun, begun[0] + _PAIRS_AT_ONCE, side="right")) - 1)
+        count = max(1, int(np.searchsorted(starts, starts[0] + _PAIRS_AT_ONCE, side="right")) - 1)
         which = np.repeat(np.arange(count), after[left[:count]])
-        step = np.arange(len(which)) - (begun[:count] - begun[0])[which] + 1
+        step = np.arange(len(which)) - (starts[:count] - starts[0])[which] + 1
         yield order[left[:count][which]], order[left[:count][which] + step]
-        left, begun = left[count:], begun[count:]
+        left, starts = left[count:], starts[count:]
 
 
 def _find_leak(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:

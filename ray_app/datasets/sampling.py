@@ -187,7 +187,7 @@ class Mixture:
     def epoch(self, number: int) -> Places:
         """(length,) the rows of an epoch, each stratum's spread evenly over it."""
         draws = self.draws(number)
-        walks = zip(self._begun(number).tolist(), draws.tolist(), strict=True)
+        walks = zip(self._count_before(number).tolist(), draws.tolist(), strict=True)
         rows = np.concatenate(
             [
                 self._walked(stratum, start, count)
@@ -203,16 +203,16 @@ class Mixture:
         return ordered
 
     def draws(self, number: int) -> Counts:
-        """(strata,) how many rows of each are in an epoch: less than one away from its share, and
-        right in the mean of epochs.
+        """Return the number of rows per stratum (strata,) in an epoch: less than one away from its
+        share, and right in the mean of epochs.
         """
-        return self._begun(number + 1) - self._begun(number)
+        return self._count_before(number + 1) - self._count_before(number)
 
-    def _begun(self, number: int) -> Counts:
-        """(strata,) how many rows of each come in all epochs before this one.
+    def _count_before(self, number: int) -> Counts:
+        """Return the number of rows per stratum (strata,) in all epochs before this one.
 
-        An epoch is cut where a stratum's share of it ends, at fractions that are rounded up if they
-        reach what is drawn for the epoch.
+        The ends of strata in an epoch are fractions. They are rounded up if they reach the threshold
+        of the epoch.
         """
         # the same on processors that round otherwise
         ends = np.concatenate([[0.0], np.cumsum(self.shares) * self.length]).round(6)
