@@ -1,7 +1,7 @@
-"""Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as
-`jpeg:75`), `Perturbation.apply`, and lists.
+"""Perturbations of images: `load_perturbations` reads them by name (a shipped list, a YAML file, or
+steps such as `jpeg:75`), and `Perturbation.apply` applies one.
 
-`absent_views`: what a list names and Touchstone does not do, with the reason.
+`absent_views` returns the views that a list declares as absent, with the reasons.
 """
 
 import hashlib
@@ -28,12 +28,15 @@ from ray_app.transforms import degradations, photography, steps  # noqa: F401 - 
 from ray_app.transforms.registry import STEPS, Rng, Step, make_step, register_step, written_steps
 
 Kind = Literal["degradation", "chain", "attack"]
-"""`degradation`: what happens to pictures; `chain`: several of these, as on a platform; `attack`:
-done so that a detector fails.
-"""
+KindOfView = Annotated[
+    Kind,
+    Field(
+        description="degradation; chain: several of them, as on a platform; attack: done so that a detector fails"
+    ),
+]
 
 LEVELS = 5
-SHOWN = 3  # of a family's levels, where none is asked for
+SHOWN = 3  # The level of a family if a list is given without a level.
 
 
 def _check_digest(digest: str, info: ValidationInfo) -> str:
@@ -89,12 +92,14 @@ _RETIRED = frozenset(("vae", "img2img", "alter"))
 
 
 class Perturbation(Frozen):
-    """Steps that are applied one after another. `name` is how rows, masks and reports call the
-    view; it is never that of the clean one.
-    """
+    """Steps that are applied one after another. They make one view of an image."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.,:+-]*$", max_length=64)
-    kind: Kind = "degradation"
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9.,:+-]*$",
+        max_length=64,
+        description="name of the view in rows, masks, and reports; not clean",
+    )
+    kind: KindOfView = "degradation"
     steps: tuple[AnyStep, ...] = Field(
         min_length=1,
         description="steps, applied one after another, each an `op` with its parameters",
@@ -112,17 +117,18 @@ class Perturbation(Frozen):
 
     @field_validator("name")
     @classmethod
-    def _of_a_view(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if name == "clean":
-            raise ValueError("clean is what the unperturbed view is called")
+            raise ValueError("clean is the name of the view without a perturbation")
         return name
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
-        """RGB of any size → RGB. The same pixels, seed and library versions give the same pixels,
-        in any process and order.
+        """Return the RGB image after all steps. Equal pixels, seeds, and library versions give equal
+        pixels, in any process and order.
 
-        Raises what Pillow does where a codec cannot: OSError, ValueError, RuntimeError (AVIF),
-        DecompressionBombError; and MemoryError.
+        Raises:
+            OSError, ValueError, RuntimeError, DecompressionBombError: A codec of Pillow cannot do it.
+            MemoryError: The image does not fit.
         """
         rng = np.random.default_rng(seed)
         for step in self.steps:
@@ -137,43 +143,45 @@ class Perturbation(Frozen):
 
     @property
     def calls_own_code(self) -> bool:
-        """Whether a step is a function of the user's."""
+        """Whether a step calls a function of the user."""
         return any(step.op == "call" for step in self.steps)
 
     @property
     def keeps_place(self) -> bool:
-        """Whether a mask of the perturbed image fits the image: not where it was cropped."""
+        """Whether a mask of the perturbed image fits the image. After a crop it does not."""
         return all(step.keeps_place for step in self.steps)
 
     def facts(self) -> list[dict[str, Any]]:
-        """The steps as plain JSON, without what is as always: what a run's identity says of it."""
+        """Return the steps as plain JSON without default values, as in the identity of a run."""
         return [step.model_dump(mode="json", exclude_defaults=True) for step in self.steps]
 
 
 def seed_of(sha256: str, name: str) -> int:
-    """The seed of one file (hex SHA-256 of its bytes) in one perturbation: the first 8 bytes of
-    SHA-256 over both, whoever asks.
+    """Return the seed of one file in one perturbation: the first 8 bytes of SHA-256 over both.
+
+    Args:
+        sha256: SHA-256 of the bytes of the file, in hex.
+        name: The name of the perturbation.
     """
     return int.from_bytes(hashlib.sha256(f"{sha256}{name}".encode()).digest()[:8], "big")
 
 
 class DegradationFamily(Frozen):
-    """One change at five levels, the weakest first where its source has it so. `step`: what all
-    levels share; `levels`: what differs.
+    """One step at five levels, in the order of its source, which is usually the weakest first."""
 
-    `strengths`: whose the numbers are; `name` is the source's unless `note` says otherwise.
-    `group`: of which at most one is drawn.
-    """
-
-    name: str
-    group: str
-    step: Mapping[str, Any]
-    levels: Mapping[str, tuple[Any, ...]]
-    strengths: Literal["stated", "inferred", "ours"]
-    note: str = ""
+    name: str = Field(description="name in the source, unless the note names another")
+    group: str = Field(description="group of which the step `draw` draws at most one family")
+    step: Mapping[str, Any] = Field(description="`op`, and the parameters of all levels")
+    levels: Mapping[str, tuple[Any, ...]] = Field(
+        description="parameters with five values each, one per level"
+    )
+    strengths: Literal["stated", "inferred", "ours"] = Field(
+        description="origin of the values: stated by the source, inferred, or chosen by Touchstone"
+    )
+    note: str = Field(default="", description="differences from the source")
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_levels(self) -> Self:
         if self.step.get("op") == "call":
             raise ValueError(f"{self.name}: a family cannot call a function of yours")
         if any(len(values) != LEVELS for values in self.levels.values()):
@@ -197,34 +205,33 @@ class DegradationFamily(Frozen):
 
 
 class AbsentView(Frozen):
-    """A view that a list names and does not have: which kind, and why."""
+    """A view of the source of a list that Touchstone does not have."""
 
-    name: str
-    kind: Kind = "degradation"
-    why: str
+    name: str = Field(description="name in the source")
+    kind: KindOfView = "degradation"
+    why: str = Field(description="reason")
 
 
 class PerturbationList(Frozen):
-    """A YAML file of perturbations: where the list comes from (`source`), and what of it is not as
-    there (`note`).
+    """A YAML file of perturbations."""
 
-    `families` are perturbations at one of five levels; `absent`: what the source names and is not
-    done here.
-    """
-
-    name: str
-    source: str
-    note: str = ""
-    perturbations: tuple[Perturbation, ...] = ()
-    families: tuple[DegradationFamily, ...] = ()
-    absent: tuple[AbsentView, ...] = ()
+    name: str = Field(description="name of the list")
+    source: str = Field(description="origin of the list")
+    note: str = Field(default="", description="differences from the source")
+    perturbations: tuple[Perturbation, ...] = Field(default=(), description="views, in order")
+    families: tuple[DegradationFamily, ...] = Field(
+        default=(), description="steps at one of five levels; each makes one view"
+    )
+    absent: tuple[AbsentView, ...] = Field(
+        default=(), description="views of the source that Touchstone does not have"
+    )
 
     @model_validator(mode="after")
-    def _named_apart(self) -> Self:
+    def _check_names(self) -> Self:
         names = [
-            *(one.name for one in self.perturbations),
-            *(one.name for one in self.families),
-            *(one.name for one in self.absent),
+            *(view.name for view in self.perturbations),
+            *(family.name for family in self.families),
+            *(view.name for view in self.absent),
         ]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two perturbations are called {', '.join(sorted(doubled))}")
@@ -233,8 +240,8 @@ class PerturbationList(Frozen):
         return self
 
     def views(self, level: int = SHOWN) -> Iterator[Perturbation]:
-        """What the list stands for, its families at a level from 1 to 5, which their names end
-        with.
+        """Yield all views of the list, with families at a level from 1 to 5, which ends their
+        names.
         """
         yield from self.perturbations
         for family in self.families:
@@ -242,33 +249,37 @@ class PerturbationList(Frozen):
 
 
 def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
-    """All perturbations that the names stand for, in order, each once.
+    """Return the perturbations of these names in order, each once.
 
-    A name is that of a shipped list (`standard`, `sidbench`, …), the path of a YAML file, or steps
-    in a row: `jpeg:75`, `blur:2+jpeg:50` (see `written_steps`). A list of families is taken at level 3,
-    or at another: `ntire-2026:5`. Raises ConfigError for what is none of these, and where two of
-    one name differ.
+    Args:
+        names: Shipped lists (`standard`, `sidbench`, …), paths of YAML files, or steps such as
+            `jpeg:75` and `blur:2+jpeg:50` (see `written_steps`). Families of a list are at level 3,
+            or at the level after a colon: `ntire-2026:5`.
+
+    Raises:
+        ConfigError: A name is unknown, a step cannot run here, or two perturbations of one name
+            differ.
     """
-    found: dict[str, Perturbation] = {}
+    perturbations: dict[str, Perturbation] = {}
     for name in names:
-        for perturbation in _meant(name):
+        for perturbation in _read_name(name):
             perturbation.check()
-            if found.setdefault(perturbation.name, perturbation) != perturbation:
+            if perturbations.setdefault(perturbation.name, perturbation) != perturbation:
                 raise ConfigError(
                     f"--perturb {name}: {perturbation.name} is also another perturbation's name in this run",
                     hint="score the two lists in two runs, or rename one of them in a YAML file of your own",
                 )
-    return tuple(found.values())
+    return tuple(perturbations.values())
 
 
 def absent_views(names: Iterable[str]) -> tuple[AbsentView, ...]:
     """Return what the lists of these names declare as absent, each once."""
-    listed = [found[0] for found in map(_listed, names) if found]
-    return tuple({view.name: view for one in listed for view in one.absent}.values())
+    lists = [read[0] for read in map(_read_list, names) if read]
+    return tuple({view.name: view for one_list in lists for view in one_list.absent}.values())
 
 
-def _listed(name: str) -> tuple[PerturbationList, int] | None:
-    """The list of a name and the level asked for; None where the name is of no list."""
+def _read_list(name: str) -> tuple[PerturbationList, int] | None:
+    """Return the list of a name and the level of its families, or None if it is not a list."""
     shipped = named_configs("perturb")
     base, _, level = name.rpartition(":")
     if base in shipped or (base and base not in written_steps() and Path(base).is_file()):
@@ -283,11 +294,11 @@ def _listed(name: str) -> tuple[PerturbationList, int] | None:
     return None
 
 
-def _meant(name: str) -> tuple[Perturbation, ...]:
-    if listed := _listed(name):
-        return tuple(listed[0].views(listed[1]))
+def _read_name(name: str) -> tuple[Perturbation, ...]:
+    if read := _read_list(name):
+        return tuple(read[0].views(read[1]))
     if name.partition(":")[0] in STEPS:
-        return (_written(name),)
+        return (_parse_steps(name),)
     examples = "jpeg:75, blur:2+jpeg:50"
     lists = ", ".join(named_configs("perturb"))
     raise ConfigError(
@@ -298,20 +309,20 @@ def _meant(name: str) -> tuple[Perturbation, ...]:
 
 @cache
 def _groups(name: str) -> tuple[tuple[DegradationFamily, ...], ...]:
-    """The families of a list by their groups, in order. Raises ConfigError."""
-    listed = _listed(name)
-    if listed is None or not listed[0].families:
+    """Return the families of a list by their groups, in order. Raises ConfigError."""
+    read = _read_list(name)
+    if read is None or not read[0].families:
         raise ConfigError(
-            f"{name}: no list of families", hint="draw takes a list such as ntire-2026"
+            f"{name}: not a list of families", hint="draw takes a list such as ntire-2026"
         )
     groups: dict[str, list[DegradationFamily]] = {}
-    for family in listed[0].families:
+    for family in read[0].families:
         groups.setdefault(family.group, []).append(family)
     return tuple(map(tuple, groups.values()))
 
 
 def _list_digest(name: str) -> str:
-    """Of everything that decides what is drawn from a list."""
+    """Return a digest of all values that decide the draws from a list."""
     facts = [
         [family.name, family.group, family.step, family.levels]
         for group in _groups(name)
@@ -320,8 +331,8 @@ def _list_digest(name: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=dict).encode()).hexdigest()[:16]
 
 
-def _written(text: str) -> Perturbation:
-    numbers, written = written_steps(), []
+def _parse_steps(text: str) -> Perturbation:
+    numbers, parsed = written_steps(), []
     for part in text.split("+"):
         op, _, value = part.partition(":")
         if op in STEPS and op not in numbers:
@@ -345,5 +356,5 @@ def _written(text: str) -> Perturbation:
                 f"--perturb {text}: {value} is not a value",
                 hint="give a number, for example jpeg:75 or crop:0.5",
             ) from None
-        written.append({"op": op, numbers[op]: number})
-    return validate({"name": text, "steps": written}, Perturbation, where=f"--perturb {text}")
+        parsed.append({"op": op, numbers[op]: number})
+    return validate({"name": text, "steps": parsed}, Perturbation, where=f"--perturb {text}")
