@@ -411,7 +411,7 @@ def probability(value: float | None) -> str:
     """Format a probability or a p-value, which is never 0 or 1 whatever a float can hold."""
     if value is None or not math.isfinite(value):
         return NONE
-    return number(min(max(value, 1e-9), 1 - 1e-9), decimals=4)
+    return number(min(max(value, 1e-9), 1 - 1e-9), 2, decimals=4)
 
 
 def duration(seconds: float | None) -> str:
@@ -528,7 +528,9 @@ def written(key: str, value: float | None) -> str:
     """
     if key in MEANINGS and MEANINGS[key].is_share:
         return percent(value)
-    return number(value, decimals=3 if key in ("log_loss", "loss") else 4)
+    if key in ("log_loss", "loss"):
+        return number(value, decimals=3)
+    return number(value, 2, decimals=4)
 
 
 def span(key: str, figure: "MetricValue") -> str:

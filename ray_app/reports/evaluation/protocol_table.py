@@ -272,17 +272,18 @@ def _ours(figure: MetricValue | None, notes: Notes) -> TableCell:
     if figure is None or figure.value is None:
         return TableCell(wording.NONE, notes=notes.sign(figure.why if figure else ""))
     method = f", {figure.method}" if figure.method else ""
-    low, high = (number(end, decimals=3) for end in figure.interval or (None, None))
-    ends = (low, high) if figure.interval else None
+    ends = _format_ends(*figure.interval) if figure.interval else None
     return TableCell(
-        number(figure.value, decimals=3), ends, about=f"of {figure.n:,}{method}" if figure.n else ""
+        number(figure.value, 2, decimals=3),
+        ends,
+        about=f"of {figure.n:,}{method}" if figure.n else "",
     )
 
 
 def _published(row: str, reference: ReferenceInfo, notes: Notes) -> TableCell:
     value = reference.rows.get(row)
     return TableCell(
-        number(value, decimals=3),
+        number(value, 2, decimals=3),
         notes="" if value is None else notes.sign(reference.marks.get(row, ""), published=True),
     )
 
@@ -290,3 +291,10 @@ def _published(row: str, reference: ReferenceInfo, notes: Notes) -> TableCell:
 def _in_line(cell: TableCell) -> str:
     ends = f" [{cell.ends[0]}, {cell.ends[1]}]" if cell.ends else ""
     return f"{cell.value}{ends}{' ' + cell.notes if cell.notes else ''}"
+
+
+def _format_ends(low: float, high: float) -> tuple[str, str]:
+    """Format the ends of an interval, rounded outwards if rounding would reach 0 or 1."""
+    low = min(low, 0.999) if low < 1 else low
+    high = max(high, 0.001) if high > 0 else high
+    return number(round(low, 3), 2, decimals=3), number(round(high, 3), 2, decimals=3)

@@ -411,7 +411,7 @@ def _compared(
     p = test.p_holm if test.p_holm is not None else test.p
     sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
     chance = probability(p) if probability(p).startswith("<") else f"= {probability(p)}"
-    return f"{against} {what} is {number(abs(amount), decimals=4)} {'higher' if amount > 0 else 'lower'} (p {chance}){sure}."
+    return f"{against} {what} is {number(abs(amount), 2, decimals=4)} {'higher' if amount > 0 else 'lower'} (p {chance}){sure}."
 
 
 def _where_it_breaks(system: SystemResult) -> list[str]:
