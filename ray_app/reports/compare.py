@@ -200,7 +200,7 @@ def _score_lines(scores: Sequence[ScoreDifference], width: int) -> list[str]:
             wording.signed(row.quantiles.get("0.95"), 3),
             wording.percent(row.moved.value),
             wording.percent(row.equal / row.n) if row.n else wording.NONE,
-            wording.number(row.ks, 2, decimals=3),
+            wording.number(row.ks, 1, decimals=3),
             wording.probability(row.ks_p),
         ]
         for row in scores

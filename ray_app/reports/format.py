@@ -347,7 +347,7 @@ def number(value: float | None, digits: int = 3, *, decimals: int = 0) -> str:
 
     Args:
         value: The number.
-        digits: The maximum of significant digits.
+        digits: The number of significant digits, less zeros at the end.
         decimals: The minimum of digits after the point: 2 for an amount of money, 3 for an AUC.
     """
     if value is None or not math.isfinite(value):
@@ -411,7 +411,7 @@ def probability(value: float | None) -> str:
     """Format a probability or a p-value, which is never 0 or 1 whatever a float can hold."""
     if value is None or not math.isfinite(value):
         return NONE
-    return number(min(max(value, 1e-9), 1 - 1e-9), 2, decimals=4)
+    return number(min(max(value, 1e-9), 1 - 1e-9), 1, decimals=4)
 
 
 def duration(seconds: float | None) -> str:
@@ -530,7 +530,7 @@ def written(key: str, value: float | None) -> str:
         return percent(value)
     if key in ("log_loss", "loss"):
         return number(value, decimals=3)
-    return number(value, 2, decimals=4)
+    return number(value, 1, decimals=4)
 
 
 def span(key: str, figure: "MetricValue") -> str:

@@ -70,7 +70,7 @@ def test_a_pile_of_marks_is_shown_as_what_it_is():
         (lambda amount: wording.number(amount, decimals=2), 0, "0.00"),
         (wording.probability, 1.0, "> 0.9999"),
         (wording.probability, 0.0, "< 0.0001"),
-        (wording.probability, 0.05, "0.0500"),
+        (wording.probability, 0.00021, "0.0002"),
         (wording.probability, float("nan"), "–"),
         (wording.duration, 3599.7, "1 h 00 min"),
         (wording.size, 999_999, "1.0 MB"),

@@ -241,8 +241,8 @@ def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
     return [
         *shares,
         (
-            number(auc.value, 2, decimals=3),
-            interval(auc.interval, partial(number, digits=2, decimals=3)) if auc.interval else "",
+            number(auc.value, 1, decimals=3),
+            interval(auc.interval, partial(number, digits=1, decimals=3)) if auc.interval else "",
         ),
     ]
 
@@ -267,7 +267,7 @@ def opening_bars(result: EvaluationResult, systems: Sequence[SystemResult]) -> O
     bars = [
         (
             _brief(one.info.called),
-            number(figure.value, 2, decimals=3),
+            number(figure.value, 1, decimals=3),
             figure,
             "strong" if one == leading else "plain",
         )

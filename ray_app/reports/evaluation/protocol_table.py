@@ -274,7 +274,7 @@ def _ours(figure: MetricValue | None, notes: Notes) -> TableCell:
     method = f", {figure.method}" if figure.method else ""
     ends = _format_ends(*figure.interval) if figure.interval else None
     return TableCell(
-        number(figure.value, 2, decimals=3),
+        number(figure.value, 1, decimals=3),
         ends,
         about=f"of {figure.n:,}{method}" if figure.n else "",
     )
@@ -283,7 +283,7 @@ def _ours(figure: MetricValue | None, notes: Notes) -> TableCell:
 def _published(row: str, reference: ReferenceInfo, notes: Notes) -> TableCell:
     value = reference.rows.get(row)
     return TableCell(
-        number(value, 2, decimals=3),
+        number(value, 1, decimals=3),
         notes="" if value is None else notes.sign(reference.marks.get(row, ""), published=True),
     )
 
@@ -297,4 +297,4 @@ def _format_ends(low: float, high: float) -> tuple[str, str]:
     """Format the ends of an interval, rounded outwards if rounding would reach 0 or 1."""
     low = min(low, 0.999) if low < 1 else low
     high = max(high, 0.001) if high > 0 else high
-    return number(round(low, 3), 2, decimals=3), number(round(high, 3), 2, decimals=3)
+    return number(round(low, 3), 1, decimals=3), number(round(high, 3), 1, decimals=3)

@@ -241,7 +241,7 @@ def _too_few(name: str, result: EvaluationResult, system: SystemResult) -> str:
             are = f"{few} {_are(groups)} too few to say how it does on others"
             return f"{_verdict(name, system, 'these', has_intervals=False)}, but {are}{_doubt(result, 'and')}."
         low, high = (
-            number(end, 2, decimals=2) if what == "AUC" else percent(end, 0)
+            number(end, 1, decimals=2) if what == "AUC" else percent(end, 0)
             for end in figure.interval
         )
         images = f"{counted(system.info.n, 'image')} {_are(system.info.n)} too few to say how good {name} is"
@@ -411,7 +411,7 @@ def _compared(
     p = test.p_holm if test.p_holm is not None else test.p
     sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
     chance = probability(p) if probability(p).startswith("<") else f"= {probability(p)}"
-    return f"{against} {what} is {number(abs(amount), 2, decimals=4)} {'higher' if amount > 0 else 'lower'} (p {chance}){sure}."
+    return f"{against} {what} is {number(abs(amount), 1, decimals=4)} {'higher' if amount > 0 else 'lower'} (p {chance}){sure}."
 
 
 def _where_it_breaks(system: SystemResult) -> list[str]:
