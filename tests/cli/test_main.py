@@ -84,7 +84,8 @@ def test_a_misspelt_command_is_answered_with_the_nearest(words, nearest, capsys)
 
 
 @pytest.mark.parametrize("group", ["ensembles", "recipes", "protocols"])
-def test_what_is_shipped_is_listed_and_shown(group, capsys):
+def test_what_is_shipped_is_listed_and_shown(group, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert main([group, "list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert len(entries) > 5

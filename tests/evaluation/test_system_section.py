@@ -119,15 +119,10 @@ def test_sources_of_real_images_are_the_labels_own_where_they_have_any():
     )
 
 
-def test_none_where_none_are_wanted_or_can_be_had(monkeypatch):
+def test_a_view_of_many_images_has_no_jackknife(monkeypatch):
     scores = drawn(300)
-    figures = figures_of(scores)
-    unwanted = Intervals("generators", sample_of(scores), wanted=False)
-    assert given(unwanted, scores) == figures
-    assert unwanted.facts.of_images
     images = images_of(scores)
-    assert unwanted.resample_view(images) is None
-    wanted = Intervals("images", sample_of(scores))
-    assert wanted.resample_view(images) is not None
+    intervals = Intervals("images", sample_of(scores))
+    assert intervals.resample_view(images) is not None
     monkeypatch.setattr(interval_sample, "MAX_IN_VIEW", 100)
-    assert wanted.resample_view(images) is None
+    assert intervals.resample_view(images) is None
