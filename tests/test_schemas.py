@@ -3,7 +3,6 @@ documents of other versions.
 """
 
 import json
-from dataclasses import asdict
 
 import jsonschema
 import pytest
@@ -11,7 +10,7 @@ from pydantic import TypeAdapter
 
 from docs_site import schemas
 from docs_site.schemas import DOCUMENTS
-from ray_app.config import Section
+from ray_app.reports.training import TrainingFacts
 from ray_app.runs.document import RunSummary
 from tests.reports.evaluation_example import example_result
 from tests.reports.example import example_summary
@@ -37,7 +36,7 @@ EXAMPLES = {
 def test_document_matches_its_published_schema(name):
     schema = json.loads(schemas.files()[f"schemas/{name}.json"])
     read = TypeAdapter(DOCUMENTS[name]).validate_python(EXAMPLES[name]())
-    written = read.written() if isinstance(read, Section) else asdict(read)
+    written = TypeAdapter(DOCUMENTS[name]).dump_python(read, mode="json", by_alias=True)
     written = json.loads(json.dumps(written))
     jsonschema.validate(written, schema)
     broken = {key: [object] for key in written}
@@ -45,10 +44,9 @@ def test_document_matches_its_published_schema(name):
         jsonschema.validate(broken, schema)
 
 
-@pytest.mark.parametrize("name", ["run_summary", "training"])
-def test_a_document_without_any_key_is_read_and_so_is_one_with_keys_of_another_version(name):
-    document = DOCUMENTS[name].model_validate({"a_key_of_tomorrow": 1})
-    assert document.written() == {}
+def test_a_document_without_any_key_is_read_and_so_is_one_with_keys_of_another_version():
+    assert RunSummary.model_validate({"a_key_of_tomorrow": 1}).written() == {}
+    assert TrainingFacts.from_dict({"a_key_of_tomorrow": 1}) == TrainingFacts()
 
 
 def test_a_null_is_kept_where_it_means_something_and_else_is_an_absent_key():

@@ -5,11 +5,11 @@ Every text in the facts is taken for hostile.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import Field
+from pydantic import TypeAdapter
 
-from ray_app.config import OptionalKey, Section
 from ray_app.metrics.values import NOT_MEASURED, MetricValue
 from ray_app.reports import format as wording
 from ray_app.reports.format import in_words
@@ -44,7 +44,8 @@ _SYSTEMS = {
 }
 
 
-class NamedClass(Section):
+@dataclass(frozen=True)
+class NamedClass:
     """One known generator's images, and how they were named."""
 
     name: str = ""
@@ -55,7 +56,8 @@ class NamedClass(Section):
     abstained: MetricValue = NOT_MEASURED
 
 
-class UnknownGenerator(Section):
+@dataclass(frozen=True)
+class UnknownGenerator:
     """One unknown generator's images, and the name that they are given most."""
 
     name: str = ""
@@ -65,7 +67,8 @@ class UnknownGenerator(Section):
     nearest_n: int = 0
 
 
-class NamedSplit(Section):
+@dataclass(frozen=True)
+class NamedSplit:
     """How well one split's images are named (ray_app.training.identify). `pairs`: true name, wrong
     name, how many.
     """
@@ -73,20 +76,26 @@ class NamedSplit(Section):
     n_known: int = 0
     n_unknown: int = 0
     n_real: int = 0
-    figures: Mapping[str, MetricValue] = {}
+    figures: Mapping[str, MetricValue] = field(default_factory=dict)
     classes: tuple[NamedClass, ...] = ()
     pairs: tuple[tuple[str, str | None, int], ...] = ()
     unknown: tuple[UnknownGenerator, ...] = ()
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "NamedSplit":
+        """Return a split of its fields by name."""
+        return TypeAdapter(cls).validate_python(content)
 
-class IdentifierTraining(Section):
+
+@dataclass(frozen=True)
+class IdentifierTraining:
     """The document of an identifier's training, `metrics.json`: `training` fills it. `classes`:
     training images of each; `c`: the regression's, chosen by `log_losses`; `open_set`: the card's
     rule for giving no name. `unreadable_files`: the first of the images that could not be read;
     absent if there are none.
     """
 
-    schema_number: int = Field(default=1, alias="schema")
+    schema: int = 1
     method: str = ""
     name: str = ""
     title: str = ""
@@ -94,24 +103,36 @@ class IdentifierTraining(Section):
     detector: str = ""
     head: str = ""
     level: str = ""
-    classes: Mapping[str, int] = {}
-    families: Mapping[str, str] = {}
-    left_out: Mapping[str, int] = {}
+    classes: Mapping[str, int] = field(default_factory=dict)
+    families: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
     c: float | None = None
-    log_losses: Mapping[str, float] = {}
+    log_losses: Mapping[str, float] = field(default_factory=dict)
     temperature: float | None = None
     calibration_note: str | None = None
     open_set: Mapping[str, Any] | None = None
     validation: NamedSplit = NamedSplit()
     test: NamedSplit | None = None
-    recipe: Mapping[str, Any] = {}
-    card: Mapping[str, Any] = {}
-    environment: Mapping[str, Any] = {}
-    data: OptionalKey[Mapping[str, Any]] = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = None
     unreadable: int = 0
-    unreadable_files: OptionalKey[tuple[UnreadableFile, ...]] = None
+    unreadable_files: tuple[UnreadableFile, ...] | None = None
     seconds: float | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "IdentifierTraining":
+        """Return the training of `metrics.json`. Unknown keys are ignored, and a null is the same as
+        an absent key.
+        """
+        known = {key: value for key, value in content.items() if value is not None}
+        return TypeAdapter(cls).validate_python(known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of `metrics.json`."""
+        return asdict(self)
 
     @property
     def splits(self) -> list[tuple[str, NamedSplit]]:
@@ -123,9 +144,9 @@ class IdentifierTraining(Section):
         ]
 
 
-def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -> str:
+def render_identifier_report(document: Mapping[str, Any]) -> str:
     """Write an identifier's training as one self-contained HTML page."""
-    facts = IdentifierTraining.model_validate(document)
+    facts = IdentifierTraining.from_dict(document)
     last = facts.splits[-1]
     unmeasured = [
         f"{words}: {last[1].figures[key].why}"
@@ -148,9 +169,9 @@ def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -
     )
 
 
-def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[str]:
+def identifier_lines(document: Mapping[str, Any]) -> list[str]:
     """The end of the training in words, for the terminal."""
-    facts = IdentifierTraining.model_validate(document)
+    facts = IdentifierTraining.from_dict(document)
     lines = [_headline(facts)]
     for name, split in facts.splits:
         figures = [

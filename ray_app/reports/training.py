@@ -7,12 +7,12 @@ page loads nothing and runs nothing. Every text in the facts is taken for hostil
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 from markupsafe import Markup
-from pydantic import Field
+from pydantic import TypeAdapter
 
-from ray_app.config import OptionalKey, Section
 from ray_app.detectors.card import Platt
 from ray_app.metrics import FIGURES
 from ray_app.metrics.detection import ranks_backwards
@@ -22,6 +22,7 @@ from ray_app.reports import format as wording
 from ray_app.reports.format import in_words, named
 from ray_app.reports.html import render, settings
 
+T = TypeVar("T")
 TRAINING_SCHEMA = 1
 _MOST_VALIDATIONS = 200
 _HARDEST = 3
@@ -30,12 +31,22 @@ _MOST_GENERATORS = 60
 _NAMED = 3  # files on the terminal
 
 
+def _read(kind: type[T], content: Mapping[str, Any]) -> T:
+    """Return a dataclass of its fields by name. Other keys are ignored, and a null is the same as an
+    absent key.
+    """
+    names = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+    known = {key: content[key] for key in names & set(content) if content[key] is not None}
+    return TypeAdapter(kind).validate_python(known)
+
+
 def _metric(value: float | None, interval: tuple[float, float] | None) -> MetricValue:
     low, high = interval or (None, None)
     return MetricValue(value, low, high)
 
 
-class GeneratorFigures(Section):
+@dataclass(frozen=True)
+class GeneratorFigures:
     """Figures of one generator's images; of `tpr` and `tnr` only that of its label."""
 
     n: int = 0
@@ -57,7 +68,8 @@ class GeneratorFigures(Section):
         return _metric(self.tpr if self.label == "fake" else self.tnr, self.interval)
 
 
-class Figures(Section):
+@dataclass(frozen=True)
+class Figures:
     """Figures of one split (ray_app.metrics.detection_figures, and those of masks where there are
     any: `n` of them).
 
@@ -76,11 +88,16 @@ class Figures(Section):
     balanced_accuracy: float | None = None
     f1: float | None = None
     loss: float | None = None
-    generators: Mapping[str, GeneratorFigures] = {}
+    generators: Mapping[str, GeneratorFigures] = field(default_factory=dict)
     pixel_f1: float | None = None
     pixel_iou: float | None = None
     n: int = 0
     unreadable: int = 0
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Figures":
+        """Return the figures of `metrics.detection_figures`."""
+        return _read(cls, content)
 
     def figure(self, name: str) -> MetricValue:
         """A figure by its name in FIGURES, with its 95 % interval where it has one; without a value
@@ -99,7 +116,8 @@ class Figures(Section):
         )
 
 
-class HistoryPoint(Section):
+@dataclass(frozen=True)
+class HistoryPoint:
     """One step of the training, or a few that were averaged."""
 
     step: int = 0
@@ -109,7 +127,8 @@ class HistoryPoint(Section):
     images_per_s: float = math.nan
 
 
-class TrainingMistake(Section):
+@dataclass(frozen=True)
+class TrainingMistake:
     """One image that the network misclassifies; `jpeg`: its thumbnail, re-encoded and free of
     metadata.
     """
@@ -121,24 +140,27 @@ class TrainingMistake(Section):
     name: str = ""
 
 
-class SplitCounts(Section):
+@dataclass(frozen=True)
+class SplitCounts:
     """What one split holds; `generators`: images of each, sources of real ones included."""
 
     images: int = 0
     real: int = 0
     fake: int = 0
-    generators: Mapping[str, int] = {}
-    digest: OptionalKey[str] = None
+    generators: Mapping[str, int] = field(default_factory=dict)
+    digest: str | None = None
 
 
-class SetAside(Section):
+@dataclass(frozen=True)
+class SetAside:
     """Images of the training sources that are in no split, and why."""
 
     images: int = 0
-    why: Mapping[str, int] = {}
+    why: Mapping[str, int] = field(default_factory=dict)
 
 
-class Shared(Section):
+@dataclass(frozen=True)
+class Shared:
     """How many images of one split have their like in another: the same place, the same bytes, a
     like perceptual hash, the same group.
     """
@@ -155,14 +177,15 @@ class Shared(Section):
         return bool(self.image_id or self.sha256 or self.phash or self.group)
 
 
-class Leakage(Section):
+@dataclass(frozen=True)
+class Leakage:
     """What every two splits share. `checked`: whether every split has hashes of that name; without,
     a count of 0 has no meaning. `unhashed`: how many images have none all the same.
     """
 
-    checked: Mapping[str, bool] = {}
-    unhashed: Mapping[str, int] = {}
-    pairs: Mapping[str, Shared] = {}
+    checked: Mapping[str, bool] = field(default_factory=dict)
+    unhashed: Mapping[str, int] = field(default_factory=dict)
+    pairs: Mapping[str, Shared] = field(default_factory=dict)
 
     @property
     def uncompared(self) -> list[str]:
@@ -181,15 +204,21 @@ class Leakage(Section):
         ]
 
 
-class DataFindings(Section):
+@dataclass(frozen=True)
+class DataFindings:
     """What is known of the data (ray_app.datasets.splits.Splits); `prompts_in_training`: images
     left out for their prompts.
     """
 
-    splits: Mapping[str, SplitCounts] = {}
+    splits: Mapping[str, SplitCounts] = field(default_factory=dict)
     set_aside: SetAside = SetAside()
     leakage: Leakage = Leakage()
-    prompts_in_training: OptionalKey[Mapping[str, int]] = None
+    prompts_in_training: Mapping[str, int] | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "DataFindings":
+        """Return the findings of `Splits.findings`."""
+        return _read(cls, content)
 
     @property
     def by_generator(self) -> list[tuple[str, list[int]]]:
@@ -202,7 +231,8 @@ class DataFindings(Section):
         return sorted(rows, key=lambda row: (-sum(row[1]), row[0]))
 
 
-class UnreadableFile(Section):
+@dataclass(frozen=True)
+class UnreadableFile:
     """An image that could not be read, and how often it was needed."""
 
     split: str = ""
@@ -212,7 +242,8 @@ class UnreadableFile(Section):
     times: int = 1
 
 
-class TrainingFacts(Section):
+@dataclass(frozen=True)
+class TrainingFacts:
     """A training from beginning to end. `out`: where its files lie. `validations`: for each its
     `step` and figures, side by side.
 
@@ -222,7 +253,7 @@ class TrainingFacts(Section):
     everything; absent if none does. `probe`: of a linear probe alone.
     """
 
-    schema_number: int = Field(default=TRAINING_SCHEMA, alias="schema")
+    schema: int = TRAINING_SCHEMA
     name: str = ""
     title: str = ""
     out: str = ""
@@ -233,8 +264,8 @@ class TrainingFacts(Section):
     seconds: float | None = None
     wait_s_per_step: float | None = None
     unreadable: int = 0
-    unreadable_files: OptionalKey[tuple[UnreadableFile, ...]] = None
-    mask_warning: OptionalKey[str] = None
+    unreadable_files: tuple[UnreadableFile, ...] | None = None
+    mask_warning: str | None = None
     calibration: Platt | None = None
     calibration_note: str | None = None
     calibration_error: float | None = None
@@ -242,12 +273,28 @@ class TrainingFacts(Section):
     test: Figures | None = None
     validations: tuple[Mapping[str, Any], ...] = ()
     data: DataFindings = DataFindings()
-    recipe: Mapping[str, Any] = {}
-    environment: Mapping[str, Any] = {}
-    probe: OptionalKey[Mapping[str, Any]] = None
-    card: Mapping[str, Any] = {}
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    probe: Mapping[str, Any] | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[HistoryPoint, ...] = ()
     mistakes: tuple[TrainingMistake, ...] = ()
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "TrainingFacts":
+        """Return the facts of `metrics.json`. Unknown keys are ignored, and a null is the same as an
+        absent key.
+
+        Raises:
+            pydantic.ValidationError: A value is of another type.
+        """
+        return _read(cls, content)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of `metrics.json`, which has no history and no images."""
+        facts = replace(self, history=(), mistakes=())
+        content: dict[str, Any] = TypeAdapter(TrainingFacts).dump_python(facts, mode="json")
+        return {key: value for key, value in content.items() if key not in ("history", "mistakes")}
 
     @property
     def splits(self) -> list[tuple[str, Figures]]:
@@ -319,7 +366,7 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
     Thumbnails are JPEG bytes, already re-encoded and free of metadata; what is no JPEG is not
     shown. Raises pydantic's ValidationError for a value of another type.
     """
-    training = TrainingFacts.model_validate(dict(facts))
+    training = TrainingFacts.from_dict(facts)
     captions = {
         "rate": "Learning rate",
         "gradient_norm": "Norm of the gradients",
@@ -353,7 +400,7 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
     """The end of a training in words, for the terminal: the chosen step, its figures, what it finds
     hardest, where things lie.
     """
-    training = TrainingFacts.model_validate(dict(facts))
+    training = TrainingFacts.from_dict(facts)
     lines = [headline(training)]
     for name, split in training.splits:
         if split.n_real + split.n_fake:

@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -468,7 +469,6 @@ def finish(
     history = list(run_directory.read_history(job.out, run_directory.HISTORY))
     unreadable = file_notes.write_unreadable(job.out)
     facts = reports.TrainingFacts(
-        schema=reports.TRAINING_SCHEMA,
         name=job.config.name,
         title=job.config.title,
         out=job.out.url,
@@ -483,13 +483,12 @@ def finish(
         unreadable=sum(1 for note in unreadable if note["split"] == "train"),
         unreadable_files=file_notes.name_files(unreadable),
         mask_warning=file_notes.describe_misread_masks(job.out),
-        # anew, so that its kind is written too
-        calibration=type(calibration)(**calibration.model_dump()) if calibration else None,
+        calibration=calibration,
         calibration_note=why_not,
-        validation=reports.Figures(**verdicts["validation"].figures),
-        test=reports.Figures(**verdicts["test"].figures) if "test" in verdicts else None,
+        validation=reports.Figures.from_dict(verdicts["validation"].figures),
+        test=reports.Figures.from_dict(verdicts["test"].figures) if "test" in verdicts else None,
         validations=tuple(validate.validations(job.out)),
-        data=reports.DataFindings(**findings),
+        data=reports.DataFindings.from_dict(findings),
         recipe=run_directory.recipe_of(job.config),
         environment={
             **claim["environment"],
@@ -514,10 +513,10 @@ def finish(
         "terms": card.terms,
         "weights": card.weights.sha256,
     }
-    facts = facts.model_copy(update={"card": named})
+    facts = replace(facts, card=named)
     write_curves(job.out, history, facts.validations)
     mistakes = [mistake for verdict in verdicts.values() for mistake in verdict.mistakes]
-    content = facts.written()
+    content = facts.to_dict()
     page = reports.render_training_report(
         {**content, "history": thinned(history), "mistakes": mistakes}
     )

@@ -154,7 +154,7 @@ def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile,
     """Return the first of these images as a training's document names them, None if there are none."""
     return (
         tuple(
-            UnreadableFile(**{name: note[name] for name in UnreadableFile.model_fields})
+            UnreadableFile(**{name: note[name] for name in UnreadableFile.__dataclass_fields__})
             for note in unreadable[:MAX_NAMED]
         )
         or None

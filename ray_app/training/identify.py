@@ -34,7 +34,6 @@ from ray_app.training import identifier as fitting
 from ray_app.training.config import Identify, Recipe, TrainConfig
 from ray_app.training.job import TrainingJob
 
-SCHEMA = 1
 CARD, WEIGHTS = "identifier.yaml", "head.safetensors"
 _COLUMNS = {
     "generator": pa.string(),
@@ -405,7 +404,6 @@ def write_identifier(
         Counter(labelled["train"].names),
     )
     document = IdentifierTraining(
-        schema=SCHEMA,
         method=config.method,
         name=config.name,
         title=config.title,
@@ -422,8 +420,8 @@ def write_identifier(
         temperature=fitted.temperature,
         calibration_note=fitted.why_not,
         open_set=None if made.card.open_set is None else made.card.open_set.model_dump(mode="json"),
-        validation=NamedSplit(**made.figures["validation"]),
-        test=NamedSplit(**made.figures["test"]) if "test" in made.figures else None,
+        validation=NamedSplit.from_dict(made.figures["validation"]),
+        test=NamedSplit.from_dict(made.figures["test"]) if "test" in made.figures else None,
         recipe=run_directory.recipe_of(config),
         card={
             "name": made.card.name,
@@ -436,8 +434,8 @@ def write_identifier(
         unreadable_files=file_notes.name_files(file_notes.write_unreadable(out)),
         seconds=round(time.monotonic() - began, 2),
     )
-    metrics = document.written()
-    out.write("report.html", render_identifier_report(document).encode())
+    metrics = document.to_dict()
+    out.write("report.html", render_identifier_report(metrics).encode())
     out.write(export.METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
     return metrics
 

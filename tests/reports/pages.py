@@ -128,9 +128,9 @@ def hostile_training(text):
         facts["card"],
     )
     maps += tuple(split["generators"] for split in data["splits"].values())
-    found = poisoned(
-        facts, text, names=sorted({name for names in maps for name in names}), words={"label"}
-    )
+    fields = {*facts, *facts["mistakes"][0], *next(iter(leaks["pairs"].values()))}
+    free = {name for names in maps for name in names} - fields
+    found = poisoned(facts, text, names=sorted(free), words={"label"})
     pictures = [one | {"jpeg": b"<svg onload=alert(1)>"} for one in found["mistakes"]]
     return found | {"calibration": None, "calibration_note": text, "mistakes": pictures}
 

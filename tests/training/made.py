@@ -54,8 +54,8 @@ def made(kind="vit", *, test=True, calibration=True, **sections):
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     facts = TrainingFacts(
-        calibration=Platt(slope=1.5, intercept=-0.25) if calibration else None, validation=Figures(**figures(1)),
-        test=Figures(**figures(2)) if test else None, data=DataFindings(**FINDINGS), steps=50, seconds=12.5,
+        calibration=Platt(slope=1.5, intercept=-0.25) if calibration else None, validation=Figures.from_dict(figures(1)),
+        test=Figures.from_dict(figures(2)) if test else None, data=DataFindings.from_dict(FINDINGS), steps=50, seconds=12.5,
         environment={"torch": torch.__version__, "device": "cpu"}, best_step=40,
     )  # fmt: skip
     return Made(trained, card, network, facts)

@@ -31,18 +31,20 @@ from tests.training.small_recipes import SIGLIP, VIT, recipe
 
 def test_masks_have_figures_of_their_own_and_thousands_of_generators_do_not_fill_a_card():
     measured = figures(3) | {"pixel_f1": 0.5, "pixel_iou": 0.25, "n": 7}
-    found = {figure.metric: figure for figure in card_figures(Figures(**measured), "x", "y")}
+    found = {
+        figure.metric: figure for figure in card_figures(Figures.from_dict(measured), "x", "y")
+    }
     assert (found["pixel F1"].value, found["pixel F1"].n, found["pixel IoU"].value) == (
         0.5,
         7,
         0.25,
     )
     many = figures(3, generators=[f"g{index}" for index in range(20)])
-    assert len(card_figures(Figures(**many), "x", "y")) > 40
+    assert len(card_figures(Figures.from_dict(many), "x", "y")) > 40
     many["generators"] |= {
         f"h{index}": many["generators"]["g0"] for index in range(MOST_GENERATORS)
     }
-    assert not any("g0" in figure.set for figure in card_figures(Figures(**many), "x", "y"))
+    assert not any("g0" in figure.set for figure in card_figures(Figures.from_dict(many), "x", "y"))
 
 
 def exported(tmp_path, given):
@@ -177,7 +179,7 @@ def test_what_was_seen_stands_on_the_card_and_whether_that_is_all(
         if seen
     }
     data = exported(
-        tmp_path, given._replace(facts=TrainingFacts(data={"splits": splits}))
+        tmp_path, given._replace(facts=TrainingFacts.from_dict({"data": {"splits": splits}}))
     ).training_data
     assert (data.generators, data.sources, data.complete) == said
 
@@ -189,7 +191,7 @@ def test_names_with_wildcards_are_kept_as_words(tmp_path):
         }
     }
     data = exported(
-        tmp_path, made("residual")._replace(facts=TrainingFacts(data=findings))
+        tmp_path, made("residual")._replace(facts=TrainingFacts.from_dict({"data": findings}))
     ).training_data
     assert is_named("camera [1]", data.sources[0])
     assert is_named("lora [v2]*", data.generators[0])
