@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors.card import Platt
-from ray_app.ensembles import calibrate
 from ray_app.metrics import uncertainty
 from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.uncertainty import Ends, Replicates, Stratum
 from ray_app.metrics.values import MetricValue
+
+if TYPE_CHECKING:
+    from ray_app.detectors.card import Platt
 
 NO_FAKES, NO_REALS, ONE_CLASS, NO_IMAGES = (
     "there are no fakes",
@@ -77,7 +78,7 @@ class ScoredImages:
     is_fake: Bools
     threshold: float = 0.0
     strict: bool = True
-    calibration: Platt | None = None
+    calibration: "Platt | None" = None
 
     @classmethod
     def from_classes(cls, fakes: Any, reals: Any, **cut: Any) -> "ScoredImages":
@@ -150,7 +151,7 @@ class ScoredImages:
         if self.calibration is None:
             return numbers
         with np.errstate(over="ignore"):
-            return np.clip(calibrate(numbers, self.calibration), -_LARGEST, _LARGEST)
+            return np.clip(self.calibration(numbers), -_LARGEST, _LARGEST)
 
     @cached_property
     def probabilities(self) -> Floats:

@@ -107,7 +107,7 @@ class Line(NamedTuple):
     kind: str
 
 
-class Curve(NamedTuple):
+class ChartPath(NamedTuple):
     """The points of a line or an area of a style class, as the `d` of a path."""
 
     path: str
@@ -161,7 +161,7 @@ class _Drawing:
     y_ticks: list[Tick]
     bars: list[Bar] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
+    curves: list[ChartPath] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
 
@@ -264,13 +264,13 @@ def plane(
     if shade:
         drawing.bars.append(_band(*x.across(shade)))
     if guide:
-        drawing.curves.append(Curve(_path(*_bent(guide, x, y)), "guide"))
+        drawing.curves.append(ChartPath(_path(*_bent(guide, x, y)), "guide"))
     for trace in traces:
         style = trace.style % STYLES
         if trace.level is not None:
             level = float(y.down(trace.level))
             drawing.lines.append(Line(0, level, 100, level, f"level s{style}"))
-        drawing.curves.append(Curve(_path(*_bent(trace.points, x, y)), f"trace s{style}"))
+        drawing.curves.append(ChartPath(_path(*_bent(trace.points, x, y)), f"trace s{style}"))
         for spot in trace.spots:
             across, down = float(x.across(spot.at[0])), float(y.down(spot.at[1]))
             if spot.ends:
@@ -413,8 +413,8 @@ def line_chart(
     across = x.across(means[:, 0])
     least, most = (y.down([pick(run[:, 1]) for run in runs]) for pick in (np.min, np.max))
     around = np.concatenate([across, across[::-1]]), np.concatenate([least, most[::-1]])
-    drawing.curves.append(Curve(_path(*around, tolerance=0) + "Z", "range"))
-    drawing.curves.append(Curve(_path(across, y.down(means[:, 1])), "trace strong"))
+    drawing.curves.append(ChartPath(_path(*around, tolerance=0) + "Z", "range"))
+    drawing.curves.append(ChartPath(_path(across, y.down(means[:, 1])), "trace strong"))
     if chosen is not None:
         drawing.lines.append(_cut(x, chosen))
     for step, value in finite:
