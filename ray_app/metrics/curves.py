@@ -87,7 +87,8 @@ def risk_coverage(images: ScoredImages, most: int = 128) -> RiskCoverage:
     area = float(np.diff(covered, prepend=0.0) @ risk) / n
     kept = _thin((covered - errors, errors), most)
     points = list(zip((covered[kept] / n).tolist(), risk[kept].tolist(), strict=True))
-    return RiskCoverage(points, MetricValue(value=area, n=n))
+    why = "no interval is computed for this metric"
+    return RiskCoverage(points, MetricValue(value=area, n=n, why=why))
 
 
 def reliability(images: ScoredImages, bins: int = 10) -> list[dict[str, Any]]:

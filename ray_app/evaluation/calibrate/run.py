@@ -182,5 +182,5 @@ def _refuse_few(labelled: data.CalibrationData, config: CalibrateConfig) -> None
         raise ConfigError(
             f"there are {n_real:,} labelled reals; a {100 * config.fpr:g} % target at {100 * config.confidence:g} % needs {few:,} "
             "on which nothing else is fitted, and those are half of all",
-            hint="label more real images, or take a larger --fpr",
+            hint=thresholds.hint_for_few_reals(n_real // 2, config.confidence),
         )

@@ -44,6 +44,8 @@ class Band:
     upper_bound: float
 
 
+MAX_FPR = 0.5
+"""A target of calibration is below it."""
 _HINT = "check whether real and fake are swapped in the labels, or name the other detectors with --detector"
 
 
@@ -88,7 +90,7 @@ def choose_threshold(
         )
         raise ConfigError(
             f"thresholds are chosen on {n:,} reals{grouped}; a {100 * target:g} % target at {100 * confidence:g} % needs {few:,}",
-            hint="label more real images, or take a larger --fpr",
+            hint=hint_for_few_reals(worth, confidence),
         )
     most = false_positives_allowed(n, target, confidence, effective=worth)
     chosen = float(np.nextafter(scores[n - 1 - most], np.inf))
@@ -122,6 +124,21 @@ def reals_needed(target: float, confidence: float = 0.95) -> int:
     false positive by chance too seldom.
     """
     return math.ceil(math.log(1 - confidence) / math.log1p(-target))
+
+
+def hint_for_few_reals(reals: float, confidence: float = 0.95) -> str:
+    """Return the way out if reals are too few for a target.
+
+    Args:
+        reals: The independent reals that thresholds are chosen on.
+        confidence: Confidence of the bound on the false-positive rate.
+    """
+    more = "label more real images"
+    if reals < 1:
+        return more
+    smallest = -math.expm1(math.log1p(-confidence) / reals)
+    rounded = math.ceil(1000 * smallest) / 1000
+    return f"{more}, or allow --fpr {rounded:g} or more" if rounded < MAX_FPR else more
 
 
 def false_positives_allowed(

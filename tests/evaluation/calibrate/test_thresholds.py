@@ -1,7 +1,10 @@
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import beta, binom
 
+from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.thresholds import (
     choose_band,
     choose_threshold,
@@ -93,3 +96,19 @@ def test_measured_threshold_is_the_lowest_that_keeps_the_rate(rate, ties):
     reals = np.random.default_rng(1).normal(size=500).round(ties)
     found = measured_threshold(reals, rate)
     assert (reals >= found).mean() <= rate < (reals >= np.nextafter(found, -np.inf)).mean()
+
+
+@pytest.mark.parametrize("n", [10, 23, 298])
+def test_hint_for_few_reals_names_a_rate_that_works(n):
+    with pytest.raises(ConfigError) as refused:
+        choose_threshold(np.arange(n), 0.01)
+    rate = float(re.search(r"--fpr (\S+) or more", refused.value.hint)[1])
+    assert choose_threshold(np.arange(n), rate).upper_bound <= rate
+    with pytest.raises(ConfigError):
+        choose_threshold(np.arange(n), rate - 0.001)
+
+
+def test_hint_for_very_few_reals_asks_for_labels_only():
+    with pytest.raises(ConfigError) as refused:
+        choose_threshold(np.arange(3), 0.01)
+    assert refused.value.hint == "label more real images"
