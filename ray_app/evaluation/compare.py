@@ -67,6 +67,9 @@ def compare(
     both, labels_name = _add_labels(both, runs, labels)
     described = [run.describe() for run in runs]
     detectors_a, detectors_b = (facts["detectors"] for facts in described)
+    only_a = [name for name in detectors_a if name not in detectors_b]
+    only_b = [name for name in detectors_b if name not in detectors_a]
+    settings = differing_keys(*(facts["identity"] for facts in described))
     statuses = both.groupby(["status A", "status B"], observed=True).size()
     groups = _sample(both, next(iter(pairs.values())), intervals)[0]
     return Comparison(
@@ -76,9 +79,9 @@ def compare(
         rows_a=len(a),
         rows_b=len(b),
         shared=len(both),
-        settings=differing_keys(*(facts["identity"] for facts in described)),
-        detectors_only_a=[name for name in detectors_a if name not in detectors_b],
-        detectors_only_b=[name for name in detectors_b if name not in detectors_a],
+        settings=[one for one in settings if not _is_of_detector(one[0], [*only_a, *only_b])],
+        detectors_only_a=only_a,
+        detectors_only_b=only_b,
         statuses=[(*pair, int(n)) for pair, n in statuses.items() if n and pair[0] != pair[1]],
         verdicts=pd.crosstab(both["verdict A"], both["verdict B"], dropna=False).to_dict("index"),
         flagged_a=_flagged(a),
@@ -95,6 +98,13 @@ def compare(
             for name, pair in pairs.items()
             for difference in _metric_differences(name, both, pair, intervals)
         ],
+    )
+
+
+def _is_of_detector(key: str, detectors: Sequence[str]) -> bool:
+    """Whether a setting belongs to a detector of these names."""
+    return any(
+        key == f"precision.{name}" or key.startswith(f"detectors.{name}.") for name in detectors
     )
 
 

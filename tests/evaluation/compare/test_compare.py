@@ -169,6 +169,9 @@ def test_different_settings_and_detectors_are_listed(tmp_path, first, scores, ph
     assert settings["resize"] == ["has none", '"fast"']
     assert settings["decision.thresholds.fake_above"] == ["1.0", "2.0"]
     assert (comparison.detectors_only_a, comparison.detectors_only_b) == ([OTHER], [])
+    assert not [key for key in settings if key.startswith(("detectors.", "precision."))], (
+        "settings of a detector that one run lacks are no difference of their own"
+    )
     # The ensemble of one detector decides in the second run.
     assert [row.system for row in comparison.scores] == ["ensemble", TINY]
     assert of_system(comparison.scores, TINY).equal == N
