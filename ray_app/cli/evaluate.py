@@ -95,7 +95,7 @@ def evaluate(
         )
     options.echo_document(result.to_json(), evaluation_lines(result), as_json)
     click.echo(
-        f"report: {strip_secrets(config.out or '').rstrip('/')}/report.html (every figure: metrics.json beside it)",
+        f"report: {strip_secrets(config.out or '').rstrip('/')}/report.html (metrics.csv next to it shows why a value or an interval is missing)",
         err=as_json,
     )
     return evaluated.exit_code

@@ -128,8 +128,8 @@ class LabelledRows:
     `name`: of the labels in messages. `key`: what joins labels to rows, one of `KEYS` or `OWN`.
     `guard`: the web servers that may be asked for masks. `rows`: labels read, of which
     `other_split` belong to another split and `doubled` stand there again. `joined`: rows with a
-    label; `others`: rows without, `other`: one of them by its key; `unused`: labels without a row,
-    `unused_key`: the first of them. `faults`: sentences on the data of an index.
+    label; `others`: rows without, `other`: the first of them by its key, `other_image`: its path;
+    `unused`: labels without a row, `unused_key`: the first of them. `faults`: sentences on the data of an index.
     """
 
     name: str
@@ -142,6 +142,7 @@ class LabelledRows:
     joined: int = 0
     others: int = 0
     other: str | None = None
+    other_image: str | None = None
     unused: int = 0
     unused_key: str | None = None
     faults: list[str] = field(default_factory=list)
@@ -332,11 +333,8 @@ class LabelledRows:
         for other, *place in self.database.rows(
             f"SELECT {key}, uri, member FROM joined WHERE code IS NULL ORDER BY row LIMIT 1"
         ):
-            self.other = (
-                _shown(other)
-                if other is not None
-                else "/".join(part for part in place if part is not None)
-            )
+            self.other_image = "/".join(part for part in place if part is not None)
+            self.other = self.other_image if other is None else _shown(other)
         if self.key == OWN:
             self.rows = self.joined
             return

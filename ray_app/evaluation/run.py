@@ -109,7 +109,7 @@ def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
         )
     if labels.others:
         remarks.append(
-            f"{counted(labels.others, 'row')} without a label, {'' if own else 'left out; '}for example {labels.other}."
+            f"{counted(labels.others, 'row')} without a label, {'' if own else 'left out; '}for example {labels.other_image}."
         )
     if labels.doubled:
         remarks.append(f"{counted(labels.doubled, 'label')} given more than once, counted once.")

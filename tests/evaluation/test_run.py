@@ -331,7 +331,27 @@ def test_some_labels_are_of_no_row(tmp_path, capsys):
     assert labels.doubled == 1
     assert "1 of 36 labels without a row in the run, for example image_id 12345." in warnings
     assert "is not finished" in warnings[0]
+    assert "5 rows without a label, left out; for example /data/000035.jpg/35.png." in warnings
     assert "5 rows without a label" in capsys.readouterr().err
+
+
+def test_protocol_without_images_warns_and_names_generators(tmp_path):
+    columns, truths, _ = random_rows(40)
+    made_run(tmp_path / "run", columns)
+    labels = str(labelled(tmp_path, columns, truths))
+    result = measured(tmp_path, labels=labels, protocol="cnndetection")
+    printed = "\n".join(evaluation_lines(result))
+    assert "warning: The table of the protocol is empty." in printed
+    fakes = {one["generator"] for one in truths if one["label"] == "fake"}
+    assert all(name in printed.partition("The data has ")[2].partition(".")[0] for name in fakes)
+    assert "\nCNNDetection's test set" in printed
+
+
+def test_area_under_risk_coverage_has_reason_without_interval(case):
+    aurc = case[0].systems[0].figures()["aurc"]
+    assert aurc.value is not None
+    assert aurc.interval is None
+    assert aurc.why == "no interval is computed for this metric"
 
 
 def test_hostile_names_stay_texts(tmp_path):

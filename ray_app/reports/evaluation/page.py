@@ -162,9 +162,15 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
     ]
     parts, notes = protocol_table(result)
     if parts:
+        protocol = result.meta.protocol
+        head = (
+            short(protocol.title or protocol.name)
+            if protocol
+            else "Fractions judged correctly by source and generator"
+        )
         lines += [
             "",
-            "By source and generator, with 95 % intervals for further images of the same ones",
+            f"{head}, with 95 % intervals for further images of the same generators and sources",
             *parts[0].lines(),
         ]
         lines += [f"{sign} {wording.visible(text)}" for text, sign in notes.items()]

@@ -16,6 +16,7 @@ from ray_app.reports.evaluation.result import (
     EvaluationResult,
     GeneratorInfo,
     PairedTest,
+    ProtocolInfo,
     SystemResult,
     kind_scope,
 )
@@ -114,6 +115,8 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
         [f"{'; '.join(parts)}."] if parts else []
     )
     found += [EvaluationWarning("Labels and run differ.", text, False) for text in texts]
+    if meta.protocol and meta.table and not any(row.n for row in meta.table):
+        found.append(_warn_of_empty_protocol(result, meta.protocol))
     if meta.localization and meta.localization.warning:
         found.append(
             EvaluationWarning(
@@ -164,6 +167,15 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
         text = f"{', '.join(marked)}: the notes under the table say why."
         found.append(EvaluationWarning("Some published figures cannot be compared.", text, False))
     return found
+
+
+def _warn_of_empty_protocol(result: EvaluationResult, protocol: ProtocolInfo) -> EvaluationWarning:
+    """Warn that no image of the data belongs to a row of the protocol."""
+    names = [short(one.name) for one in result.systems[0].info.generators if one.label == "fake"]
+    shown = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
+    text = f"The rows of {short(protocol.name)} select images by the name of their generator. "
+    text += f"The data has {shown or 'no fake'}. `touchstone protocols show {short(protocol.name)}` lists the names of the rows."
+    return EvaluationWarning("The table of the protocol is empty.", text, True)
 
 
 def interval_in_words(figure: MetricValue) -> str:

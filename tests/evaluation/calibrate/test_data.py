@@ -74,7 +74,7 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
         number for number in range(50) if number not in gone
     ]
     assert found.left_out == {"corrupt_image": 2, "empty_file": 1, "no score of every detector": 3}
-    assert found.remarks[0] == "1 row without a label, left out; for example 0."
+    assert found.remarks[0] == "1 row without a label, left out; for example /data/000000.jpg."
     assert "2 labelled images are left out: corrupt_image." in found.remarks
     only = read_labelled(url, labels_of(tmp_path / "labels.csv", labelled), detectors=("coarse",))
     assert len(only.labelled) == 46, "a detector that is left out is missed by nobody"
