@@ -234,12 +234,25 @@ def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
     "--out", required=True, metavar="NEW", help="The directory of the new run; any fsspec URL."
 )
 @click.option(
+    "--fpr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="RATE",
+    help="Decide at the operating point of the card for this false-positive rate.  [default: the thresholds of the card]",
+)
+@click.option(
     "--waive-guarantee",
     is_flag=True,
     help="Keep verdicts that the card's guarantee does not cover.",
 )
 @options.unguarded_option
-def decide(run: str, ensemble: str, out: str, waive_guarantee: bool, unguarded: bool) -> int:
+def decide(
+    run: str,
+    ensemble: str,
+    out: str,
+    fpr: float | None,
+    waive_guarantee: bool,
+    unguarded: bool,
+) -> int:
     """Write the current rows of RUN to NEW, with the verdicts of another ensemble card over the same detectors.
 
     \b
@@ -248,7 +261,9 @@ def decide(run: str, ensemble: str, out: str, waive_guarantee: bool, unguarded: 
     from ray_app.reports import summary_lines
     from ray_app.scoring.decide import decide_run
 
-    summary = decide_run(run, ensemble, out, waive_guarantee=waive_guarantee, unguarded=unguarded)
+    summary = decide_run(
+        run, ensemble, out, fpr=fpr, waive_guarantee=waive_guarantee, unguarded=unguarded
+    )
     click.echo("\n".join(summary_lines(summary)))
     return 0
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Guarantee,
         OperatingPoint,
         Thresholds,
+        choose_operating_point,
         decision_facts,
         ensemble_of,
         load_ensemble_card,

@@ -5,6 +5,7 @@
 run's identity keeps of it.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from ray_app.config import Frozen, find_config, is_named, load_yaml, named_configs, read_mapping
 from ray_app.detectors.card import Platt, split_variant
 from ray_app.ensembles.population import Population
+from ray_app.errors import ConfigError
 
 SymmetricRule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
 Rule = SymmetricRule | Literal["weighted", "stacked", "gated-mean", "cascade"]
@@ -343,6 +345,51 @@ def ensemble_of(detectors: list[str]) -> EnsembleCard:
         title=titles[0] if len(titles) == 1 else f"The mean of {', '.join(titles)}",
         members=tuple(EnsembleMember(detector=name) for name in detectors),
     )
+
+
+def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
+    """Return the card with the threshold of one of its operating points.
+
+    The guarantee becomes that of the operating point. If its upper bound exceeds the rate, reports
+    call the rate measured.
+
+    Args:
+        card: A card that `touchstone detectors calibrate` wrote.
+        rate: The false-positive rate of the operating point.
+
+    Raises:
+        ConfigError: The card has no operating point for this rate, or is a cascade.
+    """
+    if card.cascade is not None:
+        raise ConfigError(
+            f"{card.name}: the threshold of a cascade belongs to its band",
+            hint=f"calibrate the cascade with --fpr {rate:g}",
+        )
+    point = next((one for one in card.operating_points if math.isclose(one.rate, rate)), None)
+    if point is None:
+        rates = ", ".join(f"{one.rate:g}" for one in card.operating_points)
+        raise ConfigError(
+            f"{card.name} has no operating point for a false-positive rate of {rate:g}",
+            hint=f"choose one of {rates}"
+            if rates
+            else "calibrate the ensemble: touchstone detectors calibrate",
+        )
+    thresholds = card.thresholds.model_copy(
+        update={
+            "real_below": min(card.thresholds.real_below, point.threshold),
+            "fake_above": point.threshold,
+            "false_positive_rate": point.false_positive_rate,
+            "true_positive_rate": point.recall,
+        }
+    )
+    guarantee = card.guarantee and card.guarantee.model_copy(
+        update={
+            "target_fpr": point.rate,
+            "false_positives": round(point.false_positive_rate * card.guarantee.n_real),
+            "upper_bound": point.upper_bound,
+        }
+    )
+    return card.model_copy(update={"thresholds": thresholds, "guarantee": guarantee})
 
 
 def decision_facts(card: EnsembleCard) -> dict[str, Any]:

@@ -5,7 +5,12 @@ decoded, or scored.
 from collections.abc import Mapping
 from typing import Any
 
-from ray_app.ensembles import EnsembleCard, decision_facts, load_ensemble_card
+from ray_app.ensembles import (
+    EnsembleCard,
+    choose_operating_point,
+    decision_facts,
+    load_ensemble_card,
+)
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec, make_spec
@@ -18,7 +23,13 @@ from ray_app.storage import Lease
 
 
 def decide_run(
-    url: str, ensemble: str, out: str, *, waive_guarantee: bool = False, unguarded: bool = False
+    url: str,
+    ensemble: str,
+    out: str,
+    *,
+    fpr: float | None = None,
+    waive_guarantee: bool = False,
+    unguarded: bool = False,
 ) -> dict[str, Any]:
     """Write the current rows of a finished run as a new run with verdicts of another ensemble card.
 
@@ -30,6 +41,8 @@ def decide_run(
         url: The run to read.
         ensemble: The name or the path of the card.
         out: The new run directory.
+        fpr: The false-positive rate of the card's operating point that decides. If it is None, the
+            thresholds of the card decide.
         waive_guarantee: Keep verdicts that the card's guarantee does not cover.
         unguarded: Accept a store without conditional writes.
 
@@ -38,13 +51,16 @@ def decide_run(
 
     Raises:
         ConfigError: The run is not finished, lacks scores of a detector of the card, has another
-            profile, or was scored otherwise than the card was calibrated.
+            profile, or was scored otherwise than the card was calibrated; or the card lacks the
+            operating point.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
     described = run.describe_finished()
     run.check_known()
     rows = CurrentRows.read(run)
     card = load_ensemble_card(ensemble)
+    if fpr is not None:
+        card = choose_operating_point(card, fpr)
     identity = directory.completed(described["identity"])
     spec = make_spec(card, limits=ImageLimits(**identity["limits"]))
     missing = [name for name in spec.cards if name not in described["detectors"]]

@@ -7,12 +7,15 @@ from ray_app.detectors.card import Platt
 from ray_app.ensembles import (
     EnsembleCard,
     EnsembleMember,
+    Guarantee,
     Thresholds,
+    choose_operating_point,
     decision_facts,
     ensemble_of,
     load_ensemble_card,
 )
 from ray_app.ensembles.card import Cascade, OperatingPoint, OutlierGate, Stacking
+from ray_app.errors import ConfigError
 
 STACKING = Stacking(mean=(0.0, 1.0), scale=(1.0, 2.0), coefficients=(0.5, 0.25), intercept=-1.0)
 
@@ -237,3 +240,58 @@ def test_operating_points_are_optional_and_do_not_decide():
     more = card.model_copy(update={"operating_points": (point,)})
     assert EnsembleCard.model_validate(more.model_dump(mode="json")) == more
     assert decision_facts(more) == decision_facts(card)
+
+
+@pytest.fixture
+def with_points():
+    """A card whose thresholds keep 1 %, with a guaranteed and a measured operating point."""
+    return card(
+        thresholds=Thresholds(real_below=-1.0, fake_above=2.0, n_real=500, n_fake=100),
+        guarantee=Guarantee(target_fpr=0.01, n_real=500, false_positives=1, upper_bound=0.0095),
+        operating_points=(
+            OperatingPoint(
+                rate=0.05, threshold=0.5, false_positive_rate=0.02, upper_bound=0.035, recall=0.8
+            ),
+            OperatingPoint(
+                rate=0.1, threshold=-2.0, false_positive_rate=0.09, upper_bound=0.13, recall=0.9
+            ),
+        ),
+    )
+
+
+def test_operating_point_replaces_threshold_and_guarantee(with_points):
+    chosen = choose_operating_point(with_points, 0.05)
+    assert chosen.thresholds == Thresholds(
+        real_below=-1.0,
+        fake_above=0.5,
+        false_positive_rate=0.02,
+        true_positive_rate=0.8,
+        n_real=500,
+        n_fake=100,
+    )
+    assert chosen.guarantee == Guarantee(
+        target_fpr=0.05, n_real=500, false_positives=10, upper_bound=0.035
+    )
+    assert EnsembleCard.model_validate(chosen.model_dump(mode="json")) == chosen
+
+
+def test_measured_operating_point_keeps_thresholds_ordered(with_points):
+    chosen = choose_operating_point(with_points, 0.1)
+    assert (chosen.thresholds.real_below, chosen.thresholds.fake_above) == (-2.0, -2.0)
+    assert chosen.guarantee.upper_bound > chosen.guarantee.target_fpr
+
+
+def test_operating_point_of_unknown_rate_is_rejected(with_points):
+    with pytest.raises(ConfigError, match=r"rate of 0\.03") as refused:
+        choose_operating_point(with_points, 0.03)
+    assert refused.value.hint == "choose one of 0.05, 0.1"
+    with pytest.raises(ConfigError, match="no operating point"):
+        choose_operating_point(card(), 0.05)
+
+
+def test_operating_point_of_cascade_is_rejected(with_points):
+    cascade = with_points.model_copy(
+        update={"rule": "cascade", "cascade": Cascade(first=1, band=(-1, 2), audit_share=0.0)}
+    )
+    with pytest.raises(ConfigError, match="cascade"):
+        choose_operating_point(cascade, 0.05)

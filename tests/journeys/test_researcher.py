@@ -1,5 +1,5 @@
-"""Two detectors on labelled pictures: figures, what changed between the two runs, and the table of
-a paper.
+"""Two detectors on labelled images: metrics, what changed between the two runs, and the table of a
+paper. One detector is calibrated, evaluated on the held-out part, and reported at an operating point.
 """
 
 import json
@@ -11,6 +11,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 PAGE = "docs/evaluation.md"
+CALIBRATION = "docs/calibration.md"
 
 
 def test_two_detectors_are_measured_compared_and_set_beside_a_paper(with_sample, truth):
@@ -41,6 +42,13 @@ def test_two_detectors_are_measured_compared_and_set_beside_a_paper(with_sample,
         {"RUN_A": "touchstone-tiny/run", "RUN_B": "touchstone-photo/run"},
     ).stdout
     assert "images: 86 in both runs, 86 in A, 86 in B" in compared
+    assert "different settings: precision" not in compared
+    ranked = at_work.types(
+        PAGE,
+        "touchstone runs leaderboard figures-a figures-b",
+        {"figures-a": "touchstone-photo", "figures-b": "touchstone-tiny"},
+    ).stdout
+    assert ranked.index(" touchstone-tiny ") < ranked.index(" touchstone-photo ")
 
     of_progan = 0
     for number, (path, (label, _)) in enumerate(sorted(truth.items())):
@@ -69,3 +77,36 @@ def test_two_detectors_are_measured_compared_and_set_beside_a_paper(with_sample,
     assert re.search(r"^BigGAN, AP +– +– a +0\.882$", table.stdout, re.MULTILINE)
     assert "verified: no" in table.stdout
     assert "ProGAN" in (at_work.folder / "cnndetection" / "report.html").read_text()
+
+
+def test_detector_is_calibrated_and_reported_at_operating_point(with_sample):
+    at_work = with_sample
+    at_work.types(
+        "README.md",
+        "touchstone score --ensemble tiny --out run",
+        {"demo-run/archive": "archive"},
+    )
+    calibrate = "touchstone detectors calibrate RUN --labels FILE --out CARD.yaml"
+    names = {"RUN": "run", "FILE": "archive-labels.csv"}
+    refused = at_work.types(CALIBRATION, calibrate, names, code=2)
+    smallest = re.search(r"--fpr \S+", refused.stderr)[0]
+    calibrated = at_work.types(
+        CALIBRATION, calibrate, names | {"CARD.yaml": f"CARD.yaml {smallest}"}
+    )
+    assert "guaranteed" in calibrated.stdout
+    at_work.types(calibrated, "touchstone runs decide --ensemble CARD.yaml --out")
+    at_work.types(calibrated, "touchstone evaluate --labels CARD.held-out.csv --out CARD-figures")
+    content = json.loads((at_work.folder / "CARD-figures" / "metrics.json").read_text())
+    [part] = re.findall(r"^choose +(\d+) +(\d+)", calibrated.stdout, re.MULTILINE)
+    [system] = content["meta"]["systems"]
+    assert (system["n_real"], system["n_fake"]) == tuple(map(int, part))
+    decided = at_work.types(
+        CALIBRATION,
+        "touchstone runs decide RUN --ensemble CARD.yaml --fpr 0.05 --out RUN-5",
+        {"RUN": "run", "RUN-5": "run-5"},
+    )
+    measured = re.search(r"at most (\S+) % .*measured, not under the stated 5 %", decided.stdout)
+    [line] = re.findall(r"^ +5 % .*measured$", calibrated.stdout, re.MULTILINE)
+    assert f" {measured[1]} %" in line, "the bound is that of the table of the card"
+    page = (at_work.folder / "run-5" / "report.html").read_text()
+    assert "measured, not under the stated 5" in page

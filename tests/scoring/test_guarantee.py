@@ -14,7 +14,7 @@ import ray_app
 from ray_app.cli.main import main
 from ray_app.cluster.config import ClusterConfig
 from ray_app.ensembles import EnsembleCard, EnsembleMember
-from ray_app.ensembles.card import Cascade
+from ray_app.ensembles.card import Cascade, OperatingPoint
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
@@ -268,6 +268,25 @@ def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp
     assert rows_of(RunDirectory.open(str(tmp_path / "again"))) == rows_of(run)
     with pytest.raises(ConfigError, match="waived holds a run"):
         decide_run(run.store.url, written(tmp_path, plain), out)
+
+
+def test_decide_at_operating_point_states_its_measured_rate(tmp_path, card, capsys):
+    point = OperatingPoint(
+        rate=0.001, threshold=0.25, false_positive_rate=0.0, upper_bound=0.01, recall=0.7
+    )
+    card = card.model_copy(update={"operating_points": (point,)})
+    run = made_run(tmp_path / "run", plain_card(card), 14, N)
+    summary_of(run, plain_card(card))
+    out, path = str(tmp_path / "decided"), written(tmp_path, card)
+    words = ["runs", "decide", run.store.url, "--ensemble", path, "--fpr"]
+    assert main([*words, "0.2", "--out", out]) == 2
+    assert "choose one of 0.001" in capsys.readouterr().err
+    assert main([*words, "0.001", "--out", out]) == 0
+    printed = capsys.readouterr().out
+    assert "at most 1 % are called fake (measured, not under the stated 0.1 %" in printed
+    rows = rows_of(RunDirectory.open(out))
+    assert rows
+    assert all((row["score"] >= 0.25) == (row["verdict"] == "fake") for row in rows)
 
 
 def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_everything(tmp_path):
