@@ -365,9 +365,10 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
             f"{card.name}: the threshold of a cascade belongs to its band",
             hint=f"calibrate the cascade with --fpr {rate:g}",
         )
-    point = next((one for one in card.operating_points if math.isclose(one.rate, rate)), None)
+    points = {point.rate: point for point in card.operating_points}
+    point = next((points[key] for key in points if math.isclose(key, rate)), None)
     if point is None:
-        rates = ", ".join(f"{one.rate:g}" for one in card.operating_points)
+        rates = ", ".join(f"{key:g}" for key in points)
         raise ConfigError(
             f"{card.name} has no operating point for a false-positive rate of {rate:g}",
             hint=f"choose one of {rates}"

@@ -171,7 +171,11 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
 
 def _warn_of_empty_protocol(result: EvaluationResult, protocol: ProtocolInfo) -> EvaluationWarning:
     """Warn that no image of the data belongs to a row of the protocol."""
-    names = [short(one.name) for one in result.systems[0].info.generators if one.label == "fake"]
+    names = [
+        short(generator.name)
+        for generator in result.systems[0].info.generators
+        if generator.label == "fake"
+    ]
     shown = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
     text = f"The rows of {short(protocol.name)} select images by the name of their generator. "
     text += f"The data has {shown or 'no fake'}. `touchstone protocols show {short(protocol.name)}` lists the names of the rows."
