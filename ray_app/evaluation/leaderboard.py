@@ -23,7 +23,7 @@ def rank_systems(places: Sequence[str], figure: str = "auc") -> list[Leaderboard
 
     Raises:
         ConfigError: There is no such metric, a directory has no evaluation, or the evaluations are
-            of other labelled images.
+            not of the same labelled images.
     """
     if figure not in METRICS:
         raise ConfigError(
@@ -38,7 +38,7 @@ def rank_systems(places: Sequence[str], figure: str = "auc") -> list[Leaderboard
     if len(digests) > 1:
         first, second, *_ = digests.values()
         raise ConfigError(
-            f"{first} and {second} are of other labelled images",
+            f"{first} and {second} do not have the same labelled images",
             hint="evaluate both runs with the same labels; --split and --protocol choose among them",
         )
     sign = -1 if METRICS[figure].direction == "max" else 1

@@ -40,7 +40,7 @@ def test_systems_of_evaluations_stand_in_one_table_the_best_first(folder, capsys
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a", "other"], "are of other labelled images"),
+        (["a", "other"], "do not have the same labelled images"),
         (["a", "nowhere"], "has no metrics.json"),
         (["a", "--figure", "aucc"], "did you mean 'auc'"),
     ],
@@ -49,3 +49,13 @@ def test_what_cannot_be_compared_is_refused(folder, words, said, capsys, monkeyp
     monkeypatch.chdir(folder)
     assert main(["runs", "leaderboard", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_leaderboard_of_undefined_metric_shows_reason(folder, capsys):
+    places = [str(folder / "a"), str(folder / "b")]
+    assert main(["runs", "leaderboard", *places, "--figure", "tpr_at_fpr_01"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    reasons = [line for line in lines if line.startswith("–: ")]
+    assert reasons
+    assert all("needs 1,000 reals or more" in line for line in reasons)
+    assert len(set(reasons)) == len(reasons)

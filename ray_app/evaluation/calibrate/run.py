@@ -87,7 +87,9 @@ def _finish_card(
     facts = {
         "name": name,
         "title": f"{' + '.join(reading.names)}, calibrated",
-        "thresholds": assembled.card.thresholds.model_copy(update={"measured_on": population.what}),
+        "thresholds": assembled.card.thresholds.model_copy(
+            update={"measured_on": f"the held-out part of {population.what}"}
+        ),
         "guarantee": Guarantee(
             target_fpr=config.fpr,
             confidence=config.confidence,

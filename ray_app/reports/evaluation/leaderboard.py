@@ -68,9 +68,11 @@ def leaderboard_lines(entries: Sequence[LeaderboardEntry], figure: str, width: i
         ]
         for one in entries
     ]
+    undefined = {one.metric.why: None for one in entries if one.metric.value is None}
     return [
         *text.table(heads, rows, width, right={2, 3, 4}),
         "",
+        *(f"{wording.NONE}: {wording.visible(why)}" for why in undefined if why),
         "A metric of images of generators that were in training says little about others.",
         "Overlapping intervals do not show which system is better: evaluate one run with both.",
     ]
