@@ -52,7 +52,7 @@ def test_an_endpoint_obeys_its_tokens_bears_load_and_ends_without_a_loss(enginee
     url = f"http://127.0.0.1:{port}"
     names = {"…": TOKEN, "0.0.0.0": f"0.0.0.0 --port {port}"}
     with engineer.begins(
-        engineer.asks("touchstone serve --help"), "touchstone serve --host 0.0.0.0", names
+        "docs/endpoint-limits.md", "touchstone serve --host 0.0.0.0", names
     ) as served:
         wait_until(lambda: served.said(r"^http://"))
         for token in (None, WRONG):
