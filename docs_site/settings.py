@@ -185,14 +185,15 @@ def _described(annotation: Any) -> str:
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
     """Every key; sections are followed by their own keys, unless they are a config with a page of
-    its own.
+    its own. A parameter of a step stands by its name, as in the table of the steps.
     """
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)
         yield ConfigKey(path, field, model)
         for section, below in _sections(field.annotation):
             if section not in _PAGES:
-                yield from keys_of(section, f"{path}{below}.")
+                is_step = issubclass(section, Step)
+                yield from keys_of(section, "" if is_step else f"{path}{below}.")
 
 
 def meaning_of(key: ConfigKey, command: str) -> str:
