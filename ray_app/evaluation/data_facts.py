@@ -14,6 +14,7 @@ from ray_app.evaluation import accumulate
 from ray_app.metrics import shortcut
 from ray_app.metrics.values import MetricValue, undefined
 from ray_app.reports.evaluation.result import DataInfo
+from ray_app.reports.format import percent
 
 FEATURES = accumulate.FACTS
 MOST_RATIO = 10.0
@@ -127,5 +128,5 @@ def _of_shares(what: str, counts: Mapping[str, Counter[str]]) -> list[str]:
     most = max(sorted(apart), key=lambda name: abs(apart[name]))
     real, fake = (shares[label].get(most, 0.0) for label in ("real", "fake"))
     return [
-        f"The classes differ in {what}: {most} are {real:.0%} of the real images and {fake:.0%} of the fakes."
+        f"The classes differ in {what}: {most} are {percent(real, 0)} of the real images and {percent(fake, 0)} of the fakes."
     ]

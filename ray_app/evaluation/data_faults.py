@@ -21,6 +21,7 @@ from ray_app.evaluation.prompts import PromptClip
 from ray_app.images import ImageLimits
 from ray_app.metrics import shortcut
 from ray_app.metrics.uncertainty import proportion_interval
+from ray_app.reports.format import percent
 from ray_app.storage import Fetcher, Store
 
 PROMPTED = pa.schema(
@@ -77,11 +78,9 @@ def prompts_beside_images(
             verdict = (
                 "belong to its images" if low > 0.5 else "fit its images no better than chance"
             )
-            share = (
-                f"{kept.mean():.0%} of {len(kept)} pairs are more alike as they are than swapped"
-            )
+            share = f"{percent(kept.mean(), 0)} of {len(kept)} pairs are more alike as they are than swapped"
             found.append(
-                f"Prompts of {name} {verdict}: by CLIP {share} ({low:.0%} to {high:.0%}; chance 50 %)."
+                f"Prompts of {name} {verdict}: by CLIP {share} ({percent(low, 0)} to {percent(high, 0)}; chance 50 %)."
             )
     return found
 

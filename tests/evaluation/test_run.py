@@ -294,7 +294,7 @@ def test_classes_that_differ_are_warned_of(tmp_path):
     assert found.meta.data.confounded
     assert found.shortcut_auc.value == 1.0
     assert (
-        "The classes differ in format: JPEG are 100% of the real images and 0% of the fakes."
+        "The classes differ in format: JPEG are 100 % of the real images and 0 % of the fakes."
         in found.meta.data_warnings
     )
 
