@@ -96,7 +96,7 @@ def test_a_generator_whose_prompts_are_no_better_than_chance_is_named(folder, pi
         "Prompts of broken fit its images no better than chance",
         "Prompts of sound belong to its images",
     ]
-    assert "50% of 24 pairs" in found[0]
+    assert "50 % of 24 pairs" in found[0]
 
 
 def test_without_weights_it_is_said_that_nobody_looked(pictures):
