@@ -509,34 +509,36 @@ def _precision_ends(images: ScoredImages, value: float, sample: Resampled, prior
 
 
 def auc(images: ScoredImages) -> float:
-    """Return the area under the ROC curve (`sklearn.metrics.roc_auc_score`)."""
+    """Return the area under the ROC curve (`sklearn.metrics.roc_auc_score`).
+
+    It is the fraction of pairs in which the fake scores higher; an equal pair counts half. Images of
+    one generator are few against all of the other class, so the places of the smaller class are
+    searched for, without a curve.
+    """
     images.require_both()
-    found = np.append(0.0, images.curve.found)
-    alarms = np.diff(images.curve.alarms, prepend=0.0)
-    return float(alarms @ (found[1:] + found[:-1])) / (2 * images.n_fake * images.n_real)
+    fakes, reals = images.scores[images.is_fake], images.scores[~images.is_fake]
+    few, many = (fakes, reals) if len(fakes) <= len(reals) else (reals, fakes)
+    won, pairs = float(_count_below(few, many).sum()), len(fakes) * len(reals)
+    return (won if few is fakes else pairs - won) / pairs
 
 
 def auc_without_groups(sample: Resampled) -> list[Replicates]:
-    """Return the AUC without each group, from the pairs that each group of fakes wins against each
-    group of reals. Raises UndefinedError.
+    """Return the AUC without each group, from the pairs that each group wins. Raises
+    UndefinedError.
     """
     sample.images.require_both()
     fakes, reals = sample.fakes, sample.reals
     is_fake = sample.images.is_fake
     found, others = sample.images.scores[is_fake], sample.images.scores[~is_fake]
-    wins = np.empty((fakes.groups, reals.groups))
-    for group in range(reals.groups):
-        ascending = others[reals.codes == group][::-1]
-        beaten = np.searchsorted(ascending, found, "left") + np.searchsorted(
-            ascending, found, "right"
-        )
-        wins[:, group] = np.bincount(fakes.codes, beaten / 2, fakes.groups)
-    total = float(wins.sum())
+    won_by_fakes = _count_below(found, others)
+    lost_by_reals = len(found) - _count_below(others, found)
+    total = float(won_by_fakes.sum())
     parts = []
-    for stratum, lost, opposite in (
-        (fakes, wins.sum(axis=1), len(others)),
-        (reals, wins.sum(axis=0), len(found)),
+    for stratum, pairs, opposite in (
+        (fakes, won_by_fakes, len(others)),
+        (reals, lost_by_reals, len(found)),
     ):
+        lost = np.bincount(stratum.codes, pairs, stratum.groups)
         sizes = np.bincount(stratum.codes, minlength=stratum.groups)
         rest = np.maximum(len(stratum.codes) - sizes, 1)
         parts.append(
@@ -545,6 +547,12 @@ def auc_without_groups(sample: Resampled) -> list[Replicates]:
             )
         )
     return parts
+
+
+def _count_below(scores: npt.NDArray[Any], others: npt.NDArray[Any]) -> Floats:
+    """Return how many others each score exceeds; an equal one counts half. Both descend."""
+    below, up_to = (np.searchsorted(others[::-1], scores, side) for side in ("left", "right"))
+    return (below + up_to) / 2
 
 
 def average_precision(images: ScoredImages) -> float:

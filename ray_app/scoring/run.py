@@ -29,6 +29,7 @@ from ray_app.archives import (
     read_complete,
 )
 from ray_app.archives.listing import ListingProcess
+from ray_app.archives.manifest import last_complete
 from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
@@ -229,6 +230,7 @@ class ScoringRun:
             )
         self.start, self.spent_before = start, 0.0
         self.day = today()
+        self.first_manifest = 0  # the first one that the listing writes to
         facts = lease.facts() | ({"kept": kept} if kept else {})
         # A source may be a signed URL.
         sources = [strip_secrets(source) for source in self.config.source]
@@ -273,6 +275,7 @@ class ScoringRun:
             self.score(None)
             return
         try:
+            self.first_manifest = self._next_manifest()
             with ListingProcess(listing_request(self.config, self.lease.number, plan)) as listing:
                 self.score(listing)
                 self.session.listed(listing.seconds)
@@ -336,6 +339,7 @@ class ScoringRun:
         while True:
             self.day = today()
             try:
+                self.first_manifest = self._next_manifest()
                 with ListingProcess(request) as listing:
                     self.score(listing)
             except KeyboardInterrupt:
@@ -370,6 +374,11 @@ class ScoringRun:
             self.directory, self.spec, self.session, thumbnails=self.config.thumbnails
         )
         return self._reported(summary)
+
+    def _next_manifest(self) -> int:
+        """Return the number of the first manifest that a listing would write to."""
+        last = last_complete(self.directory.store)
+        return 0 if last is None else last.manifest + 1
 
     def score(self, listing: ListingProcess | None) -> None:
         """Score the pending blocks of the run, and what is listed meanwhile.
@@ -414,7 +423,7 @@ class ScoringRun:
             stall_s, layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac)
         )
         state = _TurnState(listing, progress, meter, stopper, orders)
-        state.following, state.first_manifest = work.following, work.following[0]
+        state.following = work.following
         state.expected = len(work.pending)
         # Workers load while the first portion is listed.
         state.keeps_workers = work.following == (0, 0)
@@ -622,7 +631,7 @@ class ScoringRun:
         info = last_listing(self.directory.store)
         if info is not None:
             # A listing that finds nothing new begins no manifest.
-            new = info.members if info.manifest >= state.first_manifest else 0
+            new = info.members if info.manifest >= self.first_manifest else 0
             state.progress.say(listing_in_words(info.listed, new, info.blocks))
 
     def _settled_files(self) -> int:
@@ -646,7 +655,6 @@ class _TurnState:
     Attributes:
         scored: The blocks that were reported.
         following: The next manifest and portion that the progress counts.
-        first_manifest: The first manifest that the listing writes to.
         members: Members of the open manifest that the progress counts.
         blocks: Blocks of the open manifest that the progress counts.
         expected: How many blocks were pending or have been listed since.
@@ -662,7 +670,6 @@ class _TurnState:
     orders: OrderWriter
     scored: set[tuple[int, int]] = field(default_factory=set)
     following: tuple[int, int] = (0, 0)
-    first_manifest: int = 0
     members: int = 0
     blocks: int = 0
     expected: int = 0
