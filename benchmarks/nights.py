@@ -68,7 +68,7 @@ def made_up(run: ScoringRun, listing: ListingProcess | None) -> None:
     images' names.
     """
     if listing is not None:
-        listing.raise_error()
+        listing.result()
     for ref in work_of(run.directory).pending:
         write_made_up(run.directory, run.spec, ref, attempt=run.session.number)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -96,13 +96,6 @@ class Section(BaseModel):
             for name, field in fields
             if name in self.model_fields_set
         }
-
-    @classmethod
-    def of_parts(cls, *parts: "Section") -> Self:
-        """A document of parts; where two give the same, the later one."""
-        return cls.model_validate(
-            {key: value for part in parts for key, value in part.given().items()}
-        )
 
 
 @cache

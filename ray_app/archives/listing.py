@@ -22,7 +22,7 @@ from ray_app import errors
 from ray_app.archives.build import ListingOptions, finish_manifest, list_portions
 from ray_app.archives.containers import ContainerLimits
 from ray_app.archives.dedup import IdTable
-from ray_app.archives.manifest import last_listing
+from ray_app.archives.manifest import ManifestInfo, last_listing
 from ray_app.archives.members import BlockPlan, TableColumns
 from ray_app.archives.progress import ProgressLog
 from ray_app.archives.sources import open_source
@@ -60,11 +60,13 @@ class ListingRequest(Frozen):
 
 
 class ListingOutcome(Frozen):
-    """How a listing ended. `seconds`: how long it took. `error`: the name of an exception of
-    `ray_app.errors`.
+    """How a listing ended. `seconds`: how long it took. `members`, `blocks`: what the manifest holds
+    that it completed, 0 if nothing was new. `error`: the name of an exception of `ray_app.errors`.
     """
 
     seconds: float = 0.0
+    members: int = 0
+    blocks: int = 0
     error: str | None = None
     message: str = ""
     hint: str | None = None
@@ -93,7 +95,7 @@ class ListingProcess:
             start_new_session=True,
         )
         assert self._child.stdin is not None, "it is a pipe"
-        with suppress(BrokenPipeError):  # It died at once, which `raise_error` reports.
+        with suppress(BrokenPipeError):  # It died at once, which `result` reports.
             self._child.stdin.write(self._request.model_dump_json().encode() + b"\n")
             self._child.stdin.flush()
         return self
@@ -123,22 +125,18 @@ class ListingProcess:
         assert self._child is not None, "it was started"
         return self._child.pid
 
-    @property
-    def seconds(self) -> float:
-        """How long the listing took, once it has ended."""
-        return self._read_outcome().seconds
-
-    def raise_error(self) -> None:
-        """Raise what ended the listing early, if anything did; to be called once it has ended.
+    def result(self) -> ListingOutcome:
+        """Return how the listing ended. To be called once it has ended.
 
         Raises:
-            TouchstoneError: The error of the listing.
+            TouchstoneError: The error that ended the listing early.
             ClusterError: The process ended and reported nothing.
         """
         outcome = self._read_outcome()
         if outcome.error is not None:
             kind = getattr(errors, outcome.error, TouchstoneError)
             raise kind(outcome.message, hint=outcome.hint)
+        return outcome
 
     def _read_outcome(self) -> ListingOutcome:
         child = self._child
@@ -155,8 +153,10 @@ class ListingProcess:
         return self._outcome
 
 
-def list_archive(request: ListingRequest, print_progress: Callable[[int], object]) -> None:
-    """Write a manifest of an archive, in portions.
+def list_archive(
+    request: ListingRequest, print_progress: Callable[[int], object]
+) -> ManifestInfo | None:
+    """Write a manifest of an archive, in portions, and return what it holds; None if nothing is new.
 
     If the archive is listed again and again, the manifest stays open, and each listing adds what is
     new.
@@ -189,8 +189,7 @@ def list_archive(request: ListingRequest, print_progress: Callable[[int], object
         if request.every_s is None:
             for _ in list_portions(store, archive, request.plan, ids, **options):
                 pass
-            finish_manifest(store, request.lease)
-            return
+            return finish_manifest(store, request.lease)
         while True:
             try:
                 for _ in list_portions(store, archive, request.plan, ids, **options):
@@ -222,7 +221,9 @@ def main() -> None:
     parent.start()
     began, outcome = time.monotonic(), ListingOutcome()
     try:
-        list_archive(request, ProgressLog("listing").count)
+        info = list_archive(request, ProgressLog("listing").count)
+        if info is not None:
+            outcome = ListingOutcome(members=info.members, blocks=info.blocks)
     except TouchstoneError as error:
         outcome = ListingOutcome(error=type(error).__name__, message=error.message, hint=error.hint)
     except Exception as error:

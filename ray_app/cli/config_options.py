@@ -23,8 +23,8 @@ class ConfigCommand(click.Command):
     Args:
         *args: Positional arguments of `click.Command`.
         config: The module and the class of the config, such as `package.module:Class`.
-        fields: Flags by field. A dot leads to a field of a section: `politeness.per_host`. A
-            placeholder may follow the flag: `--out DIR`.
+        fields: Flags by field. A dot leads to a field of a section: `politeness.per_host`. The
+            name of the value may follow the flag: `--out DIR`.
         **kwargs: Keyword arguments of `click.Command`.
     """
 

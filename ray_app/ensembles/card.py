@@ -365,10 +365,10 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
             f"{card.name}: the threshold of a cascade belongs to its band",
             hint=f"calibrate the cascade with --fpr {rate:g}",
         )
-    points = {point.rate: point for point in card.operating_points}
-    point = next((points[key] for key in points if math.isclose(key, rate)), None)
+    points = card.operating_points
+    point = next((point for point in points if math.isclose(point.rate, rate)), None)
     if point is None:
-        rates = ", ".join(f"{key:g}" for key in points)
+        rates = ", ".join(f"{point.rate:g}" for point in points)
         raise ConfigError(
             f"{card.name} has no operating point for a false-positive rate of {rate:g}",
             hint=f"choose one of {rates}"

@@ -46,7 +46,7 @@ from ray_app.reports.evaluation.result import (
 )
 from ray_app.reports.format import no_formula
 from ray_app.runs import RunDirectory, fingerprint
-from ray_app.storage import Store, strip_secrets
+from ray_app.storage import Store, strip_all_secrets, strip_secrets
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def assemble(
         title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
         version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        settings=_without_secrets(config.model_dump(mode="json", exclude_defaults=True)),
+        settings=strip_all_secrets(config.model_dump(mode="json", exclude_defaults=True)),
         label_warnings=found.warnings,
         data_warnings=data.warnings,
         faults=found.faults,
@@ -156,18 +156,6 @@ def assemble(
     mistakes = accumulate.with_thumbnails(cells.mistakes, found.run, wanted=config.thumbnails)
     overlays = tuple(localized.overlays) if localized else ()
     return EvaluationResult(meta, MetricsTable(tuple(rows)), curves, tuple(mistakes), overlays)
-
-
-def _without_secrets(settings: Any) -> Any:
-    """Return settings with every URL in them stripped of its secrets."""
-    match settings:
-        case Mapping():
-            return {key: _without_secrets(value) for key, value in settings.items()}
-        case list():
-            return [_without_secrets(value) for value in settings]
-        case str() if "://" in settings:
-            return strip_secrets(settings)
-    return settings
 
 
 def _measure_names(

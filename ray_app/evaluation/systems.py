@@ -54,12 +54,8 @@ class System:
 
     @property
     def cut(self) -> dict[str, Any]:
-        """Threshold, strictness and calibration, as `detection_of` and `with_intervals` take them."""
+        """Threshold, strictness and calibration, as `ScoredImages` takes them."""
         return {"threshold": self.threshold, "strict": self.strict, "calibration": self.calibration}
-
-    def says_fake(self, scores: Column) -> npt.NDArray[np.bool_]:
-        """Whether each score (n,) is on the fake side of the threshold; NaN is not."""
-        return scores > self.threshold if self.strict else scores >= self.threshold
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ JSON, CSV, pages, and the terminal list what is in the registry. Fake is the pos
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -79,12 +79,6 @@ class ScoredImages:
     threshold: float = 0.0
     strict: bool = True
     calibration: "Platt | None" = None
-
-    @classmethod
-    def from_classes(cls, fakes: Any, reals: Any, **cut: Any) -> "ScoredImages":
-        """Return the images with scores of fakes and of reals in any order."""
-        scores = np.concatenate([np.asarray(fakes), np.asarray(reals)])
-        return cls.from_scores(scores, np.arange(len(scores)) < len(np.asarray(fakes)), **cut)
 
     @classmethod
     def from_scores(cls, scores: Any, is_fake: Any, **cut: Any) -> "ScoredImages":
@@ -337,13 +331,6 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
             value, uncertainty.share_interval(value, few), n, uncertainty.CLOPPER_PEARSON
         )
     return _with_ends(value, ends, n, metric.method)
-
-
-def measure_all(
-    names: Iterable[str], images: ScoredImages, sample: Resampled | None = None
-) -> dict[str, MetricValue]:
-    """Return the metrics of these names as documents hold them."""
-    return {name: measure(METRICS[name], images, sample) for name in names}
 
 
 def replicates(metric: Metric, sample: Resampled) -> list[Replicates]:

@@ -29,7 +29,6 @@ from ray_app.archives import (
     read_complete,
 )
 from ray_app.archives.listing import ListingProcess
-from ray_app.archives.manifest import last_complete
 from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
@@ -230,7 +229,6 @@ class ScoringRun:
             )
         self.start, self.spent_before = start, 0.0
         self.day = today()
-        self.first_manifest = 0  # the first one that the listing writes to
         facts = lease.facts() | ({"kept": kept} if kept else {})
         # A source may be a signed URL.
         sources = [strip_secrets(source) for source in self.config.source]
@@ -275,10 +273,9 @@ class ScoringRun:
             self.score(None)
             return
         try:
-            self.first_manifest = self._next_manifest()
             with ListingProcess(listing_request(self.config, self.lease.number, plan)) as listing:
                 self.score(listing)
-                self.session.listed(listing.seconds)
+                self.session.listed(listing.result().seconds)
         except ConfigError:
             if last_listing(run.store) is None:
                 run.give_up()
@@ -339,7 +336,6 @@ class ScoringRun:
         while True:
             self.day = today()
             try:
-                self.first_manifest = self._next_manifest()
                 with ListingProcess(request) as listing:
                     self.score(listing)
             except KeyboardInterrupt:
@@ -375,11 +371,6 @@ class ScoringRun:
         )
         return self._reported(summary)
 
-    def _next_manifest(self) -> int:
-        """Return the number of the first manifest that a listing would write to."""
-        last = last_complete(self.directory.store)
-        return 0 if last is None else last.manifest + 1
-
     def score(self, listing: ListingProcess | None) -> None:
         """Score the pending blocks of the run, and what is listed meanwhile.
 
@@ -393,7 +384,7 @@ class ScoringRun:
         if is_listing or work_of(self.directory).pending:
             self._score_turns(listing)
         if listing is not None and not listing.is_running:
-            listing.raise_error()
+            listing.result()
 
     def _is_day_over(self) -> bool:
         return self.config.follow is not None and today() != self.day
@@ -621,7 +612,7 @@ class ScoringRun:
         state.progress.grow(0, goes_on=False)
         state.meter.grow(0, goes_on=False)
         try:
-            listing.raise_error()
+            outcome = listing.result()
         except TouchstoneError as error:
             if state.following != (0, 0):
                 state.progress.say(
@@ -630,9 +621,7 @@ class ScoringRun:
             return
         info = last_listing(self.directory.store)
         if info is not None:
-            # A listing that finds nothing new begins no manifest.
-            new = info.members if info.manifest >= self.first_manifest else 0
-            state.progress.say(listing_in_words(info.listed, new, info.blocks))
+            state.progress.say(listing_in_words(info.listed, outcome.members, outcome.blocks))
 
     def _settled_files(self) -> int:
         """Return how many files the last summary counts."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         matcher,
         matcher_below,
         matcher_of_all_below,
+        strip_all_secrets,
         strip_secrets,
     )
 else:

@@ -91,6 +91,15 @@ def strip_secrets(url: str) -> str:
     return base + mark + "&".join(kept) if kept else base
 
 
+def strip_all_secrets(settings: Any) -> Any:
+    """Return nested settings as JSON has them, with every URL stripped of its secrets."""
+    if isinstance(settings, Mapping):
+        return {key: strip_all_secrets(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [strip_all_secrets(value) for value in settings]
+    return strip_secrets(settings) if isinstance(settings, str) else settings
+
+
 def local_path(url: str) -> str:
     """Return the path that a local URL names.
 

@@ -26,7 +26,7 @@ from ray_app import __version__
 from ray_app.config import as_begun
 from ray_app.errors import IdentityError
 from ray_app.runs.directory import differences, differing_keys, refuse_others
-from ray_app.storage import Store, strip_secrets
+from ray_app.storage import Store, strip_all_secrets
 from ray_app.training.config import PROFILING, Recipe, TrainConfig
 
 HISTORY, SAMPLES, UNREADABLE, MASKS, TENSORBOARD = (
@@ -120,7 +120,7 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     becomes of it afterwards may change.
     """
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
-    content: dict[str, Any] = _without_secrets(
+    content: dict[str, Any] = strip_all_secrets(
         config.model_dump(mode="json", include={*fields, "limits"})
     )
     return {
@@ -198,15 +198,6 @@ def read_claim(out: Store) -> dict[str, Any] | None:
 def write_claim(out: Store, claim: Mapping[str, Any]) -> None:
     """Write `train.json`."""
     out.write(FILE, json.dumps(claim, indent=2, ensure_ascii=False).encode())
-
-
-def _without_secrets(value: Any) -> Any:
-    """`metrics.json` goes where `--push` says, and a presigned URL is another one tomorrow."""
-    if isinstance(value, dict):
-        return {name: _without_secrets(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(one) for one in value]
-    return strip_secrets(value) if isinstance(value, str) else value
 
 
 def _require_equal(out: Store, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

@@ -15,9 +15,10 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation import protocols
 from ray_app.evaluation.protocol_rows import CONVENTIONS
-from ray_app.metrics.registry import DETECTION, ScoredImages, oracle_accuracy
+from ray_app.metrics.registry import DETECTION, oracle_accuracy
 from ray_app.reports.evaluation.result import GeneratorInfo
 from tests.evaluation.counted import system_from
+from tests.metrics import drawn
 
 load_protocol, load_card = cache(protocols.load_protocol), cache(card.load_card)
 
@@ -53,7 +54,7 @@ def test_the_oracle_threshold_is_the_best_of_the_grid():
         np.repeat([True, False], [300, 200]),
     )
     best = max(accuracy_score(truth, chances > point) for point in np.linspace(0, 1, 100))
-    found = oracle_accuracy(ScoredImages.from_classes(fakes, reals))
+    found = oracle_accuracy(drawn.images(fakes, reals))
     assert found == pytest.approx(best, abs=1e-12)
     assert best >= accuracy_score(truth, chances > 0.5)
 

@@ -12,7 +12,7 @@ from ray_app.evaluation import interval_sample
 from ray_app.evaluation.interval_sample import Intervals
 from ray_app.evaluation.systems import System
 from ray_app.metrics.detection import detection_of
-from ray_app.metrics.registry import ScoredImages
+from tests.metrics.drawn import images as scored_images
 
 SYSTEM = System("one", "detector", "One", 0.0, True)
 
@@ -35,7 +35,7 @@ def images_of(scores):
         np.concatenate([one for (kind, _), one in scores.items() if (kind != "real") is fake])
         for fake in (True, False)
     ]
-    return ScoredImages.from_classes(*classes)
+    return scored_images(*classes)
 
 
 def figures_of(scores):

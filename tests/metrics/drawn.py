@@ -27,7 +27,8 @@ BOTH = {
 
 
 def images(fakes, reals, **cut):
-    return ScoredImages.from_classes(fakes, reals, **cut)
+    scores = np.concatenate([np.asarray(fakes), np.asarray(reals)])
+    return ScoredImages.from_scores(scores, np.arange(len(scores)) < len(fakes), **cut)
 
 
 def joined(fakes, reals):

@@ -8,16 +8,17 @@ from sklearn import metrics as sk
 
 from ray_app.detectors.card import Platt
 from ray_app.metrics import uncertainty
+from ray_app.metrics.detection import detection_of
 from ray_app.metrics.registry import (
     DETECTION,
     METRICS,
     Resampled,
     ScoredImages,
     measure,
-    measure_all,
     measure_difference,
     replicates,
 )
+from tests.metrics import drawn
 from tests.metrics.drawn import BOTH, joined
 
 RANDOM = ("smooth", "ties", "few values", "few fakes", "apart", "the wrong way round")
@@ -37,10 +38,7 @@ def test_metrics_equal_scikit_learn(case):
     fakes, reals = BOTH[case]
     truth, scores = joined(fakes, reals)
     said = scores > 0
-    found = {
-        name: one.value
-        for name, one in measure_all(DETECTION, ScoredImages.from_classes(fakes, reals)).items()
-    }
+    found = {name: one.value for name, one in detection_of(drawn.images(fakes, reals)).items()}
     expected = {
         "tpr": sk.recall_score(truth, said),
         "tnr": sk.recall_score(truth, said, pos_label=0),
@@ -73,7 +71,7 @@ def test_weighted_metrics_equal_scikit_learn():
     fakes, reals = BOTH["ties"]
     truth, scores = joined(fakes, reals)
     weights = np.where(truth == 1, 1.0, len(fakes) / len(reals))
-    images = ScoredImages.from_classes(fakes, reals)
+    images = drawn.images(fakes, reals)
     assert METRICS["f1_even"].compute(images) == pytest.approx(
         sk.f1_score(truth, scores > 0, sample_weight=weights)
     )
@@ -95,7 +93,7 @@ def test_weighted_metrics_equal_scikit_learn():
     ],
 )
 def test_metric_without_value_has_a_reason(name, fakes, reals, why):
-    found = measure(METRICS[name], ScoredImages.from_classes(fakes, reals))
+    found = measure(METRICS[name], drawn.images(fakes, reals))
     assert found.value is None
     assert why in found.why
 
@@ -103,7 +101,7 @@ def test_metric_without_value_has_a_reason(name, fakes, reals, why):
 def test_calibration_moves_probabilities_and_not_the_threshold():
     fakes, reals = BOTH["smooth"]
     truth, scores = joined(fakes, reals)
-    images = ScoredImages.from_classes(fakes, reals, calibration=Platt(slope=2, intercept=0.5))
+    images = drawn.images(fakes, reals, calibration=Platt(slope=2, intercept=0.5))
     assert METRICS["brier"].compute(images) == pytest.approx(
         sk.brier_score_loss(truth, probabilities(2 * scores + 0.5))
     )
@@ -148,7 +146,7 @@ def test_interval_needs_eight_images_of_each_class():
 
 
 def test_perfect_auc_has_the_exact_interval_of_the_smaller_class():
-    sample = Resampled.in_blocks(ScoredImages.from_classes(*BOTH["apart"]))
+    sample = Resampled.in_blocks(drawn.images(*BOTH["apart"]))
     found = measure(METRICS["auc"], sample.images, sample)
     assert (found.low, found.high) == uncertainty.proportion_interval(300, 300)
     assert found.method == "clopper-pearson"

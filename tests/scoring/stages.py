@@ -9,7 +9,7 @@ import cloudpickle
 import pytest
 
 from ray_app.archives import in_turn
-from ray_app.archives.listing import list_archive
+from ray_app.archives.listing import ListingOutcome, list_archive
 from ray_app.errors import TouchstoneError
 from ray_app.scoring.stages import (
     BlockCommitter,
@@ -64,14 +64,14 @@ class ListingHere:
     """In place of a `ListingProcess`: lists in this process, before anything is scored."""
 
     is_running = False
-    seconds = 0.0
 
     def __init__(self, request):
-        self._request, self._error = request, None
+        self._request, self._outcome, self._error = request, ListingOutcome(), None
 
     def __enter__(self):
         try:
-            list_archive(self._request, lambda members: None)
+            if info := list_archive(self._request, lambda members: None):
+                self._outcome = ListingOutcome(members=info.members, blocks=info.blocks)
         except TouchstoneError as error:
             self._error = error
         return self
@@ -79,9 +79,10 @@ class ListingHere:
     def __exit__(self, *_):
         pass
 
-    def raise_error(self):
+    def result(self):
         if self._error is not None:
             raise self._error
+        return self._outcome
 
 
 def _score_turn(turn, job, layout, orders, watch):

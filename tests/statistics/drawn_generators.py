@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ray_app.metrics.registry import DETECTION, Resampled, ScoredImages, measure_all
+from ray_app.metrics.detection import detection_of
+from ray_app.metrics.registry import Resampled
+from tests.metrics import drawn
 
 MANY = 40_000  # generators that stand for all
 EACH = 20
@@ -97,5 +99,5 @@ class Setting:
                 sources=tuple(more * one for one in self.sources),
             )
         (fakes, _), (reals, _) = many.drawn(np.random.default_rng(1), effects)
-        found = measure_all(DETECTION, ScoredImages.from_classes(fakes, reals))
+        found = detection_of(drawn.images(fakes, reals))
         return {name: one.value for name, one in found.items()}

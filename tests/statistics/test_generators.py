@@ -10,6 +10,7 @@ import pytest
 
 from ray_app.metrics import registry
 from ray_app.metrics.registry import DETECTION, METRICS, Resampled, ScoredImages, measure
+from tests.metrics import drawn
 from tests.statistics.drawn_generators import Setting
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -103,7 +104,7 @@ def test_interval_of_probabilities_covers(name, words):
         holds = []
         for seed in range(200):
             rng, n_fake = np.random.default_rng([seed, n]), round(share * n)
-            images = ScoredImages.from_classes(
+            images = drawn.images(
                 rng.choice(scores[fake], n_fake), rng.choice(scores[~fake], n - n_fake)
             )
             one = measure(metric, images, Resampled.in_blocks(images, seed))

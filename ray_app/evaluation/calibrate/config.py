@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from ray_app.config import Frozen
 from ray_app.ensembles.card import Rule
 
+MAX_FPR = 0.5
+"""Every false-positive rate that is asked for is below it."""
+
 
 class CalibrateConfig(Frozen):
     """Settings of `touchstone detectors calibrate`."""
@@ -28,7 +31,7 @@ class CalibrateConfig(Frozen):
         default=(), description="only this detector of the run, in the order given"
     )
     fpr: float = Field(
-        default=0.01, gt=0, lt=0.5, description="fraction of reals that may be called fake"
+        default=0.01, gt=0, lt=MAX_FPR, description="fraction of reals that may be called fake"
     )
     confidence: float = Field(
         default=0.95, ge=0.5, lt=1, description="confidence of the bound on that fraction"

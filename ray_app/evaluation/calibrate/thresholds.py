@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from ray_app.detectors.card import Platt
 from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.config import MAX_FPR
 from ray_app.metrics import calibration, uncertainty
 from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.clusters import EffectiveSize
@@ -44,8 +45,6 @@ class Band:
     upper_bound: float
 
 
-MAX_FPR = 0.5
-"""A target of calibration is below it."""
 _HINT = "check whether real and fake are swapped in the labels, or name the other detectors with --detector"
 
 
