@@ -14,7 +14,8 @@ text, so that it survives a move within the file.
 at the first failure or after 60 seconds, and restores the file. A mutation is `caught` if a test
 fails or cannot be collected, `survived` if none does in that time, `gone` if its function or its
 text no longer exists, and `error` if pytest itself failed. Start it from a commit whose default
-tests pass.
+tests pass. A busy machine needs more than 60 seconds for some: run those that have `no failure in
+time` once more.
 """
 
 import argparse

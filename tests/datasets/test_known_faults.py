@@ -166,3 +166,11 @@ def test_a_fault_without_source_or_of_an_unknown_kind_is_refused():
     for wrong in ({"source": "me"}, {"kind": "odd"}, {"layouts": []}, {"looked_up": "yesterday"}):
         with pytest.raises(ConfigError, match="here"):
             validate(fault | wrong, KnownFault, where="here")
+
+
+def test_a_fault_of_one_split_is_only_of_its_rows():
+    fault = known_faults()[PROMPTS].model_copy(update={"splits": ("train",), "label": None})
+    generator = fault.generators[0]
+    assert fault.holds(("train", "fake", generator))
+    assert not fault.holds(("test", "fake", generator))
+    assert not fault.holds(("train", "fake", "another"))

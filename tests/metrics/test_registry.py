@@ -177,3 +177,16 @@ def test_auc_without_groups_equals_the_auc_of_the_rest(names):
     for mine, theirs in zip(fast, slow, strict=True):
         assert mine.values == pytest.approx(theirs.values, abs=1e-12)
         assert np.array_equal(mine.fractions, theirs.fractions)
+
+
+def test_interval_of_a_difference_ends_at_one():
+    scores, fake, names = grouped(12)
+    wrong = Resampled.in_groups(np.where(fake, -9.0, 9.0) + scores / 100, fake, names)
+    right = Resampled.in_groups(np.where(fake, 9.0, -9.0) + scores, fake, names)
+    odd = np.where(np.arange(len(fake)) % 40 == 0, -1.0, 1.0)
+    almost = Resampled.in_groups(np.where(fake, 9.0, -9.0) * odd, fake, names)
+    for better in (right, almost):
+        found, _ = measure_difference(METRICS["accuracy"], wrong, better)
+        assert found.high is None or found.value <= found.high <= 1.0
+        found, _ = measure_difference(METRICS["accuracy"], better, wrong)
+        assert found.low is None or -1.0 <= found.low <= found.value

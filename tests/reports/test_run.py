@@ -16,6 +16,7 @@ from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.html import file_link
 from ray_app.reports.run import (
     describe_guarantee,
+    feature,
     false_flags,
     flag_lines,
     measured_rate,
@@ -353,3 +354,15 @@ def test_what_flags_are_worth_is_told_with_the_given_prior():
 )
 def test_rate_is_guaranteed_only_if_its_bound_keeps_it(upper_bound, known):
     assert describe_guarantee(0.01, upper_bound, 0.95, None) == f"of real images {known}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("score:corvi2023", "score of corvi2023"),
+        ("score", "score"),
+        ("unheard_of", "unheard_of"),
+    ],
+)
+def test_properties_of_an_archive_have_names(name, words):
+    assert feature(name) == words

@@ -22,7 +22,7 @@ PLAN = BlockPlan(batch_slots=4, max_block_members=64)
 DECODER = "pillow of the test"
 
 
-def drawn(seed, count, *, fakes=0.5, quality=(75, 90, 95)):
+def drawn(seed, count, *, fakes=0.5, quality=(75, 90, 95), lossless="PNG"):
     """Facts and scores of so many images: fakes score 3, reals −3 on average; the odd ones are the
     fakes where half of all are.
     """
@@ -30,7 +30,7 @@ def drawn(seed, count, *, fakes=0.5, quality=(75, 90, 95)):
     fake = np.arange(count) % 2 == 1 if fakes == 0.5 else rng.random(count) < fakes
     side = rng.choice([512, 640, 1024], count)
     jpeg = rng.random(count) < 0.8
-    formats = ["JPEG" if one else "PNG" for one in jpeg]
+    formats = ["JPEG" if one else lossless for one in jpeg]
     qualities = np.where(jpeg, rng.choice(quality, count), 0)
     scores = rng.normal(np.where(fake, 3.0, -3.0), 1.5).astype(np.float32)
     return formats, side, qualities, scores

@@ -340,3 +340,12 @@ def test_other_settings_than_a_card_s_are_refused_by_score_and_by_decide_unless_
     out = str(tmp_path / "decided")
     waived = decide_run(run.store.url, written(tmp_path, card), out, waive_guarantee=True)
     assert waived["guarantee"]["holds"] is False
+
+
+def test_decoders_count_only_for_formats_of_the_calibration(tmp_path, card):
+    run = made_run(tmp_path / "run", card, 2, N)
+    more_rows(run, card, 3, 30, decoder="another", lossless="AVIF")
+    rows = [row for row in current_rows(run, unfinished=True) if row["decoder"] == "another"]
+    jpegs = sum(row["format"] == "JPEG" for row in rows)
+    assert 0 < jpegs < len(rows)
+    assert guarantee_of(run, card).counted.decoders["another"] == jpegs

@@ -12,6 +12,7 @@ from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 
 N = 600
+BINARY = "internvl-prompt"
 NAMES = names_of(N)
 FAKE = np.arange(N) % 3 == 0
 LABELS = [
@@ -216,3 +217,17 @@ def test_compare_rejects_what_is_not_a_run(tmp_path, first):
         compare(first, str(tmp_path))
     with pytest.raises(ConfigError, match="--by uri"):
         compare(first, first, by="uri")
+
+
+def test_binary_replies_have_rates_and_no_ranking(tmp_path):
+    replies = np.where(FAKE, 4.0, -4.0).astype(np.float32)
+    replies[::20] *= -1
+    runs = [
+        make_run(tmp_path / name, NAMES, {BINARY: column}, labels=LABELS, list_in=tmp_path / "in")
+        for name, column in (("a", replies), ("b", np.where(FAKE, 4.0, -4.0).astype(np.float32)))
+    ]
+    comparison = compare(*runs)
+    auc = of_metric(comparison, BINARY, "auc")
+    assert (auc.a.value, auc.a.why) == (None, "binary replies have no ranking")
+    tpr = of_metric(comparison, BINARY, "tpr")
+    assert tpr.b.value == 1.0 > tpr.a.value > 0.9

@@ -11,6 +11,7 @@ from ray_app.reports.evaluation.result import (
     EvaluationMeta,
     EvaluationResult,
     GeneratorInfo,
+    IntervalInfo,
     LabelInfo,
     SystemInfo,
 )
@@ -114,3 +115,17 @@ def test_no_shortcut_is_said_only_where_one_is_ruled_out(low, high, words):
     said = sentences(result_of(shortcut=figure((low + high) / 2, low, high)))
     assert words in said
     assert ("no shortcut" in said) == words.startswith("no shortcut")
+
+
+@pytest.mark.parametrize(
+    ("generators", "sources", "words"),
+    [
+        (3, 1, "further images of the same generators and sources."),
+        (8, 2, "further generators like these 8 and further real images of the same sources."),
+        (8, 9, "further generators like these 8 and further sources of real images like these 9."),
+        (3, 8, "further fakes of the same generators and further sources of real images like"),
+    ],
+)
+def test_head_of_a_table_says_what_its_intervals_are_of(generators, sources, words):
+    info = IntervalInfo.of_names(map(str, range(generators)), map(str, range(sources)))
+    assert f"95 % intervals are for {words}" in info.words
