@@ -8,7 +8,7 @@ its parts of these parts' images.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from ray_app.metrics.registry import (
     METRICS,
     Resampled,
     ScoredImages,
+    descending_order,
     measure,
     measure_difference,
 )
@@ -267,7 +268,7 @@ def scores_of(
 ) -> SystemScores:
     """Return the scores of a system, or of another column, from the highest score down."""
     column = column or cells.scores(system.name)
-    order = np.argsort(-column.scores, kind="stable")
+    order = descending_order(column.scores)
     scores, codes = column.scores[order], column.cells[order]
     is_fake = np.array([cell.group.kind != "real" for cell in cells.cells], np.bool_)[codes]
     replies = bool(len(scores)) and bool(np.isin(scores, (-1.0, 1.0)).all())
@@ -434,8 +435,7 @@ def _strata(
     }
     strata = []
     for form, size in sorted(known, key=lambda one: (one[0], bands.index(one[1]))):
-        chosen = [(cell.format, cell.size) == (form, size) for cell in scores.of_cells]
-        images = scores.images.select(np.array(chosen, np.bool_)[scores.cells])
+        images = scores.select(partial(_is_of, form, size))
         sample = options.intervals.resample_images(images)
         found = {
             "auc": scores.ranked("auc", images, sample),
@@ -443,6 +443,10 @@ def _strata(
         }
         strata.append((StratumInfo(form, size, images.n_real, images.n_fake), found))
     return strata
+
+
+def _is_of(form: str, size: str, cell: accumulate.FileCell) -> bool:
+    return (cell.format, cell.size) == (form, size)
 
 
 def _views(

