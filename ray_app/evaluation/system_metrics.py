@@ -199,7 +199,7 @@ class SystemScores:
 
     system: System
     images: ScoredImages
-    cells: npt.NDArray[np.int32]
+    cells: npt.NDArray[np.intp]
     of_cells: Sequence[accumulate.FileCell]
     binary: bool
 
@@ -269,7 +269,8 @@ def scores_of(
     """Return the scores of a system, or of another column, from the highest score down."""
     column = column or cells.scores(system.name)
     order = descending_order(column.scores)
-    scores, codes = column.scores[order], column.cells[order]
+    # NumPy converts smaller indices before each use.
+    scores, codes = column.scores[order], column.cells[order].astype(np.intp)
     is_fake = np.array([cell.group.kind != "real" for cell in cells.cells], np.bool_)[codes]
     replies = bool(len(scores)) and bool(np.isin(scores, (-1.0, 1.0)).all())
     images = ScoredImages(scores, is_fake, **system.cut)
