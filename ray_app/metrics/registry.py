@@ -66,8 +66,9 @@ class Curve(NamedTuple):
 def descending_order(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Return the places (n,) of scores from the highest down. Equal scores keep their order.
 
-    Sorts of float32 are stable sorts of 64-bit keys: the bits of a score, ascending as the score
-    descends, and behind them its place. That is five times as fast as NumPy's stable `argsort`.
+    A float32 score and its place make one 64-bit key: first the bits of the score, changed so that
+    they ascend as scores descend, then the place. Sorting the keys takes a fifth of the time of the
+    stable sorts of NumPy and pyarrow.
     """
     if scores.dtype != np.float32 or np.isnan(scores).any():
         return np.argsort(-scores, kind="stable")
