@@ -14,7 +14,7 @@ from ray_app.images.facts import FLAG_MEANING
 from ray_app.runs.schema import row_schema
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import create_app
-from ray_app.serving.http.errors import MESSAGES
+from ray_app.serving.refusal import MESSAGES
 
 EXIT_MEANING: dict[ExitCode, str] = {
     ExitCode.DONE: "done",

@@ -58,17 +58,16 @@ def _ours(name: str, says: str, cores: int, *options: str) -> Server:
 
 
 OURS = (
-    _ours("server", "touchstone serve", 1),
+    _ours("server", "touchstone serve --workers 1", 1, "--workers", "1"),
     _ours("server_two_workers", "touchstone serve --workers 2", 2, "--workers", "2"),
     _ours("ray", "touchstone serve --ray", 1, "--ray"),
-    # As many decoders as model processes: the peers decode in theirs.
     _ours(
         "ray_two",
         "touchstone serve --ray, two replicas",
         2,
         "--ray",
         "--set",
-        "detectors.replicas=2",
+        "replica.replicas=2",
     ),
 )
 BEFORES = (

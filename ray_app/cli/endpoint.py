@@ -64,9 +64,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Processes that share the port, each with all detectors.",
+    help="Worker processes, each with all detectors.  [default: one per core, up to 4; 1 on a GPU]",
 )
 @click.option(
     "--ray",
@@ -77,7 +75,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
 def serve(
     host: str,
     port: int,
-    workers: int,
+    workers: int | None,
     on_ray: bool,
     config_file: str | None,
     ensembles: tuple[str, ...],
@@ -116,9 +114,9 @@ def serve(
         server.serve(config, host, port, announce, workers=workers, logs=logs)
         click.echo("ended; all running requests were finished", err=True)
         return 0
-    if workers != 1:
+    if workers is not None:
         raise click.UsageError(
-            "--workers is for the server without Ray; with --ray: --set detectors.replicas=N"
+            "--workers is for the server without Ray; with --ray: --set replica.replicas=N"
         )
     from ray_app.cluster.config import ClusterConfig
     from ray_app.serving.ray_server import endpoint

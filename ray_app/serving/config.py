@@ -14,7 +14,7 @@ from ray_app.images.provenance import ProvenanceConfig
 
 
 class RequestLimits(Frozen):
-    """What one request may cost, and all requests of one ingress replica together."""
+    """What one request may cost, and all requests of one HTTP process together."""
 
     max_body_bytes: int = Field(
         default=64 * 2**20,
@@ -25,10 +25,10 @@ class RequestLimits(Frozen):
     max_requests: int = Field(
         default=64,
         ge=1,
-        description="running requests in one ingress replica; the next one gets 503",
+        description="requests in one HTTP process whose images wait or are scored; the next one gets 503",
     )
     max_bytes_in_flight: int = Field(
-        default=2**30, gt=0, description="bodies in memory of one ingress replica; beyond: 503"
+        default=2**30, gt=0, description="bodies in memory of one HTTP process; beyond: 503"
     )
     deadline_s: float = Field(
         default=30.0, gt=0, description="from the first byte to the answer; beyond: 504"
@@ -39,7 +39,7 @@ class RequestLimits(Frozen):
     max_connections: int = Field(
         default=4096,
         ge=1,
-        description="open connections of one worker of `touchstone serve`; further clients wait until one closes",
+        description="open connections of `touchstone serve`; further clients wait until one closes",
     )
     max_header_bytes: int = Field(
         default=128 * 2**10,
@@ -55,7 +55,7 @@ class RequestLimits(Frozen):
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,
-        description="per token (or, without tokens, in all), in one ingress replica; beyond: 429; null = no limit",
+        description="per token (or, without tokens, in all), in one HTTP process; beyond: 429; null = no limit",
     )
     formats: tuple[str, ...] = Field(
         default=("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC"),
@@ -89,15 +89,15 @@ class Access(Frozen):
 
 
 class Resources(Frozen):
-    """What the replicas of one deployment take, and how many there are."""
+    """The resources of a replica on Ray, and the number of replicas."""
 
     replicas: int = Field(
-        default=1, ge=1, description="replicas, or the least of them where max_replicas is set"
+        default=1, ge=1, description="replicas, or the minimum if max_replicas is set"
     )
     max_replicas: int | None = Field(
         default=None, ge=1, description="scale up to this many with the load; null = no scaling"
     )
-    num_cpus: float = Field(default=0.5, ge=0, description="CPUs of each replica")
+    num_cpus: float = Field(default=0.7, ge=0, description="CPUs of each replica")
     num_gpus: float = Field(
         default=0.0, ge=0, description="GPUs of each replica; 0.5 puts two on one"
     )
@@ -111,16 +111,13 @@ class Resources(Frozen):
 
 
 class Batching(Frozen):
-    """How images of several requests share a batch."""
+    """How images of several requests share a batch: a worker takes what waits when it is free."""
 
     slots: int | None = Field(
         default=None,
         ge=1,
         le=1024,
         description="images per batch; null = as in batch jobs: 4 on CPU, 64 on GPU",
-    )
-    wait_ms: float = Field(
-        default=5.0, ge=0, description="how long an image waits for others to share its batch"
     )
 
 
@@ -131,6 +128,10 @@ class ServeConfig(Frozen):
         "jobs": "submit runs with Ray's own job API: ray job submit -- touchstone score …",
         "arena": "use touchstone runs audit RUN --draw N --out DIR, whose page takes people's labels",
         "urls": "fetch the image and send its bytes to /v1/score, or use touchstone check URL",
+        "ingress": "a replica has the HTTP side and all detectors: set `replica`",
+        "detectors": "a replica has the HTTP side and all detectors: set `replica`",
+        "groups": "a replica has all detectors; serve detectors apart as two endpoints",
+        "fused": "a replica always has all detectors",
     }
 
     ensembles: tuple[str, ...] = Field(
@@ -160,19 +161,9 @@ class ServeConfig(Frozen):
     images: ImageLimits = ImageLimits()
     provenance: ProvenanceConfig = ProvenanceConfig()
     batching: Batching = Batching()
-    decoders: int = Field(default=1, ge=1, description="decoder processes per ingress replica")
-    ingress: Resources = Resources(num_cpus=0.2)
-    detectors: Resources = Field(
-        default=Resources(),
-        description="each group of detectors that share a process; `groups` says otherwise by name",
-    )
-    groups: Mapping[str, Resources] = Field(
-        default={},
-        description="resources of one group: `detectors`, or a detector with a process of its own",
-    )
-    fused: bool | None = Field(
-        default=None,
-        description="on Ray, all detectors in the ingress's process; null = where they are small and on CPUs",
+    decoders: int = Field(default=1, ge=1, description="decoder processes per worker")
+    replica: Resources = Field(
+        default=Resources(), description="on Ray: each replica has the HTTP side and a worker"
     )
     limits: RequestLimits = RequestLimits()
     access: Access = Access()

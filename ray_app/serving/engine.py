@@ -1,499 +1,439 @@
-"""Encoded bytes → answer behind the endpoint: `EndpointScorer` decodes in a child process, calls
-the groups of detectors, decides.
+"""Encoded images → answers, with the ensembles of an endpoint (`Engine`). No HTTP and no Ray.
 
-The way of a batch run with processes in between: the same decoder, networks and decision.
-`ReleaseTracker` keeps which release of ensembles the groups serve.
+Images are decoded in child processes and scored here, by the same decoder, networks, and decisions
+as in a batch run.
 """
 
-import asyncio
-import random
+import gc
+import io
+import json
+import logging
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache
 
-from ray_app.detectors import Preprocessing, ResizeMode
-from ray_app.errors import InputError, Status
-from ray_app.inference import batch, decoder_pool
-from ray_app.inference.decision import EMBEDDINGS
-from ray_app.serving import metrics, profiles
-from ray_app.serving.config import ServeConfig
-from ray_app.serving.http import errors, responses, schemas
-from ray_app.serving.release import Release, groups_of, plan_release
-from ray_app.serving.replica import (
-    ReleaseOffer,
-    ScoreRequest,
-    ScoreResponse,
-    golden_image,
-    group_preprocessings,
+import numpy as np
+from PIL import Image
+
+from ray_app.detectors import Preprocessing
+from ray_app.errors import DetectorError, InputError, Status
+from ray_app.images import ImageFileFacts
+from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
+from ray_app.inference.batch import Batch, Pixels
+from ray_app.inference.decision import (
+    EMBEDDINGS,
+    MASKS,
+    REPLIES,
+    SCORES,
+    require_embeddings,
+    second_stage_rows,
 )
+from ray_app.inference.decoder import WALL_LIMIT_S, CarefulDecoder
+from ray_app.inference.decoder_child import DecodeRequest
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
+from ray_app.serving import answers
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.ensembles import ServedEnsemble, load_ensembles
+from ray_app.serving.http import schemas
+from ray_app.serving.refusal import Refusal
 
-# what was found holds so long: readiness checks must not load a busy endpoint
-READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0
-FRESH_S = 2.0  # what is reported of the ensembles is no older
-MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
-MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
-T = TypeVar("T")
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas are replaced
+MAX_SILENT_IMAGES = 20
+# Why a detector failed is not for clients.
+_SENT = (SCORES, MASKS, REPLIES, EMBEDDINGS)
+_log = logging.getLogger(__name__)
 
 
-class ReleaseChanging(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The groups serve another release than requested, or not yet the same one."""
+@dataclass(frozen=True)
+class ScoreRequest:
+    """One image and what a client wants to know about it.
 
-
-class GroupHandle(Protocol):
-    """A group of detectors, wherever it runs. All raise GroupLost, and Refusal where its queue is
-    full.
+    Attributes:
+        data: The encoded file.
+        name: The name of the file as the client sent it.
+        ensemble: Name of the ensemble. None for the first one.
+        fpr: The false-positive rate of an operating point. None for the thresholds of the card.
+        detectors: Names of optional detectors.
+        masks: Whether the answer has masks.
+        request_id: The id of the HTTP request.
+        is_alone: Whether the HTTP request has no other image. A refusal is then its whole answer.
+        arrived_s: When the image arrived, by `time.monotonic`.
     """
 
-    async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
-        """What its detectors say of one image."""
-        ...
-
-    async def profile(
-        self, request: profiles.ProfileRequest
-    ) -> profiles.ProfileResponse | ReleaseOffer:
-        """What its heads and describers say of one image."""
-        ...
-
-    async def describe(self) -> Release:
-        """The generation that it serves."""
-        ...
+    data: bytes
+    name: str | None = None
+    ensemble: str | None = None
+    fpr: float | None = None
+    detectors: tuple[str, ...] = ()
+    masks: bool = False
+    request_id: str = ""
+    is_alone: bool = True
+    arrived_s: float = field(default_factory=time.monotonic)
 
 
-class EndpointScorer:
-    """Scores images by asking `groups`, by name as `groups_of` has them.
+@dataclass(frozen=True)
+class Answer:
+    """The answer for one image.
 
-    It follows the release that its groups serve: where one answers with another release, the
-    request is made again for that one, so that during an update every answer still comes from one
-    release.
+    Attributes:
+        status: The HTTP status.
+        body: JSON: an `ImageAnswer`, or the `Error` of a refused image that is alone.
+        ensemble: Name of the ensemble.
+        verdict: The verdict. None for a refused image.
+        refused: The code of the refusal.
+        timings: Seconds of each stage. None for a refused image.
     """
 
-    def __init__(
-        self,
-        config: ServeConfig,
-        groups: Mapping[str, GroupHandle],
-        decoders: decoder_pool.IsolatedDecoders,
-        meter: metrics.Meter,
-    ) -> None:
-        self._groups, self._decoders, self._meter = groups, decoders, meter
-        self._followed = ReleaseTracker(groups)
-        self._max_bytes = config.images.max_bytes
-        self._checking = asyncio.Lock()
-        self._ready_until = self._unready_until = 0.0
-        self._in_flight = 0
+    status: int
+    body: bytes
+    ensemble: str
+    verdict: str | None = None
+    refused: str | None = None
+    timings: schemas.Timings | None = None
 
-    async def score(
-        self,
-        data: bytes,
-        *,
-        name: str | None = None,
-        ensemble: str | None = None,
-        beside: Sequence[str] = (),
-        masks: bool = False,
-        request_id: str = "",
-    ) -> schemas.ImageAnswer:
-        """The answer for one image; waits while replicas are replaced, as long as its caller does.
 
-        `beside`: optional detectors. Raises InputError where the image is refused and Refusal where
-        the request is.
-        """
-        if len(data) > self._max_bytes:
-            raise errors.Refusal("file_too_large", limit=self._max_bytes, observed=len(data))
-        started = time.perf_counter()
-        image = _PreparedImage(data, self._decoders)
-        with self._counted():
-            generation, chosen, replies, profiled = await self._score_until_answered(
-                image, ensemble, beside
-            )
-        timings = schemas.Timings(
-            decode=image.decode_s,
-            wait=image.wait_s,
-            score=image.score_s,
-            total=time.perf_counter() - started,
+@dataclass
+class DecodedImage:
+    """An image of a request after decoding, or why it was refused."""
+
+    request: ScoreRequest
+    ensemble: ServedEnsemble
+    prepared: PreparedImage | None = None
+    pixels: dict[Preprocessing, Pixels | None] = field(default_factory=dict)
+    refused: InputError | Refusal | None = None
+    decode_s: float = 0.0
+
+    @property
+    def facts(self) -> ImageFileFacts:
+        """The facts of a decoded file."""
+        assert self.prepared is not None
+        return self.prepared.facts
+
+
+class Engine:
+    """Score encoded images with the ensembles of an endpoint, in one process.
+
+    `decode` may be called by several threads at a time, `answer` by one. `close` it.
+
+    Args:
+        config: The endpoint.
+
+    Raises:
+        ConfigError: The cards contradict each other.
+        DetectorError: A licence is not accepted, weights are missing, or a detector gives no score
+            for an ordinary image.
+        TouchstoneError: A decoder process did not start.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._decoders = IsolatedDecoders(
+            config.images,
+            processes=config.decoders,
+            wall_limit_s=config.limits.decode_limit_s,
+            formats=config.limits.formats,
         )
-        answered = responses.scored_answer(
-            generation, chosen, responses.outputs_of(replies), image.prepared.facts, name=name, size_bytes=len(data),
-            provenance=image.prepared.provenance, masks=masks, timings=timings, request_id=request_id, profiled=profiled,
-        )  # fmt: skip
-        for stage, seconds in timings:
-            self._meter.stage(stage, seconds)
-        self._meter.verdict(chosen, str(answered.verdict))
-        return answered
+        self._provenance = config.provenance.policy()
+        self.silent_images = 0
+        try:
+            self._load(config)
+        except BaseException:
+            self.close()
+            raise
+        gc.collect()
+        # The garbage collector need not look at the networks again.
+        gc.freeze()
 
-    async def ready(self) -> list[schemas.EnsembleName]:
-        """The ensembles, once every group has its weights and images are scored. Raises Refusal
-        not_ready.
-        """
-        async with self._checking:
-            if time.monotonic() < self._unready_until:
-                raise errors.Refusal("not_ready")
-            if time.monotonic() > self._ready_until:
-                # also where the check is cut short
-                self._unready_until = time.monotonic() + UNREADY_FOR_S
-                await self._check()
-                self._unready_until = 0.0
-        generation = await self._followed.fresh(FRESH_S)
-        return [responses.ensemble_name(generation, name) for name in generation.ensembles]
+    def _load(self, config: ServeConfig) -> None:
+        served = load_ensembles(config)
+        spec = served.plan.spec
+        with ThreadPoolExecutor(1) as starting:
+            started = starting.submit(self._decoders.start, spec.preprocessings, spec.resize)
+            # torch: its import overlaps with the start of the decoders.
+            from ray_app.inference.scorer import Describing
+            from ray_app.inference.worker import open_scorer
 
-    async def ensembles(self) -> tuple[list[schemas.EnsembleInfo], list[str]]:
-        """What there is to ask for, the default first, and the optional detectors."""
-        generation = await self._followed.fresh(FRESH_S)
-        return responses.ensemble_infos(generation), list(generation.optional)
+            clock = StageClock()
+            # A file that keeps its size is decoded when a detector reads it, in a child process.
+            careful = CarefulDecoder(spec.limits, None, WALL_LIMIT_S, None, children=self._decoders)
+            self.served, self._spec = served, spec
+            self._decoder, self._scorer = open_scorer(
+                spec, spec.device, clock, careful=careful, hand_over=True
+            )
+            self._describing = {
+                name: Describing(ensemble, clock)
+                for name, ensemble in served.plan.ensembles.items()
+                if ensemble.describer is not None
+            }
+            for ensemble in served.plan.ensembles.values():
+                require_embeddings(ensemble)
+            started.result()
+        self._require_golden_scores()
 
-    async def detectors(self) -> list[schemas.DetectorInfo]:
-        """All detectors behind this endpoint."""
-        return responses.detector_infos(await self._followed.fresh(FRESH_S))
-
-    async def ensemble(self, name: str | None) -> schemas.EnsembleName:
-        """The ensemble that a request means. Raises Refusal malformed_request."""
-        generation, chosen = await self._resolved(name, ())
-        return responses.ensemble_name(generation, chosen)
+    @property
+    def slots(self) -> int:
+        """Images of one batch."""
+        return self._spec.slots
 
     def close(self) -> None:
         """End the decoder processes."""
         self._decoders.close()
 
-    async def _check(self) -> None:
-        """Score a golden image, unless a full queue shows that images are being scored."""
-        try:
-            await gather_or_cancel(group.describe() for group in self._groups.values())
-            await self._score_until_answered(
-                _PreparedImage(golden_image(), self._decoders), None, (), whole=True
-            )
-        except errors.Refusal as refused:
-            if refused.code != "overloaded":
-                raise
-        except (InputError, GroupLost):
-            raise errors.Refusal("not_ready", "a golden image gets no score") from None
+    def decode(self, request: ScoreRequest) -> DecodedImage:
+        """Decode and prepare the image of a request for the detectors that see every image."""
+        image = DecodedImage(request, self.served.find(request.ensemble, request.fpr))
+        spec = image.ensemble.spec
+        cards = [self._spec.cards[name] for name in request.detectors]
+        preprocessings = (
+            *spec.stages[0].preprocessings,
+            *(card.preprocessing for card in cards),
+        )
+        self._decode(image, preprocessings, with_provenance=True)
+        return image
 
-    async def _resolved(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Release, str]:
-        """The generation, and the name of the ensemble; what is not known is looked up once more
-        before it is refused.
+    def answer(self, images: Sequence[DecodedImage]) -> list[Answer]:
+        """Score and decide. The images go through the networks together.
+
+        Args:
+            images: Up to `slots` images.
+
+        Returns:
+            One answer per image, in order.
         """
-        try:
-            generation = await self._followed.current()
-            return generation, _chosen(generation, ensemble, beside)
-        except errors.Refusal:
-            generation = await self._followed.fresh(FRESH_S)
-            return generation, _chosen(generation, ensemble, beside)
+        found: dict[int, Answer] = {}
+        for rows in _group_alike(images):
+            answered = self._answer_group([images[row] for row in rows])
+            found |= dict(zip(rows, answered, strict=True))
+        return [found[row] if row in found else _refuse(image) for row, image in enumerate(images)]
 
-    async def _score_until_answered(
+    def _decode(
         self,
-        image: "_PreparedImage",
-        ensemble: str | None,
-        beside: Sequence[str],
+        image: DecodedImage,
+        preprocessings: Sequence[Preprocessing],
         *,
-        whole: bool = False,
-    ) -> tuple[Release, str, list[ScoreResponse], profiles.ProfileResponse]:
-        pause, patience = FIRST_PAUSE_S, _Patience()
-        while True:
-            generation, chosen = await self._resolved(ensemble, beside)
-            try:
-                replies = await self._score_stages(generation, chosen, beside, image, whole)
-                profiled = await self._profiled(generation, chosen, replies, image)
-            except (GroupLost, ReleaseChanging) as event:
-                patience.accept(event)
-            else:
-                self._ready_until = time.monotonic() + READY_FOR_S
-                return generation, chosen, replies, profiled
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._in_flight += 1
-        self._meter.in_flight(self._in_flight)
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            self._meter.in_flight(self._in_flight)
-
-    async def _score_stages(
-        self,
-        generation: Release,
-        ensemble: str,
-        beside: Sequence[str],
-        image: "_PreparedImage",
-        whole: bool,
-    ) -> list[ScoreResponse]:
-        """One reply per group that is needed; of a cascade the second stage runs only where an
-        image goes on, or for the `whole`.
-
-        Raises GroupLost, and Moving where what is served by now was followed instead.
-        """
-        first, rest = responses.stage_detectors(generation, ensemble, beside)
-        image.wait_s = image.score_s = 0.0
-        replies = await self._score_stage(generation, first, image)
-        if rest and (
-            whole
-            or responses.needs_second_stage(
-                generation.ensembles[ensemble], replies, image.prepared.facts
-            )
-        ):
-            replies += await self._score_stage(generation, rest, image)
-        if all(reply.generation != generation.id for reply in replies):
-            # The same detectors may now be decided on otherwise.
-            await self._followed.ask(next(iter(_pools(generation, first))))
-            raise ReleaseChanging
-        return replies
-
-    async def _profiled(
-        self,
-        generation: Release,
-        ensemble: str,
-        replies: Sequence[ScoreResponse],
-        image: "_PreparedImage",
-    ) -> profiles.ProfileResponse:
-        """What the ensemble's profile says, words only of what it wants words for. Raises as
-        `_score_stages`.
-        """
-        if not profiles.profile_cards(generation.ensembles[ensemble]):
-            return profiles.ProfileResponse()
-        requests = await _profile_requests(generation, ensemble, replies, image)
-        started, profiled = time.perf_counter(), profiles.ProfileResponse()
-        for found in await gather_or_cancel(
-            self._groups[name].profile(request) for name, request in requests.items()
-        ):
-            if isinstance(found, ReleaseOffer):
-                self._followed.follow(found.generation)
-                raise ReleaseChanging
-            profiled = profiled.joined(found)
-        image.score_s += time.perf_counter() - started
-        return profiled
-
-    async def _score_stage(
-        self, generation: Release, wanted: Sequence[str], image: "_PreparedImage"
-    ) -> list[ScoreResponse]:
-        """What some detectors say, all of them at once. Raises as `_score_stages`."""
-        spec, pools = generation.spec, _pools(generation, wanted)
-        if not pools.keys() <= self._groups.keys():
-            # an update brings a group that this ingress does not know; its successor does
-            raise ReleaseChanging
-        preprocessings = tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted))
-        await image.prepare(preprocessings, spec.resize, measured=bool(spec.measured))
-        started = time.perf_counter()
-        requests = {group: image.request(generation, group, pool) for group, pool in pools.items()}
-        answers = await gather_or_cancel(
-            self._groups[group].score(request) for group, request in requests.items()
-        )
-        elapsed = time.perf_counter() - started
-        for offer in answers:
-            if isinstance(offer, ReleaseOffer):
-                self._followed.follow(offer.generation)
-                raise ReleaseChanging
-        replies = [one for one in answers if isinstance(one, ScoreResponse)]
-        scoring_s = max(reply.score_s for reply in replies)
-        image.score_s += scoring_s
-        image.wait_s += max(elapsed - scoring_s, 0.0)
-        return replies
-
-
-def started_decoders(config: ServeConfig) -> decoder_pool.IsolatedDecoders:
-    """The endpoint's decoder processes, up and with the libraries that its ensembles need. Raises
-    TouchstoneError.
-    """
-    decoders = decoder_pool.IsolatedDecoders(
-        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
-        provenance=config.provenance.policy(),
-    )  # fmt: skip
-    spec, _, _ = plan_release(config)
-    decoders.start(spec.preprocessings, spec.resize)
-    return decoders
-
-
-async def gather_or_cancel(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What all of them give, in order; the first that fails ends the others, so that nobody works
-    for an answer that is refused.
-    """
-    tasks = [asyncio.ensure_future(one) for one in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-class GroupLost(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The process of the request is gone. Scoring changes nothing, so that another request is safe."""
-
-
-class _Patience:
-    """How long one image waits for groups that are lost or move."""
-
-    def __init__(self) -> None:
-        self._deaths, self._last_death = 0, 0.0
-        self._moving_since: float | None = None
-
-    def accept(self, event: GroupLost | ReleaseChanging) -> None:
-        """Raises InputError where the image ends the processes that score it, and Refusal not_ready
-        where an update takes long.
-        """
-        now = time.monotonic()
-        if isinstance(event, ReleaseChanging):
-            self._moving_since = self._moving_since or now
-            if now - self._moving_since > MOST_MOVING_S:
-                raise errors.Refusal("not_ready", "the detectors are being updated") from None
-        elif isinstance(event, GroupDied) and now - self._last_death > 1.0:
-            self._deaths, self._last_death = self._deaths + 1, now
-            if self._deaths == MOST_DEATHS:
-                raise InputError(
-                    Status.DETECTOR_FAILED, f"{MOST_DEATHS} processes died while they scored it"
-                ) from None
-
-
-class _PreparedImage:
-    """One image on its way: prepared once in every way that is requested, however often its
-    detectors have to be called.
-    """
-
-    def __init__(self, data: bytes, decoders: decoder_pool.IsolatedDecoders) -> None:
-        self._data, self._decoders = data, decoders
-        self._pixels: dict[Preprocessing, batch.Pixels | None] = {}
-        self._resize: ResizeMode | None = None
-        self._measured = False
-        self.decode_s = self.wait_s = self.score_s = 0.0
-        self.prepared: decoder_pool.PreparedImage
-
-    async def prepare(
-        self, preprocessings: tuple[Preprocessing, ...], resize: ResizeMode, *, measured: bool
+        with_provenance: bool = False,
     ) -> None:
-        """Decode for what is not there yet: what most images need not, for their second look, only
-        those that go on do. Raises ImageRefused. `measured`: with the facts that are measured on
-        pixels.
+        """Add the pixels of some preprocessings to an image, or why it is refused."""
+        wanted = DecodeRequest(
+            preprocessings=tuple(dict.fromkeys(preprocessings)),
+            resize=self._spec.resize,
+            provenance=self._provenance if with_provenance else None,
+            measured=bool(self._spec.measured),
+        )
+        started = time.monotonic()
+        try:
+            prepared = self._decoders.prepare_now(image.request.data, wanted)
+        except InputError as refused:
+            image.refused = refused
+            return
+        except Exception:
+            _log.exception("request %s failed", image.request.request_id)
+            image.refused = Refusal("internal_error")
+            return
+        finally:
+            image.decode_s += time.monotonic() - started
+        image.prepared = image.prepared or replace(prepared, data=image.request.data)
+        assert wanted.preprocessings is not None
+        image.pixels |= dict(zip(wanted.preprocessings, prepared.pixels, strict=True))
+
+    def _answer_group(self, images: Sequence[DecodedImage]) -> list[Answer]:
+        """Answer for images of the same ensemble and optional detectors. A bug costs only the image
+        that meets it.
         """
-        if self._resize != resize or (measured and not self._measured):
-            self._pixels, self._resize, self._measured = {}, resize, measured
-        missing = tuple(one for one in preprocessings if one not in self._pixels)
-        if self._pixels and not any(one.shape for one in missing):
-            return  # its detectors decode it themselves
-        started = time.perf_counter()
-        self.prepared = await self._decoders.prepare(
-            self._data, missing, resize, measured=self._measured
-        )
-        self.decode_s += time.perf_counter() - started
-        self._pixels.update(zip(missing, self.prepared.pixels, strict=True))
+        try:
+            return self._answer_alike(images)
+        except Exception:
+            if len(images) > 1:
+                return [answer for image in images for answer in self._answer_group([image])]
+            _log.exception("request %s failed", images[0].request.request_id)
+            images[0].refused = Refusal("internal_error")
+            return [_refuse(images[0])]
 
-    async def look(self, preprocessing: Preprocessing, resize: ResizeMode) -> batch.Pixels | None:
-        """The image prepared in one way, decoded once more where no detector looks at it so. Raises
-        ImageRefused.
+    def _answer_alike(self, images: Sequence[DecodedImage]) -> list[Answer]:
+        started = time.monotonic()
+        request, ensemble = images[0].request, images[0].ensemble
+        spec = ensemble.spec
+        names = {*spec.first, *request.detectors}
+        outputs = self._score(images, [name for name in self._spec.cards if name in names])
+        outcomes = [_outcome(image) for image in images]
+        late = self._score_late(images, outcomes, outputs, names)
+        outputs = outputs.joined(late)
+        # A cascade's detectors without an undecided image have no column.
+        nothing = np.full(len(images), np.nan, np.float32)
+        members = DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, nothing)).joined(
+            outputs.among(spec.cards)
+        )
+        if ensemble.name in self._describing:
+            seen = [
+                image.pixels.get(spec.words_seen) if spec.words_seen else None for image in images
+            ]
+            members = self._describing[ensemble.name].after(outcomes, members, seen)
+        block = judge(spec, outcomes, members)
+        findings = block.findings
+        score_s = time.monotonic() - started
+        replies = []
+        for row, image in enumerate(images):
+            outcome = block.outcomes[row]
+            if image.refused is None and outcome.status is not Status.OK:
+                image.refused = InputError(outcome.status, outcome.detail or "")
+            if image.refused is not None:
+                replies.append(_refuse(image))
+                continue
+            timings = _timings(image, score_s)
+            assert image.prepared is not None
+            body = answers.scored_answer(
+                self.served.plan,
+                ensemble,
+                block,
+                findings[row],
+                outputs,
+                row,
+                name=image.request.name,
+                size_bytes=len(image.request.data),
+                provenance=image.prepared.provenance,
+                masks=image.request.masks,
+                timings=timings,
+                request_id=image.request.request_id,
+            )
+            replies.append(
+                Answer(
+                    200,
+                    body.model_dump_json().encode(),
+                    ensemble.name,
+                    verdict=body.verdict,
+                    timings=timings,
+                )
+            )
+        return replies
+
+    def _score_late(
+        self,
+        images: Sequence[DecodedImage],
+        outcomes: Sequence[DecodeResult],
+        outputs: DetectorOutputs,
+        scored: set[str],
+    ) -> DetectorOutputs:
+        """Return what the second stage of a cascade finds in undecided images."""
+        spec = images[0].ensemble.spec
+        names = [name for name in spec.late if name not in scored]
+        rows = second_stage_rows(spec, outcomes, outputs)
+        if not rows or not names:
+            return DetectorOutputs()
+        for row in rows:
+            self._decode(images[row], [spec.cards[name].preprocessing for name in names])
+        rows = [row for row in rows if images[row].refused is None]
+        if not rows:
+            return DetectorOutputs()
+        return self._score([images[row] for row in rows], names).spread(rows, len(images))
+
+    def _score(self, images: Sequence[DecodedImage], names: Sequence[str]) -> DetectorOutputs:
+        """Return the outputs of some detectors. An image on which a detector raises an exception
+        has no scores, and the others keep theirs.
         """
-        await self.prepare((preprocessing,), resize, measured=self._measured)
-        return self._pixels.get(preprocessing)
+        try:
+            found = self._scorer.score([self._make_batch(images)], only=names)
+        except Exception:
+            if len(images) > 1:
+                parts = [self._score([image], names) for image in images]
+                return DetectorOutputs.chained(parts)
+            _log.exception(
+                "a detector of %s failed on the image with sha256 %s",
+                ", ".join(names),
+                images[0].facts.sha256,
+            )
+            nothing = np.array([np.nan], np.float32)
+            return DetectorOutputs.clean(scores=dict.fromkeys(names, nothing))
+        self._count_silent(found, len(images))
+        return DetectorOutputs.clean(**{kind: found.of(kind) for kind in _SENT})
 
-    def request(self, generation: Release, group: str, detectors: tuple[str, ...]) -> ScoreRequest:
-        """What some detectors of a group need to see."""
-        needed = {generation.spec.cards[name].preprocessing for name in detectors}
-        return ScoreRequest(
-            generation.groups[group],
-            detectors,
-            self.prepared.facts,
-            tuple(
-                self._pixels.get(one) if one in needed else None
-                for one in group_preprocessings(generation.spec, group)
-            ),
-            self._data if any(one.shape is None for one in needed) else None,
-        )
+    def _make_batch(self, images: Sequence[DecodedImage]) -> Batch:
+        prepared = [
+            replace(image.prepared, pixels=tuple(map(image.pixels.get, self._spec.preprocessings)))
+            for image in images
+            if image.prepared is not None
+        ]
+        return self._decoder.complete(self._decoder.decode((0, image) for image in prepared))
 
+    def _count_silent(self, found: DetectorOutputs, count: int) -> None:
+        """Count the images in a row for which no detector has a score."""
+        has_score = np.any(np.isfinite(list(found.scores.values())), axis=0)
+        self.silent_images = 0 if has_score.any() else self.silent_images + count
 
-async def _profile_requests(
-    generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: _PreparedImage
-) -> dict[str, profiles.ProfileRequest]:
-    """The request to every group that has a part of the ensemble's profile; none where there is
-    nothing to predict from.
-    """
-    spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
-    vectors = {name: rows[0] for name, rows in responses.outputs_of(replies).of(EMBEDDINGS).items()}
-    requests = {
-        name: profiles.ProfileRequest(fingerprint, ensemble, None, None)
-        for name, fingerprint in generation.groups.items()
-    }
-    if spec.identifier is not None:
-        group = profiles.group_of_card(spec.identifier, pools)
-        requests[group] = replace(requests[group], identify=vectors.get(spec.identifier.detector))
-    if spec.describer is not None and responses.is_described(spec, replies, image.prepared.facts):
-        group, seen = profiles.group_of_card(spec.describer, pools), spec.describer.preprocessing
-        found = (
-            vectors.get(spec.describer.detector or "")
-            if seen is None
-            else await image.look(seen, spec.resize)
-        )
-        requests[group] = replace(requests[group], describe=found)
-    return {
-        name: request
-        for name, request in requests.items()
-        if request.identify is not None or request.describe is not None
-    }
-
-
-def _pools(generation: Release, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Which of these detectors sit in which group."""
-    pools = {
-        group: tuple(name for name in pool if name in wanted)
-        for group, pool in groups_of(generation.spec).items()
-    }
-    return {group: pool for group, pool in pools.items() if pool}
-
-
-def _chosen(generation: Release, ensemble: str | None, beside: Sequence[str]) -> str:
-    if ensemble is not None and ensemble not in generation.ensembles:
-        raise errors.Refusal(
-            "malformed_request", f"no such ensemble; served: {', '.join(generation.ensembles)}"
-        )
-    unknown = [name for name in beside if name not in generation.optional]
-    if unknown:
-        raise errors.Refusal(
-            "malformed_request",
-            f"no such optional detector; there are: {', '.join(generation.optional) or 'none'}",
-        )
-    return ensemble or generation.default
-
-
-class GroupDied(GroupLost):
-    """It went while it was at work, perhaps because of what it worked on."""
-
-
-class ReleaseTracker:
-    """The generation that is served: fetched at first, then learnt from what groups answer and
-    offer.
-    """
-
-    def __init__(self, groups: Mapping[str, GroupHandle]) -> None:
-        self._groups = groups
-        self._first = next(iter(groups))
-        self._known: Release | None = None
-        self._updated_at = 0.0
-
-    async def current(self) -> Release:
-        """The last one known; at first waits for an answer of the first group, as long as its
-        caller does.
+    def _require_golden_scores(self) -> None:
+        """Raise DetectorError unless every detector gives a score for an ordinary image: weights,
+        precision, and device work together.
         """
-        pause = FIRST_PAUSE_S
-        while self._known is None:
-            try:
-                await self.ask(self._first)
-            except GroupLost:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-        return self._known
+        spec = self._spec
+        image = DecodedImage(ScoreRequest(golden_image()), self.served.find(None, None))
+        self._decode(image, spec.preprocessings)
+        if image.refused is not None:
+            raise DetectorError(f"a golden image cannot be decoded: {image.refused}")
+        found = self._scorer.score([self._make_batch([image])])
+        silent = [
+            name
+            for name in spec.cards
+            if not np.isfinite(found.scores[name][0]) and name not in found.of(REPLIES)
+        ]
+        if silent:
+            raise DetectorError(
+                f"no finite score for a golden image from: {', '.join(silent)}",
+                hint=f"touchstone detectors verify {silent[0]}; device {spec.device}",
+            )
+        for name in self.served.points:
+            decoded = self.decode(ScoreRequest(golden_image(), ensemble=name))
+            (answer,) = self.answer([decoded])
+            if answer.refused is not None:
+                raise DetectorError(f"{name}: a golden image was refused: {answer.refused}")
 
-    async def fresh(self, max_age_s: float) -> Release:
-        """The release, learnt at most `max_age_s` ago; where no group answers now, the last one
-        known.
-        """
-        if self._known is not None and time.monotonic() - self._updated_at > max_age_s:
-            try:
-                await self.ask(self._first)
-            except (GroupLost, errors.Refusal):
-                self._updated_at = time.monotonic()
-        return await self.current()
 
-    async def ask(self, group: str) -> None:
-        """Learn what one group serves. Raises GroupLost, and Refusal where its queue is full."""
-        self.follow(await self._groups[group].describe())
+def _group_alike(images: Sequence[DecodedImage]) -> Iterator[list[int]]:
+    """Yield the rows of images that the same detectors score for the same ensemble."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for row, image in enumerate(images):
+        if image.refused is None:
+            key = (image.ensemble.name, image.ensemble.fpr, frozenset(image.request.detectors))
+            groups.setdefault(key, []).append(row)
+    yield from groups.values()
 
-    def follow(self, generation: Release) -> None:
-        """Keep what a group reports to serve."""
-        self._known, self._updated_at = generation, time.monotonic()
+
+def _outcome(image: DecodedImage) -> DecodeResult:
+    assert image.prepared is not None
+    provenance = image.prepared.provenance
+    return DecodeResult(
+        Status.OK,
+        None,
+        image.facts,
+        provenance=None if provenance is None else provenance.row(),
+    )
+
+
+def _timings(image: DecodedImage, score_s: float) -> schemas.Timings:
+    total = time.monotonic() - image.request.arrived_s
+    waited = max(total - image.decode_s - score_s, 0.0)
+    return schemas.Timings(decode=image.decode_s, wait=waited, score=score_s, total=total)
+
+
+def _refuse(image: DecodedImage) -> Answer:
+    request, refused = image.request, image.refused
+    assert refused is not None
+    refusal = Refusal.of(refused) if isinstance(refused, InputError) else refused
+    if isinstance(refused, InputError) and not request.is_alone:
+        body = answers.refused_answer(
+            refused, request.name, request.data, image.ensemble, request.request_id
+        ).model_dump_json()
+        return Answer(200, body.encode(), image.ensemble.name, refused=refusal.code)
+    body = json.dumps(refusal.body(request.request_id))
+    return Answer(refusal.status, body.encode(), image.ensemble.name, refused=refusal.code)
+
+
+@cache
+def golden_image() -> bytes:
+    """Return a PNG file, 640 × 480 pixels of smooth colour and texture, generated by a formula."""
+    y, x = np.mgrid[0:480, 0:640]
+    planes = [
+        127 + 90 * np.sin(x / 37 + phase) * np.cos(y / 53) + 30 * np.sin(x * y / 997 + phase)
+        for phase in (0.0, 1.0, 2.0)
+    ]
+    file = io.BytesIO()
+    Image.fromarray(np.clip(np.stack(planes, axis=2), 0, 255).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()

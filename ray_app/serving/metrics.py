@@ -1,15 +1,14 @@
-"""What the endpoint counts, and its page /metrics (`Meter`); on Ray, whose nodes have pages of
+"""What the endpoint counts, and its page /metrics (`Meter`). On Ray, whose nodes have pages of
 their own, see `serving.app`.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 # of every series, as Ray writes it: dashboards and alerts are the same for both servers
 PREFIX = "ray_touchstone_"
-# a folder in which several processes count together; read when prometheus_client is imported
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
+# The label `group` of batches, which dashboards of earlier versions read.
+GROUP = "detectors"
 
 SECONDS = (
     0.001,
@@ -53,8 +52,7 @@ GAUGES: dict[str, str] = {"images_in_flight": "images at work in requests"}
 
 
 class Meter:
-    """Counts in this process or, where the variable SHARED names a folder, together with all
-    workers that have the same. No call blocks, or raises for what a client sent. On Ray:
+    """Counts in this process. No call blocks, or raises for what a client sent. On Ray:
     `app.RayMeter`.
     """
 
@@ -78,9 +76,7 @@ class Meter:
             for name, (meaning, keys, bounds) in HISTOGRAMS.items()
         }
         (gauge,) = GAUGES.items()
-        self._in_flight: Any = Gauge(
-            PREFIX + gauge[0], gauge[1], registry=own, multiprocess_mode="livesum"
-        )
+        self._in_flight: Any = Gauge(PREFIX + gauge[0], gauge[1], registry=own)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One answered request. `route` is the template (`/page/{name}`), never the path: every
@@ -101,16 +97,15 @@ class Meter:
         """One image was decided on."""
         self._add("verdicts", 1, {"ensemble": ensemble, "verdict": verdict})
 
-    def batch(self, group: str, size: int, waited_s: float) -> None:
-        """A detector group took `size` images at once; the first of them had waited `waited_s`
-        until then.
+    def batch(self, size: int, waited_s: float) -> None:
+        """Count a batch of `size` images, the first of which had waited `waited_s` seconds.
 
         Its size counts twice, as a distribution and as images, since Ray rebuilds the sum of a
         histogram from its buckets.
         """
-        self._observe("batch_images", size, {"group": group})
-        self._add("batched_images", size, {"group": group})
-        self._observe("batch_wait_seconds", waited_s, {"group": group})
+        self._observe("batch_images", size, {"group": GROUP})
+        self._add("batched_images", size, {"group": GROUP})
+        self._observe("batch_wait_seconds", waited_s, {"group": GROUP})
 
     def _add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
         self._counters[name].labels(**labels).inc(amount)
@@ -122,12 +117,8 @@ class Meter:
         """Sets what this process reports until it is set anew."""
         self._in_flight.set(n)
 
-    async def exposition(self) -> str:
-        """The numbers of now."""
-        from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+    def exposition(self) -> str:
+        """Return the numbers in the text format of Prometheus."""
+        from prometheus_client import generate_latest
 
-        registry: Any = self._registry
-        if SHARED in os.environ:
-            registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry).decode()
+        return generate_latest(self._registry).decode()

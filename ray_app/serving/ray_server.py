@@ -15,11 +15,11 @@ from typing import Any
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster, named_cluster
 from ray_app.config import absolute_name, validate
-from ray_app.detectors import resolve_weights
 from ray_app.detectors.card import split_variant
 from ray_app.errors import ClusterError, ConfigError, describe_error
-from ray_app.serving import address, release
+from ray_app.serving import address
 from ray_app.serving.config import QUIET, ServeConfig
+from ray_app.serving.ensembles import fetch_weights
 from ray_app.serving.http import auth
 
 _log = logging.getLogger(__name__)
@@ -58,9 +58,8 @@ def endpoint(
     address.refuse_open_host(config, host)
     _refuse_a_cluster(at_cluster)
     address.listening(host, port).close()
-    for card in release.plan_release(config)[0].cards.values():
-        # fetched here and once; what is missing is an error before Ray starts
-        resolve_weights(card)
+    # Weights are fetched once, and missing ones are an error before Ray starts.
+    fetch_weights(config)
     config = _with_absolute_paths(
         config.model_copy(update={"access": auth.by_digests(config.access)})
     )

@@ -1,9 +1,10 @@
-"""Serve an endpoint on one machine without Ray (`touchstone serve`): Granian with worker processes,
-each with the application and all detectors.
+"""Serve an endpoint on one machine without Ray (`touchstone serve`): one HTTP process under Granian,
+and worker processes with all detectors.
 
-A worker that dies is started again. `docs/serving.md` says what only Ray can do.
+`docs/serving.md` lists what only Ray can do.
 """
 
+import gc
 import json
 import logging
 import math
@@ -12,14 +13,10 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
-from multiprocessing.synchronize import Semaphore
-from pathlib import Path
+from multiprocessing.synchronize import Event
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -29,18 +26,20 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from ray_app.config import Frozen, validate
-from ray_app.detectors import resolve_weights
 from ray_app.errors import DetectorError, TouchstoneError
-from ray_app.serving import address, engine, metrics, release
+from ray_app.serving import address
 from ray_app.serving.config import QUIET, ServeConfig
+from ray_app.serving.ensembles import fetch_weights
 from ray_app.serving.http.app import create_app
-from ray_app.serving.replica import DetectorGroup
+from ray_app.serving.metrics import Meter
+from ray_app.serving.pool import WorkerPool, start_workers
 from ray_app.storage.node_budget import usable_cores
 
 # Requests at work have `deadline_s` and this many seconds when the server ends.
 SHUTDOWN_MARGIN_S = 10
 THREADS = "OMP_NUM_THREADS"
-# Files of a worker that are not connections of clients.
+MAX_DEFAULT_WORKERS = 4
+# Open files that are not connections of clients.
 _SPARE_FILES = 256
 _log = logging.getLogger(__name__)
 
@@ -59,17 +58,17 @@ def serve(
     port: int,
     announce: Callable[[str], object],
     *,
-    workers: int = 1,
+    workers: int | None = None,
     logs: Any = QUIET,
 ) -> None:
-    """Answer until SIGINT or SIGTERM, then finish the requests at work.
+    """Answer until SIGINT or SIGTERM, then finish the running requests.
 
     Args:
         config: The endpoint.
         host: Address to listen on.
         port: Port to listen on.
         announce: Called with the URL of the endpoint once it scores images.
-        workers: Processes that share the port.
+        workers: Worker processes, each with all detectors. None for `default_workers`.
         logs: A `logging_config` of Ray Serve.
 
     Raises:
@@ -78,80 +77,52 @@ def serve(
     """
     address.refuse_open_host(config, host)
     settings = validate(logs, LogSettings, where="logging_config")
-    # Workers share the port, so they would also share it with another endpoint.
     address.listening(host, port).close()
     # Weights are fetched once, and missing ones are an error here.
-    for card in release.plan_release(config)[0].cards.values():
-        resolve_weights(card)
-    # More threads than cores would be in each other's way. One core decodes.
-    os.environ.setdefault(THREADS, str(max(1, usable_cores() // workers - 1)))
+    fetch_weights(config)
+    count = workers or default_workers(config)
+    # Threads of all workers together are as many as the cores.
+    os.environ.setdefault(THREADS, str(max(1, usable_cores() // count)))
     _raise_file_limit(config.limits.max_connections + _SPARE_FILES)
     # Granian would fork this process, which has threads.
     multiprocessing.set_start_method("spawn", force=True)
-    with ExitStack() as ending:
-        if workers > 1:
-            os.environ[metrics.SHARED] = ending.enter_context(
-                tempfile.TemporaryDirectory(prefix="ts-metrics-")
-            )
-        server = _make_server(config, host, port, workers, settings)
-        loaded = multiprocessing.Semaphore(0)
+    server = _make_server(config, host, port, settings)
+    loaded = multiprocessing.Event()
 
-        def announce_when_ready() -> None:
-            for _ in range(workers):
-                loaded.acquire()
-            url = address.url_of(host, port)
-            address.await_ready(url)
-            # A worker that fails before this ends the command, after its own message.
-            server.respawn_failed_workers = True
-            announce(url)
+    def announce_when_ready() -> None:
+        loaded.wait()
+        url = address.url_of(host, port)
+        address.await_ready(url)
+        # If the HTTP process fails before this, the command ends, after its own message.
+        server.respawn_failed_workers = True
+        announce(url)
 
-        threading.Thread(target=announce_when_ready, daemon=True).start()
-        try:
-            server.serve(target_loader=partial(_load_worker, config, loaded), wrap_loader=False)
-        except SystemExit:
-            raise DetectorError(
-                "a worker could not start", hint="see its own message above"
-            ) from None
+    threading.Thread(target=announce_when_ready, daemon=True).start()
+    try:
+        server.serve(target_loader=partial(_load_app, config, count, loaded), wrap_loader=False)
+    except SystemExit:
+        raise DetectorError("a worker could not start", hint="see its own message above") from None
 
 
-def application(config: ServeConfig) -> FastAPI:
-    """Return the application with its detectors loaded and its decoders started. Raises
-    ConfigError, DetectorError, TouchstoneError.
-    """
-    meter = metrics.Meter()
-    with ThreadPoolExecutor(1) as beside:
-        # The imports of the decoders run beside torch's.
-        starting = beside.submit(engine.started_decoders, config)
-        groups = {
-            name: DetectorGroup(name, meter)
-            for name in release.groups_of(release.plan_release(config)[0])
-        }
-        try:
-            for group in groups.values():
-                group.load(config)
-        except BaseException:
-            starting.result().close()
-            raise
-    scorer = engine.EndpointScorer(config, groups, starting.result(), meter)
-    return create_app(config, scorer, meter)
+def default_workers(config: ServeConfig) -> int:
+    """Return one worker per core, up to 4, since each holds all detectors. One on a GPU."""
+    return min(usable_cores(), MAX_DEFAULT_WORKERS) if config.device == "cpu" else 1
 
 
-def _make_server(
-    config: ServeConfig, host: str, port: int, workers: int, settings: LogSettings
-) -> Any:
+def _make_server(config: ServeConfig, host: str, port: int, settings: LogSettings) -> Any:
     limits = config.limits
     return Granian(
         "touchstone",
         address="127.0.0.1" if host == "localhost" else host,
         port=port,
         interface=Interfaces.ASGI,
-        workers=workers,
+        workers=1,
         http=HTTPModes.http1,
         websockets=False,
-        # Each worker has one thread for connections. A pool of threads takes more time per request.
+        # One thread for all connections. A pool of threads takes more time per request.
         runtime_mode=RuntimeModes.st,
         backlog=limits.max_connections,
-        backpressure=limits.max_connections,  # of each worker
+        backpressure=limits.max_connections,
         http1_settings=HTTP1Settings(
             header_read_timeout=math.ceil(limits.header_timeout_s * 1000),
             max_buffer_size=limits.max_header_bytes,
@@ -163,46 +134,37 @@ def _make_server(
     )
 
 
-def _load_worker(config: ServeConfig, loaded: Semaphore) -> FastAPI:
-    """Return the application of one worker process and release `loaded`, or end the process with
-    the reason in its log.
+def _load_app(config: ServeConfig, workers: int, loaded: Event) -> FastAPI:
+    """Return the application of the HTTP process and set `loaded`, or end the process with the
+    reason in its log.
     """
-    # Ctrl-C goes to the parent too, which ends its workers.
+    # Ctrl-C goes to the parent too, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if metrics.SHARED in os.environ:
-        _forget_dead_workers(Path(os.environ[metrics.SHARED]))
     try:
-        app = application(config)
+        processes, served = start_workers(config, workers)
     except TouchstoneError as error:
         _log.error("%s%s", error.message, f"; {error.hint}" if error.hint else "")
         sys.exit(1)
-    loaded.release()
+    meter = Meter()
+    app = create_app(config, WorkerPool(config, processes, served, meter), meter)
+    # The garbage collector need not look at the modules again.
+    gc.collect()
+    gc.freeze()
+    loaded.set()
     return app
 
 
 def _end_with_parent() -> None:
-    """End this worker if its parent was killed."""
+    """End this process if its parent was killed."""
     parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
+    assert parent is not None, "Granian started this process"
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _forget_dead_workers(folder: Path) -> None:
-    """Remove the images in flight of workers that have died."""
-    from prometheus_client.multiprocess import mark_process_dead
-
-    for file in folder.glob("gauge_live*_*.db"):
-        pid = int(file.stem.rpartition("_")[2])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
-
-
 def _raise_file_limit(files: int) -> None:
-    """Let this process and its workers open that many files, or as many as the system allows."""
+    """Let this process and its children open that many files, or as many as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import PurePosixPath
@@ -23,11 +23,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_app.serving import engine, metrics
+from ray_app.serving import metrics
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth, errors, routes, schemas
-from ray_app.serving.http.limits import Admission, Deadline, RateLimit
+from ray_app.serving.http.limits import Backpressure, BodyLimit, Deadline, RateLimit
 from ray_app.serving.http.semantics import HeadAsGet, LingeringClose
+from ray_app.serving.pool import WorkerPool
+from ray_app.serving.refusal import Refusal
 
 DESCRIPTION = """Tells which images were made or altered by a generative model.
 
@@ -37,7 +39,7 @@ PAGE = ("/", "/page/*")
 OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
 # Probes and monitoring have to be answered most of all when every place is taken.
 UNCOUNTED = (*OPEN, "/metrics")
-# What waits for the detectors; everything else is answered, or waits for others' servers.
+# Requests that wait for the detectors.
 QUEUED = ("/v1/score",)
 ABANDONED = 499  # the client left before an answer began; as nginx counts it
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
@@ -64,17 +66,16 @@ _HOUSE_STYLE = "house.css"
 
 def create_app(
     config: ServeConfig,
-    scorer: engine.EndpointScorer,
+    pool: WorkerPool,
     meter: metrics.Meter,
     *,
     echo_request_id: bool = True,
 ) -> FastAPI:
-    """The application. `echo_request_id` as for `install`."""
+    """The application, whose lifespan is that of the pool. `echo_request_id` as for `install`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as closing:
-            closing.callback(scorer.close)
+        async with pool.running():
             yield
 
     app = FastAPI(
@@ -89,8 +90,8 @@ def create_app(
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     tokens = install(app, config, meter, echo_request_id=echo_request_id)
-    app.include_router(routes.scoring_router(scorer, config, meter, token_needed=tokens.configured))
-    app.include_router(routes.operation_router(scorer, meter))
+    app.include_router(routes.scoring_router(pool, config, token_needed=tokens.configured))
+    app.include_router(routes.operation_router(pool, meter))
     if config.page:
         app.include_router(page_router())
     return app
@@ -119,21 +120,19 @@ def install(
         allow_headers=("Authorization", "Content-Type", "X-Request-Id"),
         expose_headers=("X-Request-Id", "Retry-After"),
     )
-    admission = Middleware(
-        Admission,
+    body_limit = Middleware(BodyLimit, limits.max_body_bytes, limits.max_bytes_in_flight)
+    backpressure = Middleware(
+        Backpressure,
         limits.max_requests,
-        longest_wait_s=limits.deadline_s / 2,
-        max_body_bytes=limits.max_body_bytes,
-        max_in_flight=limits.max_bytes_in_flight,
-        queued=auth.Paths(QUEUED),
-        uncounted=uncounted,
+        max_wait_s=limits.deadline_s / 2,
+        counted=auth.Paths(QUEUED),
     )
     lingering_close = Middleware(
         LingeringClose,
         deadline_s=limits.deadline_s,
         # A body of twice the limit is sent to its end, and its client reads the 413.
         max_bytes=2 * limits.max_body_bytes,
-        max_lingering=2 * limits.max_requests,  # As many as `Admission` lets send their bodies.
+        max_lingering=2 * limits.max_requests,
     )
     layers = [
         lingering_close,
@@ -147,7 +146,8 @@ def install(
             if limits.requests_per_minute
             else []
         ),
-        admission,
+        body_limit,
+        backpressure,
         Middleware(Deadline, limits.deadline_s),
     ]
     errors.install_handlers(app)
@@ -201,7 +201,7 @@ class Envelope(errors.Layer):
             await self.app(scope, receive, watched)
             if status == ABANDONED:
                 # Granian reports a body with malformed chunks as a client that has left.
-                refusal = errors.Refusal("malformed_request", "the body cannot be read")
+                refusal = Refusal("malformed_request", "the body cannot be read")
                 await errors.respond(refusal, request_id)(scope, receive, send)
         finally:
             if self.meter is not None:
@@ -252,7 +252,7 @@ def page_router() -> APIRouter:
     @router.get("/page/{name}")
     async def asset(request: Request, name: str) -> Response:
         if name not in assets:
-            raise errors.Refusal("not_found")
+            raise Refusal("not_found")
         return _answer(request, assets[name])
 
     return router

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ray_app.errors import ConfigError
 from ray_app.serving.config import Access
-from ray_app.serving.http.errors import Refusal, refuse
+from ray_app.serving.http.errors import refuse
+from ray_app.serving.refusal import Refusal
 
 _log = logging.getLogger(__name__)
 

@@ -1,38 +1,18 @@
-"""The routes that score (`scoring_router`), and of health and readiness (`operation_router`).
-
-The images in a request, raw or as multipart, are read in memory only (`read_images`).
-"""
+"""The routes that score (`scoring_router`), and those of health and metrics (`operation_router`)."""
 
 import asyncio
-import logging
-import unicodedata
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
-from ray_app.errors import InputError, Status
-from ray_app.serving import engine
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http import errors, responses, schemas
-from ray_app.serving.http.errors import Refusal
+from ray_app.serving.http import errors, schemas
+from ray_app.serving.http.uploads import read_images
 from ray_app.serving.metrics import Meter
-
-# It would log for every bad form what the client gets as an error.
-logging.getLogger("python_multipart").setLevel(logging.ERROR)
-
-_FILE_FIELD = "file"
-_QUERY_HINT = "`ensemble`, `detector`, and `masks` are query parameters"
-_MAX_HEADER_BYTES = 32 * 1024
-_MAX_NAME = 255
-_MAX_MESSAGE_NAME = 60
-_MAX_PADDING_BYTES = 1024
-_PAUSE_BYTES = 2**18
-
-# with the names that they were sent with, in the order sent
-Images = list[tuple[str | None, bytes]]
+from ray_app.serving.pool import ImageReply, ImageRequest, WorkerPool
+from ray_app.serving.refusal import Refusal
 
 READY_TIMEOUT_S = 5.0
 
@@ -70,6 +50,14 @@ Ensemble = Annotated[
     str | None,
     Query(max_length=200, description="which ensemble decides; the first one served if not given"),
 ]
+Fpr = Annotated[
+    float | None,
+    Query(
+        gt=0,
+        lt=1,
+        description="false-positive rate of an operating point that /v1/ensembles lists; its thresholds decide",
+    ),
+]
 Detectors = Annotated[
     Sequence[str],
     Query(
@@ -79,11 +67,17 @@ Detectors = Annotated[
 Masks = Annotated[bool, Query(description="with masks, from the detectors that localize")]
 
 
-def scoring_router(
-    scorer: engine.EndpointScorer, config: ServeConfig, meter: Meter, *, token_needed: bool
-) -> APIRouter:
-    """`/v1/score`, `/v1/ensembles`, `/v1/detectors`."""
+def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool) -> APIRouter:
+    """Return the routes `/v1/score`, `/v1/ensembles`, and `/v1/detectors`."""
     router = APIRouter(prefix="/v1", tags=["score"], responses=errors.ERRORS)
+    limits = schemas.EndpointLimits(
+        max_body_bytes=config.limits.max_body_bytes,
+        max_files=config.limits.max_files,
+        max_file_bytes=config.images.max_bytes,
+        max_pixels=config.images.max_pixels,
+        deadline_s=config.limits.deadline_s,
+        formats=list(config.limits.formats),
+    )
 
     @router.post(
         "/score",
@@ -94,9 +88,10 @@ def scoring_router(
     async def score(
         request: Request,
         ensemble: Ensemble = None,
+        fpr: Fpr = None,
         detectors: Detectors = (),
         masks: Masks = False,
-    ) -> schemas.ImageAnswer | schemas.ImageAnswers:
+    ) -> Response:
         """Score one image, or up to 16 in order.
 
         One image gives one object, and a refused one an error status. Several give `results`, each
@@ -105,64 +100,37 @@ def scoring_router(
         images = await read_images(
             request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes
         )
-        request_id = request.state.request_id
-        options: dict[str, Any] = {
-            "ensemble": ensemble,
-            "beside": detectors,
-            "masks": masks,
-            "request_id": request_id,
-        }
-        if len(images) == 1:
-            name, data = images[0]
-            return await scorer.score(data, name=name, **options)
-        return schemas.ImageAnswers(
-            results=await engine.gather_or_cancel(
-                _one(name, data, options) for name, data in images
-            )
+        wanted = ImageRequest(
+            ensemble=ensemble,
+            fpr=fpr,
+            detectors=detectors,
+            masks=masks,
+            request_id=request.state.request_id,
+            is_alone=len(images) == 1,
         )
-
-    async def _one(name: str | None, data: bytes, options: dict[str, Any]) -> schemas.ImageAnswer:
-        try:
-            return await scorer.score(data, name=name, **options)
-        except (InputError, errors.Refusal) as refused:
-            refusal = errors.as_refusal(refused)
-            if not refusal.is_about_one_image:
-                raise
-            meter.refused(refusal.code)
-            return responses.refused_answer(
-                refused,
-                name,
-                data,
-                await scorer.ensemble(options["ensemble"]),
-                options["request_id"],
-            )
+        answers = [pool.answer(data, replace(wanted, name=name)) for name, data in images]
+        return _respond(request, await _gather_or_cancel(answers))
 
     @router.get("/ensembles", operation_id="ensembles")
     async def ensembles() -> schemas.Ensembles:
         """What can be asked, and within which limits."""
-        served, optional = await scorer.ensembles()
-        limits = schemas.EndpointLimits(
-            max_body_bytes=config.limits.max_body_bytes,
-            max_files=config.limits.max_files,
-            max_file_bytes=config.images.max_bytes,
-            max_pixels=config.images.max_pixels,
-            deadline_s=config.limits.deadline_s,
-            formats=list(config.limits.formats),
-        )
         return schemas.Ensembles(
-            ensembles=served, optional_detectors=optional, limits=limits, token_needed=token_needed
+            ensembles=list(pool.served.ensembles),
+            optional_detectors=list(pool.served.optional),
+            limits=limits,
+            token_needed=token_needed,
         )
 
     @router.get("/detectors", operation_id="detectors")
     async def all_detectors() -> schemas.Detectors:
         """The detectors behind this endpoint, with their licences."""
-        return schemas.Detectors(detectors=await scorer.detectors())
+        return schemas.Detectors(detectors=list(pool.served.detectors))
 
     return router
 
 
-def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
-    """`/healthz`, `/readyz`, `/metrics`."""
+def operation_router(pool: WorkerPool, meter: Meter) -> APIRouter:
+    """Return the routes `/healthz`, `/readyz`, and `/metrics`."""
     router = APIRouter(tags=["operation"], responses=errors.ERRORS)
 
     @router.get("/healthz", operation_id="healthz")
@@ -175,201 +143,38 @@ def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
         """Whether weights are loaded and a golden image was scored; 503 until then."""
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                return schemas.Ready(ready=True, ensembles=await scorer.ready())
+                await pool.require_ready()
         except TimeoutError:
-            raise errors.Refusal("not_ready") from None
+            raise Refusal("not_ready") from None
+        return schemas.Ready(ready=True, ensembles=pool.served.names)
 
     @router.get("/metrics", operation_id="metrics", response_class=Response)
     async def metrics() -> Response:
-        """Counters of this process and of other workers of the same command, for Prometheus."""
-        return Response(await meter.exposition(), media_type="text/plain; version=0.0.4")
+        """Counters of this process, for Prometheus."""
+        return Response(meter.exposition(), media_type="text/plain; version=0.0.4")
 
     return router
 
 
-async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Images:
-    """Read a raw body (any content type) as one image without a name, or the parts of a
-    `multipart/form-data` body.
-
-    Nothing is written to disk. All parts of a form must be named `file`. Text before the first
-    boundary and after the last one is ignored.
-
-    Args:
-        request: The request. Its body must be unread.
-        max_files: Parts of a form.
-        max_file_bytes: Size of one image.
-
-    Raises:
-        Refusal: `too_many_files` or `file_too_large` before the body has ended, or
-            `malformed_request`.
-        InputError: A raw body is empty.
+async def _gather_or_cancel(answers: Sequence[Coroutine[Any, Any, ImageReply]]) -> list[ImageReply]:
+    """Return the answers in order. The first exception ends the others, so that nothing is scored
+    for an answer that is refused.
     """
-    kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind == b"multipart/form-data":
-        return await _Form(options.get(b"boundary", b""), max_files, max_file_bytes).read(
-            request.stream()
-        )
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_file_bytes:
-        raise _too_large(max_file_bytes, int(announced))
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > max_file_bytes:
-            raise _too_large(max_file_bytes, len(data))
-    if not data:
-        raise InputError(Status.EMPTY_FILE, "the request has no body")
-    return [(None, bytes(data))]
-
-
-def label(name: str) -> str | None:
-    """A file's name as a client gave it, made harmless: the last part of a path, NFC, nothing
-    invisible, at most 255 characters.
-    """
-    last = name.replace("\\", "/").rpartition("/")[2]
-    visible = "".join(
-        letter
-        for letter in unicodedata.normalize("NFC", last)
-        if unicodedata.category(letter)[0] != "C"
-    )
-    clean = " ".join(visible.split())[:_MAX_NAME]
-    return clean if clean.strip(". ") else None
-
-
-class _Form:
-    """A multipart body (RFC 7578), as the callbacks of python-multipart's parser report it."""
-
-    def __init__(self, boundary: bytes, max_files: int, max_file_bytes: int) -> None:
-        if not boundary:
-            raise Refusal("malformed_request", "the multipart content type has no boundary")
-        self.boundary, self.max_files, self.max_file_bytes = boundary, max_files, max_file_bytes
-        self.images: Images = []
-        self.ended = False
-        self.delimiters = self.padding_bytes = 0
-        self._in_preamble = True
-        self._header = self._value = self._disposition = b""
-        self._name: str | None = None
-        self._data = bytearray()
-
-    async def read(self, chunks: AsyncIterator[bytes]) -> Images:
-        try:
-            parser = self._start_parser()
-            unpaused = 0
-            async for chunk in chunks:
-                if not self.ended:  # The rest is the epilogue.
-                    self._parse(parser, chunk)
-                # Chunks that are there already come without a pause: others get their turn between
-                # them, in every quarter of a MiB.
-                unpaused += len(chunk)
-                if unpaused > _PAUSE_BYTES:
-                    unpaused = 0
-                    await asyncio.sleep(0)
-        except FormParserError as error:
-            raise Refusal("malformed_request", "the multipart body cannot be read") from error
-        if not self.ended:
-            raise Refusal("malformed_request", "the multipart body ends before its last boundary")
-        if not self.images:
-            raise Refusal("malformed_request", f"the form has no part named `{_FILE_FIELD}`")
-        return self.images
-
-    def _start_parser(self) -> MultipartParser:
-        parser = MultipartParser(
-            self.boundary,
-            {
-                "on_part_begin": self._part_begins,
-                "on_header_field": self._header_field,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_ends,
-                "on_headers_finished": self._headers_end,
-                "on_part_data": self._part_data,
-                "on_part_end": self._part_ends,
-                "on_end": self._end,
-            },
-            max_header_size=_MAX_HEADER_BYTES,
-        )
-        # The parser knows no preamble (RFC 2046, section 5.1.1). These bytes make the preamble the
-        # data of a first part, which is dropped.
-        parser.write(b"--%b\r\n\r\n\r\n" % self.boundary)
-        return parser
-
-    def _parse(self, parser: MultipartParser, chunk: bytes) -> None:
-        """Parse a chunk, unless the form has too many delimiters or too much padding.
-
-        The parser reads a false end of a part, and the padding of a boundary, byte by byte: 64 MB
-        of them would take 20 s of one core.
-        """
-        delimiter = b"\r\n--" + self.boundary
-        last = chunk.find(delimiter + b"--")
-        self.delimiters += chunk.count(delimiter, 0, len(chunk) if last < 0 else last)
-        if self.delimiters > self.max_files:
-            raise self._too_many()
-        was_padding = parser.state == MultipartState.BOUNDARY_PADDING
-        parser.write(chunk)
-        if was_padding and parser.state == MultipartState.BOUNDARY_PADDING:
-            self.padding_bytes += len(chunk)
-        if self.padding_bytes > _MAX_PADDING_BYTES:
-            raise Refusal("malformed_request", "a boundary of the multipart body has no end")
-
-    def _part_begins(self) -> None:
-        self._header = self._value = self._disposition = b""
-        self._data = bytearray()
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_ends(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._header = self._value = b""
-
-    def _headers_end(self) -> None:
-        if self._in_preamble:
-            return
-        kind, options = parse_options_header(self._disposition)
-        if kind != b"form-data" or b"name" not in options:
-            raise Refusal("malformed_request", "a part of the form has no name")
-        field = _text(options[b"name"])
-        if field != _FILE_FIELD:
-            name = "".join(letter for letter in field if letter.isprintable())[:_MAX_MESSAGE_NAME]
-            raise Refusal(
-                "malformed_request",
-                f"unknown form field `{name}`: the only field is `{_FILE_FIELD}`; {_QUERY_HINT}",
-            )
-        self._name = label(_text(options.get(b"filename", b"")))
-        if len(self.images) == self.max_files:
-            raise self._too_many()
-
-    def _too_many(self) -> Refusal:
-        """Return the refusal at the first file over the limit; how many more have arrived by then
-        depends on the network.
-        """
-        return Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._in_preamble:
-            return
-        self._data += memoryview(data)[start:end]
-        if len(self._data) > self.max_file_bytes:
-            raise _too_large(self.max_file_bytes, len(self._data))
-
-    def _part_ends(self) -> None:
-        if not self._in_preamble:
-            self.images.append((self._name, bytes(self._data)))
-        self._in_preamble = False
-
-    def _end(self) -> None:
-        self.ended = True
-
-
-def _text(raw: bytes) -> str:
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
     try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
-def _too_large(limit: int, observed: int) -> Refusal:
-    return Refusal("file_too_large", limit=limit, observed=observed)
+def _respond(request: Request, replies: Sequence[ImageReply]) -> Response:
+    """Return the answer for one image, or the answers for several in one object."""
+    refused = [reply for reply in replies if reply.status != 200]
+    if refused:
+        request.state.refused = refused[0].refused
+        return Response(refused[0].body, refused[0].status, media_type="application/json")
+    if len(replies) == 1:
+        return Response(replies[0].body, media_type="application/json")
+    results = b",".join(reply.body for reply in replies)
+    return Response(b'{"results":[%b]}' % results, media_type="application/json")

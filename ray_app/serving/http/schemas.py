@@ -11,7 +11,7 @@ from ray_app.images.provenance import Provenance
 
 # Of the interface under /v1, whatever version of Touchstone answers: what may change under which
 # number says docs/versioning.md.
-API_VERSION = "1.5.0"
+API_VERSION = "1.6.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
 
@@ -236,6 +236,17 @@ class GuaranteeInfo(ApiModel):
     why: str | None = Field(description="why it does not hold")
 
 
+class OperatingPoint(ApiModel):
+    """Thresholds for one false-positive rate, which a request chooses by the parameter `fpr`."""
+
+    fpr: float = Field(description="false-positive rate that the thresholds are for")
+    fingerprint: str = Field(description="fingerprint of the ensemble with these thresholds")
+    fake_above: float = Field(description="log-odds")
+    real_below: float = Field(description="log-odds; between the two it abstains")
+    false_positive_rate: float | None = Field(description="measured on held-out real images")
+    recall: float | None = Field(description="measured on held-out generated images")
+
+
 class EnsembleInfo(ApiModel):
     """An ensemble that this endpoint serves."""
 
@@ -257,6 +268,9 @@ class EnsembleInfo(ApiModel):
     )
     guarantee: GuaranteeInfo | None = Field(
         default=None, description="null where nothing is promised"
+    )
+    operating_points: list[OperatingPoint] = Field(
+        default=[], description="further thresholds that a request may choose by `fpr`"
     )
 
 

@@ -1,0 +1,304 @@
+"""Scores and verdicts → the API's answers: `scored_answer` for an image with a verdict,
+`refused_answer` for an image without one.
+"""
+
+import base64
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from ray_app.detectors.card import blind_to
+from ray_app.ensembles import Finding, is_calibrated
+from ray_app.ensembles.decision import calibrate, doubt, sigmoid
+from ray_app.errors import InputError
+from ray_app.identification.captions import Caption
+from ray_app.identification.generators import family_title, title_of
+from ray_app.identification.identifier import Identified
+from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
+from ray_app.images.provenance import Provenance
+from ray_app.inference import BlockResult, DetectorOutputs, ScoringSpec, batch, remarks_on
+from ray_app.inference.decision import MASKS, REPLIES, facts_of, finite
+from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
+from ray_app.runs.artifacts import mask_area, mask_png
+from ray_app.serving.ensembles import EnsemblePlan, ServedEnsemble, ServedEnsembles
+from ray_app.serving.http import schemas
+from ray_app.serving.refusal import Refusal
+
+NOT_REQUESTED = "not used: the image needed no second look"
+
+
+def scored_answer(
+    plan: EnsemblePlan,
+    ensemble: ServedEnsemble,
+    block: BlockResult,
+    finding: Finding,
+    outputs: DetectorOutputs,
+    row: int,
+    *,
+    name: str | None,
+    size_bytes: int,
+    provenance: Provenance | None,
+    masks: bool,
+    timings: schemas.Timings,
+    request_id: str,
+) -> schemas.ImageAnswer:
+    """Return the answer for one image of a block that has a verdict.
+
+    Args:
+        plan: The ensembles of the endpoint.
+        ensemble: The one that decided.
+        block: The decisions of the ensemble.
+        finding: The finding about this image, and its grounds.
+        outputs: Outputs of the ensemble's detectors and of the optional ones.
+        row: The image.
+        name: The name of the file as a client sent it.
+        size_bytes: Size of the file.
+        provenance: What the file states about its origin.
+        masks: Whether masks are in the answer.
+        timings: The seconds of each stage.
+        request_id: The id of the request.
+    """
+    spec, decisions = ensemble.spec, block.decisions
+    facts = block.outcomes[row].facts
+    assert facts is not None, "an image with a verdict was decoded"
+    text, grounds = finding
+    detectors = {
+        key: _detector_answer(plan, spec, key, outputs, row, facts, masks)
+        for key in plan.spec.cards
+        if key in spec.cards or key in outputs.scores
+    }
+    return schemas.ImageAnswer(
+        name=name,
+        status=str(block.outcomes[row].status),
+        finding=text,
+        grounds=list(grounds),
+        verdict=cast(schemas.Verdict, decisions.verdict[row]),
+        verdict_reason=decisions.reason[row],
+        verdict_detail=decisions.detail[row],
+        second_look=cast(schemas.SecondLook, decisions.second_look[row])
+        if decisions.second_look
+        else None,
+        error_rates=ensemble.error_rates,
+        probability=finite(decisions.probability[row]),
+        calibrated=decisions.calibrated,
+        score=finite(decisions.score[row]),
+        scores={key: answer.score for key, answer in detectors.items()},
+        detectors=detectors,
+        profile=_profile(spec, block, row),
+        sha256=facts.sha256,
+        image=facts_answer(facts, size_bytes, provenance),
+        ensemble=ensemble_name(ensemble),
+        timings=timings,
+        request_id=request_id,
+    )
+
+
+def refused_answer(
+    refused: InputError, name: str | None, data: bytes, ensemble: ServedEnsemble, request_id: str
+) -> schemas.ImageAnswer:
+    """Return the answer for one of several images that has no verdict."""
+    refusal = Refusal.of(refused)
+    facts = refused.facts if isinstance(refused, ImageRefused) else inspect_bytes(data)
+    return schemas.ImageAnswer(
+        name=name,
+        status=refusal.code,
+        error=schemas.Error.model_validate(refusal.body(request_id)),
+        verdict=None,
+        verdict_reason=None,
+        probability=None,
+        calibrated=False,
+        score=None,
+        scores={},
+        detectors={},
+        sha256=facts.sha256,
+        image=facts_answer(facts, len(data)),
+        ensemble=ensemble_name(ensemble),
+        timings=schemas.Timings(decode=0.0, wait=0.0, score=0.0, total=0.0),
+        request_id=request_id,
+    )
+
+
+def facts_answer(
+    facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None
+) -> schemas.ImageFacts:
+    """Return the facts of a file. A fact that is not known is None."""
+    read = ("format", "width", "height", "mode", "frames", "orientation", "icc", "decoder")
+    return schemas.ImageFacts(
+        **{name: getattr(facts, name) for name in read},
+        flags=list(facts.flags),
+        size_bytes=size_bytes,
+        provenance=provenance,
+        metadata={} if provenance is None else provenance.lines(),
+    )
+
+
+def ensemble_name(ensemble: ServedEnsemble) -> schemas.EnsembleName:
+    """Return the name and the fingerprint of an ensemble."""
+    return schemas.EnsembleName(name=ensemble.name, fingerprint=ensemble.fingerprint)
+
+
+def ensemble_infos(served: ServedEnsembles) -> list[schemas.EnsembleInfo]:
+    """Return what clients can know of each ensemble, the default first."""
+    return [
+        _ensemble_info(points[0], points[1:], is_default=place == 0)
+        for place, points in enumerate(served.points.values())
+    ]
+
+
+def _ensemble_info(
+    ensemble: ServedEnsemble, points: Sequence[ServedEnsemble], *, is_default: bool
+) -> schemas.EnsembleInfo:
+    spec, card = ensemble.spec, ensemble.spec.ensemble
+    return schemas.EnsembleInfo(
+        name=ensemble.name,
+        title=card.title,
+        fingerprint=ensemble.fingerprint,
+        default=is_default,
+        rule=card.rule,
+        detectors=list(spec.cards),
+        calibrated=is_calibrated(card, spec.calibrations),
+        fake_above=card.thresholds.fake_above,
+        real_below=card.thresholds.real_below,
+        demonstration=any(detector.demonstration for detector in spec.cards.values()),
+        blind_to=list(blind_to(spec.cards.values())),
+        guarantee=_guarantee(spec),
+        operating_points=[_operating_point(point) for point in points],
+    )
+
+
+def _operating_point(point: ServedEnsemble) -> schemas.OperatingPoint:
+    assert point.fpr is not None, "a point that a request may choose"
+    thresholds = point.spec.ensemble.thresholds
+    return schemas.OperatingPoint(
+        fpr=point.fpr,
+        fingerprint=point.fingerprint,
+        fake_above=thresholds.fake_above,
+        real_below=thresholds.real_below,
+        false_positive_rate=thresholds.false_positive_rate,
+        recall=thresholds.true_positive_rate,
+    )
+
+
+def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
+    card, promise = spec.ensemble, spec.ensemble.guarantee
+    if promise is None:
+        return None
+    scored = departures(card.settings, spec.precision, spec.resize)
+    unknown = other_decoders(card.settings, decoders_here(card))
+    why = "; ".join(guarantee_departures(scored, unknown))
+    return schemas.GuaranteeInfo(
+        **promise.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
+        population=card.population.what if card.population else None,
+        holds=not why,
+        why=why or None,
+    )
+
+
+def detector_infos(plan: EnsemblePlan) -> list[schemas.DetectorInfo]:
+    """Return the detectors of all ensembles, then the optional ones."""
+    return [
+        schemas.DetectorInfo(
+            name=name,
+            title=card.title,
+            licence=card.licence,
+            terms=card.terms,
+            source=card.source,
+            precision=plan.spec.precision[name],
+            localizes=card.masks,
+            optional=name in plan.optional,
+        )
+        for name, card in plan.spec.cards.items()
+    ]
+
+
+def _profile(spec: ScoringSpec, block: BlockResult, row: int) -> schemas.Profile | None:
+    if spec.identifier is None and spec.describer is None:
+        return None
+    captions = block.outputs.captions
+    return schemas.Profile(
+        generator=None if block.identified is None else _generator(block.identified, row),
+        prompt=_prompt(captions[row]) if captions else None,
+    )
+
+
+def _generator(identified: Identified, row: int) -> schemas.ProfileGenerator | None:
+    """Return the generator of an image, without a name if the image is like no known generator."""
+    named = identified.name_image(row)
+    if named is None:
+        return None
+    name, family = named.predicted_generator, named.generator_family
+    return schemas.ProfileGenerator(
+        name=name,
+        title=title_of(name) if name else None,
+        family=family,
+        family_title=family_title(family) if family else None,
+        probability=named.generator_probability,
+        confidence=named.generator_confidence,
+        known=name is not None,
+        ranking=list(named.generator_ranking),
+        nearest=title_of(named.generator_ranking[0]),
+    )
+
+
+def _prompt(caption: Caption | None) -> schemas.ProfilePrompt | None:
+    if caption is None or not caption.text:
+        return None
+    return schemas.ProfilePrompt(text=caption.text, likelihood=caption.likelihood)
+
+
+def _detector_answer(
+    plan: EnsemblePlan,
+    spec: ScoringSpec,
+    name: str,
+    outputs: DetectorOutputs,
+    row: int,
+    facts: ImageFileFacts,
+    masks: bool,
+) -> schemas.DetectorAnswer:
+    """Return the answer of one detector, calibrated as the ensemble has it. An optional detector is
+    calibrated as its own card has it.
+    """
+    calibrations = spec.calibrations if name in spec.cards else plan.spec.calibrations
+    calibration = calibrations[name]
+    if name not in outputs.scores:
+        return schemas.DetectorAnswer(
+            score=None,
+            probability=None,
+            calibrated=calibration is not None,
+            abstained=NOT_REQUESTED,
+        )
+    column = outputs.scores[name][row : row + 1].astype(np.float64)
+    score = finite(column[0])
+    bounded = facts_of(plan.spec, [facts])
+    outside = (
+        plan.spec.doubt(name, facts.width, facts.height, bounded)
+        if facts.width and facts.height
+        else None
+    )
+    reply = _at(outputs, REPLIES, name, row)
+    remark = remarks_on({name: [reply]})[name][0]
+    why = doubt(score is not None, outside, remark)
+    mask = _at(outputs, MASKS, name, row) if masks else None
+    return schemas.DetectorAnswer(
+        score=score,
+        probability=finite(sigmoid(calibrate(column, calibration))[0]),
+        calibrated=calibration is not None,
+        abstained=why and why.detail,
+        beside=name not in spec.cards,
+        reply=reply,
+        mask=None if mask is None else _mask(mask),
+    )
+
+
+def _at(outputs: DetectorOutputs, kind: str, name: str, row: int) -> Any:
+    column = outputs.of(kind).get(name)
+    return None if column is None else column[row]
+
+
+def _mask(mask: batch.Pixels) -> schemas.Mask:
+    height, width = mask.shape
+    png = base64.b64encode(mask_png(mask)).decode()
+    return schemas.Mask(
+        png=png, width=width, height=height, area=mask_area(mask), peak=float(mask.max()) / 255
+    )

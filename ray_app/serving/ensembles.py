@@ -1,0 +1,221 @@
+"""Which ensembles an endpoint serves, and at which operating points (`load_ensembles`). Imports no
+torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ray_app.detectors import DetectorCard, licences, resolve_weights
+from ray_app.ensembles import (
+    EnsembleCard,
+    choose_operating_point,
+    ensemble_of,
+    error_rates,
+    load_ensemble_card,
+)
+from ray_app.errors import ConfigError
+from ray_app.inference import ScoringSpec
+from ray_app.inference.spec import Precision, make_spec
+from ray_app.runs import fingerprint
+from ray_app.scoring.identity import scoring_facts
+from ray_app.serving.config import ServeConfig
+
+
+@dataclass(frozen=True)
+class ServedEnsemble:
+    """An ensemble at one operating point.
+
+    Attributes:
+        spec: All that decides its verdicts.
+        fingerprint: SHA-256 of this part of a batch run's identity. Equal fingerprints give equal
+            scores and verdicts.
+        error_rates: The sentence that is shown with its verdicts.
+        fpr: The false-positive rate that a request chooses it by. None for the card's thresholds.
+    """
+
+    spec: ScoringSpec
+    fingerprint: str
+    error_rates: str
+    fpr: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the ensemble."""
+        return self.spec.ensemble.name
+
+
+@dataclass(frozen=True)
+class EnsemblePlan:
+    """The ensembles of an endpoint by their cards, without weights.
+
+    Attributes:
+        spec: The detectors of all ensembles and the optional ones, for one process.
+        ensembles: The spec of each ensemble by name. The first one is the default.
+        optional: Names of the detectors that only requests that name them use.
+    """
+
+    spec: ScoringSpec
+    ensembles: Mapping[str, ScoringSpec]
+    optional: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ServedEnsembles:
+    """The ensembles of an endpoint with fingerprints.
+
+    Attributes:
+        plan: The specs.
+        points: The operating points of each ensemble by name. The first one has the card's
+            thresholds.
+    """
+
+    plan: EnsemblePlan
+    points: Mapping[str, Sequence[ServedEnsemble]]
+
+    def find(self, name: str | None, fpr: float | None) -> ServedEnsemble:
+        """Return an ensemble at an operating point. Raises KeyError."""
+        points = self.points[name or next(iter(self.points))]
+        for point in points:
+            if point.fpr == fpr:
+                return point
+        raise KeyError(fpr)
+
+
+def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
+    """Read the cards of an endpoint's ensembles, but no weights.
+
+    Raises:
+        ConfigError: The cards contradict each other.
+        DetectorError: A licence is not accepted.
+    """
+    cards = [load_ensemble_card(name) for name in config.ensembles]
+    names = [card.name for card in cards]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two ensembles have the same name: {', '.join(names)}")
+    specs = [_make_spec(card, config) for card in cards]
+    optional: tuple[str, ...] = ()
+    if config.optional_detectors:
+        further = _make_spec(ensemble_of(list(config.optional_detectors)), config)
+        optional = tuple(
+            name for name in further.cards if not any(name in spec.cards for spec in specs)
+        )
+        specs.append(further)
+    specs = _agreed(specs)
+    together = _merged(specs)
+    for card in together.cards.values():
+        licences.require_accepted(card, config.accept_licences)
+    return EnsemblePlan(together, dict(zip(names, specs, strict=False)), optional)
+
+
+def load_ensembles(config: ServeConfig) -> ServedEnsembles:
+    """Plan the ensembles and compute their fingerprints, for which weights are hashed.
+
+    Raises:
+        ConfigError: The cards contradict each other.
+        DetectorError: A licence is not accepted, or weights are missing.
+    """
+    plan = plan_ensembles(config)
+    return ServedEnsembles(
+        plan, {name: _operating_points(spec) for name, spec in plan.ensembles.items()}
+    )
+
+
+def fetch_weights(config: ServeConfig) -> None:
+    """Fetch the weights of all detectors of an endpoint that are not on this machine.
+
+    Raises:
+        ConfigError: The cards contradict each other.
+        DetectorError: A licence is not accepted, or weights are missing.
+    """
+    for card in plan_ensembles(config).spec.cards.values():
+        resolve_weights(card)
+
+
+def _operating_points(spec: ScoringSpec) -> list[ServedEnsemble]:
+    card = spec.ensemble
+    # The threshold of a cascade belongs to its band.
+    rates = () if card.cascade else tuple(point.rate for point in card.operating_points)
+    specs: dict[float | None, ScoringSpec] = {None: spec}
+    specs |= {rate: replace(spec, ensemble=choose_operating_point(card, rate)) for rate in rates}
+    return [
+        ServedEnsemble(
+            point,
+            fingerprint(scoring_facts(point)),
+            error_rates(card.name, point.ensemble.thresholds),
+            rate,
+        )
+        for rate, point in specs.items()
+    ]
+
+
+def _make_spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
+    return make_spec(
+        card,
+        limits=config.images,
+        device=config.device,
+        precision=config.precision,
+        resize=config.resize,
+        slots=config.batching.slots,
+        waive_guarantee=config.waive_guarantee,
+    )
+
+
+def _agreed(specs: Sequence[ScoringSpec]) -> list[ScoringSpec]:
+    """Return the specs under one resize mode and one precision per detector: those of calibrated
+    ensembles, to which the others give way.
+
+    Raises:
+        ConfigError: Two ensembles were calibrated under different settings.
+    """
+    precision: dict[str, Precision] = {}
+    calibrated = [spec for spec in specs if spec.ensemble.settings is not None]
+    resize = {spec.resize: spec.ensemble.name for spec in calibrated}
+    for spec in calibrated:
+        for name, one in spec.precision.items():
+            if precision.setdefault(name, one) != one:
+                raise ConfigError(
+                    f"the ensembles were calibrated with {name} in bf16 and in fp32",
+                    hint="serve them apart",
+                )
+    if len(resize) > 1:
+        raise ConfigError(
+            f"{' and '.join(resize.values())} were calibrated under different resize modes",
+            hint="serve them apart",
+        )
+    mode = next(iter(resize), specs[0].resize)
+    return [
+        replace(
+            spec,
+            precision={name: precision.get(name, one) for name, one in spec.precision.items()},
+            resize=mode,
+        )
+        for spec in specs
+    ]
+
+
+def _merged(specs: Sequence[ScoringSpec]) -> ScoringSpec:
+    """Return the spec of all detectors, which keeps the embeddings that profiles of the ensembles
+    read.
+    """
+    cards: dict[str, DetectorCard] = {}
+    precision: dict[str, Precision] = {}
+    features = {}
+    for spec in specs:
+        for name, card in spec.cards.items():
+            if cards.setdefault(name, card) != card:
+                raise ConfigError(
+                    f"two different cards are called {name}", hint="rename one of them"
+                )
+        precision.update(spec.precision)
+        for profile in (spec.identifier, spec.describer):
+            if profile is not None and profile.detector is not None:
+                features[profile.detector] = dict(profile.embedding)
+    return replace(
+        specs[0],
+        ensemble=ensemble_of(list(cards)),
+        cards=cards,
+        precision=precision,
+        identifier=None,
+        describer=None,
+        features=features,
+    )

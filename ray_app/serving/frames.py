@@ -1,0 +1,66 @@
+"""Messages between the HTTP process and its workers: a JSON header with bytes after it."""
+
+import asyncio
+import json
+import socket
+import struct
+from typing import Any, NamedTuple
+
+_SIZES = struct.Struct("<IQ")  # bytes of the header, bytes after it
+
+
+class Frame(NamedTuple):
+    """One message.
+
+    Attributes:
+        header: A JSON object.
+        data: Bytes that belong to it.
+    """
+
+    header: dict[str, Any]
+    data: bytes = b""
+
+
+def pack_header(frame: Frame) -> bytes:
+    """Return what precedes the data of a frame on its way."""
+    header = json.dumps(frame.header).encode()
+    return _SIZES.pack(len(header), len(frame.data)) + header
+
+
+def send_frame(connection: socket.socket, frame: Frame) -> None:
+    """Send a frame. Raises OSError if the other process has ended."""
+    connection.sendall(pack_header(frame) + frame.data)
+
+
+def receive_frame(connection: socket.socket) -> Frame | None:
+    """Wait for a frame. Returns None if the other process has ended."""
+    sizes = _receive(connection, _SIZES.size)
+    if sizes is None:
+        return None
+    header_bytes, data_bytes = _SIZES.unpack(sizes)
+    header, data = _receive(connection, header_bytes), _receive(connection, data_bytes)
+    if header is None or data is None:
+        return None
+    return Frame(json.loads(header), bytes(data))
+
+
+async def read_frame(reader: asyncio.StreamReader) -> Frame:
+    """Wait for a frame. Raises asyncio.IncompleteReadError if the other process has ended."""
+    header_bytes, data_bytes = _SIZES.unpack(await reader.readexactly(_SIZES.size))
+    header = json.loads(await reader.readexactly(header_bytes))
+    return Frame(header, await reader.readexactly(data_bytes))
+
+
+def _receive(connection: socket.socket, count: int) -> bytearray | None:
+    """Receive that many bytes. Returns None if the other process ends before."""
+    received = bytearray(count)
+    view, missing = memoryview(received), count
+    while missing:
+        try:
+            size = connection.recv_into(view[count - missing :])
+        except ConnectionError:
+            return None
+        if not size:
+            return None
+        missing -= size
+    return received

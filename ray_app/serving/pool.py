@@ -1,0 +1,393 @@
+"""The worker processes of an endpoint, as its HTTP process sees them (`WorkerPool`). Imports neither
+torch nor Ray.
+
+Images wait in one queue, in order of arrival. Each worker gets as many as it can score and decode
+at a time. A worker that dies is started again, and its images go to the front of the queue.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ray_app.child_process import SECRETS
+from ray_app.errors import ConfigError, DetectorError, ExitCode, TouchstoneError
+from ray_app.import_path import safe_variables
+from ray_app.serving import frames
+from ray_app.serving.config import Access, ServeConfig
+from ray_app.serving.frames import Frame
+from ray_app.serving.http import schemas
+from ray_app.serving.metrics import Meter
+from ray_app.serving.refusal import Refusal
+
+START_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 10.0
+# Of workers in a row, each while it had the image. Then the image is the reason.
+MAX_DEATHS = 3
+# A finding about readiness is used for that long, so that probes do not load a busy endpoint.
+READY_S, UNREADY_S = 10.0, 1.0
+_RESTART_PAUSE_S = 1.0
+# Without any worker. A start takes seconds.
+MAX_DOWN_S = 120.0
+_SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What a client wants to know about an image: the fields of `engine.ScoreRequest` but the file.
+
+    Attributes:
+        name: The name of the file.
+        ensemble: Name of the ensemble. None for the first one.
+        fpr: The false-positive rate of an operating point. None for the thresholds of the card.
+        detectors: Names of optional detectors.
+        masks: Whether the answer has masks.
+        request_id: The id of the HTTP request.
+        is_alone: Whether the HTTP request has no other image.
+    """
+
+    name: str | None = None
+    ensemble: str | None = None
+    fpr: float | None = None
+    detectors: Sequence[str] = ()
+    masks: bool = False
+    request_id: str = ""
+    is_alone: bool = True
+
+
+@dataclass(frozen=True)
+class ImageReply:
+    """The answer for an image: its HTTP status and JSON, and the code if it was refused."""
+
+    status: int
+    body: bytes
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """The ensembles and detectors of an endpoint, as its workers describe them."""
+
+    slots: int
+    ensembles: Sequence[schemas.EnsembleInfo]
+    optional: Sequence[str]
+    detectors: Sequence[schemas.DetectorInfo]
+
+    @property
+    def names(self) -> list[schemas.EnsembleName]:
+        """Names and fingerprints of the ensembles."""
+        return [
+            schemas.EnsembleName(name=info.name, fingerprint=info.fingerprint)
+            for info in self.ensembles
+        ]
+
+    def check(self, request: ImageRequest) -> None:
+        """Raise Refusal unless the ensemble, its operating point, and the detectors are served."""
+        names = [info.name for info in self.ensembles]
+        if request.ensemble is not None and request.ensemble not in names:
+            raise Refusal("malformed_request", f"no such ensemble; served: {', '.join(names)}")
+        if not set(request.detectors) <= set(self.optional):
+            served = ", ".join(self.optional) or "none"
+            raise Refusal("malformed_request", f"no such optional detector; there are: {served}")
+        info = self.ensembles[names.index(request.ensemble) if request.ensemble else 0]
+        rates = [point.fpr for point in info.operating_points]
+        if request.fpr is not None and request.fpr not in rates:
+            served = ", ".join(f"{rate:g}" for rate in rates) or "none"
+            raise Refusal(
+                "malformed_request",
+                f"{info.name} has no operating point for this fpr; there are: {served}",
+            )
+
+
+@dataclass
+class _Item:
+    """An image in the queue or in a worker."""
+
+    header: dict[str, Any]
+    data: bytes
+    reply: "asyncio.Future[Frame]"
+    deaths: int = 0
+
+
+class WorkerProcess:
+    """One worker process: its start, and the socket to it."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.connection, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ray_app.serving.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=_worker_environment(config.access),
+            )
+        header = {
+            # A worker has no tokens, and needs none.
+            "config": config.model_copy(update={"access": Access()}).model_dump(mode="json"),
+            "log_level": logging.getLogger("ray_app").getEffectiveLevel(),
+        }
+        with suppress(OSError):
+            frames.send_frame(self.connection, Frame(header))
+
+    def await_ready(self) -> Served:
+        """Wait until the worker has loaded its detectors.
+
+        Raises:
+            ConfigError: The cards contradict each other.
+            DetectorError: The worker could not load the detectors.
+        """
+        self.connection.settimeout(START_TIMEOUT_S)
+        try:
+            frame = frames.receive_frame(self.connection)
+        except TimeoutError:
+            frame = None
+        self.connection.settimeout(None)
+        if frame is None:
+            raise DetectorError("a worker could not start", hint="see its own message above")
+        if (failure := frame.header.get("failure")) is not None:
+            kind = ConfigError if failure["exit_code"] == ExitCode.USAGE else DetectorError
+            raise kind(failure["message"], hint=failure["hint"])
+        described = frame.header
+        return Served(
+            described["slots"],
+            [schemas.EnsembleInfo.model_validate(info) for info in described["ensembles"]],
+            described["optional"],
+            [schemas.DetectorInfo.model_validate(info) for info in described["detectors"]],
+        )
+
+    def close(self) -> None:
+        """End the worker: by its socket, and by a signal if it does not end in time."""
+        self.connection.close()
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def start_workers(config: ServeConfig, count: int) -> tuple[list[WorkerProcess], Served]:
+    """Start workers, and wait until all of them have loaded their detectors.
+
+    Raises:
+        ConfigError: The cards contradict each other.
+        DetectorError: A worker could not load the detectors.
+    """
+    workers = [WorkerProcess(config) for _ in range(count)]
+    try:
+        served = [worker.await_ready() for worker in workers]
+    except BaseException:
+        for worker in workers:
+            worker.process.kill()
+            worker.close()
+        raise
+    return workers, served[0]
+
+
+@dataclass(eq=False)
+class _Attached:
+    """A worker that the event loop reads from, and the images that it has, by number."""
+
+    process: WorkerProcess
+    writer: asyncio.StreamWriter
+    items: dict[int, _Item] = field(default_factory=dict)
+
+
+class WorkerPool:
+    """Have images answered by worker processes.
+
+    Args:
+        config: The endpoint.
+        workers: Workers that have loaded their detectors.
+        served: What they serve.
+        meter: Counts images and batches.
+    """
+
+    def __init__(
+        self, config: ServeConfig, workers: Sequence[WorkerProcess], served: Served, meter: Meter
+    ) -> None:
+        self._config, self._started, self._meter = config, list(workers), meter
+        self.served = served
+        self._capacity = 2 * served.slots
+        self._waiting: deque[_Item] = deque()
+        self._attached: list[_Attached] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sent = self._in_flight = 0
+        self._down_since: float | None = None
+        self._checking = asyncio.Lock()
+        self._ready_until = self._unready_until = 0.0
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether a worker runs, or one ended a short time ago."""
+        return self._down_since is None or time.monotonic() - self._down_since < MAX_DOWN_S
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answer images as long as the block lasts."""
+        for process in self._started:
+            await self._attach(process)
+        try:
+            yield
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            attached, self._attached = self._attached, []
+            for worker in attached:
+                worker.writer.close()
+            await asyncio.gather(*(asyncio.to_thread(worker.process.close) for worker in attached))
+
+    async def answer(self, data: bytes, request: ImageRequest) -> ImageReply:
+        """Return the answer for one image. Waits for as long as the caller does.
+
+        Raises:
+            Refusal: The ensemble, an operating point, or a detector is not served.
+        """
+        self.served.check(request)
+        self._count_in_flight(+1)
+        try:
+            frame = await self._ask(data, asdict(request))
+        finally:
+            self._count_in_flight(-1)
+        header = frame.header
+        if header["timings"] is not None:
+            for stage, seconds in header["timings"].items():
+                self._meter.stage(stage, seconds)
+            self._meter.verdict(header["ensemble"], header["verdict"])
+            self._ready_until = time.monotonic() + READY_S
+        elif not request.is_alone:
+            self._meter.refused(header["refused"])
+        return ImageReply(header["status"], frame.data, header["refused"])
+
+    async def require_ready(self) -> None:
+        """Raise Refusal unless images are scored: one was lately, or a golden image is now."""
+        async with self._checking:
+            now = time.monotonic()
+            if now < self._ready_until:
+                return
+            if now < self._unready_until or not self._attached:
+                raise Refusal("not_ready")
+            # This holds too if the caller leaves before the answer.
+            self._unready_until = now + UNREADY_S
+            frame = await self._ask(b"", asdict(ImageRequest()) | {"is_golden": True})
+            if frame.header["timings"] is None:
+                raise Refusal("not_ready", "a golden image gets no score")
+            self._ready_until, self._unready_until = time.monotonic() + READY_S, 0.0
+
+    async def _ask(self, data: bytes, request: dict[str, Any]) -> Frame:
+        reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        request["arrived_s"] = time.monotonic()
+        self._waiting.append(_Item(request, data, reply))
+        self._send_waiting()
+        return await reply
+
+    def _send_waiting(self) -> None:
+        """Send images to the workers with the fewest images, as long as one has room."""
+        while self._waiting:
+            if self._waiting[0].reply.done():  # Its caller has left.
+                self._waiting.popleft()
+                continue
+            worker = self._find_room(self._waiting[0])
+            if worker is None:
+                return
+            item = self._waiting.popleft()
+            self._sent += 1
+            worker.items[self._sent] = item
+            header = {"number": self._sent, "request": item.header}
+            frame = Frame(header, item.data)
+            worker.writer.writelines((frames.pack_header(frame), item.data))
+
+    def _find_room(self, item: _Item) -> _Attached | None:
+        """Return the worker with the fewest images. An image whose worker died gets one alone, so
+        that no other image is taken for the reason.
+        """
+        most = 1 if item.deaths else self._capacity
+        free = [
+            worker
+            for worker in self._attached
+            if len(worker.items) < most and not any(one.deaths for one in worker.items.values())
+        ]
+        return min(free, key=lambda worker: len(worker.items), default=None)
+
+    async def _attach(self, process: WorkerProcess) -> None:
+        reader, writer = await asyncio.open_connection(sock=process.connection)
+        worker = _Attached(process, writer)
+        self._attached.append(worker)
+        self._down_since = None
+        self._start_task(self._read_answers(worker, reader))
+        self._send_waiting()
+
+    async def _read_answers(self, worker: _Attached, reader: asyncio.StreamReader) -> None:
+        """Hand on the answers of a worker. Start it again when it ends."""
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                frame = await frames.read_frame(reader)
+                item = worker.items.pop(frame.header["number"])
+                if frame.header["batch_images"]:
+                    waited_s = (frame.header["timings"] or {}).get("wait", 0.0)
+                    self._meter.batch(frame.header["batch_images"], waited_s)
+                if not item.reply.done():
+                    item.reply.set_result(frame)
+                self._send_waiting()
+        worker.writer.close()
+        self._attached.remove(worker)
+        if not self._attached:
+            self._down_since = time.monotonic()
+        for item in reversed(worker.items.values()):
+            self._take_back(item)
+        _log.error("a worker ended (exit code %s): starting another", worker.process.process.poll())
+        await self._restart(worker.process)
+
+    def _take_back(self, item: _Item) -> None:
+        """Put an image whose worker has died at the front of the queue."""
+        item.deaths += 1
+        if item.deaths < MAX_DEATHS:
+            self._waiting.appendleft(item)
+        elif not item.reply.done():
+            reason = f"{MAX_DEATHS} workers died while they had it"
+            item.reply.set_exception(Refusal("detector_failed", reason))
+
+    async def _restart(self, dead: WorkerProcess) -> None:
+        await asyncio.to_thread(dead.close)
+        while True:
+            process = await asyncio.to_thread(WorkerProcess, self._config)
+            try:
+                await asyncio.to_thread(process.await_ready)
+            except TouchstoneError as error:
+                _log.error("a worker could not start: %s", error.message)
+                await asyncio.to_thread(process.close)
+                await asyncio.sleep(_RESTART_PAUSE_S)
+            except asyncio.CancelledError:
+                process.process.kill()
+                raise
+            else:
+                await self._attach(process)
+                return
+
+    def _start_task(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _count_in_flight(self, change: int) -> None:
+        self._in_flight += change
+        self._meter.in_flight(self._in_flight)
+
+
+def _worker_environment(access: Access) -> dict[str, str]:
+    """Return the environment of this process without tokens and other secrets."""
+    secrets = {*SECRETS, access.tokens_variable}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in secrets and not any(word in name.upper() for word in _SECRET_WORDS)
+    }
+    return kept | safe_variables()
