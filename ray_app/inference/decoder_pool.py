@@ -6,8 +6,6 @@ Its answers are bytes of a process that decoded a hostile file, and are checked 
 used.
 """
 
-import asyncio
-import contextlib
 import io
 import os
 import queue
@@ -15,8 +13,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -40,7 +38,7 @@ from ray_app.images import (
 )
 from ray_app.images.formats import describe_unsupported
 from ray_app.images.limits import worst_bytes
-from ray_app.images.provenance import Provenance, ProvenancePolicy, get_sidecar, has_manifest
+from ray_app.images.provenance import Provenance, get_sidecar, has_manifest
 from ray_app.import_path import PACKAGE, SEARCH_PATH, safe_variables
 from ray_app.inference import batch, decoder_child
 from ray_app.inference.decoder_child import DEMAND, DecodeRequest, Report
@@ -123,7 +121,7 @@ class DecoderProcess(ChildProcess):
         wanted: DecodeRequest,
         turn: AbstractContextManager[object] | None = None,
     ) -> PreparedImage:
-        """As `IsolatedDecoders.prepare`, blocking; within twice the wall limit.
+        """As `IsolatedDecoders.prepare`, within twice the wall limit.
 
         A file with a C2PA manifest that kills the process or takes too long is tried once more
         without the native code that reads manifests: what stands beside a verdict must not cost
@@ -378,13 +376,17 @@ class PeekedFile:
 
 
 class IsolatedDecoders:
-    """So many processes, each with one image at a time; images wait for a free one in the order of
-    asking.
+    """Decode images in child processes, each with one image at a time.
 
-    Used from any thread and event loop. `close()` it: images at work are finished first. `formats`:
-    which of the sniffed formats are let in by `prepare`; None = all. `provenance`: how to read what
-    files say of their origin; None = not. `memory_limit_bytes`: of each process beyond its
-    libraries; None = what the largest image within the limits may take.
+    Used from any thread. An image waits until a child is free. `close` it once nothing is decoded.
+
+    Args:
+        limits: Limits on an image.
+        processes: Number of children. They start at their first use.
+        wall_limit_s: Seconds that one image may take.
+        memory_limit_bytes: Memory of each child beyond its libraries. None for what the largest
+            image within the limits may take.
+        formats: Sniffed formats that `prepare` accepts. None for all.
     """
 
     def __init__(
@@ -395,9 +397,8 @@ class IsolatedDecoders:
         wall_limit_s: float = 5.0,
         memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
         formats: Collection[str] | None = None,
-        provenance: ProvenancePolicy | None = None,
     ) -> None:
-        self._limits, self._provenance = limits, provenance
+        self._limits = limits
         self._formats = None if formats is None else tuple(formats)
         self._children = [
             DecoderProcess(limits, wall_limit_s, memory_limit_bytes) for _ in range(processes)
@@ -405,21 +406,18 @@ class IsolatedDecoders:
         self._free: queue.SimpleQueue[DecoderProcess] = queue.SimpleQueue()
         for child in self._children:
             self._free.put(child)
-        # A thread per child: a task that runs finds a free child, and what waits, waits in the
-        # executor.
-        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-decoder")
         self._large = threading.Lock()
-        self._is_closed = False
 
     def start(
         self, preprocessings: Sequence[Preprocessing] = (), resize: ResizeMode = "exact"
     ) -> None:
-        """Have every child up, with the libraries that these preprocessings need. Raises
+        """Start every child, with the libraries that these preprocessings need. Raises
         TouchstoneError.
         """
-        wanted = _wanted(tuple(preprocessings), resize, self._provenance)
-        for started in [self._threads.submit(self._start_one, wanted) for _ in self._children]:
-            started.result()
+        wanted = DecodeRequest(preprocessings=tuple(preprocessings), resize=resize)
+        with ThreadPoolExecutor(len(self._children)) as threads:
+            for started in [threads.submit(child.start, wanted) for child in self._children]:
+                started.result()
 
     def decode(self, data: bytes) -> DecodedImage:
         """As `DecoderProcess.decode`. Blocks; raises ImageRefused."""
@@ -439,55 +437,25 @@ class IsolatedDecoders:
         peeked.give_back_to(self._free)
         return peeked
 
-    def prepare_now(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
-        """As `prepare`, blocking. One large image is decoded at a time; the wait for its turn does
-        not count.
+    def prepare(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
+        """Decode one file and prepare it in each of several ways, with the same pixels as
+        `BatchDecoder`. Blocks.
+
+        One large image is decoded at a time; the wall limit does not count the wait for its turn.
+
+        Raises:
+            ImageRefused: As `decode_image`, for a format that is not accepted, and DECODE_TIMEOUT
+                or DECODER_CRASHED, after which the next image gets a new child.
         """
         self._admit(data)
-        with self._child() as child:
+        child = self._free.get()
+        try:
             return child.prepare(data, wanted, self._large)
-
-    async def prepare(
-        self,
-        data: bytes,
-        preprocessings: Sequence[Preprocessing],
-        resize: ResizeMode,
-        *,
-        measured: bool = False,
-    ) -> PreparedImage:
-        """Decode one file and prepare it in each of several ways; the same pixels as `BatchDecoder`
-        gives.
-
-        `measured`: the facts have also what is measured on pixels (see
-        `ray_app.images.facts.texture_of`).
-
-        Raises ImageRefused: as `decode_image`, for a format that is not let in, and DECODE_TIMEOUT
-        or DECODER_CRASHED, after which the next image gets a new child. A caller that is cancelled
-        leaves nothing behind: an exchange that has begun is finished.
-        """
-        self._admit(data)
-        answer: Future[PreparedImage] = Future()
-        held = [data]
-        try:
-            self._threads.submit(
-                self._serve,
-                answer,
-                held,
-                _wanted(tuple(preprocessings), resize, self._provenance, measured),
-            )
-        except RuntimeError:
-            raise _closed() from None
-        try:
-            return await asyncio.wrap_future(answer)
         finally:
-            held.clear()  # who left before its turn leaves no bytes in the queue
+            self._free.put(child)
 
     def close(self) -> None:
-        """Finish the images at work, turn away those that wait, and end all children. Takes at most
-        the wall limit.
-        """
-        self._is_closed = True
-        self._threads.shutdown()
+        """End all children."""
         for child in self._children:
             child.close()
 
@@ -504,45 +472,14 @@ class IsolatedDecoders:
                 what = (
                     describe_unsupported(data) if format_name is None else f"a {format_name} file"
                 )
-                let_in = (
+                accepted = (
                     f"; let in here: {', '.join(self._formats)}"
                     if self._formats is not None
                     else ""
                 )
-                raise InputError(Status.UNSUPPORTED_FORMAT, what + let_in)
+                raise InputError(Status.UNSUPPORTED_FORMAT, what + accepted)
         except InputError as refused:
             raise ImageRefused.because(refused, inspect_bytes(data)) from None
-
-    def _serve(
-        self, answer: "Future[PreparedImage]", held: list[bytes], wanted: DecodeRequest
-    ) -> None:
-        if not answer.set_running_or_notify_cancel():
-            return
-        taken = tuple(held)
-        if self._is_closed or not taken:  # closed, or its caller left in this very moment
-            answer.set_exception(_closed())
-            return
-        with self._child() as child:
-            try:
-                answer.set_result(child.prepare(taken[0], wanted))
-            except BaseException as error:
-                answer.set_exception(error)
-                # The caller has its answer; the next one shall not wait for a new child to import
-                # its libraries.
-                with suppress(TouchstoneError):
-                    child.start()
-
-    @contextlib.contextmanager
-    def _child(self) -> Iterator[DecoderProcess]:
-        child = self._free.get()
-        try:
-            yield child
-        finally:
-            self._free.put(child)
-
-    def _start_one(self, wanted: DecodeRequest) -> None:
-        with self._child() as child:
-            child.start(wanted)
 
 
 def _environment() -> dict[str, str]:
@@ -589,23 +526,5 @@ def _tensors(
 
 
 @lru_cache(maxsize=64)
-def _wanted(
-    preprocessings: tuple[Preprocessing, ...],
-    resize: ResizeMode,
-    provenance: ProvenancePolicy | None,
-    measured: bool = False,
-) -> DecodeRequest:
-    return DecodeRequest(
-        preprocessings=preprocessings, resize=resize, provenance=provenance, measured=measured
-    )
-
-
-@lru_cache(maxsize=64)
 def _request_text(wanted: DecodeRequest) -> bytes:
     return wanted.model_dump_json().encode()
-
-
-def _closed() -> TouchstoneError:
-    return TouchstoneError(
-        "the decoder processes are closed", hint="this endpoint is shutting down; use another one"
-    )

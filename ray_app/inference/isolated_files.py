@@ -113,7 +113,7 @@ class IsolatedFiles:
     def _one(self, name: str) -> ReadFile:
         try:
             data = self._read(name)
-            image = self.children.prepare_now(data, self._wanted)
+            image = self.children.prepare(data, self._wanted)
         except InputError as refused:
             return ReadFile(refused)
         count = len(image.pixels) - self._extra

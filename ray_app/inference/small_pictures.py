@@ -48,7 +48,7 @@ class SmallPictures:
         """JPEG bytes of an encoded image, and the SHA-256 of the file. Raises InputError where it
         does not decode.
         """
-        image = self._children.prepare_now(data, self._wanted)
+        image = self._children.prepare(data, self._wanted)
         (pixels,) = image.pixels
         assert pixels is not None
         return small_jpeg(

@@ -222,7 +222,7 @@ class Engine:
         )
         started = time.monotonic()
         try:
-            prepared = self._decoders.prepare_now(image.request.data, wanted)
+            prepared = self._decoders.prepare(image.request.data, wanted)
         except InputError as refused:
             image.refused = refused
             return

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.serving.replica import golden_image
+from ray_app.serving.engine import golden_image
 from tests.ray_head import ray_head
 from tests.scoring.conftest import ROOT
 

@@ -17,7 +17,7 @@ from ray_app.cli.main import PERMANENT, touchstone
 from ray_app.datasets.layouts import layout_names
 from ray_app.detectors import list_cards
 from ray_app.errors import Reason, Status
-from ray_app.serving.http.errors import MESSAGES
+from ray_app.serving.refusal import MESSAGES
 from tests.docs.site import Site, every_column
 from tests.reports.browser import chromium
 

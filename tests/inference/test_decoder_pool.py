@@ -2,12 +2,10 @@
 outlives whatever it is given.
 """
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -18,10 +16,10 @@ import pytest
 
 from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
-from ray_app.errors import Status, TouchstoneError
+from ray_app.errors import Status
 from ray_app.images import ImageLimits, ImageRefused, inspect_bytes
-from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, StageClock
+from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders, PreparedImage
 from ray_app.inference.spec import ScoringSpec
 from tests.images import factory
@@ -56,22 +54,16 @@ def shared():
 
 @pytest.fixture(scope="module")
 def choosy():
-    """A child for two formats and sides of 600 pixels, that also reads what files say of
-    themselves.
-    """
+    """A child for two formats and sides of 600 pixels."""
     limits = ImageLimits(max_side=600, max_aspect=200)
-    with closing(
-        IsolatedDecoders(
-            limits, processes=1, formats=("JPEG", "PNG"), provenance=ProvenancePolicy()
-        )
-    ) as pool:
+    with closing(IsolatedDecoders(limits, processes=1, formats=("JPEG", "PNG"))) as pool:
         yield pool
 
 
 def prepared(
     pool: IsolatedDecoders, data: bytes, preprocessings=(TINY,), resize="exact"
 ) -> PreparedImage:
-    return asyncio.run(pool.prepare(data, preprocessings, resize))
+    return pool.prepare(data, DecodeRequest(preprocessings=preprocessings, resize=resize))
 
 
 def refusal(pool: IsolatedDecoders, data: bytes) -> ImageRefused:
@@ -120,109 +112,27 @@ def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_chil
         assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
 
 
-def test_a_child_killed_in_the_middle_costs_one_image(shared):
-    async def both() -> tuple[object, object]:
-        victim, other = (stopped(pid) for pid in pids_of(shared))
-        asked = [
-            asyncio.create_task(shared.prepare(factory.jpeg(), (TINY,), "exact")) for _ in range(2)
-        ]
-        await asyncio.to_thread(wait_until, lambda: shared._free.empty())
+def test_killed_child_costs_one_image(shared):
+    victim, other = (stopped(pid) for pid in pids_of(shared))
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(prepared, shared, factory.jpeg()) for _ in range(2)]
+        wait_until(lambda: shared._free.empty())
         os.kill(victim, signal.SIGKILL)
         os.kill(other, signal.SIGCONT)
-        return await asyncio.gather(*asked, return_exceptions=True)
-
-    died, lived = sorted(asyncio.run(both()), key=lambda answer: isinstance(answer, PreparedImage))
-    assert isinstance(lived, PreparedImage)
+        (died,) = filter(None, [one.exception() for one in asked])
     assert isinstance(died, ImageRefused)
     assert died.status == Status.DECODER_CRASHED
     assert "SIGKILL" in died.detail
     assert prepared(shared, factory.png()).facts.format == "PNG"
-    wait_until(lambda: len(pids_of(shared)) == 2)
 
 
 def test_many_callers_get_their_own_answers(shared):
     files = [factory.encoded(factory.photo(80 + 10 * seed, 60, seed), "PNG") for seed in range(8)]
-
-    async def at_once() -> list[PreparedImage]:
-        return await asyncio.gather(*(shared.prepare(data, (TINY,), "exact") for data in files))
-
-    with ThreadPoolExecutor(len(files)) as threads:  # each with a loop of its own
-        answers = [
-            *asyncio.run(at_once()),
-            *threads.map(lambda data: prepared(shared, data), files),
-        ]
+    with ThreadPoolExecutor(len(files)) as threads:
+        answers = list(threads.map(lambda data: prepared(shared, data), files * 2))
     for data, answer in zip(files * 2, answers, strict=True):
         assert answer.facts.sha256 == inspect_bytes(data).sha256
         np.testing.assert_array_equal(answer.pixels[0], prepared(shared, data).pixels[0])
-
-
-def test_the_event_loop_goes_on_while_images_wait(shared):
-    async def count() -> int:
-        pids = [stopped(pid) for pid in pids_of(shared)]
-        tasks = [
-            asyncio.create_task(shared.prepare(factory.png(), (TINY,), "exact")) for _ in range(4)
-        ]
-        for _ in range(50):
-            await asyncio.sleep(0)
-        waiting = sum(not task.done() for task in tasks)
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-        await asyncio.gather(*tasks)
-        return waiting
-
-    assert asyncio.run(count()) == 4
-
-
-def test_callers_that_go_away_leave_the_protocol_sound(shared):
-    async def some_leave() -> list[PreparedImage]:
-        pids = [stopped(pid) for pid in pids_of(shared)]
-        leaving = [
-            asyncio.create_task(shared.prepare(factory.jpeg(quality=50 + i), (TINY,), "exact"))
-            for i in range(4)
-        ]
-        await asyncio.to_thread(wait_until, lambda: shared._free.empty())
-        for task in leaving:  # two of them in the middle of an exchange, two waiting
-            task.cancel()
-        assert all(
-            isinstance(end, asyncio.CancelledError)
-            for end in await asyncio.gather(*leaving, return_exceptions=True)
-        )
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-        files = [factory.encoded(factory.photo(seed=seed), "PNG") for seed in range(4)]
-        answers = [await shared.prepare(data, (TINY,), "exact") for data in files]
-        assert [answer.facts.sha256 for answer in answers] == [
-            inspect_bytes(data).sha256 for data in files
-        ]
-        assert pids_of(shared) == pids
-        return answers
-
-    assert len(asyncio.run(some_leave())) == 4
-
-
-def test_close_finishes_what_is_at_work_and_turns_the_rest_away():
-    async def closing() -> list[object]:
-        pool = IsolatedDecoders(LIMITS, processes=1)
-        pool.start()
-        pid = stopped(pids_of(pool)[0])
-        asked = [
-            asyncio.create_task(pool.prepare(factory.jpeg(), (TINY,), "exact")) for _ in range(3)
-        ]
-        await asyncio.to_thread(wait_until, lambda: pool._free.empty())
-        closing = threading.Thread(target=pool.close)
-        closing.start()
-        wait_until(lambda: pool._is_closed)
-        os.kill(pid, signal.SIGCONT)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        await asyncio.to_thread(closing.join)
-        assert not Path(f"/proc/{pid}").exists()
-        with pytest.raises(TouchstoneError, match="closed"):
-            await pool.prepare(factory.jpeg(), (TINY,), "exact")
-        return answers
-
-    first, *rest = asyncio.run(closing())
-    assert isinstance(first, PreparedImage)
-    assert [type(error) for error in rest] == [TouchstoneError] * 2
 
 
 def test_children_are_light_and_hold_no_secret(monkeypatch):
@@ -243,6 +153,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path):
     script = """
 import os, signal, sys
 from ray_app.images import ImageLimits
+from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders
 pool = IsolatedDecoders(ImageLimits(), processes=1)
 pool.start()

@@ -238,7 +238,7 @@ def test_a_large_image_whose_manifest_kills_its_reader_is_asked_again_within_its
     pool = decoder_pool.IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=60.0)
     answers = queue.SimpleQueue()
     threading.Thread(
-        target=lambda: answers.put(pool.prepare_now(signed(), wanted)), daemon=True
+        target=lambda: answers.put(pool.prepare(signed(), wanted)), daemon=True
     ).start()
     assert answers.get(timeout=120).provenance.c2pa.state == "unreadable"
     pool.close()

@@ -5,19 +5,15 @@ own, for a minute at most.
 import asyncio
 import inspect
 import shutil
-from contextlib import closing
 
 import pytest
 import yaml
 
 from ray_app.config import config_root
-from ray_app.inference.decoder_pool import IsolatedDecoders
-from ray_app.serving import ServeConfig
-from ray_app.serving.http.app import create_app
 from ray_app.serving.metrics import Meter
 from tests.reports.browser import chromium
 from tests.serving.http.live import serving
-from tests.serving.in_process import local_scorer, served
+from tests.serving.in_process import local_endpoint
 from tests.serving.page_app import Mood, make_app
 from tests.serving.page_browser import Visitor
 
@@ -33,35 +29,14 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture(scope="session")
 def meter():
-    """What `scorer` and `local` count with."""
+    """What `local` counts with."""
     return Meter()
 
 
 @pytest.fixture(scope="session")
-def scorer(meter):
-    """What answers behind an endpoint of the shipped ensemble, for `local` and applications of a
-    test's own.
-    """
-    running = local_scorer(ServeConfig(ensembles=("tiny",)), meter)
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="session")
-def local(scorer, meter):
+def local(meter):
     """(url, app) of the whole application without Ray, with the shipped ensemble."""
-    app = create_app(ServeConfig(ensembles=("tiny",)), scorer, meter)
-    with served(app) as url:
-        yield url, app
-
-
-@pytest.fixture(scope="session")
-def decoders():
-    """Decoder processes as an endpoint of the default config has them."""
-    config = ServeConfig(ensembles=("tiny",))
-    with closing(
-        IsolatedDecoders(config.images, processes=1, formats=config.limits.formats)
-    ) as running:
+    with local_endpoint(meter=meter) as running:
         yield running
 
 

@@ -17,12 +17,13 @@ import ray_app
 from ray_app.ensembles import Thresholds, error_rates, find
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
+from ray_app.serving.answers import facts_answer
 from ray_app.serving.http import schemas
 from ray_app.serving.http.app import Envelope, page_router
 from ray_app.serving.http.auth import Paths
-from ray_app.serving.http.errors import Refusal, install_handlers
-from ray_app.serving.http.responses import facts_answer
-from ray_app.serving.http.routes import read_images
+from ray_app.serving.http.errors import install_handlers
+from ray_app.serving.http.uploads import read_images
+from ray_app.serving.refusal import Refusal
 
 TINY = "touchstone-tiny"
 ERROR_RATES = error_rates("default", Thresholds(false_positive_rate=0.01, true_positive_rate=0.4))

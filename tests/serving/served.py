@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from ray_app.serving.replica import golden_image
+from ray_app.serving.engine import golden_image
 from tests.ray_head import free_ports
 from tests.serving.http.live import ask, request
 

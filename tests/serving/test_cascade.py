@@ -2,8 +2,9 @@
 it goes on.
 """
 
-import asyncio
+import json
 import shutil
+from contextlib import closing, contextmanager
 
 import pytest
 import yaml
@@ -11,24 +12,11 @@ import yaml
 import ray_app
 from ray_app.config import config_root
 from ray_app.serving import ServeConfig
-from ray_app.serving.engine import EndpointScorer
-from ray_app.serving.http.responses import NOT_REQUESTED
-from ray_app.serving.metrics import Meter
+from ray_app.serving.answers import NOT_REQUESTED
+from ray_app.serving.engine import Engine, ScoreRequest
 from tests.images.factory import encoded, photo
-from tests.serving.in_process import Troubled, loaded_group
 
 WIDE, NARROW = (-50.0, 50.0), (49.0, 50.0)
-
-
-class CountedDecoders:
-    """Decoders, and how many ways of looking at the image each request wanted."""
-
-    def __init__(self, real):
-        self.real, self.asked = real, []
-
-    async def prepare(self, data, preprocessings, resize, **asked):
-        self.asked.append(len(preprocessings))
-        return await self.real.prepare(data, preprocessings, resize, **asked)
 
 
 @pytest.fixture(scope="module")
@@ -68,55 +56,62 @@ def file():
     return encoded(photo(300, 280, seed=3), "JPEG")
 
 
-def endpoint(path, decoders):
-    config = ServeConfig(ensembles=(path,))
-    groups = {name: Troubled(loaded_group(name, config)) for name in ("detectors", "slow")}
-    counted = CountedDecoders(decoders)
-    return EndpointScorer(config, groups, counted, Meter()), groups, counted
+@contextmanager
+def watched(path, monkeypatch):
+    """An engine, the detectors that it asked, and how many ways of preparing each decoding had."""
+    with closing(Engine(ServeConfig(ensembles=(path,)))) as engine:
+        scored, prepared = [], []
+        score, decode = engine._scorer.score, engine._decoders.prepare
+        monkeypatch.setattr(
+            engine._scorer,
+            "score",
+            lambda *batch, only: scored.append(tuple(only)) or score(*batch, only=only),
+        )
+        monkeypatch.setattr(
+            engine._decoders,
+            "prepare",
+            lambda data, wanted: (
+                prepared.append(len(wanted.preprocessings)) or decode(data, wanted)
+            ),
+        )
+        yield engine, scored, prepared
 
 
-def asked(groups):
-    return [detectors for group in groups.values() for detectors in group.asked]
+def answer_for(engine, file):
+    (answer,) = engine.answer([engine.decode(ScoreRequest(file))])
+    return json.loads(answer.body)
 
 
-def is_that_of_the_library(answer, path, file):
+def require_equal_to_library(answer, path, file):
     expected = ray_app.load_ensemble(path).score([file])[0]
-    for name in ("verdict", "verdict_reason", "verdict_detail", "second_look"):
-        assert getattr(answer, name) == getattr(expected, name)
-    assert answer.score == pytest.approx(expected.score, abs=1e-5)
-    assert answer.scores == {
-        name: None if score is None else pytest.approx(score, abs=1e-5)
-        for name, score in expected.scores.items()
-    }
-    return True
+    for name in ("verdict", "verdict_reason", "verdict_detail", "second_look", "score", "scores"):
+        assert answer[name] == getattr(expected, name)
 
 
-def test_an_image_that_the_first_are_sure_of_is_shown_to_nobody_else(cards, decoders, file):
+def test_sure_image_is_not_seen_by_the_second_stage(cards, file, monkeypatch):
     path = ensemble(cards, NARROW)
-    scorer, groups, counted = endpoint(path, decoders)
-    answer = asyncio.run(scorer.score(file))
-    assert asked(groups) == [("cheap",)]
-    assert counted.asked == [1], "what the second stage would look at is not prepared"
-    assert is_that_of_the_library(answer, path, file)
-    assert (answer.second_look, answer.scores["slow"], answer.detectors["slow"].abstained) == (
-        None,
-        None,
-        NOT_REQUESTED,
-    )
-    assert answer.score == pytest.approx(2 * answer.scores["cheap"] + 0.5, abs=1e-5)
-    assert answer.detectors["cheap"].probability == pytest.approx(answer.probability)
-    assert answer.detectors["cheap"].calibrated
+    with watched(path, monkeypatch) as (engine, scored, prepared):
+        answer = answer_for(engine, file)
+    assert scored == [("cheap",)]
+    assert prepared == [1], "what the second stage would see is not prepared"
+    require_equal_to_library(answer, path, file)
+    assert answer["second_look"] is None
+    assert answer["scores"]["slow"] is None
+    assert answer["detectors"]["slow"]["abstained"] == NOT_REQUESTED
+    assert answer["score"] == pytest.approx(2 * answer["scores"]["cheap"] + 0.5, abs=1e-5)
+    assert answer["detectors"]["cheap"]["probability"] == pytest.approx(answer["probability"])
+    assert answer["detectors"]["cheap"]["calibrated"]
 
 
-def test_an_image_that_they_are_not_sure_of_goes_on(cards, decoders, file):
+def test_undecided_image_is_seen_by_the_second_stage(cards, file, monkeypatch):
     path = ensemble(cards, WIDE)
-    scorer, groups, counted = endpoint(path, decoders)
-    answer = asyncio.run(scorer.score(file))
-    assert asked(groups) == [("cheap",), ("slow",)]
-    assert counted.asked == [1, 1]
-    assert is_that_of_the_library(answer, path, file)
-    assert answer.second_look == "band"
-    assert answer.score == pytest.approx(
-        max(2 * answer.scores["cheap"] + 0.5, answer.scores["slow"]), abs=1e-5
+    with watched(path, monkeypatch) as (engine, scored, prepared):
+        answer = answer_for(engine, file)
+    assert scored == [("cheap",), ("slow",)]
+    assert prepared == [1, 1]
+    require_equal_to_library(answer, path, file)
+    assert answer["second_look"] == "band"
+    assert answer["score"] == pytest.approx(
+        max(2 * answer["scores"]["cheap"] + 0.5, answer["scores"]["slow"]), abs=1e-5
     )
-    assert answer.scores["slow"] != pytest.approx(answer.scores["cheap"], abs=1e-3)
+    assert answer["scores"]["slow"] != pytest.approx(answer["scores"]["cheap"], abs=1e-3)

@@ -11,12 +11,12 @@ from pydantic import BaseModel
 from ray.serve._private.build_app import build_app
 from ray.serve._private.config import DeploymentConfig
 from ray.serve.schema import ServeDeploySchema
+from ray_app.serving.release import plan_release
 
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.serving.app import RELOADABLE, build
 from ray_app.serving.config import QUIET, ServeConfig, read_file
 from ray_app.serving.ray_server import SERVE_VARIABLES
-from ray_app.serving.release import plan_release
 from tests import crds
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http.errors import MESSAGES
+from ray_app.serving.refusal import MESSAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = (ROOT / "configs/proxy/nginx.conf").read_text()

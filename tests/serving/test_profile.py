@@ -1,20 +1,16 @@
-"""The profile behind the endpoint: the same generator and words as the library gives, asked after
-the verdict, and followed in updates.
-"""
+"""The profile behind the endpoint: the same generator and prompt as the library gives."""
 
-import asyncio
+from contextlib import closing
 
 import pytest
 import yaml
 
 import ray_app
 from ray_app.serving import ServeConfig
-from ray_app.serving.engine import EndpointScorer, GroupLost
-from ray_app.serving.metrics import Meter
-from ray_app.serving.replica import ReleaseOffer
+from ray_app.serving.engine import Engine, ScoreRequest
+from ray_app.serving.http import schemas
 from tests.images.factory import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, profiled_card
-from tests.serving.in_process import Troubled, loaded_group
 
 FILES = [encoded(photo(240, 200, seed), "JPEG", quality=70 + seed) for seed in range(8)]
 
@@ -36,33 +32,23 @@ def card(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(card):
-    return ServeConfig(ensembles=(str(card), "tiny"))
+def engine(card):
+    with closing(Engine(ServeConfig(ensembles=(str(card), "tiny")))) as running:
+        yield running
 
 
-@pytest.fixture(scope="module")
-def group(config):
-    return loaded_group("detectors", config)
+def answers_of(engine, files, **options):
+    images = [engine.decode(ScoreRequest(data, **options)) for data in files]
+    steps = range(0, len(images), engine.slots)
+    found = [answer for at in steps for answer in engine.answer(images[at : at + engine.slots])]
+    return [schemas.ImageAnswer.model_validate_json(answer.body) for answer in found]
 
 
-def scored(config, group, decoders, files=FILES, **options):
-    scorer = EndpointScorer(config, {"detectors": group}, decoders, Meter())
-
-    async def every():
-        return [await scorer.score(data, **options) for data in files]
-
-    return asyncio.run(every())
-
-
-@pytest.fixture(scope="module")
-def answers(config, group, decoders):
-    return scored(config, group, decoders)
-
-
-def test_generator_and_words_are_those_of_the_library(card, answers):
+def test_generator_and_words_are_those_of_the_library(card, engine):
+    answers = answers_of(engine, FILES)
     results = ray_app.load_ensemble(str(card)).score(FILES)
     for answer, result in zip(answers, results, strict=True):
-        assert answer.score == pytest.approx(result.score, abs=1e-4)
+        assert answer.score == result.score
         said = answer.profile.generator
         assert said.name == result.predicted_generator
         assert said.known == (said.name is not None)
@@ -77,15 +63,6 @@ def test_generator_and_words_are_those_of_the_library(card, answers):
     assert all(answer.profile.prompt.text in PROMPTS for answer in answers if answer.profile.prompt)
 
 
-def test_an_ensemble_without_a_profile_has_none_in_its_answer(config, group, decoders):
-    [answer] = scored(config, group, decoders, FILES[:1], ensemble="tiny")
-    assert answer.model_dump()["profile"] is None
-
-
-def test_a_group_that_is_lost_or_moves_before_it_told_is_asked_for_all_of_it_again(
-    config, group, decoders, answers
-):
-    troubled = Troubled(group, profile=[GroupLost(), ReleaseOffer(asyncio.run(group.describe()))])
-    [again] = scored(config, troubled, decoders, FILES[:1])
-    assert again.profile == answers[0].profile
-    assert len(troubled.asked) == 3
+def test_ensemble_without_a_profile_has_none_in_its_answer(engine):
+    [answer] = answers_of(engine, FILES[:1], ensemble="tiny")
+    assert answer.profile is None

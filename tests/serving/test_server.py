@@ -1,12 +1,12 @@
-"""`touchstone serve` without Ray: detectors in the process, hostile images in others, several
-workers on one port.
-"""
+"""`touchstone serve` without Ray: one HTTP process, workers with the detectors, and decoders."""
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ import yaml
 
 import ray_app
 from ray_app.config import config_root
-from ray_app.serving.replica import golden_image
+from ray_app.serving.engine import golden_image
 from tests.ray_head import free_ports
 from tests.serving.http.live import wait_for
 from tests.serving.in_process import client
@@ -22,24 +22,31 @@ from tests.serving.served import ROOT, served
 
 pytestmark = pytest.mark.timeout(300)
 
+SECRETS = {
+    "TOUCHSTONE_TOKENS": "a-token-of-32-characters-or-more",
+    "AWS_SECRET_ACCESS_KEY": "a-key",
+    "HF_TOKEN": "another-token",
+}
+TOKEN = {"Authorization": f"Bearer {SECRETS['TOUCHSTONE_TOKENS']}"}
+
 
 @pytest.fixture(scope="module")
 def endpoint():
     """The server of this file's tests; nothing that they do is an error in its log."""
-    with served("--set", "limits.decode_limit_s=2", "--set", "batching.wait_ms=500") as running:
+    with served("--workers", "1", "--set", "limits.decode_limit_s=2", **SECRETS) as running:
         yield running
         assert not any(word in running.logs()["stderr"] for word in ("Traceback", "ERROR", "INFO"))
 
 
 def answer(endpoint, data):
-    with client(endpoint.url) as asking:
+    with client(endpoint.url, headers=TOKEN) as asking:
         return asking.post("/v1/score", content=data)
 
 
 def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint):
     (expected,) = ray_app.load_ensemble("tiny").score([golden_image()])
     told = answer(endpoint, golden_image()).json()
-    assert told["score"] == pytest.approx(expected.score, abs=1e-5)
+    assert told["score"] == expected.score
     assert told["verdict"] == expected.verdict
     assert not any("ray" in one.name() or "gcs_server" in one.name() for one in endpoint.family())
     assert (len(endpoint.workers()), len(endpoint.decoders())) == (1, 1)
@@ -54,34 +61,55 @@ def test_a_decoder_that_hangs_costs_one_image(endpoint):
     assert endpoint.decoders() != [decoder]
 
 
-def test_it_finishes_what_is_at_work(endpoint):
-    """The last one that needs this endpoint, which it ends."""
+def test_http_process_and_workers_hold_what_they_need(endpoint):
+    """No networks where HTTP is read, and no secrets or foreign files where images are scored."""
+    (worker,) = endpoint.workers()
+    http = worker.parent()
+    maps = {one.pid: Path(f"/proc/{one.pid}/maps").read_text() for one in (http, worker)}
+    assert "libtorch" not in maps[http.pid]
+    assert "libtorch" in maps[worker.pid]
+    secrets = {"AWS_SECRET_ACCESS_KEY", "TOUCHSTONE_TOKENS", "HF_TOKEN"}
+    assert secrets <= http.environ().keys()
+    assert not secrets & worker.environ().keys()
+    sockets = [
+        target
+        for name in Path(f"/proc/{worker.pid}/fd").iterdir()
+        if (target := os.readlink(name)).startswith("socket:")
+    ]
+    assert len(sockets) == 1, "the one to the HTTP process"
+
+
+def test_stop_finishes_running_requests(endpoint):
+    """The last test of this endpoint, which it ends."""
+    (worker,) = endpoint.workers()
+    worker.suspend()
     with ThreadPoolExecutor() as threads:
         asked = threads.submit(answer, endpoint, golden_image())
         wait_for(
-            lambda: "in_flight 1.0" in httpx.get(f"{endpoint.url}/metrics", trust_env=False).text
+            lambda: (
+                "in_flight 1.0"
+                in httpx.get(f"{endpoint.url}/metrics", trust_env=False, headers=TOKEN).text
+            )
         )
         endpoint.process.send_signal(signal.SIGTERM)
+        worker.resume()
         assert asked.result().status_code == 200
         assert endpoint.process.wait(60) == 0
 
 
 @pytest.mark.slow
-def test_two_workers_share_a_port_count_together_and_replace_each_other():
-    with served("--workers", "2") as running:
+def test_killed_worker_costs_no_request():
+    with served("--workers", "2") as running, ThreadPoolExecutor(8) as threads:
         workers = running.workers()
         assert len(workers) == 2
-        assert running.process.pid not in [one.pid for one in workers]
-
-        # a connection of its own for each: whoever is free takes it
-        with ThreadPoolExecutor(8) as threads:
-            assert set(threads.map(lambda _: running.score(), range(40))) == {200}
-        page = httpx.get(f"{running.url}/metrics", trust_env=False).text
-        assert 'ray_touchstone_requests_total{route="/v1/score",status="200"} 40.0' in page
+        asked = threads.map(lambda _: running.score(), range(60))
+        first = next(asked)
         workers[0].kill()
+        assert {first, *asked} == {200}
         wait_for(lambda: len(running.workers()) == 2 and workers[0] not in running.workers(), 120)
-        with ThreadPoolExecutor(8) as threads:
-            assert set(threads.map(lambda _: running.score(), range(40))) == {200}
+        assert {*threads.map(lambda _: running.score(), range(40))} == {200}
+        page = httpx.get(f"{running.url}/metrics", trust_env=False).text
+        assert 'ray_touchstone_requests_total{route="/v1/score",status="200"} 100.0' in page
 
 
 @pytest.mark.slow

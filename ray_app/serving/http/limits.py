@@ -129,8 +129,8 @@ class Backpressure(Layer):
             message = await receive()
             is_end = message["type"] == "http.request" and not message.get("more_body", False)
             if is_end and not has_place:
-                self._require_place()  # Others may have been faster.
-                self._enter()
+                self.require_place()  # Others may have been faster.
+                self.enter()
                 has_place = True
             return message
 
@@ -140,18 +140,18 @@ class Backpressure(Layer):
             await send(message)
 
         try:
-            self._require_place()
+            self.require_place()
         except Refusal as refusal:
             await refuse(refusal, scope, receive, send)
             return
         if not has_body(scope):
-            self._enter()
+            self.enter()
             has_place = True
         try:
             await self.app(scope, receive_and_enter, send_noted)
         finally:
             if has_place:
-                self._leave(is_answered=200 <= status < 300)
+                self.leave(is_answered=200 <= status < 300)
 
     def estimate_wait_s(self) -> float:
         """Return the seconds until the running requests are likely to be answered. 0 if that is not
@@ -159,11 +159,13 @@ class Backpressure(Layer):
         """
         if self._answers < _MIN_ANSWERS or not self.running:
             return 0.0
+        elapsed_s = self._clock() - self._last_answer
         # An answer that is late already shows that the pace has become slower.
-        pace_s = max(self._pace_s, (self._clock() - self._last_answer) / self.running)
-        return self.running * pace_s
+        pace_s = max(self._pace_s, self._mean_with(elapsed_s))
+        return self.running * pace_s - min(pace_s, elapsed_s)
 
-    def _require_place(self) -> None:
+    def require_place(self) -> None:
+        """Raise Refusal unless a request may take a place now."""
         wait_s = self.estimate_wait_s()
         if self.running >= self.max_requests:
             raise self._overloaded("every place is taken", self.max_requests, self.running)
@@ -181,19 +183,25 @@ class Backpressure(Layer):
             headers={"Retry-After": str(retry_s)},
         )
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Take a place."""
         if not self.running:
             self._last_answer = self._clock()  # Time without requests says nothing about the pace.
         self.running += 1
 
-    def _leave(self, *, is_answered: bool) -> None:
+    def leave(self, *, is_answered: bool) -> None:
+        """Give a place back."""
         self.running -= 1
         if not is_answered:
             return
         now = self._clock()
-        weight = max(_PACE_WEIGHT, 1 / (self._answers + 1))
-        self._pace_s += weight * (now - self._last_answer - self._pace_s)
+        self._pace_s = self._mean_with(now - self._last_answer)
         self._answers, self._last_answer = self._answers + 1, now
+
+    def _mean_with(self, seconds: float) -> float:
+        """Return the mean time between answers with one more."""
+        weight = max(_PACE_WEIGHT, 1 / (self._answers + 1))
+        return self._pace_s + weight * (seconds - self._pace_s)
 
 
 class Deadline(Layer):

@@ -7,8 +7,9 @@ from fastapi import FastAPI, Request
 from ray_app.errors import InputError, Status
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import install
-from ray_app.serving.http.errors import ERRORS, Refusal
-from ray_app.serving.http.routes import read_images
+from ray_app.serving.http.errors import ERRORS
+from ray_app.serving.http.uploads import read_images
+from ray_app.serving.refusal import Refusal
 
 
 def make_app(config: ServeConfig, **how) -> FastAPI:
@@ -16,7 +17,11 @@ def make_app(config: ServeConfig, **how) -> FastAPI:
     app.state.began = app.state.cancelled = app.state.ended = 0
 
     @app.post("/v1/score")
-    async def score(request: Request, size: int = 0, masks: bool = False) -> dict:
+    async def score(
+        request: Request, size: int = 0, masks: bool = False, is_slow: bool = False
+    ) -> dict:
+        if is_slow:
+            await slow(request)
         limits = config.limits
         images = await read_images(
             request, max_files=limits.max_files, max_file_bytes=config.images.max_bytes

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 
 import pytest
 
-from ray_app.serving.http.errors import MESSAGES, Refusal
+from ray_app.serving.refusal import MESSAGES, Refusal
 
 SHAPE = {"code", "message", "limit", "observed", "request_id"}
 

@@ -5,7 +5,7 @@ import pytest
 
 from ray_app.errors import Reason, Status
 from ray_app.images.facts import FLAG_MEANING
-from ray_app.serving.http.errors import MESSAGES
+from ray_app.serving.refusal import MESSAGES
 from tests.serving.http.live import serving
 from tests.serving.page_app import Mood, make_app
 

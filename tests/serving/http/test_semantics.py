@@ -48,7 +48,9 @@ def one_at_work(**limits):
     """Yield the port of a server that works on one slow request."""
     app = make_app(config(deadline_s=20, **limits))
     with serving(app) as port, connected(port) as slow:
-        slow.sendall(request("GET", "/v1/slow", KNOWN))
+        slow.sendall(
+            request("POST", "/v1/score?is_slow=true", KNOWN, "Content-Length: 1", body=b"x")
+        )
         wait_for(lambda: app.state.began == 1)
         yield port
 

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from ray_app.serving.http.routes import label
+from ray_app.serving.http.uploads import label
 from tests.serving.http.live import file_part, multipart
 
 MB = 2**20

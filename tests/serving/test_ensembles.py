@@ -1,6 +1,4 @@
-"""What an endpoint serves, as one value."""
-
-import pickle
+"""Which ensembles an endpoint serves, and under which settings."""
 
 import pytest
 
@@ -11,8 +9,8 @@ from ray_app.inference import make_spec
 from ray_app.runs import fingerprint
 from ray_app.scoring.identity import scoring_facts
 from ray_app.serving import ServeConfig
-from ray_app.serving.http.responses import ensemble_infos
-from ray_app.serving.release import groups_of, load_release, plan_release
+from ray_app.serving.answers import ensemble_infos
+from ray_app.serving.ensembles import load_ensembles, plan_ensembles
 
 
 def stricter(folder, name="stricter", **changes):
@@ -28,26 +26,22 @@ def stricter(folder, name="stricter", **changes):
     return str(path)
 
 
-def test_the_fingerprint_is_that_of_a_batch_run():
-    generation = load_release(ServeConfig(ensembles=("tiny",)))
+def fingerprints_of(*ensembles):
+    points = load_ensembles(ServeConfig(ensembles=ensembles)).points
+    return {name: point.fingerprint for name, (point, *_) in points.items()}
+
+
+def test_fingerprint_is_that_of_a_batch_run():
     spec = make_spec(load_ensemble_card("tiny"), limits=ImageLimits())
-    assert generation.fingerprints == {"tiny": fingerprint(scoring_facts(spec))}
+    assert fingerprints_of("tiny") == {"tiny": fingerprint(scoring_facts(spec))}
 
 
-def test_a_generation_changes_with_a_threshold_and_comes_back(tmp_path):
-    before = load_release(ServeConfig(ensembles=("tiny",)))
-    other = load_release(ServeConfig(ensembles=(stricter(tmp_path),)))
-    assert other.id != before.id
-    assert load_release(ServeConfig(ensembles=("tiny",))).id == before.id
-    assert pickle.loads(pickle.dumps(other)).id == other.id
-
-
-def test_several_ensembles_share_their_detectors(tmp_path):
-    generation = load_release(ServeConfig(ensembles=("tiny", stricter(tmp_path))))
-    assert generation.default == "tiny"
-    assert list(generation.ensembles) == ["tiny", "stricter"]
-    assert list(generation.spec.cards) == ["touchstone-tiny"]
-    assert len(set(generation.fingerprints.values())) == 2
+def test_ensembles_share_their_detectors(tmp_path):
+    served = load_ensembles(ServeConfig(ensembles=("tiny", stricter(tmp_path))))
+    assert served.find(None, None).name == "tiny"
+    assert list(served.points) == ["tiny", "stricter"]
+    assert list(served.plan.spec.cards) == ["touchstone-tiny"]
+    assert len(set(fingerprints_of("tiny", stricter(tmp_path)).values())) == 2
 
 
 def test_optional_detectors_are_beside_the_ensembles(several):
@@ -57,27 +51,15 @@ def test_optional_detectors_are_beside_the_ensembles(several):
         optional_detectors=(str(card.with_name("unifd.yaml")),),
         accept_licences=names,
     )
-    spec, ensembles, optional = plan_release(config)
-    assert list(ensembles["tiny"].cards) == ["touchstone-tiny"]
-    assert (list(spec.cards), tuple(optional)) == (["touchstone-tiny", "unifd"], ("unifd",))
-
-
-def test_a_detector_too_large_to_share_has_a_group_of_its_own():
-    large = ServeConfig(
-        ensembles=("tiny",),
-        optional_detectors=("internvl-prompt",),
-        accept_licences=("internvl-prompt",),
-    )
-    assert groups_of(plan_release(large)[0]) == {
-        "detectors": ("touchstone-tiny",),
-        "internvl-prompt": ("internvl-prompt",),
-    }
+    plan = plan_ensembles(config)
+    assert list(plan.ensembles["tiny"].cards) == ["touchstone-tiny"]
+    assert (list(plan.spec.cards), plan.optional) == (["touchstone-tiny", "unifd"], ("unifd",))
 
 
 def test_two_ensembles_of_one_name_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="same name"):
-        plan_release(ServeConfig(ensembles=(stricter(tmp_path), stricter(tmp_path / "other"))))
+        plan_ensembles(ServeConfig(ensembles=(stricter(tmp_path), stricter(tmp_path / "other"))))
 
 
 SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"
@@ -85,12 +67,12 @@ SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"
 
 def test_other_ensembles_give_way_to_the_settings_of_a_calibrated_one(tmp_path):
     calibrated = stricter(tmp_path, "calibrated", settings=SETTINGS)
-    spec, ensembles, _ = plan_release(ServeConfig(ensembles=("tiny", calibrated)))
-    assert (spec.resize, spec.precision["touchstone-tiny"]) == ("fast", "fp32")
-    assert {(one.resize, one.precision["touchstone-tiny"]) for one in ensembles.values()} == {
+    plan = plan_ensembles(ServeConfig(ensembles=("tiny", calibrated)))
+    assert (plan.spec.resize, plan.spec.precision["touchstone-tiny"]) == ("fast", "fp32")
+    assert {(one.resize, one.precision["touchstone-tiny"]) for one in plan.ensembles.values()} == {
         ("fast", "fp32")
     }
-    assert plan_release(ServeConfig(ensembles=("tiny",)))[0].resize == "exact"
+    assert plan_ensembles(ServeConfig(ensembles=("tiny",))).spec.resize == "exact"
 
 
 def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
@@ -100,15 +82,15 @@ def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
     with pytest.raises(
         ConfigError, match="one and exact were calibrated under different resize modes"
     ):
-        plan_release(ServeConfig(ensembles=(one, exact)))
+        plan_ensembles(ServeConfig(ensembles=(one, exact)))
     with pytest.raises(ConfigError, match="touchstone-tiny in bf16 and in fp32"):
-        plan_release(ServeConfig(ensembles=(one, half)))
+        plan_ensembles(ServeConfig(ensembles=(one, half)))
 
 
 def test_what_an_endpoint_says_of_a_guarantee(tmp_path):
     promise = "{target_fpr: 0.01, n_real: 299, false_positives: 0, upper_bound: 0.00997}"
     card = stricter(tmp_path, "calibrated", settings=SETTINGS, guarantee=promise)
-    [info] = ensemble_infos(load_release(ServeConfig(ensembles=(card,))))
+    [info] = ensemble_infos(load_ensembles(ServeConfig(ensembles=(card,))))
     assert (
         info.guarantee.target_fpr,
         info.guarantee.n_real,
@@ -116,9 +98,9 @@ def test_what_an_endpoint_says_of_a_guarantee(tmp_path):
         info.guarantee.why,
     ) == (0.01, 299, True, None)
     with pytest.raises(ConfigError, match="its calibration does not hold with resize exact"):
-        load_release(ServeConfig(ensembles=(card,), resize="exact"))
+        load_ensembles(ServeConfig(ensembles=(card,), resize="exact"))
     [waived] = ensemble_infos(
-        load_release(ServeConfig(ensembles=(card,), resize="exact", waive_guarantee=True))
+        load_ensembles(ServeConfig(ensembles=(card,), resize="exact", waive_guarantee=True))
     )
     assert (waived.guarantee.holds, waived.guarantee.why) == (
         False,

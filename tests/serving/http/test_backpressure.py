@@ -1,12 +1,12 @@
-"""Who is let in: the pace of a server from its answers, by a clock of the test; places and queues,
-asked of a real server.
+"""Which requests get a place: the estimated wait, by a clock of the test, and places of a real
+server.
 """
 
 import asyncio
 import heapq
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from fastapi import FastAPI, Request
@@ -16,43 +16,45 @@ from hypothesis import strategies as st
 from ray_app.serving.http.app import QUEUED
 from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import install_handlers
-from ray_app.serving.http.limits import Admission, ServicePace
-from tests.serving.http.guarded_app import make_app
+from ray_app.serving.http.limits import Backpressure
+from ray_app.serving.refusal import Refusal
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
-from tests.serving.http.test_limits import Clock, config
+from tests.serving.http.test_limits import Clock
 
 DEADLINE_S = 30.0
 SINGLES = (20.0,) * 5  # a quiet endpoint
 
 
-def admission(app, max_requests, longest_wait_s, clock):
-    """That looks at no bodies."""
-    return Admission(app, max_requests, longest_wait_s=longest_wait_s, max_body_bytes=10**9, max_in_flight=10**9,
-                     queued=Paths(QUEUED), uncounted=Paths(()), clock=clock)  # fmt: skip
+def backpressure(app, max_requests, max_wait_s, clock):
+    return Backpressure(
+        app, max_requests, max_wait_s=max_wait_s, counted=Paths(QUEUED), clock=clock
+    )
 
 
 class Simulated:
-    """A first-come, first-served server of `lanes` that take `service_s` each, before it an
-    Admission; time is the test's.
+    """A first-come, first-served server of `lanes` that take `service_s` each, behind a
+    Backpressure; time is the test's.
     """
 
     def __init__(self, service_s, lanes=1):
         self.clock, self.service_s = Clock(), service_s
-        self.admission = admission(None, 10**6, DEADLINE_S / 2, self.clock)
+        self.places = backpressure(None, 10**6, DEADLINE_S / 2, self.clock)
         self.free, self.ends = [0.0] * lanes, []
 
     def pass_time(self, until):
         while self.ends and self.ends[0] <= until:
             self.clock.now = heapq.heappop(self.ends)
-            self.admission.pace.end(1)
+            self.places.leave(is_answered=True)
         self.clock.now = until
 
     def arrive(self):
         """(let in, seconds that it waits or would have waited)."""
         wait_s = max(self.free[0] - self.clock.now, 0.0)
-        if self.admission.refusal(queued=True):
+        try:
+            self.places.require_place()
+        except Refusal:
             return False, wait_s
-        self.admission.pace.begin()
+        self.places.enter()
         end = self.clock.now + wait_s + self.service_s
         heapq.heapreplace(self.free, end)
         heapq.heappush(self.ends, end)
@@ -97,31 +99,20 @@ def test_under_load_the_line_grows_to_what_the_lanes_can_do_and_no_further(lanes
     assert min(wait_s for let_in, wait_s in late if not let_in) > 0.7 * DEADLINE_S / 2
 
 
-def worked(pace, clock, times, each_s=0.1):
-    for _ in range(times):
-        pace.begin()
-        clock.now += each_s
-        pace.end(1)
-
-
-@pytest.mark.parametrize("given_up", [0, 1], ids=["still waiting", "one was cut at its deadline"])
-def test_a_server_that_stands_still_is_noticed_and_forgiven(given_up):
-    clock = Clock()
-    pace = ServicePace(15.0, clock)
-    worked(pace, clock, 100)
+def test_server_that_stands_still_is_noticed_and_forgiven():
+    server = Simulated(0.1)
+    list(server.visit([0.1] * 100))
+    server.pass_time(server.clock.now + 1)
     for _ in range(20):
-        pace.begin()
-    assert pace.wait_s() == pytest.approx(2.0)
-    clock.now += 30
-    for _ in range(given_up):
-        pace.end(0)
-    assert pace.wait_s() > 50
-    while pace.at_work:
-        pace.end(0)
-    worked(pace, clock, 600)
+        server.places.enter()
+    assert server.places.estimate_wait_s() == pytest.approx(2.0)
+    server.clock.now += 30
+    assert server.places.estimate_wait_s() > 30
+    while server.places.running:
+        server.places.leave(is_answered=False)
     for _ in range(20):
-        pace.begin()
-    assert pace.wait_s() < 4
+        server.places.enter()
+    assert server.places.estimate_wait_s() == pytest.approx(2.0)
 
 
 POST = request("POST", "/v1/score", "Content-Length: 3", body=b"abc")
@@ -137,7 +128,7 @@ def test_a_line_that_is_too_long_is_told_when_it_will_be_shorter():
         await asyncio.to_thread(may_answer.wait, 10)
         clock.now += 0.2
 
-    with serving(admission(app, 64, 0.7, clock)) as port:
+    with serving(backpressure(app, 64, 0.7, clock)) as port:
         may_answer.set()
         for _ in range(4):
             assert ask(port, POST).status == 200
@@ -156,65 +147,57 @@ def test_a_line_that_is_too_long_is_told_when_it_will_be_shorter():
         assert ask(port, request("GET", "/v1/nothing")).status == 404
 
 
-def test_one_too_many_is_told_to_come_back_and_probes_are_answered():
-    app = make_app(config(max_requests=2, deadline_s=20))
+@contextmanager
+def slow_server(max_requests):
+    """A server whose /v1/score answers when the event is set; (port, requests that began, event)."""
+    app, may_answer, began = FastAPI(), asyncio.Event(), []
+    install_handlers(app)
+
+    @app.post("/v1/score")
+    async def score(request: Request) -> str:
+        await request.body()
+        began.append(request)
+        await may_answer.wait()
+        return "answered"
+
+    app.add_middleware(Backpressure, max_requests, counted=Paths(QUEUED))
     with serving(app) as port:
-        at_work = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
-        for connection in at_work:
-            connection.sendall(request("GET", "/v1/slow"))
-        wait_for(lambda: app.state.began == 2)
+        yield port, began, may_answer
+
+
+def test_request_without_a_place_learns_when_to_come_back():
+    with slow_server(2) as (port, began, may_answer), ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(ask, port, POST) for _ in range(2)]
+        wait_for(lambda: len(began) == 2)
         with connected(port) as connection:
             connection.sendall(request("POST", "/v1/score", "Content-Length: 100000"))
             reply = Reply(connection)
-            assert (reply.status, reply.json["code"], reply.headers["connection"]) == (
-                503,
-                "overloaded",
-                "close",
-            )
-            assert 1 <= int(reply.headers["retry-after"]) <= 30
-        assert ask(port, request("GET", "/healthz")).status == 200
-        at_work[0].close()
-        wait_for(
-            lambda: (
-                ask(port, request("POST", "/v1/score", "Content-Length: 2", body=b"ab")).status
-                == 200
-            )
-        )
-        at_work[1].close()
+        assert (reply.status, reply.json["code"]) == (503, "overloaded")
+        assert 1 <= int(reply.headers["retry-after"]) <= 30
+        assert ask(port, request("GET", "/v1/nothing")).status == 404, "it needs no place"
+        may_answer.set()
+        assert [one.result().status for one in asked] == [200, 200]
+        assert ask(port, POST).status == 200
 
 
-def test_bodies_that_drip_take_no_place_and_are_bounded_too():
-    with serving(make_app(config(max_requests=2, deadline_s=20))) as port:
-        dripping = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
-        for connection in dripping[:3]:
-            connection.sendall(request("POST", "/v1/score", "Content-Length: 100", body=b"x"))
-        wait_for(lambda: ask(port, POST).status == 200)
-        dripping[3].sendall(request("POST", "/v1/score", "Content-Length: 100", body=b"x"))
-        wait_for(lambda: ask(port, POST).status == 503)
-        assert ask(port, request("GET", "/v1/fault/image")).status == 422, (
-            "what sends nothing has its place"
-        )
-        for connection in dripping:
-            connection.close()
-        wait_for(lambda: ask(port, POST).status == 200)
+def test_body_that_drips_takes_no_place():
+    with slow_server(1) as (port, _, may_answer), connected(port) as dripping:
+        may_answer.set()
+        dripping.sendall(request("POST", "/v1/score", "Content-Length: 100", body=b"x"))
+        for _ in range(3):
+            assert ask(port, POST).status == 200
 
 
-def test_one_whose_place_is_gone_when_its_body_has_come_is_told_so():
-    app = make_app(config(max_requests=1, deadline_s=20))
+def test_request_whose_place_was_taken_during_its_body_is_refused():
     body = b"an image"
-    with serving(app) as port, connected(port) as late, connected(port) as other:
+    with slow_server(1) as (port, began, may_answer), connected(port) as late:
         late.sendall(request("POST", "/v1/score", f"Content-Length: {len(body)}", body=body[:-1]))
-        wait_for(lambda: _sending(app) == 1)
-        other.sendall(request("GET", "/v1/slow"))
-        wait_for(lambda: app.state.began == 1)
-        late.sendall(body[-1:])
-        reply = Reply(late)
+        with ThreadPoolExecutor(1) as threads:
+            other = threads.submit(ask, port, POST)
+            wait_for(lambda: began)
+            late.sendall(body[-1:])
+            reply = Reply(late)
+            may_answer.set()
+            assert other.result().status == 200
         assert (reply.status, reply.json["code"]) == (503, "overloaded")
         assert "connection" not in reply.headers, "its body was read: the connection can be kept"
-
-
-def _sending(app):
-    layer = app.middleware_stack
-    while layer is not None and not isinstance(layer, Admission):
-        layer = getattr(layer, "app", None)
-    return layer.sending if layer else 0
