@@ -8,7 +8,7 @@ from benchmarks.servers.server import Server, script
 
 INSTALL = ".venv/bin/uv pip install --python .venv --constraint constraints.txt litserve"
 SCRIPT = "benchmarks.servers.litserve_app"
-WAIT_S = 0.005  # how long an image waits for company: our own `batching.wait_ms`
+WAIT_S = 0.005  # How long an image waits for others in its batch.
 
 
 def missing() -> str | None:

@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from ray.serve._private.build_app import build_app
 from ray.serve._private.config import DeploymentConfig
 from ray.serve.schema import ServeDeploySchema
-from ray_app.serving.release import plan_release
 
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.serving.app import RELOADABLE, build
+from ray_app.serving.app import build
 from ray_app.serving.config import QUIET, ServeConfig, read_file
+from ray_app.serving.ensembles import plan_ensembles
 from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests import crds
 
@@ -96,7 +96,7 @@ def test_it_can_be_deployed_holds_no_token_switches_nothing_risky_on_and_says_no
     assert (app["import_path"], app["name"]) == ("ray_app.serving.app:build", "touchstone")
     assert not any([served.access.anonymous, served.access.cors_origins])
     assert "deployments" not in app, "the application sets it"
-    for section in (config["http_options"], app["args"]["ingress"]):
+    for section in (config["http_options"], app["args"]["replica"]):
         section["portx"] = 1
         with pytest.raises((ValueError, ConfigError)):
             check(config)
@@ -122,8 +122,7 @@ def test_kubernetes_serves_what_the_file_serves_but_for_what_a_pod_needs():
     )
     assert theirs["args"]["access"].pop("tokens_file") == "/etc/touchstone/tokens"
     assert ours["args"]["access"].pop("tokens_file") is None
-    for group in ("ingress", "detectors"):
-        assert theirs["args"][group].pop("labels") == {"workload": "serving"}
+    assert theirs["args"]["replica"].pop("labels") == {"workload": "serving"}
     assert theirs == ours
     assert {key: SERVED[key] for key in ("proxy_location", "http_options", "logging_config")} == {
         key: EVERY_CONFIG["ensemble.yaml"][key]
@@ -140,12 +139,11 @@ def test_the_overrides_that_it_shows_can_be_deployed(name):
     check(config)
     (shown,) = application(config)["deployments"]
     assert shown["name"] in built(config)
-    assert set(shown["user_config"]) <= RELOADABLE
 
 
 def test_a_licence_is_accepted_by_the_operator_not_by_the_file():
     with pytest.raises(DetectorError, match="licence is not accepted"):
-        plan_release(check(EVERY_CONFIG["published.yaml"]))
+        plan_ensembles(check(EVERY_CONFIG["published.yaml"]))
 
 
 def test_kuberay_accepts_the_service():

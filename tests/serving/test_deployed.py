@@ -2,6 +2,7 @@
 under load, bodies of any size.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -26,7 +28,8 @@ from tests.ray_head import BIN, free_ports, ray_head, rss_of
 from tests.scoring.conftest import rows_of, wait_until
 from tests.serving.http.live import request
 from tests.serving.in_process import client
-from tests.serving.test_release import stricter
+from tests.serving.served import words_of
+from tests.serving.test_ensembles import stricter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -61,10 +64,6 @@ class Deployed:
                 "enable_access_log": False,
             },
         }
-        replicas = {
-            "ingress": {"replicas": 2, "num_cpus": 0.1},
-            "detectors": {"replicas": 2, "num_cpus": 0.3},
-        }
         application = {
             "name": "touchstone",
             "route_prefix": "/",
@@ -75,19 +74,28 @@ class Deployed:
             | {
                 "args": {
                     "ensembles": ["tiny"],
-                    "fused": False,
                     "access": {"anonymous": True},
-                    **replicas,
+                    "replica": {"replicas": 2, "num_cpus": 0.4},
                 }
             }
         ]
 
-    def deploy(self, deployments=None, **args):
+    def replicas(self):
+        """Process ids of the replicas."""
+        return self.head.pids(REPLICA + "replica")
+
+    def workers(self):
+        """Process ids of the workers of all replicas."""
+        return [
+            child.pid
+            for pid in self.replicas()
+            for child in psutil.Process(pid).children()
+            if any("serving.worker" in word for word in words_of(child))
+        ]
+
+    def deploy(self, **args):
         """`serve deploy` with these args changed."""
-        application = self.config["applications"][0]
-        application["args"] |= args
-        if deployments is not None:
-            application["deployments"] = deployments
+        self.config["applications"][0]["args"] |= args
         self.file.write_text(yaml.safe_dump(self.config))
         command = [BIN / "serve", "deploy", str(self.file), "-a", self.head.address]
         done = subprocess.run(
@@ -177,9 +185,9 @@ def test_load_while_replicas_are_killed(deployed, photographs):
     killed = []
 
     def kill(second, tally):
-        if kind := {15: "detectors", 30: "ingress"}.get(second):
-            killed.append(kind)
-            os.kill(deployed.head.pids(REPLICA + kind)[0], signal.SIGKILL)
+        if processes := {15: deployed.workers, 30: deployed.replicas}.get(second):
+            killed.append(processes)
+            os.kill(processes()[0], signal.SIGKILL)
 
     asked = Load(
         f"{deployed.url}/v1/score",
@@ -190,7 +198,7 @@ def test_load_while_replicas_are_killed(deployed, photographs):
         attempts=5,
     )
     done = load(asked, photographs, on_second=kill)
-    assert killed == ["detectors", "ingress"]
+    assert killed == [deployed.workers, deployed.replicas]
     assert done.ok > 500
     assert done.wrong == 0
     assert (
@@ -198,15 +206,10 @@ def test_load_while_replicas_are_killed(deployed, photographs):
         or max(abs(seen[-1] - seen[0]) for seen in done.unsteady.values()) < 1e-4
     )
     assert done.lost == 0, "a client that tries again is answered"
-    assert all(second > 29 for second, _ in done.troubles), "a killed detector fails no request"
-    assert done.other <= 32, "a killed ingress fails only what it had at work"
+    assert all(second > 29 for second, _ in done.troubles), "a killed worker fails no request"
+    assert done.other <= 32, "a killed replica fails only its running requests"
     assert done.p99_s < 30
-    wait_until(
-        lambda: (
-            len(deployed.head.pids(REPLICA + "ingress")) == 2
-            and len(deployed.head.pids(REPLICA + "detectors")) == 2
-        )
-    )
+    wait_until(lambda: len(deployed.replicas()) == 2 and len(deployed.workers()) == 2)
 
 
 def test_overload_is_told_and_what_is_accepted_stays_within_the_deadline(deployed, photographs):
@@ -254,31 +257,9 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
         "every answer names the fingerprint that decided it"
     )
 
-    # The same without a restart: user_config alone, back to the first ensemble.
-    wait_until(lambda: len(deployed.head.pids(REPLICA + "detectors")) == 2)
-    pids = set(deployed.head.pids(REPLICA + "detectors"))
-
-    def reload(second, tally):
-        if second == 2:
-            deployed.deploy(
-                deployments=[
-                    {"name": "detectors", "user_config": {"ensembles": ["tiny"], "generation": 1}}
-                ]
-            )
-
-    asked = Load(f"{deployed.url}/v1/score", clients=8, seconds=120, precision="bf16")
-    done = load(
-        asked,
-        photographs,
-        on_second=reload,
-        until=lambda tally: deployed.fingerprint() == before and not is_served(after),
-    )
-    assert done.other == 0, done.troubles
-    assert set(deployed.head.pids(REPLICA + "detectors")) == pids, "nothing was restarted"
-
 
 def test_a_body_without_end_is_cut_and_costs_no_memory(deployed):
-    pids = [*deployed.head.pids("ray::ProxyActor"), *deployed.head.pids(REPLICA + "ingress")]
+    pids = [*deployed.head.pids("ray::ProxyActor"), *deployed.replicas()]
     before = {pid: rss_of(pid) for pid in pids}
     most, sent, answer = dict(before), 0, b""
     with socket.create_connection(
@@ -300,24 +281,24 @@ def test_a_body_without_end_is_cut_and_costs_no_memory(deployed):
     assert all(most[pid] - before[pid] < 300 * MB for pid in pids)
 
 
-def test_small_detectors_run_in_the_ingress_and_are_updated_there(deployed, photographs, tmp_path):
-    deployed.deploy(deployments=[], fused=None, ensembles=["tiny"])
-    wait_until(
-        lambda: not deployed.head.pids(REPLICA + "detectors") and deployed.status() == "RUNNING"
-    )
-    before, ingresses = deployed.fingerprint(), set(deployed.head.pids(REPLICA + "ingress"))
-    assert len(ingresses) == 2
-    asked = Load(f"{deployed.url}/v1/score", clients=8, seconds=120, precision="bf16", attempts=5)
-
-    def change(second, tally):
-        if second == 2:
-            changed = {"ensembles": [stricter(tmp_path)], "generation": 2}
-            deployed.deploy(deployments=[{"name": "ingress", "user_config": changed}])
-
-    def is_served_by_all(tally):
-        return all(deployed.fingerprint() not in (None, before) for _ in range(8))
-
-    done = load(asked, photographs, on_second=change, until=is_served_by_all)
+def test_replicas_follow_the_load(deployed, photographs):
+    deployed.deploy(replica={"replicas": 1, "max_replicas": 3, "num_cpus": 0.3})
+    wait_until(lambda: len(deployed.replicas()) == 1 and deployed.status() == "RUNNING")
+    asked = Load(f"{deployed.url}/v1/score", clients=32, seconds=240, precision="bf16")
+    done = load(asked, photographs, until=lambda tally: len(deployed.workers()) == 3)
     assert done.other == 0, done.troubles
-    assert done.wrong == 0
-    assert set(deployed.head.pids(REPLICA + "ingress")) == ingresses, "nothing was restarted"
+    assert len(deployed.replicas()) == 3
+
+
+def test_untrusted_clients_are_refused(deployed, photographs):
+    """The last test of this endpoint, which it closes to clients without a token."""
+    token = "a-token-of-32-characters-or-more"
+    deployed.deploy(access={"tokens_sha256": [hashlib.sha256(token.encode()).hexdigest()]})
+
+    def status(**headers):
+        with client(deployed.url, headers=headers) as asking:
+            return asking.post("/v1/score", content=photographs[0].data).status_code
+
+    wait_until(lambda: {status() for _ in range(8)} == {401})
+    assert status(Authorization="Bearer another-token-of-that-length") == 401
+    assert status(Authorization=f"Bearer {token}") == 200

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from ray_app.serving.app import _log_beside_serve
+from ray_app.serving.app import _log_to_serve
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def serve_records():
 
 def test_package_log_follows_the_level_of_serve(serve_records):
     package_log = logging.getLogger("ray_app.serving.any")
-    _log_beside_serve()
-    _log_beside_serve()
+    _log_to_serve()
+    _log_to_serve()
     package_log.info("not this")
     package_log.warning("this")
     logging.getLogger("ray.serve").setLevel(logging.INFO)
