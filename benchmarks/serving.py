@@ -9,8 +9,8 @@ about 50 ms per image. Servers run one at a time, each round in fresh processes,
 rotates from round to round; ratios are of medians, ours ÷ theirs.
 
 What makes it fair. All load the detector by the same code, with the same precision, and decode and
-prepare by the same code. One thread per model everywhere. LitServe is given as many slots and the
-same wait; it cuts its batches in its own way. A peer is compared with ours whose model can be at
+prepare by the same code. One thread per model everywhere. LitServe is given as many slots and a
+short wait; it cuts its batches in its own way. A peer is compared with ours whose model can be at
 work on as many cores: LitServe's one worker with one process of ours, its two workers, and
 FastAPI's thread pool on two cores, with two. Every score that any server answers is compared with
 `load_ensemble`'s for that file. What we do besides and they do not (access, limits, decoding in a
@@ -66,7 +66,7 @@ class Effort:
 
 
 FULL, QUICK = (
-    Effort(clients=32, warm_up_s=5, seconds=20, rounds=3),
+    Effort(clients=16, warm_up_s=5, seconds=20, rounds=3),
     Effort(clients=16, warm_up_s=3, seconds=10, rounds=1),
 )
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = {
         **facts,
         "models": {name: DETECTORS[work] for work, name in MODELS.items()},
-        **figures(measured),
+        **figures(measured, effort.clients),
     }
     print(table(result))
     if options.json:
@@ -212,7 +212,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, help="how often each server runs  [1 with --quick, else 3]"
     )
-    parser.add_argument("--clients", type=int, help="that ask at once  [16 with --quick, else 32]")
+    parser.add_argument("--clients", type=int, help="that ask at once  [16]")
     parser.add_argument(
         "--seconds",
         type=float,
