@@ -167,10 +167,10 @@ def _ensemble_info(
     )
 
 
-def _operating_point(point: ServedEnsemble) -> schemas.OperatingPoint:
+def _operating_point(point: ServedEnsemble) -> schemas.OperatingPointInfo:
     assert point.fpr is not None, "a point that a request may choose"
     thresholds = point.spec.ensemble.thresholds
-    return schemas.OperatingPoint(
+    return schemas.OperatingPointInfo(
         fpr=point.fpr,
         fingerprint=point.fingerprint,
         fake_above=thresholds.fake_above,

@@ -111,6 +111,7 @@ class EndpointClient:
         ensemble: str | None = None,
         masks: bool = False,
         detectors: Sequence[str] = (),
+        fpr: float | None = None,
     ) -> Iterator[Result]:
         """Yield one result per image, in the order of the images. Keys as in `POST /v1/score`;
         `name` is as you gave it.
@@ -123,17 +124,25 @@ class EndpointClient:
             ensemble: One that is served there. Defaults to the first.
             masks: Whether to ask for masks.
             detectors: Optional detectors to ask in addition.
+            fpr: The false-positive rate of an operating point of the ensemble. Defaults to the
+                thresholds of its card.
 
         Raises:
-            ConfigError: The ensemble or a detector is not served there. Raised at once.
+            ConfigError: The ensemble, a detector, or the operating point is not served there.
+                Raised at once.
         """
         served = self.describe()
         self._refuse_unserved(
             "ensemble", [ensemble] if ensemble else [], [one.name for one in served.ensembles]
         )
         self._refuse_unserved("optional detector", detectors, served.optional_detectors)
+        if fpr is not None:
+            chosen = next(one for one in served.ensembles if ensemble in (None, one.name))
+            rates = [f"{point.fpr:g}" for point in chosen.operating_points]
+            self._refuse_unserved("operating point with fpr", [f"{fpr:g}"], rates)
         query: Query = {
             "ensemble": ensemble or "",
+            "fpr": "" if fpr is None else f"{fpr:g}",
             "masks": "true" if masks else "",
             "detector": tuple(detectors),
         }

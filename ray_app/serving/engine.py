@@ -73,7 +73,7 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
-class Answer:
+class EncodedAnswer:
     """The answer for one image.
 
     Attributes:
@@ -94,7 +94,7 @@ class Answer:
 
 
 @dataclass
-class DecodedImage:
+class PendingImage:
     """An image of a request after decoding, or why it was refused."""
 
     request: ScoreRequest
@@ -179,9 +179,9 @@ class Engine:
         """End the decoder processes."""
         self._decoders.close()
 
-    def decode(self, request: ScoreRequest) -> DecodedImage:
+    def decode(self, request: ScoreRequest) -> PendingImage:
         """Decode and prepare the image of a request for the detectors that see every image."""
-        image = DecodedImage(request, self.served.find(request.ensemble, request.fpr))
+        image = PendingImage(request, self.served.find(request.ensemble, request.fpr))
         spec = image.ensemble.spec
         cards = [self._spec.cards[name] for name in request.detectors]
         preprocessings = (
@@ -191,7 +191,7 @@ class Engine:
         self._decode(image, preprocessings, with_provenance=True)
         return image
 
-    def answer(self, images: Sequence[DecodedImage]) -> list[Answer]:
+    def answer(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
         """Score and decide. The images go through the networks together.
 
         Args:
@@ -200,7 +200,7 @@ class Engine:
         Returns:
             One answer per image, in order.
         """
-        found: dict[int, Answer] = {}
+        found: dict[int, EncodedAnswer] = {}
         for rows in _group_alike(images):
             answered = self._answer_group([images[row] for row in rows])
             found |= dict(zip(rows, answered, strict=True))
@@ -208,7 +208,7 @@ class Engine:
 
     def _decode(
         self,
-        image: DecodedImage,
+        image: PendingImage,
         preprocessings: Sequence[Preprocessing],
         *,
         with_provenance: bool = False,
@@ -236,8 +236,8 @@ class Engine:
         assert wanted.preprocessings is not None
         image.pixels |= dict(zip(wanted.preprocessings, prepared.pixels, strict=True))
 
-    def _answer_group(self, images: Sequence[DecodedImage]) -> list[Answer]:
-        """Answer for images of the same ensemble and optional detectors. A bug costs only the image
+    def _answer_group(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
+        """EncodedAnswer for images of the same ensemble and optional detectors. A bug costs only the image
         that meets it.
         """
         try:
@@ -249,7 +249,7 @@ class Engine:
             images[0].refused = Refusal("internal_error")
             return [_refuse(images[0])]
 
-    def _answer_alike(self, images: Sequence[DecodedImage]) -> list[Answer]:
+    def _answer_alike(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
         started = time.monotonic()
         request, ensemble = images[0].request, images[0].ensemble
         spec = ensemble.spec
@@ -296,7 +296,7 @@ class Engine:
                 request_id=image.request.request_id,
             )
             replies.append(
-                Answer(
+                EncodedAnswer(
                     200,
                     body.model_dump_json().encode(),
                     ensemble.name,
@@ -308,7 +308,7 @@ class Engine:
 
     def _score_late(
         self,
-        images: Sequence[DecodedImage],
+        images: Sequence[PendingImage],
         outcomes: Sequence[DecodeResult],
         outputs: DetectorOutputs,
         scored: set[str],
@@ -326,7 +326,7 @@ class Engine:
             return DetectorOutputs()
         return self._score([images[row] for row in rows], names).spread(rows, len(images))
 
-    def _score(self, images: Sequence[DecodedImage], names: Sequence[str]) -> DetectorOutputs:
+    def _score(self, images: Sequence[PendingImage], names: Sequence[str]) -> DetectorOutputs:
         """Return the outputs of some detectors. An image on which a detector raises an exception
         has no scores, and the others keep theirs.
         """
@@ -346,7 +346,7 @@ class Engine:
         self._count_silent(found, len(images))
         return DetectorOutputs.clean(**{kind: found.of(kind) for kind in _SENT})
 
-    def _make_batch(self, images: Sequence[DecodedImage]) -> Batch:
+    def _make_batch(self, images: Sequence[PendingImage]) -> Batch:
         prepared = [
             replace(image.prepared, pixels=tuple(map(image.pixels.get, self._spec.preprocessings)))
             for image in images
@@ -364,7 +364,7 @@ class Engine:
         precision, and device work together.
         """
         spec = self._spec
-        image = DecodedImage(ScoreRequest(golden_image()), self.served.find(None, None))
+        image = PendingImage(ScoreRequest(golden_image()), self.served.find(None, None))
         self._decode(image, spec.preprocessings)
         if image.refused is not None:
             raise DetectorError(f"a golden image cannot be decoded: {image.refused}")
@@ -386,7 +386,7 @@ class Engine:
                 raise DetectorError(f"{name}: a golden image was refused: {answer.refused}")
 
 
-def _group_alike(images: Sequence[DecodedImage]) -> Iterator[list[int]]:
+def _group_alike(images: Sequence[PendingImage]) -> Iterator[list[int]]:
     """Yield the rows of images that the same detectors score for the same ensemble."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for row, image in enumerate(images):
@@ -396,7 +396,7 @@ def _group_alike(images: Sequence[DecodedImage]) -> Iterator[list[int]]:
     yield from groups.values()
 
 
-def _outcome(image: DecodedImage) -> DecodeResult:
+def _outcome(image: PendingImage) -> DecodeResult:
     assert image.prepared is not None
     provenance = image.prepared.provenance
     return DecodeResult(
@@ -407,13 +407,13 @@ def _outcome(image: DecodedImage) -> DecodeResult:
     )
 
 
-def _timings(image: DecodedImage, score_s: float) -> schemas.Timings:
+def _timings(image: PendingImage, score_s: float) -> schemas.Timings:
     total = time.monotonic() - image.request.arrived_s
     waited = max(total - image.decode_s - score_s, 0.0)
     return schemas.Timings(decode=image.decode_s, wait=waited, score=score_s, total=total)
 
 
-def _refuse(image: DecodedImage) -> Answer:
+def _refuse(image: PendingImage) -> EncodedAnswer:
     request, refused = image.request, image.refused
     assert refused is not None
     refusal = Refusal.of(refused) if isinstance(refused, InputError) else refused
@@ -421,9 +421,9 @@ def _refuse(image: DecodedImage) -> Answer:
         body = answers.refused_answer(
             refused, request.name, request.data, image.ensemble, request.request_id
         ).model_dump_json()
-        return Answer(200, body.encode(), image.ensemble.name, refused=refusal.code)
+        return EncodedAnswer(200, body.encode(), image.ensemble.name, refused=refusal.code)
     body = json.dumps(refusal.body(request.request_id))
-    return Answer(refusal.status, body.encode(), image.ensemble.name, refused=refusal.code)
+    return EncodedAnswer(refusal.status, body.encode(), image.ensemble.name, refused=refusal.code)
 
 
 @cache

@@ -2,6 +2,7 @@
 torch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,8 +76,10 @@ class ServedEnsembles:
     def find(self, name: str | None, fpr: float | None) -> ServedEnsemble:
         """Return an ensemble at an operating point. Raises KeyError."""
         points = self.points[name or next(iter(self.points))]
-        for point in points:
-            if point.fpr == fpr:
+        if fpr is None:
+            return points[0]
+        for point in points[1:]:
+            if point.fpr is not None and math.isclose(point.fpr, fpr):
                 return point
         raise KeyError(fpr)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 _SIZES = struct.Struct("<IQ")  # bytes of the header, bytes after it
 
 
-class Frame(NamedTuple):
+class WorkerFrame(NamedTuple):
     """One message.
 
     Attributes:
@@ -21,18 +21,18 @@ class Frame(NamedTuple):
     data: bytes = b""
 
 
-def pack_header(frame: Frame) -> bytes:
+def pack_header(frame: WorkerFrame) -> bytes:
     """Return what precedes the data of a frame on its way."""
     header = json.dumps(frame.header).encode()
     return _SIZES.pack(len(header), len(frame.data)) + header
 
 
-def send_frame(connection: socket.socket, frame: Frame) -> None:
+def send_frame(connection: socket.socket, frame: WorkerFrame) -> None:
     """Send a frame. Raises OSError if the other process has ended."""
     connection.sendall(pack_header(frame) + frame.data)
 
 
-def receive_frame(connection: socket.socket) -> Frame | None:
+def receive_frame(connection: socket.socket) -> WorkerFrame | None:
     """Wait for a frame. Returns None if the other process has ended."""
     sizes = _receive(connection, _SIZES.size)
     if sizes is None:
@@ -41,14 +41,14 @@ def receive_frame(connection: socket.socket) -> Frame | None:
     header, data = _receive(connection, header_bytes), _receive(connection, data_bytes)
     if header is None or data is None:
         return None
-    return Frame(json.loads(header), bytes(data))
+    return WorkerFrame(json.loads(header), bytes(data))
 
 
-async def read_frame(reader: asyncio.StreamReader) -> Frame:
+async def read_frame(reader: asyncio.StreamReader) -> WorkerFrame:
     """Wait for a frame. Raises asyncio.IncompleteReadError if the other process has ended."""
     header_bytes, data_bytes = _SIZES.unpack(await reader.readexactly(_SIZES.size))
     header = json.loads(await reader.readexactly(header_bytes))
-    return Frame(header, await reader.readexactly(data_bytes))
+    return WorkerFrame(header, await reader.readexactly(data_bytes))
 
 
 def _receive(connection: socket.socket, count: int) -> bytearray | None:

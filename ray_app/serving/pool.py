@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from math import isclose
 from typing import Any
 
 from ray_app.child_process import SECRETS
@@ -23,7 +24,7 @@ from ray_app.errors import ConfigError, DetectorError, ExitCode, TouchstoneError
 from ray_app.import_path import safe_variables
 from ray_app.serving import frames
 from ray_app.serving.config import Access, ServeConfig
-from ray_app.serving.frames import Frame
+from ray_app.serving.frames import WorkerFrame
 from ray_app.serving.http import schemas
 from ray_app.serving.metrics import Meter
 from ray_app.serving.refusal import Refusal
@@ -42,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ImageRequest:
+class ImageQuery:
     """What a client wants to know about an image: the fields of `engine.ScoreRequest` but the file.
 
     Attributes:
@@ -90,7 +91,7 @@ class Served:
             for info in self.ensembles
         ]
 
-    def check(self, request: ImageRequest) -> None:
+    def check(self, request: ImageQuery) -> None:
         """Raise Refusal unless the ensemble, its operating point, and the detectors are served."""
         names = [info.name for info in self.ensembles]
         if request.ensemble is not None and request.ensemble not in names:
@@ -100,7 +101,7 @@ class Served:
             raise Refusal("malformed_request", f"no such optional detector; there are: {served}")
         info = self.ensembles[names.index(request.ensemble) if request.ensemble else 0]
         rates = [point.fpr for point in info.operating_points]
-        if request.fpr is not None and request.fpr not in rates:
+        if request.fpr is not None and not any(isclose(request.fpr, rate) for rate in rates):
             served = ", ".join(f"{rate:g}" for rate in rates) or "none"
             raise Refusal(
                 "malformed_request",
@@ -114,7 +115,7 @@ class _Item:
 
     header: dict[str, Any]
     data: bytes
-    reply: "asyncio.Future[Frame]"
+    reply: "asyncio.Future[WorkerFrame]"
     deaths: int = 0
 
 
@@ -136,7 +137,7 @@ class WorkerProcess:
             "log_level": logging.getLogger("ray_app").getEffectiveLevel(),
         }
         with suppress(OSError):
-            frames.send_frame(self.connection, Frame(header))
+            frames.send_frame(self.connection, WorkerFrame(header))
 
     def await_ready(self) -> Served:
         """Wait until the worker has loaded its detectors.
@@ -245,7 +246,7 @@ class WorkerPool:
                 worker.writer.close()
             await asyncio.gather(*(asyncio.to_thread(worker.process.close) for worker in attached))
 
-    async def answer(self, data: bytes, request: ImageRequest) -> ImageReply:
+    async def answer(self, data: bytes, request: ImageQuery) -> ImageReply:
         """Return the answer for one image. Waits for as long as the caller does.
 
         Raises:
@@ -277,13 +278,13 @@ class WorkerPool:
                 raise Refusal("not_ready")
             # This holds too if the caller leaves before the answer.
             self._unready_until = now + UNREADY_S
-            frame = await self._ask(b"", asdict(ImageRequest()) | {"is_golden": True})
+            frame = await self._ask(b"", asdict(ImageQuery()) | {"is_golden": True})
             if frame.header["timings"] is None:
                 raise Refusal("not_ready", "a golden image gets no score")
             self._ready_until, self._unready_until = time.monotonic() + READY_S, 0.0
 
-    async def _ask(self, data: bytes, request: dict[str, Any]) -> Frame:
-        reply: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+    async def _ask(self, data: bytes, request: dict[str, Any]) -> WorkerFrame:
+        reply: asyncio.Future[WorkerFrame] = asyncio.get_running_loop().create_future()
         request["arrived_s"] = time.monotonic()
         self._waiting.append(_Item(request, data, reply))
         self._send_waiting()
@@ -302,7 +303,7 @@ class WorkerPool:
             self._sent += 1
             worker.items[self._sent] = item
             header = {"number": self._sent, "request": item.header}
-            frame = Frame(header, item.data)
+            frame = WorkerFrame(header, item.data)
             worker.writer.writelines((frames.pack_header(frame), item.data))
 
     def _find_room(self, item: _Item) -> _Attached | None:

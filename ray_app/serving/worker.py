@@ -22,13 +22,13 @@ from ray_app.serving import answers, frames
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.engine import (
     MAX_SILENT_IMAGES,
-    Answer,
-    DecodedImage,
+    EncodedAnswer,
     Engine,
+    PendingImage,
     ScoreRequest,
     golden_image,
 )
-from ray_app.serving.frames import Frame
+from ray_app.serving.frames import WorkerFrame
 
 # How long an image waits for others that are being decoded.
 COMPANY_S = 0.02
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Answer images from a socket until its other end closes.
+    """EncodedAnswer images from a socket until its other end closes.
 
     Args:
         engine: Scores the images.
@@ -48,12 +48,12 @@ class Worker:
         self._engine, self._connection = engine, connection
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
         # An image with the number of its frame. None once the HTTP process has ended.
-        self._decoded: queue.SimpleQueue[tuple[int, DecodedImage] | None] = queue.SimpleQueue()
+        self._decoded: queue.SimpleQueue[tuple[int, PendingImage] | None] = queue.SimpleQueue()
         # Images that have arrived, and images that are answered, since the start.
         self._taken = self._answered = 0
 
     def run(self) -> None:
-        """Answer images. Returns when the HTTP process has ended."""
+        """EncodedAnswer images. Returns when the HTTP process has ended."""
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
         while batch := self._take_batch():
             answered = self._engine.answer([image for _, image in batch])
@@ -70,11 +70,11 @@ class Worker:
                 return
         self._decoders.shutdown(cancel_futures=True)
 
-    def _take_batch(self) -> list[tuple[int, DecodedImage]]:
+    def _take_batch(self) -> list[tuple[int, PendingImage]]:
         """Wait for a decoded image, and take all that are decoded by then. Take others that are
         being decoded too, since a batch costs the same however full it is.
         """
-        batch: list[tuple[int, DecodedImage]] = []
+        batch: list[tuple[int, PendingImage]] = []
         until = math.inf
         while len(batch) < self._engine.slots:
             is_coming = len(batch) < self._taken - self._answered
@@ -96,14 +96,14 @@ class Worker:
             self._decoders.submit(self._decode, frame)
         self._decoded.put(None)
 
-    def _decode(self, frame: Frame) -> None:
+    def _decode(self, frame: WorkerFrame) -> None:
         number, given = frame.header["number"], frame.header["request"]
         data = golden_image() if given.pop("is_golden", False) else frame.data
         request = ScoreRequest(data, **given | {"detectors": tuple(given["detectors"])})
         self._decoded.put((number, self._engine.decode(request)))
 
 
-def _answer_frame(number: int, answer: Answer, batch_images: int) -> Frame:
+def _answer_frame(number: int, answer: EncodedAnswer, batch_images: int) -> WorkerFrame:
     """Return the frame of an answer. The first answer of a batch has the number of its images."""
     header: dict[str, Any] = {
         "number": number,
@@ -114,13 +114,13 @@ def _answer_frame(number: int, answer: Answer, batch_images: int) -> Frame:
         "timings": answer.timings and answer.timings.model_dump(),
         "batch_images": batch_images,
     }
-    return Frame(header, answer.body)
+    return WorkerFrame(header, answer.body)
 
 
-def _describe(engine: Engine) -> Frame:
+def _describe(engine: Engine) -> WorkerFrame:
     """Return what the HTTP process has to know of the detectors."""
     served = engine.served
-    return Frame(
+    return WorkerFrame(
         {
             "slots": engine.slots,
             "ensembles": [info.model_dump() for info in answers.ensemble_infos(served)],
@@ -153,7 +153,7 @@ def main(descriptor: int) -> int:
         engine = Engine(config)
     except TouchstoneError as error:
         failure = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        frames.send_frame(connection, Frame({"failure": failure}))
+        frames.send_frame(connection, WorkerFrame({"failure": failure}))
         return 1
     frames.send_frame(connection, _describe(engine))
     try:

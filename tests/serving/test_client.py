@@ -182,9 +182,16 @@ def test_what_is_not_served_is_said_before_a_file_is_sent(endpoint):
         "default, published"
         in refused(endpoint.url, ConfigError, "publishd", at_once=True, ensemble="publishd").hint
     )
+    error = refused(
+        endpoint.url, ConfigError, "no operating point with fpr '0.5'", at_once=True, fpr=0.5
+    )
+    assert "it serves: 0.01" in error.hint
     assert not endpoint.told
     assert is_right(scored(endpoint, detectors=["slow", "slower"]))
     assert [request["query"] for request in endpoint.told] == [{"detector": ["slow", "slower"]}] * 3
+    endpoint.told.clear()
+    assert is_right(scored(endpoint, fpr=0.01))
+    assert [request["query"] for request in endpoint.told] == [{"fpr": "0.01"}] * 3
 
 
 def test_what_is_no_endpoint_and_no_token_is_refused_without_telling_secrets():

@@ -11,7 +11,7 @@ from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, schemas
 from ray_app.serving.http.uploads import read_images
 from ray_app.serving.metrics import Meter
-from ray_app.serving.pool import ImageReply, ImageRequest, WorkerPool
+from ray_app.serving.pool import ImageQuery, ImageReply, WorkerPool
 from ray_app.serving.refusal import Refusal
 
 READY_TIMEOUT_S = 5.0
@@ -100,7 +100,7 @@ def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool)
         images = await read_images(
             request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes
         )
-        wanted = ImageRequest(
+        wanted = ImageQuery(
             ensemble=ensemble,
             fpr=fpr,
             detectors=detectors,

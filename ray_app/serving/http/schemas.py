@@ -236,7 +236,7 @@ class GuaranteeInfo(ApiModel):
     why: str | None = Field(description="why it does not hold")
 
 
-class OperatingPoint(ApiModel):
+class OperatingPointInfo(ApiModel):
     """Thresholds for one false-positive rate, which a request chooses by the parameter `fpr`."""
 
     fpr: float = Field(description="false-positive rate that the thresholds are for")
@@ -269,7 +269,7 @@ class EnsembleInfo(ApiModel):
     guarantee: GuaranteeInfo | None = Field(
         default=None, description="null where nothing is promised"
     )
-    operating_points: list[OperatingPoint] = Field(
+    operating_points: list[OperatingPointInfo] = Field(
         default=[], description="further thresholds that a request may choose by `fpr`"
     )
 

@@ -120,7 +120,7 @@ def test_hostile_files_are_refused_with_their_status(asking, status):
 
 
 def test_what_is_asked_for_wrongly_or_not_offered_is_refused_with_its_reason(asking, file):
-    for query in ("ensemble=nobody", "detector=nobody", "masks=perhaps"):
+    for query in ("ensemble=nobody", "detector=nobody", "masks=perhaps", "fpr=0.5", "fpr=2"):
         answer = asking.post(f"/v1/score?{query}", content=file)
         assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
     answer = asking.put("/v1/ensembles")
