@@ -237,7 +237,7 @@ class Engine:
         image.pixels |= dict(zip(wanted.preprocessings, prepared.pixels, strict=True))
 
     def _answer_group(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
-        """EncodedAnswer for images of the same ensemble and optional detectors. A bug costs only the image
+        """Return answers for images of the same ensemble and optional detectors. A bug costs only the image
         that meets it.
         """
         try:

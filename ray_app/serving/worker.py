@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """EncodedAnswer images from a socket until its other end closes.
+    """Answer images from a socket until its other end closes.
 
     Args:
         engine: Scores the images.
@@ -53,7 +53,7 @@ class Worker:
         self._taken = self._answered = 0
 
     def run(self) -> None:
-        """EncodedAnswer images. Returns when the HTTP process has ended."""
+        """Answer images. Returns when the HTTP process has ended."""
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
         while batch := self._take_batch():
             answered = self._engine.answer([image for _, image in batch])
