@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from ray_app.detectors import Preprocessing
+from ray_app.ensembles import Finding
 from ray_app.errors import DetectorError, InputError, Status
 from ray_app.images import ImageFileFacts
-from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
+from ray_app.inference import BlockResult, DecodeResult, DetectorOutputs, StageClock, judge
 from ray_app.inference.batch import Batch, Pixels
 from ray_app.inference.decision import (
     EMBEDDINGS,
@@ -237,8 +238,8 @@ class Engine:
         image.pixels |= dict(zip(wanted.preprocessings, prepared.pixels, strict=True))
 
     def _answer_group(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
-        """Return answers for images of the same ensemble and optional detectors. A bug costs only the image
-        that meets it.
+        """Return answers for images of the same ensemble and optional detectors. A bug costs only
+        the image that meets it.
         """
         try:
             return self._answer_alike(images)
@@ -251,60 +252,83 @@ class Engine:
 
     def _answer_alike(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
         started = time.monotonic()
-        request, ensemble = images[0].request, images[0].ensemble
-        spec = ensemble.spec
-        names = {*spec.first, *request.detectors}
-        outputs = self._score(images, [name for name in self._spec.cards if name in names])
+        ensemble = images[0].ensemble
         outcomes = [_outcome(image) for image in images]
-        late = self._score_late(images, outcomes, outputs, names)
-        outputs = outputs.joined(late)
-        # A cascade's detectors without an undecided image have no column.
+        outputs = self._score_stages(images, outcomes)
+        block = judge(ensemble.spec, outcomes, self._select_members(images, outcomes, outputs))
+        findings = block.findings
+        score_s = time.monotonic() - started
+        for image, outcome in zip(images, block.outcomes, strict=True):
+            if image.refused is None and outcome.status is not Status.OK:
+                image.refused = InputError(outcome.status, outcome.detail or "")
+        return [
+            self._encode(image, block, findings[row], outputs, row, score_s)
+            if image.refused is None
+            else _refuse(image)
+            for row, image in enumerate(images)
+        ]
+
+    def _score_stages(
+        self, images: Sequence[PendingImage], outcomes: Sequence[DecodeResult]
+    ) -> DetectorOutputs:
+        """Return the outputs of the first stage and of optional detectors for all images, and those
+        of a cascade's second stage for undecided images.
+        """
+        names = {*images[0].ensemble.spec.first, *images[0].request.detectors}
+        outputs = self._score(images, [name for name in self._spec.cards if name in names])
+        return outputs.joined(self._score_late(images, outcomes, outputs, names))
+
+    def _select_members(
+        self,
+        images: Sequence[PendingImage],
+        outcomes: Sequence[DecodeResult],
+        outputs: DetectorOutputs,
+    ) -> DetectorOutputs:
+        """Return the outputs of the ensemble's detectors, and captions if it has a describer."""
+        spec = images[0].ensemble.spec
+        # Without an undecided image, the second stage of a cascade has no column.
         nothing = np.full(len(images), np.nan, np.float32)
         members = DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, nothing)).joined(
             outputs.among(spec.cards)
         )
-        if ensemble.name in self._describing:
-            seen = [
-                image.pixels.get(spec.words_seen) if spec.words_seen else None for image in images
-            ]
-            members = self._describing[ensemble.name].after(outcomes, members, seen)
-        block = judge(spec, outcomes, members)
-        findings = block.findings
-        score_s = time.monotonic() - started
-        replies = []
-        for row, image in enumerate(images):
-            outcome = block.outcomes[row]
-            if image.refused is None and outcome.status is not Status.OK:
-                image.refused = InputError(outcome.status, outcome.detail or "")
-            if image.refused is not None:
-                replies.append(_refuse(image))
-                continue
-            timings = _timings(image, score_s)
-            assert image.prepared is not None
-            body = answers.scored_answer(
-                self.served.plan,
-                ensemble,
-                block,
-                findings[row],
-                outputs,
-                row,
-                name=image.request.name,
-                size_bytes=len(image.request.data),
-                provenance=image.prepared.provenance,
-                masks=image.request.masks,
-                timings=timings,
-                request_id=image.request.request_id,
-            )
-            replies.append(
-                EncodedAnswer(
-                    200,
-                    body.model_dump_json().encode(),
-                    ensemble.name,
-                    verdict=body.verdict,
-                    timings=timings,
-                )
-            )
-        return replies
+        describing = self._describing.get(images[0].ensemble.name)
+        if describing is None:
+            return members
+        seen = [image.pixels.get(spec.words_seen) if spec.words_seen else None for image in images]
+        return describing.after(outcomes, members, seen)
+
+    def _encode(
+        self,
+        image: PendingImage,
+        block: BlockResult,
+        finding: Finding,
+        outputs: DetectorOutputs,
+        row: int,
+        score_s: float,
+    ) -> EncodedAnswer:
+        assert image.prepared is not None
+        timings = _timings(image, score_s)
+        answer = answers.scored_answer(
+            self.served.plan,
+            image.ensemble,
+            block,
+            finding,
+            outputs,
+            row,
+            name=image.request.name,
+            size_bytes=len(image.request.data),
+            provenance=image.prepared.provenance,
+            masks=image.request.masks,
+            timings=timings,
+            request_id=image.request.request_id,
+        )
+        return EncodedAnswer(
+            200,
+            answer.model_dump_json().encode(),
+            image.ensemble.name,
+            verdict=answer.verdict,
+            timings=timings,
+        )
 
     def _score_late(
         self,
