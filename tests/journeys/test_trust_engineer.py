@@ -15,7 +15,7 @@ from benchmarks.load import Load, load, photographs_in
 from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests.ray_head import free_ports, ray_head
 from tests.scoring.conftest import wait_until
-from tests.serving.test_release import stricter
+from tests.serving.test_ensembles import stricter
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 

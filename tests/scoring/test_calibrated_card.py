@@ -4,8 +4,8 @@ in the endpoint and in Python.
 Where an archive is unlike what it was calibrated on, its verdicts are taken back.
 """
 
-import asyncio
 import csv
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -21,9 +21,10 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.plan import plan_run
 from ray_app.serving import ServeConfig
+from ray_app.serving.engine import Engine
 from tests.scoring.conftest import score_here
 from tests.scoring.shifted import encoded, pictures
-from tests.serving.in_process import local_scorer
+from tests.serving.in_process import answers_of
 
 IMAGES = 80
 ASKED = ["--fpr", "0.1", "--confidence", "0.8", "--share-generators"]
@@ -60,12 +61,8 @@ def write_detectors(folder):
 def answers(path, rows):
     """Chances and verdicts of a served ensemble and of the Python object, for the files of rows."""
     files = [open(row["uri"], "rb").read() for row in rows]  # noqa: SIM115
-    scorer = local_scorer(ServeConfig(ensembles=(str(path),)))
-
-    async def ask():
-        return [await scorer.score(file) for file in files]
-
-    return asyncio.run(ask()), list(ray_app.load_ensemble(path).score(files))
+    with closing(Engine(ServeConfig(ensembles=(str(path),)))) as engine:
+        return answers_of(engine, files), list(ray_app.load_ensemble(path).score(files))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 `decide`, in Python and over HTTP.
 """
 
-import asyncio
+from contextlib import closing
 
 import pytest
 import yaml
@@ -15,10 +15,11 @@ from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring.decide import decide_run
 from ray_app.serving import ServeConfig
+from ray_app.serving.engine import Engine
 from tests.images.charts import chart
 from tests.images.factory import encoded, photo
 from tests.scoring.conftest import rows_of, score_here, write_ensemble
-from tests.serving.in_process import local_scorer
+from tests.serving.in_process import answers_of
 
 BOUNDS = {
     "jpeg_quality": {"below": 60},
@@ -123,14 +124,13 @@ def test_deciding_anew_knows_them(place, fragile, tmp_path):
 def test_python_and_the_endpoint_say_the_same(place):
     files = {path.name: path.read_bytes() for path in sorted((place / "photos").iterdir())}
     card = str(place / "ensemble-fragile.yaml")
-    scorer = local_scorer(ServeConfig(ensembles=(card,)))
     in_python = ray_app.load_ensemble(card).score(list(files.values()))
-    for (name, data), result in zip(files.items(), in_python, strict=True):
-        answer = asyncio.run(scorer.score(data))
+    with closing(Engine(ServeConfig(ensembles=(card,)))) as engine:
+        answers = answers_of(engine, files.values())
+    for name, result, answer in zip(files, in_python, answers, strict=True):
         for one in (result, answer):
             check(name, one.verdict, one.verdict_reason, one.verdict_detail)
         assert (answer.detectors["touchstone-tiny"].abstained or "").endswith(DOUBTS[name] or "")
-    scorer.close()
 
 
 def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile, plain, capsys):

@@ -5,10 +5,20 @@ from contextlib import contextmanager
 import httpx
 
 from ray_app.serving import ServeConfig
+from ray_app.serving.engine import ScoreRequest
+from ray_app.serving.http import schemas
 from ray_app.serving.http.app import create_app
 from ray_app.serving.metrics import Meter
 from ray_app.serving.pool import WorkerPool, start_workers
 from tests.serving.http.live import serving
+
+
+def answers_of(engine, files, **options):
+    """The answers of an engine for some files, which are decided in batches."""
+    images = [engine.decode(ScoreRequest(data, **options)) for data in files]
+    steps = range(0, len(images), engine.slots)
+    found = [answer for at in steps for answer in engine.answer(images[at : at + engine.slots])]
+    return [schemas.ImageAnswer.model_validate_json(answer.body) for answer in found]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ray_app.serving import ServeConfig
 from ray_app.serving.engine import MAX_SILENT_IMAGES, Engine, ScoreRequest
 from ray_app.serving.ensembles import load_ensembles
 from tests.images.factory import encoded, photo
+from tests.serving.in_process import answers_of
 
 REAL_WORLD = Path(__file__).resolve().parents[3] / "shared" / "realworld"
 POINTS = [
@@ -45,28 +46,20 @@ def file():
     return encoded(photo(seed=3), "JPEG")
 
 
-def answers_of(engine, files, **options):
-    """The JSON answers for some files, which are decided in batches."""
-    images = [engine.decode(ScoreRequest(data, **options)) for data in files]
-    steps = range(0, len(images), engine.slots)
-    found = [answer for at in steps for answer in engine.answer(images[at : at + engine.slots])]
-    return [json.loads(answer.body) for answer in found]
-
-
 @pytest.mark.skipif(not REAL_WORLD.is_dir(), reason="needs the photographs of ../shared")
 def test_scores_equal_the_library_to_the_bit(tiny):
     paths = [path for path in sorted(REAL_WORLD.rglob("*")) if path.is_file()]
     files = [path.read_bytes() for path in paths if path.suffix in (".jpg", ".png", ".webp")][:40]
     expected = ray_app.load_ensemble("tiny").score(files)
     for answer, result in zip(answers_of(tiny, files), expected, strict=True):
-        assert answer.get("score") == result.score
-        assert answer.get("verdict") == result.verdict
+        assert answer.score == result.score
+        assert answer.verdict == result.verdict
 
 
 def test_score_does_not_depend_on_its_batch(tiny):
     files = [encoded(photo(seed=seed), "PNG") for seed in range(5)]
-    together = [answer["score"] for answer in answers_of(tiny, files)]
-    alone = [answers_of(tiny, [data])[0]["score"] for data in files]
+    together = [answer.score for answer in answers_of(tiny, files)]
+    alone = [answers_of(tiny, [data])[0].score for data in files]
     assert together == alone
 
 
@@ -78,15 +71,15 @@ def test_detectors_agree_with_the_library(several, file):
         answers = answers_of(engine, files, masks=True)
     library = ray_app.load_ensemble(str(card), accept_licences=names)
     for answer, expected in zip(answers, library.score(files), strict=True):
-        assert answer["scores"] == expected.scores
-        assert answer["verdict"] == expected.verdict
-        assert (answer["verdict_reason"], answer["verdict_detail"]) == (
+        assert answer.scores == expected.scores
+        assert answer.verdict == expected.verdict
+        assert (answer.verdict_reason, answer.verdict_detail) == (
             expected.verdict_reason,
             expected.verdict_detail,
         )
         with_masks = {name for name, mask in expected.masks.items() if mask is not None}
         assert with_masks == {"maskclip"}
-        assert {name for name, one in answer["detectors"].items() if one["mask"]} == with_masks
+        assert {name for name, one in answer.detectors.items() if one.mask} == with_masks
 
 
 def test_optional_detector_has_no_part_in_the_verdict(several, file):
@@ -99,24 +92,24 @@ def test_optional_detector_has_no_part_in_the_verdict(several, file):
     with closing(Engine(config)) as engine:
         [plain] = answers_of(engine, [file])
         [asked] = answers_of(engine, [file], detectors=("unifd",))
-    assert (plain["score"], plain["verdict"]) == (asked["score"], asked["verdict"])
-    assert list(plain["detectors"]) == ["touchstone-tiny"]
-    assert asked["detectors"]["unifd"]["beside"]
-    assert asked["scores"]["unifd"] is not None
+    assert (plain.score, plain.verdict) == (asked.score, asked.verdict)
+    assert list(plain.detectors) == ["touchstone-tiny"]
+    assert asked.detectors["unifd"].beside
+    assert asked.scores["unifd"] is not None
 
 
 def test_operating_point_decides_by_its_thresholds(tiny, file):
     options = [{}, {"fpr": 0.01}, {"fpr": 0.1}]
     answers = [answers_of(tiny, [file], ensemble="points", **one)[0] for one in options]
     points = load_ensembles(ServeConfig(ensembles=("tiny",))).points
-    assert len({answer["score"] for answer in answers}) == 1
-    assert [answer["verdict"] for answer in answers][-1] == "fake"
-    assert "fake" not in [answer["verdict"] for answer in answers][:2]
-    fingerprints = {answer["ensemble"]["fingerprint"] for answer in answers}
+    assert len({answer.score for answer in answers}) == 1
+    assert [answer.verdict for answer in answers][-1] == "fake"
+    assert "fake" not in [answer.verdict for answer in answers][:2]
+    fingerprints = {answer.ensemble.fingerprint for answer in answers}
     assert len(fingerprints) == 3
     assert points["tiny"][0].fingerprint not in fingerprints
-    assert "about 1 %" in answers[1]["error_rates"]
-    assert "about 10 %" in answers[2]["error_rates"]
+    assert "about 1 %" in answers[1].error_rates
+    assert "about 10 %" in answers[2].error_rates
 
 
 def test_images_of_several_ensembles_share_a_call(tiny, file):
@@ -138,7 +131,7 @@ def test_image_on_which_a_detector_raises_costs_no_other(tiny, file):
     answers = tiny.answer(images)
     assert [answer.refused for answer in answers] == [None, "detector_failed", None]
     [expected] = answers_of(tiny, [encoded(photo(seed=2), "PNG")])
-    assert json.loads(answers[2].body)["score"] == expected["score"]
+    assert json.loads(answers[2].body)["score"] == expected.score
 
 
 def test_refused_image_among_several_is_an_answer(tiny):
@@ -160,7 +153,7 @@ def test_images_without_a_score_in_a_row_are_counted(tiny, file, monkeypatch):
 
     monkeypatch.setattr(tiny._scorer, "score", silent)
     while tiny.silent_images < MAX_SILENT_IMAGES:
-        answers_of(tiny, [file] * tiny.slots)
+        tiny.answer([tiny.decode(ScoreRequest(file)) for _ in range(tiny.slots)])
     monkeypatch.undo()
     answers_of(tiny, [file])
     assert tiny.silent_images == 0

@@ -7,10 +7,10 @@ import yaml
 
 import ray_app
 from ray_app.serving import ServeConfig
-from ray_app.serving.engine import Engine, ScoreRequest
-from ray_app.serving.http import schemas
+from ray_app.serving.engine import Engine
 from tests.images.factory import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, profiled_card
+from tests.serving.in_process import answers_of
 
 FILES = [encoded(photo(240, 200, seed), "JPEG", quality=70 + seed) for seed in range(8)]
 
@@ -35,13 +35,6 @@ def card(tmp_path_factory):
 def engine(card):
     with closing(Engine(ServeConfig(ensembles=(str(card), "tiny")))) as running:
         yield running
-
-
-def answers_of(engine, files, **options):
-    images = [engine.decode(ScoreRequest(data, **options)) for data in files]
-    steps = range(0, len(images), engine.slots)
-    found = [answer for at in steps for answer in engine.answer(images[at : at + engine.slots])]
-    return [schemas.ImageAnswer.model_validate_json(answer.body) for answer in found]
 
 
 def test_generator_and_words_are_those_of_the_library(card, engine):
