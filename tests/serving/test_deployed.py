@@ -10,7 +10,7 @@ import select
 import signal
 import socket
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -102,6 +102,15 @@ class Deployed:
             command, env=self.head.environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+    @contextmanager
+    def changed(self, **args):
+        """The endpoint with these args changed, as long as the block lasts."""
+        kept = {name: self.config["applications"][0]["args"][name] for name in args}
+        self.deploy(**args)
+        yield
+        self.deploy(**kept)
+        wait_until(lambda: self.fingerprint() and self.status() == "RUNNING")
 
     def fingerprint(self):
         """The one that answers now, or None."""
@@ -282,23 +291,26 @@ def test_a_body_without_end_is_cut_and_costs_no_memory(deployed):
 
 
 def test_replicas_follow_the_load(deployed, photographs):
-    deployed.deploy(replica={"replicas": 1, "max_replicas": 3, "num_cpus": 0.3})
-    wait_until(lambda: len(deployed.replicas()) == 1 and deployed.status() == "RUNNING")
-    asked = Load(f"{deployed.url}/v1/score", clients=32, seconds=240, precision="bf16")
-    done = load(asked, photographs, until=lambda tally: len(deployed.workers()) == 3)
-    assert done.other == 0, done.troubles
-    assert len(deployed.replicas()) == 3
+    # Serve waits ten minutes before it removes a replica that the load does not need.
+    with deployed.changed(replica={"replicas": 1, "num_cpus": 0.3}):
+        wait_until(lambda: len(deployed.replicas()) == 1 and deployed.status() == "RUNNING")
+        deployed.deploy(replica={"replicas": 1, "max_replicas": 3, "num_cpus": 0.3})
+        wait_until(lambda: len(deployed.workers()) == 1 and deployed.status() == "RUNNING")
+        asked = Load(f"{deployed.url}/v1/score", clients=32, seconds=240, precision="bf16")
+        done = load(asked, photographs, until=lambda tally: len(deployed.workers()) == 3)
+        assert done.other == 0, done.troubles
+        assert len(deployed.replicas()) == 3
 
 
 def test_untrusted_clients_are_refused(deployed, photographs):
-    """The last test of this endpoint, which it closes to clients without a token."""
     token = "a-token-of-32-characters-or-more"
-    deployed.deploy(access={"tokens_sha256": [hashlib.sha256(token.encode()).hexdigest()]})
 
     def status(**headers):
         with client(deployed.url, headers=headers) as asking:
             return asking.post("/v1/score", content=photographs[0].data).status_code
 
-    wait_until(lambda: {status() for _ in range(8)} == {401})
-    assert status(Authorization="Bearer another-token-of-that-length") == 401
-    assert status(Authorization=f"Bearer {token}") == 200
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    with deployed.changed(access={"tokens_sha256": [digest]}):
+        wait_until(lambda: {status() for _ in range(8)} == {401})
+        assert status(Authorization="Bearer another-token-of-that-length") == 401
+        assert status(Authorization=f"Bearer {token}") == 200
