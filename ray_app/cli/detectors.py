@@ -113,12 +113,12 @@ class _PlaceToAdd(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See the class."""
-        from ray_app.detectors.foreign.addition import is_callable
+        from ray_app.detectors.callables.addition import is_callable
 
         return value if is_callable(str(value)) else super().convert(value, param, ctx)
 
 
-_FOREIGN_OPTIONS = (
+_CALLABLE_OPTIONS = (
     click.option("--python", metavar="PATH", help="The Python that runs a callable: VENV/bin/python.  [default: this command's own]"),
     click.option("--folder", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
                  help="Where its process runs and your module is.  [default: the current folder]"),
@@ -131,8 +131,8 @@ _FOREIGN_OPTIONS = (
 )  # fmt: skip
 
 
-def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
-    for option in reversed(_FOREIGN_OPTIONS):
+def _callable_options(command: Callable[..., int]) -> Callable[..., int]:
+    for option in reversed(_CALLABLE_OPTIONS):
         command = option(command)
     return command
 
@@ -146,7 +146,7 @@ def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
     metavar="NAME",
     help="FILE is the weights of this detector or backbone; or the name of a callable's card.",
 )
-@_foreign_options
+@_callable_options
 @options.as_json
 def add(places: tuple[Path | str, ...], name: str | None, as_json: bool, **given: Any) -> int:
     """Add weights that you have, or a Python function, as a detector.
@@ -175,7 +175,7 @@ def add(places: tuple[Path | str, ...], name: str | None, as_json: bool, **given
 def _add_callables(
     words: Sequence[str], name: str | None, given: dict[str, Any], *, as_json: bool
 ) -> int:
-    from ray_app.detectors.foreign.addition import CallableAddition, add_callable
+    from ray_app.detectors.callables.addition import CallableAddition, add_callable
 
     folder = given.pop("folder") or Path()
     for word in words:

@@ -28,7 +28,7 @@ from ray_app.config import (
     read_mapping,
     validate,
 )
-from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
+from ray_app.detectors.card_sections import CallableSettings, Fragility, Golden, TrainingData
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES, refuse_retired_family
 from ray_app.errors import ConfigError
@@ -254,7 +254,7 @@ class DetectorCard(Placed):
     masks: bool = False
     replies: bool = False
     own_pool: bool = False
-    process: OptionalKey[ForeignSettings] = None
+    process: OptionalKey[CallableSettings] = None
     batch: int | None = Field(default=None, ge=1)
     precision: Literal["auto", "fp32"] = "auto"
     precision_note: str | None = None

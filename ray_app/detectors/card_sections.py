@@ -1,7 +1,7 @@
 """Sections of a detector's card that say more than how it scores: what single images must score
 (`GoldenScore`, `FormulaScore`, `formula_image`), its known limits (`Fragility`), its training
 images (`TrainingData`, `SeenNames`) and, of a detector of another package, its process
-(`ForeignSettings`). Without torch.
+(`CallableSettings`). Without torch.
 """
 
 import glob
@@ -242,7 +242,7 @@ GMAC_PER_S = 100.0
 ASSUMED_BYTES = 3 * 2**30  # of a child that nobody measured: Python, torch and a network
 
 
-class ForeignSettings(Frozen):
+class CallableSettings(Frozen):
     """Where and how the process is started; nothing here decides a score.
 
     `python`: the interpreter that has the package; `folder`: where the process runs, and where a

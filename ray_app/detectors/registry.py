@@ -31,7 +31,7 @@ FAMILIES = {
     "trufor": "ray_app.detectors.families.trufor:TruFor",
     "aeroblade": "ray_app.detectors.families.aeroblade",
     "internvl": "ray_app.detectors.families.internvl",
-    "callable": "ray_app.detectors.families.foreign",
+    "callable": "ray_app.detectors.families.callables",
 }
 ENTRY_POINTS = "touchstone.families"
 # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own

@@ -35,10 +35,8 @@ if __name__ == "__main__":
 from PIL import Image
 from pydantic import Field, FiniteFloat
 
+from ray_app.child_messages import READY, read_request, write_answer
 from ray_app.config import Frozen
-
-# one frame for all children
-from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE
 from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.images.decode import PeekedImage, peek_image
@@ -135,9 +133,8 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
         # SIGALRM does, hung C code or not.
         signal.setitimer(signal.ITIMER_REAL, times and 2 * wall_limit_s * times + 1)
 
-    while header := requests.read(REQUEST.size):
-        text = requests.read(*WANTED_SIZE.unpack(requests.read(WANTED_SIZE.size)))
-        data = requests.read(REQUEST.unpack(header)[0] - WANTED_SIZE.size - len(text))
+    while request := read_request(requests):
+        text, data = request
         patience(1)
         wanted = _wanted(text)
         if wanted.sidecar_bytes:
@@ -147,8 +144,7 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
             peeked = peek_image(data, limits)
             if peeked.demand.is_large:
                 patience(0)  # Other processes may decode first.
-                answers.write(ANSWER.pack(0, DEMAND.size) + DEMAND.pack(*peeked.demand))
-                answers.flush()
+                write_answer(answers, b"", [DEMAND.pack(*peeked.demand)])
                 if requests.read(len(READY)) != READY:
                     sys.exit()
                 patience(peeked.demand.patience)
@@ -157,10 +153,7 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
             refused = Refused.model_validate(refusal, from_attributes=True)
             report, blobs = Report(facts=refusal.facts, refused=refused), ()
         patience(0)
-        text = report.model_dump_json().encode()
-        for part in (ANSWER.pack(len(text), sum(map(len, blobs))), text, *blobs):
-            answers.write(part)
-        answers.flush()
+        write_answer(answers, report.model_dump_json().encode(), blobs)
 
 
 def _answer(

@@ -22,9 +22,9 @@ from math import prod
 import numpy as np
 from PIL import Image
 
+from ray_app.child_messages import ANSWER, READY, pack_request
 from ray_app.child_process import ChildDeadline, ChildProcess
 from ray_app.detectors import Preprocessing, ResizeMode
-from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE
 from ray_app.errors import InputError, Status, TouchstoneError, describe_error
 from ray_app.images import (
     FLAG_MEANING,
@@ -161,11 +161,9 @@ class DecoderProcess(ChildProcess):
         text = _request_text(
             wanted.model_copy(update={"sidecar_bytes": len(sidecar)}) if sidecar else wanted
         )
-        size_bytes = WANTED_SIZE.size + len(text) + len(data) + len(sidecar)
-        request = (REQUEST.pack(size_bytes), WANTED_SIZE.pack(len(text)), text, data, sidecar)
         child, answer = self._child, None
         with self._exchange(self._wall_limit_s) as (answers, deadline):
-            self._send(request)
+            self._send(pack_request(text, (data, sidecar)))
             answer = self._read_first(data, wanted, answers)
         if isinstance(answer, Demand):
             if not deadline.has_passed:

@@ -34,7 +34,7 @@ from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.config import config_root
 from ray_app.detectors import licences, publish_weights, resolve_weights, weights
-from ray_app.detectors.foreign.process import require_startable
+from ray_app.detectors.callables.process import require_startable
 from ray_app.errors import (
     ClusterError,
     ConfigError,

@@ -53,7 +53,7 @@ ELSEWHERE = (
     ("docs/generating.md", "ray job ", CLUSTER),
     ("docs/detectors.md", "touchstone detectors fetch", INTERNET),
     ("docs/detectors.md", "touchstone detectors fit clip-d-10k-plus", WEIGHTS),
-    ("docs/detectors.md", "touchstone detectors add callable:imdlbenco", "trained weights; tests/detectors/foreign/test_imdlbenco.py"),
+    ("docs/detectors.md", "touchstone detectors add callable:imdlbenco", "trained weights; tests/detectors/callables/test_imdlbenco.py"),
     ("docs/detectors.md", "touchstone score photos --detector mesorch", "scores with the card of the line before"),
     ("docs/detectors.md", "touchstone score photos --detector my-head", "scores with the head that the line before fits"),
     ("docs/evaluation.md", "touchstone evaluate SOURCE", WEIGHTS),

@@ -17,9 +17,9 @@ import yaml
 
 from ray_app.config import CONFIG_VARIABLE, config_file, named_configs, validate
 from ray_app.detectors import licences
+from ray_app.detectors.callables.process import CallableProcess, Found, OpenedDetector
 from ray_app.detectors.card import DetectorCard, load_card
 from ray_app.detectors.card_sections import formula_image
-from ray_app.detectors.foreign.process import ForeignProcess, Found, OpenedDetector
 from ray_app.detectors.registry import refuse_retired_family
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError, DetectorError
@@ -113,7 +113,7 @@ def add_callable(wanted: CallableAddition) -> AddedCard:
             f"{name}: a shipped detector has that name", hint="give another one: --as NAME"
         )
     draft = validate(_described(name, wanted), DetectorCard, where=str(path))
-    with ForeignProcess(draft, None) as process:
+    with CallableProcess(draft, None) as process:
         opened, measured, found = process.open(), None, list[Found | str]()
         samples = [
             tuple(min(side, opened.max_side_px or side) for side in size) for size in _SAMPLES

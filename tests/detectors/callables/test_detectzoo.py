@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from ray_app import load_detector
+from ray_app.detectors.callables.addition import CallableAddition, add_callable
 from ray_app.detectors.card_sections import formula_image
-from ray_app.detectors.foreign.addition import CallableAddition, add_callable
-from tests.detectors.foreign.other_python import other_python
+from tests.detectors.callables.other_python import other_python
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"

@@ -1,16 +1,14 @@
-"""The process of a callable: RGB pixels in, its own scores and masks out. `foreign.process` alone
+"""The process of a callable: RGB pixels in, its own scores and masks out. `callables.process` alone
 starts it.
 
-It runs as a file in any Python from 3.9, with NumPy and whatever the detector needs: nothing of
-Touchstone is imported here, and nothing else of Touchstone is on its path. The frames of its
-messages are those of all our child processes.
+It runs as a file in any Python from 3.9, with NumPy and whatever the detector needs: of Touchstone
+it runs one more file, `child_messages`, and nothing of Touchstone is on its path.
 
-Request: length (uint64); length of a JSON (uint32), the JSON, the pixels. Answer: lengths of JSON
-and numbers (2 × uint64), a JSON, the numbers. One `READY` byte once it can serve. The first request
-names the detector, and the answer what it is (`identity`); each further one has `sizes` (width,
-height) of images whose pixels follow, and the answer is one float64 per image, height and width (2
-× uint32) of each mask (0, 0 = none), and the masks, one byte per pixel, 255 = surely altered. Where
-the detector failed, the JSON has `error`, maybe `hint`.
+The texts of messages are JSON. The first request names the detector, and the answer what it is
+(`identity`); each further one has `sizes` (width, height) of images whose pixels follow, and the
+answer is one float64 per image, height and width (2 × uint32) of each mask (0, 0 = none), and the
+masks, one byte per pixel, 255 = surely altered. If the detector failed, the JSON has `error`, and
+`hint` if there is one.
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ import json
 import math
 import os
 import platform
+import runpy
 import select
 import signal
-import struct
 import sys
 import threading
 import time
@@ -32,10 +30,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-READY = b"+"
-REQUEST = struct.Struct("<Q")
-WANTED_SIZE = struct.Struct("<I")
-ANSWER = struct.Struct("<QQ")
+# By its path: this Python may lack what the package `ray_app` imports.
+_MESSAGES = runpy.run_path(str(Path(__file__).parents[2] / "child_messages.py"))
 ENTRY_POINTS = "touchstone.callables"
 # files of a module that is no installed distribution; one with more is known by the first of them
 _MOST_SOURCES = 2000
@@ -64,13 +60,12 @@ def main() -> None:
         os.dup2(nothing.fileno(), 0)  # a detector that asks a question must not read our messages
     os.dup2(2, 1)  # and one that prints must not write into an answer
     threading.Thread(target=_end_with_parent, args=(requests.fileno(),), daemon=True).start()
-    answers.write(READY)
+    answers.write(_MESSAGES["READY"])
     answers.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     score, meaning = None, ""
-    while header := requests.read(REQUEST.size):
-        text = requests.read(*WANTED_SIZE.unpack(requests.read(WANTED_SIZE.size)))
-        data = requests.read(REQUEST.unpack(header)[0] - WANTED_SIZE.size - len(text))
+    while request := _MESSAGES["read_request"](requests):
+        text, data = request
         wanted = json.loads(text)
         # The parent kills us at the limit; should it die first, the kernel's default for SIGALRM
         # does, hung C code or not.
@@ -81,10 +76,7 @@ def main() -> None:
         else:
             said, numbers = _answer(score, meaning, wanted, data)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        text = json.dumps(said).encode()
-        for part in (ANSWER.pack(len(text), len(numbers)), text, numbers):
-            answers.write(part)
-        answers.flush()
+        _MESSAGES["write_answer"](answers, json.dumps(said).encode(), [numbers])
 
 
 def _end_with_parent(pipe: int) -> None:

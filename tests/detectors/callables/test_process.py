@@ -18,8 +18,8 @@ from PIL import Image
 
 from ray_app import load_detector
 from ray_app.cli.main import main
-from ray_app.detectors.foreign.addition import CallableAddition, add_callable
-from ray_app.detectors.foreign.process import ForeignProcess, read_identity, require_startable
+from ray_app.detectors.callables.addition import CallableAddition, add_callable
+from ray_app.detectors.callables.process import CallableProcess, read_identity, require_startable
 from ray_app.errors import DetectorError
 
 # What a stranger might write; the width of an image says what becomes of it.
@@ -84,7 +84,7 @@ def added(folder, function, **given):
 
 
 def opened(card):
-    return ForeignProcess(card, read_identity(card, card.folder))
+    return CallableProcess(card, read_identity(card, card.folder))
 
 
 def scores(process, images):
@@ -214,8 +214,8 @@ def test_a_child_dies_with_its_parent(own_place):
 import signal
 from pathlib import Path
 from ray_app.detectors import load_card
-from ray_app.detectors.foreign.process import ForeignProcess
-process = ForeignProcess(load_card({str(own_place / "config" / "detectors" / "left.yaml")!r}), None)
+from ray_app.detectors.callables.process import CallableProcess
+process = CallableProcess(load_card({str(own_place / "config" / "detectors" / "left.yaml")!r}), None)
 process.open()
 print(process.pid, flush=True)
 signal.pause()
@@ -241,7 +241,7 @@ def test_a_module_of_the_folder_never_replaces_an_installed_one(own_place):
     for name in ("PIL", "colorsys", "json"):
         (own_place / f"{name}.py").write_text("raise SystemExit('imported from the folder')")
     card = added(own_place, "brightness", images="pil", scores="probability")
-    with ForeignProcess(card, None) as process:
+    with CallableProcess(card, None) as process:
         (found,) = process.score([np.full((8, 8, 3), 255, np.uint8)])
     assert found.score == pytest.approx(36.7, abs=0.1)
     with pytest.raises(DetectorError, match="the module json has no by_width") as told:

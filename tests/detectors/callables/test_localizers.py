@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from ray_app import load_detector
-from ray_app.detectors.foreign import child, process
-from ray_app.detectors.foreign.addition import CallableAddition, add_callable
+from ray_app.child_messages import ANSWER
+from ray_app.detectors.callables import child, process
+from ray_app.detectors.callables.addition import CallableAddition, add_callable
 from ray_app.errors import DetectorError
 
 # The width of an image says what becomes of it.
@@ -57,7 +58,7 @@ def of_width(*widths):
 def test_each_failure_costs_its_own_mask(own_place):
     card = added(own_place, "both")
     assert card.masks
-    with process.ForeignProcess(card, None) as opened:
+    with process.CallableProcess(card, None) as opened:
         good, *bad, unscored, alone, last = opened.score(
             of_width(50, 101, 102, 103, 104, 105, 106, 108, 109, 60)
         )
@@ -114,7 +115,7 @@ def test_a_mask_alone_is_scored_by_its_largest_value(own_place):
 
 def answer(said, numbers):
     text = json.dumps(said).encode()
-    return child.ANSWER.pack(len(text), len(numbers)) + text + numbers
+    return ANSWER.pack(len(text), len(numbers)) + text + numbers
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (5, 5), (2**32 - 1, 2**32 - 1), (0, 7)])
@@ -122,7 +123,7 @@ def test_no_more_is_read_of_masks_than_they_may_have(shape):
     numbers = struct.pack("<dII", 1.0, *shape) + bytes(20)
     with pytest.raises(ValueError, match=r"no answer|reshape"):
         process._believed(io.BytesIO(answer({}, numbers)), [(5, 4)])
-    most = child.ANSWER.pack(2, 16 + child.MOST_SQUARE**2 + 1)
+    most = ANSWER.pack(2, 16 + child.MOST_SQUARE**2 + 1)
     with pytest.raises(ValueError, match="no answer"):
         process._believed(io.BytesIO(most), [(5, 4)])
     _, (found,) = process._believed(

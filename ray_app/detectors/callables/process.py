@@ -1,4 +1,4 @@
-"""`ForeignProcess`: a callable, asked in a process of its own, by another interpreter where the
+"""`CallableProcess`: a callable, asked in a process of its own, by another interpreter where the
 card names one.
 
 A crash, a hang, an exception or a wrong answer costs the images that it met, one by one; a process
@@ -18,11 +18,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ray_app.child_messages import ANSWER, READY, pack_request
 from ray_app.child_process import ChildProcess
 from ray_app.detectors import weights
+from ray_app.detectors.callables import child as program
 from ray_app.detectors.card import DetectorCard
-from ray_app.detectors.card_sections import ForeignSettings
-from ray_app.detectors.foreign import child as program
+from ray_app.detectors.card_sections import CallableSettings
 from ray_app.errors import DetectorError, describe_error
 from ray_app.import_path import SAFE_PATH
 
@@ -61,7 +62,7 @@ class Found(NamedTuple):
     mask: PixelArray | None
 
 
-class ForeignProcess(ChildProcess):
+class CallableProcess(ChildProcess):
     """One callable, in memory of a child of its own. Any thread may ask; one at a time is answered.
 
     `identity`: what the card's detector was; another one is refused. None: whatever is there
@@ -165,7 +166,7 @@ class ForeignProcess(ChildProcess):
             is_ready = self._spawn(
                 [settings.python, program.__file__],
                 _environment(),
-                program.READY,
+                READY,
                 _READY_S,
                 folder=Path(settings.folder),
                 errors=words,
@@ -193,11 +194,9 @@ class ForeignProcess(ChildProcess):
         are; or, in words, how it ended.
         """
         running, text = self._child, json.dumps({**wanted, "limit_s": limit_s}).encode()
-        length = program.WANTED_SIZE.size + len(text) + sum(map(len, blobs))
-        request = (program.REQUEST.pack(length), program.WANTED_SIZE.pack(len(text)), text, *blobs)
         answer = None
         with self._exchange(limit_s) as (answers, deadline):
-            self._send(request)
+            self._send(pack_request(text, blobs))
             answer = _believed(answers, sizes)
         if deadline.has_passed:
             self.close()
@@ -218,7 +217,7 @@ def require_startable(card: DetectorCard) -> None:
     """Whether the card's interpreter runs here and has the package; loads neither it nor weights.
     Raises DetectorError with a hint.
     """
-    with ForeignProcess(card, None) as process, tempfile.TemporaryFile() as words:
+    with CallableProcess(card, None) as process, tempfile.TemporaryFile() as words:
         process._start(words)
         answer = process._asked({**_named(card), "probe": True}, (), (), _READY_S)
         if isinstance(answer, str):
@@ -263,7 +262,7 @@ def _named(card: DetectorCard) -> dict[str, Any]:
     }
 
 
-def _settings_of(card: DetectorCard) -> ForeignSettings:
+def _settings_of(card: DetectorCard) -> CallableSettings:
     if card.process is None:
         raise DetectorError(
             f"{card.name}: its card does not say which Python it runs in",
@@ -278,7 +277,7 @@ def _believed(
     """An answer that can be one about images of these sizes (width, height); None where the child
     ended first. Raises ValueError.
     """
-    said_bytes, number_bytes = program.ANSWER.unpack(answers.read(program.ANSWER.size))
+    said_bytes, number_bytes = ANSWER.unpack(answers.read(ANSWER.size))
     most = sum(16 + max(width * height, program.MOST_SQUARE**2) for width, height in sizes)
     if said_bytes > MOST_REPORT_BYTES or number_bytes > most:
         raise ValueError("no answer to this")

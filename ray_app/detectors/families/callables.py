@@ -1,4 +1,4 @@
-"""The family `callable`: any Python callable, asked in a process of its own (`foreign.process`).
+"""The family `callable`: any Python callable, asked in a process of its own (`callables.process`).
 
 What such a "network" is given are pixels, not numbers around zero: its card has mean 0 and standard
 deviation 1/255.
@@ -12,15 +12,15 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from ray_app.detectors.callables.process import CallableProcess, read_identity
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.detector import Prediction
-from ray_app.detectors.foreign.process import ForeignProcess, read_identity
 from ray_app.errors import DetectorError
 
 PIXEL_STD = 1 / 255
 
 
-class ForeignNetwork(nn.Module):
+class CallableNetwork(nn.Module):
     """Pixels (N, 3, H, W), 0 to 255, → log-odds of fake (N, 1) and masks, NaN and a word of why
     where the detector failed on an image.
 
@@ -34,7 +34,7 @@ class ForeignNetwork(nn.Module):
         super().__init__()
         self._card = card
         self._identity: dict[str, Any] | None = None
-        self._process: ForeignProcess | None = None
+        self._process: CallableProcess | None = None
 
     def attach(self, files: Path) -> None:
         """Read from the folder of the card's file what the detector was when the card was written.
@@ -47,7 +47,7 @@ class ForeignNetwork(nn.Module):
         there, or is another one.
         """
         if where and isinstance(where[0], str) and self._process is None:
-            self._process = ForeignProcess(self._card, self._identity, where[0])
+            self._process = CallableProcess(self._card, self._identity, where[0])
             weakref.finalize(self, self._process.close)
             self._process.open()
         return self
@@ -95,4 +95,4 @@ def build(card: DetectorCard) -> nn.Module:
             f"{card.name}: it is given pixels",
             hint="preprocessing: mean 0, std 0.00392156862745098 (1/255), three times",
         )
-    return ForeignNetwork(card)
+    return CallableNetwork(card)
