@@ -10,8 +10,8 @@ from torch import nn
 from torchvision import transforms
 
 from ray_app.detectors import DetectorCard, Preprocessing, resolve_weights
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.weights import load_strictly, read_state_dict
 
 
 def plain_model(card: DetectorCard) -> nn.Module:

@@ -3,7 +3,6 @@ detector or backbone.
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,23 +57,22 @@ def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = No
             hint="run touchstone detectors list",
         )
     card, part = _choose(found, file)
-    stated = {file.name: part.weights.sha256, **part.weights.beside}
-    sources = {other: file.parent / other for other in stated}
-    if missing := [other for other, source in sources.items() if not source.is_file()]:
+    files = part.at(file)
+    if missing := [other.name for other in files if not other.is_file()]:
         raise DetectorError(
             f"--as {name}: not in {file.parent}: {', '.join(missing)}",
             hint="copy all files of the weights to one folder",
         )
-    for other, source in sources.items():
-        _check_digest(name, source, stated[other])
+    for other, stated in files.items():
+        _check_digest(name, other, stated)
     if part.weights.sha256 is None:
-        verify.fits(card, part, file)
+        verify.check_keys(card, part, file)
     target = weights.cached_path(part)
     if part.weights.config is not None and (config := file.parent / part.weights.config).is_file():
-        sources[part.weights.config] = config
+        files[config] = None
     # The part's own file is copied last: if it is in the cache, all of its files are.
-    for other, source in sorted(sources.items(), key=lambda item: item[0] == file.name):
-        _copy(source, target if other == file.name else target.parent / other)
+    for other in reversed(files):
+        _copy(other, target if other == file else target.parent / other.name)
     return AddedWeights(part.name, weights.file_sha256(target), target, _lacking(cards, part.name))
 
 
@@ -106,11 +104,8 @@ def _check_digest(name: str, source: Path, stated: str | None) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".added.") as folder:
-            partial = Path(folder) / target.name
-            shutil.copyfile(source, partial)
-            partial.replace(target)
+        with weights.write_aside(target) as aside:
+            shutil.copyfile(source, aside)
     except OSError as error:
         hint = f"the cache is {weights.default_cache()}; $TOUCHSTONE_CACHE names another"
         raise DetectorError(f"{source}: {error.strerror or error}", hint=hint) from None

@@ -25,6 +25,7 @@ from torch import nn
 
 from ray_app.detectors import weights
 from ray_app.detectors.card import DetectorCard, default_slots, load_card
+from ray_app.detectors.checkpoints import checkpoint_config, load_strictly, read_state_dict
 from ray_app.detectors.precision import (
     Precision,
     ResolvedPrecision,
@@ -100,8 +101,8 @@ def load_network(
     for part, file in shared:
         load_backbone(card, network, file, part)
     if not getattr(network, "reads_its_own_weights", False):
-        state = own_keys(card, weights.read_state_dict(path, own.weights), network)
-        weights.load_strictly(
+        state = own_keys(card, read_state_dict(path, own.weights), network)
+        load_strictly(
             network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None
         )
     if callable(attach := getattr(network, "attach", None)):
@@ -116,8 +117,8 @@ def load_backbone(
     DetectorError says which does not.
     """
     backbone = network.get_submodule(BACKBONE)
-    state = own_keys(card, weights.read_state_dict(path, part.weights), backbone)
-    weights.load_strictly(backbone, state, where=f"{part.owner}: {path}")
+    state = own_keys(card, read_state_dict(path, part.weights), backbone)
+    load_strictly(backbone, state, where=f"{part.owner}: {path}")
 
 
 def own_keys(
@@ -407,7 +408,7 @@ def load_detector(
             f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives"
         )
     files = weights.resolved(card, offline)
-    fake = fake_index(card, weights.checkpoint_config(card, files[0][1]))
+    fake = fake_index(card, checkpoint_config(card, files[0][1]))
     return Detector(
         card, load_network(card, files), fake=fake, device=device,
         precision=resolve_precision(precision, device, card.precision), resize=resize, slots=slots or default_slots(device),

@@ -1,11 +1,12 @@
 """Fetch the published weights of detectors into the cache, and copy them to a mirror."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ray_app.detectors import downloads, licences, weights
+from ray_app.detectors import licences, weights
 from ray_app.detectors.card import DetectorCard, list_cards
 from ray_app.detectors.weights import MIRROR_VARIABLE, WeightSet
 from ray_app.errors import DetectorError
@@ -79,7 +80,9 @@ def fetch_detectors(
     Raises:
         DetectorError: A disk has too little space.
     """
-    _require_space(cards, progress)
+    # Offline, or with a mirror, no hub is asked.
+    if not weights.is_offline() and MIRROR_VARIABLE not in os.environ:
+        _require_space(cards, progress)
     fetched, failures = [], []
     for card in cards:
         try:
@@ -90,19 +93,63 @@ def fetch_detectors(
 
 
 def _require_space(cards: Sequence[DetectorCard], progress: Progress) -> None:
-    # Offline, or with a mirror, no hub is asked.
-    if weights.is_offline() or MIRROR_VARIABLE in os.environ:
-        return
-    plan = downloads.planned(part for card in cards for part in _list_published(card))
-    sizes = [download.size for download in plan if download.size is not None]
+    """Ask servers for the sizes of what is not on this machine, and print the sum. Raises
+    DetectorError if a disk is too small.
+    """
+    missing = {
+        part.weights.uri: part
+        for card in cards
+        for part in _list_published(card)
+        if weights.located(part) is None
+    }
+    downloads = [_plan_download(part) for part in missing.values()]
+    sizes = [size for _, size in downloads if size is not None]
     parts = []
     if sizes:
-        parts.append(f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} of {len(plan)} downloads")
-    if len(sizes) < len(plan):
-        parts.append(f"{len(plan) - len(sizes)} of unknown size")
+        parts.append(f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} of {len(downloads)} downloads")
+    if len(sizes) < len(downloads):
+        parts.append(f"{len(downloads) - len(sizes)} of unknown size")
     if parts:
         progress(f"to fetch: {'; '.join(parts)}")
-    downloads.require_room(plan)
+    for folder in dict(downloads):
+        needed = sum(size or 0 for other, size in downloads if other == folder)
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        free = shutil.disk_usage(existing).free
+        if needed > free:
+            raise DetectorError(
+                f"{folder}: there are {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are to be fetched",
+                hint="make room, or name folders on another disk: HF_HOME for the hub's files, TOUCHSTONE_CACHE for others",
+            )
+
+
+def _plan_download(part: WeightSet) -> tuple[Path, int | None]:
+    """Return the folder and the size of a download; None if the server does not state a size. An
+    unreachable file has no size either: the fetch reports the reason.
+    """
+    if not part.weights.uri.startswith("hf://"):
+        return weights.default_cache(), _ask_size(part.weights.uri)
+    import huggingface_hub
+
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    try:
+        files = [
+            weights.hub_file(part, name, offline=False, dry_run=True)
+            for name in (*part.weights.beside, part.file_name)
+        ]
+    except DetectorError:
+        return folder, None
+    return folder, sum(file.file_size for file in files if file.will_download)
+
+
+def _ask_size(url: str) -> int | None:
+    from ray_app.storage.object_store import retrying_fsspec_for
+
+    try:
+        filesystem, path = retrying_fsspec_for(url)
+        size = filesystem.size(path)
+    except Exception:  # fsspec lets every backend's own exceptions through
+        return None
+    return None if size is None else int(size)
 
 
 def _list_published(card: DetectorCard) -> list[WeightSet]:
@@ -117,8 +164,7 @@ def _fetch(card: DetectorCard, mirror: str | None, progress: Progress) -> Fetche
     for part in parts:
         if weights.located(part) is None:
             progress(f"{card.name}: fetching {part.weights.uri}")
-        path = weights.resolve_part(part)
-        files += [path, *(path.parent / name for name in part.weights.beside)]
+        files += part.at(weights.resolve_part(part))
     size_bytes = sum(path.stat().st_size for path in files)
     progress(
         f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size_bytes / 1e6:,.1f} MB, SHA-256 as on the card, where it has one"

@@ -28,6 +28,7 @@ from ray_app.config import named_configs, read_mapping, validate
 from ray_app.detectors import weights as weight_files
 from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
 from ray_app.detectors.card_sections import SeenNames, TrainingData
+from ray_app.detectors.checkpoints import checkpoint_config, read_state_dict
 from ray_app.detectors.detector import (
     Detector,
     Prediction,
@@ -70,7 +71,7 @@ class LinearHead:
         name, layer = head_of(card.name, network)
         own = weight_files.parts_of(card)[0]
         path = weight_files.resolve_part(own)
-        state = own_keys(card, weight_files.read_state_dict(path, own.weights), network)
+        state = own_keys(card, read_state_dict(path, own.weights), network)
         wanted = {
             key: getattr(layer, key).shape
             for key in ("weight", "bias")
@@ -82,7 +83,7 @@ class LinearHead:
                 f"{card.name}: {path}: no head of the shape that the card says, {dict(wanted)}"
             )
         self.card = card
-        self._fake = fake_index(card, weight_files.checkpoint_config(card, path))
+        self._fake = fake_index(card, checkpoint_config(card, path))
         self._weight, self._bias = (
             found["weight"].float(),
             found["bias"].float() if "bias" in found else None,
@@ -160,7 +161,7 @@ def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
     card = DetectorCard.model_validate_json(described)
     network = bare_network(card)
     name, _ = head_of(card.name, network)
-    state = own_keys(card, weight_files.read_state_dict(path, card.weights), network)
+    state = own_keys(card, read_state_dict(path, card.weights), network)
     body = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.")}
     digest = hashlib.sha256()
     for key, tensor in sorted(body.items()):

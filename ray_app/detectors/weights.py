@@ -1,50 +1,174 @@
-"""Weights: from a card's uri to verified files on this machine (`resolve_weights`), and from a file
-to a state dict that fits (`read_state_dict`, `load_strictly`).
+"""Weight files: from a card's uri to verified files on this machine (`resolve_weights`).
 
-Only safetensors and `torch.load(weights_only=True)`: no file can run code. torch is imported where
-tensors are read.
+A file is searched next to its card, in the cache, at the mirror, and at its origin: the Hugging Face
+hub, or any URL of fsspec. Its SHA-256 is checked before it is used. `checkpoints` reads it.
 """
 
-import argparse
 import functools
 import hashlib
-import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 import urllib.request
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root
 from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, base_name
-from ray_app.detectors.checkpoint_formats import kind_of_file, unreadable
+from ray_app.detectors.checkpoints import kind_of_file
 from ray_app.errors import DetectorError, describe_error
-
-if TYPE_CHECKING:
-    import torch
 
 MIRROR_VARIABLE = "TOUCHSTONE_WEIGHTS_MIRROR"
 _OFFLINE_VARIABLES = ("TOUCHSTONE_OFFLINE", "HF_HUB_OFFLINE")
 _CHUNK_BYTES = 2**22
-_HUB_SHA256 = re.compile(r"[0-9a-f]{64}")  # what the hub's cache calls a large file
+_HUB_SHA256 = re.compile(r"[0-9a-f]{64}")  # The name of a large file in the hub's cache.
 
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One set of weight files of a detector: its own, or those of the backbone that it may share.
-    `owner` is the card, for messages.
+    """The files of one network: a detector's own, or those of a backbone.
+
+    Attributes:
+        name: The detector without its variant, or the backbone.
+        weights: The card's section.
+        folder: The folder of the card.
+        owner: The name of the card, for messages.
     """
 
     name: str
     weights: Weights
     folder: Path
     owner: str
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file at its origin."""
+        return urlsplit(self.weights.uri).path.rpartition("/")[2]
+
+    def at(self, path: Path) -> dict[Path, str | None]:
+        """Return all files with the SHA-256 that the card states, if `path` is the own file, which
+        is the first.
+        """
+        beside = self.weights.beside.items()
+        return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in beside}
+
+    def is_complete(self, path: Path) -> bool:
+        """Whether the own file is at `path`, with all others in the same folder."""
+        return all(file.is_file() for file in self.at(path))
+
+
+def parts_of(card: DetectorCard) -> list[WeightSet]:
+    """The detector's own weights first, then its backbone's. Variants of a card share their files."""
+    parts = [WeightSet(base_name(card.name), card.weights, card.folder, card.name)]
+    if card.backbone is not None:
+        backbone = card.backbone
+        parts.append(WeightSet(backbone.name, backbone.weights, backbone.folder, card.name))
+    return parts
+
+
+def is_offline() -> bool:
+    """Whether no hub may be reached ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
+    return any(
+        os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES
+    )
+
+
+def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
+    """Return the card's own weights as a verified local file. All files of the card are fetched
+    that are not on this machine yet.
+
+    Args:
+        card: The card of a detector.
+        offline: Whether the origin may not be asked. Defaults to `is_offline`. The mirror, which
+            $TOUCHSTONE_WEIGHTS_MIRROR names and `publish_weights` fills, is always asked.
+
+    Raises:
+        DetectorError: A file is missing, unreachable, or not the file that the card means.
+    """
+    (_, own), *_ = resolved(card, offline)
+    return own
+
+
+def resolved(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
+    """Return each part of a card with its own file; see `resolve_weights`."""
+    return [(part, resolve_part(part, offline)) for part in parts_of(card)]
+
+
+def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
+    """Return a part's own file; the others are in the same folder. See `resolve_weights`."""
+    offline = is_offline() if offline is None else offline
+    path = _find_local(part) or _copy_from_mirror(part) or _fetch_from_origin(part, offline)
+    digest_of(part, path)
+    return path
+
+
+def located(part: WeightSet) -> Path | None:
+    """Return a part's own file if all of its files are on this machine. Nothing is hashed or
+    fetched.
+    """
+    path = _find_local(part)
+    if path is None and part.weights.uri.startswith("hf://"):
+        try:
+            path = _fetch_from_hub(part, offline=True)
+        except DetectorError:
+            return None
+    return path
+
+
+def missing_beside(part: WeightSet) -> tuple[Path, list[str]] | None:
+    """Return a part's own file if it is here without other files of the part, and their names."""
+    for path in filter(Path.is_file, _list_candidates(part)):
+        if absent := [file.name for file in part.at(path) if not file.is_file()]:
+            return path, absent
+    return None
+
+
+# Where files are on this machine.
+
+
+def default_cache() -> Path:
+    """$TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights."""
+    return Path(os.environ.get(CACHE_VARIABLE) or cache_folder("weights"))
+
+
+def cached_name(part: WeightSet) -> str:
+    """Return the path of a part's file in the cache and in a mirror: another uri or hash is another
+    path.
+    """
+    weights = part.weights
+    version = weights.sha256 or hashlib.sha256(weights.uri.encode()).hexdigest()
+    suffix = ".safetensors" if weights.format == "safetensors" else ".pth"
+    if weights.beside or weights.config:
+        suffix = f"/{part.file_name}"
+    return f"{part.name}-{version[:16]}{suffix}"
+
+
+def cached_path(part: WeightSet) -> Path:
+    """Return the path that a part's file has in this machine's cache."""
+    return default_cache() / cached_name(part)
+
+
+def _find_local(part: WeightSet) -> Path | None:
+    return next(filter(part.is_complete, _list_candidates(part)), None)
+
+
+def _list_candidates(part: WeightSet) -> list[Path]:
+    uri = urlsplit(part.weights.uri)
+    if uri.scheme not in ("", "file"):
+        return [cached_path(part)]
+    # A card travels to workers by value: on another machine the shipped weights are next to that
+    # machine's own cards.
+    folders = (part.folder, config_root() / "detectors", default_cache())
+    return [*(folder / uri.path for folder in folders), cached_path(part)]
+
+
+# SHA-256.
 
 
 def file_sha256(path: Path) -> str:
@@ -60,192 +184,62 @@ def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parts_of(card: DetectorCard) -> list[WeightSet]:
-    """The detector's own weights first, then its backbone's. Variants of a card share their files."""
-    own = WeightSet(base_name(card.name), card.weights, card.folder, card.name)
-    backbone = card.backbone
-    return (
-        [own]
-        if backbone is None
-        else [own, WeightSet(backbone.name, backbone.weights, backbone.folder, card.name)]
-    )
-
-
-def is_offline() -> bool:
-    """Whether no hub may be reached ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
-    return any(
-        os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES
-    )
-
-
-def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
-    """The card's own weights as a local file whose SHA-256 is the card's; they and the backbone's
-    are fetched if they are not there yet.
-
-    Looked for in this order: beside the card, the cache, the mirror that $TOUCHSTONE_WEIGHTS_MIRROR
-    names (any fsspec URL; filled by `publish_weights`, so that workers do not storm a hub), the
-    uri. Offline ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE) never the uri. Raises DetectorError, always
-    one: missing, unreachable, or not the file that the card means.
-    """
-    (_, own), *_ = resolved(card, offline)
-    return own
-
-
-def resolved(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
-    """The same for every part of a card (see `parts_of`), each with its own file."""
-    return [(part, resolve_part(part, offline)) for part in parts_of(card)]
-
-
-def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
-    """The same for one part; the files that must lie beside it do so."""
-    found = _local(part)
-    if found is None and (mirror := os.environ.get(MIRROR_VARIABLE)):
-        found = _copy(part, _mirrored(part, mirror), cached_path(part), required=False)
-    if found is None:
-        found = _fetch(part, is_offline() if offline is None else offline)
-    digest_of(part, found)
-    return found
-
-
-def located(part: WeightSet) -> Path | None:
-    """Where a part's file lies on this machine, with all that belongs beside it; None if not. Not
-    hashed, nothing fetched, no mirror.
-    """
-    found = _local(part)
-    if found is not None or not part.weights.uri.startswith("hf://"):
-        return found
-    try:
-        return _from_hub(part, offline=True)
-    except DetectorError:
-        return None
-
-
-def publish_weights(card: DetectorCard, mirror: str) -> str:
-    """Copy verified weights to a bucket or shared folder from which workers read them; returns the
-    URL of the detector's own file.
-
-    Raises DetectorError.
-    """
-    own, *_ = [publish_part(part, mirror) for part in parts_of(card)]
-    return own
-
-
-def publish_part(part: WeightSet, mirror: str) -> str:
-    """The same for one part."""
-    from ray_app.storage.object_store import retrying_fsspec_for
-
-    url, found = _mirrored(part, mirror), resolve_part(part)
-    try:
-        filesystem, path = retrying_fsspec_for(url)
-        folder = path.rpartition("/")[0]
-        filesystem.makedirs(folder, exist_ok=True)
-        config = part.weights.config
-        beside = [
-            *part.weights.beside,
-            *([config] if config and (found.parent / config).is_file() else []),
-        ]
-        for name in dict.fromkeys(beside):
-            _put(filesystem, found.parent / name, f"{folder}/{name}")
-        _put(filesystem, found, path)
-    except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise DetectorError(
-            f"{part.owner}: cannot write weights to {url}: {describe_error(error)}"
-        ) from error
-    return url
-
-
-def _put(filesystem: Any, file: Path, path: str) -> None:
-    """Copy a file that is not there yet; a name in a mirror stands for one content, or for one that
-    is checked when it is read.
-    """
-    if not filesystem.exists(path) or filesystem.size(path) != file.stat().st_size:
-        filesystem.put_file(str(file), path)
-
-
 def weights_digest(card: DetectorCard) -> str:
-    """One SHA-256 for all that a detector's weights hold: the file's own where there is one file.
-    Raises DetectorError.
+    """Return one SHA-256 for all files of a detector; that of the file if there is only one. Raises
+    DetectorError.
     """
     return digest_of_all([digest_of(*one) for one in resolved(card)])
 
 
 def stated_digest(card: DetectorCard) -> str | None:
-    """What `weights_digest` gives for files that are as the card states; None where it does not
+    """Return what `weights_digest` gives for files that are as the card states; None if it does not
     state all of them. Touches no file.
     """
     digests = []
     for weights in (part.weights for part in parts_of(card)):
         if weights.sha256 is None or None in weights.beside.values():
             return None
-        digests.append(_joined(weights.sha256, weights.beside))
+        digests.append(_join_digests(weights.sha256, weights.beside))
     return digest_of_all(digests)
 
 
-def digest_of_all(lines: Sequence[str]) -> str:
-    """One SHA-256 for several, each a line; the digest itself where it is alone."""
-    return lines[0] if len(lines) == 1 else hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def with_kept_weights(
-    card: DetectorCard, digest: str, mirrors: Sequence[str]
-) -> DetectorCard | None:
-    """The card with the weights of this digest, which its name stood for earlier, where the cache
-    or one of the mirrors still has them.
-
-    None where none has, and for weights of several files.
-    """
-    [own, *others] = parts_of(card)
-    if others or own.weights.beside:
-        return None
-    part = replace(
-        own, weights=own.weights.model_copy(update={"sha256": digest, "unverified": None})
-    )
-    kept = cached_path(part)
-    if not kept.is_file() and not any(
-        _copy(part, _mirrored(part, mirror), kept, required=False) for mirror in mirrors
-    ):
-        return None
-    return card.model_copy(update={"weights": part.weights.model_copy(update={"uri": str(kept)})})
-
-
 def verify_weights(card: DetectorCard, path: Path) -> str:
-    """The SHA-256 of the card's own weights file. Raises DetectorError where the card knows another
-    one.
+    """Return the SHA-256 of the card's own weights file. Raises DetectorError if the card states
+    another.
     """
     return digest_of(parts_of(card)[0], path)
 
 
 def digest_of(part: WeightSet, path: Path) -> str:
-    """The SHA-256 of a part: of its file, or of that and the digests of what lies beside. Raises
-    DetectorError where one is another.
+    """Return the SHA-256 of a part: of its file, or of several lines with the SHA-256 of each.
+    Raises DetectorError if the card states another.
     """
-    digest = _checked(part, path, part.weights.sha256)
-    return _joined(
-        digest,
-        {
-            name: _checked(part, path.parent / name, stated)
-            for name, stated in part.weights.beside.items()
-        },
-    )
+    own = _check_digest(part, path, part.weights.sha256)
+    beside = {
+        name: _check_digest(part, path.parent / name, stated)
+        for name, stated in part.weights.beside.items()
+    }
+    return _join_digests(own, beside)
 
 
-def _joined(digest: str, beside: Mapping[str, str | None]) -> str:
-    """One digest for a file and those beside it."""
-    return digest_of_all([digest, *(f"{name} {stated}" for name, stated in sorted(beside.items()))])
+def digest_of_all(lines: Sequence[str]) -> str:
+    """Return one SHA-256 for several, each a line; the only one as it is."""
+    return lines[0] if len(lines) == 1 else hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _checked(part: WeightSet, path: Path, stated: str | None) -> str:
+def _join_digests(own: str, beside: Mapping[str, str | None]) -> str:
+    return digest_of_all([own, *(f"{name} {sha256}" for name, sha256 in sorted(beside.items()))])
+
+
+def _check_digest(part: WeightSet, path: Path, stated: str | None) -> str:
     digest, who = file_sha256(path), "the card says"
-    path = path.resolve()  # in the hub's cache, what has to go is not the link
+    path = path.resolve()  # In the hub's cache the link stays and its target has to be deleted.
     if stated is None and _HUB_SHA256.fullmatch(path.name):
         stated, who = path.name, "the hub said"
     if stated not in (None, digest):
         kind = kind_of_file(path)
-        what, first = (
-            ("", "")
-            if kind.name in ("torch", "safetensors")
-            else (f"; it is {kind.what}", f"{kind.hint}; or ")
-        )
+        is_checkpoint = kind.name in ("torch", "safetensors")
+        what, first = ("", "") if is_checkpoint else (f"; it is {kind.what}", f"{kind.hint}; or ")
         raise DetectorError(
             f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, {who} {stated}{what}",
             hint=f"{first}delete it and run: touchstone detectors fetch {part.owner}",
@@ -253,69 +247,15 @@ def _checked(part: WeightSet, path: Path, stated: str | None) -> str:
     return digest
 
 
-def default_cache() -> Path:
-    """$TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights."""
-    return Path(os.environ.get(CACHE_VARIABLE) or cache_folder("weights"))
+# From elsewhere.
 
 
-def cached_name(part: WeightSet) -> str:
-    """The path of a part's file in the cache and in a mirror: another uri or hash is another path."""
-    version = part.weights.sha256 or hashlib.sha256(part.weights.uri.encode()).hexdigest()
-    if part.weights.beside or part.weights.config:
-        return f"{part.name}-{version[:16]}/{_file_name(part)}"
-    return f"{part.name}-{version[:16]}{'.safetensors' if part.weights.format == 'safetensors' else '.pth'}"
-
-
-def cached_path(part: WeightSet) -> Path:
-    """Where a part's file lies in this machine's cache, if it does."""
-    return default_cache() / cached_name(part)
-
-
-def missing_beside(part: WeightSet) -> tuple[Path, list[str]] | None:
-    """A part's own file where it lies without something that belongs beside it, and what; None
-    where there is no such file.
-    """
-    for path in _candidates(part):
-        if path.is_file() and (
-            absent := [name for name in part.weights.beside if not (path.parent / name).is_file()]
-        ):
-            return path, absent
-    return None
-
-
-def _local(part: WeightSet) -> Path | None:
-    needed = part.weights.beside
-    whole = (
-        path
-        for path in _candidates(part)
-        if path.is_file() and all((path.parent / name).is_file() for name in needed)
-    )
-    return next(whole, None)
-
-
-def _candidates(part: WeightSet) -> list[Path]:
-    candidates = [cached_path(part)]
-    place = urlsplit(part.weights.uri)
-    if place.scheme in ("", "file"):
-        # A card travels to workers by value: on another machine the shipped weights lie beside that
-        # machine's own cards.
-        name = Path(place.path)
-        candidates = [
-            part.folder / name,
-            config_root() / "detectors" / name,
-            default_cache() / name,
-            *candidates,
-        ]
-    return candidates
-
-
-def _fetch(part: WeightSet, offline: bool) -> Path:
-    uri = part.weights.uri
-    scheme = urlsplit(uri).scheme
+def _fetch_from_origin(part: WeightSet, offline: bool) -> Path:
+    scheme = urlsplit(part.weights.uri).scheme
     if scheme == "hf":
-        return _from_hub(part, offline)
+        return _fetch_from_hub(part, offline)
     if scheme in ("", "file"):
-        needed = ", ".join([_file_name(part), *part.weights.beside])
+        needed = ", ".join([part.file_name, *part.weights.beside])
         raise _missing(
             part,
             f"there is no such file beside the card, nor in {default_cache()}"
@@ -325,69 +265,124 @@ def _fetch(part: WeightSet, offline: bool) -> Path:
         raise _missing(
             part, "this machine is offline (HF_HUB_OFFLINE), and they are not in the cache"
         )
-    fetched = _copy(part, uri, cached_path(part), required=True)
-    assert fetched is not None
-    return fetched
+    try:
+        return _copy_to_cache(part, part.weights.uri)
+    except FileNotFoundError as error:
+        # fsspec's HTTP client also raises this if a host does not answer.
+        why = "not found" if error.__cause__ is None else describe_error(error.__cause__)
+        raise _missing(part, why) from None
 
 
-def _from_hub(part: WeightSet, offline: bool) -> Path:
-    place = HUB_URI.fullmatch(part.weights.uri)
-    assert place is not None
-    file = place["file"].rpartition("/")[2]
+def _copy_from_mirror(part: WeightSet) -> Path | None:
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    try:
+        return _copy_to_cache(part, _mirror_url(part, mirror)) if mirror else None
+    except FileNotFoundError:
+        return None
+
+
+def _mirror_url(part: WeightSet, mirror: str) -> str:
+    return f"{mirror.rstrip('/')}/{cached_name(part)}"
+
+
+def _copy_to_cache(part: WeightSet, url: str) -> Path:
+    """Copy the files of a part, of which `url` is its own. Raises FileNotFoundError."""
+    target, folder = cached_path(part), url.rpartition("/")[0]
+    if config := part.weights.config:
+        with suppress(FileNotFoundError):
+            _download(part, f"{folder}/{config}", target.parent / config, None)
+    own, *beside = part.at(target).items()
+    for path, stated in beside:
+        _download(part, f"{folder}/{path.name}", path, stated)
+    # The part's own file comes last: if it is in the cache, all are.
+    _download(part, url, *own)
+    return target
+
+
+def _download(part: WeightSet, url: str, target: Path, stated: str | None) -> None:
+    """Copy a file to the cache, if its SHA-256 is the stated one. Raises FileNotFoundError."""
+    from ray_app.storage.object_store import retrying_fsspec_for
+
+    try:
+        filesystem, path = retrying_fsspec_for(url)
+        with filesystem.open(path, "rb") as source, write_aside(target) as aside:
+            with aside.open("wb") as file:
+                shutil.copyfileobj(source, file, _CHUNK_BYTES)
+            _check_digest(part, aside, stated)
+    except (DetectorError, FileNotFoundError):
+        raise
+    except Exception as error:  # fsspec lets every backend's own exceptions through
+        raise _missing(part, describe_error(error)) from None
+
+
+@contextmanager
+def write_aside(target: Path) -> Iterator[Path]:
+    """Yield the path of a file that takes the place of `target` when the block ends without an
+    exception, so that no reader ever sees half a file.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial.") as folder:
+        aside = Path(folder) / target.name
+        yield aside
+        aside.replace(target)
+
+
+def _fetch_from_hub(part: WeightSet, offline: bool) -> Path:
     config = [] if part.weights.config is None or offline else [part.weights.config]
     *_, path = (
-        hub_file(part, place, name, offline) for name in (*part.weights.beside, *config, file)
+        Path(hub_file(part, name, offline))
+        for name in (*part.weights.beside, *config, part.file_name)
     )
-    return Path(path)
+    return path
 
 
-def hub_file(
-    part: WeightSet, place: re.Match[str], file: str, offline: bool, *, dry_run: bool = False
-) -> Any:
-    """The path of a file in the hub's cache, fetched unless it is there; in a `dry_run` its
-    `DryRunFileInfo`. Raises DetectorError.
+def hub_file(part: WeightSet, name: str, offline: bool, *, dry_run: bool = False) -> Any:
+    """Return the path of a file in the hub's cache, fetched if it is not there yet; in a `dry_run`
+    its `DryRunFileInfo`. Raises DetectorError.
     """
     import huggingface_hub
 
-    folder = place["file"].rpartition("/")[0]
+    address = HUB_URI.fullmatch(part.weights.uri)
+    assert address is not None
+    repo, folder = address["repo"], address["file"].rpartition("/")[0]
+    fetch = functools.partial(
+        huggingface_hub.hf_hub_download,
+        repo,
+        name,
+        subfolder=folder or None,
+        revision=address["revision"],
+        dry_run=dry_run,
+    )
     try:
-        fetch = functools.partial(
-            huggingface_hub.hf_hub_download,
-            place["repo"],
-            file,
-            subfolder=folder or None,
-            revision=place["revision"],
-        )
         try:
-            return fetch(local_files_only=True, dry_run=dry_run)
+            return fetch(local_files_only=True)
         except huggingface_hub.errors.LocalEntryNotFoundError:
             if offline:
                 raise
             _reach(huggingface_hub.constants.ENDPOINT)
-            return fetch(dry_run=dry_run)
-    except huggingface_hub.errors.RepositoryNotFoundError as error:  # also of one that is gated
-        gated = f"who accepted the terms of https://huggingface.co/{place['repo']} and is known may have it"
+            return fetch()
+    except huggingface_hub.errors.RepositoryNotFoundError as error:  # Also if it is gated.
         why = (
-            gated
+            f"who accepted the terms of https://huggingface.co/{repo} and is known may have it"
             if isinstance(error, huggingface_hub.errors.GatedRepoError)
-            else f"there is no {place['repo']}, or not for everybody"
+            else f"there is no {repo}, or not for everybody"
         )
         raise _missing(
-            part, f"{file}: the hub says: {why}; `hf auth login`, or HF_TOKEN, says who asks"
+            part, f"{name}: the hub says: {why}; `hf auth login`, or HF_TOKEN, says who asks"
         ) from None
-    # the hub's own errors and its HTTP library's; a file that is cached raises none of them
+    # The hub's own errors and those of its HTTP library.
     except Exception as error:
         raise _missing(
             part,
-            f"offline, and {file} is not in the hub's cache"
+            f"offline, and {name} is not in the hub's cache"
             if offline
-            else f"{file}: {describe_error(error)}",
+            else f"{name}: {describe_error(error)}",
         ) from None
 
 
 def _reach(endpoint: str) -> None:
-    """Raise OSError where there is no way to a host: the hub's library would try for half a minute
-    and warn a dozen times.
+    """Raise OSError if a host is unreachable: the hub's library would try for half a minute and
+    warn a dozen times.
     """
     place = urlsplit(endpoint)
     if not urllib.request.getproxies().get(place.scheme):
@@ -397,272 +392,78 @@ def _reach(endpoint: str) -> None:
         ).close()
 
 
-def _copy(part: WeightSet, url: str, target: Path, *, required: bool) -> Path | None:
-    """Copy a part's file and then what belongs beside it; None if one is absent and not required."""
-    folder = url.rpartition("/")[0]
-    files = [(url, target, part.weights.sha256)]
-    files += [
-        (f"{folder}/{name}", target.parent / name, stated)
-        for name, stated in part.weights.beside.items()
-    ]
-    if part.weights.config:
-        _download(
-            part,
-            f"{folder}/{part.weights.config}",
-            target.parent / part.weights.config,
-            None,
-            required=False,
-        )
-    # The part's own file comes last: where it is, all are.
-    copied = [
-        _download(part, source, path, stated, required=required)
-        for source, path, stated in reversed(files)
-    ]
-    return target if all(copied) else None
-
-
-def _download(
-    part: WeightSet, url: str, target: Path, stated: str | None, *, required: bool
-) -> bool:
-    """Copy `url` to `target` in one rename, so that no reader ever sees half a file; False if it is
-    absent and not required.
-    """
-    from ray_app.storage.object_store import retrying_fsspec_for
-
-    partial: str | None = None
-    try:
-        filesystem, path = retrying_fsspec_for(url)
-        with filesystem.open(path, "rb") as source:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            with os.fdopen(handle, "wb") as sink:
-                while chunk := source.read(_CHUNK_BYTES):
-                    sink.write(chunk)
-        _checked(part, Path(partial), stated)
-        Path(partial).replace(target)
-        return True
-    except DetectorError:
-        raise
-    except FileNotFoundError as error:
-        if not required:
-            return False
-        # What fsspec's HTTP calls not found may be a host that does not answer.
-        raise _missing(
-            part, "not found" if error.__cause__ is None else describe_error(error.__cause__)
-        ) from None
-    except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise _missing(part, describe_error(error)) from None
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
-
-
 def _missing(part: WeightSet, why: str) -> DetectorError:
-    weights = part.weights
-    what = (
-        "no weights"
-        if part.name == base_name(part.owner)
-        else f"no weights of its backbone {part.name}"
-    )
+    weights, owner = part.weights, part.owner
     if weights.fitted:
-        hint = f"nobody publishes it: touchstone detectors fetch {part.owner}, then touchstone detectors fit {part.owner} LABELS --install"
-        return DetectorError(
-            f"{part.owner}: no weights of its head, {weights.uri}: {why}", hint=hint
-        )
+        hint = f"nobody publishes it: touchstone detectors fetch {owner}, then touchstone detectors fit {owner} LABELS --install"
+        return DetectorError(f"{owner}: no weights of its head, {weights.uri}: {why}", hint=hint)
+    is_own = part.name == base_name(owner)
+    what = "no weights" if is_own else f"no weights of its backbone {part.name}"
     first = weights.obtain or "With a network, once:"
     return DetectorError(
-        f"{part.owner}: {what}: {weights.uri}: {why}",
-        hint=f"{first} touchstone detectors fetch {part.owner}",
+        f"{owner}: {what}: {weights.uri}: {why}",
+        hint=f"{first} touchstone detectors fetch {owner}",
     )
 
 
-def _file_name(part: WeightSet) -> str:
-    return urlsplit(part.weights.uri).path.rpartition("/")[2]
+def with_kept_weights(
+    card: DetectorCard, digest: str, mirrors: Sequence[str]
+) -> DetectorCard | None:
+    """Return the card with the weights of this digest, which its name stood for earlier.
 
+    Args:
+        card: The card as it is now.
+        digest: The SHA-256 of the earlier weights.
+        mirrors: Where to look for them, besides the cache.
 
-def _mirrored(part: WeightSet, mirror: str) -> str:
-    return f"{mirror.rstrip('/')}/{cached_name(part)}"
-
-
-def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
-    """What the checkpoint says of itself in the file that the card names; empty where there is
-    none. Raises DetectorError.
+    Returns:
+        None if they are not there, or if the weights are several files.
     """
-    if card.weights.config is None:
-        return {}
-    path = weights.parent / card.weights.config
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise unreadable(path, f"the configuration of {card.name}", error, name="json") from None
-    if not isinstance(config, dict):
-        raise DetectorError(f"{card.name}: {path}: not a JSON object")
-    return config
+    [own, *others] = parts_of(card)
+    if others or own.weights.beside:
+        return None
+    earlier = own.weights.model_copy(update={"sha256": digest, "unverified": None})
+    part = replace(own, weights=earlier)
+    kept = cached_path(part)
+    for mirror in mirrors:
+        if not kept.is_file():
+            with suppress(FileNotFoundError):
+                _copy_to_cache(part, _mirror_url(part, mirror))
+    if not kept.is_file():
+        return None
+    return card.model_copy(update={"weights": earlier.model_copy(update={"uri": str(kept)})})
 
 
-def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
-    """Tensors of a file under the network's own key names: unwrapped, prefixes stripped. Raises
-    DetectorError.
+# To a mirror.
+
+
+def publish_weights(card: DetectorCard, mirror: str) -> str:
+    """Copy the files of a card to a bucket or shared folder, from which workers read them. Returns
+    the URL of the detector's own file. Raises DetectorError.
     """
-    import torch
-
-    state: Any = _READERS[weights.format](path)
-    while isinstance(state, dict) and (
-        inner := next(
-            (state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None
-        )
-    ):
-        state = {name: state[name] for name in weights.keep if name in state} | inner
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(value, torch.Tensor) for value in state.values())
-    ):
-        raise DetectorError(
-            f"{path}: no state dict, neither at the top nor under {', '.join(weights.unwrap) or '(no name given)'}"
-        )
-    return _renamed(state, weights)
-
-
-def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
-    """Tensors by their names. Raises DetectorError for what is no safetensors file."""
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:  # its own, and those of files
-        raise unreadable(path, "safetensors weights", error, name="safetensors") from error
-
-
-def read_arrays(path: Path) -> dict[str, Any]:
-    """The same as NumPy arrays, for those who need no torch."""
-    from safetensors.numpy import load_file
-
-    try:
-        arrays: dict[str, Any] = load_file(path)
-        return arrays
-    except Exception as error:
-        raise unreadable(path, "safetensors weights", error, name="safetensors") from error
-
-
-def _read_shards(index: Path) -> "dict[str, torch.Tensor]":
-    try:
-        shards = sorted(
-            {
-                str(name)
-                for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            }
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise unreadable(index, "safetensors-index weights", error, name="json") from error
-    return {
-        key: tensor
-        for shard in shards
-        for key, tensor in read_safetensors(index.parent / Path(shard).name).items()
-    }
-
-
-def _read_torch(path: Path) -> Any:
-    import torch
-
-    # Training scripts save their arguments beside the weights: a bag of plain values.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what the error below says better
-        try:
-            return torch.load(path, weights_only=True, map_location="cpu")
-        # a damaged file fails in zip or pickle, each with exceptions of its own
-        except Exception as error:
-            # torch advises to open it with less care
-            raise unreadable(path, "torch weights", error, name="torch") from None
-
-
-_READERS = {
-    "safetensors": read_safetensors,
-    "safetensors-index": _read_shards,
-    "torch": _read_torch,
-}
-
-
-def require_fit(
-    network: "torch.nn.Module",
-    state: "Mapping[str, torch.Tensor]",
-    where: str,
-    *,
-    without: str | None = None,
-) -> "dict[str, torch.Tensor]":
-    """Refuse a state dict of which a key or a shape does not fit; the network's own tensors that it
-    stands for. Raises DetectorError.
-
-    `without` as for `load_strictly`.
-    """
-    own = {
-        key: tensor
-        for key, tensor in network.state_dict().items()
-        if without is None or not key.startswith(without)
-    }
-    faults = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)}, the network has {tuple(tensor.shape)}"
-            for key, tensor in own.items()
-            if key in state and state[key].shape != tensor.shape
-        ],
-    }
-    if any(faults.values()):
-        message = "; ".join(
-            f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})"
-            for fault, keys in faults.items()
-            if keys
-        )
-        raise DetectorError(
-            f"{where}: the weights do not fit the network: {message}",
-            hint="check architecture, unwrap and strip_prefixes in the card",
-        )
+    own, *_ = [publish_part(part, mirror) for part in parts_of(card)]
     return own
 
 
-def load_strictly(
-    network: "torch.nn.Module",
-    state: "Mapping[str, torch.Tensor]",
-    where: str,
-    *,
-    without: str | None = None,
-) -> None:
-    """Load a state dict of which every key and shape fits. Raises DetectorError that names what
-    does not.
+def publish_part(part: WeightSet, mirror: str) -> str:
+    """Copy the files of a part; see `publish_weights`."""
+    from ray_app.storage.object_store import retrying_fsspec_for
 
-    `without`: the prefix of a submodule that is loaded from another file.
-    """
-    own = require_fit(network, state, where, without=without)
-    network.load_state_dict(
-        state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values())
-    )
-
-
-def _renamed(state: "dict[str, torch.Tensor]", weights: Weights) -> "dict[str, torch.Tensor]":
-    """Wrappers' prefixes off, what the network does not have left out, the rest of the prefixes
-    off, the network's own put on.
-    """
-    state = _stripped(
-        state, tuple(prefix for prefix in weights.strip_prefixes if prefix != weights.select)
-    )
-    state = _stripped(
-        {key: tensor for key, tensor in state.items() if key.startswith(weights.select)},
-        weights.strip_prefixes,
-    )
-    return {weights.prefix + key: tensor for key, tensor in state.items()}
-
-
-def _stripped(
-    state: "dict[str, torch.Tensor]", prefixes: tuple[str, ...]
-) -> "dict[str, torch.Tensor]":
-    while state and (
-        prefix := next(
-            (prefix for prefix in prefixes if all(key.startswith(prefix) for key in state)), None
-        )
-    ):
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    return state
+    url, own = _mirror_url(part, mirror), resolve_part(part)
+    config = own.parent / (part.weights.config or "")
+    # The part's own file comes last: if it is there, all are.
+    files = [*([config] if config.is_file() else []), *reversed(part.at(own))]
+    try:
+        filesystem, target = retrying_fsspec_for(url)
+        folder = target.rpartition("/")[0]
+        filesystem.makedirs(folder, exist_ok=True)
+        for file in files:
+            path = target if file == own else f"{folder}/{file.name}"
+            # What is there has the same content: a name has a hash, and readers check the SHA-256.
+            if not filesystem.exists(path) or filesystem.size(path) != file.stat().st_size:
+                filesystem.put_file(str(file), path)
+    except Exception as error:  # fsspec lets every backend's own exceptions through
+        raise DetectorError(
+            f"{part.owner}: cannot write weights to {url}: {describe_error(error)}"
+        ) from error
+    return url

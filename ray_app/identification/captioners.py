@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import forbid_tf32
-from ray_app.detectors.weights import load_strictly, read_state_dict, resolve_part
+from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.identification.captions import (
     Caption,

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors.weights import read_arrays, resolve_part
+from ray_app.detectors.checkpoints import read_arrays
+from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.identification.cards import DescriberCard
 from ray_app.identification.identifier import Floats, unit

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors.weights import read_arrays, resolve_part
+from ray_app.detectors.checkpoints import read_arrays
+from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.identification.cards import IdentifierCard
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from ray_app.detectors.checkpoint_formats import unreadable
+from ray_app.detectors.checkpoints import unreadable
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.identification.cards import DescriberCard

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ray_app.detectors.checkpoints import read_state_dict
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import resolve_precision
 from ray_app.detectors.preprocessing import Preprocessing
-from ray_app.detectors.weights import publish_part, read_state_dict, resolve_part
+from ray_app.detectors.weights import publish_part, resolve_part
 from ray_app.errors import ConfigError
 from ray_app.identification import captioners
 from ray_app.identification.cards import DescriberCard, load_describer

@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn import functional
 
 from ray_app.detectors.card import DetectorCard, Output
+from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.families.maskclip import losses
 from ray_app.detectors.precision import resolve_precision
-from ray_app.detectors.weights import load_strictly
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import Loss, Recipe
 from ray_app.training.learner import OPTIMISER, WEIGHTS, Batch, BatchLoss, Learner, Strategy

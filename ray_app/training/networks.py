@@ -13,10 +13,11 @@ from torch import nn
 
 from ray_app.detectors import load_card
 from ray_app.detectors.card import DetectorCard, Output, Weights
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network, load_network, own_keys
 from ray_app.detectors.families import maskclip, residual
 from ray_app.detectors.registry import HEADS
-from ray_app.detectors.weights import WeightSet, load_strictly, read_state_dict, resolve_part
+from ray_app.detectors.weights import WeightSet, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import PROFILING, LoraSettings, Recipe
 

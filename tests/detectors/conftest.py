@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.seeded import PUBLISHED_PREFIX, card_with_weights, seeded_state, write_weights
 from ray_app.detectors import DetectorCard, load_card
+from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import Detector, build_network
-from ray_app.detectors.weights import load_strictly
 from tests.detectors.fill import Undrawn, fill
 
 # What a card must say, of a network with one logit that nobody published.

@@ -10,8 +10,8 @@ from PIL import Image
 from torch.nn import functional
 
 from ray_app.detectors import load_card
+from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.families.maskclip import MaskClip
-from ray_app.detectors.weights import load_strictly
 from tests.detectors.fill import fill, pattern_image
 from tests.detectors.golden_maskclip import ARGUMENTS
 

@@ -9,14 +9,9 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.weights import (
-    load_strictly,
-    located,
-    parts_of,
-    read_state_dict,
-    resolve_part,
-)
+from ray_app.detectors.weights import located, parts_of, resolve_part
 from tests.detectors.families.test_clip import filled, filled_tower
 from tests.detectors.fill import source
 from tests.detectors.test_convnets import prepared

@@ -16,15 +16,9 @@ from ray_app.detectors import (
     resolve_weights,
     weights_digest,
 )
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.weights import (
-    cached_name,
-    file_sha256,
-    load_strictly,
-    parts_of,
-    read_state_dict,
-    stated_digest,
-)
+from ray_app.detectors.weights import cached_name, file_sha256, parts_of, stated_digest
 from ray_app.errors import DetectorError
 
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"

@@ -16,8 +16,8 @@ from benchmarks.seeded import (
 )
 from ray_app.config import named_configs
 from ray_app.detectors import load_detector
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import BACKBONE, build_network
-from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import with_arguments
 from tests.detectors.small_zoo import CARDS, small

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional
 
 from ray_app.detectors.card import DetectorCard, Weights
+from ray_app.detectors.checkpoints import read_state_dict
 from ray_app.detectors.detector import BACKBONE
-from ray_app.detectors.weights import read_state_dict
 from ray_app.errors import DetectorError
 
 GROUPS, NORM_EPS = 32, 1e-6

@@ -18,7 +18,7 @@ from torch import nn
 
 from ray_app.config import Frozen
 from ray_app.detectors.card import DetectorCard
-from ray_app.detectors.checkpoint_formats import unreadable
+from ray_app.detectors.checkpoints import unreadable
 from ray_app.detectors.detector import Prediction
 from ray_app.detectors.families.transformers import skip_initial_values
 from ray_app.errors import DetectorError

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import Prediction
 from ray_app.detectors.families import clip, mae
-from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
 
 EPS = 1e-6

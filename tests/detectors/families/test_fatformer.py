@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import fatformer
-from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, source, with_arguments
 

@@ -10,10 +10,10 @@ import transformers
 from PIL import Image
 
 from ray_app.detectors.card import load_card
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import Normalise, build_network
 from ray_app.detectors.families.internvl import answer_of, published_keys, score_of
 from ray_app.detectors.precision import autocast, lower_to_bf16
-from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import pattern_image, with_arguments
 from tests.detectors.tiny_internvl import write_tiny_internvl

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.families.maskclip import (
     ChannelNorm,
     MaskClip,
@@ -16,7 +17,6 @@ from ray_app.detectors.families.maskclip import (
     trainable_parameters,
 )
 from ray_app.detectors.precision import autocast, lower_to_bf16
-from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
 from tests.detectors.fill import pattern_image
 from tests.detectors.golden_maskclip import (

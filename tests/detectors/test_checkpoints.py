@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_card
 from ray_app.detectors.card import Weights
-from ray_app.detectors.checkpoint_formats import kind_of_file
-from ray_app.detectors.weights import read_arrays, read_state_dict, resolve_weights
+from ray_app.detectors.checkpoints import kind_of_file, read_arrays, read_state_dict
+from ray_app.detectors.weights import resolve_weights
 from ray_app.errors import DetectorError
 
 NETWORK = torch.nn.Linear(4, 2)
