@@ -5,7 +5,7 @@ import yaml
 from safetensors.torch import save_file
 
 from ray_app.detectors import load_card
-from ray_app.detectors.families.clip import Clip, VisionTower
+from ray_app.detectors.families.clip_tower import Clip, VisionTower
 
 TOWER = {
     "image_size": 28,

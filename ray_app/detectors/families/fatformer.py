@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ray_app.detectors.families import clip
+from ray_app.detectors.families import clip_tower
 
 # Where the text of a class ends: start, eight learned words, "real" or "fake", the full stop, end.
 # The embedded words are in the file.
@@ -46,8 +46,8 @@ class FatFormer(nn.Module):
         prompts: int = 8,
     ) -> None:
         super().__init__()
-        visual = clip.VisionTower(**tower)
-        self.clip_model = clip.Clip(
+        visual = clip_tower.VisionTower(**tower)
+        self.clip_model = clip_tower.Clip(
             visual, quick_gelu=bool(tower["quick_gelu"]), **{"vocabulary": 0, **text}
         )
         del self.clip_model.token_embedding  # the prompts' fixed words lie embedded in the file
@@ -72,7 +72,7 @@ class FatFormer(nn.Module):
         """
         model, count = self.clip_model, len(pixels)
         tokens, _, _ = model.visual.transformer(model.visual.embed(pixels))
-        image = clip.project(model.visual.ln_post(tokens), model.visual.proj)
+        image = clip_tower.project(model.visual.ln_post(tokens), model.visual.proj)
         prompts = self.language_guided_alignment(image).flatten(0, 1)
         texts = torch.unflatten(
             model(prompts, torch.full((len(prompts),), END, device=pixels.device)), 0, (count, 2)
@@ -96,9 +96,11 @@ class ImagePrompts(nn.Module):
 
     def __init__(self, width: int, context: int, prompts: int) -> None:
         super().__init__()
-        self.ctx = nn.Parameter(clip.drawn(prompts, width, std=0.02))
-        self.register_buffer("token_prefix", clip.drawn(2, 1, width, std=0.02))
-        self.register_buffer("token_suffix", clip.drawn(2, context - 1 - prompts, width, std=0.02))
+        self.ctx = nn.Parameter(clip_tower.drawn(prompts, width, std=0.02))
+        self.register_buffer("token_prefix", clip_tower.drawn(2, 1, width, std=0.02))
+        self.register_buffer(
+            "token_suffix", clip_tower.drawn(2, context - 1 - prompts, width, std=0.02)
+        )
         self.patch_basaed_enhancer = nn.MultiheadAttention(width, 12, batch_first=True)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -114,7 +116,7 @@ class ImagePrompts(nn.Module):
         return torch.cat([prefix, words[:, None].expand(-1, 2, -1, -1), suffix], dim=2)
 
 
-class AdaptedBlock(clip.ClipBlock):
+class AdaptedBlock(clip_tower.ClipBlock):
     """A block of CLIP's with an adapter beside its MLP; both see what the attention left."""
 
     def __init__(self, width: int, heads: int, quick_gelu: bool, bottleneck: int) -> None:
@@ -145,8 +147,8 @@ class Adapter(nn.Module):
         self.second_conv_layer = nn.Conv1d(bottleneck, width, 1)
         self.dwt_norm = nn.GroupNorm(128, width)
         self.intra_band, self.inter_band = (
-            clip.Attention(width, heads),
-            clip.Attention(width, heads),
+            clip_tower.Attention(width, heads),
+            clip_tower.Attention(width, heads),
         )
         self.norm_intra, self.norm_inter, self.norm3 = (
             nn.LayerNorm(width),

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import Prediction
-from ray_app.detectors.families import clip, mae
+from ray_app.detectors.families import clip_tower, mae
 from ray_app.errors import DetectorError
 
 EPS = 1e-6
@@ -125,8 +125,8 @@ class MaskClip(nn.Module):
         prompts: int = 10,
     ) -> None:
         super().__init__()
-        self.clip = clip.Clip(
-            clip.VisionTower(quick_gelu=True, taps=TAPS, **(vision or {})),
+        self.clip = clip_tower.Clip(
+            clip_tower.VisionTower(quick_gelu=True, taps=TAPS, **(vision or {})),
             quick_gelu=True,
             **(text or {}),
         )
@@ -211,8 +211,8 @@ class PromptLearner(nn.Module):
 
     def __init__(self, prompts: int = 10, width: int = 768, context: int = 77) -> None:
         super().__init__()
-        self.ctx_pos = nn.Parameter(clip.drawn(1, prompts, width, std=PROMPT_STD))
-        self.ctx_neg = nn.Parameter(clip.drawn(1, prompts, width, std=PROMPT_STD))
+        self.ctx_pos = nn.Parameter(clip_tower.drawn(1, prompts, width, std=PROMPT_STD))
+        self.ctx_neg = nn.Parameter(clip_tower.drawn(1, prompts, width, std=PROMPT_STD))
         words = [START, *[PLACEHOLDER] * prompts, *CLASS_TEXT, END]
         self.end = len(words) - 1
         self.register_buffer(
@@ -315,7 +315,7 @@ class ClassTokens(nn.Module):
         """Products with the texts, not cosines: the mean is not normalised, and there is no scale."""
         for layer in self.layers:
             tokens = layer(tokens)
-        return clip.project(self.projector(tokens.mean(1)), texts.T)
+        return clip_tower.project(self.projector(tokens.mean(1)), texts.T)
 
 
 class ClassTokenLayer(nn.Module):
@@ -323,7 +323,7 @@ class ClassTokenLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.multihead_attn = clip.Attention(width, HEADS)
+        self.multihead_attn = clip_tower.Attention(width, HEADS)
         self.layer_norm = nn.LayerNorm(width, eps=1e-5)
         self.dropout = nn.Dropout(0.1)
 

@@ -12,7 +12,8 @@ from torch.nn import functional
 from benchmarks.seeded import local_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Detector, Normalise, own_keys
-from ray_app.detectors.families.clip import FrozenLinear, VisionTower, build
+from ray_app.detectors.families.clip_tower import VisionTower
+from ray_app.detectors.families.frozen import FrozenLinear, build
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, source, with_arguments

@@ -1,29 +1,39 @@
-"""CLIP's two towers under OpenAI's key names (`VisionTower`, `Clip`), a linear head on a feature of
-a frozen backbone (`FrozenLinear`), and two families on CLIP: `clip-linear`, that head, and `rine`,
-what every block says in its class token, weighed and summed.
+"""CLIP's two towers under OpenAI's key names: `build_tower` makes the image's `VisionTower` of the
+arguments in a card, `Clip` is both.
 
-As in CLIP-D (specs/detectors.md §2), UnivFD (§9b) and CLIP-Cues (Willi et al. 2026, arXiv
-2602.12381). Constants: Radford et al. 2021 (arXiv 2103.00020), specs/localization.md §1.1 and §1.4.
-The tower's weights come from the card's backbone, the head's are the card's own.
+`openai_names` renames the tensors of files that have transformers' names. Constants: Radford et al.
+2021 (arXiv 2103.00020), specs/localization.md §1.1 and §1.4.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.mae import headwise_attention
 from ray_app.errors import DetectorError
 
-# as the files of CLIP-Cues and of DRCT name them
-_TWO_LAYERS = (("layers.0", "to_logits"), ("model.fc", "fc"))
-_BESIDE = "model.model."
+# The name by which the tower in a file of transformers is found.
+_FIRST = "embeddings.class_embedding"
+_PARTS = {
+    _FIRST: "class_embedding",
+    "embeddings.patch_embedding.weight": "conv1.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "pre_layrnorm.": "ln_pre.",
+    "post_layernorm.": "ln_post.",
+    "encoder.layers.": "transformer.resblocks.",
+}
+_IN_A_BLOCK = {
+    ".self_attn.": ".attn.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+}
 
 
 class VisionFeatures(NamedTuple):
@@ -251,140 +261,61 @@ def drawn(*shape: int, std: float) -> torch.Tensor:
     return nn.init.uniform_(torch.empty(shape), -std * 3**0.5, std * 3**0.5)
 
 
-class FrozenLinear(nn.Module):
-    """(N, 3, H, W), normalised → (N, logits). `backbone` gives a named tuple of features and may be
-    shared with other heads; `fc` is the head on the one that `feature` names, which is (N, width),
-    brought to unit length if `normalise`.
-    """
+def build_tower(arguments: Mapping[str, Any], owner: str, where: str) -> VisionTower:
+    """Build the tower of these arguments, randomly initialised.
 
-    def __init__(
-        self, backbone: nn.Module, *, feature: str, width: int, normalise: bool, logits: int = 1
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.fc = nn.Linear(width, logits)
-        self.feature, self.normalise = feature, normalise
+    Args:
+        arguments: The arguments of `VisionTower`.
+        owner: The card, for the message.
+        where: What the arguments are part of, for the message.
 
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the head sees: (N, width) float32."""
-        features: torch.Tensor = getattr(
-            self.backbone(pixels), self.feature.replace("-", "_")
-        ).float()
-        return functional.normalize(features, dim=-1) if self.normalise else features
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
-        logits: torch.Tensor = self.fc(self.features(pixels))
-        return logits
-
-
-class Rine(nn.Module):
-    """(N, 3, H, W), normalised → (N, 1). `backbone` gives `VisionFeatures`; of them the class
-    tokens of all its layers are read.
-
-    Under the authors' key names. Source: Koutlis and Papadopoulos, ECCV 2024 (arXiv 2402.19091).
-    CLIP runs once for this network and for all others that read the same one.
-
-    `projections`: linear layers in each of both projections; `width`: theirs. `alpha` (1, layers,
-    width) weighs the layers, number by number: the paper's trainable importance estimator.
-    """
-
-    def __init__(self, backbone: VisionTower, *, projections: int, width: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.alpha = nn.Parameter(drawn(1, len(backbone.transformer.resblocks), width, std=1.0))
-        self.proj1 = nn.Sequential(
-            nn.Dropout(), *_layers([backbone.widths["class-token"], *[width] * projections])
-        )
-        self.proj2 = nn.Sequential(nn.Dropout(), *_layers([width] * (projections + 1)))
-        self.head = nn.Sequential(*_layers([width] * 3), nn.Linear(width, 1))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
-        layers = self.proj1(self.backbone(pixels).class_tokens)
-        summed = (self.alpha.softmax(dim=1) * layers).sum(dim=1)
-        logits: torch.Tensor = self.head(self.proj2(summed))
-        return logits
-
-
-def _layers(widths: list[int]) -> list[nn.Module]:
-    """Linear layers from width to width, each with its ReLU and the dropout of the training, which
-    the published numbering counts.
-    """
-    return [
-        layer
-        for inner, outer in pairwise(widths)
-        for layer in (nn.Linear(inner, outer), nn.ReLU(), nn.Dropout())
-    ]
-
-
-def build(card: DetectorCard) -> nn.Module:
-    """The network of a card: its backbone's arguments go to `VisionTower`, its own to `Rine`, or
-    are `feature` and `normalise`. Raises DetectorError.
-    """
-    tower = backbone_tower(card)
-    own = dict(card.architecture.arguments)
-    return Rine(tower, **own) if card.family == "rine" else linear_head(card, tower, own)
-
-
-def backbone_tower(card: DetectorCard) -> VisionTower:
-    """The tower that a card names as its backbone. Raises DetectorError."""
-    if card.backbone is None:
-        raise DetectorError(
-            f"{card.name}: a card of family {card.family} names a backbone",
-            hint="backbone: openai-clip-vit-l14",
-        )
-    return built_tower(card.backbone.architecture.arguments, card.name, card.backbone.name)
-
-
-def built_tower(arguments: Mapping[str, Any], name: str, where: str) -> VisionTower:
-    """The tower of these arguments for the card of that name; `where` they stand. Raises
-    DetectorError.
+    Raises:
+        DetectorError: There are other arguments.
     """
     try:
         return VisionTower(**arguments)
     except TypeError as error:
         raise DetectorError(
-            f"{name}: no CLIP tower is built from the arguments of {where}: {error}"
+            f"{owner}: no CLIP tower is built from the arguments of {where}: {error}"
         ) from error
 
 
-def linear_head(card: DetectorCard, backbone: Any, own: Mapping[str, Any]) -> FrozenLinear:
-    """A card's linear head on a backbone with `widths`, numbers per feature; `own`: `feature`,
-    `normalise`. Raises DetectorError.
+def openai_names(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Rename the tensors of a tower from transformers' names to OpenAI's, after a prefix. All other
+    tensors keep their names, so that the loader reports them.
     """
-    if (
-        own.get("feature") not in backbone.widths
-        or not isinstance(own.get("normalise"), bool)
-        or len(own) != 2
-    ):
-        features = " or ".join(backbone.widths)
-        raise DetectorError(
-            f"{card.name}: architecture.arguments are `feature` ({features}) and `normalise` (true or false)"
-        )
-    return FrozenLinear(
-        backbone, width=backbone.widths[own["feature"]], **own, logits=card.output.logits
-    )
+    root = next((key.removesuffix(_FIRST) for key in state if key.endswith(_FIRST)), None)
+    if root is None:
+        return dict(state)
+    renamed = {}
+    for key, tensor in state.items():
+        if key == f"{root.removesuffix('vision_model.')}visual_projection.weight":
+            renamed[f"{prefix}proj"] = tensor.T.contiguous()
+        else:
+            name = _openai_name(key.removeprefix(root)) if key.startswith(root) else None
+            renamed[key if name is None else prefix + name] = tensor
+    return _pack_projections(renamed)
 
 
-def published_keys(
-    state: Mapping[str, torch.Tensor], network: nn.Module
-) -> Mapping[str, torch.Tensor]:
-    """The head of a file under the network's names; two linear layers with nothing between them, as
-    some files have, are one.
+def _openai_name(key: str) -> str | None:
+    """Return OpenAI's name of a tensor of the tower. None if CLIP does not have it."""
+    for theirs, ours in _PARTS.items():
+        if key.startswith(theirs):
+            key = ours + key.removeprefix(theirs)
+            for part, name in _IN_A_BLOCK.items():
+                key = key.replace(part, name)
+            return key
+    return None
 
-    Of a file that holds all of CLIP beside them, as DRCT's do, only these are taken: its CLIP is
-    the backbone, which was not trained.
+
+def _pack_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Pack the projections of query, key, and value of a layer into one, if all three have one
+    shape.
     """
-    heads = {key: tensor for key, tensor in state.items() if not key.startswith(_BESIDE)}
-    for inner_layer, outer_layer in _TWO_LAYERS:
-        layers = tuple(
-            f"{layer}.{kind}" for layer in (inner_layer, outer_layer) for kind in ("weight", "bias")
-        )
-        if set(heads) != set(layers):
-            continue
-        inner, shift, outer, last = (heads[key].double() for key in layers)
-        if outer.shape[-1:] != inner.shape[:1] or shift.shape != inner.shape[:1]:
-            return state
-        return {"fc.weight": (outer @ inner).float(), "fc.bias": (outer @ shift + last).float()}
+    for last in ("weight", "bias"):
+        for key in [key for key in state if key.endswith(f".attn.q_proj.{last}")]:
+            attention = key.removesuffix(f"q_proj.{last}")
+            parts = [f"{attention}{part}_proj.{last}" for part in "qkv"]
+            if all(part in state and state[part].shape == state[key].shape for part in parts):
+                state[f"{attention}in_proj_{last}"] = torch.cat([state.pop(part) for part in parts])
     return state
