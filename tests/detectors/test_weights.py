@@ -126,6 +126,18 @@ def test_workers_read_the_mirror_and_leave_the_hub_alone(
     assert resolve_weights(card) == own_cache / cached_name(parts_of(card)[0])
 
 
+def test_copied_weights_are_as_readable_as_other_files(
+    small_card, own_cache, tmp_path, monkeypatch
+):
+    """Several users of one machine may share a cache."""
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
+    publish_weights(small_card, str(tmp_path / "mirror"))
+    found = resolve_weights(at(small_card, HUB))
+    assert found.is_relative_to(own_cache)
+    (tmp_path / "other").touch()
+    assert found.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def hub_cache(cache, card, config=None):
     snapshot = cache / "hub" / "models--touchstone--detector" / "snapshots" / ("ab" * 20)
     snapshot.mkdir(parents=True)

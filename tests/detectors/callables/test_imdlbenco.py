@@ -20,7 +20,8 @@ from tests.detectors.callables.other_python import other_python
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 NEEDED = ("imdlbenco==0.1.45", "albumentations==1.3.0", "qudida", "opencv-python-headless", "fvcore", "iopath", "yacs", "termcolor",
-          "portalocker", "tabulate", "grad-cam", "ttach", "appdirs")  # fmt: skip
+          "portalocker", "tabulate", "grad-cam", "ttach", "appdirs", "matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver",
+          "pyparsing")  # fmt: skip
 # Seeded weights as its training script keeps them, its normalisations fitted to noise; the work is
 # the published network's own.
 SEED = """
