@@ -63,7 +63,7 @@ def train(
         "out": "--out DIR",
         "folds": "--folds COLUMN",
         "even": "--even",
-        "features": "--features FILE",
+        "features": "--features DIR",
         "install": "--install",
         "classifier": "--classifier",
         "name": "--name",

@@ -5,9 +5,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from ray_app.detectors.card_sections import Fragility, FragilityFigure
+from ray_app.detectors.card_writer import card_text
 from ray_app.errors import ConfigError
 from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.result import EvaluationMeta, EvaluationResult, SystemResult
@@ -43,7 +42,7 @@ def fragility_yaml(result: EvaluationResult) -> str:
         "# Put a detector's `fragility` into its card. Under `abstains` beside `measured` a card says where a verdict means nothing, for\n"
         "# example {jpeg_quality: {below: 50}, graphics: {above: 0.55, what: a drawing or a screenshot}}.\n"
     )
-    return head + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=140)
+    return head + card_text(sections)
 
 
 def _fragility_rows(meta: EvaluationMeta, system: SystemResult) -> Iterator[FragilityFigure]:

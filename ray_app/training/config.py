@@ -358,7 +358,7 @@ class FitHeadConfig(Frozen):
     )
     out: str | None = Field(
         default=None,
-        description="local folder of card.yaml, weights.pth, and the cached features; heads/CARD if not set",
+        description="local folder of card.yaml, weights.pth, and the kept features; heads/CARD if not set",
     )
     folds: str | None = Field(
         default=None,
@@ -370,7 +370,7 @@ class FitHeadConfig(Frozen):
     )
     features: str | None = Field(
         default=None,
-        description="file of cached features, which heads can share; DIR/features.npz if not set",
+        description="folder of kept features, which heads can share; DIR/features if not set",
     )
     install: bool = Field(
         default=False,

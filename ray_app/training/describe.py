@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import yaml
 
+from ray_app.config import parse_mapping
 from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
+from ray_app.detectors.card_writer import card_text, write_card
 from ray_app.errors import DetectorError
 from ray_app.identification.captions import Caption, Describer, index_tensors
 from ray_app.identification.cards import DescriberCard, load_describer
@@ -220,7 +221,7 @@ def write_index(
     from safetensors.numpy import save_file
 
     save_file(index_tensors(vectors, prompts), folder / WEIGHTS)
-    return write_card(folder, recipe, {"tier": "retrieval", **sees})
+    return write_describer(folder, recipe, {"tier": "retrieval", **sees})
 
 
 def write_network(
@@ -243,10 +244,10 @@ def write_network(
         "most_tokens": section.most_tokens,
     }
     facts = {"tier": section.tier, "architecture": plan.architecture, "prefix": plan.prefix}
-    return write_card(folder, recipe, {**facts, **sees, **search}, plan.start)
+    return write_describer(folder, recipe, {**facts, **sees, **search}, plan.start)
 
 
-def write_card(
+def write_describer(
     folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: DescriberCard | None = None
 ) -> DescriberCard:
     """Write the card of the weights in a folder, and read it back. `start`: the card whose weights
@@ -258,9 +259,7 @@ def write_card(
         "source": recipe.source or f"touchstone train {recipe.name}",
         **facts,
     }
-    (folder / CARD).write_text(
-        export.card_yaml(DescriberCard.model_validate(content)), encoding="utf-8"
-    )
+    write_card(folder / CARD, DescriberCard.model_validate(content))
     return load_describer(folder / CARD)
 
 
@@ -287,8 +286,8 @@ def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> by
         "verified": True,
         "source": f"touchstone train {recipe.name}",
     }
-    facts = yaml.safe_load(card) | {"published": [] if exact["value"] is None else [figure]}
-    return export.card_yaml(DescriberCard.model_validate(facts)).encode()
+    facts = parse_mapping(card, CARD) | {"published": [] if exact["value"] is None else [figure]}
+    return card_text(DescriberCard.model_validate(facts)).encode()
 
 
 def measure_prompts(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, dict[str, Any]]:

@@ -1,62 +1,57 @@
-"""The embeddings of a training's images, by any detector whose head takes one vector per image:
-computed on Ray Data, kept in files.
+"""The embeddings of labelled images, by any detector whose head takes one vector per image.
 
     compute_embeddings(job, {"train": None, "validation": rows})     # a Ray Data actor pool; null = all rows of the split
     found = kept_embeddings(job.out, "train")                        # no Ray: Embeddings(vectors (n, d) float32, labels, rows)
     prompts = column_of(job.rows("train"), found.rows, "prompt")     # a label column of the same images
 
-A block of `loop.batch` images is one file, `features/SPLIT/NUMBER.npz`: whatever was interrupted
-computes no block again. Training images are seen as the recipe's augmentation changes them, once;
-those of other splits as scoring would see them. What cannot be read has no row.
-
-The linear probe, `probe`, fits scikit-learn's head to them; what comes out is a checkpoint like
-that of any training.
+`embed_images` computes them, and a block of images is one file, so that what was interrupted
+computes no block again. The rows of a training are in `features/SPLIT/NUMBER.npz`, a block being
+`loop.batch` images: those of the training split as the recipe's augmentation changes them, once;
+those of other splits as scoring would see them. What cannot be read has no row. `detectors fit`
+keeps images by the SHA-256 of their bytes (`FeatureFolder`), so that other labels of them need no
+new features.
 """
 
+import hashlib
 import io
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from ray_app.cluster.progress import Progress
-from ray_app.detectors import DetectorCard, linear_head
-from ray_app.detectors.registry import HEADS
-from ray_app.errors import ConfigError, TouchstoneError
+from ray_app.detectors import DetectorCard
+from ray_app.detectors.linear_head import embedding_facts
+from ray_app.detectors.preprocessing import Pixels
+from ray_app.errors import ConfigError, StorageError, TouchstoneError
 from ray_app.storage import Store
-from ray_app.streams.pool import Pool, stream
 from ray_app.streams.stage import Stage
-from ray_app.training import (
-    checkpoints,
-    export,
-    file_notes,
-    learner,
-    networks,
-    run_directory,
-    validate,
-)
+from ray_app.training import file_notes, run_directory
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader, training_loader
 
 if TYPE_CHECKING:
     from ray_app.detectors import Detector
 
-CLASSIFIER: linear_head.Classifier = "logistic"
 FOLDER = "features"
+BLOCK_IMAGES = 256
+"""Images of one file of a `FeatureFolder`."""
 
+Vector = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Wanted = Mapping[str, Integers | None]
 MakeDetector = Callable[[TrainingJob], "Detector"]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,182 @@ class Embeddings:
         return len(self.rows)
 
 
+def embed_images(
+    detector: "Detector", images: Iterable[tuple[Key, Pixels]]
+) -> Iterator[tuple[Key, Vector]]:
+    """Yield each prepared image's key with its embedding (d,), one batch of images in memory.
+
+    A batch is filled up to the detector's slots, as in scoring. If the detector takes any size,
+    images go through one by one.
+
+    Args:
+        detector: A detector that keeps embeddings (`Detector.keep_embeddings`).
+        images: (height, width, 3) pixels, each with its key.
+    """
+    step = min(detector.card.batch or detector.slots, detector.slots)
+    is_one_size = detector.card.preprocessing.shape is not None
+    remaining = iter(images)
+    while batch := list(islice(remaining, step if is_one_size else 1)):
+        pixels = [image for _, image in batch]
+        if is_one_size:
+            pixels += [np.zeros_like(pixels[0])] * (step - len(pixels))
+        given = torch.from_numpy(np.stack(pixels))
+        vectors = detector.read(detector.normalise(given)).embeddings
+        assert vectors is not None, "keep_embeddings was called"
+        keys = [key for key, _ in batch]
+        yield from zip(keys, vectors.float().cpu().numpy()[: len(keys)], strict=True)
+
+
+def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
+    """Return the embeddings of some rows (n,) without those that cannot be read. No Ray.
+
+    Args:
+        detector: A detector that keeps embeddings.
+        loader: Reads the rows.
+        rows: Ascending.
+    """
+    labels, unreadable = dict[int, int](), dict[int, str]()
+
+    def readable() -> Iterator[tuple[int, Pixels]]:
+        for slot, found in loader.made(rows, rows):
+            row = int(rows[slot])
+            if isinstance(found, TrainingSample):
+                labels[row] = found.label
+                yield row, found.image
+            else:
+                unreadable[row] = str(found)
+
+    vectors = dict(embed_images(detector, readable()))
+    places = sorted(vectors)
+    return Embeddings(
+        np.stack([vectors[row] for row in places]) if places else np.empty((0, 0), np.float32),
+        np.array([labels[row] for row in places], np.int64),
+        np.array(places, np.int64),
+        detector.precision,
+        unreadable,
+    )
+
+
+def keep_block(out: Store, split: str, first: int, found: Embeddings) -> None:
+    """Keep a block of a split's rows; `first`: which of the wanted ones it begins with."""
+    _write_block(
+        out,
+        _file(split, first),
+        features=found.vectors,
+        labels=found.labels,
+        rows=found.rows,
+        precision=found.precision,
+    )
+
+
+def kept_embeddings(out: Store, split: str) -> Embeddings:
+    """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing,
+    or of two precisions.
+    """
+    full = [block for block in _read_blocks(out.below(f"{FOLDER}/{split}")) if len(block["rows"])]
+    if not full:
+        raise TouchstoneError(
+            f"not one of the {split} images could be read", hint="is the source still there?"
+        )
+    made_in = sorted({str(block["precision"]) for block in full})
+    if len(made_in) > 1:
+        raise TouchstoneError(
+            f"{out.url}: some features were computed in {made_in[0]} and some in {made_in[1]}",
+            hint=f"remove {FOLDER}/, and they are made anew",
+        )
+    vectors, labels, rows = (
+        np.concatenate([block[name] for block in full]) for name in ("features", "labels", "rows")
+    )
+    return Embeddings(vectors, labels, rows, made_in[0])
+
+
+class FeatureFolder:
+    """The embeddings of images by the SHA-256 of their bytes, in a folder for all backbones.
+
+    Args:
+        url: Path or fsspec URL of the folder.
+        detector: The detector that computes them. Others whose `embedding_facts` are equal share
+            them.
+    """
+
+    def __init__(self, url: str, detector: "Detector") -> None:
+        facts = embedding_facts(detector.card, precision=detector.precision, resize=detector.resize)
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self._store = Store.open(url).below(digest[:16])
+        self._detector = detector
+        self.vectors: dict[str, Vector] = {}
+        for block in _read_blocks(self._store):
+            self.vectors |= zip(block["sha256"].tolist(), block["features"], strict=True)
+
+    def compute(self, images: Iterable[tuple[str, Pixels]]) -> None:
+        """Compute and keep the embeddings of images that the folder does not have, each with its
+        SHA-256. An interruption keeps those that were computed.
+        """
+        block: dict[str, Vector] = {}
+        try:
+            for sha256, vector in embed_images(self._detector, images):
+                block[sha256] = vector
+                if len(block) == BLOCK_IMAGES:
+                    self._keep(block)
+                    block = {}
+        finally:
+            if block:
+                self._keep(block)
+
+    def _keep(self, block: Mapping[str, Vector]) -> None:
+        features = np.stack(list(block.values()))
+        _write_block(self._store, f"{min(block)}.npz", sha256=list(block), features=features)
+        self.vectors |= block
+
+
+def _write_block(store: Store, name: str, **arrays: npt.ArrayLike) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    store.write(name, buffer.getvalue())
+
+
+def _read_blocks(store: Store) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Yield the blocks of a folder by name. Raises StorageError for a damaged file."""
+    for name in sorted(store.names("")):
+        try:
+            with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as file:
+                yield dict(file)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise StorageError(
+                f"{store.url}/{name}: not a file of features: {error}",
+                hint="delete it, and the same command computes its features again",
+            ) from None
+
+
+def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
+    """A column of the labels (`datasets.labels.INPUT`) of some rows of a labelled table; None where
+    an image has none.
+    """
+    values: list[Any] = (
+        rows["input"].combine_chunks().field(name).take(pa.array(places)).to_pylist()
+    )
+    return values
+
+
+def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
+    """What decided these embeddings (`detectors.linear_head.embedding_facts`), as plain JSON for a
+    card that reads such ones.
+    """
+    facts = embedding_facts(
+        card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact"
+    )
+    content: dict[str, Any] = json.loads(json.dumps(facts))
+    return content
+
+
+def groups_of(rows: pa.Table, places: Integers) -> list[str]:
+    """The group of each row; a row without one is its own."""
+    named = column_of(rows, places, "group")
+    return [
+        name if name is not None else f"row {row}" for name, row in zip(named, places, strict=True)
+    ]
+
+
 def scoring_detector(job: TrainingJob) -> "Detector":
     """The detector of the job's card as `touchstone score` loads it."""
     from ray_app.detectors import load_detector
@@ -95,12 +266,10 @@ def compute_embeddings(
     the detector has no embedding, TouchstoneError where more images cannot be read than
     `faults.max_bad_fraction` allows.
     """
+    size = job.config.loop.batch
     blocks = []
     for split, chosen in wanted.items():
-        rows, size = (
-            np.arange(len(job.rows(split))) if chosen is None else chosen,
-            job.config.loop.batch,
-        )
+        rows = np.arange(len(job.rows(split))) if chosen is None else chosen
         blocks += [
             _Block(split, first, rows[first : first + size]) for first in range(0, len(rows), size)
         ]
@@ -116,118 +285,6 @@ def compute_embeddings(
         _require_readable(
             job, split, sum(len(block.rows) for block in blocks if block.split == split)
         )
-
-
-def keep_block(out: Store, split: str, first: int, found: Embeddings) -> None:
-    """Keep a block of a split's rows; `first`: which of the wanted ones it begins with."""
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        features=found.vectors,
-        labels=found.labels,
-        rows=found.rows,
-        precision=found.precision,
-    )
-    out.write(_file(split, first), buffer.getvalue())
-
-
-def kept_embeddings(out: Store, split: str) -> Embeddings:
-    """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing,
-    or of two precisions.
-    """
-    parts = [
-        np.load(io.BytesIO(out.read(f"{FOLDER}/{split}/{name}")), allow_pickle=False)
-        for name in sorted(out.names(f"{FOLDER}/{split}"))
-    ]
-    if not sum(len(part["rows"]) for part in parts):
-        raise TouchstoneError(
-            f"not one of the {split} images could be read", hint="is the source still there?"
-        )
-    full = [part for part in parts if len(part["rows"])]
-    made_in = sorted({str(part["precision"]) for part in full})
-    if len(made_in) > 1:
-        raise TouchstoneError(
-            f"{out.url}: some features were computed in {made_in[0]} and some in {made_in[1]}",
-            hint=f"remove {FOLDER}/, and they are made anew",
-        )
-    vectors, labels, rows = (
-        np.concatenate([part[name] for part in full]) for name in ("features", "labels", "rows")
-    )
-    return Embeddings(vectors, labels, rows, made_in[0])
-
-
-def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
-    """A column of the labels (`datasets.labels.INPUT`) of some rows of a labelled table; None where
-    an image has none.
-    """
-    values: list[Any] = (
-        rows["input"].combine_chunks().field(name).take(pa.array(places)).to_pylist()
-    )
-    return values
-
-
-def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
-    """What decided these embeddings (`detectors.linear_head.embedding_facts`), as plain JSON for a
-    card that reads such ones.
-    """
-    facts = linear_head.embedding_facts(
-        card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact"
-    )
-    content: dict[str, Any] = json.loads(json.dumps(facts))
-    return content
-
-
-def groups_of(rows: pa.Table, places: Integers) -> list[str]:
-    """The group of each row; a row without one is its own."""
-    named = column_of(rows, places, "group")
-    return [
-        name if name is not None else f"row {row}" for name, row in zip(named, places, strict=True)
-    ]
-
-
-def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
-    """The embeddings of some rows, one batch of the detector's slots in memory; rows that cannot be
-    read are left out. No Ray.
-
-    `detector` keeps embeddings (`Detector.keep_embeddings`). Where it takes any size, images go
-    through one by one.
-    """
-    step = min(detector.card.batch or detector.slots, detector.slots)
-    vectors, labels, places = [np.empty((0, 0), np.float32)], [np.empty(0, np.int64)], [rows[:0]]
-    unreadable: dict[int, str] = {}
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        made: dict[int, TrainingSample] = {}
-        for slot, found in loader.made(part, part):
-            if isinstance(found, TrainingSample):
-                made[slot] = found
-            else:
-                unreadable[int(part[slot])] = str(found)
-        if slots := sorted(made):
-            vectors.append(_read(detector, [made[slot].image for slot in slots], step))
-            labels.append(np.array([made[slot].label for slot in slots], np.int64))
-            places.append(part[slots])
-    return Embeddings(
-        np.concatenate(vectors[1:] or vectors),
-        np.concatenate(labels),
-        np.concatenate(places),
-        detector.precision,
-        unreadable,
-    )
-
-
-def _read(detector: "Detector", images: list[npt.NDArray[np.uint8]], step: int) -> Vectors:
-    """(n, d) of prepared images; every batch is filled up to `step` slots, as in scoring."""
-    if detector.card.preprocessing.shape is None:
-        batches = [image[None] for image in images]
-    else:
-        batches = [np.stack([*images, *[np.zeros_like(images[0])] * (step - len(images))])]
-    found = []
-    for batch in batches:
-        vectors = detector.read(detector.normalise(torch.from_numpy(batch))).embeddings
-        assert vectors is not None, "keep_embeddings was called"
-        found.append(vectors.float().cpu().numpy())
-    return np.concatenate(found)[: len(images)]
 
 
 class Embedder(Stage):
@@ -277,6 +334,9 @@ class _Block(NamedTuple):
 
 
 def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: int) -> None:
+    from ray_app.cluster.progress import Progress
+    from ray_app.streams.pool import Pool, stream
+
     layout = job.layout
     workers = min(layout.workers, len(missing))
     pool = Pool(
@@ -324,66 +384,3 @@ def require_own_weights(job: TrainingJob) -> None:
 
 def _file(split: str, first: int) -> str:
     return f"{FOLDER}/{split}/{first:08d}.npz"
-
-
-def probe(job: TrainingJob) -> None:
-    """Compute what features are missing, fit the head, and keep network and head as the one
-    checkpoint.
-
-    Raises ConfigError for a card without a head on features, and for too few images of a class;
-    TouchstoneError where too many cannot be read.
-    """
-    if job.card.family not in HEADS:
-        raise ConfigError(
-            f"{job.card.name}: a linear probe is for cards of the families {' and '.join(HEADS)}",
-            hint="method: fine-tune",
-        )
-    compute_embeddings(job, {"train": None}, make=frozen_detector)
-    found = kept_embeddings(job.out, "train")
-    rows = job.rows("train")
-    generators = [name or "" for name in column_of(rows, found.rows, "generator")]
-    weights = linear_head.even_weights(found.labels, generators, job.config.sampling.generators)
-    head = linear_head.fit_head(found.vectors, found.labels, CLASSIFIER, weights=weights)
-    folds = linear_head.cross_validated_auc(
-        found.vectors, found.labels, CLASSIFIER, groups_of(rows, found.rows), weights=weights
-    )
-    job.out.write(
-        export.PROBE, json.dumps({"images": len(found), "cross_validated_auc": folds}).encode()
-    )
-    _keep(job, head)
-
-
-def frozen_detector(job: TrainingJob) -> "Detector":
-    """The network as training would begin with it: its backbone is that of the recipe, its head
-    need not exist.
-    """
-    network = networks.network_for(job.config, job.card).eval().requires_grad_(False)
-    return validate.detector_for(job.card, network, device=job.layout.device)
-
-
-def _keep(job: TrainingJob, head: linear_head.Head) -> None:
-    """The network with its fitted head as a checkpoint of the run, as `Learner.save` names the
-    file.
-    """
-    from safetensors.torch import save_file
-
-    network: Any = networks.network_for(job.config, job.card)
-    weight, bias = torch.from_numpy(head.weight), torch.tensor([head.bias])
-    output = job.card.output
-    with torch.no_grad():
-        if output.sign is not None:
-            network.fc.weight.copy_(output.sign * weight)
-            network.fc.bias.copy_(output.sign * bias)
-        else:  # two logits, whose difference is the score
-            fake = output.index_among(output.labels)
-            for index, side in ((fake, 0.5), (1 - fake, -0.5)):
-                network.fc.weight[index].copy_(side * weight[0])
-                network.fc.bias[index].copy_(side * bias[0])
-    with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
-            Path(folder) / learner.WEIGHTS,
-        )
-        checkpoints.save_checkpoint(
-            job.out, Path(folder), checkpoints.new_name(job.total_steps), finished=True
-        )

@@ -23,11 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
-from pydantic import BaseModel
 from torch import nn
 
-from ray_app.config import find_config, read_mapping
 from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import verify_weights
 from ray_app.detectors.card import (
@@ -39,6 +36,7 @@ from ray_app.detectors.card import (
     load_card,
 )
 from ray_app.detectors.card_sections import SeenNames, TrainingData
+from ray_app.detectors.card_writer import describe_backbone, write_card
 from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, file_sha256, resolve_part
 from ray_app.errors import ClusterError, ConfigError, DetectorError, StorageError, describe_error
@@ -108,9 +106,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix="touchstone-export-") as scratch:
         folder = Path(scratch)
         weights = weight_files.write_weights(network, card, folder)
-        (folder / CARD).write_text(
-            _as_yaml(_card_facts(recipe, card, facts, weights, folder)), encoding="utf-8"
-        )
+        write_card(folder / CARD, _card_facts(recipe, card, facts, weights, folder))
         made = load_card(folder / CARD)
         verify_weights(made, folder / weight_files.WEIGHTS)
         loaded = load_network(made)
@@ -130,16 +126,6 @@ def export(
             out.write_file(path.name, path)
     here = out.local_path(CARD)
     return load_card(here) if here else made
-
-
-def card_yaml(card: BaseModel) -> str:
-    """A card's file: all that is not as by default, in the order of its fields."""
-    return _as_yaml(card.model_dump(mode="json", exclude_defaults=True))
-
-
-def _as_yaml(facts: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=140)
-    return text
 
 
 def _card_facts(
@@ -180,18 +166,11 @@ def _card_facts(
 
 
 def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
-    """A shipped backbone by its name; another one whole, and a file that lies beside its
-    description goes along.
+    """Return what the card says of the backbone. A file next to the description of one that is not
+    shipped is copied into the folder.
     """
-    try:
-        shipped = read_mapping(find_config("backbones", backbone.name))
-    except ConfigError:
-        shipped = {}
-    # equal but for where they were read from
-    if shipped and Backbone.model_validate(shipped).model_dump() == backbone.model_dump():
-        return str(backbone.name)
-    facts = backbone.model_dump(mode="json", exclude_defaults=True)
-    if "://" not in backbone.weights.uri:
+    facts = describe_backbone(backbone)
+    if not isinstance(facts, str) and "://" not in backbone.weights.uri:
         path = resolve_part(
             WeightSet(backbone.name, backbone.weights, backbone.folder, owner=backbone.name)
         )

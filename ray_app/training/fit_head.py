@@ -1,29 +1,52 @@
 """Fit a linear head to labelled images, on the features of a published backbone.
 
-`fit_labelled_images` reads the labels and the images, and writes the head with its card.
+`fit_labelled_images` reads the labels and the images, and writes the head with its card. It starts
+no Ray.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from ray_app.archives.label_tables import columns_hint, is_label_table
 from ray_app.archives.progress import ProgressLog
 from ray_app.archives.uri_list_rows import ListEntries
 from ray_app.config import validate
 from ray_app.datasets.label_reader import LabelFile
-from ray_app.detectors import DetectorCard, Preprocessing, licences, linear_head, load_card
-from ray_app.detectors.card_sections import SeenNames
+from ray_app.detectors import DetectorCard, licences, load_card
+from ray_app.detectors import weights as weight_files
+from ray_app.detectors.card import Backbone
+from ray_app.detectors.card_sections import SeenNames, TrainingData
+from ray_app.detectors.card_writer import describe_backbone, write_card
+from ray_app.detectors.detector import build_network, load_backbone
+from ray_app.detectors.precision import Precision
+from ray_app.detectors.preprocessing import Pixels
+from ray_app.detectors.registry import HEADS
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, decode_image
-from ray_app.storage import Fetcher, canonical, strip_secrets
+from ray_app.storage import Fetcher, Store, canonical, strip_secrets
+from ray_app.training import validate as validation
 from ray_app.training.config import FitHeadConfig
+from ray_app.training.embeddings import FOLDER, FeatureFolder
+from ray_app.training.head import (
+    BinaryClassifier,
+    HeadSettings,
+    LogOddsHead,
+    cross_validate_auc,
+    even_weights,
+    fit_head,
+    require_enough,
+)
+
+if TYPE_CHECKING:
+    from ray_app.detectors import Detector
 
 GROUPINGS = ("group", "family", "source")
 """Columns of groups. The first that a labels file has is used."""
@@ -47,7 +70,7 @@ class LabelledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class GatheredImages:
-    """Images whose features are in the cache.
+    """Images whose features are kept.
 
     Attributes:
         used: Images by the SHA-256 of their bytes.
@@ -77,6 +100,26 @@ class GatheredImages:
         return lines
 
 
+class FitFacts(NamedTuple):
+    """The facts of a fit that its card states.
+
+    Attributes:
+        classifier: The classifier.
+        labels: The name of the labels file.
+        real: The number of real images.
+        fake: The number of fakes.
+        aucs: The ROC AUC of each fold.
+        seen: Generators and sources of the images.
+    """
+
+    classifier: BinaryClassifier
+    labels: str
+    real: int
+    fake: int
+    aucs: Sequence[float]
+    seen: SeenNames = SeenNames((), (), False)
+
+
 @dataclass(frozen=True)
 class FittedHead:
     """A head that was fitted and written.
@@ -93,7 +136,7 @@ class FittedHead:
     name: str
     base: str
     card: Path
-    fit: linear_head.Fit
+    fit: FitFacts
     groups: int
     installed: Path | None
 
@@ -155,23 +198,50 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
     name = config.name or f"{base.name.replace(':', '-')}-{classifier}"
     # An invalid name or too few images are reported before hours of features.
     validate(base.model_dump() | {"name": name}, DetectorCard, where="--name")
-    linear_head.require_enough(np.array([row.label for row in rows]))
-    reader = linear_head.FeatureReader(base, device=config.device)
-    features = Path(config.features) if config.features else Path(folder) / "features.npz"
-    cache = linear_head.FeatureCache(features, reader.key)
-    images = gather_features(rows, base.preprocessing, reader, cache, labels=labels)
+    require_enough(np.array([row.label for row in rows]))
+    url = config.features or str(Path(folder) / FOLDER)
+    if Path(url).is_file():
+        raise ConfigError(
+            f"--features {url}: a file, not a folder of features",
+            hint="name a folder; features.npz of 0.27 and before is not read any more",
+        )
+    features = FeatureFolder(url, load_backbone_detector(base, config.device))
+    images = gather_features(rows, base, features, labels=labels)
     for line in images.lines():
         progress(line)
 
-    head, fit, groups = _fit(images, cache, classifier, labels, is_even=config.even)
+    head, fit, groups = _fit(images, features, classifier, labels, is_even=config.even)
     weights, card = Path(folder) / "weights.pth", Path(folder) / "card.yaml"
-    sha256 = linear_head.save_head(weights, head)
-    written = linear_head.write_card(card, base, name=name, weights=weights, sha256=sha256, fit=fit)
+    sha256 = save_head(weights, head)
+    written = write_head_card(card, base, name=name, weights=weights, sha256=sha256, fit=fit)
     if base.terms != "permissive":
         # The head has the terms that were accepted for the backbone.
         licences.remember_licence(written.name, written.licence)
-    installed = linear_head.install_head(base, weights) if config.install else None
+    installed = install_head(base, weights) if config.install else None
     return FittedHead(name, base.name, card, fit, groups, installed)
+
+
+def load_backbone_detector(
+    card: DetectorCard, device: str = "cpu", precision: Precision = "auto"
+) -> "Detector":
+    """Load a detector that keeps embeddings and whose head need not exist, so its scores mean
+    nothing.
+
+    Raises:
+        ConfigError: The card is of another family.
+        DetectorError: The weights of the backbone are missing or do not fit.
+    """
+    if card.family not in HEADS or card.backbone is None:
+        raise ConfigError(
+            f"{card.name}: heads are fitted for cards of the families {' and '.join(HEADS)}, this one is of {card.family}",
+            hint="for example vfm-pe-l14",
+        )
+    network = build_network(card)
+    _, part = weight_files.parts_of(card)
+    load_backbone(card, network, weight_files.resolve_part(part), part)
+    detector = validation.detector_for(card, network, device=device, precision=precision)
+    detector.keep_embeddings()
+    return detector
 
 
 def find_labels(path: str) -> str:
@@ -234,22 +304,16 @@ def _make_labelled(
 
 
 def gather_features(
-    rows: Sequence[LabelledImage],
-    preprocessing: Preprocessing,
-    reader: linear_head.FeatureReader,
-    cache: linear_head.FeatureCache,
-    *,
-    labels: str,
+    rows: Sequence[LabelledImage], card: DetectorCard, features: FeatureFolder, *, labels: str
 ) -> GatheredImages:
-    """Bring the features of all readable images into the cache.
+    """Compute the features that the folder does not have.
 
-    An interruption keeps the features that were extracted so far.
+    An interruption keeps the features that were computed so far.
 
     Args:
         rows: The images.
-        preprocessing: The preprocessing of the backbone's card.
-        reader: The backbone.
-        cache: Receives the features.
+        card: The card with the preprocessing of the backbone.
+        features: Receives the features.
         labels: The file that names the images. Its own web server may be asked for images, and
             all servers on the public Internet.
 
@@ -259,23 +323,17 @@ def gather_features(
     fetcher, limits = Fetcher(signed=[labels]), ImageLimits()
     used: dict[str, LabelledImage] = {}
     failures: list[tuple[str, InputError]] = []
-    waiting: dict[str, npt.NDArray[np.uint8]] = {}
     log = ProgressLog("fit")
 
-    def extract() -> None:
-        if waiting:
-            features = reader.read(np.stack(list(waiting.values())))
-            cache.add(dict(zip(waiting, features, strict=True)))
-            waiting.clear()
-
-    try:
+    def read_new_images() -> Iterator[tuple[str, Pixels]]:
         for count, row in enumerate(rows):
             log("read", count)
             try:
                 data = fetcher.fetch(row.uri, "", limits.max_bytes)
                 sha256 = hashlib.sha256(data).hexdigest()
-                if sha256 not in cache and sha256 not in waiting:
-                    waiting[sha256] = preprocessing.prepare(decode_image(data, limits).pixels)
+                is_new = sha256 not in used and sha256 not in features.vectors
+                if is_new:
+                    pixels = card.preprocessing.prepare(decode_image(data, limits).pixels)
             except InputError as error:
                 failures.append((row.uri, error))
                 continue
@@ -284,35 +342,32 @@ def gather_features(
                 raise ConfigError(
                     f"{first.uri} and {row.uri} are the same image, labelled both real and fake"
                 )
-            if len(waiting) == reader.slots:
-                extract()
-        extract()
-    finally:
-        cache.save()
+            if is_new:
+                yield sha256, pixels
+
+    features.compute(read_new_images())
     return GatheredImages(used, failures, len(rows))
 
 
 def _fit(
     images: GatheredImages,
-    cache: linear_head.FeatureCache,
-    classifier: linear_head.Classifier,
+    features: FeatureFolder,
+    classifier: BinaryClassifier,
     labels: str,
     *,
     is_even: bool,
-) -> tuple[linear_head.Head, linear_head.Fit, int]:
+) -> tuple[LogOddsHead, FitFacts, int]:
     """Return the head, the facts for its card, and the number of groups."""
     is_fake = np.array([row.label for row in images.used.values()])
-    linear_head.require_enough(is_fake)
-    features = np.stack([cache[sha256] for sha256 in images.used])
+    require_enough(is_fake)
+    vectors = np.stack([features.vectors[sha256] for sha256 in images.used])
     groups = [row.group for row in images.used.values()]
     has_groups = any(groups)
-    weights = linear_head.even_weights(is_fake, groups) if is_even else None
-    aucs = linear_head.cross_validated_auc(
-        features, is_fake, classifier, groups if has_groups else None, weights=weights
-    )
-    head = linear_head.fit_head(features, is_fake, classifier, weights=weights)
+    weights = even_weights(is_fake, groups) if is_even else None
+    aucs = cross_validate_auc(vectors, is_fake, classifier, groups if has_groups else None, weights)
+    head = fit_head(vectors, is_fake, HeadSettings(classifier), weights).as_log_odds()
     makers = [[row.maker for row in images.used.values() if row.label == label] for label in (1, 0)]
-    fit = linear_head.Fit(
+    fit = FitFacts(
         classifier,
         Path(urlsplit(labels).path).name,
         int((is_fake == 0).sum()),
@@ -321,3 +376,107 @@ def _fit(
         SeenNames.of(*makers),
     )
     return head, fit, len(set(groups)) if has_groups else 0
+
+
+def save_head(path: Path, head: LogOddsHead) -> str:
+    """Write a head as CLIP-D's is published, {"model": {"fc.weight", "fc.bias"}}, and return the
+    SHA-256 of the file.
+    """
+    state = {"fc.weight": torch.from_numpy(head.weight), "fc.bias": torch.tensor([head.bias])}
+    file = io.BytesIO()
+    torch.save({"model": state}, file)
+    _write(path, file.getvalue())
+    return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+def install_head(base: DetectorCard, weights: Path) -> Path:
+    """Keep a fitted head in the cache as the weights of a card whose head nobody publishes.
+
+    From then on the card scores with it, and so do ensembles that name the card. It replaces an
+    earlier head; runs record which by its hash.
+
+    Returns:
+        The path in the cache.
+    """
+    path = weight_files.cached_path(weight_files.parts_of(base)[0])
+    _write(path, weights.read_bytes())
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    Store.open(str(path.parent)).write(path.name, data)
+
+
+_NOTES = {
+    "svm": (
+        "The scores of a support vector machine rank images; they are no log-odds until they are calibrated.",
+        "The validation says how the head does on images like these, not on other generators.",
+    ),
+    "logistic": (
+        "The scores are not calibrated. The validation says how the head does on images like these, not on other generators.",
+    ),
+}
+
+
+def write_head_card(
+    path: Path, base: DetectorCard, *, name: str, weights: Path, sha256: str, fit: FitFacts
+) -> DetectorCard:
+    """Write the card of a head fitted for `base`: the same backbone, feature, and preprocessing,
+    with the head's own weights.
+
+    Raises:
+        ConfigError: A card cannot have this name. Nothing is written.
+    """
+    assert base.backbone is not None
+    trained_on = TrainingData(
+        name=fit.labels,
+        images=f"{fit.real} real and {fit.fake} fake",
+        licence="unknown",
+        **fit.seen._asdict(),
+    )
+    facts = {
+        "name": name,
+        "title": f"{name}: a linear head, fitted to {fit.labels}, on {base.backbone.title}",
+        "family": base.family,
+        "architecture": {"name": fit.classifier, "arguments": dict(base.architecture.arguments)},
+        "backbone": _describe_backbone(base.backbone),
+        "preprocessing": base.preprocessing.model_dump(mode="json"),
+        "weights": {"uri": weights.name, "sha256": sha256, "format": "torch", "unwrap": ["model"]},
+        "output": {"sign": 1},
+        "precision": base.precision,
+        "size": base.size.model_dump() if base.size else None,
+        "valid_range": base.valid_range.model_dump(mode="json"),
+        "licence": f"the head is yours; its backbone: {base.backbone.licence}",
+        "licence_note": base.backbone.licence_note,
+        "terms": base.terms,
+        "citation": f"touchstone detectors fit {base.name} --classifier {fit.classifier}",
+        "source": base.backbone.source,
+        "training_data": trained_on.model_dump(mode="json", exclude_defaults=True),
+        "published": [_describe_auc(fit)] if fit.aucs else [],
+        "notes": list(_NOTES[fit.classifier]),
+    }
+    validate(facts | {"backbone": base.backbone.model_dump()}, DetectorCard, where=str(path))
+    write_card(path, facts)
+    return load_card(path)
+
+
+def _describe_auc(fit: FitFacts) -> dict[str, Any]:
+    spread = f"mean of {len(fit.aucs)} folds, {min(fit.aucs):.3f} to {max(fit.aucs):.3f}; no image was judged by a head that saw it"
+    return {
+        "set": f"{fit.labels}, cross-validated",
+        "metric": "ROC AUC",
+        "value": round(float(np.mean(fit.aucs)), 4),
+        "n": fit.real + fit.fake,
+        "verified": True,
+        "source": "touchstone detectors fit",
+        "note": spread,
+    }
+
+
+def _describe_backbone(backbone: Backbone) -> str | dict[str, Any]:
+    """Return what the card says of the backbone, with the whole path of a local file."""
+    described = describe_backbone(backbone)
+    path = backbone.folder / backbone.weights.uri
+    if not isinstance(described, str) and path.is_file():
+        described["weights"]["uri"] = str(path.resolve())
+    return described

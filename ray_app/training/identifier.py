@@ -1,5 +1,5 @@
-"""A head over generators from embeddings and classes: `fit` (logistic regression or cosines), with
-a temperature calibrated over folds.
+"""A head over generators from embeddings and classes (`fit`), with a temperature calibrated over
+folds.
 
 What is chosen and calibrated looks at training images alone, each judged by a head that saw no
 image of its group; validation images are left for the open set's `threshold`. `named` maps labelled
@@ -10,23 +10,27 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_app.errors import ConfigError
 from ray_app.identification.generators import find_generator, spelling_key
-from ray_app.identification.identifier import unit
 from ray_app.training.config import Identify
+from ray_app.training.head import (
+    Groups,
+    HeadSettings,
+    Labels,
+    Logits,
+    Vectors,
+    balanced_weights,
+    fit_folds,
+    fit_head,
+    split_folds,
+    spread_of,
+)
 
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int64]
 STRENGTHS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
-FOLDS = 5
-_SEED = 0
-_MOST_ITERATIONS = 2_000
-_COSINE_STEPS = 200
 _T_RANGE = (-4.0, 6.0)  # of the logarithm of a temperature
 REAL = "real"
 UNKNOWN = "unknown"  # the label of a fake whose maker nobody knew
@@ -40,7 +44,7 @@ class FittedIdentifier:
     over images that the heads did not see; `why_not`: why there are none.
     """
 
-    tensors: dict[str, Floats]
+    tensors: dict[str, Vectors]
     scale: float
     c: float
     temperature: float
@@ -48,47 +52,37 @@ class FittedIdentifier:
     why_not: str | None = None
 
 
-@dataclass(frozen=True)
-class _Head:
-    weight: npt.NDArray[np.float64]
-    bias: npt.NDArray[np.float64]
-    scale: float
-    classes: Codes  # of its rows; a fold may lack some
-
-    def logits(self, vectors: Floats, count: int, cosine: bool) -> npt.NDArray[np.float64]:
-        """(n, count); −inf for classes that it does not know."""
-        found = np.full((len(vectors), count), -np.inf)
-        given = unit(vectors) if cosine else vectors
-        found[:, self.classes] = self.scale * (given @ self.weight.T) + self.bias
-        return found
-
-
-def fit(vectors: Floats, codes: Codes, groups: Sequence[str], config: Identify) -> FittedIdentifier:
+def fit(vectors: Vectors, codes: Labels, groups: Groups, config: Identify) -> FittedIdentifier:
     """Fit (n, d) embeddings to (n,) classes 0 … C − 1, no one of which is empty; images of one
     group are in one fold.
     """
-    chosen, losses, temperature, why_not = config.c or STRENGTHS[2], dict[float, float](), 1.0, None
-    folds = _folds(codes, groups)
+    settings = HeadSettings(
+        "cosine" if config.head == "cosine" else "logistic",
+        config.c or STRENGTHS[2],
+        is_balanced=config.balanced,
+        scales_each=True,
+    )
+    losses, temperature, why_not = dict[float, float](), 1.0, None
+    folds = split_folds(codes, groups)
     if not folds:
         why_not = "all images of a class are of one group, so nothing is left to judge on: chances are as the fit gave them"
     for c in () if why_not else STRENGTHS if config.c is None else (config.c,):
-        found, loss = _judged(vectors, codes, folds, config, c)
-        losses[c] = loss
-        if loss > min(losses.values()):
+        tried = settings._replace(c=c)
+        found, losses[c] = _calibrate(vectors, codes, folds, tried)
+        if losses[c] > min(losses.values()):
             break  # weaker penalties cost more time and are worse still
-        chosen, temperature = c, found
-    head = _fitted(vectors, codes, config, chosen)
-    cosine = config.head == "cosine"
-    weight, bias = head.weight / (1 if cosine else temperature), head.bias / temperature
+        settings, temperature = tried, found
+    head = fit_head(vectors, codes, settings)
+    weight = head.weight if head.scale is not None else head.weight / temperature
+    bias = head.bias / temperature
     tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
     if config.open_set == "distance" and config.abstains:
         tensors |= distances(vectors, codes)
-    return FittedIdentifier(
-        tensors, head.scale / temperature if cosine else 1.0, chosen, temperature, losses, why_not
-    )
+    scale = 1.0 if head.scale is None else head.scale / temperature
+    return FittedIdentifier(tensors, scale, settings.c, temperature, losses, why_not)
 
 
-def distances(vectors: Floats, codes: Codes) -> dict[str, Floats]:
+def distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
     """`means` (C, d) and `whitening` (d, d) of one covariance of all classes, shrunk as Ledoit and
     Wolf (2004) say.
     """
@@ -98,7 +92,7 @@ def distances(vectors: Floats, codes: Codes) -> dict[str, Floats]:
         [vectors[codes == code].mean(axis=0, dtype=np.float64) for code in range(codes.max() + 1)]
     )
     centred = vectors - means[codes]
-    spread = _spread(centred)
+    spread = spread_of(centred)
     values, axes = np.linalg.eigh(
         LedoitWolf(assume_centered=True).fit(centred / spread).covariance_
     )
@@ -106,7 +100,7 @@ def distances(vectors: Floats, codes: Codes) -> dict[str, Floats]:
     return {"means": means.astype(np.float32), "whitening": whitening.astype(np.float32)}
 
 
-def threshold(confidence: Floats, abstains: float) -> float:
+def threshold(confidence: Vectors, abstains: float) -> float:
     """The confidence below which so large a share of images of known generators lies, or a little
     less, by n that nothing was fitted on.
 
@@ -124,38 +118,25 @@ def threshold(confidence: Floats, abstains: float) -> float:
     return float(np.sort(confidence)[k - 1])
 
 
-def _folds(codes: Codes, groups: Sequence[str]) -> list[tuple[Codes, Codes]]:
-    """(seen, unseen) rows of each fold; none where a class is of one group alone."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    by_class = [len(set(np.asarray(groups)[codes == code])) for code in range(codes.max() + 1)]
-    count = min(FOLDS, *by_class)
-    if count < 2:
-        return []
-    return list(
-        StratifiedGroupKFold(count, shuffle=True, random_state=_SEED).split(codes, codes, groups)
-    )
-
-
-def _judged(
-    vectors: Floats, codes: Codes, folds: list[tuple[Codes, Codes]], config: Identify, c: float
+def _calibrate(
+    vectors: Vectors, codes: Labels, folds: Sequence[tuple[Labels, Labels]], settings: HeadSettings
 ) -> tuple[float, float]:
-    """The best temperature and the mean log loss with it, over images whose class their fold's head
-    knows.
+    """Return the best temperature and the mean log loss with it, over images whose class the head
+    of their fold knows.
     """
-    logits = np.empty((len(codes), codes.max() + 1))
-    judged = np.zeros(len(codes), bool)
-    for seen, unseen in folds:
-        head = _fitted(vectors[seen], codes[seen], config, c)
-        logits[unseen] = head.logits(vectors[unseen], logits.shape[1], config.head == "cosine")
-        judged[unseen] = np.isin(codes[unseen], head.classes)
-    return _tempered(logits[judged], codes[judged], _weights(codes[judged], config))
+    logits = np.full((len(codes), codes.max() + 1), -np.inf)
+    for head, unseen in fit_folds(vectors, codes, folds, settings):
+        logits[np.ix_(unseen, head.classes)] = head.logits(vectors[unseen])
+    is_judged = np.isfinite(logits[np.arange(len(codes)), codes])
+    judged = codes[is_judged]
+    weights = balanced_weights(judged) if settings.is_balanced else np.ones(len(judged))
+    return _find_temperature(logits[is_judged], judged, weights)
 
 
-def _tempered(
-    logits: npt.NDArray[np.float64], codes: Codes, weights: npt.NDArray[np.float64]
+def _find_temperature(
+    logits: Logits, codes: Labels, weights: npt.NDArray[np.float64]
 ) -> tuple[float, float]:
-    """The temperature of the least log loss (Guo et al. 2017), and that loss."""
+    """Return the temperature of the least log loss (Guo et al. 2017), and that loss."""
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
@@ -165,83 +146,6 @@ def _tempered(
 
     found = minimize_scalar(loss, bounds=_T_RANGE, method="bounded")
     return math.exp(float(found.x)), float(found.fun)
-
-
-def _weights(codes: Codes, config: Identify) -> npt.NDArray[np.float64]:
-    """(n,) of mean 1: alike or, balanced, alike by class."""
-    if not config.balanced:
-        return np.ones(len(codes))
-    counts = np.bincount(codes)
-    return np.asarray(len(codes) / (np.count_nonzero(counts) * counts[codes]), np.float64)
-
-
-def _fitted(vectors: Floats, codes: Codes, config: Identify, c: float) -> _Head:
-    return (_cosine if config.head == "cosine" else _linear)(
-        vectors, codes, _weights(codes, config), c
-    )
-
-
-def _linear(vectors: Floats, codes: Codes, weights: npt.NDArray[np.float64], c: float) -> _Head:
-    """Shift and scale of the embeddings are folded into the head."""
-    from sklearn.linear_model import LogisticRegression
-
-    centre, scale = (
-        vectors.mean(axis=0, dtype=np.float64),
-        _spread(vectors) * math.sqrt(vectors.shape[1]),
-    )
-    model = LogisticRegression(C=c, max_iter=_MOST_ITERATIONS).fit(
-        (vectors - centre) / scale, codes, sample_weight=weights
-    )
-    coefficients, intercepts = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # of two, scikit-learn gives the second's log-odds
-        coefficients, intercepts = (
-            np.concatenate([-coefficients, coefficients]) / 2,
-            np.concatenate([-intercepts, intercepts]) / 2,
-        )
-    weight = coefficients / scale
-    return _Head(weight, intercepts - weight @ centre, 1.0, model.classes_)
-
-
-def _cosine(vectors: Floats, codes: Codes, weights: npt.NDArray[np.float64], c: float) -> _Head:
-    """Directions and one scale, of the least weighted log loss × c + scale² / 2, by L-BFGS from the
-    classes' mean directions.
-    """
-    import torch
-    from torch.nn import functional
-
-    classes, places = np.unique(codes, return_inverse=True)
-    given, wanted, share = (
-        torch.from_numpy(unit(vectors)),
-        torch.from_numpy(places),
-        torch.from_numpy(weights).float(),
-    )
-    start = unit(np.stack([vectors[places == place].mean(axis=0) for place in range(len(classes))]))
-    weight, log_scale = (
-        torch.from_numpy(start).requires_grad_(),
-        torch.tensor(math.log(10.0), requires_grad=True),
-    )
-    optimiser = torch.optim.LBFGS(
-        [weight, log_scale], max_iter=_COSINE_STEPS, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        logits = log_scale.exp() * given @ functional.normalize(weight, dim=1).T
-        loss = (
-            share * functional.cross_entropy(logits, wanted, reduction="none")
-        ).sum() * c + log_scale.exp() ** 2 / 2
-        (loss / (c * len(places))).backward()  # type: ignore[no-untyped-call]
-        return loss.detach() / (c * len(places))
-
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    directions = functional.normalize(weight, dim=1).detach().double().numpy()
-    return _Head(directions, np.zeros(len(classes)), math.exp(log_scale.item()), classes)
-
-
-def _spread(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """(d,) standard deviations; what hardly varies here counts for little, not for infinitely much."""
-    spread = rows.std(axis=0, dtype=np.float64)
-    return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)
 
 
 @dataclass(frozen=True)

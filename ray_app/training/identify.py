@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from ray_app.datasets.splits import Splits
 from ray_app.detectors.card import DetectorCard, PublishedFigure
+from ray_app.detectors.card_writer import write_card
 from ray_app.errors import ConfigError
 from ray_app.identification.cards import IdentifierCard, OpenSet, load_identifier
 from ray_app.identification.identifier import Identified, Identifier
@@ -32,6 +33,7 @@ from ray_app.storage import Store
 from ray_app.training import embeddings, export, file_notes, run_directory
 from ray_app.training import identifier as fitting
 from ray_app.training.config import Identify, Recipe, TrainConfig
+from ray_app.training.head import Vectors
 from ray_app.training.job import TrainingJob
 
 CARD, WEIGHTS = "identifier.yaml", "head.safetensors"
@@ -54,7 +56,7 @@ _NONE_KNOWN = "no image of a known generator"
 class LabelledEmbeddings:
     """Embeddings (n, d) of one split with the class names (n,) and groups (n,) of their images."""
 
-    vectors: fitting.Floats
+    vectors: Vectors
     names: Sequence[str]
     groups: Sequence[str]
 
@@ -170,9 +172,7 @@ def _open_set(
 
 def _card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
     """The card of these facts, written and read back."""
-    (folder / CARD).write_text(
-        export.card_yaml(IdentifierCard.model_validate(dict(facts))), encoding="utf-8"
-    )
+    write_card(folder / CARD, IdentifierCard.model_validate(dict(facts)))
     return load_identifier(folder / CARD)
 
 
@@ -288,7 +288,7 @@ def _measure_families(
 
 
 def _measure_calibration(
-    probability: fitting.Floats, is_right: npt.NDArray[np.bool_]
+    probability: Vectors, is_right: npt.NDArray[np.bool_]
 ) -> values.MetricValue:
     """Measure the expected calibration error of the best name's probability (Guo et al. 2017)."""
     if not len(is_right):

@@ -3,8 +3,8 @@ the images, learns, judges, exports.
 
 Every step can be interrupted anywhere; the same command resumes from the facts on disk. Before the
 first step `prepare_data` has the labelled rows of each split, `make_job` the job that the workers
-get; what is learned and written is the recipe's method's: `finish`, `embeddings.probe`, `identify`
-or `describe`.
+get; what is learned and written is the recipe's method's: `finish`, `linear_probe.probe`,
+`identify` or `describe`.
 """
 
 import hashlib
@@ -374,7 +374,7 @@ def _fit(job: TrainingJob) -> None:
     if not checkpoints.is_trained(job.out):
         _catch_up(job)
         if job.config.method == "linear-probe":
-            from ray_app.training.embeddings import probe
+            from ray_app.training.linear_probe import probe
 
             probe(job)
         else:

@@ -69,11 +69,7 @@ def test_from_labels_to_a_detector(archive, capsys, classifier):
         in told
     )
     assert f"--detector {out / 'card.yaml'}" in told
-    assert sorted(path.name for path in out.iterdir()) == [
-        "card.yaml",
-        "features.npz",
-        "weights.pth",
-    ]
+    assert sorted(path.name for path in out.iterdir()) == ["card.yaml", "features", "weights.pth"]
 
     card = load_card(out / "card.yaml")
     assert card.name == f"small-clip-{classifier}"
@@ -102,14 +98,28 @@ def test_a_head_says_which_generators_and_sources_it_saw(archive, real, fake, se
     assert (data.generators, data.sources, data.complete) == seen
 
 
-def test_a_second_fit_reads_no_feature_twice(archive):
+def kept(features):
+    """When each file of features was written."""
+    return {path: path.stat().st_mtime_ns for path in features.rglob("*.npz")}
+
+
+def test_a_second_fit_computes_only_features_of_new_images(archive):
     folder, base, rows = archive
     labels = written(folder / "mine.csv", rows)
     run(base, labels, folder / "head")
-    before = (folder / "head" / "features.npz").stat().st_mtime_ns
+    before = kept(folder / "head" / "features")
     run(base, labels, folder / "head", "--classifier", "logistic", "--name", "second")
-    assert (folder / "head" / "features.npz").stat().st_mtime_ns == before
+    assert kept(folder / "head" / "features") == before
     assert load_card(folder / "head" / "card.yaml").name == "second"
+
+    pixels = np.random.default_rng(1).integers(0, 99, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "images" / "new.png")
+    more = written(folder / "more.csv", [*rows, {"uri": "images/new.png", "label": "real"}])
+    run(base, more, folder / "other", "--features", str(folder / "head" / "features"))
+    (new,) = kept(folder / "head" / "features").keys() - before.keys()
+    with np.load(new) as block:
+        assert len(block["features"]) == 1
+    assert not (folder / "other" / "features").exists()
 
 
 def test_what_cannot_be_read_is_told_and_counted(archive, capsys):

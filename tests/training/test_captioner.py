@@ -20,7 +20,7 @@ from ray_app.training.describe import (
     add_published,
     draw_prompts,
     measure_prompts,
-    write_card,
+    write_describer,
     write_index,
     write_network,
 )
@@ -206,7 +206,7 @@ def test_what_began_from_other_weights_has_the_stricter_licence(tmp_path, data, 
         "describe": {"tier": "captioner", "start": "blip-base"},
         "data": {"licence": data},
     }
-    card = write_card(
+    card = write_describer(
         tmp_path,
         Recipe.model_validate(told),
         {"tier": "captioner", "preprocessing": PIXELS},

@@ -8,10 +8,12 @@ import pytest
 from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_detector
 from ray_app.detectors.linear_head import LinearHead
-from ray_app.errors import TouchstoneError
+from ray_app.errors import StorageError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.training.embeddings import (
+    BLOCK_IMAGES,
     Embeddings,
+    FeatureFolder,
     column_of,
     embed,
     groups_of,
@@ -20,6 +22,7 @@ from ray_app.training.embeddings import (
 )
 from ray_app.training.loader import BatchLoader
 from tests.datasets.tables import labelled
+from tests.detectors.small_clip import small_card
 from tests.scoring.eight import small_cards
 from tests.training.test_loader import rows_in
 
@@ -85,3 +88,49 @@ def test_blocks_come_back_in_the_order_of_their_rows(tmp_path):
     assert found.rows.tolist() == [0, 1, 4]
     np.testing.assert_array_equal(found.vectors, vectors[[0, 1, 4]])
     assert found.precision == "bf16"
+
+
+def loaded(card, precision="fp32"):
+    detector = load_detector(card, precision=precision)
+    detector.keep_embeddings()
+    return detector
+
+
+def noise(count):
+    random = np.random.default_rng(0)
+    return [(f"{n:064x}", random.integers(0, 256, (28, 28, 3), np.uint8)) for n in range(count)]
+
+
+def test_features_are_kept_by_image_and_what_decides_them(tmp_path):
+    card, _ = small_card(tmp_path)
+    detector, images = loaded(card), noise(3)
+    folder = FeatureFolder(str(tmp_path / "features"), detector)
+    folder.compute(iter(images))
+    again = FeatureFolder(str(tmp_path / "features"), detector).vectors
+    assert again.keys() == dict(images).keys()
+    scores = detector.score(np.stack([image for _, image in images]))
+    np.testing.assert_allclose(
+        LinearHead(card).score(np.stack(list(again.values()))), scores, atol=1e-5
+    )
+    bicubic = card.preprocessing.model_copy(update={"filter": "bicubic"})
+    resized = card.model_copy(update={"preprocessing": bicubic})
+    for other in (loaded(resized), loaded(card, "bf16")):
+        assert not FeatureFolder(str(tmp_path / "features"), other).vectors
+
+
+def test_interrupted_features_are_kept_and_damaged_ones_refused(tmp_path):
+    detector = loaded(small_card(tmp_path)[0])
+    count = BLOCK_IMAGES + detector.slots
+
+    def interrupted():
+        yield from noise(count)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureFolder(str(tmp_path / "features"), detector).compute(interrupted())
+    assert len(FeatureFolder(str(tmp_path / "features"), detector).vectors) == count
+    blocks = sorted((tmp_path / "features").rglob("*.npz"))
+    assert len(blocks) == 2
+    blocks[0].write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(StorageError, match=f"{blocks[0].name}: not a file of features"):
+        FeatureFolder(str(tmp_path / "features"), detector)

@@ -1,14 +1,28 @@
-"""Labels of the images that a head is fitted to."""
+"""Labels of the images that a head is fitted to, the features of their backbone, and the card."""
 
 import csv
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
+import yaml
 
-from ray_app.errors import ConfigError
-from ray_app.training.fit_head import read_labels
+from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.card import Backbone
+from ray_app.errors import ConfigError, DetectorError
+from ray_app.training.embeddings import embed_images
+from ray_app.training.fit_head import (
+    FitFacts,
+    load_backbone_detector,
+    read_labels,
+    save_head,
+    write_head_card,
+)
+from ray_app.training.head import HeadSettings, cross_validate_auc, fit_head
+from tests.detectors.small_clip import small_card
 
 
 def written(path, rows):
@@ -83,3 +97,90 @@ def test_files_that_are_no_labels_are_refused(tmp_path, name, content, said):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=said):
         read_labels(str(tmp_path / name))
+
+
+def pictures(n, side=28):
+    """Dark and bright noise."""
+    random = np.random.default_rng(0)
+    return np.stack(
+        [
+            random.integers(0, 60 + 150 * (index % 2), (side, side, 3), dtype=np.uint8)
+            for index in range(n)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("feature", "normalise", "width"), [("class-token", True, 64), ("projected", False, 32)]
+)
+def test_fitted_head_scores_through_its_card(tmp_path, feature, normalise, width):
+    base, _ = small_card(tmp_path, feature=feature, normalise=normalise)
+    (tmp_path / "weights.pth").unlink()
+    pixels, labels = pictures(40), np.arange(40) % 2
+    backbone = load_backbone_detector(base, precision="fp32")
+    found = dict(embed_images(backbone, enumerate(pixels)))
+    assert list(found) == list(range(40))
+    features = np.stack(list(found.values()))
+    assert features.shape == (40, width)
+    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5) == normalise
+
+    head = fit_head(features, labels, HeadSettings("svm")).as_log_odds()
+    aucs = cross_validate_auc(features, labels, "svm")
+    made = tmp_path / "made"
+    sha256 = save_head(made / "weights.pth", head)
+    state = torch.load(made / "weights.pth", weights_only=True)["model"]
+    assert {key: tuple(tensor.shape) for key, tensor in state.items()} == {
+        "fc.weight": (1, width),
+        "fc.bias": (1,),
+    }, "as published"
+    card = write_head_card(
+        made / "card.yaml",
+        base,
+        name="mine",
+        weights=made / "weights.pth",
+        sha256=sha256,
+        fit=FitFacts("svm", "mine.csv", 20, 20, aucs),
+    )
+    assert card == load_card(made / "card.yaml")
+    assert (card.name, card.preprocessing, card.architecture.arguments) == (
+        "mine",
+        base.preprocessing,
+        base.architecture.arguments,
+    )
+    (figure,) = card.published
+    assert (figure.metric, figure.n, figure.verified) == ("ROC AUC", 40, True)
+    assert figure.value == pytest.approx(np.mean(aucs), abs=1e-4)
+    assert load_detector(card, precision="fp32").score(pixels) == pytest.approx(
+        head.score(features), abs=1e-4
+    )
+
+
+def test_head_card_names_shipped_and_describes_other_backbones(tmp_path):
+    given = {
+        "name": "mine",
+        "weights": tmp_path / "weights.pth",
+        "sha256": "0" * 64,
+        "fit": FitFacts("svm", "mine.csv", 5, 5, [0.5]),
+    }
+    for base in (load_card("unifd"), load_card("clip-d-10k-plus:thumb1024")):
+        written = write_head_card(tmp_path / "card.yaml", base, **given)
+        data = yaml.safe_load((tmp_path / "card.yaml").read_text())
+        assert data["backbone"] == base.backbone.name
+        assert (written.backbone, written.preprocessing) == (base.backbone, base.preprocessing)
+    small, _ = small_card(tmp_path)
+    renamed = small.model_copy(
+        update={"backbone": small.backbone.model_copy(update={"name": "unifd"})}
+    )
+    other = write_head_card(tmp_path / "other.yaml", renamed, **given)
+    assert isinstance(other.backbone, Backbone)
+    assert other.backbone.weights.uri == str(tmp_path / "clip.safetensors")
+
+
+def test_backbone_of_another_family_or_without_weights_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match="clip-linear"):
+        load_backbone_detector(load_card("touchstone-tiny"))
+    base, _ = small_card(tmp_path)
+    (tmp_path / "clip.safetensors").unlink()
+    with pytest.raises(DetectorError, match=r"small-tower.*clip\.safetensors"):
+        load_backbone_detector(base)

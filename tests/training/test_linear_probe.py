@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.linear_head import FeatureReader, fit_head
 from ray_app.errors import ConfigError
 from ray_app.storage import Store
+from ray_app.training.embeddings import embed_images
+from ray_app.training.fit_head import load_backbone_detector
+from ray_app.training.head import fit_head
 from ray_app.training.run import train
 from tests.detectors.small_clip import small_card
 from tests.training.conftest import config, facts_of
@@ -44,15 +46,15 @@ def test_a_head_is_fitted_to_features_of_every_row_once_and_to_nothing_else(
     features, labels = (
         np.concatenate([part[name] for part in parts]) for name in ("features", "labels")
     )
-    head = fit_head(features, labels, "logistic")
+    head = fit_head(features, labels).as_log_odds()
     exported = load_detector(out / "card.yaml").network.fc
     np.testing.assert_allclose(exported.weight.detach().numpy(), head.weight, rtol=1e-6)
     np.testing.assert_allclose(exported.bias.item(), head.bias, rtol=1e-6)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 3), dtype=np.uint8)
-    alone = (
-        FeatureReader(load_card(tmp_path / "card.yaml")).read(pixels) @ head.weight[0] + head.bias
-    )
-    np.testing.assert_allclose(load_detector(out / "card.yaml").score(pixels), alone, atol=1e-4)
+    backbone = load_backbone_detector(load_card(tmp_path / "card.yaml"))
+    vectors = np.stack([vector for _, vector in embed_images(backbone, enumerate(pixels))])
+    scores = load_detector(out / "card.yaml").score(pixels)
+    np.testing.assert_allclose(scores, head.score(vectors), atol=1e-4)
 
     # Interrupted before its end, it computes only the block that is missing.
     store = Store.open(str(out))

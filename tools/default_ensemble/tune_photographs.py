@@ -32,8 +32,8 @@ from torch.nn import functional
 
 from ray_app.detectors import load_card
 from ray_app.detectors.families.frozen import StageBackbone
-from ray_app.detectors.linear_head import even_weights
 from ray_app.images import ImageLimits, decode_image
+from ray_app.training.head import even_weights
 from ray_app.transforms import ops
 from ray_app.transforms.policies.in_the_wild import InTheWild
 

@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from ray_app.config import CONFIG_VARIABLE, config_file, named_configs, validate
 from ray_app.detectors import licences
 from ray_app.detectors.callables.process import CallableProcess, Found, OpenedDetector
 from ray_app.detectors.card import DetectorCard, load_card
 from ray_app.detectors.card_sections import formula_image
+from ray_app.detectors.card_writer import write_card
 from ray_app.detectors.registry import refuse_retired_family
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError, DetectorError
@@ -155,9 +154,7 @@ def add_callable(wanted: CallableAddition) -> AddedCard:
             "source": f"scored when this card was written, with {said or 'none of the libraries that are looked for'}",
         }]  # fmt: skip
     validate(described, DetectorCard, where=str(path))
-    path.write_text(
-        yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8"
-    )
+    write_card(path, described)
     return AddedCard(load_card(path), path, opened, score, failure)
 
 

@@ -3,11 +3,11 @@
 import csv
 import io
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from ray_app.config import is_named
 from ray_app.detectors.card import split_variant
+from ray_app.detectors.card_writer import write_card
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData
@@ -59,8 +59,8 @@ def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationD
     labels = held_out_path(path)
     folder = Store.open(str(path.parent))
     folder.write(labels.name, _label_table(held_out).encode())
-    head = _HEAD.format(run=run, labels=labels.name)
-    folder.write(path.name, (head + card_text(card)).encode())
+    comment = _HEAD.format(run=run, labels=labels.name)
+    write_card(path, card_facts(card), comment=comment, is_compact=True)
     assert decision_facts(load_ensemble_card(path)) == decision_facts(card), (
         f"{path} does not say what was fitted"
     )
@@ -83,10 +83,8 @@ def _label_table(images: CalibrationData) -> str:
     return text.getvalue()
 
 
-def card_text(card: EnsembleCard) -> str:
-    """A card as YAML: in the order of its keys, without what it leaves open; lists and sections
-    that hold no others are one row.
-    """
+def card_facts(card: EnsembleCard) -> dict[str, Any]:
+    """Return the keys and values of a card without what it leaves open."""
     facts = card.model_dump(mode="json", exclude_none=True)
     for member in facts["members"]:
         if member["weight"] == 1:
@@ -95,7 +93,4 @@ def card_text(card: EnsembleCard) -> str:
         for key in ("edges", "words"):
             if not feature[key]:
                 del feature[key]
-    text: str = yaml.safe_dump(
-        facts, default_flow_style=None, sort_keys=False, allow_unicode=True, width=140
-    )
-    return text
+    return facts

@@ -1,0 +1,320 @@
+"""Fit a linear head to vectors of images (`fit_head`), and judge it on images that it did not see.
+
+`detectors fit`, the method `linear-probe`, and the method `identify` call these functions. They
+differ in the labels: real and fake, or the number of a generator. scikit-learn fits, and is
+imported only then.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.errors import ConfigError
+from ray_app.identification.identifier import unit
+
+Classifier = Literal["svm", "logistic", "cosine"]
+BinaryClassifier = Literal["svm", "logistic"]
+BINARY_CLASSIFIERS: tuple[BinaryClassifier, ...] = get_args(BinaryClassifier)
+MIN_PER_CLASS = 5
+"""With fewer images of a class, not every one of five folds has one of each class."""
+MAX_FOLDS = 5
+_SEED = 0
+_MAX_ITERATIONS = {"svm": 10_000, "logistic": 2_000, "cosine": 200}
+
+Vectors = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
+Logits = npt.NDArray[np.float64]
+Groups = Sequence[str]
+
+
+class HeadSettings(NamedTuple):
+    """How a head is fitted.
+
+    Attributes:
+        classifier: `svm` is scikit-learn's LinearSVC, whose score ranks, but is not a log-odds
+            until it is calibrated. `logistic` is its LogisticRegression. `cosine` compares
+            directions alone.
+        c: The inverse strength of the penalty, for centred vectors with a mean square length of 1.
+        is_balanced: Whether all classes weigh the same, however many images they have.
+        scales_each: Whether each number of a vector is scaled by its own standard deviation. If
+            not, one factor scales all.
+    """
+
+    classifier: Classifier = "logistic"
+    c: float = 1.0
+    is_balanced: bool = True
+    scales_each: bool = False
+
+
+class LogOddsHead(NamedTuple):
+    """A head of one row: vectors · `weight` + `bias` is the log-odds of the second class.
+
+    Attributes:
+        weight: (1, d) float32.
+        bias: One number.
+    """
+
+    weight: Vectors
+    bias: float
+
+    def score(self, vectors: Vectors) -> Vectors:
+        """Return log-odds (n,) of vectors (n, d)."""
+        scores: Vectors = vectors @ self.weight[0] + self.bias
+        return scores
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head with one row per class. It takes vectors as they come.
+
+    Attributes:
+        classes: The label of each row, ascending.
+        weight: (k, d). Directions of unit length if `scale` is not None.
+        bias: (k,).
+        scale: The factor of a cosine. None if the head takes vectors at their own length.
+    """
+
+    classes: Labels
+    weight: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
+    scale: float | None = None
+
+    def logits(self, vectors: Vectors) -> Logits:
+        """Return logits (n, k) of vectors (n, d)."""
+        if self.scale is None:
+            return vectors @ self.weight.T + self.bias
+        return self.scale * (unit(vectors) @ self.weight.T) + self.bias
+
+    def as_log_odds(self) -> LogOddsHead:
+        """Return a head of two classes as one row."""
+        first, second = self.weight
+        row = (second - first)[None].astype(np.float32)
+        return LogOddsHead(row, float(self.bias[1] - self.bias[0]))
+
+
+class Fold(NamedTuple):
+    """A head, and the rows of the images whose groups it did not see."""
+
+    head: Head
+    unseen: Labels
+
+
+def fit_head(
+    vectors: Vectors,
+    labels: Labels,
+    settings: HeadSettings = HeadSettings(),  # noqa: B008 - immutable
+    weights: Weights | None = None,
+) -> Head:
+    """Fit a head to images of two or more classes.
+
+    Args:
+        vectors: (n, d).
+        labels: (n,).
+        settings: How the head is fitted.
+        weights: (n,) of the images; all weigh the same by default.
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
+    if settings.is_balanced:
+        weights = weights * _class_weights(labels, weights)
+    if settings.classifier == "cosine":
+        return _fit_cosine(vectors, labels, settings, weights)
+    return _fit_linear(vectors, labels, settings, weights)
+
+
+def split_folds(labels: Labels, groups: Groups | None = None) -> list[tuple[Labels, Labels]]:
+    """Divide images into up to five folds with all classes, each as its (seen, unseen) rows.
+
+    Args:
+        labels: (n,).
+        groups: (n,) names of groups, which no fold divides. By default each image is a group.
+
+    Returns:
+        The folds. None if all images of a class are of one group.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    rows_by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    units = [
+        len(rows) if groups is None else len({groups[row] for row in rows.tolist()})
+        for rows in rows_by_class
+    ]
+    count = min(MAX_FOLDS, *units)
+    if count < 2:
+        return []
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    folds = splitter(count, shuffle=True, random_state=_SEED).split(labels, labels, groups)
+    return list(folds)
+
+
+def fit_folds(
+    vectors: Vectors,
+    labels: Labels,
+    folds: Sequence[tuple[Labels, Labels]],
+    settings: HeadSettings = HeadSettings(),  # noqa: B008 - immutable
+    weights: Weights | None = None,
+) -> Iterator[Fold]:
+    """Fit a head per fold, as `fit_head` does, to the images that the fold shows it.
+
+    A fold that shows images of one class only is left out.
+    """
+    for seen, unseen in folds:
+        if len(np.unique(labels[seen])) > 1:
+            own_weights = None if weights is None else weights[seen]
+            yield Fold(fit_head(vectors[seen], labels[seen], settings, own_weights), unseen)
+
+
+def cross_validate_auc(
+    vectors: Vectors,
+    labels: Labels,
+    classifier: BinaryClassifier = "logistic",
+    groups: Groups | None = None,
+    weights: Weights | None = None,
+) -> list[float]:
+    """Measure the ROC AUC of a head of two classes per fold, on images that it did not see.
+
+    A fold whose images are of one class only has no AUC and is left out.
+
+    Args:
+        vectors: (n, d).
+        labels: (n,), 1 for fake.
+        classifier: The classifier.
+        groups: (n,) names of groups, which no fold divides. By default each image is a group.
+        weights: (n,) of the images in the fit.
+
+    Raises:
+        ConfigError: A class has too few images, or all its images are of one group.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    require_enough(labels)
+    folds = split_folds(labels, groups)
+    if not folds:
+        raise ConfigError(
+            "all images of one class are of one group: nothing is left to validate on",
+            hint="give more groups, or none at all",
+        )
+    settings = HeadSettings(classifier)
+    return [
+        float(roc_auc_score(labels[unseen], head.as_log_odds().score(vectors[unseen])))
+        for head, unseen in fit_folds(vectors, labels, folds, settings, weights)
+        if len(np.unique(labels[unseen])) == 2
+    ]
+
+
+def require_enough(labels: Labels) -> None:
+    """Check that there are enough images of both classes for a head and its validation.
+
+    Args:
+        labels: (n,), 1 for fake.
+
+    Raises:
+        ConfigError: A class has too few images.
+    """
+    counts = {"real": int((labels == 0).sum()), "fake": int((labels == 1).sum())}
+    few = [f"{count} {name}" for name, count in counts.items() if count < MIN_PER_CLASS]
+    if few:
+        raise ConfigError(
+            f"too few images to fit a head: {' and '.join(few)}",
+            hint=f"at least {MIN_PER_CLASS} of each class are needed",
+        )
+
+
+def even_weights(labels: Labels, groups: Groups, power: float = 0.0) -> Weights:
+    """Return weights (n,) that add up to n.
+
+    Args:
+        labels: (n,).
+        groups: (n,) names of groups.
+        power: A group of a class with m images weighs m to this power: 0 for all groups alike, 1
+            for all images alike.
+    """
+    units = list(zip(labels.tolist(), groups, strict=True))
+    sizes = Counter(units)
+    weights: Weights = np.array([sizes[unit] ** (power - 1) for unit in units], np.float64)
+    weights *= len(units) / weights.sum()
+    return weights
+
+
+def balanced_weights(labels: Labels) -> Weights:
+    """Return weights (n,) of mean 1 with which all classes weigh the same."""
+    return _class_weights(labels, np.ones(len(labels)))
+
+
+def _class_weights(labels: Labels, weights: Weights) -> Weights:
+    """Return factors (n,) with which all classes weigh the same."""
+    classes, codes = np.unique(labels, return_inverse=True)
+    totals = np.bincount(codes, weights)
+    factors: Weights = totals.sum() / (len(classes) * totals)
+    return factors[codes]
+
+
+def spread_of(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return standard deviations (d,) of rows (n, d), none of which is near 0: what hardly varies
+    counts for little.
+    """
+    spread = rows.std(axis=0, dtype=np.float64)
+    return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)
+
+
+def _fit_linear(vectors: Vectors, labels: Labels, settings: HeadSettings, weights: Weights) -> Head:
+    """Fit by scikit-learn; the shift and scale of the vectors become part of the head."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    centre = vectors.mean(axis=0, dtype=np.float64)
+    centred = vectors - centre
+    scale: float | npt.NDArray[np.float64] = (
+        spread_of(vectors) * math.sqrt(vectors.shape[1])
+        if settings.scales_each
+        else float(np.sqrt((centred**2).sum(axis=1).mean())) or 1.0
+    )
+    kind = LinearSVC if settings.classifier == "svm" else LogisticRegression
+    most = _MAX_ITERATIONS[settings.classifier]
+    model = kind(C=settings.c, random_state=_SEED, max_iter=most).fit(
+        centred / scale, labels, sample_weight=weights
+    )
+    weight, bias = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn gives the log-odds of the second class.
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scale
+    return Head(model.classes_, weight, bias - weight @ centre)
+
+
+def _fit_cosine(vectors: Vectors, labels: Labels, settings: HeadSettings, weights: Weights) -> Head:
+    """Fit directions and one scale by L-BFGS, from the mean directions of the classes.
+
+    The objective is the weighted log loss × c + scale² / 2.
+    """
+    import torch
+    from torch.nn import functional
+
+    classes, codes = np.unique(labels, return_inverse=True)
+    given, wanted, shares = (
+        torch.from_numpy(unit(vectors)),
+        torch.from_numpy(codes),
+        torch.from_numpy(weights).float(),
+    )
+    start = unit(np.stack([vectors[codes == code].mean(axis=0) for code in range(len(classes))]))
+    weight = torch.from_numpy(start).requires_grad_()
+    log_scale = torch.tensor(math.log(10.0), requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, log_scale], max_iter=_MAX_ITERATIONS["cosine"], line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        logits = log_scale.exp() * given @ functional.normalize(weight, dim=1).T
+        errors = shares * functional.cross_entropy(logits, wanted, reduction="none")
+        loss = (errors.sum() * settings.c + log_scale.exp() ** 2 / 2) / (settings.c * len(codes))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    directions = functional.normalize(weight, dim=1).detach().double().numpy()
+    return Head(classes, directions, np.zeros(len(classes)), math.exp(log_scale.item()))
