@@ -434,10 +434,11 @@ def write_identifier(
         unreadable_files=file_notes.name_files(file_notes.write_unreadable(out)),
         seconds=round(time.monotonic() - began, 2),
     )
-    metrics = document.to_dict()
-    out.write("report.html", render_identifier_report(metrics).encode())
-    out.write(export.METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
-    return metrics
+    metrics = json.dumps(document.to_dict(), indent=2, ensure_ascii=False)
+    content: dict[str, Any] = json.loads(metrics)  # Lists, as any later call returns them.
+    out.write("report.html", render_identifier_report(content).encode())
+    out.write(export.METRICS, metrics.encode())
+    return content
 
 
 def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:

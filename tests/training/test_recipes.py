@@ -6,33 +6,45 @@ import io
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import timm
 import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
 
+from benchmarks.seeded import seeded_card
 from ray_app.config import load_yaml, named_configs, read_mapping, validate
 from ray_app.datasets import DatasetSource, index_source
 from ray_app.datasets.layouts import LAYOUTS, make_layout
 from ray_app.datasets.sampling import SampleOrder
-from ray_app.detectors import load_card
+from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.maskclip import LEARNING, trainable_parameters
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.detector import DetectorLearner
+from ray_app.training.embeddings import embed
+from ray_app.training.head import cross_validate_auc, fit_head
+from ray_app.training.identifier import fit
 from ray_app.training.learner import rate_at
 from ray_app.training.loader import BatchLoader, measure_real
 from ray_app.training.networks import deployable, network_for, training_card
 from ray_app.transforms.policy import make_policy
 from tests.datasets.published import write_parquet
-from tests.detectors.small_frozen import seeded_frozen
+from tests.detectors.small_frozen import seeded_frozen, small_frozen
+from tests.scoring.eight import TOWER
 from tests.training.made import picture
 from tests.training.small_recipes import TINY, VIT
 
 FILES = named_configs("train")
+HEADS = [
+    name
+    for name, path in FILES.items()
+    if read_mapping(path).get("method") in ("linear-probe", "identify")
+]
 STEPS, MADE, BATCH = 20, 6, 8  # of a small training, and those that are made
 
 
@@ -178,6 +190,43 @@ def test_a_few_steps_on_tiny_widths(name, rows):
         key: bool((value != before[key]).any()) for key, value in learner.network.named_parameters()
     }
     assert moved == {key: value.requires_grad for key, value in learner.network.named_parameters()}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_recipe_fits_to_twenty_batches_of_images(name, rows, tmp_path):
+    """Backbones of foundation models and of CLIP are small and seeded; the others are shipped."""
+    recipe = load_yaml(FILES[name], TrainConfig)
+    card = seeded_card(small_backbone(training_card(recipe)), tmp_path)
+    policy = make_policy(recipe.augmentation, side=card.preprocessing.shape[0])
+    table = pa.concat_tables([rows["plain"]] * 2)
+    loader = BatchLoader(table, card.preprocessing, policy=policy, seed=recipe.loop.seed)
+    detector = load_detector(card, precision="fp32", slots=2)
+    detector.keep_embeddings()
+    blocks = [embed(detector, loader, part) for part in np.split(np.arange(2 * STEPS), STEPS)]
+    vectors = np.concatenate([block.vectors for block in blocks])
+    labels = np.concatenate([block.labels for block in blocks])
+    assert len(labels) == 2 * STEPS
+    if recipe.method == "identify":
+        codes = np.arange(len(labels)) % 3
+        fitted = fit(vectors, codes, [str(row) for row in range(len(codes))], recipe.identify)
+        assert fitted.tensors["weight"].shape == (3, vectors.shape[1])
+        assert all(np.isfinite(tensor).all() for tensor in fitted.tensors.values())
+    else:
+        head = fit_head(vectors, labels).as_log_odds()
+        assert len(cross_validate_auc(vectors, labels)) == 5
+        assert roc_auc_score(labels, head.score(vectors)) > 0.5
+
+
+def small_backbone(card):
+    """The card with a small backbone, if the shipped files do not have its own."""
+    if card.name.startswith("vfm-"):
+        return small_frozen(card)
+    if card.family != "clip-linear":
+        return card
+    tower = card.backbone.architecture
+    small = tower.model_copy(update={"arguments": {**tower.arguments, **TOWER}})
+    backbone = card.backbone.model_copy(update={"architecture": small})
+    return card.model_copy(update={"backbone": backbone})
 
 
 def published(name, folder, network):
