@@ -73,182 +73,6 @@ class Embeddings:
         return len(self.rows)
 
 
-def embed_images(
-    detector: "Detector", images: Iterable[tuple[Key, Pixels]]
-) -> Iterator[tuple[Key, Vector]]:
-    """Yield each prepared image's key with its embedding (d,), one batch of images in memory.
-
-    A batch is filled up to the detector's slots, as in scoring. If the detector takes any size,
-    images go through one by one.
-
-    Args:
-        detector: A detector that keeps embeddings (`Detector.keep_embeddings`).
-        images: (height, width, 3) pixels, each with its key.
-    """
-    step = min(detector.card.batch or detector.slots, detector.slots)
-    is_one_size = detector.card.preprocessing.shape is not None
-    remaining = iter(images)
-    while batch := list(islice(remaining, step if is_one_size else 1)):
-        pixels = [image for _, image in batch]
-        if is_one_size:
-            pixels += [np.zeros_like(pixels[0])] * (step - len(pixels))
-        given = torch.from_numpy(np.stack(pixels))
-        vectors = detector.read(detector.normalise(given)).embeddings
-        assert vectors is not None, "keep_embeddings was called"
-        keys = [key for key, _ in batch]
-        yield from zip(keys, vectors.float().cpu().numpy()[: len(keys)], strict=True)
-
-
-def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
-    """Return the embeddings of some rows (n,) without those that cannot be read. No Ray.
-
-    Args:
-        detector: A detector that keeps embeddings.
-        loader: Reads the rows.
-        rows: Ascending.
-    """
-    labels, unreadable = dict[int, int](), dict[int, str]()
-
-    def readable() -> Iterator[tuple[int, Pixels]]:
-        for slot, found in loader.made(rows, rows):
-            row = int(rows[slot])
-            if isinstance(found, TrainingSample):
-                labels[row] = found.label
-                yield row, found.image
-            else:
-                unreadable[row] = str(found)
-
-    vectors = dict(embed_images(detector, readable()))
-    places = sorted(vectors)
-    return Embeddings(
-        np.stack([vectors[row] for row in places]) if places else np.empty((0, 0), np.float32),
-        np.array([labels[row] for row in places], np.int64),
-        np.array(places, np.int64),
-        detector.precision,
-        unreadable,
-    )
-
-
-def keep_block(out: Store, split: str, first: int, found: Embeddings) -> None:
-    """Keep a block of a split's rows; `first`: which of the wanted ones it begins with."""
-    _write_block(
-        out,
-        _file(split, first),
-        features=found.vectors,
-        labels=found.labels,
-        rows=found.rows,
-        precision=found.precision,
-    )
-
-
-def kept_embeddings(out: Store, split: str) -> Embeddings:
-    """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing,
-    or of two precisions.
-    """
-    full = [block for block in _read_blocks(out.below(f"{FOLDER}/{split}")) if len(block["rows"])]
-    if not full:
-        raise TouchstoneError(
-            f"not one of the {split} images could be read", hint="is the source still there?"
-        )
-    made_in = sorted({str(block["precision"]) for block in full})
-    if len(made_in) > 1:
-        raise TouchstoneError(
-            f"{out.url}: some features were computed in {made_in[0]} and some in {made_in[1]}",
-            hint=f"remove {FOLDER}/, and they are made anew",
-        )
-    vectors, labels, rows = (
-        np.concatenate([block[name] for block in full]) for name in ("features", "labels", "rows")
-    )
-    return Embeddings(vectors, labels, rows, made_in[0])
-
-
-class FeatureFolder:
-    """The embeddings of images by the SHA-256 of their bytes, in a folder for all backbones.
-
-    Args:
-        url: Path or fsspec URL of the folder.
-        detector: The detector that computes them. Others whose `embedding_facts` are equal share
-            them.
-    """
-
-    def __init__(self, url: str, detector: "Detector") -> None:
-        facts = embedding_facts(detector.card, precision=detector.precision, resize=detector.resize)
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self._store = Store.open(url).below(digest[:16])
-        self._detector = detector
-        self.vectors: dict[str, Vector] = {}
-        for block in _read_blocks(self._store):
-            self.vectors |= zip(block["sha256"].tolist(), block["features"], strict=True)
-
-    def compute(self, images: Iterable[tuple[str, Pixels]]) -> None:
-        """Compute and keep the embeddings of images that the folder does not have, each with its
-        SHA-256. An interruption keeps those that were computed.
-        """
-        block: dict[str, Vector] = {}
-        try:
-            for sha256, vector in embed_images(self._detector, images):
-                block[sha256] = vector
-                if len(block) == BLOCK_IMAGES:
-                    self._keep(block)
-                    block = {}
-        finally:
-            if block:
-                self._keep(block)
-
-    def _keep(self, block: Mapping[str, Vector]) -> None:
-        features = np.stack(list(block.values()))
-        _write_block(self._store, f"{min(block)}.npz", sha256=list(block), features=features)
-        self.vectors |= block
-
-
-def _write_block(store: Store, name: str, **arrays: npt.ArrayLike) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    store.write(name, buffer.getvalue())
-
-
-def _read_blocks(store: Store) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
-    """Yield the blocks of a folder by name. Raises StorageError for a damaged file."""
-    for name in sorted(store.names("")):
-        try:
-            with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as file:
-                yield dict(file)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise StorageError(
-                f"{store.url}/{name}: not a file of features: {error}",
-                hint="delete it, and the same command computes its features again",
-            ) from None
-
-
-def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
-    """A column of the labels (`datasets.labels.INPUT`) of some rows of a labelled table; None where
-    an image has none.
-    """
-    values: list[Any] = (
-        rows["input"].combine_chunks().field(name).take(pa.array(places)).to_pylist()
-    )
-    return values
-
-
-def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
-    """What decided these embeddings (`detectors.linear_head.embedding_facts`), as plain JSON for a
-    card that reads such ones.
-    """
-    facts = embedding_facts(
-        card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact"
-    )
-    content: dict[str, Any] = json.loads(json.dumps(facts))
-    return content
-
-
-def groups_of(rows: pa.Table, places: Integers) -> list[str]:
-    """The group of each row; a row without one is its own."""
-    named = column_of(rows, places, "group")
-    return [
-        name if name is not None else f"row {row}" for name, row in zip(named, places, strict=True)
-    ]
-
-
 def scoring_detector(job: TrainingJob) -> "Detector":
     """The detector of the job's card as `touchstone score` loads it."""
     from ray_app.detectors import load_detector
@@ -285,6 +109,124 @@ def compute_embeddings(
         _require_readable(
             job, split, sum(len(block.rows) for block in blocks if block.split == split)
         )
+
+
+def keep_block(out: Store, split: str, first: int, found: Embeddings) -> None:
+    """Keep a block of a split's rows; `first`: which of the wanted ones it begins with."""
+    _write_block(
+        out,
+        _file(split, first),
+        features=found.vectors,
+        labels=found.labels,
+        rows=found.rows,
+        precision=found.precision,
+    )
+
+
+def kept_embeddings(out: Store, split: str) -> Embeddings:
+    """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing,
+    or of two precisions.
+    """
+    full = [block for block in _read_blocks(out.below(f"{FOLDER}/{split}")) if len(block["rows"])]
+    if not full:
+        raise TouchstoneError(
+            f"not one of the {split} images could be read", hint="is the source still there?"
+        )
+    made_in = sorted({str(block["precision"]) for block in full})
+    if len(made_in) > 1:
+        raise TouchstoneError(
+            f"{out.url}: some features were computed in {made_in[0]} and some in {made_in[1]}",
+            hint=f"remove {FOLDER}/, and they are made anew",
+        )
+    vectors, labels, rows = (
+        np.concatenate([block[name] for block in full]) for name in ("features", "labels", "rows")
+    )
+    return Embeddings(vectors, labels, rows, made_in[0])
+
+
+def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
+    """A column of the labels (`datasets.labels.INPUT`) of some rows of a labelled table; None where
+    an image has none.
+    """
+    values: list[Any] = (
+        rows["input"].combine_chunks().field(name).take(pa.array(places)).to_pylist()
+    )
+    return values
+
+
+def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
+    """What decided these embeddings (`detectors.linear_head.embedding_facts`), as plain JSON for a
+    card that reads such ones.
+    """
+    facts = embedding_facts(
+        card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact"
+    )
+    content: dict[str, Any] = json.loads(json.dumps(facts))
+    return content
+
+
+def groups_of(rows: pa.Table, places: Integers) -> list[str]:
+    """The group of each row; a row without one is its own."""
+    named = column_of(rows, places, "group")
+    return [
+        name if name is not None else f"row {row}" for name, row in zip(named, places, strict=True)
+    ]
+
+
+def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
+    """Return the embeddings of some rows (n,) without those that cannot be read. No Ray.
+
+    Args:
+        detector: A detector that keeps embeddings.
+        loader: Reads the rows.
+        rows: Ascending.
+    """
+    labels, unreadable = dict[int, int](), dict[int, str]()
+
+    def readable() -> Iterator[tuple[int, Pixels]]:
+        for slot, found in loader.made(rows, rows):
+            row = int(rows[slot])
+            if isinstance(found, TrainingSample):
+                labels[row] = found.label
+                yield row, found.image
+            else:
+                unreadable[row] = str(found)
+
+    vectors = dict(embed_images(detector, readable()))
+    places = sorted(vectors)
+    return Embeddings(
+        np.stack([vectors[row] for row in places]) if places else np.empty((0, 0), np.float32),
+        np.array([labels[row] for row in places], np.int64),
+        np.array(places, np.int64),
+        detector.precision,
+        unreadable,
+    )
+
+
+def embed_images(
+    detector: "Detector", images: Iterable[tuple[Key, Pixels]]
+) -> Iterator[tuple[Key, Vector]]:
+    """Yield each prepared image's key with its embedding (d,), one batch of images in memory.
+
+    A batch is filled up to the detector's slots, as in scoring. If the detector takes any size,
+    images go through one by one.
+
+    Args:
+        detector: A detector that keeps embeddings (`Detector.keep_embeddings`).
+        images: (height, width, 3) pixels, each with its key.
+    """
+    step = min(detector.card.batch or detector.slots, detector.slots)
+    is_one_size = detector.card.preprocessing.shape is not None
+    remaining = iter(images)
+    while batch := list(islice(remaining, step if is_one_size else 1)):
+        pixels = [image for _, image in batch]
+        if is_one_size:
+            pixels += [np.zeros_like(pixels[0])] * (step - len(pixels))
+        given = torch.from_numpy(np.stack(pixels))
+        vectors = detector.read(detector.normalise(given)).embeddings
+        assert vectors is not None, "keep_embeddings was called"
+        keys = [key for key, _ in batch]
+        yield from zip(keys, vectors.float().cpu().numpy()[: len(keys)], strict=True)
 
 
 class Embedder(Stage):
@@ -384,3 +326,61 @@ def require_own_weights(job: TrainingJob) -> None:
 
 def _file(split: str, first: int) -> str:
     return f"{FOLDER}/{split}/{first:08d}.npz"
+
+
+class FeatureFolder:
+    """The embeddings of images by the SHA-256 of their bytes, in a folder for all backbones.
+
+    Args:
+        url: Path or fsspec URL of the folder.
+        detector: The detector that computes them. Others whose `embedding_facts` are equal share
+            them.
+    """
+
+    def __init__(self, url: str, detector: "Detector") -> None:
+        facts = embedding_facts(detector.card, precision=detector.precision, resize=detector.resize)
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self._store = Store.open(url).below(digest[:16])
+        self._detector = detector
+        self.vectors: dict[str, Vector] = {}
+        for block in _read_blocks(self._store):
+            self.vectors |= zip(block["sha256"].tolist(), block["features"], strict=True)
+
+    def compute(self, images: Iterable[tuple[str, Pixels]]) -> None:
+        """Compute and keep the embeddings of images that the folder does not have, each with its
+        SHA-256. An interruption keeps those that were computed.
+        """
+        block: dict[str, Vector] = {}
+        try:
+            for sha256, vector in embed_images(self._detector, images):
+                block[sha256] = vector
+                if len(block) == BLOCK_IMAGES:
+                    self._keep(block)
+                    block = {}
+        finally:
+            if block:
+                self._keep(block)
+
+    def _keep(self, block: Mapping[str, Vector]) -> None:
+        features = np.stack(list(block.values()))
+        _write_block(self._store, f"{min(block)}.npz", sha256=list(block), features=features)
+        self.vectors |= block
+
+
+def _write_block(store: Store, name: str, **arrays: npt.ArrayLike) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    store.write(name, buffer.getvalue())
+
+
+def _read_blocks(store: Store) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Yield the blocks of a folder by name. Raises StorageError for a damaged file."""
+    for name in sorted(store.names("")):
+        try:
+            with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as file:
+                yield dict(file)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise StorageError(
+                f"{store.url}/{name}: not a file of features: {error}",
+                hint="delete it, and the same command computes its features again",
+            ) from None
