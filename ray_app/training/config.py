@@ -370,7 +370,7 @@ class FitHeadConfig(Frozen):
     )
     features: str | None = Field(
         default=None,
-        description="folder of kept features, which heads can share; DIR/features if not set",
+        description="folder of kept features, which heads can share; features/ in the folder of the head if not set",
     )
     install: bool = Field(
         default=False,

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +20,8 @@ from ray_app.errors import ConfigError, DetectorError
 from tests.detectors.conftest import one_thread  # noqa: F401  (an autouse fixture of that folder)
 from tests.detectors.small_clip import small_card
 from tests.detectors.small_frozen import seeded_frozen
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -120,6 +125,22 @@ def test_a_second_fit_computes_only_features_of_new_images(archive):
     with np.load(new) as block:
         assert len(block["features"]) == 1
     assert not (folder / "other" / "features").exists()
+
+
+def test_a_fit_imports_neither_ray_nor_transformers(archive):
+    folder, base, rows = archive
+    words = [str(base), str(written(folder / "mine.csv", rows)), "--out", str(folder / "head")]
+    script = f"""
+import sys
+from ray_app.cli.main import main
+assert main(["detectors", "fit", *{words!r}]) == 0
+print(*{{"ray", "transformers"}} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""
 
 
 def test_what_cannot_be_read_is_told_and_counted(archive, capsys):
