@@ -98,6 +98,6 @@ def fit(index: str | None, labels: str | None, accepted: tuple[str, ...], **give
         {"labels": index or labels, "accept_licences": accepted, **given},
         (),
     )
-    fitted = fit_labelled_images(config, lambda line: click.echo(line, err=True))
-    click.echo("\n".join(fitted.lines()))
+    lines = fit_labelled_images(config, lambda line: click.echo(line, err=True))
+    click.echo("\n".join(lines))
     return 0

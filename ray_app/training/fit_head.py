@@ -7,7 +7,6 @@ no Ray.
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -68,109 +67,72 @@ class LabelledImage(NamedTuple):
     maker: str
 
 
-@dataclass(frozen=True)
-class GatheredImages:
-    """Images whose features are kept.
+class FittedHead(NamedTuple):
+    """A head that was fitted, and what its card states.
 
     Attributes:
-        used: Images by the SHA-256 of their bytes.
-        refused: URIs of unreadable images, each with the error.
-        rows: The number of rows in the labels file.
-    """
-
-    used: Mapping[str, LabelledImage]
-    refused: Sequence[tuple[str, InputError]]
-    rows: int
-
-    @property
-    def repeated(self) -> int:
-        """The number of rows that repeat an image."""
-        return self.rows - len(self.refused) - len(self.used)
-
-    def lines(self) -> list[str]:
-        """Return what is left out, for people."""
-        lines = []
-        if self.repeated:
-            lines.append(f"{self.repeated} of {self.rows} rows repeat an image and count once")
-        if self.refused:
-            lines.append(
-                f"{len(self.refused)} of {self.rows} images could not be read and are left out:"
-            )
-        lines += [f"  {uri}: {error.status}: {error.detail}" for uri, error in self.refused]
-        return lines
-
-
-class FitFacts(NamedTuple):
-    """The facts of a fit that its card states.
-
-    Attributes:
+        name: The name of the new detector.
+        base: The card with the backbone.
         classifier: The classifier.
         labels: The name of the labels file.
         real: The number of real images.
         fake: The number of fakes.
         aucs: The ROC AUC of each fold.
         seen: Generators and sources of the images.
+        groups: The number of groups of images. 0 if the labels have no groups.
     """
 
+    name: str
+    base: DetectorCard
     classifier: BinaryClassifier
     labels: str
     real: int
     fake: int
     aucs: Sequence[float]
     seen: SeenNames = SeenNames((), (), False)
+    groups: int = 0
 
+    @property
+    def folds(self) -> str:
+        """The folds and the range of their AUC, as a text."""
+        return f"mean of {len(self.aucs)} folds, {min(self.aucs):.3f} to {max(self.aucs):.3f}"
 
-@dataclass(frozen=True)
-class FittedHead:
-    """A head that was fitted and written.
+    def lines(self, card: Path, installed: Path | None) -> list[str]:
+        """Return the result for people.
 
-    Attributes:
-        name: The name of the new detector.
-        base: The name of the card with the backbone.
-        card: The path of the new card.
-        fit: The facts on its card.
-        groups: The number of groups of images. 0 if the labels have no groups.
-        installed: Where the head is installed as the own head of `base`. None if it is not.
-    """
-
-    name: str
-    base: str
-    card: Path
-    fit: FitFacts
-    groups: int
-    installed: Path | None
-
-    def lines(self) -> list[str]:
-        """Return the result for people."""
-        fit = self.fit
+        Args:
+            card: The path of the new card.
+            installed: Where the head is installed as the own head of `base`. None if it is not.
+        """
         lines = [
-            f"{self.name}: fitted to {fit.real} real and {fit.fake} fake images, written to {self.card}"
+            f"{self.name}: fitted to {self.real} real and {self.fake} fake images, written to {card}"
         ]
-        if fit.aucs:
-            mean, low, high = sum(fit.aucs) / len(fit.aucs), min(fit.aucs), max(fit.aucs)
+        if self.aucs:
             unseen = (
                 f"saw neither it nor any other of its group, of which there are {self.groups}"
                 if self.groups
                 else "did not see it"
             )
-            folds = f"mean of {len(fit.aucs)} folds, {low:.3f} to {high:.3f}"
             lines.append(
-                f"cross-validated ROC AUC {mean:.3f} ({folds}); each image was judged by a head that {unseen}"
+                f"cross-validated ROC AUC {np.mean(self.aucs):.3f} ({self.folds}); each image was judged by a head that {unseen}"
             )
         else:
             lines.append("no cross-validated ROC AUC: every fold has images of one class only")
-        lines.append(f"touchstone score SOURCE --detector {self.card} --out RUN")
-        if self.installed is not None:
-            lines.append(f"installed as {self.base}: {self.installed}")
+        lines.append(f"touchstone score SOURCE --detector {card} --out RUN")
+        if installed is not None:
+            lines.append(f"installed as {self.base.name}: {installed}")
         return lines
 
 
-def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) -> FittedHead:
+def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) -> list[str]:
     """Fit a head, and write its card, its weights, and the features.
 
     Args:
         config: The card with the backbone, the labels, and the classifier.
         progress: Receives lines about rows and images that are left out.
+
+    Returns:
+        The result for people.
 
     Raises:
         ConfigError: The labels are invalid, or too few images of a class can be read.
@@ -206,19 +168,34 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
             hint="name a folder; features.npz of 0.27 and before is not read any more",
         )
     features = FeatureFolder(url, load_backbone_detector(base, config.device))
-    images = gather_features(rows, base, features, labels=labels)
-    for line in images.lines():
-        progress(line)
+    images = gather_features(rows, base, features, labels=labels, progress=progress)
 
-    head, fit, groups = _fit(images, features, classifier, labels, is_even=config.even)
-    weights, card = Path(folder) / "weights.pth", Path(folder) / "card.yaml"
-    sha256 = save_head(weights, head)
-    written = write_head_card(card, base, name=name, weights=weights, sha256=sha256, fit=fit)
+    is_fake = np.array([row.label for row in images.values()])
+    require_enough(is_fake)
+    vectors = np.stack([features.vectors[sha256] for sha256 in images])
+    groups = [row.group for row in images.values()]
+    has_groups = any(groups)
+    weights = even_weights(is_fake, groups) if config.even else None
+    aucs = cross_validate_auc(vectors, is_fake, classifier, groups if has_groups else None, weights)
+    head = fit_head(vectors, is_fake, HeadSettings(classifier), weights).as_log_odds()
+    makers = [[row.maker for row in images.values() if row.label == label] for label in (1, 0)]
+    fitted = FittedHead(
+        name,
+        base,
+        classifier,
+        Path(urlsplit(labels).path).name,
+        int((is_fake == 0).sum()),
+        int((is_fake == 1).sum()),
+        aucs,
+        SeenNames.of(*makers),
+        len(set(groups)) if has_groups else 0,
+    )
+    file, path = Path(folder) / "weights.pth", Path(folder) / "card.yaml"
+    card = write_head_card(path, fitted, weights=file, sha256=save_head(file, head))
     if base.terms != "permissive":
         # The head has the terms that were accepted for the backbone.
-        licences.remember_licence(written.name, written.licence)
-    installed = install_head(base, weights) if config.install else None
-    return FittedHead(name, base.name, card, fit, groups, installed)
+        licences.remember_licence(card.name, card.licence)
+    return fitted.lines(path, install_head(base, file) if config.install else None)
 
 
 def load_backbone_detector(
@@ -304,8 +281,13 @@ def _make_labelled(
 
 
 def gather_features(
-    rows: Sequence[LabelledImage], card: DetectorCard, features: FeatureFolder, *, labels: str
-) -> GatheredImages:
+    rows: Sequence[LabelledImage],
+    card: DetectorCard,
+    features: FeatureFolder,
+    *,
+    labels: str,
+    progress: Callable[[str], None],
+) -> Mapping[str, LabelledImage]:
     """Compute the features that the folder does not have.
 
     An interruption keeps the features that were computed so far.
@@ -316,13 +298,17 @@ def gather_features(
         features: Receives the features.
         labels: The file that names the images. Its own web server may be asked for images, and
             all servers on the public Internet.
+        progress: Receives lines about rows and images that are left out.
+
+    Returns:
+        The readable images by the SHA-256 of their bytes.
 
     Raises:
         ConfigError: The same bytes are labelled both real and fake.
     """
     fetcher, limits = Fetcher(signed=[labels]), ImageLimits()
     used: dict[str, LabelledImage] = {}
-    failures: list[tuple[str, InputError]] = []
+    failures: list[str] = []
     log = ProgressLog("fit")
 
     def read_new_images() -> Iterator[tuple[str, Pixels]]:
@@ -335,7 +321,7 @@ def gather_features(
                 if is_new:
                     pixels = card.preprocessing.prepare(decode_image(data, limits).pixels)
             except InputError as error:
-                failures.append((row.uri, error))
+                failures.append(f"  {row.uri}: {error.status}: {error.detail}")
                 continue
             first = used.setdefault(sha256, row)
             if first.label != row.label:
@@ -346,36 +332,13 @@ def gather_features(
                 yield sha256, pixels
 
     features.compute(read_new_images())
-    return GatheredImages(used, failures, len(rows))
-
-
-def _fit(
-    images: GatheredImages,
-    features: FeatureFolder,
-    classifier: BinaryClassifier,
-    labels: str,
-    *,
-    is_even: bool,
-) -> tuple[LogOddsHead, FitFacts, int]:
-    """Return the head, the facts for its card, and the number of groups."""
-    is_fake = np.array([row.label for row in images.used.values()])
-    require_enough(is_fake)
-    vectors = np.stack([features.vectors[sha256] for sha256 in images.used])
-    groups = [row.group for row in images.used.values()]
-    has_groups = any(groups)
-    weights = even_weights(is_fake, groups) if is_even else None
-    aucs = cross_validate_auc(vectors, is_fake, classifier, groups if has_groups else None, weights)
-    head = fit_head(vectors, is_fake, HeadSettings(classifier), weights).as_log_odds()
-    makers = [[row.maker for row in images.used.values() if row.label == label] for label in (1, 0)]
-    fit = FitFacts(
-        classifier,
-        Path(urlsplit(labels).path).name,
-        int((is_fake == 0).sum()),
-        int((is_fake == 1).sum()),
-        aucs,
-        SeenNames.of(*makers),
-    )
-    return head, fit, len(set(groups)) if has_groups else 0
+    if repeated := len(rows) - len(failures) - len(used):
+        progress(f"{repeated} of {len(rows)} rows repeat an image and count once")
+    if failures:
+        progress(f"{len(failures)} of {len(rows)} images could not be read and are left out:")
+    for line in failures:
+        progress(line)
+    return used
 
 
 def save_head(path: Path, head: LogOddsHead) -> str:
@@ -418,27 +381,35 @@ _NOTES = {
 }
 
 
-def write_head_card(
-    path: Path, base: DetectorCard, *, name: str, weights: Path, sha256: str, fit: FitFacts
-) -> DetectorCard:
-    """Write the card of a head fitted for `base`: the same backbone, feature, and preprocessing,
-    with the head's own weights.
+def write_head_card(path: Path, head: FittedHead, *, weights: Path, sha256: str) -> DetectorCard:
+    """Write the card of a head: backbone, feature, and preprocessing of its base, and its own
+    weights.
 
     Raises:
         ConfigError: A card cannot have this name. Nothing is written.
     """
+    base = head.base
     assert base.backbone is not None
     trained_on = TrainingData(
-        name=fit.labels,
-        images=f"{fit.real} real and {fit.fake} fake",
+        name=head.labels,
+        images=f"{head.real} real and {head.fake} fake",
         licence="unknown",
-        **fit.seen._asdict(),
+        **head.seen._asdict(),
     )
+    figure = {
+        "set": f"{head.labels}, cross-validated",
+        "metric": "ROC AUC",
+        "value": round(float(np.mean(head.aucs)), 4) if head.aucs else None,
+        "n": head.real + head.fake,
+        "verified": True,
+        "source": "touchstone detectors fit",
+        "note": f"{head.folds}; no image was judged by a head that saw it" if head.aucs else None,
+    }
     facts = {
-        "name": name,
-        "title": f"{name}: a linear head, fitted to {fit.labels}, on {base.backbone.title}",
+        "name": head.name,
+        "title": f"{head.name}: a linear head, fitted to {head.labels}, on {base.backbone.title}",
         "family": base.family,
-        "architecture": {"name": fit.classifier, "arguments": dict(base.architecture.arguments)},
+        "architecture": {"name": head.classifier, "arguments": dict(base.architecture.arguments)},
         "backbone": _describe_backbone(base.backbone),
         "preprocessing": base.preprocessing.model_dump(mode="json"),
         "weights": {"uri": weights.name, "sha256": sha256, "format": "torch", "unwrap": ["model"]},
@@ -449,28 +420,15 @@ def write_head_card(
         "licence": f"the head is yours; its backbone: {base.backbone.licence}",
         "licence_note": base.backbone.licence_note,
         "terms": base.terms,
-        "citation": f"touchstone detectors fit {base.name} --classifier {fit.classifier}",
+        "citation": f"touchstone detectors fit {base.name} --classifier {head.classifier}",
         "source": base.backbone.source,
         "training_data": trained_on.model_dump(mode="json", exclude_defaults=True),
-        "published": [_describe_auc(fit)] if fit.aucs else [],
-        "notes": list(_NOTES[fit.classifier]),
+        "published": [figure] if head.aucs else [],
+        "notes": list(_NOTES[head.classifier]),
     }
     validate(facts | {"backbone": base.backbone.model_dump()}, DetectorCard, where=str(path))
     write_card(path, facts)
     return load_card(path)
-
-
-def _describe_auc(fit: FitFacts) -> dict[str, Any]:
-    spread = f"mean of {len(fit.aucs)} folds, {min(fit.aucs):.3f} to {max(fit.aucs):.3f}; no image was judged by a head that saw it"
-    return {
-        "set": f"{fit.labels}, cross-validated",
-        "metric": "ROC AUC",
-        "value": round(float(np.mean(fit.aucs)), 4),
-        "n": fit.real + fit.fake,
-        "verified": True,
-        "source": "touchstone detectors fit",
-        "note": spread,
-    }
 
 
 def _describe_backbone(backbone: Backbone) -> str | dict[str, Any]:

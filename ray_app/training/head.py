@@ -98,13 +98,6 @@ class Head:
         return LogOddsHead(row, float(self.bias[1] - self.bias[0]))
 
 
-class Fold(NamedTuple):
-    """A head, and the rows of the images whose groups it did not see."""
-
-    head: Head
-    unseen: Labels
-
-
 def fit_head(
     vectors: Vectors,
     labels: Labels,
@@ -119,9 +112,10 @@ def fit_head(
         settings: How the head is fitted.
         weights: (n,) of the images; all weigh the same by default.
     """
-    weights = np.ones(len(labels)) if weights is None else weights
     if settings.is_balanced:
-        weights = weights * _class_weights(labels, weights)
+        weights = balanced_weights(labels, weights)
+    elif weights is None:
+        weights = np.ones(len(labels))
     if settings.classifier == "cosine":
         return _fit_cosine(vectors, labels, settings, weights)
     return _fit_linear(vectors, labels, settings, weights)
@@ -158,15 +152,15 @@ def fit_folds(
     folds: Sequence[tuple[Labels, Labels]],
     settings: HeadSettings = HeadSettings(),  # noqa: B008 - immutable
     weights: Weights | None = None,
-) -> Iterator[Fold]:
-    """Fit a head per fold, as `fit_head` does, to the images that the fold shows it.
+) -> Iterator[tuple[Head, Labels]]:
+    """Fit a head per fold, as `fit_head` does, to its seen rows, and yield it with the unseen rows.
 
-    A fold that shows images of one class only is left out.
+    A fold whose seen rows are of one class only is left out.
     """
     for seen, unseen in folds:
         if len(np.unique(labels[seen])) > 1:
             own_weights = None if weights is None else weights[seen]
-            yield Fold(fit_head(vectors[seen], labels[seen], settings, own_weights), unseen)
+            yield fit_head(vectors[seen], labels[seen], settings, own_weights), unseen
 
 
 def cross_validate_auc(
@@ -241,17 +235,18 @@ def even_weights(labels: Labels, groups: Groups, power: float = 0.0) -> Weights:
     return weights
 
 
-def balanced_weights(labels: Labels) -> Weights:
-    """Return weights (n,) of mean 1 with which all classes weigh the same."""
-    return _class_weights(labels, np.ones(len(labels)))
+def balanced_weights(labels: Labels, weights: Weights | None = None) -> Weights:
+    """Return weights (n,) of mean 1 with which all classes weigh the same.
 
-
-def _class_weights(labels: Labels, weights: Weights) -> Weights:
-    """Return factors (n,) with which all classes weigh the same."""
+    Args:
+        labels: (n,).
+        weights: (n,) within the classes; all weigh the same by default.
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
     classes, codes = np.unique(labels, return_inverse=True)
     totals = np.bincount(codes, weights)
     factors: Weights = totals.sum() / (len(classes) * totals)
-    return factors[codes]
+    return weights * factors[codes]
 
 
 def spread_of(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

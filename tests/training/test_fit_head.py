@@ -15,7 +15,7 @@ from ray_app.detectors.card import Backbone
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.embeddings import embed_images
 from ray_app.training.fit_head import (
-    FitFacts,
+    FittedHead,
     load_backbone_detector,
     read_labels,
     save_head,
@@ -133,14 +133,8 @@ def test_fitted_head_scores_through_its_card(tmp_path, feature, normalise, width
         "fc.weight": (1, width),
         "fc.bias": (1,),
     }, "as published"
-    card = write_head_card(
-        made / "card.yaml",
-        base,
-        name="mine",
-        weights=made / "weights.pth",
-        sha256=sha256,
-        fit=FitFacts("svm", "mine.csv", 20, 20, aucs),
-    )
+    fitted = FittedHead("mine", base, "svm", "mine.csv", 20, 20, aucs)
+    card = write_head_card(made / "card.yaml", fitted, weights=made / "weights.pth", sha256=sha256)
     assert card == load_card(made / "card.yaml")
     assert (card.name, card.preprocessing, card.architecture.arguments) == (
         "mine",
@@ -156,14 +150,10 @@ def test_fitted_head_scores_through_its_card(tmp_path, feature, normalise, width
 
 
 def test_head_card_names_shipped_and_describes_other_backbones(tmp_path):
-    given = {
-        "name": "mine",
-        "weights": tmp_path / "weights.pth",
-        "sha256": "0" * 64,
-        "fit": FitFacts("svm", "mine.csv", 5, 5, [0.5]),
-    }
+    given = {"weights": tmp_path / "weights.pth", "sha256": "0" * 64}
     for base in (load_card("unifd"), load_card("clip-d-10k-plus:thumb1024")):
-        written = write_head_card(tmp_path / "card.yaml", base, **given)
+        fitted = FittedHead("mine", base, "svm", "mine.csv", 5, 5, [0.5])
+        written = write_head_card(tmp_path / "card.yaml", fitted, **given)
         data = yaml.safe_load((tmp_path / "card.yaml").read_text())
         assert data["backbone"] == base.backbone.name
         assert (written.backbone, written.preprocessing) == (base.backbone, base.preprocessing)
@@ -171,7 +161,8 @@ def test_head_card_names_shipped_and_describes_other_backbones(tmp_path):
     renamed = small.model_copy(
         update={"backbone": small.backbone.model_copy(update={"name": "unifd"})}
     )
-    other = write_head_card(tmp_path / "other.yaml", renamed, **given)
+    fitted = FittedHead("mine", renamed, "svm", "mine.csv", 5, 5, [0.5])
+    other = write_head_card(tmp_path / "other.yaml", fitted, **given)
     assert isinstance(other.backbone, Backbone)
     assert other.backbone.weights.uri == str(tmp_path / "clip.safetensors")
 
