@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         BlockList,
         BlockRef,
         ManifestInfo,
+        copy_manifest,
         guard_of,
         last_listing,
         listed_manifests,

@@ -321,6 +321,33 @@ def close_manifest(store: Store, listed: ManifestInfo) -> ManifestInfo:
     return info
 
 
+def copy_manifest(store: Store, number: int, target: Store) -> None:
+    """Copy a complete manifest into another run, under the same number. An interrupted call can be
+    repeated: the manifest counts there once all of it is there.
+
+    Args:
+        store: The run directory with the manifest.
+        number: The number of the manifest.
+        target: The run directory to write to.
+    """
+
+    def copy(path: str) -> None:
+        target.write(path, store.read(path))
+
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        # Without the `_complete` of its portions, an incomplete copy is not an open manifest.
+        for _ in pool.map(copy, _files_below(store, folder_of(number))):
+            pass
+    path = path_in(number, "_complete")
+    create_file(target, path, store.read(path))
+
+
+def _files_below(store: Store, folder: str) -> Iterator[str]:
+    yield from (f"{folder}/{name}" for name in store.names(folder) if name != "_complete")
+    for name in store.folders(folder):
+        yield from _files_below(store, f"{folder}/{name}")
+
+
 def _numbers(store: Store, folder: str) -> list[int]:
     return sorted(int(name) for name in store.folders(folder) if name.isdigit())
 

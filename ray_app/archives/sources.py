@@ -37,6 +37,9 @@ from ray_app.storage import (
 _RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32
 
 
+EMBEDDINGS = "features"
+"""The kind of a source that has embeddings in place of files (`ray_app.scoring.stored_embeddings`)."""
+
 RETIRED_KINDS = {
     "inventory": "write the uris of the inventory to a table with DuckDB, and give list::TABLE (UPGRADING.md has the query)",
     "simulated": "write the shipped sample archive: touchstone demo --archive-only --out sample",
@@ -312,6 +315,11 @@ def _source_for(
     known = ("files", *CONTAINERS, "list")
     if kind in RETIRED_KINDS:
         raise ConfigError(f"'{kind}::' is retired", hint=RETIRED_KINDS[kind])
+    if kind == EMBEDDINGS:
+        raise ConfigError(
+            f"{strip_secrets(source)}: a run that keeps embeddings is a source of touchstone score",
+            hint="give the files themselves",
+        )
     if kind is not None and kind not in known:
         raise ConfigError(
             f"{strip_secrets(source)}: '{kind}::' is not a kind of source",

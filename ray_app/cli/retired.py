@@ -11,7 +11,7 @@ import click
 
 _TABLE = "append the rows of the finished run with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')"
 _REUSE = "score a list of one file per SHA-256, which DuckDB writes (UPGRADING.md has the query)"
-_RESCORE = "apply a LinearHead or an Identifier to the vectors in RUN/features (docs/heads.md), or score again with --detector CARD"
+_RESCORE = "use touchstone score features::RUN --detector CARD --out NEW, or --identifier CARD"
 
 COMMANDS: dict[str, str] = {
     # Short names from before 0.15.

@@ -18,6 +18,7 @@ _SOURCE_FIELDS = {
     "limit": "--limit",
     "perturb": "--perturb NAME",
     "features": "--features NAME",
+    "identifier": "--identifier NAME|PATH",
 }
 
 
@@ -165,10 +166,12 @@ def score(
     """Score every file of an archive, resumably, one row each.
 
     SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, az://, https://, hf://datasets/. Files inside tars, zips and
-    Parquet files are scored too. A .csv or .jsonl is a list of files, as is list::FILE.
+    Parquet files are scored too. A .csv or .jsonl is a list of files, as is list::FILE. features::RUN has the embeddings that a run
+    kept with --features, for the head of another detector.
 
     \b
     touchstone score s3://bucket/2024 --out s3://bucket/run
+    touchstone score features::run --detector head.yaml --out new
     touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """
     if endpoint or token_file:

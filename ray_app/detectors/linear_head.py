@@ -113,12 +113,22 @@ def _width(card: DetectorCard) -> int:
 
 def _body_sha256(card: DetectorCard) -> str:
     own, *shared = weight_files.parts_of(card)
-    digests = [weight_files.digest_of(part, weight_files.resolve_part(part)) for part in shared]
+    digests = [_digest_of(part) for part in shared]
     if card.family not in HEADS:  # Their own file is the head alone, and need not exist yet.
         path = weight_files.resolve_part(own)
         if rest := _rest_sha256(card.model_dump_json(), path, file_sha256(path)):
             digests.append(rest)
     return weight_files.digest_of_all(digests)
+
+
+def _digest_of(part: weight_files.WeightSet) -> str:
+    """Return the digest of a file. One that the card states needs no file: heads that score stored
+    embeddings leave the backbone out.
+    """
+    digest = part.weights.sha256
+    if digest is not None and not part.weights.beside:
+        return digest
+    return weight_files.digest_of(part, weight_files.resolve_part(part))
 
 
 @functools.cache

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         CascadeStage,
         EnsembleCard,
         EnsembleMember,
+        EnsembleProfile,
         Guarantee,
         OperatingPoint,
         Thresholds,

@@ -143,7 +143,8 @@ class ScoringSpec:
     adds a column and changes no score. `views`: every image is also scored as these perturbations
     show it; `absent`: by the name of a view that was asked for and is not there its kind and why.
     `features`: what decides the embeddings of the detectors that keep them. `identifier` and
-    `describer` are of the ensemble's profile. `stages`: one, or two for a cascade.
+    `describer` are of the ensemble's profile. `reads_embeddings`: heads score stored embeddings, and
+    no image is read. `stages`: one, or two for a cascade.
     """
 
     ensemble: EnsembleCard
@@ -159,6 +160,7 @@ class ScoringSpec:
     features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     identifier: IdentifierCard | None = None
     describer: DescriberCard | None = None
+    reads_embeddings: bool = False
     stages: tuple[StageSpec, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -207,6 +209,17 @@ class ScoringSpec:
             views=views,
             describer=None,
         )
+
+    def for_embeddings(
+        self, precision: Mapping[str, Precision], resize: ResizeMode
+    ) -> "ScoringSpec":
+        """Return the spec by which heads score stored embeddings.
+
+        Args:
+            precision: The precision in which the embeddings of each detector were made.
+            resize: How images were resized for them.
+        """
+        return replace(self, precision=precision, resize=resize, reads_embeddings=True)
 
     @cached_property
     def embedded(self) -> dict[str, int]:
@@ -479,6 +492,8 @@ class ResourceEstimate:
     @classmethod
     def of(cls, spec: ScoringSpec) -> "ResourceEstimate":
         """By the cards of a spec."""
+        if spec.reads_embeddings:
+            return cls(PROCESS_BYTES, 0, (0.0,), 0.0, 1.0, 0.0)
         second_stage, described = _second_stage_share(spec), _share_described(spec)
         return cls(
             _process_bytes(spec),

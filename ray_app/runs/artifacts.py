@@ -1,5 +1,5 @@
 """Masks as rows of PNG bytes (`mask_rows`, `mask_image`), and embeddings as rows of Parquet
-(`write_features`).
+(`write_features`, `read_features`).
 
 features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings
 stands in the file's metadata
@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from PIL import Image
 
-from ray_app.archives import Ids
+from ray_app.archives import BlockRef, Ids
+from ray_app.errors import ConfigError
 from ray_app.inference import BlockResult, batch, decision
 from ray_app.runs import directory, schema
 
@@ -128,3 +131,60 @@ def write_features(
     done has its own.
     """
     run.write_beside(folder_of(detector), manifest, block, rows)
+
+
+def kept_embeddings(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
+    """Return what decides the embeddings that a run keeps, by detector (see `feature_rows`), from
+    one file of each.
+    """
+    by_detector = {}
+    for folder in (f"features/{name}" for name in run.store.folders("features")):
+        manifest = run.store.folders(folder)[0]
+        path = f"{folder}/{manifest}/{run.store.names(f'{folder}/{manifest}')[0]}"
+        with run.store.open_file(path) as handle:
+            facts = _facts_in(pq.read_schema(handle))
+        by_detector[str(facts.pop("detector"))] = facts
+    return by_detector
+
+
+def read_features(
+    run: directory.RunDirectory,
+    ref: BlockRef,
+    image_ids: Ids,
+    detector: str,
+    facts: Mapping[str, Any],
+) -> Vectors:
+    """Return the embeddings (n, d) of the members of a block; NaN for a member without one.
+
+    Args:
+        run: The run that keeps them.
+        ref: The block.
+        image_ids: The ids of its members (n,).
+        detector: Whose embeddings to read.
+        facts: The facts that decide these embeddings.
+
+    Raises:
+        ConfigError: Something else decided the embeddings of this block.
+    """
+    width = facts["width"]
+    vectors = np.full((len(image_ids), width), np.nan, np.float32)
+    rows = run.beside(folder_of(detector), ref.manifest, ref.block)
+    if rows is None:
+        return vectors
+    differing = directory.differences({"detector": detector, **facts}, _facts_in(rows.schema))
+    if differing:
+        raise ConfigError(
+            f"{run.store.url}: block {ref.block} of listing {ref.manifest} has other embeddings of {detector}:\n  "
+            + "\n  ".join(differing),
+            hint="score the images again with --features",
+        )
+    positions = pc.index_in(pa.array(image_ids), value_set=rows["image_id"])
+    positions = pc.fill_null(positions, -1).to_numpy()
+    stored = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
+    vectors[positions >= 0] = stored[positions[positions >= 0]]
+    return vectors
+
+
+def _facts_in(schema: pa.Schema) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(schema.metadata[FACTS])
+    return facts

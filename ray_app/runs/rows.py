@@ -1,7 +1,8 @@
 """Members and what was found about them → Arrow tables: result rows (`result_rows`), and all tables
 of a block (`block_tables`).
 
-`with_findings` derives findings again from other thresholds.
+`read_outcomes` reads back from rows what decoding found. `with_findings` derives findings again from
+other thresholds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, row_schem
 
 _schema = lru_cache(maxsize=64)(row_schema)  # every block of a run has the same
 FACTS = tuple(field.name for field in fields(ImageFileFacts))
+OUTCOME_COLUMNS = ("status", "detail", "provenance", *FACTS)
 
 
 def result_rows(
@@ -100,6 +102,24 @@ def result_rows(
     columns["provenance"] = [outcome.provenance for outcome in scored.outcomes]
     arrays = [as_array(columns.get(field.name), field, count) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def read_outcomes(rows: pa.Table) -> list[DecodeResult]:
+    """Return what decoding found of the members of result rows, which have `OUTCOME_COLUMNS` as far
+    as their run has them.
+    """
+    outcomes = []
+    for row in rows.to_pylist():
+        facts = {name: row.get(name) for name in FACTS} | {"flags": tuple(row["flags"] or ())}
+        outcomes.append(
+            DecodeResult(
+                Status(row["status"]),
+                row["detail"],
+                None if row["sha256"] is None else ImageFileFacts(**facts),
+                row["provenance"],
+            )
+        )
+    return outcomes
 
 
 def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:

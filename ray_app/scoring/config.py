@@ -70,6 +70,10 @@ class ScoreConfig(Frozen):
     detectors: tuple[str, ...] = Field(
         default=(), description="instead of an ensemble: the mean of these detectors"
     )
+    identifier: str | None = Field(
+        default=None,
+        description="name the generator of every image by this identifier's card, which reads the embeddings of one of the detectors",
+    )
     accept_licences: tuple[str, ...] = Field(
         default=(), description="detectors, or licences, whose terms you accept for this run"
     )

@@ -26,8 +26,8 @@ from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
     BlockReport,
-    BlockScorer,
     ScoringJob,
+    fused_stage,
     scorer_stages,
 )
 from ray_app.scoring.turns import Turn
@@ -73,7 +73,7 @@ def pools_of(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
         )
 
     if layout.kind == "fused":
-        return [pool(BlockScorer, layout.scorers[0], layout.worker_cpus)]
+        return [pool(fused_stage(job), layout.scorers[0], layout.worker_cpus)]
     scorers = [
         pool(stage, size, layout.scorer_cpus, layout.scorer_gpus, *arguments)
         for (stage, arguments), size in zip(scorer_stages(job), layout.scorers, strict=True)

@@ -7,7 +7,7 @@ is taken from the run, so a default that changed since the run began does not st
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from ray_app.archives import name_of
@@ -17,17 +17,26 @@ from ray_app.detectors.card import with_run_facts
 from ray_app.ensembles import (
     EnsembleCard,
     EnsembleMember,
+    EnsembleProfile,
     decision_facts,
     ensemble_of,
     load_ensemble_card,
 )
 from ray_app.errors import ConfigError, IdentityError, TouchstoneError
+from ray_app.identification.cards import load_identifier
 from ray_app.inference import ScoringSpec, decision, make_spec
 from ray_app.inference.spec import Precision
 from ray_app.runs import RunDirectory, directory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.embeddings import select_embeddings
 from ray_app.scoring.guarantee import WAIVED
+from ray_app.scoring.stored_embeddings import (
+    StoredEmbeddings,
+    StoredHeads,
+    is_of_embeddings,
+    match_heads,
+    open_embeddings,
+)
 from ray_app.transforms import perturbations
 
 # A config that writes one of these values leaves the choice to Touchstone all the same.
@@ -62,6 +71,7 @@ class Settings:
         precision: The precision per detector that the run stores.
         stored: The settings in `run.json`; None for a new run.
         is_own_ensemble: Whether the ensemble is the one that the run stores.
+        embeddings: The embeddings to score; None if files are scored.
     """
 
     config: ScoreConfig
@@ -72,6 +82,19 @@ class Settings:
     precision: Mapping[str, Precision] = field(default_factory=dict)
     stored: directory.Identity | None = None
     is_own_ensemble: bool = False
+    embeddings: StoredEmbeddings | None = None
+
+    @cached_property
+    def heads(self) -> StoredHeads | None:
+        """The heads that score stored embeddings; None if images are scored.
+
+        Raises:
+            ConfigError: A head was fitted on other embeddings.
+            DetectorError: A detector has no linear head, or its weights are missing.
+        """
+        if self.embeddings is None:
+            return None
+        return match_heads(self.embeddings, self.cards, self.config)
 
     def spec(self, gpus: float) -> ScoringSpec:
         """Return the specification for a cluster with this number of GPUs.
@@ -99,6 +122,8 @@ class Settings:
                 name: self.precision.get(name, default) for name, default in spec.precision.items()
             },
         )
+        if self.heads is not None:
+            spec = self.heads.adapt(spec, waived=config.waive_guarantee)
         decision.require_embeddings(spec)
         return replace(spec, features=select_embeddings(spec, config.features))
 
@@ -180,11 +205,13 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
         ConfigError: A card or a perturbation is missing.
         IdentityError: A detector of the run can no longer be read.
     """
-    load = cache(load_card)
+    load, embeddings = cache(load_card), open_embeddings(config)
+    if embeddings is not None:
+        config = embeddings.settle(config)
     if run is None or not run.exists():
         ensemble = _load_ensemble(config)
         cards = tuple(load(member.detector) for member in ensemble.members)
-        return Settings(config, ensemble, cards, *_load_views(config))
+        return Settings(config, ensemble, cards, *_load_views(config), embeddings=embeddings)
     described = run.describe()
     stored = directory.completed(described["identity"])
     where = f"{run.store.url}/run.json"
@@ -196,7 +223,8 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
     from_run = {name: stored[name] for name in _CONFIG_KEYS}
     from_run["perturb"] = list(stored["perturb"])
     completed = validate(overlaid(from_run, chosen), ScoreConfig, where=where)
-    is_own = not {"ensemble", "detectors"} & chosen.keys() and bool(described.get("ensemble"))
+    names = {"ensemble", "detectors", "identifier"}
+    is_own = not names & chosen.keys() and bool(described.get("ensemble"))
     if is_own:
         ensemble = validate(described["ensemble"], EnsembleCard, where=where)
         cards = tuple(_stored_card(run, stored, member, load) for member in ensemble.members)
@@ -209,13 +237,26 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
         else (_stored_views(stored, where), stored["perturb_absent"])
     )
     precision = {} if "precision" in chosen else stored["precision"]
-    return Settings(completed, ensemble, cards, views, absent, precision, stored, is_own)
+    return Settings(
+        completed, ensemble, cards, views, absent, precision, stored, is_own, embeddings
+    )
 
 
 def _load_ensemble(config: ScoreConfig) -> EnsembleCard:
-    if config.detectors:
-        return ensemble_of(list(config.detectors))
-    return load_ensemble_card(config.ensemble)
+    detectors = list(config.detectors)
+    if is_of_embeddings(config) and not detectors and "ensemble" not in config.model_fields_set:
+        if config.identifier is None:
+            raise ConfigError(
+                "stored embeddings need a head: --detector is missing",
+                hint="--detector HEAD, or --identifier CARD",
+            )
+        detectors = [load_identifier(config.identifier).detector]
+    ensemble = ensemble_of(detectors) if detectors else load_ensemble_card(config.ensemble)
+    if config.identifier is None:
+        return ensemble
+    profile = ensemble.profile or EnsembleProfile(identifier=config.identifier)
+    profile = profile.model_copy(update={"identifier": config.identifier})
+    return ensemble.model_copy(update={"profile": profile})
 
 
 def _load_views(
@@ -301,7 +342,7 @@ def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
     """
     return {
         "detectors": {
-            name: {"weights": weights_digest(card), **card.scoring_facts}
+            name: {"weights": _digest(spec, card), **card.scoring_facts}
             for name, card in spec.cards.items()
         },
         "precision": dict(spec.precision),
@@ -310,6 +351,12 @@ def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
         **({"profile": _profile_facts(spec)} if spec.ensemble.profile else {}),
         "decision": decision_facts(spec.ensemble),
     }
+
+
+def _digest(spec: ScoringSpec, card: DetectorCard) -> str:
+    """Return the digest of a detector's weights. To score embeddings, the head alone is read."""
+    digest = weights.stated_digest(card) if spec.reads_embeddings else None
+    return digest or weights_digest(card)
 
 
 def _profile_facts(spec: ScoringSpec) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class ScoringLayout:
 
     `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one
     of them requests. `grows`: whether pools take what room nodes have that come late. `labels`: of
-    the nodes that any process may stand on.
+    the nodes that any process may stand on. `reads_embeddings`: no image is decoded.
     """
 
     kind: Literal["fused", "split"]
@@ -73,6 +73,7 @@ class ScoringLayout:
     short_of_memory: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     groups: int = 1
+    reads_embeddings: bool = False
 
     def limited_to(self, blocks: int) -> "ScoringLayout":
         """The same with no more workers per stage than blocks."""
@@ -126,7 +127,8 @@ class ScoringLayout:
         turns = f", {self.groups} groups of detectors take turns in each" * (self.groups > 1)
         if self.kind == "fused":
             why = " (there is no memory for more)" * self.short_of_memory
-            return f"{scorers} worker{'s' * (scorers > 1)}, each decodes and scores{why}{turns}"
+            work = "scores embeddings" if self.reads_embeddings else "decodes and scores"
+            return f"{scorers} worker{'s' * (scorers > 1)}, each {work}{why}{turns}"
         kind = "GPU scorer" if self.scorer_gpus else "scorer"
         pools = f" in {len(self.scorers)} pools" * (len(self.scorers) > 1)
         return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}{turns}"

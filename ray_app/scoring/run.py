@@ -68,6 +68,7 @@ from ray_app.scoring.report import (
 )
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
+from ray_app.scoring.stored_embeddings import StoredEmbeddings
 from ray_app.scoring.turns import Turn
 from ray_app.storage import Lease, node_budget, strip_secrets, with_s3_settings
 from ray_app.streams.stage import ATTEMPTS
@@ -173,7 +174,8 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
     settings.require_same(directory)
     last = last_listing(directory.store)
     if last is None:
-        archive_of(config).check()
+        if settings.embeddings is None:
+            archive_of(config).check()
     elif last.goes_on and not last.portions:
         raise ConfigError(
             f"{directory.store.url}: Touchstone 0.25 did not finish the first listing of this run",
@@ -197,7 +199,11 @@ def _unchanged(
         return None
     began = time.monotonic()
     # so short a check that it needs no cluster
-    if not is_as_listed(directory.store, archive_of(config), config.limit):
+    if settings.embeddings is not None:
+        is_listed = settings.embeddings.is_listed(directory)
+    else:
+        is_listed = is_as_listed(directory.store, archive_of(config), config.limit)
+    if not is_listed:
         return None
     listing_s = time.monotonic() - began
     run = ScoringRun(settings, directory, lease, settings.spec(gpus=0), start)
@@ -219,6 +225,7 @@ class ScoringRun:
         start: float,
     ) -> None:
         self.config, self.directory, self.lease, self.spec = settings.config, directory, lease, spec
+        self.embeddings, self.heads = settings.embeddings, settings.heads
         kept = settings.changed_default()
         if kept:
             named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
@@ -252,6 +259,8 @@ class ScoringRun:
                 self.retry(plan)
             elif self.config.follow is not None:
                 self.follow(plan)
+            elif self.embeddings is not None:
+                self.score_embeddings(self.embeddings)
             else:
                 self.score_listed(plan)
         finally:
@@ -281,6 +290,17 @@ class ScoringRun:
                 run.give_up()
             raise
         report_folders(run)
+
+    def score_embeddings(self, embeddings: StoredEmbeddings) -> None:
+        """Score the pending blocks of an unfinished run, else those that the run with the embeddings
+        has in addition.
+        """
+        work, began = work_of(self.directory), time.monotonic()
+        # Blocks are scored once all manifests are copied: until then, a copy may be incomplete.
+        if len(work.pending) == len(work.blocks):
+            embeddings.copy_manifests(self.directory)
+            self.session.listed(time.monotonic() - began)
+        self.score(None)
 
     def retry(self, plan: BlockPlan) -> None:
         """Score the current members whose row has one of `config.rescore` again; nothing is listed.
@@ -521,7 +541,7 @@ class ScoringRun:
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
             yield stages.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, decode_bytes,
                 members=self.layout.block_members, compiled=config.compiled, lease=self.lease.number,
-                groups=self.groups)  # fmt: skip
+                groups=self.groups, stored=self.heads)  # fmt: skip
         finally:
             shutil.rmtree(markers, ignore_errors=True)
 
@@ -679,7 +699,9 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     if weights.MIRROR_VARIABLE in os.environ:
         return os.environ[weights.MIRROR_VARIABLE]
     shipped = config_root() / "detectors"
-    fetched = [card for card in spec.cards.values() if resolve_weights(card).parent != shipped]
+    # Heads travel with the job.
+    cards = () if spec.reads_embeddings else spec.cards.values()
+    fetched = [card for card in cards if resolve_weights(card).parent != shipped]
     profile = [card for card in (spec.identifier, spec.describer) if card is not None]
     if not fetched and not profile:
         return None
@@ -704,6 +726,8 @@ def groups_for(
     Raises:
         ConfigError: They must fit, or one alone does not.
     """
+    if spec.reads_embeddings:
+        return None
     groups = plan_groups(
         spec,
         worker_bytes=config.cluster.worker_bytes,
@@ -742,14 +766,14 @@ def layout_for(
         slots=spec.slots,
         passes=spec.passes,
         cpus=cpus,
-        gpus=gpus,
+        gpus=0 if spec.reads_embeddings else gpus,
         workers=config.cluster.workers,
         block_members=config.block_members,
         memory_bytes=memory_bytes,
         store_bytes=store_bytes,
         groups=groups,
     )
-    return replace(layout, labels=config.cluster.labels)
+    return replace(layout, labels=config.cluster.labels, reads_embeddings=spec.reads_embeddings)
 
 
 def memory_of(
@@ -792,6 +816,8 @@ def check_detectors(settings: identity.Settings) -> None:
     cards = {card.name: card for card in settings.cards}
     for card in cards.values():
         licences.require_accepted(card, settings.config.accept_licences)
+        if settings.embeddings is not None:
+            continue  # Its head alone is read, by `Settings.heads`.
         resolve_weights(card)
         if card.process is not None:
             require_startable(card)

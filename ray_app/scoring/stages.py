@@ -1,7 +1,7 @@
 """The stages of scoring, each a class that takes one message about a block and gives the next:
 `BlockRef` → `OpenBlock` → … → `BlockReport`, and `HandedBack` for what is not begun.
 
-Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another →
+Fused: `BlockScorer` alone, or `StoredBlockScorer` for stored embeddings. Split: `BlockDecoder` → `TensorScorer`, one pool after another →
 `BlockDescriber`, where a describer has processes of its own → `BlockCommitter`. Committing a block
 ends both. If groups of detectors take turns, a `GroupTensorScorer` is in place of all pools of
 scorers.
@@ -45,6 +45,7 @@ from ray_app.inference.groups import DetectorGroups
 from ray_app.inference.worker import open_decoder, open_group_scorer
 from ray_app.runs import RunDirectory, block_tables, write_features
 from ray_app.scoring.orders import read_orders
+from ray_app.scoring.stored_embeddings import StoredBlocks, StoredHeads
 from ray_app.storage import Fetcher, node_budget
 from ray_app.streams.stage import Attempts, Ended, Stage
 
@@ -153,6 +154,7 @@ class ScoringJob:
     compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
     groups: DetectorGroups | None = None  # that take turns; None: all detectors fit together
+    stored: StoredHeads | None = None  # on the embeddings that are scored; None: images are scored
 
 
 class BlockStage(Stage):
@@ -315,6 +317,23 @@ class BlockScorer(BlockStage):
         return self._committed(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
 
 
+class StoredBlockScorer(BlockStage):
+    """Scores the stored embeddings of one block after another, and commits it; reads no image."""
+
+    def _load(self) -> None:
+        assert self._job.stored is not None
+        self._stored = StoredBlocks(self._job.spec, self._job.stored, self._clock)
+
+    def work(self, ref: BlockRef) -> BlockReport | NotStarted:
+        """A reference → the report of the committed part."""
+        if not self._may_start():
+            return NotStarted(ref)
+        members = read_block(self._job.run.store, ref)
+        with self._attempts.of(ref, members["uri"][0].as_py()):
+            outcomes, outputs = self._stored.score(ref, members["image_id"].to_numpy())
+        return self._committed(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
+
+
 class BlockDecoder(BlockStage):
     """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card
     resizes with it.
@@ -458,6 +477,11 @@ def _some(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
     """Those of these rows; None of others."""
     wanted = set(rows)
     return [item if row in wanted else None for row, item in enumerate(items)]
+
+
+def fused_stage(job: ScoringJob) -> type[BlockStage]:
+    """Return the only stage of the fused layout."""
+    return BlockScorer if job.stored is None else StoredBlockScorer
 
 
 def scorer_stages(job: ScoringJob) -> list[tuple[type[BlockStage], tuple[Any, ...]]]:

@@ -41,7 +41,9 @@ def kept_run(folder, spec, detector, files, broken=()):
         "limits": spec.limits.model_dump(mode="json"),
         "features": [detector],
     }
-    run.claim(about | scoring_facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    if not run.exists():
+        card = spec.ensemble.model_dump(mode="json")
+        run.claim(about | scoring_facts(spec), list(spec.cards), card)
     # ids are of a file's time too
     write_files(archive, [name for name in files if not (archive / name).exists()])
     relist(run, archive)

@@ -15,7 +15,7 @@ from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
     BlockReport,
-    BlockScorer,
+    fused_stage,
     scorer_stages,
 )
 from ray_app.streams.stage import StageFailure, packed, unpacked
@@ -101,7 +101,7 @@ def split_stages(job):
 def _messages(refs, job, kind):
     """What the last stage gives for each block; the job arrives as processes get it."""
     job = cloudpickle.loads(cloudpickle.dumps(job))
-    stages = [BlockScorer(job)] if kind == "fused" else split_stages(job)
+    stages = [fused_stage(job)(job)] if kind == "fused" else split_stages(job)
     try:
         for ref in refs:
             table = packed(ref)

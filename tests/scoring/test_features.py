@@ -1,8 +1,7 @@
-"""Embeddings kept by a run, and another head on them: the scores of a full run."""
+"""Embeddings kept by a run, and another head on them: the rows of a full run, without an image."""
 
 import json
 
-import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -11,12 +10,12 @@ from PIL import Image
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
-from ray_app.detectors.linear_head import LinearHead
 from ray_app.errors import ConfigError, IdentityError
+from ray_app.runs import RunDirectory, verify_run
 from ray_app.runs.artifacts import FACTS
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from tests.scoring.conftest import rows_of, score_here
+from tests.scoring.conftest import comparable, rows_of, score_here
 from tests.scoring.eight import small_cards
 
 SETTINGS = {"block_members": 4, "precision": "fp32"}
@@ -79,19 +78,80 @@ def vectors_of(run, name):
     }
 
 
-def test_another_head_on_kept_embeddings_gives_the_scores_of_a_full_run(
-    kept, photos, heads, tmp_path
-):
-    _, full = score_here(tmp_path / "full", photos, detectors=(heads["new-head"],), **SETTINGS)
-    expected = {
-        row["image_id"]: row["scores"]["new-head"] for row in full.values() if row["status"] == "ok"
-    }
-    vectors = vectors_of(kept, "unifd")
-    scores = LinearHead(load_card(heads["new-head"])).score(
-        np.array(list(vectors.values()), np.float32)
+@pytest.fixture(scope="module")
+def full(photos, heads, tmp_path_factory):
+    """The rows of a run that reads the images for the new head."""
+    out = tmp_path_factory.mktemp("full") / "run"
+    return score_here(out, photos, detectors=(heads["new-head"],), **SETTINGS)[1]
+
+
+def assert_equal_but_for_rounding(rows, expected):
+    """Equal rows, with scores that differ by no more than heads in fp32 do."""
+    assert rows.keys() == expected.keys()
+    for uri, row in rows.items():
+        assert row["image_id"] == expected[uri]["image_id"]
+        left, right = comparable(row), comparable(expected[uri])
+        for name in ("scores", "score", "probability"):
+            values = [
+                (one.pop(name) or {}) if name == "scores" else one.pop(name)
+                for one in (left, right)
+            ]
+            assert values[0] == pytest.approx(values[1], abs=1e-4)
+        assert left == right, uri
+
+
+def test_head_on_kept_embeddings_gives_rows_of_a_full_run(kept, full, heads, s3, tmp_path):
+    s3.clear_log()
+    _, rows = score_here(tmp_path / "run", f"features::{kept}", detectors=(heads["new-head"],))
+    assert_equal_but_for_rounding(rows, full)
+    assert len({row["score"] for row in rows.values() if row["score"] is not None}) == GOOD
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert not s3.requests(), "an image was requested"
+
+
+def test_embeddings_on_an_object_store_are_scored(photos, full, heads, s3, tmp_path):
+    bucket = s3.bucket("kept")
+    score_here(
+        f"{bucket}/run", photos, detectors=(heads["unifd"],), features=("unifd",), **SETTINGS
     )
-    assert dict(zip(vectors, scores.tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
-    assert len(set(expected.values())) == GOOD
+    s3.clear_log()
+    source, heads_given = f"features::{bucket}/run", (heads["new-head"],)
+    _, rows = score_here(f"{bucket}/new", source, detectors=heads_given)
+    assert_equal_but_for_rounding(rows, full)
+    assert not [path for method, path in s3.requests() if "/photos/" in path]
+    assert verify_run(RunDirectory.open(f"{bucket}/new")).current == len(full)
+
+
+def test_two_heads_score_without_the_backbone(kept, heads, tmp_path):
+    """Only the own files of the cards are there: the backbone is known by its hash."""
+    cards = []
+    for name in ("unifd", "new-head"):
+        card = load_card(heads[name])
+        gone = {"uri": str(tmp_path / "gone.safetensors")}
+        weights = card.backbone.weights.model_copy(update=gone)
+        backbone = card.backbone.model_copy(update={"weights": weights})
+        alone = card.model_copy(update={"backbone": backbone})
+        cards.append(str(write_card(alone, tmp_path / f"{name}.yaml")))
+    _, rows = score_here(tmp_path / "run", f"features::{kept}", detectors=tuple(cards))
+    scores = [row["scores"] for row in rows.values() if row["status"] == "ok"]
+    assert all(set(one) == {"unifd", "new-head"} for one in scores)
+    before = rows_of(kept)
+    for uri, row in rows.items():
+        if row["status"] == "ok" and row["scores"]["unifd"] is not None:
+            expected = before[uri]["scores"]["unifd"]
+            assert row["scores"]["unifd"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_heads_of_other_embeddings_are_refused(kept, heads, tmp_path):
+    for head, message in (
+        (heads["stranger"], "sha256: the head needs"),
+        ("touchstone-tiny", "touchstone-tiny: its head was not fitted on embeddings like those"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            score_here(tmp_path / "run", f"features::{kept}", detectors=(head,))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="is the run that keeps the embeddings"):
+        score_here(kept, f"features::{kept}", detectors=(heads["new-head"],))
 
 
 def test_embeddings_are_of_every_image_that_has_pixels_and_say_what_they_are(kept):

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.runs import RunDirectory
+from ray_app.runs import RunDirectory, current_tables, verify_run
 from tests.ray_head import title_of
 from tests.scoring.conftest import (
     ROOT,
@@ -27,6 +27,7 @@ from tests.scoring.conftest import (
     write_many,
 )
 from tests.scoring.nodes import Nodes
+from tests.scoring.stored_run import write_stored_run
 from tests.storage.leases import is_released
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -197,6 +198,59 @@ def test_whatever_dies_nothing_is_lost_and_no_score_differs(
         assert session["rows"] <= IMAGES - (disturbed.kept - 1) * BLOCK, (
             "what was committed was scored again"
         )
+
+
+def attempts_of(run):
+    """In which session each committed member was scored."""
+    rows = current_tables(run, ["image_id", "attempt"], unfinished=True)
+    pairs = [row for table in rows for row in table.to_pylist()]
+    attempts = {row["image_id"]: row["attempt"] for row in pairs}
+    assert len(attempts) == len(pairs), "a member has two rows"
+    return attempts
+
+
+@pytest.mark.slow
+def test_killed_while_embeddings_are_scored(tmp_path):
+    """Killed before a manifest is there and at moments after it: what is committed stays."""
+    count, block, source = 8000, 32, write_stored_run(tmp_path / "run", 8000, block_members=32)
+    new = RunDirectory.open(str(tmp_path / "new"))
+    moments = (
+        lambda: new.exists(),
+        *(lambda parts=parts: len(new.parts(0)) >= parts for parts in (1, 60, 120)),
+    )
+    before = {}
+    for number, is_reached in enumerate(moments):
+        process = start(f"features::{source.store.url}", new.store.url, f"block_members={block}")
+        try:
+            wait_until(lambda: is_reached() or process.poll() is not None)  # noqa: B023
+            assert process.poll() is None, process.stderr.read()
+            if number % 2:  # workers live on for a moment
+                process.kill()
+                process.wait()
+        finally:
+            kill_family(process)
+        attempts = attempts_of(new) if number else {}
+        assert before.items() <= attempts.items()
+        assert len(attempts) < count, "the run had ended"
+        before = attempts
+    process = start(f"features::{source.store.url}", new.store.url)
+    try:
+        wait_until(
+            lambda: workers_below(process, "StoredBlockScorer") or process.poll() is not None
+        )
+        os.kill(workers_below(process, "StoredBlockScorer")[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        kill_family(process)
+    assert process.returncode == 0, errors
+    assert before.items() <= attempts_of(new).items()
+    assert verify_run(new).current == count
+    assert same(rows_of(new.store.url)).keys() == rows_of(source.store.url).keys()
+
+
+def workers_below(process, kind):
+    """The workers of a command that started its own Ray."""
+    return [pid for pid in family_of(process.pid) if f"MapBatches({kind})" in title_of(pid)]
 
 
 @pytest.mark.slow

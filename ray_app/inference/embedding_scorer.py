@@ -1,0 +1,56 @@
+"""Score stored embeddings with the heads of detectors, without images (`EmbeddingScorer`)."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.errors import Status
+from ray_app.inference.batch import DecodeResult
+from ray_app.inference.decision import DetectorOutputs
+from ray_app.inference.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from ray_app.detectors.linear_head import LinearHead
+
+MISSING = "no embedding of this image is stored"
+
+
+class EmbeddingScorer:
+    """Scores the members of blocks by embeddings that their detectors left earlier.
+
+    Args:
+        spec: The ensemble.
+        heads: The head of each of its detectors.
+    """
+
+    def __init__(self, spec: ScoringSpec, heads: "Mapping[str, LinearHead]") -> None:
+        self._spec, self._heads = spec, heads
+
+    def score(
+        self, outcomes: Sequence[DecodeResult], vectors: Mapping[str, npt.NDArray[np.float32]]
+    ) -> DetectorOutputs:
+        """Return the outputs of all detectors for these members.
+
+        Args:
+            outcomes: The results of decoding the members.
+            vectors: Embeddings (n, d) by detector, rows of NaN for members without one.
+        """
+        scores, failures = {}, {}
+        for name, head in self._heads.items():
+            is_expected = np.array([self._is_expected(name, outcome) for outcome in outcomes], bool)
+            has_vector = np.isfinite(vectors[name]).all(axis=1)
+            column = head.score(vectors[name])
+            column[~is_expected] = np.nan
+            scores[name] = column
+            failures[name] = [MISSING if lacks else None for lacks in is_expected & ~has_vector]
+        embeddings = {name: vectors[name] for name in self._spec.embedded}
+        return DetectorOutputs.clean(scores=scores, embeddings=embeddings, failures=failures)
+
+    def _is_expected(self, name: str, outcome: DecodeResult) -> bool:
+        """Whether the detector scores the image when it sees it."""
+        facts = outcome.facts
+        if outcome.status is not Status.OK or facts is None:
+            return False
+        return self._spec.is_scored(name, facts.width or 0, facts.height or 0)

@@ -1,0 +1,70 @@
+"""Read the rows of single blocks of a finished run (`BlockRows`)."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app.archives import BlockList, BlockRef
+from ray_app.errors import ConfigError
+from ray_app.runs.current import block_lists_in
+from ray_app.runs.directory import RunDirectory
+from ray_app.runs.score_files import Published
+
+
+class BlockRows:
+    """Rows of blocks of finished manifests, current or not.
+
+    A row group has the rows of many blocks. The last one stays in memory, so that blocks that are
+    read in their order cost each row group once.
+
+    Args:
+        run: The run directory.
+        columns: The columns to read; a column that a file lacks is left out.
+    """
+
+    def __init__(self, run: RunDirectory, columns: Collection[str]) -> None:
+        self._run, self._columns = run, columns
+        self._files = run.published()
+        self._file: Published | None = None
+
+    def read(self, ref: BlockRef) -> pa.Table:
+        """Return the rows of a block, one for each member, in their order.
+
+        Raises:
+            ConfigError: The run no longer has these rows.
+        """
+        if self._file is None or not self._file.holds(*ref.place):
+            self._open(ref)
+        start = self._starts[ref.place]
+        first, last = np.searchsorted(self._ends, [start, start + ref.members - 1], side="right")
+        tables = [self._group(number) for number in range(first, last + 1)]
+        before = self._ends[first - 1] if first else 0
+        return pa.concat_tables(tables).slice(start - before, ref.members)
+
+    def _open(self, ref: BlockRef) -> None:
+        """Open the file with the rows of a block."""
+        self._file = next((file for file in self._files if file.holds(*ref.place)), None)
+        if self._file is None:
+            raise ConfigError(
+                f"{self._run.store.url}: no rows of block {ref.block} of listing {ref.manifest}",
+                hint="the run was changed; give another --out",
+            )
+        blocks = BlockList.joined(list(block_lists_in(self._run, self._file)))
+        starts = np.cumsum(blocks.sizes) - blocks.sizes
+        self._starts = dict(zip((block.place for block in blocks), starts.tolist(), strict=True))
+        self._parquet: Any = pq.ParquetFile(self._run.store.open_file(self._file.path))
+        groups = range(self._parquet.num_row_groups)
+        self._ends = np.cumsum(
+            [self._parquet.metadata.row_group(number).num_rows for number in groups]
+        )
+        self._held: tuple[int, pa.Table] | None = None
+
+    def _group(self, number: int) -> pa.Table:
+        if self._held is None or self._held[0] != number:
+            names = self._parquet.schema_arrow.names
+            columns = [name for name in self._columns if name in names]
+            self._held = number, self._parquet.read_row_group(number, columns=columns)
+        return self._held[1]

@@ -1,0 +1,257 @@
+"""The embeddings that a finished run keeps, as the source of another run: `features::RUN`.
+
+The new run gets the manifests of RUN: the same members and ids, in the same blocks, with the same
+lists of vanished files and the same retries. So its current rows are of the files of RUN's current
+rows. A worker scores the embeddings of a block with the heads of the detectors. No image is read,
+and the backbone's weights are not needed.
+
+A member without a score in RUN keeps its status, its detail, and what its file says of itself.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ray_app.archives import BlockRef, Ids, copy_manifest, manifests
+from ray_app.archives.sources import EMBEDDINGS
+from ray_app.detectors import DetectorCard
+from ray_app.errors import ConfigError
+from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageClock
+from ray_app.inference.embedding_scorer import EmbeddingScorer
+from ray_app.inference.spec import Precision, departures
+from ray_app.runs import RunDirectory
+from ray_app.runs.artifacts import kept_embeddings, read_features
+from ray_app.runs.block_rows import BlockRows
+from ray_app.runs.directory import LAYOUT, differing_keys
+from ray_app.runs.rows import OUTCOME_COLUMNS, read_outcomes
+from ray_app.scoring.config import ScoreConfig
+from ray_app.storage.urls import split_kind
+
+if TYPE_CHECKING:
+    from ray_app.detectors.linear_head import LinearHead
+
+# Settings that choose files, or need their pixels.
+_EXCLUDED = {
+    "include": "--include",
+    "exclude": "--exclude",
+    "limit": "--limit",
+    "follow": "--follow",
+    "rescore": "--retry",
+    "perturb": "--perturb",
+    "features": "--features",
+}
+
+
+@dataclass(frozen=True)
+class StoredEmbeddings:
+    """The embeddings that a finished run keeps.
+
+    Attributes:
+        run: The run.
+        facts: The facts that decide the embeddings, by the detector that left them.
+    """
+
+    run: RunDirectory
+    facts: Mapping[str, Mapping[str, Any]]
+
+    def settle(self, config: ScoreConfig) -> ScoreConfig:
+        """Return a config of a run that reads these embeddings: it looks at no file."""
+        return config.model_copy(
+            update={"device": "cpu", "thumbnails": False, "limits": self.run.limits()}
+        )
+
+    def is_listed(self, target: RunDirectory) -> bool:
+        """Return whether a run has all finished manifests of this one."""
+        return len(manifests(target.store)) > self.run.last_finished()
+
+    def copy_manifests(self, target: RunDirectory) -> None:
+        """Write the finished manifests that a run lacks into it."""
+        for number in range(len(manifests(target.store)), self.run.last_finished() + 1):
+            copy_manifest(self.run.store, number, target.store)
+
+
+def is_of_embeddings(config: ScoreConfig) -> bool:
+    """Return whether a source of a config is a run that keeps embeddings."""
+    return EMBEDDINGS in [split_kind(source)[0] for source in config.source]
+
+
+def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
+    """Return the embeddings that are the source of a config; None if it has another source.
+
+    Raises:
+        ConfigError: The run is missing, is not finished, or keeps no embeddings, or the config
+            chooses files.
+    """
+    if not is_of_embeddings(config):
+        return None
+    options = ["another source"] if len(config.source) > 1 else []
+    options += [option for key, option in _EXCLUDED.items() if getattr(config, key)]
+    if options:
+        raise ConfigError(
+            f"{EMBEDDINGS}::RUN cannot be combined with {', '.join(options)}",
+            hint=f"leave out {', '.join(options)}: the new run has the files of RUN",
+        )
+    run = RunDirectory.open(split_kind(config.source[0])[1])
+    if config.out and RunDirectory.open(config.out).store.url == run.store.url:
+        raise ConfigError(
+            f"{run.store.url} is the run that keeps the embeddings", hint="give another --out"
+        )
+    if run.describe_finished().get("layout", 1) < LAYOUT:
+        raise ConfigError(
+            f"{run.store.url}: a version of Touchstone before 0.25 wrote this run",
+            hint=f"run touchstone runs compact {run.store.url} NEW, and give {EMBEDDINGS}::NEW",
+        )
+    facts = kept_embeddings(run)
+    if not facts:
+        raise ConfigError(
+            f"{run.store.url}: this run keeps no embeddings",
+            hint="score the images with --features NAME",
+        )
+    return StoredEmbeddings(run, facts)
+
+
+@dataclass(frozen=True)
+class StoredHead:
+    """The head of a detector, and which stored embeddings it reads.
+
+    Attributes:
+        layer: The head.
+        detector: The detector that left the embeddings.
+        facts: The facts that decide the embeddings.
+    """
+
+    layer: "LinearHead"
+    detector: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StoredHeads:
+    """Heads of detectors on the embeddings of a run. Picklable: workers receive the weights by it.
+
+    Attributes:
+        run: The run that keeps the embeddings.
+        heads: The heads, by detector.
+    """
+
+    run: RunDirectory
+    heads: Mapping[str, StoredHead]
+
+    def adapt(self, spec: ScoringSpec, *, waived: bool) -> ScoringSpec:
+        """Return the spec of an ensemble whose detectors are these heads.
+
+        Args:
+            spec: The spec of the ensemble.
+            waived: Whether the user waives the guarantee of the ensemble.
+
+        Raises:
+            ConfigError: The ensemble was calibrated on other embeddings, or needs images.
+        """
+        precision = {name: head.facts["precision"] for name, head in self.heads.items()}
+        resize = next(iter(self.heads.values())).facts["resize"]
+        departing = departures(spec.ensemble.settings, precision, resize)
+        if departing and not waived:
+            raise ConfigError(
+                f"{spec.ensemble.name}: its calibration does not hold for embeddings of {' and '.join(departing)}",
+                hint="score the images with this card, or waive its guarantee: --set waive_guarantee=true",
+            )
+        if spec.describer is not None:
+            raise ConfigError(
+                f"{spec.ensemble.name}: prompts are not predicted from stored embeddings",
+                hint="leave the describer out of the profile of the card",
+            )
+        return spec.for_embeddings(precision, resize)
+
+
+def match_heads(
+    stored: StoredEmbeddings, cards: tuple[DetectorCard, ...], config: ScoreConfig
+) -> StoredHeads:
+    """Return the heads of detectors, each with the stored embeddings that it was fitted on.
+
+    Raises:
+        ConfigError: No stored embeddings are like those that a head was fitted on; the message
+            names what differs.
+        DetectorError: A detector has no linear head, or the weights of the head are missing.
+    """
+    from ray_app.detectors.linear_head import LinearHead
+
+    heads = {}
+    for card in cards:
+        detector = _find_embeddings(stored, card, config)
+        heads[card.name] = StoredHead(LinearHead(card), detector, stored.facts[detector])
+    return StoredHeads(stored.run, heads)
+
+
+def _find_embeddings(stored: StoredEmbeddings, card: DetectorCard, config: ScoreConfig) -> str:
+    """Return the detector whose stored embeddings the head of a card reads."""
+    from ray_app.detectors.linear_head import embedding_facts
+
+    candidates: list[tuple[str, list[tuple[str, str, str]]]] = []
+    for name, facts in stored.facts.items():
+        precision: Precision = "fp32" if card.precision == "fp32" else facts["precision"]
+        needed = embedding_facts(
+            card,
+            precision=precision if config.precision == "auto" else config.precision,
+            resize=facts["resize"] if config.resize == "auto" else config.resize,
+        )
+        differing = differing_keys(json.loads(json.dumps(needed)), facts)
+        if not differing:
+            return name
+        candidates.append((name, differing))
+    name, differing = min(candidates, key=lambda candidate: len(candidate[1]))
+    lines = [
+        f"{key}: the head needs {fitted}, the run has {stored_fact}"
+        for key, fitted, stored_fact in differing
+    ]
+    raise ConfigError(
+        f"{card.name}: its head was not fitted on embeddings like those of {name} in {stored.run.store.url}:\n  "
+        + "\n  ".join(lines),
+        hint="give a head that was fitted on these embeddings, or score the images with this detector",
+    )
+
+
+class StoredBlocks:
+    """Reads and scores blocks of a run that keeps embeddings.
+
+    Args:
+        spec: The ensemble.
+        stored: The heads of its detectors.
+        clock: Counts the seconds of reading and of scoring.
+    """
+
+    def __init__(self, spec: ScoringSpec, stored: StoredHeads, clock: StageClock) -> None:
+        self._stored, self._clock = stored, clock
+        self._rows = BlockRows(stored.run, ("image_id", *OUTCOME_COLUMNS))
+        layers = {name: head.layer for name, head in stored.heads.items()}
+        self._scorer = EmbeddingScorer(spec, layers)
+
+    def score(self, ref: BlockRef, image_ids: Ids) -> tuple[list[DecodeResult], DetectorOutputs]:
+        """Return what decoding found of the members of a block, and what the detectors say.
+
+        Args:
+            ref: The block.
+            image_ids: The ids of its members.
+
+        Raises:
+            ConfigError: The run with the embeddings was changed.
+        """
+        run = self._stored.run
+        with self._clock("fetch"):
+            rows = self._rows.read(ref)
+            if not np.array_equal(rows["image_id"].to_numpy(), image_ids):
+                raise ConfigError(
+                    f"{run.store.url}: block {ref.block} of listing {ref.manifest} has other members",
+                    hint="the run was changed; give another --out",
+                )
+            heads = self._stored.heads
+            facts = {head.detector: head.facts for head in heads.values()}
+            vectors = {
+                name: read_features(run, ref, image_ids, name, facts[name]) for name in facts
+            }
+        with self._clock("score"):
+            outcomes = read_outcomes(rows)
+            by_detector = {name: vectors[head.detector] for name, head in heads.items()}
+            return outcomes, self._scorer.score(outcomes, by_detector)
