@@ -361,7 +361,8 @@ class RunDirectory(PartTable):
         Called before the block is committed, so that a row whose block is done has its own.
         """
         buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="none")
+        # A dictionary of embeddings would repeat most of them.
+        pq.write_table(rows, buffer, compression="none", use_dictionary=["detector", "view"])
         self.store.write(_beside(folder, manifest, block), buffer.getvalue())
 
     def beside(self, folder: str, manifest: int, block: int) -> pa.Table | None:

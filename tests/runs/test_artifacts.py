@@ -88,3 +88,13 @@ def test_a_retry_brings_the_embeddings_of_its_members(run):
     for ids, vectors in read_back(run):
         expected = np.where(np.isin(ids, late)[:, None], vectors_for(ids, 2), vectors_for(ids, 1))
         np.testing.assert_array_equal(vectors, expected)
+
+
+def test_embeddings_take_little_more_than_their_numbers(run):
+    run, _ = run
+    ids = np.arange(512)
+    vectors = np.random.default_rng(0).normal(size=(512, 128)).astype(np.float32)
+    write_features(run, 9, 0, "wide", feature_rows(ids, vectors, "wide", FACTS))
+    [file] = (Path(run.store.url) / "features" / "wide").rglob("*.parquet")
+    assert vectors.nbytes < file.stat().st_size < 1.1 * vectors.nbytes
+    assert pq.read_table(file)["vector"].to_pylist() == vectors.tolist()

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -9,12 +10,16 @@ from PIL import Image
 
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
+from ray_app.archives import copy_manifest, listed_manifests, read_blocks, read_complete
 from ray_app.detectors import load_card
+from ray_app.detectors.linear_head import embedding_facts
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs import RunDirectory, verify_run
 from ray_app.runs.artifacts import FACTS
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
+from ray_app.storage import Store
+from tests.identification.made import make_identifier
 from tests.scoring.conftest import comparable, rows_of, score_here
 from tests.scoring.eight import small_cards
 
@@ -140,6 +145,30 @@ def test_two_heads_score_without_the_backbone(kept, heads, tmp_path):
         if row["status"] == "ok" and row["scores"]["unifd"] is not None:
             expected = before[uri]["scores"]["unifd"]
             assert row["scores"]["unifd"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_incomplete_copy_of_a_manifest_does_not_count(kept, tmp_path):
+    """The manifest has portions, whose own marks would make it an open one."""
+    source, target = Store.open(str(kept)), Store.open(str(tmp_path / "new"))
+    copy_manifest(source, 0, target)
+    target.delete("manifest/0/_complete")
+    assert listed_manifests(target) == ([], None)
+    copy_manifest(source, 0, target)
+    assert read_complete(target, 0) == read_complete(source, 0)
+    assert list(read_blocks(target, 0)) == list(read_blocks(source, 0))
+
+
+def test_identifier_option_names_generators_of_images(photos, heads, tmp_path):
+    facts = embedding_facts(load_card(heads["unifd"]), precision="fp32", resize="exact")
+    weight = np.random.default_rng(0).normal(size=(2, facts["width"]))
+    card = make_identifier(tmp_path / "card", ("sd-1.5", "sdxl"), weight, "unifd", facts)
+    settings = {"detectors": (heads["unifd"],), "identifier": str(card)}
+    _, rows = score_here(tmp_path / "run", photos, **settings, **SETTINGS)
+    names = [row["predicted_generator"] for row in rows.values() if row["status"] == "ok"]
+    assert len(names) == GOOD
+    assert set(names) == {"sd-1.5", "sdxl"}
+    finished, again = score_here(tmp_path / "run", photos, **SETTINGS, ensemble=None)
+    assert (finished.summary["session"]["rows"], again) == (0, rows)
 
 
 def test_heads_of_other_embeddings_are_refused(kept, heads, tmp_path):
