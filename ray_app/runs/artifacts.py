@@ -133,14 +133,16 @@ def write_features(
     run.write_beside(folder_of(detector), manifest, block, rows)
 
 
-def kept_embeddings(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
+def read_feature_facts(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
     """Return what decides the embeddings that a run keeps, by detector (see `feature_rows`), from
     one file of each.
     """
     by_detector = {}
-    for folder in (f"features/{name}" for name in run.store.folders("features")):
-        manifest = run.store.folders(folder)[0]
-        path = f"{folder}/{manifest}/{run.store.names(f'{folder}/{manifest}')[0]}"
+    for name in run.store.folders("features"):
+        folders = [f"features/{name}/{part}" for part in run.store.folders(f"features/{name}")]
+        paths = (f"{folder}/{file}" for folder in folders for file in run.store.names(folder))
+        if (path := next(paths, None)) is None:
+            continue
         with run.store.open_file(path) as handle:
             facts = _facts_in(pq.read_schema(handle))
         by_detector[str(facts.pop("detector"))] = facts

@@ -2,6 +2,7 @@
 
     manifest ─ BlockRef ─> BlockDecoder ─ OpenBlock ─> TensorScorer ─ OpenBlock ─> … ─> BlockCommitter ─ BlockReport ─> driver
     manifest ─ BlockRef ─> BlockScorer ─ BlockReport ─> driver                                            (without GPUs: all in one pool)
+    manifest ─ BlockRef ─> StoredBlockScorer ─ BlockReport ─> driver                                      (stored embeddings)
 
 What one Ray block is, at each arrow: a block of images of the manifest, as one row.
 - BlockRef: where its members stand in the manifest. About 100 bytes.
@@ -26,8 +27,9 @@ from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
     BlockReport,
+    BlockScorer,
     ScoringJob,
-    fused_stage,
+    StoredBlockScorer,
     scorer_stages,
 )
 from ray_app.scoring.turns import Turn
@@ -73,7 +75,8 @@ def pools_of(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
         )
 
     if layout.kind == "fused":
-        return [pool(fused_stage(job), layout.scorers[0], layout.worker_cpus)]
+        stage = BlockScorer if job.stored is None else StoredBlockScorer
+        return [pool(stage, layout.scorers[0], layout.worker_cpus)]
     scorers = [
         pool(stage, size, layout.scorer_cpus, layout.scorer_gpus, *arguments)
         for (stage, arguments), size in zip(scorer_stages(job), layout.scorers, strict=True)

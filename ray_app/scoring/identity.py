@@ -33,9 +33,9 @@ from ray_app.scoring.guarantee import WAIVED
 from ray_app.scoring.stored_embeddings import (
     StoredEmbeddings,
     StoredHeads,
-    is_of_embeddings,
     match_heads,
     open_embeddings,
+    reads_embeddings,
 )
 from ray_app.transforms import perturbations
 
@@ -207,7 +207,7 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
     """
     load, embeddings = cache(load_card), open_embeddings(config)
     if embeddings is not None:
-        config = embeddings.settle(config)
+        config = embeddings.adapt(config)
     if run is None or not run.exists():
         ensemble = _load_ensemble(config)
         cards = tuple(load(member.detector) for member in ensemble.members)
@@ -244,7 +244,7 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
 
 def _load_ensemble(config: ScoreConfig) -> EnsembleCard:
     detectors = list(config.detectors)
-    if is_of_embeddings(config) and not detectors and "ensemble" not in config.model_fields_set:
+    if reads_embeddings(config) and not detectors and "ensemble" not in config.model_fields_set:
         if config.identifier is None:
             raise ConfigError(
                 "stored embeddings need a head: --detector is missing",

@@ -296,7 +296,8 @@ class ScoringRun:
         has in addition.
         """
         work, began = work_of(self.directory), time.monotonic()
-        # Blocks are scored once all manifests are copied: until then, a copy may be incomplete.
+        # The first block is scored after all manifests are copied. Without a scored block, a killed
+        # command may have copied some of them.
         if len(work.pending) == len(work.blocks):
             embeddings.copy_manifests(self.directory)
             self.session.listed(time.monotonic() - began)

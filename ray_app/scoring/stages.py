@@ -1,10 +1,10 @@
 """The stages of scoring, each a class that takes one message about a block and gives the next:
 `BlockRef` → `OpenBlock` → … → `BlockReport`, and `HandedBack` for what is not begun.
 
-Fused: `BlockScorer` alone, or `StoredBlockScorer` for stored embeddings. Split: `BlockDecoder` → `TensorScorer`, one pool after another →
-`BlockDescriber`, where a describer has processes of its own → `BlockCommitter`. Committing a block
-ends both. If groups of detectors take turns, a `GroupTensorScorer` is in place of all pools of
-scorers.
+Fused: `BlockScorer` alone, or `StoredBlockScorer` alone for stored embeddings. Split: `BlockDecoder`
+→ `TensorScorer`, one pool after another → `BlockDescriber`, if a describer has processes of its own
+→ `BlockCommitter`. Committing a block ends both. If groups of detectors take turns, a
+`GroupTensorScorer` is in place of all pools of scorers.
 """
 
 import math
@@ -477,11 +477,6 @@ def _some(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
     """Those of these rows; None of others."""
     wanted = set(rows)
     return [item if row in wanted else None for row, item in enumerate(items)]
-
-
-def fused_stage(job: ScoringJob) -> type[BlockStage]:
-    """Return the only stage of the fused layout."""
-    return BlockScorer if job.stored is None else StoredBlockScorer
 
 
 def scorer_stages(job: ScoringJob) -> list[tuple[type[BlockStage], tuple[Any, ...]]]:

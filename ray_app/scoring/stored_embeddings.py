@@ -5,7 +5,8 @@ lists of vanished files and the same retries. So its current rows are of the fil
 rows. A worker scores the embeddings of a block with the heads of the detectors. No image is read,
 and the backbone's weights are not needed.
 
-A member without a score in RUN keeps its status, its detail, and what its file says of itself.
+A member without a score in RUN keeps its status and its detail. A member without an embedding in
+RUN is `detector_failed`, unless the detector does not score images of its size.
 """
 
 import json
@@ -23,7 +24,7 @@ from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageC
 from ray_app.inference.embedding_scorer import EmbeddingScorer
 from ray_app.inference.spec import Precision, departures
 from ray_app.runs import RunDirectory
-from ray_app.runs.artifacts import kept_embeddings, read_features
+from ray_app.runs.artifacts import read_feature_facts, read_features
 from ray_app.runs.block_rows import BlockRows
 from ray_app.runs.directory import LAYOUT, differing_keys
 from ray_app.runs.rows import OUTCOME_COLUMNS, read_outcomes
@@ -57,8 +58,10 @@ class StoredEmbeddings:
     run: RunDirectory
     facts: Mapping[str, Mapping[str, Any]]
 
-    def settle(self, config: ScoreConfig) -> ScoreConfig:
-        """Return a config of a run that reads these embeddings: it looks at no file."""
+    def adapt(self, config: ScoreConfig) -> ScoreConfig:
+        """Return the config of a run that reads these embeddings: it needs no GPU, and its report
+        has no images.
+        """
         return config.model_copy(
             update={"device": "cpu", "thumbnails": False, "limits": self.run.limits()}
         )
@@ -73,7 +76,7 @@ class StoredEmbeddings:
             copy_manifest(self.run.store, number, target.store)
 
 
-def is_of_embeddings(config: ScoreConfig) -> bool:
+def reads_embeddings(config: ScoreConfig) -> bool:
     """Return whether a source of a config is a run that keeps embeddings."""
     return EMBEDDINGS in [split_kind(source)[0] for source in config.source]
 
@@ -85,7 +88,7 @@ def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
         ConfigError: The run is missing, is not finished, or keeps no embeddings, or the config
             chooses files.
     """
-    if not is_of_embeddings(config):
+    if not reads_embeddings(config):
         return None
     options = ["another source"] if len(config.source) > 1 else []
     options += [option for key, option in _EXCLUDED.items() if getattr(config, key)]
@@ -104,7 +107,7 @@ def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
             f"{run.store.url}: a version of Touchstone before 0.25 wrote this run",
             hint=f"run touchstone runs compact {run.store.url} NEW, and give {EMBEDDINGS}::NEW",
         )
-    facts = kept_embeddings(run)
+    facts = read_feature_facts(run)
     if not facts:
         raise ConfigError(
             f"{run.store.url}: this run keeps no embeddings",

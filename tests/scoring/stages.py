@@ -15,7 +15,8 @@ from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
     BlockReport,
-    fused_stage,
+    BlockScorer,
+    StoredBlockScorer,
     scorer_stages,
 )
 from ray_app.streams.stage import StageFailure, packed, unpacked
@@ -101,7 +102,8 @@ def split_stages(job):
 def _messages(refs, job, kind):
     """What the last stage gives for each block; the job arrives as processes get it."""
     job = cloudpickle.loads(cloudpickle.dumps(job))
-    stages = [fused_stage(job)(job)] if kind == "fused" else split_stages(job)
+    fused = BlockScorer if job.stored is None else StoredBlockScorer
+    stages = [fused(job)] if kind == "fused" else split_stages(job)
     try:
         for ref in refs:
             table = packed(ref)
