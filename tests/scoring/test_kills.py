@@ -212,7 +212,8 @@ def attempts_of(run):
 @pytest.mark.slow
 def test_killed_while_embeddings_are_scored(tmp_path):
     """Killed before a manifest is there and at moments after it: what is committed stays."""
-    count, block, source = 8000, 32, write_stored_run(tmp_path / "run", 8000, block_members=32)
+    count = 8000
+    source = write_stored_run(tmp_path / "run", count, block_members=32)
     new = RunDirectory.open(str(tmp_path / "new"))
     moments = (
         lambda: new.exists(),
@@ -220,7 +221,7 @@ def test_killed_while_embeddings_are_scored(tmp_path):
     )
     before = {}
     for number, is_reached in enumerate(moments):
-        process = start(f"features::{source.store.url}", new.store.url, f"block_members={block}")
+        process = start(f"features::{source.store.url}", new.store.url)
         try:
             wait_until(lambda: is_reached() or process.poll() is not None)  # noqa: B023
             assert process.poll() is None, process.stderr.read()
