@@ -51,7 +51,8 @@ def train(
         "train", config_file, TrainConfig, {"accept_licences": accepted, **given}, assignments
     )
     trained = run_training(config, dry_run=dry_run)
-    options.echo_document(trained.facts, trained.lines(), as_json)
+    if trained.facts:
+        options.echo_document(trained.facts, trained.lines(), as_json)
     return 0
 
 

@@ -1,6 +1,6 @@
 """How a network learns to predict prompts: what it will be (`make_plan`, `caption_network`), its
-step (`CaptionLearner`), and what Ray Train's workers are given for it (`captioning_job`,
-`caption_learner`, `embedding_batches`).
+step (`CaptionLearner`), and what workers are given for it (`captioning_job`, `caption_learner`,
+`embedding_batches`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -256,13 +256,26 @@ def caption_network(name: str, section: Describe, plan: DescriberPlan, seed: int
     return network.requires_grad_(True).train()
 
 
+@dataclass(frozen=True)
+class CaptionData:
+    """What a describer learns from.
+
+    Attributes:
+        plan: Its network.
+        targets: The tokens of the training prompts (rows, L).
+        vectors: The embeddings of the training images (rows, d), NaN if an image could not be read.
+            None for the tier captioner, which learns from pixels.
+    """
+
+    plan: DescriberPlan
+    targets: npt.NDArray[np.int32]
+    vectors: npt.NDArray[np.float32] | None = None
+
+
 def captioning_job(job: TrainingJob) -> TrainingJob:
-    """The job that workers are given: with plan, targets and, for prefix, embeddings (rows, d) in
-    the object store, NaN where an image could not be read; for a captioner with its pixels on the
+    """Return the job with what a describer learns from; for a captioner with its pixels on the
     card. The tokenizer is trained once, and kept. Raises ConfigError, DetectorError.
     """
-    import ray
-
     section = section_of(job.config)
     prompts = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
     found = kept_embeddings(job.out, "train") if section.tier == "prefix" else None
@@ -274,15 +287,11 @@ def captioning_job(job: TrainingJob) -> TrainingJob:
     if job.mirror is not None and plan.start is not None:
         for part in plan.start.parts:
             publish_part(part, job.mirror)
-    shared = {
-        **job.shared,
-        "plan": ray.put(plan),
-        "targets": ray.put(plan.tokenizer.encode_targets(prompts, section.most_tokens)),
-    }
+    targets = plan.tokenizer.encode_targets(prompts, section.most_tokens)
     if found is not None:
         vectors = np.full((len(prompts), found.vectors.shape[1]), np.nan, np.float32)
         vectors[found.rows] = found.vectors
-        return replace(job, shared=shared | {"vectors": ray.put(vectors)})
+        return replace(job, captions=CaptionData(plan, targets, vectors))
     pixels = (
         section.preprocessing
         or (plan.start.preprocessing if plan.start else None)
@@ -293,39 +302,33 @@ def captioning_job(job: TrainingJob) -> TrainingJob:
             f"{job.config.name}: a captioner's pixels have one size",
             hint="describe: {preprocessing: {resize: {mode: squash, size: 224}}}",
         )
-    return replace(job, shared=shared, card=job.card.model_copy(update={"preprocessing": pixels}))
+    card = job.card.model_copy(update={"preprocessing": pixels})
+    return replace(job, captions=CaptionData(plan, targets), card=card)
 
 
-def caption_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
-    """The learner of one worker of a `captioning_job`, as training begins."""
-    import ray
-
-    config, plan = job.config, ray.get(job.shared["plan"])
+def caption_learner(
+    job: TrainingJob, captions: CaptionData, device: str, rank: int
+) -> CaptionLearner:
+    """Return the learner of one worker, as training begins."""
+    config, plan = job.config, captions.plan
     network = caption_network(config.name, section_of(config), plan, config.loop.seed)
-    pixels = None if "vectors" in job.shared else job.card.preprocessing
+    pixels = None if captions.vectors is not None else job.card.preprocessing
     return CaptionLearner(
-        config, network, plan.tokenizer, ray.get(job.shared["targets"]), preprocessing=pixels, device=device,
+        config, network, plan.tokenizer, captions.targets, preprocessing=pixels, device=device,
         total_steps=job.total_steps, rank=rank,
     )  # fmt: skip
 
 
 def embedding_batches(
-    job: TrainingJob, first: int, rank: int, world: int
+    job: TrainingJob, vectors: npt.NDArray[np.float32], first: int, rank: int, world: int
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """The batches of one rank from step `first` to the last, of embeddings: what `ray_data.batches`
-    is for pixels.
+    """Yield the batches of one rank from step `first` to the last, of embeddings.
 
     `row`, `image_id` (n,), `usable` (n,), and `embedding` (n, d).
     """
-    import ray
-
-    vectors, ids, order = (
-        ray.get(job.shared["vectors"]),
-        job.rows("train")["image_id"].to_numpy(),
-        job.order(),
-    )
+    ids = job.rows("train")["image_id"].to_numpy()
     for step in range(first, job.total_steps):
-        rows, _ = order.share(step, rank, world)
+        rows, _ = job.order.share(step, rank, world)
         given = vectors[rows]
         usable = np.asarray(np.isfinite(given).all(axis=1))
         yield {

@@ -1,33 +1,30 @@
-"""The checkpoints of a training: folders below `ray/train`, each of which is complete once it holds
-the file `DONE`.
+"""The checkpoints of a training: folders below `checkpoints`, each of which is complete once it
+holds the file `DONE`.
 
-`DONE` is written when all files of a checkpoint are in storage. Which checkpoints count follows
-from these markers alone. Ray Train keeps a list of its own next to the folders; that list is
-private to Ray and changes with its versions, so nothing here depends on it.
+`DONE` is written when all other files of a checkpoint are in storage. Which checkpoints count
+follows from these markers alone.
 """
 
 import json
-import posixpath
 import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ray_app.errors import ConfigError, describe_error
+from ray_app.errors import ConfigError
 from ray_app.storage import Store
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
-    from ray.train import Checkpoint
+    from ray_app.training.learner import Learner
 
-_STORAGE, RUN = "ray", "train"  # what Ray Train calls storage path and run
-FOLDER = f"{_STORAGE}/{RUN}"
+FOLDER = "checkpoints"
 DONE = "DONE"
 _NAME = re.compile(r"step-(\d+)-.+")
-_OLD_FACTS = "training.json"  # in the checkpoints of Touchstone 0.22 and older, in place of DONE
+_OLD_FOLDER = "ray/train"  # of Touchstone 0.27 and older
 
 
 class CheckpointEntry(NamedTuple):
@@ -67,11 +64,6 @@ def is_trained(out: Store) -> bool:
     """Return whether the last step of the training is in a complete checkpoint."""
     latest = latest_checkpoint(out)
     return latest is not None and latest.finished
-
-
-def read_step(folder: Path) -> int:
-    """Return the number of steps that a complete checkpoint holds, given its local folder."""
-    return int(json.loads((folder / DONE).read_text())["step"])
 
 
 def save_checkpoint(out: Store, folder: Path, name: str, *, finished: bool) -> None:
@@ -124,19 +116,14 @@ def remove_incomplete(out: Store) -> list[str]:
     """Delete the folders of interrupted uploads that a complete checkpoint of as many steps
     supersedes; returns their names.
 
-    A folder whose marker cannot be read stays, and so does one of an older version: either may be a
-    whole checkpoint. Call this only while no process of this training runs: an upload in progress
-    looks the same.
+    A folder whose marker cannot be read stays: it may be a whole checkpoint. Call this only while no
+    process of this training runs: an upload in progress looks the same.
     """
     last = latest_checkpoint(out)
     superseded = [
         name for name in _folder_names(out) if last is not None and _step_of(name) <= last.step
     ]
-    incomplete = [
-        name
-        for name in superseded
-        if not any(out.exists(f"{FOLDER}/{name}/{marker}") for marker in (DONE, _OLD_FACTS))
-    ]
+    incomplete = [name for name in superseded if not out.exists(f"{FOLDER}/{name}/{DONE}")]
     for name in incomplete:
         _remove(out, name)
     return incomplete
@@ -147,52 +134,67 @@ def count_folders(out: Store) -> int:
     return len(_folder_names(out))
 
 
-def mark_older_checkpoints(out: Store) -> None:
-    """Mark the checkpoints of a training that Touchstone 0.22 or older began, according to Ray
-    Train's list of them.
-
-    Raises:
-        ConfigError: There are checkpoints of an older version, and Ray Train cannot read its list.
-            Nothing is changed.
-    """
-    older = {name for name in _folder_names(out) if out.exists(f"{FOLDER}/{name}/{_OLD_FACTS}")}
-    older -= {entry.name for entry in list_checkpoints(out)}
-    if not older:
-        return
-    from ray.train import Result
-
-    filesystem, path = _ray_place(out)
-    try:
-        listed = (
-            Result.from_path(
-                posixpath.join(path, RUN), storage_filesystem=filesystem
-            ).best_checkpoints
-            or []
-        )
-    except Exception as error:  # Ray's own errors, those of its models and those of storage
+def refuse_older(out: Store) -> None:
+    """Raise ConfigError if a training of Touchstone 0.27 or older left checkpoints here."""
+    if out.folders(_OLD_FOLDER):
         raise ConfigError(
-            f"{out.url}/{FOLDER} holds {len(older)} checkpoints of Touchstone 0.22 or older, and Ray Train cannot read its list of them: "
-            f"{describe_error(error)}",
-            hint="finish this training with the versions of Touchstone and Ray that began it, or give another --out; nothing was deleted",
-        ) from error
-    for name in older & {posixpath.basename(checkpoint.path) for checkpoint, _ in listed}:
-        mark_complete(
-            out, name, finished=json.loads(out.read(f"{FOLDER}/{name}/{_OLD_FACTS}"))["finished"]
+            f"{out.url}/{_OLD_FOLDER} holds checkpoints of Touchstone 0.27 or older",
+            hint="finish this training with the version that began it, or give another --out; nothing was deleted",
         )
 
 
-def remove_ray_notes(out: Store) -> None:
-    """Delete the files that an earlier session of Ray Train left next to the checkpoints, so that
-    the next session starts without them.
+class CheckpointWriter:
+    """Saves a learner. In a store that is not of this machine, the upload goes on while the next
+    steps are made.
     """
-    out.delete_all(f"{FOLDER}/{name}" for name in out.names(FOLDER))
+
+    def __init__(self, out: Store) -> None:
+        self._out = out
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._upload: Future[None] | None = None
+
+    def save(self, learner: "Learner", *, finished: bool) -> str | None:
+        """Save the learner as a new checkpoint. All workers call it; rank 0 writes, and gets the
+        name. Raises StorageError, also of the upload before.
+        """
+        if learner.rank != 0:
+            learner.save(Path())
+            return None
+        self.wait()
+        name = new_name(learner.step_number)
+        here = self._out.local_path(f"{FOLDER}/{name}")
+        if here:
+            here.mkdir(parents=True)
+            learner.save(here)
+            mark_complete(self._out, name, finished=finished)
+            return name
+        scratch = TemporaryDirectory(prefix="touchstone-checkpoint-")
+        learner.save(Path(scratch.name))
+        self._upload = self._pool.submit(self._send, scratch, name, finished)
+        return name
+
+    def wait(self) -> None:
+        """Wait until what was saved is complete. Raises StorageError if it could not be uploaded."""
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            upload.result()
+
+    def _send(self, scratch: "TemporaryDirectory[str]", name: str, finished: bool) -> None:
+        with scratch as folder:
+            save_checkpoint(self._out, Path(folder), name, finished=finished)
 
 
 @contextmanager
-def fetched(out: Store, name: str) -> Iterator[Path]:
-    """Provide a checkpoint as a local folder while the block lasts. Raises StorageError."""
+def fetched(out: Store, name: str, files: Iterable[str] | None = None) -> Iterator[Path]:
+    """Provide a checkpoint as a local folder while the block lasts. Raises StorageError.
+
+    Args:
+        out: The directory of the training.
+        name: The name of the checkpoint.
+        files: The files that are needed; None for all.
+    """
     folder = out.below(f"{FOLDER}/{name}")
-    with local_folder(folder, folder.names("")) as here:
+    with local_folder(folder, folder.names("") if files is None else files) as here:
         yield here
 
 
@@ -209,31 +211,6 @@ def local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
         for name in names:
             source.copy_to(name, Path(scratch, name))
         yield Path(scratch)
-
-
-def ray_storage(out: Store) -> dict[str, Any]:
-    """Return the arguments of Ray Train's RunConfig that let it manage the checkpoint folders."""
-    filesystem, path = _ray_place(out)
-    return {"name": RUN, "storage_path": path, "storage_filesystem": filesystem}
-
-
-def ray_checkpoint(out: Store, name: str) -> "Checkpoint":
-    """Return a checkpoint in the form that Ray Train takes and downloads once per node."""
-    from ray.train import Checkpoint
-
-    filesystem, path = _ray_place(out)
-    return Checkpoint(posixpath.join(path, RUN, name), filesystem)
-
-
-def _ray_place(out: Store) -> "tuple[FileSystem, str]":
-    """Return the pyarrow file system, and the path on it below which Ray Train keeps its run."""
-    import pyarrow.fs as pafs
-
-    here = out.local_path(_STORAGE)
-    if here:
-        return pafs.LocalFileSystem(), str(here)
-    filesystem, path = out.filesystem_and_path(_STORAGE)
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def _folder_names(out: Store) -> list[str]:

@@ -1,7 +1,7 @@
 """A predictor of prompts from labelled images with prompts: `describe` writes OUT/describer.yaml,
 and `metrics.json` last.
 
-Embeddings once (`training.embeddings`), a network by Ray Train, and a measurement of the card
+Embeddings once (`training.embeddings`), a network by the training loop, and a measurement of the card
 beside what costs nothing: the nearest training image's words, and words at random. The same command
 resumes. The weights are those of the last step: no validation chooses among checkpoints.
 """
@@ -121,7 +121,7 @@ def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRow
         embeddings.compute_embeddings(
             job, {"train": None, **{split: _rows(job, split) for split in _judged(job)}}
         )
-        found: dict[str, CaptionedRows] = validate.on_ray(job, captions_by_retrieval)
+        found: dict[str, CaptionedRows] = validate.on_device(job, captions_by_retrieval)
     except DetectorError as error:
         if needed:
             raise
@@ -144,11 +144,11 @@ def captions_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
 
 def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
     """Export the network of a checkpoint's folder to the run, and ask the describer that it became."""
-    import ray
     from safetensors.torch import load_file
 
     from ray_app.training.learner import WEIGHTS as LEARNED
 
+    assert job.captions is not None, "a network learned from captions"
     sees: dict[str, Any] = {"preprocessing": job.card.preprocessing.model_dump(mode="json")}
     if section_of(job.config).tier == "prefix":
         sees = _sees_embeddings(job, embeddings.kept_embeddings(job.out, "train"))
@@ -156,7 +156,7 @@ def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRo
         card = write_network(
             Path(scratch),
             job.config,
-            ray.get(job.shared["plan"]),
+            job.captions.plan,
             sees,
             load_file(folder / LEARNED),
         )
@@ -175,7 +175,7 @@ def _asked(
     """
     from ray_app.identification.captioners import build_describer
 
-    describer = build_describer(card, device=job.layout.judging_device)
+    describer = build_describer(card, device=job.layout.device)
     for name in (WEIGHTS, CARD) if is_result else ():
         job.out.write_file(name, folder / name)
     return {split: _predict(job, describer, split) for split in _judged(job)}
@@ -196,14 +196,13 @@ def _predict(job: TrainingJob, describer: Describer, split: str) -> CaptionedRow
         for slot in (~batch["usable"]).nonzero()[0]:
             unreadable[int(batch["row"][slot])] = str(batch["detail"][slot])
         captions += describer.describe(batch["image"][batch["usable"]])
-        job.board.beat.remote()
     notes = file_notes.note_images(job.rows(split), split, unreadable)
     file_notes.write_notes(job.out, run_directory.UNREADABLE, split, notes)
     return CaptionedRows(np.concatenate(usable_rows), captions)
 
 
 def _judged(job: TrainingJob) -> list[str]:
-    return [split for split in ("validation", "test") if split in job.shared]
+    return [split for split in ("validation", "test") if split in job.tables]
 
 
 def _rows(job: TrainingJob, split: str) -> Rows:

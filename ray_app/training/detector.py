@@ -12,13 +12,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.nn import functional
 
 from ray_app.detectors.card import DetectorCard, Output
@@ -93,33 +86,100 @@ class DetectorLearner(Learner):
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Both under plain names, gathered from all processes."""
-        gathered = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights: dict[str, Any] = get_model_state_dict(self.network, options=gathered)
-        return weights, dict(
-            get_optimizer_state_dict(self.network, self.optimiser, options=gathered)
-        )
+        if self.is_divided:
+            return _gather_state(self.network, self.optimiser)
+        return self.network.state_dict(), _named_state(self.network, self.optimiser)
 
     def restore(self, folder: Path) -> None:
-        """Take up the tensors of rank 0's files, whatever strategy wrote them."""
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.world > 1)
-        first = self.rank == 0
-        weights: dict[str, Any] = load_file(folder / WEIGHTS) if first else {}
-        ours, theirs = (
+        """Load the tensors, whatever strategy wrote them. If the network is divided, processes get
+        their parts from rank 0, which alone reads the files.
+        """
+        reads = self.rank == 0 or not self.is_divided
+        weights: dict[str, Any] = load_file(folder / WEIGHTS) if reads else {}
+        own, read = (
             {name: tensor.shape for name, tensor in one.items()}
             for one in (self.network.state_dict(), weights)
         )
-        if first and theirs != ours:
+        if reads and read != own:
             raise DetectorError(f"{folder}: the checkpoint is of another network than {self.card.name} by {self.recipe.name}",
                                 hint="begin anew in another folder")  # fmt: skip
-        set_model_state_dict(self.network, weights, options=options)
-        # plain SGD remembers nothing, for torch a fault
-        if self.recipe.optimiser.name != "sgd" or self.recipe.optimiser.momentum:
-            state = (
-                torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
-                if first
-                else {}
-            )
-            set_optimizer_state_dict(self.network, self.optimiser, state, options=options)
+        state: dict[str, Any] = {}
+        if reads:
+            state = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
+        if self.is_divided:
+            # Plain SGD remembers nothing, which torch treats as a fault.
+            remembers = self.recipe.optimiser.name != "sgd" or self.recipe.optimiser.momentum > 0
+            _divide_state(self.network, weights, self.optimiser if remembers else None, state)
+        else:
+            self.network.load_state_dict(weights)
+            self.optimiser.load_state_dict(_numbered_state(self.network, self.optimiser, state))
+
+
+def _gather_state(
+    network: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the whole state of a divided network, in rank 0."""
+    from torch.distributed.checkpoint import state_dict  # 1.6 s, which others need not pay
+
+    options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Any] = state_dict.get_model_state_dict(network, options=options)
+    return weights, dict(state_dict.get_optimizer_state_dict(network, optimiser, options=options))
+
+
+def _divide_state(
+    network: nn.Module,
+    weights: dict[str, Any],
+    optimiser: torch.optim.Optimizer | None,
+    state: dict[str, Any],
+) -> None:
+    """Give each process its part of what rank 0 has read."""
+    from torch.distributed.checkpoint import state_dict
+
+    options = state_dict.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    state_dict.set_model_state_dict(network, weights, options=options)
+    if optimiser is not None:
+        state_dict.set_optimizer_state_dict(network, optimiser, state, options=options)
+
+
+def _named_state(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the optimiser's state by the names of parameters, as `_gather_state` does."""
+    names: dict[torch.Tensor, str] = {
+        parameter: name for name, parameter in network.named_parameters()
+    }
+    groups = [
+        {**group, "params": [names[parameter] for parameter in group["params"]]}
+        for group in optimiser.param_groups
+    ]
+    state = {names[parameter]: dict(values) for parameter, values in optimiser.state.items()}
+    return {"state": state, "param_groups": groups}
+
+
+def _numbered_state(
+    network: nn.Module, optimiser: torch.optim.Optimizer, named: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a state by names as `Optimizer.load_state_dict` takes it: by numbers, in the order of
+    the groups.
+    """
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    ordered = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state = {
+        number: {
+            key: _laid_out_as(parameter, value)
+            for key, value in named["state"][names[parameter]].items()
+        }
+        for number, parameter in enumerate(ordered)
+        if names[parameter] in named["state"]
+    }
+    return {**optimiser.state_dict(), "state": state}
+
+
+def _laid_out_as(parameter: nn.Parameter, value: Any) -> Any:
+    """Return a tensor of the optimiser in the memory layout of its parameter, in which the optimiser
+    made it: in another layout torch may round differently.
+    """
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, device="cpu", dtype=value.dtype).copy_(value)
 
 
 def batch_loss(

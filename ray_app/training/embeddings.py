@@ -1,6 +1,6 @@
 """The embeddings of labelled images, by any detector whose head takes one vector per image.
 
-    compute_embeddings(job, {"train": None, "validation": rows})     # a Ray Data actor pool; null = all rows of the split
+    compute_embeddings(job, {"train": None, "validation": rows})     # null = all rows of the split
     found = kept_embeddings(job.out, "train")                        # no Ray: Embeddings(vectors (n, d) float32, labels, rows)
     prompts = column_of(job.rows("train"), found.rows, "prompt")     # a label column of the same images
 
@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -229,33 +229,29 @@ def embed_images(
         yield from zip(keys, vectors.float().cpu().numpy()[: len(keys)], strict=True)
 
 
-class Embedder(Stage):
+class BlockEmbedder:
     """A block of rows in, their embeddings into the training's directory."""
 
-    def start(self, *given: Any) -> None:
-        """`given`: the job, and what makes the detector."""
-        job, make = given
-        job.settle_process(job.layout.device, job.layout.threads)
+    def __init__(self, job: TrainingJob, make: MakeDetector) -> None:
+        job.settle_process()
         self._job, self._loaders = job, dict[str, BatchLoader]()
         self._detector = make(job)
         self._detector.keep_embeddings()
 
-    def work(self, message: "_Block") -> tuple[int, list[dict[str, Any]]]:
+    def embed_block(self, block: "_Block") -> tuple[int, list[dict[str, Any]]]:
         """The rows of a block → how many there were, and notes on those that could not be read; the
         block's file is written last.
         """
-        found = embed(self._detector, self._loader(message.split), message.rows)
-        notes = file_notes.note_images(
-            self._job.rows(message.split), message.split, found.unreadable
-        )
+        found = embed(self._detector, self._loader(block.split), block.rows)
+        notes = file_notes.note_images(self._job.rows(block.split), block.split, found.unreadable)
         file_notes.write_notes(
             self._job.out,
             run_directory.UNREADABLE,
-            f"features-{message.split}-{message.first:08d}",
+            f"features-{block.split}-{block.first:08d}",
             notes,
         )
-        keep_block(self._job.out, message.split, message.first, found)
-        return len(message.rows), notes
+        keep_block(self._job.out, block.split, block.first, found)
+        return len(block.rows), notes
 
     def _loader(self, split: str) -> BatchLoader:
         if split not in self._loaders:
@@ -263,6 +259,21 @@ class Embedder(Stage):
                 training_loader(self._job) if split == "train" else plain_loader(self._job, split)
             )
         return self._loaders[split]
+
+
+class Embedder(Stage):
+    """A `BlockEmbedder` in a process of Ray Data."""
+
+    def start(self, *given: Any) -> None:
+        """`given`: the shared job, and what makes the detector."""
+        from ray_app.training.ray_data import read_job
+
+        shared, make = given
+        self._blocks = BlockEmbedder(read_job(shared), make)
+
+    def work(self, message: "_Block") -> tuple[int, list[dict[str, Any]]]:
+        """See `BlockEmbedder`."""
+        return self._blocks.embed_block(message)
 
 
 class _Block(NamedTuple):
@@ -277,29 +288,43 @@ class _Block(NamedTuple):
 
 def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: int) -> None:
     from ray_app.cluster.progress import Progress
+
+    progress = Progress(count, done=count - sum(len(one.rows) for one in missing), name="features")
+    log = file_notes.FileLog(job.out)
+    embedded = (_embed_on_ray if job.on_ray else _embed_here)(job, missing, make)
+    with closing(progress), closing(embedded) as blocks:
+        for images, notes in blocks:
+            progress.advance(images, len(notes))
+            for line in log.lines(notes):
+                progress.say(line)
+
+
+def _embed_here(
+    job: TrainingJob, blocks: list[_Block], make: MakeDetector
+) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
+    embedder = BlockEmbedder(job, make)
+    return (embedder.embed_block(block) for block in blocks)
+
+
+def _embed_on_ray(
+    job: TrainingJob, blocks: list[_Block], make: MakeDetector
+) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
+    import ray
+
     from ray_app.streams.pool import Pool, stream
 
     layout = job.layout
-    workers = min(layout.workers, len(missing))
+    workers = min(layout.workers, len(blocks))
     pool = Pool(
         Embedder,
-        (job, make),
+        ({"job": ray.put(job)}, make),
         workers,
         workers,
         layout.worker_cpus,
         layout.worker_gpus,
         job.config.cluster.labels,
     )
-    progress = Progress(count, done=count - sum(len(one.rows) for one in missing), name="features")
-    log = file_notes.FileLog(job.out)
-    with (
-        closing(progress),
-        closing(stream(partial(iter, missing), [pool], name="features")) as blocks,
-    ):
-        for images, notes in blocks:
-            progress.advance(images, len(notes))
-            for line in log.lines(notes):
-                progress.say(line)
+    return stream(partial(iter, blocks), [pool], name="features")
 
 
 def _require_readable(job: TrainingJob, split: str, count: int) -> None:

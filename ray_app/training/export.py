@@ -400,19 +400,16 @@ _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
 
 
 def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
-    """The kept checkpoint that is best by the recipe's metric, with its value; one whose judging
-    was lost is judged now.
+    """The kept checkpoint that is best by the recipe's metric, with its value; those that nobody
+    judged are judged now.
     """
     metric = job.config.validation.metric
+    for checkpoint in validate.unjudged_checkpoints(job):
+        validate.on_device(job, validate.validate_alone, checkpoint)
     judged = {figures["step"]: figures for figures in validate.validations(job.out)}
     best: tuple[checkpoints.CheckpointEntry, float] | None = None
     for checkpoint in checkpoints.list_checkpoints(job.out):
-        if checkpoint.step not in job.milestones and not checkpoint.finished:
-            continue
-        figures = judged.get(checkpoint.step) or validate.on_checkpoint(
-            job, checkpoint.name, validate.validate_folder
-        )
-        value = figures.get(metric)
+        value = judged.get(checkpoint.step, {}).get(metric)
         if value is not None and (best is None or validate.is_better(metric, value, best[1])):
             best = checkpoint, value
     if best is None:

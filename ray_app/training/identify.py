@@ -330,7 +330,7 @@ def identify(
         {
             split: job.rows(split)
             for split in ("train", "validation", "test")
-            if split in job.shared
+            if split in job.tables
         },
     )
     embeddings.compute_embeddings(job, request.rows)

@@ -1,16 +1,16 @@
-"""A training session as its processes get it: `TrainingJob` (small, picklable, references to shared
-objects); `plan_workers` lays it out.
+"""A training as its processes get it: `TrainingJob`, plain data without a reference to Ray.
+`plan_workers` lays it out.
 
-The sum of all requests stays below what the cluster has: a request that never fits waits for ever
-without a message (specs/ray.md §E3). A process's CPUs are a share for Ray's books; how many threads
-it computes with is stated beside it.
+On Ray, the sum of all requests stays below what the cluster has: a request that never fits waits
+without a message. The CPUs of a process are for Ray's books; how many threads it computes with is
+stated separately.
 """
 
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard
 from ray_app.errors import ClusterError, ConfigError
@@ -21,22 +21,28 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ray_app.datasets.sampling import SampleOrder
+    from ray_app.training.captioner import CaptionData
     from ray_app.transforms.policies.papers import RealStatistics
 
 
 LOADER_CPUS = 0.25
-VALIDATION_CPUS = 0.25
 LEAST_WORKER_CPUS = 0.05
-VALIDATION_GPU = 0.2  # of the GPU that a worker holds, where there is no further one
+MAX_DECODING_THREADS = 8
 
 
 @dataclass(frozen=True)
 class TrainingLayout:
-    """`workers` processes that train, `least` of them at the fewest, each with `loaders`; one task
-    that judges checkpoints meanwhile.
+    """The processes of a training.
 
-    `*_cpus` and `*_gpus` are what one process asks of Ray; `threads` is what one worker computes
-    with, `judging_threads` what the judging task decodes with.
+    Attributes:
+        workers: Processes that train.
+        least: Minimum number of workers with which an elastic training continues.
+        loaders: Processes that load images for one worker.
+        worker_cpus: CPUs that one worker requests from Ray.
+        loader_cpus: CPUs that one loader requests from Ray.
+        worker_gpus: GPUs of one worker.
+        threads: Threads that one worker computes with.
+        decoding_threads: Threads that decode images for one worker while it validates.
     """
 
     workers: int
@@ -45,29 +51,29 @@ class TrainingLayout:
     worker_cpus: float
     loader_cpus: float
     worker_gpus: float
-    validation_cpus: float
-    validation_gpus: float
     threads: int
-    judging_threads: int
+    decoding_threads: int
 
     @property
     def device(self) -> str:
-        """Where workers compute."""
+        """Device of the workers."""
         return "cuda" if self.worker_gpus else "cpu"
-
-    @property
-    def judging_device(self) -> str:
-        """Where checkpoints are judged."""
-        return "cuda" if self.validation_gpus else "cpu"
 
 
 def plan_workers(
     wanted: Workers, *, cpus: float, gpus: float, node_cpus: float = math.inf
 ) -> TrainingLayout:
-    """The processes for `wanted` on a cluster with so many CPUs and GPUs, its largest node having
-    `node_cpus`.
+    """Return the processes for `wanted` on machines with that many CPUs and GPUs.
 
-    Raises ConfigError, and ClusterError where the cluster is too small.
+    Args:
+        wanted: The recipe's section `workers`.
+        cpus: CPUs of all machines together.
+        gpus: GPUs of all machines together.
+        node_cpus: CPUs of the largest machine.
+
+    Raises:
+        ConfigError: The section contradicts itself.
+        ClusterError: The machines are too small.
     """
     least = wanted.least or wanted.count
     if least > wanted.count:
@@ -80,18 +86,14 @@ def plan_workers(
             f"{least} workers with {worker_gpus:g} GPU each, but the cluster has {gpus:g}",
             hint="--set workers.count=…, or --set cluster.gpus=… for an autoscaler's maximum",
         )
-    spare = gpus - worker_gpus * wanted.count
-    shared = worker_gpus == 1 and spare < 1
     share = min(cpus / wanted.count, node_cpus)
     loaders = wanted.loaders or max(1, int(share - 1) if worker_gpus else int(share // 4))
-    validation_cpus = min(1.0 if worker_gpus and cpus >= 4 else VALIDATION_CPUS, share / 8)
-    free = share - validation_cpus
-    loader_cpus = (
-        min(1.0, free / 2 / loaders) if worker_gpus else min(LOADER_CPUS, free / 4 / loaders)
+    loader_cpus = _round_down(
+        min(1.0, share / 2 / loaders) if worker_gpus else min(LOADER_CPUS, share / 4 / loaders)
     )
-    rest = free - loaders * loader_cpus
-    worker_cpus = wanted.cpus or (min(1.0, rest) if worker_gpus else rest)
-    together = wanted.count * (worker_cpus + loaders * loader_cpus) + validation_cpus
+    rest = share - loaders * loader_cpus
+    worker_cpus = _round_down(wanted.cpus or (min(1.0, rest) if worker_gpus else rest))
+    together = wanted.count * (worker_cpus + loaders * loader_cpus)
     if together > cpus or not LEAST_WORKER_CPUS <= worker_cpus <= node_cpus:
         raise ClusterError(
             f"{wanted.count} workers with {worker_cpus:.2g} CPU and {loaders} loaders each do not fit the cluster's {cpus:g} CPUs",
@@ -101,29 +103,38 @@ def plan_workers(
         workers=wanted.count,
         least=least,
         loaders=loaders,
-        worker_cpus=_down(worker_cpus),
-        loader_cpus=_down(loader_cpus),
-        worker_gpus=1 - VALIDATION_GPU if shared else worker_gpus,
-        validation_cpus=_down(validation_cpus),
-        validation_gpus=0.0 if not worker_gpus else VALIDATION_GPU if shared else 1.0,
+        worker_cpus=worker_cpus,
+        loader_cpus=loader_cpus,
+        worker_gpus=worker_gpus,
         threads=max(1, int(share) - (0 if worker_gpus else loaders)),
-        judging_threads=max(1, min(8, int(cpus / 4))),
+        decoding_threads=max(1, min(MAX_DECODING_THREADS, int(share / 4))),
     )
 
 
-def _down(share: float) -> float:
-    # Ray books in units of 1/10000; rounding up could ask for more than there is.
-    return int(share * 1000) / 1000
+def _round_down(cpus: float) -> float:
+    # Ray counts in units of 1/10000; rounding up could request more than there is.
+    return int(cpus * 1000) / 1000
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """`shared`: Ray references by name: `order`, and the labelled rows of `train`, `validation`
-    and, where there is one, `test`.
+    """What is trained, from what, and where.
 
-    `milestones`: the steps after which the network is judged, the last one included; `mirror`:
-    where workers find weights; `board`: the actor that the driver reads
-    (ray_app.training.progress); `guard`: which web servers are asked for images.
+    Attributes:
+        config: The recipe, and where it runs.
+        card: The card of what is trained.
+        out: The directory of the training.
+        layout: The processes.
+        total_steps: Number of steps.
+        milestones: Steps after which the network is validated, the last step included.
+        tables: The labelled rows of `train`, `validation`, and, if there is one, `test`.
+        order: The rows of each step.
+        on_ray: Whether the processes are those of a Ray cluster. Otherwise one process does
+            everything, or those of torchrun do.
+        captions: What a describer learns from.
+        statistics: What openfake-v1 matches fakes to.
+        mirror: Where other machines find the weights that training begins with.
+        guard: The web servers that may be asked for images.
     """
 
     config: TrainConfig
@@ -132,43 +143,45 @@ class TrainingJob:
     layout: TrainingLayout
     total_steps: int
     milestones: frozenset[int]
-    shared: Mapping[str, Any]
+    tables: "Mapping[str, pa.Table]"
+    order: "SampleOrder"
+    on_ray: bool = False
+    captions: "CaptionData | None" = None
     statistics: "RealStatistics | None" = None
     mirror: str | None = None
-    board: Any = None
     guard: Guard = field(default_factory=Guard)
 
-    def settle_process(self, device: str, threads: int) -> None:
-        """In a process of its own: weights come from the mirror, and on a CPU torch computes on so
-        many threads.
+    def settle_process(self) -> None:
+        """Prepare a process for the job: weights come from the mirror, and on a CPU torch computes
+        with the layout's number of threads.
         """
         import torch
 
         if self.mirror is not None:
             os.environ[MIRROR_VARIABLE] = self.mirror
-        if device == "cpu":
-            torch.set_num_threads(threads)
+        if self.layout.device == "cpu":
+            torch.set_num_threads(self.layout.threads)
 
     def rows(self, split: str) -> "pa.Table":
-        """The labelled rows of a split, read in place from the object store."""
-        import ray
-
-        table: pa.Table = ray.get(self.shared[split])
-        return table
-
-    def order(self) -> "SampleOrder":
-        """Which rows each step sees."""
-        import ray
-
-        order: SampleOrder = ray.get(self.shared["order"])
-        return order
+        """Return the labelled rows of a split."""
+        return self.tables[split]
 
     @property
     def wants_masks(self) -> bool:
         """Whether the loss, and so every batch, has masks."""
         return self.config.loss.name == "maskclip"
 
+    @property
+    def is_validated(self) -> bool:
+        """Whether validations choose among the checkpoints. Those of a describer are not compared."""
+        return self.config.method != "describe"
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether steps are made of stored embeddings instead of images."""
+        return self.captions is not None and self.captions.vectors is not None
+
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint is to be written when so many steps are done."""
+        """Return whether a checkpoint is to be written after so many steps."""
         every = self.config.faults.checkpoint_every
         return step in self.milestones or (every is not None and step % every == 0)

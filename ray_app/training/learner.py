@@ -22,8 +22,6 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -117,7 +115,8 @@ class StepFigures(NamedTuple):
 class Learner:
     """A network that learns from a recipe, on one device, alone or as one of `world` processes.
 
-    `network`: as it learns, without wrappers; under FSDP2 its parameters are this process's parts.
+    `network`: as it learns, without wrappers; if it `is_divided`, its parameters are this process's
+    parts (FSDP2).
     `step_number`: steps done, which is also the position in the data. `precision`: what the
     recipe's means on this device. All that happens depends on recipe, batches and (seed, step,
     rank): a training that is saved, loaded elsewhere and continued gives the same weights as one
@@ -147,6 +146,7 @@ class Learner:
             world_size(),
             0,
         )
+        self.is_divided = strategy == "fsdp2" and self.world > 1
         if precision == "fp32" and torch.device(device).type == "cuda":
             forbid_tf32()
         self._model = distribute(called or network, strategy, device)
@@ -227,7 +227,7 @@ class Learner:
         totals: dict[str, torch.Tensor] = {}
         for start in starts:
             part = {name: values[start : start + starts.step] for name, values in prepared.items()}
-            with _own_gradients(self._model, alone=start != starts[-1]):
+            with self._own_gradients(alone=start != starts[-1]):
                 with autocast(self.device, self.precision):
                     answer = self.answer(part)
                 loss = self.loss(answer, part, count)
@@ -235,6 +235,20 @@ class Learner:
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals
+
+    @contextmanager
+    def _own_gradients(self, alone: bool) -> Iterator[None]:
+        """While `alone`, gradients add up in this process; otherwise the way back averages all that
+        has added up over the processes.
+        """
+        model: Any = self._model
+        if self.is_divided:
+            model.set_requires_gradient_sync(not alone)
+        elif self.world > 1 and alone:
+            with model.no_sync():
+                yield
+            return
+        yield
 
     def _learning(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.network.parameters() if parameter.grad is not None]
@@ -262,9 +276,8 @@ class Learner:
             ) from error
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote, by any strategy and number of processes. Every process
-        calls it, and reads position and files of its own folder; a detector's tensors are taken
-        from rank 0's alone. Raises DetectorError where it is of another network.
+        """Continue from what `save` wrote, by any strategy and number of processes. Every process
+        calls it with a folder of its own. Raises DetectorError if it is of another network.
         """
         self.restore(folder)
         self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
@@ -309,6 +322,10 @@ def distribute(network: nn.Module, strategy: Strategy, device: str) -> nn.Module
             device_ids=[place] if place.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
+    # A second, which others need not pay.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(place.type, (world_size(),))
     # A single number cannot be cut; one that does not learn, as CLIP's scale, may be whole
     # everywhere.
@@ -340,20 +357,6 @@ def _alike(stack: list[nn.Module]) -> list[nn.Module]:
         for module in stack
         if kinds[type(module)] > 1 and not isinstance(module, _STACKS) and list(module.children())
     ]
-
-
-@contextmanager
-def _own_gradients(network: nn.Module, alone: bool) -> Iterator[None]:
-    """While `alone`, gradients add up in this process; otherwise the way back averages all that has
-    added up over the processes.
-    """
-    if isinstance(network, DistributedDataParallel) and alone:
-        with network.no_sync():
-            yield
-        return
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(not alone)
-    yield
 
 
 def _averaged(values: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,7 @@ Batch = dict[str, npt.NDArray[Any]]
 
 _AUGMENTATION, _STATISTICS = 6, 7  # apart from what else is drawn from the same seed
 _AT_ONCE = 64
+RUN_BYTES, MAX_RUN = 2**25, 8
 _NEEDED = (
     "image_id",
     "uri",
@@ -273,6 +274,32 @@ class BatchLoader:
                 hint="is the source still there?",
             )
         return size
+
+
+def load_run(
+    loader: BatchLoader, order: sampling.SampleOrder, steps: range, rank: int, world: int
+) -> list[tuple[int, Batch]]:
+    """Return the batches of one of `world` workers for neighbouring steps, each with its step.
+
+    Neighbours in a container are then read together.
+    """
+    batch = loader.load_steps(order, steps, rank, world)
+    size = len(batch["label"]) // len(steps)
+    return [
+        (
+            step,
+            {name: values[number * size : (number + 1) * size] for name, values in batch.items()},
+        )
+        for number, step in enumerate(steps)
+    ]
+
+
+def run_length(job: TrainingJob) -> int:
+    """Return how many steps `load_run` takes at once: as many as give images of `RUN_BYTES`."""
+    height, width = job.card.preprocessing.shape or (1, 1)
+    planes = 5 if job.wants_masks else 3
+    step_bytes = job.config.loop.batch * planes * height * width
+    return max(1, min(MAX_RUN, RUN_BYTES * job.layout.least // step_bytes))
 
 
 def plain_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> BatchLoader:

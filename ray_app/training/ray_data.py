@@ -11,8 +11,9 @@ execution of its own, in order: `streaming_split` deals blocks to whichever rank
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+import ray
 from ray.train import DataConfig, get_dataset_shard
 
 from ray_app.errors import ClusterError
@@ -20,54 +21,53 @@ from ray_app.streams.pool import Pool, dataset, messages, through
 from ray_app.streams.stage import Stage
 from ray_app.training import checkpoints
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import Batch, training_loader
+from ray_app.training.loader import Batch, load_run, run_length, training_loader
 
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset
 
-Loaded = list[tuple[int, Batch]]  # steps with what they are of
+Loaded = list[tuple[int, Batch]]  # steps with their batches
 
 TRAIN = "train"  # the dataset's name
-# Steps that a loader reads in one go, as many as give images of so many bytes: neighbours in a
-# container are then read together.
-RUN_BYTES, MOST_TOGETHER = 2**25, 8
 AHEAD = 2  # runs that wait in the worker itself
 # of a node's object store: what waits between loaders and the workers of that node
 HAND_OVER_SHARE = 0.4
+
+
+class SharedJob(TypedDict):
+    """A job in Ray's object store. In a dict, Ray passes on the reference and not the job."""
+
+    job: "ray.ObjectRef[TrainingJob]"
+
+
+def read_job(given: SharedJob) -> TrainingJob:
+    """Return the job, whose tables and arrays are read in place."""
+    return ray.get(given["job"])
 
 
 class Loader(Stage):
     """A run of steps in, their batches for one rank out."""
 
     def start(self, *given: Any) -> None:
-        """`given`: the job, rank and number of workers."""
-        job, self._rank, self._world = given
-        self._loader, self._order = training_loader(job), job.order()
+        """`given`: the shared job, rank and number of workers."""
+        shared, self._rank, self._world = given
+        job = read_job(shared)
+        self._loader, self._order = training_loader(job), job.order
 
     def work(self, message: range) -> Loaded:
         """The steps of a run, each with its arrays, as `BatchLoader.load` gives them."""
-        batch = self._loader.load_steps(self._order, message, self._rank, self._world)
-        size = len(batch["label"]) // len(message)
-        return [
-            (
-                step,
-                {
-                    name: values[number * size : (number + 1) * size]
-                    for name, values in batch.items()
-                },
-            )
-            for number, step in enumerate(message)
-        ]
+        return load_run(self._loader, self._order, message, self._rank, self._world)
 
 
-def steps_to_come(job: TrainingJob) -> "Dataset":
-    """The runs of steps from the last committed checkpoint on: Ray Train's controller calls it
+def steps_to_come(given: SharedJob) -> "Dataset":
+    """The runs of steps from the last complete checkpoint on: Ray Train's controller calls it
     before each start of its workers.
     """
+    job = read_job(given)
     latest = checkpoints.latest_checkpoint(job.out)
     first = 0 if latest is None else latest.step
     return dataset(
-        partial(_runs, first, job.total_steps, _together(job)),
+        partial(_runs, first, job.total_steps, run_length(job)),
         ordered=True,
         store_bytes=_hand_over_limit(job),
     )
@@ -76,9 +76,9 @@ def steps_to_come(job: TrainingJob) -> "Dataset":
 class Shards(DataConfig):
     """Gives each rank of Ray Train all steps, and loaders of its own, which make its part of them."""
 
-    def __init__(self, job: TrainingJob) -> None:
+    def __init__(self, given: SharedJob) -> None:
         super().__init__()
-        self._job = job
+        self._given = given
 
     def configure(
         self,
@@ -91,15 +91,16 @@ class Shards(DataConfig):
         """See `ray.train.DataConfig`; what a rank gets is executed as it is iterated, in the rank's
         process.
         """
-        layout, labels = self._job.layout, self._job.config.cluster.labels
+        job = read_job(self._given)
+        layout = job.layout
         pools = [
             Pool(
                 Loader,
-                (self._job, rank, world_size),
+                (self._given, rank, world_size),
                 layout.loaders,
                 layout.loaders,
                 layout.loader_cpus,
-                labels=labels,
+                labels=job.config.cluster.labels,
             )
             for rank in range(world_size)
         ]
@@ -133,25 +134,10 @@ def _runs(first: int, total: int, together: int) -> Iterator[range]:
         yield range(start, min(start + together, total))
 
 
-def _together(job: TrainingJob) -> int:
-    """How many steps are read in one go."""
-    height, width = job.card.preprocessing.shape or (1, 1)
-    planes = 5 if job.wants_masks else 3
-    return max(
-        1,
-        min(
-            MOST_TOGETHER,
-            RUN_BYTES * job.layout.least // (job.config.loop.batch * planes * height * width),
-        ),
-    )
-
-
 def _hand_over_limit(job: TrainingJob) -> float:
     """Bytes that may wait for one worker, so that all workers of a node together do not fill its
     object store.
     """
-    import ray
-
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     together = math.ceil(job.layout.workers / max(len(nodes), 1))
     smallest = min(node["Resources"].get("object_store_memory", math.inf) for node in nodes)

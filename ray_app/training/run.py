@@ -3,8 +3,12 @@ the images, learns, judges, exports.
 
 Every step can be interrupted anywhere; the same command resumes from the facts on disk. Before the
 first step `prepare_data` has the labelled rows of each split, `make_job` the job that the workers
-get; what is learned and written is the recipe's method's: `finish`, `linear_probe.probe`,
-`identify` or `describe`.
+get; what is learned and written is the recipe's method's: `finish`, `linear_probe.probe`, `identify`
+or `describe`.
+
+One worker is this process, without Ray. Several, and a named cluster, are a matter of Ray
+(`uses_ray`), unless torchrun started this process: then the others make the same steps, and
+nothing else (`_follow`).
 """
 
 import hashlib
@@ -12,7 +16,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -24,7 +29,13 @@ import pyarrow as pa
 from ray_app.archives import Each, in_turn
 from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, has_other_nodes, on_ray, resources
+from ray_app.cluster.ray_cluster import (
+    cluster,
+    has_other_nodes,
+    named_cluster,
+    on_ray,
+    resources,
+)
 from ray_app.datasets import index, sampling, survey, training_prompts
 from ray_app.datasets.config import DatasetSource, HeldOut
 from ray_app.datasets.splits import Splits, make_splits, require_sources
@@ -48,8 +59,15 @@ from ray_app.training.config import PROFILING, TrainConfig
 from ray_app.training.export import METRICS, finish, push
 from ray_app.training.job import TrainingJob, TrainingLayout, plan_workers
 from ray_app.training.loader import measure_real, plain_loader
+from ray_app.training.local import (
+    is_under_torchrun,
+    join_torchrun,
+    torchrun_machines,
+    torchrun_rank,
+    torchrun_world,
+    train_here,
+)
 from ray_app.training.plan import plan, plan_lines, source_lines
-from ray_app.training.progress import start_progress_board
 from ray_app.training.run_directory import FILE as CLAIM
 from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun
 from ray_app.transforms.policies.papers import RealStatistics, load_statistics, save_statistics
@@ -197,12 +215,10 @@ def make_job(
     out: Store,
     layout: TrainingLayout,
     prepared: PreparedTraining,
+    *,
+    on_ray: bool = False,
 ) -> TrainingJob:
-    """Everything that workers are given, in Ray's object store once. Raises ConfigError where the
-    batch cannot be shared.
-    """
-    import ray
-
+    """Return all that workers are given. Raises ConfigError if the batch cannot be shared."""
     for workers in range(layout.least, layout.workers + 1):
         prepared.order.share(0, 0, workers)
     if layout.device == "cpu" and config.loop.precision == "auto":
@@ -216,7 +232,7 @@ def make_job(
         )
     mirror = None
     # where they find the weights that training begins with: the driver alone fetches
-    if has_other_nodes():
+    if on_ray and has_other_nodes():
         mirror = os.environ.get(MIRROR_VARIABLE) or f"{out.url}/weights"
         for started in initial_cards(config, card):
             publish_weights(started, mirror)
@@ -225,7 +241,6 @@ def make_job(
         "validation": prepared.splits.validation,
         "test": prepared.splits.test,
     }
-    shared = {name: ray.put(table) for name, table in tables.items() if table is not None}
     job = TrainingJob(
         config=config,
         card=card,
@@ -233,9 +248,10 @@ def make_job(
         layout=layout,
         total_steps=prepared.total_steps,
         milestones=prepared.milestones,
-        shared=shared | {"order": ray.put(prepared.order)},
+        tables={name: table for name, table in tables.items() if table is not None},
+        order=prepared.order,
+        on_ray=on_ray,
         mirror=mirror,
-        board=start_progress_board(),
         guard=prepared.guard,
     )
     return replace(job, statistics=_statistics(job))
@@ -251,7 +267,7 @@ def _statistics(job: TrainingJob) -> RealStatistics | None:
     if wanted.policy != "openfake-v1":
         return None
     if not job.out.exists(STATISTICS):
-        validate.on_ray(job, _measure)
+        validate.on_device(job, _measure)
     with checkpoints.local_folder(job.out, [STATISTICS]) as folder:
         return load_statistics(folder / STATISTICS)
 
@@ -311,7 +327,8 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     Raises ConfigError, IdentityError (the directory is another recipe's or in use), DetectorError,
     StorageError, ClusterError, and KeyboardInterrupt when it was asked to stop. Those that the same
     call resumes from carry the note RESUMABLE. A dry run needs no `out`, starts no cluster and
-    trains nothing; with an `out` it leaves the index there.
+    trains nothing; with an `out` it leaves the index there. Under torchrun, rank 0 alone returns
+    facts.
     """
     if dry_run:
         return Trained(_planned(config), is_plan=True)
@@ -321,7 +338,10 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
             hint="touchstone train CONFIG --out DIR",
         )
     out = Store.open(config.out)
-    config = config_as_begun(config, out)
+    config = config_as_begun(_among_torchrun(config), out)
+    if torchrun_rank() > 0:
+        _follow(config, out)
+        return Trained({})
     begun = check_claim(out, config)
     was_there = begun is not None and out.exists(METRICS)
     facts = json.loads(out.read(METRICS)) if was_there else _trained(config, out, begun)
@@ -332,25 +352,95 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
 
 def _trained(config: TrainConfig, out: Store, begun: Mapping[str, Any] | None) -> dict[str, Any]:
     """Claim the directory, train and finish; returns the content of `metrics.json`."""
+    checkpoints.refuse_older(out)
     card = networks.training_card(config)
     _check(config, card, out, begun)
     with Lease(out, unguarded=config.unguarded), resumable(KeyboardInterrupt):
         claim = claim_recipe(out, config)
         try:
-            with resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
+            with resumable(ClusterError), _processes(config, card) as each, _kept_threads():
                 print("train  indexing and dividing the images", file=sys.stderr, flush=True)
-                prepared = prepare_data(config, out, each=on_ray, reading=in_pool)
+                prepared = prepare_data(config, out, **each)
                 findings = prepared.splits.findings
                 claim_data(out, claim, findings)
-                cpus, gpus, _ = resources(config.cluster)
-                layout = plan_workers(
-                    config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus()
-                )
-                return _by_method(make_job(config, card, out, layout, prepared), findings, claim)
+                layout = _plan_layout(config)
+                job = make_job(config, card, out, layout, prepared, on_ray=uses_ray(config))
+                return _by_method(job, findings, claim)
         except ConfigError:
             if begun is None and checkpoints.latest_checkpoint(out) is None:
                 out.delete(CLAIM)  # nothing was learned: the recipe that is to come may differ
             raise
+
+
+def uses_ray(config: TrainConfig) -> bool:
+    """Return whether Ray runs the training: several workers, or a cluster that has a name."""
+    is_on_cluster = named_cluster(config.cluster.address) is not None
+    return not is_under_torchrun() and (config.workers.count > 1 or is_on_cluster)
+
+
+@contextmanager
+def _processes(config: TrainConfig, card: DetectorCard) -> Iterator[dict[str, Each]]:
+    """Start or join the Ray that the training uses. Yields what runs the steps of indexing."""
+    if not uses_ray(config):
+        yield {}
+        return
+    with cluster(_cluster_for(config, card.preprocessing.shape)):
+        yield {"each": on_ray, "reading": in_pool}
+
+
+@contextmanager
+def _kept_threads() -> Iterator[None]:
+    """Restore the number of torch's threads after the block."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _plan_layout(config: TrainConfig) -> TrainingLayout:
+    """Return the processes for the machines that the training uses."""
+    if uses_ray(config):
+        cpus, gpus, _ = resources(config.cluster)
+        return plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
+    import torch
+
+    machines = torchrun_machines()
+    gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
+    return plan_workers(
+        config.workers,
+        cpus=float(machines * (config.cluster.cpus or usable_cores())),
+        gpus=float(machines * gpus),
+    )
+
+
+def _among_torchrun(config: TrainConfig) -> TrainConfig:
+    """Return the config with as many workers as torchrun started processes; as it is without."""
+    if not is_under_torchrun():
+        return config
+    workers = config.workers.model_copy(update={"count": torchrun_world(), "least": None})
+    return config.model_copy(update={"workers": workers})
+
+
+def _follow(config: TrainConfig, out: Store) -> None:
+    """Make the steps with rank 0, once it has prepared the directory. What has no steps, and all
+    that comes after them, rank 0 does alone.
+    """
+    has_steps = config.method == "fine-tune" or (
+        config.describe is not None and config.describe.tier != "retrieval"
+    )
+    if out.exists(METRICS) or not has_steps:
+        return
+    layout = _plan_layout(config)
+    join_torchrun(layout.device)
+    job = make_job(config, networks.training_card(config), out, layout, prepare_data(config, out))
+    if config.method == "describe":
+        from ray_app.training.captioner import captioning_job
+
+        job = captioning_job(job)
+    train_here(job)
 
 
 def _by_method(job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]) -> dict[str, Any]:
@@ -369,26 +459,7 @@ def _by_method(job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]
 
 def _fit(job: TrainingJob) -> None:
     """Train from the latest complete checkpoint to the last step, unless that is done."""
-    checkpoints.mark_older_checkpoints(job.out)
     checkpoints.remove_incomplete(job.out)
-    if not checkpoints.is_trained(job.out):
-        _catch_up(job)
-        if job.config.method == "linear-probe":
-            from ray_app.training.linear_probe import probe
-
-            probe(job)
-        else:
-            from ray_app.training.trainer import fit
-
-            fit(job)
-    checkpoints.remove_incomplete(job.out)
-    validate.remove_superseded_checkpoints(job, validate.validations(job.out))
-
-
-def _catch_up(job: TrainingJob) -> None:
-    """Bring the validations in line with the complete checkpoints, and report if there are only
-    incomplete ones.
-    """
     latest = checkpoints.latest_checkpoint(job.out)
     if latest is None and (count := checkpoints.count_folders(job.out)):
         print(
@@ -398,9 +469,23 @@ def _catch_up(job: TrainingJob) -> None:
             flush=True,
         )
     validate.remove_validations_after(job.out, 0 if latest is None else latest.step)
-    for checkpoint in validate.unjudged_checkpoints(job):
-        validate.on_checkpoint(job, checkpoint.name, validate.validate_folder)
-    validate.remove_superseded_checkpoints(job, validate.validations(job.out))
+    if latest is None or not latest.finished or torchrun_world() > 1:
+        _make_steps(job)
+    checkpoints.remove_incomplete(job.out)
+    validate.remove_superseded_checkpoints(job)
+
+
+def _make_steps(job: TrainingJob) -> None:
+    if job.config.method == "linear-probe":
+        from ray_app.training.linear_probe import probe
+
+        probe(job)
+    elif job.on_ray:
+        from ray_app.training.trainer import fit
+
+        fit(job)
+    else:
+        train_here(job)
 
 
 def _planned(config: TrainConfig) -> dict[str, Any]:
@@ -445,12 +530,7 @@ def _planned(config: TrainConfig) -> dict[str, Any]:
                 **describe.planned(config, card, prepared.splits, prepared.total_steps),
                 "sources": sources,
             }
-        import torch
-
-        gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
-        layout = plan_workers(
-            config.workers, cpus=float(config.cluster.cpus or usable_cores()), gpus=float(gpus)
-        )
+        layout = _plan_layout(config)
         rows = (
             prepared.order.rows_per_epoch
             if prepared

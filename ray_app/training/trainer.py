@@ -1,32 +1,26 @@
-"""One session of Ray Train, from the last committed checkpoint to the last step: `fit`, the only
-place that builds a trainer, and what each of its worker processes does (`train_worker`): take
-batches, learn, note, and commit checkpoints.
+"""The loop in several workers of Ray Train, from the last complete checkpoint to the last step
+(`fit`).
 
-Ray Train's `fit` runs in an actor of its own (`TrainerActor`). The driver watches the board, draws
-the progress line, and handles signals; it ends the session by killing the actor, which takes Ray
-Train's controller and the workers with it. `join_process_group` connects the workers: the store of
-torch.distributed needs no secret, so it listens on the address of one node alone.
-
-Whatever ends a worker, the next attempt resumes from the last committed checkpoint: the step in it
-is the whole position. All ranks do the same steps and report the same number of times; what is
-decided on the way (stop, look for notices) rank 0 decides. They also check while they wait for
-data: Ray Data gives a loader no more work once its machine is to go, so no step may come after
-which to save.
+Ray Train's `fit` runs in an actor (`TrainingSession`), so that this process handles signals itself
+and can end the session at any time: it kills the actor, which takes Ray Train's controller and the
+workers with it. Workers report to the same actor, and ask it whether they are to stop.
+`join_process_group` connects the workers: the store of torch.distributed needs no secret, so it
+listens on the address of one node alone.
 """
 
 import logging
 import os
 import pickle
 import socket
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent import futures
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -34,14 +28,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
-from ray.train import (
-    Checkpoint,
-    CheckpointUploadMode,
-    FailureConfig,
-    UserCallback,
-    ValidationConfig,
-    ValidationTaskConfig,
-)
+from ray.train import FailureConfig
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
@@ -49,45 +36,127 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ray_app.cluster.ray_cluster import on_own_node
 from ray_app.cluster.shutdown import signal_grace_s
-from ray_app.errors import ClusterError, ConfigError, TouchstoneError, describe_error
-from ray_app.storage import Store
-from ray_app.training import checkpoints, file_notes, ray_data, run_directory, validate
-from ray_app.training.captioner import caption_learner, embedding_batches
-from ray_app.training.detector import DetectorLearner
+from ray_app.errors import ClusterError, TouchstoneError, describe_error
+from ray_app.training import checkpoints, loop, ray_data
 from ray_app.training.job import TrainingJob
-from ray_app.training.learner import Learner
-from ray_app.training.loader import Batch
-from ray_app.training.progress import ProgressReport, TrainingProgress
+from ray_app.training.learner import Batch
+from ray_app.training.local_data import STALL_S
+from ray_app.training.progress import TrainingProgress
+from ray_app.training.worker import Worker
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 REPORT_EVERY_S = 0.5
-# for a notice that a machine will be taken away; asking is a round of all workers
+# To look for a notice that a machine will be taken away is a round of all workers.
 NOTICE_POLL_S = 2.0
-FEW_IMAGES = 200  # before so many were seen, a share of bad ones says nothing
-GO_ON, WAIT, LOOK, STOP, END = range(5)  # of several words the strongest holds
 POLL_S = 0.5
-PRUNE_EVERY_S = 2.0
-STALL_S = 900.0
 GROUP_TIMEOUT = timedelta(seconds=1800)
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # importing torch in every worker of a busy machine takes its time
+    # Importing torch in every worker of a busy machine takes its time.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 
+@dataclass(frozen=True)
+class SessionReport:
+    """What the workers of a session have reported.
+
+    Attributes:
+        line: The metrics of the last step.
+        steps: Number of steps in this session.
+        beats: Number of signs of life of validations.
+        said: Lines for the user that were not read before.
+        failure: An error of a worker that would come again.
+        is_saved: Whether the workers have saved because they were asked to stop.
+    """
+
+    line: dict[str, Any]
+    steps: int = 0
+    beats: int = 0
+    said: tuple[str, ...] = ()
+    failure: bytes | None = None
+    is_saved: bool = False
+
+    def error(self) -> TouchstoneError | None:
+        """Return the error of a worker that no repetition would help."""
+        return None if self.failure is None else pickle.loads(self.failure)  # noqa: S301  (made by a worker of this session)
+
+
+class TrainingSession:
+    """The actor of a session: it runs Ray Train, and keeps what workers and driver tell each other."""
+
+    def __init__(self) -> None:
+        self._report = SessionReport({})
+        self._is_stopping = False
+
+    @ray.method(concurrency_group="fit")
+    def fit(self, given: ray_data.SharedJob) -> str | None:
+        """Run the trainer of a job. Return why it gave up, or None."""
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        session = ray.get_runtime_context().current_actor
+        try:
+            with TemporaryDirectory(prefix="touchstone-") as folder:
+                _make_trainer(given, session, folder).fit()
+        except Exception as error:
+            first = next(iter(getattr(error, "worker_failures", {}).values()), error)
+            return describe_error(first)
+        return None
+
+    def report(self, line: dict[str, Any], steps: int) -> None:
+        """Take the metrics of a step of rank 0, and how many steps it made since its last report."""
+        self._report = replace(self._report, line=line, steps=self._report.steps + steps)
+
+    def say(self, text: str) -> None:
+        """Take a line for the user."""
+        self._report = replace(self._report, said=(*self._report.said, text))
+
+    def beat(self) -> None:
+        """Take a sign of life of a validation."""
+        self._report = replace(self._report, beats=self._report.beats + 1)
+
+    def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
+        """Take an error that would come again; with `only_before_steps`, only if no step of this
+        session was made.
+        """
+        if self._report.failure is None and not (only_before_steps and self._report.steps):
+            self._report = replace(self._report, failure=failure)
+
+    def stop(self) -> None:
+        """Ask the workers to save and stop."""
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        """Return whether the workers are to save and stop."""
+        return self._is_stopping
+
+    def mark_saved(self) -> None:
+        """Note that the workers have saved and stopped."""
+        self._report = replace(self._report, is_saved=True)
+
+    def read(self) -> SessionReport:
+        """Return all reports so far. The lines for the user are returned once."""
+        report, self._report = self._report, replace(self._report, said=())
+        return report
+
+
 def fit(job: TrainingJob) -> None:
-    """Train until the last step is committed and every validation is over.
+    """Train until the last step is in a complete checkpoint.
 
     Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing
     happens for too long, and KeyboardInterrupt, after the workers have saved, when a signal
     requests to stop.
     """
-    checkpoints.remove_ray_notes(job.out)
-    actor: Any = ray.remote(num_cpus=0, label_selector=on_own_node())(TrainerActor).remote()
-    over = actor.fit.remote({"job": ray.put(job)})  # In a dict, so that Ray passes the reference.
+    remote: Any = ray.remote
+    actor = remote(num_cpus=0, concurrency_groups={"fit": 1}, label_selector=on_own_node())
+    session = actor(TrainingSession).remote()
+    over = session.fit.remote({"job": ray.put(job)})
     progress = TrainingProgress(job.total_steps)
-    watch = _Watch(job, over, progress)
+    watch = _Watch(job, session, over, progress)
     try:
         watch.wait()
     except KeyboardInterrupt:
@@ -95,7 +164,7 @@ def fit(job: TrainingJob) -> None:
         raise
     finally:
         progress.close()
-        ray.kill(actor)
+        ray.kill(session)
     if (failure := watch.failure()) is not None:
         raise ClusterError(
             f"training gave up: {failure}",
@@ -107,64 +176,28 @@ def fit(job: TrainingJob) -> None:
         )
 
 
-class _Marking(UserCallback):
-    """Marks a checkpoint as complete once all workers have reported it and its files are in
-    storage. Runs in Ray Train's controller.
-    """
-
-    def __init__(self, out: Store) -> None:
-        self._out = out
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
-    ) -> None:
-        """See `ray.train.UserCallback`."""
-        if checkpoint is not None:
-            checkpoints.mark_complete(
-                self._out, Path(checkpoint.path).name, finished=metrics[0]["finished"]
-            )
-
-
-class TrainerActor:
-    """Run Ray Train's trainer in a process of its own, so that the driver handles signals itself
-    and can end the session at any time.
-    """
-
-    def fit(self, given: dict[str, Any]) -> str | None:
-        """Run the trainer of `given["job"]`, which refers to the `TrainingJob`. Return why it gave
-        up, or None.
-        """
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        logging.getLogger("ray.train").setLevel(logging.ERROR)
-        try:
-            _trainer(given["job"]).fit()
-        except Exception as error:
-            first = next(iter(getattr(error, "worker_failures", {}).values()), error)
-            return describe_error(first)
-        return None
-
-
 class _Watch:
     """The main thread's view of one session."""
 
     def __init__(
-        self, job: TrainingJob, over: "ray.ObjectRef[str | None]", progress: TrainingProgress
+        self,
+        job: TrainingJob,
+        session: "ActorHandle[TrainingSession]",
+        over: "ray.ObjectRef[str | None]",
+        progress: TrainingProgress,
     ) -> None:
-        self._job, self._over, self._progress = job, over, progress
-        self._last_report, self._changed_at = ProgressReport({}), time.monotonic()
-        self._pruned_at = 0.0
-        self._files = file_notes.FileLog(job.out)
+        self._session, self._over, self._progress = session, over, progress
+        self._grace_s = signal_grace_s(job.config.cluster.grace_s)
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
+        self._last_report, self._changed_at = SessionReport({}), time.monotonic()
 
     def wait(self) -> None:
         """Wait until the trainer ends. Raises what a worker reported, and ClusterError at a
         standstill.
         """
         while not self._is_over(POLL_S):
-            self._check_board()
-        self._check_board()
-        self._name_files()
+            self._check()
+        self._check()
 
     def failure(self) -> str | None:
         """Return why the trainer gave up, or None if it finished."""
@@ -174,99 +207,75 @@ class _Watch:
             return describe_error(error)
         return failure
 
+    def let_them_save(self) -> None:
+        """Ask the workers to save and stop, and give them some time; a second signal ends that."""
+        until = time.monotonic() + self._grace_s
+        if not self._read().steps:
+            return
+        self._progress.say(
+            f"stopping: the workers have {self._grace_s:.0f} s to save; a second signal stops at once"
+        )
+        self._session.stop.remote()
+        while not (self._is_over(POLL_S) or self._read().is_saved) and time.monotonic() < until:
+            pass
+
     def _is_over(self, wait_s: float) -> bool:
         return bool(ray.wait([self._over], timeout=wait_s)[0])
 
-    def _name_files(self) -> None:
-        for line in self._files.new_lines():
-            self._progress.say(line)
+    def _read(self) -> SessionReport:
+        session: Any = self._session
+        report: SessionReport = ray.get(session.read.remote())
+        for text in report.said:
+            self._progress.say(text)
+        return replace(report, said=())
 
-    def let_them_save(self) -> None:
-        """Ask the workers to save and stop, and give them some time; a second signal ends that."""
-        grace_s = signal_grace_s(self._job.config.cluster.grace_s)
-        until = time.monotonic() + grace_s
-        if not ray.get(self._job.board.read.remote()).steps:
-            return
-        self._progress.say(
-            f"stopping: the workers have {grace_s:.0f} s to save; a second signal stops at once"
-        )
-        self._job.board.stop.remote()
-        while not self._is_over(POLL_S) and time.monotonic() < until and not self._is_saved():
-            pass
-
-    def _is_saved(self) -> bool:
-        stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
-        latest = checkpoints.latest_checkpoint(self._job.out)
-        return stopped is not None and latest is not None and latest.step >= stopped
-
-    def _check_board(self) -> None:
-        report: ProgressReport = ray.get(self._job.board.read.remote())
+    def _check(self) -> None:
+        report, now = self._read(), time.monotonic()
         if (error := report.error()) is not None:
             raise error
-        now = time.monotonic()
         if report != self._last_report:
+            if report.steps > self._last_report.steps:
+                self._progress.show(report.line)
             self._last_report, self._changed_at = report, now
         if now - self._changed_at > self._patience_s:
             raise ClusterError(
                 f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
                 hint="does the cluster have room for the workers? --set cluster.stall_timeout_s=… waits longer",
             )
-        if now - self._pruned_at >= PRUNE_EVERY_S:
-            self._pruned_at = now
-            judged = validate.validations(self._job.out)
-            validate.remove_superseded_checkpoints(self._job, judged)
-            self._progress.judged(_last_judged(self._job, judged))
-            self._name_files()
-        self._progress.show(report)
+        self._progress.redraw()
 
 
-def _trainer(shared: "ray.ObjectRef[TrainingJob]") -> Any:
+def _make_trainer(
+    given: ray_data.SharedJob, session: "ActorHandle[TrainingSession]", folder: str
+) -> Any:
+    """Return the trainer of a job. What Ray Train keeps itself goes to a temporary folder."""
     train: Any = ray.train  # Type checkers see the names of Ray Train V1 here; V2 is what runs.
-    job = ray.get(shared)
+    job = ray_data.read_job(given)
     config, layout = job.config, job.layout
-    request = {"CPU": layout.worker_cpus} | (
-        {"GPU": layout.worker_gpus} if layout.worker_gpus else {}
-    )
-    labels = dict(config.cluster.labels)
-    judging: dict[str, Any] = {
-        "num_cpus": layout.validation_cpus,
-        "num_gpus": layout.validation_gpus,
-    }
+    resources = {"CPU": layout.worker_cpus}
+    if layout.worker_gpus:
+        resources["GPU"] = layout.worker_gpus
+    is_elastic = layout.least != layout.workers
     return train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"job": shared},
+        train_loop_config={**given, "session": session},
         torch_config=OwnProcessGroup(),
         datasets={}
-        if "vectors" in job.shared
-        else {ray_data.TRAIN: partial(ray_data.steps_to_come, job)},
-        dataset_config=ray_data.Shards(job),
+        if job.has_vectors
+        else {ray_data.TRAIN: partial(ray_data.steps_to_come, given)},
+        dataset_config=ray_data.Shards(given),
         scaling_config=train.ScalingConfig(
-            num_workers=layout.workers
-            if layout.least == layout.workers
-            else (layout.least, layout.workers),
+            num_workers=(layout.least, layout.workers) if is_elastic else layout.workers,
             use_gpu=layout.worker_gpus > 0,
-            resources_per_worker=request,
-            label_selector=labels or None,
+            resources_per_worker=resources,
+            label_selector=dict(config.cluster.labels) or None,
         ),
         run_config=train.RunConfig(
-            **checkpoints.ray_storage(job.out),
+            name="train",
+            storage_path=folder,
             failure_config=FailureConfig(max_failures=config.faults.max_failures),
-            callbacks=[_Marking(job.out)],
-        ),
-        validation_config=ValidationConfig(
-            fn=validate.validate,
-            task_config=ValidationTaskConfig(fn_kwargs={"job": shared}),
-            ray_remote_kwargs=judging | ({"label_selector": labels} if labels else {}),
         ),
     )
-
-
-def _last_judged(job: TrainingJob, judged: Sequence[Mapping[str, Any]]) -> str:
-    if not judged:
-        return ""
-    metric, last = job.config.validation.metric, judged[-1]
-    value = last.get(metric)
-    return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
 
 
 class SharedDevices(Backend):
@@ -327,248 +336,106 @@ def open_store(
 
 
 def train_worker(given: dict[str, Any]) -> None:
-    """The function that Ray Train runs in every worker; `given["job"]` refers to the `TrainingJob`."""
-    job: TrainingJob = ray.get(given["job"])
+    """Run the loop in a worker of Ray Train.
+
+    Args:
+        given: `job`, a reference to the TrainingJob, and `session`, the handle of the
+            TrainingSession.
+    """
+    job, session = ray.get(given["job"]), given["session"]
     try:
-        Rank(job).run()
+        worker = RayWorker(session)
+        if not loop.train(job, worker):
+            ray.get(session.mark_saved.remote())
         dist.destroy_process_group()
     except TouchstoneError as error:
-        if not isinstance(error, ClusterError):  # another attempt would meet the same
-            ray.get(job.board.fail.remote(pickle.dumps(error)))
+        if not isinstance(error, ClusterError):  # Another attempt would meet the same.
+            ray.get(session.fail.remote(pickle.dumps(error)))
         raise
     except Exception:
         found = TouchstoneError(
             f"a training worker failed at its first step:\n{traceback.format_exc()}",
             hint="this looks like a bug",
         )
-        ray.get(job.board.fail.remote(pickle.dumps(found), only_before_steps=True))
+        ray.get(session.fail.remote(pickle.dumps(found), only_before_steps=True))
         raise
 
 
-def _require_shared(out: Store) -> None:
-    """Raise ConfigError if this worker's node does not see the directory of the training."""
-    if not out.exists(run_directory.FILE):
-        raise ConfigError(
-            f"{out.url}/{run_directory.FILE} does not exist on the node {socket.gethostname()}",
-            hint="give an --out that all nodes share, such as s3://BUCKET/DIR",
-        )
+class RayWorker(Worker):
+    """A worker of Ray Train."""
 
-
-class Rank:
-    """One worker from its start to its end."""
-
-    def __init__(self, job: TrainingJob) -> None:
-        context = ray.train.get_context()
-        self._job, self._rank, self._world = job, context.get_world_rank(), context.get_world_size()
-        join_process_group(self._rank, self._world, "nccl" if job.layout.worker_gpus else "gloo")
-        job.settle_process(job.layout.device, job.layout.threads)
-        _require_shared(job.out)
-        # Rank 0 decides for all: listings of one folder may differ for a moment between nodes.
-        self._checkpoint = broadcast_from_rank_zero(
-            checkpoints.latest_checkpoint(job.out) if self._rank == 0 else None
-        )
-        self._begun = 0 if self._checkpoint is None else self._checkpoint.step
-        self._stream = self._batches()
-        self._taker = futures.ThreadPoolExecutor(1)
-        # the loaders start beside the network
-        self._coming = self._taker.submit(next, self._stream, None)
-        self._device = str(ray.train.torch.get_device())
-        self._learner = self._made()
-        self._history, self._samples = (
-            run_directory.HistoryWriter(job.out, folder, self._rank)
-            for folder in (run_directory.HISTORY, run_directory.SAMPLES)
-        )
-        self._notes = file_notes.StepNotes(job.out, job.rows("train"), self._rank)
-        self._seen = self._bad = 0
+    def __init__(self, session: "ActorHandle[TrainingSession]") -> None:
+        context, device = ray.train.get_context(), ray.train.torch.get_device()
+        super().__init__(context.get_world_rank(), context.get_world_size(), str(device))
+        self._session = session
         self._unreported = 0
-        self._reported_at = self._polled_at = 0.0
-        self._reply: Any = None
-        self._saved_on_notice = False
-        self._line: dict[str, Any] = {}
+        self._reported_at = self._beat_at = self._asked_at = self._looked_at = 0.0
+        self._is_stopping, self._answer = False, None
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        join_process_group(self.rank, self.world, "gloo" if device.type == "cpu" else "nccl")
 
-    def _batches(self) -> Iterator[Batch]:
-        if "vectors" in self._job.shared:
-            return embedding_batches(self._job, self._begun, self._rank, self._world)
-        return ray_data.batches(self._begun)
+    def batches(self, job: TrainingJob, first: int) -> Iterator[Batch | None]:
+        """See `Worker`."""
+        return _take_patiently(ray_data.batches(first))
 
-    def _made(self) -> Learner:
-        """What learns in this worker: a detector or, by method `describe`, words."""
-        job = self._job
-        if job.config.method == "describe":
-            return caption_learner(job, self._device, self._rank)
-        strategy = job.config.workers.strategy
-        return DetectorLearner(
-            job.config,
-            job.card,
-            device=self._device,
-            total_steps=job.total_steps,
-            rank=self._rank,
-            strategy=strategy,
-        )
+    def is_stopping(self) -> bool:
+        """See `Worker`."""
+        answer: Any = self._answer
+        if answer is not None and ray.wait([answer], timeout=0)[0]:
+            self._is_stopping, self._answer = ray.get(answer), None
+        elif answer is None and time.monotonic() - self._asked_at >= REPORT_EVERY_S:
+            self._answer, self._asked_at = self._session.is_stopping.remote(), time.monotonic()
+        return self._is_stopping
 
-    def run(self) -> None:
-        """All steps from the last committed one on."""
-        if self._restore():
-            return
-        if self._rank == 0:
-            run_directory.delete_history_from(self._job.out, self._begun)
-            self._line = {"step": self._begun}
-            self._report(self._line)
-        self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
-        clock = time.monotonic()
-        while (batch := self._awaited()) is not None:
-            waited, clock = time.monotonic() - clock, time.monotonic()
-            self._learn(batch, waited, clock)
-            if self._commit_or_end(after_step=True):
-                return
-            clock = time.monotonic()
+    def is_notice_due(self) -> bool:
+        """See `Worker`."""
+        is_due = self.rank == 0 and time.monotonic() - self._looked_at >= NOTICE_POLL_S
+        if is_due:
+            self._looked_at = time.monotonic()
+        return is_due
 
-    def _awaited(self) -> Batch | None:
-        """The next batch, as soon as every worker has one; None after the last one, and where
-        training ends while it waits.
-        """
-        while (
-            self._agree(GO_ON if futures.wait([self._coming], NOTICE_POLL_S).done else WAIT) == WAIT
-        ):
-            if self._rank == 0 and self._reply is None:
-                self._report(self._line)
-            if self._commit_or_end(after_step=False):
-                return None
-        batch = self._coming.result()
-        self._coming = self._taker.submit(next, self._stream, None)
-        return batch
+    def has_notice(self) -> bool:
+        """See `Worker`."""
+        return ray.train.get_preemption_info() is not None
 
-    def _restore(self) -> bool:
-        """Load the latest complete checkpoint, if there is one. Return whether no step is left."""
-        if self._checkpoint is None or self._checkpoint.finished:
-            return self._checkpoint is not None
-        with checkpoints.ray_checkpoint(
-            self._job.out, self._checkpoint.name
-        ).as_directory() as folder:
-            self._learner.load(Path(folder))
-        return False
+    def show(self, line: dict[str, Any]) -> None:
+        """See `Worker`."""
+        self._unreported += 1
+        if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
+            self._session.report.remote(line, self._unreported)
+            self._unreported, self._reported_at = 0, time.monotonic()
 
-    def _learn(self, batch: Batch, waited_s: float, began: float) -> None:
-        figures = self._learner.step(batch)
-        if self._job.config.faults.record_samples:
-            rows, ids = batch["row"].tolist(), batch["image_id"].tolist()
-            self._samples.add(
-                {"step": figures.step, "rank": self._rank, "rows": rows, "image_ids": ids}
-            )
-        # With vectors, images are noted when their embeddings are computed.
-        if "vectors" not in self._job.shared:
-            self._notes.add(batch, figures.step)
-        self._seen += self._job.config.loop.batch
-        self._bad += figures.unusable
-        self._require_readable()
-        seconds = time.monotonic() - began
-        line = {
-            "step": figures.step,
-            "loss": figures.loss,
-            "rate": figures.rate,
-            "gradient_norm": figures.gradient_norm,
-            "images_per_s": self._job.config.loop.batch / (waited_s + seconds),
-            "wait_s": waited_s,
-            "compute_s": seconds,
-            "unusable": figures.unusable,
-            "precision": self._learner.precision,
-            "time": time.time(),
-            **figures.parts,
-        }
-        self._unreported, self._line = self._unreported + 1, line
-        if self._rank == 0:
-            self._history.add(line)
-            if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
-                self._report(line)
+    def beat(self) -> None:
+        """See `Worker`."""
+        if time.monotonic() - self._beat_at >= NOTICE_POLL_S:
+            self._session.beat.remote()
+            self._beat_at = time.monotonic()
 
-    def _require_readable(self) -> None:
-        most = self._job.config.faults.max_bad_fraction
-        if self._bad > most * self._seen and self._seen >= min(
-            FEW_IMAGES, self._job.order().rows_per_epoch
-        ):
-            self._notes.write(self._begun)
-            self._samples.write(self._begun)
-            examples = file_notes.join_examples(self._notes.first_unreadable)
-            raise TouchstoneError(
-                f"{self._bad:,} of {self._seen:,} training images could not be read ({self._bad / self._seen:.1%})"
-                + (f", for example {examples}" if examples else ""),
-                hint=f"repair the files that {self._job.out.url}/{run_directory.UNREADABLE}/ names, "
-                f"or allow more than {most:.1%} by --set faults.max_bad_fraction=…",
-            )
+    def say(self, text: str) -> None:
+        """See `Worker`."""
+        self._session.say.remote(text)
 
-    def _report(self, line: dict[str, Any]) -> None:
-        self._reply = self._job.board.report.remote(
-            {**line, "total": self._job.total_steps}, self._unreported
-        )
-        self._unreported, self._reported_at = 0, time.monotonic()
 
-    def _commit_or_end(self, *, after_step: bool) -> bool:
-        """Commit what is due or requested; True when training ends here."""
-        step = self._learner.step_number
-        word = self._agree(self._decision(after_step) if self._rank == 0 else GO_ON)
-        noticed = (
-            word == LOOK
-            and ray.train.get_preemption_info() is not None
-            and not self._saved_on_notice
-        )
-        self._saved_on_notice |= noticed
-        ends, at_once = word in (STOP, END), noticed or word in (STOP, END)
-        if at_once or (after_step and self._job.is_due(step)):
-            self._commit(at_once=at_once, finished=word == END or step == self._job.total_steps)
-        if ends and self._rank == 0:
-            ray.get(self._job.board.report.remote({"stopped": step}, 0))
-        return ends
+def _take_patiently(stream: Iterator[Batch]) -> Iterator[Batch | None]:
+    """Return the batches of a stream, which a thread takes one ahead, from now on. None says that
+    none came in `NOTICE_POLL_S`.
+    """
+    taker = futures.ThreadPoolExecutor(1)
+    first = taker.submit(next, stream, None)
 
-    def _decision(self, after_step: bool) -> int:
-        """What rank 0 wants all to do."""
-        step = self._learner.step_number
-        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
-            stop_requested, self._reply = ray.get(self._reply), None
-            if stop_requested and step < self._job.total_steps:
-                return STOP
-        if after_step and step in self._job.milestones and validate.is_out_of_patience(self._job):
-            return END
-        if time.monotonic() - self._polled_at >= NOTICE_POLL_S:
-            self._polled_at = time.monotonic()
-            return LOOK
-        return GO_ON
+    def taken() -> Iterator[Batch | None]:
+        coming = first
+        try:
+            while True:
+                if not futures.wait([coming], NOTICE_POLL_S).done:
+                    yield None
+                    continue
+                if (batch := coming.result()) is None:
+                    return
+                coming = taker.submit(next, stream, None)
+                yield batch
+        finally:
+            taker.shutdown(wait=False, cancel_futures=True)
 
-    def _agree(self, word: int) -> int:
-        """The strongest word that any worker says, known to all when this returns."""
-        if self._world == 1:
-            return word
-        found = torch.tensor(word, device=self._device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found.item())
-
-    def _commit(self, *, at_once: bool, finished: bool = False) -> None:
-        """Save, note, and report; `at_once` waits until the files lie in storage, else that goes on
-        beside the next steps.
-        """
-        step = self._learner.step_number
-        self._samples.write(self._begun)
-        self._notes.write(self._begun)
-        lines = self._history.write(self._begun)
-        if lines:
-            run_directory.write_events(self._job.out, self._begun, lines)
-        self._begun = step
-        folder = Path(tempfile.mkdtemp(prefix="touchstone-checkpoint-"))
-        self._learner.save(folder)
-        checkpoint = None
-        if self._rank == 0:
-            checkpoint = Checkpoint.from_directory(folder)
-            self._report(dict(lines[-1]) if lines else {"step": step})
-        else:
-            folder.rmdir()
-        ray.train.report(
-            {"step": step, "finished": finished},
-            checkpoint=checkpoint,
-            checkpoint_dir_name=checkpoints.new_name(step),
-            checkpoint_upload_mode=CheckpointUploadMode.SYNC
-            if at_once or finished
-            else CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-            validation=self._rank == 0
-            and self._job.config.method != "describe"
-            and (step in self._job.milestones or finished),
-        )
+    return taken()

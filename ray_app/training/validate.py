@@ -1,20 +1,18 @@
-"""A checkpoint measured on labelled rows, as the detector that it will be: `validate` while
-training, `evaluate_splits` at the end.
+"""A checkpoint measured on labelled rows, as the detector that it will be: `validate_checkpoint`
+while training, `evaluate_splits` at the end.
 
-Figures are kept by step in `validations/`: Ray's own list forgets those of checkpoints that it
-drops.
+The metrics are kept by step in `validations/`.
 """
 
 import json
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +30,10 @@ from ray_app.storage import Store
 from ray_app.training import checkpoints, file_notes, loader, run_directory
 from ray_app.training.detector import load_trained
 from ray_app.training.job import TrainingJob
-
-if TYPE_CHECKING:
-    from ray.train import Checkpoint
+from ray_app.training.learner import WEIGHTS
+from ray_app.training.worker import Worker
 
 _CHOICE = 8  # names the stream of chance, beside those of order, augmentation and dropout
-BEAT_EVERY_S = 5.0
 MOST_MISTAKES = 12
 Rows = npt.NDArray[np.int64]
 FOLDER = "validations"
@@ -56,28 +52,40 @@ class SplitEvaluation:
     device: str
 
 
-def validate(checkpoint: "Checkpoint", **given: Any) -> dict[str, Any]:
-    """What Ray Train calls for a checkpoint that was reported with `validation`: the figures that
-    may choose the best one.
+def validate_checkpoint(
+    job: TrainingJob, checkpoint: checkpoints.CheckpointEntry, worker: Worker
+) -> bool:
+    """Judge a checkpoint on the validation rows that the recipe chooses from, and keep the metrics.
+    All workers call it, and each takes its part of the rows.
 
-    `given["job"]` refers to the `TrainingJob`.
+    Returns:
+        Whether it was judged. Otherwise the training was asked to stop meanwhile.
     """
-    import ray
+    with checkpoints.fetched(job.out, checkpoint.name, [WEIGHTS]) as folder:
+        rows = np.array_split(chosen_rows(job), worker.world)[worker.rank]
+        judged = _judge_rows(job, folder, "validation", rows, worker)
+    parts = worker.gather(None if judged is None else judged.to_json())
+    if None in parts:
+        return False
+    if worker.rank == 0:
+        whole = _joined([Judged.from_json(part) for part in parts])
+        _require_any(whole, "validation")
+        content = {"step": checkpoint.step, **figures_of(job, "validation", whole)}
+        job.out.write(f"{FOLDER}/{checkpoint.step:08d}.json", json.dumps(content).encode())
+    return True
 
-    job: TrainingJob = ray.get(given["job"])
-    with checkpoint.as_directory() as folder:
-        return validate_folder(job, Path(folder))
+
+def validate_alone(job: TrainingJob, checkpoint: checkpoints.CheckpointEntry) -> None:
+    """Judge a checkpoint outside of the loop; see `validate_checkpoint`."""
+    validate_checkpoint(job, checkpoint, Worker(device=job.layout.device))
 
 
-def validate_folder(job: TrainingJob, folder: Path, *, threads: int = 1) -> dict[str, Any]:
-    """Judge a checkpoint's folder on the validation rows that the recipe chooses from, keep the
-    figures, and return those in FIGURES.
-    """
-    step = checkpoints.read_step(folder)
-    judged = _judged(job, folder, "validation", chosen_rows(job), threads)
-    figures = figures_of(job, "validation", judged)
-    job.out.write(f"{FOLDER}/{step:08d}.json", json.dumps({"step": step, **figures}).encode())
-    return {name: figures[name] for name in FIGURES if figures.get(name) is not None}
+def _require_any(judged: "Judged", split: str) -> None:
+    if not len(judged.rows):
+        raise TouchstoneError(
+            f"not one of the {len(judged.unreadable):,} {split} images could be read",
+            hint="is the source still there?",
+        )
 
 
 def chosen_rows(job: TrainingJob) -> Rows:
@@ -97,10 +105,11 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation
     """
     found = {}
     for split in ("validation", "test"):
-        if split in job.shared:
-            judged = _judged(
-                job, folder, split, np.arange(len(job.rows(split))), job.layout.threads
-            )
+        if split in job.tables:
+            worker = Worker(device=job.layout.device)
+            judged = _judge_rows(job, folder, split, np.arange(len(job.rows(split))), worker)
+            assert judged is not None, "only a loop is asked to stop"
+            _require_any(judged, split)
             for kind, details in (
                 (run_directory.UNREADABLE, judged.reasons),
                 (run_directory.MASKS, judged.odd_masks),
@@ -110,7 +119,7 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation
                 )
             figures, device = (
                 figures_of(job, split, judged),
-                run_directory.device_name(job.layout.judging_device),
+                run_directory.device_name(job.layout.device),
             )
             found[split] = SplitEvaluation(judged, figures, _mistakes(job, split, judged), device)
     return found
@@ -131,28 +140,36 @@ def figures_of(job: TrainingJob, split: str, judged: "Judged") -> dict[str, Any]
     }
 
 
-def on_ray(job: TrainingJob, function: Callable[..., Any], *given: Any) -> Any:
-    """`function(job, *given)` as one task where checkpoints are judged. Raises the TouchstoneError
-    that it raised.
+def on_device(job: TrainingJob, function: Callable[..., Any], *given: Any) -> Any:
+    """Return `function(job, *given)`, computed on the device of a worker: in this process or, for a
+    job on Ray, as a task. Raises the TouchstoneError that the function raises.
     """
+    if not job.on_ray:
+        job.settle_process()
+        return function(job, *given)
     import ray
     from ray.exceptions import RayTaskError
 
     layout = job.layout
-    task = ray.remote(
-        num_cpus=layout.validation_cpus, num_gpus=layout.validation_gpus, max_retries=2
-    )(function)
+    task = ray.remote(num_cpus=layout.worker_cpus, num_gpus=layout.worker_gpus, max_retries=2)(
+        _in_task
+    )
     try:
-        return ray.get(task.remote(ray.put(job), *given))
+        return ray.get(task.remote(ray.put(job), function, *given))
     except RayTaskError as error:
         if isinstance(error.cause, TouchstoneError):
             raise error.cause from None
         raise
 
 
+def _in_task(job: TrainingJob, function: Callable[..., Any], *given: Any) -> Any:
+    job.settle_process()
+    return function(job, *given)
+
+
 def on_checkpoint(job: TrainingJob, name: str, function: Callable[[TrainingJob, Path], Any]) -> Any:
-    """The same with the folder of a kept checkpoint: `function(job, folder)`."""
-    return on_ray(job, _with_folder, name, function)
+    """Return `function(job, folder)` for the folder of a kept checkpoint; see `on_device`."""
+    return on_device(job, _with_folder, name, function)
 
 
 def _with_folder(job: TrainingJob, name: str, function: Callable[[TrainingJob, Path], Any]) -> Any:
@@ -160,24 +177,29 @@ def _with_folder(job: TrainingJob, name: str, function: Callable[[TrainingJob, P
         return function(job, folder)
 
 
-def _judged(job: TrainingJob, folder: Path, split: str, rows: Rows, threads: int) -> "Judged":
-    device = job.layout.judging_device
-    job.settle_process(device, threads)
-    detector = detector_for(job.card, load_trained(job.config, job.card, folder), device=device)
-    judged = judge(detector, _loaded(job, split, rows, detector.slots))
-    if not len(judged.rows):
-        raise TouchstoneError(
-            f"not one of the {len(rows):,} {split} images could be read",
-            hint="is the source still there?",
-        )
-    return judged
+def _judge_rows(
+    job: TrainingJob, folder: Path, split: str, rows: Rows, worker: Worker
+) -> "Judged | None":
+    """Return a worker's outputs for some rows; None if the training was asked to stop meanwhile."""
+    network = load_trained(job.config, job.card, folder)
+    detector = detector_for(job.card, network, device=worker.device)
+    is_stopped = False
+
+    def batches() -> Iterator[loader.Batch]:
+        nonlocal is_stopped
+        for batch in _loaded(job, split, rows, detector.slots):
+            if is_stopped := worker.is_stopping():
+                return
+            yield batch
+            worker.beat()
+
+    judged = judge(detector, batches())
+    return None if is_stopped else judged
 
 
 def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[loader.Batch]:
     """Batches of rows as they are, decoded a little ahead by a few threads, each with a loader of
     its own.
-
-    The board gets a sign of life now and then.
     """
     own = threading.local()
 
@@ -187,17 +209,12 @@ def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[loa
         return own.loader.load(part, part)  # type: ignore[no-any-return]
 
     parts = (rows[start : start + size] for start in range(0, len(rows), size))
-    beat_at = time.monotonic()
-    with ThreadPoolExecutor(job.layout.judging_threads) as threads:
-        waiting = deque(
-            threads.submit(load, part) for part in islice(parts, 2 * job.layout.judging_threads)
-        )
+    count = job.layout.decoding_threads
+    with ThreadPoolExecutor(count) as threads:
+        waiting = deque(threads.submit(load, part) for part in islice(parts, 2 * count))
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(threads.submit(load, part) for part in islice(parts, 1))
-            if time.monotonic() - beat_at >= BEAT_EVERY_S:
-                beat_at = time.monotonic()
-                job.board.beat.remote()
 
 
 def _mistakes(job: TrainingJob, split: str, judged: "Judged") -> list[dict[str, Any]]:
@@ -234,9 +251,16 @@ def validations(out: Store) -> list[dict[str, Any]]:
     return [json.loads(out.read(f"{FOLDER}/{name}")) for name in out.names(FOLDER)]
 
 
+def describe_last(job: TrainingJob) -> str:
+    """Return the last validation in a few words."""
+    metric, last = job.config.validation.metric, validations(job.out)[-1]
+    value = last.get(metric)
+    return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
+
+
 def unjudged_checkpoints(job: TrainingJob) -> list[checkpoints.CheckpointEntry]:
     """List the checkpoints that still have to be validated, because a session ended before that."""
-    if job.config.method == "describe":
+    if not job.is_validated:
         return []
     judged = {figures["step"] for figures in validations(job.out)}
     due = (
@@ -256,15 +280,11 @@ def remove_validations_after(out: Store, step: int) -> None:
             out.delete(f"{FOLDER}/{figures['step']:08d}.json")
 
 
-def remove_superseded_checkpoints(job: TrainingJob, judged: Sequence[Mapping[str, Any]]) -> None:
-    """Delete all checkpoints but the last, the best `faults.keep`, and those still to be validated.
-
-    Args:
-        job: The training.
-        judged: The figures of all validations so far, from one call of `validations`.
-    """
+def remove_superseded_checkpoints(job: TrainingJob) -> None:
+    """Delete all checkpoints but the last, the best `faults.keep`, and those still to be validated."""
     metric, unjudged, values = job.config.validation.metric, frozenset[int](), {}
-    if job.config.method != "describe":  # its checkpoints are never validated: the last ones stay
+    if job.is_validated:  # Otherwise the last ones stay.
+        judged = validations(job.out)
         sign = 1 if FIGURES[metric] == "max" else -1
         unjudged = job.milestones - {figures["step"] for figures in judged}
         values = {
@@ -316,6 +336,22 @@ class Judged(NamedTuple):
     pixels: dict[str, Any] | None = None
     reasons: Mapping[int, str] = {}
     odd_masks: Mapping[int, str] = {}
+
+    def to_json(self) -> list[Any]:
+        """Return what metrics are computed from, as plain JSON."""
+        return [*(values.tolist() for values in self[:4]), self.pixels]
+
+    @classmethod
+    def from_json(cls, content: list[Any]) -> "Judged":
+        """Return what `to_json` was called on, without reasons and odd masks."""
+        rows, labels, scores, unreadable, pixels = content
+        return cls(
+            np.array(rows, np.int64),
+            np.array(labels, np.int64),
+            np.array(scores, np.float64),
+            np.array(unreadable, np.int64),
+            pixels,
+        )
 
 
 def detector_for(
@@ -385,6 +421,18 @@ def _read(
         scores.append(reading.scores[: len(part)].cpu().numpy())
         masks.append(reading.masks[: len(part)].cpu().numpy())
     return np.concatenate(scores), np.concatenate(masks) if masks else None
+
+
+def _joined(parts: Sequence[Judged]) -> Judged:
+    """Return the outputs of neighbouring rows as those of all."""
+    places = [part.pixels for part in parts if part.pixels is not None]
+    return Judged(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.unreadable for part in parts]),
+        _together(places) if places else None,
+    )
 
 
 def _together(places: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,6 +28,8 @@ _PIL_FILTER = {"bilinear": 2, "bicubic": 3}
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
     """Hide the progress bar of transformers."""
+    import transformers  # Seconds, which networks of other libraries need not pay.
+
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
