@@ -10,9 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
-
-from ray_app.storage import errors, object_store, ranged, urls
+from ray_app.storage import errors, ranged, urls
 from ray_app.storage.http import Guard
 from ray_app.storage.local import Local
 from ray_app.storage.place import Entry
@@ -239,14 +237,6 @@ class Store:
         """Return where `path` is on this machine; None if the store is elsewhere."""
         url = self._full(path)
         return Path(url) if isinstance(self._place, Local) else None
-
-    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        """Return the file system and its own spelling of `path` for a library that reads and writes
-        by itself (Ray Train).
-
-        Its client repeats requests; those of the other methods are repeated here.
-        """
-        return object_store.retrying_fsspec_for(self._full(path))
 
     def _entries(self, folder: str, prefix: str = "") -> list[Entry]:
         url = self._full(folder)

@@ -34,7 +34,8 @@ def train_here(job: TrainingJob) -> None:
     join_torchrun(job.layout.device)
     progress = TrainingProgress(job.total_steps) if torchrun_rank() == 0 else None
     worker = LocalWorker(job.layout.device, progress)
-    with closing(progress) if progress else nullcontext(), worker.listening():
+    showing = closing(progress) if progress else nullcontext()
+    with showing, worker.listening(), local_data.noticing_deaths():
         is_over = loop.train(job, worker)
     if worker.world > 1:
         dist.destroy_process_group()

@@ -7,7 +7,7 @@ its data is its step.
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ray_app.child_process import SECRETS
 from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, changed_environment
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
-from ray_app.streams.stage import OUT_OF_MEMORY_HINT, translated
+from ray_app.streams.stage import translated
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import Batch, BatchLoader, load_run, run_length, training_loader
 
@@ -61,8 +61,7 @@ def load_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterato
     """Return the batches of one of `world` workers from step `first` on, in order. The processes
     that load them start at once, and end when the iterator is closed.
 
-    The iterator raises what a process met, and ClusterError if one dies or nothing comes for too
-    long.
+    The iterator raises what a process met. Read it inside of `noticing_deaths`.
     """
     ending = ExitStack()
     folder = ending.enter_context(TemporaryDirectory(prefix="touchstone-"))
@@ -102,13 +101,25 @@ def _opened(arriving: Iterator[Any], ending: ExitStack) -> Iterator[Batch]:
                         name: values.numpy() if isinstance(values, torch.Tensor) else values
                         for name, values in batch.items()
                     }
-        except RuntimeError as error:
-            raise ClusterError(
-                f"a process that loads images ended or was silent: {describe_error(error)}",
-                hint=f"the same command continues; if memory ran out: {OUT_OF_MEMORY_HINT}",
-            ) from error
         finally:
             del arriving
+
+
+@contextmanager
+def noticing_deaths() -> Iterator[None]:
+    """Raise ClusterError if a process that loads images dies or is silent inside the block.
+
+    torch notices a death by a signal to this process, and raises at once, whatever it does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):
+            raise
+        raise ClusterError(
+            f"a process that loads images ended: {describe_error(error)}",
+            hint="the same command resumes; if memory ran out, fewer processes need less: --set workers.loaders=…",
+        ) from error
 
 
 def _ignore_signals(number: int) -> None:

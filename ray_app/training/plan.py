@@ -165,9 +165,7 @@ def _workers(layout: Mapping[str, Any]) -> str:
     )
     gpus = f", {layout['worker_gpus']:g} GPU" if layout["worker_gpus"] else ""
     return (
-        f"{count} with {layout['worker_cpus']:g} CPU{gpus} and {layout['loaders']} loaders of {layout['loader_cpus']:g} CPU each;"
-        f" validation {layout['validation_cpus']:g} CPU"
-        + (f", {layout['validation_gpus']:g} GPU" if layout["validation_gpus"] else "")
+        f"{count} with {layout['worker_cpus']:g} CPU{gpus} and {layout['loaders']} loaders of {layout['loader_cpus']:g} CPU each"
     )
 
 

@@ -191,12 +191,7 @@ def test_files_that_are_read_in_ranges_or_copied_survive_a_failed_request(
         with store.open_file("rows.parquet") as file, pq.ParquetFile(file) as rows:
             assert rows.read().equals(table)
         store.copy_to("rows.parquet", tmp_path / "copy")
-        filesystem, path = store.filesystem_and_path("rows.parquet")
-        assert (
-            filesystem.cat_file(path)
-            == (tmp_path / "copy").read_bytes()
-            == (tmp_path / "rows.parquet").read_bytes()
-        )
+        assert (tmp_path / "copy").read_bytes() == (tmp_path / "rows.parquet").read_bytes()
         assert {"HEAD", "GET"} <= {request.partition(" ")[0] for request in proxy.failed}
 
 

@@ -88,17 +88,19 @@ def config(labels, **changes):
     return validate(recipe(labels, **changes), TrainConfig, where="test")
 
 
-def command(written, out, *words):
-    return [sys.executable, "-m", "ray_app.cli", "train", str(written), "--out", str(out), *words]
+def command(written, out, *words, by=()):
+    """`touchstone train`, started by other words than Python's if `by` has some."""
+    started = by or [sys.executable, "-m", "ray_app.cli"]
+    return [*map(str, started), "train", str(written), "--out", str(out), *words]
 
 
-def start(labels, folder, out, **changes):
+def start(labels, folder, out, *, by=(), **changes):
     """`touchstone train` in a process of its own; the recipe is written beside."""
     written = Path(folder) / "recipe.yaml"
     written.write_text(yaml.safe_dump(recipe(labels, **changes)))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(written, out),
+        command(written, out, by=by),
         cwd=ROOT,
         env=environment,
         start_new_session=True,

@@ -44,8 +44,9 @@ def main(labels, folder):
     ray.init(address=cluster.address, log_to_driver=False)
     job = prepared(config(labels), Store.open(str(folder / "out")))
     note(folder / "alone.json", steps=alone(job))
-    (only,) = ray_data.Shards(of(job, workers=1, loaders=1)).configure(
-        {ray_data.TRAIN: ray_data.steps_to_come(job)}, 1, None, None
+    single = of(job, workers=1, loaders=1)
+    (only,) = ray_data.Shards(single).configure(
+        {ray_data.TRAIN: ray_data.steps_to_come(single)}, 1, None, None
     )
     note(
         folder / "one.json",
@@ -75,11 +76,12 @@ def prepared(recipe, out):
 
 
 def of(job, *, workers, loaders):
-    return replace(job, layout=replace(job.layout, workers=workers, least=workers, loaders=loaders))
+    layout = replace(job.layout, workers=workers, least=workers, loaders=loaders)
+    return {"job": ray.put(replace(job, layout=layout))}
 
 
 def alone(job):
-    batches, order = training_loader(job), job.order()
+    batches, order = training_loader(job), job.order
     return [images(batches.load_steps(order, [step])) for step in range(job.total_steps)]
 
 

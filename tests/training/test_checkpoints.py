@@ -1,18 +1,13 @@
 """Which checkpoints count, and which may be deleted, by the markers of the project alone."""
 
-import json
-from pathlib import Path
-
 import pytest
-import ray
 
 from ray_app.errors import ConfigError
 from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.checkpoints import CheckpointEntry
 
-FOLDER = "ray/train"
-RAY_LIST = f"{FOLDER}/checkpoint_manager_snapshot.json"
+FOLDER = "checkpoints"
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -51,29 +46,6 @@ def names(out):
     return out.folders(FOLDER)
 
 
-def older_checkpoints(out, *steps):
-    """Checkpoints as Touchstone 0.22 left them: without a marker."""
-    for step in steps:
-        folder = f"{FOLDER}/step-{step:08d}-old"
-        out.write(f"{folder}/model.safetensors", b"weights")
-        out.write(f"{folder}/training.json", json.dumps({"step": step, "finished": False}).encode())
-
-
-def ray_list(*steps):
-    """The list of Ray Train 2.60, as Touchstone 0.22 had it written."""
-    results = [
-        {"version": 0, "checkpoint_dir_name": f"step-{step:08d}-old", "metrics": {"step": step}}
-        for step in steps
-    ]
-    content = {
-        "ray_version": ray.__version__, "checkpoint_results": results, "checkpoint_report_indices": list(range(len(steps))),
-        "latest_checkpoint_result": results[-1], "pending_training_results": [], "pending_validation_specs": [],
-        "current_report_index": len(steps), "validated_checkpoint_dir_names": [], "timed_out_validation_checkpoint_dir_names": [],
-        "failed_validation_checkpoint_dir_names": [],
-    }  # fmt: skip
-    return json.dumps(content).encode()
-
-
 def test_checkpoints_with_a_marker_are_listed_by_step(three):
     assert [entry.step for entry in checkpoints.list_checkpoints(three)] == [10, 20, 30]
     assert checkpoints.latest_checkpoint(three) == CheckpointEntry("step-00000030-cc", 30, False)
@@ -97,21 +69,6 @@ def test_interrupted_upload_stays_until_its_step_is_saved_again(three, uploaded)
         "step-00000030-cc",
         "step-00000040-ee",
     ]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [None, b'{"checkpoint_resu', b"{}", ray_list(10).replace(b"checkpoint_results", b"results")],
-)
-def test_checkpoints_stay_whatever_ray_train_lists(three, content):
-    before = names(three)
-    if content is not None:
-        three.write(RAY_LIST, content)
-    checkpoints.mark_older_checkpoints(three)
-    checkpoints.remove_ray_notes(three)
-    checkpoints.remove_incomplete(three)
-    assert names(three) == before
-    assert checkpoints.latest_checkpoint(three).step == 30
 
 
 def test_folders_without_any_marker_stay(out):
@@ -148,43 +105,32 @@ def test_training_is_over_once_its_last_checkpoint_is_finished(out, uploaded):
 def test_checkpoint_is_fetched_as_a_folder(three):
     with checkpoints.fetched(three, "step-00000010-aa") as folder:
         assert (folder / "model.safetensors").read_bytes() == b"step-00000010-aa"
-        assert checkpoints.read_step(folder) == 10
     assert folder.exists() == ("://" not in three.url), "copies of remote files are temporary"
 
 
-def test_ray_train_reads_the_checkpoint_that_was_saved(three):
-    with checkpoints.ray_checkpoint(three, "step-00000020-bb").as_directory() as folder:
-        assert checkpoints.read_step(Path(folder)) == 20
+class Learned:
+    """What a writer saves."""
+
+    rank, step_number = 0, 40
+
+    def save(self, folder):
+        (folder / "model.safetensors").write_bytes(b"weights")
 
 
-def test_older_checkpoints_that_ray_lists_are_marked(out):
-    older_checkpoints(out, 10, 20, 30)
-    out.write(RAY_LIST, ray_list(10, 20))
-    checkpoints.mark_older_checkpoints(out)
-    assert [entry.step for entry in checkpoints.list_checkpoints(out)] == [10, 20]
-    assert len(names(out)) == 3
+def test_checkpoint_that_was_written_is_complete(out):
+    writer = checkpoints.CheckpointWriter(out)
+    name = writer.save(Learned(), finished=True)
+    writer.wait()
+    assert checkpoints.list_checkpoints(out) == [CheckpointEntry(name, 40, True)]
+    assert out.read(f"{FOLDER}/{name}/model.safetensors") == b"weights"
 
 
-def test_older_checkpoints_are_marked_after_an_interruption(out):
-    older_checkpoints(out, 10, 20, 30)
-    out.write(RAY_LIST, ray_list(10, 20, 30))
-    checkpoints.mark_complete(out, "step-00000030-old", finished=False)
-    checkpoints.mark_older_checkpoints(out)
-    assert checkpoints.remove_incomplete(out) == []
-    assert [entry.step for entry in checkpoints.list_checkpoints(out)] == [10, 20, 30]
-
-
-@pytest.mark.parametrize(
-    "content", [None, ray_list(10)[:40], ray_list(10).replace(b"checkpoint_results", b"results")]
-)
-def test_older_checkpoints_without_a_list_are_refused(out, content):
-    older_checkpoints(out, 10, 20)
-    if content is not None:
-        out.write(RAY_LIST, content)
-    with pytest.raises(ConfigError, match=r"2 checkpoints of Touchstone 0\.22 or older") as refused:
-        checkpoints.mark_older_checkpoints(out)
+def test_training_of_an_older_version_is_refused(out):
+    checkpoints.refuse_older(out)
+    out.write("ray/train/step-00000010-aa/model.safetensors", b"weights")
+    with pytest.raises(ConfigError, match=r"checkpoints of Touchstone 0\.27 or older") as refused:
+        checkpoints.refuse_older(out)
     assert "nothing was deleted" in refused.value.hint
-    assert len(names(out)) == 2
 
 
 def test_names_of_one_step_differ():

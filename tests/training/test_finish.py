@@ -12,7 +12,7 @@ import pytest
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
 from ray_app.training.export import push
-from ray_app.training.progress import ProgressBoard, ProgressReport, TrainingProgress
+from ray_app.training.progress import TrainingProgress
 from tests.training.model_hub import ModelHub
 
 FILES = {
@@ -110,29 +110,11 @@ def test_the_line_says_step_loss_rate_and_what_is_left_since_it_went_on():
     now, stream = [0.0], io.StringIO()
     progress = TrainingProgress(100, stream=stream, clock=lambda: now[0])
     assert progress.line(0.0) == "train  starting workers"
-    progress.show(
-        ProgressReport({"step": 49, "loss": 0.7, "rate": 1e-3, "images_per_s": 50.0}, steps=1)
-    )
+    progress.show({"step": 49, "loss": 0.7, "rate": 1e-3, "images_per_s": 50.0})
     now[0] = 10.0
-    progress.judged("auc 0.9100 at 55")
-    progress.show(
-        ProgressReport({"step": 59, "loss": 0.5, "rate": 1e-3, "images_per_s": 80.0}, steps=11)
-    )
+    judged = {"judged": "auc 0.9100 at 55"}
+    progress.show({"step": 59, "loss": 0.5, "rate": 1e-3, "images_per_s": 80.0, **judged})
     assert (
         progress.line(10.0)
         == "train  step 60/100 (60%)  loss 0.5000  rate 1.00e-03  80.0 img/s  ETA 40.0 s  auc 0.9100 at 55"
     )
-
-
-def test_the_board_keeps_the_first_failure_and_passes_the_wish_on():
-    board = ProgressBoard()
-    assert board.report({"step": 1}, 1) is False
-    board.fail(b"late", only_before_steps=True)
-    assert board.read() == ProgressReport({"step": 1}, steps=1)
-    board.fail(b"first")
-    board.fail(b"second")
-    assert board.read().failure == b"first"
-    board.stop()
-    assert board.report({"step": 2}, 1) is True
-    board.beat()
-    assert (board.read().steps, board.read().beats) == (2, 1)

@@ -48,23 +48,24 @@ def test_on_ray_it_is_the_same_and_goes_on_where_it_stopped(tmp_path, ray_cluste
     loop = {"batch": 32, "epochs": 1, "precision": "fp32"}
     here = trained_here(config(labels, tmp_path / "here", identify=FIT, loop=loop))
     out = tmp_path / "out"
-    facts = train(config(labels, out, identify=FIT, loop=loop)).facts
+    given = config(labels, out, identify=FIT, loop=loop, workers={"count": 2, "cpus": 0.5})
+    facts = train(given).facts
     apart = ("seconds", "out", "environment")
     assert {key: value for key, value in facts.items() if key not in apart} == {
         key: value for key, value in here.items() if key not in apart
     }
     assert facts == facts_of(out)
-    assert facts["environment"]["workers"] == 1
+    assert facts["environment"]["workers"] == 2
 
     lost, *there = sorted((out / "features").rglob("*.npz"))
     times = {path: path.stat().st_mtime_ns for path in there}
     lost.unlink()
     Store.open(str(out)).delete("metrics.json")
-    again = train(config(labels, out, identify=FIT, loop=loop))
+    again = train(given)
     assert not again.was_there
     assert {path: path.stat().st_mtime_ns for path in there} == times
     assert again.facts["test"] == facts["test"]
-    assert train(config(labels, out, identify=FIT, loop=loop)).was_there
+    assert train(given).was_there
     assert (
         json.loads((out / "train.json").read_text())["identity"]["recipe"]["method"] == "identify"
     )

@@ -13,28 +13,17 @@ from ray_app.training.job import plan_workers
 def test_what_is_asked_for_is_there(cpus, count, gpus_each):
     layout = plan_workers(Workers(count=count), cpus=cpus, gpus=gpus_each * count)
     assert (
-        layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus)
-        + layout.validation_cpus
-        <= cpus
+        layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus) <= cpus
     )
-    assert layout.workers * layout.worker_gpus + layout.validation_gpus <= gpus_each * count + 1e-9
-    assert min(layout.worker_cpus, layout.loader_cpus, layout.validation_cpus) > 0
+    assert layout.workers * layout.worker_gpus <= gpus_each * count
+    assert min(layout.worker_cpus, layout.loader_cpus) > 0
     assert min(layout.threads, layout.loaders) >= 1
 
 
 def test_two_cores_train_with_most_of_them_and_the_cores_beside_a_gpu_load():
     two, gpu = plan_workers(Workers(), cpus=2, gpus=0), plan_workers(Workers(), cpus=16, gpus=1)
-    assert (two.worker_cpus, two.loaders, two.loader_cpus, two.device, two.judging_device) == (
-        1.5,
-        1,
-        0.25,
-        "cpu",
-        "cpu",
-    )
-    assert (gpu.loaders, gpu.device, gpu.judging_device) == (15, "cuda", "cuda")
-    assert gpu.worker_gpus + gpu.validation_gpus == 1, "one GPU is shared with validation"
-    spare = plan_workers(Workers(count=2), cpus=16, gpus=3)
-    assert (spare.worker_gpus, spare.validation_gpus) == (1, 1), "a GPU that no worker needs judges"
+    assert (two.worker_cpus, two.loaders, two.loader_cpus, two.device) == (1.75, 1, 0.25, "cpu")
+    assert (gpu.loaders, gpu.device, gpu.worker_gpus) == (15, "cuda", 1)
     stated = plan_workers(Workers(count=2, cpus=1.0, loaders=3), cpus=8, gpus=0)
     assert (stated.workers, stated.worker_cpus, stated.loaders) == (2, 1.0, 3)
 

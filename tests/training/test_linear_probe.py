@@ -13,11 +13,11 @@ from ray_app.training.run import train
 from tests.detectors.small_clip import small_card
 from tests.training.conftest import config, facts_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def wanted(labelled, tmp_path, ray_cluster):
+def wanted(labelled, tmp_path):
     _, card = small_card(tmp_path)
     return config(
         labelled,
@@ -62,7 +62,7 @@ def test_a_head_is_fitted_to_features_of_every_row_once_and_to_nothing_else(
     times = {path: path.stat().st_mtime_ns for path in there}
     lost.unlink()
     store.delete("metrics.json")
-    store.clear("ray")
+    store.clear("checkpoints")
     assert train(wanted).facts["validation"] == facts["validation"]
     assert {path: path.stat().st_mtime_ns for path in there} == times
     assert lost.exists()

@@ -1,11 +1,9 @@
 """Whose a training's directory is."""
 
 import json
-from contextlib import nullcontext
 
 import pytest
 
-from ray_app.archives import in_turn
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.storage import Store
@@ -88,11 +86,7 @@ def test_a_default_that_has_changed_since_is_the_trainings(tmp_path, labelled, c
         check_claim(out, config_as_begun(config(labelled, limits={"max_pixels": 9_000_000}), out))
 
 
-def test_images_that_cannot_be_divided_leave_the_directory_to_a_better_recipe(
-    tmp_path, labelled, monkeypatch
-):
-    monkeypatch.setattr("ray_app.training.run.cluster", lambda given: nullcontext())
-    monkeypatch.setattr("ray_app.training.run.on_ray", in_turn)
+def test_images_that_cannot_be_divided_leave_the_directory_to_a_better_recipe(tmp_path, labelled):
     source = {"at": [f"list::{labelled}"], "generators": ["double-a"], "split": None}
     given = config(
         labelled,

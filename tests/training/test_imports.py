@@ -1,0 +1,40 @@
+"""What a training does not import, so that its first step comes early."""
+
+import os
+import subprocess
+import sys
+
+import yaml
+
+from tests.training.conftest import ROOT, recipe
+from tests.training.small_recipes import VIT
+
+SCRIPT = """
+import sys
+from ray_app.cli.main import main
+assert main(["train", sys.argv[1], "--out", sys.argv[2]]) == 0
+heavy = ("ray", "transformers", "peft", "torch.distributed.checkpoint")
+print(*(name for name in heavy if name in sys.modules))
+"""
+
+
+def test_training_of_a_timm_network_imports_no_other_library(labelled, tmp_path):
+    facts = recipe(
+        labelled,
+        detector="community-forensics-vits384",
+        card=VIT | {"preprocessing": {"resize": {"size": 36}, "center_crop": 32}},
+        augmentation={"policy": "flips", "arguments": {"crop": 32}},
+        loop={"epochs": None, "steps": 2},
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(facts))
+    words = [sys.executable, "-c", SCRIPT, tmp_path / "recipe.yaml", tmp_path / "out"]
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""
