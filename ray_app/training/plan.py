@@ -164,9 +164,7 @@ def _workers(layout: Mapping[str, Any]) -> str:
         else str(layout["workers"])
     )
     gpus = f", {layout['worker_gpus']:g} GPU" if layout["worker_gpus"] else ""
-    return (
-        f"{count} with {layout['worker_cpus']:g} CPU{gpus} and {layout['loaders']} loaders of {layout['loader_cpus']:g} CPU each"
-    )
+    return f"{count} with {layout['worker_cpus']:g} CPU{gpus} and {layout['loaders']} loaders of {layout['loader_cpus']:g} CPU each"
 
 
 def _data_lines(findings: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,11 @@ class TrainingProgress(Progress):
         self._done, self._line = line["step"] + 1, line
         self.advance(0, 0)
 
+    def close(self) -> None:
+        """Draw a last time and leave the line, if there were steps."""
+        if self._recent:
+            super().close()
+
     def line(self, now: float) -> str:
         """The progress line as it stands."""
         if not self._recent:

@@ -402,9 +402,14 @@ def _kept_threads() -> Iterator[None]:
 
 def _plan_layout(config: TrainConfig) -> TrainingLayout:
     """Return the processes for the machines that the training uses."""
-    if uses_ray(config):
-        cpus, gpus, _ = resources(config.cluster)
-        return plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
+    if not uses_ray(config):
+        return _plan_without_ray(config)
+    cpus, gpus, _ = resources(config.cluster)
+    return plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
+
+
+def _plan_without_ray(config: TrainConfig) -> TrainingLayout:
+    """Return the processes for this machine, or for those that torchrun uses."""
     import torch
 
     machines = torchrun_machines()
@@ -433,7 +438,7 @@ def _follow(config: TrainConfig, out: Store) -> None:
     )
     if out.exists(METRICS) or not has_steps:
         return
-    layout = _plan_layout(config)
+    layout = _plan_without_ray(config)
     join_torchrun(layout.device)
     job = make_job(config, networks.training_card(config), out, layout, prepare_data(config, out))
     if config.method == "describe":
@@ -469,23 +474,22 @@ def _fit(job: TrainingJob) -> None:
             flush=True,
         )
     validate.remove_validations_after(job.out, 0 if latest is None else latest.step)
-    if latest is None or not latest.finished or torchrun_world() > 1:
-        _make_steps(job)
-    checkpoints.remove_incomplete(job.out)
-    validate.remove_superseded_checkpoints(job)
-
-
-def _make_steps(job: TrainingJob) -> None:
+    is_trained = latest is not None and latest.finished
     if job.config.method == "linear-probe":
-        from ray_app.training.linear_probe import probe
+        if not is_trained:
+            from ray_app.training.linear_probe import probe
 
-        probe(job)
-    elif job.on_ray:
+            probe(job)
+    elif not job.on_ray:
+        train_here(
+            job
+        )  # Also if all is trained: the other processes of torchrun wait for this one.
+    elif not is_trained:
         from ray_app.training.trainer import fit
 
         fit(job)
-    else:
-        train_here(job)
+    checkpoints.remove_incomplete(job.out)
+    validate.remove_superseded_checkpoints(job)
 
 
 def _planned(config: TrainConfig) -> dict[str, Any]:
@@ -530,7 +534,7 @@ def _planned(config: TrainConfig) -> dict[str, Any]:
                 **describe.planned(config, card, prepared.splits, prepared.total_steps),
                 "sources": sources,
             }
-        layout = _plan_layout(config)
+        layout = _plan_without_ray(config)
         rows = (
             prepared.order.rows_per_epoch
             if prepared

@@ -1,6 +1,6 @@
 """`touchstone` that kills itself at the nth call of a function, before it does anything.
 
-    python -m tests.training.killed_at ray_app.training.learner:Learner.step 30 train RECIPE --out DIR
+python -m tests.training.killed_at ray_app.training.learner:Learner.step 30 train RECIPE --out DIR
 """
 
 import os

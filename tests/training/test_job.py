@@ -12,9 +12,7 @@ from ray_app.training.job import plan_workers
 @pytest.mark.parametrize("gpus_each", [0, 1])
 def test_what_is_asked_for_is_there(cpus, count, gpus_each):
     layout = plan_workers(Workers(count=count), cpus=cpus, gpus=gpus_each * count)
-    assert (
-        layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus) <= cpus
-    )
+    assert layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus) <= cpus
     assert layout.workers * layout.worker_gpus <= gpus_each * count
     assert min(layout.worker_cpus, layout.loader_cpus) > 0
     assert min(layout.threads, layout.loaders) >= 1
