@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ray_app.training.trainer import listen_on, open_store
+from ray_app.training.trainer import SessionReport, TrainingSession, listen_on, open_store
 from tests import stranger
 
 TIMEOUT = timedelta(seconds=60)
@@ -33,3 +33,18 @@ def test_store_listens_on_one_address_only(monkeypatch):
     listening = stranger.listeners(os.getpid()) - before
     assert port in {listener.port for listener in listening}
     assert {listener.address for listener in listening} == {"127.0.0.1"}
+
+
+def test_session_keeps_the_first_failure_and_stops_workers():
+    session = TrainingSession()
+    session.report({"step": 1}, 1)
+    session.fail(b"late", only_before_steps=True)
+    session.say("a line")
+    assert session.read() == SessionReport({"step": 1}, steps=1, said=("a line",))
+    assert session.read().said == ()
+    session.fail(b"first")
+    session.fail(b"second")
+    assert session.read().failure == b"first"
+    assert not session.is_stopping()
+    session.stop()
+    assert session.is_stopping()
