@@ -31,7 +31,7 @@ from ray_app.identification.tokenizer import (
 )
 from ray_app.training.config import Describe, Recipe
 from ray_app.training.embeddings import kept_embeddings
-from ray_app.training.job import TrainingJob
+from ray_app.training.job import CaptionData, TrainingJob
 from ray_app.training.learner import OPTIMISER, WEIGHTS, Batch, BatchLoss, Learner
 from ray_app.training.networks import seeded
 
@@ -254,22 +254,6 @@ def caption_network(name: str, section: Describe, plan: DescriberPlan, seed: int
             network, read_state_dict(path, plan.start.weights), f"{plan.start.name}: {path}"
         )
     return network.requires_grad_(True).train()
-
-
-@dataclass(frozen=True)
-class CaptionData:
-    """What a describer learns from.
-
-    Attributes:
-        plan: Its network.
-        targets: The tokens of the training prompts (rows, L).
-        vectors: The embeddings of the training images (rows, d), NaN if an image could not be read.
-            None for the tier captioner, which learns from pixels.
-    """
-
-    plan: DescriberPlan
-    targets: npt.NDArray[np.int32]
-    vectors: npt.NDArray[np.float32] | None = None
 
 
 def captioning_job(job: TrainingJob) -> TrainingJob:

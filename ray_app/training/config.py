@@ -59,7 +59,9 @@ class FaultTolerance(Frozen):
         default=2, ge=1, description="checkpoints kept: the best by the metric, and always the last"
     )
     max_failures: int = Field(
-        default=8, ge=-1, description="losses of workers of Ray after which training gives up; -1 = never"
+        default=8,
+        ge=-1,
+        description="losses of workers of Ray after which training gives up; -1 = never",
     )
     max_bad_fraction: float = Field(
         default=0.05, ge=0, le=1, description="more unreadable images than this end the training"

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard
 from ray_app.errors import ClusterError, ConfigError
@@ -18,10 +18,11 @@ from ray_app.storage import Guard, Store
 from ray_app.training.config import TrainConfig, Workers
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
     from ray_app.datasets.sampling import SampleOrder
-    from ray_app.training.captioner import CaptionData
     from ray_app.transforms.policies.papers import RealStatistics
 
 
@@ -117,6 +118,22 @@ def _round_down(cpus: float) -> float:
 
 
 @dataclass(frozen=True)
+class CaptionData:
+    """What a describer learns from.
+
+    Attributes:
+        plan: Its network, a `DescriberPlan`.
+        targets: The tokens of the training prompts (rows, L).
+        vectors: The embeddings of the training images (rows, d), NaN if an image could not be read.
+            None for the tier captioner, which learns from pixels.
+    """
+
+    plan: Any
+    targets: "npt.NDArray[np.int32]"
+    vectors: "npt.NDArray[np.float32] | None" = None
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """What is trained, from what, and where.
 
@@ -146,7 +163,7 @@ class TrainingJob:
     tables: "Mapping[str, pa.Table]"
     order: "SampleOrder"
     on_ray: bool = False
-    captions: "CaptionData | None" = None
+    captions: CaptionData | None = None
     statistics: "RealStatistics | None" = None
     mirror: str | None = None
     guard: Guard = field(default_factory=Guard)
