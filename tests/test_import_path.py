@@ -214,11 +214,10 @@ def test_check_in_the_current_folder_imports_no_file_of_it(hostile):
     assert [json.loads(line)["status"] for line in said.splitlines()].count("ok") == IMAGES
 
 
-def train(hostile):
+def train(hostile, workers):
     written = hostile.folder / "recipe.yaml"
-    written.write_text(
-        yaml.safe_dump(recipe("labels.csv", workers={"count": 2}, loop={"epochs": 1, "batch": 2}))
-    )
+    facts = recipe("labels.csv", workers={"count": workers}, loop={"epochs": 1, "batch": 2})
+    written.write_text(yaml.safe_dump(facts))
     return ["train", "recipe.yaml", "--out", "../out"]
 
 
@@ -246,7 +245,8 @@ COMMANDS = {
         "cluster.cpus=2",
     ],
     "index": lambda hostile: ["data", "index", "list::labels.csv", "--out", "../out"],
-    "train": train,
+    "train": lambda hostile: train(hostile, workers=1),
+    "train on Ray": lambda hostile: train(hostile, workers=2),
     "doctor": lambda hostile: ["doctor"],
 }
 
