@@ -216,7 +216,12 @@ def test_check_in_the_current_folder_imports_no_file_of_it(hostile):
 
 def train(hostile, workers):
     written = hostile.folder / "recipe.yaml"
-    facts = recipe("labels.csv", workers={"count": workers}, loop={"epochs": 1, "batch": 2})
+    facts = recipe(
+        "labels.csv",
+        data={"validation": {"groups": 0.4}, "test": []},
+        workers={"count": workers},
+        loop={"epochs": 1, "batch": 2},
+    )
     written.write_text(yaml.safe_dump(facts))
     return ["train", "recipe.yaml", "--out", "../out"]
 
