@@ -53,7 +53,7 @@ LEFT_OUT = (
     "ray_app/datasets/simulation/*",
     "ray_app/detectors/adoption.py",
     "ray_app/detectors/files_by_hash.py",
-    "ray_app/detectors/foreign/*",
+    "ray_app/detectors/callables/*",
     "ray_app/evaluation/compare/changes.py",
     "ray_app/evaluation/evidence/*",
     "ray_app/evaluation/standing.py",
