@@ -6,6 +6,7 @@ its data is its step.
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -93,7 +94,8 @@ def load_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterato
 def _opened(arriving: Iterator[Any], ending: ExitStack) -> Iterator[Batch]:
     with ending:
         try:
-            for found in arriving:
+            # A `for` would keep `arriving` alive until the processes are killed.
+            while (found := next(arriving, None)) is not None:
                 if isinstance(found, TouchstoneError):
                     raise found
                 for _, batch in found:
@@ -102,7 +104,23 @@ def _opened(arriving: Iterator[Any], ending: ExitStack) -> Iterator[Batch]:
                         for name, values in batch.items()
                     }
         finally:
-            del arriving
+            with _expecting_deaths():
+                del arriving  # torch ends its processes.
+
+
+@contextmanager
+def _expecting_deaths() -> Iterator[None]:
+    """Let processes that load images end inside the block, with any exit code, without the exception
+    by which torch reports the death of one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 @contextmanager
