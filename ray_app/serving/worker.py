@@ -35,7 +35,7 @@ COMPANY_S = 0.02
 _log = logging.getLogger(__name__)
 
 
-class Worker:
+class EndpointWorker:
     """Answer images from a socket until its other end closes.
 
     Args:
@@ -157,7 +157,7 @@ def main(descriptor: int) -> int:
         return 1
     frames.send_frame(connection, _describe(engine))
     try:
-        Worker(engine, connection, config.decoders).run()
+        EndpointWorker(engine, connection, config.decoders).run()
     except ConnectionError:
         pass
     finally:
