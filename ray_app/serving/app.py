@@ -43,9 +43,9 @@ def build(config: ServeConfig) -> Application:
     spec, most = plan_ensembles(config).spec, config.limits.max_requests
     deployment: serve.Deployment = serve.deployment(serve.ingress()(Replica)).options(  # type: ignore[attr-defined]
         name="replica",
-        # A replica refuses a request before Serve's proxy does, so it admits more than it works on.
-        # For each request of `most`, one is processed, two send their bodies, and two are refused
-        # but still send (`http.app.install`). The rest is for health checks and pages.
+        # A replica refuses a request before Serve's proxy does, so it admits more requests than it
+        # scores: some still send their bodies, and twice `most` may be refused and still send
+        # (`http.app.install`). The rest is for health checks and pages.
         max_ongoing_requests=6 * most + 100,
         max_queued_requests=most,
         # New replicas are up before old ones stop: an update fails no request.

@@ -31,13 +31,13 @@ from ray_app.serving.refusal import Refusal
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 10.0
-# Of workers in a row, each while it had the image. Then the image is the reason.
+# An image is refused when that many workers have died while they had it.
 MAX_DEATHS = 3
-# A finding about readiness is used for that long, so that probes do not load a busy endpoint.
+# Readiness is checked again after that many seconds, so that probes do not load a busy endpoint.
 READY_S, UNREADY_S = 10.0, 1.0
-_RESTART_PAUSE_S = 1.0
-# Without any worker. A start takes seconds.
+# Without a worker for that many seconds, a replica is unhealthy. A worker starts within seconds.
 MAX_DOWN_S = 120.0
+_RESTART_PAUSE_S = 1.0
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY")
 _log = logging.getLogger(__name__)
 
