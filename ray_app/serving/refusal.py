@@ -60,11 +60,6 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
             str(refused.status), refused.detail, limit=refused.limit, observed=refused.observed
         )
 
-    @property
-    def is_about_one_image(self) -> bool:
-        """Whether another image of the same request may still get its answer."""
-        return self.status in (413, 415, 422)
-
     def body(self, request_id: str) -> dict[str, object]:
         """The JSON that a client gets: nothing of this machine in it."""
         return {

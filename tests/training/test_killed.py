@@ -18,6 +18,7 @@ from ray_app.storage import Store
 from ray_app.training import checkpoints
 from tests.scoring.conftest import family_of, kill_family
 from tests.scoring.conftest import wait_until as waited
+from tests.scoring.nodes import Nodes
 from tests.training.conftest import facts_of, finish, lines, noted, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -220,6 +221,31 @@ def test_two_workers_learn_the_same_under_torchrun_and_ray(training, in_peace, t
         assert len(seen[step, 0]) == len(seen[step, 1]) == BATCH // 2
     assert_no_orphans(by_ray)
     assert_no_orphans(by_torchrun)
+
+
+@pytest.mark.ray
+def test_training_ends_the_same_after_a_node_was_lost(training, in_peace, tmp_path):
+    """A node has room for one worker, and one node is left over."""
+    nodes, out = Nodes(), tmp_path / "out"
+    try:
+        workers = {"count": 2, "cpus": 0.75}
+        process = training(out, workers=workers, cluster={"cpus": None, "address": nodes.address})
+        wait_until(lambda: committed(out) > EVERY)
+        lost = next(
+            raylet
+            for raylet in nodes.raylets.values()
+            if any(b"RayTrainWorker" in called(pid) for pid in family_of(raylet))
+        )
+        os.kill(lost, signal.SIGKILL)
+        code, told = finish(process)
+        assert code == 0, told
+    finally:
+        kill_family(nodes.process)
+    assert_like(out, in_peace)
+    seen, alone = rows_by_step(out), rows_by_step(in_peace)
+    for step in range(len(alone)):
+        assert [*seen[step, 0], *seen[step, 1]] == alone[step, 0]
+    assert_no_orphans(out)
 
 
 @pytest.mark.ray
