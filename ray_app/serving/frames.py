@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import struct
+import threading
 from typing import Any, NamedTuple
 
 _SIZES = struct.Struct("<IQ")  # bytes of the header, bytes after it
@@ -27,23 +28,6 @@ def pack_header(frame: WorkerFrame) -> bytes:
     return _SIZES.pack(len(header), len(frame.data)) + header
 
 
-def send_frame(connection: socket.socket, frame: WorkerFrame) -> None:
-    """Send a frame. Raises OSError if the other process has ended."""
-    connection.sendall(pack_header(frame) + frame.data)
-
-
-def receive_frame(connection: socket.socket) -> WorkerFrame | None:
-    """Wait for a frame. Returns None if the other process has ended."""
-    sizes = _receive(connection, _SIZES.size)
-    if sizes is None:
-        return None
-    header_bytes, data_bytes = _SIZES.unpack(sizes)
-    header, data = _receive(connection, header_bytes), _receive(connection, data_bytes)
-    if header is None or data is None:
-        return None
-    return WorkerFrame(json.loads(header), bytes(data))
-
-
 async def read_frame(reader: asyncio.StreamReader) -> WorkerFrame:
     """Wait for a frame. Raises asyncio.IncompleteReadError if the other process has ended."""
     header_bytes, data_bytes = _SIZES.unpack(await reader.readexactly(_SIZES.size))
@@ -51,16 +35,47 @@ async def read_frame(reader: asyncio.StreamReader) -> WorkerFrame:
     return WorkerFrame(header, await reader.readexactly(data_bytes))
 
 
-def _receive(connection: socket.socket, count: int) -> bytearray | None:
-    """Receive that many bytes. Returns None if the other process ends before."""
-    received = bytearray(count)
-    view, missing = memoryview(received), count
-    while missing:
-        try:
-            size = connection.recv_into(view[count - missing :])
-        except ConnectionError:
+class FrameSocket:
+    """Send and receive frames. Several threads may send, and one may receive.
+
+    Args:
+        connection: The socket. `close` closes it.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._sending = threading.Lock()
+
+    def send(self, frame: WorkerFrame) -> None:
+        """Send a frame. Raises OSError if the other process has ended."""
+        with self._sending:
+            self.connection.sendall(pack_header(frame) + frame.data)
+
+    def receive(self) -> WorkerFrame | None:
+        """Wait for a frame. Returns None if the other process has ended."""
+        sizes = self._receive(_SIZES.size)
+        if sizes is None:
             return None
-        if not size:
+        header_bytes, data_bytes = _SIZES.unpack(sizes)
+        header, data = self._receive(header_bytes), self._receive(data_bytes)
+        if header is None or data is None:
             return None
-        missing -= size
-    return received
+        return WorkerFrame(json.loads(header), bytes(data))
+
+    def close(self) -> None:
+        """Close the socket, which ends the loop of the other process."""
+        self.connection.close()
+
+    def _receive(self, count: int) -> bytearray | None:
+        """Receive that many bytes. Returns None if the other process ends before."""
+        received = bytearray(count)
+        view, missing = memoryview(received), count
+        while missing:
+            try:
+                size = self.connection.recv_into(view[count - missing :])
+            except ConnectionError:
+                return None
+            if not size:
+                return None
+            missing -= size
+        return received

@@ -24,10 +24,11 @@ from ray_app.errors import ConfigError, DetectorError, ExitCode, TouchstoneError
 from ray_app.import_path import safe_variables
 from ray_app.serving import frames
 from ray_app.serving.config import Access, ServeConfig
-from ray_app.serving.frames import WorkerFrame
+from ray_app.serving.frames import FrameSocket, WorkerFrame
 from ray_app.serving.http import schemas
 from ray_app.serving.metrics import Meter
 from ray_app.serving.refusal import Refusal
+from ray_app.serving.worker_log import write_worker_record
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 10.0
@@ -123,7 +124,8 @@ class WorkerProcess:
     """One worker process: its start, and the socket to it."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self.connection, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
+        self.frames = FrameSocket(ours)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ray_app.serving.worker", str(theirs.fileno())],
@@ -137,7 +139,7 @@ class WorkerProcess:
             "log_level": logging.getLogger("ray_app").getEffectiveLevel(),
         }
         with suppress(OSError):
-            frames.send_frame(self.connection, WorkerFrame(header))
+            self.frames.send(WorkerFrame(header))
 
     def await_ready(self) -> Served:
         """Wait until the worker has loaded its detectors.
@@ -146,12 +148,13 @@ class WorkerProcess:
             ConfigError: The cards contradict each other.
             DetectorError: The worker could not load the detectors.
         """
-        self.connection.settimeout(START_TIMEOUT_S)
+        self.frames.connection.settimeout(START_TIMEOUT_S)
         try:
-            frame = frames.receive_frame(self.connection)
+            while (frame := self.frames.receive()) is not None and write_worker_record(frame):
+                pass
         except TimeoutError:
             frame = None
-        self.connection.settimeout(None)
+        self.frames.connection.settimeout(None)
         if frame is None:
             raise DetectorError("a worker could not start", hint="see its own message above")
         if (failure := frame.header.get("failure")) is not None:
@@ -167,7 +170,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the worker: by its socket, and by a signal if it does not end in time."""
-        self.connection.close()
+        self.frames.close()
         try:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -319,7 +322,7 @@ class WorkerPool:
         return min(free, key=lambda worker: len(worker.items), default=None)
 
     async def _attach(self, process: WorkerProcess) -> None:
-        reader, writer = await asyncio.open_connection(sock=process.connection)
+        reader, writer = await asyncio.open_connection(sock=process.frames.connection)
         worker = _Attached(process, writer)
         self._attached.append(worker)
         self._down_since = None
@@ -331,6 +334,8 @@ class WorkerPool:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 frame = await frames.read_frame(reader)
+                if write_worker_record(frame):
+                    continue
                 item = worker.items.pop(frame.header["number"])
                 if frame.header["batch_images"]:
                     waited_s = (frame.header["timings"] or {}).get("wait", 0.0)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray_app.errors import TouchstoneError
-from ray_app.serving import answers, frames
+from ray_app.serving import answers
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.engine import (
     MAX_SILENT_IMAGES,
@@ -28,7 +28,8 @@ from ray_app.serving.engine import (
     ScoreRequest,
     golden_image,
 )
-from ray_app.serving.frames import WorkerFrame
+from ray_app.serving.frames import FrameSocket, WorkerFrame
+from ray_app.serving.worker_log import FrameLogHandler
 
 # How long an image waits for others that are being decoded. With two busy workers on two cores, 20 ms
 # made batches that were a fifth empty.
@@ -45,7 +46,7 @@ class EndpointWorker:
         decoders: Images that are decoded at a time.
     """
 
-    def __init__(self, engine: Engine, connection: socket.socket, decoders: int) -> None:
+    def __init__(self, engine: Engine, connection: FrameSocket, decoders: int) -> None:
         self._engine, self._connection = engine, connection
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
         # An image with the number of its frame. None once the HTTP process has ended.
@@ -61,7 +62,7 @@ class EndpointWorker:
             self._answered += len(batch)
             for row, ((number, _), answer) in enumerate(zip(batch, answered, strict=True)):
                 batch_images = len(batch) if row == 0 else 0
-                frames.send_frame(self._connection, _answer_frame(number, answer, batch_images))
+                self._connection.send(_answer_frame(number, answer, batch_images))
             if self._engine.silent_images >= MAX_SILENT_IMAGES:
                 # The images are not the reason, but perhaps a device is.
                 _log.error(
@@ -92,7 +93,7 @@ class EndpointWorker:
         return batch
 
     def _receive(self) -> None:
-        while (frame := frames.receive_frame(self._connection)) is not None:
+        while (frame := self._connection.receive()) is not None:
             self._taken += 1
             self._decoders.submit(self._decode, frame)
         self._decoded.put(None)
@@ -142,21 +143,19 @@ def main(descriptor: int) -> int:
     """
     # Ctrl-C reaches all processes of a terminal. The HTTP process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = socket.socket(fileno=descriptor)
-    first = frames.receive_frame(connection)
+    connection = FrameSocket(socket.socket(fileno=descriptor))
+    first = connection.receive()
     if first is None:
         return 0
-    logging.basicConfig(
-        level=first.header["log_level"], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=first.header["log_level"], handlers=[FrameLogHandler(connection)])
     config = ServeConfig.model_validate(first.header["config"])
     try:
         engine = Engine(config)
     except TouchstoneError as error:
         failure = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        frames.send_frame(connection, WorkerFrame({"failure": failure}))
+        connection.send(WorkerFrame({"failure": failure}))
         return 1
-    frames.send_frame(connection, _describe(engine))
+    connection.send(_describe(engine))
     try:
         EndpointWorker(engine, connection, config.decoders).run()
     except ConnectionError:

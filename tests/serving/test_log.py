@@ -1,10 +1,17 @@
-"""The log of a replica: what this package logs is in Ray Serve's log."""
+"""The log of an endpoint: what this package logs is in Ray Serve's log, and what a worker process
+logs is in the log of its HTTP process.
+"""
 
+import json
 import logging
+import socket
 
 import pytest
 
 from ray_app.serving.app import _log_to_serve
+from ray_app.serving.frames import FrameSocket, WorkerFrame
+from ray_app.serving.server import JsonLines
+from ray_app.serving.worker_log import FrameLogHandler, write_worker_record
 
 
 @pytest.fixture
@@ -36,3 +43,45 @@ def test_package_log_follows_the_level_of_serve(serve_records):
     logging.getLogger("ray.serve").setLevel(logging.INFO)
     package_log.info("and this")
     assert [record.getMessage() for record in serve_records] == ["this", "and this"]
+
+
+@pytest.fixture
+def worker_log():
+    """The logger of a worker process, and the end of its socket in the HTTP process."""
+    ours, theirs = map(FrameSocket, socket.socketpair())
+    logger = logging.Logger("ray_app.serving.engine")
+    logger.addHandler(FrameLogHandler(theirs))
+    yield logger, ours
+    ours.close()
+    theirs.close()
+
+
+def test_a_record_of_a_worker_is_in_the_log_with_its_traceback(worker_log, caplog):
+    logger, connection = worker_log
+    try:
+        raise ValueError("no such thing")
+    except ValueError:
+        logger.exception("request %s failed: 100 %%", "1234")
+    assert write_worker_record(connection.receive())
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("ray_app.serving.engine", "ERROR")
+    message, *traceback = json.loads(JsonLines().format(record))["message"].splitlines()
+    assert message == "request 1234 failed: 100 %"
+    assert traceback[0].startswith("Traceback")
+    assert traceback[-1] == "ValueError: no such thing"
+
+
+def test_records_of_other_packages_name_them(worker_log, caplog):
+    logger, connection = worker_log
+    logger.name = "transformers.models"
+    logger.warning("a setting is old")
+    assert write_worker_record(connection.receive())
+    assert caplog.messages == ["transformers.models: a setting is old"]
+    assert caplog.records[0].name == "ray_app.serving.worker_log"
+
+
+def test_an_answer_is_no_record_and_a_closed_socket_costs_a_record_only(worker_log):
+    logger, connection = worker_log
+    assert not write_worker_record(WorkerFrame({"number": 1}))
+    connection.close()
+    logger.error("nobody reads this")
