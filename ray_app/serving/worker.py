@@ -34,7 +34,8 @@ from ray_app.serving.worker_log import FrameLogHandler
 # How long an image waits for others that are being decoded. With two busy workers on two cores, 20 ms
 # made batches that were a fifth empty.
 COMPANY_S = 0.05
-_log = logging.getLogger(__name__)
+# The module runs as a program, and is then called __main__.
+_log = logging.getLogger("ray_app.serving.worker")
 
 
 class EndpointWorker:
@@ -155,7 +156,9 @@ def main(descriptor: int) -> int:
         failure = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         connection.send(WorkerFrame({"failure": failure}))
         return 1
-    connection.send(_describe(engine))
+    described = _describe(engine)
+    _log.info("process %d has loaded %s", os.getpid(), ", ".join(engine.served.points))
+    connection.send(described)
     try:
         EndpointWorker(engine, connection, config.decoders).run()
     except ConnectionError:

@@ -16,6 +16,8 @@ class FrameLogHandler(logging.Handler):
     def __init__(self, connection: FrameSocket) -> None:
         super().__init__()
         self._connection = connection
+        # With the traceback: Ray Serve's JSON has no traceback of a record without an exception.
+        self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
@@ -23,7 +25,6 @@ class FrameLogHandler(logging.Handler):
             "name": record.name,
             "levelno": record.levelno,
             "levelname": record.levelname,
-            # With the traceback: Ray Serve's JSON has no traceback of a record without an exception.
             "msg": self.format(record),
             "created": record.created,
             "msecs": record.msecs,

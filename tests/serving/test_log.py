@@ -7,11 +7,13 @@ import logging
 import socket
 
 import pytest
+import yaml
 
 from ray_app.serving.app import _log_to_serve
 from ray_app.serving.frames import FrameSocket, WorkerFrame
 from ray_app.serving.server import JsonLines
 from ray_app.serving.worker_log import FrameLogHandler, write_worker_record
+from tests.serving.served import served
 
 
 @pytest.fixture
@@ -85,3 +87,23 @@ def test_an_answer_is_no_record_and_a_closed_socket_costs_a_record_only(worker_l
     assert not write_worker_record(WorkerFrame({"number": 1}))
     connection.close()
     logger.error("nobody reads this")
+
+
+def test_a_worker_of_a_running_endpoint_logs_in_its_encoding(tmp_path):
+    config = tmp_path / "serve.yaml"
+    args = {"ensembles": ["tiny"]}
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "applications": [{"import_path": "ray_app.serving.app:build", "args": args}],
+                "logging_config": {"encoding": "JSON", "log_level": "INFO"},
+            }
+        )
+    )
+    with served("--config", str(config), "--workers", "1") as endpoint:
+        (worker,) = endpoint.workers()
+        lines = endpoint.logs()["stderr"].splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    (loaded,) = [record for record in records if "has loaded" in record["message"]]
+    assert loaded["message"] == f"process {worker.pid} has loaded tiny"
+    assert (loaded["logger"], loaded["levelname"]) == ("ray_app.serving.worker", "INFO")
