@@ -124,12 +124,12 @@ class WorkerProcess:
     """One worker process: its start, and the socket to it."""
 
     def __init__(self, config: ServeConfig) -> None:
-        ours, theirs = socket.socketpair()
-        self.frames = FrameSocket(ours)
-        with theirs:
+        own_socket, worker_socket = socket.socketpair()
+        self.frames = FrameSocket(own_socket)
+        with worker_socket:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ray_app.serving.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", "ray_app.serving.worker", str(worker_socket.fileno())],
+                pass_fds=[worker_socket.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=_worker_environment(config.access),
             )

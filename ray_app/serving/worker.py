@@ -156,9 +156,9 @@ def main(descriptor: int) -> int:
         failure = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         connection.send(WorkerFrame({"failure": failure}))
         return 1
-    described = _describe(engine)
+    description = _describe(engine)
     _log.info("process %d has loaded %s", os.getpid(), ", ".join(engine.served.points))
-    connection.send(described)
+    connection.send(description)
     try:
         EndpointWorker(engine, connection, config.decoders).run()
     except ConnectionError:
