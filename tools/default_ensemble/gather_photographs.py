@@ -11,6 +11,9 @@ cut), `source`; `cap`: at most so many files, those whose SHA-256 of source and 
 index.parquet (labelled: for `data index`, `evaluate`, `detectors fit`), dropped.parquet (a row for
 each file that is left out, and why) and summary.json. Files whose SHA-256 `--refuse` lists, which
 no training may use, are left out. MIRRORS holds bare repositories; others are fetched from GitHub.
+
+candidates.csv beside this file has sources that may join the list, with the evidence for their
+labels. Nothing reads it yet.
 """
 
 import argparse
