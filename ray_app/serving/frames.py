@@ -23,7 +23,7 @@ class WorkerFrame(NamedTuple):
 
 
 def pack_header(frame: WorkerFrame) -> bytes:
-    """Return what precedes the data of a frame on its way."""
+    """Return the sizes and the header of a frame, which precede its data."""
     header = json.dumps(frame.header).encode()
     return _SIZES.pack(len(header), len(frame.data)) + header
 

@@ -150,8 +150,10 @@ class WorkerProcess:
         """
         self.frames.connection.settimeout(START_TIMEOUT_S)
         try:
-            while (frame := self.frames.receive()) is not None and write_worker_record(frame):
-                pass
+            frame = self.frames.receive()
+            while frame is not None and "log" in frame.header:
+                write_worker_record(frame.header["log"])
+                frame = self.frames.receive()
         except TimeoutError:
             frame = None
         self.frames.connection.settimeout(None)
@@ -334,7 +336,8 @@ class WorkerPool:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 frame = await frames.read_frame(reader)
-                if write_worker_record(frame):
+                if "log" in frame.header:
+                    write_worker_record(frame.header["log"])
                     continue
                 item = worker.items.pop(frame.header["number"])
                 if frame.header["batch_images"]:

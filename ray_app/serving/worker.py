@@ -148,7 +148,9 @@ def main(descriptor: int) -> int:
     first = connection.receive()
     if first is None:
         return 0
-    logging.basicConfig(level=first.header["log_level"], handlers=[FrameLogHandler(connection)])
+    # Warnings of other packages, and records of this one from the endpoint's level on.
+    logging.basicConfig(handlers=[FrameLogHandler(connection)])
+    logging.getLogger("ray_app").setLevel(first.header["log_level"])
     config = ServeConfig.model_validate(first.header["config"])
     try:
         engine = Engine(config)

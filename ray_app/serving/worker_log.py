@@ -4,6 +4,7 @@ of a Ray Serve replica.
 
 import logging
 from contextlib import suppress
+from typing import Any
 
 from ray_app.serving.frames import FrameSocket, WorkerFrame
 
@@ -34,19 +35,15 @@ class FrameLogHandler(logging.Handler):
             self._connection.send(WorkerFrame({"log": sent}))
 
 
-def write_worker_record(frame: WorkerFrame) -> bool:
-    """Write the record that a frame of a worker holds to the log of this process.
+def write_worker_record(sent: dict[str, Any]) -> None:
+    """Write a record to the log of this process.
 
-    Returns:
-        Whether the frame holds a record. If not, it is for others.
+    Args:
+        sent: The fields of the record, as `FrameLogHandler` sends them.
     """
-    sent = frame.header.get("log")
-    if sent is None:
-        return False
     if sent["name"].partition(".")[0] != _PACKAGE:
         # Loggers of other packages have no handler in this process.
         sent |= {"name": __name__, "msg": f"{sent['name']}: {sent['msg']}"}
     logger = logging.getLogger(sent["name"])
     if logger.isEnabledFor(sent["levelno"]):
         logger.handle(logging.makeLogRecord(sent))
-    return True
