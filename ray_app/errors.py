@@ -77,6 +77,12 @@ class Reason(Explained):
 
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
+# The finding on a file about which nothing but the verdict is known.
+DETECTOR_FINDINGS = {
+    "fake": "flagged by detectors",
+    "abstain": "left open",
+    "real": "no evidence found",
+}
 
 
 class Doubt(NamedTuple):

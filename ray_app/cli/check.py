@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, metavar="IMAGE…")
 @options.ensemble_option
 @options.detectors_option
+@options.fpr_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
 @options.licence_option
 @click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
@@ -34,6 +35,7 @@ def check(
     images: tuple[str, ...],
     ensemble: str | None,
     detectors: tuple[str, ...],
+    fpr: float | None,
     device: str,
     accepted: tuple[str, ...],
     form: str | None,
@@ -60,13 +62,15 @@ def check(
     # This precedes the import of torch. A run's workers have the same setting and the same scores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    from ray_app.ensembles import ensemble_of, load_ensemble_card
+    from ray_app.ensembles import choose_operating_point, ensemble_of, load_ensemble_card
     from ray_app.images import BatchLimits
     from ray_app.inference.check_files import check_files
     from ray_app.inference.spec import make_spec
     from ray_app.reports.check import choose_picture_size, name_rows
 
     card = ensemble_of(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
+    if fpr is not None:
+        card = choose_operating_point(card, fpr)
     spec = make_spec(card, limits=BatchLimits(), device=device)
     size = choose_picture_size(len(files.names)) if page else None
     checked: list[CheckedFile] = []

@@ -45,6 +45,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     metavar="NAME|PATH",
     help="Serve this ensemble; repeatable, the first is the default.",
 )
+@options.fpr_option
 @click.option(
     "--optional-detector",
     "optional",
@@ -79,6 +80,7 @@ def serve(
     on_ray: bool,
     config_file: str | None,
     ensembles: tuple[str, ...],
+    fpr: float | None,
     optional: tuple[str, ...],
     accepted: tuple[str, ...],
     assignments: tuple[str, ...],
@@ -99,6 +101,8 @@ def serve(
     args, where, logs = read_file(config_file)
     given = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}
     args |= {key: list(value) for key, value in given.items() if value}
+    if fpr is not None:
+        args["fpr"] = fpr
     config: Any = validate(args, ServeConfig, where=where, overrides=assignments)
 
     stdout = sys.stdout  # While the command is connected to Ray, sys.stdout is stderr.
@@ -137,14 +141,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 TOKEN_VARIABLE = "TOUCHSTONE_TOKEN"  # noqa: S105 - the name of a variable
 # what means something here
-APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "detectors", "as_json"})
+APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "detectors", "fpr", "as_json"})
 
 
 def endpoint_options(command: Command) -> Command:
     """`--endpoint URL` and `--token-file FILE`."""
     text = (
         "Send local files and folders to this endpoint instead: verdicts on stdout, no --out. "
-        "--ensemble is then one that it serves, --detector an optional one of its detectors, shown by --json."
+        "--ensemble is then one that it serves, --fpr one of its operating points, --detector an optional one of its detectors, "
+        "shown by --json."
     )
     token = click.option(
         "--token-file",
@@ -160,6 +165,7 @@ def score_at_endpoint(
     *,
     ensemble: str | None,
     detectors: Sequence[str],
+    fpr: float | None,
     token_file: str | None,
     as_json: bool,
 ) -> int:
@@ -182,7 +188,7 @@ def score_at_endpoint(
         )
     files = list(find_local_files(source))
     with EndpointClient(url, _token(token_file)) as endpoint:
-        answers = endpoint.score(files, ensemble, detectors=detectors)
+        answers = endpoint.score(files, ensemble, detectors=detectors, fpr=fpr)
         requested = ensemble or next(
             (one.name for one in endpoint.describe().ensembles if one.default), None
         )

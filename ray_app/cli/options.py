@@ -74,6 +74,13 @@ detectors_option = click.option(
     metavar="NAME|PATH",
     help="Score with these detectors instead; repeatable.",
 )
+fpr_option = click.option(
+    "--fpr",
+    type=float,
+    metavar="RATE",
+    help="Decide at the operating point of the ensemble for this false-positive rate, such as 0.05.  "
+    "[default: the thresholds of its card]",
+)
 retry_shards_option = click.option(
     "--retry",
     is_flag=True,

@@ -122,10 +122,25 @@ def results(
         return _write(opened, tables, out)
     for line in _guarantee_notes(opened):
         click.echo(line, err=True)
-    return _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json)
+    _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json)
+    if not as_json:
+        _print_operating_point(opened)
+    return 0
 
 
-def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool) -> int:
+def _print_operating_point(run: "RunDirectory") -> None:
+    """Print the rates of the operating point at which a finished run decides, if its card has one."""
+    from ray_app.reports.format import visible
+    from ray_app.runs.document import RunSummary
+
+    if not run.store.exists("summary.json"):
+        return
+    summary = RunSummary.model_validate(run.read_json("summary.json"))
+    if summary.ensemble.thresholds and summary.ensemble.thresholds.target_fpr is not None:
+        click.echo(visible(summary.error_rates))
+
+
+def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool) -> None:
     """Print the rows as JSON lines, or the first ones as a table."""
     from ray_app.reports import verdict_table
     from ray_app.reports.text import terminal_width
@@ -134,12 +149,11 @@ def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool) 
     if as_json:
         for row in islice(rows, limit):
             click.echo(options.json_text(_parse_provenance(row), default=str))
-        return 0
+        return
     shown = list(islice(rows, limit or _SHOWN))
     click.echo(verdict_table(shown, terminal_width()))
     if next(rows, None) is not None:
         click.echo(f"… the first {len(shown)}; --limit, --json or --out shows more")
-    return 0
 
 
 def _parse_provenance(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +172,9 @@ def _show_image(
     for line in _guarantee_notes(run):
         click.echo(line, err=True)
     if not as_json:
-        return _print([row], None, as_json)
+        _print([row], None, as_json)
+        _print_operating_point(run)
+        return 0
     click.echo(
         options.json_text(describe_image_row(run, _parse_provenance(row)), indent=2, default=str)
     )

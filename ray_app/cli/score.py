@@ -13,6 +13,7 @@ from ray_app.cli.options import ENSEMBLE
 
 _CONFIG = "ray_app.scoring.config:ScoreConfig"
 _SOURCE_FIELDS = {
+    "fpr": "--fpr RATE",
     "include": "--include GLOB",
     "exclude": "--exclude GLOB",
     "limit": "--limit",
@@ -175,7 +176,7 @@ def score(
     touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """
     if endpoint or token_file:
-        requested = {"ensemble": given["ensemble"], "detectors": given["detectors"]}
+        requested = {key: given[key] for key in ("ensemble", "detectors", "fpr")}
         return score_at_endpoint(
             endpoint, source, **requested, token_file=token_file, as_json=as_json
         )
@@ -236,12 +237,7 @@ def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
 @click.option(
     "--out", required=True, metavar="NEW", help="The directory of the new run; any fsspec URL."
 )
-@click.option(
-    "--fpr",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="RATE",
-    help="Decide at the operating point of the card for this false-positive rate.  [default: the thresholds of the card]",
-)
+@options.fpr_option
 @click.option(
     "--waive-guarantee",
     is_flag=True,

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
         Guarantee,
         OperatingPoint,
         Thresholds,
+        check_rate,
         choose_operating_point,
         decision_facts,
         ensemble_of,
+        list_rates,
         load_ensemble_card,
     )
     from ray_app.ensembles.decision import (
@@ -32,7 +34,13 @@ if TYPE_CHECKING:
         second_looks,
         sigmoid,
     )
-    from ray_app.ensembles.finding import Finding, Ground, error_rates, find
+    from ray_app.ensembles.finding import (
+        Finding,
+        Ground,
+        describe_error_rates,
+        error_rates,
+        find,
+    )
     from ray_app.ensembles.population import (
         LabelledPart,
         Population,

@@ -44,10 +44,25 @@ class Thresholds(Frozen):
 
     real_below: float = 0.0
     fake_above: float = 0.0
+    target_fpr: float | None = Field(
+        default=None, gt=0, lt=1, description="false-positive rate that the thresholds are for"
+    )
     false_positive_rate: float | None = Field(default=None, ge=0, le=1)
+    upper_bound: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="of the false-positive rate, with the confidence of the guarantee, or 95 %",
+    )
     true_positive_rate: float | None = Field(default=None, ge=0, le=1)
     n_real: int | None = Field(default=None, ge=1)
     n_fake: int | None = Field(default=None, ge=1)
+    abstain_real: float | None = Field(
+        default=None, ge=0, le=1, description="fraction of held-out reals between the thresholds"
+    )
+    abstain_fake: float | None = Field(
+        default=None, ge=0, le=1, description="fraction of held-out fakes between the thresholds"
+    )
     measured_on: str | None = None
 
     @model_validator(mode="after")
@@ -170,6 +185,12 @@ class OperatingPoint(Frozen):
     )
     recall: float | None = Field(
         default=None, ge=0, le=1, description="of held-out fakes; null without fakes"
+    )
+    abstain_real: float | None = Field(
+        default=None, ge=0, le=1, description="fraction of held-out reals between the thresholds"
+    )
+    abstain_fake: float | None = Field(
+        default=None, ge=0, le=1, description="fraction of held-out fakes between the thresholds"
     )
 
     @property
@@ -348,18 +369,21 @@ def ensemble_of(detectors: list[str]) -> EnsembleCard:
 
 
 def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
-    """Return the card with the threshold of one of its operating points.
+    """Return the card with the thresholds for a false-positive rate.
 
     The guarantee becomes that of the operating point. If its upper bound exceeds the rate, reports
     call the rate measured.
 
     Args:
         card: A card that `touchstone detectors calibrate` wrote.
-        rate: The false-positive rate of the operating point.
+        rate: The false-positive rate, one of `list_rates`.
 
     Raises:
-        ConfigError: The card has no operating point for this rate, or is a cascade.
+        ConfigError: The card has no thresholds for this rate.
     """
+    check_rate(rate)
+    if card.thresholds.target_fpr is not None and math.isclose(card.thresholds.target_fpr, rate):
+        return card
     if card.cascade is not None:
         raise ConfigError(
             f"{card.name}: the threshold of a cascade belongs to its band",
@@ -368,19 +392,23 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
     points = card.operating_points
     point = next((point for point in points if math.isclose(point.rate, rate)), None)
     if point is None:
-        rates = ", ".join(f"{point.rate:g}" for point in points)
+        rates = ", ".join(f"{rate:g}" for rate in list_rates(card))
         raise ConfigError(
             f"{card.name} has no operating point for a false-positive rate of {rate:g}",
             hint=f"choose one of {rates}"
             if rates
-            else "calibrate the ensemble: touchstone detectors calibrate",
+            else "make a card with operating points: touchstone detectors calibrate RUN --labels FILE --out CARD.yaml",
         )
     thresholds = card.thresholds.model_copy(
         update={
             "real_below": min(card.thresholds.real_below, point.threshold),
             "fake_above": point.threshold,
+            "target_fpr": point.rate,
             "false_positive_rate": point.false_positive_rate,
+            "upper_bound": point.upper_bound,
             "true_positive_rate": point.recall,
+            "abstain_real": point.abstain_real,
+            "abstain_fake": point.abstain_fake,
         }
     )
     guarantee = card.guarantee and card.guarantee.model_copy(
@@ -391,6 +419,26 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
         }
     )
     return card.model_copy(update={"thresholds": thresholds, "guarantee": guarantee})
+
+
+def check_rate(rate: float) -> None:
+    """Raise ConfigError unless a false-positive rate is a fraction, such as 0.05 for 5 %."""
+    if not 0 < rate < 1:
+        percent = rate if 1 <= rate < 100 else 5
+        raise ConfigError(
+            f"fpr must be a fraction between 0 and 1, got {rate:g}",
+            hint=f"write {percent / 100:g} for {percent:g} %",
+        )
+
+
+def list_rates(card: EnsembleCard) -> list[float]:
+    """Return the false-positive rates that `choose_operating_point` accepts, in order."""
+    # The threshold of a cascade belongs to its band.
+    rates = [] if card.cascade else [point.rate for point in card.operating_points]
+    target = card.thresholds.target_fpr
+    if target is not None and not any(math.isclose(target, rate) for rate in rates):
+        rates.append(target)
+    return sorted(rates)
 
 
 def decision_facts(card: EnsembleCard) -> dict[str, Any]:
@@ -405,6 +453,8 @@ def decision_facts(card: EnsembleCard) -> dict[str, Any]:
         "weights": [member.weight for member in card.members],
         "thresholds": card.thresholds.model_dump(mode="json", include={"real_below", "fake_above"}),
     }
+    if card.thresholds.target_fpr is not None:
+        facts["fpr"] = card.thresholds.target_fpr
     if card.rule == "gated-mean":
         facts["gate"] = (card.gate or OutlierGate()).model_dump(mode="json")
     facts |= card.model_dump(

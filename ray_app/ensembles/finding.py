@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from ray_app.config import Frozen
-from ray_app.ensembles.card import Thresholds
+from ray_app.ensembles.card import EnsembleCard, Thresholds
+from ray_app.errors import DETECTOR_FINDINGS
 from ray_app.images.provenance.statement import (
     AI_SOURCE_TYPES,
     ContentCredentials,
@@ -25,7 +26,6 @@ from ray_app.images.provenance.statement import (
 
 Source = Literal["credentials", "watermark", "declaration", "camera", "detectors"]
 UNSIGNED = "unsigned claim"
-DETECTORS = {"fake": "flagged by detectors", "abstain": "left open", "real": "no evidence found"}
 
 # https://cv.iptc.org/newscodes/digitalsourcetype: what a camera took; and, of `AI_SOURCE_TYPES`,
 # what a model made as a whole.
@@ -35,6 +35,7 @@ _CAPTURED = frozenset(
 _WHOLE = frozenset({"trainedAlgorithmicMedia", "trainedAlgorithmicData"})
 _LONGEST_NAME, _LONGEST_PLACE = 80, 160
 _NO_PROOF = "“no evidence found” does not say that a picture is genuine"
+USUAL_CONFIDENCE = 0.95  # of upper bounds, unless a guarantee has another
 _AI, _NOT_AI, _NEITHER = 1, -1, 0
 _SEEN = {
     "fake": "detectors see the traces of a model",
@@ -107,7 +108,7 @@ def find(provenance: str | None, verdict: str | None, thresholds: Thresholds) ->
             _Said(
                 strength,
                 speaks,
-                DETECTORS[verdict],
+                DETECTOR_FINDINGS[verdict],
                 Ground(source="detectors", says=_SEEN[verdict], error=rates(thresholds)),
             )
         )
@@ -138,49 +139,74 @@ def rates(thresholds: Thresholds) -> str:
     return f"flagged {' and '.join(measured)} when measured" if measured else "not measured"
 
 
-def error_rates(ensemble: str, thresholds: Thresholds | None) -> str:
-    """The line beside all verdicts: how often the ensemble of that name flags real pictures and how
-    many generated ones it finds, as its card states it, or that nobody measured it.
+def describe_error_rates(card: EnsembleCard) -> str:
+    """Return the sentences of `error_rates` for a card."""
+    confidence = card.guarantee.confidence if card.guarantee else None
+    return error_rates(card.name, card.thresholds, confidence)
+
+
+def error_rates(
+    ensemble: str, thresholds: Thresholds | None, confidence: float | None = None
+) -> str:
+    """Return the sentences that are shown next to verdicts: how often the ensemble flags real
+    images and how many generated ones it finds, or that nobody measured it.
+
+    Args:
+        ensemble: Name of the ensemble. "" if it has none.
+        thresholds: The thresholds with their rates. None if they are unknown.
+        confidence: The confidence of the upper bound. Defaults to 95 %.
     """
-    cuts, name = (
-        thresholds or Thresholds(),
-        f"The ensemble {_name(ensemble)}" if ensemble else "This ensemble",
-    )
-    rates = (cuts.false_positive_rate, cuts.true_positive_rate)
-    if rates == (None, None):
+    cuts = thresholds or Thresholds()
+    point, the, this = "", "The", "This"
+    if cuts.target_fpr is not None:
+        point, the, this = f"Operating point {100 * cuts.target_fpr:.3g} %: ", "the", "this"
+    name = point + (f"{the} ensemble {_name(ensemble)}" if ensemble else f"{this} ensemble")
+    if (cuts.false_positive_rate, cuts.true_positive_rate) == (None, None):
         return (
             f"{name} has no measured error rates, so a flag is no proof, and {_NO_PROOF}; `touchstone detectors calibrate` measures "
             "them on labelled pictures of yours."
         )
-    wrong, found = map(_about, rates)
+    wrong = f"{_about(cuts.false_positive_rate)} of real pictures"
+    if cuts.upper_bound is not None:
+        sure = _percent(confidence or USUAL_CONFIDENCE)
+        wrong += f" (at most {100 * cuts.upper_bound:.3g} %, with {sure} confidence)"
+    flags = f"{name} flags {wrong} and finds {_about(cuts.true_positive_rate)} of generated ones"
+    left_open = " and ".join(
+        f"{_percent(share)} of {pictures}"
+        for share, pictures in (
+            (cuts.abstain_real, "real pictures"),
+            (cuts.abstain_fake, "generated ones"),
+        )
+        if share is not None
+    )
+    if left_open:
+        return f"{flags}{_where_measured(cuts)}. It leaves {left_open} open, and {_NO_PROOF}."
+    return f"{flags}, so {_NO_PROOF}{_where_measured(cuts)}."
+
+
+def _where_measured(cuts: Thresholds) -> str:
     counts = " and ".join(
         f"{n:,} {kind}" for n, kind in ((cuts.n_real, "real"), (cuts.n_fake, "generated")) if n
     )
-    of = ", ".join(
-        filter(
-            None,
-            (
-                f"{counts} ones" if counts else "",
-                cuts.measured_on and _name(cuts.measured_on, _LONGEST_PLACE),
-            ),
-        )
+    parts = (
+        f"{counts} ones" if counts else "",
+        cuts.measured_on and _name(cuts.measured_on, _LONGEST_PLACE),
     )
-    where = f" (measured on {of})" if of else ""
-    return f"{name} flags {wrong} of real pictures and finds {found} of generated ones, so {_NO_PROOF}{where}."
+    measured = ", ".join(filter(None, parts))
+    return f" (measured on {measured})" if measured else ""
 
 
 def _about(rate: float | None) -> str:
     if rate is None:
         return "an unmeasured share"
+    return f"about {_percent(rate)}" if 0 < rate < 1 else _percent(rate)
+
+
+def _percent(rate: float) -> str:
     percent = 100 * rate
-    said = (
-        f"{percent:.0f}"
-        if 9.5 <= percent <= 99
-        else f"{percent:.1g}"
-        if percent < 0.1
-        else f"{round(percent, 1):g}"
-    )
-    return f"about {said} %" if 0 < rate < 1 else f"{said} %"
+    if 9.5 <= percent <= 99:
+        return f"{percent:.0f} %"
+    return f"{percent:.1g} %" if percent < 0.1 else f"{round(percent, 1):g} %"
 
 
 def _against(ground: Ground) -> Ground:

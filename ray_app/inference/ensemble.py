@@ -20,7 +20,13 @@ import numpy as np
 from PIL import Image
 
 from ray_app.detectors import DetectorCard, licences
-from ray_app.ensembles import EnsembleCard, ensemble_of, find, load_ensemble_card
+from ray_app.ensembles import (
+    EnsembleCard,
+    choose_operating_point,
+    ensemble_of,
+    find,
+    load_ensemble_card,
+)
 from ray_app.errors import ConfigError, InputError, Status, StorageError, describe_error
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
@@ -73,6 +79,8 @@ class Ensemble:
 
     Args:
         name_or_path: The name of a shipped ensemble, the path of a card, or a card.
+        fpr: Decide at the operating point of the card for this false-positive rate, such as 0.05.
+            Defaults to the thresholds of the card.
         device: `cpu`, `cuda`, `cuda:0`, or `auto` for a GPU if one is available.
         precision: `bf16`, `fp32`, or `auto` for the settings of the card and the device.
         resize: `exact`, `fast`, or `auto` for the settings of the card.
@@ -85,7 +93,7 @@ class Ensemble:
         children: Processes that decode the images. Defaults to the current process.
 
     Raises:
-        ConfigError: No ensemble has this name.
+        ConfigError: No ensemble has this name, or its card has no operating point for `fpr`.
         DetectorError: Weights are missing, or a licence is not accepted.
     """
 
@@ -93,6 +101,7 @@ class Ensemble:
         self,
         name_or_path: str | Path | EnsembleCard | spec.ScoringSpec = "default",
         *,
+        fpr: float | None = None,
         device: str = "auto",
         precision: spec.RequestedPrecision = "auto",
         resize: spec.RequestedResize = "auto",
@@ -112,6 +121,8 @@ class Ensemble:
                 if isinstance(name_or_path, EnsembleCard)
                 else load_ensemble_card(name_or_path)
             )
+            if fpr is not None:
+                card = choose_operating_point(card, fpr)
             self.spec = spec.make_spec(
                 card, device=device_batches.found_device(device), precision=precision, resize=resize, limits=limits or BatchLimits(),
                 slots=None if batch_size is None else _checked(batch_size), waive_guarantee=waive_guarantee,
@@ -345,6 +356,7 @@ class Ensemble:
             origin: dict[str, Any] = {
                 "source": source,
                 "demonstration": self._is_demonstration,
+                "fpr": self.spec.ensemble.thresholds.target_fpr,
                 "finding": finding,
                 "grounds": grounds,
             }

@@ -64,6 +64,7 @@ class Result:
         source: The path or URL without secrets, else the position of the image in the call. None
             for a single image without a name.
         demonstration: Whether a detector took part that is not for decisions.
+        fpr: The false-positive rate that the thresholds are for. None if the card states no rate.
         picture: The image that a notebook shows, if that costs no memory.
     """
 
@@ -90,6 +91,7 @@ class Result:
     prompt_likelihood: float | None = None
     source: str | int | None = None
     demonstration: bool = False
+    fpr: float | None = None
     picture: Any = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class Result:
             "verdict_detail": self.verdict_detail,
             "probability": self.probability,
             "calibrated": self.calibrated,
+            "fpr": self.fpr,
             "score": self.score,
             "scores": dict(self.scores),
             "second_look": self.second_look,
@@ -234,6 +237,7 @@ def frame_of(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd
         "verdict_reason",
         "probability",
         "calibrated",
+        "fpr",
         "score",
     )
     return (

@@ -81,7 +81,8 @@ ALWAYS = (
 class CheckFacts(NamedTuple):
     """What gave the verdicts: an ensemble's name and title, whether it is a demonstration, and what
     it cannot see, in sentences; its thresholds with their rates, its detectors' titles by name, its
-    fingerprint ("" = not asked for), and when it was asked (ISO 8601).
+    fingerprint ("" = not asked for), when it was asked (ISO 8601), and the confidence of the upper
+    bound of its false-positive rate (None = the usual one).
     """
 
     name: str
@@ -92,6 +93,7 @@ class CheckFacts(NamedTuple):
     detectors: Mapping[str, str]
     fingerprint: str = ""
     made_at: str = ""
+    confidence: float | None = None
 
     @classmethod
     def of(cls, spec: ScoringSpec, fingerprint: str = "") -> "CheckFacts":
@@ -99,13 +101,15 @@ class CheckFacts(NamedTuple):
         cards, now = spec.cards.values(), datetime.now(UTC).isoformat(timespec="seconds")
         titles = {name: card.title for name, card in spec.cards.items()}
         is_demonstration = any(one.demonstration for one in cards)
-        return cls(spec.ensemble.name, spec.ensemble.title, is_demonstration, blind_to(cards), spec.ensemble.thresholds,
-                   titles, fingerprint, now)  # fmt: skip
+        card = spec.ensemble
+        confidence = card.guarantee.confidence if card.guarantee else None
+        return cls(card.name, card.title, is_demonstration, blind_to(cards), card.thresholds,
+                   titles, fingerprint, now, confidence)  # fmt: skip
 
     @property
     def error_rates(self) -> str:
-        """The line on them that stands beside all verdicts."""
-        return error_rates(self.name, self.thresholds)
+        """The sentences on error rates that are shown next to verdicts."""
+        return error_rates(self.name, self.thresholds, self.confidence)
 
 
 class SharedText(NamedTuple):
@@ -394,6 +398,7 @@ COLUMNS = (
         "verdict_detail",
         "probability",
         "calibrated",
+        "fpr",
         "score",
         "second_look",
     ),

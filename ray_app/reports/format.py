@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len, chop_cells
 
+from ray_app.errors import DETECTOR_FINDINGS, Reason, Status
 from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
-from ray_app.errors import Reason, Status
 from ray_app.metrics.registry import METRICS
 
 if TYPE_CHECKING:
@@ -225,6 +225,11 @@ def visible(text: str) -> str:
             _escaped(character) if category in _INVISIBLE or marks > _MOST_MARKS else character
         )
     return "".join(shown)
+
+
+def adds_to_finding(verdict: str | None, finding: str | None) -> bool:
+    """Return whether a row's verdict says more than its finding, which rests on other grounds."""
+    return verdict is not None and finding != DETECTOR_FINDINGS.get(verdict)
 
 
 def no_formula(text: str) -> str:

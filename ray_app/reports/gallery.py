@@ -9,12 +9,11 @@ there in the order of the archive.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ray_app.ensembles.finding import error_rates
 from ray_app.reports.format import shortened
 from ray_app.reports.html import jpeg_uri, render, script_hash
 from ray_app.reports.run import NEAREST, WORDS
 from ray_app.reports.tiles import sort_attributes, tile_texts, verdict_choices
-from ray_app.runs.document import EnsembleSummary
+from ray_app.runs.document import RunSummary
 
 _LONGEST_NAME = 60
 
@@ -50,11 +49,10 @@ def render_gallery_page(
     images: int,
     first: int,
     version: str = "",
-    ensemble: EnsembleSummary,
+    summary: RunSummary,
 ) -> str:
     """One page. `shown`: which images of the run, in words; `images`: how many on all pages;
-    `first`: number of the first tile; `ensemble`: what gave the verdicts, as the run's summary has
-    it.
+    `first`: number of the first tile; `summary`: the run's summary.
     """
     return render(
         "gallery.html",
@@ -66,8 +64,8 @@ def render_gallery_page(
         images=images,
         first=first,
         version=version,
-        demonstration=ensemble.demonstration,
-        error_rates=error_rates(ensemble.name, ensemble.thresholds),
+        demonstration=summary.ensemble.demonstration,
+        error_rates=summary.error_rates,
         script_hash=script_hash("tiles.js"),
         verdict_choices=verdict_choices([tile.row for tile in tiles]),
         notes=(NEAREST, WORDS),

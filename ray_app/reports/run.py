@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from ray_app.ensembles.card import Thresholds
-from ray_app.ensembles.finding import error_rates
 from ray_app.errors import ConfigError
 from ray_app.identification.generators import family_title, title_of
 from ray_app.metrics.uncertainty import proportion_interval
@@ -174,7 +173,6 @@ def render_run_report(
         detectors=_detector_charts(run),
         outside=run.scored - sum(run.histogram.ensemble),
         limits=limit_sentences(run),
-        error_rates=error_rates(run.ensemble.name, run.ensemble.thresholds),
         guarantee=guarantee_sentences(run.guarantee),
         unlike=unlike_sentence(run.guarantee.unlike if run.guarantee else None),
         shifted=[

@@ -25,11 +25,12 @@ _MOST_REASONS, _MOST_FINDINGS, _MOST_DAYS = 5, 8, 3
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
-    """One line per row: file, finding, verdict, probability, score, status; aligned and at most
-    `width` columns wide.
+    """One line per row: file, finding, probability, score, status; aligned and at most `width`
+    columns wide.
 
     Rows are result rows (`uri`, `member`, `finding`, `verdict`, `probability`, `score`, `status`,
-    `calibrated`); missing values are dashes. Another column names the generator that a profile
+    `calibrated`); missing values are dashes. A column has the verdicts that findings do not say,
+    and all verdicts if no row has a finding. Another column names the generator that a profile
     finds nearest, of rows that are not called real. A folder that all files share is named once,
     above. Where the columns beside the file leave it fewer than 16, lines grow wider.
     """
@@ -41,26 +42,21 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
         for row in rows
     ]
     folder = _common_folder(names)
-    cells = [_cells(row) for row in rows]
     uncalibrated = any(
         row.get("calibrated") is False and row.get("probability") is not None for row in rows
     )
-    heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
+    leading = _finding_columns(rows)
+    heads = [*leading, "probability*" if uncalibrated else "probability", "score", "status"]
+    cells = [
+        [*(column[place] for column in leading.values()), *_cells(row)]
+        for place, row in enumerate(rows)
+    ]
+    right = {len(leading) + 1, len(leading) + 2}
     named = [_named(row) for row in rows]
     if any(named):
         heads, cells = (
             [*heads, "nearest generator"],
             [[*line, words] for line, words in zip(cells, named, strict=True)],
-        )
-    right = {2, 3}
-    if any("finding" in row for row in rows):
-        found = [
-            wording.shortened(row.get("finding") or wording.NONE, _LONGEST_FINDING) for row in rows
-        ]
-        heads, cells, right = (
-            ["finding", *heads],
-            [[words, *line] for line, words in zip(cells, found, strict=True)],
-            {3, 4},
         )
     widths = [
         max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))
@@ -143,7 +139,6 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The end of a run in words: what became of the files, how fast, what held it up, where to read
     on.
     """
-    from ray_app.ensembles.finding import error_rates
     from ray_app.reports.run import (
         guarantee_sentences,
         limit_sentences,
@@ -172,11 +167,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
             f"not listed: {wording.linked_folders_in_words(run.linked_folders.count, run.linked_folders.example)}"
         )
     lines += _verdict_lines(run)
-    lines += (
-        [wording.visible(error_rates(run.ensemble.name, run.ensemble.thresholds))]
-        if run.scored
-        else []
-    )
+    lines += [wording.visible(run.error_rates)] if run.scored else []
     lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
     lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]
     lines += profile_lines(run.profile)
@@ -203,10 +194,26 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _finding_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the columns with findings and verdicts by their heads."""
+    verdicts = []
+    for row in rows:
+        verdict = str(row.get("verdict") or wording.NONE)
+        verdicts.append(wording.visible(_SHORT_VERDICTS.get(verdict, verdict)))
+    if not any("finding" in row for row in rows):
+        return {"verdict": verdicts}
+    found = [
+        wording.shortened(row.get("finding") or wording.NONE, _LONGEST_FINDING) for row in rows
+    ]
+    adds = [wording.adds_to_finding(row.get("verdict"), row.get("finding")) for row in rows]
+    if not any(adds):
+        return {"finding": found}
+    differing = [verdict if add else "" for verdict, add in zip(verdicts, adds, strict=True)]
+    return {"finding": found, "verdict": differing}
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    verdict = str(row.get("verdict") or wording.NONE)
     return [
-        wording.visible(_SHORT_VERDICTS.get(verdict, verdict)),
         wording.probability(row.get("probability")),
         wording.signed(row.get("score")).replace("−", "-"),
         wording.visible(str(row.get("status") or wording.NONE)),
@@ -259,15 +266,11 @@ def _status_lines(run: "RunSummary") -> list[str]:
 def _verdict_lines(run: "RunSummary") -> list[str]:
     if not run.scored:
         return []
-    counts = [f"{words} {run.verdict(word):,}" for word, words in wording.VERDICT_WORDS.items()]
     found = [
         f"{wording.shortened(words, _LONGEST_REASON)} {number:,}"
         for words, number in wording.largest(run.findings, _MOST_FINDINGS)
     ]
-    lines = [
-        *([f"findings: {', '.join(found)}"] if found else []),
-        f"verdicts: {', '.join(counts)}",
-    ]
+    lines = [f"findings: {', '.join(found)}"] if run.has_other_findings else []
     days = [
         f"{wording.visible(day)} {wording.counted(one.get('files', 0), 'file')}, {one.get('fake', 0):,} flagged"
         for day, one in run.days.items()

@@ -11,6 +11,8 @@ from pydantic import Field
 
 from ray_app.config import OptionalKey, Section
 from ray_app.ensembles.card import Thresholds
+from ray_app.ensembles.finding import error_rates
+from ray_app.errors import DETECTOR_FINDINGS
 
 SUMMARY_SCHEMA = 1
 
@@ -417,6 +419,17 @@ class RunSummary(RunCounts, RunHead):
     def not_scored(self) -> int:
         """Members whose row says why there is no score."""
         return self.rows - self.scored
+
+    @property
+    def has_other_findings(self) -> bool:
+        """Whether a finding rests on more than the verdict of the detectors."""
+        return not set(self.findings) <= set(DETECTOR_FINDINGS.values())
+
+    @property
+    def error_rates(self) -> str:
+        """The sentences on error rates that are shown next to verdicts."""
+        confidence = self.guarantee.confidence if self.guarantee else None
+        return error_rates(self.ensemble.name, self.ensemble.thresholds, confidence)
 
     def verdict(self, word: str) -> int:
         """How many members got this verdict."""

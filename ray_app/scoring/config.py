@@ -70,6 +70,11 @@ class ScoreConfig(Frozen):
     detectors: tuple[str, ...] = Field(
         default=(), description="instead of an ensemble: the mean of these detectors"
     )
+    fpr: float | None = Field(
+        default=None,
+        description="decide at the operating point of the ensemble for this false-positive rate, such as 0.05; "
+        "null = the thresholds of its card",
+    )
     identifier: str | None = Field(
         default=None,
         description="name the generator of every image by this identifier's card, which reads the embeddings of one of the detectors",

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ray_app.config import config_root
-from ray_app.ensembles import error_rates
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, verdict_table
 from ray_app.runs import RunDirectory, current_rows
@@ -83,7 +82,7 @@ class DemoResult:
         if len(self.rows) == archive.limit:
             yield f"At most {archive.limit:,} files were scored; --images takes more."
         yield from paragraph(
-            wording.visible(error_rates(described.ensemble.name, described.ensemble.thresholds)),
+            wording.visible(described.error_rates),
             110,
         )
         if archive.kinds:

@@ -107,7 +107,7 @@ def make_gallery(
         )
     highest, images = _highest(run, chosen, most)
     pages = max(math.ceil(images / per_page), 1)
-    ensemble = document.RunSummary.model_validate(run.read_json("summary.json")).ensemble
+    summarized = document.RunSummary.model_validate(run.read_json("summary.json"))
     facts = {
         "run": run.store.url,
         "out": store.url,
@@ -131,7 +131,7 @@ def make_gallery(
                 images=images,
                 first=(page - 1) * per_page + 1,
                 version=__version__,
-                ensemble=ensemble,
+                summary=summarized,
             )
             store.write(gallery.page_name(page), html.encode())
             if progress is not None:

@@ -4,6 +4,7 @@ Another command on the same run directory must have the same settings. What its 
 is taken from the run, so a default that changed since the run began does not stop a scheduled run.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,11 @@ from ray_app.ensembles import (
     EnsembleCard,
     EnsembleMember,
     EnsembleProfile,
+    check_rate,
+    choose_operating_point,
     decision_facts,
     ensemble_of,
+    list_rates,
     load_ensemble_card,
 )
 from ray_app.errors import ConfigError, IdentityError, TouchstoneError
@@ -182,6 +186,7 @@ class Settings:
             return []
         try:
             today = load_ensemble_card(ScoreConfig().ensemble)
+            today = _at_rate(today, self.ensemble.thresholds.target_fpr)
             cards = [load_card(member.detector) for member in today.members]
         except TouchstoneError as error:
             why = f"unavailable: {error.message}"
@@ -225,11 +230,13 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
     completed = validate(overlaid(from_run, chosen), ScoreConfig, where=where)
     names = {"ensemble", "detectors", "identifier"}
     is_own = not names & chosen.keys() and bool(described.get("ensemble"))
+    run_fpr = stored["decision"].get("fpr")
     if is_own:
         ensemble = validate(described["ensemble"], EnsembleCard, where=where)
+        _require_same_fpr(run, config.fpr, run_fpr)
         cards = tuple(_stored_card(run, stored, member, load) for member in ensemble.members)
     else:
-        ensemble = _load_ensemble(config)
+        ensemble = _load_ensemble(config, run_fpr)
         cards = tuple(load(member.detector) for member in ensemble.members)
     views, absent = (
         _load_views(config)
@@ -242,7 +249,8 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
     )
 
 
-def _load_ensemble(config: ScoreConfig) -> EnsembleCard:
+def _load_ensemble(config: ScoreConfig, run_fpr: float | None = None) -> EnsembleCard:
+    """Return the ensemble of a config, at its operating point. Without one, at that of the run."""
     detectors = list(config.detectors)
     if reads_embeddings(config) and not detectors and "ensemble" not in config.model_fields_set:
         if config.identifier is None:
@@ -252,11 +260,32 @@ def _load_ensemble(config: ScoreConfig) -> EnsembleCard:
             )
         detectors = [load_identifier(config.identifier).detector]
     ensemble = ensemble_of(detectors) if detectors else load_ensemble_card(config.ensemble)
+    ensemble = (
+        _at_rate(ensemble, run_fpr)
+        if config.fpr is None
+        else choose_operating_point(ensemble, config.fpr)
+    )
     if config.identifier is None:
         return ensemble
     profile = ensemble.profile or EnsembleProfile(identifier=config.identifier)
     profile = profile.model_copy(update={"identifier": config.identifier})
     return ensemble.model_copy(update={"profile": profile})
+
+
+def _at_rate(ensemble: EnsembleCard, fpr: float | None) -> EnsembleCard:
+    """Return the ensemble at the operating point of a run; as it is if it has no such point."""
+    if fpr is None or fpr not in list_rates(ensemble):
+        return ensemble
+    return choose_operating_point(ensemble, fpr)
+
+
+def _require_same_fpr(run: RunDirectory, fpr: float | None, run_fpr: float | None) -> None:
+    if fpr is None:
+        return
+    check_rate(fpr)
+    if run_fpr is None or not math.isclose(fpr, run_fpr):
+        run_rate = "has none" if run_fpr is None else f"{run_fpr:g}"
+        raise run.mismatch([f"decision.fpr: this command {fpr:g}, the run {run_rate}"])
 
 
 def _load_views(

@@ -134,8 +134,10 @@ def facts_answer(
 
 
 def ensemble_name(ensemble: ServedEnsemble) -> schemas.EnsembleName:
-    """Return the name and the fingerprint of an ensemble."""
-    return schemas.EnsembleName(name=ensemble.name, fingerprint=ensemble.fingerprint)
+    """Return the name, the fingerprint, and the operating point of an ensemble."""
+    return schemas.EnsembleName(
+        name=ensemble.name, fingerprint=ensemble.fingerprint, fpr=ensemble.fpr
+    )
 
 
 def ensemble_infos(served: ServedEnsembles) -> list[schemas.EnsembleInfo]:
@@ -158,8 +160,8 @@ def _ensemble_info(
         rule=card.rule,
         detectors=list(spec.cards),
         calibrated=is_calibrated(card, spec.calibrations),
-        fake_above=card.thresholds.fake_above,
-        real_below=card.thresholds.real_below,
+        fpr=ensemble.fpr,
+        **_threshold_facts(ensemble),
         demonstration=any(detector.demonstration for detector in spec.cards.values()),
         blind_to=list(blind_to(spec.cards.values())),
         guarantee=_guarantee(spec),
@@ -169,15 +171,22 @@ def _ensemble_info(
 
 def _operating_point(point: ServedEnsemble) -> schemas.OperatingPointInfo:
     assert point.fpr is not None, "a point that a request may choose"
-    thresholds = point.spec.ensemble.thresholds
     return schemas.OperatingPointInfo(
-        fpr=point.fpr,
-        fingerprint=point.fingerprint,
-        fake_above=thresholds.fake_above,
-        real_below=thresholds.real_below,
-        false_positive_rate=thresholds.false_positive_rate,
-        recall=thresholds.true_positive_rate,
+        fpr=point.fpr, fingerprint=point.fingerprint, **_threshold_facts(point)
     )
+
+
+def _threshold_facts(ensemble: ServedEnsemble) -> dict[str, Any]:
+    thresholds = ensemble.spec.ensemble.thresholds
+    return {
+        "fake_above": thresholds.fake_above,
+        "real_below": thresholds.real_below,
+        "false_positive_rate": thresholds.false_positive_rate,
+        "upper_bound": thresholds.upper_bound,
+        "recall": thresholds.true_positive_rate,
+        "abstain_real": thresholds.abstain_real,
+        "abstain_fake": thresholds.abstain_fake,
+    }
 
 
 def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:

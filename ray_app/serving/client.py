@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from ray_app.ensembles import check_rate
 from ray_app.errors import ClusterError, ConfigError, InputError, Status, describe_error
 from ray_app.serving.http.schemas import EndpointLimits, Ensembles, ImageAnswer
 from ray_app.storage import RetryPolicy, errors, strip_secrets
@@ -128,8 +129,8 @@ class EndpointClient:
                 thresholds of its card.
 
         Raises:
-            ConfigError: The ensemble, a detector, or the operating point is not served there.
-                Raised at once.
+            ConfigError: The ensemble, a detector, or the operating point is not served there, or
+                `fpr` is not a fraction. Raised at once.
         """
         served = self.describe()
         self._refuse_unserved(
@@ -137,6 +138,7 @@ class EndpointClient:
         )
         self._refuse_unserved("optional detector", detectors, served.optional_detectors)
         if fpr is not None:
+            check_rate(fpr)
             chosen = next(one for one in served.ensembles if ensemble in (None, one.name))
             rates = [f"{point.fpr:g}" for point in chosen.operating_points]
             self._refuse_unserved("operating point with fpr", [f"{fpr:g}"], rates)

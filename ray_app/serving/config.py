@@ -139,6 +139,11 @@ class ServeConfig(Frozen):
         min_length=1,
         description="names or paths; a request that names none gets the first",
     )
+    fpr: float | None = Field(
+        default=None,
+        description="decide at the operating point of every ensemble for this false-positive rate, unless a request chooses another; "
+        "null = the thresholds of their cards",
+    )
     optional_detectors: tuple[str, ...] = Field(
         default=(),
         description="further detectors that a request may name, for example a slow one; they have no part in the verdict",

@@ -10,8 +10,9 @@ from ray_app.detectors import DetectorCard, licences, resolve_weights
 from ray_app.ensembles import (
     EnsembleCard,
     choose_operating_point,
+    describe_error_rates,
     ensemble_of,
-    error_rates,
+    list_rates,
     load_ensemble_card,
 )
 from ray_app.errors import ConfigError
@@ -31,18 +32,21 @@ class ServedEnsemble:
         fingerprint: SHA-256 of this part of a batch run's identity. Equal fingerprints give equal
             scores and verdicts.
         error_rates: The sentence that is shown with its verdicts.
-        fpr: The false-positive rate that a request chooses it by. None for the card's thresholds.
     """
 
     spec: ScoringSpec
     fingerprint: str
     error_rates: str
-    fpr: float | None = None
 
     @property
     def name(self) -> str:
         """Name of the ensemble."""
         return self.spec.ensemble.name
+
+    @property
+    def fpr(self) -> float | None:
+        """The false-positive rate that the thresholds are for. None if the card states no rate."""
+        return self.spec.ensemble.thresholds.target_fpr
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ class ServedEnsembles:
 
     Attributes:
         plan: The specs.
-        points: The operating points of each ensemble by name. The first one has the card's
-            thresholds.
+        points: The operating points of each ensemble by name: first that of requests without
+            `fpr`, then all that a request may choose.
     """
 
     plan: EnsemblePlan
@@ -119,7 +123,7 @@ def load_ensembles(config: ServeConfig) -> ServedEnsembles:
     """
     plan = plan_ensembles(config)
     return ServedEnsembles(
-        plan, {name: _operating_points(spec) for name, spec in plan.ensembles.items()}
+        plan, {name: _operating_points(spec, config.fpr) for name, spec in plan.ensembles.items()}
     )
 
 
@@ -134,21 +138,16 @@ def fetch_weights(config: ServeConfig) -> None:
         resolve_weights(card)
 
 
-def _operating_points(spec: ScoringSpec) -> list[ServedEnsemble]:
+def _operating_points(spec: ScoringSpec, fpr: float | None) -> list[ServedEnsemble]:
     card = spec.ensemble
-    # The threshold of a cascade belongs to its band.
-    rates = () if card.cascade else tuple(point.rate for point in card.operating_points)
-    specs: dict[float | None, ScoringSpec] = {None: spec}
-    specs |= {rate: replace(spec, ensemble=choose_operating_point(card, rate)) for rate in rates}
-    return [
-        ServedEnsemble(
-            point,
-            fingerprint(scoring_facts(point)),
-            error_rates(card.name, point.ensemble.thresholds),
-            rate,
-        )
-        for rate, point in specs.items()
-    ]
+    default = card if fpr is None else choose_operating_point(card, fpr)
+    points = [choose_operating_point(card, rate) for rate in list_rates(card)]
+    return [_serve(replace(spec, ensemble=point)) for point in (default, *points)]
+
+
+def _serve(spec: ScoringSpec) -> ServedEnsemble:
+    card = spec.ensemble
+    return ServedEnsemble(spec, fingerprint(scoring_facts(spec)), describe_error_rates(card))
 
 
 def _make_spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:

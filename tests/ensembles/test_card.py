@@ -12,6 +12,7 @@ from ray_app.ensembles import (
     choose_operating_point,
     decision_facts,
     ensemble_of,
+    list_rates,
     load_ensemble_card,
 )
 from ray_app.ensembles.card import Cascade, OperatingPoint, OutlierGate, Stacking
@@ -250,8 +251,14 @@ def with_points():
         guarantee=Guarantee(target_fpr=0.01, n_real=500, false_positives=1, upper_bound=0.0095),
         operating_points=(
             OperatingPoint(
-                rate=0.05, threshold=0.5, false_positive_rate=0.02, upper_bound=0.035, recall=0.8
-            ),
+                rate=0.05,
+                threshold=0.5,
+                false_positive_rate=0.02,
+                upper_bound=0.035,
+                recall=0.8,
+                abstain_real=0.3,
+                abstain_fake=0.1,
+            ),  # fmt: skip
             OperatingPoint(
                 rate=0.1, threshold=-2.0, false_positive_rate=0.09, upper_bound=0.13, recall=0.9
             ),
@@ -264,15 +271,41 @@ def test_operating_point_replaces_threshold_and_guarantee(with_points):
     assert chosen.thresholds == Thresholds(
         real_below=-1.0,
         fake_above=0.5,
+        target_fpr=0.05,
         false_positive_rate=0.02,
+        upper_bound=0.035,
         true_positive_rate=0.8,
         n_real=500,
         n_fake=100,
+        abstain_real=0.3,
+        abstain_fake=0.1,
     )
     assert chosen.guarantee == Guarantee(
         target_fpr=0.05, n_real=500, false_positives=10, upper_bound=0.035
     )
     assert EnsembleCard.model_validate(chosen.model_dump(mode="json")) == chosen
+
+
+def test_thresholds_that_state_the_rate_are_its_point(with_points):
+    chosen = choose_operating_point(with_points, 0.05)
+    assert choose_operating_point(chosen, 0.05) is chosen
+    assert (list_rates(with_points), list_rates(chosen)) == ([0.05, 0.1], [0.05, 0.1])
+    stated = with_points.model_copy(
+        update={"thresholds": with_points.thresholds.model_copy(update={"target_fpr": 0.01})}
+    )
+    assert list_rates(stated) == [0.01, 0.05, 0.1]
+
+
+def test_only_a_stated_rate_is_a_fact_of_the_decision(with_points):
+    assert "fpr" not in decision_facts(with_points)
+    assert decision_facts(choose_operating_point(with_points, 0.05))["fpr"] == 0.05
+
+
+def test_percentage_as_rate_is_rejected_with_the_fraction(with_points):
+    for rate, fraction in ((5, "0.05 for 5 %"), (0, "0.05 for 5 %"), (0.5, None)):
+        with pytest.raises(ConfigError) as refused:
+            choose_operating_point(with_points, rate)
+        assert (refused.value.hint == f"write {fraction}") == (fraction is not None)
 
 
 def test_measured_operating_point_keeps_thresholds_ordered(with_points):
@@ -285,8 +318,9 @@ def test_operating_point_of_unknown_rate_is_rejected(with_points):
     with pytest.raises(ConfigError, match=r"rate of 0\.03") as refused:
         choose_operating_point(with_points, 0.03)
     assert refused.value.hint == "choose one of 0.05, 0.1"
-    with pytest.raises(ConfigError, match="no operating point"):
+    with pytest.raises(ConfigError, match="no operating point") as refused:
         choose_operating_point(card(), 0.05)
+    assert "touchstone detectors calibrate" in refused.value.hint
 
 
 def test_operating_point_of_cascade_is_rejected(with_points):

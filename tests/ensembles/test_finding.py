@@ -4,7 +4,15 @@ contradiction.
 
 import pytest
 
-from ray_app.ensembles import Thresholds, error_rates, find, load_ensemble_card
+from ray_app.ensembles import (
+    Guarantee,
+    Thresholds,
+    describe_error_rates,
+    ensemble_of,
+    error_rates,
+    find,
+    load_ensemble_card,
+)
 from ray_app.ensembles.finding import UNSIGNED, rates
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance, Watermark
 
@@ -172,6 +180,27 @@ def test_one_line_says_how_often_an_ensemble_errs():
         len(error_rates("own" * 999, Thresholds(false_positive_rate=0.01, measured_on="x" * 9999)))
         < 500
     )
+
+
+def test_the_line_names_the_operating_point_and_its_bound():
+    point = {"target_fpr": 0.05, "false_positive_rate": 0.048, "true_positive_rate": 0.69}
+    said = error_rates("own", Thresholds(**point, upper_bound=0.0553))
+    assert said == (
+        "Operating point 5 %: the ensemble own flags about 4.8 % of real pictures (at most 5.53 %, with 95 % confidence) and finds about "
+        "69 % of generated ones, so “no evidence found” does not say that a picture is genuine."
+    )
+    abstains = {"abstain_real": 0.16, "abstain_fake": 0.21, "measured_on": "prints"}
+    assert error_rates("", Thresholds(**point, **abstains)) == (
+        "Operating point 5 %: this ensemble flags about 4.8 % of real pictures and finds about 69 % of generated ones (measured on prints). "
+        "It leaves 16 % of real pictures and 21 % of generated ones open, and “no evidence found” does not say that a picture is genuine."
+    )
+    guarantee = Guarantee(
+        target_fpr=0.05, confidence=0.9, n_real=9, false_positives=0, upper_bound=0.05
+    )
+    card = ensemble_of(["own"]).model_copy(
+        update={"thresholds": Thresholds(**point, upper_bound=0.05), "guarantee": guarantee}
+    )
+    assert "(at most 5 %, with 90 % confidence)" in describe_error_rates(card)
 
 
 @pytest.mark.parametrize(

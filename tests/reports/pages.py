@@ -24,7 +24,7 @@ from ray_app.reports.identification import (
     render_identifier_report,
 )
 from ray_app.reports.training import render_training_report, training_lines
-from ray_app.runs.document import EnsembleSummary
+from ray_app.runs.document import EnsembleSummary, RunSummary
 from tests.reports.check_example import FACTS, check_row
 from tests.reports.comparison_example import example_comparison
 from tests.reports.evaluation_example import (
@@ -221,7 +221,7 @@ def hostile_gallery(text):
         shown="said to be of it",
         images=9,
         first=3,
-        ensemble=EnsembleSummary(name=text),
+        summary=RunSummary(ensemble=EnsembleSummary(name=text)),
     )
 
 

@@ -7,7 +7,7 @@ and `calibrate` together: a second one would undo the first, and have seen fewer
 generators.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.clusters import EffectiveSize, effective_size
 
-RATES = (0.001, 0.01, 0.05, 0.1)
+RATES = (0.001, 0.002, 0.01, 0.02, 0.05, 0.1)
 """False-positive rates of the operating points of a card, with the target rate."""
 
 
@@ -153,25 +153,47 @@ class LabelledScores:
             thresholds.seen_at(fake_above, self.all_reals, self.confidence, size=size),
         )
 
-    def measure(self, rate: float) -> OperatingPoint:
-        """Return the operating point of a false-positive rate. If the reals are too few to guarantee
-        the rate, its threshold is the lowest one that keeps it on held-out reals.
+    def measure(self, rates: Iterable[float], real_below: float) -> list[OperatingPoint]:
+        """Return the operating points of false-positive rates, in order.
+
+        If the reals are too few to guarantee a rate, its threshold is the lowest one that keeps it
+        on held-out reals and is not below the threshold of a higher rate.
+
+        Args:
+            rates: The false-positive rates.
+            real_below: The lower threshold of the card.
         """
-        try:
-            seen = self.choose(rate)
-        except ConfigError:
-            seen = self.show(thresholds.measured_threshold(self.reals, rate), self.size(rate))
-        return OperatingPoint(
-            rate=rate,
-            threshold=seen[0].fake_above,
-            false_positive_rate=seen[0].false_positives / seen[0].n_real,
-            upper_bound=max(one.upper_bound for one in seen),
-            recall=self.recall(seen[0].fake_above),
-        )
+        points: list[OperatingPoint] = []
+        for rate in sorted(rates, reverse=True):
+            try:
+                seen = self.choose(rate)
+            except ConfigError:
+                lowest = max((point.threshold for point in points), default=-np.inf)
+                measured = thresholds.measured_threshold(self.reals, rate)
+                seen = self.show(max(measured, lowest), self.size(rate))
+            fake_above = seen[0].fake_above
+            points.append(
+                OperatingPoint(
+                    rate=rate,
+                    threshold=fake_above,
+                    false_positive_rate=seen[0].false_positives / seen[0].n_real,
+                    upper_bound=max(one.upper_bound for one in seen),
+                    recall=self.recall(fake_above),
+                    abstain_real=share_between(self.reals, real_below, fake_above),
+                    abstain_fake=share_between(self.fakes, real_below, fake_above),
+                )
+            )
+        return points[::-1]
 
     def recall(self, fake_above: float) -> float | None:
         """Return the fraction of held-out fakes that reach a threshold; None without fakes."""
         return float((self.fakes >= fake_above).mean()) if len(self.fakes) else None
+
+
+def share_between(scores: Floats, real_below: float, fake_above: float) -> float | None:
+    """Return the fraction of scores between two thresholds; None without scores."""
+    between = (scores > real_below) & (scores < fake_above)
+    return float(between.mean()) if len(scores) else None
 
 
 def fit_card(
@@ -259,17 +281,24 @@ def with_thresholds(
     refuse_dependent(division, found.size(config.fpr), needed, config)
     chosen, overall = found.choose(config.fpr)
     fake_above, n_fake = chosen.fake_above, len(found.fakes)
-    decisive = Thresholds(
-        real_below=thresholds.real_below(found.fakes, config.miss, fake_above=fake_above)
+    real_below = (
+        thresholds.real_below(found.fakes, config.miss, fake_above=fake_above)
         if n_fake
-        else fake_above,
+        else fake_above
+    )
+    decisive = Thresholds(
+        real_below=real_below,
         fake_above=fake_above,
+        target_fpr=config.fpr,
         false_positive_rate=chosen.false_positives / chosen.n_real,
+        upper_bound=max(chosen.upper_bound, overall.upper_bound),
         true_positive_rate=found.recall(fake_above),
         n_real=chosen.n_real,
         n_fake=n_fake or None,
+        abstain_real=share_between(found.reals, real_below, fake_above),
+        abstain_fake=share_between(found.fakes, real_below, fake_above),
     )
-    points = tuple(found.measure(rate) for rate in sorted({*RATES, config.fpr}))
+    points = tuple(found.measure({*RATES, config.fpr}, real_below))
     facts = {"thresholds": decisive, "operating_points": points}
     return Assembled(fitted, fitted.card.model_copy(update=facts), chosen, overall)
 

@@ -1,6 +1,6 @@
 """What the endpoint answers, as pydantic models: the OpenAPI document is made from them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,9 +11,25 @@ from ray_app.images.provenance import Provenance
 
 # Of the interface under /v1, whatever version of Touchstone answers: what may change under which
 # number says docs/versioning.md.
-API_VERSION = "1.6.0"
+API_VERSION = "1.7.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
+StatedRate = Annotated[
+    float | None,
+    Field(
+        description="false-positive rate that the thresholds are for; null = the card states none"
+    ),
+]
+UpperBound = Annotated[
+    float | None,
+    Field(description="of the false-positive rate, with the confidence of the guarantee, or 95 %"),
+]
+AbstainReal = Annotated[
+    float | None, Field(description="fraction of held-out real images between the thresholds")
+]
+AbstainFake = Annotated[
+    float | None, Field(description="fraction of held-out generated images between the thresholds")
+]
 
 
 class ApiModel(BaseModel):
@@ -143,6 +159,7 @@ class EnsembleName(ApiModel):
     fingerprint: str = Field(
         description="SHA-256 over all that decides a score: weights, preprocessing, rule, calibration, thresholds, precision, batch slots"
     )
+    fpr: StatedRate = None
 
 
 class Timings(ApiModel):
@@ -245,10 +262,13 @@ class OperatingPointInfo(ApiModel):
     real_below: float = Field(description="log-odds; between the two it abstains")
     false_positive_rate: float | None = Field(description="measured on held-out real images")
     recall: float | None = Field(description="measured on held-out generated images")
+    upper_bound: UpperBound = None
+    abstain_real: AbstainReal = None
+    abstain_fake: AbstainFake = None
 
 
 class EnsembleInfo(ApiModel):
-    """An ensemble that this endpoint serves."""
+    """An ensemble that this endpoint serves. The thresholds are for requests without `fpr`."""
 
     name: str
     title: str
@@ -257,8 +277,16 @@ class EnsembleInfo(ApiModel):
     rule: str
     detectors: list[str]
     calibrated: bool
+    fpr: StatedRate = None
     fake_above: float = Field(description="log-odds")
     real_below: float = Field(description="log-odds; between the two it abstains")
+    false_positive_rate: float | None = Field(
+        default=None, description="measured on held-out real images"
+    )
+    recall: float | None = Field(default=None, description="measured on held-out generated images")
+    upper_bound: UpperBound = None
+    abstain_real: AbstainReal = None
+    abstain_fake: AbstainFake = None
     demonstration: bool = Field(
         description="shows that the machinery works; not for decisions about any image"
     )
@@ -270,7 +298,7 @@ class EnsembleInfo(ApiModel):
         default=None, description="null where nothing is promised"
     )
     operating_points: list[OperatingPointInfo] = Field(
-        default=[], description="further thresholds that a request may choose by `fpr`"
+        default=[], description="all thresholds that a request may choose by `fpr`"
     )
 
 

@@ -49,10 +49,11 @@ export class Endpoint {
     return answers;
   }
 
-  /** Where to ask. `asked`: ensemble, masks, and detectors asked for besides. */
-  address({ ensemble, masks, besides }) {
+  /** Where to ask. `asked`: ensemble, false-positive rate, masks, and detectors asked for besides. */
+  address({ ensemble, fpr, masks, besides }) {
     const address = new URL("v1/score", document.baseURI);
     if (ensemble) address.searchParams.set("ensemble", ensemble);
+    if (fpr) address.searchParams.set("fpr", fpr);
     for (const name of besides) address.searchParams.append("detector", name);
     if (masks) address.searchParams.set("masks", "true");
     return address;

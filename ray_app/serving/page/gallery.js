@@ -1,7 +1,7 @@
 /* Many images: one row each, sorted as asked, and the same as CSV. Knows no request. */
 
 import { element, notice } from "./elements.js";
-import { DEMONSTRATION, foundIn, kindOf, notices, probability, score, shortened, tally, trouble } from "./words.js";
+import { DEMONSTRATION, ensembleOf, foundIn, kindOf, notices, probability, score, shortened, tally, trouble } from "./words.js";
 import { headingOf } from "./verdict.js";
 
 const ORDER = ["fake", "abstain", "real", null];
@@ -115,21 +115,17 @@ function rest(item) {
   ];
 }
 
-function ensembleOf(answer, ensembles) {
-  return ensembles.find(({ name }) => name === answer?.ensemble?.name);
-}
-
 /** The items as CSV with a head, for spreadsheets: text that they would take for a formula gets a quote before it. */
 export function csv(items, ensembles = []) {
   const detectors = [...new Set(items.flatMap((item) => Object.keys(item.answer?.scores ?? {})))];
   const told = items.some(({ answer }) => answer?.profile) ? [["predicted_generator", ({ generator }) => generator?.name], ["predicted_prompt", ({ prompt }) => prompt?.text]] : [];
   const head = ["name", "status", "finding", "grounds", "verdict", "reason", "reason_detail", "probability", "calibrated", "demonstration", "notice", "score", ...detectors.map((name) => `score ${name}`), ...told.map(([column]) => column),
-    "format", "width", "height", "size_bytes", "flags", "sha256", "ensemble", "fingerprint", "request_id"];
+    "format", "width", "height", "size_bytes", "flags", "sha256", "ensemble", "fpr", "fingerprint", "request_id"];
   const rows = items.map(({ file, answer, state }) => [
     file.name, answer?.status ?? state, answer?.finding, answer?.grounds?.map(({ says, error }) => `${says} (${error})`).join("; "), answer?.verdict, answer?.verdict_reason ?? answer?.error?.message, answer?.verdict_detail, answer?.probability,
     answer && String(answer.calibrated ?? false), answer && String(ensembleOf(answer, ensembles)?.demonstration ?? false), notices(answer, ensembleOf(answer, ensembles)).join(" "), answer?.score, ...detectors.map((name) => answer?.scores?.[name]), ...told.map(([, of]) => answer?.profile && of(answer.profile)),
     answer?.image?.format, answer?.image?.width, answer?.image?.height, file.size, answer?.image?.flags?.join(" "), answer?.sha256,
-    answer?.ensemble?.name, answer?.ensemble?.fingerprint, answer?.request_id ?? answer?.error?.request_id,
+    answer?.ensemble?.name, answer?.ensemble?.fpr, answer?.ensemble?.fingerprint, answer?.request_id ?? answer?.error?.request_id,
   ]);
   return `\ufeff${[head, ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
 }

@@ -7,7 +7,7 @@ import { Gallery, csv } from "./gallery.js";
 import { Queue } from "./queue.js";
 import { reportName, reportOf } from "./report.js";
 import { headingOf, verdictView } from "./verdict.js";
-import { DEMONSTRATION, counted, sentence, shortened, size, tally, trouble, visible } from "./words.js";
+import { DEMONSTRATION, counted, pointsOf, sentence, shortened, size, tally, trouble, visible } from "./words.js";
 
 const at = (id) => document.getElementById(id);
 const endpoint = new Endpoint();
@@ -60,14 +60,22 @@ async function introduce() {
 
 function choose({ target }) {
   const ensemble = served.ensembles.find(({ name }) => name === at("ensemble").value) ?? served.ensembles[0];
+  if (target === at("ensemble")) offerPoints(ensemble);
   const besides = [...document.querySelectorAll("[name=beside]:checked")].map(({ value }) => value);
   const localizes = (names) => names.some((name) => served.detectors[name]?.localizes ?? !Object.keys(served.detectors).length);
   at("localizing").hidden = !localizes([...served.ensembles.flatMap(({ detectors }) => detectors), ...served.optional_detectors]);
   if (target !== at("masks")) at("masks").checked = Object.keys(served.detectors).length > 0 && localizes([...ensemble.detectors, ...besides]);
-  at("options").hidden = at("which").hidden && at("besides").hidden && at("localizing").hidden;
-  asked = { ensemble: served.ensembles.length > 1 ? ensemble.name : null, besides, masks: at("masks").checked };
+  at("options").hidden = at("which").hidden && at("points").hidden && at("besides").hidden && at("localizing").hidden;
+  asked = { ensemble: served.ensembles.length > 1 ? ensemble.name : null, fpr: Number(at("point").value) || null, besides, masks: at("masks").checked };
   if (queue.items.length) return offerAgain();
   at("notices").replaceChildren(...(ensemble.demonstration ? [notice(DEMONSTRATION)] : []));
+}
+
+/** The operating points of the ensemble that is chosen. */
+function offerPoints(ensemble) {
+  const points = pointsOf(ensemble);
+  at("points").hidden = !points.length;
+  at("point").replaceChildren(...points.map(({ fpr, text }) => element("option", { value: fpr ?? "", text })));
 }
 
 /** What is in view was asked otherwise than the options now say. */

@@ -1,7 +1,7 @@
 /* The finding in view as a file to keep: one HTML page with its picture, which loads nothing and runs nothing. Knows no request. */
 
 import { element, facts } from "./elements.js";
-import { NONE, shortened, visible } from "./words.js";
+import { NONE, percent, shortened, visible } from "./words.js";
 
 const MOST_PX = 1024; // of the picture's longer side
 const POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'";
@@ -23,6 +23,7 @@ export function reportOf(article, { file, answer }, host) {
   const { ensemble, request_id: request } = answer;
   const list = facts([
     ["Checked", `${new Date().toISOString().slice(0, 19).replace("T", " ")} UTC`], ["Endpoint", visible(host)], ["Ensemble", visible(ensemble?.name ?? NONE)],
+    ...(ensemble?.fpr ? [["Operating point", `${percent(ensemble.fpr)} false positives`]] : []),
     ["SHA-256 of the file", element("span", { class: "code", text: visible(answer.sha256 || NONE) }), true],
     ["Fingerprint of the ensemble", element("span", { class: "code", text: visible(ensemble?.fingerprint ?? NONE) }), true],
     ["Request", element("span", { class: "code", text: visible(request ?? NONE) }), true],

@@ -5,7 +5,7 @@ import { originView } from "./origin.js";
 import { picture } from "./picture.js";
 import { profileView } from "./profile.js";
 import { bar, reach, verdictScale } from "./scales.js";
-import { DEMONSTRATION, NONE, UNCALIBRATED, VERDICTS, counted, flag, foundIn, json, kindOf, percent, probability, reason, score, sentence, shortened, size, trouble, visible } from "./words.js";
+import { DEMONSTRATION, NONE, UNCALIBRATED, counted, ensembleOf, flag, foundIn, json, kindOf, percent, probability, reason, score, sentence, shortened, size, trouble, visible } from "./words.js";
 
 const CLOSE = 0.5; // log-odds to a threshold: recompressing a picture moves a score as much
 
@@ -28,7 +28,7 @@ const ALWAYS = "It says nothing about what the image shows. A true photograph mi
 /** What a single image's answer looks like. `about`: {ensembles, detectors, curl(item), copy(text, button), keep(item)}. */
 export function verdictView(item, about) {
   const { answer } = item;
-  const ensemble = about.ensembles.find(({ name }) => name === answer.ensemble?.name);
+  const ensemble = ensembleOf(answer, about.ensembles);
   const view = answer.verdict ? [caveats(answer, ensemble), why(answer, ensemble, about.detectors), answer.verdict === "real" ? null : profileView(answer.profile), originView(answer.image?.provenance), file(answer)] : answer.image ? [file(answer)] : [];
   return element("article", { class: "one", "aria-labelledby": "finding" },
     element("div", { class: "lead" }, picture(item), finding(item, ensemble, about)), ...view.filter(Boolean), programs(item, about));
@@ -67,7 +67,7 @@ function said(answer, ensemble) {
     answer.error_rates && element("p", { class: "remark", text: visible(answer.error_rates) }),
     element("p", { class: "statement", text: statement(answer, ensemble) }),
     scored && ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
-    scored && element("dl", { class: "figures" }, figure("Verdict", answer.verdict, VERDICTS[answer.verdict]), figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
+    scored && element("dl", { class: "figures" }, figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
     scored && !answer.calibrated && element("p", { class: "remark", text: UNCALIBRATED }),
     answer.verdict === "fake" && ensemble?.guarantee && element("p", { class: "remark", text: promise(ensemble.guarantee) }),
     ensemble?.demonstration && notice(DEMONSTRATION),

@@ -25,6 +25,23 @@ const FLAGS = {
 export const DEMONSTRATION = "Demonstration ensemble: it shows that the machinery works and is not for decisions about any image.";
 export const UNCALIBRATED = "Not calibrated: the plain sigmoid of the score. It ranks images; it does not say how often such a verdict is right.";
 
+/** The ensemble that gave an answer, with the thresholds and the guarantee of the operating point that decided. */
+export function ensembleOf(answer, ensembles) {
+  const ensemble = ensembles.find(({ name }) => name === answer?.ensemble?.name);
+  const point = ensemble?.operating_points?.find(({ fpr }) => fpr === answer.ensemble.fpr);
+  if (!point) return ensemble;
+  return { ...ensemble, ...point, guarantee: ensemble.guarantee && { ...ensemble.guarantee, target_fpr: point.fpr, upper_bound: point.upper_bound } };
+}
+
+/** The operating points of an ensemble to choose from, as {fpr, text}: first that of requests that choose none. Empty where there is no choice. */
+export function pointsOf(ensemble) {
+  const others = (ensemble.operating_points ?? []).filter(({ fpr }) => fpr !== ensemble.fpr).sort((a, b) => a.fpr - b.fpr);
+  if (!others.length) return [];
+  const said = ({ fpr, recall }) => `${percent(fpr)} of real images${Number.isFinite(recall) ? `, finds ${percent(recall, 2)} of generated ones` : ""}`;
+  const usual = ensemble.fpr ? `${said(ensemble)} (default)` : "default";
+  return [{ fpr: null, text: usual }, ...others.map((point) => ({ fpr: point.fpr, text: said(point) }))];
+}
+
 /** What must be known of an answer beside its verdict: a list of sentences. */
 export function notices(answer, ensemble) {
   if (!Number.isFinite(answer?.score)) return [];
@@ -130,8 +147,8 @@ export function probability(value) {
 }
 
 /** A share in percent, with no digit more than it has. */
-export function percent(share) {
-  return `${Number((100 * share).toPrecision(3))} %`;
+export function percent(share, digits = 3) {
+  return `${Number((100 * share).toPrecision(digits))} %`;
 }
 
 /** A size in decimal units. */

@@ -186,6 +186,9 @@ def test_operating_points_are_measured_on_held_out_images(images, parts, made):
         reached = scores >= point.threshold
         assert point.false_positive_rate == reached[~choosing.fake].mean()
         assert point.recall == reached[choosing.fake].mean()
+        is_open = ~reached & (scores > made.card.thresholds.real_below)
+        assert point.abstain_real == is_open[~choosing.fake].mean()
+        assert point.abstain_fake == is_open[choosing.fake].mean()
         n_real = int((~choosing.fake).sum())
         bound = proportion_interval(int(reached[~choosing.fake].sum()), n_real, 0.05)[1]
         assert point.upper_bound >= bound
@@ -193,6 +196,12 @@ def test_operating_points_are_measured_on_held_out_images(images, parts, made):
     assert decisive.threshold == made.card.thresholds.fake_above
     assert decisive.upper_bound == made.upper_bound
     assert decisive.recall == made.card.thresholds.true_positive_rate
+    stated = {
+        name: getattr(made.card.thresholds, name)
+        for name in ("abstain_real", "abstain_fake", "upper_bound")
+    }
+    assert stated == {name: getattr(decisive, name) for name in stated}
+    assert (made.card.thresholds.target_fpr, decisive.abstain_fake > 0) == (0.01, True)
 
 
 def test_rate_that_reals_are_too_few_for_is_not_guaranteed(images, parts, made):
