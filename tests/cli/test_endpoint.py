@@ -30,13 +30,12 @@ def test_a_folder_becomes_a_table(endpoint, photos, capsys, monkeypatch):
     assert main(["score", "--endpoint", endpoint.url, str(photos)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"in {photos}/"
-    assert lines[1].split() == ["file", "finding", "verdict", "probability*", "score", "status"]
+    assert lines[1].split() == ["file", "finding", "probability*", "score", "status"]
     assert [line.split()[0] for line in lines[2:5]] == ["a.jpg", "below/b", "z.png"]
     assert lines[2].split()[1:] == [
         "flagged",
         "by",
         "detectors",
-        "fake",
         "0.9000",
         f"{score_of(b'first'):+.2f}",
         "ok",
@@ -45,6 +44,16 @@ def test_a_folder_becomes_a_table(endpoint, photos, capsys, monkeypatch):
     assert "Demonstration" in lines[-1]
     assert lines[-2] == ERROR_RATES
     assert lines.count(ERROR_RATES) == 1
+
+
+def test_operating_point_is_asked_for(endpoint, photos, capsys):
+    command = ["score", "--endpoint", endpoint.url, str(photos / "a.jpg"), "--fpr"]
+    assert main([*command, "0.01"]) == 0
+    assert [request["query"] for request in endpoint.told] == [{"fpr": "0.01"}]
+    assert main([*command, "5"]) == 2
+    assert "write 0.05 for 5 %" in capsys.readouterr().err
+    assert main([*command, "0.05"]) == 2
+    assert "it serves: 0.01" in capsys.readouterr().err
 
 
 def test_json_lines_have_uri_and_everything_else(endpoint, photos, capsys):

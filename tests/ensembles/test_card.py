@@ -258,7 +258,7 @@ def with_points():
                 recall=0.8,
                 abstain_real=0.3,
                 abstain_fake=0.1,
-            ),  # fmt: skip
+            ),
             OperatingPoint(
                 rate=0.1, threshold=-2.0, false_positive_rate=0.09, upper_bound=0.13, recall=0.9
             ),

@@ -27,6 +27,22 @@ from ray_app.serving.refusal import Refusal
 
 TINY = "touchstone-tiny"
 ERROR_RATES = error_rates("default", Thresholds(false_positive_rate=0.01, true_positive_rate=0.4))
+POINTS = {
+    fpr: schemas.OperatingPointInfo(
+        fpr=fpr, fingerprint=f"{fpr:g}", fake_above=fake_above, real_below=fake_above - 1,
+        false_positive_rate=fpr, recall=recall, upper_bound=2 * fpr,
+    )
+    for fpr, fake_above, recall in ((0.001, 9.0, None), (0.01, 8.0, 0.4), (0.05, -20.0, 0.74))
+}  # fmt: skip
+GUARANTEE = schemas.GuaranteeInfo(
+    target_fpr=0.01,
+    confidence=0.95,
+    upper_bound=0.009,
+    n_real=500,
+    population=None,
+    holds=True,
+    why=None,
+)
 LIMITS = schemas.EndpointLimits(
     max_body_bytes=4 * 2**20,
     max_files=4,
@@ -46,6 +62,7 @@ class Mood:
     busy: int = 0  # requests that are told to come back
     masks: bool = False
     several: bool = False
+    points: bool = False  # the ensemble has operating points, and decides at 1 %
     calibrated: bool = False
     provenance: Provenance | None = None  # instead of what the file says
     profile: schemas.Profile | None = None
@@ -100,6 +117,7 @@ def make_app(mood: Mood) -> FastAPI:
         request: Request,
         ensemble_name: str = Query("default", alias="ensemble"),
         masks: bool = False,
+        fpr: float | None = None,
     ) -> schemas.ImageAnswer | schemas.ImageAnswers:
         admitted(request)
         images = await read_images(
@@ -111,8 +129,10 @@ def make_app(mood: Mood) -> FastAPI:
         if mood.busy:
             mood.busy -= 1
             raise Refusal("overloaded", headers={"Retry-After": "1"})
+        point = POINTS[fpr or 0.01] if mood.points else None
         answers = [
-            _answer(ensemble, mood, name, data, ensemble_name, masks) for name, data in images
+            _answer(ensemble, mood, name, data, ensemble_name, masks, point)
+            for name, data in images
         ]
         if len(answers) > 1:
             return schemas.ImageAnswers(results=answers)
@@ -123,15 +143,27 @@ def make_app(mood: Mood) -> FastAPI:
     return app
 
 
+def error_rates_at(point):
+    """What the page shows of the rates of an operating point."""
+    rates = {"target_fpr": point.fpr, "false_positive_rate": point.false_positive_rate}
+    return error_rates("default", Thresholds(**rates, true_positive_rate=point.recall))
+
+
 def _served(name, mood):
-    return schemas.EnsembleInfo(
+    info = schemas.EnsembleInfo(
         name=name, title=f"Touchstone's {name} ensemble", fingerprint="f" * 64, default=name == "default", rule="mean-logit",
         detectors=[TINY], calibrated=mood.calibrated, fake_above=0.53, real_below=-1.43, demonstration=name == "default",
         blind_to=list(mood.blind_to),
     )  # fmt: skip
+    if not mood.points:
+        return info
+    known = POINTS[0.01].model_dump(exclude={"fingerprint"})
+    return info.model_copy(
+        update={**known, "guarantee": GUARANTEE, "operating_points": list(POINTS.values())}
+    )
 
 
-def _answer(ensemble, mood, name, data, ensemble_name, masks):
+def _answer(ensemble, mood, name, data, ensemble_name, masks, point):
     result = ensemble.score([data])[0]
     error = None
     if result.status is not Status.OK:
@@ -140,6 +172,10 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
     verdict, reason, detail = result.verdict, result.verdict_reason, result.verdict_detail
     if mood.abstained:
         verdict, reason, detail = "abstain", Reason.OUT_OF_RANGE, f"{TINY}: {mood.abstained}"
+    said_rates, fpr, fingerprint = ERROR_RATES, None, "f" * 64
+    if point is not None and verdict:
+        verdict = "fake" if result.score >= point.fake_above else "real"
+        said_rates, fpr, fingerprint = error_rates_at(point), point.fpr, point.fingerprint
     profile = mood.profile if error is None else None
     detectors = {
         name: schemas.DetectorAnswer(score=score, probability=result.probability, calibrated=mood.calibrated, abstained=mood.abstained,
@@ -153,11 +189,11 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
     finding, grounds = find(None if said is None else said.row(), verdict, Thresholds())
     return schemas.ImageAnswer(
         name=name, status=str(result.status), error=error, finding=finding, grounds=list(grounds),
-        verdict=verdict, verdict_reason=reason, verdict_detail=detail, error_rates=verdict and ERROR_RATES,
+        verdict=verdict, verdict_reason=reason, verdict_detail=detail, error_rates=verdict and said_rates,
         probability=result.probability,
         calibrated=mood.calibrated, score=result.score, scores=dict(result.scores) if error is None else {}, detectors=detectors,
         sha256=facts.sha256 if facts else "", image=facts_answer(facts, len(data), said) if facts else None,
-        ensemble=schemas.EnsembleName(name=ensemble_name, fingerprint="f" * 64),
+        ensemble=schemas.EnsembleName(name=ensemble_name, fingerprint=fingerprint, fpr=fpr),
         timings=schemas.Timings(decode=0.01, wait=0.002, score=0.02, total=0.03), request_id="0123456789abcdef", profile=profile,
     )  # fmt: skip
 

@@ -186,6 +186,8 @@ def test_what_is_not_served_is_said_before_a_file_is_sent(endpoint):
         endpoint.url, ConfigError, "no operating point with fpr '0.5'", at_once=True, fpr=0.5
     )
     assert "it serves: 0.01" in error.hint
+    percentage = refused(endpoint.url, ConfigError, "fraction", at_once=True, fpr=1.0)
+    assert percentage.hint == "write 0.01 for 1 %"
     assert not endpoint.told
     assert is_right(scored(endpoint, detectors=["slow", "slower"]))
     assert [request["query"] for request in endpoint.told] == [{"detector": ["slow", "slower"]}] * 3

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.reports.browser import only_with_chromium
-from tests.serving.page_app import ERROR_RATES, TINY, shipped_ensemble
+from tests.serving.page_app import ERROR_RATES, POINTS, TINY, error_rates_at, shipped_ensemble
 from tests.serving.page_browser import PHOTO, Visitor, encoded, score_many, score_one
 
 only_with_chromium()
@@ -36,6 +36,9 @@ def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp
     shown = page.text_content(".one")
     assert f"{expected.probability:.3f} not calibrated" in shown
     assert "Demonstration ensemble" in shown
+    terms = page.locator(".figures dt").all_text_contents()
+    assert terms == ["Probability of fake", "Score"]  # The finding says the verdict.
+    assert not page.is_visible("#point")
     assert page.text_content(".finding").count(ERROR_RATES) == 1
     assert "What this does not mean" in shown
     sign = "−" if expected.score < 0 else "+"
@@ -189,6 +192,32 @@ def test_what_limits_a_verdict_is_said_beside_it(visitor, mood):
     assert "Demonstration" not in page.text_content(".one")
     assert "not calibrated" not in page.text_content(".one").lower()
     assert page.locator(".notice").count() == 0
+
+
+def test_operating_point_is_chosen_beside_the_ensemble(visitor, mood):
+    mood.points = True
+    page = visitor.visit()
+    assert page.locator("#point option").all_text_contents() == [
+        "1 % of real images, finds 40 % of generated ones (default)",
+        "0.1 % of real images",
+        "5 % of real images, finds 74 % of generated ones",
+    ]
+    score_one(page, "photo.jpg", PHOTO)
+    assert page.text_content("#finding") == WORDS["real"]
+    assert error_rates_at(POINTS[0.01]) in page.text_content(".finding")
+    assert "+7.00" in page.text_content(".statement")
+    assert "fpr" not in page.text_content("#curl")
+
+    page.select_option("#point", "0.05")
+    page.click("text=Score this image again")
+    page.wait_for_function("document.querySelector('#curl')?.textContent.includes('fpr=0.05')")
+    assert mood.requests == [("", 1), ("fpr=0.05", 1)]
+    assert page.text_content("#finding") == WORDS["fake"]
+    assert error_rates_at(POINTS[0.05]) in page.text_content(".finding")
+    assert "above −20.00" in page.text_content(".statement")
+    assert "at most 10 % are called fake (measured" in page.text_content(".finding")
+    assert "fingerprint 0.05" in page.text_content(".source")
+    assert visitor.complaints == []
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])

@@ -54,6 +54,14 @@ def test_a_saved_report_has_picture_verdict_bars_notices_and_who_said_it_when(sa
     page.close()
 
 
+def test_a_saved_report_names_the_operating_point(saved, mood):
+    mood.points = True
+    _, page = saved()
+    facts = page.text_content("header .facts")
+    assert "Operating point1 % false positives" in facts
+    page.close()
+
+
 def test_a_hostile_name_stays_text_and_a_picture_that_the_browser_cannot_show_is_left_out(saved):
     path, page = saved("<img src=x onerror=alert(1)>\u202e.tif", encoded(4, "TIFF"))
     assert path.name == "touchstone-img-src-x-onerror-alert-1.html"
