@@ -92,13 +92,16 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
     """Read the cards of an endpoint's ensembles, but no weights.
 
     Raises:
-        ConfigError: The cards contradict each other.
+        ConfigError: The cards contradict each other, or one has no operating point for `fpr`.
         DetectorError: A licence is not accepted.
     """
     cards = [load_ensemble_card(name) for name in config.ensembles]
     names = [card.name for card in cards]
     if len(set(names)) < len(names):
         raise ConfigError(f"two ensembles have the same name: {', '.join(names)}")
+    if config.fpr is not None:  # A card without this point is refused before weights are fetched.
+        for card in cards:
+            choose_operating_point(card, config.fpr)
     specs = [_make_spec(card, config) for card in cards]
     optional: tuple[str, ...] = ()
     if config.optional_detectors:

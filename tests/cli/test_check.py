@@ -24,6 +24,7 @@ from ray_app.storage import guarded_http
 from ray_app.storage.ssrf import is_public_address
 from tests.images.factory import chunk
 from tests.reports.page_reader import read
+from tests.scoring.conftest import write_points
 from tests.storage.tls_server import Loopback, answer, authority
 from tests.unprivileged import closed, nested
 
@@ -205,6 +206,39 @@ def test_the_table_says_why_and_not_one_score_is_exit_code_3(photos, check):
         == 1
     )
     assert check(photos / "z.jpg", "--ensemble", "tiny")[0] == 3
+
+
+def test_operating_point_decides_and_is_named(photos, check, tmp_path, capsys):
+    card = write_points(tmp_path / "points.yaml")
+    page = tmp_path / "page.html"
+    options = ("--ensemble", card, "--fpr", "0.1")
+    code, text = check(photos / "a.jpg", "--json", "--html", page, *options)
+    [row] = rows_of(text)
+    assert (code, row["fpr"], row["verdict"]) == (0, 0.1, "fake")
+    assert (
+        "Operating point 10 %: the ensemble points flags about 9 %" in read(page.read_text()).text
+    )
+    _, text = check(photos / "a.jpg", *options)
+    assert "Operating point 10 %: the ensemble points flags about 9 %" in text
+    [row] = csv.DictReader(io.StringIO(check(photos / "a.jpg", "--csv", *options)[1]))
+    assert row["fpr"] == "0.1"
+    _, text = check(photos / "a.jpg", "--json", "--ensemble", card)
+    assert rows_of(text)[0]["fpr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (("--ensemble", "POINTS", "--fpr", "10"), "write 0.1 for 10 %"),
+        (("--ensemble", "POINTS", "--fpr", "0.03"), "choose one of 0.01, 0.1"),
+        (("--detector", "touchstone-tiny", "--fpr", "0.1"), "touchstone detectors calibrate RUN"),
+    ],
+)
+def test_operating_point_that_is_missing_has_a_way_out(photos, tmp_path, capsys, options, hint):
+    card = str(write_points(tmp_path / "points.yaml"))
+    words = [card if word == "POINTS" else word for word in options]
+    assert main(["check", str(photos / "a.jpg"), *words]) == 2
+    assert hint in capsys.readouterr().err
 
 
 def test_csv_parses_and_starts_no_formula_and_no_escape(tmp_path, check, monkeypatch):

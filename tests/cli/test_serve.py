@@ -54,6 +54,8 @@ def test_missing_weights_are_told_before_ray_starts(capsys, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
+        (("--ensemble", "tiny", "--fpr", "0.05"), "touchstone detectors calibrate"),
+        (("--ensemble", "tiny", "--fpr", "5"), "write 0.05 for 5 %"),
         (("--set", "limits.deadlines=3"), "deadline_s"),
         (("--config", "nowhere.yaml"), "nowhere.yaml"),
     ],

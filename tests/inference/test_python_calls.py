@@ -21,6 +21,7 @@ from PIL import Image
 import ray_app
 from ray_app.errors import ConfigError, Reason, Status
 from tests.images.factory import encoded, flat, photo
+from tests.scoring.conftest import write_points
 from tests.storage.faulty_server import FaultyServer
 from tests.unprivileged import closed
 
@@ -395,6 +396,16 @@ def test_batch_sizes_devices_and_progress(ensemble, folder, expected, capsys):
         ConfigError, match="device 'gpu' is none that PyTorch knows: auto, cpu, cuda or cuda:0"
     ):
         ray_app.load_ensemble("tiny", device="gpu")
+
+
+def test_operating_point_decides_and_survives_a_copy(folder, tmp_path):
+    card = write_points(tmp_path / "points.yaml")
+    ensemble = ray_app.load_ensemble(card, fpr=0.1)
+    for chosen in (ensemble, pickle.loads(pickle.dumps(ensemble))):
+        result = chosen.score(folder / "a.png")
+        assert (result.verdict, result.fpr, result.to_dict()["fpr"]) == ("fake", 0.1, 0.1)
+    with pytest.raises(ConfigError, match="no operating point"):
+        ray_app.load_ensemble("tiny", fpr=0.1)
 
 
 def test_threads_and_copies(ensemble, folder, expected):

@@ -72,6 +72,20 @@ def test_the_finding_leads():
     assert all(line.endswith("fake          0.7311  +1.00  ok") for line in lines)
 
 
+def test_verdict_has_a_column_only_where_findings_differ():
+    plain = [row("a.jpg", 1.0, "fake") | {"finding": "flagged by detectors"}]
+    assert verdict_table(plain, 130).splitlines()[0].split()[:3] == [
+        "file",
+        "finding",
+        "probability",
+    ]
+    declared = row("b.jpg", -3.0, "real") | {"finding": "says that ComfyUI made it"}
+    heads, flagged, differing = verdict_table([*plain, declared], 130).splitlines()
+    assert heads.split()[:3] == ["file", "finding", "verdict"]
+    assert flagged.split() == ["a.jpg", "flagged", "by", "detectors", "0.7311", "+1.00", "ok"]
+    assert "says that ComfyUI made it  no evidence  " in differing
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_no_line_is_wider_than_the_terminal(width):
     rows = [row(name, 1.25, "fake") for name in hostile.NAMES.values()]
@@ -118,6 +132,15 @@ def test_table_breaks_long_words_if_nothing_else_fits():
 def test_table_has_no_colours_on_a_terminal(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert table(["[bold]file"], [["[red]a.jpg :smile:"]]) == ["[bold]file", "[red]a.jpg :smile:"]
+
+
+def test_findings_are_counted_only_beyond_the_verdicts():
+    summary = example_summary() | {"findings": {"flagged by detectors": 2, "left open": 1}}
+    assert not any(line.startswith("findings") for line in summary_lines(summary))
+    summary["findings"]["says that ComfyUI made it"] = 1
+    [line] = [line for line in summary_lines(summary) if line.startswith("findings")]
+    assert "says that ComfyUI made it 1" in line
+    assert not any(line.startswith("verdicts") for line in summary_lines(summary))
 
 
 def test_the_end_of_a_run_in_words():

@@ -97,6 +97,25 @@ def write_ensemble(path, detectors=("touchstone-tiny",), **facts):
     return path
 
 
+def write_points(path):
+    """The path of a card whose thresholds state 1 %, and that has a point for 10 % which flags
+    everything.
+    """
+    return write_ensemble(
+        path,
+        thresholds={"real_below": -1.43, "fake_above": 50.0, "target_fpr": 0.01},
+        operating_points=[
+            {
+                "rate": 0.1,
+                "threshold": -50.0,
+                "false_positive_rate": 0.09,
+                "upper_bound": 0.12,
+                "recall": 0.9,
+            }
+        ],
+    )
+
+
 def comparable(row):
     """A row without what differs between two runs over the same bytes."""
     return {

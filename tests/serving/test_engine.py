@@ -108,6 +108,7 @@ def test_operating_point_decides_by_its_thresholds(tiny, file):
     fingerprints = {answer.ensemble.fingerprint for answer in answers}
     assert len(fingerprints) == 3
     assert points["tiny"][0].fingerprint not in fingerprints
+    assert [answer.ensemble.fpr for answer in answers] == [None, 0.01, 0.1]
     assert "about 1 %" in answers[1].error_rates
     assert "about 10 %" in answers[2].error_rates
 

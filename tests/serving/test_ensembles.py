@@ -11,6 +11,7 @@ from ray_app.scoring.identity import scoring_facts
 from ray_app.serving import ServeConfig
 from ray_app.serving.answers import ensemble_infos
 from ray_app.serving.ensembles import load_ensembles, plan_ensembles
+from tests.scoring.conftest import write_points
 
 
 def stricter(folder, name="stricter", **changes):
@@ -42,6 +43,24 @@ def test_ensembles_share_their_detectors(tmp_path):
     assert list(served.points) == ["tiny", "stricter"]
     assert list(served.plan.spec.cards) == ["touchstone-tiny"]
     assert len(set(fingerprints_of("tiny", stricter(tmp_path)).values())) == 2
+
+
+def test_configured_point_is_that_of_requests_without_one(tmp_path):
+    card = str(write_points(tmp_path / "points.yaml"))
+    usual, chosen = (load_ensembles(ServeConfig(ensembles=(card,), fpr=fpr)) for fpr in (None, 0.1))
+    assert [served.find(None, None).fpr for served in (usual, chosen)] == [0.01, 0.1]
+    for served in (usual, chosen):
+        thresholds = [served.find(None, fpr).spec.ensemble.thresholds for fpr in (0.01, 0.1)]
+        assert [(one.real_below, one.fake_above) for one in thresholds] == [
+            (-1.43, 50.0),
+            (-50.0, -50.0),
+        ]
+    [info] = ensemble_infos(chosen)
+    assert (info.fpr, info.fake_above, info.upper_bound, info.recall) == (0.1, -50.0, 0.12, 0.9)
+    assert [point.fpr for point in info.operating_points] == [0.01, 0.1]
+    with pytest.raises(ConfigError, match="no operating point") as refused:
+        plan_ensembles(ServeConfig(ensembles=(card, "tiny"), fpr=0.1))
+    assert "touchstone detectors calibrate" in refused.value.hint
 
 
 def test_optional_detectors_are_beside_the_ensembles(several):

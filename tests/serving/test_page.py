@@ -210,7 +210,7 @@ def test_operating_point_is_chosen_beside_the_ensemble(visitor, mood):
 
     page.select_option("#point", "0.05")
     page.click("text=Score this image again")
-    page.wait_for_function("document.querySelector('#curl')?.textContent.includes('fpr=0.05')")
+    page.wait_for_selector("#curl:has-text('fpr=0.05')")
     assert mood.requests == [("", 1), ("fpr=0.05", 1)]
     assert page.text_content("#finding") == WORDS["fake"]
     assert error_rates_at(POINTS[0.05]) in page.text_content(".finding")
