@@ -1,6 +1,7 @@
 """Rows as `touchstone check` has them, for pages and lines."""
 
 from ray_app.ensembles import Thresholds
+from ray_app.errors import DETECTOR_FINDINGS
 from ray_app.reports.check import CheckFacts
 
 FACTS = CheckFacts(
@@ -12,12 +13,7 @@ FACTS = CheckFacts(
     {"example": "Example"},
 )
 _VERDICTS = (("real", -6.0), ("fake", 4.0), ("abstain", 0.5), (None, None))
-_FINDINGS = {
-    "real": "no evidence found",
-    "fake": "flagged by the detectors",
-    "abstain": "left open",
-    None: None,
-}
+_FINDINGS = {**DETECTOR_FINDINGS, None: None}
 
 
 def check_row(name, score, verdict, *, why=None, detail=None, grounds=None, folder="/holiday"):

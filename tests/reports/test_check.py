@@ -11,7 +11,7 @@ from ray_app.reports.check import check_lines, render_check
 from ray_app.reports.html import file_link
 from tests.reports.check_example import FACTS, check_row, check_rows, names_of
 from tests.reports.example import thumbnail
-from tests.reports.page_reader import PageReader
+from tests.reports.page_reader import PageReader, read
 
 
 def test_a_reason_is_said_once_with_its_count_and_others_stay_visible():
@@ -45,6 +45,21 @@ def test_grounds_that_repeat_are_said_once():
     at = lines.index("30 files, the first holiday/0.jpg:")
     assert lines[at + 1] == "  EXIF names a camera (anybody can write it)"
     assert sum("EXIF" in line for line in lines) == 1
+
+
+def page_text(rows):
+    page = "".join(render_check(rows, names_of(rows), [None] * len(rows), FACTS, Path("/p.html")))
+    return read(page).text
+
+
+def test_verdict_is_shown_only_if_the_finding_does_not_say_it():
+    plain = [check_row("a.jpg", 4.0, "fake"), check_row("b.jpg", 0.0, "abstain", why="inside_band")]
+    declared = check_row("c.jpg", -6.0, "real") | {"finding": "says that a model made it"}
+    assert page_text(plain).count("flagged as fake") == 2  # The count, and the filter.
+    assert "no evidence found, probability" in page_text([*plain, declared])
+    for row, has_verdict in ((plain[0], False), (declared, True)):
+        decided = page_text([row]).partition("What was decided")[2].partition("The score among")[0]
+        assert ("Verdict" in decided) == has_verdict
 
 
 @pytest.mark.parametrize(("page", "file", "link"), [

@@ -25,7 +25,7 @@ from ray_app.reports.run import (
 from ray_app.runs import row_schema, summarise
 from ray_app.storage.errors import too_large
 from tests.reports.example import example_summary, thumbnail
-from tests.reports.page_reader import PageReader, contrast
+from tests.reports.page_reader import PageReader, contrast, read
 from tests.reports.pages import page_of
 
 
@@ -366,3 +366,10 @@ def test_rate_is_guaranteed_only_if_its_bound_keeps_it(upper_bound, known):
 )
 def test_properties_of_an_archive_have_names(name, words):
     assert feature(name) == words
+
+
+def test_findings_have_a_table_only_beyond_the_verdicts():
+    summary = example_summary() | {"findings": {"flagged by detectors": 150, "left open": 40}}
+    assert "What was found" not in read(render_run_report(summary)).text
+    summary["findings"]["says that ComfyUI made it"] = 1
+    assert "What was found" in read(render_run_report(summary)).text

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.reports.browser import only_with_chromium
+from tests.reports.real_pages import FITS
 from tests.serving.page_app import ERROR_RATES, POINTS, TINY, error_rates_at, shipped_ensemble
 from tests.serving.page_browser import PHOTO, Visitor, encoded, score_many, score_one
 
@@ -198,10 +199,12 @@ def test_operating_point_is_chosen_beside_the_ensemble(visitor, mood):
     mood.points = True
     page = visitor.visit()
     assert page.locator("#point option").all_text_contents() == [
-        "1 % of real images, finds 40 % of generated ones (default)",
+        "1 %: finds 40 % of generated images (default)",
         "0.1 % of real images",
-        "5 % of real images, finds 74 % of generated ones",
+        "5 %: finds 74 % of generated images",
     ]
+    assert visitor.visit(width=390).evaluate(FITS)
+    page = visitor.visit()
     score_one(page, "photo.jpg", PHOTO)
     assert page.text_content("#finding") == WORDS["real"]
     assert error_rates_at(POINTS[0.01]) in page.text_content(".finding")

@@ -37,7 +37,7 @@ export function ensembleOf(answer, ensembles) {
 export function pointsOf(ensemble) {
   const others = (ensemble.operating_points ?? []).filter(({ fpr }) => fpr !== ensemble.fpr).sort((a, b) => a.fpr - b.fpr);
   if (!others.length) return [];
-  const said = ({ fpr, recall }) => `${percent(fpr)} of real images${Number.isFinite(recall) ? `, finds ${percent(recall, 2)} of generated ones` : ""}`;
+  const said = ({ fpr, recall }) => `${percent(fpr)}${Number.isFinite(recall) ? `: finds ${percent(recall, 2)} of generated images` : " of real images"}`;
   const usual = ensemble.fpr ? `${said(ensemble)} (default)` : "default";
   return [{ fpr: null, text: usual }, ...others.map((point) => ({ fpr: point.fpr, text: said(point) }))];
 }
