@@ -86,9 +86,9 @@ class Served:
 
     @property
     def names(self) -> list[schemas.EnsembleName]:
-        """Names and fingerprints of the ensembles."""
+        """Names, fingerprints, and operating points of the ensembles."""
         return [
-            schemas.EnsembleName(name=info.name, fingerprint=info.fingerprint)
+            schemas.EnsembleName(name=info.name, fingerprint=info.fingerprint, fpr=info.fpr)
             for info in self.ensembles
         ]
 

@@ -57,7 +57,9 @@ def test_verdict_is_shown_only_if_the_finding_does_not_say_it():
     declared = check_row("c.jpg", -6.0, "real") | {"finding": "says that a model made it"}
     assert page_text(plain).count("flagged as fake") == 2  # The count, and the filter.
     assert "no evidence found, probability" in page_text([*plain, declared])
-    for row, has_verdict in ((plain[0], False), (declared, True)):
+    without = check_row("d.jpg", 4.0, "fake") | {"finding": None}
+    assert page_text([without, declared]).count("flagged as fake") == 3  # Also its heading.
+    for row, has_verdict in ((plain[0], False), (declared, True), (without, False)):
         decided = page_text([row]).partition("What was decided")[2].partition("The score among")[0]
         assert ("Verdict" in decided) == has_verdict
 

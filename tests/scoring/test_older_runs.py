@@ -204,6 +204,16 @@ def test_finished_run_is_decided_into_a_new_run(photographs, s3, tmp_path):
     ]
 
 
+def test_point_of_the_default_ensemble_is_no_other_default(other_configs, tmp_path):
+    point = {"rate": 0.1, "threshold": -1.0, "false_positive_rate": 0.09, "upper_bound": 0.12}
+    change(other_configs / "ensembles" / "default.yaml", operating_points=[point])
+    run = RunDirectory.open(str(tmp_path / "run"))
+    begun = resolve(ScoreConfig(source=("/photos",), fpr=0.1))
+    spec = begun.spec(0)
+    run.claim(begun.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    assert kept(resolve(ScoreConfig(source=("/photos",)), run)) == {}
+
+
 EVERY = {
     "include": ["*.bmp"],
     "exclude": ["*7.bmp"],

@@ -11,6 +11,7 @@ from ray_app.scoring.identity import scoring_facts
 from ray_app.serving import ServeConfig
 from ray_app.serving.answers import ensemble_infos
 from ray_app.serving.ensembles import load_ensembles, plan_ensembles
+from ray_app.serving.pool import Served
 from tests.scoring.conftest import write_points
 
 
@@ -58,6 +59,7 @@ def test_configured_point_is_that_of_requests_without_one(tmp_path):
     [info] = ensemble_infos(chosen)
     assert (info.fpr, info.fake_above, info.upper_bound, info.recall) == (0.1, -50.0, 0.12, 0.9)
     assert [point.fpr for point in info.operating_points] == [0.01, 0.1]
+    assert [name.fpr for name in Served(4, [info], (), ()).names] == [0.1]
     with pytest.raises(ConfigError, match="no operating point") as refused:
         plan_ensembles(ServeConfig(ensembles=(card, "tiny"), fpr=0.1))
     assert "touchstone detectors calibrate" in refused.value.hint
