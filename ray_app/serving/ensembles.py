@@ -100,8 +100,8 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
     if len(set(names)) < len(names):
         raise ConfigError(f"two ensembles have the same name: {', '.join(names)}")
     if config.fpr is not None:  # A card without this point is refused before weights are fetched.
-        for card in cards:
-            choose_operating_point(card, config.fpr)
+        for ensemble in cards:
+            choose_operating_point(ensemble, config.fpr)
     specs = [_make_spec(card, config) for card in cards]
     optional: tuple[str, ...] = ()
     if config.optional_detectors:
