@@ -6,14 +6,13 @@ the commits that a list names.
 
 A row of the list: `repo` (owner/name), `commit`, `path_rule` (a regular expression on paths; what
 follows ` NOT ` excludes), `label` (real, fake, or grid2x2: fakes on sheets of 2 × 2, which are
-cut), `source`; `cap`: at most so many files, those whose SHA-256 of source and path is lowest;
+cut), `source`; `cap`: at most so many files (200 if the row says nothing), those whose SHA-256 of
+source and path is lowest;
 `family`: what no split divides; and more that the index repeats. Writes images/SOURCE/HASH.EXT,
 index.parquet (labelled: for `data index`, `evaluate`, `detectors fit`), dropped.parquet (a row for
-each file that is left out, and why) and summary.json. Files whose SHA-256 `--refuse` lists, which
-no training may use, are left out. MIRRORS holds bare repositories; others are fetched from GitHub.
-
-candidates.csv beside this file has sources that may join the list, with the evidence for their
-labels. Nothing reads it yet.
+each file that is left out, and why), summary.json, and held_out.csv (the families that no training
+may use, each with a hash of its pictures). Files whose SHA-256 `--refuse` lists, which no training
+may use, are left out. MIRRORS holds bare repositories; others are fetched from GitHub.
 """
 
 import argparse
@@ -40,6 +39,8 @@ from ray_app.images import ImageLimits, decode_image, facts
 # images
 MAX_BYTES = 4_000_000
 MIN_SIDE, MAX_ASPECT = 256, 3.0
+# files of one source, unless its row says fewer
+MOST_FILES = 200
 # Nobody is asked for a password, nothing of a foreign repository is run, and what a partial clone
 # lacks is not fetched one by one.
 QUIET = {
@@ -98,6 +99,7 @@ def read_rules(path: str) -> list[Row]:
                     f"{where}: {rule['path_rule']!r} is no regular expression: {error}"
                 ) from None
             rule["is_sheet"] = rule["label"] == "grid2x2"
+            rule["cap"] = min(int(rule["cap"] or MOST_FILES), MOST_FILES)
             rule["label"] = "fake" if rule["is_sheet"] else parse_label(rule["label"], where)
             found.append(rule)
     return found
@@ -194,7 +196,7 @@ def candidates(at: Path, rule: Row, refused: frozenset[str], out: Path) -> list[
         ).splitlines()
     ]
     taken = [(path, blob, size) for (path, blob), size in zip(files, sizes, strict=True)]
-    if rule["cap"]:
+    if len(taken) > rule["cap"]:
         taken.sort(key=lambda one: hashlib.sha256(f"{rule['source']}\n{one[0]}".encode()).digest())
     found, blobs, fit = dict[str, list[Row]](), set[str](), 0
     for path, blob, size in taken:
@@ -206,11 +208,7 @@ def candidates(at: Path, rule: Row, refused: frozenset[str], out: Path) -> list[
             else "absent"
         )
         reason = reason or (
-            "duplicate"
-            if blob in blobs
-            else "over_cap"
-            if rule["cap"] and fit >= int(rule["cap"])
-            else ""
+            "duplicate" if blob in blobs else "over_cap" if fit >= rule["cap"] else ""
         )
         found[path] = (
             [{"reason": reason}]
@@ -331,7 +329,31 @@ def gather(rules: list[Row], mirror: Path, out: Path, refused: frozenset[str]) -
         "index_sha256": hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    with (out / "held_out.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("split", "family", "sources", "images", "sha256"), *held_out_families(kept)]
+        )
     return summary
+
+
+def held_out_families(rows: list[Row]) -> list[tuple[str, str, str, int, str]]:
+    """Split, family, sources, and number of pictures of each family outside of `train`, with the
+    SHA-256 of the sorted SHA-256 of its pictures, one to a line.
+    """
+    families = defaultdict[tuple[str, str], list[Row]](list)
+    for row in rows:
+        if row["split"] != "train":
+            families[row["split"], row["family"]].append(row)
+    return [
+        (
+            split,
+            family,
+            " ".join(sorted({row["source"] for row in own})),
+            len(own),
+            hashlib.sha256("".join(sorted(f"{row['id']}\n" for row in own)).encode()).hexdigest(),
+        )
+        for (split, family), own in sorted(families.items())
+    ]
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@ with a head for wholes and one for crops.
         --taesd CLONE --out DIR
 
 First linear heads on the frozen network, then all of it together (LP-FT, Kumar et al. 2022, arXiv
-2202.10054): small steps, so that what ImageNet taught is not torn by a start from random heads. A
+2202.10054): small steps, so that what the network knows is not torn by a start from random heads. A
 batch has as many real as generated pictures and as many wholes as crops; a source with n pictures
-is drawn as often as √n. Of the second round there are two runs, and the third begins with their
-mean (model soup, Wortsman et al. 2022, arXiv 2203.05482). One of the two and the third also see
-aligned pairs, after DRCT and B-Free (arXiv 2412.17671): a real crop beside its twin through
-FLUX.2's tiny autoencoder, of a clone of madebyollin/taesd (MIT), cut and flipped alike.
+is drawn as often as √n. Some crops are aligned pairs, after DRCT and B-Free (arXiv 2412.17671): a
+real crop beside its twin through FLUX.2's tiny autoencoder, of a clone of madebyollin/taesd (MIT),
+cut and flipped alike. What is kept is the moving average of the weights.
 
 Writes backbone.safetensors and a file for each head (fp16, fp32), and keeps the views of all
-pictures below DIR/views.
+pictures below DIR/views. A run that was ended goes on from DIR/state.pt.
 """
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -32,19 +32,21 @@ from torch.nn import functional
 
 from ray_app.detectors import load_card
 from ray_app.detectors.families.frozen import StageBackbone
+from ray_app.detectors.private_api import keep_freed_memory
 from ray_app.images import ImageLimits, decode_image
 from ray_app.training.head import even_weights
 from ray_app.transforms import ops
 from ray_app.transforms.policies.in_the_wild import InTheWild
 
 SIDE, CROP = 224, 192  # of the views that are kept, and of what is cut from them at each step
-MOST = 160  # pictures of one source
+MOST = 120  # pictures of one source
 WHOLE, DETAIL = (
     load_card(name).preprocessing for name in ("touchstone-photo", "touchstone-photo-detail")
 )
 HALF_BATCH = 16  # wholes, and as many crops
 # crops of a real source that get a twin, and the share of pairs in a batch of crops
 TWINS, PAIRED = 12, 0.25
+SAVED_EVERY = 100  # steps
 # one is as found
 KINDS = {
     "whole": ("whole", "whole-wild", "whole-wild"),
@@ -81,9 +83,7 @@ class Views:
         self._chances = [np.sqrt(each) / np.sqrt(each).sum() for each in sizes]
 
     def pair_with_twins(self, taesd: Path) -> None:
-        """Have (real crop, twin) of some pictures of every real source: `batch` with `paired` draws
-        from them.
-        """
+        """Have (real crop, twin) of some pictures of every real source: `batch` draws from them."""
         sys.path.insert(0, str(taesd))
         from taesd import TAESD
 
@@ -96,14 +96,12 @@ class Views:
                     made = twin.decoder(twin.encoder(pixels)).float().clamp(0, 1)[0]
                 self._pairs.append((crop, made.mul(255).round().permute(1, 2, 0).byte().numpy()))
 
-    def batch(
-        self, kind: str, rng: np.random.Generator, *, paired: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, kind: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """HALF_BATCH cuts, (N, 3, CROP, CROP) in −1…1, half of them generated, and their labels
-        (N,); `paired`: with pairs of twins.
+        (N,); of crops, some are pairs of twins.
         """
         pixels, labels = [], [number % 2 for number in range(HALF_BATCH)]
-        pairs = max(1, round(HALF_BATCH * PAIRED / 2)) if paired and kind == "detail" else 0
+        pairs = max(1, round(HALF_BATCH * PAIRED / 2)) if kind == "detail" else 0
         for _ in range(pairs):
             pair = self._pairs[rng.integers(len(self._pairs))]
             top, left, is_flipped, quality = (
@@ -204,48 +202,71 @@ class Pair(nn.Module):
         getattr(self, f"{kind}_scale").copy_(scale)
 
 
-def tune(
-    pair: Pair, views: Views, steps: int, rate: float, seed: int, *, paired: bool = False
-) -> dict[str, torch.Tensor]:
-    """Learn; the moving average of all tensors. The rate of the heads is a quarter of the
-    backbone's; labels are smoothed by 0.03.
+class Tuning:
+    """The tuning of a pair, which another process can continue: weights, their moving average, the
+    optimiser, and the random numbers.
     """
-    rng, backbone = np.random.default_rng(seed), list(pair.backbone.parameters())
-    groups = [
-        {"params": backbone, "lr": rate, "base": rate},
-        {"params": list(pair.heads.parameters()), "lr": rate / 4, "base": rate / 4},
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=0.02)
-    average = {name: tensor.detach().clone() for name, tensor in pair.state_dict().items()}
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = (
-                group["base"]
-                * min(1.0, (step + 1) / 60)
-                * (1 + math.cos(math.pi * step / steps))
-                / 2
-            )
+
+    def __init__(self, pair: Pair, steps: int, rate: float, seed: int) -> None:
+        self.pair, self.steps, self.step = pair, steps, 0
+        self._rng = np.random.default_rng(seed)
+        # The heads learn four times as slowly as the backbone.
+        groups = [
+            {"params": list(pair.backbone.parameters()), "lr": rate, "base": rate},
+            {"params": list(pair.heads.parameters()), "lr": rate / 4, "base": rate / 4},
+        ]
+        self._optimiser = torch.optim.AdamW(groups, weight_decay=0.02)
+        self.average = {name: tensor.detach().clone() for name, tensor in pair.state_dict().items()}
+
+    def save(self, path: Path) -> None:
+        """Write the state to a file, all of it or nothing."""
+        state = {
+            "pair": self.pair.state_dict(),
+            "average": self.average,
+            "optimiser": self._optimiser.state_dict(),
+            "step": self.step,
+            "random": json.dumps(self._rng.bit_generator.state),
+        }
+        half = path.with_suffix(".half")
+        torch.save(state, half)
+        half.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Continue from the state in a file."""
+        state = torch.load(path, weights_only=True)
+        self.pair.load_state_dict(state["pair"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._rng.bit_generator.state = json.loads(state["random"])
+        self.average, self.step = state["average"], state["step"]
+
+    def take_step(self, views: Views) -> float:
+        """Learn from a batch of wholes and a batch of crops. Returns their mean loss. Labels are
+        smoothed by 0.03.
+        """
+        share = (
+            min(1.0, (self.step + 1) / 60) * (1 + math.cos(math.pi * self.step / self.steps)) / 2
+        )
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["base"] * share
         losses = 0.0
         for kind in KINDS:
-            pixels, labels = views.batch(kind, rng, paired=paired)
+            pixels, labels = views.batch(kind, self._rng)
             with torch.autocast("cpu", torch.bfloat16):
-                logits = pair(pixels, kind)
-            loss = (
-                functional.binary_cross_entropy_with_logits(logits.float(), labels * 0.94 + 0.03)
-                / 2
-            )
+                logits = self.pair(pixels, kind)
+            loss = functional.binary_cross_entropy_with_logits(
+                logits.float(), labels * 0.94 + 0.03
+            ) / len(KINDS)
             loss.backward()
             losses += loss.item()
-        nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        kept = min(0.998, (step + 1) / (step + 21))
+        nn.utils.clip_grad_norm_(self.pair.parameters(), 1.0)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        self.step += 1
+        kept = min(0.998, self.step / (self.step + 20))
         with torch.no_grad():
-            for name, tensor in pair.state_dict().items():
-                average[name].mul_(kept).add_(tensor, alpha=1 - kept)
-        if step % 20 == 19:
-            print(f"step {step + 1} of {steps}: loss {losses:.3f}", flush=True)
-    return average
+            for name, tensor in self.pair.state_dict().items():
+                self.average[name].mul_(kept).add_(tensor, alpha=1 - kept)
+        return losses
 
 
 def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
@@ -293,31 +314,40 @@ def main() -> None:
     )
     parser.add_argument("backbone", type=Path, help="the weights to begin with")
     parser.add_argument("--taesd", type=Path, required=True, help="a clone of madebyollin/taesd")
-    parser.add_argument("--steps", type=int, nargs=3, default=(300, 900, 700), help="of the rounds")
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    torch.manual_seed(0)
+    keep_freed_memory()
+    torch.manual_seed(asked.seed)
     backbone = StageBackbone("tf_efficientnet_lite0")
     backbone.network.load_state_dict(
         {name: tensor.float() for name, tensor in load_file(asked.backbone).items()}
     )
-    pair, views = (
-        Pair(backbone).to(memory_format=torch.channels_last),
-        Views(asked.photos, asked.out),
-    )
-    for kind in KINDS:
-        pair.fit_head(kind, views)
+    pair = Pair(backbone).to(memory_format=torch.channels_last)
+    views = Views(asked.photos, asked.out)
     views.pair_with_twins(asked.taesd)
-    first, runs = tune(pair, views, asked.steps[0], asked.rate, seed=0), []
-    for paired in (False, True):
-        pair.load_state_dict(first)
-        runs.append(tune(pair, views, asked.steps[1], asked.rate, seed=1 + paired, paired=paired))
-    pair.load_state_dict({name: (runs[0][name] + runs[1][name]) / 2 for name in first})
-    pair.load_state_dict(tune(pair, views, asked.steps[2], asked.rate, seed=3, paired=True))
-    tuned = pair.backbone.network.state_dict()
+    tuning, state = Tuning(pair, asked.steps, asked.rate, asked.seed), asked.out / "state.pt"
+    if state.exists():
+        tuning.load(state)
+    else:
+        for kind in KINDS:
+            pair.fit_head(kind, views)
+        tuning = Tuning(pair, asked.steps, asked.rate, asked.seed)
+    losses = []
+    while tuning.step < asked.steps:
+        losses.append(tuning.take_step(views))
+        if tuning.step % SAVED_EVERY == 0 or tuning.step == asked.steps:
+            tuning.save(state)
+            print(f"step {tuning.step} of {asked.steps}: loss {np.mean(losses):.3f}", flush=True)
+            losses = []
+    pair.load_state_dict(tuning.average)
     save_file(
-        {name: tensor.half().contiguous() for name, tensor in tuned.items()},
+        {
+            name: tensor.half().contiguous()
+            for name, tensor in pair.backbone.network.state_dict().items()
+        },
         asked.out / "backbone.safetensors",
         {"format": "pt"},
     )

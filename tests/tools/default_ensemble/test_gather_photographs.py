@@ -49,7 +49,17 @@ def listed(path, *rows):
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(
             file,
-            ("repo", "commit", "path_rule", "label", "source", "generator_or_camera"),
+            [
+                "repo",
+                "commit",
+                "path_rule",
+                "label",
+                "source",
+                "generator_or_camera",
+                "family",
+                "cap",
+                "split",
+            ],
             restval="",
         )
         writer.writeheader()
@@ -60,22 +70,37 @@ def listed(path, *rows):
     return str(path)
 
 
-def test_images_of_the_lists_commit_are_gathered_and_what_is_left_out_has_its_reason(tmp_path):
-    work, out = tmp_path / "work", tmp_path / "out"
-    for name, data in FILES.items():
+def committed(folder, files):
+    """Commit the files, then another first one, and clone all to mirrors; the first commit."""
+    work = folder / "work"
+    for name, data in files.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_bytes(data)
     git(work, "init", "--quiet")
     git(work, "add", "--all")
     git(work, "commit", "--quiet", "--message=pictures")
     commit = git(work, "rev-parse", "HEAD")
-    (work / "photos/a.jpg").write_bytes(b"another one")
-    git(work, "commit", "--quiet", "--all", "--message=another a")
-    git(
-        tmp_path, "clone", "--quiet", "--bare", str(work), str(tmp_path / "mirrors/owner+name/repo")
-    )
-    (tmp_path / "refused.sha256").write_text(sha256(FILES["photos/refused.jpg"]).hexdigest())
-    rules = listed(
+    (work / next(iter(files))).write_bytes(b"another one")
+    git(work, "commit", "--quiet", "--all", "--message=another one")
+    mirror = folder / "mirrors/owner+name/repo"
+    git(folder, "clone", "--quiet", "--bare", str(work), str(mirror))
+    return commit
+
+
+def gather(folder):
+    """What the command prints for sources.csv in the folder."""
+    command = [sys.executable, "-m", "tools.default_ensemble.gather_photographs"]
+    command += [str(folder / "sources.csv"), "--mirror", str(folder / "mirrors")]
+    command += ["--out", str(folder / "out"), "--refuse", str(folder / "refused.sha256")]
+    (folder / "refused.sha256").write_text(sha256(FILES["photos/refused.jpg"]).hexdigest())
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_images_of_the_lists_commit_are_gathered_and_what_is_left_out_has_its_reason(tmp_path):
+    out, commit = tmp_path / "out", committed(tmp_path, FILES)
+    listed(
         tmp_path / "sources.csv",
         {"commit": commit, "path_rule": r"^photos/ NOT thumbs"},
         {
@@ -86,12 +111,7 @@ def test_images_of_the_lists_commit_are_gathered_and_what_is_left_out_has_its_re
             "generator_or_camera": "Painter 2",
         },
     )
-    command = [sys.executable, "-m", "tools.default_ensemble.gather_photographs", rules]
-    command += ["--mirror", str(tmp_path / "mirrors"), "--out", str(out)]
-    done = subprocess.run(
-        [*command, "--refuse", str(tmp_path / "refused.sha256")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    summary = gather(tmp_path)
     rows = pq.read_table(out / "index.parquet").to_pylist()
     assert [(row["path"], row["label"], row["generator"], row["quarter"]) for row in rows] == [
         ("photos/a.jpg", "real", "real:photos", None), *(("made/x.jpg", "fake", "Painter 2", quarter) for quarter in range(4)),
@@ -117,7 +137,35 @@ def test_images_of_the_lists_commit_are_gathered_and_what_is_left_out_has_its_re
     lines = sorted(
         f"{name}\t{labels}\towner\tnone stated\n" for name, labels in zip(names, facts, strict=True)
     )
-    assert json.loads(done.stdout)["index_sha256"] == sha256("".join(lines).encode()).hexdigest()
+    assert summary["index_sha256"] == sha256("".join(lines).encode()).hexdigest()
+
+
+def test_held_out_families_are_listed_with_a_hash_of_their_pictures(tmp_path):
+    commit = committed(tmp_path, FILES)
+    listed(
+        tmp_path / "sources.csv",
+        {"commit": commit, "path_rule": r"^photos/ NOT thumbs", "family": "kept", "split": "test"},
+        {"commit": commit, "path_rule": "^made/", "source": "made", "split": "train"},
+    )
+    gather(tmp_path)
+    with (tmp_path / "out/held_out.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    rows = pq.read_table(tmp_path / "out/index.parquet", filters=[("source", "=", "photos")])
+    names = "".join(f"{name}\n" for name in sorted(rows["sha256"].to_pylist()))
+    assert row == {
+        "split": "test",
+        "family": "kept",
+        "sources": "photos",
+        "images": str(rows.num_rows),
+        "sha256": sha256(names.encode()).hexdigest(),
+    }
+
+
+def test_at_most_200_files_of_a_source_are_taken(tmp_path):
+    files = {f"{number}.txt": b"404: not found" + bytes([number]) for number in range(201)}
+    one, other = {"commit": committed(tmp_path, files), "path_rule": "."}, {"cap": "3"}
+    rules = read_rules(listed(tmp_path / "sources.csv", one, one | other))
+    assert [rule["cap"] for rule in rules] == [200, 3]
 
 
 def test_what_is_no_rule_is_refused(tmp_path):

@@ -61,27 +61,22 @@ def taesd(tmp_path_factory):
     return folder
 
 
-def test_it_writes_a_backbone_that_was_tuned_and_heads_for_it(photos, taesd, monkeypatch):
+@pytest.fixture
+def tune(photos, taesd, monkeypatch):
+    """Tune for two steps, in the folder of this name."""
     monkeypatch.setattr(tune_photographs, "HALF_BATCH", 2)
+
+    def run(name):
+        words = ["tune", photos, SHIPPED, "--taesd", taesd, "--steps", 2, "--out", photos / name]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        tune_photographs.main()
+
+    return run
+
+
+def test_it_writes_a_backbone_that_was_tuned_and_heads_for_it(photos, tune):
+    tune("out")
     out = photos / "out"
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "tune",
-            str(photos),
-            str(SHIPPED),
-            "--taesd",
-            str(taesd),
-            "--steps",
-            "1",
-            "1",
-            "1",
-            "--out",
-            str(out),
-        ],
-    )
-    tune_photographs.main()
     before, after = load_file(SHIPPED), load_file(out / "backbone.safetensors")
     StageBackbone("tf_efficientnet_lite0").network.load_state_dict(after)
     for kind in ("whole", "detail"):
@@ -92,5 +87,22 @@ def test_it_writes_a_backbone_that_was_tuned_and_heads_for_it(photos, taesd, mon
     assert sorted(folder.name for folder in (out / "views").iterdir()) == ["a", "b"]
     shapes = {np.load(path).shape for path in (out / "views").rglob("*.npy")}
     assert shapes == {(2, 224, 224, 3)}
+
+
+def test_a_run_that_was_ended_goes_on(photos, tune, monkeypatch):
+    tune("whole")
+    monkeypatch.setattr(tune_photographs, "SAVED_EVERY", 1)
+    save = tune_photographs.Tuning.save
+
+    def save_and_end(tuning, path):
+        save(tuning, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as ending:
+        ending.setattr(tune_photographs.Tuning, "save", save_and_end)
+        with pytest.raises(KeyboardInterrupt):
+            tune("ended")
     (photos / "0.jpg").unlink()  # views are kept: no picture is read again
-    tune_photographs.main()
+    tune("ended")
+    for name, tensor in load_file(photos / "whole/backbone.safetensors").items():
+        assert torch.equal(tensor, load_file(photos / "ended/backbone.safetensors")[name]), name
