@@ -41,6 +41,7 @@ MAX_BYTES = 4_000_000
 MIN_SIDE, MAX_ASPECT = 256, 3.0
 # files of one source, unless its row says fewer
 MOST_FILES = 200
+HELD_OUT = ("test", "validation")
 # Nobody is asked for a password, nothing of a foreign repository is run, and what a partial clone
 # lacks is not fetched one by one.
 QUIET = {
@@ -269,13 +270,14 @@ def examined(data: bytes, rule: Row, refused: frozenset[str], out: Path) -> list
 
 def decide(rows: list[Row]) -> list[Row]:
     """The rows that stay; repetitions and near-duplicates (at most 4 of 64 bits of hashes differ)
-    of these get their reason.
+    of these get their reason. What is held out of training stays, whatever else joins the list.
     """
     first: dict[str, Row] = {}
-    for row in rows:
+    held_out_first = sorted(rows, key=lambda row: row["split"] not in HELD_OUT)
+    for row in held_out_first:
         if "reason" not in row and first.setdefault(row["id"], row) is not row:
             row["reason"] = "duplicate"
-    here = [row for row in rows if "reason" not in row]
+    here = [row for row in held_out_first if "reason" not in row]
     columns = [
         pa.array([row["phash"] if field.name == "phash" else None for row in here], pa.string())
         for field in INPUT
@@ -292,7 +294,7 @@ def decide(rows: list[Row]) -> list[Row]:
         if code >= 0 and kept & {code, *near[code]}:  # -1: pictures without detail are not compared
             row["reason"] = "near_duplicate"
         kept |= {code} if code >= 0 and "reason" not in row else set()
-    return [row for row in here if "reason" not in row]
+    return [row for row in rows if "reason" not in row]
 
 
 def gather(rules: list[Row], mirror: Path, out: Path, refused: frozenset[str]) -> Row:
@@ -337,12 +339,12 @@ def gather(rules: list[Row], mirror: Path, out: Path, refused: frozenset[str]) -
 
 
 def held_out_families(rows: list[Row]) -> list[tuple[str, str, str, int, str]]:
-    """Split, family, sources, and number of pictures of each family outside of `train`, with the
+    """Split, family, sources, and number of pictures of each family that is held out, with the
     SHA-256 of the sorted SHA-256 of its pictures, one to a line.
     """
     families = defaultdict[tuple[str, str], list[Row]](list)
     for row in rows:
-        if row["split"] != "train":
+        if row["split"] in HELD_OUT:
             families[row["split"], row["family"]].append(row)
     return [
         (

@@ -2,7 +2,7 @@
 
     python -m tools.default_ensemble.measure_default list data/photos/index.parquet --out held-out.csv
     touchstone score list::held-out.csv --ensemble default --perturb laundered \\
-        --perturb resize:short_side=256+jpeg:80 --out run --set provenance.read=false
+        --perturb tools/default_ensemble/small.yaml --out run --set provenance.read=false
     python -m tools.default_ensemble.measure_default measure data/photos/index.parquet run --out measured.json
 
 `list` names at most 80 files of each source of the splits `validation` and `test`. `measure` fits
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ray_app import load_run
 from ray_app.detectors.card import Platt
 from ray_app.ensembles.decision import logit
 from ray_app.evaluation.calibrate.thresholds import measured_threshold, seen_at
@@ -36,7 +37,6 @@ from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.clusters import effective_size
 from ray_app.metrics.registry import ScoredImages, auc, expected_calibration_error, tpr_at_fpr
 from ray_app.metrics.shortcut import shortcut_auc
-from ray_app.runs import load_run
 
 MOST = 80  # files of a source
 RATES = (0.002, 0.01, 0.02, 0.05)
@@ -122,14 +122,15 @@ def choose_points(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str
     real_below = no_evidence_below(reals, fakes)
     points = []
     for rate in RATES:
-        threshold = measured_threshold(reals, rate)
+        # rounded up, so that the rate is kept
+        threshold = math.ceil(measured_threshold(reals, rate) * 1e4) / 1e4
         size = effective_size(reals, families[~fake], rate)
         seen = seen_at(threshold, reals, CONFIDENCE, size=size)
         low = min(real_below, threshold)
         points.append(
             {
                 "rate": rate,
-                "threshold": round(threshold, 4),
+                "threshold": threshold,
                 "false_positive_rate": round(seen.false_positives / seen.n_real, 5),
                 "upper_bound": round(seen.upper_bound, 4),
                 "recall": round(float((fakes >= threshold).mean()), 4),

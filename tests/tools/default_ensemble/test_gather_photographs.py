@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from hashlib import sha256
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from ray_app.errors import ConfigError
 from tests.images.factory import encoded
-from tools.default_ensemble.gather_photographs import read_rules
+from tools.default_ensemble.gather_photographs import HELD_OUT, read_rules
 
 
 def picture(seed, size=(256, 256), **settings):
@@ -181,3 +182,15 @@ def test_what_is_no_rule_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["sources", "sources-permissive"])
 def test_the_shipped_lists_are_read(name):
     assert len(read_rules(f"configs/photos/{name}.csv")) > 20
+
+
+def test_no_family_of_the_shipped_list_is_in_two_splits():
+    splits = defaultdict(set)
+    for rule in read_rules("configs/photos/sources.csv"):
+        if rule["split"] != "aside":  # in neither
+            splits[rule["family"]].add(rule["split"])
+    assert [family for family, found in splits.items() if len(found) > 1] == []
+    with open("configs/photos/held_out.csv", newline="") as file:
+        held_out = {row["family"]: row["split"] for row in csv.DictReader(file)}
+    listed_in_it = {name: {split} for name, split in held_out.items()}
+    assert {name: splits[name] for name in splits if splits[name] & {*HELD_OUT}} == listed_in_it
