@@ -90,11 +90,10 @@ class Views:
         twin = TAESD(str(taesd / "taef2_encoder.pth"), str(taesd / "taef2_decoder.pth")).eval()
         for folder in self._sources[0]:
             crops = np.array(np.load(folder / "detail.npy", mmap_mode="r")[:TWINS])
-            for crop in crops:
-                pixels = torch.from_numpy(crop).permute(2, 0, 1)[None].float().div(255)
-                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                    made = twin.decoder(twin.encoder(pixels)).float().clamp(0, 1)[0]
-                self._pairs.append((crop, made.mul(255).round().permute(1, 2, 0).byte().numpy()))
+            kept = folder / "twins.npy"
+            if not kept.exists():
+                np.save(kept, np.stack([_decoded_again(twin, crop) for crop in crops]))
+            self._pairs += zip(crops, np.load(kept), strict=True)
 
     def batch(self, kind: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """HALF_BATCH cuts, (N, 3, CROP, CROP) in −1…1, half of them generated, and their labels
@@ -283,6 +282,13 @@ def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
         "whole-wild": WHOLE.prepare(wild),
         "detail-wild": np.asarray(part),
     }
+
+
+def _decoded_again(autoencoder: nn.Module, crop: np.ndarray) -> np.ndarray:
+    pixels = torch.from_numpy(crop).permute(2, 0, 1)[None].float().div(255)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        made = autoencoder.decoder(autoencoder.encoder(pixels)).float().clamp(0, 1)[0]
+    return made.mul(255).round().permute(1, 2, 0).byte().numpy()
 
 
 def _scaled(pixels: np.ndarray) -> torch.Tensor:
