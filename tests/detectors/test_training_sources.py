@@ -14,7 +14,7 @@ from ray_app.detectors import load_card
 def test_card_names_every_source_of_training_and_validation(card):
     wanted = sources("sources", "train") | sources("sources", "validation")
     assert set(load_card(card).training_data.sources) == wanted
-    assert len(wanted) == 421
+    assert len(wanted) == 620
 
 
 @pytest.mark.parametrize("card", ["touchstone-photo-permissive", "touchstone-crop-permissive"])

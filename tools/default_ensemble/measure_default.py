@@ -5,7 +5,7 @@
         --perturb tools/default_ensemble/small.yaml --out run --set provenance.read=false
     python -m tools.default_ensemble.measure_default measure data/photos/index.parquet run --out measured.json
 
-`list` names at most 80 files of each source of the splits `validation` and `test`. `measure` fits
+`list` names at most 40 files of each source of the splits `validation` and `test`. `measure` fits
 Platt scaling and chooses thresholds on `validation` alone, and measures on `test`. A family (owner
 or gallery) is the unit of every interval and bound: its pictures are alike.
 
@@ -18,6 +18,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ import pyarrow.parquet as pq
 from ray_app import load_run
 from ray_app.detectors.card import Platt
 from ray_app.ensembles.decision import logit
+from ray_app.evaluation.calibrate.fit_card import share_between
 from ray_app.evaluation.calibrate.thresholds import measured_threshold, seen_at
 from ray_app.metrics import calibration
 from ray_app.metrics.arrays import Bools, Floats
@@ -38,7 +40,7 @@ from ray_app.metrics.clusters import effective_size
 from ray_app.metrics.registry import ScoredImages, auc, expected_calibration_error, tpr_at_fpr
 from ray_app.metrics.shortcut import shortcut_auc
 
-MOST = 80  # files of a source
+MOST = 40  # files of a source
 RATES = (0.002, 0.01, 0.02, 0.05)
 DEFAULT_RATE = 0.01
 MISSED = 0.1  # most generated pictures among those without evidence, of as many real as generated
@@ -46,6 +48,23 @@ CONFIDENCE = 0.95
 DRAWS, SPLITS = 1000, 200
 FILE_FACTS = ("format", "width", "height", "quality", "size_bytes")
 AS_FOUND = "as found"
+# What the list calls a generator, and its name in the table. A source with several is the first.
+GENERATORS = {
+    "several": r"^mixed|^~",
+    "GPT-Image": r"GPT-Image|GPT-4o|OpenAI",
+    "Nano Banana, Gemini": r"Nano-?\s?Banana|Gemini|Google AI",
+    "Imagen 3 and 4": r"Imagen",
+    "Seedream": r"Seedream|Jimeng",
+    "FLUX": r"FLUX",
+    "Qwen-Image, Z-Image, HunyuanImage": r"Qwen|Z-Image|Hunyuan",
+    "Midjourney": r"Midjourney",
+    "DALL-E 3": r"DALL-E 3",
+    "DALL-E 2 and mini, GLIDE": r"DALL-E|Craiyon|GLIDE|Muse",
+    "SDXL, SD 3": r"SDXL|Stable Diffusion 3|SD ?3",
+    "Stable Diffusion 1 and 2": r"\bSD\b|Stable Diffusion",
+    "Ideogram, Leonardo, Firefly": r"Ideogram|Leonardo|Firefly",
+    "GANs": r"GAN",
+}
 
 
 @dataclass(frozen=True)
@@ -134,8 +153,8 @@ def choose_points(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str
                 "false_positive_rate": round(seen.false_positives / seen.n_real, 5),
                 "upper_bound": round(seen.upper_bound, 4),
                 "recall": round(float((fakes >= threshold).mean()), 4),
-                "abstain_real": round(float(((reals >= low) & (reals < threshold)).mean()), 4),
-                "abstain_fake": round(float(((fakes >= low) & (fakes < threshold)).mean()), 4),
+                "abstain_real": round(share_between(reals, low, threshold), 4),
+                "abstain_fake": round(share_between(fakes, low, threshold), 4),
             }
         )
     return {"real_below": round(real_below, 2), "operating_points": points}
@@ -208,8 +227,8 @@ def verdict_shares(
     return {
         label: {
             "flagged": round(float((some >= threshold).mean()), 4),
-            "open": round(float(((some >= low) & (some < threshold)).mean()), 4),
-            "passed": round(float((some < low).mean()), 4),
+            "open": round(share_between(some, low, threshold), 4),
+            "passed": round(float((some <= low).mean()), 4),
         }
         for label, some in (("real", scores[~fake]), ("fake", scores[fake]))
     }
@@ -218,14 +237,23 @@ def verdict_shares(
 def rates_by(
     column: str, scores: Floats, pictures: Pictures, threshold: float
 ) -> dict[str, dict[str, Any]]:
-    """Share of pictures that are flagged, per value of a column of the index."""
+    """Per label and value of a column of the index: the share of pictures that are flagged, and the
+    AUC against all pictures of the other class.
+    """
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(pictures.rows):
         groups[f"{row['label']}: {row.get(column) or 'unknown'}"].append(place)
-    return {
-        name: {"n": len(places), "flagged": round(float((scores[places] >= threshold).mean()), 4)}
-        for name, places in sorted(groups.items())
-    }
+    fake = pictures.fake
+    found = {}
+    for name, places in sorted(groups.items()):
+        own, others = np.array(places), np.flatnonzero(fake != fake[places[0]])
+        both = np.concatenate([own, others])
+        found[name] = {
+            "n": len(own),
+            "flagged": round(float((scores[own] >= threshold).mean()), 4),
+            "auc": round(auc(ScoredImages.from_scores(scores[both], fake[both])), 4),
+        }
+    return found
 
 
 def check_bounds(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -302,7 +330,10 @@ def measure(pictures: Pictures) -> dict[str, Any]:
             ({"source": name, **facts} for name, facts in sources.items()),
             key=lambda one: one["auc"],
         )[:10],
-        "by_generator": rates_by("generator", found, test, default["threshold"]),
+        "by_generator": {
+            view: rates_by("generator", column, test, default["threshold"])
+            for view, column in scores.items()
+        },
         "by_kind": {
             view: rates_by("kind", column, test, default["threshold"])
             for view, column in scores.items()
@@ -357,12 +388,24 @@ def read_pictures(index: Path, run: str, kinds: Mapping[str, str]) -> Pictures:
             for name, score in columns.items():
                 views[view][name].append(math.nan if score is None else score)
     return Pictures(
-        [row | {"kind": kinds.get(row["source"])} for row in kept],
+        [
+            row
+            | {
+                "kind": kinds.get(row["source"]),
+                "generator": _generator(row["generator"]) if row["label"] == "fake" else None,
+            }
+            for row in kept
+        ],
         {
             view: {name: np.array(column, np.float64) for name, column in columns.items()}
             for view, columns in views.items()
         },
     )
+
+
+def _generator(listed: str) -> str:
+    known = (name for name, pattern in GENERATORS.items() if re.search(pattern, listed))
+    return next(known, "others, unknown")
 
 
 def _scored(
