@@ -6,7 +6,7 @@
     python -m tools.default_ensemble.measure_default measure data/photos/index.parquet run --out measured.json
 
 `list` names at most 40 files of each source of the splits `validation` and `test`. `measure` fits
-Platt scaling and chooses thresholds on `validation` alone, and measures on `test`. A family (owner
+Platt scaling and chooses thresholds on `validation` alone, and measures rates on `test`. A family (owner
 or gallery) is the unit of every interval and bound: its pictures are alike.
 
 The file that `measure` writes has the numbers of the cards (`calibrations`, `ensemble`) and the
@@ -130,19 +130,25 @@ def _fit_even(scores: Floats, fake: Bools) -> Platt:
     return Platt(slope=fitted.slope, intercept=fitted.intercept - logit(float(fake.mean())))
 
 
-def choose_points(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str, Any]:
-    """Choose the operating points on held-out pictures: the keys of an ensemble card.
-
-    A point's threshold is the lowest one that at most `rate` of the reals reach; its bound counts
-    the reals as the independent ones that their families are worth. `real_below` is the highest
-    score below which, of as many real as generated pictures, at most `MISSED` were generated.
+def choose_thresholds(scores: Floats, fake: Bools) -> tuple[float, dict[float, float]]:
+    """Return `real_below`, and the threshold of each rate: the lowest that at most this share of
+    the reals reaches, rounded up.
     """
     reals, fakes = scores[~fake], scores[fake]
-    real_below = no_evidence_below(reals, fakes)
+    thresholds = {rate: math.ceil(measured_threshold(reals, rate) * 1e4) / 1e4 for rate in RATES}
+    return round(no_evidence_below(reals, fakes), 2), thresholds
+
+
+def measure_points(
+    real_below: float, thresholds: Mapping[float, float], pictures: Pictures, scores: Floats
+) -> list[dict[str, float]]:
+    """Return the operating points of an ensemble card, measured on pictures that chose no
+    threshold. The bound counts the reals as the independent ones that their families are worth.
+    """
+    fake, families = pictures.fake, pictures.codes("family")
+    reals, fakes = scores[~fake], scores[fake]
     points = []
-    for rate in RATES:
-        # rounded up, so that the rate is kept
-        threshold = math.ceil(measured_threshold(reals, rate) * 1e4) / 1e4
+    for rate, threshold in thresholds.items():
         size = effective_size(reals, families[~fake], rate)
         seen = seen_at(threshold, reals, CONFIDENCE, size=size)
         low = min(real_below, threshold)
@@ -157,7 +163,7 @@ def choose_points(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str
                 "abstain_fake": round(share_between(fakes, low, threshold), 4),
             }
         )
-    return {"real_below": round(real_below, 2), "operating_points": points}
+    return points
 
 
 def no_evidence_below(reals: Floats, fakes: Floats) -> float:
@@ -257,20 +263,23 @@ def rates_by(
 
 
 def check_bounds(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Divide the families `SPLITS` times at random in two halves: choose the points on one, and
-    count how often the rate on the other exceeds the stated rate, and its bound.
+    """Divide the families `SPLITS` times at random into three parts: choose the thresholds on the
+    first, bound their rates on the second, and count how often the rate on the third exceeds the
+    chosen rate, and its bound.
     """
     rng = np.random.default_rng(0)
     reals, groups = scores[~fake], families[~fake]
     names = np.unique(groups)
     counts = {rate: {"over_rate": 0, "over_bound": 0, "rates": []} for rate in RATES}
     for _ in range(SPLITS):
-        half = np.isin(groups, rng.permutation(names)[: len(names) // 2])
+        first, second, third = (
+            np.isin(groups, part) for part in np.array_split(rng.permutation(names), 3)
+        )
         for rate in RATES:
-            threshold = measured_threshold(reals[half], rate)
-            size = effective_size(reals[half], groups[half], rate)
-            bound = seen_at(threshold, reals[half], CONFIDENCE, size=size).upper_bound
-            realised = float((reals[~half] >= threshold).mean())
+            threshold = measured_threshold(reals[first], rate)
+            size = effective_size(reals[second], groups[second], rate)
+            bound = seen_at(threshold, reals[second], CONFIDENCE, size=size).upper_bound
+            realised = float((reals[third] >= threshold).mean())
             counts[rate]["rates"].append(realised)
             counts[rate]["over_rate"] += realised > rate
             counts[rate]["over_bound"] += realised > bound
@@ -289,11 +298,10 @@ def measure(pictures: Pictures) -> dict[str, Any]:
     """Calibrate on `validation`, measure on `test`. Returns what the file holds."""
     held_out, test = pictures.of_split("validation"), pictures.of_split("test")
     fitted = Calibrated.fit(held_out)
-    chosen = choose_points(
-        fitted.score(held_out.scores[AS_FOUND]), held_out.fake, held_out.codes("family")
+    real_below, thresholds = choose_thresholds(
+        fitted.score(held_out.scores[AS_FOUND]), held_out.fake
     )
-    points = {point["rate"]: point for point in chosen["operating_points"]}
-    default = points[DEFAULT_RATE]
+    default = thresholds[DEFAULT_RATE]
     families, fake = test.codes("family"), test.fake
     scores = {view: fitted.score(columns) for view, columns in test.scores.items()}
     found = scores[AS_FOUND]
@@ -303,7 +311,11 @@ def measure(pictures: Pictures) -> dict[str, Any]:
     )
     return {
         "calibrations": {name: one.model_dump() for name, one in fitted.detectors.items()},
-        "ensemble": {"calibration": fitted.ensemble.model_dump(), **chosen},
+        "ensemble": {
+            "calibration": fitted.ensemble.model_dump(),
+            "real_below": real_below,
+            "operating_points": measure_points(real_below, thresholds, test, found),
+        },
         "validation": metrics_of(
             fitted.score(held_out.scores[AS_FOUND]), held_out.fake, held_out.codes("family")
         ),
@@ -321,22 +333,20 @@ def measure(pictures: Pictures) -> dict[str, Any]:
         ),
         "points_on_test": {
             f"{rate:g}": {
-                view: verdict_shares(column, fake, chosen["real_below"], point["threshold"])
+                view: verdict_shares(column, fake, real_below, threshold)
                 for view, column in scores.items()
             }
-            for rate, point in points.items()
+            for rate, threshold in thresholds.items()
         },
         "weakest_sources": sorted(
             ({"source": name, **facts} for name, facts in sources.items()),
             key=lambda one: one["auc"],
         )[:10],
         "by_generator": {
-            view: rates_by("generator", column, test, default["threshold"])
-            for view, column in scores.items()
+            view: rates_by("generator", column, test, default) for view, column in scores.items()
         },
         "by_kind": {
-            view: rates_by("kind", column, test, default["threshold"])
-            for view, column in scores.items()
+            view: rates_by("kind", column, test, default) for view, column in scores.items()
         },
         "file_facts_auc": shortcut_auc(
             {name: [row[name] for row in test.rows] for name in FILE_FACTS}, fake

@@ -37,16 +37,25 @@ def measured(pictures):
     return measure_default.measure(pictures)
 
 
-def test_points_keep_their_rates_where_they_were_chosen(pictures, measured):
+def test_thresholds_keep_their_rates_where_they_were_chosen(pictures, measured):
     held_out = pictures.of_split("validation")
     score = measure_default.Calibrated.fit(held_out).score(held_out.scores[AS_FOUND])
     points = measured["ensemble"]["operating_points"]
     assert [point["rate"] for point in points] == [0.002, 0.01, 0.02, 0.05]
     for point in points:
-        flagged = score[~held_out.fake] >= point["threshold"]
-        assert flagged.mean() <= point["rate"] < point["upper_bound"]
+        assert (score[~held_out.fake] >= point["threshold"]).mean() <= point["rate"]
     thresholds = [point["threshold"] for point in points]
     assert thresholds == sorted(thresholds, reverse=True)
+
+
+def test_rates_are_those_of_the_test_split(pictures, measured):
+    test = pictures.of_split("test")
+    fitted = measure_default.Calibrated.fit(pictures.of_split("validation"))
+    reals = fitted.score(test.scores[AS_FOUND])[~test.fake]
+    for point in measured["ensemble"]["operating_points"]:
+        flagged = (reals >= point["threshold"]).mean()
+        assert point["false_positive_rate"] == pytest.approx(flagged, abs=1e-5)
+        assert flagged < point["upper_bound"]
 
 
 def test_the_test_split_decides_nothing(pictures, measured):
@@ -58,8 +67,9 @@ def test_the_test_split_decides_nothing(pictures, measured):
         for view, columns in pictures.scores.items()
     }
     other = measure_default.measure(Pictures(pictures.rows, scores))
-    for key in ("calibrations", "ensemble", "validation"):
+    for key in ("calibrations", "validation"):
         assert other[key] == measured[key]
+    assert thresholds_of(other) == thresholds_of(measured)
     assert other["test"] != measured["test"]
 
 
@@ -83,6 +93,11 @@ def test_at_most_80_files_of_each_held_out_source_are_listed(tmp_path, monkeypat
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "index.parquet")
     held_out = measure_default.held_out_rows(tmp_path / "index.parquet")
     assert [row["source"] for row in held_out] == ["a", "a", "c"]
+
+
+def thresholds_of(measured):
+    ensemble = measured["ensemble"]
+    return ensemble["real_below"], [one["threshold"] for one in ensemble["operating_points"]]
 
 
 def sha256(number):
