@@ -14,12 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from ray_app.config import config_root
 from tests.reports import pages
 from tests.reports.browser import chromium
 from tests.reports.real_pages import EAGER, paper_pages, weight_of, write_pages
-from tests.serving.http.live import serving
-from tests.serving.page_app import Mood, make_app
 from tests.serving.page_browser import score_many, score_one
+from tests.serving.served import served
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WIDTH, HEIGHT = 1440, 1000
@@ -77,14 +77,11 @@ def _seen(browser, found):
         page.close()
 
 
-def _endpoint(browser, demo):
-    """The endpoint's page with one image and with several."""
-    photos = [
-        path
-        for path in sorted((demo / "archive" / "desk").rglob("*.jpg"))
-        if path.stat().st_size > 10_000
-    ][:8]
-    with serving(make_app(Mood())) as port:
+def _endpoint(browser):
+    """The page of an endpoint with the default ensemble: one image, and several."""
+    photos = sorted((config_root() / "sample" / "archive" / "photographs").glob("*.jpg"))[:8]
+    with served("--workers", "1", ensemble="default") as endpoint:
+        port = endpoint.port
         page = browser.new_page(
             viewport={"width": WIDTH, "height": HEIGHT},
             color_scheme="light",

@@ -73,9 +73,9 @@ def words_of(process):
 
 
 @contextmanager
-def served(*options, exit_code=0, **variables):
-    """`touchstone serve --ensemble tiny` with more options, and more in its environment, from its
-    address on stdout to its end with this exit code.
+def served(*options, ensemble="tiny", exit_code=0, **variables):
+    """`touchstone serve --ensemble ENSEMBLE` with more options, and more in its environment, from
+    its address on stdout to its end with this exit code.
     """
     port = free_ports(1)[0]
     with tempfile.TemporaryDirectory(prefix="tp", dir="/tmp") as name:
@@ -90,7 +90,7 @@ def served(*options, exit_code=0, **variables):
                 "--port",
                 str(port),
                 "--ensemble",
-                "tiny",
+                ensemble,
                 *options,
             ]
             process = subprocess.Popen(
