@@ -1,7 +1,7 @@
-"""How the detectors of the ensemble `default` were trained: one EfficientNet-Lite0, ImageNet's,
-with a head for wholes and one for crops.
+"""How the detectors of the ensemble `default` were tuned: one EfficientNet-Lite0, with a head for
+wholes and one for crops.
 
-    python -m tools.default_ensemble.tune_photographs data/photos configs/backbones/efficientnet-lite0-stages.safetensors \\
+    python -m tools.default_ensemble.tune_photographs data/photos configs/backbones/efficientnet-lite0-photo.safetensors \\
         --taesd CLONE --out DIR
 
 First linear heads on the frozen network, then all of it together (LP-FT, Kumar et al. 2022, arXiv
@@ -11,8 +11,8 @@ is drawn as often as √n. Some crops are aligned pairs, after DRCT and B-Free (
 real crop beside its twin through FLUX.2's tiny autoencoder, of a clone of madebyollin/taesd (MIT),
 cut and flipped alike. What is kept is the moving average of the weights.
 
-Writes backbone.safetensors and a file for each head (fp16, fp32), and keeps the views of all
-pictures below DIR/views. A run that was ended goes on from DIR/state.pt.
+Writes backbone.safetensors and a file for each head (fp16, fp32), which mix_weights mixes with
+those before, and keeps the views of all pictures below DIR/views. A run that was ended goes on from DIR/state.pt.
 """
 
 import argparse
