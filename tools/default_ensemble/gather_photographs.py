@@ -7,12 +7,14 @@ the commits that a list names.
 A row of the list: `repo` (owner/name), `commit`, `path_rule` (a regular expression on paths; what
 follows ` NOT ` excludes), `label` (real, fake, or grid2x2: fakes on sheets of 2 × 2, which are
 cut), `source`; `cap`: at most so many files (200 if the row says nothing), those whose SHA-256 of
-source and path is lowest;
-`family`: what no split divides; and more that the index repeats. Writes images/SOURCE/HASH.EXT,
-index.parquet (labelled: for `data index`, `evaluate`, `detectors fit`), dropped.parquet (a row for
-each file that is left out, and why), summary.json, and held_out.csv (the families that no training
-may use, each with a hash of its pictures). Files whose SHA-256 `--refuse` lists, which no training
-may use, are left out. MIRRORS holds bare repositories; others are fetched from GitHub.
+source and path is lowest; `family`: what no split divides; `kind` of held-out pictures; and more
+that the index repeats.
+
+Writes images/SOURCE/HASH.EXT, index.parquet (labelled: for `data index`, `evaluate`, `detectors
+fit`), dropped.parquet (a row for each file that is left out, and why), summary.json, and
+held_out.csv (the families that no training may use, each with a hash of its pictures). Files whose
+SHA-256 `--refuse` lists, which no training may use, are left out. MIRRORS holds bare repositories;
+others are fetched from GitHub.
 """
 
 import argparse
