@@ -208,21 +208,24 @@ def metrics_of(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str, A
 
 def by_source(scores: Floats, pictures: Pictures) -> dict[str, dict[str, Any]]:
     """The AUC of every source against all pictures of the other class."""
-    fake = pictures.fake
     names = np.array([row["source"] for row in pictures.rows])
     found = {}
     for name in np.unique(names):
-        own = names == name
-        others = fake != fake[own][0]
-        chosen = own | others
-        first = pictures.rows[int(np.flatnonzero(own)[0])]
+        own = np.flatnonzero(names == name)
+        first = pictures.rows[int(own[0])]
         found[str(name)] = {
             "label": first["label"],
             "generator": first["generator"],
-            "n": int(own.sum()),
-            "auc": round(auc(ScoredImages.from_scores(scores[chosen], fake[chosen])), 4),
+            "n": len(own),
+            "auc": _auc_of(own, scores, pictures.fake),
         }
     return found
+
+
+def _auc_of(own: np.ndarray, scores: Floats, fake: Bools) -> float:
+    """The AUC of pictures of one class against all of the other class."""
+    both = np.concatenate([own, np.flatnonzero(fake != fake[own[0]])])
+    return round(auc(ScoredImages.from_scores(scores[both], fake[both])), 4)
 
 
 def verdict_shares(
@@ -249,17 +252,14 @@ def rates_by(
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(pictures.rows):
         groups[f"{row['label']}: {row.get(column) or 'unknown'}"].append(place)
-    fake = pictures.fake
-    found = {}
-    for name, places in sorted(groups.items()):
-        own, others = np.array(places), np.flatnonzero(fake != fake[places[0]])
-        both = np.concatenate([own, others])
-        found[name] = {
-            "n": len(own),
-            "flagged": round(float((scores[own] >= threshold).mean()), 4),
-            "auc": round(auc(ScoredImages.from_scores(scores[both], fake[both])), 4),
+    return {
+        name: {
+            "n": len(places),
+            "flagged": round(float((scores[places] >= threshold).mean()), 4),
+            "auc": _auc_of(np.array(places), scores, pictures.fake),
         }
-    return found
+        for name, places in sorted(groups.items())
+    }
 
 
 def check_bounds(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str, dict[str, Any]]:
