@@ -27,7 +27,7 @@ demo: $(STAMP)
 TOGETHER := -n auto --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --durations 20 $(TOGETHER)
+	$(BIN)/python -m pytest --durations 10 $(TOGETHER)
 
 # What networks compute, once more in the precision that this processor would not choose.
 OTHER := from ray_app.detectors.cpu import cpu_precision; print('fp32' if cpu_precision() == 'bf16' else 'bf16')

@@ -2,7 +2,7 @@
 
     python -m tests.groups faults memory     these, one after another, and a table
     python -m tests.groups all               every one
-    python -m tests.groups today             the one of this day of the year, as CI takes it: each comes within seventeen days
+    python -m tests.groups today             the one of this day of the year, as CI runs it: each group in turn
 
 A slow test belongs to the first group that names its file, or a folder that it lies in
 (`group_of`). Exit code 1 where a test failed.
@@ -60,6 +60,7 @@ GROUPS = {
         "training/test_describing_e2e.py", "training/test_identifying_e2e.py", "training/test_learner.py", "training/test_notice.py",
         "training/test_published.py",
     )),
+    "operators": Group("the files for operators, by promtool, nginx, and hadolint where they are installed", ("operators",)),
     "exits": Group("200 runs on Parquet that end with exit code 0", ("cli/test_exits.py",)),
     "data": Group("what makes, fetches and packs images; commands; from simulated pictures to a card, from prompts to names", (
         "datajobs", "cli", "training", "test_profile_walk.py",
