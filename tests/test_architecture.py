@@ -6,10 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from functools import cache
-from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -26,49 +23,6 @@ def name_of(source: Path) -> str:
 
 
 NAMES = {name_of(source) for source in SOURCES}
-
-
-class Outline(NamedTuple):
-    """What is kept of a module: whole trees of all of them would cost seconds of collecting
-    garbage.
-    """
-
-    imports: list[ast.Import | ast.ImportFrom]  # also those inside of functions
-    classes: list[str]
-
-
-@cache
-def outline_of(source: Path) -> Outline:
-    """Expressions, which are most of a tree and hold no statement, are not looked into."""
-    tree = ast.parse(source.read_text())
-    imports, inside = [], [tree]
-    while inside:
-        node = inside.pop()
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            imports.append(node)
-        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
-            inside += getattr(node, part, ())
-    return Outline(imports, [node.name for node in tree.body if isinstance(node, ast.ClassDef)])
-
-
-def imported_by(source: Path) -> set[str]:
-    """The modules of `ray_app` that a module imports, inside of functions, too."""
-    found = set()
-    for node in outline_of(source).imports:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        else:
-            assert node.level == 0, f"{source}: relative import"
-            parts = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES
-            found |= parts or {node.module}
-    return found & NAMES - {name_of(source)}
-
-
-def test_no_modules_import_each_other_in_a_circle():
-    modules = {name_of(source) for source in MODULES}
-    TopologicalSorter(
-        {name_of(source): imported_by(source) & modules for source in MODULES}
-    ).prepare()
 
 
 def test_no_module_is_reached_through_its_package_without_being_imported():
@@ -96,10 +50,10 @@ def test_no_module_is_reached_through_its_package_without_being_imported():
 
 def test_no_public_class_has_a_namesake():
     names = Counter(
-        name
+        node.name
         for source in SOURCES
-        for name in outline_of(source).classes
-        if not name.startswith("_")
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert {name: times for name, times in names.items() if times > 1} == {}
 

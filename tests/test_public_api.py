@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -98,14 +99,21 @@ def patches(tree):
                 yield node.lineno, called
 
 
-@pytest.mark.parametrize("find", [private_imports, patches])
-def test_product_code_uses_public_names_only(find):
-    found = {
-        f"{path.relative_to(ROOT)}:{line} {name}"
-        for path in MODULES
-        for line, name in find(ast.parse(path.read_text(encoding="utf-8")))
-    }
-    assert found == set()
+@cache
+def foreign_names():
+    """What product code takes from other packages: the violations, and the imported modules."""
+    violations, modules = [], set()
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for find in (private_imports, patches):
+            violations += [f"{path.relative_to(ROOT)}:{line} {name}" for line, name in find(tree)]
+        modules |= {name.split(".")[0] for _, name in imports(tree)}
+    return violations, modules
+
+
+def test_product_code_uses_public_names_only():
+    violations, _ = foreign_names()
+    assert violations == []
 
 
 @pytest.mark.parametrize(
@@ -166,11 +174,7 @@ def test_every_imported_distribution_is_declared():
         for one in required
     }
     distributions = packages_distributions()
-    modules = {
-        name.split(".")[0]
-        for path in MODULES
-        for _, name in imports(ast.parse(path.read_text(encoding="utf-8")))
-    }
+    _, modules = foreign_names()
     provided = {
         module: {distribution_name(one) for one in distributions.get(module, [module])}
         for module in modules

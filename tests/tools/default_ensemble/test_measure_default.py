@@ -11,7 +11,15 @@ from tools.default_ensemble import measure_default
 from tools.default_ensemble.measure_default import AS_FOUND, Pictures
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_default, "DRAWS", 50)
+        patch.setattr(measure_default, "SPLITS", 20)
+        yield
+
+
+@pytest.fixture(scope="module")
 def pictures():
     """Of each split 40 sources of 20 pictures, half of them generated; `good` ranks them with an
     AUC of about 0.92, `poor` with one of about 0.76.
@@ -32,8 +40,8 @@ def pictures():
     return Pictures(rows, {AS_FOUND: columns, "small": columns})
 
 
-@pytest.fixture
-def measured(pictures):
+@pytest.fixture(scope="module")
+def measured(few_draws, pictures):
     return measure_default.measure(pictures)
 
 
@@ -82,7 +90,7 @@ def test_probabilities_are_calibrated_and_shares_are_whole(measured):
             assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
 
 
-def test_at_most_80_files_of_each_held_out_source_are_listed(tmp_path, monkeypatch):
+def test_listing_keeps_at_most_so_many_files_of_a_source(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_default, "MOST", 2)
     rows = [
         {"uri": f"{number}.png", "source": source, "split": split, "sha256": sha256(number)}
