@@ -8,7 +8,6 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu import BUDGET_S, Budget, detector_figures, main, measure_part
-from benchmarks.measuring import ContenderError
 from ray_app.detectors import load_card
 
 TINY = str(Path(__file__).resolve().parents[1] / "training" / "touchstone-tiny.yaml")
@@ -101,54 +100,3 @@ def test_a_run_is_measured_end_to_end(tmp_path):
     decoders = gpu.decoder_figures(tmp_path, "cpu", tmp_path / "photographs", "touchstone-tiny")
     assert decoders["images"] == 512
     assert decoders["rate"] > 0
-
-
-def test_failed_run_keeps_its_output(tmp_path):
-    with pytest.raises(ContenderError, match="exit code"):
-        gpu._scored(["--no-such-option"], tmp_path, "tiny")
-    assert "no-such-option" in (tmp_path / "run-tiny.err").read_text().lower()
-
-
-def test_load_figures_are_those_of_the_steady_time(monkeypatch):
-    monkeypatch.setattr(gpu, "SAMPLE_EVERY_S", 60.0)
-    sampler = gpu.LoadSampler()
-    sampler.stop()
-    sampler.samples = [
-        gpu.LoadSample(0.0, 0.0, 0.0, 900.0),
-        gpu.LoadSample(1.0, 2.0, 80.0, 500.0),
-        gpu.LoadSample(2.0, 6.0, 100.0, 500.0),
-    ]
-    figures = sampler.figures(1.0, 2.0)
-    assert figures["gpu_percent"] == 90
-    assert figures["gpu_memory_mib"] == 900
-    assert figures["cores_busy"] == 4
-
-
-def test_photographs_that_are_there_are_kept(tmp_path, monkeypatch):
-    written = []
-
-    class Processes:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def submit(self, write, folder, count, start):
-            written.append((start, count))
-            return Future()
-
-    class Future:
-        def result(self):
-            return None
-
-    monkeypatch.setattr(gpu, "ProcessPoolExecutor", Processes)
-    for index in range(3):
-        (tmp_path / f"photo-{index:06d}.jpg").touch()
-    assert len(gpu.photographs_at(tmp_path, 3)) == 3
-    assert written == []
-    assert gpu.photographs_at(tmp_path, 403)[-1].name == "photo-000402.jpg"
-    assert written == [(3, 200), (203, 200)]
