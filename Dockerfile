@@ -1,7 +1,7 @@
 # Two images of endpoint and runs, which the Kubernetes manifests use; --build-arg EXTRAS=raw,zst adds what pyproject.toml calls so:
 #
-#   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:0.29.0-cpu  .
-#   docker build --target cuda                             --tag touchstone:0.29.0-cuda .
+#   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:0.29.1-cpu  .
+#   docker build --target cuda                             --tag touchstone:0.29.1-cuda .
 #
 # PyPI's torch carries CUDA's libraries, some gigabytes. TORCH_INDEX is the package index that holds torch without them (its address stands
 # on PyTorch's installation page, under "CPU"), or a mirror of yours; without it, `cpu` is refused rather than built three times as large.
