@@ -11,6 +11,8 @@ import pytest
 from ray_app.archives import in_turn
 from ray_app.archives.listing import ListingOutcome, list_archive
 from ray_app.errors import TouchstoneError
+from ray_app.scoring import sample
+from ray_app.scoring.plan import plan_run
 from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
@@ -59,6 +61,42 @@ def without_ray():
         patch.setattr("ray_app.scoring.engine.score_turn", _score_turn)
         patch.setattr("ray_app.scoring.run.ListingProcess", ListingHere)
         yield
+
+
+@contextmanager
+def probed_here():
+    """Inside, the probe of a plan works in this process, which starts no other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "_WorkerProcess", ProbeHere)
+        yield
+
+
+def plan_here(config, **options):
+    with probed_here():
+        return plan_run(config, **options)
+
+
+class ProbeHere:
+    """A process of the probe, in this process."""
+
+    def __init__(self, job, kind):
+        self._stages = sample._open_stages(cloudpickle.loads(cloudpickle.dumps(job)), kind)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if (reading := getattr(self._stages[0], "_reading", None)) is not None:
+            reading.close()
+
+    def send(self, ref):
+        self._ref = ref
+
+    def receive(self):
+        done = sample._work(self._stages, self._ref)
+        if isinstance(done, TouchstoneError):
+            raise done
+        return done
 
 
 class ListingHere:

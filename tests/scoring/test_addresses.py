@@ -9,12 +9,12 @@ import pytest
 
 from ray_app.errors import TouchstoneError
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.plan import plan_run
 from ray_app.scoring.run import score_archive
 from tests.archives.test_addresses import Pages
 from tests.http_server import HttpServer
 from tests.images.factory import encoded, photo
 from tests.scoring.conftest import rows_of
+from tests.scoring.stages import plan_here
 
 
 @pytest.fixture
@@ -30,49 +30,40 @@ def hostile(tmp_path):
         yield tmp_path, server
 
 
-def test_a_plan_asks_for_nothing_that_a_table_names(hostile):
+def config_of(*sources, **settings):
+    return ScoreConfig(source=tuple(map(str, sources)), ensemble="tiny", **settings)
+
+
+def test_plan_requests_nothing_that_a_table_names(hostile):
     folder, server = hostile
-    plan = plan_run(ScoreConfig(source=(str(folder / "in"),), ensemble="tiny"), probe=8).to_dict()
-    assert plan["members"] == 3
-    assert plan["probe"]["statuses"] == {"ok": 1, "unsupported_format": 2}
-    listed = plan_run(
-        ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny"), probe=8
-    ).to_dict()
-    assert listed["probe"]["statuses"] == {"ok": 1, "source_denied": 2, "unsupported_format": 1}
+    for name, members, statuses in (
+        ("in", 3, {"ok": 1, "unsupported_format": 2}),
+        ("l.csv", 4, {"ok": 1, "source_denied": 2, "unsupported_format": 1}),
+    ):
+        plan = plan_here(config_of(folder / name), probe=8).to_dict()
+        assert (plan["members"], plan["probe"]["statuses"]) == (members, statuses), name
     assert server.asked == []
-    allowed = plan_run(
-        ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny", allow_private=True), probe=2
-    ).to_dict()
-    assert allowed["members"] == 4
 
 
-def test_a_run_asks_for_nothing_that_a_table_names(hostile, off_ray):
+def test_run_requests_addresses_only_if_allowed(hostile, off_ray):
     folder, server = hostile
-    source, out = (str(folder / "in"), str(folder / "l.csv")), str(folder / "run")
-    score_archive(ScoreConfig(source=source, ensemble="tiny", out=out, block_members=8))
+    source, out = (folder / "in", folder / "l.csv"), str(folder / "run")
+    settings = {"out": out, "block_members": 8}
+    score_archive(config_of(*source, **settings))
     rows = rows_of(out)
     assert server.asked == []
     statuses = {uri.rpartition("/")[2]: row["status"] for uri, row in rows.items()}
-    unread = dict.fromkeys(
-        ("t.parquet", "u.csv", "hostname"), "unsupported_format"
-    ) | dict.fromkeys(("hook", "meta-data"), "source_denied")
-    assert statuses == {"a.jpg": "ok"} | unread
+    unread = dict.fromkeys(("t.parquet", "u.csv", "hostname"), "unsupported_format")
+    denied = dict.fromkeys(("hook", "meta-data"), "source_denied")
+    assert statuses == {"a.jpg": "ok"} | unread | denied
     assert "allow_private=true" in rows[f"{server.url}/hook"]["detail"]
     for name in ("t.parquet", "u.csv"):
         assert f"list::{folder}/in/{name}" in rows[f"{folder}/in/{name}"]["detail"]
-    retried = ScoreConfig(
-        source=source,
-        ensemble="tiny",
-        out=out,
-        rescore=("source_denied",),
-        allow_private=True,
-        retry={"deadline_s": 1},
-        block_members=8,
-    )
-    score_archive(retried)
+    settings |= {"allow_private": True, "retry": {"deadline_s": 1}}
+    score_archive(config_of(*source, rescore=("source_denied",), **settings))
     assert server.asked == ["/hook"]
-    # it was read, and is no picture
-    assert rows_of(out)[f"{server.url}/hook"]["status"] == "unsupported_format"
+    status = rows_of(out)[f"{server.url}/hook"]["status"]
+    assert status == "unsupported_format", "it was read, and is not an image"
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -80,30 +71,19 @@ class QuietHandler(SimpleHTTPRequestHandler):
         """Print nothing."""
 
 
-def test_secrets_of_sources_are_not_kept(off_ray, tmp_path, capfd):
-    files = tmp_path / "files"
+def test_run_keeps_no_secret_of_its_sources(off_ray, tmp_path, capfd):
+    files, out, secret = tmp_path / "files", tmp_path / "run", "?X-Amz-Signature=SIGNATURE"
     files.mkdir()
     with HttpServer(partial(QuietHandler, directory=str(files))) as server:
         for number, name in enumerate(("a.jpg", "b.jpg")):
             (files / name).write_bytes(encoded(photo(seed=number), "JPEG"))
-        listed = f"uri\n{server.url}/b.jpg\n{server.url}/c.jpg?X-Amz-Signature=SIGNATURE\n"
+        listed = f"uri\n{server.url}/b.jpg\n{server.url}/c.jpg{secret}\n"
         (files / "list.csv").write_text(listed)
-        signed = f"{server.url}/a.jpg?X-Amz-Signature=SIGNATURE"
-        sources = (signed, f"list::{server.url}/list.csv?X-Amz-Signature=SIGNATURE")
-        out = tmp_path / "run"
-        score_archive(
-            ScoreConfig(source=sources, ensemble="tiny", out=str(out), allow_private=True)
-        )
-        missing = f"list::{server.url}/none.csv?X-Amz-Signature=SIGNATURE"
+        sources = (f"{server.url}/a.jpg{secret}", f"list::{server.url}/list.csv{secret}")
+        score_archive(config_of(*sources, out=str(out), allow_private=True))
+        missing, other = f"list::{server.url}/none.csv{secret}", str(tmp_path / "other")
         with pytest.raises(TouchstoneError) as caught:
-            score_archive(
-                ScoreConfig(
-                    source=(missing,),
-                    ensemble="tiny",
-                    out=str(tmp_path / "other"),
-                    allow_private=True,
-                )
-            )
+            score_archive(config_of(missing, out=other, allow_private=True))
     assert "SIGNATURE" not in str(caught.value)
     statuses = {uri[-5:]: row["status"] for uri, row in rows_of(out).items()}
     assert statuses == {"a.jpg": "ok", "b.jpg": "ok", "c.jpg": "source_denied"}

@@ -19,11 +19,11 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.plan import plan_run
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import Engine
 from tests.scoring.conftest import score_here
 from tests.scoring.shifted import encoded, pictures
+from tests.scoring.stages import plan_here
 from tests.serving.in_process import answers_of
 
 IMAGES = 80
@@ -88,7 +88,7 @@ def calibrated(tmp_path_factory):
     return labelled, run, list(rows.values()), path
 
 
-def test_the_card_gives_its_chances_wherever_it_is_used(calibrated, tmp_path):
+def test_card_gives_the_same_probabilities_everywhere(calibrated, tmp_path):
     labelled, run, rows, path = calibrated
     card = load_ensemble_card(path)
     raw = [
@@ -125,9 +125,7 @@ def test_the_card_gives_its_chances_wherever_it_is_used(calibrated, tmp_path):
         assert all(one.calibrated for one in given)
 
 
-def test_an_unlike_archive_abstains_says_so_and_waiving_gives_the_verdicts_back(
-    calibrated, tmp_path, capsys
-):
+def test_unlike_archive_abstains_unless_waived(calibrated, tmp_path, capsys):
     path, archive = str(calibrated[-1]), tmp_path / "photos"
     archive.mkdir()
     for number, (pixels, _) in enumerate(pictures(1, IMAGES)):
@@ -148,9 +146,9 @@ def test_an_unlike_archive_abstains_says_so_and_waiving_gives_the_verdicts_back(
     assert "resize fast (calibrated with exact)" in waived.summary["guarantee"]["settings"]
 
     config = ScoreConfig(source=(str(archive),), ensemble=path)
-    planned = plan_run(config, probe=IMAGES)
+    planned = plan_here(config, probe=IMAGES)
     assert "jpeg_quality" in planned.unlike
     assert "all verdicts abstain" in plan_lines(planned)[0]
     loose = config.model_copy(update={"resize": "fast", "waive_guarantee": True})
     for one, said in ((config, "at most 10 % are called fake"), (loose, "resize fast")):
-        assert said in "\n".join(plan_lines(plan_run(one, probe=0)))
+        assert said in "\n".join(plan_lines(plan_here(one, probe=0)))

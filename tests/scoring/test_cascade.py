@@ -14,8 +14,8 @@ from ray_app.reports import plan_lines, summary_lines
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
 from ray_app.scoring.identity import resolve
-from ray_app.scoring.plan import plan_run
 from tests.scoring.conftest import rows_of, score_here, score_into, write_ensemble
+from tests.scoring.stages import plan_here
 
 
 def write_cards(folder, cheap_px, slow_px, **changes):
@@ -183,7 +183,7 @@ def test_views_and_a_cascade_do_not_go_together(ensemble):
 def test_the_plan_counts_the_second_look_for_its_share(
     sample_archive, ensemble, cards, band, tmp_path
 ):
-    plan = plan_run(
+    plan = plan_here(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)),
         probe=16,
     )
@@ -197,7 +197,7 @@ def test_the_plan_counts_the_second_look_for_its_share(
     half = write_ensemble(
         tmp_path / "half.yaml", cards, **{key: known[key] for key in ("rule", "cascade")}
     )
-    stated = plan_run(
+    stated = plan_here(
         ScoreConfig(source=(str(sample_archive),), ensemble=str(half)), probe=0
     ).to_dict()
     sizes = {

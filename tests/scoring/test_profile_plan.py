@@ -13,9 +13,9 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
 from ray_app.scoring.identity import resolve, scoring_facts
-from ray_app.scoring.plan import plan_run
 from tests.scoring.kept_run import kept_run
 from tests.scoring.profiled import PROMPTS, write_profile
+from tests.scoring.stages import plan_here
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,10 @@ def cards(tmp_path_factory):
     return tmp_path_factory.mktemp("cards")
 
 
-def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards, tmp_path):
+def test_plan_names_identifier_and_describer_with_their_time(cards, tmp_path):
     ensemble = write_profile(cards / "apart", "captioner", localizer=False, own_pool=True)
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
-    planned = plan_run(
+    planned = plan_here(
         ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32"),
         probe=8,
     )
@@ -42,7 +42,7 @@ def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards
     assert "tiny predicts the prompt of what is called fake" in lines
 
 
-def test_the_identity_says_what_decides_names_and_words_and_no_more(cards):
+def test_identity_has_what_decides_names_and_captions(cards):
     def identity(**changes):
         ensemble = write_profile(cards / "identity", localizer=False, **changes)
         return scoring_facts(
@@ -60,7 +60,7 @@ def test_the_identity_says_what_decides_names_and_words_and_no_more(cards):
     assert identity(beams=1) != plain
 
 
-def test_a_profile_whose_files_are_not_there_says_how_to_make_them(cards):
+def test_profile_without_its_files_names_the_command(cards):
     assert load_ensemble_card("profile").profile.identifier == "identifier/identifier.yaml"
     with pytest.raises(ConfigError, match="there is no such file, and no identifier") as refused:
         resolve(ScoreConfig(ensemble="profile")).spec(gpus=0)
@@ -93,7 +93,7 @@ def words_of(run):
     return {row["image_id"]: {name: row[name] for name in names} for row in current_rows(run)}
 
 
-def test_new_thresholds_leave_names_and_words(run, tmp_path):
+def test_new_thresholds_keep_names_and_captions(run, tmp_path):
     run, ensemble = run
     before = words_of(run)
     described = sum(row["predicted_prompt"] in PROMPTS for row in before.values())

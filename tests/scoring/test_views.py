@@ -18,10 +18,10 @@ from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import resolve
-from ray_app.scoring.plan import plan_run
 from ray_app.scoring.run import score_archive
 from ray_app.transforms.perturbations import absent_views, load_perturbations
 from tests.scoring.conftest import comparable, score_here
+from tests.scoring.stages import plan_here
 
 STANDARD = [view.name for view in load_perturbations(["standard"])]
 TINY = ("touchstone-tiny", "other-tiny", "corvi2023")
@@ -157,8 +157,8 @@ def test_a_plan_counts_every_pass(photos):
     config = ScoreConfig(
         source=(str(photos),), detectors=("touchstone-tiny",), perturb=("standard",)
     )
-    plan = plan_run(config, probe=2)
-    once = plan_run(config.model_copy(update={"perturb": ()}), probe=0)
+    plan = plan_here(config, probe=2)
+    once = plan_here(config.model_copy(update={"perturb": ()}), probe=0)
     assert plan.views == STANDARD
     assert once.views is None
     assert plan.gmac_per_image == pytest.approx(13 * once.gmac_per_image, rel=0.01)
