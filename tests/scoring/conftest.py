@@ -15,6 +15,7 @@ from benchmarks.photographs import write_photographs
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
+from tests.images.factory import encoded, photo
 from tests.scoring.stages import of_tiny, without_ray
 from tests.simulation.archive import build_sample_archive
 
@@ -35,6 +36,10 @@ def write_many(folder, images):
         for copy in range(1, images // 60):
             shutil.copy(path, path.with_stem(f"{path.stem}-{copy}"))
     return folder
+
+
+def write_photo(path, seed, size=(320, 240)):
+    path.write_bytes(encoded(photo(*size, seed), "JPEG"))
 
 
 @pytest.fixture

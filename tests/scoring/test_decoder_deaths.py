@@ -10,8 +10,7 @@ import sys
 import pytest
 
 from ray_app.errors import Status
-from tests.scoring.conftest import ROOT, kill_family, rows_of
-from tests.scoring.test_run_more import save_photo
+from tests.scoring.conftest import ROOT, kill_family, rows_of, write_photo
 
 LIMIT_S = 4.0
 
@@ -53,7 +52,7 @@ def make_deadly_photos(tmp_path, count, *, crash, hang):
     photos, site = tmp_path / "photos", tmp_path / "site"
     photos.mkdir()
     for index in range(count):
-        save_photo(photos / f"{index:02}.jpg", index)
+        write_photo(photos / f"{index:02}.jpg", index)
     for name, words in ((crash, b"makes the decoder crash"), (hang, b"makes the decoder hang")):
         (photos / name).write_bytes((photos / name).read_bytes() + words)
     site.mkdir()

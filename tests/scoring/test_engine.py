@@ -14,7 +14,7 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.orders import OrderWriter
-from ray_app.scoring.stages import ScoringJob
+from ray_app.scoring.stages import NotStarted, ScoringJob
 from ray_app.scoring.turns import Turn
 from tests.scoring import costless
 
@@ -36,24 +36,19 @@ def run_at(folder):
     return RunDirectory.open(str(folder / "run"))
 
 
-def scored(blocks, layout, tmp_path, *, orders=None, sleep_s=0.0, **stages):
+def job_in(folder, sleep_s=0.0):
+    return ScoringJob(
+        run_at(folder), costless.ONE_POOL, None, 1, folder, None,
+        decode_limit_s=sleep_s, decode_bytes=100, lease=LEASE,
+    )  # fmt: skip
+
+
+def scored(blocks, layout, folder, *, orders=None, sleep_s=0.0, **stages):
     """The reports of one turn over these blocks, as the engine yields them."""
-    run = run_at(tmp_path)
-    job = ScoringJob(
-        run,
-        costless.ONE_POOL,
-        None,
-        1,
-        tmp_path,
-        None,
-        decode_limit_s=sleep_s,
-        decode_bytes=100,
-        lease=LEASE,
-    )
-    orders = orders or OrderWriter(run.store, LEASE, layout.most_open)
-    turn = Turn(run, LEASE, orders.begin_turn(), blocks)
+    orders = orders or OrderWriter(run_at(folder).store, LEASE, layout.most_open)
+    turn = Turn(run_at(folder), LEASE, orders.begin_turn(), blocks)
     with costless.costless(**stages):
-        yield from engine.score_turn(turn, job, layout, orders, Quiet())
+        yield from engine.score_turn(turn, job_in(folder, sleep_s), layout, orders, Quiet())
 
 
 def counted(*given, **stages):
@@ -63,31 +58,37 @@ def counted(*given, **stages):
 @pytest.mark.parametrize(
     "layout", [FEW, pytest.param(FUSED, marks=pytest.mark.slow)], ids=["split", "fused"]
 )
-def test_every_block_is_reported_once(ray_cluster, tmp_path, layout):
-    assert counted(costless.block_list(0, 40), layout, tmp_path) == Counter()
-    assert counted(costless.block_list(60, 40), layout, tmp_path) == Counter(range(60))
-
-
-def test_a_stop_leaves_blocks_that_are_not_started(ray_cluster, tmp_path):
-    one = replace(FUSED, scorers=(1,))
-    orders = OrderWriter(run_at(tmp_path).store, LEASE, one.most_open)
-    reports = scored(costless.block_list(500, 40), one, tmp_path, orders=orders, sleep_s=0.05)
-    next(reports)
-    orders.stop(True, ())
-    assert len(list(reports)) < 3 * one.most_open
-
-
-def test_orders_of_an_earlier_command_stop_nothing(ray_cluster, tmp_path):
+def test_engine_reports_every_block_once(ray_cluster, tmp_path, layout):
+    """Orders of an earlier command stop nothing."""
     earlier = OrderWriter(run_at(tmp_path).store, LEASE - 1, 5)
     earlier.begin_turn()
     earlier.stop(True, ())
-    assert counted(costless.block_list(5, 40), FEW, tmp_path) == Counter(range(5))
+    assert counted(costless.block_list(60, 40), layout, tmp_path) == Counter(range(60))
 
 
-def test_a_node_that_leaves_starts_no_block(ray_cluster, tmp_path):
-    orders = OrderWriter(run_at(tmp_path).store, LEASE, FUSED.most_open)
+@pytest.mark.slow
+def test_turn_without_blocks_has_no_report(ray_cluster, tmp_path):
+    assert counted(costless.block_list(0, 40), FEW, tmp_path) == Counter()
+
+
+def test_leaving_node_starts_no_further_block(ray_cluster, tmp_path):
+    one = replace(FUSED, scorers=(1,))
+    orders = OrderWriter(run_at(tmp_path).store, LEASE, one.most_open)
+    reports = scored(costless.block_list(100, 40), one, tmp_path, orders=orders, sleep_s=0.05)
+    next(reports)
     orders.stop(False, [own_node()])
-    assert list(scored(costless.block_list(5, 40), FUSED, tmp_path, orders=orders)) == []
+    assert len(list(reports)) < 3 * one.most_open
+
+
+def test_worker_starts_a_block_only_if_orders_allow_it(tmp_path):
+    orders = OrderWriter(run_at(tmp_path).store, LEASE, 5)
+    worker = costless.CostlessScorer(job_in(tmp_path))
+    [block] = costless.block_list(1, 40)
+    assert isinstance(worker.work(block), NotStarted), "no orders"
+    orders.begin_turn()
+    assert not isinstance(worker.work(block), NotStarted)
+    orders.stop(True, ())
+    assert isinstance(worker.work(block), NotStarted)
 
 
 def die_once(job, ref):
@@ -125,9 +126,8 @@ MORTALS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", MORTALS)
-def test_what_a_lost_process_had_goes_again_and_nothing_else(ray_cluster, tmp_path, stage):
+def test_blocks_of_a_lost_process_are_repeated_once(ray_cluster, tmp_path, stage):
     layout, mortal = MORTALS[stage]
-    assert counted(costless.block_list(16, 40), layout, tmp_path, **{stage: mortal}) == Counter(
-        range(16)
-    )
+    found = counted(costless.block_list(16, 40), layout, tmp_path, **{stage: mortal})
+    assert found == Counter(range(16))
     assert (tmp_path / "grave").exists()

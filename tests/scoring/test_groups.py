@@ -2,7 +2,6 @@
 are those of detectors that are in memory together.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +18,9 @@ from ray_app.inference import make_spec
 from ray_app.inference.groups import group_detectors
 from ray_app.runs import RunDirectory
 from ray_app.scoring.layout import plan_groups
+from ray_app.scoring.session import ScoringSession
 from tests.inference.two_detectors import write_two
-from tests.scoring.conftest import (
-    comparable,
-    kill_family,
-    score_here,
-    start,
-    wait_until,
-    write_ensemble,
-)
+from tests.scoring.conftest import comparable, score_here, write_ensemble
 from tests.scoring.eight import write_eight
 from tests.scoring.profiled import write_profile
 
@@ -148,7 +141,7 @@ def together(sample_archive, large, tmp_path_factory):
 
 
 @pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
-def test_rows_of_three_turns_equal_those_of_one(sample_archive, large, together, tmp_path, layout):
+def test_three_turns_give_the_same_rows(sample_archive, large, together, tmp_path, layout):
     """Scores, views, embeddings, and verdicts; bad files keep their statuses."""
     whole, summary, rows = together
     out = tmp_path / "run"
@@ -172,7 +165,7 @@ def test_rows_of_three_turns_equal_those_of_one(sample_archive, large, together,
     assert session["bytes_read"] == summary["session"]["bytes_read"]
 
 
-def test_rows_stay_equal_where_a_block_does_not_fit(
+def test_turns_of_each_batch_give_the_same_rows(
     sample_archive, large, together, tmp_path, monkeypatch
 ):
     """Every batch takes its turns by itself."""
@@ -183,7 +176,7 @@ def test_rows_stay_equal_where_a_block_does_not_fit(
 
 
 @pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
-def test_rows_of_a_cascade_in_turns_equal_those_of_one(sample_archive, large, tmp_path, layout):
+def test_cascade_in_turns_gives_the_same_rows(sample_archive, large, tmp_path, layout):
     facts = {"rule": "cascade", "cascade": {"first": 1, "band": [-3, 3], "audit_share": 0.1}}
     ensemble = str(write_ensemble(tmp_path / "three.yaml", large, **facts))
     found = {}
@@ -199,21 +192,22 @@ def test_rows_of_a_cascade_in_turns_equal_those_of_one(sample_archive, large, tm
     assert looks[0]["second"]["images"] == looks[1]["second"]["images"] > 0
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(300)
-def test_killed_run_resumes_with_the_same_rows(sample_archive, large, tmp_path):
-    _, expected = score_here(tmp_path / "together", sample_archive, **settings_of(large))
-    out, settings = tmp_path / "run", settings_of(large, LIMIT)
-    words = [f"detectors={json.dumps(large)}", "block_members=4", "thumbnails=false"]
-    words += ["cluster.workers=1", f"cluster.worker_bytes={LIMIT}"]
-    run, process = RunDirectory.open(str(out)), start(str(sample_archive), str(out), *words)
-    wait_until(lambda: len(run.parts(0)) >= 2 or process.poll() is not None)
-    assert process.poll() is None, process.stderr.read()
-    kill_family(process)
-    safe = len(run.parts(0))
+def test_interrupted_run_resumes_with_the_same_rows(sample_archive, large, tmp_path, monkeypatch):
+    out, committed = tmp_path / "run", ScoringSession.committed
+    settings = settings_of(large, LIMIT)
+
+    def interrupt(session, report):
+        committed(session, report)
+        if len(RunDirectory.open(str(out)).parts(0)) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoringSession, "committed", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            score_here(out, sample_archive, **settings)
     done, rows = score_here(out, sample_archive, **settings)
-    assert 0 < done.summary["session"]["rows"] < len(rows)
-    assert safe >= 2
+    assert done.summary["session"]["rows"] == len(rows) - 2 * settings["block_members"]
+    _, expected = score_here(tmp_path / "together", sample_archive, **settings_of(large))
     assert without_place(rows) == without_place(expected)
 
 
@@ -239,7 +233,7 @@ def photographs(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
-def test_masks_and_kept_sizes_in_turns_equal_those_of_one(photographs, tmp_path, layout):
+def test_masks_and_kept_sizes_in_turns_stay_the_same(photographs, tmp_path, layout):
     """Eight detectors: two share a backbone, one keeps sizes, one gives masks."""
     ensemble = write_eight(tmp_path / "cards")
     enlarge(ensemble.parent, "unifd", "corvi2023", "maskclip", "tiny-ladeda")
@@ -260,7 +254,7 @@ def test_masks_and_kept_sizes_in_turns_equal_those_of_one(photographs, tmp_path,
     assert masks[0].equals(masks[1])
 
 
-def test_names_and_words_in_turns_equal_those_of_one(photographs, tmp_path):
+def test_names_and_captions_in_turns_stay_the_same(photographs, tmp_path):
     ensemble = write_profile(
         tmp_path / "cards", "captioner", describe="all", localizer=False, parameters=200_000_000
     )

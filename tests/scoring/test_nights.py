@@ -1,5 +1,5 @@
-"""Night after night: a night costs the same however many were before, and one that dies anywhere is
-finished by the next.
+"""Run after run over one archive: a run costs the same however many were before, and one that dies
+anywhere is finished by the next.
 """
 
 import os
@@ -23,10 +23,9 @@ def night(folder, out, new=NEW):
     before = len(list(folder.iterdir()))
     for number in range(before, before + new):
         (folder / f"{number:04}.jpg").write_text(f"{number}")
+    config = ScoreConfig(source=(str(folder),), out=str(out), ensemble="tiny", thumbnails=False)
     with rows_made_up():
-        return score_archive(
-            ScoreConfig(source=(str(folder),), out=str(out), ensemble="tiny", thumbnails=False)
-        ).summary
+        return score_archive(config).summary
 
 
 def facts_of(run):
@@ -42,40 +41,37 @@ def assert_is_finished(run, summary):
     assert run.part_folders() == []
 
 
-def test_a_night_makes_the_same_requests_whatever_the_nights_before(s3, tmp_path, monkeypatch):
+def test_runs_make_the_same_requests_whatever_came_before(s3, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.nights.BUCKET", "few-nights")
     s3.bucket("few-nights")
     nights = Nights(s3, tmp_path)
+
+    def reads_of_rows():
+        """How often each published file was read since the log was cleared."""
+        requests = s3.requests()
+        return Counter(path for method, path in requests if method == "GET" and "/scores/" in path)
+
     with rows_made_up():
-        found = [nights.night() for _ in range(4)]
+        _, second, third = (nights.night().total() for _ in range(3))
         unchanged = nights.night(0)
-    second, _, fourth = (kinds.total() for kinds in found[1:])
-    assert abs(fourth - second) <= 2
-    assert len(nights.run.published()) == 4
+    assert abs(third - second) <= 2
+    assert len(nights.run.published()) == 3
     assert unchanged.total() < 40
     s3.clear_log()
-    assert len(list(current_rows(nights.run))) == 4 * NEW
-    assert [one.method for one in s3.requests() if "/run/scores/" in one.path] == ["GET"] * 4
+    rows = list(current_rows(nights.run))
+    assert len(rows) == 3 * NEW
+    assert list(reads_of_rows().values()) == [1] * 3
     assert_is_finished(nights.run, nights.run.read_json("summary.json"))
-
-
-def test_ids_of_earlier_rows_are_read_once_if_a_file_vanished(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.nights.BUCKET", "vanishing")
-    s3.bucket("vanishing")
-    nights = Nights(s3, tmp_path)
+    # A file vanishes: the ids of earlier rows are read once. No list of the summary shows the
+    # lowest score.
+    lowest = local_path(min(rows, key=lambda row: row["score"])["uri"])
+    os.unlink(lowest)
+    s3.clear_log()
     with rows_made_up():
-        for _ in range(3):
-            nights.night(60)
-        # The lowest score, which no list of the summary shows.
-        lowest = min(current_rows(nights.run), key=lambda row: row["score"])
-        os.unlink(local_path(lowest["uri"]))
-        s3.clear_log()
-        summary = nights.command()
-    assert summary["members"] == 179
-    read = Counter(path for method, path in s3.requests() if method == "GET" and "/scores/" in path)
-    vanished_from = int(os.path.basename(lowest["uri"])[:6]) // 60
-    earlier = [count for _, count in sorted(read.items())]
-    assert [count for night, count in enumerate(earlier) if night != vanished_from] == [1, 1]
+        assert nights.command()["members"] == 3 * NEW - 1
+    reads = [count for _, count in sorted(reads_of_rows().items())]
+    del reads[int(os.path.basename(lowest)[:6]) // NEW]
+    assert reads == [1, 1]
 
 
 class Dies(BaseException):
@@ -105,7 +101,7 @@ def mortal(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_night_that_dies_anywhere_is_finished_by_the_next(tmp_path, mortal):
+def test_run_that_dies_anywhere_is_finished_by_the_next(tmp_path, mortal):
     folder = tmp_path / "images"
     for _ in range(2):
         night(folder, tmp_path / "base")
@@ -132,11 +128,10 @@ def test_a_night_that_dies_anywhere_is_finished_by_the_next(tmp_path, mortal):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_the_twentieth_night_costs_what_the_second_did():
+def test_twentieth_run_costs_what_the_second_did():
     found = measure(20, (2, 20))
     second, last = (Counter(found["nights"][number]).total() for number in (2, 20))
     assert abs(last - second) <= 2
     assert max(found["totals"]) - second < 5
-    assert (
-        abs(Counter(found["unchanged"][20]).total() - Counter(found["unchanged"][2]).total()) <= 2
-    )
+    unchanged = [Counter(found["unchanged"][number]).total() for number in (2, 20)]
+    assert abs(unchanged[1] - unchanged[0]) <= 2

@@ -6,21 +6,21 @@ import os
 
 import pytest
 
-from ray_app.errors import ConfigError, ExitCode, Status
+from ray_app.errors import ConfigError, Status
 from ray_app.runs import RunDirectory, current_rows, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import work_of
 from ray_app.scoring.run import ScoringRun, score_archive
 from tests.runs.small_run import score_blocks, write_files
+from tests.scoring.conftest import write_photo
 from tests.scoring.stages import without_ray
-from tests.scoring.test_run_more import save_photo
 
 BAD = ("corrupt_image", "truncated_image")
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Run `score` on made-up rows, without Ray: `command(fails, stops_after, **config)`."""
+    """Run `score` on made-up rows, without Ray: `command(fails, dies=…, **config)`."""
     write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(20)])
 
     def run(fails=lambda name: None, *, dies=False, **config):
@@ -35,13 +35,11 @@ def command(tmp_path, monkeypatch):
             if dies:
                 raise KeyboardInterrupt
 
-        out = str(tmp_path / "run")
         monkeypatch.setattr(ScoringRun, "score", score)
-        settings = {"ensemble": "tiny", "thumbnails": False, "block_members": 4}
+        settings = {"ensemble": "tiny", "thumbnails": False, "block_members": 4} | config
+        source, out = str(tmp_path / "archive"), str(tmp_path / "run")
         with without_ray():
-            return score_archive(
-                ScoreConfig(source=(str(tmp_path / "archive"),), out=out, **settings, **config)
-            ).summary
+            return score_archive(ScoreConfig(source=(source,), out=out, **settings)).summary
 
     return run
 
@@ -50,7 +48,7 @@ def is_late(name):
     return Status.SOURCE_TIMEOUT if int(name[:2]) % 4 == 0 else None
 
 
-def test_an_interrupted_retry_is_finished_by_the_same_command(command, tmp_path):
+def test_interrupted_retry_is_finished_by_the_same_command(command, tmp_path):
     command(is_late)
     run = RunDirectory.open(str(tmp_path / "run"))
     before = {row["uri"]: row for row in current_rows(run)}
@@ -59,43 +57,35 @@ def test_an_interrupted_retry_is_finished_by_the_same_command(command, tmp_path)
     assert {row["uri"]: row for row in current_rows(run)} == before
     summary = command(rescore=("source_timeout",))
     after = {row["uri"]: row for row in current_rows(run)}
-    assert [uri for uri in before if after[uri] != before[uri]] == [
-        uri for uri in before if before[uri]["status"] != "ok"
-    ]
+    late = [uri for uri in before if before[uri]["status"] != "ok"]
+    assert [uri for uri in before if after[uri] != before[uri]] == late
     assert {row["status"] for row in after.values()} == {"ok"}
     retry = {"listing": 1, "statuses": ["source_timeout"], "members": 5}
     assert summary["session"]["retries"] == [retry]
     assert verify_run(run).current == 20
 
 
-def test_nothing_to_retry_is_reported_and_a_run_is_finished_first(command, tmp_path, capsys):
+def test_retry_needs_a_finished_run_with_the_status(command, tmp_path, capsys):
     command(is_late)
     summary = command(rescore=("decode_timeout", "source_denied"))
-    assert (
-        "no file has the status decode_timeout or source_denied: nothing to retry"
-        in capsys.readouterr().err
-    )
+    assert "nothing to retry" in capsys.readouterr().err
     assert summary["listing"] == 0
     write_files(tmp_path / "archive", ["20.jpg", "21.jpg"])
     with pytest.raises(KeyboardInterrupt):
         command(is_late, dies=True)
-    folder = tmp_path / "run" / "parts" / "00001"
-    for part in folder.iterdir():
+    for part in (tmp_path / "run/parts/00001").iterdir():
         part.unlink()
     with pytest.raises(ConfigError, match="not all files have been scored once"):
         command(rescore=("source_timeout",))
 
 
-def test_what_cannot_be_retried_is_said_before_a_cluster_starts(tmp_path):
-    for words in (("ok",), ("sourcetimeout",)):
+def test_retry_of_a_wrong_status_or_no_run_is_refused(tmp_path):
+    for status in ("ok", "sourcetimeout"):
         with pytest.raises(ValueError, match=r"these are: empty_file, .*detector_failed"):
-            ScoreConfig(rescore=words)
+            ScoreConfig(rescore=(status,))
+    none = {"out": str(tmp_path / "none"), "rescore": ("source_timeout",)}
     with pytest.raises(ConfigError, match=r"there is no run in .* to retry"):
-        score_archive(
-            ScoreConfig(
-                source=(str(tmp_path),), out=str(tmp_path / "none"), rescore=("source_timeout",)
-            )
-        )
+        score_archive(ScoreConfig(source=(str(tmp_path),), **none))
 
 
 def break_file(path):
@@ -110,30 +100,28 @@ def break_file(path):
     return lambda: write(whole)
 
 
-def test_a_retry_scores_nothing_but_what_is_asked_for(score, tmp_path):
+def test_retry_scores_only_files_with_the_status(score, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for index in range(12):
-        save_photo(photos / f"{index:02}.jpg", index)
+        write_photo(photos / f"{index:02}.jpg", index)
     repair = break_file(photos / "11.jpg")
     break_file(photos / "10.jpg")
     _, before = score(photos)
 
     repair()
-    save_photo(photos / "new.jpg", 99)
+    write_photo(photos / "new.jpg", 99)
     finished, after = score(photos, rescore=BAD)
-    assert finished.exit_code is ExitCode.DONE
     session = finished.summary["session"]
     assert (session["rows"], session["decoded"], session["seconds"]["list"]) == (2, 2, 0)
     assert finished.summary["listing"] == 1
     assert sorted(after) == sorted(before), "the source is not listed"
     assert session["retries"] == [{"listing": 1, "statuses": list(BAD), "members": 2}]
-    changed = {"11.jpg": ("ok", 2), "10.jpg": (before[str(photos / "10.jpg")]["status"], 2)}
+    broken = str(photos / "10.jpg")
+    changed = {str(photos / "11.jpg"): ("ok", 2), broken: (before[broken]["status"], 2)}
     for uri, row in after.items():
-        name = os.path.basename(uri)
         assert row["image_id"] == before[uri]["image_id"]
-        assert (
-            (row["status"], row["attempt"]) == changed[name]
-            if name in changed
-            else row == before[uri]
-        )
+        if uri in changed:
+            assert (row["status"], row["attempt"]) == changed[uri]
+        else:
+            assert row == before[uri]
