@@ -38,14 +38,8 @@ def write_labelled(folder):
         writer.writerow(["uri", "label", "generator", "source"])
         for number, (pixels, fake) in enumerate(pictures(1, IMAGES)):
             (folder / f"test/{number:03}.jpg").write_bytes(encoded(pixels, number))
-            writer.writerow(
-                [
-                    f"test/{number:03}.jpg",
-                    "fake" if fake else "real",
-                    "painter" if fake else "",
-                    f"source-{number}",
-                ]
-            )
+            label, generator = ("fake", "painter") if fake else ("real", "")
+            writer.writerow([f"test/{number:03}.jpg", label, generator, f"source-{number}"])
     return folder
 
 
@@ -71,35 +65,21 @@ def calibrated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
     labelled, run, path = write_labelled(folder / "labelled"), folder / "run", folder / "mine.yaml"
     _, rows = score_here(run, labelled / "test", detectors=write_detectors(folder))
-    assert (
-        main(
-            [
-                "calibrate",
-                str(run),
-                "--labels",
-                str(labelled / "truth.csv"),
-                "--out",
-                str(path),
-                *ASKED,
-            ]
-        )
-        == 0
-    )
+    truth = str(labelled / "truth.csv")
+    assert main(["calibrate", str(run), "--labels", truth, "--out", str(path), *ASKED]) == 0
     return labelled, run, list(rows.values()), path
 
 
 def test_card_gives_the_same_probabilities_everywhere(calibrated, tmp_path):
     labelled, run, rows, path = calibrated
     card = load_ensemble_card(path)
-    raw = [
-        np.array([row["scores"][name] for row in rows], np.float32)
-        for name in ("touchstone-tiny", "tiny-middle")
-    ]
-    by_hand = np.stack([member.calibration.slope * column.astype(float) + member.calibration.intercept
-                        for member, column in zip(card.members, raw, strict=True)], axis=1)  # fmt: skip
-    stacked = (
-        (by_hand - card.stacking.mean) / card.stacking.scale
-    ) @ card.stacking.coefficients + card.stacking.intercept
+    columns = []
+    for name, member in zip(("touchstone-tiny", "tiny-middle"), card.members, strict=True):
+        raw = np.array([row["scores"][name] for row in rows], np.float32).astype(float)
+        columns.append(member.calibration.slope * raw + member.calibration.intercept)
+    stacking = card.stacking
+    standard = (np.stack(columns, axis=1) - stacking.mean) / stacking.scale
+    stacked = standard @ stacking.coefficients + stacking.intercept
     expected = expit(card.calibration.slope * stacked + card.calibration.intercept)
     assert np.ptp(expected) > 0.5
 
@@ -107,16 +87,14 @@ def test_card_gives_the_same_probabilities_everywhere(calibrated, tmp_path):
     decide = ["runs", "decide", str(run), "--ensemble", str(path), "--out", str(again)]
     assert main(decide) == 0
     decided = {row["uri"]: row for row in current_rows(RunDirectory.open(str(again)))}
-    assert [decided[row["uri"]]["probability"] for row in rows] == pytest.approx(
-        expected, abs=1e-12
-    )
+    found = [decided[row["uri"]]["probability"] for row in rows]
+    assert found == pytest.approx(expected, abs=1e-12)
     assert all(row["calibrated"] for row in decided.values())
 
     _, scored = score_here(tmp_path / "scored", labelled / "test", ensemble=str(path))
     assert [scored[row["uri"]]["probability"] for row in rows] == pytest.approx(expected, abs=1e-5)
-    assert {uri: row["verdict"] for uri, row in scored.items()} == {
-        uri: row["verdict"] for uri, row in decided.items()
-    }
+    for uri, row in scored.items():
+        assert row["verdict"] == decided[uri]["verdict"]
 
     served, in_python = answers(path, rows[:8])
     for given in (served, in_python):

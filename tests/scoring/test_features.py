@@ -13,18 +13,24 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.archives import copy_manifest, listed_manifests, read_blocks, read_complete
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
-from ray_app.errors import ConfigError, IdentityError
+from ray_app.ensembles import ensemble_of
+from ray_app.errors import ConfigError, DetectorError, IdentityError
+from ray_app.images import ImageLimits
+from ray_app.inference import make_spec
 from ray_app.runs import RunDirectory, verify_run
 from ray_app.runs.artifacts import FACTS
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.embeddings import select_embeddings
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
 from ray_app.storage import Store
 from tests.identification.made import make_identifier
-from tests.scoring.conftest import comparable, rows_of, score_here
+from tests.scoring.conftest import comparable, rows_of, score_here, write_ensemble
 from tests.scoring.eight import small_cards
 
 SETTINGS = {"block_members": 4, "precision": "fp32"}
 GOOD = 7
+CLOSE = {"abs": 1e-4}  # what heads in fp32 differ by
 
 
 @pytest.fixture(scope="module")
@@ -34,29 +40,38 @@ def photos(s3, tmp_path_factory):
     write_photographs(folder, GOOD, size=(240, 230))
     (folder / "broken.jpg").write_bytes(b"no image")
     Image.new("L", (2, 300), 90).save(folder / "thin.png")
-    url = s3.bucket("rescored")
-    for path in folder.rglob("*.*"):
-        s3.client().upload_file(str(path), "rescored", f"photos/{path.name}")
-    return f"{url}/photos"
+    return f"{upload(s3, folder, 'rescored')}/photos"
+
+
+def upload(s3, folder, bucket):
+    """Put a folder into a bucket of its own, whose URL is returned."""
+    url = s3.bucket(bucket)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            key = str(path.relative_to(folder.parent))
+            s3.client().upload_file(str(path), bucket, key)
+    return url
 
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
     """Cards: two heads on one backbone, one that stands in a process of its own, and one on another
-    backbone.
+    backbone; and one without an embedding.
     """
     folder = tmp_path_factory.mktemp("heads")
-    (unifd,) = [card for card in small_cards() if card.name == "unifd"]
+    small = {card.name: card for card in small_cards()}
+    unifd = small["unifd"]
     base = seeded_card(unifd, folder / "base")
     other = seeded_card(unifd.model_copy(update={"name": "new-head"}), folder / "own", seed=7)
     new = other.model_copy(update={"backbone": base.backbone})
     stranger = seeded_card(
         unifd.model_copy(update={"name": "stranger"}), folder / "stranger", seed=3
     )
+    maskclip = seeded_card(small["maskclip"], folder / "maskclip")
     alone = base.model_copy(update={"own_pool": True})
     written = {
         card.name: str(write_card(card, folder / f"{card.name}.yaml"))
-        for card in (base, new, stranger)
+        for card in (base, new, stranger, maskclip)
     }
     return written | {"alone": str(write_card(alone, folder / "alone.yaml"))}
 
@@ -65,66 +80,36 @@ def heads(tmp_path_factory):
 def kept(photos, heads, tmp_path_factory):
     """A run that kept what its first detector's backbone says."""
     out = tmp_path_factory.mktemp("kept") / "run"
-    score_here(
-        out,
-        photos,
-        detectors=(heads["unifd"], "touchstone-tiny"),
-        features=("openai-clip-vit-l14",),
-        **SETTINGS,
-    )
+    detectors = (heads["unifd"], "touchstone-tiny")
+    score_here(out, photos, detectors=detectors, features=("openai-clip-vit-l14",), **SETTINGS)
     return out
 
 
 def vectors_of(run, name):
     """The kept vectors by image id."""
-    return {
-        row["image_id"]: row["vector"]
-        for row in pyarrow.dataset.dataset(run / "features" / name).to_table().to_pylist()
-    }
+    table = pyarrow.dataset.dataset(run / "features" / name).to_table()
+    return {row["image_id"]: row["vector"] for row in table.to_pylist()}
 
 
-@pytest.fixture(scope="module")
-def full(photos, heads, tmp_path_factory):
-    """The rows of a run that reads the images for the new head."""
-    out = tmp_path_factory.mktemp("full") / "run"
-    return score_here(out, photos, detectors=(heads["new-head"],), **SETTINGS)[1]
-
-
-def assert_equal_but_for_rounding(rows, expected):
-    """Equal rows, with scores that differ by no more than heads in fp32 do."""
-    assert rows.keys() == expected.keys()
-    for uri, row in rows.items():
-        assert row["image_id"] == expected[uri]["image_id"]
-        left, right = comparable(row), comparable(expected[uri])
-        for name in ("scores", "score", "probability"):
-            values = [
-                (one.pop(name) or {}) if name == "scores" else one.pop(name)
-                for one in (left, right)
-            ]
-            assert values[0] == pytest.approx(values[1], abs=1e-4)
-        assert left == right, uri
-
-
-def test_head_on_kept_embeddings_gives_rows_of_a_full_run(kept, full, heads, s3, tmp_path):
+def test_head_on_kept_embeddings_gives_rows_of_a_full_run(kept, photos, heads, s3, tmp_path):
+    """The run that keeps the embeddings is in a bucket, and so is the new one."""
+    new_head = {"detectors": (heads["new-head"],)}
+    _, full = score_here(tmp_path / "full", photos, **new_head, **SETTINGS)
+    bucket = upload(s3, kept, "kept")
     s3.clear_log()
-    _, rows = score_here(tmp_path / "run", f"features::{kept}", detectors=(heads["new-head"],))
-    assert_equal_but_for_rounding(rows, full)
-    assert len({row["score"] for row in rows.values() if row["score"] is not None}) == GOOD
-    assert (tmp_path / "run" / "report.html").is_file()
-    assert not s3.requests(), "an image was requested"
-
-
-def test_embeddings_on_an_object_store_are_scored(photos, full, heads, s3, tmp_path):
-    bucket = s3.bucket("kept")
-    score_here(
-        f"{bucket}/run", photos, detectors=(heads["unifd"],), features=("unifd",), **SETTINGS
-    )
-    s3.clear_log()
-    source, heads_given = f"features::{bucket}/run", (heads["new-head"],)
-    _, rows = score_here(f"{bucket}/new", source, detectors=heads_given)
-    assert_equal_but_for_rounding(rows, full)
+    _, rows = score_here(f"{bucket}/new", f"features::{bucket}/run", **new_head)
     assert not [path for method, path in s3.requests() if "/photos/" in path]
-    assert verify_run(RunDirectory.open(f"{bucket}/new")).current == len(full)
+    assert rows.keys() == full.keys()
+    for uri, row in rows.items():
+        assert row["image_id"] == full[uri]["image_id"]
+        left, right = comparable(row), comparable(full[uri])
+        for name in ("scores", "score", "probability"):
+            assert (left.pop(name) or {}) == pytest.approx(right.pop(name) or {}, **CLOSE)
+        assert left == right, uri
+    assert len({row["score"] for row in rows.values() if row["score"] is not None}) == GOOD
+    new = RunDirectory.open(f"{bucket}/new")
+    assert verify_run(new).current == len(full)
+    assert new.store.exists("report.html")
 
 
 def test_two_heads_score_without_the_backbone(kept, heads, tmp_path):
@@ -138,13 +123,12 @@ def test_two_heads_score_without_the_backbone(kept, heads, tmp_path):
         alone = card.model_copy(update={"backbone": backbone})
         cards.append(str(write_card(alone, tmp_path / f"{name}.yaml")))
     _, rows = score_here(tmp_path / "run", f"features::{kept}", detectors=tuple(cards))
-    scores = [row["scores"] for row in rows.values() if row["status"] == "ok"]
-    assert all(set(one) == {"unifd", "new-head"} for one in scores)
     before = rows_of(kept)
     for uri, row in rows.items():
-        if row["status"] == "ok" and row["scores"]["unifd"] is not None:
+        if row["status"] == "ok":
+            assert set(row["scores"]) == {"unifd", "new-head"}
             expected = before[uri]["scores"]["unifd"]
-            assert row["scores"]["unifd"] == pytest.approx(expected, abs=1e-4)
+            assert row["scores"]["unifd"] == pytest.approx(expected, **CLOSE)
 
 
 def test_incomplete_copy_of_a_manifest_does_not_count(kept, tmp_path):
@@ -172,61 +156,53 @@ def test_identifier_option_names_generators_of_images(photos, heads, tmp_path):
 
 
 def test_heads_of_other_embeddings_are_refused(kept, heads, tmp_path):
-    for head, message in (
-        (heads["stranger"], "sha256: the head needs"),
-        ("touchstone-tiny", "touchstone-tiny: its head was not fitted on embeddings like those"),
+    for head, out, message in (
+        ("stranger", tmp_path / "run", "sha256: the head needs"),
+        ("touchstone-tiny", tmp_path / "run", "its head was not fitted on embeddings like those"),
+        ("new-head", kept, "is the run that keeps the embeddings"),
     ):
         with pytest.raises(ConfigError, match=message):
-            score_here(tmp_path / "run", f"features::{kept}", detectors=(head,))
+            score_here(out, f"features::{kept}", detectors=(heads.get(head, head),))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="is the run that keeps the embeddings"):
-        score_here(kept, f"features::{kept}", detectors=(heads["new-head"],))
 
 
-def test_embeddings_are_of_every_image_that_has_pixels_and_say_what_they_are(kept):
+def test_kept_embeddings_state_what_made_them(kept):
     rows = rows_of(kept)
     good = {row["image_id"] for row in rows.values() if row["status"] == "ok"}
     files = sorted((kept / "features" / "unifd" / "00000").iterdir())
-    assert {
-        image_id for file in files for image_id in pq.read_table(file)["image_id"].to_pylist()
-    } == good
+    assert vectors_of(kept, "unifd").keys() == good
     assert len(files) > 1, "one per block"
     facts = json.loads(pq.read_schema(files[0]).metadata[FACTS])
-    assert (facts["backbone"], facts["precision"], facts["resize"], facts["width"]) == (
-        "openai-clip-vit-l14",
-        "fp32",
-        "exact",
-        32,
-    )
+    stated = {"backbone": "openai-clip-vit-l14", "precision": "fp32", "resize": "exact"}
+    assert {name: facts[name] for name in (*stated, "width")} == stated | {"width": 32}
     assert json.loads((kept / "run.json").read_text())["identity"]["features"] == ["unifd"]
 
 
-def test_a_pool_of_its_own_keeps_the_same(kept, photos, heads, tmp_path):
-    out = tmp_path / "split"
-    finished, _ = score_here(
-        out, photos, detectors=("touchstone-tiny", heads["alone"]), features=("unifd",), **SETTINGS
-    )
+def test_detector_in_its_own_pool_keeps_the_same_embeddings(kept, photos, heads, tmp_path):
+    out, detectors = tmp_path / "split", ("touchstone-tiny", heads["alone"])
+    finished, _ = score_here(out, photos, detectors=detectors, features=("unifd",), **SETTINGS)
     assert finished.summary["session"]["layout"] == "split"
     again, before = vectors_of(out, "unifd"), vectors_of(kept, "unifd")
     assert again.keys() == before.keys()
     for image_id, vector in again.items():
-        assert vector == pytest.approx(before[image_id], abs=1e-4)
+        assert vector == pytest.approx(before[image_id], **CLOSE)
 
 
-def test_unknown_names_and_other_features_are_refused(photos, kept, heads, tmp_path):
-    config = ScoreConfig(
-        source=(photos,), out=str(tmp_path / "run"), detectors=(heads["unifd"],), features=("clip",)
-    )
+def test_features_without_an_embedding_of_every_image_are_refused(photos, kept, heads, tmp_path):
+    config = ScoreConfig(source=(photos,), out=str(tmp_path / "run"), detectors=(heads["unifd"],))
     with pytest.raises(ConfigError, match="--features clip: not a detector of this run"):
-        score_archive(config)
-    with pytest.raises(IdentityError, match="features"):
-        score_archive(
-            ScoreConfig(
-                source=(photos,),
-                out=str(kept),
-                detectors=(heads["unifd"], "touchstone-tiny"),
-                features=(),
-                **SETTINGS,
-            )
-        )
+        score_archive(config.model_copy(update={"features": ("clip",)}))
     assert not (tmp_path / "run").exists()
+    both = {"detectors": (heads["unifd"], "touchstone-tiny"), "features": ()}
+    with pytest.raises(IdentityError, match="features"):
+        score_archive(ScoreConfig(source=(photos,), out=str(kept), **both, **SETTINGS))
+    spec = make_spec(ensemble_of([heads["maskclip"]]), limits=ImageLimits())
+    with pytest.raises(DetectorError, match="no embedding"):
+        select_embeddings(spec, ["maskclip"])
+    cascade = {"rule": "cascade", "cascade": {"first": 1, "band": [-1, 1]}}
+    two = write_ensemble(tmp_path / "two.yaml", ("touchstone-tiny", heads["unifd"]), **cascade)
+    spec = resolve(ScoreConfig(ensemble=str(two), precision="fp32")).spec(gpus=0)
+    assert list(select_embeddings(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
+    for name in ("unifd", "openai-clip-vit-l14"):
+        with pytest.raises(ConfigError, match="sees only images that go on"):
+            select_embeddings(spec, [name])

@@ -67,7 +67,7 @@ def guarantee_of(run, card):
     return section and document.GuaranteeSummary.model_validate(section)
 
 
-def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path, card):
+def test_guarantee_holds_for_like_images_at_any_prevalence(tmp_path, card):
     for seed, fakes in ((2, 0.5), (3, 0.02), (4, 0.95)):
         run = made_run(tmp_path / f"run-{seed}", card, seed, N, fakes=fakes)
         found = guarantee_of(run, card)
@@ -79,9 +79,7 @@ def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path,
         assert verdicts(run) == {"real", "fake"}
 
 
-def test_a_later_listing_is_compared_by_its_own_rows_and_the_counts_before(
-    tmp_path, card, monkeypatch
-):
+def test_later_listing_is_compared_with_the_counts_before(tmp_path, card, monkeypatch):
     run, spec = made_run(tmp_path / "run", card, 2, N), spec_of(card)
     assert guarantee_of(run, card).images == N
     more_rows(run, card, 3, 30, decoder="another")
@@ -104,35 +102,31 @@ def test_a_later_listing_is_compared_by_its_own_rows_and_the_counts_before(
 OF_THE_VERDICT = ("finding", "grounds", "verdict", "verdict_reason", "verdict_detail")
 
 
-def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, card):
+def test_unlike_archive_abstains_as_a_whole(tmp_path, card):
     run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
     before = {row["image_id"]: row for row in current_rows(run, unfinished=True)}
     found = guarantee_of(run, card)
     assert found.holds is False
     assert [shift.feature for shift in found.shifts if shift.beyond] == ["jpeg_quality"]
     assert found.unlike.startswith(f"{UNLIKE}: jpeg_quality (PSI ")
+    expected = ("left open", "abstain", "unlike_archive")
     for row in rows_of(run):
-        assert (row["finding"], row["verdict"], row["verdict_reason"]) == (
-            "left open",
-            "abstain",
-            "unlike_archive",
-        )
+        assert (row["finding"], row["verdict"], row["verdict_reason"]) == expected
         assert f"{UNLIKE}: {row['verdict_detail']}" == found.unlike
-        kept = {name: value for name, value in row.items() if name not in OF_THE_VERDICT}
-        assert kept == {name: before[row["image_id"]][name] for name in kept}, (
-            "scores and probabilities stay"
-        )
-    files = [
-        row
-        for path in run.row_files([0])
-        for table in run.rows_in(path)
-        for row in table.to_pylist()
-    ]
+        for name in row.keys() - OF_THE_VERDICT:
+            assert row[name] == before[row["image_id"]][name], "scores and probabilities stay"
+    tables = [table for path in run.row_files([0]) for table in run.rows_in(path)]
+    files = [row for table in tables for row in table.to_pylist()]
     assert {row["image_id"]: row for row in files} == before, "files keep the ensemble's verdicts"
     summary = run.read_json("summary.json")
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": N}
     assert summary["findings"] == {"left open": N}
     verify_run(run)
+    sentence = f"all verdicts abstain: {UNLIKE}: jpeg_quality (PSI "
+    assert summary_lines(summary)[1].startswith(sentence.upper())
+    page = render_run_report(summary)
+    first = page[page.index('<p class="notice"') :]
+    assert first.startswith('<p class="notice" role="note"><strong>A' + sentence[1:])
 
 
 def read_everywhere(run, folder, capsys):
@@ -186,17 +180,7 @@ def test_every_reader_marks_an_unlike_archive_unless_waived(tmp_path, card, caps
     assert verdicts(waived) == {"real", "fake"}
 
 
-def test_summary_and_report_begin_with_an_unlike_archive(tmp_path, card):
-    run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
-    summary = summary_of(run, card)
-    sentence = f"all verdicts abstain: {UNLIKE}: jpeg_quality (PSI "
-    assert summary_lines(summary)[1].startswith(sentence.upper())
-    page = render_run_report(summary)
-    first = page[page.index('<p class="notice"') :]
-    assert first.startswith('<p class="notice" role="note"><strong>A' + sentence[1:])
-
-
-def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp_path, card):
+def test_verdicts_return_when_later_listings_are_like(tmp_path, card):
     run = made_run(tmp_path / "run", card, 7, 24, quality=(20, 30))
     assert guarantee_of(run, card).unlike
     more_rows(run, card, 8, 1200)
@@ -206,25 +190,21 @@ def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp
     verify_run(run)
 
 
-def test_few_images_are_not_compared_but_said_and_a_card_that_promises_nothing_is_not(
-    tmp_path, card
-):
+def test_few_images_or_a_plain_card_are_not_compared(tmp_path, card):
     found = guarantee_of(made_run(tmp_path / "run", card, 11, 30), card)
     assert (found.holds, found.why) == (None, "30 images with a score are too few to compare")
     plain = plain_card(card)
     assert guarantee_of(made_run(tmp_path / "plain", plain, 13, 8), plain) is None
 
 
-def test_another_decoder_or_resize_mode_ends_the_guarantee(tmp_path, card):
+def test_other_decoder_or_resize_ends_the_guarantee(tmp_path, card):
     run = made_run(
         tmp_path / "run", card, 12, N, decoder="pillow of tomorrow", identity={"resize": "fast"}
     )
     found = guarantee_of(run, card)
     assert found.holds is False
-    assert (
-        found.why
-        == "scored otherwise: resize fast (calibrated with exact); decoded otherwise: pillow of tomorrow"
-    )
+    assert "scored otherwise: resize fast (calibrated with exact)" in found.why
+    assert "decoded otherwise: pillow of tomorrow" in found.why
     assert verdicts(run) == {"real", "fake"}, "settings are said; they turn no verdict"
 
 
@@ -234,7 +214,7 @@ def written(folder, card):
     return str(path)
 
 
-def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp_path, card):
+def test_decide_compares_the_archive_unless_waived(tmp_path, card):
     plain = plain_card(card)
     run = made_run(tmp_path / "run", plain, 14, N, quality=(20, 30))
     summary_of(run, plain)
@@ -248,18 +228,12 @@ def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp
     assert "The guarantee does not hold." in page
     assert "JPEG quality" in page
     assert "guarantee: does not hold for this archive: images differ in jpeg_quality" in lines
-    assert (
-        "guarantee: of real images like those of “simulated photographs” at most 5 % are called fake"
-        in lines
-    )
+    assert "at most 5 % are called fake" in lines
     out = str(tmp_path / "waived")
     waived = decide_run(run.store.url, written(tmp_path, card), out, waive_guarantee=True)
     assert verdicts(RunDirectory.open(out)) == {"real", "fake"}
-    assert (
-        waived["guarantee"]["holds"],
-        waived["guarantee"]["waived"],
-        waived["guarantee"]["unlike"],
-    ) == (False, True, None)
+    guarantee = waived["guarantee"]
+    assert (guarantee["holds"], guarantee["waived"], guarantee["unlike"]) == (False, True, None)
     assert waived["identity"]["waive_guarantee"] is True
     assert any("it was waived" in line for line in summary_lines(waived))
     again = decide_run(out, written(tmp_path, plain), str(tmp_path / "again"))
@@ -289,7 +263,7 @@ def test_decide_at_operating_point_states_its_measured_rate(tmp_path, card, caps
     assert all((row["score"] >= 0.25) == (row["verdict"] == "fake") for row in rows)
 
 
-def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_everything(tmp_path):
+def test_cascade_is_compared_where_later_members_look(tmp_path):
     """As `calibrate` writes a cascade from a run in which every detector looked at every image, and
     `decide` then applies it there.
     """
@@ -319,9 +293,7 @@ def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_ev
     assert all(row["scores"]["slow"] is not None for row in rows_of(run))
 
 
-def test_other_settings_than_a_card_s_are_refused_by_score_and_by_decide_unless_waived(
-    tmp_path, card
-):
+def test_other_settings_are_refused_unless_waived(tmp_path, card):
     config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "new"), ensemble=written(tmp_path, card), resize="fast",
                          cluster=ClusterConfig(address="ray://nowhere.invalid:1"))  # fmt: skip
     with pytest.raises(ConfigError, match="its calibration does not hold with resize fast"):

@@ -15,10 +15,9 @@ from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.decide import decide_run
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
-from tests.scoring.conftest import rows_of, write_ensemble
+from tests.scoring.conftest import rows_of
 from tests.scoring.older import (
     BUCKET,
     PICTURES,
@@ -71,7 +70,7 @@ def kept(found):
     return {one["key"]: (one["run"], one["today"]) for one in found.changed_default()}
 
 
-def test_limits_that_the_user_wrote_have_to_match(half):
+def test_limits_that_the_user_gives_have_to_match(half):
     found = resolved()
     found.require_same(run_at("half"))
     assert kept(found) == {}
@@ -92,7 +91,7 @@ def test_limits_that_the_user_wrote_have_to_match(half):
     ],
     ids=["thresholds", "card"],
 )  # fmt: skip
-def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(
+def test_run_keeps_its_settings_under_other_configs(
     half, other_configs, file, changes, key, values
 ):
     change(other_configs / file, **changes)
@@ -105,7 +104,7 @@ def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(
     assert kept(found)[key] == values
 
 
-def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused(
+def test_weights_not_shipped_come_from_the_run_or_are_refused(
     half, other_configs, tmp_path, monkeypatch, s3
 ):
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
@@ -181,30 +180,12 @@ def test_finished_run_continues_as_a_compacted_one(photographs, s3, another_defa
     client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))
     summary = scored(new).summary
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
-    assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (
-        1,
-        1,
-        PICTURES + 1,
-    )
+    counts = (summary["session"]["rows"], summary["listing"], summary["members"])
+    assert counts == (1, 1, PICTURES + 1)
     verify_run(run_at("compacted"))
 
 
-def test_finished_run_is_decided_into_a_new_run(photographs, s3, tmp_path):
-    put_run(s3.client(), "finished")
-    finished = f"s3://{BUCKET}/finished"
-    before = {uri: row["verdict"] for uri, row in rows_of(finished).items()}
-    same, mine = (f"s3://{BUCKET}/decided-{name}" for name in ("same", "mine"))
-    decide_run(finished, "tiny", same)
-    assert {uri: row["verdict"] for uri, row in rows_of(same).items()} == before
-    thresholds = {"real_below": -99, "fake_above": 99}
-    decide_run(finished, str(write_ensemble(tmp_path / "mine.yaml", thresholds=thresholds)), mine)
-    assert {row["verdict"] for row in rows_of(mine).values()} == {"abstain"}
-    assert {"key": "ensemble", "run": "mine", "today": "tiny"} in scored(mine).summary["session"][
-        "kept"
-    ]
-
-
-def test_point_of_the_default_ensemble_is_no_other_default(other_configs, tmp_path):
+def test_point_of_the_default_ensemble_changes_no_default(other_configs, tmp_path):
     point = {"rate": 0.1, "threshold": -1.0, "false_positive_rate": 0.09, "upper_bound": 0.12}
     change(other_configs / "ensembles" / "default.yaml", operating_points=[point])
     run = RunDirectory.open(str(tmp_path / "run"))
@@ -269,43 +250,35 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("words", READERS.values(), ids=READERS)
-def test_run_of_0_19_is_refused_with_its_version(words, photographs, tmp_path, capsys, monkeypatch):
+def test_commands_refuse_a_run_of_0_19(photographs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = age(unpack("finished", tmp_path))
     (run / "labels.csv").write_text("uri,label\ns3://older/photos/000.bmp,real\n")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert main([word.format(run) for word in words]) == ExitCode.USAGE
-    error = capsys.readouterr().err
-    assert "Touchstone 0.19.0 wrote this run" in error
-    assert "finish or read it with Touchstone 0.19.0" in error
+    for name, words in READERS.items():
+        assert main([word.format(run) for word in words]) == ExitCode.USAGE, name
+        error = capsys.readouterr().err
+        assert "Touchstone 0.19.0 wrote this run" in error, name
+        assert "finish or read it with Touchstone 0.19.0" in error, name
+    with pytest.raises(ConfigError, match=r"Touchstone 0\.19\.0 wrote this run"):
+        load_run(str(run))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "results",
-        "results of a verdict",
-        "results as JSON",
-        "report",
-        "gallery",
-        "audit",
-        "compare",
-        "decide",
-        "compact",
-        "verify",
-    ],
-)
-def test_run_of_0_20_is_read(name, photographs, tmp_path, capsys):
+NOT_OF_THESE_RUNS = ("evaluate", "calibrate", "masks", "score", "plan")
+
+
+def test_commands_read_a_run_of_0_20(photographs, tmp_path, capsys):
     run = unpack("finished", tmp_path)
-    assert main([word.format(run) for word in READERS[name]]) == ExitCode.DONE
-    if name == "results as JSON":
-        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert len(rows) == PICTURES
-        assert all(row["finding"] for row in rows)
-
-
-def test_load_run_refuses_a_run_of_0_19(tmp_path):
-    with pytest.raises(ConfigError, match=r"Touchstone 0\.19\.0 wrote this run"):
-        load_run(str(age(unpack("finished", tmp_path))))
+    for name in READERS.keys() - NOT_OF_THESE_RUNS:
+        assert main([word.format(run) for word in READERS[name]]) == ExitCode.DONE, name
+        printed = capsys.readouterr().out
+        if name == "results as JSON":
+            rows = [json.loads(line) for line in printed.splitlines()]
+            assert len(rows) == PICTURES
+            assert all(row["finding"] for row in rows)
+    verdicts = [
+        {uri: row["verdict"] for uri, row in rows_of(folder).items()}
+        for folder in (run, f"{run}-decided")
+    ]
+    assert verdicts[0] == verdicts[1]

@@ -17,12 +17,10 @@ from ray_app.scoring.compact import compact_run
 from ray_app.scoring.run import score_archive
 from tests.identification.made import make_identifier
 from tests.runs.small_run import NAME, SPEC
-from tests.scoring.conftest import comparable, rows_of, score_here, write_ensemble
+from tests.scoring.conftest import ROOT, comparable, rows_of, score_here, write_ensemble
 from tests.scoring.kept_run import facts_of, kept_run
 from tests.scoring.stages import without_ray
-from tests.scoring.stored_run import write_stored_run
 
-ROOT = Path(__file__).resolve().parents[2]
 FACTS = facts_of(SPEC, NAME)
 NAMES = [f"{number:02}.jpg" for number in range(30)]
 BROKEN = ("03.jpg", "11.jpg")
@@ -55,17 +53,21 @@ def score_stored(run, out, **settings):
     return score_here(out, f"features::{run.store.url}", **settings)
 
 
+def rows_added(run, out, **settings):
+    """How many rows a command scored, and how many there are then."""
+    finished, rows = score_stored(run, out, **settings)
+    return finished.summary["session"]["rows"], len(rows)
+
+
 def test_rows_keep_ids_statuses_and_facts(run, tmp_path):
     finished, rows = score_stored(run, tmp_path / "new")
     before, new = rows_of(run.store.url), RunDirectory.open(str(tmp_path / "new"))
     assert rows.keys() == before.keys()
     for uri, row in rows.items():
         assert row["image_id"] == before[uri]["image_id"]
-        left, right = (
-            {name: one for name, one in comparable(row).items() if name not in OF_THE_DETECTOR}
-            for row in (row, before[uri])
-        )
-        assert left == right
+        left, right = comparable(row), comparable(before[uri])
+        for name in left.keys() - OF_THE_DETECTOR:
+            assert left[name] == right[name]
         assert (row["scores"] is None) == (row["status"] != "ok")
     assert finished.summary["statuses"] == {"ok": 29, "corrupt_image": 2}
     assert len(list(current_rows(new, vanished=True))) == 32
@@ -73,26 +75,13 @@ def test_rows_keep_ids_statuses_and_facts(run, tmp_path):
     assert new.describe()["identity"]["source"] == [f"features::{run.store.url}"]
 
 
-def test_own_head_gives_the_scores_of_the_run(tmp_path):
-    run = write_stored_run(tmp_path / "run", 300, block_members=64)
-    _, rows = score_stored(run, tmp_path / "new", ensemble="tiny")
-    before = rows_of(run.store.url)
-    for uri, row in rows.items():
-        if row["status"] == "ok":
-            assert row["score"] == pytest.approx(before[uri]["score"], abs=1e-5)
-            assert row["verdict"] == before[uri]["verdict"]
-    assert len({row["score"] for row in rows.values()}) == 295  # 294 scores, and none
-
-
-def test_later_listing_adds_its_files_alone(run, tmp_path):
+def test_later_listing_adds_only_its_files(run, tmp_path):
     score_stored(run, tmp_path / "new")
-    finished, _ = score_stored(run, tmp_path / "new")
-    assert finished.summary["session"]["rows"] == 0
+    assert rows_added(run, tmp_path / "new") == (0, 31)
     add_listing(run, "a.jpg", "b.jpg", "c.jpg")
     # The heads are those of the run, without an option.
-    finished, rows = score_stored(run, tmp_path / "new", ensemble=None)
-    assert (finished.summary["session"]["rows"], len(rows)) == (3, 34)
-    assert rows.keys() == rows_of(run.store.url).keys()
+    assert rows_added(run, tmp_path / "new", ensemble=None) == (3, 34)
+    assert rows_of(tmp_path / "new").keys() == rows_of(run.store.url).keys()
     assert verify_run(RunDirectory.open(str(tmp_path / "new"))).manifests == 3
 
 
@@ -102,16 +91,13 @@ def test_resume_continues_with_its_own_manifest(run, tmp_path):
     kept = read_features(run, last, ids, NAME, FACTS)
     other = feature_rows(ids, kept, NAME, FACTS | {"sha256": "0" * 64})
     write_features(run, 1, last.block, NAME, other)
-    with pytest.raises(
-        ConfigError, match=r"block 0 of listing 1 has other embeddings of .*\n  sha256"
-    ):
+    message = r"block 0 of listing 1 has other embeddings of .*\n  sha256"
+    with pytest.raises(ConfigError, match=message):
         score_stored(run, tmp_path / "new")
     write_features(run, 1, last.block, NAME, feature_rows(ids, kept, NAME, FACTS))
     add_listing(run, "a.jpg")
-    finished, rows = score_stored(run, tmp_path / "new")
-    assert (finished.summary["session"]["rows"], len(rows)) == (2, 31)
-    finished, rows = score_stored(run, tmp_path / "new")
-    assert (finished.summary["session"]["rows"], len(rows)) == (1, 32)
+    assert rows_added(run, tmp_path / "new") == (2, 31)
+    assert rows_added(run, tmp_path / "new") == (1, 32)
 
 
 def test_image_without_embedding_is_detector_failed(run, tmp_path):
@@ -130,31 +116,24 @@ def test_compacted_run_is_a_source(run, tmp_path):
     compact_run(run.store.url, str(tmp_path / "small"))
     _, rows = score_stored(RunDirectory.open(str(tmp_path / "small")), tmp_path / "new")
     _, expected = score_stored(run, tmp_path / "other")
-    assert {uri: row["score"] for uri, row in rows.items()} == pytest.approx(
-        {uri: row["score"] for uri, row in expected.items()}, abs=1e-4
-    )
+    scores = [{uri: row["score"] for uri, row in one.items()} for one in (rows, expected)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
 def test_identifier_names_generators(run, tmp_path):
-    rng = np.random.default_rng(0)
+    rng, width = np.random.default_rng(0), FACTS["width"]
     classes = ("sd-1.5", "sdxl", "midjourney-6")
-    card = make_identifier(
-        tmp_path / "card", classes, rng.normal(size=(3, FACTS["width"])), NAME, FACTS
-    )
+    card = make_identifier(tmp_path / "card", classes, rng.normal(size=(3, width)), NAME, FACTS)
     _, rows = score_stored(run, tmp_path / "new", identifier=str(card), ensemble=None)
-    names = {row["predicted_generator"] for row in rows.values() if row["status"] == "ok"}
-    assert names == set(classes)
-    assert all(row["score"] is not None for row in rows.values() if row["status"] == "ok")
-    _, with_detector = score_stored(
-        run, tmp_path / "other", identifier=str(card), detectors=(NAME,)
-    )
-    assert {uri: row["generator_ranking"] for uri, row in with_detector.items()} == {
-        uri: row["generator_ranking"] for uri, row in rows.items()
-    }
+    good = [row for row in rows.values() if row["status"] == "ok"]
+    assert {row["predicted_generator"] for row in good} == set(classes)
+    assert all(row["score"] is not None for row in good)
+    settings = {"identifier": str(card), "detectors": (NAME,)}
+    _, with_detector = score_stored(run, tmp_path / "other", **settings)
+    for uri, row in with_detector.items():
+        assert row["generator_ranking"] == rows[uri]["generator_ranking"]
     other = FACTS | {"preprocessing": FACTS["preprocessing"] | {"mean": [0.25, 0.5, 0.5]}}
-    stranger = make_identifier(
-        tmp_path / "stranger", classes, np.eye(3, FACTS["width"]), NAME, other
-    )
+    stranger = make_identifier(tmp_path / "stranger", classes, np.eye(3, width), NAME, other)
     with pytest.raises(ConfigError, match=r"was fitted on other embeddings of .*preprocessing"):
         score_stored(run, tmp_path / "third", identifier=str(stranger), ensemble=None)
     assert not (tmp_path / "third").exists()
@@ -171,69 +150,56 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_score_refuses_before_anything_is_written(name, run, tmp_path):
-    settings, message = REFUSED[name]
+def test_score_refuses_options_before_anything_is_written(run, tmp_path):
     source = f"features::{run.store.url}"
-    settings = {"source": (source,), "detectors": (NAME,)} | settings
-    settings["source"] = tuple(one.format(run=source) for one in settings["source"])
-    with without_ray(), pytest.raises(TouchstoneError, match=message) as refused:
-        score_archive(ScoreConfig(out=str(tmp_path / "new"), **settings))
-    assert refused.value.hint
+    for name, (options, message) in REFUSED.items():
+        settings = {"source": (source,), "detectors": (NAME,)} | options
+        settings["source"] = tuple(one.format(run=source) for one in settings["source"])
+        with without_ray(), pytest.raises(TouchstoneError, match=message) as refused:
+            score_archive(ScoreConfig(out=str(tmp_path / "new"), **settings))
+        assert refused.value.hint, name
+    for command in (["plan", source], ["data", "pack", source, "--out", str(tmp_path / "new")]):
+        assert main(command) == ExitCode.USAGE
     assert not (tmp_path / "new").exists()
 
 
 def test_score_refuses_runs_without_what_it_needs(run, tmp_path):
-    missing = RunDirectory.open(str(tmp_path / "nothing"))
-    with pytest.raises(ConfigError, match="there is no folder"):
-        score_stored(missing, tmp_path / "new")
     content = run.describe()
+
+    def refuse(run, message, hint=""):
+        with pytest.raises(ConfigError, match=message) as refused:
+            score_stored(run, tmp_path / "new")
+        assert hint in refused.value.hint
+
+    refuse(RunDirectory.open(str(tmp_path / "nothing")), "there is no folder")
     run.write_json("run.json", {key: content[key] for key in content if key != "layout"})
-    with pytest.raises(ConfigError, match=r"before 0\.25 wrote this run") as refused:
-        score_stored(run, tmp_path / "new")
-    assert "touchstone runs compact" in refused.value.hint
+    refuse(run, r"before 0\.25 wrote this run", "touchstone runs compact")
     run.write_json("run.json", content)
     run.store.clear("features")
-    with pytest.raises(ConfigError, match="keeps no embeddings") as refused:
-        score_stored(run, tmp_path / "new")
-    assert "--features" in refused.value.hint
+    refuse(run, "keeps no embeddings", "--features")
     run.store.delete("summary.json")
-    with pytest.raises(ConfigError, match="is not finished yet") as refused:
-        score_stored(run, tmp_path / "new")
-    assert "finishes it" in refused.value.hint
+    refuse(run, "is not finished yet", "finishes it")
     assert not (tmp_path / "new").exists()
 
 
 def test_calibration_of_another_precision_is_refused(run, tmp_path):
     settings = {"precision": {NAME: "bf16"}, "resize": "exact"}
-    card = write_ensemble(tmp_path / "mine.yaml", [NAME], settings=settings)
+    card = str(write_ensemble(tmp_path / "mine.yaml", [NAME], settings=settings))
     with pytest.raises(ConfigError, match=f"embeddings of {NAME} in fp32"):
-        score_stored(run, tmp_path / "new", ensemble=str(card))
-    _, rows = score_stored(run, tmp_path / "new", ensemble=str(card), waive_guarantee=True)
-    assert len(rows) == 31
+        score_stored(run, tmp_path / "new", ensemble=card)
+    assert rows_added(run, tmp_path / "new", ensemble=card, waive_guarantee=True)[1] == 31
 
 
-def test_other_commands_refuse_the_source(run, tmp_path, capsys):
-    source = f"features::{run.store.url}"
-    assert main(["plan", source, "--detector", NAME]) == ExitCode.USAGE
-    assert main(["data", "pack", source, "--out", str(tmp_path / "packed")]) == ExitCode.USAGE
-    assert capsys.readouterr().err.count("is a source of touchstone score") == 2
-
-
-@pytest.mark.parametrize("option", ["--detector", "--identifier"])
-def test_commands_of_the_upgrade_page_work(option, run, tmp_path, capsys, monkeypatch):
-    rows = re.findall(r"^\| `touchstone runs rescore RUN (\S+) CARD`[^|]*\| `([^`]+)`", (ROOT / "UPGRADING.md").read_text(), re.M)  # fmt: skip
-    [command] = [command for name, command in rows if name == option]
-    rng = np.random.default_rng(0)
-    weight = rng.normal(size=(2, FACTS["width"]))
+def test_commands_of_the_upgrade_page_work(run, tmp_path, monkeypatch):
+    weight = np.random.default_rng(0).normal(size=(2, FACTS["width"]))
     identifier = make_identifier(tmp_path / "card", ("sd-1.5", "sdxl"), weight, NAME, FACTS)
-    names = {
-        "RUN": "run",
-        "NEW": "new",
-        "CARD": NAME if option == "--detector" else str(identifier),
-    }
     monkeypatch.chdir(tmp_path)
-    words = [re.sub("RUN|NEW|CARD", lambda name: names[name[0]], word) for word in command.split()]
-    with without_ray():
-        assert main(words[1:]) == ExitCode.DONE
-    assert rows_of(tmp_path / "new").keys() == rows_of(run.store.url).keys()
+    rows = re.findall(r"^\| `touchstone runs rescore RUN (\S+) CARD`[^|]*\| `([^`]+)`", (ROOT / "UPGRADING.md").read_text(), re.M)  # fmt: skip
+    commands = dict(rows)
+    for option, card in (("--detector", NAME), ("--identifier", str(identifier))):
+        out = f"new{option}"
+        names = {"RUN": "run", "NEW": out, "CARD": card}
+        words = re.sub("RUN|NEW|CARD", lambda name: names[name[0]], commands[option]).split()  # noqa: B023
+        with without_ray():
+            assert main(words[1:]) == ExitCode.DONE
+        assert rows_of(tmp_path / out).keys() == rows_of(run.store.url).keys()

@@ -2,7 +2,6 @@
 nothing else changed.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -45,37 +44,25 @@ def tiny(tmp_path_factory):
     """Three small detectors; the last looks at images in their own size."""
     folder = tmp_path_factory.mktemp("tiny")
     corvi = load_card("corvi2023")
-    narrow = corvi.architecture.model_copy(
-        update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
-    )
-    other = seeded_card(
-        load_card("touchstone-tiny").model_copy(update={"name": "other-tiny"}), folder
-    )
-    native = seeded_card(corvi.model_copy(update={"architecture": narrow, "size": None}), folder)
-    return (
-        "touchstone-tiny",
-        *(str(write_card(card, folder / f"{card.name}.yaml")) for card in (other, native)),
-    )
-
-
-def session_of(out):
-    return json.loads((out / "summary.json").read_text())["session"]
-
-
-def views_of(rows):
-    return {uri: row["views"] for uri, row in rows.items()}
+    narrow = {"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
+    narrow = {"architecture": corvi.architecture.model_copy(update=narrow), "size": None}
+    other = load_card("touchstone-tiny").model_copy(update={"name": "other-tiny"})
+    cards = [seeded_card(card, folder) for card in (other, corvi.model_copy(update=narrow))]
+    written = (str(write_card(card, folder / f"{card.name}.yaml")) for card in cards)
+    return ("touchstone-tiny", *written)
 
 
 @pytest.fixture(scope="module")
 def seen(photos, tiny, tmp_path_factory):
-    """A run with perturbations, and its rows."""
+    """The session of a run with perturbations, and its rows."""
     out = tmp_path_factory.mktemp("seen") / "run"
-    return out, score_here(out, photos, detectors=tiny, perturb=("standard",))[1]
+    finished, rows = score_here(out, photos, detectors=tiny, perturb=("standard",))
+    return finished.summary["session"], rows
 
 
-def test_three_detectors_and_twelve_perturbations(seen):
-    out, rows = seen
-    assert session_of(out)["decoded"] == len(rows) == 5
+def test_every_detector_scores_every_view_of_an_image(seen):
+    session, rows = seen
+    assert session["decoded"] == len(rows) == 5
     for uri, row in rows.items():
         if uri.endswith("broken.jpg"):
             assert row["views"] is None
@@ -85,52 +72,38 @@ def test_three_detectors_and_twelve_perturbations(seen):
         assert all(scores["other-tiny"] is not None for scores in row["views"].values())
         # Corvi takes 64 pixels and more: not what half the size leaves.
         assert row["views"]["half-size"]["corvi2023"] is None
-    values = np.array(
-        [
-            row["views"][view]["other-tiny"]
-            for uri, row in rows.items()
-            if "photo-" in uri
-            for view in STANDARD
-        ]
-    )
+    photographs = [row["views"] for uri, row in rows.items() if "photo-" in uri]
+    values = [views[view]["other-tiny"] for views in photographs for view in STANDARD]
     assert len(np.unique(values)) > 0.9 * len(values)
 
 
-def test_a_pool_of_its_own_gives_the_same_views(score, seen, photos, tiny, tmp_path):
+def test_detector_in_its_own_pool_gives_the_same_views(score, seen, photos, tiny, tmp_path):
     own = yaml.safe_load(Path(tiny[-1]).read_text()) | {"own_pool": True}
     (tmp_path / "corvi2023.yaml").write_text(yaml.safe_dump(own))
-    _, split = score(
-        photos,
-        tmp_path / "split",
-        perturb=("standard",),
-        detectors=(*tiny[:2], str(tmp_path / "corvi2023.yaml")),
-    )
-    session = session_of(tmp_path / "split")
+    detectors = (*tiny[:2], str(tmp_path / "corvi2023.yaml"))
+    finished, split = score(photos, perturb=("standard",), detectors=detectors)
+    session = finished.summary["session"]
     assert session["layout"] == "split"
     assert session["decoded"] == 5 + 3, (
         "once for fixed sizes, once where sizes are kept, but for the smallest: not once per view"
     )
-    assert views_of(split) == views_of(seen[1])
+    for uri, row in split.items():
+        assert row["views"] == seen[1][uri]["views"]
 
 
-def test_without_views_all_else_is_the_same(score, seen, photos, tiny, tmp_path):
-    rows = {uri: comparable(row) for uri, row in seen[1].items()}
-    _, plain = score(photos, tmp_path / "plain", detectors=tiny)
-    clean = {
-        uri: {name: value for name, value in row.items() if name != "views"}
-        for uri, row in rows.items()
-    }
-    assert {uri: comparable(row) for uri, row in plain.items()} == clean
+def test_run_without_views_has_the_same_rows_otherwise(score, seen, photos, tiny):
+    _, plain = score(photos, detectors=tiny)
+    for uri, row in plain.items():
+        expected = comparable(seen[1][uri])
+        del expected["views"]
+        assert comparable(row) == expected
     with pytest.raises(IdentityError, match=r"perturb\.jpeg-95"):
-        score(photos, tmp_path / "plain", detectors=tiny, perturb=("standard",))
+        score(photos, detectors=tiny, perturb=("standard",))
 
 
-def test_settings_name_perturbations_their_kinds_and_unavailable_ones(photos):
-    given = ScoreConfig(
-        source=(str(photos),),
-        detectors=("touchstone-tiny",),
-        perturb=("jpeg:75", "sidbench", "attacks", "ntire-2026"),
-    )
+def test_identity_has_perturbations_kinds_and_unavailable_ones(photos):
+    perturb = ("jpeg:75", "sidbench", "attacks", "ntire-2026")
+    given = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=perturb)
     plain = given.model_copy(update={"perturb": ()})
     with_views, without = (
         settings.facts(settings.spec(gpus=0)) for settings in (resolve(given), resolve(plain))
@@ -145,50 +118,36 @@ def test_settings_name_perturbations_their_kinds_and_unavailable_ones(photos):
     assert without == with_views | nothing
 
 
-def test_what_cannot_be_perturbed_is_refused_before_anything_starts(photos, tmp_path):
+def test_unknown_perturbation_is_refused_before_a_run_begins(photos, tmp_path):
+    config = ScoreConfig(source=(str(photos),), out=str(tmp_path / "run"), perturb=("sepia",))
     with pytest.raises(ConfigError, match="no such perturbation"):
-        score_archive(
-            ScoreConfig(source=(str(photos),), out=str(tmp_path / "run"), perturb=("sepia",))
-        )
+        score_archive(config)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_plan_counts_every_pass(photos):
-    config = ScoreConfig(
-        source=(str(photos),), detectors=("touchstone-tiny",), perturb=("standard",)
-    )
-    plan = plan_here(config, probe=2)
-    once = plan_here(config.model_copy(update={"perturb": ()}), probe=0)
-    assert plan.views == STANDARD
-    assert once.views is None
+def test_plan_counts_every_pass(photos):
+    config = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",))
+    plan = plan_here(config.model_copy(update={"perturb": ("standard",)}), probe=2)
+    once = plan_here(config, probe=0)
+    assert (plan.views, once.views) == (STANDARD, None)
     assert plan.gmac_per_image == pytest.approx(13 * once.gmac_per_image, rel=0.01)
     assert plan.block_members < once.block_members
     assert plan.process_bytes > once.process_bytes
     assert plan.forecast.images_per_s > 0
-    assert "13 passes over every image, decoded once: as it is, and jpeg-95" in "\n".join(
-        plan_lines(plan)
-    )
+    assert "13 passes over every image, decoded once" in "\n".join(plan_lines(plan))
     assert not any("passes" in line for line in plan_lines(once))
 
 
-def test_run_that_somebody_else_wrote_calls_no_code(photos, tmp_path):
-    source = {
-        "name": "mine",
-        "source": "me",
-        "perturbations": [{"name": "listed", "steps": [{"op": "call", "path": "os:listdir"}]}],
-    }
+def test_perturbation_function_of_another_run_is_not_called(photos, tmp_path):
+    steps = [{"op": "call", "path": "os:listdir"}]
+    source = {"name": "mine", "source": "me", "perturbations": [{"name": "listed", "steps": steps}]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(source))
-    again = ScoreConfig(
-        source=(str(photos),), out=str(tmp_path / "run"), detectors=("touchstone-tiny",)
-    )
+    out, detectors = str(tmp_path / "run"), ("touchstone-tiny",)
+    again = ScoreConfig(source=(str(photos),), out=out, detectors=detectors)
     config = again.model_copy(update={"perturb": (str(tmp_path / "mine.yaml"),)})
-    run = RunDirectory.open(str(tmp_path / "run"))
-    settings = resolve(config)
-    run.claim(
-        settings.facts(settings.spec(gpus=0)),
-        ["touchstone-tiny"],
-        resolve(config).ensemble.model_dump(mode="json"),
-    )
+    run, settings = RunDirectory.open(out), resolve(config)
+    facts = settings.facts(settings.spec(gpus=0))
+    run.claim(facts, list(detectors), settings.ensemble.model_dump(mode="json"))
     with pytest.raises(ConfigError, match="the view listed calls a function of yours") as refused:
         resolve(again, run)
     assert refused.value.hint == "give the same --perturb again"
