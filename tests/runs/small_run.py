@@ -35,6 +35,7 @@ NAME = next(iter(SPEC.cards))
 PLAN = BlockPlan(batch_slots=4, max_block_members=8)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DOCS = Path(__file__).parents[2] / "docs" / "runs.md"
+FACTS = {"backbone": "tower", "sha256": "0" * 64, "width": 3}  # of the embeddings of `vectors_for`
 
 
 def new_run(folder):
@@ -155,6 +156,11 @@ def score_blocks(
                 ),
             )
         run.write_part(number, ref.block, rows)
+
+
+def vectors_for(ids, attempt):
+    """Embeddings that show the member and the attempt, exact in float32."""
+    return np.stack([ids % 1000, ids % 777, np.full(len(ids), attempt)], axis=1).astype(np.float32)
 
 
 def read_by_sql(run, *more):

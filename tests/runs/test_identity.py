@@ -7,20 +7,12 @@ ONE = {
 }
 
 
-def changed(**leaves):
-    return {**ONE, **leaves}
-
-
-def test_a_difference_names_the_leaf_and_both_sides():
+def test_differences_name_the_leaf_and_both_sides():
     assert differences(ONE, {**ONE}) == []
-    assert differences(changed(thresholds={"fake_above": 2.0}), ONE) == [
+    assert differences(ONE | {"thresholds": {"fake_above": 2.0}}, ONE) == [
         "thresholds.fake_above: this command 2.0, the run 1.0"
     ]
-
-
-def test_another_detector_is_seen_from_both_sides():
-    other = changed(detectors={"other": {"weights": "def"}})
-    assert differences(other, ONE) == [
+    assert differences(ONE | {"detectors": {"other": {"weights": "def"}}}, ONE) == [
         'detectors.other.weights: this command "def", the run has none',
         'detectors.tiny.weights: this command has none, the run "abc"',
         "detectors.tiny.preprocessing.size: this command has none, the run 256",
@@ -29,4 +21,4 @@ def test_another_detector_is_seen_from_both_sides():
 
 def test_fingerprint_ignores_the_order_of_keys():
     assert fingerprint(ONE) == fingerprint(dict(reversed(ONE.items())))
-    assert fingerprint(ONE) != fingerprint(changed(source=["/b"]))
+    assert fingerprint(ONE) != fingerprint(ONE | {"source": ["/b"]})

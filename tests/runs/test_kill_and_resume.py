@@ -37,13 +37,12 @@ def session(store, folder, attempt, order):
 
 def rows(folder):
     run = RunDirectory.open(str(folder))
-    kept = [
-        row
-        for table in current_tables(run, unfinished=True)
-        for row in table.drop_columns(["attempt", "scored_at"]).to_pylist()
-    ]
     assert run.parts(0) == []
-    return kept
+    tables = [
+        table.drop_columns(["attempt", "scored_at"])
+        for table in current_tables(run, unfinished=True)
+    ]
+    return [row for table in tables for row in table.to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def archive(tmp_path_factory):
 
 
 @pytest.mark.parametrize("examples", SWEEPS)
-def test_killed_between_any_two_writes_and_resumed_is_one_run(archive, examples):
+def test_killed_and_resumed_run_equals_an_undisturbed_one(archive, examples):
     folder, expected = archive
 
     @settings(max_examples=examples, deadline=None)

@@ -82,41 +82,26 @@ SPOILT = {
 }
 
 
+NONE = ("verdict", "score", "scores", "width", "mask_area", "predicted_prompt", "provenance")
+
+
 @pytest.mark.parametrize("what", SPOILT)
-def test_a_member_of_which_no_row_can_be_made_costs_itself_alone(members, scored, what):
+def test_member_without_a_possible_row_costs_itself_alone(members, scored, what):
     good = tables(members, scored)
     made = tables(members, SPOILT[what](scored))
     rows, expected = made.rows.to_pylist(), good.rows.to_pylist()
-    assert [row for place, row in enumerate(rows) if place != 3] == [
-        row for place, row in enumerate(expected) if place != 3
-    ]
-    assert (rows[3]["status"], rows[3]["image_id"], rows[3]["sha256"]) == (
-        "decoder_crashed",
-        expected[3]["image_id"],
-        digest(NAMES[3]),
-    )
-    assert rows[3]["detail"].startswith("Touchstone's own code failed: ")
-    for name in (
-        "verdict",
-        "score",
-        "scores",
-        "width",
-        "mask_area",
-        "predicted_prompt",
-        "provenance",
-    ):
-        assert rows[3][name] is None, name
-    assert made.masks["image_id"].to_pylist() == [
-        row["image_id"] for place, row in enumerate(rows) if place != 3
-    ]
+    row, image_id = rows.pop(3), expected.pop(3)["image_id"]
+    assert rows == expected
+    facts = ("decoder_crashed", image_id, digest(NAMES[3]))
+    assert (row["status"], row["image_id"], row["sha256"]) == facts
+    assert row["detail"].startswith("Touchstone's own code failed: ")
+    assert all(row[name] is None for name in NONE)
+    assert made.masks["image_id"].to_pylist() == [one["image_id"] for one in rows]
     assert made.rows.schema == good.rows.schema
     assert made.bad == 1
     [failure] = made.failures
-    assert (failure["image_id"], failure["uri"], failure["member"]) == (
-        rows[3]["image_id"],
-        rows[3]["uri"],
-        None,
-    )
+    found = (failure["image_id"], failure["uri"], failure["member"])
+    assert found == (image_id, row["uri"], None)
     assert failure["traceback"].startswith("Traceback")
     assert summarise([made.rows], [NAME]).own_failures == 1
 
@@ -124,7 +109,7 @@ def test_a_member_of_which_no_row_can_be_made_costs_itself_alone(members, scored
 @pytest.mark.parametrize(
     "error", [MemoryError(), ClusterError("no storage"), AssertionError("only of one")]
 )
-def test_what_is_no_single_members_fault_stays_an_exception(members, scored, monkeypatch, error):
+def test_fault_of_no_single_member_stays_an_exception(members, scored, monkeypatch, error):
     def failing(ids, scored):
         # else a fault that no member shows alone
         if len(ids) > 1 or not isinstance(error, AssertionError):

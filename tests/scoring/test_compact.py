@@ -21,6 +21,7 @@ from ray_app.runs import (
 )
 from ray_app.scoring.compact import compact_run
 from tests.runs.small_run import (
+    FACTS,
     NAME,
     begun,
     finish,
@@ -28,9 +29,9 @@ from tests.runs.small_run import (
     relist,
     retried,
     score_blocks,
+    vectors_for,
     write_files,
 )
-from tests.runs.test_artifacts import FACTS, vectors_for
 
 NAMES = [f"{number:02}.jpg" for number in range(30)]
 
