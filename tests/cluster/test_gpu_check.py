@@ -33,9 +33,7 @@ def node(tmp_path):
     return Node()
 
 
-def test_a_node_without_an_nvidia_gpu_is_let_in_without_torch_and_one_whose_gpu_torch_uses(
-    node, monkeypatch
-):
+def test_node_without_a_gpu_or_with_a_usable_one_is_let_in(node, monkeypatch):
     assert node.problem() is None
     node.add("0000:00:05.0", "0x1d0f", "0x030000")
     node.add("0000:00:06.0", "0x10de", "0x068000")  # a switch between GPUs
@@ -47,7 +45,7 @@ def test_a_node_without_an_nvidia_gpu_is_let_in_without_torch_and_one_whose_gpu_
     assert node.problem() is None
 
 
-def test_the_line_names_the_reason_and_the_fix(node, monkeypatch):
+def test_unusable_gpu_is_reported_with_reason_and_fix(node, monkeypatch):
     node.add("0000:00:1e.0", "0x10de", "0x030200")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.2")

@@ -45,7 +45,7 @@ def _is_gone(pid):
     return False
 
 
-def test_results_come_in_the_order_of_the_items_from_several_processes_which_end_when_no_more_is_wanted(
+def test_pool_returns_results_in_order_and_ends_when_closed(
     ray_cluster,
 ):
     unending = in_pool(_square, count())
@@ -57,7 +57,7 @@ def test_results_come_in_the_order_of_the_items_from_several_processes_which_end
     wait_until(lambda: all(map(_is_gone, pids)), 30)
 
 
-def test_errors_of_the_function_and_of_the_items_arrive_as_they_were(ray_cluster):
+def test_pool_raises_errors_of_function_and_items_unchanged(ray_cluster):
     results = in_pool(_reciprocal, range(1, 100))
     assert [next(results) for _ in range(2)] == [1, 0]
     with pytest.raises(ConfigError, match="column 'x'") as caught:
@@ -74,11 +74,9 @@ def test_errors_of_the_function_and_of_the_items_arrive_as_they_were(ray_cluster
         next(results)
 
 
-def test_an_item_whose_process_died_is_repeated_a_few_times(ray_cluster, tmp_path):
+def test_pool_repeats_items_of_dead_processes_a_few_times(ray_cluster, tmp_path):
     assert list(in_pool(partial(_dies, tmp_path, always=False), range(20))) == list(range(20))
-    with pytest.raises(
-        ClusterError, match="item 5 was given up: 4 workers died while working on it"
-    ) as caught:
+    with pytest.raises(ClusterError, match="item 5 was given up: 4 workers died") as caught:
         list(in_pool(partial(_dies, tmp_path, always=True), range(20)))
     assert "cluster.workers" in caught.value.hint
     (tmp_path / "died").unlink()
@@ -89,7 +87,7 @@ def test_an_item_whose_process_died_is_repeated_a_few_times(ray_cluster, tmp_pat
     assert list(in_pool(_reciprocal, [])) == []
 
 
-def test_a_pool_that_finds_no_node_ends_when_the_patience_does(ray_cluster):
+def test_pool_without_a_node_fails_after_stall_s(ray_cluster):
     nowhere = in_pool(_square, range(3), labels={"workload": "nowhere"}, stall_s=3.0)
     with pytest.raises(ClusterError, match="no block ended in 3 s") as caught:
         list(nowhere)

@@ -44,20 +44,29 @@ def base(monkeypatch, tmp_path_factory):
     os.unlink(short)
 
 
+def run_program(program, environment):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
 def names(base):
     return {path.name for path in base.iterdir()}
 
 
-def test_the_folder_is_ours_alone_and_the_next_start_removes_what_ended_or_was_killed_and_no_more(
+def test_private_folder_removes_only_folders_of_ended_processes(
     base,
 ):
     with private_folder() as ended:
         assert ended.stat().st_mode & 0o777 == 0o700
     assert names(base) == {ended.name}  # with the logs in it
     (base / "ts-of-others").mkdir()
-    holding = subprocess.Popen(
-        [sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    holding = subprocess.Popen([sys.executable, "-c", HOLDING], **pipes)
     held = os.path.basename(holding.stdout.readline().strip())
     with private_folder() as mine:
         assert names(base) == {held, mine.name, "ts-of-others"}
@@ -67,23 +76,17 @@ def test_the_folder_is_ours_alone_and_the_next_start_removes_what_ended_or_was_k
             assert names(base) == {mine.name, another.name, "ts-of-others"}
 
 
-def test_a_base_too_long_for_sockets_is_not_taken(monkeypatch, tmp_path):
+def test_base_too_long_for_sockets_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 8)))
     with private_folder() as folder:
         assert str(folder.parent) == "/tmp"
 
 
-def test_the_environment_is_that_of_the_run_and_then_the_users_again(base):
+def test_environment_of_a_private_ray_is_restored(base):
     """In a process of its own: this one may be connected to a Ray, which asks for its secret all
     the time.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", TWICE],
-        env={**os.environ, **USERS},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = run_program(TWICE, {**os.environ, **USERS})
     assert done.returncode == 0, done.stderr
     seen = done.stdout.split()
     assert len({*seen, "of-a-cluster"}) == 3
@@ -105,20 +108,12 @@ except ClusterError as error:
 
 def test_local_ray_is_refused_if_ray_was_imported_before():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTED_BEFORE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert "Ray was imported before Touchstone could restrict" in done.stdout, (
-        done.stdout + done.stderr
-    )
+    done = run_program(IMPORTED_BEFORE, environment)
+    assert "Ray was imported before Touchstone" in done.stdout, done.stdout + done.stderr
     assert done.stdout.endswith("5\n")
 
 
-def test_a_ray_that_is_there_already_is_left_as_it_is(monkeypatch):
+def test_running_ray_is_left_as_it_is(monkeypatch):
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
@@ -143,5 +138,5 @@ with ray_server.endpoint(ServeConfig(ensembles=("tiny",)), "127.0.0.1", 0, Clust
 
 
 def test_endpoint_imports_ray_only_when_it_starts_ray():
-    done = subprocess.run([sys.executable, "-c", SERVING], capture_output=True, text=True)
+    done = run_program(SERVING, dict(os.environ))
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def test_the_rate_counts_from_the_first_result_and_without_what_was_done_before():
+def test_rate_counts_from_the_first_result_of_this_command():
     clock = Clock()
     progress = Progress(300, stream=io.StringIO(), clock=clock)
     clock.now = 100.0  # start-up
@@ -30,7 +30,7 @@ def test_the_rate_counts_from_the_first_result_and_without_what_was_done_before(
     assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10.0 s  bad 0"
 
 
-def test_the_rate_is_that_of_the_last_minutes():
+def test_rate_is_that_of_the_last_minutes():
     """Half of the nodes were taken away: the time that is left is no longer what all of them would
     have needed.
     """
@@ -46,7 +46,7 @@ def test_the_rate_is_that_of_the_last_minutes():
     assert "7.5 img/s" in progress.line(clock.now)
 
 
-def test_a_terminal_gets_one_line_rewritten_in_place_and_no_note():
+def test_terminal_gets_one_rewritten_line_and_no_note():
     for stream, notes in ((io.StringIO(), 2), (Terminal(), 0)):
         clock = Clock()
         progress = Progress(100, note=lambda: "bound by storage", stream=stream, clock=clock)

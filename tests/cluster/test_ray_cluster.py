@@ -27,7 +27,7 @@ from tests.scoring.conftest import ROOT
 pytestmark = pytest.mark.ray
 
 
-def test_results_come_in_the_order_of_the_items_from_other_processes(ray_cluster):
+def test_tasks_return_results_in_order_from_other_processes(ray_cluster):
     def square(number):
         time.sleep(random.Random(number).random() / 50)
         return number**2, os.getpid()
@@ -36,17 +36,13 @@ def test_results_come_in_the_order_of_the_items_from_other_processes(ray_cluster
     assert [result for result, _ in results] == [number**2 for number in range(40)]
     assert os.getpid() not in {pid for _, pid in results}
     assert list(on_ray(square, [])) == []
-    assert list(on_ray(os.nice, [0])) == [os.nice(0)], (
-        "Ray's own default would start workers at niceness 15"
-    )
+    assert list(on_ray(os.nice, [0])) == [os.nice(0)], "Ray's own default is niceness 15"
 
 
-def test_an_error_arrives_as_it_was_and_a_bug_with_its_traceback(ray_cluster):
+def test_tasks_raise_errors_unchanged_and_bugs_with_traceback(ray_cluster):
     def fails(number):
         if number == 3:
-            raise ConfigError(
-                "column 'x' of the source holds both", hint="make its values of one type"
-            )
+            raise ConfigError("column 'x' holds both", hint="make its values of one type")
         return number
 
     results = on_ray(fails, range(100))
@@ -58,7 +54,7 @@ def test_an_error_arrives_as_it_was_and_a_bug_with_its_traceback(ray_cluster):
         list(on_ray(lambda number: 1 // number, [1, 0]))
 
 
-def test_leaving_early_is_safe_however_often(ray_cluster):
+def test_tasks_may_be_left_early_many_times(ray_cluster):
     taken = []
     # `ray.cancel` here aborted the driver within fifty rounds: a cancelled task that was just
     # ending.
@@ -70,7 +66,7 @@ def test_leaving_early_is_safe_however_often(ray_cluster):
     assert list(on_ray(str, range(20))) == [str(number) for number in range(20)]
 
 
-def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_path):
+def test_listing_by_tasks_writes_the_same_files(ray_cluster, tmp_path):
     sources = [tmp_path / name for name in "ab"]
     for folder in sources:
         folder.mkdir()
@@ -78,39 +74,27 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
             (folder / f"{number:03}.jpg").write_bytes(bytes(number))
     archive = open_source([str(folder) for folder in sources])
     portions = Portions(raw_rows=40, id_rows=40, run_rows=100, few=0)
-    written = []
+    written, plan = [], BlockPlan(batch_slots=4, max_block_members=32)
     for each in (in_turn, on_ray):
         store = Store.open(str(tmp_path / each.__name__))
-        list_members(
-            store,
-            archive,
-            BlockPlan(batch_slots=4, max_block_members=32),
-            each=each,
-            portions=portions,
-            clock=lambda: 0.0,
-        )
+        list_members(store, archive, plan, each=each, portions=portions, clock=lambda: 0.0)
         written.append(files_below(store))
     assert written[0] == written[1]
     assert len(written[0]) > 10
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"gpus": 0}, LOCAL_OBJECT_STORE_BYTES),
-        ({"object_store_bytes": 2**28, "gpus": 1}, 2**28),
-    ],
-)
-def test_object_store_of_a_local_ray(settings, expected):
-    assert local_store_bytes(ClusterConfig(**settings)) == expected
-
-
-def test_object_store_with_a_gpu_holds_the_prepared_images_of_many_decoders():
+def test_object_store_with_a_gpu_is_larger():
+    assert local_store_bytes(ClusterConfig(gpus=0)) == LOCAL_OBJECT_STORE_BYTES
+    assert local_store_bytes(ClusterConfig(object_store_bytes=2**28, gpus=1)) == 2**28
     shared_bytes = shutil.disk_usage("/dev/shm").free
     if min(shared_bytes, node_memory()) < 4 * 2**30:
         pytest.skip("this machine has less than 4 GiB of memory or of free shared memory")
     store_bytes = local_store_bytes(ClusterConfig(gpus=1))
     assert 2 * LOCAL_OBJECT_STORE_BYTES < store_bytes <= shared_bytes
+
+
+def run_command(command, **options):
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 PAYING = """
@@ -126,20 +110,17 @@ with cluster(ClusterConfig()):
 @pytest.mark.slow
 def test_workers_of_a_cluster_request_s3_as_their_driver(tmp_path):
     (tmp_path / "paying.py").write_text(PAYING)
-    program, paying = (
-        [sys.executable, str(tmp_path / "paying.py")],
-        {"AWS_REQUEST_PAYER": "requester"},
-    )
+    program = [sys.executable, str(tmp_path / "paying.py")]
+    paying = {"AWS_REQUEST_PAYER": "requester", "PYTHONPATH": str(ROOT)}
+    submit = [BIN / "ray", "job", "submit", "--runtime-env-json", json.dumps({"env_vars": paying})]
     with ray_head() as head:
-        done = subprocess.run(program, env=head.environment | {"RAY_ADDRESS": head.gcs, "PYTHONPATH": str(ROOT)} | paying,
-                              capture_output=True, text=True, timeout=120)  # fmt: skip
-        assert "a worker has requester" in done.stdout, done.stderr
-        environment = json.dumps({"env_vars": paying | {"PYTHONPATH": str(ROOT)}})
-        command = [BIN / "ray", "job", "submit", "--runtime-env-json", environment, "--", *program]
-        done = subprocess.run(
-            command, env=head.environment, capture_output=True, text=True, timeout=120
-        )
-        assert "a worker has requester" in done.stdout, done.stdout + done.stderr
+        for command, more in (
+            (program, {"RAY_ADDRESS": head.gcs} | paying),
+            ([*submit, "--", *program], {}),
+        ):
+            environment = head.environment | more
+            done = run_command(command, env=environment)
+            assert "a worker has requester" in done.stdout, done.stdout + done.stderr
 
 
 LOSING = """
@@ -164,10 +145,7 @@ with cluster(ClusterConfig(cpus=1)):
 
 @pytest.mark.slow
 def test_death_of_a_worker_is_reported_on_stderr_only(tmp_path):
-    program = LOSING.format(grave=str(tmp_path / "grave"))
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
-    )
+    done = run_command([sys.executable, "-c", LOSING.format(grave=str(tmp_path / "grave"))])
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "died" in done.stderr
 
@@ -194,7 +172,7 @@ assert (os.environ["TOUCHSTONE_CACHE"], os.environ["PYTHONPATH"]) == ("cache", o
 
 
 @pytest.mark.slow
-def test_a_local_ray_has_the_cores_of_its_process_and_a_folder_of_its_own(tmp_path):
+def test_local_ray_has_the_cores_of_its_process_and_a_folder(tmp_path):
     command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", PINNED]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run_command(command, cwd=tmp_path)
     assert (done.returncode, done.stdout, without_ray_start(done.stderr)) == (0, "", [])

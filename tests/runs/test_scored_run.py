@@ -39,15 +39,13 @@ def run(archive, tmp_path_factory):
     return ray_app.load_run(out)
 
 
-def test_the_table_and_the_frame_have_a_row_of_each_file(run):
+def test_table_and_frame_have_a_row_for_each_file(run):
     table = run.table()
     assert len(table) == run.summary["members"] == sum(len(part) for part in run.tables()) == 5
     assert {"uri", "member", "status", "scores", "verdict"} <= set(table.column_names)
     assert run.table(["verdict", "score"]).column_names == ["verdict", "score"]
     assert repr(run).startswith(f"ScoredRun('{run.url}', 5 images: ")
-    with pytest.raises(
-        ConfigError, match=r"no column vedict here; the columns are: image_id, uri, .*verdict"
-    ):
+    with pytest.raises(ConfigError, match=r"no column vedict here; .*verdict"):
         run.table(["vedict"])
     ok = run.to_frame()
     ok = ok[ok["status"] == "ok"]
@@ -55,14 +53,13 @@ def test_the_table_and_the_frame_have_a_row_of_each_file(run):
     assert list(run.to_frame(["uri", "scores"])) == ["uri", "score_touchstone-tiny"]
 
 
-def test_images_open_where_they_lie(run, archive):
+def test_images_open_in_files_and_containers(run, archive):
     folder, files = archive
     images = list(run.images(status="ok"))
     tar = str(folder / "more.tar")
-    assert [(one.uri, one.member) for one in images] == [
-        *((str(folder / name), None) for name in ("a.png", "b.png")),
-        *((tar, name) for name in ("c.png", "d.png")),
-    ]
+    plain = [(str(folder / name), None) for name in ("a.png", "b.png")]
+    packed = [(tar, name) for name in ("c.png", "d.png")]
+    assert [(one.uri, one.member) for one in images] == plain + packed
     assert [one.read() for one in images] == list(files.values())
     assert [one.open().size for one in images] == [(160, 120)] * 4
     assert "data:image/jpeg" in images[3]._repr_html_()
@@ -70,21 +67,21 @@ def test_images_open_where_they_lie(run, archive):
     assert len(list(run.images())) == 5
 
 
-def test_images_of_one_verdict(run):
+def test_images_are_selected_by_verdict_and_name(run):
     verdicts = run.summary["verdicts"]
     assert {word: len(list(run.images(word))) for word in verdicts} == verdicts
-    assert [one.uri.rpartition("/")[2] for one in run.images(match="*.tar", max_score=100.0)] == [
-        "more.tar"
-    ] * 2
-    with pytest.raises(ConfigError, match="'fakes' is no verdict; known are: fake, abstain, real"):
-        run.images("fakes")
-    with pytest.raises(ConfigError, match="'okay' is no status; known are: ok, empty_file"):
-        run.images(status="okay")
-    with pytest.raises(ConfigError, match="this run named no generators"):
-        run.images(generator="midjourney")
+    images = run.images(match="*.tar", max_score=100.0)
+    assert [one.uri.rpartition("/")[2] for one in images] == ["more.tar"] * 2
+    for wanted, message in (
+        ({"verdict": "fakes"}, "'fakes' is no verdict; known are: fake, abstain, real"),
+        ({"status": "okay"}, "'okay' is no status; known are: ok, empty_file"),
+        ({"generator": "midjourney"}, "this run named no generators"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run.images(**wanted)
 
 
-def test_a_file_that_is_gone_says_so(run, archive):
+def test_deleted_file_raises_a_source_error(run, archive):
     gone = next(run.images(status="ok"))
     path = archive[0] / "a.png"
     away = path.rename(path.with_suffix(".away"))
@@ -96,6 +93,6 @@ def test_a_file_that_is_gone_says_so(run, archive):
         away.rename(path)
 
 
-def test_a_run_that_is_not_there(tmp_path):
+def test_missing_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no run in .*: it has no run\.json"):
         ray_app.load_run(tmp_path)

@@ -67,7 +67,5 @@ def test_retry_brings_its_own_views_and_masks(run):
 def test_without_views_nothing_is_added(tmp_path):
     run = begun(tmp_path, NAMES, masks=True)
     assert all(table.schema.equals(MASK_SCHEMA) for table in run.masks(0))
-    assert (
-        "views"
-        not in pq.read_schema(tmp_path / "run" / "parts" / "00000" / "00000000.parquet").names
-    )
+    part = tmp_path / "run" / "parts" / "00000" / "00000000.parquet"
+    assert "views" not in pq.read_schema(part).names
