@@ -2,7 +2,6 @@
 files, without a cluster.
 """
 
-import hashlib
 import json
 
 import duckdb
@@ -28,24 +27,19 @@ from ray_app.scoring.guarantee import compare, count_archive
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
 from tests.runs.small_run import NAME, read_by_sql
-from tests.scoring.made_run import made_run, more_rows, properties_made, summary_of
+from tests.scoring.made_run import DECODER, made_run, more_rows, properties_made, summary_of
 from tests.scoring.shifted import calibrated_card
 
 N = 240
-DECODER = "pillow of the test"
+POOR = {"quality": (20, 30)}  # of JPEG files, unlike those of the calibration
 
 
 @pytest.fixture(scope="module")
 def card():
     """A card calibrated on images such as `made_run` makes them."""
     found = calibrated_card(properties_made(1, 600), np.arange(600) % 2 == 1, detector=NAME)
-    return found.model_copy(
-        update={"settings": found.settings.model_copy(update={"decoders": (DECODER,)})}
-    )
-
-
-def spec_of(card, **options):
-    return make_spec(card, limits=ImageLimits(), **options)
+    settings = found.settings.model_copy(update={"decoders": (DECODER,)})
+    return found.model_copy(update={"settings": settings})
 
 
 def plain_card(card):
@@ -68,44 +62,44 @@ def guarantee_of(run, card):
 
 
 def test_guarantee_holds_for_like_images_at_any_prevalence(tmp_path, card):
+    features = [one.name for one in card.population.features]
     for seed, fakes in ((2, 0.5), (3, 0.02), (4, 0.95)):
         run = made_run(tmp_path / f"run-{seed}", card, seed, N, fakes=fakes)
         found = guarantee_of(run, card)
         assert (found.holds, found.why, found.unlike) == (True, None, None), fakes
-        assert [shift.feature for shift in found.shifts] == [
-            one.name for one in card.population.features
-        ]
+        assert [shift.feature for shift in found.shifts] == features
         assert (found.target_fpr, found.images, found.decoders, found.settings) == (0.05, N, [], [])
         assert verdicts(run) == {"real", "fake"}
 
 
 def test_later_listing_is_compared_with_the_counts_before(tmp_path, card, monkeypatch):
-    run, spec = made_run(tmp_path / "run", card, 2, N), spec_of(card)
+    run = made_run(tmp_path / "run", card, 2, N)
     assert guarantee_of(run, card).images == N
     more_rows(run, card, 3, 30, decoder="another")
     [_, newer] = run.published()
-    read = []
-    rows_in = RunDirectory.rows_in
-    monkeypatch.setattr(
-        RunDirectory,
-        "rows_in",
-        lambda run, path, *more: read.append(path) or rows_in(run, path, *more),
-    )
+    read, rows_in = [], RunDirectory.rows_in
+
+    def noting(run, path, *more):
+        read.append(path)
+        return rows_in(run, path, *more)
+
+    monkeypatch.setattr(RunDirectory, "rows_in", noting)
     found = guarantee_of(run, card)
-    assert set(read) == {newer.path}
-    everything = count_archive(spec, CurrentRows.read(run))
-    assert found == compare(run, spec, everything)
+    assert set(read) == {newer.path}, "earlier rows are not read again"
+    spec = make_spec(card, limits=ImageLimits())
+    assert found == compare(run, spec, count_archive(spec, CurrentRows.read(run)))
     assert found.counted.decoders == {DECODER: found.counted.decoders[DECODER], "another": 30}
     assert verify_run(run).current == N + 30
 
 
-OF_THE_VERDICT = ("finding", "grounds", "verdict", "verdict_reason", "verdict_detail")
+OF_THE_VERDICT = {"finding", "grounds", "verdict", "verdict_reason", "verdict_detail"}
 
 
 def test_unlike_archive_abstains_as_a_whole(tmp_path, card):
-    run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
+    run = made_run(tmp_path / "run", card, 5, N, **POOR)
     before = {row["image_id"]: row for row in current_rows(run, unfinished=True)}
-    found = guarantee_of(run, card)
+    summary = summary_of(run, card)
+    found = document.GuaranteeSummary.model_validate(summary["guarantee"])
     assert found.holds is False
     assert [shift.feature for shift in found.shifts if shift.beyond] == ["jpeg_quality"]
     assert found.unlike.startswith(f"{UNLIKE}: jpeg_quality (PSI ")
@@ -118,7 +112,6 @@ def test_unlike_archive_abstains_as_a_whole(tmp_path, card):
     tables = [table for path in run.row_files([0]) for table in run.rows_in(path)]
     files = [row for table in tables for row in table.to_pylist()]
     assert {row["image_id"]: row for row in files} == before, "files keep the ensemble's verdicts"
-    summary = run.read_json("summary.json")
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": N}
     assert summary["findings"] == {"left open": N}
     verify_run(run)
@@ -154,10 +147,9 @@ def read_everywhere(run, folder, capsys):
 
 
 def test_every_reader_marks_an_unlike_archive_unless_waived(tmp_path, card, capsys):
-    unlike = made_run(tmp_path / "unlike", card, 5, N, quality=(20, 30))
+    unlike = made_run(tmp_path / "unlike", card, 5, N, **POOR)
     assert guarantee_of(unlike, card).unlike
-    found = read_everywhere(unlike, tmp_path, capsys)
-    for reader, facts in found.items():
+    for reader, facts in read_everywhere(unlike, tmp_path, capsys).items():
         assert facts == {("abstain", "unlike_archive")}, reader
     uri = rows_of(unlike)[0]["uri"]
     for arguments, images in (((), 20), (("--image", uri), 1)):
@@ -171,9 +163,8 @@ def test_every_reader_marks_an_unlike_archive_unless_waived(tmp_path, card, caps
     assert pages.count("left open") >= N
     assert "flagged as fake" not in pages
 
-    waived = made_run(
-        tmp_path / "waived", card, 5, N, quality=(20, 30), identity={"waive_guarantee": True}
-    )
+    waiving = {"identity": {"waive_guarantee": True}}
+    waived = made_run(tmp_path / "waived", card, 5, N, **POOR, **waiving)
     assert guarantee_of(waived, card).holds is False
     for reader, facts in read_everywhere(waived, tmp_path, capsys).items():
         assert {reason for _, reason in facts} == {None}, reader
@@ -181,7 +172,7 @@ def test_every_reader_marks_an_unlike_archive_unless_waived(tmp_path, card, caps
 
 
 def test_verdicts_return_when_later_listings_are_like(tmp_path, card):
-    run = made_run(tmp_path / "run", card, 7, 24, quality=(20, 30))
+    run = made_run(tmp_path / "run", card, 7, 24, **POOR)
     assert guarantee_of(run, card).unlike
     more_rows(run, card, 8, 1200)
     assert verdicts(run) == {"abstain"}
@@ -192,20 +183,29 @@ def test_verdicts_return_when_later_listings_are_like(tmp_path, card):
 
 def test_few_images_or_a_plain_card_are_not_compared(tmp_path, card):
     found = guarantee_of(made_run(tmp_path / "run", card, 11, 30), card)
-    assert (found.holds, found.why) == (None, "30 images with a score are too few to compare")
+    assert found.holds is None
+    assert "too few to compare" in found.why
     plain = plain_card(card)
     assert guarantee_of(made_run(tmp_path / "plain", plain, 13, 8), plain) is None
 
 
 def test_other_decoder_or_resize_ends_the_guarantee(tmp_path, card):
-    run = made_run(
-        tmp_path / "run", card, 12, N, decoder="pillow of tomorrow", identity={"resize": "fast"}
-    )
+    other = {"decoder": "pillow of tomorrow", "identity": {"resize": "fast"}}
+    run = made_run(tmp_path / "run", card, 12, N, **other)
     found = guarantee_of(run, card)
     assert found.holds is False
-    assert "scored otherwise: resize fast (calibrated with exact)" in found.why
+    assert "resize fast (calibrated with exact)" in found.why
     assert "decoded otherwise: pillow of tomorrow" in found.why
-    assert verdicts(run) == {"real", "fake"}, "settings are said; they turn no verdict"
+    assert verdicts(run) == {"real", "fake"}, "settings change no verdict"
+
+
+def test_decoders_count_only_for_formats_of_the_calibration(tmp_path, card):
+    run = made_run(tmp_path / "run", card, 2, N)
+    more_rows(run, card, 3, 30, decoder="another", lossless="AVIF")
+    rows = [row for row in current_rows(run, unfinished=True) if row["decoder"] == "another"]
+    jpegs = sum(row["format"] == "JPEG" for row in rows)
+    assert 0 < jpegs < len(rows)
+    assert guarantee_of(run, card).counted.decoders["another"] == jpegs
 
 
 def written(folder, card):
@@ -214,12 +214,18 @@ def written(folder, card):
     return str(path)
 
 
-def test_decide_compares_the_archive_unless_waived(tmp_path, card):
+def plain_run(folder, card, seed, **options):
+    """A finished run by a card that promises nothing."""
     plain = plain_card(card)
-    run = made_run(tmp_path / "run", plain, 14, N, quality=(20, 30))
+    run = made_run(folder / "run", plain, seed, N, **options)
     summary_of(run, plain)
+    return run
+
+
+def test_decide_compares_the_archive_unless_waived(tmp_path, card):
+    run, calibrated = plain_run(tmp_path, card, 14, **POOR), written(tmp_path, card)
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    summary = decide_run(run.store.url, written(tmp_path, card), str(tmp_path / "decided"))
+    summary = decide_run(run.store.url, calibrated, str(tmp_path / "decided"))
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": N}
     assert verdicts(RunDirectory.open(str(tmp_path / "decided"))) == {"abstain"}
     assert verdicts(run) == {"real", "fake"}, "the run that was read stays as it was"
@@ -230,32 +236,31 @@ def test_decide_compares_the_archive_unless_waived(tmp_path, card):
     assert "guarantee: does not hold for this archive: images differ in jpeg_quality" in lines
     assert "at most 5 % are called fake" in lines
     out = str(tmp_path / "waived")
-    waived = decide_run(run.store.url, written(tmp_path, card), out, waive_guarantee=True)
+    waived = decide_run(run.store.url, calibrated, out, waive_guarantee=True)
     assert verdicts(RunDirectory.open(out)) == {"real", "fake"}
     guarantee = waived["guarantee"]
     assert (guarantee["holds"], guarantee["waived"], guarantee["unlike"]) == (False, True, None)
     assert waived["identity"]["waive_guarantee"] is True
     assert any("it was waived" in line for line in summary_lines(waived))
-    again = decide_run(out, written(tmp_path, plain), str(tmp_path / "again"))
+    plain = written(tmp_path, plain_card(card))
+    again = decide_run(out, plain, str(tmp_path / "again"))
     assert "guarantee" not in again
     assert again["identity"]["waive_guarantee"] is False
     assert rows_of(RunDirectory.open(str(tmp_path / "again"))) == rows_of(run)
     with pytest.raises(ConfigError, match="waived holds a run"):
-        decide_run(run.store.url, written(tmp_path, plain), out)
+        decide_run(run.store.url, plain, out)
 
 
 def test_decide_at_operating_point_states_its_measured_rate(tmp_path, card, capsys):
     point = OperatingPoint(
         rate=0.001, threshold=0.25, false_positive_rate=0.0, upper_bound=0.01, recall=0.7
     )
-    card = card.model_copy(update={"operating_points": (point,)})
-    run = made_run(tmp_path / "run", plain_card(card), 14, N)
-    summary_of(run, plain_card(card))
-    out, path = str(tmp_path / "decided"), written(tmp_path, card)
-    words = ["runs", "decide", run.store.url, "--ensemble", path, "--fpr"]
-    assert main([*words, "0.2", "--out", out]) == 2
+    run, out = plain_run(tmp_path, card, 14), str(tmp_path / "decided")
+    path = written(tmp_path, card.model_copy(update={"operating_points": (point,)}))
+    words = ["runs", "decide", run.store.url, "--ensemble", path, "--out", out, "--fpr"]
+    assert main([*words, "0.2"]) == 2
     assert "choose one of 0.001" in capsys.readouterr().err
-    assert main([*words, "0.001", "--out", out]) == 0
+    assert main([*words, "0.001"]) == 0
     printed = capsys.readouterr().out
     assert "at most 1 % are called fake (measured, not under the stated 0.1 %" in printed
     rows = rows_of(RunDirectory.open(out))
@@ -270,54 +275,33 @@ def test_cascade_is_compared_where_later_members_look(tmp_path):
     members = tuple(EnsembleMember(detector=path) for path in write_two(tmp_path))
     properties = properties_made(1, 3000)
     score = properties["score"]
-    looked = np.where((score >= -1) & (score <= 2), score, np.nan)
-    properties = {name: one for name, one in properties.items() if name != f"score:{NAME}"} | {
-        "score:cheap": score,
-        "score:slow": looked,
-    }
-    found = calibrated_card(properties, np.arange(3000) % 2 == 1)
-    cascade = {
-        "rule": "cascade",
-        "cascade": Cascade(first=1, band=(-1, 2), audit_share=0.0),
-        "members": members,
-        "settings": None,
-    }
-    plain = EnsembleCard(name="plain", title="Plain", members=members)
-    run, out = made_run(tmp_path / "run", plain, 16, N), str(tmp_path / "decided")
-    summary_of(run, plain)
-    summary = decide_run(run.store.url, written(tmp_path, found.model_copy(update=cascade)), out)
+    del properties[f"score:{NAME}"]
+    properties["score:cheap"] = score
+    properties["score:slow"] = np.where((score >= -1) & (score <= 2), score, np.nan)
+    cascade = Cascade(first=1, band=(-1, 2), audit_share=0.0)
+    update = {"rule": "cascade", "cascade": cascade, "members": members, "settings": None}
+    found = calibrated_card(properties, np.arange(3000) % 2 == 1).model_copy(update=update)
+    run, out = plain_run(tmp_path, found, 16), str(tmp_path / "decided")
+    guarantee = decide_run(run.store.url, written(tmp_path, found), out)["guarantee"]
+    assert (guarantee["holds"], guarantee["why"]) == (True, None)
+    assert "score:slow" in {shift["feature"] for shift in guarantee["shifts"]}
     run = RunDirectory.open(out)
-    assert (summary["guarantee"]["holds"], summary["guarantee"]["why"]) == (True, None)
-    assert "score:slow" in {shift["feature"] for shift in summary["guarantee"]["shifts"]}
     assert verdicts(run) == {"real", "fake"}
     assert all(row["scores"]["slow"] is not None for row in rows_of(run))
 
 
 def test_other_settings_are_refused_unless_waived(tmp_path, card):
-    config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "new"), ensemble=written(tmp_path, card), resize="fast",
-                         cluster=ClusterConfig(address="ray://nowhere.invalid:1"))  # fmt: skip
+    path, new = written(tmp_path, card), str(tmp_path / "new")
+    nowhere = ClusterConfig(address="ray://nowhere.invalid:1")
+    config = ScoreConfig(source=(str(tmp_path),), out=new, ensemble=path, resize="fast")
     with pytest.raises(ConfigError, match="its calibration does not hold with resize fast"):
-        score_archive(config)  # before a cluster is looked for
-    assert not RunDirectory.open(str(tmp_path / "new")).exists()
-    plain = plain_card(card)
-    run = made_run(tmp_path / "run", plain, 15, N, identity={"resize": "fast"})
-    summary_of(run, plain)
-    before = hashlib.sha256(run.store.read("run.json")).hexdigest()
-    with pytest.raises(
-        ConfigError, match="does not hold for scores made with resize fast"
-    ) as refused:
-        decide_run(run.store.url, written(tmp_path, card), str(tmp_path / "decided"))
+        score_archive(config.model_copy(update={"cluster": nowhere}))
+    assert not RunDirectory.open(new).exists()
+    run = plain_run(tmp_path, card, 15, identity={"resize": "fast"})
+    before, out = run.store.read("run.json"), str(tmp_path / "decided")
+    with pytest.raises(ConfigError, match="scores made with resize fast") as refused:
+        decide_run(run.store.url, path, out)
     assert "--waive-guarantee" in refused.value.hint
-    assert hashlib.sha256(run.store.read("run.json")).hexdigest() == before
-    out = str(tmp_path / "decided")
-    waived = decide_run(run.store.url, written(tmp_path, card), out, waive_guarantee=True)
+    assert run.store.read("run.json") == before
+    waived = decide_run(run.store.url, path, out, waive_guarantee=True)
     assert waived["guarantee"]["holds"] is False
-
-
-def test_decoders_count_only_for_formats_of_the_calibration(tmp_path, card):
-    run = made_run(tmp_path / "run", card, 2, N)
-    more_rows(run, card, 3, 30, decoder="another", lossless="AVIF")
-    rows = [row for row in current_rows(run, unfinished=True) if row["decoder"] == "another"]
-    jpegs = sum(row["format"] == "JPEG" for row in rows)
-    assert 0 < jpegs < len(rows)
-    assert guarantee_of(run, card).counted.decoders["another"] == jpegs
