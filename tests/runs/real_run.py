@@ -56,32 +56,22 @@ def plain_run(photos, tmp_path_factory):
 
 def score_here(card, photos, out, *, provenance=None):
     """Score a folder with an ensemble card; returns the run's URL."""
-    spec = make_spec(
-        card,
-        limits=ImageLimits(),
-        precision="fp32",
-        slots=4,
-        provenance=provenance or ProvenancePolicy(),
-    )
+    settings = {"precision": "fp32", "slots": 4, "provenance": provenance or ProvenancePolicy()}
+    spec = make_spec(card, limits=ImageLimits(), **settings)
     run = RunDirectory.open(str(out))
     settings = Settings(ScoreConfig(source=(str(photos),)), card, (), (), {})
     run.claim(settings.facts(spec), list(spec.cards), card.model_dump(mode="json"))
-    list_members(
-        run.store, open_source([str(photos)]), BlockPlan(batch_slots=4, max_block_members=8)
-    )
+    plan = BlockPlan(batch_slots=4, max_block_members=8)
+    list_members(run.store, open_source([str(photos)]), plan)
     clock = StageClock()
-    reader, scorer = (
-        BlockReader(spec, clock, fetcher=Fetcher(), decoder=BatchDecoder(spec, clock)),
-        EnsembleScorer(spec, clock),
-    )
+    decoder = BatchDecoder(spec, clock)
+    reader = BlockReader(spec, clock, fetcher=Fetcher(), decoder=decoder)
+    scorer = EnsembleScorer(spec, clock)
     for ref in read_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
         readings = scorer.score(_noted(reader.read(member_rows(members)), outcomes))
-        run.write_part(
-            0,
-            ref.block,
-            result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=NOW),
-        )
+        scored = judge(spec, outcomes, readings)
+        run.write_part(0, ref.block, result_rows(members, scored, attempt=1, scored_at=NOW))
     reader.close()
     run.publish(0)
     session = ScoringSession(run, {}, time.monotonic())

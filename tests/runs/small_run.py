@@ -95,16 +95,8 @@ def relist(run, folder, **patterns):
 
 
 def score_blocks(
-    run,
-    number,
-    *,
-    fails=lambda name: None,
-    attempt=1,
-    blocks=None,
-    masks=False,
-    hashed=False,
-    views=(),
-):
+    run, number, *, fails=lambda name: None, attempt=1, blocks=None, masks=False, hashed=False, views=()
+):  # fmt: skip
     """Commit blocks: a member has the status that `fails` says of its file's name, or a score made
     of its bytes; in the views, one, two … more than that.
     """
@@ -116,45 +108,28 @@ def score_blocks(
         digests = [hashlib.sha256(path.read_bytes()) for path in paths]
         facts = [ImageFileFacts(digest.hexdigest(), "JPEG", 300, 200) for digest in digests]
         statuses = [fails(path.name) or Status.OK for path in paths]
-        outcomes = [
-            DecodeResult(status, None, fact)
-            if status is Status.OK
-            else DecodeResult(status, f"attempt {attempt}", None)
-            for status, fact in zip(statuses, facts, strict=True)
-        ]
-        values = [
-            digest.digest()[0] / 8 if status is Status.OK else np.nan
-            for digest, status in zip(digests, statuses, strict=True)
-        ]
-        drawn = [
-            np.full((4, 4), int(value), np.uint8) if masks and np.isfinite(value) else None
-            for value in values
-        ]
-        seen = {
-            view: np.array(values, np.float32) + number
-            for number, view in enumerate(views, start=1)
-        }
+        outcomes, values, drawn = [], np.full(len(paths), np.nan, np.float32), [None] * len(paths)
+        for place, status in enumerate(statuses):
+            if status is not Status.OK:
+                outcomes.append(DecodeResult(status, f"attempt {attempt}", None))
+                continue
+            outcomes.append(DecodeResult(status, None, facts[place]))
+            values[place] = digests[place].digest()[0] / 8
+            drawn[place] = np.full((4, 4), int(values[place]), np.uint8) if masks else None
         drawn_by = {NAME: drawn} if masks else {}
-        found = [DetectorOutputs.clean(scores={NAME: np.array(values, np.float32)}, masks=drawn_by)]
-        found += [
-            DetectorOutputs({OutputKey(view, NAME, SCORES): column})
-            for view, column in seen.items()
-        ]
-        found += [
-            DetectorOutputs({OutputKey(view, NAME, MASKS): drawn}) for view in views[:1] if masks
-        ]
+        found = [DetectorOutputs.clean(scores={NAME: values}, masks=drawn_by)]
+        for more, view in enumerate(views, start=1):
+            found.append(DetectorOutputs({OutputKey(view, NAME, SCORES): values + more}))
+        for view in views[:1] if masks else ():
+            found.append(DetectorOutputs({OutputKey(view, NAME, MASKS): drawn}))
         scored = judge(SPEC, outcomes, functools.reduce(DetectorOutputs.joined, found))
         if masks:
             run.write_beside("masks", number, ref.block, mask_rows(members["image_id"], scored))
         when = START + timedelta(hours=attempt)
         rows = result_rows(members, scored, attempt=attempt, scored_at=when)
         if hashed:  # As Touchstone 0.23 wrote it.
-            rows = rows.append_column(
-                "phash",
-                pa.array(
-                    ["f" * 16 if status is Status.OK else None for status in statuses], pa.string()
-                ),
-            )
+            hashes = ["f" * 16 if status is Status.OK else None for status in statuses]
+            rows = rows.append_column("phash", pa.array(hashes, pa.string()))
         run.write_part(number, ref.block, rows)
 
 
@@ -166,7 +141,6 @@ def vectors_for(ids, attempt):
 def read_by_sql(run, *more):
     """The rows by the statement of docs/runs.md, with more columns."""
     [statement] = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    statement = statement.replace(
-        "SELECT image_id, uri", ", ".join(["SELECT image_id", *more, "uri"])
-    )
+    columns = ", ".join(["SELECT image_id", *more, "uri"])
+    statement = statement.replace("SELECT image_id, uri", columns)
     return duckdb.sql(statement.replace("'run/", f"'{run.store.url}/")).to_arrow_table().to_pylist()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.photographs import write_photographs
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
+from ray_app.storage import Store
 from tests.images.factory import encoded, photo
 from tests.scoring.stages import of_tiny, without_ray
 from tests.simulation.archive import build_sample_archive
@@ -36,6 +38,16 @@ def write_many(folder, images):
         for copy in range(1, images // 60):
             shutil.copy(path, path.with_stem(f"{path.stem}-{copy}"))
     return folder
+
+
+def fill_bucket(bucket, count):
+    """Write different small JPEG files, cheap to make, below `photos`."""
+    base, store = photo(256, 192), Store.open(f"{bucket}/photos")
+    for index in range(count):
+        image = base.rotate(0, translate=(index % 61, index // 61 % 53))
+        image.putpixel((index % 256, index // 256), (index % 256, 0, 0))
+        data = encoded(image, "JPEG", quality=80 + index % 15)
+        store.write(f"{index % 7}/{index:05d}.jpg", data)
 
 
 def write_photo(path, seed, size=(320, 240)):
@@ -106,18 +118,12 @@ def write_points(path):
     """The path of a card whose thresholds state 1 %, and that has a point for 10 % which flags
     everything.
     """
+    point = {"rate": 0.1, "threshold": -50.0, "false_positive_rate": 0.09}
+    point |= {"upper_bound": 0.12, "recall": 0.9}
     return write_ensemble(
         path,
         thresholds={"real_below": -1.43, "fake_above": 50.0, "target_fpr": 0.01},
-        operating_points=[
-            {
-                "rate": 0.1,
-                "threshold": -50.0,
-                "false_positive_rate": 0.09,
-                "upper_bound": 0.12,
-                "recall": 0.9,
-            }
-        ],
+        operating_points=[point],
     )
 
 
@@ -136,18 +142,20 @@ def files_below(folder):
 
 def start(source, out, *settings, modules=()):
     """Start `touchstone score` in a session of its own; `modules`: folders that it imports from."""
-    command = [sys.executable, "-m", "ray_app.cli", "score", source, "--out", out]
-    command += (
-        []
-        if any(setting.startswith("detectors=") for setting in settings)
-        else ["--ensemble", "tiny"]
-    )
-    command += [word for setting in settings or ["block_members=32"] for word in ("--set", setting)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*modules, ROOT]))}
+    words = ["--out", out]
+    if not any(setting.startswith("detectors=") for setting in settings):
+        words += ["--ensemble", "tiny"]
+    words += [word for setting in settings or ["block_members=32"] for word in ("--set", setting)]
+    return run_score(source, *words, modules=modules)
+
+
+def run_score(*words, modules=(), environment=None):
+    command = [sys.executable, "-m", "ray_app.cli", "score", *words]
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, [*modules, ROOT]))}
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=os.environ | paths | (environment or {}),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -174,12 +182,9 @@ def family_of(pid):
     family, parents = [pid], {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                parents.setdefault(
-                    int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []
-                ).append(int(entry.name))
-            except OSError:
-                continue
+            with suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parents.setdefault(parent, []).append(int(entry.name))
     for member in family:
         family += parents.get(member, [])
     return family
@@ -187,8 +192,6 @@ def family_of(pid):
 
 def kill_family(process):
     for pid in family_of(process.pid):
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
     process.wait()

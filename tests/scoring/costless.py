@@ -1,11 +1,6 @@
-"""Stages whose work costs nothing, so that what is left is the engine.
-
-A scorer may sleep in a device's place; how long it then waited for its input stands in the reports,
-as counts in microseconds.
-"""
+"""Stages whose work costs nothing, so that what is left is the engine."""
 
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
@@ -13,82 +8,53 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import BlockList, BlockRef
+from ray_app.archives import BlockList
 from ray_app.inference.batch import Batch
 from ray_app.scoring import engine
 from ray_app.scoring.stages import BlockReport, BlockStage, BlockWork, NotStarted, OpenBlock
 
-# what the engine reads of a spec
+# What the engine reads of a spec.
 ONE_POOL = SimpleNamespace(all_pools=(("null",),), pools=(("null",),))
-BUSY_US, WAITED_US = "busy_us", "waited_us"
-SECONDS = dict.fromkeys(
-    ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write"), 0.001
-)
-
-
-def work(**counts: int) -> BlockWork:
-    """A report's usual content."""
-    return BlockWork(SECONDS, {"requests": 64, "bytes_read": 10**7, "decoded": 64, **counts}, 10**9)
+WORK = BlockWork({"score": 0.001}, {"requests": 64}, 10**9)
 
 
 class CostlessScorer(BlockStage):
     """In place of `BlockScorer`; sleeps `job.decode_limit_s` per block."""
 
-    def work(self, ref: BlockRef) -> BlockReport | NotStarted:
-        """A report of a block that nobody read."""
+    def work(self, ref):
         if not self._may_start():
             return NotStarted(ref)
         time.sleep(self._job.decode_limit_s)
-        return BlockReport(ref, 0, work())
+        return BlockReport(ref, 0, WORK)
 
 
 class CostlessDecoder(BlockStage):
     """Gives as many bytes per image as `job.decode_bytes` says, all of them zero."""
 
-    def work(self, ref: BlockRef) -> OpenBlock | NotStarted:
-        """Pixels of a block that nobody read."""
+    def work(self, ref):
         if not self._may_start():
             return NotStarted(ref)
-        pixels = np.zeros((ref.members, self._job.decode_bytes or 1), np.uint8)
-        return OpenBlock(
-            ref,
-            pa.table({"uri": ["s3://bucket/a.jpg"] * ref.members}),
-            work(),
-            (Batch((), (pixels,), (), ()),),
-        )
+        pixels = np.zeros((ref.members, self._job.decode_bytes), np.uint8)
+        members = pa.table({"uri": ["s3://bucket/a.jpg"] * ref.members})
+        return OpenBlock(ref, members, WORK, (Batch((), (pixels,), (), ()),))
 
 
-class SleepingScorer(BlockStage):
-    """Sleeps `job.decode_limit_s` per block, and counts how long it had nothing to do before."""
-
-    def _load(self) -> None:
-        """Nothing was done yet."""
-        self._ended: float | None = None
-
-    def work(self, block: OpenBlock) -> OpenBlock:
-        """A block without its pixels."""
-        began = time.monotonic()
-        waited = 0.0 if self._ended is None else began - self._ended
-        time.sleep(self._job.decode_limit_s)
-        self._ended = time.monotonic()
-        spent = work(
-            **{BUSY_US: round(1e6 * (self._ended - began)), WAITED_US: round(1e6 * waited)}
-        )
-        return OpenBlock(block.ref, block.members, block.work.joined(spent))
+class CostlessTensorScorer(BlockStage):
+    def work(self, block):
+        return OpenBlock(block.ref, block.members, block.work)
 
 
 class CostlessCommitter(BlockStage):
     """Writes nothing."""
 
-    def work(self, block: OpenBlock) -> BlockReport:
-        """A report of a block without a part."""
+    def work(self, block):
         return BlockReport(block.ref, 0, block.work)
 
 
 @contextmanager
-def costless(**others: type[BlockStage]) -> Iterator[None]:
+def costless(**others):
     """Inside, the engine's stages are these; `others` by the name of the stage that they stand for."""
-    scorer = others.pop("TensorScorer", SleepingScorer)
+    scorer = others.pop("TensorScorer", CostlessTensorScorer)
     stages = {
         "BlockScorer": CostlessScorer,
         "BlockDecoder": CostlessDecoder,
@@ -99,7 +65,7 @@ def costless(**others: type[BlockStage]) -> Iterator[None]:
         yield
 
 
-def block_list(count: int, members: int) -> BlockList:
+def block_list(count, members):
     """Blocks that are nowhere, as a turn has them."""
     columns = {
         "block": pa.array(range(count), pa.int32()),

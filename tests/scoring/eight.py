@@ -37,11 +37,11 @@ def small_cards() -> list[DetectorCard]:
     unifd = _tower(load_card("unifd"))
     swin = load_card("openfake-swinv2-small")
     maskclip = load_card("maskclip")
-    small_squash = maskclip.preprocessing.resize.model_copy(update={"size": 256})
+    resize = maskclip.preprocessing.resize.model_copy(update={"size": 256})
+    preprocessing = maskclip.preprocessing.model_copy(update={"resize": resize})
+    vit = load_card("community-forensics-vits384")
     return [
-        _built(
-            load_card("community-forensics-vits384"), name="test_vit", arguments={"img_size": 384}
-        ),
+        _built(vit, name="test_vit", arguments={"img_size": 384}),
         _built(swin, arguments=dict(swin.architecture.arguments) | SWIN),
         _tower(load_card("clip-d-10k-plus")),
         unifd,
@@ -50,11 +50,7 @@ def small_cards() -> list[DetectorCard]:
             load_card("corvi2023"), arguments={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
         ),
         _built(load_card("tiny-ladeda")),
-        _built(maskclip, arguments=MASKCLIP).model_copy(
-            update={
-                "preprocessing": maskclip.preprocessing.model_copy(update={"resize": small_squash})
-            }
-        ),
+        _built(maskclip, arguments=MASKCLIP).model_copy(update={"preprocessing": preprocessing}),
     ]
 
 
@@ -67,35 +63,19 @@ def write_eight(folder: Path) -> Path:
         write_card(seeded.model_copy(update={"weights": own.weights}), folder / f"{card.name}.yaml")
         members.append({"detector": f"{card.name}.yaml"})
     path = folder / "ensemble.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "name": "eight",
-                "title": "Eight small detectors, seeded",
-                "members": members,
-                "rule": "mean-logit",
-            }
-        )
-    )
+    told = {"name": "eight", "title": "Eight small detectors, seeded", "rule": "mean-logit"}
+    path.write_text(yaml.safe_dump(told | {"members": members}))
     return path
 
 
 def _built(card: DetectorCard, **architecture: object) -> DetectorCard:
     built = card.architecture.model_copy(update=architecture)
-    return card.model_copy(
-        update={
-            "architecture": built,
-            "size": None,
-            "variants": {},
-            "golden": (),
-            "terms": "permissive",
-        }
-    )
+    plain = {"size": None, "variants": {}, "golden": (), "terms": "permissive"}
+    return card.model_copy(update={"architecture": built} | plain)
 
 
 def _tower(card: DetectorCard) -> DetectorCard:
     built = card.backbone.architecture
     small = built.model_copy(update={"arguments": dict(built.arguments) | TOWER})
-    return _built(card).model_copy(
-        update={"backbone": card.backbone.model_copy(update={"architecture": small})}
-    )
+    backbone = card.backbone.model_copy(update={"architecture": small})
+    return _built(card).model_copy(update={"backbone": backbone})

@@ -18,65 +18,55 @@ from ray_app.scoring.report import write_summary
 from ray_app.scoring.session import ScoringSession
 from tests.runs.small_run import relist, write_files
 
+WHEN = datetime(2026, 1, 1, tzinfo=UTC)
+
 
 def facts_of(spec, detector):
     """What a run notes of its embeddings."""
     return embedding_facts(spec.cards[detector], precision="fp32", resize="exact")
 
 
-def vectors_of(ids, width):
-    """An embedding per id, the same whenever it is asked for."""
-    return np.stack(
-        [np.random.default_rng(abs(int(number))).normal(size=width) for number in ids]
-    ).astype(np.float32)
-
-
 def kept_run(folder, spec, detector, files, broken=()):
-    """A run over new files beside it; a second call adds a listing. The ends of `broken` are those
-    of names that do not decode.
+    """A run over new files in the folder `archive` next to it; a second call adds a listing. The
+    ends of `broken` are those of names that do not decode.
     """
     run, archive = RunDirectory.open(str(folder)), folder.with_name("archive")
-    about = {
-        "source": [str(archive)],
-        "limits": spec.limits.model_dump(mode="json"),
-        "features": [detector],
-    }
     if not run.exists():
+        limits = spec.limits.model_dump(mode="json")
+        facts = {"source": [str(archive)], "limits": limits, "features": [detector]}
         card = spec.ensemble.model_dump(mode="json")
-        run.claim(about | scoring_facts(spec), list(spec.cards), card)
-    # ids are of a file's time too
+        run.claim(facts | scoring_facts(spec), list(spec.cards), card)
+    # The ids depend on a file's time, too.
     write_files(archive, [name for name in files if not (archive / name).exists()])
     relist(run, archive)
-    number, facts = max(map(int, run.store.folders("manifest"))), facts_of(spec, detector)
+    number = max(map(int, run.store.folders("manifest")))
     for ref in read_blocks(run.store, number):
-        members = read_block(run.store, ref)
-        ids = members["image_id"].to_numpy()
-        vectors = vectors_of(ids, facts["width"])
-        torn = [uri.endswith(tuple(broken)) for uri in members["uri"].to_pylist()]
-        vectors[torn] = np.nan
-        outcomes = [
-            DecodeResult(Status.CORRUPT_IMAGE, "torn", None)
-            if bad
-            else DecodeResult(
-                Status.OK, None, ImageFileFacts(f"{abs(int(one)):064x}", "JPEG", 320, 240)
-            )
-            for bad, one in zip(torn, ids, strict=True)
-        ]
-        outputs = DetectorOutputs.clean(
-            scores={name: vectors[:, 0].copy() for name in spec.cards},
-            embeddings={detector: vectors},
-        )
-        if spec.describer is not None:
-            outputs = Describing(spec, StageClock()).after(outcomes, outputs)
-        scored = judge(spec, outcomes, outputs)
-        write_features(
-            run, number, ref.block, detector, feature_rows(ids, vectors, detector, facts)
-        )
-        run.write_part(
-            number,
-            ref.block,
-            result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)),
-        )
+        write_block(run, spec, detector, ref, broken)
     run.publish(number)
     write_summary(run, spec, ScoringSession(run, {}, 0.0))
     return run
+
+
+def write_block(run, spec, detector, ref, broken):
+    members, facts = read_block(run.store, ref), facts_of(spec, detector)
+    ids = members["image_id"].to_numpy()
+    drawn = [np.random.default_rng(abs(one)).normal(size=facts["width"]) for one in ids.tolist()]
+    vectors = np.stack(drawn).astype(np.float32)
+    outcomes = []
+    for place, (image_id, uri) in enumerate(zip(ids, members["uri"].to_pylist(), strict=True)):
+        if uri.endswith(tuple(broken)):
+            vectors[place] = np.nan
+            outcomes.append(DecodeResult(Status.CORRUPT_IMAGE, "torn", None))
+        else:
+            file = ImageFileFacts(f"{abs(int(image_id)):064x}", "JPEG", 320, 240)
+            outcomes.append(DecodeResult(Status.OK, None, file))
+    outputs = DetectorOutputs.clean(
+        scores={name: vectors[:, 0].copy() for name in spec.cards},
+        embeddings={detector: vectors},
+    )
+    if spec.describer is not None:
+        outputs = Describing(spec, StageClock()).after(outcomes, outputs)
+    rows = result_rows(members, judge(spec, outcomes, outputs), attempt=1, scored_at=WHEN)
+    kept = feature_rows(ids, vectors, detector, facts)
+    write_features(run, ref.manifest, ref.block, detector, kept)
+    run.write_part(ref.manifest, ref.block, rows)

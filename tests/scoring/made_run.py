@@ -39,71 +39,56 @@ def drawn(seed, count, *, fakes=0.5, quality=(75, 90, 95), lossless="PNG"):
 def properties_made(seed, count, **options):
     """The properties of the same images."""
     formats, side, quality, scores = drawn(seed, count, **options)
+    size = {"width": side + 128, "height": side}
     known = np.where(quality > 0, quality, np.nan)
     return properties_of(
-        score=scores,
-        scores={NAME: scores},
-        formats=formats,
-        width=side + 128,
-        height=side,
-        quality=known,
+        score=scores, scores={NAME: scores}, formats=formats, quality=known, **size
     )
+
+
+def spec_of(card):
+    return make_spec(card, limits=ImageLimits(), precision="fp32")
 
 
 def made_run(folder, card, seed, count, *, identity=None, **options):
     """A run of such images, on whose scores all detectors of its card agree, decided and published."""
-    run = RunDirectory.open(str(folder))
-    spec = make_spec(card, limits=ImageLimits(), precision="fp32")
+    run, spec = RunDirectory.open(str(folder)), spec_of(card)
     names = list(spec.cards)
-    facts = {"detectors": {name: {} for name in names}, "precision": dict(spec.precision), "resize": "exact",
-             "limits": spec.limits.model_dump(mode="json")}  # fmt: skip
-    run.claim(
-        facts | {"decision": decision_facts(spec.ensemble)} | (identity or {}),
-        names,
-        card.model_dump(mode="json"),
-    )
+    facts = {"detectors": {name: {} for name in names}, "precision": dict(spec.precision)}
+    facts |= {"resize": "exact", "limits": spec.limits.model_dump(mode="json")}
+    facts |= {"decision": decision_facts(spec.ensemble)} | (identity or {})
+    run.claim(facts, names, card.model_dump(mode="json"))
     more_rows(run, card, seed, count, **options)
     return run
 
 
 def summary_of(run, card):
     """Finish the manifests of a run that were made since the last call, and return its summary."""
-    spec = make_spec(card, limits=ImageLimits(), precision="fp32")
-    return write_summary(run, spec, ScoringSession(run, {}, 0.0))
+    return write_summary(run, spec_of(card), ScoringSession(run, {}, 0.0))
 
 
-def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):
-    """List and publish so many images more, beside those listed before; `drops`: columns that rows
-    of older schemas lack.
-    """
-    spec = make_spec(card, limits=ImageLimits(), precision="fp32")
-    listing = run.store.url + f"-files-{seed}.csv"
-    with open(listing, "w") as stream:
-        stream.write(
-            "uri\n"
-            + "".join(f"file:///nowhere/{seed}/{number:06}.jpg\n" for number in range(count))
-        )
+def more_rows(run, card, seed, count, *, decoder=DECODER, **options):
+    """List and publish so many images more, after those listed before."""
+    spec = spec_of(card)
+    uris = [f"file:///nowhere/{seed}/{number:06}.jpg" for number in range(count)]
+    with open(run.store.url + f"-files-{seed}.csv", "w") as stream:
+        stream.write("\n".join(["uri", *uris, ""]))
     list_members(run.store, open_source(sorted(glob(f"{run.store.url}-files-*.csv"))), PLAN)
     formats, side, quality, scores = drawn(seed, count, **options)
     number, start = max(int(name) for name in run.store.folders("manifest")), 0
+    when = datetime(2026, 1, 1, seed % 24, tzinfo=UTC)
     for ref in read_blocks(run.store, number):
-        members = read_block(run.store, ref)
-        places = range(start, start + len(members))
+        members, outcomes = read_block(run.store, ref), []
+        places = list(range(start, start + len(members)))
         start += len(members)
-        outcomes = [
-            DecodeResult(Status.OK, None, ImageFileFacts(
-                hashlib.sha256(f"{seed}/{place}".encode()).hexdigest(), formats[place], int(side[place]) + 128, int(side[place]),
-                decoder=decoder, quality=int(quality[place]) or None))
-            for place in places
-        ]  # fmt: skip
-        scored = judge(
-            spec,
-            outcomes,
-            DetectorOutputs.clean(scores={name: scores[list(places)] for name in spec.cards}),
-        )
-        rows = result_rows(
-            members, scored, attempt=1, scored_at=datetime(2026, 1, 1, seed % 24, tzinfo=UTC)
-        )
-        run.write_part(number, ref.block, rows.drop_columns(list(drops)))
+        for place in places:
+            digest = hashlib.sha256(f"{seed}/{place}".encode()).hexdigest()
+            size = (int(side[place]) + 128, int(side[place]))
+            known = {"decoder": decoder, "quality": int(quality[place]) or None}
+            facts = ImageFileFacts(digest, formats[place], *size, **known)
+            outcomes.append(DecodeResult(Status.OK, None, facts))
+        outputs = DetectorOutputs.clean(scores={name: scores[places] for name in spec.cards})
+        scored = judge(spec, outcomes, outputs)
+        run.write_part(number, ref.block, result_rows(members, scored, attempt=1, scored_at=when))
     assert start == count
     run.publish(number)

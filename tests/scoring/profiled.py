@@ -33,26 +33,17 @@ def write_profile(
     other = seeded_card(small["own-head"], folder / "own", seed=2).model_copy(
         update={"backbone": unifd.backbone}
     )
-    cards = [
-        unifd,
-        other,
-        *([seeded_card(small["maskclip"], folder / "weights", seed=3)] if localizer else []),
-    ]
+    cards = [unifd, other]
+    if localizer:
+        cards.append(seeded_card(small["maskclip"], folder / "weights", seed=3))
     paths = [write_card(card, folder / f"{card.name}.yaml") for card in cards]
     facts = embedding_facts(load_card(paths[0]), precision="fp32", resize="exact")
     rng, width = np.random.default_rng(0), facts["width"]
-    make_identifier(
-        folder / "identifier", CLASSES, rng.normal(size=(len(CLASSES), width)), "unifd", facts
-    )
+    weight = rng.normal(size=(len(CLASSES), width))
+    make_identifier(folder / "identifier", CLASSES, weight, "unifd", facts)
     if describer == "retrieval":
-        make_retrieval(
-            folder / "words",
-            rng.normal(size=(len(PROMPTS), width)),
-            PROMPTS,
-            "unifd",
-            facts,
-            **changes,
-        )
+        vectors = rng.normal(size=(len(PROMPTS), width))
+        make_retrieval(folder / "words", vectors, PROMPTS, "unifd", facts, **changes)
     else:
         (folder / "words").mkdir(exist_ok=True)
         card_of(folder / "words", "git", beams=1, **changes)

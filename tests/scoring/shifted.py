@@ -62,38 +62,22 @@ def encoded(pixels, number, *, qualities=QUALITIES):
     return stream.getvalue()
 
 
-def calibrated_card(
-    properties,
-    fake,
-    *,
-    name="calibrated",
-    detector="touchstone-tiny",
-    precision="fp32",
-    resize="exact",
-    fake_above=0.0,
-):
+def calibrated_card(properties, fake, *, detector="touchstone-tiny"):
     """A card as `touchstone detectors calibrate` writes it, for the population that these pictures
     are.
     """
     fake = np.asarray(fake)
-    part = LabelledPart(
-        name="choose",
-        n_real=int((~fake).sum()),
-        n_fake=int(fake.sum()),
-        groups=len(fake),
-        sha256="0" * 64,
-    )
-    population = population_of(
-        "simulated photographs", fake, properties, parts=[part], prevalence=0.5
-    )
+    counts = {"n_real": int((~fake).sum()), "n_fake": int(fake.sum()), "groups": len(fake)}
+    part = LabelledPart(name="choose", sha256="0" * 64, **counts)
+    about = {"parts": [part], "prevalence": 0.5}
     return EnsembleCard(
-        name=name,
+        name="calibrated",
         title="Calibrated for a test",
         members=ensemble_of([detector]).members,
-        thresholds=Thresholds(real_below=fake_above, fake_above=fake_above),
+        thresholds=Thresholds(real_below=0.0, fake_above=0.0),
         guarantee=Guarantee(
             target_fpr=0.05, n_real=part.n_real, false_positives=0, upper_bound=0.04
         ),
-        settings=CalibrationSettings(precision={detector: precision}, resize=resize),
-        population=population,
+        settings=CalibrationSettings(precision={detector: "fp32"}, resize="exact"),
+        population=population_of("simulated photographs", fake, properties, **about),
     )

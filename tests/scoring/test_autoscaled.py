@@ -15,17 +15,15 @@ NODE = {"resources": {"CPU": 1, "object_store_memory": 80 * 2**20}, "max_workers
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_takes_the_cluster_from_zero_to_four_nodes_and_back_to_zero(tmp_path):
+def test_run_scales_a_cluster_to_four_nodes_and_back(tmp_path):
     write_photographs(tmp_path / "photos", 48, size=(320, 320))
     with ray_head(0, node_types={"cpu": NODE}) as head:
         gcs, seen = GcsClient(address=head.gcs), []
 
         def nodes():
             """The living nodes beside the head."""
-            return sum(
-                node.state == 0 and not node.is_head_node
-                for node in gcs.get_all_node_info().values()
-            )
+            found = gcs.get_all_node_info().values()
+            return sum(node.state == 0 and not node.is_head_node for node in found)
 
         assert nodes() == 0
         settings = ("block_members=4", "cluster.cpus=4", f"cluster.address={head.gcs}")

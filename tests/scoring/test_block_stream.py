@@ -1,12 +1,9 @@
 """A run whose first listing goes on: what ends the listing ends the run, resumably."""
 
-import io
 import os
 import signal
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from ray_app.archives import read_complete, walk
 from ray_app.archives.listing import ListingProcess
@@ -15,8 +12,9 @@ from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete, work_of
 from ray_app.scoring.run import score_archive
-from ray_app.storage import RetryPolicy, key_ranges
+from ray_app.storage import RetryPolicy, Store, key_ranges
 from ray_app.storage import s3 as requests
+from tests.images.factory import encoded, photo
 from tests.scoring.conftest import score_here
 from tests.scoring.stages import without_ray
 
@@ -27,23 +25,18 @@ def bucket(s3, monkeypatch):
     monkeypatch.setattr(walk, "FIRST_STEP", 20)
     monkeypatch.setattr(walk, "_PAGE", 10)
     page = requests.page
-    monkeypatch.setattr(
-        requests,
-        "page",
-        lambda *args, limit=1000, **more: page(*args, limit=min(limit, 10), **more),
-    )
-    url = s3.bucket("arriving")
-    rng = np.random.default_rng(3)
+
+    def short_page(*args, limit=1000, **more):
+        return page(*args, limit=min(limit, 10), **more)
+
+    monkeypatch.setattr(requests, "page", short_page)
+    flat = Store.open(s3.bucket("arriving") + "/flat")
     for number in range(60):
-        data = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(data, "png")
-        s3.client().put_object(Bucket="arriving", Key=f"flat/{number:03}.png", Body=data.getvalue())
-    return f"{url}/flat"
+        flat.write(f"{number:03}.png", encoded(photo(16, 16, number), "PNG"))
+    return flat.url
 
 
-def test_a_listing_that_fails_lets_what_is_listed_be_scored_and_goes_on_there(
-    bucket, tmp_path, monkeypatch, capsys
-):
+def test_failing_listing_is_scored_so_far_and_resumes(bucket, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=1))
     files = key_ranges.RangeReader._files
 
@@ -58,10 +51,7 @@ def test_a_listing_that_fails_lets_what_is_listed_be_scored_and_goes_on_there(
         with pytest.raises(StorageError, match="cannot list") as caught:
             score_here(tmp_path / "run", bucket)
     assert RESUMABLE in getattr(caught.value, "__notes__", [])
-    assert (
-        "the listing ended early; the files listed so far are scored first: cannot list"
-        in capsys.readouterr().err
-    )
+    assert "the files listed so far are scored first" in capsys.readouterr().err
     run = RunDirectory.open(str(tmp_path / "run"))
     work = work_of(run)
     assert 20 <= work.members < 60
@@ -88,21 +78,18 @@ class KilledListing(ListingProcess):
         return entered
 
 
-def test_a_listing_process_that_dies_ends_the_run_which_resumes(tmp_path, monkeypatch):
+def test_dead_listing_process_ends_the_run_which_resumes(tmp_path, monkeypatch):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(5):
-        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    config = ScoreConfig(
-        source=(str(folder),), out=str(tmp_path / "run"), ensemble="tiny", thumbnails=False
-    )
+        (folder / f"{number}.png").write_bytes(encoded(photo(16, 16, number), "PNG"))
+    source, out = (str(folder),), str(tmp_path / "run")
+    config = ScoreConfig(source=source, out=out, ensemble="tiny", thumbnails=False)
     with without_ray():
         with monkeypatch.context() as patch:
             patch.setattr("ray_app.scoring.run.ListingProcess", KilledListing)
-            with pytest.raises(
-                ClusterError, match="lists the archive ended with code -9"
-            ) as caught:
+            message = "lists the archive ended with code -9"
+            with pytest.raises(ClusterError, match=message) as caught:
                 score_archive(config)
         assert caught.value.exit_code is ExitCode.CLUSTER
         assert RESUMABLE in caught.value.__notes__

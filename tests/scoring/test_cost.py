@@ -20,7 +20,7 @@ from ray_app.scoring.session import ScoringSession, require_prices, spent
 from ray_app.scoring.stages import BlockReport, BlockWork
 
 
-def test_every_line_of_the_bill_is_amount_times_price():
+def test_bill_is_amounts_times_prices():
     bill = spent(
         Prices(per_hour=4.0, egress_per_gb=0.09), 2.5, {"requests": 1_000_000, "bytes_read": 500e9}
     )
@@ -32,7 +32,7 @@ def test_every_line_of_the_bill_is_amount_times_price():
     assert (bill.total, bill.compute_share) == (0, None)
 
 
-def test_a_cost_limit_without_prices_is_refused():
+def test_cost_limit_without_prices_is_refused():
     with pytest.raises(ConfigError, match="max-cost 5") as refused:
         require_prices(ScoreConfig(max_cost=5))
     assert "prices.per_hour=" in refused.value.hint
@@ -41,7 +41,7 @@ def test_a_cost_limit_without_prices_is_refused():
     require_prices(ScoreConfig())
 
 
-def test_a_session_says_what_it_cost_so_far(tmp_path):
+def test_session_states_what_it_cost_so_far(tmp_path):
     settings = ScoreConfig(prices=Prices(per_hour=6.0)).model_dump(mode="json")
     session = ScoringSession(RunDirectory.open(str(tmp_path)), settings, time.monotonic() - 1800)
     work = BlockWork({"score": 1.0}, {"bytes_read": 800, "requests": 500_000}, peak_bytes=1)
@@ -59,14 +59,14 @@ POOL = ClusterDescription(
 )
 
 
-@pytest.mark.parametrize("name", named_configs("clusters"))
-def test_shipped_descriptions_load(name):
-    described = load_cluster(name)
-    assert described.name == name
-    assert described.cpus
+def test_shipped_descriptions_load():
+    for name in named_configs("clusters"):
+        described = load_cluster(name)
+        assert described.name == name
+        assert described.cpus
 
 
-def test_the_description_takes_the_place_of_what_the_config_says():
+def test_description_of_a_cluster_replaces_the_config():
     assert (POOL.cpus, POOL.gpus) == (64, 4)
     assert POOL.price_per_hour == pytest.approx(0.2 + 4 * 0.6)
     assert POOL.memory_bytes == pytest.approx(0.7 * 4 * 64e9)

@@ -111,7 +111,7 @@ class MortalDecoder(costless.CostlessDecoder):
         return super().work(ref)
 
 
-class MortalTensorScorer(costless.SleepingScorer):
+class MortalTensorScorer(costless.CostlessTensorScorer):
     def work(self, block):
         die_once(self._job, block.ref)
         return super().work(block)

@@ -19,7 +19,7 @@ from ray_app.scoring.guarantee import decided
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.report import bad_fraction
 from tests.images import factory
-from tests.scoring.conftest import score_here
+from tests.scoring.conftest import score_here, write_photo
 from tests.scoring.stages import LAYOUTS
 
 MARK = b"trips a bug"
@@ -30,12 +30,10 @@ def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(4):
-        (folder / f"{number}.jpg").write_bytes(
-            factory.encoded(factory.photo(160, 120, number), "JPEG")
-        )
-    (folder / "bug.jpg").write_bytes(factory.jpeg() + MARK)
-    (folder / "flat.png").write_bytes(factory.encoded(factory.flat(128, 160, 120), "PNG"))
+        write_photo(folder / f"{number}.jpg", number, (160, 120))
     for name, data in (
+        ("bug.jpg", factory.jpeg() + MARK),
+        ("flat.png", factory.encoded(factory.flat(128, 160, 120), "PNG")),
         ("torn.png", factory.top_bit_png()),
         ("bomb.png", factory.bomb_png()),
         ("empty.png", b""),
@@ -66,9 +64,18 @@ def fails_while_writing(monkeypatch):
     monkeypatch.setattr(Provenance, "row", lambda self: '"\ud800"')
 
 
+STATUSES = {
+    "bug.jpg": "decoder_crashed",
+    "torn.png": "corrupt_image",
+    "bomb.png": "image_too_large",
+    "empty.png": "empty_file",
+    "notes.txt": "unsupported_format",
+}
+
+
 @pytest.mark.parametrize("fails", [fails_while_reading, fails_while_writing])
 @pytest.mark.parametrize("kind", ["fused", "split"])
-def test_a_bug_of_ours_costs_one_row_and_is_told_once(
+def test_own_bug_costs_one_row_and_is_reported_once(
     photos, tmp_path, monkeypatch, caplog, kind, fails
 ):
     fails(monkeypatch)
@@ -78,20 +85,14 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(
     rows = {uri.rpartition("/")[2]: row for uri, row in rows.items()}
     assert len(rows) == summary["session"]["rows"] == len(list(photos.iterdir()))
     failed = {name: row["status"] for name, row in rows.items() if row["status"] != "ok"}
-    assert failed == {"bug.jpg": "decoder_crashed", "torn.png": "corrupt_image", "bomb.png": "image_too_large", "empty.png": "empty_file",
-                      "notes.txt": "unsupported_format"}  # fmt: skip
-    assert rows["bug.jpg"]["detail"].startswith("Touchstone's own code failed: ")
-    assert rows["bug.jpg"]["sha256"] is not None
-    assert (rows["flat.png"]["verdict"], rows["flat.png"]["verdict_reason"]) == (
-        "abstain",
-        "no_content",
-    )
-    [told] = [
-        record.getMessage() for record in caplog.records if record.name == "ray_app.scoring.session"
-    ]
-    assert "bug.jpg" in told
-    assert "Traceback (most recent call last):" in told
-
+    assert failed == STATUSES
+    bug, flat = rows["bug.jpg"], rows["flat.png"]
+    assert bug["detail"].startswith("Touchstone's own code failed: ")
+    assert bug["sha256"] is not None
+    assert (flat["verdict"], flat["verdict_reason"]) == ("abstain", "no_content")
+    [message] = [one.getMessage() for one in caplog.records if one.name.endswith("scoring.session")]
+    assert "bug.jpg" in message
+    assert "Traceback (most recent call last):" in message
     assert summary["own_failures"] == 1
     assert bad_fraction(summary) == pytest.approx(4 / len(rows)), "a text is no bad image"
     said = "1 row failed in Touchstone's own code; please report it"
@@ -100,21 +101,16 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(
     assert said not in html.unescape(render_run_report(summary | {"own_failures": 0}))
 
 
-def test_decide_gives_a_blank_picture_what_it_had(photos, tmp_path):
+def test_decide_keeps_blank_images_abstained(photos, tmp_path):
     _, rows = score_here(tmp_path / "run", photos, precision="fp32")
     spec = resolve(ScoreConfig(ensemble="tiny", precision="fp32")).spec(gpus=0)
     [table] = current_tables(RunDirectory.open(str(tmp_path / "run")))
     assert decided(table, spec).equals(table)
-    bolder = spec.ensemble.model_copy(
-        update={"thresholds": Thresholds(fake_above=-20, real_below=-20)}
-    )
-    found = {row["uri"]: row for row in decided(table, replace(spec, ensemble=bolder)).to_pylist()}
-    blank = [uri for uri, row in rows.items() if row["flags"] and "no_content" in row["flags"]]
-    assert [Path(uri).name for uri in blank] == ["flat.png"]
-    assert {
-        row["verdict"] for uri, row in found.items() if row["status"] == "ok" and uri not in blank
-    } == {"fake"}
-    assert (found[blank[0]]["verdict"], found[blank[0]]["verdict_reason"]) == (
-        "abstain",
-        "no_content",
-    )
+    thresholds = {"thresholds": Thresholds(fake_above=-20, real_below=-20)}
+    bolder = replace(spec, ensemble=spec.ensemble.model_copy(update=thresholds))
+    found = {row["uri"]: row for row in decided(table, bolder).to_pylist()}
+    [blank] = [uri for uri, row in rows.items() if row["flags"] and "no_content" in row["flags"]]
+    row = found.pop(blank)
+    assert Path(blank).name == "flat.png"
+    assert (row["verdict"], row["verdict_reason"]) == ("abstain", "no_content")
+    assert {one["verdict"] for one in found.values() if one["status"] == "ok"} == {"fake"}

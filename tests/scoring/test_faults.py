@@ -38,7 +38,7 @@ def parts_on_a_disk_of_their_own(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
+def test_full_output_stops_the_run_which_resumes(
     score, archive, tmp_path, parts_on_a_disk_of_their_own
 ):
     parts_on_a_disk_of_their_own("size=16k")
@@ -55,13 +55,9 @@ def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
     assert finished.summary["session"]["rows"] == len(rows) - committed
 
 
-REF = BlockRef(0, 7, 2, 9, "blocks.parquet", 0)
-
-
-def attempt(folder, block):
-    return Attempts(Store.open(str(folder)), 1, "BlockScorer").of(
-        BlockRef(0, block, 2, 9, "blocks.parquet", 0), "a.jpg"
-    )
+def attempt(folder, block, lease=1):
+    ref = BlockRef(0, block, 2, 9, "blocks.parquet", 0)
+    return Attempts(Store.open(str(folder)), lease, "BlockScorer").of(ref, "a.jpg")
 
 
 def die_in_the_middle_of(folder, block):
@@ -71,7 +67,7 @@ def die_in_the_middle_of(folder, block):
     os.waitpid(child, 0)
 
 
-def test_what_killed_a_worker_again_and_again_is_not_begun_once_more(tmp_path):
+def test_block_that_kills_its_workers_is_not_started_again(tmp_path):
     for _ in range(MOST_DEATHS):
         with attempt(tmp_path, 7), attempt(tmp_path, 8):
             pass
@@ -80,10 +76,8 @@ def test_what_killed_a_worker_again_and_again_is_not_begun_once_more(tmp_path):
     with pytest.raises(ClusterError, match=message) as caught, attempt(tmp_path, 7):
         pytest.fail("begun once more")
     assert "cluster.workers" in caught.value.hint
-    with attempt(tmp_path, 8):
-        pass
-    with Attempts(Store.open(str(tmp_path)), 2, "BlockScorer").of(REF, "a.jpg"):
-        pass  # the deaths of an earlier command do not count
+    with attempt(tmp_path, 8), attempt(tmp_path, 7, lease=2):
+        pass  # The deaths of an earlier command do not count.
 
 
 class OutOfMemoryError(RuntimeError):
@@ -98,16 +92,14 @@ WANTS = [
 ]
 
 
-def test_want_of_memory_names_the_block_and_the_setting_and_other_errors_pass_as_they_are(tmp_path):
+def test_out_of_memory_names_the_block_and_the_setting(tmp_path):
     for error in WANTS:
-        with (
-            pytest.raises(ClusterError, match=r"block 7 .*: out of memory") as caught,
-            attempt(tmp_path, 7),
-        ):
+        message = r"block 7 .*: out of memory"
+        with pytest.raises(ClusterError, match=message) as caught, attempt(tmp_path, 7):
             raise error
         assert caught.value.exit_code is ExitCode.CLUSTER
-        assert "cluster.workers" in caught.value.hint
-        assert "batch_slots" in caught.value.hint
+        for setting in ("cluster.workers", "batch_slots"):
+            assert setting in caught.value.hint
     with pytest.raises(ZeroDivisionError), attempt(tmp_path, 7):
         raise ZeroDivisionError
 
@@ -124,18 +116,16 @@ class DeadlyScorer(BlockScorer):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(
+def test_block_that_always_kills_its_worker_ends_the_run(
     score_on_ray, archive, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patched:
         patched.setattr(engine, "BlockScorer", DeadlyScorer)
-        with pytest.raises(
-            ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died"
-        ) as caught:
+        message = f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died"
+        with pytest.raises(ClusterError, match=message) as caught:
             score_on_ray(archive, **SMALL)
     assert RESUMABLE in caught.value.__notes__
-    assert len(RunDirectory.open(str(tmp_path / "run")).parts(0)) > 1, (
-        "the other blocks were held up"
-    )
+    parts = RunDirectory.open(str(tmp_path / "run")).parts(0)
+    assert len(parts) > 1, "the other blocks were held up"
     _, rows = score_on_ray(archive, **SMALL)
     assert len(rows) == len(files_below(archive))

@@ -38,18 +38,11 @@ def write_forms(images, folder):
         }
         made = datasets.Dataset.from_dict(columns, features=features)
         made.to_parquet(str(folder / f"parquet/train-{shard:05d}-of-00002.parquet"))
-    with webdataset.ShardWriter(
-        str(folder / "webdataset/shard-%05d.tar"), maxcount=len(images) // 3 + 1, verbose=0
-    ) as writer:
+    shards, most = str(folder / "webdataset/shard-%05d.tar"), len(images) // 3 + 1
+    with webdataset.ShardWriter(shards, maxcount=most, verbose=0) as writer:
         for index, path in enumerate(images):
-            writer.write(
-                {
-                    "__key__": f"{index:06d}",
-                    path.suffix[1:]: path.read_bytes(),
-                    "cls": index % 2,
-                    "json": {"name": path.name},
-                }
-            )
+            sample = {"__key__": f"{index:06d}", path.suffix[1:]: path.read_bytes()}
+            writer.write(sample | {"cls": index % 2, "json": {"name": path.name}})
     with (
         tarfile.open(folder / "tar.gz/photos.tar.gz", "w:gz", compresslevel=1) as tar,
         zipfile.ZipFile(folder / "zip/photos.zip", "w", zipfile.ZIP_DEFLATED) as packed,
@@ -60,9 +53,8 @@ def write_forms(images, folder):
     with open(folder / "photos.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["uri", "label"])
-        writer.writerows(
-            [str(path), ("real", "fake")[index % 2]] for index, path in enumerate(images)
-        )
+        for index, path in enumerate(images):
+            writer.writerow([str(path), ("real", "fake")[index % 2]])
     return folder / "photos.csv"
 
 
@@ -70,17 +62,10 @@ def test_images_score_the_same_in_every_form(off_ray, tmp_path):
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
     images = sorted((tmp_path / "photos").iterdir())
     listed, found = write_forms(images, tmp_path), {}
-    for name, source in (
-        ("packed", [tmp_path / one for one in ("photos", *SUFFIXES)]),
-        ("listed", [listed]),
-    ):
-        config = ScoreConfig(
-            source=tuple(map(str, source)),
-            out=str(tmp_path / name),
-            ensemble="tiny",
-            precision="fp32",
-            thumbnails=False,
-        )
+    settings = {"ensemble": "tiny", "precision": "fp32", "thumbnails": False}
+    packed = [tmp_path / one for one in ("photos", *SUFFIXES)]
+    for name, source in (("packed", packed), ("listed", [listed])):
+        config = ScoreConfig(source=tuple(map(str, source)), out=str(tmp_path / name), **settings)
         score_archive(config)
         found[name] = list(current_rows(RunDirectory.open(config.out)))
     assert {row["status"] for rows in found.values() for row in rows} == {"ok"}
@@ -90,9 +75,8 @@ def test_images_score_the_same_in_every_form(off_ray, tmp_path):
     assert len(by_sha) == len(images) == len(found["listed"])
     for row in found["listed"]:
         same = by_sha[row["sha256"]]
-        assert [one["score"] for one in same] == pytest.approx(
-            [row["score"]] * len(same), rel=1e-5, abs=1e-5
-        )
+        for one in same:
+            assert one["score"] == pytest.approx(row["score"], rel=1e-5, abs=1e-5)
         assert row["input"]["label"] in ("real", "fake")
         kept_in = {
             name: one

@@ -2,24 +2,21 @@
 scored twice, or fetched again.
 """
 
-import io
 import os
 import signal
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks.scale import write_detector, write_shards
 from ray_app.errors import ExitCode
 from ray_app.runs import RunDirectory, current_tables, verify_run
-from ray_app.storage import Store
 from tests.ray_head import title_of
 from tests.scoring.conftest import (
     await_parts,
     comparable,
     family_of,
+    fill_bucket,
     kill_family,
     rows_of,
     score_here,
@@ -36,25 +33,10 @@ SETTINGS = (f"block_members={BLOCK}", "thumbnails=false")
 KILLS = 16
 
 
-def fill_bucket(s3, bucket, count):
-    """`count` different small JPEGs, cheap to make."""
-    rng = np.random.default_rng(0)
-    base = Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).resize(
-        (256, 192), Image.Resampling.BICUBIC
-    )
-    store = Store.open(f"{bucket}/photos")
-    for index in range(count):
-        image = base.rotate(0, translate=(index % 61, index // 61 % 53))
-        image.putpixel((index % 256, index // 256), (index % 256, 0, 0))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=80 + index % 15)
-        store.write(f"{index % 7}/{index:05d}.jpg", buffer.getvalue())
-
-
 @pytest.fixture(scope="module")
 def bucket(s3):
     url = s3.bucket("killed")
-    fill_bucket(s3, url, COUNT)
+    fill_bucket(url, COUNT)
     return url
 
 
@@ -92,8 +74,11 @@ class Run:
     def finish(self, expected):
         """Let the command end, and compare its rows."""
         with self.command() as process:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
+            self.finish_command(process, expected)
+
+    def finish_command(self, process, expected):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
         assert scores_of(rows_of(self.out)) == expected
         assert verify_run(self.directory).current == COUNT
 
@@ -156,10 +141,7 @@ def test_process_of_ray_killed(bucket, expected, title):
         await_parts(run.directory, process, 2)
         for pid in wait_until(lambda: find_process(process, title)):
             os.kill(pid, signal.SIGKILL)
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    assert scores_of(rows_of(run.out)) == expected
-    assert verify_run(run.directory).current == COUNT
+        run.finish_command(process, expected)
 
 
 def test_second_command_and_two_interrupts(bucket, expected):

@@ -6,8 +6,6 @@ import os
 import random
 import shlex
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -15,23 +13,25 @@ from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.runs import RunDirectory, current_tables, verify_run
 from tests.ray_head import title_of
+from tests.runs.small_run import NAME, SPEC
 from tests.scoring.conftest import (
-    ROOT,
     await_parts,
     family_of,
     kill_family,
     rows_of,
+    run_score,
     score_here,
     start,
     wait_until,
     write_many,
 )
+from tests.scoring.kept_run import kept_run
 from tests.scoring.nodes import Nodes
-from tests.scoring.stored_run import write_stored_run
 from tests.storage.leases import is_released
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 IMAGES, BLOCK = 480, 16
+BROKEN = ("00.jpg", "50.jpg")
 LEAVES = "1 node will be taken away"
 
 
@@ -50,11 +50,8 @@ def nodes():
 @pytest.fixture(scope="module")
 def undisturbed(photographs, tmp_path_factory):
     """The rows of a run that nobody disturbs, in this process, in other blocks."""
-    return same(
-        score_here(tmp_path_factory.mktemp("undisturbed") / "run", photographs, block_members=256)[
-            1
-        ]
-    )
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    return same(score_here(out, photographs, block_members=256)[1])
 
 
 def same(rows):
@@ -73,21 +70,28 @@ def workers_of(nodes, kind):
     ]
 
 
+def finish(process, timeout_s=400):
+    """Wait until a command has ended without an error; returns what it printed on stderr."""
+    try:
+        _, errors = process.communicate(timeout=timeout_s)
+    finally:
+        kill_family(process)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def start_on(nodes, source, out, *settings):
+    return start(str(source), str(out), f"cluster.address={nodes.address}", *settings)
+
+
 class Disturbed:
     """A run on three nodes, to which things happen."""
 
     def __init__(self, source, out, nodes, chance):
         self.nodes, self.chance, self.run = nodes, chance, RunDirectory.open(str(out))
-        self.begin = lambda: start(
-            str(source), str(out), f"block_members={BLOCK}", f"cluster.address={nodes.address}"
-        )
-        self.process, self.committed, self.kept, self.sessions, self.told = (
-            self.begin(),
-            0,
-            0,
-            1,
-            "",
-        )
+        self.begin = lambda: start_on(nodes, source, out, f"block_members={BLOCK}")
+        self.process, self.told = self.begin(), ""
+        self.committed, self.kept, self.sessions = 0, 0, 1
 
     def suffer(self, kind, most):
         """At a moment counted in committed blocks, not in seconds."""
@@ -104,10 +108,8 @@ class Disturbed:
 
     def actor(self):
         """A worker process."""
-        os.kill(
-            self.chance.choice(wait_until(lambda: workers_of(self.nodes, "BlockScorer"))),
-            signal.SIGKILL,
-        )
+        workers = wait_until(lambda: workers_of(self.nodes, "BlockScorer"))
+        os.kill(self.chance.choice(workers), signal.SIGKILL)
 
     def raylet(self):
         """A node."""
@@ -122,18 +124,8 @@ class Disturbed:
         assert self.run.read_json(f"sessions/{self.sessions:05d}.json")["state"] == "interrupted"
         last = errors.strip().splitlines()[-1]
         assert last.startswith("resume: touchstone score "), errors
-        command = [sys.executable, "-m", "ray_app.cli", *shlex.split(last)[2:]]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self.go_on(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        source, *words = shlex.split(last)[3:]
+        self.go_on(run_score(source, *words))
 
     def drain(self):
         """A node at work is announced to go, as a spot machine is (an idle one is gone at once);
@@ -152,9 +144,8 @@ class Disturbed:
     def nodes_at_work(self):
         """Those but the head on which a worker of the run lives."""
         working = set(workers_of(self.nodes, "BlockScorer"))
-        return [
-            node for node, raylet in self.nodes.raylets.items() if working & set(family_of(raylet))
-        ]
+        raylets = self.nodes.raylets.items()
+        return [node for node, raylet in raylets if working & set(family_of(raylet))]
 
     def go_on(self, process):
         """The next session, which keeps what was committed before it."""
@@ -167,14 +158,13 @@ class Disturbed:
     ("kinds", "seed"),
     [
         (("driver", "actor", "raylet"), 0),
-        (("driver", "actor", "raylet"), 1),
         (("raylet", "driver"), 2),
         (("notice",), 0),
         (("drain",), 0),  # the last: what it takes away from the cluster does not come back
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
 )
-def test_whatever_dies_nothing_is_lost_and_no_score_differs(
+def test_disturbed_run_has_the_rows_of_an_undisturbed_one(
     kinds, seed, photographs, nodes, undisturbed, tmp_path
 ):
     nodes.tell("count")
@@ -184,10 +174,10 @@ def test_whatever_dies_nothing_is_lost_and_no_score_differs(
     try:
         for kind in kinds:
             disturbed.suffer(kind, most=IMAGES // BLOCK // (2 * len(kinds)))
-        _, errors = disturbed.process.communicate(timeout=400)
-    finally:
+    except BaseException:
         kill_family(disturbed.process)
-    assert disturbed.process.returncode == 0, errors
+        raise
+    errors = finish(disturbed.process)
     assert (LEAVES in disturbed.told + errors) == ("drain" in kinds)
     rows = rows_of(tmp_path / "run")
     assert same(rows) == undisturbed
@@ -212,8 +202,9 @@ def attempts_of(run):
 @pytest.mark.slow
 def test_killed_while_embeddings_are_scored(tmp_path):
     """Killed before a manifest is there and at moments after it: what is committed stays."""
-    count = 8000
-    source = write_stored_run(tmp_path / "run", count, block_members=32)
+    count = 2000
+    names = [f"{number:04}.jpg" for number in range(count)]
+    source = kept_run(tmp_path / "run", SPEC, NAME, names, BROKEN)
     new = RunDirectory.open(str(tmp_path / "new"))
     moments = (
         lambda: new.exists(),
@@ -235,23 +226,18 @@ def test_killed_while_embeddings_are_scored(tmp_path):
         assert len(attempts) < count, "the run had ended"
         before = attempts
     process = start(f"features::{source.store.url}", new.store.url)
-    try:
-        wait_until(
-            lambda: workers_below(process, "StoredBlockScorer") or process.poll() is not None
-        )
-        os.kill(workers_below(process, "StoredBlockScorer")[0], signal.SIGKILL)
-        _, errors = process.communicate(timeout=300)
-    finally:
-        kill_family(process)
-    assert process.returncode == 0, errors
+    workers = wait_until(lambda: workers_below(process) or process.poll() is not None)
+    os.kill(workers[0], signal.SIGKILL)
+    finish(process)
     assert before.items() <= attempts_of(new).items()
     assert verify_run(new).current == count
     assert same(rows_of(new.store.url)).keys() == rows_of(source.store.url).keys()
 
 
-def workers_below(process, kind):
+def workers_below(process):
     """The workers of a command that started its own Ray."""
-    return [pid for pid in family_of(process.pid) if f"MapBatches({kind})" in title_of(pid)]
+    family = family_of(process.pid)
+    return [pid for pid in family if "MapBatches(StoredBlockScorer)" in title_of(pid)]
 
 
 @pytest.mark.slow
@@ -260,19 +246,10 @@ def test_gpu_nodes_that_come_late_are_used(tmp_path):
     write_photographs(tmp_path / "photos", 192, size=(320, 320))
     nodes, run = Nodes(1), RunDirectory.open(str(tmp_path / "run"))
     settings = (
-        f"detectors=[{card}]",
-        "block_members=8",
-        "batch_slots=4",
-        "device=cpu",
-        "cluster.gpus=4",
-        "cluster.cpus=5",
-    )
-    process = start(
-        str(tmp_path / "photos"),
-        str(tmp_path / "run"),
-        f"cluster.address={nodes.address}",
-        *settings,
-    )
+        f"detectors=[{card}]", "block_members=8", "batch_slots=4",
+        "device=cpu", "cluster.gpus=4", "cluster.cpus=5",
+    )  # fmt: skip
+    process = start_on(nodes, tmp_path / "photos", tmp_path / "run", *settings)
     try:
         wait_until(lambda: run.parts(0) or process.poll() is not None)
         assert len(workers_of(nodes, "TensorScorer")) < 4
@@ -282,11 +259,10 @@ def test_gpu_nodes_that_come_late_are_used(tmp_path):
             lambda: len(workers_of(nodes, "TensorScorer")) == 4 or process.poll() is not None
         )
         assert process.poll() is None, process.communicate()[1]
-        _, errors = process.communicate(timeout=400)
+        finish(process)
     finally:
         kill_family(process)
         kill_family(nodes.process)
-    assert process.returncode == 0, errors
     rows = rows_of(tmp_path / "run")
     assert (len(rows), {row["status"] for row in rows.values()}) == (192, {"ok"})
     session = run.read_json("summary.json")["session"]
@@ -298,27 +274,22 @@ def test_scorer_and_its_gpu_node_killed(photographs, undisturbed, tmp_path):
     """Decoders, a scorer for each of two GPUs that are only declared, and a committer."""
     nodes, run = Nodes(1), RunDirectory.open(str(tmp_path / "run"))
     settings = (f"block_members={BLOCK}", "device=cpu", "cluster.gpus=2", "cluster.cpus=3")
-    process = start(
-        str(photographs), str(tmp_path / "run"), f"cluster.address={nodes.address}", *settings
-    )
+    process = start_on(nodes, photographs, tmp_path / "run", *settings)
 
     def scorer_nodes():
         """The nodes but the head on which a scorer lives."""
         scorers = set(workers_of(nodes, "TensorScorer"))
-        return [
-            raylet for raylet in nodes.raylets.values() if scorers.intersection(family_of(raylet))
-        ]
+        return [one for one in nodes.raylets.values() if scorers.intersection(family_of(one))]
 
     try:
         await_parts(run, process, 2)
         os.kill(workers_of(nodes, "TensorScorer")[0], signal.SIGKILL)
         await_parts(run, process, len(run.parts(0)) + 2)
         os.kill(wait_until(scorer_nodes)[0], signal.SIGKILL)
-        _, errors = process.communicate(timeout=400)
+        finish(process)
     finally:
         kill_family(process)
         kill_family(nodes.process)
-    assert process.returncode == 0, errors
     assert same(rows_of(tmp_path / "run")) == undisturbed
     session = run.read_json("summary.json")["session"]
     assert (session["layout"], session["number"]) == ("split", 1)

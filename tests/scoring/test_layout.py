@@ -8,29 +8,18 @@ from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_SHARE, TENSOR_BYTES, p
 
 
 def cost(*, tensor_bytes=0, pool_gmac=(0.0,), process_bytes=0):
-    return ResourceEstimate(
-        process_bytes,
-        tensor_bytes,
-        pool_gmac,
-        worst_gmac=0.0,
-        second_stage_share=1.0,
-        share_described=1.0,
-    )
+    rest = {"worst_gmac": 0.0, "second_stage_share": 1.0, "share_described": 1.0}
+    return ResourceEstimate(process_bytes, tensor_bytes, pool_gmac, **rest)
 
 
 TENSOR = cost(tensor_bytes=384 * 384 * 3)
 
 
-def planned(work=TENSOR, *, slots=4, cpus=2, gpus=0, workers=None, block_members=1024, **options):
-    return plan_layout(
-        work,
-        slots=slots,
-        cpus=cpus,
-        gpus=gpus,
-        workers=workers,
-        block_members=block_members,
-        **options,
-    )
+USUAL = {"slots": 4, "cpus": 2, "gpus": 0, "workers": None, "block_members": 1024}
+
+
+def planned(work=TENSOR, **options):
+    return plan_layout(work, **USUAL | options)
 
 
 def asked(layout):
@@ -44,7 +33,7 @@ def asked(layout):
     )
 
 
-def test_one_fused_worker_per_core_and_with_gpus_decoders_take_the_cores_that_remain():
+def test_workers_fill_cores_and_decoders_what_gpus_leave():
     layout = planned()
     assert (layout.kind, layout.scorers, layout.decoders) == ("fused", (2,), 0)
     assert planned(cpus=8, workers=3).scorers == (3,), "as stated"
@@ -61,16 +50,11 @@ def test_one_fused_worker_per_core_and_with_gpus_decoders_take_the_cores_that_re
     cpus=st.integers(1, 512), gpus=st.integers(0, 64), slots=st.integers(1, 128), side=st.integers(64, 1024), members=st.integers(1, 4096),
     pools=st.lists(st.floats(0, 3000), min_size=1, max_size=5),
 )  # fmt: skip
-def test_requests_never_exceed_what_is_there_and_blocks_are_whole_batches(
+def test_layout_fits_the_cluster_and_blocks_are_whole_batches(
     cpus, gpus, slots, side, members, pools
 ):
-    layout = planned(
-        cost(tensor_bytes=side * side * 3, pool_gmac=tuple(pools)),
-        slots=slots,
-        cpus=cpus,
-        gpus=gpus,
-        block_members=members,
-    )
+    work = cost(tensor_bytes=side * side * 3, pool_gmac=tuple(pools))
+    layout = planned(work, slots=slots, cpus=cpus, gpus=gpus, block_members=members)
     cores, cards = asked(layout)
     assert cores <= cpus + 1e-9
     assert cards <= gpus + 1e-9
@@ -82,7 +66,7 @@ def test_requests_never_exceed_what_is_there_and_blocks_are_whole_batches(
         assert layout.block_members * side * side * 3 <= max(TENSOR_BYTES, slots * side * side * 3)
 
 
-def test_a_block_is_bounded_by_tensors_stores_and_time():
+def test_block_is_bounded_by_tensors_stores_and_time():
     assert planned(block_members=2048, cpus=16, gpus=1).block_members == 1212, "512 MiB of tensors"
     assert planned(block_members=2048, cpus=16, gpus=1, store_bytes=33 * 2**20).block_members == 4
     layout = planned(block_members=2048, gpus=1, store_bytes=2**29)
@@ -92,7 +76,7 @@ def test_a_block_is_bounded_by_tensors_stores_and_time():
     assert planned(block_members=2048).block_members == 2048
 
 
-def test_memory_limits_the_workers_and_the_plan_says_so():
+def test_memory_limits_the_workers():
     large = cost(process_bytes=4_000_000_000)
     layout = planned(large, cpus=64, memory_bytes=100e9)
     assert layout.scorers == (25,)

@@ -24,9 +24,8 @@ def expected(sample_archive, tmp_path_factory):
     for precision in OTHER:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(CPU_PRECISION_VARIABLE, precision)
-            found[precision] = scores_of(
-                score_here(tmp_path_factory.mktemp(precision) / "run", sample_archive)[1]
-            )
+            out = tmp_path_factory.mktemp(precision) / "run"
+            found[precision] = scores_of(score_here(out, sample_archive)[1])
     assert found["bf16"] != found["fp32"]
     return found
 
@@ -36,7 +35,7 @@ def scores_of(rows):
 
 
 @pytest.mark.parametrize("begun", OTHER)
-def test_a_run_that_goes_on_elsewhere_keeps_its_precision(
+def test_run_continued_elsewhere_keeps_its_precision(
     sample_archive, expected, tmp_path, monkeypatch, begun
 ):
     monkeypatch.setenv(CPU_PRECISION_VARIABLE, begun)
@@ -50,7 +49,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_precision(
 
 
 @pytest.mark.parametrize("driver", OTHER)
-def test_nodes_of_the_other_kind_score_in_the_driver_s_precision(
+def test_other_nodes_score_in_the_drivers_precision(
     sample_archive, expected, tmp_path, monkeypatch, capsys, driver
 ):
     monkeypatch.setenv(CPU_PRECISION_VARIABLE, driver)
@@ -77,7 +76,7 @@ with cluster(ClusterConfig(cpus=2)):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_node_of_ray_without_bf16(sample_archive, expected, tmp_path):
+def test_node_of_ray_without_bf16_is_named(sample_archive, expected, tmp_path):
     command = [sys.executable, "-c", _ON_A_RAY_OF_ITS_OWN, tmp_path / "run", sample_archive]
     scored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert scores_of(rows_of(tmp_path / "run")) == expected["bf16"]

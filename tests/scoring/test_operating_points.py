@@ -60,16 +60,15 @@ def test_run_without_the_option_keeps_its_point(flagged, sample_archive, card):
         assert finished.summary["ensemble"]["thresholds"]["target_fpr"] == 0.1
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_run_at_another_point_is_refused_by_name(tmp_path, card, named):
+def test_run_at_another_point_is_refused_by_name(tmp_path, card):
     run = begin(tmp_path / "run", ensemble=card, fpr=0.1)
-    again = {"ensemble": card} if named else {}
-    assert resume(run, fpr=0.1, **again).spec(0).ensemble.thresholds.fake_above == -50
-    with pytest.raises(IdentityError, match=r"decision\.fpr: this command 0\.01, the run 0\.1"):
-        resume(run, fpr=0.01, **again)
-    with pytest.raises(ConfigError) as refused:
-        resume(run, fpr=10, **again)
-    assert refused.value.hint == "write 0.1 for 10 %"
+    for again in ({"ensemble": card}, {}):
+        assert resume(run, fpr=0.1, **again).spec(0).ensemble.thresholds.fake_above == -50
+        with pytest.raises(IdentityError, match=r"decision\.fpr: this command 0\.01, the run 0\.1"):
+            resume(run, fpr=0.01, **again)
+        with pytest.raises(ConfigError) as refused:
+            resume(run, fpr=10, **again)
+        assert refused.value.hint == "write 0.1 for 10 %"
 
 
 def test_run_of_a_card_without_points_has_no_rate(tmp_path):

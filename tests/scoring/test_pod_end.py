@@ -19,30 +19,15 @@ DRAIN_S = 20
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_a_run_on_pods_that_go_commits_gives_its_directory_back_and_says_how_to_go_on(tmp_path):
+def test_run_on_a_pod_that_ends_stops_and_can_be_resumed(tmp_path):
     archive, run = write_many(tmp_path / "archive", 2400), tmp_path / "run"
     with ray_head(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=str(DRAIN_S)) as head:
-        asked = [
-            "touchstone",
-            "score",
-            archive,
-            "--out",
-            run,
-            "--ensemble",
-            "tiny",
-            "--set",
-            "block_members=16",
-        ]
-        asked += ["--set", "cluster.grace_s=8"]
-        submit = [BIN / "ray", "job", "submit", "--no-wait", "--", *map(str, asked)]
-        environment = head.environment | {"PYTHONPATH": str(ROOT)}
-        wait_until(
-            lambda: (
-                subprocess.run(submit, env=environment, capture_output=True, timeout=60).returncode
-                == 0
-            ),
-            60,
-        )  # its agent starts last
+        words = ["--ensemble", "tiny", "--set", "block_members=16", "--set", "cluster.grace_s=8"]
+        command = ["touchstone", "score", str(archive), "--out", str(run), *words]
+        submit = [BIN / "ray", "job", "submit", "--no-wait", "--", *command]
+        options = {"env": head.environment | {"PYTHONPATH": str(ROOT)}, "capture_output": True}
+        # The agent of the head starts last.
+        wait_until(lambda: subprocess.run(submit, timeout=60, **options).returncode == 0, 60)
         wait_until(lambda: len(list(run.rglob("parts*/**/*.parquet"))) > 3, 90)
         head.process.send_signal(signal.SIGTERM)
         [log] = head.logs.glob("job-driver-*.log")

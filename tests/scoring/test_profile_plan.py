@@ -26,10 +26,8 @@ def cards(tmp_path_factory):
 def test_plan_names_identifier_and_describer_with_their_time(cards, tmp_path):
     ensemble = write_profile(cards / "apart", "captioner", localizer=False, own_pool=True)
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
-    planned = plan_here(
-        ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32"),
-        probe=8,
-    )
+    settings = {"ensemble": str(ensemble), "precision": "fp32"}
+    planned = plan_here(ScoreConfig(source=(str(tmp_path / "photos"),), **settings), probe=8)
     plan = planned.to_dict()
     assert plan["profile"]["identifier"] == "named"
     assert (plan["profile"]["describer"], plan["profile"]["describe"]) == ("tiny", "flagged")
@@ -45,16 +43,12 @@ def test_plan_names_identifier_and_describer_with_their_time(cards, tmp_path):
 def test_identity_has_what_decides_names_and_captions(cards):
     def identity(**changes):
         ensemble = write_profile(cards / "identity", localizer=False, **changes)
-        return scoring_facts(
-            resolve(ScoreConfig(ensemble=str(ensemble), precision="fp32")).spec(gpus=0)
-        )["profile"]
+        config = ScoreConfig(ensemble=str(ensemble), precision="fp32")
+        return scoring_facts(resolve(config).spec(gpus=0))["profile"]
 
     plain = identity()
-    assert (plain["identifier"]["name"], plain["describer"]["name"], plain["describe"]) == (
-        "named",
-        "nearest",
-        "flagged",
-    )
+    names = (plain["identifier"]["name"], plain["describer"]["name"], plain["describe"])
+    assert names == ("named", "nearest", "flagged")
     assert identity(own_pool=True, gmac=3.0, parameters=7, title="Other") == plain
     assert identity(describe="all") != plain
     assert identity(beams=1) != plain
@@ -74,23 +68,15 @@ def run(cards, tmp_path):
     """
     ensemble = write_profile(cards / "run", localizer=False)
     config = ScoreConfig(ensemble=str(ensemble), precision="fp32", features=("unifd",))
-    return kept_run(
-        tmp_path / "run",
-        resolve(config).spec(gpus=0),
-        "unifd",
-        [f"{number:02}.jpg" for number in range(12)],
-    ), ensemble
+    names = [f"{number:02}.jpg" for number in range(12)]
+    return kept_run(tmp_path / "run", resolve(config).spec(gpus=0), "unifd", names), ensemble
+
+
+KEPT = ("predicted_generator", "generator_family", "generator_ranking", "predicted_prompt", "prompt_likelihood")  # fmt: skip
 
 
 def words_of(run):
-    names = (
-        "predicted_generator",
-        "generator_family",
-        "generator_ranking",
-        "predicted_prompt",
-        "prompt_likelihood",
-    )
-    return {row["image_id"]: {name: row[name] for name in names} for row in current_rows(run)}
+    return {row["image_id"]: {name: row[name] for name in KEPT} for row in current_rows(run)}
 
 
 def test_new_thresholds_keep_names_and_captions(run, tmp_path):
@@ -98,9 +84,8 @@ def test_new_thresholds_keep_names_and_captions(run, tmp_path):
     before = words_of(run)
     described = sum(row["predicted_prompt"] in PROMPTS for row in before.values())
     assert 0 < described < 12
-    told = yaml.safe_load(ensemble.read_text()) | {
-        "thresholds": {"real_below": -99, "fake_above": -99}
-    }
+    told = yaml.safe_load(ensemble.read_text())
+    told["thresholds"] = {"real_below": -99, "fake_above": -99}
     for name, profile in (("same", told["profile"]), ("none", None)):
         path = ensemble.with_name(f"{name}.yaml")
         path.write_text(yaml.safe_dump(told | {"profile": profile}))
@@ -110,8 +95,7 @@ def test_new_thresholds_keep_names_and_captions(run, tmp_path):
         assert (summary["profile"]["flagged"], summary["profile"]["described"]) == (12, described)
         assert out.describe()["ensemble"]["profile"]["describe"] == "flagged"
     other = ensemble.with_name("other.yaml")
-    other.write_text(
-        yaml.safe_dump(told | {"profile": {"identifier": told["profile"]["identifier"]}})
-    )
+    profile = {"identifier": told["profile"]["identifier"]}
+    other.write_text(yaml.safe_dump(told | {"profile": profile}))
     with pytest.raises(ConfigError, match="its describer is nearest, that of profile is none"):
         decide_run(run.store.url, str(other), f"{run.store.url}-other")

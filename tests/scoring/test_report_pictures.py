@@ -46,12 +46,10 @@ def page_of(run, **options):
     return PageReader(run.store.read("report.html").decode())
 
 
-def test_every_one_of_the_highest_scores_has_its_picture_unless_that_is_not_wanted(run, capsys):
+def test_report_shows_pictures_of_the_highest_scores(run, capsys):
     found = pictures.pictures_of(run, run.read_json("summary.json")["top"])
     assert len(found) == 6
-    assert all(
-        isinstance(one, bytes) and len(one) <= pictures.SMALL.most_bytes for one in found.values()
-    )
+    assert all(len(picture) <= pictures.SMALL.most_bytes for picture in found.values())
     page = page_of(run)
     assert len(page.attributes("img")) == 6
     assert {one["loading"] for one in page.attributes("img")} == {"lazy"}
@@ -67,9 +65,7 @@ def test_every_one_of_the_highest_scores_has_its_picture_unless_that_is_not_want
     capsys.readouterr()
 
 
-def test_what_became_of_a_file_costs_its_picture_and_neither_the_report_nor_the_end_of_the_process(
-    run, archive
-):
+def test_changed_files_cost_only_their_pictures(run, archive):
     (archive / "photo-0.jpg").unlink()
     (archive / "photo-1.jpg").write_bytes(bomb_png())
     os.truncate(archive / "box.tar", 600)
@@ -81,25 +77,20 @@ def test_what_became_of_a_file_costs_its_picture_and_neither_the_report_nor_the_
     top = run.read_json("summary.json")["top"]
     (stuck,) = [row["image_id"] for row in top if row["uri"].endswith("photo-2.jpg")]
     assert pictures.pictures_of(run, top, seconds=0.5)[stuck] == "not read in time"
-    assert all(
-        one.daemon
-        for one in threading.enumerate()
-        if one is not threading.main_thread() and one.name == "pictures"
-    )
+    readers = [thread for thread in threading.enumerate() if thread.name == "pictures"]
+    assert all(thread.daemon for thread in readers), "none holds up the end of the process"
     (archive / "photo-2.jpg").open("wb").close()  # lets it go
 
 
-def test_a_small_picture_keeps_its_shape_and_its_bounds_and_a_bomb_has_none():
+def test_small_picture_keeps_shape_and_bounds():
     with closing(SmallPictures(BatchLimits(), PictureSize(240, 10_000))) as small:
         for shape in ((1200, 900), (64, 2000), (20, 10)):
             data, digest = small.of(encoded(photo(*shape), "PNG"))
             with Image.open(io.BytesIO(data)) as picture:
                 assert picture.format == "JPEG"
                 assert max(picture.size) <= min(240, max(shape))
-                assert (
-                    abs(picture.width / picture.height - shape[0] / shape[1])
-                    <= 0.6 * max(shape) / min(picture.size) / 10
-                )
+                rounding = 0.6 * max(shape) / min(picture.size) / 10
+                assert abs(picture.width / picture.height - shape[0] / shape[1]) <= rounding
                 assert not picture.getexif()
             assert len(data) <= 10_000
             assert len(digest) == 64
