@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from benchmarks.photographs import write_photographs
+from ray_app.config import config_root
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
 from ray_app.storage import Store
 from tests.images.factory import encoded, photo
@@ -112,6 +114,23 @@ def write_ensemble(path, detectors=("touchstone-tiny",), **facts):
         yaml.safe_dump({"name": path.stem, "title": path.stem, "members": members, **facts})
     )
     return path
+
+
+def write_tiny(path, **changes):
+    """The path of a copy of the shipped detector's card, with these changes."""
+    shipped = config_root() / "detectors" / "touchstone-tiny.yaml"
+    card = yaml.safe_load(shipped.read_text())
+    card["weights"]["uri"] = str(shipped.with_name(card["weights"]["uri"]))
+    path.write_text(yaml.safe_dump(card | changes))
+    return path
+
+
+def begin(out, **settings):
+    """A run without rows, which has the settings of such a command."""
+    run, begun = RunDirectory.open(str(out)), resolve(ScoreConfig(**settings))
+    spec = begun.spec(0)
+    run.claim(begun.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    return run
 
 
 def write_points(path):

@@ -9,19 +9,18 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-import yaml
 from scipy.special import expit
 
 import ray_app
 from ray_app.cli.main import main
-from ray_app.config import config_root
+from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import Engine
-from tests.scoring.conftest import score_here
+from tests.scoring.conftest import score_here, write_tiny
 from tests.scoring.shifted import encoded, pictures
 from tests.scoring.stages import plan_here
 from tests.serving.in_process import answers_of
@@ -45,11 +44,11 @@ def write_labelled(folder):
 
 def write_detectors(folder):
     """The shipped detector, and the same network looking at a smaller part of the picture."""
-    told = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
-    told["weights"]["uri"] = str(config_root() / "detectors" / told["weights"]["uri"])
-    told["preprocessing"]["center_crop"] = 96
-    (folder / "tiny-middle.yaml").write_text(yaml.safe_dump(told | {"name": "tiny-middle"}))
-    return ("touchstone-tiny", str(folder / "tiny-middle.yaml"))
+    shipped = load_card("touchstone-tiny").preprocessing.model_dump(mode="json", exclude_none=True)
+    preprocessing = shipped | {"center_crop": 96}
+    path = folder / "tiny-middle.yaml"
+    card = write_tiny(path, name="tiny-middle", preprocessing=preprocessing)
+    return ("touchstone-tiny", str(card))
 
 
 def answers(path, rows):

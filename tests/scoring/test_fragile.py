@@ -5,11 +5,9 @@
 from contextlib import closing
 
 import pytest
-import yaml
 
 import ray_app
 from ray_app.cli.main import main
-from ray_app.config import config_root
 from ray_app.errors import IdentityError, Reason
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory
@@ -18,7 +16,7 @@ from ray_app.serving import ServeConfig
 from ray_app.serving.engine import Engine
 from tests.images.charts import chart
 from tests.images.factory import encoded, photo
-from tests.scoring.conftest import rows_of, score_here, write_ensemble
+from tests.scoring.conftest import rows_of, score_here, write_ensemble, write_tiny
 from tests.serving.in_process import answers_of
 
 BOUNDS = {
@@ -48,16 +46,14 @@ def place(tmp_path_factory):
         "chart.png": encoded(chart(), "PNG"),
     }.items():
         (folder / "photos" / name).write_bytes(data)
-    tiny = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
-    tiny["weights"]["uri"] = str(config_root() / "detectors" / tiny["weights"]["uri"])
     fragile = {"fragility": {"abstains": BOUNDS}, "blind_to": [BLIND]}
     for name, cut, facts in (
         ("plain", 0.0, {}),
         ("fragile", 0.0, fragile),
         ("fragile-high", 50.0, fragile),
     ):
-        card, thresholds = folder / f"{name}.yaml", {"real_below": cut, "fake_above": cut}
-        card.write_text(yaml.safe_dump(tiny | facts))
+        card = write_tiny(folder / f"{name}.yaml", **facts)
+        thresholds = {"real_below": cut, "fake_above": cut}
         write_ensemble(folder / f"ensemble-{name}.yaml", [card.name], thresholds=thresholds)
     return folder
 

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from benchmarks.photographs import write_photographs
-from ray_app.config import config_root
 from ray_app.ensembles import ensemble_of
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError
@@ -20,7 +19,7 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring.layout import plan_groups
 from ray_app.scoring.session import ScoringSession
 from tests.inference.two_detectors import write_two
-from tests.scoring.conftest import comparable, score_here, write_ensemble
+from tests.scoring.conftest import comparable, score_here, write_ensemble, write_tiny
 from tests.scoring.eight import write_eight
 from tests.scoring.profiled import write_profile
 
@@ -97,12 +96,11 @@ def write_large(folder):
     """Paths of tiny detectors that say they are large, so that two of them share no process under
     `LIMIT`.
     """
-    paths = []
-    shipped = config_root() / "detectors"
-    for path in map(Path, (*write_two(folder), shipped / "touchstone-tiny.yaml")):
-        card = yaml.safe_load(path.read_text())
+    tiny = write_tiny(folder / "touchstone-tiny.yaml")
+    weights, paths = yaml.safe_load(tiny.read_text())["weights"], []
+    for path in map(Path, (*write_two(folder), tiny)):
+        card = yaml.safe_load(path.read_text()) | {"weights": weights}
         card["size"]["parameters"] = 200_000_000
-        card["weights"]["uri"] = str(shipped / "touchstone-tiny.safetensors")
         paths.append(folder / f"large-{card['name']}.yaml")
         paths[-1].write_text(yaml.safe_dump(card))
     return list(map(str, paths))

@@ -6,12 +6,11 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.plan import plan_run
 from tests.reports.page_reader import read
-from tests.scoring.conftest import rows_of, score_here, write_points
+from tests.scoring.conftest import begin, rows_of, score_here, write_points
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +23,6 @@ def flagged(sample_archive, card, tmp_path_factory):
     """A run at the operating point that flags everything."""
     run = tmp_path_factory.mktemp("flagged") / "run"
     score_here(run, sample_archive, ensemble=card, fpr=0.1)
-    return run
-
-
-def begin(folder, **settings):
-    """A run without rows, which has the settings of such a command."""
-    run = RunDirectory.open(str(folder))
-    begun = resolve(ScoreConfig(source=("/photos",), **settings))
-    spec = begun.spec(0)
-    run.claim(begun.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     return run
 
 
@@ -61,7 +51,7 @@ def test_run_without_the_option_keeps_its_point(flagged, sample_archive, card):
 
 
 def test_run_at_another_point_is_refused_by_name(tmp_path, card):
-    run = begin(tmp_path / "run", ensemble=card, fpr=0.1)
+    run = begin(tmp_path / "run", source=("/photos",), ensemble=card, fpr=0.1)
     for again in ({"ensemble": card}, {}):
         assert resume(run, fpr=0.1, **again).spec(0).ensemble.thresholds.fake_above == -50
         with pytest.raises(IdentityError, match=r"decision\.fpr: this command 0\.01, the run 0\.1"):
@@ -72,7 +62,7 @@ def test_run_at_another_point_is_refused_by_name(tmp_path, card):
 
 
 def test_run_of_a_card_without_points_has_no_rate(tmp_path):
-    run = begin(tmp_path / "run", ensemble="tiny")
+    run = begin(tmp_path / "run", source=("/photos",), ensemble="tiny")
     assert "fpr" not in run.describe()["identity"]["decision"]
     with pytest.raises(IdentityError, match=r"decision\.fpr: this command 0\.1, the run has none"):
         resume(run, fpr=0.1)

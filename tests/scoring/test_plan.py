@@ -20,7 +20,7 @@ from ray_app.scoring.identity import resolve
 from ray_app.scoring.plan import STARTING_S, plan_run
 from ray_app.scoring.run import layout_for
 from ray_app.storage import Store
-from tests.scoring.conftest import files_below
+from tests.scoring.conftest import begin, files_below
 from tests.scoring.stages import plan_here, probed_here
 
 
@@ -158,9 +158,7 @@ def test_plan_of_a_bucket_counts_requests_and_reads_a_sample(s3, sample_archive)
 
 def begun(config, done):
     """A run directory as a session leaves it when only the first `done` blocks were committed."""
-    run, settings = RunDirectory.open(config.out), resolve(config)
-    spec = settings.spec(gpus=0)
-    run.claim(settings.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    run, spec = begin(**config.model_dump(exclude_unset=True)), resolve(config).spec(gpus=0)
     plan = layout_for(config, spec, None, 2, 0, 2**40).block_plan(spec.slots)
     info = list_members(run.store, open_source(config.source, skip=[run.store.url]), plan)
     for block in range(min(done, info.blocks)):

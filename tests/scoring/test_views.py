@@ -14,12 +14,11 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.reports import plan_lines
-from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
 from ray_app.transforms.perturbations import absent_views, load_perturbations
-from tests.scoring.conftest import comparable, score_here
+from tests.scoring.conftest import begin, comparable, score_here
 from tests.scoring.stages import plan_here
 
 STANDARD = [view.name for view in load_perturbations(["standard"])]
@@ -145,9 +144,7 @@ def test_perturbation_function_of_another_run_is_not_called(photos, tmp_path):
     out, detectors = str(tmp_path / "run"), ("touchstone-tiny",)
     again = ScoreConfig(source=(str(photos),), out=out, detectors=detectors)
     config = again.model_copy(update={"perturb": (str(tmp_path / "mine.yaml"),)})
-    run, settings = RunDirectory.open(out), resolve(config)
-    facts = settings.facts(settings.spec(gpus=0))
-    run.claim(facts, list(detectors), settings.ensemble.model_dump(mode="json"))
+    run = begin(**config.model_dump(exclude_unset=True))
     with pytest.raises(ConfigError, match="the view listed calls a function of yours") as refused:
         resolve(again, run)
     assert refused.value.hint == "give the same --perturb again"
