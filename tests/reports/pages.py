@@ -31,7 +31,6 @@ from tests.reports.evaluation_example import (
     example_result,
     large_result,
     one_class,
-    small_result,
 )
 from tests.reports.example import example_summary, thumbnail
 from tests.reports.hostile import poisoned
@@ -41,7 +40,7 @@ from tests.reports.training_example import example_facts
 
 
 def _without_parts() -> EvaluationResult:
-    result = small_result()
+    result = example_result()
     systems = tuple(replace(one, generators=(), strata=(), views=()) for one in result.meta.systems)
     return replace(result, meta=replace(result.meta, systems=systems))
 
@@ -74,9 +73,9 @@ DOCUMENTS = {
             EvaluationMeta(systems=(SystemInfo("a", "detector"),))
         ),
         "no generator, no view": _without_parts,
-        "no curve": lambda: replace(small_result(), curves={}),
+        "no curve": lambda: replace(example_result(), curves={}),
         "no table": lambda: replace(
-            small_result(), meta=replace(small_result().meta, table=(), footers=())
+            example_result(), meta=replace(example_result().meta, table=(), footers=())
         ),
     },
     "identifier": {
@@ -137,7 +136,7 @@ def hostile_training(text):
 
 @cache
 def hostile_evaluation(text):
-    result = small_result()
+    result = example_result()
     meta = result.meta
     first = meta.systems[0]
     listed = (meta.systems, first.generators, first.views, meta.table)

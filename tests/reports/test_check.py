@@ -14,13 +14,13 @@ from tests.reports.example import thumbnail
 from tests.reports.page_reader import PageReader, read
 
 
-def test_a_reason_is_said_once_with_its_count_and_others_stay_visible():
+def test_reason_of_many_files_is_one_line_with_its_count():
     rows = [check_row(f"{number}.jpg", -5.0, "real") for number in range(9)]
     rows += [
         check_row(
             f"small-{number}.jpg", 0.0, "abstain", why="out_of_range", detail=f"{number + 40} px"
         )
-        for number in range(4000)
+        for number in range(400)
     ]
     rows += [
         check_row("odd.jpg", 0.0, "abstain", why="inside_band"),
@@ -30,15 +30,15 @@ def test_a_reason_is_said_once_with_its_count_and_others_stay_visible():
     whys = [line for line in lines[1:] if ": " in line]
     assert len(lines) < 8
     assert (
-        "4,000 files, the first holiday/small-0.jpg: the image is outside what a detector was made for: 40 px"
+        "400 files, the first holiday/small-0.jpg: the image is outside what a detector was made for: 40 px"
         in whys
     )
     assert "holiday/odd.jpg: the score lies between the two thresholds" in whys
     assert "holiday/cut.jpg: ends after 7 bytes" in whys
-    assert whys[0].startswith("4,011 files: ")
+    assert whys[0].startswith("411 files: ")
 
 
-def test_grounds_that_repeat_are_said_once():
+def test_grounds_of_many_files_are_said_once():
     said = [{"source": "exif", "says": "EXIF names a camera", "error": "anybody can write it"}]
     rows = [check_row(f"{number}.jpg", -5.0, "real", grounds=said) for number in range(30)]
     lines = check_lines(rows, names_of(rows), FACTS, 100)
@@ -52,7 +52,7 @@ def page_text(rows):
     return read(page).text
 
 
-def test_verdict_is_shown_only_if_the_finding_does_not_say_it():
+def test_verdict_is_shown_only_if_the_finding_differs():
     plain = [check_row("a.jpg", 4.0, "fake"), check_row("b.jpg", 0.0, "abstain", why="inside_band")]
     declared = check_row("c.jpg", -6.0, "real") | {"finding": "says that a model made it"}
     assert page_text(plain).count("flagged as fake") == 2  # The count, and the filter.
@@ -75,11 +75,11 @@ def test_verdict_is_shown_only_if_the_finding_does_not_say_it():
     ("/home", "https://example.org/a.jpg", "https://example.org/a.jpg"),
     ("/home", "https://example.org/a.jpg?token=1", None),
 ])  # fmt: skip
-def test_a_link_holds_where_page_and_file_are_moved_together(page, file, link):
+def test_link_holds_if_page_and_file_are_moved_together(page, file, link):
     assert file_link(file, None, page) == link
 
 
-def test_a_page_says_a_reason_once_and_links_each_picture_to_its_file(tmp_path):
+def test_page_says_a_reason_once_and_links_each_file(tmp_path):
     rows = check_rows(12, f"{tmp_path}/holiday")
     text = "".join(
         render_check(
@@ -95,7 +95,7 @@ def test_a_page_says_a_reason_once_and_links_each_picture_to_its_file(tmp_path):
     assert page.text.count("The score lies between the two thresholds") == 1
 
 
-def test_pictures_of_a_page_stand_in_memory_once(tmp_path):
+def test_pictures_of_a_page_are_in_memory_once(tmp_path):
     rows = check_rows(90)
     pictures = [thumbnail() + bytes(200_000) for _ in rows]
     tracemalloc.start()
@@ -106,7 +106,7 @@ def test_pictures_of_a_page_stand_in_memory_once(tmp_path):
     assert most < 4_000_000
 
 
-def test_page_of_one_image_shows_what_the_file_says_of_its_origin():
+def test_page_of_one_image_shows_its_provenance():
     row = check_row("cat.jpg", 4.0, "fake") | {
         "provenance": {
             "camera": {"make": "Canon", "model": "EOS 7D", "taken": "2024:05:06 07:08:09"},

@@ -7,6 +7,7 @@ import pytest
 from ray_app.ensembles import load_ensemble_card
 from ray_app.reports.audit import render_audit
 from tests.reports import pages
+from tests.reports.audit_example import FACTS, images
 from tests.reports.browser import chromium, only_with_chromium
 from tests.reports.real_pages import (
     BROKEN_FIGURES,
@@ -16,7 +17,6 @@ from tests.reports.real_pages import (
     weight_of,
     write_pages,
 )
-from tests.reports.test_audit import FACTS, images
 from tests.runs.real_run import score_here, write_photos
 
 pytestmark = pytest.mark.slow

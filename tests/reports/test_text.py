@@ -37,7 +37,7 @@ ROWS = [
 ]
 
 
-def test_the_table_as_a_person_sees_it():
+def test_verdict_table_aligns_its_columns():
     assert verdict_table(ROWS, 80).splitlines() == [
         "in s3://desk/in/",
         "file                verdict      probability  score  status",
@@ -52,14 +52,14 @@ def test_the_table_as_a_person_sees_it():
     assert verdict_table([], 80) == "no rows"
 
 
-def test_an_uncalibrated_probability_says_so():
+def test_verdict_table_marks_uncalibrated_probabilities():
     text = verdict_table([row("a.jpg", 1.0, "fake", calibrated=False)], 80)
     assert "probability*" in text
     assert text.splitlines()[-1] == "* the plain sigmoid of the score, not calibrated"
     assert "*" not in verdict_table(ROWS, 80)
 
 
-def test_the_finding_leads():
+def test_verdict_table_begins_with_the_finding():
     rows = [
         row("a.jpg", 1.0, "fake") | {"finding": one}
         for one in ("says that ComfyUI made it", None, "camera, signed by " + "x" * 90)
@@ -72,7 +72,7 @@ def test_the_finding_leads():
     assert all(line.endswith("fake          0.7311  +1.00  ok") for line in lines)
 
 
-def test_verdict_has_a_column_only_where_findings_differ():
+def test_verdict_has_a_column_only_if_findings_differ():
     plain = [row("a.jpg", 1.0, "fake") | {"finding": "flagged by detectors"}]
     assert verdict_table(plain, 130).splitlines()[0].split()[:3] == [
         "file",
@@ -87,7 +87,7 @@ def test_verdict_has_a_column_only_where_findings_differ():
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_no_line_is_wider_than_the_terminal(width):
+def test_verdict_table_fits_the_terminal(width):
     rows = [row(name, 1.25, "fake") for name in hostile.NAMES.values()]
     lines = verdict_table(rows, width).splitlines()
     assert len(lines) == len(rows) + 1
@@ -134,16 +134,7 @@ def test_table_has_no_colours_on_a_terminal(monkeypatch):
     assert table(["[bold]file"], [["[red]a.jpg :smile:"]]) == ["[bold]file", "[red]a.jpg :smile:"]
 
 
-def test_findings_are_counted_only_beyond_the_verdicts():
-    summary = example_summary() | {"findings": {"flagged by detectors": 2, "left open": 1}}
-    assert not any(line.startswith("findings") for line in summary_lines(summary))
-    summary["findings"]["says that ComfyUI made it"] = 1
-    [line] = [line for line in summary_lines(summary) if line.startswith("findings")]
-    assert "says that ComfyUI made it 1" in line
-    assert not any(line.startswith("verdicts") for line in summary_lines(summary))
-
-
-def test_the_end_of_a_run_in_words():
+def test_summary_lines_of_a_finished_run():
     lines = summary_lines(example_summary(run="/data/my run"))
     text = "\n".join(lines)
     for said in (
@@ -161,7 +152,7 @@ def test_the_end_of_a_run_in_words():
     assert lines[-1] == "rows: touchstone results '/data/my run'"  # it can be pasted
 
 
-def test_runs_that_are_unfinished_idle_or_empty_claim_no_more_than_there_is():
+def test_summary_lines_of_unfinished_idle_and_empty_runs():
     unfinished = "\n".join(summary_lines(example_summary(complete=False, members=9000)))
     assert (
         "not finished: 3,000 of 9,000 files have a row; the same command goes on from here"
@@ -174,7 +165,7 @@ def test_runs_that_are_unfinished_idle_or_empty_claim_no_more_than_there_is():
     assert summary_lines({}) == ["No files: there was nothing to score."]
 
 
-def test_hostile_names_cannot_add_lines():
+def test_hostile_names_add_no_summary_lines():
     plain = example_summary()
     for text in hostile.NAMES.values():
         examples = plain["examples"] | {
