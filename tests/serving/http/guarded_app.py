@@ -11,6 +11,12 @@ from ray_app.serving.http.errors import ERRORS
 from ray_app.serving.http.uploads import read_images
 from ray_app.serving.refusal import Refusal
 
+TOKEN = "a-token-0123456789"
+
+
+def with_limits(**limits) -> ServeConfig:
+    return ServeConfig.model_validate({"limits": limits})
+
 
 def make_app(config: ServeConfig, **how) -> FastAPI:
     app = FastAPI(responses=ERRORS, docs_url=None, redoc_url=None)

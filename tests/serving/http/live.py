@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -123,3 +123,32 @@ def file_part(
         f'Content-Disposition: form-data; name="{name}"{suffix}\r\nContent-Type: image/png',
         content,
     )
+
+
+def chunked(path: str, *headers: str) -> bytes:
+    """The head of a request whose body comes in chunks."""
+    return request("POST", path, "Transfer-Encoding: chunked", *headers)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def pour(connection: socket.socket, piece: bytes, total: int) -> int:
+    """Send chunks until the server stops reading. Returns the bytes that it took."""
+    sent = 0
+    with suppress(OSError):
+        while sent < total:
+            connection.sendall(chunk(piece))
+            sent += len(piece)
+    return sent
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now

@@ -18,8 +18,7 @@ from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import install_handlers
 from ray_app.serving.http.limits import Backpressure
 from ray_app.serving.refusal import Refusal
-from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
-from tests.serving.http.test_limits import Clock
+from tests.serving.http.live import Clock, Reply, ask, connected, request, serving, wait_for
 
 DEADLINE_S = 30.0
 SINGLES = (20.0,) * 5  # a quiet endpoint
@@ -70,22 +69,20 @@ gaps = st.lists(st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 60)), max_
 
 
 @given(service_s=st.floats(0.001, DEADLINE_S / 2), gaps=gaps)
-def test_none_that_is_let_in_misses_its_deadline_and_none_is_refused_that_would_be_in_time(
-    service_s, gaps
-):
+def test_admitted_requests_meet_their_deadline(service_s, gaps):
     server = Simulated(service_s)
     list(server.visit([DEADLINE_S] * 5))
     for let_in, wait_s in server.visit(gaps):
         assert wait_s + service_s <= DEADLINE_S + 1e-6 if let_in else wait_s > DEADLINE_S / 2 - 1e-6
 
 
-def test_a_quiet_endpoint_takes_a_burst_and_nothing_is_assumed_before_it_was_seen():
+def test_quiet_or_new_endpoint_admits_a_burst():
     assert all(let_in for let_in, _ in Simulated(2.4).visit([*SINGLES, *[0.0] * 6]))
     assert all(let_in for let_in, _ in Simulated(20.0).visit([0.0] * 50))
 
 
 @pytest.mark.parametrize(("lanes", "service_s"), [(1, 0.05), (64, 1.0)])
-def test_under_load_the_line_grows_to_what_the_lanes_can_do_and_no_further(lanes, service_s):
+def test_queue_under_load_uses_every_lane(lanes, service_s):
     """Singles show the pace of one lane. Under load that of all is learnt: nobody is late, and
     hardly a lane is idle.
     """
@@ -99,7 +96,7 @@ def test_under_load_the_line_grows_to_what_the_lanes_can_do_and_no_further(lanes
     assert min(wait_s for let_in, wait_s in late if not let_in) > 0.7 * DEADLINE_S / 2
 
 
-def test_server_that_stands_still_is_noticed_and_forgiven():
+def test_stalled_server_is_noticed_and_forgiven():
     server = Simulated(0.1)
     list(server.visit([0.1] * 100))
     server.pass_time(server.clock.now + 1)
@@ -118,7 +115,7 @@ def test_server_that_stands_still_is_noticed_and_forgiven():
 POST = request("POST", "/v1/score", "Content-Length: 3", body=b"abc")
 
 
-def test_a_line_that_is_too_long_is_told_when_it_will_be_shorter():
+def test_request_that_would_wait_too_long_is_refused():
     app, clock, may_answer = FastAPI(), Clock(), threading.Event()
     install_handlers(app)
 
@@ -165,7 +162,7 @@ def slow_server(max_requests):
         yield port, began, may_answer
 
 
-def test_request_without_a_place_learns_when_to_come_back():
+def test_request_without_a_place_gets_retry_after():
     with slow_server(2) as (port, began, may_answer), ThreadPoolExecutor(2) as threads:
         asked = [threads.submit(ask, port, POST) for _ in range(2)]
         wait_for(lambda: len(began) == 2)
@@ -180,7 +177,7 @@ def test_request_without_a_place_learns_when_to_come_back():
         assert ask(port, POST).status == 200
 
 
-def test_body_that_drips_takes_no_place():
+def test_dripping_body_takes_no_place():
     with slow_server(1) as (port, _, may_answer), connected(port) as dripping:
         may_answer.set()
         dripping.sendall(request("POST", "/v1/score", "Content-Length: 100", body=b"x"))
@@ -188,7 +185,7 @@ def test_body_that_drips_takes_no_place():
             assert ask(port, POST).status == 200
 
 
-def test_request_whose_place_was_taken_during_its_body_is_refused():
+def test_place_taken_during_a_body_refuses_it():
     body = b"an image"
     with slow_server(1) as (port, began, may_answer), connected(port) as late:
         late.sendall(request("POST", "/v1/score", f"Content-Length: {len(body)}", body=body[:-1]))

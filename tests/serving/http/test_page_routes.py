@@ -25,7 +25,7 @@ def client():
         yield client
 
 
-def test_every_file_that_the_page_names_is_there_with_its_type(client):
+def test_files_of_the_page_have_their_types(client):
     index = client.get("/")
     assert (index.status_code, index.headers["content-type"]) == (200, "text/html; charset=utf-8")
     named = set(re.findall(r'(?:href|src)="([^"]+)"', index.text))
@@ -45,7 +45,7 @@ def test_every_file_that_the_page_names_is_there_with_its_type(client):
     assert imported <= scripts  # all are preloaded: no chain of requests
 
 
-def test_markup_has_no_inline_script_or_style_and_names_no_other_origin(client):
+def test_markup_is_without_inline_scripts_and_foreign_origins(client):
     index = client.get("/").text
     assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|javascript:", index)
     # in the line for those without JavaScript
@@ -55,13 +55,13 @@ def test_markup_has_no_inline_script_or_style_and_names_no_other_origin(client):
     )
 
 
-def test_every_code_flag_and_reason_of_the_endpoint_has_words(client):
+def test_every_code_flag_and_reason_has_words(client):
     known = set(re.findall(r"^  (\w+): ", client.get("/page/words.js").text, re.MULTILINE))
     statuses = {str(status) for status in Status if status is not Status.OK}
     assert {*MESSAGES, *statuses, *FLAG_MEANING, *map(str, Reason)} <= known
 
 
-def test_unchanged_files_are_not_sent_again(client):
+def test_unchanged_file_is_not_sent_again(client):
     for path in ("/", "/page/page.js"):
         first = client.get(path)
         assert first.headers["cache-control"] == "no-cache"
@@ -72,12 +72,10 @@ def test_unchanged_files_are_not_sent_again(client):
         assert client.get(path, headers={"If-None-Match": '"older"'}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/page/", "/page/nothing.js", "/page/..%2F__init__.py", "/page/%2e%2e/config.py", "/page/..%5cconfig.py", "/page//etc/passwd",
-     "/page/page.js%00", "/page/__init__.py"],
-)  # fmt: skip
-def test_nothing_else_is_served(client, path):
-    answer = client.get(path)
-    assert answer.status_code == 404
-    assert answer.json()["code"] == "not_found"
+def test_no_other_file_is_served(client):
+    for path in (
+        *("", "nothing.js", "..%2F__init__.py", "%2e%2e/config.py", "..%5cconfig.py"),
+        *("/etc/passwd", "page.js%00", "__init__.py"),
+    ):
+        answer = client.get(f"/page/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
