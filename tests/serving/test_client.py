@@ -43,7 +43,7 @@ def is_right(results, images=FILES):
     ]
 
 
-def test_results_come_in_order_in_as_few_requests_as_the_limits_allow(endpoint):
+def test_results_keep_order_in_few_requests(endpoint):
     assert is_right(scored(endpoint))
     assert [len(request["names"]) for request in endpoint.told] == [4, 4, 2]
 
@@ -54,15 +54,14 @@ def test_requests_keep_below_the_body_limit(endpoint):
     assert [len(request["names"]) for request in endpoint.told] == [3, 3, 1]
 
 
-def test_paths_are_read_and_only_their_last_part_is_told(endpoint, tmp_path):
+def test_file_is_read_and_only_its_name_is_sent(endpoint, tmp_path):
     path = tmp_path / "a" / 'o"dd\n.jpg'
     path.parent.mkdir()
     path.write_bytes(b"hello")
-    (result,) = scored(endpoint, [path], ensemble="published", masks=True)
+    (result,) = scored(endpoint, [path])
     assert result["name"] == str(path)
     assert result["score"] == score_of(b"hello")
     assert str(tmp_path) not in str(endpoint.told)
-    assert endpoint.told[0]["query"] == {"ensemble": "published", "masks": "true"}
 
 
 @pytest.mark.parametrize(
@@ -75,13 +74,13 @@ def test_paths_are_read_and_only_their_last_part_is_told(endpoint, tmp_path):
         refuse(504, "deadline_exceeded"),
     ],
 )
-def test_what_passes_is_asked_again(endpoint, trouble):
+def test_transient_failure_is_retried(endpoint, trouble):
     endpoint.script = deque([trouble, trouble, None])
     assert is_right(scored(endpoint, FILES[:1]), FILES[:1])
     assert len(endpoint.told) == 3
 
 
-def test_a_busy_endpoint_is_asked_again_when_it_says(endpoint):
+def test_retry_waits_as_long_as_the_endpoint_says(endpoint):
     endpoint.script = deque([refuse(503, Retry_After="0.3")])
     endpoint.describing = deque([refuse(503, "not_ready", Retry_After="0")] * 5)
     begin = time.monotonic()
@@ -97,45 +96,35 @@ def test_a_busy_endpoint_is_asked_again_when_it_says(endpoint):
         (refuse(429, "too_many_requests", Retry_After="3600"), "come back in 36"),
     ],
 )
-def test_patience_ends(endpoint, last, says):
+def test_retries_end_at_the_deadline(endpoint, last, says):
     endpoint.script = deque([last] * 100_000)
     refused(endpoint.url, ClusterError, says, patience=QUICK.model_copy(update={"deadline_s": 0.3}))
 
 
-def test_a_refused_file_is_a_result_and_spoils_no_other(endpoint, tmp_path):
+def test_refused_file_is_a_result(endpoint, tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     big = tmp_path / "big.jpg"
     big.write_bytes(b"x" * 50_001)
-    images = [
-        ("a", b"a"),
-        ("b", b"bad"),
-        tmp_path / "absent",
-        tmp_path / "folder",
-        tmp_path / "pipe",
-        big,
-        ("c", b"c"),
-        ("d", b"bad one"),
-    ]
-    results = scored(endpoint, images)
-    statuses = [
-        "ok",
-        "corrupt_image",
-        "source_missing",
-        "source_denied",
-        "source_denied",
-        "file_too_large",
-        "ok",
-        "corrupt_image",
-    ]
-    assert [one["status"] for one in results] == statuses
+    images = {
+        ("a", b"a"): "ok",
+        ("b", b"bad"): "corrupt_image",
+        tmp_path / "absent": "source_missing",
+        tmp_path / "folder": "source_denied",
+        tmp_path / "pipe": "source_denied",
+        big: "file_too_large",
+        ("c", b"c"): "ok",
+        ("d", b"bad one"): "corrupt_image",
+    }
+    results = scored(endpoint, [*images])
+    assert [one["status"] for one in results] == [*images.values()]
     assert all(one.keys() == results[0].keys() for one in results)
     assert all((one["error"] is None) == (one["score"] is not None) for one in results)
     assert (results[5]["error"]["limit"], results[5]["error"]["observed"]) == (50_000, 50_001)
     assert results[6]["score"] == score_of(b"c")
 
 
-def test_a_request_that_is_refused_for_one_file_is_asked_in_halves(endpoint):
+def test_request_refused_for_one_file_is_halved(endpoint):
     endpoint.refuses_together = [FILES[2][1]]
     assert is_right(scored(endpoint))
     assert [request["names"] for request in endpoint.told[:5]] == [
@@ -143,13 +132,13 @@ def test_a_request_that_is_refused_for_one_file_is_asked_in_halves(endpoint):
     ]  # fmt: skip
 
 
-def test_a_file_that_breaks_the_endpoint_every_time_is_a_result(endpoint):
+def test_file_that_always_fails_is_a_result(endpoint):
     endpoint.script = deque([refuse(500, "internal_error")] * 4)
     results = scored(endpoint, FILES[:1]) + scored(endpoint, FILES[1:2])
     assert [one["status"] for one in results] == ["internal_error", "ok"]
 
 
-def test_the_token_is_sent_and_a_wrong_one_is_an_error(endpoint):
+def test_token_is_sent_and_a_wrong_one_is_an_error(endpoint):
     endpoint.token = "s3cret-token"
     with EndpointClient(endpoint.url, "s3cret-token") as client:
         assert is_right(client.score(FILES))
@@ -164,39 +153,40 @@ def test_the_token_is_sent_and_a_wrong_one_is_an_error(endpoint):
     [(refuse(404, "not_found"), "no Touchstone endpoint"), (refuse(307, Location="http://elsewhere/"), "redirects to another address"),
      (refuse(200), "not a Touchstone endpoint"), (refuse(403, "forbidden"), "said forbidden")],
 )  # fmt: skip
-def test_what_is_no_endpoint_is_said_at_once(endpoint, described, says):
+def test_other_server_is_rejected_at_once(endpoint, described, says):
     endpoint.describing = deque([described])
     refused(endpoint.url, ConfigError, says, at_once=True)
 
 
-def test_what_is_not_served_is_said_before_a_file_is_sent(endpoint):
-    error = refused(
-        endpoint.url,
-        ConfigError,
-        "no optional detector 'quick'",
-        at_once=True,
-        detectors=["slow", "quick"],
-    )
-    assert "it serves: slow, slower" in error.hint
-    assert (
-        "default, published"
-        in refused(endpoint.url, ConfigError, "publishd", at_once=True, ensemble="publishd").hint
-    )
-    error = refused(
-        endpoint.url, ConfigError, "no operating point with fpr '0.5'", at_once=True, fpr=0.5
-    )
-    assert "it serves: 0.01" in error.hint
-    percentage = refused(endpoint.url, ConfigError, "fraction", at_once=True, fpr=1.0)
-    assert percentage.hint == "write 0.01 for 1 %"
+@pytest.mark.parametrize(
+    ("options", "says", "hint"),
+    [
+        ({"detectors": ["slow", "quick"]}, "no optional detector 'quick'", "slow, slower"),
+        ({"ensemble": "publishd"}, "publishd", "default, published"),
+        ({"fpr": 0.5}, "no operating point with fpr '0.5'", "it serves: 0.01"),
+        ({"fpr": 1.0}, "fraction", "write 0.01 for 1 %"),
+    ],
+)
+def test_option_that_is_not_served_is_rejected_unsent(endpoint, options, says, hint):
+    error = refused(endpoint.url, ConfigError, says, at_once=True, **options)
+    assert hint in error.hint
     assert not endpoint.told
-    assert is_right(scored(endpoint, detectors=["slow", "slower"]))
-    assert [request["query"] for request in endpoint.told] == [{"detector": ["slow", "slower"]}] * 3
-    endpoint.told.clear()
-    assert is_right(scored(endpoint, fpr=0.01))
-    assert [request["query"] for request in endpoint.told] == [{"fpr": "0.01"}] * 3
 
 
-def test_what_is_no_endpoint_and_no_token_is_refused_without_telling_secrets():
+@pytest.mark.parametrize(
+    ("options", "query"),
+    [
+        ({"detectors": ["slow", "slower"]}, {"detector": ["slow", "slower"]}),
+        ({"fpr": 0.01}, {"fpr": "0.01"}),
+        ({"ensemble": "published", "masks": True}, {"ensemble": "published", "masks": "true"}),
+    ],
+)
+def test_options_are_sent_with_every_request(endpoint, options, query):
+    assert is_right(scored(endpoint, **options))
+    assert [request["query"] for request in endpoint.told] == [query] * 3
+
+
+def test_wrong_url_or_token_is_rejected_without_secrets():
     assert "secret" not in str(
         refused("http://user:secret@127.0.0.1:1", ClusterError, "cannot be reached", at_once=True)
     )

@@ -7,33 +7,28 @@ import logging
 import socket
 
 import pytest
-import yaml
 
 from ray_app.serving.app import _log_to_serve
 from ray_app.serving.frames import FrameSocket
 from ray_app.serving.server import JsonLines
 from ray_app.serving.worker_log import FrameLogHandler, write_worker_record
-from tests.serving.served import served
 
 
 @pytest.fixture
-def serve_records():
+def serve_records(monkeypatch):
     """Records that reach a handler of Ray Serve, whose level is WARNING."""
-    package_log, serve_log, records = (
-        logging.getLogger("ray_app"),
-        logging.getLogger("ray.serve"),
-        [],
-    )
-    before = package_log.handlers[:], package_log.propagate, package_log.level, serve_log.level
-    handler = logging.Handler()
+    package_log, serve_log = logging.getLogger("ray_app"), logging.getLogger("ray.serve")
+    handler, records = logging.Handler(), []
     handler.emit = records.append
-    serve_log.addHandler(handler)
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(package_log, name, getattr(package_log, name))
+    package_log.handlers = package_log.handlers[:]
+    monkeypatch.setattr(serve_log, "handlers", [*serve_log.handlers, handler])
+    monkeypatch.setattr(serve_log, "level", serve_log.level)
     serve_log.setLevel(logging.WARNING)
     yield records
-    serve_log.removeHandler(handler)
-    package_log.handlers[:], package_log.propagate = before[0], before[1]
-    package_log.setLevel(before[2])
-    serve_log.setLevel(before[3])
+    monkeypatch.undo()
+    logging.Logger.manager._clear_cache()
 
 
 def test_package_log_follows_the_level_of_serve(serve_records):
@@ -58,7 +53,7 @@ def worker_log():
     theirs.close()
 
 
-def test_a_record_of_a_worker_is_in_the_log_with_its_traceback(worker_log, caplog):
+def test_record_of_a_worker_is_logged_with_its_traceback(worker_log, caplog):
     logger, connection = worker_log
     try:
         raise ValueError("no such thing")
@@ -73,7 +68,7 @@ def test_a_record_of_a_worker_is_in_the_log_with_its_traceback(worker_log, caplo
     assert traceback[-1] == "ValueError: no such thing"
 
 
-def test_records_of_other_packages_name_them(worker_log, caplog):
+def test_record_of_another_package_names_it(worker_log, caplog):
     logger, connection = worker_log
     logger.name = "transformers.models"
     logger.warning("a setting is old")
@@ -82,27 +77,7 @@ def test_records_of_other_packages_name_them(worker_log, caplog):
     assert caplog.records[0].name == "ray_app.serving.worker_log"
 
 
-def test_a_record_of_a_worker_whose_endpoint_has_ended_is_lost_without_an_error(worker_log):
+def test_record_after_the_end_of_the_endpoint_is_dropped(worker_log):
     logger, connection = worker_log
     connection.close()
     logger.error("nobody reads this")
-
-
-def test_a_worker_of_a_running_endpoint_logs_in_its_encoding(tmp_path):
-    config = tmp_path / "serve.yaml"
-    args = {"ensembles": ["tiny"]}
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "applications": [{"import_path": "ray_app.serving.app:build", "args": args}],
-                "logging_config": {"encoding": "JSON", "log_level": "INFO"},
-            }
-        )
-    )
-    with served("--config", str(config), "--workers", "1") as endpoint:
-        (worker,) = endpoint.workers()
-        lines = endpoint.logs()["stderr"].splitlines()
-    records = [json.loads(line) for line in lines if line.startswith("{")]
-    (loaded,) = [record for record in records if "has loaded" in record["message"]]
-    assert loaded["message"] == f"process {worker.pid} has loaded tiny"
-    assert (loaded["logger"], loaded["levelname"]) == ("ray_app.serving.worker", "INFO")

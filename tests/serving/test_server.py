@@ -1,6 +1,7 @@
 """`touchstone serve` without Ray: one HTTP process, workers with the detectors, and decoders."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -31,52 +32,64 @@ TOKEN = {"Authorization": f"Bearer {SECRETS['TOUCHSTONE_TOKENS']}"}
 
 
 @pytest.fixture(scope="module")
-def endpoint():
+def endpoint(tmp_path_factory):
     """The server of this file's tests; nothing that they do is an error in its log."""
-    with served("--workers", "1", "--set", "limits.decode_limit_s=2", **SECRETS) as running:
+    config = tmp_path_factory.mktemp("config") / "serve.yaml"
+    application = {
+        "import_path": "ray_app.serving.app:build",
+        "args": {"ensembles": ["tiny"], "limits": {"decode_limit_s": 2}},
+    }
+    log = {"encoding": "JSON", "log_level": "INFO"}
+    config.write_text(yaml.safe_dump({"applications": [application], "logging_config": log}))
+    with served("--config", str(config), "--workers", "1", **SECRETS) as running:
         yield running
-        assert not any(word in running.logs()["stderr"] for word in ("Traceback", "ERROR", "INFO"))
+        text = running.logs()["stderr"]
+        assert not any(word in text for word in ("Traceback", "ERROR", *SECRETS.values()))
 
 
-def answer(endpoint, data):
+def post(endpoint, data):
     with client(endpoint.url, headers=TOKEN) as asking:
         return asking.post("/v1/score", content=data)
 
 
-def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint):
+def test_endpoint_scores_as_the_library_and_starts_no_ray(endpoint):
     (expected,) = ray_app.load_ensemble("tiny").score([golden_image()])
-    told = answer(endpoint, golden_image()).json()
+    told = post(endpoint, golden_image()).json()
     assert told["score"] == expected.score
     assert told["verdict"] == expected.verdict
     assert not any("ray" in one.name() or "gcs_server" in one.name() for one in endpoint.family())
     assert (len(endpoint.workers()), len(endpoint.decoders())) == (1, 1)
 
 
-def test_a_decoder_that_hangs_costs_one_image(endpoint):
+def test_decoder_that_hangs_costs_one_image(endpoint):
     (decoder,) = endpoint.decoders()
     decoder.suspend()
-    told = answer(endpoint, golden_image())
+    told = post(endpoint, golden_image())
     assert (told.status_code, told.json()["code"]) == (422, "decode_timeout")
-    assert answer(endpoint, golden_image()).status_code == 200
+    assert post(endpoint, golden_image()).status_code == 200
     assert endpoint.decoders() != [decoder]
 
 
-def test_http_process_and_workers_hold_what_they_need(endpoint):
-    """No networks where HTTP is read, and no secrets or foreign files where images are scored."""
+def test_worker_logs_in_the_encoding_of_its_endpoint(endpoint):
+    (worker,) = endpoint.workers()
+    lines = endpoint.logs()["stderr"].splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    (loaded,) = [record for record in records if "has loaded" in record["message"]]
+    assert loaded["message"] == f"process {worker.pid} has loaded tiny"
+    assert (loaded["logger"], loaded["levelname"]) == ("ray_app.serving.worker", "INFO")
+
+
+def test_workers_have_no_secrets_and_http_has_no_networks(endpoint):
     (worker,) = endpoint.workers()
     http = worker.parent()
     maps = {one.pid: Path(f"/proc/{one.pid}/maps").read_text() for one in (http, worker)}
     assert "libtorch" not in maps[http.pid]
     assert "libtorch" in maps[worker.pid]
-    secrets = {"AWS_SECRET_ACCESS_KEY", "TOUCHSTONE_TOKENS", "HF_TOKEN"}
-    assert secrets <= http.environ().keys()
-    assert not secrets & worker.environ().keys()
-    sockets = [
-        target
-        for name in Path(f"/proc/{worker.pid}/fd").iterdir()
-        if (target := os.readlink(name)).startswith("socket:")
-    ]
-    assert len(sockets) == 1, "the one to the HTTP process"
+    assert SECRETS.keys() <= http.environ().keys()
+    assert not SECRETS.keys() & worker.environ().keys()
+    files = [os.readlink(name) for name in Path(f"/proc/{worker.pid}/fd").iterdir()]
+    sockets = [name for name in files if name.startswith("socket:")]
+    assert len(sockets) == 1, "the socket to the HTTP process"
 
 
 def test_stop_finishes_running_requests(endpoint):
@@ -84,13 +97,9 @@ def test_stop_finishes_running_requests(endpoint):
     (worker,) = endpoint.workers()
     worker.suspend()
     with ThreadPoolExecutor() as threads:
-        asked = threads.submit(answer, endpoint, golden_image())
-        wait_for(
-            lambda: (
-                "in_flight 1.0"
-                in httpx.get(f"{endpoint.url}/metrics", trust_env=False, headers=TOKEN).text
-            )
-        )
+        asked = threads.submit(post, endpoint, golden_image())
+        with client(endpoint.url, headers=TOKEN) as asking:
+            wait_for(lambda: "in_flight 1.0" in asking.get("/metrics").text)
         endpoint.process.send_signal(signal.SIGTERM)
         worker.resume()
         assert asked.result().status_code == 200
@@ -127,30 +136,17 @@ def test_detectors_that_cannot_score_end_the_command_with_their_reason(tmp_path)
 
     shipped = config_root() / "detectors"
     card = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
-    weights = {
-        key: value * float("nan")
-        for key, value in load_file(shipped / card["weights"]["uri"]).items()
-    }
-    save_file(weights, tmp_path / "broken.safetensors")
-    digest = hashlib.sha256((tmp_path / "broken.safetensors").read_bytes()).hexdigest()
-    card |= {"name": "broken", "weights": {"uri": "broken.safetensors", "sha256": digest}}
+    weights = load_file(shipped / card["weights"]["uri"])
+    broken = tmp_path / "broken.safetensors"
+    save_file({key: value * float("nan") for key, value in weights.items()}, broken)
+    digest = hashlib.sha256(broken.read_bytes()).hexdigest()
+    card |= {"name": "broken", "weights": {"uri": broken.name, "sha256": digest}}
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump(card))
-    ensemble = {
-        "name": "broken",
-        "title": "Broken",
-        "members": [{"detector": "broken.yaml"}],
-        "rule": "mean-logit",
-    }
-    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(ensemble))
-    command = [
-        "serve",
-        "--port",
-        str(free_ports(1)[0]),
-        "--workers",
-        "2",
-        "--ensemble",
-        str(tmp_path / "ensemble.yaml"),
-    ]
+    members = [{"detector": "broken.yaml"}]
+    ensemble = {"name": "broken", "title": "Broken", "members": members, "rule": "mean-logit"}
+    path = tmp_path / "ensemble.yaml"
+    path.write_text(yaml.safe_dump(ensemble))
+    command = ("serve", "--port", str(free_ports(1)[0]), "--workers", "2", "--ensemble", str(path))
     done = subprocess.run(
         [sys.executable, "-m", "ray_app.cli", *command],
         capture_output=True,
