@@ -15,7 +15,7 @@ from benchmarks.load import Load, load, photographs_in
 from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests.ray_head import free_ports, ray_head
 from tests.scoring.conftest import wait_until
-from tests.serving.test_ensembles import stricter
+from tests.serving.cards import write_stricter
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -120,7 +120,7 @@ def test_a_new_release_fails_no_request(engineer, pictures):
 
         def update(second, tally):
             if second == 2:
-                release(at_head, stricter(engineer.folder))
+                release(at_head, write_stricter(engineer.folder))
             seen.add(served())
 
         def is_through(tally):

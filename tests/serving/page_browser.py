@@ -64,20 +64,22 @@ class Visitor:
         self.complaints.clear()
 
 
+def choose(page, named):
+    """Choose files: pairs of a name and bytes."""
+    kind = "application/octet-stream"
+    files = [{"name": name, "mimeType": kind, "buffer": content} for name, content in named]
+    page.set_input_files("#files", files)
+
+
 def score_one(page, name, content):
     """Choose one file and wait for its finding."""
-    page.set_input_files(
-        "#files", {"name": name, "mimeType": "application/octet-stream", "buffer": content}
-    )
+    choose(page, [(name, content)])
     page.wait_for_selector("#finding")
 
 
 def score_many(page, named):
     """Choose several files and wait until the run is over."""
-    page.set_input_files(
-        "#files",
-        [{"name": name, "mimeType": "image/jpeg", "buffer": content} for name, content in named],
-    )
+    choose(page, named)
     page.wait_for_selector(".gallery")
     page.wait_for_selector("#progress", state="hidden")
 

@@ -91,7 +91,7 @@ def built(config: dict[str, Any]) -> dict[str, DeploymentConfig]:
 
 
 @every_config
-def test_it_can_be_deployed_holds_no_token_switches_nothing_risky_on_and_says_nothing_twice(config):
+def test_config_can_be_deployed_and_allows_nothing_risky(config):
     served, app = check(config), application(config)
     assert (app["import_path"], app["name"]) == ("ray_app.serving.app:build", "touchstone")
     assert not any([served.access.anonymous, served.access.cors_origins])
@@ -104,34 +104,28 @@ def test_it_can_be_deployed_holds_no_token_switches_nothing_risky_on_and_says_no
 
 
 @every_config
-def test_the_cuts_come_in_the_right_order(config):
+def test_deadlines_grow_from_the_inside_out(config):
     limits, http = check(config).limits, config["http_options"]
-    assert http["request_timeout_s"] > limits.deadline_s, (
-        "Serve would answer 408 before we answer 504"
-    )
+    assert http["request_timeout_s"] > limits.deadline_s, "Serve would answer 408 before our 504"
     for deployment in built(config).values():
-        assert deployment.graceful_shutdown_timeout_s > limits.deadline_s, (
-            "a replica would go before its last answer"
-        )
+        shutdown = deployment.graceful_shutdown_timeout_s
+        assert shutdown > limits.deadline_s, "a replica would end before its last answer"
         assert deployment.max_surge_percent == 100, "an update would fail requests"
 
 
-def test_kubernetes_serves_what_the_file_serves_but_for_what_a_pod_needs():
-    ours, theirs = (
-        copy.deepcopy(application(config)) for config in (EVERY_CONFIG["ensemble.yaml"], SERVED)
-    )
+def test_kubernetes_differs_only_in_what_a_pod_needs():
+    file = EVERY_CONFIG["ensemble.yaml"]
+    ours, theirs = (copy.deepcopy(application(config)) for config in (file, SERVED))
     assert theirs["args"]["access"].pop("tokens_file") == "/etc/touchstone/tokens"
     assert ours["args"]["access"].pop("tokens_file") is None
     assert theirs["args"]["replica"].pop("labels") == {"workload": "serving"}
     assert theirs == ours
-    assert {key: SERVED[key] for key in ("proxy_location", "http_options", "logging_config")} == {
-        key: EVERY_CONFIG["ensemble.yaml"][key]
-        for key in ("proxy_location", "http_options", "logging_config")
-    }
+    for key in ("proxy_location", "http_options", "logging_config"):
+        assert SERVED[key] == file[key], key
 
 
 @pytest.mark.parametrize("name", ["ensemble.yaml", "published.yaml"])
-def test_the_overrides_that_it_shows_can_be_deployed(name):
+def test_overrides_in_comments_can_be_deployed(name):
     """Serve refuses an application whose config speaks of deployments that it does not have."""
     config = yaml.safe_load(
         (ROOT / "configs/serve" / name).read_text().replace("# deployments:", "deployments:")
@@ -141,40 +135,23 @@ def test_the_overrides_that_it_shows_can_be_deployed(name):
     assert shown["name"] in built(config)
 
 
-def test_a_licence_is_accepted_by_the_operator_not_by_the_file():
+def test_file_accepts_no_licence():
     with pytest.raises(DetectorError, match="licence is not accepted"):
         plan_ensembles(check(EVERY_CONFIG["published.yaml"]))
 
 
-def test_kuberay_accepts_the_service():
+def test_kuberay_accepts_service_and_network_policies():
+    """The CRD of KubeRay has the schema of Kubernetes' own policies."""
     assert SERVICE["apiVersion"] == "ray.io/v1"
     assert crds.faults("RayService", SERVICE) == []
-    assert (
-        crds.faults(
-            "RayService", json.loads(json.dumps(SERVICE).replace('"emptyDir":', '"emptyDirx":'))
-        )
-        != []
-    )
-
-
-def test_kubernetes_accepts_the_network_policies():
-    """KubeRay's own policies are made of Kubernetes' rules: its CRD has their schema."""
+    broken = json.loads(json.dumps(SERVICE).replace('"emptyDir":', '"emptyDirx":'))
+    assert crds.faults("RayService", broken) != []
     for name, rules in (("in", "ingress"), ("out", "egress")):
         spec = MANIFESTS[f"NetworkPolicy touchstone-{name}"]["spec"]
         assert set(spec) == {"podSelector", "policyTypes", rules}
         assert spec["policyTypes"] == [rules.title()]
-        assert (
-            crds.faults(
-                "RayService",
-                spec[rules],
-                "spec",
-                "rayClusterConfig",
-                "networkPolicy",
-                "head",
-                f"{rules}Rules",
-            )
-            == []
-        )
+        place = ("spec", "rayClusterConfig", "networkPolicy", "head", f"{rules}Rules")
+        assert crds.faults("RayService", spec[rules], *place) == []
 
 
 def pods():
@@ -186,12 +163,12 @@ def pods():
 
 
 @pytest.mark.parametrize("group", pods().values(), ids=pods())
-def test_pods_are_confined(group):
+def test_pods_are_confined_and_have_the_variables_of_serve(group):
     spec = group["template"]["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec.get("automountServiceAccountToken") is (
-        None if group is pods()["head"] else False
-    ), "only the autoscaler needs it"
+    # Only the autoscaler needs the token of the service account.
+    is_head = group is pods()["head"]
+    assert spec.get("automountServiceAccountToken") is (None if is_head else False)
     (container,) = spec["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
@@ -202,9 +179,12 @@ def test_pods_are_confined(group):
     mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
     assert "secret" in mounted["/etc/touchstone"]
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    proxy = dict.fromkeys(("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_ENABLE_DIRECT_INGRESS"), "1")
+    assert (SERVE_VARIABLES | proxy).items() <= variables.items()
 
 
-def test_nothing_is_scheduled_on_the_head_and_the_cluster_asks_for_a_token():
+def test_head_runs_no_task_and_cluster_needs_a_token():
     cluster = SERVICE["spec"]["rayClusterConfig"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert cluster["authOptions"]["mode"] == "token"
@@ -216,7 +196,7 @@ def test_nothing_is_scheduled_on_the_head_and_the_cluster_asks_for_a_token():
     assert "/readyz" in json.dumps(readiness)
 
 
-def test_policies_speak_of_the_pods_that_there_are():
+def test_policies_select_existing_pods():
     labels = {name: group["template"]["metadata"]["labels"] for name, group in pods().items()}
     selectors = {
         "NetworkPolicy touchstone-in": ("podSelector", {"head", "serving"}),
@@ -233,33 +213,17 @@ def test_policies_speak_of_the_pods_that_there_are():
     )
 
 
-def test_an_evicted_pod_has_time_for_its_last_answers():
+def test_evicted_pod_has_time_for_its_last_answers():
     spec = pods()["serving"]["template"]["spec"]
     (*_, before) = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     shutdown = max(deployment.graceful_shutdown_timeout_s for deployment in built(SERVED).values())
     assert spec["terminationGracePeriodSeconds"] > float(before.removeprefix("sleep ")) + shutdown
 
 
-@pytest.mark.parametrize("group", pods().values(), ids=pods())
-def test_serve_is_told_what_touchstone_serve_tells_it(group):
-    environment = {
-        one["name"]: one["value"] for one in group["template"]["spec"]["containers"][0]["env"]
-    }
-    assert SERVE_VARIABLES.items() <= environment.items()
-    assert (
-        environment["RAY_SERVE_ENABLE_HA_PROXY"]
-        == environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"]
-        == "1"
-    )
-
-
 @pytest.mark.parametrize("path", SERVE_FILES, ids=lambda path: path.name)
-def test_touchstone_serve_takes_args_and_log_settings_of_a_file(path):
+def test_serve_command_reads_args_and_log_of_a_file(path):
     config = yaml.safe_load(path.read_text())
-    assert read_file(str(path)) == (
-        config["applications"][0]["args"],
-        f"{path}: applications.0.args",
-        config["logging_config"],
-    )
-    assert read_file(path.stem)[2] == config["logging_config"]
+    log, place = config["logging_config"], f"{path}: applications.0.args"
+    assert read_file(str(path)) == (config["applications"][0]["args"], place, log)
+    assert read_file(path.stem)[2] == log
     assert read_file(None)[2] == QUIET

@@ -26,10 +26,10 @@ from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests.ray_head import BIN, free_ports, ray_head, rss_of
 from tests.scoring.conftest import rows_of, wait_until
+from tests.serving.cards import write_stricter
 from tests.serving.http.live import request
 from tests.serving.in_process import client
 from tests.serving.served import words_of
-from tests.serving.test_ensembles import stricter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -238,7 +238,7 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
 
     def update(second, tally):
         if second == 3:
-            deployed.deploy(ensembles=[stricter(tmp_path)])
+            deployed.deploy(ensembles=[write_stricter(tmp_path)])
         elif second > 3:
             seen.add(deployed.fingerprint())
         with client(deployed.url) as asking:

@@ -13,19 +13,7 @@ from ray_app.serving.answers import ensemble_infos
 from ray_app.serving.ensembles import load_ensembles, plan_ensembles
 from ray_app.serving.pool import Served
 from tests.scoring.conftest import write_points
-
-
-def stricter(folder, name="stricter", **changes):
-    """The ensemble `tiny` with another threshold, as a card in a file."""
-    lines = [
-        f"name: {name}",
-        "title: Stricter",
-        "members: [{detector: touchstone-tiny}]",
-        "thresholds: {real_below: 0, fake_above: 3.0}",
-    ]
-    path = folder / f"{name}.yaml"
-    path.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in changes.items())]))
-    return str(path)
+from tests.serving.cards import write_stricter
 
 
 def fingerprints_of(*ensembles):
@@ -39,23 +27,21 @@ def test_fingerprint_is_that_of_a_batch_run():
 
 
 def test_ensembles_share_their_detectors(tmp_path):
-    served = load_ensembles(ServeConfig(ensembles=("tiny", stricter(tmp_path))))
+    served = load_ensembles(ServeConfig(ensembles=("tiny", write_stricter(tmp_path))))
     assert served.find(None, None).name == "tiny"
     assert list(served.points) == ["tiny", "stricter"]
     assert list(served.plan.spec.cards) == ["touchstone-tiny"]
-    assert len(set(fingerprints_of("tiny", stricter(tmp_path)).values())) == 2
+    assert len(set(fingerprints_of("tiny", write_stricter(tmp_path)).values())) == 2
 
 
-def test_configured_point_is_that_of_requests_without_one(tmp_path):
+def test_configured_point_is_the_default(tmp_path):
     card = str(write_points(tmp_path / "points.yaml"))
     usual, chosen = (load_ensembles(ServeConfig(ensembles=(card,), fpr=fpr)) for fpr in (None, 0.1))
     assert [served.find(None, None).fpr for served in (usual, chosen)] == [0.01, 0.1]
     for served in (usual, chosen):
-        thresholds = [served.find(None, fpr).spec.ensemble.thresholds for fpr in (0.01, 0.1)]
-        assert [(one.real_below, one.fake_above) for one in thresholds] == [
-            (-1.43, 50.0),
-            (-50.0, -50.0),
-        ]
+        for fpr, cuts in ((0.01, (-1.43, 50.0)), (0.1, (-50.0, -50.0))):
+            thresholds = served.find(None, fpr).spec.ensemble.thresholds
+            assert (thresholds.real_below, thresholds.fake_above) == cuts
     [info] = ensemble_infos(chosen)
     assert (info.fpr, info.fake_above, info.upper_bound, info.recall) == (0.1, -50.0, 0.12, 0.9)
     assert [point.fpr for point in info.operating_points] == [0.01, 0.1]
@@ -77,17 +63,19 @@ def test_optional_detectors_are_beside_the_ensembles(several):
     assert (list(plan.spec.cards), plan.optional) == (["touchstone-tiny", "unifd"], ("unifd",))
 
 
-def test_two_ensembles_of_one_name_are_refused(tmp_path):
+def test_two_ensembles_of_one_name_are_rejected(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="same name"):
-        plan_ensembles(ServeConfig(ensembles=(stricter(tmp_path), stricter(tmp_path / "other"))))
+        plan_ensembles(
+            ServeConfig(ensembles=(write_stricter(tmp_path), write_stricter(tmp_path / "other")))
+        )
 
 
 SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"
 
 
-def test_other_ensembles_give_way_to_the_settings_of_a_calibrated_one(tmp_path):
-    calibrated = stricter(tmp_path, "calibrated", settings=SETTINGS)
+def test_settings_of_a_calibrated_ensemble_are_for_all(tmp_path):
+    calibrated = write_stricter(tmp_path, "calibrated", settings=SETTINGS)
     plan = plan_ensembles(ServeConfig(ensembles=("tiny", calibrated)))
     assert (plan.spec.resize, plan.spec.precision["touchstone-tiny"]) == ("fast", "fp32")
     assert {(one.resize, one.precision["touchstone-tiny"]) for one in plan.ensembles.values()} == {
@@ -96,10 +84,12 @@ def test_other_ensembles_give_way_to_the_settings_of_a_calibrated_one(tmp_path):
     assert plan_ensembles(ServeConfig(ensembles=("tiny",))).spec.resize == "exact"
 
 
-def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
-    one = stricter(tmp_path, "one", settings=SETTINGS)
-    exact = stricter(tmp_path, "exact", settings="{precision: {touchstone-tiny: fp32}}")
-    half = stricter(tmp_path, "half", settings="{precision: {touchstone-tiny: bf16}, resize: fast}")
+def test_ensembles_calibrated_otherwise_are_rejected(tmp_path):
+    one = write_stricter(tmp_path, "one", settings=SETTINGS)
+    exact = write_stricter(tmp_path, "exact", settings="{precision: {touchstone-tiny: fp32}}")
+    half = write_stricter(
+        tmp_path, "half", settings="{precision: {touchstone-tiny: bf16}, resize: fast}"
+    )
     with pytest.raises(
         ConfigError, match="one and exact were calibrated under different resize modes"
     ):
@@ -108,22 +98,19 @@ def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
         plan_ensembles(ServeConfig(ensembles=(one, half)))
 
 
-def test_what_an_endpoint_says_of_a_guarantee(tmp_path):
+def test_guarantee_is_described_and_holds_or_is_waived(tmp_path):
     promise = "{target_fpr: 0.01, n_real: 299, false_positives: 0, upper_bound: 0.00997}"
-    card = stricter(tmp_path, "calibrated", settings=SETTINGS, guarantee=promise)
-    [info] = ensemble_infos(load_ensembles(ServeConfig(ensembles=(card,))))
-    assert (
-        info.guarantee.target_fpr,
-        info.guarantee.n_real,
-        info.guarantee.holds,
-        info.guarantee.why,
-    ) == (0.01, 299, True, None)
+    card = write_stricter(tmp_path, "calibrated", settings=SETTINGS, guarantee=promise)
+
+    def guarantee(**config):
+        [info] = ensemble_infos(load_ensembles(ServeConfig(ensembles=(card,), **config)))
+        return info.guarantee
+
+    described = guarantee()
+    assert (described.target_fpr, described.n_real) == (0.01, 299)
+    assert (described.holds, described.why) == (True, None)
     with pytest.raises(ConfigError, match="its calibration does not hold with resize exact"):
-        load_ensembles(ServeConfig(ensembles=(card,), resize="exact"))
-    [waived] = ensemble_infos(
-        load_ensembles(ServeConfig(ensembles=(card,), resize="exact", waive_guarantee=True))
-    )
-    assert (waived.guarantee.holds, waived.guarantee.why) == (
-        False,
-        "scored otherwise: resize exact (calibrated with fast)",
-    )
+        guarantee(resize="exact")
+    waived = guarantee(resize="exact", waive_guarantee=True)
+    assert not waived.holds
+    assert waived.why == "scored otherwise: resize exact (calibrated with fast)"

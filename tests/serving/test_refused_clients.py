@@ -13,15 +13,14 @@ import psutil
 import pytest
 
 from tests.ray_head import free_ports
-from tests.serving.http.live import ask, connected, request, wait_for
-from tests.serving.http.test_limits import chunked, pour
-from tests.serving.http.test_semantics import ask_with_node, ask_with_urllib
+from tests.serving.http.client_programs import ask_with_node, ask_with_urllib
+from tests.serving.http.guarded_app import TOKEN
+from tests.serving.http.live import ask, chunked, connected, pour, request, wait_for
 from tests.serving.served import ROOT, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 MB = 2**20
-TOKEN = "a-token-0123456789"
 AUTHORIZATION = f"Authorization: Bearer {TOKEN}"
 MAX_BODY_BYTES = 4 * MB
 REFUSED = {"one worker": 10_000}  # Others, which take longer for each, get 2,000.

@@ -13,10 +13,11 @@ only_with_chromium()
 
 
 @pytest.fixture
-def saved(visitor, mood, tmp_path):
-    """The file that “Save report” gives, shown by itself; a mask lies over its picture."""
+def save(visitor, mood, tmp_path):
+    """Save the report of an image; returns its path, and the page that shows the file."""
+    shown = []
 
-    def save(name="photo.jpg", data=PHOTO):
+    def save_report(name="photo.jpg", data=PHOTO):
         page = visitor.visit()
         score_one(page, name, data)
         with page.expect_download() as download:
@@ -25,47 +26,43 @@ def saved(visitor, mood, tmp_path):
         download.value.save_as(path)
         assert visitor.complaints == []
         alone = page.context.new_page()
+        shown.append(alone)
         alone.requested = []
         alone.on("request", lambda request: alone.requested.append(request.url))
         alone.goto(path.as_uri())
         return path, alone
 
-    return save
+    yield save_report
+    for alone in shown:
+        alone.close()
 
 
-def test_a_saved_report_has_picture_verdict_bars_notices_and_who_said_it_when(saved):
-    path, page = saved()
+def test_saved_report_stands_alone_with_all_facts(save, mood):
+    mood.points = True
+    path, page = save()
     expected = shipped_ensemble().score([PHOTO])[0]
     assert path.name == "touchstone-photo.html"
     text = page.text_content("body")
-    notices = ("Demonstration ensemble", "Not calibrated", "What this does not mean")
-    for words in (expected.facts.sha256, "f" * 64, *notices, "127.0.0.1", "0123456789abcdef"):
+    for words in (
+        *("Demonstration ensemble", "Not calibrated", "What this does not mean", "127.0.0.1"),
+        *(expected.facts.sha256, "Fingerprint of the ensemble0.01", "0123456789abcdef"),
+    ):
         assert words in text, words
     assert re.search(r"Checked\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text)
     assert page.text_content("h1") == "What was said of photo.jpg"
     assert page.get_attribute(".bar-scale", "data-score") in text
-    assert page.evaluate(
-        "[...document.images].map(one => [one.naturalWidth, one.src.slice(0, 15)])"
-    ) == [[320, "data:image/jpeg"]]
+    images = "[...document.images].map(one => [one.naturalWidth, one.src.slice(0, 15)])"
+    assert page.evaluate(images) == [[320, "data:image/jpeg"]]
     assert [url for url in page.requested if not url.startswith("data:")] == [path.as_uri()]
     assert page.locator("button, script, select, input").count() == 0
+    assert "Operating point1 % false positives" in page.text_content("header .facts")
     assert page.evaluate(FITS)
     assert paper_pages(page) <= 2
-    page.close()
 
 
-def test_a_saved_report_names_the_operating_point(saved, mood):
-    mood.points = True
-    _, page = saved()
-    facts = page.text_content("header .facts")
-    assert "Operating point1 % false positives" in facts
-    page.close()
-
-
-def test_a_hostile_name_stays_text_and_a_picture_that_the_browser_cannot_show_is_left_out(saved):
-    path, page = saved("<img src=x onerror=alert(1)>\u202e.tif", encoded(4, "TIFF"))
+def test_saved_report_keeps_hostile_name_as_text(save):
+    path, page = save("<img src=x onerror=alert(1)>\u202e.tif", encoded(4, "TIFF"))
     assert path.name == "touchstone-img-src-x-onerror-alert-1.html"
     assert page.locator("img").count() == 0
     assert "<img src=x" in page.text_content("h1")
     assert "TIFF" in page.text_content(".placeholder")
-    page.close()

@@ -16,16 +16,15 @@ import pytest
 
 from ray_app.serving.engine import golden_image
 from tests.images.factory import bomb_png
+from tests.serving.hostile_requests import HOSTILE, SCORE
 from tests.serving.http.live import ask, connected, request, wait_for
 from tests.serving.served import served
-from tests.serving.test_pressure import HOSTILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = float(os.environ.get("TOUCHSTONE_SOAK_S", "210"))
 SETTLING_S = 90  # in which memory settles; what follows is compared by halves
 MB = 2**20
-SCORE = "/v1/score"
 
 
 class Hostility:
