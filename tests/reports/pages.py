@@ -27,11 +27,7 @@ from ray_app.reports.training import render_training_report, training_lines
 from ray_app.runs.document import EnsembleSummary, RunSummary
 from tests.reports.check_example import FACTS, check_row
 from tests.reports.comparison_example import example_comparison
-from tests.reports.evaluation_example import (
-    example_result,
-    large_result,
-    one_class,
-)
+from tests.reports.evaluation_example import evaluation, example_result
 from tests.reports.example import example_summary, thumbnail
 from tests.reports.hostile import poisoned
 from tests.reports.identifier_example import CLASSES, FAMILIES, example_identifier
@@ -65,10 +61,10 @@ DOCUMENTS = {
     },
     "evaluation": {
         "example": example_result,
-        "large": large_result,
+        "large": lambda: evaluation("large"),
         "empty": EvaluationResult,
-        "only reals": lambda: one_class("real"),
-        "only fakes": lambda: one_class("fake"),
+        "only reals": lambda: evaluation("only reals"),
+        "only fakes": lambda: evaluation("only fakes"),
         "no image": lambda: EvaluationResult(
             EvaluationMeta(systems=(SystemInfo("a", "detector"),))
         ),

@@ -18,7 +18,7 @@ from ray_app.reports.evaluation.result import (
     TableRowInfo,
     ViewInfo,
 )
-from tests.reports.evaluation_example import example_result, one_class
+from tests.reports.evaluation_example import evaluation, example_result
 from tests.reports.page_reader import PageReader
 from tests.reports.pages import page_of
 
@@ -153,7 +153,7 @@ def test_undefined_figure_is_a_dash_with_its_reason(words):
     only_fakes = PageReader(page_of("evaluation", "only fakes")).text
     assert "there was no real image to try it on." in only_fakes
     assert "There is no ROC AUC: it needs real and fake images." in only_fakes
-    assert any("no real image" in line for line in evaluation_lines(one_class("fake")))
+    assert any("no real image" in line for line in evaluation_lines(evaluation("only fakes")))
 
 
 def test_cells_show_if_their_images_were_in_training():
