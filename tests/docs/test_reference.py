@@ -25,13 +25,13 @@ def html(text):
     return python_markdown.markdown(text, extensions=["tables", "fenced_code"])
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["*.jpg and a_b_c", "[link](x)", "<lora:name>", "a | b", "&#42;", "1. one", "# head", "{job}"],
-)
-def test_plain_text_stays_what_it_was(text):
-    for made in (prose(text), code(text)):
-        assert text in unescape(html(table(["head"], [[made]])))
+def test_plain_text_stays_what_it_was():
+    for text in (
+        *("*.jpg and a_b_c", "[link](x)", "<lora:name>", "a | b", "&#42;", "1. one", "# head"),
+        "{job}",
+    ):
+        for made in (prose(text), code(text)):
+            assert text in unescape(html(table(["head"], [[made]]))), text
 
 
 def test_a_docstring_keeps_its_lines_where_they_mean_something():
@@ -43,43 +43,35 @@ def test_a_docstring_keeps_its_lines_where_they_mean_something():
 
 
 def test_a_notebook_becomes_a_page():
+    rich = {"data": {"text/html": ["<b>x</b>"], "text/plain": ["x"]}}
+    plain = {"data": {"text/plain": ["2"]}}
     cells = [
         {"cell_type": "markdown", "source": ["# Title\n", "text"]},
-        {"cell_type": "code", "source": ["1 + 1"], "outputs": [{"data": {"text/plain": ["2"]}}]},
-        {
-            "cell_type": "code",
-            "source": ["x"],
-            "outputs": [{"data": {"text/html": ["<b>x</b>"], "text/plain": ["x"]}}],
-        },
+        {"cell_type": "code", "source": ["1 + 1"], "outputs": [plain]},
+        {"cell_type": "code", "source": ["x"], "outputs": [rich]},
     ]
     page = notebook_page(json.dumps({"cells": cells}))
     assert page.startswith("# Title\ntext\n\n```python\n1 + 1\n```\n\n```text\n2\n```")
     assert "<b>x</b>" in page
 
 
+CHANGELOG = ("CHANGELOG.md", "project/changelog.md")
+RUNS = ("docs/runs.md", "runs.md")
+
+
 @pytest.mark.parametrize(
-    ("source", "page", "link", "becomes"),
+    ("source_and_page", "link", "becomes"),
     [
-        (
-            "CHANGELOG.md",
-            "project/changelog.md",
-            "[a](docs/trust.md#audit)",
-            "[a](../trust.md#audit)",
-        ),
-        ("CHANGELOG.md", "project/changelog.md", "[a](SECURITY.md)", "[a](security.md)"),
-        ("docs/runs.md", "runs.md", "[a](../README.md)", "[a](index.md)"),
-        ("docs/runs.md", "runs.md", "[`a`](../configs/serve/x.yaml)", "`a`"),
-        (
-            "docs/runs.md",
-            "runs.md",
-            "[a](https://parquet.apache.org)",
-            "[a](https://parquet.apache.org)",
-        ),
-        ("docs/runs.md", "runs.md", "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
+        (CHANGELOG, "[a](docs/trust.md#audit)", "[a](../trust.md#audit)"),
+        (CHANGELOG, "[a](SECURITY.md)", "[a](security.md)"),
+        (RUNS, "[a](../README.md)", "[a](index.md)"),
+        (RUNS, "[`a`](../configs/serve/x.yaml)", "`a`"),
+        (RUNS, "[a](https://parquet.apache.org)", "[a](https://parquet.apache.org)"),
+        (RUNS, "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
     ],
 )
-def test_links_hold_on_the_site(source, page, link, becomes):
-    assert relinked(f"See\n{link}\n", source, page, PAGES) == f"See\n{becomes}\n"
+def test_links_hold_on_the_site(source_and_page, link, becomes):
+    assert relinked(f"See\n{link}\n", *source_and_page, PAGES) == f"See\n{becomes}\n"
 
 
 def test_every_column_and_exit_code_has_a_meaning():
@@ -118,9 +110,8 @@ def test_a_card_s_section_is_told_once_and_its_keys_wherever_they_stand():
     )
 
 
-@pytest.mark.parametrize("name", ["score", "serve", "pack"])
-def test_every_key_of_a_run_and_of_an_endpoint_has_a_meaning(name):
-    model, command = settings.CONFIGS[name]
-    assert [
-        key.path for key in settings.keys_of(model) if not settings.meaning_of(key, command)
-    ] == []
+def test_every_key_of_runs_and_endpoints_has_a_meaning():
+    for name in ("score", "serve", "pack"):
+        model, command = settings.CONFIGS[name]
+        keys = settings.keys_of(model)
+        assert [key.path for key in keys if not settings.meaning_of(key, command)] == [], name

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,12 +29,11 @@ NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Person:
-    """`folder`: where lines are typed. `home`, `wheel` and `variables` are all else that there is."""
+    """`folder`: where lines are typed. `home` and `wheel` are all else that there is."""
 
     wheel: WheelEnvironment
     folder: Path
     home: Path
-    variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def with_nothing(cls, wheel: WheelEnvironment, place: Path) -> "Person":
@@ -50,11 +49,7 @@ class Person:
         """Of every line."""
         ours = ("HF_HUB_OFFLINE", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
         kept = {name: value for name, value in self.wheel.environment().items() if name not in ours}
-        return (
-            kept
-            | {"HOME": str(self.home), "COLUMNS": "160", "RAY_USAGE_STATS_ENABLED": "0"}
-            | dict(self.variables)
-        )
+        return kept | {"HOME": str(self.home), "COLUMNS": "160", "RAY_USAGE_STATS_ENABLED": "0"}
 
     def asks(self, line: str, *, code: int = 0) -> Done:
         """Run a line; its exit code has to be `code`."""
@@ -100,11 +95,6 @@ class Person:
             yield Begun(process, log)
         finally:
             kill_family(process)
-
-    def saves(self, page: str, title: str) -> None:
-        """Save the block that a page calls by this file's name."""
-        [text] = [block.text for block in blocks_of(ROOT / page) if block.title == title]
-        (self.folder / title).write_text(text)
 
 
 @dataclass(frozen=True)
