@@ -1,6 +1,6 @@
 """Results of evaluations as `touchstone evaluate` wrote them, of made-up scores.
 
-`evaluations.json.gz` has them by name, without pictures. Commit 4fe95c7e has the code that made the
+`documents/evaluations.json.gz` has them by name, without pictures. Commit 4fe95c7e has the code that made the
 scores.
 """
 
@@ -9,12 +9,10 @@ import gzip
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 from ray_app.reports.evaluation.result import EvaluationResult
+from tests.reports.example import DOCUMENTS
 from tests.reports.training_example import picture
-
-DOCUMENTS = Path(__file__).with_name("evaluations.json.gz")
 
 
 @cache
@@ -26,7 +24,7 @@ def evaluation(name: str) -> EvaluationResult:
             nine systems and forty generators, more than a page can show at once. `only reals` and
             `only fakes` have one class, and most of their metrics are undefined.
     """
-    documents = json.loads(gzip.decompress(DOCUMENTS.read_bytes()))
+    documents = json.loads(gzip.decompress((DOCUMENTS / "evaluations.json.gz").read_bytes()))
     result = EvaluationResult.from_dict(documents[name])
     drawn = [base64.b64encode(picture(seed)).decode() for seed in range(16)]
     mistakes = zip(result.mistakes, drawn, strict=False)

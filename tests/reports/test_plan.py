@@ -8,59 +8,9 @@ from pydantic import TypeAdapter
 
 from ray_app.reports import plan_lines
 from ray_app.reports.plan_model import Plan
+from tests.reports.example import DOCUMENTS
 
-PLAN = yaml.safe_load("""
-members: 120000
-size_bytes: 240000000000
-unknown_sizes: 0
-kinds:
-  files: {members: 20000, size_bytes: 40000000000, containers: 0}
-  tar: {members: 100000, size_bytes: 200000000000, containers: 50}
-refused_in_listing: {encrypted_member: 3}
-run: null
-ensemble: default
-rule: mean-logit
-detectors: [touchstone-tiny]
-tensors: [{preprocessing: {resize: {mode: squash, size: 224}}, shape: [224, 224], detectors: [touchstone-tiny]}]
-backbones: []
-pools: [[touchstone-tiny]]
-kind: split
-layout: 12 decoders feed 4 GPU scorers
-block_members: 1024
-blocks: 118
-workers: 16
-process_bytes: 2000000000
-memory:
-  {processes: 4, process_bytes: 2000000000, decode_bytes: 4000000000, file_bytes: 1000000000, total_bytes: 13000000000,
-   worst_bytes: 4500000000}
-gmac_per_image: 15.5
-cluster:
-  name: gpu-spot-pool
-  cpus: 16
-  gpus: 4
-  price_per_hour: 2.6
-  nodes: [{name: g6.xlarge, count: 4, cpus: 4, gpus: 1, gpu: NVIDIA L4, price_per_hour: 0.65}]
-probe:
-  members: 64
-  scored: 0
-  score_basis: estimated
-  statuses: {ok: 62, truncated_image: 1, unsupported_format: 1}
-  refused: 2
-  refused_share: {value: 0.03125, low: 0.0086, high: 0.107}
-  examples: {truncated_image: [{uri: "s3://b/a.tar", member: "x\\u202e.jpg", detail: ends early}]}
-stages:
-  - {stage: decode, seconds_per_image: 0.012, images_per_s: 1000.0, processes: 12, basis: measured, detectors: []}
-  - {stage: score, seconds_per_image: 0.00052, images_per_s: 7742.0, processes: 4, basis: estimated, detectors: []}
-bottleneck: {stage: decode, advice: raise cores from 16 to 97 to keep the 4 GPUs busy}
-forecast:
-  {images_per_s: 1000.0, hours: 0.5, bytes_per_s: 2000000000, starting_s: 15.0, listing_s: 12.0, basis: estimated,
-   assumed_gmac_per_s: 30000.0}
-stops: {max_hours: 0.25, max_cost: null, share: 0.5}
-requests: {list: 21, get: 44000, put: 145}
-bytes_read: 240000000000
-prices: {per_hour: 2.6, egress_per_gb: 0.0005}
-cost: {compute: 1.3, egress: 0.12, total: 1.42, compute_share: 0.9155, per_1000_members: 0.011833}
-""")
+PLAN = yaml.safe_load((DOCUMENTS / "plan.yaml").read_text(encoding="utf-8"))
 
 
 def plan_of(**changes):
@@ -71,7 +21,7 @@ def told(**changes):
     return "\n".join(plan_lines(plan_of(**changes)))
 
 
-def test_it_says_what_will_be_done_and_paid():
+def test_plan_shows_work_speed_and_cost():
     text = told()
     for words in (
         "120,000 files, 240.0 GB",
@@ -123,7 +73,7 @@ DONE = {"url": "s3://b/run", "blocks_done": 80, "members_done": 80_000, "blocks_
         ({"run": DONE | {"state": "finished", "members_left": 0}}, ["left: nothing"], ["abstain"]),
     ],
 )
-def test_what_is_unknown_free_or_done_is_said_as_that(changes, said, not_said):
+def test_plan_marks_what_is_unknown_free_or_done(changes, said, not_said):
     text = told(**changes)
     assert all(words in text for words in said)
     assert not [words for words in not_said if words in text]
@@ -134,7 +84,7 @@ def test_plan_begins_with_an_unlike_archive():
     assert re.fullmatch(r"unlike +all verdicts abstain: jpeg_quality \(PSI 1\.2\)", first)
 
 
-def test_costs_show_what_each_detector_takes_and_its_group():
+def test_plan_shows_the_cost_of_each_detector():
     costs = {
         "unifd": {"ms_per_image": 810.0, "spent_ms": 810.0, "share": 0.9, "basis": "measured"},
         "own-head": {"ms_per_image": 812.0, "spent_ms": 2.0, "share": 0.002, "basis": "measured"},
