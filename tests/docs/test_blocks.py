@@ -145,7 +145,7 @@ def runnable(page):
 RUNNABLE = [page for page in PAGES if runnable(page)]
 
 
-def test_every_entry_of_the_table_is_about_a_block_that_is_there():
+def test_every_exception_is_about_an_existing_block():
     texts = [(block.page, text) for page in [*PAGES, "CONTRIBUTING.md"] for block in blocks_of(ROOT / page)
              for text in (block.commands() if block.language in CONSOLE else [block.text])]  # fmt: skip
     unused = [(where, begins) for where, begins, _ in ELSEWHERE
@@ -193,14 +193,14 @@ def inputs(s3, tmp_path_factory):
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", RUNNABLE)
-def test_the_blocks_of_a_page_run(page, inputs, programs):
+def test_blocks_of_a_page_run(page, inputs, programs):
     steps = shell.run_blocks(runnable(page), inputs, programs)
     for step in steps:
         assert step.code == 0, f"{step.text}\n" + "\n".join(step.lines[-30:])
         assert shell.missing(step, inputs) == [], f"{step.text}\n" + "\n".join(step.lines[-60:])
 
 
-def test_the_pages_that_run_are_these():
+def test_important_pages_run():
     """So that a page which comes to be left out by a wide line of the table is noticed."""
     names = (
         "calibration",

@@ -18,7 +18,7 @@ WRITTEN = {
 }
 
 
-def test_every_tutorial_is_one_of_them():
+def test_every_tutorial_is_run():
     assert {path.stem for path in FOLDER.glob("*.md")} - {"index"} == set(WRITTEN)
 
 
@@ -26,7 +26,7 @@ def test_every_tutorial_is_one_of_them():
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_reader_sees_what_the_page_says(name, programs, tmp_path):
+def test_tutorial_prints_what_it_shows(name, programs, tmp_path):
     before = shell.processor_seconds()
     steps = shell.run_blocks(blocks_of(FOLDER / f"{name}.md"), tmp_path, programs, timeout=1700)
     print(

@@ -29,7 +29,7 @@ def empty_folder(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_guide_runs_from_top_to_bottom(empty_folder, ray_cluster):
+def test_python_guide_runs(empty_folder, ray_cluster):
     names, printed = {}, []
     for kind, block in BLOCKS:
         shown = io.StringIO()

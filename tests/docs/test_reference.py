@@ -34,7 +34,7 @@ def test_plain_text_stays_what_it_was():
             assert text in unescape(html(table(["head"], [[made]]))), text
 
 
-def test_a_docstring_keeps_its_lines_where_they_mean_something():
+def test_docstring_keeps_its_examples():
     page = docstring(
         "Does it.\n\n    One paragraph\n    of `two` lines.\n\n    \b\n    touchstone demo\n    touchstone check a.jpg\n"
     )
@@ -42,7 +42,7 @@ def test_a_docstring_keeps_its_lines_where_they_mean_something():
     assert "```text\ntouchstone demo\ntouchstone check a.jpg\n```" in page
 
 
-def test_a_notebook_becomes_a_page():
+def test_notebook_becomes_a_page():
     rich = {"data": {"text/html": ["<b>x</b>"], "text/plain": ["x"]}}
     plain = {"data": {"text/plain": ["2"]}}
     cells = [
@@ -88,7 +88,7 @@ def test_keys_are_those_that_a_config_takes():
     assert "score.source" not in of_evaluation, "these keys have a page of their own"
 
 
-def test_a_key_says_what_its_field_docstring_or_option_says():
+def test_key_has_the_meaning_of_its_field_or_option():
     said = {
         key.path: settings.meaning_of(key, "touchstone train")
         for key in settings.keys_of(TrainConfig)
@@ -102,7 +102,7 @@ def test_a_key_says_what_its_field_docstring_or_option_says():
     assert of_split["seed"]
 
 
-def test_a_card_s_section_is_told_once_and_its_keys_wherever_they_stand():
+def test_section_of_a_card_is_described_once():
     page = settings.pages()["card-detector"]
     assert page.count("Where the weights lie and how their keys become the network's.\n") == 1
     assert page.count("then put before every key") == len(

@@ -16,7 +16,7 @@ RUNS, TRUST = "docs/runs.md", "docs/trust.md"
 LISTS = ("official", "time-stamps", "interim", "interim-signers")
 
 
-def test_pictures_are_checked_one_is_put_on_record_and_the_folder_is_audited(with_sample, truth):
+def test_pictures_are_checked_recorded_and_audited(with_sample, truth):
     desk = with_sample
     help_of_check = desk.asks("touchstone check --help")
     some = desk.types(

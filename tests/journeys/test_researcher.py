@@ -14,7 +14,7 @@ PAGE = "docs/evaluation.md"
 CALIBRATION = "docs/calibration.md"
 
 
-def test_two_detectors_are_measured_compared_and_set_beside_a_paper(with_sample, truth):
+def test_two_detectors_are_measured_and_compared(with_sample, truth):
     at_work, auc = with_sample, {}
     for detector in ("touchstone-tiny", "touchstone-photo"):
         names = {

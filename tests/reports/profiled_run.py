@@ -34,7 +34,7 @@ PROMPTS = [
 ]
 
 
-def profiled_card(folder, pictures, *, abstains=True, describe="flagged"):
+def profiled_card(folder, pictures, *, abstains=True):
     """An ensemble of the shipped detector with a profile made of encoded `pictures`: it takes about
     half of them for fakes.
 
@@ -53,7 +53,7 @@ def profiled_card(folder, pictures, *, abstains=True, describe="flagged"):
     identifier = make_identifier(folder / "identifier", CLASSES, weight, TINY, facts, bias, **rule)
     describer = make_retrieval(folder / "describer", vectors[: len(PROMPTS)], PROMPTS, TINY, facts)
     profile = EnsembleProfile(
-        identifier=str(identifier), describer=str(describer), describe=describe
+        identifier=str(identifier), describer=str(describer), describe="flagged"
     )
     middle = float(np.median(scores))
     cuts = {"real_below": middle - 0.05, "fake_above": middle}

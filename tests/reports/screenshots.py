@@ -49,7 +49,7 @@ def main() -> None:
         found["evaluation"].write_text(pages.page_of("evaluation"), encoding="utf-8")
         (DOCS / "pages").mkdir(exist_ok=True)
         weights = dict(_seen(browser, found))
-        weights["endpoint, one image scored"] = _endpoint(browser, demo)
+        weights["endpoint, one image scored"] = _endpoint(browser)
     text = (DOCS / "pages.md").read_text(encoding="utf-8")
     before, rest = text.split(_BEGIN)
     (DOCS / "pages.md").write_text(

@@ -12,7 +12,7 @@ any_text = st.text(alphabet=st.characters(), max_size=300)
 
 @settings(deadline=None)
 @given(any_text, st.integers(0, 80))
-def test_visible_text_is_printable_stays_as_it_is_and_fits_when_shortened(text, limit):
+def test_visible_text_is_printable_and_fits(text, limit):
     shown = wording.visible(text)
     assert wording.visible(shown) == shown
     assert all(character.isprintable() or character.isspace() for character in shown)
@@ -29,7 +29,7 @@ def test_shortened_text_keeps_both_ends_and_mostly_the_end():
     assert wording.shortened("short.jpg", 30) == "short.jpg"
 
 
-def test_a_pile_of_marks_is_shown_as_what_it_is():
+def test_stacked_marks_are_escaped():
     assert wording.visible("e\u0301\u0323") == "e\u0301\u0323"
     assert wording.visible("e" + "\u0301" * 6) == "e" + "\u0301" * 4 + "\\u0301" * 2
     assert len(wording.shortened("a" * 99 + "\u0301" * 4000, 20)) <= 20
@@ -78,7 +78,7 @@ def test_a_pile_of_marks_is_shown_as_what_it_is():
         (wording.moment, "", "–"),
     ],
 )
-def test_a_number_or_a_time_in_words(said, value, words):
+def test_number_or_time_in_words(said, value, words):
     assert said(value) == words
 
 
@@ -88,7 +88,7 @@ def test_interval_shows_its_unit_once():
     assert wording.interval((1.5, 1234.5), wording.number) == "1.5 to 1,234"
 
 
-def test_a_finished_listing_in_words():
+def test_finished_listing_in_words():
     assert wording.listing_in_words(2086, 2086, 33) == "listed 2,086 files in 33 blocks"
     assert wording.listing_in_words(61, 1, 1) == (
         "listed 61 files, 1 of them new or changed, in 1 block"
@@ -96,12 +96,12 @@ def test_a_finished_listing_in_words():
     assert wording.listing_in_words(1, 0, 0) == "listed 1 file, none of them new or changed"
 
 
-def test_every_status_has_a_meaning_and_one_of_a_later_version_has_none():
+def test_every_known_status_has_a_meaning():
     assert all(wording.meaning(status) for status in Status)
     assert wording.meaning("eaten_by_a_dog") == ""
 
 
-def test_what_is_counted_is_ordered_and_the_rest_of_a_long_list_is_one_line():
+def test_counts_are_ordered_and_a_long_rest_is_one_line():
     statuses = {"empty_file": 1, "corrupt_image": 9, "ok": 2, "unsafe_member": 0}
     assert wording.ordered_statuses(statuses) == [
         ("ok", 2),

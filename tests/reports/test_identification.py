@@ -8,7 +8,7 @@ def text_of(kind):
     return PageReader(page_of("identifier", kind)).text
 
 
-def test_figures_stand_side_by_side_with_what_was_not_measured():
+def test_page_shows_figures_and_what_was_not_measured():
     words = text_of("example")
     for said in (
         "Which of four generators: 87.0 % of test images of 4 classes rightly named.",

@@ -11,7 +11,7 @@ from tests.reports.pages import page_of
 from tests.reports.profile_example import LONG, example_profile
 
 
-def test_generators_are_counted_by_family_and_those_of_no_known_one_apart():
+def test_generators_are_counted_by_family():
     lines = profile_lines(ProfileSummary.model_validate(example_profile()))
     assert lines == [
         "flagged images are nearest to: Stable Diffusion XL 53, FLUX.1 dev and its relatives 30, Midjourney 22, gaudi 3, "
@@ -21,14 +21,14 @@ def test_generators_are_counted_by_family_and_those_of_no_known_one_apart():
     assert lines[0] in summary_lines(example_summary(profile=example_profile()))
 
 
-def test_a_run_without_a_profile_says_nothing_of_generators():
+def test_run_without_a_profile_names_no_generator():
     assert "Where the flagged images" not in page_of("run")
     assert not [line for line in summary_lines(example_summary()) if "nearest" in line]
     empty = render_run_report(example_summary(profile=example_profile(flagged=0, told=[])))
     assert "No image was flagged." in read(empty).text
 
 
-def test_the_page_says_what_a_name_and_words_are_worth():
+def test_page_shows_what_names_and_words_are_worth():
     words = read(page_of("run", "profile")).text
     assert (
         "A name is the nearest of the generators that the identifier knows: no proof of where an image came from."

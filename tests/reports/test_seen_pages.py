@@ -112,7 +112,7 @@ def test_no_figure_is_broken_over_two_lines(shown, name, width):
 
 
 @pytest.mark.parametrize("name", MOST)
-def test_a_page_weighs_no_more_than_is_said_and_loads_nothing(shown, written, name):
+def test_page_is_light_and_loads_nothing(shown, written, name):
     page = shown(name)
     weight = weight_of(written[name], page)
     assert all(found <= most for found, most in zip(weight.values(), MOST[name], strict=True)), (
@@ -132,7 +132,7 @@ def names_of(page):
     )
 
 
-def test_a_gallery_is_sorted_and_filtered_by_keys(shown):
+def test_gallery_is_sorted_and_filtered_by_keys(shown):
     page = shown("gallery")
     assert len(names_of(page)) == 28
     page.focus("#order")
@@ -155,7 +155,7 @@ def test_a_gallery_is_sorted_and_filtered_by_keys(shown):
         assert wanted == "all" or verdicts == [wanted]
 
 
-def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
+def test_picture_is_enlarged_and_closed_by_keys(shown):
     page = shown("gallery")
     page.select_option("#order", "size")
     page.focus(".tile:nth-child(3) button.frame")

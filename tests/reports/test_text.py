@@ -163,14 +163,3 @@ def test_summary_lines_of_unfinished_idle_and_empty_runs():
     assert "nothing was scored this time" in idle
     assert "images/s" not in idle
     assert summary_lines({}) == ["No files: there was nothing to score."]
-
-
-def test_hostile_names_add_no_summary_lines():
-    plain = example_summary()
-    for text in hostile.NAMES.values():
-        examples = plain["examples"] | {
-            "corrupt_image": [{"uri": text, "member": text, "detail": text}]
-        }
-        assert len(summary_lines(plain | {"examples": examples, "run": text or "x"})) == len(
-            summary_lines(plain)
-        )

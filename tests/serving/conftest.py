@@ -1,9 +1,5 @@
-"""Fixtures of the serving room. A test that is a coroutine function runs in an event loop of its
-own, for a minute at most.
-"""
+"""Fixtures of the serving room."""
 
-import asyncio
-import inspect
 import shutil
 
 import pytest
@@ -16,15 +12,6 @@ from tests.serving.http.live import serving
 from tests.serving.in_process import local_endpoint
 from tests.serving.page_app import Mood, make_app
 from tests.serving.page_browser import Visitor
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem):
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    given = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**given), 60))
-    return True
 
 
 @pytest.fixture(scope="session")
@@ -61,16 +48,8 @@ def several(tmp_path_factory):
             write_card(seeded_card(card, folder / "weights", seed=3), folder / f"{card.name}.yaml")
             names.append(card.name)
     path, members = folder / "ensemble.yaml", [{"detector": f"{name}.yaml"} for name in names]
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "name": "several",
-                "title": "Small detectors",
-                "members": members,
-                "rule": "mean-logit",
-            }
-        )
-    )
+    card = {"name": "several", "title": "Small detectors", "rule": "mean-logit"}
+    path.write_text(yaml.safe_dump(card | {"members": members}))
     return path, tuple(names)
 
 

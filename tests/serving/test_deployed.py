@@ -220,7 +220,7 @@ def test_load_while_replicas_are_killed(deployed, photographs):
     wait_until(lambda: len(deployed.replicas()) == 2 and len(deployed.workers()) == 2)
 
 
-def test_overload_is_told_and_what_is_accepted_stays_within_the_deadline(deployed, photographs):
+def test_overload_is_refused_and_deadlines_are_kept(deployed, photographs):
     done = load(
         Load(f"{deployed.url}/v1/score", clients=200, seconds=10, precision="bf16"), photographs
     )
@@ -229,7 +229,7 @@ def test_overload_is_told_and_what_is_accepted_stays_within_the_deadline(deploye
     assert done.p99_s < 30
 
 
-def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
+def test_update_under_load_fails_no_request(deployed, photographs, tmp_path):
     before, seen = deployed.fingerprint(), set()
     # abstained on by the one card, real by the other
     between = next(one for one in photographs if -1.43 < one.expected < 0)
@@ -266,7 +266,7 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
     )
 
 
-def test_a_body_without_end_is_cut_and_costs_no_memory(deployed):
+def test_endless_body_is_cut_and_takes_no_memory(deployed):
     pids = [*deployed.head.pids("ray::ProxyActor"), *deployed.replicas()]
     before = {pid: rss_of(pid) for pid in pids}
     most, sent, answer = dict(before), 0, b""

@@ -56,7 +56,7 @@ def user_id(target: str) -> int:
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_an_image_runs_as_a_number_that_is_not_root_hears_signals_and_is_asked_for_its_health(
+def test_image_is_unprivileged_and_has_a_health_check(
     target,
 ):
     assert user_id(target) > 0
@@ -73,51 +73,47 @@ def test_an_image_runs_as_a_number_that_is_not_root_hears_signals_and_is_asked_f
     assert all("--constraint /constraints.txt" in install for install in installs)
 
 
-def test_no_host_of_a_package_index_is_written_down():
+def test_no_host_of_a_package_index_is_named():
     assert re.findall(r"https?://([^/\s:\"]+)", (ROOT / "Dockerfile").read_text()) == ["127.0.0.1"]
     assert ("ARG", "TORCH_INDEX") in stages()["packages-cpu"], "without a default"
 
 
-def installs(target: str, tmp_path: Path, **arguments: str) -> subprocess.CompletedProcess[str]:
-    """The RUN lines that install packages, by a pip that only says what it is asked for."""
-    (tmp_path / "wheels").mkdir(exist_ok=True)
-    (tmp_path / "wheels" / "touchstone.whl").touch()
+def install(target: str, tmp_path: Path, **arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the RUN lines that install packages, with a pip that only prints its arguments."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir(exist_ok=True)
+    (wheels / "touchstone.whl").touch()
     lines = [
         rest
         for word, rest in stages()[f"packages-{target}"]
         if word == "RUN" and "rm -rf" not in rest
     ]
-    script = "set -e\n" + "\n".join(lines).replace("/opt/touchstone/bin/pip", "echo pip").replace(
-        "/wheels", str(tmp_path / "wheels")
-    )
+    script = "\n".join(["set -e", *lines]).replace("/opt/touchstone/bin/pip", "echo pip")
+    command = ["sh", "-c", script.replace("/wheels", str(wheels))]
     environment = {"PATH": os.environ["PATH"], **arguments}
-    return subprocess.run(
-        ["sh", "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "asked"),
-    [({}, "touchstone.whl"), ({"EXTRAS": "raw,zst"}, "touchstone.whl[raw,zst]")],
-)
-def test_the_steps_install_the_wheel_with_the_extras_that_were_asked_for(
-    arguments, asked, tmp_path
-):
-    for target in ("cpu", "cuda"):
-        done = installs(target, tmp_path, TORCH_INDEX="index", **arguments)
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_steps_install_the_wheel_with_its_extras(target, tmp_path):
+    for extras, wheel in (
+        ({}, "touchstone.whl"),
+        ({"EXTRAS": "raw,zst"}, "touchstone.whl[raw,zst]"),
+    ):
+        done = install(target, tmp_path, TORCH_INDEX="index", **extras)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1].endswith(f"/{asked}")
+        assert done.stdout.splitlines()[-1].endswith(f"/{wheel}")
         assert ("--index-url index torch torchvision" in done.stdout) == (target == "cpu")
 
 
-def test_an_image_without_cuda_is_refused_where_no_such_torch_is_named(tmp_path):
-    done = installs("cpu", tmp_path)
+def test_cpu_image_needs_an_index_of_torch(tmp_path):
+    done = install("cpu", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "TORCH_INDEX" in done.stderr
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_nothing_that_python_imports_is_taken_out_of_an_image(target):
+def test_nothing_that_python_imports_is_removed(target):
     [line] = [
         rest for word, rest in stages()[f"packages-{target}"] if word == "RUN" and "rm -rf" in rest
     ]
@@ -140,7 +136,7 @@ def test_nothing_that_python_imports_is_taken_out_of_an_image(target):
 
 @pytest.mark.skipif(shutil.which("wget") is None, reason="no wget")
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
-def test_the_question_for_its_health_tells_a_server_that_is_ill(status, healthy):
+def test_health_check_fails_for_an_unhealthy_server(status, healthy):
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status if self.path == "/healthz" else 404)
@@ -157,7 +153,7 @@ def test_the_question_for_its_health_tells_a_server_that_is_ill(status, healthy)
         server.shutdown()
 
 
-def test_what_is_copied_is_there_and_reaches_the_builder():
+def test_copied_files_exist_and_reach_the_builder():
     let_in = [
         line[1:]
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -173,7 +169,7 @@ def test_what_is_copied_is_there_and_reaches_the_builder():
             assert sources[0].removeprefix("--from=") in stages()
 
 
-def test_kubernetes_and_the_words_to_operators_use_this_image_and_this_user():
+def test_kubernetes_and_docs_name_this_image_and_user():
     text = (ROOT / "configs/kubernetes/rayservice.yaml").read_text()
     service = next(yaml.safe_load_all(text))
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = (ROOT / "configs/proxy/nginx.conf").read_text()
 
 
-def test_its_limits_are_those_of_the_endpoint():
+def test_proxy_has_the_limits_of_the_endpoint():
     config = yaml.safe_load((ROOT / "configs/serve/ensemble.yaml").read_text())
     served = ServeConfig.model_validate(config["applications"][0]["args"])
     assert [int(size) * 2**20 for size in re.findall(r"client_max_body_size (\d+)m;", CONF)] == [
@@ -30,7 +30,7 @@ def test_its_limits_are_those_of_the_endpoint():
     assert int(idle) < config["http_options"]["keep_alive_timeout_s"]
 
 
-def test_every_answer_of_its_own_has_the_shape_of_ours():
+def test_answers_of_the_proxy_have_the_shape_of_ours():
     bodies = re.findall(r"return (\d+) '(\{.*?\})'", CONF)
     assert {int(status) for status, _ in bodies} == {400, 404, 413, 421, 429, 431, 503, 504}
     for _, body in bodies:
@@ -39,7 +39,7 @@ def test_every_answer_of_its_own_has_the_shape_of_ours():
         assert said["code"] in MESSAGES
 
 
-def test_claims_of_a_client_and_what_would_steer_serve_do_not_pass():
+def test_forged_headers_do_not_pass_the_proxy():
     passed = dict(re.findall(r"proxy_set_header (\S+) ([^;]+);", CONF))
     assert passed["X-Forwarded-For"] == "$remote_addr"
     steering = (

@@ -131,7 +131,7 @@ def test_worker_ends_if_its_parent_is_killed():
 
 
 @pytest.mark.slow
-def test_detectors_that_cannot_score_end_the_command_with_their_reason(tmp_path):
+def test_broken_detectors_end_the_command(tmp_path):
     from safetensors.numpy import load_file, save_file
 
     shipped = config_root() / "detectors"

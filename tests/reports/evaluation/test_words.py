@@ -72,11 +72,11 @@ def sentences(result):
         ([(8, 16), (396, 400)], True),
     ],
 )
-def test_a_source_is_flagged_most_only_where_its_interval_lies_apart(sources, is_said):
+def test_source_is_flagged_most_if_intervals_are_apart(sources, is_said):
     assert ("flagged most often" in sentences(result_of(*sources))) is is_said
 
 
-def test_a_headline_of_too_wide_an_interval_says_so_in_words():
+def test_headline_of_a_wide_interval_has_no_figure():
     wide = headline(result_of(auc=figure(0.7, 0.06, 1.0)))
     assert (
         wide
@@ -98,7 +98,7 @@ def test_a_headline_of_too_wide_an_interval_says_so_in_words():
         (figure(0.8), figure(None), "npr finds 80 % of the fakes; there was no real image to try it on."),
     ],
 )  # fmt: skip
-def test_the_headline_is_one_plain_sentence_with_rounded_figures(tpr, tnr, said):
+def test_headline_is_one_sentence_with_rounded_figures(tpr, tnr, said):
     sentence = headline(result_of(tpr=tpr, tnr=tnr))
     assert sentence.startswith(said)
     assert sentence.count(".") == 1
