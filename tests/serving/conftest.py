@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from ray_app.config import config_root
-from ray_app.serving.metrics import Meter
 from tests.reports.browser import chromium
 from tests.serving.http.live import serving
 from tests.serving.in_process import local_endpoint
@@ -15,15 +14,9 @@ from tests.serving.page_browser import Visitor
 
 
 @pytest.fixture(scope="session")
-def meter():
-    """What `local` counts with."""
-    return Meter()
-
-
-@pytest.fixture(scope="session")
-def local(meter):
+def local():
     """(url, app) of the whole application without Ray, with the shipped ensemble."""
-    with local_endpoint(meter=meter) as running:
+    with local_endpoint() as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""The application of an endpoint in this process: real HTTP, and a real worker process."""
+"""The engine and the application of an endpoint in this process."""
 
 from contextlib import contextmanager
 
@@ -22,20 +22,13 @@ def answers_of(engine, files, **options):
 
 
 @contextmanager
-def local_endpoint(config=None, meter=None):
-    """The whole application on a free port; (url, app) while it runs."""
-    config, meter = config or ServeConfig(ensembles=("tiny",)), meter or Meter()
+def local_endpoint():
+    """The application with the shipped ensemble and one worker process; (url, app) while it runs."""
+    config, meter = ServeConfig(ensembles=("tiny",)), Meter()
     workers, described = start_workers(config, 1)
     app = create_app(config, WorkerPool(config, workers, described, meter), meter)
-    with served(app) as url:
-        yield url, app
-
-
-@contextmanager
-def served(app):
-    """An ASGI application behind a real server on a free port, from its start to its end."""
     with serving(app, lifespan="on") as port:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", app
 
 
 def client(url, **options):
