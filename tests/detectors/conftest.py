@@ -1,17 +1,10 @@
-"""Formula-filled published networks, built once, and a small timm card for everything that needs no
-published one.
-"""
-
-import functools
+"""A small timm card for everything that needs no published network."""
 
 import pytest
 import torch
 
-from benchmarks.seeded import PUBLISHED_PREFIX, card_with_weights, seeded_state, write_weights
-from ray_app.detectors import DetectorCard, load_card
-from ray_app.detectors.checkpoints import load_strictly
-from ray_app.detectors.detector import Detector, build_network
-from tests.detectors.fill import Undrawn, fill
+from benchmarks.seeded import card_with_weights, seeded_state, write_weights
+from ray_app.detectors import DetectorCard
 
 # What a card must say, of a network with one logit that nobody published.
 UNPUBLISHED = {
@@ -22,43 +15,6 @@ UNPUBLISHED = {
     "source": "this test",
     "training_data": {"name": "none", "licence": "none"},
 }
-PUBLISHED = ["community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake"]
-
-
-@functools.cache
-def filled_state(name):
-    prefix = PUBLISHED_PREFIX.get(name, "")
-    with torch.device("meta"):
-        network = build_network(load_card(name))
-    return fill({prefix + key: tensor for key, tensor in network.state_dict().items()})
-
-
-def filled_detector(name, *, precision, slots, resampler=None):
-    """The published card's detector with filled weights, without a file."""
-    card = load_card(name)
-    if resampler is not None:
-        card = card.model_copy(
-            update={"preprocessing": card.preprocessing.model_copy(update={"resampler": resampler})}
-        )
-    prefix = PUBLISHED_PREFIX.get(name, "")
-    with Undrawn():
-        network = build_network(card)
-    load_strictly(
-        network,
-        {key.removeprefix(prefix): tensor for key, tensor in filled_state(name).items()},
-        name,
-    )
-    fake = 0 if card.output.sign else card.output.index_among(card.output.labels)
-    return Detector(
-        card,
-        network,
-        fake=fake,
-        device="cpu",
-        precision=precision,
-        resize="exact",
-        slots=slots,
-        weights_sha256="0" * 64,
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)

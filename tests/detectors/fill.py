@@ -78,20 +78,21 @@ def source(name):
     return Image.fromarray(pattern_image(height, width))
 
 
+def with_part(card, part, **changes):
+    """Return the card with these fields of one of its sections changed."""
+    return card.model_copy(update={part: getattr(card, part).model_copy(update=changes)})
+
+
 def with_arguments(card, arguments):
-    """The card with these arguments of its network."""
-    return card.model_copy(
-        update={"architecture": card.architecture.model_copy(update={"arguments": arguments})}
-    )
+    """Return the card with these arguments of its network."""
+    return with_part(card, "architecture", arguments=arguments)
 
 
 def with_tower(card, **arguments):
-    """The card with these arguments of its backbone changed."""
+    """Return the card with these arguments of its backbone changed."""
     tower = card.backbone.architecture
     changed = tower.model_copy(update={"arguments": {**tower.arguments, **arguments}})
-    return card.model_copy(
-        update={"backbone": card.backbone.model_copy(update={"architecture": changed})}
-    )
+    return with_part(card, "backbone", architecture=changed)
 
 
 def filled(network):
@@ -106,16 +107,9 @@ class Undrawn(TorchFunctionMode):
     """
 
     DRAWS = frozenset(
-        (
-            "normal_",
-            "uniform_",
-            "erfinv_",
-            "trunc_normal_",
-            "kaiming_normal_",
-            "kaiming_uniform_",
-            "xavier_uniform_",
-        )
-    )
+        f"{name}_" for name in ("normal", "uniform", "erfinv", "trunc_normal", "kaiming_normal",
+                                "kaiming_uniform", "xavier_uniform")
+    )  # fmt: skip
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func.__name__ in self.DRAWS:

@@ -17,8 +17,12 @@ from ray_app.detectors.card import Weights
 from ray_app.detectors.checkpoints import kind_of_file, read_arrays, read_state_dict
 from ray_app.detectors.weights import resolve_weights
 from ray_app.errors import DetectorError
+from tests.detectors.fill import with_part
 
 NETWORK = torch.nn.Linear(4, 2)
+NEITHER = "not a safetensors file or a PyTorch checkpoint"
+WEB_PAGE = "a web page or the error of a server"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
 class Evil:
@@ -49,30 +53,15 @@ def files(tmp_path_factory):
     )
     return {
         "empty": (b"", "an empty file"),
-        "lfs": (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
-            "a git-LFS pointer",
-        ),
-        "login": (
-            b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>",
-            "a web page or the error of a server",
-        ),
-        "json error": (b'{"error": "Repository not found"}', "a web page or the error of a server"),
-        "not found": (b"Entry not found\n", "not a safetensors file or a PyTorch checkpoint"),
-        "index": (
-            json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(),
-            "the index of a checkpoint",
-        ),
-        "pickle": (
-            pickle.dumps({"weight": [1.0]}),
-            "not a safetensors file or a PyTorch checkpoint",
-        ),
-        "gz": (gzip.compress(modern), "not a safetensors file or a PyTorch checkpoint"),
-        "half": (modern[: len(modern) // 2], "not a safetensors file or a PyTorch checkpoint"),
-        "noise": (
-            np.random.default_rng(1).bytes(5000),
-            "not a safetensors file or a PyTorch checkpoint",
-        ),
+        "lfs": (LFS, "a git-LFS pointer"),
+        "login": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", WEB_PAGE),
+        "json error": (b'{"error": "Repository not found"}', WEB_PAGE),
+        "not found": (b"Entry not found\n", NEITHER),
+        "index": (b'{"weight_map": {"a": "1.safetensors"}}', "the index of a checkpoint"),
+        "pickle": (pickle.dumps({"weight": [1.0]}), NEITHER),
+        "gz": (gzip.compress(modern), NEITHER),
+        "half": (modern[: len(modern) // 2], NEITHER),
+        "noise": (np.random.default_rng(1).bytes(5000), NEITHER),
         "half of tensors": (tensors[:-9], "it is damaged or not whole"),
         "torchscript": (script, "a TorchScript program"),
         "a module": (module, "an object of torch.nn.modules.linear.Linear, and not tensors alone"),
@@ -96,16 +85,8 @@ def refusal(path, format):
 
 
 # What only a reader of torch's or of safetensors files can tell apart: the tests further down.
-CHECKPOINTS = {
-    "a module",
-    "evil",
-    "torchscript",
-    "torch",
-    "old torch",
-    "half of an old one",
-    "half of tensors",
-    "safetensors",
-}
+PROGRAMS = ("a module", "evil", "torchscript", "half of an old one")
+CHECKPOINTS = {*PROGRAMS, "torch", "old torch", "half of tensors", "safetensors"}
 
 
 @pytest.mark.parametrize("format", ["torch", "safetensors"])
@@ -117,7 +98,7 @@ def test_what_is_no_weights_is_named(files, format, tmp_path):
         assert what in kind_of_file(path).what
 
 
-@pytest.mark.parametrize("kind", ["a module", "evil", "torchscript", "half of an old one"])
+@pytest.mark.parametrize("kind", PROGRAMS)
 def test_a_checkpoint_of_more_than_tensors_is_not_opened(files, kind, tmp_path, capsys):
     data, what = files[kind]
     (tmp_path / "weights.pth").write_bytes(data)
@@ -153,17 +134,12 @@ def test_heads_without_torch_are_read_by_the_same_eyes(files, tmp_path):
 
 
 def test_a_file_with_another_hash_is_named_too(files, tmp_path):
-    card = seeded_card(
-        load_card("tiny-ladeda").model_copy(update={"terms": "permissive"}), tmp_path
-    )
+    card = load_card("tiny-ladeda").model_copy(update={"terms": "permissive"})
     path = tmp_path / "lfs.pth"
     path.write_bytes(files["lfs"][0])
-    stated = card.weights.model_copy(
-        update={"uri": str(path), "sha256": "0" * 64, "unverified": None}
-    )
-    with pytest.raises(
-        DetectorError, match=r"not the file that the card means: .*; it is a git-LFS pointer"
-    ) as caught:
-        resolve_weights(card.model_copy(update={"weights": stated}))
+    stated = with_part(card, "weights", uri=str(path), sha256="0" * 64, unverified=None)
+    told = r"not the file that the card means: .*; it is a git-LFS pointer"
+    with pytest.raises(DetectorError, match=told) as caught:
+        resolve_weights(stated)
     assert "git lfs pull" in caught.value.hint
     assert "touchstone detectors fetch" in caught.value.hint

@@ -28,17 +28,16 @@ def processor(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_computes_in_what_it_multiplies(processor, kind):
+def test_processor_computes_in_what_it_multiplies(processor, kind):
     flags, expected = KINDS[kind]
     processor(flags)
     assert cpu.cpu_precision() == expected
 
 
-@pytest.mark.parametrize("stated", ["bf16", "fp32"])
-@pytest.mark.parametrize("kind", ["a Xeon of 2021", "a Xeon of 2023"])
-def test_what_the_environment_says_comes_first_unless_something_nearer_says_it(
-    processor, monkeypatch, stated, kind
-):
+@pytest.mark.parametrize(
+    ("kind", "stated"), [("a Xeon of 2021", "bf16"), ("a Xeon of 2023", "fp32")]
+)
+def test_environment_decides_unless_card_or_user_does(processor, monkeypatch, stated, kind):
     processor(KINDS[kind][0])
     monkeypatch.setenv("TOUCHSTONE_CPU_PRECISION", stated)
     card = load_card("touchstone-tiny")

@@ -1,3 +1,5 @@
+"""A loaded detector's scores: one per image, whatever its neighbours; and what it refuses."""
+
 import json
 import math
 
@@ -7,11 +9,13 @@ import torch
 
 from benchmarks.seeded import card_with_weights, seeded_state, write_weights
 from ray_app.detectors import load_detector
+from ray_app.detectors.card import Architecture, Output
 from ray_app.errors import DetectorError
+from tests.detectors.fill import with_part
 
 
-def images(count, side=64, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+def images(count, side=64):
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
@@ -28,7 +32,7 @@ def test_one_score_per_image_for_any_number(detector, count):
     assert np.isfinite(scores).all()
 
 
-def test_a_score_does_not_depend_on_its_neighbours(detector):
+def test_score_does_not_depend_on_its_neighbours(detector):
     batch = images(8)
     scores = detector.score(batch)
     alone = np.concatenate([detector.score(batch[i : i + 1]) for i in range(8)])
@@ -38,23 +42,22 @@ def test_a_score_does_not_depend_on_its_neighbours(detector):
 
 
 def test_two_logits_give_their_difference(small_card, tmp_path):
-    output = type(small_card.output)(labels=("real", "fake"), fake_index=1)
+    output = Output(labels=("real", "fake"), fake_index=1)
     card = small_card.model_copy(update={"output": output})
     card = card_with_weights(card, write_weights(tmp_path / "two.safetensors", seeded_state(card)))
     detector = load_detector(card, precision="fp32", slots=2)
     logits = detector.network(detector.normalise(torch.from_numpy(images(2))))
-    np.testing.assert_allclose(
-        detector.score(images(2)), (logits[:, 1] - logits[:, 0]).numpy(), rtol=1e-6
-    )
+    difference = (logits[:, 1] - logits[:, 0]).numpy()
+    np.testing.assert_allclose(detector.score(images(2)), difference, rtol=1e-6)
 
 
-def test_a_negative_sign_turns_the_score(small_card):
-    turned = small_card.model_copy(update={"output": type(small_card.output)(sign=-1)})
+def test_negative_sign_turns_the_score(small_card):
+    turned = with_part(small_card, "output", sign=-1)
     scores = load_detector(small_card, precision="fp32").score(images(2))
     np.testing.assert_array_equal(load_detector(turned, precision="fp32").score(images(2)), -scores)
 
 
-def test_nan_is_handed_on(small_card, tmp_path):
+def test_nan_is_returned(small_card, tmp_path):
     state = seeded_state(small_card)
     state["head.bias"] = torch.full_like(state["head.bias"], math.nan)
     card = card_with_weights(small_card, write_weights(tmp_path / "nan.safetensors", state))
@@ -62,49 +65,27 @@ def test_nan_is_handed_on(small_card, tmp_path):
 
 
 def test_pixels_of_another_shape_are_refused(detector):
-    for wrong in (
-        images(1, side=32),
-        images(1)[..., :2],
-        images(1).astype(np.float32),
-        images(1)[0],
-    ):
+    float_pixels = images(1).astype(np.float32)
+    for wrong in (images(1, side=32), images(1)[..., :2], float_pixels, images(1)[0]):
         with pytest.raises(ValueError, match="expected uint8"):
             detector.score(wrong)
 
 
-def test_fingerprint_is_json_and_holds_what_decides_a_score(small_card):
-    base = load_detector(small_card, precision="fp32").fingerprint
-    assert json.loads(json.dumps(base)) == base
-    assert base["weights"] == small_card.weights.sha256
-    others = [
-        load_detector(small_card, precision="bf16"),
-        load_detector(small_card, precision="fp32", slots=2),
-        load_detector(small_card, precision="fp32", resize="fast"),
-        load_detector(
-            small_card.model_copy(update={"output": type(small_card.output)(sign=-1)}),
-            precision="fp32",
-        ),
-        load_detector(
-            small_card.model_copy(
-                update={
-                    "preprocessing": small_card.preprocessing.model_copy(
-                        update={"filter": "bilinear"}
-                    )
-                }
-            ),
-            precision="fp32",
-        ),
-    ]
-    assert (
-        len(
-            {
-                json.dumps(one, sort_keys=True)
-                for one in (base, *(other.fingerprint for other in others))
-            }
-        )
-        == 6
-    )
-    assert load_detector(small_card, precision="fp32").fingerprint == base
+def test_fingerprint_holds_what_decides_a_score(small_card):
+    def facts(card=small_card, precision="fp32", **options):
+        fingerprint = load_detector(card, precision=precision, **options).fingerprint
+        return json.dumps(fingerprint, sort_keys=True)
+
+    assert facts() == facts()
+    assert small_card.weights.sha256 in facts()
+    others = {
+        facts(precision="bf16"),
+        facts(slots=2),
+        facts(resize="fast"),
+        facts(with_part(small_card, "output", sign=-1)),
+        facts(with_part(small_card, "preprocessing", filter="bilinear")),
+    }
+    assert len(others - {facts()}) == 5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -113,7 +94,7 @@ def test_auto_is_what_the_processor_computes_in(small_card, precision, monkeypat
     assert load_detector(small_card).fingerprint["precision"] == precision
 
 
-def test_devices_that_are_not_there_are_told(small_card):
+def test_missing_device_is_refused(small_card):
     with pytest.raises(DetectorError, match="no device is called"):
         load_detector(small_card, device="toaster")
     if not torch.cuda.is_available():
@@ -123,30 +104,25 @@ def test_devices_that_are_not_there_are_told(small_card):
         load_detector(small_card, compiled=True)
 
 
+IMAGESIZE = {"vision_config": {"imagesize": 7}}
+
+
 @pytest.mark.parametrize(
     ("family", "architecture", "said"),
     [
         ("timm-classifier", {"name": "vit_smal"}, "timm-classifier cannot build vit_smal"),
+        ("transformers-classifier", {"name": "swinv3"}, "cannot build swinv3"),
         (
             "transformers-classifier",
-            {"name": "swinv3"},
-            "transformers-classifier cannot build swinv3",
-        ),
-        (
-            "transformers-classifier",
-            {"name": "siglip", "arguments": {"vision_config": {"imagesize": 7}}},
+            {"name": "siglip", "arguments": IMAGESIZE},
             "vision_config.imagesize",
         ),
-        (
-            "corvi",
-            {"arguments": {"depth": 7}},
-            "architecture.arguments may hold: layers, channels, tile",
-        ),
+        ("corvi", {"arguments": {"depth": 7}}, "may hold: layers, channels, tile"),
     ],
+    ids=["timm-name", "transformers-name", "transformers-key", "corvi-key"],
 )
-def test_an_architecture_that_no_library_knows_is_told(small_card, family, architecture, said):
-    built = type(small_card.architecture).model_validate(architecture)
-    card = small_card.model_copy(update={"family": family, "architecture": built})
+def test_unknown_architecture_is_refused(small_card, family, architecture, said):
+    changes = {"family": family, "architecture": Architecture.model_validate(architecture)}
     with pytest.raises(DetectorError) as refused:
-        load_detector(card)
+        load_detector(small_card.model_copy(update=changes))
     assert said in f"{refused.value.message} ({refused.value.hint})"

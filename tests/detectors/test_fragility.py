@@ -49,38 +49,22 @@ def test_a_card_without_them_is_noted_and_written_as_ever(tmp_path):
     card = load_card("touchstone-tiny")
     assert "abstains" not in card.scoring_facts
     assert not {"fragility", "blind_to"} & card.model_dump(mode="json").keys()
-    said = card_with(
-        tmp_path,
-        fragility={"measured": [{"perturbation": "jpeg-50", "auc": 0.7, "source": "here"}]},
-        blind_to=["No eyes."],
-    )
+    measured = [{"perturbation": "jpeg-50", "auc": 0.7, "source": "here"}]
+    said = card_with(tmp_path, fragility={"measured": measured}, blind_to=["No eyes."])
     assert said.scoring_facts == card.scoring_facts, "figures and words decide nothing"
     assert {"fragility", "blind_to"} <= said.model_dump(mode="json").keys()
 
 
 def test_a_run_goes_on_with_the_bounds_that_it_was_begun_with(tmp_path):
-    plain, bounded = (
-        load_card("touchstone-tiny"),
-        card_with(tmp_path, fragility={"abstains": BOUNDS}),
-    )
-    assert bounded.scoring_facts["abstains"] == {
-        "jpeg_quality": {"below": 50.0},
-        "graphics": {"above": 0.55},
-    }
-    assert with_run_facts(bounded, {"weights": "0", **bounded.scoring_facts}) is bounded
-    without = with_run_facts(bounded, {"weights": "0", **plain.scoring_facts})
-    assert without.scoring_facts == plain.scoring_facts
-    assert (
-        with_run_facts(plain, {"weights": "0", **bounded.scoring_facts}).scoring_facts
-        == bounded.scoring_facts
-    )
-    moved = card_with(
-        tmp_path, fragility={"abstains": BOUNDS | {"graphics": {"above": 0.9, "what": "a drawing"}}}
-    )
-    back = with_run_facts(moved, {"weights": "0", **bounded.scoring_facts})
-    assert back.fragility.abstains["graphics"].model_dump() == {
-        "below": None,
-        "above": 0.55,
-        "what": "a drawing",
-    }
+    plain = load_card("touchstone-tiny")
+    bounded = card_with(tmp_path, fragility={"abstains": BOUNDS})
+    without, within = plain.scoring_facts, bounded.scoring_facts
+    assert within["abstains"] == {"jpeg_quality": {"below": 50.0}, "graphics": {"above": 0.55}}
+    assert with_run_facts(bounded, {"weights": "0", **within}) is bounded
+    assert with_run_facts(bounded, {"weights": "0", **without}).scoring_facts == without
+    assert with_run_facts(plain, {"weights": "0", **within}).scoring_facts == within
+    other = BOUNDS | {"graphics": {"above": 0.9, "what": "a drawing"}}
+    moved = card_with(tmp_path, fragility={"abstains": other})
+    back = with_run_facts(moved, {"weights": "0", **within}).fragility.abstains["graphics"]
+    assert (back.below, back.above, back.what) == (None, 0.55, "a drawing")
     assert with_run_facts(bounded, {}) is bounded

@@ -12,9 +12,13 @@ from ray_app.detectors import load_card
 from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.weights import located, parts_of, resolve_part
-from tests.detectors.families.test_clip import filled, filled_tower
-from tests.detectors.fill import source
-from tests.detectors.test_convnets import prepared
+from tests.detectors.golden import (
+    filled_detector,
+    filled_network,
+    near,
+    prepared,
+    score_image,
+)
 
 # By card and image: the published head on the tower that `fill` makes, fp32, CPU, batch 1.
 HEADS = {
@@ -64,28 +68,17 @@ def published(card):
     return read_state_dict(resolve_part(part, offline=True), part.weights)
 
 
-def near(expected, relative=1e-4):
-    return pytest.approx(expected, abs=relative * max(1, abs(expected)))
-
-
 @pytest.mark.parametrize("name", HEADS)
 def test_the_published_head_on_the_filled_tower_scores_as_the_authors(name):
-    head = published(load_card(name))
-    tower = filled_tower()
+    network = filled_network(name, published(load_card(name)))
     for (card, image), expected in HEADS[name].items():
-        detector = filled(card, tower, head)
-        score = detector.score(detector.prepare(source(image))[None])[0]
-        assert score == near(expected), (card, image)
+        detector = filled_detector(load_card(card), network)
+        assert score_image(detector, image) == near(expected), (card, image)
 
 
 @torch.inference_mode()
 def test_the_published_head_of_rine_scores_as_the_authors():
-    head, tower = published(load_card("rine:2class")), filled_tower()
-    with torch.device("meta"):
-        network = build_network(load_card("rine:2class"))
-    network.load_state_dict(
-        {f"backbone.{key}": tensor for key, tensor in tower.items()} | dict(head), assign=True
-    )
+    network = filled_network("rine:2class", published(load_card("rine:2class")))
     for image, expected in RINE.items():
         assert network(prepared("rine:2class", image)).item() == near(expected), image
 

@@ -8,7 +8,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.card_sections import FormulaScore, formula_image
 from ray_app.detectors.verify import verify_detector
 from tests.detectors.checkable import sha256, write_checkable
-from tests.detectors.fill import pattern_image
+from tests.detectors.fill import pattern_image, with_part
 from tests.detectors.small_clip import small_card
 
 
@@ -39,13 +39,7 @@ def test_a_sound_detector_passes_every_check(folder):
 def test_the_golden_score_tells_one_preprocessing_from_another(folder):
     """The check would be worth nothing if a detector with other constants passed it."""
     card = load_card(folder / "card.yaml")
-    other = card.model_copy(
-        update={
-            "preprocessing": card.preprocessing.model_copy(
-                update={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-            )
-        }
-    )
+    other = with_part(card, "preprocessing", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     check = list(verify_detector(other, folder / "images"))[-1]
     assert (check.name, check.outcome) == ("golden", "failed")
     assert f"published {card.golden[0].probability:.4f}" in check.told
@@ -64,17 +58,12 @@ def test_another_file_is_not_loaded(tmp_path):
 
 def test_counts_that_the_card_has_wrong_are_told(folder):
     card = load_card(folder / "card.yaml")
-    found = card.size
-    card = card.model_copy(
-        update={"size": found.model_copy(update={"parameters": found.parameters + 1, "tensors": 3})}
-    )
-    told = {check.name: check for check in verify_detector(card)}
-    assert told["parameters"][:3] == (
-        "parameters",
-        "failed",
-        f"{found.parameters:,}, the card says {found.parameters + 1:,}",
-    )
-    assert told["tensors"][:3] == ("tensors", "failed", f"{found.tensors:,}, the card says 3")
+    parameters, tensors = card.size.parameters, card.size.tensors
+    wrong = with_part(card, "size", parameters=parameters + 1, tensors=3)
+    told = {check.name: check for check in verify_detector(wrong)}
+    assert told["parameters"].outcome == told["tensors"].outcome == "failed"
+    assert told["parameters"].told == f"{parameters:,}, the card says {parameters + 1:,}"
+    assert told["tensors"].told == f"{tensors:,}, the card says 3"
 
 
 def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
@@ -100,17 +89,21 @@ def test_missing_weights_are_a_failed_check_that_says_what_to_do(tmp_path, own_c
 
 
 def test_each_part_is_checked_on_its_own(tmp_path, own_cache):
-    """A wrong head keeps nobody from looking at the backbone, and the other way round."""
+    """A wrong head does not hide the checks of the backbone, nor the other way round."""
     _, path = small_card(tmp_path)
-    sound = {(check.part, check.name): check.outcome for check in verify_detector(load_card(path))}
-    assert [sound[part, "keys"] for part in ("small-clip", "small-tower")] == ["ok", "ok"]
+
+    def checks():
+        return {(check.part, check.name): check for check in verify_detector(load_card(path))}
+
+    sound = checks()
+    assert sound["small-clip", "keys"].outcome == sound["small-tower", "keys"].outcome == "ok"
     torch.save({"model": {"fc.weight": torch.zeros(1, 3)}}, tmp_path / "weights.pth")
-    found = {(check.part, check.name): check for check in verify_detector(load_card(path))}
+    found = checks()
     assert found["small-clip", "keys"].outcome == "failed"
     assert "fc.bias" in found["small-clip", "keys"].told
     assert found["small-tower", "keys"].outcome == "ok"
     (tmp_path / "clip.safetensors").unlink()
-    found = {(check.part, check.name): check for check in verify_detector(load_card(path))}
+    found = checks()
     assert found["small-tower", "present"].outcome == "failed"
     assert found["small-clip", "keys"].outcome == "failed"
     assert found["", "loads"].outcome == "skipped"
@@ -121,11 +114,9 @@ def test_a_file_that_belongs_beside_is_named(tmp_path, own_cache):
     beside = tmp_path / "tokens.json"
     beside.write_text("{}")
     card = load_card(path)
-    weights = card.weights.model_copy(update={"beside": {"tokens.json": sha256(beside)}})
-    card = card.model_copy(update={"weights": weights})
-    assert [check.told for check in verify_detector(card) if check.name == "sha256"][1].startswith(
-        str(beside)
-    )
+    card = with_part(card, "weights", beside={"tokens.json": sha256(beside)})
+    told = [check.told for check in verify_detector(card) if check.name == "sha256"]
+    assert told[1].startswith(str(beside))
     beside.unlink()
     check = next(verify_detector(card))
     assert (check.name, check.outcome) == ("present", "failed")
@@ -134,19 +125,13 @@ def test_a_file_that_belongs_beside_is_named(tmp_path, own_cache):
 
 def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):
     card = load_card(folder / "card.yaml")
-    assert np.array_equal(formula_image(100, 48), pattern_image(48, 100)), (
-        "the formula is that of all golden values"
-    )
-    pixels = Image.fromarray(pattern_image(48, 100))
+    pixels = pattern_image(48, 100)
+    assert np.array_equal(formula_image(100, 48), pixels), "the formula of all golden values"
     detector = load_detector(card, precision="fp32", slots=1)
-    logit = float(detector.score(detector.prepare(pixels)[None])[0])
-    right = FormulaScore(
-        image="formula", width=100, height=48, logit=logit, tolerance=1e-4, source="this test"
-    )
-    for golden, outcome in (
-        (right, "ok"),
-        (right.model_copy(update={"logit": logit + 2e-4}), "failed"),
-    ):
+    logit = float(detector.score(detector.prepare(Image.fromarray(pixels))[None])[0])
+    described = {"image": "formula", "width": 100, "height": 48, "source": "this test"}
+    for stated, outcome in ((logit, "ok"), (logit + 2e-4, "failed")):
+        golden = FormulaScore(logit=stated, tolerance=1e-4, **described)
         check = list(verify_detector(card.model_copy(update={"golden": (golden,)})))[-1]
         assert (check.name, check.outcome) == ("golden", outcome)
         assert "formula 100 × 48" in check.told

@@ -17,6 +17,5 @@ def test_the_table_is_read():
     assert len(set(NAMES)) == len(NAMES) > 15
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_confirmed_file_is_one_that_the_card_states(name):
-    assert load_card(name).weights.sha256
+def test_confirmed_file_is_one_that_the_card_states():
+    assert [name for name in NAMES if not load_card(name).weights.sha256] == []

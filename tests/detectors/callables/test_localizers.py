@@ -12,8 +12,8 @@ from PIL import Image
 from ray_app import load_detector
 from ray_app.child_messages import ANSWER
 from ray_app.detectors.callables import child, process
-from ray_app.detectors.callables.addition import CallableAddition, add_callable
 from ray_app.errors import DetectorError
+from tests.detectors.callables.strange import added, card_path, of_width
 
 # The width of an image says what becomes of it.
 MODULE = """
@@ -36,23 +36,6 @@ def alone(images): return [np.full((64, 64), 0.75, np.float16) for image in imag
 def turned(images): return [np.zeros((image.shape[1], image.shape[0])) for image in images]
 def bright(images): return [(np.full(image.shape[:2], 200, np.uint8), 0.5) for image in images]
 """
-
-
-@pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config" / "config.yaml"))
-    (tmp_path / "strange.py").write_text(MODULE)
-    return tmp_path
-
-
-def added(folder, function, **given):
-    return add_callable(
-        CallableAddition(f"strange:{function}", folder=folder, licence="own", **given)
-    ).card
-
-
-def of_width(*widths):
-    return [np.full((20, width, 3), 7, np.uint8) for width in widths]
 
 
 def test_each_failure_costs_its_own_mask(own_place):
@@ -79,19 +62,13 @@ def test_each_failure_costs_its_own_mask(own_place):
 
 
 def test_a_row_has_its_mask_or_why_there_is_none(own_place):
-    detector = load_detector(
-        own_place / "config" / "detectors" / f"{added(own_place, 'both').name}.yaml"
-    )
+    detector = load_detector(card_path(own_place, added(own_place, "both").name))
     for width in (50, 60, 103, 107):
         Image.new("RGB", (width, 20), (9, 9, 9)).save(own_place / f"{width}.png")
     found = list(detector.score([own_place / f"{width}.png" for width in (50, 103, 107, 60)]))
     assert [one.status for one in found] == ["ok", "detector_failed", "detector_failed", "ok"]
-    assert [[mask.shape for mask in one.masks.values()] for one in found] == [
-        [(20, 50)],
-        [],
-        [],
-        [(20, 60)],
-    ]
+    shapes = [[mask.shape for mask in one.masks.values()] for one in found]
+    assert shapes == [[(20, 50)], [], [], [(20, 60)]]
     assert "its mask has values from 0 to 255" in found[1].detail
     assert "it gives a mask of some images, and of others none" in found[2].detail
 
@@ -118,15 +95,15 @@ def answer(said, numbers):
     return ANSWER.pack(len(text), len(numbers)) + text + numbers
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (5, 5), (2**32 - 1, 2**32 - 1), (0, 7)])
-def test_no_more_is_read_of_masks_than_they_may_have(shape):
-    numbers = struct.pack("<dII", 1.0, *shape) + bytes(20)
-    with pytest.raises(ValueError, match=r"no answer|reshape"):
-        process._believed(io.BytesIO(answer({}, numbers)), [(5, 4)])
-    most = ANSWER.pack(2, 16 + child.MOST_SQUARE**2 + 1)
+def read_answer(data):
+    return process._believed(io.BytesIO(data), [(5, 4)])
+
+
+def test_no_more_is_read_of_masks_than_they_may_have():
+    for shape in ((4, 6), (5, 5), (2**32 - 1, 2**32 - 1), (0, 7)):
+        with pytest.raises(ValueError, match=r"no answer|reshape"):
+            read_answer(answer({}, struct.pack("<dII", 1.0, *shape) + bytes(20)))
     with pytest.raises(ValueError, match="no answer"):
-        process._believed(io.BytesIO(most), [(5, 4)])
-    _, (found,) = process._believed(
-        io.BytesIO(answer({}, struct.pack("<dII", 1.0, 4, 5) + bytes(20))), [(5, 4)]
-    )
+        read_answer(ANSWER.pack(2, 16 + child.MOST_SQUARE**2 + 1))
+    _, (found,) = read_answer(answer({}, struct.pack("<dII", 1.0, 4, 5) + bytes(20)))
     assert (found.score, found.mask.shape) == (1.0, (4, 5))

@@ -21,6 +21,8 @@ from ray_app.cli.main import main
 from ray_app.detectors.callables.addition import CallableAddition, add_callable
 from ray_app.detectors.callables.process import CallableProcess, read_identity, require_startable
 from ray_app.errors import DetectorError
+from tests.detectors.callables.strange import added, card_path, of_width
+from tests.detectors.fill import with_part
 
 # What a stranger might write; the width of an image says what becomes of it.
 MODULE = """
@@ -70,29 +72,12 @@ class Weighted:
 """
 
 
-@pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config" / "config.yaml"))
-    (tmp_path / "strange.py").write_text(MODULE)
-    return tmp_path
-
-
-def added(folder, function, **given):
-    return add_callable(
-        CallableAddition(f"strange:{function}", folder=folder, licence="own", **given)
-    ).card
-
-
 def opened(card):
     return CallableProcess(card, read_identity(card, card.folder))
 
 
 def scores(process, images):
     return [one if isinstance(one, str) else one.score for one in process.score(images)]
-
-
-def of_width(*widths):
-    return [np.full((20, width, 3), 7, np.uint8) for width in widths]
 
 
 def test_each_failure_costs_the_image_that_it_met(own_place):
@@ -109,18 +94,15 @@ def test_each_failure_costs_the_image_that_it_met(own_place):
         before = process.pid
         assert scores(process, of_width(80)) == [0.8]
         assert process.pid == before is not None
-    with opened(
-        card.model_copy(update={"process": card.process.model_copy(update={"limit_s": 0.5})})
-    ) as hasty:
+    with opened(with_part(card, "process", limit_s=0.5)) as hasty:
         assert scores(hasty, of_width(102)) == ["its process took longer than 0.5 s"]
 
 
 def test_probabilities_become_log_odds_that_end_somewhere(own_place):
     card = added(own_place, "brightness", scores="probability", images="pil")
+    levels = [np.full((9, 9, 3), value, np.uint8) for value in (0, 51, 255)]
     with opened(card) as process:
-        dark, grey, white = scores(
-            process, [np.full((9, 9, 3), value, np.uint8) for value in (0, 51, 255)]
-        )
+        dark, grey, white = scores(process, levels)
     assert grey == pytest.approx(math.log(0.2 / 0.8), abs=1e-6)
     assert (dark, white) == (pytest.approx(-36.74, abs=0.01), pytest.approx(36.74, abs=0.01))
     with opened(added(own_place, "nearly", scores="probability", name="wrong")) as process:
@@ -133,9 +115,7 @@ def test_probabilities_become_log_odds_that_end_somewhere(own_place):
 
 
 def test_pixels_arrive_as_they_are_and_a_class_is_made_once(own_place):
-    detector = load_detector(
-        own_place / "config" / "detectors" / f"{added(own_place, 'Loaded').name}.yaml"
-    )
+    detector = load_detector(card_path(own_place, added(own_place, "Loaded").name))
     picture = Image.fromarray(np.full((31, 17, 3), 201, np.uint8))
     assert next(iter(detector.score(picture).scores.values())) == 201.5
 
@@ -161,9 +141,7 @@ def test_what_cannot_start_is_said_before_any_image(own_place):
         ({}, "has no module strange"),
     ):
         with pytest.raises(DetectorError, match=said) as told:
-            require_startable(
-                card.model_copy(update={"process": card.process.model_copy(update=change)})
-            )
+            require_startable(with_part(card, "process", **change))
         assert told.value.hint
 
 
@@ -215,7 +193,7 @@ import signal
 from pathlib import Path
 from ray_app.detectors import load_card
 from ray_app.detectors.callables.process import CallableProcess
-process = CallableProcess(load_card({str(own_place / "config" / "detectors" / "left.yaml")!r}), None)
+process = CallableProcess(load_card({str(card_path(own_place, "left"))!r}), None)
 process.open()
 print(process.pid, flush=True)
 signal.pause()
@@ -251,21 +229,8 @@ def test_a_module_of_the_folder_never_replaces_an_installed_one(own_place):
 
 def test_commands_find_the_card_by_its_name_and_say_what_failed(own_place, monkeypatch, capsys):
     monkeypatch.chdir(own_place)
-    assert (
-        main(
-            [
-                "detectors",
-                "add",
-                "callable:strange:by_width",
-                "--licence",
-                "own",
-                "--as",
-                "strange",
-                "--json",
-            ]
-        )
-        == 0
-    )
+    command = "detectors add callable:strange:by_width --licence own --as strange --json"
+    assert main(command.split()) == 0
     assert json.loads(capsys.readouterr().out)["score"] == 6.4
     assert main(["detectors", "verify", "strange"]) == 0
     assert "golden      ok" in capsys.readouterr().out
@@ -275,9 +240,8 @@ def test_commands_find_the_card_by_its_name_and_say_what_failed(own_place, monke
     Image.new("RGB", (103, 80), (9, 9, 9)).save("bad.png")
     Image.effect_noise((90, 80), 60).convert("RGB").save("good.png")
     main(["check", "bad.png", "good.png", "--detector", "strange", "--json"])
-    rows = {
-        Path(one["uri"]).name: one for one in map(json.loads, capsys.readouterr().out.splitlines())
-    }
+    found = map(json.loads, capsys.readouterr().out.splitlines())
+    rows = {Path(row["uri"]).name: row for row in found}
     assert rows["bad.png"]["status"] == "detector_failed"
     assert "strange: ValueError: no such width" in rows["bad.png"]["detail"]
     assert rows["good.png"]["scores"]["strange"] == pytest.approx(0.9)

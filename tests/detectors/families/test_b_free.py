@@ -7,18 +7,9 @@ from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from tests.detectors.fill import fill, source, with_arguments
+from tests.detectors.golden import check_scores
 
 NARROW = {"img_size": 504, "embed_dim": 48, "depth": 2, "num_heads": 4}
-
-# By `get_network` and `get_list_norm("resnet")` of the authors (grip-unina/B-Free at c6a9f89,
-# unedited) on timm 1.0.31's network as narrow as above, filled by formula under the file's names;
-# the head's weight doubled.
-LOGITS = {
-    "224x224": -4.421257,
-    "640x480": -3.8731065,
-    "515x700": -3.5334458,
-    "1030x533": -3.1983089,
-}
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +27,8 @@ def detector(tmp_path_factory):
     return load_detector(card_with_weights(card, path), precision="fp32", slots=1)
 
 
-@pytest.mark.parametrize("image", LOGITS)
-def test_the_score_is_the_authors(detector, image):
-    assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
-        LOGITS[image], abs=1e-4
-    )
+def test_scores_are_the_authors(detector):
+    check_scores(detector, "b-free narrow")
 
 
 def test_images_of_one_size_score_as_each_alone(detector):

@@ -1,6 +1,4 @@
-"""CLIP's towers: golden scores of the full one, and torch's own transformer layers as a second
-opinion.
-"""
+"""CLIP's towers against torch's own transformer layers; the linear family. Golden scores: test_golden."""
 
 import copy
 
@@ -11,92 +9,11 @@ from torch.nn import functional
 
 from benchmarks.seeded import local_weights
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.detector import Detector, Normalise, own_keys
-from ray_app.detectors.families.clip_tower import VisionTower
 from ray_app.detectors.families.frozen import FrozenLinear, build
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, source, with_arguments
-from tests.detectors.golden import check
-from tests.detectors.golden_clip import LOGITS, PREPARED
+from tests.detectors.fill import source, with_arguments
 from tests.detectors.small_clip import small_card, small_clip
-
-# ---- golden values of the full tower
-
-
-@pytest.mark.parametrize("name", PREPARED)
-def test_preprocessed_tensor_is_the_authors(name):
-    preprocessing = load_card(name).preprocessing
-    for image, golden in PREPARED[name].items():
-        check(
-            Normalise(preprocessing)(torch.from_numpy(preprocessing.prepare(source(image))[None]))[
-                0
-            ],
-            golden,
-        )
-
-
-@pytest.fixture(scope="module")
-def tower_state():
-    """Made once: both detectors point at it."""
-    return filled_tower()
-
-
-def filled_tower():
-    """The filled tower's state dict, 1.2 GB."""
-    with torch.device("meta"):
-        names = VisionTower(quick_gelu=True).state_dict()
-    return {
-        key.removeprefix("visual."): tensor
-        for key, tensor in fill({f"visual.{key}": tensor for key, tensor in names.items()}).items()
-    }
-
-
-def filled(name, tower_state, head=None):
-    """The published detector in fp32, one image at a time, with this head or a filled one."""
-    card = load_card(name)
-    with torch.device("meta"):
-        network = build(card).eval().requires_grad_(False)
-    head = (
-        own_keys(card, head, network)
-        if head
-        else fill({f"fc.{key}": tensor for key, tensor in network.fc.state_dict().items()})
-    )
-    tower_state = tower_state | fill_places(network.backbone.positional_embedding)
-    network.load_state_dict(
-        {f"backbone.{key}": tensor for key, tensor in tower_state.items()} | head, assign=True
-    )
-    return Detector(
-        card,
-        network,
-        fake=0,
-        device="cpu",
-        precision="fp32",
-        resize="exact",
-        slots=1,
-        weights_sha256="0" * 64,
-    )
-
-
-def fill_places(places):
-    """The one tensor in which towers for larger images differ."""
-    return {
-        "positional_embedding": fill({"visual.positional_embedding": places})[
-            "visual.positional_embedding"
-        ]
-    }
-
-
-@pytest.mark.parametrize(
-    "name", ["clip-d-10k-plus", "unifd", pytest.param("clip-cues", marks=pytest.mark.slow)]
-)
-def test_logit_is_the_authors(name, tower_state):
-    detector = filled(name, tower_state)
-    score = detector.score(detector.prepare(source("97x61"))[None])[0]
-    assert score == pytest.approx(LOGITS[name], abs=1e-4 * max(1, abs(LOGITS[name])))
-
-
-# ---- small towers against torch's own layers
 
 
 def torchs_layer(block, width, heads, gelu):

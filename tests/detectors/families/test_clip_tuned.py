@@ -10,29 +10,12 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.families import clip_tuned
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, source, with_arguments
+from tests.detectors.fill import fill, with_arguments
+from tests.detectors.golden import check_scores
 
 NARROW = {
     "c2p-clip": {"width": 64, "layers": 2, "heads": 4},
     "effort": {"layers": 1},  # its authors' head is 1,024 wide
-}
-# c2p-clip: `C2P_CLIP` of inference.py behind the transform of data.py
-# (chuangchuangtan/C2P-CLIP-DeepfakeDetection at 27b5232). effort: `EffortDetector` behind
-# `preprocess_face` of demo.py (YZY-stack/Effort-AIGI-Detection at 96f5dea), fake minus real. Both
-# unedited, with transformers 4.53.2, CLIP as small as above, filled by formula, then `LOUDER`.
-LOGITS = {
-    "c2p-clip": {
-        "224x224": -0.1683632,
-        "301x227": -0.8985848,
-        "640x480": -0.4681724,
-        "97x131": -0.4758126,
-    },
-    "effort": {
-        "224x224": -3.4020441,
-        "301x227": -3.3955743,
-        "640x480": 3.17081,
-        "97x131": 3.1357415,
-    },
 }
 LOUDER = {"model.fc.weight": 30, "head.weight": 2}
 
@@ -104,16 +87,13 @@ def narrowed(name, **tower):
     return with_arguments(card, {**arguments, "tower": {**arguments["tower"], **tower}})
 
 
-@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("name", NARROW)
 def test_the_scores_are_the_authors(name, tmp_path):
     path = write_weights(tmp_path / "published.pth", published(name))
     detector = load_detector(
         card_with_weights(narrowed(name, **NARROW[name]), path), precision="fp32", slots=1
     )
-    for image, expected in LOGITS[name].items():
-        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
-            expected, abs=1e-4
-        ), image
+    check_scores(detector, f"{name} narrow")
 
 
 @pytest.mark.parametrize(

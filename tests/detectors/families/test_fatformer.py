@@ -11,7 +11,8 @@ from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import fatformer
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, source, with_arguments
+from tests.detectors.fill import fill, with_arguments
+from tests.detectors.golden import check_scores
 
 NARROW = {
     "adapters": 2,
@@ -19,11 +20,6 @@ NARROW = {
     "tower": {"width": 256, "layers": 2, "heads": 4, "embed_dim": 48, "quick_gelu": True},
     "text": {"width": 48, "layers": 1, "heads": 4, "embed_dim": 48},
 }
-
-# By the authors' `CLIPModel` behind the test transform of `Dataset_Creator` (Michel-liu/FatFormer
-# at febc24c, unedited, on pytorch_wavelets 1.3.0 and Pillow 12.3), as narrow as above, filled by
-# formula, then `louder`; fake minus real.
-LOGITS = {"224x224": -1.4719152, "301x227": -1.1994123, "640x480": 0.6066778, "97x131": 0.0558963}
 
 
 def louder(key, tensor):
@@ -79,10 +75,7 @@ def test_the_scores_are_the_authors(published, tmp_path):
         narrow(), write_weights(tmp_path / "published.pth", published, wrapper="model")
     )
     detector = load_detector(card, precision="fp32", slots=1)
-    for image, expected in LOGITS.items():
-        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
-            expected, abs=1e-4
-        ), image
+    check_scores(detector, "fatformer narrow")
 
 
 @pytest.mark.parametrize(

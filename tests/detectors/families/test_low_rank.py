@@ -10,26 +10,9 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network, own_keys
 from ray_app.detectors.families.low_rank import merged
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, filled_tensor, source, with_arguments
+from tests.detectors.fill import fill, filled_tensor, with_arguments
+from tests.detectors.golden import check_scores
 
-# dda: `DINOv2ModelWithLoRA` behind the transform of inference.py (roy-ch/Dual-Data-Alignment at
-# 21f1e39) on facebookresearch/dinov2 at b8931f7. gapl: `GAPLModel` behind that of
-# inference_image.py (UltraCapture/GAPL at ea32aeb) on transformers 5.23.0 with peft 0.21.2. All
-# unedited, as narrow as `NARROW`, filled by formula, then `LOUDER`.
-LOGITS = {
-    "dda": {
-        "224x224": 4.0901132,
-        "301x227": 2.3642383,
-        "640x480": -2.6080329,
-        "515x700": -4.2324495,
-    },
-    "gapl": {
-        "224x224": -3.9401414,
-        "301x227": -4.1361761,
-        "640x480": -4.8783331,
-        "515x700": -5.5685029,
-    },
-}
 LOUDER = {"base_model.fc.weight": 4, "fc.weight": 30, "cross_attention.in_proj_weight": 8}
 WIDTH, LAYERS = {"dda": 48, "gapl": 64}, 2
 # what each file's additions stand beside: the linear layers of a block, as (outputs, inputs) of the
@@ -140,7 +123,7 @@ def write_published(name, path, **beside):
     return card_with_weights(narrow(name), path)
 
 
-@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("name", WIDTH)
 def test_the_scores_are_the_authors(name, tmp_path):
     beside = (
         {"prototype": filled_tensor("prototype", torch.empty(64, 128))}
@@ -150,10 +133,7 @@ def test_the_scores_are_the_authors(name, tmp_path):
     detector = load_detector(
         write_published(name, tmp_path / "published.pth", **beside), precision="fp32", slots=1
     )
-    for image, expected in LOGITS[name].items():
-        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
-            expected, abs=1e-4
-        ), image
+    check_scores(detector, f"{name} narrow")
 
 
 def test_a_file_without_its_prototypes_is_refused(tmp_path):

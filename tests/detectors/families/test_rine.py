@@ -8,14 +8,10 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.shared_backbone import share_backbones
 from tests.detectors.fill import fill, source, with_arguments, with_tower
+from tests.detectors.golden import check_scores
 from tests.detectors.small_zoo import small
 
 NARROW = {"width": 128, "layers": 3, "heads": 2, "embed_dim": 64}
-
-# By the authors' `src.models.Model` (mever-team/rine at 9b7fd58, unedited) behind their
-# `get_transforms()[1]`, with OpenAI's CLIP as narrow as above, two projections of 48; all filled by
-# formula, then `louder`. CLIP was given its fp32 weights again after its loader's fp16.
-LOGITS = {"224x224": 2.5828173, "301x227": 4.0508513, "640x480": 4.558249, "97x131": 5.9170523}
 
 
 def louder(key, tensor):
@@ -48,11 +44,8 @@ def detector(tmp_path_factory):
     return load_detector(card_with_weights(card, head), precision="fp32", slots=1)
 
 
-@pytest.mark.parametrize("image", LOGITS)
-def test_the_score_is_the_authors(detector, image):
-    assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
-        LOGITS[image], abs=1e-4
-    )
+def test_scores_are_the_authors(detector):
+    check_scores(detector, "rine narrow")
 
 
 def test_clip_runs_once_for_all_that_read_it(tmp_path):

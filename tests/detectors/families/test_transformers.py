@@ -12,8 +12,8 @@ from transformers import CLIPImageProcessor
 
 from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
-from tests.detectors.conftest import filled_state
 from tests.detectors.fill import Undrawn, source
+from tests.detectors.golden import filled_state
 
 CARD = """
 name: hf-port

@@ -1,0 +1,11 @@
+"""The folder of a stranger's module `strange`, which is the text MODULE of the test module."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_place(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config" / "config.yaml"))
+    if hasattr(request.module, "MODULE"):
+        (tmp_path / "strange.py").write_text(request.module.MODULE)
+    return tmp_path
