@@ -3,7 +3,6 @@ advice to open one with less care.
 """
 
 import gzip
-import json
 import pickle
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_card
 from ray_app.detectors.card import Weights
 from ray_app.detectors.checkpoints import kind_of_file, read_arrays, read_state_dict

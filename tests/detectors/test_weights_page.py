@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from ray_app.detectors import load_card
 
 PAGE = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()

@@ -95,7 +95,9 @@ def test_masks_of_a_run_are_kept_and_measured(own_place, monkeypatch, capsys, sp
     assert rows["90.png"]["scores"]["strange"] == pytest.approx(-36.74, abs=0.01)
     masks = pq.read_table("run/masks").to_pylist()
     assert len(masks) == 12, "a mask of each image but the failed one"
-    sizes = {(row["width"], row["height"]): Image.open(io.BytesIO(row["png"])).size for row in masks}
+    sizes = {
+        (row["width"], row["height"]): Image.open(io.BytesIO(row["png"])).size for row in masks
+    }
     assert (sizes[91, 80], sizes[50, 60]) == ((91, 80), (64, 64))
     assert main(["evaluate", "run", "--labels", "labels.csv", "--out", "evaluated"]) == 0
     content = json.loads((own_place / "evaluated" / "metrics.json").read_text())

@@ -14,7 +14,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import aeroblade
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, pattern_image, with_tower
+from tests.detectors.fill import fill, pattern_image, with_part, with_tower
 
 AUTOENCODER = {"widths": [8, 16, 16, 16], "layers": 1, "groups": 4}
 DISTANCES = {(96, 64): 0.0366593, (64, 128): 0.0372411}
@@ -25,13 +25,10 @@ def small_card():
 
 
 def vgg():
-    shapes = {
-        f"features.{place}.weight": (width, before, 3, 3)
-        for place, (before, width) in aeroblade.CONVOLUTIONS.items()
-    }
-    shapes |= {
-        f"features.{place}.bias": (width,) for place, (_, width) in aeroblade.CONVOLUTIONS.items()
-    }
+    shapes = {}
+    for place, (before, width) in aeroblade.CONVOLUTIONS.items():
+        shapes[f"features.{place}.weight"] = (width, before, 3, 3)
+        shapes[f"features.{place}.bias"] = (width,)
     return fill({name: torch.empty(shape) for name, shape in shapes.items()})
 
 
@@ -73,19 +70,12 @@ def test_the_autoencoder_has_the_published_names_old_and_new():
             key = key.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
         renamed[key] = tensor
     assert renamed.keys() != modern.keys()
-    assert (
-        aeroblade.modern_names(renamed).keys()
-        == aeroblade.modern_names(modern).keys()
-        == modern.keys()
-    )
+    assert aeroblade.modern_names(renamed).keys() == modern.keys()
+    assert aeroblade.modern_names(modern).keys() == modern.keys()
 
 
 def test_files_in_the_published_formats_are_loaded_and_score(tmp_path):
-    card = small_card()
-    card = card.model_copy(
-        update={"preprocessing": card.preprocessing.model_copy(update={"center_crop": 64})}
-    )
-    card = seeded_card(card, tmp_path)
+    card = seeded_card(with_part(small_card(), "preprocessing", center_crop=64), tmp_path)
     with pytest.raises(DetectorError, match="VGG-16"):
         load_detector(card)
     write_weights(tmp_path / aeroblade.VGG, {"features.0.weight": torch.zeros(64, 3, 3, 3)})
