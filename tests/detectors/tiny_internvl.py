@@ -83,32 +83,17 @@ def tiny_arguments(
     an image of 56 × 56.
     """
     arguments = dict(load_card("internvl-prompt").architecture.arguments)
-    vision = {
-        "attention_bias": True,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
-    text = {
-        "model_type": "qwen2",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
+    widths = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    vision = {"attention_bias": True, "num_attention_heads": 2, **widths}
+    text = {"model_type": "qwen2", "num_attention_heads": 4, "num_key_value_heads": 2, **widths}
+    text |= {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 1024}
     return arguments | {
         "mode": mode,
         "max_new_tokens": max_new_tokens,
         "image_token_id": tokenizer.token_to_id("<IMG_CONTEXT>"),
         "image_seq_length": 4,
         "vision_config": vision | {"image_size": [56, 56], "patch_size": [14, 14]},
-        "text_config": text
-        | {
-            "intermediate_size": 64,
-            "vocab_size": tokenizer.get_vocab_size(),
-            "max_position_embeddings": 1024,
-        },
+        "text_config": text,
     }
 
 

@@ -13,6 +13,7 @@ from ray_app.detectors.detector import Normalise
 from ray_app.errors import DetectorError
 from ray_app.identification.captioners import build_captioner, build_describer, load_body
 from ray_app.identification.cards import load_describer
+from tests.detectors.fill import with_part
 from tests.identification.tiny_speakers import (
     ARCHITECTURES,
     SIDE,
@@ -24,6 +25,7 @@ from tests.identification.tiny_speakers import (
 )
 
 KINDS = list(ARCHITECTURES)
+GENERATION = {"no_repeat_ngram_size": 3, "max_new_tokens": 12, "do_sample": False}
 NAMES = sorted(named_configs("describers"))
 PARAMETERS = {"blip-base": 223_971_644, "git-base": 176_619_066, "vit-gpt2": 239_195_904}
 
@@ -50,23 +52,14 @@ def check_said(said, logits_of, spoken, words):
 @pytest.mark.parametrize(
     ("kind", "beams"), [(kind, 3) for kind in KINDS] + [("git", 1), ("prefix", 1)]
 )
-def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(
-    tmp_path, kind, beams
-):
+def test_describer_says_what_the_library_says_of_each_alone(tmp_path, kind, beams):
     card = card_of(tmp_path, kind, beams=beams)
     network, given = network_of(kind), given_to(kind, 5)
-    seen = (
-        torch.from_numpy(given)
-        if kind == "prefix"
-        else Normalise(card.preprocessing)(torch.from_numpy(given))
-    )
+    seen = torch.from_numpy(given)
+    if kind != "prefix":
+        seen = Normalise(card.preprocessing)(seen)
     model, inputs = network.generation_inputs(seen)
-    wanted = {
-        "num_beams": beams,
-        "no_repeat_ngram_size": 3,
-        "max_new_tokens": 12,
-        "do_sample": False,
-    }
+    wanted = GENERATION | {"num_beams": beams}
     wanted |= {} if kind == "blip" else {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     if kind == "vision-encoder-decoder":
         wanted |= {"decoder_start_token_id": 0}
@@ -75,10 +68,8 @@ def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(
     assert len({one.text for one in told}) > 1, "what is said depends on what is seen"
     assert list(describer.describe(given[:0])) == []
     for row, said in enumerate(told):
-        spoken = model.generate(
-            **{name: value[row : row + 1] for name, value in inputs.items()}, **wanted
-        )[0].tolist()
-        image = seen[row : row + 1]
+        one, image = {name: inputs[name][row : row + 1] for name in inputs}, seen[row : row + 1]
+        spoken = model.generate(**one, **wanted)[0].tolist()
 
         def logits_of(ids, image=image):
             return network(image, torch.cat([torch.zeros(1, 1, dtype=torch.long), ids], dim=1))
@@ -86,7 +77,7 @@ def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(
         check_said(said, logits_of, spoken if kind == "prefix" else spoken[1:], WORDS)
 
 
-def test_no_words_are_said_of_no_embedding_and_other_shapes_are_refused(tmp_path):
+def test_missing_embedding_has_no_words(tmp_path):
     describer, given = build_describer(card_of(tmp_path, "prefix")), given_to("prefix")
     given[2] = np.nan
     assert describer.describe(given)[2].text == ""
@@ -104,8 +95,9 @@ def test_weights_that_do_not_fit_are_told(tmp_path):
     network = network_of("git")
     load_body(network, state | {"embeddings.position_ids": torch.zeros(1)}, "file")
     first = next(iter(state))
+    lacking = {key: state[key] for key in state if key != first}
     for broken, told in (
-        ({key: tensor for key, tensor in state.items() if key != first}, f"1 missing \\({first}"),
+        (lacking, f"1 missing \\({first}"),
         (state | {"other.weight": torch.zeros(3)}, "1 unexpected \\(other.weight"),
         (state | {first: torch.zeros(1, 1, 1)}, "1 of another shape"),
     ):
@@ -113,19 +105,15 @@ def test_weights_that_do_not_fit_are_told(tmp_path):
             load_body(network, broken, "file")
 
 
-def test_a_file_without_its_tokenizer_and_an_unknown_key_are_refused(tmp_path):
+def test_file_without_tokenizer_and_unknown_key_are_refused(tmp_path):
     card = card_of(tmp_path, "git")
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(tmp_path / "describer.safetensors"), bare)
-    weights = card.weights.model_copy(
-        update={"uri": str(bare), "sha256": None, "unverified": "a test"}
-    )
     with pytest.raises(DetectorError, match="not readable as a tokenizer"):
-        build_describer(card.model_copy(update={"weights": weights}))
+        build_describer(with_part(card, "weights", uri=str(bare), sha256=None, unverified="a test"))
+    unknown = {"model": "git", "config": {"hidden": 3}}
     with pytest.raises(DetectorError, match="unknown keys hidden"):
-        build_describer(
-            card.model_copy(update={"architecture": {"model": "git", "config": {"hidden": 3}}})
-        )
+        build_describer(card.model_copy(update={"architecture": unknown}))
 
 
 def test_a_dialogue_asks_about_each_image(tmp_path):
@@ -135,27 +123,16 @@ def test_a_dialogue_asks_about_each_image(tmp_path):
     seen = Normalise(card.preprocessing)(torch.from_numpy(given))
     model, inputs = network.generation_inputs(seen[1:2])
     question = inputs["input_ids"]
-    spoken = model.generate(
-        **inputs,
-        num_beams=3,
-        no_repeat_ngram_size=3,
-        max_new_tokens=12,
-        do_sample=False,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
+    spoken = model.generate(**inputs, **GENERATION, num_beams=3, eos_token_id=0, pad_token_id=1)
 
     def logits_of(ids):
         logits = model(pixel_values=seen[1:2], input_ids=torch.cat([question, ids], dim=1)).logits
         return logits[:, question.shape[1] - 1 :]
 
     check_said(said[1], logits_of, spoken[0, question.shape[1] :].tolist(), words)
+    unknown = {**card.architecture, "image": ["", "<img>", ""]}
     with pytest.raises(DetectorError, match="not one token"):
-        build_describer(
-            card.model_copy(
-                update={"architecture": {**card.architecture, "image": ["", "<img>", ""]}}
-            )
-        )
+        build_describer(card.model_copy(update={"architecture": unknown}))
 
 
 def test_dialogue_weights_under_earlier_names_say_the_same(tmp_path):
@@ -176,10 +153,8 @@ def test_dialogue_weights_under_earlier_names_say_the_same(tmp_path):
         prefix = next(prefix for prefix in earlier if key.startswith(prefix))
         state[earlier[prefix] + key.removeprefix(prefix)] = tensor
     save_file(state, tmp_path / "hub.safetensors", metadata=metadata)
-    weights = card.weights.model_copy(
-        update={"uri": "hub.safetensors", "sha256": None, "unverified": "a test"}
-    )
-    renamed = card.model_copy(update={"weights": weights})
+    file = {"uri": "hub.safetensors", "sha256": None, "unverified": "a test"}
+    renamed = with_part(card, "weights", **file)
     assert build_describer(renamed).describe(given) == said
 
 
@@ -195,9 +170,7 @@ def test_words_end_and_come_back():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_card_is_the_network_that_it_says_and_without_weights_says_so(
-    name, tmp_path, monkeypatch
-):
+def test_shipped_card_is_the_network_that_it_states(name, tmp_path, monkeypatch):
     card = load_describer(name)
     assert card.preprocessing.shape is not None
     with torch.device("meta"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from scipy.spatial.distance import cdist
 
 from ray_app.errors import DetectorError
 from ray_app.identification.cards import load_identifier
@@ -47,7 +48,7 @@ def test_a_linear_head_is_a_linear_layer_and_a_softmax(tmp_path, vectors):
     )
 
 
-def test_the_family_is_the_likeliest_one_and_the_generator_the_likeliest_in_it(tmp_path, vectors):
+def test_family_is_likeliest_and_generator_likeliest_in_it(tmp_path, vectors):
     found = identifier_of(tmp_path)
     chances = softmax(found.logits(vectors)).astype(float)
     said = found.identify(vectors)
@@ -106,8 +107,6 @@ def test_what_is_unlike_all_that_is_known_has_no_name(tmp_path, method):
 
 
 def test_distances_are_mahalanobis(vectors):
-    from scipy.spatial.distance import cdist
-
     root = np.random.default_rng(3).normal(size=(WIDTH, WIDTH))
     covariance = root @ root.T + np.eye(WIDTH)
     whitening = np.linalg.cholesky(np.linalg.inv(covariance)).astype(np.float32)

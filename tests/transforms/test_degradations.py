@@ -145,7 +145,7 @@ def test_every_file_is_degraded_in_its_own_way():
     assert not view.keeps_place
 
 
-def test_what_is_drawn_stands_in_the_identity_and_a_strength_has_its_range():
+def test_drawn_steps_are_in_the_identity():
     (view,) = perturbations.load_perturbations(["degraded"])
     facts = view.facts()
     again = perturbations.Perturbation(name="degraded", steps=facts)

@@ -112,7 +112,7 @@ def test_a_small_image_is_mirrored_out():
     assert grown.tolist() == [[1, 1, 2, 2]] * 4
 
 
-def test_a_strip_is_cut_to_sixteen_times_its_width_anywhere_along_it():
+def test_strip_is_cut_anywhere_to_sixteen_times_its_width():
     positions = np.arange(2000) // 8
     strip = Image.fromarray(np.tile(positions.astype(np.uint8), (2, 1)))
     stream = rng(4)

@@ -152,7 +152,7 @@ def through(image, codec, **options):
     return Image.open(encoded).convert("RGB")
 
 
-def test_codecs_are_pillow_s_jpeg_with_halved_chroma_and_its_webp():
+def test_codecs_are_pillow_s_with_halved_chroma():
     expected = through(PICTURE, "JPEG", quality=75, subsampling="4:2:0")
     assert perturbed({"op": "jpeg", "quality": 75}).tobytes() == expected.tobytes()
     assert (
@@ -189,18 +189,18 @@ def test_resizes(step, size):
     )
 
 
-def test_a_blur_with_kernel_and_sigma_is_not_darker_and_a_variance_is_the_square_of_a_deviation():
+def test_blur_with_a_kernel_is_not_darker():
     def mean(image):
         return np.asarray(image).mean()
 
-    assert mean(perturbed({"op": "blur", "sigma": 1, "kernel": 9})) == pytest.approx(
-        mean(PICTURE), abs=0.15
-    )
+    blurred = perturbed({"op": "blur", "sigma": 1, "kernel": 9})
+    assert mean(blurred) == pytest.approx(mean(PICTURE), abs=0.15)
     assert mean(perturbed({"op": "blur", "sigma": 1})) < mean(PICTURE) - 0.5
-    assert (
-        perturbed({"op": "noise", "variance": 9}).tobytes()
-        == perturbed({"op": "noise", "sigma": 3}).tobytes()
-    )
+
+
+def test_variance_is_the_square_of_a_deviation():
+    by_variance = perturbed({"op": "noise", "variance": 9})
+    assert by_variance.tobytes() == perturbed({"op": "noise", "sigma": 3}).tobytes()
 
 
 @pytest.mark.parametrize("name", ["clean", "", "Über", "a b", "x" * 65])

@@ -27,7 +27,7 @@ def noisy_step(sigma=6.0):
     )
 
 
-def test_denoising_takes_noise_and_leaves_edges_and_for_less_noise_changes_less():
+def test_denoising_takes_noise_and_leaves_edges():
     before, after = (np.asarray(image, float) for image in (noisy_step(), denoise(noisy_step(), 6)))
     assert after[:, 8:56].std() < 0.5 * before[:, 8:56].std()
     assert after.mean() == pytest.approx(before.mean(), abs=0.5)
@@ -40,7 +40,7 @@ def test_denoising_takes_noise_and_leaves_edges_and_for_less_noise_changes_less(
     assert moved[0] < 0.2
 
 
-def test_merged_exposures_lift_shadows_and_lower_lights_where_they_are():
+def test_merged_exposures_lift_shadows_and_lower_lights():
     halves = np.where(np.arange(256) < 128, 20, 235)[None, :, None] * np.ones((128, 1, 3))
     merged = np.asarray(merge_exposures(Image.fromarray(halves.astype(np.uint8)), 2), float)
     assert merged[:, :40].mean() > 25
@@ -53,7 +53,7 @@ def test_merged_exposures_lift_shadows_and_lower_lights_where_they_are():
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (10, 900), (1, 1)])
-def test_a_screenshot_has_the_screen_s_size_and_the_whole_picture_between_bars(size):
+def test_screenshot_shows_the_whole_image_between_bars(size):
     for seed in range(3):
         result = np.asarray(
             show_on_screen(Image.new("RGB", size, (40, 200, 90)), rng(seed), (108, 192))
@@ -71,7 +71,7 @@ def test_a_screenshot_has_the_screen_s_size_and_the_whole_picture_between_bars(s
         assert (result[~bars] == (40, 200, 90)).all()
 
 
-def test_what_is_tilted_shows_nothing_from_outside_and_stays_near():
+def test_tilt_stays_near_and_shows_nothing_from_outside():
     flat = Image.new("RGB", (200, 150), (90, 140, 200))
     y, x = np.mgrid[0:150, 0:200]
     ramp = Image.fromarray(np.stack([x, y, x * 0], axis=2).astype(np.uint8))

@@ -47,7 +47,7 @@ def same(one: ImageSample, other: ImageSample) -> bool:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_same_draws_give_the_same_image_whatever_the_global_seeds(name):
+def test_same_draws_give_the_same_image_under_any_global_seed(name):
     policy = policy_of(name)
     for seed in range(6):
         first = policy(marked(), rng(seed))
@@ -61,7 +61,7 @@ def test_the_same_draws_give_the_same_image_whatever_the_global_seeds(name):
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "none"])
-def test_other_draws_give_other_images_of_the_same_label_and_invent_no_mask(name):
+def test_other_draws_give_other_images_and_no_mask(name):
     policy = policy_of(name)
     results = [policy(ImageSample(photo(96, 80), None, 1), rng(seed)) for seed in range(30)]
     assert len({result.image.tobytes() for result in results}) > 5
@@ -104,7 +104,7 @@ def test_any_size_comes_back(name):
 
 
 @pytest.mark.parametrize("name", ["community-forensics", "openfake-v2", "cnndetection"])
-def test_the_network_s_side_is_the_crop_unless_the_recipe_says_otherwise(name):
+def test_network_s_side_is_the_crop_unless_the_recipe_has_one(name):
     sample = ImageSample(photo(200, 150), None, 1)
     assert policy_of(name, side=48)(sample, rng(0)).image.size == (48, 48)
     assert policy_of(name, side=48, crop=40)(sample, rng(0)).image.size == (40, 40)
@@ -150,7 +150,7 @@ def test_sharpness_is_the_variance_of_the_laplacian():
     assert np.isfinite([sharpness(photo(*size)) for size in ((1, 1), (1, 9), (9, 1))]).all()
 
 
-def test_statistics_are_read_in_the_authors_form_and_as_they_were_kept(tmp_path):
+def test_statistics_are_read_in_the_authors_form_and_in_ours(tmp_path):
     place = tmp_path / "real_train_stats.npz"
     np.savez(
         place,

@@ -30,21 +30,20 @@ def test_labels_do_not_show():
         assert (real.image.tobytes(), real.label, fake.label) == (fake.image.tobytes(), 0, 1)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (63, 65), (20_000, 2)])
-def test_a_picture_of_any_size_becomes_the_crop_or_stays_whole(size):
+def test_image_without_a_crop_stays_whole():
     whole = make_policy(Augmentation(policy="in-the-wild"), side=48)(textured(90, 70), rng(0))
     assert not whole.finished
     assert whole.image.size != (48, 48)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (63, 65), (20_000, 2)])
+def test_image_of_any_size_becomes_the_crop(size):
     policy = InTheWild(crop=64, screens=0.5)
     sample = ImageSample(textured(*size).image, Image.new("L", size, 255), 1)
     for seed in range(12):
         found = policy(sample, rng(seed))
-        assert (found.image.size, found.image.mode, found.mask.size, found.mask.mode) == (
-            (64, 64),
-            "RGB",
-            (64, 64),
-            "L",
-        )
+        assert (found.image.size, found.image.mode) == ((64, 64), "RGB")
+        assert (found.mask.size, found.mask.mode) == ((64, 64), "L")
         assert found.finished
 
 
@@ -54,10 +53,8 @@ def test_a_resized_picture_keeps_a_part_of_its_scale(no_changes):
     """
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
     policy = InTheWild(crop=64, **{**NEVER, "resized": 1})
-    shown = [
-        np.ptp(np.asarray(policy(ImageSample(ramp, None, 0), rng(seed)).image)[..., 0].astype(int))
-        for seed in range(100)
-    ]
+    drawn = (policy(ImageSample(ramp, None, 0), rng(seed)).image for seed in range(100))
+    shown = [np.ptp(np.asarray(image)[..., 0].astype(int)) for image in drawn]
     assert 64 / 1.15 - 6 < min(shown) < 64 / 0.9
     assert 64 / 0.55 < max(shown) < 64 / 0.45 + 6
 
@@ -77,9 +74,8 @@ def test_the_mask_goes_where_the_picture_goes(shares):
 
 def test_a_screen_s_bars_were_not_altered(no_changes):
     policy = InTheWild(crop=100, **{**NEVER, "screens": 1})
-    sample = ImageSample(
-        Image.new("RGB", (100, 100), (90, 200, 60)), Image.new("L", (100, 100), 255), 1
-    )
+    green, mask = Image.new("RGB", (100, 100), (90, 200, 60)), Image.new("L", (100, 100), 255)
+    sample = ImageSample(green, mask, 1)
     for seed in range(20):
         found = policy(sample, rng(seed))
         pixels, mask = np.asarray(found.image), np.asarray(found.mask) > 0
@@ -110,8 +106,9 @@ def test_shares_of_one_happen_every_time(no_changes):
         jpeg(once.image, 80).tobytes(): "jpeg",
         in_the_wild.ops.webp(once.image, 80, method=2).tobytes(): "webp",
     }
-    known |= {Image.frombytes("RGB", (64, 64), pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes(): name
-              for pixels, name in list(known.items())}  # fmt: skip
+    for pixels, name in list(known.items()):
+        saved = Image.frombytes("RGB", (64, 64), pixels)
+        known[saved.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()] = name
     for seed in range(300):
         codecs[known[policy(once, rng(seed)).image.tobytes()]] += 1
     assert share_near(codecs["webp"], 300, 0.25)
@@ -120,16 +117,16 @@ def test_shares_of_one_happen_every_time(no_changes):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("name", "value"),
     [
-        {"crop": 4},
-        {"resized": 1.1},
-        {"longest_short_side": 0},
-        {"strength": 1},
-        {"scale": [0.9, 0.5]},
-        {"quality": [0, 101]},
+        ("crop", 4),
+        ("resized", 1.1),
+        ("longest_short_side", 0),
+        ("strength", 1),
+        ("scale", [0.9, 0.5]),
+        ("quality", [0, 101]),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments):
-    with pytest.raises(ConfigError, match="in-the-wild"):
-        make_policy(Augmentation(policy="in-the-wild", arguments=arguments), side=64)
+def test_invalid_argument_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"in-the-wild: .*{name}"):
+        make_policy(Augmentation(policy="in-the-wild", arguments={name: value}), side=64)

@@ -41,12 +41,7 @@ def test_light_and_contrast_within_a_tenth(results):
     assert np.ptp(ground[:, 0]) > 45
     levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(3, 0).T[None].copy())
     expected = [int(min(max(level * np.float32(1.05) - 10.2, 0), 255)) for level in range(256)]
-    assert (
-        np.abs(
-            np.asarray(_lit(levels, brightness=-0.04, contrast=0.05))[0, :, 0] - np.array(expected)
-        ).max()
-        == 0
-    )
+    assert np.asarray(_lit(levels, brightness=-0.04, contrast=0.05))[0, :, 0].tolist() == expected
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +49,13 @@ def grain():
     """Of noise in three independent colours, the contrast between neighbours after the policy:
     (400, 3) red, blue and light.
     """
-    noise = ImageSample(
-        Image.fromarray(rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)), None, 1
-    )
+    pixels = rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    noise = ImageSample(Image.fromarray(pixels), None, 1)
     contrasts = []
     for seed in range(400):
         pixels = np.asarray(POLICY(noise, rng(1, seed)).image).astype(float)
-        planes = (
-            pixels[..., 0],
-            pixels[..., 2],
-            pixels[..., 0] - pixels[..., 2],
-            pixels @ (0.299, 0.587, 0.114),
-        )
+        red, blue, light = pixels[..., 0], pixels[..., 2], pixels @ (0.299, 0.587, 0.114)
+        planes = (red, blue, red - blue, light)
         contrasts.append([np.diff(plane, axis=1).std() for plane in planes])
     return np.array(contrasts).T
 
