@@ -89,15 +89,3 @@ PAIR_LOSSES = (0.765071, 0.430165, 0.088502, 1.283738)
 # tiny512, case A with other targets: class, mask, edge, total.
 REAL_LOSSES = (1.008232, 0.475089, 0.0, 1.483321)
 FULL_MASK_LOSSES = (0.453915, 1.001693, 0.0, 1.455609)
-
-# Parameters and tensors of the published network's parts.
-PARTS = {
-    "clip": (427_616_513, 446),
-    "aggregator": (114_209_985, 323),
-    "aggregator.vit_model": (85_856_256, None),
-    "aggregator.fusion_layers": (22_068_480, None),
-    "aggregator.mask_decoder": (6_088_385, None),
-    "aggregator.text_projection": (196_864, None),
-    "cls_aggregator": (4_986_880, 7),
-    "prompt_learner": (15_360, 2),
-}

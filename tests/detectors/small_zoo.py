@@ -9,49 +9,33 @@ from tests.scoring.eight import TOWER, small_cards
 
 # Another engine's network has no parameters of ours.
 CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base))}
-_TOWER = {"tower": {"quick_gelu": True, **TOWER}}
+# ResNets, ConvNeXts, ViTs, and CLIP's image towers.
+_RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+_CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
+_VIT = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+_CLIP = {"quick_gelu": True, **TOWER}
+_BARE_CLIP = {**_CLIP, "embed_dim": None}
+_TEXT = {"width": 24, "layers": 1, "heads": 2, "embed_dim": 24}
+_SIGLIP = {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 NARROW = {
-    "aide": {
-        "layers": [1, 1, 1, 1],
-        "channels": [8, 8, 8, 8],
-        "depths": [1, 1, 1, 1],
-        "dims": [8, 8, 8, 8],
-    },
-    "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-    "corvi2023": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-    "drct-convnext-b": {"width": 32, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
-    "b-free": {"img_size": 504, "embed_dim": 32, "depth": 1, "num_heads": 2},
-    "c2p-clip": {"feature": "projected", "normalise": True, **_TOWER},
-    "effort": {
-        "feature": "class-token",
-        "normalise": False,
-        "tower": {**_TOWER["tower"], "embed_dim": None},
-    },
-    "dda": {"img_size": 336, "alpha": 1, "embed_dim": 32, "depth": 1, "num_heads": 2},
-    "gapl": {
-        "tower": {**_TOWER["tower"], "embed_dim": None},
-        "prototypes": 4,
-        "width": 16,
-        "heads": 2,
-        "alpha": 32,
-    },
-    "aligned-forensics": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    "aide": {**_RESNET, **_CONVNEXT},
+    "aligned-forensics": _RESNET,
+    "b-free": {"img_size": 504, **_VIT},
+    "c2p-clip": {"feature": "projected", "normalise": True, "tower": _CLIP},
+    "cnndetection": _RESNET,
+    "corvi2023": _RESNET,
+    "dda": {"img_size": 336, "alpha": 1, **_VIT},
+    "drct-convnext-b": {"width": 32, **_CONVNEXT},
+    "effort": {"feature": "class-token", "normalise": False, "tower": _BARE_CLIP},
     "fatformer": {
         "adapters": 1,
-        "tower": {"quick_gelu": True, "width": 128, "layers": 1, "heads": 2, "embed_dim": 24},
-        "text": {"width": 24, "layers": 1, "heads": 2, "embed_dim": 24},
+        "tower": {"quick_gelu": True, **_TEXT, "width": 128},
+        "text": _TEXT,
     },
+    "gapl": {"tower": _BARE_CLIP, "prototypes": 4, "width": 16, "heads": 2, "alpha": 32},
     "iml-vit": {"width": 24, "heads": 2, "pyramid_width": 8, "head_width": 8},
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
-    "siglip2-open-deepfake": {
-        "vision_config": {
-            "image_size": 32,
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-        }
-    },
+    "siglip2-open-deepfake": {"vision_config": {**_SIGLIP, "intermediate_size": 32}},
     "trufor": {
         "widths": [8, 8, 8, 8],
         "heads": [1, 1, 1, 1],

@@ -1,11 +1,17 @@
+"""Detector cards: shipped, wrong, in a bucket, and written to a file; the sources that they name."""
+
+import csv
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import yaml
 
-from ray_app.config import named_configs
+from ray_app.config import config_root, named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.card import Output, ValidRange, Weights
+from ray_app.detectors.card_writer import describe_backbone, write_card
 from ray_app.errors import ConfigError
 
 
@@ -109,3 +115,62 @@ def test_a_card_in_a_bucket_names_its_files_there(s3):
     ]:
         with pytest.raises(ConfigError, match=f"^{place}/{name}: .*{told}"):
             load_card(f"{place}/{name}")
+
+
+def test_card_file_keeps_order_and_text_and_omits_defaults(tmp_path):
+    card = load_card("unifd")
+    title = "Ü" + " words" * 20
+    changed = card.model_copy(update={"name": "mine", "title": title})
+    path = tmp_path / "new" / "card.yaml"
+    write_card(path, changed, comment="# First.\n")
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# First.\nname: mine\ntitle: Ü words")
+    assert title in text, "no line is broken before 140 columns"
+    assert "calibration" not in text
+    assert load_card(path).model_dump() == changed.model_dump()
+
+
+def test_card_file_can_have_short_lists_in_one_row(tmp_path):
+    write_card(str(tmp_path / "card.yaml"), {"b": [1, 2], "a": {"x": [3]}}, is_compact=True)
+    assert (tmp_path / "card.yaml").read_text() == "b: [1, 2]\na:\n  x: [3]\n"
+
+
+def test_backbone_is_a_name_only_if_it_is_the_shipped_one():
+    backbone = load_card("unifd").backbone
+    assert describe_backbone(backbone) == backbone.name
+    other = backbone.model_copy(update={"title": "another"})
+    assert describe_backbone(other)["title"] == "another"
+    assert yaml.safe_dump(describe_backbone(other))
+
+
+@pytest.mark.parametrize("card", ["touchstone-photo", "touchstone-photo-detail"])
+def test_card_names_every_source_of_training_and_validation(card):
+    wanted = sources("sources", "train") | sources("sources", "validation")
+    assert set(load_card(card).training_data.sources) == wanted
+    assert len(wanted) == 620
+
+
+@pytest.mark.parametrize("card", ["touchstone-photo-permissive", "touchstone-crop-permissive"])
+def test_permissive_card_names_its_sources(card):
+    # The list ended there then.
+    wanted = sources("sources-permissive", "train") | sources(
+        "sources", "validation", last="xzxy_gpt2"
+    )
+    assert set(load_card(card).training_data.sources) == wanted
+    assert len(wanted) == 28
+
+
+def sources(name, split, last=None):
+    with (config_root() / "photos" / f"{name}.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    end = len(rows) if last is None else 1 + [row["source"] for row in rows].index(last)
+    return {row["source"] for row in rows[:end] if row["split"] == split}
+
+
+def test_weights_page_confirms_only_stated_hashes():
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    rows = re.findall(r"^\| (?:bytes|pointer|third party) \| (.+) \|$", page, re.MULTILINE)
+    names = re.findall(r"`([^`]+)`", " ".join(rows))
+    assert len(rows) == 3
+    assert len(set(names)) == len(names) > 15
+    assert [name for name in names if not load_card(name).weights.sha256] == []

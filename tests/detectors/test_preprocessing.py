@@ -74,20 +74,6 @@ def test_short_side_truncates_the_long_one():
     assert SHORT440.prepare(image(400, 300)).shape == (586, 440, 3)
 
 
-def test_half_offsets_of_a_crop_go_to_the_even_side():
-    pixels = pattern_image(9, 11)
-    np.testing.assert_array_equal(
-        Preprocessing(center_crop=4).prepare(Image.fromarray(pixels)), pixels[2:6, 4:8]
-    )
-
-
-def test_a_small_image_is_padded_with_black():
-    pixels = pattern_image(97, 61)
-    padded = Preprocessing(center_crop=224).prepare(Image.fromarray(pixels))
-    np.testing.assert_array_equal(padded[63:160, 81:142], pixels)
-    assert padded.sum() == pixels.sum()
-
-
 def test_a_small_image_can_be_mirrored_instead():
     pixels = pattern_image(5, 3)
     mirrored = Preprocessing(center_crop=16, pad="mirror").prepare(Image.fromarray(pixels))

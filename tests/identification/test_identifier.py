@@ -37,15 +37,12 @@ def vectors():
 
 def test_a_linear_head_is_a_linear_layer_and_a_softmax(tmp_path, vectors):
     held = tensors()
-    layer = torch.nn.functional.linear(
-        torch.from_numpy(vectors), torch.from_numpy(held["weight"]), torch.from_numpy(held["bias"])
-    )
-    found = identifier_of(tmp_path)
-    np.testing.assert_allclose(found.logits(vectors), layer.numpy(), atol=1e-5)
-    np.testing.assert_allclose(softmax(layer.numpy()), layer.softmax(1).numpy(), atol=1e-6)
-    np.testing.assert_allclose(
-        energy(layer.numpy()), scipy.special.logsumexp(layer.numpy(), axis=1), atol=1e-5
-    )
+    weight, bias, rows = map(torch.from_numpy, (held["weight"], held["bias"], vectors))
+    layer = torch.nn.functional.linear(rows, weight, bias)
+    logits, chances = layer.numpy(), layer.softmax(1).numpy()
+    np.testing.assert_allclose(identifier_of(tmp_path).logits(vectors), logits, atol=1e-5)
+    np.testing.assert_allclose(softmax(logits), chances, atol=1e-6)
+    np.testing.assert_allclose(energy(logits), scipy.special.logsumexp(logits, axis=1), atol=1e-5)
 
 
 def test_family_is_likeliest_and_generator_likeliest_in_it(tmp_path, vectors):
@@ -53,20 +50,17 @@ def test_family_is_likeliest_and_generator_likeliest_in_it(tmp_path, vectors):
     chances = softmax(found.logits(vectors)).astype(float)
     said = found.identify(vectors)
     assert said.families == ("sd_1.5", "sd_1.5", "sdxl_1.0", "midjourney", "glide", "my-own")
-    assert tuple(found.card.facts()["families"].values()) == said.families, (
-        "they decide the name, and the index of generators may change"
-    )
+    # They decide the name, and the index of generators may change.
+    assert tuple(found.card.facts()["families"].values()) == said.families
     of_family = chances @ np.equal.outer(said.families, said.families)
     likeliest = of_family >= of_family.max(axis=1, keepdims=True) - 1e-9
     expected = np.where(likeliest, chances, -1).argmax(axis=1)
     assert (said.codes == expected).all()
     assert (said.ranking[:, 0] == expected).all()
-    assert (expected != chances.argmax(axis=1)).any(), (
-        "two generators of one family together outweigh a third"
-    )
-    np.testing.assert_allclose(
-        said.probability, chances[np.arange(len(vectors)), expected], atol=1e-6
-    )
+    # Two generators of a family outweigh a third together.
+    assert (expected != chances.argmax(axis=1)).any()
+    likelihood = chances[np.arange(len(vectors)), expected]
+    np.testing.assert_allclose(said.probability, likelihood, atol=1e-6)
     assert all(len(set(ranking)) == 5 for ranking in said.ranking.tolist())
 
 
@@ -88,12 +82,11 @@ def test_what_is_unlike_all_that_is_known_has_no_name(tmp_path, method):
         "means": means,
         "whitening": np.eye(WIDTH, dtype=np.float32),
     }
-    known = (means[np.arange(300) % len(CLASSES)] + rng.normal(size=(300, WIDTH))).astype(
-        np.float32
-    )
+    classes = np.arange(300) % len(CLASSES)
+    known = (means[classes] + rng.normal(size=(300, WIDTH))).astype(np.float32)
     strangers = rng.normal(size=(100, WIDTH)).astype(np.float32)
     every = identifier_of(tmp_path, held)
-    assert (every.identify(known).codes == np.arange(300) % len(CLASSES)).all()
+    assert (every.identify(known).codes == classes).all()
     assert (every.identify(strangers).codes >= 0).all()
     asked = {"method": method, "threshold": 0.0, "abstains": 0.05, "n": 300}
     confidence = identifier_of(tmp_path, held, open_set=asked).identify(known).confidence
@@ -101,9 +94,7 @@ def test_what_is_unlike_all_that_is_known_has_no_name(tmp_path, method):
     said = identifier_of(tmp_path, held, open_set=asked | {"threshold": threshold})
     assert np.mean(said.identify(known).codes < 0) == pytest.approx(0.05, abs=0.01)
     assert np.mean(said.identify(strangers).codes < 0) > 0.95
-    assert (said.identify(strangers).ranking >= 0).all(), (
-        "the nearest of the known is told all the same"
-    )
+    assert (said.identify(strangers).ranking >= 0).all(), "the nearest generators are known"
 
 
 def test_distances_are_mahalanobis(vectors):

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from ray_app.errors import DetectorError
 from ray_app.identification.captioners import build_describer
 from ray_app.identification.cards import load_describer
+from tests.detectors.fill import with_part
 from tests.identification.made import make_retrieval
 
 WIDTH = 24
@@ -24,26 +25,18 @@ def vectors():
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory, vectors):
-    return load_describer(
-        make_retrieval(
-            tmp_path_factory.mktemp("nearest"), vectors, PROMPTS, "unifd", {"width": WIDTH}
-        )
-    )
+    folder = tmp_path_factory.mktemp("nearest")
+    return load_describer(make_retrieval(folder, vectors, PROMPTS, "unifd", {"width": WIDTH}))
 
 
 def test_the_prompt_is_that_of_the_largest_cosine(card, vectors):
     asked = np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
-    cosine = (
-        asked
-        / np.linalg.norm(asked, axis=1, keepdims=True)
-        @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T
-    )
+    lengths = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (asked, vectors)))
+    cosine = asked @ vectors.T / lengths
     found = build_describer(card).describe(asked)
     assert [one.text for one in found] == [PROMPTS[place] for place in cosine.argmax(axis=1)]
     np.testing.assert_allclose([one.likelihood for one in found], cosine.max(axis=1), atol=1e-5)
-    assert [one.text for one in build_describer(card).describe(7 * vectors)] == PROMPTS, (
-        "every one comes back whole"
-    )
+    assert [one.text for one in build_describer(card).describe(7 * vectors)] == PROMPTS
 
 
 def test_company_changes_nothing_and_no_embedding_has_no_words(card):
@@ -51,11 +44,8 @@ def test_company_changes_nothing_and_no_embedding_has_no_words(card):
     asked[5] = np.nan
     describer = build_describer(card)
     together, alone = describer.describe(asked), [describer.describe(row[None])[0] for row in asked]
-    assert together[5].text == ""
-    assert together[5].likelihood is None
-    assert [one for place, one in enumerate(together) if place != 5] == [
-        one for place, one in enumerate(alone) if place != 5
-    ]
+    assert (together[5].text, together[5].likelihood) == ("", None)
+    assert together[:5] + together[6:] == alone[:5] + alone[6:]
     assert describer.describe(asked[:0]) == []
     with pytest.raises(DetectorError, match="24 numbers"):
         describer.describe(np.zeros((2, 7), np.float32))
@@ -71,13 +61,9 @@ def test_company_changes_nothing_and_no_embedding_has_no_words(card):
 )
 def test_a_file_that_is_no_index_is_refused(tmp_path, vectors, changed, told):
     path = make_retrieval(tmp_path, vectors[:3], ["abc", "def", "ghi"], "unifd", {"width": WIDTH})
-    held = load_file(tmp_path / "describer.safetensors") | changed
-    save_file(
-        {name: tensor for name, tensor in held.items() if tensor is not None},
-        tmp_path / "describer.safetensors",
-    )
-    digest = hashlib.sha256((tmp_path / "describer.safetensors").read_bytes()).hexdigest()
-    card = load_describer(path)
-    card = card.model_copy(update={"weights": card.weights.model_copy(update={"sha256": digest})})
+    file = tmp_path / "describer.safetensors"
+    held = load_file(file) | changed
+    save_file({name: tensor for name, tensor in held.items() if tensor is not None}, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(DetectorError, match=told):
-        build_describer(card)
+        build_describer(with_part(load_describer(path), "weights", sha256=digest))

@@ -26,48 +26,22 @@ PROMPTS = [
 WORDS = train_tokenizer(PROMPTS, 290)
 V = WORDS.tokenizer.get_vocab_size()
 WIDTH, SIDE = 12, 32
-_SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SIZES |= {"intermediate_size": 64}
 _TEXT = {"vocab_size": V, **_SIZES}
 _VISION = {**_SIZES, "image_size": SIDE, "patch_size": 8}
 _MARKS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 _GPT2 = {"vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **_MARKS}
-ARCHITECTURES = {
-    "git": {
-        "model": "git",
-        "config": {**_TEXT, **_MARKS, "vision_config": _VISION, "max_position_embeddings": 64},
-    },
-    "blip": {
-        "model": "blip",
-        "config": {
-            "text_config": {
-                **_TEXT,
-                **_MARKS,
-                "sep_token_id": 0,
-                "encoder_hidden_size": 32,
-                "max_position_embeddings": 64,
-            },
-            "vision_config": _VISION,
-        },
-    },
-    "vision-encoder-decoder": {
-        "model": "vision-encoder-decoder",
-        "config": {
-            "encoder": {"model_type": "vit", **_VISION},
-            "decoder": {
-                "model_type": "gpt2",
-                **_GPT2,
-                "add_cross_attention": True,
-                "is_decoder": True,
-            },
-        },
-    },
-    "prefix": {"width": WIDTH, "config": _GPT2},
+_SAID = {**_TEXT, **_MARKS, "max_position_embeddings": 64}
+_BLIP = {**_SAID, "sep_token_id": 0, "encoder_hidden_size": 32}
+_DECODER = {"model_type": "gpt2", **_GPT2, "add_cross_attention": True, "is_decoder": True}
+_CONFIGS = {
+    "git": {**_SAID, "vision_config": _VISION},
+    "blip": {"text_config": _BLIP, "vision_config": _VISION},
+    "vision-encoder-decoder": {"encoder": {"model_type": "vit", **_VISION}, "decoder": _DECODER},
 }
+ARCHITECTURES = {name: {"model": name, "config": config} for name, config in _CONFIGS.items()}
+ARCHITECTURES["prefix"] = {"width": WIDTH, "config": _GPT2}
 PIXELS = {"resize": {"mode": "squash", "size": SIDE}, "mean": [0.5] * 3, "std": [0.5] * 3}
 COMMON = {
     "title": "Tiny",
@@ -99,13 +73,8 @@ def card_of(folder, kind, **changes):
     """A card in FOLDER with the weights of `network_of(kind)` in the published format, the
     tokenizer in their header.
     """
-    return kept(
-        folder,
-        network_of(kind),
-        ARCHITECTURES[kind],
-        "prefix" if kind == "prefix" else "captioner",
-        **changes,
-    )
+    tier = "prefix" if kind == "prefix" else "captioner"
+    return kept(folder, network_of(kind), ARCHITECTURES[kind], tier, **changes)
 
 
 def kept(folder, network, architecture, tier, words=WORDS, **changes):
@@ -115,24 +84,13 @@ def kept(folder, network, architecture, tier, words=WORDS, **changes):
         metadata={HEADER: words.tokenizer.to_str()},
     )
     digest = hashlib.sha256((folder / "describer.safetensors").read_bytes()).hexdigest()
-    sees = (
-        {"detector": "x", "embedding": {"width": WIDTH}, "prefix": 3}
-        if tier == "prefix"
-        else {"preprocessing": PIXELS}
-    )
-    told = {
-        "name": "tiny",
-        "tier": tier,
-        "architecture": architecture,
-        **sees,
-        **_weights("describer.safetensors", digest),
-    }
+    sees = {"preprocessing": PIXELS}
+    if tier == "prefix":
+        sees = {"detector": "x", "embedding": {"width": WIDTH}, "prefix": 3}
+    told = {"name": "tiny", "tier": tier, "architecture": architecture, **sees}
+    told |= {"weights": {"uri": "describer.safetensors", "sha256": digest}}
     (folder / "describer.yaml").write_text(yaml.safe_dump(COMMON | told | changes))
     return load_describer(folder / "describer.yaml")
-
-
-def _weights(uri, digest):
-    return {"weights": {"uri": uri, "sha256": digest}}
 
 
 def dialogue_card(folder):
@@ -151,16 +109,9 @@ def dialogue_card(folder):
         },
         "template": "<|user|>{image} {question}", "image": ["", "<image>", ""], "image_tokens": 16,
     }  # fmt: skip
-    card = DescriberCard.model_validate(
-        COMMON
-        | {
-            "name": "asked",
-            "tier": "dialogue",
-            "architecture": architecture,
-            "preprocessing": PIXELS,
-            **_weights("w", "0" * 64),
-        }
-    )
+    told = {"name": "asked", "tier": "dialogue", "architecture": architecture}
+    told |= {"preprocessing": PIXELS, "weights": {"uri": "w", "sha256": "0" * 64}}
+    card = DescriberCard.model_validate(COMMON | told)
     torch.manual_seed(2)
     network = drawn(build_network(card, words), spread=0.2)
     for parameter in network.parameters():

@@ -5,7 +5,6 @@ image.
 import numpy as np
 import pytest
 import torch
-from scipy.fft import dctn
 
 from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
@@ -59,29 +58,6 @@ def test_what_the_networks_see_is_what_the_authors_see():
         assert (sized.mean().item(), sized.std(correction=0).item()) == pytest.approx(
             (mean, deviation), abs=1e-5
         )
-
-
-def test_grades_are_those_of_scipys_cosine_transform():
-    pixels = np.random.default_rng(0).random((1, 3, 48, 64), dtype=np.float32)
-    sums = np.add.outer(np.arange(32), np.arange(32))
-    expected = []
-    for top, left in ((top, left) for top in (0, 16) for left in (0, 16, 32)):
-        spectrum = np.log1p(
-            np.abs(dctn(pixels[0, :, top : top + 32, left : left + 32], axes=(1, 2), norm="ortho"))
-        )
-        bands = ((sums >= 64 / 6 * band) & (sums <= 64 / 6 * (band + 1)) for band in range(6))
-        expected.append(
-            sum(
-                2**number * spectrum[:, band].mean(axis=1).sum()
-                for number, band in enumerate(bands)
-            )
-        )
-    torch.testing.assert_close(
-        aide.patch_grades(torch.from_numpy(pixels))[0].double(),
-        torch.tensor(expected, dtype=torch.float64),
-        atol=1e-3,
-        rtol=0,
-    )
 
 
 @torch.inference_mode()

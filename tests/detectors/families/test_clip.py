@@ -67,20 +67,6 @@ def test_vision_tower_is_torchs_transformer(quick):
     assert torch.allclose(seen.class_tokens, class_tokens, atol=1e-5)
 
 
-def test_text_tower_is_torchs_transformer_under_a_causal_mask():
-    clip = small_clip()
-    tokens = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
-    end = torch.tensor([8, 3, 5])
-    hidden = clip.token_embedding(tokens) + clip.positional_embedding
-    for block in clip.transformer.resblocks:
-        hidden = torchs_layer(block, 48, 4, quick_gelu)(
-            hidden, src_mask=nn.Transformer.generate_square_subsequent_mask(9)
-        )
-    expected = torch.stack([hidden[0, 8], hidden[1, 3], hidden[2, 5]])
-    expected = clip.ln_final(expected) @ clip.text_projection
-    assert torch.allclose(clip(clip.token_embedding(tokens), end), expected, atol=1e-5)
-
-
 def test_bf16_lowers_every_product_and_no_norm():
     network = (
         FrozenLinear(small_clip().visual, feature="class-token", width=64, normalise=True)

@@ -69,17 +69,6 @@ def test_high_frequencies_are_the_authors():
     check(resnet.high_pass(features, (1,))[0], across, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (5, 3)])
-def test_convolution_of_the_spectrum_needs_no_transform(size):
-    real, imaginary = (torch.nn.Conv2d(4, 4, 1, bias=False).requires_grad_(False) for _ in range(2))
-    features = drawn(2, 4, *size)
-    spectrum = torch.fft.fft2(features)
-    convolved = torch.complex(real(spectrum.real), imaginary(spectrum.imag))
-    expected = torch.fft.ifft2(convolved).real.relu()
-    found = resnet.spectrum_convolved(features, real, imaginary)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("name", ["safe", "freqnet", "ferretnet-s"])
 @torch.inference_mode()
 def test_any_size_has_a_score(name):

@@ -84,15 +84,3 @@ def test_second_copy_that_differs_is_named(published, key):
     state = {**published, key: published[key] + 1}
     with pytest.raises(DetectorError, match=key.replace(".", r"\.")):
         load_strictly(network, fatformer.published_keys(state, network), "fatformer")
-
-
-def test_the_bands_are_a_haar_transform_and_make_the_image_again():
-    image = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
-    bands = fatformer.haar_bands(image)
-    low, high = torch.tensor([1.0, 1.0]) / 2**0.5, torch.tensor([1.0, -1.0]) / 2**0.5
-    for band, (down, across) in enumerate([(low, low), (high, low), (low, high), (high, high)]):
-        kernel = (down[:, None] * across).expand(3, 1, 2, 2)
-        torch.testing.assert_close(
-            bands[:, :, band], torch.nn.functional.conv2d(image, kernel, stride=2, groups=3)
-        )
-    torch.testing.assert_close(fatformer.haar_image(bands), image)

@@ -28,7 +28,6 @@ from tests.detectors.golden_maskclip import (
     PAIR_LOSSES,
     PAIR_MEANS,
     PAIR_PIXELS,
-    PARTS,
     REAL_LOSSES,
 )
 from tests.detectors.small_maskclip import (
@@ -47,24 +46,14 @@ def tiny():
     return filled("tiny256")
 
 
-def test_every_part_is_as_large_as_the_reference_s_and_all_but_clip_learns():
+def test_all_but_clip_learns():
     with torch.device("meta"):
         network = MaskClip()
-    assert len(network.state_dict()) == 778
-    for part, (parameters, tensors) in PARTS.items():
-        module = network.get_submodule(part)
-        assert sum(parameter.numel() for parameter in module.parameters()) == parameters, part
-        assert tensors in (None, len(module.state_dict())), part
-
     learning = trainable_parameters(network)
-
     assert len(learning) == 332
     assert sum(parameter.numel() for parameter in learning.values()) == 119_212_225
-    assert {name.split(".")[0] for name in learning} == {
-        "aggregator",
-        "cls_aggregator",
-        "prompt_learner",
-    }
+    parts = {name.split(".")[0] for name in learning}
+    assert parts == {"aggregator", "cls_aggregator", "prompt_learner"}
     assert not any(parameter.requires_grad for parameter in network.clip.parameters())
 
 

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ray_app.detectors.card import load_card
@@ -10,9 +8,7 @@ from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.residual import (
     ResidualNet,
     Tiling,
-    feature_map,
     mean_features,
-    tiles,
 )
 
 
@@ -39,10 +35,6 @@ def test_the_normalisation_gives_whole_grey_levels_that_bfloat16_holds_exactly(c
         assert torch.equal(levels.to(torch.bfloat16).float(), pixels - 128)
 
 
-def test_the_network_is_small(net):
-    assert sum(parameter.numel() for parameter in net.parameters()) <= 200_000
-
-
 @pytest.mark.parametrize("size", [(16, 16), (255, 257), (512, 384)])
 def test_any_size_gives_one_finite_logit_per_image(net, size):
     with torch.inference_mode():
@@ -57,11 +49,9 @@ def test_bfloat16_keeps_scores(net):
     low.load_state_dict(net.state_dict())
     low = low.eval().to(torch.bfloat16).to(memory_format=torch.channels_last)
     low.head.float()
+    lowered = images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        full, half = (
-            net(images),
-            low(images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)).float(),
-        )
+        full, half = net(images), low(lowered).float()
     assert ((full - half).abs() <= 0.02 * full.abs().clamp(min=1)).all()
 
 
@@ -73,61 +63,11 @@ def test_folding_the_norms_away_changes_nothing_but_rounding():
         net(_grey_levels((4, 3, 64, 64), step))
     images = _grey_levels((2, 3, 64, 64), 9)
     with torch.inference_mode():
-        torch.testing.assert_close(
-            net.eval()(images), net.without_norms()(images), rtol=1e-4, atol=1e-4
-        )
+        plain, folded = net.eval()(images), net.without_norms()(images)
+    torch.testing.assert_close(plain, folded, rtol=1e-4, atol=1e-4)
 
 
 SMALL = Tiling(size=64, stride=8, halo=16)
-SIZES = [(1, 1), (7, 300), (96, 96), (97, 96), (233, 129)]
-
-
-def network():
-    """Stride 8 and a radius of 15 px, with everything that could go wrong at a cut: padding,
-    pooling, a shortcut's stride.
-    """
-    torch.manual_seed(0)
-    layers = [
-        torch.nn.Conv2d(3, 8, 3, 2, 1),
-        torch.nn.ReLU(),
-        torch.nn.MaxPool2d(3, 2, 1),
-        torch.nn.Conv2d(8, 8, 3, 2, 1),
-        torch.nn.ReLU(),
-    ]
-    return (
-        torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 4, 3, 1, 1)).double().requires_grad_(False)
-    )
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    height=st.integers(1, 120),
-    width=st.integers(1, 120),
-    cells=st.integers(1, 20),
-    halo=st.integers(0, 4),
-    stride=st.sampled_from([2, 8]),
-)
-def test_cores_cover_the_map_once_and_windows_are_bounded(height, width, cells, halo, stride):
-    tiling = Tiling(cells * stride, stride, halo * stride)
-    covered = torch.zeros(-(-height // stride), -(-width // stride), dtype=torch.int)
-    for tile in tiles(height, width, tiling):
-        covered[tile.cells] += 1
-        for window, core, where in zip(*tile, strict=True):
-            assert window.start % stride == 0
-            assert window.stop - window.start <= tiling.size + 2 * tiling.halo
-            assert window.start // stride + core.start == where.start
-            assert core.stop - core.start == where.stop - where.start > 0
-    assert (covered == 1).all()
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_cut_image_has_the_features_of_the_whole(size):
-    features, pixels = network(), torch.randn(3, 3, *size, dtype=torch.float64)
-    torch.testing.assert_close(
-        feature_map(features, pixels, SMALL), features(pixels), atol=1e-12, rtol=0
-    )
-    expected = features(pixels).mean(dim=(2, 3)).float()
-    torch.testing.assert_close(mean_features(features, pixels, SMALL), expected, atol=1e-6, rtol=0)
 
 
 def test_no_pass_sees_more_than_a_tile():

@@ -1,5 +1,5 @@
-"""A published transformers ViT by YAML alone: its file has the names of an older transformers, and
-its scores are golden ones.
+"""A published transformers ViT by its card alone: its file has the names of an older transformers, and
+its scores are the authors'.
 """
 
 import re
@@ -7,47 +7,14 @@ import re
 import pytest
 import timm
 import torch
-import yaml
 from transformers import CLIPImageProcessor
 
 from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
-from tests.detectors.fill import Undrawn, source
-from tests.detectors.golden import filled_state
+from tests.detectors.fill import Undrawn, source, with_arguments
+from tests.detectors.golden import SCORES, filled_state, near, score_image
 
-CARD = """
-name: hf-port
-title: Community Forensics as a third party's transformers ViT
-family: transformers-classifier
-architecture:
-  name: vit
-  arguments: {image_size: 384, patch_size: 16, hidden_size: 384, num_hidden_layers: 12, num_attention_heads: 6, intermediate_size: 1536,
-              hidden_act: gelu, layer_norm_eps: 1.0e-06}
-preprocessing:
-  resize: {mode: short_side, size: 440}
-  filter: bilinear
-  resampler: pillow
-  center_crop: 384
-  mean: [0.485, 0.456, 0.406]
-  std: [0.229, 0.224, 0.225]
-weights: {uri: model.safetensors, unverified: filled by formula}
-output: {sign: 1}
-licence: MIT
-citation: none
-source: this test
-training_data: {name: none, licence: none}
-"""
-# Of timm's filled weights in the port's file the logit of 300x400: fp32, CPU, batch 1, transformers
-# 5.23.
-GOLDEN = -2.23134685
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-}
-
+ORIGINAL = "community-forensics-vits384"
 # timm's names → those of the port's file; `qkv` is one tensor here and three there.
 PUBLISHED = [
     (r"^vit\.(cls_token)$", r"vit.embeddings.\1"),
@@ -65,81 +32,67 @@ PUBLISHED = [
 
 
 def ported(state):
-    """timm's state dict as the port's file has it."""
+    """Rename timm's state dict as the port's file has it."""
     published = {}
     for key, tensor in state.items():
         for timms, ports in PUBLISHED:
             key = re.sub(timms, ports, key)
         if ".attn.qkv." in key:
-            parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-            published |= {
-                key.replace("attn.qkv", f"attention.attention.{name}"): part.contiguous()
-                for name, part in parts
-            }
+            for name, part in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                place = key.replace("attn.qkv", f"attention.attention.{name}")
+                published[place] = part.contiguous()
         else:
             published[key] = tensor
     return published
 
 
-def card_in(folder, arguments=None, **changes):
-    described = yaml.safe_load(CARD) | changes
-    described["architecture"]["arguments"] |= arguments or {}
-    (folder / "card.yaml").write_text(yaml.safe_dump(described))
-    return load_card(folder / "card.yaml")
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    """The shipped card, with the filled weights of the authors' own network."""
+    path = tmp_path_factory.mktemp("port") / "model.safetensors"
+    write_weights(path, ported(filled_state(ORIGINAL)))
+    return card_with_weights(load_card("community-forensics-port"), path)
 
 
-def test_the_score_of_a_file_in_published_names_is_the_authors(tmp_path):
-    write_weights(
-        tmp_path / "model.safetensors", ported(filled_state("community-forensics-vits384"))
-    )
+def loaded(card):
     with Undrawn():
-        detector = load_detector(card_in(tmp_path), precision="fp32", slots=1)
-    assert detector.score(detector.prepare(source("300x400"))[None])[0] == pytest.approx(
-        GOLDEN, abs=1e-4 * abs(GOLDEN)
-    )
+        return load_detector(card, precision="fp32", slots=1)
 
 
-@pytest.fixture
-def small(tmp_path):
-    """A small ViT's card and its state dict in today's and in published names."""
-    card = card_in(tmp_path, SMALL, preprocessing={"resize": {"mode": "squash", "size": 32}})
-    sizes = {
-        "img_size": 32,
-        "embed_dim": 32,
-        "depth": 2,
-        "num_heads": 2,
-        "mlp_ratio": 2,
-        "num_classes": 1,
-    }
-    timms = timm.create_model("vit_small_patch16_224", **sizes).state_dict()
-    published = ported({f"vit.{key}": tensor for key, tensor in timms.items()})
-    write_weights(tmp_path / "model.safetensors", published)
-    todays = load_detector(card, precision="fp32").network.state_dict()
-    return card, {key: tensor.contiguous() for key, tensor in todays.items()}, published
+def test_port_scores_as_the_authors_after_their_preprocessing(port):
+    # The port's norms have the epsilon of transformers, the authors' that of timm.
+    card = with_arguments(port, {**port.architecture.arguments, "layer_norm_eps": 1e-6})
+    preprocessing = load_card(ORIGINAL).preprocessing
+    detector = loaded(card.model_copy(update={"preprocessing": preprocessing}))
+    assert score_image(detector, "300x400") == near(SCORES[ORIGINAL]["300x400"])
 
 
-def test_either_set_of_names_gives_the_same_network(small, tmp_path):
-    card, todays, published = small
-    assert published.keys() != todays.keys()
-    write_weights(tmp_path / "model.safetensors", todays)
-    loaded = load_detector(card, precision="fp32").network.state_dict()
-    assert all(torch.equal(loaded[key], tensor) for key, tensor in todays.items())
-
-
-def test_the_shipped_port_scores_as_transformers_does(tmp_path):
+def test_shipped_port_scores_as_transformers_does(port):
     """Its processor's steps, as users state them, before transformers' own network."""
-    state = ported(filled_state("community-forensics-vits384"))
-    card = card_with_weights(
-        load_card("community-forensics-port"), write_weights(tmp_path / "model.safetensors", state)
-    )
-    with Undrawn():
-        detector = load_detector(card, precision="fp32", slots=1)
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": 440}, crop_size={"height": 384, "width": 384}, resample=3
-    )
-    picture = source("300x400")
-    pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
+    detector, crop = loaded(port), {"height": 384, "width": 384}
+    processor = CLIPImageProcessor(size={"shortest_edge": 440}, crop_size=crop, resample=3)
+    pixels = processor(images=source("300x400"), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         expected = float(detector.network(pixels)[0])
-    assert detector.score(detector.prepare(picture)[None])[0] == pytest.approx(expected, abs=1e-4)
-    assert abs(expected - GOLDEN) > 0.01  # the authors' preprocessing is another
+    assert score_image(detector, "300x400") == pytest.approx(expected, abs=1e-4)
+    assert abs(expected - SCORES[ORIGINAL]["300x400"]) > 0.01, "the preprocessing is another"
+
+
+def test_either_set_of_names_gives_the_same_network(tmp_path):
+    widths = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    widths |= {"intermediate_size": 64, "image_size": 32}
+    card = load_card("community-forensics-port")
+    card = with_arguments(card, {**card.architecture.arguments, **widths})
+    network = timm.create_model("vit_small_patch16_224", img_size=32, embed_dim=32, depth=2,
+                                num_heads=2, mlp_ratio=2, num_classes=1)  # fmt: skip
+    published = ported({f"vit.{key}": tensor for key, tensor in network.state_dict().items()})
+
+    def read(name, state):
+        path = write_weights(tmp_path / f"{name}.safetensors", state)
+        network = load_detector(card_with_weights(card, path), precision="fp32").network
+        return {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+
+    todays = read("published", published)
+    assert published.keys() != todays.keys()
+    again = read("todays", todays)
+    assert all(torch.equal(again[key], tensor) for key, tensor in todays.items())
