@@ -31,9 +31,7 @@ def filled(size):
 
 def normalised(pixels):
     preprocessing = load_card("maskclip").preprocessing
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
-    )
+    mean, std = torch.tensor([preprocessing.mean, preprocessing.std])[..., None, None]
     return ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
 
 
@@ -42,17 +40,15 @@ def case_image(side, case):
         return pattern_image(side, side)
     preprocessing = load_card("maskclip").preprocessing
     resize = preprocessing.resize.model_copy(update={"size": side})
-    return preprocessing.model_copy(update={"resize": resize}).prepare(
-        Image.fromarray(pattern_image(360, 480))
-    )
+    sized = preprocessing.model_copy(update={"resize": resize})
+    return sized.prepare(Image.fromarray(pattern_image(360, 480)))
 
 
 def ellipse(height, width):
     y, x = torch.arange(height)[:, None], torch.arange(width)
     radius_x, radius_y = width // 5, height // 6
-    inside = (x - 3 * width // 8) ** 2 * radius_y**2 + (
-        y - 5 * height // 8
-    ) ** 2 * radius_x**2 <= radius_x**2 * radius_y**2
+    across, down = (x - 3 * width // 8) ** 2, (y - 5 * height // 8) ** 2
+    inside = across * radius_y**2 + down * radius_x**2 <= radius_x**2 * radius_y**2
     return inside.float()[None]
 
 
@@ -70,14 +66,11 @@ def targets(side, case):
     mask = ellipse(*shape)
     edge = outline(mask)
     if case == "B":
-        mask, edge = (
-            functional.interpolate(target[None], size=(side, side), mode="nearest")[0]
-            for target in (mask, edge)
-        )
+        both = torch.stack([mask, edge])
+        mask, edge = functional.interpolate(both, size=(side, side), mode="nearest")
     return torch.ones(1, dtype=torch.long), mask, edge
 
 
 def assert_pixels(mask, pixels):
-    assert [mask[row, column].item() for row, column, _ in pixels] == pytest.approx(
-        [value for *_, value in pixels], abs=TOLERANCE
-    )
+    found = [mask[row, column].item() for row, column, _ in pixels]
+    assert found == pytest.approx([value for *_, value in pixels], abs=TOLERANCE)

@@ -36,7 +36,7 @@ def test_shipped_card_is_complete(name):
         ({"licence": None}, "licence"),
     ],
 )
-def test_a_wrong_card_is_told_with_file_and_key(tmp_path, change, said):
+def test_wrong_card_is_refused_with_file_and_key(tmp_path, change, said):
     data = shipped("detectors", "community-forensics-vits384")
     path = tmp_path / "card.yaml"
     path.write_text(yaml.safe_dump({**data, **change}))
@@ -46,7 +46,7 @@ def test_a_wrong_card_is_told_with_file_and_key(tmp_path, change, said):
     assert next(iter(change)) in caught.value.message
 
 
-def test_an_unknown_name_lists_what_is_shipped():
+def test_unknown_name_suggests_a_shipped_one():
     with pytest.raises(ConfigError, match="did you mean 'siglip2-open-deepfake'"):
         load_card("siglip-open-deepfake")
 
@@ -60,7 +60,7 @@ def test_fake_is_found_by_name_among_labels():
             output.index_among(labels)
 
 
-def test_valid_range_says_why():
+def test_valid_range_returns_a_reason():
     allowed = ValidRange(min_side_px=64, max_side_px=1000)
     assert allowed.doubt(64, 1000) is None
     assert allowed.doubt(63, 500) == "63 × 500, below the valid range (64 px)"
@@ -93,7 +93,7 @@ def test_card_names_no_file_outside_its_folder(tmp_path, place):
             load_card(path)
 
 
-def test_a_card_in_a_bucket_names_its_files_there(s3):
+def test_card_in_a_bucket_names_its_files_there(s3):
     data = shipped("detectors", "unifd")
     data["backbone"] = shipped("backbones", "openai-clip-vit-l14")
     data["backbone"]["weights"]["uri"] = "clip.safetensors"

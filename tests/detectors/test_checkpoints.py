@@ -88,7 +88,7 @@ CHECKPOINTS = {*PROGRAMS, "torch", "old torch", "half of tensors", "safetensors"
 
 
 @pytest.mark.parametrize("format", ["torch", "safetensors"])
-def test_what_is_no_weights_is_named(files, format, tmp_path):
+def test_file_that_is_not_weights_is_named(files, format, tmp_path):
     path = tmp_path / f"weights.{'pth' if format == 'torch' else 'safetensors'}"
     for data, what in (said for kind, said in files.items() if kind not in CHECKPOINTS):
         path.write_bytes(data)
@@ -97,7 +97,7 @@ def test_what_is_no_weights_is_named(files, format, tmp_path):
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)
-def test_a_checkpoint_of_more_than_tensors_is_not_opened(files, kind, tmp_path, capsys):
+def test_checkpoint_of_more_than_tensors_is_not_opened(files, kind, tmp_path, capsys):
     data, what = files[kind]
     (tmp_path / "weights.pth").write_bytes(data)
     told = refusal(tmp_path / "weights.pth", "torch")
@@ -111,7 +111,7 @@ def test_cut_safetensors_file_is_refused(files, tmp_path):
     assert what in refusal(tmp_path / "weights.safetensors", "safetensors")
 
 
-def test_weights_of_the_other_format_are_named_with_the_way_to_say_so(files, tmp_path):
+def test_weights_of_the_other_format_name_the_key_to_set(files, tmp_path):
     for kind in ("torch", "old torch"):
         (tmp_path / "w.safetensors").write_bytes(files[kind][0])
         told = refusal(tmp_path / "w.safetensors", "safetensors")
@@ -125,13 +125,13 @@ def test_weights_of_the_other_format_are_named_with_the_way_to_say_so(files, tmp
     assert "it is a safetensors file" in refusal(tmp_path / "model.json", "safetensors-index")
 
 
-def test_heads_without_torch_are_read_by_the_same_eyes(files, tmp_path):
+def test_heads_without_torch_refuse_the_same_files(files, tmp_path):
     (tmp_path / "head.safetensors").write_bytes(files["login"][0])
     with pytest.raises(DetectorError, match="it is a web page"):
         read_arrays(tmp_path / "head.safetensors")
 
 
-def test_a_file_with_another_hash_is_named_too(files, tmp_path):
+def test_file_with_another_hash_is_named(files, tmp_path):
     card = load_card("tiny-ladeda").model_copy(update={"terms": "permissive"})
     path = tmp_path / "lfs.pth"
     path.write_bytes(files["lfs"][0])

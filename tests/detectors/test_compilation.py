@@ -34,21 +34,21 @@ def detector():
     return load_detector("touchstone-tiny", precision="fp32")
 
 
-def test_what_agrees_is_kept(detector):
+def test_network_with_equal_scores_is_kept(detector):
     eager = detector.network
     assert compile_checked(detector, 3, lambda network: Moved(network, 1e-6)) is None
     assert detector.network is not eager
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_what_moves_scores_is_not(detector, after):
+def test_network_that_moves_scores_is_not_kept(detector, after):
     eager = detector.network
     said = compile_checked(detector, 3, lambda network: Moved(network, 0.01, after))
     assert "scores move by up to 0.01" in said
     assert detector.network is eager
 
 
-def test_a_compiler_that_fails_or_has_no_static_graph_costs_nothing(detector):
+def test_failing_compiler_keeps_the_network(detector):
     eager = detector.network
     assert "no kernel" in compile_checked(detector, 3, fails)
     assert detector.network is eager
@@ -56,22 +56,22 @@ def test_a_compiler_that_fails_or_has_no_static_graph_costs_nothing(detector):
     assert "no static graph" in compile_checked(detector, 3, fails)
 
 
-def test_an_ensemble_says_what_became_of_each():
+def test_ensemble_returns_the_result_of_each():
     card = load_card("touchstone-tiny")
     spec = make_spec(ensemble_of([card.name]), cards=[card], limits=ImageLimits(), precision="fp32")
     seen = []
     scorer = EnsembleScorer(spec, StageClock())
-    found = scorer.compile(
-        lambda network: (
-            network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-            and network
-        )
-    )
+
+    def watched(network):
+        network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+        return network
+
+    found = scorer.compile(watched)
     assert found == {"touchstone-tiny": None}
     assert set(seen) == {spec.slots}
 
 
-def test_numbers_are_held_to_their_precision():
+def test_tolerance_depends_on_the_precision():
     expected = np.array([0.5, 20.0, np.nan], np.float32)
     near = expected + np.array([5e-5, 1e-3, 0.0], np.float32)
     assert not beyond_tolerance(near, expected, "fp32")

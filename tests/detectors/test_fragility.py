@@ -21,7 +21,7 @@ def card_with(folder, **changes):
     return load_card(path)
 
 
-def test_beyond_a_bound_there_is_a_reason_and_what_is_not_known_lies_inside():
+def test_value_beyond_a_bound_has_a_reason():
     known = Fragility.model_validate({"abstains": BOUNDS})
     facts = {"jpeg_quality": [30, 50, None, 90], "graphics": [0.1, 0.2, None, 0.8]}
     assert known.doubts(facts) == {
@@ -40,12 +40,12 @@ def test_beyond_a_bound_there_is_a_reason_and_what_is_not_known_lies_inside():
         ({"sharpness": {"below": 9}}, "sharpness"),
     ],
 )
-def test_bounds_that_mean_nothing_are_refused(bounds, told, tmp_path):
+def test_bounds_without_meaning_are_refused(bounds, told, tmp_path):
     with pytest.raises(ConfigError, match=told):
         card_with(tmp_path, fragility={"abstains": bounds})
 
 
-def test_a_card_without_them_is_noted_and_written_as_ever(tmp_path):
+def test_card_without_bounds_keeps_its_facts(tmp_path):
     card = load_card("touchstone-tiny")
     assert "abstains" not in card.scoring_facts
     assert not {"fragility", "blind_to"} & card.model_dump(mode="json").keys()
@@ -55,7 +55,7 @@ def test_a_card_without_them_is_noted_and_written_as_ever(tmp_path):
     assert {"fragility", "blind_to"} <= said.model_dump(mode="json").keys()
 
 
-def test_a_run_goes_on_with_the_bounds_that_it_was_begun_with(tmp_path):
+def test_run_resumes_with_the_bounds_that_it_began_with(tmp_path):
     plain = load_card("touchstone-tiny")
     bounded = card_with(tmp_path, fragility={"abstains": BOUNDS})
     without, within = plain.scoring_facts, bounded.scoring_facts

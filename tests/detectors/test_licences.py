@@ -47,7 +47,7 @@ def card_with(**changes):
         ("none-stated", "no licence was published"),
     ],
 )
-def test_other_terms_are_refused_in_one_line_with_the_command(terms, words):
+def test_other_terms_are_refused_with_the_command(terms, words):
     card = card_with(terms=terms)
     with pytest.raises(DetectorError) as raised:
         require_accepted(card)
@@ -79,14 +79,14 @@ def test_a_licence_covers_every_detector_under_it():
     assert accepted_licences().keys() == {"CC-BY-NC-4.0"}
 
 
-def test_no_licence_is_not_a_licence_to_share():
+def test_missing_licence_is_accepted_by_name_only():
     """Two authors who published none have nothing in common: each is accepted by name."""
     card = card_with(name="another", licence="none published", terms="none-stated")
     assert not may_be_used(card, ["none published"])
     assert may_be_used(card, ["another"]), "names for this command count without a file"
 
 
-def test_a_changed_licence_asks_again():
+def test_changed_licence_must_be_accepted_again():
     accept_licence(NON_COMMERCIAL)
     changed = card_with(licence="Yissum-Research", terms="research-only")
     assert not may_be_used(changed)
@@ -95,7 +95,7 @@ def test_a_changed_licence_asks_again():
         require_accepted(changed)
 
 
-def test_the_rest_of_the_file_stays_as_it_is(config):
+def test_accepting_keeps_the_rest_of_the_file(config):
     head, tail = "# mine\ncache: /data   # big disk\n", "# after\nnested: {a: [1, 2]}\n"
     old = "accepted_licences:\n  old:  # long ago\n    licence: X\n    accepted_at: then\n"
     written(config, f"{head}\n{old}\n{tail}").chmod(0o600)
@@ -130,7 +130,7 @@ def test_any_layout_keeps_its_values(config, text, kept):
 @pytest.mark.parametrize(
     "text", ["}{", "accepted_licences: [a]\n", "accepted_licences: {a: {accepted_at: now}}\n"]
 )
-def test_a_damaged_file_is_an_error_that_names_it(config, text):
+def test_damaged_file_is_named(config, text):
     written(config, text)
     require_accepted(load_card("community-forensics-vits384"))  # needs and reads nothing
     with pytest.raises(ConfigError, match=str(config)):
@@ -140,9 +140,7 @@ def test_a_damaged_file_is_an_error_that_names_it(config, text):
     assert config.read_text() == text
 
 
-def test_a_home_that_cannot_be_written_reads_as_nothing_and_remembers_nothing(
-    tmp_path, monkeypatch
-):
+def test_unwritable_home_remembers_nothing(tmp_path, monkeypatch):
     # A file where the folder should be stops even root.
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "file" / "config.yaml"))
@@ -152,7 +150,7 @@ def test_a_home_that_cannot_be_written_reads_as_nothing_and_remembers_nothing(
     assert may_be_used(load_card(NON_COMMERCIAL), [accepted.name])
 
 
-def test_where_the_file_lies(tmp_path, monkeypatch):
+def test_config_file_is_in_the_home(tmp_path, monkeypatch):
     monkeypatch.delenv("TOUCHSTONE_CONFIG")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     assert config_file() == tmp_path / "xdg" / "touchstone" / "config.yaml"

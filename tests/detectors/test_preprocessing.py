@@ -157,7 +157,7 @@ def test_opencv_is_reproduced_bit_for_bit():
         assert (int(pixels.sum()), sha(pixels)) == golden, shape
 
 
-def test_what_no_library_does_is_refused():
+def test_unsupported_preprocessing_is_refused():
     for wrong in (
         {"resize": {"mode": "thumbnail", "size": 9}, "filter": "bicubic"},
         {"resampler": "opencv", "filter": "bicubic"},

@@ -69,7 +69,7 @@ def published(card):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_the_published_head_on_the_filled_tower_scores_as_the_authors(name):
+def test_published_head_on_the_filled_tower_scores_as_theirs(name):
     network = filled_network(name, published(load_card(name)))
     for (card, image), expected in HEADS[name].items():
         detector = filled_detector(load_card(card), network)

@@ -29,7 +29,7 @@ def outcomes(checks):
     return [check.outcome for check in checks]
 
 
-def test_a_sound_detector_passes_every_check(folder):
+def test_sound_detector_passes_every_check(folder):
     checks = list(verify_detector(load_card(folder / "card.yaml"), folder / "images"))
     assert outcomes(checks) == ["ok"] * 7
     assert [check.part for check in checks] == ["checkable"] * 3 + [""] * 4
@@ -56,7 +56,7 @@ def test_another_file_is_not_loaded(tmp_path):
     assert load_card(path).weights.sha256 in checks[1].told
 
 
-def test_counts_that_the_card_has_wrong_are_told(folder):
+def test_wrong_counts_of_the_card_fail(folder):
     card = load_card(folder / "card.yaml")
     parameters, tensors = card.size.parameters, card.size.tensors
     wrong = with_part(card, "size", parameters=parameters + 1, tensors=3)
@@ -66,7 +66,7 @@ def test_counts_that_the_card_has_wrong_are_told(folder):
     assert told["tensors"].told == f"{tensors:,}, the card says 3"
 
 
-def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
+def test_check_without_a_value_on_the_card_is_skipped(tmp_path):
     path = write_checkable(
         tmp_path,
         size=None,
@@ -79,7 +79,7 @@ def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
     assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
 
 
-def test_missing_weights_are_a_failed_check_that_says_what_to_do(tmp_path, own_cache):
+def test_missing_weights_fail_with_the_command(tmp_path, own_cache):
     path = write_checkable(tmp_path)
     (tmp_path / "checkable.safetensors").unlink()
     checks = list(verify_detector(load_card(path)))

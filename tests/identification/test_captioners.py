@@ -158,7 +158,7 @@ def test_dialogue_weights_under_earlier_names_say_the_same(tmp_path):
     assert build_describer(renamed).describe(given) == said
 
 
-def test_words_end_and_come_back():
+def test_tokenizer_returns_the_words_that_it_encoded():
     text = "a red circle on the left ☃"
     ids = WORDS.encode(text, 77)
     assert ids[-1] == WORDS.end

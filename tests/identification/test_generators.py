@@ -35,7 +35,7 @@ def test_a_family_may_be_all_that_is_known():
     assert find_generator("nobody/RealisticVision") is None
 
 
-def test_the_index_has_the_classes_of_dflip_and_the_generators_of_the_papers():
+def test_index_has_the_generators_of_dflip_and_the_papers():
     assert set(DFLIP_V2) <= set(generator_index().families)
     papers = (
         "sd-3.5 flux.1-dev flux-1.1-pro ideogram-3.0 gpt-image-1 sd15 sd2 sdxl sd3 imagen parti"
@@ -55,7 +55,7 @@ def test_index_that_contradicts_itself_is_refused():
             GeneratorIndex.model_validate(index)
 
 
-def test_people_are_told_titles_and_may_ask_in_any_spelling():
+def test_titles_are_found_by_any_spelling():
     assert title_of("SDXL") == "Stable Diffusion XL 1.0"
     assert [title_of(name) for name in ("sdxl_1.0/mine", "nobody")] == ["sdxl_1.0/mine", "nobody"]
     assert (family_title("midjourney"), family_title("nobody")) == ("Midjourney", "nobody")

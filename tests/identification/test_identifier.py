@@ -64,7 +64,7 @@ def test_family_is_likeliest_and_generator_likeliest_in_it(tmp_path, vectors):
     assert all(len(set(ranking)) == 5 for ranking in said.ranking.tolist())
 
 
-def test_a_cosine_head_knows_no_lengths(tmp_path, vectors):
+def test_cosine_head_ignores_lengths(tmp_path, vectors):
     held = tensors() | {"bias": np.zeros(len(CLASSES), np.float32)}
     found = identifier_of(tmp_path, held, head="cosine", scale=16.0)
     np.testing.assert_allclose(found.logits(vectors), found.logits(7 * vectors), atol=1e-4)
@@ -72,7 +72,7 @@ def test_a_cosine_head_knows_no_lengths(tmp_path, vectors):
 
 
 @pytest.mark.parametrize("method", ["energy", "distance"])
-def test_what_is_unlike_all_that_is_known_has_no_name(tmp_path, method):
+def test_unknown_generator_has_no_name(tmp_path, method):
     """Clusters of known generators far from the origin, and a stranger at it."""
     rng = np.random.default_rng(2)
     means = 8 * np.eye(len(CLASSES), WIDTH, dtype=np.float32)

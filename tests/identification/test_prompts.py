@@ -14,12 +14,12 @@ from ray_app.identification.prompts import cleaned, normalised_prompt
         ("狐と雪のある静かな冬の朝の風景", "狐と雪のある静かな冬の朝の風景"),
     ],
 )
-def test_what_is_left_of_a_prompt(prompt, words):
+def test_prompt_is_cleaned(prompt, words):
     assert cleaned(prompt) == words
     assert cleaned(words) == words
 
 
-def test_what_is_no_prompt():
+def test_text_that_is_not_a_prompt_is_dropped():
     short = ("   ", "too short", "1234567890, 2024", "a" * 9 + " nsfw")
     for prompt in (None, *short, "nsfw, sfw, rating_explicit", "x" * 2001):
         assert cleaned(prompt) is None, prompt

@@ -39,7 +39,7 @@ def test_the_prompt_is_that_of_the_largest_cosine(card, vectors):
     assert [one.text for one in build_describer(card).describe(7 * vectors)] == PROMPTS
 
 
-def test_company_changes_nothing_and_no_embedding_has_no_words(card):
+def test_prompt_does_not_depend_on_the_batch(card):
     asked = np.random.default_rng(2).normal(size=(37, WIDTH)).astype(np.float32)
     asked[5] = np.nan
     describer = build_describer(card)

@@ -67,21 +67,6 @@ def test_shipped_list_names_its_source(name):
     assert len(listed.source) > 20
 
 
-def test_written_steps_are_those_of_a_file(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(
-        "name: mine\nsource: me\nperturbations:\n"
-        "  - {name: 'blur:2+jpeg:50', steps: [{op: blur, sigma: 2}, {op: jpeg, quality: 50}]}\n"
-        "  - {name: other, steps: [{op: crop, share: 0.5}]}\n"
-    )
-    written = load_perturbations(["blur:2+jpeg:50"])
-    assert load_perturbations([str(path)])[:1] == written
-    assert [one.name for one in load_perturbations(["blur:2+jpeg:50", str(path)])] == [
-        "blur:2+jpeg:50",
-        "other",
-    ]
-
-
 def test_lists_that_share_a_perturbation_have_it_once():
     names = [one.name for one in load_perturbations(["sidbench", "univfd"])]
     assert len(names) == len(set(names)) == 7 + 12 - 5
@@ -93,12 +78,11 @@ def test_lists_that_share_a_perturbation_have_it_once():
         (["nothing"], "no such perturbation"),
         (["jpeg:"], "jpeg needs a number"),
         (["jpeg:75+rotate:3"], "rotate:3 is not a step"),
-        (["jpeg:101"], "quality"),
         (["jpeg:[9"], "not a value"),
         (["clean"], "no such perturbation"),
     ],
 )
-def test_what_is_none_is_refused(names, told):
+def test_unknown_list_or_step_is_refused(names, told):
     with pytest.raises(ConfigError, match=told) as refused:
         load_perturbations(names)
     assert "--perturb" in str(refused.value)
@@ -125,17 +109,13 @@ SHIPPED = {
 
 def test_only_crops_move_what_is_in_a_picture():
     pictured = {"photographs/screenshot-1080", "photographs/rephotographed"}
-    assert {name for name in SHIPPED if not SHIPPED[name].keeps_place} == {
-        "standard/centre-75",
-        "grip-social/grip-social",
-        *pictured,
-    }
+    moving = {name for name in SHIPPED if not SHIPPED[name].keeps_place}
+    assert moving == {"standard/centre-75", "grip-social/grip-social", *pictured}
 
 
 def test_the_seed_is_the_documented_one():
-    assert seed_of("ab", "jpeg-75") == int.from_bytes(
-        hashlib.sha256(b"abjpeg-75").digest()[:8], "big"
-    )
+    documented = hashlib.sha256(b"abjpeg-75").digest()[:8]
+    assert seed_of("ab", "jpeg-75") == int.from_bytes(documented, "big")
     assert seed_of("ab", "one") != seed_of("ab", "other")
 
 
@@ -155,10 +135,8 @@ def through(image, codec, **options):
 def test_codecs_are_pillow_s_with_halved_chroma():
     expected = through(PICTURE, "JPEG", quality=75, subsampling="4:2:0")
     assert perturbed({"op": "jpeg", "quality": 75}).tobytes() == expected.tobytes()
-    assert (
-        perturbed({"op": "webp", "quality": 80}).tobytes()
-        == through(PICTURE, "WEBP", quality=80).tobytes()
-    )
+    expected = through(PICTURE, "WEBP", quality=80)
+    assert perturbed({"op": "webp", "quality": 80}).tobytes() == expected.tobytes()
 
 
 def test_steps_follow_one_another():
@@ -180,13 +158,8 @@ def test_steps_follow_one_another():
 )
 def test_resizes(step, size):
     result = perturbed({"op": "resize", "filter": "lanczos", **step})
-    assert result.size == size
-    assert (
-        result.tobytes()
-        == (
-            PICTURE.resize(size, Image.Resampling.LANCZOS) if size != PICTURE.size else PICTURE
-        ).tobytes()
-    )
+    expected = PICTURE.resize(size, Image.Resampling.LANCZOS)  # a copy if the size is the same
+    assert (result.size, result.tobytes()) == (size, expected.tobytes())
 
 
 def test_blur_with_a_kernel_is_not_darker():
@@ -204,7 +177,7 @@ def test_variance_is_the_square_of_a_deviation():
 
 
 @pytest.mark.parametrize("name", ["clean", "", "Über", "a b", "x" * 65])
-def test_names_that_no_column_should_have(name):
+def test_invalid_name_is_refused(name):
     with pytest.raises(ValidationError):
         Perturbation(name=name, steps=({"op": "jpeg", "quality": 9},))
 
@@ -228,7 +201,7 @@ def test_names_that_no_column_should_have(name):
         {"op": "jpeg", "quality": 80, "subsampling": 0},
     ],
 )
-def test_what_makes_no_sense_is_refused(step):
+def test_invalid_step_is_refused(step):
     with pytest.raises(ValidationError):
         Perturbation(name="test", steps=(step,))
 

@@ -20,11 +20,8 @@ from tests.transforms.given import rng
 def noisy_step(sigma=6.0):
     """Two level halves, 60 and 180, with noise."""
     levels = np.where(np.arange(128) < 64, 60.0, 180.0)[None, :, None] * np.ones((96, 1, 3))
-    return Image.fromarray(
-        (levels + np.random.default_rng(0).normal(0, sigma, levels.shape))
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
+    noise = np.random.default_rng(0).normal(0, sigma, levels.shape)
+    return Image.fromarray((levels + noise).clip(0, 255).astype(np.uint8))
 
 
 def test_denoising_takes_noise_and_leaves_edges():
@@ -55,9 +52,8 @@ def test_merged_exposures_lift_shadows_and_lower_lights():
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (10, 900), (1, 1)])
 def test_screenshot_shows_the_whole_image_between_bars(size):
     for seed in range(3):
-        result = np.asarray(
-            show_on_screen(Image.new("RGB", size, (40, 200, 90)), rng(seed), (108, 192))
-        )
+        image = Image.new("RGB", size, (40, 200, 90))
+        result = np.asarray(show_on_screen(image, rng(seed), (108, 192)))
         assert result.shape == ((108, 192, 3) if size[0] > size[1] else (192, 108, 3))
         bars = (result == result[..., :1]).all(axis=2)
         grey = np.unique(result[bars])
@@ -87,7 +83,6 @@ def test_tilt_stays_near_and_shows_nothing_from_outside():
 def test_levels_are_a_line_from_black_to_white():
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
     found = np.asarray(set_levels(ramp, 12, 238))[0]
-    np.testing.assert_allclose(
-        found, np.linspace(12, 238, 256)[:, None].repeat(3, axis=1), atol=0.5
-    )
+    line = np.linspace(12, 238, 256)[:, None].repeat(3, axis=1)
+    np.testing.assert_allclose(found, line, atol=0.5)
     assert (found[0, 0], found[-1, 0]) == (12, 238)

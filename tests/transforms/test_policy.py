@@ -30,20 +30,16 @@ FINAL = {"community-forensics": {}, "openfake-v2": {}, "cnndetection": {}, "flip
 
 
 def policy_of(name, side=SIDE, **arguments):
-    return make_policy(
-        Augmentation(policy=name, arguments=FINAL.get(name, {}) | arguments),
-        side=side,
-        statistics=STATISTICS,
-    )
+    augmentation = Augmentation(policy=name, arguments=FINAL.get(name, {}) | arguments)
+    return make_policy(augmentation, side=side, statistics=STATISTICS)
 
 
 def same(one: ImageSample, other: ImageSample) -> bool:
-    masks = [sample.mask and sample.mask.tobytes() for sample in (one, other)]
-    return (
-        one.image.tobytes() == other.image.tobytes()
-        and masks[0] == masks[1]
-        and one[2:] == other[2:]
+    first, second = (
+        (sample.image.tobytes(), sample.mask and sample.mask.tobytes(), sample[2:])
+        for sample in (one, other)
     )
+    return first == second
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -76,9 +72,7 @@ def test_the_mask_goes_where_the_image_goes(name):
         sample = marked(320, 240)
         before = sample.image.tobytes(), sample.mask.tobytes()
         result = policy(sample, rng(seed))
-        assert (sample.image.tobytes(), sample.mask.tobytes()) == before, (
-            "the given sample was changed"
-        )
+        assert (sample.image.tobytes(), sample.mask.tobytes()) == before, "the sample changed"
         assert (result.image.mode, result.mask.mode, result.label) == ("RGB", "L", 1)
         assert result.image.size == result.mask.size
         seen, told = seen_and_told(result)
@@ -134,10 +128,8 @@ def test_openfake_v1_alone_reads_statistics_and_needs_them(tmp_path):
         make_policy(Augmentation(policy="openfake-v1"), side=256)
     place = tmp_path / "real.npz"
     save_statistics(place, RealStatistics(np.array([50 * 50]), np.array([1e9])))
-    policy = make_policy(
-        Augmentation(policy="openfake-v1", statistics=str(place), arguments={"probability": 1}),
-        side=256,
-    )
+    arguments = {"statistics": str(place), "arguments": {"probability": 1}}
+    policy = make_policy(Augmentation(policy="openfake-v1", **arguments), side=256)
     assert policy(ImageSample(photo(100, 100), None, 1), rng(0)).image.size == (50, 50)
 
 
@@ -152,17 +144,13 @@ def test_sharpness_is_the_variance_of_the_laplacian():
 
 def test_statistics_are_read_in_the_authors_form_and_in_ours(tmp_path):
     place = tmp_path / "real_train_stats.npz"
-    np.savez(
-        place,
-        blur_vals=np.array([78.0, 645.0]),
-        res_vals=np.array([[671, 740], [480, 640], [1, 1]]),
-    )
+    sizes = np.array([[671, 740], [480, 640], [1, 1]])
+    np.savez(place, blur_vals=np.array([78.0, 645.0]), res_vals=sizes)
     read = load_statistics(place)
     assert read.areas_px.tolist() == [671 * 740, 480 * 640, 1]
     assert read.sharpness.tolist() == [78.0, 645.0]
-    save_statistics(
-        tmp_path / "mine.npz", RealStatistics(np.array([5, 7]), np.array([1.5, 0.0, 3.0]))
-    )
+    mine = RealStatistics(np.array([5, 7]), np.array([1.5, 0.0, 3.0]))
+    save_statistics(tmp_path / "mine.npz", mine)
     kept = load_statistics(tmp_path / "mine.npz")
     assert (kept.areas_px.tolist(), kept.sharpness.tolist()) == ([5, 7], [1.5, 0.0, 3.0])
 

@@ -9,3 +9,10 @@ def own_place(request, tmp_path, monkeypatch):
     if hasattr(request.module, "MODULE"):
         (tmp_path / "strange.py").write_text(request.module.MODULE)
     return tmp_path
+
+
+@pytest.fixture
+def same_last_bits(monkeypatch):
+    """One thread and no network, as in the process of the other package."""
+    monkeypatch.setenv("TOUCHSTONE_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

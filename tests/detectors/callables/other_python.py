@@ -8,7 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from ray_app.detectors.card_sections import formula_image
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 def other_python(folder, *needed):
@@ -35,3 +41,21 @@ def other_python(folder, *needed):
     if installed.returncode:
         pytest.skip(f"PyPI is out of reach: {installed.stderr.strip().splitlines()[-1]}")
     return python
+
+
+def python_of(folder):
+    return str(folder / "venv" / "bin" / "python")
+
+
+def run_code(folder, code, *words):
+    """Run code by the Python in `folder`, and return its last line."""
+    command = [python_of(folder), "-W", "ignore", "-c", code, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.rpartition("\n")[0].rpartition("\n")[2]
+
+
+def write_image(path, size, seed):
+    noise = np.random.default_rng(seed).integers(0, 128, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(formula_image(*size) // 2 + noise).save(path)
+    return str(path)

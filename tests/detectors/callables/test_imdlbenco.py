@@ -4,7 +4,6 @@ environment; needs PyPI.
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,15 @@ from PIL import Image
 
 from ray_app import load_detector
 from ray_app.detectors.callables.addition import CallableAddition, add_callable
-from ray_app.detectors.card_sections import formula_image
-from tests.detectors.callables.other_python import other_python
+from tests.detectors.callables.other_python import (
+    EXAMPLES,
+    other_python,
+    python_of,
+    run_code,
+    write_image,
+)
 
 pytestmark = pytest.mark.slow
-EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 NEEDED = ("imdlbenco==0.1.45", "albumentations==1.3.0", "qudida", "opencv-python-headless", "fvcore", "iopath", "yacs", "termcolor",
           "portalocker", "tabulate", "grad-cam", "ttach", "appdirs", "matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver",
           "pyparsing")  # fmt: skip
@@ -86,38 +89,19 @@ def adapter_with(constants):
 @pytest.mark.parametrize(
     ("name", "pads"), [("Mesorch", False), ("Mesorch", True), ("PSCC_Net", False)]
 )
-def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, name, pads):
-    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config.yaml"))
-    monkeypatch.setenv("TOUCHSTONE_OFFLINE", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in both, or the last bits differ
-    (side, options), python, paths = MODELS[name], str(benco / "venv" / "bin" / "python"), []
-    for number, (width, height) in enumerate([(301, 227), (512, 384)] + [(700, 640)] * (not pads)):
-        pixels = formula_image(width, height) // 2 + np.random.default_rng(number).integers(
-            0, 128, (height, width, 3), np.uint8
-        )
-        paths.append(str(tmp_path / f"{number}.png"))
-        Image.fromarray(pixels).save(paths[-1])
-    for words in (
-        [SEED, name, str(side), repr(options)],
-        [SAVE, name, str(side), "pad" if pads else "resize", repr(options), *paths],
-    ):
-        done = subprocess.run(
-            [python, "-W", "ignore", "-c", *words], cwd=benco, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    constants = {
-        "NAME": name,
-        "CHECKPOINT": f"{name}.pth",
-        "ARGUMENTS": options,
-        "IMAGE_SIZE": side,
-        "PADS": pads,
-        "EDGE_MASK_WIDTH": 7,
-    }
+def test_masks_equal_those_of_its_own_script(benco, tmp_path, same_last_bits, name, pads):
+    side, options = MODELS[name]
+    sizes = [(301, 227), (512, 384)] + [(700, 640)] * (not pads)
+    paths = [write_image(tmp_path / f"{n}.png", size, n) for n, size in enumerate(sizes)]
+    run_code(benco, SEED, name, str(side), repr(options))
+    run_code(benco, SAVE, name, str(side), "pad" if pads else "resize", repr(options), *paths)
     module = f"{name.lower()}_{'pads' if pads else 'resizes'}"
-    (benco / f"{module}.py").write_text(adapter_with(constants), encoding="utf-8")
+    constants = {"NAME": name, "CHECKPOINT": f"{name}.pth", "ARGUMENTS": options}
+    constants |= {"IMAGE_SIZE": side, "PADS": pads, "EDGE_MASK_WIDTH": 7}
+    (benco / f"{module}.py").write_text(adapter_with(constants))
     wanted = CallableAddition(
-        f"{module}:Detector", python=python, folder=benco, name=module.replace("_", "-"), scores="probability", images="pil",
-        licence="own", limit_s=300,
+        f"{module}:Detector", python=python_of(benco), folder=benco, name=module.replace("_", "-"), scores="probability",
+        images="pil", licence="own", limit_s=300,
     )  # fmt: skip
     added = add_callable(wanted)
     rows, raw = list(load_detector(added.path).score(paths)), np.load(benco / "raw.npz")
@@ -127,25 +111,16 @@ def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, 
         else {}
     )
     for path, row, theirs in zip(paths, rows, raw.values(), strict=True):
-        (ours,), picture = row.masks.values(), Image.open(path)
-        theirs = theirs[: picture.height, : picture.width] if pads else theirs
-        print(
-            name,
-            picture.size,
-            "largest difference of",
-            theirs.size,
-            "pixels:",
-            np.abs(ours - np.rint(255 * theirs)).max(),
-            "of 255",
-        )
+        (ours,), (score,) = row.masks.values(), row.scores.values()
+        image, file = Image.open(path), Path(path).name
+        theirs = theirs[: image.height, : image.width] if pads else theirs
         assert np.array_equal(ours, np.rint(255 * theirs))
-        assert np.ptp(ours) > 3, "masks that are flat would prove nothing"
-        saved = np.asarray(Image.open(benco / "saved" / "pred" / path.rpartition("/")[2]), np.int16)
-        if picture.width > side or pads:  # where a mask is made smaller, ours is averaged as well
-            stretched = Image.fromarray(ours).resize(picture.size, Image.Resampling.BILINEAR)
+        assert np.ptp(ours) > 3, "flat masks would prove nothing"
+        saved = np.asarray(Image.open(benco / "saved" / "pred" / file), np.int16)
+        # If a mask is made smaller, ours is averaged as well.
+        if image.width > side or pads:
+            stretched = Image.fromarray(ours).resize(image.size, Image.Resampling.BILINEAR)
             assert np.abs(saved - np.asarray(stretched)).max() <= 2
-        score = labels.get(path.rpartition("/")[2], float(theirs.max()))
-        assert next(iter(row.scores.values())) == pytest.approx(
-            torch.logit(torch.tensor(score)).item(), abs=1e-4
-        )
+        expected = torch.logit(torch.tensor(labels.get(file, float(theirs.max())))).item()
+        assert score == pytest.approx(expected, abs=1e-4)
     assert added.opened.identity["files"].keys() == {f"{name}.pth"}

@@ -98,7 +98,7 @@ def test_each_failure_costs_the_image_that_it_met(own_place):
         assert scores(hasty, of_width(102)) == ["its process took longer than 0.5 s"]
 
 
-def test_probabilities_become_log_odds_that_end_somewhere(own_place):
+def test_probabilities_become_bounded_log_odds(own_place):
     card = added(own_place, "brightness", scores="probability", images="pil")
     levels = [np.full((9, 9, 3), value, np.uint8) for value in (0, 51, 255)]
     with opened(card) as process:
@@ -131,7 +131,7 @@ def test_a_changed_source_is_another_detector(own_place):
     assert "touchstone detectors add callable:strange:two" in told.value.hint
 
 
-def test_what_cannot_start_is_said_before_any_image(own_place):
+def test_callable_that_cannot_start_is_refused(own_place):
     card = added(own_place, "two")
     (own_place / "strange.py").unlink()
     for change, said in (
@@ -145,13 +145,13 @@ def test_what_cannot_start_is_said_before_any_image(own_place):
         assert told.value.hint
 
 
-def test_offline_no_host_is_spoken_to(own_place, monkeypatch):
+def test_callable_cannot_reach_a_host_offline(own_place, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_OFFLINE", "1")
     with pytest.raises(DetectorError, match="no network: this machine is offline"):
         added(own_place, "reaching")
 
 
-def test_another_interpreter_and_weight_files_are_part_of_the_identity(own_place):
+def test_interpreter_and_weight_files_are_in_the_identity(own_place):
     """The interpreter has a path of modules of its own; a card is refused once the content of its
     weight files changes.
     """
@@ -227,7 +227,7 @@ def test_a_module_of_the_folder_never_replaces_an_installed_one(own_place):
     assert told.value.hint.startswith("rename your module: Python already has one of that name, ")
 
 
-def test_commands_find_the_card_by_its_name_and_say_what_failed(own_place, monkeypatch, capsys):
+def test_commands_find_the_card_and_name_what_failed(own_place, monkeypatch, capsys):
     monkeypatch.chdir(own_place)
     command = "detectors add callable:strange:by_width --licence own --as strange --json"
     assert main(command.split()) == 0

@@ -95,7 +95,7 @@ def test_a_run_keeps_masks_of_the_image_s_own_shape(tmp_path):
     )
 
 
-def test_many_tokens_attend_a_head_at_a_time_with_the_same_result(monkeypatch):
+def test_many_tokens_attend_head_by_head_with_equal_results(monkeypatch):
     layer = filled(mae.WindowAttention(24, 3, 6))
     tokens = torch.linspace(-1, 1, 2 * 36 * 24).sin().view(2, 6, 6, 24)
     together = layer(tokens)

@@ -85,9 +85,7 @@ def test_replies_are_read_in_the_published_order():
     assert math.isnan(score_of("I don't know"))
 
 
-def test_reply_mode_says_what_transformers_generates_for_each_image_alone(
-    folder, pixels, reference
-):
+def test_reply_is_what_transformers_generates_for_each_alone(folder, pixels, reference):
     network = _network(folder)
     prediction = _ask(network, pixels)
     tokenizer, ids = _prompt_ids(folder, network.dialogue.question)
@@ -104,9 +102,7 @@ def test_reply_mode_says_what_transformers_generates_for_each_image_alone(
     assert set(Counter(answer_of(reply) for reply in expected)) == {"real", "fake", "unknown"}
 
 
-def test_first_token_mode_is_the_difference_of_the_two_answers_at_the_first_place(
-    folder, pixels, reference
-):
+def test_first_token_score_is_the_difference_of_the_answers(folder, pixels, reference):
     network = _network(folder, mode="first-token")
     prediction = _ask(network, pixels)
     tokenizer, ids = _prompt_ids(folder, network.dialogue.question)
@@ -126,7 +122,7 @@ def test_first_token_mode_is_the_difference_of_the_two_answers_at_the_first_plac
 
 
 @pytest.mark.parametrize("mode", ["reply", "first-token"])
-def test_a_batch_is_split_by_tokens_and_the_scores_do_not_depend_on_it(folder, pixels, mode):
+def test_batch_split_by_tokens_keeps_the_scores(folder, pixels, mode):
     whole = _network(folder, mode=mode)
     tokens = len(whole._tokens.prompt)
     expected = _ask(whole, pixels)
@@ -142,7 +138,7 @@ def test_a_batch_is_split_by_tokens_and_the_scores_do_not_depend_on_it(folder, p
     torch.testing.assert_close(prediction.logits, expected.logits, **near)
 
 
-def test_the_weights_load_strictly_and_are_those_that_transformers_loads(folder, reference):
+def test_weights_are_those_that_transformers_loads(folder, reference):
     loaded = _network(folder).chat.state_dict()
     expected = reference.state_dict()
     assert set(loaded) == set(expected)
@@ -188,12 +184,12 @@ def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
         ({"template": "Is it real?"}, r"arguments: template: Value error, it needs \{image\}"),
     ],
 )
-def test_a_card_that_cannot_work_says_why(folder, changes, told):
+def test_card_that_cannot_work_is_refused(folder, changes, told):
     with pytest.raises(DetectorError, match=told):
         _network(folder, **changes)
 
 
-def test_transformers_without_no_init_weights_names_a_version_that_fits(folder, monkeypatch):
+def test_wrong_transformers_version_names_one_that_fits(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.initialization", None)
     told = "cannot build a network without initial values"
     with pytest.raises(DetectorError, match=told) as refused:

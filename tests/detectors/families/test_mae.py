@@ -22,7 +22,7 @@ def fused(query, key, value):
 @pytest.mark.parametrize(
     "learning", [None, 0, 2], ids=["scoring", "the query learns", "the value learns"]
 )
-def test_in_bf16_it_is_the_fused_kernel_s_attention_also_where_something_learns(learning):
+def test_bf16_attention_is_that_of_the_fused_kernel(learning):
     given = drawn()
     if learning is not None:
         given[learning].requires_grad_(True)

@@ -52,9 +52,8 @@ def plain_statistics(network, pixels):
     network(pixels)
     for hook in hooks:
         hook.remove()
-    return np.concatenate(
-        [part for maps in seen for part in (maps.mean((2, 3)), maps.std((2, 3)))], axis=1
-    )
+    parts = [part for maps in seen for part in (maps.mean((2, 3)), maps.std((2, 3)))]
+    return np.concatenate(parts, axis=1)
 
 
 @pytest.mark.parametrize("size", [(96, 64), (32, 32)])
@@ -79,38 +78,30 @@ def test_a_level_picture_has_a_gradient():
     assert pixels.grad.isfinite().all()
 
 
-def test_a_file_with_other_names_in_the_same_order_is_the_same_file():
+def test_file_with_other_names_in_the_same_order_is_read():
     backbone = StageBackbone(LITE)
     renamed = {
         f"_blocks.{place}.{key.rsplit('.', 1)[-1]}": tensor
         for place, (key, tensor) in enumerate(classifier().state_dict().items())
     }
-    found, expected = (
-        published_keys(renamed, backbone),
-        published_keys(classifier().state_dict(), backbone),
-    )
-    assert found.keys() == expected.keys() == backbone.state_dict().keys()
-    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
-    own = {key.removeprefix("network."): tensor for key, tensor in expected.items()}
-    assert all(
-        torch.equal(tensor, own[key.removeprefix("network.")])
-        for key, tensor in published_keys(own, backbone).items()
-    ), "folded"
+    expected = published_keys(classifier().state_dict(), backbone)
+    folded = {key.removeprefix("network."): tensor for key, tensor in expected.items()}
+    assert expected.keys() == backbone.state_dict().keys()
+    for state in (renamed, folded):
+        found = published_keys(state, backbone)
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
 @pytest.mark.parametrize("change", ["another size", "one tensor less", "another order"])
 def test_another_network_s_file_is_refused(change):
-    state = dict(
-        classifier("tf_efficientnet_lite1" if change == "another size" else LITE).state_dict()
-    )
+    name = "tf_efficientnet_lite1" if change == "another size" else LITE
+    state = dict(classifier(name).state_dict())
     if change == "one tensor less":
         del state["classifier.bias"]
     if change == "another order":
         state = {"classifier.bias": state.pop("classifier.bias"), **state}
-    with pytest.raises(
-        DetectorError,
-        match="tf_efficientnet_lite0: the file's tensors are not those of this network, in its order",
-    ):
+    told = "tf_efficientnet_lite0: the file's tensors are not those of this network"
+    with pytest.raises(DetectorError, match=told):
         published_keys(state, StageBackbone(LITE))
 
 

@@ -78,7 +78,7 @@ def test_a_fingerprint_does_not_depend_on_its_bands(small, band, monkeypatch):
         )
 
 
-def test_a_seeded_file_in_the_published_format_is_loaded_and_scores(tmp_path):
+def test_file_in_the_published_format_scores(tmp_path):
     detector = load_detector(seeded_card(card_of(**NARROW), tmp_path), precision="fp32")
     images = np.stack([pattern_image(61, 97), pattern_image(61, 97)[::-1]])
     reading = detector.read(detector.normalise(torch.from_numpy(images)))
