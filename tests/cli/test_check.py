@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ray_app import load_ensemble
-from ray_app.cli.main import main
+from ray_app.cli.check import check
 from ray_app.reports.check import name_rows
 from ray_app.storage import guarded_http
 from ray_app.storage.ssrf import is_public_address
@@ -29,7 +29,7 @@ from tests.storage.tls_server import Loopback, answer, authority
 from tests.unprivileged import closed, nested
 
 KILLS = b"this one kills the decoder"
-# In a decoder process, before it begins: a picture that holds those words ends it, as a bug in a
+# A decoder process runs this first. An image with these bytes ends the process, as a bug in a
 # codec would.
 DYING = f"""
 import sys
@@ -55,7 +55,8 @@ def picture(seed=1, size=(300, 200), format="JPEG"):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     (folder / "a.jpg").write_bytes(picture(1))
@@ -65,34 +66,20 @@ def photos(tmp_path):
     return folder
 
 
-@pytest.fixture
-def check(capsys, monkeypatch):
-    """The command in this process: its exit code and what it prints."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        code = main(["check", *map(str, arguments)])
-        return code, capsys.readouterr().out
-
-    return run
-
-
-def rows_of(text):
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def test_a_folder_gives_the_scores_that_python_gives_and_leaves_nothing_out(
-    photos, tmp_path, check
-):
+def test_check_folder_has_a_row_per_file_as_python(photos, tmp_path, touchstone, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(DYING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (photos / "below" / "killer.jpg").write_bytes(picture(4) + KILLS)
     (photos / "nowhere").symlink_to("gone")
     (photos / "linked").symlink_to(tmp_path)
     os.mkfifo(photos / "pipe")
-    code, text = check(photos, "--json")
-    assert code == 0
-    found = {Path(row["uri"]).relative_to(photos).as_posix(): row for row in rows_of(text)}
+    ended = touchstone("check --json", photos)
+    assert ended.code == 0
+    found = {Path(row["uri"]).relative_to(photos).as_posix(): row for row in ended.rows}
     assert {name: row["status"] for name, row in found.items()} == {
         "a.jpg": "ok",
         "below/b.png": "ok",
+        "below/killer.jpg": "decoder_crashed",
         "below/notes.txt": "unsupported_format",
         "linked": "source_denied",
         "nowhere": "source_missing",
@@ -100,148 +87,117 @@ def test_a_folder_gives_the_scores_that_python_gives_and_leaves_nothing_out(
         "z.jpg": "truncated_image",
     }
     assert list(found) == sorted(found)
+    assert "SIGSEGV" in found["below/killer.jpg"]["detail"]
+    assert found["below/killer.jpg"]["score"] is None
     expected = load_ensemble("default").score([photos / "a.jpg", photos / "below" / "b.png"])
     for name, result in zip(("a.jpg", "below/b.png"), expected, strict=True):
         row = found[name]
-        # the last bits are those of the number of threads
+        # The last bits depend on the number of threads.
         assert row["score"] == pytest.approx(result.score, abs=1e-5)
         assert row["scores"] == pytest.approx(result.scores, abs=1e-5)
         assert (row["verdict"], row["verdict_reason"]) == (result.verdict, result.verdict_reason)
-        assert (row["width"], row["height"], row["sha256"]) == (
-            result.facts.width,
-            result.facts.height,
-            result.facts.sha256,
-        )
+        facts = result.facts
+        size = (facts.width, facts.height, facts.sha256)
+        assert (row["width"], row["height"], row["sha256"]) == size
 
 
-def test_closed_and_nested_folders_are_rows_among_others(photos, check):
+def test_check_keeps_rows_of_closed_and_nested_folders(photos, touchstone):
     with closed(photos / "below"), nested(photos, "d", 1000):
-        code, text = check(photos, "--ensemble", "tiny", "--json")
-        found = {
-            row["uri"].removeprefix(f"{photos}/"): (row["status"], row["detail"])
-            for row in rows_of(text)
-        }
-        assert check(photos / "below", "--ensemble", "tiny")[0] == 3
-    assert code == 0
-    assert found.pop("below") == (
-        "source_denied",
-        "this folder cannot be listed: Permission denied",
-    )
-    assert found.pop("d/" * 1000 + "x.jpg")[0] == "empty_file"
-    assert set(found) == {"a.jpg", "z.jpg"}
+        ended = touchstone("check --ensemble tiny --json", photos)
+        assert touchstone("check --ensemble tiny", photos / "below").code == 3
+    found = {row["uri"].removeprefix(f"{photos}/"): row for row in ended.rows}
+    assert ended.code == 0
+    assert {name: row["status"] for name, row in found.items()} == {
+        "a.jpg": "ok",
+        "below": "source_denied",
+        "d/" * 1000 + "x.jpg": "empty_file",
+        "z.jpg": "truncated_image",
+    }
+    assert "Permission denied" in found["below"]["detail"]
 
 
-def test_batches_side_by_side_give_what_one_after_another_gives():
-    """`Ensemble.twin`: the same weights, and none of the other's features."""
+def test_twins_in_threads_give_the_scores_of_one():
     many = [picture(seed) for seed in range(12)]
     ensemble = load_ensemble("tiny")
 
-    def scored(one, start):
-        return [result.scores for result in one.score(many[start : start + 4])]
+    def scored(twin, start):
+        return [result.scores for result in twin.score(many[start : start + 4])]
 
-    one_by_one = [scored(ensemble, start) for start in (0, 4, 8)]
+    expected = [scored(ensemble, start) for start in (0, 4, 8)]
+    twins = (ensemble, ensemble.twin(), ensemble.twin())
     with ThreadPoolExecutor(3) as pool:
-        assert (
-            list(pool.map(scored, (ensemble, ensemble.twin(), ensemble.twin()), (0, 4, 8)))
-            == one_by_one
-        )
+        assert list(pool.map(scored, twins, (0, 4, 8))) == expected
 
 
 @pytest.mark.slow
-def test_one_thread_gives_the_bits_of_a_run_s_worker(photos):
-    """A worker of a run has one thread; so has this command unless somebody says otherwise."""
-    code = f"from ray_app import load_ensemble; print(repr(load_ensemble('default').score([{str(photos / 'a.jpg')!r}])[0].score))"
+def test_check_gives_the_bits_of_one_thread(photos):
+    """A worker of a run has one thread too, thus the same bits."""
+    image = str(photos / "a.jpg")
+    code = f"from ray_app import load_ensemble; print(repr(load_ensemble('default').score([{image!r}])[0].score))"
     alone = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=True,
     )
-    command = [sys.executable, "-m", "ray_app.cli", "check", str(photos / "a.jpg"), "--json"]
-    checked = subprocess.run(command, capture_output=True, timeout=200, check=True).stdout.decode()
-    assert rows_of(checked)[0]["score"] == float(alone.stdout)
+    command = [sys.executable, "-m", "ray_app.cli", "check", image, "--json"]
+    checked = subprocess.run(command, capture_output=True, timeout=200, check=True)
+    assert json.loads(checked.stdout)["score"] == float(alone.stdout)
 
 
-def test_a_picture_that_kills_the_decoder_is_a_row_among_others(
-    photos, tmp_path, check, monkeypatch
-):
-    (tmp_path / "sitecustomize.py").write_text(DYING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    (photos / "below" / "killer.jpg").write_bytes(picture(4) + KILLS)
-    code, text = check(photos, "--json")
-    assert code == 0
-    found = {Path(row["uri"]).name: row for row in rows_of(text)}
-    assert (found["killer.jpg"]["status"], found["killer.jpg"]["detail"]) == (
-        "decoder_crashed",
-        "the decoder process died of SIGSEGV",
-    )
-    assert found["killer.jpg"]["score"] is None
-    assert [found[name]["status"] for name in ("a.jpg", "b.png")] == ["ok", "ok"]
+def test_check_of_stdin_is_one_image(touchstone, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(picture())))
+    ended = touchstone("check - --ensemble tiny --json")
+    [row] = ended.rows
+    assert (ended.code, row["uri"], row["status"]) == (0, "-", "ok")
 
 
-def test_stdin_is_one_picture(photos, check, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((photos / "a.jpg").read_bytes())))
-    code, text = check("-", "--ensemble", "tiny", "--json")
-    [row] = rows_of(text)
-    assert (code, row["uri"], row["status"]) == (0, "-", "ok")
-
-
-def test_the_table_says_why_and_not_one_score_is_exit_code_3(photos, check):
-    lines = check(photos, "--ensemble", "tiny")[1].splitlines()
+def test_check_table_names_files_reasons_and_error_rate(photos, touchstone):
+    lines = touchstone("check --ensemble tiny", photos).out.splitlines()
     assert lines[0] == "in photos/"
     assert lines[1].split()[:2] == ["file", "finding"]
-    assert [line.split()[0] for line in lines[2:6]] == [
-        "a.jpg",
-        "below/b.png",
-        "below/notes.txt",
-        "z.jpg",
-    ]
+    names = [line.split()[0] for line in lines[2:6]]
+    assert names == ["a.jpg", "below/b.png", "below/notes.txt", "z.jpg"]
     assert any(line.endswith("text, not an image") for line in lines)
     assert any(line.startswith("Demonstration detector") for line in lines)
-    assert (
-        sum(
-            line.startswith("The ensemble tiny flags about 2.5 % of real pictures")
-            for line in lines
-        )
-        == 1
-    )
-    assert check(photos / "z.jpg", "--ensemble", "tiny")[0] == 3
+    rate = "The ensemble tiny flags about 2.5 % of real pictures"
+    assert sum(line.startswith(rate) for line in lines) == 1
 
 
-def test_operating_point_decides_and_is_named(photos, check, tmp_path, capsys):
-    card = write_points(tmp_path / "points.yaml")
-    page = tmp_path / "page.html"
-    options = ("--ensemble", card, "--fpr", "0.1")
-    code, text = check(photos / "a.jpg", "--json", "--html", page, *options)
-    [row] = rows_of(text)
-    assert (code, row["fpr"], row["verdict"]) == (0, 0.1, "fake")
-    assert (
-        "Operating point 10 %: the ensemble points flags about 9 %" in read(page.read_text()).text
-    )
-    _, text = check(photos / "a.jpg", *options)
-    assert "Operating point 10 %: the ensemble points flags about 9 %" in text
-    [row] = csv.DictReader(io.StringIO(check(photos / "a.jpg", "--csv", *options)[1]))
+def test_check_without_any_score_exits_3(photos, touchstone):
+    assert touchstone("check --ensemble tiny", photos / "z.jpg").code == 3
+
+
+def test_operating_point_decides_in_every_form(photos, tmp_path, touchstone):
+    image, page = photos / "a.jpg", tmp_path / "page.html"
+    line = f"check {image} --ensemble {write_points(tmp_path / 'points.yaml')}"
+    point = "Operating point 10 %: the ensemble points flags about 9 %"
+    [row] = touchstone(f"{line} --fpr 0.1 --json --html {page}").rows
+    assert (row["fpr"], row["verdict"]) == (0.1, "fake")
+    assert point in read(page.read_text()).text
+    assert point in touchstone(f"{line} --fpr 0.1").out
+    [row] = csv.DictReader(io.StringIO(touchstone(f"{line} --fpr 0.1 --csv").out))
     assert row["fpr"] == "0.1"
-    _, text = check(photos / "a.jpg", "--json", "--ensemble", card)
-    assert rows_of(text)[0]["fpr"] == 0.01
+    assert touchstone(f"{line} --json").rows[0]["fpr"] == 0.01
 
 
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        (("--ensemble", "POINTS", "--fpr", "10"), "write 0.1 for 10 %"),
-        (("--ensemble", "POINTS", "--fpr", "0.03"), "choose one of 0.01, 0.1"),
-        (("--detector", "touchstone-tiny", "--fpr", "0.1"), "touchstone detectors calibrate RUN"),
+        ("--ensemble points.yaml --fpr 10", "write 0.1 for 10 %"),
+        ("--ensemble points.yaml --fpr 0.03", "choose one of 0.01, 0.1"),
+        ("--detector touchstone-tiny --fpr 0.1", "touchstone detectors calibrate RUN"),
     ],
 )
-def test_operating_point_that_is_missing_has_a_way_out(photos, tmp_path, capsys, options, hint):
-    card = str(write_points(tmp_path / "points.yaml"))
-    words = [card if word == "POINTS" else word for word in options]
-    assert main(["check", str(photos / "a.jpg"), *words]) == 2
-    assert hint in capsys.readouterr().err
+def test_missing_operating_point_has_a_hint(options, hint, photos, monkeypatch, touchstone):
+    monkeypatch.chdir(photos)
+    write_points(photos / "points.yaml")
+    ended = touchstone(f"check a.jpg {options}")
+    assert ended.code == 2
+    assert hint in ended.err
 
 
-def test_csv_parses_and_starts_no_formula_and_no_escape(tmp_path, check, monkeypatch):
+def test_csv_starts_no_formula_and_no_escape(tmp_path, touchstone, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [
         "=HYPERLINK(1).jpg",
@@ -253,10 +209,10 @@ def test_csv_parses_and_starts_no_formula_and_no_escape(tmp_path, check, monkeyp
     ]
     for name in names:
         (tmp_path / name).write_bytes(picture())
-    code, text = check("--csv", "--detector", "touchstone-tiny", "--", *names)
-    assert code == 0
-    assert text.replace("\n", "").isprintable()
-    found = list(csv.DictReader(io.StringIO(text)))
+    ended = touchstone("check --csv --detector touchstone-tiny --", *names)
+    assert ended.code == 0
+    assert ended.out.replace("\n", "").isprintable()
+    found = list(csv.DictReader(io.StringIO(ended.out)))
     assert len(found) == len(names)
     for row in found:
         assert row["status"] == "ok"
@@ -264,98 +220,69 @@ def test_csv_parses_and_starts_no_formula_and_no_escape(tmp_path, check, monkeyp
         assert not row["uri"].startswith(("=", "+", "-", "@"))
 
 
-@pytest.mark.parametrize(("named", "shown"), [
-    (["photos"], ["photos/a.jpg", "photos/below/b.png"]),
-    (["photos/a.jpg", "photos/below/b.png"], ["a.jpg", "below/b.png"]),
-    (["photos/below/b.png"], ["b.png"]),
-    (["-", "photos/below", "https://example.org/c.jpg"], ["-", "below/b.png", "https://example.org/c.jpg"]),
-])  # fmt: skip
-@pytest.mark.parametrize("absolute", [False, True])
-def test_a_file_is_shown_by_its_way_from_what_was_named(
-    named, shown, absolute, tmp_path, monkeypatch
-):
+def test_file_is_shown_relative_to_what_was_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = {
-        one.rpartition("/")[2]: str(tmp_path / "photos" / one.removeprefix("photos/"))
-        for one in ("photos/a.jpg", "photos/below/b.png")
-    }
-    rows = [{"uri": place.get(one.rpartition("/")[2], one)} for one in shown]
-    assert (
-        name_rows(
-            rows, [str(tmp_path / one) if absolute and "photos" in one else one for one in named]
-        )
-        == shown
-    )
+    a, b, url = "photos/a.jpg", "photos/below/b.png", "https://example.org/c.jpg"
+    for named, found, shown in (
+        (["photos"], [a, b], [a, b]),
+        ([a, b], [a, b], ["a.jpg", "below/b.png"]),
+        ([b], [b], ["b.png"]),
+        (["-", "photos/below", url], ["-", b, url], ["-", "below/b.png", url]),
+    ):
+        rows = [{"uri": str(tmp_path / uri) if uri in (a, b) else uri} for uri in found]
+        absolute = [str(tmp_path / name) if "photos" in name else name for name in named]
+        assert name_rows(rows, named) == shown, named
+        assert name_rows(rows, absolute) == shown, absolute
 
 
-def test_no_name_gets_out_of_the_table_the_json_or_the_page(tmp_path, check):
+def test_hostile_names_break_out_of_no_output(tmp_path, touchstone):
     folder, page = tmp_path / "x", tmp_path / "out.html"
     folder.mkdir()
     for name in ("<script>alert(1)<", "\x1b]0;owned\x07.jpg", "\x9b31m.jpg", "\u202egpj.exe"):
         (folder / name).write_bytes(picture())
-    code, table = check(folder, "--ensemble", "tiny", "--html", page)
-    assert code == 0
-    assert table.replace("\n", "").isprintable()
-    lines = check(folder, "--ensemble", "tiny", "--json")[1]
-    assert lines.replace("\n", "").isprintable()
-    assert {Path(row["uri"]).name for row in rows_of(lines)} == {
-        one.name for one in folder.iterdir()
-    }
+    table = touchstone(f"check {folder} --ensemble tiny --html {page}")
+    assert table.code == 0
+    assert table.out.replace("\n", "").isprintable()
+    ended = touchstone(f"check {folder} --ensemble tiny --json")
+    assert ended.out.replace("\n", "").isprintable()
+    assert {Path(row["uri"]).name for row in ended.rows} == set(os.listdir(folder))
     text = page.read_text()
     assert text.count("<script") == 1
     assert text.count("The ensemble tiny flags about 2.5") == 1
     assert not {"\x1b", "\x9b", "\u202e"} & set(text)
-    tags = read(text).tags
-    assert [
-        tag
-        for tag, attributes in tags
-        if tag == "img" and attributes["src"].startswith("data:image/jpeg;base64,")
-    ] == ["img"] * 4
-    # no half page is left
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["out.html", "x"]
+    sources = [attributes["src"] for tag, attributes in read(text).tags if tag == "img"]
+    assert sum(source.startswith("data:image/jpeg;base64,") for source in sources) == 4
+    assert sorted(os.listdir(tmp_path)) == ["out.html", "x"]  # No half page is left.
 
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m\u202e{{ 7 * 7 }}'
-# named by the finding
+GRAPH = {"1": {"class_type": HOSTILE, "inputs": {"ckpt_name": HOSTILE}}}
+# The finding names this chunk, which is too large to be read.
 LARGE = chunk(
     b"zTXt", HOSTILE.encode("latin-1", "ignore")[:79] + b"\0\0" + zlib.compress(bytes(17 * 2**20))
 )
+METADATA = {
+    "parameters": {
+        "parameters": f"{HOSTILE}\nNegative prompt: {HOSTILE}\nSteps: 20, Sampler: {HOSTILE}, Seed: 1, Model: {HOSTILE}"
+    },
+    "graph": {"prompt": json.dumps(GRAPH), "Software": HOSTILE},
+    "system": {"AISystemUsed": HOSTILE, "AIPromptInformation": HOSTILE},
+    "unread": {},
+}
 
 
-@pytest.mark.parametrize(
-    ("texts", "more"),
-    [
-        (
-            {
-                "parameters": f"{HOSTILE}\nNegative prompt: {HOSTILE}\nSteps: 20, Sampler: {HOSTILE}, Seed: 1, Model: {HOSTILE}"
-            },
-            b"",
-        ),
-        (
-            {
-                "prompt": json.dumps(
-                    {"1": {"class_type": HOSTILE, "inputs": {"ckpt_name": HOSTILE}}}
-                ),
-                "Software": HOSTILE,
-            },
-            b"",
-        ),
-        ({"AISystemUsed": HOSTILE, "AIPromptInformation": HOSTILE}, b""),
-        ({}, LARGE),
-    ],
-    ids=["parameters", "graph", "system", "unread"],
-)
-def test_metadata_is_text_in_the_table_the_json_and_the_page(texts, more, tmp_path, check):
+@pytest.mark.parametrize("kind", METADATA)
+def test_hostile_metadata_breaks_out_of_no_output(kind, tmp_path, touchstone):
     file, page, notes = tmp_path / "a.png", tmp_path / "out.html", PngInfo()
-    for name, text in texts.items():
+    for name, text in METADATA[kind].items():
         notes.add_itxt(name, text)
     Image.open(io.BytesIO(picture())).save(file, pnginfo=notes)
-    data = file.read_bytes()
-    file.write_bytes(data[:33] + more + data[33:])
-    code, table = check(file, "--ensemble", "tiny", "--html", page)
-    assert code == 0
-    assert table.replace("\n", "").isprintable()
-    assert check(file, "--ensemble", "tiny", "--json")[1].replace("\n", "").isprintable()
+    if kind == "unread":
+        data = file.read_bytes()
+        file.write_bytes(data[:33] + LARGE + data[33:])
+    table = touchstone(f"check {file} --ensemble tiny --html {page}")
+    assert table.code == 0
+    assert table.out.replace("\n", "").isprintable()
     text = page.read_text()
     assert "<script>alert(1)" in read(text).text
     assert "<script>alert" not in text
@@ -363,21 +290,15 @@ def test_metadata_is_text_in_the_table_the_json_and_the_page(texts, more, tmp_pa
     assert not [attributes for _, attributes in read(text).tags if "onerror" in attributes]
 
 
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("http://example.org/a.jpg", "only https URLs are fetched"),
-        ("https://127.0.0.1/a.jpg", "its host is not a full domain name"),
-        ("https://localhost:8000/a.jpg", "only port 443 is used"),
-    ],
-)
-def test_the_guard_s_refusal_is_shown(url, words, capsys):
-    assert main(["check", url, "--ensemble", "tiny"]) == 3
-    assert f"not fetched: {words}" in capsys.readouterr().out
+def test_refused_url_is_shown_with_its_reason(touchstone):
+    ended = touchstone("check http://example.org/a.jpg --ensemble tiny")
+    assert ended.code == 3
+    assert "not fetched: only https URLs are fetched" in ended.out
 
 
-def test_a_url_is_fetched_through_the_guard(monkeypatch, capsys):
+def test_url_is_fetched_through_the_guard(monkeypatch, capsys):
     monkeypatch.setenv("SSL_CERT_FILE", authority()[0])
+    urls = ["https://images.test/a.jpg", "https://images.test/gone.jpg"]
 
     async def scenario():
         async with Loopback({"/a.jpg": answer(picture())}) as server:
@@ -385,48 +306,38 @@ def test_a_url_is_fetched_through_the_guard(monkeypatch, capsys):
             async def here(_host, _port):
                 return [("127.0.0.1", server.port)]
 
-            allowed = lambda address: address == "127.0.0.1" or is_public_address(address)  # noqa: E731
+            def is_allowed(address):
+                return address == "127.0.0.1" or is_public_address(address)
+
             fetch = functools.partial(
-                guarded_http.fetch_image, resolver=here, is_allowed_address=allowed
+                guarded_http.fetch_image, resolver=here, is_allowed_address=is_allowed
             )
             monkeypatch.setattr(guarded_http, "fetch_image", fetch)
-            arguments = [
-                "https://images.test/a.jpg",
-                "https://images.test/gone.jpg",
-                "--ensemble",
-                "tiny",
-                "--json",
-            ]
-            return await asyncio.to_thread(_checked, arguments)
+            # `main` handles a signal, which only the main thread can.
+            words = [*urls, "--ensemble", "tiny", "--json"]
+            return await asyncio.to_thread(check.main, words, standalone_mode=False)
 
     assert asyncio.run(scenario()) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert found[0]["status"] == "ok"
-    assert found[1]["status"] != "ok"
-
-
-def _checked(arguments):
-    """As `main`, off the main thread, where no signal can be handled."""
-    from ray_app.cli.check import check as command
-
-    return command.main(arguments, standalone_mode=False)
+    found, missing = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert found["status"] == "ok"
+    assert missing["status"] != "ok"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "said"),
     [
-        ([], "nothing to check"),
-        (["EMPTY"], "nothing to check: there is no file in"),
-        (["no-such-file"], "no such file or folder"),
-        (["a.jpg/x"], "no such file or folder"),
-        (["-", "-"], "stands for one picture on stdin"),
-        (["a.jpg", "--html", "a.jpg"], "not the name of a local .html file"),
-        (["a.jpg", "--ensemble", "tiny", "--detector", "npr"], "cannot be given together"),
+        ("", "nothing to check"),
+        ("empty", "nothing to check: there is no file in"),
+        ("no-such-file", "no such file or folder"),
+        ("a.jpg/x", "no such file or folder"),
+        ("- -", "stands for one picture on stdin"),
+        ("a.jpg --html a.jpg", "not the name of a local .html file"),
+        ("a.jpg --ensemble tiny --detector npr", "cannot be given together"),
     ],
 )
-def test_what_cannot_be_done_is_said(arguments, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "EMPTY").mkdir()
-    (tmp_path / "a.jpg").write_bytes(picture())
-    assert main(["check", *arguments]) == 2
-    assert words in capsys.readouterr().err
+def test_check_usage_error_exits_2(arguments, said, photos, monkeypatch, touchstone):
+    monkeypatch.chdir(photos)
+    (photos / "empty").mkdir()
+    ended = touchstone(f"check {arguments}")
+    assert ended.code == 2
+    assert said in ended.err
