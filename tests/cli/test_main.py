@@ -8,20 +8,22 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 
+from ray_app.cli import main as main_module
 from ray_app.cli import options
-from ray_app.cli.main import main, touchstone
+from ray_app.cli.main import main
+from ray_app.cli.main import touchstone as group
+from ray_app.errors import RESUMABLE, ConfigError, StorageError
 from tests.runs.real_run import photos, plain_run  # noqa: F401
 
 
-def commands(group=touchstone, path=()):
+def commands(group=group, path=()):
     for name, command in group.commands.items():
         yield (*path, name), command
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
 
 
-def test_help_is_light():
-    """Nothing is loaded that takes longer than the help itself."""
+def test_help_loads_no_heavy_library():
     heavy = ("torch", "ray", "numpy", "pyarrow", "pydantic", "yaml", "PIL", "httpx")
     code = f"import sys; from ray_app.cli.main import main; main(['--help']); print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -29,20 +31,36 @@ def test_help_is_light():
     assert done.stdout.endswith("[]\n")
 
 
+def test_every_command_and_option_has_help(touchstone):
+    for path, command in commands():
+        name = " ".join(path)
+        ended = touchstone(f"{name} --help")
+        assert ended.code == 0, name
+        assert ended.out.startswith(f"Usage: touchstone {name}")
+        assert command.help, name
+        for option in command.get_params(click.Context(command)):
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.name}"
+
+
+def test_short_names_of_commands_stay(touchstone):
+    for name in ("decide", "calibrate", "index", "collect", "generate", "pack"):
+        ended = touchstone(f"{name} --help")
+        assert (ended.code, ended.err) == (0, ""), name
+
+
 @pytest.mark.parametrize(
-    ("path", "command"),
-    list(commands()),
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    ("line", "nearest"),
+    [
+        ("scroe", "score"),
+        ("gallary", "runs gallery"),
+        ("runs galery", "gallery"),
+    ],
 )
-def test_every_command_explains_itself(path, command, capsys):
-    assert main([*path, "--help"]) == 0
-    assert command.help
-    assert capsys.readouterr().out.startswith(f"Usage: touchstone {' '.join(path)}")
-    assert all(
-        option.help
-        for option in command.get_params(click.Context(command))
-        if isinstance(option, click.Option) and option.name != "help"
-    )
+def test_misspelt_command_names_the_nearest(line, nearest, touchstone):
+    ended = touchstone(line)
+    assert ended.code == 2
+    assert f"Did you mean '{nearest}'?" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -53,9 +71,9 @@ def test_every_command_explains_itself(path, command, capsys):
         ("a\udcff.jpg", "\\udcff"),
         ("größe.jpg", "größe"),
     ],
-    ids=["reordered", "a terminal's control", "no text", "letters"],
+    ids=["reordered", "control", "surrogate", "letters"],
 )
-def test_no_name_moves_a_terminal_s_text_in_json(name, written, capsys):
+def test_json_escapes_what_moves_a_terminal(name, written, capsys):
     options.echo_document({"files": [{"uri": name}]}, (), True)
     shown = capsys.readouterr().out
     assert shown.replace("\n", "").isprintable()
@@ -63,73 +81,51 @@ def test_no_name_moves_a_terminal_s_text_in_json(name, written, capsys):
     assert json.loads(shown) == {"files": [{"uri": name}]}
 
 
-@pytest.mark.parametrize("name", ["decide", "calibrate", "index", "collect", "generate", "pack"])
-def test_names_that_scripts_rely_on_stay(name, capsys):
-    assert main([name, "--help"]) == 0
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("words", "nearest"),
-    [
-        (["scroe"], "score"),
-        (["gallary"], "runs gallery"),
-        (["runs", "galery"], "gallery"),
-        (["detectors", "lst"], "list"),
-    ],
-)
-def test_a_misspelt_command_is_answered_with_the_nearest(words, nearest, capsys):
-    assert main(words) == 2
-    assert f"No such command '{words[-1]}'. Did you mean '{nearest}'?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("group", ["ensembles", "recipes", "protocols"])
-def test_what_is_shipped_is_listed_and_shown(group, capsys, monkeypatch):
+@pytest.mark.parametrize("kind", ["ensembles", "recipes", "protocols"])
+def test_shipped_configs_are_listed_and_shown(kind, touchstone, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main([group, "list", "--json"]) == 0
-    entries = json.loads(capsys.readouterr().out)
+    entries = touchstone(f"{kind} list --json").document
+    table = touchstone(f"{kind} list").out
     assert len(entries) > 5
-    assert all(entry["title"] for entry in entries)
-    assert main([group, "list"]) == 0
-    table = capsys.readouterr().out
-    assert all(entry["name"] in table and entry["title"] in table for entry in entries)
     for entry in entries:
-        assert main([group, "show", entry["name"]]) == 0
-        assert f"name: {entry['name']}" in capsys.readouterr().out
-    assert main([group, "show", "nothing-of-that-name"]) == 2
-    assert "shipped: " in capsys.readouterr().err
+        assert entry["title"]
+        assert entry["name"] in table
+        assert entry["title"] in table
+    name = entries[-1]["name"]
+    assert f"name: {name}" in touchstone(f"{kind} show {name}").out
+    ended = touchstone(f"{kind} show nothing-of-that-name")
+    assert ended.code == 2
+    assert "shipped: " in ended.err
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("line", "found"),
     [
-        ("ev", "evaluate"),
-        ("score --ensemble perm", "permissive"),
-        ("train touchstone-c", "touchstone-crop-permissive"),
-        ("results run --status trunc", "truncated_image"),
-        ("score --config over", "overnight"),
-        ("ensembles show perm", "permissive"),
-        ("detectors fetch recom", "recommended"),
+        ("ev", ("plain", "evaluate")),
+        ("score --ensemble perm", ("plain", "permissive")),
+        ("train touchstone-c", ("plain", "touchstone-crop-permissive")),
+        ("results run --status trunc", ("plain", "truncated_image")),
+        ("score --config over", ("plain", "overnight")),
+        ("ensembles show perm", ("plain", "permissive")),
+        ("detectors fetch recom", ("plain", "recommended")),
+        ("check pho", ("file", "pho")),
+        ("score --out pho", ("file", "pho")),
+        ("runs report pho", ("file", "pho")),
+        ("score --ensemble ./pho", ("file", "./pho")),
     ],
 )
-def test_words_are_completed(words, found):
-    *typed, begun = words.split()
-    assert found in [
-        one.value
-        for one in ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)
-    ]
+def test_completion_finds_names_and_files(line, found):
+    *typed, begun = line.split()
+    items = ShellComplete(group, {}, "touchstone", "").get_completions(typed, begun)
+    assert found in [(item.type, item.value) for item in items]
 
 
-@pytest.mark.parametrize(
-    "words", ["check pho", "score --out pho", "runs report pho", "score --ensemble ./pho"]
-)
-def test_files_are_completed_wherever_a_path_may_stand(words):
-    *typed, begun = words.split()
-    found = ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)
-    assert [(one.type, one.value) for one in found] == [("file", begun)]
+@pytest.mark.parametrize("word", ["report", "scroe"])
+def test_completion_after_an_unknown_command_raises_nothing(word):
+    ShellComplete(group, {}, "touchstone", "").get_completions([word], "")
 
 
-def test_a_shell_is_answered():
+def test_completion_of_a_shell_is_answered():
     environment = os.environ | {
         "_TOUCHSTONE_COMPLETE": "bash_complete",
         "COMP_WORDS": "touchstone ev",
@@ -140,23 +136,19 @@ def test_a_shell_is_answered():
     assert done.stdout == "plain,evaluate\n"
 
 
-def test_config_show_is_a_config_that_can_be_used(tmp_path, capsys):
-    assert main(["config", "show", "overnight", "--set", "batch_slots=32"]) == 0
-    shown = capsys.readouterr().out
+def test_config_show_prints_a_config_that_loads(tmp_path, touchstone):
+    shown = touchstone("config show overnight --set batch_slots=32").out
     assert re.search(r"^batch_slots: 32$", shown, re.MULTILINE)
     again = tmp_path / "again.yaml"
     again.write_text(shown)
-    assert main(["config", "show", str(again)]) == 0
-    assert capsys.readouterr().out == shown
+    assert touchstone("config show", again).out == shown
 
 
-def test_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("touchstone, version ")
+def test_version_is_printed(touchstone):
+    assert touchstone("--version").out.startswith("touchstone, version ")
 
 
-def test_what_reads_a_run_takes_no_torch_and_no_ray(plain_run, photos, tmp_path):  # noqa: F811
-    """All commands in one process: the first that loads one of them is named."""
+def test_commands_on_a_run_load_no_torch_and_no_ray(plain_run, photos, tmp_path):  # noqa: F811
     commands = [
         ["compare", plain_run, plain_run],
         ["runs", "audit", plain_run, "--draw", "50", "--out", str(tmp_path)],
@@ -174,3 +166,44 @@ def test_what_reads_a_run_takes_no_torch_and_no_ray(plain_run, photos, tmp_path)
         check=True,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [[0, []]] * len(commands), done.stderr
+
+
+@pytest.fixture
+def ended_by(monkeypatch, capsys):
+    """Run `main` with a command that raises an error; return the exit code and lines of stderr."""
+
+    def run(error, typed=None, *, resumable=True):
+        @click.command()
+        def score():
+            raise error
+
+        if resumable:
+            error.add_note(RESUMABLE)
+        monkeypatch.setattr(main_module, "touchstone", score)
+        code = main([], typed=typed)
+        return code, capsys.readouterr().err.strip().splitlines()
+
+    return run
+
+
+def test_resume_line_is_the_command_as_typed(ended_by, monkeypatch):
+    typed = ["python", "jobs/score.py", "my photos", "--out", "run"]
+    code, lines = ended_by(StorageError("disk full", hint="make space"), typed)
+    assert code == 5
+    assert lines[-1] == "resume: python jobs/score.py 'my photos' --out run"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/touchstone", "score", "photos", "--out", "run"])
+    code, lines = ended_by(KeyboardInterrupt())
+    assert code == 130
+    assert lines[-1] == "resume: touchstone score photos --out run"
+
+
+def test_resume_line_has_no_secret(ended_by):
+    url = "https://bucket.s3.amazonaws.com/a.jpg?X-Amz-Signature=0123abcd&X-Amz-Credential=me"
+    _, lines = ended_by(KeyboardInterrupt(), ["touchstone", "score", url])
+    assert lines[-1].startswith("resume: touchstone score ")
+    assert "0123abcd" not in lines[-1]
+
+
+def test_resume_line_is_missing_if_nothing_was_kept(ended_by):
+    _, lines = ended_by(ConfigError("no source"), resumable=False)
+    assert lines == ["touchstone: no source"]
