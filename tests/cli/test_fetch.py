@@ -1,6 +1,4 @@
-"""`touchstone detectors fetch ENSEMBLE` from a hub: all in one command, whatever happens on the
-way, and what to do next.
-"""
+"""`touchstone detectors fetch ENSEMBLE` from a hub, whatever happens on the way."""
 
 import hashlib
 import shutil
@@ -10,7 +8,6 @@ import pytest
 import yaml
 
 from benchmarks.seeded import seeded_state, write_weights
-from ray_app.cli.main import main
 from ray_app.config import named_configs
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.weights import parts_of
@@ -82,88 +79,86 @@ def ensemble(hub, tmp_path):
     return folder / "both.yaml"
 
 
-def large(hub):
+def downloads(hub):
     return {len(data): data for files in hub.commits.values() for data in files.values()}
 
 
-def test_one_command_brings_an_ensemble_and_the_next_one_runs_it(
-    hub, ensemble, tmp_path, monkeypatch, capsys
-):
-    assert main(["detectors", "fetch", str(ensemble)]) == 0
-    told = capsys.readouterr()
-    total = sum(large(hub)) / 1e6
-    assert f"to fetch: {total:,.1f} MB in 2 of 2 downloads" in told.err
-    assert f"next: touchstone check PHOTO.jpg --ensemble {ensemble}" in told.err
-    assert "not calibrated" in told.err
-    assert len(told.out.splitlines()) == 3
+def test_fetched_ensemble_checks_an_image_offline(hub, ensemble, tmp_path, monkeypatch, touchstone):
+    ended = touchstone("detectors fetch", ensemble)
+    assert ended.code == 0
+    total = sum(downloads(hub)) / 1e6
+    assert f"to fetch: {total:,.1f} MB in 2 of 2 downloads" in ended.err
+    assert f"next: touchstone check PHOTO.jpg --ensemble {ensemble}" in ended.err
+    assert "not calibrated" in ended.err
+    assert len(ended.out.splitlines()) == 3
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub.requests.clear()
     (tmp_path / "photo.jpg").write_bytes(factory.jpeg())
-    assert main(["check", str(tmp_path / "photo.jpg"), "--ensemble", str(ensemble)]) == 0
-    assert "not calibrated" in capsys.readouterr().out
-    assert main(["detectors", "fetch", str(ensemble)]) == 0
+    ended = touchstone("check", tmp_path / "photo.jpg", "--ensemble", ensemble)
+    assert ended.code == 0
+    assert "not calibrated" in ended.out
+    assert touchstone("detectors fetch", ensemble).code == 0
     assert hub.requests == []
 
 
-def test_what_was_cut_off_goes_on_where_it_was(hub, ensemble, monkeypatch):
+def test_fetch_resumes_a_download_that_was_cut(hub, ensemble, monkeypatch, touchstone):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)  # from 10 MiB
     hub.cuts.append(1000)
-    assert main(["detectors", "fetch", str(ensemble)]) == 0
+    assert touchstone("detectors fetch", ensemble).code == 0
     assert hub.elsewhere.ranges == ["", "bytes=1000-", ""]
 
 
-def test_a_damaged_file_is_refused_and_the_way_out_that_is_named_works(hub, ensemble, capsys):
-    for size, data in large(hub).items():
+def test_fetch_refuses_a_damaged_file_and_names_it(hub, ensemble, touchstone):
+    for size, data in downloads(hub).items():
         hub.damaged[size] = data[:-1] + bytes([data[-1] ^ 1])
-    assert main(["detectors", "fetch", str(ensemble)]) == 4
-    told = capsys.readouterr()
-    assert "the card says" in told.err  # of the file whose SHA-256 is on the card
-    assert "the hub said" in told.err  # of the other
+    ended = touchstone("detectors fetch", ensemble)
+    assert ended.code == 4
+    assert "the card says" in ended.err  # The card has the SHA-256 of one file,
+    assert "the hub said" in ended.err  # and the hub that of the other.
     hub.damaged.clear()
-    for place in [
-        line.split(": ")[2].partition(" is not")[0]
-        for line in told.err.splitlines()
-        if "is not the file" in line
-    ]:
-        assert "/blobs/" in place
-        Path(place).unlink()
-    assert main(["detectors", "fetch", str(ensemble)]) == 0
+    for line in ended.err.splitlines():
+        if "is not the file" in line:
+            place = line.split(": ")[2].partition(" is not")[0]
+            assert "/blobs/" in place
+            Path(place).unlink()
+    assert touchstone("detectors fetch", ensemble).code == 0
 
 
 @pytest.mark.parametrize(
-    ("shut", "said"),
+    ("refusal", "said"),
     [
         ("gated", "accepted the terms of https://huggingface.co/owners/clip"),
         ("private", "hf auth login"),
     ],
 )
-def test_a_repository_that_is_shut_is_said_and_the_others_come(hub, ensemble, shut, said, capsys):
-    getattr(hub, shut).add("owners/clip")
-    assert main(["detectors", "fetch", str(ensemble)]) == 4
-    told = capsys.readouterr()
-    assert said in told.err
-    assert "1 of 2 downloads; 1 of unknown size" in told.err
-    assert "next:" not in told.err
-    assert len(told.out.splitlines()) == 1
+def test_fetch_names_a_closed_repository(hub, ensemble, refusal, said, touchstone):
+    getattr(hub, refusal).add("owners/clip")
+    ended = touchstone("detectors fetch", ensemble)
+    assert ended.code == 4
+    assert said in ended.err
+    assert "1 of 2 downloads; 1 of unknown size" in ended.err
+    assert "next:" not in ended.err
+    assert len(ended.out.splitlines()) == 1
 
 
-def test_a_disk_without_room_is_said_before_anything_is_fetched(hub, ensemble, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 1000)
-    )
-    assert main(["detectors", "fetch", str(ensemble)]) == 4
-    assert "MB are to be fetched" in capsys.readouterr().err
+def test_fetch_refuses_a_full_disk_before_it_starts(hub, ensemble, monkeypatch, touchstone):
+    usage = shutil._ntuple_diskusage(10**12, 10**12, 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    ended = touchstone("detectors fetch", ensemble)
+    assert ended.code == 4
+    assert "MB are to be fetched" in ended.err
     assert hub.elsewhere.ranges == []
 
 
-def test_offline_nothing_is_asked(hub, ensemble, monkeypatch, capsys):
+def test_fetch_offline_sends_no_request(hub, ensemble, monkeypatch, touchstone):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["detectors", "fetch", str(ensemble)]) == 4
-    assert "offline, and model.safetensors is not in the hub's cache" in capsys.readouterr().err
+    ended = touchstone("detectors fetch", ensemble)
+    assert ended.code == 4
+    assert "offline, and model.safetensors is not in the hub's cache" in ended.err
     assert hub.requests == []
 
 
-def test_the_recommended_detectors_are_free_to_use_and_can_be_fetched_by_a_program():
+def test_recommended_detectors_are_free_and_can_be_fetched():
     card = load_ensemble_card("recommended")
     assert card.guarantee is None
     assert "recommended" not in named_configs("detectors")

@@ -1,4 +1,4 @@
-"""`touchstone results`: what is shown of a run, in which order, and into which file it goes."""
+"""`touchstone results`: which rows of a run it shows, in which order, and in which file."""
 
 import hashlib
 import io
@@ -13,16 +13,16 @@ import pyarrow.parquet
 import pytest
 
 from ray_app import __version__
-from ray_app.cli.main import main
 from ray_app.ensembles import load_ensemble_card
 from ray_app.runs import RunDirectory, current_rows, fingerprint
 from tests.images.factory import jpeg
 from tests.runs.real_run import photos, plain_run, score_here  # noqa: F401
 
 
-def shown(capsys, *words):
-    assert main(["results", *words, "--json"]) == 0
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+@pytest.fixture
+def results(plain_run, touchstone):  # noqa: F811
+    """Run `results` on a run of seven images and one text, with further words."""
+    return lambda *words: touchstone("results", plain_run, *words)
 
 
 @pytest.fixture
@@ -30,70 +30,51 @@ def rows(plain_run):  # noqa: F811
     return list(current_rows(RunDirectory.open(plain_run)))
 
 
-def test_rows_are_sorted_either_way_with_empty_ones_last(plain_run, rows, capsys):  # noqa: F811
+def test_results_sorts_either_way_with_empty_last(results, rows):
     known = sorted(row["score"] for row in rows if row["score"] is not None)
     missing = [None] * (len(rows) - len(known))
     assert missing
-    assert [row["score"] for row in shown(capsys, plain_run, "--sort", "score")] == known + missing
-    assert [row["score"] for row in shown(capsys, plain_run, "--sort", "-score")] == known[
-        ::-1
-    ] + missing
-    assert [
-        row["score"] for row in shown(capsys, plain_run, "--sort", "-score", "--limit", "3")
-    ] == known[:-4:-1]
+    for words, expected in (
+        (["score"], known + missing),
+        (["-score"], known[::-1] + missing),
+        (["-score", "--limit", "3"], known[:-4:-1]),
+    ):
+        shown = results("--json", "--sort", *words).rows
+        assert [row["score"] for row in shown] == expected, words
 
 
-def test_conditions_hold_together(plain_run, rows, capsys):  # noqa: F811
+def test_results_shows_rows_that_meet_all_conditions(results, rows):
     middle = sorted(row["score"] for row in rows if row["score"] is not None)[5]
-    found = shown(capsys, plain_run, "--min-score", str(middle), "--match", "*photo-?.jpg")
-    wanted = [
-        row
-        for row in rows
-        if row["score"] is not None and row["score"] >= middle and row["uri"][-11:-5] == "photo-"
-    ]
-    assert found
-    assert [row["uri"] for row in found] == [row["uri"] for row in wanted]
-    assert (
-        shown(capsys, plain_run, "--max-score", str(middle), "--min-score", str(middle + 1e-3))
-        == []
-    )
-    assert {row["status"] for row in shown(capsys, plain_run, "--status", "ok")} == {"ok"}
-
-
-def test_rows_since_a_time_or_for_so_long(plain_run, rows, capsys):  # noqa: F811
     last = max(row["scored_at"] for row in rows)
-    expected = [row["uri"] for row in rows if row["scored_at"] >= last]
-    assert [row["uri"] for row in shown(capsys, plain_run, "--since", last.isoformat())] == expected
-    # UTC
-    assert [
-        row["uri"]
-        for row in shown(capsys, plain_run, "--since", last.replace(tzinfo=None).isoformat())
-    ] == expected
-    assert len(shown(capsys, plain_run, "--since", "36500d")) == len(rows)
-    assert shown(capsys, plain_run, "--since", "2100-01-01") == []
+    scored = {row["uri"]: row["score"] for row in rows if row["score"] is not None}
+    is_photo = {uri: score for uri, score in scored.items() if uri[-11:-5] == "photo-"}
+    latest = {row["uri"] for row in rows if row["scored_at"] >= last}
+    for words, expected in (
+        (
+            f"--min-score {middle} --match *photo-?.jpg",
+            {u for u, s in is_photo.items() if s >= middle},
+        ),
+        (f"--max-score {middle} --min-score {middle + 1e-3}", set()),
+        ("--status ok", set(scored)),
+        (f"--since {last.isoformat()}", latest),
+        (f"--since {last.replace(tzinfo=None).isoformat()}", latest),  # UTC
+        ("--since 36500d", {row["uri"] for row in rows}),
+        ("--since 2100-01-01", set()),
+    ):
+        shown = results("--json", *words.split()).rows
+        assert {row["uri"] for row in shown} == expected, words
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-@pytest.mark.parametrize("least", ["-1000", "1000"], ids=["rows", "no rows"])
-def test_rows_are_written_to_a_file_with_its_columns(
-    plain_run,  # noqa: F811
-    rows,
-    ending,
-    least,
-    tmp_path,
-    capsys,
-):
+@pytest.mark.parametrize("least", ["-1000", "1000"], ids=["rows", "no-rows"])
+def test_results_writes_a_file_with_columns(results, rows, ending, least, tmp_path):
     out = tmp_path / f"verdicts.{ending}"
-    wanted = [
-        row["image_id"] for row in rows if row["score"] is not None and row["score"] >= float(least)
-    ]
-    assert (
-        main(["results", plain_run, "--min-score", least, "--sort", "-score", "--out", str(out)])
-        == 0
-    )
-    assert capsys.readouterr().out == f"{len(wanted)} rows: {out}\n"
+    scored = [row for row in rows if row["score"] is not None]
+    expected = sorted(row["image_id"] for row in scored if row["score"] >= float(least))
+    ended = results("--min-score", least, "--sort", "-score", "--out", out)
+    assert ended.out == f"{len(expected)} rows: {out}\n"
     table = pyarrow.csv.read_csv(out) if ending == "csv" else pyarrow.parquet.read_table(out)
-    assert sorted(table["image_id"].to_pylist()) == sorted(wanted)
+    assert sorted(table["image_id"].to_pylist()) == expected
     assert {"uri", "verdict", "score"} <= set(table.column_names)
     assert ("scores.touchstone-tiny" in table.column_names) == (ending == "csv")
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
@@ -102,33 +83,33 @@ def test_rows_are_written_to_a_file_with_its_columns(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--sort", "flags"], "one of image_id, uri"),
-        (["--out", "verdicts.xlsx"], "the name ends with neither .csv nor .parquet"),
-        (["--out", "verdicts.csv", "--json"], "choose one"),
-        (["--since", "yesterday"], "neither a time such as"),
-        (["--since", "99999999d"], "neither a time such as"),
+        ("--sort flags", "one of image_id, uri"),
+        ("--out verdicts.xlsx", "the name ends with neither .csv nor .parquet"),
+        ("--out verdicts.csv --json", "choose one"),
+        ("--since yesterday", "neither a time such as"),
+        ("--since 99999999d", "neither a time such as"),
+        ("--image nothing.jpg", "no row of"),
+        ("--image 99999999999999999999", "no row of"),
+        ("--member a.jpg", "--member belongs to --image"),
+        ("--image x.jpg --verdict fake", "--image shows one row"),
+        ("--image x.jpg --out row.csv", "--image shows one row"),
     ],
 )
-def test_what_cannot_be_is_answered_with_what_can(words, said, plain_run, capsys):  # noqa: F811
-    assert main(["results", plain_run, *words]) == 2
-    assert said in capsys.readouterr().err
-
-
-def image_document(capsys, *words):
-    assert main(["results", *words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+def test_results_usage_error_exits_2(words, said, results):
+    ended = results(*words.split())
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
 
 
 def sha256_of(value):
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_image_prints_its_row_with_digests_and_versions(plain_run, rows, capsys):  # noqa: F811
+def test_image_prints_its_row_digests_and_versions(results, plain_run, rows):  # noqa: F811
     row = next(row for row in rows if row["uri"].endswith("photo-2.jpg"))
-    document = image_document(capsys, plain_run, "--image", row["uri"])
-    assert document["row"] == shown(capsys, plain_run, "--match", "*photo-2.jpg")[0]
+    document = results("--json", "--image", row["uri"]).document
+    assert document["row"] == results("--json", "--match", "*photo-2.jpg").rows[0]
     described = RunDirectory.open(plain_run).describe()
     assert document["run"]["identity"] == described["identity"]
     facts = described["identity"]["detectors"]["touchstone-tiny"]
@@ -142,80 +123,52 @@ def test_image_prints_its_row_with_digests_and_versions(plain_run, rows, capsys)
     assert document["versions"] == versions
 
 
-def test_image_versions_name_each_version_once(plain_run, tmp_path, capsys):  # noqa: F811
+def test_image_names_each_version_once(plain_run, tmp_path, touchstone):  # noqa: F811
     run = RunDirectory.open(str(shutil.copytree(plain_run, tmp_path / "run")))
     for number, version in enumerate(["0.22.0", "0.22.0", "0.24.0"], 1):
         run.write_json(f"sessions/{number:05d}.json", {"version": version})
-    document = image_document(capsys, run.store.url, "--image", next(current_rows(run))["uri"])
+    uri = next(current_rows(run))["uri"]
+    document = touchstone("results --json", run.store.url, "--image", uri).document
     assert document["versions"]["touchstone"] == ["0.22.0", "0.24.0"]
 
 
-def test_image_is_found_by_relative_path_and_image_id(plain_run, photos, rows, capsys, monkeypatch):  # noqa: F811
+def test_image_is_found_by_relative_path_and_image_id(results, photos, rows, monkeypatch):  # noqa: F811
     row = min(rows, key=lambda row: row["image_id"])
-    assert row["image_id"] < 0  # looks like an option
+    assert row["image_id"] < 0  # It looks like an option.
     monkeypatch.chdir(photos)
-    for name in (Path(row["uri"]).name, str(row["image_id"])):
-        assert (
-            image_document(capsys, plain_run, "--image", name)["row"]["image_id"] == row["image_id"]
-        )
+    for name in (Path(row["uri"]).name, row["image_id"]):
+        document = results("--json", "--image", name).document
+        assert document["row"]["image_id"] == row["image_id"]
 
 
-def test_image_without_json_shows_the_row_in_a_table(plain_run, photos, capsys):  # noqa: F811
-    assert main(["results", plain_run, "--image", str(photos / "photo-2.jpg")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "photo-2.jpg" in lines[1]
-    assert not [line for line in lines if "photo-3.jpg" in line]
+def test_image_without_json_is_a_table_of_one_row(results, photos):  # noqa: F811
+    out = results("--image", photos / "photo-2.jpg").out
+    assert "photo-2.jpg" in out.splitlines()[1]
+    assert "photo-3.jpg" not in out
 
 
-def test_image_in_a_container_is_chosen_with_member(tmp_path, capsys):
+def test_image_in_a_container_is_chosen_by_member(tmp_path, touchstone):
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as file:
         for name in ("a.jpg", "b.jpg"):
             file.writestr(name, jpeg())
     run = score_here(load_ensemble_card("tiny"), tmp_path / "two.zip", tmp_path / "run")
-    assert main(["results", run, "--image", str(tmp_path / "two.zip"), "--json"]) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert "2 rows of" in output.err
-    assert "choose one with --member: a.jpg, b.jpg" in output.err
-    document = image_document(
-        capsys, run, "--image", str(tmp_path / "two.zip"), "--member", "b.jpg"
-    )
-    assert document["row"]["member"] == "b.jpg"
+    line = f"results --json {run} --image {tmp_path}/two.zip"
+    ended = touchstone(line)
+    assert (ended.code, ended.out) == (2, "")
+    assert "choose one with --member: a.jpg, b.jpg" in ended.err
+    assert touchstone(f"{line} --member b.jpg").document["row"]["member"] == "b.jpg"
 
 
-def test_repeated_member_is_chosen_by_image_id(tmp_path, capsys):
+def test_repeated_member_is_chosen_by_image_id(tmp_path, touchstone):
     with tarfile.open(tmp_path / "twice.tar", "w") as file:
         for data in (jpeg(), jpeg(quality=50)):
             member = tarfile.TarInfo("a.jpg")
             member.size = len(data)
             file.addfile(member, io.BytesIO(data))
     run = score_here(load_ensemble_card("tiny"), tmp_path / "twice.tar", tmp_path / "run")
-    assert (
-        main(
-            ["results", run, "--image", str(tmp_path / "twice.tar"), "--member", "a.jpg", "--json"]
-        )
-        == 2
-    )
+    ended = touchstone(f"results --json {run} --image {tmp_path}/twice.tar --member a.jpg")
+    assert ended.code == 2
     ids = [row["image_id"] for row in current_rows(RunDirectory.open(run))]
-    assert f"choose one by its image_id: --image {ids[0]}, {ids[1]}" in capsys.readouterr().err
-    assert image_document(capsys, run, "--image", str(ids[1]))["row"]["occurrence"] == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--image", "nothing.jpg"], "no row of"),
-        (["--image", "99999999999999999999"], "no row of"),
-        (["--member", "a.jpg"], "--member belongs to --image"),
-        (["--image", "x.jpg", "--verdict", "fake"], "--image shows one row"),
-        (["--image", "x.jpg", "--out", "row.csv"], "--image shows one row"),
-    ],
-)
-def test_image_that_selects_no_row_exits_2(words, message, plain_run, capsys):  # noqa: F811
-    assert main(["results", plain_run, *words, "--json"]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_image_in_a_folder_without_a_run_exits_2(tmp_path, capsys):
-    assert main(["results", str(tmp_path), "--image", "a.jpg", "--json"]) == 2
-    assert "it has no run.json" in capsys.readouterr().err
+    assert f"choose one by its image_id: --image {ids[0]}, {ids[1]}" in ended.err
+    document = touchstone(f"results --json {run} --image", ids[1]).document
+    assert document["row"]["occurrence"] == 1
