@@ -1,4 +1,3 @@
-import json
 import runpy
 import signal
 import subprocess
@@ -7,60 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from ray_app.cli.main import main
 from tests.datajobs.shards import archives
 from tests.scoring.conftest import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def photos(tmp_path):
-    return archives.as_prefix(tmp_path, archives.files())
+def test_pack_prints_counts(tmp_path, touchstone):
+    photos = archives.as_prefix(tmp_path, archives.files())
+    line = f"data pack {photos} --out {tmp_path / 'out'} --as webdataset --shard-mb 1"
+    ended = touchstone(line)
+    assert ended.code == 0
+    assert "9 of 9 files into 1 WebDataset shard" in ended.out
+    assert "2 of these are in no image format" in ended.out
+    assert "9 files in 1 shard" in ended.err
+    assert touchstone(f"{line} --json").document["packed"] == 9
 
 
-def test_pack_says_what_it_did(photos, tmp_path, capsys):
-    assert (
-        main(
-            [
-                "data",
-                "pack",
-                str(photos),
-                "--out",
-                str(tmp_path / "out"),
-                "--as",
-                "webdataset",
-                "--shard-mb",
-                "1",
-            ]
-        )
-        == 0
-    )
-    said = capsys.readouterr()
-    assert "9 of 9 files into 1 WebDataset shard" in said.out
-    assert "2 of these are in no image format" in said.out
-    assert "9 files in 1 shard" in said.err
-    assert (
-        main(
-            [
-                "data",
-                "pack",
-                str(photos),
-                "--out",
-                str(tmp_path / "out"),
-                "--as",
-                "webdataset",
-                "--shard-mb",
-                "1",
-                "--json",
-            ]
-        )
-        == 0
-    )
-    assert json.loads(capsys.readouterr().out)["packed"] == 9
-
-
-def test_the_job_is_the_command(photos, tmp_path, capsys, monkeypatch):
+def test_pack_job_runs_the_command(tmp_path, capsys, monkeypatch):
+    photos = archives.as_prefix(tmp_path, archives.files())
     monkeypatch.setattr(sys, "argv", ["jobs/pack.py", str(photos), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "jobs/pack.py"), run_name="__main__")
@@ -69,26 +33,17 @@ def test_the_job_is_the_command(photos, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_and_run_again_gives_the_same_files(tmp_path):
-    photos = archives.as_prefix(
-        tmp_path, {f"{index:05}": f"content {index}".encode() for index in range(6400)}
-    )
+def test_pack_after_a_kill_gives_the_same_files(tmp_path):
+    files = {f"{index:05}": f"content {index}".encode() for index in range(6400)}
+    photos = archives.as_prefix(tmp_path, files)
 
     def start(out):
-        command = [
-            sys.executable,
-            "-m",
-            "ray_app.cli",
-            "data",
-            "pack",
-            photos,
-            "--out",
-            tmp_path / out,
-            "--shard-mb",
-            "0.0001",
-        ]
+        words = ["data", "pack", photos, "--out", tmp_path / out, "--shard-mb", "0.0001"]
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "ray_app.cli", *words],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     assert start("whole").wait() == 0
@@ -98,8 +53,6 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path):
     assert first.wait() == -signal.SIGKILL
     assert 3 < len(archives.contents(tmp_path / "out")) < 100
     assert start("out").wait() == 0
-    assert {
-        name: data
-        for name, data in archives.contents(tmp_path / "out").items()
-        if name.startswith("train")
-    } == archives.contents(tmp_path / "whole")
+    shards = archives.contents(tmp_path / "out")
+    shards = {name: data for name, data in shards.items() if name.startswith("train")}
+    assert shards == archives.contents(tmp_path / "whole")

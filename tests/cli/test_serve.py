@@ -1,4 +1,4 @@
-"""`touchstone serve` says what is wrong before it starts anything."""
+"""`touchstone serve` reports a mistake before it starts anything."""
 
 import os
 import subprocess
@@ -7,7 +7,6 @@ import sys
 import httpx
 import pytest
 
-from ray_app.cli.main import main
 from tests.ray_head import free_ports
 
 
@@ -18,57 +17,48 @@ def nothing_set(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def told(capsys, *arguments):
-    code = main(["serve", *arguments])
-    return code, capsys.readouterr().err
-
-
-def test_a_host_that_lets_everybody_in_needs_tokens_and_long_ones(capsys, monkeypatch):
-    code, said = told(capsys, "--host", "0.0.0.0", "--port", "18431")
-    assert code == 2
-    assert "no tokens are set" in said
-    assert "TOUCHSTONE_TOKENS" in said
+def test_serve_to_every_host_requires_long_tokens(touchstone, monkeypatch):
+    ended = touchstone("serve --host 0.0.0.0 --port 18431")
+    assert ended.code == 2
+    assert "TOUCHSTONE_TOKENS" in ended.err
     monkeypatch.setenv("TOUCHSTONE_TOKENS", "short")
-    code, said = told(capsys)
-    assert code == 2
-    assert "16 characters" in said
-    assert "short" not in said.replace("shortened", "")
+    ended = touchstone("serve")
+    assert ended.code == 2
+    assert "16 characters" in ended.err
+    assert "short" not in ended.err.replace("shortened", "")
 
 
-def test_a_cluster_is_left_to_serve_deploy(capsys, monkeypatch):
+def test_serve_on_a_cluster_names_serve_deploy(touchstone, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    code, said = told(capsys, "--port", "18431")
-    assert code == 2
-    assert "serve deploy" in said
-
-
-def test_missing_weights_are_told_before_ray_starts(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
-    code, said = told(
-        capsys, "--port", "18431", "--optional-detector", "community-forensics-vits384"
-    )
-    assert code == 4
-    assert "touchstone detectors fetch community-forensics-vits384" in said
+    ended = touchstone("serve --port 18431")
+    assert ended.code == 2
+    assert "serve deploy" in ended.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("words", "code", "said"),
     [
-        (("--ensemble", "tiny", "--fpr", "0.05"), "touchstone detectors calibrate"),
-        (("--ensemble", "tiny", "--fpr", "5"), "write 0.05 for 5 %"),
-        (("--set", "limits.deadlines=3"), "deadline_s"),
-        (("--config", "nowhere.yaml"), "nowhere.yaml"),
+        ("--ensemble tiny --fpr 0.05", 2, "touchstone detectors calibrate"),
+        ("--ensemble tiny --fpr 5", 2, "write 0.05 for 5 %"),
+        ("--set limits.deadlines=3", 2, "deadline_s"),
+        ("--config nowhere.yaml", 2, "nowhere.yaml"),
+        (
+            "--optional-detector community-forensics-vits384",
+            4,
+            "touchstone detectors fetch community-forensics-vits384",
+        ),
     ],
 )
-def test_what_is_misspelt_is_told(capsys, arguments, word):
-    code, said = told(capsys, "--port", "18431", *arguments)
-    assert code == 2
-    assert word in said
+def test_serve_reports_a_mistake_before_ray(words, code, said, touchstone, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
+    ended = touchstone(f"serve --port 18431 {words}")
+    assert ended.code == code
+    assert said in ended.err
 
 
 @pytest.mark.slow
-def test_a_proxy_that_is_long_at_its_imports_is_waited_for(tmp_path):
-    """Serve's own wait is 15 s."""
+def test_serve_waits_for_a_proxy_that_imports_slowly(tmp_path):
+    """Ray Serve itself waits for 15 s."""
     (tmp_path / "slow_imports.py").write_text(
         "import time\n\ntime.sleep(18)\n\n\ndef install():\n    return []\n"
     )

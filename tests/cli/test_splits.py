@@ -1,75 +1,53 @@
+"""`touchstone data split`."""
+
 import json
 
 import pytest
-from click.testing import CliRunner
 
-from ray_app.cli.data import split
 from ray_app.datasets import read_index
 from tests.datasets.made_index import made_index
 
 
-def run(command, *words):
-    return CliRunner().invoke(command, [str(word) for word in words], standalone_mode=False)
-
-
 @pytest.fixture
-def at(tmp_path):
-    rows = [{"label": label, "generator": maker, "prompt": f"picture {number}", "uri": f"/{number}/{maker}.png"}
-            for number in range(200) for label, maker in (("real", "real"), ("fake", "flux"), ("fake", "sora"))]  # fmt: skip
+def index(tmp_path):
+    generators = (("real", "real"), ("fake", "flux"), ("fake", "sora"))
+    rows = [
+        {
+            "label": label,
+            "generator": generator,
+            "prompt": f"picture {number}",
+            "uri": f"/{number}/{generator}.png",
+        }
+        for number in range(200)
+        for label, generator in generators
+    ]
     return made_index(tmp_path / "index", rows)
 
 
-def test_a_split_is_told_and_says_what_comes_next(at, tmp_path):
-    said = run(
-        split,
-        at,
-        "--out",
-        tmp_path / "out",
-        "--hold-out",
-        "sora",
-        "--train",
-        "0.7",
-        "--validation",
-        "0.2",
-    )
-    assert (said.exit_code, said.exception) == (0, None)
-    lines = said.stdout.splitlines()
+def test_split_prints_counts_and_next_commands(index, tmp_path, touchstone):
+    out = tmp_path / "out"
+    line = f"data split {index} --out {out} --hold-out sora --train 0.7 --validation 0.2"
+    ended = touchstone(line)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
     assert lines[0] == "600 images in 200 groups, the largest of 3"
-    assert [line.split()[0] for line in lines[2:7]] == [
-        "split",
-        "train",
-        "validation",
-        "test",
-        "aside",
-    ]
+    columns = [line.split()[0] for line in lines[2:7]]
+    assert columns == ["split", "train", "validation", "test", "aside"]
     assert any("sora (held out)" in line for line in lines)
     assert lines[-2].startswith("next: touchstone train ")
-    assert lines[-1].endswith(f"--labels {tmp_path / 'out'} --split test --out figures")
-    assert len(read_index(str(tmp_path / "out"))) == 600
-    again = run(
-        split,
-        at,
-        "--out",
-        tmp_path / "out",
-        "--hold-out",
-        "sora",
-        "--train",
-        "0.7",
-        "--validation",
-        "0.2",
-        "--json",
-    )
-    assert json.loads(again.stdout) == json.loads((tmp_path / "out" / "split.json").read_text())
+    assert lines[-1].endswith(f"--labels {out} --split test --out figures")
+    assert len(read_index(str(out))) == 600
+    assert touchstone(f"{line} --json").document == json.loads((out / "split.json").read_text())
 
 
-def test_a_check_exits_with_2_where_splits_share_images(at, tmp_path):
-    run(split, at, "--out", tmp_path / "out", "--by", "group,looks")
-    said = run(split, tmp_path / "out", "--check")
-    lines = said.stdout.splitlines()
-    assert said.return_value == 2
+def test_check_exits_2_if_splits_share_images(index, tmp_path, touchstone):
+    touchstone(f"data split {index} --out {tmp_path / 'leaky'} --by group,looks")
+    ended = touchstone(f"data split {tmp_path / 'leaky'} --check")
+    lines = ended.out.splitlines()
+    assert ended.code == 2
     assert any(line.startswith("LEAK by the same prompt: ") for line in lines)
     assert sum(line.startswith("  = /") for line in lines) == 5
-    run(split, at, "--out", tmp_path / "whole")
-    said = run(split, tmp_path / "whole", "--check")
-    assert said.return_value == 0
-    assert said.stdout.splitlines()[-1] == "the splits share nothing, as far as can be told"
+    touchstone(f"data split {index} --out {tmp_path / 'whole'}")
+    ended = touchstone(f"data split {tmp_path / 'whole'} --check")
+    assert ended.code == 0
+    assert "the splits share nothing" in ended.out

@@ -1,11 +1,11 @@
+"""`touchstone runs audit`."""
+
 import csv
-import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.cli.main import main
 from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
 
 N = 120
@@ -20,75 +20,47 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), names, {TINY: log_odds(0, N)}, list_in=photos)
 
 
-def test_draw_label_and_read_back(run, tmp_path, capsys):
+def test_audit_draws_a_page_and_reads_labels_back(run, tmp_path, touchstone):
     out = tmp_path / "audit"
-    assert main(["runs", "audit", run, "--draw", str(N), "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert f"drawn: {N} of {N} images" in said
-    assert f"touchstone runs audit {run} --labels {out / 'sample.csv'} --out {out}" in said
+    ended = touchstone(f"runs audit {run} --draw {N} --out {out}")
+    assert ended.code == 0
+    assert f"drawn: {N} of {N} images" in ended.out
+    command = f"runs audit {run} --labels {out / 'sample.csv'} --out {out}"
+    assert f"touchstone {command}" in ended.out
     page = (out / "audit.html").read_text()
     assert page.count("data:image/jpeg;base64") == N - 1
     assert page.count("It cannot be read any more.") == 1
     with open(out / "sample.csv", newline="") as file:
-        rows = [
-            row | {"label": "fake" if int(row["image_id"]) % 3 == 0 else "real"}
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["label"] = "fake" if int(row["image_id"]) % 3 == 0 else "real"
     with open(out / "sample.csv", "w", newline="") as file:
-        written = csv.DictWriter(file, list(rows[0]))
-        written.writeheader()
-        written.writerows(rows)
-    command = ["runs", "audit", run, "--labels", str(out / "sample.csv"), "--out", str(out)]
-    assert main([*command, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    share = sum(row["label"] == "fake" for row in rows) / N
-    assert document["figures"]["prevalence"]["value"] == pytest.approx(share)
-    assert document["figures"]["prevalence"]["low"] == pytest.approx(share), (
-        "every image was labelled"
-    )
-    assert main(command) == 0
-    assert "prevalence: the share of fakes" in capsys.readouterr().out
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    prevalence = touchstone(f"{command} --json").document["figures"]["prevalence"]
+    expected = pytest.approx(sum(row["label"] == "fake" for row in rows) / N)
+    assert prevalence["value"] == expected
+    assert prevalence["low"] == expected, "every image was labelled"
+    assert "prevalence: the share of fakes" in touchstone(command).out
 
 
-def test_a_handful_of_flagged_images_is_drawn(run, tmp_path, capsys):
-    assert (
-        main(
-            [
-                "runs",
-                "audit",
-                run,
-                "--draw",
-                "10",
-                "--flagged",
-                "--no-thumbnails",
-                "--out",
-                str(tmp_path / "tail"),
-            ]
-        )
-        == 0
-    )
-    assert "images flagged as fake, from 1 stratum" in capsys.readouterr().out
+def test_audit_draws_flagged_images_alone(run, tmp_path, touchstone):
+    line = f"runs audit {run} --draw 10 --flagged --no-thumbnails --out {tmp_path / 'tail'}"
+    assert "images flagged as fake, from 1 stratum" in touchstone(line).out
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("line", "said"),
     [
-        (["RUN", "--out", "OUT"], ""),
-        (["RUN", "--draw", "60", "--labels", "x.csv", "--out", "OUT"], ""),
-        (["RUN", "--draw", "60", "--out", "s3://bucket/x"], ""),
-        (["OUT", "--draw", "60", "--out", "OUT/out"], "it has no run.json"),
-        (["RUN", "--labels", "x.csv", "--out", "OUT"], "no audit.json"),
+        ("{run} --out {out}", "--draw"),
+        ("{run} --draw 60 --labels x.csv --out {out}", "--draw"),
+        ("{run} --draw 60 --out s3://bucket/x", "s3://bucket/x"),
+        ("{out} --draw 60 --out {out}/out", "it has no run.json"),
+        ("{run} --labels x.csv --out {out}", "no audit.json"),
     ],
 )
-def test_what_cannot_be_is_refused(run, words, said, tmp_path, capsys):
-    assert (
-        main(
-            [
-                "runs",
-                "audit",
-                *(word.replace("RUN", run).replace("OUT", str(tmp_path)) for word in words),
-            ]
-        )
-        == 2
-    )
-    assert said in capsys.readouterr().err
+def test_audit_usage_error_exits_2(run, line, said, tmp_path, touchstone):
+    ended = touchstone("runs audit " + line.format(run=run, out=tmp_path))
+    assert ended.code == 2
+    assert said in ended.err

@@ -1,12 +1,7 @@
-"""`touchstone config trust`: lists come by one command, what does not come is said, and a check
-names the list that counted.
-"""
-
-import json
+"""`touchstone config trust`: fetch trust lists, and check an image against them."""
 
 import pytest
 
-from ray_app.cli.main import main
 from ray_app.images.provenance.trust_lists import ADDRESSES
 from tests.images.provenance.signing import Authority, authority, signed
 from tests.storage.faulty_server import FaultyServer
@@ -18,63 +13,43 @@ def server(tmp_path, monkeypatch):
     for name in ("TOUCHSTONE_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     with FaultyServer() as server:
-        server.objects |= {f"/{name}": Authority(name).root.encode() for name in ADDRESSES} | {
-            "/interim": authority().root.encode()
-        }
+        for name in ADDRESSES:
+            server.objects[f"/{name}"] = Authority(name).root.encode()
+        server.objects["/interim"] = authority().root.encode()
         yield server
 
 
-def update(server):
-    return main(
-        [
-            "config",
-            "trust",
-            "update",
-            *(f"--address={name}={server.url}/{name}" for name in ADDRESSES),
-        ]
-    )
+@pytest.fixture
+def update(server, touchstone):
+    addresses = [f"--address={name}={server.url}/{name}" for name in ADDRESSES]
+    return lambda: touchstone("config trust update", *addresses)
 
 
-def test_a_check_trusts_the_signers_on_the_fetched_lists_and_without_them_says_how_to_get_them(
-    server, tmp_path, capsys
-):
-    (tmp_path / "signed.jpg").write_bytes(signed())
-    check = [
-        "check",
-        str(tmp_path / "signed.jpg"),
-        "--detector",
-        "touchstone-tiny",
-        "--html",
-        str(tmp_path / "page.html"),
-    ]
-    assert main(check) == 0
-    page = (tmp_path / "page.html").read_text()
-    for told in (capsys.readouterr().out, page):
-        assert "touchstone config trust update" in told
-    assert update(server) == 0
-    shown = capsys.readouterr().out
-    assert "interim: 1 certificates, " in shown
-    assert f"from {server.url}/interim" in shown
-    assert main(check) == 0
+def test_check_trusts_signers_of_fetched_lists(server, update, tmp_path, touchstone):
+    image, page = tmp_path / "signed.jpg", tmp_path / "page.html"
+    image.write_bytes(signed())
+    check = f"check {image} --detector touchstone-tiny"
+    told = touchstone(f"{check} --html {page}").out
+    assert "touchstone config trust update" in told
+    assert "touchstone config trust update" in page.read_text()
+    shown = update()
+    assert shown.code == 0
+    assert "interim: 1 certificates, " in shown.out
+    assert f"from {server.url}/interim" in shown.out
     name = "on the interim trust list of 20"
-    assert f"C2PA: 1 signer {name}" in capsys.readouterr().out
-    assert name in (tmp_path / "page.html").read_text()
-    assert main([*check[:4], "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)["provenance"]["c2pa"]
-    assert (said["state"], said["trust_lists"][0].partition(" of ")[0]) == (
-        "trusted",
-        "interim trust list",
-    )
+    assert f"C2PA: 1 signer {name}" in touchstone(f"{check} --html {page}").out
+    assert name in page.read_text()
+    c2pa = touchstone(f"{check} --json").document["provenance"]["c2pa"]
+    assert c2pa["state"] == "trusted"
+    assert c2pa["trust_lists"][0].startswith("interim trust list of ")
 
 
-def test_what_was_not_fetched_is_said_and_the_earlier_one_stays(server, capsys):
-    assert update(server) == 0
-    capsys.readouterr()
+def test_update_that_fails_keeps_the_earlier_list(server, update, touchstone):
+    assert update().code == 0
     server.objects["/official"] = b"<html>"
-    assert update(server) == 5
-    captured = capsys.readouterr()
-    assert "no certificates, or one is damaged; the one of 20" in captured.err
-    assert captured.out.count("certificates") == len(ADDRESSES)
-    assert main(["config", "trust", "show", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == set(ADDRESSES)
-    assert main(["config", "trust", "update", "--address=x=1"]) == 2
+    ended = update()
+    assert ended.code == 5
+    assert "no certificates, or one is damaged; the one of 20" in ended.err
+    assert ended.out.count("certificates") == len(ADDRESSES)
+    assert set(touchstone("config trust show --json").document) == set(ADDRESSES)
+    assert touchstone("config trust update --address=x=1").code == 2
