@@ -1,9 +1,10 @@
-"""What a training does not import, so that its first step comes early."""
+"""The first step comes early, since a training imports no more libraries than it needs."""
 
 import os
 import subprocess
 import sys
 
+import pytest
 import yaml
 
 from tests.training.conftest import ROOT, recipe
@@ -18,7 +19,8 @@ print(*(name for name in heavy if name in sys.modules))
 """
 
 
-def test_training_of_a_timm_network_imports_no_other_library(labelled, tmp_path):
+@pytest.mark.slow
+def test_training_of_a_timm_network_imports_timm_alone(labelled, tmp_path):
     facts = recipe(
         labelled,
         detector="community-forensics-vits384",

@@ -1,4 +1,4 @@
-"""The loop in this process, from images to a card."""
+"""A whole training in this process, from images to a card."""
 
 from ray_app.storage import Store
 from ray_app.training import checkpoints
@@ -6,7 +6,7 @@ from ray_app.training.run import train
 from tests.training.conftest import config
 
 
-def test_training_ends_when_its_patience_is_over(labelled, tmp_path):
+def test_training_stops_when_patience_is_exhausted(labelled, tmp_path):
     given = config(
         labelled,
         out=str(tmp_path),
@@ -15,7 +15,7 @@ def test_training_ends_when_its_patience_is_over(labelled, tmp_path):
     )
     facts = train(given).facts
     assert facts["steps"] == 4
-    assert [one["step"] for one in facts["validations"]] == [2, 4]
+    assert [line["step"] for line in facts["validations"]] == [2, 4]
     latest = checkpoints.latest_checkpoint(Store.open(str(tmp_path)))
     assert (latest.step, latest.finished) == (4, True)
     assert train(given).was_there
