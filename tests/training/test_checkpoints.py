@@ -1,4 +1,4 @@
-"""Which checkpoints count, and which may be deleted, by the markers of the project alone."""
+"""Which checkpoints are complete, and which may be deleted."""
 
 import pytest
 
@@ -8,20 +8,17 @@ from ray_app.training import checkpoints
 from ray_app.training.checkpoints import CheckpointEntry
 
 FOLDER = "checkpoints"
-
-
-@pytest.fixture(params=["disk", "bucket"])
-def out(request, tmp_path):
-    if request.param == "disk":
-        return Store.open(str(tmp_path / "out"))
-    server = request.getfixturevalue("s3")
-    return Store.open(
-        f"{server.bucket(f'checkpoints-{tmp_path.name}'.lower().replace('_', '-'))}/out"
-    )
+AA, BB, CC = "step-00000010-aa", "step-00000020-bb", "step-00000030-cc"
+HALF = "step-00000040-dd"
 
 
 @pytest.fixture
-def uploaded(tmp_path):
+def out(tmp_path):
+    return Store.open(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def upload(tmp_path):
     """Upload a checkpoint that holds its own name."""
 
     def upload(out, name, *, finished=False):
@@ -34,78 +31,63 @@ def uploaded(tmp_path):
 
 
 @pytest.fixture
-def three(out, uploaded):
+def three(out, upload):
     """Three complete checkpoints, and one whose upload was interrupted after the last of them."""
-    for name in ("step-00000020-bb", "step-00000010-aa", "step-00000030-cc"):
-        uploaded(out, name)
-    out.write(f"{FOLDER}/step-00000040-dd/model.safetensors", b"half")
+    for name in (BB, AA, CC):
+        upload(out, name)
+    out.write(f"{FOLDER}/{HALF}/model.safetensors", b"half")
     return out
-
-
-def names(out):
-    return out.folders(FOLDER)
 
 
 def test_checkpoints_with_a_marker_are_listed_by_step(three):
     assert [entry.step for entry in checkpoints.list_checkpoints(three)] == [10, 20, 30]
-    assert checkpoints.latest_checkpoint(three) == CheckpointEntry("step-00000030-cc", 30, False)
+    assert checkpoints.latest_checkpoint(three) == CheckpointEntry(CC, 30, False)
 
 
 @pytest.mark.parametrize("marker", [b"", b'{"step": 40, "fin', b"[]", b'{"step": 40}'])
 def test_checkpoint_with_a_broken_marker_is_not_complete(three, marker):
-    three.write(f"{FOLDER}/step-00000040-dd/DONE", marker)
+    three.write(f"{FOLDER}/{HALF}/DONE", marker)
     assert checkpoints.latest_checkpoint(three).step == 30
-    three.write(f"{FOLDER}/step-00000020-bb/DONE", marker)
+    three.write(f"{FOLDER}/{BB}/DONE", marker)
     assert checkpoints.remove_incomplete(three) == []
 
 
-def test_interrupted_upload_stays_until_its_step_is_saved_again(three, uploaded):
+def test_interrupted_upload_stays_until_its_step_is_saved(three, upload):
     assert checkpoints.remove_incomplete(three) == []
-    uploaded(three, "step-00000040-ee")
-    assert checkpoints.remove_incomplete(three) == ["step-00000040-dd"]
-    assert names(three) == [
-        "step-00000010-aa",
-        "step-00000020-bb",
-        "step-00000030-cc",
-        "step-00000040-ee",
-    ]
+    upload(three, "step-00000040-ee")
+    assert checkpoints.remove_incomplete(three) == [HALF]
+    assert three.folders(FOLDER) == [AA, BB, CC, "step-00000040-ee"]
 
 
 def test_folders_without_any_marker_stay(out):
-    out.write(f"{FOLDER}/step-00000010-aa/model.safetensors", b"weights")
+    out.write(f"{FOLDER}/{AA}/model.safetensors", b"weights")
     out.write(f"{FOLDER}/mine/notes.txt", b"of a user")
     assert checkpoints.remove_incomplete(out) == []
     assert checkpoints.remove_superseded(out, keep=1, values={}) == []
-    assert names(out) == ["mine", "step-00000010-aa"]
+    assert out.folders(FOLDER) == ["mine", AA]
 
 
 @pytest.mark.parametrize(
     ("values", "unjudged", "removed"),
     [
-        ({10: 0.9, 20: 0.8, 30: 0.7}, (), ["step-00000020-bb"]),
-        ({10: 0.9, 20: 0.9, 30: 0.7}, (), ["step-00000010-aa"]),
+        ({10: 0.9, 20: 0.8, 30: 0.7}, (), [BB]),
+        ({10: 0.9, 20: 0.9, 30: 0.7}, (), [AA]),
         ({10: 0.9}, (20,), []),
-        ({10: 0.9}, (), ["step-00000020-bb"]),
-        ({}, (), ["step-00000010-aa", "step-00000020-bb"]),
+        ({10: 0.9}, (), [BB]),
+        ({}, (), [AA, BB]),
     ],
 )
 def test_best_last_and_unjudged_checkpoints_stay(three, values, unjudged, removed):
     assert checkpoints.remove_superseded(three, keep=1, values=values, unjudged=unjudged) == removed
-    assert "step-00000040-dd" in names(three), "an upload in progress looks like this"
+    assert HALF in three.folders(FOLDER), "an upload in progress looks like this"
 
 
-def test_training_is_over_once_its_last_checkpoint_is_finished(out, uploaded):
+def test_training_is_over_with_a_finished_checkpoint(out, upload):
     assert not checkpoints.is_trained(out)
-    uploaded(out, "step-00000010-aa")
+    upload(out, AA)
     assert not checkpoints.is_trained(out)
-    uploaded(out, "step-00000020-bb", finished=True)
+    upload(out, BB, finished=True)
     assert checkpoints.is_trained(out)
-
-
-def test_checkpoint_is_fetched_as_a_folder(three):
-    with checkpoints.fetched(three, "step-00000010-aa") as folder:
-        assert (folder / "model.safetensors").read_bytes() == b"step-00000010-aa"
-    assert folder.exists() == ("://" not in three.url), "copies of remote files are temporary"
 
 
 class Learned:
@@ -117,17 +99,26 @@ class Learned:
         (folder / "model.safetensors").write_bytes(b"weights")
 
 
-def test_checkpoint_that_was_written_is_complete(out):
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_checkpoint_is_written_fetched_and_replaced(place, out, request):
+    if place == "bucket":
+        out = Store.open(f"{request.getfixturevalue('s3').bucket('checkpoints')}/out")
+    out.write(f"{FOLDER}/{HALF}/model.safetensors", b"half")
     writer = checkpoints.CheckpointWriter(out)
     name = writer.save(Learned(), finished=True)
     writer.wait()
     assert checkpoints.list_checkpoints(out) == [CheckpointEntry(name, 40, True)]
-    assert out.read(f"{FOLDER}/{name}/model.safetensors") == b"weights"
+    with checkpoints.fetched(out, name) as folder:
+        assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert folder.exists() == (place == "disk"), "copies of remote files are temporary"
+    assert checkpoints.remove_incomplete(out) == [HALF]
+    assert checkpoints.remove_superseded(out, keep=1, values={}) == []
+    assert out.folders(FOLDER) == [name]
 
 
-def test_training_of_an_older_version_is_refused(out):
+def test_training_of_an_older_version_is_rejected(out):
     checkpoints.refuse_older(out)
-    out.write("ray/train/step-00000010-aa/model.safetensors", b"weights")
+    out.write(f"ray/train/{AA}/model.safetensors", b"weights")
     with pytest.raises(ConfigError, match=r"checkpoints of Touchstone 0\.27 or older") as refused:
         checkpoints.refuse_older(out)
     assert "nothing was deleted" in refused.value.hint
