@@ -1,4 +1,6 @@
-"""Which processes a training has: every request fits, together, however small the machine."""
+"""Which processes a training has on a cluster of any size."""
+
+from itertools import product
 
 import pytest
 
@@ -7,18 +9,18 @@ from ray_app.training.config import Workers
 from ray_app.training.job import plan_workers
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 3, 16, 96])
-@pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("gpus_each", [0, 1])
-def test_what_is_asked_for_is_there(cpus, count, gpus_each):
-    layout = plan_workers(Workers(count=count), cpus=cpus, gpus=gpus_each * count)
-    assert layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus) <= cpus
-    assert layout.workers * layout.worker_gpus <= gpus_each * count
-    assert min(layout.worker_cpus, layout.loader_cpus) > 0
-    assert min(layout.threads, layout.loaders) >= 1
+def test_planned_workers_fit_on_the_cluster():
+    for cpus, count, gpus in product((1, 2, 3, 16, 96), (1, 4), (0, 1)):
+        layout = plan_workers(Workers(count=count), cpus=cpus, gpus=gpus * count)
+        case = f"{count} workers on {cpus} cores and {gpus * count} GPUs"
+        of_worker = layout.worker_cpus + layout.loaders * layout.loader_cpus
+        assert layout.workers * of_worker <= cpus, case
+        assert layout.workers * layout.worker_gpus <= gpus * count, case
+        assert min(layout.worker_cpus, layout.loader_cpus) > 0, case
+        assert min(layout.threads, layout.loaders) >= 1, case
 
 
-def test_two_cores_train_with_most_of_them_and_the_cores_beside_a_gpu_load():
+def test_most_cores_train_and_cores_next_to_a_gpu_load():
     two, gpu = plan_workers(Workers(), cpus=2, gpus=0), plan_workers(Workers(), cpus=16, gpus=1)
     assert (two.worker_cpus, two.loaders, two.loader_cpus, two.device) == (1.75, 1, 0.25, "cpu")
     assert (gpu.loaders, gpu.device, gpu.worker_gpus) == (15, "cuda", 1)
@@ -26,21 +28,24 @@ def test_two_cores_train_with_most_of_them_and_the_cores_beside_a_gpu_load():
     assert (stated.workers, stated.worker_cpus, stated.loaders) == (2, 1.0, 3)
 
 
-def test_a_worker_fits_on_a_node():
+def test_worker_fits_on_a_node():
     layout = plan_workers(Workers(), cpus=3, gpus=0, node_cpus=1)
     assert layout.worker_cpus + layout.loaders * layout.loader_cpus <= 1
-    with pytest.raises(ClusterError, match="do not fit"):
-        plan_workers(Workers(cpus=2.0), cpus=3, gpus=0, node_cpus=1)
 
 
-def test_too_much_is_refused_before_it_waits_for_ever():
-    with pytest.raises(ClusterError, match="do not fit"):
-        plan_workers(Workers(count=2, cpus=2.0), cpus=2, gpus=0)
-    with pytest.raises(ClusterError, match="2 workers with 1 GPU each, but the cluster has 1"):
-        plan_workers(Workers(count=2), cpus=8, gpus=1)
+@pytest.mark.parametrize(
+    ("workers", "cluster", "error", "said"),
+    [
+        ({"cpus": 2.0}, {"cpus": 3, "gpus": 0, "node_cpus": 1}, ClusterError, "do not fit"),
+        ({"count": 2, "cpus": 2.0}, {"cpus": 2, "gpus": 0}, ClusterError, "do not fit"),
+        ({"count": 2}, {"cpus": 8, "gpus": 1}, ClusterError, "2 workers with 1 GPU each"),
+        ({"count": 2, "least": 3}, {"cpus": 8, "gpus": 0}, ConfigError, r"workers\.least is 3"),
+    ],
+)
+def test_workers_that_never_fit_are_rejected(workers, cluster, error, said):
+    with pytest.raises(error, match=said):
+        plan_workers(Workers(**workers), **cluster)
 
 
-def test_elastic_training_starts_with_the_fewest():
+def test_elastic_training_starts_with_the_minimum():
     assert plan_workers(Workers(count=4, least=2), cpus=8, gpus=2).least == 2
-    with pytest.raises(ConfigError, match=r"workers\.least is 3"):
-        plan_workers(Workers(count=2, least=3), cpus=8, gpus=0)
