@@ -1,9 +1,8 @@
-"""The shipped recipes: every file is one, and each learns on tiny widths with its own policy,
-losses and schedule.
-"""
+"""Every shipped recipe loads, and learns on tiny widths with its own policy, losses, and schedule."""
 
 import io
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +44,14 @@ HEADS = [
     for name, path in FILES.items()
     if read_mapping(path).get("method") in ("linear-probe", "identify")
 ]
-STEPS, MADE, BATCH = 20, 6, 8  # of a small training, and those that are made
+STEPS, BATCH = 20, 8  # of a small training
+RUN = 6  # steps of it
+
+
+def png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def altered():
@@ -56,7 +62,7 @@ def altered():
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Labelled rows of 24 small pictures, and of 24 with masks in OpenSDI's own form."""
+    """Labelled rows of 24 small images, and of 24 with masks in the form of OpenSDI."""
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(24):
         path = folder / "plain" / ("camera/real", "sdxl/fake")[number % 2] / f"{number}.png"
@@ -74,10 +80,8 @@ def rows(tmp_path_factory):
     write_parquet(shard, columns, images=("image", "mask"), labels=["real", "fake"])
 
     def indexed(place, layout):
-        return index_source(
-            DatasetSource(at=(str(place),), layout=layout),
-            Store.open(str(folder / f"index-{layout}")),
-        )
+        source = DatasetSource(at=(str(place),), layout=layout)
+        return index_source(source, Store.open(str(folder / f"index-{layout}")))
 
     return {
         "plain": indexed(folder / "plain", "folders"),
@@ -86,114 +90,82 @@ def rows(tmp_path_factory):
 
 
 def tiny(name):
-    """The shipped recipe on a small network that begins from nothing, with small batches; all else
-    as it is.
-    """
+    """The shipped recipe on a small network that begins from nothing, with small batches."""
     facts = read_mapping(FILES[name])
-    loop = {
-        key: value for key, value in facts["loop"].items() if key not in ("epochs", "micro_batch")
-    }
-    facts |= {
-        "card": TINY[name],
-        "initial": {"start": "random"},
-        "loop": loop | {"batch": BATCH, "micro_batch": 4, "steps": STEPS},
-    }
+    for key in ("epochs", "micro_batch"):
+        facts["loop"].pop(key, None)
+    facts["loop"] |= {"batch": BATCH, "micro_batch": 4, "steps": STEPS}
+    facts |= {"card": TINY[name], "initial": {"start": "random"}}
     return validate(facts, TrainConfig, where=name)
 
 
-def png(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_the_foundation_model_s_head_begins_from_the_published_file_under_its_own_names(tmp_path):
-    """The backbone's file holds timm's names; only the head learns, and what is trained loads into
-    the card's network.
-    """
+def test_foundation_head_starts_from_the_published_backbone(tmp_path):
+    """The file has the names of timm, only the head learns, and the card's network takes it."""
     card = seeded_frozen("vfm-pe-l14", tmp_path)
-    facts = read_mapping(FILES["vfm-linear"])
-    shipped = load_card("vfm-pe-l14").backbone
-    assert facts["initial"]["weights"]["backbone"]["uri"] == shipped.weights.uri
-    facts["initial"]["weights"]["backbone"] = {
-        "uri": card.backbone.weights.uri,
-        "sha256": card.backbone.weights.sha256,
-    }
-    recipe = validate(facts, TrainConfig, where="vfm-linear")
-    network = network_for(recipe, card)
+    facts, weights = read_mapping(FILES["vfm-linear"]), card.backbone.weights
+    initial = facts["initial"]["weights"]
+    assert initial["backbone"]["uri"] == load_card("vfm-pe-l14").backbone.weights.uri
+    initial["backbone"] = {"uri": weights.uri, "sha256": weights.sha256}
+    network = network_for(validate(facts, TrainConfig, where="vfm-linear"), card)
     inner = network.backbone.network.state_dict()
-    for key, tensor in load_file(card.backbone.weights.uri).items():
+    for key, tensor in load_file(weights.uri).items():
         assert torch.equal(inner[key], tensor)
-    assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == {
-        "fc.weight",
-        "fc.bias",
-    }
+    named = network.named_parameters()
+    assert {name for name, one in named if one.requires_grad} == {"fc.weight", "fc.bias"}
     assert deployable(network, card).feature == "pooled"
 
 
-def as_sources(split):
-    return split if isinstance(split, tuple) else ()
-
-
 @pytest.mark.parametrize("name", FILES)
-def test_every_file_is_a_recipe(name):
+def test_every_shipped_file_is_a_recipe(name):
     recipe = load_yaml(FILES[name], TrainConfig)
-    card = training_card(recipe)
+    card, data = training_card(recipe), recipe.data
     assert recipe.name == name
     assert recipe.source
-    assert recipe.data.train
-    assert recipe.data.validation
-    for source in (
-        *recipe.data.train,
-        *as_sources(recipe.data.validation),
-        *as_sources(recipe.data.test),
-    ):
+    train, validation, test = (
+        split if isinstance(split, tuple) else ()
+        for split in (data.train, data.validation, data.test)
+    )
+    assert train
+    assert data.validation
+    for source in (*train, *validation, *test):
         assert source.layout in LAYOUTS
         make_layout(source.layout, source.arguments)
-    # no recipe chooses on what its source tests on
-    for source in as_sources(recipe.data.validation):
-        assert "test" not in (source.split or "").lower()
-        assert not any("test" in place.lower() or "eval" in place.lower() for place in source.at)
+    for source in validation:  # No recipe chooses on what its source tests on.
+        for word in (source.split or "", *source.at):
+            assert not re.search("test|eval", word.lower()), word
     assert card.masks == (recipe.loss.name == "maskclip")
-    side = card.preprocessing.shape[0]
     if recipe.augmentation.policy != "openfake-v1":
-        make_policy(recipe.augmentation, side=side)
+        make_policy(recipe.augmentation, side=card.preprocessing.shape[0])
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_few_steps_on_tiny_widths(name, rows):
+def test_recipe_learns_for_a_few_steps_at_tiny_width(name, rows):
     recipe = tiny(name)
     card = training_card(recipe)
-    masks = recipe.loss.name == "maskclip"
-    table = rows["masked" if masks else "plain"]
-    statistics = (
-        measure_real(BatchLoader(table, card.preprocessing, policy=None, seed=0), 8, 0)
-        if "v1" in recipe.augmentation.policy
-        else None
-    )
-    policy = make_policy(
-        recipe.augmentation, side=card.preprocessing.shape[0], statistics=statistics
-    )
-    loader = BatchLoader(
-        table, card.preprocessing, policy=policy, seed=recipe.loop.seed, masks=masks
-    )
-    order = SampleOrder(table, recipe.sampling, recipe.loop.seed, recipe.loop.batch)
+    preprocessing, masks, seed = card.preprocessing, card.masks, recipe.loop.seed
+    table, statistics = rows["masked" if masks else "plain"], None
+    if "v1" in recipe.augmentation.policy:
+        plain = BatchLoader(table, preprocessing, policy=None, seed=0)
+        statistics = measure_real(plain, 8, 0)
+    side = preprocessing.shape[0]
+    policy = make_policy(recipe.augmentation, side=side, statistics=statistics)
+    loader = BatchLoader(table, preprocessing, policy=policy, seed=seed, masks=masks)
+    order = SampleOrder(table, recipe.sampling, seed, recipe.loop.batch)
     learner = DetectorLearner(recipe, card, device="cpu", total_steps=STEPS)
     before = {key: value.detach().clone() for key, value in learner.network.named_parameters()}
-    figures = [learner.step(loader.load_steps(order, [step])) for step in range(MADE)]
-    assert [one.step for one in figures] == list(range(MADE))
-    assert all(
-        math.isfinite(one.loss) and one.gradient_norm > 0 and one.unusable == 0 for one in figures
-    )
-    assert figures[3].rate == rate_at(recipe.schedule, recipe.optimiser.rate, 3, STEPS)
-    moved = {
-        key: bool((value != before[key]).any()) for key, value in learner.network.named_parameters()
-    }
-    assert moved == {key: value.requires_grad for key, value in learner.network.named_parameters()}
+    steps = [learner.step(loader.load_steps(order, [step])) for step in range(RUN)]
+    assert [one.step for one in steps] == list(range(RUN))
+    for one in steps:
+        assert math.isfinite(one.loss)
+        assert one.gradient_norm > 0
+        assert one.unusable == 0
+    assert steps[3].rate == rate_at(recipe.schedule, recipe.optimiser.rate, 3, STEPS)
+    for key, value in learner.network.named_parameters():
+        assert bool((value != before[key]).any()) == value.requires_grad, key
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_head_recipe_fits_to_twenty_batches_of_images(name, rows, tmp_path):
+def test_head_recipe_fits_to_twenty_batches(name, rows, tmp_path):
     """Backbones of foundation models and of CLIP are small and seeded; the others are shipped."""
     recipe = load_yaml(FILES[name], TrainConfig)
     card = seeded_card(small_backbone(training_card(recipe)), tmp_path)
@@ -229,13 +201,17 @@ def small_backbone(card):
     return card.model_copy(update={"backbone": backbone})
 
 
-def published(name, folder, network):
-    """The files that a recipe begins from as their publishers write them, for a network of these
-    sizes: {part: path}.
-    """
+def save_hub_model(model, folder):
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / "network.safetensors")
+
+
+def write_published(name, folder, network):
+    """Write the files that a recipe begins from as their publishers do; return them by part."""
     if name == "community-forensics":
+        architecture = VIT["architecture"]
         model = timm.create_model(
-            VIT["architecture"]["name"], num_classes=1000, **VIT["architecture"]["arguments"]
+            architecture["name"], num_classes=1000, **architecture["arguments"]
         )
         save_file(model.state_dict(), folder / "network.safetensors")
     elif name == "siglip2":
@@ -246,99 +222,67 @@ def published(name, folder, network):
             "intermediate_size": 16,
             "vocab_size": 50,
         }
-        transformers.SiglipModel(
-            transformers.SiglipConfig(
-                text_config=text, vision_config=network.config.vision_config.to_dict()
-            )
-        ).save_pretrained(folder)
-        (folder / "model.safetensors").rename(folder / "network.safetensors")
+        vision = network.config.vision_config.to_dict()
+        config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+        save_hub_model(transformers.SiglipModel(config), folder)
     elif name == "maskclip":
-        encoder = {
-            key: value
-            for key, value in network.aggregator.vit_model.state_dict().items()
-            if ".rel_pos_" not in key
-        }
+        encoder = network.aggregator.vit_model.state_dict().items()
+        mae = {key: torch.randn(value.shape) for key, value in encoder if ".rel_pos_" not in key}
         others = {key: torch.zeros(2) for key in ("cls_token", "norm.weight", "norm.bias")}
-        torch.save(
-            {"model": {key: torch.randn(value.shape) for key, value in encoder.items()} | others},
-            folder / "mae.pth",
-        )
-        save_file(
-            {key: torch.randn(value.shape) for key, value in network.clip.state_dict().items()},
-            folder / "clip.safetensors",
-        )
+        torch.save({"model": mae | others}, folder / "mae.pth")
+        clip = network.clip.state_dict().items()
+        clip = {key: torch.randn(value.shape) for key, value in clip}
+        save_file(clip, folder / "clip.safetensors")
     else:
-        config = type(network.config).from_dict(
-            network.config.to_dict() | {"id2label": None, "label2id": None, "num_labels": 1000}
-        )
-        transformers.Swinv2ForImageClassification(config).save_pretrained(folder)
-        (folder / "model.safetensors").rename(folder / "network.safetensors")
+        changes = {"id2label": None, "label2id": None, "num_labels": 1000}
+        config = type(network.config).from_dict(network.config.to_dict() | changes)
+        save_hub_model(transformers.Swinv2ForImageClassification(config), folder)
     return {path.stem: path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth")}
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_what_a_recipe_begins_from_is_taken_and_what_is_fresh_is_not(name, tmp_path):
+def test_recipe_takes_published_weights_except_fresh_ones(name, tmp_path):
     recipe, small = load_yaml(FILES[name], TrainConfig), tiny(name)
     card = training_card(small)
     built = network_for(small, card)
-    files = published(name, tmp_path, built)
-    weights = {
-        part: given.model_copy(
-            update={"uri": str(files[part]), "sha256": None, "unverified": "of this test"}
-        )
-        for part, given in recipe.initial.weights.items()
-    }
-    network = network_for(
-        small.model_copy(
-            update={"initial": recipe.initial.model_copy(update={"weights": weights})}
-        ),
-        card,
-    )
-    state = network.state_dict()
-    changed = {
-        key for key, value in built.state_dict().items() if not torch.equal(value, state[key])
-    }
-    fresh = {
-        key
-        for key in state
-        if key.startswith(
-            recipe.initial.fresh
-            or ("aggregator.fusion", "aggregator.mask_decoder", "cls_aggregator")
-        )
-    }
+    files = write_published(name, tmp_path, built)
+    weights = {}
+    for part, given in recipe.initial.weights.items():
+        update = {"uri": str(files[part]), "sha256": None, "unverified": "of this test"}
+        weights[part] = given.model_copy(update=update)
+    initial = recipe.initial.model_copy(update={"weights": weights})
+    state = network_for(small.model_copy(update={"initial": initial}), card).state_dict()
+    before = built.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], state[key])}
+    of_maskclip = ("aggregator.fusion", "aggregator.mask_decoder", "cls_aggregator")
+    fresh = {key for key in state if key.startswith(recipe.initial.fresh or of_maskclip)}
     assert fresh
     assert not changed & fresh
     if name != "maskclip":
         taken = load_file(files["network"])
-        assert all(
-            torch.equal(value, taken[key]) for key, value in state.items() if key not in fresh
-        )
-    else:
-        clip = load_file(files["clip"])
-        assert all(torch.equal(state[f"clip.{key}"], value) for key, value in clip.items())
-        mae = torch.load(files["mae"], weights_only=True)["model"]
-        assert torch.equal(
-            state["aggregator.vit_model.blocks.3.attn.qkv.weight"], mae["blocks.3.attn.qkv.weight"]
-        )
-        assert not any(value.any() for key, value in state.items() if ".rel_pos_" in key)
+        assert all(torch.equal(state[key], taken[key]) for key in state.keys() - fresh)
+        return
+    clip = load_file(files["clip"])
+    assert all(torch.equal(state[f"clip.{key}"], value) for key, value in clip.items())
+    mae = torch.load(files["mae"], weights_only=True)["model"]
+    key = "blocks.3.attn.qkv.weight"
+    assert torch.equal(state[f"aggregator.vit_model.{key}"], mae[key])
+    assert not any(value.any() for key, value in state.items() if ".rel_pos_" in key)
 
 
-def test_maskclip_learns_the_references_tensors_119_million_of_547_million_numbers():
-    """specs/localization.md §1.6: by these parts of names; of the 778 tensors all but CLIP's 446."""
+def test_maskclip_learns_the_tensors_of_the_reference():
+    """specs/localization.md §1.6: of the 778 tensors all but CLIP's 446, by parts of their names."""
     with torch.device("meta"):
         network = build_network(load_card("maskclip"))
     learning = trainable_parameters(network)
-    assert learning.keys() == {
-        name for name, _ in network.named_parameters() if any(part in name for part in LEARNING)
-    }
-    assert learning.keys() == {
-        name for name, _ in network.named_parameters() if not name.startswith("clip.")
-    }
-    parts = [
+    names = [name for name, _ in network.named_parameters()]
+    assert set(learning) == {name for name in names if any(part in name for part in LEARNING)}
+    assert set(learning) == {name for name in names if not name.startswith("clip.")}
+    counts = [
         sum(name.startswith(part) for name in learning)
         for part in ("aggregator.", "cls_aggregator.", "prompt_learner.ctx_")
     ]
-    assert (len(learning), parts) == (332, [323, 7, 2])
+    assert (len(learning), counts) == (332, [323, 7, 2])
     assert sum(parameter.numel() for parameter in learning.values()) == 119_212_225
     assert sum(parameter.numel() for parameter in network.parameters()) == 546_828_738
     assert len(network.state_dict()) == 778
@@ -366,7 +310,7 @@ def test_maskclip_learns_the_references_tensors_119_million_of_547_million_numbe
         ("maskclip", ("adamw", 1e-4, 0.05, "matrices", 16, 50, None, None), ("cosine", 0, 0)),
     ],
 )
-def test_the_papers_numbers(name, numbers, schedule):
+def test_recipe_has_the_numbers_of_its_paper(name, numbers, schedule):
     """What §1b, §1c and §7a of specs/detectors.md and §1.8 of specs/localization.md say."""
     recipe = load_yaml(FILES[name], TrainConfig)
     one, loop = recipe.optimiser, recipe.loop
