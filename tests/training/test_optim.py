@@ -18,10 +18,9 @@ ONE = Output(sign=1)
 
 def labelled(labels, usable=None, group=None, **more):
     count = len(labels)
-    usable = np.ones(count, bool) if usable is None else np.array(usable, bool)
     return {
         "label": np.array(labels),
-        "usable": usable,
+        "usable": np.ones(count, bool) if usable is None else np.array(usable, bool),
         "group": np.array(group if group else range(count)),
         **more,
     }
@@ -31,67 +30,49 @@ def numbers(*values):
     return torch.tensor(values)[:, None]
 
 
+def loss_of(logits, drawn, loss=None, output=ONE):
+    return batch_loss(loss or Loss(), output, NetworkOutput(logits), drawn, len(drawn["label"]))
+
+
 @pytest.mark.parametrize(
     ("output", "fake"),
     [(Output(labels=("real", "fake"), fake_label="fake"), 1), (Output(fake_index=0), 0)],
 )
-def test_two_logits_give_the_softmax_cross_entropy_whichever_is_fake(output, fake):
+def test_two_logits_give_softmax_cross_entropy(output, fake):
     logits = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
-    found = batch_loss(Loss(), output, NetworkOutput(logits), labelled(labels.tolist()), 6)
-    assert found.total.item() == pytest.approx(
-        functional.cross_entropy(logits, labels if fake else 1 - labels).item(), rel=1e-6
-    )
+    found = loss_of(logits, labelled(labels.tolist()), output=output)
+    expected = functional.cross_entropy(logits, labels if fake else 1 - labels)
+    assert found.total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_unusable_images_weigh_nothing_and_are_counted_all_the_same():
+def test_unusable_images_have_no_weight_and_are_counted():
     logits = numbers(1.0, float("nan"), -2.0, 3.0).requires_grad_()
-    found = batch_loss(
-        Loss(), ONE, NetworkOutput(logits), labelled([1, 1, 0, 0], usable=[1, 0, 1, 0]), 4
-    )
+    drawn = labelled([1, 1, 0, 0], usable=[1, 0, 1, 0])
+    found = loss_of(logits, drawn)
     found.total.backward()
-    # The cross-entropy of the log-odds.
-    assert found.total.item() == pytest.approx(
-        (np.log1p(np.exp(-1)) + np.log1p(np.exp(-2))) / 4, rel=1e-6
-    )
+    expected = (np.log1p(np.exp(-1)) + np.log1p(np.exp(-2))) / 4  # cross-entropy of the log-odds
+    assert found.total.item() == pytest.approx(expected, rel=1e-6)
     assert found.parts["binary"].item() == found.total.item()
-    turned = batch_loss(
-        Loss(),
-        Output(sign=-1),
-        NetworkOutput(-logits),
-        labelled([1, 1, 0, 0], usable=[1, 0, 1, 0]),
-        4,
-    )
+    slopes = [-0.25 / (1 + np.e), 0.0, 0.25 / (1 + np.e**2), 0.0]
+    assert logits.grad[:, 0].tolist() == pytest.approx(slopes)
+    turned = loss_of(-logits, drawn, output=Output(sign=-1))
     assert turned.total == found.total, "a card whose logit says real"
-    assert logits.grad[:, 0].tolist() == [
-        pytest.approx(-0.25 / (1 + np.e)),
-        0.0,
-        pytest.approx(0.25 / (1 + np.e**2)),
-        0.0,
-    ]
 
 
-def test_twins_ask_which_of_the_two_is_the_fake():
-    # the first pair is told apart, the second the wrong way round
-    logits = numbers(0.0, 1.0, 3.0, 2.0)
-    found = batch_loss(
-        Loss(twins=0.25), ONE, NetworkOutput(logits), labelled([0, 1, 1, 0], group=[5, 5, 9, 9]), 4
-    )
-    wrong = batch_loss(
-        Loss(twins=0.25), ONE, NetworkOutput(logits), labelled([0, 1, 0, 1], group=[5, 5, 9, 9]), 4
-    )
-    # the mean over the two pairs
-    assert found.parts["twins"].item() == pytest.approx(np.log1p(np.exp(-1)), rel=1e-6)
-    assert wrong.parts["twins"].item() == pytest.approx(
-        (np.log1p(np.exp(-1)) + np.log1p(np.exp(1))) / 2, rel=1e-6
-    )
-    assert found.total.item() == pytest.approx(
-        0.75 * found.parts["binary"].item() + 0.25 * found.parts["twins"].item(), rel=1e-6
-    )
-    alone = labelled([0, 1, 1, 1], usable=[0, 1, 1, 1], group=[5, 5, 9, 9])
-    assert (
-        batch_loss(Loss(twins=0.5), ONE, NetworkOutput(logits), alone, 4).parts["twins"].item() == 0
-    ), "none has a twin"
+def test_twins_loss_asks_which_of_two_is_the_fake():
+    # The first pair is told apart, the second pair the wrong way round.
+    logits, group, loss = numbers(0.0, 1.0, 3.0, 2.0), [5, 5, 9, 9], Loss(twins=0.25)
+    found = loss_of(logits, labelled([0, 1, 1, 0], group=group), loss)
+    wrong = loss_of(logits, labelled([0, 1, 0, 1], group=group), loss)
+    right, mistaken = np.log1p(np.exp(-1)), np.log1p(np.exp(1))
+    assert found.parts["twins"].item() == pytest.approx(right, rel=1e-6)
+    assert wrong.parts["twins"].item() == pytest.approx((right + mistaken) / 2, rel=1e-6)
+    parts = {name: value.item() for name, value in found.parts.items()}
+    expected = 0.75 * parts["binary"] + 0.25 * parts["twins"]
+    assert found.total.item() == pytest.approx(expected, rel=1e-6)
+    alone = labelled([0, 1, 1, 1], usable=[0, 1, 1, 1], group=group)
+    assert loss_of(logits, alone, loss).parts["twins"].item() == 0, "none has a twin"
 
 
 def masked(count, side=8):
@@ -105,93 +86,74 @@ def masked(count, side=8):
     }
 
 
-def test_maskclip_s_loss_is_the_reference_s_over_all_that_is_usable():
+def test_maskclip_loss_is_that_of_the_reference():
     answer, arrays = masked(4)
-    batch = labelled([0, 1, 1, 0], usable=[1, 0, 1, 1], **arrays)
+    drawn = labelled([0, 1, 1, 0], usable=[1, 0, 1, 1], **arrays)
     kept = [0, 2, 3]
     output = Output(labels=("real", "fake"), fake_index=1)
-    found = batch_loss(Loss(name="maskclip"), output, answer, batch, 4)
+    found = batch_loss(Loss(name="maskclip"), output, answer, drawn, 4)
     mask, edge = (torch.from_numpy(arrays[name][kept]).float() for name in ("mask", "edge"))
-    expected = losses(
-        answer.logits[kept], answer.mask_logits[kept], torch.tensor([0, 1, 0]), mask, edge
-    )
+    logits, mask_logits = answer.logits[kept], answer.mask_logits[kept]
+    expected = losses(logits, mask_logits, torch.tensor([0, 1, 0]), mask, edge)
     assert found.total.item() == pytest.approx(expected.total.item() * 3 / 4, rel=1e-6)
-    assert {name: value.item() for name, value in found.parts.items()} == {
-        name: pytest.approx(value.item() * 3 / 4, rel=1e-6)
-        for name, value in expected._asdict().items()
-    }
+    assert found.parts.keys() == expected._asdict().keys()
+    for name, value in expected._asdict().items():
+        assert found.parts[name].item() == pytest.approx(value.item() * 3 / 4, rel=1e-6), name
 
 
 @pytest.mark.parametrize("name", ["binary", "maskclip"])
-def test_a_batch_of_which_nothing_is_usable_gives_zero_and_a_way_back(name):
+def test_batch_without_usable_images_has_zero_gradients(name):
     answer, arrays = masked(2)
     logits, mask_logits = answer.logits.requires_grad_(), answer.mask_logits.requires_grad_()
-    found = batch_loss(
-        Loss(name=name),
-        Output(fake_index=1),
-        NetworkOutput(logits, mask_logits),
-        labelled([0, 1], usable=[0, 0], **arrays),
-        2,
-    )
+    drawn = labelled([0, 1], usable=[0, 0], **arrays)
+    answer = NetworkOutput(logits, mask_logits)
+    found = batch_loss(Loss(name=name), Output(fake_index=1), answer, drawn, 2)
     found.total.backward()
     assert found.total.item() == 0
     assert not logits.grad.any()
-    assert (name == "binary") or not mask_logits.grad.any()
+    assert name == "binary" or not mask_logits.grad.any()
 
 
-@pytest.fixture
-def network():
-    built = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 1))
-    built[0].requires_grad_(False)
-    return built
-
-
-def decays(optimiser):
-    return {
-        group["weight_decay"]: [tuple(parameter.shape) for parameter in group["params"]]
-        for group in optimiser.param_groups
+@pytest.mark.parametrize(
+    ("decays", "expected"),
+    [
+        ("all", {0.05: [(3,), (3,), (1, 3), (1,)]}),
+        ("matrices", {0.05: [(1, 3)], 0.0: [(3,), (3,), (1,)]}),
+    ],
+)
+def test_optimiser_has_learning_parameters_alone(decays, expected):
+    network = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+    network[0].requires_grad_(False)
+    settings = Optimiser(rate=1e-3, weight_decay=0.05, decays=decays)
+    groups = make_optimiser(settings, network).param_groups
+    found = {
+        group["weight_decay"]: [tuple(one.shape) for one in group["params"]] for group in groups
     }
+    assert found == expected
 
 
-def test_only_what_learns_is_optimised_and_decay_can_spare_biases_and_norms(network):
-    everything = make_optimiser(Optimiser(rate=1e-3, weight_decay=0.05), network)
-    matrices = make_optimiser(Optimiser(rate=1e-3, weight_decay=0.05, decays="matrices"), network)
-    assert decays(everything) == {0.05: [(3,), (3,), (1, 3), (1,)]}
-    assert decays(matrices) == {0.05: [(1, 3)], 0.0: [(3,), (3,), (1,)]}
+# Community Forensics: 20 % warm-up, then a cosine to a thousandth.
+COSINE = {"shape": "cosine", "warmup": 0.2, "floor": 0.001}
+AT_30 = 2.0 * (0.001 + 0.999 * (1 + math.cos(math.pi * (30 - 20) / 80)) / 2)
 
 
-def rates(total, *steps, rate=2.0, **schedule):
-    return [rate_at(Schedule(**schedule), rate, step, total) for step in steps]
+@pytest.mark.parametrize(
+    ("schedule", "total", "expected"),
+    [
+        ({"shape": "linear", "warmup": 10}, 100, {0: 0.2, 1: 0.4, 8: 1.8, 9: 2.0, 10: 2.0}),
+        ({"shape": "linear", "warmup": 10}, 100, {11: 2 * 89 / 90, 55: 1.0, 100: 0.0}),
+        (COSINE, 100, {19: 2.0, 30: AT_30, 60: 1.001, 100: 0.002}),
+        ({"shape": "linear"}, 75_000, {0: 2.0, 10: 2 * (1 - 10 / 75_000), 75_000: 0.0}),
+        ({"shape": "constant"}, 50, {0: 2.0, 10: 2.0, 49: 2.0}),
+        ({"floor": 0.1}, 100, {100: 0.2, 5000: 0.2}),
+        ({"warmup": 10}, 10, {0: 0.2, 9: 2.0}),
+    ],
+    ids=["warmup", "linear", "cosine", "no-warmup", "constant", "past-the-end", "all-warmup"],
+)
+def test_rate_follows_the_schedule(schedule, total, expected):
+    found = {step: rate_at(Schedule(**schedule), 2.0, step, total) for step in expected}
+    assert found == pytest.approx(expected)
 
 
-def test_warm_up_rises_to_the_rate_and_the_shape_begins_there():
-    assert rates(100, 0, 1, 8, 9, 10, shape="linear", warmup=10) == pytest.approx(
-        [0.2, 0.4, 1.8, 2.0, 2.0]
-    )
-    assert rates(100, 11, 55, 100, shape="linear", warmup=10) == pytest.approx(
-        [2 * 89 / 90, 1.0, 0.0]
-    )
-
-
-def test_cosine_by_its_formula_with_a_floor():
-    # Community Forensics: 20 % warm-up, then down to a thousandth.
-    passed = (30 - 20) / 80
-    expected = 2.0 * (0.001 + 0.999 * (1 + math.cos(math.pi * passed)) / 2)
-    assert rates(100, 19, 30, 60, 100, shape="cosine", warmup=0.2, floor=0.001) == pytest.approx(
-        [2.0, expected, 1.001, 0.002]
-    )
-
-
-def test_without_warm_up_the_first_step_has_the_whole_rate():
-    assert rates(75_000, 0, 10, 75_000, rate=5e-5, shape="linear") == pytest.approx(
-        [5e-5, 5e-5 * (1 - 10 / 75_000), 0.0]
-    )
-    assert rates(50, 0, 10, 49, shape="constant") == [2.0, 2.0, 2.0]
-
-
-def test_past_the_end_the_floor_holds_and_a_warm_up_over_everything_ends_at_the_rate():
-    assert rates(100, 100, 5000, floor=0.1) == pytest.approx([0.2, 0.2])
-    assert rates(10, 0, 9, warmup=10) == pytest.approx([0.2, 2.0])
-    assert [warmup_steps(Schedule(warmup=warmup), 1010) for warmup in (0.05, 1)] == [50, 1], (
-        "a share of steps, or their number"
-    )
+def test_warmup_is_a_fraction_or_a_number_of_steps():
+    assert [warmup_steps(Schedule(warmup=warmup), 1010) for warmup in (0.05, 1)] == [50, 1]

@@ -1,6 +1,5 @@
 """Every shipped recipe loads, and learns on tiny widths with its own policy, losses, and schedule."""
 
-import io
 import math
 import re
 
@@ -35,6 +34,7 @@ from ray_app.transforms.policy import make_policy
 from tests.datasets.published import write_parquet
 from tests.detectors.small_frozen import seeded_frozen, small_frozen
 from tests.scoring.eight import TOWER
+from tests.training.labelled_rows import png
 from tests.training.made import picture
 from tests.training.small_recipes import TINY, VIT
 
@@ -46,12 +46,6 @@ HEADS = [
 ]
 STEPS, BATCH = 20, 8  # of a small training
 RUN = 6  # steps of it
-
-
-def png(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def altered():
