@@ -16,6 +16,7 @@ from PIL import Image
 
 from ray_app.config import validate
 from ray_app.storage import Store
+from ray_app.training import checkpoints
 from ray_app.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +128,12 @@ def noted(out, folder):
         name: [json.loads(line) for line in store.read(f"{folder}/{name}").splitlines()]
         for name in store.names(folder)
     }
+
+
+def committed(out):
+    """Return the last step that is in a complete checkpoint."""
+    latest = checkpoints.latest_checkpoint(Store.open(str(out)))
+    return 0 if latest is None else latest.step
 
 
 def facts_of(out):

@@ -19,7 +19,7 @@ from ray_app.training import checkpoints
 from tests.scoring.conftest import family_of, kill_family
 from tests.scoring.conftest import wait_until as waited
 from tests.scoring.nodes import Nodes
-from tests.training.conftest import facts_of, finish, lines, noted, start
+from tests.training.conftest import committed, facts_of, finish, lines, noted, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -69,12 +69,6 @@ def training(labelled, tmp_path):
 
 
 wait_until = partial(waited, timeout_s=400)
-
-
-def committed(out):
-    """The last step that is in a complete checkpoint."""
-    latest = checkpoints.latest_checkpoint(Store.open(str(out)))
-    return 0 if latest is None else latest.step
 
 
 def processes_of(process, name):

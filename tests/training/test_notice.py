@@ -9,8 +9,7 @@ import pytest
 
 from tests.scoring.conftest import kill_family, wait_until
 from tests.scoring.nodes import Nodes
-from tests.training.conftest import finish, lines, noted, start
-from tests.training.test_killed import committed
+from tests.training.conftest import committed, finish, lines, noted, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
