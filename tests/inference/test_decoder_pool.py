@@ -1,6 +1,4 @@
-"""Strangers' images in child processes: the right pixels to the right caller, and a pool that
-outlives whatever it is given.
-"""
+"""Untrusted images in child processes: each caller gets its own pixels, and the pool survives."""
 
 import os
 import signal
@@ -23,7 +21,7 @@ from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders, PreparedImage
 from ray_app.inference.spec import ScoringSpec
 from tests.images import factory
-from tests.inference.test_decoder_process import LIMITS, TINY, state, stopped, wait_until
+from tests.inference.children import LIMITS, TINY, request, state, stopped, wait_until
 
 # Pillow's, torch's and OpenCV's resize, crops, thumbnails, and one that keeps sizes.
 CARDS = ("touchstone-tiny", "community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake", "clip-d-10k-plus",
@@ -52,18 +50,8 @@ def shared():
         yield pool
 
 
-@pytest.fixture(scope="module")
-def choosy():
-    """A child for two formats and sides of 600 pixels."""
-    limits = ImageLimits(max_side=600, max_aspect=200)
-    with closing(IsolatedDecoders(limits, processes=1, formats=("JPEG", "PNG"))) as pool:
-        yield pool
-
-
-def prepared(
-    pool: IsolatedDecoders, data: bytes, preprocessings=(TINY,), resize="exact"
-) -> PreparedImage:
-    return pool.prepare(data, DecodeRequest(preprocessings=preprocessings, resize=resize))
+def prepared(pool: IsolatedDecoders, data: bytes) -> PreparedImage:
+    return pool.prepare(data, request())
 
 
 def refusal(pool: IsolatedDecoders, data: bytes) -> ImageRefused:
@@ -72,44 +60,38 @@ def refusal(pool: IsolatedDecoders, data: bytes) -> ImageRefused:
     return caught.value
 
 
-def test_the_pixels_are_those_of_the_batch_job_bit_for_bit():
+def test_pool_prepares_the_pixels_of_the_batch_job():
     cards = MappingProxyType({name: load_card(name) for name in CARDS})
-    with closing(IsolatedDecoders(LIMITS, processes=1, wall_limit_s=60)) as with_torch:
-        with_torch.start(ALL, "exact")
-        for picture, resize in [
-            *((picture, "exact") for picture in PICTURES),
-            ("large", "fast"),
-            ("tiny", "fast"),
-        ]:
-            data = PICTURES[picture]()
+    with closing(IsolatedDecoders(LIMITS, processes=1, wall_limit_s=60)) as pool:
+        pool.start(ALL, "exact")
+        exact = [(name, "exact") for name in PICTURES]
+        for name, resize in [*exact, ("large", "fast"), ("tiny", "fast")]:
+            data = PICTURES[name]()
             spec = ScoringSpec(load_ensemble_card("tiny"), cards, LIMITS, {}, resize, 1, "cpu")
             assert spec.preprocessings == ALL
-            theirs, ours = (
-                BatchDecoder(spec, StageClock()).decode([(0, data)]),
-                prepared(with_torch, data, ALL, resize),
-            )
-            assert ours.facts == theirs.outcomes[0].facts
-            for preprocessing, mine, batch in zip(ALL, ours.pixels, theirs.pixels, strict=True):
-                if preprocessing.shape is None:
-                    # sizes are kept where they are, and raw pixels do not travel
+            expected = BatchDecoder(spec, StageClock()).decode([(0, data)])
+            wanted = DecodeRequest(preprocessings=ALL, resize=resize)
+            found = pool.prepare(data, wanted)
+            assert found.facts == expected.outcomes[0].facts
+            for preprocessing, mine, batch in zip(ALL, found.pixels, expected.pixels, strict=True):
+                if preprocessing.shape is None:  # Images that keep their size do not travel.
                     assert mine is None
                 else:
-                    np.testing.assert_array_equal(mine, batch[0], err_msg=f"{picture} {resize}")
+                    np.testing.assert_array_equal(mine, batch[0], err_msg=f"{name} {resize}")
                     assert mine.dtype == np.uint8
                     assert mine.flags.writeable
 
 
-def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_child_sees_them(
-    choosy, monkeypatch
-):
+def test_pool_refuses_bytes_and_formats_before_a_child(monkeypatch):
     monkeypatch.setattr(DecoderProcess, "prepare", lambda *_: pytest.fail("a child saw it"))
-    for make in (factory.SOUND["tiff"][1], lambda: b"just text, nothing more"):
-        error = refusal(choosy, make())
-        assert error.status == Status.UNSUPPORTED_FORMAT
-        assert "JPEG, PNG" in error.detail
+    with closing(IsolatedDecoders(LIMITS, processes=1, formats=("JPEG", "PNG"))) as pool:
+        for data in (factory.SOUND["tiff"][1](), b"just text, nothing more"):
+            error = refusal(pool, data)
+            assert error.status == Status.UNSUPPORTED_FORMAT
+            assert "JPEG, PNG" in error.detail
     with closing(IsolatedDecoders(ImageLimits(max_bytes=1000), processes=1)) as pool:
         error = refusal(pool, bytes(1001))
-        assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
+    assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
 
 
 def test_killed_child_costs_one_image(shared):
@@ -126,7 +108,7 @@ def test_killed_child_costs_one_image(shared):
     assert prepared(shared, factory.png()).facts.format == "PNG"
 
 
-def test_many_callers_get_their_own_answers(shared):
+def test_callers_get_their_own_answers(shared):
     files = [factory.encoded(factory.photo(80 + 10 * seed, 60, seed), "PNG") for seed in range(8)]
     with ThreadPoolExecutor(len(files)) as threads:
         answers = list(threads.map(lambda data: prepared(shared, data), files * 2))

@@ -1,6 +1,4 @@
-"""Large images take turns on a node: they wait for memory and not for ever, and what waits does not
-hang.
-"""
+"""Large images take turns on a node: each waits for memory, and a wait is not a hang."""
 
 import subprocess
 import sys
@@ -23,7 +21,7 @@ from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from ray_app.transforms.perturbations import load_perturbations
 from tests.images import factory
-from tests.inference.test_decoder_process import scripted
+from tests.inference.children import scripted
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = make_spec(load_ensemble_card("tiny"), limits=BatchLimits(), precision="fp32")
@@ -31,7 +29,7 @@ SPEC = make_spec(load_ensemble_card("tiny"), limits=BatchLimits(), precision="fp
 
 @pytest.fixture
 def everything_is_large(monkeypatch):
-    """So that a test of turns needs no gigabytes."""
+    """A test of turns needs no gigabytes."""
     monkeypatch.setattr(memory, "LIMIT_PIXELS", 1000)
 
 
@@ -46,7 +44,7 @@ def seats(tmp_path):
 
 
 def is_free(budget: NodeBudget) -> bool:
-    """Whether nobody has a seat."""
+    """Return whether the whole budget can be taken."""
 
     def take():
         with budget.turn(budget.total_bytes):
@@ -58,17 +56,14 @@ def is_free(budget: NodeBudget) -> bool:
     return not waiting.is_alive()
 
 
-def test_a_large_image_waits_for_its_turn_and_gives_it_back_and_a_small_one_never_waits(
-    budget, monkeypatch
-):
+def test_large_image_waits_for_its_turn_and_small_does_not(budget, monkeypatch):
     clock, batches = StageClock(), []
     decoder = BatchDecoder(SPEC, clock, budget=budget)
     with budget.turn(budget.total_bytes):
         assert decoder.decode([(1, factory.jpeg())]).outcomes[0].status is Status.OK
         monkeypatch.setattr(memory, "LIMIT_PIXELS", 1000)
-        waiting = threading.Thread(
-            target=lambda: batches.append(decoder.decode([(1, factory.jpeg()), (2, factory.png())]))
-        )
+        files = [(1, factory.jpeg()), (2, factory.png())]
+        waiting = threading.Thread(target=lambda: batches.append(decoder.decode(files)))
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()
@@ -79,19 +74,13 @@ def test_a_large_image_waits_for_its_turn_and_gives_it_back_and_a_small_one_neve
     assert is_free(budget)
 
 
-def test_what_takes_more_than_there_is_is_refused_and_costs_nobody_else(
-    everything_is_large, tmp_path
-):
+def test_image_over_the_memory_of_the_node_is_refused(everything_is_large, tmp_path):
     tiny = NodeBudget("pixels", 2**20, tmp_path / "seats")
     decoder = BatchDecoder(SPEC, StageClock(), tmp_path / "crumbs", budget=tiny)
-    batch = decoder.decode(
-        [(1, factory.jpeg()), (2, factory.raw_png(8, 8, 8, 2, bytes(200))), (3, b"")]
-    )
-    assert [outcome.status for outcome in batch.outcomes] == [
-        Status.IMAGE_TOO_LARGE,
-        Status.OK,
-        Status.EMPTY_FILE,
-    ]
+    small = factory.raw_png(8, 8, 8, 2, bytes(200))
+    batch = decoder.decode([(1, factory.jpeg()), (2, small), (3, b"")])
+    statuses = [outcome.status for outcome in batch.outcomes]
+    assert statuses == [Status.IMAGE_TOO_LARGE, Status.OK, Status.EMPTY_FILE]
     assert "over decode_bytes (0.0 GB) of this node" in batch.outcomes[0].detail
     assert batch.outcomes[0].facts.width == 96
     decoder.close()
@@ -115,7 +104,7 @@ decoder.close()
 """
 
 
-def test_to_wait_longer_than_a_decode_may_take_is_not_to_hang(tmp_path):
+def test_wait_longer_than_the_wall_limit_is_not_a_hang(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WAITING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
@@ -163,7 +152,7 @@ def test_child_that_dies_or_is_refused_frees_memory(monkeypatch, tmp_path, count
     assert is_free(budget)
 
 
-def test_a_file_is_let_go_before_the_next_is_asked_for():
+def test_file_is_released_before_the_next_is_read():
     size = 20 * 2**20
     arriving = ((number, factory.jpeg() + bytes(size)) for number in range(4))
     decoder = BatchDecoder(SPEC, StageClock())
@@ -175,12 +164,8 @@ def test_a_file_is_let_go_before_the_next_is_asked_for():
     assert peak < 2.5 * size
 
 
-def test_views_of_large_images_are_decoded_anew_and_the_same(
-    everything_is_large, budget, monkeypatch
-):
-    """Detectors that keep sizes read views one by one: a large image is decoded for each rather
-    than kept beyond its turn.
-    """
+def test_views_of_large_images_are_decoded_again(everything_is_large, budget, monkeypatch):
+    """Detectors that keep sizes read views one by one. No large image is kept beyond its turn."""
     views = load_perturbations(["jpeg:75", "blur:2"])
     spec = make_spec(
         ensemble_of(["corvi2023"]), limits=BatchLimits(), precision="fp32", views=views, slots=2
