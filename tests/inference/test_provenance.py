@@ -1,6 +1,4 @@
-"""Provenance in a batch and in a child process: beside the pixels, never instead of them, whatever
-the manifest's reader does.
-"""
+"""Provenance next to the pixels, in this process and in a child, whatever its reader does."""
 
 import json
 import os
@@ -16,7 +14,6 @@ import pytest
 
 from ray_app import load_ensemble
 from ray_app.cli.main import main
-from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, inspect_bytes, limits
@@ -30,13 +27,13 @@ from ray_app.inference import (
     judge,
     make_spec,
 )
-from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
 from tests.images.factory import encoded, jpeg, photo
 from tests.images.provenance.files import png_with
 from tests.images.provenance.marking import marked_photo
 from tests.images.provenance.signing import authority, signed
 from tests.inference.batches import rows_of
+from tests.inference.children import request
 from tests.runs.real_run import score_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,11 +44,12 @@ SPEC = make_spec(
     precision="fp32",
     provenance=ProvenancePolicy(trust_lists=(own_list(authority().root),), watermarks=True),
 )
-# The library's reader gone wrong: the process dies where a manifest is read, and nowhere else.
+# The process dies where a manifest is read, and nowhere else.
 BROKEN = (
     "import os; from ray_app.images.provenance.reader import CredentialsReader; "
     "CredentialsReader.read = lambda *_: os.kill(os.getpid(), 11)"
 )
+WANTED = request(provenance=SPEC.provenance)
 
 
 def decoded(spec, *members, crumbs=None):
@@ -62,7 +60,11 @@ def decoded(spec, *members, crumbs=None):
     return batch
 
 
-def test_statements_stand_beside_the_same_pixels_and_reach_the_rows():
+def provenances(spec, *members, **options):
+    return [outcome.provenance for outcome in decoded(spec, *members, **options).outcomes]
+
+
+def test_provenance_reaches_the_rows_and_changes_no_pixel():
     files = (signed(), jpeg(), png_with(parameters="a cat\nSteps: 20, Sampler: Euler"), b"no image")
     batch, silent = decoded(SPEC, *files), decoded(PLAIN, *files)
     said = [outcome.provenance and json.loads(outcome.provenance) for outcome in batch.outcomes]
@@ -70,41 +72,31 @@ def test_statements_stand_beside_the_same_pixels_and_reach_the_rows():
     assert said[1] is said[3] is None
     assert said[2]["generator"]["steps"] == 20
     assert {outcome.provenance for outcome in silent.outcomes} == {None}
-    assert [replace(outcome, provenance=None) for outcome in batch.outcomes] == list(
-        silent.outcomes
-    )
+    without = [replace(outcome, provenance=None) for outcome in batch.outcomes]
+    assert without == list(silent.outcomes)
     np.testing.assert_array_equal(batch.pixels[0], silent.pixels[0])
-    assert SPEC == PLAIN  # no other run by it
-    # of the first no detector gave a score
-    scores = np.array([np.nan, 2.0, 1.0, np.nan], np.float32)
-    scored = judge(
-        SPEC, batch.outcomes, DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, scores))
-    )
-    assert [
-        row["provenance"] and json.loads(row["provenance"])["ai_declared"]
-        for row in rows_of(scored)
-    ] == [True, None, True, None]
+    assert SPEC == PLAIN, "the identity of a run does not depend on it"
+    scores = np.array([np.nan, 2.0, 1.0, np.nan], np.float32)  # No detector scored the first.
+    outputs = DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, scores))
+    rows = [row["provenance"] for row in rows_of(judge(SPEC, batch.outcomes, outputs))]
+    declared = [text and json.loads(text)["ai_declared"] for text in rows]
+    assert declared == [True, None, True, None]
 
 
-@pytest.mark.parametrize("style", ["L", "RGB", "RGBA", "CMYK"])
-def test_a_watermark_is_read_wherever_a_file_is_decoded(style):
-    marked, plain = (
-        encoded(marked_photo().convert(style), "TIFF"),
-        encoded(marked_photo().convert(style).rotate(90), "TIFF"),
-    )
-    wanted = DecodeRequest(
-        preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance
-    )
-    with DecoderProcess(ImageLimits(), 60.0, 2**31) as child:
-        answers = [child.prepare(file, wanted).provenance for file in (marked, plain)]
-    here = [outcome.provenance for outcome in decoded(SPEC, marked, plain).outcomes]
-    assert [answer and answer.row() for answer in answers] == here
-    assert [said is not None for said in here] == [style != "L", False]  # grey has no colour
+def test_watermark_is_read_in_process_and_child():
     blind = replace(SPEC, provenance=ProvenancePolicy())
-    assert {outcome.provenance for outcome in decoded(blind, marked, plain).outcomes} == {None}
+    with DecoderProcess(ImageLimits(), 60.0, 2**31) as child:
+        for mode in ("L", "RGB", "RGBA", "CMYK"):
+            marked = marked_photo().convert(mode)
+            files = [encoded(image, "TIFF") for image in (marked, marked.rotate(90))]
+            here = provenances(SPEC, *files)
+            found = [child.prepare(file, WANTED).provenance for file in files]
+            assert [one and one.row() for one in found] == here, mode
+            assert [one is not None for one in here] == [mode != "L", False], mode  # no colour
+            assert provenances(blind, *files) == [None, None], mode
 
 
-def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):
+def test_manifest_that_kills_its_reader_costs_no_score(tmp_path):
     dying = f"""
 {BROKEN}
 from pathlib import Path
@@ -117,7 +109,7 @@ decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
     batch = decoded(SPEC, signed(), signed(), crumbs=tmp_path)
     assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.OK]
     states = [json.loads(outcome.provenance)["c2pa"]["state"] for outcome in batch.outcomes]
-    assert states == ["trusted", "unreadable"]  # the crumb names the second
+    assert states == ["trusted", "unreadable"]  # The crash marker names the second.
 
 
 class Broken(DecoderProcess):
@@ -130,115 +122,84 @@ class Broken(DecoderProcess):
 
 
 @pytest.mark.parametrize(("child", "state"), [(DecoderProcess, "trusted"), (Broken, "unreadable")])
-def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
-    tiny = load_card("touchstone-tiny").preprocessing
-    wanted = DecodeRequest(preprocessings=(tiny,), resize="exact", provenance=SPEC.provenance)
+def test_child_reads_manifests_and_survives_a_crash(child, state, tmp_path):
+    (tmp_path / "a.c2pa").write_bytes(authority().sidecar(jpeg()))
+    with_sidecar = attach_sidecar(jpeg(), str(tmp_path / "a.jpg"))
     with child(ImageLimits(), 60.0, 2**31) as running:
-        answer = running.prepare(signed(), wanted)
+        answer = running.prepare(signed(), WANTED)
         np.testing.assert_array_equal(answer.pixels[0], decoded(PLAIN, signed()).pixels[0][0])
         assert answer.provenance.c2pa.state == state
-        assert running.prepare(jpeg(), wanted).provenance is None
-        assert (
-            running.prepare(signed(), wanted.model_copy(update={"provenance": None})).provenance
-            is None
-        )
+        assert running.prepare(jpeg(), WANTED).provenance is None
+        assert running.prepare(signed(), request()).provenance is None
+        answer = running.prepare(with_sidecar, WANTED)
+    assert answer.provenance.c2pa.state == state
+    assert answer.facts.sha256 == inspect_bytes(jpeg()).sha256
+    [text] = provenances(SPEC, with_sidecar)
+    assert json.loads(text)["c2pa"]["sidecar"] is True
 
 
-def test_a_sidecar_whose_reader_crashes_costs_no_score(tmp_path):
-    (tmp_path / "a.c2pa").write_bytes(authority().sidecar(jpeg()))
-    file = attach_sidecar(jpeg(), str(tmp_path / "a.jpg"))
-    wanted = DecodeRequest(
-        preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance
-    )
-    for child, state in ((DecoderProcess, "trusted"), (Broken, "unreadable")):
-        with child(ImageLimits(), 60.0, 2**31) as running:
-            answer = running.prepare(file, wanted)
-            assert (answer.provenance.c2pa.state, answer.facts.sha256) == (
-                state,
-                inspect_bytes(jpeg()).sha256,
-            )
-            assert running.prepare(jpeg(), wanted).provenance is None
-    assert json.loads(decoded(SPEC, file).outcomes[0].provenance)["c2pa"]["sidecar"] is True
+def write_sidecar(folder):
+    image = encoded(photo(seed=1), "PNG")
+    (folder / "a.png").write_bytes(image)
+    (folder / "a.c2pa").write_bytes(authority().sidecar(image, "PNG"))
 
 
-def test_a_sidecar_is_read_by_every_command(tmp_path, capsys):
+def test_sidecar_is_read_by_every_command(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
-    for name, seed in (("a", 1), ("b", 2)):
-        (folder / f"{name}.png").write_bytes(encoded(photo(seed=seed), "PNG"))
-    (folder / "a.c2pa").write_bytes(authority().sidecar(encoded(photo(seed=1), "PNG"), "PNG"))
-    assert main(["check", str(folder), "--ensemble", "tiny", "--json"]) == 0
-    rows = {
-        row["uri"].rpartition("/")[2]: row
-        for row in map(json.loads, capsys.readouterr().out.splitlines())
-    }
-    assert rows["a.png"]["finding"] == "made by AI, signed by Throwaway (valid, signer unknown)"
-    assert rows["a.c2pa"]["detail"].startswith("a C2PA manifest (sidecar)")
-    url = score_here(load_ensemble_card("tiny"), folder, tmp_path / "run")
-    assert main(["results", url, "--json"]) == 0
-    scored = {
-        row["uri"].rpartition("/")[2]: row["finding"]
-        for row in map(json.loads, capsys.readouterr().out.splitlines())
-    }
+    write_sidecar(folder)
+    (folder / "b.png").write_bytes(encoded(photo(seed=2), "PNG"))
+
+    def rows(*words):
+        assert main([*words, "--json"]) == 0
+        found = map(json.loads, capsys.readouterr().out.splitlines())
+        return {os.path.basename(row["uri"]): row for row in found}
+
+    checked = rows("check", str(folder), "--ensemble", "tiny")
+    assert checked["a.png"]["finding"] == "made by AI, signed by Throwaway (valid, signer unknown)"
+    assert checked["a.c2pa"]["detail"].startswith("a C2PA manifest (sidecar)")
+    expected = {name: row["finding"] for name, row in checked.items()}
+    scored = rows("results", score_here(load_ensemble_card("tiny"), folder, tmp_path / "run"))
+    assert {name: row["finding"] for name, row in scored.items()} == expected
     results = load_ensemble("tiny").score(folder)
-    expected = {name: row["finding"] for name, row in rows.items()}
-    assert (
-        expected
-        == scored
-        == {os.path.basename(result.source): result.finding for result in results}
-    )
+    assert {os.path.basename(one.source): one.finding for one in results} == expected
 
 
-def test_a_sidecar_costs_no_request_on_object_storage(tmp_path, s3):
+def test_sidecar_costs_no_request_on_object_storage(tmp_path, s3):
     bucket = s3.bucket("sidecars")
-    files = {
-        "a.png": encoded(photo(seed=1), "PNG"),
-        "a.c2pa": authority().sidecar(encoded(photo(seed=1), "PNG"), "PNG"),
-    }
-    for name, data in files.items():
+    write_sidecar(tmp_path)
+    for name in ("a.png", "a.c2pa"):
+        data = (tmp_path / name).read_bytes()
         s3.client().put_object(Bucket="sidecars", Key=name, Body=data)
     s3.clear_log()
     score_here(load_ensemble_card("tiny"), bucket, tmp_path / "run")
     gets = [path for method, path in s3.requests() if path.startswith("/sidecars/a")]
-    # each as a member of the archive
-    assert sorted(gets) == ["/sidecars/a.c2pa", "/sidecars/a.png"]
+    assert sorted(gets) == ["/sidecars/a.c2pa", "/sidecars/a.png"]  # as members of the archive
 
 
 def test_metadata_is_read_up_to_the_limit_of_the_run():
-    text = "a cat\nSteps: 20, Sampler: Euler" + " " * 2000
+    file = png_with(parameters="a cat\nSteps: 20, Sampler: Euler" + " " * 2000)
+    unread = "text “parameters”: over max_text_bytes (1000)"
     for limit, is_read in ((4000, True), (1000, False)):
         limits = ImageLimits(max_text_bytes=limit)
-        outcome = decoded(replace(SPEC, limits=limits), png_with(parameters=text)).outcomes[0]
-        wanted = DecodeRequest(
-            preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance
-        )
+        [outcome] = decoded(replace(SPEC, limits=limits), file).outcomes
         with DecoderProcess(limits, 60.0, 2**31) as child:
-            answer = child.prepare(png_with(parameters=text), wanted)
+            answer = child.prepare(file, WANTED)
         assert answer.provenance.row() == outcome.provenance
-        assert (
-            answer.facts.flags == outcome.facts.flags == (() if is_read else ("metadata_unread",))
-        )
+        flags = () if is_read else ("metadata_unread",)
+        assert answer.facts.flags == outcome.facts.flags == flags
         assert (answer.provenance.generator is not None) == is_read
-        assert answer.provenance.unread == (
-            () if is_read else ("text “parameters”: over max_text_bytes (1000)",)
-        )
+        assert answer.provenance.unread == (() if is_read else (unread,))
 
 
-def test_a_large_image_whose_manifest_kills_its_reader_is_asked_again_within_its_turn(monkeypatch):
+def test_reader_that_dies_on_a_large_image_keeps_its_turn(monkeypatch):
     monkeypatch.setattr(limits, "SMALL_BYTES", 0)
-    monkeypatch.setattr(
-        Broken, "first", f"{BROKEN}; from ray_app.images import limits; limits.SMALL_BYTES = 0"
-    )
+    small = "from ray_app.images import limits; limits.SMALL_BYTES = 0"
+    monkeypatch.setattr(Broken, "first", f"{BROKEN}; {small}")
     monkeypatch.setattr(decoder_pool, "DecoderProcess", Broken)
-    wanted = DecodeRequest(
-        preprocessings=(load_card("touchstone-tiny").preprocessing,),
-        resize="exact",
-        provenance=SPEC.provenance,
-    )
     pool = decoder_pool.IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=60.0)
     answers = queue.SimpleQueue()
-    threading.Thread(
-        target=lambda: answers.put(pool.prepare(signed(), wanted)), daemon=True
-    ).start()
+    prepare = lambda: answers.put(pool.prepare(signed(), WANTED))  # noqa: E731
+    threading.Thread(target=prepare, daemon=True).start()
     assert answers.get(timeout=120).provenance.c2pa.state == "unreadable"
     pool.close()
