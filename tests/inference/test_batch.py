@@ -1,6 +1,4 @@
-"""Perturbed views: decoded once, the same scores in any order, beside any others and on either side
-of a process boundary.
-"""
+"""Perturbed views: decoded once, with the same scores in any order and in another process."""
 
 import pickle
 from dataclasses import replace
@@ -27,18 +25,19 @@ JPEG = "noise:5+jpeg:50"
 VIEWS = load_perturbations([JPEG, "resize:0.75", "grip-social"])
 
 
+def with_range(card, **limits):
+    valid_range = card.valid_range.model_copy(update=limits)
+    return card.model_copy(update={"valid_range": valid_range})
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """A detector with a size of its own and one that keeps the image's."""
+    """A detector with a size of its own, and a detector that keeps the size of the image."""
     folder, card = tmp_path_factory.mktemp("cards"), load_card("corvi2023")
-    narrow = card.architecture.model_copy(
-        update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
-    )
-    ranged = card.valid_range.model_copy(update={"min_side_px": 16})
-    small = seeded_card(
-        card.model_copy(update={"architecture": narrow, "size": None, "valid_range": ranged}),
-        folder,
-    )
+    arguments = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    narrow = card.architecture.model_copy(update={"arguments": arguments})
+    small = card.model_copy(update={"architecture": narrow, "size": None})
+    small = seeded_card(with_range(small, min_side_px=16), folder)
     ensemble = ensemble_of(["touchstone-tiny", str(write_card(small, folder / "card.yaml"))])
     return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=2)
 
@@ -66,90 +65,76 @@ def assert_equal(found, expected):
             np.testing.assert_array_equal(found[view][name], column, err_msg=f"{view} {name}")
 
 
-def test_a_view_scores_as_the_perturbed_picture_does_by_itself(plain, spec, outputs):
+def test_view_scores_as_the_perturbed_image_alone(plain, spec, outputs):
     alone = EnsembleScorer(plain, StageClock())
+    views = outputs.by_view("scores")
+    images = [decode_image(file, ImageLimits()) for file in FILES]
     for view in VIEWS:
-        pictures = []
-        for file in FILES:
-            image = decode_image(file, ImageLimits())
-            pictures.append(view.apply(image.pixels, seed_of(image.facts.sha256, view.name)))
-        expected = alone.score(batches(plain, pictures)).scores
-        assert_equal({view.name: outputs.by_view("scores")[view.name]}, {view.name: expected})
-        assert np.isfinite(outputs.by_view("scores")[view.name]["touchstone-tiny"]).all()
+        seeds = [seed_of(image.facts.sha256, view.name) for image in images]
+        files = [view.apply(one.pixels, seed) for one, seed in zip(images, seeds, strict=True)]
+        expected = alone.score(batches(plain, files)).scores
+        assert_equal({view.name: views[view.name]}, {view.name: expected})
+        assert np.isfinite(views[view.name]["touchstone-tiny"]).all()
 
 
-def test_views_change_nothing_about_the_clean_pass(plain, outputs):
+def test_views_change_nothing_of_the_clean_pass(plain, outputs):
     clean = EnsembleScorer(plain, StageClock()).score(batches(plain, FILES))
     assert_equal({"clean": outputs.scores}, {"clean": clean.scores})
     assert not clean.by_view("scores")
     assert not clean.by_view("masks")
 
 
-def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, outputs):
-    backwards = scorer.score(batches(spec, FILES[::-1]))
+def test_views_depend_on_neither_order_nor_neighbours(spec, scorer, outputs):
+    expected = outputs.by_view("scores")
+    backwards = scorer.score(batches(spec, FILES[::-1])).by_view("scores")
     turned = {
         view: {name: column[::-1] for name, column in scores.items()}
-        for view, scores in backwards.by_view("scores").items()
+        for view, scores in backwards.items()
     }
-    assert_equal(turned, outputs.by_view("scores"))
+    assert_equal(turned, expected)
     alone = scorer.score(batches(spec, [b"no image", FILES[1]]))
     for view, scores in alone.by_view("scores").items():
         for name, column in scores.items():
             assert np.isnan(column[0])
-            np.testing.assert_array_equal(column[1], outputs.by_view("scores")[view][name][1])
+            np.testing.assert_array_equal(column[1], expected[view][name][1])
 
 
-def test_between_processes_the_views_are_the_same_and_cost_one_decode_per_stage(
-    spec, scorer, outputs
-):
-    decoder, late = (
-        BatchDecoder(spec, StageClock(), hand_over=True),
-        BatchDecoder(spec, StageClock()),
-    )
-    handed = pickle.loads(
-        pickle.dumps([*batches(spec, FILES, decoder), *batches(spec, [b"no image"], decoder)])
-    )
-    assert all(
-        image is None
-        for batch in handed
-        for images in batch.pixels
-        if isinstance(images, tuple)
-        for image in images
-    )
+def test_views_in_another_process_cost_one_decode_a_stage(spec, scorer, outputs):
+    decoder = BatchDecoder(spec, StageClock(), hand_over=True)
+    late = BatchDecoder(spec, StageClock())
+    handed = [*batches(spec, FILES, decoder), *batches(spec, [b"no image"], decoder)]
+    handed = pickle.loads(pickle.dumps(handed))
+    kept = [part for batch in handed for part in batch.pixels if isinstance(part, tuple)]
+    assert all(image is None for images in kept for image in images)
     found = scorer.score(late.complete(batch) for batch in handed)
+    expected = outputs.by_view("scores") | {"clean": outputs.scores}
     for view, scores in (found.by_view("scores") | {"clean": found.scores}).items():
-        expected = (outputs.by_view("scores") | {"clean": outputs.scores})[view]
-        for name in NAMES:
-            np.testing.assert_array_equal(
-                scores[name][:-1], expected[name], err_msg=f"{view} {name}"
-            )
-            assert np.isnan(scores[name][-1])
-    # The second stage decodes for the one detector that keeps sizes, for the clean pass and all
+        assert all(np.isnan(column[-1]) for column in scores.values())
+        without = {name: column[:-1] for name, column in scores.items()}
+        assert_equal({view: without}, {view: expected[view]})
+    # The second stage decodes for the detector that keeps sizes: once for the clean pass and all
     # views together.
     assert (decoder.counts["decoded"], late.counts["decoded"]) == (len(SIZES) + 1, len(SIZES))
 
 
-def test_images_of_one_size_go_together_on_a_gpu_and_are_decoded_once(spec, outputs):
+def test_images_of_one_size_share_a_batch_on_a_gpu(spec, outputs):
     corvi = replace(spec, cards={"corvi2023": spec.cards["corvi2023"]}, slots=3)
-    grouped = EnsembleScorer(corvi, StageClock())
-    detector, counted = grouped._detectors["corvi2023"], []
+    grouped, counted = EnsembleScorer(corvi, StageClock()), []
+    detector = grouped._detectors["corvi2023"]
     detector._group_pixels = 2**22  # as on a GPU
     read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
     late = BatchDecoder(corvi, StageClock())
-    found = grouped.score(
-        late.complete(batch)
-        for batch in batches(corvi, FILES, BatchDecoder(corvi, StageClock(), hand_over=True))
-    )
+    handed = batches(corvi, FILES, BatchDecoder(corvi, StageClock(), hand_over=True))
+    found = grouped.score(late.complete(batch) for batch in handed)
     assert 2 in counted
     assert late.counts["decoded"] == len(SIZES)
-    for view, scores in found.by_view("scores").items():
-        np.testing.assert_allclose(
-            scores["corvi2023"], outputs.by_view("scores")[view]["corvi2023"], atol=1e-5
-        )
+    for view, scores in outputs.by_view("scores").items():
+        column = found.by_view("scores")[view]["corvi2023"]
+        np.testing.assert_allclose(column, scores["corvi2023"], atol=1e-5)
 
 
 class Broken(Perturbation):
-    """One that cannot be had of narrow images."""
+    """A perturbation that fails on narrow images."""
 
     def apply(self, image, seed):
         if image.width == 64:
@@ -157,32 +142,25 @@ class Broken(Perturbation):
         return super().apply(image, seed)
 
 
-def test_where_a_perturbation_fails_only_its_view_has_no_scores(spec, scorer, outputs):
+def test_perturbation_that_fails_costs_only_its_view(spec, outputs):
     broken = replace(spec, views=(Broken(name=JPEG, steps=VIEWS[0].steps), *VIEWS[1:]))
     given = batches(broken, FILES)
     found = EnsembleScorer(broken, StageClock()).score(given)
     outcomes = [outcome for batch in given for outcome in batch.outcomes]
-    assert [outcome.status for outcome in judge(broken, outcomes, found).outcomes] == [
-        Status.OK
-    ] * len(SIZES)
+    scored = judge(broken, outcomes, found)
+    assert [outcome.status for outcome in scored.outcomes] == [Status.OK] * len(SIZES)
+    views, expected = found.by_view("scores"), outputs.by_view("scores")
     for name in NAMES:
-        assert np.isnan(found.by_view("scores")[JPEG][name]).tolist() == [
-            width == 64 for width, _ in SIZES
-        ]
-        np.testing.assert_array_equal(
-            found.by_view("scores")[JPEG][name][1], outputs.by_view("scores")[JPEG][name][1]
-        )
-        np.testing.assert_array_equal(found.scores[name], outputs.scores[name])
-    assert_equal(
-        {"grip-social": found.by_view("scores")["grip-social"]},
-        {"grip-social": outputs.by_view("scores")["grip-social"]},
-    )
+        column = views[JPEG][name]
+        assert np.isnan(column).tolist() == [width == 64 for width, _ in SIZES]
+        assert column[1] == expected[JPEG][name][1]
+    assert_equal({"clean": found.scores}, {"clean": outputs.scores})
+    social = "grip-social"
+    assert_equal({social: views[social]}, {social: expected[social]})
 
 
-def test_what_pillow_takes_for_a_bomb_has_no_view_and_ends_nothing(monkeypatch):
-    """`limits.max_pixels` may allow images that Pillow would not open: decoding does not ask
-    Pillow, a codec's way back does.
-    """
+def test_image_over_the_limit_of_pillow_has_no_view(monkeypatch):
+    """`limits.max_pixels` may allow images that Pillow does not open after a codec."""
     image = decode_image(FILES[0], ImageLimits())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
     jpeg, resize = load_perturbations(["jpeg:50", "resize:0.75"])
@@ -190,20 +168,13 @@ def test_what_pillow_takes_for_a_bomb_has_no_view_and_ends_nothing(monkeypatch):
     assert perturbed(resize, image).size == (48, 60)
 
 
-def test_a_view_is_scored_where_its_own_size_is_in_range(spec):
-    card = spec.cards["corvi2023"]
-    limited = card.model_copy(
-        update={
-            "valid_range": card.valid_range.model_copy(
-                update={"min_side_px": 1, "max_megapixels": 0.006}
-            )
-        }
-    )
-    capped = replace(
-        spec, cards={"corvi2023": limited}, views=load_perturbations(["jpeg:50", "resize:0.5"])
-    )
+def test_view_is_scored_if_its_own_size_is_in_range(spec):
+    limited = with_range(spec.cards["corvi2023"], min_side_px=1, max_megapixels=0.006)
+    views = load_perturbations(["jpeg:50", "resize:0.5"])
+    capped = replace(spec, cards={"corvi2023": limited}, views=views)
     found = EnsembleScorer(capped, StageClock()).score(batches(capped, FILES))
     too_large = [width * height > 6000 for width, height in SIZES]
     assert np.isnan(found.scores["corvi2023"]).tolist() == too_large
-    assert np.isnan(found.by_view("scores")["jpeg:50"]["corvi2023"]).tolist() == too_large
-    assert np.isfinite(found.by_view("scores")["resize:0.5"]["corvi2023"]).all()
+    views = found.by_view("scores")
+    assert np.isnan(views["jpeg:50"]["corvi2023"]).tolist() == too_large
+    assert np.isfinite(views["resize:0.5"]["corvi2023"]).all()

@@ -1,6 +1,4 @@
-"""Pinned buffers that are used again, and batches as large as pays: with stand-ins for what a GPU
-does.
-"""
+"""Pinned buffers that are used again, and batches of the size that pays, without a GPU."""
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from tests.inference.two_detectors import write_two
 
 
 class LateEvent:
-    """A copy that has ended only once it is waited for; notes what was done to it."""
+    """A copy that ends when it is waited for, and a log of what was done to it."""
 
     def __init__(self, log):
         self.log, self.pending = log, False
@@ -53,23 +51,12 @@ def images(count, side=8, value=1):
     return torch.full((count, side, side, 3), value, dtype=torch.uint8)
 
 
-def test_buffers_are_used_again_once_their_copy_has_ended_and_not_while_they_are_copied():
+def test_buffer_is_reused_after_its_copy_has_ended():
     ring, log, made = ring_of()
     seen = [ring.copied(images(2, value=value), torch.clone) for value in range(5)]
     assert len(made) == 2
     assert [int(one.max()) for one in seen] == list(range(5))
-    assert log == [
-        "free",
-        "record",
-        "free",
-        "record",
-        "wait",
-        "record",
-        "wait",
-        "record",
-        "wait",
-        "record",
-    ]
+    assert log == ["free", "record"] * 2 + ["wait", "record"] * 3
     lent = []
     for value in (1, 2):
         ring.copied(images(2, value=value), lambda pinned: lent.append(pinned) or pinned)
@@ -77,8 +64,11 @@ def test_buffers_are_used_again_once_their_copy_has_ended_and_not_while_they_are
 
 
 class Meter:
-    """A device on which a batch takes `fixed` + `each` × images seconds, `share` of its memory per
-    image, and `indexed` images at most.
+    """A device on which a batch takes `fixed` + `each` × images seconds.
+
+    Args:
+        share: The fraction of memory per image.
+        indexed: The maximum number of images.
     """
 
     def __init__(self, fixed, each, share=0.0, indexed=10**6):
@@ -110,7 +100,7 @@ def measured_with(meter, slots=64, most=1024):
 
 
 @pytest.mark.parametrize(("fixed", "expected"), [(0.0, 8), (0.001, 256), (0.1, 1024)])
-def test_the_smallest_size_near_the_best_rate_is_taken(fixed, expected):
+def test_smallest_size_near_the_best_rate_is_taken(fixed, expected):
     assert paying_batch(measured_with(Meter(fixed, 0.0001))) == expected
 
 
@@ -123,11 +113,11 @@ def test_the_smallest_size_near_the_best_rate_is_taken(fixed, expected):
         (Meter(0.1, 0.001, indexed=100), [8, 16, 32, 64]),  # as TruFor's, seen on an H100
     ],
 )
-def test_a_batch_that_takes_long_or_much_is_not_doubled(meter, sizes):
+def test_batch_that_takes_long_or_much_is_not_doubled(meter, sizes):
     assert [one.size for one in measured_with(meter)] == sizes
 
 
-def test_what_fails_on_the_smallest_batch_is_said():
+def test_failure_of_the_smallest_batch_is_raised():
     with pytest.raises(RuntimeError, match="INT_MAX"):
         measured_with(Meter(0.1, 0.001, indexed=7))
 
@@ -144,7 +134,7 @@ def read(spec):
 
 
 @pytest.mark.parametrize(("pieces", "step"), [((8,), 8), ((16, 16), 16)])
-def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
+def test_networks_get_batches_of_the_size_that_pays(spec, pieces, step):
     given = read(spec)
     before = EnsembleScorer(spec, StageClock()).score(given).scores["slow"]
     scorer = EnsembleScorer(spec, StageClock())
@@ -163,7 +153,7 @@ def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
     assert (scoring_facts(spec), detector.fingerprint) == (known, fingerprint)
 
 
-def test_the_split_stages_stay_on_the_gpu(monkeypatch):
+def test_split_stages_stay_on_the_gpu(monkeypatch):
     cards = [small(name) for name in ("touchstone-photo", "unifd", "corvi2023")]
     spec = make_spec(
         ensemble_of([card.name for card in cards]),
@@ -173,33 +163,27 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
         precision="bf16",
         slots=4,
     )
-    [handed] = batches(
-        spec, noise(*[(160, 150)] * 3), BatchDecoder(spec, StageClock(), hand_over=True)
-    )
+    first = BatchDecoder(spec, StageClock(), hand_over=True)
+    [handed] = batches(spec, noise(*[(160, 150)] * 3), first)
     complete = BatchDecoder(spec, StageClock()).complete(handed)
     networks, devices = {card.name: bare(card) for card in cards}, []
 
     def loaded(card, *, device, precision, resize, slots):
         return detector_on_cuda(card, networks[card.name], precision, slots)
 
-    monkeypatch.setattr("ray_app.inference.scorer.load_detector", loaded)
-    monkeypatch.setattr(
-        "ray_app.inference.scorer.shared_backbone.share_backbones", lambda detectors: []
-    )
-    monkeypatch.setattr(
-        "ray_app.inference.scorer.shared_backbone.hold_equal_weights_once", lambda networks: 0
-    )
+    def gathered(block):
+        devices.extend(part.device.type for parts in block.parts.values() for part in parts)
+
+    for name, replacement in {
+        "load_detector": loaded,
+        "shared_backbone.share_backbones": lambda detectors: [],
+        "shared_backbone.hold_equal_weights_once": lambda networks: 0,
+        "DetectorTimes": lambda _: DetectorTimes("cpu"),  # The clock of a GPU needs the GPU.
+    }.items():
+        monkeypatch.setattr(f"ray_app.inference.scorer.{name}", replacement)
     monkeypatch.setattr(DeviceUpload, "__init__", lambda self, device: None)
     monkeypatch.setattr(DeviceUpload, "__call__", lambda self, tensor: tensor.to("cuda"))
-    # a GPU's clock needs the GPU
-    monkeypatch.setattr("ray_app.inference.scorer.DetectorTimes", lambda _: DetectorTimes("cpu"))
-    monkeypatch.setattr(
-        _Columns,
-        "gathered",
-        lambda block: devices.extend(
-            part.device.type for parts in block.parts.values() for part in parts
-        ),
-    )
+    monkeypatch.setattr(_Columns, "gathered", gathered)
     with fake_cuda():
         EnsembleScorer(spec, StageClock()).score([complete])
     assert devices == ["cuda"] * len(cards)

@@ -1,6 +1,4 @@
-"""A cascade in one process and in pools: who looks at what, from which bytes, and that it changes
-no score of those that look.
-"""
+"""A cascade in one process and in pools: which detector sees which image."""
 
 import pickle
 
@@ -23,7 +21,7 @@ from tests.inference.two_detectors import write_two
 
 
 def softened(number):
-    """A picture that was enlarged by so much: the detector's scores run from -14 to 4."""
+    """Return an image that was enlarged; the scores of the detector run from -14 to 4."""
     image, factor = photo(150, 140, seed=number), (1, 1.5, 2, 3, 4, 6)[number]
     small = image.resize((int(150 / factor), int(140 / factor)), Image.Resampling.BILINEAR)
     return encoded(small.resize((150 + 10 * number, 140), Image.Resampling.BICUBIC), "PNG")
@@ -47,18 +45,18 @@ def spec_of(cards, band, audit=0.0, **options):
 
 
 def on_all(spec):
-    """What every detector says of every image."""
+    """Return the scores of every detector on every image."""
     return EnsembleScorer(spec, StageClock()).score(batches(spec, DATA))
 
 
 @pytest.fixture(scope="module")
 def spec(cards):
-    """Its band is one that some images go through and some do not."""
+    """Some scores are in its band, and some are not."""
     early = on_all(spec_of(cards, (0, 0))).scores["cheap"]
     return spec_of(cards, tuple(np.nanquantile(early, [0.3, 0.8]).tolist()))
 
 
-def test_the_second_detector_sees_what_goes_on_and_nothing_else(spec):
+def test_second_detector_sees_images_in_the_band_alone(spec):
     outcomes, outputs, counts = read(spec, MEMBERS)
     whole = on_all(spec)
     np.testing.assert_array_equal(outputs.scores["cheap"], whole.scores["cheap"])
@@ -84,7 +82,7 @@ def test_the_second_detector_sees_what_goes_on_and_nothing_else(spec):
     )
 
 
-def test_the_audit_draws_by_bytes_beyond_the_band(cards):
+def test_audit_draws_by_content_outside_the_band(cards):
     nobody, everybody = spec_of(cards, (99, 99), audit=0.0), spec_of(cards, (99, 99), audit=1.0)
     assert not np.isfinite(read(nobody, MEMBERS)[1].scores["slow"]).any()
     outcomes, outputs, _ = read(everybody, MEMBERS)
@@ -97,7 +95,7 @@ def test_the_audit_draws_by_bytes_beyond_the_band(cards):
     assert drawn.tolist() == again[::-1].tolist()
 
 
-def test_two_pools_say_together_what_one_process_says(spec):
+def test_two_pools_give_the_scores_of_one_process(spec):
     """The second pool gets nothing but the files of what goes on."""
     outcomes, whole, _ = read(spec, MEMBERS)
     reading = open_decoder(spec, StageClock(), hand_over=True)

@@ -1,4 +1,4 @@
-"""Precision and resize mode follow the card; another one is refused, or the guarantee waived."""
+"""Precision and resize mode follow the card; others need a waived guarantee."""
 
 import pickle
 from dataclasses import replace
@@ -31,7 +31,7 @@ def spec(settings, **asked):
     )
 
 
-def test_auto_is_what_the_card_was_calibrated_under():
+def test_auto_is_the_setting_of_the_calibration():
     assert (spec(FAST).precision[TINY], spec(FAST).resize) == ("bf16", "fast")
     assert spec(None).resize == "exact"
     asked = spec(None, resize="fast", precision="fp32")
@@ -51,9 +51,7 @@ def test_auto_is_what_the_card_was_calibrated_under():
         ({"precision": "fp32", "resize": "exact"}, "calibrated in bf16) and resize exact"),
     ],
 )
-def test_another_setting_is_refused_with_what_was_calibrated_unless_the_guarantee_is_waived(
-    asked, said
-):
+def test_other_setting_needs_a_waived_guarantee(asked, said):
     with pytest.raises(ConfigError, match="its calibration does not hold with") as refused:
         spec(FAST, **asked)
     assert said in str(refused.value)
@@ -62,7 +60,7 @@ def test_another_setting_is_refused_with_what_was_calibrated_unless_the_guarante
     assert departures(FAST, waived.precision, waived.resize)
 
 
-def test_the_library_follows_the_card_too():
+def test_library_follows_the_card():
     card = load_ensemble_card("tiny").model_copy(
         update={"settings": CalibrationSettings(precision={TINY: "fp32"}, resize="fast")}
     )
