@@ -39,15 +39,8 @@ FILES = {
 def container_at(place: str | Path, kind: str, **limits) -> Container:
     """A file as a container."""
     [info] = list_objects(str(place))
-    return Container(
-        info.uri,
-        info.version,
-        info.size_bytes,
-        kind,
-        "a",
-        TableColumns(),
-        ContainerLimits(**limits),
-    )
+    found = (info.uri, info.version, info.size_bytes)
+    return Container(*found, kind, "a", TableColumns(), ContainerLimits(**limits))
 
 
 def opened(
@@ -67,19 +60,10 @@ def written(folder: Path, data: bytes, kind: str, **limits) -> list[ListedMember
 
 def members(listed: list[ListedMember]) -> list[ManifestMember]:
     """Rows of a manifest for them."""
+    fields = ("uri", "member", "occurrence", "version", "size_bytes")
     return [
         ManifestMember(
-            slot,
-            m.uri,
-            m.member,
-            m.occurrence,
-            m.version,
-            m.size_bytes,
-            0,
-            slot,
-            m.input,
-            m.place,
-            m.refused,
+            slot, *(getattr(m, name) for name in fields), 0, slot, m.input, m.place, m.refused
         )
         for slot, m in enumerate(listed)
     ]
@@ -127,17 +111,9 @@ def member(name: str, type_: bytes = tarfile.REGTYPE, size: int = 0, **fields) -
 
 def header(name: bytes, size: bytes = b"%011o\0" % 0, type_: bytes = b"0") -> bytes:
     """One ustar header whose fields no library would write."""
-    block = (
-        name.ljust(100, b"\0")
-        + b"0000644\0"
-        + b"0000000\0" * 2
-        + size
-        + b"%011o\0" % 0
-        + b" " * 8
-        + type_
-        + bytes(100)
-    )
-    block = (block + b"ustar\x0000").ljust(512, b"\0")
+    owner, blank = b"0000644\0" + b"0000000\0" * 2, b" " * 8
+    block = name.ljust(100, b"\0") + owner + size + b"%011o\0" % 0 + blank + type_
+    block = (block + bytes(100) + b"ustar\x0000").ljust(512, b"\0")
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
@@ -146,11 +122,8 @@ def gnu_header(name: bytes, *, size: int = 0, type_: bytes = b"0", prefix: bytes
     times.
     """
     written = bytearray(header(name, b"%011o\0" % size, type_))
-    written[257:265], written[345 : 345 + len(prefix)], written[148:156] = (
-        b"ustar  \0",
-        prefix,
-        b" " * 8,
-    )
+    written[257:265], written[148:156] = b"ustar  \0", b" " * 8
+    written[345 : 345 + len(prefix)] = prefix
     written[148:156] = b"%06o\0 " % sum(written)
     return bytes(written)
 
@@ -213,44 +186,32 @@ def streamed_zip(method: int) -> bytes:
     return out.getvalue()
 
 
-def directory_entry(
-    name: bytes, packed: int, size: int, offset: int, crc: int = 0, method: int = 8
+def local_entry(
+    name: bytes, data: bytes, size: int, *, crc: int = 0, method: int = 0, flags=0, extra=b""
 ) -> bytes:
-    return (
-        struct.pack(
-            "<4s6H3L5H2L",
-            b"PK\1\2",
-            20,
-            20,
-            0,
-            method,
-            0,
-            0,
-            crc,
-            packed,
-            size,
-            len(name),
-            0,
-            0,
-            0,
-            0,
-            0,
-            offset,
-        )
-        + name
-    )
+    """A member of a zip as it is before the directory: its header and `data`."""
+    facts = (20, flags, method, 0, 0, crc, len(data) or size, size, len(name), len(extra))
+    return struct.pack("<4s5H3L2H", b"PK\3\4", *facts) + name + extra + data
+
+
+def directory_entry(
+    name: bytes, packed: int, size: int, offset: int, crc: int = 0, method: int = 8, **more
+) -> bytes:
+    flags, extra, mode = more.get("flags", 0), more.get("extra", b""), more.get("mode", 0)
+    facts = (20, flags, method, 0, 0, crc, packed, size, len(name), len(extra), 0, 0, 0, mode)
+    return struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314 if mode else 20, *facts, offset) + name + extra
+
+
+def directory(entries: list[bytes], start: int) -> bytes:
+    """The directory of a zip, which begins at `start`, with its end record."""
+    listed, count = b"".join(entries), len(entries)
+    facts = (0, 0, count, count, len(listed), start % 2**32, 0)
+    return listed + struct.pack("<4s4H2LH", b"PK\5\6", *facts)
 
 
 def ended(data: bytes, entries: list[bytes]) -> bytes:
     """Local data, then a directory, then its end record."""
-    directory = b"".join(entries)
-    return (
-        data
-        + directory
-        + struct.pack(
-            "<4s4H2LH", b"PK\5\6", 0, 0, len(entries), len(entries), len(directory), len(data), 0
-        )
-    )
+    return data + directory(entries, len(data))
 
 
 def overlapping_zip() -> bytes:
@@ -260,11 +221,7 @@ def overlapping_zip() -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = packer.compress(bytes(50_000)) + packer.flush()
     crc = zlib.crc32(bytes(50_000))
-    local = (
-        struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 8, 0, 0, crc, len(packed), 50_000, 5, 0)
-        + b"0.jpg"
-        + packed
-    )
+    local = local_entry(b"0.jpg", packed, 50_000, crc=crc, method=8)
     return ended(
         local, [directory_entry(b"%d.jpg" % n, len(packed), 50_000, 0, crc) for n in range(9)]
     )
