@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ray_app.archives import ListedMember, TableColumns, open_source
 from ray_app.archives.uri_list_rows import ListEntries
 from ray_app.errors import ConfigError, Status
+from tests.archives.containers.hazards import LFS_POINTER
 
 
 def listed(source, **how):
@@ -299,11 +300,6 @@ def test_windows_paths_in_a_list_say_what_to_write(two_images):
         for status, detail in drives
     )
     assert refused[3:] == [None, None], "a name with a backslash that is there is read"
-
-
-LFS_POINTER = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
-)
 
 
 @pytest.mark.parametrize(

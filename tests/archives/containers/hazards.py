@@ -28,6 +28,9 @@ from ray_app.errors import InputError
 from ray_app.storage import Fetcher, list_objects
 from tests.storage.faulty_server import LOOPBACK
 
+LFS_POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
+)
 FILES = {
     "a/1.jpg": b"first" * 99,
     "a/2.jpg": b"second" * 200,

@@ -18,56 +18,43 @@ from ray_app.archives.containers.base import join_sidecars, printable, sidecar_c
         ("", "no name"),
     ],
 )
-def test_what_is_unsafe_and_why(name, reason):
+def test_member_name_that_is_unsafe_has_a_reason(name, reason):
     assert reason in why_unsafe(name)
 
 
 @pytest.mark.parametrize(
     "name", ["a.jpg", "./a.jpg", "a/b..jpg", "...", "a b/ä😀.jpg", '"><script>.jpg', "12:30.jpg"]
 )
-def test_what_is_only_odd(name):
+def test_member_name_that_is_only_odd_is_kept(name):
     assert why_unsafe(name) is None
     assert printable(name) == name
 
 
-def joined(*names: str) -> list[tuple[str, dict[str, str]]]:
-    """Members and columns; the text of each sidecar is its name."""
-    found = (
-        (
-            ListedMember("u", name, 0, "v", len(name)),
-            name if sidecar_column(name, len(name)) else None,
-        )
+# Files in their order → those that are members, each with the text files that become its columns.
+SIDECARS = {
+    "before and behind an image": ("1.cls 1.jpg 1.json 2.jpg", {"1.jpg": "1.cls 1.json"}),
+    "of all images of their key": (
+        "1.a.jpg 1.mask.png 1.txt",
+        {"1.a.jpg": "1.txt", "1.mask.png": "1.txt"},
+    ),
+    "orphans": ("readme.txt 1.jpg 2.json", {}),
+    "second text for a column": ("1.jpg 1.JSON 1.json", {"1.jpg": "1.JSON", "1.json": "1.JSON"}),
+    "another folder, another neighbour": ("a/1.jpg b/1.json 2.jpg 3.jpg 2.json", {}),
+}
+
+
+@pytest.mark.parametrize("case", SIDECARS)
+def test_texts_beside_images_become_their_columns(case):
+    names, columns = SIDECARS[case][0].split(), SIDECARS[case][1]
+    found = [
+        (ListedMember("u", name, 0, "v", 9), name if sidecar_column(name, 9) else None)
         for name in names
-    )
-    return [(item.member, item.input) for item in join_sidecars(found)]
+    ]
+    joined = {item.member: " ".join(item.input.values()) for item in join_sidecars(found)}
+    taken = {text for texts in columns.values() for text in texts.split()} - set(columns)
+    assert joined == {name: columns.get(name, "") for name in names if name not in taken}
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        # Texts before and behind an image are its columns, and those of all images of their key,
-        (
-            ("1.cls", "1.jpg", "1.json", "2.jpg"),
-            [("1.jpg", {"cls": "1.cls", "json": "1.json"}), ("2.jpg", {})],
-        ),
-        (
-            ("1.a.jpg", "1.mask.png", "1.txt"),
-            [("1.a.jpg", {"txt": "1.txt"}), ("1.mask.png", {"txt": "1.txt"})],
-        ),
-        # an orphan and a second text for one column stay members,
-        (("readme.txt", "1.jpg", "2.json"), [("readme.txt", {}), ("1.jpg", {}), ("2.json", {})]),
-        (
-            ("1.jpg", "1.JSON", "1.json"),
-            [("1.jpg", {"json": "1.JSON"}), ("1.json", {"json": "1.JSON"})],
-        ),
-        # and a key is bound to its folder and its neighbours.
-        (
-            ("a/1.jpg", "b/1.json", "2.jpg", "3.jpg", "2.json"),
-            [(n, {}) for n in ("a/1.jpg", "b/1.json", "2.jpg", "3.jpg", "2.json")],
-        ),
-    ],
-)
-def test_texts_beside_images_become_their_columns(names, expected):
-    assert joined(*names) == expected
+def test_sidecar_column_is_the_ending_of_a_short_text():
     named = [("1.json", 65536), ("1.json", 65537), ("1.b.json", 9), (".json", 9), ("json", 9)]
     assert [sidecar_column(*item) for item in named] == ["json", None, None, None, None]

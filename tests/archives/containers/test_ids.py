@@ -57,7 +57,7 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_ids_of_ordinary_archives_stay(tmp_path, name):
+def test_ids_of_ordinary_archives_never_change(tmp_path, name):
     kind, data, expected = ARCHIVES[name]
     if data is None:
         pq.write_table(HUB, tmp_path / "a.parquet")
