@@ -48,12 +48,8 @@ def fresh_store():
 
 
 def list_tiny(store, archive, plan=PLAN, **options):
-    return list_members(
-        store,
-        archive,
-        plan,
-        **{"portions": TINY, "each": backwards, "clock": lambda: 0.0, **options},
-    )
+    how = {"portions": TINY, "each": backwards, "clock": lambda: 0.0}
+    return list_members(store, archive, plan, **how | options)
 
 
 @pytest.fixture
@@ -79,17 +75,17 @@ plans = st.builds(
 
 
 @pytest.mark.parametrize("examples", SWEEPS)
-def test_blocks_are_a_partition_of_the_manifest(examples):
+def test_blocks_hold_each_member_once(examples):
     """Whatever the sections, limit, plan, portions and collisions."""
-    sections = st.lists(numbers, min_size=1, max_size=4).filter(any)
+    numbered = st.lists(numbers, min_size=1, max_size=4).filter(any)
     limits, groups = st.none() | st.integers(1, 150), st.integers(1, 30)
-    check = given(sections, plans, portions, limits, st.sampled_from([7, 64]), groups)(
+    check = given(numbered, plans, portions, limits, st.sampled_from([7, 64]), groups)(
         assert_partition
     )
     settings(max_examples=examples, deadline=None)(check)()
 
 
-def assert_partition(sections, plan, portions, limit, bits, group):
+def assert_partition(numbered, plan, portions, limit, bits, group):
     """Each member once, in order, in dense slots of numbered blocks."""
 
     def member(number):
@@ -101,11 +97,11 @@ def assert_partition(sections, plan, portions, limit, bits, group):
         )
 
     store, digest = fresh_store(), identity_digest if bits == 64 else narrow(bits)
-    archive = Given(*[[member(number) for number in section] for section in sections])
+    archive = Given(*[[member(number) for number in section] for section in numbered])
     info = list_members(
         store, archive, plan, each=backwards, portions=portions, limit=limit, digest=digest
     )
-    wanted = list(dict.fromkeys(list(itertools.chain(*sections))[:limit]))
+    wanted = list(dict.fromkeys(list(itertools.chain(*numbered))[:limit]))
     members = all_members(store)
     assert [m.member for m in members] == [str(number) for number in wanted]
     assert len({m.image_id for m in members}) == len(wanted) == info.members
@@ -124,10 +120,12 @@ def assert_partition(sections, plan, portions, limit, bits, group):
     assert store.names("manifest/0/listing") == []
 
 
-def test_tasks_in_any_order_give_what_one_process_gives(nothing_carried):
-    archive = Given(
-        *[[listed(number) for number in range(start, start + 90)] for start in range(0, 400, 70)]
-    )
+def sections(*spans):
+    return Given(*[[listed(number) for number in range(*span)] for span in spans])
+
+
+def test_listing_in_tasks_of_any_order_is_the_same(nothing_carried):
+    archive = sections(*((start, start + 90) for start in range(0, 400, 70)))
     here, there = fresh_store(), fresh_store()
     list_tiny(here, archive, each=map)
     list_tiny(there, archive)
@@ -137,16 +135,10 @@ def test_tasks_in_any_order_give_what_one_process_gives(nothing_carried):
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, nothing_carried):
-    before = Given([listed(number) for number in range(40)])
-    now = Given(
-        [listed(number) for number in range(10, 50)], [listed(number) for number in range(45, 70)]
-    )
-    options = {
-        "digest": narrow(10),
-        "portions": Portions(raw_rows=32, id_rows=40, run_rows=50, few=0),
-        "each": map,
-    }
+def test_killed_listing_gives_the_same_manifest(later, nothing_carried):
+    before, now = sections((40,)), sections((10, 50), (45, 70))
+    portions = Portions(raw_rows=32, id_rows=40, run_rows=50, few=0)
+    options = {"digest": narrow(10), "portions": portions, "each": map}
     start = fresh_store()
     if later:
         list_tiny(start, before, **options)
@@ -172,124 +164,99 @@ def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, nothing_
     assert lives > 10
 
 
-class TestIds:
-    def test_colliding_members_are_hashed_again_and_keep_their_ids_for_ever(self):
-        """Also when the member that had the id first is gone: its rows stay its own."""
+def test_colliding_members_keep_their_ids():
+    """Also if the member that had the id first is deleted: its rows stay its own."""
+    store = fresh_store()
+    items = [listed(number) for number in range(60)]
+    list_tiny(store, Given(items), digest=narrow(6))
+    ids = {m.uri: m.image_id for m in all_members(store)}
+    assert len(set(ids.values())) == 60
+    hashed_again = [item for item in items if ids[item.uri] != first_word(narrow(6)(item, 0))]
+    assert hashed_again
+    assert list_tiny(store, Given(list(reversed(items))), digest=narrow(6)) is None
+    info = list_tiny(store, Given([*hashed_again, listed(100)]), digest=narrow(6))
+    assert (info.members, info.vanished) == (1, 60 - len(hashed_again))
+    gone = {ids[item.uri] for item in items if item not in hashed_again}
+    assert set(read_vanished(store, 1).tolist()) == gone
+
+
+def test_linked_folders_are_counted_with_an_example(tmp_path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for place in (folder / "deep", elsewhere):
+        place.mkdir(parents=True)
+        (place / "a.jpg").write_bytes(b"x")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "deep" / "up").symlink_to(folder)
+    info = list_tiny(fresh_store(), open_source([str(folder)]))
+    assert (info.members, info.linked_folders) == (1, 2)
+    assert info.linked_example == str(folder / "deep" / "up")
+
+
+def test_files_come_before_members_of_containers(tmp_path):
+    for name in ("b.jpg", "z.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("a.tar", "m.tar"):
+        (tmp_path / name).write_bytes(hazards.tar({"1.jpg": b"1", "2.jpg": b"2"}))
+    members = [(name, f"{n}.jpg") for name in ("a.tar", "m.tar") for n in (1, 2)]
+    expected = [("b.jpg", None), ("z.jpg", None), *members]
+    for limit in (None, 3):
         store = fresh_store()
-        items = [listed(number) for number in range(60)]
-        list_tiny(store, Given(items), digest=narrow(6))
-        ids = {m.uri: m.image_id for m in all_members(store)}
-        assert len(set(ids.values())) == 60
-        hashed_again = [item for item in items if ids[item.uri] != first_word(narrow(6)(item, 0))]
-        assert hashed_again
-        assert list_tiny(store, Given(list(reversed(items))), digest=narrow(6)) is None
-        info = list_tiny(store, Given([*hashed_again, listed(100)]), digest=narrow(6))
-        assert (info.members, info.vanished) == (1, 60 - len(hashed_again))
-        gone = {ids[item.uri] for item in items if item not in hashed_again}
-        assert set(read_vanished(store, 1).tolist()) == gone
-
-
-class TestLinkedFolders:
-    def test_what_is_not_followed_is_counted_with_an_example(self, tmp_path):
-        folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
-        for place in (folder / "deep", elsewhere):
-            place.mkdir(parents=True)
-            (place / "a.jpg").write_bytes(b"x")
-        (folder / "link").symlink_to(elsewhere)
-        (folder / "deep" / "up").symlink_to(folder)
-        info = list_tiny(fresh_store(), open_source([str(folder)]))
-        assert (info.members, info.linked_folders, info.linked_example) == (
-            1,
-            2,
-            str(folder / "deep" / "up"),
-        )
-
-
-class TestSections:
-    def test_files_come_before_what_is_in_containers(self, tmp_path):
-        folder = tmp_path / "in"
-        folder.mkdir()
-        for name in ("a.tar", "m.tar", "b.jpg", "z.jpg"):
-            (folder / name).write_bytes(
-                hazards.tar({"1.jpg": b"1", "2.jpg": b"2"}) if name.endswith("tar") else b"x"
-            )
-        archive, store = open_source([str(folder)]), fresh_store()
-        list_tiny(store, archive)
+        list_tiny(store, open_source([str(tmp_path)]), limit=limit)
         found = [(m.uri.rpartition("/")[2], m.member) for m in all_members(store)]
-        assert found == [
-            ("b.jpg", None),
-            ("z.jpg", None),
-            ("a.tar", "1.jpg"),
-            ("a.tar", "2.jpg"),
-            ("m.tar", "1.jpg"),
-            ("m.tar", "2.jpg"),
-        ]
-        limited = fresh_store()
-        list_tiny(limited, archive, limit=3)
-        assert [(m.uri.rpartition("/")[2], m.member) for m in all_members(limited)] == found[:3]
+        assert found == expected[:limit]
 
 
-class TestInput:
-    def test_types_of_all_sections_are_joined(self):
-        first = [replace(listed(n), input={"label": n, "note": None}) for n in range(30)]
-        second = [
-            replace(listed(n), input={"label": n + 0.5, "generator": "sd"}) for n in range(30, 60)
-        ]
-        plain = [listed(n) for n in range(60, 90)]
-        store = fresh_store()
-        list_tiny(store, Given(first, second, plain))
-        wanted = pa.struct(
-            [("label", pa.float64()), ("note", pa.string()), ("generator", pa.string())]
-        )
-        assert {
-            read_block(store, ref).schema.field("input").type for ref in read_blocks(store, 0)
-        } == {wanted}
-        members = {m.uri: m.input for m in all_members(store)}
-        assert members[listed(3).uri] == {"label": 3.0, "note": None, "generator": None}
-        assert members[listed(33).uri] == {"label": 33.5, "note": None, "generator": "sd"}
-        assert set(members[listed(63).uri].values()) <= {None}
-
-    @pytest.mark.parametrize("together", [True, False])
-    def test_a_clash_names_the_column_and_both_types(self, together):
-        items = [
-            replace(listed(1), input={"label": 1}),
-            replace(listed(2), input={"label": "fake"}),
-        ]
-        with pytest.raises(
-            ConfigError, match=r"column 'label' of the source holds both int(64)? and str(ing)?"
-        ):
-            list_tiny(fresh_store(), Given(items) if together else Given(items[:1], items[1:]))
-
-    @pytest.mark.parametrize("values", [[2**80, 1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
-    def test_values_that_arrow_has_no_type_for_are_texts_in_an_archive_and_refused_in_a_list(
-        self, values
-    ):
-        items = [replace(listed(n), input={"n": value}) for n, value in enumerate(values)]
-        with pytest.raises(ConfigError, match="column 'n' of the source holds"):
-            list_tiny(fresh_store(), Given(items))
-        assert all(isinstance(text, str) for text in self.texts_of(values, together=True))
-
-    @pytest.mark.parametrize("together", [True, False])
-    def test_what_tables_in_an_archive_call_alike_becomes_text_where_no_type_holds_it(
-        self, together
-    ):
-        texts = ["1", "fake", None, "2.5", "true", '["a", 1]', '{"x": 1}', "ü"]
-        assert (
-            self.texts_of([1, "fake", None, 2.5, True, ["a", 1], {"x": 1}, "ü"], together) == texts
-        )
-
-    def texts_of(self, values, together):
-        items = [
-            replace(listed(n), place=MemberLocation("parquet", n), input={"label": value})
-            for n, value in enumerate(values)
-        ]
-        store = fresh_store()
-        list_tiny(store, Given(items) if together else Given(*([item] for item in items)))
-        found = {m.uri: m.input["label"] for m in all_members(store)}
-        return [found[item.uri] for item in items]
+def test_columns_of_all_sections_have_one_type():
+    first = [replace(listed(n), input={"label": n, "note": None}) for n in range(30)]
+    wider = [{"label": n + 0.5, "generator": "sd"} for n in range(30, 60)]
+    second = [replace(listed(n), input=row) for n, row in enumerate(wider, 30)]
+    store = fresh_store()
+    list_tiny(store, Given(first, second, [listed(n) for n in range(60, 90)]))
+    wanted = pa.struct([("label", pa.float64()), ("note", pa.string()), ("generator", pa.string())])
+    blocks = [read_block(store, ref) for ref in read_blocks(store, 0)]
+    assert {block.schema.field("input").type for block in blocks} == {wanted}
+    members = {m.uri: m.input for m in all_members(store)}
+    assert members[listed(3).uri] == {"label": 3.0, "note": None, "generator": None}
+    assert members[listed(33).uri] == {"label": 33.5, "note": None, "generator": "sd"}
+    assert set(members[listed(63).uri].values()) <= {None}
 
 
-def test_the_join_reaches_no_file_and_no_network_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("together", [True, False])
+def test_columns_of_two_types_are_refused(together):
+    items = [replace(listed(1), input={"label": 1}), replace(listed(2), input={"label": "fake"})]
+    archive = Given(items) if together else Given(items[:1], items[1:])
+    with pytest.raises(ConfigError, match=r"column 'label' .* both int(64)? and str(ing)?"):
+        list_tiny(fresh_store(), archive)
+
+
+@pytest.mark.parametrize("values", [[2**80, 1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
+def test_columns_without_an_arrow_type_are_texts_or_refused(values):
+    """Texts in an archive, refused in a list that the user names."""
+    items = [replace(listed(n), input={"n": value}) for n, value in enumerate(values)]
+    with pytest.raises(ConfigError, match="column 'n' of the source holds"):
+        list_tiny(fresh_store(), Given(items))
+    assert all(isinstance(text, str) for text in archived_texts(values, together=True))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_columns_of_several_types_in_an_archive_are_texts(together):
+    values = [1, "fake", None, 2.5, True, ["a", 1], {"x": 1}, "ü"]
+    texts = ["1", "fake", None, "2.5", "true", '["a", 1]', '{"x": 1}', "ü"]
+    assert archived_texts(values, together) == texts
+
+
+def archived_texts(values, together):
+    items = [
+        replace(listed(n), place=MemberLocation("parquet", n), input={"label": value})
+        for n, value in enumerate(values)
+    ]
+    store = fresh_store()
+    list_tiny(store, Given(items) if together else Given(*([item] for item in items)))
+    found = {m.uri: m.input["label"] for m in all_members(store)}
+    return [found[item.uri] for item in items]
+
+
+def test_database_of_ids_reaches_no_file_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with dedup._database() as db:
         assert list(tmp_path.iterdir())

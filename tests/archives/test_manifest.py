@@ -57,149 +57,112 @@ def list_items(store, items, plan=PLAN, **options):
     return list_members(store, Given(items), plan, **options)
 
 
-@pytest.fixture(params=["local"])
-def store(request, tmp_path):
-    if request.param == "local":
-        return Store.open(str(tmp_path / "run"))
-    s3 = request.getfixturevalue("s3")
-    s3.bucket("manifests")
-    return Store.open(f"s3://manifests/{request.node.name}")
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(str(tmp_path / "run"))
 
 
-EITHER_STORE = pytest.mark.parametrize("store", ["local", "s3"], indirect=True)
+def test_manifest_keeps_every_member_in_its_place(store):
+    items, told = [listed(number) for number in range(3000)], []
+    info = list_items(store, items, progress=told.append)
+    members = all_members(store)
+    assert [(m.uri, m.member, m.occurrence, m.version, m.size_bytes) for m in members] == [
+        (i.uri, None, 0, i.version, i.size_bytes) for i in items
+    ]
+    assert [m.image_id for m in members] == [image_id(item) for item in items]
+    assert all(m.input == {} for m in members)
+    assert info == read_complete(store, 0)
+    assert (info.members, info.listed, info.vanished) == (3000, 3000, 0)
+    assert info.size_bytes == sum(range(3000))
+    assert told[-1] == 3000
+    refs = read_blocks(store, 0)
+    assert (len(refs), refs.members, refs.size_bytes) == (info.blocks, 3000, info.size_bytes)
+    sizes = list(itertools.islice(block_sizes(PLAN), len(refs) - 1))
+    assert [ref.members for ref in refs][:-1] == sizes
+    contract = "image_id uri member occurrence version size_bytes block slot place refused"
+    assert read_block(store, refs[0]).schema.names == contract.split()
 
 
-class TestBuilding:
-    @EITHER_STORE
-    def test_keeps_every_member_in_its_place(self, store):
-        items = [listed(number) for number in range(3000)]
-        told = []
-        info = list_items(store, items, progress=told.append)
-        members = all_members(store)
-        assert [(m.uri, m.member, m.occurrence, m.version, m.size_bytes) for m in members] == [
-            (i.uri, None, 0, i.version, i.size_bytes) for i in items
-        ]
-        assert [m.image_id for m in members] == [image_id(item) for item in items]
-        assert all(m.input == {} for m in members)
-        assert info == read_complete(store, 0)
-        assert (info.members, info.listed, info.vanished, info.size_bytes) == (
-            3000,
-            3000,
-            0,
-            sum(range(3000)),
-        )
-        assert told[-1] == 3000
-        refs = read_blocks(store, 0)
-        assert (len(refs), refs.members, refs.size_bytes) == (info.blocks, 3000, info.size_bytes)
-        assert [ref.members for ref in refs][:-1] == list(
-            itertools.islice(block_sizes(PLAN), len(refs) - 1)
-        )
-        contract = [
-            "image_id",
-            "uri",
-            "member",
-            "occurrence",
-            "version",
-            "size_bytes",
-            "block",
-            "slot",
-            "place",
-            "refused",
-        ]
-        assert read_block(store, refs[0]).schema.names == contract
-
-    @pytest.mark.parametrize("runs", [1, 3])
-    def test_no_block_holds_too_many_bytes_but_one_file_may(self, store, runs):
-        sizes = [10] * 18 + [400, 700, 100, 2000, -1, 900, 100] + [10] * 50
-        items = [replace(listed(number), size_bytes=size) for number, size in enumerate(sizes)]
-        plan = BlockPlan(batch_slots=4, max_block_members=16, max_block_bytes=1000)
-        list_items(
-            store, items, plan, portions=Portions(raw_rows=30, run_rows=-(-len(items) // runs))
-        )
-        held = [
-            [member.size_bytes for member in member_rows(read_block(store, ref))]
-            for ref in read_blocks(store, 0)
-        ]
-        assert list(itertools.chain(*held)) == sizes
-        assert all(sum(block) <= 1000 or block == [2000] or len(block) == 1 for block in held)
-        assert [400] not in held or runs > 1
-        assert max(map(len, held)) == 16
-        assert read_blocks(store, 0).heaviest_mean == 2000
+@pytest.mark.parametrize("runs", [1, 3])
+def test_block_has_no_more_bytes_than_allowed_unless_one_file(store, runs):
+    sizes = [10] * 18 + [400, 700, 100, 2000, -1, 900, 100] + [10] * 50
+    items = [replace(listed(number), size_bytes=size) for number, size in enumerate(sizes)]
+    plan = BlockPlan(batch_slots=4, max_block_members=16, max_block_bytes=1000)
+    list_items(store, items, plan, portions=Portions(raw_rows=30, run_rows=-(-len(items) // runs)))
+    held = [
+        [member.size_bytes for member in member_rows(read_block(store, ref))]
+        for ref in read_blocks(store, 0)
+    ]
+    assert list(itertools.chain(*held)) == sizes
+    assert all(sum(block) <= 1000 or len(block) == 1 for block in held)
+    assert [400] not in held or runs > 1
+    assert max(map(len, held)) == 16
+    assert read_blocks(store, 0).heaviest_mean == 2000
 
 
-class TestInterruption:
-    @EITHER_STORE
-    def test_an_unfinished_manifest_does_not_count_and_is_written_anew(self, store):
-        store.write("manifest/0/part-00000-00007.parquet", b"left behind")
-        store.write("manifest/0/listing/000000-00000.ids", b"left behind")
-        assert manifests(store) == []
-        assert read_complete(store, 0) is None
-        list_items(store, [listed(1)])
-        assert store.names("manifest/0") == [
-            "_complete",
-            "blocks.parquet",
-            "part-00000-00000.parquet",
-            "vanished.parquet",
-        ]
-        assert store.names("manifest/0/listing") == []
-        assert known_ids(store) == [image_id(listed(1))]
-
-    def test_another_version_s_manifest_is_not_guessed_at(self, store):
-        store.write("manifest/0/_complete", b'{"format": 99}')
-        with pytest.raises(IdentityError, match="another version"):
-            read_complete(store, 0)
+def test_manifest_that_is_unfinished_is_written_again(store):
+    store.write("manifest/0/part-00000-00007.parquet", b"left behind")
+    store.write("manifest/0/listing/000000-00000.ids", b"left behind")
+    assert manifests(store) == []
+    assert read_complete(store, 0) is None
+    list_items(store, [listed(1)])
+    files = "_complete blocks.parquet part-00000-00000.parquet vanished.parquet"
+    assert store.names("manifest/0") == files.split()
+    assert store.names("manifest/0/listing") == []
+    assert known_ids(store) == [image_id(listed(1))]
 
 
-class TestChanges:
-    @EITHER_STORE
-    def test_new_rewritten_and_deleted_files(self, store):
-        list_items(store, [listed(number) for number in range(300)])
-        now = [listed(number, version=number // 290) for number in range(20, 350)]
-        info = list_items(store, now)
-        assert (info.manifest, info.members, info.listed, info.vanished) == (1, 60, 330, 30)
-        assert [m.uri for m in all_members(store, 1)] == [
-            item.uri for item in now if item not in [listed(n) for n in range(300)]
-        ]
-        assert read_vanished(store, 1).tolist() == ids_of(
-            [listed(n) for n in range(20)] + [listed(n) for n in range(290, 300)]
-        )
-        assert current_ids(store) == ids_of(now)
-        assert list_items(store, now) is None
+def test_manifest_of_another_version_is_refused(store):
+    store.write("manifest/0/_complete", b'{"format": 99}')
+    with pytest.raises(IdentityError, match="another version"):
+        read_complete(store, 0)
 
-    def test_a_damaged_memory_of_ids_hides_no_member_and_gives_none_twice(self, store):
-        for number in range(10, 22, 3):
-            list_items(store, [listed(n) for n in range(number)])
-        kept = store.read("ids/00000.parquet")
-        turned = kept[:60] + bytes([kept[60] ^ 1]) + kept[61:]  # one bit of the ids
-        for number, damaged in enumerate(
-            (kept[:40], b"", kept[:-60] + b"x" * 60, turned), start=20
-        ):
-            store.write("ids/00000.parquet", damaged)
-            assert list_items(store, [listed(n) for n in range(number)]).members == 1
-        assert known_ids(store) == ids_of([listed(n) for n in range(23)])
 
-    @pytest.mark.parametrize("examples", SWEEPS)
-    def test_current_is_always_the_latest_listing(self, examples):
-        listings = st.lists(
-            st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1),
-            min_size=1,
-            max_size=5,
-        )
-        settings(max_examples=examples, deadline=None)(given(listings)(self.assert_current))()
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_manifest_names_new_rewritten_and_deleted_files(store, place, request):
+    if place == "s3":
+        store = Store.open(f"{request.getfixturevalue('s3').bucket('manifests')}/run")
+    old = [listed(number) for number in range(300)]
+    now = [listed(number, version=number // 290) for number in range(20, 350)]
+    list_items(store, old)
+    info = list_items(store, now)
+    assert (info.manifest, info.members, info.listed, info.vanished) == (1, 60, 330, 30)
+    assert [m.uri for m in all_members(store, 1)] == [item.uri for item in now if item not in old]
+    assert read_vanished(store, 1).tolist() == ids_of(old[:20] + old[290:])
+    assert current_ids(store) == ids_of(now)
+    assert list_items(store, now) is None
 
-    @staticmethod
-    def assert_current(listings):
-        store = Store.open(f"memory://changes-{next(_roots)}")
-        ever: set[tuple[int, int]] = set()
-        for wanted in listings:
-            items = [listed(*one) for one in sorted(wanted)]
-            info = list_items(store, items)
-            assert current_ids(store) == ids_of(items)
-            new = wanted - ever
-            assert (info.members if info else 0) == len(new)
-            ever |= wanted
-        assert known_ids(store) == ids_of([listed(*one) for one in ever])
-        assert len(np.unique(known_ids(store))) == len(ever)
+
+def test_damaged_memory_of_ids_hides_and_doubles_no_member(store):
+    for number in range(10, 22, 3):
+        list_items(store, [listed(n) for n in range(number)])
+    kept = store.read("ids/00000.parquet")
+    turned = kept[:60] + bytes([kept[60] ^ 1]) + kept[61:]  # one bit of the ids
+    for number, damaged in enumerate((kept[:40], b"", kept[:-60] + b"x" * 60, turned), start=20):
+        store.write("ids/00000.parquet", damaged)
+        assert list_items(store, [listed(n) for n in range(number)]).members == 1
+    assert known_ids(store) == ids_of([listed(n) for n in range(23)])
+
+
+@pytest.mark.parametrize("examples", SWEEPS)
+def test_current_members_are_those_of_the_latest_listing(examples):
+    members = st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1)
+    listings = st.lists(members, min_size=1, max_size=5)
+    settings(max_examples=examples, deadline=None)(given(listings)(assert_current))()
+
+
+def assert_current(listings):
+    store = Store.open(f"memory://changes-{next(_roots)}")
+    ever: set[tuple[int, int]] = set()
+    for wanted in listings:
+        items = [listed(*one) for one in sorted(wanted)]
+        info = list_items(store, items)
+        assert current_ids(store) == ids_of(items)
+        new = wanted - ever
+        assert (info.members if info else 0) == len(new)
+        ever |= wanted
+    assert known_ids(store) == ids_of([listed(*one) for one in ever])
+    assert len(np.unique(known_ids(store))) == len(ever)
 
 
 @pytest.mark.slow
@@ -236,55 +199,33 @@ for count in (5_000, 30_000):
     assert many - few < 30, "25,000 members held would take 22 more than what a listing may carry"
 
 
-def test_the_id_is_fixed_for_ever():
+def test_image_id_never_changes():
     item = ListedMember("s3://b/a.jpg", None, 0, "etag", 5)
-    encoded = (
-        (12).to_bytes(8, "little")
-        + b"s3://b/a.jpg"
-        + b"\xff" * 8
-        + bytes(8)
-        + (4).to_bytes(8, "little")
-        + b"etag"
-    )
-    assert (
-        image_id(item)
-        == int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big", signed=True)
-        == -5247963748008604655
-    )
+    parts = [(12).to_bytes(8, "little"), b"s3://b/a.jpg", b"\xff" * 8, bytes(8)]
+    encoded = b"".join([*parts, (4).to_bytes(8, "little"), b"etag"])
+    first = hashlib.sha256(encoded).digest()[:8]
+    assert image_id(item) == int.from_bytes(first, "big", signed=True) == -5247963748008604655
 
 
-def test_ids_are_equal_only_for_equal_members():
-    """Whose texts are other texts' when they are joined."""
-    parts = [
-        ("ab", "c", 0, "d"),
-        ("a", "bc", 0, "d"),
-        ("ab", None, 0, "cd"),
-        ("ab", "", 0, "cd"),
-        ("ab", "c", 1, "d"),
-        ("ab", "c", 0, "e"),
-    ]
+def test_image_ids_of_members_with_the_same_joined_text_differ():
+    parts = [("ab", "c", 0, "d"), ("a", "bc", 0, "d"), ("ab", None, 0, "cd"), ("ab", "", 0, "cd")]
+    parts += [("ab", "c", 1, "d"), ("ab", "c", 0, "e")]
     assert len({image_id(ListedMember(*each, 1)) for each in parts}) == len(parts)
 
 
-def test_a_size_that_no_object_has_is_not_known_and_a_block_adds_up_the_others(tmp_path):
+def test_size_that_no_object_has_is_unknown(tmp_path):
     stated = [2**63 - 1, 2**64 - 1, 2**70, MOST_BYTES + 1, 1e300, -5, True, "many", None]
     for number, sizes in enumerate([*([size] * 3 for size in stated), [MOST_BYTES] * 20]):
-        listing, folder = tmp_path / f"{number}.jsonl", tmp_path / f"of {number}"
-        listing.write_text(
-            "".join(
-                json.dumps({"uri": f"s3://nowhere/{n}.jpg", "size_bytes": size}) + "\n"
-                for n, size in enumerate(sizes)
-            )
-        )
-        store = Store.open(str(folder))
+        listing, store = tmp_path / f"{number}.jsonl", Store.open(str(tmp_path / f"of {number}"))
+        rows = [{"uri": f"s3://no/{n}.jpg", "size_bytes": size} for n, size in enumerate(sizes)]
+        listing.write_text("\n".join(map(json.dumps, rows)))
         list_members(store, open_source([str(listing)]), PLAN)
-        rows = [row for ref in read_blocks(store, 0) for row in read_block(store, ref).to_pylist()]
         known = sizes if sizes[0] == MOST_BYTES else [-1] * 3
-        assert [row["size_bytes"] for row in rows] == known
+        assert [member.size_bytes for member in all_members(store)] == known
         assert read_blocks(store, 0).size_bytes == max(0, sum(known))
 
 
-def test_a_refusal_is_one_line():
+def test_refusal_of_a_member_is_one_line():
     refused = RefusedMember(Status.CORRUPT_IMAGE, "damaged:\x1b[31m\n" + "a" * 5000)
     [row] = listed_rows(
         np.array([1], np.int64), [ListedMember("a", None, 0, "", 7, refused=refused)]
