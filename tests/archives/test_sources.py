@@ -12,7 +12,7 @@ from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Fetcher, Store
 from ray_app.storage import s3 as requests
 from tests.archives.given import all_members
-from tests.archives.test_img2dataset import written
+from tests.archives.img2dataset import written
 
 NAMES = ["a.jpg", "a/b.png", "a/notes.txt", "b/c.JPG", "b/deep/d.jpg", "z.bin"]
 
@@ -35,16 +35,13 @@ def names(root: str, *args, **kwargs) -> list[str]:
     return [item.uri.removeprefix(root + "/") for item in open_source(*args, **kwargs)]
 
 
-def test_every_file_is_listed_whatever_it_is_but_the_run_directory(root):
+def test_source_lists_every_file_except_the_run_directory(root):
     archive = open_source([root])
     assert [item.uri.removeprefix(root + "/") for item in archive] == NAMES
     assert list(archive) == list(archive)
-    assert names(root, [root], skip=[f"{root}/b/"]) == [
-        name for name in NAMES if not name.startswith("b/")
-    ]
-    assert names(root, [root], skip=[f"{root}/a"]) == [
-        name for name in NAMES if not name.startswith("a/")
-    ]
+    for skipped in ("b/", "a"):
+        left = [name for name in NAMES if not name.startswith(skipped[0] + "/")]
+        assert names(root, [root], skip=[f"{root}/{skipped}"]) == left
     with pytest.raises(ConfigError, match="no file there but those of the output directory"):
         names(root, [f"{root}/b"], skip=[f"{root}/b"])
 
@@ -58,113 +55,118 @@ def test_every_file_is_listed_whatever_it_is_but_the_run_directory(root):
         (["a/*"], [], ["a/b.png", "a/notes.txt"]),
     ],
 )
-def test_patterns(root, include, exclude, expected):
+def test_source_patterns_select_files(root, include, exclude, expected):
     assert names(root, [root], include, exclude) == expected
 
 
-def test_several_sources_in_their_order_each_with_patterns_below_it(root):
-    assert names(root, [f"{root}/z.bin", f"{root}/b", f"{root}/*.jpg"]) == [
-        "z.bin",
-        "b/c.JPG",
-        "b/deep/d.jpg",
-        "a.jpg",
-    ]
-    assert (
-        names(root, [f"{root}/b"], ["deep/*"])
-        == names(root, [f"{root}/b/**/*.jpg"], ["deep/*"])
-        == ["b/deep/d.jpg"]
-    )
+def test_sources_keep_their_order_and_patterns_are_below_each(root):
+    several = names(root, [f"{root}/z.bin", f"{root}/b", f"{root}/*.jpg"])
+    assert several == ["z.bin", "b/c.JPG", "b/deep/d.jpg", "a.jpg"]
+    for source in (f"{root}/b", f"{root}/b/**/*.jpg"):
+        assert names(root, [source], ["deep/*"]) == ["b/deep/d.jpg"]
     assert names(root, [f"{root}/z.bin"], ["z.*"]) == ["z.bin"]
 
 
-def test_patterns_that_let_nothing_pass(root):
-    with pytest.raises(
-        ConfigError, match=r"none of 6 files passes --include \*\.heic --exclude a/\*"
-    ) as caught:
+def test_source_patterns_that_select_nothing_are_named(root):
+    reason = r"none of 6 files passes --include \*\.heic --exclude a/\*"
+    with pytest.raises(ConfigError, match=reason) as caught:
         names(root, [root], ["*.heic"], ["a/*"])
     assert caught.value.exit_code == 2
 
 
-def test_what_is_no_source(s3):
-    with pytest.raises(ConfigError, match="no source"):
-        open_source([])
+@pytest.mark.parametrize(
+    ("sources", "reason", "hint"),
+    [
+        ([], "no source", ""),
+        (["sql::x"], "'sql::' is not a kind of source", ", list"),
+        (["inventory::s3://b/manifest.json"], "'inventory::' is retired", "list::TABLE"),
+        (["db-{0..10}.tar"], "braces are not expanded", "write a pattern, as in db-*.tar"),
+        (["{a,b}/c.jpg"], "braces are not expanded", "write a pattern"),
+        (["file://localhost/x/db-{0..10}.tar"], "braces are not expanded", "write a pattern"),
+        (["file://elsewhere/x"], "the host is 'elsewhere'", "file:///PATH with three slashes"),
+    ],
+)
+def test_source_that_is_not_one_is_refused(sources, reason, hint):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        list(open_source(sources))
+    assert hint in (caught.value.hint or "")
+
+
+def test_source_in_a_bucket_that_is_missing_is_refused(s3):
     with pytest.raises(StorageError, match="cannot list"):
         list(open_source(["s3://not-there-at-all"]))
-    with pytest.raises(ConfigError, match="'sql::' is not a kind of source") as caught:
-        open_source(["sql::x"])
-    assert caught.value.hint.endswith(", list")
-    with pytest.raises(ConfigError, match="'inventory::' is retired") as caught:
-        open_source(["inventory::s3://b/manifest.json"])
-    assert "list::TABLE" in caught.value.hint
 
 
-def test_a_large_prefix_is_listed_in_sections(s3, monkeypatch):
-    """They tell one after the other what the whole tells, with the same paths and the words of
-    tables before their beginning.
-    """
+def pages_of_five(monkeypatch, before=lambda above, after: None):
+    """The store answers with five keys at a time, and calls `before` first."""
+    page = requests.page
+
+    def answer(bucket, prefix, *, limit=1000, above=None, after=None, **more):
+        before(above, after)
+        return page(bucket, prefix, limit=min(limit, 5), above=above, after=after, **more)
+
+    monkeypatch.setattr(requests, "page", answer)
+
+
+@pytest.fixture(scope="module")
+def wide(s3):
+    """A prefix with four folders, each with twelve keys."""
+    root = s3.bucket("wide")
+    keys = [f"{folder}/{number}.jpg" for folder in "abcd" for number in range(12)]
+    for key in keys:
+        s3.client().put_object(Bucket="wide", Key=key, Body=b"x")
+    return root, sorted(f"{root}/{key}" for key in keys)
+
+
+def test_large_prefix_is_listed_in_sections(s3, monkeypatch):
+    """One after the other they list what the whole lists, with the columns of tables before them."""
     s3.bucket("large")
     for path, data in written("files").items():
         s3.client().put_object(Bucket="large", Key=f"laion/{path}", Body=data)
     [whole] = open_source(["s3://large/laion"]).sections()
-    page = requests.page
-    monkeypatch.setattr(
-        requests, "page", lambda *args, limit=1000, **more: page(*args, limit=min(limit, 5), **more)
-    )
+    pages_of_five(monkeypatch)
     archive = open_source(["s3://large/laion"], include=["**/*1.jpg"])
     sections = [pickle.loads(pickle.dumps(section)) for section in archive.sections()]
     assert len(sections) >= 3
-    assert [found for section in sections for found in section.found(Fetcher())] == list(
-        whole.found(Fetcher())
-    )
+    found = [found for section in sections for found in section.found(Fetcher())]
+    assert found == list(whole.found(Fetcher()))
     assert [(item.uri, item.input["key"]) for item in archive] == [
         (f"s3://large/laion/{key[:5]}/{key}.jpg", key) for key in ("000001", "000011")
     ]
 
 
-def test_ranges_of_a_large_prefix_are_read_side_by_side_and_come_in_order(s3, monkeypatch):
-    s3.bucket("wide")
-    keys = [f"{folder}/{number}.jpg" for folder in "abcd" for number in range(12)]
-    for key in keys:
-        s3.client().put_object(Bucket="wide", Key=key, Body=b"x")
-    page, together = requests.page, Barrier(4)
+def test_large_prefix_is_read_in_parallel_and_in_order(wide, monkeypatch):
+    root, uris = wide
+    together = Barrier(4)
 
-    def of_five(bucket, prefix, *, limit=1000, after=None, above=None, **more):
+    def wait_for_all(above, after):
         if above in ("a/", "b/", "c/", "d/") and after is None:
             together.wait(20)  # the first request of each range waits for those of the others
-        return page(bucket, prefix, limit=min(limit, 5), after=after, above=above, **more)
 
-    monkeypatch.setattr(requests, "page", of_five)
-    assert [item.uri for item in open_source(["s3://wide"])] == sorted(
-        f"s3://wide/{key}" for key in keys
-    )
+    pages_of_five(monkeypatch, wait_for_all)
+    assert [item.uri for item in open_source([root])] == uris
 
 
-def test_what_a_range_raises_comes_in_its_turn_and_who_leaves_early_waits_for_no_range(
-    s3, monkeypatch
-):
-    s3.bucket("torn")
-    for key in (f"{folder}/{number}.jpg" for folder in "abcd" for number in range(12)):
-        s3.client().put_object(Bucket="torn", Key=key, Body=b"x")
-    page, left = requests.page, Event()
+def test_large_prefix_with_a_failing_range_lists_those_before(wide, monkeypatch):
+    """Who stops listing waits for no range that is still being read."""
+    root, uris = wide
+    left = Event()
 
-    def torn(bucket, prefix, *, limit=1000, above=None, **more):
+    def tear(above, after):
         if above == "c/":
             raise PermissionError("no more of it")
         if above == "d/":
             left.wait(20)
-        return page(bucket, prefix, limit=min(limit, 5), above=above, **more)
 
-    monkeypatch.setattr(requests, "page", torn)
+    pages_of_five(monkeypatch, tear)
     listed = []
     with pytest.raises(StorageError, match="cannot list"):
-        listed.extend(item.uri for item in open_source(["s3://torn"]))
+        listed.extend(item.uri for item in open_source([root]))
     left.set()  # only now may the last range answer
-    assert listed == sorted(
-        f"s3://torn/{folder}/{number}.jpg" for folder in "ab" for number in range(12)
-    )
+    assert listed == uris[:24]
 
 
-def test_a_name_that_announces_nothing(tmp_path):
+def test_source_kind_may_be_named_with_a_prefix(tmp_path):
     table = io.BytesIO()
     pq.write_table(pa.table({"image": [b"one", b"two"]}), table)
     (tmp_path / "download").write_bytes(table.getvalue())
@@ -173,9 +175,7 @@ def test_a_name_that_announces_nothing(tmp_path):
     assert [item.member for item in open_source([f"files::{tmp_path}"])] == [None, None]
 
 
-def test_a_relative_source_means_the_same_place_wherever_its_sections_are_listed(
-    tmp_path, monkeypatch
-):
+def test_relative_source_stays_the_same_in_another_folder(tmp_path, monkeypatch):
     for folder in ("here/photos", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "here/photos/a.jpg").write_bytes(b"a")
@@ -188,75 +188,43 @@ def test_a_relative_source_means_the_same_place_wherever_its_sections_are_listed
     assert found == [str(tmp_path / "here/photos/a.jpg")] * 3
 
 
+def uris(source, **how):
+    return [item.uri for item in open_source([source], **how)]
+
+
 @pytest.mark.parametrize("place", ["local", "s3"])
-def test_patterns_are_relative_to_a_place_with_pattern_letters(place, tmp_path, request):
-    """The prefix is literal, since something has that name."""
-    names = ["photos [2024]/a.jpg", "photos [2024]/thumbs/t.jpg"]
-    if place == "local":
-        root = str(tmp_path)
-        for name in names:
+def test_source_with_pattern_letters_in_its_name_is_literal(place, tmp_path, request):
+    s3 = request.getfixturevalue("s3") if place == "s3" else None
+    root = s3.bucket("brackets") if s3 else str(tmp_path)
+    for name in ("photos [2024]/a.jpg", "photos [2024]/thumbs/t.jpg"):
+        if s3:
+            s3.client().put_object(Bucket="brackets", Key=name, Body=b"x")
+        else:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(b"x")
-    else:
-        s3 = request.getfixturevalue("s3")
-        root = s3.bucket("brackets")
-        for name in names:
-            s3.client().put_object(Bucket="brackets", Key=name, Body=b"x")
     source = f"{root}/photos [2024]"
-    assert [item.uri for item in open_source([source], exclude=["thumbs/**"])] == [
-        f"{source}/a.jpg"
-    ]
-    assert [item.uri for item in open_source([source], include=["thumbs/*"])] == [
-        f"{source}/thumbs/t.jpg"
-    ]
+    assert uris(source, exclude=["thumbs/**"]) == [f"{source}/a.jpg"]
+    assert uris(source, include=["thumbs/*"]) == [f"{source}/thumbs/t.jpg"]
 
 
-def test_list_in_a_folder_with_pattern_letters_is_read(tmp_path):
+def test_source_names_that_are_odd_are_read(tmp_path):
     folder = tmp_path / "scans [1]"
     folder.mkdir()
-    (folder / "one.jpg").write_bytes(b"x")
+    for path in (folder / "one.jpg", tmp_path / "db-{0..10}.jpg"):
+        path.write_bytes(b"x")
     (folder / "list.csv").write_text("path\none.jpg\n")
-    assert [item.uri for item in open_source([f"{folder}/list.csv"])] == [f"{folder}/one.jpg"]
-
-
-@pytest.mark.parametrize(
-    "source", ["db-{0..10}.tar", "{a,b}/c.jpg", "file://localhost{}/db-{{0..10}}.tar"]
-)
-def test_braces_in_a_source_are_refused_with_the_reason(tmp_path, source):
-    place = source.format(tmp_path) if "localhost" in source else f"{tmp_path}/{source}"
-    with pytest.raises(ConfigError, match="braces are not expanded") as caught:
-        list(open_source([place]))
-    assert caught.value.hint == "write a pattern, as in db-*.tar, or name each file"
-
-
-def test_braces_in_a_name_that_is_there_are_letters(tmp_path):
-    (tmp_path / "db-{0..10}.jpg").write_bytes(b"x")
-    assert [item.uri for item in open_source([f"{tmp_path}/db-{{0..10}}.jpg"])] == [
-        f"{tmp_path}/db-{{0..10}}.jpg"
-    ]
+    assert uris(f"{folder}/list.csv") == [f"{folder}/one.jpg"]
+    braces = f"{tmp_path}/db-{{0..10}}.jpg"
+    assert uris(braces) == uris(f"file://localhost{braces}") == [braces]
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_braces_in_a_pattern_are_refused(tmp_path, option):
-    with pytest.raises(
-        ConfigError, match=rf"--{option} \*\.\{{jpg,png\}}: braces are not expanded"
-    ):
+    with pytest.raises(ConfigError, match=rf"--{option} \*\.{{jpg,png}}: braces"):
         open_source([str(tmp_path)], **{option: ["*.{jpg,png}"]})
 
 
-def test_file_url_of_another_host_is_refused(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    assert [item.uri for item in open_source([f"file://localhost{tmp_path}"])] == [
-        f"{tmp_path}/a.jpg"
-    ]
-    with pytest.raises(
-        ConfigError, match="the host is 'elsewhere', and only files of this machine are read"
-    ) as caught:
-        open_source([f"file://elsewhere{tmp_path}"])
-    assert caught.value.hint == "write the path alone, or file:///PATH with three slashes"
-
-
-def test_patterns_are_compared_with_paths_that_are_not_unicode(tmp_path):
+def test_patterns_select_paths_that_are_not_unicode(tmp_path):
     root = os.fsencode(tmp_path)
     for name in (b"caf\xe9/cache/1.jpg", b"cache/2.jpg", b"caf\xe9/empty.parquet"):
         os.makedirs(os.path.dirname(root + b"/" + name), exist_ok=True)
