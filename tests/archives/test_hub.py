@@ -43,21 +43,22 @@ def listed(source: str, **how):
     return list(open_source([source], **how))
 
 
-def test_files_of_a_dataset(server):
+def fetched(items):
+    return list(Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000))
+
+
+def test_hub_dataset_lists_and_reads_its_files(server):
     items = listed(f"hf://datasets/{REPO}", include=["raw/**", "README.md"])
     trees = [request for request in server.requests if "/tree/" in request]
     assert len(trees) == len(set(trees)), "each folder is asked for once"
     names = ["README.md", "raw/a b.jpg", "raw/deep/ü#1.jpg"]
-    assert [item.uri for item in items] == [f"hf://datasets/{REPO}/{name}" for name in names]
-    assert [(item.version, item.size_bytes) for item in items] == [
-        (blob_id(FILES[name]), len(FILES[name])) for name in names
+    assert [(item.uri, item.version, item.size_bytes) for item in items] == [
+        (f"hf://datasets/{REPO}/{name}", blob_id(FILES[name]), len(FILES[name])) for name in names
     ]
-    assert list(Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)) == [
-        FILES[name] for name in names
-    ]
+    assert fetched(items) == [FILES[name] for name in names]
 
 
-def test_parquet_rows_are_read_in_ranges(server):
+def test_hub_parquet_is_read_in_ranges(server):
     items = listed(f"hf://datasets/{REPO}/data")
     assert [(item.member, item.version, item.input["label"]) for item in items] == [
         (str(n), blob_id(FILES["data/train-0.parquet"]), n) for n in range(12)
@@ -70,16 +71,14 @@ def test_parquet_rows_are_read_in_ranges(server):
 
 
 @pytest.mark.parametrize("name", ["main", "refs%2Fconvert%2Fparquet"])
-def test_a_revision(server, name):
+def test_hub_revision_is_read(server, name):
     source = f"hf://datasets/{REPO}@{name}"
     items = listed(source, include=["*.jpg"])
     assert all(item.uri.startswith(f"{source}/") for item in items)
-    assert list(Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)) == (
-        [b"jpeg a", b"jpeg u"] if name == "main" else [b"converted"]
-    )
+    assert fetched(items) == ([b"jpeg a", b"jpeg u"] if name == "main" else [b"converted"])
 
 
-def test_a_branch_that_moves_is_one_commit_to_a_process_and_a_gated_dataset_is_denied(server):
+def test_hub_branch_that_moves_is_changed_and_gated_is_denied(server):
     item, other = listed(f"hf://datasets/{REPO}/raw")
     server.commit(REPO, {**FILES, "raw/a b.jpg": b"another"})
     fetcher = Fetcher(RetryPolicy(attempts=1))
@@ -94,12 +93,8 @@ def test_a_branch_that_moves_is_one_commit_to_a_process_and_a_gated_dataset_is_d
     assert caught.value.status == Status.SOURCE_DENIED
 
 
-def test_what_is_not_there(server):
-    for source in (
-        f"hf://datasets/{REPO}/nothing",
-        "hf://datasets/some/thing",
-        f"hf://datasets/{REPO}@v9",
-    ):
-        with pytest.raises(ConfigError, match="no such file or folder") as caught:
-            listed(source)
-        assert "HF_TOKEN" in caught.value.hint
+@pytest.mark.parametrize("path", [f"{REPO}/nothing", "some/thing", f"{REPO}@v9"])
+def test_hub_dataset_that_is_missing_names_the_token(server, path):
+    with pytest.raises(ConfigError, match="no such file or folder") as caught:
+        listed(f"hf://datasets/{path}")
+    assert "HF_TOKEN" in caught.value.hint

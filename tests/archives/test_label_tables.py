@@ -13,15 +13,8 @@ ROWS = [{"uri": "größe/1.jpg", "label": "real"}, {"uri": "a,b;c.jpg", "label":
 
 
 def separated(mark, names=("uri", "label")):
-    return (
-        "\r\n".join(
-            [
-                mark.join(names),
-                *(mark.join(f'"{row[name]}"' for name in ("uri", "label")) for row in ROWS),
-            ]
-        )
-        + "\r\n"
-    )
+    lines = [mark.join(names), *(mark.join(f'"{value}"' for value in row.values()) for row in ROWS)]
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 @pytest.fixture
@@ -34,49 +27,51 @@ def saved(tmp_path):
     return save
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
-@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
-def test_csv_is_read_with_any_separator_and_encoding(saved, mark, encoding):
-    table = saved("labels.csv", separated(mark).encode(encoding))
+@pytest.mark.parametrize(
+    ("name", "mark", "encoding"),
+    [
+        ("labels.csv", ",", "utf-8"),
+        ("labels.csv", ";", "utf-8-sig"),
+        ("labels.csv", "\t", "utf-16"),
+        ("labels.csv", "|", "utf-16-le"),
+        ("labels.tsv", "\t", "utf-16"),
+        ("labels.TSV", "\t", "utf-8"),
+        ("labels.txt", "\t", "utf-16"),
+    ],
+)
+def test_labels_of_any_separator_and_encoding_are_read(saved, name, mark, encoding):
+    table = saved(name, separated(mark).encode(encoding))
     assert pa.concat_tables(table.tables(["uri", "label"])).to_pylist() == ROWS
-
-
-@pytest.mark.parametrize("name", ["labels.tsv", "labels.txt", "labels.TSV"])
-def test_text_of_a_spreadsheet_is_read(saved, name):
-    assert saved(name, separated("\t").encode("utf-16")).read().to_pylist() == ROWS
+    assert table.read().to_pylist() == ROWS
 
 
 @pytest.mark.parametrize("names", [("URI", "Label"), (" uri ", "LABEL"), ("Uri", "label")])
-def test_columns_are_found_in_any_case(saved, names):
+def test_label_columns_are_found_in_any_case(saved, names):
     table = saved("labels.csv", separated(";", names).encode())
     assert table.column_names == list(names)
     assert pa.concat_tables(table.tables(["label", "uri"])).column_names == ["label", "uri"]
 
 
-def test_columns_are_found_in_json_and_parquet_in_any_case(saved, tmp_path):
+def test_label_columns_of_json_and_parquet_are_found_in_any_case(saved, tmp_path):
     rows = [{"URI": "a.jpg", "Label": 1, "Mask URI": None}, {"URI": "b.jpg", "Label": True}]
     table = saved("labels.jsonl", "\n".join(map(json.dumps, rows)).encode())
-    assert pa.concat_tables(table.tables(["uri", "label", "mask_uri"])).to_pylist() == [
-        {"uri": "a.jpg", "label": "1", "mask_uri": None},
-        {"uri": "b.jpg", "label": "true", "mask_uri": None},
-    ]
-    pq.write_table(
-        pa.Table.from_pylist([{"URI": "a.jpg", "Label": 1.0}]), tmp_path / "labels.parquet"
-    )
-    assert [
-        table.to_pylist()
-        for table in LabelTable(str(tmp_path / "labels.parquet")).tables(["label"])
-    ] == [[{"label": 1.0}]]
+    found = pa.concat_tables(table.tables(["uri", "label", "mask_uri"])).to_pylist()
+    expected = [{"uri": "a.jpg", "label": "1"}, {"uri": "b.jpg", "label": "true"}]
+    assert found == [row | {"mask_uri": None} for row in expected]
+    path = tmp_path / "labels.parquet"
+    pq.write_table(pa.Table.from_pylist([{"URI": "a.jpg", "Label": 1.0}]), path)
+    [table] = LabelTable(str(path)).tables(["label"])
+    assert table.to_pylist() == [{"label": 1.0}]
 
 
-def test_json_column_that_begins_late_is_found(saved):
+def test_label_column_of_json_that_begins_late_is_found(saved):
     rows = [*({"url": str(number)} for number in range(70_000)), {"url": "last", "label": "fake"}]
     table = saved("urls.jsonl", "\n".join(map(json.dumps, rows)).encode())
     assert table.column_names == ["url", "label"]
     assert pa.concat_tables(table.tables(["label"]))["label"].to_pylist()[-1] == "fake"
 
 
-def test_whole_numbers_of_json_have_no_fraction(saved):
+def test_label_numbers_of_json_have_no_fraction(saved):
     table = saved(
         "labels.jsonl",
         b'{"image_id": 12.0, "label": 1.0, "share": 0.5}\n{"image_id": null, "label": 0}',
@@ -87,7 +82,7 @@ def test_whole_numbers_of_json_have_no_fraction(saved):
     ]
 
 
-def test_columns_without_a_name_are_left_out(saved):
+def test_label_columns_without_a_name_are_left_out(saved):
     table = saved("urls.csv", b";url;label;;\n0;http://x/1.jpg;real;;\n1;http://x/2.jpg;fake;;\n")
     assert table.column_names == ["url", "label"]
     assert table.read().to_pylist() == [
@@ -96,25 +91,25 @@ def test_columns_without_a_name_are_left_out(saved):
     ]
 
 
-def test_column_name_that_is_there_twice_is_refused(saved):
+def test_label_column_named_twice_is_refused(saved):
     with pytest.raises(ConfigError, match="name each column once: 'url', 'label', 'label'"):
         saved("urls.csv", b"url,label,label\na,real,fake\n").read()
 
 
-def test_exact_column_name_wins_and_two_others_are_refused():
+def test_label_column_of_the_exact_name_wins():
     assert match_columns(["Label", "label"], ["label"], "labels.csv") == {"label": "label"}
     with pytest.raises(ConfigError, match="may be any of Label, LABEL"):
         match_columns(["Label", "LABEL"], ["label"], "labels.csv")
 
 
-def test_missing_column_is_reported_with_those_found(saved):
+def test_label_column_that_is_missing_is_refused(saved):
     with pytest.raises(ConfigError, match="no column 'label'") as refused:
         list(saved("labels.csv", b"path;truth\na.jpg;real\n").tables(["label"]))
     assert refused.value.hint == "its columns: path, truth"
 
 
 @pytest.mark.parametrize("rows", [1, 200_000])
-def test_other_encoding_is_refused_with_how_to_save(saved, rows):
+def test_labels_of_another_encoding_are_refused(saved, rows):
     text = (
         "uri,label,generator\n"
         + "a-file-with-a-long-name.jpg,fake,flux\n" * rows
@@ -126,6 +121,6 @@ def test_other_encoding_is_refused_with_how_to_save(saved, rows):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n"])
-def test_empty_file_is_refused(saved, content):
+def test_labels_of_an_empty_file_are_refused(saved, content):
     with pytest.raises(ConfigError, match=r"labels\.csv: "):
         saved("labels.csv", content).read()
