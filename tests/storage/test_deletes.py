@@ -58,17 +58,14 @@ def refusing(s3, monkeypatch):
 
 def stayed(code, key="run/parts/0003.parquet"):
     said = f"<Error><Key>{key}</Key><Code>{code}</Code><Message>of the test</Message></Error>"
-    return (
-        200,
-        f'<?xml version="1.0"?><DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{said}</DeleteResult>'.encode(),
-    )
+    namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
+    return 200, f'<DeleteResult xmlns="{namespace}">{said}</DeleteResult>'.encode()
 
 
 @pytest.mark.parametrize("place", ["s3", "disk", "memory"])
-def test_all_of_them_go_and_no_others(place, bucket, tmp_path):
-    store = filled(
-        {"s3": f"{bucket}/all", "disk": str(tmp_path / "all"), "memory": "memory://all"}[place]
-    )
+def test_delete_all_deletes_the_named_files_alone(place, bucket, tmp_path):
+    urls = {"s3": f"{bucket}/all", "disk": str(tmp_path / "all"), "memory": "memory://all"}
+    store = filled(urls[place])
     store.write("other/0000.parquet", b"")
     store.delete_all([*NAMES[:-2], "parts/not-there.parquet"])
     assert store.names("parts") == sorted(name.removeprefix("parts/") for name in NAMES[-2:])
@@ -78,18 +75,17 @@ def test_all_of_them_go_and_no_others(place, bucket, tmp_path):
     assert store.names("other") == ["0000.parquet"]
 
 
-def test_a_file_that_stays_is_asked_for_again_where_that_may_help_or_is_an_error_that_names_it(
-    bucket, refusing
-):
+def test_delete_all_names_a_file_that_stays(bucket, refusing):
     store = filled(f"{bucket}/run")
-    with (
-        refusing(stayed("AccessDenied")),
-        pytest.raises(StorageError, match=r"of the test: run/parts/0003.parquet \(AccessDenied"),
-    ):
+    denied = r"of the test: run/parts/0003.parquet \(AccessDenied"
+    with refusing(stayed("AccessDenied")), pytest.raises(StorageError, match=denied):
         store.delete_all(NAMES)
     with refusing(stayed("NoSuchKey")):
         store.delete_all(NAMES)
-    filled(store.url)
+
+
+def test_delete_all_tries_again_what_may_pass(bucket, refusing):
+    store = filled(f"{bucket}/again")
     with refusing(stayed("InternalError"), stayed("SlowDown")) as proxy:
         store.delete_all(NAMES)
         assert proxy.batches == 3
@@ -97,11 +93,10 @@ def test_a_file_that_stays_is_asked_for_again_where_that_may_help_or_is_an_error
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "MissingContentMD5")])
-def test_a_store_that_knows_no_such_request_gets_one_by_one(status, code, bucket, refusing):
+def test_delete_all_deletes_singly_if_the_store_cannot(status, code, bucket, refusing):
     store = filled(f"{bucket}/singly")
     with refusing((status, error_body(code, "of the test"))) as proxy:
-        for _ in range(2):
-            store.delete_all(NAMES)
-            assert store.names("parts") == []
-            filled(f"{bucket}/singly")
+        store.delete_all(NAMES)
+        assert store.names("parts") == []
+        store.delete_all(NAMES)
         assert proxy.batches == 1, "it is not asked a second time"

@@ -39,17 +39,9 @@ def only_the_test_server(address: str) -> bool:
 
 def collect_rules(max_bytes=2**20, timeout_s=5.0):
     """The rules of `data collect`."""
-    return FetchRules(
-        "collect/1",
-        max_bytes,
-        timeout_s,
-        timeout_s,
-        timeout_s,
-        ("http", "https"),
-        None,
-        is_literal_allowed=True,
-        keep_alive=True,
-    )
+    limits = max_bytes, timeout_s, timeout_s, timeout_s
+    schemes = ("http", "https")
+    return FetchRules("collect/1", *limits, schemes, None, is_literal_allowed=True, keep_alive=True)
 
 
 async def collect(url, max_bytes, *, timeout_s=5.0, **guards):
@@ -66,19 +58,11 @@ def way(request):
     return request.param
 
 
-def fetch(
-    routes,
-    url=URL,
-    *,
-    way=fetch_image,
-    max_bytes=2**20,
-    resolver=None,
-    is_allowed=only_the_test_server,
-    **options,
-):
-    """(bytes, server) of one fetch; `resolver` is told the server's port, and by default every name
-    is the server.
+def fetch(routes, url=URL, *, way=fetch_image, max_bytes=2**20, resolver=None, **options):
+    """(bytes, server) of one fetch; `resolver` receives the server's address, and by default every
+    name is the server.
     """
+    options = {"is_allowed_address": only_the_test_server, **options}
 
     async def scenario():
         async with Loopback(routes) as server:
@@ -87,11 +71,9 @@ def fetch(
             async def everything_is_here(_host, _port):
                 return [here]
 
-            asked = resolver(here) if resolver else everything_is_here
+            options["resolver"] = resolver(here) if resolver else everything_is_here
             try:
-                return await way(
-                    url, max_bytes, resolver=asked, is_allowed_address=is_allowed, **options
-                ), server
+                return await way(url, max_bytes, **options), server
             except (InputError, FetchFailed) as error:
                 error.server = server
                 raise
@@ -120,7 +102,7 @@ def refusal(*arguments, **options):
     return error
 
 
-def test_image_arrives_whole_and_the_request_tells_nothing_but_who_asks(monkeypatch, tmp_path):
+def test_fetch_returns_the_image_and_sends_nothing_private(monkeypatch, tmp_path):
     (tmp_path / ".netrc").write_text("machine images.test login me password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     for proxy in ("https_proxy", "HTTPS_PROXY", "ALL_PROXY"):
@@ -128,17 +110,11 @@ def test_image_arrives_whole_and_the_request_tells_nothing_but_who_asks(monkeypa
     routes = {"/a.png": redirect("/b?x=1", Set_Cookie="id=7; Secure"), "/b?x=1": answer()}
     body, server = fetch(routes, URL + "#part")
     assert body == IMAGE
-    assert [head for head, _, _ in server.requests] == [
-        "GET /a.png HTTP/1.1",
-        "GET /b?x=1 HTTP/1.1",
-    ]
-    plain = {"Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity", "Connection": "close"}
-    for _, headers, _ in server.requests:
-        assert headers == {
-            "Host": "images.test",
-            "User-Agent": f"touchstone/{__version__}",
-            **plain,
-        }
+    heads = [head for head, _, _ in server.requests]
+    assert heads == ["GET /a.png HTTP/1.1", "GET /b?x=1 HTTP/1.1"]
+    who = {"Host": "images.test", "User-Agent": f"touchstone/{__version__}"}
+    what = {"Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity", "Connection": "close"}
+    assert [headers for _, headers, _ in server.requests] == [who | what] * 2
     assert server.names == ["images.test"] * 2
 
 
@@ -150,7 +126,7 @@ PLAIN_FORMS = {
 }
 
 
-def test_name_is_asked_for_in_its_plain_form():
+def test_name_is_requested_in_its_plain_form():
     for url, host in PLAIN_FORMS.items():
         body, server = fetch({"/a.png": answer()}, url)
         assert (body, server.requests[0][1]["Host"], server.names) == (IMAGE, host, [host])
@@ -163,48 +139,25 @@ NEVER_ASKED = r"""
     https://8.8.8.8/ https://images.0x1/ https://[::ffff:127.0.0.1]/ https://[64:ff9b::7f00:1]/ https://[fe80::1%25eth0]/ https://[::1/
     https://localhost./ https://images..test/ https://-a.test/ https://images.test\@10.0.0.1/ https://images%00.test/ https://a_b!.test/
 """
-ODD = [
-    "",
-    "https://ima\tges.test/",
-    "https://images.test/\r\nHost:x",
-    " https://images.test/",
-    URL + "a" * 2048,
-]
-
-
+ODD = ["", "https://ima\tges.test/", "https://images.test/\r\nHost:x", " https://images.test/"]
+REFUSED = [*NEVER_ASKED.split(), *ODD, URL + "a" * 2048]
 # `data collect` may request these, if their addresses are public.
-ASKED_BY_COLLECT = (
-    "http://images.test",
-    "https://images.test:80/",
-    "https://images.test:8443/",
-    "https://8.8.8.8/",
-)
-NOT_BY_COLLECT = [
-    url for url in [*NEVER_ASKED.split(), *ODD] if not url.startswith(ASKED_BY_COLLECT)
-]
+ASKED_BY_COLLECT = ("http://images.test", "https://images.test:8", "https://8.8.8.8/")
+PRIVATE = ["http://10.0.0.1/", "http://[::1]/", "http://169.254.169.254/", "http://localhost/"]
 
 
-@pytest.mark.parametrize("url", [*NEVER_ASKED.split(), *ODD])
-def test_url_that_check_never_asks(url):
-    assert refusal({}, url).server.connections == 0
+def test_url_that_is_refused_by_check_connects_to_nothing():
+    for url in REFUSED:
+        assert refusal({}, url).server.connections == 0, url
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        *NOT_BY_COLLECT,
-        "http://10.0.0.1/",
-        "http://[::1]/",
-        "http://169.254.169.254/",
-        "http://localhost/",
-    ],
-)
-def test_url_that_collect_never_asks(url):
-    error = refusal({}, url, way=collect, is_allowed=is_public_address)
-    assert (error.server.connections, error.asked) == (0, False)
+def test_url_that_is_refused_by_collect_connects_to_nothing():
+    for url in [url for url in REFUSED if not url.startswith(ASKED_BY_COLLECT)] + PRIVATE:
+        error = refusal({}, url, way=collect, is_allowed_address=is_public_address)
+        assert (error.server.connections, error.asked) == (0, False), url
 
 
-def test_literal_address_is_asked_only_if_it_is_allowed():
+def test_literal_address_is_fetched_only_if_allowed():
     async def scenario():
         async with Loopback(answer(), tls=False) as server:
             url = f"http://127.0.0.1:{server.port}/a.png"
@@ -217,7 +170,7 @@ def test_literal_address_is_asked_only_if_it_is_allowed():
     assert (error.status, server.connections) == (FORBIDDEN_ADDRESS, 1)
 
 
-def test_name_is_looked_up_once_so_that_a_second_answer_changes_nothing(way):
+def test_name_is_looked_up_once_against_rebinding(way):
     names = None
 
     def rebinding(here):
@@ -229,27 +182,24 @@ def test_name_is_looked_up_once_so_that_a_second_answer_changes_nothing(way):
     assert names.asked == [("images.test", 443)]
 
 
-def test_redirect_to_the_same_name_is_looked_up_and_checked_again():
-    error = refusal(
-        {"/a.png": redirect("/b")},
-        resolver=lambda here: Names(images_test=[[here], [("127.0.0.2", here[1])]]),
-    )
+def here_then_private(here):
+    return Names(images_test=[[here], [("127.0.0.2", here[1])]])
+
+
+def test_redirect_to_the_same_name_is_checked_again():
+    error = refusal({"/a.png": redirect("/b")}, resolver=here_then_private)
     assert NOT_PUBLIC in error.detail
     assert error.server.connections == 1
 
 
 def test_kept_address_of_a_name_is_the_one_that_was_checked():
     routes = {"/a.png": redirect("/b", Connection="close"), "/b": answer()}
-    body, server = fetch(
-        routes,
-        way=collect,
-        resolver=lambda here: Names(images_test=[[here], [("127.0.0.2", here[1])]]),
-    )
+    body, server = fetch(routes, way=collect, resolver=here_then_private)
     assert (body, server.connections) == (IMAGE, 2)
 
 
 @pytest.mark.parametrize("place", [0, 2])
-def test_one_bad_address_refuses_the_name(way, place):
+def test_name_with_one_private_address_is_refused(way, place):
     def resolver(here):
         found = [here, ("1.1.1.1", 443)]
         found.insert(place, ("192.168.1.1", 443))
@@ -260,34 +210,33 @@ def test_one_bad_address_refuses_the_name(way, place):
     assert error.server.connections == 0
 
 
-def test_real_rule_sees_ipv4_inside_ipv6(way):
-    inside = lambda here: Names(images_test=[[("::ffff:127.0.0.1", here[1])]])  # noqa: E731
-    error = refusal(answer(), way=way, resolver=inside, is_allowed=is_public_address)
+def test_name_with_an_ipv4_address_inside_ipv6_is_refused(way):
+    def resolver(here):
+        return Names(images_test=[[("::ffff:127.0.0.1", here[1])]])
+
+    error = refusal(answer(), way=way, resolver=resolver, is_allowed_address=is_public_address)
     assert error.server.connections == 0
 
 
-def test_missing_name_and_internal_name_have_their_own_reasons(way):
-    internal = refusal(
-        answer(), way=way, resolver=lambda _: Names(images_test=[[("10.1.2.3", 443)]])
-    )
+def test_name_that_is_missing_or_internal_has_its_own_reason(way):
+    names = Names(images_test=[[("10.1.2.3", 443)]])
+    internal = refusal(answer(), way=way, resolver=lambda _: names)
     assert NOT_PUBLIC in internal.detail
     assert "10.1" not in internal.detail
     for names in (Names(), Names(images_test=[[]])):
         missing = failure(answer(), way=way, resolver=lambda _, names=names: names)
-        assert (missing.status, missing.detail) == (
-            Status.SOURCE_MISSING,
-            "there is no host of that name",
-        )
+        assert missing.status == Status.SOURCE_MISSING
+        assert missing.detail == "there is no host of that name"
 
 
-def test_name_server_that_is_away_is_told_as_passing(way):
+def test_name_server_that_is_down_is_a_timeout(way):
     async def away(_host, _port):
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     assert failure(answer(), way=way, resolver=lambda _: away).status == Status.SOURCE_TIMEOUT
 
 
-def test_names_are_looked_up_absolute(monkeypatch):
+def test_name_is_looked_up_absolute(monkeypatch):
     asked = []
     monkeypatch.setattr(
         socket,
@@ -313,22 +262,21 @@ def test_redirect_is_checked_like_the_first_url(way, place):
     assert error.server.connections == 1
 
 
-def test_redirect_to_another_scheme_or_port_is_refused_by_check():
-    for place in ("http://images.test/", "https://images.test:8443/"):
-        assert refusal({"/a.png": redirect(place)}).server.connections == 1
+@pytest.mark.parametrize("place", ["http://images.test/", "https://images.test:8443/"])
+def test_redirect_to_another_scheme_or_port_is_refused_by_check(place):
+    assert refusal({"/a.png": redirect(place)}).server.connections == 1
 
 
-def test_redirect_with_a_nul_is_no_http(way):
+def test_redirect_with_a_nul_is_refused(way):
     error = failure({"/a.png": redirect("ht\x00tps://images.test/")}, way=way)
     assert (error.status, error.server.connections) == (Status.SOURCE_DENIED, 1)
 
 
-def test_redirect_that_is_not_utf8_leads_to_what_its_bytes_say():
+def test_redirect_that_is_not_utf8_keeps_its_bytes():
+    moved = b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: http://h1.test/caf\xe9.png\r\n\r\n"
+
     async def scenario():
-        async with Loopback(
-            b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: http://h1.test/caf\xe9.png\r\n\r\n",
-            tls=False,
-        ) as server:
+        async with Loopback(moved, tls=False) as server:
             client = GuardedClient(collect_rules(), is_allowed_address=only_the_test_server)
             try:
                 return await client.get(f"http://127.0.0.1:{server.port}/")
@@ -339,20 +287,17 @@ def test_redirect_that_is_not_utf8_leads_to_what_its_bytes_say():
     assert (response.moved, response.http_status) == ("http://h1.test/caf%E9.png", 302)
 
 
-def test_redirects_end(way):
+def test_redirects_are_followed_three_times(way):
     routes = {f"/{n}": redirect(f"{n + 1}", Connection="close") for n in range(9)}
     error = failure(routes, "https://images.test/0", way=way)
-    assert (error.status, error.detail) == (Status.SOURCE_DENIED, "redirected more than 3 times")
-    assert len(error.server.requests) == 4
-    assert (
-        len(failure({"/a.png": redirect("/a.png", Connection="close")}, way=way).server.requests)
-        == 4
-    )
-    routes["/3"] = answer()
+    assert (error.status, len(error.server.requests)) == (Status.SOURCE_DENIED, 4)
+    assert error.detail == "redirected more than 3 times"
+    routes |= {"/3": answer(), "/a.png": redirect("/a.png", Connection="close")}
     assert fetch(routes, "https://images.test/0", way=way)[0] == IMAGE
+    assert len(failure(routes, way=way).server.requests) == 4
 
 
-def test_redirect_without_a_place(way):
+def test_redirect_without_a_location_is_refused(way):
     assert failure(answer(b"", "303 x"), way=way).status == Status.SOURCE_DENIED
 
 
@@ -386,7 +331,7 @@ def test_slow_server_is_cut_at_the_total(way, server):
     assert error.server.connections == 1
 
 
-def test_total_holds_over_all_redirects_together():
+def test_total_time_includes_all_redirects():
     async def late(_server, writer):
         await asyncio.sleep(0.2)
         writer.write(redirect("/a.png"))
@@ -396,24 +341,22 @@ def test_total_holds_over_all_redirects_together():
     assert len(error.server.requests) <= 3
 
 
-def test_closed_silent_and_slowly_named_servers_are_timeouts(way):
+def test_host_that_does_not_answer_is_a_timeout(way):
     async def unnamed(_host, _port):
         await asyncio.Event().wait()
 
-    # one never shakes hands, one takes no connection
+    # One host never shakes hands, one accepts no connection.
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        resolvers = [
-            unnamed,
-            *(Names(images_test=[[one.getsockname()]]) for one in (silent, closed)),
-        ]
+        there = [Names(images_test=[[host.getsockname()]]) for host in (silent, closed)]
         errors = [
-            failure({}, way=way, resolver=lambda _, asked=asked: asked, timeout_s=0.4)
-            for asked in resolvers
+            failure({}, way=way, resolver=lambda _, names=names: names, timeout_s=0.4)
+            for names in (unnamed, *there)
         ]
     assert {error.status for error in errors} == {Status.SOURCE_TIMEOUT}
-    assert [error.detail for error in errors[:2]] == ["the host did not answer in time"] * 2
-    assert errors[2].detail == "no connection: Connection refused"
+    silence = "the host did not answer in time"
+    refused = "no connection: Connection refused"
+    assert [error.detail for error in errors] == [silence, silence, refused]
 
 
 async def endless(server, writer):
@@ -427,49 +370,46 @@ async def endless(server, writer):
 
 def test_endless_body_is_cut_at_the_limit(way):
     error = failure(endless, way=way, max_bytes=2**20)
-    assert (error.status, error.detail) == (
-        Status.IMAGE_TOO_LARGE,
-        "more than 1,048,576 bytes, over the limit of 1,048,576",
-    )
+    assert error.status == Status.IMAGE_TOO_LARGE
+    assert error.detail == "more than 1,048,576 bytes, over the limit of 1,048,576"
     assert error.server.written < 2**20 + 2**24  # what the sockets' own buffers hold
 
 
-def test_exactly_the_limit_is_let_in(way):
+def test_body_of_exactly_the_limit_is_returned(way):
     assert fetch(answer(bytes(1000)), way=way, max_bytes=1000)[0] == bytes(1000)
     error = failure(answer(bytes(1001)), way=way, max_bytes=1000)
-    assert (error.status, error.detail) == (
-        Status.IMAGE_TOO_LARGE,
-        "1,001 bytes, over the limit of 1,000",
-    )
+    assert error.status == Status.IMAGE_TOO_LARGE
+    assert error.detail == "1,001 bytes, over the limit of 1,000"
 
 
-def test_announced_size_over_the_limit_is_believed_at_once(way):
+def test_announced_size_over_the_limit_is_refused_at_once(way):
     async def announces(_server, writer):
         writer.write(answer(b"", Content_Length=str(10 * 2**30)))
         await asyncio.Event().wait()
 
     error = failure(announces, way=way)
-    assert (error.status, error.detail) == (
-        Status.IMAGE_TOO_LARGE,
-        "10,737,418,240 bytes, over the limit of 1,048,576",
-    )
+    assert error.status == Status.IMAGE_TOO_LARGE
+    assert error.detail == "10,737,418,240 bytes, over the limit of 1,048,576"
 
 
-def test_lying_lengths(way):
-    # it broke off
-    assert (
-        failure(answer(Content_Length=str(len(IMAGE) + 1)), way=way).status == Status.SOURCE_TIMEOUT
-    )
-    assert failure(b"", way=way).status == Status.SOURCE_TIMEOUT
-    for odd in ("-1", "many", "1, 2"):
-        assert failure(answer(Content_Length=odd), way=way).status == Status.SOURCE_DENIED
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (answer(Content_Length=str(len(IMAGE) + 1)), Status.SOURCE_TIMEOUT),
+        (b"", Status.SOURCE_TIMEOUT),
+        *((answer(Content_Length=odd), Status.SOURCE_DENIED) for odd in ("-1", "many", "1, 2")),
+    ],
+    ids=["longer", "nothing", "-1", "many", "two"],
+)
+def test_length_that_lies_is_refused(way, reply, status):
+    assert failure(reply, way=way).status == status
 
 
 def test_bytes_after_the_announced_length_are_refused_by_check():
     assert failure(answer(Content_Length="4")).status is Status.SOURCE_DENIED
 
 
-def test_compressed_answer_is_refused_unpacked_or_not(way):
+def test_compressed_answer_is_refused(way):
     for coding in ("GZIP", "identity, zstd"):
         error = failure(answer(gzip.compress(bytes(2**24)), Content_Encoding=coding), way=way)
         assert error.status == Status.SOURCE_DENIED
@@ -492,29 +432,27 @@ SECRET = "https://images.test/x.png?X-Amz-Signature=hush"
     ],
     ids=["long header", "many headers", "ssh", "status", "length", "location"],
 )
-def test_what_is_no_answer_is_told_without_the_url(way, raw):
+def test_answer_that_is_not_http_is_refused_without_the_url(way, raw):
     error = failure(raw, SECRET, way=way)
     assert "hush" not in str(error)
-    assert error.status == (
-        BAD_URL if way is collect and raw.startswith(b"HTTP/1.1 302") else Status.SOURCE_DENIED
-    )
+    is_redirect = raw.startswith(b"HTTP/1.1 302")
+    assert error.status == (BAD_URL if way is collect and is_redirect else Status.SOURCE_DENIED)
 
 
 STATUSES = {
     Status.SOURCE_MISSING: (404, 410),
     Status.SOURCE_DENIED: (403, 418, 206, 304),
     Status.SOURCE_THROTTLED: (429, 503),
+    Status.SOURCE_TIMEOUT: (500, 408, 425),
 }
 
 
-def test_http_status_maps_to_source_status(way):
-    for expected, statuses in (STATUSES | {Status.SOURCE_TIMEOUT: (500, 408, 425)}).items():
-        for status in statuses:
-            error = failure(
-                answer(b"" if status == 304 else b"<secret words of theirs>", f"{status} theirs"),
-                way=way,
-            )
-            assert (error.status, error.detail) == (expected, f"the host answered {status}")
+@pytest.mark.parametrize("status", STATUSES)
+def test_http_status_maps_to_source_status(way, status):
+    for code in STATUSES[status]:
+        body = b"" if code == 304 else b"<secret words of theirs>"
+        error = failure(answer(body, f"{code} theirs"), way=way)
+        assert (error.status, error.detail) == (status, f"the host answered {code}")
 
 
 def test_certificate_must_be_for_the_name_and_trusted(way, monkeypatch):
@@ -528,13 +466,15 @@ def test_certificate_must_be_for_the_name_and_trusted(way, monkeypatch):
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("120", 120), ("0", 0), (" 7 ", 7), ("Fri, 02 Jan 2026 03:05:05 GMT", 60), ("Fri, 02 Jan 2026 03:00:00 GMT", 0),
-        ("", None), (None, None), ("soon", None), ("-5", None), ("1.5", None), ("٣", None),
-        ("Fri, 02 Jan 2026 03:05:99999999999999999999 GMT", None),
-    ],
-)  # fmt: skip
-def test_retry_after(text, seconds):
-    assert parse_retry_after(text, NOW) == seconds
+RETRY_AFTER = {
+    "120": 120,
+    "0": 0,
+    " 7 ": 7,
+    "Fri, 02 Jan 2026 03:05:05 GMT": 60,
+    "Fri, 02 Jan 2026 03:00:00 GMT": 0,
+    "Fri, 02 Jan 2026 03:05:99999999999999999999 GMT": None,
+} | dict.fromkeys(["", None, "soon", "-5", "1.5", "٣"])
+
+
+def test_retry_after_is_seconds_or_a_date():
+    assert {text: parse_retry_after(text, NOW) for text in RETRY_AFTER} == RETRY_AFTER

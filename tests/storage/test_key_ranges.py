@@ -25,23 +25,8 @@ HASHED = ["p/" + hashlib.md5(b"%d" % n).hexdigest() for n in range(2000)]
 CLUSTER = ["p/a", *(f"p/cluster/of/one/kind-{n:04}" for n in range(1000)), "p/z"]
 # 1,023 bytes: nearly as long as a key may be
 LONG = [f"p/{'x' * 1015}{n:03}ü{n % 7}" for n in range(300)]
-MARKS = [
-    f"p/{mark}"
-    for mark in (
-        "a",
-        "a ",
-        "a!",
-        "aa",
-        "a/b",
-        "ü",
-        "\ue000",
-        "\ud7ff",
-        "\U0010ffff",
-        "~",
-        "日本",
-        "日a",
-    )
-]
+MARKS = ["a", "a ", "a!", "aa", "a/b", "ü", "\ue000", "\ud7ff", "\U0010ffff", "~", "日本", "日a"]
+MARKS = [f"p/{mark}" for mark in MARKS]
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +42,10 @@ def server(running, monkeypatch):
     """A server that gives ten keys to a page."""
     server, url = running
     server.throttles = lambda number, under_way: False
-    for name, value in {
-        "ENDPOINT_URL": url,
-        "ACCESS_KEY_ID": "a",
-        "SECRET_ACCESS_KEY": "b",
-        "DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     server.asked.clear()
     return server
@@ -96,7 +78,7 @@ file_names = st.text(letters, min_size=1, max_size=6).filter(lambda name: not na
 names = st.lists(file_names, min_size=2, max_size=60)
 
 
-def test_any_split_tells_what_one_listing_tells(server):
+def test_ranges_of_any_keys_list_each_key_once(server):
     def check(names, pieces, data):
         keys = [f"p/{name}" for name in names]
         after, until = (
@@ -109,16 +91,18 @@ def test_any_split_tells_what_one_listing_tells(server):
 
 
 @pytest.mark.parametrize(
-    "keys", [NUMBERED[:200], HASHED[:200], CLUSTER[:150], LONG[:60], MARKS, ["p/only"], []]
+    "keys",
+    [NUMBERED[:100], HASHED[:100], CLUSTER[:100], LONG[:60], MARKS, ["p/only"], []],
+    ids=["numbered", "hashed", "cluster", "long", "marks", "one", "none"],
 )
-def test_odd_keys(server, keys):
+def test_ranges_of_odd_keys_list_each_key_once(server, keys):
     check_split(server, keys, 12)
     if keys:
         check_split(server, keys, 12, after=min(keys))
         check_split(server, keys, 5, after=sorted(keys)[len(keys) // 2], until=max(keys))
 
 
-def test_a_flat_prefix_of_few_pages_costs_no_request_more_than_its_pages_and_three(server):
+def test_ranges_of_few_pages_cost_three_requests_more(server):
     """11 before, of which 9 looked for folders."""
     server.keys = GivenKeys(NUMBERED[:28])
     ranges = list_divisions("s3://bucket/p")
@@ -132,7 +116,7 @@ def test_a_flat_prefix_of_few_pages_costs_no_request_more_than_its_pages_and_thr
     assert len(server.asked) == 1
 
 
-def test_a_store_that_is_asked_too_much_is_asked_less_and_all_is_found(server, monkeypatch):
+def test_ranges_of_a_throttling_store_are_read_slower(server, monkeypatch):
     monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=8, base_s=0.01, cap_s=0.02))
     server.keys = GivenKeys(NUMBERED[:200])
     server.throttles = lambda number, under_way: number % 3 == 0

@@ -1,9 +1,9 @@
-import contextlib
 import os
 import pickle
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +13,6 @@ from s3fs import S3FileSystem
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import RetryPolicy, Store, places
 from ray_app.storage import store as store_module
-from ray_app.storage.s3 import filesystem
 from tests.scoring import faulty_proxy
 from tests.storage.faulty_server import error_body
 
@@ -27,16 +26,14 @@ def store_bucket(s3):
 def store(request, tmp_path):
     if request.param == "s3":
         return Store.open(f"{request.getfixturevalue('store_bucket')}/{request.node.name}/")
-    return Store.open(
-        {
-            "path": str(tmp_path / "a run"),
-            "file": f"file://{tmp_path}/b",
-            "memory": f"memory://{tmp_path}",
-        }[request.param]
-    )
+    places = {"path": f"{tmp_path}/a run", "file": f"file://{tmp_path}/b"}
+    return Store.open(places.get(request.param, f"memory://{tmp_path}"))
 
 
-def test_files_are_written_over_found_and_deleted(store, tmp_path):
+ON_DISK_AND_S3 = pytest.mark.parametrize("store", ["path", "s3"], indirect=True)
+
+
+def test_store_writes_replaces_lists_and_deletes_files(store, tmp_path):
     assert not store.exists("a/b")
     assert store.names("a") == store.folders("") == []
     store.delete("a/b")
@@ -46,28 +43,26 @@ def test_files_are_written_over_found_and_deleted(store, tmp_path):
         store.write(path, b"old")
     (tmp_path / "of this machine").write_bytes(b"new")
     store.write_file("run.json", tmp_path / "of this machine")
-    assert (store.read("run.json"), store.exists("run.json"), store.exists("manifest")) == (
-        b"new",
-        True,
-        False,
-    )
-    assert (store.names("manifest/0"), store.names("manifest"), store.names("")) == (
-        ["a", "b"],
-        [],
-        ["run.json"],
-    )
+    assert store.read("run.json") == b"new"
+    assert (store.exists("run.json"), store.exists("manifest")) == (True, False)
+    assert store.names("manifest/0") == ["a", "b"]
+    assert (store.names("manifest"), store.names("")) == ([], ["run.json"])
     assert store.folders("manifest") == ["0", "1"]
     copy = pickle.loads(pickle.dumps(store))  # in another process
     assert (copy.url, copy.read("run.json")) == (store.url, b"new")
     store.delete("run.json")
     assert not store.exists("run.json")
+    with store.open_file("manifest/0/a") as file:
+        file.seek(1)
+        assert file.read(2) == b"ld"
 
 
+@ON_DISK_AND_S3
 @pytest.mark.parametrize(
     ("folder", "left"),
     [("a", ["ab"]), ("a/b", ["a", "ab"]), ("", []), ("nothing", ["a", "a/b", "ab"])],
 )
-def test_clearing_takes_what_is_below_and_nothing_beside(store, folder, left):
+def test_store_clear_deletes_nothing_next_to_the_folder(store, folder, left):
     for path in ("a/1", "a/b/2", "a/b/c/3", "ab/4", "5"):
         store.write(path, b"x")
     store.clear(folder)
@@ -75,17 +70,30 @@ def test_clearing_takes_what_is_below_and_nothing_beside(store, folder, left):
     assert store.exists("5") == (folder != "")
 
 
-def test_create_never_overwrites(store):
+def test_store_create_never_overwrites(store):
     assert store.create("lease/1", b"first")
     assert not store.create("lease/1", b"second")
     assert store.read("lease/1") == b"first"
-    assert store.create("lease/1", b"first") == ("://" in store.url), (
-        "over a network, whose answer got lost recognises its own"
-    )
+    # Over a network, whose answer may get lost, a creator recognises its own file.
+    assert store.create("lease/1", b"first") == ("://" in store.url)
+
+
+@ON_DISK_AND_S3
+def test_store_create_of_eight_at_once_succeeds_for_one(store):
+    start = threading.Barrier(8)
+
+    def create(number: int) -> bool:
+        start.wait()
+        return Store.open(store.url).create("contested", b"writer %d" % number)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(create, range(8)))
+    assert won.count(True) == 1
+    assert store.read("contested") == b"writer %d" % won.index(True)
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_a_creation_whose_answer_was_lost_is_recognised(store, monkeypatch):
+def test_store_create_whose_answer_was_lost_succeeds(store, monkeypatch):
     real_put = S3FileSystem._pipe_file
 
     async def answer_lost(*args, **kwargs):
@@ -97,19 +105,6 @@ def test_a_creation_whose_answer_was_lost_is_recognised(store, monkeypatch):
     assert store.create("a", b"ours, with a token")
 
 
-def test_the_file_system_of_s3_is_that_of_its_endpoint_and_crosses_processes_without_secrets(
-    store_bucket, monkeypatch
-):
-    fs = filesystem()
-    assert filesystem() is fs
-    Store.open(store_bucket).write("crossing", b"x")
-    pickled = pickle.dumps(fs)
-    assert b"testing-secret" not in pickled
-    assert pickle.loads(pickled).cat_file("stores/crossing") == b"x"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    assert filesystem() is not fs
-
-
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "PART_BYTES", 5 * 2**20)  # the least that S3 takes
@@ -118,7 +113,7 @@ def large(tmp_path, monkeypatch):
     return path
 
 
-def test_a_large_file_goes_to_s3_in_parts_and_is_one_object(store_bucket, s3, large):
+def test_store_uploads_a_large_file_in_parts_as_one_object(store_bucket, s3, large):
     s3.clear_log()
     Store.open(store_bucket).write_file("a/large", large)
     assert Store.open(store_bucket).read("a/large") == large.read_bytes()
@@ -126,19 +121,16 @@ def test_a_large_file_goes_to_s3_in_parts_and_is_one_object(store_bucket, s3, la
 
 
 @pytest.mark.parametrize(("status", "fails"), [(403, True), (503, False)])
-def test_an_upload_that_is_refused_leaves_nothing_and_one_that_may_pass_is_tried_again(
+def test_store_upload_that_is_refused_leaves_nothing(
     store_bucket, s3, large, monkeypatch, status, fails
 ):
-    proxy = RefusingProxy(s3.url, status)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    store = Store.open(f"{store_bucket}/{status}")
-    with (
-        proxy,
-        pytest.raises(StorageError, match="cannot write") if fails else contextlib.nullcontext(),
-    ):
-        store.write_file("large", large)
+    """A refusal that may pass is tried again."""
+    expected = pytest.raises(StorageError, match="cannot write") if fails else nullcontext()
+    with RefusingProxy(s3.url, status) as proxy, expected:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        Store.open(f"{store_bucket}/{status}").write_file("large", large)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
-    assert store.names("") == ([] if fails else ["large"])
+    assert Store.open(f"{store_bucket}/{status}").names("") == ([] if fails else ["large"])
     assert "Uploads" not in s3.client().list_multipart_uploads(Bucket="stores")
 
 
@@ -155,11 +147,8 @@ class _Refusing(faulty_proxy.Handler):
         owner = self.server.owner
         if "partNumber=2" in self.path and owner.left:
             owner.left -= 1
-            return (
-                owner.status,
-                error_body("AccessDenied" if owner.status == 403 else "SlowDown", "of the test"),
-                {},
-            )
+            code = "AccessDenied" if owner.status == 403 else "SlowDown"
+            return owner.status, error_body(code, "of the test"), {}
         return super()._asked(body)
 
 
@@ -179,57 +168,36 @@ class FirstFails(faulty_proxy.FaultyProxy):
         return "failed"
 
 
-def test_files_that_are_read_in_ranges_or_copied_survive_a_failed_request(
+def test_store_reads_ranges_and_copies_though_requests_fail(
     s3, store_bucket, tmp_path, monkeypatch
 ):
-    table = pa.table({"score": range(100_000)})
-    pq.write_table(table, tmp_path / "rows.parquet")
-    Store.open(f"{store_bucket}/ranges").write_file("rows.parquet", tmp_path / "rows.parquet")
+    table, path = pa.table({"score": range(100_000)}), tmp_path / "rows.parquet"
+    pq.write_table(table, path)
+    Store.open(f"{store_bucket}/ranges").write_file("rows.parquet", path)
     with FirstFails(s3.url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         store = Store.open(f"{store_bucket}/ranges")
         with store.open_file("rows.parquet") as file, pq.ParquetFile(file) as rows:
             assert rows.read().equals(table)
         store.copy_to("rows.parquet", tmp_path / "copy")
-        assert (tmp_path / "copy").read_bytes() == (tmp_path / "rows.parquet").read_bytes()
+        assert (tmp_path / "copy").read_bytes() == path.read_bytes()
         assert {"HEAD", "GET"} <= {request.partition(" ")[0] for request in proxy.failed}
 
 
-def test_a_file_that_is_not_there_cannot_be_opened(store, tmp_path):
+@ON_DISK_AND_S3
+def test_store_file_that_is_missing_cannot_be_opened(store, tmp_path):
     for open_or_copy in (store.open_file, lambda path: store.copy_to(path, tmp_path / "copy")):
         with pytest.raises(StorageError, match=r"nothing\.parquet"):
             open_or_copy("nothing.parquet")
-    store.write("rows", b"0123456789")
-    with store.open_file("rows") as file:
-        file.seek(4)
-        assert file.read(3) == b"456"
-
-
-@pytest.mark.parametrize("store", ["path", "s3"], indirect=True)
-def test_of_many_creators_one_succeeds(store):
-    of_eight_creators_one_succeeds(store)
-
-
-def of_eight_creators_one_succeeds(store):
-    start = threading.Barrier(8)
-
-    def create(number: int) -> bool:
-        start.wait()
-        return Store.open(store.url).create("contested", b"writer %d" % number)
-
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(create, range(8)))
-    assert won.count(True) == 1
-    assert store.read("contested") == b"writer %d" % won.index(True)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\0b"])
-def test_a_path_that_leaves_the_store_is_refused(tmp_path, path):
+def test_store_path_outside_the_store_is_refused(tmp_path, path):
     with pytest.raises(ValueError, match="inside the store"):
         Store.open(str(tmp_path)).read(path)
 
 
-def test_what_a_killed_writer_leaves_is_no_name(tmp_path):
+def test_store_file_of_a_killed_writer_is_not_listed(tmp_path):
     if not (child := os.fork()):
         os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         Store.open(str(tmp_path)).write("part", b"half")
@@ -240,7 +208,7 @@ def test_what_a_killed_writer_leaves_is_no_name(tmp_path):
     assert not store.exists("part")
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
+def test_store_write_that_fails_leaves_nothing(tmp_path):
     store = Store.open(str(tmp_path))
     (tmp_path / "part").mkdir()
     with pytest.raises(StorageError, match="cannot write"):
@@ -248,7 +216,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["part"]
 
 
-def test_a_file_system_without_links_still_creates_once(tmp_path, monkeypatch):
+def test_store_without_links_still_creates_once(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(1, "Operation not permitted")
 
@@ -259,58 +227,62 @@ def test_a_file_system_without_links_still_creates_once(tmp_path, monkeypatch):
     assert store.names("") == ["a"]
 
 
-class TestOutOfReach:
-    @pytest.fixture(autouse=True)
-    def impatient(self, monkeypatch):
-        monkeypatch.setattr(store_module, "_PATIENCE", RetryPolicy(attempts=3, base_s=0.01))
-
-    def explain(self, url: str) -> tuple[str, str]:
-        with pytest.raises(StorageError) as caught:
-            Store.open(url).write("run.json", b"{}")
-        assert "\n" not in caught.value.message
-        assert caught.value.exit_code == 5
-        return caught.value.message, caught.value.hint or ""
-
-    def test_missing_bucket(self, s3):
-        message, hint = self.explain("s3://no-such-bucket/run")
-        assert "does not exist" in message
-        assert "create bucket 'no-such-bucket'" in hint
-        # nor is it a missing file
-        for ask in (lambda store: store.read("run.json"), lambda store: store.names("")):
-            with pytest.raises(StorageError, match="NoSuchBucket"):
-                ask(Store.open("s3://no-such-bucket/run"))
-
-    def test_denied(self, faulty):
-        faulty.faults["/private/run/a"] = ["denied"]
-        with pytest.raises(StorageError, match="Access Denied") as caught:
-            Store.open("s3://private/run").read("a")
-        assert "'private'" in caught.value.hint
-        assert "AWS_ACCESS_KEY_ID" in caught.value.hint
-
-    @pytest.mark.parametrize(
-        ("endpoint", "told"),
-        [
-            ("http://127.0.0.1:1", "nothing answers there"),
-            ("http://no.invalid", "its host name does not resolve"),
-        ],
-    )
-    def test_nobody_answers(self, monkeypatch, s3, endpoint, told):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        message, hint = self.explain("s3://bucket/run")
-        assert f"{told} (AWS_ENDPOINT_URL is {endpoint})" in message
-        assert "'bucket'" in hint
-
-    def test_no_credentials(self, monkeypatch, s3, tmp_path):
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-        message, hint = self.explain("s3://bucket/run")
-        assert "no usable credentials" in message
-        assert "AWS_PROFILE" in hint
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(store_module, "_PATIENCE", RetryPolicy(attempts=3, base_s=0.01))
 
 
-def test_secrets_do_not_show(tmp_path):
+def explain(use, *args) -> tuple[str, str]:
+    """Message and hint of what a call raises."""
+    with pytest.raises(StorageError) as caught:
+        use(*args)
+    assert "\n" not in caught.value.message
+    assert caught.value.exit_code == 5
+    return caught.value.message, caught.value.hint or ""
+
+
+def test_store_in_a_missing_bucket_names_it(s3, impatient):
+    store = Store.open("s3://no-such-bucket/run")
+    message, hint = explain(store.write, "run.json", b"{}")
+    assert "does not exist" in message
+    assert "create bucket 'no-such-bucket'" in hint
+    for ask in (store.read, store.names):  # nor is a file missing
+        assert "NoSuchBucket" in explain(ask, "run.json")[0]
+
+
+def test_store_that_denies_names_bucket_and_keys(faulty, impatient):
+    faulty.faults["/private/run/a"] = ["denied"]
+    message, hint = explain(Store.open("s3://private/run").read, "a")
+    assert "Access Denied" in message
+    assert "'private'" in hint
+    assert "AWS_ACCESS_KEY_ID" in hint
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("http://127.0.0.1:1", "nothing answers there"),
+        ("http://no.invalid", "its host name does not resolve"),
+    ],
+)
+def test_store_that_is_unreachable_names_its_endpoint(monkeypatch, s3, impatient, endpoint, reason):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    message, hint = explain(Store.open("s3://bucket/run").write, "run.json", b"{}")
+    assert f"{reason} (AWS_ENDPOINT_URL is {endpoint})" in message
+    assert "'bucket'" in hint
+
+
+def test_store_without_credentials_names_where_to_set_them(monkeypatch, s3, impatient, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    message, hint = explain(Store.open("s3://bucket/run").write, "run.json", b"{}")
+    assert "no usable credentials" in message
+    assert "AWS_PROFILE" in hint
+
+
+def test_store_url_shows_no_secrets(tmp_path):
     store = Store.open("memory://user:pass@place/run")
     assert "pass" not in store.url + repr(store)
     with pytest.raises(ConfigError, match="credentials do not belong") as caught:
@@ -321,12 +293,12 @@ def test_secrets_do_not_show(tmp_path):
 @pytest.mark.parametrize(
     ("url", "message"), [("nope://x/y", "nope"), ("s3://", "is not the name of a bucket")]
 )
-def test_a_place_that_cannot_be_opened(url, message):
+def test_store_url_that_is_not_one_is_refused(url, message):
     with pytest.raises(ConfigError, match=message):
         Store.open(url).exists("a")
 
 
-def test_a_folder_with_two_colons_is_read_where_it_is_written(tmp_path):
+def test_store_folder_may_have_two_colons(tmp_path):
     store = Store.open(str(tmp_path / "run::1"))
     store.write("parts/a", b"here")
     assert store.local_path("parts/a").read_bytes() == b"here"
