@@ -15,10 +15,9 @@ from tests.images.factory import photo
 from tests.runs.small_run import NAME, finish, relist, score_blocks, write_files
 from tests.scoring.conftest import score_here
 from tests.storage import clouds
+from tests.storage.contention import check_one_of_eight_creates, check_one_of_six_acquires
 from tests.storage.faulty_server import FaultyServer
 from tests.storage.leases import read_lease
-from tests.storage.test_lease import check_one_of_six_acquires
-from tests.storage.test_store import of_eight_creators_one_succeeds
 
 GUARDED = {"azure": clouds.azure, "google": clouds.google_with_conditions}
 every_guarded_place = pytest.mark.parametrize(
@@ -40,19 +39,12 @@ def guarded(request):
 
 def check_store(store):
     store.write("a.json", b"1")
-    assert (
-        store.read("a.json"),
-        store.read_range("a.json", 0, 1),
-        store.exists("a.json"),
-        store.exists("b"),
-    ) == (b"1", b"1", True, False)
+    assert store.read("a.json") == store.read_range("a.json", 0, 1) == b"1"
+    assert (store.exists("a.json"), store.exists("b")) == (True, False)
     store.write("a.json", b"22")
     store.write("folder/below/c", b"333")
-    assert (store.sizes(""), store.folders(""), store.sizes("folder/below")) == (
-        {"a.json": 2},
-        ["folder"],
-        {"c": 3},
-    )
+    assert (store.sizes(""), store.folders("")) == ({"a.json": 2}, ["folder"])
+    assert store.sizes("folder/below") == {"c": 3}
     Store.open(store.url).write("folder/d", b"")  # what another process writes is seen at once
     assert store.names("folder") == ["d"]
     store.clear("folder")
@@ -80,9 +72,7 @@ def check_run(url, folder):
     assert (again.parts(0), again.parts(1)) == ([], [])
 
 
-def test_a_google_store_that_ignores_conditions_is_refused_and_keeps_a_run_all_the_same(
-    ignoring, tmp_path
-):
+def test_google_store_without_conditions_is_refused_unless_told(ignoring, tmp_path):
     store = Store.open(f"{ignoring}/refused")
     with pytest.raises(StorageError, match="has no conditional writes"):
         Lease(store).acquire()
@@ -94,14 +84,14 @@ def test_a_google_store_that_ignores_conditions_is_refused_and_keeps_a_run_all_t
 
 
 @every_guarded_place
-def test_a_run_is_kept_and_read_in_a_cloud(guarded, tmp_path):
+def test_cloud_keeps_a_run(guarded, tmp_path):
     check_store(Store.open(f"{guarded}/store"))
     check_run(f"{guarded}/run", tmp_path / "archive")
 
 
 @every_guarded_place
-def test_of_many_that_create_a_file_or_find_a_dead_holder_one_does(guarded):
-    of_eight_creators_one_succeeds(Store.open(f"{guarded}/create"))
+def test_cloud_lets_one_of_several_writers_in(guarded):
+    check_one_of_eight_creates(Store.open(f"{guarded}/create"))
     store = Store.open(f"{guarded}/lease")
     with Lease(store) as lease:
         assert lease.is_guarded
@@ -113,7 +103,7 @@ def test_of_many_that_create_a_file_or_find_a_dead_holder_one_does(guarded):
 
 
 @every_guarded_place
-def test_an_archive_in_a_cloud_is_scored_into_it_and_resumed(guarded, tmp_path):
+def test_cloud_archive_is_scored_into_it_and_resumed(guarded, tmp_path):
     store = Store.open(f"{guarded}/photos")
     for number in range(3):
         photo(seed=number).save(tmp_path / "one.jpg")
@@ -121,10 +111,8 @@ def test_an_archive_in_a_cloud_is_scored_into_it_and_resumed(guarded, tmp_path):
     out = f"{guarded}/scored"
     for rows in (3, 0):
         finished, _ = score_here(out, store.url)
-        assert (finished.summary["session"]["rows"], finished.summary["statuses"]["ok"]) == (
-            rows,
-            3,
-        )
+        assert finished.summary["session"]["rows"] == rows
+        assert finished.summary["statuses"]["ok"] == 3
     found = {row["uri"] for row in current_rows(RunDirectory.open(out))}
     assert found == {f"{store.url}/folder/{number}.jpg" for number in range(3)}
 
@@ -132,7 +120,7 @@ def test_an_archive_in_a_cloud_is_scored_into_it_and_resumed(guarded, tmp_path):
 @pytest.mark.parametrize(
     ("url", "pretended"), [("gs://b/k", clouds.google_at), ("az://c/k", clouds.azure_at)]
 )
-def test_a_cloud_s_client_asks_no_more_often_than_the_policy_says(url, pretended):
+def test_cloud_client_retries_no_more_than_the_policy(url, pretended):
     """A row of a list that nobody answers for took 50 s and more of gcsfs's own patience."""
     with FaultyServer() as server, pretended(server.url):
         server.faults = defaultdict(lambda: ["internal"] * 99)
@@ -142,7 +130,7 @@ def test_a_cloud_s_client_asks_no_more_often_than_the_policy_says(url, pretended
         assert len(server.requests) == len(set(server.requests)) <= 2
 
 
-def test_a_kind_of_place_that_was_never_tried_is_refused():
+def test_store_of_an_untried_kind_is_refused():
     class Elsewhere(fsspec.get_filesystem_class("memory")):
         protocol = "elsewhere"
 

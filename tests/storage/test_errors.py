@@ -3,7 +3,6 @@ import pickle
 
 import pytest
 from botocore.exceptions import (
-    ClientError,
     CredentialRetrievalError,
     EndpointConnectionError,
     NoCredentialsError,
@@ -14,14 +13,7 @@ from requests.exceptions import ProxyError
 
 from ray_app.errors import SourceError, Status
 from ray_app.storage.errors import is_transient, too_large, translate
-
-
-def s3_error(code: str, http: int, message: str = "said so") -> ClientError:
-    return ClientError(
-        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": http}},
-        "GetObject",
-    )
-
+from tests.storage.client_errors import s3_error
 
 CASES = [
     (s3_error("NoSuchKey", 404), Status.SOURCE_MISSING, False),
@@ -52,28 +44,25 @@ CASES = [
 
 
 @pytest.mark.parametrize(("error", "status", "passes"), CASES, ids=lambda value: repr(value)[:60])
-def test_status(error, status, passes):
+def test_storage_error_has_a_status_and_may_be_transient(error, status, passes):
     translated = translate(error, "s3://bucket/a.jpg?x")
     assert (translated.status, is_transient(error)) == (status, passes)
     assert translated.detail.startswith("s3://bucket/a.jpg?x: ")
     assert "\n" not in translated.detail
 
 
-def test_an_error_that_s3fs_wrapped_is_seen_through():
-    with pytest.raises(OSError, match="reduce") as caught:
-        raise OSError(errno.EBUSY, "reduce") from s3_error("SlowDown", 503)
-    assert translate(caught.value, "s3://b/a").status is Status.SOURCE_THROTTLED
+def test_storage_error_that_s3fs_wrapped_keeps_its_status():
+    wrapped = OSError(errno.EBUSY, "reduce")
+    wrapped.__cause__ = s3_error("SlowDown", 503)
+    assert translate(wrapped, "s3://b/a").status is Status.SOURCE_THROTTLED
 
 
-def test_secrets_of_urls_in_messages_do_not_show():
-    text = "GET https://host/a.jpg?X-Amz-Signature=s3cr3t failed"
-    assert (
-        "s3cr3t"
-        not in translate(ConnectionError(text), "https://host/a.jpg?X-Amz-Signature=s3cr3t").detail
-    )
+def test_storage_error_shows_no_secret_of_a_url():
+    url = "https://host/a.jpg?X-Amz-Signature=s3cr3t"
+    assert "s3cr3t" not in translate(ConnectionError(f"GET {url} failed"), url).detail
 
 
-def test_they_cross_processes():
+def test_storage_errors_can_be_pickled():
     error = pickle.loads(pickle.dumps(too_large(1001, 1000)))
     assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
     error = pickle.loads(pickle.dumps(translate(s3_error("SlowDown", 503), "s3://b/a")))

@@ -1,10 +1,8 @@
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,6 +11,7 @@ from ray_app.child_process import is_running, own_process, start_of
 from ray_app.errors import IdentityError
 from ray_app.storage import Lease, Store
 from ray_app.storage.lease import Holder
+from tests.storage.contention import check_one_of_six_acquires
 from tests.storage.leases import is_released, read_lease
 
 HOLD = """
@@ -49,10 +48,8 @@ class Watched:
         self.during()
 
 
-def elsewhere(**changes) -> Holder:
-    return replace(
-        Holder.this_process(), host="far-away", machine="far-away boot pid", pid=4242, **changes
-    )
+def elsewhere() -> Holder:
+    return replace(Holder.this_process(), host="far-away", machine="far-away boot pid", pid=4242)
 
 
 @EITHER_STORE
@@ -86,12 +83,8 @@ def test_directory_that_is_used_often_keeps_three_leases(store):
 
 def test_process_of_this_machine_is_replaced_when_it_is_dead(store):
     store.write("run.json", b"{}")
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, store.url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
+    command, pipe = [sys.executable, "-c", HOLD, store.url], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         first = read_lease(store)["beat"]
         wait_until(lambda: read_lease(store)["beat"] > first + 1)
@@ -128,9 +121,12 @@ def test_silent_holder_elsewhere_is_replaced_after_ttl(path, store):
 def test_holder_elsewhere_that_beats_keeps_a_directory(path, store):
     other = elsewhere()
     store.write(path, other.encode())
-    time = Watched(
-        during=lambda: time.now < 9 or store.write(path, replace(other, beat=1).encode())
-    )
+
+    def beat():
+        if time.now >= 9:
+            store.write(path, replace(other, beat=1).encode())
+
+    time = Watched(during=beat)
     with pytest.raises(IdentityError, match="host far-away, process 4242"):
         Lease(store, clock=time.clock, sleep=time.sleep, poll_s=3.0).acquire()
     assert time.now == 9.0
@@ -178,28 +174,6 @@ def test_one_of_many_replaces_a_dead_holder(store):
     dead = replace(Holder.this_process(), started="long ago")
     store.write("lease/00007.json", dead.encode())
     check_one_of_six_acquires(store)
-
-
-def check_one_of_six_acquires(store):
-    number = int(store.names("lease")[-1].removesuffix(".json"))
-    leases = [Lease(store, beat_s=0.05, poll_s=0.01) for _ in range(6)]
-    start = threading.Barrier(len(leases))
-
-    def acquire(lease):
-        start.wait()
-        with contextlib.suppress(IdentityError):
-            lease.acquire()
-            return True
-        return False
-
-    with ThreadPoolExecutor(len(leases)) as pool:
-        won = list(pool.map(acquire, leases))
-    assert won.count(True) == 1
-    winner = leases[won.index(True)]
-    assert winner.number == number + 1
-    assert read_lease(store)["token"] == winner.holder.token
-    winner.release()
-    assert is_released(store)
 
 
 def test_holder_that_sees_a_higher_number_stops(store):

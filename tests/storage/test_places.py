@@ -17,16 +17,14 @@ DATA = b"0123456789" * 100
 @pytest.fixture(params=["local", "s3", "memory", "web"])
 def folder(request, tmp_path):
     """The URL of a folder that has one file, `a.jpg`."""
-    if request.param == "local":
-        url = str(tmp_path)
-    elif request.param == "s3":
-        url = f"{request.getfixturevalue('s3').bucket('places')}/folder"
-    elif request.param == "memory":
-        url = f"memory://{tmp_path}"
-    else:
+    if request.param == "web":
         server = request.getfixturevalue("faulty")
         server.objects["/folder/a.jpg"] = DATA
         return f"{server.url}/folder"
+    if request.param == "s3":
+        url = f"{request.getfixturevalue('s3').bucket('places')}/folder"
+    else:
+        url = str(tmp_path) if request.param == "local" else f"memory://{tmp_path}"
     Store.open(url).write("a.jpg", DATA)
     return url
 

@@ -7,7 +7,7 @@ from botocore.exceptions import ClientError
 
 from ray_app.storage import Gate, Retrier, RetryPolicy
 from ray_app.storage.retry import CancelledError
-from tests.storage.test_errors import s3_error
+from tests.storage.client_errors import s3_error
 
 
 class Server:
@@ -45,9 +45,8 @@ def retrier():
 
 
 def test_request_is_repeated_within_its_deadline(retrier):
-    server = Server(
-        s3_error("SlowDown", 503), ConnectionResetError(), s3_error("InternalError", 500)
-    )
+    errors = s3_error("SlowDown", 503), ConnectionResetError(), s3_error("InternalError", 500)
+    server = Server(*errors)
     assert read(server, retrier) == b"data"
     assert server.left == [100.0, 99.0, 97.0, 95.0]
     assert (retrier.throttled, retrier.retried) == (1, 3)

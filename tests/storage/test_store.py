@@ -1,8 +1,6 @@
 import os
 import pickle
 import signal
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pyarrow as pa
@@ -14,6 +12,7 @@ from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import RetryPolicy, Store, places
 from ray_app.storage import store as store_module
 from tests.scoring import faulty_proxy
+from tests.storage.contention import check_one_of_eight_creates
 from tests.storage.faulty_server import error_body
 
 
@@ -80,16 +79,7 @@ def test_store_create_never_overwrites(store):
 
 @ON_DISK_AND_S3
 def test_store_create_of_eight_at_once_succeeds_for_one(store):
-    start = threading.Barrier(8)
-
-    def create(number: int) -> bool:
-        start.wait()
-        return Store.open(store.url).create("contested", b"writer %d" % number)
-
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(create, range(8)))
-    assert won.count(True) == 1
-    assert store.read("contested") == b"writer %d" % won.index(True)
+    check_one_of_eight_creates(store)
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
