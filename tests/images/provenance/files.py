@@ -11,6 +11,12 @@ from tests.images import factory
 
 GPS, ARTIST = 34853, 315
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+# The parameters of a picture, as Stable Diffusion web UI writes them.
+WEBUI = """a cat, (sleeping:1.2)
+on two lines
+Negative prompt: ugly, blurry
+Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 4294967295, Size: 512x768, Model hash: 6ce0161689, Model: v1-5-pruned, """ \
+    'Lora hashes: "a: 1, b: 2", Version: v1.6.0'  # fmt: skip
 READER = ProvenanceReader(ProvenancePolicy())
 
 

@@ -4,7 +4,7 @@ network.
 
 import datetime
 import io
-from functools import cache
+from functools import cache, partial
 
 import c2pa
 from cryptography import x509
@@ -30,19 +30,12 @@ class Authority:
     """
 
     def __init__(self, organisation="Throwaway", age_days=0):
-        root_key, self._key = (
-            ec.generate_private_key(ec.SECP256R1()),
-            ec.generate_private_key(ec.SECP256R1()),
-        )
+        root_key, self._key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
         identifier = x509.SubjectKeyIdentifier.from_public_key(root_key.public_key())
-        root = _certificate(
-            organisation, "Root", root_key.public_key(), age_days, is_root=True
-        ).add_extension(identifier, False)
-        leaf = _certificate(
-            organisation, "Signer", self._key.public_key(), age_days, is_root=False
-        ).add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False
-        )
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+        made = partial(_certificate, organisation, age_days)
+        root = made("Root", root_key, is_root=True).add_extension(identifier, False)
+        leaf = made("Signer", self._key, is_root=False).add_extension(issuer, False)
         self._chain = [
             one.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
             for one in (leaf, root)
@@ -65,72 +58,49 @@ class Authority:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        signer = c2pa.Signer.from_info(
-            c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, b"".join(self._chain), key, None)
-        )
-        settings = {
-            "verify": {"verify_after_sign": False},
-            "builder": {"thumbnail": {"enabled": False}, **options},
-        }
-        builder = c2pa.Builder(
-            manifest or created("trainedAlgorithmicMedia"), context=c2pa.Context.from_dict(settings)
-        )
+        info = c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, b"".join(self._chain), key, None)
+        how = {"thumbnail": {"enabled": False}, **options}
+        settings = {"verify": {"verify_after_sign": False}, "builder": how}
+        context = c2pa.Context.from_dict(settings)
+        builder = c2pa.Builder(manifest or created("trainedAlgorithmicMedia"), context=context)
+        mime = (MIME | OTHERS)[form]
         if ingredient is not None:
             relationship, other, *fields = ingredient
-            builder.add_ingredient(
-                {"relationship": relationship, **dict(*fields)},
-                (MIME | OTHERS)[form],
-                io.BytesIO(other),
-            )
+            about = {"relationship": relationship, **dict(*fields)}
+            builder.add_ingredient(about, mime, io.BytesIO(other))
         if remote is not None:
             builder.set_remote_url(remote)
         if not embed:
             builder.set_no_embed()
         signed = io.BytesIO()
-        store = builder.sign(signer, (MIME | OTHERS)[form], io.BytesIO(data), signed)
+        store = builder.sign(c2pa.Signer.from_info(info), mime, io.BytesIO(data), signed)
         return signed.getvalue(), store
 
 
-def _certificate(organisation, name, key, age_days, *, is_root):
+def _certificate(organisation, age_days, name, key, *, is_root):
     now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=age_days)
     who = x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)
     subject, issuer = (
         x509.Name([who, x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (name, "Root")
     )
     usage = x509.KeyUsage(not is_root, False, False, False, False, is_root, is_root, False, False)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-    )
-    made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
-        now + datetime.timedelta(days=2)
-    )
+    start, end = now - datetime.timedelta(days=1), now + datetime.timedelta(days=2)
+    serial = x509.random_serial_number()
+    made = x509.CertificateBuilder(issuer, subject, key.public_key(), serial, start, end)
     made = made.add_extension(x509.BasicConstraints(is_root, None), True).add_extension(usage, True)
-    return (
-        made
-        if is_root
-        else made.add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False
-        )
-    )
+    if is_root:
+        return made
+    email = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+    return made.add_extension(email, False)
 
 
 def created(*codes, action="c2pa.created"):
     """A manifest that says how a picture was made."""
-    actions = [
-        {
-            "action": action,
-            "digitalSourceType": SOURCE_TYPE + code,
-            "softwareAgent": {"name": "A model"},
-        }
-        for code in codes
-    ]
-    made_with = [{"name": "Throwaway", "version": "1"}]
+    actions = [{"action": action, "digitalSourceType": SOURCE_TYPE + code} for code in codes]
+    for one in actions:
+        one["softwareAgent"] = {"name": "A model"}
     return {
-        "claim_generator_info": made_with,
+        "claim_generator_info": [{"name": "Throwaway", "version": "1"}],
         "assertions": [{"label": "c2pa.actions", "data": {"actions": actions}}],
     }
 

@@ -36,6 +36,7 @@ from tests.images import factory
 from tests.images.flips import SWEEPS
 from tests.images.provenance.files import (
     READER,
+    WEBUI,
     box,
     camera_exif,
     jpeg_with,
@@ -46,31 +47,29 @@ from tests.images.provenance.files import (
     xmp,
 )
 from tests.images.provenance.signing import authority, signed
-from tests.images.provenance.test_generators import WEBUI
 
 
-def test_a_trust_list_is_a_file_or_its_text_and_holds_certificates(tmp_path):
+def test_trust_list_is_a_file_or_its_text(tmp_path):
     path = tmp_path / "list.pem"
     path.write_text(authority().root)
     wanted = ProvenancePolicy(trust_lists=(own_list(authority().root),))
-    assert (
-        ProvenanceConfig(trust_list=str(path)).policy()
-        == ProvenanceConfig(trust_list=authority().root).policy()
-        == wanted
-    )
+    for trust_list in (str(path), authority().root):
+        assert ProvenanceConfig(trust_list=trust_list).policy() == wanted
     assert ProvenanceConfig().policy() == ProvenancePolicy()
     assert ProvenanceConfig(read=False, trust_list="nowhere").policy() is None
-    for content in (
-        b"",
-        b"no certificates",
-        b"\xff\xfe",
-        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-    ):
+
+
+DAMAGED = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"no certificates", b"\xff\xfe", DAMAGED, None])
+def test_trust_list_without_certificates_is_refused(tmp_path, content):
+    path = tmp_path / "list.pem"
+    if content is not None:
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match=r"provenance\.trust_list"):
-            ProvenanceConfig(trust_list=str(path)).policy()
-    with pytest.raises(ConfigError, match="No such file"):
-        ProvenanceConfig(trust_list=str(tmp_path / "other.pem")).policy()
+    reason = r"provenance\.trust_list" if content is not None else "No such file"
+    with pytest.raises(ConfigError, match=reason):
+        ProvenanceConfig(trust_list=str(path)).policy()
 
 
 STARTS = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF\xff\xff\0\0WEBP", "GIF": b"GIF89a" + bytes(7),
@@ -78,64 +77,50 @@ STARTS = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF\xff\x
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF"])
-def test_camera_software_and_time_are_told_and_neither_names_nor_places(form):
-    block = camera_exif()
-    options = {"exif": block} if form != "TIFF" else {"exif": Image.Exif()}
+def test_camera_is_read_without_names_and_places(form):
+    exif = camera_exif()
     if form == "TIFF":
-        options["exif"].load(block)
-    row = said(factory.encoded(factory.photo(), form, **options)).row()
-    assert json.loads(row) == {
-        "camera": {"make": "Nikon", "model": "Z 6", "taken": "2024:05:06 07:08:09"}, "software": "Ver.1", "ai_declared": False,
-    }  # fmt: skip
+        exif = Image.Exif()
+        exif.load(camera_exif())
+    row = json.loads(said(factory.encoded(factory.photo(), form, exif=exif)).row())
+    camera = {"make": "Nikon", "model": "Z 6", "taken": "2024:05:06 07:08:09"}
+    assert row == {"camera": camera, "software": "Ver.1", "ai_declared": False}
 
 
-def test_a_person_s_remark_is_nobody_s_business():
-    assert (
-        said(png_with(Author="Jane Doe", Description="my aunt Mary", Comment="in Delft", Title="x"))
-        is None
-    )
+def test_remarks_of_a_person_are_not_read():
+    remarks = {"Description": "my aunt Mary", "Comment": "in Delft", "Title": "x"}
+    assert said(png_with(Author="Jane Doe", **remarks)) is None
     assert said(factory.jpeg(exif=user_comment(b"ASCII\0\0\0", b"my aunt Mary"))) is None
     assert said(factory.jpeg(comment=b"my aunt Mary")) is None
 
 
-def test_old_press_software_is_told_by_iptc():
-    records = (
-        b"\x1c\x02\x50\x00\x04Jane" + b"\x1c\x02\x41\x00\x0bPhoto Mecha" + b"\x1c\x02\x46\x00\x016"
-    )
-    resources = (
-        b"8BIM\x04\x0c\x03abc\0\0\0\x02xx"
-        + b"8BIM\x04\x04\0\0"
-        + len(records).to_bytes(4, "big")
-        + records
-    )
-    told = said(jpeg_with(segment(0xED, b"Photoshop 3.0\0" + resources))).row()
-    assert json.loads(told) == {"software": "Photo Mecha 6", "ai_declared": False}
+def test_software_is_read_from_iptc():
+    records = [b"\x1c\x02\x50\x00\x04Jane", b"\x1c\x02\x41\x00\x0bPhoto Mecha"]
+    body = b"".join([*records, b"\x1c\x02\x46\x00\x016"])
+    resources = b"8BIM\x04\x0c\x03abc\0\0\0\x02xx" + b"8BIM\x04\x04\0\0"
+    resources += len(body).to_bytes(4, "big") + body
+    found = said(jpeg_with(segment(0xED, b"Photoshop 3.0\0" + resources)))
+    assert json.loads(found.row()) == {"software": "Photo Mecha 6", "ai_declared": False}
 
 
 def test_values_are_one_short_printable_line():
-    told = said(png_with(Software="\x1b[31mred\u202e\r\n\x00  " + "a" * 5000))
-    assert told.software == "[31mred " + "a" * 292
+    found = said(png_with(Software="\x1b[31mred\u202e\r\n\x00  " + "a" * 5000))
+    assert found.software == "[31mred " + "a" * 292
     assert said(png_with(Software="\x01\x02")) is None
-    assert (
-        len(
-            Provenance.of(digital_source_type=[f"{i}" * 200 for i in range(99)]).digital_source_type
-        )
-        == 16
-    )
+    many = Provenance.of(digital_source_type=[f"{i}" * 200 for i in range(99)])
+    assert len(many.digital_source_type) == 16
 
 
-def test_odd_files_say_nothing_or_little_and_raise_nothing():
+def test_files_without_statements_declare_nothing():
     for name, (_, make) in [*factory.SOUND.items(), *factory.ODD.items(), *factory.REFUSED.items()]:
-        told = said(make())
-        assert told is None or not told.ai_declared, name
+        found = said(make())
+        assert found is None or not found.ai_declared, name
 
 
 @pytest.mark.parametrize("examples", SWEEPS)
-def test_any_bytes_and_damaged_metadata_give_statements_within_their_caps_or_none(examples):
-    files = {
-        "JPEG": factory.jpeg(exif=camera_exif()),
-        **{form: signed(form) for form in ("PNG", "WEBP", "GIF", "TIFF", "AVIF")},
-    }
+def test_any_bytes_and_damage_are_short_statements_or_none(examples):
+    files = {form: signed(form) for form in ("PNG", "WEBP", "GIF", "TIFF", "AVIF")}
+    files["JPEG"] = factory.jpeg(exif=camera_exif())
 
     @settings(max_examples=examples, deadline=None)
     @given(
@@ -148,44 +133,40 @@ def test_any_bytes_and_damaged_metadata_give_statements_within_their_caps_or_non
         for at, value in damage:
             data[at % len(data)] = value
         for anything in (STARTS[form] + tail, tail, bytes(data)):
-            told = READER.read(anything, form, native=False)
-            assert told is None or (
-                told == Provenance.model_validate_json(told.row()) and len(told.row()) < 40_000
-            )
+            found = READER.read(anything, form, native=False)
+            if found is not None:
+                assert found == Provenance.model_validate_json(found.row())
+                assert len(found.row()) < 40_000
 
     check()
 
 
+LIMITED = ProvenanceReader(ProvenancePolicy(), max_text_bytes=8000)
+OVER = "over max_text_bytes (8000)"
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_text_over_the_limit_is_said_to_be_unread(form):
-    text, reader = (
-        "x" * 9000 + "\nSteps: 20, Sampler: Euler a, Seed: 1",
-        ProvenanceReader(ProvenancePolicy(), max_text_bytes=8000),
-    )
+def test_text_over_the_limit_is_reported_unread(form):
+    text = "x" * 9000 + "\nSteps: 20, Sampler: Euler a, Seed: 1"
     block = Image.Exif()
     block[270] = text
-    data = {
-        "JPEG": lambda: factory.jpeg(exif=block.tobytes()),
-        "PNG": lambda: png_with(parameters=text),
-        "WEBP": lambda: factory.encoded(factory.photo(), "WEBP", exif=block.tobytes()),
-        "GIF": lambda: factory.encoded(factory.photo(), "GIF", comment=text.encode()),
-        "TIFF": lambda: factory.encoded(factory.photo(), "TIFF", tiffinfo={270: text}),
-    }[form]()
-    what = {"PNG": "text “parameters”", "GIF": "text “comment”"}.get(form, "EXIF")
-    found = reader.read(data, form)
-    assert (found.generator, found.ai_declared, found.unread) == (
-        None,
-        False,
-        (f"{what}: over max_text_bytes (8000)",),
+    options = {"GIF": {"comment": text.encode()}, "TIFF": {"tiffinfo": {270: text}}}
+    options = options.get(form, {"exif": block.tobytes()})
+    is_png = form == "PNG"
+    data = (
+        png_with(parameters=text) if is_png else factory.encoded(factory.photo(), form, **options)
     )
+    what = {"PNG": "text “parameters”", "GIF": "text “comment”"}.get(form, "EXIF")
+    found = LIMITED.read(data, form)
+    assert (found.generator, found.ai_declared) == (None, False)
+    assert found.unread == (f"{what}: {OVER}",)
     finding = find(found.row(), "real", Thresholds())
-    assert f"not all of its metadata was read: {what}: over max_text_bytes (8000)" in [
-        ground.says for ground in finding.grounds
-    ]
+    grounds = [ground.says for ground in finding.grounds]
+    assert f"not all of its metadata was read: {what}: {OVER}" in grounds
     assert finding.finding == "no evidence found"
 
 
-def test_metadata_that_only_provenance_reads_sets_no_flag():
+def test_metadata_of_provenance_alone_sets_no_flag():
     data = jpeg_with(segment(0xFE, b"ab") * 4001)
     assert said(data).unread == ("what follows 4000 segments",)
     assert decode_image(data, ImageLimits()).facts.flags == ()
@@ -202,25 +183,20 @@ def test_packed_text_within_the_limit_is_read(kind):
 
 
 def test_metadata_is_limited_as_a_whole():
-    reader = ProvenanceReader(ProvenancePolicy(), max_text_bytes=8000)
-    found = reader.read(png_with(first="x" * 5000, parameters=WEBUI + " " * 5000), "PNG")
-    assert (found.generator, found.unread) == (
-        None,
-        ("text “parameters”: over max_text_bytes (8000)",),
-    )
-    assert reader.read(png_with(parameters=WEBUI, second="x" * 9000), "PNG").generator is not None
+    found = LIMITED.read(png_with(first="x" * 5000, parameters=WEBUI + " " * 5000), "PNG")
+    assert (found.generator, found.unread) == (None, (f"text “parameters”: {OVER}",))
+    assert LIMITED.read(png_with(parameters=WEBUI, second="x" * 9000), "PNG").generator is not None
 
 
 def exif_tags(texts: bytes, offsets: list[int]) -> bytes:
     """EXIF whose text tags all end at the end of the same text, and start at offsets in it."""
     start = 8 + 2 + 12 * len(offsets) + 4
-    entries = [
+    entries = b"".join(
         struct.pack("<HHII", 40_000 + number, 2, len(texts) - at, start + at)
         for number, at in enumerate(offsets)
-    ]
-    return (
-        b"II*\0\x08\0\0\0" + struct.pack("<H", len(offsets)) + b"".join(entries) + bytes(4) + texts
     )
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(offsets))
+    return head + entries + bytes(4) + texts
 
 
 def test_exif_tags_that_share_a_text_are_limited_as_a_whole():
@@ -230,38 +206,29 @@ def test_exif_tags_that_share_a_text_are_limited_as_a_whole():
     assert (len(statements.texts), statements.is_whole) == (2, False)
     assert sum(map(len, statements.texts.values())) <= 2**21
     statements = read_exif(exif_tags(b"{" + b"a" * 2**20, [0] * 1000), 2**21)
-    assert (len(statements.texts), statements.left_bytes, statements.is_whole) == (
-        1,
-        2**20 - 1,
-        True,
-    )
+    assert (len(statements.texts), statements.is_whole) == (1, True)
+    assert statements.left_bytes == 2**20 - 1
 
 
 BOMB = zlib.compress(bytes(2**20), 9)
 BROKEN_BOMB = BOMB[:-4] + b"\xff" * 4
 ONE_XMP = factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>")
+XMP_BOMB = b"XML:com.adobe.xmp\0\1\0\0\0"
 BOMBS = {
-    "texts-after-the-maximum": [
-        *(factory.chunk(b"tEXt", b"a%d\0x" % n) for n in range(1000)),
-        factory.chunk(b"zTXt", b"k\0\0" + BOMB) * 500,
-    ],
-    "xmp-after-the-maximum": [
-        ONE_XMP,
-        ONE_XMP,
-        factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB) * 500,
-    ],
-    "broken-texts": [factory.chunk(b"zTXt", b"k%d\0\0" % n + BROKEN_BOMB) for n in range(500)],
-    "broken-xmp": [
-        ONE_XMP,
-        factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BROKEN_BOMB) * 500,
-    ],
+    "texts-after-the-maximum": b"".join(factory.chunk(b"tEXt", b"a%d\0x" % n) for n in range(1000))
+    + factory.chunk(b"zTXt", b"k\0\0" + BOMB) * 500,
+    "xmp-after-the-maximum": ONE_XMP * 2 + factory.chunk(b"iTXt", XMP_BOMB + BOMB) * 500,
+    "broken-texts": b"".join(
+        factory.chunk(b"zTXt", b"k%d\0\0" % n + BROKEN_BOMB) for n in range(500)
+    ),
+    "broken-xmp": ONE_XMP + factory.chunk(b"iTXt", XMP_BOMB + BROKEN_BOMB) * 500,
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_png_bombs_that_are_dropped_are_not_unpacked(name):
+def test_png_bombs_over_the_maximum_are_not_unpacked(name):
     data = factory.png()
-    data = data[:33] + b"".join(BOMBS[name]) + data[33:]
+    data = data[:33] + BOMBS[name] + data[33:]
     started = time.process_time()
     assert ProvenanceReader(ProvenancePolicy(), max_text_bytes=2**21).read(data, "PNG").unread
     assert time.process_time() - started < 0.1
@@ -274,7 +241,7 @@ def test_has_manifest_unpacks_no_text(monkeypatch):
     assert has_manifest(data, "PNG")
 
 
-def test_json_of_too_many_values_is_said_to_be_unread(monkeypatch):
+def test_json_of_too_many_values_is_reported_unread(monkeypatch):
     graph = json.dumps({str(n): {"class_type": "Note", "inputs": {}} for n in range(300)})
     assert said(png_with(prompt=graph)).generator.tool == "ComfyUI"
     monkeypatch.setattr(generators, "MAX_VALUES", 500)
@@ -311,19 +278,16 @@ SLOW = {
 
 
 WHOLE = 16 * 2**20 - 100  # just under the limit
-PROMPT, PARAMETERS, XMP = (
-    (b"tEXt", b"prompt\0"),
-    (b"tEXt", b"parameters\0"),
-    (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0"),
-)
+PROMPT, PARAMETERS = (b"tEXt", b"prompt\0"), (b"tEXt", b"parameters\0")
+XMP = b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0"
+LARGE_TEXT = b'{"3": {"class_type": "a", "inputs": {"b": "' + b"c" * (WHOLE - 99) + b'"}}}'
+ITEMS = "<e:DigitalSourceType>" + "<rdf:li>a</rdf:li>" * (WHOLE // 19) + "</e:DigitalSourceType>"
 ENDLESS = {
     "graph": lambda: png_of(*PROMPT, b'{"3":' + b'{"a":1},"4":' * (WHOLE // 12 - 1) + b"{}}"),
     "lists": lambda: png_of(*PROMPT, b'{"3":[' + b"[]," * (WHOLE // 3 - 10) + b"[]]}"),
     "strings": lambda: png_of(*PROMPT, b'{"3":[' + b'"ab",' * 1_990_000 + b'""]}'),
     "objects": lambda: png_of(*PROMPT, b'{"3":[' + b"{}," * 990_000 + b"{}]}"),
-    "a large text": lambda: png_of(
-        *PROMPT, b'{"3": {"class_type": "a", "inputs": {"b": "' + b"c" * (WHOLE - 99) + b'"}}}'
-    ),
+    "a large text": lambda: png_of(*PROMPT, LARGE_TEXT),
     "packed objects": lambda: png_of(
         b"zTXt",
         b"workflow\0\0",
@@ -336,15 +300,7 @@ ENDLESS = {
     "emoji": lambda: png_of(b"iTXt", b"prompt\0\0\0\0\0", "😀".encode() * (WHOLE // 4)),
     "history": lambda: png_of(*XMP, xmp("", "<e:x><e:b/></e:x>" * (WHOLE // 18))),
     "elements": lambda: png_of(*XMP, b"<a>" + b"<b/>" * (WHOLE // 4 - 1)),
-    "items": lambda: png_of(
-        *XMP,
-        xmp(
-            "",
-            "<e:DigitalSourceType>"
-            + "<rdf:li>a</rdf:li>" * (WHOLE // 19)
-            + "</e:DigitalSourceType>",
-        ),
-    ),
+    "items": lambda: png_of(*XMP, xmp("", ITEMS)),
     "comment": lambda: factory.encoded(
         factory.photo(),
         "WEBP",
@@ -382,36 +338,34 @@ def measured():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for its count")
 @pytest.mark.parametrize("name", ENDLESS)
-def test_16_mib_of_text_take_bounded_time_and_memory(name, measured):
+def test_metadata_of_16_mib_takes_bounded_time_and_memory(name, measured):
     data = ENDLESS[name]()
     seconds, size_bytes = measured(data, sniff_format(data))
     assert seconds < 5
     assert size_bytes < 384 * 2**20  # what any process has room for
 
 
+def seconds_of(function, *arguments) -> float:
+    started = time.process_time()
+    function(*arguments)
+    return time.process_time() - started
+
+
 @pytest.mark.parametrize("name", SLOW)
-def test_no_container_of_32_mib_takes_long(name):
+def test_container_of_32_mib_is_read_only_up_to_a_limit(name):
+    """The time is compared with that of a loop, which a busy machine slows as much."""
     form, make = SLOW[name]
-    data = make()
-    spent = []
-    for _ in range(3):
-        started = time.process_time()
-        READER.read(data, form)
-        spent.append(time.process_time() - started)
-    assert min(spent) < 0.05
+    data, numbers = make(), range(10**6)
+    pairs = [(seconds_of(READER.read, data, form), seconds_of(sum, numbers)) for _ in range(5)]
+    spent, loop = (min(seconds) for seconds in zip(*pairs, strict=True))
+    assert spent < 4 * loop, f"{spent:.3f} s, and {loop:.3f} s for a loop"
 
 
-def test_a_store_is_one_by_its_type_and_not_by_its_letters():
+def test_manifest_store_is_known_by_its_type_and_place():
     assert locate(signed("PNG"), "PNG").manifest_bytes > 1000
     store = signed("PNG")[signed("PNG").index(b"caBX") + 4 :][:3000]
+    other = b"JP\0\1\0\0\0\1" + store.replace(b"c2pa\0\x11", b"c3pa\0\x11")
     assert said(png_with(Comment="c2pa jumb caBX")) is None
-    assert said(factory.jpeg() + store) is None  # behind the end
-    assert said(jpeg_with(segment(0xFE, store))) is None  # in a comment
-    assert (
-        said(
-            jpeg_with(
-                segment(0xEB, b"JP\0\1\0\0\0\1" + store.replace(b"c2pa\0\x11", b"c3pa\0\x11"))
-            )
-        )
-        is None
-    )
+    assert said(factory.jpeg() + store) is None, "behind the end"
+    assert said(jpeg_with(segment(0xFE, store))) is None, "in a comment"
+    assert said(jpeg_with(segment(0xEB, other))) is None
