@@ -17,14 +17,7 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import InputError, Status
-from ray_app.images import (
-    BatchLimits,
-    Demand,
-    ImageLimits,
-    ImageRefused,
-    decode_image,
-    peek_image,
-)
+from ray_app.images import BatchLimits, Demand, ImageLimits, ImageRefused, decode_image, peek_image
 from ray_app.images.limits import worst_bytes
 from tests.images import factory, layouts, tiff_writer
 

@@ -220,10 +220,7 @@ def test_s3_checksum_setting_may_be_in_capitals(bucket, strict, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"requester_pays": True},
-        {"s3_additional_kwargs": {"RequestPayer": "requester"}},
-    ],
+    [{"requester_pays": True}, {"s3_additional_kwargs": {"RequestPayer": "requester"}}],
     ids=["requester pays", "additional arguments"],
 )
 def test_fsspec_options_hold_for_every_request(bucket, strict, monkeypatch, options):

@@ -202,7 +202,9 @@ def directory_entry(
 ) -> bytes:
     flags, extra, mode = more.get("flags", 0), more.get("extra", b""), more.get("mode", 0)
     facts = (20, flags, method, 0, 0, crc, packed, size, len(name), len(extra), 0, 0, 0, mode)
-    return struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314 if mode else 20, *facts, offset) + name + extra
+    return (
+        struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314 if mode else 20, *facts, offset) + name + extra
+    )
 
 
 def directory(entries: list[bytes], start: int) -> bytes:
