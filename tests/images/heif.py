@@ -37,47 +37,32 @@ class Heif:
         return len(self.items)
 
     def file(self) -> bytes:
-        head = box(b"ftyp", b"heic\0\0\0\0mif1heicMiHBmiaf")
-        meta = self._meta(0)
-        return (
-            head
-            + self._meta(len(head) + len(meta) + 8)
-            + box(b"mdat", b"".join(data for _, data, _ in self.items))
-        )
+        head, meta = box(b"ftyp", b"heic\0\0\0\0mif1heicMiHBmiaf"), self._meta(0)
+        data = box(b"mdat", b"".join(data for _, data, _ in self.items))
+        return head + self._meta(len(head) + len(meta) + 8) + data
 
     def _meta(self, start: int) -> bytes:
-        entries = b"".join(
-            box(
-                b"infe",
-                struct.pack(">IHH4sB", 2 << 24 | (number in self.hidden), number, 0, kind, 0),
-            )
-            for number, (kind, *_) in enumerate(self.items, 1)
-        )
-        places = b""
-        for number, (_, data, _) in enumerate(self.items, 1):
+        count, entries, places, uses = struct.pack(">H", len(self.items)), b"", b"", b""
+        for number, (kind, data, used) in enumerate(self.items, 1):
+            version = 2 << 24 | (number in self.hidden)
+            entries += box(b"infe", struct.pack(">IHH4sB", version, number, 0, kind, 0))
             places += struct.pack(">HHHII", number, 0, 1, start, len(data))
+            uses += struct.pack(">HB", number, len(used)) + bytes(128 | one for one in used)
             start += len(data)
-        uses = b"".join(
-            struct.pack(">HB", number, len(used)) + bytes(128 | one for one in used)
-            for number, (*_, used) in enumerate(self.items, 1)
-        )
-        told = b"".join(
+        references = b"".join(
             box(kind, struct.pack(f">HH{len(to)}H", source, len(to), *to))
             for kind, source, to in self.references
         )
-        return full(
-            b"meta",
-            full(b"hdlr", struct.pack(">I4s12sB", 0, b"pict", b"", 0))
-            + full(b"pitm", struct.pack(">H", self.primary))
-            + full(b"iinf", struct.pack(">H", len(self.items)) + entries)
-            + (full(b"iref", told) if told else b"")
-            + box(
-                b"iprp",
-                box(b"ipco", b"".join(self.properties))
-                + full(b"ipma", struct.pack(">I", len(self.items)) + uses),
-            )
-            + full(b"iloc", b"\x44\0" + struct.pack(">H", len(self.items)) + places),
-        )
+        uses = full(b"ipma", struct.pack(">I", len(self.items)) + uses)
+        boxes = [
+            full(b"hdlr", struct.pack(">I4s12sB", 0, b"pict", b"", 0)),
+            full(b"pitm", struct.pack(">H", self.primary)),
+            full(b"iinf", count + entries),
+            full(b"iref", references) if references else b"",
+            box(b"iprp", box(b"ipco", b"".join(self.properties)) + uses),
+            full(b"iloc", b"\x44\0" + count + places),
+        ]
+        return full(b"meta", b"".join(boxes))
 
 
 def box(kind: bytes, body: bytes) -> bytes:

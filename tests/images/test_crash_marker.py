@@ -56,7 +56,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_process_that_dies_leaves_the_id_that_it_was_decoding_and_a_hang_ends_it(end, tmp_path):
+def test_process_that_dies_leaves_the_id_of_its_image(end, tmp_path):
     script, code, left = ENDS[end]
     process = start(tmp_path, script)
     process.communicate(timeout=60)
@@ -65,7 +65,7 @@ def test_a_process_that_dies_leaves_the_id_that_it_was_decoding_and_a_hang_ends_
     assert Breadcrumb.left_in(tmp_path / "never made") == set()
 
 
-def test_the_living_are_not_suspected_and_each_thread_has_its_own(tmp_path):
+def test_process_that_lives_is_not_suspected(tmp_path):
     mine, other = Breadcrumb(tmp_path), Breadcrumb(tmp_path)
     mine.note(1)
     other.note(2)
@@ -85,7 +85,7 @@ def test_the_living_are_not_suspected_and_each_thread_has_its_own(tmp_path):
     other.close()
 
 
-def test_a_later_process_under_the_same_id_is_not_mistaken(tmp_path):
+def test_process_with_the_number_of_a_dead_one_is_not_suspected(tmp_path):
     crumb = Breadcrumb(tmp_path)
     crumb.note(9)
     pid, start_time, serial = crumb.path.stem.split("-")

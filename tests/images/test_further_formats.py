@@ -21,94 +21,80 @@ def difference(data: bytes, image) -> float:
     return np.abs(pixels(data).astype(int) - np.asarray(image)).mean()
 
 
-class TestHeic:
-    """Files as an iPhone writes them: a grid of tiles, turned by a property, with a depth map."""
-
-    @pytest.mark.parametrize("turns", [0, 1, 3])
-    def test_a_grid_is_put_together_and_turned(self, turns):
-        photo = factory.photo(320, 200)
-        data = heif.tiled(photo, 128, turns=turns, depth=factory.photo(80, 50).convert("L"))
-        facts = decode_image(data, LIMITS).facts
-        assert (facts.format, facts.frames, facts.orientation, facts.flags) == ("HEIC", 1, 1, ())
-        assert (facts.width, facts.height) == ((320, 200) if turns % 2 == 0 else (200, 320))
-        assert facts.decoder.startswith("pi-heif ")
-        assert difference(data, photo.rotate(90 * turns, expand=True)) < 10
-
-    def test_ten_bits_are_brought_to_eight(self):
-        wide = np.asarray(factory.photo()).astype(np.uint16) * 257
-        out = io.BytesIO()
-        pillow_heif.from_bytes(mode="RGB;16", size=(96, 64), data=wide.tobytes()).save(
-            out, quality=90
-        )
-        assert decode_image(out.getvalue(), LIMITS).facts.flags == ("sixteen_bit",)
-        assert difference(out.getvalue(), factory.photo()) < 10
-
-    def test_sizes_are_refused_before_a_tile_is_decoded(self):
-        data = heif.tiled(factory.photo(320, 200), 128)
-        lie = data.replace(struct.pack(">II", 320, 200), struct.pack(">II", 30_000, 30_000))
-        assert (refusal(lie).status, refusal(lie).limit) == (
-            Status.IMAGE_TOO_LARGE,
-            LIMITS.max_pixels,
-        )
-        assert (
-            refusal(
-                data.replace(struct.pack(">HH", 320, 200), struct.pack(">HH", 30_000, 30_000))
-            ).status
-            == Status.CORRUPT_IMAGE
-        )
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_heic_grid_of_a_telephone_is_joined_and_turned(turns):
+    photo = factory.photo(320, 200)
+    data = heif.tiled(photo, 128, turns=turns, depth=factory.photo(80, 50).convert("L"))
+    facts = decode_image(data, LIMITS).facts
+    assert (facts.format, facts.frames, facts.orientation, facts.flags) == ("HEIC", 1, 1, ())
+    assert (facts.width, facts.height) == ((320, 200) if turns % 2 == 0 else (200, 320))
+    assert facts.decoder.startswith("pi-heif ")
+    assert difference(data, photo.rotate(90 * turns, expand=True)) < 10
 
 
-class TestPnm:
-    @pytest.mark.parametrize("most", [255, 1023, 65_535, 100])
-    @pytest.mark.parametrize("channels", [1, 3])
-    def test_every_range_is_brought_to_eight_bits(self, most, channels):
-        if most > 255:
-            data = factory.wide_pnm(most, channels)
-        else:
-            ramp = np.repeat(np.linspace(0, most, 256).astype(np.uint8), channels).tobytes()
-            data = b"P%d 256 16 %d\n" % (5 if channels == 1 else 6, most) + ramp * 16
-        found = pixels(data).astype(int)
-        assert np.abs(found - np.arange(256)[None, :, None]).max() <= max(1, 255 // most + 1)
-        assert decode_image(data, LIMITS).facts.mode == ("L" if channels == 1 else "RGB")
-
-    def test_text_is_read_too(self):
-        np.testing.assert_array_equal(
-            np.asarray(decode_image(factory.ODD["pgm_plain"][1](), LIMITS).pixels)[..., 0],
-            [[0, 128, 255], [255, 128, 0]],
-        )
-        np.testing.assert_array_equal(
-            np.asarray(decode_image(factory.ODD["pgm_plain_16"][1](), LIMITS).pixels)[..., 0],
-            [[0, 128, 255]],
-        )
-
-    def test_large_ones_are_narrowed_in_bands(self):
-        samples = np.random.default_rng(0).integers(0, 65_536, (2200, 2000), dtype=np.uint16)
-        data = b"P5 2000 2200 65535\n" + samples.astype(">u2").tobytes()
-        np.testing.assert_array_equal(pixels(data)[..., 0], samples >> 8)
-
-    def test_a_lying_size_is_refused_or_truncated(self):
-        assert refusal(b"P6 30000 30000 65535\n" + bytes(60)).status == Status.IMAGE_TOO_LARGE
-        assert refusal(b"P6 300 300 65535\n" + bytes(60)).status == Status.TRUNCATED_IMAGE
+def test_heic_of_ten_bits_is_scaled_to_eight():
+    wide, out = np.asarray(factory.photo()).astype(np.uint16) * 257, io.BytesIO()
+    image = pillow_heif.from_bytes(mode="RGB;16", size=(96, 64), data=wide.tobytes())
+    image.save(out, quality=90)
+    assert decode_image(out.getvalue(), LIMITS).facts.flags == ("sixteen_bit",)
+    assert difference(out.getvalue(), factory.photo()) < 10
 
 
-class TestCameraRaw:
-    def test_the_cameras_own_preview_is_scored_and_flagged_and_keeps_to_the_limits(self):
-        preview = factory.encoded(factory.photo(300, 200), "JPEG", quality=93)
-        image, alone = decode_image(factory.dng(preview), LIMITS), decode_image(preview, LIMITS)
-        assert image.facts.flags == ("preview",)
-        assert (image.facts.format, image.facts.width, image.facts.quality) == ("RAW", 300, 93)
-        assert image.facts.decoder.startswith("rawpy ")
-        np.testing.assert_array_equal(np.asarray(image.pixels), np.asarray(alone.pixels))
-        error = refusal(factory.dng(factory.lying_jpeg(20_000, 20_000)))
-        assert (error.status, error.facts.format) == (Status.IMAGE_TOO_LARGE, "RAW")
-
-    def test_without_a_jpeg_in_it_there_is_nothing_to_score(self):
-        error = refusal(factory.camera_raw())
-        assert error.status == Status.UNSUPPORTED_FORMAT
-        assert "camera raw" in error.detail
+def test_heic_size_is_refused_before_a_tile_is_decoded():
+    data = heif.tiled(factory.photo(320, 200), 128)
+    lie = refusal(data.replace(struct.pack(">II", 320, 200), struct.pack(">II", 30_000, 30_000)))
+    assert (lie.status, lie.limit) == (Status.IMAGE_TOO_LARGE, LIMITS.max_pixels)
+    other = data.replace(struct.pack(">HH", 320, 200), struct.pack(">HH", 30_000, 30_000))
+    assert refusal(other).status == Status.CORRUPT_IMAGE
 
 
-def test_without_its_extra_a_raw_file_names_the_pip_line(monkeypatch):
+@pytest.mark.parametrize("most", [255, 1023, 65_535, 100])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pnm_of_any_range_is_scaled_to_eight_bits(most, channels):
+    if most > 255:
+        data = factory.wide_pnm(most, channels)
+    else:
+        ramp = np.repeat(np.linspace(0, most, 256).astype(np.uint8), channels).tobytes()
+        data = b"P%d 256 16 %d\n" % (5 if channels == 1 else 6, most) + ramp * 16
+    found = pixels(data).astype(int)
+    assert np.abs(found - np.arange(256)[None, :, None]).max() <= max(1, 255 // most + 1)
+    assert decode_image(data, LIMITS).facts.mode == ("L" if channels == 1 else "RGB")
+
+
+def test_pnm_in_text_is_read():
+    rows = {"pgm_plain": [[0, 128, 255], [255, 128, 0]], "pgm_plain_16": [[0, 128, 255]]}
+    assert {name: pixels(factory.ODD[name][1]())[..., 0].tolist() for name in rows} == rows
+
+
+def test_pnm_of_many_rows_is_narrowed_in_bands():
+    samples = np.random.default_rng(0).integers(0, 65_536, (2200, 2000), dtype=np.uint16)
+    data = b"P5 2000 2200 65535\n" + samples.astype(">u2").tobytes()
+    np.testing.assert_array_equal(pixels(data)[..., 0], samples >> 8)
+
+
+def test_pnm_size_that_lies_is_refused():
+    assert refusal(b"P6 30000 30000 65535\n" + bytes(60)).status == Status.IMAGE_TOO_LARGE
+    assert refusal(b"P6 300 300 65535\n" + bytes(60)).status == Status.TRUNCATED_IMAGE
+
+
+def test_raw_image_is_its_preview_within_the_limits():
+    preview = factory.encoded(factory.photo(300, 200), "JPEG", quality=93)
+    image = decode_image(factory.dng(preview), LIMITS)
+    assert image.facts.flags == ("preview",)
+    assert (image.facts.format, image.facts.width, image.facts.quality) == ("RAW", 300, 93)
+    assert image.facts.decoder.startswith("rawpy ")
+    np.testing.assert_array_equal(np.asarray(image.pixels), pixels(preview))
+    error = refusal(factory.dng(factory.lying_jpeg(20_000, 20_000)))
+    assert (error.status, error.facts.format) == (Status.IMAGE_TOO_LARGE, "RAW")
+
+
+def test_raw_image_without_a_preview_is_unsupported():
+    error = refusal(factory.camera_raw())
+    assert error.status == Status.UNSUPPORTED_FORMAT
+    assert "camera raw" in error.detail
+
+
+def test_raw_image_without_rawpy_names_the_pip_line(monkeypatch):
     data = factory.dng(factory.jpeg())
     monkeypatch.setitem(sys.modules, "rawpy", None)
     error = refusal(data)
@@ -119,8 +105,7 @@ def test_without_its_extra_a_raw_file_names_the_pip_line(monkeypatch):
 
 @pytest.mark.parametrize("boxed", [False, True])
 def test_jpeg_xl_is_unsupported_and_named(boxed):
-    error = refusal(
-        bytes(imagecodecs.jpegxl_encode(np.asarray(factory.photo()), usecontainer=boxed))
-    )
+    data = imagecodecs.jpegxl_encode(np.asarray(factory.photo()), usecontainer=boxed)
+    error = refusal(bytes(data))
     assert (error.status, error.facts.format) == (Status.UNSUPPORTED_FORMAT, None)
     assert error.detail == "a JPEG XL image: convert it to PNG with djxl"

@@ -20,13 +20,8 @@ from tests.images.outcomes import LIMITS, outcome_of, pixels, status_of
 EOI = b"\xff\xd9"
 LENGTH = 512
 MISSING = {Status.TRUNCATED_IMAGE, Status.CORRUPT_IMAGE}
-ENCODINGS = [
-    {},
-    {"subsampling": 0},
-    {"optimize": True},
-    {"progressive": True},
-    {"restart_marker_rows": 2},
-]
+ENCODINGS = [{}, {"subsampling": 0}, {"optimize": True}, {"progressive": True}]
+ENCODINGS.append({"restart_marker_rows": 2})
 RARE = [((4, 2), (1, 1), (1, 1)), ((1, 1), (2, 1), (1, 1)), ((3, 1), (1, 1), (1, 1))]
 
 
@@ -37,14 +32,12 @@ def make_photo(seed: int, width: int = 640, height: int = 480) -> Image.Image:
 
     def draw(step: int) -> np.ndarray:
         noise = rng.integers(0, 256, (height // step, width // step, 3), np.uint8)
-        return np.asarray(
-            Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-        ).astype(float)
+        resized = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(resized).astype(float)
 
     detail = np.clip(draw(96)[..., :1] / 160 - 0.4, 0, 1)
-    return Image.fromarray(
-        (draw(80) * (1 - detail / 2) + draw(1) * detail / 2).clip(0, 255).astype(np.uint8)
-    )
+    levels = draw(80) * (1 - detail / 2) + draw(1) * detail / 2
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
 
 
 @cache
@@ -58,19 +51,16 @@ def group_blocks(grey: bytes, factors: tuple[tuple[int, int], ...]) -> bytes:
     The blocks of one row of the grey image become one row of MCUs. All components use the same
     tables.
     """
-    blocks = sum(across * down for across, down in factors)
-    units = jpeg._frame(grey).width // 8 // blocks
-    size = (
-        jpeg._frame(grey).height * max(down for _, down in factors),
-        units * 8 * max(across for across, _ in factors),
-    )
+    frame, blocks = jpeg._frame(grey), sum(across * down for across, down in factors)
+    units = frame.width // 8 // blocks
+    height = frame.height * max(down for _, down in factors)
+    size = height, units * 8 * max(across for across, _ in factors)
     parts = [b"\xff\xd8"]
     for segment in jpeg.segments(grey):
         body = segment.body
         if segment.marker == jpeg.SOF0:
             components = b"".join(
-                bytes((number, across << 4 | down, 0))
-                for number, (across, down) in enumerate(factors, 1)
+                bytes((number, h << 4 | v, 0)) for number, (h, v) in enumerate(factors, 1)
             )
             body = struct.pack(">HBHHB", 8 + len(components), 8, *size, len(factors)) + components
         elif segment.marker == jpeg.SOS:
@@ -86,10 +76,8 @@ def group_blocks(grey: bytes, factors: tuple[tuple[int, int], ...]) -> bytes:
 def make_rare(seed: int, factors: tuple[tuple[int, int], ...], **options) -> bytes:
     """A JPEG of 12 × 60 MCUs that TurboJPEG refuses for its sampling factors."""
     width = 8 * 12 * sum(across * down for across, down in factors)
-    return group_blocks(
-        factory.encoded(make_photo(seed, width, 480).convert("L"), "JPEG", quality=85, **options),
-        factors,
-    )
+    photo = make_photo(seed, width, 480).convert("L")
+    return group_blocks(factory.encoded(photo, "JPEG", quality=85, **options), factors)
 
 
 def largest_scan(data: bytes) -> tuple[int, int]:
@@ -143,9 +131,8 @@ def test_jpeg_scan_damage_is_refused(options):
 def test_jpeg_scan_damage_with_rare_sampling_is_refused(factors, options):
     files = [make_rare(seed, factors, **options) for seed in range(10)]
     for data in files:
-        np.testing.assert_array_equal(
-            pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-        )
+        plain = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        np.testing.assert_array_equal(pixels(data), plain)
     passed = count_passed(files)
     assert max(passed.values()) <= 2, passed
 
@@ -181,68 +168,46 @@ def test_zeros_in_place_of_the_last_coded_bytes_are_refused():
     [(b"\x12\x34", Status.OK), (bytes(60), Status.OK), (b"\x12\x34" * 30, Status.CORRUPT_IMAGE)],
 )
 def test_stray_bytes_before_restart_markers_are_counted(stray, status):
-    data = make_jpeg(0, restart_marker_rows=1)
+    assert status_of(before_restarts(make_jpeg(0, restart_marker_rows=1), stray)) == status
+
+
+def before_restarts(data: bytes, stray: bytes) -> bytes:
     start, end = largest_scan(data)
-    assert (
-        status_of(
-            data[:start]
-            + jpeg._RESTART.sub(lambda marker: stray + marker[0], data[start:end])
-            + data[end:]
-        )
-        == status
-    )
+    scan = jpeg._RESTART.sub(lambda marker: stray + marker[0], data[start:end])
+    return data[:start] + scan + data[end:]
 
 
 def test_jpeg_of_large_tables_and_many_restarts_is_judged_at_once():
     data = factory.encoded(make_photo(0).convert("L"), "JPEG", quality=20, restart_marker_blocks=8)
-    start, end = largest_scan(data)
-    data = (
-        data[:start]
-        + jpeg._RESTART.sub(lambda marker: b"\x12\x34" + marker[0], data[start:end])
-        + data[end:]
-    )
+    data = before_restarts(data, b"\x12\x34")
     assert status_of(data) == Status.OK
     tables = data.index(b"\xff\xc4")
     size = int.from_bytes(data[tables + 2 : tables + 4], "big")
     table = data[tables + 4 : tables + 2 + size] * (60_000 // size)
-    data = (
-        data[:tables]
-        + (b"\xff\xc4" + struct.pack(">H", len(table) + 2) + table) * 4
-        + data[tables:]
-    )
+    segment = b"\xff\xc4" + struct.pack(">H", len(table) + 2) + table
     started = time.process_time()
-    assert status_of(data) == Status.CORRUPT_IMAGE
+    assert status_of(data[:tables] + segment * 4 + data[tables:]) == Status.CORRUPT_IMAGE
     assert time.process_time() - started < 0.5
 
 
 def make_tiff(strips: list[bytes], width: int, height: int, bands: int) -> bytes:
     photometric = {1: tiff_writer.BLACK_IS_ZERO, 3: tiff_writer.RGB, 4: tiff_writer.CMYK}[bands]
-    tags = {
-        256: [width],
-        257: [height],
-        258: [8] * bands,
-        259: [7],
-        262: [photometric],
-        277: [bands],
-        278: [height // len(strips)],
-    }
-    return tiff_writer.container(tags, strips)
+    tags = {256: [width], 257: [height], 258: [8] * bands, 259: [7], 262: [photometric]}
+    return tiff_writer.container(tags | {277: [bands], 278: [height // len(strips)]}, strips)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_tiff_with_lossless_jpeg_strip_decodes_as_in_pillow(mode):
-    samples = np.asarray(make_photo(0).convert(mode))
-    strip = imagecodecs.jpeg8_encode(
-        samples, colorspace=mode if mode == "CMYK" else None, lossless=True
-    )
+    image = make_photo(0).convert(mode)
+    samples, bands = np.asarray(image), len(image.getbands())
+    colours = mode if mode == "CMYK" else None
+    strip = imagecodecs.jpeg8_encode(samples, colorspace=colours, lossless=True)
     assert jpeg._frame(strip).marker == jpeg.SOF3
-    data = make_tiff([strip], 640, 480, len(Image.new(mode, (1, 1)).getbands()))
+    data = make_tiff([strip], 640, 480, bands)
     assert status_of(data) == Status.OK
     with Image.open(io.BytesIO(data)) as plain:
         np.testing.assert_array_equal(np.asarray(plain), samples)
-    assert (
-        status_of(make_tiff([strip[: len(strip) // 2]], 640, 480, len(plain.getbands()))) in MISSING
-    )
+    assert status_of(make_tiff([strip[: len(strip) // 2]], 640, 480, bands)) in MISSING
 
 
 def test_lossless_jpeg_with_stray_restart_markers_is_refused():
@@ -250,10 +215,8 @@ def test_lossless_jpeg_with_stray_restart_markers_is_refused():
     start, _ = largest_scan(data)
     interval = b"\xff\xdd\0\x04" + struct.pack(">H", 640)
     at = data.index(b"\xff\xda")
-    assert (
-        status_of(data[:at] + interval + data[at:start] + b"\x12" * 99 + b"\xff\xd0" + data[start:])
-        in MISSING
-    )
+    stray = b"\x12" * 99 + b"\xff\xd0"
+    assert status_of(data[:at] + interval + data[at:start] + stray + data[start:]) in MISSING
 
 
 @pytest.mark.parametrize("rows", [48, 480])

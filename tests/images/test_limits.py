@@ -20,6 +20,7 @@ from ray_app.errors import InputError, Status
 from ray_app.images import BatchLimits, Demand, ImageLimits, ImageRefused, decode_image, peek_image
 from ray_app.images.limits import worst_bytes
 from tests.images import factory, layouts, tiff_writer
+from tests.images.outcomes import refusal
 
 FLAT = factory.encoded(factory.photo(1200, 900), "JPEG", quality=1)
 
@@ -34,26 +35,20 @@ FLAT = factory.encoded(factory.photo(1200, 900), "JPEG", quality=1)
         ({"max_ratio": 50}, FLAT, 1200 * 900 * 3 / len(FLAT)),
     ],
 )
-def test_each_limit_refuses_and_names_itself_and_both_numbers(limit, data, observed):
-    with pytest.raises(ImageRefused) as caught:
-        decode_image(data, ImageLimits(**limit))
+def test_image_over_a_limit_names_the_limit_and_both_numbers(limit, data, observed):
+    error = refusal(data, ImageLimits(**limit))
     ((named, number),) = limit.items()
-    assert caught.value.status == Status.IMAGE_TOO_LARGE
-    assert named in caught.value.detail
-    assert (caught.value.limit, caught.value.observed) == (number, pytest.approx(observed))
-    copy = pickle.loads(pickle.dumps(caught.value))
-    assert (copy.limit, copy.observed, copy.detail, copy.facts) == (
-        number,
-        caught.value.observed,
-        caught.value.detail,
-        caught.value.facts,
-    )
+    assert error.status == Status.IMAGE_TOO_LARGE
+    assert named in error.detail
+    assert (error.limit, error.observed) == (number, pytest.approx(observed))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.limit, copy.observed, copy.detail) == (number, error.observed, error.detail)
+    assert copy.facts == error.facts
 
 
-def test_what_stands_exactly_at_the_limits_is_let_in():
-    limits = ImageLimits(
-        max_bytes=len(factory.jpeg()), max_pixels=6144, max_side=96, max_aspect=1.5
-    )
+def test_image_exactly_at_the_limits_is_decoded():
+    most = {"max_pixels": 6144, "max_side": 96, "max_aspect": 1.5}
+    limits = ImageLimits(max_bytes=len(factory.jpeg()), **most)
     assert decode_image(factory.jpeg(), limits).pixels.size == (96, 64)
 
 
@@ -155,30 +150,20 @@ def status(name: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for its count")
 @pytest.mark.parametrize("kind", MODES)
-def test_no_image_takes_more_than_was_asked_for_it(kind, picture, measured):
-    grown, demand = measured(
-        encoded(picture, *MODES[kind]),
-        BatchLimits(),
-        encoded(picture.resize((64, 64)), *MODES[kind]),
-    )
+def test_image_takes_no_more_memory_than_its_demand(kind, picture, measured):
+    warming = encoded(picture.resize((64, 64)), *MODES[kind])
+    grown, demand = measured(encoded(picture, *MODES[kind]), BatchLimits(), warming)
     assert demand.pixels == SIDE * SIDE
     assert grown <= demand.peak_bytes + SLACK
     assert demand.peak_bytes <= 2.5 * (grown + SLACK), "more is asked for than is used"
-    assert (
-        demand.peak_bytes
-        <= worst_bytes(BatchLimits()) * demand.pixels / BatchLimits().max_whole_pixels
-    )
+    worst = worst_bytes(BatchLimits()) * demand.pixels / BatchLimits().max_whole_pixels
+    assert demand.peak_bytes <= worst
 
 
-def test_a_demand_that_no_machine_could_meet_is_one():
+def test_demand_that_no_machine_has_is_a_number():
     """A tile of 2³² − 1 pixels on each side; a child tells what it needs in 64 bits."""
-    data = tiff_writer.tiff(
-        np.zeros((16, 16, 1), int),
-        8,
-        tiff_writer.BLACK_IS_ZERO,
-        compression=tiff_writer.LZW,
-        tile=16,
-    )
+    grey, lzw = tiff_writer.BLACK_IS_ZERO, tiff_writer.LZW
+    data = tiff_writer.tiff(np.zeros((16, 16, 1), int), 8, grey, compression=lzw, tile=16)
     peeked = peek_image(_with_tags(data, {322: 2**32 - 1, 323: 2**32 - 1}), ImageLimits())
     assert peeked.demand.peak_bytes == 2**63 - 1
     with pytest.raises(ImageRefused) as caught:

@@ -10,7 +10,7 @@ from tests.images.charts import chart
 from tests.images.factory import encoded, photo
 
 
-def test_a_drawing_is_told_from_photographs(tmp_path):
+def test_graphics_of_a_drawing_exceed_those_of_photographs(tmp_path):
     write_photographs(tmp_path, 2, size=(640, 480))
     photographs = [Image.open(path).convert("RGB") for path in sorted(tmp_path.rglob("*.jpg"))]
     for kept in (
@@ -34,7 +34,7 @@ def test_texture_is_the_mean_step_of_a_row():
     assert texture_of(noisy)[0] > 2
 
 
-def test_it_stands_among_the_facts_only_where_it_is_asked_for():
+def test_texture_is_a_fact_only_if_requested():
     image = decode_image(encoded(photo(), "PNG"), ImageLimits())
     assert (image.facts.texture, image.facts.graphics) == (None, None)
     asked = with_texture(image)

@@ -54,13 +54,8 @@ def tiff(
     placed |= {338: list(extra)} if extra else {}
     placed |= {317: [2]} if predictor else {}
     placed |= {322: [tile], 323: [tile]} if tile else {278: [rows]}
-    return container(
-        placed | (tags or {}),
-        pieces,
-        order=order,
-        big=big,
-        places=places or (TILES if tile else STRIPS),
-    )
+    places = places or (TILES if tile else STRIPS)
+    return container(placed | (tags or {}), pieces, order=order, big=big, places=places)
 
 
 def container(
@@ -83,20 +78,13 @@ def container(
         wide = SHORT if max(values) < 65536 else kind
         packed = struct.pack(f"{order}{len(values)}{'H' if wide == SHORT else ends}", *values)
         if len(packed) > struct.calcsize(ends):
-            packed, body = (
-                struct.pack(order + ends, at + len(body)),
-                body + packed + b"\0" * (len(packed) % 2),
-            )
+            place = struct.pack(order + ends, at + len(body))
+            packed, body = place, body + packed + b"\0" * (len(packed) % 2)
         entries += struct.pack(order + entry, tag, wide, len(values), packed)
     magic = struct.pack(order + "HHH", 43, 8, 0) if big else struct.pack(order + "H", 42)
     start = (b"II" if order == "<" else b"MM") + magic + struct.pack(order + ends, at + len(body))
-    return (
-        start
-        + body
-        + struct.pack(order + ("Q" if big else "H"), len(here))
-        + entries
-        + bytes(struct.calcsize(ends))
-    )
+    count = struct.pack(order + ("Q" if big else "H"), len(here))
+    return start + body + count + entries + bytes(struct.calcsize(ends))
 
 
 def _cut(plane: np.ndarray, tile: int, rows: int) -> Iterator[np.ndarray]:
@@ -122,9 +110,6 @@ def packed(piece: np.ndarray, bits: int, order: str, predictor: bool) -> bytes:
 
 
 def pressed(data: bytes, compression: int) -> bytes:
-    packers = {
-        DEFLATE: zlib.compress,
-        PACKBITS: imagecodecs.packbits_encode,
-        LZW: imagecodecs.lzw_encode,
-    }
+    packers = {DEFLATE: zlib.compress, LZW: imagecodecs.lzw_encode}
+    packers[PACKBITS] = imagecodecs.packbits_encode
     return bytes(packers[compression](data)) if compression in packers else data
