@@ -8,7 +8,7 @@ from ray_app.child_process import SECRETS
 from tests.scoring.conftest import wait_until
 
 
-def test_the_listing_process_has_no_secret_of_an_endpoint(tmp_path, monkeypatch):
+def test_listing_process_has_no_secret_of_an_endpoint(tmp_path, monkeypatch):
     for name in SECRETS:
         monkeypatch.setenv(name, f"{name.lower()}-of-twenty-letters")
     monkeypatch.setenv("A_PROXY", "needed-to-read-the-source")

@@ -98,7 +98,7 @@ def test_folder_of_files_and_archives_is_one_archive(tmp_path):
     assert [item.member for item in only] == [f"{number}.jpg" for number in range(30, 40)]
 
 
-def test_files_and_refused_members_among_archives_keep_their_order(tmp_path):
+def test_files_among_members_of_archives_keep_their_order(tmp_path):
     (tmp_path / "plain.jpg").write_bytes(b"plain")
     [info] = list_objects(str(tmp_path / "plain.jpg"))
     plain = ListedMember(info.uri, None, 0, info.version, 5)

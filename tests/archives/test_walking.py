@@ -64,7 +64,7 @@ def zipped(path, names):
     path.write_bytes(hazards.zipped({name: name.encode() * 99 for name in names}))
 
 
-def test_container_that_cannot_be_opened_has_a_row_despite_patterns(tmp_path):
+def test_container_that_cannot_be_opened_always_has_a_row(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/bad.zip").write_bytes(b"no zip")
     zipped(tmp_path / "in/good.zip", ["a.jpg", "b.png"])

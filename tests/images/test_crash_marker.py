@@ -34,12 +34,6 @@ with Watchdog(crumb, 0.2):
     threading.Event().wait(0.5)
 crumb.close()
 """
-IDLE_AFTER_ONE = """
-with Watchdog(crumb, 0.1):
-    crumb.note(1); crumb.clear()
-    threading.Event().wait(0.3)
-crumb.close()
-"""
 ENDS = {
     "killed while it decodes": (
         "crumb.note(1); crumb.clear(); crumb.note(-(2**63)); os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, {-(2**63)}
@@ -51,7 +45,6 @@ ENDS = {
     # Pillow decodes without the interpreter's lock
     "a decode in C that is slow": (SLOW_IN_C, Watchdog.EXIT_CODE, {8}),
     "many short decodes, and none": (BUSY_AND_IDLE, 0, set()),
-    "one short decode, and none": (IDLE_AFTER_ONE, 0, set()),
 }  # fmt: skip
 
 

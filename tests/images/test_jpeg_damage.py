@@ -177,7 +177,7 @@ def before_restarts(data: bytes, stray: bytes) -> bytes:
     return data[:start] + scan + data[end:]
 
 
-def test_jpeg_of_large_tables_and_many_restarts_is_judged_at_once():
+def test_jpeg_of_large_tables_and_restarts_is_refused_at_once():
     data = factory.encoded(make_photo(0).convert("L"), "JPEG", quality=20, restart_marker_blocks=8)
     data = before_restarts(data, b"\x12\x34")
     assert status_of(data) == Status.OK

@@ -152,7 +152,7 @@ def test_jpeg_with_many_fill_bytes_is_refused_at_once(end):
     assert time.thread_time() - began < 2
 
 
-def test_jpeg_of_ten_thousand_restarts_and_segments_is_read_at_once():
+def test_jpeg_of_ten_thousand_segments_is_read_at_once():
     many_parts = factory.encoded(factory.photo(1200, 800), "JPEG", restart_marker_blocks=1)
     many_parts = joined_restarts(many_parts, split_at_restarts(many_parts), b"\x12\x34")
     few_scans = factory.encoded(factory.photo(), "JPEG", progressive=True)[:-2]
@@ -257,7 +257,7 @@ def test_tiff_tags_that_are_not_used_take_no_memory():
     assert peak < 30e6
 
 
-def test_gif_and_bmp_headers_taller_than_their_data_are_truncated():
+def test_gif_and_bmp_taller_than_their_data_are_truncated():
     gif = bytearray(factory.encoded(factory.photo(), "GIF"))
     at = gif.index(b",\0\0\0\0\x60\0\x40\0")
     gif[8:10] = gif[at + 7 : at + 9] = struct.pack("<H", 200)

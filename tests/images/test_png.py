@@ -118,7 +118,7 @@ def test_png_damaged_chunk_length_names_the_chunk(size):
     assert f"the chunk at byte {HEADER_END} is damaged" in refused.detail
 
 
-def test_png_of_too_few_rows_with_bytes_after_its_stream_is_truncated():
+def test_png_of_too_few_rows_is_truncated():
     header = factory.chunk(b"IHDR", struct.pack(">IIBBBBB", 2000, 500, 8, 2, 0, 0, 0))
     rows = zlib.compress(bytes(6001) * 400) + b"bytes after the stream"
     body = factory.chunk(b"IDAT", rows) + factory.chunk(b"IEND", b"")

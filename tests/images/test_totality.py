@@ -41,13 +41,13 @@ def assert_total(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("examples", SWEEPS)
-def test_any_bytes(examples):
+def test_any_bytes_are_an_image_or_a_refusal(examples):
     files = st.builds(bytes.__add__, st.sampled_from(STARTS), st.binary(max_size=2048))
     settings(max_examples=examples, **UNHURRIED)(given(files)(assert_total))()
 
 
 @pytest.mark.parametrize("cases", [200, pytest.param(2000, marks=pytest.mark.slow)])
-def test_damaged_files(cases):
+def test_damaged_files_are_an_image_or_a_refusal(cases):
     """`tests/runs/test_hostile_headers` takes others."""
     for case in range(cases):
         _, data = flipped(10_000_000 + case)

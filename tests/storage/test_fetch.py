@@ -135,17 +135,6 @@ def test_local_file_that_grows_while_it_is_read_is_changed(tmp_path, monkeypatch
     assert refused(Fetcher(), str(path)).status is Status.SOURCE_CHANGED
 
 
-def test_web_file_is_read_in_the_listed_version_only(faulty):
-    faulty.objects["/a.jpg"] = DATA
-    [info] = list_objects(f"{faulty.url}/a.jpg")
-    assert (info.size_bytes, info.version) == (len(DATA), ETAG)
-    fetcher = Fetcher(signed=[faulty.url])
-    assert fetcher.fetch(info.uri, info.version, LIMIT) == DATA
-    assert refused(fetcher, info.uri, limit=999).status is Status.IMAGE_TOO_LARGE
-    faulty.faults["/a.jpg"] = ["other_etag"]
-    assert refused(fetcher, info.uri, info.version).status is Status.SOURCE_CHANGED
-
-
 def test_presigned_url_is_read_with_its_secrets_and_shows_none(faulty):
     path = "/a.jpg?size=large&X-Amz-Signature=s3cr3t&X-Amz-Credential=me"
     signed = f"{faulty.url}{path}"

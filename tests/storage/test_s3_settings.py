@@ -211,13 +211,6 @@ def test_fsspec_options_that_are_unusable_are_refused(monkeypatch, name, value, 
         fsspec_options()
 
 
-def test_s3_checksum_setting_may_be_in_capitals(bucket, strict, monkeypatch):
-    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
-    with strict(lacks_md5, NO_MD5) as store:
-        Store.open(f"{bucket}/capitals").delete_all(["a", "b"])
-        assert [method for method, _, _ in store.seen] == ["POST"], "the request was not refused"
-
-
 @pytest.mark.parametrize(
     "options",
     [{"requester_pays": True}, {"s3_additional_kwargs": {"RequestPayer": "requester"}}],

@@ -248,7 +248,7 @@ def test_zip_entry_without_its_zip64_sizes_is_refused_alone(tmp_path):
     assert others == [(name, None) for name in list(FILES)[1:]]
 
 
-def test_zip_directory_damaged_in_the_middle_keeps_what_is_before(tmp_path):
+def test_zip_directory_that_is_damaged_keeps_what_is_before(tmp_path):
     data = zipped()
     place = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
     listed = written(tmp_path, data[:place] + b"XX" + data[place + 2 :], "zip")

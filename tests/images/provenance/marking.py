@@ -14,13 +14,10 @@ SD1, SD2, INVOKE, SDXL, FLUX = MESSAGES
 def waves(width: int = 512, height: int = 512) -> Image.Image:
     """A picture with shades, colours and a little noise."""
     y, x = np.mgrid[:height, :width]
-    shades = np.stack(
-        [np.sin(x / (40 + 9 * c)) * 60 + np.cos(y / (50 - 9 * c)) * 50 + 128 for c in range(3)],
-        axis=-1,
-    )
-    return Image.fromarray(
-        (shades + np.random.default_rng(7).normal(0, 2, shades.shape)).clip(0, 255).astype(np.uint8)
-    )
+    bands = [np.sin(x / (40 + 9 * c)) * 60 + np.cos(y / (50 - 9 * c)) * 50 + 128 for c in range(3)]
+    shades = np.stack(bands, axis=-1)
+    noise = np.random.default_rng(7).normal(0, 2, shades.shape)
+    return Image.fromarray((shades + noise).clip(0, 255).astype(np.uint8))
 
 
 def marked(
@@ -34,22 +31,14 @@ def marked(
     blocks = levels.reshape(rows // 8, 4, columns // 8, 4).swapaxes(1, 2).reshape(-1, 16)
     at = np.abs(blocks[:, 1:]).argmax(axis=1) + 1
     old = np.take_along_axis(blocks, at[:, None], 1)
-    new = (
-        (np.abs(old) // 36 + 0.25 + 0.5 * np.resize(bits, len(blocks))[:, None])
-        * 36
-        * np.where(old < 0, -1, 1)
-    )
+    steps = np.abs(old) // 36 + 0.25 + 0.5 * np.resize(bits, len(blocks))[:, None]
     change = np.zeros_like(blocks)
-    np.put_along_axis(change, at[:, None], (new - old) / 2, 1)
-    change = (
-        change.reshape(rows // 8, columns // 8, 4, 4)
-        .swapaxes(1, 2)
-        .reshape(rows // 2, columns // 2)
-    )
-    pixels[:rows, :columns] += change.repeat(2, 0).repeat(2, 1)[..., None] * [0, -0.395, 2.032]
-    return Image.fromarray(
-        pixels.round().clip(0, 255).astype(np.uint8)[..., :: -1 if swapped else 1]
-    )
+    np.put_along_axis(change, at[:, None], (steps * 36 * np.where(old < 0, -1, 1) - old) / 2, 1)
+    change = change.reshape(rows // 8, columns // 8, 4, 4).swapaxes(1, 2)
+    change = change.reshape(rows // 2, columns // 2).repeat(2, 0).repeat(2, 1)
+    pixels[:rows, :columns] += change[..., None] * [0, -0.395, 2.032]
+    levels = pixels.round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(levels[..., :: -1 if swapped else 1])
 
 
 def marked_photo() -> Image.Image:

@@ -47,7 +47,7 @@ def test_manifest_is_intact_trusted_or_invalid_in_every_format(form):
     assert not invalid.ai_declared, "what an invalid manifest says does not count"
 
 
-def test_manifest_names_the_first_list_that_vouches_for_its_signer():
+def test_manifest_names_the_first_list_with_its_signer():
     """Of a stranger it names all lists that were asked."""
     ours, other, data = own_list(authority().root), own_list(Authority("Other").root), signed()
     named = ours.model_copy(update={"told": "first"})

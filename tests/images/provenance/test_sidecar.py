@@ -4,6 +4,7 @@ about this image.
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -35,61 +36,43 @@ def test_sidecar_is_read_for_every_format(form, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(data)
     (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(data, form))
     found = read(tmp_path / "photo.jpg")
-    assert (found.c2pa.state, found.c2pa.source_types, found.c2pa.sidecar, found.ai_declared) == (
-        "trusted",
-        (AI,),
-        True,
-        True,
-    )
+    assert (found.c2pa.state, found.c2pa.source_types) == ("trusted", (AI,))
+    assert (found.c2pa.sidecar, found.ai_declared) == (True, True)
 
 
 def test_sidecar_of_another_image_says_nothing(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(factory.jpeg(quality=50))
     (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(factory.jpeg()))
     found = read(tmp_path / "photo.jpg")
-    assert (found.c2pa.state, found.c2pa.ai_generated, found.ai_declared) == (
-        "unreadable",
-        False,
-        False,
-    )
-    assert found.c2pa.problems == (
-        "the sidecar does not match this image: assertion.dataHash.mismatch",
-    )
+    assert (found.c2pa.state, found.c2pa.ai_generated) == ("unreadable", False)
+    assert not found.ai_declared
+    [problem] = found.c2pa.problems
+    assert problem == "the sidecar does not match this image: assertion.dataHash.mismatch"
 
 
 @pytest.mark.parametrize("content", [b"no manifest", bytes(200), b"\0\0\0\x30jumb" + bytes(100)])
-def test_sidecar_that_is_no_manifest_is_said_to_be_unread(content, tmp_path):
+def test_sidecar_that_is_not_a_manifest_is_unreadable(content, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(factory.jpeg())
     (tmp_path / "photo.c2pa").write_bytes(content)
     found = read(tmp_path / "photo.jpg")
-    assert (found.c2pa.state, found.c2pa.problems) == (
-        "unreadable",
-        ("the sidecar is not a C2PA manifest store",),
-    )
+    assert found.c2pa.state == "unreadable"
+    assert found.c2pa.problems == ("the sidecar is not a C2PA manifest store",)
 
 
 def test_manifest_in_the_image_counts_before_its_sidecar(tmp_path):
-    (tmp_path / "photo.jpg").write_bytes(
-        authority().sign(factory.jpeg(), manifest=created("digitalCapture"))
-    )
+    camera = authority().sign(factory.jpeg(), manifest=created("digitalCapture"))
+    (tmp_path / "photo.jpg").write_bytes(camera)
     (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(factory.jpeg()))
     found = read(tmp_path / "photo.jpg")
-    assert (found.c2pa.state, found.c2pa.source_types, found.c2pa.sidecar) == (
-        "trusted",
-        ("digitalCapture",),
-        None,
-    )
+    assert (found.c2pa.state, found.c2pa.sidecar) == ("trusted", None)
+    assert found.c2pa.source_types == ("digitalCapture",)
 
 
 def test_file_without_a_sidecar_stays_as_it_is(tmp_path):
     path, data = tmp_path / "photo.jpg", factory.jpeg()
     path.write_bytes(data)
     assert attach_sidecar(data, str(path)) is data
-    for make in (
-        lambda name: name.mkdir(),
-        lambda name: os.mkfifo(name),
-        lambda name: name.touch(),
-    ):
+    for make in (Path.mkdir, os.mkfifo, Path.touch):
         sidecar = path.with_suffix(".c2pa")
         make(sidecar)
         assert attach_sidecar(data, str(path)) is data
