@@ -1,17 +1,21 @@
-"""The wild server, what it has seen, and lists of its urls."""
+"""The wild server, lists of its URLs, and the outcome that each kind of URL must have."""
 
+import hashlib
 import json
 import subprocess
 import sys
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.download import CollectConfig
 from ray_app.images import ImageLimits
 from ray_app.inference.decoder_pool import IsolatedDecoders
+from tests.datajobs.download.wild_server import picture
 from tests.scoring.conftest import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,18 +56,6 @@ def wild(tmp_path_factory):
         process.wait()
 
 
-class LentDecoders:
-    """Decoders of the whole session of tests in place of a session's own, since a process takes
-    half a second to start.
-    """
-
-    def __init__(self, decoders):
-        self.decode = decoders.decode
-
-    def close(self):
-        """They serve the next test, too."""
-
-
 @pytest.fixture(scope="session")
 def decoders():
     with closing(
@@ -74,13 +66,10 @@ def decoders():
 
 @pytest.fixture
 def web(wild, decoders, monkeypatch):
-    """The server, with nothing asked of it yet; what comes from it is decoded by decoders that are
-    up already.
-    """
+    """The server, with no request seen yet; all sessions share decoders, which start slowly."""
     wild.forget()
-    monkeypatch.setattr(
-        "ray_app.datajobs.download.fetch.IsolatedDecoders", lambda *_, **__: LentDecoders(decoders)
-    )
+    lent = SimpleNamespace(decode=decoders.decode, close=lambda: None)
+    monkeypatch.setattr("ray_app.datajobs.download.fetch.IsolatedDecoders", lambda *_, **__: lent)
     return wild
 
 
@@ -104,3 +93,63 @@ def write_list(folder, rows):
     path = folder / "list.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+GOOD = ("good", "slow", "moved", "busy", "busydate", "flaky", "tornonce", "resetonce", "misnamed")
+EXPECTED = dict.fromkeys(GOOD, "ok") | {
+    "reset": "source_timeout",
+    "gone": "source_missing",
+    "denied": "source_denied",
+    "html": "unsupported_format",
+    "empty": "empty_file",
+    "torn": "source_timeout",
+    "cut": "truncated_image",
+    "huge": "image_too_large",
+    "endless": "image_too_large",
+    "loop": "source_denied",
+    "inside": "unsupported_format",
+    "zipped": "source_denied",
+}
+
+
+def rows_for(web, kinds, host=None):
+    """A row of a list for each kind of URL, at one host or spread over all."""
+    return [
+        {
+            "id": f"{number:05d}.{kind}",
+            "url": web.url(host or f"h{number % 7}", f"{kind}/{number}.x"),
+            "Prompt": f"a {kind} thing",
+        }
+        for number, kind in enumerate(kinds)
+    ]
+
+
+def outcomes(out):
+    """The rows of collected.parquet and of failed.parquet by id."""
+    collected, failed = (
+        {row["id"]: row for row in pq.read_table(out / f"{name}.parquet").to_pylist()}
+        for name in ("collected", "failed")
+    )
+    assert not collected.keys() & failed.keys()
+    return collected, failed
+
+
+def check(rows, out):
+    """Check that each row has its expected outcome, and that each good file exists once."""
+    collected, failed = outcomes(out)
+    expected_names = set()
+    for row in rows:
+        kind, number = row["id"].partition(".")[2], int(row["id"][:5])
+        status = "ok" if row["id"] in collected else failed[row["id"]]["status"]
+        assert status == EXPECTED[kind], (row["id"], failed.get(row["id"]))
+        if status == "ok":
+            data, subtype = picture(number)
+            name, found = f"{row['id']}.{subtype}", collected[row["id"]]
+            assert (out / "images" / name).read_bytes() == data
+            assert found["uri"] == f"images/{name}"
+            assert found["sha256"] == hashlib.sha256(data).hexdigest()
+            assert (found["prompt"], found["label"]) == (row["Prompt"], "fake")
+            expected_names.add(name)
+    names = {path.name for path in (out / "images").iterdir()}
+    assert {name for name in names if not name.startswith(".touchstone-")} == expected_names
+    assert len(collected) + len(failed) == len(rows)

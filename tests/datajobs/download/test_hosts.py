@@ -1,4 +1,4 @@
-"""When the next request to a host may start, and how files are named."""
+"""When the next request to a host may start, and names of files."""
 
 import asyncio
 
@@ -57,26 +57,14 @@ def test_silence_counts_only_in_a_row():
         visit(host)
 
 
+HARMFUL = ["COM¹", "", ".", "..", "../x", "/etc/passwd", "a\\b", "a\0b", "C:x", ".x", "x."]
+HARMFUL += ["NUL", "com1.png", "é" * 200, "a\nb"]
+
+
 def test_harmful_ids_are_marked_and_others_keep_their_names():
     for name in ("0012345", "a.b.c", "x-1_2", "ünïcode", "a=b,c@d+e"):
         assert safe_name(name) == name
-    for name in (
-        "COM¹",
-        "",
-        ".",
-        "..",
-        "../x",
-        "/etc/passwd",
-        "a\\b",
-        "a\0b",
-        "C:x",
-        ".x",
-        "x.",
-        "NUL",
-        "com1.png",
-        "é" * 200,
-        "a\nb",
-    ):
+    for name in HARMFUL:
         safe = safe_name(name)
         assert safe != name
         assert not {"/", "\\", "\0", ":", "\n"} & set(safe)
@@ -85,7 +73,7 @@ def test_harmful_ids_are_marked_and_others_keep_their_names():
         assert safe.count("~") == 1
 
 
-def test_names_that_differ_only_in_case_or_are_mended_alike_are_told_apart():
+def test_names_that_differ_only_in_case_are_told_apart():
     chosen, cases = file_stems(["A", "a", "b", "a/b", "a_b", "B", marked("a", "a")])
     assert len({name.casefold() for name in chosen}) == 7
     assert (chosen[0], chosen[2], cases) == ("A", "b", 2)
@@ -105,7 +93,5 @@ def test_one_host_is_counted_once_however_it_is_spelt(url):
         ("application/octet-stream", "JPEG", "jpeg"), ("IMAGE/WEBP", "WEBP", "webp"), ("image/../../x", "PNG", "png"),
     ],
 )  # fmt: skip
-def test_the_ending_is_the_content_types_where_the_bytes_agree(
-    content_type, image_format, expected
-):
+def test_ending_is_the_content_type_if_the_bytes_agree(content_type, image_format, expected):
     assert ending(content_type, image_format) == expected

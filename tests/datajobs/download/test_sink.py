@@ -1,8 +1,10 @@
-"""Shards whose store fails, and how much waits while one is published."""
+"""Shards whose store fails, and directories and folders that are refused."""
 
 import pyarrow.parquet as pq
 import pytest
 
+from ray_app.config import validate
+from ray_app.datajobs.download import CollectConfig
 from ray_app.datajobs.download.run import Records
 from ray_app.datajobs.download.sink import Sink, Task, row_of
 from ray_app.errors import ConfigError, StorageError
@@ -11,7 +13,7 @@ from tests.datajobs.download.conftest import config
 from tests.datajobs.download.wild_server import picture
 
 
-def test_a_shard_that_could_not_be_published_lends_its_rows_to_no_other(tmp_path):
+def test_unpublished_shard_lends_its_rows_to_no_other(tmp_path):
     settings = config("list.csv", tmp_path, form="parquet", shard_mb=0.001)
     store = Store.open(str(tmp_path))
     keeper = Sink(store, store, settings, ["id"])
@@ -19,9 +21,8 @@ def test_a_shard_that_could_not_be_published_lends_its_rows_to_no_other(tmp_path
 
     def add(name, number):
         data, _ = picture(number)
-        task = Task(
-            name, f"https://a.test/{name}", f"https://a.test/{name}", name, (), {"id": name}
-        )
+        url = f"https://a.test/{name}"
+        task = Task(name, url, url, name, (), {"id": name})
         keeper.add(row_of(task, "ok", size_bytes=len(data), sha256="0", format="PNG"), data, task)
 
     with pytest.raises(StorageError):
@@ -46,3 +47,8 @@ def test_the_directory_of_another_command_is_refused(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(ConfigError, match="another command"):
         Records(config("list.csv", tmp_path)).claim()
+
+
+def test_retired_key_cluster_names_its_replacement():
+    with pytest.raises(ConfigError, match=r"cluster: retired: .*limits\.decoders"):
+        validate({"meta": "urls.csv", "cluster": {}}, CollectConfig, where="collect.yaml")
