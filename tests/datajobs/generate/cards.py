@@ -21,43 +21,26 @@ WORDS = ("cat", "dog", "house", "tree", "ship", "lamp", "road", "bird")
 def write_card(folder: Path, name: str, diffusers_class: str, model: Path, **more) -> Path:
     """A card in a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {
-        **_BASIS,
-        "name": name,
-        "diffusers_class": diffusers_class,
-        "model": str(model),
-        "sizes": [[32, 32], [48, 32], [32, 48]],
-        **more,
-    }
+    sizes = [[32, 32], [48, 32], [32, 48]]
+    card = {"name": name, "diffusers_class": diffusers_class, "model": str(model), "sizes": sizes}
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(told))
+    path.write_text(yaml.safe_dump(_BASIS | card | more))
     return path
 
 
 def write_prompts(path: Path, number: int) -> Path:
-    """A text file of so many different prompts."""
-    path.write_text(
-        "".join(
-            f"a {WORDS[n % 8]} beside a {WORDS[n // 8 % 8]}, number {n}\n" for n in range(number)
-        )
-    )
+    """A text file of `number` different prompts."""
+    lines = [f"a {WORDS[n % 8]} beside a {WORDS[n // 8 % 8]}, number {n}\n" for n in range(number)]
+    path.write_text("".join(lines))
     return path
 
 
 def job(card: Path, prompts: Path, out: Path, **more) -> GenerateConfig:
     """A job in this process."""
     cluster = {"workers": 1} | more.pop("cluster", {})
-    return GenerateConfig.model_validate(
-        {
-            "pipeline": str(card),
-            "prompts": str(prompts),
-            "out": str(out),
-            "device": "cpu",
-            "cluster": cluster,
-            "block_images": 4,
-            **more,
-        }
-    )
+    settings = {"device": "cpu", "cluster": cluster, "block_images": 4} | more
+    paths = {"pipeline": str(card), "prompts": str(prompts), "out": str(out)}
+    return GenerateConfig.model_validate(paths | settings)
 
 
 def loaded(card: Path):

@@ -10,24 +10,21 @@ INPAINTING = {"task": "inpainting", "sizes": [[32, 32]]}
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    def make(name, diffusers_class, maker, card, **options):
+    """Make a pipeline, and return its card."""
+
+    def make(name, diffusers_class, maker, card=None, **options):
         from tests.datajobs.generate import pipelines  # which imports diffusers
 
         folder = tmp_path_factory.mktemp(name)
-        return write_card(
-            folder,
-            f"tiny-{name}",
-            diffusers_class,
-            getattr(pipelines, maker)(folder / "model", **options),
-            **card,
-        )
+        model = getattr(pipelines, maker)(folder / "model", **options)
+        return write_card(folder, f"tiny-{name}", diffusers_class, model, **(card or {}))
 
     return make
 
 
 @pytest.fixture(scope="session")
 def sd3(made):
-    return made("sd3", "StableDiffusion3Pipeline", "tiny_sd3", {})
+    return made("sd3", "StableDiffusion3Pipeline", "tiny_sd3")
 
 
 @pytest.fixture(scope="session")
@@ -37,34 +34,24 @@ def flux(made):
 
 @pytest.fixture(scope="session")
 def sd(made):
-    return made("sd", "StableDiffusionPipeline", "tiny_image_to_image", {})
+    return made("sd", "StableDiffusionPipeline", "tiny_image_to_image")
 
 
 @pytest.fixture(scope="session")
 def xl(made):
-    return made("xl-text", "StableDiffusionXLPipeline", "tiny_xl", {})
+    return made("xl-text", "StableDiffusionXLPipeline", "tiny_xl")
 
 
 @pytest.fixture(scope="session")
 def sd3_inpainting(made):
-    return made(
-        "sd3-edit",
-        "StableDiffusion3InpaintPipeline",
-        "tiny_sd3",
-        INPAINTING | {"strength": 0.6},
-        edits=True,
-    )
+    card = INPAINTING | {"strength": 0.6}
+    return made("sd3-edit", "StableDiffusion3InpaintPipeline", "tiny_sd3", card, edits=True)
 
 
 @pytest.fixture(scope="session")
 def flux_inpainting(made):
-    return made(
-        "flux-edit",
-        "FluxInpaintPipeline",
-        "tiny_flux",
-        INPAINTING | {"strength": 0.6, "negative": False},
-        edits=True,
-    )
+    card = INPAINTING | {"strength": 0.6, "negative": False}
+    return made("flux-edit", "FluxInpaintPipeline", "tiny_flux", card, edits=True)
 
 
 @pytest.fixture(scope="session")
@@ -75,19 +62,14 @@ def inpainting(made):
 @pytest.fixture(scope="session")
 def checked(made):
     """An inpainting pipeline whose safety checker blanks everything."""
-    return made(
-        "checked", "StableDiffusionInpaintPipeline", "tiny_inpainting", INPAINTING, checker=True
-    )
+    name = "StableDiffusionInpaintPipeline"
+    return made("checked", name, "tiny_inpainting", INPAINTING, checker=True)
 
 
 @pytest.fixture(scope="session")
 def xl_inpainting(made):
-    return made(
-        "xl",
-        "StableDiffusionXLInpaintPipeline",
-        "tiny_xl_inpainting",
-        INPAINTING | {"strength": 0.99},
-    )
+    card = INPAINTING | {"strength": 0.99}
+    return made("xl", "StableDiffusionXLInpaintPipeline", "tiny_xl_inpainting", card)
 
 
 @pytest.fixture

@@ -30,27 +30,12 @@ NEVER_NULL = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("card", ["sd3", "flux"])
-def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
-    config = job(
-        request.getfixturevalue(card),
-        write_prompts(tmp_path / "prompts.txt", 64),
-        tmp_path / "out",
-        steps=1,
-        block_images=8,
-    )
-    victim = _a_file_in_the_middle(config)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.datajobs.generate.test_killed",
-            config.model_dump_json(),
-            victim,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-    )
+def test_killed_process_resumes_and_makes_each_image_once(sd3, tmp_path):
+    prompts = write_prompts(tmp_path / "prompts.txt", 64)
+    config = job(sd3, prompts, tmp_path / "out", steps=1, block_images=8)
+    command = [sys.executable, "-m", "tests.datajobs.generate.test_killed"]
+    command += [config.model_dump_json(), _a_file_in_the_middle(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     out = tmp_path / "out"
     committed = {
@@ -95,36 +80,22 @@ def _a_file_in_the_middle(config):
 
 def _on_ray(card, prompts, out):
     command = [sys.executable, ROOT / "jobs/generate.py", card, "--prompts", prompts, "--out", out]
-    for setting in (
-        "device=cpu",
-        "cluster.workers=2",
-        "cluster.cpus=2",
-        "block_images=4",
-        "steps=1",
-    ):
+    cluster = ("cluster.workers=2", "cluster.cpus=2")
+    for setting in ("device=cpu", "block_images=4", "steps=1", *cluster):
         command += ["--set", setting]
+    pipe = subprocess.PIPE
     return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, cwd=ROOT, start_new_session=True, stdout=pipe, stderr=pipe, text=True
     )
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
-def test_a_pool_that_is_killed_and_then_one_of_its_processes_make_every_image_once(sd3, tmp_path):
+def test_killed_pool_and_worker_make_each_image_once(sd3, tmp_path):
     prompts, out = write_prompts(tmp_path / "prompts.txt", 64), tmp_path / "out"
     first, parts = _on_ray(sd3, prompts, out), out / "parts"
-    wait_until(
-        lambda: (
-            (parts.is_dir() and len(list(parts.glob("*.parquet"))) > 1) or first.poll() is not None
-        ),
-        600,
-    )
+    wait_until(lambda: len(list(parts.glob("*.parquet"))) > 1 or first.poll() is not None, 600)
     assert first.poll() is None, first.stderr.read()
     kill_family(first)
     committed = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}

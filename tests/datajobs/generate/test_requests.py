@@ -60,7 +60,7 @@ def read(prompts, **more):
     ]
 
 
-def test_lines_of_a_text_are_numbered_and_words_stay_as_they_stand_there(tmp_path):
+def test_lines_of_a_text_are_numbered_and_unchanged(tmp_path):
     (tmp_path / "prompts.txt").write_bytes(
         "\ufeffa cat\u2028on a mat\r\n\n  \nein Hund, größer\n".encode()
     )
@@ -85,19 +85,15 @@ def test_tables_bring_ids_and_negative_prompts(tmp_path):
         ]
 
 
-def test_an_index_brings_its_prompts_groups_and_for_inpainting_its_real_images(reals, tmp_path):
+def test_index_brings_prompts_groups_and_real_images(reals, tmp_path):
     source = DatasetSource.model_validate(
         {"at": [str(reals)], "layout": "columns", "arguments": {"label": "kind"}}
     )
     text = reals.read_text().splitlines()
     kinds = ["kind", "real", "real", "fake", "real", "real", "real"]
-    reals.write_text(
-        "\n".join(
-            f"{line.replace('mask_uri', 'seen')},{kind}"
-            for line, kind in zip(text, kinds, strict=True)
-        )
-        + "\n"
-    )
+    text[0] = text[0].replace("mask_uri", "seen")
+    lines = [f"{line},{kind}" for line, kind in zip(text, kinds, strict=True)]
+    reals.write_text("\n".join(lines) + "\n")
     build_index(source, Store.open(str(tmp_path / "index")))
     assert len(read(tmp_path / "index")) == 6
     found = read_prompts(config(tmp_path / "index"), images=True)
@@ -118,7 +114,7 @@ def test_a_run_without_predictions_says_where_they_come_from(tmp_path):
     assert "describer" in raised.value.hint
 
 
-def test_images_may_be_listed_on_private_servers_where_that_is_allowed():
+def test_lists_of_private_servers_need_permission():
     with FaultyServer() as server, HttpServer(Moved) as other:
         other.to = server.url
         server.objects["/p.csv"] = f"uri,prompt\n{server.url}/a.png,a cat\n".encode()
@@ -147,23 +143,18 @@ def test_a_table_from_elsewhere_names_no_local_mask(tmp_path, kind):
         ("prompts.csv", "id,prompt\n1,a\n1,b\n", "stands twice"),
         ("prompts.csv", "id,words\n1,a\n", "no column 'prompt'"),
         ("prompts.csv", "id,prompt\n1,\n", "no prompt"),
-        # The parser would end this process; tests/archives/test_uri_lists.py shows it in one of its
-        # own.
-        (
-            "prompts.jsonl",
-            '{"prompt": "a cat", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n",
-            "64 nested brackets",
-        ),
+        # The parser would end this process; tests/archives/test_uri_lists.py shows this.
+        ("prompts.jsonl", '{"prompt": "a", "x": ' + "[" * 100_000 + "}\n", "64 nested brackets"),
     ],
     ids=("twice", "no column", "no prompt", "nested"),
 )
-def test_what_cannot_be_used_is_said(tmp_path, name, text, told):
+def test_prompts_that_cannot_be_used_are_refused(tmp_path, name, text, told):
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=told):
         read(tmp_path / name)
 
 
-def test_seeds_are_these_for_ever():
+def test_seeds_never_change():
     assert [seed_of(0, 0), seed_of(0, 1), seed_of(1, 0)] == SEEDS
     assert len({seed_of(base, index) for base in range(20) for index in range(500)}) == 10_000
 
@@ -171,10 +162,8 @@ def test_seeds_are_these_for_ever():
 def test_orders_follow_from_their_numbers_alone(tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(40)))
     prompts = read_prompts(config(tmp_path / "prompts.txt"), images=False)
-    drawn = {
-        "sizes": [(32, 32), (48, 32)],
-        "encoding": FileEncoding(format=("PNG", "JPEG"), quality=(70, 95)),
-    }
+    encoding = FileEncoding(format=("PNG", "JPEG"), quality=(70, 95))
+    drawn = {"sizes": [(32, 32), (48, 32)], "encoding": encoding}
     whole = make_requests(prompts, per_prompt=2, base_seed=5, **drawn)
     assert make_requests(prompts[:10], per_prompt=2, base_seed=5, **drawn) == whole[:20]
     assert len({order.seed for order in whole}) == 80
@@ -196,12 +185,8 @@ def test_format_and_quality_are_drawn_from_ranges():
     encoding = FileEncoding.model_validate(
         {"format": ["JPEG", "JPEG", "WEBP", "PNG"], "quality": [70, 95], "subsampling": "4:4:4"}
     )
-    styles = [
-        request.style
-        for request in make_requests(
-            prompts, per_prompt=1, base_seed=0, sizes=[(32, 32)], encoding=encoding
-        )
-    ]
+    made = make_requests(prompts, per_prompt=1, base_seed=0, sizes=[(32, 32)], encoding=encoding)
+    styles = [request.style for request in made]
     assert {style.quality for style in styles if style.format != "PNG"} == set(range(70, 96))
     assert {(style.quality, style.subsampling) for style in styles if style.format == "PNG"} == {
         (None, None)
@@ -221,9 +206,6 @@ def test_encoding_rejects_what_cannot_be_drawn(encode):
 
 
 def test_retired_key_like_names_its_replacement():
-    with pytest.raises(
-        ConfigError, match=r"like: retired: set encode\.format to a list of formats"
-    ):
-        validate(
-            {"pipeline": "sd-3.5", "like": {"source": "photos"}}, GenerateConfig, where="job.yaml"
-        )
+    config = {"pipeline": "sd-3.5", "like": {"source": "photos"}}
+    with pytest.raises(ConfigError, match=r"like: retired: set encode\.format"):
+        validate(config, GenerateConfig, where="job.yaml")

@@ -11,12 +11,9 @@ from PIL import Image
 
 from ray_app.archives import open_source
 from ray_app.cli.main import main
-from ray_app.datajobs.generate import load_pipeline_card
-from ray_app.datajobs.generate.config import FileEncoding
 from ray_app.datajobs.generate.pipelines import LoadedPipeline, find_model
-from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_prompts
 from ray_app.datajobs.generate.run import card_of, generate_images
-from ray_app.datajobs.generate.worker import GenerationWorker, covered
+from ray_app.datajobs.generate.worker import covered
 from ray_app.datasets import DatasetSource, build_index
 from ray_app.datasets.index import read_index
 from ray_app.errors import ClusterError, ConfigError, DetectorError, IdentityError
@@ -33,16 +30,10 @@ def source_types(data, kind):
     return ProvenanceReader(ProvenancePolicy()).read(data, kind).digital_source_type
 
 
-def test_words_become_files_and_rows_that_others_take(sd3, tmp_path):
+def test_prompts_become_files_and_rows_that_an_index_takes(sd3, tmp_path):
     prompts = write_prompts(tmp_path / "prompts.txt", 5)
-    config = job(
-        sd3,
-        prompts,
-        tmp_path / "out",
-        per_prompt=2,
-        encode={"format": "JPEG", "quality": [70, 73]},
-        steps=1,
-    )
+    encode = {"format": "JPEG", "quality": [70, 73]}
+    config = job(sd3, prompts, tmp_path / "out", per_prompt=2, encode=encode, steps=1)
     done = generate_images(config)
     assert done["made"] == 10
     made = rows(tmp_path / "out")
@@ -53,23 +44,12 @@ def test_words_become_files_and_rows_that_others_take(sd3, tmp_path):
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert source_types(data, "JPEG") == ("trainedAlgorithmicMedia",)
         with Image.open(tmp_path / "out" / row["uri"]) as image:
-            assert (
-                image.size
-                == (row["width"], row["height"])
-                == (row["generated_width"], row["generated_height"])
-            )
-        assert (row["format"], row["quality"] in range(70, 74), row["generator"], row["label"]) == (
-            "JPEG",
-            True,
-            "tiny-sd3",
-            "fake",
-        )
-        assert (row["steps"], row["guidance"], row["diffusers"], row["precision"]) == (
-            1,
-            3.5,
-            version("diffusers"),
-            "fp32",
-        )
+            assert image.size == (row["width"], row["height"])
+        assert (row["generated_width"], row["generated_height"]) == (row["width"], row["height"])
+        assert (row["format"], row["generator"], row["label"]) == ("JPEG", "tiny-sd3", "fake")
+        assert row["quality"] in range(70, 74)
+        assert (row["steps"], row["guidance"], row["precision"]) == (1, 3.5, "fp32")
+        assert row["diffusers"] == version("diffusers")
         assert row["revision"].startswith("sha256:")
         assert row["prompt"] == prompts.read_text().splitlines()[row["index"] // 2]
     listed = list(open_source([str(tmp_path / "out/generated.parquet")]))
@@ -114,18 +94,14 @@ def test_local_edits_have_masks_and_keep_the_pixels_outside(inpainting, reals, t
         assert row["group"] == f"scene-{row['index']}"
         if row["index"] < 3:
             assert row["mask_share"] == pytest.approx(0.5, abs=0.05)
-    told = {
-        "at": [str(tmp_path / "out/generated.parquet")],
-        "arguments": {"root": str(tmp_path / "out")},
-    }
-    build_index(DatasetSource.model_validate(told), Store.open(str(tmp_path / "index")))
+    out = str(tmp_path / "out")
+    source = DatasetSource(at=f"{out}/generated.parquet", arguments={"root": out})
+    build_index(source, Store.open(str(tmp_path / "index")))
     inputs = read_index(str(tmp_path / "index"))["input"].to_pylist()
-    assert {one["mask_uri"] for one in inputs} == {
-        str(tmp_path / "out" / row["mask"]) for row in made
-    }
+    assert {one["mask_uri"] for one in inputs} == {f"{out}/{row['mask']}" for row in made}
 
 
-def test_what_is_blanked_is_a_row_and_no_file(checked, reals, tmp_path, capsys):
+def test_blanked_image_is_a_row_without_a_file(checked, reals, tmp_path, capsys):
     config = job(checked, reals, tmp_path / "out", limit=2, columns={"id": "file_name"})
     done = generate_images(config)
     assert done["made"] == 0
@@ -138,14 +114,9 @@ def test_what_is_blanked_is_a_row_and_no_file(checked, reals, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["session"]["blocks"] == 0
 
 
-def test_what_the_pipeline_refuses_is_a_row_and_retried_when_asked(sd3, tmp_path):
-    card = write_card(
-        tmp_path,
-        "wrong",
-        "StableDiffusion3Pipeline",
-        sd3.parent / "model",
-        arguments={"max_sequence_length": 4096},
-    )
+def test_image_that_the_pipeline_rejects_is_a_row(sd3, tmp_path):
+    model, arguments = sd3.parent / "model", {"max_sequence_length": 4096}
+    card = write_card(tmp_path, "wrong", "StableDiffusion3Pipeline", model, arguments=arguments)
     config = job(card, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out")
     assert generate_images(config)["statuses"] == {"pipeline_failed": 2}
     assert "max_sequence_length" in rows(tmp_path / "out", "failed")[0]["detail"]
@@ -153,133 +124,67 @@ def test_what_the_pipeline_refuses_is_a_row_and_retried_when_asked(sd3, tmp_path
     assert generate_images(config, retry=True)["session"]["blocks"] > 0
 
 
-class _Small(LoadedPipeline):
-    """A pipeline on a device that holds so many images at once."""
+@pytest.mark.parametrize(("most", "tried"), [(1, [4, 2, 1, 1, 1, 1, 1, 1]), (0, [4, 2, 1])])
+def test_short_memory_halves_the_batch_for_good(sd3, tmp_path, monkeypatch, most, tried):
+    """`most`: images that the device holds at once. If it holds none, the job ends."""
+    make, batches = LoadedPipeline.make, []
 
-    def __init__(self, pipeline, most):
-        self.tried, self._inner, self._most = [], pipeline, most
-
-    def make(self, orders, pictures=(), **settings):
-        self.tried.append(len(orders))
-        if len(orders) > self._most:
+    def limited(self, requests, pictures=(), **settings):
+        batches.append(len(requests))
+        if len(requests) > most:
             raise MemoryError("CUDA out of memory")
-        return self._inner.make(orders, pictures, **settings)
+        return make(self, requests, pictures, **settings)
+
+    monkeypatch.setattr(LoadedPipeline, "make", limited)
+    prompts, settings = write_prompts(tmp_path / "prompts.txt", 6), {"batch": 4, "steps": 1}
+    config = job(sd3, prompts, tmp_path / "out", sizes=[[32, 32]], block_images=8, **settings)
+    if most:
+        assert generate_images(config)["made"] == 6
+    else:
+        with pytest.raises(ClusterError, match="not even one image"):
+            generate_images(config)
+    assert batches == tried
 
 
-def maker(card, prompts, out, most, batch):
-    config = job(card, prompts, out, batch=batch, steps=1)
-    found = load_pipeline_card(card)
-    made = GenerationWorker(Store.open(str(out)), found, find_model(found), config, "cpu", "fp32")
-    made.load()
-    made._pipeline = _Small(made._pipeline, most)
-    orders = make_requests(
-        read_prompts(config, images=False),
-        per_prompt=1,
-        base_seed=0,
-        sizes=[(32, 32)],
-        encoding=FileEncoding(),
-    )
-    return made, cut_blocks(orders, 8)
-
-
-def test_short_memory_halves_the_batch_for_good_and_where_not_one_image_fits_it_ends_the_job(
-    sd3, tmp_path
-):
-    prompts = write_prompts(tmp_path / "prompts.txt", 6)
-    made, blocks = maker(sd3, prompts, tmp_path / "out", most=1, batch=4)
-    assert [made(block) for block in blocks] == [{"images": 6, "bad": 0}]
-    assert made._pipeline.tried == [4, 2, 1, 1, 1, 1, 1, 1]
-    assert made.batch == 1
-    made, blocks = maker(sd3, prompts, tmp_path / "other", most=0, batch=4)
-    with pytest.raises(ClusterError, match="not even one image"):
-        made(blocks[0])
-
-
-def test_a_licence_has_to_be_accepted(sd3, tmp_path, monkeypatch, capsys):
+def test_licence_has_to_be_accepted(sd3, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config.yaml"))
-    prompts = write_prompts(tmp_path / "prompts.txt", 1)
+    prompts, out = write_prompts(tmp_path / "prompts.txt", 1), tmp_path / "out"
     more = {"terms": "non-commercial", "licence": "tiny-non-commercial"}
     card = write_card(tmp_path, "held", "StableDiffusion3Pipeline", sd3.parent / "model", **more)
     with pytest.raises(DetectorError, match="not accepted") as refused:
-        generate_images(job(card, prompts, tmp_path / "out"))
+        generate_images(job(card, prompts, out))
     assert "--accept-licence held" in refused.value.hint
-    command = [
-        "generate",
-        str(card),
-        "--prompts",
-        str(prompts),
-        "--out",
-        str(tmp_path / "out"),
-        "--set",
-        "device=cpu",
-    ]
+    command = ["data", "generate", str(card), "--prompts", str(prompts), "--out", str(out)]
+    command += ["--set", "device=cpu"]
     assert main(command) == 4
     assert main([*command, "--accept-licence", str(card), "--json"]) == 0
     said = capsys.readouterr()
     assert "accepted: held, licence tiny-non-commercial" in said.err
     assert json.loads(said.out)["made"] == 1
     assert main(command) == 0
-    assert "1 of 1 image by held" in (told := capsys.readouterr().out)
-    assert (
-        f"touchstone data index {tmp_path}/out/generated.parquet --layout columns --out INDEX"
-        in told
-    )
+    told = capsys.readouterr().out
+    assert "1 of 1 image by held" in told
+    assert f"touchstone data index {out}/generated.parquet --layout columns --out INDEX" in told
 
 
-def test_a_job_of_its_own_in_yaml(sd3, tmp_path):
+def test_job_in_yaml_is_completed_by_options(sd3, tmp_path):
     (tmp_path / "job.yaml").write_text(
         f"pipeline: {sd3}\nsteps: 1\ndevice: cpu\nencode: {{format: WEBP, quality: 75}}\n"
     )
-    prompts = str(write_prompts(tmp_path / "prompts.txt", 1))
-    assert (
-        main(
-            [
-                "data",
-                "generate",
-                str(tmp_path / "job.yaml"),
-                "--prompts",
-                prompts,
-                "--out",
-                str(tmp_path / "out"),
-            ]
-        )
-        == 0
-    )
+    prompts = write_prompts(tmp_path / "prompts.txt", 1)
+    command = ["data", "generate", str(tmp_path / "job.yaml"), "--prompts", str(prompts)]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
     [row] = rows(tmp_path / "out")
     assert (row["format"], row["quality"], row["uri"]) == ("WEBP", 75, "images/00000000.webp")
-    command = [
-        "data",
-        "generate",
-        str(sd3),
-        "--prompts",
-        prompts,
-        "--set",
-        "device=cpu",
-        "--out",
-        str(tmp_path / "drawn"),
-        "--per-prompt",
-        "4",
-    ]
-    assert (
-        main(
-            [
-                *command,
-                "--out",
-                str(tmp_path / "drawn"),
-                "--set",
-                "encode.format=[JPEG,PNG]",
-                "--set",
-                "encode.quality=[70,95]",
-            ]
-        )
-        == 0
-    )
+    command += ["--per-prompt", "4", "--set", "encode.format=[JPEG,PNG]"]
+    command += ["--set", "encode.quality=[70,95]"]
+    assert main([*command, "--out", str(tmp_path / "drawn")]) == 0
     qualities = {row["format"]: row["quality"] for row in rows(tmp_path / "drawn")}
     assert qualities["PNG"] is None
     assert 70 <= qualities["JPEG"] <= 95
 
 
-def test_a_model_of_the_hub_is_never_a_folder_of_the_current_folder(sd3, tmp_path, monkeypatch):
+def test_model_of_the_hub_is_never_a_local_folder(sd3, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "model").mkdir(parents=True)
     (tmp_path / "owner" / "model" / "model_index.json").write_text("{}")
@@ -292,16 +197,11 @@ def test_a_model_of_the_hub_is_never_a_folder_of_the_current_folder(sd3, tmp_pat
         find_model(named["owner/model"])
 
 
-def test_what_is_missing_is_said(sd3, tmp_path):
+def test_missing_model_and_foreign_directory_are_refused(sd3, tmp_path):
     prompts = write_prompts(tmp_path / "prompts.txt", 1)
+    card = write_card(tmp_path, "gone", "FluxPipeline", tmp_path / "nowhere")
     with pytest.raises(DetectorError, match=r"no model_index\.json"):
-        generate_images(
-            job(
-                write_card(tmp_path, "gone", "FluxPipeline", tmp_path / "nowhere"),
-                prompts,
-                tmp_path / "out",
-            )
-        )
+        generate_images(job(card, prompts, tmp_path / "out"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/run.json").write_text("{}")
     with pytest.raises(ConfigError, match="scored run"):
