@@ -43,35 +43,24 @@ def labels_of(table):
 
 def indexed(tmp_path, *sources, layout="folders", arguments=None, out="index", **settings):
     """An index of sources, and what was said of it."""
-    store = Store.open(str(tmp_path / out))
-    return store, write_index(
-        store,
-        Archive([str(one) for one in sources]),
-        make_layout(layout, arguments or {}),
-        **settings,
-    )
+    store, archive = Store.open(str(tmp_path / out)), Archive([str(one) for one in sources])
+    return store, write_index(store, archive, make_layout(layout, arguments or {}), **settings)
 
 
 def folder_set(folder, each=2):
     """Reals and the fakes of two generators, in folders."""
-    names = [
-        f"{kind}/{number}.png"
-        for kind in ("real", "fake/sdxl", "fake/flux")
-        for number in range(each)
-    ]
-    return write_files(folder, *names)
+    kinds = ("real", "fake/sdxl", "fake/flux")
+    return write_files(
+        folder, *(f"{kind}/{number}.png" for kind in kinds for number in range(each))
+    )
 
 
-def test_an_index_of_a_published_set_gives_images_masks_and_labels(tmp_path):
+def test_index_gives_images_masks_and_labels(tmp_path):
     images, mask = [picture(number) for number in range(3)], picture(9, "L")
     keys = ["partial/sd3/fake/1.jpg", "entire/sd3/fake/2.jpg", "partial/sd3/real/1.jpg"]
     columns = {"key": keys, "image": images, "mask": [mask, None, mask], "label": [1, 1, 0]}
-    shard = write_parquet(
-        tmp_path / "OpenSDI_test/data/sd3-00000-of-00001.parquet",
-        columns,
-        ("image", "mask"),
-        ["real", "fake"],
-    )
+    path = tmp_path / "OpenSDI_test/data/sd3-00000-of-00001.parquet"
+    shard = write_parquet(path, columns, ("image", "mask"), ["real", "fake"])
     store, info = indexed(tmp_path, shard.parent, layout="opensdi")
     rows = read_index(store.url)
     assert rows.schema.field("input").type == INPUT
@@ -81,10 +70,8 @@ def test_an_index_of_a_published_set_gives_images_masks_and_labels(tmp_path):
     ]
     said = labels_of(rows)
     assert [one["label"] for one in said] == ["fake", "fake", "real"]
-    assert (
-        Image.open(io.BytesIO(read_referenced(said[0]["mask_uri"], Fetcher()))).tobytes()
-        == mask.tobytes()
-    )
+    stored = read_referenced(said[0]["mask_uri"], Fetcher())
+    assert Image.open(io.BytesIO(stored)).tobytes() == mask.tobytes()
     assert [one["mask_uri"] for one in said[1:]] == [None, None]
     assert info == read_info(store)
     assert list(info.counts) == [
@@ -109,9 +96,8 @@ def test_an_index_of_an_older_version_has_null_in_later_fields(tmp_path, monkeyp
     newer, _ = indexed(tmp_path, source, out="newer")
     rows = read_index(store.url)
     assert rows.equals(read_index(newer.url))
-    assert len(
-        index_source(DatasetSource(at=[store.url, newer.url]), Store.open(str(tmp_path / "none")))
-    ) == 2 * len(rows)
+    both = DatasetSource(at=[store.url, newer.url])
+    assert len(index_source(both, Store.open(str(tmp_path / "none")))) == 2 * len(rows)
     index.write_divided(newer, store, pa.array(["train"] * len(rows)), {})
     assert [one["split"] for one in labels_of(read_index(newer.url))] == ["train"] * len(rows)
     labels = pa.concat_tables(LabelIndex(store.url).tables(["image_id", "label", "architecture"]))
@@ -119,7 +105,7 @@ def test_an_index_of_an_older_version_has_null_in_later_fields(tmp_path, monkeyp
     assert labels["label"].to_pylist() == [one["label"] for one in labels_of(rows)]
 
 
-def test_files_that_a_list_names_and_are_not_there_are_missed(tmp_path):
+def test_missing_and_unlisted_files_are_counted(tmp_path):
     file = write_json(tmp_path / "mj.json", {"1": {}, "2": {}, "3": {}})
     images = write_files(tmp_path / "images", "1.png", "3.png", "4.png", "5.png", "notes.txt")
     _, info = indexed(tmp_path, images, layout="dflip", arguments={"file": str(file)})
@@ -131,7 +117,7 @@ def test_files_that_a_list_names_and_are_not_there_are_missed(tmp_path):
     assert info.agrees is False
 
 
-def test_an_unknown_label_is_an_error_and_leaves_no_index(tmp_path):
+def test_unknown_label_is_refused_and_leaves_no_index(tmp_path):
     """It comes in the second block of the listing."""
     labels = {
         "uri": [f"s3://bucket/{number:06}.jpg" for number in range(5_000)],
@@ -145,21 +131,15 @@ def test_an_unknown_label_is_an_error_and_leaves_no_index(tmp_path):
         read_index(str(tmp_path / "index"))
 
 
-def test_nothing_labelled_says_what_was_expected(tmp_path):
-    write_files(tmp_path / "images", "a.jpg")
-    file = write_json(tmp_path / "meta/list.json", [["a.jpg", "Negative"]])
+def test_source_without_labelled_image_is_refused(tmp_path):
+    images = write_files(tmp_path / "images", "a.jpg")
+    file = str(write_json(tmp_path / "meta/list.json", [["a.jpg", "Negative"]]))
+    listed = {"layout": "imdlbenco-json", "arguments": {"file": file}}
     with pytest.raises(ConfigError, match=r"1 × no labelled image \(.jpg\)") as raised:
-        indexed(
-            tmp_path, tmp_path / "images", layout="imdlbenco-json", arguments={"file": str(file)}
-        )
+        indexed(tmp_path, images, **listed)
     assert f"{tmp_path}/meta/a.jpg" in raised.value.hint
-    _, info = indexed(
-        tmp_path,
-        tmp_path / "images",
-        layout="imdlbenco-json",
-        arguments={"file": str(file), "root": f"{tmp_path}/images"},
-    )
-    assert info.agrees
+    listed["arguments"]["root"] = str(images)
+    assert indexed(tmp_path, images, **listed)[1].agrees
 
 
 def test_hashes(tmp_path):
@@ -171,13 +151,10 @@ def test_hashes(tmp_path):
         row["uri"].removeprefix(f"{source}/"): row["input"]
         for row in read_index(store.url).to_pylist()
     }
-    assert (
-        found["fake/sdxl/0.png"]["sha256"]
-        == hashlib.sha256((source / "fake/sdxl/0.png").read_bytes()).hexdigest()
-    )
-    bits = [
-        int(found[name]["phash"], 16) for name in ("real/again.jpg", "real/1.png", "real/0.png")
-    ]
+    data = (source / "fake/sdxl/0.png").read_bytes()
+    assert found["fake/sdxl/0.png"]["sha256"] == hashlib.sha256(data).hexdigest()
+    names = ("real/again.jpg", "real/1.png", "real/0.png")
+    bits = [int(found[name]["phash"], 16) for name in names]
     assert (bits[0] ^ bits[1]).bit_count() <= 4 < (bits[0] ^ bits[2]).bit_count()
     assert found["real/broken.png"]["label"] == "real"
     assert found["real/broken.png"]["phash"] is None
@@ -185,7 +162,7 @@ def test_hashes(tmp_path):
     assert info.unreadable[0]["example"].startswith(f"{source}/real/broken.png: ")
 
 
-def test_containers_that_do_not_open_are_told(tmp_path):
+def test_unreadable_container_is_reported(tmp_path):
     source = folder_set(tmp_path / "set")
     (source / "fake/more.zip").write_bytes(b"PK\3\4 and no more")
     _, info = indexed(tmp_path, source)
@@ -195,76 +172,53 @@ def test_containers_that_do_not_open_are_told(tmp_path):
     assert told["why"].startswith(("corrupt_image", "truncated_image"))
 
 
-def test_rows_without_an_image_stay_rows_and_what_has_no_published_count_is_unknown(tmp_path):
+def test_row_without_an_image_stays_a_row(tmp_path):
     columns = {"image": [picture(), None], "label": [0, 1], "generator": ["real", "g"]}
     shard = write_parquet(tmp_path / "train-00000-of-00001.parquet", columns)
     store, info = indexed(tmp_path, shard, layout="columns")
-    assert (info.rows, [one["why"] for one in info.unreadable], info.agrees) == (
-        2,
-        ["source_missing"],
-        None,
-    )
-    assert [
-        one["status"] if one else None for one in read_index(store.url)["refused"].to_pylist()
-    ] == [None, "source_missing"]
+    assert (info.rows, info.agrees) == (2, None)
+    assert [one["why"] for one in info.unreadable] == ["source_missing"]
+    refused = read_index(store.url)["refused"].to_pylist()
+    assert [one and one["status"] for one in refused] == [None, "source_missing"]
 
 
-def test_the_digest_is_of_members_and_labels_alone(tmp_path):
+def test_digest_is_of_members_and_labels_alone(tmp_path):
     source, said = folder_set(tmp_path / "set", each=30), []
-    first = indexed(
-        tmp_path, source, progress=lambda doing, members: said.append((doing, members))
-    )[1]
+    _, first = indexed(tmp_path, source, progress=lambda *doing: said.append(doing))
     assert ("listed", 90) in said
     assert said[-1] == ("labelled", 90)
-    tasks = indexed(
-        tmp_path, source, out="tasks", each=backwards, reading=backwards, hashes=("sha256",)
-    )[1]
-    assert first.digest == tasks.digest
-    assert read_index(str(tmp_path / "index"))["image_id"].equals(
-        read_index(str(tmp_path / "tasks"))["image_id"]
-    )
-    assert (
-        indexed(tmp_path, source, out="other", arguments={"generator": "one"})[1].digest
-        != first.digest
-    )
+    tasks = {"each": backwards, "reading": backwards, "hashes": ("sha256",)}
+    assert indexed(tmp_path, source, out="tasks", **tasks)[1].digest == first.digest
+    ids = [read_index(f"{tmp_path}/{name}")["image_id"] for name in ("index", "tasks")]
+    assert ids[0].equals(ids[1])
+    _, other = indexed(tmp_path, source, out="other", arguments={"generator": "one"})
+    assert other.digest != first.digest
     assert indexed(tmp_path, source, out="some", limit=50)[1].rows == 50
 
 
-def test_images_are_read_apart_from_the_listing_where_they_are_more_than_a_block(
-    tmp_path, monkeypatch
-):
+def test_images_of_several_blocks_are_hashed(tmp_path, monkeypatch):
     source, seen = folder_set(tmp_path / "set", each=30), []
 
     def reading(labeller, refs):
         seen.append(len(refs))
         return backwards(labeller, refs)
 
-    monkeypatch.setattr(
-        index, "_LISTED", BlockPlan(batch_slots=1, max_block_members=32, blocks_per_doubling=1)
-    )
-    plain, hashed = (
-        indexed(tmp_path, source, out=str(len(one)), reading=reading, hashes=one)
-        for one in ((), ("sha256",))
-    )
-    assert (seen, plain[1].digest) == ([5], hashed[1].digest)
-    assert labels_of(read_index(hashed[0].url))[0]["sha256"]
+    plan = BlockPlan(batch_slots=1, max_block_members=32, blocks_per_doubling=1)
+    monkeypatch.setattr(index, "_LISTED", plan)
+    store, _ = indexed(tmp_path, source, reading=reading, hashes=("sha256",))
+    assert seen == [5]
+    assert all(row["sha256"] for row in labels_of(read_index(store.url)))
 
 
 @pytest.mark.parametrize(
     ("again", "told"),
     [
-        (
-            "a.png,fake,,",
-            "[label real, generator real, split train] and as [label fake, generator unknown]",
-        ),
-        (
-            "a.png,real,train,g7",
-            "split train] and as [label real, generator real, split train, group g7]",
-        ),
+        ("a.png,fake,,", "generator real, split train] and as [label fake, generator unknown]"),
+        ("a.png,real,train,g7", "] and as [label real, generator real, split train, group g7]"),
         ("a.png,unsure,train,", "'unsure' is not a label"),
     ],
 )
-def test_a_member_named_twice_is_one_row_and_with_other_labels_an_error(tmp_path, again, told):
+def test_member_named_twice_may_not_have_other_labels(tmp_path, again, told):
     write_files(tmp_path, "a.png", "b.png")
     (tmp_path / "list.csv").write_text(
         f"path,label,split,group\na.png,real,train,\nb.png,fake,train,\n{again}\n"
@@ -279,32 +233,20 @@ def test_a_member_named_twice_is_one_row_and_with_other_labels_an_error(tmp_path
 
 def test_a_list_that_a_spreadsheet_saved_is_labelled(tmp_path):
     write_files(tmp_path, "a.png", "b.png")
-    (tmp_path / "list.csv").write_text(
-        "Path;Label;Generator;Split\r\na.png;0.0;;train\r\nb.png;1.0;flux;test\r\n",
-        encoding="utf-8-sig",
-    )
-    store, info = indexed(tmp_path, tmp_path / "list.csv", layout="columns")
-    assert info.rows == 2
-    found = sorted(
-        (row["label"], row["generator"], row["split"]) for row in labels_of(read_index(store.url))
-    )
+    lines = ["Path;Label;Generator;Split", "a.png;0.0;;train", "b.png;1.0;flux;test"]
+    (tmp_path / "list.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
+    store, _ = indexed(tmp_path, tmp_path / "list.csv", layout="columns")
+    rows = labels_of(read_index(store.url))
+    found = sorted((row["label"], row["generator"], row["split"]) for row in rows)
     assert found == [("fake", "flux", "test"), ("real", "real", "train")]
 
 
 class TestSources:
     @pytest.fixture
     def folders(self, tmp_path):
-        write_files(
-            tmp_path / "set",
-            "a/real/1.png",
-            "a/fake/sdxl/2.png",
-            "a/fake/flux/3.png",
-            "b/real/4.png",
-            "b/fake/sdxl/5.png",
-        )
-        return DatasetSource(
-            at=str(tmp_path / "set"), layout="folders", arguments={"split_folder": -1}
-        )
+        names = ["a/real/1.png", "a/fake/sdxl/2.png", "a/fake/flux/3.png"]
+        at = write_files(tmp_path / "set", *names, "b/real/4.png", "b/fake/sdxl/5.png")
+        return DatasetSource(at=str(at), layout="folders", arguments={"split_folder": -1})
 
     def test_a_source_is_indexed_once(self, folders, tmp_path):
         store = Store.open(str(tmp_path / "data/train-0"))
@@ -315,9 +257,8 @@ class TestSources:
             index_source(DatasetSource(at=folders.at), store)
 
     @pytest.mark.parametrize("at", ["data", "set/a/index"])
-    def test_an_unfinished_index_begins_anew_and_is_no_part_of_its_own_source(
-        self, folders, tmp_path, at
-    ):
+    def test_unfinished_index_is_written_again(self, folders, tmp_path, at):
+        """Also if the index is inside its own source."""
         store = Store.open(str(tmp_path / at))
         assert [build_index(folders, store).rows for _ in range(2)] == [5, 5]
         store.delete("index.json")
@@ -367,20 +308,16 @@ class TestSources:
         assert "hunter2" not in written
         assert "a1b2c3" not in written
 
-    def test_files_that_tell_of_a_bucket(self, tmp_path, s3):
+    def test_labels_and_images_of_a_bucket_are_indexed(self, tmp_path, s3):
         s3.bucket("labelled")
         client = s3.client()
-        listed = b"filename,typ\n1.png,real\n2.png,flux\n"
-        for name, data in {
-            "real/1.png": encoded(),
-            "flux/2.png": encoded(1),
-            "labels.csv": listed,
-        }.items():
+        objects = {"labels.csv": b"filename,typ\n1.png,real\n2.png,flux\n"}
+        objects |= {"real/1.png": encoded(), "flux/2.png": encoded(1)}
+        for name, data in objects.items():
             client.put_object(Bucket="labelled", Key=f"images/{name}", Body=data)
-        at, file = "s3://labelled/images/", "s3://labelled/images/labels.csv"
-        source = DatasetSource(
-            at=at, layout="openfake-csv", arguments={"file": file}, hashes=("sha256",)
-        )
+        at, hashed = "s3://labelled/images/", {"hashes": ("sha256",)}
+        arguments = {"file": f"{at}labels.csv"}
+        source = DatasetSource(at=at, layout="openfake-csv", arguments=arguments, **hashed)
         info = build_index(source, Store.open("s3://labelled/index"))
         assert (info.rows, info.agrees) == (2, True)
         rows = index_source(DatasetSource(at="s3://labelled/index"), Store.open(str(tmp_path)))
@@ -388,7 +325,7 @@ class TestSources:
             hashlib.sha256(encoded(number)).hexdigest() for number in (1, 0)
         ]
 
-    def test_shipped_sample_is_a_source_that_is_named_alike_everywhere(self, tmp_path):
+    def test_shipped_sample_is_a_source(self, tmp_path):
         store = Store.open(str(tmp_path / "data"))
         rows = index_source(DatasetSource(at="sample::", split="test"), store)
         counts = Counter(row["label"] for row in labels_of(rows))
@@ -414,17 +351,11 @@ def test_an_index_of_another_version_is_refused(tmp_path):
         read_index(store.url)
 
 
-def test_other_files_called_index_are_no_index(tmp_path):
-    source = folder_set(tmp_path / "set")
-    file = write_json(source / "index.json", [["real/1.png", "Negative"]])
-    assert (
-        len(
-            index_source(
-                DatasetSource(at=str(source), layout="folders"), Store.open(str(tmp_path / "index"))
-            )
-        )
-        == 6
-    )
+def test_foreign_index_json_is_no_index(tmp_path):
+    folder = folder_set(tmp_path / "set")
+    file = write_json(folder / "index.json", [["real/1.png", "Negative"]])
+    source = DatasetSource(at=str(folder), layout="folders")
+    assert len(index_source(source, Store.open(str(tmp_path / "index")))) == 6
     with pytest.raises(ConfigError, match="is not of Touchstone"):
-        build_index(DatasetSource(at=str(source), layout="folders"), Store.open(str(source)))
+        build_index(source, Store.open(str(folder)))
     assert json.loads(file.read_text()) == [["real/1.png", "Negative"]]

@@ -22,10 +22,6 @@ def of_openfake(folder):
     )
 
 
-def names(source):
-    return {fault.name for fault in faults_of(source)}
-
-
 def test_every_fault_is_of_layouts_that_there_are():
     layouts = {name for fault in known_faults().values() for name in fault.layouts}
     assert layouts <= set(layout_names())
@@ -35,47 +31,39 @@ def test_every_fault_is_of_layouts_that_there_are():
     )
 
 
-def test_the_four_mispaired_generators_are_named_as_both_versions_call_them():
-    told = known_faults()[PROMPTS].generators
-    for name in (
-        "flux.1-dev",
-        "sd-3.5",
-        "sdxl-realvis-v5",
-        "stable-diffusion-1.5-dreamshaper",
-        "sd-1.5-dreamshaper",
-    ):
-        assert any(fnmatchcase(name, glob) for glob in told)
-    assert not any(
-        fnmatchcase(name, glob)
-        for name in ("flux-1.1-pro", "sd-1.5", "sdxl-epic-realism")
-        for glob in told
-    )
+def test_mispaired_generators_are_named_as_both_versions_do():
+    globs = known_faults()[PROMPTS].generators
+    mispaired = {"flux.1-dev", "sd-3.5", "sdxl-realvis-v5"}
+    mispaired |= {"stable-diffusion-1.5-dreamshaper", "sd-1.5-dreamshaper"}
+    names = mispaired | {"flux-1.1-pro", "sd-1.5", "sdxl-epic-realism"}
+    assert {name for name in names if any(fnmatchcase(name, glob) for glob in globs)} == mispaired
 
 
-def test_a_fault_is_of_its_layout_its_version_and_its_place():
-    assert PROMPTS in names(
-        {"layout": "openfake", "at": ["/set"], "arguments": {"version": "v1-2025-05"}}
-    )
-    assert PROMPTS not in names(
-        {"layout": "openfake", "at": ["/set"], "arguments": {"version": "v2"}}
-    )
-    assert {PROMPTS, "openfake-v2-jpeg"} <= names(
-        {"layout": "openfake", "at": ["/set"], "arguments": {}}
-    )
-    assert names({"layout": "folders", "at": ["/photos"]}) == set()
-    assert "forensynths-jpeg" in names(
-        {"layout": "folders", "at": ["s3://mine/CNN_synth_testset/progan"]}
-    )
-    small = "community-forensics-small-sizes"
-    assert small in names(
-        {"layout": "community-forensics", "at": ["hf://datasets/OwensLab/CommunityForensics-Small"]}
-    )
-    assert small not in names(
-        {"layout": "community-forensics", "at": ["hf://datasets/OwensLab/CommunityForensics"]}
-    )
+SMALL, FORENSICS = "community-forensics-small-sizes", "hf://datasets/OwensLab/CommunityForensics"
 
 
-def test_a_line_counts_the_rows_and_names_the_option_and_the_source():
+@pytest.mark.parametrize(
+    ("layout", "at", "version", "found", "others"),
+    [
+        ("openfake", "/set", "v1-2025-05", {PROMPTS}, {"openfake-v2-jpeg"}),
+        ("openfake", "/set", "v2", {"openfake-v2-jpeg"}, {PROMPTS}),
+        ("openfake", "/set", None, {PROMPTS, "openfake-v2-jpeg"}, {SMALL}),
+        ("folders", "/photos", None, set(), {PROMPTS, SMALL, "forensynths-jpeg"}),
+        ("folders", "s3://mine/CNN_synth_testset/progan", None, {"forensynths-jpeg"}, set()),
+        ("community-forensics", f"{FORENSICS}-Small", None, {SMALL}, set()),
+        ("community-forensics", FORENSICS, None, set(), {SMALL}),
+    ],
+)
+def test_fault_is_of_its_layout_version_and_place(layout, at, version, found, others):
+    arguments = {"version": version} if version else {}
+    names = {
+        fault.name for fault in faults_of({"layout": layout, "at": [at], "arguments": arguments})
+    }
+    assert found <= names
+    assert not others & names
+
+
+def test_fault_line_names_rows_option_and_source():
     faults = faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
     strata = {
         ("train", "fake", "sd-3.5"): 1200,
@@ -96,45 +84,34 @@ def test_a_line_counts_the_rows_and_names_the_option_and_the_source():
     assert "some rows" in next(line for line in fault_lines(faults, None) if PROMPTS in line)
 
 
-def test_a_prompt_goes_with_its_group_and_the_image_stays():
+def test_spoiled_prompt_goes_with_its_group_and_image_stays():
     faults = faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
     mispaired = Labels("fake", "sd-3.5", prompt="a dog", split="test", group="prompt:1")
-    assert spared(mispaired, faults) == Labels("fake", "sd-3.5", split="test")
-    assert spared(replace(mispaired, group="scene 1"), faults) == Labels(
-        "fake", "sd-3.5", split="test", group="scene 1"
-    )
-    for sound in (
-        Labels("fake", "sd-1.5", prompt="a dog", group="prompt:1"),
-        Labels("real", "real", prompt="a dog"),
-    ):
-        assert spared(sound, faults) == sound
+    image = Labels("fake", "sd-3.5", split="test")
+    in_scene = replace(image, group="scene 1")
+    assert spared(mispaired, faults) == image
+    assert spared(replace(in_scene, prompt="a dog"), faults) == in_scene
+    sound = Labels("fake", "sd-1.5", prompt="a dog", group="prompt:1")
+    for labels in (sound, Labels("real", "real", prompt="a dog")):
+        assert spared(labels, faults) == labels
     assert spared(Labels("fake", "sana-1.5"), faults) is None
     assert spared(mispaired, ()) == mispaired
 
 
-def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
+def test_source_is_read_without_spoiled_rows(tmp_path):
     source, store = of_openfake(tmp_path / "set"), Store.open(str(tmp_path / "index"))
     unseen = survey(source, store, 0)["faults"]
-    # as of a set that is too large to be indexed
+    # A set that is too large to be indexed is surveyed so.
     assert any(PROMPTS in line and "some rows" in line for line in unseen)
     assert len(index_source(source, store)) == 8
     assert sum("leaves these" in line for line in survey(source, store)["faults"]) == 2
-    sparing, beside = (
-        source.model_copy(update={"leave_out_faults": True}),
-        Store.open(str(tmp_path / "beside")),
-    )
+    sparing = source.model_copy(update={"leave_out_faults": True})
+    beside = Store.open(str(tmp_path / "beside"))
     with pytest.raises(IdentityError, match="leave_out_faults"):
         index_source(sparing, store)
-    said = {
-        one["generator"]: one["prompt"]
-        for one in index_source(sparing, beside)["input"].combine_chunks().to_pylist()
-    }
-    assert said.keys() == {"flux.1-dev", "sd-1.5-dreamshaper", "gpt-image-1", "real"}
-    assert (said["flux.1-dev"], said["sd-1.5-dreamshaper"], said["gpt-image-1"]) == (
-        None,
-        None,
-        "a prompt 4",
-    )
+    rows = index_source(sparing, beside)["input"].combine_chunks().to_pylist()
+    said = {row["generator"]: row["prompt"] for row in rows if row["label"] == "fake"}
+    assert said == {"flux.1-dev": None, "sd-1.5-dreamshaper": None, "gpt-image-1": "a prompt 4"}
     told = survey(sparing, beside)["faults"]
     assert any(PROMPTS in line and "2 rows" in line and "prompts left out" in line for line in told)
     assert "left out: 1 × spoiled by a documented fault of the data" in told
@@ -144,24 +121,15 @@ def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
     assert not any(PROMPTS in line for line in survey(chosen, store)["faults"])
 
 
-def test_the_key_is_in_no_recipe_that_does_not_use_it():
-    assert "leave_out_faults" not in DatasetSource(at=["x"]).model_dump(mode="json")
-    assert (
-        DatasetSource(at=["x"], leave_out_faults=True).model_dump(mode="json")["leave_out_faults"]
-        is True
-    )
+def test_key_is_in_no_recipe_that_does_not_use_it():
+    plain, sparing = DatasetSource(at=["x"]), DatasetSource(at=["x"], leave_out_faults=True)
+    assert "leave_out_faults" not in plain.model_dump(mode="json")
+    assert sparing.model_dump(mode="json")["leave_out_faults"] is True
 
 
-def test_a_fault_without_source_or_of_an_unknown_kind_is_refused():
-    fault = {
-        "name": "x",
-        "data": "Set",
-        "layouts": ["folders"],
-        "kind": "size",
-        "what": "differ",
-        "source": "nobody knows who",
-        "looked_up": "2026-11-26",
-    }
+def test_fault_without_source_or_kind_is_refused():
+    fault = {"name": "x", "data": "Set", "layouts": ["folders"], "kind": "size"}
+    fault |= {"what": "differ", "source": "nobody knows who", "looked_up": "2026-11-26"}
     assert validate(fault, KnownFault, where="here").generators == ("*",)
     for wrong in ({"source": "me"}, {"kind": "odd"}, {"layouts": []}, {"looked_up": "yesterday"}):
         with pytest.raises(ConfigError, match="here"):

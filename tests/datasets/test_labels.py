@@ -15,7 +15,7 @@ def table(**columns) -> pa.Table:
     )
 
 
-def test_texts_are_numbered_by_their_first_rows_and_null_where_there_is_no_such_field():
+def test_texts_are_numbered_by_their_first_rows():
     codes, names = coded(table(group=["b", None, "a", "b", "", None]), "group")
     assert codes.tolist() == [0, -1, 1, 0, 2, -1]
     assert names == ["b", "a", ""]
@@ -48,7 +48,7 @@ def test_labels_are_words_numbers_or_truths(label, values):
 @pytest.mark.parametrize(
     "value", [None, "", 2, 0.5, float("nan"), "synthetic", "0.5", "1.01", "10", "1e0", b"fake"]
 )
-def test_there_is_no_default(value):
+def test_parse_label_has_no_default(value):
     with pytest.raises(ConfigError) as raised:
         parse_label(value, "labels.csv, row 7")
     assert "labels.csv, row 7" in raised.value.message

@@ -11,17 +11,12 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_app.datajobs.shards import PackConfig
+from ray_app.datajobs.shards.run import pack_archive
 from tests.images import factory
 
-HOSTILE = (
-    "=cmd|' !A1.jpg",
-    'a"><script>alert(1)<',
-    "new\nline.png",
-    "пример.jpg",
-    "photo.tar.jpg",
-    " .jpg",
-    "-rf.png",
-)
+HOSTILE = ("=cmd|' !A1.jpg", 'a"><script>alert(1)<', "new\nline.png", "пример.jpg")
+HOSTILE += ("photo.tar.jpg", " .jpg", "-rf.png")
 
 
 def files(count=9):
@@ -91,32 +86,26 @@ def hashes(content):
 
 
 def samples(out):
-    """What lies in the shards of a directory: {bytes, name in the shard, source, columns beside},
-    in order, by plain libraries.
-    """
-    found = []
-    for path in sorted((out / "data").iterdir()):
-        if path.suffix == ".parquet":
-            for row in pq.read_table(path).to_pylist():
-                image, source = row.pop("image"), row.pop("source")
-                found.append(
-                    {"data": image["bytes"], "name": image["path"], "source": source, "beside": row}
-                )
-            continue
-        with tarfile.open(path) as tar:
-            members = tar.getmembers()
-            for image, sidecar in zip(members[::2], members[1::2], strict=True):
-                said = json.load(tar.extractfile(sidecar))
-                assert sidecar.name.partition(".")[0] == image.name.partition(".")[0]
-                found.append(
-                    {
-                        "data": tar.extractfile(image).read(),
-                        "name": image.name,
-                        "source": said.pop("source"),
-                        "beside": said,
-                    }
-                )
-    return found
+    """What lies in the shards of a directory, in order, read by plain libraries."""
+    return [
+        {"data": data, "name": name, "source": row.pop("source"), "beside": row}
+        for path in sorted((out / "data").iterdir())
+        for data, name, row in (parquet_rows if path.suffix == ".parquet" else tar_rows)(path)
+    ]
+
+
+def parquet_rows(path):
+    for row in pq.read_table(path).to_pylist():
+        image = row.pop("image")
+        yield image["bytes"], image["path"], row
+
+
+def tar_rows(path):
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+        for image, sidecar in zip(members[::2], members[1::2], strict=True):
+            assert sidecar.name.partition(".")[0] == image.name.partition(".")[0]
+            yield tar.extractfile(image).read(), image.name, json.load(tar.extractfile(sidecar))
 
 
 def unpacked(out):
@@ -125,3 +114,7 @@ def unpacked(out):
 
 def contents(out):
     return {path.name: path.read_bytes() for path in sorted((out / "data").iterdir())}
+
+
+def pack(source, out, *, retry=False, **settings):
+    return pack_archive(PackConfig(source=(str(source),), out=str(out), **settings), retry=retry)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.datajobs.shards import archives
-from tests.datajobs.shards.test_run import pack
+from tests.datajobs.shards.archives import pack
 
 pytestmark = pytest.mark.slow  # the imports take seconds
 

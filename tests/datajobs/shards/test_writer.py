@@ -12,14 +12,11 @@ from tests.datajobs.shards.archives import HOSTILE
 
 
 def test_every_value_becomes_json():
-    value = {
-        "a": [1, 2.5, float("nan"), b"\x00\xff"],
-        "b": {"when": datetime(2020, 1, 2, tzinfo=UTC)},
-        "c": None,
-        "d": True,
-    }
-    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
-        "a": [1, 2.5, None, "AP8="], "b": {"when": "2020-01-02T00:00:00+00:00"}, "c": None, "d": True}  # fmt: skip
+    value = {"a": [1, 2.5, float("nan"), b"\x00\xff"], "c": None, "d": True}
+    value["b"] = {"when": datetime(2020, 1, 2, tzinfo=UTC)}
+    expected = {"a": [1, 2.5, None, "AP8="], "c": None, "d": True}
+    expected["b"] = {"when": "2020-01-02T00:00:00+00:00"}
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
 
 
 def test_every_type_and_name_has_a_place_in_both_files(tmp_path):
@@ -36,45 +33,20 @@ def test_every_type_and_name_has_a_place_in_both_files(tmp_path):
     with (tmp_path / "list.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
     assert tuple(row["name"].removeprefix("'") for row in found) == HOSTILE
-    assert (found[0]["tags"], found[0]["nested"], found[0]["raw"], found[0]["price"]) == (
-        '["a", null]',
-        '{"x": 1.5}',
-        "/w==",
-        "1.50",
-    )
+    texts = {"tags": '["a", null]', "nested": '{"x": 1.5}', "raw": "/w==", "price": "1.50"}
+    assert found[0].items() >= texts.items()
 
 
-def test_a_stranger_s_name_is_no_formula_of_a_spreadsheet(tmp_path):
-    names = [
-        "=1+1.jpg",
-        "+1.jpg",
-        "-1.jpg",
-        "@x.jpg",
-        "\t=1.jpg",
-        "a=1.jpg",
-        "-5",
-        "+1.5",
-        "",
-        None,
-    ]
-    table = pa.table(
-        {"member": names, "=own": pa.array(names).dictionary_encode(), "score": [-1.0] * len(names)}
-    )
+def test_names_are_no_formulas_of_a_spreadsheet(tmp_path):
+    formulas = ["=1+1.jpg", "+1.jpg", "-1.jpg", "@x.jpg", "\t=1.jpg"]
+    tame = ["a=1.jpg", "-5", "+1.5", "", None]
+    names = [*formulas, *tame]
+    columns = {"member": names, "=own": pa.array(names).dictionary_encode()}
+    table = pa.table(columns | {"score": [-1.0] * len(names)})
     write_tables(Store.open(str(tmp_path)), "list", table.schema, [table], forms=("parquet", "csv"))
     assert pq.read_table(tmp_path / "list.parquet")["member"].to_pylist() == names
     with (tmp_path / "list.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    tame = [
-        "'=1+1.jpg",
-        "'+1.jpg",
-        "'-1.jpg",
-        "'@x.jpg",
-        "'\t=1.jpg",
-        "a=1.jpg",
-        "-5",
-        "+1.5",
-        "",
-        "",
-    ]
     assert header == ["member", "'=own", "score"]
-    assert rows == [[name, name, "-1"] for name in tame]
+    shown = [*(f"'{name}" for name in formulas), *(name or "" for name in tame)]
+    assert rows == [[name, name, "-1"] for name in shown]

@@ -26,9 +26,8 @@ def test_dflip_version_1(tmp_path):
 
 
 def test_dflip_version_1_without_urls(tmp_path):
-    file = write_json(
-        tmp_path / "sd.json", {"ab-1.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k"}}
-    )
+    record = {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k"}
+    file = write_json(tmp_path / "sd.json", {"ab-1.png": record})
     layout = make_layout("dflip", {"file": str(file)})
     found = told(layout, write_files(tmp_path / "images", "ab-1.png"))
     assert fields(found, "generator", "prompt") == {"ab-1.png": ("stable-diffusion", "a cat")}
@@ -36,22 +35,12 @@ def test_dflip_version_1_without_urls(tmp_path):
 
 
 def test_dflip_version_2(tmp_path):
-    records = [
-        {
-            "image_path": "train/fake/sd/1.jpg",
-            "is_fake": 1,
-            "family_id": 18,
-            "version_id": 3,
-            "split": "train",
-        },
-        {
-            "image_path": "test/real/2.jpg",
-            "is_fake": 0,
-            "family_id": None,
-            "version_id": None,
-            "split": "test",
-        },
-    ]
+    names = ("image_path", "is_fake", "family_id", "version_id", "split")
+    fake, real = (
+        ("train/fake/sd/1.jpg", 1, 18, 3, "train"),
+        ("test/real/2.jpg", 0, None, None, "test"),
+    )
+    records = [dict(zip(names, values, strict=True)) for values in (fake, real)]
     file = write_json(tmp_path / "metadata.json", records)
     write_files(tmp_path, "train/fake/sd/1.jpg", "test/real/2.jpg", "unlisted.jpg")
     found = told(make_layout("dflip", {"file": str(file)}), tmp_path)
@@ -80,22 +69,17 @@ def test_dflip_version_2_in_shards(tmp_path):
         told(layout, write_shard(tmp_path / "train/fake/sdxl/00000.tar", c={}))
 
 
+FAKE = {"image_path": "1.jpg", "is_fake": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("pd.json", {"1.a": {}, "1.b": {}}, "two ids are '1'"),
         ("pd.json", {"1": "url"}, "no record but 'url'"),
         ("other.json", {"1": {}}, "which generator"),
-        (
-            "x.json",
-            [{"image_path": "1.jpg", "is_fake": 1, "family_id": None}],
-            "reals, and reals alone|family_id None",
-        ),
-        (
-            "x.json",
-            [{"image_path": "1.jpg", "is_fake": 1, "family_id": 27}],
-            "no family has the id 27",
-        ),
+        ("x.json", [FAKE | {"family_id": None}], "reals, and reals alone|family_id None"),
+        ("x.json", [FAKE | {"family_id": 27}], "no family has the id 27"),
         ("x.json", [{"is_fake": 0}], "record 0 has no image_path"),
         ("x.json", 7, "neither id"),
     ],

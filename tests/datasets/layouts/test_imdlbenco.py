@@ -8,14 +8,9 @@ from tests.datasets.published import write_files, write_json
 
 def test_imdlbenco_json(tmp_path):
     write_files(tmp_path, "Tp/1.jpg", "Gt/1.png", "Au/2.jpg")
-    file = write_json(
-        tmp_path / "CASIA2.json",
-        [
-            ["Tp/1.jpg", "Gt/1.png"],
-            [f"{tmp_path}/Au/2.jpg", "Negative"],
-            ["Tp/gone.jpg", "Negative"],
-        ],
-    )
+    pairs = [["Tp/1.jpg", "Gt/1.png"], [f"{tmp_path}/Au/2.jpg", "Negative"]]
+    pairs.append(["Tp/gone.jpg", "Negative"])
+    file = write_json(tmp_path / "CASIA2.json", pairs)
     layout = make_layout("imdlbenco-json", {"file": str(file)})
     found = told(layout, tmp_path)
     assert fields(found, "label", "generator", "mask_uri") == {
@@ -36,9 +31,8 @@ def test_imdlbenco_json_refuses(tmp_path, content):
 
 def test_imdlbenco_folders_pair_by_name(tmp_path):
     write_files(tmp_path, "Tp/a.jpg", "Tp/b.jpg", "Gt/b_gt.png", "Gt/a_gt.png", "readme.md")
-    found = told(
-        make_layout("imdlbenco-folder", {"mask_suffix": "_gt", "generator": "splice"}), tmp_path
-    )
+    arguments = {"mask_suffix": "_gt", "generator": "splice"}
+    found = told(make_layout("imdlbenco-folder", arguments), tmp_path)
     assert fields(found, "label", "generator", "mask_uri") == {
         "a.jpg": ("fake", "splice", f"{tmp_path}/Gt/a_gt.png"),
         "b.jpg": ("fake", "splice", f"{tmp_path}/Gt/b_gt.png"),

@@ -7,27 +7,16 @@ from tests.datasets.published import picture, write_parquet
 
 
 def opensdi(path, keys, labels, masks):
-    columns = {
-        "key": keys,
-        "image": [picture(number) for number in range(len(keys))],
-        "mask": masks,
-        "label": labels,
-    }
+    images = [picture(number) for number in range(len(keys))]
+    columns = {"key": keys, "image": images, "mask": masks, "label": labels}
     return write_parquet(path, columns, images=("image", "mask"), labels=["real", "fake"])
 
 
 def test_opensdi(tmp_path):
-    mask = picture(9, "L")
-    shard = opensdi(
-        tmp_path / "OpenSDI_test/data/sd2-00000-of-00007.parquet",
-        [
-            "partial/sd2/fake/000000007.jpg",
-            "entire/sd2/fake/000000008.jpg",
-            "partial/sd2/real/000000007.jpg",
-        ],
-        [1, 1, 0],
-        [mask, None, mask],
-    )
+    mask, path = picture(9, "L"), tmp_path / "OpenSDI_test/data/sd2-00000-of-00007.parquet"
+    keys = ["partial/sd2/fake/000000007.jpg", "entire/sd2/fake/000000008.jpg"]
+    keys.append("partial/sd2/real/000000007.jpg")
+    shard = opensdi(path, keys, [1, 1, 0], [mask, None, mask])
     found = list(told(make_layout("opensdi", {}), shard).values())
     assert [
         (one.label, one.generator, one.mask_uri, one.split, one.group, subset)
@@ -37,10 +26,8 @@ def test_opensdi(tmp_path):
         ("fake", "sd2", None, "test", "key:000000008", "test/sd2"),
         ("real", "real", None, "test", "key:000000007", "test/sd2"),
     ]
-    assert (
-        make_layout("opensdi", {"part": "plus"}).labels(next(iter(Archive([str(shard)])))).split
-        == "train"
-    )
+    first = next(iter(Archive([str(shard)])))
+    assert make_layout("opensdi", {"part": "plus"}).labels(first).split == "train"
 
 
 @pytest.mark.parametrize(

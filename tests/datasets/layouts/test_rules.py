@@ -86,7 +86,7 @@ def test_a_table_beside_images_labels_them(tmp_path, name):
     assert fields(found, "label", "generator", "split") == labels
 
 
-def test_a_list_of_forensichubs_labels_what_lies_below_it_or_elsewhere(tmp_path):
+def test_list_of_forensichub_labels_its_files(tmp_path):
     write_files(
         tmp_path, "own/train/real/a.png", "own/train/real/unlisted.png", "GenImage/ADM/b.png"
     )
@@ -95,12 +95,8 @@ def test_a_list_of_forensichubs_labels_what_lies_below_it_or_elsewhere(tmp_path)
         {"path": f"{tmp_path}/GenImage/ADM/b.png", "label": 1},
     ]
     file = write_json(tmp_path / "own" / "train.json", listed)
-    found = fields(
-        told(make_layout("forensichub", {"file": str(file), "generators": "adm"}), tmp_path),
-        "label",
-        "generator",
-        "split",
-    )
+    layout = make_layout("forensichub", {"file": str(file), "generators": "adm"})
+    found = fields(told(layout, tmp_path), "label", "generator", "split")
     assert found == {"a.png": ("real", "real", None), "b.png": ("fake", "adm", None)}
     for content, said in (
         ({"path": "a.png"}, "not a list of objects"),
@@ -121,34 +117,11 @@ def test_a_table_of_ai_genbench_is_read_as_its_builder_writes_it(tmp_path):
         "paired_real_images": LargeList(Value("large_string")),
     }
     features = Features(kinds | {name: Value(kind) for name, kind in AI_GENBENCH.items()})
-    same = {
-        "height": 16,
-        "width": 24,
-        "file_id": "",
-        "description": "",
-        "negative_prompt": "",
-        "conditioning": "",
-        "origin_dataset": "DDMD",
-    }
-    rows = [
-        {
-            "image": picture(0),
-            "label": 0,
-            "generator": "",
-            "positive_prompt": "",
-            "paired_real_images": [],
-            **same,
-        },
-        {
-            "image": picture(1),
-            "label": 1,
-            "generator": "FLUX 1 Dev",
-            "positive_prompt": "a cat",
-            "paired_real_images": ["RAISE/1"],
-            **same,
-        },
-    ]
-    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "validation.parquet")
+    columns = {name: ["", ""] for name in AI_GENBENCH}
+    columns |= {"height": [16, 16], "width": [24, 24], "origin_dataset": ["DDMD", "DDMD"]}
+    columns |= {"image": [picture(0), picture(1)], "label": [0, 1], "generator": ["", "FLUX 1 Dev"]}
+    columns |= {"positive_prompt": ["", "a cat"], "paired_real_images": [[], ["RAISE/1"]]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "validation.parquet")
     found = fields(told(make_layout("ai-genbench", {}), tmp_path), "label", "generator", "prompt")
     assert list(found.values()) == [("real", "real", None), ("fake", "FLUX 1 Dev", "a cat")]
 
@@ -173,7 +146,7 @@ def test_every_published_layout_is_tested_and_names_its_source():
     assert all(layout.name == name for name, layout in shipped.items())
 
 
-def test_what_fits_no_rule_is_refused_or_left_out(tmp_path):
+def test_path_without_rule_is_refused_or_left_out(tmp_path):
     rules = [{"path": "{generator}/1_fake/*", "label": "fake"}]
     write_files(tmp_path, "gan/2_other/a.png")
     with pytest.raises(ConfigError, match="none of the layout's paths"):
