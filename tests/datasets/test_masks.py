@@ -16,10 +16,8 @@ GREY = ALTERED.astype(np.uint8)
 PHOTOGRAPH = np.random.default_rng(7).integers(0, 256, (*ALTERED.shape, 3), dtype=np.uint8)
 
 
-def painted(colour, background=(0, 0, 0)):
-    return Image.fromarray(
-        np.where(ALTERED[..., None], np.array(colour, np.uint8), np.array(background, np.uint8))
-    )
+def painted(colour):
+    return Image.fromarray(np.where(ALTERED[..., None], np.array(colour, np.uint8), np.uint8(0)))
 
 
 def with_palette(indices, *colours):
@@ -30,17 +28,13 @@ def with_palette(indices, *colours):
 
 
 def with_alpha(colours, alpha):
-    return Image.fromarray(
-        np.dstack([np.broadcast_to(np.array(colours, np.uint8), (*ALTERED.shape, 3)), alpha])
-    )
+    shown = np.broadcast_to(np.array(colours, np.uint8), (*ALTERED.shape, 3))
+    return Image.fromarray(np.dstack([shown, alpha]))
 
 
 def noisy(level):
-    return (
-        (GREY * level + np.random.default_rng(3).integers(0, 30, GREY.shape))
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
+    noise = np.random.default_rng(3).integers(0, 30, GREY.shape)
+    return (GREY * level + noise).clip(0, 255).astype(np.uint8)
 
 
 STORED = {
@@ -95,10 +89,7 @@ def test_mask_with_a_transparent_key_colour_is_read(tmp_path):
     [
         (with_alpha((0, 0, 0), GREY * 255), "black on transparent"),
         (with_alpha((255, 255, 255), 255 - GREY * 255), "white around a transparent hole"),
-        (
-            with_alpha(255 - GREY[..., None] * 255, 255 - GREY * 255),
-            "white around a transparent hole",
-        ),
+        (with_alpha(255 - GREY[..., None] * 255, 255 - GREY * 255), "around a transparent hole"),
         (with_alpha(PHOTOGRAPH, 255 - GREY * 255), "many colours"),
         (with_alpha(PHOTOGRAPH // 5 + 60, 255 - GREY * 255), "many colours"),
     ],
@@ -116,7 +107,7 @@ def test_transparent_mask_of_unclear_meaning_is_refused(tmp_path, image, reason)
     ("pixel", "level"),
     [((127, 127, 128), 0), ((127, 128, 128), 255), ((255, 128, 0), 255), ((255, 127, 0), 0)],
 )
-def test_altered_is_where_the_mean_of_the_channels_is_above_half(pixel, level):
+def test_altered_means_a_channel_mean_above_half(pixel, level):
     mask = to_mask(Image.new("RGB", (3, 2), pixel), set(), 8)
     assert (mask.mode, mask.size) == ("L", (3, 2))
     assert np.unique(np.asarray(mask)).tolist() == [level]
@@ -137,10 +128,8 @@ def test_masks_that_mark_nothing_or_everything_are_counted():
     tally.add("/m/whole.png", coverage_of(Image.new("L", (2, 2), 255)))
     tally.add("/m/part.png", coverage_of(Image.fromarray(GREY * 255)))
     warning = tally.warning()
-    assert (
-        "The masks of 5 fakes mark nothing as altered, for example /m/0.png, /m/1.png, /m/2.png; the mask of 1 fake marks"
-        in warning
-    )
+    assert "masks of 5 fakes mark nothing as altered, for example /m/0.png, /m/1.png" in warning
+    assert "the mask of 1 fake marks" in warning
     assert "/m/whole.png" in warning
     assert "/m/part.png" not in warning
 
@@ -155,13 +144,9 @@ def test_masks_that_mark_nothing_or_everything_are_counted():
         ("simplecache::file:///etc/passwd", False, False),
     ],
 )
-def test_two_colons_are_letters_of_a_name_where_nothing_is_chained(
-    place, from_here, from_elsewhere
-):
-    assert (may_lead("/labels.csv", place), may_lead("https://other/labels.csv", place)) == (
-        from_here,
-        from_elsewhere,
-    )
+def test_two_colons_may_be_part_of_a_name(place, from_here, from_elsewhere):
+    assert may_lead("/labels.csv", place) is from_here
+    assert may_lead("https://other/labels.csv", place) is from_elsewhere
 
 
 def read(label: str, uri: str | None, size: tuple[int, int] = (7, 4)) -> Image.Image:
@@ -179,12 +164,12 @@ def test_a_mask_that_the_label_implies_is_not_read(label, uri, level):
     assert np.unique(np.asarray(mask)).tolist() == [level]
 
 
-def test_a_mask_that_is_no_image_is_told_of_as_such(tmp_path):
+def test_mask_that_is_no_image_is_refused(tmp_path):
     (tmp_path / "mask.png").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="unsupported_format: its mask: text, not an image"):
         read("fake", str(tmp_path / "mask.png"))
 
 
-def test_a_reference_that_is_none_is_the_user_s_to_change(tmp_path):
+def test_invalid_mask_reference_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not a reference into a table"):
         read("fake", f"{tmp_path}/a.parquet#row=x&column=mask")

@@ -14,6 +14,7 @@ from ray_app.datasets.sampling import SampleOrder
 from ray_app.errors import ConfigError
 from tests.datasets.tables import labelled, mixture
 
+BALANCED = Sampling(classes="balanced")
 SAMPLINGS = {
     "natural": Sampling(),
     "in windows": Sampling(window=16, run=4),
@@ -25,18 +26,10 @@ SAMPLINGS = {
 def bare(labels: list[str], generators: list[str], groups: list[str | None]) -> pa.Table:
     """Only what an order looks at."""
     nothing = pa.nulls(len(labels), pa.string())
-    columns = {
-        "label": pa.array(labels),
-        "generator": pa.array(generators),
-        "group": pa.array(groups, pa.string()),
-    }
-    return pa.table(
-        {
-            "input": pa.StructArray.from_arrays(
-                [columns.get(name, nothing) for name in INPUT.names], fields=list(INPUT)
-            )
-        }
-    )
+    columns = {"label": pa.array(labels), "generator": pa.array(generators)}
+    columns["group"] = pa.array(groups, pa.string())
+    arrays = [columns.get(name, nothing) for name in INPUT.names]
+    return pa.table({"input": pa.StructArray.from_arrays(arrays, fields=list(INPUT))})
 
 
 def pairs(count: int, alone: int = 0) -> pa.Table:
@@ -71,7 +64,7 @@ def test_an_epoch_sees_every_row_once(name, groups, alone, half, seed):
     )
 
 
-def test_a_batch_goes_over_the_end_of_an_epoch_and_may_hold_several():
+def test_batch_may_span_epochs():
     order = SampleOrder(pairs(5), Sampling(), 0, 8)
     rows, positions = order.step(1)
     assert positions.tolist() == list(range(8, 16))
@@ -88,20 +81,15 @@ def test_steps_of_epochs_whatever_their_rounding(batch, epochs, steps):
     assert SampleOrder(pairs(50), Sampling(), 0, batch).steps(epochs) == steps
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.3, epoch_rows=50)],
-    ids=str,
-)
-def test_a_step_has_the_same_rows_whoever_asks_in_whatever_order_and_however_many_share_it(
-    sampling,
-):
+SHARED = [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.3, epoch_rows=50)]
+
+
+@pytest.mark.parametrize("sampling", SHARED, ids=str)
+def test_step_does_not_depend_on_process_order_or_workers(sampling):
     whole = SampleOrder(pairs(37, alone=3), sampling, 3, 24)
     expected = [whole.step(step) for step in range(40)]
-    for asked in (
-        SampleOrder(pairs(37, alone=3), sampling, 3, 24),
-        pickle.loads(pickle.dumps(whole)),
-    ):
+    again = SampleOrder(pairs(37, alone=3), sampling, 3, 24)
+    for asked in (again, pickle.loads(pickle.dumps(whole))):
         for step in random.Random(0).sample(range(40), 40):
             world = (1, 2, 3, 4, 6)[step % 5]
             shares = [asked.share(step, rank, world) for rank in range(world)]
@@ -117,25 +105,15 @@ def test_a_step_has_the_same_rows_whoever_asks_in_whatever_order_and_however_man
         (pairs(10), Sampling(twins=True), 9, "no whole number of twins"),
         (pairs(10), Sampling(twins=True), 8, "3 workers of twins"),
         (pairs(10), Sampling(epoch_rows=5), 3, "with natural shares an epoch is every row once"),
-        (
-            pairs(10),
-            Sampling(twins=True, classes="balanced"),
-            6,
-            "twins are as many real as fake already",
-        ),
+        (pairs(10), Sampling(twins=True, classes="balanced"), 6, "as many real as fake already"),
         (pairs(10), Sampling(twins=True, generators=0), 6, "twins"),
         (pairs(1).slice(0, 0), Sampling(), 3, "no images"),
-        (
-            bare(["real", "maybe"], ["a", "b"], [None, None]),
-            Sampling(classes="balanced"),
-            3,
-            "not 'maybe'",
-        ),
-        (pa.table({"image_id": [1, 2]}), Sampling(classes="balanced"), 3, "have no labels"),
+        (bare(["real", "maybe"], ["a", "b"], [None] * 2), BALANCED, 3, "not 'maybe'"),
+        (pa.table({"image_id": [1, 2]}), BALANCED, 3, "have no labels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_sampled_or_shared_is_refused(rows, sampling, batch, said):
+def test_impossible_sampling_is_refused(rows, sampling, batch, said):
     with pytest.raises(ConfigError, match=said):
         SampleOrder(rows, sampling, 0, batch).share(0, 0, 3)
 
@@ -146,42 +124,37 @@ def test_what_cannot_be_sampled_or_shared_is_refused(rows, sampling, batch, said
 def shares_of(rows: pa.Table, order: SampleOrder, epochs: int) -> dict[str, float]:
     generators = rows["input"].combine_chunks().field("generator").dictionary_encode()
     codes = generators.indices.to_numpy()[seen(order, epochs * order.rows_per_epoch)]
-    counts = np.bincount(codes, minlength=len(generators.dictionary))
-    return dict(
-        zip(generators.dictionary.to_pylist(), (counts / counts.sum()).tolist(), strict=True)
-    )
+    names = generators.dictionary.to_pylist()
+    return dict(zip(names, np.bincount(codes, minlength=len(names)) / len(codes), strict=True))
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("classes", ["natural", "balanced"])
-def test_shares_of_a_mixture_of_1_to_10_to_1000_are_as_requested(classes, power):
+def test_shares_of_an_uneven_mixture_are_as_requested(classes, power):
     counts = {"few": 10, "some": 100, "many": 10_000}
     mixed = labelled(mixture(real=250, **counts))
     order = SampleOrder(mixed, Sampling(classes=classes, generators=power), 7, 128)
     fake = 0.5 if classes == "balanced" else 10_110 / 10_360
     weights = {name: count**power for name, count in counts.items()}
-    expected = {name: fake * weight / sum(weights.values()) for name, weight in weights.items()} | {
-        "real": 1 - fake
-    }
-    for epochs in (1, 5):  # within 2 %, or one row where 2 % is less than a row
-        assert shares_of(mixed, order, epochs) == pytest.approx(
-            expected, rel=0.02, abs=1 / len(mixed) / epochs
-        )
+    expected = {name: fake * weight / sum(weights.values()) for name, weight in weights.items()}
+    expected["real"] = 1 - fake
+    for epochs in (1, 5):  # within 2 %, or one row if 2 % is less than a row
+        found, row = shares_of(mixed, order, epochs), 1 / len(mixed) / epochs
+        assert found == pytest.approx(expected, rel=0.02, abs=row)
 
 
-@pytest.mark.parametrize("length", [1, 7, 999])
+@pytest.mark.parametrize("length", [1, 999])
 def test_shares_are_kept_to_one_row_in_epochs_of_any_length(length):
     rows = labelled(mixture(real=40, a=1, b=3, c=200))
     order = SampleOrder(rows, Sampling(classes="balanced", generators=0, epoch_rows=length), 0, 16)
     assert order.rows_per_epoch == length
     for epochs in (1, 10, 60):
         assert shares_of(rows, order, epochs).get("real", 0) == pytest.approx(1 / 2, abs=1 / length)
-    assert shares_of(rows, order, 60).get("a", 0) == pytest.approx(
-        1 / 6, abs=2 / 60 / length + 1e-9
-    )
+    share = shares_of(rows, order, 60).get("a", 0)
+    assert share == pytest.approx(1 / 6, abs=2 / 60 / length + 1e-9)
 
 
-def test_rows_of_a_stratum_come_equally_often_and_strata_are_spread_evenly():
+def test_rows_of_a_stratum_come_equally_often():
     rows = labelled(mixture(real=30, a=10, b=690))
     order = SampleOrder(rows, Sampling(classes="balanced", generators=0), 0, 33)
     came = seen(order, 4 * order.rows_per_epoch)
@@ -208,13 +181,10 @@ def test_twins_are_side_by_side_in_one_share(alone):
 
 
 def test_of_larger_groups_a_real_stands_by_a_fake():
-    rows = bare(
-        ["real", "fake", "fake", "fake", "real", "real", "fake"],
-        ["g"] * 7,
-        ["a"] * 4 + [None] + ["b"] * 2,
-    )
+    labels = ["real", "fake", "fake", "fake", "real", "real", "fake"]
+    rows = bare(labels, ["g"] * 7, ["a"] * 4 + [None] + ["b"] * 2)
     order = SampleOrder(rows, Sampling(twins=True), 0, 2)
-    # two epochs of an odd number of rows
+    # Two epochs of an odd number of rows.
     steps = [set(order.step(step)[0].tolist()) for step in range(7)]
     assert steps.count({0, 1}) == steps.count({5, 6}) == 2
 
@@ -224,9 +194,8 @@ def test_of_larger_groups_a_real_stands_by_a_fake():
 
 def test_a_window_keeps_neighbours_near():
     rows = pairs(2048)
-    assert len(pickle.dumps(SampleOrder(rows, Sampling(), 0, 64))) < 10_000, (
-        "it is sent to every loader"
-    )
+    # Each loader receives the order.
+    assert len(pickle.dumps(SampleOrder(rows, Sampling(), 0, 64))) < 10_000
     runs = [
         len(np.unique(seen(SampleOrder(rows, sampling, 0, 64), 512) // 64))
         for sampling in (Sampling(), Sampling(window=512, run=64))

@@ -18,14 +18,10 @@ TRAIN, VALIDATION, TEST = ((DatasetSource(at=name),) for name in ("train", "vali
 
 
 def prompts(count: int, *generators: str, first: int = 0) -> list[dict]:
-    """So many prompts, each with a real and a fake of each generator."""
+    """Rows of `count` prompts, each with a real and a fake of each generator."""
     return [
-        {
-            "label": "real" if name == "real" else "fake",
-            "generator": name,
-            "group": f"p{number}",
-            "uri": f"/{first + number}/{name}",
-        }
+        {"label": "real" if name == "real" else "fake", "generator": name}
+        | {"group": f"p{number}", "uri": f"/{first + number}/{name}"}
         for number in range(count)
         for name in ("real", *generators)
     ]
@@ -53,10 +49,8 @@ def generators(table: pa.Table) -> set[str]:
 
 
 def test_a_share_of_groups_is_held_out_whole():
-    rows = prompts(500, "a", "b")
-    splits = split(
-        Data(train=TRAIN, validation=HeldOut(groups=0.1), test=HeldOut(groups=0.2)), train=rows
-    )
+    data = Data(train=TRAIN, validation=HeldOut(groups=0.1), test=HeldOut(groups=0.2))
+    splits = split(data, train=prompts(500, "a", "b"))
     tables = (splits.train, splits.validation, splits.test)
     assert [len(table) / 1500 for table in tables] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
     for one, other in combinations(tables, 2):
@@ -67,42 +61,34 @@ def test_a_share_of_groups_is_held_out_whole():
 def test_a_group_stays_where_it_is_when_others_come():
     data = Data(train=TRAIN, validation=HeldOut(groups=0.2))
     few, many = (split(data, train=prompts(count, "a")) for count in (100, 300))
-    assert ids(few.validation) == {
-        one for one in ids(many.validation) if one in ids(few.train) | ids(few.validation)
-    }
+    assert ids(few.validation) == ids(many.validation) & (ids(few.train) | ids(few.validation))
 
 
 def test_held_out_shares_hold_in_a_part_of_a_divided_index():
     rows = prompts(2_000, "a")
     in_train = splitter.split(splitter.group_keys(labelled(rows)), None, (0.6, 0.2, 0.2)) == 0
     part = [row for row, is_in in zip(rows, in_train, strict=True) if is_in]
-    splits = split(
-        Data(train=TRAIN, validation=HeldOut(groups=0.2), test=HeldOut(groups=0.3)), train=part
-    )
+    data = Data(train=TRAIN, validation=HeldOut(groups=0.2), test=HeldOut(groups=0.3))
+    splits = split(data, train=part)
     tables = (splits.train, splits.validation, splits.test)
     assert [len(table) / len(part) for table in tables] == pytest.approx([0.5, 0.2, 0.3], abs=0.04)
 
 
-def test_a_held_out_generator_takes_the_reals_of_its_pairs_along():
-    rows = prompts(20, "a") + [
-        row | {"group": f"q{row['group']}"} for row in prompts(20, "b", first=100)
-    ]
-    splits = split(Data(train=TRAIN, validation=HeldOut(generators=("b",))), train=rows)
+def test_held_out_generator_takes_the_reals_of_its_pairs():
+    others = [row | {"group": f"q{row['group']}"} for row in prompts(20, "b", first=100)]
+    data = Data(train=TRAIN, validation=HeldOut(generators=("b",)))
+    splits = split(data, train=prompts(20, "a") + others)
     assert generators(splits.validation) == {"real", "b"}
     assert (len(splits.train), len(splits.validation), len(splits.set_aside)) == (40, 40, 0)
 
 
-def test_of_a_prompt_that_stays_fakes_of_held_out_generators_are_set_aside():
-    splits = split(
-        Data(train=TRAIN, validation=HeldOut(generators=("b",), groups=0.3)),
-        train=prompts(200, "a", "b"),
-    )
+def test_held_out_fakes_of_a_kept_prompt_are_set_aside():
+    data = Data(train=TRAIN, validation=HeldOut(generators=("b",), groups=0.3))
+    splits = split(data, train=prompts(200, "a", "b"))
     assert generators(splits.train) == {"real", "a"}
     assert generators(splits.validation) == {"real", "b"}
-    why = dict(
-        zip(column(splits.set_aside, "generator"), splits.set_aside["why"].to_pylist(), strict=True)
-    )
-    assert why == {
+    aside = splits.set_aside
+    assert dict(zip(column(aside, "generator"), aside["why"].to_pylist(), strict=True)) == {
         "a": "fakes of other generators than the split's",
         "b": "fakes of held-out generators",
     }
@@ -122,12 +108,8 @@ def test_of_a_prompt_that_stays_fakes_of_held_out_generators_are_set_aside():
 )
 def test_splits_are_disjoint_in_rows_groups_and_generators(drawn, for_validation, for_test, share):
     rows = [
-        {
-            "label": "real" if name == "real" else "fake",
-            "generator": name,
-            "group": f"p{group}" if group else None,
-            "uri": f"/{number}",
-        }
+        {"label": "real" if name == "real" else "fake", "generator": name, "uri": f"/{number}"}
+        | {"group": f"p{group}" if group else None}
         for number, (name, group) in enumerate(drawn)
     ]
     data = Data(
@@ -151,103 +133,64 @@ def test_splits_are_disjoint_in_rows_groups_and_generators(drawn, for_validation
 
 def test_splits_of_their_own_sources():
     data = Data(train=TRAIN * 2, validation=VALIDATION, test=TEST)
-    some = prompts(3, "a")
-    splits = split(
-        data, train=some, validation=prompts(2, "b", first=50), test=prompts(4, "c", first=90)
-    )
+    rows = {"train": prompts(3, "a"), "validation": prompts(2, "b", first=50)}
+    splits = split(data, **rows, test=prompts(4, "c", first=90))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (6, 4, 8)
     assert splits.findings["set_aside"] == {"images": 6, "why": {"the same image a second time": 6}}
-    assert (
-        split(
-            data.model_copy(update={"test": ()}), train=some, validation=prompts(2, "b", first=50)
-        ).test
-        is None
-    )
+    assert split(data.model_copy(update={"test": ()}), **rows).test is None
 
 
 def test_findings_count_and_are_json():
-    splits = split(
-        Data(train=TRAIN, validation=VALIDATION),
-        train=prompts(3, "a", "b"),
-        validation=prompts(2, "c", first=9),
+    data, held = Data(train=TRAIN, validation=VALIDATION), prompts(2, "c", first=9)
+    findings, again = (
+        json.loads(json.dumps(split(data, train=rows, validation=held).findings))
+        for rows in (prompts(3, "a", "b"), prompts(3, "b", "a"))
     )
-    findings = json.loads(json.dumps(splits.findings))
-    train = findings["splits"]["train"]
-    assert {name: train[name] for name in ("images", "real", "fake")} == {
-        "images": 9,
-        "real": 3,
-        "fake": 6,
-    }
+    train, validation = (findings["splits"][name] for name in ("train", "validation"))
+    assert [train[name] for name in ("images", "real", "fake")] == [9, 3, 6]
     assert train["generators"] == {"a": 3, "b": 3, "real": 3}
     assert findings["leakage"]["checked"] == {"sha256": False, "phash": False}
-    again = split(
-        Data(train=TRAIN, validation=VALIDATION),
-        train=prompts(3, "b", "a"),
-        validation=prompts(2, "c", first=9),
-    )
-    assert (
-        again.findings["splits"]["validation"]["digest"]
-        == findings["splits"]["validation"]["digest"]
-    )
-    assert again.findings["splits"]["train"]["digest"] != train["digest"]
+    assert again["splits"]["validation"]["digest"] == validation["digest"]
+    assert again["splits"]["train"]["digest"] != train["digest"]
 
 
 @pytest.mark.parametrize("name", ["Test", "test_reddit"])
 def test_validation_on_a_test_split_is_refused(name):
-    rows = [row | {"split": name} for row in prompts(2, "a")]
-    with pytest.raises(
-        ConfigError, match=f"split '{name}': a checkpoint is never selected on a test split"
-    ):
-        split(Data(train=TRAIN, validation=VALIDATION), train=prompts(2, "a"), validation=rows)
-    assert split(
-        Data(train=TRAIN, validation=HeldOut(groups=0.3), test=VALIDATION),
-        train=prompts(50, "a"),
-        validation=rows,
-    ).test
+    few, many = ([row | {"split": name} for row in prompts(count, "a")] for count in (2, 50))
+    said = f"split '{name}': a checkpoint is never selected on a test split"
+    with pytest.raises(ConfigError, match=said):
+        split(Data(train=TRAIN, validation=VALIDATION), train=prompts(2, "a"), validation=few)
+    data = Data(train=TRAIN, validation=HeldOut(groups=0.3), test=VALIDATION)
+    assert split(data, train=prompts(50, "a"), validation=few).test
     with pytest.raises(ConfigError, match=f"split '{name}'") as raised:
-        split(
-            Data(train=TRAIN, validation=HeldOut(groups=0.3)),
-            train=[row | {"split": name} for row in prompts(50, "a")],
-        )
+        split(Data(train=TRAIN, validation=HeldOut(groups=0.3)), train=many)
     assert "split: train" in raised.value.hint
 
 
+def held(**validation) -> dict:
+    return {"validation": HeldOut(**validation)}
+
+
 @pytest.mark.parametrize(
-    ("data", "rows", "said"),
+    ("splits", "rows", "said"),
     [
-        (Data(validation=VALIDATION), [], "data.train: no source"),
-        (Data(train=TRAIN), prompts(2, "a"), "data.validation: no source"),
+        ({"train": (), "validation": VALIDATION}, [], "data.train: no source"),
+        ({}, prompts(2, "a"), "data.validation: no source"),
+        (held(groups=0.5), alone(40), "data.train: all .* images are real"),
+        (held(generators=("b",)), alone(40, "a", "b"), "data.validation: all 40 images are fake"),
+        (held(groups=0.001), prompts(2, "a"), "data.validation: no images"),
+        (held(generators=("c",)), prompts(2, "a"), "no image is by the held-out generator 'c'"),
         (
-            Data(train=TRAIN, validation=HeldOut(groups=0.5)),
-            alone(40)[:40],
-            "data.train: all .* images are real",
-        ),
-        (
-            Data(train=TRAIN, validation=HeldOut(generators=("b",))),
-            alone(40, "a", "b"),
-            "data.validation: all 40 images are fake",
-        ),
-        (
-            Data(train=TRAIN, validation=HeldOut(groups=0.001)),
-            prompts(2, "a"),
-            "data.validation: no images",
-        ),
-        (
-            Data(train=TRAIN, validation=HeldOut(generators=("c",))),
-            prompts(2, "a"),
-            "no image is by the held-out generator 'c'",
-        ),
-        (
-            Data(train=TRAIN, validation=HeldOut(groups=0.5), test=HeldOut(groups=0.5)),
+            held(groups=0.5) | {"test": HeldOut(groups=0.5)},
             prompts(9, "a"),
             "nothing is left to train on",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_split_is_refused(data, rows, said):
+def test_impossible_split_is_refused(splits, rows, said):
     with pytest.raises(ConfigError, match=said):
-        split(data, train=rows)
+        split(Data(**{"train": TRAIN} | splits), train=rows)
 
 
 def hashed(rows: list[dict], hashes: list[int]) -> list[dict]:

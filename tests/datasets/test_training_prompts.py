@@ -21,14 +21,9 @@ def table(prompts, groups=None, first=0):
         {"label": "fake", "generator": "g", "prompt": prompt, "group": group}
         for prompt, group in zip(prompts, groups or [None] * len(prompts), strict=True)
     ]
-    ids = pa.array(range(first, first + len(prompts)), pa.int64())
-    return pa.table(
-        {
-            "image_id": ids,
-            "uri": [f"{n}.png" for n in range(len(prompts))],
-            "input": pa.array(labels, INPUT),
-        }
-    )
+    columns = {"image_id": pa.array(range(first, first + len(prompts)), pa.int64())}
+    columns["uri"] = [f"{n}.png" for n in range(len(prompts))]
+    return pa.table(columns | {"input": pa.array(labels, INPUT)})
 
 
 def told(rows, name):
@@ -36,18 +31,8 @@ def told(rows, name):
 
 
 def test_rows_without_a_prompt_are_left_out_and_the_others_are_cleaned():
-    rows = with_cleaned_prompts(
-        table(
-            [
-                "(a red fox:1.3) in snow, nsfw",
-                None,
-                "1234567890 42",
-                "a blue bird --ar 1:1",
-                "short",
-            ],
-            ["x", "y", None, None, None],
-        )
-    )
+    prompts = ["(a red fox:1.3) in snow, nsfw", None, "1234567890 42", "a blue bird --ar 1:1"]
+    rows = with_cleaned_prompts(table([*prompts, "short"], ["x", "y", None, None, None]))
     assert told(rows, "prompt") == ["a red fox in snow", "a blue bird"]
     assert told(rows, "group") == ["x", prompt_group("a blue bird")]
     assert told(rows, "generator") == ["g", "g"]
@@ -55,32 +40,30 @@ def test_rows_without_a_prompt_are_left_out_and_the_others_are_cleaned():
     assert rows.schema == table(["a"]).schema
 
 
-def test_a_split_of_its_own_loses_what_training_has():
-    tables = {
-        "a": table(["a red fox in snow", "a blue bird in rain"]),
-        "b": table(["A  Red fox in SNOW", "a green frog in grass"], first=9),
-    }
+def split_of(data, **tables):
+    """The splits of tables by source, without prompts of training in the others."""
+    read = with_prompts(lambda source: tables[source.at[0]])
+    return without_training_prompts(make_splits(data, read, one_class=True))
+
+
+def test_no_prompt_of_training_is_in_another_split():
     data = Data(train=(DatasetSource(at=("a",)),), validation=(DatasetSource(at=("b",)),))
-    splits = without_training_prompts(
-        make_splits(data, with_prompts(lambda source: tables[source.at[0]]), one_class=True)
-    )
+    own = table(["A  Red fox in SNOW", "a green frog in grass"], first=9)
+    splits = split_of(data, a=table(["a red fox in snow", "a blue bird in rain"]), b=own)
     assert told(splits.validation, "prompt") == ["a green frog in grass"]
     assert splits.findings["prompts_in_training"] == {"validation": 1}
     assert splits.findings["splits"]["validation"]["images"] == 1
-    # images of one prompt stay together
-    held = Data(train=data.train, validation=HeldOut(groups=0.3))
-    tables["a"] = table(
-        [f"a picture of thing number {'abcdefghij'[n % 10] * 3}" for n in range(200)]
-    )
-    apart = without_training_prompts(
-        make_splits(held, with_prompts(lambda source: tables[source.at[0]]), one_class=True)
-    )
-    prompts = [set(told(rows, "prompt")) for rows in (apart.train, apart.validation)]
-    assert all(prompts)
-    assert len(prompts[0] | prompts[1]) == len(prompts[0]) + len(prompts[1]) == 10
-    tables["a"] = table(["a red fox in snow"])
-    tables["b"] = table(["a red fox in snow"], first=9)
+    fox = ["a red fox in snow"]
     with pytest.raises(ConfigError, match="is in training too"):
-        without_training_prompts(
-            make_splits(data, with_prompts(lambda source: tables[source.at[0]]), one_class=True)
-        )
+        split_of(data, a=table(fox), b=table(fox, first=9))
+
+
+def test_images_of_one_prompt_stay_together():
+    data = Data(train=(DatasetSource(at=("a",)),), validation=HeldOut(groups=0.3))
+    words = ["abcdefghij"[n % 10] * 3 for n in range(200)]
+    splits = split_of(data, a=table([f"a picture of thing number {word}" for word in words]))
+    train, validation = (set(told(rows, "prompt")) for rows in (splits.train, splits.validation))
+    assert train
+    assert validation
+    assert not train & validation
+    assert len(train | validation) == 10
