@@ -19,30 +19,24 @@ def drawn(n=400, seed=0):
 
 
 def platts_loss(scores, labels):
-    """Platt's objective, written out: cross-entropy with targets (N₊ + 1) / (N₊ + 2) and 1 / (N₋ +
-    2).
-    """
+    """Platt's objective: cross-entropy with targets (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2)."""
     fakes, reals = labels.sum(), (1 - labels).sum()
     target = np.where(labels == 1, (fakes + 1) / (fakes + 2), 1 / (reals + 2))
 
     def loss(parameters):
         log_odds = parameters[0] * scores + parameters[1]
-        return float(
-            (target * np.logaddexp(0, -log_odds) + (1 - target) * np.logaddexp(0, log_odds)).sum()
-        )
+        of_fakes, of_reals = np.logaddexp(0, -log_odds), np.logaddexp(0, log_odds)
+        return float((target * of_fakes + (1 - target) * of_reals).sum())
 
     return loss
 
 
 @pytest.mark.parametrize(("shift", "stretch"), [(0, 1), (-900, 40), (0, 1e-3)])
-def test_slope_and_intercept_are_the_least_of_platts_loss(shift, stretch):
+def test_slope_and_intercept_minimise_platts_loss(shift, stretch):
     scores, labels = drawn()
-    least = minimize(
-        platts_loss(scores, labels),
-        [0.0, 0.0],
-        method="Nelder-Mead",
-        options={"xatol": 1e-9, "fatol": 1e-12},
-    )
+    options = {"xatol": 1e-9, "fatol": 1e-12}
+    loss = platts_loss(scores, labels)
+    least = minimize(loss, [0.0, 0.0], method="Nelder-Mead", options=options)
     found = fit_platt(stretch * scores + shift, labels)
     assert found.slope * stretch == pytest.approx(least.x[0], rel=1e-5)
     assert found.intercept + found.slope * shift == pytest.approx(least.x[1], rel=1e-5)
@@ -63,7 +57,7 @@ def test_scores_that_separate_the_classes_get_a_finite_slope():
         ([float("nan"), 1.0], [0, 1], "not finite"),
     ],
 )
-def test_what_cannot_be_calibrated_says_why(scores, labels, words):
+def test_scores_that_cannot_be_calibrated_are_refused(scores, labels, words):
     with pytest.raises(ValueError, match=words):
         fit_platt(scores, labels)
 
@@ -86,17 +80,11 @@ ENOUGH = [case for case, both in BOTH.items() if sum(map(len, both)) >= 100]
 def debiased_by_drawing(labels, chances, bins=15, draws=5_000):
     """Kumar et al.'s code: twice the plug-in error less the mean error of shares drawn anew."""
     bin_of = np.minimum((chances * bins).astype(int), bins - 1)
-    groups = [
-        (labels[bin_of == one], chances[bin_of == one])
-        for one in range(bins)
-        if (bin_of == one).any()
-    ]
-    weight, share, mean = np.array(
-        [(len(truth), truth.mean(), chance.mean()) for truth, chance in groups]
-    ).T
-    drawn = np.random.default_rng(0).normal(
-        share, np.sqrt(share * (1 - share) / weight), (draws, len(groups))
-    )
+    groups = [bin_of == one for one in range(bins) if (bin_of == one).any()]
+    weight = np.array([chosen.sum() for chosen in groups])
+    share, mean = (np.array([of[chosen].mean() for chosen in groups]) for of in (labels, chances))
+    deviation = np.sqrt(share * (1 - share) / weight)
+    drawn = np.random.default_rng(0).normal(share, deviation, (draws, len(groups)))
     plain = weight @ np.abs(share - mean) / len(labels)
     return max(0.0, 2 * plain - (np.abs(drawn - mean) @ weight).mean() / len(labels))
 
@@ -118,11 +106,8 @@ def test_bins_of_a_reliability_diagram_hold_equally_many_images():
     chances = expit(scores)
     found = reliability(images(scores[labels == 1], scores[labels == 0]))
     assert [one["n"] for one in found] == [201, 201, 201, *[200] * 7]
-    for one, mine in zip(
-        found,
-        np.split(np.argsort(chances), np.cumsum([one["n"] for one in found])[:-1]),
-        strict=True,
-    ):
+    bins = np.split(np.argsort(chances), np.cumsum([one["n"] for one in found])[:-1])
+    for one, mine in zip(found, bins, strict=True):
         assert (one["low"], one["high"]) == (chances[mine].min(), chances[mine].max())
         assert one["probability"] == pytest.approx(chances[mine].mean())
         assert one["fake_share"] == pytest.approx(labels[mine].mean())
@@ -144,12 +129,10 @@ def test_ties_stay_together_and_no_bin_is_of_a_few(reals, fakes, counts):
     assert [one["n"] for one in reliability(images(fakes, reals))] == counts
 
 
-def test_of_too_little_there_is_no_calibration_error_and_reliability_of_what_there_is():
+def test_calibration_error_of_few_images_is_undefined():
     for fakes, reals in (([1.0] * 200, []), ([], [1.0] * 200)):
         assert measure(METRICS["ece"], images(fakes, reals)).why == "it needs real and fake images"
-    assert (
-        measure(METRICS["ece"], images([1.0] * 50, [0.0] * 49)).why
-        == "it needs 100 images or more; there are 99"
-    )
+    few = measure(METRICS["ece"], images([1.0] * 50, [0.0] * 49))
+    assert few.why == "it needs 100 images or more; there are 99"
     assert reliability(images([], [])) == []
     assert reliability(images([0.0], []))[0]["fake_share"] == 1

@@ -15,15 +15,12 @@ def drawn(sources, each, correlation, seed=0):
     ) ** 0.5 * rng.standard_normal(len(codes)), codes
 
 
-def test_images_of_a_source_each_are_worth_as_many_as_they_are_and_those_of_one_source_nothing():
-    found = effective_size(
-        np.random.default_rng(0).normal(size=500), np.arange(500)[::-1] * 7, 0.01
-    )
+def test_effective_size_is_n_of_own_sources_and_0_of_one():
+    scores = np.random.default_rng(0).normal(size=500)
+    found = effective_size(scores, np.arange(500)[::-1] * 7, 0.01)
     assert (found.n, found.groups, found.effective) == (500, 500, 500)
     alone = effective_size([1.0, 2.0, 3.0], [5, 5, 5], 0.01)
-    assert (alone.effective, alone.largest, alone.largest_share) == (0, 5, 1), (
-        "one source alone says nothing of others"
-    )
+    assert (alone.effective, alone.largest, alone.largest_share) == (0, 5, 1)
 
 
 def test_images_of_sources_that_score_alike_are_worth_less():

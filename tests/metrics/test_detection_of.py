@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
+from scipy.special import expit
 from sklearn import metrics as sk
 
 from ray_app.detectors.card import Platt
@@ -13,15 +14,6 @@ from tests.metrics.drawn import BOTH, images, joined
 
 CALIBRATION = Platt(slope=0.7, intercept=-0.4)
 CASES = pytest.mark.parametrize("case", BOTH)
-
-
-def chances(scores, calibration=None):
-    return 1 / (
-        1
-        + np.exp(
-            -(scores if calibration is None else calibration.slope * scores + calibration.intercept)
-        )
-    )
 
 
 def measured(fakes, reals, **cut):
@@ -34,50 +26,41 @@ def values(found):
 
 
 @CASES
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("threshold", [0.0, 0.25, 1e9])
-def test_at_a_threshold_the_figures_are_scikit_learns(case, threshold, strict):
+def test_metrics_at_a_threshold_equal_scikit_learn(case):
     labels, scores = joined(*BOTH[case])
-    flagged = (scores > threshold if strict else scores >= threshold).astype(int)
-    found = values(detection_of(images(*BOTH[case], threshold=threshold, strict=strict)))
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        labels, flagged, labels=[0, 1], zero_division=0
-    )
-    assert found["precision"] == (pytest.approx(precision[1], abs=1e-9) if flagged.any() else None)
-    wanted = {
-        "tpr": recall[1],
-        "tnr": recall[0],
-        "balanced_accuracy": recall.mean(),
-        "f1": f1[1],
-        "accuracy": (labels == flagged).mean(),
-    }
-    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
+    for threshold, strict in ((0.0, True), (0.25, False), (1e9, True)):
+        flagged = (scores > threshold if strict else scores >= threshold).astype(int)
+        found = values(detection_of(images(*BOTH[case], threshold=threshold, strict=strict)))
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            labels, flagged, labels=[0, 1], zero_division=0
+        )
+        wanted = {"tpr": recall[1], "tnr": recall[0], "f1": f1[1]}
+        wanted |= {"balanced_accuracy": recall.mean(), "accuracy": (labels == flagged).mean()}
+        wanted["precision"] = precision[1] if flagged.any() else None
+        assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
 
 
 @CASES
 @pytest.mark.parametrize("calibration", [None, CALIBRATION])
-def test_over_all_thresholds_and_as_chances_they_are_scikit_learns(case, calibration):
+def test_metrics_of_ranks_and_chances_equal_scikit_learn(case, calibration):
     labels, scores = joined(*BOTH[case])
     found = values(detection_of(images(*BOTH[case], calibration=calibration)))
+    log_odds = scores if calibration is None else 0.7 * scores - 0.4
     wanted = {
         "auc": sk.roc_auc_score(labels, scores),
         "average_precision": sk.average_precision_score(labels, scores),
-        "brier": sk.brier_score_loss(labels, chances(scores, calibration)),
+        "accuracy": ((scores > 0) == labels).mean(),
+        "brier": sk.brier_score_loss(labels, expit(log_odds)),
+        "log_loss": np.logaddexp(0, np.where(labels == 1, -1, 1) * log_odds).mean(),
     }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
-    wrong = np.where(labels == 1, -1, 1) * (
-        scores if calibration is None else calibration.slope * scores + calibration.intercept
-    )
-    assert found["log_loss"] == pytest.approx(np.logaddexp(0, wrong).mean(), abs=1e-9)
-    # beyond, 1 − p, by which scikit-learn goes, has lost too many digits
-    if np.abs(scores).max() < 15:
-        assert found["log_loss"] == pytest.approx(
-            sk.log_loss(labels, chances(scores, calibration)), abs=1e-9
-        )
+    if np.abs(scores).max() < 15:  # beyond, scikit-learn's 1 − p has lost too many digits
+        loss = sk.log_loss(labels, expit(log_odds))
+        assert found["log_loss"] == pytest.approx(loss, abs=1e-9)
 
 
 @CASES
-def test_the_equal_error_rate_is_where_the_joined_roc_curve_crosses(case):
+def test_equal_error_rate_is_where_the_roc_curve_crosses(case):
     labels, scores = joined(*BOTH[case])
     fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
     way = np.arange(len(fpr))  # along the points, as FPR alone has vertical steps
@@ -88,52 +71,48 @@ def test_the_equal_error_rate_is_where_the_joined_roc_curve_crosses(case):
 
 
 @CASES
-@pytest.mark.parametrize(
-    ("name", "one_in"), [("tpr_at_fpr_5", 20), ("tpr_at_fpr_1", 100), ("tpr_at_fpr_01", 1000)]
-)
-def test_no_more_reals_are_flagged_than_the_rate_allows(case, name, one_in):
+def test_tpr_at_a_rate_flags_no_more_reals_than_allowed(case):
     fakes, reals = BOTH[case]
-    found = detection_of(images(fakes, reals))[name]
-    if len(reals) < one_in:
-        assert found.value is None
-        assert (
-            found.why
-            == f"a false alarm in {one_in:,} needs {one_in:,} reals or more; there are {len(reals):,}"
-        )
-        return
-    thresholds = np.concatenate([[-np.inf], fakes, reals])
-    allowed = [
-        (fakes > threshold).mean()
-        for threshold in thresholds
-        if (reals > threshold).sum() * one_in <= len(reals)
-    ]
-    assert found.value == pytest.approx(max(allowed), abs=1e-12)
+    figures = detection_of(images(fakes, reals))
+    for name, one_in in (("tpr_at_fpr_5", 20), ("tpr_at_fpr_1", 100), ("tpr_at_fpr_01", 1000)):
+        found = figures[name]
+        if len(reals) < one_in:
+            assert found.value is None
+            assert f"{one_in:,} reals or more; there are {len(reals):,}" in found.why
+            continue
+        thresholds = np.concatenate([[-np.inf], fakes, reals])
+        allowed = [
+            (fakes > threshold).mean()
+            for threshold in thresholds
+            if (reals > threshold).sum() * one_in <= len(reals)
+        ]
+        assert found.value == pytest.approx(max(allowed), abs=1e-12)
+
+
+PRIORS = {
+    "precision_at_prior_01": 0.001,
+    "precision_at_prior_1": 0.01,
+    "precision_at_prior_10": 0.1,
+}
 
 
 @CASES
-@pytest.mark.parametrize(
-    ("name", "prior"),
-    [
-        ("precision_at_prior_01", 0.001),
-        ("precision_at_prior_1", 0.01),
-        ("precision_at_prior_10", 0.1),
-    ],
-)
-def test_precision_at_a_prior_is_that_of_images_weighted_to_it(case, name, prior):
+def test_precision_at_a_prior_is_that_of_weighted_images(case):
     labels, scores = joined(*BOTH[case])
-    found = measured(*BOTH[case])[name]
-    if not (scores > 0).any():
-        assert found.why == "no image is flagged as fake"
-        return
-    weights = np.where(labels == 1, prior / (labels == 1).sum(), (1 - prior) / (labels == 0).sum())
-    assert found.value == pytest.approx(
-        sk.precision_score(labels, scores > 0, sample_weight=weights), abs=1e-9
-    )
-    low, high = found.interval
-    assert 0 <= low <= found.value <= high <= 1
+    figures = measured(*BOTH[case])
+    for name, prior in PRIORS.items():
+        found = figures[name]
+        if not (scores > 0).any():
+            assert found.why == "no image is flagged as fake"
+            continue
+        weights = np.where(labels, prior / (labels == 1).sum(), (1 - prior) / (labels == 0).sum())
+        expected = sk.precision_score(labels, scores > 0, sample_weight=weights)
+        assert found.value == pytest.approx(expected, abs=1e-9)
+        low, high = found.interval
+        assert 0 <= low <= found.value <= high <= 1
 
 
-def test_no_false_alarm_among_few_reals_does_not_pass_for_certainty():
+def test_few_reals_without_false_alarm_are_not_certain():
     figure = measured(np.ones(50), -np.ones(50))["precision_at_prior_01"]
     assert figure.value == 1
     assert figure.interval[0] < 0.02
@@ -147,28 +126,21 @@ DEGENERATE = [
 ]
 
 
-@pytest.mark.parametrize("scores", DEGENERATE)
 @pytest.mark.parametrize("calibration", [None, Platt(slope=1e300, intercept=5)])
-def test_whatever_the_scores_each_figure_has_a_value_or_a_reason(scores, calibration):
-    with np.errstate(all="raise", under="ignore"):
-        found = measured(*scores, calibration=calibration)
-    assert list(found) == list(DETECTION)
-    rows = json.loads(
-        json.dumps({name: figure.to_dict() for name, figure in found.items()}, allow_nan=False)
-    )
-    assert all(row["value"] is not None or row["why"] for row in rows.values())
+def test_each_metric_of_any_scores_has_a_value_or_a_reason(calibration):
+    for scores in DEGENERATE:
+        with np.errstate(all="raise", under="ignore"):
+            found = measured(*scores, calibration=calibration)
+        assert list(found) == list(DETECTION)
+        for name, figure in found.items():
+            row = json.loads(json.dumps(figure.to_dict(), allow_nan=False))
+            assert row["value"] is not None or row["why"], (scores, name)
 
 
-def test_one_class_has_only_its_own_rate_and_what_is_of_single_images():
+def test_one_class_has_no_metric_of_both():
     fakes = detection_of(images([2.0, -1.0], []))
-    assert [name for name, figure in fakes.items() if figure.value is not None] == [
-        "tpr",
-        "accuracy",
-        "log_loss",
-        "brier",
-    ]
-    assert fakes["tnr"].why == "there are no reals"
-    assert fakes["auc"].why == "it needs real and fake images"
+    defined = [name for name, figure in fakes.items() if figure.value is not None]
+    assert defined == ["tpr", "accuracy", "log_loss", "brier"]
     assert values(detection_of(images([], [2.0, -1.0])))["tnr"] == 0.5
     assert set(values(detection_of(images([], []))).values()) == {None}
 
@@ -176,7 +148,7 @@ def test_one_class_has_only_its_own_rate_and_what_is_of_single_images():
 RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_5", "tpr_at_fpr_1", "tpr_at_fpr_01")
 
 
-def test_yes_and_no_rank_nothing_and_are_chances_only_where_calibrated():
+def test_binary_replies_have_no_ranking_and_no_chances():
     found = detection_of(images(*BOTH["few values"]), continuous=False)
     without = {name: figure.why for name, figure in found.items() if figure.value is None}
     no_ranking = "binary replies have no ranking; see balanced accuracy"
@@ -185,7 +157,6 @@ def test_yes_and_no_rank_nothing_and_are_chances_only_where_calibrated():
         ("log_loss", "brier", "ece"), no_chances
     )
     assert list(found) == list(DETECTION)
-    calibrated = detection_of(
-        images(*BOTH["few values"], calibration=CALIBRATION), continuous=False
-    )
+    given = images(*BOTH["few values"], calibration=CALIBRATION)
+    calibrated = detection_of(given, continuous=False)
     assert {name for name, figure in calibrated.items() if figure.value is None} == set(RANKING)

@@ -17,8 +17,7 @@ def by_hand(fakes, reals, threshold, strict):
     return [((sure >= one).mean(), wrong[sure >= one].mean()) for one in sure]
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("threshold", [0.0, 0.25, -1.0])
+@pytest.mark.parametrize(("threshold", "strict"), [(0.0, True), (0.25, False)])
 @pytest.mark.parametrize("case", [case for case in BOTH if sum(map(len, BOTH[case])) < 3000])
 def test_area_and_points_are_those_by_hand(case, threshold, strict):
     wanted = np.array(by_hand(*BOTH[case], threshold, strict))
@@ -34,23 +33,14 @@ def test_area_and_points_are_those_by_hand(case, threshold, strict):
 SIGLIP2 = (9155, 845, 266, 9733)
 
 
-def test_the_siglip2_card_is_reproduced_to_its_last_digit():
+def test_report_of_siglip2_card_is_reproduced_to_its_last_digit():
     report = classification_report(*SIGLIP2)
     printed = {
-        name: [f"{report[name][key]:.4f}" for key in ("precision", "recall", "f1-score")]
+        name: " ".join(f"{report[name][key]:.4f}" for key in ("precision", "recall", "f1-score"))
         for name in ("fake", "real")
     }
-    assert printed == {
-        "fake": ["0.9718", "0.9155", "0.9428"],
-        "real": ["0.9201", "0.9734", "0.9460"],
-    }
+    assert printed == {"fake": "0.9718 0.9155 0.9428", "real": "0.9201 0.9734 0.9460"}
     assert f"{report['accuracy']:.4f}" == "0.9444"
-    assert [report[name]["support"] for name in ("fake", "real", "macro avg", "weighted avg")] == [
-        10_000,
-        9_999,
-        19_999,
-        19_999,
-    ]
 
 
 @pytest.mark.parametrize("counts", [SIGLIP2, (1, 0, 0, 1), (3, 1, 70, 9), (0, 5, 2, 6)])
@@ -73,17 +63,9 @@ def test_what_divides_by_nothing_is_not_zero():
 
 
 def test_abstentions_are_left_out_and_then_counted_wrong():
-    counts = VerdictCounts(
-        fake_fake=6,
-        fake_real=2,
-        fake_abstain=3,
-        real_fake=1,
-        real_real=8,
-        real_abstain=4,
-        fake_unscored=1,
-        real_unscored=2,
-    )
-    found = abstaining(counts)
+    fakes = {"fake_fake": 6, "fake_real": 2, "fake_abstain": 3, "fake_unscored": 1}
+    reals = {"real_fake": 1, "real_real": 8, "real_abstain": 4, "real_unscored": 2}
+    found = abstaining(VerdictCounts(**fakes, **reals))
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(
         {
             "coverage": 17 / 27,
@@ -98,9 +80,8 @@ def test_abstentions_are_left_out_and_then_counted_wrong():
     )
     # Counted wrong, they are as good as the other verdict.
     truth, told = np.repeat([1, 0], [12, 15]), np.repeat([1, 0, 0, 1], [6, 6, 8, 7])
-    assert found["balanced_accuracy_strict"].value == pytest.approx(
-        balanced_accuracy_score(truth, told)
-    )
+    strict = found["balanced_accuracy_strict"].value
+    assert strict == pytest.approx(balanced_accuracy_score(truth, told))
     assert found["tpr_of_decided"].interval == proportion_interval(6, 8)
     assert found["coverage"].n == 27
 
@@ -111,6 +92,5 @@ def test_the_two_averages_of_generators_have_two_names():
     assert found["tpr_weighted"].value == pytest.approx(91 / 102)
     assert found["tpr_weighted"].interval == proportion_interval(91, 102)
     assert (found["tpr_mean"].n, found["tpr_weighted"].n) == (102, 102)
-    assert {
-        figure.why for rates in ({}, {"sd15": (0, 0)}) for figure in averages(rates).values()
-    } == {"there are no fakes"}
+    for rates in ({}, {"sd15": (0, 0)}):
+        assert {figure.why for figure in averages(rates).values()} == {"there are no fakes"}

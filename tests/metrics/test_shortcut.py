@@ -52,14 +52,10 @@ def test_the_auc_is_of_scores_out_of_fold(draw, fakes):
 
 def test_why_there_is_no_figure(fakes):
     few = np.arange(N) < 9
-    assert (
-        shortcut_auc({"width": np.arange(N)}, few).why
-        == "a classifier on metadata takes 10 images of each class; one has 9"
-    )
-    assert (
-        shortcut_auc({"width": np.full(N, 5), "format": np.full(N, "PNG")}, fakes).why
-        == "all files are alike in their metadata"
-    )
+    of_few = shortcut_auc({"width": np.arange(N)}, few)
+    assert of_few.why == "a classifier on metadata takes 10 images of each class; one has 9"
+    alike = shortcut_auc({"width": np.full(N, 5), "format": np.full(N, "PNG")}, fakes)
+    assert alike.why == "all files are alike in their metadata"
     assert shortcut_auc({}, fakes).value is None
     with pytest.raises(ValueError, match="one value for each"):
         shortcut_auc({"width": np.arange(3)}, fakes)

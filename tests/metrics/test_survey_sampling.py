@@ -18,22 +18,18 @@ def test_values_weigh_strata_by_their_size_and_are_unbiased():
     sizes, fakes = [500, 500, 400, 3000], [490, 350, 160, 30]
     rng, found = np.random.default_rng(0), []
     for _ in range(500):
-        labelled = [
-            LabelledStratum(
-                size, place < 2, hits := int(rng.hypergeometric(n, size - n, 60)), 60 - hits
-            )
-            for place, (size, n) in enumerate(zip(sizes, fakes, strict=True))
-        ]
-        figures = archive_figures(labelled)
+        hits = rng.hypergeometric(fakes, np.subtract(sizes, fakes), 60).tolist()
+        figures = archive_figures(
+            [
+                LabelledStratum(size, place < 2, hit, 60 - hit)
+                for place, (size, hit) in enumerate(zip(sizes, hits, strict=True))
+            ]
+        )
         found.append([figures[name].value for name in ("prevalence", "precision")])
     truth = [sum(fakes) / sum(sizes), sum(fakes[:2]) / sum(sizes[:2])]
     assert np.mean(found, axis=0) == pytest.approx(truth, rel=0.01)
-    figures = archive_figures(
-        [
-            LabelledStratum(100, True, fakes=9, reals=1),
-            LabelledStratum(900, False, fakes=1, reals=29),
-        ]
-    )
+    flagged, rest = (100, True, 9, 1), (900, False, 1, 29)
+    figures = archive_figures([LabelledStratum(*flagged), LabelledStratum(*rest)])
     assert figures["prevalence"].value == pytest.approx((90 + 30) / 1000)
     assert figures["precision"].value == pytest.approx(0.9)
     assert figures["recall"].value == pytest.approx(90 / 120)
