@@ -21,15 +21,12 @@ from ray_app.errors import ConfigError
 STACKING = Stacking(mean=(0.0, 1.0), scale=(1.0, 2.0), coefficients=(0.5, 0.25), intercept=-1.0)
 
 
+A, B = EnsembleMember(detector="a"), EnsembleMember(detector="b")
+WEIGHTED = {"rule": "weighted", "members": (EnsembleMember(detector="a", weight=2), B)}
+
+
 def card(**keys):
-    return EnsembleCard(
-        **{
-            "name": "e",
-            "title": "e",
-            "members": (EnsembleMember(detector="a"), EnsembleMember(detector="b")),
-        }
-        | keys
-    )
+    return EnsembleCard(**{"name": "e", "title": "e", "members": (A, B)} | keys)
 
 
 def written(path, *detectors):
@@ -39,57 +36,39 @@ def written(path, *detectors):
 
 
 @pytest.mark.parametrize("name", named_configs("ensembles"))
-def test_every_shipped_ensemble_has_notes_shipped_detectors_and_either_all_rates_or_none(name):
+def test_shipped_ensemble_is_complete(name):
+    """It has notes, shipped detectors, and either all rates or none."""
     ensemble = load_ensemble_card(name)
     assert ensemble.name == name
     assert ensemble.title
     assert ensemble.notes
     for member in ensemble.members:
         assert load_card(member.detector).name == member.detector
-    thresholds = ensemble.thresholds
-    rates = [
-        thresholds.false_positive_rate,
-        thresholds.true_positive_rate,
-        thresholds.n_real,
-        thresholds.n_fake,
-        thresholds.measured_on,
-    ]
-    assert None not in rates or rates == [None] * 5
+    rates = ("false_positive_rate", "true_positive_rate", "n_real", "n_fake", "measured_on")
+    stated = [getattr(ensemble.thresholds, rate) is not None for rate in rates]
+    assert all(stated) or not any(stated)
 
 
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [
-        ("fusion-clip-corvi", "soft-or"),
-        *(
-            (f"fusion-clip-corvi-{rule}", rule)
-            for rule in ("mean-logit", "mean-probability", "max", "median", "log-sum-exp")
-        ),
-        ("fusion-clip-corvi-openfake-v1", "soft-or"),
-    ],
-)
-def test_each_published_fusion_has_its_card(name, rule):
-    fusion = load_ensemble_card(name)
-    variant = ":thumb1024" if name.endswith("openfake-v1") else ""
-    assert [member.detector for member in fusion.members] == [
-        f"clip-d-10k-plus{variant}",
-        f"corvi2023{variant}",
-    ]
-    assert (fusion.rule, fusion.thresholds, fusion.calibration) == (
-        rule,
-        Thresholds(real_below=0, fake_above=0),
-        None,
-    )
+FUSIONS = {"": "soft-or", "-openfake-v1": "soft-or"}
+FUSIONS |= {f"-{rule}": rule for rule in ("mean-logit", "mean-probability", "max", "median")}
+FUSIONS["-log-sum-exp"] = "log-sum-exp"
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_each_published_fusion_has_its_card(name):
+    fusion = load_ensemble_card(f"fusion-clip-corvi{name}")
+    variant = ":thumb1024" if name == "-openfake-v1" else ""
+    detectors = [member.detector for member in fusion.members]
+    assert detectors == [f"clip-d-10k-plus{variant}", f"corvi2023{variant}"]
+    assert (fusion.rule, fusion.calibration) == (FUSIONS[name], None)
+    assert fusion.thresholds == Thresholds(real_below=0, fake_above=0)
     assert fusion.notes.startswith("Source:")
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (
-            {"stacking": STACKING},
-            "`stacking` belongs to rule stacked, and that rule needs it .rule: mean-logit.",
-        ),
+        ({"stacking": STACKING}, "`stacking` belongs to rule stacked, and that rule needs it"),
         (
             {"rule": "stacked", "stacking": STACKING.model_dump() | {"scale": (0.0, 1.0)}},
             "scale.0\n  Input should be greater than 0",
@@ -98,10 +77,7 @@ def test_each_published_fusion_has_its_card(name, rule):
             {"rule": "stacked", "stacking": STACKING.model_copy(update={"scale": (1.0,)})},
             "stacking.scale has 1 numbers for 2 members",
         ),
-        (
-            {"rule": "soft-or", "members": (EnsembleMember(detector="a", weight=2.0),)},
-            "weights other than 1 need rule weighted",
-        ),
+        (WEIGHTED | {"rule": "soft-or"}, "weights other than 1 need rule weighted"),
         ({"gate": OutlierGate()}, "`gate` belongs to rule gated-mean"),
         ({"rule": "gated-mean"}, "gated-mean needs 3 detectors"),
         ({"rule": "cascade"}, "`cascade` belongs to rule cascade, and that rule needs it"),
@@ -110,31 +86,22 @@ def test_each_published_fusion_has_its_card(name, rule):
             "cascade.first is 2 of 2 detectors: none is left",
         ),
         ({"rule": "first-past"}, "'mean-logit', 'mean-probability', 'soft-or'"),
-        (
-            {"members": (EnsembleMember(detector="a"), EnsembleMember(detector="a"))},
-            "a detector is named twice",
-        ),
+        ({"members": (A, A)}, "a detector is named twice"),
         ({"calibration": {"slope": 0, "intercept": 0}}, "slope\n  Input should be greater than 0"),
     ],
 )
-def test_what_does_not_fit_together_is_said(keys, message):
+def test_card_that_contradicts_itself_is_refused(keys, message):
     with pytest.raises(ValueError, match=message):
         card(**keys)
 
 
-def test_detector_paths_are_relative_to_the_card_and_keep_their_variant(tmp_path):
+def test_detector_paths_are_relative_and_keep_their_variant(tmp_path):
     tiny = (config_root() / "detectors" / "touchstone-tiny.yaml").read_text()
     (tmp_path / "own.yaml").write_text(tiny + "variants: {wide: {title: wide}}\n")
-    mine = written(
-        tmp_path / "mine.yaml", "own.yaml", "./own.yaml:wide", "corvi2023", "corvi2023:thumb1024"
-    )
+    shipped = ["corvi2023", "corvi2023:thumb1024"]
+    mine = written(tmp_path / "mine.yaml", "own.yaml", "./own.yaml:wide", *shipped)
     detectors = [member.detector for member in load_ensemble_card(mine).members]
-    assert detectors == [
-        f"{tmp_path}/own.yaml",
-        f"{tmp_path}/own.yaml:wide",
-        "corvi2023",
-        "corvi2023:thumb1024",
-    ]
+    assert detectors == [f"{tmp_path}/own.yaml", f"{tmp_path}/own.yaml:wide", *shipped]
     assert load_card(detectors[1]).title == "wide"
 
 
@@ -148,61 +115,38 @@ def test_card_with_references_of_older_versions_loads(tmp_path):
     assert found.model_dump(exclude_unset=True) == guarantee
 
 
-def test_an_ensemble_from_the_command_line_is_named_after_its_detectors_and_splits_at_zero():
-    named = ensemble_of(["corvi2023:thumb1024", "./b.yaml:small", "v1.5"])
+def test_ensemble_of_the_command_line_is_named_after_detectors():
+    detectors = ["corvi2023:thumb1024", "./b.yaml:small", "v1.5"]
+    named = ensemble_of(detectors)
     assert named.name == "corvi2023:thumb1024+b:small+v1.5"
-    assert [member.detector for member in named.members] == [
-        "corvi2023:thumb1024",
-        "./b.yaml:small",
-        "v1.5",
-    ]
+    assert [member.detector for member in named.members] == detectors
     assert (named.thresholds.real_below, named.thresholds.fake_above) == (0.0, 0.0)
 
 
-def test_decision_facts_keep_their_old_form_where_nothing_new_is_set():
-    facts = decision_facts(
-        card(
-            rule="weighted",
-            members=(EnsembleMember(detector="a", weight=2), EnsembleMember(detector="b")),
-            bias=0.5,
-        )
-    )
-    assert facts == {
-        "rule": "weighted", "bias": 0.5, "weights": [2.0, 1.0], "thresholds": {"real_below": 0.0, "fake_above": 0.0},
-    }  # fmt: skip
+def test_decision_facts_keep_their_old_form():
+    facts = {"rule": "weighted", "bias": 0.5, "weights": [2.0, 1.0]}
+    facts["thresholds"] = {"real_below": 0.0, "fake_above": 0.0}
+    assert decision_facts(card(**WEIGHTED, bias=0.5)) == facts
 
 
 def test_decision_facts_name_whatever_changes_a_decision():
-    plain = card()
     changed = [
         card(rule="max"),
         card(bias=1.0),
         card(rule="stacked", stacking=STACKING),
         card(calibration=Platt(slope=1.0, intercept=0.5)),
         card(thresholds=Thresholds(fake_above=1.0)),
-        card(
-            rule="weighted",
-            members=(EnsembleMember(detector="a", weight=2), EnsembleMember(detector="b")),
-        ),
+        card(**WEIGHTED),
     ]
-    facts = [decision_facts(each) for each in (plain, *changed)]
-    assert all(facts.count(each) == 1 for each in facts)
-    assert facts[3]["stacking"] == {
-        "mean": [0.0, 1.0],
-        "scale": [1.0, 2.0],
-        "coefficients": [0.5, 0.25],
-        "intercept": -1.0,
-    }
-    assert facts[4]["calibration"] == {"slope": 1.0, "intercept": 0.5}
-    assert (
-        decision_facts(
-            card(title="other", notes="other", thresholds=Thresholds(measured_on="other"))
-        )
-        == facts[0]
-    )
+    plain, *facts = (decision_facts(each) for each in (card(), *changed))
+    assert all([plain, *facts].count(each) == 1 for each in facts)
+    assert facts[2]["stacking"] == STACKING.model_dump(mode="json")
+    assert facts[3]["calibration"] == {"slope": 1.0, "intercept": 0.5}
+    other = card(title="other", notes="other", thresholds=Thresholds(measured_on="other"))
+    assert decision_facts(other) == plain
 
 
-def test_the_numbers_of_a_gate_are_among_the_facts_said_or_not():
+def test_decision_facts_have_the_numbers_of_a_gate():
     def three(**keys):
         return card(members=tuple(EnsembleMember(detector=name) for name in "abc"), **keys)
 
@@ -219,16 +163,8 @@ def test_wild_is_of_four_backbones_and_two_sizes():
     cards = [load_card(member.detector) for member in wild.members]
     assert all(one.weights.fitted and one.calibration is None for one in cards)
     assert len({one.backbone.name for one in cards}) == 4
-    assert (
-        len(
-            {
-                one.preprocessing.shape
-                for one in cards
-                if one.backbone.name == "perception-encoder-l14"
-            }
-        )
-        == 2
-    )
+    twice = [one for one in cards if one.backbone.name == "perception-encoder-l14"]
+    assert len({one.preprocessing.shape for one in twice}) == 2
     assert wild.thresholds.measured_on is None
 
 
@@ -243,46 +179,34 @@ def test_operating_points_are_optional_and_do_not_decide():
     assert decision_facts(more) == decision_facts(card)
 
 
+POINT = {
+    "false_positive_rate": 0.02,
+    "upper_bound": 0.035,
+    "abstain_real": 0.3,
+    "abstain_fake": 0.1,
+}
+
+
 @pytest.fixture
 def with_points():
     """A card whose thresholds keep 1 %, with a guaranteed and a measured operating point."""
+    measured = {"false_positive_rate": 0.09, "upper_bound": 0.13, "recall": 0.9}
     return card(
         thresholds=Thresholds(real_below=-1.0, fake_above=2.0, n_real=500, n_fake=100),
         guarantee=Guarantee(target_fpr=0.01, n_real=500, false_positives=1, upper_bound=0.0095),
         operating_points=(
-            OperatingPoint(
-                rate=0.05,
-                threshold=0.5,
-                false_positive_rate=0.02,
-                upper_bound=0.035,
-                recall=0.8,
-                abstain_real=0.3,
-                abstain_fake=0.1,
-            ),
-            OperatingPoint(
-                rate=0.1, threshold=-2.0, false_positive_rate=0.09, upper_bound=0.13, recall=0.9
-            ),
+            OperatingPoint(rate=0.05, threshold=0.5, recall=0.8, **POINT),
+            OperatingPoint(rate=0.1, threshold=-2.0, **measured),
         ),
     )
 
 
 def test_operating_point_replaces_threshold_and_guarantee(with_points):
     chosen = choose_operating_point(with_points, 0.05)
-    assert chosen.thresholds == Thresholds(
-        real_below=-1.0,
-        fake_above=0.5,
-        target_fpr=0.05,
-        false_positive_rate=0.02,
-        upper_bound=0.035,
-        true_positive_rate=0.8,
-        n_real=500,
-        n_fake=100,
-        abstain_real=0.3,
-        abstain_fake=0.1,
-    )
-    assert chosen.guarantee == Guarantee(
-        target_fpr=0.05, n_real=500, false_positives=10, upper_bound=0.035
-    )
+    measured = {"target_fpr": 0.05, "true_positive_rate": 0.8, "n_real": 500, "n_fake": 100}
+    assert chosen.thresholds == Thresholds(real_below=-1.0, fake_above=0.5, **measured, **POINT)
+    bound = {"n_real": 500, "false_positives": 10, "upper_bound": 0.035}
+    assert chosen.guarantee == Guarantee(target_fpr=0.05, **bound)
     assert EnsembleCard.model_validate(chosen.model_dump(mode="json")) == chosen
 
 
@@ -324,8 +248,7 @@ def test_operating_point_of_unknown_rate_is_rejected(with_points):
 
 
 def test_operating_point_of_cascade_is_rejected(with_points):
-    cascade = with_points.model_copy(
-        update={"rule": "cascade", "cascade": Cascade(first=1, band=(-1, 2), audit_share=0.0)}
-    )
+    stages = {"rule": "cascade", "cascade": Cascade(first=1, band=(-1, 2), audit_share=0.0)}
+    cascade = with_points.model_copy(update=stages)
     with pytest.raises(ConfigError, match="cascade"):
         choose_operating_point(cascade, 0.05)

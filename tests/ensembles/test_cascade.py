@@ -25,20 +25,15 @@ def columns(cheap, slow):
     return {"cheap": np.array(cheap, np.float32), "slow": np.array(slow, np.float32)}
 
 
-def test_the_band_and_the_drawn_get_the_score_of_all_and_the_rest_that_of_the_first():
+def test_band_and_audit_get_the_score_of_all_detectors():
     scores = columns([-3.0, -1.0, 2.0, 3.0, 3.0], [NAN, 5.0, 4.0, NAN, 1.0])
     drawn = [False, False, False, False, True]
     assert combine(CARD, scores, NONE, audited=drawn).tolist() == [-3.0, 2.0, 3.0, 3.0, 2.0]
-    assert second_looks(CARD, {"cheap": scores["cheap"]}, NONE, drawn) == [
-        None,
-        "band",
-        "band",
-        None,
-        "audit",
-    ]
+    looks = second_looks(CARD, {"cheap": scores["cheap"]}, NONE, drawn)
+    assert looks == [None, "band", "band", None, "audit"]
 
 
-def test_nobody_misses_a_member_that_was_not_asked_and_everybody_one_that_was():
+def test_only_a_detector_that_was_asked_is_missed():
     decided = decide(CARD, columns([-3.0, 0.0, NAN], [NAN, NAN, 2.0]), calibrations=NONE)
     assert decided.verdict == ["real", "abstain", "abstain"]
     assert decided.detail == [None, "slow: no score", "cheap: no score"]
@@ -46,21 +41,13 @@ def test_nobody_misses_a_member_that_was_not_asked_and_everybody_one_that_was():
 
 
 def test_each_stage_has_its_rule_and_its_calibration():
-    stage = CascadeStage(
-        rule="stacked",
-        stacking=Stacking(mean=(0, 0), scale=(1, 1), coefficients=(1, 2), intercept=0.5),
-    )
-    cascade = Cascade(
-        first=1,
-        band=(-1, 1),
-        audit_share=0,
-        early=CascadeStage(calibration=Platt(slope=2, intercept=0)),
-        late=stage,
-    )
+    stacking = Stacking(mean=(0, 0), scale=(1, 1), coefficients=(1, 2), intercept=0.5)
+    early = CascadeStage(calibration=Platt(slope=2, intercept=0))
+    late = CascadeStage(rule="stacked", stacking=stacking)
+    cascade = Cascade(first=1, band=(-1, 1), audit_share=0, early=early, late=late)
     card = CARD.model_copy(update={"cascade": cascade, "bias": 0.25})
-    assert combine(card, columns([0.5, 0.6], [3.0, NAN]), NONE).tolist() == pytest.approx(
-        [0.5 + 2 * 3 + 0.5 + 0.25, 1.2 + 0.25]
-    )
+    found = combine(card, columns([0.5, 0.6], [3.0, NAN]), NONE)
+    assert found.tolist() == pytest.approx([0.5 + 2 * 3 + 0.5 + 0.25, 1.2 + 0.25])
 
 
 def test_infinite_score_is_missing():
@@ -72,12 +59,11 @@ def test_infinite_score_is_missing():
     assert decided.detail == ["cheap: no score", "slow: no score", None]
 
 
-def test_the_drawn_are_the_stated_share_and_always_the_same():
+def test_audit_draws_the_stated_share_reproducibly():
     drawn = [is_audited(CARD, f"{number:064x}") for number in range(4000)]
     assert sum(drawn) / 4000 == pytest.approx(0.25, abs=0.03)
     assert drawn[:50] == [is_audited(CARD, f"{number:064x}") for number in range(50)]
-    everyone = CARD.model_copy(
-        update={"cascade": CARD.cascade.model_copy(update={"audit_share": 1.0})}
-    )
+    cascade = CARD.cascade.model_copy(update={"audit_share": 1.0})
+    everyone = CARD.model_copy(update={"cascade": cascade})
     assert is_audited(everyone, "0" * 64)
     assert not is_audited(CARD.model_copy(update={"cascade": None}), "0" * 64)

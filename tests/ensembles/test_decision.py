@@ -41,31 +41,24 @@ def test_weighted_is_a_weighted_sum_with_bias():
 @pytest.mark.parametrize("rule", SYMMETRIC)
 def test_the_card_s_rule_is_the_one_applied(rule):
     scores = columns(a=[1.0, -3.0], b=[-2.0, 4.0], c=[0.5, 0.25])
-    expected = SYMMETRIC[rule](np.array([[1.0, -2.0, 0.5], [-3.0, 4.0, 0.25]]))
-    assert (
-        combine(card("a", "b", "c", rule=rule, bias=0.5), scores, uncalibrated(scores)).tolist()
-        == (expected + 0.5).tolist()
-    )
+    expected = SYMMETRIC[rule](np.array([[1.0, -2.0, 0.5], [-3.0, 4.0, 0.25]])) + 0.5
+    found = combine(card("a", "b", "c", rule=rule, bias=0.5), scores, uncalibrated(scores))
+    assert found.tolist() == expected.tolist()
 
 
 def test_stacked_is_a_logistic_regression_on_standardised_scores():
     scores = columns(a=[1.0], b=[3.0])
     stacking = Stacking(mean=(0.5, 1.0), scale=(0.25, 2.0), coefficients=(3.0, -1.0), intercept=0.5)
-    assert combine(
-        card("a", "b", rule="stacked", stacking=stacking), scores, uncalibrated(scores)
-    ).tolist() == [3 * 2.0 - 1 * 1.0 + 0.5]
+    stacked = card("a", "b", rule="stacked", stacking=stacking)
+    assert combine(stacked, scores, uncalibrated(scores)).tolist() == [3 * 2.0 - 1 * 1.0 + 0.5]
 
 
-def test_a_member_s_calibration_comes_before_the_rule_and_the_ensemble_s_after_bias_and_before_the_thresholds():
-    assert combine(
-        card("a", "b"), columns(a=[1.0], b=[3.0]), {"a": Platt(slope=2.0, intercept=1.0), "b": None}
-    ).tolist() == [3.0]
+def test_calibrations_come_before_rule_and_thresholds():
+    own = {"a": Platt(slope=2.0, intercept=1.0), "b": None}
+    assert combine(card("a", "b"), columns(a=[1.0], b=[3.0]), own).tolist() == [3.0]
     scores = columns(a=[0.0, 1.0], b=[1.0, 2.0])
-    decided = decide(
-        card("a", "b", bias=0.25, calibration=PLATT, real_below=1, fake_above=2),
-        scores,
-        calibrations=uncalibrated(scores),
-    )
+    whole = card("a", "b", bias=0.25, calibration=PLATT, real_below=1, fake_above=2)
+    decided = decide(whole, scores, calibrations=uncalibrated(scores))
     assert decided.score.tolist() == [2 * 0.75 - 1, 2 * 1.75 - 1]
     assert decided.probability == pytest.approx(sigmoid(np.array([0.5, 2.5])))
     assert decided.verdict == ["real", "fake"]
@@ -73,9 +66,8 @@ def test_a_member_s_calibration_comes_before_the_rule_and_the_ensemble_s_after_b
 
 def test_verdicts_and_the_abstain_band():
     scores = columns(a=[-1.0, -0.5, 0.0, 1.9, 2.0])
-    decided = decide(
-        card("a", real_below=-0.5, fake_above=2.0), scores, calibrations=uncalibrated(scores)
-    )
+    banded = card("a", real_below=-0.5, fake_above=2.0)
+    decided = decide(banded, scores, calibrations=uncalibrated(scores))
     assert decided.verdict == ["real", "real", "abstain", "abstain", "fake"]
     assert decided.reason == [None, None, Reason.INSIDE_BAND, Reason.INSIDE_BAND, None]
     assert decided.detail == [None] * 5
@@ -86,10 +78,8 @@ def test_calibrated_is_said_of_the_ensemble_s_own_score_only():
     one, two = columns(a=[1.0]), columns(a=[1.0], b=[1.0])
     stacking = Stacking(mean=(0.0,), scale=(1.0,), coefficients=(1.0,), intercept=0.0)
 
-    def calibrated(described, scores, **calibrations):
-        return decide(
-            described, scores, calibrations=uncalibrated(scores) | calibrations
-        ).calibrated
+    def calibrated(described, scores, **given):
+        return decide(described, scores, calibrations=uncalibrated(scores) | given).calibrated
 
     assert calibrated(card("a", "b", calibration=PLATT), two)
     assert not calibrated(card("a", "b"), two, a=PLATT, b=PLATT)
@@ -103,44 +93,31 @@ def test_calibrated_is_said_of_the_ensemble_s_own_score_only():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("rule", [*SYMMETRIC, "weighted", "stacked", "gated-mean"])
-@pytest.mark.parametrize("missing", [NAN, float("inf"), float("-inf")])
-def test_a_missing_member_abstains_and_nothing_is_renormalised(rule, missing):
-    scores = columns(a=[5.0, 5.0], b=[missing, 5.0], c=[4.0, 5.0])
-    stacking = (
-        Stacking(mean=(0, 0, 0), scale=(1, 1, 1), coefficients=(1, 0, 1), intercept=0)
-        if rule == "stacked"
-        else None
-    )
-    decided = decide(
-        card("a", "b", "c", rule=rule, stacking=stacking), scores, calibrations=uncalibrated(scores)
-    )
-    assert decided.verdict == ["abstain", "fake"]
-    assert (decided.reason, decided.detail) == ([Reason.NO_SCORE, None], ["b: no score", None])
-    assert np.isnan(decided.score).tolist() == [True, False]
-    assert np.isnan(decided.probability).tolist() == [True, False]
+def test_missing_score_abstains_and_nothing_is_renormalised(rule):
+    infinity = float("inf")
+    scores = columns(a=[5.0] * 4, b=[NAN, 5.0, infinity, -infinity], c=[4.0, 5.0, 4.0, 4.0])
+    stacking = Stacking(mean=(0, 0, 0), scale=(1, 1, 1), coefficients=(1, 0, 1), intercept=0)
+    keys = {"stacking": stacking} if rule == "stacked" else {}
+    decided = decide(card(*"abc", rule=rule, **keys), scores, calibrations=uncalibrated(scores))
+    assert decided.verdict == ["abstain", "fake", "abstain", "abstain"]
+    assert decided.reason == [Reason.NO_SCORE, None, Reason.NO_SCORE, Reason.NO_SCORE]
+    assert decided.detail == ["b: no score", None, "b: no score", "b: no score"]
+    assert np.isnan(decided.score).tolist() == [True, False, True, True]
+    assert np.isnan(decided.probability).tolist() == [True, False, True, True]
 
 
-def test_every_member_in_doubt_is_named_and_why():
+def test_each_detector_in_doubt_is_named_with_its_reason():
+    """The rows: all in doubt, none, out of range, without a score, and out of range once more."""
     scores = columns(
         a=[NAN, 1.0, 1.0, NAN, 1.0], b=[NAN, 2.0, NAN, 2.0, 2.0], c=[3.0, 3.0, 3.0, 3.0, 3.0]
     )
-    decided = decide(
-        card("a", "b", "c"),
-        scores,
-        calibrations=uncalibrated(scores),
-        remarks={"a": ["replied 'maybe'", "replied 'real'", None, None, None]},
-        out_of_range={
-            "b": [None, None, "too large", None, None],
-            "c": ["too small", None, "too small", None, "too small"],
-        },
-    )
-    assert decided.reason == [
-        Reason.NO_SCORE,
-        None,
-        Reason.OUT_OF_RANGE,
-        Reason.NO_SCORE,
-        Reason.OUT_OF_RANGE,
-    ]
+    small = ["too small", None, "too small", None, "too small"]
+    doubts = {"b": [None, None, "too large", None, None], "c": small}
+    remarks = {"a": ["replied 'maybe'", "replied 'real'", None, None, None]}
+    given = {"calibrations": uncalibrated(scores), "remarks": remarks, "out_of_range": doubts}
+    decided = decide(card("a", "b", "c"), scores, **given)
+    none, outside = Reason.NO_SCORE, Reason.OUT_OF_RANGE
+    assert decided.reason == [none, None, outside, none, outside]
     assert decided.detail == [
         "a: no score (replied 'maybe'); b: no score; c: too small",
         None,
@@ -149,9 +126,7 @@ def test_every_member_in_doubt_is_named_and_why():
         "c: too small",
     ]
     assert decided.verdict == ["abstain", "fake", "abstain", "abstain", "abstain"]
-    assert np.isnan(decided.score).tolist() == [True, False, True, True, False], (
-        "outside a range the score stays"
-    )
+    assert np.isnan(decided.score).tolist() == [True, False, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -161,26 +136,22 @@ def test_sigmoid_is_safe_at_both_ends(score, probability):
     assert sigmoid(np.array([float(score)]))[0] == pytest.approx(probability)
 
 
-def test_an_image_that_shows_nothing_abstains_whatever_is_said_of_it():
+def test_image_without_content_abstains():
     scores = columns(a=[5.0, -5.0, NAN, 0.0, 5.0])
     doubts = {
         IMAGE: ["outside what the calibration saw: format GIF"] + [None] * 4,
         "a": [None, "too small", None, None, None],
     }
-    decided = decide(
-        card("a", real_below=-1, fake_above=1),
-        scores,
-        calibrations=uncalibrated(scores),
-        out_of_range=doubts,
-        blank=[True] * 4 + [False],
-    )
+    given = {"calibrations": uncalibrated(scores), "blank": [True] * 4 + [False]}
+    banded = card("a", real_below=-1, fake_above=1)
+    decided = decide(banded, scores, out_of_range=doubts, **given)
     assert decided.verdict == ["abstain"] * 4 + ["fake"]
     assert decided.reason == [Reason.NO_CONTENT] * 4 + [None]
     assert decided.detail == [None] * 5
     assert decided.score.tolist()[:2] == [5.0, -5.0], "the score stays what the detectors said"
 
 
-def test_of_several_reasons_the_first_of_the_list_is_named():
+def test_first_of_several_reasons_is_named():
     scores = columns(a=[1.0, 1.0], b=[1.0, NAN])
     doubts = {IMAGE: ["format GIF", "format GIF"], "a": [None, "too small"]}
     decided = decide(card("a", "b"), scores, calibrations=uncalibrated(scores), out_of_range=doubts)
