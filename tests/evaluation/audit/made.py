@@ -11,20 +11,15 @@ FAKE_ABOVE, REAL_BELOW = 1.5, -0.5
 
 
 def archive(count=6000, share=0.15, seed=0, failing=0.02, without=0.01):
-    """Rows of a run by column, and whether each is fake: some failed, some abstain for want of a
-    score.
-    """
+    """Rows of a run by column, and whether each is fake. Some failed, and some have no score."""
     rng = np.random.default_rng(seed)
     fake = rng.random(count) < share
     score = rng.normal(np.where(fake, 2.0, -2.5), 1.6)
     ok, has = rng.random(count) >= failing, rng.random(count) >= without
-    verdict = np.where(
-        score >= FAKE_ABOVE, "fake", np.where(score <= REAL_BELOW, "real", "abstain")
-    )
-    verdict = np.where(has, verdict, "abstain")
-    reason = np.where(
-        has, np.where(verdict == "abstain", "inside the abstain band", None), "a: no score"
-    )
+    decided = np.select([score >= FAKE_ABOVE, score <= REAL_BELOW], ["fake", "real"], "abstain")
+    verdict = np.where(has, decided, "abstain")
+    doubt = np.where(has, "inside the abstain band", "a: no score")
+    reason = np.where(verdict == "abstain", doubt, None)
     known = ok & has
     columns = {
         "image_id": np.unique(rng.integers(-(2**62), 2**62, 2 * count))[:count],

@@ -39,7 +39,7 @@ def write(path, rows):
     return str(path)
 
 
-def test_labels_of_what_was_drawn_give_the_same_answer_in_every_form(world, tmp_path):
+def test_answers_are_equal_in_every_form(world, tmp_path):
     run, out, audit, truth = world
     assert (read_audit(out).images, read_audit(out).strata) == (audit.images, audit.strata)
     assert json.loads((out / FACTS).read_text())["run"] == run.store.url
@@ -48,72 +48,52 @@ def test_labels_of_what_was_drawn_give_the_same_answer_in_every_form(world, tmp_
     assert expected.labelled == 300
     assert expected.blank == expected.unsure == expected.others == 0
     for one, stratum in zip(expected.strata, audit.strata, strict=True):
-        assert (one.size, one.labelled, one.flagged) == (
-            stratum.size,
-            stratum.drawn,
-            stratum.verdict == "fake",
-        )
-    assert sum(one.fakes for one in expected.strata) == sum(
-        truth[one["image_id"]] for one in audit.images
-    )
-    (tmp_path / "labels.jsonl").write_text(
-        "".join(
-            json.dumps({"image_id": int(row["image_id"]), "label": row["label"] == "fake"}) + "\n"
-            for row in rows
-        )
-    )
-    assert read_answers(str(tmp_path / "labels.jsonl"), audit) == expected
-    ids = pa.array([int(row["image_id"]) for row in rows])
-    pq.write_table(
-        pa.table({"image_id": ids, "label": [row["label"] for row in rows]}),
-        tmp_path / "labels.parquet",
-    )
-    assert read_answers(str(tmp_path / "labels.parquet"), audit) == expected
-
-
-def test_labels_that_a_spreadsheet_saved_give_the_same_answer(world, tmp_path):
-    rows = rows_of(world)
-    expected = read_answers(write(tmp_path / "labels.csv", rows), world[2])
+        assert (one.size, one.labelled) == (stratum.size, stratum.drawn)
+        assert one.flagged == (stratum.verdict == "fake")
+    fakes = [truth[one["image_id"]] for one in audit.images]
+    assert sum(one.fakes for one in expected.strata) == sum(fakes)
+    ids, labels = [int(row["image_id"]) for row in rows], [row["label"] for row in rows]
     lines = [
-        "Image_ID;LABEL",
-        *(f"{row['image_id']};{'1.0' if row['label'] == 'fake' else '0.0'}" for row in rows),
+        {"image_id": one, "label": label == "fake"} for one, label in zip(ids, labels, strict=True)
     ]
-    (tmp_path / "excel.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
-    assert read_answers(str(tmp_path / "excel.csv"), world[2]) == expected
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    pq.write_table(pa.table({"image_id": ids, "label": labels}), tmp_path / "labels.parquet")
+    numbers = [
+        f"{one};{'1.0' if label == 'fake' else '0.0'}"
+        for one, label in zip(ids, labels, strict=True)
+    ]
+    text = "\r\n".join(["Image_ID;LABEL", *numbers])
+    (tmp_path / "excel.csv").write_text(text, encoding="utf-8-sig")
+    for name in ("labels.jsonl", "labels.parquet", "excel.csv"):
+        assert read_answers(str(tmp_path / name), audit) == expected, name
 
 
 @pytest.mark.parametrize(
     "mangle",
     [lambda text: f"{int(text):.5E}", lambda text: str(round(int(text), -5)), lambda text: ""],
 )
-def test_ids_that_a_spreadsheet_has_rounded_are_passed_over_for_the_names_of_files(
-    world, tmp_path, mangle
-):
+def test_rounded_ids_are_replaced_by_names_of_files(world, tmp_path, mangle):
     rows = rows_of(world)
     expected = read_answers(write(tmp_path / "labels.csv", rows), world[2])
     mangled = [row | {"image_id": mangle(row["image_id"])} for row in rows]
     assert read_answers(write(tmp_path / "mangled.csv", mangled), world[2]) == expected
 
 
-def test_what_are_no_labels_of_the_sample_is_refused(world, tmp_path):
-    audit, rows = world[2], rows_of(world)
-    with pytest.raises(ConfigError, match=r"row 2: 'maybe' is not a label"):
-        read_answers(write(tmp_path / "a.csv", [rows[0], rows[1] | {"label": "maybe"}]), audit)
-    turned = "real" if rows[0]["label"] == "fake" else "fake"
-    with pytest.raises(
-        ConfigError,
-        match=rf"image {rows[0]['image_id']} is labelled {rows[0]['label']} and {turned}",
+def test_labels_that_are_not_of_the_sample_are_refused(world, tmp_path):
+    first, second = rows_of(world)[:2]
+    turned = "real" if first["label"] == "fake" else "fake"
+    twice = rf"image {first['image_id']} is labelled {first['label']} and {turned}"
+    for rows, said in (
+        ([first, second | {"label": "maybe"}], "row 2: 'maybe' is not a label"),
+        ([first, second, first | {"label": turned}], twice),
+        ([first | {"label": ""}], "not one label is of the 300 images"),
+        ([{"file": "x", "label": "real"}], "labels need the columns"),
     ):
-        read_answers(
-            write(tmp_path / "b.csv", [rows[0], rows[1], rows[0] | {"label": turned}]), audit
-        )
-    with pytest.raises(ConfigError, match="not one label is of the 300 images"):
-        read_answers(write(tmp_path / "c.csv", [rows[0] | {"label": ""}]), audit)
-    with pytest.raises(ConfigError, match="labels need the columns"):
-        read_answers(write(tmp_path / "d.csv", [{"file": "x", "label": "real"}]), audit)
+        with pytest.raises(ConfigError, match=said):
+            read_answers(write(tmp_path / "labels.csv", rows), world[2])
 
 
-def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
+def test_document_has_figures_and_notes(world, tmp_path):
     run, out, audit, truth = world
     rows = rows_of(world)
     rows[0]["label"], rows[1]["label"] = "", " Unsure "
@@ -122,9 +102,8 @@ def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == document
     answers = read_answers(str(out / "labels.csv"), audit)
     assert (answers.blank, answers.unsure, answers.others, answers.labelled) == (1, 1, 1, 298)
-    assert document["figures"] == {
-        name: one.to_dict() for name, one in archive_figures(answers.strata).items()
-    }
+    figures = archive_figures(answers.strata)
+    assert document["figures"] == {name: one.to_dict() for name, one in figures.items()}
     prevalence = document["figures"]["prevalence"]
     low, high = prevalence["low"], prevalence["high"]
     assert low < sum(truth.values()) / len(truth) < high
@@ -139,7 +118,7 @@ def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
     ]
 
 
-def test_labels_of_another_run_are_refused_and_later_verdicts_are_said(world, tmp_path):
+def test_labels_of_another_run_are_refused(world, tmp_path):
     run, out, _, _ = world
     labels = write(out / "labels.csv", rows_of(world))
     described = run.describe()
@@ -148,20 +127,16 @@ def test_labels_of_another_run_are_refused_and_later_verdicts_are_said(world, tm
         estimate(other.store.url, labels, out)
     with pytest.raises(ConfigError, match="there is no folder"):
         estimate(str(tmp_path / "nowhere"), labels, out)
-    run.write_json(
-        "run.json", described | {"identity": described["identity"] | {"decision": {"rule": "max"}}}
-    )
+    decided = described["identity"] | {"decision": {"rule": "max"}}
+    run.write_json("run.json", described | {"identity": decided})
     try:
-        assert estimate(run.store.url, labels, out)["notes"][0].startswith(
-            "the run was decided anew since the sample was drawn"
-        )
+        note = estimate(run.store.url, labels, out)["notes"][0]
+        assert note.startswith("the run was decided anew since the sample was drawn")
     finally:
         run.write_json("run.json", described)
 
 
-def test_a_sample_is_not_drawn_over_nor_where_there_is_none_and_an_audit_is_found_or_asked_for(
-    world, tmp_path
-):
+def test_sample_is_not_drawn_again_nor_from_nothing(world, tmp_path):
     run, out, audit, _ = world
     with pytest.raises(ConfigError, match="holds a sample already"):
         draw_sample(run.store.url, 300, out, pictures=False)
@@ -182,12 +157,8 @@ def test_a_sample_is_not_drawn_over_nor_where_there_is_none_and_an_audit_is_foun
 
 def card(target):
     guarantee = {"target_fpr": target, "n_real": 3000, "false_positives": 1, "upper_bound": target}
-    return {
-        "name": "calibrated",
-        "title": "t",
-        "members": [{"detector": "a"}],
-        "guarantee": guarantee,
-    }
+    members = [{"detector": "a"}]
+    return {"name": "calibrated", "title": "t", "members": members, "guarantee": guarantee}
 
 
 def answer_of(folder, target, number, *, only_flagged, columns, fake):
@@ -201,25 +172,20 @@ def answer_of(folder, target, number, *, only_flagged, columns, fake):
     return estimate(run.store.url, write(folder / "labels.csv", rows), folder)
 
 
-def test_the_labels_say_whether_the_cards_promise_was_kept(tmp_path):
-    """Of the reals of `archive` 0.6 % are flagged: more than 0.1 %, fewer than 5 %, and 0.7 % is
-    too near to tell.
-    """
-    made = dict(zip(("columns", "fake"), archive(count=6000, failing=0, without=0), strict=True))
-    said = {}
-    for target in (0.05, 0.007, 0.001):
+def test_labels_show_whether_the_promise_was_kept(tmp_path):
+    """0.6 % of the reals of `archive` are flagged, and 0.7 % is too near to tell."""
+    made = dict(zip(("columns", "fake"), archive(failing=0, without=0), strict=True))
+    for target, said in (
+        (0.05, r"at most 5 % .* show that this is kept \(at most .* % are\)"),
+        (0.007, r"so few labels cannot say whether this is kept \("),
+        (0.001, r"the labels show that this is broken \(at least 0\."),
+    ):
         (folder := tmp_path / str(target)).mkdir()
         document = answer_of(folder, target, 600, only_flagged=False, **made)
-        said[target] = document["findings"][0]
+        assert re.search(said, document["findings"][0])
         rate = document["figures"]["false_positive_rate"]
         assert document["promise"]["ends"] == [rate["low"], rate["high"]]
         assert not document["promise"]["if_half_is_real"]
-    assert re.fullmatch(
-        r"the card promises that at most 5 % .* show that this is kept \(at most .* % are\)",
-        said[0.05],
-    )
-    assert "so few labels cannot say whether this is kept (" in said[0.007]
-    assert "the labels show that this is broken (at least 0." in said[0.001]
 
 
 def test_labels_of_flagged_images_alone_bound_the_reals_among_them(tmp_path):
@@ -229,13 +195,9 @@ def test_labels_of_flagged_images_alone_bound_the_reals_among_them(tmp_path):
     bound = document["flagged_reals"]
     assert (bound["flagged"], bound["scored"]) == (flagged.sum(), 6000)
     assert bound["least"] <= (flagged & ~fake).sum() <= bound["most"] < 0.25 * flagged.sum()
-    assert {
-        document["figures"][name]["why"] for name in ("prevalence", "recall", "false_positive_rate")
-    } == {"only images flagged as fake are labelled"}
-    assert document["findings"][0].startswith(
-        f"at most {bound['most']} of the {flagged.sum():,} images flagged as fake are real: no more than "
-    )
-    assert document["findings"][1].startswith(
-        "if at least half of the archive is real, no more than "
-    )
-    assert "this is kept, if at least half of the archive is real" in document["findings"][2]
+    for name in ("prevalence", "recall", "false_positive_rate"):
+        assert document["figures"][name]["why"] == "only images flagged as fake are labelled"
+    first, second, third = document["findings"]
+    assert first.startswith(f"at most {bound['most']} of the {flagged.sum():,} images flagged")
+    assert second.startswith("if at least half of the archive is real, no more than ")
+    assert "this is kept, if at least half of the archive is real" in third

@@ -44,19 +44,10 @@ def run_of(folder, labelled, ensemble=None, **changed):
 
 def labels_of(path, labelled, **more):
     """A file of labels, keyed by image_id; returns its path."""
-    names = ["image_id", "label", "generator", *more]
+    classes = ["fake" if fake else "real" for fake in labelled.fake]
+    columns = [labelled.image_id, classes, labelled.generator, *more.values()]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(names)
-        for number, (image_id, fake, generator) in enumerate(
-            zip(labelled.image_id, labelled.fake, labelled.generator, strict=True)
-        ):
-            writer.writerow(
-                [
-                    image_id,
-                    "fake" if fake else "real",
-                    generator,
-                    *(column[number] for column in more.values()),
-                ]
-            )
+        writer.writerow(["image_id", "label", "generator", *more])
+        writer.writerows(zip(*columns, strict=True))
     return str(path)

@@ -1,5 +1,6 @@
 import hashlib
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -32,80 +33,47 @@ def together(groups):
     ]
 
 
+THREE = {"generator": [None, None, None, "G", "H", "I"]}
+COPIES = [sha256_of(place) for place in (0, 1, 0, 3, 4, 4)]
+
+
 @pytest.mark.parametrize(
     ("columns", "groups"),
     [
-        ({}, [[3, 4, 5]]),  # fakes whose generator is not told
+        ({}, [[3, 4, 5]]),  # fakes without generator
         ({"generator": ["G", "G", None, "G", "G", "H"]}, [[3, 4]]),
+        (THREE | {"source": ["a", None, "a", "a", None, None]}, [[0, 2, 3]]),
+        (THREE | {"sha256": COPIES}, [[0, 2], [4, 5]]),
+        (THREE | {"phash": [LOOKS[0], None, LOOKS[2], LOOKS[1], None, None]}, [[0, 2, 3]]),
+        (THREE | {"phash": [LOOKS[0], None, LOOKS[2], None, None, None]}, []),
         (
-            {
-                "generator": [None, None, None, "G", "H", "I"],
-                "source": ["a", None, "a", "a", None, None],
-            },
-            [[0, 2, 3]],
-        ),
-        (
-            {
-                "generator": [None, None, None, "G", "H", "I"],
-                "sha256": [sha256_of(k) for k in (0, 1, 0, 3, 4, 4)],
-            },
-            [[0, 2], [4, 5]],
-        ),
-        (
-            {
-                "generator": [None, None, None, "G", "H", "I"],
-                "phash": [LOOKS[0], None, LOOKS[2], LOOKS[1], None, None],
-            },
-            [[0, 2, 3]],
-        ),
-        (
-            {
-                "generator": [None, None, None, "G", "H", "I"],
-                "phash": [LOOKS[0], None, LOOKS[2], None, None, None],
-            },
-            [],
-        ),
-        (
-            {
-                "generator": [None, None, None, "G", "H", "G"],
-                "source": ["a", "a", None, None, "b", "b"],
-            },
+            {"generator": [None, None, None, "G", "H", "G"], "source": [*"aa", None, None, *"bb"]},
             [[0, 1], [3, 4, 5]],
         ),
     ],
 )
-def test_images_hang_together_by_source_bytes_looks_and_generator(columns, groups):
+def test_source_bytes_looks_and_generator_bind_images(columns, groups):
     found = groups_of(labelled_of([False] * 3 + [True] * 3, **columns))
     assert sorted(together(found)) == groups
     assert sorted(set(found.tolist())) == list(range(len(set(found.tolist()))))
 
 
-def test_one_picture_stands_for_its_copies():
+def test_copies_of_an_image_count_once():
     hashes = [sha256_of(place) for place in (5, 2, 5, 9)]
-    images = labelled_of(
-        [False] * 4,
-        sha256=hashes,
-        phash=[LOOKS[0], LOOKS[1], LOOKS[0], "123456789abcdef0"],
-        source=["a"] * 4,
-    )
+    columns = {"sha256": hashes, "phash": [LOOKS[0], LOOKS[1], LOOKS[0], "123456789abcdef0"]}
+    images = labelled_of([False] * 4, source=["a"] * 4, **columns)
     first = min(hashes[:3])
     assert repeated(images).sum() == 2
     assert not repeated(images)[3]
     assert [hashes[place] for place in np.flatnonzero(~repeated(images))] == [first, hashes[3]]
 
 
-def test_a_real_is_no_copy_of_the_fake_that_was_made_of_it():
+def test_real_is_no_copy_of_the_fake_made_of_it():
     for fake in ([False, True], [True, False]):
-        images = labelled_of(
-            fake, generator=["G" if one else None for one in fake], phash=LOOKS[:2]
-        )
+        generator = ["G" if one else None for one in fake]
+        images = labelled_of(fake, generator=generator, phash=LOOKS[:2])
         assert len(set(groups_of(images).tolist())) == 1
         assert not repeated(images).any()
-
-
-NOBODY_NEAR = [
-    f"{number:016x}" for number in np.random.default_rng(1).integers(0, 2**63, 20).tolist()
-]
 
 
 def with_sources(seed=0, reals=3000, fakes=1200):
@@ -124,11 +92,10 @@ def with_sources(seed=0, reals=3000, fakes=1200):
     return replace(images, source=source)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_parts_hold_whole_groups_and_come_near_their_shares(seed):
+def test_parts_hold_whole_groups_near_their_shares():
     images = with_sources()
     groups = groups_of(images)
-    parts = split(images, groups, seed=seed)
+    parts = split(images, groups)
     assert all(len(set(parts[groups == group])) == 1 for group in np.unique(groups))
     # nine generators do not divide as they should
     for fake, slack in ((False, 0.04), (True, 0.15)):
@@ -146,19 +113,15 @@ def test_parts_follow_from_bytes_and_seed_alone():
     assert 0.3 < (others != parts).mean() < 0.9
 
 
-@pytest.mark.parametrize("fakes", [3, 4, 5, 6, 7, 10])
+@pytest.mark.parametrize("fakes", [3, 4, 5, 7])
 @pytest.mark.parametrize("copies", [1, 2])
-def test_each_part_has_both_classes_however_few_the_groups_are(fakes, copies):
+def test_each_part_of_few_groups_has_both_classes(fakes, copies):
     names = [f"G{number}" for number in range(fakes)] * copies
-    images = labelled_of(
-        [False] * fakes * copies + [True] * fakes * copies,
-        generator=[None] * fakes * copies + names,
-        source=names * 2,
-    )
-    parts = split(images, groups_of(images))
-    assert {
-        (part, fake) for part, fake in zip(parts.tolist(), images.fake.tolist(), strict=True)
-    } == {(part, fake) for part in (FIT, CALIBRATE, CHOOSE) for fake in (False, True)}
+    n = fakes * copies
+    generators = [None] * n + names
+    images = labelled_of([False] * n + [True] * n, generator=generators, source=names * 2)
+    found = set(zip(split(images, groups_of(images)).tolist(), images.fake.tolist(), strict=True))
+    assert found == set(product((FIT, CALIBRATE, CHOOSE), (False, True)))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +157,7 @@ def test_a_users_own_parts_are_kept():
 
 def near(place):
     """Hashes of eighteen different pictures, but that image `place` looks like image 0."""
-    hashes = NOBODY_NEAR[:18]
+    hashes = [f"{one:016x}" for one in np.random.default_rng(1).integers(0, 2**63, 18).tolist()]
     return [*hashes[:place], f"{int(hashes[0], 16) ^ 0b1011:016x}", *hashes[place + 1 :]]
 
 
@@ -211,15 +174,12 @@ CROSSINGS = [
 
 
 @pytest.mark.parametrize(("columns", "places", "words"), CROSSINGS)
-def test_parts_that_divide_a_group_are_refused_and_both_images_named(columns, places, words):
+def test_parts_that_divide_a_group_are_refused(columns, places, words):
     images = divided_by_user(**columns)
-    first, second = (
-        f"image {place} (sha256 {images.sha256[place][:12]}…, part {images.part[place]})"
-        for place in places
-    )
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError, match=words) as refused:
         divided(images, groups_of(images))
-    assert refused.value.message == f"labels: {first} and {second} {words}"
+    for place in places:
+        assert f"image {place} (sha256 {images.sha256[place][:12]}" in refused.value.message
     assert "one part" in refused.value.hint
 
 
@@ -230,20 +190,17 @@ def test_parts_that_divide_a_group_are_refused_and_both_images_named(columns, pl
             {"part": [None, *list(PARTS) * 5, "fit", "choose"]},
             "1 of 18 images have the part 'None'",
         ),
-        (
-            {"part": ["fit", "calibrate", "choose"] * 3 + ["fit"] * 8 + ["choose"]},
-            "the part calibrate has no fake image",
-        ),
+        ({"part": [*PARTS] * 3 + ["fit"] * 8 + ["choose"]}, "calibrate has no fake image"),
         ({"phash": ["sunset", *[None] * 17]}, "the phash 'sunset' is no hash of 64 bits"),
     ],
 )
-def test_parts_and_hashes_that_are_none_are_refused(columns, words):
+def test_invalid_parts_and_hashes_are_refused(columns, words):
     images = divided_by_user(**columns)
     with pytest.raises(ConfigError, match=words):
         divided(images, groups_of(images))
 
 
-def test_parts_are_described_so_that_anybody_can_check_the_hashes():
+def test_description_of_parts_has_verifiable_hashes():
     images = with_sources()
     groups = groups_of(images)
     parts = split(images, groups)
