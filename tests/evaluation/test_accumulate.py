@@ -2,8 +2,10 @@
 in tasks.
 """
 
+import contextlib
 import pickle
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -30,22 +32,17 @@ VIEWS = ("jpeg-50", "blur-1")
 
 @pytest.fixture
 def gather(tmp_path):
-    """Of a run, with labels of all its rows but some: what the join found, and what was counted."""
-    opened = []
+    """Labels of all rows but some, joined with a run, and the cells that were counted."""
+    with contextlib.ExitStack() as stack:
 
-    def gathered(run, columns, truths, but=(), each=None, **more):
-        systems, labels = (
-            systems_of(run),
-            read_labels(open_labels(str(made.labelled(tmp_path, columns, truths, but)))),
-        )
-        opened.append(labels)
-        return labels, count_rows(
-            labels.join(run, COLUMNS, systems=systems, each=each), systems, **more
-        )
+        def gathered(run, columns, truths, but=(), each=None, **more):
+            path = made.labelled(tmp_path, columns, truths, but)
+            labels = stack.enter_context(read_labels(open_labels(str(path))))
+            systems = systems_of(run)
+            rows = labels.join(run, COLUMNS, systems=systems, each=each)
+            return labels, count_rows(rows, systems, **more)
 
-    yield gathered
-    for labels in opened:
-        labels.database.close()
+        yield gathered
 
 
 def by_cell(cells, column):
@@ -91,11 +88,8 @@ def test_cells_hold_every_row(tmp_path, gather):
         if row in (3, 77):
             continue
         width = widths[row]
-        band = (
-            "unknown"
-            if width is None
-            else BANDS[int(np.searchsorted([0.1, 0.5, 1, 4.000001], width * width / 1e6, "right"))]
-        )
+        size = np.searchsorted([0.1, 0.5, 1, 4.000001], (width or 0) ** 2 / 1e6, "right")
+        band = "unknown" if width is None else BANDS[int(size)]
         cell = FileCell(group_of(truth), columns["format"][row] or "unknown", band)
         rows[cell, columns["status"][row], columns["verdict"][row]] += 1
         for name, values in scores.items():
@@ -104,22 +98,17 @@ def test_cells_hold_every_row(tmp_path, gather):
     assert dict(cells.rows) == dict(rows)
     assert cells.joined == 498
     assert (labels.others, labels.other) == (2, str(columns["image_id"][3]))
-    found = {
-        (name, cell): values
-        for name in scores
-        for cell, values in by_cell(cells, cells.scores(name)).items()
-    }
-    assert found == {key: sorted(float(one) for one in some) for key, some in expected.items()}
+    for name in scores:
+        mine = {cell: sorted(some) for (of, cell), some in expected.items() if of == name}
+        assert by_cell(cells, cells.scores(name)) == mine
     ids = np.array([one for row, one in enumerate(columns["image_id"]) if row not in (3, 77)])
     assert cells.sample["image_id"].to_pylist() == ids[np.argsort(hashed(ids))][:60].tolist()
 
 
-def test_any_cut_gives_the_same(tmp_path, gather):
+def test_cut_and_tasks_do_not_change_what_is_gathered(tmp_path, gather):
     columns, truths, _ = random_rows(250, views=VIEWS)
-    whole, pieces = (
-        made_run(tmp_path / "whole", columns),
-        made_run(tmp_path / "pieces", columns, [1, 70, 71, 200]),
-    )
+    whole = made_run(tmp_path / "whole", columns)
+    pieces = made_run(tmp_path / "pieces", columns, [1, 70, 71, 200])
 
     def shipped(function, items):
         """As tasks do it: everything travels as bytes."""
@@ -128,9 +117,7 @@ def test_any_cut_gives_the_same(tmp_path, gather):
 
     for most in (50, 100_000):
         expected = told(*gather(whole, columns, truths, {3, 77, 249}, most=most))
-        assert list(expected["views"]) == [
-            (name, view) for name in ("ensemble", "a", "b") for view in VIEWS
-        ]
+        assert list(expected["views"]) == [*product(("ensemble", "a", "b"), VIEWS)]
         for each in (None, in_turn, shipped):
             assert told(*gather(pieces, columns, truths, {3, 77, 249}, each, most=most)) == expected
 
@@ -140,13 +127,10 @@ def test_mistakes_are_the_worst(tmp_path, gather):
     found = gather(made_run(tmp_path / "run", columns, [50, 200]), columns, truths)[1].mistakes
     fake = np.array([truth["label"] == "fake" for truth in truths])
     score = scores["ensemble"]
-    wrong = [
-        row for row in range(400) if np.isfinite(score[row]) and (score[row] >= 0) != fake[row]
-    ]
+    wrong = np.flatnonzero(np.isfinite(score) & ((score >= 0) != fake)).tolist()
     wrong.sort(key=lambda row: (-abs(score[row]), columns["image_id"][row]))
-    assert [row["image_id"] for row in found] == [
-        int(columns["image_id"][row]) for row in wrong[:24]
-    ]
+    ids = [int(columns["image_id"][row]) for row in wrong[:24]]
+    assert [row["image_id"] for row in found] == ids
     assert found[0]["probability"] == pytest.approx(1 / (1 + np.exp(-score[wrong[0]])))
     assert {row["verdict"] for row in found} <= {"real", "fake"}
 

@@ -43,15 +43,9 @@ def of_ids(pictures):
 
 
 def prompted(maker, prompts, start=0):
-    count = len(prompts)
-    return pa.table(
-        [
-            pa.array(range(start, start + count)),
-            pa.array([maker] * count),
-            pa.array(prompts, pa.string()),
-        ],
-        PROMPTED.names,
-    )
+    ids = pa.array(range(start, start + len(prompts)))
+    columns = [ids, pa.array([maker] * len(prompts)), pa.array(prompts, pa.string())]
+    return pa.table(columns, PROMPTED.names)
 
 
 def paired(folder, pictures):
@@ -67,7 +61,7 @@ def paired(folder, pictures):
     return words
 
 
-def test_own_prompts_are_told_from_swapped_and_from_shuffled_ones():
+def test_own_prompts_differ_from_swapped_and_shuffled_ones():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(200, 16))
     assert own_kept(images, images + rng.normal(size=images.shape)).mean() > 0.95
@@ -77,21 +71,13 @@ def test_own_prompts_are_told_from_swapped_and_from_shuffled_ones():
     assert own_kept(images[:5], images[:5]).tolist() == [True, True]
 
 
-def test_a_generator_whose_prompts_are_no_better_than_chance_is_named(folder, pictures):
+def test_generator_with_swapped_prompts_is_named(folder, pictures):
     words = paired(folder, pictures)
-    broken = [
-        word
-        for first in range(0, COUNT, 4)
-        for word in (*words[first : first + 2], *words[first + 2 : first + 4][::-1])
-    ]
-    few = prompted("few", words[:8], 4 * COUNT)
-    tables = [
-        prompted("sound", words),
-        prompted("broken", broken, COUNT),
-        few,
-        prompted("bare", [None] * COUNT, 6 * COUNT),
-    ]
-    found = prompts_beside_images(tables, of_ids([*pictures]), folder)
+    swapped = np.reshape(words, (-1, 4))[:, [0, 1, 3, 2]].ravel().tolist()  # half of all pairs
+    tables = [prompted("sound", words), prompted("broken", swapped, COUNT)]
+    tables.append(prompted("few", words[:8], 4 * COUNT))
+    tables.append(prompted("bare", [None] * COUNT, 6 * COUNT))
+    found = prompts_beside_images(tables, of_ids(pictures), folder)
     assert [line.partition(":")[0] for line in found] == [
         "Prompts of broken fit its images no better than chance",
         "Prompts of sound belong to its images",
@@ -112,14 +98,13 @@ def test_of_many_images_those_of_lowest_ids_are_read(folder, pictures):
         asked.extend(ids)
         return of_ids(pictures)(ids)
 
-    prompts_beside_images(
-        [prompted("sd", ["a dog"] * 500, start) for start in (500, 0)], some, folder
-    )
+    tables = [prompted("sd", ["a dog"] * 500, start) for start in (500, 0)]
+    prompts_beside_images(tables, some, folder)
     assert sorted(asked) == list(range(EACH))
 
 
 @pytest.mark.parametrize(("ending", "finding"), [("jpg", "a shortcut"), ("png", "not known")])
-def test_files_that_give_their_class_away_are_told_without_reading_them(tmp_path, ending, finding):
+def test_file_names_that_show_the_class_are_reported(tmp_path, ending, finding):
     rows = [{"label": label, "generator": label, "uri": f"/{number}/{label}.{end}"}
             for number in range(40) for label, end in (("real", ending), ("fake", "png"))]  # fmt: skip
     [told] = faults_of_index(made_index(tmp_path, rows), None)
@@ -133,70 +118,46 @@ def with_hashes(folder, rows, hashes):
 
 def test_splits_that_share_pictures_are_told(tmp_path):
     def row(split, phash, sha256):
-        return {
-            "label": "fake",
-            "generator": "sd",
-            "split": split,
-            "phash": phash,
-            "sha256": sha256,
-        }
+        hashes = {"phash": phash, "sha256": sha256}
+        return {"label": "fake", "generator": "sd", "split": split} | hashes
 
     near = [row("train", "0f0f0f0f0f0f0f0f", "a"), row("test", "0f0f0f0f0f0f0f0e", "b")]
     [told] = with_hashes(tmp_path / "near", near, ["sha256", "phash"])
     assert "pictures that look alike: 2 images (test in train)" in told
     apart = [near[0], row("test", "ff00ff00aa5500ff", "c")]
-    assert with_hashes(tmp_path / "apart", apart, ["sha256", "phash"]) == [
-        "Splits share no picture, by sha256 and phash."
-    ]
+    [told] = with_hashes(tmp_path / "apart", apart, ["sha256", "phash"])
+    assert told == "Splits share no picture, by sha256 and phash."
     assert with_hashes(tmp_path / "one", near[:1], ["sha256"]) == []
     assert "was not looked at" in with_hashes(tmp_path / "bare", near, [])[0]
 
 
-def test_an_evaluation_tells_of_documented_faults_and_leaves_them_out_on_request(tmp_path):
-    source = {
-        "at": [str(write_openfake(tmp_path / "set", 4))],
-        "layout": "openfake",
-        "arguments": {"version": "v1"},
-    }
+LEFT_OUT = "left out: 4 × spoiled by a documented fault of the data"
+
+
+def test_documented_faults_are_reported_and_left_out(tmp_path):
+    at = str(write_openfake(tmp_path / "set", 4))
+    source = {"at": [at], "layout": "openfake", "arguments": {"version": "v1"}}
     columns, _, _ = random_rows(32)
-    settings = {"at": (str(tmp_path / "run"),), "thumbnails": False}
+    settings = {"at": (f"{tmp_path}/run",), "out": f"{tmp_path}/out", "thumbnails": False}
     for leaving_out, images in ((False, 32), (True, 28)):
-        store = Store.open(str(tmp_path / f"index-{leaving_out}"))
+        store = Store.open(f"{tmp_path}/index-{leaving_out}")
         build_index(DatasetSource(leave_out_faults=leaving_out, **source), store)
         if not leaving_out:
-            made_run(
-                tmp_path / "run",
-                columns | {"image_id": read_index(store.url)["image_id"].to_numpy()},
-            )
-        found = evaluate(
-            EvaluateConfig(labels=store.url, out=str(tmp_path / "out"), **settings)
-        ).result
+            ids = {"image_id": read_index(store.url)["image_id"].to_numpy()}
+            made_run(tmp_path / "run", columns | ids)
+        found = evaluate(EvaluateConfig(labels=store.url, **settings)).result
+        faults = found.meta.faults
         assert found.meta.data.n == images
-        assert (
-            "left out: 4 × spoiled by a documented fault of the data" in found.meta.faults
-        ) == leaving_out
-        [told] = [text for text in found.meta.faults if "openfake-v1-prompts" in text]
-        assert ("8 rows" in told, "prompts left out" in told) == (True, leaving_out)
-        assert any("whether prompts belong" in text.lower() for text in found.meta.faults)
-        assert sum(
-            line.startswith("note: About the data.") for line in evaluation_lines(found)
-        ) == len(found.meta.faults)
-    by_layout = {
-        "layout": "openfake",
-        "arguments": {"version": "v1"},
-        "leave_out_faults": True,
-        "at": tuple(source["at"]),
-    }
-    with labels_for(
-        EvaluateConfig(**by_layout), None, None, Store.open(str(tmp_path / "made"))
-    ) as labels:
-        assert (
-            labels.rows,
-            "left out: 4 × spoiled by a documented fault of the data" in labels.faults,
-        ) == (28, True)
+        assert (LEFT_OUT in faults) == leaving_out
+        [told] = [text for text in faults if "openfake-v1-prompts" in text]
+        assert "8 rows" in told
+        assert ("prompts left out" in told) == leaving_out
+        assert any("whether prompts belong" in text.lower() for text in faults)
+        lines = [line.startswith("note: About the data.") for line in evaluation_lines(found)]
+        assert sum(lines) == len(faults)
+    by_layout = EvaluateConfig(**source | {"at": (at,), "leave_out_faults": True})
+    with labels_for(by_layout, None, None, Store.open(f"{tmp_path}/made")) as labels:
+        assert labels.rows == 28
+        assert LEFT_OUT in labels.faults
     with pytest.raises(ConfigError, match="taken as they are"):
-        evaluate(
-            EvaluateConfig(
-                labels=store.url, out=str(tmp_path / "out"), leave_out_faults=True, **settings
-            )
-        )
+        evaluate(EvaluateConfig(labels=store.url, leave_out_faults=True, **settings))

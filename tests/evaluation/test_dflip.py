@@ -22,7 +22,7 @@ def by(name):
         (None, None),
     ],
 )
-def test_a_whole_sentence_names_a_class_and_an_unknown_name_is_sd(answer, named):
+def test_sentence_names_a_class_and_unknown_names_are_sd(answer, named):
     assert named_in(answer, KNOWN) == named
 
 
@@ -40,7 +40,7 @@ def test_a_verdict_and_a_name_become_a_sentence_of_theirs(verdict, name, sentenc
     assert sentence_of(verdict, name) == sentence
 
 
-def test_by_hand_with_what_is_wrong_about_the_rules():
+def test_dflip_v1_by_hand_with_flaws_of_its_rules():
     """Seven images of the list have rows, three have none."""
     words = {
         ("real", "real:laion", "real", None): 1,  # right

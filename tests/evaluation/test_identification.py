@@ -22,23 +22,18 @@ def identification_of(tables, *, known=(), **more):
     return {one.scope: one for one in infos}, MetricsTable(tuple(rows))
 
 
+SCHEMA = {"image_id": pa.int64(), "generator_confidence": pa.float32()}
+SCHEMA["generator_ranking"] = pa.list_(pa.string())
+SCHEMA |= dict.fromkeys(("label", "generator"), pa.dictionary(pa.int32(), pa.string()))
+
+
 def tables_of(rows, size=7):
-    """Joined rows as an evaluation gives them: some at a time, words as dictionaries, what is not
-    there as null.
-    """
+    """Joined rows as an evaluation gives them, `size` at a time; absent values are null."""
 
     def tables(columns):
+        schema = pa.schema([(name, SCHEMA.get(name, pa.string())) for name in columns])
         for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            table = pa.table({name: pa.array([row.get(name) for row in part]) for name in columns})
-            for place, name in enumerate(columns):
-                if name == "generator_confidence" and pa.types.is_null(table[name].type):
-                    table = table.set_column(place, name, pa.nulls(len(part), pa.float32()))
-                elif pa.types.is_null(table[name].type):
-                    table = table.set_column(place, name, pa.nulls(len(part), pa.string()))
-                elif name in ("label", "generator"):
-                    table = table.set_column(place, name, table[name].dictionary_encode())
-            yield table
+            yield pa.Table.from_pylist(rows[start : start + size], schema)
 
     return tables
 
@@ -82,23 +77,16 @@ def test_generators_and_families_by_hand():
     assert value["unknown_named"] == (2 / 3, 3)
     assert value["reals_named"] == (0, 1)
     known = [True, True, True, True, False, False, False]
-    assert value["open_set_auroc"] == (
-        pytest.approx(roc_auc_score(known, [0.9, 0.8, 0.1, 0.7, 0.6, 0.2, 0.85])),
-        7,
-    )
+    auroc = roc_auc_score(known, [0.9, 0.8, 0.1, 0.7, 0.6, 0.2, 0.85])
+    assert value["open_set_auroc"] == (pytest.approx(auroc), 7)
     families = metrics.select(scope="identification, families")
     # sd_1.5 twice and sdxl, midjourney thrice, of which 1 sd right, 1 midjourney right, the
     # fine-tuned model right
     assert (families["accuracy"].value, families["accuracy"].n) == (pytest.approx(3 / 7), 7)
-    assert (families["top_1"].value, families["top_3"].value) == (
-        pytest.approx(4 / 7),
-        pytest.approx(6 / 7),
-    )
-    assert {one.name for one in infos["identification, families"].classes} == {
-        "sd_1.5",
-        "sdxl_1.0",
-        "midjourney",
-    }
+    assert families["top_1"].value == pytest.approx(4 / 7)
+    assert families["top_3"].value == pytest.approx(6 / 7)
+    classes = {one.name for one in infos["identification, families"].classes}
+    assert classes == {"sd_1.5", "sdxl_1.0", "midjourney"}
     assert families["abstained_unknown"].value == 1
     info = infos["identification"]
     assert info.counts == {"without_prediction": 3, "not_asked": 1}
@@ -121,11 +109,8 @@ def prompted(n):
     rng = np.random.default_rng(2)
     words = np.array(["cat", "dog", "red", "(old:1.3)", "house", "<lora:x:1>", "fog"])
     rows = [
-        {
-            "image_id": int(one),
-            "prompt": " ".join(rng.choice(words, 6)),
-            "predicted_prompt": " ".join(rng.choice(words, 5)),
-        }
+        {"image_id": int(one), "prompt": " ".join(rng.choice(words, 6))}
+        | {"predicted_prompt": " ".join(rng.choice(words, 5))}
         for one in rng.permutation(n) - 5
     ]
     rows[0]["predicted_prompt"] = rows[1]["prompt"] = None
@@ -135,12 +120,7 @@ def prompted(n):
 def test_prompts_are_counted_and_need_images_made_from_them(tmp_path):
     rows = prompted(20)
     found = prompts_of(tables_of(rows), new_run(tmp_path / "run"))
-    assert found.info.counts == {
-        "with_prompt": 19,
-        "with_prediction": 19,
-        "with_both": 18,
-        "compared": 18,
-        "not_regenerated": 0,
-    }
+    counts = {"with_prompt": 19, "with_prediction": 19, "with_both": 18, "compared": 18}
+    assert found.info.counts == counts | {"not_regenerated": 0}
     why = "needs images made from the predicted prompts: --regenerated"
     assert found.figures["clip_image"].why == why

@@ -126,18 +126,19 @@ def scored(scores):
     )
 
 
-def calibrated(images, **options) -> Assembled | None:
-    """The calibration as `touchstone detectors calibrate` makes it of these images; None where it
-    refuses.
-    """
+def assembled(images, **options) -> Assembled:
+    """The calibration as `touchstone detectors calibrate` makes it of these images."""
     config = CalibrateConfig(run="", out="", **options)
-    groups = groups_of(
-        images, share_generators=config.share_generators, share_sources=config.share_sources
-    )
+    shared = {"share_generators": config.share_generators, "share_sources": config.share_sources}
+    groups = groups_of(images, **shared)
+    division = Division.of(images, groups, divided(images, groups, seed=config.seed))
+    return with_thresholds(fit_card(division, MEMBERS, config), division, config)
+
+
+def calibrated(images, **options) -> Assembled | None:
+    """As `assembled`; None if it refuses."""
     try:
-        parts = divided(images, groups, seed=config.seed)
-        division = Division.of(images, groups, parts)
-        return with_thresholds(fit_card(division, MEMBERS, config), division, config)
+        return assembled(images, **options)
     except ConfigError:
         return None
 

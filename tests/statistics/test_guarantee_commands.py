@@ -8,9 +8,8 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.ensembles import load_ensemble_card
-from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
-from tests.evaluation.compare.compared import TINY, make_run, names_of, spec_of
+from tests.evaluation.compare.compared import RUN_SETTINGS, TINY, make_run, names_of
 from tests.statistics.labelled import clustered, dominated, images_of, independent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -29,38 +28,22 @@ SETTINGS = {
     ),
     "through the commands: 60 equal sources, correlation 0.3": (clustered, ()),
 }
-RUN = {
-    "detectors": {TINY: {}}, "limits": ImageLimits().model_dump(mode="json"), "precision": {TINY: "fp32"}, "resize": "exact",
-}  # fmt: skip
 
 
 def run_of(folder, scores):
     """A finished run of files with these scores."""
-    return make_run(
-        folder,
-        names_of(len(scores)),
-        {TINY: scores.astype(np.float32)},
-        spec=spec_of((TINY,)),
-        settings=RUN,
-    )
+    columns = {TINY: scores.astype(np.float32)}
+    return make_run(folder, names_of(len(scores)), columns, settings=RUN_SETTINGS)
 
 
 def labels_of(path, images):
     """Labels of such files by their hashes."""
+    hashes = [hashlib.sha256(name.encode()).hexdigest() for name in names_of(len(images))]
+    classes = ["fake" if fake else "real" for fake in images.fake]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sha256", "label", "generator", "source"])
-        for name, fake, maker, source in zip(
-            names_of(len(images)), images.fake, images.generator, images.source, strict=True
-        ):
-            writer.writerow(
-                [
-                    hashlib.sha256(name.encode()).hexdigest(),
-                    "fake" if fake else "real",
-                    maker,
-                    source,
-                ]
-            )
+        writer.writerows(zip(hashes, classes, images.generator, images.source, strict=True))
     return str(path)
 
 
@@ -73,21 +56,8 @@ def kept(folder, rng, draw, options):
     reals = draw(rng)
     images = images_of(rng, reals)
     url, card = run_of(folder / "labelled", images.scores["a"]), str(folder / "mine.yaml")
-    if (
-        main(
-            [
-                "detectors",
-                "calibrate",
-                url,
-                "--labels",
-                labels_of(folder / "labels.csv", images),
-                "--out",
-                card,
-                *options,
-            ]
-        )
-        != 0
-    ):
+    files = ["--labels", labels_of(folder / "labels.csv", images), "--out", card]
+    if main(["detectors", "calibrate", url, *files, *options]) != 0:
         return None
     means = {
         maker: images.scores["a"][[one == maker for one in images.generator]].mean()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,17 +13,8 @@ from ray_app.metrics.uncertainty import proportion_interval
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
 MEMBERS = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))
-RULES = [
-    "stacked",
-    "weighted",
-    "mean-logit",
-    "mean-probability",
-    "soft-or",
-    "max",
-    "median",
-    "log-sum-exp",
-    "cascade",
-]
+RULES = ["stacked", "weighted", "mean-logit", "mean-probability", "soft-or", "max", "median"]
+RULES += ["log-sum-exp", "cascade"]
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +29,26 @@ def parts(images):
     return split(images, groups_of(images))
 
 
+def assembled(images, parts, **settings):
+    """Fit a card on images in these parts, and choose its thresholds."""
+    division, config = divided(images, parts), asked(**settings)
+    return with_thresholds(fit_card(division, MEMBERS, config), division, config)
+
+
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, rule):
-    config = asked(rule=rule)
+def test_each_rule_gives_probabilities_and_a_threshold(images, parts, rule):
     choosing = images.take(parts == CHOOSE)
-    made = with_thresholds(
-        fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config
-    )
-    decided = decide(made.card, choosing.scores, calibrations=made.fitted.calibrations,
-                     audited=[is_audited(made.card, sha256) for sha256 in choosing.sha256])  # fmt: skip
+    made = assembled(images, parts, rule=rule)
+    audited = [is_audited(made.card, sha256) for sha256 in choosing.sha256]
+    calibrations = made.fitted.calibrations
+    decided = decide(made.card, choosing.scores, calibrations=calibrations, audited=audited)
     said_fake = np.array([verdict == "fake" for verdict in decided.verdict])
     said_real = np.array([verdict == "real" for verdict in decided.verdict])
     assert decided.calibrated
     assert np.array_equal(decided.score, made.fitted.scores(choosing))
     assert int(said_fake[~choosing.fake].sum()) == made.chosen.false_positives
-    assert (
-        made.chosen.fake_above >= choose_threshold(decided.score[~choosing.fake], 0.01).fake_above
-    )
+    least = choose_threshold(decided.score[~choosing.fake], 0.01)
+    assert made.chosen.fake_above >= least.fake_above
     assert made.upper_bound == max(made.chosen.upper_bound, made.overall.upper_bound) <= 0.01
     assert said_fake[choosing.fake].mean() == made.card.thresholds.true_positive_rate > 0.25
     assert said_real[choosing.fake].mean() <= 0.05
@@ -60,20 +56,18 @@ def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, ru
     assert chances.mean() == pytest.approx(choosing.fake.mean(), abs=0.08)
 
 
-def test_nothing_is_fitted_on_the_images_that_thresholds_are_chosen_on(images, parts):
-    for rule in ("stacked", "cascade"):
-        scores = {
-            name: np.where(parts == CHOOSE, -column, column)
-            for name, column in images.scores.items()
-        }
-        turned = type(images)(**{**vars(images), "scores": scores})
-        one, other = (
-            fit_card(divided(some, parts), MEMBERS, asked(rule=rule)) for some in (images, turned)
-        )
-        assert one == other
+@pytest.mark.parametrize("rule", ["stacked", "cascade"])
+def test_no_image_that_chooses_thresholds_is_fitted(images, parts, rule):
+    choosing = parts == CHOOSE
+    turned = {name: np.where(choosing, -score, score) for name, score in images.scores.items()}
+    one, other = (
+        fit_card(divided(replace(images, scores=scores), parts), MEMBERS, asked(rule=rule))
+        for scores in (images.scores, turned)
+    )
+    assert one == other
 
 
-def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts):
+def test_prevalence_moves_probabilities_and_not_verdicts(images, parts):
     usual, rare = (
         fit_card(divided(images, parts), MEMBERS, asked(prevalence=one)) for one in (None, 0.001)
     )
@@ -88,92 +82,78 @@ def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts):
     assert second.fake_above == pytest.approx(first.fake_above + logit(0.001) - logit(own))
 
 
-def test_a_cascade_asks_all_detectors_about_no_more_than_its_share(images, parts):
-    config = asked(rule="cascade", share=0.3, audit=0.02)
-    made = with_thresholds(
-        fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config
-    )
+def test_cascade_asks_all_detectors_about_its_share(images, parts):
+    made = assembled(images, parts, rule="cascade", share=0.3, audit=0.02)
     fresh = drawn(30_000, 30_000, seed=9)
     looks = np.array([look or "" for look in made.fitted.looks(fresh)])
     prevalence = images.fake.mean()
-    share = sum(
-        weight * (looks[fresh.fake == kind] != "").mean()
-        for kind, weight in ((True, prevalence), (False, 1 - prevalence))
-    )
+    of_reals, of_fakes = ((looks[fresh.fake == kind] != "").mean() for kind in (False, True))
+    share = (1 - prevalence) * of_reals + prevalence * of_fakes
     assert 0.2 < share <= 0.3
     assert (looks == "audit").mean() == pytest.approx(0.02 * (looks != "band").mean(), abs=0.003)
     only = images.take(parts == CHOOSE)
     coarse = choose_threshold(only.scores["coarse"][~only.fake], 0.01).fake_above
-    assert (
-        made.card.thresholds.true_positive_rate
-        > (only.scores["coarse"][only.fake] >= coarse).mean() + 0.1
-    )
+    of_coarse = (only.scores["coarse"][only.fake] >= coarse).mean()
+    assert made.card.thresholds.true_positive_rate > of_coarse + 0.1
 
 
 def test_a_late_stage_counts_only_where_it_looked(images, parts):
     fitted = fit_card(divided(images, parts), MEMBERS, asked(rule="cascade"))
     looks = np.array([look or "" for look in fitted.looks(images)])
-    blind = type(images)(
-        **{
-            **vars(images),
-            "scores": images.scores
-            | {"fine": np.where(looks == "", np.nan, images.scores["fine"])},
-        }
-    )
+    seen = np.where(looks == "", np.nan, images.scores["fine"])
+    blind = replace(images, scores=images.scores | {"fine": seen})
     assert np.array_equal(fitted.scores(blind), fitted.scores(images))
 
 
 def test_copies_of_a_real_count_once(images, parts):
     config, division = asked(), divided(images, parts)
-    again = np.concatenate(
-        [np.arange(len(images)), np.flatnonzero((parts == CHOOSE) & ~images.fake)]
-    )
+    copies = np.flatnonzero((parts == CHOOSE) & ~images.fake)
+    again = np.concatenate([np.arange(len(images)), copies])
     twice = divided(images.take(again), parts[again])
-    fitted = fit_card(division, MEMBERS, config)
     assert len(twice.choosing) > len(division.choosing)
-    assert (
-        with_thresholds(fitted, twice, config).chosen
-        == with_thresholds(fitted, division, config).chosen
-    )
+    fitted = fit_card(division, MEMBERS, config)
+    once, both = (with_thresholds(fitted, part, config).chosen for part in (division, twice))
+    assert once == both
 
 
-def test_one_detector_keeps_its_own_score_and_is_no_cascade(images, parts):
-    alone = type(images)(**{**vars(images), "scores": {"fine": images.scores["fine"]}})
-    card = fit_card(divided(alone, parts), MEMBERS[1:], asked()).card
-    assert (card.rule, card.stacking, len(card.members)) == ("mean-logit", None, 1)
-    both = images.take(parts != CHOOSE)
+def test_one_detector_keeps_its_own_score(images, parts):
+    alone = replace(images, scores={"fine": images.scores["fine"]})
     usual, rare = (
         fit_card(divided(alone, parts), MEMBERS[1:], asked(prevalence=one)) for one in (None, 0.01)
     )
-    once = fit(both.scores["fine"], both.fake)
-    assert [usual.card.members[0].calibration, usual.prevalence] == [once, images.fake.mean()], (
-        "one fit, on both parts"
-    )
-    expected = once(alone.scores["fine"].astype(float))
-    assert usual.scores(alone) == pytest.approx(
-        expected + logit(images.fake.mean()) - logit(both.fake.mean())
-    )
-    assert rare.scores(alone) == pytest.approx(expected + logit(0.01) - logit(both.fake.mean()))
-    with pytest.raises(ConfigError, match="the run has one detector"):
-        fit_card(divided(alone, parts), MEMBERS[1:], asked(rule="cascade"))
-    with pytest.raises(ConfigError, match="--first 2: the run has 2 detectors"):
-        fit_card(divided(images, parts), MEMBERS, asked(rule="cascade", first=2))
-    with pytest.raises(ConfigError, match="--rule gated-mean: the run has 2 detectors"):
-        fit_card(divided(images, parts), MEMBERS, asked(rule="gated-mean"))
+    card = usual.card
+    assert (card.rule, card.stacking, len(card.members)) == ("mean-logit", None, 1)
+    both = images.take(parts != CHOOSE)
+    once = fit(both.scores["fine"], both.fake)  # one fit, on both parts
+    assert (card.members[0].calibration, usual.prevalence) == (once, images.fake.mean())
+    expected = once(alone.scores["fine"].astype(float)) - logit(both.fake.mean())
+    assert usual.scores(alone) == pytest.approx(expected + logit(images.fake.mean()))
+    assert rare.scores(alone) == pytest.approx(expected + logit(0.01))
 
 
-def test_a_detector_that_knows_nothing_is_named(images, parts):
-    turned = type(images)(
-        **{**vars(images), "scores": images.scores | {"coarse": -images.scores["coarse"]}}
-    )
+@pytest.mark.parametrize(
+    ("members", "settings", "said"),
+    [
+        (MEMBERS[1:], {"rule": "cascade"}, "the run has one detector"),
+        (MEMBERS, {"rule": "cascade", "first": 2}, "--first 2: the run has 2 detectors"),
+        (MEMBERS, {"rule": "gated-mean"}, "--rule gated-mean: the run has 2 detectors"),
+    ],
+)
+def test_rule_for_more_detectors_is_refused(images, parts, members, settings, said):
+    scores = {member.detector: images.scores[member.detector] for member in members}
+    with pytest.raises(ConfigError, match=said):
+        fit_card(divided(replace(images, scores=scores), parts), members, asked(**settings))
+
+
+def test_detector_that_ranks_backwards_is_named(images, parts):
+    turned = replace(images, scores=images.scores | {"coarse": -images.scores["coarse"]})
     with pytest.raises(ConfigError, match="coarse"):
         fit_card(divided(turned, parts), MEMBERS, asked())
 
 
 @pytest.fixture(scope="module")
 def made(images, parts):
-    division = divided(images, parts)
-    return with_thresholds(fit_card(division, MEMBERS, asked()), division, asked())
+    return assembled(images, parts)
 
 
 def test_operating_points_are_measured_on_held_out_images(images, parts, made):
@@ -196,11 +176,8 @@ def test_operating_points_are_measured_on_held_out_images(images, parts, made):
     assert decisive.threshold == made.card.thresholds.fake_above
     assert decisive.upper_bound == made.upper_bound
     assert decisive.recall == made.card.thresholds.true_positive_rate
-    stated = {
-        name: getattr(made.card.thresholds, name)
-        for name in ("abstain_real", "abstain_fake", "upper_bound")
-    }
-    assert stated == {name: getattr(decisive, name) for name in stated}
+    for name in ("abstain_real", "abstain_fake", "upper_bound"):
+        assert getattr(made.card.thresholds, name) == getattr(decisive, name)
     assert (made.card.thresholds.target_fpr, decisive.abstain_fake > 0) == (0.01, True)
 
 
@@ -213,8 +190,7 @@ def test_rate_that_reals_are_too_few_for_is_not_guaranteed(images, parts, made):
 
 
 def test_target_rate_is_an_operating_point(images, parts):
-    config, division = asked(fpr=0.02), divided(images, parts)
-    card = with_thresholds(fit_card(division, MEMBERS, config), division, config).card
+    card = assembled(images, parts, fpr=0.02).card
     [point] = [point for point in card.operating_points if point.rate == 0.02]
     assert point.threshold == card.thresholds.fake_above
     assert point.is_guaranteed

@@ -5,45 +5,38 @@ dominates, are refused.
 import numpy as np
 import pytest
 
-from ray_app.ensembles import EnsembleMember
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.config import CalibrateConfig
-from ray_app.evaluation.calibrate.division import CHOOSE, Division, divided, groups_of, split
-from ray_app.evaluation.calibrate.fit_card import fit_card, with_thresholds
-from tests.statistics.labelled import clustered, dominated, images_of, photo_sets, raw_threshold
-
-MEMBERS = (EnsembleMember(detector="a"),)
-
-
-def assembled(images, **options):
-    config = CalibrateConfig(run="", out="", **options)
-    groups = groups_of(
-        images, share_generators=config.share_generators, share_sources=config.share_sources
-    )
-    division = Division.of(images, groups, divided(images, groups))
-    return with_thresholds(fit_card(division, MEMBERS, config), division, config)
+from ray_app.evaluation.calibrate.division import CHOOSE, groups_of, split
+from tests.statistics.labelled import (
+    assembled,
+    clustered,
+    dominated,
+    images_of,
+    photo_sets,
+    raw_threshold,
+)
 
 
-def test_each_group_is_as_likely_chosen_on_however_large_it_is():
+def test_large_group_is_chosen_on_as_often_as_others():
     rng = np.random.default_rng(0)
     images = images_of(rng, clustered(rng, sources=40, sizes=[400] + [10] * 39))
     groups = groups_of(images)
     large = groups[0]
     chosen = np.array(
-        [split(images, groups, seed=seed)[groups == large][0] == CHOOSE for seed in range(200)]
+        [split(images, groups, seed=seed)[groups == large][0] == CHOOSE for seed in range(60)]
     )
-    assert 0.38 < chosen.mean() < 0.62
+    assert 0.3 < chosen.mean() < 0.7
 
 
 @pytest.mark.parametrize(
     ("draw", "more", "words", "hint"),
     [
-        (lambda rng: dominated(rng, [(0.5, -1.5)]), {}, "of 1,001 groups are worth .* 'source 0' has 50 % of them", "--share-sources"),
+        (lambda rng: dominated(rng, [(0.5, -1.5)]), {}, "of 1,001 groups are worth .* 'source 0' has 50 %", "--share-sources"),
         (lambda rng: clustered(rng, 6, 300), {}, "in 6 groups .* of fewer than 10 nothing can be promised", "--share-sources"),
         (photo_sets, {"edits": True}, "hang together in 6 groups", "--share-generators"),
     ],
 )  # fmt: skip
-def test_reals_that_cannot_carry_a_promise_are_refused(draw, more, words, hint):
+def test_too_few_groups_of_reals_are_refused(draw, more, words, hint):
     rng = np.random.default_rng(1)
     with pytest.raises(ConfigError, match=words) as refused:
         assembled(images_of(rng, draw(rng), **more))

@@ -13,11 +13,10 @@ from ray_app.cli.main import main
 from ray_app.detectors import load_card
 from ray_app.ensembles import decide, load_ensemble_card
 from ray_app.evaluation.assemble import read_result
-from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
 from tests.evaluation.calibrate.drawn import drawn
 from tests.evaluation.calibrate.runs import labels_of, run_of
-from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of, spec_of
+from tests.evaluation.compare.compared import RUN_SETTINGS, TINY, log_odds, make_run, names_of
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +38,8 @@ def place(images, tmp_path_factory):
 
 
 def calibrate(place, out, *options):
-    return main(
-        [
-            "detectors",
-            "calibrate",
-            str(place / "run"),
-            "--labels",
-            str(place / "labels.csv"),
-            "--out",
-            str(out),
-            *options,
-        ]
-    )
+    files = [str(place / "run"), "--labels", str(place / "labels.csv"), "--out", str(out)]
+    return main(["detectors", "calibrate", *files, *options])
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +49,8 @@ def card(place):
 
 
 def test_the_card_decides_as_its_guarantee_says(images, place, card):
-    calibrations = dict(
-        zip(images.detectors, (member.calibration for member in card.members), strict=True)
-    )
+    own = (member.calibration for member in card.members)
+    calibrations = dict(zip(images.detectors, own, strict=True))
     decided = decide(card, images.scores, calibrations=calibrations)
     assert decided.calibrated
     promise = card.guarantee
@@ -71,32 +59,29 @@ def test_the_card_decides_as_its_guarantee_says(images, place, card):
     scores = decided.score[~images.fake]
     assert promise.n_real == card.thresholds.n_real == 800
     assert (len(scores), promise.groups, promise.effective) == (1_600, 1_600, 1_600)
-    assert (
-        promise.false_positives <= int((scores >= card.thresholds.fake_above).sum()) <= 0.01 * 1_600
-    )
+    flagged = int((scores >= card.thresholds.fake_above).sum())
+    assert promise.false_positives <= flagged <= 0.01 * 1_600
 
 
-def test_the_card_says_of_what_it_speaks(images, card):
+def test_card_describes_its_population_and_settings(images, card):
     population = card.population
     assert [part.name for part in population.parts] == ["fit", "calibrate", "choose"]
     assert sum(part.n_real for part in population.parts) == 1_600
     assert sum(part.n_fake for part in population.parts) == 800
     assert population.prevalence == 800 / 2_400
     assert population.generators == tuple(f"generator {number}" for number in range(6))
-    assert [feature.name for feature in population.features][:3] == [
+    score, *others = population.features
+    assert [score.name, *(one.name for one in others[:2])] == [
         "score",
         "score:coarse",
         "score:fine",
     ]
-    [score] = [feature for feature in population.features if feature.name == "score"]
-    assert (sum(score.real), sum(score.fake)) == (1_600, 800), (
-        "a part has but some of the generators"
-    )
+    # All parts count, since one part has only some of the generators.
+    assert (sum(score.real), sum(score.fake)) == (1_600, 800)
     assert population.seen.formats == ("JPEG",)
     assert dict(card.settings.precision) == {"coarse": "fp32", "fine": "bf16"}
     assert (card.settings.resize, card.settings.decoders) == ("fast", ("a decoder",))
-    measured_on = "the held-out part of 1,600 real and 800 fake images of "
-    assert card.thresholds.measured_on.startswith(measured_on)
+    assert "held-out part of 1,600 real and 800 fake" in card.thresholds.measured_on
     assert "Near-duplicates are not known" in card.notes
 
 
@@ -121,21 +106,8 @@ def test_printed_commands_evaluate_the_held_out_part(tmp_path, monkeypatch, caps
         ("fake", f"maker-{place % 7}") if fake else ("real", "camera")
         for place, fake in enumerate(is_fake)
     ]
-    settings = {
-        "detectors": {TINY: {}},
-        "limits": ImageLimits().model_dump(mode="json"),
-        "precision": {TINY: "fp32"},
-        "resize": "exact",
-    }
-    scores = {TINY: log_odds(0, len(is_fake), is_fake)}
-    run = make_run(
-        tmp_path / "photos",
-        names_of(len(is_fake)),
-        scores,
-        spec=spec_of((TINY,)),
-        labels=labels,
-        settings=settings,
-    )
+    names, scores = names_of(len(is_fake)), {TINY: log_odds(0, len(is_fake), is_fake)}
+    run = make_run(tmp_path / "photos", names, scores, labels=labels, settings=RUN_SETTINGS)
     assert main(["detectors", "calibrate", run, "--out", "mine.yaml", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     card = load_ensemble_card("mine.yaml")
@@ -171,12 +143,11 @@ def test_terminal_shows_parts_points_and_commands(place, capsys):
     assert written["cascade"]["early"]["rule"] == "stacked"
     features = load_ensemble_card(place / "said.yaml").population.features
     scores = [feature for feature in features if feature.name.startswith("score:")]
-    assert sum(scores[0].real) > sum(scores[1].real) > 0, (
-        "later detectors are known only of what they look at"
-    )
+    # The second detector has scores only of what it looks at.
+    assert sum(scores[0].real) > sum(scores[1].real) > 0
 
 
-def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path):
+def test_card_names_detectors_relative_to_its_folder(images, tmp_path):
     (tmp_path / "cards").mkdir()
     detector = write_card(load_card("tiny-ladeda"), tmp_path / "cards" / "tiny-ladeda.yaml")
     images = type(images)(**{**vars(images), "scores": {"tiny-ladeda": images.scores["fine"]}})
@@ -201,22 +172,16 @@ def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path
         (["--out", "s3://bucket/card.yaml"], "not a YAML file of this machine"),
     ],
 )
-def test_what_cannot_be_is_refused_and_nothing_is_written(place, options, words, capsys):
+def test_impossible_settings_are_refused_and_write_nothing(place, options, words, capsys):
     assert calibrate(place, place / "refused.yaml", *options) == 2
     assert words in capsys.readouterr().err
     assert not (place / "refused.yaml").exists()
 
 
 def test_near_duplicate_in_two_parts_is_rejected(images, tmp_path, capsys):
-    parts = (
-        np.random.default_rng(0)
-        .choice(["fit", "calibrate", "choose"], len(images), p=[0.3, 0.2, 0.5])
-        .tolist()
-    )
-    phash = [
-        f"{number:016x}"
-        for number in np.random.default_rng(0).integers(0, 2**63, len(images)).tolist()
-    ]
+    rng, n = np.random.default_rng(0), len(images)
+    parts = rng.choice(["fit", "calibrate", "choose"], n, p=[0.3, 0.2, 0.5]).tolist()
+    phash = [f"{number:016x}" for number in rng.integers(0, 2**63, n).tolist()]
     first, second = parts.index("fit"), parts.index("choose")
     phash[second] = f"{int(phash[first], 16) ^ 0b101:016x}"
     run_of(tmp_path / "run", images)

@@ -19,18 +19,21 @@ from ray_app.scoring.session import ScoringSession
 
 TINY, OTHER = "touchstone-tiny", "cnndetection"
 PLAN = BlockPlan(batch_slots=64, max_block_members=500)
+# The facts of a run of TINY that `calibrate` and `decide` need.
+RUN_SETTINGS = {
+    "detectors": {TINY: {}},
+    "limits": ImageLimits().model_dump(mode="json"),
+    "precision": {TINY: "fp32"},
+    "resize": "exact",
+}
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @cache
 def spec_of(detectors=(TINY, OTHER), thresholds=(-1.0, 1.0)):
     cut = Thresholds(real_below=thresholds[0], fake_above=thresholds[1])
-    card = EnsembleCard(
-        name="both",
-        title="Both",
-        members=tuple(EnsembleMember(detector=name) for name in detectors),
-        thresholds=cut,
-    )
+    members = tuple(EnsembleMember(detector=name) for name in detectors)
+    card = EnsembleCard(name="both", title="Both", members=members, thresholds=cut)
     return make_spec(card, limits=ImageLimits(), precision="fp32")
 
 
@@ -69,12 +72,8 @@ def make_run(
             name: np.where(there, np.asarray(column)[places], np.nan).astype(np.float32)
             for name, column in scores.items()
         }
-        rows = result_rows(
-            members,
-            judge(spec, outcomes, DetectorOutputs.clean(scores=values)),
-            attempt=1,
-            scored_at=NOW,
-        )
+        scored = judge(spec, outcomes, DetectorOutputs.clean(scores=values))
+        rows = result_rows(members, scored, attempt=1, scored_at=NOW)
         run.write_part(0, ref.block, rows)
     run.publish(0)
     write_summary(run, spec, ScoringSession(run, {}, 0.0))
@@ -84,9 +83,8 @@ def make_run(
 def _outcome(name, fails):
     if name in fails:
         return DecodeResult(fails[name], "no", None)
-    return DecodeResult(
-        Status.OK, None, ImageFileFacts(hashlib.sha256(name.encode()).hexdigest(), "JPEG", 300, 200)
-    )
+    sha256 = hashlib.sha256(name.encode()).hexdigest()
+    return DecodeResult(Status.OK, None, ImageFileFacts(sha256, "JPEG", 300, 200))
 
 
 def names_of(n, prefix="photo"):

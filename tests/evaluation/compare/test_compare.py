@@ -63,10 +63,8 @@ def test_equal_runs_have_no_difference(first, other_run, scores):
     comparison = compare(first, other_run(scores))
     assert comparison.is_equal
     assert not comparison.settings
-    assert (
-        comparison_lines(comparison)[0]
-        == "no difference: statuses, scores, and verdicts of 600 images are equal"
-    )
+    line = "no difference: statuses, scores, and verdicts of 600 images are equal"
+    assert comparison_lines(comparison)[0] == line
     assert {row.p for row in comparison.metrics} == {1.0}
     assert {row.difference.value for row in comparison.metrics} == {0.0}
 
@@ -96,10 +94,8 @@ def test_shift_of_one_detector_has_its_size(shifted, scores):
 
 def test_changed_verdicts_are_counted_in_the_crosstab(first, other_run, scores):
     changed = {name: column.copy() for name, column in scores.items()}
-    rows = {
-        row["uri"].rpartition("/")[2]: row["verdict"]
-        for row in current_rows(RunDirectory.open(first))
-    }
+    run = RunDirectory.open(first)
+    rows = {row["uri"].rpartition("/")[2]: row["verdict"] for row in current_rows(run)}
     decided = [place for place, name in enumerate(NAMES) if rows[name] in ("real", "fake")]
     turned = decided[: N // 20]
     for place in turned:
@@ -119,9 +115,9 @@ def test_changed_verdicts_are_counted_in_the_crosstab(first, other_run, scores):
 def test_runs_without_a_shared_image_compare_distributions(tmp_path):
     runs = [
         make_run(
-            tmp_path / str(day), names_of(800, f"day{day}"), {TINY: log_odds(day, 800) + 0.4 * day}
+            tmp_path / day, names_of(800, day), {TINY: log_odds(int(day), 800) + 0.4 * int(day)}
         )
-        for day in (0, 1)
+        for day in "01"
     ]
     comparison = compare(*runs)
     assert (comparison.shared, comparison.by) == (0, "sha256")
@@ -157,22 +153,16 @@ def test_changed_statuses_are_counted(first, other_run, scores):
 
 
 def test_different_settings_and_detectors_are_listed(tmp_path, first, scores, photos):
-    other = make_run(
-        tmp_path,
-        NAMES,
-        {TINY: scores[TINY]},
-        spec=spec_of((TINY,), thresholds=(0.0, 2.0)),
-        list_in=photos,
-        settings={"resize": "fast"},
-    )
+    spec, settings = spec_of((TINY,), thresholds=(0.0, 2.0)), {"resize": "fast"}
+    alone = {TINY: scores[TINY]}
+    other = make_run(tmp_path, NAMES, alone, spec=spec, list_in=photos, settings=settings)
     comparison = compare(first, other)
     settings = {key: values for key, *values in comparison.settings}
     assert settings["resize"] == ["has none", '"fast"']
     assert settings["decision.thresholds.fake_above"] == ["1.0", "2.0"]
     assert (comparison.detectors_only_a, comparison.detectors_only_b) == ([OTHER], [])
-    assert not [key for key in settings if key.startswith(("detectors.", "precision."))], (
-        "settings of a detector that one run lacks are no difference of their own"
-    )
+    # Settings of a detector that one run lacks are no difference of their own.
+    assert not [key for key in settings if key.startswith(("detectors.", "precision."))]
     # The ensemble of one detector decides in the second run.
     assert [row.system for row in comparison.scores] == ["ensemble", TINY]
     assert of_system(comparison.scores, TINY).equal == N
@@ -190,9 +180,8 @@ def test_labels_show_which_run_is_better(first, other_run, scores):
     assert auc.difference.high < 0
     assert auc.p < 1e-9
     assert tpr.a.value == pytest.approx((scores[TINY][FAKE] > 0).mean())
-    assert tpr.difference.value == pytest.approx(
-        (worse[FAKE] > 0).mean() - (scores[TINY][FAKE] > 0).mean()
-    )
+    before, after = ((score[FAKE] > 0).mean() for score in (scores[TINY], worse))
+    assert tpr.difference.value == pytest.approx(after - before)
     assert tpr.difference.low < tpr.difference.value < tpr.difference.high < 0
     assert (tnr.difference.value, tnr.p) == (0.0, 1.0)
 
@@ -220,11 +209,11 @@ def test_compare_rejects_what_is_not_a_run(tmp_path, first):
 
 
 def test_binary_replies_have_rates_and_no_ranking(tmp_path):
-    replies = np.where(FAKE, 4.0, -4.0).astype(np.float32)
-    replies[::20] *= -1
+    right = np.where(FAKE, 4.0, -4.0).astype(np.float32)
+    wrong = np.where(np.arange(N) % 20, right, -right)
     runs = [
         make_run(tmp_path / name, NAMES, {BINARY: column}, labels=LABELS, list_in=tmp_path / "in")
-        for name, column in (("a", replies), ("b", np.where(FAKE, 4.0, -4.0).astype(np.float32)))
+        for name, column in (("a", wrong), ("b", right))
     ]
     comparison = compare(*runs)
     auc = of_metric(comparison, BINARY, "auc")
