@@ -1,6 +1,4 @@
-"""Runs of random rows with awkward cases, and the truth of every row: what the tests of evaluation
-read.
-"""
+"""Runs of random rows with awkward cases, and the truth of each row, for tests of evaluation."""
 
 import json
 from itertools import pairwise
@@ -28,15 +26,11 @@ def random_rows(count, seed=0, views=(), failing=0.1):
     maker = rng.integers(0, len(MAKERS), count)
     fake = ~np.isin(maker, (2, 3))
     ok = rng.random(count) >= failing
-    scores = {
-        name: np.where(
-            ok & (rng.random(count) > gap),
-            np.round(rng.normal(np.where(fake, 1, -1), 1.5), digits),
-            np.nan,
-        )
-        for name, gap, digits in (("a", 0.0, 1), ("b", 0.05, 3))
-    }
-    scores = {name: column.astype(np.float32) for name, column in scores.items()}
+    scores = {}
+    for name, gap, digits in (("a", 0.0, 1), ("b", 0.05, 3)):
+        there = ok & (rng.random(count) > gap)
+        drawn = np.round(rng.normal(np.where(fake, 1, -1), 1.5), digits)
+        scores[name] = np.where(there, drawn, np.nan).astype(np.float32)
     mean = np.mean([column.astype(np.float64) for column in scores.values()], axis=0)
     verdict = np.where(np.isnan(mean), "abstain", np.where(mean >= 0, "fake", "real"))
     widths = rng.choice([200, 400, 900, 1500, 4000], count)
@@ -60,15 +54,9 @@ def random_rows(count, seed=0, views=(), failing=0.1):
         "verdict": [str(one) if good else None for one, good in zip(verdict, ok, strict=True)],
     }
     if views:
-        drawn = {
-            view: {
-                name: (column - 0.25 * place).astype(np.float32) for name, column in scores.items()
-            }
-            for place, view in enumerate(views)
-        }
-        columns["views"] = pa.StructArray.from_arrays(
-            [struct_of(one) for one in drawn.values()], list(drawn)
-        )
+        shifts = (np.float32(0.25 * place) for place in range(len(views)))
+        seen = [{name: column - shift for name, column in scores.items()} for shift in shifts]
+        columns["views"] = pa.StructArray.from_arrays(map(struct_of, seen), list(views))
     truths = [{"label": "fake" if fake[row] else "real", "generator": MAKERS[maker[row]],
                "kind": "local" if MAKERS[maker[row]] == "inpainter" else None} for row in range(count)]  # fmt: skip
     return columns, truths, scores | {"ensemble": mean}
@@ -77,30 +65,21 @@ def random_rows(count, seed=0, views=(), failing=0.1):
 def labelled(folder, columns, truths, but=(), **more):
     """A file of labels by image_id, of all rows but those at some places; returns its path."""
     rows = [
-        {"image_id": int(one)} | truth | more
-        for one, truth in zip(columns["image_id"], truths, strict=True)
+        {"image_id": int(image_id)} | truth | more
+        for place, (image_id, truth) in enumerate(zip(columns["image_id"], truths, strict=True))
+        if place not in but
     ]
     path = folder / "labels.jsonl"
-    path.write_text(
-        "".join(json.dumps(row) + "\n" for number, row in enumerate(rows) if number not in but)
-    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def cut(columns, places):
     """The same rows as several tables, cut at these places."""
-    table = pa.table(
-        {
-            name: column if isinstance(column, pa.Array) else pa.array(column)
-            for name, column in columns.items()
-        }
-    )
-    edges = [0, *sorted(places), len(table)]
-    for start, end in pairwise(edges):
-        yield {
-            name: table[name].slice(start, end - start).combine_chunks()
-            for name in table.column_names
-        }
+    table = pa.table(columns)
+    for start, end in pairwise([0, *sorted(places), len(table)]):
+        part = table.slice(start, end - start)
+        yield {name: part[name].combine_chunks() for name in part.column_names}
 
 
 def made_run(folder, columns, places=(), **more):

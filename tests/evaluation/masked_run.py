@@ -1,6 +1,4 @@
-"""Runs made without a detector, of real pictures with the masks that the test says, and labels
-beside them.
-"""
+"""Runs of real images with the masks that a test gives, made without a detector, and labels."""
 
 import io
 from dataclasses import dataclass, field
@@ -42,10 +40,9 @@ def write_archive(folder, pictures):
     for name, picture in pictures.items():
         photo(*picture.size).save(folder / "archive" / name)
         if picture.truth is not None:
-            Image.fromarray(picture.truth.astype(np.uint8) * np.uint8(255)).save(
-                folder / "truths" / name
-            )
-            picture.mask_uri = str(folder / "truths" / name)
+            place = folder / "truths" / name
+            Image.fromarray(picture.truth.astype(np.uint8) * np.uint8(255)).save(place)
+            picture.mask_uri = str(place)
 
 
 def png(mask):
@@ -68,35 +65,19 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
             DecodeResult(Status.OK, None, ImageFileFacts("0" * 64, "PNG", *picture.size))
             for picture in mine
         ]
-        scored = judge(
-            SPEC, outcomes, DetectorOutputs.clean(scores={NAME: np.zeros(len(mine), np.float32)})
-        )
+        scores = {NAME: np.zeros(len(mine), np.float32)}
+        scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores=scores))
         rows = [
-            {
-                "image_id": image_id,
-                "detector": system,
-                "width": picture.size[0],
-                "height": picture.size[1],
-                "png": png(mask),
-                "view": view,
-            }
+            {"image_id": image_id, "detector": system, "view": view, "png": png(mask)}
+            | {"width": picture.size[0], "height": picture.size[1]}
             for image_id, picture in zip(members["image_id"].to_pylist(), mine, strict=True)
             for (system, view), mask in picture.masks.items()
         ]
         if rows:
-            run.write_beside(
-                "masks",
-                0,
-                ref.block,
-                pa.Table.from_pylist(
-                    rows, VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA
-                ),
-            )
-        run.write_part(
-            0,
-            ref.block,
-            result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)),
-        )
+            schema = VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA
+            run.write_beside("masks", 0, ref.block, pa.Table.from_pylist(rows, schema))
+        facts = {"attempt": 1, "scored_at": datetime(2026, 1, 1, tzinfo=UTC)}
+        run.write_part(0, ref.block, result_rows(members, scored, **facts))
     finish(run)
     return run
 

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_systems_of_evaluations_stand_in_one_table_the_best_first(folder, capsys):
+def test_leaderboard_ranks_the_systems_of_evaluations(folder, capsys):
     places = [str(folder / "a"), str(folder / "b")]
     assert main(["runs", "leaderboard", *places, "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
@@ -45,7 +45,7 @@ def test_systems_of_evaluations_stand_in_one_table_the_best_first(folder, capsys
         (["a", "--figure", "aucc"], "did you mean 'auc'"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(folder, words, said, capsys, monkeypatch):
+def test_evaluations_that_do_not_compare_are_refused(folder, words, said, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     assert main(["runs", "leaderboard", *words]) == 2
     assert said in capsys.readouterr().err

@@ -23,7 +23,7 @@ from tests.metrics import drawn
 load_protocol, load_card = cache(protocols.load_protocol), cache(card.load_card)
 
 
-def test_the_meaningless_f1_is_that_of_every_source_by_itself():
+def test_f1_by_source_is_the_mean_of_each_source():
     """Brute force: each source is a data set of its own, with scikit-learn's F1, and they are
     averaged by images.
     """
@@ -44,22 +44,16 @@ def convention(name, *sources):
 
 
 def test_the_oracle_threshold_is_the_best_of_the_grid():
-    rng = np.random.default_rng(0)
-    fakes, reals = (
-        rng.normal(1, 2, 300).astype(np.float32),
-        rng.normal(-1, 1, 200).astype(np.float32),
-    )
-    chances, truth = (
-        1 / (1 + np.exp(-np.concatenate([fakes, reals], dtype=np.float64))),
-        np.repeat([True, False], [300, 200]),
-    )
+    rng, truth = np.random.default_rng(0), np.arange(500) < 300
+    scores = rng.normal(np.where(truth, 1, -1), np.where(truth, 2, 1)).astype(np.float32)
+    chances = 1 / (1 + np.exp(-scores.astype(np.float64)))
     best = max(accuracy_score(truth, chances > point) for point in np.linspace(0, 1, 100))
-    found = oracle_accuracy(drawn.images(fakes, reals))
+    found = oracle_accuracy(drawn.images(scores[truth], scores[~truth]))
     assert found == pytest.approx(best, abs=1e-12)
     assert best >= accuracy_score(truth, chances > 0.5)
 
 
-def test_what_is_not_defined_has_a_reason():
+def test_undefined_convention_has_a_reason():
     system = system_from("d", {"g": ("fake", 1, 2)})
     for found in (
         CONVENTIONS["f1_by_source"](system.scores, []),
@@ -83,19 +77,17 @@ def column(protocol, name):
     return found
 
 
-def test_there_is_one_of_each_name():
+def test_each_protocol_has_its_name():
     assert {one.name for one in PROTOCOLS} >= ASKED_FOR
     assert all(load_protocol(name).name == name for name in named_configs("evaluate"))
 
 
 @each_protocol
-def test_it_names_what_there_is(protocol):
+def test_protocol_names_existing_detectors_and_metrics(protocol):
     if protocol.layout:
         make_layout(protocol.layout, protocol.arguments)
-    for detector in (
-        *protocol.detectors,
-        *(one.detector for one in protocol.reference if one.detector),
-    ):
+    published = [one.detector for one in protocol.reference if one.detector]
+    for detector in (*protocol.detectors, *published):
         assert load_card(detector).name == detector
     if protocol.ensemble:
         assert load_ensemble_card(protocol.ensemble).name == protocol.ensemble
@@ -103,13 +95,12 @@ def test_it_names_what_there_is(protocol):
     for footer in protocol.footers:
         way, _, figure = footer.figure.partition(":")
         known = {*DETECTION, "tpr_mean", "tpr_weighted", *CONVENTIONS}
-        assert (
-            way in known or way.startswith("report.") or (way in ("mean", "weighted") and figure)
-        ), footer
+        is_mean = way in ("mean", "weighted") and figure
+        assert way in known or way.startswith("report.") or is_mean, footer
 
 
 @each_protocol
-def test_every_reference_cell_has_a_place_and_is_a_share(protocol):
+def test_each_published_cell_has_a_row_and_is_a_share(protocol):
     assert protocol.reference or any("no published column" in note for note in protocol.notes)
     places = {one.name for one in (*protocol.rows, *protocol.footers)}
     for one in protocol.reference:
@@ -133,13 +124,12 @@ def test_each_published_generator_has_one_row(name):
     names = GENIMAGE if name != "ai-genbench" else [name for row in rows for name in row.generators]
     facts = [GeneratorInfo(name=one, label="fake", n=1) for one in names]
     assert [sum(row.holds(one) for row in rows) for one in facts] == [1] * len(names)
-    assert [sum(row.holds(one) for one in facts) for row in rows] == (
-        [4] * 9 if name == "ai-genbench" else [1] * 8
-    )
+    sizes = [4] * 9 if name == "ai-genbench" else [1] * 8
+    assert [sum(row.holds(one) for one in facts) for row in rows] == sizes
 
 
 @each_protocol
-def test_its_command_reproduces_a_column_of_its_own(protocol):
+def test_command_of_protocol_is_valid(protocol):
     assert protocol.commands
     for command in protocol.commands:
         words = shlex.split(command)
@@ -152,69 +142,66 @@ def test_its_command_reproduces_a_column_of_its_own(protocol):
         assert evaluate.make_context("evaluate", words[2:]).params["protocol"] == protocol.name
 
 
-def test_the_cards_and_the_protocols_say_the_same():
-    """Figures that stand on a card and in a protocol were written down twice."""
-    names = {
-        "SD1.5": "SD1.5",
-        "SD2.1": "SD2.1",
-        "SDXL": "SDXL",
-        "SD3": "SD3",
-        "Flux.1": "Flux.1",
-        "mean of the five": "mean",
-    }
-    card = {(one.set, one.metric): one.value for one in load_card("maskclip").published}
-    ours = column("opensdi", "MaskCLIP").rows
-    for words, row in names.items():
+def figures_of_card(detector):
+    return {(one.set, one.metric): one.value for one in load_card(detector).published}
+
+
+def test_card_of_maskclip_equals_its_protocol():
+    card, ours = figures_of_card("maskclip"), column("opensdi", "MaskCLIP").rows
+    names = {f"{maker}, ": maker for maker in ("SD1.5", "SD2.1", "SDXL", "SD3", "Flux.1")}
+    for row, words in (names | {"mean ": "mean of the five"}).items():
         for metric in ("pixel IoU", "pixel F1", "F1", "accuracy"):
-            assert (
-                card[f"OpenSDI test, {words}", metric]
-                == ours[f"mean {metric}" if row == "mean" else f"{row}, {metric}"]
-            )
-    sets = {
-        (one.set.removeprefix("CNNDetection test, "), one.metric): one.value
-        for one in load_card("cnndetection").published
+            assert card[f"OpenSDI test, {words}", metric] == ours[f"{row}{metric}"]
+
+
+def test_card_of_cnndetection_equals_its_protocol():
+    shorts = {"average precision": "AP", "accuracy at 0.5": "accuracy"}
+    card = {
+        f"{name.removeprefix('CNNDetection test, ')}, {shorts[metric]}": value
+        for (name, metric), value in figures_of_card("cnndetection").items()
     }
-    ours = load_protocol("cnndetection").reference[0].rows
-    assert {(key.partition(", ")[0], words): ours[f"{key.partition(', ')[0]}, {short}"] for key in ours
-            for words, short in (("average precision", "AP"), ("accuracy at 0.5", "accuracy"))} == sets  # fmt: skip
-    for detector in (
+    assert card == load_protocol("cnndetection").reference[0].rows
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
         "clip-d-10k-plus:thumb1024",
         "corvi2023:thumb1024",
         "internvl-prompt",
         "openfake-swinv2-small",
-    ):
-        [ours] = [
-            one.rows for one in load_protocol("openfake-v1").reference if one.detector == detector
-        ]
-        card = {(one.set, one.metric): one.value for one in load_card(detector).published}
-        for row in ("Ideogram 3.0", "GPT Image 1", "Flux 1.1-pro", "Flux 1.0-dev", "SD 3.5"):
-            assert card[f"OpenFake v1 test, {row}", "TPR"] == ours[row]
-        assert card["OpenFake v1 test, real", "TNR"] == ours["real"]
-        assert card["OpenFake v1 test", "F1"] == ours["F1"]
+    ],
+)
+def test_card_of_openfake_column_equals_its_protocol(detector):
+    references = load_protocol("openfake-v1").reference
+    [ours] = [one.rows for one in references if one.detector == detector]
+    card = figures_of_card(detector)
+    for row in ("Ideogram 3.0", "GPT Image 1", "Flux 1.1-pro", "Flux 1.0-dev", "SD 3.5"):
+        assert card[f"OpenFake v1 test, {row}", "TPR"] == ours[row]
+    assert card["OpenFake v1 test, real", "TNR"] == ours["real"]
+    assert card["OpenFake v1 test", "F1"] == ours["F1"]
 
 
 ROW = {"name": "a", "generators": ["x"]}
+REFERENCE = {"column": "c", "source": "s", "rows": {"b": 0.5}}
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"rows": [ROW, {**ROW, "generators": ["y"]}]}, "one name: a"),
-        (
-            {"rows": [ROW], "reference": [{"column": "c", "source": "s", "rows": {"b": 0.5}}]},
-            "no row or footer is called b",
-        ),
+        ({"rows": [ROW], "reference": [REFERENCE]}, "no row or footer is called b"),
         ({"rowz": []}, "did you mean 'rows'"),
     ],
 )
-def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, said):
+def test_protocol_that_contradicts_itself_is_refused(tmp_path, change, said):
     file = tmp_path / "mine.yaml"
-    file.write_text(
-        yaml.safe_dump(
-            {"name": "mine", "title": "t", "source": "s", "what": "w", "averages": "a", **change}
-        )
-    )
+    texts = {"name": "mine", "title": "t", "source": "s", "what": "w", "averages": "a"}
+    file.write_text(yaml.safe_dump(texts | change))
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_protocol(file)
+
+
+def test_unknown_protocol_is_rejected_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'opensdi'"):
         load_protocol("open-sdi")

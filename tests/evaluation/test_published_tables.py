@@ -22,11 +22,8 @@ def table_under(protocol, folder, shard, layout, scores, *, with_input=False):
     build_index(DatasetSource(at=str(shard), layout=layout), Store.open(str(folder / "index")))
     rows = read_index(str(folder / "index"))
     order = np.argsort(np.array(rows["member"].to_pylist(), int))
-    columns = {
-        "image_id": rows["image_id"].to_numpy()[order],
-        "uri": rows["uri"].to_pylist(),
-        "status": ["ok"] * len(rows),
-    }
+    columns = {"image_id": rows["image_id"].to_numpy()[order], "uri": rows["uri"].to_pylist()}
+    columns["status"] = ["ok"] * len(rows)
     columns["scores"] = pa.StructArray.from_arrays([pa.array(scores, pa.float32())] * 2, ["a", "b"])
     more = {}
     if with_input:
@@ -40,13 +37,8 @@ def table_under(protocol, folder, shard, layout, scores, *, with_input=False):
     return result, next(one.generators for one in result.meta.systems if one.name == "a")
 
 
-FAMILIES = {
-    "GAN": "GAN",
-    "latent diffusion": "LatDiff",
-    "pixel diffusion": "PixDiff",
-    "commercial": "Commercial",
-    "other": "other",
-}
+FAMILIES = {"GAN": "GAN", "latent diffusion": "LatDiff", "pixel diffusion": "PixDiff"}
+FAMILIES |= {"commercial": "Commercial", "other": "other"}
 # By model its family, the real images that it is paired with, and how many it has. The protocol
 # does not know the name of the last.
 MODELS = {"GALIP": ("GAN", "raise", 4), "DFGAN": ("GAN", "coco", 9), "kandinsky_2_2": ("LatDiff", "raise", 6),
@@ -74,12 +66,8 @@ def families(tmp_path_factory):
     }  # fmt: skip
     shard = write_parquet(folder / "data/CompEval-00000-of-00413.parquet", columns)
     scores = rng.normal(np.where(fake, 1, 0), 1).round(1).astype(np.float32)
-    return (
-        *table_under("community-forensics", folder, shard, "community-forensics", scores),
-        np.array(makers),
-        np.array(fake),
-        scores,
-    )
+    table = table_under("community-forensics", folder, shard, "community-forensics", scores)
+    return *table, np.array(makers), np.array(fake), scores
 
 
 def precision_of(model, makers, fake, scores):
@@ -90,38 +78,33 @@ def precision_of(model, makers, fake, scores):
     reals = makers == source if source else ~fake
     weights = np.repeat([1, mine.sum() / reals.sum() if source else 1], [mine.sum(), reals.sum()])
     truth = np.repeat([1, 0], [mine.sum(), reals.sum()])
-    return average_precision_score(
-        truth, np.concatenate([scores[mine], scores[reals]]), sample_weight=weights
-    )
+    both = np.concatenate([scores[mine], scores[reals]])
+    return average_precision_score(truth, both, sample_weight=weights)
 
 
-def test_a_family_is_the_mean_of_its_generators_each_against_its_own_reals(families):
+def test_family_is_the_mean_of_its_generators(families):
     table, generators, *data = families
     precision = {one: precision_of(one, *data) for one in MODELS}
     cells = cells_of(table)
     for words, family in FAMILIES.items():
-        cell, mine = (
-            cells[f"{words}, AP"],
-            [value for one, value in precision.items() if MODELS[one][0] == family],
-        )
-        assert cell.value == (pytest.approx(np.mean(mine), abs=1e-12) if mine else None)
+        mine = [value for one, value in precision.items() if MODELS[one][0] == family]
+        expected = pytest.approx(np.mean(mine), abs=1e-12) if mine else None
+        assert cells[f"{words}, AP"].value == expected
     assert cells["other, AP"].why == "no image of the data belongs here"
     counts = {row.name: row.n for row in table.meta.table}
     assert [counts[f"{words}, AP"] for words in FAMILIES] == [13, 6, 7, 16, 0]
     # Each generator stands beside its family, and counts once in their mean.
     assert {one: cells[f"{one}, AP"].value for one in MODELS} == pytest.approx(precision, abs=1e-12)
     footers = footers_of(table)
-    assert footers["mean AP of generators"].value == pytest.approx(
-        np.mean([*precision.values()]), abs=1e-12
-    )
+    mean = np.mean([*precision.values()])
+    assert footers["mean AP of generators"].value == pytest.approx(mean, abs=1e-12)
     assert footers["mean AP of the five families"].why.startswith("1 of 5 rows have no figure")
-    told = {one.name: one.architecture for one in generators}
-    assert told == {one: None if one == UNTOLD else MODELS[one][0] for one in MODELS} | {
-        f"real:{one}": None for one in SOURCES
-    }
+    expected = {one: MODELS[one][0] for one in MODELS} | {UNTOLD: None}
+    expected |= {f"real:{one}": None for one in SOURCES}
+    assert {one.name: one.architecture for one in generators} == expected
 
 
-def test_the_protocols_pairs_and_families_are_of_all_its_generators_once():
+def test_pairs_and_families_have_each_generator_once():
     """21 of them; Hourglass has two sets of real images."""
     rules = load_protocol("community-forensics")
     named = [one for row in rules.rows for one in row.generators]
@@ -147,72 +130,47 @@ REALS = ("real", "laion", "pexels", "docci", "imagenet")
 
 def test_openfake_v1_by_generator(tmp_path):
     """Its four columns; a generator of a later state has a row of its own."""
-    models = [
-        *("real",) * 9,
-        *("sd-3.5",) * 4,
-        *("flux.1-dev",) * 3,
-        "flux-1.1-pro",
-        "ideogram-3.0",
-        "gpt-image-1",
-        *("midjourney-6",) * 2,
-    ]
+    counts = {"real": 9, "sd-3.5": 4, "flux.1-dev": 3, "flux-1.1-pro": 1, "ideogram-3.0": 1}
+    counts |= {"gpt-image-1": 1, "midjourney-6": 2}
+    models = np.repeat([*counts], [*counts.values()]).tolist()
     shard, fake, scores = openfake(tmp_path, "data/test-00000-of-00017.parquet", models)
     table, _ = table_under("openfake-v1", tmp_path, shard, "openfake", scores)
     rows = {"real": "real", "Ideogram 3.0": "ideogram-3.0", "GPT Image 1": "gpt-image-1", "Flux 1.1-pro": "flux-1.1-pro",
             "Flux 1.0-dev": "flux.1-dev", "SD 3.5": "sd-3.5", "midjourney-6": "midjourney-6"}  # fmt: skip
     right = (scores > 0) == fake
     expected = {row: right[np.array(models) == model].mean() for row, model in rows.items()}
-    assert {row: cell.value for row, cell in cells_of(table).items()} == pytest.approx(
-        expected, abs=1e-12
-    )
+    cells = {row: cell.value for row, cell in cells_of(table).items()}
+    assert cells == pytest.approx(expected, abs=1e-12)
     found = {name: one.value for name, one in footers_of(table).items()}
     five = [expected[row] for row in rows if row not in ("real", "midjourney-6")]
-    assert found["average TPR (unweighted)"] == pytest.approx(np.mean(five), abs=1e-12)
-    assert found["average TPR of all generators (unweighted)"] == pytest.approx(
-        np.mean([*five, expected["midjourney-6"]]), abs=1e-12
-    )
-    assert found["F1"] == pytest.approx(f1_score(fake, scores > 0), abs=1e-12)
-    assert found["ROC AUC"] == pytest.approx(roc_auc_score(fake, scores), abs=1e-12)
+    averages = {
+        "average TPR (unweighted)": np.mean(five),
+        "average TPR of all generators (unweighted)": np.mean([*five, expected["midjourney-6"]]),
+        "F1": f1_score(fake, scores > 0),
+        "ROC AUC": roc_auc_score(fake, scores),
+    }
+    assert {name: found[name] for name in averages} == pytest.approx(averages, abs=1e-12)
 
 
 def test_openfake_v2_by_source_year_and_generator(tmp_path):
-    models = [
-        *("laion",) * 4,
-        *("docci",) * 3,
-        *("sora-2",) * 3,
-        *("gpt-image-2",) * 4,
-        *("nano-banana-pro",) * 2,
-    ]
-    dates = [
-        {"sora-2": "2025-09", "gpt-image-2": "2026-04", "nano-banana-pro": "2025-11"}.get(one)
-        for one in models
-    ]
-    kinds = ["real" if one in REALS else "Base" for one in models]
-    shard, fake, scores = openfake(
-        tmp_path, "core/test-00000-of-00013.parquet", models, type=kinds, release_date=dates
-    )
+    counts = {"laion": 4, "docci": 3, "sora-2": 3, "gpt-image-2": 4, "nano-banana-pro": 2}
+    released = {"sora-2": "2025-09", "gpt-image-2": "2026-04", "nano-banana-pro": "2025-11"}
+    models = np.repeat([*counts], [*counts.values()]).tolist()
+    more = {"type": ["real" if one in REALS else "Base" for one in models]}
+    more["release_date"] = [released.get(one) for one in models]
+    shard, fake, scores = openfake(tmp_path, "core/test-00000-of-00013.parquet", models, **more)
     table, _ = table_under("openfake-v2", tmp_path, shard, "openfake", scores, with_input=True)
-    models, right = np.array(models), (scores >= 0) == fake
-    of = {
-        "real:docci": "docci",
-        "real:laion": "laion",
-        **{one: one for one in ("sora-2", "nano-banana-pro", "gpt-image-2")},
-    }
-    assert [row.name for row in table.meta.table] == [
-        "real:docci", "real:laion", "released 2025", "released 2026", "sora-2", "nano-banana-pro", "gpt-image-2"]  # fmt: skip
+    right = (scores >= 0) == fake
+    rows = {"real:docci": ["docci"], "real:laion": ["laion"]}
+    rows |= {"released 2025": ["sora-2", "nano-banana-pro"], "released 2026": ["gpt-image-2"]}
+    rows |= {name: [name] for name in ("sora-2", "nano-banana-pro", "gpt-image-2")}
+    assert [row.name for row in table.meta.table] == list(rows)
     cells = {row: cell.value for row, cell in cells_of(table).items()}
-    assert {row: cells[row] for row in of} == pytest.approx(
-        {row: right[models == one].mean() for row, one in of.items()}, abs=1e-12
-    )
-    assert cells["released 2025"] == pytest.approx(
-        right[(models == "sora-2") | (models == "nano-banana-pro")].mean(), abs=1e-12
-    )
-    assert footers_of(table)["average TPR (n-weighted)"].value == pytest.approx(
-        right[fake].mean(), abs=1e-12
-    )
-    assert footers_of(table)["accuracy (n-weighted)"].value == pytest.approx(
-        right.mean(), abs=1e-12
-    )
+    expected = {row: right[np.isin(models, names)].mean() for row, names in rows.items()}
+    assert cells == pytest.approx(expected, abs=1e-12)
+    footers = footers_of(table)
+    tpr, accuracy = (footers[f"{name} (n-weighted)"].value for name in ("average TPR", "accuracy"))
+    assert [tpr, accuracy] == pytest.approx([right[fake].mean(), right.mean()], abs=1e-12)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -226,44 +184,32 @@ def test_openfake_in_the_wild_is_one_row_of_each_class(tmp_path, named):
     table, _ = table_under("openfake-v2-reddit", tmp_path, shard, "openfake", scores)
     said = scores >= 0
     cells = {row: cell.value for row, cell in cells_of(table).items()}
-    assert cells == pytest.approx(
-        {"TNR": (~said[~fake]).mean(), "TPR": said[fake].mean()}, abs=1e-12
-    )
-    figures = {"accuracy": (said == fake).mean(), "balanced accuracy": (said[fake].mean() + (~said[~fake]).mean()) / 2,
-               "F1": f1_score(fake, said), "ROC AUC": roc_auc_score(fake, scores)}  # fmt: skip
+    rates = {"TNR": (~said[~fake]).mean(), "TPR": said[fake].mean()}
+    assert cells == pytest.approx(rates, abs=1e-12)
+    figures = {"accuracy": (said == fake).mean(), "balanced accuracy": sum(rates.values()) / 2}
+    figures |= {"F1": f1_score(fake, said), "ROC AUC": roc_auc_score(fake, scores)}
     found = {name: one.value for name, one in footers_of(table).items()}
     assert found == pytest.approx(figures, abs=1e-12)
 
 
-def test_opensdi_by_generator_over_whole_images_and_parts(tmp_path):
+def test_opensdi_by_generator(tmp_path):
     """F1 as if there were as many real images as fakes of each generator, of its whole fakes and
     edited ones together.
     """
     rng, keys = np.random.default_rng(4), []
     for maker, whole, part in (("sd15", 4, 5), ("flux", 3, 2)):
-        for kind, label, n in (
-            ("partial", "fake", part),
-            ("entire", "fake", whole),
-            ("partial", "real", 3),
-            ("entire", "real", 2),
-        ):
-            keys += [f"{kind}/{maker}/{label}/{len(keys) + number:09}.jpg" for number in range(n)]
+        counts = {"partial/{}/fake": part, "entire/{}/fake": whole}
+        counts |= {"partial/{}/real": 3, "entire/{}/real": 2}
+        for place, n in counts.items():
+            first = len(keys)
+            keys += [f"{place.format(maker)}/{first + number:09}.jpg" for number in range(n)]
     fake = np.array(["/fake/" in one for one in keys])
-    masks = [
-        picture(90, "L") if one.startswith("partial") and "/fake/" in one else None for one in keys
-    ]
-    columns = {
-        "key": keys,
-        "image": [picture(number) for number in range(len(keys))],
-        "mask": masks,
-        "label": fake.astype(int).tolist(),
-    }
-    shard = write_parquet(
-        tmp_path / "OpenSDI_test/data/sd15-00000-of-00019.parquet",
-        columns,
-        ("image", "mask"),
-        ["real", "fake"],
-    )
+    is_edit = [one.startswith("partial") and "/fake/" in one for one in keys]
+    columns = {"key": keys, "image": [picture(number) for number in range(len(keys))]}
+    columns["mask"] = [picture(90, "L") if edit else None for edit in is_edit]
+    columns["label"] = fake.astype(int).tolist()
+    path = tmp_path / "OpenSDI_test/data/sd15-00000-of-00019.parquet"
+    shard = write_parquet(path, columns, ("image", "mask"), ["real", "fake"])
     scores = rng.normal(np.where(fake, 1, -1), 1.5).round(1).astype(np.float32)
     table, generators = table_under("opensdi", tmp_path, shard, "opensdi", scores)
     said = scores > 0
@@ -275,11 +221,6 @@ def test_opensdi_by_generator_over_whole_images_and_parts(tmp_path):
         assert cells_of(table)[f"{row}, F1"].value == pytest.approx(expected, abs=1e-12)
         balanced = (said[mine].mean() + (~said[~fake]).mean()) / 2
         assert cells_of(table)[f"{row}, accuracy"].value == pytest.approx(balanced, abs=1e-12)
-    counts = {(one.name, one.kind): one.n for one in generators}
-    assert counts == {
-        ("sd15", "local"): 5,
-        ("sd15", "whole"): 4,
-        ("flux", "local"): 2,
-        ("flux", "whole"): 3,
-        ("real", "real"): 10,
-    }
+    counts = {f"{one.name} {one.kind}": one.n for one in generators}
+    edits = {"sd15 local": 5, "flux local": 2}
+    assert counts == edits | {"sd15 whole": 4, "flux whole": 3, "real real": 10}
