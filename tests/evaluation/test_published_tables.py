@@ -1,5 +1,7 @@
 """Tables of papers from tiny data in the columns that it is published in, through layout and index."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -171,6 +173,20 @@ def test_openfake_v2_by_source_year_and_generator(tmp_path):
     footers = footers_of(table)
     tpr, accuracy = (footers[f"{name} (n-weighted)"].value for name in ("average TPR", "accuracy"))
     assert [tpr, accuracy] == pytest.approx([right[fake].mean(), right.mean()], abs=1e-12)
+    # Dates in a file of labels replace those of the run.
+    released["gpt-image-2"] = "2024"
+    ids = read_index(str(tmp_path / "index")).sort_by("member")["image_id"].to_pylist()
+    order = np.argsort(np.arange(len(models)).astype(str))
+    labels = [
+        {"image_id": one, "label": "fake" if fake[row] else "real", "generator": models[row]}
+        | {"release_date": released.get(models[row])}
+        for one, row in zip(ids, order, strict=True)
+    ]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
+    found = measured(tmp_path, labels=f"{tmp_path}/labels.jsonl", protocol="openfake-v2")
+    names = [row.name for row in found.meta.table if row.name.startswith("released")]
+    assert names == ["released 2024", "released 2025"]
+    assert cells_of(found)["released 2024"].value == pytest.approx(expected["gpt-image-2"])
 
 
 @pytest.mark.parametrize("named", [True, False])

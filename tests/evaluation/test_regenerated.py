@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from transformers import CLIPModel
 
+from ray_app.datajobs.generate import GenerateConfig
+from ray_app.datajobs.generate.requests import read_prompts
 from ray_app.errors import ConfigError
 from ray_app.evaluation.prompts import PromptClip, Prompts, prompts_of, regenerated_similarity
 from ray_app.runs import current_rows
@@ -70,15 +72,7 @@ def written(folder, pictures):
             (folder / name).write_bytes(picture)
         else:
             picture.save(folder / name)
-        rows.append(
-            {
-                "uri": name,
-                "label": "fake",
-                "generator": "g",
-                "prompt": "p",
-                "prompt_id": str(prompt_id),
-            }
-        )
+        rows.append({"uri": name, "label": "fake", "prompt": "p", "prompt_id": str(prompt_id)})
     pq.write_table(pa.Table.from_pylist(rows), folder / "generated.parquet")
     return str(folder)
 
@@ -87,34 +81,23 @@ def as_the_authors(model, picture):
     """`process_image`, then their un-normalisation and CLIP's own normalisation (dflip3k/DFLIP-3K,
     utils/evaluate.py).
     """
-    squashed = np.array(
-        picture.convert("RGB").resize((SIDE, SIDE), resample=Image.Resampling.BICUBIC)
-    ).astype(np.uint8)
+    bicubic = Image.Resampling.BICUBIC
+    squashed = np.array(picture.convert("RGB").resize((SIDE, SIDE), resample=bicubic))
     pixels = torch.from_numpy((squashed / 127.5 - 1).astype(np.float32)).permute(2, 0, 1)
     plain = (pixels + 1) / 2
     mean, deviation = (torch.tensor(one)[:, None, None] for one in (MEAN, DEVIATION))
-    found = (
-        model.get_image_features(pixel_values=((plain - mean) / deviation)[None])
-        .pooler_output[0]
-        .detach()
-        .double()
-    )
+    output = model.get_image_features(pixel_values=((plain - mean) / deviation)[None])
+    found = output.pooler_output[0].detach().double()
     return (found / found.norm()).numpy()
 
 
-def test_the_similarity_is_the_authors_and_what_is_missing_is_counted(run, ids, clip, tmp_path):
+def test_similarity_equals_that_of_the_authors(run, ids, clip, tmp_path):
     """Of 0 two pictures, of 1 one, of 2 one that is broken, of 3 none; the original of the last is
     broken; and one of a stranger.
     """
     again = [photo(48, 48, seed) for seed in range(10, 14)]
-    pairs = [
-        (ids[0], again[0]),
-        (ids[1], again[1]),
-        (ids[0], again[2]),
-        (ids[2], b"nothing"),
-        (ids[5], again[3]),
-        (7, again[3]),
-    ]
+    pairs = [(ids[0], again[0]), (ids[1], again[1]), (ids[0], again[2])]
+    pairs += [(ids[2], b"nothing"), (ids[5], again[3]), (7, again[3])]
     found = regenerated_similarity(run, ids, written(tmp_path / "again", pairs), PromptClip(clip))
     model = CLIPModel.from_pretrained(clip)
     ours = [as_the_authors(model, photo(60, 30 + 5 * seed, seed)) for seed in range(2)]
@@ -128,17 +111,15 @@ def test_the_similarity_is_the_authors_and_what_is_missing_is_counted(run, ids, 
     assert np.isnan(found[2:]).all()
     prompts = Prompts(["sd", *["imagen"] * 5], {}, found)
     figures = prompts.of({"sd", "imagen"})
-    assert (figures["clip_image"].value, figures["clip_image"].n) == (
-        pytest.approx(np.mean(same), abs=1e-5),
-        2,
-    )
+    assert figures["clip_image"].value == pytest.approx(np.mean(same), abs=1e-5)
+    assert figures["clip_image"].n == 2
     assert figures["clip_image_chance"].value == pytest.approx(np.mean(other), abs=1e-5)
     assert abs(np.mean(same) - np.mean(other)) > 1e-4
     some = prompts.of({"imagen"})["clip_image"]
     assert (some.value, some.n) == (pytest.approx(same[1], abs=1e-5), 1)
 
 
-def test_what_was_made_of_another_run_and_a_missing_clip_are_said(run, ids, clip, tmp_path):
+def test_images_of_another_run_and_missing_clip_are_refused(run, ids, clip, tmp_path):
     again = written(tmp_path / "again", [(1, photo(48, 48, 1))])
     with pytest.raises(ConfigError, match="nothing was made from a prompt that this run predicted"):
         regenerated_similarity(run, ids, again, PromptClip(clip))
@@ -153,48 +134,26 @@ def test_what_was_made_of_another_run_and_a_missing_clip_are_said(run, ids, clip
         prompts_of(tables, run, regenerated=again)
 
 
-def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
-    from ray_app.datajobs.generate.requests import read_prompts
-    from ray_app.datajobs.generate.run import generate_images
-    from tests.datajobs.generate.cards import job, write_card
-    from tests.datajobs.generate.pipelines import tiny_sd3
-
-    card = write_card(
-        tmp_path, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(tmp_path / "model")
-    )
-    summary = generate_images(job(card, run.store.url, tmp_path / "again", steps=1))
-    assert summary["made"] == 5  # the image without a prediction is left out
-    drawn = [
-        int(one.id)
-        for one in read_prompts(job(card, run.store.url, tmp_path / "few", limit=3), images=False)
-    ]
-    assert drawn == sorted(set(ids) - {ids[4]})[:3]  # those that an evaluation of many images takes
-    truth = [
-        {"image_id": one, "label": "fake", "generator": "sd", "prompt": "a red cat"} for one in ids
-    ]
-    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in truth))
-    found = measured(
-        tmp_path,
-        run.store.url,
-        labels=str(tmp_path / "labels.jsonl"),
-        clip=clip,
-        regenerated=str(tmp_path / "again"),
-        protocol="dflip-v1",
-    )
+def test_predictions_of_a_run_are_regenerated_and_evaluated(run, ids, clip, tmp_path):
+    config = GenerateConfig(pipeline="sd-3.5", prompts=run.store.url)
+    drawn = [int(one.id) for one in read_prompts(config, images=False)]
+    assert drawn == sorted(set(ids) - {ids[4]})  # The image without a prediction is left out.
+    again = written(tmp_path / "again", [(one, photo(48, 48, 1)) for one in drawn])
+    truth = {"label": "fake", "generator": "sd", "prompt": "a red cat"}
+    lines = [json.dumps({"image_id": one} | truth) for one in ids]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines))
+    settings = {"labels": str(tmp_path / "labels.jsonl"), "protocol": "dflip-v1"}
+    found = measured(tmp_path, run.store.url, clip=clip, regenerated=again, **settings)
     prompts, similarity = found.meta.prompts, found.metrics.find("clip_image", scope="prompts")
-    # one original is broken
-    assert (prompts.counts["compared"], prompts.counts["not_regenerated"], similarity.n) == (
-        5,
-        1,
-        4,
-    )
+    assert (prompts.counts["compared"], prompts.counts["not_regenerated"]) == (5, 1)
+    assert similarity.n == 4  # One original is broken.
     assert similarity.low < similarity.value < similarity.high
     assert prompts.notes[-1].startswith("1 images have none")
-    groups = {
-        one.name: found.metrics.find("clip_image", scope=one.scope) for one in found.meta.groups
-    }
-    assert (groups["sd"].n, groups["dalle"].value, groups["dalle"].why) == (
-        4,
-        None,
-        "no image that can be read beside one made anew",
+    sd, dalle = (
+        found.metrics.find("clip_image", scope=one.scope)
+        for name in ("sd", "dalle")
+        for one in found.meta.groups
+        if one.name == name
     )
+    assert (sd.n, dalle.value) == (4, None)
+    assert dalle.why == "no image that can be read beside one made anew"

@@ -33,7 +33,7 @@ from tests.evaluation.made import cut, labelled, made_run, random_rows
         ("cnndetection", "real:lsun", "unknown"),
     ],
 )
-def test_what_the_cards_tell(detector, generator, word):
+def test_training_overlap_is_read_from_cards(detector, generator, word):
     assert training_overlap(load_card(detector), generator) == word
 
 
@@ -53,74 +53,52 @@ def run_of(folder, names, ensemble, calibrations=None):
     return run
 
 
-def test_a_detector_alone_is_its_ensemble(tmp_path):
+def test_one_plain_detector_is_its_ensemble(tmp_path):
     [only] = systems_of(run_of(tmp_path / "1", ["npr"], ensemble_of(["npr"]))).all
-    assert (only.name, only.kind, only.decides, only.threshold, only.strict) == (
-        "npr",
-        "detector",
-        True,
-        0.0,
-        True,
-    )
+    assert (only.name, only.kind, only.decides) == ("npr", "detector", True)
+    assert (only.threshold, only.strict) == (0.0, True)
     assert only.card.name == "npr"
     assert only.title == only.card.title
 
 
 @pytest.mark.parametrize(
-    ("ensemble", "calibrations"),
+    ("changes", "calibrations"),
     [
-        (ensemble_of(["npr"]), {"npr": CALIBRATION}),
-        (ensemble_of(["npr"]).model_copy(update={"bias": 1.0}), {}),
-        (
-            ensemble_of(["npr"]).model_copy(
-                update={"thresholds": Thresholds(real_below=-1, fake_above=1)}
-            ),
-            {},
-        ),
+        ({}, {"npr": CALIBRATION}),
+        ({"bias": 1.0}, {}),
+        ({"thresholds": Thresholds(real_below=-1, fake_above=1)}, {}),
     ],
 )
-def test_an_ensemble_of_one_detector_is_one_system_with_its_scores_and_threshold(
-    tmp_path, ensemble, calibrations
-):
+def test_ensemble_of_one_detector_is_one_system(tmp_path, changes, calibrations):
+    ensemble = ensemble_of(["npr"]).model_copy(update=changes)
     run = run_of(tmp_path / "run", ["npr"], ensemble, calibrations)
     systems = systems_of(run)
     [only] = systems.all
     assert (only.name, only.kind, only.title) == ("npr", ENSEMBLE, ensemble.title)
-    assert (only.threshold, only.strict, only.decides) == (
-        ensemble.thresholds.fake_above,
-        False,
-        True,
-    )
+    assert only.threshold == ensemble.thresholds.fake_above
+    assert (only.strict, only.decides) == (False, True)
     assert only.calibrated is bool(calibrations)
-    assert only.card.name == "npr", "so that its training is known"
+    assert only.card.name == "npr"
     raw = np.array([-2.0, 0.5], np.float32)
     scores = combine(ensemble, {"npr": raw}, systems.calibrations)
     shown = pa.StructArray.from_arrays([pa.array(raw)], ["npr"])
-    table = pa.table(
-        {
-            "scores": shown,
-            "score": scores,
-            "views": pa.StructArray.from_arrays([shown], ["jpeg-70"]),
-        }
-    )
+    views = pa.StructArray.from_arrays([shown], ["jpeg-70"])
+    table = pa.table({"scores": shown, "score": scores, "views": views})
     assert systems.clean(table)["npr"] == pytest.approx(scores)
     assert systems.views(table)["jpeg-70"]["npr"] == pytest.approx(scores)
 
 
-def test_a_protocol_s_threshold_is_of_the_detector_s_own_scores(tmp_path):
-    [only] = systems_of(
-        run_of(tmp_path, ["npr"], ensemble_of(["npr"]), {"npr": CALIBRATION}), threshold=0.3
-    ).all
+def test_threshold_of_protocol_is_of_raw_scores(tmp_path):
+    run = run_of(tmp_path, ["npr"], ensemble_of(["npr"]), {"npr": CALIBRATION})
+    [only] = systems_of(run, threshold=0.3).all
     assert (only.name, only.kind, only.threshold, only.decides) == ("npr", "detector", 0.3, True)
-    both = systems_of(
-        run_of(tmp_path / "two", ["npr", "unifd"], ensemble_of(["npr", "unifd"])),
-        threshold=0.3,
-        strict=False,
-    )
+    names = ["npr", "unifd"]
+    two = run_of(tmp_path / "two", names, ensemble_of(names))
+    both = systems_of(two, threshold=0.3, strict=False)
     assert {(one.threshold, one.strict) for one in both.all} == {(0.3, False)}
 
 
-def test_replies_are_binary_and_unknown_cards_are_no_error(tmp_path):
+def test_binary_and_unknown_detectors_are_systems(tmp_path):
     names = ["internvl-prompt", "gone", "npr"]
     systems = systems_of(run_of(tmp_path, names, ensemble_of(names)))
     assert [(one.name, one.binary, one.card is None) for one in systems.all[1:]] == [
@@ -147,11 +125,8 @@ def test_a_view_is_decided_by_the_runs_own_rule(tmp_path):
     found = systems.views(pa.table(piece))["v"]
     wanted = combine(card, {"b": scores["b"], "a": scores["a"]}, systems.calibrations)
     np.testing.assert_allclose(found[ENSEMBLE], wanted, atol=1e-12)
-    np.testing.assert_allclose(
-        found[ENSEMBLE],
-        2 * scores["b"].astype(float) - (2 * scores["a"].astype(float) + 0.5) + 0.25,
-        atol=1e-12,
-    )
+    a, b = (scores[name].astype(float) for name in "ab")
+    np.testing.assert_allclose(found[ENSEMBLE], 2 * b - (2 * a + 0.5) + 0.25, atol=1e-12)
     assert set(systems.clean(pa.table(piece))) == {ENSEMBLE, "a", "b"}
 
 
@@ -172,4 +147,4 @@ def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
     assert view == "v"
     np.testing.assert_allclose(np.sort(column.scores), np.sort(wanted[np.isfinite(wanted)]))
     alone = combine(card, {name: scores[name] for name in "ab"}, {})
-    assert not np.array_equal(wanted, alone, equal_nan=True), "the audit changes what is expected"
+    assert not np.array_equal(wanted, alone, equal_nan=True)

@@ -51,6 +51,7 @@ def test_prompts_become_files_and_rows_that_an_index_takes(sd3, tmp_path):
         assert (row["steps"], row["guidance"], row["precision"]) == (1, 3.5, "fp32")
         assert row["diffusers"] == version("diffusers")
         assert row["revision"].startswith("sha256:")
+        assert row["prompt_id"] == str(row["index"] // 2)
         assert row["prompt"] == prompts.read_text().splitlines()[row["index"] // 2]
     listed = list(open_source([str(tmp_path / "out/generated.parquet")]))
     assert {item.uri for item in listed} == {str(tmp_path / "out" / row["uri"]) for row in made}
