@@ -123,7 +123,7 @@ def openfake(folder, place, models, **more):
     fake = np.array([one is not None and one not in REALS for one in models])
     columns = {"image": [picture(number) for number in range(n)], "prompt": [f"photo {number}" for number in range(n)],
                "label": np.where(fake, "fake", "real").tolist(), "model": models, **more}  # fmt: skip
-    scores = rng.normal(np.where(fake, 1, -1), 1).round(1).astype(np.float32)
+    scores = rng.normal(np.where(fake, 1, -1), 2).round(1).astype(np.float32)
     return write_parquet(folder / place, columns), fake, scores
 
 
@@ -166,6 +166,8 @@ def test_openfake_v2_by_source_year_and_generator(tmp_path):
     rows = {"real:docci": ["docci"], "real:laion": ["laion"]}
     rows |= {"released 2025": ["sora-2", "nano-banana-pro"], "released 2026": ["gpt-image-2"]}
     rows |= {name: [name] for name in ("sora-2", "nano-banana-pro", "gpt-image-2")}
+    sizes = {row: np.isin(models, names).sum() for row, names in rows.items()}
+    assert {row.name: row.n for row in table.meta.table} == sizes
     assert [row.name for row in table.meta.table] == list(rows)
     cells = {row: cell.value for row, cell in cells_of(table).items()}
     expected = {row: right[np.isin(models, names)].mean() for row, names in rows.items()}
