@@ -357,7 +357,7 @@ def build_labelled_set(folder: Path, plan: SimulatedSet, processes: int | None =
     ) as pool:
         rows = [
             row
-            for pair in pool.map(partial(_write_pair, folder, plan), tasks, chunksize=10)
+            for pair in pool.map(partial(write_pair, folder, plan), tasks, chunksize=10)
             for row in pair
         ]
     labels = folder / LABELS
@@ -365,7 +365,7 @@ def build_labelled_set(folder: Path, plan: SimulatedSet, processes: int | None =
     return labels
 
 
-def _write_pair(folder: Path, plan: SimulatedSet, task: tuple[SplitName, int]) -> list[Row]:
+def write_pair(folder: Path, plan: SimulatedSet, task: tuple[SplitName, int]) -> list[Row]:
     """Write the files of one pair and return their rows."""
     split, index = task
     rng = np.random.default_rng([plan.seed, _SPLIT_SEED[split], index])

@@ -19,7 +19,7 @@ def files(sample):
     return sorted(path for path in sample.folder.rglob("*") if path.is_file())
 
 
-def test_labels_lie_beside_an_archive_of_subfolders_and_name_files_by_path_and_hash(sample, files):
+def test_labels_name_files_by_path_and_hash(sample, files):
     assert len(files) == sample.files == 11
     assert len({path.parent for path in files}) > 2
     assert sample.labels.parent == sample.folder.parent
@@ -27,15 +27,14 @@ def test_labels_lie_beside_an_archive_of_subfolders_and_name_files_by_path_and_h
     assert {row["label"] for row in rows} == {"real", "fake"}
     assert len(rows) == 11 - 3  # all but the text, the truncated and the empty file
     for row in rows:
-        assert (
-            hashlib.sha256((sample.folder / row["path"]).read_bytes()).hexdigest() == row["sha256"]
-        )
+        data = (sample.folder / row["path"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert row["generator"]
 
 
-def test_how_many_threads_torch_has_changes_no_picture(sample, tmp_path):
+def test_threads_of_torch_change_no_image(sample, tmp_path):
     before = torch.get_num_threads()
-    # of one and two those that the first had not: picture 8 of seed 22 would differ
+    # One or two threads, unlike the first: picture 8 of seed 22 would differ.
     torch.set_num_threads(3 - min(before, 2))
     try:
         again = build_sample_archive(tmp_path / "archive", files=11, seed=22)
@@ -45,7 +44,7 @@ def test_how_many_threads_torch_has_changes_no_picture(sample, tmp_path):
     assert again.labels.read_text(encoding="utf-8") == sample.labels.read_text(encoding="utf-8")
 
 
-def test_the_odd_files_are_odd_and_all_others_are_pictures_of_200_to_1024_pixels(sample, files):
+def test_archive_has_odd_files_and_images_of_many_sizes(sample, files):
     odd = {"README.txt", "cut-short.jpg", "nothing.jpg", "for-print.jpg", "moving.gif"}
     for path in files:
         if path.name not in odd:
@@ -59,7 +58,7 @@ def test_the_odd_files_are_odd_and_all_others_are_pictures_of_200_to_1024_pixels
     assert Image.open(sample.folder / "travel/2021/moving.gif").n_frames == 3
 
 
-def test_photographs_have_the_asked_size_are_all_different_and_can_be_continued(tmp_path):
+def test_photographs_are_all_different_and_can_be_continued(tmp_path):
     first = write_photographs(tmp_path / "a", 4, size=(160, 120))
     later = write_photographs(tmp_path / "b", 1, size=(160, 120), start=3)
     assert [Image.open(path).size for path in first] == [(160, 120)] * 4

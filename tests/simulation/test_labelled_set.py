@@ -1,72 +1,32 @@
-import csv
-from pathlib import Path
-
-import pytest
 from PIL import Image
 
-from tests.simulation.archive import LABELS, SPLITS, SimulatedSet, build_labelled_set
+from tests.simulation.archive import SPLITS, SimulatedSet, write_pair
 
 FILE_PX = {"train": 72, "test": 80}
 PLAN = SimulatedSet(
-    pairs={"train": 11, "test": 2},
-    histories={"train": 2},
-    picture_px={"train": 96, "test": 96},
-    file_px=FILE_PX,
-    seed=5,
+    pairs={}, histories={"train": 2}, picture_px=dict.fromkeys(FILE_PX, 96), file_px=FILE_PX, seed=5
 )
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    return build_labelled_set(
-        tmp_path_factory.mktemp("simulated") / "set", PLAN, processes=1
-    ).parent
-
-
-@pytest.fixture(scope="module")
-def rows(built):
-    with (built / LABELS).open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def test_every_row_is_a_file_of_the_asked_size_and_names_what_only_its_split_may_draw_from(
-    built, rows
-):
-    assert len(rows) == 2 * (11 * 2 + 2)
-    for row in rows:
-        image = Image.open(built / row["path"])
-        side = FILE_PX[row["split"]]
-        assert (image.size, image.mode) == ((side, side), "RGB")
-        split, real = SPLITS[row["split"]], row["label"] == "real"
-        assert row["prompt"] in split.scenes
-        assert row["generator"].removeprefix("real:") in (split.cameras if real else split.decoders)
-    on_disk = {
-        str(path.relative_to(built))
-        for split in ("train", "test")
-        for path in (built / split).iterdir()
-    }
-    assert on_disk == {row["path"] for row in rows}
-
-
-def _facts(path):
-    """All that a file tells besides its pixels: container, size, mode, and for JPEG the tables that
-    quality and subsampling set.
-    """
+def facts_of(path):
+    """All that a file shows in addition to its pixels."""
     image = Image.open(path)
-    return (
-        image.format,
-        image.size,
-        image.mode,
-        getattr(image, "quantization", None),
-        getattr(image, "layer", None),
-        sorted(image.info),
-    )
+    tables = getattr(image, "quantization", None), getattr(image, "layer", None)
+    return image.format, image.size, image.mode, tables, sorted(image.info)
 
 
-def test_a_group_is_one_pair_and_metadata_of_twins_of_one_history_tell_nothing(built, rows):
-    assert [row["group"] for row in rows[:8]] == ["train-000000"] * 4 + ["train-000001"] * 4
-    for real, fake in zip(rows[::2], rows[1::2], strict=True):
-        assert (real["label"], fake["label"]) == ("real", "fake")
-        assert (real["group"], real["prompt"]) == (fake["group"], fake["prompt"])
-        assert _facts(built / real["path"]) == _facts(built / fake["path"])
-        assert (built / real["path"]).read_bytes() != (built / fake["path"]).read_bytes()
+def test_twins_differ_in_pixels_alone_and_keep_to_their_split(tmp_path):
+    for split, side in FILE_PX.items():
+        (tmp_path / split).mkdir()
+        for number in range(4):
+            rows = write_pair(tmp_path, PLAN, (split, number))
+            assert len(rows) == 2 * PLAN.histories.get(split, 1)
+            for real, fake in zip(rows[::2], rows[1::2], strict=True):
+                assert [real[1], fake[1]] == ["real", "fake"]
+                assert real[3:] == fake[3:] == (split, f"{split}-{number:06d}", real[5])
+                assert real[2].removeprefix("real:") in SPLITS[split].cameras
+                assert fake[2] in SPLITS[split].decoders
+                assert real[5] in SPLITS[split].scenes
+                assert facts_of(tmp_path / real[0]) == facts_of(tmp_path / fake[0])
+                assert facts_of(tmp_path / real[0])[1:3] == ((side, side), "RGB")
+                assert (tmp_path / real[0]).read_bytes() != (tmp_path / fake[0]).read_bytes()
