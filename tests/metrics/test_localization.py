@@ -4,7 +4,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
+from sklearn.metrics import f1_score, jaccard_score
 
 from ray_app.metrics import pixel_figures
 from ray_app.metrics.localization import (
@@ -113,24 +113,6 @@ def test_localization_without_images_has_reasons():
 
 
 EMPTY = np.zeros((4, 6), np.uint8)
-
-
-@pytest.mark.parametrize(("kind", "threshold"), [("float", 0.5), ("uint8", 0.3), ("tied", 0.5)])
-def test_figures_of_one_mask_are_scikit_learn_s(kind, threshold):
-    rng = np.random.default_rng(7)
-    truth = rng.random((23, 31)) < 0.2
-    mask = np.clip(rng.random(truth.shape) + 0.2 * truth, 0, 1)
-    given = {
-        "float": mask,
-        "uint8": (mask * 255).round().astype(np.uint8),
-        "tied": (mask * 4).round() / 4,
-    }[kind]
-    chances = given / 255 if kind == "uint8" else given
-    found = mask_figures(given, truth, threshold=threshold)
-    pair = truth.ravel(), chances.ravel() > threshold
-    assert found.f1 == pytest.approx(f1_score(*pair), abs=1e-9)
-    assert found.iou == pytest.approx(jaccard_score(*pair), abs=1e-9)
-    assert found.auc == pytest.approx(roc_auc_score(truth.ravel(), chances.ravel()), abs=1e-9)
 
 
 def test_pixels_counted_in_pieces_are_all_counted():

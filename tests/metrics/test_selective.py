@@ -33,16 +33,6 @@ def test_area_and_points_are_those_by_hand(case, threshold, strict):
 SIGLIP2 = (9155, 845, 266, 9733)
 
 
-def test_report_of_siglip2_card_is_reproduced_to_its_last_digit():
-    report = classification_report(*SIGLIP2)
-    printed = {
-        name: " ".join(f"{report[name][key]:.4f}" for key in ("precision", "recall", "f1-score"))
-        for name in ("fake", "real")
-    }
-    assert printed == {"fake": "0.9718 0.9155 0.9428", "real": "0.9201 0.9734 0.9460"}
-    assert f"{report['accuracy']:.4f}" == "0.9444"
-
-
 @pytest.mark.parametrize("counts", [SIGLIP2, (1, 0, 0, 1), (3, 1, 70, 9), (0, 5, 2, 6)])
 def test_the_report_is_scikit_learns(counts):
     truth = np.repeat(["fake", "fake", "real", "real"], counts)

@@ -34,27 +34,17 @@ def simulated(record_property):
 
 def pytest_terminal_summary(terminalreporter):
     """Every setting by its claim; docs/audits.md has the worst of each."""
-    reports = (
-        report
-        for some in terminalreporter.stats.values()
-        for report in some
-        if isinstance(report, pytest.TestReport)
-    )
-    rows = sorted(
-        {row for report in reports for name, row in report.user_properties if name == _ROW}
-    )
-    if rows:
-        terminalreporter.section("claims and simulations")
-        terminalreporter.write_line("\n".join([HEAD, *rows]))
-    coverage = dict(
-        value
-        for some in terminalreporter.stats.values()
-        for report in some
+    properties = [
+        (name, value)
+        for reports in terminalreporter.stats.values()
+        for report in reports
         if isinstance(report, pytest.TestReport) and report.when == "call"
         for name, value in report.user_properties
-        if name in ("coverage", "level")
-    )
-    if coverage:
+    ]
+    if rows := sorted({value for name, value in properties if name == _ROW}):
+        terminalreporter.section("claims and simulations")
+        terminalreporter.write_line("\n".join([HEAD, *rows]))
+    if coverage := dict(value for name, value in properties if name in ("coverage", "level")):
         terminalreporter.section("coverage of 95 % intervals, and level of tests")
         for words, found in coverage.items():
             terminalreporter.write_line(f"{words}: {found}")

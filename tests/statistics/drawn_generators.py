@@ -11,8 +11,7 @@ from ray_app.metrics.detection import detection_of
 from ray_app.metrics.registry import Resampled
 from tests.metrics import drawn
 
-MANY = 40_000  # generators that stand for all
-EACH = 20
+MANY = 800_000  # images that show the truth
 
 
 @dataclass(frozen=True)
@@ -44,25 +43,19 @@ class Setting:
 
     def effects(self, rng):
         """One of each generator, and one of each source."""
-        return rng.normal(0, self.apart, len(self.sizes)), rng.normal(
-            0, self.sources_apart * self.named, len(self.sources)
-        )
+        of_generators = rng.normal(0, self.apart, len(self.sizes))
+        return of_generators, rng.normal(0, self.sources_apart * self.named, len(self.sources))
 
     def drawn(self, rng, effects=None):
         """((scores, generators) of fakes, (scores, sources) of reals), (n,) each."""
-        parts = []
-        for sizes, mean, effect in zip(
-            (self.sizes, self.sources),
-            (self.fake, self.real),
-            effects or self.effects(rng),
-            strict=True,
-        ):
+        parts, (of_fakes, of_reals) = [], effects or self.effects(rng)
+        fakes, reals = (self.sizes, self.fake, of_fakes), (self.sources, self.real, of_reals)
+        for sizes, mean, effect in (fakes, reals):
             scores = rng.normal(mean, 1, sum(sizes)) + np.repeat(effect, sizes)
             if self.ties:
                 scores = np.round(scores / self.ties) * self.ties
-            parts.append(
-                (scores, np.repeat(np.arange(len(sizes)).astype(str), sizes).astype(object))
-            )
+            names = np.arange(len(sizes)).astype(str).astype(object)
+            parts.append((scores, np.repeat(names, sizes)))
         return parts
 
     def resampled(self, rng, effects=None, *, images=False):
@@ -72,10 +65,8 @@ class Setting:
         """
         (fakes, makers), (reals, sources) = self.drawn(rng, effects)
         is_fake = np.arange(len(fakes) + len(reals)) < len(fakes)
-        names = np.concatenate([makers, sources])
-        return Resampled.in_groups(
-            np.concatenate([fakes, reals]), is_fake, None if images else names
-        )
+        names = None if images else np.concatenate([makers, sources])
+        return Resampled.in_groups(np.concatenate([fakes, reals]), is_fake, names)
 
     def truth(self, effects=None) -> Mapping[str, float | None]:
         """All metrics over very many generators and sources, or with these effects over very many
@@ -83,21 +74,15 @@ class Setting:
         """
         n_fake, n_real = sum(self.sizes), sum(self.sources)
         if effects is None:
-            total = MANY * EACH
-            fakes = round(total * n_fake / (n_fake + n_real))
-            reals = total - fakes
-            many = replace(
-                self,
-                sizes=(1,) * fakes,
-                sources=(1,) * reals if self.named else (reals,),
-            )
+            fakes = round(MANY * n_fake / (n_fake + n_real))
+            reals = MANY - fakes
+            sizes, sources = (1,) * fakes, (1,) * reals if self.named else (reals,)
         else:
-            more = 800_000 // (n_fake + n_real)
-            many = replace(
-                self,
-                sizes=tuple(more * one for one in self.sizes),
-                sources=tuple(more * one for one in self.sources),
+            more = MANY // (n_fake + n_real)
+            sizes, sources = (
+                tuple(more * one for one in some) for some in (self.sizes, self.sources)
             )
+        many = replace(self, sizes=sizes, sources=sources)
         (fakes, _), (reals, _) = many.drawn(np.random.default_rng(1), effects)
         found = detection_of(drawn.images(fakes, reals))
         return {name: one.value for name, one in found.items()}

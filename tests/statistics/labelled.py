@@ -44,10 +44,8 @@ def dominated(rng, parts, n=2_000):
     """Reals of which each of `parts`, (share, shift), is one source whose scores are shifted; the
     archive is the same mixture.
     """
-    codes = np.concatenate(
-        [np.full(int(share * n), place) for place, (share, _) in enumerate(parts)]
-    )
-    codes = np.concatenate([codes, np.full(n - len(codes), -1)])
+    sizes = [int(share * n) for share, _ in parts]
+    codes = np.repeat([*range(len(parts)), -1], [*sizes, n - sum(sizes)])
     shifts = np.array([shift for _, shift in parts] + [0.0])
     rest = 1 - sum(share for share, _ in parts)
     return Reals(
@@ -63,9 +61,8 @@ def clustered(rng, sources=60, each=33, correlation=0.3, sizes=None):
     the archive is of further sources.
     """
     codes = np.repeat(np.arange(sources), each if sizes is None else sizes)
-    scores = correlation**0.5 * rng.standard_normal(sources)[codes] + (
-        1 - correlation
-    ) ** 0.5 * rng.standard_normal(len(codes))
+    shared, own = rng.standard_normal(sources)[codes], rng.standard_normal(len(codes))
+    scores = correlation**0.5 * shared + (1 - correlation) ** 0.5 * own
     return Reals(scores, [f"source {code}" for code in codes.tolist()], norm.sf)
 
 
@@ -98,13 +95,9 @@ def images_of(rng, reals, fakes=400, generators=6, edits=False):
     """
     n = len(reals.scores)
     fakes = n if edits else fakes
-    maker = (
-        np.arange(n) * generators // n
-        if edits
-        else rng.integers(0, generators, fakes)
-        if fakes > generators
-        else np.arange(fakes)
-    )
+    maker = np.arange(n) * generators // n if edits else np.arange(fakes)
+    if not edits and fakes > generators:
+        maker = rng.integers(0, generators, fakes)
     effect = rng.normal(0, 0.7, generators)
     scores = np.concatenate([reals.scores, rng.normal(2.5 + effect[maker], 1)])
     sources = [*reals.sources, *(reals.sources if edits else [None] * fakes)]
@@ -121,9 +114,8 @@ def images_of(rng, reals, fakes=400, generators=6, edits=False):
 
 def scored(scores):
     """Images of an archive with these scores of the detector."""
-    return labelled_of(
-        np.zeros(len(scores), bool), {"a": scores.astype(np.float32)}, sha256=[""] * len(scores)
-    )
+    fake, columns = np.zeros(len(scores), bool), {"a": scores.astype(np.float32)}
+    return labelled_of(fake, columns, sha256=[""] * len(scores))
 
 
 def assembled(images, **options) -> Assembled:

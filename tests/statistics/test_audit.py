@@ -40,9 +40,8 @@ class Setting:
 
     @property
     def words(self):
-        said = [
-            f"{100 * self.prevalence:.4g} % of {self.images:,} fake, {self.labels} labels, AUC {self.auc}"
-        ]
+        share = f"{100 * self.prevalence:.4g} % of {self.images:,} fake"
+        said = [f"{share}, {self.labels} labels, AUC {self.auc}"]
         said += [f"{100 * self.hidden:.0f} % of the fakes score as reals do"] if self.hidden else []
         said += [f"scores are multiples of {self.ties}"] if self.ties else []
         return "; ".join(said)
@@ -57,11 +56,8 @@ def archive_of(setting, rng):
     found = fake & (np.arange(setting.images) >= setting.hidden * fake.sum())
     looks = rng.normal(size=setting.images) + apart * found
     score = looks * max(apart, 0.1) - apart**2 / 2
-    above, below = (
-        np.array([norm.isf(setting.fpr) if setting.fpr else np.inf, apart - 1.645])
-        * max(apart, 0.1)
-        - apart**2 / 2
-    )
+    limits = np.array([norm.isf(setting.fpr) if setting.fpr else np.inf, apart - 1.645])
+    above, below = limits * max(apart, 0.1) - apart**2 / 2
     if setting.ties:
         score = np.round(score / setting.ties) * setting.ties
     return fake, score, np.where(score >= above, 0, np.where(score <= min(below, above), 2, 1))
@@ -72,9 +68,19 @@ def strata_of_archive(setting, rng):
     fake, score, verdict = archive_of(setting, rng)
     verdicts = RunVerdicts(np.arange(len(score)), verdict, score, {})
     strata = plan_strata(verdicts, setting.labels, only_flagged=setting.only_flagged)
-    return strata, np.bincount(
-        stratum_codes(verdicts, strata), weights=fake, minlength=len(strata)
-    ).astype(np.int64)
+    codes = stratum_codes(verdicts, strata)
+    return strata, np.bincount(codes[fake], minlength=len(strata))
+
+
+def labels_drawn(strata, fakes, rng):
+    """The labelled strata of each audit of one archive with these fakes (strata,)."""
+    sizes, drawn = (np.array([getattr(one, name) for one in strata]) for name in ("size", "drawn"))
+    audits = SEEDS // ARCHIVES, len(strata)
+    for labelled in rng.hypergeometric(fakes, sizes - fakes, drawn, size=audits).tolist():
+        yield tuple(
+            LabelledStratum(one.size, one.verdict == "fake", hits, one.drawn - hits)
+            for one, hits in zip(strata, labelled, strict=True)
+        )
 
 
 @cache
@@ -83,21 +89,10 @@ def audits_of(setting):
     rng, found = np.random.default_rng(22), []
     for _ in range(ARCHIVES):
         strata, fakes = strata_of_archive(setting, rng)
-        sizes, drawn = (
-            np.array([one.size for one in strata]),
-            np.array([one.drawn for one in strata]),
-        )
+        sizes = np.array([one.size for one in strata])
         flagged = np.array([one.verdict == "fake" for one in strata])
         truth = truth_of(fakes, sizes, flagged)
-        for labelled in rng.hypergeometric(
-            fakes, sizes - fakes, drawn, size=(SEEDS // ARCHIVES, len(strata))
-        ).tolist():
-            counts = zip(strata, labelled, drawn.tolist(), strict=True)
-            labels = [
-                LabelledStratum(one.size, one.verdict == "fake", hits, n - hits)
-                for one, hits, n in counts
-            ]
-            found.append((archive_figures(labels), truth))
+        found += [(archive_figures(labels), truth) for labels in labels_drawn(strata, fakes, rng)]
     return found
 
 
@@ -145,12 +140,8 @@ INTERVALS = [
 def test_intervals_contain_the_truth(simulated, setting, name):
     wrong, stated = misses(setting, name)
     assert stated > 0.95
-    simulated(
-        f"4. audit: interval of {name.replace('_', ' ')} misses the truth",
-        setting.words,
-        PROMISED,
-        wrong,
-    )
+    claim = f"4. audit: interval of {name.replace('_', ' ')} misses the truth"
+    simulated(claim, setting.words, PROMISED, wrong)
 
 
 ALSO = [
@@ -174,42 +165,26 @@ def documents_of(setting, target=None):
     rng = np.random.default_rng(23)
     for _ in range(ARCHIVES):
         strata, fakes = strata_of_archive(setting, rng)
-        sizes, drawn = (
-            np.array([one.size for one in strata]),
-            np.array([one.drawn for one in strata]),
-        )
-        reals = (sizes - fakes)[[one.verdict == "fake" for one in strata]].sum()
-        rate = reals / (sizes - fakes).sum()
-        for labelled in rng.hypergeometric(
-            fakes, sizes - fakes, drawn, size=(SEEDS // ARCHIVES, len(strata))
-        ).tolist():
-            facts = dict.fromkeys(
-                ("run", "fingerprint", "listing", "ensemble", "made_at", "unscored")
-            ) | {"seed": 0}
-            counts = zip(strata, labelled, drawn.tolist(), strict=True)
-            labels = tuple(
-                LabelledStratum(one.size, one.verdict == "fake", hits, n - hits)
-                for one, hits, n in counts
-            )
-            audit = Audit(
-                facts | {"target_fpr": None if target is None else target * rate}, tuple(strata), ()
-            )
-            yield document_of(audit, AuditLabels(labels, 0, 0)), reals, rate
+        reals = np.array([one.size for one in strata]) - fakes
+        flagged = reals[[one.verdict == "fake" for one in strata]].sum()
+        rate = flagged / reals.sum()
+        facts = dict.fromkeys(("run", "fingerprint", "listing", "ensemble", "made_at", "unscored"))
+        facts |= {"seed": 0, "target_fpr": None if target is None else target * rate}
+        audit = Audit(facts, tuple(strata), ())
+        for labels in labels_drawn(strata, fakes, rng):
+            yield document_of(audit, AuditLabels(labels, 0, 0)), flagged, rate
 
 
-def test_a_handful_of_flagged_images_bounds_the_reals_among_them(simulated):
+def test_labels_of_flagged_images_bound_the_reals(simulated):
     setting = Setting(0.1, 30, 0.99, only_flagged=True)
     found = [(document["flagged_reals"], reals) for document, reals, _ in documents_of(setting)]
-    simulated(
-        "3. `audit --flagged`: more reals are flagged than the bound",
-        setting.words,
-        BOUND,
-        [bound["most"] < reals for bound, reals in found],
-    )
+    wrong = [bound["most"] < reals for bound, reals in found]
+    claim = "3. `audit --flagged`: more reals are flagged than the bound"
+    simulated(claim, setting.words, BOUND, wrong)
     assert np.median([bound["most"] / bound["flagged"] for bound, _ in found]) < 0.3
 
 
-def test_a_promise_is_seldom_said_to_be_kept_or_broken_where_it_is_not(simulated):
+def test_false_statement_about_a_promise_is_rare(simulated):
     """The true rate is a thousandth beside what the card promises, where this is hardest; half of
     the audits to either side.
     """
@@ -219,9 +194,5 @@ def test_a_promise_is_seldom_said_to_be_kept_or_broken_where_it_is_not(simulated
         for target, said in ((0.999, True), (1.001, False))
         for document, _, _ in islice(documents_of(setting, target), SEEDS // 2)
     ]
-    simulated(
-        "3. audit: a broken promise is said to be kept, or a kept one broken",
-        setting.words,
-        BOUND,
-        wrong,
-    )
+    claim = "3. audit: a broken promise is said to be kept, or a kept one broken"
+    simulated(claim, setting.words, BOUND, wrong)

@@ -29,6 +29,7 @@ def even(n, groups):
     return Setting(sizes=sizes, sources=sizes, apart=0.5, sources_apart=0.5)
 
 
+UNEVEN = tuple(np.geomspace(8, 150, 25).astype(int).tolist())
 SETTINGS = {
     "50 images": (even(50, 0), 400),
     "500 images": (even(500, 0), 400),
@@ -36,10 +37,7 @@ SETTINGS = {
     "50 images, 12 generators, 12 sources": (even(50, GROUPS), 400),
     "500 images, 12 generators, 12 sources": (even(500, GROUPS), 400),
     "5,000 images, 12 generators, 12 sources": (even(5_000, GROUPS), 150),
-    "25 generators of 8 to 150 images, 500 reals": (
-        Setting(sizes=tuple(np.geomspace(8, 150, 25).astype(int).tolist())),
-        300,
-    ),
+    "25 generators of 8 to 150 images, 500 reals": (Setting(sizes=UNEVEN), 300),
     "10 × 50, 10 sources × 50, scores rounded to 0.5": (Setting(sources=(50,) * 10, ties=0.5), 300),
 }
 
@@ -104,9 +102,8 @@ def test_interval_of_probabilities_covers(name, words):
         holds = []
         for seed in range(200):
             rng, n_fake = np.random.default_rng([seed, n]), round(share * n)
-            images = drawn.images(
-                rng.choice(scores[fake], n_fake), rng.choice(scores[~fake], n - n_fake)
-            )
+            fakes, reals = rng.choice(scores[fake], n_fake), rng.choice(scores[~fake], n - n_fake)
+            images = drawn.images(fakes, reals)
             one = measure(metric, images, Resampled.in_blocks(images, seed))
             if one.low is not None:
                 holds.append(one.low - 1e-3 <= truth <= one.high + 1e-3)
@@ -131,9 +128,8 @@ def pair_of(setting, rng, lead=0.0):
         (fakes, makers), (reals, sources) = Setting(**{**vars(setting), "ties": 0.0}).drawn(rng)
         mine = 0.7 * np.concatenate([fakes, reals]) + shared + shift * fake
         scores.append(np.round(mine / setting.ties) * setting.ties if setting.ties else mine)
-    names = np.concatenate(
-        [makers, sources if setting.named else np.full(len(sources), "real", object)]
-    )
+    reals = sources if setting.named else np.full(len(sources), "real", object)
+    names = np.concatenate([makers, reals])
     return *scores, fake, names
 
 

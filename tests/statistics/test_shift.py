@@ -22,8 +22,9 @@ def described(rng, scores, raw, maker):
     """
     quality = np.clip(rng.normal(np.where(maker, 70 + 4 * maker, 85), 6).round(), 1, 100)
     side = np.where(maker > 3, 512.0 + 128 * maker, rng.choice([640.0, 800.0, 1024.0], len(maker)))
-    return properties_of(score=scores, scores={"a": raw}, formats=np.where(maker == 2, "PNG", "JPEG").tolist(), width=side, height=side,
-                         quality=np.where(maker == 2, np.nan, quality))  # fmt: skip
+    files = {"formats": np.where(maker == 2, "PNG", "JPEG").tolist(), "width": side, "height": side}
+    files["quality"] = np.where(maker == 2, np.nan, quality)
+    return properties_of(score=scores, scores={"a": raw}, **files)
 
 
 def carded(rng, draw, seed):
@@ -38,13 +39,8 @@ def carded(rng, draw, seed):
     maker = np.array([0 if name is None else int(name.split()[1]) + 1 for name in images.generator])
     raw = images.scores["a"].astype(float)
     means = np.array([raw[maker == one].mean() for one in range(1, GENERATORS + 1)])
-    population = population_of(
-        "p",
-        images.fake,
-        described(rng, found.fitted.scores(images), raw, maker),
-        parts=[PART],
-        prevalence=0.2,
-    )
+    properties = described(rng, found.fitted.scores(images), raw, maker)
+    population = population_of("p", images.fake, properties, parts=[PART], prevalence=0.2)
     card = found.card.model_copy(update={"population": population})
     return card, found, reals, means
 
@@ -57,9 +53,9 @@ def archived(rng, made, n, fraction, *, rise=0.0, worse=0):
     card, found, reals, means = made
     fakes = rng.binomial(n, fraction)
     maker = np.concatenate([np.zeros(n - fakes, int), rng.integers(1, GENERATORS + 1, fakes)])
-    raw = np.concatenate(
-        [reals.more(rng, n - fakes) + rise, rng.normal(means[maker[n - fakes :] - 1], 1)]
-    ).astype(np.float32)
+    of_reals = reals.more(rng, n - fakes) + rise
+    of_fakes = rng.normal(means[maker[n - fakes :] - 1], 1)
+    raw = np.concatenate([of_reals, of_fakes]).astype(np.float32)
     properties = described(rng, found.fitted.scores(scored(raw)), raw.astype(float), maker)
     properties["jpeg_quality"] = properties["jpeg_quality"] - worse
     tally = PopulationTally(card.population.features)

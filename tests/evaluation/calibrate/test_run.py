@@ -167,7 +167,6 @@ def test_card_names_detectors_relative_to_its_folder(images, tmp_path):
     ("options", "words"),
     [
         (["--fpr", "0.001"], "1,600 labelled reals; a 0.1 % target at 95 % needs 2,995"),
-        (["--rule", "cascade", "--first", "2"], "the run has 2 detectors"),
         (["--share", "0.1"], "--share belongs to --rule cascade"),
         (["--out", "s3://bucket/card.yaml"], "not a YAML file of this machine"),
     ],
@@ -176,17 +175,3 @@ def test_impossible_settings_are_refused_and_write_nothing(place, options, words
     assert calibrate(place, place / "refused.yaml", *options) == 2
     assert words in capsys.readouterr().err
     assert not (place / "refused.yaml").exists()
-
-
-def test_near_duplicate_in_two_parts_is_rejected(images, tmp_path, capsys):
-    rng, n = np.random.default_rng(0), len(images)
-    parts = rng.choice(["fit", "calibrate", "choose"], n, p=[0.3, 0.2, 0.5]).tolist()
-    phash = [f"{number:016x}" for number in rng.integers(0, 2**63, n).tolist()]
-    first, second = parts.index("fit"), parts.index("choose")
-    phash[second] = f"{int(phash[first], 16) ^ 0b101:016x}"
-    run_of(tmp_path / "run", images)
-    labels_of(tmp_path / "labels.csv", images, part=parts, phash=phash)
-    assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators") == 2
-    assert "look alike" in capsys.readouterr().err
-    assert main(["detectors", "calibrate", "run", "--regroup", "--out", "card.yaml"]) == 2
-    assert "give all images of a group one value in the column part" in capsys.readouterr().err
