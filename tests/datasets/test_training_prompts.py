@@ -30,7 +30,7 @@ def told(rows, name):
     return rows["input"].combine_chunks().field(name).to_pylist()
 
 
-def test_rows_without_a_prompt_are_left_out_and_the_others_are_cleaned():
+def test_rows_without_prompt_go_and_others_are_cleaned():
     prompts = ["(a red fox:1.3) in snow, nsfw", None, "1234567890 42", "a blue bird --ar 1:1"]
     rows = with_cleaned_prompts(table([*prompts, "short"], ["x", "y", None, None, None]))
     assert told(rows, "prompt") == ["a red fox in snow", "a blue bird"]

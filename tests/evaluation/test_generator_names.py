@@ -22,7 +22,7 @@ def test_keys(one, other, alike):
     assert (names.label(one) == names.label(other)) is alike
 
 
-def test_families_are_the_identifier_s_then_the_index_s_then_their_own():
+def test_families_are_of_the_identifier_the_index_or_the_name():
     names = Names(["mine", "sdxl", "real"], {"mine": "sd_1.5"})
     found = [names.family(names.label(one)) for one in ("Mine", "SDXL", "pony/xyz", "stranger")]
     assert found == ["sd_1.5", "sdxl_1.0", "pony", "stranger"]

@@ -5,7 +5,7 @@ from scipy import stats
 from ray_app.metrics.intervals import mean_figure
 
 
-def test_the_interval_of_a_mean_is_student_s_and_ends_where_values_do():
+def test_interval_of_a_mean_is_students_within_bounds():
     values = np.random.default_rng(0).random(12) * 0.2 + 0.4
     found = mean_figure(values, "none")
     low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))

@@ -55,7 +55,7 @@ def test_jackknife_at_an_end_of_the_scale_has_no_interval(value):
     assert jackknife(value, [Replicates(np.full(10, value), np.full(10, 0.1))]) is None
 
 
-def test_effective_count_is_n_without_and_groups_with_full_correlation():
+def test_effective_count_is_between_groups_and_images():
     rng = np.random.default_rng(2)
     every = np.ones(2_000, bool)
     names = np.repeat(np.arange(40), 50).astype(object)

@@ -26,7 +26,7 @@ def picture():
 
 
 @pytest.mark.parametrize("style", LOOKS, ids=str)
-def test_every_format_is_marked_and_looks_as_asked_and_the_mark_changes_no_pixel(picture, style):
+def test_each_format_is_marked_without_changing_pixels(picture, style):
     # as a pipeline attaches
     picture.info = {
         "parameters": "a cat",

@@ -20,7 +20,7 @@ def test_open_deepfake_preview_is_the_other_way_round(tmp_path, names):
     ]
 
 
-def test_open_deepfake_preview_refuses_a_table_that_turns_it_round(tmp_path):
+def test_open_deepfake_preview_refuses_swapped_class_names(tmp_path):
     write_parquet(
         tmp_path / "x.parquet", {"image": [picture()], "label": [0]}, labels=["Real", "Fake"]
     )

@@ -188,7 +188,7 @@ def test_labels_show_whether_the_promise_was_kept(tmp_path):
         assert not document["promise"]["if_half_is_real"]
 
 
-def test_labels_of_flagged_images_alone_bound_the_reals_among_them(tmp_path):
+def test_labels_of_flagged_images_bound_the_reals_among_them(tmp_path):
     columns, fake = archive(count=6000, failing=0, without=0)
     document = answer_of(tmp_path, 0.05, 40, only_flagged=True, columns=columns, fake=fake)
     flagged = np.array(columns["verdict"]) == "fake"

@@ -21,7 +21,7 @@ from ray_app.metrics.uncertainty import proportion_interval
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 @pytest.mark.parametrize("prevalence", [0.5, 0.01])
-def test_the_share_is_kept_by_its_exact_bound_and_used_up(share, prevalence):
+def test_band_uses_its_share_within_the_exact_bound(share, prevalence):
     rng, fake = np.random.default_rng(0), np.arange(4_000) % 2 == 1
     early = rng.normal(np.where(fake, 1.5, -1.5), 1)
     band = choose_band(early, fake, share=share, prevalence=prevalence, target=0.01)
@@ -39,7 +39,7 @@ def test_the_share_is_kept_by_its_exact_bound_and_used_up(share, prevalence):
 
 
 @pytest.mark.parametrize("fakes", [60, 1_500, 3_000 - 60])
-def test_chances_are_right_off_balance_and_of_scores_that_are_all_positive(fakes):
+def test_probabilities_of_unbalanced_images_are_calibrated(fakes):
     def images(seed, n):
         fake = np.arange(n) < fakes * n // 3_000
         return np.random.default_rng(seed).normal(np.where(fake, 1.5, -1.5), 1.5) + 12, fake
@@ -53,7 +53,7 @@ def test_chances_are_right_off_balance_and_of_scores_that_are_all_positive(fakes
 @pytest.mark.parametrize(
     ("target", "confidence", "reals"), [(0.01, 0.95, 299), (0.001, 0.95, 2_995), (0.01, 0.99, 459)]
 )
-def test_how_many_reals_are_needed(target, confidence, reals):
+def test_reals_needed_for_a_bound(target, confidence, reals):
     assert reals_needed(target, confidence) == reals
     assert false_positives_allowed(reals, target, confidence) == 0
     assert false_positives_allowed(reals - 1, target, confidence) == -1
@@ -61,14 +61,14 @@ def test_how_many_reals_are_needed(target, confidence, reals):
 
 @pytest.mark.parametrize("n", [299, 473, 1_234_567])
 @pytest.mark.parametrize(("target", "confidence"), [(0.01, 0.95), (0.05, 0.9), (0.2, 0.99)])
-def test_no_more_false_positives_are_allowed_than_the_binomial_says(n, target, confidence):
+def test_allowed_false_positives_follow_the_binomial(n, target, confidence):
     most = false_positives_allowed(n, target, confidence)
     assert binom.cdf(most, n, target) <= 1 - confidence < binom.cdf(most + 1, n, target)
 
 
 @pytest.mark.parametrize("ties", [12, 1])
 @pytest.mark.parametrize("target", [0.01, 0.1])
-def test_the_threshold_is_the_smallest_double_that_few_enough_reals_reach(ties, target):
+def test_threshold_is_the_smallest_that_keeps_the_bound(ties, target):
     scores = np.random.default_rng(0).normal(size=2_000).round(ties)
     found = choose_threshold(scores, target)
     most = false_positives_allowed(2_000, target)
@@ -83,7 +83,7 @@ def test_the_threshold_is_the_smallest_double_that_few_enough_reals_reach(ties, 
 
 @pytest.mark.parametrize("miss", [0.0, 0.05, 0.5])
 @pytest.mark.parametrize("ties", [9, 0])
-def test_no_more_fakes_than_that_are_called_real(miss, ties):
+def test_real_below_misses_no_more_fakes_than_allowed(miss, ties):
     fakes = np.random.default_rng(1).normal(2, 1, 1_000).round(ties)
     found = real_below(fakes, miss, fake_above=10.0)
     assert (fakes <= found).sum() <= miss * 1_000
