@@ -13,20 +13,11 @@ from tests.reports.example import example_summary
 
 
 def row(uri, score=None, verdict=None, status="ok", member=None, calibrated=True):
-    known = (
-        {}
-        if score is None
-        else {"probability": 1 / (1 + math.exp(-score)), "calibrated": calibrated}
-    )
-    return {
-        "uri": uri,
-        "member": member,
-        "score": score,
-        "probability": None,
-        "calibrated": None,
-        "verdict": verdict,
-        "status": status,
-    } | known
+    known = {"probability": None, "calibrated": None}
+    if score is not None:
+        known = {"probability": 1 / (1 + math.exp(-score)), "calibrated": calibrated}
+    named = {"uri": uri, "member": member, "status": status}
+    return named | known | {"score": score, "verdict": verdict}
 
 
 ROWS = [
@@ -74,11 +65,8 @@ def test_verdict_table_begins_with_the_finding():
 
 def test_verdict_has_a_column_only_if_findings_differ():
     plain = [row("a.jpg", 1.0, "fake") | {"finding": "flagged by detectors"}]
-    assert verdict_table(plain, 130).splitlines()[0].split()[:3] == [
-        "file",
-        "finding",
-        "probability",
-    ]
+    heads = verdict_table(plain, 130).splitlines()[0].split()
+    assert heads[:3] == ["file", "finding", "probability"]
     declared = row("b.jpg", -3.0, "real") | {"finding": "says that ComfyUI made it"}
     heads, flagged, differing = verdict_table([*plain, declared], 130).splitlines()
     assert heads.split()[:3] == ["file", "finding", "verdict"]
@@ -93,10 +81,8 @@ def test_verdict_table_fits_the_terminal(width):
     assert len(lines) == len(rows) + 1
     assert all(columns(line) <= width for line in lines)
     assert all(line.endswith("fake          0.7773  +1.25  ok") for line in lines[1:])
-    narrow = verdict_table(
-        [row("s3://desk/" + "x" * 90 + "/end.jpg", 1.0, "fake")], 20
-    ).splitlines()
-    assert "end.jpg" in narrow[1]
+    long = row("s3://desk/" + "x" * 90 + "/end.jpg", 1.0, "fake")
+    assert "end.jpg" in verdict_table([long], 20).splitlines()[1]
 
 
 NAMES = [["クラゲ.jpg", "12", "a sentence of several words"], ["b.jpg", "1,234", "short"]]
@@ -154,10 +140,7 @@ def test_summary_lines_of_a_finished_run():
 
 def test_summary_lines_of_unfinished_idle_and_empty_runs():
     unfinished = "\n".join(summary_lines(example_summary(complete=False, members=9000)))
-    assert (
-        "not finished: 3,000 of 9,000 files have a row; the same command goes on from here"
-        in unfinished
-    )
+    assert "not finished: 3,000 of 9,000 files have a row; the same command goes on" in unfinished
     assert "6,000 not reached yet" in unfinished
     idle = "\n".join(summary_lines(example_summary(session={"rows": 0})))
     assert "nothing was scored this time" in idle

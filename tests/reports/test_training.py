@@ -29,28 +29,19 @@ def test_figures_of_both_splits_are_side_by_side(words):
 
 
 def test_unreadable_files_and_misread_masks_are_named():
-    files = [
-        {"split": "train", "uri": f"/set/{number}.jpg", "detail": "empty_file: 0 bytes", "times": 3}
-        for number in range(5)
-    ]
-    changes = {
-        "unreadable_files": files,
-        "mask_warning": "The mask of 1 fake marks nothing as altered, for example /m/1.png.",
-    }
+    detail = {"split": "train", "detail": "empty_file: 0 bytes", "times": 3}
+    files = [detail | {"uri": f"/set/{number}.jpg"} for number in range(5)]
+    warning = "The mask of 1 fake marks nothing as altered, for example /m/1.png."
+    changes = {"unreadable_files": files, "mask_warning": warning}
     text = words_of(**changes)
     assert "5 files that could not be read" in text
     assert all(f"{number}.jpg" in text for number in range(5))
-    assert (
-        "Masks may be misread. The mask of 1 fake marks nothing as altered, for example /m/1.png."
-        in text
-    )
+    assert f"Masks may be misread. {warning}" in text
     lines = training_lines(example_facts(**changes))
-    assert "warning: The mask of 1 fake marks nothing as altered, for example /m/1.png." in lines
+    assert f"warning: {warning}" in lines
     [line] = [line for line in lines if line.startswith("could not be read")]
-    assert (
-        "/set/0.jpg, /set/1.jpg, /set/2.jpg and more, all in s3://lab/touchstone/openfake-swinv2/unreadable.jsonl"
-        in line
-    )
+    log = "s3://lab/touchstone/openfake-swinv2/unreadable.jsonl"
+    assert f"/set/0.jpg, /set/1.jpg, /set/2.jpg and more, all in {log}" in line
     assert "could not be read" not in words_of(unreadable=0)
 
 
@@ -124,18 +115,15 @@ def test_facts_read_from_json_give_the_same_page():
 
 def test_lines_for_the_terminal():
     lines = training_lines(example_facts())
-    assert lines[0].endswith(
-        "AUC of the worst generator 0.9697 on validation, at step 1,600 of 2,000."
-    )
-    assert lines[1].startswith(
-        "validation (805 real, 695 fake): ROC AUC 0.9918 (0.9885 to 0.9941), average precision"
-    )
-    assert (
-        "hardest generators: gpt-image-1 (AUC 0.9343), midjourney-6 (AUC 0.9788), flux-1-dev (AUC 0.9979)"
-        in lines
-    )
+    best = "AUC of the worst generator 0.9697 on validation, at step 1,600 of 2,000."
+    assert lines[0].endswith(best)
+    validation = "validation (805 real, 695 fake): ROC AUC 0.9918 (0.9885 to 0.9941), average"
+    assert lines[1].startswith(validation)
+    hardest = "gpt-image-1 (AUC 0.9343), midjourney-6 (AUC 0.9788), flux-1-dev (AUC 0.9979)"
+    assert f"hardest generators: {hardest}" in lines
+    out = "s3://lab/touchstone/openfake-swinv2"
     assert lines[-2:] == [
-        "report: s3://lab/touchstone/openfake-swinv2/report.html",
-        "score with it: touchstone score SOURCE --detector s3://lab/touchstone/openfake-swinv2/card.yaml --out RUN",
+        f"report: {out}/report.html",
+        f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN",
     ]
     assert training_lines({"name": "quick", "steps": 1}) == ["quick: 1 step, no step chosen yet."]
