@@ -22,6 +22,7 @@ HOSTILE = {
 
 
 def test_hostile_names_and_metadata_stay_text(visitor, mood):
+    # As if nothing had been cleaned.
     mood.provenance = Provenance.model_construct(
         camera=Camera.model_construct(make=HOSTILE["markup"], model=HOSTILE["bidi"]),
         software=HOSTILE["marks"],
@@ -33,7 +34,7 @@ def test_hostile_names_and_metadata_stay_text(visitor, mood):
             state="intact", signer=HOSTILE["markup"], ai_generated=True, problems=(HOSTILE["bidi"],)
         ),
         ai_declared=True,
-    )  # as if nothing had been cleaned
+    )
     text = "\n".join(HOSTILE.values())
     generator = {
         "name": text, "title": text, "family": "sdxl_1.0", "family_title": "Stable Diffusion XL", "probability": 0.83, "confidence": 5.0,

@@ -72,9 +72,8 @@ def test_nothing_that_programs_use_is_removed():
 def test_addition_has_a_new_version():
     kept, today = json.loads(KEPT.read_text()), outline()
     added = sorted(set(today["lines"]) - set(kept["lines"]))
-    assert added == [], (
-        f"count API_VERSION up from {kept['version']}, then: python -m tests.serving.http.test_api_version"
-    )
+    command = "python -m tests.serving.http.test_api_version"
+    assert added == [], f"raise API_VERSION from {kept['version']}, then run: {command}"
     assert today["version"] == kept["version"]
 
 

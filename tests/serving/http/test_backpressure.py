@@ -70,14 +70,14 @@ gaps = st.lists(st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 60)), max_
 
 @given(service_s=st.floats(0.001, DEADLINE_S / 2), gaps=gaps)
 def test_admitted_requests_meet_their_deadline(service_s, gaps):
+    """A request is refused only if it would wait for longer than half its deadline."""
     server = Simulated(service_s)
     list(server.visit([DEADLINE_S] * 5))
     for let_in, wait_s in server.visit(gaps):
         assert wait_s + service_s <= DEADLINE_S + 1e-6 if let_in else wait_s > DEADLINE_S / 2 - 1e-6
 
 
-def test_quiet_or_new_endpoint_admits_a_burst():
-    assert all(let_in for let_in, _ in Simulated(2.4).visit([*SINGLES, *[0.0] * 6]))
+def test_new_endpoint_admits_a_burst():
     assert all(let_in for let_in, _ in Simulated(20.0).visit([0.0] * 50))
 
 
@@ -135,13 +135,11 @@ def test_request_that_would_wait_too_long_is_refused():
             wait_for(lambda: sum(one.done() for one in asked) >= 10)
             may_answer.set()
         replies = [one.result() for one in asked]
-        assert 3 <= sum(reply.status == 200 for reply in replies) <= 6
         refused = [reply for reply in replies if reply.status != 200]
-        assert {
-            (reply.status, reply.json["code"], reply.headers["retry-after"]) for reply in refused
-        } == {(503, "overloaded", "1")}
-        # What waits for nobody is not asked to wait for them.
-        assert ask(port, request("GET", "/v1/nothing")).status == 404
+        assert 3 <= len(replies) - len(refused) <= 6
+        for reply in refused:
+            assert (reply.status, reply.json["code"]) == (503, "overloaded")
+            assert reply.headers["retry-after"] == "1"
 
 
 @contextmanager
