@@ -4,7 +4,6 @@ command where it stands between them.
 
 import contextlib
 import io
-import os
 import re
 import shlex
 from pathlib import Path
@@ -19,17 +18,10 @@ BLOCKS = re.findall(r"```(python|console)\n(.*?)```", TEXT, re.DOTALL)
 INSTALLED = "pip install "  # by tests of the wheel
 
 
-@pytest.fixture
-def empty_folder(tmp_path):
-    before = os.getcwd()
-    os.chdir(tmp_path)
-    yield tmp_path
-    os.chdir(before)
-
-
 @pytest.mark.slow
 @pytest.mark.ray
-def test_python_guide_runs(empty_folder, ray_cluster):
+def test_python_guide_runs(tmp_path, monkeypatch, ray_cluster):
+    monkeypatch.chdir(tmp_path)
     names, printed = {}, []
     for kind, block in BLOCKS:
         shown = io.StringIO()
@@ -42,18 +34,11 @@ def test_python_guide_runs(empty_folder, ray_cluster):
                 with without_ray():
                     assert main(shlex.split(line)[1:]) == 0
         printed.append(shown.getvalue())
-    told = "".join(printed)
-    assert "source_missing" in told
-    assert "Accepted are: a path or URL" in told
-    assert "did you mean 'default'" in told
-    assert "ScoredRun(" in told
-    assert (
-        len(
-            set(
-                re.findall(
-                    r"^(?:PosixPath|bytes|BytesIO|JpegImageFile|ndarray) (\S+)$", told, re.MULTILINE
-                )
-            )
-        )
-        == 1
-    )
+    text = "".join(printed)
+    for words in (
+        *("source_missing", "Accepted are: a path or URL", "did you mean 'default'"),
+        "ScoredRun(",
+    ):
+        assert words in text
+    kinds = r"^(?:PosixPath|bytes|BytesIO|JpegImageFile|ndarray) (\S+)$"
+    assert len(set(re.findall(kinds, text, re.MULTILINE))) == 1
