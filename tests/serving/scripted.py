@@ -2,7 +2,6 @@
 its script says otherwise.
 """
 
-import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -94,7 +93,6 @@ class ScriptedEndpoint:
     token: str | None = None
     refuses_together: Sequence[bytes] = ()
     describing: deque[Scripted] = field(default_factory=deque)
-    delay_s: float = 0.0
 
     def __enter__(self) -> "ScriptedEndpoint":
         routes = [
@@ -121,14 +119,7 @@ class ScriptedEndpoint:
         asked = {key: value for key, value in request.query_params.items() if key != "detector"}
         if detectors := request.query_params.getlist("detector"):
             asked["detector"] = detectors
-        self.told.append(
-            {
-                "names": [name for name, _ in files],
-                "query": asked,
-                "client": tuple(request.client or ()),
-            }
-        )
-        await asyncio.sleep(self.delay_s)
+        self.told.append({"names": [name for name, _ in files], "query": asked})
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
             return refuse(401, "unauthorized")()
         if self.script and (scripted := self.script.popleft()):
@@ -150,15 +141,13 @@ class ScriptedEndpoint:
                                      "false_positive_rate": 0.01, "recall": None}]}  # fmt: skip
         limits = {"max_body_bytes": self.max_body_bytes, "max_files": self.max_files, "max_file_bytes": self.max_file_bytes,
                   "max_pixels": 10**6, "deadline_s": 30.0, "formats": ["JPEG"], "urls": False}  # fmt: skip
-        ensembles = [
-            {"name": "default", "default": True, **one},
-            {"name": "published", "default": False, **one},
-        ]
-        return JSONResponse(
-            {
-                "ensembles": ensembles,
-                "optional_detectors": ["slow", "slower"],
-                "limits": limits,
-                "token_needed": bool(self.token),
-            }
-        )
+        body = {
+            "ensembles": [
+                {"name": "default", "default": True, **one},
+                {"name": "published", "default": False, **one},
+            ],
+            "optional_detectors": ["slow", "slower"],
+            "limits": limits,
+            "token_needed": bool(self.token),
+        }
+        return JSONResponse(body)
