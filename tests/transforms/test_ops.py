@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter
 from torchvision.transforms import RandomErasing, RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as torchvision
@@ -294,3 +295,13 @@ def test_sharpening_is_pillow_s_unsharp_mask():
     image = photo(30, 20)
     expected = image.filter(ImageFilter.UnsharpMask(1, 30, 0))
     assert ops.sharpened(image, 30, 1).tobytes() == expected.tobytes() != image.tobytes()
+
+
+@pytest.mark.parametrize("sigma", [1, 4])
+def test_scipy_s_blur_is_that_of_the_published_code(sigma):
+    image = photo(40, 30)
+    # CNNDetection's and UnivFD's: each channel filtered onto itself.
+    theirs = np.array(image)
+    for channel in range(3):
+        gaussian_filter(theirs[:, :, channel], output=theirs[:, :, channel], sigma=sigma)
+    assert ops.scipy_blurred(image, sigma).tobytes() == theirs.tobytes()
