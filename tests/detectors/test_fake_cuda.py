@@ -17,9 +17,10 @@ DISTINCT = {
     for name, card in reversed(CARDS.items())
     if not card.replies
 }.values()
-# One card of each family, and of the frozen backbones one of each library and of ours.
+# One card of each family, of the frozen backbones one of each library and of ours; Tiny-LaDeDa is
+# a network of its own.
 QUICK = {card.family: name for name, card in reversed(CARDS.items()) if card.family != "internvl"}
-QUICK = [*QUICK.values(), "vfm-metaclip2-h14", "vfm-pe-l14"]
+QUICK = [*QUICK.values(), "vfm-metaclip2-h14", "vfm-pe-l14", "tiny-ladeda"]
 
 
 def read_on_cuda(card, *precisions):

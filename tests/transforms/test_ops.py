@@ -305,3 +305,10 @@ def test_scipy_s_blur_is_that_of_the_published_code(sigma):
     for channel in range(3):
         gaussian_filter(theirs[:, :, channel], output=theirs[:, :, channel], sigma=sigma)
     assert ops.scipy_blurred(image, sigma).tobytes() == theirs.tobytes()
+
+
+def test_resize_is_pillow_s():
+    image = photo(60, 40)
+    for method in ("nearest", "bilinear", "bicubic", "lanczos"):
+        expected = image.resize((31, 17), getattr(Image.Resampling, method.upper()))
+        assert ops.resized(image, (31, 17), method).tobytes() == expected.tobytes(), method
