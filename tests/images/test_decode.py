@@ -44,7 +44,8 @@ def assert_a_row_holds(facts: ImageFileFacts) -> None:
 @pytest.mark.parametrize("name", factory.SOUND)
 def test_image_of_each_format_is_rgb_with_its_facts(name):
     format_name, make = factory.SOUND[name]
-    image, data = decode_image(make(), LIMITS), make()
+    data = make()
+    image = decode_image(data, LIMITS)
     assert (image.pixels.mode, image.pixels.size) == ("RGB", (96, 64))
     facts = image.facts
     assert (facts.format, facts.width, facts.height) == (format_name, 96, 64)

@@ -239,6 +239,12 @@ def test_tiff_with_a_damaged_jpeg_strip_is_refused(rows):
     assert refused >= 8
 
 
+def test_tiff_whose_samples_look_like_a_damaged_jpeg_is_decoded():
+    cut = np.frombuffer(make_jpeg(0)[:-2], np.uint8)[: 100 * 100].reshape(100, 100, 1)
+    data = tiff_writer.tiff(cut, 8, tiff_writer.BLACK_IS_ZERO, rows=100)
+    np.testing.assert_array_equal(pixels(data)[..., 0], cut[..., 0])
+
+
 def test_rgb_jpeg_decodes_without_export_of_foreign_memory(monkeypatch):
     data = factory.encoded(factory.photo(), "JPEG")
     expected = pixels(data)

@@ -46,26 +46,16 @@ os._exit(0)
 
 
 def install_azurite() -> None:
-    npm = [
-        "npm",
-        "install",
-        "--silent",
-        "--no-audit",
-        "--no-fund",
-        "--fetch-retries=0",
-        "--prefix",
-        str(_INSTALLED),
-        "azurite@3",
-    ]
+    options = ["--silent", "--no-audit", "--no-fund", "--fetch-retries=0", "--prefix"]
+    npm = ["npm", "install", *options, str(_INSTALLED), "azurite@3"]
     subprocess.run(npm, check=True, timeout=200)
 
 
 def install_testbench(source: str = _TESTBENCH_SOURCE) -> None:
     venv.create(_TESTBENCH.parents[1], with_pip=True, clear=True)
+    command = [_TESTBENCH, "-m", "pip", "install", "--quiet", source]
     try:
-        subprocess.run(
-            [_TESTBENCH, "-m", "pip", "install", "--quiet", source], check=True, timeout=200
-        )
+        subprocess.run(command, check=True, timeout=200)
     except subprocess.SubprocessError:
         shutil.rmtree(_TESTBENCH.parents[1])
         raise
@@ -76,9 +66,8 @@ def _program(path: Path, install) -> str:
         if not path.exists():
             install()
     except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(
-            f"`python -m tests.storage.clouds` installs this emulator, and cannot here: {error}"
-        )
+        how = "`python -m tests.storage.clouds` installs this emulator"
+        pytest.skip(f"{how}, and cannot here: {error}")
     return str(path)
 
 
@@ -87,11 +76,8 @@ def google(command):
     """A bucket on an emulator that prints its port."""
     with _process(command) as process:
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        asked = urllib.request.Request(
-            f"{url}/storage/v1/b?project=p",
-            json.dumps({"name": BUCKET}).encode(),
-            {"Content-Type": "application/json"},
-        )
+        body, kind = json.dumps({"name": BUCKET}).encode(), {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{url}/storage/v1/b?project=p", body, kind)
         urllib.request.urlopen(asked).close()
         with google_at(url):
             yield f"gs://{BUCKET}"
@@ -115,9 +101,8 @@ def google_that_ignores_conditions():
 
 def google_with_conditions():
     """Google's own emulator, which is on GitHub alone."""
-    return google(
-        [_program(_TESTBENCH, install_testbench), str(_HERE.with_name("gcs_testbench.py"))]
-    )
+    server = _HERE.with_name("gcs_testbench.py")
+    return google([_program(_TESTBENCH, install_testbench), str(server)])
 
 
 @contextlib.contextmanager
@@ -126,15 +111,9 @@ def azure():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [
-        "--silent",
-        "--skipApiVersionCheck",
-        "--inMemoryPersistence",
-        "--disableTelemetry",
-        "--blobHost",
-        "127.0.0.1",
-    ]
-    command = [_program(_AZURITE, install_azurite), *options, "--blobPort", str(port)]
+    options = ["--silent", "--skipApiVersionCheck", "--inMemoryPersistence", "--disableTelemetry"]
+    options += ["--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    command = [_program(_AZURITE, install_azurite), *options]
     with _process(command), azure_at(f"http://127.0.0.1:{port}") as place:
         _await(port)
         from azure.storage.blob import BlobServiceClient
@@ -155,9 +134,8 @@ def azure_at(url):
 
 @contextlib.contextmanager
 def _process(command):
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True)
     try:
         yield process
     finally:

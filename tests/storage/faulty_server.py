@@ -91,29 +91,17 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def _send_object(self, data: bytes, fault: str | None) -> None:
-        code, part, content_range = part_of(
-            data, self.headers.get("Range", "") * self._outer.ranges
-        )
+        asked = self.headers.get("Range", "") if self._outer.ranges else ""
+        code, part, content_range = part_of(data, asked)
         if fault in ("short", "drip") and self.command != "HEAD":
             self._send(code, part[:3], announced=len(part), content_range=content_range)
             self._outer.released.wait(30 if fault == "drip" else 0)
             self.close_connection = True
         else:
-            self._send(
-                code,
-                part,
-                etag={"other_etag": "f" * 32}.get(fault or "", ETAG),
-                content_range=content_range,
-            )
+            etag = "f" * 32 if fault == "other_etag" else ETAG
+            self._send(code, part, etag=etag, content_range=content_range)
 
-    def _send(
-        self,
-        status: int,
-        body: bytes,
-        etag: str = ETAG,
-        announced: int | None = None,
-        content_range: str = "",
-    ) -> None:
+    def _send(self, status, body, etag=ETAG, announced=None, content_range="") -> None:
         self.send_response(status)
         if content_range:
             self.send_header("Content-Range", content_range)
@@ -131,9 +119,5 @@ class Handler(BaseHTTPRequestHandler):
 def patient(pauses: list[float] | None = None, **policy) -> Fetcher:
     """A fetcher whose clock moves only when it sleeps; `pauses` gets how long."""
     slept = [] if pauses is None else pauses
-    return Fetcher(
-        guard=LOOPBACK,
-        retrier=Retrier(
-            RetryPolicy(**policy), sleep=slept.append, clock=lambda: sum(slept), chance=lambda: 1.0
-        ),
-    )
+    clock = {"sleep": slept.append, "clock": lambda: sum(slept), "chance": lambda: 1.0}
+    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(**policy), **clock))

@@ -21,16 +21,11 @@ def with_long_line_ends(application):
                 _, facts, rest = body.split(b"--" + boundary + b"\n", 2)
                 head, _, content = rest.partition(b"\n\n")
                 content = content.removesuffix(b"\n--" + boundary + b"--")
-                parts = [
-                    facts.rstrip(b"\n").replace(b"\n\n", b"\r\n\r\n"),
-                    head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + content,
-                ]
-                body = (
-                    b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts)
-                    + b"--"
-                    + boundary
-                    + b"--"
-                )
+                head = head.replace(b"\n", b"\r\n")
+                parts = [facts.rstrip(b"\n").replace(b"\n\n", b"\r\n\r\n")]
+                parts.append(head + b"\r\n\r\n" + content)
+                line = b"--" + boundary
+                body = b"".join(line + b"\r\n" + part + b"\r\n" for part in parts) + line + b"--"
             environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
             environ["CONTENT_TYPE"] = f"multipart/related; boundary={boundary.decode()}"
         return application(environ, start_response)

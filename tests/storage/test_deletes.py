@@ -7,7 +7,7 @@ from ray_app.storage import Store
 from tests.scoring import faulty_proxy
 from tests.storage.faulty_server import error_body
 
-NAMES = [f"parts/{number:04}.parquet" for number in range(12)] + ["parts/a b&c<é>.parquet"]
+NAMES = [f"parts/{number:04}.parquet" for number in range(6)] + ["parts/a b&c<é>.parquet"]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ Most cases run twice: as `touchstone check URL` fetches, and as `data collect` d
 import asyncio
 import gzip
 import socket
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -46,9 +47,15 @@ def collect_rules(max_bytes=2**20, timeout_s=5.0):
 
 async def collect(url, max_bytes, *, timeout_s=5.0, **guards):
     """Fetch as `data collect` does, redirects included."""
-    client = GuardedClient(collect_rules(max_bytes, timeout_s), **guards)
-    try:
+    async with closing_client(collect_rules(max_bytes, timeout_s), **guards) as client:
         return (await client.follow(url, 3)).data
+
+
+@asynccontextmanager
+async def closing_client(rules, **guards):
+    client = GuardedClient(rules, **guards)
+    try:
+        yield client
     finally:
         await client.close()
 
@@ -238,11 +245,12 @@ def test_name_server_that_is_down_is_a_timeout(way):
 
 def test_name_is_looked_up_absolute(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        socket,
-        "getaddrinfo",
-        lambda *a, **_: asked.append(a) or [(0, 0, 0, "", ("fe80::1%eth0", 443, 0, 2))],
-    )
+
+    def lookup(*name, **_):
+        asked.append(name)
+        return [(0, 0, 0, "", ("fe80::1%eth0", 443, 0, 2))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
     with pytest.raises(SourceError, match=NOT_PUBLIC):
         asyncio.run(fetch_image("https://db.prod/", 1))
     assert asked == [("db.prod.", 443)]
@@ -277,11 +285,9 @@ def test_redirect_that_is_not_utf8_keeps_its_bytes():
 
     async def scenario():
         async with Loopback(moved, tls=False) as server:
-            client = GuardedClient(collect_rules(), is_allowed_address=only_the_test_server)
-            try:
+            guard = {"is_allowed_address": only_the_test_server}
+            async with closing_client(collect_rules(), **guard) as client:
                 return await client.get(f"http://127.0.0.1:{server.port}/")
-            finally:
-                await client.close()
 
     response = asyncio.run(scenario())
     assert (response.moved, response.http_status) == ("http://h1.test/caf%E9.png", 302)

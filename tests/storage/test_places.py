@@ -47,13 +47,14 @@ def test_each_place_is_read_alike(folder):
 
 def test_each_place_refuses_alike(folder):
     fetcher, uri = Fetcher(signed=[folder]), f"{folder}/a.jpg"
-    for ask in (
-        lambda: fetcher.fetch(uri, "another version", 10**6),
-        lambda: fetcher.fetch_range(uri, "another version", 0, 5),
-        lambda: fetcher.size(uri, "another version"),
+    other = uri, "another version"
+    for ask, *arguments in (
+        (fetcher.fetch, *other, 10**6),
+        (fetcher.fetch_range, *other, 0, 5),
+        (fetcher.size, *other),
     ):
         with pytest.raises(SourceError) as changed:
-            ask()
+            ask(*arguments)
         assert changed.value.status is Status.SOURCE_CHANGED
     with pytest.raises(SourceError) as missing:
         fetcher.fetch(f"{folder}/b.jpg", "", 10**6)

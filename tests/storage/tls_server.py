@@ -28,25 +28,17 @@ def authority() -> tuple[str, ssl.SSLContext]:
         name, by = (
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (subject, issuer)
         )
-        made = x509.CertificateBuilder(
-            by,
-            name,
-            key.public_key(),
-            x509.random_serial_number(),
-            start,
-            start + timedelta(days=1),
-        )
+        serial, end = x509.random_serial_number(), start + timedelta(days=1)
+        made = x509.CertificateBuilder(by, name, key.public_key(), serial, start, end)
         for extension in extensions:
             made = made.add_extension(extension, critical=False)
         return made.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     ca, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    (folder / "ca.pem").write_bytes(
-        certificate("ca", ca, "ca", ca, x509.BasicConstraints(ca=True, path_length=0))
-    )
-    leaf = certificate(
-        "leaf", key, "ca", ca, x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES])
-    )
+    constraints = x509.BasicConstraints(ca=True, path_length=0)
+    names = x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES])
+    (folder / "ca.pem").write_bytes(certificate("ca", ca, "ca", ca, constraints))
+    leaf = certificate("leaf", key, "ca", ca, names)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -92,9 +84,8 @@ class Loopback:
     async def _serve(self, reader, writer):
         self.connections += 1
         try:
-            head, *lines = (
-                (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
-            )
+            received = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            head, *lines = received.strip().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines)
             body = await reader.readexactly(int(headers.get("Content-Length", 0)))
             self.requests.append((head, headers, body))
@@ -116,10 +107,8 @@ class Names:
     """
 
     def __init__(self, **answers) -> None:
-        self.answers, self.asked = (
-            {name.replace("_", "."): list(given) for name, given in answers.items()},
-            [],
-        )
+        self.answers = {name.replace("_", "."): list(given) for name, given in answers.items()}
+        self.asked = []
 
     async def __call__(self, host, port):
         self.asked.append((host, port))
