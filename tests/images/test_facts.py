@@ -54,7 +54,7 @@ def gradient():
     "picture",
     [
         photo,
-        lambda: photo(2000, 1500),
+        lambda: photo(1200, 900),
         page,
         gradient,
         lambda: flat(128, 500, 300, noise=12),
