@@ -80,8 +80,9 @@ def test_labels_with_a_gap_are_read_from_pandas_floats(tmp_path):
         ("uri;label\r\n/a.jpg;real\r\n", "utf-8-sig"),
         ("uri\tlabel\r\n/a.jpg\treal\r\n", "utf-16"),
         ("URI,Label\n/a.jpg,real\n", "utf-8"),
+        ("\ufeffURI;Label\r\n/a.jpg;0.0\r\n", "utf-16"),
     ],
-    ids=["semicolons", "utf16", "capitals"],
+    ids=["semicolons", "utf16", "capitals", "excel"],
 )
 def test_labels_of_a_spreadsheet_are_read(tmp_path, text, encoding):
     assert read(save(tmp_path, text, encoding)) == [{"uri": "/a.jpg", "label": "real"}]

@@ -12,7 +12,7 @@ from tests.evaluation.made import labelled, made_run, measured, random_rows
 def folder(tmp_path_factory):
     """Two evaluations of the same labels, `a` and `b`, and one of fewer, `other`."""
     folder = tmp_path_factory.mktemp("leaderboard")
-    columns, truths, _ = random_rows(200)
+    columns, truths, _ = random_rows(100)
     made_run(folder / "run", columns)
     for name, left_out in (("a", ()), ("b", ()), ("other", range(50))):
         labels = labelled(folder, columns, truths, left_out)
