@@ -181,22 +181,6 @@ def test_operating_point_decides_in_every_form(photos, tmp_path, touchstone):
     assert touchstone(f"{line} --json").rows[0]["fpr"] == 0.01
 
 
-@pytest.mark.parametrize(
-    ("options", "hint"),
-    [
-        ("--ensemble points.yaml --fpr 10", "write 0.1 for 10 %"),
-        ("--ensemble points.yaml --fpr 0.03", "choose one of 0.01, 0.1"),
-        ("--detector touchstone-tiny --fpr 0.1", "touchstone detectors calibrate RUN"),
-    ],
-)
-def test_missing_operating_point_has_a_hint(options, hint, photos, monkeypatch, touchstone):
-    monkeypatch.chdir(photos)
-    write_points(photos / "points.yaml")
-    ended = touchstone(f"check a.jpg {options}")
-    assert ended.code == 2
-    assert hint in ended.err
-
-
 def test_csv_starts_no_formula_and_no_escape(tmp_path, touchstone, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [
@@ -265,8 +249,7 @@ METADATA = {
     "parameters": {
         "parameters": f"{HOSTILE}\nNegative prompt: {HOSTILE}\nSteps: 20, Sampler: {HOSTILE}, Seed: 1, Model: {HOSTILE}"
     },
-    "graph": {"prompt": json.dumps(GRAPH), "Software": HOSTILE},
-    "system": {"AISystemUsed": HOSTILE, "AIPromptInformation": HOSTILE},
+    "graph": {"prompt": json.dumps(GRAPH), "Software": HOSTILE, "AISystemUsed": HOSTILE},
     "unread": {},
 }
 
@@ -333,6 +316,7 @@ def test_url_is_fetched_through_the_guard(monkeypatch, capsys):
         ("- -", "stands for one picture on stdin"),
         ("a.jpg --html a.jpg", "not the name of a local .html file"),
         ("a.jpg --ensemble tiny --detector npr", "cannot be given together"),
+        ("a.jpg --ensemble tiny --fpr 0.1", "touchstone detectors calibrate RUN"),
     ],
 )
 def test_check_usage_error_exits_2(arguments, said, photos, monkeypatch, touchstone):

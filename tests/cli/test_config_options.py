@@ -52,30 +52,34 @@ def run(*arguments):
 
 def test_help_shows_type_default_and_description():
     text = " ".join(run("--help").output.split())
-    assert "--kind [small|large] The size. [default: small]" in text
-    assert "--dry-run Only say what would be done." in text
-    assert "--workers INTEGER RANGE Processes that answer. [default: 2] [x>=1]" in text
-    assert "--wait FLOAT RANGE Seconds to wait. [x>0]" in text
-    assert "--page / --no-page Write a page." in text
-    assert "--name NAME Only this name; repeatable." in text
-    assert "--seed INTEGER The seed. [default: 0]" in text
-    assert "--layout TEXT How labels are stated. [default: by columns]" in text
+    for line in (
+        "--kind [small|large] The size. [default: small]",
+        "--dry-run Only say what would be done.",
+        "--workers INTEGER RANGE Processes that answer. [default: 2] [x>=1]",
+        "--wait FLOAT RANGE Seconds to wait. [x>0]",
+        "--page / --no-page Write a page.",
+        "--name NAME Only this name; repeatable.",
+        "--seed INTEGER The seed. [default: 0]",
+        "--layout TEXT How labels are stated. [default: by columns]",
+    ):
+        assert line in text
 
 
-def test_options_set_fields_and_assignments_win():
-    text = run("--kind", "large", "--dry-run", "--workers", "3", "--set", "server.wait_s=5").output
-    assert "kind='large' is_dry=True" in text
-    assert "server=Server(workers=3, wait_s=5.0)" in text
-    assert "workers=4" in run("--workers", "3", "--set", "server.workers=4").output
-
-
-def test_options_of_tuples_repeat_and_switches_turn_off():
-    text = run("--name", "a", "--name", "b", "--no-page").output
-    assert "has_page=False names=('a', 'b')" in text
-
-
-def test_options_not_given_leave_defaults():
-    assert run().output.strip() == str(Settings())
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", Settings()),
+        (
+            "--kind large --dry-run --workers 3 --set server.wait_s=5",
+            Settings(kind="large", is_dry=True, server=Server(workers=3, wait_s=5.0)),
+        ),
+        ("--workers 3 --set server.workers=4", Settings(server=Server(workers=4))),
+        ("--name a --name b --no-page", Settings(names=("a", "b"), has_page=False)),
+    ],
+    ids=["defaults", "fields", "set-wins", "repeated"],
+)
+def test_options_set_the_fields_of_a_config(line, expected):
+    assert run(*line.split()).output.strip() == str(expected)
 
 
 @pytest.mark.parametrize("arguments", [("--kind", "huge"), ("--workers", "0"), ("--wait", "0")])

@@ -136,6 +136,12 @@ def test_completion_of_a_shell_is_answered():
     assert done.stdout == "plain,evaluate\n"
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_asks_touchstone(shell, touchstone):
+    script = touchstone(f"config completion {shell}").out
+    assert f"_TOUCHSTONE_COMPLETE={shell}_complete" in script
+
+
 def test_config_show_prints_a_config_that_loads(tmp_path, touchstone):
     shown = touchstone("config show overnight --set batch_slots=32").out
     assert re.search(r"^batch_slots: 32$", shown, re.MULTILINE)

@@ -11,11 +11,11 @@ import pytest
 from ray_app.detectors import Preprocessing
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import SourceError, Status, TouchstoneError
-from ray_app.images import ImageLimits, decode_image, inspect_bytes
+from ray_app.images import ImageLimits, inspect_bytes
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.images.provenance.containers import NOTHING
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from tests.images.factory import encoded, jpeg, photo
+from tests.images.factory import jpeg
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
@@ -108,36 +108,13 @@ def test_failure_of_the_system_stays_an_exception(monkeypatch, error):
         BatchDecoder(SPEC, StageClock()).decode([(0, jpeg())])
 
 
-@pytest.fixture(scope="module")
-def handed():
-    """A batch of two images that keep their size, and of one file that is not an image."""
-    spec = make_spec(ensemble_of(["corvi2023"]), limits=ImageLimits(), precision="fp32")
-    files = [
-        (1, encoded(photo(400, 300), "JPEG")),
-        (2, b"no image"),
-        (3, encoded(photo(300, 400), "JPEG")),
-    ]
-    return spec, BatchDecoder(spec, StageClock(), hand_over=True).decode(files)
-
-
-def test_complete_decodes_the_named_images_alone(handed):
-    spec, batch = handed
-    decoder = BatchDecoder(spec, StageClock())
-    [images] = decoder.complete(batch).pixels
-    assert decoder.counts["decoded"] == 0
-    pixels = images.complete([1, 2])
-    assert {slot: image.shape for slot, image in pixels.items()} == {2: (400, 300, 3)}
-    assert decoder.counts["decoded"] == 1
-    image = decode_image(batch.encoded[2], spec.limits).pixels
-    np.testing.assert_array_equal(pixels[2], spec.preprocessings[0].prepare(image, "exact"))
-
-
-def test_complete_leaves_out_what_cannot_be_prepared(handed, monkeypatch, caplog):
+def test_image_that_cannot_be_prepared_late_is_left_out(monkeypatch, caplog):
     def fail(*_):
         raise TypeError("a bug")
 
-    spec, batch = handed
+    spec = make_spec(ensemble_of(["corvi2023"]), limits=ImageLimits(), precision="fp32")
+    batch = BatchDecoder(spec, StageClock(), hand_over=True).decode([(1, jpeg())])
     monkeypatch.setattr(Preprocessing, "prepare", fail)
     [images] = BatchDecoder(spec, StageClock()).complete(batch).pixels
-    assert images.complete([0, 1, 2]) == {}
+    assert images.complete([0]) == {}
     assert "a bug" in caplog.text

@@ -13,6 +13,7 @@ from ray_app.images import ImageLimits
 from ray_app.inference import StageClock, judge, make_spec
 from ray_app.inference.batch import LOOKED, LOOKED_MS
 from ray_app.inference.decision import second_stage_rows
+from ray_app.inference.ensemble import Ensemble
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.worker import open_decoder, open_scorer
 from tests.images.factory import encoded, photo
@@ -74,6 +75,10 @@ def test_second_detector_sees_images_in_the_band_alone(spec):
         np.testing.assert_allclose(
             held_for_a_while_only.scores[name], outputs.scores[name], atol=1e-6
         )
+    results = list(Ensemble(spec).score(DATA))
+    for name, column in outputs.scores.items():
+        scores = [np.nan if one.scores[name] is None else one.scores[name] for one in results]
+        np.testing.assert_array_equal(column, np.array(scores, np.float32))
     scored = judge(spec, outcomes, outputs)
     assert [why == "band" for why in scored.decisions.second_look] == inside.tolist()
     assert outcomes[3].status is Status.UNSUPPORTED_FORMAT

@@ -1,6 +1,4 @@
-"""`touchstone train` with method describe, killed while it learns, against the same one left in
-peace.
-"""
+"""A describer that is killed while it learns, against the same training left in peace."""
 
 import csv
 import json
@@ -47,101 +45,76 @@ COLOURS = {
 
 
 def write_stripes(folder):
-    """Pictures of one colour with stripes of another, and their list; a group is all pictures of
-    one prompt.
-    """
+    """Write images of one colour with stripes of another, and their list by prompt."""
     folder.mkdir()
     rows = [("path", "label", "generator", "group", "prompt")]
     for number, (ground, stripe, way) in enumerate(product(COLOURS, COLOURS, ("upright", "lying"))):
         pixels = np.full((64, 64, 3), COLOURS[ground], np.float32)
         (pixels[:, ::8] if way == "upright" else pixels[::8])[:] = COLOURS[stripe]
+        prompt = f"a {ground} ground with {way} {stripe} stripes"
         for take in range(2):
             noise = np.random.default_rng([number, take]).normal(0, 4, pixels.shape)
             name = f"{number}-{take}.png"
             Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(folder / name)
-            rows.append(
-                (
-                    name,
-                    "fake",
-                    "stripes",
-                    f"g{number}",
-                    f"a {ground} ground with {way} {stripe} stripes",
-                )
-            )
+            rows.append((name, "fake", "stripes", f"g{number}", prompt))
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return folder / "labels.csv"
 
 
-def test_killed_while_it_learns_it_ends_as_if_left_in_peace(tmp_path, ray_cluster):
-    pictures = write_stripes(tmp_path / "pictures")
+def written_once(out):
+    """Return when each file was written that no later session may write again."""
+    files = (out / "tokenizer.json", *(out / "features").rglob("*.npz"))
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_killed_describer_ends_as_if_left_in_peace(tmp_path, ray_cluster):
+    labels = write_stripes(tmp_path / "pictures")
     peace, out = tmp_path / "peace", tmp_path / "out"
-    facts = train(config(pictures, out=str(peace), **SETTINGS)).facts
+    facts = train(config(labels, out=str(peace), **SETTINGS)).facts
     assert facts == facts_of(peace)
 
-    process = start(pictures, tmp_path, out, **SETTINGS)
+    process = start(labels, tmp_path, out, **SETTINGS)
     try:
         wait_until(lambda: checkpoints.list_checkpoints(Store.open(str(out))), timeout_s=400)
     finally:
         kill_family(process)
     assert not (out / "metrics.json").exists(), "it was killed too late to show anything"
-    made_before = made_once(out)
-    assert {"tokenizer.json", "00000000.npz"} <= {path.name for path in made_before}
+    before = written_once(out)
+    assert {"tokenizer.json", "00000000.npz"} <= {path.name for path in before}
 
-    code, told = finish(start(pictures, tmp_path, out, **SETTINGS))
+    code, told = finish(start(labels, tmp_path, out, **SETTINGS))
     assert code == 0, told
-    assert made_once(out) == made_before, "embeddings or the tokenizer were made again"
+    assert written_once(out) == before, "embeddings or the tokenizer were made again"
     assert_same_training(out, peace)
     assert_card_says_what_was_measured(out)
-
-    assert train(config(pictures, out=str(out), **SETTINGS)).was_there
-
-
-def made_once(out):
-    """When that was written which no later session may make again, by file."""
-    return {
-        path: path.stat().st_mtime_ns
-        for path in (out / "tokenizer.json", *(out / "features").rglob("*.npz"))
-    }
+    assert train(config(labels, out=str(out), **SETTINGS)).was_there
 
 
 def assert_same_training(out, other):
     ours, theirs = lines(out, "metrics.jsonl"), lines(other, "metrics.jsonl")
-    assert (
-        [line["step"] for line in ours]
-        == [line["step"] for line in theirs]
-        == list(range(SETTINGS["loop"]["steps"]))
-    )
-    np.testing.assert_allclose(
-        [line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=2e-3
-    )
+    for found in (ours, theirs):
+        assert [line["step"] for line in found] == list(range(SETTINGS["loop"]["steps"]))
+    losses = ([line["loss"] for line in found] for found in (ours, theirs))
+    np.testing.assert_allclose(*losses, rtol=2e-3)
     assert theirs[-1]["loss"] < 0.5 * theirs[0]["loss"], "it learns"
     for split in ("validation", "test"):
         ours, theirs = (facts_of(place)["figures"][split] for place in (out, other))
         assert ours["retrieval"] == theirs["retrieval"]
         assert ours["random"] == theirs["random"]
-        assert (
-            abs(ours["describer"]["exact"]["value"] - theirs["describer"]["exact"]["value"]) < 0.2
-        )
+        exact = [found["describer"]["exact"]["value"] for found in (ours, theirs)]
+        assert abs(exact[0] - exact[1]) < 0.2
 
 
 def assert_card_says_what_was_measured(out):
-    """The card alone, loaded as `touchstone score` does, says of the test images what the training
-    wrote down.
-    """
+    """The card alone says of the test images what the training wrote down."""
     assert "NaN" not in (out / "metrics.json").read_text()
     written = pq.read_table(out / "predictions" / "test.parquet")
-    said = build_describer(load_describer(out / "describer.yaml")).describe(
-        kept_embeddings(Store.open(str(out)), "test").vectors
-    )
+    vectors = kept_embeddings(Store.open(str(out)), "test").vectors
+    said = build_describer(load_describer(out / "describer.yaml")).describe(vectors)
     assert written["predicted_prompt"].to_pylist() == [one.text for one in said]
-    np.testing.assert_allclose(
-        written["prompt_likelihood"].to_numpy(),
-        [one.likelihood for one in said],
-        rtol=1e-4,
-        atol=1e-5,
-    )
-    assert (
-        json.loads((out / "train.json").read_text())["identity"]["recipe"]["describe"]["tier"]
-        == "prefix"
-    )
+    likelihoods = written["prompt_likelihood"].to_numpy()
+    expected = [one.likelihood for one in said]
+    np.testing.assert_allclose(likelihoods, expected, rtol=1e-4, atol=1e-5)
+    identity = json.loads((out / "train.json").read_text())["identity"]
+    assert identity["recipe"]["describe"]["tier"] == "prefix"

@@ -1,6 +1,4 @@
-"""Notes of a training: files named by the step they begin at, so that what is done again stands
-once.
-"""
+"""The history of a training has each step once, also after work was repeated."""
 
 import struct
 
@@ -19,13 +17,13 @@ from ray_app.training.run_directory import (
 
 
 def write(out, first, last, *, rank=0, folder=HISTORY, take=0):
-    notes = HistoryWriter(out, folder, rank)
+    history = HistoryWriter(out, folder, rank)
     for step in range(first, last):
-        notes.add({"step": step, "rank": rank, "take": take})
-    return notes.write(first)
+        history.add({"step": step, "rank": rank, "take": take})
+    history.write(first)
 
 
-def test_what_is_done_again_stands_once_and_ranks_write_files_of_their_own(tmp_path):
+def test_repeated_steps_replace_those_of_before(tmp_path):
     out = Store.open(str(tmp_path))
     for first in (0, 10, 20):
         write(out, first, first + 10)
@@ -35,23 +33,22 @@ def test_what_is_done_again_stands_once_and_ranks_write_files_of_their_own(tmp_p
     assert out.names("tensorboard") == ["events.out.tfevents.00000000.train", "readme.txt"]
     for first in (10, 15):
         write(out, first, first + 5, take=1)
-    assert [(line["step"], line["take"]) for line in read_history(out, HISTORY)] == [
-        (step, int(step >= 10)) for step in range(20)
-    ]
+    found = [(line["step"], line["take"]) for line in read_history(out, HISTORY)]
+    assert found == [(step, int(step >= 10)) for step in range(20)]
+
+
+def test_ranks_write_files_of_their_own(tmp_path):
+    out = Store.open(str(tmp_path))
     for rank in (1, 0):
         write(out, 0, 2, rank=rank, folder=SAMPLES)
-    write(out, 2, 2, folder=SAMPLES)  # nothing noted is no file
+    write(out, 2, 2, folder=SAMPLES)  # Nothing is written without a line.
     assert out.names(SAMPLES) == ["00000000-0000.jsonl", "00000000-0001.jsonl"]
-    assert [(line["rank"], line["step"]) for line in read_history(out, SAMPLES)] == [
-        (0, 0),
-        (0, 1),
-        (1, 0),
-        (1, 1),
-    ]
+    found = [(line["rank"], line["step"]) for line in read_history(out, SAMPLES)]
+    assert found == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_tensorboard_reads_the_numbers():
-    """By tensorboardX's own message types."""
+def test_events_are_numbers_in_the_format_of_tensorboard():
+    """The message types of tensorboardX read them."""
     lines = [
         {"step": 3, "loss": 0.25, "note": "text", "rate": float("nan")},
         {"step": 4, "loss": 0.125},

@@ -1,4 +1,4 @@
-"""The linear probe, from images to a card that scores."""
+"""A linear probe, from images to a card that scores."""
 
 import numpy as np
 import pytest
@@ -16,10 +16,9 @@ from tests.training.conftest import config, facts_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def wanted(labelled, tmp_path):
-    _, card = small_card(tmp_path)
-    return config(
+def test_head_is_fitted_to_features_of_every_row_once(labelled, tmp_path):
+    out, (_, card) = tmp_path / "out", small_card(tmp_path)
+    given = config(
         labelled,
         method="linear-probe",
         detector=str(card),
@@ -27,17 +26,12 @@ def wanted(labelled, tmp_path):
         card=None,
         augmentation={"policy": "none", "arguments": {}},
         loop={"batch": 32},
-        out=str(tmp_path / "out"),
+        out=str(out),
     )
-
-
-def test_a_head_is_fitted_to_features_of_every_row_once_and_to_nothing_else(
-    wanted, labelled, tmp_path
-):
-    out = tmp_path / "out"
-    facts = train(wanted).facts
+    facts = train(given).facts
     rows = facts["data"]["splits"]["train"]["images"]
-    parts = [np.load(path) for path in sorted((out / "features/train").iterdir())]
+    blocks = sorted((out / "features/train").iterdir())
+    parts = [np.load(path) for path in blocks]
     assert np.concatenate([part["rows"] for part in parts]).tolist() == list(range(rows))
     assert facts["probe"]["images"] == rows
     assert len(facts["probe"]["cross_validated_auc"]) == 5
@@ -51,20 +45,24 @@ def test_a_head_is_fitted_to_features_of_every_row_once_and_to_nothing_else(
     np.testing.assert_allclose(exported.weight.detach().numpy(), head.weight, rtol=1e-6)
     np.testing.assert_allclose(exported.bias.item(), head.bias, rtol=1e-6)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 3), dtype=np.uint8)
-    backbone = load_backbone_detector(load_card(tmp_path / "card.yaml"))
+    backbone = load_backbone_detector(load_card(card))
     vectors = np.stack([vector for _, vector in embed_images(backbone, enumerate(pixels))])
     scores = load_detector(out / "card.yaml").score(pixels)
     np.testing.assert_allclose(scores, head.score(vectors), atol=1e-4)
 
-    # Interrupted before its end, it computes only the block that is missing.
+    # After an interruption, it computes only the block that is missing.
     store = Store.open(str(out))
-    lost, *there = sorted((out / "features/train").iterdir())
-    times = {path: path.stat().st_mtime_ns for path in there}
+    lost, *kept = blocks
+    times = {path: path.stat().st_mtime_ns for path in kept}
     lost.unlink()
     store.delete("metrics.json")
     store.clear("checkpoints")
-    assert train(wanted).facts["validation"] == facts["validation"]
-    assert {path: path.stat().st_mtime_ns for path in there} == times
+    assert train(given).facts["validation"] == facts["validation"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
     assert lost.exists()
+
+
+def test_linear_probe_rejects_another_family(labelled, tmp_path):
+    given = config(labelled, method="linear-probe", out=str(tmp_path / "other"))
     with pytest.raises(ConfigError, match="families clip-linear and frozen-linear"):
-        train(config(labelled, method="linear-probe", out=str(tmp_path / "other")))
+        train(given)

@@ -1,5 +1,3 @@
-from collections import Counter
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,7 +6,6 @@ from ray_app.detectors.detector import build_network, load_network
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import LoraSettings, Recipe
 from ray_app.training.detector import DetectorLearner, load_trained
-from ray_app.training.learner import blocks, distribute, world_size
 from ray_app.training.networks import (
     Learning,
     deployable,
@@ -205,26 +202,6 @@ def test_only_the_head_of_a_linear_clip_learns():
     assert learning(built(given)) == {"fc.weight", "fc.bias"}
     with pytest.raises(ConfigError, match="lora: small is a file of its own"):
         built(given.model_copy(update={"lora": LoraSettings(targets=("c_fc",))}))
-
-
-def test_blocks_to_shard_are_the_layers_of_each_stack():
-    for kind, expected in {
-        "vit": {"Block": 2},
-        "siglip": {"SiglipEncoderLayer": 2},
-        "residual": {},
-        "swin": {"Swinv2Layer": 4, "Swinv2Stage": 2},
-        "maskclip": {"ClipBlock": 24, "MaeBlock": 12},
-    }.items():
-        names = [type(block).__name__ for block in blocks(built(recipe(kind)))]
-        assert Counter(names) == expected, kind
-        if kind == "swin":  # Inner blocks come first.
-            assert names == ["Swinv2Layer", "Swinv2Layer", "Swinv2Stage"] * 2
-
-
-def test_one_process_shards_nothing():
-    network = torch.nn.Linear(2, 1)
-    assert distribute(network, "fsdp2", "cpu") is network
-    assert world_size() == 1
 
 
 def adapted(kind="vit", **lora):

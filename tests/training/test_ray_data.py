@@ -12,7 +12,7 @@ from tests.training.conftest import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(400)]
 
 
-def test_decoders_on_a_node_of_their_own_give_two_trainers_what_one_would_get(labelled, tmp_path):
+def test_decoders_on_another_node_give_trainers_their_batches(labelled, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "tests.training.decoders_apart", str(labelled), str(tmp_path)]
     done = subprocess.run(

@@ -1,13 +1,10 @@
 """Which training may use a directory."""
 
-import json
-
 import pytest
 
-from ray_app.errors import ConfigError, IdentityError
+from ray_app.errors import IdentityError
 from ray_app.images import ImageLimits
 from ray_app.storage import Store
-from ray_app.training.run import train
 from ray_app.training.run_directory import (
     check_claim,
     claim_data,
@@ -59,12 +56,6 @@ def test_other_recipe_and_other_images_are_rejected(tmp_path, labelled):
         claim_data(out, told, {"splits": {**FINDINGS["splits"], "train": {"digest": "cc"}}})
 
 
-def test_scoring_run_is_not_trained_into(tmp_path, labelled):
-    (tmp_path / "run.json").write_text(json.dumps({}))
-    with pytest.raises(ConfigError, match="a scored run"):
-        claim_recipe(Store.open(str(tmp_path)), config(labelled))
-
-
 def test_resumed_training_keeps_its_earlier_defaults(tmp_path, labelled, capsys):
     out = Store.open(str(tmp_path))
     told = claim_recipe(out, config(labelled))
@@ -79,11 +70,3 @@ def test_resumed_training_keeps_its_earlier_defaults(tmp_path, labelled, capsys)
     other = config_as_begun(config(labelled, limits={"max_pixels": 9_000_000}), out)
     with pytest.raises(IdentityError, match="this command 9000000, the run 7000000"):
         check_claim(out, other)
-
-
-def test_recipe_that_cannot_split_claims_no_directory(tmp_path, labelled):
-    source = {"at": [f"list::{labelled}"], "generators": ["double-a"], "split": None}
-    data = {"train": [source], "validation": {"generators": ["nobody"]}}
-    with pytest.raises(ConfigError, match="nobody"):
-        train(config(labelled, out=str(tmp_path), data=data))
-    assert not (tmp_path / "train.json").exists()

@@ -13,29 +13,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 def test_recipe_of_touchstone_tiny_finds_unseen_decoders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    build_labelled_set(
-        tmp_path,
-        SimulatedSet(pairs={"train": 300, "validation": 80, "test": 200}, histories={"train": 2}),
-    )
+    pairs = {"train": 300, "validation": 80, "test": 200}
+    build_labelled_set(tmp_path, SimulatedSet(pairs=pairs, histories={"train": 2}))
     recipe = str(Path(__file__).with_name("touchstone-tiny.yaml"))
-    assert (
-        main(
-            [
-                "train",
-                recipe,
-                "--out",
-                "mine",
-                "--set",
-                "loop.epochs=6",
-                "--set",
-                "validation.every=113",
-            ]
-        )
-        == 0
-    )
+    settings = ["--set", "loop.epochs=6", "--set", "validation.every=113"]
+    assert main(["train", recipe, "--out", "mine", *settings]) == 0
     metrics = json.loads((tmp_path / "mine" / "metrics.json").read_text())
-    seen, unseen = (
-        set(metrics["data"]["splits"][split]["generators"]) for split in ("train", "test")
-    )
-    assert not seen & unseen
+    splits = metrics["data"]["splits"]
+    assert not set(splits["train"]["generators"]) & set(splits["test"]["generators"])
     assert metrics["test"]["auc_interval"][0] >= 0.95
