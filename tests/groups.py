@@ -71,7 +71,7 @@ GROUPS = {
     "strangers": Group("what a stranger gets from every command that starts a Ray: nothing; files of an archive are never imported", (
         "test_strangers.py", "test_import_path.py",
     )),
-    "journeys": Group("five whole ways of strangers from an empty folder, by the wheel and the documents' own lines", ("journeys",)),
+    "journeys": Group("whole journeys of newcomers from an empty folder, by the wheel and the documents' own lines", ("journeys",)),
     "readme": Group("the lines of README in an empty folder", ("test_readme.py",)),
     "pages": Group("the lines of README on a fresh machine, and of the documents, as a reader types them", (
         "docs/test_blocks.py", "test_fresh_machine.py",

@@ -3,9 +3,11 @@ documents of other versions.
 """
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
 from docs_site import schemas
@@ -14,8 +16,9 @@ from ray_app.reports.training import TrainingFacts
 from ray_app.runs.document import RunSummary
 from tests.reports.evaluation_example import example_result
 from tests.reports.example import example_summary
-from tests.reports.test_plan import PLAN
 from tests.reports.training_example import example_facts
+
+PLAN = Path(__file__).parent / "reports/documents/plan.yaml"
 
 
 def example_training():
@@ -28,7 +31,7 @@ EXAMPLES = {
     "run_summary": example_summary,
     "evaluation_meta": lambda: example_result().to_json()["meta"],
     "training": example_training,
-    "plan": lambda: PLAN,
+    "plan": lambda: yaml.safe_load(PLAN.read_text(encoding="utf-8")),
 }
 
 

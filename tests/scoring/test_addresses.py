@@ -10,7 +10,7 @@ import pytest
 from ray_app.errors import TouchstoneError
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from tests.archives.test_addresses import Pages
+from tests.archives.pages import Pages
 from tests.http_server import HttpServer
 from tests.images.factory import encoded, photo
 from tests.scoring.conftest import rows_of

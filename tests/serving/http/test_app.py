@@ -176,6 +176,7 @@ def test_everything_but_page_and_health_needs_a_token(monkeypatch):
             assert asking.get(path).status_code == 401, path
         for path in ("/", "/healthz", "/openapi.json"):
             assert asking.get(path).status_code == 200, path
+        assert asking.get("/readyz").status_code != 401, "a probe has no token"
 
 
 def test_cheapest_refusal_comes_first(monkeypatch):
