@@ -45,9 +45,7 @@ def _is_gone(pid):
     return False
 
 
-def test_pool_returns_results_in_order_and_ends_when_closed(
-    ray_cluster,
-):
+def test_pool_returns_results_in_order_and_ends_when_closed(ray_cluster):
     unending = in_pool(_square, count())
     results = [next(unending) for _ in range(60)]
     unending.close()

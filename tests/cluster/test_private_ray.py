@@ -58,9 +58,7 @@ def names(base):
     return {path.name for path in base.iterdir()}
 
 
-def test_private_folder_removes_only_folders_of_ended_processes(
-    base,
-):
+def test_private_folder_removes_only_folders_of_ended_processes(base):
     with private_folder() as ended:
         assert ended.stat().st_mode & 0o777 == 0o700
     assert names(base) == {ended.name}  # with the logs in it

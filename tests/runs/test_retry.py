@@ -124,18 +124,6 @@ def test_vanished_members_are_not_retried(run, finished):
     assert begun.info.members == len(LATE) - 1
 
 
-def test_nothing_to_retry_writes_nothing(run):
-    begun = begin_retry(CurrentRows.read(run), ["decode_timeout"], PLAN)
-    assert (begun.info, begun.refused) == (None, 0)
-    assert sorted(run.store.folders("manifest")) == ["0", "1"]
-
-
-def test_listing_after_a_retry_finds_only_what_is_new(run, finished):
-    retried(run, 2, TIMEOUT)
-    relist(run, finished / "archive")
-    assert run.store.folders("manifest") == ["0", "1", "2"], "the archive is as it was"
-
-
 def test_listings_with_different_columns_are_retried_together(tmp_path):
     write_files(tmp_path / "archive", NAMES[:12])
     run = new_run(tmp_path / "run")

@@ -188,7 +188,7 @@ def test_detector_in_its_own_pool_keeps_the_same_embeddings(kept, photos, heads,
         assert vector == pytest.approx(before[image_id], **CLOSE)
 
 
-def test_features_without_an_embedding_of_every_image_are_refused(photos, kept, heads, tmp_path):
+def test_features_without_embeddings_of_all_images_are_refused(photos, kept, heads, tmp_path):
     config = ScoreConfig(source=(photos,), out=str(tmp_path / "run"), detectors=(heads["unifd"],))
     with pytest.raises(ConfigError, match="--features clip: not a detector of this run"):
         score_archive(config.model_copy(update={"features": ("clip",)}))

@@ -36,60 +36,49 @@ def groups_of(spec, limit_bytes):
     return found and found.groups
 
 
-def planned(spec, worker_bytes=None, *, cpus=2, gpus=0, node_bytes=16 * GB, workers=None):
-    return plan_groups(
-        spec,
-        worker_bytes=worker_bytes,
-        workers=workers,
-        cpus=cpus,
-        gpus=gpus,
-        nodes=1,
-        node_bytes=node_bytes,
-    )
+USUAL = {"cpus": 2, "gpus": 0, "nodes": 1, "node_bytes": 16 * GB, "workers": None}
 
 
-class TestGrouping:
-    def test_detectors_that_fit_form_no_groups(self):
-        assert planned(spec_of("touchstone-tiny", *SHARING)) is None
+def planned(spec, worker_bytes=None, **options):
+    return plan_groups(spec, worker_bytes=worker_bytes, **USUAL | options)
 
-    def test_detectors_with_one_backbone_stay_together(self):
-        spec = spec_of("unifd", "npr", "maskclip", "cnndetection", *SHARING)
-        assert groups_of(spec, 6.5 * GB) == (
-            ("npr", "maskclip", "cnndetection", *SHARING),
-            ("unifd",),
-        )
 
-    def test_process_with_its_images_keeps_within_the_limit(self):
-        spec = spec_of("unifd", "clip-cues", "npr", "dda")
-        for limit_bytes in (4.1 * GB, 4.8 * GB, 5.5 * GB):
-            groups = group_detectors(spec, limit_bytes)
-            assert len(groups.groups) > 1
-            assert groups.process_bytes <= limit_bytes
+def test_detectors_that_fit_form_no_groups():
+    assert planned(spec_of("touchstone-tiny", *SHARING)) is None
 
-    def test_limit_that_is_too_small_names_the_detectors(self):
-        with pytest.raises(ConfigError, match=r"maskclip need about 6\.\d GB"):
-            planned(spec_of("unifd", "maskclip"), 4 * GB)
 
-    def test_stages_of_a_cascade_share_no_group(self):
-        spec = spec_of("touchstone-tiny", "unifd", "npr", "clip-cues")
-        ensemble = spec.ensemble.model_copy(update={"cascade": Cascade(first=1, band=(-2, 2))})
-        assert groups_of(replace(spec, ensemble=ensemble), 4.2 * GB) == (
-            ("touchstone-tiny",),
-            ("npr", "clip-cues"),
-            ("unifd",),
-        )
+def test_detectors_with_one_backbone_stay_together():
+    spec = spec_of("unifd", "npr", "maskclip", "cnndetection", *SHARING)
+    first = ("npr", "maskclip", "cnndetection", *SHARING)
+    assert groups_of(spec, 6.5 * GB) == (first, ("unifd",))
 
-    def test_small_node_gets_turns_if_they_let_more_processes_run(self):
-        spec = spec_of("unifd", "clip-cues")
-        assert planned(spec, cpus=1, node_bytes=16 * GB) is None
-        groups = planned(spec, cpus=2, node_bytes=12 * GB)
-        assert groups.groups == (("clip-cues",), ("unifd",))
-        assert 2 * groups.process_bytes <= 0.7 * 12 * GB
 
-    def test_gpus_hold_all_detectors_unless_a_limit_is_set(self):
-        spec = spec_of("unifd", "clip-cues", device="cuda")
-        assert planned(spec, gpus=1, node_bytes=4 * GB) is None
-        assert len(planned(spec, int(4.1 * GB), gpus=1).groups) == 2
+def test_process_of_a_group_keeps_within_the_limit():
+    spec = spec_of("unifd", "clip-cues", "npr", "dda")
+    for limit_bytes in (4.1 * GB, 4.8 * GB, 5.5 * GB):
+        groups = group_detectors(spec, limit_bytes)
+        assert len(groups.groups) > 1
+        assert groups.process_bytes <= limit_bytes
+    with pytest.raises(ConfigError, match=r"maskclip need about 6\.\d GB"):
+        planned(spec_of("unifd", "maskclip"), 4 * GB)
+
+
+def test_stages_of_a_cascade_share_no_group():
+    spec = spec_of("touchstone-tiny", "unifd", "npr", "clip-cues")
+    ensemble = spec.ensemble.model_copy(update={"cascade": Cascade(first=1, band=(-2, 2))})
+    groups = groups_of(replace(spec, ensemble=ensemble), 4.2 * GB)
+    assert groups == (("touchstone-tiny",), ("npr", "clip-cues"), ("unifd",))
+
+
+def test_small_nodes_get_turns_and_gpus_only_with_a_limit():
+    spec = spec_of("unifd", "clip-cues")
+    assert planned(spec, cpus=1) is None
+    groups = planned(spec, node_bytes=12 * GB)
+    assert groups.groups == (("clip-cues",), ("unifd",)), "more processes can run"
+    assert 2 * groups.process_bytes <= 0.7 * 12 * GB
+    spec = spec_of("unifd", "clip-cues", device="cuda")
+    assert planned(spec, gpus=1, node_bytes=4 * GB) is None
+    assert len(planned(spec, int(4.1 * GB), gpus=1).groups) == 2
 
 
 def write_large(folder):
@@ -153,10 +142,8 @@ def test_three_turns_give_the_same_rows(sample_archive, large, together, tmp_pat
     assert without_place(same) == without_place(rows)
     assert len({row["status"] for row in rows.values()}) > 2
     assert done.summary["fingerprint"] == summary["fingerprint"]
-    times, alone = done.summary["detectors"], summary["detectors"]
-    assert {name: one["images"] for name, one in times.items()} == {
-        name: one["images"] for name, one in alone.items()
-    }
+    for name, one in done.summary["detectors"].items():
+        assert one["images"] == summary["detectors"][name]["images"]
     kept = [RunDirectory.open(str(run)).beside("features/slow", 0, 0) for run in (whole, out)]
     assert kept[0].equals(kept[1])
     assert session["decoded"] == summary["session"]["decoded"]
@@ -173,21 +160,28 @@ def test_turns_of_each_batch_give_the_same_rows(
     assert without_place(same) == without_place(together[2])
 
 
+def score_both(folder, source, *, device="cpu", cluster=None, **settings):
+    """Score with all detectors together and in turns, which gives the same rows; the summaries of
+    both.
+    """
+    found = []
+    for name, limit in (("together", None), ("turns", LIMIT)):
+        given = {"workers": 1, "worker_bytes": limit} | (cluster or {})
+        done, rows = score_here(folder / name, source, device=device, cluster=given, **settings)
+        found.append((done.summary, without_place(rows)))
+    assert found[0][1] == found[1][1]
+    return found[0][0], found[1][0]
+
+
 @pytest.mark.parametrize("layout", [{}, SPLIT], ids=["fused", "split"])
 def test_cascade_in_turns_gives_the_same_rows(sample_archive, large, tmp_path, layout):
     facts = {"rule": "cascade", "cascade": {"first": 1, "band": [-3, 3], "audit_share": 0.1}}
     ensemble = str(write_ensemble(tmp_path / "three.yaml", large, **facts))
-    found = {}
-    for name, limit in (("together", None), ("turns", LIMIT)):
-        settings = settings_of((), limit, **layout) | {"ensemble": ensemble}
-        del settings["detectors"]
-        found[name] = score_here(tmp_path / name, sample_archive, **settings)
-    done, rows = found["turns"]
-    whole, expected = found["together"]
-    assert len(done.summary["session"]["groups"]) == 3
-    assert without_place(rows) == without_place(expected)
-    looks = [one.summary["session"]["looks"] for one in (done, whole)]
-    assert looks[0]["second"]["images"] == looks[1]["second"]["images"] > 0
+    settings = {"ensemble": ensemble, "block_members": 4} | layout
+    together, turns = score_both(tmp_path, sample_archive, **settings)
+    assert len(turns["session"]["groups"]) == 3
+    late = [one["session"]["looks"]["second"]["images"] for one in (together, turns)]
+    assert late[0] == late[1] > 0
 
 
 def test_interrupted_run_resumes_with_the_same_rows(sample_archive, large, tmp_path, monkeypatch):
@@ -235,34 +229,20 @@ def test_masks_and_kept_sizes_in_turns_stay_the_same(photographs, tmp_path, layo
     """Eight detectors: two share a backbone, one keeps sizes, one gives masks."""
     ensemble = write_eight(tmp_path / "cards")
     enlarge(ensemble.parent, "unifd", "corvi2023", "maskclip", "tiny-ladeda")
-    settings = {"ensemble": str(ensemble), "perturb": ["jpeg:75"], "precision": "fp32"}
-    found = {}
-    for name, limit in (("together", None), ("turns", LIMIT)):
-        cluster = {"workers": 1, "worker_bytes": limit} | layout.get("cluster", {})
-        device = {"device": "cpu", "cluster": cluster}
-        found[name] = score_here(tmp_path / name, photographs, **settings, **device)
-    groups = found["turns"][0].summary["session"]["groups"]
+    settings = {"ensemble": str(ensemble), "perturb": ["jpeg:75"], "precision": "fp32"} | layout
+    groups = score_both(tmp_path, photographs, **settings)[1]["session"]["groups"]
     assert len(groups) > 3
     assert any({"unifd", "own-head"} <= set(group) for group in groups)
-    assert without_place(found["turns"][1]) == without_place(found["together"][1])
-    masks = [
-        RunDirectory.open(str(tmp_path / name)).beside("masks", 0, 0)
-        for name in ("together", "turns")
-    ]
-    assert masks[0].equals(masks[1])
+    together, turns = (RunDirectory.open(str(tmp_path / name)) for name in ("together", "turns"))
+    assert together.beside("masks", 0, 0).equals(turns.beside("masks", 0, 0))
 
 
 def test_names_and_captions_in_turns_stay_the_same(photographs, tmp_path):
-    ensemble = write_profile(
-        tmp_path / "cards", "captioner", describe="all", localizer=False, parameters=200_000_000
-    )
+    options = {"describe": "all", "localizer": False, "parameters": 200_000_000}
+    ensemble = write_profile(tmp_path / "cards", "captioner", **options)
     enlarge(ensemble.parent, "unifd", "own-head")
-    settings, found = {"ensemble": str(ensemble), "precision": "fp32", "device": "cpu"}, {}
-    for name, limit in (("together", None), ("turns", LIMIT)):
-        cluster = {"workers": 1, "worker_bytes": limit}
-        found[name] = score_here(tmp_path / name, photographs, **settings, cluster=cluster)
-    session = found["turns"][0].summary["session"]
+    settings = {"ensemble": str(ensemble), "precision": "fp32"}
+    session = score_both(tmp_path, photographs, **settings)[1]["session"]
     assert len(session["groups"]) == 2
     assert session["groups"][0] == ["unifd", "own-head"]
     assert session["described"] == 6
-    assert without_place(found["turns"][1]) == without_place(found["together"][1])

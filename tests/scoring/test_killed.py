@@ -97,7 +97,7 @@ def find_process(process, title):
     return [pid for pid in family_of(process.pid) if title in title_of(pid)]
 
 
-def test_driver_killed_at_many_moments(s3, bucket, expected):
+def test_driver_killed_at_many_moments_resumes(s3, bucket, expected):
     """Half of the kills leave workers and the listing process alive for a moment, and the next
     command starts at once.
     """
@@ -133,18 +133,17 @@ def test_driver_killed_at_many_moments(s3, bucket, expected):
     wait_until(lambda: not left.intersection(map(int, filter(str.isdigit, os.listdir("/proc")))))
 
 
-@pytest.mark.parametrize("title", ["ray::ReadItemSource", "MapWorker(MapBatches(BlockScorer)"])
-def test_process_of_ray_killed(bucket, expected, title):
-    """The run goes on and ends."""
-    run = Run(bucket, title.partition("(")[0].replace("::", "-"))
+def test_run_survives_the_killed_source_of_its_items(bucket, expected):
+    """`tests/scoring/test_kills.py` kills the workers."""
+    run = Run(bucket, "source")
     with run.command() as process:
         await_parts(run.directory, process, 2)
-        for pid in wait_until(lambda: find_process(process, title)):
+        for pid in wait_until(lambda: find_process(process, "ray::ReadItemSource")):
             os.kill(pid, signal.SIGKILL)
         run.finish_command(process, expected)
 
 
-def test_second_command_and_two_interrupts(bucket, expected):
+def test_second_command_is_refused_and_two_interrupts_end(bucket, expected):
     """A second command on the directory is refused. The second Ctrl-C ends the run at once."""
     run = Run(bucket, "interrupted")
     with run.command() as process:
@@ -164,7 +163,7 @@ def test_second_command_and_two_interrupts(bucket, expected):
     run.finish(expected)
 
 
-def test_listing_killed_at_three_moments(tmp_path):
+def test_listing_killed_at_three_moments_resumes(tmp_path):
     """A listing that takes longer than scoring: its process is killed before its first portion,
     after it, and while blocks are scored; then the driver is killed while its listing lives. Each
     next command goes on after the last portion.

@@ -155,22 +155,18 @@ class Disturbed:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kinds", "seed"),
-    [
-        (("driver", "actor", "raylet"), 0),
-        (("raylet", "driver"), 2),
-        (("notice",), 0),
-        (("drain",), 0),  # the last: what it takes away from the cluster does not come back
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
+    "kinds",
+    # `drain` is the last: the node that it takes from the cluster does not come back.
+    [("driver", "actor", "raylet"), ("notice",), ("drain",)],
+    ids="-".join,
 )
 def test_disturbed_run_has_the_rows_of_an_undisturbed_one(
-    kinds, seed, photographs, nodes, undisturbed, tmp_path
+    kinds, photographs, nodes, undisturbed, tmp_path
 ):
     nodes.tell("count")
     while len(nodes.raylets) < 2:
         nodes.tell("add")
-    disturbed = Disturbed(photographs, tmp_path / "run", nodes, random.Random(f"{kinds} {seed}"))
+    disturbed = Disturbed(photographs, tmp_path / "run", nodes, random.Random(str(kinds)))
     try:
         for kind in kinds:
             disturbed.suffer(kind, most=IMAGES // BLOCK // (2 * len(kinds)))
@@ -200,7 +196,7 @@ def attempts_of(run):
 
 
 @pytest.mark.slow
-def test_killed_while_embeddings_are_scored(tmp_path):
+def test_run_on_embeddings_killed_at_any_moment_resumes(tmp_path):
     """Killed before a manifest is there and at moments after it: what is committed stays."""
     count = 2000
     names = [f"{number:04}.jpg" for number in range(count)]
@@ -241,7 +237,7 @@ def workers_below(process):
 
 
 @pytest.mark.slow
-def test_gpu_nodes_that_come_late_are_used(tmp_path):
+def test_late_gpu_nodes_are_used(tmp_path):
     card = write_card(seeded_card("community-forensics-vits384", tmp_path), tmp_path / "card.yaml")
     write_photographs(tmp_path / "photos", 192, size=(320, 320))
     nodes, run = Nodes(1), RunDirectory.open(str(tmp_path / "run"))
@@ -270,7 +266,7 @@ def test_gpu_nodes_that_come_late_are_used(tmp_path):
 
 
 @pytest.mark.slow
-def test_scorer_and_its_gpu_node_killed(photographs, undisturbed, tmp_path):
+def test_run_survives_a_killed_scorer_and_gpu_node(photographs, undisturbed, tmp_path):
     """Decoders, a scorer for each of two GPUs that are only declared, and a committer."""
     nodes, run = Nodes(1), RunDirectory.open(str(tmp_path / "run"))
     settings = (f"block_members={BLOCK}", "device=cpu", "cluster.gpus=2", "cluster.cpus=3")

@@ -149,17 +149,18 @@ def test_half_done_run_of_another_version_is_refused(half, capsys):
     assert half == before
 
 
-def test_finished_run_continues_as_a_compacted_one(photographs, s3, another_default, capsys):
+def test_finished_run_continues_as_a_compacted_one(
+    photographs, s3, another_default, tmp_path, capsys
+):
     """Nothing is scored again under another default ensemble, and then only one new image is."""
     client = s3.client()
-    put_run(client, "finished")
-    old, new = f"s3://{BUCKET}/finished", f"s3://{BUCKET}/compacted"
+    old, new = str(unpack("finished", tmp_path)), str(tmp_path / "compacted")
     with pytest.raises(ConfigError, match=r"Touchstone 0\.20\.0 wrote this run") as refused:
         scored(old)
     assert f"touchstone runs compact {old} NEW" in refused.value.hint
     assert main(["runs", "compact", old, new]) == ExitCode.DONE
     assert rows_of(new) == rows_of(old)
-    assert verify_run(run_at("compacted")).current == PICTURES
+    assert verify_run(RunDirectory.open(new)).current == PICTURES
     summary = scored(new).summary
     assert (summary["session"]["rows"], summary["listing"]) == (0, 0)
     [kept_ensemble] = summary["session"]["kept"]
@@ -173,7 +174,7 @@ def test_finished_run_continues_as_a_compacted_one(photographs, s3, another_defa
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
     counts = (summary["session"]["rows"], summary["listing"], summary["members"])
     assert counts == (1, 1, PICTURES + 1)
-    verify_run(run_at("compacted"))
+    verify_run(RunDirectory.open(new))
 
 
 def test_point_of_the_default_ensemble_changes_no_default(other_configs, tmp_path):

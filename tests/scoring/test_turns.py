@@ -1,6 +1,7 @@
 """Which blocks a turn gives the pipeline, and when; no Ray."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -25,41 +26,41 @@ def places(blocks):
     return [ref.place for ref in blocks]
 
 
-def test_a_turn_gives_the_blocks_that_are_released(run):
+@contextmanager
+def reading(turn):
+    """The places that another thread gets of a turn, complete once the block ends."""
+    given = []
+    thread = threading.Thread(target=lambda: given.extend(ref.place for ref in turn()))
+    thread.start()
+    yield given
+    thread.join(30)
+
+
+def test_turn_gives_the_blocks_that_are_released(run):
     blocks, orders = read_blocks(run.store, 0), OrderWriter(run.store, LEASE, 2)
     turn = Turn(run, LEASE, orders.begin_turn(), blocks)
-    given = []
-    reading = threading.Thread(target=lambda: given.extend(map(_placed, turn())))
-    reading.start()
-    released = iter(turn())
-    assert [next(released).place for _ in range(2)] == places(blocks[:2])
-    orders.release(len(blocks))
-    reading.join(30)
+    with reading(turn) as given:
+        released = iter(turn())
+        assert [next(released).place for _ in range(2)] == places(blocks[:2])
+        orders.release(len(blocks))
     assert given == places(blocks)
 
 
-def _placed(ref):
-    return ref.place
-
-
-def test_repeated_read_gives_the_same_blocks_of_later_portions(run, tmp_path):
+def test_turn_read_again_gives_the_same_later_blocks(run, tmp_path):
     first, orders = read_blocks(run.store, 0), OrderWriter(run.store, LEASE, 1000)
     turn = Turn(run, LEASE, orders.begin_turn(), first[2:], following=(1, 0))
-    given = []
-    reading = threading.Thread(target=lambda: given.extend(map(_placed, turn())))
-    reading.start()
-    for name in ("more", "last"):
-        write_files(tmp_path / "archive", [f"{name}-{number}.jpg" for number in range(12)])
-        list(list_portions(run.store, open_source([str(tmp_path / "archive")]), PLAN))
-    finish_manifest(run.store)
-    expected = places(first[2:]) + places(read_blocks(run.store, 1))
-    orders.end_turn()
-    reading.join(30)
+    with reading(turn) as given:
+        for name in ("more", "last"):
+            write_files(tmp_path / "archive", [f"{name}-{number}.jpg" for number in range(12)])
+            list(list_portions(run.store, open_source([str(tmp_path / "archive")]), PLAN))
+        finish_manifest(run.store)
+        expected = places(first[2:]) + places(read_blocks(run.store, 1))
+        orders.end_turn()
     assert given == expected
     assert places(turn()) == expected
 
 
-def test_a_turn_ends_with_a_stop_and_without_orders(run):
+def test_turn_ends_with_a_stop_and_without_orders(run):
     blocks, orders = read_blocks(run.store, 0), OrderWriter(run.store, LEASE, 2)
     turn = Turn(run, LEASE, orders.begin_turn(), blocks, following=(1, 0))
     orders.stop(True, ())
