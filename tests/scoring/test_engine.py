@@ -71,6 +71,7 @@ def test_turn_without_blocks_has_no_report(ray_cluster, tmp_path):
     assert counted(costless.block_list(0, 40), FEW, tmp_path) == Counter()
 
 
+@pytest.mark.slow
 def test_leaving_node_starts_no_further_block(ray_cluster, tmp_path):
     one = replace(FUSED, scorers=(1,))
     orders = OrderWriter(run_at(tmp_path).store, LEASE, one.most_open)
@@ -80,15 +81,25 @@ def test_leaving_node_starts_no_further_block(ray_cluster, tmp_path):
     assert len(list(reports)) < 3 * one.most_open
 
 
-def test_worker_starts_a_block_only_if_orders_allow_it(tmp_path):
+def test_worker_starts_a_block_only_if_orders_allow_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_app.scoring.stages.own_node", lambda: "here")
     orders = OrderWriter(run_at(tmp_path).store, LEASE, 5)
     worker = costless.CostlessScorer(job_in(tmp_path))
     [block] = costless.block_list(1, 40)
-    assert isinstance(worker.work(block), NotStarted), "no orders"
+
+    def is_started():
+        return not isinstance(worker.work(block), NotStarted)
+
+    assert not is_started(), "no orders"
     orders.begin_turn()
-    assert not isinstance(worker.work(block), NotStarted)
-    orders.stop(True, ())
-    assert isinstance(worker.work(block), NotStarted)
+    assert is_started()
+    for is_stopped, avoided, expected in (
+        (False, ["there"], True),
+        (False, ["here", "there"], False),
+        (True, (), False),
+    ):
+        orders.stop(is_stopped, avoided)
+        assert is_started() == expected, (is_stopped, avoided)
 
 
 def die_once(job, ref):
