@@ -45,7 +45,7 @@ GROUPS = {
     )),
     "faults": Group("storage and output that fail, decoders that die: nothing lost, nothing twice; twenty nights; other clouds", (
         "scoring/test_decoder_deaths.py", "scoring/test_faults.py",
-        "scoring/test_engine.py", "scoring/test_faulty_storage.py", "scoring/test_run_more.py", "scoring/test_nights.py",
+        "scoring/test_engine.py", "scoring/test_faulty_storage.py", "scoring/test_run.py", "scoring/test_nights.py",
         "scoring/test_run_metrics.py", "scoring/test_pod_end.py", "scoring/test_follow.py", "storage",
     )),
     "memory": Group("what hostile and huge files leave in memory; every layout of every format against libvips", (
