@@ -37,9 +37,10 @@ from PIL import Image
 from ray_app.archives import ListedMember, image_id, manifests
 from ray_app.errors import ExitCode
 from ray_app.runs import RunDirectory, current_tables, verify_run
-from tests.s3_server import S3Server
-from tests.scoring.conftest import ROOT, kill_family, wait_until
-from tests.scoring.nodes import Nodes
+from tests.make.nodes import Nodes
+from tests.make.runs import ROOT
+from tests.make.servers.s3 import S3Server
+from tests.make.waiting import kill_family, wait_until
 
 # how much of a day comes in each of its hours
 HOURS = (1, 0, 0, 0, 1, 3, 8, 12, 10, 6, 5, 9, 14, 6, 4, 4, 6, 10, 16, 9, 5, 3, 2, 1)

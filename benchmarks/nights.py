@@ -45,8 +45,8 @@ from ray_app.runs import RunDirectory, current_rows, result_rows, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import work_of
 from ray_app.scoring.run import ScoringRun, score_archive
-from tests.s3_server import Request, S3Server
-from tests.scoring.stages import without_ray
+from tests.make.servers.s3 import Request, S3Server
+from tests.make.stages import without_ray
 
 BUCKET = "nights"
 NEW = 50  # images of a night

@@ -5,6 +5,7 @@ import gc
 import os
 import resource
 import secrets
+import shutil
 import signal
 import tempfile
 import threading
@@ -16,7 +17,7 @@ import pytest
 from xdist.scheduler import LoadGroupScheduling
 
 from tests.groups import GROUPS, group_of
-from tests.s3_server import S3Server
+from tests.make.servers.s3 import S3Server
 
 # Every Ray of a test accepts requests from this run alone. Ray reads these variables when a test
 # module imports it.
@@ -160,16 +161,97 @@ def ray_cluster(s3):
 @pytest.fixture
 def off_ray():
     """Runs that the test starts have their stages in this process."""
-    from tests.scoring.stages import without_ray
+    from tests.make.stages import without_ray
 
     with without_ray():
         yield
 
 
+@pytest.fixture
+def score(tmp_path):
+    """Score a source into a run directory and return (finished, rows by path); the stages in this
+    process.
+    """
+    from tests.make.runs import score_here
+
+    def run(source, out=None, **settings):
+        return score_here(out or tmp_path / "run", source, **settings)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sample_archive(tmp_path_factory):
+    """A small archive with every kind of container."""
+    from tests.simulation.archive import build_sample_archive
+
+    folder = tmp_path_factory.mktemp("sample") / "archive"
+    build_sample_archive(folder, files=14)
+    return folder
+
+
+@pytest.fixture
+def archive(sample_archive, tmp_path):
+    """A copy that a test may change."""
+    return Path(shutil.copytree(sample_archive, tmp_path / "archive"))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of a few photographs, a file that is none, and one that ends early."""
+    from tests.make.real_run import write_photos
+
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def plain_run(photos, tmp_path_factory):
+    """URL of a run that the demonstration ensemble scored, which has no guarantee."""
+    from ray_app.ensembles import load_ensemble_card
+    from tests.make.real_run import score_photos
+
+    return score_photos(
+        load_ensemble_card("tiny"), photos, tmp_path_factory.mktemp("plain") / "run"
+    )
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """An S3 server that fails as a test says; the AWS_* variables point at it."""
+    from tests.make.servers.faulty import FaultyServer
+
+    with FaultyServer() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def wild(tmp_path_factory):
+    """A web server with hosts of every kind, one for all tests of this process."""
+    from tests.make.servers.wild import wild_web
+
+    with wild_web(tmp_path_factory.mktemp("wild")) as web:
+        yield web
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch computes in one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def eight(tmp_path_factory):
     """An ensemble card over eight small detectors with seeded weights, in a folder of their own."""
-    from tests.scoring.eight import write_eight
+    from tests.make.cards import write_eight
 
     return write_eight(tmp_path_factory.mktemp("eight"))
 
@@ -177,8 +259,8 @@ def eight(tmp_path_factory):
 @pytest.fixture(scope="session")
 def wheel_environment():
     """The wheel of this tree, installed in an environment that has nothing else: see
-    tests/wheel.py.
+    tests/make/wheel.py.
     """
-    from tests.wheel import WheelEnvironment
+    from tests.make.wheel import WheelEnvironment
 
     return WheelEnvironment.of_this_tree()

@@ -182,3 +182,12 @@ print([name for name in {HEAVY + QUICK[command]!r} if name in sys.modules], file
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_no_test_module_imports_another_one():
+    """What several need is in `tests/make`, or beside them in a module without tests."""
+    pattern = re.compile(r"^\s*(?:from|import) (tests[\w.]*\.(?:test_|conftest)\w*)", re.MULTILINE)
+    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    imports = {(file, name) for file in files for name in pattern.findall(file.read_text("utf-8"))}
+    # A script that a test starts may import the test's own file.
+    assert sorted(name for file, name in imports if name != name_of(file)) == []

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ray_app import __version__
-from tests.test_readme import ROOT, blocks, check, run, script
-from tests.wheel import OFFLINE
+from tests.docs.readme import ROOT, blocks, check, run, script
+from tests.make.wheel import OFFLINE
 
 WITHOUT_CUDA = "--torch-backend cpu"
 MOST_MEGABYTES_WITHOUT_CUDA = 2_300  # README's figure, uv itself, and the bytecode of a command

@@ -23,9 +23,10 @@ from ray_app.ensembles.card import EnsembleMember
 from ray_app.evaluation.calibrate.files import named_from
 from ray_app.import_path import working_in
 from ray_app.transforms.perturbations import load_perturbations
-from tests.ray_head import BIN, free_ports, ray_head
-from tests.scoring.conftest import ROOT, kill_family, rows_of
-from tests.training.conftest import recipe
+from tests.make.ray_head import BIN, free_ports, ray_head
+from tests.make.runs import ROOT, rows_of
+from tests.make.waiting import kill_family
+from tests.training.trainings import recipe
 
 # Modules that libraries try to import if they are installed, and those that Python itself imports
 # at its start.

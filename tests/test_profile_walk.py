@@ -13,7 +13,7 @@ import pytest
 from ray_app.cli.main import main
 from ray_app.reports.evaluation.result import EvaluationResult
 from ray_app.runs import RunDirectory, current_rows
-from tests.images.factory import photo
+from tests.make.images import photo
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "profile.md").read_text(encoding="utf-8")
 WALK = PAGE.partition("## A walk")[2].partition("\n## ")[0]

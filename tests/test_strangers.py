@@ -14,9 +14,10 @@ import grpc
 import pytest
 import yaml
 
-from tests import stranger
-from tests.ray_head import free_ports, title_of
-from tests.scoring.conftest import family_of, kill_family, wait_until, write_many
+from tests.make import stranger
+from tests.make.archives import write_many
+from tests.make.ray_head import free_ports, title_of
+from tests.make.waiting import family_of, kill_family, wait_until
 from tests.simulation.archive import build_sample_archive
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,7 +120,7 @@ def evaluate(folder):
 
 
 def train(folder):
-    from tests.training.conftest import command, recipe
+    from tests.training.trainings import command, recipe
 
     labels = folder / "labels.csv"
     labels.write_text("path,label,group\n" + "".join(f"{path},{'fake' if number % 2 else 'real'},{number // 2}\n"

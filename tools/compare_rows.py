@@ -152,7 +152,7 @@ def write_ensembles(folder: Path) -> list[Path]:
     if all(path.exists() for path in paths):
         return paths
     from benchmarks.seeded import seeded_card, write_card
-    from tests.detectors.small_zoo import small
+    from tests.make.networks.small_zoo import small
 
     folder.mkdir(parents=True, exist_ok=True)
     members = {}

@@ -26,9 +26,9 @@ from ray_app.storage import Fetcher, RetryPolicy, Store, list_objects, ssrf
 from tests.archives.containers import hazards
 from tests.archives.given import all_members
 from tests.archives.img2dataset import put
-from tests.archives.pages import Pages
-from tests.storage import clouds
-from tests.storage.faulty_server import LOOPBACK
+from tests.make.servers import clouds
+from tests.make.servers.faulty import LOOPBACK
+from tests.make.servers.pages import Pages
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=64)
 

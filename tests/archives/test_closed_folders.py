@@ -26,7 +26,7 @@ from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import Store
 from tests.archives.containers import hazards
 from tests.archives.given import all_members
-from tests.unprivileged import closed
+from tests.make.unprivileged import closed
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from ray_app.archives import open_source
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import ConfigError, SourceError, Status
 from ray_app.storage import Fetcher, RetryPolicy, object_store
-from tests.hub_server import HubServer, blob_id
+from tests.make.servers.hub import HubServer, blob_id
 
 REPO = "someone/pictures"
 CELLS = [random.Random(n).randbytes(3000) for n in range(12)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from ray_app.archives import BlockPlan
 from ray_app.archives.listing import ListingProcess, ListingRequest
 from ray_app.child_process import SECRETS
-from tests.scoring.conftest import wait_until
+from tests.make.waiting import wait_until
 
 
 def test_listing_process_has_no_secret_of_an_endpoint(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from ray_app.storage import Fetcher, list_objects
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from tests.archives.containers import hazards
 from tests.archives.containers.hazards import container_at, contents, members, opened, written
-from tests.storage.faulty_server import ETAG, patient
+from tests.make.servers.faulty import ETAG, patient
 
 FILES = {
     f"{number}.jpg": random.Random(number).randbytes(1500 + 700 * number) for number in range(40)

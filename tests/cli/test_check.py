@@ -22,11 +22,11 @@ from ray_app.cli.check import check
 from ray_app.reports.check import name_rows
 from ray_app.storage import guarded_http
 from ray_app.storage.ssrf import is_public_address
-from tests.images.factory import chunk
-from tests.reports.page_reader import read
-from tests.scoring.conftest import write_points
-from tests.storage.tls_server import Loopback, answer, authority
-from tests.unprivileged import closed, nested
+from tests.make.cards import write_points
+from tests.make.images import chunk
+from tests.make.page_reader import read
+from tests.make.servers.tls import Loopback, answer, authority
+from tests.make.unprivileged import closed, nested
 
 KILLS = b"this one kills the decoder"
 # A decoder process runs this first. An image with these bytes ends the process, as a bug in a

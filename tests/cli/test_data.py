@@ -7,12 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datasets import read_index
-from tests.datajobs.download.conftest import RESOLVE, Web, wild  # noqa: F401 - the fixture
-from tests.datajobs.download.wild_server import picture
+from tests.make.servers.wild import RESOLVE, Web, picture
 
 
 @pytest.fixture
-def meta(wild: Web, tmp_path):  # noqa: F811
+def meta(wild: Web, tmp_path):
     record = {
         "Prompt": "oil painting of a lighthouse in fog, <lora:foo:0.6>",
         "Seed": "42",

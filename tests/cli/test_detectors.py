@@ -14,7 +14,7 @@ from ray_app.detectors import load_card
 from ray_app.detectors.weights import located, parts_of
 from ray_app.reports.card import SPEED_WORDS
 from tests.detectors.checkable import golden_of, sha256, write_checkable
-from tests.identification.made import make_identifier
+from tests.make.profiles import make_identifier
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = {name: load_card(name) for name in named_configs("detectors")}

@@ -4,8 +4,8 @@ from collections import deque
 
 import pytest
 
+from tests.make.unprivileged import closed
 from tests.serving.scripted import ERROR_RATES, ScriptedEndpoint, refuse, score_of
-from tests.unprivileged import closed
 
 
 @pytest.fixture

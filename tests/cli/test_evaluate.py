@@ -7,7 +7,7 @@ import pytest
 
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
-from tests.evaluation.made import made_run, random_rows
+from tests.make.evaluations import made_run, random_rows
 
 N = 400
 

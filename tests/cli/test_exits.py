@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.serving.engine import golden_image
-from tests.ray_head import ray_head
-from tests.scoring.conftest import ROOT
+from tests.make.ray_head import ray_head
+from tests.make.runs import ROOT
 
 RUNS = 200
 

@@ -12,10 +12,10 @@ from ray_app.config import named_configs
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.weights import parts_of
 from ray_app.ensembles import load_ensemble_card
-from tests.detectors import small_clip
-from tests.detectors.conftest import UNPUBLISHED
-from tests.images import factory
-from tests.model_hub import ModelHub
+from tests.make import images
+from tests.make.cards import UNPUBLISHED
+from tests.make.networks import small_clip
+from tests.make.servers.model_hub import ModelHub
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_fetched_ensemble_checks_an_image_offline(hub, ensemble, tmp_path, monke
     assert len(ended.out.splitlines()) == 3
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub.requests.clear()
-    (tmp_path / "photo.jpg").write_bytes(factory.jpeg())
+    (tmp_path / "photo.jpg").write_bytes(images.jpeg())
     ended = touchstone("check", tmp_path / "photo.jpg", "--ensemble", ensemble)
     assert ended.code == 0
     assert "not calibrated" in ended.out

@@ -15,9 +15,10 @@ from PIL import Image
 from benchmarks.seeded import write_card
 from ray_app.detectors import licences, load_card, load_detector
 from ray_app.errors import DetectorError
-from tests.detectors.conftest import one_thread  # noqa: F401  (an autouse fixture of that folder)
-from tests.detectors.small_clip import small_card
-from tests.detectors.small_frozen import seeded_frozen
+from tests.make.networks.small_clip import small_card
+from tests.make.networks.small_frozen import seeded_frozen
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[2]
 

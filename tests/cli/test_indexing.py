@@ -3,7 +3,7 @@
 import pytest
 
 from ray_app.datasets import read_index
-from tests.datasets.published import write_files, write_json, write_openfake
+from tests.make.published import write_files, write_json, write_openfake
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from ray_app.cli import options
 from ray_app.cli.main import main
 from ray_app.cli.main import touchstone as group
 from ray_app.errors import RESUMABLE, ConfigError, StorageError
-from tests.runs.real_run import photos, plain_run  # noqa: F401
 
 
 def commands(group=group, path=()):
@@ -154,7 +153,7 @@ def test_version_is_printed(touchstone):
     assert touchstone("--version").out.startswith("touchstone, version ")
 
 
-def test_commands_on_a_run_load_no_torch_and_no_ray(plain_run, photos, tmp_path):  # noqa: F811
+def test_commands_on_a_run_load_no_torch_and_no_ray(plain_run, photos, tmp_path):
     commands = [
         ["compare", plain_run, plain_run],
         ["runs", "audit", plain_run, "--draw", "50", "--out", str(tmp_path)],

@@ -14,13 +14,12 @@ from PIL import Image
 
 from ray_app.serving.client import EndpointClient
 from ray_app.storage import RetryPolicy, Store
-from tests.http_server import HttpServer
-from tests.images.factory import lying_png
-from tests.ray_head import free_ports, without_ray_start
-from tests.runs.real_run import photos, plain_run  # noqa: F401
+from tests.make.images import lying_png
+from tests.make.leases import is_released
+from tests.make.ray_head import free_ports, without_ray_start
+from tests.make.servers.http_server import HttpServer
+from tests.make.unprivileged import closed
 from tests.serving.scripted import ScriptedEndpoint
-from tests.storage.leases import is_released
-from tests.unprivileged import closed
 
 COMMAND = [sys.executable, "-m", "ray_app.cli"]
 
@@ -82,7 +81,7 @@ score --endpoint 127.0.0.1:9 pictures | 2 | 127.0.0.1:9: not the URL of an endpo
 @pytest.mark.parametrize(
     "mistake", MISTAKES.splitlines(), ids=lambda mistake: mistake.partition(" | ")[0]
 )
-def test_mistake_is_reported_with_what_to_do(mistake, folder, plain_run, touchstone):  # noqa: F811
+def test_mistake_is_reported_with_what_to_do(mistake, folder, plain_run, touchstone):
     mistake = mistake.replace("RUN", str(plain_run)).replace("HERE", str(folder))
     line, code, problem, advice = mistake.split(" | ")
     ended = touchstone(line)
@@ -197,7 +196,7 @@ def test_output_that_cannot_be_written_exits_5(tmp_path, touchstone):
     assert "check the permissions of that path" in ended.err
 
 
-def test_full_disk_exits_5_with_what_to_do(plain_run, tmp_path):  # noqa: F811
+def test_full_disk_exits_5_with_what_to_do(plain_run, tmp_path):
     """/dev/full for what is printed; a limit on the size of files for what is written."""
     words = ["results", str(plain_run)]
     with open("/dev/full", "w") as full:
@@ -223,7 +222,7 @@ def test_full_disk_exits_5_with_what_to_do(plain_run, tmp_path):  # noqa: F811
     assert done.stderr.startswith("touchstone: cannot write: File too large")
 
 
-def test_closed_pipe_ends_a_command_quietly(plain_run):  # noqa: F811
+def test_closed_pipe_ends_a_command_quietly(plain_run):
     process = subprocess.Popen(
         [*COMMAND, "results", str(plain_run), "--json"],
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.datajobs.shards import archives
-from tests.scoring.conftest import wait_until
+from tests.make.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 

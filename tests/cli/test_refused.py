@@ -11,8 +11,8 @@ from ray_app.errors import ConfigError
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
+from tests.make.stages import without_ray
 from tests.scoring.older import unpack
-from tests.scoring.stages import without_ray
 
 
 @pytest.fixture(autouse=True)

@@ -15,18 +15,18 @@ import pytest
 from ray_app import __version__
 from ray_app.ensembles import load_ensemble_card
 from ray_app.runs import RunDirectory, current_rows, fingerprint
-from tests.images.factory import jpeg
-from tests.runs.real_run import photos, plain_run, score_here  # noqa: F401
+from tests.make.images import jpeg
+from tests.make.real_run import score_photos
 
 
 @pytest.fixture
-def results(plain_run, touchstone):  # noqa: F811
+def results(plain_run, touchstone):
     """Run `results` on a run of seven images and one text, with further words."""
     return lambda *words: touchstone("results", plain_run, *words)
 
 
 @pytest.fixture
-def rows(plain_run):  # noqa: F811
+def rows(plain_run):
     return list(current_rows(RunDirectory.open(plain_run)))
 
 
@@ -106,7 +106,7 @@ def sha256_of(value):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_image_prints_its_row_digests_and_versions(results, plain_run, rows):  # noqa: F811
+def test_image_prints_its_row_digests_and_versions(results, plain_run, rows):
     row = next(row for row in rows if row["uri"].endswith("photo-2.jpg"))
     document = results("--json", "--image", row["uri"]).document
     assert document["row"] == results("--json", "--match", "*photo-2.jpg").rows[0]
@@ -123,7 +123,7 @@ def test_image_prints_its_row_digests_and_versions(results, plain_run, rows):  #
     assert document["versions"] == versions
 
 
-def test_image_names_each_version_once(plain_run, tmp_path, touchstone):  # noqa: F811
+def test_image_names_each_version_once(plain_run, tmp_path, touchstone):
     run = RunDirectory.open(str(shutil.copytree(plain_run, tmp_path / "run")))
     for number, version in enumerate(["0.22.0", "0.22.0", "0.24.0"], 1):
         run.write_json(f"sessions/{number:05d}.json", {"version": version})
@@ -132,7 +132,7 @@ def test_image_names_each_version_once(plain_run, tmp_path, touchstone):  # noqa
     assert document["versions"]["touchstone"] == ["0.22.0", "0.24.0"]
 
 
-def test_image_is_found_by_relative_path_and_image_id(results, photos, rows, monkeypatch):  # noqa: F811
+def test_image_is_found_by_relative_path_and_image_id(results, photos, rows, monkeypatch):
     row = min(rows, key=lambda row: row["image_id"])
     assert row["image_id"] < 0  # It looks like an option.
     monkeypatch.chdir(photos)
@@ -141,7 +141,7 @@ def test_image_is_found_by_relative_path_and_image_id(results, photos, rows, mon
         assert document["row"]["image_id"] == row["image_id"]
 
 
-def test_image_without_json_is_a_table_of_one_row(results, photos):  # noqa: F811
+def test_image_without_json_is_a_table_of_one_row(results, photos):
     out = results("--image", photos / "photo-2.jpg").out
     assert "photo-2.jpg" in out.splitlines()[1]
     assert "photo-3.jpg" not in out
@@ -151,7 +151,7 @@ def test_image_in_a_container_is_chosen_by_member(tmp_path, touchstone):
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as file:
         for name in ("a.jpg", "b.jpg"):
             file.writestr(name, jpeg())
-    run = score_here(load_ensemble_card("tiny"), tmp_path / "two.zip", tmp_path / "run")
+    run = score_photos(load_ensemble_card("tiny"), tmp_path / "two.zip", tmp_path / "run")
     line = f"results --json {run} --image {tmp_path}/two.zip"
     ended = touchstone(line)
     assert (ended.code, ended.out) == (2, "")
@@ -165,7 +165,7 @@ def test_repeated_member_is_chosen_by_image_id(tmp_path, touchstone):
             member = tarfile.TarInfo("a.jpg")
             member.size = len(data)
             file.addfile(member, io.BytesIO(data))
-    run = score_here(load_ensemble_card("tiny"), tmp_path / "twice.tar", tmp_path / "run")
+    run = score_photos(load_ensemble_card("tiny"), tmp_path / "twice.tar", tmp_path / "run")
     ended = touchstone(f"results --json {run} --image {tmp_path}/twice.tar --member a.jpg")
     assert ended.code == 2
     ids = [row["image_id"] for row in current_rows(RunDirectory.open(run))]

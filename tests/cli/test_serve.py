@@ -7,7 +7,7 @@ import sys
 import httpx
 import pytest
 
-from tests.ray_head import free_ports
+from tests.make.ray_head import free_ports
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ray_app.datasets import read_index
-from tests.datasets.made_index import made_index
+from tests.make.datasets import made_index
 
 
 @pytest.fixture

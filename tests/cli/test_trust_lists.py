@@ -3,8 +3,8 @@
 import pytest
 
 from ray_app.images.provenance.trust_lists import ADDRESSES
-from tests.images.provenance.signing import Authority, authority, signed
-from tests.storage.faulty_server import FaultyServer
+from tests.make.provenance.signing import Authority, authority, signed
+from tests.make.servers.faulty import FaultyServer
 
 
 @pytest.fixture

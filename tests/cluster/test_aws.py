@@ -25,8 +25,8 @@ from ray.autoscaler.tags import (
 
 from benchmarks.photographs import write_photographs
 from ray_app.errors import StorageError
-from tests.s3_server import S3Server
-from tests.scoring.conftest import score_here
+from tests.make.runs import score_here
+from tests.make.servers.s3 import S3Server
 
 pytestmark = pytest.mark.slow
 

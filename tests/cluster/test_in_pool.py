@@ -13,7 +13,7 @@ import pytest
 
 from ray_app.errors import ClusterError, ConfigError, TouchstoneError
 from ray_app.streams.worker_pool import in_pool
-from tests.scoring.conftest import wait_until
+from tests.make.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

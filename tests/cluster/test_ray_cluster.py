@@ -12,17 +12,13 @@ import pytest
 
 from ray_app.archives import BlockPlan, Portions, in_turn, list_members, open_source
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import (
-    LOCAL_OBJECT_STORE_BYTES,
-    local_store_bytes,
-    on_ray,
-)
+from ray_app.cluster.ray_cluster import LOCAL_OBJECT_STORE_BYTES, local_store_bytes, on_ray
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.storage.node_budget import node_memory
 from tests.archives.given import files_below
-from tests.ray_head import BIN, ray_head, without_ray_start
-from tests.scoring.conftest import ROOT
+from tests.make.ray_head import BIN, ray_head, without_ray_start
+from tests.make.runs import ROOT
 
 pytestmark = pytest.mark.ray
 

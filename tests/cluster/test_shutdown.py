@@ -14,8 +14,8 @@ from ray_app.errors import RESUMABLE, ClusterError, ExitCode
 from ray_app.runs import RunDirectory
 from ray_app.scoring.run import ScoringRun
 from ray_app.scoring.session import ScoringSession
-from tests.scoring.conftest import files_below
-from tests.storage.leases import is_released
+from tests.make.leases import is_released
+from tests.make.runs import files_below
 
 
 class Clock:

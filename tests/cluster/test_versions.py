@@ -12,8 +12,8 @@ from ray_app import __version__
 from ray_app.cluster import versions
 from ray_app.cluster.versions import NodeVersions
 from ray_app.errors import ClusterError, ExitCode
-from tests.scoring.conftest import kill_family
-from tests.scoring.nodes import Nodes
+from tests.make.nodes import Nodes
+from tests.make.waiting import kill_family
 
 ROOT = Path(__file__).resolve().parents[2]
 # of Python, patches may differ

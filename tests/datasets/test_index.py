@@ -34,7 +34,7 @@ from ray_app.datasets.label_reader import LabelIndex
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Fetcher, Store
 from tests.archives.given import backwards
-from tests.datasets.published import encoded, picture, write_files, write_json, write_parquet
+from tests.make.published import encoded, picture, write_files, write_json, write_parquet
 
 
 def labels_of(table):

@@ -11,7 +11,7 @@ from ray_app.datasets.layouts import layout_names
 from ray_app.datasets.survey import survey
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store
-from tests.datasets.published import write_openfake
+from tests.make.published import write_openfake
 
 PROMPTS = "openfake-v1-prompts"
 

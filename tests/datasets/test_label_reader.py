@@ -17,7 +17,7 @@ from ray_app.datasets.label_reader import (
     read_input,
 )
 from ray_app.errors import ConfigError
-from tests.datasets.made_index import made_index
+from tests.make.datasets import made_index
 
 ROWS = [
     {"uri": "b/1.jpg", "label": "real", "generator": "real:camera", "prompt": None},

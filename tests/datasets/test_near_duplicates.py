@@ -16,7 +16,7 @@ from ray_app.datasets.near_duplicates import (
     leakage,
     near_pairs,
 )
-from tests.datasets.tables import labelled
+from tests.make.datasets import labelled
 
 
 def real(**fields):

@@ -12,7 +12,7 @@ from ray_app.datasets.config import Sampling
 from ray_app.datasets.labels import INPUT
 from ray_app.datasets.sampling import SampleOrder
 from ray_app.errors import ConfigError
-from tests.datasets.tables import labelled, mixture
+from tests.make.datasets import labelled, mixture
 
 BALANCED = Sampling(classes="balanced")
 SAMPLINGS = {

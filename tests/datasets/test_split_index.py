@@ -10,7 +10,7 @@ from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
 from ray_app.datasets.splits import make_splits
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store
-from tests.datasets.made_index import made_index
+from tests.make.datasets import made_index
 
 
 def rows_of(prompts, *generators, first=0):

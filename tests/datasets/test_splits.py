@@ -12,7 +12,7 @@ from ray_app.datasets import splitter
 from ray_app.datasets.config import Data, DatasetSource, HeldOut
 from ray_app.datasets.splits import Splits, make_splits
 from ray_app.errors import ConfigError
-from tests.datasets.tables import labelled
+from tests.make.datasets import labelled
 
 TRAIN, VALIDATION, TEST = ((DatasetSource(at=name),) for name in ("train", "validation", "test"))
 

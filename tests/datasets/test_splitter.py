@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ray_app.datasets.splitter import group_keys, split
-from tests.datasets.tables import labelled
+from tests.make.datasets import labelled
 
 
 def test_split_gives_the_parts_of_earlier_versions():

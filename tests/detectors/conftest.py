@@ -1,28 +1,15 @@
 """A small timm card for everything that needs no published network."""
 
 import pytest
-import torch
 
 from benchmarks.seeded import card_with_weights, seeded_state, write_weights
 from ray_app.detectors import DetectorCard
-
-# What a card must say, of a network with one logit that nobody published.
-UNPUBLISHED = {
-    "weights": {"uri": "absent.safetensors", "unverified": "written by the test"},
-    "output": {"sign": 1},
-    "licence": "MIT",
-    "citation": "none",
-    "source": "this test",
-    "training_data": {"name": "none", "licence": "none"},
-}
+from tests.make.cards import UNPUBLISHED
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """Every test of this folder."""
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ import torch
 from benchmarks.seeded import PUBLISHED_PREFIX
 from ray_app.detectors import load_card
 from ray_app.detectors.detector import BACKBONE, Detector, Normalise, build_network, own_keys
-from tests.detectors.fill import Undrawn, fill, source, with_part
+from tests.make.networks.fill import Undrawn, fill, source, with_part
 
 
 class Tensor(NamedTuple):

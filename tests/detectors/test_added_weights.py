@@ -12,8 +12,8 @@ from ray_app.detectors.added_weights import add_weights
 from ray_app.detectors.weights import cached_name, parts_of
 from ray_app.errors import DetectorError
 from tests.detectors.checkable import sha256, write_checkable
-from tests.detectors.fill import with_part
-from tests.detectors.small_clip import small_card
+from tests.make.networks.fill import with_part
+from tests.make.networks.small_clip import small_card
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

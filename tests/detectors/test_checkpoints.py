@@ -15,7 +15,7 @@ from ray_app.detectors.card import Weights
 from ray_app.detectors.checkpoints import kind_of_file, read_arrays, read_state_dict
 from ray_app.detectors.weights import resolve_weights
 from ray_app.errors import DetectorError
-from tests.detectors.fill import with_part
+from tests.make.networks.fill import with_part
 
 NETWORK = torch.nn.Linear(4, 2)
 NEITHER = "not a safetensors file or a PyTorch checkpoint"

@@ -11,7 +11,7 @@ from benchmarks.seeded import card_with_weights, seeded_state, write_weights
 from ray_app.detectors import load_detector
 from ray_app.detectors.card import Architecture, Output
 from ray_app.errors import DetectorError
-from tests.detectors.fill import with_part
+from tests.make.networks.fill import with_part
 
 
 def images(count, side=64):

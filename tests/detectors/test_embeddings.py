@@ -12,9 +12,9 @@ from ray_app.detectors import load_detector
 from ray_app.detectors.linear_head import LinearHead, embedding_facts
 from ray_app.detectors.shared_backbone import share_backbones
 from ray_app.errors import DetectorError
-from tests.detectors.fill import with_arguments, with_part
-from tests.detectors.small_clip import small_card as small_clip_card
-from tests.scoring.eight import small_cards
+from tests.make.cards import small_cards
+from tests.make.networks.fill import with_arguments, with_part
+from tests.make.networks.small_clip import small_card as small_clip_card
 
 CARDS = {card.name: card for card in small_cards()}
 

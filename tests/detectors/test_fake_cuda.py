@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ray_app.detectors.families.internvl import DialogueTokens, Interrogator
-from tests.detectors.fake_cuda import bare, detector_on_cuda, devices_of, fake_cuda
-from tests.detectors.small_zoo import CARDS, small
+from tests.make.fake_cuda import bare, detector_on_cuda, devices_of, fake_cuda
+from tests.make.networks.small_zoo import CARDS, small
 
 # Each network once per way in which its images come; a reply in words is read on the CPU, token by
 # token, and has no shape beforehand.

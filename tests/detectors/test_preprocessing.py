@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.preprocessing import Resize
 from ray_app.errors import InputError, Status
-from tests.detectors.fill import pattern_image
+from tests.make.networks.fill import pattern_image
 
 SHORT440 = Preprocessing(resize=Resize(mode="short_side", size=440))
 SQUASHES = [

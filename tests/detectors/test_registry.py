@@ -9,7 +9,7 @@ import yaml
 from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_card, load_detector
 from ray_app.errors import ConfigError, DetectorError
-from tests.detectors.conftest import UNPUBLISHED
+from tests.make.cards import UNPUBLISHED
 
 FAMILY = """
 from torch import nn

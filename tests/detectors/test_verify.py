@@ -8,8 +8,8 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.card_sections import FormulaScore, formula_image
 from ray_app.detectors.verify import verify_detector
 from tests.detectors.checkable import sha256, write_checkable
-from tests.detectors.fill import pattern_image, with_part
-from tests.detectors.small_clip import small_card
+from tests.make.networks.fill import pattern_image, with_part
+from tests.make.networks.small_clip import small_card
 
 
 @pytest.fixture(scope="module")

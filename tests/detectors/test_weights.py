@@ -24,7 +24,7 @@ from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.weights import cached_name, file_sha256, parts_of, stated_digest
 from ray_app.errors import DetectorError
-from tests.detectors.fill import with_part
+from tests.make.networks.fill import with_part
 
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -14,9 +14,9 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.checkpoints import read_state_dict
 from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.errors import DetectorError
-from tests.detectors.fill import with_arguments
-from tests.detectors.small_clip import small_card
-from tests.detectors.small_zoo import CARDS, small
+from tests.make.networks.fill import with_arguments
+from tests.make.networks.small_clip import small_card
+from tests.make.networks.small_zoo import CARDS, small
 
 
 @functools.cache

@@ -16,6 +16,6 @@ def programs():
     named = os.environ.get("TOUCHSTONE_WHEEL_BIN")
     if named:
         return Path(sys.executable).parent if named == "checkout" else Path(named)
-    from tests.wheel import WheelEnvironment
+    from tests.make.wheel import WheelEnvironment
 
     return WheelEnvironment.of_this_tree().bin

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.docs import shell
 from tests.docs.blocks import ROOT
-from tests.reports.browser import chromium
+from tests.make.browser import chromium
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 # Name of the picture: the tutorial, the page in its folder, what is scrolled to (a selector, or the

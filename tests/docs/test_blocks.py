@@ -12,7 +12,7 @@ import pytest
 from ray_app.cli.main import main
 from tests.docs import shell
 from tests.docs.blocks import CONSOLE, ROOT, blocks_of
-from tests.scoring.stages import without_ray
+from tests.make.stages import without_ray
 from tests.simulation.archive import build_sample_archive
 
 INTERNET, AWS, KUBERNETES, CONTAINERS = (

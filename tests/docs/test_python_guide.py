@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_app.cli.main import main
-from tests.scoring.stages import without_ray
+from tests.make.stages import without_ray
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "python.md").read_text()
 BLOCKS = re.findall(r"```(python|console)\n(.*?)```", TEXT, re.DOTALL)

@@ -19,7 +19,7 @@ from ray_app.detectors import list_cards
 from ray_app.errors import Reason, Status
 from ray_app.serving.refusal import MESSAGES
 from tests.docs.site import Site, every_column
-from tests.reports.browser import chromium
+from tests.make.browser import chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOKED_AT = (

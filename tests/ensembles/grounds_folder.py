@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.images.factory import encoded
-from tests.images.provenance.files import IPTC, camera_exif, xmp
-from tests.images.provenance.marking import SDXL, marked_photo
-from tests.images.provenance.signing import Authority, authority, created, signed, tampered
+from tests.make.images import encoded
+from tests.make.provenance.files import IPTC, camera_exif, xmp
+from tests.make.provenance.marking import SDXL, marked_photo
+from tests.make.provenance.signing import Authority, authority, created, signed, tampered
 
 AI = "trainedAlgorithmicMedia"
 GRAPH = {

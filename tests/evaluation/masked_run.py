@@ -14,8 +14,8 @@ from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge
 from ray_app.runs import MASK_SCHEMA, current_tables, result_rows
 from ray_app.runs.schema import VIEWED_MASK_SCHEMA
-from tests.images.factory import photo
-from tests.runs.small_run import NAME, SPEC, finish, new_run, relist
+from tests.make.images import photo
+from tests.make.small_run import NAME, SPEC, finish, new_run, relist
 
 
 @dataclass

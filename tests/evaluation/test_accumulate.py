@@ -24,8 +24,8 @@ from ray_app.evaluation.accumulate import (
 from ray_app.evaluation.groups import EvaluationGroup
 from ray_app.evaluation.join import read_labels
 from ray_app.evaluation.systems import systems_of
-from tests.evaluation import made
-from tests.evaluation.made import made_run, random_rows
+from tests.make import evaluations as made
+from tests.make.evaluations import made_run, random_rows
 
 VIEWS = ("jpeg-50", "blur-1")
 

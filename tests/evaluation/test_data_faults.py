@@ -19,10 +19,10 @@ from ray_app.evaluation.prompts import PromptClip
 from ray_app.evaluation.run import evaluate, labels_for
 from ray_app.reports.evaluation.page import evaluation_lines
 from ray_app.storage import Store
-from tests.datasets.made_index import made_index
-from tests.datasets.published import write_openfake
-from tests.evaluation.made import made_run, random_rows
 from tests.evaluation.small_clip import WORDS, write_clip
+from tests.make.datasets import made_index
+from tests.make.evaluations import made_run, random_rows
+from tests.make.published import write_openfake
 
 COUNT = 48
 

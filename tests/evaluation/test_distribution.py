@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.evaluation import write_run
 from ray_app.evaluation.distribution import KNOWN, NEW_FAMILY, NEW_VERSION
-from tests.evaluation.made import cut, measured
+from tests.make.evaluations import cut, measured
 
 CLASSES = ["sd-1.5", "midjourney-6"]
 MAKERS = ["stable-diffusion", "midjourney-6", "midjourney-7", "imagen", "real:coco"]

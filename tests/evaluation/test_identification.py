@@ -11,7 +11,7 @@ from ray_app.evaluation.generator_names import Names
 from ray_app.evaluation.identification import collect_answers, measure_answers
 from ray_app.evaluation.prompts import prompts_of
 from ray_app.metrics.table import MetricsTable
-from tests.runs.small_run import new_run
+from tests.make.small_run import new_run
 
 
 def identification_of(tables, *, known=(), **more):

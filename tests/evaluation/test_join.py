@@ -9,7 +9,7 @@ from benchmarks.evaluation import write_run
 from ray_app.datasets.label_reader import open_labels
 from ray_app.errors import ConfigError
 from ray_app.evaluation.join import own_labels, read_labels
-from tests.evaluation.made import cut, made_run, random_rows
+from tests.make.evaluations import cut, made_run, random_rows
 
 
 def labels_of(folder, rows, kind="jsonl", **settings):

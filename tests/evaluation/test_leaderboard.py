@@ -5,7 +5,7 @@ import pytest
 from ray_app.cli.main import main
 from ray_app.evaluation.assemble import write_result
 from ray_app.storage import Store
-from tests.evaluation.made import labelled, made_run, measured, random_rows
+from tests.make.evaluations import labelled, made_run, measured, random_rows
 
 
 @pytest.fixture(scope="module")

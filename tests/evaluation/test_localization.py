@@ -21,10 +21,10 @@ from ray_app.metrics.table import MetricsTable
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.evaluation.result import EvaluationMeta, EvaluationResult
 from ray_app.runs import current_rows
-from tests.evaluation.made import measured
 from tests.evaluation.masked_run import Picture, joined, masked_run, png, write_archive
-from tests.images.factory import encoded, photo
-from tests.storage.faulty_server import FaultyServer
+from tests.make.evaluations import measured
+from tests.make.images import encoded, photo
+from tests.make.servers.faulty import FaultyServer
 
 A, B = "finder", "seeker"
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from ray_app.evaluation.prompts import PromptClip
 from tests.evaluation.small_clip import CONTEXT, write_clip
-from tests.images.factory import photo
+from tests.make.images import photo
 
 SHORT = ["a red cat", "old man, on the sea", "house", ""]
 LONG = "a red cat in the fog, old dog on the sea, a house, the old man"

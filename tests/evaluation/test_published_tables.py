@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from ray_app.datasets import DatasetSource, build_index, read_index
 from ray_app.evaluation.protocols import load_protocol
 from ray_app.storage import Store
-from tests.datasets.published import picture, write_parquet
-from tests.evaluation.made import cells_of, footers_of, made_run, measured
+from tests.make.evaluations import cells_of, footers_of, made_run, measured
+from tests.make.published import picture, write_parquet
 
 
 def table_under(protocol, folder, shard, layout, scores, *, with_input=False):

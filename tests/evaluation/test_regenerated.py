@@ -17,10 +17,10 @@ from ray_app.datajobs.generate.requests import read_prompts
 from ray_app.errors import ConfigError
 from ray_app.evaluation.prompts import PromptClip, Prompts, prompts_of, regenerated_similarity
 from ray_app.runs import current_rows
-from tests.evaluation.made import measured
 from tests.evaluation.small_clip import write_clip
-from tests.images.factory import photo
-from tests.runs.small_run import finish, new_run, relist, score_blocks
+from tests.make.evaluations import measured
+from tests.make.images import photo
+from tests.make.small_run import finish, new_run, relist, score_blocks
 
 SIDE = 28  # of the small CLIP; the authors' has 224
 MEAN, DEVIATION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]

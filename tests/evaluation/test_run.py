@@ -12,15 +12,10 @@ from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
 from ray_app.metrics.registry import DETECTION, METRICS
 from ray_app.reports.evaluation.page import evaluation_lines
-from ray_app.reports.evaluation.result import (
-    AVERAGES,
-    DECIDED,
-    EvaluationResult,
-    IntervalInfo,
-)
-from tests.evaluation.made import labelled, made_run, measured, random_rows
-from tests.reports.page_reader import PageReader
-from tests.runs.small_run import write_files
+from ray_app.reports.evaluation.result import AVERAGES, DECIDED, EvaluationResult, IntervalInfo
+from tests.make.evaluations import labelled, made_run, measured, random_rows
+from tests.make.page_reader import PageReader
+from tests.make.small_run import write_files
 
 
 def evaluated(folder, **settings):

@@ -20,7 +20,7 @@ from ray_app.evaluation.accumulate import COLUMNS, count_rows
 from ray_app.evaluation.join import read_labels
 from ray_app.evaluation.systems import ENSEMBLE, combined_overlap, systems_of, training_overlap
 from ray_app.runs import RunDirectory
-from tests.evaluation.made import cut, labelled, made_run, random_rows
+from tests.make.evaluations import cut, labelled, made_run, random_rows
 
 
 @pytest.mark.parametrize(

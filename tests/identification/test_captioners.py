@@ -13,8 +13,8 @@ from ray_app.detectors.detector import Normalise
 from ray_app.errors import DetectorError
 from ray_app.identification.captioners import build_captioner, build_describer, load_body
 from ray_app.identification.cards import load_describer
-from tests.detectors.fill import with_part
-from tests.identification.tiny_speakers import (
+from tests.make.networks.fill import with_part
+from tests.make.networks.tiny_speakers import (
     ARCHITECTURES,
     SIDE,
     WIDTH,

@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from ray_app.errors import DetectorError
 from ray_app.identification.cards import load_identifier
 from ray_app.identification.identifier import Identifier, energy, mahalanobis, softmax
-from tests.identification.made import make_head
+from tests.make.profiles import make_head
 
 CLASSES = ("sd-1.5", "sd-1.4", "sdxl", "midjourney-6", "glide", "my-own")
 WIDTH = 16

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 from ray_app.errors import DetectorError
 from ray_app.identification.captioners import build_describer
 from ray_app.identification.cards import load_describer
-from tests.detectors.fill import with_part
-from tests.identification.made import make_retrieval
+from tests.make.networks.fill import with_part
+from tests.make.profiles import make_retrieval
 
 WIDTH = 24
 PROMPTS = [f"a häuschen number {number}, ☃" for number in range(299)] + [""]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from tests.images.factory import encoded
+from tests.make.images import encoded
 
 DEPTH = b"urn:mpeg:hevc:2015:auxid:2\0"
 

@@ -15,7 +15,7 @@ import simplejpeg
 from PIL import Image
 from PIL.Image import Transpose
 
-from tests.images import factory, tiff_writer
+from tests.images import tiff_writer
 from tests.images.tiff_writer import (
     BLACK_IS_ZERO,
     CMYK,
@@ -33,6 +33,7 @@ from tests.images.tiff_writer import (
     YCBCR,
     tiff,
 )
+from tests.make import images
 
 WIDTH, HEIGHT = 45, 37  # no multiple of a tile, a byte or a unit
 # Adam7: x, y, steps
@@ -187,7 +188,7 @@ def other_tiffs() -> Iterator[Cell]:
     without a scale.
     """
     for compression in ("group3", "group4", "tiff_ccitt"):
-        make = partial(factory.encoded, picture("1"), "TIFF", compression=compression)
+        make = partial(images.encoded, picture("1"), "TIFF", compression=compression)
         yield Cell(f"tiff-{compression}", make)
     rgb, grey = samples(3, 8), samples(1, 8)
     # With chroma halved, and in full.
@@ -253,7 +254,7 @@ def _png_variants(colour: int, depth: int) -> Iterator[Cell]:
     for name, chunk in _png_chunks(colour, depth).items():
         make = partial(made, shown, extra=(*palette, chunk))
         yield Cell(f"png-{colour}-{name}", make, tolerance)
-        make = partial(factory.patched_after, whole, len(whole) - 12, chunk)
+        make = partial(images.patched_after, whole, len(whole) - 12, chunk)
         yield Cell(f"png-{colour}-{name}-after", make, tolerance)
 
 
@@ -262,8 +263,8 @@ def _split_png(data: bytes, piece_bytes: int) -> bytes:
     at = data.index(b"IDAT")
     body = data[at + 4 : -16]
     starts = range(0, len(body), piece_bytes)
-    pieces = [factory.chunk(b"IDAT", body[start : start + piece_bytes]) for start in starts]
-    return data[: at - 4] + factory.chunk(b"IDAT", b"").join([b"", *pieces]) + data[-12:]
+    pieces = [images.chunk(b"IDAT", body[start : start + piece_bytes]) for start in starts]
+    return data[: at - 4] + images.chunk(b"IDAT", b"").join([b"", *pieces]) + data[-12:]
 
 
 def _png_chunks(colour: int, depth: int) -> dict[str, bytes]:
@@ -278,8 +279,8 @@ def _png_chunks(colour: int, depth: int) -> dict[str, bytes]:
         "tEXt": b"Title\0PngSuite",
         "zTXt": b"Disclaimer\0\0" + zlib.compress(b"Freeware."),
         "iTXt": b"Title\0\0\0en\0Title\0PngSuite",
-        "eXIf": factory.exif(1)[6:],
-        "iCCP": b"sRGB\0\0" + zlib.compress(factory.srgb_profile()),
+        "eXIf": images.exif(1)[6:],
+        "iCCP": b"sRGB\0\0" + zlib.compress(images.srgb_profile()),
         "cICP": b"\1\x0d\0\1",
         "prVt": bytes(100),
     }
@@ -287,7 +288,7 @@ def _png_chunks(colour: int, depth: int) -> dict[str, bytes]:
         chunks["hIST"] = bytes(2 << depth)
     if colour in (2, 6):
         chunks["PLTE"] = bytes(range(216))
-    return {name: factory.chunk(name.encode(), body) for name, body in chunks.items()}
+    return {name: images.chunk(name.encode(), body) for name, body in chunks.items()}
 
 
 def png(shown: np.ndarray, depth: int, colour: int, *, interlaced=False, extra=()) -> bytes:
@@ -297,8 +298,8 @@ def png(shown: np.ndarray, depth: int, colour: int, *, interlaced=False, extra=(
     rows = [row[None] for part in parts if part.size for row in part]
     lines = [b"\0" + tiff_writer.packed(row, depth, ">", predictor=False) for row in rows]
     size = shown.shape[1], shown.shape[0]
-    header = factory.chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlaced))
-    body = factory.chunk(b"IDAT", zlib.compress(b"".join(lines))) + factory.chunk(b"IEND", b"")
+    header = images.chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlaced))
+    body = images.chunk(b"IDAT", zlib.compress(b"".join(lines))) + images.chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body
 
 
@@ -307,14 +308,14 @@ def _png_palette(depth: int, keyed: bool) -> tuple[bytes, ...]:
     palette, alpha = (
         rng.integers(0, 256, count << depth, dtype=np.uint8).tobytes() for count in (3, 1)
     )
-    chunks = factory.chunk(b"PLTE", palette), factory.chunk(b"tRNS", alpha)
+    chunks = images.chunk(b"PLTE", palette), images.chunk(b"tRNS", alpha)
     return chunks if keyed else chunks[:1]
 
 
 def _png_key(colour: int, depth: int) -> tuple[bytes, ...]:
     key = samples(SAMPLES[colour], depth)
     key = key.max(axis=(0, 1)) if colour == 0 else key[HEIGHT // 2, WIDTH // 2]
-    return (factory.chunk(b"tRNS", key.astype(">u2").tobytes()),)
+    return (images.chunk(b"tRNS", key.astype(">u2").tobytes()),)
 
 
 def jpegs() -> Iterator[Cell]:
@@ -326,9 +327,9 @@ def jpegs() -> Iterator[Cell]:
             options = {"progressive": progressive, "restart_marker_blocks": restarts}
             options |= {"subsampling": subsampling, "quality": 85}
             name = f"jpeg-{mode}-{subsampling}{'-progressive' * progressive}-rst{restarts}"
-            yield Cell(name, partial(factory.encoded, picture(mode), "JPEG", **options))
-    yield Cell("jpeg-adobe-rgb", partial(factory.encoded, picture("RGB"), "JPEG", keep_rgb=True))
-    yield Cell("jpeg-ycck", factory.ycck)
+            yield Cell(name, partial(images.encoded, picture(mode), "JPEG", **options))
+    yield Cell("jpeg-adobe-rgb", partial(images.encoded, picture("RGB"), "JPEG", keep_rgb=True))
+    yield Cell("jpeg-ycck", images.ycck)
     pixels = np.asarray(picture("RGB"))
     for sampling in ("440", "411"):
         make = partial(simplejpeg.encode_jpeg, pixels, colorsubsampling=sampling)
@@ -377,7 +378,7 @@ def bmps() -> Iterator[Cell]:
     """
     for mode in ("1", "L", "P"):
         shown = picture("RGB").quantize(60) if mode == "P" else picture(mode)
-        make = partial(factory.encoded, shown, "BMP")
+        make = partial(images.encoded, shown, "BMP")
         seen = np.asarray(shown.convert("RGB"))
         yield Cell(f"bmp-{mode}", make, truth=lambda seen=seen: seen, asks_libvips=False)
     rgb, grey = samples(3, 8), samples(1, 8)
@@ -415,14 +416,14 @@ def _bmp(body: bytes, bits: int, before: bytes = b"", *, compression=0, height=H
 def others() -> Iterator[Cell]:
     """WebP lossy, lossless, with alpha; GIF; AVIF of 8, 10 and 12 bits."""
     for mode, lossless, quality in itertools.product(("RGB", "RGBA"), (False, True), (30, 90)):
-        make = partial(factory.encoded, picture(mode), "WEBP", lossless=lossless, quality=quality)
+        make = partial(images.encoded, picture(mode), "WEBP", lossless=lossless, quality=quality)
         name = f"webp-{mode}{'-lossless' * lossless}-{quality}"
         yield Cell(name, make, 1 if mode == "RGBA" else 0)
     for mode, interlace in itertools.product(("P", "L", "1"), (False, True)):
         shown = picture("RGB").quantize(60) if mode == "P" else picture(mode)
-        make = partial(factory.encoded, shown, "GIF", interlace=interlace)
+        make = partial(images.encoded, shown, "GIF", interlace=interlace)
         yield Cell(f"gif-{mode}{'-interlaced' * interlace}", make)
-    make = partial(factory.encoded, picture("RGB").quantize(60), "GIF", transparency=7)
+    make = partial(images.encoded, picture("RGB").quantize(60), "GIF", transparency=7)
     yield Cell("gif-transparent", make)
     for bits, subsampling in itertools.product((8, 10, 12), ("on", "off")):
         options = {"compression": "av1", "bitdepth": bits, "Q": 90, "subsample_mode": subsampling}

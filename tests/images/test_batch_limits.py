@@ -10,7 +10,7 @@ from PIL import Image
 from ray_app.errors import Status
 from ray_app.images import BatchLimits, ImageLimits, ImageRefused, peek_image
 from ray_app.inference.decoder_pool import DecoderProcess
-from tests.images import factory
+from tests.make import images
 
 
 def page(width: int, height: int, mode: str = "1") -> Image.Image:
@@ -25,19 +25,19 @@ def page(width: int, height: int, mode: str = "1") -> Image.Image:
 A4, A3, FAX = (4960, 7016), (7016, 9921), (1728, 2292)  # 600 dpi, 600 dpi, Group 4 fine
 LONG_TALK, TALL = Image.new("RGB", (720, 40_000), (250, 250, 250)), (6000, 4000)
 ORDINARY = {
-    "a 200 MP telephone": lambda: factory.lying_jpeg(16_320, 12_240),
-    "a TIFF of 24 MP, 72 MB": lambda: factory.encoded(Image.new("RGB", TALL, (9, 99, 199)), "TIFF"),
-    "a scan of A3, one-bit PNG": lambda: factory.encoded(page(*A3), "PNG"),
-    "a blank fax": lambda: factory.encoded(Image.new("1", FAX, 1), "TIFF", compression="group4"),
-    "a screenshot of a long talk": lambda: factory.encoded(LONG_TALK, "PNG"),
-    "a WebP as large as they get": lambda: factory.lying_webp(16_383, 15_000),
+    "a 200 MP telephone": lambda: images.lying_jpeg(16_320, 12_240),
+    "a TIFF of 24 MP, 72 MB": lambda: images.encoded(Image.new("RGB", TALL, (9, 99, 199)), "TIFF"),
+    "a scan of A3, one-bit PNG": lambda: images.encoded(page(*A3), "PNG"),
+    "a blank fax": lambda: images.encoded(Image.new("1", FAX, 1), "TIFF", compression="group4"),
+    "a screenshot of a long talk": lambda: images.encoded(LONG_TALK, "PNG"),
+    "a WebP as large as they get": lambda: images.lying_webp(16_383, 15_000),
 }
 TOO_MUCH = {
-    "max_pixels": lambda: factory.lying_jpeg(17_000, 15_000),
-    "max_whole_pixels": lambda: factory.bomb_png(12_000),
-    "max_side": lambda: factory.raw_png(65_600, 1000, 1, 0, bytes(8201 * 1000)),
-    "max_aspect": lambda: factory.raw_png(60_000, 500, 1, 0, bytes(7501 * 500)),
-    "max_ratio": lambda: factory.lying_gif(10_000, 11_000)[:300],
+    "max_pixels": lambda: images.lying_jpeg(17_000, 15_000),
+    "max_whole_pixels": lambda: images.bomb_png(12_000),
+    "max_side": lambda: images.raw_png(65_600, 1000, 1, 0, bytes(8201 * 1000)),
+    "max_aspect": lambda: images.raw_png(60_000, 500, 1, 0, bytes(7501 * 500)),
+    "max_ratio": lambda: images.lying_gif(10_000, 11_000)[:300],
 }
 
 
@@ -51,7 +51,7 @@ def test_large_image_is_read_by_a_run_and_not_by_the_endpoint(kind):
 
 
 def test_scan_of_a_page_is_read_by_the_endpoint():
-    scan = factory.encoded(page(*A4, "L"), "JPEG")
+    scan = images.encoded(page(*A4, "L"), "JPEG")
     for limits in (BatchLimits(), ImageLimits()):
         assert peek_image(scan, limits).demand.pixels > 0
 
@@ -78,9 +78,9 @@ LARGEST = {
 @pytest.mark.parametrize("kind", LARGEST)
 def test_largest_images_fit_into_a_child(kind):
     size, format_name, options = LARGEST[kind]
-    picture = factory.photo(size[0] // 40, size[1] // 40).resize(size, Image.Resampling.NEAREST)
+    picture = images.photo(size[0] // 40, size[1] // 40).resize(size, Image.Resampling.NEAREST)
     mode = "CMYK" if "CMYK" in kind else "RGB"
-    data = factory.encoded(picture.convert(mode), format_name, **options)
+    data = images.encoded(picture.convert(mode), format_name, **options)
     decoding = DecoderProcess(BatchLimits(), wall_limit_s=60)
     with decoding as child, closing(child.peek(data)) as peeked:
         assert peeked.demand.pixels == size[0] * size[1]

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.decode import has_content
 from ray_app.images.facts import perceptual_hash
-from tests.images import factory
-from tests.images.factory import encoded, flat, photo
+from tests.make import images
+from tests.make.images import encoded, flat, photo
 
 
 def as_jpeg(image, quality=80):
@@ -67,7 +67,7 @@ def test_image_of_anything_else_has_content(picture):
 
 
 def test_perceptual_hash_is_that_of_imagehash():
-    data = factory.png()
+    data = images.png()
     assert perceptual_hash(decode_image(data, ImageLimits()).pixels) == str(
         imagehash.phash(Image.open(io.BytesIO(data)))
     )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ray_app.images import ImageLimits, decode_image, formats, sniff_format
 from ray_app.images.formats import MOST_PAGES, describe_unsupported
-from tests.images import factory
+from tests.make import images
 
 
 def encoded(format_name, **options):
@@ -62,7 +62,7 @@ def test_gif_of_millions_of_tiny_blocks_is_counted_at_once():
 
 
 def test_tiff_pages_are_counted_within_a_bound():
-    assert formats.count_tiff_pages(factory.frames("TIFF", 5)) == 5
+    assert formats.count_tiff_pages(images.frames("TIFF", 5)) == 5
     # 4 000 directories without an entry, each leading to the next.
     chain = b"".join(struct.pack("<HI", 0, 8 + 6 * (n + 1)) for n in range(4000))
     assert formats.count_tiff_pages(b"II*\0\x08\0\0\0" + chain) == MOST_PAGES

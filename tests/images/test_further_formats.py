@@ -13,8 +13,9 @@ import pytest
 
 from ray_app.errors import Status
 from ray_app.images import decode_image
-from tests.images import factory, heif
+from tests.images import heif
 from tests.images.outcomes import LIMITS, pixels, refusal
+from tests.make import images
 
 
 def difference(data: bytes, image) -> float:
@@ -23,8 +24,8 @@ def difference(data: bytes, image) -> float:
 
 @pytest.mark.parametrize("turns", [0, 1, 3])
 def test_heic_grid_of_a_telephone_is_joined_and_turned(turns):
-    photo = factory.photo(320, 200)
-    data = heif.tiled(photo, 128, turns=turns, depth=factory.photo(80, 50).convert("L"))
+    photo = images.photo(320, 200)
+    data = heif.tiled(photo, 128, turns=turns, depth=images.photo(80, 50).convert("L"))
     facts = decode_image(data, LIMITS).facts
     assert (facts.format, facts.frames, facts.orientation, facts.flags) == ("HEIC", 1, 1, ())
     assert (facts.width, facts.height) == ((320, 200) if turns % 2 == 0 else (200, 320))
@@ -33,15 +34,15 @@ def test_heic_grid_of_a_telephone_is_joined_and_turned(turns):
 
 
 def test_heic_of_ten_bits_is_scaled_to_eight():
-    wide, out = np.asarray(factory.photo()).astype(np.uint16) * 257, io.BytesIO()
+    wide, out = np.asarray(images.photo()).astype(np.uint16) * 257, io.BytesIO()
     image = pillow_heif.from_bytes(mode="RGB;16", size=(96, 64), data=wide.tobytes())
     image.save(out, quality=90)
     assert decode_image(out.getvalue(), LIMITS).facts.flags == ("sixteen_bit",)
-    assert difference(out.getvalue(), factory.photo()) < 10
+    assert difference(out.getvalue(), images.photo()) < 10
 
 
 def test_heic_size_is_refused_before_a_tile_is_decoded():
-    data = heif.tiled(factory.photo(320, 200), 128)
+    data = heif.tiled(images.photo(320, 200), 128)
     lie = refusal(data.replace(struct.pack(">II", 320, 200), struct.pack(">II", 30_000, 30_000)))
     assert (lie.status, lie.limit) == (Status.IMAGE_TOO_LARGE, LIMITS.max_pixels)
     other = data.replace(struct.pack(">HH", 320, 200), struct.pack(">HH", 30_000, 30_000))
@@ -52,7 +53,7 @@ def test_heic_size_is_refused_before_a_tile_is_decoded():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pnm_of_any_range_is_scaled_to_eight_bits(most, channels):
     if most > 255:
-        data = factory.wide_pnm(most, channels)
+        data = images.wide_pnm(most, channels)
     else:
         ramp = np.repeat(np.linspace(0, most, 256).astype(np.uint8), channels).tobytes()
         data = b"P%d 256 16 %d\n" % (5 if channels == 1 else 6, most) + ramp * 16
@@ -63,7 +64,7 @@ def test_pnm_of_any_range_is_scaled_to_eight_bits(most, channels):
 
 def test_pnm_in_text_is_read():
     rows = {"pgm_plain": [[0, 128, 255], [255, 128, 0]], "pgm_plain_16": [[0, 128, 255]]}
-    assert {name: pixels(factory.ODD[name][1]())[..., 0].tolist() for name in rows} == rows
+    assert {name: pixels(images.ODD[name][1]())[..., 0].tolist() for name in rows} == rows
 
 
 def test_pnm_of_many_rows_is_narrowed_in_bands():
@@ -78,24 +79,24 @@ def test_pnm_size_that_lies_is_refused():
 
 
 def test_raw_image_is_its_preview_within_the_limits():
-    preview = factory.encoded(factory.photo(300, 200), "JPEG", quality=93)
-    image = decode_image(factory.dng(preview), LIMITS)
+    preview = images.encoded(images.photo(300, 200), "JPEG", quality=93)
+    image = decode_image(images.dng(preview), LIMITS)
     assert image.facts.flags == ("preview",)
     assert (image.facts.format, image.facts.width, image.facts.quality) == ("RAW", 300, 93)
     assert image.facts.decoder.startswith("rawpy ")
     np.testing.assert_array_equal(np.asarray(image.pixels), pixels(preview))
-    error = refusal(factory.dng(factory.lying_jpeg(20_000, 20_000)))
+    error = refusal(images.dng(images.lying_jpeg(20_000, 20_000)))
     assert (error.status, error.facts.format) == (Status.IMAGE_TOO_LARGE, "RAW")
 
 
 def test_raw_image_without_a_preview_is_unsupported():
-    error = refusal(factory.camera_raw())
+    error = refusal(images.camera_raw())
     assert error.status == Status.UNSUPPORTED_FORMAT
     assert "camera raw" in error.detail
 
 
 def test_raw_image_without_rawpy_names_the_pip_line(monkeypatch):
-    data = factory.dng(factory.jpeg())
+    data = images.dng(images.jpeg())
     monkeypatch.setitem(sys.modules, "rawpy", None)
     error = refusal(data)
     assert error.status == Status.UNSUPPORTED_FORMAT
@@ -105,7 +106,7 @@ def test_raw_image_without_rawpy_names_the_pip_line(monkeypatch):
 
 @pytest.mark.parametrize("boxed", [False, True])
 def test_jpeg_xl_is_unsupported_and_named(boxed):
-    data = imagecodecs.jpegxl_encode(np.asarray(factory.photo()), usecontainer=boxed)
+    data = imagecodecs.jpegxl_encode(np.asarray(images.photo()), usecontainer=boxed)
     error = refusal(bytes(data))
     assert (error.status, error.facts.format) == (Status.UNSUPPORTED_FORMAT, None)
     assert error.detail == "a JPEG XL image: convert it to PNG with djxl"

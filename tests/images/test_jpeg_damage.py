@@ -14,8 +14,9 @@ from PIL import Image
 
 from ray_app.errors import Status
 from ray_app.images import ImageRefused, decode_image, jpeg
-from tests.images import factory, tiff_writer
+from tests.images import tiff_writer
 from tests.images.outcomes import LIMITS, outcome_of, pixels, status_of
+from tests.make import images
 
 EOI = b"\xff\xd9"
 LENGTH = 512
@@ -42,7 +43,7 @@ def make_photo(seed: int, width: int = 640, height: int = 480) -> Image.Image:
 
 @cache
 def make_jpeg(seed: int, **options) -> bytes:
-    return factory.encoded(make_photo(seed), "JPEG", **{"quality": 80 + seed % 15, **options})
+    return images.encoded(make_photo(seed), "JPEG", **{"quality": 80 + seed % 15, **options})
 
 
 def group_blocks(grey: bytes, factors: tuple[tuple[int, int], ...]) -> bytes:
@@ -77,7 +78,7 @@ def make_rare(seed: int, factors: tuple[tuple[int, int], ...], **options) -> byt
     """A JPEG of 12 × 60 MCUs that TurboJPEG refuses for its sampling factors."""
     width = 8 * 12 * sum(across * down for across, down in factors)
     photo = make_photo(seed, width, 480).convert("L")
-    return group_blocks(factory.encoded(photo, "JPEG", quality=85, **options), factors)
+    return group_blocks(images.encoded(photo, "JPEG", quality=85, **options), factors)
 
 
 def largest_scan(data: bytes) -> tuple[int, int]:
@@ -178,7 +179,7 @@ def before_restarts(data: bytes, stray: bytes) -> bytes:
 
 
 def test_jpeg_of_large_tables_and_restarts_is_refused_at_once():
-    data = factory.encoded(make_photo(0).convert("L"), "JPEG", quality=20, restart_marker_blocks=8)
+    data = images.encoded(make_photo(0).convert("L"), "JPEG", quality=20, restart_marker_blocks=8)
     data = before_restarts(data, b"\x12\x34")
     assert status_of(data) == Status.OK
     tables = data.index(b"\xff\xc4")
@@ -224,7 +225,7 @@ def test_tiff_with_a_damaged_jpeg_strip_is_refused(rows):
     def encode(seed: int) -> list[bytes]:
         photo = make_photo(seed)
         return [
-            factory.encoded(photo.crop((0, top, 640, top + rows)), "JPEG", keep_rgb=True)
+            images.encoded(photo.crop((0, top, 640, top + rows)), "JPEG", keep_rgb=True)
             for top in range(0, 480, rows)
         ]
 
@@ -246,7 +247,7 @@ def test_tiff_whose_samples_look_like_a_damaged_jpeg_is_decoded():
 
 
 def test_rgb_jpeg_decodes_without_export_of_foreign_memory(monkeypatch):
-    data = factory.encoded(factory.photo(), "JPEG")
+    data = images.encoded(images.photo(), "JPEG")
     expected = pixels(data)
     # Pillow 12 crashes the process in `Image.fromarrow`.
     monkeypatch.delattr(Image, "fromarrow", raising=False)

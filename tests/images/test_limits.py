@@ -19,19 +19,20 @@ from PIL import Image
 from ray_app.errors import InputError, Status
 from ray_app.images import BatchLimits, Demand, ImageLimits, ImageRefused, decode_image, peek_image
 from ray_app.images.limits import worst_bytes
-from tests.images import factory, layouts, tiff_writer
+from tests.images import layouts, tiff_writer
 from tests.images.outcomes import refusal
+from tests.make import images
 
-FLAT = factory.encoded(factory.photo(1200, 900), "JPEG", quality=1)
+FLAT = images.encoded(images.photo(1200, 900), "JPEG", quality=1)
 
 
 @pytest.mark.parametrize(
     ("limit", "data", "observed"),
     [
-        ({"max_bytes": 1000}, factory.jpeg(), len(factory.jpeg())),
-        ({"max_pixels": 6143}, factory.jpeg(), 6144),
-        ({"max_side": 95}, factory.jpeg(), 96),
-        ({"max_aspect": 1.4}, factory.jpeg(), 1.5),
+        ({"max_bytes": 1000}, images.jpeg(), len(images.jpeg())),
+        ({"max_pixels": 6143}, images.jpeg(), 6144),
+        ({"max_side": 95}, images.jpeg(), 96),
+        ({"max_aspect": 1.4}, images.jpeg(), 1.5),
         ({"max_ratio": 50}, FLAT, 1200 * 900 * 3 / len(FLAT)),
     ],
 )
@@ -48,8 +49,8 @@ def test_image_over_a_limit_names_the_limit_and_both_numbers(limit, data, observ
 
 def test_image_exactly_at_the_limits_is_decoded():
     most = {"max_pixels": 6144, "max_side": 96, "max_aspect": 1.5}
-    limits = ImageLimits(max_bytes=len(factory.jpeg()), **most)
-    assert decode_image(factory.jpeg(), limits).pixels.size == (96, 64)
+    limits = ImageLimits(max_bytes=len(images.jpeg()), **most)
+    assert decode_image(images.jpeg(), limits).pixels.size == (96, 64)
 
 
 SIDE = 2000  # 4 megapixels: much beside what an interpreter has in hand
@@ -79,7 +80,7 @@ MODES = {
 @pytest.fixture(scope="module")
 def picture():
     """Smooth enough to be encoded in a moment, and not flat."""
-    return factory.photo(300, 300).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return images.photo(300, 300).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
 
 
 def encoded(picture: Image.Image, mode: str, format_name: str, options) -> bytes:
@@ -87,7 +88,7 @@ def encoded(picture: Image.Image, mode: str, format_name: str, options) -> bytes
         image = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
     elif mode == "RGB;16":
         shown = np.asarray(picture).astype(np.int64) * 257
-        key = factory.chunk(b"tRNS", shown[0, 0].astype(">u2").tobytes())
+        key = images.chunk(b"tRNS", shown[0, 0].astype(">u2").tobytes())
         return layouts.png(shown, 16, 2, extra=(key,))
     elif mode == "P":
         image = picture.quantize(64, method=Image.Quantize.FASTOCTREE)
@@ -99,7 +100,7 @@ def encoded(picture: Image.Image, mode: str, format_name: str, options) -> bytes
         image = picture.convert(mode)
     if (mode, format_name) == ("I;16", "PPM"):
         return b"P5 %d %d 65535\n" % image.size + np.asarray(image).astype(">u2").tobytes()
-    return factory.encoded(image, format_name, **options)
+    return images.encoded(image, format_name, **options)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def _with_tags(data: bytes, values: dict[int, int]) -> bytes:
 
 
 def test_peek_returns_size_and_demand_of_every_format():
-    for name, (_, make) in factory.SOUND.items():
+    for name, (_, make) in images.SOUND.items():
         peeked = peek_image(make(), ImageLimits())
         assert (peeked.facts.width, peeked.demand.pixels) == (96, 6144), name
         assert peeked.demand.peak_bytes > 6144, name
@@ -188,7 +189,7 @@ def test_peek_returns_size_and_demand_of_every_format():
 
 def test_peek_decodes_no_pixels():
     """A file that is cut after its header has a demand, and is refused when it is decoded."""
-    data = factory.jpeg(quality=95)
+    data = images.jpeg(quality=95)
     peeked = peek_image(data[: len(data) // 2], ImageLimits())
     assert peeked.demand.pixels == 6144
     with pytest.raises(ImageRefused) as caught:

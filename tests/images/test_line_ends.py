@@ -10,8 +10,8 @@ from PIL import Image
 
 from ray_app.errors import Status
 from ray_app.images import formats
-from tests.images import factory
 from tests.images.outcomes import outcome_of, refusal, status_of
+from tests.make import images
 
 CODED = {
     "jpeg": ("JPEG", {"quality": 75}),
@@ -31,7 +31,7 @@ CODED = {
 def test_coded_image_with_converted_line_ends_is_refused(name):
     format_name, options = CODED[name]
     for seed in range(2):
-        data = factory.encoded(factory.photo(480, 360, seed), format_name, **options)
+        data = images.encoded(images.photo(480, 360, seed), format_name, **options)
         assert status_of(data) == Status.OK
         outcome = refusal(data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
         assert outcome.status == Status.CORRUPT_IMAGE
@@ -40,14 +40,14 @@ def test_coded_image_with_converted_line_ends_is_refused(name):
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
 def test_png_with_converted_line_ends_is_described(line_end):
-    data = factory.png()
+    data = images.png()
     assert "FTP" in outcome_of(data.replace(b"\r\n", b"\n").replace(b"\n", line_end)).detail
 
 
 def test_small_jpeg_with_crlf_in_its_comment_is_decoded():
     comment = {"comment": b"two\r\nlines\r\n" * 20}
     grey = Image.new("L", (16, 16), 99)
-    data = factory.encoded(grey, "JPEG", optimize=True, quality=30, **comment)
+    data = images.encoded(grey, "JPEG", optimize=True, quality=30, **comment)
     assert data.count(b"\n") == data.count(b"\r\n") == 40
     assert status_of(data) == Status.OK
 
@@ -55,7 +55,7 @@ def test_small_jpeg_with_crlf_in_its_comment_is_decoded():
 def test_stripes_whose_coded_data_has_only_crlf_are_decoded():
     columns = np.zeros((256, 256), np.uint8)
     columns[:, ::6] = 255
-    data = factory.encoded(Image.fromarray(columns), "JPEG", quality=47, optimize=True)
+    data = images.encoded(Image.fromarray(columns), "JPEG", quality=47, optimize=True)
     assert data.count(b"\n") == data.count(b"\r\n") > 40
     assert status_of(data) == Status.OK
 
@@ -66,7 +66,7 @@ def test_flat_image_with_crlf_in_its_comment_is_decoded(format_name, encoding):
     lines = ["Фото: Иван", "Место: Москва", "Год: 2020", "Права защищены", "Ещё строка", "Конец"]
     text, red = "\r\n".join(lines).encode(encoding), Image.new("RGB", (32, 32), (200, 20, 20))
     for comment in (text, text * 20):
-        assert status_of(factory.encoded(red, format_name, comment=comment)) == Status.OK
+        assert status_of(images.encoded(red, format_name, comment=comment)) == Status.OK
 
 
 @pytest.mark.parametrize("unit", [b"\r\n", b"\r", b"\xff\r\n"])

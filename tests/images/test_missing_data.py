@@ -14,8 +14,9 @@ from PIL import Image
 
 from ray_app.errors import Status
 from ray_app.images import decode_image, jpeg
-from tests.images import factory, layouts, tiff_writer
+from tests.images import layouts, tiff_writer
 from tests.images.outcomes import LIMITS, pixels, refusal, status_of
+from tests.make import images
 
 MISSING = {Status.TRUNCATED_IMAGE, Status.CORRUPT_IMAGE}
 EOI = b"\xff\xd9"
@@ -24,9 +25,9 @@ EOI = b"\xff\xd9"
 @functools.cache
 def photos(count: int = 30, **options) -> list[bytes]:
     """JPEGs of several sizes and qualities."""
-    made = [factory.photo(160 + 8 * n, 120 + 4 * n, seed=n) for n in range(count)]
+    made = [images.photo(160 + 8 * n, 120 + 4 * n, seed=n) for n in range(count)]
     return [
-        factory.encoded(photo, "JPEG", quality=60 + n, **options) for n, photo in enumerate(made)
+        images.encoded(photo, "JPEG", quality=60 + n, **options) for n, photo in enumerate(made)
     ]
 
 
@@ -60,11 +61,11 @@ def test_jpeg_that_lacks_a_half_or_a_fifth_is_refused(options):
 def taller(data: bytes, times: int = 3) -> bytes:
     at = data.index(b"\xff\xc0") + 5
     height = times * int.from_bytes(data[at : at + 2], "big")
-    return factory.patched(data, at, struct.pack(">H", height))
+    return images.patched(data, at, struct.pack(">H", height))
 
 
 def test_jpeg_header_taller_than_its_scan_is_refused():
-    outcome = refusal(taller(factory.encoded(factory.photo(640, 480), "JPEG")))
+    outcome = refusal(taller(images.encoded(images.photo(640, 480), "JPEG")))
     assert outcome.status == Status.TRUNCATED_IMAGE
     assert 450 < int(outcome.detail.split()[1]) < 490
     assert "of 1440 rows" in outcome.detail
@@ -79,12 +80,12 @@ def test_jpeg_with_a_marker_inside_its_scan_is_refused():
 
 def test_jpeg_with_an_unknown_code_is_corrupt():
     data = layouts.flat_blocks(((2, 2), (1, 1), (1, 1)))
-    broken = refusal(factory.patched(data, scan_of(data)[0], b"\xff\0\xff\0"))
+    broken = refusal(images.patched(data, scan_of(data)[0], b"\xff\0\xff\0"))
     assert (broken.status, broken.detail) == (Status.CORRUPT_IMAGE, "bad Huffman code")
 
 
 def test_progressive_jpeg_without_one_of_its_scans_is_refused():
-    data = factory.encoded(factory.photo(200, 150), "JPEG", progressive=True)
+    data = images.encoded(images.photo(200, 150), "JPEG", progressive=True)
     whole = list(jpeg.segments(data))
     scans = [n for n, segment in enumerate(whole) if segment.marker == jpeg.SOS]
     assert len(scans) == 10
@@ -121,7 +122,7 @@ IRREGULAR = {
 @pytest.mark.parametrize("name", IRREGULAR)
 def test_jpeg_that_is_irregular_outside_its_scan_is_flagged(name):
     """The flag hides no damage."""
-    data = factory.encoded(factory.photo(160, 120), "JPEG")
+    data = images.encoded(images.photo(160, 120), "JPEG")
     spoiled = IRREGULAR[name](data)
     assert spoiled != data
     assert "irregular_jpeg" in decode_image(spoiled, LIMITS).facts.flags
@@ -132,7 +133,7 @@ def test_jpeg_that_is_irregular_outside_its_scan_is_flagged(name):
 
 
 def test_jpeg_with_stray_bytes_before_restarts_is_flagged():
-    data = factory.encoded(factory.photo(160, 120), "JPEG", restart_marker_rows=1)
+    data = images.encoded(images.photo(160, 120), "JPEG", restart_marker_rows=1)
     parts = split_at_restarts(data)
     stray = joined_restarts(data, parts, b"\x12\x34")
     assert decode_image(stray, LIMITS).facts.flags == ("irregular_jpeg",)
@@ -148,14 +149,14 @@ def test_jpeg_with_many_fill_bytes_is_refused_at_once(end):
     lock held could not be ended.
     """
     began = time.thread_time()
-    assert status_of(factory.jpeg()[:20] + b"\xff" * 300_000 + end) in MISSING
+    assert status_of(images.jpeg()[:20] + b"\xff" * 300_000 + end) in MISSING
     assert time.thread_time() - began < 2
 
 
 def test_jpeg_of_ten_thousand_segments_is_read_at_once():
-    many_parts = factory.encoded(factory.photo(1200, 800), "JPEG", restart_marker_blocks=1)
+    many_parts = images.encoded(images.photo(1200, 800), "JPEG", restart_marker_blocks=1)
     many_parts = joined_restarts(many_parts, split_at_restarts(many_parts), b"\x12\x34")
-    few_scans = factory.encoded(factory.photo(), "JPEG", progressive=True)[:-2]
+    few_scans = images.encoded(images.photo(), "JPEG", progressive=True)[:-2]
     began = time.thread_time()
     assert status_of(many_parts) == Status.OK
     assert status_of(few_scans + b"\xff\xda\0\2" * 2_000_000 + EOI) in MISSING
@@ -168,7 +169,7 @@ OPTIONS = {
     "tiff_lzw": {"compression": "tiff_lzw"},
     "tiff_jpeg": {"compression": "jpeg"},
     "webp_lossless": {"lossless": True},
-    "webp_extended": {"icc_profile": factory.srgb_profile()},
+    "webp_extended": {"icc_profile": images.srgb_profile()},
     "jpeg_progressive": {"progressive": True},
 }
 
@@ -177,10 +178,10 @@ def with_zeros(data: bytes, there: int) -> bytes:
     return data[:there] + bytes(len(data) - there)
 
 
-@pytest.mark.parametrize("name", [name for name in factory.SOUND if name not in UNCOMPRESSED])
+@pytest.mark.parametrize("name", [name for name in images.SOUND if name not in UNCOMPRESSED])
 def test_file_that_ends_in_zeros_is_refused(name):
-    format_name = factory.SOUND[name][0].replace("HEIC", "HEIF")
-    data = factory.encoded(factory.photo(320, 240), format_name, **OPTIONS.get(name, {}))
+    format_name = images.SOUND[name][0].replace("HEIC", "HEIF")
+    data = images.encoded(images.photo(320, 240), format_name, **OPTIONS.get(name, {}))
     assert status_of(data) == Status.OK
     for fraction in (0.5, 0.8):
         assert status_of(with_zeros(data, int(len(data) * fraction))) in MISSING
@@ -191,8 +192,8 @@ def test_file_that_ends_in_zeros_is_refused(name):
 )
 def test_webp_whose_flat_half_is_coded_in_zeros_is_whole(below, lossless):
     picture = Image.new("RGB", (450, 1200), below)
-    picture.paste(factory.photo(450, 300))
-    data = factory.encoded(picture, "WEBP", lossless=lossless, method=0, quality=95)
+    picture.paste(images.photo(450, 300))
+    data = images.encoded(picture, "WEBP", lossless=lossless, method=0, quality=95)
     assert status_of(data) == Status.OK
     assert status_of(with_zeros(data, len(data) // 3)) in MISSING
 
@@ -205,19 +206,19 @@ def png_of_height(data: bytes, height: int) -> bytes:
 @pytest.mark.parametrize("mode", ["1", "RGB", "I;16"])
 def test_png_header_taller_than_its_data_is_truncated(mode):
     is_wide = mode == "I;16"
-    picture = Image.new(mode, (64, 48), 9) if is_wide else factory.photo(64, 48).convert(mode)
-    data = factory.encoded(picture, "PNG")
+    picture = Image.new(mode, (64, 48), 9) if is_wide else images.photo(64, 48).convert(mode)
+    data = images.encoded(picture, "PNG")
     assert status_of(data) == Status.OK
     assert status_of(png_of_height(data, 49)) == Status.TRUNCATED_IMAGE
 
 
 def test_png_whose_pixels_do_not_match_their_checksum_is_corrupt():
-    data = factory.encoded(factory.photo(), "PNG", compress_level=0)
+    data = images.encoded(images.photo(), "PNG", compress_level=0)
     at = data.index(b"IDAT") + 3000
     assert status_of(data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]) == Status.CORRUPT_IMAGE
 
 
-SAMPLES = np.asarray(factory.photo(60, 50)).astype(int)
+SAMPLES = np.asarray(images.photo(60, 50)).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -258,11 +259,11 @@ def test_tiff_tags_that_are_not_used_take_no_memory():
 
 
 def test_gif_and_bmp_taller_than_their_data_are_truncated():
-    gif = bytearray(factory.encoded(factory.photo(), "GIF"))
+    gif = bytearray(images.encoded(images.photo(), "GIF"))
     at = gif.index(b",\0\0\0\0\x60\0\x40\0")
     gif[8:10] = gif[at + 7 : at + 9] = struct.pack("<H", 200)
     assert status_of(bytes(gif)) == Status.TRUNCATED_IMAGE
-    bmp = factory.encoded(factory.photo(), "BMP")
+    bmp = images.encoded(images.photo(), "BMP")
     assert status_of(bmp[:22] + struct.pack("<i", 200) + bmp[26:]) == Status.TRUNCATED_IMAGE
     runs = layouts.bmp_runs(layouts.samples(1, 8))
     assert status_of(runs[: len(runs) // 2] + b"\0\1") == Status.TRUNCATED_IMAGE
@@ -274,5 +275,5 @@ def test_interlaced_png_without_its_last_pass_is_truncated(height):
     assert status_of(data) == Status.OK
     at = data.index(b"IDAT")
     lines = zlib.decompress(data[at + 4 : -16])
-    body = factory.chunk(b"IDAT", zlib.compress(lines[: -(height // 2) * (1 + 3 * layouts.WIDTH)]))
-    assert status_of(data[: at - 4] + body + factory.chunk(b"IEND", b"")) == Status.TRUNCATED_IMAGE
+    body = images.chunk(b"IDAT", zlib.compress(lines[: -(height // 2) * (1 + 3 * layouts.WIDTH)]))
+    assert status_of(data[: at - 4] + body + images.chunk(b"IEND", b"")) == Status.TRUNCATED_IMAGE

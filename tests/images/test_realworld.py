@@ -12,7 +12,7 @@ from PIL import Image
 
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, ImageRefused, decode_image
-from tests.images.provenance.files import said
+from tests.make.provenance.files import said
 
 REALWORLD = Path(__file__).resolve().parents[2] / ".." / "shared" / "realworld"
 LIMITS = ImageLimits()

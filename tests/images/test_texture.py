@@ -6,8 +6,7 @@ from PIL import Image
 from benchmarks.photographs import write_photographs
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.facts import texture_of, with_texture
-from tests.images.charts import chart
-from tests.images.factory import encoded, photo
+from tests.make.images import chart, encoded, photo
 
 
 def test_graphics_of_a_drawing_exceed_those_of_photographs(tmp_path):

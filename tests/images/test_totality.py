@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ray_app.errors import InputError
 from ray_app.images import DecodedImage, ImageLimits, ImageRefused, decode_image
-from tests.images.flips import SWEEPS, flipped
+from tests.make.flips import SWEEPS, flipped
 
 SMALL = ImageLimits(max_pixels=1_000_000, max_bytes=100_000)
 STARTS = [

@@ -11,7 +11,7 @@ from PIL import Image
 from ray_app.inference import BatchDecoder, StageClock
 from ray_app.inference.worker import open_scorer
 from ray_app.runs import result_rows
-from tests.images.factory import encoded
+from tests.make.images import encoded
 
 
 def noise(*sizes):

@@ -19,11 +19,11 @@ from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge,
 from ray_app.inference.decision import DetectorOutputs, require_embeddings
 from ray_app.inference.ensemble import load_ensemble
 from ray_app.transforms.perturbations import load_perturbations
-from tests.identification.made import make_identifier, make_retrieval
-from tests.identification.tiny_speakers import card_of
-from tests.images import factory
 from tests.inference.batches import read, rows_of
-from tests.inference.two_detectors import write_two
+from tests.make import images
+from tests.make.cards import write_two
+from tests.make.networks.tiny_speakers import card_of
+from tests.make.profiles import make_identifier, make_retrieval
 
 BAD = 5  # The member that is not an image.
 CLASSES = ("sd-1.5", "sdxl", "midjourney-6")
@@ -66,7 +66,7 @@ def spec_of(written, describer="retrieval", *, fake_above=0.0, describe="flagged
 @pytest.fixture(scope="module")
 def files():
     good = [
-        factory.encoded(factory.photo(side, side, seed=side), "PNG")
+        images.encoded(images.photo(side, side, seed=side), "PNG")
         for side in (300, 320, 360, 380, 280, 420, 450, 310)
     ]
     return [*good[:BAD], b"no image", *good[BAD:]]

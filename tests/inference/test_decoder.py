@@ -15,7 +15,7 @@ from ray_app.images import ImageLimits, inspect_bytes
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.images.provenance.containers import NOTHING
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from tests.images.factory import jpeg
+from tests.make.images import jpeg
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")

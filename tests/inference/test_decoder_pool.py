@@ -20,20 +20,20 @@ from ray_app.inference import BatchDecoder, StageClock
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders, PreparedImage
 from ray_app.inference.spec import ScoringSpec
-from tests.images import factory
 from tests.inference.children import LIMITS, TINY, request, state, stopped, wait_until
+from tests.make import images
 
 # Pillow's, torch's and OpenCV's resize, crops, thumbnails, and one that keeps sizes.
 CARDS = ("touchstone-tiny", "community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake", "clip-d-10k-plus",
          "maskclip", "corvi2023")  # fmt: skip
 ALL = tuple(dict.fromkeys(load_card(name).preprocessing for name in CARDS))
 PICTURES = {
-    "large": lambda: factory.encoded(factory.photo(1024, 768), "JPEG", quality=90),
-    "tall": lambda: factory.encoded(factory.photo(150, 400), "PNG"),
-    "tiny": lambda: factory.encoded(factory.photo(7, 5), "PNG"),
-    "alpha": factory.ODD["alpha_webp"][1],
-    "cmyk": factory.cmyk,
-    "heic": factory.SOUND["heic"][1],
+    "large": lambda: images.encoded(images.photo(1024, 768), "JPEG", quality=90),
+    "tall": lambda: images.encoded(images.photo(150, 400), "PNG"),
+    "tiny": lambda: images.encoded(images.photo(7, 5), "PNG"),
+    "alpha": images.ODD["alpha_webp"][1],
+    "cmyk": images.cmyk,
+    "heic": images.SOUND["heic"][1],
 }
 
 
@@ -85,7 +85,7 @@ def test_pool_prepares_the_pixels_of_the_batch_job():
 def test_pool_refuses_bytes_and_formats_before_a_child(monkeypatch):
     monkeypatch.setattr(DecoderProcess, "prepare", lambda *_: pytest.fail("a child saw it"))
     with closing(IsolatedDecoders(LIMITS, processes=1, formats=("JPEG", "PNG"))) as pool:
-        for data in (factory.SOUND["tiff"][1](), b"just text, nothing more"):
+        for data in (images.SOUND["tiff"][1](), b"just text, nothing more"):
             error = refusal(pool, data)
             assert error.status == Status.UNSUPPORTED_FORMAT
             assert "JPEG, PNG" in error.detail
@@ -97,7 +97,7 @@ def test_pool_refuses_bytes_and_formats_before_a_child(monkeypatch):
 def test_killed_child_costs_one_image(shared):
     victim, other = (stopped(pid) for pid in pids_of(shared))
     with ThreadPoolExecutor(2) as threads:
-        asked = [threads.submit(prepared, shared, factory.jpeg()) for _ in range(2)]
+        asked = [threads.submit(prepared, shared, images.jpeg()) for _ in range(2)]
         wait_until(lambda: shared._free.empty())
         os.kill(victim, signal.SIGKILL)
         os.kill(other, signal.SIGCONT)
@@ -105,11 +105,11 @@ def test_killed_child_costs_one_image(shared):
     assert isinstance(died, ImageRefused)
     assert died.status == Status.DECODER_CRASHED
     assert "SIGKILL" in died.detail
-    assert prepared(shared, factory.png()).facts.format == "PNG"
+    assert prepared(shared, images.png()).facts.format == "PNG"
 
 
 def test_callers_get_their_own_answers(shared):
-    files = [factory.encoded(factory.photo(80 + 10 * seed, 60, seed), "PNG") for seed in range(8)]
+    files = [images.encoded(images.photo(80 + 10 * seed, 60, seed), "PNG") for seed in range(8)]
     with ThreadPoolExecutor(len(files)) as threads:
         answers = list(threads.map(lambda data: prepared(shared, data), files * 2))
     for data, answer in zip(files * 2, answers, strict=True):
@@ -121,7 +121,7 @@ def test_children_are_light_and_hold_no_secret(monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", "a-token")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-key")
     with closing(IsolatedDecoders(LIMITS, processes=1)) as pool:
-        prepared(pool, factory.jpeg())
+        prepared(pool, images.jpeg())
         process = Path(f"/proc/{pids_of(pool)[0]}")
         maps, environment = (process / "maps").read_text(), (process / "environ").read_bytes()
     assert "_imaging" in maps

@@ -15,8 +15,8 @@ from ray_app.detectors import load_card
 from ray_app.errors import InputError, Status, TouchstoneError
 from ray_app.images import ImageRefused, decode_image, inspect_bytes
 from ray_app.inference.decoder_pool import DecoderProcess
-from tests.images import factory
 from tests.inference.children import LIMITS, request, scripted, stopped, wait_until
+from tests.make import images
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def refusal(decode, *given) -> ImageRefused:
 
 
 def test_child_decodes_as_this_process_does(decoder):
-    for name, (_, make) in (factory.SOUND | factory.ODD).items():
+    for name, (_, make) in (images.SOUND | images.ODD).items():
         data = make()
         expected, found = decode_image(data, LIMITS), decoder.decode(data)
         assert found.facts == expected.facts, name
@@ -43,7 +43,7 @@ def test_child_decodes_as_this_process_does(decoder):
 def test_child_refuses_as_this_process_does_and_lives(decoder):
     decoder.start()
     pid = decoder.pid
-    for name, (status, make) in factory.REFUSED.items():
+    for name, (status, make) in images.REFUSED.items():
         data = make()
         found = refusal(decoder.decode, data)
         assert found.status == status, name
@@ -65,7 +65,7 @@ def test_child_refuses_as_this_process_does_and_lives(decoder):
 )
 def test_crash_of_a_child_is_a_status_with_its_cause(script, said):
     with scripted(script)(LIMITS) as decoder:
-        error = refusal(decoder.decode, factory.jpeg())
+        error = refusal(decoder.decode, images.jpeg())
     assert error.status == Status.DECODER_CRASHED
     assert said in error.detail
     assert error.facts.format == "JPEG"
@@ -74,7 +74,7 @@ def test_crash_of_a_child_is_a_status_with_its_cause(script, said):
 def test_child_that_hangs_is_replaced_at_the_wall_limit():
     with DecoderProcess(LIMITS, wall_limit_s=0.2) as decoder:
         # The second file is larger than a pipe: the hang happens while writing.
-        for data in (factory.jpeg(), factory.jpeg() + bytes(1_000_000)):
+        for data in (images.jpeg(), images.jpeg() + bytes(1_000_000)):
             decoder.start()
             pid = stopped(decoder.pid)
             error = refusal(decoder.decode, data)
@@ -87,7 +87,7 @@ def test_child_killed_while_idle_costs_no_image(decoder):
     decoder.start()
     os.kill(decoder.pid, signal.SIGKILL)
     wait_until(lambda: decoder.pid is None)
-    assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
+    assert decoder.decode(images.jpeg()).pixels.size == (96, 64)
 
 
 def test_child_that_cannot_start_is_an_error_of_the_system(monkeypatch):
@@ -102,12 +102,12 @@ def test_child_that_cannot_start_is_an_error_of_the_system(monkeypatch):
         Broken(LIMITS) as decoder,
         pytest.raises(TouchstoneError, match=r"did not start: it .*exit code 7") as caught,
     ):
-        decoder.decode(factory.jpeg())
+        decoder.decode(images.jpeg())
     assert caught.value.hint
     assert not isinstance(caught.value, ImageRefused)
     monkeypatch.setattr("ray_app.child_process.subprocess.Popen", no_process)
     with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
-        DecoderProcess(LIMITS).decode(factory.jpeg())
+        DecoderProcess(LIMITS).decode(images.jpeg())
 
 
 def test_child_that_hangs_while_it_starts_is_replaced(monkeypatch):
@@ -116,7 +116,7 @@ def test_child_that_hangs_while_it_starts_is_replaced(monkeypatch):
     monkeypatch.setattr(DecoderProcess, "_command", lambda _: commands.pop(0))
     monkeypatch.setattr("ray_app.inference.decoder_pool.START_LIMITS_S", (0.5, 60.0))
     with DecoderProcess(LIMITS) as decoder:
-        assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
+        assert decoder.decode(images.jpeg()).pixels.size == (96, 64)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_child_that_hangs_while_it_starts_is_replaced(monkeypatch):
 def test_memory_of_a_child_is_limited(card):
     """The second card resizes with torch."""
     preprocessing = load_card(card).preprocessing
-    heavy = factory.encoded(Image.new("RGB", (3000, 3000), "teal"), "JPEG")
+    heavy = images.encoded(Image.new("RGB", (3000, 3000), "teal"), "JPEG")
     with DecoderProcess(LIMITS, 20.0, 20 * 1024**2) as child:  # The pixels alone take 27 MB.
-        prepared = child.prepare(factory.jpeg(), request(preprocessing))
+        prepared = child.prepare(images.jpeg(), request(preprocessing))
         assert prepared.pixels[0].shape == (*preprocessing.shape, 3)
         error = refusal(child.prepare, heavy, request(preprocessing))
     assert error.status in (Status.IMAGE_TOO_LARGE, Status.DECODER_CRASHED)
@@ -142,7 +142,7 @@ FACTS = [
 
 @pytest.mark.parametrize("refused", [None, {"status": "corrupt_image", "detail": "no"}])
 def test_facts_that_no_row_can_hold_are_rejected(decoder, refused):
-    data = factory.jpeg()
+    data = images.jpeg()
     true = dataclasses.asdict(inspect_bytes(data)) | {"width": 96, "height": 64}
 
     def believed(facts):
@@ -173,7 +173,7 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_lie_of_a_child_is_rejected_and_ends_it(lie):
-    data = factory.jpeg()
+    data = images.jpeg()
     with scripted(LIES[lie])(LIMITS, 20.0) as child:
         error = refusal(child.prepare, data, request())
         assert child.pid is None
@@ -185,20 +185,20 @@ def test_lie_of_a_child_is_rejected_and_ends_it(lie):
 def test_child_that_falls_silent_is_ended(monkeypatch):
     monkeypatch.setattr("ray_app.child_process.LAST_WORDS_S", 0.1)
     with scripted("os.close(1)")(LIMITS, 5.0) as child:
-        assert "fell silent" in refusal(child.prepare, factory.jpeg(), request()).detail
+        assert "fell silent" in refusal(child.prepare, images.jpeg(), request()).detail
         assert child.pid is None
 
 
 def test_text_of_a_child_is_cleaned():
     said = "{'software': 'a\\u202eb\\n' + 'c' * 400, 'digital_source_type': ['d'] * 99, 'ai_declared': False}"
     with scripted(f"say({{'facts': facts, 'provenance': {said}}})")(LIMITS, 20.0) as child:
-        provenance = child.prepare(factory.jpeg(), request()).provenance
+        provenance = child.prepare(images.jpeg(), request()).provenance
     assert provenance.software == "a b" + " " + "c" * 296
     assert provenance.digital_source_type == ("d",)
     detail = "'red' + chr(27) + '[31m\\nor' + chr(0x202e) + ' not'"
     said = f"{{'status': 'corrupt_image', 'detail': {detail}}}"
     with scripted(f"say({{'facts': facts, 'refused': {said}}}, b'')")(LIMITS, 20.0) as child:
-        error = refusal(child.decode, factory.jpeg())
+        error = refusal(child.decode, images.jpeg())
     assert error.detail == "red\\x1b[31m\\nor\\u202e not"
 
 

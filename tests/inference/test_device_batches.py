@@ -16,10 +16,10 @@ from ray_app.inference.device_batches import (
 )
 from ray_app.inference.scorer import DetectorTimes, EnsembleScorer, _Columns
 from ray_app.scoring.identity import scoring_facts
-from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
-from tests.detectors.small_zoo import small
 from tests.inference.batches import batches, noise
-from tests.inference.two_detectors import write_two
+from tests.make.cards import write_two
+from tests.make.fake_cuda import bare, detector_on_cuda, fake_cuda
+from tests.make.networks.small_zoo import small
 
 
 class LateEvent:

@@ -20,8 +20,8 @@ from ray_app.inference.decoder import CarefulDecoder
 from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from ray_app.transforms.perturbations import load_perturbations
-from tests.images import factory
 from tests.inference.children import scripted
+from tests.make import images
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = make_spec(load_ensemble_card("tiny"), limits=BatchLimits(), precision="fp32")
@@ -60,9 +60,9 @@ def test_large_image_waits_for_its_turn_and_small_does_not(budget, monkeypatch):
     clock, batches = StageClock(), []
     decoder = BatchDecoder(SPEC, clock, budget=budget)
     with budget.turn(budget.total_bytes):
-        assert decoder.decode([(1, factory.jpeg())]).outcomes[0].status is Status.OK
+        assert decoder.decode([(1, images.jpeg())]).outcomes[0].status is Status.OK
         monkeypatch.setattr(memory, "LIMIT_PIXELS", 1000)
-        files = [(1, factory.jpeg()), (2, factory.png())]
+        files = [(1, images.jpeg()), (2, images.png())]
         waiting = threading.Thread(target=lambda: batches.append(decoder.decode(files)))
         waiting.start()
         waiting.join(0.2)
@@ -77,8 +77,8 @@ def test_large_image_waits_for_its_turn_and_small_does_not(budget, monkeypatch):
 def test_image_over_the_memory_of_the_node_is_refused(everything_is_large, tmp_path):
     tiny = NodeBudget("pixels", 2**20, tmp_path / "seats")
     decoder = BatchDecoder(SPEC, StageClock(), tmp_path / "crumbs", budget=tiny)
-    small = factory.raw_png(8, 8, 8, 2, bytes(200))
-    batch = decoder.decode([(1, factory.jpeg()), (2, small), (3, b"")])
+    small = images.raw_png(8, 8, 8, 2, bytes(200))
+    batch = decoder.decode([(1, images.jpeg()), (2, small), (3, b"")])
     statuses = [outcome.status for outcome in batch.outcomes]
     assert statuses == [Status.IMAGE_TOO_LARGE, Status.OK, Status.EMPTY_FILE]
     assert "over decode_bytes (0.0 GB) of this node" in batch.outcomes[0].detail
@@ -92,14 +92,14 @@ from pathlib import Path
 from ray_app.images import limits as memory
 from ray_app.inference import BatchDecoder, StageClock
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
-from tests.images import factory
+from tests.make import images
 from tests.inference.test_large_images import SPEC
 memory.LIMIT_PIXELS = 1000
 budget = NodeBudget("pixels", 4 * SEAT_BYTES, Path(sys.argv[1]) / "seats")
 decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "crumbs", wall_limit_s=0.5, budget=budget)
 with budget.turn(budget.total_bytes) as give_back:
     threading.Timer(1.0, give_back).start()
-    print(decoder.decode([(7, factory.jpeg())]).outcomes[0].status)
+    print(decoder.decode([(7, images.jpeg())]).outcomes[0].status)
 decoder.close()
 """
 
@@ -114,7 +114,7 @@ def test_wait_longer_than_the_wall_limit_is_not_a_hang(tmp_path):
 
 @pytest.mark.slow
 def test_child_waits_before_it_decodes_large_image():
-    data = factory.encoded(Image.new("L", (9000, 6000), 77), "PNG", compress_level=1)
+    data = images.encoded(Image.new("L", (9000, 6000), 77), "PNG", compress_level=1)
     with DecoderProcess(BatchLimits(), wall_limit_s=20) as child:
         with closing(child.peek(data)) as peeked:
             assert (peeked.demand.pixels, peeked.demand.patience) == (54_000_000, 1.08)
@@ -124,7 +124,7 @@ def test_child_waits_before_it_decodes_large_image():
         with closing(child.peek(data)):
             assert child.pid == pid
         assert child.pid is None  # it waited for memory that nobody reserved
-        assert child.decode(factory.jpeg()).pixels.size == (96, 64)
+        assert child.decode(images.jpeg()).pixels.size == (96, 64)
 
 
 # A child that finds every file large, and dies when it may decode.
@@ -146,7 +146,7 @@ def test_child_that_dies_or_is_refused_frees_memory(monkeypatch, tmp_path, count
         careful = CarefulDecoder(SPEC.limits, None, 20, budget, children=children)
         decoder = BatchDecoder(SPEC, StageClock(), careful=careful)
         # The second file needs the only child, and the memory of the first.
-        outcomes = decoder.decode([(1, factory.jpeg()), (2, factory.png())]).outcomes
+        outcomes = decoder.decode([(1, images.jpeg()), (2, images.png())]).outcomes
     assert [outcome.status for outcome in outcomes] == [status, status]
     assert all(detail in outcome.detail for outcome in outcomes)
     assert is_free(budget)
@@ -154,7 +154,7 @@ def test_child_that_dies_or_is_refused_frees_memory(monkeypatch, tmp_path, count
 
 def test_file_is_released_before_the_next_is_read():
     size = 20 * 2**20
-    arriving = ((number, factory.jpeg() + bytes(size)) for number in range(4))
+    arriving = ((number, images.jpeg() + bytes(size)) for number in range(4))
     decoder = BatchDecoder(SPEC, StageClock())
     tracemalloc.start()
     batch = decoder.decode(arriving)
@@ -170,7 +170,7 @@ def test_views_of_large_images_are_decoded_again(everything_is_large, budget, mo
     spec = make_spec(
         ensemble_of(["corvi2023"]), limits=BatchLimits(), precision="fp32", views=views, slots=2
     )
-    files = [(1, factory.encoded(factory.photo(300, 200), "JPEG")), (2, factory.jpeg())]
+    files = [(1, images.encoded(images.photo(300, 200), "JPEG")), (2, images.jpeg())]
 
     def seen(decoder):
         batch = decoder.decode(files)

@@ -28,13 +28,13 @@ from ray_app.inference import (
     make_spec,
 )
 from ray_app.inference.decoder_pool import DecoderProcess
-from tests.images.factory import encoded, jpeg, photo
-from tests.images.provenance.files import png_with
-from tests.images.provenance.marking import marked_photo
-from tests.images.provenance.signing import authority, signed
 from tests.inference.batches import rows_of
 from tests.inference.children import request
-from tests.runs.real_run import score_here
+from tests.make.images import encoded, jpeg, photo
+from tests.make.provenance.files import png_with
+from tests.make.provenance.marking import marked_photo
+from tests.make.provenance.signing import authority, signed
+from tests.make.real_run import score_photos
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
@@ -101,8 +101,8 @@ def test_manifest_that_kills_its_reader_costs_no_score(tmp_path):
 {BROKEN}
 from pathlib import Path
 from tests.inference.test_provenance import SPEC, decoded
-from tests.images.factory import jpeg
-from tests.images.provenance.signing import signed
+from tests.make.images import jpeg
+from tests.make.provenance.signing import signed
 decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
 """
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -11
@@ -159,7 +159,7 @@ def test_sidecar_is_read_by_every_command(tmp_path, capsys):
     assert checked["a.png"]["finding"] == "made by AI, signed by Throwaway (valid, signer unknown)"
     assert checked["a.c2pa"]["detail"].startswith("a C2PA manifest (sidecar)")
     expected = {name: row["finding"] for name, row in checked.items()}
-    scored = rows("results", score_here(load_ensemble_card("tiny"), folder, tmp_path / "run"))
+    scored = rows("results", score_photos(load_ensemble_card("tiny"), folder, tmp_path / "run"))
     assert {name: row["finding"] for name, row in scored.items()} == expected
     results = load_ensemble("tiny").score(folder)
     assert {os.path.basename(one.source): one.finding for one in results} == expected
@@ -172,7 +172,7 @@ def test_sidecar_costs_no_request_on_object_storage(tmp_path, s3):
         data = (tmp_path / name).read_bytes()
         s3.client().put_object(Bucket="sidecars", Key=name, Body=data)
     s3.clear_log()
-    score_here(load_ensemble_card("tiny"), bucket, tmp_path / "run")
+    score_photos(load_ensemble_card("tiny"), bucket, tmp_path / "run")
     gets = [path for method, path in s3.requests() if path.startswith("/sidecars/a")]
     assert sorted(gets) == ["/sidecars/a.c2pa", "/sidecars/a.png"]  # as members of the archive
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 import ray_app
 from ray_app.errors import ConfigError, Reason, Status
-from tests.images.factory import encoded, flat, photo
-from tests.scoring.conftest import write_points
-from tests.storage.faulty_server import FaultyServer
-from tests.unprivileged import closed
+from tests.make.cards import write_points
+from tests.make.images import encoded, flat, photo
+from tests.make.servers.faulty import FaultyServer
+from tests.make.unprivileged import closed
 
 DETECTOR = "touchstone-tiny"
 NAMES = ("a.png", "b.png", "below/c.png")

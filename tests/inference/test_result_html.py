@@ -11,7 +11,7 @@ from PIL import Image
 import ray_app
 from ray_app.errors import InputError, Status
 from ray_app.inference import image_inputs, result_html
-from tests.images.factory import encoded, photo
+from tests.make.images import encoded, photo
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\u202egpj.exe"
 

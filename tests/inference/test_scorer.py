@@ -23,8 +23,8 @@ from ray_app.inference import (
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.scoring.embeddings import select_embeddings
 from ray_app.transforms.perturbations import load_perturbations
-from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.inference.batches import batches, noise
+from tests.make.networks.tiny_internvl import write_tiny_internvl
 
 SIZES = [(64, 80), (200, 120), (64, 80), (301, 177), (90, 90)]
 FILES = noise(*SIZES)

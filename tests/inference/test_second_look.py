@@ -16,9 +16,9 @@ from ray_app.inference.decision import second_stage_rows
 from ray_app.inference.ensemble import Ensemble
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.worker import open_decoder, open_scorer
-from tests.images.factory import encoded, photo
 from tests.inference.batches import batches, read
-from tests.inference.two_detectors import write_two
+from tests.make.cards import write_two
+from tests.make.images import encoded, photo
 
 
 def softened(number):

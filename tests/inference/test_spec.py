@@ -5,19 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from ray_app.ensembles import (
-    CalibrationSettings,
-    EnsembleCard,
-    EnsembleMember,
-    load_ensemble_card,
-)
+from ray_app.ensembles import CalibrationSettings, EnsembleCard, EnsembleMember, load_ensemble_card
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.inference.ensemble import Ensemble
 from ray_app.inference.spec import departures
-from tests.inference.two_detectors import write_two
+from tests.make.cards import write_two
 
 TINY = "touchstone-tiny"
 FAST = CalibrationSettings(precision={TINY: "bf16"}, resize="fast")

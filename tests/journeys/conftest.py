@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.journeys.person import Person
-from tests.wheel import WheelEnvironment
+from tests.make.wheel import WheelEnvironment
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tests.docs.blocks import CONSOLE, ROOT, blocks_of, inline_commands, pages
-from tests.scoring.conftest import kill_family
-from tests.wheel import WheelEnvironment
+from tests.make.waiting import kill_family
+from tests.make.wheel import WheelEnvironment
 
 Done = subprocess.CompletedProcess[str]
 NO_NAMES: Mapping[str, str] = MappingProxyType({})

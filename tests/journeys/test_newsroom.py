@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.images.provenance.signing import authority, signed
+from tests.make.provenance.signing import authority, signed
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -21,9 +21,9 @@ from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from tests.identification.made import make_identifier, make_retrieval
-from tests.images.factory import photo
-from tests.scoring.stages import without_ray
+from tests.make.images import photo
+from tests.make.profiles import make_identifier, make_retrieval
+from tests.make.stages import without_ray
 
 TINY = "touchstone-tiny"
 CLASSES = ["sd-1.5", "sdxl", "midjourney-6"]

@@ -15,10 +15,10 @@ from pathlib import Path
 from PIL import Image
 
 from ray_app.config import config_root
+from tests.make.browser import chromium
+from tests.make.page_browser import score_many, score_one
 from tests.reports import pages
-from tests.reports.browser import chromium
 from tests.reports.real_pages import EAGER, paper_pages, weight_of, write_pages
-from tests.serving.page_browser import score_many, score_one
 from tests.serving.served import served
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -4,9 +4,9 @@ import re
 import pytest
 
 from ray_app.reports.audit import audit_lines, render_audit
+from tests.make.page_reader import read
 from tests.reports import hostile
 from tests.reports.audit_example import FACTS, NAMES, images
-from tests.reports.page_reader import read
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "

@@ -9,9 +9,9 @@ import pytest
 
 from ray_app.reports.check import check_lines, render_check
 from ray_app.reports.html import file_link
+from tests.make.page_reader import PageReader, read
 from tests.reports.check_example import FACTS, check_row, check_rows, names_of
 from tests.reports.example import thumbnail
-from tests.reports.page_reader import PageReader, read
 
 
 def test_reason_of_many_files_is_one_line_with_its_count():

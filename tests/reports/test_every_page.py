@@ -8,8 +8,8 @@ import re
 
 import pytest
 
+from tests.make.page_reader import read
 from tests.reports import hostile, pages
-from tests.reports.page_reader import read
 
 TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "div", "header", "footer"),

@@ -13,9 +13,9 @@ from ray_app.reports.tiles import tile_texts
 from ray_app.runs import RunDirectory
 from ray_app.runs.selection import RowFilter, selected_tables
 from ray_app.scoring.gallery import make_gallery
-from tests.reports.page_reader import read
+from tests.make.page_reader import read
+from tests.make.real_run import score_photos, write_photos
 from tests.reports.profiled_run import PROMPTS, profiled_card, score_profiled, write_archive
-from tests.runs.real_run import score_here, write_photos
 
 PER_PAGE = 4
 FILES = ["gallery.json", "index.html", "page-00002.html", "page-00003.html"]
@@ -92,7 +92,7 @@ def test_unreadable_and_missing_images_have_tiles(gallery, tmp_path):
     assert "the file ends before the image does" in last
     assert last.count("No picture") == 2
     photos = write_photos(tmp_path / "photos", 3)
-    run = score_here(load_ensemble_card("tiny"), photos, tmp_path / "run")
+    run = score_photos(load_ensemble_card("tiny"), photos, tmp_path / "run")
     missing, changed, kept = sorted(photos.glob("photo-*.jpg"))
     missing.unlink()
     changed.write_bytes(kept.read_bytes())

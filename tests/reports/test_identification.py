@@ -1,6 +1,6 @@
 from ray_app.reports.identification import identifier_lines
+from tests.make.page_reader import PageReader
 from tests.reports.identifier_example import CLASSES, example_identifier
-from tests.reports.page_reader import PageReader
 from tests.reports.pages import page_of
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from ray_app.reports.audit import render_audit
 from ray_app.reports.check import render_check
+from tests.make.browser import Browser, chromium, only_with_chromium
 from tests.reports import audit_example, hostile, pages
-from tests.reports.browser import Browser, chromium, only_with_chromium
 from tests.reports.check_example import FACTS, check_rows, names_of
 from tests.reports.example import thumbnail
 from tests.reports.real_pages import FITS

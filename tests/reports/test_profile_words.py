@@ -5,8 +5,8 @@ promise no more than there is.
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.run import profile_lines
 from ray_app.runs.document import ProfileSummary
+from tests.make.page_reader import read
 from tests.reports.example import example_summary
-from tests.reports.page_reader import read
 from tests.reports.pages import page_of
 from tests.reports.profile_example import LONG, example_profile
 

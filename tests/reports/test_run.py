@@ -24,8 +24,8 @@ from ray_app.reports.run import (
 )
 from ray_app.runs import row_schema, summarise
 from ray_app.storage.errors import too_large
+from tests.make.page_reader import PageReader, contrast, read
 from tests.reports.example import example_summary, thumbnail
-from tests.reports.page_reader import PageReader, contrast, read
 from tests.reports.pages import page_of
 
 GB = 10**9

@@ -6,9 +6,10 @@ import pytest
 
 from ray_app.ensembles import load_ensemble_card
 from ray_app.reports.audit import render_audit
+from tests.make.browser import chromium, only_with_chromium
+from tests.make.real_run import score_photos, write_photos
 from tests.reports import pages
 from tests.reports.audit_example import FACTS, images
-from tests.reports.browser import chromium, only_with_chromium
 from tests.reports.real_pages import (
     BROKEN_FIGURES,
     EAGER,
@@ -17,7 +18,6 @@ from tests.reports.real_pages import (
     weight_of,
     write_pages,
 )
-from tests.runs.real_run import score_here, write_photos
 
 pytestmark = pytest.mark.slow
 only_with_chromium()
@@ -46,7 +46,7 @@ def written(tmp_path_factory):
     """Every page as a file."""
     folder = tmp_path_factory.mktemp("seen")
     photos = write_photos(folder / "photos", 26)
-    run = score_here(load_ensemble_card("tiny"), photos, folder / "run")
+    run = score_photos(load_ensemble_card("tiny"), photos, folder / "run")
     found = write_pages(run, str(photos / "photo-3.jpg"), folder / "pages")
     for name in EXAMPLES:
         path = folder / f"example-{name}.html"

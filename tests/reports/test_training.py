@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ray_app.reports.training import render_training_report, training_lines
-from tests.reports.page_reader import PageReader
+from tests.make.page_reader import PageReader
 from tests.reports.pages import page_of
 from tests.reports.training_example import example_facts, picture
 

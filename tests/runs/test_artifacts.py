@@ -11,7 +11,7 @@ from ray_app.archives import read_block, read_blocks
 from ray_app.errors import Status
 from ray_app.runs import CurrentRows, begin_retry, feature_rows, write_features
 from ray_app.runs.artifacts import FACTS as FACTS_KEY
-from tests.runs.small_run import FACTS, PLAN, begun, finish, score_blocks, vectors_for
+from tests.make.small_run import FACTS, PLAN, begun, finish, score_blocks, vectors_for
 
 NAME = "head:variant"
 NAMES = [f"{number:02}.jpg" for number in range(20)]

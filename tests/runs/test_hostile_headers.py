@@ -17,7 +17,7 @@ from ray_app.images.facts import MOST
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.runs import block_tables
-from tests.images.flips import flipped
+from tests.make.flips import flipped
 
 SPEC = make_spec(
     load_ensemble_card("tiny"),
@@ -56,7 +56,7 @@ STARTS = [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(TOGETHER, 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_header_flips_cost_their_own_row_alone(start):
-    """`python -m tests.images.flips CASE > file` writes one of these files."""
+    """`python -m tests.make.flips CASE > file` writes one of these files."""
     cases = range(start, start + TOGETHER)
     rows = rows_of([flipped(case)[1] for case in cases])
     assert [row["image_id"] for row in rows] == list(range(TOGETHER))

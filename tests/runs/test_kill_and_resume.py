@@ -14,7 +14,7 @@ from ray_app.archives import manifests, read_blocks
 from ray_app.runs import RunDirectory, check_conservation, current_tables
 from ray_app.storage import Store
 from tests.archives.given import SWEEPS, Dying
-from tests.runs.small_run import new_run, relist, score_blocks, write_files
+from tests.make.small_run import new_run, relist, score_blocks, write_files
 
 NAMES = [f"{index:02d}.jpg" for index in range(30)]
 

@@ -13,7 +13,7 @@ from ray_app.archives import read_blocks
 from ray_app.errors import ClusterError
 from ray_app.runs import RunDirectory, check_conservation, current_tables, parts
 from tests.archives.given import Dying, backwards
-from tests.runs.small_run import begun
+from tests.make.small_run import begun
 
 NAMES = [f"{number:03}.jpg" for number in range(100)]
 

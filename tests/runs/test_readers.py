@@ -10,7 +10,7 @@ import pytest
 import ray_app
 from ray_app.errors import ConfigError, Status
 from ray_app.runs import CurrentRows, begin_retry, check_conservation, current_rows, verify_run
-from tests.runs.small_run import (
+from tests.make.small_run import (
     PLAN,
     begun,
     finish,

@@ -14,7 +14,7 @@ from ray_app.runs import (
     verify_run,
 )
 from tests.archives.given import Dying
-from tests.runs.small_run import (
+from tests.make.small_run import (
     PLAN,
     begun,
     finish,

@@ -15,7 +15,7 @@ from ray_app.inference import DecodeResult, DetectorOutputs, judge
 from ray_app.inference.decision import MASKS, SCORES, OutputKey
 from ray_app.runs import block_tables, mask_rows, summarise
 from ray_app.runs import rows as blocks_module
-from tests.runs.small_run import NAME, SPEC, begun, digest
+from tests.make.small_run import NAME, SPEC, begun, digest
 
 NAMES = [f"{number}.jpg" for number in range(8)]
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -16,7 +16,7 @@ import pytest
 from ray_app.errors import ConfigError, Status
 from ray_app.runs import current_rows, schema
 from ray_app.scoring.decide import decide_run
-from tests.runs.small_run import begun, finish, retried, rows_of
+from tests.make.small_run import begun, finish, retried, rows_of
 from tests.scoring.older import kept_objects
 
 KEPT = Path(__file__).with_name("columns.json")

@@ -8,8 +8,8 @@ import pytest
 import ray_app
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError, SourceError
-from tests.images.factory import encoded, photo
-from tests.scoring.stages import without_ray
+from tests.make.images import encoded, photo
+from tests.make.stages import without_ray
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.errors import Status
-from ray_app.runs import (
-    MASK_SCHEMA,
-    VIEWED_MASK_SCHEMA,
-    CurrentRows,
-    current_rows,
-    current_tables,
-)
-from tests.runs.small_run import NAME, begun, finish, retried
+from ray_app.runs import MASK_SCHEMA, VIEWED_MASK_SCHEMA, CurrentRows, current_rows, current_tables
+from tests.make.small_run import NAME, begun, finish, retried
 
 NAMES = [f"{number:02}.jpg" for number in range(20)]
 VIEWS = ("jpeg-75", "crop:0.5")

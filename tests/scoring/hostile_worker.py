@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.scoring.conftest import score_here
+from tests.make.runs import score_here
 
 SETTINGS = {
     "precision": "fp32",

@@ -16,7 +16,7 @@ from ray_app.runs import RunDirectory, feature_rows, result_rows, write_features
 from ray_app.scoring.identity import scoring_facts
 from ray_app.scoring.report import write_summary
 from ray_app.scoring.session import ScoringSession
-from tests.runs.small_run import relist, write_files
+from tests.make.small_run import relist, write_files
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 

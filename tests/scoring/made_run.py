@@ -16,7 +16,7 @@ from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.report import write_summary
 from ray_app.scoring.session import ScoringSession
-from tests.runs.small_run import NAME
+from tests.make.small_run import NAME
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=64)
 DECODER = "pillow of the test"

@@ -9,9 +9,9 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.identification.cards import load_describer
-from tests.identification.made import make_identifier, make_retrieval
-from tests.identification.tiny_speakers import card_of
-from tests.scoring.eight import small_cards
+from tests.make.cards import small_cards
+from tests.make.networks.tiny_speakers import card_of
+from tests.make.profiles import make_identifier, make_retrieval
 
 CLASSES = ("sd-1.5", "sdxl", "midjourney-6", "flux.1-dev")
 PROMPTS = (

@@ -10,11 +10,11 @@ import pytest
 from ray_app.errors import TouchstoneError
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from tests.archives.pages import Pages
-from tests.http_server import HttpServer
-from tests.images.factory import encoded, photo
-from tests.scoring.conftest import rows_of
-from tests.scoring.stages import plan_here
+from tests.make.images import encoded, photo
+from tests.make.runs import rows_of
+from tests.make.servers.http_server import HttpServer
+from tests.make.servers.pages import Pages
+from tests.make.stages import plan_here
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 from ray._raylet import GcsClient
 
 from benchmarks.photographs import write_photographs
-from tests.ray_head import ray_head
-from tests.scoring.conftest import rows_of, start, wait_until
+from tests.make.ray_head import ray_head
+from tests.make.runs import rows_of, start
+from tests.make.waiting import wait_until
 
 NODE = {"resources": {"CPU": 1, "object_store_memory": 80 * 2**20}, "max_workers": 4}
 

@@ -14,9 +14,9 @@ from ray_app.scoring.backlog import is_complete, work_of
 from ray_app.scoring.run import score_archive
 from ray_app.storage import RetryPolicy, Store, key_ranges
 from ray_app.storage import s3 as requests
-from tests.images.factory import encoded, photo
-from tests.scoring.conftest import score_here
-from tests.scoring.stages import without_ray
+from tests.make.images import encoded, photo
+from tests.make.runs import score_here
+from tests.make.stages import without_ray
 
 
 @pytest.fixture

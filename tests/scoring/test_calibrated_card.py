@@ -20,9 +20,10 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import Engine
-from tests.scoring.conftest import score_here, write_tiny
+from tests.make.cards import write_tiny
+from tests.make.runs import score_here
+from tests.make.stages import plan_here
 from tests.scoring.shifted import encoded, pictures
-from tests.scoring.stages import plan_here
 from tests.serving.in_process import answers_of
 
 IMAGES = 80

@@ -14,8 +14,9 @@ from ray_app.reports import plan_lines, summary_lines
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
 from ray_app.scoring.identity import resolve
-from tests.scoring.conftest import rows_of, score_here, score_into, write_ensemble
-from tests.scoring.stages import plan_here
+from tests.make.cards import write_ensemble
+from tests.make.runs import rows_of, score_here, score_into
+from tests.make.stages import plan_here
 
 
 def write_cards(folder, **changes):

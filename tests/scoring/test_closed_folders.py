@@ -11,8 +11,8 @@ from ray_app.cli.main import main
 from ray_app.errors import ExitCode, Status
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring.backlog import is_complete
-from tests.scoring.conftest import files_below
-from tests.unprivileged import closed
+from tests.make.runs import files_below
+from tests.make.unprivileged import closed
 
 
 @pytest.fixture

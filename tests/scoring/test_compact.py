@@ -19,7 +19,7 @@ from ray_app.runs import (
     write_features,
 )
 from ray_app.scoring.compact import compact_run
-from tests.runs.small_run import (
+from tests.make.small_run import (
     FACTS,
     NAME,
     begun,

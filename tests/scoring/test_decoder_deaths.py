@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from tests.scoring.conftest import ROOT, kill_family, rows_of, run_score, write_photo
+from tests.make.archives import write_photo
+from tests.make.runs import ROOT, rows_of, run_score
+from tests.make.waiting import kill_family
 
 LIMIT_S = 4.0
 

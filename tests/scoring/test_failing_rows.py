@@ -18,9 +18,10 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.guarantee import decided
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.report import bad_fraction
-from tests.images import factory
-from tests.scoring.conftest import score_here, write_photo
-from tests.scoring.stages import LAYOUTS
+from tests.make import images
+from tests.make.archives import write_photo
+from tests.make.runs import score_here
+from tests.make.stages import LAYOUTS
 
 MARK = b"trips a bug"
 
@@ -32,10 +33,10 @@ def photos(tmp_path):
     for number in range(4):
         write_photo(folder / f"{number}.jpg", number, (160, 120))
     for name, data in (
-        ("bug.jpg", factory.jpeg() + MARK),
-        ("flat.png", factory.encoded(factory.flat(128, 160, 120), "PNG")),
-        ("torn.png", factory.top_bit_png()),
-        ("bomb.png", factory.bomb_png()),
+        ("bug.jpg", images.jpeg() + MARK),
+        ("flat.png", images.encoded(images.flat(128, 160, 120), "PNG")),
+        ("torn.png", images.top_bit_png()),
+        ("bomb.png", images.bomb_png()),
         ("empty.png", b""),
         ("notes.txt", b"text"),
     ):

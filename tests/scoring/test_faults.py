@@ -16,8 +16,8 @@ from ray_app.scoring import engine
 from ray_app.scoring.stages import BlockScorer
 from ray_app.storage import Store
 from ray_app.streams.stage import MOST_DEATHS, Attempts
-from tests.scoring.conftest import files_below
-from tests.storage.leases import is_released
+from tests.make.leases import is_released
+from tests.make.runs import files_below
 
 SMALL = {"block_members": 2, "batch_slots": 2}
 DEADLY_BLOCK = 1

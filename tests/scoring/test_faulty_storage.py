@@ -7,8 +7,9 @@ import hashlib
 import pytest
 
 from ray_app.runs import RunDirectory
-from tests.scoring.conftest import comparable, fill_bucket, rows_of, run_score
-from tests.scoring.faulty_proxy import FAULTS, FaultyProxy
+from tests.make.archives import fill_bucket
+from tests.make.runs import comparable, rows_of, run_score
+from tests.make.servers.faulty_proxy import FAULTS, FaultyProxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -24,9 +24,9 @@ from ray_app.scoring.embeddings import select_embeddings
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
 from ray_app.storage import Store
-from tests.identification.made import make_identifier
-from tests.scoring.conftest import comparable, rows_of, score_here, write_ensemble
-from tests.scoring.eight import small_cards
+from tests.make.cards import small_cards, write_ensemble
+from tests.make.profiles import make_identifier
+from tests.make.runs import comparable, rows_of, score_here
 
 SETTINGS = {"block_members": 4, "precision": "fp32"}
 GOOD = 7

@@ -18,16 +18,10 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.run import score_archive
 from ray_app.storage import Store
-from tests.images.factory import encoded, photo
-from tests.scoring.conftest import (
-    await_parts,
-    kill_family,
-    rows_of,
-    score_here,
-    start,
-    wait_until,
-)
-from tests.scoring.stages import without_ray
+from tests.make.images import encoded, photo
+from tests.make.runs import await_parts, rows_of, score_here, start
+from tests.make.stages import without_ray
+from tests.make.waiting import kill_family, wait_until
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=8)
 

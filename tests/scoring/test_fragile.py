@@ -14,9 +14,9 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring.decide import decide_run
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import Engine
-from tests.images.charts import chart
-from tests.images.factory import encoded, photo
-from tests.scoring.conftest import rows_of, score_here, write_ensemble, write_tiny
+from tests.make.cards import write_ensemble, write_tiny
+from tests.make.images import chart, encoded, photo
+from tests.make.runs import rows_of, score_here
 from tests.serving.in_process import answers_of
 
 BOUNDS = {

@@ -18,9 +18,8 @@ from ray_app.inference.groups import group_detectors
 from ray_app.runs import RunDirectory
 from ray_app.scoring.layout import plan_groups
 from ray_app.scoring.session import ScoringSession
-from tests.inference.two_detectors import write_two
-from tests.scoring.conftest import comparable, score_here, write_ensemble, write_tiny
-from tests.scoring.eight import write_eight
+from tests.make.cards import write_eight, write_ensemble, write_tiny, write_two
+from tests.make.runs import comparable, score_here
 from tests.scoring.profiled import write_profile
 
 GB = 10**9

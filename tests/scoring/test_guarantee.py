@@ -25,8 +25,8 @@ from ray_app.scoring.decide import decide_run
 from ray_app.scoring.gallery import make_gallery
 from ray_app.scoring.guarantee import compare, count_archive
 from ray_app.scoring.run import score_archive
-from tests.inference.two_detectors import write_two
-from tests.runs.small_run import NAME, read_by_sql
+from tests.make.cards import write_two
+from tests.make.small_run import NAME, read_by_sql
 from tests.scoring.made_run import DECODER, made_run, more_rows, properties_made, summary_of
 from tests.scoring.shifted import calibrated_card
 

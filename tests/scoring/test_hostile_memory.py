@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from ray_app.cluster.local_ray import WORKER_ENVIRONMENT
-from tests.images import factory
-from tests.images.flips import flipped
-from tests.scoring.conftest import ROOT
+from tests.make import images
+from tests.make.flips import flipped
+from tests.make.runs import ROOT
 
 GOOD, HOSTILE = 256, 5_000
 MOST_MIB = 50
@@ -25,10 +25,10 @@ def test_hostile_files_leave_no_memory_in_a_worker(tmp_path):
     good, hostile = tmp_path / "good", tmp_path / "hostile"
     for folder in (good, hostile):
         folder.mkdir()
-    sound = [make() for _, make in [*factory.SOUND.values(), *factory.ODD.values()]]
+    sound = [make() for _, make in [*images.SOUND.values(), *images.ODD.values()]]
     for number in range(GOOD):
         (good / f"{number:05}").write_bytes(sound[number % len(sound)])
-    refused = [make() for _, make in factory.REFUSED.values()]
+    refused = [make() for _, make in images.REFUSED.values()]
     for number in range(HOSTILE):
         data = refused[number // 50 % len(refused)] if number % 50 == 0 else flipped(number)[1]
         (hostile / f"{number:05}").write_bytes(data)

@@ -12,9 +12,10 @@ import pytest
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.runs import RunDirectory
-from tests.ray_head import BIN, ray_head
-from tests.scoring.conftest import ROOT, files_below, rows_of, wait_until
-from tests.storage.leases import is_released
+from tests.make.leases import is_released
+from tests.make.ray_head import BIN, ray_head
+from tests.make.runs import ROOT, files_below, rows_of
+from tests.make.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 

@@ -11,18 +11,10 @@ import pytest
 from benchmarks.scale import write_detector, write_shards
 from ray_app.errors import ExitCode
 from ray_app.runs import RunDirectory, current_tables, verify_run
-from tests.ray_head import title_of
-from tests.scoring.conftest import (
-    await_parts,
-    comparable,
-    family_of,
-    fill_bucket,
-    kill_family,
-    rows_of,
-    score_here,
-    start,
-    wait_until,
-)
+from tests.make.archives import fill_bucket
+from tests.make.ray_head import title_of
+from tests.make.runs import await_parts, comparable, rows_of, score_here, start
+from tests.make.waiting import family_of, kill_family, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

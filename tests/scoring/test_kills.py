@@ -12,22 +12,14 @@ import pytest
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.runs import RunDirectory, current_tables, verify_run
-from tests.ray_head import title_of
-from tests.runs.small_run import NAME, SPEC
-from tests.scoring.conftest import (
-    await_parts,
-    family_of,
-    kill_family,
-    rows_of,
-    run_score,
-    score_here,
-    start,
-    wait_until,
-    write_many,
-)
+from tests.make.archives import write_many
+from tests.make.leases import is_released
+from tests.make.nodes import Nodes
+from tests.make.ray_head import title_of
+from tests.make.runs import await_parts, rows_of, run_score, score_here, start
+from tests.make.small_run import NAME, SPEC
+from tests.make.waiting import family_of, kill_family, wait_until
 from tests.scoring.kept_run import kept_run
-from tests.scoring.nodes import Nodes
-from tests.storage.leases import is_released
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 IMAGES, BLOCK = 480, 16

@@ -8,7 +8,7 @@ from PIL import Image
 
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
-from tests.images import factory
+from tests.make import images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -20,14 +20,14 @@ COPIES = {"plain.jpg": 6, "progressive.jpg": 6, "page.tif": 2, "small.jpg": 4}
 def write_archive(folder):
     """As cameras make them, 100 megapixels in several formats, among ordinary ones."""
     folder.mkdir()
-    small = factory.photo(WIDTH // 20, HEIGHT // 20)
+    small = images.photo(WIDTH // 20, HEIGHT // 20)
     large = small.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
     progressive = {"quality": 85, "progressive": True, "subsampling": 0}
     made = {
-        "plain.jpg": factory.encoded(large, "JPEG", quality=85),
-        "progressive.jpg": factory.encoded(large, "JPEG", **progressive),
-        "page.tif": factory.encoded(large.convert("1"), "TIFF", compression="group4"),
-        "small.jpg": factory.encoded(factory.photo(1600, 1200), "JPEG"),
+        "plain.jpg": images.encoded(large, "JPEG", quality=85),
+        "progressive.jpg": images.encoded(large, "JPEG", **progressive),
+        "page.tif": images.encoded(large.convert("1"), "TIFF", compression="group4"),
+        "small.jpg": images.encoded(images.photo(1600, 1200), "JPEG"),
     }
     for name, data in made.items():
         for number in range(COPIES[name]):

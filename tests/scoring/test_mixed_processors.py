@@ -11,7 +11,7 @@ import pytest
 
 from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE
 from tests.groups import ROOT
-from tests.scoring.conftest import rows_of, score_here
+from tests.make.runs import rows_of, score_here
 
 OTHER = {"bf16": "fp32", "fp32": "bf16"}
 SLOW = f"{platform.node()} is slow: its processor has no bf16"
@@ -65,7 +65,7 @@ from pathlib import Path
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster
 from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE
-from tests.scoring.conftest import score_into
+from tests.make.runs import score_into
 
 os.environ[CPU_PRECISION_VARIABLE] = "fp32"  # Workers inherit it.
 with cluster(ClusterConfig(cpus=2)):

@@ -17,7 +17,8 @@ from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
-from tests.scoring.conftest import begin, rows_of
+from tests.make.runs import begin, rows_of
+from tests.make.stages import without_ray
 from tests.scoring.older import (
     BUCKET,
     PICTURES,
@@ -30,7 +31,6 @@ from tests.scoring.older import (
     put_run,
     unpack,
 )
-from tests.scoring.stages import without_ray
 
 
 @pytest.fixture(scope="module")

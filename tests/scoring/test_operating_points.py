@@ -9,8 +9,9 @@ from ray_app.errors import ConfigError, IdentityError
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.plan import plan_run
-from tests.reports.page_reader import read
-from tests.scoring.conftest import begin, rows_of, score_here, write_points
+from tests.make.cards import write_points
+from tests.make.page_reader import read
+from tests.make.runs import begin, rows_of, score_here
 
 
 @pytest.fixture(scope="module")

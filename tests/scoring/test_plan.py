@@ -20,8 +20,8 @@ from ray_app.scoring.identity import resolve
 from ray_app.scoring.plan import STARTING_S, plan_run
 from ray_app.scoring.run import layout_for
 from ray_app.storage import Store
-from tests.scoring.conftest import begin, files_below
-from tests.scoring.stages import plan_here, probed_here
+from tests.make.runs import begin, files_below
+from tests.make.stages import plan_here, probed_here
 
 
 def tiny(source, **settings):

@@ -9,9 +9,11 @@ import subprocess
 import pytest
 
 from ray_app.storage import Store
-from tests.ray_head import BIN, ray_head
-from tests.scoring.conftest import ROOT, wait_until, write_many
-from tests.storage.leases import is_released
+from tests.make.archives import write_many
+from tests.make.leases import is_released
+from tests.make.ray_head import BIN, ray_head
+from tests.make.runs import ROOT
+from tests.make.waiting import wait_until
 
 DRAIN_S = 20
 

@@ -13,9 +13,9 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
 from ray_app.scoring.identity import resolve, scoring_facts
+from tests.make.stages import plan_here
 from tests.scoring.kept_run import kept_run
 from tests.scoring.profiled import PROMPTS, write_profile
-from tests.scoring.stages import plan_here
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from benchmarks.photographs import write_photographs
-from tests.scoring.conftest import score_here
+from tests.make.runs import score_here
+from tests.make.stages import LAYOUTS
 from tests.scoring.profiled import BACKBONE, CLASSES, write_profile
-from tests.scoring.stages import LAYOUTS
 
 PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")  # fmt: skip
 

@@ -19,9 +19,9 @@ from ray_app.inference.small_pictures import PictureSize, SmallPictures
 from ray_app.runs import RunDirectory
 from ray_app.scoring import pictures
 from ray_app.scoring.report import write_report
-from tests.images.factory import bomb_png, encoded, photo
-from tests.reports.page_reader import PageReader
-from tests.runs.real_run import score_here, write_photos
+from tests.make.images import bomb_png, encoded, photo
+from tests.make.page_reader import PageReader
+from tests.make.real_run import score_photos, write_photos
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def archive(tmp_path):
 
 @pytest.fixture
 def run(archive, tmp_path):
-    return RunDirectory.open(score_here(load_ensemble_card("tiny"), archive, tmp_path / "run"))
+    return RunDirectory.open(score_photos(load_ensemble_card("tiny"), archive, tmp_path / "run"))
 
 
 def page_of(run, **options):

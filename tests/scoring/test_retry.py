@@ -11,9 +11,9 @@ from ray_app.runs import RunDirectory, current_rows, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import work_of
 from ray_app.scoring.run import ScoringRun, score_archive
-from tests.runs.small_run import score_blocks, write_files
-from tests.scoring.conftest import write_photo
-from tests.scoring.stages import without_ray
+from tests.make.archives import write_photo
+from tests.make.small_run import score_blocks, write_files
+from tests.make.stages import without_ray
 
 BAD = ("corrupt_image", "truncated_image")
 

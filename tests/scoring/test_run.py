@@ -17,15 +17,10 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.decide import decide_run
 from ray_app.storage import Lease, Store
-from tests.scoring.conftest import (
-    comparable,
-    files_below,
-    rows_of,
-    score_here,
-    write_ensemble,
-    write_photo,
-)
-from tests.storage.leases import is_released
+from tests.make.archives import write_photo
+from tests.make.cards import write_ensemble
+from tests.make.leases import is_released
+from tests.make.runs import comparable, files_below, rows_of, score_here
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from ray_app.runs.artifacts import read_features
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.compact import compact_run
 from ray_app.scoring.run import score_archive
-from tests.identification.made import make_identifier
-from tests.runs.small_run import NAME, SPEC
-from tests.scoring.conftest import ROOT, comparable, rows_of, score_here, write_ensemble
+from tests.make.cards import write_ensemble
+from tests.make.profiles import make_identifier
+from tests.make.runs import ROOT, comparable, rows_of, score_here
+from tests.make.small_run import NAME, SPEC
+from tests.make.stages import without_ray
 from tests.scoring.kept_run import facts_of, kept_run
-from tests.scoring.stages import without_ray
 
 FACTS = facts_of(SPEC, NAME)
 NAMES = [f"{number:02}.jpg" for number in range(30)]

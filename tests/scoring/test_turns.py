@@ -8,7 +8,7 @@ import pytest
 from ray_app.archives import finish_manifest, list_portions, open_source, read_blocks
 from ray_app.scoring.orders import OrderWriter, read_orders
 from ray_app.scoring.turns import Turn
-from tests.runs.small_run import PLAN, new_run, relist, write_files
+from tests.make.small_run import PLAN, new_run, relist, write_files
 
 LEASE = 7
 

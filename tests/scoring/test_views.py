@@ -18,8 +18,8 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
 from ray_app.transforms.perturbations import absent_views, load_perturbations
-from tests.scoring.conftest import begin, comparable, score_here
-from tests.scoring.stages import plan_here
+from tests.make.runs import begin, comparable, score_here
+from tests.make.stages import plan_here
 
 STANDARD = [view.name for view in load_perturbations(["standard"])]
 TINY = ("touchstone-tiny", "other-tiny", "corvi2023")

@@ -14,8 +14,9 @@ from ray_app.archives import read_block, read_blocks
 from ray_app.cli.main import main
 from ray_app.runs import MASK_SCHEMA, RunDirectory
 from ray_app.scoring.decide import decide_run
-from tests.detectors.tiny_internvl import write_tiny_internvl
-from tests.scoring.conftest import rows_of, write_ensemble
+from tests.make.cards import write_ensemble
+from tests.make.networks.tiny_internvl import write_tiny_internvl
+from tests.make.runs import rows_of
 
 GOOD = 5
 

@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from ray_app.config import config_root
-from tests.reports.browser import chromium
+from tests.make.browser import chromium
+from tests.make.page_browser import Visitor
 from tests.serving.http.live import serving
 from tests.serving.in_process import local_endpoint
 from tests.serving.page_app import Mood, make_app
-from tests.serving.page_browser import Visitor
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def several(tmp_path_factory):
     images at their own size.
     """
     from benchmarks.seeded import seeded_card, write_card
-    from tests.scoring.eight import small_cards
+    from tests.make.cards import small_cards
 
     folder, names = tmp_path_factory.mktemp("several"), ["native"]
     shipped = config_root() / "detectors"

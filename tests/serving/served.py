@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from ray_app.serving.engine import golden_image
-from tests.ray_head import free_ports
+from tests.make.ray_head import free_ports
 from tests.serving.http.live import ask, request
 
 ROOT = Path(__file__).resolve().parents[2]

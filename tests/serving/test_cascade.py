@@ -14,7 +14,7 @@ from ray_app.config import config_root
 from ray_app.serving import ServeConfig
 from ray_app.serving.answers import NOT_REQUESTED
 from ray_app.serving.engine import Engine, ScoreRequest
-from tests.images.factory import encoded, photo
+from tests.make.images import encoded, photo
 
 WIDE, NARROW = (-50.0, 50.0), (49.0, 50.0)
 

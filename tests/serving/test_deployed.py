@@ -23,8 +23,9 @@ from benchmarks.work import QUALITY, SIZE
 from ray_app.cli.main import main
 from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from ray_app.serving.ray_server import SERVE_VARIABLES
-from tests.ray_head import BIN, free_ports, ray_head, rss_of
-from tests.scoring.conftest import rows_of, wait_until
+from tests.make.ray_head import BIN, free_ports, ray_head, rss_of
+from tests.make.runs import rows_of
+from tests.make.waiting import wait_until
 from tests.serving.cards import write_stricter
 from tests.serving.http.live import request
 from tests.serving.in_process import client

@@ -11,7 +11,7 @@ import yaml
 import ray_app
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import MAX_SILENT_IMAGES, Engine, ScoreRequest
-from tests.images.factory import encoded, photo
+from tests.make.images import encoded, photo
 from tests.serving.in_process import answers_of
 
 REAL_WORLD = Path(__file__).resolve().parents[3] / "shared" / "realworld"

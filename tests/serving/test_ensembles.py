@@ -12,7 +12,7 @@ from ray_app.serving import ServeConfig
 from ray_app.serving.answers import ensemble_infos
 from ray_app.serving.ensembles import load_ensembles, plan_ensembles
 from ray_app.serving.pool import Served
-from tests.scoring.conftest import write_points
+from tests.make.cards import write_points
 from tests.serving.cards import write_stricter
 
 

@@ -8,10 +8,10 @@ import subprocess
 import pytest
 from PIL import Image
 
-from tests.reports.browser import only_with_chromium
+from tests.make.browser import only_with_chromium
+from tests.make.page_browser import PHOTO, Visitor, encoded, score_many, score_one
 from tests.reports.real_pages import FITS
 from tests.serving.page_app import ERROR_RATES, POINTS, TINY, error_rates_at, shipped_ensemble
-from tests.serving.page_browser import PHOTO, Visitor, encoded, score_many, score_one
 
 only_with_chromium()
 

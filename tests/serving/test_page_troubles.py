@@ -7,8 +7,8 @@ import threading
 
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance
 from ray_app.serving.http import schemas
-from tests.reports.browser import only_with_chromium
-from tests.serving.page_browser import PHOTO, choose, encoded, score_many, score_one
+from tests.make.browser import only_with_chromium
+from tests.make.page_browser import PHOTO, choose, encoded, score_many, score_one
 
 only_with_chromium()
 

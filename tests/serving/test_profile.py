@@ -8,7 +8,7 @@ import yaml
 import ray_app
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import Engine
-from tests.images.factory import encoded, photo
+from tests.make.images import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, profiled_card
 from tests.serving.in_process import answers_of
 

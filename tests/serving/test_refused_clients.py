@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tests.ray_head import free_ports
+from tests.make.ray_head import free_ports
 from tests.serving.http.client_programs import ask_with_node, ask_with_urllib
 from tests.serving.http.guarded_app import TOKEN
 from tests.serving.http.live import ask, chunked, connected, pour, request, wait_for

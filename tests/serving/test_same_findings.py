@@ -18,8 +18,8 @@ from ray_app.runs import RunDirectory
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.engine import Engine
 from tests.ensembles.grounds_folder import FINDINGS, write_grounds
-from tests.runs.real_run import score_here
-from tests.scoring.stages import without_ray
+from tests.make.real_run import score_photos
+from tests.make.stages import without_ray
 from tests.serving.in_process import answers_of
 
 # `check` searches for watermarks; everything else does if it is configured.
@@ -86,7 +86,7 @@ def test_python_and_endpoint_find_the_same(found, folder):
 
 def test_rows_of_a_run_have_the_same_findings(found, folder, tmp_path, capsys):
     card = load_ensemble_card("tiny")
-    url = score_here(card, folder, tmp_path / "run", provenance=MARKS.policy())
+    url = score_photos(card, folder, tmp_path / "run", provenance=MARKS.policy())
     assert main(["results", url, "--json"]) == 0
     rows = by_name(capsys.readouterr().out)
     assert rows.keys() == found.keys()

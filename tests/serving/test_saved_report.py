@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from tests.reports.browser import only_with_chromium
+from tests.make.browser import only_with_chromium
+from tests.make.page_browser import PHOTO, encoded, score_one
 from tests.reports.real_pages import FITS, paper_pages
 from tests.serving.page_app import shipped_ensemble
-from tests.serving.page_browser import PHOTO, encoded, score_one
 
 only_with_chromium()
 

@@ -16,7 +16,7 @@ import yaml
 import ray_app
 from ray_app.config import config_root
 from ray_app.serving.engine import golden_image
-from tests.ray_head import free_ports
+from tests.make.ray_head import free_ports
 from tests.serving.http.live import wait_for
 from tests.serving.in_process import client
 from tests.serving.served import ROOT, served

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from ray_app.serving.engine import golden_image
-from tests.images.factory import bomb_png
+from tests.make.images import bomb_png
 from tests.serving.hostile_requests import HOSTILE, SCORE
 from tests.serving.http.live import ask, connected, request, wait_for
 from tests.serving.served import served

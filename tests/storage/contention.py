@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ray_app.errors import IdentityError
 from ray_app.storage import Lease, Store
-from tests.storage.leases import is_released, read_lease
+from tests.make.leases import is_released, read_lease
 
 
 def check_one_of_eight_creates(store):

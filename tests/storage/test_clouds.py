@@ -11,13 +11,13 @@ import pytest
 from ray_app.errors import IdentityError, SourceError, Status, StorageError
 from ray_app.runs import RunDirectory, current_rows, verify_run
 from ray_app.storage import Fetcher, Lease, RetryPolicy, Store
-from tests.images.factory import photo
-from tests.runs.small_run import NAME, finish, relist, score_blocks, write_files
-from tests.scoring.conftest import score_here
-from tests.storage import clouds
+from tests.make.images import photo
+from tests.make.leases import read_lease
+from tests.make.runs import score_here
+from tests.make.servers import clouds
+from tests.make.servers.faulty import FaultyServer
+from tests.make.small_run import NAME, finish, relist, score_blocks, write_files
 from tests.storage.contention import check_one_of_eight_creates, check_one_of_six_acquires
-from tests.storage.faulty_server import FaultyServer
-from tests.storage.leases import read_lease
 
 GUARDED = {"azure": clouds.azure, "google": clouds.google_with_conditions}
 every_guarded_place = pytest.mark.parametrize(

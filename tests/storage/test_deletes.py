@@ -4,8 +4,8 @@ import pytest
 
 from ray_app.errors import StorageError
 from ray_app.storage import Store
-from tests.scoring import faulty_proxy
-from tests.storage.faulty_server import error_body
+from tests.make.servers import faulty_proxy
+from tests.make.servers.faulty import error_body
 
 NAMES = [f"parts/{number:04}.parquet" for number in range(6)] + ["parts/a b&c<é>.parquet"]
 

@@ -6,8 +6,8 @@ import pytest
 
 from ray_app.errors import InputError, Status
 from ray_app.storage import Fetcher, RetryPolicy, list_objects
-from tests.storage.faulty_server import ETAG, LOOPBACK, patient
-from tests.storage.tls_server import authority
+from tests.make.servers.faulty import ETAG, LOOPBACK, patient
+from tests.make.servers.tls import authority
 
 LIMIT = 1 << 20
 DATA = b"0123456789" * 100

@@ -23,7 +23,7 @@ from ray_app.storage.guarded_http import (
     parse_retry_after,
 )
 from ray_app.storage.ssrf import is_public_address
-from tests.storage.tls_server import IMAGE, Loopback, Names, answer, authority, redirect
+from tests.make.servers.tls import IMAGE, Loopback, Names, answer, authority, redirect
 
 URL = "https://images.test/a.png"
 NOT_PUBLIC = "its host is not on the public Internet"

@@ -11,8 +11,8 @@ from ray_app.child_process import is_running, own_process, start_of
 from ray_app.errors import IdentityError
 from ray_app.storage import Lease, Store
 from ray_app.storage.lease import Holder
+from tests.make.leases import is_released, read_lease
 from tests.storage.contention import check_one_of_six_acquires
-from tests.storage.leases import is_released, read_lease
 
 HOLD = """
 import sys

@@ -21,7 +21,7 @@ from ray_app.storage import (
 )
 from ray_app.storage import s3 as s3_requests
 from ray_app.storage.listing import not_there
-from tests.unprivileged import closed, nested
+from tests.make.unprivileged import closed, nested
 
 NAMES = ["a!.jpg", "a.jpg", "a/b.jpg", "a/b/c.jpg", "a/z.txt", "a0.jpg", "b/ä ö.jpg"]
 NAMES += ["b/x#y?z.jpg", "c/.hidden", "c/100%.jpg"]

@@ -9,7 +9,7 @@ from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Statu
 from ray_app.storage import Fetcher, Guard, Lease, Store, list_objects
 from ray_app.storage import s3 as requests
 from ray_app.storage.places import Web
-from tests.storage.faulty_server import FaultyServer
+from tests.make.servers.faulty import FaultyServer
 
 DATA = b"0123456789" * 100
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ray_app.errors import SourceError, Status
 from ray_app.storage import Fetcher, list_objects
 from ray_app.storage.ranged import RangedFile
-from tests.storage.faulty_server import ETAG, LOOPBACK, patient
+from tests.make.servers.faulty import ETAG, LOOPBACK, patient
 
 DATA = bytes(range(256)) * 40
 

@@ -16,8 +16,8 @@ from ray_app.storage import s3 as s3_requests
 from ray_app.storage.object_store import retrying_fsspec_for
 from ray_app.storage.s3 import filesystem, fsspec_options, page
 from tests.archives.given import files_below
-from tests.scoring import faulty_proxy
-from tests.storage.faulty_server import LOOPBACK, error_body
+from tests.make.servers import faulty_proxy
+from tests.make.servers.faulty import LOOPBACK, error_body
 
 DENIED = 403, error_body("AccessDenied", "Access Denied")
 UNKNOWN_CHECKSUM = (

@@ -11,9 +11,9 @@ from s3fs import S3FileSystem
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import RetryPolicy, Store, places
 from ray_app.storage import store as store_module
-from tests.scoring import faulty_proxy
+from tests.make.servers import faulty_proxy
+from tests.make.servers.faulty import error_body
 from tests.storage.contention import check_one_of_eight_creates
-from tests.storage.faulty_server import error_body
 
 
 @pytest.fixture(scope="module")

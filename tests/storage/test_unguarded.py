@@ -8,7 +8,7 @@ from PIL import Image
 from ray_app.cli.main import main
 from ray_app.errors import ExitCode, IdentityError, StorageError
 from ray_app.storage import Lease, Store
-from tests.storage.leases import is_released, read_lease
+from tests.make.leases import is_released, read_lease
 from tests.storage.unconditional_proxy import REFUSALS, UnconditionalProxy
 
 

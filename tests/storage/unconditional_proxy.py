@@ -2,8 +2,8 @@
 `If-None-Match`, or refuses it.
 """
 
-from tests.scoring import faulty_proxy
-from tests.storage.faulty_server import error_body
+from tests.make.servers import faulty_proxy
+from tests.make.servers.faulty import error_body
 
 REFUSALS = {
     501: error_body(

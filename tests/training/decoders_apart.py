@@ -25,7 +25,7 @@ from ray_app.training.job import plan_workers
 from ray_app.training.loader import training_loader
 from ray_app.training.networks import training_card
 from ray_app.training.run import make_job, prepare_data
-from tests.training.conftest import config
+from tests.training.trainings import config
 
 STORE_BYTES = 100 * 2**20
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from tests.images.factory import encoded
+from tests.make.images import encoded
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 20)) -> Image.Image:

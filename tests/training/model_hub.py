@@ -6,7 +6,7 @@ import base64
 import json
 from http.server import BaseHTTPRequestHandler
 
-from tests.http_server import HttpServer
+from tests.make.servers.http_server import HttpServer
 
 
 class ModelHub(HttpServer):

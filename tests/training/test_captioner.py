@@ -22,7 +22,7 @@ from ray_app.training.describe import (
     write_index,
     write_network,
 )
-from tests.identification.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
+from tests.make.networks.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
 
 PROMPTS = [
     "a red circle on the left",

@@ -15,8 +15,8 @@ from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.embeddings import kept_embeddings
 from ray_app.training.run import train
-from tests.scoring.conftest import kill_family, wait_until
-from tests.training.conftest import config, facts_of, finish, lines, start
+from tests.make.waiting import kill_family, wait_until
+from tests.training.trainings import config, facts_of, finish, lines, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1_800)]
 

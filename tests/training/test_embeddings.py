@@ -19,9 +19,9 @@ from ray_app.training.embeddings import (
     kept_embeddings,
 )
 from ray_app.training.loader import BatchLoader
-from tests.datasets.tables import labelled
-from tests.detectors.small_clip import small_card
-from tests.scoring.eight import small_cards
+from tests.make.cards import small_cards
+from tests.make.datasets import labelled
+from tests.make.networks.small_clip import small_card
 from tests.training.labelled_rows import rows_in
 
 CARDS = {card.name: card for card in small_cards()}

@@ -22,7 +22,7 @@ from ray_app.storage import Store
 from ray_app.training.export import MOST_GENERATORS, card_figures, export, inherited, terms_of
 from ray_app.training.networks import training_card
 from ray_app.training.weight_files import processor_config, size_of
-from tests.detectors.small_clip import small_card
+from tests.make.networks.small_clip import small_card
 from tests.training.made import figures, made, picture
 from tests.training.small_recipes import SIGLIP, VIT, recipe
 

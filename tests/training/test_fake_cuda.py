@@ -9,7 +9,7 @@ import torch
 
 from ray_app.training import detector
 from ray_app.training.networks import network_for, training_card
-from tests.detectors.fake_cuda import devices_of, fake_cuda
+from tests.make.fake_cuda import devices_of, fake_cuda
 from tests.training.small_recipes import batch, recipe
 
 

@@ -20,7 +20,7 @@ from ray_app.training.file_notes import (
     write_unreadable,
 )
 from ray_app.training.run_directory import MASKS, UNREADABLE
-from tests.datasets.tables import labelled
+from tests.make.datasets import labelled
 
 EMPTY = "empty_file: 0 bytes"
 

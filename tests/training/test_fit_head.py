@@ -21,7 +21,7 @@ from ray_app.training.fit_head import (
     write_head_card,
 )
 from ray_app.training.head import HeadSettings, cross_validate_auc, fit_head
-from tests.detectors.small_clip import small_card
+from tests.make.networks.small_clip import small_card
 
 
 def write_rows(path, rows):

@@ -17,8 +17,8 @@ from ray_app.reports.identification import identifier_lines, identifier_plan_lin
 from ray_app.training.run import train
 from ray_app.training.run_directory import recipe_of
 from tests.simulation.makers import MAKERS, build_made_set
-from tests.training.conftest import config as detector_config
 from tests.training.makers import HELD_OUT, KNOWN, config, trained_here
+from tests.training.trainings import config as detector_config
 
 FIT = {"c": 100.0, "abstains": 0.2, "fewest": 5}
 

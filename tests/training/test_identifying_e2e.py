@@ -7,8 +7,8 @@ import pytest
 from ray_app.storage import Store
 from ray_app.training.run import train
 from tests.simulation.makers import MAKERS, build_made_set
-from tests.training.conftest import facts_of
 from tests.training.makers import HELD_OUT, config, trained_here
+from tests.training.trainings import facts_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
-from tests.training.conftest import ROOT, recipe
 from tests.training.small_recipes import VIT
+from tests.training.trainings import ROOT, recipe
 
 SCRIPT = """
 import sys

@@ -16,10 +16,10 @@ from safetensors.numpy import load
 
 from ray_app.storage import Store
 from ray_app.training import checkpoints
-from tests.scoring.conftest import family_of, kill_family
-from tests.scoring.conftest import wait_until as waited
-from tests.scoring.nodes import Nodes
-from tests.training.conftest import committed, facts_of, finish, lines, noted, start
+from tests.make.nodes import Nodes
+from tests.make.waiting import family_of, kill_family
+from tests.make.waiting import wait_until as waited
+from tests.training.trainings import committed, facts_of, finish, lines, noted, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

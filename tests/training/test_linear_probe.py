@@ -10,8 +10,8 @@ from ray_app.training.embeddings import embed_images
 from ray_app.training.fit_head import load_backbone_detector
 from ray_app.training.head import fit_head
 from ray_app.training.run import train
-from tests.detectors.small_clip import small_card
-from tests.training.conftest import config, facts_of
+from tests.make.networks.small_clip import small_card
+from tests.training.trainings import config, facts_of
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from ray_app.storage import Fetcher
 from ray_app.training.loader import BatchLoader, measure_real
 from ray_app.transforms.ops import ImageSample
 from ray_app.transforms.policies.papers import sharpness
-from tests.datasets.tables import labelled
+from tests.make.datasets import labelled
 from tests.training.labelled_rows import picture, png, rows_in
 
 SMALL = Preprocessing(resize={"mode": "squash", "size": 16})

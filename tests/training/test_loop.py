@@ -3,7 +3,7 @@
 from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.run import train
-from tests.training.conftest import config
+from tests.training.trainings import config
 
 
 def test_training_stops_when_patience_is_exhausted(labelled, tmp_path):

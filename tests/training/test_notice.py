@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.scoring.conftest import kill_family, wait_until
-from tests.scoring.nodes import Nodes
-from tests.training.conftest import committed, finish, lines, noted, start
+from tests.make.nodes import Nodes
+from tests.make.waiting import kill_family, wait_until
+from tests.training.trainings import committed, finish, lines, noted, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 

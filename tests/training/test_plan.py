@@ -5,8 +5,8 @@ import pytest
 from ray_app.errors import ConfigError
 from ray_app.training.plan import plan_lines, source_lines
 from ray_app.training.run import train
-from tests.datasets.published import write_openfake
-from tests.training.conftest import config
+from tests.make.published import write_openfake
+from tests.training.trainings import config
 
 
 def test_dry_run_counts_steps_images_and_memory(labelled):

@@ -17,10 +17,10 @@ from ray_app.identification.cards import load_describer, load_identifier
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.plan import source_lines
-from tests import published_hub
-from tests.datajobs.download.conftest import RESOLVE, wild  # noqa: F401 - the fixture
-from tests.detectors.small_clip import small_card
-from tests.hub_server import HubServer
+from tests.make.networks.small_clip import small_card
+from tests.make.servers import published_hub
+from tests.make.servers.hub import HubServer
+from tests.make.servers.wild import RESOLVE
 from tests.training.small_recipes import TINY
 
 NETWORKS = ("community-forensics", "maskclip", "openfake-swinv2", "openfake-swinv2-v2", "siglip2")
@@ -240,7 +240,7 @@ def test_head_trains_on_its_published_set_at_tiny_width(name, tmp_path, monkeypa
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_collected_prompts_of_dflip_v1_train_a_describer(wild, tmp_path, capsys):  # noqa: F811
+def test_collected_prompts_of_dflip_v1_train_a_describer(wild, tmp_path, capsys):
     """pd.json in the published form; one of its URLs is dead."""
     columns = published_hub.facts("dflip-3k-v1")["columns"]
     out, (_, clip) = tmp_path / "out", small_card(tmp_path)

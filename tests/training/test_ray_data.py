@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.training.conftest import ROOT
+from tests.training.trainings import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(400)]
 

@@ -30,9 +30,9 @@ from ray_app.training.learner import rate_at
 from ray_app.training.loader import BatchLoader, measure_real
 from ray_app.training.networks import deployable, network_for, training_card
 from ray_app.transforms.policy import make_policy
-from tests.datasets.published import write_parquet
-from tests.detectors.small_frozen import seeded_frozen, small_frozen
-from tests.scoring.eight import TOWER
+from tests.make.cards import TOWER
+from tests.make.networks.small_frozen import seeded_frozen, small_frozen
+from tests.make.published import write_parquet
 from tests.training.labelled_rows import png
 from tests.training.made import picture
 from tests.training.small_recipes import TINY, VIT

@@ -12,7 +12,7 @@ from ray_app.training.run_directory import (
     config_as_begun,
     write_claim,
 )
-from tests.training.conftest import config
+from tests.training.trainings import config
 
 FINDINGS = {"splits": {"train": {"digest": "aa"}, "validation": {"digest": "bb"}}}
 

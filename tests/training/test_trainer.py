@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from ray_app.training.trainer import SessionReport, TrainingSession, listen_on, open_store
-from tests import stranger
+from tests.make import stranger
 
 TIMEOUT = timedelta(seconds=60)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ray_app.transforms.ops import ImageSample
 from ray_app.transforms.policies.papers import RealStatistics
-from tests.images.factory import photo
+from tests.make.images import photo
 
 MARKER, GROUND = (20, 230, 20), (90, 60, 90)
 STATISTICS = RealStatistics(

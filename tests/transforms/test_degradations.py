@@ -11,7 +11,7 @@ from ray_app.config import load_yaml, named_configs
 from ray_app.errors import ConfigError
 from ray_app.transforms import perturbations, photography
 from ray_app.transforms.registry import STEPS
-from tests.images.factory import photo
+from tests.make.images import photo
 
 # A weaker and a stronger strength of each.
 STRENGTHS = {

@@ -16,9 +16,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from ray_app.transforms import ops
 from ray_app.transforms.ops import ImageSample
-from tests.detectors.fill import pattern_image
-from tests.detectors.small_maskclip import ellipse
-from tests.images.factory import photo
+from tests.make.images import photo
+from tests.make.networks.fill import pattern_image
+from tests.make.networks.small_maskclip import ellipse
 from tests.transforms.given import marked, rng, seen_and_told
 
 

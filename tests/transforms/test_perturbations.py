@@ -21,7 +21,7 @@ from ray_app.transforms.perturbations import (
     load_perturbations,
     seed_of,
 )
-from tests.images.factory import photo
+from tests.make.images import photo
 
 JPEG, BLUR = {"op": "jpeg"}, {"op": "blur"}
 CAP = {"op": "resize", "long_edge": 2048, "filter": "lanczos"}

@@ -13,7 +13,7 @@ from ray_app.transforms.photography import (
     show_on_screen,
     tilt,
 )
-from tests.images.factory import photo
+from tests.make.images import photo
 from tests.transforms.given import rng
 
 

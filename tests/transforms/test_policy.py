@@ -21,7 +21,7 @@ from ray_app.transforms.policies.papers import (
     sharpness,
 )
 from ray_app.transforms.policy import POLICIES, Augmentation, make_policy
-from tests.images.factory import photo
+from tests.make.images import photo
 from tests.transforms.given import STATISTICS, marked, rng, seen_and_told
 
 SIDE = 64

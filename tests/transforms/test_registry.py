@@ -10,7 +10,7 @@ from docs_site import settings
 from ray_app.errors import ConfigError
 from ray_app.transforms.perturbations import Perturbation, load_perturbations
 from ray_app.transforms.registry import STEPS, Rng, make_step, register_step, written_steps
-from tests.images.factory import photo
+from tests.make.images import photo
 from tests.transforms.given import rng
 
 

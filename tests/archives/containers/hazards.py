@@ -26,7 +26,7 @@ from ray_app.archives import (
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import InputError
 from ray_app.storage import Fetcher, list_objects
-from tests.storage.faulty_server import LOOPBACK
+from tests.make.servers.faulty import LOOPBACK
 
 LFS_POINTER = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"

@@ -25,8 +25,8 @@ from ray_app.archives.containers.parquet_reader import read_referenced
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.storage import Fetcher
 from tests.archives.containers.lying_parquet import BYTE_ARRAY, INT64, lying
-from tests.images.factory import encoded, photo
-from tests.storage.faulty_server import LOOPBACK
+from tests.make.images import encoded, photo
+from tests.make.servers.faulty import LOOPBACK
 
 BYTES = [b"image %d " % number + bytes(number) for number in range(20)]
 

@@ -21,7 +21,7 @@ from tests.archives.containers.hazards import (
     zip_with,
     zipped,
 )
-from tests.storage.faulty_server import LOOPBACK
+from tests.make.servers.faulty import LOOPBACK
 
 GIB = 2**30
 LINK, PIPE = (stat.S_IFLNK | 0o777) << 16, (stat.S_IFIFO | 0o600) << 16

@@ -10,8 +10,8 @@ import sys
 import pytest
 import yaml
 
-from tests.datajobs.download.conftest import ROOT, check, config, rows_for, write_list
-from tests.scoring.conftest import kill_family, wait_until
+from tests.datajobs.download.lists import ROOT, check, config, rows_for, write_list
+from tests.make.waiting import kill_family, wait_until
 
 PER_HOST = 4
 MIX = {

@@ -11,16 +11,9 @@ from ray_app.datajobs.download.sink import Sink
 from ray_app.errors import RESUMABLE, IdentityError, StorageError
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.storage import Store
-from tests.datajobs.download.conftest import (
-    EXPECTED,
-    check,
-    config,
-    outcomes,
-    rows_for,
-    write_list,
-)
-from tests.datajobs.download.wild_server import picture
-from tests.scoring.conftest import wait_until
+from tests.datajobs.download.lists import EXPECTED, check, config, outcomes, rows_for, write_list
+from tests.make.servers.wild import picture
+from tests.make.waiting import wait_until
 
 
 def test_each_misbehaviour_has_its_status_and_is_not_asked_again(web, tmp_path, monkeypatch):

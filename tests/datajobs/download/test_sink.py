@@ -9,8 +9,8 @@ from ray_app.datajobs.download.run import Records
 from ray_app.datajobs.download.sink import Sink, Task, row_of
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
-from tests.datajobs.download.conftest import config
-from tests.datajobs.download.wild_server import picture
+from tests.datajobs.download.lists import config
+from tests.make.servers.wild import picture
 
 
 def test_unpublished_shard_lends_its_rows_to_no_other(tmp_path):

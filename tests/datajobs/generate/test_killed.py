@@ -18,8 +18,8 @@ from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_p
 from ray_app.datajobs.generate.run import card_of, generate_images
 from ray_app.storage import Store
 from tests.datajobs.generate.cards import job, write_prompts
-from tests.ray_head import pool_workers
-from tests.scoring.conftest import kill_family, wait_until
+from tests.make.ray_head import pool_workers
+from tests.make.waiting import kill_family, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 NEVER_NULL = (

@@ -23,9 +23,9 @@ from ray_app.datajobs.generate.requests import (
 from ray_app.datasets import DatasetSource, build_index
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
-from tests.http_server import HttpServer
-from tests.runs.small_run import begun, finish
-from tests.storage.faulty_server import FaultyServer
+from tests.make.servers.faulty import FaultyServer
+from tests.make.servers.http_server import HttpServer
+from tests.make.small_run import begun, finish
 
 SEEDS = [5139938044916651094, 8333433344501418808, 6363984814392141082]
 ROWS = [

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ray_app.datajobs.shards import PackConfig
 from ray_app.datajobs.shards.run import pack_archive
-from tests.images import factory
+from tests.make import images
 
 HOSTILE = ("=cmd|' !A1.jpg", 'a"><script>alert(1)<', "new\nline.png", "пример.jpg")
 HOSTILE += ("photo.tar.jpg", " .jpg", "-rf.png")
@@ -25,9 +25,7 @@ def files(count=9):
     made = {}
     for index in range(count - 2):
         ending, kind = kinds[index % len(kinds)]
-        made[f"album/{index:03}.{ending}"] = factory.encoded(
-            factory.photo(48, 32, seed=index), kind
-        )
+        made[f"album/{index:03}.{ending}"] = images.encoded(images.photo(48, 32, seed=index), kind)
     return made | {"album/notes.txt": b"not an image", "empty.jpg": b""}
 
 

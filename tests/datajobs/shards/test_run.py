@@ -87,7 +87,7 @@ def test_shards_are_archives_like_any_other(tmp_path):
 
 
 def test_names_never_become_paths(tmp_path):
-    content = {name.replace("/", "_"): archives.factory.jpeg() for name in archives.HOSTILE}
+    content = {name.replace("/", "_"): archives.images.jpeg() for name in archives.HOSTILE}
     unsafe = {"../../escape.jpg": b"x", "/etc/absolute.jpg": b"y"}
     tarred = archives.as_tar(tmp_path, content | unsafe)
     summary = pack(tarred, tmp_path / "out", form="webdataset")

@@ -6,7 +6,7 @@ from ray_app.datasets.layouts import make_layout
 from ray_app.errors import ConfigError
 from ray_app.storage.urls import scheme_of
 from tests.datasets.layouts.telling import fields, refused, row, told
-from tests.datasets.published import picture, write_files, write_parquet, write_shard, write_zip
+from tests.make.published import picture, write_files, write_parquet, write_shard, write_zip
 
 
 def test_columns_of_a_list(tmp_path):

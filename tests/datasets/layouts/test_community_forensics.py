@@ -1,7 +1,7 @@
 from ray_app.datasets.labels import prompt_group
 from ray_app.datasets.layouts import make_layout
 from tests.datasets.layouts.telling import fields, refused, row, told
-from tests.datasets.published import write_files, write_parquet
+from tests.make.published import write_files, write_parquet
 
 
 def test_community_forensics(tmp_path):

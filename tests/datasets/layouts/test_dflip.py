@@ -4,7 +4,7 @@ from ray_app.datasets.labels import prompt_group
 from ray_app.datasets.layouts import make_layout
 from ray_app.errors import ConfigError
 from tests.datasets.layouts.telling import fields, told
-from tests.datasets.published import write_files, write_json, write_shard
+from tests.make.published import write_files, write_json, write_shard
 
 
 def test_dflip_version_1(tmp_path):

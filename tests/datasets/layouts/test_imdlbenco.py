@@ -3,7 +3,7 @@ import pytest
 from ray_app.datasets.layouts import make_layout
 from ray_app.errors import ConfigError
 from tests.datasets.layouts.telling import fields, told
-from tests.datasets.published import write_files, write_json
+from tests.make.published import write_files, write_json
 
 
 def test_imdlbenco_json(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from ray_app.archives import Archive
 from ray_app.datasets.layouts import make_layout
 from tests.datasets.layouts.telling import refused, row, told
-from tests.datasets.published import picture, write_parquet
+from tests.make.published import picture, write_parquet
 
 
 @pytest.mark.parametrize("names", [["Fake", "Real"], None])

@@ -4,7 +4,7 @@ from ray_app.archives import Archive
 from ray_app.datasets.layouts import make_layout
 from ray_app.errors import ConfigError
 from tests.datasets.layouts.telling import fields, refused, row, told
-from tests.datasets.published import picture, write_files, write_parquet, write_zip
+from tests.make.published import picture, write_files, write_parquet, write_zip
 
 
 def test_openfake_on_the_hub(tmp_path):

@@ -9,7 +9,7 @@ from ray_app.datasets.layouts import make_layout
 from ray_app.datasets.layouts.rules import PathRule, PublishedLayout
 from ray_app.errors import ConfigError
 from tests.datasets.layouts.telling import fields, refused, row, told
-from tests.datasets.published import picture, write_files, write_json
+from tests.make.published import picture, write_files, write_json
 
 # By layout: files, and of each its label, generator and split.
 TREES = {

@@ -22,7 +22,7 @@ from ray_app.detectors.callables.addition import CallableAddition, add_callable
 from ray_app.detectors.callables.process import CallableProcess, read_identity, require_startable
 from ray_app.errors import DetectorError
 from tests.detectors.callables.strange import added, card_path, of_width
-from tests.detectors.fill import with_part
+from tests.make.networks.fill import with_part
 
 # What a stranger might write; the width of an image says what becomes of it.
 MODULE = """

@@ -14,7 +14,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import aeroblade
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, pattern_image, with_part, with_tower
+from tests.make.networks.fill import fill, pattern_image, with_part, with_tower
 
 AUTOENCODER = {"widths": [8, 16, 16, 16], "layers": 1, "groups": 4}
 DISTANCES = {(96, 64): 0.0366593, (64, 128): 0.0372411}

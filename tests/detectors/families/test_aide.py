@@ -11,8 +11,8 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import aide
 from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from tests.detectors.fill import Undrawn, fill, source, with_arguments
 from tests.detectors.golden import SCORES, score_image
+from tests.make.networks.fill import Undrawn, fill, source, with_arguments
 
 # What `patch_grades` has to choose: of 33x47 there is one patch alone.
 NARROW = {"layers": [1, 1, 1, 1], "depths": [1, 1, 1, 0], "dims": [8, 16, 24, 3072]}

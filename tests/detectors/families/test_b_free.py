@@ -6,8 +6,8 @@ import torch
 from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
-from tests.detectors.fill import fill, source, with_arguments
 from tests.detectors.golden import check_scores
+from tests.make.networks.fill import fill, source, with_arguments
 
 NARROW = {"img_size": 504, "embed_dim": 48, "depth": 2, "num_heads": 4}
 

@@ -12,8 +12,8 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.families.frozen import FrozenLinear, build
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
-from tests.detectors.fill import source, with_arguments
-from tests.detectors.small_clip import small_card, small_clip
+from tests.make.networks.fill import source, with_arguments
+from tests.make.networks.small_clip import small_card, small_clip
 
 
 def torchs_layer(block, width, heads, gelu):

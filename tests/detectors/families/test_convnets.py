@@ -16,8 +16,8 @@ from ray_app.detectors.families.ferretnet import FerretNet, median_residual
 from ray_app.detectors.families.ladeda import LaDeDa9, TinyLaDeDa
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
-from tests.detectors.fill import filled, source, with_arguments
 from tests.detectors.golden import SCORES, TENSORS, check, filled_network, prepared
+from tests.make.networks.fill import filled, source, with_arguments
 
 KINDS = ("npr", "left_diag", "raw", "right_diag", "x_grad", "y_grad")
 RESNET50 = {"layers": (3, 4, 6, 3), "channels": (8, 8, 8, 8)}

@@ -7,8 +7,8 @@ from benchmarks.seeded import local_weights, seeded_backbone, write_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.preprocessing import Preprocessing
-from tests.detectors.fill import fill, source, with_arguments, with_tower
 from tests.detectors.golden import check_scores
+from tests.make.networks.fill import fill, source, with_arguments, with_tower
 
 # A ConvNeXt, and a CLIP of two layers whose projection is 768 wide.
 NARROW = {

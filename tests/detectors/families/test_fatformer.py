@@ -13,8 +13,8 @@ from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import fatformer
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, with_arguments
 from tests.detectors.golden import check_scores
+from tests.make.networks.fill import fill, with_arguments
 
 NARROW = {
     "adapters": 2,

@@ -15,8 +15,8 @@ from benchmarks.seeded import local_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image, source, with_part, with_tower
-from tests.detectors.small_frozen import BACKBONES, seeded_frozen, small_frozen
+from tests.make.networks.fill import pattern_image, source, with_part, with_tower
+from tests.make.networks.small_frozen import BACKBONES, seeded_frozen, small_frozen
 
 NAMES = list(BACKBONES)
 

@@ -15,9 +15,9 @@ from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.scorer import EnsembleScorer
-from tests.detectors.fill import filled, pattern_image, with_arguments
 from tests.detectors.golden import MASKS, check_mask
-from tests.images.factory import encoded
+from tests.make.images import encoded
+from tests.make.networks.fill import filled, pattern_image, with_arguments
 
 NARROW = {"image_size": 256, "width": 96, "heads": 12, "pyramid_width": 32, "head_width": 32}
 

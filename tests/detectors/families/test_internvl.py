@@ -15,8 +15,8 @@ from ray_app.detectors.detector import Normalise, build_network
 from ray_app.detectors.families.internvl import answer_of, published_keys, score_of
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image, with_arguments
-from tests.detectors.tiny_internvl import write_tiny_internvl
+from tests.make.networks.fill import pattern_image, with_arguments
+from tests.make.networks.tiny_internvl import write_tiny_internvl
 
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 

@@ -18,7 +18,6 @@ from ray_app.detectors.families.maskclip import (
 )
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image
 from tests.detectors.golden_maskclip import (
     ARGUMENTS,
     FULL_MASK_LOSSES,
@@ -30,7 +29,8 @@ from tests.detectors.golden_maskclip import (
     PAIR_PIXELS,
     REAL_LOSSES,
 )
-from tests.detectors.small_maskclip import (
+from tests.make.networks.fill import pattern_image
+from tests.make.networks.small_maskclip import (
     TOLERANCE,
     assert_pixels,
     case_image,

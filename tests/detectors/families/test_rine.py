@@ -7,9 +7,9 @@ from benchmarks.seeded import card_with_weights, local_weights, seeded_card, wri
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.shared_backbone import share_backbones
-from tests.detectors.fill import fill, source, with_arguments, with_tower
 from tests.detectors.golden import check_scores
-from tests.detectors.small_zoo import small
+from tests.make.networks.fill import fill, source, with_arguments, with_tower
+from tests.make.networks.small_zoo import small
 
 NARROW = {"width": 128, "layers": 3, "heads": 2, "embed_dim": 64}
 

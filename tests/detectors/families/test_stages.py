@@ -15,7 +15,7 @@ from ray_app.detectors.families.frozen import StageBackbone, published_keys
 from ray_app.errors import DetectorError
 from ray_app.training.config import Recipe
 from ray_app.training.networks import training_card
-from tests.detectors.fill import fill
+from tests.make.networks.fill import fill
 
 LITE = "tf_efficientnet_lite0"
 CARD = load_card("touchstone-photo")

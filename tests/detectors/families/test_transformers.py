@@ -11,8 +11,8 @@ from transformers import CLIPImageProcessor
 
 from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
-from tests.detectors.fill import Undrawn, source, with_arguments
 from tests.detectors.golden import SCORES, filled_state, near, score_image
+from tests.make.networks.fill import Undrawn, source, with_arguments
 
 ORIGINAL = "community-forensics-vits384"
 # timm's names → those of the port's file; `qkv` is one tensor here and three there.

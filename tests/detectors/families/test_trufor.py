@@ -11,8 +11,8 @@ from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Normalise, build_network
 from ray_app.detectors.families import trufor
-from tests.detectors.fill import filled, pattern_image, with_arguments
 from tests.detectors.golden import MASKS, check_mask, mask_places
+from tests.make.networks.fill import filled, pattern_image, with_arguments
 
 NARROW = {
     "widths": [8, 16, 24, 32],

@@ -14,8 +14,8 @@ from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import build_network, own_keys
 from ray_app.detectors.families.low_rank import merged
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, filled_tensor, with_arguments
 from tests.detectors.golden import check_scores
+from tests.make.networks.fill import fill, filled_tensor, with_arguments
 
 # The published state dicts: a name and a shape per line. `*` is each layer, `{a,b}` each choice, W
 # the width.

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from benchmarks.evaluation import write_run
 from ray_app.ensembles import sigmoid
-from tests.evaluation.made import cut
+from tests.make.evaluations import cut
 
 FAKE_ABOVE, REAL_BELOW = 1.5, -0.5
 

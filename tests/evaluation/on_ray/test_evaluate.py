@@ -15,8 +15,8 @@ from ray_app.config import config_root
 from ray_app.detectors import load_card
 from ray_app.reports.evaluation.result import EvaluationResult
 from ray_app.runs import RunDirectory, current_rows
-from tests.evaluation.made import labelled, made_run, measured, random_rows
-from tests.scoring.stages import without_ray
+from tests.make.evaluations import labelled, made_run, measured, random_rows
+from tests.make.stages import without_ray
 from tests.simulation.archive import build_sample_archive
 
 

@@ -12,9 +12,9 @@ from ray_app.images.formats import sniff_format
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, trust_lists
 from ray_app.images.provenance import reader as credentials
 from ray_app.images.provenance.trust_lists import TrustList, certificates, own_list
-from tests.images import factory
-from tests.images.provenance.files import said
-from tests.images.provenance.signing import (
+from tests.make import images
+from tests.make.provenance.files import said
+from tests.make.provenance.signing import (
     MIME,
     SOURCE_TYPE,
     Authority,
@@ -85,14 +85,14 @@ def test_manifest_of_an_expired_certificate_is_intact():
 
 
 def test_manifest_of_another_image_is_invalid():
-    data, other = signed("PNG"), factory.encoded(factory.photo(seed=5), "PNG")
+    data, other = signed("PNG"), images.encoded(images.photo(seed=5), "PNG")
     at = data.index(b"caBX") - 4
     chunk = data[at : at + 12 + int.from_bytes(data[at : at + 4], "big")]
     assert c2pa_of(other[:33] + chunk + other[33:], authority().root).state == "invalid"
 
 
 def test_manifest_of_a_camera_declares_no_model():
-    camera = c2pa_of(authority().sign(factory.jpeg(), manifest=created("digitalCapture")))
+    camera = c2pa_of(authority().sign(images.jpeg(), manifest=created("digitalCapture")))
     assert (camera.ai_generated, camera.source_types) == (False, ("digitalCapture",))
 
 
@@ -110,15 +110,15 @@ INGREDIENT = {"digital_source_type": SOURCE_TYPE + AI}
     [
         (("componentOf", signed()), True),
         (("inputTo", signed()), False),
-        (("parentOf", factory.jpeg(), INGREDIENT), True),
-        (("componentOf", factory.jpeg(), INGREDIENT), True),
-        (("inputTo", factory.jpeg(), INGREDIENT), False),
+        (("parentOf", images.jpeg(), INGREDIENT), True),
+        (("componentOf", images.jpeg(), INGREDIENT), True),
+        (("inputTo", images.jpeg(), INGREDIENT), False),
     ],
     ids=["signed-component", "signed-input", "parent", "component", "input"],
 )
 def test_source_type_of_a_component_counts_and_of_an_input_not(ingredient, declared):
     manifest = created("digitalCreation")
-    found = c2pa_of(authority().sign(factory.jpeg(), manifest=manifest, ingredient=ingredient))
+    found = c2pa_of(authority().sign(images.jpeg(), manifest=manifest, ingredient=ingredient))
     assert (found.state, found.ai_generated) == ("intact", declared)
 
 
@@ -171,7 +171,7 @@ def test_source_type_is_read_from_every_assertion(name):
         content = {"actions": [{"action": "c2pa.edited"} | content]}
     assertions = [{"label": label, "data": content}]
     manifest = {"claim_generator_info": [{"name": "Editor"}], "assertions": assertions}
-    found = c2pa_of(authority().sign(factory.jpeg(), manifest=manifest, intent="edit"))
+    found = c2pa_of(authority().sign(images.jpeg(), manifest=manifest, intent="edit"))
     assert (found.state, found.ai_generated, found.source_types) == ("intact", True, (code,))
 
 
@@ -191,7 +191,7 @@ def test_manifest_elsewhere_is_never_fetched():
         listening.settimeout(0.1)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/manifest.c2pa"
         embedded, elsewhere = (
-            authority().sign(factory.jpeg(), remote=url, embed=embed) for embed in (True, False)
+            authority().sign(images.jpeg(), remote=url, embed=embed) for embed in (True, False)
         )
         assert c2pa_of(embedded, authority().root).state == "trusted"
         assert (c2pa_of(elsewhere).state, c2pa_of(elsewhere).remote) == ("unreadable", True)

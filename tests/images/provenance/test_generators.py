@@ -9,8 +9,8 @@ from PIL import Image
 
 from ray_app.identification.generators import generator_index, spelling_key
 from ray_app.images.provenance.generators import read_generator
-from tests.images import factory
-from tests.images.provenance.files import WEBUI, png_with, said, user_comment, with_xmp, xmp
+from tests.make import images
+from tests.make.provenance.files import WEBUI, png_with, said, user_comment, with_xmp, xmp
 
 READ = {"tool": "Stable Diffusion web UI", "version": "v1.6.0", "prompt": "a cat, (sleeping:1.2) on two lines",
         "negative_prompt": "ugly, blurry", "steps": 20, "sampler": "DPM++ 2M Karras", "seed": 4294967295, "model": "v1-5-pruned",
@@ -39,11 +39,11 @@ def generator(data):
 
 
 def with_exif(block: bytes, form: str = "JPEG") -> bytes:
-    return factory.encoded(factory.photo(), form, exif=block)
+    return images.encoded(images.photo(), form, exif=block)
 
 
 def in_comment(text: bytes, code: bytes = b"") -> bytes:
-    return factory.jpeg(exif=user_comment(code, text))
+    return images.jpeg(exif=user_comment(code, text))
 
 
 def in_exif(form: str = "JPEG", **tags: str) -> bytes:
@@ -58,7 +58,7 @@ UTF16 = (b"UNICODE\0", "utf-16-be"), (b"UNICODE\0", "utf-16-le")
 
 def test_web_ui_parameters_are_read_in_every_format():
     assert generator(png_with(parameters=WEBUI)) == READ
-    assert generator(factory.encoded(factory.photo(), "GIF", comment=WEBUI.encode())) == READ
+    assert generator(images.encoded(images.photo(), "GIF", comment=WEBUI.encode())) == READ
     for code, encoding in (*UTF16, (b"ASCII\0\0\0", "utf-8")):
         for form in ("JPEG", "WEBP", "AVIF"):
             comment = user_comment(code, WEBUI.encode(encoding))
@@ -209,7 +209,7 @@ ONE_LINE = {"tool": "Stable Diffusion web UI", "prompt": "a red bicycle", "negat
 )
 def test_web_ui_parameters_need_no_lines_of_their_own(text):
     comment = text.encode()
-    for data in (in_comment(comment), png_with(parameters=text), factory.jpeg(comment=comment)):
+    for data in (in_comment(comment), png_with(parameters=text), images.jpeg(comment=comment)):
         found = generator(data)
         assert {**found, "model": found["model"][:3]} == ONE_LINE
 

@@ -8,7 +8,7 @@ from ray_app.images.formats import sniff_format
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, metadata
 from ray_app.images.provenance.metadata import read_xmp
 from ray_app.images.provenance.statement import source_type
-from tests.images.provenance.files import IPTC, jpeg_with, said, segment, with_xmp, xmp
+from tests.make.provenance.files import IPTC, jpeg_with, said, segment, with_xmp, xmp
 
 AI = "trainedAlgorithmicMedia"
 AS_ATTRIBUTES = xmp(f'xmp:CreatorTool="Firefly &amp; Co" e:DigitalSourceType="{IPTC}{AI}"')

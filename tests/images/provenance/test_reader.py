@@ -32,9 +32,9 @@ from ray_app.images.provenance import (
 from ray_app.images.provenance.containers import locate
 from ray_app.images.provenance.metadata import read_exif
 from ray_app.images.provenance.trust_lists import own_list
-from tests.images import factory
-from tests.images.flips import SWEEPS
-from tests.images.provenance.files import (
+from tests.make import images
+from tests.make.flips import SWEEPS
+from tests.make.provenance.files import (
     READER,
     WEBUI,
     box,
@@ -46,7 +46,7 @@ from tests.images.provenance.files import (
     user_comment,
     xmp,
 )
-from tests.images.provenance.signing import authority, signed
+from tests.make.provenance.signing import authority, signed
 
 
 def test_trust_list_is_a_file_or_its_text(tmp_path):
@@ -82,7 +82,7 @@ def test_camera_is_read_without_names_and_places(form):
     if form == "TIFF":
         exif = Image.Exif()
         exif.load(camera_exif())
-    row = json.loads(said(factory.encoded(factory.photo(), form, exif=exif)).row())
+    row = json.loads(said(images.encoded(images.photo(), form, exif=exif)).row())
     camera = {"make": "Nikon", "model": "Z 6", "taken": "2024:05:06 07:08:09"}
     assert row == {"camera": camera, "software": "Ver.1", "ai_declared": False}
 
@@ -90,8 +90,8 @@ def test_camera_is_read_without_names_and_places(form):
 def test_remarks_of_a_person_are_not_read():
     remarks = {"Description": "my aunt Mary", "Comment": "in Delft", "Title": "x"}
     assert said(png_with(Author="Jane Doe", **remarks)) is None
-    assert said(factory.jpeg(exif=user_comment(b"ASCII\0\0\0", b"my aunt Mary"))) is None
-    assert said(factory.jpeg(comment=b"my aunt Mary")) is None
+    assert said(images.jpeg(exif=user_comment(b"ASCII\0\0\0", b"my aunt Mary"))) is None
+    assert said(images.jpeg(comment=b"my aunt Mary")) is None
 
 
 def test_software_is_read_from_iptc():
@@ -112,7 +112,7 @@ def test_values_are_one_short_printable_line():
 
 
 def test_files_without_statements_declare_nothing():
-    for name, (_, make) in [*factory.SOUND.items(), *factory.ODD.items(), *factory.REFUSED.items()]:
+    for name, (_, make) in [*images.SOUND.items(), *images.ODD.items(), *images.REFUSED.items()]:
         found = said(make())
         assert found is None or not found.ai_declared, name
 
@@ -120,7 +120,7 @@ def test_files_without_statements_declare_nothing():
 @pytest.mark.parametrize("examples", SWEEPS)
 def test_any_bytes_and_damage_are_short_statements_or_none(examples):
     files = {form: signed(form) for form in ("PNG", "WEBP", "GIF", "TIFF", "AVIF")}
-    files["JPEG"] = factory.jpeg(exif=camera_exif())
+    files["JPEG"] = images.jpeg(exif=camera_exif())
 
     @settings(max_examples=examples, deadline=None)
     @given(
@@ -153,9 +153,7 @@ def test_text_over_the_limit_is_reported_unread(form):
     options = {"GIF": {"comment": text.encode()}, "TIFF": {"tiffinfo": {270: text}}}
     options = options.get(form, {"exif": block.tobytes()})
     is_png = form == "PNG"
-    data = (
-        png_with(parameters=text) if is_png else factory.encoded(factory.photo(), form, **options)
-    )
+    data = png_with(parameters=text) if is_png else images.encoded(images.photo(), form, **options)
     what = {"PNG": "text “parameters”", "GIF": "text “comment”"}.get(form, "EXIF")
     found = LIMITED.read(data, form)
     assert (found.generator, found.ai_declared) == (None, False)
@@ -177,8 +175,8 @@ def test_packed_text_within_the_limit_is_read(kind):
     text = WEBUI.encode() + b" " * (3 * 2**20)
     head = b"parameters\0\0" if kind == b"zTXt" else b"parameters\0\1\0\0\0"
     for at in (33, -12):
-        data = factory.png()
-        data = data[:at] + factory.chunk(kind, head + zlib.compress(text)) + data[at:]
+        data = images.png()
+        data = data[:at] + images.chunk(kind, head + zlib.compress(text)) + data[at:]
         assert said(data).generator.seed == 4294967295
 
 
@@ -212,22 +210,22 @@ def test_exif_tags_that_share_a_text_are_limited_as_a_whole():
 
 BOMB = zlib.compress(bytes(2**20), 9)
 BROKEN_BOMB = BOMB[:-4] + b"\xff" * 4
-ONE_XMP = factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>")
+ONE_XMP = images.chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>")
 XMP_BOMB = b"XML:com.adobe.xmp\0\1\0\0\0"
 BOMBS = {
-    "texts-after-the-maximum": b"".join(factory.chunk(b"tEXt", b"a%d\0x" % n) for n in range(1000))
-    + factory.chunk(b"zTXt", b"k\0\0" + BOMB) * 500,
-    "xmp-after-the-maximum": ONE_XMP * 2 + factory.chunk(b"iTXt", XMP_BOMB + BOMB) * 500,
+    "texts-after-the-maximum": b"".join(images.chunk(b"tEXt", b"a%d\0x" % n) for n in range(1000))
+    + images.chunk(b"zTXt", b"k\0\0" + BOMB) * 500,
+    "xmp-after-the-maximum": ONE_XMP * 2 + images.chunk(b"iTXt", XMP_BOMB + BOMB) * 500,
     "broken-texts": b"".join(
-        factory.chunk(b"zTXt", b"k%d\0\0" % n + BROKEN_BOMB) for n in range(500)
+        images.chunk(b"zTXt", b"k%d\0\0" % n + BROKEN_BOMB) for n in range(500)
     ),
-    "broken-xmp": ONE_XMP + factory.chunk(b"iTXt", XMP_BOMB + BROKEN_BOMB) * 500,
+    "broken-xmp": ONE_XMP + images.chunk(b"iTXt", XMP_BOMB + BROKEN_BOMB) * 500,
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_png_bombs_over_the_maximum_are_not_unpacked(name):
-    data = factory.png()
+    data = images.png()
     data = data[:33] + BOMBS[name] + data[33:]
     started = time.process_time()
     assert ProvenanceReader(ProvenancePolicy(), max_text_bytes=2**21).read(data, "PNG").unread
@@ -236,7 +234,7 @@ def test_png_bombs_over_the_maximum_are_not_unpacked(name):
 
 def test_has_manifest_unpacks_no_text(monkeypatch):
     data = signed("PNG")
-    data = data[:33] + factory.chunk(b"zTXt", b"k\0\0" + BOMB) + data[33:]
+    data = data[:33] + images.chunk(b"zTXt", b"k\0\0" + BOMB) + data[33:]
     monkeypatch.setattr(zlib, "decompressobj", lambda: pytest.fail("a text was unpacked"))
     assert has_manifest(data, "PNG")
 
@@ -250,7 +248,7 @@ def test_json_of_too_many_values_is_reported_unread(monkeypatch):
 
 
 def test_gif_text_after_many_frames_is_read():
-    plain = factory.encoded(factory.photo(400, 400).convert("L"), "GIF")
+    plain = images.encoded(images.photo(400, 400).convert("L"), "GIF")
     frame = plain[plain.index(b",", 13 + 768) : -1]
     comment = WEBUI.encode()
     blocks = b"".join(bytes([len(part)]) + part for part in (comment[:200], comment[200:]))
@@ -265,7 +263,7 @@ INFES = box(b"iinf", bytes(6), box(b"infe", b"\2", bytes(13)) * 1000)
 LAUGHS = b'<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;">]><a>&c;</a>'.ljust(256)
 SLOW = {
     "JPEG of empty segments": ("JPEG", lambda: STARTS["JPEG"] + b"\xff\xe1\0\x02" * (SIZE // 4)),
-    "PNG of text bombs": ("PNG", lambda: STARTS["PNG"] + factory.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**22))) * 3000),
+    "PNG of text bombs": ("PNG", lambda: STARTS["PNG"] + images.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**22))) * 3000),
     "WebP of empty chunks": ("WEBP", lambda: STARTS["WEBP"] + b"XMP \0\0\0\0" * (SIZE // 8)),
     "GIF of one-byte blocks": ("GIF", lambda: STARTS["GIF"] + b"!\xfe" + b"\1a" * (SIZE // 2)),
     "TIFF of tags": ("TIFF", lambda: b"II+\0\x08\0\0\0\x10" + bytes(7) + (SIZE // 20).to_bytes(8, "little") + b"\x0f\1\2\0" * (SIZE // 4)),
@@ -301,8 +299,8 @@ ENDLESS = {
     "history": lambda: png_of(*XMP, xmp("", "<e:x><e:b/></e:x>" * (WHOLE // 18))),
     "elements": lambda: png_of(*XMP, b"<a>" + b"<b/>" * (WHOLE // 4 - 1)),
     "items": lambda: png_of(*XMP, xmp("", ITEMS)),
-    "comment": lambda: factory.encoded(
-        factory.photo(),
+    "comment": lambda: images.encoded(
+        images.photo(),
         "WEBP",
         exif=user_comment(b"UNICODE\0", b"\0{" + b"\0a" * (WHOLE // 2 - 300)),
     ),
@@ -310,8 +308,8 @@ ENDLESS = {
 
 
 def png_of(kind: bytes, head: bytes, body: bytes) -> bytes:
-    data = factory.png()
-    return data[:33] + factory.chunk(kind, head + body) + data[33:]
+    data = images.png()
+    return data[:33] + images.chunk(kind, head + body) + data[33:]
 
 
 def read_measured(data: bytes, form: str) -> tuple[float, int]:
@@ -366,6 +364,6 @@ def test_manifest_store_is_known_by_its_type_and_place():
     store = signed("PNG")[signed("PNG").index(b"caBX") + 4 :][:3000]
     other = b"JP\0\1\0\0\0\1" + store.replace(b"c2pa\0\x11", b"c3pa\0\x11")
     assert said(png_with(Comment="c2pa jumb caBX")) is None
-    assert said(factory.jpeg() + store) is None, "behind the end"
+    assert said(images.jpeg() + store) is None, "behind the end"
     assert said(jpeg_with(segment(0xFE, store))) is None, "in a comment"
     assert said(jpeg_with(segment(0xEB, other))) is None

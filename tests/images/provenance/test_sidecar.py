@@ -17,8 +17,8 @@ from ray_app.images.provenance import (
     has_manifest,
 )
 from ray_app.images.provenance.trust_lists import own_list
-from tests.images import factory
-from tests.images.provenance.signing import MIME, OTHERS, authority, created, signed
+from tests.make import images
+from tests.make.provenance.signing import MIME, OTHERS, authority, created, signed
 
 AI = "trainedAlgorithmicMedia"
 READER = ProvenanceReader(ProvenancePolicy(trust_lists=(own_list(authority().root),)))
@@ -32,7 +32,7 @@ def read(path):
 
 @pytest.mark.parametrize("form", [*MIME, *OTHERS])
 def test_sidecar_is_read_for_every_format(form, tmp_path):
-    data = factory.encoded(factory.photo(), PILLOW.get(form, form))
+    data = images.encoded(images.photo(), PILLOW.get(form, form))
     (tmp_path / "photo.jpg").write_bytes(data)
     (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(data, form))
     found = read(tmp_path / "photo.jpg")
@@ -41,8 +41,8 @@ def test_sidecar_is_read_for_every_format(form, tmp_path):
 
 
 def test_sidecar_of_another_image_says_nothing(tmp_path):
-    (tmp_path / "photo.jpg").write_bytes(factory.jpeg(quality=50))
-    (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(factory.jpeg()))
+    (tmp_path / "photo.jpg").write_bytes(images.jpeg(quality=50))
+    (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(images.jpeg()))
     found = read(tmp_path / "photo.jpg")
     assert (found.c2pa.state, found.c2pa.ai_generated) == ("unreadable", False)
     assert not found.ai_declared
@@ -52,7 +52,7 @@ def test_sidecar_of_another_image_says_nothing(tmp_path):
 
 @pytest.mark.parametrize("content", [b"no manifest", bytes(200), b"\0\0\0\x30jumb" + bytes(100)])
 def test_sidecar_that_is_not_a_manifest_is_unreadable(content, tmp_path):
-    (tmp_path / "photo.jpg").write_bytes(factory.jpeg())
+    (tmp_path / "photo.jpg").write_bytes(images.jpeg())
     (tmp_path / "photo.c2pa").write_bytes(content)
     found = read(tmp_path / "photo.jpg")
     assert found.c2pa.state == "unreadable"
@@ -60,16 +60,16 @@ def test_sidecar_that_is_not_a_manifest_is_unreadable(content, tmp_path):
 
 
 def test_manifest_in_the_image_counts_before_its_sidecar(tmp_path):
-    camera = authority().sign(factory.jpeg(), manifest=created("digitalCapture"))
+    camera = authority().sign(images.jpeg(), manifest=created("digitalCapture"))
     (tmp_path / "photo.jpg").write_bytes(camera)
-    (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(factory.jpeg()))
+    (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(images.jpeg()))
     found = read(tmp_path / "photo.jpg")
     assert (found.c2pa.state, found.c2pa.sidecar) == ("trusted", None)
     assert found.c2pa.source_types == ("digitalCapture",)
 
 
 def test_file_without_a_sidecar_stays_as_it_is(tmp_path):
-    path, data = tmp_path / "photo.jpg", factory.jpeg()
+    path, data = tmp_path / "photo.jpg", images.jpeg()
     path.write_bytes(data)
     assert attach_sidecar(data, str(path)) is data
     for make in (Path.mkdir, os.mkfifo, Path.touch):

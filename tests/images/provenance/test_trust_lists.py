@@ -16,8 +16,8 @@ from ray_app.images.provenance.trust_lists import (
     cached_lists,
     update_cache,
 )
-from tests.images.provenance.signing import Authority, authority, signed
-from tests.storage.faulty_server import FaultyServer
+from tests.make.provenance.signing import Authority, authority, signed
+from tests.make.servers.faulty import FaultyServer
 
 OTHER = Authority("Other")
 # As the lists are published: remarks between the blocks, letters that are not ASCII, and no line

@@ -9,8 +9,8 @@ from PIL import Image
 
 from ray_app.images.provenance import ProvenanceConfig, ProvenanceReader
 from ray_app.images.provenance.watermark import MOST_CHANCE, read_watermark
-from tests.images.factory import photo
-from tests.images.provenance.marking import FLUX, INVOKE, SD1, SD2, SDXL, marked, waves
+from tests.make.images import photo
+from tests.make.provenance.marking import FLUX, INVOKE, SD1, SD2, SDXL, marked, waves
 
 # 264 × 256 pixels of pale waves, marked with SDXL's message by invisible-watermark 0.2.0, OpenCV
 # 5.0.0 and PyWavelets 1.9.0 as generative-models marks: floats, in the order of OpenCV.

@@ -18,8 +18,8 @@ from ray_app.reports.evaluation.result import (
     TableRowInfo,
     ViewInfo,
 )
+from tests.make.page_reader import PageReader
 from tests.reports.evaluation_example import evaluation, example_result
-from tests.reports.page_reader import PageReader
 from tests.reports.pages import page_of
 
 

@@ -13,9 +13,9 @@ from ray_app.images.provenance.statement import NO_TRUST_LIST
 from ray_app.serving.config import RequestLimits, ServeConfig
 from ray_app.serving.http import schemas
 from ray_app.serving.http.app import create_app
-from tests.images import factory
-from tests.images.provenance.files import png_with
-from tests.images.provenance.signing import signed, tampered
+from tests.make import images
+from tests.make.provenance.files import png_with
+from tests.make.provenance.signing import signed, tampered
 from tests.serving.http.document import check_document
 from tests.serving.http.guarded_app import TOKEN, make_app, with_limits
 from tests.serving.http.live import ask, request, serving
@@ -33,7 +33,7 @@ def asking(local):
 
 @pytest.fixture(scope="module")
 def file():
-    return factory.encoded(factory.photo(300, 200, seed=5), "JPEG")
+    return images.encoded(images.photo(300, 200, seed=5), "JPEG")
 
 
 def test_raw_and_multipart_bodies_score_as_the_library_does(asking, file):
@@ -68,7 +68,7 @@ def test_several_files_keep_their_order_and_their_own_status(asking, file):
 
 
 # One file for each status; tests/images has them all.
-REFUSED_FILES = dict(factory.REFUSED.values())
+REFUSED_FILES = dict(images.REFUSED.values())
 
 
 @pytest.mark.parametrize("status", sorted(REFUSED_FILES))
@@ -89,7 +89,7 @@ def test_wrong_request_is_refused_with_its_reason(asking, file):
         assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request"), query
     answer = asking.post("/v1/score-url", json={"url": "https://example.org/a.jpg"})
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-    bomb = asking.post("/v1/score", content=factory.bomb_png(12_000)).json()
+    bomb = asking.post("/v1/score", content=images.bomb_png(12_000)).json()
     said = [bomb[key] for key in ("code", "limit", "observed")]
     assert said == ["image_too_large", 50_000_000, 144_000_000]
 
@@ -129,7 +129,7 @@ def test_provenance_is_shown_and_changes_no_score(asking):
     def answered(data):
         return asking.post("/v1/score", content=data).raise_for_status().json()
 
-    plain, sound, broken = map(answered, (factory.jpeg(), signed(), tampered(signed())))
+    plain, sound, broken = map(answered, (images.jpeg(), signed(), tampered(signed())))
     assert (plain["image"]["provenance"], plain["image"]["metadata"]) == (None, {})
     for answer, state, is_declared in ((sound, "intact", True), (broken, "invalid", False)):
         said = answer["image"]["provenance"]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import ConfigError
-from tests.images.factory import encoded
+from tests.make.images import encoded
 from tools.default_ensemble.gather_photographs import HELD_OUT, read_rules
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ray_app.config import config_root
 from ray_app.detectors.families.frozen import StageBackbone
-from tests.images.factory import encoded, photo
+from tests.make.images import encoded, photo
 from tools.default_ensemble import tune_photographs
 
 pytestmark = pytest.mark.slow

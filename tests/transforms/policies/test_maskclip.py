@@ -7,7 +7,7 @@ from PIL import Image
 from ray_app.detectors.preprocessing import Preprocessing, Resize
 from ray_app.transforms.ops import ImageSample
 from ray_app.transforms.policies.papers import MaskClipPolicy, _lit, _scaled
-from tests.images.factory import photo
+from tests.make.images import photo
 from tests.transforms.given import marked, rng, share_near
 
 POLICY = MaskClipPolicy()

@@ -1,3 +1,0 @@
-from tests.storage.conftest import faulty
-
-__all__ = ["faulty"]
