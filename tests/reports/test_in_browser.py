@@ -16,6 +16,8 @@ from tests.reports.real_pages import FITS
 
 only_with_chromium()
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (390, 768, 1440)
 COMPLAINTS = (
     *("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"),

@@ -15,6 +15,8 @@ from tests.serving.page_app import ERROR_RATES, POINTS, TINY, error_rates_at, sh
 
 only_with_chromium()
 
+pytestmark = pytest.mark.slow
+
 WORDS = {"fake": "Flagged by detectors", "real": "No evidence found", "abstain": "Left open"}
 NAMES = ['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"]
 

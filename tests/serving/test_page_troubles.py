@@ -5,12 +5,16 @@ stays text.
 import re
 import threading
 
+import pytest
+
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance
 from ray_app.serving.http import schemas
 from tests.make.browser import only_with_chromium
 from tests.make.page_browser import PHOTO, choose, encoded, score_many, score_one
 
 only_with_chromium()
+
+pytestmark = pytest.mark.slow
 
 HOSTILE = {
     "markup": '"><script>document.title="owned"</script><img src=x onerror=alert(1)>',

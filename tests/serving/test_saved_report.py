@@ -11,6 +11,8 @@ from tests.serving.page_app import shipped_ensemble
 
 only_with_chromium()
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def save(visitor, mood, tmp_path):
