@@ -44,6 +44,9 @@ ENDS = {
     "a hang": ("watchdog = Watchdog(crumb, 0.3).__enter__(); crumb.note(42); threading.Event().wait()", Watchdog.EXIT_CODE, {42}),
     # Pillow decodes without the interpreter's lock
     "a decode in C that is slow": (SLOW_IN_C, Watchdog.EXIT_CODE, {8}),
+    "one decode, and none": (
+        "with Watchdog(crumb, 0.2): crumb.note(1); crumb.clear(); threading.Event().wait(0.5)\ncrumb.close()", 0, set()
+    ),
     "many short decodes, and none": (BUSY_AND_IDLE, 0, set()),
 }  # fmt: skip
 

@@ -53,6 +53,16 @@ def test_columns_of_0_20_0_have_the_types_of_today():
     assert kept == {name: today[name] for name in kept}
 
 
+def test_run_that_0_19_began_is_refused_with_the_version_that_reads_it(tmp_path):
+    run = begun(tmp_path, ["0.jpg"])
+    described = run.describe() | {"schema": schema.OLDEST_SCHEMA - 1}
+    run.store.write("run.json", json.dumps(described).encode())
+    run.store.write("sessions/00001.json", b'{"version": "0.19.2"}')
+    with pytest.raises(ConfigError, match=r"Touchstone 0\.19\.2 wrote this run") as caught:
+        run.describe()
+    assert caught.value.hint.startswith("finish or read it with Touchstone 0.19.2")
+
+
 def test_rows_of_older_files_keep_columns_of_retired_features(tmp_path):
     run = begun(tmp_path, ["0.jpg", "1.jpg"], fails={"1.jpg": Status.SOURCE_TIMEOUT}.get)
     finish(run)

@@ -1,6 +1,7 @@
 """What a place of each kind does alike, and what a web server does not do."""
 
 import os
+import socket
 import threading
 
 import pytest
@@ -112,6 +113,16 @@ def test_redirect_of_a_store_passes_the_ssrf_guard(faulty):
 def test_list_of_a_server_that_is_not_named_is_refused(faulty):
     with pytest.raises(SourceError) as caught:
         Web(Guard()).list(f"{faulty.url}/folder", timeout_s=5.0)
+    assert caught.value.status is Status.SOURCE_DENIED
+    assert faulty.requests == []
+
+
+def test_server_that_is_not_named_is_looked_up_and_reached_through_no_proxy(faulty, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("10.0.0.1", 443))])
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, faulty.url)
+    with pytest.raises(SourceError, match="not on the public Internet") as caught:
+        Fetcher().fetch("https://private.example/a.jpg", "", 10)
     assert caught.value.status is Status.SOURCE_DENIED
     assert faulty.requests == []
 
