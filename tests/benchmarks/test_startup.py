@@ -7,9 +7,9 @@ from benchmarks.startup import Command, _has_part, measure
 
 SLOWLY = """
 import pathlib, time
-begun = time.monotonic()
 print("begun", flush=True)
 held = b"x" * 200_000_000
+begun = time.monotonic()
 parts = pathlib.Path("run/parts")
 parts.mkdir(parents=True)
 while time.monotonic() < begun + 0.5:
