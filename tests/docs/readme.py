@@ -6,11 +6,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 README = (ROOT / "README.md").read_text()
-
-
 PORT = 8000
 
 

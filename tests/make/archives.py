@@ -1,4 +1,4 @@
-"""Archives of many files, cheap to make."""
+"""Write archives of many small files."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from tests.make.images import encoded, photo
 
 
 def write_many(folder, images):
-    """So many files, cheap to make: 60 photographs, each under several names."""
+    """Write about `images` files: 60 photographs, each under several names."""
     write_photographs(folder, 60, size=(640, 480))
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         for copy in range(1, images // 60):
@@ -17,7 +17,7 @@ def write_many(folder, images):
 
 
 def fill_bucket(bucket, count):
-    """Write different small JPEG files, cheap to make, below `photos`."""
+    """Write `count` different small JPEG files below `photos` of a bucket."""
     base, store = photo(256, 192), Store.open(f"{bucket}/photos")
     for index in range(count):
         image = base.rotate(0, translate=(index % 61, index // 61 % 53))
@@ -27,4 +27,5 @@ def fill_bucket(bucket, count):
 
 
 def write_photo(path, seed, size=(320, 240)):
+    """Write a JPEG file that depends on `seed` alone."""
     path.write_bytes(encoded(photo(*size, seed), "JPEG"))

@@ -14,10 +14,12 @@ from ray_app.datasets.index import IndexInfo
 from ray_app.datasets.labels import INPUT
 from ray_app.storage import Store
 
+PLAN = BlockPlan(batch_slots=1, max_block_members=64, blocks_per_doubling=1)
+
 
 def labelled(rows: list[dict], chunk: int | None = None) -> pa.Table:
-    """One row for each: the fields of INPUT, and `item`, the listed member, or `uri`, a file.
-    `chunk`: rows of one piece of memory.
+    """Return a table with a row for each of `rows`, which have the fields of INPUT, and `item`, the
+    listed member, or `uri`, a file. `chunk`: rows per chunk of the table.
     """
     items = [
         row.get("item")
@@ -36,7 +38,7 @@ def labelled(rows: list[dict], chunk: int | None = None) -> pa.Table:
 
 
 def mixture(**counts: int) -> list[dict]:
-    """So many rows of each generator; those whose name begins with `real` are real."""
+    """Return this number of rows of each generator; those whose name begins with `real` are real."""
     return [
         {"label": "real" if name.startswith("real") else "fake", "generator": name}
         for name, count in counts.items()
@@ -44,11 +46,8 @@ def mixture(**counts: int) -> list[dict]:
     ]
 
 
-PLAN = BlockPlan(batch_slots=1, max_block_members=64, blocks_per_doubling=1)
-
-
 def made_index(folder, rows):
-    """The folder, as text; blocks of 64 rows."""
+    """Write an index of these rows in blocks of 64, without a source; return its folder as text."""
     store = Store.open(str(folder))
     written = write_selected(store, [labelled(rows)], PLAN, INPUT)
     counts = Counter((row.get("split"), row["label"], row.get("generator") or "") for row in rows)

@@ -15,21 +15,22 @@ from tests.make.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def score_here(out, source, **settings):
-    """The same without Ray: the stages one after another in this process."""
-    with without_ray():
-        return score_into(out, source, **settings)
-
-
 def score_into(out, source, **settings):
-    """The finished run, and its rows by path; its report has no pictures, which would be read from
-    the archive again.
+    """Score a source into a run directory; return the finished run and its rows by path. The
+    report has no thumbnails, since they would be read from the archive again.
     """
     settings = {"block_members": 8, "thumbnails": False} | of_tiny(settings)
     return score_archive(ScoreConfig(source=(str(source),), out=str(out), **settings)), rows_of(out)
 
 
+def score_here(out, source, **settings):
+    """Score as `score_into` does, without Ray: the stages one after another in this process."""
+    with without_ray():
+        return score_into(out, source, **settings)
+
+
 def rows_of(out, **options):
+    """Return the current rows of a run by the path of their image."""
     rows = list(current_rows(RunDirectory.open(str(out)), **options))
     by_uri = {row["uri"]: row for row in rows}
     assert len(by_uri) == len(rows)
@@ -37,7 +38,7 @@ def rows_of(out, **options):
 
 
 def begin(out, **settings):
-    """A run without rows, which has the settings of such a command."""
+    """Begin a run with the settings of `score`, and return it without rows."""
     run, begun = RunDirectory.open(str(out)), resolve(ScoreConfig(**settings))
     spec = begun.spec(0)
     run.claim(begun.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
@@ -45,7 +46,7 @@ def begin(out, **settings):
 
 
 def comparable(row):
-    """A row without what differs between two runs over the same bytes."""
+    """Return a row without the columns that differ between two runs over the same bytes."""
     return {
         name: value
         for name, value in row.items()
@@ -54,11 +55,14 @@ def comparable(row):
 
 
 def files_below(folder):
+    """Return the paths of all files in a folder and its subfolders, sorted."""
     return sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
 
 
 def start(source, out, *settings, modules=()):
-    """Start `touchstone score` in a session of its own; `modules`: folders that it imports from."""
+    """Start `touchstone score` of a source with settings, as `run_score` does; `modules`: folders
+    that it imports from.
+    """
     words = ["--out", out]
     if not any(setting.startswith("detectors=") for setting in settings):
         words += ["--ensemble", "tiny"]
@@ -67,6 +71,7 @@ def start(source, out, *settings, modules=()):
 
 
 def run_score(*words, modules=(), environment=None):
+    """Start `touchstone score` with these words in a session of its own."""
     command = [sys.executable, "-m", "ray_app.cli", "score", *words]
     paths = {"PYTHONPATH": os.pathsep.join(map(str, [*modules, ROOT]))}
     return subprocess.Popen(

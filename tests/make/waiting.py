@@ -8,6 +8,7 @@ from pathlib import Path
 
 
 def wait_until(condition, timeout_s=180.0):
+    """Return the value of `condition()` as soon as it is true; fail after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "timed out"
@@ -16,7 +17,7 @@ def wait_until(condition, timeout_s=180.0):
 
 
 def family_of(pid):
-    """A process and all its descendants."""
+    """Return the ids of a process and of all its descendants."""
     family, parents = [pid], {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -29,6 +30,7 @@ def family_of(pid):
 
 
 def kill_family(process):
+    """Kill a process and all its descendants, and wait for it."""
     for pid in family_of(process.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

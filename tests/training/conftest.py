@@ -1,6 +1,4 @@
-"""A labelled set of small pictures, recipes over it that take seconds, and trainings in processes
-of their own.
-"""
+"""A labelled set of small pictures."""
 
 import csv
 

@@ -11,6 +11,21 @@ from tests.make.servers.wild import RESOLVE, picture
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = {"attempts": 3, "base_s": 0.01, "cap_s": 0.05, "deadline_s": 300}
+GOOD = ("good", "slow", "moved", "busy", "busydate", "flaky", "tornonce", "resetonce", "misnamed")
+EXPECTED = dict.fromkeys(GOOD, "ok") | {
+    "reset": "source_timeout",
+    "gone": "source_missing",
+    "denied": "source_denied",
+    "html": "unsupported_format",
+    "empty": "empty_file",
+    "torn": "source_timeout",
+    "cut": "truncated_image",
+    "huge": "image_too_large",
+    "endless": "image_too_large",
+    "loop": "source_denied",
+    "inside": "unsupported_format",
+    "zipped": "source_denied",
+}
 
 
 def config(meta, out, **changes):
@@ -27,25 +42,6 @@ def write_list(folder, rows):
     path = folder / "list.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-GOOD = ("good", "slow", "moved", "busy", "busydate", "flaky", "tornonce", "resetonce", "misnamed")
-
-
-EXPECTED = dict.fromkeys(GOOD, "ok") | {
-    "reset": "source_timeout",
-    "gone": "source_missing",
-    "denied": "source_denied",
-    "html": "unsupported_format",
-    "empty": "empty_file",
-    "torn": "source_timeout",
-    "cut": "truncated_image",
-    "huge": "image_too_large",
-    "endless": "image_too_large",
-    "loop": "source_denied",
-    "inside": "unsupported_format",
-    "zipped": "source_denied",
-}
 
 
 def rows_for(web, kinds, host=None):
