@@ -9,55 +9,6 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.config import config_root
 from ray_app.detectors import DetectorCard, load_card
 
-
-def write_ensemble(path, detectors=("touchstone-tiny",), **facts):
-    """The path of an ensemble's card with these members, named as its file; `facts`: what else
-    stands in it.
-    """
-    members = [{"detector": str(detector)} for detector in detectors]
-    path.write_text(
-        yaml.safe_dump({"name": path.stem, "title": path.stem, "members": members, **facts})
-    )
-    return path
-
-
-def write_tiny(path, **changes):
-    """The path of a copy of the shipped detector's card, with these changes."""
-    shipped = config_root() / "detectors" / "touchstone-tiny.yaml"
-    card = yaml.safe_load(shipped.read_text())
-    card["weights"]["uri"] = str(shipped.with_name(card["weights"]["uri"]))
-    path.write_text(yaml.safe_dump(card | changes))
-    return path
-
-
-def write_points(path):
-    """The path of a card whose thresholds state 1 %, and that has a point for 10 % which flags
-    everything.
-    """
-    point = {"rate": 0.1, "threshold": -50.0, "false_positive_rate": 0.09}
-    point |= {"upper_bound": 0.12, "recall": 0.9}
-    return write_ensemble(
-        path,
-        thresholds={"real_below": -1.43, "fake_above": 50.0, "target_fpr": 0.01},
-        operating_points=[point],
-    )
-
-
-def write_two(folder, *, own_pool=False):
-    """Paths of `cheap` and of `slow`, which sees no more than the centre 96 pixels (in a process of
-    its own, if wanted).
-    """
-    shipped = config_root() / "detectors"
-    shutil.copy(shipped / "touchstone-tiny.safetensors", folder)
-    card = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
-    closer = {**card["preprocessing"], "center_crop": 96}
-    (folder / "cheap.yaml").write_text(yaml.safe_dump({**card, "name": "cheap"}))
-    (folder / "slow.yaml").write_text(
-        yaml.safe_dump({**card, "name": "slow", "own_pool": own_pool, "preprocessing": closer})
-    )
-    return str(folder / "cheap.yaml"), str(folder / "slow.yaml")
-
-
 # What a card must say, of a network with one logit that nobody published.
 UNPUBLISHED = {
     "weights": {"uri": "absent.safetensors", "unverified": "written by the test"},
@@ -67,14 +18,8 @@ UNPUBLISHED = {
     "source": "this test",
     "training_data": {"name": "none", "licence": "none"},
 }
-
-
 TOWER = {"width": 64, "layers": 2, "heads": 2, "embed_dim": 32}
-
-
 TEXT = {"vocabulary": 49408, "width": 32, "layers": 2, "heads": 2, "embed_dim": 32}
-
-
 MASKCLIP = {
     "image_size": 256,
     "vision": {
@@ -91,9 +36,53 @@ MASKCLIP = {
     "decoder_width": 32,
     "prompts": 10,
 }
-
-
 SWIN = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 3, 4]}
+
+
+def write_ensemble(path, detectors=("touchstone-tiny",), **facts):
+    """Write an ensemble card with these members and `facts`, named as its file; return its path."""
+    members = [{"detector": str(detector)} for detector in detectors]
+    path.write_text(
+        yaml.safe_dump({"name": path.stem, "title": path.stem, "members": members, **facts})
+    )
+    return path
+
+
+def write_tiny(path, **changes):
+    """Write a copy of the card of `touchstone-tiny` with these changes; return its path."""
+    shipped = config_root() / "detectors" / "touchstone-tiny.yaml"
+    card = yaml.safe_load(shipped.read_text())
+    card["weights"]["uri"] = str(shipped.with_name(card["weights"]["uri"]))
+    path.write_text(yaml.safe_dump(card | changes))
+    return path
+
+
+def write_points(path):
+    """Write an ensemble card whose thresholds state 1 %, and whose operating point for 10 % flags
+    everything; return its path.
+    """
+    point = {"rate": 0.1, "threshold": -50.0, "false_positive_rate": 0.09}
+    point |= {"upper_bound": 0.12, "recall": 0.9}
+    return write_ensemble(
+        path,
+        thresholds={"real_below": -1.43, "fake_above": 50.0, "target_fpr": 0.01},
+        operating_points=[point],
+    )
+
+
+def write_two(folder, *, own_pool=False):
+    """Write two detector cards: `cheap`, and `slow`, which scores the centre 96 pixels, with
+    `own_pool` in a process of its own; return their paths.
+    """
+    shipped = config_root() / "detectors"
+    shutil.copy(shipped / "touchstone-tiny.safetensors", folder)
+    card = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
+    closer = {**card["preprocessing"], "center_crop": 96}
+    (folder / "cheap.yaml").write_text(yaml.safe_dump({**card, "name": "cheap"}))
+    (folder / "slow.yaml").write_text(
+        yaml.safe_dump({**card, "name": "slow", "own_pool": own_pool, "preprocessing": closer})
+    )
+    return str(folder / "cheap.yaml"), str(folder / "slow.yaml")
 
 
 def small_cards() -> list[DetectorCard]:
