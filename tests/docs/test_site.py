@@ -70,11 +70,7 @@ def test_reference_has_every_command_and_option(built):
         name = path[0] if len(path) > 1 else "core"
         page = built.pages[built.folder / f"reference/commands-{name}.html"]
         assert "-".join(("touchstone", *path)) in page.anchors
-        shown = [
-            one
-            for one in command.get_params(click.Context(command))
-            if isinstance(one, click.Option) and not one.hidden
-        ]
+        shown = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
         options = {name for one in shown for name in (*one.opts, *one.secondary_opts)}
         assert options <= set(" ".join(page.code).replace(",", " ").split()), path
     assert {f"touchstone {name}" for name in PERMANENT} <= code_on(built, "commands-core")
