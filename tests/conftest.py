@@ -182,7 +182,7 @@ def score(tmp_path):
 
 @pytest.fixture(scope="session")
 def sample_archive(tmp_path_factory):
-    """A small archive with every kind of container."""
+    """An archive of 14 files, five of them odd: a text, cut, empty, CMYK, and animated."""
     from tests.simulation.archive import build_sample_archive
 
     folder = tmp_path_factory.mktemp("sample") / "archive"

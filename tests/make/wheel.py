@@ -79,16 +79,7 @@ class WheelEnvironment:
                 shutil.rmtree(folder, ignore_errors=True)
                 _uv("venv", "--quiet", "--seed", "--python", sys.executable, str(folder))
                 wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
-                _uv(
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--python",
-                    str(folder),
-                    "--constraint",
-                    str(CONSTRAINTS),
-                    wanted,
-                )
+                _install(folder, "--constraint", str(CONSTRAINTS), wanted)
             kept = shutil.copy(wheel, folder)
             ready.touch()
             _remove_unused()
@@ -109,16 +100,7 @@ class WheelEnvironment:
             if not ready.exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 _uv("venv", "--quiet", "--python", sys.executable, str(folder))
-                _uv(
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--python",
-                    str(folder),
-                    "--no-deps",
-                    "--compile-bytecode",
-                    str(wheel),
-                )
+                _install(folder, "--no-deps", "--compile-bytecode", str(wheel))
                 [packages] = folder.glob("lib/python*/site-packages")
                 (packages / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
                 # a reader's `ray` and `serve`
@@ -185,6 +167,11 @@ def build_wheel(out: Path) -> Path:
     _uv("build", "--quiet", "--wheel", "--out-dir", str(out), str(ROOT))
     [wheel] = out.glob("*.whl")
     return wheel
+
+
+def _install(environment: Path, *arguments: str) -> None:
+    """Install what the arguments name into an environment."""
+    _uv("pip", "install", "--quiet", "--python", str(environment), *arguments)
 
 
 def _uv(*arguments: str) -> None:

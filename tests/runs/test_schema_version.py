@@ -53,7 +53,7 @@ def test_columns_of_0_20_0_have_the_types_of_today():
     assert kept == {name: today[name] for name in kept}
 
 
-def test_run_that_0_19_began_is_refused_with_the_version_that_reads_it(tmp_path):
+def test_run_of_0_19_is_refused_with_its_version(tmp_path):
     run = begun(tmp_path, ["0.jpg"])
     described = run.describe() | {"schema": schema.OLDEST_SCHEMA - 1}
     run.store.write("run.json", json.dumps(described).encode())

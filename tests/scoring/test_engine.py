@@ -56,14 +56,16 @@ def counted(*given, **stages):
 
 
 @pytest.mark.parametrize(
-    "layout", [FEW, pytest.param(FUSED, marks=pytest.mark.slow)], ids=["split", "fused"]
+    ("layout", "blocks"),
+    [(FEW, 12), pytest.param(FUSED, 60, marks=pytest.mark.slow)],
+    ids=["split", "fused"],
 )
-def test_engine_reports_every_block_once(ray_cluster, tmp_path, layout):
-    """Orders of an earlier command stop nothing."""
+def test_engine_reports_every_block_once(ray_cluster, tmp_path, layout, blocks):
+    """More blocks than may be in progress. Orders of an earlier command stop nothing."""
     earlier = OrderWriter(run_at(tmp_path).store, LEASE - 1, 5)
     earlier.begin_turn()
     earlier.stop(True, ())
-    assert counted(costless.block_list(12, 40), layout, tmp_path) == Counter(range(12))
+    assert counted(costless.block_list(blocks, 40), layout, tmp_path) == Counter(range(blocks))
 
 
 @pytest.mark.slow

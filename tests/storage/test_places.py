@@ -117,7 +117,7 @@ def test_list_of_a_server_that_is_not_named_is_refused(faulty):
     assert faulty.requests == []
 
 
-def test_server_that_is_not_named_is_looked_up_and_reached_through_no_proxy(faulty, monkeypatch):
+def test_unnamed_server_is_reached_through_no_proxy(faulty, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("10.0.0.1", 443))])
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, faulty.url)
