@@ -1,6 +1,4 @@
-"""What is shipped by name: detectors, ensembles, recipes, protocols, layouts, perturbations
-(`pages`).
-"""
+"""Generate the pages of everything that is shipped: enter at `pages`."""
 
 from typing import Any
 
@@ -17,31 +15,31 @@ from ray_app.transforms.perturbations import PerturbationList
 
 
 def pages() -> dict[str, str]:
-    """Six pages, by name."""
+    """Return the six pages of shipped detectors, ensembles, recipes, and other files, by name."""
     return {
         "detectors": _page(
             "Detectors",
-            "Every detector that is shipped, as its card states it.",
+            "This page lists every shipped detector, as its card describes it.",
             map(_detector, list_cards()),
         ),
         "ensembles": _page(
             "Ensembles",
-            "Every ensemble that is shipped.",
+            "This page lists every shipped ensemble.",
             map(_ensemble, map(load_ensemble_card, named_configs("ensembles"))),
         ),
         "recipes": _page(
             "Recipes",
-            "Every recipe of `touchstone train`.",
+            "This page lists every recipe of `touchstone train`.",
             (_recipe(load_yaml(path, TrainConfig)) for path in named_configs("train").values()),
         ),
         "protocols": _page(
             "Protocols",
-            "Every protocol of `touchstone evaluate`.",
+            "This page lists every protocol of `touchstone evaluate`.",
             map(_protocol, map(load_protocol, named_configs("evaluate"))),
         ),
         "layouts": _page(
             "Layouts of data sets",
-            "Every layout of `touchstone data index`, with its `arguments`: those of code, then published sets.",
+            "This page lists every layout of `touchstone data index` with its `arguments`: first general layouts, then published data sets.",
             [
                 *(_layout(name, kind) for name, kind in LAYOUTS.items()),
                 *(
@@ -52,7 +50,7 @@ def pages() -> dict[str, str]:
         ),
         "perturbations": _page(
             "Lists of perturbations",
-            "Every list of `--perturb`, with the names of its views.",
+            "This page lists every list of `--perturb`, with the names of its views.",
             (
                 _perturbations(load_yaml(path, PerturbationList))
                 for path in named_configs("perturb").values()
@@ -61,13 +59,13 @@ def pages() -> dict[str, str]:
     }
 
 
-def _page(title: str, first: str, entries: Any) -> str:
-    return "\n\n".join([f"# {title}\n\n{first}\n", *entries])
+def _page(title: str, introduction: str, entries: Any) -> str:
+    return "\n\n".join([f"# {title}\n\n{introduction}\n", *entries])
 
 
 def _entry(name: str, facts: dict[str, str], *more: str) -> str:
-    head, *rows = [[what, said] for what, said in facts.items() if said]
-    return "\n\n".join([f"## {name}", table(head, rows), *(one for one in more if one)])
+    head, *rows = [[label, value] for label, value in facts.items() if value]
+    return "\n\n".join([f"## {name}", table(head, rows), *filter(None, more)])
 
 
 def _notes(notes: Any) -> str:
@@ -75,16 +73,16 @@ def _notes(notes: Any) -> str:
 
 
 def _detector(card: DetectorCard) -> str:
-    figures = [
+    metrics = [
         [
-            prose(one.set),
-            prose(one.metric),
-            f"{one.value:g}",
-            f"{one.n:,}" if one.n else "",
-            "yes" if one.verified else "",
-            prose(one.source),
+            prose(metric.set),
+            prose(metric.metric),
+            f"{metric.value:g}",
+            f"{metric.n:,}" if metric.n else "",
+            "yes" if metric.verified else "",
+            prose(metric.source),
         ]
-        for one in card.published
+        for metric in card.published
     ]
     size = card.size and f"{card.size.parameters:,} parameters, {card.size.gmac:g} GMAC per image"
     return _entry(
@@ -108,29 +106,29 @@ def _detector(card: DetectorCard) -> str:
             "demonstration": "yes: not for decisions about any image" if card.demonstration else "",
             "cannot see": prose(" ".join(card.blind_to)),
             "source": prose(f"{card.citation} {card.source}"),
-            "variants": ", ".join(_variant(card, one) for one in variants_of(card)),
+            "variants": ", ".join(_variant(card, variant) for variant in variants_of(card)),
         },
-        table(["set", "figure", "value", "images", "recomputed by us", "source"], figures)
-        if figures
+        table(["set", "metric", "value", "images", "recomputed here", "source"], metrics)
+        if metrics
         else "",
         _notes(card.notes),
     )
 
 
 def _variant(card: DetectorCard, variant: DetectorCard) -> str:
-    """Its name, and which file it loads if that is another."""
-    own = variant.weights
+    """Return the name of a variant, and its weight file if it differs from the card's."""
+    weights = variant.weights
     return code(variant.name) + (
-        f" ({code(own.uri)}, SHA-256 {code(own.sha256 or 'unknown')})"
-        if own.uri != card.weights.uri
+        f" ({code(weights.uri)}, SHA-256 {code(weights.sha256 or 'unknown')})"
+        if weights.uri != card.weights.uri
         else ""
     )
 
 
 def _input(card: DetectorCard) -> str:
-    """How large the network's input is, and which images a score means something for."""
-    given, valid = card.preprocessing, card.valid_range
-    size = f"{given.shape[1]} × {given.shape[0]} pixels" if given.shape else "the image's own size"
+    """Describe the size of the network's input, and the images that the card is valid for."""
+    shape, valid = card.preprocessing.shape, card.valid_range
+    size = f"{shape[1]} × {shape[0]} pixels" if shape else "the image's own size"
     bounds = [f"shorter side at least {valid.min_side_px} px"] if valid.min_side_px > 1 else []
     bounds += [f"longer side at most {valid.max_side_px} px"] if valid.max_side_px else []
     bounds += [f"at most {valid.max_megapixels:g} megapixels"] if valid.max_megapixels else []
@@ -144,8 +142,8 @@ def _ensemble(card: EnsembleCard) -> str:
         {
             "title": prose(card.title),
             "detectors": ", ".join(
-                f"[{one.detector}](detectors.md#{one.detector.partition(':')[0].replace('.', '')})"
-                for one in card.members
+                f"[{member.detector}](detectors.md#{member.detector.partition(':')[0].replace('.', '')})"
+                for member in card.members
             ),
             "rule": code(card.rule),
             "verdicts": f"real below {limits.real_below:g}, fake above {limits.fake_above:g} (log-odds)",
@@ -162,7 +160,7 @@ def _recipe(recipe: TrainConfig) -> str:
             "title": prose(recipe.title),
             "method": code(recipe.method),
             "detector": code(recipe.detector),
-            "after": prose(recipe.source),
+            "source": prose(recipe.source),
             "data": prose(f"{recipe.data.name} ({recipe.data.licence})"),
         },
         _notes(recipe.departures),
@@ -177,16 +175,19 @@ def _protocol(protocol: Protocol) -> str:
         protocol.name,
         {
             "title": prose(protocol.title),
-            "what": prose(" ".join(protocol.what.split())),
+            "measures": prose(" ".join(protocol.what.split())),
             "source": prose(protocol.source),
             "layout": code(protocol.layout or ""),
             "averages": prose(" ".join(protocol.averages.split())),
-            "commands": " ".join(code(one) for one in protocol.commands),
+            "commands": " ".join(map(code, protocol.commands)),
         },
         _notes(
             [
                 *protocol.notes,
-                *(f"A documented fault of the data: {one.what} ({one.source})." for one in faults),
+                *(
+                    f"A documented fault of the data: {fault.what} ({fault.source})."
+                    for fault in faults
+                ),
             ]
         ),
     )
@@ -211,12 +212,12 @@ def _published(layout: PublishedLayout) -> str:
     return _entry(layout.name, facts, prose(layout.note))
 
 
-def _perturbations(listed: PerturbationList) -> str:
-    views = [*(one.name for one in listed.perturbations), *(one.name for one in listed.families)]
-    absent = [f"`{one.name}`: {one.why}" for one in listed.absent]
+def _perturbations(perturbations: PerturbationList) -> str:
+    views = [view.name for view in (*perturbations.perturbations, *perturbations.families)]
+    absent = [f"`{view.name}`: {view.why}" for view in perturbations.absent]
     facts = {
-        "source": prose(listed.source),
+        "source": prose(perturbations.source),
         "views": ", ".join(map(code, views)),
-        "not done": prose("; ".join(absent)),
+        "not included": prose("; ".join(absent)),
     }
-    return _entry(listed.name, facts, prose(listed.note))
+    return _entry(perturbations.name, facts, prose(perturbations.note))

@@ -1,4 +1,4 @@
-"""The commands of `touchstone` by name, with Markdown in place of their help, for mkdocs-click."""
+"""The commands of `touchstone` by name, with their help as Markdown, for mkdocs-click."""
 
 import copy
 
@@ -20,6 +20,8 @@ def _with_markdown(command: click.Command) -> click.Command:
     copied.help = docstring(command.help)
     if isinstance(copied, click.Group):
         copied.commands = {
-            name: _with_markdown(one) for name, one in copied.commands.items() if not one.hidden
+            name: _with_markdown(child)
+            for name, child in copied.commands.items()
+            if not child.hidden
         }
     return copied

@@ -1,6 +1,4 @@
-"""Markdown from Python: tables, prose from docstrings, a notebook as a page, links as they stand in
-the repository.
-"""
+"""Write Markdown from Python: tables, docstrings, notebooks, and links between pages."""
 
 import inspect
 import json
@@ -9,18 +7,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# A link or a picture; or code, in which there is none.
+# A link or an image. Code is matched first, because it contains no links.
 _LINK = re.compile(
     r"^```.*?^```$|`[^`\n]+`|(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)",
     re.DOTALL | re.MULTILINE,
 )
 _ITEM = re.compile(r"(?:[-*]|\d+\.) ")
-_SIGNS = re.compile(r"[\\*_\[\]<>{}&`|]|^[#>+-]")  # that mean something to Markdown
+_SIGNS = re.compile(r"[\\*_\[\]<>{}&`|]|^[#>+-]")  # Characters with a meaning in Markdown.
 _PAGE = re.compile(r"docs/([\w-]+)\.md")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; a cell is Markdown already, in which bars and line breaks are made harmless."""
+    """Return a Markdown table; cells are Markdown, and their bars and line breaks are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return (
         "\n".join(
@@ -32,13 +30,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: str) -> str:
-    """Inline code; what a table would take for the end of a cell is written as HTML."""
+    """Return inline code as HTML, which is safe inside a table cell."""
     return f"<code>{_plain(text)}</code>" if text else ""
 
 
 def prose(text: str) -> str:
-    """A sentence or a paragraph of plain text with `names` in backticks, on a page of the
-    reference: docs/NAME.md becomes a link.
+    """Return plain text with `names` in backticks as Markdown for a page of the reference.
+
+    A mention of docs/NAME.md becomes a link.
     """
     parts = text.split("`")
     return "".join(
@@ -52,7 +51,10 @@ def _plain(text: str) -> str:
 
 
 def docstring(text: str | None) -> str:
-    """A docstring, or the help of a command: paragraphs; lines that are indented, or follow a \\b, stand as they are."""
+    """Return a docstring or the help of a command as Markdown.
+
+    Indented paragraphs, and those that contain click's \\b, stay preformatted.
+    """
     parts = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text or "")):
         lines = paragraph.splitlines()
@@ -66,7 +68,7 @@ def docstring(text: str | None) -> str:
 
 
 def notebook_page(content: str) -> str:
-    """A notebook as Markdown: its texts, its code, and what the code gave (texts, pictures, HTML)."""
+    """Return a notebook as Markdown: text, code, and outputs (text, images, HTML)."""
     parts = []
     for cell in json.loads(content)["cells"]:
         source = "".join(cell["source"])
@@ -87,12 +89,14 @@ def _output(output: Mapping[str, Any]) -> str:
     return f"```text\n{text.rstrip()}\n```"
 
 
-def relinked(markdown: str, source: str, page: str, pages: Mapping[str, str]) -> str:
-    """A file's text with links that hold on the site.
+def relink(markdown: str, source: str, page: str, pages: Mapping[str, str]) -> str:
+    """Rewrite the links of a file for the site; links to files that are not pages become text.
 
-    `source`: where it lies in the repository; `page`: where it stands on the site; `pages`: files
-    of the repository and where they stand there. A link to a file that is not on the site stays as
-    text.
+    Args:
+        markdown: The text of the file.
+        source: The path of the file in the repository.
+        page: The path of its page on the site.
+        pages: The paths of other root files on the site, by their path in the repository.
     """
 
     def link(match: re.Match[str]) -> str:
@@ -109,10 +113,8 @@ def relinked(markdown: str, source: str, page: str, pages: Mapping[str, str]) ->
     return _LINK.sub(link, markdown)
 
 
-def spaced(markdown: str) -> str:
-    """With an empty line before each list that follows a paragraph at once, as GitHub needs none
-    and Python's Markdown does.
-    """
+def separate_lists(markdown: str) -> str:
+    """Insert an empty line before each list that follows a paragraph, which Python-Markdown needs."""
     lines: list[str] = []
     fenced = False
     for line in markdown.splitlines():

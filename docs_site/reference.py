@@ -1,4 +1,4 @@
-"""The reference, made of the code: `pages` gives every page's Markdown by its place on the site."""
+"""Generate the reference pages from the code: enter at `pages`."""
 
 from typing import Any
 
@@ -18,33 +18,35 @@ from ray_app.serving.refusal import MESSAGES
 
 EXIT_MEANING: dict[ExitCode, str] = {
     ExitCode.DONE: "done",
-    ExitCode.BUG: "a bug of Touchstone",
-    ExitCode.USAGE: "a command, a file or a setting that has to be changed",
-    ExitCode.TOO_MANY_BAD: "finished, and more files could not be scored than `max_bad_fraction` allows, or no file at all could be read",
-    ExitCode.DETECTOR: "a detector, its weights or its licence",
-    ExitCode.CLUSTER: "storage or the cluster is out of reach, or nothing moves any more",
-    ExitCode.INTERRUPTED: "interrupted; what is committed is kept, and the same command continues",
+    ExitCode.BUG: "a bug in Touchstone",
+    ExitCode.USAGE: "a command, a file, or a setting must be changed",
+    ExitCode.TOO_MANY_BAD: "finished, but more files could not be scored than `max_bad_fraction` allows, or no file could be read",
+    ExitCode.DETECTOR: "a detector, its weights, or its licence is missing or refused",
+    ExitCode.CLUSTER: "storage or the cluster is unreachable, or the run makes no progress",
+    ExitCode.INTERRUPTED: "interrupted; committed results are kept, and the same command resumes",
 }
 
 
 def pages() -> dict[str, str]:
-    """Markdown by place, for example `reference/statuses.md`."""
-    made = (
+    """Return the Markdown of each page by its path, such as `reference/statuses.md`."""
+    texts = (
         {f"commands-{name}": text for name, text in command_pages().items()}
         | settings.pages()
         | catalogue.pages()
     )
-    made |= {
+    texts |= {
         "columns": columns_page(),
         "statuses": statuses_page(),
         "http": http_page(),
     }
-    return {f"reference/{name}.md": text for name, text in made.items()}
+    return {f"reference/{name}.md": text for name, text in texts.items()}
 
 
 def command_pages() -> dict[str, str]:
     """Return the page of the core commands and the page of each group, for mkdocs-click."""
-    groups = [name for name, one in touchstone.commands.items() if isinstance(one, click.Group)]
+    groups = [
+        name for name, command in touchstone.commands.items() if isinstance(command, click.Group)
+    ]
     core = [
         _command_block(name, depth=1)
         for name, command in touchstone.commands.items()
@@ -71,123 +73,123 @@ def _command_block(name: str, depth: int) -> str:
 
 
 def columns_page() -> str:
-    """What a row of a run may have."""
-    every = row_schema(["DETECTOR"], pa.struct([]), ["DETECTOR"], ["DETECTOR"], views=["VIEW"], second_look=True,
+    """Return the page of the columns that a result row may have."""
+    schema = row_schema(["DETECTOR"], pa.struct([]), ["DETECTOR"], ["DETECTOR"], views=["VIEW"], second_look=True,
                        identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
     columns = [
-        [code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in every
+        [code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in schema
     ]
     flags = [[code(name), prose(meaning)] for name, meaning in FLAG_MEANING.items()]
     return (
-        "# Columns of a result row\n\nEach file of a run is one row of `RUN/scores/`, in Parquet. Columns are added and never renamed; "
-        "those of what was not asked for, such as masks, are left out.\n\n"
-        f"{table(['column', 'type', 'meaning'], columns)}\n## Words of the column `flags`\n\n{table(['flag', 'meaning'], flags)}"
+        "# Columns of a result row\n\nEach file of a run is one row of `RUN/scores/`, in Parquet. Columns are added and never renamed. "
+        "A run has no columns for features that were not requested, such as masks.\n\n"
+        f"{table(['column', 'type', 'meaning'], columns)}\n## Values of the column `flags`\n\n{table(['flag', 'meaning'], flags)}"
     )
 
 
-def _type(given: pa.DataType) -> str:
-    """A column's type in words; texts that repeat are stored as dictionaries, which readers of
-    Parquet see as texts.
-    """
-    if pa.types.is_dictionary(given):
+def _type(data_type: pa.DataType) -> str:
+    """Describe the type of a column; readers of Parquet see dictionaries of strings as strings."""
+    if pa.types.is_dictionary(data_type):
         return "string"
-    if pa.types.is_list(given):
-        return f"list of {_type(given.value_type)}"
-    if pa.types.is_struct(given):
+    if pa.types.is_list(data_type):
+        return f"list of {_type(data_type.value_type)}"
+    if pa.types.is_struct(data_type):
         return (
-            f"struct with {_type(given.field(0).type)} by {given.field(0).name}"
-            if given.num_fields
+            f"struct with {_type(data_type.field(0).type)} by {data_type.field(0).name}"
+            if data_type.num_fields
             else "struct"
         )
-    return prose(str(given))
+    return prose(str(data_type))
 
 
 def statuses_page() -> str:
-    """Statuses, reasons, exit codes: all closed lists."""
-    statuses = [[code(one), prose(one.meaning)] for one in Status]
-    reasons = [[code(one), prose(one.meaning)] for one in Reason]
-    codes = [[str(int(one)), prose(meaning)] for one, meaning in EXIT_MEANING.items()]
+    """Return the page of statuses, abstain reasons, and exit codes."""
+    statuses = [[code(status), prose(status.meaning)] for status in Status]
+    reasons = [[code(reason), prose(reason.meaning)] for reason in Reason]
+    codes = [[str(int(exit_code)), prose(text)] for exit_code, text in EXIT_MEANING.items()]
     return (
-        "# Statuses and exit codes\n\nThe words that say why a file has no score, why it has no verdict, and how a command ended. The "
-        f"lists are closed; details stand beside them.\n\n## Statuses of a file\n\n{table(['status', 'meaning'], statuses)}\n"
+        "# Statuses and exit codes\n\nThis page lists why a file has no score, why it has no verdict, and how a command ended. The "
+        f"lists are closed: new values need a new schema version.\n\n## Statuses of a file\n\n{table(['status', 'meaning'], statuses)}\n"
         f"## Reasons of an abstention\n\n{table(['verdict_reason', 'meaning'], reasons)}\n"
         f"## Exit codes of a command\n\n{table(['code', 'meaning'], codes)}"
     )
 
 
 def http_page() -> str:
-    """The endpoint, from its own OpenAPI document."""
-    document = create_app(ServeConfig(), None, None).openapi()  # type: ignore[arg-type]  # nobody asks it anything
+    """Return the page of the HTTP API, from the endpoint's OpenAPI document."""
+    document = create_app(ServeConfig(), None, None).openapi()  # type: ignore[arg-type]  # It serves no requests here.
     parts = [
-        "# HTTP API\n\nWhat `touchstone serve` answers, from the document that it serves at `/openapi.json`. How to run it: "
+        "# HTTP API\n\nThis page describes the requests and responses of `touchstone serve`, "
+        "from its OpenAPI document at `/openapi.json`. To run it, see "
         f"[serving](../serving.md).\n\n{docstring(document['info']['description'])}"
     ]
     for path, operations in document["paths"].items():
-        parts += [_operation(method, path, one) for method, one in operations.items()]
+        parts += [_operation(method, path, each) for method, each in operations.items()]
     codes = [
         [code(name), str(status), prose(message)] for name, (status, message) in MESSAGES.items()
     ]
     parts.append(
-        "## Error codes\n\nEvery refusal has the same shape (`Error`, below). An image that cannot be scored has a "
-        f"[status](statuses.md) as its code.\n\n{table(['code', 'HTTP status', 'meaning'], codes)}"
+        "## Error codes\n\nEvery error response has the same shape (`Error`, below). If an image cannot be scored, the code is its "
+        f"[status](statuses.md).\n\n{table(['code', 'HTTP status', 'meaning'], codes)}"
     )
     parts.append("## Bodies")
     for name, schema in document["components"]["schemas"].items():
         fields = [
-            [code(field), _shape(one), prose(one.get("description", ""))]
-            for field, one in schema.get("properties", {}).items()
+            [code(field), _shape(value), prose(value.get("description", ""))]
+            for field, value in schema.get("properties", {}).items()
         ]
-        words = (
-            f"One of {', '.join(code(word) for word in schema['enum'])}.\n"
+        values = (
+            f"One of {', '.join(code(value) for value in schema['enum'])}.\n"
             if "enum" in schema
             else ""
         )
         parts.append(
-            f"### {name}\n\n{docstring(schema.get('description'))}\n{words}{table(['field', 'type', 'meaning'], fields) if fields else ''}"
+            f"### {name}\n\n{docstring(schema.get('description'))}\n{values}{table(['field', 'type', 'meaning'], fields) if fields else ''}"
         )
     return "\n\n".join(parts)
 
 
-def _operation(method: str, path: str, one: dict[str, Any]) -> str:
-    asked = [
+def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+    parameters = [
         [
-            code(given["name"]),
-            given["in"],
-            _shape(given["schema"]),
-            prose(given.get("description", "")),
+            code(parameter["name"]),
+            parameter["in"],
+            _shape(parameter["schema"]),
+            prose(parameter.get("description", "")),
         ]
-        for given in one.get("parameters", ())
+        for parameter in operation.get("parameters", ())
     ]
     body = [
         [code(kind), _shape(content.get("schema", {}))]
-        for kind, content in one.get("requestBody", {}).get("content", {}).items()
+        for kind, content in operation.get("requestBody", {}).get("content", {}).items()
     ]
-    answers = [
+    responses = [
         [
             status,
             ", ".join(
-                _shape(content.get("schema", {})) for content in answer.get("content", {}).values()
+                _shape(content.get("schema", {}))
+                for content in response.get("content", {}).values()
             ),
-            prose(answer["description"]),
+            prose(response["description"]),
         ]
-        for status, answer in one["responses"].items()
+        for status, response in operation["responses"].items()
     ]
-    parts = [f"## {method.upper()} {path}", docstring(one.get("description"))]
-    parts += [table(["parameter", "in", "type", "meaning"], asked)] if asked else []
+    parts = [f"## {method.upper()} {path}", docstring(operation.get("description"))]
+    parts += [table(["parameter", "in", "type", "meaning"], parameters)] if parameters else []
     parts += [table(["request body", "type"], body)] if body else []
-    return "\n\n".join([*parts, table(["answer", "body", "meaning"], answers)])
+    return "\n\n".join([*parts, table(["response", "body", "meaning"], responses)])
 
 
 def _shape(schema: dict[str, Any]) -> str:
-    """The type of a JSON value in words; a body that is described on the page is a link to it."""
+    """Describe the type of a JSON value; a body that the page describes becomes a link."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
     for several in ("anyOf", "oneOf"):
         if several in schema:
-            return " or ".join(_shape(one) for one in schema[several])
+            return " or ".join(_shape(option) for option in schema[several])
     if "enum" in schema:
-        return " or ".join(code(str(word)) for word in schema["enum"])
+        return " or ".join(code(str(value)) for value in schema["enum"])
     if schema.get("type") == "array":
         return f"list of {_shape(schema.get('items', {})) or 'anything'}"
     more = schema.get("additionalProperties")

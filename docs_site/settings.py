@@ -1,6 +1,5 @@
-"""The keys of every config and of every card, from its model: `pages`."""
+"""Generate the pages of the keys of every config and every card: enter at `pages`."""
 
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -43,7 +42,7 @@ CONFIGS: dict[str, tuple[type[BaseModel], str]] = {
     "generate": (GenerateConfig, "touchstone data generate"),
     "pack": (PackConfig, "touchstone data pack"),
 }
-# Other files that a user may write: the model, what it is, and where the shipped ones lie.
+# Other files that a user may write: the model, the title, and the folder of the shipped files.
 CARDS: dict[str, tuple[type[BaseModel], str, str]] = {
     "detector": (DetectorCard, "A detector's card", "configs/detectors"),
     "ensemble": (EnsembleCard, "An ensemble's card", "configs/ensembles"),
@@ -58,7 +57,7 @@ CARDS: dict[str, tuple[type[BaseModel], str, str]] = {
 _PAGES = {model: f"config-{name}" for name, (model, _) in CONFIGS.items()} | {
     model: f"card-{name}" for name, (model, *_) in CARDS.items()
 }
-_WORDS = {
+_TYPE_NAMES = {
     str: "text",
     int: "whole number",
     float: "number",
@@ -76,46 +75,45 @@ _BOUNDS = {
 }
 
 
-# Of keys that many cards have, and whose models say no more than the name.
-_PLAIN = {
-    "name": "what it is called, in commands and results",
-    "title": "what it is called, for people",
-    "family": "which code builds the network: one of `ray_app/detectors/families`, or an entry point of the group `touchstone.families`",
-    "arguments": "what it is built with, by name",
+# Keys that many cards have, whose models add nothing to the name.
+_COMMON_KEYS = {
+    "name": "the name in commands and results",
+    "title": "the name for readers",
+    "family": "the code that builds the network: a module of `ray_app/detectors/families`, or an entry point of the group `touchstone.families`",
+    "arguments": "the arguments of the constructor, by name",
     "licence": "an SPDX identifier, or a name",
-    "licence_note": "what the licence leaves open",
-    "citation": "whom to cite",
-    "source": "where that is published",
-    "note": "what a reader should know of it",
-    "notes": "what a reader should know, a sentence each",
-    "demonstration": "not for decisions about any image; every result says so",
-    "sha256": "of the file, in hex",
-    "n_real": "real images that this rests on",
-    "n_fake": "generated images that this rests on",
-    "seed": "what is drawn follows from it",
+    "licence_note": "open questions about the licence",
+    "citation": "the publication to cite",
+    "source": "where it is published",
+    "note": "a note for readers",
+    "notes": "notes for readers, one sentence each",
+    "demonstration": "true if it is not meant for decisions about any image; every result says so",
+    "sha256": "the SHA-256 of the file, in hex",
+    "n_real": "the number of real images behind the value",
+    "n_fake": "the number of generated images behind the value",
+    "seed": "the seed of all random choices",
 }
-_SENTENCE_ENDS = re.compile(r"(?<=[.;]) (?=[A-Z`])")
-_READING = "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name of yours."
+_READING = "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name that you choose."
 
 
 def pages() -> dict[str, str]:
-    """A page for each config and each card, by its name."""
-    made = {}
+    """Return a page for each config and each card, by its name."""
+    texts = {}
     for name, (model, command) in CONFIGS.items():
-        told = f"The keys of `{model.__name__}`, for a YAML file or, where the command has it, for `--set KEY=VALUE`. {_READING}"
-        made[f"config-{name}"] = "\n\n".join(
-            [f"# Settings of {command}", told, *_parts(model, command)]
+        introduction = f"This page lists the keys of `{model.__name__}`, for a YAML file or for `--set KEY=VALUE` if the command has it. {_READING}"
+        texts[f"config-{name}"] = "\n\n".join(
+            [f"# Settings of {command}", introduction, *_parts(model, command)]
         )
     for name, (model, title, folder) in CARDS.items():
-        told = f"The keys of `{model.__name__}`, a YAML file; those that are shipped lie in `{folder}`. {_READING}"
-        made[f"card-{name}"] = "\n\n".join(
-            [f"# {title}", told, prose(_lead(model)), *_parts(model)]
+        introduction = f"This page lists the keys of `{model.__name__}`, a YAML file. The shipped files are in `{folder}`. {_READING}"
+        texts[f"card-{name}"] = "\n\n".join(
+            [f"# {title}", introduction, prose(_summary(model)), *_parts(model)]
         )
-    return made
+    return texts
 
 
 class ConfigKey(NamedTuple):
-    """A key by its path, the field that it is, and the model that the field belongs to."""
+    """The path of a key, its field, and the model that the field belongs to."""
 
     path: str
     field: FieldInfo
@@ -123,18 +121,23 @@ class ConfigKey(NamedTuple):
 
 
 def _parts(
-    model: type[BaseModel], command: str = "", prefix: str = "", told: set[type] | None = None
+    model: type[BaseModel], command: str = "", prefix: str = "", described: set[type] | None = None
 ) -> Iterator[str]:
-    """A table of the keys, and below it each section under its own heading; what a section is for
-    is told once.
+    """Yield a table of the keys, then each section under its own heading.
+
+    Args:
+        model: The model of the config or section.
+        command: The command whose options describe keys without a description.
+        prefix: The path of the section, with a dot at its end.
+        described: The sections whose docstring is on the page already.
     """
-    told = {model} if told is None else told
+    described = {model} if described is None else described
     keys = [
         ConfigKey(prefix + (field.alias or name), field, model)
         for name, field in model.model_fields.items()
     ]
     rows = [
-        [code(key.path), _type(key.field), _default(key.field), prose(meaning_of(key, command))]
+        [code(key.path), _type(key.field), _default(key.field), prose(describe_key(key, command))]
         for key in keys
     ]
     yield table(["key", "value", "default", "meaning"], rows)
@@ -150,9 +153,9 @@ def _parts(
             continue
         for section, path in sections:
             yield f"## {path}" + f" ({section.__name__})" * (len(sections) > 1)
-            yield "" if section in told else prose(_lead(section))
-            told.add(section)
-            yield from _parts(section, command, f"{path}.", told)
+            yield "" if section in described else prose(_summary(section))
+            described.add(section)
+            yield from _parts(section, command, f"{path}.", described)
 
 
 def _steps_table() -> str:
@@ -164,7 +167,7 @@ def _steps_table() -> str:
                 code(name),
                 _type(field),
                 _default(field),
-                prose(field.description or _described(field.annotation)),
+                prose(field.description or _describe_type(field.annotation)),
             ]
             for name, field in step.model_fields.items()
             if name != "op"
@@ -175,17 +178,18 @@ def _steps_table() -> str:
     return table(["op", "effect", "parameter", "value", "default", "meaning"], rows)
 
 
-def _described(annotation: Any) -> str:
+def _describe_type(annotation: Any) -> str:
     """Return the description in the metadata of a type or of its first alternative."""
-    notes = [one for one in get_args(annotation) if isinstance(one, FieldInfo)]
-    if notes:
-        return notes[0].description or ""
-    return next(filter(None, map(_described, get_args(annotation))), "")
+    fields = [argument for argument in get_args(annotation) if isinstance(argument, FieldInfo)]
+    if fields:
+        return fields[0].description or ""
+    return next(filter(None, map(_describe_type, get_args(annotation))), "")
 
 
-def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
-    """Every key; sections are followed by their own keys, unless they are a config with a page of
-    its own. A parameter of a step stands by its name, as in the table of the steps.
+def iter_keys(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
+    """Yield every key, and the keys of its sections that have no page of their own.
+
+    The path of a parameter of a perturbation step is its name, as in the table of the steps.
     """
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)
@@ -193,77 +197,45 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
         for section, below in _sections(field.annotation):
             if section not in _PAGES:
                 is_step = issubclass(section, Step)
-                yield from keys_of(section, "" if is_step else f"{path}{below}.")
+                yield from iter_keys(section, "" if is_step else f"{path}{below}.")
 
 
-def meaning_of(key: ConfigKey, command: str) -> str:
-    """What the field, the option of this name, its model's docstring (`key`: …), of a section its
-    own, or a sentence with the key says.
+def describe_key(key: ConfigKey, command: str) -> str:
+    """Return the meaning of a key.
+
+    The description of the field comes first, then the help of the option with this name, then the
+    first paragraph of the section's docstring.
     """
     if key.field.description:
         return key.field.description
     name = key.path.rpartition(".")[2]
-    if key.path == name and (said := _option_help(command, name)):
-        return said
-    models = [model for model in key.owner.__mro__ if issubclass(model, BaseModel)]
-    if stated := next((words[name] for words in map(_told, models) if name in words), None):
-        return stated
-    sections = [_words_of(section) for section, _ in _sections(key.field.annotation)]
-    if sections:
-        return _SENTENCE_ENDS.split(sections[0])[0].rstrip(".")
-    if sentence := next(
-        (
-            one
-            for model in models
-            for one in _SENTENCE_ENDS.split(_words_of(model))
-            if f"`{name}`" in one
-        ),
-        None,
-    ):
-        return sentence.rstrip(".;")
-    # a section's `name` is whose the section says
-    return _PLAIN.get(name, "") if key.path == name or name != "name" else ""
+    if key.path == name and (option_help := _option_help(command, name)):
+        return option_help
+    for section, _ in _sections(key.field.annotation):
+        return _summary(section).rstrip(".")
+    # The name of a section is described by its section.
+    return _COMMON_KEYS.get(name, "") if key.path == name or name != "name" else ""
 
 
-def _lead(model: type[BaseModel]) -> str:
-    """What a docstring says before it comes to single keys."""
-    return re.split(rf"(?:^|(?<=[.;] )){_keys(model)}: ", _words_of(model))[0].strip()
-
-
-def _told(model: type[BaseModel]) -> dict[str, str]:
-    """What a docstring says of single keys (`key`: …, or `one`, `other`: …)."""
-    _, *rest = re.split(f"({_keys(model)}): ", _words_of(model))
-    pairs = zip(rest[::2], rest[1::2], strict=True)
-    return {
-        name: text.strip().rstrip(".;")
-        for keys, text in pairs
-        for name in re.findall(r"`(\w+)`", keys)
-    }
-
-
-def _keys(model: type[BaseModel]) -> str:
-    names = "|".join(model.model_fields) or "-"
-    return f"(?:`(?:{names})`(?:, | and ))*`(?:{names})`"
-
-
-def _words_of(model: type) -> str:
-    """A model's docstring in one line, without its sources."""
-    return " ".join((vars(model).get("__doc__") or "").partition("Source: ")[0].split())
+def _summary(model: type[BaseModel]) -> str:
+    """Return the first paragraph of a model's own docstring in one line."""
+    docstring = vars(model).get("__doc__") or ""
+    return " ".join(docstring.strip().partition("\n\n")[0].split())
 
 
 def _option_help(command: str, name: str) -> str:
-    found: click.Command = touchstone
+    current: click.Command = touchstone
     for word in command.split()[1:]:
-        found = found.commands[word] if isinstance(found, click.Group) else found
-    said = next(
+        current = current.commands[word] if isinstance(current, click.Group) else current
+    text = next(
         (
-            one.help
-            for one in found.get_params(click.Context(found))
-            if isinstance(one, click.Option) and one.name == name
+            option.help
+            for option in current.get_params(click.Context(current))
+            if isinstance(option, click.Option) and option.name == name
         ),
         None,
     )
-    return (said or "").partition("  [default")[0].rstrip(".")
+    return (text or "").partition("  [default")[0].rstrip(".")
 
 
 def _sections(annotation: Any, below: str = "") -> Iterator[tuple[type[BaseModel], str]]:
@@ -284,39 +256,39 @@ def _sections(annotation: Any, below: str = "") -> Iterator[tuple[type[BaseModel
 
 
 def _type(field: FieldInfo) -> str:
-    bounds = [_bound(given) for given in field.metadata]
-    return ", ".join([_words(field.annotation), *(bound for bound in bounds if bound)])
+    bounds = filter(None, map(_bound, field.metadata))
+    return ", ".join([_type_name(field.annotation), *bounds])
 
 
-def _bound(given: Any) -> str:
-    stated = [
-        (sign, getattr(given, name))
+def _bound(constraint: Any) -> str:
+    bounds = [
+        (sign, getattr(constraint, name))
         for name, sign in _BOUNDS.items()
-        if isinstance(given, annotated_types.BaseMetadata) and hasattr(given, name)
+        if isinstance(constraint, annotated_types.BaseMetadata) and hasattr(constraint, name)
     ]
-    return " and ".join(f"{sign} {value:,}" for sign, value in stated if value is not None)
+    return " and ".join(f"{sign} {value:,}" for sign, value in bounds if value is not None)
 
 
-def _words(annotation: Any) -> str:
-    """A type for readers who write YAML."""
-    if annotation in _WORDS:
-        return _WORDS[annotation]
+def _type_name(annotation: Any) -> str:
+    """Return the name of a type for readers who write YAML."""
+    if annotation in _TYPE_NAMES:
+        return _TYPE_NAMES[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " or ".join(code(str(one)) for one in arguments)
+        return " or ".join(code(str(value)) for value in arguments)
     if origin is typing.Annotated:
-        return _words(arguments[0])
+        return _type_name(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_words(one) for one in arguments))
+        return " or ".join(dict.fromkeys(map(_type_name, arguments)))
     if origin in (tuple, list, frozenset):
-        items = [one for one in arguments if one is not Ellipsis]
+        items = [argument for argument in arguments if argument is not Ellipsis]
         return (
-            f"[{', '.join(map(_words, items))}]"
+            f"[{', '.join(map(_type_name, items))}]"
             if origin is tuple and len(items) > 1
-            else f"list of {_words(items[0])}"
+            else f"list of {_type_name(items[0])}"
         )
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"keys with {_words(arguments[1])}"
+        return f"keys with {_type_name(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return (
             f"[{_PAGES[annotation].partition('-')[2]}]({_PAGES[annotation]}.md)"
@@ -324,7 +296,7 @@ def _words(annotation: Any) -> str:
             else "section"
         )
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return " or ".join(code(str(one.value)) for one in annotation)
+        return " or ".join(code(str(member.value)) for member in annotation)
     return code(getattr(annotation, "__name__", str(annotation)))
 
 
@@ -335,11 +307,11 @@ def _default(field: FieldInfo) -> str:
         return ""
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel) or (
-        isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value)
+        isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value)
     ):
         return ""
     if isinstance(value, tuple | frozenset | set):
-        value = [str(one.value) if isinstance(one, Enum) else one for one in value]
+        value = [str(item.value) if isinstance(item, Enum) else item for item in value]
     return code(
         yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
     )

@@ -10,7 +10,7 @@ import pytest
 
 from docs_site import settings
 from docs_site.columns import COLUMN_MEANING
-from docs_site.markdown import code, docstring, notebook_page, prose, relinked, table
+from docs_site.markdown import code, docstring, notebook_page, prose, relink, table
 from docs_site.reference import EXIT_MEANING
 from ray_app.datasets.split_index import SplitConfig
 from ray_app.errors import ExitCode
@@ -71,7 +71,7 @@ RUNS = ("docs/runs.md", "runs.md")
     ],
 )
 def test_links_hold_on_the_site(source_and_page, link, becomes):
-    assert relinked(f"See\n{link}\n", *source_and_page, PAGES) == f"See\n{becomes}\n"
+    assert relink(f"See\n{link}\n", *source_and_page, PAGES) == f"See\n{becomes}\n"
 
 
 def test_every_column_and_exit_code_has_a_meaning():
@@ -80,24 +80,24 @@ def test_every_column_and_exit_code_has_a_meaning():
 
 
 def test_keys_are_those_that_a_config_takes():
-    keys = {key.path for key in settings.keys_of(ScoreConfig)}
+    keys = {key.path for key in settings.iter_keys(ScoreConfig)}
     assert {"source", "limits.max_bytes", "cluster.stall_timeout_s", "prices.per_hour"} <= keys
     assert settings.pages()["config-score"].count("\n| <code>") == len(keys)
-    of_evaluation = {key.path for key in settings.keys_of(settings.CONFIGS["evaluate"][0])}
+    of_evaluation = {key.path for key in settings.iter_keys(settings.CONFIGS["evaluate"][0])}
     assert "score" in of_evaluation
     assert "score.source" not in of_evaluation, "these keys have a page of their own"
 
 
 def test_key_has_the_meaning_of_its_field_or_option():
     said = {
-        key.path: settings.meaning_of(key, "touchstone train")
-        for key in settings.keys_of(TrainConfig)
+        key.path: settings.describe_key(key, "touchstone train")
+        for key in settings.iter_keys(TrainConfig)
     }
     assert said["departures"] == "where they differ from those, and why"
     assert said["out"].startswith("where card, weights")
     of_split = {
-        key.path: settings.meaning_of(key, "touchstone data split")
-        for key in settings.keys_of(SplitConfig)
+        key.path: settings.describe_key(key, "touchstone data split")
+        for key in settings.iter_keys(SplitConfig)
     }
     assert of_split["seed"]
 
@@ -113,5 +113,5 @@ def test_section_of_a_card_is_described_once():
 def test_every_key_of_runs_and_endpoints_has_a_meaning():
     for name in ("score", "serve", "pack"):
         model, command = settings.CONFIGS[name]
-        keys = settings.keys_of(model)
-        assert [key.path for key in keys if not settings.meaning_of(key, command)] == [], name
+        keys = settings.iter_keys(model)
+        assert [key.path for key in keys if not settings.describe_key(key, command)] == [], name

@@ -78,9 +78,9 @@ def test_reference_has_every_command_and_option(built):
 
 def test_reference_has_every_key_column_status_and_card(built):
     for name, (model, _) in settings.CONFIGS.items():
-        assert {key.path for key in settings.keys_of(model)} <= code_on(built, f"config-{name}")
+        assert {key.path for key in settings.iter_keys(model)} <= code_on(built, f"config-{name}")
     for name, (model, *_) in settings.CARDS.items():
-        assert {key.path for key in settings.keys_of(model)} <= code_on(built, f"card-{name}")
+        assert {key.path for key in settings.iter_keys(model)} <= code_on(built, f"card-{name}")
     assert every_column() <= code_on(built, "columns")
     assert {*Status, *Reason} <= code_on(built, "statuses")
     assert MESSAGES.keys() <= code_on(built, "http")
