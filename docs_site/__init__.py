@@ -1,3 +1,4 @@
-"""The documentation site: what is made of the code at build time, and mkdocs' hooks. `make docs`
-builds it into build/site.
+"""Generate the documentation site: hooks of mkdocs, and pages made from the code.
+
+`make docs` builds the site into build/site.
 """

@@ -51,9 +51,9 @@ def _plain(text: str) -> str:
 
 
 def docstring(text: str | None) -> str:
-    """Return a docstring or the help of a command as Markdown.
+    r"""Return a docstring or the help of a command as Markdown.
 
-    Indented paragraphs, and those that contain click's \\b, stay preformatted.
+    Indented paragraphs, and those that contain click's \b, stay preformatted.
     """
     parts = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text or "")):

@@ -1,12 +1,13 @@
-"""An image detector of DetectZoo (https://github.com/sadjadeb/DetectZoo) as a callable of
-Touchstone.
+r"""Run an image detector of DetectZoo as a callable of Touchstone.
+
+DetectZoo: https://github.com/sadjadeb/DetectZoo
 
 Copy this file, set NAME and OPTIONS, and add it with the Python that has the package:
 
     python3 -m venv zoo
     zoo/bin/pip install detectzoo PyWavelets 'setuptools<81'
     zoo/bin/pip uninstall --yes torchaudio
-    touchstone detectors add callable:detectzoo_adapter:Detector --python zoo/bin/python \\
+    touchstone detectors add callable:detectzoo_adapter:Detector --python zoo/bin/python \
         --pictures pil --scores probability --as detectzoo-safe
 
 The package downloads its weights into `.detectzoo_data` in the current folder (or `--folder`).
@@ -31,8 +32,9 @@ OPTIONS: dict[str, Any] = {"device": "cpu"}
 
 
 class Detector:
-    """The detector NAME. Touchstone creates one instance per process and calls it with batches of
-    images.
+    """The detector NAME.
+
+    Touchstone creates one instance per process and calls it with batches of images.
     """
 
     def __init__(self) -> None:

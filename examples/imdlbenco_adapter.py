@@ -1,9 +1,10 @@
-"""A localizer of IMDLBenCo (https://github.com/scu-zjz/IMDLBenCo), with masks, as a callable of
-Touchstone.
+r"""Run a localizer of IMDLBenCo, with masks, as a callable of Touchstone.
+
+IMDLBenCo: https://github.com/scu-zjz/IMDLBenCo
 
 Copy this file, set the constants, and add it with the Python that has the package:
 
-    touchstone detectors add callable:imdlbenco_adapter:Detector --python benco/bin/python \\
+    touchstone detectors add callable:imdlbenco_adapter:Detector --python benco/bin/python \
         --pictures pil --scores probability --as mesorch
 
 Images are prepared by the package's own dataset, as its test scripts do. The scripts set these
@@ -44,8 +45,9 @@ DEVICE = "cpu"
 
 
 class Detector:
-    """The model NAME. Touchstone creates one instance per process and calls it with batches of
-    images.
+    """The model NAME.
+
+    Touchstone creates one instance per process and calls it with batches of images.
     """
 
     weight_files = (CHECKPOINT,)  # Touchstone refuses the card once its content has changed.
@@ -66,9 +68,7 @@ class Detector:
         )  # fmt: skip
 
     def __call__(self, images: list[Any]) -> list[Any]:
-        """Return `(mask, P(fake))` of each PIL image, or the mask alone if the model gives no
-        label.
-        """
+        """Return `(mask, P(fake))` of each PIL image, or only the mask if the model has no label."""
         return [self._localize(image) for image in images]
 
     def _localize(self, image: Any) -> Any:

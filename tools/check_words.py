@@ -60,9 +60,7 @@ NAMES = {
 
 
 def iter_text(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield (kind, line, text) for each piece of prose, and ("name", line, identifier) for each
-    binding.
-    """
+    """Yield the prose and the bound names of a file, each as (kind, line, text)."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         prose = re.sub(

@@ -59,8 +59,14 @@ for table in load_run(sys.argv[1]).tables():
 
 
 class Difference(NamedTuple):
-    """One value that differs. `file` is the path, then `::` and the name in the archive; `run`
-    names ensemble and precision.
+    """One value that differs.
+
+    Attributes:
+        run: The ensemble and the precision.
+        file: The path, then `::` and the name in the archive.
+        column: The column of the row.
+        before: The value of the old checkout.
+        after: The value of the new checkout.
     """
 
     run: str
@@ -239,8 +245,9 @@ def score(
 
 
 def read_artifacts(folder: Path, content: str | None = None) -> dict[int, Any]:
-    """Return what the Parquet files of a folder hold for each image: one column's bytes as SHA-256,
-    or all numbers.
+    """Return the values of each image in the Parquet files of a folder.
+
+    With `content`, a value is the SHA-256 of that column's bytes.
     """
     import pyarrow.parquet as pq
 
@@ -249,8 +256,8 @@ def read_artifacts(folder: Path, content: str | None = None) -> dict[int, Any]:
         for row in pq.read_table(path).to_pylist():
             image_id, detector = row.pop("image_id"), str(row.pop("detector", ""))
             row.pop("sha256", None)
-            kept = {content: hashlib.sha256(row[content]).hexdigest()} if content else row
-            values.setdefault(image_id, {})[detector] = kept
+            value = {content: hashlib.sha256(row[content]).hexdigest()} if content else row
+            values.setdefault(image_id, {})[detector] = value
     return values
 
 
@@ -302,8 +309,9 @@ def read_intended(path: Path) -> list[dict[str, str]]:
 
 
 def is_intended(difference: Difference, intended: Sequence[Mapping[str, str]]) -> bool:
-    """Return whether a line of the list covers the difference. `*` and `?` are wildcards there;
-    brackets are not.
+    """Return whether the list of intended differences covers a difference.
+
+    `*` and `?` are wildcards in the list; brackets are not.
     """
     return any(
         all(
@@ -330,8 +338,8 @@ def report(
         ]
         print(
             "".join(
-                f"  {one.run} {one.file}\n    before {one.before}\n    after  {one.after}\n"
-                for one in examples
+                f"  {example.run} {example.file}\n    before {example.before}\n    after  {example.after}\n"
+                for example in examples
             ),
             end="",
         )

@@ -1,5 +1,6 @@
-"""Write the sample archive that Touchstone ships, `configs/sample`: `python -m
-tools.make_sample_archive`.
+"""Write the sample archive that Touchstone ships, `configs/sample`.
+
+    python -m tools.make_sample_archive
 
 The archive has photographs of scikit-image and scikit-learn, images of simulated cameras, repainted
 images, and five odd files. Only scenes, cameras, and decoders that `touchstone-tiny` did not learn
@@ -34,9 +35,7 @@ TEST_MAKERS = ("sinc", "camera:mirrorless", "scikit-learn")  # held out of the r
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph that the installed package `package` ships, with the author and licence that the
-    package names.
-    """
+    """A photograph of an installed package, with the author and licence that the package names."""
 
     package: str
     module: str

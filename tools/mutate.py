@@ -1,5 +1,6 @@
-"""Measure which faults the default tests catch: change one expression at a time and run the tests
-that cover its line.
+"""Measure which faults the default tests catch.
+
+The program changes one expression at a time and runs the tests that cover its line.
 
     python -m pytest -n 2 --cov=ray_app --cov-context=test --cov-report=          # writes .coverage; needs pytest-cov
     python -m tools.mutate select --out tools/mutations.csv                       # choose the mutations, once
@@ -87,8 +88,9 @@ FLIPPED: dict[type[ast.cmpop], str] = {
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of one expression. `occurrence` counts the equal changes in the same function,
-    from 0.
+    """One change of one expression.
+
+    `occurrence` counts the equal changes in the same function, from 0.
     """
 
     file: str
@@ -229,9 +231,7 @@ class Coverage:
         self._lines: dict[str, dict[int, list[str]]] = {}
 
     def tests_of(self, file: str, line: int) -> list[str]:
-        """Return the ids of the tests that run this line, sorted by how near their file is to the
-        module.
-        """
+        """Return the ids of the tests that run this line, nearest test files first."""
         if file not in self._lines:
             self._lines[file] = self._data.contexts_by_lineno(str(self._root / file))
         tests = {
