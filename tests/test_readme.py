@@ -46,7 +46,16 @@ def test_its_links_lead_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_changelog_s_newest_version_is_the_package_s():
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert newest[1] == __version__
-    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+def test_version_is_the_same_in_every_file():
+    """Only `ray_app/__init__.py` defines it; files that cannot read it name it."""
+    changelog = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert (changelog[1], citation[1]) == (__version__, __version__)
+    tags = [
+        tag
+        for pattern in ("Dockerfile", "configs/kubernetes/*.yaml", "docs/*.md")
+        for path in ROOT.glob(pattern)
+        for tag in re.findall(r"touchstone:(\d[\w.]*)-(?:cpu|cuda)", path.read_text())
+    ]
+    assert len(tags) > 8
+    assert set(tags) == {__version__}

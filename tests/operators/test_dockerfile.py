@@ -15,6 +15,8 @@ import pytest
 import ray
 import yaml
 
+from ray_app import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -172,14 +174,11 @@ def test_copied_files_exist_and_reach_the_builder():
 def test_kubernetes_and_docs_name_this_image_and_user():
     text = (ROOT / "configs/kubernetes/rayservice.yaml").read_text()
     service = next(yaml.safe_load_all(text))
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[
-        1
-    ]
     cluster = service["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         spec = group["template"]["spec"]
-        assert spec["containers"][0]["image"] == f"touchstone:{version}-cpu"
+        assert spec["containers"][0]["image"] == f"touchstone:{__version__}-cpu"
         assert spec["securityContext"]["runAsUser"] == user_id("cpu")
     for file in ("Dockerfile", "docs/serving.md"):
         named = re.findall(r"touchstone:([0-9.]+)-(?:cpu|cuda)", (ROOT / file).read_text())
-        assert set(named) == {version}, file
+        assert set(named) == {__version__}, file
