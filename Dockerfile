@@ -1,11 +1,11 @@
-# Two images of endpoint and runs, which the Kubernetes manifests use; --build-arg EXTRAS=raw,zst adds what pyproject.toml calls so:
+# Two images for endpoints and runs, which the Kubernetes manifests use; --build-arg EXTRAS=raw,zst adds extras of pyproject.toml:
 #
 #   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:0.29.1-cpu  .
 #   docker build --target cuda                             --tag touchstone:0.29.1-cuda .
 #
-# PyPI's torch carries CUDA's libraries, some gigabytes. TORCH_INDEX is the package index that holds torch without them (its address stands
-# on PyTorch's installation page, under "CPU"), or a mirror of yours; without it, `cpu` is refused rather than built three times as large.
-# All versions are those of constraints.txt. `cpu` has 2.4 GB (built with buildah on Debian's own Python and torch 2.13), `cuda` about 7 (its
+# PyPI's torch includes several gigabytes of CUDA libraries. TORCH_INDEX is the package index that has torch without them (its URL is
+# on PyTorch's installation page, under "CPU"), or your mirror of it. Without it, the build of `cpu` fails instead of being three times as large.
+# All versions are from constraints.txt. `cpu` has 2.4 GB (built with buildah on Debian's own Python and torch 2.13), `cuda` about 7 (its
 # packages have 6.7); both run as user 10001.
 
 FROM python:3.11-slim AS wheel
@@ -24,7 +24,7 @@ COPY --from=wheel /wheels /wheels
 FROM packages AS packages-cpu
 ARG TORCH_INDEX
 ARG EXTRAS
-RUN test -n "$TORCH_INDEX" || { echo "give --build-arg TORCH_INDEX: the package index that holds torch without CUDA" >&2; exit 1; }
+RUN test -n "$TORCH_INDEX" || { echo "give --build-arg TORCH_INDEX: the package index that has torch without CUDA" >&2; exit 1; }
 RUN /opt/touchstone/bin/pip install --no-deps --constraint /constraints.txt --index-url "$TORCH_INDEX" torch torchvision
 RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)${EXTRAS:+[$EXTRAS]}"
 
@@ -36,8 +36,8 @@ RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/
 RUN cd /opt/touchstone/lib/python3.11/site-packages && rm -rf ray/jars c2pa/libs/*.rlib
 
 FROM python:3.11-slim AS base
-# wget: KubeRay's own liveness probes call it. rsync, and a login shell's PATH: `ray up` works by them. tini: signals reach the server, and
-# its children are waited for. USER_ID: of whoever mounts what only its owner may read, as `ray up` does with a token.
+# wget: KubeRay's liveness probes call it. rsync and the PATH of a login shell: `ray up` needs them. tini: forwards signals to the server, and
+# reaps its children. USER_ID: the owner of files that are mounted and that only their owner may read, such as the token of `ray up`.
 ARG USER_ID=10001
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends rsync tini wget \
@@ -51,7 +51,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
   CMD ["wget", "--quiet", "--tries=1", "--timeout=4", "--output-document=/dev/null", "http://127.0.0.1:8000/healthz"]
 ENTRYPOINT ["tini", "--"]
-# Tokens come by TOUCHSTONE_TOKENS: without them it does not start. Give it --shm-size=1g: Ray's object store lives there.
+# Set tokens in TOUCHSTONE_TOKENS: without them it does not start. Use --shm-size=1g: Ray's object store is in /dev/shm.
 CMD ["touchstone", "serve", "--host", "0.0.0.0"]
 USER $USER_ID
 
