@@ -1,5 +1,7 @@
-"""Detector scores → verdicts: ensemble cards, combination rules, thresholds, cascades, and the
-population a calibration holds for.
+"""Turn detector scores into verdicts: ensemble cards, rules, thresholds, and cascades.
+
+The package also describes the population that a calibration holds for (`Population`) and the
+finding on a file (`find`). Start at `load_ensemble_card` and `decide`.
 """
 
 from typing import TYPE_CHECKING

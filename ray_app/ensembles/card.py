@@ -1,8 +1,7 @@
-"""The ensemble card: which detectors, how their scores combine, where verdicts begin
-(`EnsembleCard`).
+"""Define the ensemble card: which detectors, how their scores combine, and the thresholds.
 
-`load_ensemble_card` reads one, `ensemble_of` makes one of detectors, `decision_facts` is what a
-run's identity keeps of it.
+`load_ensemble_card` reads an `EnsembleCard`, `ensemble_of` builds a card from detector names, and
+`decision_facts` returns the part of a card that belongs to the identity of a run.
 """
 
 import math
@@ -20,53 +19,86 @@ from ray_app.errors import ConfigError
 SymmetricRule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
 Rule = SymmetricRule | Literal["weighted", "stacked", "gated-mean", "cascade"]
 
-
-FEWEST_GATED = 3  # members of whom one can be far from the others
+# With two members, both are equally far from their median.
+FEWEST_GATED = 3
 
 
 class EnsembleMember(Frozen):
-    """One detector in an ensemble: a shipped name, or a card's path or URL, `:VARIANT` behind it;
-    its weight under `weighted`.
+    """One detector in an ensemble."""
 
-    `calibration` holds instead of the detector card's own.
-    """
-
-    detector: str
-    weight: float = 1.0
-    calibration: Platt | None = None
+    detector: str = Field(
+        description="A shipped detector, or the path or URL of a detector card. `:VARIANT` after it selects "
+        "a variant."
+    )
+    weight: float = Field(
+        default=1.0,
+        description="Weight of the member's log-odds. Only rule `weighted` allows a value other than 1.",
+    )
+    calibration: Platt | None = Field(
+        default=None,
+        description="Calibration that replaces the one on the detector card. null keeps that one.",
+    )
 
 
 class Thresholds(Frozen):
-    """Ensemble scores (log-odds of fake) at which verdicts begin; in between lies the abstain band.
+    """Ensemble scores (log-odds of fake) that separate real, abstain, and fake.
 
-    The rates say what was measured when the thresholds were chosen; null means not measured.
+    The verdict is abstain if the score is between the two thresholds. The rates were measured when
+    the thresholds were chosen; null means that a rate was not measured.
     """
 
-    real_below: float = 0.0
-    fake_above: float = 0.0
-    target_fpr: float | None = Field(
-        default=None, gt=0, lt=1, description="false-positive rate that the thresholds are for"
+    real_below: float = Field(
+        default=0.0, description="Highest score with the verdict real, in log-odds."
     )
-    false_positive_rate: float | None = Field(default=None, ge=0, le=1)
+    fake_above: float = Field(
+        default=0.0, description="Lowest score with the verdict fake, in log-odds."
+    )
+    target_fpr: float | None = Field(
+        default=None, gt=0, lt=1, description="False-positive rate that the thresholds are for."
+    )
+    false_positive_rate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Fraction of held-out real images with the verdict fake.",
+    )
     upper_bound: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="of the false-positive rate, with the confidence of the guarantee, or 95 %",
+        description="Upper bound of the false-positive rate, with the confidence of the guarantee, or 95 % "
+        "without a guarantee.",
     )
-    true_positive_rate: float | None = Field(default=None, ge=0, le=1)
-    n_real: int | None = Field(default=None, ge=1)
-    n_fake: int | None = Field(default=None, ge=1)
+    true_positive_rate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Fraction of held-out fake images with the verdict fake.",
+    )
+    n_real: int | None = Field(
+        default=None, ge=1, description="Number of real images that the rates were measured on."
+    )
+    n_fake: int | None = Field(
+        default=None, ge=1, description="Number of fake images that the rates were measured on."
+    )
     abstain_real: float | None = Field(
-        default=None, ge=0, le=1, description="fraction of held-out reals between the thresholds"
+        default=None,
+        ge=0,
+        le=1,
+        description="Fraction of held-out real images between the thresholds.",
     )
     abstain_fake: float | None = Field(
-        default=None, ge=0, le=1, description="fraction of held-out fakes between the thresholds"
+        default=None,
+        ge=0,
+        le=1,
+        description="Fraction of held-out fake images between the thresholds.",
     )
-    measured_on: str | None = None
+    measured_on: str | None = Field(
+        default=None, description="Name of the data that the rates were measured on."
+    )
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Thresholds":
+    def _check_order(self) -> "Thresholds":
         if self.real_below > self.fake_above:
             raise ValueError(
                 f"real_below ({self.real_below}) must not exceed fake_above ({self.fake_above})"
@@ -75,94 +107,144 @@ class Thresholds(Frozen):
 
 
 class Stacking(Frozen):
-    """A logistic regression on calibrated member scores, fitted by `fit_stacking`; one number per
-    member, in their order.
+    """Parameters of a logistic regression on calibrated member scores, fitted by `fit_stacking`.
 
-    Log-odds = Σ coefficient × (score − mean) / scale + intercept.
+    Log-odds = Σ coefficient × (score − mean) / scale + intercept. Each list has one number per
+    member, in the order of the members.
     """
 
-    mean: tuple[float, ...]
-    scale: tuple[PositiveFloat, ...]
-    coefficients: tuple[float, ...]
-    intercept: float
+    mean: tuple[float, ...] = Field(description="Mean of each member's scores.")
+    scale: tuple[PositiveFloat, ...] = Field(
+        description="Standard deviation of each member's scores."
+    )
+    coefficients: tuple[float, ...] = Field(description="Coefficient of each standardised score.")
+    intercept: float = Field(description="Constant term, in log-odds.")
 
 
 class OutlierGate(Frozen):
-    """When `gated-mean` leaves a member out of the mean for an image: its log-odds lie too far from
-    the median of all members'.
+    """Limits beyond which `gated-mean` leaves a member out of the mean for an image.
 
-    By the modified z-score of Iglewicz and Hoaglin (1993): 0.6745 × distance from the median >
-    `deviations` × the median of all distances, where that is at least `floor`, so that no member is
-    left out where they nearly agree. At least half always stay.
+    A member is left out if its log-odds are too far from the median over all members, by the
+    modified z-score of Iglewicz and Hoaglin (1993): 0.6745 × distance from the median >
+    `deviations` × the median distance. The median distance counts as at least `floor`, so no member
+    is left out if the members nearly agree. At least half of the members always stay.
     """
 
-    deviations: float = Field(default=3.5, ge=1, description="Iglewicz and Hoaglin's own is 3.5")
-    floor: float = Field(default=0.5, gt=0, description="in log-odds")
+    deviations: float = Field(
+        default=3.5,
+        ge=1,
+        description="Maximum modified z-score. Iglewicz and Hoaglin recommend 3.5.",
+    )
+    floor: float = Field(
+        default=0.5, gt=0, description="Minimum of the median distance, in log-odds."
+    )
 
 
 class CascadeStage(Frozen):
-    """How one stage of a cascade makes a score of its members' calibrated ones: `rule`, then
-    `calibration`.
-    """
+    """Rule and calibration that combine the members' calibrated scores in a stage of a cascade."""
 
-    rule: SymmetricRule | Literal["stacked"] = "mean-logit"
-    stacking: Stacking | None = None
-    calibration: Platt | None = None
+    rule: SymmetricRule | Literal["stacked"] = Field(
+        default="mean-logit", description="Combination rule of the stage."
+    )
+    stacking: Stacking | None = Field(default=None, description="Parameters of rule `stacked`.")
+    calibration: Platt | None = Field(
+        default=None,
+        description="Calibration of the combined score. null leaves the score unchanged.",
+    )
 
 
 class Cascade(Frozen):
-    """Cheap members look at every image, and all of them at those that the cheap ones leave
-    uncertain.
+    """Two stages: cheap members score every image, all members score the uncertain images.
 
-    `first`: how many of the ensemble's members, from the front, look at every image; `early` makes
-    their score, `late` that of all. An image goes on where its early score lies in `band` (both
-    ends included), or where it belongs to the `audit_share` of images that is drawn by their bytes,
-    whatever they score: so what the second stage would have said of the rest stays measurable.
+    An image enters the second stage if its first-stage score is in `band`. A random sample of the
+    other images, `audit_share`, enters it too. The file's bytes determine the sample, independent
+    of the score. The sample makes the error of the first stage measurable.
     """
 
-    first: int = Field(ge=1)
-    band: tuple[float, float]
-    audit_share: float = Field(default=0.01, ge=0, le=1)
+    first: int = Field(
+        ge=1, description="Number of members, from the front of the list, that score every image."
+    )
+    band: tuple[float, float] = Field(
+        description="Lower and upper end of the first-stage scores that need the second stage, in log-odds. "
+        "Both ends belong to the band."
+    )
+    audit_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Fraction of all images that enter the second stage whatever their score is.",
+    )
     expected_share: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="of images that go on, as was measured; for planning alone",
+        description="Measured fraction of images that enter the second stage. Used only for planning.",
     )
-    early: CascadeStage = CascadeStage()
-    late: CascadeStage = CascadeStage()
+    early: CascadeStage = Field(
+        default=CascadeStage(),
+        description="How the first members' scores become the first-stage score.",
+    )
+    late: CascadeStage = Field(
+        default=CascadeStage(),
+        description="How the scores of all members become the second-stage score.",
+    )
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Cascade":
+    def _check_order(self) -> "Cascade":
         if self.band[0] > self.band[1]:
-            raise ValueError(f"band: {self.band[0]} exceeds {self.band[1]}")
+            raise ValueError(
+                f"band must not begin above its end, got {self.band[0]} and {self.band[1]}"
+            )
         return self
 
 
 class Guarantee(Frozen):
-    """What is known of the false-positive rate above `fake_above`.
+    """The evidence for the false-positive rate at `fake_above`.
 
-    With `confidence`, the rate among reals of the calibration's population is under `target_fpr`:
-    of `n_real` of them, which nothing else was fitted on, `false_positives` reached the threshold.
-    All labelled reals are of `groups` groups (sources, looks), worth `effective` independent ones;
-    null in cards of 0.10 and before, which took all for independent. `upper_bound`: the higher one
-    of both sets' exact binomial upper bounds (Clopper and Pearson 1934, one-sided).
-    `these_sources`: it is promised for archives of the labels' own sources in their shares.
+    With `confidence`, the false-positive rate among reals of the calibration's population is under
+    `target_fpr`. Of `n_real` reals, on which nothing else was fitted, `false_positives` reached the
+    threshold.
     """
 
-    target_fpr: float = Field(gt=0, lt=1)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    n_real: int = Field(ge=1)
-    false_positives: int = Field(ge=0)
-    upper_bound: float = Field(ge=0, le=1)
-    groups: int | None = Field(default=None, ge=1)
-    effective: float | None = Field(default=None, gt=0)
-    these_sources: bool = False
+    target_fpr: float = Field(
+        gt=0, lt=1, description="False-positive rate that the guarantee is for."
+    )
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Confidence of the guarantee.")
+    n_real: int = Field(
+        ge=1,
+        description="Number of real images on which only the threshold was checked and nothing was fitted.",
+    )
+    false_positives: int = Field(
+        ge=0, description="Number of these real images that reached the threshold."
+    )
+    upper_bound: float = Field(
+        ge=0,
+        le=1,
+        description="The higher of the exact binomial upper bounds of the two sets of reals (Clopper and "
+        "Pearson 1934, one-sided).",
+    )
+    groups: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of groups (sources, looks) of the labelled real images. null in cards of 0.10 "
+        "and before, which treated all images as independent.",
+    )
+    effective: float | None = Field(
+        default=None,
+        gt=0,
+        description="Number of independent images that the groups are worth. null in cards of 0.10 and "
+        "before.",
+    )
+    these_sources: bool = Field(
+        default=False,
+        description="Whether the guarantee holds only for archives with the sources of the labels in the "
+        "same proportions.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _drop_references(cls, keys: Any) -> Any:
-        """Drop keys that cards of 0.25 and before have, of a file that nothing reads any more."""
+        """Drop the keys of cards of 0.25 and before that name a file which is no longer used."""
         if not isinstance(keys, Mapping):
             return keys
         return {
@@ -173,59 +255,79 @@ class Guarantee(Frozen):
 
 
 class OperatingPoint(Frozen):
-    """A threshold for one false-positive rate, and the rates measured on held-out images."""
+    """A threshold for one false-positive rate, with the rates measured on held-out images."""
 
-    rate: float = Field(gt=0, lt=1, description="false-positive rate that the threshold is for")
-    threshold: float = Field(description="in log-odds; an image is fake at it and above")
-    false_positive_rate: float = Field(ge=0, le=1, description="of held-out reals")
+    rate: float = Field(gt=0, lt=1, description="False-positive rate that the threshold is for.")
+    threshold: float = Field(description="Lowest score with the verdict fake, in log-odds.")
+    false_positive_rate: float = Field(
+        ge=0, le=1, description="Fraction of held-out reals with the verdict fake."
+    )
     upper_bound: float = Field(
         ge=0,
         le=1,
-        description="exact upper bound of the false-positive rate, with the confidence of the guarantee",
+        description="Exact upper bound of the false-positive rate, with the confidence of the guarantee.",
     )
     recall: float | None = Field(
-        default=None, ge=0, le=1, description="of held-out fakes; null without fakes"
+        default=None,
+        ge=0,
+        le=1,
+        description="Fraction of held-out fakes with the verdict fake. null without fakes.",
     )
     abstain_real: float | None = Field(
-        default=None, ge=0, le=1, description="fraction of held-out reals between the thresholds"
+        default=None,
+        ge=0,
+        le=1,
+        description="Fraction of held-out real images between the thresholds.",
     )
     abstain_fake: float | None = Field(
-        default=None, ge=0, le=1, description="fraction of held-out fakes between the thresholds"
+        default=None,
+        ge=0,
+        le=1,
+        description="Fraction of held-out fake images between the thresholds.",
     )
 
     @property
     def is_guaranteed(self) -> bool:
-        """Whether the false-positive rate is at most `rate` with confidence; otherwise it is only
-        measured.
+        """Whether the false-positive rate is at most `rate` with confidence.
+
+        If it is not, the rate is only measured.
         """
         return self.upper_bound <= self.rate
 
 
 class CalibrationSettings(Frozen):
-    """Under what the calibrated scores were made: another precision or resize mode gives other
-    scores, another decoder other pixels.
-    """
+    """Settings under which the calibrated scores were computed; other settings change scores."""
 
-    precision: Mapping[str, Literal["bf16", "fp32"]]
-    resize: Literal["exact", "fast"] = "exact"
-    decoders: tuple[str, ...] = ()
+    precision: Mapping[str, Literal["bf16", "fp32"]] = Field(
+        description="Numeric precision of each detector, by name."
+    )
+    resize: Literal["exact", "fast"] = Field(
+        default="exact", description="Resize mode of the detectors."
+    )
+    decoders: tuple[str, ...] = Field(
+        default=(), description="Names and versions of the image decoders."
+    )
 
 
 class EnsembleProfile(Frozen):
-    """What is predicted of an image beside its verdict: by which head which generator made it, and
-    by what model from which words.
+    """Predictions in addition to the verdict: the generator and a prompt."""
 
-    `identifier` and `describer` are cards, by name or path. The identifier names every image that
-    has an embedding. `describe`: the describer, which is dear, says something of what is `flagged`
-    (its verdict is `fake`), or of `all`.
-    """
-
-    identifier: str | None = None
-    describer: str | None = None
-    describe: Literal["flagged", "all"] = "flagged"
+    identifier: str | None = Field(
+        default=None,
+        description="Identifier card, by name or path. It names the generator of every image that has an "
+        "embedding.",
+    )
+    describer: str | None = Field(
+        default=None,
+        description="Describer card, by name or path. It predicts the prompt of an image, which is slow.",
+    )
+    describe: Literal["flagged", "all"] = Field(
+        default="flagged",
+        description="Images that the describer processes: `flagged` (verdict fake) or `all`.",
+    )
 
     @model_validator(mode="after")
-    def _something(self) -> "EnsembleProfile":
+    def _check_any(self) -> "EnsembleProfile":
         if self.identifier is None and self.describer is None:
             raise ValueError("name an identifier, a describer, or both")
         return self
@@ -234,82 +336,97 @@ class EnsembleProfile(Frozen):
 class EnsembleCard(Frozen):
     """Everything that turns detector scores into a verdict.
 
-    In this order: the members' calibrations, `rule`, `bias`, `calibration`, `thresholds`.
-    `guarantee`, `operating_points`, `settings` and `population` are what `touchstone detectors
-    calibrate` knows: what the thresholds promise, and of which scores and which images.
+    The parts apply in this order: the members' calibrations, `rule`, `bias`, `calibration`,
+    `thresholds`. `touchstone detectors calibrate` writes `guarantee`, `operating_points`,
+    `settings`, and `population`. They state what the thresholds guarantee, and for which scores and
+    images.
     """
 
-    name: str
-    title: str
-    members: tuple[EnsembleMember, ...] = Field(min_length=1)
-    rule: Rule = "mean-logit"
-    bias: float = Field(
-        default=0.0, description="added after the rule; the intercept of `weighted`"
+    name: str = Field(description="Name in commands and results.")
+    title: str = Field(description="Name for people.")
+    members: tuple[EnsembleMember, ...] = Field(
+        min_length=1, description="Detectors of the ensemble."
     )
-    stacking: Stacking | None = Field(default=None, description="the numbers of `stacked`")
+    rule: Rule = Field(
+        default="mean-logit", description="Rule that combines the members' calibrated log-odds."
+    )
+    bias: float = Field(
+        default=0.0, description="Log-odds added after the rule. The intercept of rule `weighted`."
+    )
+    stacking: Stacking | None = Field(default=None, description="Parameters of rule `stacked`.")
     gate: OutlierGate | None = Field(
-        default=None, description="the numbers of `gated-mean`; null = the usual ones"
+        default=None, description="Limits of rule `gated-mean`. null uses the defaults."
     )
     calibration: Platt | None = Field(
         default=None,
-        description="of the ensemble's score, after rule and bias; null = not calibrated",
+        description="Calibration of the ensemble's score, after rule and bias. null means not calibrated.",
     )
-    thresholds: Thresholds = Thresholds()
-    cascade: Cascade | None = Field(default=None, description="the stages of `cascade`")
-    guarantee: Guarantee | None = None
+    thresholds: Thresholds = Field(
+        default=Thresholds(), description="Scores that separate the verdicts."
+    )
+    cascade: Cascade | None = Field(default=None, description="Stages of rule `cascade`.")
+    guarantee: Guarantee | None = Field(
+        default=None,
+        description="Evidence for the false-positive rate. null if it was not calibrated.",
+    )
     operating_points: tuple[OperatingPoint, ...] = Field(
         default=(),
-        description="further thresholds; `thresholds` decides",
+        description="Further thresholds to choose from. `thresholds` decides.",
         exclude_if=lambda points: not points,
     )
-    settings: CalibrationSettings | None = None
-    population: Population | None = None
-    profile: EnsembleProfile | None = None
-    notes: str = ""
+    settings: CalibrationSettings | None = Field(
+        default=None, description="Settings under which the calibrated scores were computed."
+    )
+    population: Population | None = Field(
+        default=None, description="Population of images that the calibration was measured on."
+    )
+    profile: EnsembleProfile | None = Field(
+        default=None, description="Predictions in addition to the verdict. null for none."
+    )
+    notes: str = Field(default="", description="Notes for readers.")
 
     @model_validator(mode="after")
-    def _cascade_has_its_stages(self) -> "EnsembleCard":
+    def _check_cascade(self) -> "EnsembleCard":
         if (self.rule == "cascade") != (self.cascade is not None):
-            raise ValueError(
-                f"`cascade` belongs to rule cascade, and that rule needs it (rule: {self.rule})"
-            )
+            raise ValueError(f"`cascade` and rule cascade require each other, got rule {self.rule}")
         if self.cascade is None:
             return self
         if self.cascade.first >= len(self.members):
             raise ValueError(
-                f"cascade.first is {self.cascade.first} of {len(self.members)} detectors: none is left for the second look"
+                f"cascade.first must be less than the number of detectors ({len(self.members)}), got {self.cascade.first}"
             )
-        for name, stage, count in (
+        for name, stage, n_members in (
             ("early", self.cascade.early, self.cascade.first),
             ("late", self.cascade.late, len(self.members)),
         ):
-            _check_stacking(f"cascade.{name}", stage.rule, stage.stacking, count)
+            _check_stacking(f"cascade.{name}", stage.rule, stage.stacking, n_members)
         return self
 
     @model_validator(mode="after")
-    def _distinct(self) -> "EnsembleCard":
+    def _check_distinct(self) -> "EnsembleCard":
         names = [member.detector for member in self.members]
         if len(set(names)) < len(names):
-            raise ValueError(f"a detector is named twice: {', '.join(names)}")
+            raise ValueError(f"detectors must be distinct, got {', '.join(names)}")
         return self
 
     @model_validator(mode="after")
-    def _rule_has_its_numbers(self) -> "EnsembleCard":
+    def _check_rule(self) -> "EnsembleCard":
         _check_stacking("", self.rule, self.stacking, len(self.members))
         if self.gate is not None and self.rule != "gated-mean":
-            raise ValueError(f"`gate` belongs to rule gated-mean (rule: {self.rule})")
+            raise ValueError(f"`gate` requires rule gated-mean, got rule {self.rule}")
         if self.rule == "gated-mean" and len(self.members) < FEWEST_GATED:
             raise ValueError(
-                f"gated-mean needs {FEWEST_GATED} detectors: of two, neither is far from the other's median"
+                f"rule gated-mean requires at least {FEWEST_GATED} detectors, got {len(self.members)}"
             )
         if self.rule != "weighted" and any(member.weight != 1 for member in self.members):
-            raise ValueError(f"weights other than 1 need rule weighted (rule: {self.rule})")
+            raise ValueError(f"weights other than 1 require rule weighted, got rule {self.rule}")
         return self
 
     @property
     def leaves_one_score_alone(self) -> bool:
-        """Whether the ensemble has one member and its calibrated score is the ensemble's, so that
-        its calibration is too.
+        """Whether the ensemble score is the calibrated score of its only member.
+
+        If it is, the member's calibration is also that of the ensemble.
         """
         return (
             len(self.members) == 1
@@ -320,24 +437,35 @@ class EnsembleCard(Frozen):
 
     @property
     def first(self) -> int:
-        """How many members, from the front, look at every image."""
+        """Number of members, from the front, that score every image."""
         return self.cascade.first if self.cascade else len(self.members)
 
 
 def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
-    """Read a shipped ensemble by name, or any by path. Raises ConfigError."""
+    """Read an ensemble card by its shipped name or by its path.
+
+    Args:
+        name_or_path: The name of a shipped ensemble, or the path of a card. Relative detector paths
+            in such a card are relative to the card.
+
+    Returns:
+        The validated card.
+
+    Raises:
+        ConfigError: If there is no such card, or if the card is invalid.
+    """
     path = find_config("ensembles", name_or_path)
     card = load_yaml(path, EnsembleCard)
     shipped = named_configs("ensembles").values()
     if path in shipped:
         return card
     members = tuple(
-        member.model_copy(update={"detector": _beside(path, member.detector)})
+        member.model_copy(update={"detector": _resolve_detector(path, member.detector)})
         for member in card.members
     )
     profile = card.profile and card.profile.model_copy(
         update={
-            kind: _beside(path, name)
+            kind: _resolve_detector(path, name)
             for kind in ("identifier", "describer")
             if (name := getattr(card.profile, kind)) is not None
         }
@@ -346,9 +474,9 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
 
 
 def find_ensemble(name_or_path: str) -> EnsembleCard | None:
-    """Return the ensemble with this name or path. None for a detector.
+    """Return the ensemble with this name or path, or None if it is a detector.
 
-    A name is never that of a file in the current folder.
+    A name never means a file in the current folder.
     """
     if is_named("ensembles", name_or_path):
         return load_ensemble_card(name_or_path)
@@ -359,10 +487,19 @@ def find_ensemble(name_or_path: str) -> EnsembleCard | None:
 
 
 def ensemble_of(detectors: list[str]) -> EnsembleCard:
-    """The ensemble that `--detector A --detector B` means: the mean of their scores, split at zero."""
+    """Build an ensemble from detectors: the mean of their log-odds, with thresholds at zero.
+
+    `--detector A --detector B` uses this ensemble.
+
+    Args:
+        detectors: Names, paths, or URLs of detectors.
+
+    Returns:
+        An ensemble card without calibration.
+    """
     titles = [_title(name) for name in detectors]
     return EnsembleCard(
-        name="+".join(_short(name) for name in detectors),
+        name="+".join(_short_name(name) for name in detectors),
         title=titles[0] if len(titles) == 1 else f"The mean of {', '.join(titles)}",
         members=tuple(EnsembleMember(detector=name) for name in detectors),
     )
@@ -376,17 +513,20 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
 
     Args:
         card: A card that `touchstone detectors calibrate` wrote.
-        rate: The false-positive rate, one of `list_rates`.
+        rate: The false-positive rate, an element of `list_rates(card)`.
+
+    Returns:
+        A copy of the card with other thresholds and, if it has one, another guarantee.
 
     Raises:
-        ConfigError: The card has no thresholds for this rate.
+        ConfigError: If the card has no thresholds for this rate.
     """
     check_rate(rate)
     if card.thresholds.target_fpr is not None and math.isclose(card.thresholds.target_fpr, rate):
         return card
     if card.cascade is not None:
         raise ConfigError(
-            f"{card.name}: the threshold of a cascade belongs to its band",
+            f"{card.name}: a cascade has no other operating points, because its band fits one threshold",
             hint=f"calibrate the cascade with --fpr {rate:g}",
         )
     points = card.operating_points
@@ -422,7 +562,14 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
 
 
 def check_rate(rate: float) -> None:
-    """Raise ConfigError unless a false-positive rate is a fraction, such as 0.05 for 5 %."""
+    """Raise an error unless a false-positive rate is a fraction, such as 0.05 for 5 %.
+
+    Args:
+        rate: The false-positive rate.
+
+    Raises:
+        ConfigError: If the rate is not between 0 and 1.
+    """
     if not 0 < rate < 1:
         percent = rate if 1 <= rate < 100 else 5
         raise ConfigError(
@@ -432,8 +579,15 @@ def check_rate(rate: float) -> None:
 
 
 def list_rates(card: EnsembleCard) -> list[float]:
-    """Return the false-positive rates that `choose_operating_point` accepts, in order."""
-    # The threshold of a cascade belongs to its band.
+    """Return the false-positive rates that `choose_operating_point` accepts, sorted.
+
+    Args:
+        card: An ensemble card.
+
+    Returns:
+        The rates in ascending order. Empty if the card has no operating points.
+    """
+    # A cascade's band fits one threshold only.
     rates = [] if card.cascade else [point.rate for point in card.operating_points]
     target = card.thresholds.target_fpr
     if target is not None and not any(math.isclose(target, rate) for rate in rates):
@@ -442,68 +596,77 @@ def list_rates(card: EnsembleCard) -> list[float]:
 
 
 def decision_facts(card: EnsembleCard) -> dict[str, Any]:
-    """All that decides what becomes of detector scores, as plain JSON: part of a run's identity.
+    """Return the settings of a card that affect verdicts, as plain JSON.
 
-    What a card leaves out is left out here, so that a run keeps its identity when cards learn a new
-    key.
+    The settings are part of a run's identity. Keys that the card leaves out are left out here too,
+    so a run keeps its identity when new keys are added to cards.
+
+    Args:
+        card: An ensemble card.
+
+    Returns:
+        A dictionary of JSON values.
     """
-    facts: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "rule": card.rule,
         "bias": card.bias,
         "weights": [member.weight for member in card.members],
         "thresholds": card.thresholds.model_dump(mode="json", include={"real_below", "fake_above"}),
     }
     if card.thresholds.target_fpr is not None:
-        facts["fpr"] = card.thresholds.target_fpr
+        settings["fpr"] = card.thresholds.target_fpr
     if card.rule == "gated-mean":
-        facts["gate"] = (card.gate or OutlierGate()).model_dump(mode="json")
-    facts |= card.model_dump(
+        settings["gate"] = (card.gate or OutlierGate()).model_dump(mode="json")
+    settings |= card.model_dump(
         mode="json", include={"stacking", "calibration", "cascade", "settings"}, exclude_none=True
     )
-    if "cascade" in facts:
-        facts["cascade"].pop("expected_share", None)  # it plans, and decides nothing
+    if "cascade" in settings:
+        settings["cascade"].pop("expected_share", None)  # Used only for planning.
     if any(member.calibration for member in card.members):
-        facts["calibrations"] = [
+        settings["calibrations"] = [
             member.calibration and member.calibration.model_dump(mode="json")
             for member in card.members
         ]
     if card.population is not None:
-        facts["population"] = card.population.sha256
-    return facts
+        settings["population"] = card.population.sha256
+    return settings
 
 
-def _check_stacking(where: str, rule: str, stacking: Stacking | None, members: int) -> None:
-    prefix = f"{where}: " if where else ""
+def _check_stacking(section: str, rule: str, stacking: Stacking | None, n_members: int) -> None:
+    prefix = f"{section}: " if section else ""
     if (rule == "stacked") != (stacking is not None):
-        raise ValueError(
-            f"{prefix}`stacking` belongs to rule stacked, and that rule needs it (rule: {rule})"
-        )
+        raise ValueError(f"{prefix}`stacking` and rule stacked require each other, got rule {rule}")
     for key in ("mean", "scale", "coefficients") if stacking else ():
-        if len(getattr(stacking, key)) != members:
+        if len(getattr(stacking, key)) != n_members:
             raise ValueError(
-                f"{prefix}stacking.{key} has {len(getattr(stacking, key))} numbers for {members} members"
+                f"{prefix}stacking.{key} must have one number per member ({n_members}), got {len(getattr(stacking, key))}"
             )
 
 
-def _beside(card: Path, detector: str) -> str:
-    """A detector path in a user's card is relative to that card."""
+def _resolve_detector(card: Path, detector: str) -> str:
+    """Resolve a detector path in a user's card relative to that card."""
     path, variant = _split(card.parent / detector)
     return f"{path}{variant}" if path.is_file() else detector
 
 
-def _short(detector: str) -> str:
-    """A detector's name, or that of its card's file."""
+def _short_name(detector: str) -> str:
+    """Return a detector's name, or the file name of its card without the suffix."""
     path, variant = _split(Path(detector))
     return (path.stem if path.suffix in (".yaml", ".yml") else path.name) + variant
 
 
 def _title(detector: str) -> str:
-    """The same for people: of a card.yaml, as trainings and fits write it, its folder's name."""
+    """Return the name of a detector for people.
+
+    Trainings and fits write a card.yaml, so such a card has the name of its folder.
+    """
     path, variant = _split(Path(detector))
-    return path.resolve().parent.name + variant if path.name == "card.yaml" else _short(detector)
+    return (
+        path.resolve().parent.name + variant if path.name == "card.yaml" else _short_name(detector)
+    )
 
 
 def _split(path: Path) -> tuple[Path, str]:
-    """A card's path without `:VARIANT`, and that (or nothing)."""
+    """Split `:VARIANT` from the path of a card. The variant is empty if there is none."""
     base, variant = split_variant(path)
     return Path(base), "" if variant is None else f":{variant}"

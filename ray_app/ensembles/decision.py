@@ -1,13 +1,12 @@
-"""Members' scores → one score, one probability, one verdict and its reason per image, over columns.
+"""Combine detector scores into one score, one probability, and one verdict with a reason per image.
 
-`decide` is all of it; `combine` gives the score, `second_looks` and `drawn_by_audit` which images a
-cascade's later members score.
+`decide` does all steps. `combine` returns only the scores. `second_looks` and `drawn_by_audit`
+return which images the second stage of a cascade scores.
 
-The rules, several calibrated log-odds per image → one: each takes an (n, members) float64 table and
-gives (n,) log-odds; NaN in any member gives NaN. Each is computed on log-odds alone, in a form that
-neither overflows nor underflows: products of probabilities lose all digits where |x| passes 30
-(golden/detectors.md §3). `fit_stacking` fits the `stacked` one; scikit-learn is loaded on first
-use.
+A rule combines the calibrated log-odds of the members. Each rule takes an (n, members) float64
+table and returns (n,) log-odds; NaN in any member gives NaN. The rules compute on log-odds alone,
+in forms that neither overflow nor underflow, because products of probabilities lose all digits if
+|x| exceeds 30. `fit_stacking` fits the rule `stacked`; scikit-learn is imported on first use.
 """
 
 import hashlib
@@ -35,21 +34,31 @@ from ray_app.errors import ConfigError, Doubt, Reason
 Table = npt.NDArray[np.float64]
 Column = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.float32]
-# in `out_of_range`, in a member's place: what lies outside of the ensemble's range, whoever looks
+# The key in `out_of_range` for images outside the range of the ensemble as a whole.
 IMAGE = ""
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """Columns of equal length; `score` is NaN and `probability` NaN where a member had no score."""
+    """The decisions on n images, as columns of equal length.
+
+    Attributes:
+        score: Ensemble scores (n,), log-odds of fake. NaN if a member has no score.
+        probability: Probabilities of fake (n,). NaN if a member has no score.
+        calibrated: Whether the probabilities are calibrated.
+        verdict: "fake", "real", or "abstain".
+        reason: Why the verdict is abstain, else None.
+        detail: The variable part of the reason, such as names and numbers, else None.
+        second_look: Why all members of a cascade scored the image: "band" or "audit". None if the
+            first stage is enough. The whole column is None for other rules.
+    """
 
     score: Column
     probability: Column
     calibrated: bool
     verdict: list[str]
     reason: list[Reason | None]
-    detail: list[str | None]  # what varies in a reason: names, figures
-    # of a cascade: why all members looked (`band`, `audit`), None where the first sufficed
+    detail: list[str | None]
     second_look: list[str | None] | None = None
 
 
@@ -63,30 +72,41 @@ def decide(
     audited: Sequence[bool] = (),
     blank: Sequence[bool] = (),
 ) -> Decisions:
-    """Apply an ensemble's rule, calibration and thresholds to columns of detector scores (log-odds
-    of fake, NaN = none).
+    """Apply an ensemble's rule, calibration, and thresholds to detector scores.
 
-    `scores` has one column per member, in the card's order. `out_of_range` says per member and row
-    why the image lies outside that member's valid range (under `IMAGE`: outside the ensemble's),
-    `remarks` why it gave no score. A missing or out-of-range member makes the verdict `abstain`,
-    and the detail names every such member; nothing is renormalised. So does an image that shows
-    nothing (`blank`; none if left out), whatever anybody says of it. Of a cascade, `audited` says
-    which rows were drawn (see `is_audited`; none if left out), and where the first members suffice
-    nobody else is missed.
+    If a member's score is missing or out of range, the verdict is abstain and the detail names
+    every such member; the other members are not reweighted. A blank image gets abstain whatever its
+    scores are. In a cascade, only the first members count for images that do not enter the second
+    stage.
+
+    Args:
+        card: The ensemble card.
+        scores: One column (n,) of log-odds of fake per member, in the card's order. NaN means no
+            score.
+        calibrations: Calibration per member. None means not calibrated.
+        out_of_range: Per member and image, why the image is outside the member's valid range, else
+            None. The key `IMAGE` holds the reasons for the ensemble as a whole.
+        remarks: Per member and image, why the member gave no score, else None.
+        audited: Which images the audit of a cascade selected, see `drawn_by_audit`. Empty means
+            none.
+        blank: Which images have no content. Empty means none.
+
+    Returns:
+        The decisions, in the order of the rows.
     """
     combined = combine(card, scores, calibrations, audited=audited)
-    doubts = _doubts(scores, out_of_range or {}, remarks or {})
-    looks = None
+    reasons = _abstain_reasons(scores, out_of_range or {}, remarks or {})
+    stage_reasons = None
     if card.cascade is not None:
-        looks = second_looks(card, scores, calibrations, audited) or []
-        sufficed = _doubts(
+        stage_reasons = second_looks(card, scores, calibrations, audited) or []
+        first_stage_reasons = _abstain_reasons(
             dict(list(scores.items())[: card.first]), out_of_range or {}, remarks or {}
         )
-        doubts = {row: why for row, why in doubts.items() if looks[row]} | {
-            row: why for row, why in sufficed.items() if not looks[row]
+        reasons = {row: reason for row, reason in reasons.items() if stage_reasons[row]} | {
+            row: reason for row, reason in first_stage_reasons.items() if not stage_reasons[row]
         }
     for row in np.flatnonzero(blank).tolist():
-        doubts[row] = Doubt(Reason.NO_CONTENT)
+        reasons[row] = Doubt(Reason.NO_CONTENT)
     fake, real = combined >= card.thresholds.fake_above, combined <= card.thresholds.real_below
     decisions = Decisions(
         score=combined,
@@ -95,15 +115,15 @@ def decide(
         verdict=np.where(fake, "fake", np.where(real, "real", "abstain")).tolist(),
         reason=[None] * len(combined),
         detail=[None] * len(combined),
-        second_look=looks,
+        second_look=stage_reasons,
     )
     for row in np.flatnonzero(~(fake | real)).tolist():
-        doubts.setdefault(row, Doubt(Reason.INSIDE_BAND))
-    for row, why in doubts.items():
+        reasons.setdefault(row, Doubt(Reason.INSIDE_BAND))
+    for row, reason in reasons.items():
         decisions.verdict[row], decisions.reason[row], decisions.detail[row] = (
             "abstain",
-            why.reason,
-            why.detail,
+            reason.reason,
+            reason.detail,
         )
     return decisions
 
@@ -115,18 +135,24 @@ def combine(
     *,
     audited: Sequence[bool] = (),
 ) -> Column:
-    """The ensemble score per row: rule over calibrated member scores, bias, ensemble calibration
-    (identity where there is none).
+    """Compute the ensemble score per image: rule, bias, then the ensemble's calibration.
 
-    NaN where the score of a member that is needed is missing or infinite. `audited` as for
-    `decide`.
+    Args:
+        card: The ensemble card.
+        scores: One column (n,) of log-odds of fake per member, in the card's order. NaN means no
+            score.
+        calibrations: Calibration per member. None means not calibrated.
+        audited: Which images the audit of a cascade selected. Empty means none.
+
+    Returns:
+        Log-odds of fake (n,). NaN if the score of a required member is missing or infinite.
     """
     table = _table(scores, calibrations)
     if card.cascade is None:
-        combined = _by_rule(card.rule, card.stacking, table, card.members, card.gate)
+        combined = _apply_rule(card.rule, card.stacking, table, card.members, card.gate)
     else:
-        early, late = early_scores(card, table), _staged(card.cascade.late, table)
-        combined = np.where(_goes_on(card.cascade, early, audited), late, early)
+        early, late = early_scores(card, table), _score_stage(card.cascade.late, table)
+        combined = np.where(_needs_second_stage(card.cascade, early, audited), late, early)
     biased = combined + card.bias
     return biased if card.calibration is None else card.calibration(biased)
 
@@ -137,37 +163,54 @@ def second_looks(
     calibrations: Mapping[str, Platt | None],
     audited: Sequence[bool] = (),
 ) -> list[str | None] | None:
-    """Per row of a cascade why all members look at it, `band` or `audit`, or None; None for any
-    other rule.
+    """Return per image why all members of a cascade score it.
 
-    Of `scores` only the first members' columns are needed. A row that has no early score goes on to
-    nobody.
+    Args:
+        card: The ensemble card.
+        scores: Columns (n,) of log-odds. Only the columns of the first members are needed.
+        calibrations: Calibration per member. None means not calibrated.
+        audited: Which images the audit selected. Empty means none.
+
+    Returns:
+        Per image "band", "audit", or None if the first stage is enough or has no score. None
+        instead of a list if the ensemble is not a cascade.
     """
     if card.cascade is None:
         return None
     first = dict(list(scores.items())[: card.first])
     early = early_scores(card, _table(first, calibrations))
     low, high = card.cascade.band
-    in_band, goes = (early >= low) & (early <= high), _goes_on(card.cascade, early, audited)
+    in_band, needs_second = (
+        (early >= low) & (early <= high),
+        _needs_second_stage(card.cascade, early, audited),
+    )
     return [
-        "band" if band else "audit" if on else None
-        for band, on in zip(in_band.tolist(), goes.tolist(), strict=True)
+        "band" if inside else "audit" if needed else None
+        for inside, needed in zip(in_band.tolist(), needs_second.tolist(), strict=True)
     ]
 
 
 def is_audited(card: EnsembleCard, sha256: str) -> bool:
-    """Whether a file is among the share of a cascade's images that all members look at: by its
-    bytes alone, so the same everywhere.
+    """Return whether the audit of a cascade selects a file.
+
+    The selection depends only on the SHA-256 of the file's bytes, so it is the same everywhere. It
+    is False for other rules.
     """
     if card.cascade is None:
         return False
-    drawn = int.from_bytes(hashlib.sha256(f"audit:{sha256}".encode()).digest()[:8])
-    return drawn < card.cascade.audit_share * 2**64
+    number = int.from_bytes(hashlib.sha256(f"audit:{sha256}".encode()).digest()[:8])
+    return number < card.cascade.audit_share * 2**64
 
 
 def drawn_by_audit(card: EnsembleCard, digests: Sequence[str | None]) -> list[bool]:
-    """Which files the audit of a cascade draws, by their SHA-256 in hex (None = not known, and not
-    drawn); empty for any other rule.
+    """Return which files the audit of a cascade selects.
+
+    Args:
+        card: The ensemble card.
+        digests: SHA-256 of each file, in hex. A file with None (unknown) is not selected.
+
+    Returns:
+        One bool per file. Empty if the ensemble is not a cascade.
     """
     return (
         []
@@ -177,76 +220,106 @@ def drawn_by_audit(card: EnsembleCard, digests: Sequence[str | None]) -> list[bo
 
 
 def early_scores(card: EnsembleCard, table: Table) -> Column:
-    """What a cascade's first stage says: log-odds (n,) from calibrated member scores (n, first or
-    more members).
+    """Return the first-stage score of a cascade: log-odds (n,).
+
+    `table` has the calibrated member scores (n, members), at least those of the first members.
     """
     assert card.cascade is not None
-    return _staged(card.cascade.early, table[:, : card.first])
+    return _score_stage(card.cascade.early, table[:, : card.first])
 
 
-def _goes_on(cascade: Cascade, early: Column, audited: Sequence[bool]) -> npt.NDArray[np.bool_]:
+def _needs_second_stage(
+    cascade: Cascade, early: Column, audited: Sequence[bool]
+) -> npt.NDArray[np.bool_]:
     low, high = cascade.band
-    drawn = np.asarray(audited, bool) if len(audited) else np.zeros(len(early), bool)
-    goes: npt.NDArray[np.bool_] = ((early >= low) & (early <= high)) | (drawn & np.isfinite(early))
-    return goes
+    selected = np.asarray(audited, bool) if len(audited) else np.zeros(len(early), bool)
+    needed: npt.NDArray[np.bool_] = ((early >= low) & (early <= high)) | (
+        selected & np.isfinite(early)
+    )
+    return needed
 
 
-def _staged(stage: CascadeStage, table: Table) -> Column:
-    return calibrate(_by_rule(stage.rule, stage.stacking, table), stage.calibration)
+def _score_stage(stage: CascadeStage, table: Table) -> Column:
+    return calibrate(_apply_rule(stage.rule, stage.stacking, table), stage.calibration)
 
 
 def _table(scores: Mapping[str, Scores], calibrations: Mapping[str, Platt | None]) -> Table:
-    """Calibrated member scores (n, members); NaN where one is missing or infinite."""
+    """Return the calibrated member scores (n, members). A missing or infinite score is NaN."""
     table = np.stack(list(scores.values()), axis=1).astype(np.float64)
     table[~np.isfinite(table)] = np.nan
-    for place, name in enumerate(scores):
+    for column, name in enumerate(scores):
         calibration = calibrations.get(name)
         if calibration is not None:
-            table[:, place] = calibration(table[:, place].copy())
+            table[:, column] = calibration(table[:, column].copy())
     return table
 
 
 def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Platt | None]) -> bool:
-    """Whether the ensemble's probability is calibrated: by the ensemble's own calibration, or by
-    that of an only member.
+    """Return whether the ensemble's probability is calibrated.
 
-    `calibrations` has one entry per member. Several calibrated members are not enough: what a rule
-    makes of them is no longer calibrated.
+    The calibration is the ensemble's own, or that of its only member. Calibrated members of a
+    larger ensemble are not enough, because their combined score is no longer calibrated.
+
+    Args:
+        card: The ensemble card.
+        calibrations: Calibration per member. None means not calibrated.
+
+    Returns:
+        True if the probability is calibrated.
     """
     by_member = any(calibrations.values()) and card.leaves_one_score_alone
     return card.calibration is not None or by_member
 
 
 def doubt(has_score: bool, outside: str | None, remark: str | None) -> Doubt | None:
-    """Why what one member says of an image does not count, or None; `outside` and `remark` as for
-    `decide`.
+    """Return why one member's score of an image does not count, or None if it counts.
+
+    Args:
+        has_score: Whether the member gave a finite score.
+        outside: Why the image is outside the member's valid range, else None.
+        remark: Why the member gave no score, else None.
     """
     if has_score:
         return None if outside is None else Doubt(Reason.OUT_OF_RANGE, outside)
-    if remark is None and outside is not None:  # beyond some range a detector is not asked at all
+    # Outside some ranges the detector does not run.
+    if remark is None and outside is not None:
         return Doubt(Reason.OUT_OF_RANGE, f"no score ({outside})")
     return Doubt(Reason.NO_SCORE, "no score" if remark is None else f"no score ({remark})")
 
 
 def sigmoid(score: Column) -> Column:
-    """P(fake) from log-odds, without overflow at either end; NaN stays NaN."""
+    """Convert log-odds to probabilities without overflow.
+
+    Args:
+        score: Log-odds. NaN stays NaN.
+
+    Returns:
+        Probabilities from 0 to 1, of the same shape.
+    """
     with np.errstate(invalid="ignore"):
         return np.exp(-np.logaddexp(0.0, -score))
 
 
-def logit(chance: float) -> float:
-    """The log-odds of a chance between 0 and 1."""
-    return math.log(chance) - math.log1p(-chance)
+def logit(probability: float) -> float:
+    """Convert a probability to log-odds.
+
+    Args:
+        probability: A probability greater than 0 and less than 1.
+
+    Returns:
+        log(p / (1 − p)).
+    """
+    return math.log(probability) - math.log1p(-probability)
 
 
-def _by_rule(
+def _apply_rule(
     rule: str,
     stacking: Stacking | None,
     table: Table,
     members: Sequence[EnsembleMember] = (),
     gate: OutlierGate | None = None,
 ) -> Column:
-    # a NaN among the members is a missing score, not an accident
+    # NaN is a missing score, not a computation error.
     with np.errstate(invalid="ignore"):
         if rule == "weighted":
             return weighted(table, np.array([member.weight for member in members]))
@@ -259,50 +332,58 @@ def _by_rule(
 
 
 def calibrate(score: Column, calibration: Platt | None) -> Column:
-    """Calibrated log-odds; None leaves them as they are."""
+    """Apply a calibration to log-odds.
+
+    Args:
+        score: Log-odds.
+        calibration: The calibration. None returns the log-odds unchanged.
+
+    Returns:
+        Calibrated log-odds, of the same shape.
+    """
     return score if calibration is None else calibration(score)
 
 
-def _doubts(
+def _abstain_reasons(
     scores: Mapping[str, Scores],
     out_of_range: Mapping[str, Sequence[str | None]],
     remarks: Mapping[str, Sequence[str | None]],
 ) -> dict[int, Doubt]:
-    """What keeps the members from an answer, of those rows where something does."""
-    found: dict[int, list[Doubt]] = defaultdict(list)
+    """Return the reason to abstain per row number, for the rows that have any."""
+    by_row: dict[int, list[Doubt]] = defaultdict(list)
     for row, outside in enumerate(out_of_range.get(IMAGE, ())):
         if outside is not None:
-            found[row].append(Doubt(Reason.UNLIKE_CALIBRATION, outside))
+            by_row[row].append(Doubt(Reason.UNLIKE_CALIBRATION, outside))
     for name, column in scores.items():
-        finite, beyond, remark = np.isfinite(column), out_of_range.get(name), remarks.get(name)
-        for row in range(len(column)) if beyond else np.flatnonzero(~finite).tolist():
-            why = doubt(
-                bool(finite[row]), beyond[row] if beyond else None, remark[row] if remark else None
+        finite, ranges, remark = np.isfinite(column), out_of_range.get(name), remarks.get(name)
+        for row in range(len(column)) if ranges else np.flatnonzero(~finite).tolist():
+            reason = doubt(
+                bool(finite[row]), ranges[row] if ranges else None, remark[row] if remark else None
             )
-            if why is not None:
-                found[row].append(Doubt(why.reason, f"{name}: {why.detail}"))
-    return {row: _together(doubts) for row, doubts in found.items()} if found else {}
+            if reason is not None:
+                by_row[row].append(Doubt(reason.reason, f"{name}: {reason.detail}"))
+    return {row: _merge_reasons(reasons) for row, reasons in by_row.items()} if by_row else {}
 
 
-def _together(doubts: Sequence[Doubt]) -> Doubt:
-    """The first reason in the order of the list, and all details."""
-    reasons = {why.reason for why in doubts}
+def _merge_reasons(doubts: Sequence[Doubt]) -> Doubt:
+    """Merge reasons: the first in the order of `Reason`, and all details."""
+    reasons = {doubt.reason for doubt in doubts}
     return Doubt(
-        next(one for one in Reason if one in reasons),
-        "; ".join(why.detail for why in doubts if why.detail),
+        next(reason for reason in Reason if reason in reasons),
+        "; ".join(doubt.detail for doubt in doubts if doubt.detail),
     )
 
 
 def mean_probability(table: Table) -> Column:
-    """The log-odds of the mean probability: the log of Σ p over Σ (1 − p) (golden/detectors.md §3)."""
+    """Return the log-odds of the mean probability: the log of Σ p over Σ (1 − p)."""
     return log_sum_exp(_log_sigmoid(table)) - log_sum_exp(_log_sigmoid(-table))
 
 
 def soft_or(table: Table) -> Column:
-    """The log-odds that at least one member is right to say fake, were they independent: logit(1 −
-    Π(1 − p)) (detectors.md §4).
+    """Return the log-odds that at least one member is right to say fake: logit(1 − Π(1 − p)).
 
-    For two members the odds are a + b + ab; folding that over all of them needs no probability.
+    The formula assumes independent members. For two members the odds are a + b + ab; folding that
+    formula over all members needs no probability.
     """
     result = table[:, 0]
     for column in table.T[1:]:
@@ -311,53 +392,51 @@ def soft_or(table: Table) -> Column:
 
 
 def log_sum_exp(table: Table) -> Column:
-    """The log of the summed odds, not divided by the number of members (detectors.md §4)."""
+    """Return the log of the summed odds, not divided by the number of members."""
     result: Column = np.logaddexp.reduce(table, axis=1)
     return result
 
 
 def weighted(table: Table, weights: Column) -> Column:
-    """Σ weight × log-odds."""
+    """Return Σ weight × log-odds."""
     result: Column = (table * weights).sum(axis=1)
     return result
 
 
 def gated_mean(table: Table, gate: OutlierGate) -> Column:
-    """The mean of the log-odds of those members that do not lie far from the median of all, image
-    by image; see `OutlierGate`.
+    """Return the mean log-odds per image over the members near the median of all members.
 
-    It lies between the lowest and the highest member. What one member says has bounded weight: far
-    enough off it has none, so that a higher score of one member may make the result lower. NaN of
-    any member gives NaN, as with every rule: who is missing is not outvoted.
+    `OutlierGate` defines the distance. The result is between the lowest and the highest member. A
+    member's weight is bounded and becomes zero far from the median, so a higher score of one member
+    may lower the result. NaN of any member gives NaN, as with every rule: the other members do not
+    outvote a missing one.
     """
     distance = np.abs(table - np.median(table, axis=1, keepdims=True))
     spread = np.maximum(np.median(distance, axis=1, keepdims=True), gate.floor)
-    near = ~(_MAD_OF_ONE * distance > gate.deviations * spread)
+    near = ~(_NORMAL_MAD * distance > gate.deviations * spread)
     result: Column = np.where(near, table, 0.0).sum(axis=1) / near.sum(axis=1)
     return result
 
 
 def stacked(table: Table, stacking: Stacking) -> Column:
-    """The log-odds of a logistic regression on standardised log-odds."""
+    """Return the log-odds of a logistic regression on standardised log-odds."""
     standardised = (table - np.array(stacking.mean)) / np.array(stacking.scale)
     return weighted(standardised, np.array(stacking.coefficients)) + stacking.intercept
 
 
-# the median distance from the median of a normal distribution of deviation 1, as Iglewicz and
-# Hoaglin round it
-_MAD_OF_ONE = 0.6745
+# Median absolute deviation of the standard normal distribution, rounded as by Iglewicz and Hoaglin.
+_NORMAL_MAD = 0.6745
 
 SYMMETRIC: Mapping[str, Callable[[Table], Any]] = {
     "mean-logit": partial(np.mean, axis=1),
     "mean-probability": mean_probability,
     "soft-or": soft_or,
     "max": partial(np.max, axis=1),
-    # of an even number of members the mean of the two in the middle
+    # With an even number of members, the mean of the middle two.
     "median": partial(np.median, axis=1),
     "log-sum-exp": log_sum_exp,
 }
-"""The rules that need no numbers of their own and treat all members alike, by the name on a card.
-"""
+"""Rules without parameters that treat all members alike, by their name on a card."""
 
 
 def _log_sigmoid(table: Table) -> Table:
@@ -366,24 +445,32 @@ def _log_sigmoid(table: Table) -> Table:
 
 
 Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
-# scikit-learn's C on standardised scores: bounds the coefficients where the members separate the
-# labels without error
-STRENGTH = 1.0
+# scikit-learn's C on standardised scores. It bounds the coefficients if the members separate the
+# labels without error.
+INVERSE_REGULARIZATION = 1.0
 
 
 def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
-    """A logistic regression on calibrated member scores.
+    """Fit a logistic regression on calibrated member scores.
 
-    `scores` is (n, members) log-odds in the card's order, `labels` (n,) with 1 = fake. Its log-odds
-    hold at the labels' own share of fakes. `seed` fixes whatever the solver draws. Raises
-    ConfigError where a score is missing or all labels are alike.
+    Its log-odds hold for the fraction of fakes among the labels.
+
+    Args:
+        scores: Log-odds (n, members), in the card's order.
+        labels: Labels (n,), 1 = fake.
+        seed: Seed of the solver.
+
+    Raises:
+        ConfigError: If a score is missing or all labels are equal.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    scores, fake = _checked(scores, labels)
+    scores, fake = _check_training_data(scores, labels)
     scaler = StandardScaler().fit(scores)
-    model = LogisticRegression(C=STRENGTH, random_state=seed).fit(scaler.transform(scores), fake)
+    model = LogisticRegression(C=INVERSE_REGULARIZATION, random_state=seed).fit(
+        scaler.transform(scores), fake
+    )
     return Stacking(
         mean=tuple(scaler.mean_.tolist()),
         scale=tuple(scaler.scale_.tolist()),
@@ -392,21 +479,21 @@ def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
     )
 
 
-def _checked(scores: Table, labels: Labels) -> tuple[Table, npt.NDArray[np.bool_]]:
+def _check_training_data(scores: Table, labels: Labels) -> tuple[Table, npt.NDArray[np.bool_]]:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or np.shape(labels) != scores.shape[:1]:
         raise ConfigError(
-            f"stacking: scores {scores.shape} and labels {np.shape(labels)}; expected (n, members) and (n,)"
+            f"stacking: scores must be (n, members) and labels (n,), got {scores.shape} and {np.shape(labels)}"
         )
     missing = int((~np.isfinite(scores)).any(axis=1).sum())
     if missing:
         raise ConfigError(
-            f"stacking: {missing} of {len(scores)} images lack a member's score",
-            hint="leave those images out",
+            f"stacking: {missing} of {len(scores)} images have no score of a member",
+            hint="leave out those images",
         )
     if set(np.unique(labels).tolist()) != {0, 1}:
         raise ConfigError(
-            "stacking: labels must be 0 (real) and 1 (fake), both present",
+            "stacking: labels must contain both 0 (real) and 1 (fake)",
             hint="give labelled images of both classes",
         )
     return scores, np.asarray(labels, bool)

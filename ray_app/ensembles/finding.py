@@ -1,10 +1,10 @@
-"""One finding per file (`find`): a word, and the grounds that it rests on, strongest first, each
-with its error rate.
+"""Find the origin of a file (`find`): a finding and the grounds for it, each with its error rate.
 
-Grounds are what the file states of its own origin (`images.provenance`) and the detectors' verdict.
-The finding is the word of the strongest ground that has one (`Strength`); a ground that speaks
-against it stays in the list and says so. Nothing of this changes a verdict, a score or a rate that
-was measured: a statement that anybody can write or remove has no error rate.
+The grounds are the statements in the file about its own origin (`images.provenance`) and the
+verdict of the detectors. They are sorted by `Strength`, strongest first. The finding comes from the
+strongest ground that supports a finding. A ground that contradicts it stays in the list and is
+marked. A finding changes no verdict, score, or measured rate. A statement that anyone can write or
+remove has no error rate.
 """
 
 from collections.abc import Iterator
@@ -27,17 +27,17 @@ from ray_app.images.provenance.statement import (
 Source = Literal["credentials", "watermark", "declaration", "camera", "detectors"]
 UNSIGNED = "unsigned claim"
 
-# https://cv.iptc.org/newscodes/digitalsourcetype: what a camera took; and, of `AI_SOURCE_TYPES`,
-# what a model made as a whole.
+# Codes of https://cv.iptc.org/newscodes/digitalsourcetype for camera images, and those of
+# `AI_SOURCE_TYPES` for images that a model generated as a whole.
 _CAPTURED = frozenset(
     {"digitalCapture", "computationalCapture", "compositeCapture", "negativeFilm", "positiveFilm"}
 )
-_WHOLE = frozenset({"trainedAlgorithmicMedia", "trainedAlgorithmicData"})
-_LONGEST_NAME, _LONGEST_PLACE = 80, 160
+_FULLY_GENERATED = frozenset({"trainedAlgorithmicMedia", "trainedAlgorithmicData"})
+_MAX_NAME_CHARS, _MAX_DATA_CHARS = 80, 160
 _NO_PROOF = "“no evidence found” does not say that a picture is genuine"
-USUAL_CONFIDENCE = 0.95  # of upper bounds, unless a guarantee has another
-_AI, _NOT_AI, _NEITHER = 1, -1, 0
-_SEEN = {
+DEFAULT_CONFIDENCE = 0.95  # Of upper bounds without a guarantee.
+_FOR_MODEL, _AGAINST_MODEL, _NEITHER = 1, -1, 0
+_VERDICT_STATEMENTS = {
     "fake": "detectors see the traces of a model",
     "abstain": "detectors leave it open",
     "real": "detectors found no evidence of a model",
@@ -45,10 +45,11 @@ _SEEN = {
 
 
 class Strength(IntEnum):
-    """What a ground is worth; the lowest is the strongest. Whoever claims to be a camera gains by
-    it, so that a signature by nobody known is worth less there than what was measured; who admits
-    to a model has no such reason. What was changed after it was signed counts as if it had no
-    signature.
+    """Rank of a ground; the lowest value is the strongest.
+
+    An image gains credibility by claiming to be from a camera, so a camera claim signed by an
+    unknown signer ranks below a flag by the detectors. A file has no such reason to claim that a
+    model generated it. If a file changed after it was signed, its signature does not count.
     """
 
     TRUSTED = auto()
@@ -59,75 +60,91 @@ class Strength(IntEnum):
     VALID_CAMERA = auto()
     BROKEN_AI = auto()
     NOT_FLAGGED = auto()
-    WITHOUT_WORD = auto()
+    WITHOUT_FINDING = auto()
     CAMERA = auto()
 
 
 class Ground(Frozen):
-    """What one source says of a picture's origin."""
+    """A statement of one source about the origin of an image."""
 
-    source: Source
+    source: Source = Field(description="Source of the statement.")
     says: str = Field(
-        examples=["its Content Credentials, signed by Example, say that a model made it"]
+        examples=["its Content Credentials, signed by Example, say that a model made it"],
+        description="The statement, for people.",
     )
     error: str = Field(
-        description="the error rate as it was measured, or why there is none", examples=[UNSIGNED]
+        description="Measured error rate of the source, or why there is none.", examples=[UNSIGNED]
     )
 
 
 class Finding(NamedTuple):
-    """`finding`: None where nothing was scored and the file says nothing."""
+    """The finding on a file and its grounds.
+
+    Attributes:
+        finding: The finding, for people. None if the file was not scored and has no statement.
+        grounds: The grounds, strongest first.
+    """
 
     finding: str | None
     grounds: tuple[Ground, ...]
 
 
-class _Said(NamedTuple):
+class _Statement(NamedTuple):
     strength: Strength
-    speaks: int  # for a model, against it, or neither
-    word: str | None
+    direction: int  # _FOR_MODEL, _AGAINST_MODEL, or _NEITHER.
+    finding: str | None  # None if the ground supports no finding.
     ground: Ground
 
 
-@lru_cache(maxsize=1024)  # most files say nothing of themselves
+@lru_cache(maxsize=1024)  # Most files have no statement, so their arguments repeat.
 def find(provenance: str | None, verdict: str | None, thresholds: Thresholds) -> Finding:
-    """The finding on one file: by its statements (JSON, as `Provenance.row` has it), the ensemble's
-    verdict (None: it has no score), and the rates that the ensemble's thresholds were measured
-    with.
+    """Return the finding on a file.
+
+    Args:
+        provenance: Statements in the file, as JSON in the form of `Provenance.row`. None if there
+            are none.
+        verdict: The ensemble's verdict. None if the image has no score.
+        thresholds: The ensemble's thresholds with their measured rates.
+
+    Returns:
+        The finding and its grounds.
     """
-    said = (
-        [] if provenance is None else list(_statements(Provenance.model_validate_json(provenance)))
+    statements = (
+        []
+        if provenance is None
+        else list(_read_statements(Provenance.model_validate_json(provenance)))
     )
     if verdict is not None:
-        strength, speaks = (
-            (Strength.FLAGGED, _AI)
+        strength, direction = (
+            (Strength.FLAGGED, _FOR_MODEL)
             if verdict == "fake"
-            else (Strength.NOT_FLAGGED, _NOT_AI * (verdict == "real"))
+            else (Strength.NOT_FLAGGED, _AGAINST_MODEL * (verdict == "real"))
         )
-        said.append(
-            _Said(
+        statements.append(
+            _Statement(
                 strength,
-                speaks,
+                direction,
                 DETECTOR_FINDINGS[verdict],
-                Ground(source="detectors", says=_SEEN[verdict], error=rates(thresholds)),
+                Ground(
+                    source="detectors", says=_VERDICT_STATEMENTS[verdict], error=rates(thresholds)
+                ),
             )
         )
-    said.sort(key=lambda one: one.strength)
-    leading = next((one for one in said if one.word is not None), None)
-    if leading is None:
-        return Finding(None, tuple(one.ground for one in said))
+    statements.sort(key=lambda statement: statement.strength)
+    strongest = next((s for s in statements if s.finding is not None), None)
+    if strongest is None:
+        return Finding(None, tuple(statement.ground for statement in statements))
     return Finding(
-        leading.word,
+        strongest.finding,
         tuple(
-            _against(one.ground) if one.speaks * leading.speaks < 0 else one.ground for one in said
+            _mark_contradiction(s.ground) if s.direction * strongest.direction < 0 else s.ground
+            for s in statements
         ),
     )
 
 
 def rates(thresholds: Thresholds) -> str:
-    """How often the detectors flagged real and generated pictures when their threshold was chosen,
-    in words.
-    """
+    """Return a phrase with the rates at which the detectors flagged real and generated images."""
     measured = [
         f"{100 * rate:.3g} % of {f'{count:,} ' if count else ''}{kind} pictures"
         for rate, count, kind in (
@@ -140,7 +157,14 @@ def rates(thresholds: Thresholds) -> str:
 
 
 def describe_error_rates(card: EnsembleCard) -> str:
-    """Return the sentences of `error_rates` for a card."""
+    """Return sentences on the error rates of an ensemble, see `error_rates`.
+
+    Args:
+        card: An ensemble card.
+
+    Returns:
+        Sentences for people.
+    """
     confidence = card.guarantee.confidence if card.guarantee else None
     return error_rates(card.name, card.thresholds, confidence)
 
@@ -148,55 +172,70 @@ def describe_error_rates(card: EnsembleCard) -> str:
 def error_rates(
     ensemble: str, thresholds: Thresholds | None, confidence: float | None = None
 ) -> str:
-    """Return the sentences that are shown next to verdicts: how often the ensemble flags real
-    images and how many generated ones it finds, or that nobody measured it.
+    """Return sentences on error rates, which are shown next to verdicts.
+
+    The sentences state how often the ensemble flags real images and how many generated images it
+    finds, or that these rates were not measured.
 
     Args:
         ensemble: Name of the ensemble. "" if it has none.
         thresholds: The thresholds with their rates. None if they are unknown.
         confidence: The confidence of the upper bound. Defaults to 95 %.
+
+    Returns:
+        Sentences for people.
     """
-    cuts = thresholds or Thresholds()
-    point, the, this = "", "The", "This"
-    if cuts.target_fpr is not None:
-        point, the, this = f"Operating point {100 * cuts.target_fpr:.3g} %: ", "the", "this"
-    name = point + (f"{the} ensemble {_name(ensemble)}" if ensemble else f"{this} ensemble")
-    if (cuts.false_positive_rate, cuts.true_positive_rate) == (None, None):
+    measured = thresholds or Thresholds()
+    prefix, article, demonstrative = "", "The", "This"
+    if measured.target_fpr is not None:
+        prefix, article, demonstrative = (
+            f"Operating point {100 * measured.target_fpr:.3g} %: ",
+            "the",
+            "this",
+        )
+    name = prefix + (
+        f"{article} ensemble {_name(ensemble)}" if ensemble else f"{demonstrative} ensemble"
+    )
+    if (measured.false_positive_rate, measured.true_positive_rate) == (None, None):
         return (
             f"{name} has no measured error rates, so a flag is no proof, and {_NO_PROOF}; `touchstone detectors calibrate` measures "
             "them on labelled pictures of yours."
         )
-    wrong = f"{_about(cuts.false_positive_rate)} of real pictures"
-    if cuts.upper_bound is not None:
-        sure = _percent(confidence or USUAL_CONFIDENCE)
-        wrong += f" (at most {100 * cuts.upper_bound:.3g} %, with {sure} confidence)"
-    flags = f"{name} flags {wrong} and finds {_about(cuts.true_positive_rate)} of generated ones"
-    left_open = " and ".join(
-        f"{_percent(share)} of {pictures}"
-        for share, pictures in (
-            (cuts.abstain_real, "real pictures"),
-            (cuts.abstain_fake, "generated ones"),
+    false_positives = f"{_approximate(measured.false_positive_rate)} of real pictures"
+    if measured.upper_bound is not None:
+        confidence_text = _percent(confidence or DEFAULT_CONFIDENCE)
+        false_positives += (
+            f" (at most {100 * measured.upper_bound:.3g} %, with {confidence_text} confidence)"
         )
-        if share is not None
+    flags = f"{name} flags {false_positives} and finds {_approximate(measured.true_positive_rate)} of generated ones"
+    left_open = " and ".join(
+        f"{_percent(rate)} of {kind}"
+        for rate, kind in (
+            (measured.abstain_real, "real pictures"),
+            (measured.abstain_fake, "generated ones"),
+        )
+        if rate is not None
     )
     if left_open:
-        return f"{flags}{_where_measured(cuts)}. It leaves {left_open} open, and {_NO_PROOF}."
-    return f"{flags}, so {_NO_PROOF}{_where_measured(cuts)}."
+        return f"{flags}{_describe_data(measured)}. It leaves {left_open} open, and {_NO_PROOF}."
+    return f"{flags}, so {_NO_PROOF}{_describe_data(measured)}."
 
 
-def _where_measured(cuts: Thresholds) -> str:
+def _describe_data(thresholds: Thresholds) -> str:
     counts = " and ".join(
-        f"{n:,} {kind}" for n, kind in ((cuts.n_real, "real"), (cuts.n_fake, "generated")) if n
+        f"{n:,} {kind}"
+        for n, kind in ((thresholds.n_real, "real"), (thresholds.n_fake, "generated"))
+        if n
     )
     parts = (
         f"{counts} ones" if counts else "",
-        cuts.measured_on and _name(cuts.measured_on, _LONGEST_PLACE),
+        thresholds.measured_on and _name(thresholds.measured_on, _MAX_DATA_CHARS),
     )
-    measured = ", ".join(filter(None, parts))
-    return f" (measured on {measured})" if measured else ""
+    data = ", ".join(filter(None, parts))
+    return f" (measured on {data})" if data else ""
 
 
-def _about(rate: float | None) -> str:
+def _approximate(rate: float | None) -> str:
     if rate is None:
         return "an unmeasured share"
     return f"about {_percent(rate)}" if 0 < rate < 1 else _percent(rate)
@@ -209,113 +248,124 @@ def _percent(rate: float) -> str:
     return f"{percent:.1g} %" if percent < 0.1 else f"{round(percent, 1):g} %"
 
 
-def _against(ground: Ground) -> Ground:
+def _mark_contradiction(ground: Ground) -> Ground:
     return ground.model_copy(update={"says": f"against this, {ground.says}"})
 
 
-def _statements(said: Provenance) -> Iterator[_Said]:
-    """What a file says of itself, in no order."""
-    if said.c2pa is not None:
-        yield _credentials(said.c2pa)
-    if said.watermark is not None:
-        mark, name = said.watermark, _name(said.watermark.of)
+def _read_statements(provenance: Provenance) -> Iterator[_Statement]:
+    """Yield the statements of a file about its origin, in no order."""
+    if provenance.c2pa is not None:
+        yield _read_credentials(provenance.c2pa)
+    if provenance.watermark is not None:
+        mark, name = provenance.watermark, _name(provenance.watermark.of)
         says = f"its pixels carry the watermark of {name}: {mark.bits} of {mark.length} bits"
         error = f"by chance in {mark.chance:.0e} of unmarked pictures"
-        yield _Said(
+        yield _Statement(
             Strength.WATERMARK,
-            _AI,
+            _FOR_MODEL,
             f"carries the watermark of {name}",
             Ground(source="watermark", says=says, error=error),
         )
-    if said.generator is not None:
+    if provenance.generator is not None:
         name, models = (
-            _name(said.generator.tool),
-            said.generator.model or ", ".join(said.generator.models),
+            _name(provenance.generator.tool),
+            provenance.generator.model or ", ".join(provenance.generator.models),
         )
-        made = f"says that {name} made it"
-        yield _declared(
-            made, f"its metadata {made}" + (f", with {_name(models)}" if models else "")
+        claim = f"says that {name} made it"
+        yield _declare(
+            claim, f"its metadata {claim}" + (f", with {_name(models)}" if models else "")
         )
-    codes = [code for code in said.digital_source_type if code in AI_SOURCE_TYPES]
+    codes = [code for code in provenance.digital_source_type if code in AI_SOURCE_TYPES]
     if codes:
-        made = f"says that a model made {_how_much(codes)}"
-        yield _declared(made, f"its metadata {made} (IPTC: {', '.join(codes)})")
-    if said.camera is not None and (said.camera.make or said.camera.model):
-        named = " ".join(dict.fromkeys(filter(None, (said.camera.make, said.camera.model))))
-        ground = Ground(
-            source="camera", says=f"its EXIF names a camera, {_name(named)}", error=UNSIGNED
+        claim = f"says that a model made {_extent(codes)}"
+        yield _declare(claim, f"its metadata {claim} (IPTC: {', '.join(codes)})")
+    if provenance.camera is not None and (provenance.camera.make or provenance.camera.model):
+        model = " ".join(
+            dict.fromkeys(filter(None, (provenance.camera.make, provenance.camera.model)))
         )
-        yield _Said(Strength.CAMERA, _NOT_AI, None, ground)
-    if said.unread:
+        ground = Ground(
+            source="camera", says=f"its EXIF names a camera, {_name(model)}", error=UNSIGNED
+        )
+        yield _Statement(Strength.CAMERA, _AGAINST_MODEL, None, ground)
+    if provenance.unread:
         ground = Ground(
             source="declaration",
-            says=f"not all of its metadata was read: {'; '.join(said.unread)}",
+            says=f"not all of its metadata was read: {'; '.join(provenance.unread)}",
             error="not checked",
         )
-        yield _Said(Strength.WITHOUT_WORD, _NEITHER, None, ground)
+        yield _Statement(Strength.WITHOUT_FINDING, _NEITHER, None, ground)
 
 
-def _declared(word: str, says: str) -> _Said:
-    return _Said(
-        Strength.DECLARED, _AI, word, Ground(source="declaration", says=says, error=UNSIGNED)
+def _declare(finding: str, says: str) -> _Statement:
+    return _Statement(
+        Strength.DECLARED,
+        _FOR_MODEL,
+        finding,
+        Ground(source="declaration", says=says, error=UNSIGNED),
     )
 
 
-def _credentials(c2pa: ContentCredentials) -> _Said:
-    """What Content Credentials say, and how far that can be believed."""
+def _read_credentials(c2pa: ContentCredentials) -> _Statement:
+    """Return the statement of Content Credentials, with a strength by their signature."""
     codes = [code for code in c2pa.source_types if code in AI_SOURCE_TYPES]
-    speaks = _AI if codes else _NEITHER if _CAPTURED.isdisjoint(c2pa.source_types) else _NOT_AI
+    direction = (
+        _FOR_MODEL
+        if codes
+        else _NEITHER
+        if _CAPTURED.isdisjoint(c2pa.source_types)
+        else _AGAINST_MODEL
+    )
     claim = {
-        _AI: f"that a model made {_how_much(codes)}",
-        _NOT_AI: "that a camera took it",
+        _FOR_MODEL: f"that a model made {_extent(codes)}",
+        _AGAINST_MODEL: "that a camera took it",
         _NEITHER: "neither who nor what made it",
-    }[speaks]
+    }[direction]
     signer = _name(c2pa.signer)
     if c2pa.state == "unreadable":
-        where = "lie elsewhere and were not fetched" if c2pa.remote else "could not be checked"
+        problem = "lie elsewhere and were not fetched" if c2pa.remote else "could not be checked"
         ground = Ground(
-            source="credentials", says=f"its Content Credentials {where}", error="not checked"
+            source="credentials", says=f"its Content Credentials {problem}", error="not checked"
         )
-        return _Said(Strength.WITHOUT_WORD, _NEITHER, None, ground)
+        return _Statement(Strength.WITHOUT_FINDING, _NEITHER, None, ground)
     if c2pa.state == "invalid":
-        made = f"says that {_name(c2pa.claim_generator or c2pa.signer)} made {_how_much(codes)}"
+        finding = f"says that {_name(c2pa.claim_generator or c2pa.signer)} made {_extent(codes)}"
         says = f"it was signed by {signer}, then changed; its Content Credentials say {claim}"
-        strength = Strength.BROKEN_AI if codes else Strength.WITHOUT_WORD
-        return _Said(
+        strength = Strength.BROKEN_AI if codes else Strength.WITHOUT_FINDING
+        return _Statement(
             strength,
-            speaks,
-            made if codes else None,
+            direction,
+            finding if codes else None,
             Ground(source="credentials", says=says, error=UNSIGNED),
         )
     is_trusted = c2pa.state == "trusted"
-    by = f"signed by {signer}" + ("" if is_trusted else " (valid, signer unknown)")
-    says = f"its Content Credentials, {by}, say {claim}"
+    signature = f"signed by {signer}" + ("" if is_trusted else " (valid, signer unknown)")
+    says = f"its Content Credentials, {signature}, say {claim}"
     error = f"signature sound, signer {standing(c2pa.state, c2pa.trust_lists)}"
     ground = Ground(source="credentials", says=says, error=error)
     if codes:
-        part = "" if _how_much(codes) == "it" else " in part"
-        return _Said(
+        extent = "" if _extent(codes) == "it" else " in part"
+        return _Statement(
             Strength.TRUSTED if is_trusted else Strength.VALID_AI,
-            speaks,
-            f"made by AI{part}, {by}",
+            direction,
+            f"made by AI{extent}, {signature}",
             ground,
         )
-    if speaks == _NOT_AI:
-        return _Said(
+    if direction == _AGAINST_MODEL:
+        return _Statement(
             Strength.TRUSTED if is_trusted else Strength.VALID_CAMERA,
-            speaks,
-            f"camera, {by}",
+            direction,
+            f"camera, {signature}",
             ground,
         )
-    return _Said(Strength.WITHOUT_WORD, speaks, None, ground)
+    return _Statement(Strength.WITHOUT_FINDING, direction, None, ground)
 
 
-def _how_much(codes: list[str]) -> str:
-    return "part of it" if _WHOLE.isdisjoint(codes) else "it"
+def _extent(codes: list[str]) -> str:
+    return "part of it" if _FULLY_GENERATED.isdisjoint(codes) else "it"
 
 
-def _name(name: str | None, limit: int = _LONGEST_NAME) -> str:
-    """A stranger's name, short enough for a line."""
+def _name(name: str | None, limit: int = _MAX_NAME_CHARS) -> str:
+    """Return a name from an untrusted file, shortened for one line."""
     if not name:
         return "somebody without a name"
     return name if len(name) <= limit else f"{name[: limit - 1]}…"

@@ -1,8 +1,7 @@
-"""The population of a calibration: how image properties are distributed over its reals and over its
-fakes, as counts per bin.
+"""Describe the population of a calibration: the distribution of image properties per class.
 
-`population_of` counts labelled parts, `seen_in` the formats and sizes of a calibration;
-`PopulationTally` counts an archive alike.
+`population_of` counts labelled images into bins, `seen_in` returns the formats and sizes of a
+calibration, and `PopulationTally` counts the images of an archive into the same bins.
 """
 
 import hashlib
@@ -23,70 +22,90 @@ Values = Numbers | Sequence[str | None]
 Properties = Mapping[str, Values]
 
 BINS = 10
-WORDS = "format"  # the one property in words
+FORMAT = "format"  # The only property with text values.
 
 
 class LabelledPart(Frozen):
-    """One of the disjoint parts of the labelled images. `sha256`: of the sorted hashes of its
-    files, one per line.
-    """
+    """One of the disjoint parts of the labelled images."""
 
-    name: Literal["fit", "calibrate", "choose"]
-    n_real: NonNegativeInt
-    n_fake: NonNegativeInt
-    groups: NonNegativeInt
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    name: Literal["fit", "calibrate", "choose"] = Field(description="What the part is used for.")
+    n_real: NonNegativeInt = Field(description="Number of real images.")
+    n_fake: NonNegativeInt = Field(description="Number of fake images.")
+    groups: NonNegativeInt = Field(description="Number of groups of the images.")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the sorted hashes of the part's files, one per line, in hex.",
+    )
 
 
 class Feature(Frozen):
-    """How one property is spread: how many reals and fakes each bin has.
+    """Distribution of one image property: the number of reals and fakes per bin.
 
-    Of numbers, `edges` e₁ < … < eₖ₋₁ part k bins; an edge belongs to the bin below it. Of words,
-    each has its bin, and all others the last.
+    A property with numbers has `edges`, a property with text values has `words`.
     """
 
-    name: str
-    edges: tuple[float, ...] = ()
-    words: tuple[str, ...] = ()
-    real: tuple[NonNegativeInt, ...]
-    fake: tuple[NonNegativeInt, ...]
+    name: str = Field(description="Name of the property.")
+    edges: tuple[float, ...] = Field(
+        default=(),
+        description="Edges e₁ < … < eₖ₋₁ between k bins of numbers. An edge belongs to the bin below it.",
+    )
+    words: tuple[str, ...] = Field(
+        default=(),
+        description="Text values with a bin each. All other values belong to a last bin.",
+    )
+    real: tuple[NonNegativeInt, ...] = Field(description="Number of real images per bin.")
+    fake: tuple[NonNegativeInt, ...] = Field(description="Number of fake images per bin.")
 
     @model_validator(mode="after")
-    def _fits(self) -> "Feature":
-        bins = len(self.words or self.edges) + 1
-        if len(self.real) != bins or len(self.fake) != bins:
+    def _check_bins(self) -> "Feature":
+        n_bins = len(self.words or self.edges) + 1
+        if len(self.real) != n_bins or len(self.fake) != n_bins:
             raise ValueError(
-                f"{self.name}: {len(self.real)} and {len(self.fake)} counts for {bins} bins"
+                f"{self.name}: real and fake must have {n_bins} counts, got {len(self.real)} and {len(self.fake)}"
             )
         if bool(self.words) and bool(self.edges):
-            raise ValueError(f"{self.name}: either edges or words")
+            raise ValueError(f"{self.name}: edges and words must not both be set")
         return self
 
-    def counted(self, column: Values) -> Counts:
-        """How many of some images (n,) each bin has, int64 (k,); those that lack the property (NaN,
-        None) are nowhere.
+    def count(self, column: Values) -> Counts:
+        """Count images per bin, int64 (k,).
+
+        `column` has the property of each image (n,). An image without the property (NaN, None) is
+        not counted.
         """
         if self.words:
-            found = Counter(column)
-            named = [found[word] for word in self.words]
-            return np.array([*named, len(column) - found[None] - sum(named)], np.int64)
+            counts = Counter(column)
+            word_counts = [counts[word] for word in self.words]
+            return np.array([*word_counts, len(column) - counts[None] - sum(word_counts)], np.int64)
         numbers = np.asarray(column, np.float64)
-        places = np.searchsorted(self.edges, numbers[~np.isnan(numbers)], "left")
-        return np.bincount(places, minlength=len(self.edges) + 1).astype(np.int64)
+        bins = np.searchsorted(self.edges, numbers[~np.isnan(numbers)], "left")
+        return np.bincount(bins, minlength=len(self.edges) + 1).astype(np.int64)
 
 
 class Seen(Frozen):
-    """Which images the calibration saw at all, of whatever class; null = not noted. Both ends were
-    seen.
-    """
+    """Formats and sizes of the images that the calibration was measured on, of both classes."""
 
-    formats: tuple[str, ...] = ()
-    short_side_px: tuple[int, int] | None = None
-    megapixels: tuple[float, float] | None = None
+    formats: tuple[str, ...] = Field(
+        default=(), description="Formats of the images. Empty means not recorded."
+    )
+    short_side_px: tuple[int, int] | None = Field(
+        default=None,
+        description="Minimum and maximum of the shorter side, in pixels. null means not recorded.",
+    )
+    megapixels: tuple[float, float] | None = Field(
+        default=None,
+        description="Minimum and maximum of the number of pixels, in millions. null means not recorded.",
+    )
 
     def doubt(self, format: str | None, width: int | None, height: int | None) -> str | None:
-        """Why an image is none of those; None where it may be one, or where nothing is known of it.
-        There are few such sentences.
+        """Return how an image differs from these images, or None if it does not or is unknown.
+
+        The number of different sentences is small.
+
+        Args:
+            format: Format of the image. None if unknown.
+            width: Width in pixels. None if unknown.
+            height: Height in pixels. None if unknown.
         """
         reasons = (
             [f"format {format}"]
@@ -94,37 +113,51 @@ class Seen(Frozen):
             else []
         )
         if width is not None and height is not None:
-            reasons += _beyond("the short side", min(width, height), self.short_side_px, "px")
-            reasons += _beyond("the image", width * height / 1e6, self.megapixels, "megapixels")
+            reasons += _describe_excess(
+                "the short side", min(width, height), self.short_side_px, "px"
+            )
+            reasons += _describe_excess(
+                "the image", width * height / 1e6, self.megapixels, "megapixels"
+            )
         return f"outside what the calibration saw: {', '.join(reasons)}" if reasons else None
 
 
 class Population(Frozen):
-    """What a calibration was measured on. `prevalence`: the share of fakes at which its
-    probabilities are chances.
+    """The images that a calibration was measured on.
 
-    `features`: `score` (the ensemble's), `score:DETECTOR` (raw), `format`, `megapixels`,
-    `short_side_px`, `jpeg_quality`. `seen`: outside of it an image has no verdict.
+    `features` has these properties: `score` (the ensemble's), `score:DETECTOR` (raw), `format`,
+    `megapixels`, `short_side_px`, `jpeg_quality`.
     """
 
-    what: str
-    prevalence: float = Field(gt=0, lt=1)
-    parts: tuple[LabelledPart, ...]
-    generators: tuple[str, ...] = ()
-    features: tuple[Feature, ...] = ()
-    seen: Seen | None = None
+    what: str = Field(description="Description of the images.")
+    prevalence: float = Field(
+        gt=0,
+        lt=1,
+        description="Fraction of fakes for which the calibrated scores are probabilities.",
+    )
+    parts: tuple[LabelledPart, ...] = Field(description="Disjoint parts of the labelled images.")
+    generators: tuple[str, ...] = Field(default=(), description="Generators of the fakes.")
+    features: tuple[Feature, ...] = Field(
+        default=(), description="Distribution of each image property."
+    )
+    seen: Seen | None = Field(
+        default=None,
+        description="Formats and sizes of the images. An image outside them gets no verdict.",
+    )
 
     @property
     def sha256(self) -> str:
-        """Of all that stands here."""
+        """SHA-256 of the serialized population, in hex."""
         return hashlib.sha256(
             json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
         ).hexdigest()
 
 
 class PopulationTally:
-    """How an archive's images fall into the bins of a population, counted a piece at a time.
-    `counts`: per feature, int64 (k,).
+    """Count the images of an archive, batch by batch, into the bins of a population.
+
+    Attributes:
+        counts: Number of images per bin, int64 (k,), by feature.
     """
 
     def __init__(self, features: Iterable[Feature]) -> None:
@@ -134,9 +167,7 @@ class PopulationTally:
         }
 
     def bins(self) -> dict[str, tuple[Counts, Counts, Counts]]:
-        """Return per feature the images in each bin (k,): counted here, and the population's reals
-        and fakes.
-        """
+        """Return per feature the images per bin (k,): counted here, reals, and fakes."""
         return {
             name: (
                 self.counts[name],
@@ -147,10 +178,10 @@ class PopulationTally:
         }
 
     def add(self, properties: Properties) -> None:
-        """Count some images; a property that is not given is not counted of them."""
+        """Count a batch of images. A property that is not in `properties` is not counted."""
         for name, feature in self._features.items():
             if name in properties:
-                self.counts[name] += feature.counted(properties[name])
+                self.counts[name] += feature.count(properties[name])
 
 
 def properties_of(
@@ -162,21 +193,35 @@ def properties_of(
     height: npt.ArrayLike,
     quality: npt.ArrayLike | None = None,
 ) -> dict[str, Values]:
-    """The properties of some images (n,), by the names of a population's features. What an image
-    lacks is NaN, a format None.
+    """Compute the properties of n images, by the names of a population's features.
 
-    `score`: the ensemble's as its card makes it; `scores`: raw, per detector. Of a cascade's later
-    members they are NaN where these do not look. `quality`: of JPEGs; None where it was not read.
+    Args:
+        score: Ensemble scores (n,), log-odds of fake.
+        scores: Raw scores (n,) per detector. NaN if a later member of a cascade did not score the
+            image.
+        formats: Format of each image. None if unknown.
+        width: Widths (n,) in pixels. NaN if unknown.
+        height: Heights (n,) in pixels. NaN if unknown.
+        quality: JPEG quality (n,). NaN for other formats. None if it was not read.
+
+    Returns:
+        One column (n,) per property. A missing value is NaN, a missing format None.
     """
-    wide, high = np.asarray(width, np.float64), np.asarray(height, np.float64)
-    found: dict[str, Values] = {"score": np.asarray(score, np.float64)}
-    found |= {f"score:{name}": np.asarray(column, np.float64) for name, column in scores.items()}
-    found |= {
-        WORDS: list(formats),
-        "megapixels": wide * high / 1e6,
-        "short_side_px": np.minimum(wide, high),
+    widths, heights = np.asarray(width, np.float64), np.asarray(height, np.float64)
+    properties: dict[str, Values] = {"score": np.asarray(score, np.float64)}
+    properties |= {
+        f"score:{name}": np.asarray(column, np.float64) for name, column in scores.items()
     }
-    return found if quality is None else found | {"jpeg_quality": np.asarray(quality, np.float64)}
+    properties |= {
+        FORMAT: list(formats),
+        "megapixels": widths * heights / 1e6,
+        "short_side_px": np.minimum(widths, heights),
+    }
+    return (
+        properties
+        if quality is None
+        else properties | {"jpeg_quality": np.asarray(quality, np.float64)}
+    )
 
 
 def population_of(
@@ -188,10 +233,21 @@ def population_of(
     prevalence: float,
     generators: Sequence[str] = (),
 ) -> Population:
-    """The population of labelled images: `fake` (n,) bool, `properties` of `properties_of`.
+    """Measure the population of labelled images.
 
-    Numbers fall into tenths of the reals; a value that many reals share has a bin of its own. A
-    property that no real has is left out.
+    Numbers are binned by the deciles of the reals; a value that many reals share has its own bin. A
+    property that no real image has is left out.
+
+    Args:
+        what: Description of the images.
+        fake: Labels (n,), True = fake.
+        properties: The properties of the images, from `properties_of`.
+        parts: Disjoint parts of the labelled images.
+        prevalence: Fraction of fakes for which the calibrated scores are probabilities.
+        generators: Generators of the fakes.
+
+    Returns:
+        The population.
     """
     fakes = np.asarray(fake, bool)
     features = [_feature(name, column, ~fakes, fakes) for name, column in properties.items()]
@@ -206,37 +262,39 @@ def population_of(
 
 
 def seen_in(properties: Properties) -> Seen:
-    """What some images are, at most and at least."""
-    ends = {}
+    """Return the formats and the range of sizes of images."""
+    ranges = {}
     for name in ("short_side_px", "megapixels"):
         numbers = np.asarray(properties.get(name, ()), np.float64)
-        known = numbers[~np.isnan(numbers)]
-        ends[name] = (float(known.min()), float(known.max())) if len(known) else None
+        values = numbers[~np.isnan(numbers)]
+        ranges[name] = (float(values.min()), float(values.max())) if len(values) else None
     return Seen.model_validate(
         {
             "formats": sorted(
-                {word for word in properties.get(WORDS, ()) if isinstance(word, str)}
+                {word for word in properties.get(FORMAT, ()) if isinstance(word, str)}
             ),
-            **ends,
+            **ranges,
         }
     )
 
 
-def values_at(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
-    """The values of some rows (n,) bool."""
+def select_values(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
+    """Return the values of the rows selected by a bool mask (n,)."""
     return (
         column[rows]
         if isinstance(column, np.ndarray)
-        else [column[place] for place in np.flatnonzero(rows).tolist()]
+        else [column[index] for index in np.flatnonzero(rows).tolist()]
     )
 
 
 def _feature(
     name: str, column: Values, reals: npt.NDArray[np.bool_], fakes: npt.NDArray[np.bool_]
 ) -> Feature | None:
-    classes = [values_at(column, rows) for rows in (reals, fakes)]
-    if name == WORDS:
-        words = tuple(sorted({word for some in classes for word in some if isinstance(word, str)}))
+    classes = [select_values(column, rows) for rows in (reals, fakes)]
+    if name == FORMAT:
+        words = tuple(
+            sorted({word for values in classes for word in values if isinstance(word, str)})
+        )
         blank = Feature(
             name=name, words=words, real=(0,) * (len(words) + 1), fake=(0,) * (len(words) + 1)
         )
@@ -245,40 +303,45 @@ def _feature(
         blank = Feature(
             name=name, edges=edges, real=(0,) * (len(edges) + 1), fake=(0,) * (len(edges) + 1)
         )
-    real, fake = (tuple(blank.counted(some).tolist()) for some in classes)
+    real, fake = (tuple(blank.count(values).tolist()) for values in classes)
     return blank.model_copy(update={"real": real, "fake": fake}) if sum(real) else None
 
 
 def _edges(reals: Numbers) -> tuple[float, ...]:
-    """Where tenths of the reals end; a value that half a tenth of them share is parted from all
-    lower ones too.
+    """Return bin edges at the deciles of the reals.
+
+    A value that at least a twentieth of the reals share also gets an edge below it.
     """
-    known = np.sort(reals[~np.isnan(reals)])
-    if not len(known):
+    values = np.sort(reals[~np.isnan(reals)])
+    if not len(values):
         return ()
-    ends = np.unique(
-        known[
+    edges = np.unique(
+        values[
             [
-                round(share * len(known) / BINS) - 1
-                for share in range(1, BINS)
-                if round(share * len(known) / BINS)
+                round(decile * len(values) / BINS) - 1
+                for decile in range(1, BINS)
+                if round(decile * len(values) / BINS)
             ]
         ]
     )
-    shared = np.searchsorted(known, ends, "right") - np.searchsorted(known, ends, "left") >= len(
-        known
-    ) / (2 * BINS)
-    whole = bool((known == np.round(known)).all())
-    before = ends[shared] - 0.5 if whole else np.nextafter(ends[shared], -np.inf)
-    return tuple(np.unique(np.concatenate([ends, before])).tolist())
+    is_shared = np.searchsorted(values, edges, "right") - np.searchsorted(
+        values, edges, "left"
+    ) >= len(values) / (2 * BINS)
+    are_integers = bool((values == np.round(values)).all())
+    lower_edges = (
+        edges[is_shared] - 0.5 if are_integers else np.nextafter(edges[is_shared], -np.inf)
+    )
+    return tuple(np.unique(np.concatenate([edges, lower_edges])).tolist())
 
 
-def _beyond(what: str, value: float, ends: tuple[float, float] | None, unit: str) -> list[str]:
-    """What to say of a value outside of two ends."""
-    if ends is None or ends[0] <= value <= ends[1]:
+def _describe_excess(
+    subject: str, value: float, bounds: tuple[float, float] | None, unit: str
+) -> list[str]:
+    """Return a phrase if a value is outside a range, else an empty list."""
+    if bounds is None or bounds[0] <= value <= bounds[1]:
         return []
     return [
-        f"{what} has under {ends[0]:.4g} {unit}"
-        if value < ends[0]
-        else f"{what} has over {ends[1]:.4g} {unit}"
+        f"{subject} has under {bounds[0]:.4g} {unit}"
+        if value < bounds[0]
+        else f"{subject} has over {bounds[1]:.4g} {unit}"
     ]

@@ -68,25 +68,25 @@ def test_each_published_fusion_has_its_card(name):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"stacking": STACKING}, "`stacking` belongs to rule stacked, and that rule needs it"),
+        ({"stacking": STACKING}, "`stacking` and rule stacked require each other"),
         (
             {"rule": "stacked", "stacking": STACKING.model_dump() | {"scale": (0.0, 1.0)}},
             "scale.0\n  Input should be greater than 0",
         ),
         (
             {"rule": "stacked", "stacking": STACKING.model_copy(update={"scale": (1.0,)})},
-            "stacking.scale has 1 numbers for 2 members",
+            r"stacking.scale must have one number per member \(2\), got 1",
         ),
-        (WEIGHTED | {"rule": "soft-or"}, "weights other than 1 need rule weighted"),
-        ({"gate": OutlierGate()}, "`gate` belongs to rule gated-mean"),
-        ({"rule": "gated-mean"}, "gated-mean needs 3 detectors"),
-        ({"rule": "cascade"}, "`cascade` belongs to rule cascade, and that rule needs it"),
+        (WEIGHTED | {"rule": "soft-or"}, "weights other than 1 require rule weighted"),
+        ({"gate": OutlierGate()}, "`gate` requires rule gated-mean"),
+        ({"rule": "gated-mean"}, "gated-mean requires at least 3 detectors"),
+        ({"rule": "cascade"}, "`cascade` and rule cascade require each other"),
         (
             {"rule": "cascade", "cascade": Cascade(first=2, band=(0, 1))},
-            "cascade.first is 2 of 2 detectors: none is left",
+            r"cascade.first must be less than the number of detectors \(2\), got 2",
         ),
         ({"rule": "first-past"}, "'mean-logit', 'mean-probability', 'soft-or'"),
-        ({"members": (A, A)}, "a detector is named twice"),
+        ({"members": (A, A)}, "detectors must be distinct"),
         ({"calibration": {"slope": 0, "intercept": 0}}, "slope\n  Input should be greater than 0"),
     ],
 )

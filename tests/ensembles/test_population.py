@@ -56,7 +56,7 @@ def test_frequent_value_has_a_bin_of_its_own(population):
     by_name = {feature.name: feature for feature in population.features}
     assert by_name["jpeg_quality"].edges == (74.5, 75, 89.5, 90, 94.5, 95)
     assert by_name["jpeg_quality"].real[::2] == (0, 0, 0, 0)
-    counts = by_name["short_side_px"].counted(np.array([511, 512, 513, 640, 2000]))
+    counts = by_name["short_side_px"].count(np.array([511, 512, 513, 640, 2000]))
     assert counts.tolist() == [1, 1, 1, 1, 0, 0, 1]
     assert by_name["format"].words == ("JPEG", "PNG")
     assert by_name["format"].counted(["PNG", "WEBP", None, "JPEG", "JPEG"]).tolist() == [2, 1, 1]
@@ -102,5 +102,5 @@ def test_image_outside_the_population_is_reported(population, image, said):
 
 
 def test_features_without_bins_for_their_counts_are_refused():
-    with pytest.raises(ValueError, match="2 and 2 counts for 3 bins"):
+    with pytest.raises(ValueError, match="must have 3 counts, got 2 and 2"):
         Feature(name="score", edges=(0.0, 1.0), real=(1, 2), fake=(1, 2))

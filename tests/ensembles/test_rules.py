@@ -134,11 +134,11 @@ def test_a_member_that_always_says_the_same_counts_for_nothing():
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        ([[1.0], [float("nan")]], [0, 1], "1 of 2 images lack a member's score"),
-        ([[1.0], [2.0]], [1, 1], "both present"),
+        ([[1.0], [float("nan")]], [0, 1], "1 of 2 images have no score of a member"),
+        ([[1.0], [2.0]], [1, 1], "must contain both"),
         ([[1.0], [2.0]], [0, 2], "0 .real. and 1 .fake."),
-        ([[1.0], [2.0]], [0, 1, 1], r"scores \(2, 1\) and labels \(3,\)"),
-        ([1.0, 2.0], [0, 1], r"expected \(n, members\)"),
+        ([[1.0], [2.0]], [0, 1, 1], r"got \(2, 1\) and \(3,\)"),
+        ([1.0, 2.0], [0, 1], r"scores must be \(n, members\)"),
     ],
 )
 def test_scores_that_cannot_be_stacked_are_refused(scores, labels, message):
