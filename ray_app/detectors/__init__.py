@@ -1,12 +1,15 @@
-"""Cards, preprocessing, weights and networks: pixels → scores. Cards and preprocessing load without
-torch; the rest loads on first use.
+"""Load detectors and score images: cards, preprocessing, weights, and networks.
+
+Start at `load_detector`. Cards and preprocessing load without torch. The other modules load on
+first use.
 """
 
 from typing import TYPE_CHECKING
 
 from ray_app import on_first_use
 
-if TYPE_CHECKING:  # `as`: what docs/versioning.md promises, for type checkers of others, too
+if TYPE_CHECKING:
+    # `as` marks the names that docs/versioning.md guarantees, for the type checkers of users.
     from ray_app.detectors.card import DetectorCard as DetectorCard
     from ray_app.detectors.card import list_cards, variants_of
     from ray_app.detectors.card import load_card as load_card

@@ -1,6 +1,4 @@
-"""`add_weights`: copy a file that the user already has into the cache, as the weights of one
-detector or backbone.
-"""
+"""Add weights that the user already has to the cache (`add_weights`)."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -14,8 +12,13 @@ from ray_app.errors import DetectorError
 
 
 class AddedWeights(NamedTuple):
-    """Weights of `part` in the cache. `lacking`: the parts that each detector with this part still
-    needs.
+    """Weights that were copied to the cache.
+
+    Attributes:
+        part: The detector or backbone.
+        sha256: SHA-256 of the main file, in hex.
+        path: The main file in the cache.
+        lacking: The parts that are still missing, by each detector that uses `part`.
     """
 
     part: str
@@ -24,56 +27,62 @@ class AddedWeights(NamedTuple):
     lacking: dict[str, list[str]]
 
     def lines(self, file: Path) -> list[str]:
-        """Return the result for people, after `file` was added."""
+        """Return the result for people. `file` is the file that the user added."""
         lines = [f"{file}: the weights of {self.part}; copied to {self.path}"]
         for detector, lacking in self.lacking.items():
-            next_step = (
+            status = (
                 f"still missing: {', '.join(lacking)}"
                 if lacking
                 else f"complete: touchstone detectors verify {detector}"
             )
-            lines.append(f"{detector}: {next_step}")
+            lines.append(f"{detector}: {status}")
         return lines
 
 
 def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = None) -> AddedWeights:
-    """Copy `file`, and the files that belong next to it, into the cache as the weights of the
-    detector or backbone `name`.
+    """Copy a file, and the files that belong next to it, into the cache.
 
     Args:
-        name: A detector or backbone of a card.
-        file: Its weights. The other files of the same weights must be in the same folder.
-        cards: The cards to search. Defaults to the shipped ones and their variants.
+        name: The detector or backbone that the weights are for.
+        file: The main file. The other files of the same weights must be in the same folder.
+        cards: The cards to search. None means the shipped ones and their variants.
+
+    Returns:
+        The weights in the cache.
 
     Raises:
-        DetectorError: No card has `name`, a SHA-256 is not the card's, a key or shape does not fit,
-            or a file cannot be copied.
+        DetectorError: If no card has `name`, a SHA-256 is not the card's, a key or shape does not
+            fit, or a file cannot be copied.
     """
     cards = _shipped_cards() if cards is None else cards
-    found = [(card, part) for card in cards for part in weights.parts_of(card) if part.name == name]
-    if not found:
+    matches = [
+        (card, part) for card in cards for part in weights.parts_of(card) if part.name == name
+    ]
+    if not matches:
         raise DetectorError(
-            f"--as {name}: there is no detector or backbone with that name",
-            hint="run touchstone detectors list",
+            f"--as {name}: unknown detector or backbone",
+            hint="run touchstone detectors list to see all names",
         )
-    card, part = _choose(found, file)
+    card, part = _choose(matches, file)
     files = part.at(file)
-    if missing := [other.name for other in files if not other.is_file()]:
+    if missing := [path.name for path in files if not path.is_file()]:
         raise DetectorError(
             f"--as {name}: not in {file.parent}: {', '.join(missing)}",
             hint="copy all files of the weights to one folder",
         )
-    for other, stated in files.items():
-        _check_digest(name, other, stated)
+    for path, expected in files.items():
+        _check_digest(name, path, expected)
     if part.weights.sha256 is None:
         verify.check_keys(card, part, file)
     target = weights.cached_path(part)
     if part.weights.config is not None and (config := file.parent / part.weights.config).is_file():
         files[config] = None
-    # The part's own file is copied last: if it is in the cache, all of its files are.
-    for other in reversed(files):
-        _copy(other, target if other == file else target.parent / other.name)
-    return AddedWeights(part.name, weights.file_sha256(target), target, _lacking(cards, part.name))
+    # The main file is copied last, so if it is in the cache, all files are.
+    for path in reversed(files):
+        _copy(path, target if path == file else target.parent / path.name)
+    return AddedWeights(
+        part.name, weights.file_sha256(target), target, _list_missing(cards, part.name)
+    )
 
 
 def _shipped_cards() -> list[DetectorCard]:
@@ -81,23 +90,24 @@ def _shipped_cards() -> list[DetectorCard]:
 
 
 def _choose(
-    found: Sequence[tuple[DetectorCard, WeightSet]], file: Path
+    matches: Sequence[tuple[DetectorCard, WeightSet]], file: Path
 ) -> tuple[DetectorCard, WeightSet]:
-    """Return the part whose card states the SHA-256 of the file; variants of a card may state
-    others. Defaults to the first part.
+    """Return the part whose card states the SHA-256 of the file, else the first part.
+
+    Variants of a card may state different values.
     """
     try:
         digest = weights.file_sha256(file)
     except OSError as error:
         raise DetectorError(f"{file}: {error.strerror or error}") from None
-    return next((one for one in found if one[1].weights.sha256 == digest), found[0])
+    return next((match for match in matches if match[1].weights.sha256 == digest), matches[0])
 
 
-def _check_digest(name: str, source: Path, stated: str | None) -> None:
+def _check_digest(name: str, source: Path, expected: str | None) -> None:
     digest = weights.file_sha256(source)
-    if stated not in (None, digest):
+    if expected not in (None, digest):
         raise DetectorError(
-            f"--as {name}: {source} has the SHA-256 {digest}, the card states {stated}",
+            f"--as {name}: {source} has the SHA-256 {digest}, the card states {expected}",
             hint=f"run touchstone detectors show {name} to see which file it needs",
         )
 
@@ -107,14 +117,16 @@ def _copy(source: Path, target: Path) -> None:
         with weights.write_aside(target) as aside:
             shutil.copyfile(source, aside)
     except OSError as error:
-        hint = f"the cache is {weights.default_cache()}; $TOUCHSTONE_CACHE names another"
+        hint = (
+            f"check the cache {weights.default_cache()}, or set $TOUCHSTONE_CACHE to another folder"
+        )
         raise DetectorError(f"{source}: {error.strerror or error}", hint=hint) from None
 
 
-def _lacking(cards: Iterable[DetectorCard], added: str) -> dict[str, list[str]]:
+def _list_missing(cards: Iterable[DetectorCard], part_name: str) -> dict[str, list[str]]:
     parts = {card.name: weights.parts_of(card) for card in cards}
     return {
-        name: [part.name for part in own if weights.located(part) is None]
-        for name, own in parts.items()
-        if added in {part.name for part in own}
+        name: [part.name for part in detector_parts if weights.located(part) is None]
+        for name, detector_parts in parts.items()
+        if part_name in {part.name for part in detector_parts}
     }

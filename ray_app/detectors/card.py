@@ -1,7 +1,7 @@
-"""`DetectorCard`: everything that Touchstone knows about one detector, from YAML, a bucket or a
-server (`load_card`, `list_cards`, `variants_of`).
+"""Define `DetectorCard`: everything that Touchstone knows about a detector.
 
-Loads without torch: a card is read in milliseconds.
+`load_card` reads a card from YAML, a bucket, or a server. `list_cards` and `variants_of` return the
+shipped cards and their variants. The module loads without torch, so a card is read in milliseconds.
 """
 
 import re
@@ -35,148 +35,182 @@ from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
 
 HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})/(?P<file>.+)")
-# A name that stays in its folder, whoever wrote the card.
+# Cards may come from untrusted users, so a file name must not leave the folder of its card.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _SCHEMES = ("", "file", "s3", "gs", "https", "hf")
 
 
 class Architecture(Frozen):
-    """Which network of the family, by the family's own name for it, and the arguments that it is
-    built with.
-    """
+    """The network within its family, and the arguments that it is built with."""
 
-    name: str = ""
-    arguments: Mapping[str, Any] = {}
+    name: str = Field(default="", description="Name of the network in its family.")
+    arguments: Mapping[str, Any] = Field(
+        default={}, description="Arguments that build the network, by name."
+    )
 
 
 class Weights(Frozen):
-    """Where the weights lie and how their keys become the network's.
+    """The location of the weights, and how their keys map to the keys of the network."""
 
-    `uri`: a file beside the card, or file, s3, gs, https, or
-    `hf://organisation/repository@revision/file` with a 40-digit revision. `format`:
-    `safetensors-index` means that `uri` names the index of a checkpoint in several files. `beside`:
-    those and further files that must lie in the same folder, each with its sha256 or null.
-    `unwrap`: names under which a checkpoint may hold its state dict; `keep`: of tensors beside that
-    which belong to it. `select`: only keys that begin so are read, where a file holds more than
-    this network. `strip_prefixes`: dropped while every key carries one. `prefix`: then put before
-    every key. `config`: the checkpoint's own configuration beside it; it must not contradict the
-    card. `obtain`: for weights that no program can fetch, what a person has to do. `fitted`: nobody
-    publishes them; `touchstone detectors fit` makes them of labelled images.
-    """
-
-    uri: str
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    unverified: str | None = Field(default=None, description="why there is no sha256")
-    format: Literal["safetensors", "safetensors-index", "torch"] = "safetensors"
-    beside: Mapping[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = {}
-    unwrap: tuple[str, ...] = ()
-    keep: tuple[str, ...] = Field(default=(), exclude_if=not_)
-    select: str = ""
-    strip_prefixes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    prefix: str = ""
-    config: FileName | None = None
-    obtain: str | None = None
-    # as identities of trainings by 0.11 and before
-    fitted: bool = Field(default=False, exclude_if=not_)
+    uri: str = Field(
+        description="A file next to the card, or a file://, s3://, gs://, https://, or "
+        "`hf://organisation/repository@revision/file` URL with a 40-digit revision."
+    )
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file, in hex."
+    )
+    unverified: str | None = Field(default=None, description="Why there is no sha256.")
+    format: Literal["safetensors", "safetensors-index", "torch"] = Field(
+        default="safetensors",
+        description="Format of the file. With `safetensors-index`, `uri` names the index of a checkpoint in "
+        "several files.",
+    )
+    beside: Mapping[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = Field(
+        default={},
+        description="Further files that must be in the same folder, such as the parts of a checkpoint, each "
+        "with its sha256 or null.",
+    )
+    unwrap: tuple[str, ...] = Field(
+        default=(), description="Names under which a checkpoint may contain its state dict."
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=not_,
+        description="Tensors next to the state dict in the checkpoint that belong to it.",
+    )
+    select: str = Field(
+        default="",
+        description="Only keys with this prefix are read, for files that contain more than this network.",
+    )
+    strip_prefixes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="Prefixes to remove from the keys, while every key has them."
+    )
+    prefix: str = Field(
+        default="", description="Prefix to add to every key after `strip_prefixes`."
+    )
+    config: FileName | None = Field(
+        default=None,
+        description="Name of the checkpoint's own configuration next to it. It must not contradict the "
+        "card.",
+    )
+    obtain: str | None = Field(
+        default=None,
+        description="Instructions for a person, for weights that no program can fetch.",
+    )
+    # Identities of trainings by 0.11 and before lack the key, so its default is left out.
+    fitted: bool = Field(
+        default=False,
+        exclude_if=not_,
+        description="Whether the weights are not published. `touchstone detectors fit` computes them from "
+        "labelled images.",
+    )
 
     @field_validator("uri")
     @classmethod
-    def _known_scheme(cls, uri: str) -> str:
+    def _check_uri(cls, uri: str) -> str:
         scheme = urlsplit(uri).scheme
         if scheme not in _SCHEMES:
             raise ValueError(
-                f"unknown scheme {scheme}://; use a file, s3://, gs://, https:// or hf://"
+                f"uri must be a file or an s3://, gs://, https://, or hf:// URL, got {scheme}://"
             )
         if scheme == "hf" and not HUB_URI.fullmatch(uri):
             raise ValueError(
-                "write hf://organisation/repository@revision/file with the revision's 40 hexadecimal digits: a branch or tag can move"
+                "uri must be hf://organisation/repository@revision/file with a revision of 40 hexadecimal digits (branches and tags can move)"
             )
         return uri
 
     @model_validator(mode="after")
-    def _verified_or_said(self) -> "Weights":
+    def _check_sha256(self) -> "Weights":
         if (self.sha256 is None) == (self.unverified is None):
-            raise ValueError("give sha256, or say under `unverified` why it is not known")
+            raise ValueError(
+                "set either sha256, or `unverified` with the reason why it is not known"
+            )
         return self
 
 
 class Backbone(Placed):
-    """A network whose features several detectors use: configs/backbones/NAME.yaml. Equal names with
-    equal pixels run once.
+    """A network whose features several detectors use, in configs/backbones/NAME.yaml.
+
+    Backbones with equal names run once on equal pixels.
     """
 
-    name: FileName
-    title: str
-    architecture: Architecture
-    weights: Weights
-    licence: str
-    licence_note: str | None = None
-    source: str
+    name: FileName = Field(description="Name of the backbone.")
+    title: str = Field(description="Name for people.")
+    architecture: Architecture = Field(description="Network of the backbone.")
+    weights: Weights = Field(description="Weights of the backbone.")
+    licence: str = Field(description="SPDX identifier or name of the licence.")
+    licence_note: str | None = Field(default=None, description="Notes on the licence.")
+    source: str = Field(description="Where the backbone is published.")
 
 
 class Output(Frozen):
-    """Which end of the output is fake: a label's name, an index among two logits, or the sign of a
-    single logit.
-    """
+    """Which output of the network means fake: a label, an index of two logits, or a sign."""
 
-    labels: tuple[str, ...] = ()
-    fake_label: str | None = None
-    fake_index: Literal[0, 1] | None = None
-    sign: Literal[1, -1] | None = None
+    labels: tuple[str, ...] = Field(default=(), description="Labels of the two logits, in order.")
+    fake_label: str | None = Field(default=None, description="Label that means fake, in any case.")
+    fake_index: Literal[0, 1] | None = Field(
+        default=None, description="Index of the logit that means fake."
+    )
+    sign: Literal[1, -1] | None = Field(
+        default=None,
+        description="Sign of a single logit: 1 if a positive logit means fake, -1 if a negative one does.",
+    )
 
     @model_validator(mode="after")
-    def _one_way(self) -> "Output":
-        given = [
+    def _check_output(self) -> "Output":
+        keys = [
             name for name in ("fake_label", "fake_index", "sign") if getattr(self, name) is not None
         ]
-        if len(given) != 1:
+        if len(keys) != 1:
             raise ValueError(
-                f"give exactly one of fake_label, fake_index, sign (given: {', '.join(given) or 'none'})"
+                f"set exactly one of fake_label, fake_index, and sign, got {', '.join(keys) or 'none'}"
             )
         if self.labels and self.sign is None and len(self.labels) != 2:
-            raise ValueError("two logits need two labels")
+            raise ValueError(f"labels must have 2 entries for two logits, got {len(self.labels)}")
         if self.fake_label is not None and self.labels:
             self.index_among(self.labels)
         return self
 
     @property
     def logits(self) -> int:
-        """How many numbers the network gives per image."""
+        """Number of logits per image."""
         return 2 if self.sign is None else 1
 
     def index_among(self, labels: tuple[str, ...]) -> int:
-        """The index of fake, by name and case-insensitively where the card names a label. Raises
-        ValueError.
+        """Return the index of the logit that means fake.
+
+        If the card names a label, its case is ignored. Raises ValueError if the label is not among
+        `labels`.
         """
         if self.fake_index is not None:
             return self.fake_index
         folded = [label.casefold() for label in labels]
         if self.fake_label is None or folded.count(self.fake_label.casefold()) != 1:
             raise ValueError(
-                f"fake_label {self.fake_label!r} is not one of the labels {', '.join(labels) or '(none given)'}"
+                f"fake_label {self.fake_label!r} is not one of the labels {', '.join(labels) or '(none)'}"
             )
         return folded.index(self.fake_label.casefold())
 
 
 class Platt(Frozen):
-    """Calibrated log-odds = slope × score + intercept: Platt scaling (1999)."""
+    """Platt scaling (1999): calibrated log-odds = slope × score + intercept."""
 
-    slope: float = Field(gt=0)
-    intercept: float
+    slope: float = Field(gt=0, description="Factor of the score.")
+    intercept: float = Field(description="Constant term, in log-odds.")
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_isotonic(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and "knots" in given:
+    def _refuse_isotonic(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "knots" in data:
             raise ConfigError(
                 "calibration: isotonic calibration (knots) was removed in 0.24",
                 hint="fit Platt scaling: touchstone detectors calibrate RUN --labels FILE --out CARD.yaml",
             )
-        return given
+        return data
 
     def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Calibrated log-odds of scores (n,)."""
+        """Return the calibrated log-odds of scores (n,)."""
         return self.slope * scores + self.intercept
 
     def __str__(self) -> str:
@@ -185,39 +219,53 @@ class Platt(Frozen):
 
 
 class PublishedFigure(Frozen):
-    """One published figure. `verified`: recomputed by us; otherwise it is what its source says."""
+    """A published value of a metric."""
 
-    set: str
-    metric: str
-    value: float
-    n: int | None = None
-    verified: bool = False
-    source: str
-    note: str | None = None
+    set: str = Field(description="Name of the image set.")
+    metric: str = Field(description="Name of the metric.")
+    value: float = Field(description="Published value.")
+    n: int | None = Field(default=None, description="Number of images.")
+    verified: bool = Field(
+        default=False, description="Whether Touchstone's own evaluation reproduces the value."
+    )
+    source: str = Field(description="Where the value is published.")
+    note: str | None = Field(default=None, description="Notes for readers.")
 
 
 class Size(Frozen):
-    """What the network weighs: parameters, entries of its state dict, and billions of multiply-adds
-    per image at the card's own input, or per megapixel where images keep their size.
-    """
+    """Size of the network."""
 
-    parameters: int = Field(ge=1)
-    tensors: int = Field(ge=1)
-    gmac: float = Field(gt=0)
+    parameters: int = Field(ge=1, description="Number of parameters.")
+    tensors: int = Field(ge=1, description="Number of entries of the state dict.")
+    gmac: float = Field(
+        gt=0,
+        description="Billions of multiply-adds per image at the card's own input size, or per megapixel if "
+        "images keep their size.",
+    )
 
 
 class ValidRange(Frozen):
-    """Images on which a score means something; outside, the verdict is abstain, and there is no
-    score at all where sizes are kept.
+    """Sizes of the images for which a score is meaningful.
+
+    The verdict on other images is abstain. If the network takes images at their own size, other
+    images get no score.
     """
 
-    min_side_px: int = Field(default=1, ge=1)
-    max_side_px: int | None = Field(default=None, ge=1)
-    max_megapixels: float | None = Field(default=None, gt=0)
-    note: str | None = None
+    min_side_px: int = Field(default=1, ge=1, description="Minimum of the shorter side, in pixels.")
+    max_side_px: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum of the longer side, in pixels. null means no limit.",
+    )
+    max_megapixels: float | None = Field(
+        default=None,
+        gt=0,
+        description="Maximum number of pixels, in millions. null means no limit.",
+    )
+    note: str | None = Field(default=None, description="Reason for the limits.")
 
     def doubt(self, width: int, height: int) -> str | None:
-        """Why an image of this size lies outside, in words; None if it lies inside."""
+        """Return how an image of this size exceeds the range, or None if it does not."""
         if min(width, height) < self.min_side_px:
             return f"{width} × {height}, below the valid range ({self.min_side_px} px)"
         if self.max_side_px is not None and max(width, height) > self.max_side_px:
@@ -228,89 +276,135 @@ class ValidRange(Frozen):
 
 
 class DetectorCard(Placed):
-    """One detector: its network, its pixels, its weights, what its output means, and what is known
-    about it.
+    """Everything that Touchstone knows about one detector.
 
-    `backbone`: the part of the network that comes from a file of its own and may be shared; in YAML
-    a name or the whole description. `masks`: the network also says where. `replies`: it answers in
-    words. `own_pool`: too large to share a process with other detectors. `process`: of a callable,
-    which runs in a process of its own. `batch`: images that go through it at once where that is
-    fewer than a whole batch. `precision` is what `auto` means for this network where the device has
-    bf16; `calibration` null means uncalibrated. `fragility`: under what it breaks, and where its
-    verdicts abstain for that. `blind_to`: what it cannot see, in plain sentences that stand beside
-    its verdicts. `terms`: all but `permissive` have to be accepted by the user. `variants`: keys
-    that differ under the name NAME:VARIANT.
+    A card states the detector's network, preprocessing, weights, the meaning of its output, and its
+    limits.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*(:[a-z0-9][a-z0-9.-]*)?$")
-    title: str
-    family: str
-    architecture: Architecture = Architecture()
-    backbone: Backbone | None = None
-    preprocessing: Preprocessing
-    weights: Weights
-    output: Output
-    calibration: Platt | None = None
-    masks: bool = False
-    replies: bool = False
-    own_pool: bool = False
-    process: OptionalKey[CallableSettings] = None
-    batch: int | None = Field(default=None, ge=1)
-    precision: Literal["auto", "fp32"] = "auto"
-    precision_note: str | None = None
-    size: Size | None = None
-    valid_range: ValidRange = ValidRange()
-    fragility: Fragility = Field(default=Fragility(), exclude_if=lambda said: said == Fragility())
-    blind_to: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=not_)
-    demonstration: bool = False
-    licence: str
-    terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = (
-        "permissive"
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]*(:[a-z0-9][a-z0-9.-]*)?$",
+        description="Name in commands and results.",
     )
-    licence_note: str | None = None
-    citation: str
-    source: str
-    training_data: TrainingData
-    published: tuple[PublishedFigure, ...] = ()
-    golden: tuple[Golden, ...] = ()
-    notes: tuple[str, ...] = ()
-    variants: Mapping[str, Mapping[str, Any]] = {}
+    title: str = Field(description="Name for people.")
+    family: str = Field(
+        description="Code that builds the network: a family of `ray_app/detectors/families`, or an entry "
+        "point of the group `touchstone.families`."
+    )
+    architecture: Architecture = Field(
+        default=Architecture(), description="Network within the family."
+    )
+    backbone: Backbone | None = Field(
+        default=None,
+        description="Part of the network that has its own file and may be shared with other detectors. In "
+        "YAML, a name or the whole description.",
+    )
+    preprocessing: Preprocessing = Field(description="How an image becomes the network's input.")
+    weights: Weights = Field(description="Location of the weights.")
+    output: Output = Field(description="Meaning of the network's output.")
+    calibration: Platt | None = Field(
+        default=None, description="Calibration of the score. null means not calibrated."
+    )
+    masks: bool = Field(
+        default=False, description="Whether the network also predicts which pixels are altered."
+    )
+    replies: bool = Field(default=False, description="Whether the network replies with a text.")
+    own_pool: bool = Field(
+        default=False,
+        description="Whether the network is too large to share a process with other detectors.",
+    )
+    process: OptionalKey[CallableSettings] = Field(
+        default=None,
+        description="Settings of the process that runs a callable. Only for family `callable`.",
+    )
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum number of images per forward pass. null allows whole batches.",
+    )
+    precision: Literal["auto", "fp32"] = Field(
+        default="auto",
+        description="Precision that `auto` means for this network on a device with bf16.",
+    )
+    precision_note: str | None = Field(default=None, description="Reason for the precision.")
+    size: Size | None = Field(default=None, description="Size of the network.")
+    valid_range: ValidRange = Field(
+        default=ValidRange(), description="Sizes of the images for which a score is meaningful."
+    )
+    fragility: Fragility = Field(
+        default=Fragility(),
+        exclude_if=lambda fragility: fragility == Fragility(),
+        description="Perturbations that break the detector, and limits beyond which its verdict is abstain.",
+    )
+    blind_to: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        exclude_if=not_,
+        description="What the detector cannot detect, as plain sentences that are shown next to its "
+        "verdicts.",
+    )
+    demonstration: bool = Field(
+        default=False,
+        description="Whether the detector is only for demonstrations. Every result states that its scores "
+        "must not be used for decisions.",
+    )
+    licence: str = Field(description="SPDX identifier or name of the licence.")
+    terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = (
+        Field(
+            default="permissive",
+            description="Terms of the licence. Users must accept all terms except `permissive`.",
+        )
+    )
+    licence_note: str | None = Field(default=None, description="Notes on the licence.")
+    citation: str = Field(description="Publication to cite.")
+    source: str = Field(description="Where the detector is published.")
+    training_data: TrainingData = Field(description="Images that the weights were trained on.")
+    published: tuple[PublishedFigure, ...] = Field(
+        default=(), description="Published values of metrics."
+    )
+    golden: tuple[Golden, ...] = Field(default=(), description="Expected scores of single images.")
+    notes: tuple[str, ...] = Field(default=(), description="Notes for readers, one sentence each.")
+    variants: Mapping[str, Mapping[str, Any]] = Field(
+        default={}, description="Keys that differ in the detector NAME:VARIANT, by variant."
+    )
 
     @field_validator("family")
     @classmethod
-    def _known_family(cls, family: str) -> str:
-        outside = (
+    def _check_family(cls, family: str) -> str:
+        registered = (
             ()
             if family in FAMILIES
             else tuple(point.name for point in entry_points(group=ENTRY_POINTS))
         )
-        if family not in FAMILIES and family not in outside:
-            raise ValueError(
-                f"no family of that name; there are {', '.join([*FAMILIES, *outside])}"
-            )
+        if family not in FAMILIES and family not in registered:
+            raise ValueError(f"family must be one of {', '.join([*FAMILIES, *registered])}")
         return family
 
     @property
     def gmac(self) -> float:
-        """Billions of multiply-adds per image, or per megapixel where sizes are kept, stated or by
-        the time that was measured; else 0.
+        """Billions of multiply-adds per image, or per megapixel if images keep their size.
+
+        The value is the stated one, or one estimated from the measured time of a callable, or 0.
         """
         return self.size.gmac if self.size else self.process.gmac if self.process else 0.0
 
     @property
     def architecture_facts(self) -> dict[str, Any]:
-        """All that decides which network is built, as plain JSON: part of a run's identity."""
-        facts = {"family": self.family, **self.architecture.model_dump(mode="json")}
+        """Settings that determine which network is built, as plain JSON.
+
+        They are part of a run's identity.
+        """
+        settings = {"family": self.family, **self.architecture.model_dump(mode="json")}
         return (
-            facts
+            settings
             if self.backbone is None
-            else facts | {"backbone": self.backbone.architecture.model_dump(mode="json")}
+            else settings | {"backbone": self.backbone.architecture.model_dump(mode="json")}
         )
 
     @property
     def scoring_facts(self) -> dict[str, Any]:
-        """All that decides what the network's weights make of an image, as plain JSON: what a run's
-        identity notes of a detector.
+        """Settings that determine the scores for given weights, as plain JSON.
+
+        They are part of a run's identity.
         """
         return {
             "architecture": self.architecture_facts,
@@ -326,37 +420,42 @@ class DetectorCard(Placed):
 
 
 def blind_to(cards: Iterable[DetectorCard]) -> tuple[str, ...]:
-    """What these detectors cannot see: the sentences of their cards, each once."""
-    return tuple(dict.fromkeys(said for card in cards for said in card.blind_to))
+    """Return the `blind_to` sentences of detectors, without duplicates."""
+    return tuple(dict.fromkeys(sentence for card in cards for sentence in card.blind_to))
 
 
 def with_run_facts(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
-    """A card with what a run noted of it (`scoring_facts`) in the place of what it says by now;
-    weights and words stay its own.
+    """Return a card with the settings that a run recorded in its identity.
+
+    Weights and descriptions stay those of the card.
+
+    Args:
+        card: The card as it is now.
+        facts: The recorded `scoring_facts`. Empty if the run recorded none.
     """
-    now = {"abstains": {}, **card.scoring_facts}
-    then = {**now, "abstains": {}, **facts} if facts else now
-    if all(then[key] == value for key, value in now.items()):
+    current = {"abstains": {}, **card.scoring_facts}
+    recorded = {**current, "abstains": {}, **facts} if facts else current
+    if all(recorded[key] == value for key, value in current.items()):
         return card
-    described = card.model_dump()
-    architecture = dict(facts.get("architecture", now["architecture"]))
-    described["family"] = architecture.pop("family")
-    if (backbone := architecture.pop("backbone", None)) is not None and described[
+    data = card.model_dump()
+    architecture = dict(facts.get("architecture", current["architecture"]))
+    data["family"] = architecture.pop("family")
+    if (backbone := architecture.pop("backbone", None)) is not None and data[
         "backbone"
     ] is not None:
-        described["backbone"]["architecture"] = backbone
-    described |= {key: facts[key] for key in now.keys() - {"abstains"} if key in facts} | {
+        data["backbone"]["architecture"] = backbone
+    data |= {key: facts[key] for key in current.keys() - {"abstains"} if key in facts} | {
         "architecture": architecture
     }
-    described["fragility"] = card.fragility.bounded_as(then["abstains"])
-    described["valid_range"] = {"note": card.valid_range.note, **described["valid_range"]}
-    return placed_like(
-        validate(described, DetectorCard, where=f"{card.name}, as a run has it"), card
+    data["fragility"] = card.fragility.bounded_as(recorded["abstains"])
+    data["valid_range"] = {"note": card.valid_range.note, **data["valid_range"]}
+    return share_folder(
+        validate(data, DetectorCard, where=f"{card.name}, with the settings of a run"), card
     )
 
 
-def placed_like(card: DetectorCard, other: DetectorCard) -> DetectorCard:
-    """The card, its files now looked for where those of another lie."""
+def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
+    """Make a card resolve its relative paths like another card, and return it."""
     card._folder = other._folder
     if card.backbone is not None and other.backbone is not None:
         card.backbone._folder = other.backbone._folder
@@ -364,27 +463,36 @@ def placed_like(card: DetectorCard, other: DetectorCard) -> DetectorCard:
 
 
 def default_slots(device: str) -> int:
-    """Images per batch: beyond 4 a core scores no faster, and a single photo would pay for the
-    empty slots; a GPU wants 64.
+    """Return the default number of images per batch.
+
+    On a CPU, more than 4 images make a core no faster, and a single photo would pay for the empty
+    slots. A GPU needs 64.
     """
     return 4 if device == "cpu" else 64
 
 
 def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None) -> DetectorCard:
-    """Read a shipped card by name, or any by path or fsspec URL; `:VARIANT` behind it takes one of
-    its variants. Raises ConfigError.
+    """Read a detector card by shipped name, path, or fsspec URL.
 
-    `changes`: keys that differ from what is written there, section by section; a null removes one.
-    A URL out of reach is a StorageError.
+    Args:
+        name_or_path: A name, path, or URL. `:VARIANT` at the end selects a variant.
+        changes: Keys that replace those of the card, section by section. A null removes a key.
+
+    Returns:
+        The validated card.
+
+    Raises:
+        ConfigError: If there is no such card, or if the card is invalid.
+        StorageError: If the URL is unreachable.
     """
     refuse_retired_family(str(name_or_path))
     base, variant = split_variant(name_or_path)
     data, where, folder = _read(base)
     refuse_retired_family(str(data.get("family")))
     if variant is not None:
-        data = _varied(data, variant, where)
-    data = _merged(data, changes or {})
-    backbone, backbone_folder = _backbone(data.get("backbone"), folder)
+        data = _apply_variant(data, variant, where)
+    data = _merge(data, changes or {})
+    backbone, backbone_folder = _read_backbone(data.get("backbone"), folder)
     card = validate(
         data | {"backbone": backbone},
         DetectorCard,
@@ -397,12 +505,16 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
 
 
 def list_cards() -> list[DetectorCard]:
-    """Every shipped card, by name; without variants."""
+    """Return all shipped cards, sorted by name, without variants.
+
+    Returns:
+        The cards.
+    """
     return [load_card(path) for path in named_configs("detectors").values()]
 
 
 def list_added_cards() -> list[DetectorCard]:
-    """Return the cards that the user added, by name, but those with the name of a shipped card."""
+    """Return the cards that the user added, sorted by name, except those with a shipped name."""
     shipped = named_configs("detectors")
     return [
         load_card(path) for name, path in added_configs("detectors").items() if name not in shipped
@@ -410,19 +522,27 @@ def list_added_cards() -> list[DetectorCard]:
 
 
 def variants_of(card: DetectorCard) -> Iterator[DetectorCard]:
-    """The variants of a shipped card, as cards of their own."""
+    """Yield the variants of a shipped card, as separate cards.
+
+    Args:
+        card: A shipped card.
+
+    Yields:
+        A card per variant.
+    """
     for variant in card.variants:
         yield load_card(f"{card.name}:{variant}")
 
 
 def base_name(name: str) -> str:
-    """A detector's name without its variant: weights and licence are those of all variants."""
+    """Return a detector's name without its variant. All variants share weights and licence."""
     return name.partition(":")[0]
 
 
 def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
-    """Return what precedes `:VARIANT`, and the variant or None. A name has a variant even if a file
-    has the whole text as its name.
+    """Split `:VARIANT` from a name or path. The variant is None if there is none.
+
+    A name has a variant even if a file has the whole text as its name.
     """
     base, _, variant = str(name_or_path).rpartition(":")
     is_variant = bool(base and _VARIANT.fullmatch(variant)) and (
@@ -432,31 +552,30 @@ def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
 
 
 def _read(name_or_path: str | Path) -> tuple[dict[str, Any], str, Path]:
-    """What a card says, what it is called in messages, and the folder that its files are relative
-    to.
-    """
+    """Return the data of a card, its name for messages, and the folder of its relative paths."""
     if "://" in str(name_or_path):
         return *read_remote_card(str(name_or_path)), Path()
     path = find_config("detectors", name_or_path)
     return read_mapping(path), str(path), path.resolve().parent
 
 
-def _varied(data: dict[str, Any], variant: str, where: str) -> dict[str, Any]:
+def _apply_variant(data: dict[str, Any], variant: str, where: str) -> dict[str, Any]:
     variants = data.get("variants") or {}
     if variant not in variants:
         raise ConfigError(
-            f"{where}: no variant {variant!r}", hint=f"variants: {', '.join(variants) or 'none'}"
+            f"{where}: unknown variant {variant!r}",
+            hint=f"choose one of: {', '.join(variants) or 'none'}",
         )
-    return _merged(data, variants[variant]) | {
+    return _merge(data, variants[variant]) | {
         "name": f"{data.get('name')}:{variant}",
         "variants": {},
     }
 
 
-def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`change` over `base`, section by section; a null removes what the base says."""
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `change` into `base`, section by section. A null removes the key of `base`."""
     both = {
-        key: _merged(base[key], value) if _sections(base.get(key), value) else value
+        key: _merge(base[key], value) if _are_sections(base.get(key), value) else value
         for key, value in change.items()
     }
     return {
@@ -466,43 +585,51 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _sections(base: Any, change: Any) -> bool:
+def _are_sections(base: Any, change: Any) -> bool:
     return isinstance(base, Mapping) and isinstance(change, Mapping)
 
 
-def _backbone(described: Any, folder: Path) -> tuple[Any, Path]:
-    """Return a backbone's mapping and the folder that its weights are relative to. A remote card
-    has no folder.
+def _read_backbone(backbone: Any, folder: Path) -> tuple[Any, Path]:
+    """Return a backbone's data and the folder that its weights are relative to.
+
+    A remote card has no folder.
     """
-    if not isinstance(described, str):
-        return described, folder
-    beside = folder / described
+    if not isinstance(backbone, str):
+        return backbone, folder
+    local_path = folder / backbone
     path = (
-        beside if folder.is_absolute() and beside.is_file() else find_config("backbones", described)
+        local_path
+        if folder.is_absolute() and local_path.is_file()
+        else find_config("backbones", backbone)
     )
     return read_mapping(path), path.resolve().parent
 
 
 def read_remote_card(url: str) -> tuple[dict[str, Any], str]:
-    """What the card at a URL says, and the URL without secrets. Weights beside it are named by
-    their own URLs, which every machine finds.
+    """Return the data of the card at a URL, and the URL without secrets.
 
-    Raises ConfigError where no card is there, StorageError where the place is out of reach.
+    Relative weights are replaced by their URLs, which every machine can reach. Raises ConfigError
+    if there is no card at the URL, StorageError if the URL is unreachable.
     """
     folder, _, name = url.rpartition("/")
     where = strip_secrets(url)
     try:
         data = parse_mapping(Store.open(folder).read(name), where)
     except FileNotFoundError:
-        raise ConfigError(f"{where}: there is no such card") from None
-    described = data.get("backbone")
-    beside = {"backbone": _reachable(described, folder)} if isinstance(described, Mapping) else {}
-    return _reachable(data, folder) | beside, where
+        raise ConfigError(f"{where}: card not found") from None
+    backbone = data.get("backbone")
+    changes = (
+        {"backbone": _resolve_weights_url(backbone, folder)}
+        if isinstance(backbone, Mapping)
+        else {}
+    )
+    return _resolve_weights_url(data, folder) | changes, where
 
 
-def _reachable(part: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """A part of a card whose weights are named by URL; what is no card is left for the check of its
-    keys to say so.
+def _resolve_weights_url(part: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Return a part of a card with the URL of its weights.
+
+    Invalid data stays unchanged: the validation of the card reports it.
     """
     weights = part.get("weights")
     if not isinstance(weights, Mapping) or urlsplit(str(weights.get("uri"))).scheme:

@@ -1,7 +1,8 @@
-"""Sections of a detector's card that say more than how it scores: what single images must score
-(`GoldenScore`, `FormulaScore`, `formula_image`), its known limits (`Fragility`), its training
-images (`TrainingData`, `SeenNames`) and, of a detector of another package, its process
-(`CallableSettings`). Without torch.
+"""Define sections of a detector card that do not affect its raw scores.
+
+The sections are the expected scores of single images (`GoldenScore`, `FormulaScore`), the known
+limits (`Fragility`), the training images (`TrainingData`), and the process of a detector from
+another package (`CallableSettings`). The module loads without torch.
 """
 
 import glob
@@ -17,33 +18,33 @@ from ray_app.detectors.preprocessing import Pixels
 
 
 class GoldenScore(Frozen):
-    """P(fake) that the authors published for one image, known by the sha256 of its file."""
+    """P(fake) that the authors published for one image."""
 
-    name: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    probability: float = Field(ge=0, le=1)
-    tolerance: float = Field(gt=0)
-    source: str
+    name: str = Field(description="Name of the image.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image file, in hex.")
+    probability: float = Field(ge=0, le=1, description="Published probability of fake.")
+    tolerance: float = Field(gt=0, description="Maximum difference from the probability.")
+    source: str = Field(description="Where the probability is published.")
 
 
 class FormulaScore(Frozen):
-    """The log-odds that the card's weights give, in fp32, for an image that needs no file:
-    `formula_image` of this size.
+    """Log-odds in fp32 for an image that needs no file.
+
+    The image is `formula_image` of the given size.
     """
 
-    image: Literal["formula"]
-    width: int = Field(default=640, ge=1, le=4096)
-    height: int = Field(default=480, ge=1, le=4096)
-    logit: float
-    tolerance: float = Field(gt=0)
-    source: str
+    image: Literal["formula"] = Field(description="Kind of the image.")
+    width: int = Field(default=640, ge=1, le=4096, description="Width in pixels.")
+    height: int = Field(default=480, ge=1, le=4096, description="Height in pixels.")
+    logit: float = Field(description="Expected log-odds.")
+    tolerance: float = Field(gt=0, description="Maximum difference from the log-odds.")
+    source: str = Field(description="How the log-odds were computed.")
 
 
-def _golden_kind(described: Any) -> str:
+def _golden_kind(data: Any) -> str:
     return (
         "(formula)"
-        if isinstance(described, FormulaScore)
-        or (isinstance(described, Mapping) and "image" in described)
+        if isinstance(data, FormulaScore) or (isinstance(data, Mapping) and "image" in data)
         else "(file)"
     )
 
@@ -52,12 +53,14 @@ Golden = Annotated[
     Annotated[GoldenScore, Tag("(file)")] | Annotated[FormulaScore, Tag("(formula)")],
     Discriminator(_golden_kind),
 ]
-"""What a score must be, on an image that the authors published or on one made by formula."""
+"""Expected score of an image that the authors published, or of a generated image."""
 
 
 def formula_image(width: int, height: int) -> Pixels:
-    """(height, width, 3) uint8 RGB by integers alone, so that every machine makes the same: 7x +
-    13y + ⌊xy / 31⌋, 3x + 5y and ⌊x² / 17⌋ + 11y, each modulo 256, at column x and row y.
+    """Generate an image with integer arithmetic, so every machine generates the same pixels.
+
+    Returns (height, width, 3) uint8 RGB: 7x + 13y + ⌊xy / 31⌋, 3x + 5y, and ⌊x² / 17⌋ + 11y, each
+    modulo 256, at column x and row y.
     """
     y, x = np.mgrid[0:height, 0:width].astype(np.int64)
     planes = (x * 7 + y * 13 + (x * y) // 31, x * 3 + y * 5, x * x // 17 + y * 11)
@@ -70,38 +73,44 @@ FACTS: Mapping[FactName, tuple[str, str]] = {
     "texture": ("texture", "texture"),
     "graphics": ("graphics", "share of graphics"),
 }
-"""Facts of an image that a card may bound: the field that has it in `ImageFileFacts` and the column
-of a row, and its name in words.
+"""Image properties that a card may limit.
+
+Each has the name of its field in `ImageFileFacts`, which is also its column, and a name for people.
 """
 MEASURED: tuple[FactName, ...] = ("texture", "graphics")
-"""Those among them that are measured on pixels (see `ray_app.images.facts.texture_of`), and only
-where a card asks.
+"""Properties that are computed from pixels, and only if a card limits them.
+
+`ray_app.images.facts.texture_of` computes them.
 """
 Facts = Mapping[FactName, Sequence[float | None]]
 
 
 class FactBound(Frozen):
-    """Where a verdict means nothing: below one value of a fact, above another. `what`: what such
-    images are, in words.
-    """
+    """Range of an image property within which a verdict is meaningful."""
 
-    below: float | None = None
-    above: float | None = None
-    what: str | None = None
+    below: float | None = Field(
+        default=None, description="Values less than this limit get no verdict."
+    )
+    above: float | None = Field(
+        default=None, description="Values greater than this limit get no verdict."
+    )
+    what: str | None = Field(
+        default=None, description="Description of the images outside the range."
+    )
 
     @model_validator(mode="after")
-    def _some_bound(self) -> "FactBound":
+    def _check_bounds(self) -> "FactBound":
         if self.below is None and self.above is None:
-            raise ValueError("give below or above")
+            raise ValueError("set below, above, or both")
         if self.below is not None and self.above is not None and self.below > self.above:
             raise ValueError(
-                f"below ({self.below:g}) must not exceed above ({self.above:g}): no image would be judged"
+                f"below ({self.below:g}) must not exceed above ({self.above:g}), because no image would get a verdict"
             )
         return self
 
     @property
     def facts(self) -> dict[str, float]:
-        """The bounds that there are."""
+        """The limits that are set, by name."""
         return {
             name: bound
             for name, bound in (("below", self.below), ("above", self.above))
@@ -109,99 +118,123 @@ class FactBound(Frozen):
         }
 
     def doubt(self, name: FactName, value: float) -> str:
-        """Why an image of this value lies outside, in words."""
+        """Return why an image with this value is outside the range."""
         is_low = self.below is not None and value < self.below
         bound = self.below if is_low else self.above
-        where = f"{'below' if is_low else 'above'} the valid range ({bound:g})"
-        return f"{FACTS[name][1]} {value:.3g}, {where}" + (f": {self.what}" if self.what else "")
+        position = f"{'below' if is_low else 'above'} the valid range ({bound:g})"
+        return f"{FACTS[name][1]} {value:.3g}, {position}" + (f": {self.what}" if self.what else "")
 
 
 class FragilityFigure(Frozen):
-    """What one perturbation leaves of a detector; written by `touchstone evaluate SOURCE --perturb
-    … --fragility FILE`.
+    """Metrics of a detector on perturbed images.
 
-    `perturbation`: its name, and `steps`: what it does, with strengths; null for images as they
-    are. `fpr`, `tpr`: at `threshold`, in log-odds.
+    `touchstone evaluate SOURCE --perturb … --fragility FILE` writes them.
     """
 
-    perturbation: str | None = None
-    steps: str | None = None
-    auc: float | None = Field(default=None, ge=0, le=1)
-    fpr: float | None = Field(default=None, ge=0, le=1)
-    tpr: float | None = Field(default=None, ge=0, le=1)
-    threshold: float | None = None
-    n_real: int | None = Field(default=None, ge=0)
-    n_fake: int | None = Field(default=None, ge=0)
-    source: str
-    note: str | None = None
+    perturbation: str | None = Field(
+        default=None, description="Name of the perturbation. null for unchanged images."
+    )
+    steps: str | None = Field(
+        default=None,
+        description="Steps of the perturbation with their strengths. null for unchanged images.",
+    )
+    auc: float | None = Field(default=None, ge=0, le=1, description="Area under the ROC curve.")
+    fpr: float | None = Field(
+        default=None, ge=0, le=1, description="False-positive rate at `threshold`."
+    )
+    tpr: float | None = Field(
+        default=None, ge=0, le=1, description="True-positive rate at `threshold`."
+    )
+    threshold: float | None = Field(default=None, description="Threshold in log-odds.")
+    n_real: int | None = Field(default=None, ge=0, description="Number of real images.")
+    n_fake: int | None = Field(default=None, ge=0, description="Number of fake images.")
+    source: str = Field(description="Where the metrics come from.")
+    note: str | None = Field(default=None, description="Notes for readers.")
 
 
 class Fragility(Frozen):
-    """Under what a detector breaks: `measured` figures, and `abstains`, bounds on facts of an image
-    beyond which the verdict is abstain.
+    """Perturbations that break a detector, and limits beyond which its verdict is abstain.
 
-    Scores stay. A fact that is not known of an image, such as the JPEG quality of a PNG, lies
-    inside.
+    The limits do not change scores. A property that is unknown for an image, such as the JPEG
+    quality of a PNG, counts as within the limits.
     """
 
-    measured: tuple[FragilityFigure, ...] = ()
-    abstains: Mapping[FactName, FactBound] = {}
+    measured: tuple[FragilityFigure, ...] = Field(
+        default=(), description="Metrics on perturbed images."
+    )
+    abstains: Mapping[FactName, FactBound] = Field(
+        default={}, description="Ranges of image properties outside which the verdict is abstain."
+    )
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The bounds as plain JSON, part of a run's identity; empty where there are none."""
+        """The limits as plain JSON, part of a run's identity. Empty if there are none."""
         return {name: bound.facts for name, bound in self.abstains.items()}
 
     def bounded_as(self, facts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-        """What it says, as JSON, with the bounds that a run notes (`facts`) in place of its own;
-        words stay.
+        """Return the section as JSON with the limits that a run recorded (`facts`).
+
+        The descriptions stay those of the card.
         """
-        words = {str(name): bound.what for name, bound in self.abstains.items()}
-        bounds = {name: {"what": words.get(name), **bound} for name, bound in facts.items()}
+        descriptions = {str(name): bound.what for name, bound in self.abstains.items()}
+        bounds = {name: {"what": descriptions.get(name), **bound} for name, bound in facts.items()}
         return {**self.model_dump(mode="json"), "abstains": bounds}
 
     def doubts(self, facts: Facts) -> dict[int, str]:
-        """Of images (`facts`: one value each, None = not known), by their place: why it lies
-        outside; those inside are left out.
+        """Return why images are outside the limits, by their index. Other images are left out.
+
+        `facts` has one value per image and property; None means unknown.
         """
-        found: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         for name, bound in self.abstains.items():
-            # None becomes NaN, which lies inside of everything
+            # None becomes NaN, which is within all limits.
             values = np.array(facts.get(name, ()), np.float64)
             low, high = (
                 -np.inf if bound.below is None else bound.below,
                 np.inf if bound.above is None else bound.above,
             )
             for row in np.flatnonzero((values < low) | (values > high)).tolist():
-                found.setdefault(row, bound.doubt(name, float(values[row])))
-        return found
+                reasons.setdefault(row, bound.doubt(name, float(values[row])))
+        return reasons
 
 
-# what labels say where nobody knows the maker of a fake, or the source of a real image
+# Labels of fakes with an unknown generator, and of real images with an unknown source.
 _UNKNOWN = ("", "real", "unknown")
 
 
 class TrainingData(Frozen):
-    """What the weights were trained on, and under which licence that is published.
+    """The images that the weights were trained on, and the licence of these images."""
 
-    `generators`: globs over the names that labels give to the generators of its fakes (case,
-    spaces, dots, dashes and underscores make no difference). `sources`: such globs over the
-    `source` that labels give images, of all that weights were fitted or chosen on. `complete`: no
-    other generator was seen, and where sources are named no other source; without it, what is not
-    named is unknown.
-    """
-
-    name: str
-    images: str | None = None
-    licence: str
-    source: str | None = None
-    generators: tuple[str, ...] = ()
-    sources: tuple[str, ...] = Field(default=(), exclude_if=not_)
-    complete: bool = False
+    name: str = Field(description="Name of the data set.")
+    images: str | None = Field(default=None, description="Number and kind of the images.")
+    licence: str = Field(description="Licence of the images.")
+    source: str | None = Field(default=None, description="Where the images are published.")
+    generators: tuple[str, ...] = Field(
+        default=(),
+        description="Globs over the generator names that labels give to the fakes. Case, spaces, dots, "
+        "dashes, and underscores are ignored.",
+    )
+    sources: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=not_,
+        description="Globs over the `source` that labels give to images, for all images that weights were "
+        "fitted or chosen on.",
+    )
+    complete: bool = Field(
+        default=False,
+        description="Whether there are no other generators and, if sources are named, no other sources. If "
+        "false, other names are unknown.",
+    )
 
 
 class SeenNames(NamedTuple):
-    """The fields of `TrainingData` that say which generators and sources weights have seen."""
+    """Generators and sources that weights were trained on, as in `TrainingData`.
+
+    Attributes:
+        generators: Globs over the names of generators.
+        sources: Globs over the names of sources.
+        complete: Whether there are no others.
+    """
 
     generators: tuple[str, ...]
     sources: tuple[str, ...]
@@ -209,64 +242,85 @@ class SeenNames(NamedTuple):
 
     @classmethod
     def of(cls, makers: Iterable[str], sources: Iterable[str]) -> Self:
-        """From the generators of all fakes and the sources of all real images, as labels name them
-        (`real:camera` or `camera`).
-        """
-        generators, all_made = _globs(makers)
-        known, all_from = _globs(source.removeprefix("real:") for source in sources)
-        return cls(generators, known, bool(generators) and all_made and (all_from or not known))
+        """Return the names for the labels of training images.
 
-    def after(self, before: TrainingData) -> Self:
-        """With all that the weights had seen of which these are a fine-tune. Sources that only one
-        of the two names are not all.
+        Args:
+            makers: Generators of all fakes.
+            sources: Sources of all real images, such as `real:camera` or `camera`.
         """
-        complete = before.complete and self.complete and bool(before.sources) == bool(self.sources)
+        generators, all_generators_known = _globs(makers)
+        source_globs, all_sources_known = _globs(source.removeprefix("real:") for source in sources)
+        return cls(
+            generators,
+            source_globs,
+            bool(generators) and all_generators_known and (all_sources_known or not source_globs),
+        )
+
+    def after(self, base: TrainingData) -> Self:
+        """Merge with the training data of the weights that were fine-tuned.
+
+        If only one of the two names sources, the result is not complete.
+        """
+        complete = base.complete and self.complete and bool(base.sources) == bool(self.sources)
         generators, sources = (
             tuple(dict.fromkeys((*old, *new)))
-            for old, new in ((before.generators, self.generators), (before.sources, self.sources))
+            for old, new in ((base.generators, self.generators), (base.sources, self.sources))
         )
         return type(self)(generators, sources, complete)
 
 
 def _globs(names: Iterable[str]) -> tuple[tuple[str, ...], bool]:
-    """A glob for each different name, and whether none is unknown."""
-    found = dict.fromkeys(names)
+    """Return a glob per different name, and whether no name is unknown."""
+    distinct = dict.fromkeys(names)
     return tuple(
-        glob.escape(name) for name in found if name not in _UNKNOWN
-    ), found.keys().isdisjoint(_UNKNOWN)
+        glob.escape(name) for name in distinct if name not in _UNKNOWN
+    ), distinct.keys().isdisjoint(_UNKNOWN)
 
 
-# what one core is reckoned with (`scoring.layout`): so seconds that were measured become
-# multiply-adds
+# Assumed speed of one core (`scoring.layout`), which converts measured seconds to multiply-adds.
 GMAC_PER_S = 100.0
-ASSUMED_BYTES = 3 * 2**30  # of a child that nobody measured: Python, torch and a network
+# Assumed memory of a child process that was not measured: Python, torch, and a network.
+ASSUMED_BYTES = 3 * 2**30
 
 
 class CallableSettings(Frozen):
-    """Where and how the process is started; nothing here decides a score.
+    """Settings of the process that runs a callable.
 
-    `python`: the interpreter that has the package; `folder`: where the process runs, and where a
-    package with a cache beside its caller has it. `limit_s`: seconds that one batch may take before
-    the process is ended, `start_limit_s` that loading may, downloads included. `peak_bytes` and
-    `seconds`: the memory of a process and the time of a megapixel, as measured when the card was
-    written.
+    No setting affects scores.
     """
 
-    python: str = Field(min_length=1)
-    folder: str = Field(min_length=1)
-    limit_s: float = Field(default=60.0, gt=0)
-    start_limit_s: float = Field(default=900.0, gt=0)
-    peak_bytes: int | None = Field(default=None, ge=1)
-    seconds: float | None = Field(default=None, gt=0)
+    python: str = Field(
+        min_length=1, description="Path of the Python interpreter that has the package installed."
+    )
+    folder: str = Field(
+        min_length=1,
+        description="Working directory of the process. Packages that cache files next to their caller write "
+        "to it.",
+    )
+    limit_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Maximum seconds per batch. After that the process is ended.",
+    )
+    start_limit_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="Maximum seconds to load the callable, including downloads.",
+    )
+    peak_bytes: int | None = Field(
+        default=None, ge=1, description="Measured peak memory of a process, in bytes."
+    )
+    seconds: float | None = Field(default=None, gt=0, description="Measured seconds per megapixel.")
 
     @property
     def memory_bytes(self) -> int:
-        """What one process is reckoned with."""
+        """Expected memory of one process, in bytes."""
         return self.peak_bytes or ASSUMED_BYTES
 
     @property
     def gmac(self) -> float:
-        """Billions of multiply-adds per megapixel that would take a core as long; a second where
-        nobody measured.
+        """Billions of multiply-adds per megapixel that take a core the measured time.
+
+        Assumes one second per megapixel if the time was not measured.
         """
         return GMAC_PER_S * (self.seconds or 1.0)

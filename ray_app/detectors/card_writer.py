@@ -19,13 +19,13 @@ Card = BaseModel | Mapping[str, Any]
 def write_card(
     path: str | Path, card: Card, *, comment: str = "", is_compact: bool = False
 ) -> None:
-    """Write a card; a reader sees the old or the new file, never a part.
+    """Write a card atomically: readers get the old or the new file, never a part.
 
     Args:
         path: A path or fsspec URL.
-        card: The card, or the keys and values of one.
-        comment: Lines in front of the card.
-        is_compact: Whether a list or section without further ones is one row.
+        card: The card, or its keys and values.
+        comment: Comment lines before the card.
+        is_compact: Whether to write a list or section without nested ones on one line.
     """
     folder, name = posixpath.split(str(path))
     text = comment + card_text(card, is_compact=is_compact)
@@ -33,14 +33,19 @@ def write_card(
 
 
 def card_text(card: Card, *, is_compact: bool = False) -> str:
-    """Return a card as YAML: keys in the order of the card, without those that have their default."""
-    facts = (
+    """Return a card as YAML, without keys that have their default value.
+
+    Args:
+        card: The card, or its keys and values.
+        is_compact: Whether to write a list or section without nested ones on one line.
+    """
+    data = (
         card.model_dump(mode="json", exclude_defaults=True)
         if isinstance(card, BaseModel)
         else dict(card)
     )
     text: str = yaml.safe_dump(
-        facts,
+        data,
         default_flow_style=None if is_compact else False,
         sort_keys=False,
         allow_unicode=True,
@@ -50,11 +55,9 @@ def card_text(card: Card, *, is_compact: bool = False) -> str:
 
 
 def describe_backbone(backbone: Backbone) -> str | dict[str, Any]:
-    """Return what a card says of its backbone: the name of a shipped one, else all its keys and
-    values.
-    """
+    """Return what a card states as its backbone: a shipped name, or all keys and values."""
     shipped = named_configs("backbones").get(backbone.name)
-    # Equal but for the folders that the two were read from.
+    # The comparison ignores the folders that the two were read from.
     if (
         shipped is not None
         and Backbone.model_validate(read_mapping(shipped)).model_dump() == backbone.model_dump()

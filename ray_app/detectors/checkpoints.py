@@ -1,8 +1,8 @@
-"""Checkpoint files: from a file to a state dict that fits its network (`read_state_dict`,
-`load_strictly`), and from one that is not readable to the reason (`unreadable`).
+"""Read checkpoint files as state dicts that fit their networks.
 
-Only safetensors and `torch.load(weights_only=True)`: no file can run code. torch is imported when
-tensors are read.
+`read_state_dict` reads a file, `load_strictly` loads its tensors into a network, and `unreadable`
+explains why a file cannot be read. Files are read only as safetensors or with
+`torch.load(weights_only=True)`, so no file can run code. torch is imported when tensors are read.
 """
 
 import argparse
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 _HEAD_BYTES = 4096
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_AGAIN = "fetch it again"
-_PAGE = "its link leads to a page, a login or an error: download the file itself"
-_SAY = "say `format: {}` in the card's weights"
-_ONLY_TENSORS = "ask its publisher for safetensors, or save its state_dict() as safetensors where you trust it: such a file can run code"
+_FETCH_AGAIN = "fetch it again"
+_DOWNLOAD_FILE = "download the file itself: its link leads to a page, a login, or an error"
+_SET_FORMAT = "set `format: {}` in the card's weights"
+_SAVE_AS_SAFETENSORS = "ask its publisher for safetensors or, if you trust it, save its state_dict() as safetensors: such a file can run code"
 
 
 def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
-    """Read the tensors of a file, unwrapped, under the network's own key names. Raises
-    DetectorError.
+    """Read the tensors of a file, unwrapped, with the key names of the network.
+
+    Raises DetectorError if the file is unreadable or contains no state dict.
     """
     import torch
 
@@ -49,13 +50,13 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
         or not all(isinstance(value, torch.Tensor) for value in state.values())
     ):
         raise DetectorError(
-            f"{path}: no state dict, neither at the top nor under {', '.join(weights.unwrap) or '(no name given)'}"
+            f"{path}: no state dict found at the top level or under {', '.join(weights.unwrap) or '(no name)'}"
         )
     return _rename_keys(state, weights)
 
 
 def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
-    """Read tensors by their names. Raises DetectorError if the file is not a safetensors file."""
+    """Read the tensors of a safetensors file by name. Raises DetectorError."""
     from safetensors.torch import load_file
 
     with _explaining(path, "safetensors weights", "safetensors"):
@@ -73,8 +74,8 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 def _read_shards(index: Path) -> "dict[str, torch.Tensor]":
     with _explaining(index, "safetensors-index weights", "json"):
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        shards = sorted({str(name) for name in named})
+        file_names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        shards = sorted({str(name) for name in file_names})
     return {
         key: tensor
         for shard in shards
@@ -91,7 +92,7 @@ def _read_torch(path: Path) -> Any:
         warnings.catch_warnings(),
         _explaining(path, "torch weights", "torch"),
     ):
-        warnings.simplefilter("ignore")  # The error of `unreadable` says more.
+        warnings.simplefilter("ignore")  # The error of `unreadable` explains more.
         return torch.load(path, weights_only=True, map_location="cpu")
 
 
@@ -103,9 +104,7 @@ _READERS = {
 
 
 def _rename_keys(state: "dict[str, torch.Tensor]", weights: Weights) -> "dict[str, torch.Tensor]":
-    """Remove the prefixes of wrappers, tensors of other networks, and the other prefixes, and add
-    the network's own.
-    """
+    """Strip wrapper prefixes, select the network's tensors, and add the network's own prefix."""
     wrappers = tuple(prefix for prefix in weights.strip_prefixes if prefix != weights.select)
     selected = {
         key: tensor
@@ -131,8 +130,9 @@ def _strip_prefixes(
 
 
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
-    """Read the checkpoint's own configuration, which the card names. Empty if there is none. Raises
-    DetectorError.
+    """Read the checkpoint's own configuration, which the card names.
+
+    Returns an empty mapping if there is none. Raises DetectorError if it is unreadable.
     """
     path = weights.parent / (card.weights.config or "")
     if not path.is_file():
@@ -140,7 +140,9 @@ def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
     with _explaining(path, f"the configuration of {card.name}", "json"):
         config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
-        raise DetectorError(f"{card.name}: {path}: not a JSON object")
+        raise DetectorError(
+            f"{card.name}: {path}: expected a JSON object, got {type(config).__name__}"
+        )
     return config
 
 
@@ -151,42 +153,42 @@ def require_fit(
     *,
     without: str | None = None,
 ) -> "dict[str, torch.Tensor]":
-    """Return the tensors of a network that a state dict replaces, if every key and shape fits.
+    """Return the network's tensors that a state dict replaces, if all keys and shapes fit.
 
     Args:
         network: The network.
-        state: The tensors of a file, under the network's names.
-        where: The file, for the message.
-        without: The prefix of a submodule that is loaded from another file.
+        state: The tensors of a file, with the network's key names.
+        where: The file, for the error message.
+        without: Prefix of a submodule that is loaded from another file. None if there is none.
 
     Raises:
-        DetectorError: A key or a shape does not fit; the message names it.
+        DetectorError: If a key or shape does not fit. The message names it.
     """
-    own = {
+    tensors = {
         key: tensor
         for key, tensor in network.state_dict().items()
         if without is None or not key.startswith(without)
     }
-    faults = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
+    problems = {
+        "missing": [key for key in tensors if key not in state],
+        "unexpected": [key for key in state if key not in tensors],
         "of another shape": [
             f"{key} {tuple(state[key].shape)}, the network has {tuple(tensor.shape)}"
-            for key, tensor in own.items()
+            for key, tensor in tensors.items()
             if key in state and state[key].shape != tensor.shape
         ],
     }
-    if any(faults.values()):
+    if any(problems.values()):
         message = "; ".join(
-            f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})"
-            for fault, keys in faults.items()
+            f"{len(keys)} {problem} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})"
+            for problem, keys in problems.items()
             if keys
         )
         raise DetectorError(
             f"{where}: the weights do not fit the network: {message}",
             hint="check architecture, unwrap and strip_prefixes in the card",
         )
-    return own
+    return tensors
 
 
 def load_strictly(
@@ -196,16 +198,30 @@ def load_strictly(
     *,
     without: str | None = None,
 ) -> None:
-    """Load a state dict into a network. Arguments and errors are those of `require_fit`."""
-    own = require_fit(network, state, where, without=without)
+    """Load a state dict into a network if all keys and shapes fit.
+
+    Args:
+        network: The network.
+        state: The tensors of a file, with the network's key names.
+        where: The file, for the error message.
+        without: Prefix of a submodule that is loaded from another file. None if there is none.
+
+    Raises:
+        DetectorError: If a key or shape does not fit. The message names it.
+    """
+    tensors = require_fit(network, state, where, without=without)
     network.load_state_dict(
-        state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values())
+        state, strict=without is None, assign=any(tensor.is_meta for tensor in tensors.values())
     )
 
 
 class FileKind(NamedTuple):
-    """Type of a file: `name` is torch, safetensors, json, or empty for any other; `what` describes
-    it, `hint` says what to do.
+    """Type of a file.
+
+    Attributes:
+        name: "torch", "safetensors", "json", or "" for any other type.
+        what: Description of the type.
+        hint: Instruction for the user.
     """
 
     name: str
@@ -213,32 +229,34 @@ class FileKind(NamedTuple):
     hint: str
 
 
-def kind_of_file(path: Path) -> FileKind:
-    """Return the type of a file, by its first bytes. Raises OSError."""
+def detect_file_kind(path: Path) -> FileKind:
+    """Detect the type of a file by its first bytes. Raises OSError if it is not readable."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     text = head.lstrip().lower()
     if not head:
-        return FileKind("", "an empty file", _AGAIN)
+        return FileKind("", "an empty file", _FETCH_AGAIN)
     if head.startswith(_LFS_POINTER):
         return FileKind(
             "",
-            "a git-LFS pointer, which only names the file",
+            "a Git LFS pointer instead of the file",
             "run `git lfs pull` in its repository",
         )
     if head.startswith(_LEGACY_TORCH) or _is_torch_zip(path):
-        return FileKind("torch", "a PyTorch checkpoint", _SAY.format("torch"))
+        return FileKind("torch", "a PyTorch checkpoint", _SET_FORMAT.format("torch"))
     if head[8:9] == b"{":
-        return FileKind("safetensors", "a safetensors file", _SAY.format("safetensors"))
+        return FileKind("safetensors", "a safetensors file", _SET_FORMAT.format("safetensors"))
     if b'"weight_map"' in head:
         return FileKind(
-            "json", "the index of a checkpoint in several files", _SAY.format("safetensors-index")
+            "json",
+            "the index of a checkpoint in several files",
+            _SET_FORMAT.format("safetensors-index"),
         )
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"{")):
         return FileKind(
-            "json" if text.startswith(b"{") else "", "a web page or the error of a server", _PAGE
+            "json" if text.startswith(b"{") else "", "a web page or a server error", _DOWNLOAD_FILE
         )
-    return FileKind("", "not a safetensors file or a PyTorch checkpoint", _AGAIN)
+    return FileKind("", "not a safetensors file or a PyTorch checkpoint", _FETCH_AGAIN)
 
 
 def _is_torch_zip(path: Path) -> bool:
@@ -251,39 +269,58 @@ def _is_torch_zip(path: Path) -> bool:
 
 @contextmanager
 def _explaining(
-    path: Path, wanted: str, name: Literal["torch", "safetensors", "json"]
+    path: Path, expected: str, name: Literal["torch", "safetensors", "json"]
 ) -> Iterator[None]:
-    """Turn any exception of the block into `unreadable`: a damaged file fails in zip, pickle, or
-    JSON, each with exceptions of its own, and torch advises to open it with less care.
+    """Turn any exception of the block into the error of `unreadable`.
+
+    A damaged file raises various exceptions of zip, pickle, or JSON, and torch's message advises to
+    open the file without `weights_only`.
     """
     try:
         yield
     except Exception as error:
-        raise unreadable(path, wanted, error, name=name) from None
+        raise unreadable(path, expected, error, name=name) from None
 
 
 def unreadable(
-    path: Path, wanted: str, error: BaseException, *, name: Literal["torch", "safetensors", "json"]
+    path: Path,
+    expected: str,
+    error: BaseException,
+    *,
+    name: Literal["torch", "safetensors", "json"],
 ) -> DetectorError:
-    """Return the error for a file that cannot be read as `wanted`, of the type `name`, without
-    advice to open it with less care.
+    """Return the error for a file that cannot be read as expected.
+
+    The message never advises to open the file without `weights_only`.
+
+    Args:
+        path: The file.
+        expected: Description of the expected content.
+        error: The exception.
+        name: Expected name of the file type.
     """
     try:
-        kind = kind_of_file(path)
-    except OSError as fault:
+        kind = detect_file_kind(path)
+    except OSError as os_error:
         return DetectorError(
-            f"{path}: not readable as {wanted}: {fault.strerror or describe_error(fault)}"
+            f"{path}: not readable as {expected}: {os_error.strerror or describe_error(os_error)}"
         )
     if kind.name != name:
-        return DetectorError(f"{path}: not readable as {wanted}: it is {kind.what}", hint=kind.hint)
-    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        reason = f"it holds an object of {found[1]}, and not tensors alone"
-        return DetectorError(f"{path}: not readable as {wanted}: {reason}", hint=_ONLY_TENSORS)
+        return DetectorError(
+            f"{path}: not readable as {expected}: it is {kind.what}", hint=kind.hint
+        )
+    if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        reason = f"it contains an object of {match[1]} in addition to tensors"
+        return DetectorError(
+            f"{path}: not readable as {expected}: {reason}", hint=_SAVE_AS_SAFETENSORS
+        )
     if "TorchScript" in str(error):
         return DetectorError(
-            f"{path}: not readable as {wanted}: it is a TorchScript program", hint=_ONLY_TENSORS
+            f"{path}: not readable as {expected}: it is a TorchScript program",
+            hint=_SAVE_AS_SAFETENSORS,
         )
     reason = "" if "weights_only" in str(error) else f" ({describe_error(error)})"
     return DetectorError(
-        f"{path}: not readable as {wanted}: it is damaged or not whole{reason}", hint=_AGAIN
+        f"{path}: not readable as {expected}: it is damaged or incomplete{reason}",
+        hint=_FETCH_AGAIN,
     )

@@ -1,8 +1,7 @@
-"""`compile_checked`: torch.compile with CUDA graphs for one detector on a GPU, kept only where its
-scores stay what they were.
+"""Compile a detector with torch.compile and CUDA graphs if its scores stay the same.
 
-Compiling takes about a minute per network and shape; it is for runs of many hundred thousand
-images, and never for a CPU.
+Start at `compile_checked`. Compiling takes about a minute per network and batch shape. It pays for
+runs of several hundred thousand images on a GPU, and never on a CPU.
 """
 
 from collections.abc import Callable
@@ -22,19 +21,27 @@ Compiler = Callable[[nn.Module], Any]
 
 
 def with_cuda_graphs(network: nn.Module) -> Any:
-    """The network compiled for shapes that do not change, launched as one graph."""
+    """Compile a network for constant shapes, launched as one CUDA graph."""
     return torch.compile(network, mode="reduce-overhead", dynamic=False)
 
 
 def compile_checked(
     detector: Detector, count: int, compiler: Compiler = with_cuda_graphs
 ) -> str | None:
-    """Let a detector's network run compiled from now on, for batches of `count`; None, or why it
-    stays as it was.
+    """Compile the network of a detector, and keep the compiled one if its scores agree.
 
-    Both ways score a batch of made images; the compiled one has to agree within the tolerance of
-    the precision, twice, since the first pass records what later ones replay. What keeps images'
-    sizes, answers in words, shares a backbone or keeps embeddings has no static graph of its own.
+    Both networks score a batch of generated images. The compiled one must agree within the
+    tolerance of the precision twice, because its first pass records what later passes replay.
+    Networks without a static graph of their own are not compiled: those that keep images' sizes,
+    reply with text, share a backbone, or record embeddings.
+
+    Args:
+        detector: The detector, which is changed in place.
+        count: Images per batch.
+        compiler: Compiles a network.
+
+    Returns:
+        None if the compiled network is in use, else the reason why it is not.
     """
     card, eager = detector.card, detector.network
     if (
@@ -44,26 +51,28 @@ def compile_checked(
         or detector.keeps_embeddings
     ):
         return "not compiled: it has no static graph of its own"
-    pixels = _made_images(count, card.preprocessing.shape)
+    pixels = _generate_images(count, card.preprocessing.shape)
     expected = _scores(detector, pixels)
     try:
         detector.network = compiler(eager)
-        found = [_scores(detector, pixels) for _ in range(2)]
-    except Exception as error:  # a compiler raises whatever its layers do
+        compiled_scores = [_scores(detector, pixels) for _ in range(2)]
+    except Exception as error:  # The compiler raises exceptions of all its layers.
         detector.network = eager
         return f"not compiled: {describe_error(error)}"
-    if any(beyond_tolerance(scores, expected, detector.precision) for scores in found):
+    if any(beyond_tolerance(scores, expected, detector.precision) for scores in compiled_scores):
         detector.network = eager
-        most = max(float(np.nanmax(np.abs(scores - expected))) for scores in found)
-        return f"not compiled: scores move by up to {most:.2g}, beyond what {detector.precision} allows ({TOLERANCE[detector.precision]:g})"
+        max_difference = max(
+            float(np.nanmax(np.abs(scores - expected))) for scores in compiled_scores
+        )
+        return f"not compiled: scores move by up to {max_difference:.2g}, beyond what {detector.precision} allows ({TOLERANCE[detector.precision]:g})"
     return None
 
 
-def _made_images(count: int, shape: tuple[int, int]) -> torch.Tensor:
-    """(count, height, width, 3) uint8: cuts from one image by formula, no two alike."""
+def _generate_images(count: int, shape: tuple[int, int]) -> torch.Tensor:
+    """Return (count, height, width, 3) uint8: different crops of one generated image."""
     height, width = shape
-    whole = formula_image(width + count, height)
-    return torch.from_numpy(np.stack([whole[:, start : start + width] for start in range(count)]))
+    image = formula_image(width + count, height)
+    return torch.from_numpy(np.stack([image[:, start : start + width] for start in range(count)]))
 
 
 def _scores(detector: Detector, pixels: torch.Tensor) -> npt.NDArray[np.float32]:

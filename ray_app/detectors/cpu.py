@@ -1,5 +1,6 @@
-"""What a CPU computes in where nobody says (`cpu_precision`): the one place that decides it.
-Imports no torch, which takes seconds.
+"""Select the default precision of a CPU (`cpu_precision`). No other module decides it.
+
+The module does not import torch, which takes seconds.
 """
 
 import os
@@ -11,27 +12,26 @@ from ray_app.errors import ConfigError
 
 CPU_PRECISION_VARIABLE = "TOUCHSTONE_CPU_PRECISION"
 
-# Names of the kernel for instructions that multiply bf16 matrices: x86's AVX-512 and AMX, Arm's
-# NEON and SVE.
+# The kernel's names for instructions that multiply bf16 matrices: AVX-512 and AMX on x86, NEON and
+# SVE on Arm.
 _MULTIPLY_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 _CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_precision() -> Literal["bf16", "fp32"]:
-    """What `auto` means on a CPU: bf16 where this one multiplies it faster than fp32, or what
-    TOUCHSTONE_CPU_PRECISION says.
+    """Return what `auto` means on this CPU: bf16 if the CPU multiplies it faster than fp32.
 
-    The variable is for scores that are the same on machines of both kinds. Raises ConfigError for
-    any other value.
+    $TOUCHSTONE_CPU_PRECISION overrides it, so that scores are the same on different machines.
+    Raises ConfigError if the variable has an invalid value.
     """
     match os.environ.get(CPU_PRECISION_VARIABLE, ""):
-        case "bf16" | "fp32" as stated:
-            return stated
+        case "bf16" | "fp32" as precision:
+            return precision
         case "":
             return "bf16" if _multiplies_bf16() else "fp32"
         case other:
             raise ConfigError(
-                f"{CPU_PRECISION_VARIABLE}={other}: no such precision",
+                f"{CPU_PRECISION_VARIABLE} must be bf16 or fp32, got {other!r}",
                 hint="set it to bf16 or fp32, or unset it",
             )
 
@@ -40,5 +40,5 @@ def cpu_precision() -> Literal["bf16", "fp32"]:
 def _multiplies_bf16() -> bool:
     try:
         return not _MULTIPLY_BF16.isdisjoint(_CPUINFO.read_text().split())
-    except OSError:  # another system than Linux
+    except OSError:  # Not on Linux.
         return False

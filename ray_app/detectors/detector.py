@@ -1,11 +1,9 @@
-"""`Detector`: prepared pixels → log-odds of fake, on one device (`load_detector`); `Prediction` is
-what networks give, `BatchPrediction` what it makes of it.
+"""Score prepared pixels with one network on one device (`Detector`); start at `load_detector`.
 
-From a card to its network: `build_network`, `load_network`. A family's module is imported when a
-card needs it, never before.
-
-One from outside this tree is found by its entry point in the group `touchstone.families`: a module
-with `build(card)`.
+`build_network` and `load_network` turn a card into its network, which returns logits or a
+`Prediction`. `Detector.read` returns a `BatchPrediction`. The module of a family is imported only
+if a card needs it. Families of other packages are found by entry points in the group
+`touchstone.families`: modules with `build(card)`.
 """
 
 import importlib
@@ -27,9 +25,9 @@ from ray_app.detectors import weights
 from ray_app.detectors.card import DetectorCard, default_slots, load_card
 from ray_app.detectors.checkpoints import checkpoint_config, load_strictly, read_state_dict
 from ray_app.detectors.precision import (
+    EmbeddingHook,
     Precision,
     ResolvedPrecision,
-    Tap,
     forbid_tf32,
     lower_to_bf16,
     resolve_precision,
@@ -39,23 +37,24 @@ from ray_app.detectors.private_api import keep_freed_memory
 from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
 from ray_app.errors import DetectorError
 
-BACKBONE = "backbone"  # the submodule that several detectors may share
+BACKBONE = "backbone"  # The submodule that several detectors may share.
 
 
 def build_network(card: DetectorCard) -> nn.Module:
-    """The card's network in evaluation mode, randomly initialised: (N, 3, H, W) → logits or a
-    Prediction. No network access.
+    """Build the card's network in evaluation mode, randomly initialised, without network access.
 
-    Its last linear layer is taken for the head (see `precision`). Raises DetectorError, also for
-    whatever a family's constructor or its library, as it is imported, too, says against the card's
-    arguments.
+    The network maps (N, 3, H, W) to logits or a `Prediction`. Its last linear layer is treated as
+    the head (see `precision`). Raises DetectorError, also for any error of a family's constructor,
+    or of its library on import.
     """
-    kind: Any = None
+    network_class: Any = None
     try:
-        module = _module(card)
-        kind = getattr(module, FAMILIES.get(card.family, "").partition(":")[2], None)
+        module = _import_family(card)
+        network_class = getattr(module, FAMILIES.get(card.family, "").partition(":")[2], None)
         network: nn.Module = (
-            module.build(card) if kind is None else kind(**card.architecture.arguments)
+            module.build(card)
+            if network_class is None
+            else network_class(**card.architecture.arguments)
         )
     except (
         AttributeError,
@@ -65,17 +64,18 @@ def build_network(card: DetectorCard) -> nn.Module:
         ValueError,
         ZeroDivisionError,
     ) as error:
-        named = f"{card.family} cannot build {card.architecture.name or 'its network'}: {error}"
+        message = f"{card.family} cannot build {card.architecture.name or 'its network'}: {error}"
         hint = "check architecture.name and architecture.arguments in the card"
-        if kind is not None:
-            hint = f"architecture.arguments may hold: {', '.join(inspect.signature(kind).parameters) or 'none'}"
-        raise DetectorError(f"{card.name}: {named}", hint=hint) from error
+        if network_class is not None:
+            hint = f"use only these keys in architecture.arguments: {', '.join(inspect.signature(network_class).parameters) or 'none'}"
+        raise DetectorError(f"{card.name}: {message}", hint=hint) from error
     return network.eval().requires_grad_(False)
 
 
-def bare_network(card: DetectorCard) -> nn.Module:
-    """The card's network without values, or with random ones where a family from outside needs some
-    while it is built.
+def build_bare_network(card: DetectorCard) -> nn.Module:
+    """Build the card's network without values.
+
+    If a family of another package needs values while it is built, they are random.
     """
     try:
         with torch.device("meta"):
@@ -87,23 +87,31 @@ def bare_network(card: DetectorCard) -> nn.Module:
 def load_network(
     card: DetectorCard, files: Sequence[tuple[weights.WeightSet, Path]] = ()
 ) -> nn.Module:
-    """The card's network with its weights: every key and shape of every file fits, or DetectorError
-    says which does not.
+    """Build the card's network and load its weights.
 
-    The submodule `backbone` comes from the backbone's own file where the card names one. A family
-    may also have `published_keys(state, network)`, where the file's names need not be the
-    network's; a network may have `attach(folder)`, for what lies beside its weights, and
-    `reads_its_own_weights`, where another engine loads them. `files`: where the weights are (see
-    `weights.resolved`), which finds them if left out.
+    The submodule `backbone` is loaded from the backbone's own file if the card names a backbone. A
+    family may define `published_keys(state, network)` if the names in the file are not those of the
+    network. A network may define `attach(folder)` for files next to its weights, and
+    `reads_its_own_weights` if another engine loads them.
+
+    Args:
+        card: The detector card.
+        files: The weights, from `weights.resolved`. Empty finds them.
+
+    Raises:
+        DetectorError: If a key or shape of a file does not fit. The message names it.
     """
     network = build_network(card)
-    (own, path), *shared = files or weights.resolved(card)
+    (head, path), *shared = files or weights.resolved(card)
     for part, file in shared:
         load_backbone(card, network, file, part)
     if not getattr(network, "reads_its_own_weights", False):
-        state = own_keys(card, read_state_dict(path, own.weights), network)
+        state = own_keys(card, read_state_dict(path, head.weights), network)
         load_strictly(
-            network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None
+            network,
+            state,
+            where=f"{head.owner}: {path}",
+            without=f"{BACKBONE}." if shared else None,
         )
     if callable(attach := getattr(network, "attach", None)):
         attach(path.parent)
@@ -113,8 +121,16 @@ def load_network(
 def load_backbone(
     card: DetectorCard, network: nn.Module, path: Path, part: weights.WeightSet
 ) -> None:
-    """Load a network's submodule `backbone` from that part's file: every key and shape fits, or
-    DetectorError says which does not.
+    """Load a network's submodule `backbone` from the file of its weights.
+
+    Args:
+        card: The detector card.
+        network: The network with the submodule.
+        path: The file.
+        part: The weights that the file belongs to.
+
+    Raises:
+        DetectorError: If a key or shape does not fit. The message names it.
     """
     backbone = network.get_submodule(BACKBONE)
     state = own_keys(card, read_state_dict(path, part.weights), backbone)
@@ -124,16 +140,23 @@ def load_backbone(
 def own_keys(
     card: DetectorCard, state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """A file's tensors under the names of the network, or of its backbone, where the card's family
-    knows that files have others.
+    """Rename the tensors of a file to the names of the network, or of its backbone.
 
-    Raises DetectorError.
+    The names change only if the card's family defines `published_keys`.
+
+    Args:
+        card: The detector card.
+        state: The tensors of the file.
+        network: The network, or its backbone.
+
+    Raises:
+        DetectorError: If the family cannot rename the tensors.
     """
-    published_keys = getattr(_module(card), "published_keys", None)
+    published_keys = getattr(_import_family(card), "published_keys", None)
     return published_keys(state, network) if callable(published_keys) else state
 
 
-def _module(card: DetectorCard) -> ModuleType:
+def _import_family(card: DetectorCard) -> ModuleType:
     if card.family in FAMILIES:
         return importlib.import_module(FAMILIES[card.family].partition(":")[0])
     point = next(iter(entry_points(group=ENTRY_POINTS, name=card.family)), None)
@@ -142,23 +165,27 @@ def _module(card: DetectorCard) -> ModuleType:
                             hint="install it on every node of the cluster")  # fmt: skip
     try:
         module: ModuleType = point.load()
-    except Exception as error:  # whatever a stranger's module raises when it is imported
+    except Exception as error:  # A third-party module may raise any exception on import.
         raise DetectorError(
-            f"{card.name}: the family {card.family!r}, which is {point.value}, does not load: {error}"
+            f"{card.name}: cannot import the family {card.family!r} ({point.value}): {error}"
         ) from error
     return module
 
 
-# images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
+# Pixels per batch of images of one size on a GPU, if images keep their size. A larger batch makes a
+# CPU no faster.
 GROUP_PIXELS = 2**22
 
 
 class Prediction(NamedTuple):
-    """A network's answer for a batch; a network that only classifies gives its logits alone.
+    """The output of a network for a batch. A network that only classifies returns its logits alone.
 
-    `logits`: (N, 1 or 2); NaN where a reply says neither. `masks`: (N, H, W) probabilities that a
-    pixel was altered, at the network's own size, or one (h, w) uint8 each, 255 = 1. `replies`: one
-    text per image, where it has words. `failures`: why one has no score.
+    Attributes:
+        logits: Logits (N, 1 or 2). NaN if a reply states no verdict.
+        masks: Probabilities (N, H, W) that a pixel was altered, at the network's own size, or one
+            (h, w) uint8 mask per image, 255 = 1.
+        replies: A text per image, for networks that reply with text.
+        failures: Why an image has no score, per image, else None.
     """
 
     logits: torch.Tensor
@@ -168,12 +195,14 @@ class Prediction(NamedTuple):
 
 
 class BatchPrediction(NamedTuple):
-    """A detector's answer for a batch; every field is a kind of output, kept under its name (see
-    `inference.decision`).
+    """The output of a detector for a batch. `inference.decision` stores each field by its name.
 
-    `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: uint8, round(255 p), (N, H, W) or
-    one each. `replies`: one text per image. `embeddings`: (N, d) float32, of a detector that keeps
-    them. `failures`: per image why it has no score, of one that says so.
+    Attributes:
+        scores: Log-odds of fake (N,), float32. NaN means no score.
+        masks: uint8 masks, round(255 p), (N, H, W) or one per image.
+        replies: A text per image, for networks that reply with text.
+        embeddings: Embeddings (N, d), float32, for detectors that record them.
+        failures: Why an image has no score, per image, else None.
     """
 
     scores: torch.Tensor
@@ -184,14 +213,30 @@ class BatchPrediction(NamedTuple):
 
 
 class Detector:
-    """One network on one device, with its card.
+    """Score images with one network on one device.
 
-    `slots` is the number of images in every batch that the network sees: fewer are filled up with
-    black ones, so that shapes are static and a score does not depend on how many images came with
-    it. Where a card keeps the size of every image (`card.preprocessing.shape` is None), images of
-    one size go together instead: one by one on a CPU, up to 4 Mi pixels on a GPU. `fingerprint`
-    holds all that decides a score; it is plain JSON. `kinds`: the fields of a `BatchPrediction`
-    that are never None, but for the embeddings, which are given once they are requested.
+    All batches have the same shape: a smaller batch is padded with black images. The score of an
+    image therefore does not depend on the other images. If the card keeps the size of images
+    (`card.preprocessing.shape` is None), a batch has images of one size instead: one image on a
+    CPU, up to 4 Mi pixels on a GPU.
+
+    Args:
+        card: The detector card.
+        network: The network with its weights.
+        fake: Index of the logit that means fake.
+        device: Device, such as "cpu" or "cuda:0".
+        precision: "bf16" or "fp32".
+        resize: "exact" or "fast", see `Preprocessing.prepare`.
+        slots: Images per batch.
+        weights_sha256: SHA-256 of the weights.
+        compiled: Whether to compile the network with `torch.compile`.
+        group_pixels: Pixels per batch if images keep their size. None selects the default of the
+            device.
+
+    Attributes:
+        fingerprint: All settings that affect a score, as plain JSON.
+        kinds: The fields of `BatchPrediction` that are not None. Embeddings are None until
+            `keep_embeddings` is called.
     """
 
     def __init__(
@@ -236,7 +281,7 @@ class Detector:
         )
         self.network: nn.Module = compiled_network
         self.normalise = Normalise(card.preprocessing).to(device)
-        self._tap: Tap | None = None
+        self._hook: EmbeddingHook | None = None
         self.fingerprint: dict[str, Any] = {
             "name": card.name,
             "weights": weights_sha256,
@@ -250,53 +295,53 @@ class Detector:
         }
 
     def prepare(self, image: Image.Image) -> Pixels:
-        """One RGB image in the detector's geometry: (height, width, 3) uint8. Raises InputError."""
+        """Return an RGB image as (height, width, 3) uint8 network input. Raises InputError."""
         return self.card.preprocessing.prepare(image, self.resize)
 
     def keep_embeddings(self) -> None:
-        """From now on `read` also gives what the head is given. Raises DetectorError where the
-        network has no head; `read` does where the head takes no single vector per image.
+        """Make `read` also return the embeddings, which are the inputs of the network's head.
+
+        Raises DetectorError if the network has no head. `read` raises it if the head's input is not
+        a single vector per image.
         """
-        self._tap = self._tap or Tap(self.card.name, self.network)
+        self._hook = self._hook or EmbeddingHook(self.card.name, self.network)
 
     @property
     def keeps_embeddings(self) -> bool:
-        """Whether `read` gives them."""
-        return self._tap is not None
+        """Whether `read` returns embeddings."""
+        return self._hook is not None
 
     def score(self, pixels: Pixels | torch.Tensor) -> npt.NDArray[np.float32]:
-        """Log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32, for any N.
+        """Return the log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32.
 
-        NaN or infinity, where the network gives it, is handed on: the caller says `detector_failed`
-        for that image.
+        N may be any number. NaN and infinity of the network are returned as they are; the caller
+        gives such images the status `detector_failed`.
         """
         images = torch.as_tensor(pixels)
         self._check(images)
-        step = (
+        batch_size = (
             self.slots
             if self.card.preprocessing.shape
             else self.together(images.shape[2], images.shape[1])
         )
-        parts = [images[start : start + step] for start in range(0, len(images), step)]
-        scores = [
-            self.read(self.normalise(self._filled(part))).scores[: len(part)] for part in parts
-        ]
-        joined: npt.NDArray[np.float32] = (
+        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        scores = [self.read(self.normalise(self._pad(part))).scores[: len(part)] for part in parts]
+        merged: npt.NDArray[np.float32] = (
             torch.cat([*scores, torch.empty(0, device=self.device)]).cpu().numpy()
         )
-        return joined
+        return merged
 
     @torch.inference_mode()
     def read(self, normalised: torch.Tensor) -> BatchPrediction:
-        """Run the network on what `normalise` gave; does not wait for a GPU to finish."""
+        """Run the network on the output of `normalise`, without waiting for a GPU to finish."""
         with torch.autocast(
             self._device_type,
             dtype=torch.bfloat16,
             enabled=self.precision == "bf16",
             cache_enabled=False,
         ):
-            given = self.network(normalised)
-        prediction = given if isinstance(given, Prediction) else Prediction(given)
+            output = self.network(normalised)
+        prediction = output if isinstance(output, Prediction) else Prediction(output)
         masks = prediction.masks
         return BatchPrediction(
             log_odds(self.card, self._fake, prediction.logits.float(), len(normalised)),
@@ -304,12 +349,12 @@ class Detector:
             if isinstance(masks, torch.Tensor)
             else masks,
             prediction.replies,
-            None if self._tap is None else self._tap.taken(prediction.logits),
+            None if self._hook is None else self._hook.take_embedding(prediction.logits),
             prediction.failures,
         )
 
     def together(self, width: int, height: int) -> int:
-        """How many images of one size go through the network at once where sizes are kept."""
+        """Return how many images of one size form a batch if images keep their size."""
         return max(1, self._group_pixels // max(width * height, 1))
 
     def _check(self, images: torch.Tensor) -> None:
@@ -320,12 +365,12 @@ class Detector:
             or images.shape[3] != 3
             or (shape is not None and images.shape[1:3] != shape)
         ):
-            wanted = f"(N, {shape[0]}, {shape[1]}, 3)" if shape else "(N, height, width, 3)"
+            expected = f"(N, {shape[0]}, {shape[1]}, 3)" if shape else "(N, height, width, 3)"
             raise ValueError(
-                f"{self.card.name}: expected uint8 {wanted}, got {images.dtype} {tuple(images.shape)}"
+                f"{self.card.name}: expected uint8 {expected}, got {images.dtype} {tuple(images.shape)}"
             )
 
-    def _filled(self, part: torch.Tensor) -> torch.Tensor:
+    def _pad(self, part: torch.Tensor) -> torch.Tensor:
         if self.card.preprocessing.shape is None or len(part) == self.slots:
             return part
         return torch.cat([part, part.new_zeros(self.slots - len(part), *part.shape[1:])])
@@ -334,8 +379,8 @@ class Detector:
 class Normalise(nn.Module):
     """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last memory: (x / 255 − mean) / std.
 
-    Batches may be on any device; the result is on the module's. Equal preprocessings give equal
-    tensors.
+    Batches may be on any device; the result is on the module's device. Equal preprocessings give
+    equal tensors.
     """
 
     scale: torch.Tensor
@@ -351,7 +396,7 @@ class Normalise(nn.Module):
         self.register_buffer("shift", (-mean / std).float())
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalise a batch; see the class for shapes."""
+        """Normalise a batch. See the class for shapes."""
         # Whole rows at once: broadcasting over three channels is five times slower.
         count, height, width, _ = pixels.shape
         rows = (
@@ -367,12 +412,23 @@ class Normalise(nn.Module):
 
 
 def log_odds(card: DetectorCard, fake: int, logits: torch.Tensor, count: int) -> torch.Tensor:
-    """(count, 1 or 2) logits → (count,) log-odds of fake, the logit at `fake`. Raises DetectorError
-    where they are not as the card says.
+    """Convert logits to log-odds of fake.
+
+    Args:
+        card: The detector card, for the sign and the number of logits.
+        fake: Index of the logit that means fake.
+        logits: Logits (count, 1 or 2).
+        count: Number of images.
+
+    Returns:
+        Log-odds of fake (count,).
+
+    Raises:
+        DetectorError: If the shape of the logits is not that of the card.
     """
     if logits.shape != (count, 1 if card.output.sign is not None else 2):
         raise DetectorError(
-            f"{card.name}: the network gives {tuple(logits.shape)}, the card says {(count, card.output.logits)}"
+            f"{card.name}: logits must be {(count, card.output.logits)} by the card, got {tuple(logits.shape)}"
         )
     if card.output.sign is not None:
         return logits[:, 0] * card.output.sign
@@ -389,75 +445,95 @@ def load_detector(
     offline: bool | None = None,
     compiled: bool = False,
 ) -> Detector:
-    """A detector by shipped name, by path of a card, or from a card, ready to score.
+    """Load a detector, ready to score.
 
-    `slots` defaults to 4 on a CPU and 64 on a GPU. `compiled` switches `torch.compile` on: it pays
-    on a GPU for runs much longer than the minute it takes; it is refused on a CPU. Raises
-    ConfigError for the card and DetectorError for weights, network or device.
+    Args:
+        name_or_path_or_card: A shipped name, the path or URL of a card, or a card.
+        device: Device, such as "cpu", "cuda", or "cuda:0".
+        precision: "fp32", "bf16", or "auto" for bf16 if the device and the card support it.
+        resize: "exact" or "fast", see `Preprocessing.prepare`.
+        slots: Images per batch. None means 4 on a CPU and 64 on a GPU.
+        offline: Whether to download nothing. None reads $TOUCHSTONE_OFFLINE and $HF_HUB_OFFLINE.
+        compiled: Whether to compile the network with `torch.compile`. Compiling takes about a
+            minute and makes long runs on a GPU faster.
+
+    Returns:
+        The detector.
+
+    Raises:
+        ConfigError: If the card does not exist or is invalid.
+        DetectorError: If the weights, the network, or the device is unusable, or if `compiled` is
+            set on a CPU.
     """
     card = (
         name_or_path_or_card
         if isinstance(name_or_path_or_card, DetectorCard)
         else load_card(name_or_path_or_card)
     )
-    kind = _available(device)
-    if kind == "cpu":
+    device_type = _check_device(device)
+    if device_type == "cpu":
         keep_freed_memory()
-    if compiled and kind != "cuda":
-        raise DetectorError(
-            f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives"
-        )
+    if compiled and device_type != "cuda":
+        raise DetectorError(f"{card.name}: compiled requires a GPU, got device {device}")
     files = weights.resolved(card, offline)
     fake = fake_index(card, checkpoint_config(card, files[0][1]))
     return Detector(
         card, load_network(card, files), fake=fake, device=device,
         precision=resolve_precision(precision, device, card.precision), resize=resize, slots=slots or default_slots(device),
-        weights_sha256=weights.digest_of_all([weights.digest_of(*one) for one in files]), compiled=compiled,
+        weights_sha256=weights.combine_digests([weights.digest_of(*file) for file in files]), compiled=compiled,
     )  # fmt: skip
 
 
-def _available(device: str) -> str:
+def _check_device(device: str) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise DetectorError(f"no device is called {device}", hint="cpu, cuda or cuda:0") from None
+        raise DetectorError(f"unknown device {device!r}", hint="use cpu, cuda, or cuda:0") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise DetectorError(
-            f"{device}: torch sees no GPU here", hint="use --device cpu, or install torch with CUDA"
+            f"{device}: torch finds no GPU on this machine",
+            hint="use --device cpu, or install torch with CUDA",
         )
     return kind
 
 
 def fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
-    """Which logit is fake, by the checkpoint's own labels where it has some. Raises DetectorError
-    where card and checkpoint differ.
+    """Return the index of the logit that means fake.
+
+    The labels of the checkpoint count if it has labels. Raises DetectorError if card and checkpoint
+    differ.
     """
-    _agree(card.architecture.arguments, checkpoint, card.name)
+    _require_agreement(card.architecture.arguments, checkpoint, card.name)
     if card.output.sign is not None:
         return 0
-    named = checkpoint.get("id2label")
+    checkpoint_labels = checkpoint.get("id2label")
     labels = (
-        tuple(str(named[key]) for key in sorted(named, key=int)) if named else card.output.labels
+        tuple(str(checkpoint_labels[key]) for key in sorted(checkpoint_labels, key=int))
+        if checkpoint_labels
+        else card.output.labels
     )
     try:
         index = card.output.index_among(labels)
         if card.output.labels and index != card.output.index_among(card.output.labels):
             raise ValueError(
-                f"the card has it at {1 - index} ({', '.join(card.output.labels)}), the checkpoint at {index} ({', '.join(labels)})"
+                f"index {1 - index} by the card ({', '.join(card.output.labels)}), {index} by the checkpoint ({', '.join(labels)})"
             )
     except ValueError as error:
         raise DetectorError(
-            f"{card.name}: which logit is fake? {error}", hint="correct `output` in the card"
+            f"{card.name}: cannot tell which logit is fake: {error}",
+            hint="correct `output` in the card",
         ) from None
     return index
 
 
-def _agree(stated: Mapping[str, Any], checkpoint: Mapping[str, Any], where: str) -> None:
-    for key, value in stated.items():
-        found = checkpoint.get(key, value)
-        if isinstance(value, Mapping) and isinstance(found, Mapping):
-            _agree(value, found, f"{where}.{key}")
-        elif not isinstance(value, Mapping) and found != value:
+def _require_agreement(
+    card_values: Mapping[str, Any], checkpoint: Mapping[str, Any], where: str
+) -> None:
+    for key, value in card_values.items():
+        checkpoint_value = checkpoint.get(key, value)
+        if isinstance(value, Mapping) and isinstance(checkpoint_value, Mapping):
+            _require_agreement(value, checkpoint_value, f"{where}.{key}")
+        elif not isinstance(value, Mapping) and checkpoint_value != value:
             raise DetectorError(
-                f"{where}: the card says {key} = {value}, the checkpoint's own configuration says {found}"
+                f"{where}: {key} is {value} on the card, but {checkpoint_value} in the checkpoint's own configuration"
             )

@@ -15,13 +15,13 @@ Progress = Callable[[str], None]
 
 
 class FetchedWeights(NamedTuple):
-    """The weights of a detector on this machine.
+    """Weights of a detector on this machine.
 
     Attributes:
-        name: The detector.
-        files: The files of all its parts.
-        size_bytes: The size of all files.
-        published: The URL on the mirror. None without a mirror.
+        name: Name of the detector.
+        files: Files of all parts.
+        size_bytes: Total size of the files in bytes.
+        published: URL on the mirror. None without a mirror.
     """
 
     name: str
@@ -43,11 +43,11 @@ def find_fetchable(accepted: Sequence[str], progress: Progress) -> Iterator[Dete
     """Yield each shipped card whose weights a program can fetch.
 
     Args:
-        accepted: Detectors, or licences, whose terms the user accepts.
+        accepted: Detectors or licences whose terms the user accepts.
         progress: Receives a line for each card that is left out.
     """
     for card in list_cards():
-        by_hand = [
+        manual_parts = [
             part
             for part in _list_published(card)
             if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)
@@ -56,9 +56,9 @@ def find_fetchable(accepted: Sequence[str], progress: Progress) -> Iterator[Dete
             progress(
                 f"left out: {card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}"
             )
-        elif by_hand:
+        elif manual_parts:
             progress(
-                f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}"
+                f"left out: {card.name}: it must be fetched by hand. {manual_parts[0].weights.obtain} touchstone detectors fetch {card.name}"
             )
         else:
             yield card
@@ -70,17 +70,17 @@ def fetch_detectors(
     """Fetch the weights of detectors. A failure does not stop the others.
 
     Args:
-        cards: The detectors.
-        mirror: A folder or fsspec URL that receives copies.
-        progress: Receives lines on what is fetched.
+        cards: The detector cards.
+        mirror: A folder or fsspec URL that receives copies. None copies nothing.
+        progress: Receives a line per step.
 
     Returns:
         The fetched weights, and the failures.
 
     Raises:
-        DetectorError: A disk has too little space.
+        DetectorError: If a disk has too little space.
     """
-    # Offline, or with a mirror, no hub is asked.
+    # Offline or with a mirror, nothing is downloaded from the hub.
     if not weights.is_offline() and MIRROR_VARIABLE not in os.environ:
         _require_space(cards, progress)
     fetched, failures = [], []
@@ -93,8 +93,9 @@ def fetch_detectors(
 
 
 def _require_space(cards: Sequence[DetectorCard], progress: Progress) -> None:
-    """Ask servers for the sizes of what is not on this machine, and print the sum. Raises
-    DetectorError if a disk is too small.
+    """Report the total size of the downloads. Raise DetectorError if a disk is too small.
+
+    The sizes come from the servers.
     """
     missing = {
         part.weights.uri: part
@@ -113,18 +114,20 @@ def _require_space(cards: Sequence[DetectorCard], progress: Progress) -> None:
         progress(f"to fetch: {'; '.join(parts)}")
     for folder in dict(downloads):
         needed = sum(size or 0 for other, size in downloads if other == folder)
-        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free
         if needed > free:
             raise DetectorError(
-                f"{folder}: there are {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are to be fetched",
-                hint="make room, or name folders on another disk: HF_HOME for the hub's files, TOUCHSTONE_CACHE for others",
+                f"{folder}: {free / 1e6:,.0f} MB are free, but {needed / 1e6:,.0f} MB are needed",
+                hint="free space, or set folders on another disk: HF_HOME for the hub's files, TOUCHSTONE_CACHE for others",
             )
 
 
 def _plan_download(part: WeightSet) -> tuple[Path, int | None]:
-    """Return the folder and the size of a download; None if the server does not state a size. An
-    unreachable file has no size either: the fetch reports the reason.
+    """Return the folder and the size of a download.
+
+    The size is None if the server does not state it, or if the file is unreachable, which the
+    download reports later.
     """
     if not part.weights.uri.startswith("hf://"):
         return weights.default_cache(), _ask_size(part.weights.uri)
@@ -147,13 +150,13 @@ def _ask_size(url: str) -> int | None:
     try:
         filesystem, path = retrying_fsspec_for(url)
         size = filesystem.size(path)
-    except Exception:  # fsspec lets every backend's own exceptions through
+    except Exception:  # fsspec passes on the exceptions of every backend.
         return None
     return None if size is None else int(size)
 
 
 def _list_published(card: DetectorCard) -> list[WeightSet]:
-    """Return the parts of a detector that are available: all but a head that is not fitted yet."""
+    """Return the available parts of a detector: all except a head that is not fitted yet."""
     return [
         part for part in weights.parts_of(card) if not part.weights.fitted or weights.located(part)
     ]
@@ -171,7 +174,7 @@ def _fetch(card: DetectorCard, mirror: str | None, progress: Progress) -> Fetche
     )
     if len(parts) < len(weights.parts_of(card)):
         progress(
-            f"{card.name}: nobody publishes its head; fit one: touchstone detectors fit {card.name} LABELS --install"
+            f"{card.name}: its head is not published; fit it: touchstone detectors fit {card.name} LABELS --install"
         )
     if mirror:
         progress(f"{card.name}: copying to {mirror}")

@@ -1,5 +1,6 @@
-"""Licence acceptance: weights whose terms are not permissive are used only once the user accepts
-them (`is_accepted`, `accept_licence`).
+"""Record which licences the user accepted (`is_accepted`, `accept_licence`).
+
+Weights with terms that are not permissive are used only after the user accepts the licence.
 """
 
 import os
@@ -33,35 +34,38 @@ _SECTION = re.compile(
 
 
 def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[str] = ()) -> bool:
-    """Whether a card of that name may be used by its licence and `terms` (a key of
-    `TERMS_IN_WORDS`): permissive, or accepted by `accepted` (names of detectors or licences) or by
-    the config file.
+    """Return whether a card may be used: its terms are permissive or were accepted.
 
-    What the file remembers for a detector holds for the licence that its card had then. A card with
-    no licence has none in common with another one: it is accepted by its own name alone.
+    A licence can be accepted in `accepted` or in the config file. The file records a detector with
+    the licence that its card had then; if the licence changes, it must be accepted again. A card
+    without a licence can only be accepted by its own name.
+
+    Args:
+        card_name: Name of the card.
+        licence: Licence of the card.
+        terms: Terms of the licence, a key of `TERMS_IN_WORDS`.
+        accepted: Names of detectors or licences that the user accepts now.
     """
     if terms == "permissive":
         return True
     name, licence = base_name(card_name), licence.casefold()
-    shared = terms != "none-stated"
-    now = {base_name(given).casefold() for given in accepted}
-    if name in now or (shared and licence in now):
+    has_licence = terms != "none-stated"
+    names = {base_name(accepted_name).casefold() for accepted_name in accepted}
+    if name in names or (has_licence and licence in names):
         return True
-    then = {known.casefold(): text.casefold() for known, text in accepted_licences().items()}
-    return then.get(name) == licence or (shared and then.get(licence) == licence)
+    recorded = {key.casefold(): value.casefold() for key, value in accepted_licences().items()}
+    return recorded.get(name) == licence or (has_licence and recorded.get(licence) == licence)
 
 
 def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None:
-    """Refuse a card whose terms were not accepted; see `is_accepted`. Raises DetectorError that
-    says how to accept them.
-    """
+    """Raise DetectorError unless the terms of a card were accepted. See `is_accepted`."""
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
     name = base_name(card.name)
-    before = accepted_licences().get(name)
+    earlier = accepted_licences().get(name)
     changed = (
-        f"; what you accepted was {before}"
-        if before and before.casefold() != card.licence.casefold()
+        f"; you accepted {earlier} earlier"
+        if earlier and earlier.casefold() != card.licence.casefold()
         else ""
     )
     raise DetectorError(
@@ -73,8 +77,12 @@ def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What was accepted: the detector's name or the licence's id, the licence, and the file that
-    remembers it (None: it cannot).
+    """An accepted licence.
+
+    Attributes:
+        name: Name of the detector or licence.
+        licence: The licence.
+        file: The file that records it. None if it cannot be recorded.
     """
 
     name: str
@@ -83,19 +91,20 @@ class Acceptance:
 
 
 def accept_licence(name: str) -> Acceptance:
-    """Remember in the config file that the licence of a detector (by name or path of its card), or
-    a licence by its id, is accepted.
+    """Record in the config file that a licence is accepted.
 
-    Other keys and comments of the file stay as they are. Without a home, or with one that cannot be
-    written, nothing is remembered and the acceptance holds where the caller passes its name on.
-    Raises ConfigError: nothing has that name, or the file is damaged.
+    Other keys and comments of the file stay. If there is no home folder or it is not writable,
+    nothing is recorded, and the caller has to pass the name to `is_accepted`. `name` is a detector,
+    the path of its card, or the id of a licence. Raises ConfigError if the name is unknown or the
+    file is damaged.
     """
-    return remember_licence(*_found(name))
+    return remember_licence(*_find_licence(name))
 
 
 def remember_licence(name: str, licence: str) -> Acceptance:
-    """Remember that `licence` is accepted under a name, of whatever kind of card it is. Raises
-    ConfigError: the file is damaged.
+    """Record in the config file that a licence is accepted under a name of any kind of card.
+
+    Raises ConfigError if the file is damaged.
     """
     path = config_file()
     if path is None or accepted_licences().get(name) == licence:
@@ -103,14 +112,14 @@ def remember_licence(name: str, licence: str) -> Acceptance:
     try:
         data = read_mapping(path) if path.exists() else {}
         entry = {"licence": licence, "accepted_at": datetime.now(UTC).isoformat(timespec="seconds")}
-        _write(path.resolve(), {**data, KEY: {**_checked(data, path), name: entry}})
+        _write(path.resolve(), {**data, KEY: {**_check_entries(data, path), name: entry}})
     except OSError:
         return Acceptance(name, licence, None)
     return Acceptance(name, licence, path)
 
 
-def _found(name: str) -> tuple[str, str]:
-    """The name to remember and the licence that it stands for. Raises ConfigError."""
+def _find_licence(name: str) -> tuple[str, str]:
+    """Return the name to record and the licence that it means. Raises ConfigError."""
     cards = list_cards()
     for licence in _shared_licences(cards):
         if name.casefold() == licence.casefold():
@@ -120,15 +129,15 @@ def _found(name: str) -> tuple[str, str]:
     except ConfigError as error:
         if Path(name).is_file():
             raise
-        known = [
+        names = [
             *(card.name for card in cards if card.terms != "permissive"),
             *_shared_licences(cards),
         ]
-        close = get_close_matches(name, known, n=1)
+        close = get_close_matches(name, names, n=1)
         raise ConfigError(
-            f"--accept-licence {name}: there is no detector and no licence of that name"
+            f"--accept-licence {name}: unknown detector or licence"
             + (f" — did you mean '{close[0]}'?" if close else ""),
-            hint=f"to accept: {', '.join(known)}",
+            hint=f"use one of: {', '.join(names)}",
         ) from error
     return base_name(card.name), card.licence
 
@@ -140,12 +149,10 @@ def _shared_licences(cards: Iterable[DetectorCard]) -> list[str]:
 
 
 def accepted_licences() -> dict[str, str]:
-    """What the config file remembers: name, of a detector or a licence → the licence that was
-    accepted under it.
+    """Return the recorded licences by name of a detector or licence.
 
-    A name says nothing of the licence's text: ask `is_accepted`, which asks again where a card's
-    licence changed. A file that is not there or must not be read remembers nothing. Raises
-    ConfigError for a damaged one.
+    A name does not imply the present licence of its card: use `is_accepted`, which compares both. A
+    missing or unreadable file has no records. Raises ConfigError if the file is damaged.
     """
     path = config_file()
     try:
@@ -154,10 +161,12 @@ def accepted_licences() -> dict[str, str]:
         path.read_bytes()
     except OSError:
         return {}
-    return {name: entry["licence"] for name, entry in _checked(read_mapping(path), path).items()}
+    return {
+        name: entry["licence"] for name, entry in _check_entries(read_mapping(path), path).items()
+    }
 
 
-def _checked(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _check_entries(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     entries = data.get(KEY) or {}
     if not isinstance(entries, dict) or not all(
         isinstance(name, str) and isinstance(entry, dict) and isinstance(entry.get("licence"), str)
@@ -165,13 +174,13 @@ def _checked(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     ):
         raise ConfigError(
             f"{path}: {KEY}: expected NAME: {{licence: …, accepted_at: …}}",
-            hint="touchstone detectors fetch NAME --accept-licence NAME",
+            hint="run touchstone detectors fetch NAME --accept-licence NAME",
         )
     return entries
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    text = _rewritten(path.read_text(encoding="utf-8") if path.exists() else "", data)
+    text = _replace_section(path.read_text(encoding="utf-8") if path.exists() else "", data)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -183,18 +192,19 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
-def _rewritten(text: str, data: Mapping[str, Any]) -> str:
-    """The file's text with its section replaced or added, so that comments stay; anew where its
-    layout does not allow that.
+def _replace_section(text: str, data: Mapping[str, Any]) -> str:
+    """Return the text with its section replaced or added, so comments stay.
+
+    If the layout does not allow that, the whole text is written again.
     """
     import yaml
 
     section = yaml.safe_dump({KEY: data[KEY]}, sort_keys=False, allow_unicode=True)
     line_end = "\n" if text and not text.endswith("\n") else ""
-    found = _SECTION.search(text)
+    match = _SECTION.search(text)
     changed = (
-        text[: found.start()] + section + text[found.end() :]
-        if found
+        text[: match.start()] + section + text[match.end() :]
+        if match
         else text + line_end + section
     )
     try:

@@ -16,51 +16,64 @@ from torch.nn import functional
 from ray_app.detectors import weights as weight_files
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.checkpoints import checkpoint_config, read_state_dict
-from ray_app.detectors.detector import Prediction, bare_network, fake_index, log_odds, own_keys
-from ray_app.detectors.precision import ResolvedPrecision, Tap, head_of, no_embedding
+from ray_app.detectors.detector import (
+    Prediction,
+    build_bare_network,
+    fake_index,
+    log_odds,
+    own_keys,
+)
+from ray_app.detectors.precision import (
+    EmbeddingHook,
+    ResolvedPrecision,
+    find_head,
+    make_embedding_error,
+)
 from ray_app.detectors.preprocessing import ResizeMode
 from ray_app.detectors.registry import HEADS
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import DetectorError
 
 Vectors = npt.NDArray[np.float32]
-_SIDE_PX = 224  # of the image that a network is tried with where images keep their sizes
+_SIDE_PX = 224  # Side of the test image for networks that keep the size of images.
 
 
 class LinearHead:
-    """The head of a card alone: embeddings in, log-odds of fake out, in fp32 on a CPU. The
-    backbone's weights are not read.
+    """Score stored embeddings with the head of a card, in fp32 on a CPU.
 
-    Raises DetectorError where the card's network has no such head, or its weights are missing or do
-    not fit.
+    The weights of the backbone are not read. The constructor raises DetectorError if the card's
+    network has no linear head, or if its weights are missing or do not fit.
+
+    Args:
+        card: The detector card.
     """
 
     def __init__(self, card: DetectorCard) -> None:
-        network = bare_network(card)
-        name, layer = head_of(card.name, network)
-        own = weight_files.parts_of(card)[0]
-        path = weight_files.resolve_part(own)
-        state = own_keys(card, read_state_dict(path, own.weights), network)
-        wanted = {
+        network = build_bare_network(card)
+        name, layer = find_head(card.name, network)
+        part = weight_files.parts_of(card)[0]
+        path = weight_files.resolve_part(part)
+        state = own_keys(card, read_state_dict(path, part.weights), network)
+        shapes = {
             key: getattr(layer, key).shape
             for key in ("weight", "bias")
             if getattr(layer, key) is not None
         }
-        found = {key: state[f"{name}.{key}"] for key in wanted if f"{name}.{key}" in state}
-        if {key: tensor.shape for key, tensor in found.items()} != wanted:
+        tensors = {key: state[f"{name}.{key}"] for key in shapes if f"{name}.{key}" in state}
+        if {key: tensor.shape for key, tensor in tensors.items()} != shapes:
             raise DetectorError(
-                f"{card.name}: {path}: no head of the shape that the card says, {dict(wanted)}"
+                f"{card.name}: {path}: the head must have the shapes of the card, {dict(shapes)}"
             )
         self.card = card
         self._fake = fake_index(card, checkpoint_config(card, path))
         self._weight, self._bias = (
-            found["weight"].float(),
-            found["bias"].float() if "bias" in found else None,
+            tensors["weight"].float(),
+            tensors["bias"].float() if "bias" in tensors else None,
         )
 
     @torch.inference_mode()
     def score(self, vectors: Vectors) -> Vectors:
-        """(N, d) float32 → (N,) float32 log-odds of fake; NaN for a row of NaN."""
+        """Return the log-odds of fake: (N, d) float32 → (N,) float32. NaN for a row of NaN."""
         logits = functional.linear(torch.from_numpy(vectors), self._weight, self._bias)
         scores: Vectors = log_odds(self.card, self._fake, logits, len(vectors)).numpy()
         return scores
@@ -69,17 +82,24 @@ class LinearHead:
 def embedding_facts(
     card: DetectorCard, *, precision: ResolvedPrecision, resize: ResizeMode
 ) -> dict[str, Any]:
-    """All that decides an embedding beside the image, as plain JSON; cards for which it is equal
-    have equal embeddings.
+    """Return all settings that affect an embedding, as plain JSON.
 
-    `sha256`: of the weights before the head: the backbone's file, where the card names one.
-    `width`: numbers per image. Reads weights, builds no network with values. Raises DetectorError
-    where the detector has no embedding, or weights are missing.
+    Cards with equal settings have equal embeddings of an image. The weights are read, but no
+    network is built with values. `sha256` is that of the weights before the head, or of the
+    backbone's file if the card names a backbone. `width` is the length of an embedding.
+
+    Args:
+        card: The detector card.
+        precision: Precision of the network.
+        resize: "exact" or "fast", see `Preprocessing.prepare`.
+
+    Raises:
+        DetectorError: If the detector has no embedding, or if weights are missing.
     """
     width = _width(card)
     architecture = dict(card.architecture_facts)
     if card.family in HEADS:
-        architecture.pop("name")  # of the classifier that the head was fitted as
+        architecture.pop("name")  # It names the classifier that the head was fitted as.
     return {
         "backbone": card.backbone.name if card.backbone else None,
         "sha256": _body_sha256(card),
@@ -92,38 +112,42 @@ def embedding_facts(
 
 
 def _width(card: DetectorCard) -> int:
-    """Numbers per image, of a network that was tried without values. Raises DetectorError where its
-    head takes no single vector.
+    """Return the length of an embedding, by running the network without values.
+
+    Raises DetectorError if the head's input is not a single vector per image.
     """
-    network = bare_network(card)
-    _, head = head_of(card.name, network)
+    network = build_bare_network(card)
+    _, head = find_head(card.name, network)
     if head.out_features != card.output.logits:
-        raise no_embedding(card.name)
-    tap = Tap(card.name, network)
+        raise make_embedding_error(card.name)
+    hook = EmbeddingHook(card.name, network)
     height, width = card.preprocessing.shape or (_SIDE_PX, _SIDE_PX)
     try:
         with torch.device("meta"), torch.inference_mode():
-            given = network(torch.empty(1, 3, height, width))
-    # some do not run without values; the first batch will tell
+            output = network(torch.empty(1, 3, height, width))
+    # Some networks do not run without values. The first batch raises the error for them.
     except (RuntimeError, NotImplementedError):
         return head.in_features
-    tap.taken((given if isinstance(given, Prediction) else Prediction(given)).logits)
+    hook.take_embedding((output if isinstance(output, Prediction) else Prediction(output)).logits)
     return head.in_features
 
 
 def _body_sha256(card: DetectorCard) -> str:
-    own, *shared = weight_files.parts_of(card)
-    digests = [_digest_of(part) for part in shared]
-    if card.family not in HEADS:  # Their own file is the head alone, and need not exist yet.
-        path = weight_files.resolve_part(own)
-        if rest := _rest_sha256(card.model_dump_json(), path, file_sha256(path)):
-            digests.append(rest)
-    return weight_files.digest_of_all(digests)
+    head, *shared = weight_files.parts_of(card)
+    digests = [_part_sha256(part) for part in shared]
+    if (
+        card.family not in HEADS
+    ):  # In `HEADS`, the file contains only the head and may not exist yet.
+        path = weight_files.resolve_part(head)
+        if body_digest := _hash_body(card.model_dump_json(), path, file_sha256(path)):
+            digests.append(body_digest)
+    return weight_files.combine_digests(digests)
 
 
-def _digest_of(part: weight_files.WeightSet) -> str:
-    """Return the digest of a file. One that the card states needs no file: heads that score stored
-    embeddings leave the backbone out.
+def _part_sha256(part: weight_files.WeightSet) -> str:
+    """Return the SHA-256 of a part without reading its file if the card states it.
+
+    Heads that score stored embeddings do not need the backbone's file.
     """
     digest = part.weights.sha256
     if digest is not None and not part.weights.beside:
@@ -132,16 +156,20 @@ def _digest_of(part: weight_files.WeightSet) -> str:
 
 
 @functools.cache
-def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
-    """Of all tensors in a card's own file but those of its head, by their names in the network; ""
-    where there are none.
+def _hash_body(card_json: str, path: Path, file_digest: str) -> str:
+    """Return the SHA-256 of all tensors in a card's main file except those of its head.
 
-    `described`: the card as JSON. `file_digest` stands for the content of the file, which is read
-    once per process.
+    Args:
+        card_json: The card as JSON.
+        path: The main file.
+        file_digest: SHA-256 of the file, as a cache key. The file is read once per process.
+
+    Returns:
+        The SHA-256 in hex. "" if there are no other tensors.
     """
-    card = DetectorCard.model_validate_json(described)
-    network = bare_network(card)
-    name, _ = head_of(card.name, network)
+    card = DetectorCard.model_validate_json(card_json)
+    network = build_bare_network(card)
+    name, _ = find_head(card.name, network)
     state = own_keys(card, read_state_dict(path, card.weights), network)
     body = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.")}
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
-"""bf16 where it is safe (`lower_to_bf16`, `autocast`): matrix products in bf16; norms, head and
-every other parameter in fp32.
+"""Lower networks to bf16 if that is safe (`lower_to_bf16`), and record embeddings (`EmbeddingHook`).
 
-`Tap` records the embedding that a network's head is given.
+Matrix products run in bf16, inside `autocast`. Norms, the head, and all other parameters stay in
+fp32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,8 +20,8 @@ from ray_app.errors import DetectorError
 Precision = Literal["auto", "bf16", "fp32"]
 ResolvedPrecision = Literal["bf16", "fp32"]
 
-# How far scores may lie apart that the same weights give in another way (batch, kernels, device),
-# times max(1, |score|).
+# Maximum difference of scores of the same weights with other batches, kernels, or devices, as a
+# factor of max(1, |score|).
 TOLERANCE: Mapping[ResolvedPrecision, float] = {"fp32": 1e-4, "bf16": 0.02}
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -30,8 +30,12 @@ _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 def resolve_precision(
     precision: Precision, device: str, preferred: Literal["auto", "fp32"] = "auto"
 ) -> ResolvedPrecision:
-    """What `auto` means on a device of this process: bf16 where it multiplies that, unless the card
-    prefers fp32. CPUs: see `cpu`.
+    """Resolve `auto` for a device of this process: bf16 if the device multiplies it.
+
+    Args:
+        precision: The requested precision.
+        device: The device. `cpu` decides for CPUs.
+        preferred: The card's preference. "fp32" makes `auto` fp32.
     """
     if precision != "auto":
         return precision
@@ -39,8 +43,10 @@ def resolve_precision(
 
 
 def has_bf16(device: str) -> bool:
-    """Whether `auto` may be bf16 on the device: it multiplies such matrices faster than fp32 ones,
-    and does not merely emulate them.
+    """Return whether `auto` may be bf16 on a device.
+
+    It may if the device multiplies bf16 matrices faster than fp32 matrices and does not emulate
+    them.
     """
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -48,45 +54,61 @@ def has_bf16(device: str) -> bool:
 
 
 def beyond_tolerance(
-    given: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], precision: ResolvedPrecision
+    scores: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], precision: ResolvedPrecision
 ) -> bool:
-    """Whether some score (n,) lies farther from what is expected than the precision explains; what
-    is no number must be none in both.
+    """Return whether scores differ from the expected scores by more than the tolerance.
+
+    A score that is not finite must not be finite in both.
+
+    Args:
+        scores: Scores (n,).
+        expected: Expected scores (n,).
+        precision: Precision of the scores, which determines the tolerance.
     """
-    both = np.isfinite(given) & np.isfinite(expected)
-    apart = np.abs(np.where(both, given - expected, 0.0))
-    allowed = TOLERANCE[precision] * np.maximum(1, np.abs(np.where(both, expected, 0.0)))
-    return bool(np.any(apart > allowed) or np.any(np.isfinite(given) != np.isfinite(expected)))
+    are_finite = np.isfinite(scores) & np.isfinite(expected)
+    difference = np.abs(np.where(are_finite, scores - expected, 0.0))
+    allowed = TOLERANCE[precision] * np.maximum(1, np.abs(np.where(are_finite, expected, 0.0)))
+    return bool(
+        np.any(difference > allowed) or np.any(np.isfinite(scores) != np.isfinite(expected))
+    )
 
 
 def forbid_tf32() -> None:
-    """Let fp32 mean fp32 on a GPU: cuDNN rounds the inputs of convolutions to 10 bits by default.
-    Holds for the process.
+    """Disable TF32 on GPUs, for the whole process.
+
+    cuDNN otherwise rounds the inputs of fp32 convolutions to 10 bits.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
-    """Store the weights of matrix products in bf16 once, in place; norms and the head, the last
-    linear layer, keep fp32.
+    """Store the weights of matrix products in bf16, in place.
 
-    Run it inside `autocast`: that casts the inputs of each product and leaves scales and the
-    residual stream in fp32. Autocast alone would cast every weight anew in every call.
+    Norms and the head, which is the last linear layer, stay in fp32. Run the network inside
+    `autocast`, which casts the inputs of each product and keeps scales and the residual stream in
+    fp32. Autocast without stored bf16 weights would cast every weight in every call.
+
+    Args:
+        network: The network.
+        device: The device that the network will run on.
+
+    Returns:
+        The same network.
     """
     products = [
         (name, layer) for name, layer in network.named_modules() if isinstance(layer, _PRODUCTS)
     ]
     for _, layer in products[:-1]:
-        # its own: IML-ViT's convolutions have a norm inside
+        # Not recursive, because IML-ViT's convolutions contain a norm.
         for parameter in layer.parameters(recurse=False):
             parameter.data = parameter.data.to(torch.bfloat16)
     for name, layer in products[-1:]:
         if isinstance(layer, nn.Linear):
             network.set_submodule(name, Float32Linear(layer))
     for module in network.modules():
-        # A module whose products are no layers of their own, such as packed projections, lists
-        # their parameters.
+        # A module with products that are not layers, such as packed projections, lists their
+        # parameters in `products`.
         for name in getattr(module, "products", ()):
             module.register_parameter(
                 name,
@@ -95,21 +117,21 @@ def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
         if isinstance(module, nn.LayerNorm):
             module.register_forward_pre_hook(_input_in_fp32)
         if torch.device(device).type == "cpu" and hasattr(module, "fused_attn"):
-            # timm's switch: plain products, which oneDNN runs in bf16 at twice the speed of torch's
+            # timm's switch to plain products, which oneDNN runs in bf16 twice as fast as torch's
             # fused CPU kernel.
             module.fused_attn = False  # type: ignore[assignment]
     return network
 
 
 def _input_in_fp32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    # A CPU's LayerNorm answers bf16 with bf16; SwinV2 adds that to its residual stream and would
-    # carry 8 bits through 24 blocks.
+    # On a CPU, LayerNorm returns bf16 for bf16 input. SwinV2 adds the output to its residual stream,
+    # which would then have 8 bits of precision through 24 blocks.
     return (inputs[0].float(), *inputs[1:])
 
 
 @contextmanager
 def autocast(device: str, precision: ResolvedPrecision) -> Iterator[None]:
-    """Where a lowered network runs; does nothing in fp32."""
+    """Run a lowered network inside this context. It does nothing for fp32."""
     with torch.autocast(
         torch.device(device).type,
         dtype=torch.bfloat16,
@@ -120,8 +142,9 @@ def autocast(device: str, precision: ResolvedPrecision) -> Iterator[None]:
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that stays fp32 whatever precision surrounds it; shares the parameters of the
-    layer that it replaces.
+    """Linear layer that computes in fp32 inside autocast.
+
+    It shares the parameters of the layer that it replaces.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -131,52 +154,60 @@ class Float32Linear(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Compute in fp32."""
+        """Apply the layer in fp32."""
         with torch.autocast(features.device.type, enabled=False):
             return functional.linear(features.float(), self.weight, self.bias)
 
 
-class Tap:
-    """Notes what goes through a network's head, for whoever asks right after the network has run.
-    `name`: the detector's.
+class EmbeddingHook:
+    """Record the input of a network's head, which is the embedding.
+
+    Args:
+        name: Name of the detector, for errors.
+        network: The network.
     """
 
     def __init__(self, name: str, network: nn.Module) -> None:
         self._name = name
-        self._given: torch.Tensor | None = None
-        self._made: Any = None
-        _, head = head_of(name, network)
-        head.register_forward_hook(self._note)
+        self._input: torch.Tensor | None = None
+        self._output: Any = None
+        _, head = find_head(name, network)
+        head.register_forward_hook(self._record)
 
-    def taken(self, logits: torch.Tensor) -> torch.Tensor:
-        """(N, d) float32, of which the head made these logits. Raises DetectorError where it did
-        not, or where it takes no such thing.
+    def take_embedding(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings (N, d), float32, from which the head computed these logits.
+
+        Raises DetectorError if the head did not compute them, or if its input is not a single
+        vector per image.
         """
-        given, made = self._given, self._made
-        self._given = self._made = None
-        if given is None or made is not logits or given.ndim != 2:
-            raise no_embedding(self._name)
-        return given.float()
+        features, output = self._input, self._output
+        self._input = self._output = None
+        if features is None or output is not logits or features.ndim != 2:
+            raise make_embedding_error(self._name)
+        return features.float()
 
-    def _note(self, head: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
-        self._given, self._made = given[0], made
+    def _record(
+        self, head: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
+        self._input, self._output = inputs[0], output
 
 
-def head_of(name: str, network: nn.Module) -> tuple[str, nn.Linear]:
-    """The last linear layer, as `lower_to_bf16` takes it for the head too, and its name. Raises
-    DetectorError where there is none.
+def find_head(name: str, network: nn.Module) -> tuple[str, nn.Linear]:
+    """Return the name and layer of the head, which is the last linear layer.
+
+    `lower_to_bf16` uses the same layer. Raises DetectorError if there is no linear layer.
     """
     layers = [
         (path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)
     ]
     if not layers:
-        raise no_embedding(name)
+        raise make_embedding_error(name)
     return layers[-1]
 
 
-def no_embedding(name: str) -> DetectorError:
-    """Why nothing can be kept of a detector of this name."""
+def make_embedding_error(name: str) -> DetectorError:
+    """Return the error for a detector without an embedding."""
     return DetectorError(
-        f"{name}: its logits are not what one linear layer makes of one vector per image, so there is no embedding to keep",
-        hint="leave it out of --features; linear heads on a backbone and common classifiers have one",
+        f"{name}: no embedding to store, because its logits are not the output of a linear layer on one vector per image",
+        hint="leave it out of --features; only linear heads on a backbone and common classifiers have embeddings",
     )

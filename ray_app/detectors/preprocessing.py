@@ -1,7 +1,6 @@
-"""`Preprocessing`: how one detector wants its pixels: resize, crop, and the constants of the
-normalisation.
+"""Prepare an image for one detector (`Preprocessing`): resize, crop, and normalisation constants.
 
-PIL images and uint8 arrays; torch is imported only when an image is resized by it.
+The module works on PIL images and uint8 arrays. torch is imported only if it resizes an image.
 """
 
 import math
@@ -21,90 +20,118 @@ ResizeMode = Literal["exact", "fast"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# A strip one pixel high, brought to a short side of 440, would be thousands of times its own size.
+# An image one pixel high, resized to a short side of 440, would grow by a factor of thousands.
 # 64 Mi pixels are 192 MiB.
 MAX_RESIZED_PIXELS = 2**26
 
-# Rows of the result that the OpenCV filter works on at once.
+# Rows of the result that the OpenCV filter computes at once.
 _BAND = 64
 
 _PILLOW_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class Resize(Frozen):
-    """`squash` to size × size, bring the `short_side` to size and keep the aspect, shrink to a
-    `thumbnail`, or `none`.
+    """How an image is resized."""
 
-    A thumbnail is Pillow's, bilinear, and only of images whose longer side exceeds its size.
-    `thumbnail_first` takes one of that size before the resize proper, as OpenFake's first runner
-    does.
-    """
-
-    mode: Literal["none", "squash", "short_side", "thumbnail"] = "none"
-    size: int | None = Field(default=None, ge=1)
-    thumbnail_first: OptionalKey[int] = Field(default=None, ge=1)  # as runs before the key existed
+    mode: Literal["none", "squash", "short_side", "thumbnail"] = Field(
+        default="none",
+        description="`squash` resizes to size × size. `short_side` resizes the shorter side to size and "
+        "keeps the aspect ratio. `thumbnail` shrinks images with a longer side above size, with "
+        "Pillow's bilinear thumbnail. `none` keeps the size.",
+    )
+    size: int | None = Field(
+        default=None, ge=1, description="Size in pixels. Required unless the mode is `none`."
+    )
+    # Identities of older runs lack the key, so null is left out.
+    thumbnail_first: OptionalKey[int] = Field(
+        default=None,
+        ge=1,
+        description="Size of a thumbnail to make before the resize, as in OpenFake's first runner.",
+    )
 
     @model_validator(mode="after")
-    def _sized(self) -> "Resize":
+    def _check_size(self) -> "Resize":
         if (self.size is None) != (self.mode == "none"):
             raise ValueError(
-                f"mode {self.mode} {'needs' if self.size is None else 'takes no'} size"
+                f"size must {'be set' if self.size is None else 'not be set'} for mode {self.mode}"
             )
         if self.thumbnail_first and self.mode not in ("squash", "short_side"):
-            raise ValueError(f"thumbnail_first goes before squash or short_side, not {self.mode}")
+            raise ValueError(f"thumbnail_first requires mode squash or short_side, got {self.mode}")
         return self
 
 
 class Preprocessing(Frozen):
-    """What the authors do to an image before their network sees it. Hashable: equal values make
-    equal tensors.
+    """The authors' preprocessing of an image before the network.
 
-    `resampler` is the library whose resize the authors used: Pillow's, rows before columns under
-    every version; torchvision's on uint8 tensors (the same kernel as
-    `torch.nn.functional.interpolate` with antialias); or OpenCV's INTER_LINEAR, which has no
-    antialias and is reproduced bit for bit. `pad` fills an image smaller than the crop:
-    torchvision's black around it, its own mirror, or, with `corner`, black to the right and below,
-    of a thumbnail that always fits. `crop_rounding`: where the crop begins when as much is cut on
-    either side but for a pixel: torchvision rounds half of what is cut to even, albumentations
-    down.
+    Objects are hashable: equal values make equal tensors.
     """
 
-    resize: Resize = Resize()
-    filter: Literal["bilinear", "bicubic"] = "bilinear"
-    resampler: Literal["pillow", "torch", "opencv"] = "pillow"
-    center_crop: int | None = Field(default=None, ge=1)
-    pad: Literal["black", "mirror", "corner"] = "black"
-    # as runs by 0.15 and before
-    crop_rounding: Literal["even", "down"] = Field(
-        default="even", exclude_if=lambda way: way == "even"
+    resize: Resize = Field(default=Resize(), description="How the image is resized.")
+    filter: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", description="Filter of the resize."
     )
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    resampler: Literal["pillow", "torch", "opencv"] = Field(
+        default="pillow",
+        description="Library whose resize the authors used: Pillow (rows before columns under every "
+        "version), torch (torchvision on uint8 tensors, the same kernel as "
+        "`torch.nn.functional.interpolate` with antialias), or OpenCV's INTER_LINEAR (no "
+        "antialias, reproduced bit for bit).",
+    )
+    center_crop: int | None = Field(
+        default=None,
+        ge=1,
+        description="Side of the square that is cropped from the centre, in pixels. null crops nothing.",
+    )
+    pad: Literal["black", "mirror", "corner"] = Field(
+        default="black",
+        description="How an image smaller than the crop is filled: `black` around it as in torchvision, its "
+        "`mirror` image, or with `corner` black to the right and below, for a thumbnail that "
+        "always fits.",
+    )
+    # Runs of 0.15 and before lack the key, so its default is left out.
+    crop_rounding: Literal["even", "down"] = Field(
+        default="even",
+        exclude_if=lambda way: way == "even",
+        description="How the first pixel of the crop is rounded if the two margins cannot be equal: to "
+        "`even` as in torchvision, or `down` as in albumentations.",
+    )
+    mean: tuple[float, float, float] = Field(
+        default=IMAGENET_MEAN, description="Mean per channel, for values from 0 to 1."
+    )
+    std: tuple[float, float, float] = Field(
+        default=IMAGENET_STD, description="Standard deviation per channel, for values from 0 to 1."
+    )
 
     @model_validator(mode="after")
-    def _possible(self) -> "Preprocessing":
+    def _check_combination(self) -> "Preprocessing":
         if self.resize.mode == "thumbnail" and (self.filter, self.resampler) != (
             "bilinear",
             "pillow",
         ):
-            raise ValueError("a thumbnail is bilinear and Pillow's")
+            raise ValueError(
+                f"mode thumbnail requires filter bilinear and resampler pillow, got {self.filter} and {self.resampler}"
+            )
         if self.resampler == "opencv" and self.filter != "bilinear":
-            raise ValueError("of OpenCV's filters only the bilinear one is known")
+            raise ValueError(f"resampler opencv requires filter bilinear, got {self.filter}")
         if self.pad == "corner" and (
             self.resize.mode != "thumbnail" or (self.center_crop or 0) < (self.resize.size or 0)
         ):
-            raise ValueError("pad: corner goes with a thumbnail that is no larger than center_crop")
+            raise ValueError(
+                "pad corner requires mode thumbnail with a size of at most center_crop"
+            )
         return self
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """(height, width) of every prepared image; None where the image's own size is kept."""
+        """(height, width) of every prepared image, or None if images keep their own size."""
         side = self.center_crop or (self.resize.size if self.resize.mode == "squash" else None)
         return (side, side) if side else None
 
     def image_area(self, width: int, height: int) -> tuple[slice, slice]:
-        """Rows and columns in which a prepared image of that size shows the image; what `corner`
-        filled in lies outside them.
+        """Return the rows and columns of a prepared image that show the image.
+
+        `width` and `height` are those of the original image. The padding of `corner` is outside the
+        area.
         """
         if self.pad != "corner" or not self.resize.size:
             return slice(None), slice(None)
@@ -112,20 +139,20 @@ class Preprocessing(Frozen):
         return slice(rows), slice(columns)
 
     def prepare(self, image: Image.Image, resize: ResizeMode = "exact") -> Pixels:
-        """Bring one RGB image to the detector's geometry: (height, width, 3) uint8, C-contiguous,
-        writable.
+        """Bring an RGB image to the network's geometry: (height, width, 3) uint8.
 
-        `exact` resizes with the authors' library. `fast` takes torch where that is at most one grey
-        level away: for bilinear filters. With bicubic ones its 16-bit weights are two away in one
-        value of a million, so there `fast` is `exact`; so it is for thumbnails and for OpenCV's
-        filter. Raises InputError for an image so long and thin that resizing it would not fit into
-        memory.
+        The result is C-contiguous and writable. `exact` resizes with the authors' library. `fast`
+        resizes with torch if the result differs by at most one grey level, which holds for bilinear
+        filters. With bicubic filters, torch's 16-bit weights differ by two levels in one value of a
+        million, so `fast` is the same as `exact`. The same holds for thumbnails and for OpenCV's
+        filter. Raises InputError if the image is so long and thin that the resized image would not
+        fit into memory.
         """
         if self.resize.mode == "thumbnail" and self.resize.size:
             return self._crop(_thumbnail(image, self.resize.size))
         if self.resize.thumbnail_first:
             image = _thumbnail(image, self.resize.thumbnail_first)
-        target = self._resized(image.width, image.height)
+        target = self._target_size(image.width, image.height)
         if target == image.size:
             return self._crop(image)
         if self.resampler == "opencv":
@@ -134,8 +161,8 @@ class Preprocessing(Frozen):
             return self._crop(_pillow_resize(image, target, self.filter))
         return self._crop(_torch_resize(image, target, self.filter))
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) after the resize; torchvision truncates the long side."""
+    def _target_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return (width, height) after the resize. torchvision truncates the long side."""
         size = self.resize.size
         if size is None:
             return width, height
@@ -156,9 +183,9 @@ class Preprocessing(Frozen):
             width, height = (
                 image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
             )
-            # Python's round, half to even, is torchvision's own.
-            halved = math.floor if self.crop_rounding == "down" else round
-            left, top = halved(max(width - side, 0) / 2), halved(max(height - side, 0) / 2)
+            # torchvision uses Python's round, which rounds half to even.
+            round_half = math.floor if self.crop_rounding == "down" else round
+            left, top = round_half(max(width - side, 0) / 2), round_half(max(height - side, 0) / 2)
             right, bottom = min(left + side, width), min(top + side, height)
             image = (
                 image.crop((left, top, right, bottom))
@@ -171,14 +198,14 @@ class Preprocessing(Frozen):
         return (
             pixels
             if side is None or pixels.shape[:2] == (side, side)
-            else _padded(pixels, side, self.pad)
+            else _pad(pixels, side, self.pad)
         )
 
 
 def _pillow_resize(
     image: Image.Image, size: tuple[int, int], mode: str, part: tuple[float, float] | None = None
 ) -> Image.Image:
-    """Resize the image, or its upper left `part`, (width, height) in fractions of pixels."""
+    """Resize the image, or its upper left `part`, which is (width, height) in fractional pixels."""
     if size[0] * image.height > MAX_RESIZED_PIXELS:
         raise InputError(
             Status.IMAGE_TOO_LARGE,
@@ -188,14 +215,16 @@ def _pillow_resize(
 
 
 def _thumbnail(image: Image.Image, size: int) -> Image.Image:
-    """What `Image.thumbnail((size, size), BILINEAR)` makes of a decoded image, with rows before
-    columns under every Pillow.
+    """Return the result of `Image.thumbnail((size, size), BILINEAR)` for a decoded image.
+
+    Rows are resized before columns under every version of Pillow.
     """
     target = _thumbnail_size(*image.size, size)
     if target == image.size:
         return image
     width, height = image.size
-    # Pillow's reducing_gap of 2.0: whole blocks are averaged as long as twice the target remains.
+    # Pillow's reducing_gap of 2.0: whole blocks are averaged while the image stays at least twice the
+    # target.
     factors = (int(width / target[0] / 2.0) or 1, int(height / target[1] / 2.0) or 1)
     if factors == (1, 1):
         return _pillow_resize(image, target, "bilinear")
@@ -205,11 +234,11 @@ def _thumbnail(image: Image.Image, size: int) -> Image.Image:
 
 
 def _thumbnail_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """(width, height) of the thumbnail of an image of that size."""
+    """Return (width, height) of the thumbnail of an image with the given size."""
     if max(width, height) <= size:
         return width, height
     aspect = width / height
-    # Of the two whole numbers around the shorter side, the one that keeps the aspect better.
+    # The shorter side is the rounded value, up or down, that keeps the aspect ratio better.
     if aspect <= 1:
         shorter = min(
             math.floor(size * aspect),
@@ -226,14 +255,16 @@ def _thumbnail_size(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def _opencv_resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """cv2.resize with INTER_LINEAR on uint8: 11-bit weights, whose products lose 4 and then 16 bits
-    before the last rounding.
+    """Reproduce cv2.resize with INTER_LINEAR on uint8.
+
+    OpenCV uses 11-bit weights, and shifts their products right by 4 and then 16 bits before the
+    last rounding.
     """
     left, right, across = _opencv_taps(pixels.shape[1], size[0], zero_outside=True)
     upper, lower, down = _opencv_taps(pixels.shape[0], size[1], zero_outside=False)
     resized = np.empty((size[1], size[0], pixels.shape[2]), np.uint8)
-    # In bands: the sums take four bytes a value, and of the source only the rows that count are
-    # ever widened.
+    # Bands limit memory: sums take four bytes per value, and only the source rows of the band are
+    # widened.
     for start in range(0, size[1], _BAND):
         band = slice(start, start + _BAND)
         total = np.full(resized[band].shape, 2, np.int32)
@@ -248,13 +279,11 @@ def _opencv_resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 def _opencv_taps(
     source: int, target: int, *, zero_outside: bool
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.int32]]:
-    """Both neighbours of every target pixel along one side, and their weights (2, target) in
-    1/2048.
-    """
-    # In double, then float, as OpenCV does: the last bit decides some weights.
-    at = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
-    first = np.floor(at).astype(np.intp)
-    fraction = at - first.astype(np.float32)
+    """Return both neighbours of each target pixel along one side, and their weights in 1/2048."""
+    # Double precision first, then float, as in OpenCV: the last bit affects some weights.
+    positions = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
+    first = np.floor(positions).astype(np.intp)
+    fraction = positions - first.astype(np.float32)
     if zero_outside:
         fraction[(first < 0) | (first >= source - 1)] = 0
     weights = np.rint(np.stack([1 - fraction, fraction]) * np.float32(2048)).astype(np.int32)
@@ -274,9 +303,9 @@ def _torch_resize(image: Image.Image, size: tuple[int, int], mode: str) -> Pixel
     return pixels
 
 
-def _padded(pixels: Pixels, side: int, pad: str) -> Pixels:
-    before = [0 if pad == "corner" else (side - n) // 2 for n in pixels.shape[:2]]
-    missing = [(first, side - n - first) for first, n in zip(before, pixels.shape, strict=False)]
+def _pad(pixels: Pixels, side: int, pad: str) -> Pixels:
+    margins = [0 if pad == "corner" else (side - n) // 2 for n in pixels.shape[:2]]
+    missing = [(first, side - n - first) for first, n in zip(margins, pixels.shape, strict=False)]
     if pad == "mirror":
         return np.pad(pixels, (*missing, (0, 0)), mode="symmetric")
     return np.pad(pixels, (*missing, (0, 0)))

@@ -1,11 +1,11 @@
-"""Functions of the C library without a name in Python."""
+"""Call functions of the C library that Python does not expose."""
 
 import ctypes
 import functools
 import sys
 
 # The parameters of mallopt(3) with their numbers in malloc.h. glibc keeps 512 MiB of freed memory,
-# and takes blocks of up to 32 MiB, which is its maximum, from that memory.
+# and takes blocks of up to 32 MiB, its maximum, from that memory.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2
 _SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD: 16 * 2**20}
 
@@ -14,12 +14,12 @@ _SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD
 def keep_freed_memory() -> None:
     """Let this process keep the memory of a batch's activations for the next batch.
 
-    Reason: glibc reads its environment variables (MALLOC_TRIM_THRESHOLD_ and others) when a process
-    starts. `load_ensemble` and `touchstone check` score in a process that somebody else started,
-    and among the workers of Ray only those that load a detector should keep memory. By default
-    glibc returns the memory to the system after each batch, and each page is faulted in and cleared
-    again: 10 % of the CPU time of ViT-S/384 on one core, 19 % of the default ensemble's. Fallback,
-    and on other C libraries: the default.
+    By default, glibc returns the memory to the system after each batch, and each page is faulted in
+    and cleared again. That costs 10 % of the CPU time of ViT-S/384 on one core, and 19 % of the
+    default ensemble's. glibc reads its environment variables (MALLOC_TRIM_THRESHOLD_ and others)
+    only when a process starts. `load_ensemble` and `touchstone check` score in a process that is
+    already running, and among Ray's workers only those that load a detector should keep memory.
+    Other C libraries keep their default behaviour.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -31,9 +31,9 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Return freed memory of this process to the system.
 
-    Reason: after `keep_freed_memory`, glibc keeps up to 512 MiB of what a group of detectors left,
-    and all that is below memory in use. The next group would come on top of that. Fallback, on
-    other C libraries: their default.
+    After `keep_freed_memory`, glibc keeps up to 512 MiB of memory that a group of detectors freed,
+    and all freed memory below memory in use. The next group would need its memory in addition.
+    Other C libraries keep their default behaviour.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

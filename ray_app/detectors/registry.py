@@ -1,11 +1,12 @@
-"""The families of networks (`FAMILIES`): the module of each, imported when a card needs it, and the
-network's class where the card's `architecture.arguments` are all that it is built from; else the
-module has `build(card)`.
+"""List the families of networks (`FAMILIES`), each with its module.
+
+A module is imported when a card needs it. An entry names the network's class if the card's
+`architecture.arguments` are the arguments of the class. Otherwise the module has `build(card)`.
 """
 
 from ray_app.errors import ConfigError
 
-# Others register by an entry point of the group below.
+# Other packages register their families with entry points of the group `ENTRY_POINTS`.
 FAMILIES = {
     "timm-classifier": "ray_app.detectors.families.timm",
     "transformers-classifier": "ray_app.detectors.families.transformers",
@@ -34,19 +35,20 @@ FAMILIES = {
     "callable": "ray_app.detectors.families.callables",
 }
 ENTRY_POINTS = "touchstone.families"
-# one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
+# Families with one linear layer, `fc`, on a feature of a frozen backbone with its own file.
 HEADS = ("clip-linear", "frozen-linear")
 
 RETIRED_FAMILIES = {
     "detectzoo": "examples/detectzoo_adapter.py",
     "imdlbenco": "examples/imdlbenco_adapter.py",
 }
-"""Family that 1.0 retires → the example module that replaces it."""
+"""Families that 1.0 retires, each with the example module that replaces it."""
 
 
 def refuse_retired_family(name: str) -> None:
-    """Raise ConfigError with the replacement if `name` is a retired family, or a detector such as
-    "detectzoo:safe".
+    """Raise ConfigError if a family is retired. The hint names the replacement.
+
+    `name` is a family, or a detector of the family, such as "detectzoo:safe".
     """
     family = name.partition(":")[0]
     if family in RETIRED_FAMILIES:

@@ -1,5 +1,7 @@
-"""What detectors in one process have in common is held once and run once (`share_backbones`,
-`hold_equal_weights_once`).
+"""Share equal weights and backbones among the detectors of a process.
+
+Start at `share_backbones`. A shared backbone runs once per batch, and equal weights are in memory
+once (`hold_equal_weights_once`).
 """
 
 import weakref
@@ -14,11 +16,17 @@ from ray_app.detectors.detector import BACKBONE, Detector
 
 
 class SharedBackbone(nn.Module):
-    """A backbone that several heads ask about one batch after another: it runs for the first, the
-    others get the same features.
+    """Backbone of several heads, which runs once per batch.
 
-    `asked` and `runs` count. A batch is known by being the very same tensor; its features are kept
-    until the next one comes.
+    The first head that requests the features of a batch runs the backbone; the other heads get the
+    same features. A batch is recognised by object identity. Its features are kept until the next
+    batch.
+
+    Attributes:
+        name: Name of the backbone.
+        tower: The backbone's network.
+        asked: Number of requests.
+        runs: Number of times that the backbone ran.
     """
 
     def __init__(self, name: str, tower: nn.Module) -> None:
@@ -29,7 +37,7 @@ class SharedBackbone(nn.Module):
         self._features: Any = None
 
     def forward(self, pixels: torch.Tensor) -> Any:
-        """What the tower gives for this batch."""
+        """Return the backbone's features of a batch."""
         self.asked += 1
         if self._batch is None or self._batch() is not pixels:
             self.runs += 1
@@ -39,61 +47,79 @@ class SharedBackbone(nn.Module):
 
 
 def share_backbones(detectors: Iterable[Detector]) -> list[SharedBackbone]:
-    """Give detectors with one backbone the same module; and let equal weights of all of them lie in
-    memory once.
+    """Give detectors with the same backbone the same module, and store equal weights once.
 
-    One backbone is one name, one architecture and equal weights: a name alone is only what a card
-    says. Precision is part of the bargain: a backbone in bf16 is not one in fp32.
+    Backbones are the same if name, architecture, precision, and weights are equal. The name alone
+    is not enough, because a card may state any name.
+
+    Args:
+        detectors: The detectors, which are changed in place.
+
+    Returns:
+        The shared backbones.
     """
     detectors = list(detectors)
     shared: dict[tuple[str, ...], list[SharedBackbone]] = defaultdict(list)
     for detector in detectors:
-        named = detector.card.backbone
-        if named is not None:
-            alike = shared[named.name, named.architecture.model_dump_json(), detector.precision]
-            own = detector.network.get_submodule(BACKBONE)
-            found = next((backbone for backbone in alike if _equal(backbone.tower, own)), None)
-            if found is None:
-                alike.append(found := SharedBackbone(named.name, own))
-            detector.network.set_submodule(BACKBONE, found)
+        backbone_card = detector.card.backbone
+        if backbone_card is not None:
+            candidates = shared[
+                backbone_card.name, backbone_card.architecture.model_dump_json(), detector.precision
+            ]
+            tower = detector.network.get_submodule(BACKBONE)
+            match = next(
+                (backbone for backbone in candidates if _have_equal_weights(backbone.tower, tower)),
+                None,
+            )
+            if match is None:
+                candidates.append(match := SharedBackbone(backbone_card.name, tower))
+            detector.network.set_submodule(BACKBONE, match)
     hold_equal_weights_once(detector.network for detector in detectors)
-    return [backbone for alike in shared.values() for backbone in alike]
+    return [backbone for candidates in shared.values() for backbone in candidates]
 
 
-def _equal(one: nn.Module, other: nn.Module) -> bool:
+def _have_equal_weights(first: nn.Module, second: nn.Module) -> bool:
     return all(
         torch.equal(left, right)
-        for left, right in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        for left, right in zip(
+            first.state_dict().values(), second.state_dict().values(), strict=True
+        )
     )
 
 
 def hold_equal_weights_once(networks: Iterable[nn.Module]) -> int:
-    """Point parameters with equal content at one tensor; returns the bytes saved. The networks must
-    not be trained afterwards.
+    """Make parameters with equal content share one tensor, and return the bytes saved.
 
-    A detector may carry a frozen backbone inside its own checkpoint (MaskCLIP: OpenAI's CLIP) that
-    another one names as a file; where both run in one precision, it lies in memory once.
+    The networks must not be trained afterwards. A detector may contain a frozen backbone in its own
+    checkpoint (MaskCLIP: OpenAI's CLIP) that another detector has as a separate file. If both run
+    in the same precision, the backbone is in memory once.
     """
-    held: defaultdict[tuple[object, ...], list[torch.Tensor]] = defaultdict(list)
-    saved = 0
+    tensors_by_key: defaultdict[tuple[object, ...], list[torch.Tensor]] = defaultdict(list)
+    saved_bytes = 0
     for network in networks:
         for parameter in network.parameters():
-            # tells most apart without comparing millions of values
-            first = tuple(parameter.flatten()[:8].tolist())
-            alike = held[
-                (parameter.shape, parameter.dtype, parameter.device, parameter.stride(), first)
+            # The first values distinguish most tensors without comparing millions of values.
+            first_values = tuple(parameter.flatten()[:8].tolist())
+            candidates = tensors_by_key[
+                (
+                    parameter.shape,
+                    parameter.dtype,
+                    parameter.device,
+                    parameter.stride(),
+                    first_values,
+                )
             ]
-            same = next(
+            match = next(
                 (
                     tensor
-                    for tensor in alike
+                    for tensor in candidates
                     if tensor.data_ptr() != parameter.data_ptr() and torch.equal(tensor, parameter)
                 ),
                 None,
             )
-            if same is not None:
-                saved += parameter.nbytes
-                parameter.data = same
-            elif all(tensor.data_ptr() != parameter.data_ptr() for tensor in alike):
-                alike.append(parameter.data)
-    return saved
+            if match is not None:
+                saved_bytes += parameter.nbytes
+                parameter.data = match
+            elif all(tensor.data_ptr() != parameter.data_ptr() for tensor in candidates):
+                candidates.append(parameter.data)
+    return saved_bytes

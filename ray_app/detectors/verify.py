@@ -1,7 +1,7 @@
-"""`verify_detector`: checks of a detector on this machine: each of its files, the keys and counts
-of its networks, and its golden scores.
+"""Check a detector on this machine: its files, keys, counts, and golden scores.
 
-`check_keys` compares the keys of one file. torch is imported when a network is built.
+Start at `verify_detector`. `check_keys` compares the keys of one file. torch is imported when a
+network is built.
 """
 
 import math
@@ -17,8 +17,8 @@ from ray_app.detectors.checkpoints import checkpoint_config, read_state_dict, re
 from ray_app.detectors.weights import (
     WeightSet,
     file_sha256,
+    find_missing_files,
     located,
-    missing_beside,
     parts_of,
     resolve_part,
 )
@@ -34,8 +34,13 @@ Outcome = Literal["ok", "failed", "skipped"]
 
 
 class DetectorCheck(NamedTuple):
-    """One check and its result; if it was `skipped`, `told` is the reason. `part`: whose files were
-    checked, "" for the detector as a whole.
+    """A check and its result.
+
+    Attributes:
+        name: Name of the check.
+        outcome: "ok", "failed", or "skipped".
+        told: The result for people. For a skipped check, the reason.
+        part: The part whose files were checked. "" for the detector as a whole.
     """
 
     name: str
@@ -45,22 +50,25 @@ class DetectorCheck(NamedTuple):
 
 
 def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[DetectorCheck]:
-    """Check each part on its own (present, SHA-256 of every file, keys and shapes), then counts,
-    loading and golden scores.
+    """Check the files of each part, then counts, loading, and golden scores.
 
-    A part that is missing or wrong does not keep another from being checked; what needs all of them
-    is skipped then. Nothing is downloaded except from the mirror.
+    The checks of a part are: present, SHA-256 of every file, keys and shapes. A part that is
+    missing or wrong does not stop the checks of another part. Checks that need all parts are
+    skipped then. Nothing is downloaded except from the mirror.
 
     Args:
-        card: The card of the detector.
-        images: A folder with the images of published scores, under any name.
+        card: The detector card.
+        images: A folder with the images of published scores, under any names. None skips them.
+
+    Yields:
+        A result per check.
 
     Raises:
-        DetectorError: No network can be built of the card.
+        DetectorError: If the card's network cannot be built.
     """
-    from ray_app.detectors.detector import bare_network
+    from ray_app.detectors.detector import build_bare_network
 
-    network, is_sound = bare_network(card), True
+    network, is_sound = build_bare_network(card), True
     for part in parts_of(card):
         for check in _check_part(card, part, network):
             is_missing = (check.name, check.outcome) == ("present", "skipped")
@@ -72,8 +80,8 @@ def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[
         check, detector = _load(card)
         yield check
     else:
-        told = "a part is missing, or not the one that the card means"
-        yield DetectorCheck("loads", "skipped", told)
+        detail = "a part is missing or differs from the card"
+        yield DetectorCheck("loads", "skipped", detail)
     yield from _check_golden(card, detector, images)
 
 
@@ -87,13 +95,13 @@ def _check_part(
         return
     yield DetectorCheck("present", "ok", str(path), part.name)
     files = [
-        _check_file(part, file, stated, part.weights.unverified if file == path else None)
-        for file, stated in part.at(path).items()
+        _check_file(part, file, expected, part.weights.unverified if file == path else None)
+        for file, expected in part.at(path).items()
     ]
     yield from files
     if any(check.outcome == "failed" for check in files):
-        told = "not read: a file is not the one that the card means"
-        yield DetectorCheck("keys", "skipped", told, part.name)
+        detail = "a file differs from the card"
+        yield DetectorCheck("keys", "skipped", detail, part.name)
         return
     try:
         yield DetectorCheck("keys", "ok", check_keys(card, part, path, network), part.name)
@@ -103,40 +111,53 @@ def _check_part(
 
 def _explain_absence(part: WeightSet, error: DetectorError) -> DetectorCheck:
     if part.weights.fitted:
-        told = f"no head is fitted yet: {error.hint}"
-        return DetectorCheck("present", "skipped", told, part.name)
-    told = error.message
-    if incomplete := missing_beside(part):
-        told = f"{incomplete[0]} is here, but not beside it: {', '.join(incomplete[1])}"
-    return DetectorCheck("present", "failed", f"{told}; {error.hint}", part.name)
+        detail = f"no head is fitted yet: {error.hint}"
+        return DetectorCheck("present", "skipped", detail, part.name)
+    detail = error.message
+    if present_and_missing := find_missing_files(part):
+        detail = f"{present_and_missing[0]} is present, but files next to it are missing: {', '.join(present_and_missing[1])}"
+    return DetectorCheck("present", "failed", f"{detail}; {error.hint}", part.name)
 
 
 def _check_file(
-    part: WeightSet, path: Path, stated: str | None, unverified: str | None
+    part: WeightSet, path: Path, expected: str | None, unverified: str | None
 ) -> DetectorCheck:
     digest = file_sha256(path)
-    if stated is None:
-        told = f"{path} has {digest}; no sha256 to compare with: {unverified or 'the card states none'}"
-        return DetectorCheck("sha256", "skipped", told, part.name)
-    told = (
-        f"{path} {digest}" if digest == stated else f"{path} has {digest}, the card says {stated}"
+    if expected is None:
+        detail = f"{path} has {digest}; no sha256 to compare with: {unverified or 'the card states none'}"
+        return DetectorCheck("sha256", "skipped", detail, part.name)
+    detail = (
+        f"{path} {digest}"
+        if digest == expected
+        else f"{path} has {digest}, the card states {expected}"
     )
-    return _compare("sha256", digest == stated, told, part.name)
+    return _compare("sha256", digest == expected, detail, part.name)
 
 
-def _compare(name: str, is_equal: bool, told: str, part: str = "") -> DetectorCheck:
-    return DetectorCheck(name, "ok" if is_equal else "failed", told, part)
+def _compare(name: str, is_equal: bool, detail: str, part: str = "") -> DetectorCheck:
+    return DetectorCheck(name, "ok" if is_equal else "failed", detail, part)
 
 
 def check_keys(
     card: DetectorCard, part: WeightSet, path: Path, network: "nn.Module | None" = None
 ) -> str:
-    """Read a part's file and compare every key and shape with the card's network. Returns what
-    fits. Raises DetectorError.
-    """
-    from ray_app.detectors.detector import BACKBONE, bare_network, own_keys
+    """Read a part's file and compare its keys and shapes with the card's network.
 
-    network = bare_network(card) if network is None else network
+    Args:
+        card: The detector card.
+        part: The part that the file belongs to.
+        path: The file.
+        network: The card's network. None builds it.
+
+    Returns:
+        The result for people.
+
+    Raises:
+        DetectorError: If a key or shape does not fit.
+    """
+    from ray_app.detectors.detector import BACKBONE, build_bare_network, own_keys
+
+    network = build_bare_network(card) if network is None else network
     if getattr(network, "reads_its_own_weights", False):
         return "not compared: another engine reads these weights"
     state, where = read_state_dict(path, part.weights), f"{part.owner}: {path}"
@@ -155,8 +176,8 @@ def _load(card: DetectorCard) -> "tuple[DetectorCheck, Detector | None]":
     from ray_app.detectors import load_detector
 
     try:
-        # Golden scores are those of single images in full precision; without golden scores, memory
-        # counts more.
+        # Golden scores are measured on single images in full precision. Without golden scores, low
+        # memory use matters more.
         detector = load_detector(
             card, precision="fp32" if card.golden else "auto", slots=1, offline=True
         )
@@ -170,13 +191,13 @@ def _check_counts(card: DetectorCard, network: "nn.Module") -> Iterator[Detector
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "tensors": len(network.state_dict()),
     }
-    for name, found in counts.items():
+    for name, count in counts.items():
         if card.size is None:
             yield DetectorCheck(name, "skipped", "the card states no size")
             continue
-        stated = getattr(card.size, name)
-        told = f"{found:,}" if found == stated else f"{found:,}, the card says {stated:,}"
-        yield _compare(name, found == stated, told)
+        expected = getattr(card.size, name)
+        detail = f"{count:,}" if count == expected else f"{count:,}, the card states {expected:,}"
+        yield _compare(name, count == expected, detail)
 
 
 def _check_golden(
@@ -185,8 +206,8 @@ def _check_golden(
     if not card.golden:
         yield DetectorCheck("golden", "skipped", "the card has no score of a single image")
         return
-    wanted = {golden.sha256 for golden in card.golden if isinstance(golden, GoldenScore)}
-    found = _find_images(images, wanted) if images and detector and wanted else {}
+    digests = {golden.sha256 for golden in card.golden if isinstance(golden, GoldenScore)}
+    paths = _find_images(images, digests) if images and detector and digests else {}
     for golden in card.golden:
         name = (
             f"formula {golden.width} × {golden.height}"
@@ -197,26 +218,24 @@ def _check_golden(
             yield DetectorCheck("golden", "skipped", f"{name}: the network was not loaded")
         elif isinstance(golden, FormulaScore):
             yield _check_formula(detector, golden, name)
-        elif (path := found.get(golden.sha256)) is None:
-            where = f"is not in {images}" if images else "is needed (--images FOLDER)"
-            told = f"{name} {where}: sha256 {golden.sha256}; published: {golden.source}"
-            yield DetectorCheck("golden", "skipped", told)
+        elif (path := paths.get(golden.sha256)) is None:
+            state = f"is not in {images}" if images else "is required (--images FOLDER)"
+            detail = f"{name} {state}: sha256 {golden.sha256}; published: {golden.source}"
+            yield DetectorCheck("golden", "skipped", detail)
         else:
             yield _check_image(detector, golden, path)
 
 
-def _find_images(folder: Path, wanted: Set[str]) -> dict[str, Path]:
-    """Return the path of each file below a folder whose SHA-256 is wanted, whatever its name."""
+def _find_images(folder: Path, digests: Set[str]) -> dict[str, Path]:
+    """Return the path of each file below a folder whose SHA-256 is in `digests`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {digest: path for path in reversed(paths) if (digest := file_sha256(path)) in wanted}
+    return {digest: path for path in reversed(paths) if (digest := file_sha256(path)) in digests}
 
 
 def _check_formula(detector: "Detector", golden: FormulaScore, name: str) -> DetectorCheck:
     score = _score(detector, Image.fromarray(formula_image(golden.width, golden.height)))
-    told = (
-        f"{name}: log-odds {score:.6f}, the card says {golden.logit:g} within {golden.tolerance:g}"
-    )
-    return _compare("golden", abs(score - golden.logit) <= golden.tolerance, told)
+    detail = f"{name}: log-odds {score:.6f}, the card states {golden.logit:g} within {golden.tolerance:g}"
+    return _compare("golden", abs(score - golden.logit) <= golden.tolerance, detail)
 
 
 def _check_image(detector: "Detector", golden: GoldenScore, path: Path) -> DetectorCheck:
@@ -225,8 +244,8 @@ def _check_image(detector: "Detector", golden: GoldenScore, path: Path) -> Detec
     except InputError as error:
         return DetectorCheck("golden", "failed", f"{path}: {error.message}")
     probability = (1 + math.tanh(score / 2)) / 2  # The sigmoid, without overflow.
-    told = f"{golden.name}: P(fake) {probability:.4f}, published {golden.probability:.4f}, tolerance {golden.tolerance:g}"
-    return _compare("golden", abs(probability - golden.probability) <= golden.tolerance, told)
+    detail = f"{golden.name}: P(fake) {probability:.4f}, published {golden.probability:.4f}, tolerance {golden.tolerance:g}"
+    return _compare("golden", abs(probability - golden.probability) <= golden.tolerance, detail)
 
 
 def _score(detector: "Detector", image: Image.Image) -> float:

@@ -1,7 +1,8 @@
-"""Weight files: from a card's uri to verified files on this machine (`resolve_weights`).
+"""Find, fetch, and verify weight files: from a card's uri to files on this machine.
 
-A file is searched next to its card, in the cache, at the mirror, and at its origin: the Hugging Face
-hub, or any URL of fsspec. Its SHA-256 is checked before it is used. `checkpoints` reads it.
+Start at `resolve_weights`. It searches for a file next to its card, in the cache, on the mirror,
+and at its origin, which is the Hugging Face hub or any fsspec URL. It checks the SHA-256 of a file
+before the file is used. The module `checkpoints` reads the files.
 """
 
 import functools
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root
 from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, base_name
-from ray_app.detectors.checkpoints import kind_of_file
+from ray_app.detectors.checkpoints import detect_file_kind
 from ray_app.errors import DetectorError, describe_error
 
 MIRROR_VARIABLE = "TOUCHSTONE_WEIGHTS_MIRROR"
@@ -48,23 +49,24 @@ class WeightSet:
 
     @property
     def file_name(self) -> str:
-        """The name of the file at its origin."""
+        """File name at the origin."""
         return urlsplit(self.weights.uri).path.rpartition("/")[2]
 
     def at(self, path: Path) -> dict[Path, str | None]:
-        """Return all files with the SHA-256 that the card states, if `path` is the own file, which
-        is the first.
-        """
-        beside = self.weights.beside.items()
-        return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in beside}
+        """Return all files with the SHA-256 on the card. `path`, the main file, is the first."""
+        others = self.weights.beside.items()
+        return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in others}
 
     def is_complete(self, path: Path) -> bool:
-        """Whether the own file is at `path`, with all others in the same folder."""
+        """Return whether the main file is at `path` and all others are in the same folder."""
         return all(file.is_file() for file in self.at(path))
 
 
 def parts_of(card: DetectorCard) -> list[WeightSet]:
-    """The detector's own weights first, then its backbone's. Variants of a card share their files."""
+    """Return the detector's own weights, then its backbone's.
+
+    All variants of a card share their files.
+    """
     parts = [WeightSet(base_name(card.name), card.weights, card.folder, card.name)]
     if card.backbone is not None:
         backbone = card.backbone
@@ -73,35 +75,42 @@ def parts_of(card: DetectorCard) -> list[WeightSet]:
 
 
 def is_offline() -> bool:
-    """Whether no hub may be reached ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
+    """Return whether the hub must not be contacted ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
     return any(
         os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES
     )
 
 
 def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
-    """Return the card's own weights as a verified local file. All files of the card are fetched
-    that are not on this machine yet.
+    """Return the verified local path of the card's own weights.
+
+    Files of the card that are not on this machine are fetched.
 
     Args:
-        card: The card of a detector.
-        offline: Whether the origin may not be asked. Defaults to `is_offline`. The mirror, which
-            $TOUCHSTONE_WEIGHTS_MIRROR names and `publish_weights` fills, is always asked.
+        card: The detector card.
+        offline: Whether to skip the origin. None means `is_offline()`. The mirror in
+            $TOUCHSTONE_WEIGHTS_MIRROR, which `publish_weights` fills, is always used.
+
+    Returns:
+        The path of the main file.
 
     Raises:
-        DetectorError: A file is missing, unreachable, or not the file that the card means.
+        DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
     """
-    (_, own), *_ = resolved(card, offline)
-    return own
+    (_, path), *_ = resolved(card, offline)
+    return path
 
 
 def resolved(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
-    """Return each part of a card with its own file; see `resolve_weights`."""
+    """Return each part of a card with its verified main file. See `resolve_weights`."""
     return [(part, resolve_part(part, offline)) for part in parts_of(card)]
 
 
 def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
-    """Return a part's own file; the others are in the same folder. See `resolve_weights`."""
+    """Return the verified main file of a part.
+
+    The other files of the part are in the same folder. See `resolve_weights`.
+    """
     offline = is_offline() if offline is None else offline
     path = _find_local(part) or _copy_from_mirror(part) or _fetch_from_origin(part, offline)
     digest_of(part, path)
@@ -109,8 +118,9 @@ def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
 
 
 def located(part: WeightSet) -> Path | None:
-    """Return a part's own file if all of its files are on this machine. Nothing is hashed or
-    fetched.
+    """Return the main file of a part if all of its files are on this machine, else None.
+
+    Nothing is hashed or fetched.
     """
     path = _find_local(part)
     if path is None and part.weights.uri.startswith("hf://"):
@@ -121,11 +131,14 @@ def located(part: WeightSet) -> Path | None:
     return path
 
 
-def missing_beside(part: WeightSet) -> tuple[Path, list[str]] | None:
-    """Return a part's own file if it is here without other files of the part, and their names."""
+def find_missing_files(part: WeightSet) -> tuple[Path, list[str]] | None:
+    """Return the main file of a part and the names of missing files next to it.
+
+    Returns None if no file is missing, or if the main file is missing too.
+    """
     for path in filter(Path.is_file, _list_candidates(part)):
-        if absent := [file.name for file in part.at(path) if not file.is_file()]:
-            return path, absent
+        if missing := [file.name for file in part.at(path) if not file.is_file()]:
+            return path, missing
     return None
 
 
@@ -133,13 +146,14 @@ def missing_beside(part: WeightSet) -> tuple[Path, list[str]] | None:
 
 
 def default_cache() -> Path:
-    """$TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights."""
+    """Return the cache folder of weights: $TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights."""
     return Path(os.environ.get(CACHE_VARIABLE) or cache_folder("weights"))
 
 
 def cached_name(part: WeightSet) -> str:
-    """Return the path of a part's file in the cache and in a mirror: another uri or hash is another
-    path.
+    """Return the relative path of a part's main file in the cache and on a mirror.
+
+    The path depends on the SHA-256 or, if the card has none, on the uri.
     """
     weights = part.weights
     version = weights.sha256 or hashlib.sha256(weights.uri.encode()).hexdigest()
@@ -150,7 +164,7 @@ def cached_name(part: WeightSet) -> str:
 
 
 def cached_path(part: WeightSet) -> Path:
-    """Return the path that a part's file has in this machine's cache."""
+    """Return the path of a part's main file in this machine's cache."""
     return default_cache() / cached_name(part)
 
 
@@ -172,7 +186,10 @@ def _list_candidates(part: WeightSet) -> list[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; gigabytes are hashed once per process. Raises OSError."""
+    """Return the SHA-256 of a file in hex, computed once per process.
+
+    Raises OSError if the file is not readable.
+    """
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
 
@@ -185,64 +202,86 @@ def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
 
 
 def weights_digest(card: DetectorCard) -> str:
-    """Return one SHA-256 for all files of a detector; that of the file if there is only one. Raises
-    DetectorError.
+    """Return one SHA-256 for all weight files of a detector.
+
+    Args:
+        card: The detector card.
+
+    Returns:
+        The SHA-256 in hex. If there is only one file, it is the SHA-256 of the file.
+
+    Raises:
+        DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
     """
-    return digest_of_all([digest_of(*one) for one in resolved(card)])
+    return combine_digests([digest_of(*file) for file in resolved(card)])
 
 
 def stated_digest(card: DetectorCard) -> str | None:
-    """Return what `weights_digest` gives for files that are as the card states; None if it does not
-    state all of them. Touches no file.
+    """Return the result of `weights_digest` for files as the card states them.
+
+    Returns None if the card does not state all SHA-256 values. No file is read.
     """
     digests = []
     for weights in (part.weights for part in parts_of(card)):
         if weights.sha256 is None or None in weights.beside.values():
             return None
         digests.append(_join_digests(weights.sha256, weights.beside))
-    return digest_of_all(digests)
+    return combine_digests(digests)
 
 
 def verify_weights(card: DetectorCard, path: Path) -> str:
-    """Return the SHA-256 of the card's own weights file. Raises DetectorError if the card states
-    another.
+    """Verify the card's own weights at a path.
+
+    Args:
+        card: The detector card.
+        path: The main file.
+
+    Returns:
+        The SHA-256 of the detector's own weights, in hex.
+
+    Raises:
+        DetectorError: If a file has another SHA-256 than the card.
     """
     return digest_of(parts_of(card)[0], path)
 
 
 def digest_of(part: WeightSet, path: Path) -> str:
-    """Return the SHA-256 of a part: of its file, or of several lines with the SHA-256 of each.
-    Raises DetectorError if the card states another.
+    """Verify the files of a part and return their SHA-256.
+
+    If the part has several files, the result is the SHA-256 of a list with the SHA-256 of each.
+    Raises DetectorError if a file has another SHA-256 than the card.
     """
-    own = _check_digest(part, path, part.weights.sha256)
-    beside = {
-        name: _check_digest(part, path.parent / name, stated)
-        for name, stated in part.weights.beside.items()
+    main = _check_digest(part, path, part.weights.sha256)
+    others = {
+        name: _check_digest(part, path.parent / name, expected)
+        for name, expected in part.weights.beside.items()
     }
-    return _join_digests(own, beside)
+    return _join_digests(main, others)
 
 
-def digest_of_all(lines: Sequence[str]) -> str:
-    """Return one SHA-256 for several, each a line; the only one as it is."""
+def combine_digests(lines: Sequence[str]) -> str:
+    """Return one SHA-256 for several, computed from a line for each. A single one is unchanged."""
     return lines[0] if len(lines) == 1 else hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _join_digests(own: str, beside: Mapping[str, str | None]) -> str:
-    return digest_of_all([own, *(f"{name} {sha256}" for name, sha256 in sorted(beside.items()))])
+def _join_digests(main: str, beside: Mapping[str, str | None]) -> str:
+    return combine_digests([main, *(f"{name} {sha256}" for name, sha256 in sorted(beside.items()))])
 
 
-def _check_digest(part: WeightSet, path: Path, stated: str | None) -> str:
-    digest, who = file_sha256(path), "the card says"
-    path = path.resolve()  # In the hub's cache the link stays and its target has to be deleted.
-    if stated is None and _HUB_SHA256.fullmatch(path.name):
-        stated, who = path.name, "the hub said"
-    if stated not in (None, digest):
-        kind = kind_of_file(path)
+def _check_digest(part: WeightSet, path: Path, expected: str | None) -> str:
+    digest, source = file_sha256(path), "the card states"
+    path = path.resolve()  # In the hub's cache, the target of the link has to be deleted.
+    if expected is None and _HUB_SHA256.fullmatch(path.name):
+        expected, source = path.name, "the hub states"
+    if expected not in (None, digest):
+        kind = detect_file_kind(path)
         is_checkpoint = kind.name in ("torch", "safetensors")
-        what, first = ("", "") if is_checkpoint else (f"; it is {kind.what}", f"{kind.hint}; or ")
+        description, advice = (
+            ("", "") if is_checkpoint else (f"; it is {kind.what}", f"{kind.hint}; or ")
+        )
         raise DetectorError(
-            f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, {who} {stated}{what}",
-            hint=f"{first}delete it and run: touchstone detectors fetch {part.owner}",
+            f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, {source} {expected}{description}",
+            hint=f"{advice}delete it and run: touchstone detectors fetch {part.owner}",
         )
     return digest
 
@@ -258,19 +297,19 @@ def _fetch_from_origin(part: WeightSet, offline: bool) -> Path:
         needed = ", ".join([part.file_name, *part.weights.beside])
         raise _missing(
             part,
-            f"there is no such file beside the card, nor in {default_cache()}"
-            + f" (needed together: {needed})" * bool(part.weights.beside),
+            f"file not found next to the card or in {default_cache()}"
+            + f" (required together: {needed})" * bool(part.weights.beside),
         )
     if offline:
         raise _missing(
-            part, "this machine is offline (HF_HUB_OFFLINE), and they are not in the cache"
+            part, "this machine is offline (HF_HUB_OFFLINE), and the file is not in the cache"
         )
     try:
         return _copy_to_cache(part, part.weights.uri)
     except FileNotFoundError as error:
         # fsspec's HTTP client also raises this if a host does not answer.
-        why = "not found" if error.__cause__ is None else describe_error(error.__cause__)
-        raise _missing(part, why) from None
+        reason = "not found" if error.__cause__ is None else describe_error(error.__cause__)
+        raise _missing(part, reason) from None
 
 
 def _copy_from_mirror(part: WeightSet) -> Path | None:
@@ -286,21 +325,27 @@ def _mirror_url(part: WeightSet, mirror: str) -> str:
 
 
 def _copy_to_cache(part: WeightSet, url: str) -> Path:
-    """Copy the files of a part, of which `url` is its own. Raises FileNotFoundError."""
+    """Copy the files of a part to the cache. `url` is that of the main file.
+
+    Raises FileNotFoundError.
+    """
     target, folder = cached_path(part), url.rpartition("/")[0]
     if config := part.weights.config:
         with suppress(FileNotFoundError):
             _download(part, f"{folder}/{config}", target.parent / config, None)
-    own, *beside = part.at(target).items()
-    for path, stated in beside:
-        _download(part, f"{folder}/{path.name}", path, stated)
-    # The part's own file comes last: if it is in the cache, all are.
-    _download(part, url, *own)
+    main, *others = part.at(target).items()
+    for path, expected in others:
+        _download(part, f"{folder}/{path.name}", path, expected)
+    # The main file comes last, so if it is in the cache, all files are.
+    _download(part, url, *main)
     return target
 
 
-def _download(part: WeightSet, url: str, target: Path, stated: str | None) -> None:
-    """Copy a file to the cache, if its SHA-256 is the stated one. Raises FileNotFoundError."""
+def _download(part: WeightSet, url: str, target: Path, expected: str | None) -> None:
+    """Copy a file to the cache if it has the expected SHA-256. None accepts any.
+
+    Raises FileNotFoundError.
+    """
     from ray_app.storage.object_store import retrying_fsspec_for
 
     try:
@@ -308,17 +353,18 @@ def _download(part: WeightSet, url: str, target: Path, stated: str | None) -> No
         with filesystem.open(path, "rb") as source, write_aside(target) as aside:
             with aside.open("wb") as file:
                 shutil.copyfileobj(source, file, _CHUNK_BYTES)
-            _check_digest(part, aside, stated)
+            _check_digest(part, aside, expected)
     except (DetectorError, FileNotFoundError):
         raise
-    except Exception as error:  # fsspec lets every backend's own exceptions through
+    except Exception as error:  # fsspec passes on the exceptions of every backend.
         raise _missing(part, describe_error(error)) from None
 
 
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
-    """Yield the path of a file that takes the place of `target` when the block ends without an
-    exception, so that no reader ever sees half a file.
+    """Yield a temporary path that replaces `target` if the block ends without an exception.
+
+    Readers of `target` never see a partly written file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial.") as folder:
@@ -337,8 +383,16 @@ def _fetch_from_hub(part: WeightSet, offline: bool) -> Path:
 
 
 def hub_file(part: WeightSet, name: str, offline: bool, *, dry_run: bool = False) -> Any:
-    """Return the path of a file in the hub's cache, fetched if it is not there yet; in a `dry_run`
-    its `DryRunFileInfo`. Raises DetectorError.
+    """Return the path of a file in the hub's cache, and fetch the file if it is missing.
+
+    Args:
+        part: The part that the file belongs to.
+        name: Name of the file.
+        offline: Whether to use only the cache.
+        dry_run: Whether to fetch nothing and return a `DryRunFileInfo`.
+
+    Raises:
+        DetectorError: If the file is not available.
     """
     import huggingface_hub
 
@@ -362,15 +416,13 @@ def hub_file(part: WeightSet, name: str, offline: bool, *, dry_run: bool = False
             _reach(huggingface_hub.constants.ENDPOINT)
             return fetch()
     except huggingface_hub.errors.RepositoryNotFoundError as error:  # Also if it is gated.
-        why = (
-            f"who accepted the terms of https://huggingface.co/{repo} and is known may have it"
+        reason = (
+            f"access requires a login and accepted terms: https://huggingface.co/{repo}"
             if isinstance(error, huggingface_hub.errors.GatedRepoError)
-            else f"there is no {repo}, or not for everybody"
+            else f"repository {repo} does not exist or is private"
         )
-        raise _missing(
-            part, f"{name}: the hub says: {why}; `hf auth login`, or HF_TOKEN, says who asks"
-        ) from None
-    # The hub's own errors and those of its HTTP library.
+        raise _missing(part, f"{name}: {reason}; log in with `hf auth login` or HF_TOKEN") from None
+    # The hub's own errors and the errors of its HTTP library.
     except Exception as error:
         raise _missing(
             part,
@@ -381,27 +433,28 @@ def hub_file(part: WeightSet, name: str, offline: bool, *, dry_run: bool = False
 
 
 def _reach(endpoint: str) -> None:
-    """Raise OSError if a host is unreachable: the hub's library would try for half a minute and
-    warn a dozen times.
+    """Raise OSError if a host is unreachable.
+
+    The hub's library would retry for half a minute and log a dozen warnings.
     """
-    place = urlsplit(endpoint)
-    if not urllib.request.getproxies().get(place.scheme):
+    url = urlsplit(endpoint)
+    if not urllib.request.getproxies().get(url.scheme):
         socket.create_connection(
-            (place.hostname or "", place.port or (443 if place.scheme == "https" else 80)),
+            (url.hostname or "", url.port or (443 if url.scheme == "https" else 80)),
             timeout=10,
         ).close()
 
 
-def _missing(part: WeightSet, why: str) -> DetectorError:
+def _missing(part: WeightSet, reason: str) -> DetectorError:
     weights, owner = part.weights, part.owner
     if weights.fitted:
-        hint = f"nobody publishes it: touchstone detectors fetch {owner}, then touchstone detectors fit {owner} LABELS --install"
-        return DetectorError(f"{owner}: no weights of its head, {weights.uri}: {why}", hint=hint)
-    is_own = part.name == base_name(owner)
-    what = "no weights" if is_own else f"no weights of its backbone {part.name}"
+        hint = f"fit it, since it is not published: touchstone detectors fetch {owner}, then touchstone detectors fit {owner} LABELS --install"
+        return DetectorError(f"{owner}: no weights of its head, {weights.uri}: {reason}", hint=hint)
+    is_head = part.name == base_name(owner)
+    subject = "no weights" if is_head else f"no weights of its backbone {part.name}"
     first = weights.obtain or "With a network, once:"
     return DetectorError(
-        f"{owner}: {what}: {weights.uri}: {why}",
+        f"{owner}: {subject}: {weights.uri}: {reason}",
         hint=f"{first} touchstone detectors fetch {owner}",
     )
 
@@ -409,60 +462,73 @@ def _missing(part: WeightSet, why: str) -> DetectorError:
 def with_kept_weights(
     card: DetectorCard, digest: str, mirrors: Sequence[str]
 ) -> DetectorCard | None:
-    """Return the card with the weights of this digest, which its name stood for earlier.
+    """Return the card with the earlier weights that have a SHA-256.
 
     Args:
         card: The card as it is now.
         digest: The SHA-256 of the earlier weights.
-        mirrors: Where to look for them, besides the cache.
+        mirrors: URLs to search in addition to the cache.
 
     Returns:
-        None if they are not there, or if the weights are several files.
+        The changed card. None if the weights are not available or consist of several files.
     """
-    [own, *others] = parts_of(card)
-    if others or own.weights.beside:
+    [main, *others] = parts_of(card)
+    if others or main.weights.beside:
         return None
-    earlier = own.weights.model_copy(update={"sha256": digest, "unverified": None})
-    part = replace(own, weights=earlier)
-    kept = cached_path(part)
+    earlier = main.weights.model_copy(update={"sha256": digest, "unverified": None})
+    part = replace(main, weights=earlier)
+    path = cached_path(part)
     for mirror in mirrors:
-        if not kept.is_file():
+        if not path.is_file():
             with suppress(FileNotFoundError):
                 _copy_to_cache(part, _mirror_url(part, mirror))
-    if not kept.is_file():
+    if not path.is_file():
         return None
-    return card.model_copy(update={"weights": earlier.model_copy(update={"uri": str(kept)})})
+    return card.model_copy(update={"weights": earlier.model_copy(update={"uri": str(path)})})
 
 
 # To a mirror.
 
 
 def publish_weights(card: DetectorCard, mirror: str) -> str:
-    """Copy the files of a card to a bucket or shared folder, from which workers read them. Returns
-    the URL of the detector's own file. Raises DetectorError.
+    """Copy the weight files of a card to a bucket or shared folder, for workers to read.
+
+    Args:
+        card: The detector card.
+        mirror: A folder or fsspec URL.
+
+    Returns:
+        The URL of the detector's main file.
+
+    Raises:
+        DetectorError: If a file is not available or cannot be written.
     """
-    own, *_ = [publish_part(part, mirror) for part in parts_of(card)]
-    return own
+    url, *_ = [publish_part(part, mirror) for part in parts_of(card)]
+    return url
 
 
 def publish_part(part: WeightSet, mirror: str) -> str:
-    """Copy the files of a part; see `publish_weights`."""
+    """Copy the files of a part to a mirror and return the URL of the main file.
+
+    See `publish_weights`.
+    """
     from ray_app.storage.object_store import retrying_fsspec_for
 
-    url, own = _mirror_url(part, mirror), resolve_part(part)
-    config = own.parent / (part.weights.config or "")
-    # The part's own file comes last: if it is there, all are.
-    files = [*([config] if config.is_file() else []), *reversed(part.at(own))]
+    url, main = _mirror_url(part, mirror), resolve_part(part)
+    config = main.parent / (part.weights.config or "")
+    # The main file comes last, so if it is on the mirror, all files are.
+    files = [*([config] if config.is_file() else []), *reversed(part.at(main))]
     try:
         filesystem, target = retrying_fsspec_for(url)
         folder = target.rpartition("/")[0]
         filesystem.makedirs(folder, exist_ok=True)
         for file in files:
-            path = target if file == own else f"{folder}/{file.name}"
-            # What is there has the same content: a name has a hash, and readers check the SHA-256.
+            path = target if file == main else f"{folder}/{file.name}"
+            # An existing file has the same content: its name contains a hash, and readers check the
+            # SHA-256.
             if not filesystem.exists(path) or filesystem.size(path) != file.stat().st_size:
                 filesystem.put_file(str(file), path)
-    except Exception as error:  # fsspec lets every backend's own exceptions through
+    except Exception as error:  # fsspec passes on the exceptions of every backend.
         raise DetectorError(
             f"{part.owner}: cannot write weights to {url}: {describe_error(error)}"
         ) from error

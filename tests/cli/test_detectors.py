@@ -121,7 +121,7 @@ def test_accepted_licence_is_remembered_and_marked(touchstone, home):
         ("fetch", "--all"),
         ("fetch touchstone-tiny --all", "not both"),
         ("fetch touchstone-tiny --accept-licence openfake-swinv2-smol", "openfake-swinv2-small"),
-        ("show touchstone-tiny:none", "no variant 'none'"),
+        ("show touchstone-tiny:none", "unknown variant 'none'"),
         ("add {tmp}/head.pth", "--as"),
         ("add {tmp}/head.pth {tmp}/head.pth --as unifd", "--as"),
         ("add {tmp} --as unifd", "directory"),
@@ -178,7 +178,7 @@ def test_verify_prints_a_line_per_check(tmp_path, touchstone):
     ended = touchstone("detectors verify", card)
     assert ended.code == 0
     last = ended.out.splitlines()[-1]
-    assert "golden      skipped  published.png is needed (--images FOLDER)" in last
+    assert "golden      skipped  published.png is required (--images FOLDER)" in last
     assert sha256(images / "any-name.png") in last
     data = yaml.safe_load(card.read_text())
     right = data["golden"][0]["probability"]

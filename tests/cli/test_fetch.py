@@ -113,8 +113,8 @@ def test_fetch_refuses_a_damaged_file_and_names_it(hub, ensemble, touchstone):
         hub.damaged[size] = data[:-1] + bytes([data[-1] ^ 1])
     ended = touchstone("detectors fetch", ensemble)
     assert ended.code == 4
-    assert "the card says" in ended.err  # The card has the SHA-256 of one file,
-    assert "the hub said" in ended.err  # and the hub that of the other.
+    assert "the card states" in ended.err  # The card has the SHA-256 of one file,
+    assert "the hub states" in ended.err  # and the hub that of the other.
     hub.damaged.clear()
     for line in ended.err.splitlines():
         if "is not the file" in line:
@@ -127,7 +127,7 @@ def test_fetch_refuses_a_damaged_file_and_names_it(hub, ensemble, touchstone):
 @pytest.mark.parametrize(
     ("refusal", "said"),
     [
-        ("gated", "accepted the terms of https://huggingface.co/owners/clip"),
+        ("gated", "accepted terms: https://huggingface.co/owners/clip"),
         ("private", "hf auth login"),
     ],
 )
@@ -146,7 +146,7 @@ def test_fetch_refuses_a_full_disk_before_it_starts(hub, ensemble, monkeypatch, 
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     ended = touchstone("detectors fetch", ensemble)
     assert ended.code == 4
-    assert "MB are to be fetched" in ended.err
+    assert "MB are needed" in ended.err
     assert hub.elsewhere.ranges == []
 
 

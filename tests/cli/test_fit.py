@@ -200,7 +200,7 @@ def test_fetch_and_fit_of_a_shipped_head_give_scores(photos, touchstone):
     fit = "touchstone detectors fit vfm-dinov3-convnext"
     ended = touchstone("detectors fetch", card)
     assert ended.code == 0
-    assert f"nobody publishes its head; fit one: {fit}" in ended.err
+    assert f"its head is not published; fit it: {fit}" in ended.err
     with pytest.raises(DetectorError, match="no weights of its head") as missing:
         load_detector(card)
     assert f"{fit} LABELS --install" in missing.value.hint

@@ -48,7 +48,7 @@ def test_file_with_another_sha256_is_refused(own_cache, downloads):
     with pytest.raises(DetectorError, match=told):
         add_weights("unifd", file)
     assert not own_cache.exists()
-    with pytest.raises(DetectorError, match="no detector or backbone with that name"):
+    with pytest.raises(DetectorError, match="unknown detector or backbone"):
         add_weights("no-such", file)
 
 

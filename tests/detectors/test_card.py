@@ -29,7 +29,7 @@ def test_shipped_card_is_complete(name):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"weights": {"uri": "hf://a/b@main/w.safetensors", "sha256": "0" * 64}}, "tag can move"),
+        ({"weights": {"uri": "hf://a/b@main/w.safetensors", "sha256": "0" * 64}}, "tags can move"),
         ({"weights": {"uri": "a.safetensors"}}, "unverified"),
         ({"weights": {"uri": "a", "sha256": "0" * 64, "unwrapp": []}}, "did you mean 'unwrap'"),
         ({"output": {"sign": 1, "fake_index": 0}}, "exactly one"),
@@ -109,7 +109,7 @@ def test_card_in_a_bucket_names_its_files_there(s3):
     assert card.weights.uri == load_card("unifd").weights.uri  # a URL of its own stays
     assert card.backbone.weights.uri == f"{place}/clip.safetensors"
     for name, told in [
-        ("none.yaml", "no such card"),
+        ("none.yaml", "card not found"),
         ("list.yaml", "expected keys and values"),
         ("empty.yaml", "missing"),
     ]:

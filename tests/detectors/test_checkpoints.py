@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 
 from ray_app.detectors import load_card
 from ray_app.detectors.card import Weights
-from ray_app.detectors.checkpoints import kind_of_file, read_arrays, read_state_dict
+from ray_app.detectors.checkpoints import detect_file_kind, read_arrays, read_state_dict
 from ray_app.detectors.weights import resolve_weights
 from ray_app.errors import DetectorError
 from tests.make.networks.fill import with_part
 
 NETWORK = torch.nn.Linear(4, 2)
 NEITHER = "not a safetensors file or a PyTorch checkpoint"
-WEB_PAGE = "a web page or the error of a server"
+WEB_PAGE = "a web page or a server error"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
@@ -51,7 +51,7 @@ def files(tmp_path_factory):
     )
     return {
         "empty": (b"", "an empty file"),
-        "lfs": (LFS, "a git-LFS pointer"),
+        "lfs": (LFS, "a Git LFS pointer"),
         "login": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", WEB_PAGE),
         "json error": (b'{"error": "Repository not found"}', WEB_PAGE),
         "not found": (b"Entry not found\n", NEITHER),
@@ -60,13 +60,13 @@ def files(tmp_path_factory):
         "gz": (gzip.compress(modern), NEITHER),
         "half": (modern[: len(modern) // 2], NEITHER),
         "noise": (np.random.default_rng(1).bytes(5000), NEITHER),
-        "half of tensors": (tensors[:-9], "it is damaged or not whole"),
+        "half of tensors": (tensors[:-9], "it is damaged or incomplete"),
         "torchscript": (script, "a TorchScript program"),
-        "a module": (module, "an object of torch.nn.modules.linear.Linear, and not tensors alone"),
+        "a module": (module, "an object of torch.nn.modules.linear.Linear in addition to tensors"),
         "evil": (evil, "an object of "),
         "torch": (modern, "a PyTorch checkpoint"),
         "old torch": (legacy, "a PyTorch checkpoint"),
-        "half of an old one": (legacy[: len(legacy) // 2], "it is damaged or not whole"),
+        "half of an old one": (legacy[: len(legacy) // 2], "it is damaged or incomplete"),
         "safetensors": (tensors, "a safetensors file"),
     }
 
@@ -93,7 +93,7 @@ def test_file_that_is_not_weights_is_named(files, format, tmp_path):
     for data, what in (said for kind, said in files.items() if kind not in CHECKPOINTS):
         path.write_bytes(data)
         assert what in refusal(path, format)
-        assert what in kind_of_file(path).what
+        assert what in detect_file_kind(path).what
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)
@@ -136,7 +136,7 @@ def test_file_with_another_hash_is_named(files, tmp_path):
     path = tmp_path / "lfs.pth"
     path.write_bytes(files["lfs"][0])
     stated = with_part(card, "weights", uri=str(path), sha256="0" * 64, unverified=None)
-    told = r"not the file that the card means: .*; it is a git-LFS pointer"
+    told = r"not the file that the card means: .*; it is a Git LFS pointer"
     with pytest.raises(DetectorError, match=told) as caught:
         resolve_weights(stated)
     assert "git lfs pull" in caught.value.hint

@@ -50,6 +50,8 @@ def test_environment_decides_unless_card_or_user_does(processor, monkeypatch, st
 
 def test_another_word_is_refused(monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_CPU_PRECISION", "fp16")
-    with pytest.raises(ConfigError, match="TOUCHSTONE_CPU_PRECISION=fp16") as caught:
+    with pytest.raises(
+        ConfigError, match="TOUCHSTONE_CPU_PRECISION must be bf16 or fp32, got 'fp16'"
+    ) as caught:
         cpu.cpu_precision()
     assert "bf16 or fp32" in caught.value.hint

@@ -95,12 +95,12 @@ def test_auto_is_what_the_processor_computes_in(small_card, precision, monkeypat
 
 
 def test_missing_device_is_refused(small_card):
-    with pytest.raises(DetectorError, match="no device is called"):
+    with pytest.raises(DetectorError, match="unknown device 'toaster'"):
         load_detector(small_card, device="toaster")
     if not torch.cuda.is_available():
-        with pytest.raises(DetectorError, match="sees no GPU"):
+        with pytest.raises(DetectorError, match="finds no GPU"):
             load_detector(small_card, device="cuda")
-    with pytest.raises(DetectorError, match="compile is for GPUs"):
+    with pytest.raises(DetectorError, match="compiled requires a GPU"):
         load_detector(small_card, compiled=True)
 
 
@@ -117,7 +117,11 @@ IMAGESIZE = {"vision_config": {"imagesize": 7}}
             {"name": "siglip", "arguments": IMAGESIZE},
             "vision_config.imagesize",
         ),
-        ("corvi", {"arguments": {"depth": 7}}, "may hold: layers, channels, tile"),
+        (
+            "corvi",
+            {"arguments": {"depth": 7}},
+            "keys in architecture.arguments: layers, channels, tile",
+        ),
     ],
     ids=["timm-name", "transformers-name", "transformers-key", "corvi-key"],
 )

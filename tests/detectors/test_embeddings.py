@@ -108,7 +108,7 @@ def test_head_in_a_whole_file_is_known_by_the_rest(small_card, tmp_path):
 
 
 def test_localizer_has_no_embedding(tmp_path):
-    with pytest.raises(DetectorError, match="no embedding to keep"):
+    with pytest.raises(DetectorError, match="no embedding to store"):
         facts_of(seeded_card(CARDS["maskclip"], tmp_path))
 
 
@@ -116,7 +116,7 @@ def test_head_of_another_width_is_refused(tmp_path):
     card, _ = small_clip_card(tmp_path)
     head = {"fc.weight": torch.zeros(1, 7), "fc.bias": torch.zeros(1)}
     torch.save({"model": head}, tmp_path / "weights.pth")
-    with pytest.raises(DetectorError, match="no head of the shape"):
+    with pytest.raises(DetectorError, match="the head must have the shapes"):
         LinearHead(card)
 
 

@@ -35,8 +35,8 @@ def test_value_beyond_a_bound_has_a_reason():
 @pytest.mark.parametrize(
     ("bounds", "told"),
     [
-        ({"jpeg_quality": {}}, "give below or above"),
-        ({"texture": {"below": 9, "above": 2}}, "no image would be judged"),
+        ({"jpeg_quality": {}}, "set below, above, or both"),
+        ({"texture": {"below": 9, "above": 2}}, "no image would get a verdict"),
         ({"sharpness": {"below": 9}}, "sharpness"),
     ],
 )

@@ -90,7 +90,7 @@ def test_changed_licence_must_be_accepted_again():
     accept_licence(NON_COMMERCIAL)
     changed = card_with(licence="Yissum-Research", terms="research-only")
     assert not may_be_used(changed)
-    told = r"Yissum-Research.*what you accepted was CC-BY-NC-4\.0"
+    told = r"Yissum-Research.*you accepted CC-BY-NC-4\.0 earlier"
     with pytest.raises(DetectorError, match=told):
         require_accepted(changed)
 

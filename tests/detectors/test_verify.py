@@ -62,8 +62,8 @@ def test_wrong_counts_of_the_card_fail(folder):
     wrong = with_part(card, "size", parameters=parameters + 1, tensors=3)
     told = {check.name: check for check in verify_detector(wrong)}
     assert told["parameters"].outcome == told["tensors"].outcome == "failed"
-    assert told["parameters"].told == f"{parameters:,}, the card says {parameters + 1:,}"
-    assert told["tensors"].told == f"{tensors:,}, the card says 3"
+    assert told["parameters"].told == f"{parameters:,}, the card states {parameters + 1:,}"
+    assert told["tensors"].told == f"{tensors:,}, the card states 3"
 
 
 def test_check_without_a_value_on_the_card_is_skipped(tmp_path):
@@ -120,7 +120,10 @@ def test_a_file_that_belongs_beside_is_named(tmp_path, own_cache):
     beside.unlink()
     check = next(verify_detector(card))
     assert (check.name, check.outcome) == ("present", "failed")
-    assert "checkable.safetensors is here, but not beside it: tokens.json" in check.told
+    assert (
+        "checkable.safetensors is present, but files next to it are missing: tokens.json"
+        in check.told
+    )
 
 
 def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):

@@ -1,4 +1,4 @@
-"""Where a card's weights come from: beside the card, the cache, S3, a mirror, the hub; and what does
+"""Where a card's weights come from: next to the card, the cache, S3, a mirror, the hub; and what does
 not fit the network or the card.
 """
 
@@ -67,7 +67,7 @@ def test_missing_weights_name_the_command_and_the_source():
 
 def test_relative_weights_are_beside_the_card_or_in_the_cache(small_card, own_cache):
     relative = at(small_card, "model.safetensors")
-    with pytest.raises(DetectorError, match="no such file beside the card"):
+    with pytest.raises(DetectorError, match="file not found next to the card"):
         resolve_weights(relative)
     cached = copy_of(small_card, own_cache / "model.safetensors")
     assert resolve_weights(relative) == cached
@@ -153,9 +153,12 @@ def test_checkpoint_s_own_labels_decide(two_logits):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"id2label": {"0": "Real", "1": "Fake"}}, "the checkpoint at 1"),
+        ({"id2label": {"0": "Real", "1": "Fake"}}, "1 by the checkpoint"),
         ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, "LABEL_0"),
-        ({"img_size": 224}, "img_size = 64, the checkpoint's own configuration says 224"),
+        (
+            {"img_size": 224},
+            "img_size is 64 on the card, but 224 in the checkpoint's own configuration",
+        ),
     ],
     ids=["order", "labels", "size"],
 )
@@ -197,7 +200,7 @@ def test_checkpoint_in_shards_is_read_whole_or_refused(sharded):
     read = read_state_dict(resolve_weights(sharded), sharded.weights)
     assert {key: len(tensor) for key, tensor in read.items()} == {"a.weight": 2, "b.weight": 3}
     Path(sharded.weights.uri).with_name("model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(DetectorError, match=r"needed together: .*00002-of-00002"):
+    with pytest.raises(DetectorError, match=r"required together: .*00002-of-00002"):
         resolve_weights(sharded)
 
 
