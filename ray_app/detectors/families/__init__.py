@@ -1,1 +1,1 @@
-"""One module per family of networks, each with `build(card)`; `detectors.registry` names them."""
+"""Build networks, with one module per family. `detectors.registry` lists the families."""

@@ -1,11 +1,10 @@
-"""The `aeroblade` family: how well a generator's autoencoder reproduces an image, as LPIPS measures
-it; nothing is trained.
+"""Build the `aeroblade` family: how well a generator's autoencoder reconstructs an image.
 
-`backbone` is the autoencoder, a card's own file LPIPS' linear layers, and beside that lies
-torchvision's VGG-16, of which the first four convolutions are taken. Sources: Ricker et al., CVPR
-2024 (arXiv 2401.17879); LPIPS: Zhang et al., CVPR 2018 (arXiv 1801.03924); the autoencoder of
-Stable Diffusion (`KlAutoencoder`), under diffusers' key names: Rombach et al., CVPR 2022 (arXiv
-2112.10752).
+LPIPS measures the reconstruction, and nothing is trained. `backbone` is the autoencoder. The card's
+own file has the linear layers of LPIPS, and torchvision's VGG-16 is next to it, of which the first
+four convolutions are used. Sources: Ricker et al., CVPR 2024 (arXiv 2401.17879); LPIPS: Zhang et
+al., CVPR 2018 (arXiv 1801.03924); the autoencoder of Stable Diffusion (`KlAutoencoder`), with
+diffusers' key names: Rombach et al., CVPR 2022 (arXiv 2112.10752).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,15 +21,20 @@ from ray_app.errors import DetectorError
 
 GROUPS, NORM_EPS = 32, 1e-6
 
-# What attention layers were called until diffusers 0.18; published files still have these names.
+# Names of attention layers until diffusers 0.18, which published files still have.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class KlAutoencoder(nn.Module):
-    """Pixels (N, 3, H, W) of −1 to 1, sides multiples of 8 → the same picture through the latent's
-    mean. By default 83,653,863 parameters.
+    """Autoencoder: pixels (N, 3, H, W) from −1 to 1 → their reconstruction from the latent's mean.
 
-    Needs one group of channels at least: widths are multiples of `groups`.
+    H and W must be multiples of 8. The defaults have 83,653,863 parameters.
+
+    Args:
+        widths: Channels per stage. Multiples of `groups`.
+        latent: Channels of the latent.
+        layers: Residual layers per stage of the encoder.
+        groups: Groups of the group norms.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class KlAutoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, latent, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode and decode."""
+        """Encode and decode a batch."""
         mean, _ = self.quant_conv(self.encoder(pixels)).chunk(2, 1)
         decoded: torch.Tensor = self.decoder(self.post_quant_conv(mean))
         return decoded
@@ -60,9 +64,13 @@ class _Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             _Stage(
-                before, width, layers, groups, "downsamplers" if number < len(widths) - 1 else None
+                in_channels,
+                width,
+                layers,
+                groups,
+                "downsamplers" if index < len(widths) - 1 else None,
             )
-            for number, (before, width) in enumerate(
+            for index, (in_channels, width) in enumerate(
                 zip((widths[0], *widths), widths, strict=False)
             )
         )
@@ -88,9 +96,13 @@ class _Decoder(nn.Module):
         self.mid_block = _Middle(rising[0], groups)
         self.up_blocks = nn.ModuleList(
             _Stage(
-                before, width, layers, groups, "upsamplers" if number < len(widths) - 1 else None
+                in_channels,
+                width,
+                layers,
+                groups,
+                "upsamplers" if index < len(widths) - 1 else None,
             )
-            for number, (before, width) in enumerate(
+            for index, (in_channels, width) in enumerate(
                 zip((rising[0], *rising), rising, strict=False)
             )
         )
@@ -106,14 +118,15 @@ class _Decoder(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Some residual layers, then half or twice the size, by the name of what does it."""
+    """Residual layers, then a layer named `sampler` that halves or doubles the size."""
 
     def __init__(
-        self, before: int, width: int, layers: int, groups: int, sampler: str | None
+        self, in_channels: int, width: int, layers: int, groups: int, sampler: str | None
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            _Residual(before if number == 0 else width, width, groups) for number in range(layers)
+            _Residual(in_channels if index == 0 else width, width, groups)
+            for index in range(layers)
         )
         self.sampler = sampler
         if sampler is not None:
@@ -151,17 +164,17 @@ class _Middle(nn.Module):
 
 
 class _Residual(nn.Module):
-    def __init__(self, before: int, width: int, groups: int) -> None:
+    def __init__(self, in_channels: int, width: int, groups: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = (
-            nn.GroupNorm(groups, before, NORM_EPS),
-            nn.Conv2d(before, width, 3, padding=1),
+            nn.GroupNorm(groups, in_channels, NORM_EPS),
+            nn.Conv2d(in_channels, width, 3, padding=1),
         )
         self.norm2, self.conv2 = (
             nn.GroupNorm(groups, width, NORM_EPS),
             nn.Conv2d(width, width, 3, padding=1),
         )
-        self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else None
+        self.conv_shortcut = nn.Conv2d(in_channels, width, 1) if in_channels != width else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         inner: torch.Tensor = self.conv2(
@@ -171,7 +184,7 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """One head over all places."""
+    """Self-attention with one head over all positions."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -184,15 +197,15 @@ class _Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        places = self.group_norm(features).flatten(2).transpose(1, 2)
-        query, key, value = (layer(places)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
+        tokens = self.group_norm(features).flatten(2).transpose(1, 2)
+        query, key, value = (layer(tokens)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
         attended = self.to_out[0](functional.scaled_dot_product_attention(query, key, value)[:, 0])
-        there: torch.Tensor = attended.transpose(1, 2).view_as(features)
-        return features + there
+        mixed: torch.Tensor = attended.transpose(1, 2).view_as(features)
+        return features + mixed
 
 
-def modern_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A file's tensors under the names that attention layers have by now."""
+def rename_attention(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the attention layers of a file to diffusers' present names."""
     renamed = {}
     for key, tensor in state.items():
         *path, layer, leaf = key.split(".") if key.count(".") > 1 else ("", key)
@@ -202,22 +215,21 @@ def modern_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 VGG = "vgg16-397923af.pth"
-# of VGG-16's `features`, to the end of the second layer of LPIPS
+# Channels of VGG-16's `features` up to the second layer of LPIPS, by index.
 CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}
 POOL_BEFORE = 5
-STAGES = (64, 128, 256, 512, 512)  # channels of LPIPS' five layers, all of which its file has
-LAYER = 1  # the second one, which the authors found best
-# LPIPS' own constants for pixels of −1 to 1
+STAGES = (64, 128, 256, 512, 512)  # Channels of LPIPS' five layers, which its file contains.
+LAYER = 1  # The second layer, which works best according to the authors.
+# LPIPS' own constants for pixels from −1 to 1.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPS = 1e-10
 
 
 class Aeroblade(nn.Module):
-    """Pixels (N, 3, H, W) of −1 to 1 → minus the distance (N, 1) between an image and its
-    reconstruction: near 0 is likely fake.
+    """Pixels (N, 3, H, W) from −1 to 1 → minus the distance (N, 1) of image and reconstruction.
 
-    Of sides that are no multiples of 8 the last rows or columns are dropped. VGG's weights are
-    buffers: they come by `attach`.
+    An output near 0 means likely fake. If a side is not a multiple of 8, its last rows or columns
+    are dropped. VGG's weights are buffers, which `attach` loads.
     """
 
     shift: torch.Tensor
@@ -226,73 +238,75 @@ class Aeroblade(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        for number, channels in enumerate(STAGES):
+        for layer_index, channels in enumerate(STAGES):
             layer = nn.Conv2d(channels, 1, 1, bias=False)
             self.add_module(
-                f"lin{number}", nn.ModuleDict({"model": nn.Sequential(nn.Dropout(), layer)})
+                f"lin{layer_index}", nn.ModuleDict({"model": nn.Sequential(nn.Dropout(), layer)})
             )
         for name, values in (("shift", SHIFT), ("scale", SCALE)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
-        for place, (before, width) in CONVOLUTIONS.items():
+        for index, (in_channels, width) in CONVOLUTIONS.items():
             self.register_buffer(
-                f"weight{place}", torch.zeros(width, before, 3, 3), persistent=False
+                f"weight{index}", torch.zeros(width, in_channels, 3, 3), persistent=False
             )
-            self.register_buffer(f"bias{place}", torch.zeros(width), persistent=False)
+            self.register_buffer(f"bias{index}", torch.zeros(width), persistent=False)
 
     def attach(self, folder: Path) -> None:
-        """Take VGG's convolutions from the file in that folder. Raises DetectorError."""
+        """Load VGG's convolutions from the file in a folder. Raises DetectorError."""
         path = folder / VGG
         if not path.is_file():
             raise DetectorError(
-                f"{path}: AEROBLADE measures with VGG-16, which is not there",
-                hint=f"put torchvision's {VGG} beside",
+                f"{path}: AEROBLADE requires VGG-16, but the file is missing",
+                hint=f"put torchvision's {VGG} next to the weights",
             )
-        described = Weights(
+        weights = Weights(
             uri=VGG,
-            unverified="the card says what is known of it, in `beside`",
+            unverified="see `beside` in the card",
             format="torch",
             select="features.",
         )
-        self.take_vgg(read_state_dict(path, described), str(path))
+        self.take_vgg(read_state_dict(path, weights), str(path))
 
     def take_vgg(self, state: Mapping[str, torch.Tensor], where: str) -> None:
-        """The four convolutions of a state dict of torchvision's VGG-16. Raises DetectorError where
-        one is missing or of another shape.
+        """Load the four convolutions from a state dict of torchvision's VGG-16.
+
+        Raises DetectorError if one is missing or has another shape. `where` names the file.
         """
-        for place in CONVOLUTIONS:
+        for index in CONVOLUTIONS:
             for leaf in ("weight", "bias"):
-                key, own = f"features.{place}.{leaf}", self.get_buffer(f"{leaf}{place}")
-                if key not in state or state[key].shape != own.shape:
+                key, buffer = f"features.{index}.{leaf}", self.get_buffer(f"{leaf}{index}")
+                if key not in state or state[key].shape != buffer.shape:
                     raise DetectorError(
-                        f"{where}: {key} is not VGG-16's", hint=f"take torchvision's {VGG}"
+                        f"{where}: {key} is missing or has another shape than in VGG-16",
+                        hint=f"use torchvision's {VGG}",
                     )
-                own.copy_(state[key])
+                buffer.copy_(state[key])
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         height, width = (side // 8 * 8 for side in pixels.shape[2:])
         pixels = pixels[..., :height, :width]
-        # As the authors' 8-bit files: clipped, and cut down to a whole grey level.
+        # The authors store 8-bit files, so values are clipped and rounded down to a grey level.
         rebuilt = (
             (self.backbone(pixels).float() / 2 + 0.5).clamp(0, 1) * 255
         ).floor() / 255 * 2 - 1
         return -self.distance(pixels, rebuilt)
 
-    def distance(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """LPIPS' second layer of two batches, averaged over all places: (N, 1)."""
-        apart = (self._features(one) - self._features(other)).square()
-        weighted: torch.Tensor = self.get_submodule(f"lin{LAYER}.model")(apart)
+    def distance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Return LPIPS' second layer for two batches, averaged over all positions: (N, 1)."""
+        difference = (self._features(first) - self._features(second)).square()
+        weighted: torch.Tensor = self.get_submodule(f"lin{LAYER}.model")(difference)
         return weighted.mean((2, 3))
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         features = (pixels - self.shift) / self.scale
-        for place in CONVOLUTIONS:
-            if place == POOL_BEFORE:
+        for index in CONVOLUTIONS:
+            if index == POOL_BEFORE:
                 features = functional.max_pool2d(features, 2)
             features = functional.conv2d(
                 features,
-                self.get_buffer(f"weight{place}"),
-                self.get_buffer(f"bias{place}"),
+                self.get_buffer(f"weight{index}"),
+                self.get_buffer(f"bias{index}"),
                 padding=1,
             ).relu()
         return features / (features.square().sum(1, keepdim=True).sqrt() + EPS)
@@ -301,20 +315,19 @@ class Aeroblade(nn.Module):
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Files of autoencoders have older names than the network."""
-    return modern_names(state) if isinstance(network, KlAutoencoder) else state
+    """Rename the keys of autoencoder files that have older names."""
+    return rename_attention(state) if isinstance(network, KlAutoencoder) else state
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network that a card of family `aeroblade` describes, without weights. Raises
-    DetectorError.
-    """
+    """Build the network of a card, without weights. Raises DetectorError."""
     if card.backbone is None:
         raise DetectorError(
-            f"{card.name}: aeroblade needs an autoencoder", hint=f"name one as `{BACKBONE}`"
+            f"{card.name}: family aeroblade requires an autoencoder",
+            hint=f"set `{BACKBONE}` to an autoencoder",
         )
     if card.architecture.arguments:
         raise DetectorError(
-            f"{card.name}: architecture.arguments: aeroblade takes none, not {', '.join(card.architecture.arguments)}"
+            f"{card.name}: architecture.arguments must be empty for family aeroblade, got {', '.join(card.architecture.arguments)}"
         )
     return Aeroblade(KlAutoencoder(**card.backbone.architecture.arguments))

@@ -1,7 +1,7 @@
-"""The `aide` family: the plainest and the busiest patches of an image through noise filters, the
-whole image through a ConvNeXt of CLIP.
+"""Build the `aide` family: noise filters on patches, and a CLIP ConvNeXt on the whole image.
 
-Under the authors' key names. Source: Yan et al., ICLR 2025 (arXiv 2406.19435).
+The patches are the ones with the least and the most texture. The key names are the authors'.
+Source: Yan et al., ICLR 2025 (arXiv 2406.19435).
 """
 
 import math
@@ -18,27 +18,24 @@ from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# a patch's side, the way from one to the next, and the side that the networks see
+# Side of a patch, distance between patches, and input side of the networks, in pixels.
 PATCH, STEP, SIDE = 32, 16, 256
 _BANDS = 6
 
 
 def cosine_basis(side: int, device: torch.device) -> torch.Tensor:
-    """The orthonormal discrete cosine transform of a line of `side` values: (side, side), a
-    frequency per row.
-    """
-    at = torch.arange(side, dtype=torch.float64, device=device)
-    basis = torch.cos((at + 0.5) * math.pi * at[:, None] / side) * math.sqrt(2 / side)
+    """Return the orthonormal DCT basis of `side` values: (side, side), one frequency per row."""
+    index = torch.arange(side, dtype=torch.float64, device=device)
+    basis = torch.cos((index + 0.5) * math.pi * index[:, None] / side) * math.sqrt(2 / side)
     basis[0] /= math.sqrt(2)
     return basis.float()
 
 
 def patch_grades(pixels: torch.Tensor) -> torch.Tensor:
-    """How busy every patch is: (N, C, H, W) → (N, rows × columns), patches row by row, `STEP`
-    pixels apart.
+    """Measure the texture of each patch: (N, C, H, W) → (N, rows × columns), row by row.
 
-    The mean of ln(1 + |coefficient|) over each of six bands of the sum of both frequencies, each
-    band twice as heavy as the one below.
+    Patches are `STEP` pixels apart. The grade is the mean of ln(1 + |coefficient|) over each of six
+    bands of the sum of both frequencies. Each band has twice the weight of the one below.
     """
     basis = cosine_basis(PATCH, pixels.device)
     total = torch.arange(PATCH, device=pixels.device)
@@ -57,23 +54,25 @@ def patch_grades(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
-    """The two plainest patches of every image and its two busiest, in the order plainest, busiest,
-    next to each: (N, 4, C, 32, 32).
+    """Select the two patches with the least and the most texture per image: (N, 4, C, 32, 32).
+
+    The order is: least, most, second least, second most.
     """
     columns = (pixels.shape[-1] - PATCH) // STEP + 1
     ranks = patch_grades(pixels).argsort(dim=1)
     last = ranks.shape[1] - 1
-    chosen = ranks[:, [0, last, min(1, last), max(last - 1, 0)]]
+    selected = ranks[:, [0, last, min(1, last), max(last - 1, 0)]]
     within = torch.arange(PATCH, device=pixels.device)
-    rows = chosen.div(columns, rounding_mode="floor")[..., None] * STEP + within  # (N, 4, PATCH)
-    across = chosen.remainder(columns)[..., None] * STEP + within
+    rows = selected.div(columns, rounding_mode="floor")[..., None] * STEP + within  # (N, 4, PATCH)
+    across = selected.remainder(columns)[..., None] * STEP + within
     images = torch.arange(len(pixels), device=pixels.device)[:, None, None, None]
     return pixels.movedim(1, -1)[images, rows[..., :, None], across[..., None, :]].movedim(-1, 2)
 
 
 class NoiseNet(ResNetBody):
-    """ResNet-50 on 30 filtered maps: (N, 30, H, W) → (N, 4 × the last of `channels`). `fc` stands
-    in files, and nothing reads it.
+    """ResNet-50 on 30 filtered maps: (N, 30, H, W) → (N, 4 × the last of `channels`).
+
+    Published files contain `fc`, but nothing uses it.
     """
 
     def __init__(self, layers: Sequence[int], channels: Sequence[int]) -> None:
@@ -81,17 +80,21 @@ class NoiseNet(ResNetBody):
         self.fc = nn.Linear(4 * channels[-1], 1000)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """The features' mean; see the class for shapes."""
+        """Return the mean of the features. See the class for shapes."""
         return self.features(maps).mean(dim=(-2, -1))
 
 
 class Aide(nn.Module):
-    """Four patches through filters and two ResNet-50s, the image at 256 × 256 px through
-    ConvNeXt-XXL, two layers: logits of real, fake.
+    """Pixels (N, 3, H, W), 0 to 1 → logits (N, 2) of real and fake.
 
-    Input: (N, 3, H, W) of any size from 32 px, colours from 0 to 1; smaller images have nothing to
-    say (NaN). Output: (N, 2). `layers`, `channels`: of both ResNets. `depths`, `dims`: of the
-    ConvNeXt.
+    Four patches go through filters and two ResNet-50s, the image at 256 × 256 px through
+    ConvNeXt-XXL. Sides may have any length from 32 px. Smaller images give NaN.
+
+    Args:
+        layers: Blocks per stage of both ResNets.
+        channels: Channels per stage of both ResNets.
+        depths: Blocks per stage of the ConvNeXt.
+        dims: Channels per stage of the ConvNeXt.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class Aide(nn.Module):
         dims: Sequence[int] = (384, 768, 1536, 3072),
     ) -> None:
         super().__init__()
-        # the 30 filters of the SRM, which the file holds
+        # The 30 filters of the SRM (spatial rich model), which are in the file.
         self.hpf = nn.ModuleDict({"hpf": nn.Conv2d(3, 30, 5, padding=2, bias=False)})
         self.model_min, self.model_max = NoiseNet(layers, channels), NoiseNet(layers, channels)
         self.openclip_convnext_xxl = timm.create_model(
@@ -120,13 +123,15 @@ class Aide(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         if min(pixels.shape[-2:]) < PATCH:
             return pixels.new_full((len(pixels), 2), torch.nan)
-        # In the pixels' own precision whatever surrounds it: bf16 would choose other patches.
+        # Not in bf16, which would select other patches.
         with torch.autocast(pixels.device.type, enabled=False):
-            patches = _sized(extreme_patches(pixels).flatten(0, 1), IMAGENET_MEAN, IMAGENET_STD)
-            whole = _sized(pixels, CLIP_MEAN, CLIP_STD)
+            patches = _resize_and_normalise(
+                extreme_patches(pixels).flatten(0, 1), IMAGENET_MEAN, IMAGENET_STD
+            )
+            image = _resize_and_normalise(pixels, CLIP_MEAN, CLIP_STD)
         plain, busy, next_plain, next_busy = (
             self.hpf["hpf"](patches).unflatten(0, (-1, 4)).unbind(1)
         )
@@ -136,14 +141,16 @@ class Aide(nn.Module):
             + self.model_min(next_plain)
             + self.model_max(next_busy)
         ) / 4
-        meaning = self.convnext_proj(self.openclip_convnext_xxl(whole).mean(dim=(-2, -1)))
+        meaning = self.convnext_proj(self.openclip_convnext_xxl(image).mean(dim=(-2, -1)))
         logits: torch.Tensor = self.fc["fc2"](
             functional.gelu(self.fc["fc1"](torch.cat([meaning, noise], dim=1)))
         )
         return logits
 
 
-def _sized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """At 256 × 256 px and normalised: (N, 3, H, W) → (N, 3, 256, 256)."""
+def _resize_and_normalise(
+    pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """Resize to 256 × 256 px and normalise: (N, 3, H, W) → (N, 3, 256, 256)."""
     sized = functional.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True)
     return (sized - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)

@@ -1,7 +1,7 @@
-"""The family `callable`: any Python callable, asked in a process of its own (`callables.process`).
+"""Build the family `callable`: any Python callable, run in a separate process.
 
-What such a "network" is given are pixels, not numbers around zero: its card has mean 0 and standard
-deviation 1/255.
+`callables.process` starts the process. The input of the "network" is pixels from 0 to 255, so its
+card has mean 0 and standard deviation 1/255.
 """
 
 import math
@@ -21,11 +21,14 @@ PIXEL_STD = 1 / 255
 
 
 class CallableNetwork(nn.Module):
-    """Pixels (N, 3, H, W), 0 to 255, → log-odds of fake (N, 1) and masks, NaN and a word of why
-    where the detector failed on an image.
+    """Pixels (N, 3, H, W), 0 to 255 → log-odds of fake (N, 1) and masks.
 
-    It has no parameters: `attach` reads what the detector must be, `to` starts its process for a
-    device. Copies share that process.
+    If the callable fails on an image, its score is NaN, and `failures` has the reason. The network
+    has no parameters: `attach` reads the identity of the detector, `to` starts its process for a
+    device. Copies share the process.
+
+    Args:
+        card: The detector card.
     """
 
     reads_its_own_weights = True
@@ -37,14 +40,16 @@ class CallableNetwork(nn.Module):
         self._process: CallableProcess | None = None
 
     def attach(self, files: Path) -> None:
-        """Read from the folder of the card's file what the detector was when the card was written.
+        """Read the identity of the detector when its card was written, from the card's folder.
+
         Raises DetectorError.
         """
         self._identity = read_identity(self._card, files)
 
     def to(self, *where: Any, **how: Any) -> Self:
-        """Start the process for a device. Raises DetectorError where the detector cannot be had
-        there, or is another one.
+        """Start the process for a device.
+
+        Raises DetectorError if the detector is unavailable or is another one.
         """
         if where and isinstance(where[0], str) and self._process is None:
             self._process = CallableProcess(self._card, self._identity, where[0])
@@ -53,30 +58,32 @@ class CallableNetwork(nn.Module):
         return self
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         if self._process is None:
             raise DetectorError(
                 f"{self._card.name}: its process is not started",
                 hint="move the network to a device first",
             )
         images = pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-        unlike, given = (
-            "it gives a mask of some images, and of others none",
+        inconsistent, outputs = (
+            "the callable must return a mask for all images or for none",
             self._process.score(list(images)),
         )
-        found = [
-            one if isinstance(one, str) or (one.mask is not None) == self._card.masks else unlike
-            for one in given
+        results = [
+            result
+            if isinstance(result, str) or (result.mask is not None) == self._card.masks
+            else inconsistent
+            for result in outputs
         ]
-        scores = [math.nan if isinstance(one, str) else one.score for one in found]
+        scores = [math.nan if isinstance(result, str) else result.score for result in results]
         masks = [
-            None if isinstance(one, str) or one.mask is None else torch.tensor(one.mask)
-            for one in found
+            None if isinstance(result, str) or result.mask is None else torch.tensor(result.mask)
+            for result in results
         ]
         return Prediction(
             torch.tensor(scores, dtype=torch.float64, device=pixels.device)[:, None],
             masks if self._card.masks else None,
-            failures=tuple(one if isinstance(one, str) else None for one in found),
+            failures=tuple(result if isinstance(result, str) else None for result in results),
         )
 
     def __deepcopy__(self, known: dict[int, Any]) -> Self:
@@ -84,15 +91,15 @@ class CallableNetwork(nn.Module):
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The callable that a card describes, not started. Raises DetectorError."""
+    """Build the network of a card, without its process. Raises DetectorError."""
     if card.process is None:
         raise DetectorError(
             f"{card.name}: `process` is missing",
-            hint=f"touchstone detectors add {card.family}:… writes such a card",
+            hint=f"write the card with touchstone detectors add {card.family}:…",
         )
     if card.preprocessing.mean != (0.0, 0.0, 0.0) or card.preprocessing.std != (PIXEL_STD,) * 3:
         raise DetectorError(
-            f"{card.name}: it is given pixels",
-            hint="preprocessing: mean 0, std 0.00392156862745098 (1/255), three times",
+            f"{card.name}: preprocessing must keep pixels from 0 to 255",
+            hint="set preprocessing to mean 0 and std 0.00392156862745098 (1/255), three times each",
         )
     return CallableNetwork(card)

@@ -1,8 +1,8 @@
-"""CLIP's two towers under OpenAI's key names: `build_tower` makes the image's `VisionTower` of the
-arguments in a card, `Clip` is both.
+"""Build CLIP's two towers with OpenAI's key names.
 
-`openai_names` renames the tensors of files that have transformers' names. Constants: Radford et al.
-2021 (arXiv 2103.00020), specs/localization.md §1.1 and §1.4.
+`build_tower` builds the image tower (`VisionTower`) from the arguments of a card, and `Clip` has
+both towers. `openai_names` renames the tensors of files with transformers' names. Source: Radford
+et al. 2021 (arXiv 2103.00020).
 """
 
 import math
@@ -17,7 +17,7 @@ from torch.nn import functional
 from ray_app.detectors.families.mae import headwise_attention
 from ray_app.errors import DetectorError
 
-# The name by which the tower in a file of transformers is found.
+# The key that identifies the tower in a file of transformers.
 _FIRST = "embeddings.class_embedding"
 _PARTS = {
     _FIRST: "class_embedding",
@@ -37,13 +37,15 @@ _IN_A_BLOCK = {
 
 
 class VisionFeatures(NamedTuple):
-    """What a vision tower tells of a batch.
+    """Features of a batch from a vision tower.
 
-    `class_token` (N, width): after `ln_post`. `taps`: per requested layer, in that order, the
-    output of its `ln_2` (before the MLP), (N, 1 + patches, width). `projected` (N, embed_dim): the
-    class token in the space shared with texts, not normalised; without a projection the class token
-    as it is. `class_tokens` (N, layers, width): the class token of every layer's `ln_2`, 98 kB an
-    image.
+    Attributes:
+        class_token: The class token after `ln_post`, (N, width).
+        taps: Output of `ln_2` (before the MLP) of each requested layer, in that order, (N, 1 +
+            patches, width).
+        projected: The class token in the space shared with texts, not normalised, (N, embed_dim).
+            Without a projection, the class token.
+        class_tokens: The class token of every layer's `ln_2`, (N, layers, width), 98 kB per image.
     """
 
     class_token: torch.Tensor
@@ -56,17 +58,17 @@ class QuickGELU(nn.Module):
     """The sigmoid approximation of GELU that OpenAI's weights were trained with."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """x σ(1.702 x), element by element."""
+        """Return x σ(1.702 x), element by element."""
         return features * torch.sigmoid(1.702 * features)
 
 
 class Attention(nn.Module):
-    """Self-attention with packed projections: (N, tokens, width) → the same. Keys as
-    `nn.MultiheadAttention` names them.
+    """Self-attention with packed projections: (N, tokens, width) → the same shape.
+
+    The keys are those of `nn.MultiheadAttention`.
     """
 
-    # `lower_to_bf16` stores these like the weights of a linear layer, which they are but for their
-    # names.
+    # `lower_to_bf16` stores these parameters in bf16, as it does with weights of linear layers.
     products = ("in_proj_weight", "in_proj_bias")
 
     def __init__(self, width: int, heads: int) -> None:
@@ -77,7 +79,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend; `mask` (tokens, tokens) is true where a row may look at a column."""
+        """Attend. `mask` (tokens, tokens) is True if the token of a row may attend to a column."""
         packed = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         query, key, value = packed.view(*packed.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         attended, _ = headwise_attention(self, query, key, value, mask)
@@ -86,7 +88,7 @@ class Attention(nn.Module):
 
 
 class ClipBlock(nn.Module):
-    """One pre-norm transformer block: (N, tokens, width) → the same, and what its MLP was given."""
+    """Pre-norm transformer block: (N, tokens, width) → the same shape, and the MLP's input."""
 
     def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
         super().__init__()
@@ -103,14 +105,14 @@ class ClipBlock(nn.Module):
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The block's output, and the output of `ln_2`."""
+        """Return the block's output, and the output of `ln_2`."""
         tokens = tokens + self.attn(self.ln_1(tokens), mask)
         normed = self.ln_2(tokens)
         return tokens + self.mlp(normed), normed
 
 
 class Transformer(nn.Module):
-    """A stack of blocks that can be tapped on the way."""
+    """Stack of blocks that also returns the outputs of inner layers."""
 
     def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool) -> None:
         super().__init__()
@@ -119,13 +121,21 @@ class Transformer(nn.Module):
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor | None = None, taps: tuple[int, ...] = ()
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
-        """The last block's output, the `ln_2` outputs of the layers in `taps`, and the first token
-        of every layer's: (N, layers, width).
+        """Run all blocks.
+
+        Args:
+            tokens: Tokens (N, tokens, width).
+            mask: Which tokens may attend to which, (tokens, tokens). None allows all.
+            taps: Layers whose `ln_2` output to return.
+
+        Returns:
+            The last block's output, the `ln_2` outputs of the layers in `taps`, and the first token
+            of every layer's `ln_2` output, (N, layers, width).
         """
         tapped, first = {}, []
         for layer, block in enumerate(self.resblocks):
             tokens, normed = block(tokens, mask)
-            # a view would keep all tokens of the layer in memory
+            # A view would keep all tokens of the layer in memory.
             first.append(normed[:, 0].clone())
             if layer in taps:
                 tapped[layer] = normed
@@ -133,12 +143,20 @@ class Transformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """CLIP's ViT: (N, 3, image_size, image_size), normalised → `VisionFeatures`. The defaults are
-    ViT-L/14: 303,966,208 parameters.
+    """CLIP's ViT: (N, 3, image_size, image_size), normalised → `VisionFeatures`.
 
-    State dict: `visual.*` of the published file without that prefix, 296 tensors. `quick_gelu`:
-    true for OpenAI's weights, false for those of open_clip's `ViT-L-14`. `embed_dim`: null for a
-    file without the projection, 295 tensors.
+    The defaults are ViT-L/14 with 303,966,208 parameters. The state dict has the keys `visual.*` of
+    the published file without that prefix: 296 tensors, or 295 without the projection.
+
+    Args:
+        image_size: Side of the image in pixels.
+        patch_size: Side of a patch in pixels.
+        width: Width of the tokens.
+        layers: Number of blocks.
+        heads: Heads per block.
+        embed_dim: Width of the projection. None for a file without the projection.
+        quick_gelu: True for OpenAI's weights, False for those of open_clip's `ViT-L-14`.
+        taps: Layers whose `ln_2` output `VisionFeatures.taps` has.
     """
 
     def __init__(
@@ -167,13 +185,13 @@ class VisionTower(nn.Module):
         self.proj = None if embed_dim is None else nn.Parameter(drawn(width, embed_dim, std=scale))
 
     def forward(self, pixels: torch.Tensor) -> VisionFeatures:
-        """Run the tower; see the class for shapes."""
+        """Run the tower. See the class for shapes."""
         tokens, tapped, class_tokens = self.transformer(self.embed(pixels), taps=self.taps)
         class_token = self.ln_post(tokens[:, 0])
         return VisionFeatures(class_token, tapped, project(class_token, self.proj), class_tokens)
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the first block is given: (N, 1 + patches, width), the class token first."""
+        """Return the input of the first block: (N, 1 + patches, width), the class token first."""
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(len(pixels), 1, -1)
         embedded: torch.Tensor = self.ln_pre(
@@ -183,9 +201,7 @@ class VisionTower(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """Numbers per image of the features that a linear head reads, by the names that cards give
-        them.
-        """
+        """Widths of the features that a linear head can use, by their names in cards."""
         width = self.ln_post.normalized_shape[0]
         return {
             "class-token": width,
@@ -194,11 +210,19 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer: embedded tokens → (N, embed_dim), not normalised. The defaults are
-    those beside ViT-L/14.
+    """CLIP's text transformer: embedded tokens → (N, embed_dim), not normalised.
 
-    Takes embedded tokens, (N, context, width) before the positional embeddings, so that learned
-    prompts can stand among them; `token_embedding` makes them from token ids.
+    The defaults are those of ViT-L/14. The input is embedded tokens (N, context, width) before the
+    positional embeddings, so it can contain learned prompts. `token_embedding` embeds token ids.
+
+    Args:
+        vocabulary: Number of token ids.
+        context: Maximum number of tokens.
+        width: Width of the tokens.
+        layers: Number of blocks.
+        heads: Heads per block.
+        embed_dim: Width of the projection.
+        quick_gelu: See `VisionTower`.
     """
 
     def __init__(
@@ -222,9 +246,7 @@ class TextTower(nn.Module):
         self.text_projection = nn.Parameter(drawn(width, embed_dim, std=width**-0.5))
 
     def forward(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """Embed texts; `end` (N,) holds the position of each text's end token, where it is read
-        off.
-        """
+        """Embed texts. `end` (N,) is the position of each text's end token, whose output counts."""
         context = embedded.shape[1]
         causal = torch.ones(context, context, dtype=torch.bool, device=embedded.device).tril()
         tokens, _, _ = self.transformer(embedded + self.positional_embedding[:context], causal)
@@ -233,11 +255,11 @@ class TextTower(nn.Module):
 
 
 class Clip(TextTower):
-    """Both towers as published: the text tower's tensors at the top level, `visual.*` and
-    `logit_scale` beside them.
+    """Both towers, with the keys of the published file.
 
-    With the defaults 427,616,513 parameters in 446 tensors. Called, it is its text tower; `visual`
-    is called for images.
+    The tensors of the text tower are at the top level, next to `visual.*` and `logit_scale`. With
+    the defaults, there are 427,616,513 parameters in 446 tensors. `forward` is that of the text
+    tower; call `visual` for images.
     """
 
     def __init__(self, visual: VisionTower, *, quick_gelu: bool, **text: int) -> None:
@@ -247,42 +269,45 @@ class Clip(TextTower):
 
 
 def project(features: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
-    """features @ projection in fp32 whatever precision surrounds it: one row per image costs
-    nothing, and rounding would move the score.
+    """Return features @ projection, in fp32 even inside autocast.
+
+    One row per image costs little in fp32, and rounding would change the score.
     """
     with torch.autocast(features.device.type, enabled=False):
         return features.float() if projection is None else features.float() @ projection.float()
 
 
 def drawn(*shape: int, std: float) -> torch.Tensor:
-    """Random numbers of standard deviation `std`; uniform, for normal ones on the meta device torch
-    imports a compiler.
+    """Return random numbers with standard deviation `std`.
+
+    They are uniform, because torch imports a compiler for normal ones on the meta device.
     """
     return nn.init.uniform_(torch.empty(shape), -std * 3**0.5, std * 3**0.5)
 
 
 def build_tower(arguments: Mapping[str, Any], owner: str, where: str) -> VisionTower:
-    """Build the tower of these arguments, randomly initialised.
+    """Build a vision tower, randomly initialised.
 
     Args:
         arguments: The arguments of `VisionTower`.
-        owner: The card, for the message.
-        where: What the arguments are part of, for the message.
+        owner: Name of the card, for the error message.
+        where: Section of the arguments, for the error message.
 
     Raises:
-        DetectorError: There are other arguments.
+        DetectorError: If an argument is unknown or missing.
     """
     try:
         return VisionTower(**arguments)
     except TypeError as error:
         raise DetectorError(
-            f"{owner}: no CLIP tower is built from the arguments of {where}: {error}"
+            f"{owner}: cannot build a CLIP tower from the arguments of {where}: {error}"
         ) from error
 
 
 def openai_names(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a tower from transformers' names to OpenAI's, after a prefix. All other
-    tensors keep their names, so that the loader reports them.
+    """Rename the tensors of a tower from transformers' names to OpenAI's, after a prefix.
+
+    All other tensors keep their names, so that the loader reports them.
     """
     root = next((key.removesuffix(_FIRST) for key in state if key.endswith(_FIRST)), None)
     if root is None:
@@ -298,10 +323,10 @@ def openai_names(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, to
 
 
 def _openai_name(key: str) -> str | None:
-    """Return OpenAI's name of a tensor of the tower. None if CLIP does not have it."""
-    for theirs, ours in _PARTS.items():
-        if key.startswith(theirs):
-            key = ours + key.removeprefix(theirs)
+    """Return OpenAI's name of a tensor of the tower, or None if CLIP does not have it."""
+    for transformers_name, openai_name in _PARTS.items():
+        if key.startswith(transformers_name):
+            key = openai_name + key.removeprefix(transformers_name)
             for part, name in _IN_A_BLOCK.items():
                 key = key.replace(part, name)
             return key
@@ -309,9 +334,7 @@ def _openai_name(key: str) -> str | None:
 
 
 def _pack_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Pack the projections of query, key, and value of a layer into one, if all three have one
-    shape.
-    """
+    """Pack the projections of query, key, and value of a layer if all have the same shape."""
     for last in ("weight", "bias"):
         for key in [key for key in state if key.endswith(f".attn.q_proj.{last}")]:
             attention = key.removesuffix(f"q_proj.{last}")

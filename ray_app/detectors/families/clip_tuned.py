@@ -1,10 +1,11 @@
-"""The `clip-tuned` family: a linear head on a CLIP tower that was itself trained, both in one file
-under the names of transformers; and the `gapl` family, whose head asks prototypes of generators.
+"""Build the `clip-tuned` family: a linear head on a trained CLIP tower, both in one file.
 
-C2P-CLIP (Tan et al., AAAI 2025, arXiv 2408.09647) trained low-rank additions, which its file has
-merged into the weights. Effort (Yan et al., ICML 2025, arXiv 2411.15633) trained the smallest
-singular components of the attention's weights, which its file holds apart; they are added up when
-it is read, as are the low-rank additions of GAPL (Qin et al., CVPR 2026, arXiv 2512.12982).
+The `gapl` family has a head that attends to prototypes of generators. C2P-CLIP (Tan et al., AAAI
+2025, arXiv 2408.09647) trained low-rank additions, which its file has merged into the weights.
+Effort (Yan et al., ICML 2025, arXiv 2411.15633) trained the smallest singular components of the
+attention's weights, which its file stores separately. They are merged when the file is read, as are
+the low-rank additions of GAPL (Qin et al., CVPR 2026, arXiv 2512.12982). The key names are those of
+transformers.
 """
 
 from collections.abc import Mapping
@@ -25,10 +26,14 @@ _HEADS = ("model.fc.", "fc.", "head.")
 
 
 class Gapl(nn.Module):
-    """(N, 3, H, W), normalised → (N, 1). `tower`: the arguments of `VisionTower`; `prototypes` of
-    `width` numbers, asked by `heads`.
+    """Pixels (N, 3, H, W), normalised → logits (N, 1).
 
-    `alpha`: what the tower's low-rank additions in a file are scaled by.
+    Args:
+        tower: The arguments of `VisionTower`.
+        prototypes: Number of prototypes.
+        width: Width of a prototype.
+        heads: Heads of the attention to the prototypes.
+        alpha: Scale of the tower's low-rank additions in a file.
     """
 
     def __init__(
@@ -42,37 +47,42 @@ class Gapl(nn.Module):
         self.fc = nn.Linear(width, 1, bias=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         trace = functional.normalize(self.foren_proj(self.backbone(pixels).class_token), dim=1)
-        known = self.prototype.expand(len(trace), -1, -1)
+        prototypes = self.prototype.expand(len(trace), -1, -1)
         logits: torch.Tensor = self.fc(
-            self.cross_attention(trace[:, None], known, known, need_weights=False)[0][:, 0]
+            self.cross_attention(trace[:, None], prototypes, prototypes, need_weights=False)[0][
+                :, 0
+            ]
         )
         return logits
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card: `tower` are the arguments of `VisionTower`, next to `feature`
-    and `normalise`. Raises DetectorError.
+    """Build the network of a card.
+
+    Its arguments are `tower` (the arguments of `VisionTower`), `feature`, and `normalise`. Raises
+    DetectorError.
     """
-    own: dict[str, Any] = dict(card.architecture.arguments)
-    arguments = own.pop("tower", None)
+    head: dict[str, Any] = dict(card.architecture.arguments)
+    arguments = head.pop("tower", None)
     if not isinstance(arguments, Mapping):
         raise DetectorError(
-            f"{card.name}: architecture.arguments has no `tower`, the arguments of CLIP's"
+            f"{card.name}: architecture.arguments must have `tower`, the arguments of the CLIP tower"
         )
     tower = build_tower(arguments, card.name, "architecture.arguments.tower")
-    return linear_head(card, tower, own)
+    return linear_head(card, tower, head)
 
 
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Rename a file's tensors to those of the network. All others keep their names, so that the
-    loader reports them.
+    """Rename a file's tensors to those of the network.
+
+    All other tensors keep their names, so that the loader reports them.
     """
-    named = {}
+    renamed = {}
     for key, tensor in merged(state, getattr(network, "alpha", 0)).items():
         head = next((prefix for prefix in _HEADS if key.startswith(prefix)), None)
-        named[key if head is None else f"fc.{key.removeprefix(head)}"] = tensor
-    return openai_names(named, f"{BACKBONE}.")
+        renamed[key if head is None else f"fc.{key.removeprefix(head)}"] = tensor
+    return openai_names(renamed, f"{BACKBONE}.")

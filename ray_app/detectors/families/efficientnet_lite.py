@@ -1,7 +1,7 @@
-"""EfficientNet-Lite in plain torch (Tan and Le, ICML 2019, arXiv 1905.11946;
-github.com/tensorflow/tpu), under timm's names of tensors.
+"""Build EfficientNet-Lite in plain torch, with timm's tensor names.
 
-timm's own needs torchvision, which takes longer to import than an image takes to score.
+timm's own implementation needs torchvision, which takes longer to import than an image takes to
+score. Sources: Tan and Le, ICML 2019 (arXiv 1905.11946); github.com/tensorflow/tpu.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-# Per stage: blocks, kernel, stride, how much wider within a block, channels.
+# Per stage: blocks, kernel, stride, expansion within a block, channels.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -23,19 +23,20 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# of lite0 to lite4: channels, blocks
+# Scales of channels and blocks of lite0 to lite4.
 _SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))
-_STEM, _HEAD = 32, 1280  # channels, in all of them
+_STEM, _HEAD = 32, 1280  # Channels, in all sizes.
 _NAME = re.compile(r"(tf_)?efficientnet_lite([0-4])")
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution that TensorFlow pads: so that the map shrinks by the stride alone, the odd line
-    at the bottom and at the right.
+    """Convolution with TensorFlow's padding, so that the map shrinks only by the stride.
+
+    If the padding is odd, the additional line is at the bottom and at the right.
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) → (N, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        """Convolve: (N, C, H, W) → (N, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
         (height, width), (kernel, _), (stride, _) = (
             features.shape[-2:],
             self.kernel_size,
@@ -52,8 +53,20 @@ class SameConv2d(nn.Conv2d):
 
 
 class LiteBlock(nn.Module):
-    """Widened, convolved channel by channel, narrowed; the first stage's block is not widened.
-    `pairs`: each convolution with its norm.
+    """Inverted bottleneck: expand, convolve channel by channel, project.
+
+    The block of the first stage does not expand.
+
+    Args:
+        channels: Input channels.
+        out: Output channels.
+        kernel: Side of the kernel.
+        stride: Stride of the channelwise convolution.
+        wider: Expansion factor.
+        like: The network, which defines convolutions and norms.
+
+    Attributes:
+        pairs: Names of each convolution and its norm.
     """
 
     def __init__(
@@ -75,47 +88,61 @@ class LiteBlock(nn.Module):
         }
         if wider == 1:
             shapes = {"conv_dw": (within, within, kernel), "conv_pw": (within, out, 1)}
-        self.pairs = tuple((conv, f"bn{place}") for place, conv in enumerate(shapes, start=1))
-        for (conv, norm), (taken, given, size) in zip(self.pairs, shapes.values(), strict=True):
-            deep = conv == "conv_dw"
+        self.pairs = tuple((conv, f"bn{index}") for index, conv in enumerate(shapes, start=1))
+        for (conv, norm), (in_channels, out_channels, size) in zip(
+            self.pairs, shapes.values(), strict=True
+        ):
+            is_depthwise = conv == "conv_dw"
             self.add_module(
-                conv, like.conv(taken, given, size, stride if deep else 1, within if deep else 1)
+                conv,
+                like.conv(
+                    in_channels,
+                    out_channels,
+                    size,
+                    stride if is_depthwise else 1,
+                    within if is_depthwise else 1,
+                ),
             )
-            self.add_module(norm, like.norm(given))
+            self.add_module(norm, like.norm(out_channels))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, channels, H, W) → (N, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        """Apply the block: (N, channels, H, W) → (N, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
         shortcut = features
-        for place, (conv, norm) in enumerate(self.pairs):
+        for index, (conv, norm) in enumerate(self.pairs):
             features = self.get_submodule(norm)(self.get_submodule(conv)(features))
-            if place < len(self.pairs) - 1:
+            if index < len(self.pairs) - 1:
                 features = functional.relu6(features, inplace=True)
         return features + shortcut if self.adds else features
 
 
 class EfficientNetLite(nn.Module):
-    """`efficientnet_lite0` to `4`, or with the padding that Google's weights were trained with
-    `tf_efficientnet_lite0` to `4`. Without `norms`, a convolution's bias is in the place of the
-    batch norm that is folded into it. `classes`: of the classifier; none with 0. `widths`: channels
-    of every stage, and of the last convolution. Raises ValueError for another name.
+    """EfficientNet-Lite 0 to 4.
+
+    Args:
+        name: `efficientnet_lite0` to `4`, or `tf_efficientnet_lite0` to `4` for the padding of
+            Google's weights. Any other name raises ValueError.
+        norms: Whether there are batch norms. If not, convolutions have the biases that the norms
+            are folded into.
+        classes: Number of classes. 0 builds no classifier.
+
+    Attributes:
+        widths: Channels of every stage and of the last convolution.
     """
 
     def __init__(self, name: str, *, norms: bool, classes: int = 0) -> None:
         super().__init__()
-        known = _NAME.fullmatch(name)
-        if known is None:
-            raise ValueError(
-                "of the stages of EfficientNet-Lite alone, which has no squeeze-and-excitation: (tf_)efficientnet_lite0 to 4"
-            )
-        self._same, self._norms = bool(known[1]), norms
-        channel_scale, depth_scale = _SCALES[int(known[2])]
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"name must be (tf_)efficientnet_lite0 to 4, got {name!r}")
+        self._same, self._norms = bool(match[1]), norms
+        channel_scale, depth_scale = _SCALES[int(match[2])]
         self.conv_stem, self.bn1 = self.conv(3, _STEM, 3, 2, 1), self.norm(_STEM)
         stages, widths, channels = [], [], _STEM
-        for place, (blocks, kernel, stride, wider, base) in enumerate(_STAGES):
-            deep = blocks if place in (0, len(_STAGES) - 1) else math.ceil(blocks * depth_scale)
-            widths.append(_rounded(base * channel_scale))
+        for index, (blocks, kernel, stride, wider, base) in enumerate(_STAGES):
+            n_blocks = blocks if index in (0, len(_STAGES) - 1) else math.ceil(blocks * depth_scale)
+            widths.append(_round_channels(base * channel_scale))
             stage = []
-            for block in range(deep):
+            for block in range(n_blocks):
                 first = block == 0
                 out = widths[-1]
                 stage.append(
@@ -137,12 +164,20 @@ class EfficientNetLite(nn.Module):
         self.widths = (*widths, _HEAD)
 
     def conv(self, channels: int, out: int, kernel: int, stride: int, groups: int) -> nn.Conv2d:
-        """A convolution that pads as this network's do."""
+        """Build a convolution with the padding of this network.
+
+        Args:
+            channels: Input channels.
+            out: Output channels.
+            kernel: Side of the kernel.
+            stride: Stride.
+            groups: Groups.
+        """
         kind, padding = (SameConv2d, 0) if self._same and stride > 1 else (nn.Conv2d, kernel // 2)
         return kind(channels, out, kernel, stride, padding, groups=groups, bias=not self._norms)
 
     def norm(self, channels: int) -> nn.Module:
-        """A batch norm, or what stands in its place."""
+        """Build a batch norm, or an identity without norms."""
         return (
             nn.BatchNorm2d(channels, eps=1e-3 if self._same else 1e-5)
             if self._norms
@@ -150,8 +185,9 @@ class EfficientNetLite(nn.Module):
         )
 
     def maps(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
-        """(N, 3, H, W) → the features after every stage, then those of the last convolution, each
-        (N, its channels, h, w).
+        """Yield the features after every stage and after the last convolution.
+
+        (N, 3, H, W) → each (N, channels, h, w).
         """
         features = functional.relu6(self.bn1(self.conv_stem(pixels)), inplace=True)
         for stage in self.blocks:
@@ -161,8 +197,9 @@ class EfficientNetLite(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, torch.Tensor]:
-        """The tensors of the same network without norms, each norm in its convolution; those of the
-        classifier left out.
+        """Return the tensors of the network without norms, each norm folded into its convolution.
+
+        The tensors of the classifier are left out.
         """
         state = {}
         for where, conv, norm in self._pairs():
@@ -172,14 +209,20 @@ class EfficientNetLite(nn.Module):
         return state
 
     def _pairs(self) -> Iterator[tuple[str, Any, Any]]:
-        """Every convolution's name, the convolution, and the batch norm after it."""
-        blocks = [(f"{at}.", one) for at, one in self.named_modules() if isinstance(one, LiteBlock)]
-        inner = [(at + conv, at + norm) for at, one in blocks for conv, norm in one.pairs]
+        """Yield each convolution's name, the convolution, and the batch norm after it."""
+        blocks = [
+            (f"{prefix}.", block)
+            for prefix, block in self.named_modules()
+            if isinstance(block, LiteBlock)
+        ]
+        inner = [
+            (prefix + conv, prefix + norm) for prefix, block in blocks for conv, norm in block.pairs
+        ]
         for conv, norm in [("conv_stem", "bn1"), *inner, ("conv_head", "bn2")]:
             yield conv, self.get_submodule(conv), self.get_submodule(norm)
 
 
-def _rounded(channels: float) -> int:
-    """To the nearest multiple of 8, and never down by a tenth."""
+def _round_channels(channels: float) -> int:
+    """Round to the nearest multiple of 8, but never down by more than 10 %."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels else nearest

@@ -1,9 +1,9 @@
-"""The `fatformer` family: CLIP with adapters that look at Haar bands of its patches, compared with
-prompts that look at the image.
+"""Build the `fatformer` family: CLIP with adapters on Haar bands, compared with prompts.
 
-Under the authors' key names. Source: Liu et al., CVPR 2024 (arXiv 2312.16649). Their file holds
-both towers of CLIP, shared parts of them once more under other names, and the wavelet's filters;
-see `published_keys`.
+The adapters process Haar bands of the patches, and the prompts attend to the image. The key names
+are the authors'. Their file contains both towers of CLIP, shared parts of them a second time under
+other names, and the wavelet's filters; see `published_keys`. Source: Liu et al., CVPR 2024 (arXiv
+2312.16649).
 """
 
 import math
@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from ray_app.detectors.families import clip_tower
 
-# Where the text of a class ends: start, eight learned words, "real" or "fake", the full stop, end.
-# The embedded words are in the file.
+# Position of the end token: start, eight learned tokens, "real" or "fake", full stop, end. The
+# embedded tokens are in the file.
 END = 11
-AGAIN = {
+DUPLICATES = {
     "image_encoder.": "clip_model.visual.",
     "text_encoder.": "clip_model.",
     "logit_scale": "clip_model.logit_scale",
@@ -29,11 +29,15 @@ FILTERS = (".dwt_transform.", ".idwt_transform.")
 
 
 class FatFormer(nn.Module):
-    """(N, 3, H, W), normalised → (N, 2), real and fake.
+    """Pixels (N, 3, H, W), normalised → logits (N, 2) of real and fake.
 
-    `tower` and `text`: arguments of CLIP's towers. `adapters`: so many blocks of the tower have
-    one, evenly spaced, the last always. `bottleneck`: width of an adapter's inside. `prompts`:
-    learned words per class.
+    Args:
+        tower: The arguments of CLIP's vision tower.
+        text: The arguments of CLIP's text tower.
+        adapters: Number of the tower's blocks with an adapter. They are evenly spaced and include
+            the last block.
+        bottleneck: Inner width of an adapter.
+        prompts: Number of learned tokens per class.
     """
 
     def __init__(
@@ -50,11 +54,11 @@ class FatFormer(nn.Module):
         self.clip_model = clip_tower.Clip(
             visual, quick_gelu=bool(tower["quick_gelu"]), **{"vocabulary": 0, **text}
         )
-        del self.clip_model.token_embedding  # the prompts' fixed words lie embedded in the file
+        del self.clip_model.token_embedding  # The file has the fixed tokens embedded.
         blocks, heads = visual.transformer.resblocks, int(tower.get("heads", 16))
         every = len(blocks) // adapters
-        for place in range(every - 1, every * adapters, every):
-            blocks[place] = AdaptedBlock(
+        for index in range(every - 1, every * adapters, every):
+            blocks[index] = AdaptedBlock(
                 visual.widths["class-token"], heads, bool(tower["quick_gelu"]), bottleneck
             )
         width, context = (
@@ -67,28 +71,33 @@ class FatFormer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Compare class token and patches with what the prompts of both classes become in sight of
-        the image.
-        """
+        """Compare the class token and patches with the prompts of both classes."""
         model, count = self.clip_model, len(pixels)
         tokens, _, _ = model.visual.transformer(model.visual.embed(pixels))
         image = clip_tower.project(model.visual.ln_post(tokens), model.visual.proj)
         prompts = self.language_guided_alignment(image).flatten(0, 1)
-        texts = torch.unflatten(
+        text_features = torch.unflatten(
             model(prompts, torch.full((len(prompts),), END, device=pixels.device)), 0, (count, 2)
         )
-        seen, _ = self.text_guided_interactor(image[:, 1:], texts, texts, need_weights=False)
-        patches = _refined(self, image[:, 1:] + seen).float().mean(dim=1)
-        texts = functional.normalize(texts.float(), dim=-1)
-        either = functional.normalize(image[:, 0], dim=-1) + functional.normalize(patches, dim=-1)
-        logits: torch.Tensor = model.logit_scale.exp() * (texts * either[:, None]).sum(-1)
+        attended, _ = self.text_guided_interactor(
+            image[:, 1:], text_features, text_features, need_weights=False
+        )
+        patches = _refine(self, image[:, 1:] + attended).float().mean(dim=1)
+        text_features = functional.normalize(text_features.float(), dim=-1)
+        image_features = functional.normalize(image[:, 0], dim=-1) + functional.normalize(
+            patches, dim=-1
+        )
+        logits: torch.Tensor = model.logit_scale.exp() * (
+            text_features * image_features[:, None]
+        ).sum(-1)
         return logits
 
 
 class ImagePrompts(nn.Module):
-    """An image's tokens (N, tokens, width) → the words of both classes (N, 2, context, width):
-    fixed ones, and learned ones that have looked at the image. The name `patch_basaed_enhancer` is
-    the file's.
+    """Prompts of both classes for an image: (N, tokens, width) → (N, 2, context, width).
+
+    The prompts have fixed tokens and learned tokens, and the learned ones attend to the image. The
+    spelling `patch_basaed_enhancer` is that of the file.
     """
 
     token_prefix: torch.Tensor
@@ -106,18 +115,18 @@ class ImagePrompts(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Return the prompts. See the class for shapes."""
         count = len(image)
-        words = self.ctx.expand(count, -1, -1)
-        seen, _ = self.patch_basaed_enhancer(words, image, image, need_weights=False)
-        words = _refined(self, words + seen)
+        learned = self.ctx.expand(count, -1, -1)
+        attended, _ = self.patch_basaed_enhancer(learned, image, image, need_weights=False)
+        learned = _refine(self, learned + attended)
         fixed = (part.expand(count, -1, -1, -1) for part in (self.token_prefix, self.token_suffix))
         prefix, suffix = fixed
-        return torch.cat([prefix, words[:, None].expand(-1, 2, -1, -1), suffix], dim=2)
+        return torch.cat([prefix, learned[:, None].expand(-1, 2, -1, -1), suffix], dim=2)
 
 
 class AdaptedBlock(clip_tower.ClipBlock):
-    """A block of CLIP's with an adapter beside its MLP; both see what the attention left."""
+    """CLIP block with an adapter parallel to its MLP. Both get the output of the attention."""
 
     def __init__(self, width: int, heads: int, quick_gelu: bool, bottleneck: int) -> None:
         super().__init__(width, heads, quick_gelu)
@@ -126,18 +135,18 @@ class AdaptedBlock(clip_tower.ClipBlock):
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The block's output, and the output of `ln_2`."""
+        """Return the block's output, and the output of `ln_2`."""
         tokens = tokens + self.attn(self.ln_1(tokens), mask)
         normed = self.ln_2(tokens)
         return tokens + self.mlp(normed) + self.forgery_aware_adapter(tokens), normed
 
 
 class Adapter(nn.Module):
-    """(N, 1 + patches, width) → what is added to it: a bottleneck per token, and the patches' Haar
-    bands that have attended to each other.
+    """Adapter: (N, 1 + patches, width) → the values to add to the tokens.
 
-    The published names say it the other way round: `intra_band` attends over the four bands of one
-    place, `inter_band` over the places of one band.
+    It has a bottleneck per token, and attention among the Haar bands of the patches. The published
+    names are reversed: `intra_band` attends over the four bands of a position, `inter_band` over
+    the positions of a band.
     """
 
     def __init__(self, width: int, bottleneck: int, heads: int = 8) -> None:
@@ -158,19 +167,19 @@ class Adapter(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Return the values to add. See the class for shapes."""
         narrow = functional.relu(self.first_conv_layer(tokens.transpose(1, 2)))
         added = 0.1 * self.second_conv_layer(narrow).transpose(1, 2)
         frequencies = self.freq_scale * self._frequencies(tokens[:, 1:])
         return torch.cat([added[:, :1], added[:, 1:] + frequencies], dim=1)
 
     def _frequencies(self, patches: torch.Tensor) -> torch.Tensor:
-        count, places = patches.shape[:2]
-        side = math.isqrt(places)
+        count, n_positions = patches.shape[:2]
+        side = math.isqrt(n_positions)
         bands = haar_bands(
             torch.unflatten(patches.transpose(1, 2), 2, (side, side)).float()
         ).flatten(3)
-        bands = self.dwt_norm(bands).permute(0, 2, 3, 1)  # (N, 4, places / 4, width)
+        bands = self.dwt_norm(bands).permute(0, 2, 3, 1)  # (N, 4, n_positions / 4, width)
         across = torch.unflatten(
             self.intra_band(bands.transpose(1, 2).flatten(0, 1)), 0, (count, -1)
         ).transpose(1, 2)
@@ -184,8 +193,9 @@ class Adapter(nn.Module):
 
 
 def haar_bands(image: torch.Tensor) -> torch.Tensor:
-    """One level of the Haar transform, (N, C, 2 H, 2 W) → (N, C, 4, H, W): mean, rows' difference,
-    columns' difference, diagonal.
+    """Compute one level of the Haar transform: (N, C, 2 H, 2 W) → (N, C, 4, H, W).
+
+    The bands are: mean, difference of rows, difference of columns, diagonal.
     """
     upper, lower = image[..., ::2, :], image[..., 1::2, :]
     a, b, c, d = upper[..., ::2], upper[..., 1::2], lower[..., ::2], lower[..., 1::2]
@@ -193,7 +203,7 @@ def haar_bands(image: torch.Tensor) -> torch.Tensor:
 
 
 def haar_image(bands: torch.Tensor) -> torch.Tensor:
-    """The image (N, C, 2 H, 2 W) of which `haar_bands` makes these bands."""
+    """Invert `haar_bands`: (N, C, 4, H, W) → (N, C, 2 H, 2 W)."""
     mean, rows, columns, diagonal = bands.unbind(dim=2)
     upper = torch.stack(
         [mean + rows + columns + diagonal, mean + rows - columns - diagonal], dim=-1
@@ -204,35 +214,40 @@ def haar_image(bands: torch.Tensor) -> torch.Tensor:
     return torch.stack([upper, lower], dim=-2).flatten(-3, -2) / 2
 
 
-def _refined(part: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Norm, two layers with a residual around them, norm: what follows both cross-attentions."""
-    tokens = part.norm1(tokens)
-    refined: torch.Tensor = part.norm2(tokens + part.linear2(functional.relu(part.linear1(tokens))))
+def _refine(module: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Apply norm, two layers with a residual, and norm, as after both cross-attentions."""
+    tokens = module.norm1(tokens)
+    refined: torch.Tensor = module.norm2(
+        tokens + module.linear2(functional.relu(module.linear1(tokens)))
+    )
     return refined
 
 
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """A file's tensors without those that stand there twice, the Haar wavelet's filters and the
-    embedding of words that nothing reads.
+    """Return a file's tensors without duplicates, Haar filters, and the unused token embedding.
 
-    A second copy that differs from the first, or a filter that is not Haar's, stays, so that the
-    loader tells it.
+    A duplicate that differs from the first copy, or a filter that is not Haar's, stays, so that the
+    loader reports it.
     """
     return {
         key: tensor
         for key, tensor in state.items()
-        if key != UNUSED and not _is_second(key, tensor, state) and not _is_haar(key, tensor)
+        if key != UNUSED and not _is_duplicate(key, tensor, state) and not _is_haar(key, tensor)
     }
 
 
-def _is_second(key: str, tensor: torch.Tensor, state: Mapping[str, torch.Tensor]) -> bool:
-    again = next(
-        (first + key.removeprefix(name) for name, first in AGAIN.items() if key.startswith(name)),
+def _is_duplicate(key: str, tensor: torch.Tensor, state: Mapping[str, torch.Tensor]) -> bool:
+    first_key = next(
+        (
+            prefix + key.removeprefix(name)
+            for name, prefix in DUPLICATES.items()
+            if key.startswith(name)
+        ),
         None,
     )
-    return again is not None and again in state and torch.equal(state[again], tensor)
+    return first_key is not None and first_key in state and torch.equal(state[first_key], tensor)
 
 
 def _is_haar(key: str, tensor: torch.Tensor) -> bool:

@@ -1,5 +1,4 @@
-"""The `ferretnet` family: a small network of depthwise convolutions on what each pixel differs from
-the median of its neighbours.
+"""Build the `ferretnet` family: depthwise convolutions on differences from the local median.
 
 Written from the paper, with the published file's key names. Source: Liang et al., NeurIPS 2025
 (arXiv 2509.20890).
@@ -11,8 +10,9 @@ from torch import nn
 
 
 def median_residual(pixels: torch.Tensor, window: int = 3) -> torch.Tensor:
-    """Every pixel minus the median of its window, (N, C, H, W): in the window the pixel itself and
-    all outside the image count as 0.
+    """Return each pixel minus the median of its window, (N, C, H, W).
+
+    In the window, the pixel itself and positions outside the image count as 0.
     """
     reach, (height, width) = window // 2, pixels.shape[-2:]
     padded = functional.pad(pixels, (reach,) * 4)
@@ -26,7 +26,7 @@ def median_residual(pixels: torch.Tensor, window: int = 3) -> torch.Tensor:
 
 
 class SeparableConv2d(nn.Module):
-    """3 × 3 on every channel by itself, then 1 × 1: (N, channels, H, W) → the same."""
+    """3 × 3 convolution per channel, then 1 × 1: (N, channels, H, W) → the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -34,14 +34,15 @@ class SeparableConv2d(nn.Module):
         self.point_wise = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Convolve; see the class for shapes."""
+        """Convolve. See the class for shapes."""
         mixed: torch.Tensor = self.point_wise(self.depth_wise(features))
         return mixed
 
 
 class DilatedConv2d(nn.Module):
-    """The sum of a 3 × 3 and a dilated 3 × 3 in groups, then 1 × 1: (N, channels, H, W) → (N,
-    wider, ⌈H/stride⌉, ⌈W/stride⌉).
+    """Sum of a 3 × 3 and a dilated 3 × 3 convolution in groups, then 1 × 1.
+
+    (N, channels, H, W) → (N, wider, ⌈H/stride⌉, ⌈W/stride⌉).
     """
 
     def __init__(self, channels: int, wider: int, stride: int) -> None:
@@ -53,14 +54,15 @@ class DilatedConv2d(nn.Module):
         self.conv3 = nn.Conv2d(wider, wider, 1, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Convolve; see the class for shapes."""
+        """Convolve. See the class for shapes."""
         mixed: torch.Tensor = self.conv3(self.conv1(features) + self.conv2(features))
         return mixed
 
 
 class FerretBlock(nn.Module):
-    """Dilated and separable convolutions beside a shortcut: (N, channels, H, W) → (N, wider,
-    ⌈H/stride⌉, ⌈W/stride⌉).
+    """Dilated and separable convolutions with a shortcut.
+
+    (N, channels, H, W) → (N, wider, ⌈H/stride⌉, ⌈W/stride⌉).
     """
 
     def __init__(self, channels: int, wider: int, stride: int) -> None:
@@ -72,33 +74,37 @@ class FerretBlock(nn.Module):
             SeparableConv2d(wider),
             nn.BatchNorm2d(wider),
         )
-        same = stride == 1 and channels == wider
+        is_same_shape = stride == 1 and channels == wider
         self.shortcut = (
             nn.Identity()
-            if same
+            if is_same_shape
             else nn.Sequential(nn.Conv2d(channels, wider, 1, stride), nn.BatchNorm2d(wider))
         )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Add both ways; see the class for shapes."""
+        """Add convolutions and shortcut. See the class for shapes."""
         result: torch.Tensor = self.relu(self.layers(features) + self.shortcut(features))
         return result
 
 
 class FerretNet(nn.Module):
-    """Residual, two convolutions, stages that halve the map and double the channels, mean, one
-    logit.
+    """Pixels (N, 3, H, W) of any size, normalised with CLIP's constants → log-odds (N, 1) of fake.
 
-    Input: (N, 3, H, W) of any size, normalised with CLIP's constants. Output: (N, 1), log-odds of
-    fake. The defaults are FerretNet-S: 126,289 parameters; `dim` 96 is FerretNet-B. `depths`:
-    blocks per stage. `window`: side of the median's window, odd.
+    The network computes a residual, two convolutions, stages that halve the map and double the
+    channels, the mean, and one logit. The defaults are FerretNet-S with 126,289 parameters; `dim`
+    96 is FerretNet-B.
+
+    Args:
+        dim: Channels before the stages.
+        depths: Blocks per stage.
+        window: Side of the median's window in pixels, odd.
     """
 
     def __init__(self, *, dim: int = 32, depths: tuple[int, ...] = (2, 2), window: int = 3) -> None:
         super().__init__()
         if not isinstance(window, int) or window < 3 or window % 2 == 0:
-            raise ValueError(f"window: an odd number of pixels, at least 3, not {window!r}")
+            raise ValueError(f"window must be an odd number of pixels, at least 3, got {window!r}")
         self.window = window
         self.cbr1 = nn.Sequential(
             nn.Conv2d(3, dim // 2, 3, 1, 1, bias=False),
@@ -112,16 +118,15 @@ class FerretNet(nn.Module):
         )
         stages: list[nn.Module] = []
         for depth in depths:
-            rest = (FerretBlock(2 * dim, 2 * dim, 1) for _ in range(depth - 1))
-            stages.append(nn.Sequential(FerretBlock(dim, 2 * dim, 2), *rest))
+            blocks = (FerretBlock(2 * dim, 2 * dim, 1) for _ in range(depth - 1))
+            stages.append(nn.Sequential(FerretBlock(dim, 2 * dim, 2), *blocks))
             dim *= 2
         self.feature = nn.Sequential(*stages, nn.Conv2d(dim, dim, 1, bias=False))
         self.logit = nn.Sequential(nn.Dropout(0.2), nn.Linear(dim, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
-        # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16
-        # keeps next to nothing.
+        """Score a batch. See the class for shapes."""
+        # Not in bf16, which keeps almost nothing of a difference of neighbours.
         with torch.autocast(pixels.device.type, enabled=False):
             residual = median_residual(pixels, self.window)
         logits: torch.Tensor = self.logit(

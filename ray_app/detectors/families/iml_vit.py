@@ -1,7 +1,7 @@
-"""The `iml-vit` family: a MAE encoder with windows on 1024 × 1024 pixels, a feature pyramid and a
-mask of what was altered.
+"""Build the `iml-vit` family: a MAE encoder with windows, a feature pyramid, and a mask.
 
-Under the authors' key names. Sources: Ma et al. 2023 (arXiv 2307.14863); specs/localization.md §4.
+The input has 1024 × 1024 pixels, and the mask shows altered pixels. The key names are the authors'.
+Source: Ma et al. 2023 (arXiv 2307.14863).
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,9 @@ from ray_app.detectors.families.maskclip import ChannelNorm
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution without bias, then a norm over channels, which lies inside it under the key
-    `norm`.
+    """Convolution without bias, then a norm over channels.
+
+    The norm is inside the convolution, with the key `norm`.
     """
 
     def __init__(self, channels: int, width: int, kernel: int) -> None:
@@ -26,14 +27,15 @@ class NormedConv(nn.Conv2d):
         self.norm = ChannelNorm(width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, channels, H, W) → (N, width, H, W)."""
+        """Convolve and normalise: (N, channels, H, W) → (N, width, H, W)."""
         normed: torch.Tensor = self.norm(super().forward(features))
         return normed
 
 
 class FeaturePyramid(nn.Module):
-    """A token map (N, tokens_width, G, G) → five maps of `width` channels with sides 4G, 2G, G, G/2
-    and G/4.
+    """Pyramid: token map (N, tokens_width, G, G) → five maps of `width` channels.
+
+    The sides of the maps are 4G, 2G, G, G/2, and G/4.
     """
 
     def __init__(self, tokens_width: int, width: int) -> None:
@@ -53,7 +55,7 @@ class FeaturePyramid(nn.Module):
         self.simfp_5 = _scale([nn.MaxPool2d(2)], tokens_width, width)
 
     def forward(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """The maps, the largest first; the last is every second place of the one before."""
+        """Return the maps, the largest first. The last one subsamples the fourth by two."""
         maps = [stage(tokens) for stage in self.children()]
         return [*maps, maps[-1][..., ::2, ::2]]
 
@@ -63,8 +65,9 @@ def _scale(scaled: list[nn.Module], channels: int, width: int) -> nn.Sequential:
 
 
 class PredictHead(nn.Module):
-    """Five maps of a pyramid, (N, pyramid_width, ·, ·) → one map of logits (N, 1, 4G, 4G) at the
-    largest one's size.
+    """Head: five maps of a pyramid → a map of logits (N, 1, 4G, 4G).
+
+    The maps are (N, pyramid_width, ·, ·). The output has the size of the largest.
     """
 
     def __init__(self, pyramid_width: int, width: int) -> None:
@@ -75,7 +78,7 @@ class PredictHead(nn.Module):
         self.linear_predict = nn.Conv2d(width, 1, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Join and decide."""
+        """Fuse the maps and predict the logits."""
         features = self.dropout(
             self.norm(mae.fused_maps(maps, self.linear_fuse, maps[0].shape[2:]))
         )
@@ -83,13 +86,20 @@ class PredictHead(nn.Module):
 
 
 class ImlVit(nn.Module):
-    """Normalised pixels (N, 3, S, S), filled up with black → the log-odds (N, 1) of the most
-    suspicious pixel and masks (N, S, S).
+    """Normalised pixels (N, 3, S, S), padded with black → log-odds (N, 1) and masks (N, S, S).
 
-    The paper gives a mask alone. The score is the largest logit of the mask, as the literature
-    takes it for networks without a verdict of their own, over the image without its filling: rows
-    at the bottom and columns at the right that are `black` throughout do not count. By default
-    91,777,729 parameters, S = 1024.
+    The paper defines only a mask. The score is the largest logit of the mask, which is usual for
+    networks without an image-level output. Padding does not count: rows at the bottom and columns
+    at the right that are completely `black` are left out. The defaults have 91,777,729 parameters
+    with S = 1024.
+
+    Args:
+        image_size: Side S of the input in pixels.
+        width: Width of the encoder's tokens.
+        heads: Heads per block.
+        pyramid_width: Channels of the pyramid's maps.
+        head_width: Channels of the head.
+        black: Normalised value of black, per channel.
     """
 
     black: torch.Tensor
@@ -105,15 +115,15 @@ class ImlVit(nn.Module):
         self.register_buffer("black", torch.tensor(black)[:, None, None], persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score and localize; see the class for shapes."""
+        """Score and localise. See the class for shapes."""
         logits = self.mask_logits(pixels)
-        seen = self._image(pixels)
+        in_image = self._image(pixels)
         return Prediction(
-            logits.masked_fill(~seen, -torch.inf).amax((1, 2))[:, None], logits.sigmoid()
+            logits.masked_fill(~in_image, -torch.inf).amax((1, 2))[:, None], logits.sigmoid()
         )
 
     def mask_logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, S, S): log-odds that a pixel was altered."""
+        """Return the log-odds that a pixel was altered: (N, S, S)."""
         tokens = self.encoder_net.embed(pixels)
         for block in self.encoder_net.blocks:
             tokens = block(tokens)
@@ -123,19 +133,21 @@ class ImlVit(nn.Module):
         )[:, 0]
 
     def _image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, S, S): the rectangle from the upper left corner to the last row and column with
-        anything but black; all, of a black image.
+        """Return the area of the image without padding: bool (N, S, S).
+
+        It is the rectangle from the upper left corner to the last row and column with a pixel that
+        is not black. If all pixels are black, it is everything.
         """
-        # A quarter of the smallest grey level, about: scaled and shifted back, black is black to
-        # the last bits.
+        # About a quarter of the smallest grey level, since normalised black is exact only up to the
+        # last bits.
         bright = ((pixels - self.black).abs() > 0.004).any(1)
-        # up to the last
+        # All rows and columns up to the last bright one.
         rows, columns = (bright.any(axis).flip(1).cumsum(1).flip(1) > 0 for axis in (2, 1))
         return rows[:, :, None] & columns[:, None, :] | ~bright.any((1, 2))[:, None, None]
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network that a card of family `iml-vit` describes, without weights. Raises DetectorError."""
+    """Build the network of a card, without weights. Raises DetectorError."""
     constants = zip(card.preprocessing.mean, card.preprocessing.std, strict=True)
     return ImlVit(
         **card.architecture.arguments, black=tuple(-mean / std for mean, std in constants)

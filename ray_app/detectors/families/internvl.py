@@ -1,8 +1,7 @@
-"""The `internvl` family: a vision-language model is asked whether an image is real, by
-transformers' own InternVL class.
+"""Build the `internvl` family: a vision-language model that answers whether an image is real.
 
-No code from a hub. `Dialogue` is the question in the card, `answer_of` reads replies as the authors
-of the published baseline do.
+The model is transformers' own InternVL class, without code from a hub. `Dialogue` is the question
+on the card. `answer_of` interprets replies like the authors of the published baseline.
 """
 
 import math
@@ -31,54 +30,55 @@ SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
 
 
 class AnswerWords(Frozen):
-    """The words that stand for either answer; each counts with and without a leading space, where
-    that is one token.
+    """The words that mean either answer.
+
+    Each word counts with and without a leading space, if that is a single token.
     """
 
-    fake: tuple[str, ...] = Field(min_length=1)
-    real: tuple[str, ...] = Field(min_length=1)
+    fake: tuple[str, ...] = Field(min_length=1, description="Words that mean fake.")
+    real: tuple[str, ...] = Field(min_length=1, description="Words that mean real.")
 
 
 class Dialogue(Frozen):
-    """One question about one image in the model's own chat template.
+    """A question about an image, in the model's own chat template."""
 
-    `mode`: `reply` lets the model speak, greedily and for at most `max_new_tokens`, and reads what
-    it says; `first-token` compares the logits of the two answers at the place of its first token.
-    `template` has the places {image} and {question}; `image` is what stands around the image's
-    tokens and the token itself; `end` closes a reply. A batch never holds more than
-    `max_tokens_per_batch` tokens of prompts.
-    """
-
-    mode: Literal["reply", "first-token"]
-    engine: Literal["transformers"] = "transformers"  # cards of before 0.19 name it
-    template: str
-    question: str
-    image: tuple[str, str, str]
-    end: str
-    answers: AnswerWords
-    max_new_tokens: int = Field(default=10, ge=1)
-    max_tokens_per_batch: int = Field(default=8192, ge=1)
+    mode: Literal["reply", "first-token"] = Field(
+        description="`reply` generates a reply greedily and interprets it. `first-token` compares the "
+        "logits of both answers for the first token."
+    )
+    engine: Literal["transformers"] = "transformers"  # Cards before 0.19 have this key.
+    template: str = Field(description="Chat template with {image} and {question}.")
+    question: str = Field(description="Text of the question.")
+    image: tuple[str, str, str] = Field(
+        description="Text before the tokens of the image, the token itself, and the text after them."
+    )
+    end: str = Field(description="Token that ends a reply.")
+    answers: AnswerWords = Field(description="Words that mean either answer.")
+    max_new_tokens: int = Field(
+        default=10, ge=1, description="Maximum number of tokens of a reply."
+    )
+    max_tokens_per_batch: int = Field(
+        default=8192, ge=1, description="Maximum number of prompt tokens in a batch."
+    )
 
     @model_validator(mode="after")
-    def _has_both_places(self) -> "Dialogue":
+    def _check_template(self) -> "Dialogue":
         if self.template.count("{image}") != 1 or self.template.count("{question}") != 1:
-            raise ValueError("it needs {image} and {question}, once each")
+            raise ValueError("template must contain {image} and {question} exactly once each")
         return self
 
     def expanded_prompt(self, image_tokens: int) -> str:
-        """The whole text up to where the model speaks, with the image token repeated for each
-        feature of the image, in its brackets.
-        """
+        """Return the prompt, with the image token repeated for each feature of the image."""
         return expand_template(self.template, self.image, image_tokens, self.question)
 
 
 def expand_template(template: str, image: Sequence[str], image_tokens: int, question: str) -> str:
-    """Return a template with the tokens of an image at {image} and the question at {question}.
+    """Fill in a template with the tokens of an image at {image} and the question at {question}.
 
     Args:
-        template: Text of a dialogue.
-        image: The text before the tokens of an image, the token, and the text after them.
-        image_tokens: Tokens of an image.
+        template: The chat template.
+        image: Text before the tokens of the image, the token itself, and the text after them.
+        image_tokens: Number of tokens of the image.
         question: Text of the question.
     """
     before, token, after = image
@@ -88,8 +88,14 @@ def expand_template(template: str, image: Sequence[str], image_tokens: int, ques
 
 
 class DialogueTokens(NamedTuple):
-    """A dialogue in a tokenizer's numbers. `prompt` has the image's tokens in it; `fake` and `real`
-    are the answers' only tokens.
+    """A dialogue as token ids.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        prompt: Token ids of the prompt, with those of the image.
+        end: Token id that ends a reply.
+        fake: Token ids that mean fake.
+        real: Token ids that mean real.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -99,66 +105,75 @@ class DialogueTokens(NamedTuple):
     real: list[int]
 
     def text(self, reply: list[int]) -> str:
-        """The model's text, up to the end of its reply."""
-        spoken = reply[: reply.index(self.end)] if self.end in reply else reply
-        return str(self.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
+        """Decode a reply up to its end token."""
+        ids = reply[: reply.index(self.end)] if self.end in reply else reply
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def tokenise(
     dialogue: Dialogue, files: Path, image_tokens: int, image_token_id: int
 ) -> DialogueTokens:
-    """A dialogue in the numbers of the tokenizer that lies beside the weights. Raises DetectorError
-    where the two do not fit.
+    """Encode a dialogue with the tokenizer next to the weights.
+
+    Args:
+        dialogue: The dialogue.
+        files: Folder of the weights.
+        image_tokens: Number of tokens of an image.
+        image_token_id: Token id of the image token in the model's configuration.
+
+    Raises:
+        DetectorError: If the tokenizer is missing or does not fit the dialogue.
     """
     path = files / TOKENIZER
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a missing or damaged file
+    except Exception as error:  # The library raises Exception for a missing or damaged file.
         raise unreadable(path, "a tokenizer", error, name="json") from None
     prompt = tokenizer.encode(dialogue.expanded_prompt(image_tokens), add_special_tokens=False).ids
     end = tokenizer.token_to_id(dialogue.end)
     if end is None or prompt.count(image_token_id) != image_tokens:
         raise DetectorError(
-            f"{path}: not the card's tokenizer: {dialogue.image[1]} is not token {image_token_id}, or {dialogue.end} is none"
+            f"{path}: the tokenizer does not fit the card: {dialogue.image[1]} must be token {image_token_id}, and {dialogue.end} must be a token"
         )
     fake, real = (
-        _single_tokens(tokenizer, words, path)
-        for words in (dialogue.answers.fake, dialogue.answers.real)
+        _single_tokens(tokenizer, answers, path)
+        for answers in (dialogue.answers.fake, dialogue.answers.real)
     )
     if shared := set(fake) & set(real):
         raise DetectorError(
-            f"{path}: tokens {sorted(shared)} stand for both answers",
+            f"{path}: tokens {sorted(shared)} mean both answers",
             hint="correct architecture.arguments.answers in the card",
         )
     if len(prompt) > dialogue.max_tokens_per_batch:
         raise DetectorError(
-            f"one image is {len(prompt)} tokens, max_tokens_per_batch is {dialogue.max_tokens_per_batch}"
+            f"prompt has {len(prompt)} tokens, max_tokens_per_batch is {dialogue.max_tokens_per_batch}"
         )
     return DialogueTokens(tokenizer, prompt, end, fake, real)
 
 
 def _single_tokens(
-    tokenizer: tokenizers.Tokenizer, words: tuple[str, ...], path: Path
+    tokenizer: tokenizers.Tokenizer, answers: tuple[str, ...], path: Path
 ) -> list[int]:
     encoded = [
         tokenizer.encode(text, add_special_tokens=False).ids
-        for word in words
-        for text in (word, f" {word}")
+        for answer in answers
+        for text in (answer, f" {answer}")
     ]
-    # The first of several tokens would count for other words too: "A" opens "AI" and "Actually".
+    # The first of several tokens would match other words too, such as "A" in "AI" and "Actually".
     single = sorted({ids[0] for ids in encoded if len(ids) == 1})
     if not single:
         raise DetectorError(
-            f"{path}: none of {', '.join(words)} is one token", hint="correct `answers` in the card"
+            f"{path}: none of {', '.join(answers)} is a single token",
+            hint="correct `answers` in the card",
         )
     return single
 
 
 def answer_of(reply: str) -> Answer:
-    """Which answer a reply gives, in the published order (specs/detectors.md §5).
+    """Return the answer that a reply gives, checked in the published order.
 
-    "real" is looked for first, anywhere, so that "not real" and "unreal" are real; then "ai" and
-    "generated", inside other words too.
+    First "real" is searched anywhere, so that "not real" and "unreal" are real. Then "ai" and
+    "generated" are searched, also within other words.
     """
     text = reply.lower()
     if "real" in text:
@@ -167,16 +182,16 @@ def answer_of(reply: str) -> Answer:
 
 
 def score_of(reply: str) -> float:
-    """+1 for fake, −1 for real, NaN where the reply says neither."""
+    """Return +1 for fake, −1 for real, NaN if a reply has neither."""
     return SCORES[answer_of(reply)]
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network of the card: `architecture.arguments` holds the fields of `Dialogue` and those of
-    transformers' InternVLConfig.
+    """Build the network of a card.
 
-    Its weights are not initialised: eight billion random numbers would take minutes and be
-    overwritten. Raises DetectorError.
+    `architecture.arguments` has the fields of `Dialogue` and those of transformers' InternVLConfig.
+    Weights are not initialised: eight billion random numbers would take minutes and be overwritten.
+    Raises DetectorError.
     """
     arguments = dict(card.architecture.arguments)
     try:
@@ -184,11 +199,11 @@ def build(card: DetectorCard) -> nn.Module:
             **{key: arguments.pop(key) for key in Dialogue.model_fields if key in arguments}
         )
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'template'}: {fault['msg']}"
-            for fault in error.errors()
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'template'}: {problem['msg']}"
+            for problem in error.errors()
         )
-        raise DetectorError(f"{card.name}: architecture.arguments: {faults}") from None
+        raise DetectorError(f"{card.name}: architecture.arguments: {problems}") from None
     config = _config(card.name, arguments)
     with skip_initial_values():
         chat = transformers.InternVLForConditionalGeneration(config)
@@ -198,31 +213,31 @@ def build(card: DetectorCard) -> nn.Module:
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """A hub checkpoint's tensors under this module's names, which are the same for every network.
+    """Rename the tensors of a hub checkpoint to this module's names.
 
     The hub keeps the names of transformers 4.51 (`language_model.model.*`,
     `language_model.lm_head.*`, `vision_tower.*`, `multi_modal_projector.*`), which later versions
-    rename while they load.
+    rename when they load a file. The names are the same for every network.
     """
-    moved = {
+    new_prefixes = {
         "language_model.model.": "chat.model.language_model.",
         "language_model.lm_head.": "chat.lm_head.",
     }
-    moved |= {
+    new_prefixes |= {
         prefix: f"chat.model.{prefix}" for prefix in ("vision_tower.", "multi_modal_projector.")
     }
     renamed = {}
     for key, tensor in state.items():
-        old = next((prefix for prefix in moved if key.startswith(prefix)), "")
-        renamed[moved.get(old, "") + key.removeprefix(old)] = tensor
+        old_prefix = next((prefix for prefix in new_prefixes if key.startswith(prefix)), "")
+        renamed[new_prefixes.get(old_prefix, "") + key.removeprefix(old_prefix)] = tensor
     return renamed
 
 
 class Interrogator(nn.Module):
-    """Asks the model about each image of a batch: (N, 3, H, W) → logits (N, 1), log-odds of fake,
-    with the replies in mode `reply`.
+    """Ask the model about each image: (N, 3, H, W) → logits (N, 1), log-odds of fake.
 
-    Without a tokenizer it cannot ask: `attach` the folder of the weights first.
+    With mode `reply`, the prediction has the replies too. Call `attach` with the folder of the
+    weights first, to load the tokenizer.
     """
 
     def __init__(self, chat: Any, dialogue: Dialogue) -> None:
@@ -232,23 +247,26 @@ class Interrogator(nn.Module):
         self._tokens: DialogueTokens | None = None
 
     def attach(self, files: Path) -> None:
-        """Take the tokenizer that lies beside the weights. Raises DetectorError."""
+        """Load the tokenizer next to the weights. Raises DetectorError."""
         config = self.chat.config
         self._tokens = tokenise(
             self.dialogue, files, config.image_seq_length, config.image_token_id
         )
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Ask about each image; see the class for shapes. All prompts are equal, so nothing is
-        padded.
+        """Ask about each image. See the class for shapes.
+
+        All prompts are equal, so nothing is padded.
         """
         if self._tokens is None:
             raise DetectorError(
-                "the network has no tokenizer", hint="attach() the folder that its weights lie in"
+                "the network has no tokenizer", hint="call attach() with the folder of its weights"
             )
         ask = self._reply if self.dialogue.mode == "reply" else self._first_token
-        at_once = self.dialogue.max_tokens_per_batch // len(self._tokens.prompt)
-        return joined([ask(part, self._tokens) for part in torch.split(pixels, at_once)])
+        batch_size = self.dialogue.max_tokens_per_batch // len(self._tokens.prompt)
+        return merge_predictions(
+            [ask(part, self._tokens) for part in torch.split(pixels, batch_size)]
+        )
 
     def _first_token(self, pixels: torch.Tensor, tokens: DialogueTokens) -> Prediction:
         output = self.chat(**_inputs(pixels, tokens), use_cache=False, logits_to_keep=1)
@@ -265,16 +283,16 @@ class Interrogator(nn.Module):
             eos_token_id=tokens.end,
             pad_token_id=tokens.end,
         )
-        spoken = self.chat.generate(**inputs, generation_config=greedy)[:, len(tokens.prompt) :]
-        replies = tuple(tokens.text(reply) for reply in spoken.tolist())
+        generated = self.chat.generate(**inputs, generation_config=greedy)[:, len(tokens.prompt) :]
+        replies = tuple(tokens.text(reply) for reply in generated.tolist())
         return Prediction(
             torch.tensor([[score_of(reply)] for reply in replies], device=pixels.device),
             replies=replies,
         )
 
 
-def joined(parts: list[Prediction]) -> Prediction:
-    """The predictions of the parts of a batch as one."""
+def merge_predictions(parts: list[Prediction]) -> Prediction:
+    """Merge the predictions of the parts of a batch."""
     replies = tuple(reply for part in parts for reply in part.replies or ())
     return Prediction(torch.cat([part.logits for part in parts]), replies=replies or None)
 
@@ -286,19 +304,23 @@ def _inputs(pixels: torch.Tensor, tokens: DialogueTokens) -> dict[str, torch.Ten
 
 def _config(name: str, arguments: Mapping[str, Any]) -> transformers.InternVLConfig:
     try:
-        # transformers' default ties the head to the embedding; the 8B checkpoint holds two
+        # transformers' default ties the head to the embedding, but the 8B checkpoint has two
         # different matrices.
         config = transformers.InternVLConfig(**{"tie_word_embeddings": False, **arguments})
-    except Exception as error:  # its validators raise a tree of their own
+    except Exception as error:  # The validators raise exceptions of their own.
         raise DetectorError(f"{name}: transformers cannot build InternVL: {error}") from None
-    known = transformers.InternVLConfig().to_dict()
-    sections = {"": (arguments, known)} | {
-        f"{key}.": (arguments.get(key, {}), known[key]) for key in ("vision_config", "text_config")
+    defaults = transformers.InternVLConfig().to_dict()
+    sections = {"": (arguments, defaults)} | {
+        f"{key}.": (arguments.get(key, {}), defaults[key])
+        for key in ("vision_config", "text_config")
     }
-    # transformers keeps a misspelt key as an attribute and builds the default network without a
-    # word.
+    # transformers stores a misspelt key as an attribute and builds the default network without a
+    # warning.
     unknown = [
-        f"{path}{key}" for path, (given, own) in sections.items() for key in given if key not in own
+        f"{path}{key}"
+        for path, (keys, valid) in sections.items()
+        for key in keys
+        if key not in valid
     ]
     if unknown:
         raise DetectorError(

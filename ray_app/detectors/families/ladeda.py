@@ -1,8 +1,7 @@
-"""The `ladeda` family: detectors that see 9 × 9 px at a time and average the scores of all such
-patches.
+"""Build the `ladeda` family: detectors that average the scores of all 9 × 9 px patches.
 
-LaDeDa9 is a ResNet-50 with most 3 × 3 convolutions shrunk to 1 × 1, Tiny-LaDeDa four convolutions.
-Sources: Cavia et al., arXiv 2406.09398; specs/detectors.md §8.
+LaDeDa9 is a ResNet-50 with most 3 × 3 convolutions reduced to 1 × 1. Tiny-LaDeDa has four
+convolutions. Source: Cavia et al., arXiv 2406.09398.
 """
 
 from typing import get_args
@@ -17,12 +16,12 @@ from ray_app.errors import DetectorError
 
 
 class PatchNetwork(nn.Module):
-    """Features of patches; their mean over all patches; one logit."""
+    """Base of networks that average features over all patches and compute one logit."""
 
     fc: nn.Linear
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) → (N, channels, rows of patches, columns of patches)."""
+        """Return the features of all patches: (N, 3, H, W) → (N, channels, rows, columns)."""
         raise NotImplementedError
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -35,8 +34,9 @@ class PatchNetwork(nn.Module):
         return logits
 
     def logit_map(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What every patch says, (N, 1, rows, columns); its mean is the logit, because the head is
-        linear.
+        """Return the logit of every patch, (N, 1, rows, columns).
+
+        The mean is the logit of the image, because the head is linear.
         """
         return functional.conv2d(
             self.features(pixels), self.fc.weight[:, :, None, None], self.fc.bias
@@ -44,11 +44,15 @@ class PatchNetwork(nn.Module):
 
 
 class LaDeDa9(PatchNetwork):
-    """Bottlenecks over 9 × 9 px patches at every eighth pixel; the mean over all patches; one
-    logit.
+    """Pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
-    Input: (N, 3, H, W), ImageNet-normalised, sides of at least 9 px, with the residual `npr` 10: it
-    drops the last line of an odd side. Output: (N, 1), log-odds of fake.
+    Bottlenecks see 9 × 9 px patches at every eighth pixel. Sides are at least 9 px, or 10 px with
+    the residual `npr`, which drops the last line of an odd side.
+
+    Args:
+        residual: Residual of the pixels, see `residual_of`.
+        layers: Blocks per stage.
+        width: Channels of the first layer.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class LaDeDa9(PatchNetwork):
         self.fc = nn.Linear(channels, 1)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See the base class; every eighth pixel begins a patch."""
+        """Return the features of patches at every eighth pixel."""
         features: torch.Tensor = self.relu(
             self.bn1(self.conv2(self.conv1(residual_of(pixels, self.residual))))
         )
@@ -82,7 +86,7 @@ class LaDeDa9(PatchNetwork):
 
 
 class TinyBlock(nn.Module):
-    """1 × 1 and 3 × 3 with stride 2, each normalised; no shortcut, no padding."""
+    """1 × 1 and 3 × 3 convolutions with stride 2 and norms, without shortcut and padding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -94,7 +98,7 @@ class TinyBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, width, H, W) → (N, width, about H/2, about W/2)."""
+        """Apply the block: (N, width, H, W) → (N, width, about H/2, about W/2)."""
         result: torch.Tensor = self.relu(
             self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features)))))
         )
@@ -102,13 +106,17 @@ class TinyBlock(nn.Module):
 
 
 class TinyLaDeDa(PatchNetwork):
-    """Four convolutions of eight channels; 1,297 parameters.
+    """Pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
-    Input: (N, 3, H, W), ImageNet-normalised, sides of at least 5 px, with the residual `npr` 6: it
-    drops the last line of an odd side. Output: (N, 1), log-odds of fake. `residual` has to be the
-    one that the weights were trained on: another gives logits that may look plausible (the
-    published WildRF file: tens, as with its own) or not (ForenSynth: thousands), and are wrong
-    either way.
+    The network has four convolutions of eight channels and 1,297 parameters. Sides are at least 5
+    px, or 6 px with the residual `npr`, which drops the last line of an odd side. `residual` must
+    be the one that the weights were trained on. Logits with another residual are wrong, even if
+    they look plausible (published WildRF file: tens, as with its own residual; ForenSynth file:
+    thousands).
+
+    Args:
+        residual: Residual of the pixels, see `residual_of`.
+        width: Number of channels.
     """
 
     def __init__(self, residual: Residual = "right_diag", *, width: int = 8) -> None:
@@ -121,7 +129,7 @@ class TinyLaDeDa(PatchNetwork):
         self.fc = nn.Linear(width, 1)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See the base class; every second pixel begins a patch."""
+        """Return the features of patches at every second pixel."""
         features: torch.Tensor = self.layer1(
             self.relu(self.bn1(self.conv2(self.conv1(residual_of(pixels, self.residual)))))
         )
@@ -132,18 +140,19 @@ _NETWORKS: dict[str, type[PatchNetwork]] = {"ladeda9": LaDeDa9, "tiny-ladeda": T
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network that a card of family `ladeda` names, without weights: (N, 3, H, W) → (N, 1)
-    logits. Raises DetectorError.
+    """Build the network of a card, without weights: (N, 3, H, W) → logits (N, 1).
+
+    Raises DetectorError.
     """
     name = card.architecture.name
     if name not in _NETWORKS:
         raise DetectorError(
-            f"{card.name}: no network of the family ladeda is called {name!r}",
-            hint=f"networks: {', '.join(_NETWORKS)}",
+            f"{card.name}: unknown network {name!r} of the family ladeda",
+            hint=f"use one of: {', '.join(_NETWORKS)}",
         )
     if (kind := card.architecture.arguments.get("residual", "npr")) not in get_args(Residual):
         raise DetectorError(
-            f"{card.name}: no residual is called {kind!r}",
-            hint=f"residuals: {', '.join(get_args(Residual))}",
+            f"{card.name}: unknown residual {kind!r}",
+            hint=f"use one of: {', '.join(get_args(Residual))}",
         )
     return _NETWORKS[name](**card.architecture.arguments)

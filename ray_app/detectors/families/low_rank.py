@@ -1,6 +1,7 @@
-"""Low-rank parts of weights that a file keeps apart (`merged`), and the `vit-tuned` family: a
-vision transformer of timm's trained by such additions (LoRA, arXiv 2106.09685), as in Dual Data
-Alignment (Chen et al., NeurIPS 2025, arXiv 2505.14359).
+"""Merge low-rank parts of weights (`merged`), and build the `vit-tuned` family.
+
+The family is a vision transformer of timm, trained with low-rank additions (LoRA, arXiv
+2106.09685), as in Dual Data Alignment (Chen et al., NeurIPS 2025, arXiv 2505.14359).
 """
 
 from collections.abc import Mapping
@@ -13,33 +14,32 @@ from torch.nn import functional
 from ray_app.detectors.card import DetectorCard
 from ray_app.errors import DetectorError
 
-# After a layer's name: its weight without the part, the part's left and right factors, and the
-# values between them, if there are any.
+# Key suffixes after a layer's name: the weight without the low-rank part, the left and right
+# factors of that part, and the values between the factors, if there are any.
 _FORMS = (
-    ("weight_main", "U_residual", "V_residual", "S_residual"),  # Effort
-    # the package peft
+    ("weight_main", "U_residual", "V_residual", "S_residual"),  # Effort.
+    # The package peft.
     ("base_layer.weight", "lora_B.default.weight", "lora_A.default.weight", None),
-    ("original_layer.weight", "lora.lora_B", "lora.lora_A", None),  # Dual Data Alignment
+    ("original_layer.weight", "lora.lora_B", "lora.lora_A", None),  # Dual Data Alignment.
 )
-_OFFSET = 0.1  # patches, which DINOv2's code adds to a side that it resamples to
+_OFFSET = 0.1  # Patches that DINOv2's code adds to the target side when it resamples.
 
 
 def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
-    """The file's layers as one weight each, which authors may add up anew for every batch; in
-    double precision.
+    """Merge the low-rank parts of a file into one weight per layer, in double precision.
 
-    Factors with values between them are multiplied by these, others by alpha / rank; at 0 the
-    latter are left. Raises DetectorError.
+    Factors with values between them are multiplied by these values, others by alpha / rank. With
+    alpha 0, the others stay unmerged. Raises DetectorError if shapes do not fit.
     """
-    added = dict(state)
+    result = dict(state)
     for form in (form for form in _FORMS if form[3] or alpha):
         for layer in [
             key.removesuffix(f".{form[0]}") for key in state if key.endswith(f".{form[0]}")
         ]:
             parts = [f"{layer}.{name}" for name in form if name]
             if not all(part in state for part in parts):
-                continue  # the loader names what is left over
-            main, left, right, *values = (added.pop(part).double() for part in parts)
+                continue  # The loader reports the remaining keys.
+            weight, left, right, *values = (result.pop(part).double() for part in parts)
             scale = (
                 values[0]
                 if values
@@ -50,21 +50,25 @@ def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.T
             if (
                 left.shape[1:] != scale.shape
                 or scale.shape != right.shape[:1]
-                or (len(left), right.shape[-1]) != main.shape
+                or (len(left), right.shape[-1]) != weight.shape
             ):
                 shapes = ", ".join(str(tuple(part.shape)) for part in (left, scale, right))
-                raise DetectorError(f"{layer}: {shapes} make no {tuple(main.shape)}")
-            added[f"{layer}.weight"] = (main + (left * scale) @ right).float()
-            if (bias := f"{layer}.{form[0].replace('weight', 'bias')}") in added:
-                added[f"{layer}.bias"] = added.pop(bias)
-    return added
+                raise DetectorError(
+                    f"{layer}: factors {shapes} do not fit a weight {tuple(weight.shape)}"
+                )
+            result[f"{layer}.weight"] = (weight + (left * scale) @ right).float()
+            if (bias := f"{layer}.{form[0].replace('weight', 'bias')}") in result:
+                result[f"{layer}.bias"] = result.pop(bias)
+    return result
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network of a card: `architecture.name` is timm's; `arguments` but `alpha` go to
-    `timm.create_model`. Raises DetectorError.
+    """Build the network of a card.
+
+    `architecture.name` is timm's. `arguments` except `alpha` go to `timm.create_model`. Raises
+    DetectorError.
     """
-    import timm  # of no use to the others who read low-rank parts
+    import timm  # Other users of this module do not need it.
 
     arguments = dict(card.architecture.arguments)
     alpha = arguments.pop("alpha")
@@ -76,23 +80,24 @@ def build(card: DetectorCard) -> nn.Module:
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
-    """A file's tensors under timm's names, with the positions of the network's own grid: bicubic
-    without antialias, as DINOv2 has it.
+    """Rename a file's tensors to timm's names, and resample positions to the network's grid.
+
+    The resampling is bicubic without antialias, as in DINOv2.
     """
     renamed = {
         key.replace("base_model.model.", "").replace("base_model.fc.", "head."): tensor
         for key, tensor in merged(state, network.alpha).items()
-        if not key.endswith(".mask_token")  # of DINOv2's own training
+        if not key.endswith(".mask_token")  # Only for DINOv2's own training.
     }
     positions, side = renamed.get("pos_embed"), network.patch_embed.grid_size[0]
     if (
         positions is not None
-        and (known := round((positions.shape[1] - 1) ** 0.5)) != side
-        and positions.shape[1] == known**2 + 1
+        and (file_side := round((positions.shape[1] - 1) ** 0.5)) != side
+        and positions.shape[1] == file_side**2 + 1
     ):
-        grid = positions[:, 1:].float().reshape(1, known, known, -1).permute(0, 3, 1, 2)
+        grid = positions[:, 1:].float().reshape(1, file_side, file_side, -1).permute(0, 3, 1, 2)
         resampled = functional.interpolate(
-            grid, mode="bicubic", scale_factor=(side + _OFFSET) / known
+            grid, mode="bicubic", scale_factor=(side + _OFFSET) / file_side
         )
         renamed["pos_embed"] = torch.cat(
             [positions[:, :1], resampled.flatten(2).transpose(1, 2)], dim=1

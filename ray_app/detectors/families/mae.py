@@ -1,10 +1,9 @@
-"""The masked autoencoder's image encoder (`MaeVit`, ViT-B/16), with windows and relative positions
-as a dense backbone; `headwise_attention` for CPUs; `fused_maps` and `predicted_in_fp32` of decoders
-that say where.
+"""Build the masked autoencoder's image encoder (`MaeVit`, ViT-B/16) as a dense backbone.
 
-Keys are those of the published MAE encoder; the tables of relative positions come on top.
-Constants: He et al. 2021 (arXiv 2111.06377), Li et al. 2022 (arXiv 2112.01526, decomposed
-positions), specs/localization.md §1.1 (4) with golden/maskclip.md §6.
+It has windows and relative positions. The module also has `headwise_attention` for CPUs, and
+`fused_maps` and `predicted_in_fp32` for mask decoders. The keys are those of the published MAE
+encoder, with additional tables of relative positions. Sources: He et al. 2021 (arXiv 2111.06377),
+Li et al. 2022 (arXiv 2112.01526, decomposed positions).
 """
 
 from collections import OrderedDict
@@ -15,22 +14,28 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-EPS = 1e-6  # MAE's LayerNorm; the goldens cannot see it, weights trained with it can
-# MAE was trained on 224 px: a table of 14 × 14 positions and one of the class token
+EPS = 1e-6  # MAE's LayerNorm. Golden scores do not depend on it, but trained weights do.
+# MAE was trained on 224 px, with a table of 14 × 14 positions and one for the class token.
 PRETRAINED_GRID = 14
 WINDOW = 14
 GLOBAL_BLOCKS = (2, 5, 8, 11)
-# in one window: from here on a bias for all heads would take gigabytes (12 heads of 64² tokens: 0.8
-# GB an image)
+# Tokens in a window from which heads are computed one by one. A bias for all heads would take
+# gigabytes (12 heads of 64² tokens: 0.8 GB per image).
 MANY_TOKENS = 2048
 
 
 class MaeVit(nn.Module):
-    """Tokens of an image, (N, 3, S, S) → (N, S/16, S/16, width), no class token, no final norm. By
-    default 85,856,256 parameters.
+    """Tokens of an image: (N, 3, S, S) → (N, S/16, S/16, width).
 
-    Never called as a whole, because something is added between blocks: `embed`, then each of
-    `blocks`.
+    There is no class token and no final norm. There is no `forward`, because callers add values
+    between blocks: call `embed`, then each of `blocks`. The defaults have 85,856,256 parameters.
+
+    Args:
+        image_size: Side S of the image in pixels.
+        patch_size: Side of a patch in pixels.
+        width: Width of the tokens.
+        heads: Heads per block.
+        drop_path: Rate at which the last block drops branches in training.
     """
 
     def __init__(
@@ -61,8 +66,9 @@ class MaeVit(nn.Module):
         )
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The tokens before the first block; the table of positions, less the class token's, is
-        enlarged to the image's grid.
+        """Return the tokens before the first block.
+
+        The table of positions, without that of the class token, is resampled to the image's grid.
         """
         table = torch.unflatten(
             self.pos_embed[:, 1:], 1, (PRETRAINED_GRID, PRETRAINED_GRID)
@@ -75,8 +81,9 @@ class MaeVit(nn.Module):
 
 
 class MaeBlock(nn.Module):
-    """One pre-norm block on a map of tokens, (N, H, W, width) → the same. In training a branch is
-    dropped at the given rate per image.
+    """Pre-norm block on a map of tokens: (N, H, W, width) → the same shape.
+
+    In training, a branch is dropped per image at the rate `drop_path`.
     """
 
     def __init__(self, width: int, heads: int, side: int, drop_path: float) -> None:
@@ -92,23 +99,22 @@ class MaeBlock(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend, then think."""
-        tokens = tokens + self._dropped(self.attn(self.norm1(tokens)))
-        return tokens + self._dropped(self.mlp(self.norm2(tokens)))
+        """Apply attention and MLP."""
+        tokens = tokens + self._drop_branch(self.attn(self.norm1(tokens)))
+        return tokens + self._drop_branch(self.mlp(self.norm2(tokens)))
 
-    def _dropped(self, branch: torch.Tensor) -> torch.Tensor:
+    def _drop_branch(self, branch: torch.Tensor) -> torch.Tensor:
         if not self.training or self.drop_path == 0:
             return branch
-        kept = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(1 - self.drop_path)
-        return branch * kept / (1 - self.drop_path)
+        mask = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(1 - self.drop_path)
+        return branch * mask / (1 - self.drop_path)
 
 
 class WindowAttention(nn.Module):
-    """Self-attention within windows of side × side tokens, with decomposed relative positions; (N,
-    H, W, width) → the same.
+    """Self-attention within windows of side × side tokens, with decomposed relative positions.
 
-    The map is padded at the bottom and the right to whole windows, and pads take part. One window
-    of the map's size is global attention.
+    (N, H, W, width) → the same shape. The map is padded at the bottom and the right to whole
+    windows, and the padding takes part. A window of the map's size is global attention.
     """
 
     offsets: torch.Tensor
@@ -124,7 +130,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend; see the class."""
+        """Attend. See the class for shapes."""
         height, width = tokens.shape[1:3]
         windows, shape = self._windows(self.qkv(tokens))
         query, key, value = torch.unflatten(windows, -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -137,24 +143,25 @@ class WindowAttention(nn.Module):
                 *(part.flatten(0, 1)[:, None, None].unbind() for part in (query, key, value)),
                 strict=True,
             )
-            single = [
+            outputs = [
                 functional.scaled_dot_product_attention(q, k, v, attn_mask=self.relative_bias(q))
                 for q, k, v in heads
             ]
-            attended = torch.cat(single).view_as(value)
-        joined = (
+            attended = torch.cat(outputs).view_as(value)
+        merged = (
             attended.permute(0, 2, 1, 3)
             .reshape(*shape, -1)
             .transpose(2, 3)
             .flatten(3, 4)
             .flatten(1, 2)
         )
-        mixed: torch.Tensor = self.proj(joined[:, :height, :width])
+        mixed: torch.Tensor = self.proj(merged[:, :height, :width])
         return mixed
 
     def relative_bias(self, query: torch.Tensor) -> torch.Tensor:
-        """What a query, not scaled, says of a key's row and column relative to its own: (N, heads,
-        side², width) → (…, side², side²).
+        """Return the bias of an unscaled query for each key's relative row and column.
+
+        (N, heads, side², width) → (…, side², side²).
         """
         query = torch.unflatten(query, 2, (self.side, self.side))
         rows = torch.einsum("nhyxd,ykd->nhyxk", query, self.rel_pos_h[self.offsets])
@@ -162,14 +169,15 @@ class WindowAttention(nn.Module):
         return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
 
     def _windows(self, packed: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
-        """(N, H, W, C) → (N · windows, side², C), and the shape (N, rows, columns, side, side) that
-        leads back.
+        """Split into windows: (N, H, W, C) → (N · windows, side², C).
+
+        Also returns the shape (N, rows, columns, side, side) that inverts the split.
         """
         count, height, width, channels = packed.shape
         rows, columns = -(-height // self.side), -(-width // self.side)
         if (height, width) != (rows * self.side, columns * self.side):
-            # A pad is zero where it enters the projection, so its query, key and value are the
-            # bias: no product is spent on it.
+            # Padding is zero before the projection, so its query, key, and value are the bias and
+            # need no product.
             padded = (
                 self.qkv.bias.to(packed.dtype)
                 .expand(count, rows * self.side, columns * self.side, channels)
@@ -177,23 +185,36 @@ class WindowAttention(nn.Module):
             )
             padded[:, :height, :width] = packed
             packed = padded
-        cut = packed.view(count, rows, self.side, columns, self.side, channels).transpose(2, 3)
-        return cut.reshape(-1, self.side**2, channels), (count, rows, columns, self.side, self.side)
+        windows = packed.view(count, rows, self.side, columns, self.side, channels).transpose(2, 3)
+        return windows.reshape(-1, self.side**2, channels), (
+            count,
+            rows,
+            columns,
+            self.side,
+            self.side,
+        )
 
 
 def fused_maps(
     maps: Iterable[torch.Tensor], convolution: nn.Conv2d, size: Sequence[int]
 ) -> torch.Tensor:
-    """A 1 × 1 convolution over maps (N, C, ·, ·) that were enlarged to `size` and laid side by
-    side: (N, width, *size).
+    """Apply a 1 × 1 convolution to maps that are enlarged to `size` and concatenated.
 
-    It is linear and bilinear weights sum to one, so each map goes through its part of the
-    convolution first, at its own size: what is enlarged has fewer channels, and no map of all
-    channels is ever held.
+    The convolution is linear and bilinear weights sum to one. Each map therefore goes through its
+    part of the convolution at its own size first. The enlarged map has fewer channels, and no map
+    with all channels is in memory.
+
+    Args:
+        maps: Maps (N, C, ·, ·).
+        convolution: The 1 × 1 convolution.
+        size: Height and width of the result.
+
+    Returns:
+        The result (N, width, *size).
     """
     weight, bias = convolution.parameters()
     fused, first = bias[:, None, None], 0
-    for features in maps:  # each is let go before the next is made
+    for features in maps:  # A generator can free each map before it computes the next.
         last = first + features.shape[1]
         narrow = functional.conv2d(features, weight[:, first:last])
         fused, first = (
@@ -205,8 +226,9 @@ def fused_maps(
 
 
 def predicted_in_fp32(convolution: nn.Conv2d, features: torch.Tensor) -> torch.Tensor:
-    """A last 1 × 1 convolution to one number per place: it costs nothing in fp32, and bf16 would
-    leave 8 bits of the logit.
+    """Apply a last 1 × 1 convolution to one channel in fp32.
+
+    fp32 costs little here, and bf16 would leave 8 bits of the logit.
     """
     with torch.autocast(features.device.type, enabled=False):
         weight, bias = (parameter.float() for parameter in convolution.parameters())
@@ -223,20 +245,32 @@ def headwise_attention(
     dropout: float = 0.0,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in the signature of transformers' registry: (N, heads, tokens, width) → (N, tokens,
-    heads, width).
+    """Compute attention, with the signature of transformers' registry.
 
-    In bf16 on a CPU the scores of a single head (1024² × 2 bytes) stay in the cache, and oneDNN's
-    matrix products beat torch's fused kernel, which computes bf16 at the speed of fp32: 14 against
-    37 ms for 12 heads of 1024 tokens. Everywhere else, and where something learns (the way back
-    through a head at a time is far slower): the fused kernel.
+    In bf16 on a CPU, the scores of a single head (1024² × 2 bytes) stay in the cache, and oneDNN's
+    matrix products are faster than torch's fused kernel, which computes bf16 at the speed of fp32:
+    14 against 37 ms for 12 heads of 1024 tokens. On other devices and in training, the fused kernel
+    is used, because backpropagation head by head is far slower.
+
+    Args:
+        module: Not used.
+        query: Queries (N, heads, tokens, width).
+        key: Keys (N, heads, tokens, width).
+        value: Values (N, heads, tokens, width).
+        attention_mask: Mask of the scores. None allows all.
+        scaling: Factor of the scores. None means width ** -0.5.
+        dropout: Rate of dropout.
+        **unused: Not used.
+
+    Returns:
+        The output (N, tokens, heads, width), and None.
     """
-    learns = query.requires_grad or key.requires_grad or value.requires_grad
+    is_training = query.requires_grad or key.requires_grad or value.requires_grad
     if (
         query.device.type == "cpu"
         and query.dtype is torch.bfloat16
         and attention_mask is None
-        and not learns
+        and not is_training
         and not dropout
     ):
         scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)

@@ -1,9 +1,8 @@
-"""The `maskclip` family (OpenSDI, CVPR 2025): a frozen CLIP says whether an image is fake, a MAE
-encoder where; with its losses and initial weights.
+"""Build the `maskclip` family (OpenSDI, CVPR 2025): a CLIP that classifies, a MAE that localises.
 
-`MaskClip` is the network (state dict: the reference's 778 keys), `MaskDecoder` its decoder: a
-pyramid of four scales, fused, with a text's answer added everywhere. Constants:
-specs/localization.md §1.1 to §1.6, corrected by golden/maskclip.md §6.
+CLIP is frozen. The module also has the losses and initial weights for training. `MaskClip` is the
+network, with the reference's 778 keys. `MaskDecoder` is its decoder: a pyramid of four scales,
+fused, with an attention output of a text added at every position.
 """
 
 import math
@@ -23,39 +22,44 @@ from ray_app.errors import DetectorError
 EPS = 1e-6
 HEADS = 8
 
-# The layers of CLIP that are listened to; the first seven MAE blocks after block 0 each hear one,
-# in this order.
+# The layers of CLIP with outputs that go to the MAE encoder: one to each of the seven blocks after
+# block 0, in this order.
 TAPS = (2, 4, 8, 12, 16, 20, 23)
 
-# CLIP's token ids: start, "X" (one per learned prompt, which takes its place), "an", "image", ".",
-# end; zeros fill the context.
+# CLIP's token ids: start, "X" (a placeholder per learned vector), "an", "image", ".", end. Zeros
+# pad the context.
 START, PLACEHOLDER, CLASS_TEXT, END = 49406, 343, (550, 2867, 269), 49407
 PROMPT_STD = 0.02
 
 EDGE_WEIGHT = 20.0
-# parts of the names of what learns; the rest is CLIP
+# Parts of the names of trainable parameters. All others belong to CLIP.
 LEARNING = ("aggregator", "prompt", "vit_model")
 
-# of `mae_pretrain_vit_base.pth`, key `model`
+# Unused keys of `mae_pretrain_vit_base.pth`, below the key `model`.
 MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")
-# numbers that OpenAI's own archive keeps among its tensors
+# Integers among the tensors of OpenAI's own file.
 CLIP_UNUSED = ("input_resolution", "context_length", "vocab_size")
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (N, C, H, W), place by place."""
+    """LayerNorm over the channels of (N, C, H, W), at each position."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=EPS)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Normalise; shape and memory layout stay."""
+        """Normalise. Shape and memory layout stay."""
         return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class MaskDecoder(nn.Module):
-    """A token map (N, tokens_width, G, G) and a text feature (width) → logits (N, 1, 4G, 4G). By
-    default 6,088,385 parameters.
+    """Decoder: token map (N, tokens_width, G, G) and text feature (width) → logits (N, 1, 4G, 4G).
+
+    The defaults have 6,088,385 parameters.
+
+    Args:
+        tokens_width: Channels of the token map.
+        width: Channels of the decoder.
     """
 
     def __init__(self, tokens_width: int = 768, width: int = 256) -> None:
@@ -86,31 +90,41 @@ class MaskDecoder(nn.Module):
         self.predict = nn.Conv2d(width, 1, 1)
 
     def forward(self, tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Decode; see the class for shapes."""
+        """Decode. See the class for shapes."""
         fused = mae.fused_maps(
             (stage(tokens) for stage in self.stages),
             self.linear_fuse,
             [4 * side for side in tokens.shape[2:]],
         )
-        features = self.dropout(self.norm(fused + self.answer(fused, text)[:, :, None, None]))
+        features = self.dropout(
+            self.norm(fused + self.attend_to_text(fused, text)[:, :, None, None])
+        )
         return mae.predicted_in_fp32(self.predict, features)
 
-    def answer(self, fused: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """What the text finds in the whole map, by cross-attention with one query: (N, width)."""
-        places = fused.flatten(2).transpose(1, 2)
-        key, value = torch.unflatten(self.to_kv(places), -1, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
+    def attend_to_text(self, fused: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Attend to the whole map with the text as the only query: (N, width)."""
+        tokens = fused.flatten(2).transpose(1, 2)
+        key, value = torch.unflatten(self.to_kv(tokens), -1, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
         query = self.to_q(text).view(1, HEADS, 1, -1).expand(len(fused), -1, -1, -1)
         attended = functional.scaled_dot_product_attention(query, key, value)
-        answer: torch.Tensor = self.proj(attended.flatten(1))
-        return answer
+        output: torch.Tensor = self.proj(attended.flatten(1))
+        return output
 
 
 class MaskClip(nn.Module):
-    """CLIP-normalised pixels (N, 3, S, S) → logits (N, 2) of real and fake, and the probability (N,
-    S, S) that a pixel was altered.
+    """Pixels (N, 3, S, S), normalised for CLIP → logits (N, 2) and mask probabilities (N, S, S).
 
-    The defaults are the published sizes: 546,828,738 parameters, S = 512. `vision` and `text` are
-    arguments of CLIP's two towers.
+    The logits are those of real and fake, the probabilities are that a pixel was altered. The
+    defaults are the published sizes: 546,828,738 parameters with S = 512.
+
+    Args:
+        image_size: Side S of the image in pixels.
+        vision: Arguments of CLIP's vision tower. None uses its defaults.
+        text: Arguments of CLIP's text tower. None uses its defaults.
+        mae_width: Width of the MAE encoder's tokens.
+        mae_heads: Heads per block of the MAE encoder.
+        decoder_width: Channels of the decoder.
+        prompts: Number of learned vectors per class.
     """
 
     def __init__(
@@ -142,34 +156,35 @@ class MaskClip(nn.Module):
         self._known_texts: tuple[object, torch.Tensor] | None = None
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score and localize; see the class for shapes."""
+        """Score and localise. See the class for shapes."""
         logits, mask_logits = self.logits(pixels)
         return Prediction(logits, mask_logits.sigmoid())
 
     def logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What training needs: the class logits (N, 2) and the mask's logits (N, S, S)."""
+        """Return the class logits (N, 2) and the mask's logits (N, S, S), for training."""
         side = self._clip_size()
-        small = functional.interpolate(
+        resized = functional.interpolate(
             pixels, size=(side, side), mode="bilinear", align_corners=True
         )
-        taps = self.clip.visual(small).taps
-        texts = self.text_features()
-        mask_logits = self.aggregator(pixels, [tap[:, 1:] for tap in taps], texts[1])
+        taps = self.clip.visual(resized).taps
+        text_features = self.text_features()
+        mask_logits = self.aggregator(pixels, [tap[:, 1:] for tap in taps], text_features[1])
         return self.cls_aggregator(
-            torch.stack([tap[:, 0] for tap in taps], dim=1), texts
+            torch.stack([tap[:, 0] for tap in taps], dim=1), text_features
         ), mask_logits
 
     def text_features(self) -> torch.Tensor:
-        """The texts of real and fake, (2, embed_dim), of unit length. They depend on weights alone
-        and are kept until one changes.
+        """Return the unit-length features of the texts for real and fake, (2, embed_dim).
+
+        They depend only on weights and are cached until a weight changes.
         """
         if self.training or (torch.is_grad_enabled() and self.prompt_learner.ctx_pos.requires_grad):
             self._known_texts = None
             return self._embed_texts()
         state = self._text_state()
         if self._known_texts is None or self._known_texts[0] != state:
-            # A compiled graph may write over what it gave before, so this runs outside; asking
-            # torch for that would load its compiler.
+            # A compiled graph may overwrite its earlier outputs, so this runs outside of it. Without
+            # torch._dynamo there is no graph, and `disable` would import the compiler.
             disable: Any = torch.compiler.disable
             embed = (
                 disable(self._embed_texts) if "torch._dynamo" in sys.modules else self._embed_texts
@@ -183,7 +198,7 @@ class MaskClip(nn.Module):
         return functional.normalize(self.clip(embedded, end), dim=-1)
 
     def _text_state(self) -> object:
-        """Equal as long as nothing that the texts depend on was written to, moved or cast."""
+        """Return a value that changes if a weight of the texts is written to, moved, or cast."""
         parts = [
             self.prompt_learner,
             *(part for name, part in self.clip.named_children() if name != "visual"),
@@ -192,10 +207,10 @@ class MaskClip(nn.Module):
             *self.clip.parameters(recurse=False),
             *(weight for part in parts for weight in part.parameters()),
         ]
-        marks = tuple(
+        versions = tuple(
             (w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights
         )
-        return marks, torch.is_autocast_enabled(weights[0].device.type)
+        return versions, torch.is_autocast_enabled(weights[0].device.type)
 
     def _clip_size(self) -> int:
         tower = self.clip.visual
@@ -203,8 +218,12 @@ class MaskClip(nn.Module):
 
 
 class PromptLearner(nn.Module):
-    """Learned vectors in place of the words before "an image.": one run of them for real, one for
-    fake.
+    """Learned vectors before "an image.", one sequence for real and one for fake.
+
+    Args:
+        prompts: Number of learned vectors per class.
+        width: Width of the vectors.
+        context: Number of tokens of a text.
     """
 
     tokens: torch.Tensor
@@ -213,25 +232,32 @@ class PromptLearner(nn.Module):
         super().__init__()
         self.ctx_pos = nn.Parameter(clip_tower.drawn(1, prompts, width, std=PROMPT_STD))
         self.ctx_neg = nn.Parameter(clip_tower.drawn(1, prompts, width, std=PROMPT_STD))
-        words = [START, *[PLACEHOLDER] * prompts, *CLASS_TEXT, END]
-        self.end = len(words) - 1
+        token_ids = [START, *[PLACEHOLDER] * prompts, *CLASS_TEXT, END]
+        self.end = len(token_ids) - 1
         self.register_buffer(
-            "tokens", torch.tensor(words + [0] * (context - len(words))), persistent=False
+            "tokens", torch.tensor(token_ids + [0] * (context - len(token_ids))), persistent=False
         )
 
     def forward(self, embedding: nn.Embedding) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embedded texts (2, 77, width), real then fake, and where each ends."""
+        """Return the embedded texts (2, 77, width), real then fake, and the position of the end."""
         learned = torch.cat([self.ctx_neg, self.ctx_pos])
-        words = embedding(self.tokens).expand(2, -1, -1)
-        after = 1 + learned.shape[1]
-        return torch.cat([words[:, :1], learned, words[:, after:]], dim=1), torch.full(
-            (2,), self.end, device=words.device
+        embedded = embedding(self.tokens).expand(2, -1, -1)
+        first_fixed = 1 + learned.shape[1]
+        return torch.cat([embedded[:, :1], learned, embedded[:, first_fixed:]], dim=1), torch.full(
+            (2,), self.end, device=embedded.device
         )
 
 
 class Aggregator(nn.Module):
-    """Where: MAE tokens that listen to CLIP's patches, decoded with the text of fake into the
-    mask's logits (N, S, S).
+    """Localise: MAE tokens with CLIP's patches added, decoded to the mask's logits (N, S, S).
+
+    The decoder uses the text of fake.
+
+    Args:
+        vit_model: The MAE encoder.
+        clip_width: Width of CLIP's patch tokens.
+        embed_dim: Width of the text features.
+        decoder_width: Channels of the decoder.
     """
 
     def __init__(
@@ -249,7 +275,13 @@ class Aggregator(nn.Module):
     def forward(
         self, pixels: torch.Tensor, patches: list[torch.Tensor], fake_text: torch.Tensor
     ) -> torch.Tensor:
-        """`patches`: CLIP's patch tokens (N, P, clip_width) per tap; `fake_text` (embed_dim)."""
+        """Return the mask's logits.
+
+        Args:
+            pixels: Pixels (N, 3, S, S).
+            patches: CLIP's patch tokens (N, P, clip_width), per tap.
+            fake_text: Text feature of fake, (embed_dim).
+        """
         tokens = self.vit_model.embed(pixels)
         for index, block in enumerate(self.vit_model.blocks):
             tokens = block(tokens)
@@ -262,8 +294,9 @@ class Aggregator(nn.Module):
 
 
 class ClipToMae(nn.Module):
-    """What MAE tokens (N, G, G, width) hold of what CLIP's patches ask for: cross-attention over
-    the whole map, no windows.
+    """Cross-attention from CLIP's patches to MAE tokens (N, G, G, width), over the whole map.
+
+    CLIP's patches are the queries.
     """
 
     def __init__(self, clip_width: int, width: int) -> None:
@@ -275,11 +308,14 @@ class ClipToMae(nn.Module):
         self.output_proj = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, eps=1e-5))
 
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """`patches` (N, P, clip_width) of a square; the answer has the shape of `tokens`."""
+        """Attend from `patches` (N, P, clip_width) of a square to `tokens`.
+
+        The output has the shape of `tokens`.
+        """
         side = math.isqrt(patches.shape[1])
         context = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
-        # Published the other way round: enlarged, then convolved. Both are linear, and there are
-        # four times fewer patches before.
+        # The published code enlarges before it convolves. Both steps are linear, and there are four
+        # times fewer patches before the enlargement.
         narrow = functional.interpolate(
             self.channel_adjust[0](context),
             size=tokens.shape[1:3],
@@ -287,23 +323,24 @@ class ClipToMae(nn.Module):
             align_corners=False,
         )
         context = self.channel_adjust[1](narrow).flatten(2).transpose(1, 2)
-        known = tokens.flatten(1, 2)
+        flat_tokens = tokens.flatten(1, 2)
         query, key, value = (
             self._heads(self.query_proj(context)),
-            self._heads(self.key_proj(known)),
-            self._heads(self.value_proj(known)),
+            self._heads(self.key_proj(flat_tokens)),
+            self._heads(self.value_proj(flat_tokens)),
         )
         attended, _ = mae.headwise_attention(self, query, key, value, None)
-        answer: torch.Tensor = self.output_proj(attended.flatten(2))
-        return answer.view_as(tokens)
+        output: torch.Tensor = self.output_proj(attended.flatten(2))
+        return output.view_as(tokens)
 
     def _heads(self, features: torch.Tensor) -> torch.Tensor:
         return torch.unflatten(features, -1, (HEADS, -1)).transpose(1, 2)
 
 
 class ClassTokens(nn.Module):
-    """Whether: CLIP's class tokens of all taps attend to each other; their mean is compared with
-    each text. (N, 7, width) → (N, 2).
+    """Classify: (N, 7, width) → logits (N, 2).
+
+    CLIP's class tokens of all taps attend to each other, and their mean is compared with each text.
     """
 
     def __init__(self, width: int, embed_dim: int) -> None:
@@ -312,14 +349,17 @@ class ClassTokens(nn.Module):
         self.projector = nn.Sequential(nn.Linear(width, embed_dim, bias=False))
 
     def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """Products with the texts, not cosines: the mean is not normalised, and there is no scale."""
+        """Return the products with the texts.
+
+        They are not cosines: the mean is not normalised, and there is no scale.
+        """
         for layer in self.layers:
             tokens = layer(tokens)
         return clip_tower.project(self.projector(tokens.mean(1)), texts.T)
 
 
 class ClassTokenLayer(nn.Module):
-    """One attention layer, normalised after the residual, (N, 7, width) → the same."""
+    """Attention layer with a norm after the residual: (N, 7, width) → the same shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -328,14 +368,18 @@ class ClassTokenLayer(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend; see the class."""
+        """Attend. See the class for shapes."""
         normed: torch.Tensor = self.dropout(self.layer_norm(tokens + self.multihead_attn(tokens)))
         return normed
 
 
 class Losses(NamedTuple):
-    """`detection`: cross-entropy of real and fake. `mask`: binary cross-entropy per pixel. `edge`:
-    the same along edges, times 20.
+    """Losses of a batch.
+
+    Attributes:
+        detection: Cross-entropy of real and fake.
+        mask: Binary cross-entropy per pixel.
+        edge: Binary cross-entropy at edges, times 20.
     """
 
     detection: torch.Tensor
@@ -344,7 +388,7 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> torch.Tensor:
-        """What is minimised."""
+        """Sum of the losses."""
         return self.detection + self.mask + self.edge
 
 
@@ -355,11 +399,16 @@ def losses(
     masks: torch.Tensor,
     edges: torch.Tensor | None = None,
 ) -> Losses:
-    """The losses of a batch, in fp32 and on logits throughout, so that mixed precision is safe.
+    """Compute the losses of a batch in fp32 and from logits, so that mixed precision is safe.
 
-    `logits` (N, 2) and `mask_logits` (N, S, S) of `MaskClip.logits`; `labels` (N,) int64, 1 = fake;
-    `masks` and `edges` (N, S, S) of 0 and 1. The edge term is the mean over all pixels of all
-    images, those without an edge too.
+    The edge term is the mean over all pixels of all images, including those without an edge.
+
+    Args:
+        logits: Class logits (N, 2) of `MaskClip.logits`.
+        mask_logits: Mask logits (N, S, S) of `MaskClip.logits`.
+        labels: Labels (N,) int64, 1 = fake.
+        masks: Masks (N, S, S) of 0 and 1.
+        edges: Edges (N, S, S) of 0 and 1. None leaves out the edge term.
     """
     with torch.autocast(mask_logits.device.type, enabled=False):
         pixels = functional.binary_cross_entropy_with_logits(
@@ -370,8 +419,9 @@ def losses(
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Freeze CLIP, let everything else learn: what learns, by name (332 tensors, at the published
-    sizes 119,212,225 numbers).
+    """Freeze CLIP, make all other parameters trainable, and return these by name.
+
+    With the published sizes, they are 332 tensors with 119,212,225 numbers.
     """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in name for part in LEARNING))
@@ -383,12 +433,18 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def initialise(
     network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Load the published MAE encoder and CLIP (446 tensors under OpenAI's names), in place, to
-    train from.
+    """Load the published MAE encoder and CLIP as initial weights, in place.
 
-    Relative positions become zero, prompts are drawn from a normal distribution; fusion and decoder
-    keep the values they were built with. Raises DetectorError that names a key which is missing,
-    unexpected or of another shape.
+    Relative positions become zero, and prompts are drawn from a normal distribution. Fusion and
+    decoder keep their values.
+
+    Args:
+        network: The network.
+        mae_state: Tensors of the published MAE encoder.
+        clip_state: Tensors of CLIP, 446 with OpenAI's names.
+
+    Raises:
+        DetectorError: If a key is missing, unexpected, or has another shape. The message names it.
     """
     encoder = network.aggregator.vit_model
     positions = (".rel_pos_h", ".rel_pos_w")
@@ -398,10 +454,10 @@ def initialise(
         if key.endswith(positions)
     }
     mae_state = {key: tensor for key, tensor in mae_state.items() if key not in MAE_UNUSED}
-    if already := sorted(tables.keys() & mae_state.keys()):
+    if position_keys := sorted(tables.keys() & mae_state.keys()):
         raise DetectorError(
-            f"the MAE weights hold relative positions ({already[0]}, {len(already)} in all): not the published encoder",
-            hint="give mae_pretrain_vit_base.pth; a MaskCLIP checkpoint is loaded by its card",
+            f"the MAE weights must be the published encoder, but contain {len(position_keys)} relative positions, such as {position_keys[0]}",
+            hint="use mae_pretrain_vit_base.pth; load a MaskCLIP checkpoint with its card",
         )
     load_strictly(encoder, {**mae_state, **tables}, "MAE")
     load_strictly(

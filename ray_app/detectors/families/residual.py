@@ -1,7 +1,7 @@
-"""The `residual` family: a small network that sees an image only through fixed high-pass filters.
+"""Build the `residual` family: a small network on the output of fixed high-pass filters.
 
-`Tiling`, `feature_map` and `mean_features` run a convolutional network over an image too large to
-go through in one piece.
+`Tiling`, `feature_map`, and `mean_features` run a convolutional network in tiles, for images that
+are too large for one pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-CLIP = 12.0  # grey levels: edges saturate, sensor noise and the traces of upsampling do not
+CLIP = 12.0  # Grey levels. Edges saturate, but sensor noise and traces of upsampling do not.
 
 _ALONG = ((0, 0, 0), (-1, 2, -1), (0, 0, 0))
 _DIAGONAL = ((1, 0, -1), (0, 0, 0), (-1, 0, 1))
 _SQUARE = ((-1, 2, -1), (2, -4, 2), (-1, 2, -1))
 _RING = ((-1, -1, -1), (-1, 8, -1), (-1, -1, -1))
 
-# (3×3 stencil, divisor, weights of red, green, blue): second differences of green, detail of the
-# colour differences.
+# (3×3 stencil, divisor, weights of red, green, and blue). The filters are second differences of
+# green and detail of the colour differences.
 _BANK: tuple[tuple[tuple[tuple[int, ...], ...], float, tuple[float, float, float]], ...] = (
     (_ALONG, 2, (0, 1, 0)),
     (tuple(zip(*_ALONG, strict=True)), 2, (0, 1, 0)),
@@ -37,34 +37,35 @@ Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 def residual_bank() -> torch.Tensor:
-    """Eight 3×3 high-pass filters, each at the four places of a 2×2 cell: (32, 3, 4, 4), for stride
-    2.
+    """Return eight 3×3 high-pass filters at the four positions of a 2×2 cell: (32, 3, 4, 4).
 
-    Every filter sums to zero, so flat colour vanishes. Keeping the four places apart is what lets
-    the next layer see a pattern of period two, which both a sensor's mosaic and an upsampling layer
-    leave.
+    They are for stride 2. Every filter sums to zero, so flat colour vanishes. The four positions
+    stay separate, so that the next layer can detect patterns of period two, which both a sensor's
+    mosaic and an upsampling layer leave.
     """
-    # In NumPy: on the meta device, where networks are tried without values, torch would import its
-    # compiler for the assignment.
+    # NumPy, because torch would import its compiler for the assignment on the meta device, where
+    # networks are built without values.
     bank = np.zeros((len(_BANK), 4, 3, 4, 4), np.float32)
     for index, (stencil, divisor, colours) in enumerate(_BANK):
         filters = np.array(colours)[:, None, None] * np.array(stencil) / divisor
-        for place in range(4):
-            row, column = divmod(place, 2)
-            bank[index, place, :, row : row + 3, column : column + 3] = filters
+        for position in range(4):
+            row, column = divmod(position, 2)
+            bank[index, position, :, row : row + 3, column : column + 3] = filters
     return torch.from_numpy(bank).flatten(0, 1).to(torch.get_default_device())
 
 
 class ResidualNet(nn.Module):
-    """High-pass residuals, clipped; three convolutions; mean and mean square of every feature over
-    the image; one logit.
+    """Pixels (N, 3, H, W) in grey levels around zero → log-odds (N, 1) of fake.
 
-    Input: (N, 3, H, W) in grey levels around zero (card: mean 128/255, std 1/255), H and W at least
-    16. Grey levels up to 256 are exact in bfloat16, so the residuals of a bf16 run are those of the
-    pixels. Output: (N, 1), log-odds of fake.
+    The network clips high-pass residuals and applies three convolutions. It computes mean and mean
+    square of every feature over the image, and one logit. The card has mean 128/255 and std 1/255;
+    H and W are at least 16. Grey levels up to 256 are exact in bfloat16, so a bf16 run has the
+    exact residuals.
 
-    `norms` adds batch normalisation for training; `without_norms` folds it away, and cards describe
-    the folded form.
+    Args:
+        widths: Channels of the convolutions.
+        norms: Whether to add batch norms, for training. `without_norms` folds them, and cards
+            describe the folded network.
     """
 
     residual: torch.Tensor
@@ -74,8 +75,8 @@ class ResidualNet(nn.Module):
         self.register_buffer("residual", residual_bank(), persistent=False)
         self.widths = widths
         channels = (self.residual.shape[0], *widths)
-        # Two groups in the first: detail of green, detail of colour. It runs at the highest
-        # resolution and costs the most.
+        # The first convolution has two groups (detail of green, detail of colour), because it runs at
+        # the highest resolution and costs the most.
         self.convs = nn.ModuleList(
             nn.Conv2d(
                 channels[layer], channels[layer + 1], 3, stride=stride, padding=1, groups=groups
@@ -86,7 +87,7 @@ class ResidualNet(nn.Module):
         self.head = nn.Linear(2 * widths[-1], 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes and units."""
+        """Score a batch. See the class for shapes and units."""
         features = functional.hardtanh_(
             functional.conv2d(pixels, self.residual, stride=2), -CLIP, CLIP
         )
@@ -102,9 +103,7 @@ class ResidualNet(nn.Module):
         return logits
 
     def without_norms(self) -> "ResidualNet":
-        """The same function in evaluation mode with every normalisation folded into its
-        convolution.
-        """
+        """Return an equal network in evaluation mode with norms folded into convolutions."""
         folded = ResidualNet(self.widths)
         folded.head.load_state_dict(self.head.state_dict())
         for index, conv in enumerate(self.convs):
@@ -117,11 +116,13 @@ class ResidualNet(nn.Module):
 
 
 class Tiling(NamedTuple):
-    """How to cut. `size`: pixels of a tile's side without its halo. `stride`: pixels per feature
-    cell.
+    """How to cut an image into tiles. `size` and `halo` are multiples of `stride`.
 
-    `halo`: how far a cell sees beyond its own first pixel, rounded up to whole cells. `size` and
-    `halo` are multiples of `stride`.
+    Attributes:
+        size: Side of a tile without its halo, in pixels.
+        stride: Pixels per feature cell.
+        halo: Distance that a cell depends on beyond its own first pixel, rounded up to whole cells,
+            in pixels.
     """
 
     size: int
@@ -130,14 +131,21 @@ class Tiling(NamedTuple):
 
 
 def require_tile(size: object, stride: int) -> None:
-    """Raises ValueError where a card's argument `tile` is no side of a tile."""
+    """Raise ValueError unless a card's argument `tile` is a valid side of a tile.
+
+    The side must be a whole number of at least `stride` pixels.
+    """
     if not isinstance(size, int) or size < stride:
-        raise ValueError(f"tile: a whole number of pixels, at least {stride}, not {size!r}")
+        raise ValueError(f"tile must be a whole number of pixels, at least {stride}, got {size!r}")
 
 
 class ImageTile(NamedTuple):
-    """`window`: (rows, columns) of pixels that the network sees. `core`: the cells of its map that
-    count. `cells`: where those lie.
+    """A tile of an image.
+
+    Attributes:
+        window: Rows and columns of pixels that the network processes.
+        core: Rows and columns of the resulting map to keep.
+        cells: Rows and columns of the whole map where the core belongs.
     """
 
     window: tuple[slice, slice]
@@ -145,13 +153,18 @@ class ImageTile(NamedTuple):
     cells: tuple[slice, slice]
 
 
-def tiles(height: int, width: int, tiling: Tiling) -> Iterator[ImageTile]:
-    """Tiles whose cores cover the feature map once; all windows are about as large, at most a tile
-    with its halo.
+def cut_tiles(height: int, width: int, tiling: Tiling) -> Iterator[ImageTile]:
+    """Yield tiles with cores that cover the feature map exactly once.
 
-    A window begins at a whole cell, so that its strides fall on the same pixels; where it ends
-    inside the image, its outer cells have seen the padding of the cut and are left out; where it
-    ends with the image, the padding is the network's own.
+    All windows have about the same size, at most that of a tile with its halo. A window begins at a
+    whole cell, so its strides match those of the whole image. If it ends inside the image, the
+    outer cells depend on the padding of the cut and are left out. If it ends at the border of the
+    image, the padding is the network's own.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        tiling: How to cut.
     """
     for rows in _spans(height, tiling):
         for columns in _spans(width, tiling):
@@ -161,52 +174,67 @@ def tiles(height: int, width: int, tiling: Tiling) -> Iterator[ImageTile]:
 def _spans(length: int, tiling: Tiling) -> Iterator[tuple[slice, slice, slice]]:
     size, stride, halo = tiling
     cells, margin = -(-length // stride), halo // stride
-    # The first and the last core reach to the border, where they need no halo.
+    # The first and the last core extend to the border, where they need no halo.
     inner = cells - 2 * margin
     count = max(1, -(-inner // (size // stride)))
     for first, last in pairwise(
         [0, *(margin + inner * part // count for part in range(1, count)), cells]
     ):
         start, stop = max(first * stride - halo, 0), min(last * stride + halo, length)
-        skipped = first - start // stride
-        yield slice(start, stop), slice(skipped, skipped + last - first), slice(first, last)
+        n_skipped = first - start // stride
+        yield slice(start, stop), slice(n_skipped, n_skipped + last - first), slice(first, last)
 
 
 def feature_map(features: Features, pixels: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """The network's map, made in pieces: (N, C, H, W) → (N, features, ⌈H/stride⌉, ⌈W/stride⌉),
-    equal to the uncut one up to rounding.
+    """Compute a network's feature map in tiles.
+
+    Args:
+        features: The network.
+        pixels: Pixels (N, C, H, W).
+        tiling: How to cut.
+
+    Returns:
+        The map (N, features, ⌈H/stride⌉, ⌈W/stride⌉), equal to that of the uncut image up to
+        rounding.
     """
     height, width = (-(-side // tiling.stride) for side in pixels.shape[-2:])
-    whole: torch.Tensor | None = None
+    full_map: torch.Tensor | None = None
     for tile, part in _parts(features, pixels, tiling):
         if part.shape[-2:] == (height, width):
             return part
-        if whole is None:
+        if full_map is None:
             shape = (*part.shape[:2], height, width)
-            whole = torch.empty(
+            full_map = torch.empty(
                 shape, dtype=part.dtype, device=part.device, memory_format=torch.channels_last
             )
-        whole[(..., *tile.cells)] = part
-    assert whole is not None, "an image without pixels"
-    return whole
+        full_map[(..., *tile.cells)] = part
+    assert full_map is not None, "an image without pixels"
+    return full_map
 
 
 def mean_features(features: Features, pixels: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """The features' mean over the whole map: (N, 3, H, W) → (N, C) float32, summed in float64.
+    """Compute the mean of the features over the whole map, in float64.
 
-    No pass sees more pixels than one full tile with its halo has, or one image where that is
-    smaller still.
+    A pass has at most as many pixels as a full tile with its halo, or one image if that is smaller.
+
+    Args:
+        features: The network.
+        pixels: Pixels (N, 3, H, W).
+        tiling: How to cut.
+
+    Returns:
+        The means (N, C), float32.
     """
-    most = (tiling.size + 2 * tiling.halo) ** 2
+    max_pixels = (tiling.size + 2 * tiling.halo) ** 2
     height, width = (
         max(span.stop - span.start for span, *_ in _spans(side, tiling))
         for side in pixels.shape[-2:]
     )
-    together = max(1, most // (height * width))
+    batch_size = max(1, max_pixels // (height * width))
     return torch.cat(
         [
-            _mean(features, pixels[first : first + together], tiling)
-            for first in range(0, len(pixels), together)
+            _mean(features, pixels[first : first + batch_size], tiling)
+            for first in range(0, len(pixels), batch_size)
         ]
     )
 
@@ -215,7 +243,7 @@ def _parts(
     features: Features, pixels: torch.Tensor, tiling: Tiling
 ) -> Iterator[tuple[ImageTile, torch.Tensor]]:
     height, width = pixels.shape[-2:]
-    for tile in tiles(height, width, tiling):
+    for tile in cut_tiles(height, width, tiling):
         yield tile, features(pixels[(..., *tile.window)])[(..., *tile.core)]
 
 

@@ -1,9 +1,9 @@
-"""A ResNet of bottlenecks in plain torch (`ResNetBody`), and the families that differ from it in
-what they let it see: `corvi` whole images, `npr` differences of neighbouring pixels, `wavelet` the
-diagonal detail, `frequency` the high frequencies. Under the authors' key names.
+"""Build a ResNet of bottlenecks in plain torch (`ResNetBody`) and the families based on it.
 
-timm's own brings torchvision with it, which takes longer to import than torch. Source: He et al.,
-CVPR 2016 (arXiv 1512.03385), the stride on the 3 × 3 convolution.
+The families differ in their input: `corvi` uses whole images, `npr` differences of neighbouring
+pixels, `wavelet` diagonal detail, `frequency` high frequencies. The key names are the authors'.
+timm's own ResNet imports torchvision, which takes longer than torch. Source: He et al., CVPR 2016
+(arXiv 1512.03385), with the stride on the 3 × 3 convolution.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,17 @@ from ray_app.detectors.families.residual import Tiling, feature_map, mean_featur
 
 
 class BottleneckBlock(nn.Module):
-    """1 × 1, `kernel` × `kernel` with the stride, 1 × 1, beside a shortcut: (N, channels, H, W) →
-    (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉).
+    """Bottleneck: 1 × 1, `kernel` × `kernel` with the stride, and 1 × 1, with a shortcut.
 
-    Without `padding` the map is smaller, and the shortcut loses as many lines at the bottom and
-    right.
+    (N, channels, H, W) → (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉). Without `padding`, the map is
+    smaller, and the shortcut loses the same number of lines at the bottom and right.
+
+    Args:
+        channels: Input channels.
+        width: Channels of the middle convolution.
+        stride: Stride of the middle convolution.
+        kernel: Side of the middle kernel.
+        padding: Padding of the middle convolution.
     """
 
     def __init__(
@@ -44,7 +50,7 @@ class BottleneckBlock(nn.Module):
             )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Add both ways; see the class for shapes."""
+        """Add convolutions and shortcut. See the class for shapes."""
         shortcut = features if self.downsample is None else self.downsample(features)
         features = self.act(self.bn1(self.conv1(features)))
         features = self.act(self.bn2(self.conv2(features)))
@@ -57,26 +63,35 @@ class BottleneckBlock(nn.Module):
 def bottleneck_stages(
     layers: Sequence[int], channels: Sequence[int], stem: int = 64
 ) -> Iterator[tuple[str, nn.Module]]:
-    """`layer1`, `layer2`, … after a stem of so many channels: so many bottlenecks each, so wide;
-    all but the first halve the map.
+    """Yield the stages `layer1`, `layer2`, … of a ResNet. All but the first halve the map.
 
-    Raises ValueError where these differ in number.
+    Args:
+        layers: Blocks per stage.
+        channels: Width of the blocks per stage.
+        stem: Channels of the stem.
+
+    Raises:
+        ValueError: If `layers` and `channels` differ in length.
     """
-    given = stem
+    in_channels = stem
     for stage, (blocks, width) in enumerate(zip(layers, channels, strict=True)):
-        first = BottleneckBlock(given, width, stride=2 if stage else 1)
-        given = 4 * width
+        first = BottleneckBlock(in_channels, width, stride=2 if stage else 1)
+        in_channels = 4 * width
         yield (
             f"layer{stage + 1}",
-            nn.Sequential(first, *(BottleneckBlock(given, width) for _ in range(blocks - 1))),
+            nn.Sequential(first, *(BottleneckBlock(in_channels, width) for _ in range(blocks - 1))),
         )
 
 
 class ResNetBody(nn.Module):
-    """A stem of 64 channels and stages (see `bottleneck_stages`), by default those of a ResNet-50.
+    """A stem of 64 channels, and stages (see `bottleneck_stages`). The default is a ResNet-50.
 
-    `stride`: of the stem's convolution (`kernel` × `kernel` px, of `given` maps) and of its
-    pooling.
+    Args:
+        layers: Blocks per stage.
+        channels: Width of the blocks per stage.
+        given: Input channels.
+        kernel: Side of the stem's kernel.
+        stride: Stride of the stem's convolution and of its pooling.
     """
 
     def __init__(
@@ -105,50 +120,52 @@ class ResNetBody(nn.Module):
         )
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, given, H, W) → (N, 4 × the last of `channels`, rows, columns)."""
+        """Return the features: (N, given, H, W) → (N, 4 × last of `channels`, rows, columns)."""
         return self.through(self.parts, pixels)
 
     def through(self, parts: Sequence[str], features: torch.Tensor) -> torch.Tensor:
-        """What some parts of it, one after another, make of features."""
+        """Apply the named parts in sequence."""
         for name in parts:
             features = self.get_submodule(name)(features)
         return features
 
 
-HALF = ((3, 4), (64, 128))  # the first half of a ResNet-50: `layers` and `channels`
+HALF = ((3, 4), (64, 128))  # `layers` and `channels` of the first half of a ResNet-50.
 
 
-# of the wavelet's six taps only the middle two are not zero: two pixels more on every side, three
-# where the side is odd
+# Only the middle two of the wavelet's six taps are not zero. The border is two pixels on every side,
+# and three if the side is odd.
 _BORDER = 2
 
 
 def diagonal_detail(pixels: torch.Tensor) -> torch.Tensor:
-    """The diagonal band of one step of the wavelet bior1.3: (N, C, H, W) → (N, C, (H + 5) // 2, (W
-    + 5) // 2).
+    """Compute the diagonal band of one step of the wavelet bior1.3.
 
-    Its high pass is Haar's, so that a value is half of what the two diagonals of a 2 × 2 cell
-    differ by; beyond its edge the image is mirrored, the outermost line included.
+    (N, C, H, W) → (N, C, (H + 5) // 2, (W + 5) // 2). The high pass is Haar's, so a value is half
+    of the difference between the two diagonals of a 2 × 2 cell. The image is mirrored beyond its
+    edge, including the outermost line.
     """
     for axis in (-2, -1):
-        pixels = pixels.index_select(axis, _mirrored(pixels.shape[axis], pixels.device))
+        pixels = pixels.index_select(axis, _mirror_indices(pixels.shape[axis], pixels.device))
     upper, lower = pixels[..., ::2, :], pixels[..., 1::2, :]
     across = upper - lower
     return (across[..., ::2] - across[..., 1::2]) / 2
 
 
-def _mirrored(side: int, device: torch.device) -> torch.Tensor:
-    """Which pixel stands at −2, −1, …: an even number of them, with two or three beyond the end."""
-    at = torch.arange(-_BORDER, side + _BORDER + side % 2, device=device) % (2 * side)
-    return torch.where(at < side, at, 2 * side - 1 - at)
+def _mirror_indices(side: int, device: torch.device) -> torch.Tensor:
+    """Return the indices of the mirrored pixels from −2 to two or three beyond the end.
+
+    Their number is even.
+    """
+    index = torch.arange(-_BORDER, side + _BORDER + side % 2, device=device) % (2 * side)
+    return torch.where(index < side, index, 2 * side - 1 - index)
 
 
 class Wavelet(ResNetBody):
-    """Diagonal detail brought back to the image's size, a 3 × 3 stem, ResNet-50's layer1 and
-    layer2, mean, two logits: real, fake.
+    """Pixels (N, 3, H, W), 0 to 1, of any size → logits (N, 2) of real and fake.
 
-    SAFE: Li et al., KDD 2025 (arXiv 2408.06741). Input: (N, 3, H, W) of any size, colours from 0 to
-    1. Output: (N, 2).
+    SAFE: Li et al., KDD 2025 (arXiv 2408.06741). The network resizes diagonal detail to the image's
+    size and applies a 3 × 3 stem, layer1 and layer2 of a ResNet-50, the mean, and a linear layer.
     """
 
     def __init__(self) -> None:
@@ -156,9 +173,8 @@ class Wavelet(ResNetBody):
         self.fc1 = nn.Linear(512, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
-        # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16
-        # keeps next to nothing.
+        """Score a batch. See the class for shapes."""
+        # Not in bf16, which keeps almost nothing of a difference of neighbours.
         with torch.autocast(pixels.device.type, enabled=False):
             detail = functional.interpolate(
                 diagonal_detail(pixels), pixels.shape[-2:], mode="bilinear", antialias=True
@@ -171,14 +187,13 @@ _SPACE, _CHANNELS = (-2, -1), (1,)
 
 
 def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """Without the lowest half of the band along each of `dims` at once, and without what is then
-    negative; any shape, the same in float32.
+    """Remove the lower half of the band along each of `dims`, then clip negative values to 0.
 
-    Cut are the frequencies from −n // 4 to n // 4 − 1 cycles, of which only the first has no
-    partner of the other sign. The authors drop the imaginary part that it leaves; cutting both
-    halfway is the same, and a real transform does.
+    The shape stays, the type is float32. The removed frequencies are −n // 4 to n // 4 − 1 cycles,
+    and only the first has no partner of the other sign. The authors drop the imaginary part that
+    results. Halving both partners gives the same result with a real transform.
     """
-    # In full precision whatever surrounds it: there is no Fourier transform of bf16.
+    # Not in bf16, which has no Fourier transform.
     with torch.autocast(features.device.type, enabled=False):
         spectrum = torch.fft.rfftn(features.float(), dim=dims)
         low: list[torch.Tensor] = []
@@ -193,69 +208,79 @@ def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
                 shape[dim] = -1
                 box = box * ((cycles >= -(side // 4)) & (cycles < side // 4)).view(shape)
             low.append(box)
-        kept = torch.fft.irfftn(
+        filtered = torch.fft.irfftn(
             spectrum * (1 - (low[0] + low[1]) / 2),
             s=[features.shape[dim] for dim in dims],
             dim=dims,
         )
-        return functional.relu_(kept)
+        return functional.relu_(filtered)
 
 
-def spectrum_convolved(
+def convolve_spectrum(
     features: torch.Tensor, real: nn.Module, imaginary: nn.Module
 ) -> torch.Tensor:
-    """One 1 × 1 convolution of the real parts of the features' spectrum, one of the imaginary
-    parts, back to the image: the same shape.
+    """Convolve the real and imaginary parts of a spectrum, and transform back.
 
-    The real parts are the spectrum of what is even in the features around the origin, the imaginary
-    ones of what is odd, so that nothing has to be transformed. What is then negative is cut.
+    The real parts are the spectrum of the features' even part around the origin, the imaginary
+    parts that of the odd part, so no transform is needed. Negative results are clipped to 0.
+
+    Args:
+        features: Features (N, C, H, W).
+        real: 1 × 1 convolution of the real parts.
+        imaginary: 1 × 1 convolution of the imaginary parts.
+
+    Returns:
+        Features of the same height and width.
     """
-    turned = features.flip(_SPACE).roll((1, 1), _SPACE)
-    mixed: torch.Tensor = real((features + turned) / 2) + imaginary((features - turned) / 2)
+    flipped = features.flip(_SPACE).roll((1, 1), _SPACE)
+    mixed: torch.Tensor = real((features + flipped) / 2) + imaginary((features - flipped) / 2)
     return functional.relu_(mixed)
 
 
 class FreqNet(nn.Module):
-    """High frequencies of the image, then of features, between 1 × 1 convolutions and ResNet-50's
-    layer1 and layer2; mean; one logit.
+    """Pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
-    Tan et al., AAAI 2024 (arXiv 2403.07240). Input: (N, 3, H, W), ImageNet-normalised, H and W at
-    least 2. Output: (N, 1), log-odds of fake. `weight1` and `bias1` are the first of four 1 × 1
-    convolutions, of which the second and the fourth halve the map; `realconv1` and `imagconv1` work
-    on the spectrum behind it.
+    Tan et al., AAAI 2024 (arXiv 2403.07240). The network keeps high frequencies of the image and of
+    features, between 1 × 1 convolutions and layer1 and layer2 of a ResNet-50. H and W are at least
+    2. `weight1` and `bias1` are the first of four 1 × 1 convolutions, of which the second and the
+    fourth halve the map. `realconv1` and `imagconv1` work on the spectrum after it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        for number, (given, wide) in enumerate(
+        for number, (in_channels, out_channels) in enumerate(
             ((3, 64), (64, 64), (256, 256), (256, 256)), start=1
         ):
-            conv = nn.Conv2d(given, wide, 1)
+            conv = nn.Conv2d(in_channels, out_channels, 1)
             setattr(self, f"weight{number}", conv.weight)
             setattr(self, f"bias{number}", conv.bias)
-            self.add_module(f"realconv{number}", nn.Conv2d(wide, wide, 1, bias=False))
-            self.add_module(f"imagconv{number}", nn.Conv2d(wide, wide, 1, bias=False))
+            self.add_module(
+                f"realconv{number}", nn.Conv2d(out_channels, out_channels, 1, bias=False)
+            )
+            self.add_module(
+                f"imagconv{number}", nn.Conv2d(out_channels, out_channels, 1, bias=False)
+            )
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for name, stage in bottleneck_stages(*HALF):
             self.add_module(name, stage)
         self.fc1 = nn.Linear(512, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
-        features = self.maxpool(self._mixed(self._mixed(pixels, 1), 2))
-        features = self._mixed(self._mixed(self.get_submodule("layer1")(features), 3), 4)
+        """Score a batch. See the class for shapes."""
+        features = self.maxpool(self._mix(self._mix(pixels, 1), 2))
+        features = self._mix(self._mix(self.get_submodule("layer1")(features), 3), 4)
         features = self.get_submodule("layer2")(features)
         logits: torch.Tensor = self.fc1(features.mean(dim=(-2, -1)))
         return logits
 
-    def _mixed(self, features: torch.Tensor, number: int) -> torch.Tensor:
+    def _mix(self, features: torch.Tensor, number: int) -> torch.Tensor:
         weight, bias = self.get_parameter(f"weight{number}"), self.get_parameter(f"bias{number}")
         features = functional.relu_(
             functional.conv2d(high_pass(features, _SPACE), weight, bias, stride=2 - number % 2)
         )
         if number < 3:
             features = high_pass(features, _CHANNELS)
-        return spectrum_convolved(
+        return convolve_spectrum(
             features,
             self.get_submodule(f"realconv{number}"),
             self.get_submodule(f"imagconv{number}"),
@@ -264,7 +289,7 @@ class FreqNet(nn.Module):
 
 Residual = Literal["npr", "raw", "x_grad", "y_grad", "left_diag", "right_diag"]
 
-# 3 × 3, cross-correlated with every channel by itself.
+# 3 × 3 kernels, cross-correlated with each channel separately.
 _GRADIENTS = {
     "x_grad": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
     "y_grad": ((-1, -2, -1), (0, 0, 0), (1, 2, 1)),
@@ -272,13 +297,15 @@ _GRADIENTS = {
     "right_diag": ((-2, -1, 0), (-1, 0, 1), (0, 1, 2)),
 }
 
-# A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
-STRIDE, HALO = 8, 48  # a map of corvi's is as small: layer2, layer3 and layer4 halve it
+# A cell of 8 × 8 px depends on 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2
+# 4 + 3 × 8.
+STRIDE, HALO = 8, 48  # Corvi has the same stride, because layer2, layer3, and layer4 halve its map.
 
 
 def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
-    """Every 2 × 2 cell minus its upper left pixel: (N, C, H, W) → (N, C, H, W) for even sides; of
-    odd ones the last line is dropped.
+    """Subtract the upper left pixel of each 2 × 2 cell from the cell.
+
+    (N, C, H, W) → (N, C, H, W) for even sides. The last line of an odd side is dropped.
     """
     height, width = (side // 2 * 2 for side in pixels.shape[-2:])
     even = pixels[..., :height:2, :width:2]
@@ -288,8 +315,10 @@ def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
-    """The residual of that kind, (N, C, H, W): `npr` the upsampling residual, `raw` the pixels,
-    else a gradient with zeros outside.
+    """Compute a residual (N, C, H, W) of pixels.
+
+    `npr` is the upsampling residual, `raw` the pixels, and any other kind a gradient. Pixels
+    outside the image count as 0.
     """
     if kind == "npr":
         return upsampling_residual(pixels)
@@ -297,8 +326,7 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
         return pixels
     channels = pixels.shape[1]
     kernel = torch.tensor(_GRADIENTS[kind], dtype=pixels.dtype, device=pixels.device)
-    # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps
-    # next to nothing.
+    # Not in bf16, which keeps almost nothing of a difference of neighbours.
     with torch.autocast(pixels.device.type, enabled=False):
         return functional.conv2d(
             pixels, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels
@@ -306,13 +334,14 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
 
 
 class Npr(ResNetBody):
-    """Neighbouring-pixel residual × 2/3, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, one
-    logit.
+    """Pixels (N, 3, H, W) of any size, ImageNet-normalised → log-odds (N, 1) of fake.
 
-    Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §8b, §9a. Input: (N, 3, H, W) of
-    any size, ImageNet-normalised; of an odd side the last line is dropped, and a side of 1 px
-    leaves nothing to say (NaN). Output: (N, 1), log-odds of fake. `tile`: pixels of a tile's side,
-    at least 8, cut down to a multiple of 8.
+    Tan et al., CVPR 2024 (arXiv 2312.10461). The network applies the neighbouring-pixel residual ×
+    2/3, a 3 × 3 stem, layer1 and layer2 of a ResNet-50, the mean, and a linear layer. The last line
+    of an odd side is dropped, and a side of 1 px gives NaN.
+
+    Args:
+        tile: Side of a tile in pixels, at least 8, rounded down to a multiple of 8.
     """
 
     def __init__(self, *, tile: int = 1536) -> None:
@@ -322,7 +351,7 @@ class Npr(ResNetBody):
         self.tiling = Tiling(tile, STRIDE, HALO)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         height, width = (side // 2 * 2 for side in pixels.shape[-2:])
         if not height or not width:
             return pixels.new_full((len(pixels), 1), torch.nan)
@@ -336,19 +365,24 @@ class Npr(ResNetBody):
 
 
 _HALVING = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2.0")
-# Pixels of a tile's side; the halo adds 112 and so makes 1.8 pixels of one. A CPU's process stays
-# below 2 GiB; a GPU has room to spare.
+# Side of a tile in pixels. The halo adds 112, which makes 1.8 times as many pixels. A CPU process stays
+# below 2 GiB, and a GPU has enough memory.
 TILE = {"cpu": 320, "cuda": 1536}
 
 
 class Corvi(ResNetBody):
-    """ResNet with stride 1 in `conv1` and `maxpool`; the mean of its features; one logit.
+    """Pixels (N, 3, H, W) of any size, ImageNet-normalised → log-odds (N, 1) of fake.
 
-    Corvi et al., ICASSP 2023 (arXiv 2211.00680); specs/detectors.md §3. Input: (N, 3, H, W) of any
-    size, ImageNet-normalised. Output: (N, 1), log-odds of fake. Images larger than a tile go
-    through in tiles whose halo is the receptive field, so that the logit is that of the uncut
-    image. `tile`: pixels of a tile's side without its halo, at least 8, cut down to a multiple of
-    8; by default `TILE`.
+    Corvi et al., ICASSP 2023 (arXiv 2211.00680). The network is a ResNet with stride 1 in `conv1`
+    and `maxpool`, the mean of its features, and a linear layer. Images larger than a tile are
+    processed in tiles with the receptive field as halo, so that the logit is that of the uncut
+    image.
+
+    Args:
+        layers: Blocks per stage.
+        channels: Width of the blocks per stage.
+        tile: Side of a tile without its halo in pixels, at least 8, rounded down to a multiple of
+            8. None means `TILE`.
     """
 
     def __init__(
@@ -365,27 +399,32 @@ class Corvi(ResNetBody):
         self.tile, self.layers = tile, tuple(layers)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) → (N, channels, ⌈H/8⌉, ⌈W/8⌉)."""
-        # layer1's maps are as large as the image and 256 deep, but see only 7 px around: up to the
-        # block that halves them they are made in tiles of their own, of which even a window's halo
-        # makes more than one.
-        halo = _whole(receptive_radius((self.layers[0], 1)), 2)
-        rest = [*(f"layer2.{block}" for block in range(1, self.layers[1])), "layer3", "layer4"]
+        """Return the features: (N, 3, H, W) → (N, channels, ⌈H/8⌉, ⌈W/8⌉)."""
+        # layer1's maps are as large as the image and have 256 channels, but depend on only 7 px
+        # around. Up to the block that halves them, they are computed in tiles of their own, and a
+        # window with its halo has more than one of these.
+        halo = _round_up(receptive_radius((self.layers[0], 1)), 2)
+        remaining_parts = [
+            *(f"layer2.{block}" for block in range(1, self.layers[1])),
+            "layer3",
+            "layer4",
+        ]
         return self.through(
-            rest,
+            remaining_parts,
             feature_map(
                 partial(self.through, _HALVING), pixels, Tiling(self._tile(pixels), 2, halo)
             ),
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         logits: torch.Tensor = self.fc(mean_features(self.features, pixels, self._tiling(pixels)))
         return logits
 
     def logit_map(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What every 8 × 8 px cell says, (N, 1, ⌈H/8⌉, ⌈W/8⌉); its mean is the logit, because the
-        head is linear.
+        """Return the logit of every 8 × 8 px cell, (N, 1, ⌈H/8⌉, ⌈W/8⌉).
+
+        The mean is the logit of the image, because the head is linear.
         """
         return feature_map(self._logits, pixels, self._tiling(pixels))
 
@@ -395,23 +434,24 @@ class Corvi(ResNetBody):
         )
 
     def _tiling(self, pixels: torch.Tensor) -> Tiling:
-        return Tiling(self._tile(pixels), STRIDE, _whole(receptive_radius(self.layers), STRIDE))
+        return Tiling(self._tile(pixels), STRIDE, _round_up(receptive_radius(self.layers), STRIDE))
 
     def _tile(self, pixels: torch.Tensor) -> int:
         return self.tile or TILE.get(pixels.device.type, TILE["cpu"])
 
 
 def receptive_radius(layers: Sequence[int]) -> int:
-    """How many pixels a cell sees to either side of its own first one: 56 for ResNet-50, a field of
-    113 × 113.
+    """Return how many pixels a cell depends on to either side of its own first pixel.
+
+    The radius is 56 for ResNet-50, which is a field of 113 × 113.
     """
     radius, step = 3 + 1, 1  # conv1 7 × 7, maxpool 3 × 3
     for stage, blocks in enumerate(layers):
-        radius += step  # the first block's 3 × 3 still works at the stage's input
+        radius += step  # The first block's 3 × 3 still has the resolution of the stage's input.
         step *= 2 if stage else 1
         radius += (blocks - 1) * step
     return radius
 
 
-def _whole(pixels: int, stride: int) -> int:
+def _round_up(pixels: int, stride: int) -> int:
     return -(-pixels // stride) * stride

@@ -1,7 +1,7 @@
-"""The `rine` family: what every block of CLIP says in its class token, weighed and summed.
+"""Build the `rine` family: the weighted sum of the class tokens of all CLIP blocks.
 
-Source: Koutlis and Papadopoulos, ECCV 2024 (arXiv 2402.19091). The tower's weights come from the
-card's backbone, the head's are the card's own, under the authors' key names.
+The tower's weights are those of the card's backbone. The head's weights are the card's own, with
+the authors' key names. Source: Koutlis and Papadopoulos, ECCV 2024 (arXiv 2402.19091).
 """
 
 from itertools import pairwise
@@ -15,13 +15,15 @@ from ray_app.detectors.families.frozen import build_backbone
 
 
 class Rine(nn.Module):
-    """(N, 3, H, W), normalised → (N, 1). `backbone` gives `VisionFeatures`; of them the class
-    tokens of all its layers are read.
+    """Pixels (N, 3, H, W), normalised → logits (N, 1).
 
-    CLIP runs once for this network and for all others that read the same one.
+    CLIP runs once for this network and all others with the same backbone. The parameter `alpha` (1,
+    layers, width) weighs each number of each layer: the paper's trainable importance estimator.
 
-    `projections`: linear layers in each of both projections; `width`: theirs. `alpha` (1, layers,
-    width) weighs the layers, number by number: the paper's trainable importance estimator.
+    Args:
+        backbone: CLIP's vision tower. The class tokens of all its layers are used.
+        projections: Linear layers in each of both projections.
+        width: Width of the projections.
     """
 
     def __init__(self, backbone: VisionTower, *, projections: int, width: int) -> None:
@@ -35,7 +37,7 @@ class Rine(nn.Module):
         self.head = nn.Sequential(*_layers([width] * 3), nn.Linear(width, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         layers = self.proj1(self.backbone(pixels).class_tokens)
         summed = (self.alpha.softmax(dim=1) * layers).sum(dim=1)
         logits: torch.Tensor = self.head(self.proj2(summed))
@@ -43,8 +45,9 @@ class Rine(nn.Module):
 
 
 def _layers(widths: list[int]) -> list[nn.Module]:
-    """Linear layers from width to width, each with its ReLU and the dropout of the training, which
-    the published numbering counts.
+    """Return linear layers between consecutive widths, each with ReLU and dropout.
+
+    The published keys number the dropout of the training too.
     """
     return [
         layer
@@ -54,5 +57,5 @@ def _layers(widths: list[int]) -> list[nn.Module]:
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card: its arguments are those of `Rine`. Raises DetectorError."""
+    """Build the network of a card, with the arguments of `Rine`. Raises DetectorError."""
     return Rine(build_backbone(card), **card.architecture.arguments)

@@ -1,12 +1,11 @@
-"""The families of timm's networks by timm's own names: `timm-classifier`, any image classifier;
-`embedding`, a network whose last layer gives an embedding that was trained by contrast, and a
-linear layer on it, under DRCT's key names; `b-free`, a vision transformer on five large crops of an
-image at its own size, the mean of their logits. Nothing is downloaded.
+"""Build the families of timm's networks, by timm's own names. Nothing is downloaded.
 
-Sources: Chen et al., ICML 2024 (PMLR 235, pages 7621–7639); Guillaro et al., CVPR 2025 (arXiv
-2412.17671). The authors of the latter embed patches of the whole image and cut the five crops out
-of those; here the crops are cut out of the pixels at whole patches and embedded after, which is the
-same and costs less of a large image.
+`timm-classifier` is any image classifier. `embedding` is a linear layer on an embedding that was
+trained by contrast, with DRCT's key names. `b-free` is a vision transformer on five large crops of
+an image at its own size, and the mean of their logits. Sources: Chen et al., ICML 2024 (PMLR 235,
+pages 7621–7639); Guillaro et al., CVPR 2025 (arXiv 2412.17671). The authors of the latter embed
+patches of the whole image and then cut the five crops. Here crops are cut from the pixels at whole
+patches and then embedded, which gives the same result and costs less for a large image.
 """
 
 import math
@@ -21,8 +20,12 @@ from ray_app.errors import DetectorError
 
 
 class EmbeddingClassifier(nn.Module):
-    """(N, 3, H, W), normalised → (N, logits). `model` gives (N, width) in the place of its classes;
-    `fc` is the head on it.
+    """Linear head on an embedding: (N, 3, H, W), normalised → (N, logits).
+
+    Args:
+        model: Network with an embedding (N, width) in place of classes.
+        width: Width of the embedding.
+        logits: Number of logits.
     """
 
     def __init__(self, model: nn.Module, width: int, logits: int) -> None:
@@ -30,18 +33,20 @@ class EmbeddingClassifier(nn.Module):
         self.model, self.fc = model, nn.Linear(width, logits)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch; see the class for shapes."""
+        """Score a batch. See the class for shapes."""
         logits: torch.Tensor = self.fc(self.model(pixels))
         return logits
 
 
 class FiveCrops(nn.Module):
-    """(N, 3, H, W), normalised, H and W at least one patch → (N, logits): `network` on the centre
-    and the four corners, averaged.
+    """Mean logits of the centre and the four corners: (N, 3, H, W), normalised → (N, logits).
 
-    What is left of a side beyond whole patches is not seen. An image with a side shorter than the
-    crop is repeated from its upper left corner until it fills one crop; its longer side, if it has
-    one, ends there too.
+    H and W are at least one patch. Pixels beyond whole patches are not used. If a side is shorter
+    than the crop, the image is repeated from its upper left corner until it fills one crop, and a
+    longer side is cut to the crop.
+
+    Args:
+        network: Network for a crop.
     """
 
     def __init__(self, network: Any) -> None:
@@ -51,21 +56,22 @@ class FiveCrops(nn.Module):
         self.side = int(network.patch_embed.img_size[0])
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score images of one size; see the class."""
-        pixels = self._filled(pixels)
+        """Score images of one size. See the class for shapes."""
+        pixels = self._fill(pixels)
         bottom, right = (length - self.side for length in pixels.shape[2:])
-        centre = tuple(rest // self.patch // 2 * self.patch for rest in (bottom, right))
+        centre = tuple(margin // self.patch // 2 * self.patch for margin in (bottom, right))
         corners = [centre, (0, 0), (bottom, 0), (bottom, right), (0, right)]
-        places = list(dict.fromkeys(corners))  # where a side is the crop's own, some are one
+        # Crops coincide if a side of the image is that of the crop.
+        positions = list(dict.fromkeys(corners))
         crops = [
-            pixels[..., top : top + self.side, left : left + self.side] for top, left in places
+            pixels[..., top : top + self.side, left : left + self.side] for top, left in positions
         ]
-        logits = self.network(torch.cat(crops)).float().unflatten(0, (len(places), len(pixels)))
-        mean: torch.Tensor = logits[[places.index(corner) for corner in corners]].mean(dim=0)
+        logits = self.network(torch.cat(crops)).float().unflatten(0, (len(positions), len(pixels)))
+        mean: torch.Tensor = logits[[positions.index(corner) for corner in corners]].mean(dim=0)
         return mean
 
-    def _filled(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Whole patches alone; and where these are too few for a crop, one crop of repetitions."""
+    def _fill(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return whole patches only, or one crop of repetitions if these are too few for a crop."""
         height, width = (length // self.patch * self.patch for length in pixels.shape[2:])
         pixels = pixels[..., :height, :width]
         if min(height, width) >= self.side:
@@ -75,8 +81,10 @@ class FiveCrops(nn.Module):
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network of the card: `architecture.name` is timm's, `arguments` go to
-    `timm.create_model`, but for an `embedding`'s `width`.
+    """Build the network of a card.
+
+    `architecture.name` is timm's. `arguments` go to `timm.create_model`, except the `width` of an
+    `embedding`. Raises DetectorError.
     """
     arguments = dict(card.architecture.arguments)
     if card.family != "embedding":
@@ -87,7 +95,7 @@ def build(card: DetectorCard) -> nn.Module:
     width = arguments.pop("width", None)
     if not isinstance(width, int) or width < 1:
         raise DetectorError(
-            f"{card.name}: architecture.arguments: width: numbers in the embedding, at least 1, not {width!r}"
+            f"{card.name}: architecture.arguments: width must be a whole number of at least 1, got {width!r}"
         )
     model = timm.create_model(
         card.architecture.name, pretrained=False, num_classes=width, **arguments

@@ -1,5 +1,6 @@
-"""The `transformers-classifier` family: image classifiers of Hugging Face transformers, from a
-configuration, never from a hub.
+"""Build the `transformers-classifier` family: image classifiers of Hugging Face transformers.
+
+Networks are built from a configuration, never downloaded from a hub.
 """
 
 import logging
@@ -20,8 +21,9 @@ _ATTENTION = "touchstone-headwise"
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network of the card: `architecture.name` is the model type, `arguments` its
-    configuration. Raises DetectorError.
+    """Build the network of a card.
+
+    `architecture.name` is the model type, `arguments` its configuration. Raises DetectorError.
     """
     arguments = dict(card.architecture.arguments)
     with quietly():
@@ -36,7 +38,7 @@ def build(card: DetectorCard) -> nn.Module:
     network: nn.Module = transformers.AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
     use_headwise_attention(network)
     vision: Any = getattr(network, "vision_model", None)
-    # SigLIP's, which classifies by the mean of its patches: it costs time and feeds nothing
+    # SigLIP classifies by the mean of its patches, so its pooling head is unused.
     if getattr(vision, "use_head", False):
         vision.use_head = False
     network.register_forward_hook(_logits_only)
@@ -46,29 +48,33 @@ def build(card: DetectorCard) -> nn.Module:
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """A file's tensors under the network's own names, by transformers' own list of what it has
-    renamed since its earlier versions.
+    """Rename a file's tensors to the network's names, by transformers' own list of renamings.
 
-    Published files keep the names of the version that wrote them. Names only: no tensor is changed.
-    Raises DetectorError.
+    Published files have the names of the transformers version that wrote them. Only names change.
+    Raises DetectorError if the names do not fit.
     """
-    own = network.state_dict().keys()
-    if state.keys() == own:
+    network_keys = network.state_dict().keys()
+    if state.keys() == network_keys:
         return dict(state)
-    renamed = _renaming(network)
-    # Some patterns hit today's names too, so a key that is the network's own stays unless its new
-    # name is one as well.
-    names = {key: new if (new := renamed(key)) in own or key not in own else key for key in state}
-    old = {name: key for key, name in names.items()}
-    if twice := [f"{key} and {old[name]}" for key, name in names.items() if old[name] != key]:
+    rename = _renaming(network)
+    # Some patterns match present names too, so a key of the network stays unless its new name is a
+    # key of the network as well.
+    names = {
+        key: new if (new := rename(key)) in network_keys or key not in network_keys else key
+        for key in state
+    }
+    key_by_name = {name: key for key, name in names.items()}
+    if duplicates := [
+        f"{key} and {key_by_name[name]}" for key, name in names.items() if key_by_name[name] != key
+    ]:
         raise DetectorError(
-            f"keys of the file that mean the same tensor of {type(network).__name__}: {', '.join(twice[:3])}"
+            f"several keys of the file mean the same tensor of {type(network).__name__}: {', '.join(duplicates[:3])}"
         )
     return {name: state[key] for key, name in names.items()}
 
 
 def _renaming(network: Any) -> Callable[[str], str]:
-    """From a name of an earlier version of transformers to today's."""
+    """Return a function from a name of an earlier version of transformers to the present one."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, apply_renamings
@@ -80,22 +86,23 @@ def _renaming(network: Any) -> Callable[[str], str]:
         ]
     except (ImportError, AttributeError, TypeError) as error:
         raise DetectorError(
-            f"the keys are not the network's own, and transformers {transformers.__version__} does not say what it renamed: {error}",
-            hint="pip install transformers==5.23.0, or write the file under the network's own names",
+            f"the keys are not those of the network, and transformers {transformers.__version__} has no list of renamings: {error}",
+            hint="run pip install transformers==5.23.0, or rename the keys in the file",
         ) from error
     return partial(apply_renamings, weight_renamings=renamings)
 
 
 def skip_initial_values() -> AbstractContextManager[None]:
-    """Return a context in which networks are built without initial values, which would be
-    overwritten. Raises DetectorError.
+    """Return a context that builds networks without initial values, which would be overwritten.
+
+    Raises DetectorError if this version of transformers does not support it.
     """
     try:
         from transformers.initialization import no_init_weights
     except ImportError as error:
         raise DetectorError(
             f"transformers {transformers.__version__} cannot build a network without initial values: {error}",
-            hint="pip install transformers==5.23.0",
+            hint="run pip install transformers==5.23.0",
         ) from error
     context: AbstractContextManager[None] = no_init_weights()
     return context
@@ -103,7 +110,7 @@ def skip_initial_values() -> AbstractContextManager[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep back warnings about parts that a classifier does not build, such as SigLIP's text tower."""
+    """Suppress warnings about parts that a classifier lacks, such as SigLIP's text tower."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
     try:
@@ -118,9 +125,9 @@ def _logits_only(network: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
 
 
 def use_headwise_attention(network: Any) -> None:
-    """Let a network attend head by head, which bf16 on a CPU wants.
+    """Use `headwise_attention` in a network, which is faster in bf16 on a CPU.
 
-    Only models that read the library's attention registry can take it; the others keep their own.
+    Only models that read the library's attention registry support it. Other models stay unchanged.
     """
     if network.is_backend_compatible():
         transformers.AttentionInterface.register(_ATTENTION, headwise_attention)
@@ -131,9 +138,15 @@ def use_headwise_attention(network: Any) -> None:
 def unknown_keys(
     given: Mapping[str, Any], known: Mapping[str, Any], path: str = ""
 ) -> Iterator[str]:
-    """The keys of a configuration that the library does not know, with the path of each."""
-    # transformers keeps a misspelt key as an attribute and builds the default network without a
-    # word.
+    """Yield the keys of a configuration that the library does not have, each with its path.
+
+    Args:
+        given: The configuration.
+        known: The default configuration.
+        path: Prefix of the paths.
+    """
+    # transformers stores a misspelt key as an attribute and builds the default network without a
+    # warning.
     for key, value in given.items():
         if key not in known:
             yield f"{path}{key}"

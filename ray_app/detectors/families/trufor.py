@@ -1,9 +1,9 @@
-"""The `trufor` family: Noiseprint++ beside the colours, read by two SegFormers that correct each
-other; a mask, its confidence, a verdict.
+"""Build the `trufor` family: Noiseprint++ and colours in two SegFormers that correct each other.
 
-Under the authors' key names. Sources: Guillaro et al., CVPR 2023 (arXiv 2212.10957); the encoder:
-Liu et al. 2022, CMX (arXiv 2203.04838), of Xie et al. 2021, SegFormer (arXiv 2105.15203;
-`MixStage`); Noiseprint++'s network: Zhang et al. 2017, DnCNN (arXiv 1608.03981).
+The outputs are a mask, its confidence, and a score. The key names are the authors'. Sources:
+Guillaro et al., CVPR 2023 (arXiv 2212.10957); the encoder: Liu et al. 2022, CMX (arXiv 2203.04838),
+based on Xie et al. 2021, SegFormer (arXiv 2105.15203; `MixStage`); Noiseprint++'s network: Zhang et
+al. 2017, DnCNN (arXiv 1608.03981).
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ from ray_app.detectors.detector import Prediction
 from ray_app.detectors.families.mae import fused_maps
 from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-EPS = 1e-6  # of the blocks' norms; the others keep torch's 1e-5
+EPS = 1e-6  # For the blocks' norms. Other norms have torch's 1e-5.
 
 
 class PatchEmbed(nn.Module):
-    """(N, channels, H, W) → a smaller map of tokens (N, h, w, width): patches of 7 every 4 pixels,
-    or of 3 every 2.
+    """Embed patches: (N, channels, H, W) → a smaller map of tokens (N, h, w, width).
+
+    Patches of 7 pixels are 4 pixels apart, patches of 3 pixels 2 apart.
     """
 
     def __init__(self, channels: int, width: int, patch: int, stride: int) -> None:
@@ -32,7 +33,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Embed."""
+        """Embed. See the class for shapes."""
         tokens: torch.Tensor = self.norm(self.proj(features).permute(0, 2, 3, 1))
         return tokens
 
@@ -53,15 +54,15 @@ class ShrunkAttention(nn.Module):
             self.sr, self.norm = nn.Conv2d(width, width, ratio, stride=ratio), nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend; the shape stays."""
-        read = (
+        """Attend. The shape stays."""
+        context = (
             tokens
             if self.sr is None
             else self.norm(self.sr(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         )
-        key, value = torch.unflatten(self.kv(read.flatten(1, 2)), -1, (2, self.heads, -1)).permute(
-            2, 0, 3, 1, 4
-        )
+        key, value = torch.unflatten(
+            self.kv(context.flatten(1, 2)), -1, (2, self.heads, -1)
+        ).permute(2, 0, 3, 1, 4)
         query = torch.unflatten(self.q(tokens.flatten(1, 2)), -1, (self.heads, -1)).transpose(1, 2)
         attended = functional.scaled_dot_product_attention(query, key, value)
         mixed: torch.Tensor = self.proj(attended.transpose(1, 2).flatten(2))
@@ -69,9 +70,7 @@ class ShrunkAttention(nn.Module):
 
 
 class MixMlp(nn.Module):
-    """An MLP of four times the width that also looks at a token's eight neighbours, (N, h, w,
-    width) → the same.
-    """
+    """MLP of four times the width with a 3 × 3 convolution: (N, h, w, width) → the same shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,14 +80,14 @@ class MixMlp(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Think."""
+        """Apply the MLP. See the class for shapes."""
         mixed = self.dwconv["dwconv"](self.fc1(tokens).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        thought: torch.Tensor = self.fc2(functional.gelu(mixed))
-        return thought
+        output: torch.Tensor = self.fc2(functional.gelu(mixed))
+        return output
 
 
 class MixBlock(nn.Module):
-    """One pre-norm block, (N, h, w, width) → the same."""
+    """Pre-norm block: (N, h, w, width) → the same shape."""
 
     def __init__(self, width: int, heads: int, ratio: int) -> None:
         super().__init__()
@@ -96,15 +95,16 @@ class MixBlock(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(width, eps=EPS), MixMlp(width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend, then think."""
+        """Apply attention and MLP."""
         tokens = tokens + self.attn(self.norm1(tokens))
         attended: torch.Tensor = tokens + self.mlp(self.norm2(tokens))
         return attended
 
 
 class MixStage:
-    """One stage's parts, `embed`, `blocks` and `norm`, which checkpoints name side by side, and how
-    they follow each other (`run`).
+    """The parts of a stage, and how they are applied (`run`).
+
+    Checkpoints have the parts `embed`, `blocks`, and `norm` at the same level.
     """
 
     def __init__(
@@ -116,7 +116,17 @@ class MixStage:
 
     @staticmethod
     def run(features: torch.Tensor, embed: nn.Module, blocks: Any, norm: nn.Module) -> torch.Tensor:
-        """(N, channels, H, W) → (N, width, h, w)."""
+        """Apply the parts of a stage.
+
+        Args:
+            features: Features (N, channels, H, W).
+            embed: The `PatchEmbed`.
+            blocks: The blocks.
+            norm: The norm.
+
+        Returns:
+            Features (N, width, h, w).
+        """
         tokens = embed(features)
         for block in blocks:
             tokens = block(tokens)
@@ -124,15 +134,16 @@ class MixStage:
         return normed.permute(0, 3, 1, 2)
 
 
-NOISE_LAYERS = 17  # 3 × 3 convolutions: a pixel's fingerprint depends on 17 pixels to every side
-# rows of the image whose fingerprint is made at once: 64 channels of a whole photo would take
-# gigabytes
+# 3 × 3 convolutions, so a pixel's fingerprint depends on 17 pixels to every side.
+NOISE_LAYERS = 17
+# Rows of the image per pass of the fingerprint. 64 channels of a whole photo would take gigabytes.
 BAND = 512
-HALF = 0.5  # how much of what one branch's weights say reaches the other, by channels and by places
+# Factor of the channel weights and of the spatial weights with which a branch corrects the other.
+HALF = 0.5
 
 
 def noise_layers() -> nn.Sequential:
-    """Noiseprint++: colours (N, 3, H, W) in 0 to 255/256 → its fingerprint (N, 1, H, W)."""
+    """Build Noiseprint++: colours (N, 3, H, W), 0 to 255/256 → the fingerprint (N, 1, H, W)."""
     first, last = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 1, 3, padding=1)
     middle = [
         (nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
@@ -142,9 +153,7 @@ def noise_layers() -> nn.Sequential:
 
 
 class Rectification(nn.Module):
-    """Each of two maps (N, C, H, W) takes from the other what the pair's own statistics let
-    through.
-    """
+    """Correct each of two maps (N, C, H, W) with the other, weighted by statistics of both."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -154,27 +163,33 @@ class Rectification(nn.Module):
             nn.Linear(4 * width, 2 * width),
             nn.Sigmoid(),
         ]
-        by_place = [nn.Conv2d(2 * width, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1), nn.Sigmoid()]
+        by_position = [
+            nn.Conv2d(2 * width, width, 1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2, 1),
+            nn.Sigmoid(),
+        ]
         self.channel_weights = nn.ModuleDict({"mlp": nn.Sequential(*by_channel)})
-        self.spatial_weights = nn.ModuleDict({"mlp": nn.Sequential(*by_place)})
+        self.spatial_weights = nn.ModuleDict({"mlp": nn.Sequential(*by_position)})
 
     def forward(
         self, colours: torch.Tensor, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both maps, corrected."""
+        """Return both maps, corrected."""
         both = torch.cat([colours, noise], 1)
         to_noise, to_colours = self.channel_weights["mlp"](
             torch.cat([both.mean((2, 3)), both.amax((2, 3))], 1)
         )[..., None, None].chunk(2, 1)
-        there_noise, there_colours = self.spatial_weights["mlp"](both).chunk(2, 1)
-        return colours + HALF * (to_colours + there_colours) * noise, noise + HALF * (
-            to_noise + there_noise
+        spatial_noise, spatial_colours = self.spatial_weights["mlp"](both).chunk(2, 1)
+        return colours + HALF * (to_colours + spatial_colours) * noise, noise + HALF * (
+            to_noise + spatial_noise
         ) * colours
 
 
 class CrossAttention(nn.Module):
-    """Each of two token rows (N, T, C) is read through what the other's keys and values have in
-    common: C × C numbers a head.
+    """Read each of two token sequences (N, T, C) through the other's keys and values.
+
+    The product of keys and values has C × C numbers per head.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -183,12 +198,15 @@ class CrossAttention(nn.Module):
         self.kv1 = nn.Linear(width, 2 * width, bias=False)
         self.kv2 = nn.Linear(width, 2 * width, bias=False)
 
-    def forward(self, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both rows."""
+    def forward(
+        self, first: torch.Tensor, second: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both sequences."""
         contexts = [
-            self._context(layer(tokens)) for layer, tokens in ((self.kv1, one), (self.kv2, other))
+            self._context(layer(tokens))
+            for layer, tokens in ((self.kv1, first), (self.kv2, second))
         ]
-        return self._read(one, contexts[1]), self._read(other, contexts[0])
+        return self._read(first, contexts[1]), self._read(second, contexts[0])
 
     def _context(self, packed: torch.Tensor) -> torch.Tensor:
         key, value = torch.unflatten(packed, -1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -201,7 +219,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossPath(nn.Module):
-    """Two token rows (N, T, C) exchange what half of their channels find in each other."""
+    """Exchange information between half of the channels of two token sequences (N, T, C)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -213,17 +231,19 @@ class CrossPath(nn.Module):
         self.end_proj1, self.end_proj2 = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both rows."""
-        kept1, asked1 = self.channel_proj1(one).relu().chunk(2, -1)
-        kept2, asked2 = self.channel_proj2(other).relu().chunk(2, -1)
-        found1, found2 = self.cross_attn(asked1, asked2)
-        one = self.norm1(one + self.end_proj1(torch.cat([kept1, found1], -1)))
-        return one, self.norm2(other + self.end_proj2(torch.cat([kept2, found2], -1)))
+    def forward(
+        self, first: torch.Tensor, second: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both sequences."""
+        own1, shared1 = self.channel_proj1(first).relu().chunk(2, -1)
+        own2, shared2 = self.channel_proj2(second).relu().chunk(2, -1)
+        read1, read2 = self.cross_attn(shared1, shared2)
+        first = self.norm1(first + self.end_proj1(torch.cat([own1, read1], -1)))
+        return first, self.norm2(second + self.end_proj2(torch.cat([own2, read2], -1)))
 
 
 class Fusion(nn.Module):
-    """Two maps (N, C, H, W) → one."""
+    """Fuse two maps (N, C, H, W) into one."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -241,7 +261,7 @@ class Fusion(nn.Module):
         })  # fmt: skip
 
     def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Fuse."""
+        """Return the fused map."""
         crossed = self.cross(
             *(features.flatten(2).transpose(1, 2) for features in (colours, noise))
         )
@@ -252,8 +272,15 @@ class Fusion(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """Colours and fingerprint, (N, 3, H, W) each → fused maps at 1/4, 1/8, 1/16 and 1/32 of the
-    size.
+    """Encode colours and fingerprint, (N, 3, H, W) each → four fused maps.
+
+    The maps have 1/4, 1/8, 1/16, and 1/32 of the size.
+
+    Args:
+        widths: Width per stage.
+        heads: Heads per stage.
+        depths: Blocks per stage.
+        ratios: Ratio of the attention's context per stage, see `ShrunkAttention`.
     """
 
     def __init__(
@@ -264,11 +291,10 @@ class DualEncoder(nn.Module):
         ratios: Sequence[int],
     ) -> None:
         super().__init__()
-        described = list(zip([3, *widths], widths, heads, depths, ratios, strict=False))
-        # The authors keep a stage's parts side by side under numbered names; `extra_` is the branch
-        # of the fingerprint.
+        stages = list(zip([3, *widths], widths, heads, depths, ratios, strict=False))
+        # The authors number the parts of the stages. `extra_` is the branch of the fingerprint.
         for branch in ("", "extra_"):
-            for number, (channels, width, head, depth, ratio) in enumerate(described, start=1):
+            for number, (channels, width, head, depth, ratio) in enumerate(stages, start=1):
                 stage = MixStage(
                     channels, width, heads=head, depth=depth, ratio=ratio, first=number == 1
                 )
@@ -284,7 +310,7 @@ class DualEncoder(nn.Module):
         )
 
     def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> list[torch.Tensor]:
-        """The four maps, the largest first."""
+        """Return the four maps, the largest first."""
         maps = []
         for number, (rectify, fuse) in enumerate(zip(self.FRMs, self.FFMs, strict=True), start=1):
             colours, noise = rectify(
@@ -302,8 +328,13 @@ class DualEncoder(nn.Module):
 
 
 class MlpDecoder(nn.Module):
-    """Four maps → `classes` logits a place, (N, classes, h, w) at the size of the largest. `eps`:
-    of its BatchNorm.
+    """Decode four maps to logits (N, classes, h, w) at the size of the largest.
+
+    Args:
+        widths: Channels of the maps.
+        width: Channels of the decoder.
+        classes: Logits per position.
+        eps: Epsilon of the batch norm.
     """
 
     def __init__(self, widths: Sequence[int], width: int, classes: int, eps: float) -> None:
@@ -318,17 +349,17 @@ class MlpDecoder(nn.Module):
         self.linear_pred = nn.Conv2d(width, classes, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Decode; the smallest map is fused first."""
+        """Decode. The smallest map is fused first."""
         convolution, norm, relu = self.linear_fuse
         fused = fused_maps(
-            map(self._projected, (4, 3, 2, 1), reversed(maps)),
+            map(self._project, (4, 3, 2, 1), reversed(maps)),
             cast(nn.Conv2d, convolution),
             maps[0].shape[2:],
         )
         decoded: torch.Tensor = self.linear_pred(relu(norm(fused)))
         return decoded
 
-    def _projected(self, number: int, features: torch.Tensor) -> torch.Tensor:
+    def _project(self, number: int, features: torch.Tensor) -> torch.Tensor:
         projected = self.get_submodule(f"linear_c{number}.proj")(
             features.flatten(2).transpose(1, 2)
         )
@@ -336,10 +367,17 @@ class MlpDecoder(nn.Module):
 
 
 class TruFor(nn.Module):
-    """Colours of 0 to 255/256, (N, 3, H, W) of any size → log-odds (N, 1) that the image was
-    altered, and masks (N, H, W).
+    """Colours (N, 3, H, W), 0 to 255/256, of any size → log-odds (N, 1) and masks (N, H, W).
 
-    By default the published sizes: 68,697,421 parameters.
+    The log-odds are that the image was altered. The defaults are the published sizes, with
+    68,697,421 parameters.
+
+    Args:
+        widths: Width per stage.
+        heads: Heads per stage.
+        depths: Blocks per stage.
+        ratios: Ratio of the attention's context per stage.
+        decoder_width: Channels of the decoders.
     """
 
     mean: torch.Tensor
@@ -352,8 +390,8 @@ class TruFor(nn.Module):
         super().__init__()
         self.dncnn = noise_layers()
         self.backbone = DualEncoder(widths, heads, depths, ratios)
-        # The authors initialise the first decoder by a function that also sets this; the second one
-        # keeps torch's.
+        # The authors' function that initialises the first decoder also sets its epsilon. The second
+        # decoder has torch's.
         self.decode_head = MlpDecoder(widths, decoder_width, classes=2, eps=1e-3)
         self.decode_head_conf = MlpDecoder(widths, decoder_width, classes=1, eps=1e-5)
         self.detection = nn.Sequential(
@@ -363,27 +401,31 @@ class TruFor(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score and localize; see the class for shapes."""
+        """Score and localise. See the class for shapes."""
         altered, confidence = self.maps(pixels)
-        seen = torch.cat(
+        statistics = torch.cat(
             [_statistics(confidence), _statistics(altered, functional.logsigmoid(confidence))], 1
         )
-        return Prediction(self.detection(seen), altered.sigmoid())
+        return Prediction(self.detection(statistics), altered.sigmoid())
 
     def maps(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, H, W) each: the log-odds that a pixel was altered, and those that this is right."""
+        """Return two maps (N, H, W).
+
+        The first has the log-odds that a pixel was altered, the second the log-odds that the first
+        is right.
+        """
         noise = self.noiseprint(pixels).expand(-1, 3, -1, -1)
         maps = self.backbone((pixels - self.mean) / self.std, noise)
-        found = [
+        outputs = [
             functional.interpolate(
                 decode(maps), size=pixels.shape[2:], mode="bilinear", align_corners=False
             )
             for decode in (self.decode_head, self.decode_head_conf)
         ]
-        return found[0][:, 1] - found[0][:, 0], found[1][:, 0]
+        return outputs[0][:, 1] - outputs[0][:, 0], outputs[1][:, 0]
 
     def noiseprint(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The fingerprint (N, 1, H, W), band by band with what each band's edges depend on."""
+        """Return the fingerprint (N, 1, H, W), computed in overlapping bands."""
         height, bands = pixels.shape[2], []
         for top in range(0, height, BAND):
             first = max(top - NOISE_LAYERS, 0)
@@ -393,8 +435,9 @@ class TruFor(nn.Module):
 
 
 def _statistics(values: torch.Tensor, log_weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Weighted over the places of (N, H, W): a soft minimum, a soft maximum, mean and mean square,
-    (N, 4).
+    """Compute weighted statistics over the positions of (N, H, W): (N, 4).
+
+    They are a soft minimum, a soft maximum, the mean, and the mean square.
     """
     values = values.flatten(1).float()
     log_weights = (
@@ -402,7 +445,7 @@ def _statistics(values: torch.Tensor, log_weights: torch.Tensor | None = None) -
     )
     log_weights = log_weights.log_softmax(-1)
     weights = log_weights.exp()
-    least, most = -(log_weights - values).logsumexp(-1), (log_weights + values).logsumexp(-1)
+    soft_min, soft_max = -(log_weights - values).logsumexp(-1), (log_weights + values).logsumexp(-1)
     return torch.stack(
-        [least, most, (weights * values).sum(-1), (weights * values.square()).sum(-1)], 1
+        [soft_min, soft_max, (weights * values).sum(-1), (weights * values.square()).sum(-1)], 1
     )

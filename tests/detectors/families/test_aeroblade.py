@@ -70,8 +70,8 @@ def test_the_autoencoder_has_the_published_names_old_and_new():
             key = key.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
         renamed[key] = tensor
     assert renamed.keys() != modern.keys()
-    assert aeroblade.modern_names(renamed).keys() == modern.keys()
-    assert aeroblade.modern_names(modern).keys() == modern.keys()
+    assert aeroblade.rename_attention(renamed).keys() == modern.keys()
+    assert aeroblade.rename_attention(modern).keys() == modern.keys()
 
 
 def test_files_in_the_published_formats_are_loaded_and_score(tmp_path):

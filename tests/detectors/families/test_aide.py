@@ -54,7 +54,7 @@ def test_what_the_networks_see_is_what_the_authors_see():
     pixels = torch.from_numpy(np.asarray(source("97x61")) / np.float32(255)).permute(2, 0, 1)[None]
     seen = [*aide.extreme_patches(pixels)[0][:, None], pixels]
     for one, (mean, deviation) in zip(seen, SEEN, strict=True):
-        sized = aide._sized(one, IMAGENET_MEAN, IMAGENET_STD).double()
+        sized = aide._resize_and_normalise(one, IMAGENET_MEAN, IMAGENET_STD).double()
         assert (sized.mean().item(), sized.std(correction=0).item()) == pytest.approx(
             (mean, deviation), abs=1e-5
         )

@@ -106,7 +106,7 @@ def test_tiles_keep_the_logit_of_npr(size, tile):
 @pytest.mark.parametrize("name", ["corvi2023", "npr"])
 def test_tile_of_less_than_a_cell_is_refused(name):
     for tile in (0, 7, 64.0, "64"):
-        said = f"tile: a whole number of pixels, at least 8, not {tile!r}"
+        said = f"tile must be a whole number of pixels, at least 8, got {tile!r}"
         with pytest.raises(DetectorError, match=said):
             build_network(with_arguments(load_card(name), {"tile": tile}))
 

@@ -115,7 +115,7 @@ def test_a_file_with_the_text_tower_is_read_by_its_image_part(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "said"),
     [
-        ({"name": "open_clip/ViT-L-14"}, "is not timm"),
+        ({"name": "open_clip/ViT-L-14"}, "must be timm"),
         ({"name": "timm/no_such"}, "timm cannot build no_such"),
         (
             {"name": "transformers/CLIPVisionModelWithProjection", "arguments": {"hiden_size": 3}},

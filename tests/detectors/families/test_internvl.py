@@ -172,16 +172,19 @@ def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
         network.attach(tmp_path)
     other = tokenizers.Tokenizer(tokenizers.models.BPE())
     other.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DetectorError, match="<IMG_CONTEXT> is not"):
+    with pytest.raises(DetectorError, match="<IMG_CONTEXT> must be token"):
         network.attach(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"answers": {"fake": ["synthetic"], "real": ["Real"]}}, "none of synthetic is one token"),
+        (
+            {"answers": {"fake": ["synthetic"], "real": ["Real"]}},
+            "none of synthetic is a single token",
+        ),
         ({"max_tokens_per_batch": 20}, "max_tokens_per_batch is 20"),
-        ({"template": "Is it real?"}, r"arguments: template: Value error, it needs \{image\}"),
+        ({"template": "Is it real?"}, r"arguments: template: Value error, template must contain \{image\}"),
     ],
 )
 def test_card_that_cannot_work_is_refused(folder, changes, told):
@@ -194,4 +197,4 @@ def test_wrong_transformers_version_names_one_that_fits(folder, monkeypatch):
     told = "cannot build a network without initial values"
     with pytest.raises(DetectorError, match=told) as refused:
         _network(folder)
-    assert refused.value.hint == "pip install transformers==5.23.0"
+    assert refused.value.hint == "run pip install transformers==5.23.0"

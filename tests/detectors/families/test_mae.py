@@ -42,8 +42,8 @@ def test_branches_are_dropped_per_image_in_training_only():
 
     block = MaeBlock(24, 2, 4, drop_path=0.5)
     branch = torch.ones(400, 4, 4, 24)
-    assert torch.equal(block.eval()._dropped(branch), branch)
-    dropped = block.train()._dropped(branch)
+    assert torch.equal(block.eval()._drop_branch(branch), branch)
+    dropped = block.train()._drop_branch(branch)
     assert set(dropped.flatten(1).std(1).tolist()) == {0.0}
     assert set(dropped[:, 0, 0, 0].tolist()) == {0.0, 2.0}
     assert dropped.mean().item() == pytest.approx(1, abs=0.15)

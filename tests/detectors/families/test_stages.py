@@ -100,7 +100,7 @@ def test_another_network_s_file_is_refused(change):
         del state["classifier.bias"]
     if change == "another order":
         state = {"classifier.bias": state.pop("classifier.bias"), **state}
-    told = "tf_efficientnet_lite0: the file's tensors are not those of this network"
+    told = "tf_efficientnet_lite0: the file must have the tensors of this network"
     with pytest.raises(DetectorError, match=told):
         published_keys(state, StageBackbone(LITE))
 

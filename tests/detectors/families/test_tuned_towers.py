@@ -182,7 +182,7 @@ def test_size_of_the_published_dda_file_is_explained():
         (
             "effort",
             "backbone.encoder.layers.0.self_attn.q_proj.S_residual",
-            r"make no \(1024, 1024\)",
+            r"do not fit a weight \(1024, 1024\)",
         ),
         ("c2p-clip", "model.text_model.final_layer_norm.bias", "text_model"),
     ],
@@ -207,7 +207,7 @@ def test_low_rank_addition_is_scaled_by_its_rank():
         "a.lora_B.default.weight": torch.ones(3, 4),
     }
     assert torch.equal(merged(state, 8)["a.weight"], torch.full((3, 2), 8.0))
-    with pytest.raises(DetectorError, match=r"a: .* make no \(3, 2\)"):
+    with pytest.raises(DetectorError, match=r"a: .* do not fit a weight \(3, 2\)"):
         merged({**state, "a.lora_B.default.weight": torch.ones(3, 5)}, 8)
     del state["a.lora_B.default.weight"]
     assert merged(state, 8).keys() == state.keys()
