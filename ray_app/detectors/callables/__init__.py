@@ -1,3 +1,1 @@
-"""Callables, in processes of their own: the program that runs there (`child`), and whoever starts
-it (`process`).
-"""
+"""Run Python callables as detectors, each in a process (`process`) that executes `child`."""

@@ -1,8 +1,7 @@
-"""`add_callable`: write the card of a Python callable, after its process has shown that it loads
-and scores.
+"""Write the card of a Python callable, after its process has loaded it and scored (`add_callable`).
 
-The card and a small file that says what the callable is go to the folder of the user's own cards,
-where commands find them by name.
+The card and a small file with the identity of the callable are written to the folder of the user's
+own cards, where commands find them by name.
 """
 
 import json
@@ -15,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from ray_app.config import CONFIG_VARIABLE, config_file, named_configs, validate
 from ray_app.detectors import licences
-from ray_app.detectors.callables.process import CallableProcess, Found, OpenedDetector
+from ray_app.detectors.callables.process import CallableProcess, CallableScore, OpenedDetector
 from ray_app.detectors.card import DetectorCard, load_card
 from ray_app.detectors.card_sections import formula_image
 from ray_app.detectors.card_writer import write_card
@@ -25,17 +24,25 @@ from ray_app.errors import ConfigError, DetectorError
 
 Scores = Literal["log-odds", "probability"]
 FAMILY = "callable"
-# the first warms up, the second is timed, the third is kept as the golden score
+# Sizes of the test images. The first warms up, the second is timed, the third gives the golden
+# score.
 _SAMPLES = ((1024, 1024), (1024, 1024), (640, 480))
 _TOLERANCE = 1e-3
 _PIXEL_STD = 0.00392156862745098
 
 
 class CallableAddition(NamedTuple):
-    """A callable to add. `target`: `module:function`, or the name of an entry point.
+    """A request to add a callable.
 
-    `python`: None = the one that runs here. `folder`: where its process runs. `scores`: what it
-    gives; None = log-odds. `images`: what it is given.
+    Attributes:
+        target: `module:function`, or the name of an entry point.
+        python: Path of the Python interpreter. None means the running one.
+        folder: Working directory of the process.
+        name: Name of the card. None derives it from `target`.
+        scores: Meaning of the returned scores. None means log-odds.
+        images: Type of the images that the callable gets.
+        limit_s: Maximum seconds per batch.
+        licence: Licence of the callable. None means not stated.
     """
 
     target: str
@@ -49,8 +56,14 @@ class CallableAddition(NamedTuple):
 
 
 class AddedCard(NamedTuple):
-    """The card as written and what its process said. `score`: of the formula image; None where it
-    gave none, for the reason `failure`.
+    """The card that was written, and the result of the test.
+
+    Attributes:
+        card: The card.
+        path: Path of the card.
+        opened: Description of the detector from its process.
+        score: Log-odds of the generated test image. None if the callable returned no score.
+        failure: Why an image has no score. None if there was no failure.
     """
 
     card: DetectorCard
@@ -73,11 +86,11 @@ class AddedCard(NamedTuple):
     def lines(self) -> list[str]:
         """Return the result for people, with the next command."""
         card = self.card
-        mask = ", and drew a mask" if card.masks else ""
+        mask = " and returned a mask" if card.masks else ""
         result = (
-            f"of an image by formula it gave no score: {self.failure}"
+            f"it returned no score for a generated image: {self.failure}"
             if self.score is None
-            else f"it scored an image by formula{mask}: log-odds {self.score:.6f}"
+            else f"it scored a generated image{mask}: log-odds {self.score:.6f}"
         )
         licence = f"{card.licence} ({licences.TERMS_IN_WORDS[card.terms]})"
         lines = [f"its card is {self.path}", result]
@@ -89,107 +102,120 @@ class AddedCard(NamedTuple):
         return [f"{card.name}: {line}" for line in lines]
 
 
-def is_callable(word: str) -> bool:
-    """Whether a word names a callable, `callable:MODULE:FUNCTION`. Raises ConfigError for the
-    retired adapters.
+def is_callable(name: str) -> bool:
+    """Return whether a name is that of a callable, `callable:MODULE:FUNCTION`.
+
+    Raises ConfigError for a retired adapter.
     """
-    refuse_retired_family(word)
-    return word.startswith("callable:") and not Path(word).exists()
+    refuse_retired_family(name)
+    return name.startswith("callable:") and not Path(name).exists()
 
 
-def add_callable(wanted: CallableAddition) -> AddedCard:
-    """Start the callable once, weights and all, let it score three images by formula, and write its
-    card.
+def add_callable(request: CallableAddition) -> AddedCard:
+    """Start a callable once, let it score three generated images, and write its card.
 
-    Raises ConfigError for a taken name or no place for cards, DetectorError with a hint where it
-    cannot be had or gives no score or mask.
+    Args:
+        request: The request.
+
+    Returns:
+        The card and the result of the test.
+
+    Raises:
+        ConfigError: If the name is taken or there is no folder for cards.
+        DetectorError: If the callable cannot be loaded, or returns no score and no mask.
     """
-    wanted = wanted._replace(python=_python(wanted.python), folder=wanted.folder.resolve())
-    name = wanted.name or _card_name(wanted)
-    path = _place() / f"{name}.yaml"
+    request = request._replace(python=_find_python(request.python), folder=request.folder.resolve())
+    name = request.name or _card_name(request)
+    path = _cards_folder() / f"{name}.yaml"
     if name in named_configs("detectors"):
         raise ConfigError(
-            f"{name}: a shipped detector has that name", hint="give another one: --as NAME"
+            f"{name}: a shipped detector has this name", hint="choose another name: --as NAME"
         )
-    draft = validate(_described(name, wanted), DetectorCard, where=str(path))
+    draft = validate(_describe(name, request), DetectorCard, where=str(path))
     with CallableProcess(draft, None) as process:
-        opened, measured, found = process.open(), None, list[Found | str]()
+        opened, measurement, results = process.open(), None, list[CallableScore | str]()
         samples = [
             tuple(min(side, opened.max_side_px or side) for side in size) for size in _SAMPLES
         ]
         for size in samples:
-            found += process.score([formula_image(*size)])
-            measured = process.measured if size == samples[1] else measured
-    failure = next((one for one in found if isinstance(one, str)), None)
-    if measured is None or process.hint:
+            results += process.score([formula_image(*size)])
+            measurement = process.measured if size == samples[1] else measurement
+    failure = next((result for result in results if isinstance(result, str)), None)
+    if measurement is None or process.hint:
         raise DetectorError(
-            f"{name}: it scored no image by formula: {failure}",
-            hint=process.hint or "try it there by hand, on an image",
+            f"{name}: it scored no generated image: {failure}",
+            hint=process.hint or "run the callable by hand on an image",
         )
-    described = _described(name, wanted)
+    data = _describe(name, request)
     if opened.max_side_px is not None:
-        described["valid_range"] = {"max_side_px": opened.max_side_px}
-    if any(isinstance(one, Found) and one.mask is not None for one in found):
-        described["masks"] = True
-        described["notes"] += [
-            "Where it says nothing of the whole image, its score is the largest value in its mask, as log-odds."
+        data["valid_range"] = {"max_side_px": opened.max_side_px}
+    if any(isinstance(result, CallableScore) and result.mask is not None for result in results):
+        data["masks"] = True
+        data["notes"] += [
+            "If it returns no score of the whole image, the score is the largest value in its mask, as log-odds."
         ]
     identity = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     identity.write_text(
         json.dumps(opened.identity, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    described["weights"] = {
+    data["weights"] = {
         "uri": identity.name,
         "sha256": file_sha256(identity),
         "config": identity.name,
     }
-    described["process"] |= {"peak_bytes": measured[1], "seconds": round(max(measured[0], 1e-4), 4)}
-    score = found[-1].score if isinstance(found[-1], Found) else None
+    data["process"] |= {
+        "peak_bytes": measurement[1],
+        "seconds": round(max(measurement[0], 1e-4), 4),
+    }
+    score = results[-1].score if isinstance(results[-1], CallableScore) else None
     if score is not None:
-        said = ", ".join(f"{library} {version}" for library, version in opened.libraries.items())
+        versions = ", ".join(
+            f"{library} {version}" for library, version in opened.libraries.items()
+        )
         width, height = samples[-1]
-        described["golden"] = [{
+        data["golden"] = [{
             "image": "formula", "width": width, "height": height, "logit": score, "tolerance": _TOLERANCE * max(1, abs(score)),
-            "source": f"scored when this card was written, with {said or 'none of the libraries that are looked for'}",
+            "source": f"scored when this card was written, with {versions or 'none of the known libraries'}",
         }]  # fmt: skip
-    validate(described, DetectorCard, where=str(path))
-    write_card(path, described)
+    validate(data, DetectorCard, where=str(path))
+    write_card(path, data)
     return AddedCard(load_card(path), path, opened, score, failure)
 
 
-def _python(given: str | None) -> str:
-    if given is None:
+def _find_python(python: str | None) -> str:
+    if python is None:
         return sys.executable
-    # Not resolved: a virtual environment is known by the path of its link.
-    found = shutil.which(given)
-    if found is None:
+    # Links are not resolved, because Python finds a virtual environment by the path of its link.
+    path = shutil.which(python)
+    if path is None:
         raise DetectorError(
-            f"--python {given}: there is no such program",
-            hint="give the path of the Python that has the package",
+            f"--python {python}: program not found",
+            hint="give the path of a Python that has the package",
         )
-    return os.path.abspath(found)
+    return os.path.abspath(path)
 
 
-def _card_name(wanted: CallableAddition) -> str:
-    """A name as cards have: lower case, digits, dots and dashes."""
-    words = re.split("[:.]", wanted.target)[-1]
-    return f"callable-{re.sub('[^a-z0-9.]+', '-', words.casefold()).strip('-.')}"
+def _card_name(request: CallableAddition) -> str:
+    """Return a valid card name for a callable: lower case, digits, dots, and dashes."""
+    last_part = re.split("[:.]", request.target)[-1]
+    return f"callable-{re.sub('[^a-z0-9.]+', '-', last_part.casefold()).strip('-.')}"
 
 
-def _place() -> Path:
+def _cards_folder() -> Path:
     file = config_file()
     if file is None:
         raise ConfigError(
-            "there is no home for cards of your own",
-            hint=f"name a config file: export {CONFIG_VARIABLE}=/path/config.yaml",
+            "no folder for your own cards, because there is no home folder",
+            hint=f"set a config file: export {CONFIG_VARIABLE}=/path/config.yaml",
         )
     return file.parent / "detectors"
 
 
-def _terms(licence: str) -> str:
-    """Of a licence that its user names: what is well known to be permissive is; of anything else
-    the terms have to be read.
+def _find_terms(licence: str) -> str:
+    """Return the terms of a licence that the user states.
+
+    Well-known permissive licences are permissive. The user has to read the terms of all others.
     """
     permissive = (
         "mit",
@@ -204,20 +230,24 @@ def _terms(licence: str) -> str:
     return "permissive" if licence.casefold() in permissive else "restricted"
 
 
-def _described(name: str, wanted: CallableAddition) -> dict[str, Any]:
-    licence = {"licence": wanted.licence, "terms": _terms(wanted.licence)} if wanted.licence else {}
+def _describe(name: str, request: CallableAddition) -> dict[str, Any]:
+    licence = (
+        {"licence": request.licence, "terms": _find_terms(request.licence)}
+        if request.licence
+        else {}
+    )
     return {
         "name": name,
-        "title": f"The callable {wanted.target}",
+        "title": f"The callable {request.target}",
         "family": FAMILY,
         "architecture": {
-            "name": wanted.target,
-            "arguments": {"scores": wanted.scores or "log-odds", "images": wanted.images},
+            "name": request.target,
+            "arguments": {"scores": request.scores or "log-odds", "images": request.images},
         },
         "process": {
-            "python": wanted.python,
-            "folder": str(wanted.folder),
-            "limit_s": wanted.limit_s,
+            "python": request.python,
+            "folder": str(request.folder),
+            "limit_s": request.limit_s,
         },
         "preprocessing": {"mean": [0.0] * 3, "std": [_PIXEL_STD] * 3},
         "weights": {
@@ -227,13 +257,13 @@ def _described(name: str, wanted: CallableAddition) -> dict[str, Any]:
         },
         "output": {"sign": 1},
         "precision": "fp32",
-        "precision_note": "The package decides itself in which precision it computes.",
+        "precision_note": "The package chooses its own precision.",
         "licence": "none stated",
         "terms": "none-stated",
         **licence,
-        "licence_note": "Whoever wrote the function decides; --licence states it when the card is written.",
+        "licence_note": "The author of the function decides. Set it with --licence when the card is written.",
         "citation": "not stated",
-        "source": f"{wanted.target}, in {wanted.folder}",
+        "source": f"{request.target}, in {request.folder}",
         "training_data": {
             "name": "not stated",
             "licence": "not stated",
@@ -241,6 +271,6 @@ def _described(name: str, wanted: CallableAddition) -> dict[str, Any]:
             "complete": False,
         },
         "notes": [
-            "It is given the image as decoded, RGB at its own size; alpha lies on white, the EXIF orientation is not applied."
+            "It gets the decoded image, RGB at its own size. Alpha is composited on white, and the EXIF orientation is not applied."
         ],
     }

@@ -1,14 +1,14 @@
-"""The process of a callable: RGB pixels in, its own scores and masks out. `callables.process` alone
-starts it.
+"""Run a callable in this process: RGB pixels in, its scores and masks out.
 
-It runs as a file in any Python from 3.9, with NumPy and whatever the detector needs: of Touchstone
-it runs one more file, `child_messages`, and nothing of Touchstone is on its path.
+Only `callables.process` starts this program. It runs as a file in any Python from 3.9 that has
+NumPy and the callable's packages. It uses one other file of Touchstone, `child_messages`, and
+nothing else of Touchstone is on its path.
 
-The texts of messages are JSON. The first request names the detector, and the answer what it is
-(`identity`); each further one has `sizes` (width, height) of images whose pixels follow, and the
-answer is one float64 per image, height and width (2 × uint32) of each mask (0, 0 = none), and the
-masks, one byte per pixel, 255 = surely altered. If the detector failed, the JSON has `error`, and
-`hint` if there is one.
+Messages contain JSON text and binary data. The first request names the callable, and its answer has
+the `identity`. Each further request has the `sizes` (width, height) of images, followed by their
+pixels. Its answer has one float64 per image, the height and width (2 × uint32) of each mask (0, 0 =
+none), and the masks with one byte per pixel, 255 = certainly altered. If the callable failed, the
+JSON has `error` and possibly `hint`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# By its path: this Python may lack what the package `ray_app` imports.
+# Loaded by path, because this Python may lack packages that `ray_app` imports.
 _MESSAGES = runpy.run_path(str(Path(__file__).parents[2] / "child_messages.py"))
 ENTRY_POINTS = "touchstone.callables"
-# files of a module that is no installed distribution; one with more is known by the first of them
-_MOST_SOURCES = 2000
-FEWEST = 2.0**-53  # a probability nearer to 0 or 1 than this says no more: log-odds end at ±36.7
-# px: a mask has its image's size, or is the square that the whole image was resized to
-MOST_SQUARE = 1024
+# Maximum number of files that identify a package. Of a larger package, the first files count.
+_MAX_SOURCES = 2000
+# Minimum distance of a probability from 0 and 1, which limits log-odds to ±36.7.
+MIN_PROBABILITY = 2.0**-53
+# Pixels. A mask has the size of its image, or is a square to which the whole image was resized.
+MAX_SQUARE_PX = 1024
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "albumentations", "numpy", "pillow")
-_HINT = "name its folder by --folder, or give by --python the Python that has it"
+_HINT = "set its folder with --folder, or a Python that has it with --python"
 Score = Callable[[Sequence[Any]], Any]
 
 
 class UnusableError(Exception):
-    """The detector cannot be had here. `hint`: what to do."""
+    """The callable cannot be used here.
+
+    Attributes:
+        hint: Instruction for the user.
+    """
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -52,60 +57,60 @@ class UnusableError(Exception):
 
 
 def main() -> None:
-    """Serve until whoever started this process closes its side, or is gone."""
-    # our files are no modules of its own
-    sys.path[:] = [place for place in sys.path if place != str(Path(__file__).parent)]
+    """Answer requests until the parent closes the connection or exits."""
+    # The callable must not import Touchstone's files as modules.
+    sys.path[:] = [folder for folder in sys.path if folder != str(Path(__file__).parent)]
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)  # a detector that asks a question must not read our messages
-    os.dup2(2, 1)  # and one that prints must not write into an answer
-    threading.Thread(target=_end_with_parent, args=(requests.fileno(),), daemon=True).start()
+        os.dup2(nothing.fileno(), 0)  # The callable must not read messages from stdin.
+    os.dup2(2, 1)  # Its output must not go into an answer.
+    threading.Thread(target=_exit_with_parent, args=(requests.fileno(),), daemon=True).start()
     answers.write(_MESSAGES["READY"])
     answers.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     score, meaning = None, ""
     while request := _MESSAGES["read_request"](requests):
         text, data = request
-        wanted = json.loads(text)
-        # The parent kills us at the limit; should it die first, the kernel's default for SIGALRM
-        # does, hung C code or not.
-        signal.setitimer(signal.ITIMER_REAL, 2 * wanted["limit_s"] + 1)
+        options = json.loads(text)
+        # The parent kills this process at the limit. If the parent dies first, the default action of
+        # SIGALRM does, even in hung C code.
+        signal.setitimer(signal.ITIMER_REAL, 2 * options["limit_s"] + 1)
         if score is None:
-            (score, said), meaning = _opened(wanted), wanted["scores"]
-            numbers = b""
+            (score, report), meaning = _open(options), options["scores"]
+            data_out = b""
         else:
-            said, numbers = _answer(score, meaning, wanted, data)
+            report, data_out = _answer(score, meaning, options, data)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _MESSAGES["write_answer"](answers, json.dumps(said).encode(), [numbers])
+        _MESSAGES["write_answer"](answers, json.dumps(report).encode(), [data_out])
 
 
-def _end_with_parent(pipe: int) -> None:
-    """End when nobody is left who could ask: no event but the end of the other side is waited for."""
-    waiting = select.poll()
-    waiting.register(pipe, 0)
-    waiting.poll()
+def _exit_with_parent(pipe: int) -> None:
+    """Exit when the parent closes its end of the pipe, which is the only event polled for."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    poll.poll()
     os._exit(0)
 
 
-def _opened(wanted: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
+def _open(options: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
     try:
-        if wanted["offline"]:
+        if options["offline"]:
             sys.addaudithook(_refuse_network)
-        if wanted.get("probe"):
-            return None, _probed(wanted)
-        score, identity, max_side_px = _callable(wanted)
-    except BaseException as error:  # whatever a stranger's package raises, SystemExit too
+        if options.get("probe"):
+            return None, _probe(options)
+        score, identity, max_side_px = _load_callable(options)
+    except BaseException as error:  # A third-party package may raise anything, even SystemExit.
         return None, {**_failure(error), "trace": traceback.format_exc()[-4000:]}
     _be_silent()
     libraries = {name: _version(name) for name in _LIBRARIES if _version(name)}
     return score, {"identity": identity, "libraries": libraries, "max_side_px": max_side_px}
 
 
-def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Whether the callable's module is there, without importing it."""
+def _probe(options: dict[str, Any]) -> dict[str, Any]:
+    """Check that the callable's module exists, without importing it."""
     _search_own_folder()
-    target = wanted["target"]
-    target = target if ":" in target else _entry_point(target)
+    target = options["target"]
+    target = target if ":" in target else _find_entry_point(target)
     name = target.partition(":")[0].partition(".")[0]
     if importlib.util.find_spec(name) is None:
         raise UnusableError(f"{sys.executable} has no module {name}", _HINT)
@@ -113,121 +118,134 @@ def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(
-    score: Score, meaning: str, wanted: dict[str, Any], data: bytes
+    score: Score, meaning: str, options: dict[str, Any], data: bytes
 ) -> tuple[dict[str, Any], bytes]:
     import numpy
 
-    images, at, begun = [], 0, time.perf_counter()
-    for width, height in wanted["sizes"]:
+    images, offset, started = [], 0, time.perf_counter()
+    for width, height in options["sizes"]:
         images.append(
-            numpy.frombuffer(bytearray(data[at : at + 3 * width * height]), numpy.uint8).reshape(
-                height, width, 3
-            )
+            numpy.frombuffer(
+                bytearray(data[offset : offset + 3 * width * height]), numpy.uint8
+            ).reshape(height, width, 3)
         )
-        at += 3 * width * height
+        offset += 3 * width * height
     try:
-        given = list(score(images))
-        if len(given) != len(images):
+        outputs = list(score(images))
+        if len(outputs) != len(images):
             return {
-                "error": f"it gave {len(given)} score{'s' * (len(given) != 1)} for {len(images)} image{'s' * (len(images) > 1)}"
+                "error": f"it returned {len(outputs)} score{'s' * (len(outputs) != 1)} for {len(images)} image{'s' * (len(images) > 1)}"
             }, b""
-        found = [_found(one, images[place].shape[:2], meaning) for place, one in enumerate(given)]
+        results = [
+            _read_output(output, images[index].shape[:2], meaning)
+            for index, output in enumerate(outputs)
+        ]
     except BaseException as error:
         return _failure(error), b""
     scores, masks = (
-        numpy.array([score for score, _ in found], numpy.float64),
-        [mask for _, mask in found],
+        numpy.array([score for score, _ in results], numpy.float64),
+        [mask for _, mask in results],
     )
     parts = [scores, numpy.array([mask.shape for mask in masks], numpy.uint32), *masks]
-    return {"seconds": time.perf_counter() - begun, "peak_bytes": _peak_bytes()}, b"".join(
+    return {"seconds": time.perf_counter() - started, "peak_bytes": _peak_bytes()}, b"".join(
         part.tobytes() for part in parts
     )
 
 
-def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]:
-    """The score of an image (height, width), of a mask alone that mask's largest value, and the
-    mask as uint8, empty if there is none.
+def _read_output(output: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]:
+    """Return the score of an image, and its mask as uint8, empty if there is none.
+
+    The score of a mask alone is its largest value.
+
+    Args:
+        output: The output for the image: a score, a mask, or a pair of mask and score.
+        size: Height and width of the image.
+        meaning: Meaning of scores, "log-odds" or "probability".
     """
     import numpy
 
-    mask, score = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    if max(getattr(mask, "shape", ()), default=1) == 1:  # a number, also as an array of one
-        return float("nan") if given is None else float(given), numpy.empty((0, 0), numpy.uint8)
+    mask, score = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
+    if max(getattr(mask, "shape", ()), default=1) == 1:  # A number, or an array with one number.
+        return float("nan") if output is None else float(output), numpy.empty((0, 0), numpy.uint8)
     pixels = numpy.asarray(
         mask.detach().cpu().float() if hasattr(mask, "detach") else mask, numpy.float32
     )
-    if pixels.shape != size and (pixels.shape != pixels.shape[:1] * 2 or len(pixels) > MOST_SQUARE):
+    if pixels.shape != size and (
+        pixels.shape != pixels.shape[:1] * 2 or len(pixels) > MAX_SQUARE_PX
+    ):
         raise UnusableError(f"its mask is {' × '.join(map(str, pixels.shape))}, its image {size[0]} × {size[1]} (height × width)",
-                            f"a mask has its image's size, or is the square, of at most {MOST_SQUARE} px, that was made of it")  # fmt: skip
-    if not (pixels.min() >= -1e-3 and pixels.max() <= 1.001):  # not where one is NaN, either
+                            f"return masks of the image's size, or squares of at most {MAX_SQUARE_PX} px of the resized image")  # fmt: skip
+    if not (pixels.min() >= -1e-3 and pixels.max() <= 1.001):  # Also True if there is a NaN.
         raise UnusableError(f"its mask has values from {pixels.min():g} to {pixels.max():g}",
-                            "a mask has of each pixel the probability that it was altered, 0 to 1")  # fmt: skip
+                            "return masks with the probability of each pixel that it was altered, 0 to 1")  # fmt: skip
     pixels = pixels.clip(0, 1)
-    # as IMDLBenCo labels by MVSSNet (`gmp` in mvssnet.py), and `iml-vit` here
-    peak = min(max(float(pixels.max()), FEWEST), 1 - FEWEST)
-    alone = peak if meaning == "probability" else math.log(peak) - math.log1p(-peak)
-    return float(alone if score is None else score), numpy.rint(pixels * 255).astype(numpy.uint8)
+    # IMDLBenCo scores MVSSNet like this (`gmp` in mvssnet.py), and so does `iml-vit`.
+    peak = min(max(float(pixels.max()), MIN_PROBABILITY), 1 - MIN_PROBABILITY)
+    mask_score = peak if meaning == "probability" else math.log(peak) - math.log1p(-peak)
+    return float(mask_score if score is None else score), numpy.rint(pixels * 255).astype(
+        numpy.uint8
+    )
 
 
-def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any], int | None]:
-    """Return a function of a list of images, what identifies it, and the largest side of an image
-    that it takes, None = any.
-    """
+def _load_callable(options: dict[str, Any]) -> tuple[Score, dict[str, Any], int | None]:
+    """Return a function of a list of images, its identity, and its maximum image side or None."""
     _search_own_folder()
-    target = wanted["target"]
+    target = options["target"]
     if ":" not in target:
-        target = _entry_point(target)
+        target = _find_entry_point(target)
     module_name, _, path = target.partition(":")
-    given = module = _imported(module_name)
+    function = module = _import(module_name)
     for name in path.split("."):
-        if not hasattr(given, name):
-            raise UnusableError(f"the module {module_name} has no {path}", _hint_on(module))
-        given = getattr(given, name)
-    if isinstance(given, type):
-        given = given()
-    if not callable(given):
-        hint = "name a function, or a class whose instances are called"
-        raise UnusableError(f"{target} is a {type(given).__name__} and no function", hint)
+        if not hasattr(function, name):
+            raise UnusableError(
+                f"the module {module_name} has no {path}", _describe_functions(module)
+            )
+        function = getattr(function, name)
+    if isinstance(function, type):
+        function = function()
+    if not callable(function):
+        hint = "name a function, or a class with callable instances"
+        raise UnusableError(f"{target} must be callable, got {type(function).__name__}", hint)
     identity: dict[str, Any] = {
         "callable": target,
         "source": _source_digest(module),
-        "package": _distribution_of(module),
+        "package": _find_distribution(module),
     }
     identity["python"] = _python()
-    # Weights decide scores as much as the source does; a callable may name their paths in
-    # `weight_files`.
+    # Scores depend on weights as well as on the source. A callable may list the paths of its weights
+    # in `weight_files`.
     identity["files"] = {
-        Path(file).name: _sha256(Path(file)) for file in getattr(given, "weight_files", ())
+        Path(file).name: _sha256(Path(file)) for file in getattr(function, "weight_files", ())
     }
     score: Score = (
-        given
-        if wanted["images"] == "arrays"
-        else lambda images: given([_picture(image) for image in images])
+        function
+        if options["images"] == "arrays"
+        else lambda images: function([_to_pil(image) for image in images])
     )
     return (
         score,
         {key: value for key, value in identity.items() if value},
-        getattr(given, "max_side_px", None),
+        getattr(function, "max_side_px", None),
     )
 
 
-def _entry_point(name: str) -> str:
+def _find_entry_point(name: str) -> str:
     import importlib.metadata
 
-    points: Any = importlib.metadata.entry_points()  # before Python 3.10 a dict
-    there = (
+    points: Any = importlib.metadata.entry_points()  # A dict before Python 3.10.
+    group = (
         points.select(group=ENTRY_POINTS)
         if hasattr(points, "select")
         else points.get(ENTRY_POINTS, [])
     )
-    found: dict[str, str] = {point.name: point.value for point in there}
-    if name not in found:
-        raise UnusableError(f"no package there has an entry point {name} in the group {ENTRY_POINTS}",
-                            f"there are {', '.join(found) or 'none'}; or write callable:MODULE:FUNCTION")  # fmt: skip
-    return found[name]
+    targets: dict[str, str] = {point.name: point.value for point in group}
+    if name not in targets:
+        raise UnusableError(f"no installed package has an entry point {name} in the group {ENTRY_POINTS}",
+                            f"use one of {', '.join(targets) or 'none'}, or write callable:MODULE:FUNCTION")  # fmt: skip
+    return targets[name]
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -235,41 +253,41 @@ def _imported(name: str) -> Any:
 
 
 def _search_own_folder() -> None:
-    """Find modules of the detector's folder, but never instead of an installed module of that name."""
+    """Search the working directory for modules, after all installed modules."""
     sys.path.append(os.getcwd())
 
 
-def _hint_on(module: Any) -> str:
-    """Return what to do about a module without the function that was named."""
+def _describe_functions(module: Any) -> str:
+    """Return a hint for a module that lacks the named function."""
     file = getattr(module, "__file__", None)
     if (
         file
         and Path(os.getcwd(), f"{module.__name__}.py").exists()
         and not Path(file).is_relative_to(os.getcwd())
     ):
-        return f"rename your module: Python already has one of that name, {file}"
-    own = [
+        return f"rename your module: Python already has a module of that name, {file}"
+    functions = [
         name
-        for name, one in vars(module).items()
-        if callable(one) and getattr(one, "__module__", None) == module.__name__
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
-    return f"it has {', '.join(own) or 'no function'}"
+    return f"use one of its functions: {', '.join(functions) or 'none'}"
 
 
-def _picture(pixels: Any) -> Any:
+def _to_pil(pixels: Any) -> Any:
     from PIL import Image
 
     return Image.fromarray(pixels)
 
 
 def _source_digest(module: Any) -> str:
-    """The SHA-256 of the module's file; of all Python files of the package that it belongs to."""
+    """Return the SHA-256 of the module's file, or of all Python files of its package."""
     top = sys.modules[module.__name__.partition(".")[0]]
     file = Path(
         getattr(top, "__file__", None) or getattr(module, "__file__", None) or sys.executable
     )
     sources = (
-        sorted(file.parent.rglob("*.py"))[:_MOST_SOURCES] if file.name == "__init__.py" else [file]
+        sorted(file.parent.rglob("*.py"))[:_MAX_SOURCES] if file.name == "__init__.py" else [file]
     )
     digest = hashlib.sha256()
     for source in sources:
@@ -277,17 +295,19 @@ def _source_digest(module: Any) -> str:
     return digest.hexdigest()
 
 
-def _distribution_of(module: Any) -> str | None:
-    """`name version` of the installed distribution that a module is of, where there is one."""
+def _find_distribution(module: Any) -> str | None:
+    """Return `name version` of the installed distribution of a module, or None."""
     import importlib.metadata
 
     top = module.__name__.partition(".")[0]
     if not {"site-packages", "dist-packages"} & set(
         Path(getattr(module, "__file__", None) or "").parts
     ):
-        return None  # to ask all installed packages takes longer than most modules
-    finds: Any = getattr(importlib.metadata, "packages_distributions", dict)  # from Python 3.10
-    name = next(iter(finds().get(top, [])), top)
+        return None  # Searching all installed packages takes longer than most callables.
+    packages_distributions: Any = getattr(
+        importlib.metadata, "packages_distributions", dict
+    )  # From Python 3.10.
+    name = next(iter(packages_distributions().get(top, [])), top)
     version = _version(name)
     return f"{name} {version}" if version else None
 
@@ -320,7 +340,7 @@ def _peak_bytes() -> int:
 
 
 def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: no host is looked up or spoken to; sockets of this machine stay."""
+    """Refuse host lookups and connections, as an audit hook. Local sockets still work."""
     if event == "socket.getaddrinfo" or (
         event == "socket.connect" and isinstance(arguments[1], tuple)
     ):
@@ -328,10 +348,10 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _be_silent() -> None:
-    """What it prints from now on is for nobody: of a million images that would be gigabytes."""
+    """Discard all further output, which for a million images would be gigabytes."""
     with open(os.devnull, "wb") as nothing:
-        for place in (1, 2):
-            os.dup2(nothing.fileno(), place)
+        for descriptor in (1, 2):
+            os.dup2(nothing.fileno(), descriptor)
 
 
 def _failure(error: BaseException) -> dict[str, str]:

@@ -1,9 +1,8 @@
-"""`CallableProcess`: a callable, asked in a process of its own, by another interpreter where the
-card names one.
+"""Run a callable in a separate process, possibly with another interpreter (`CallableProcess`).
 
-A crash, a hang, an exception or a wrong answer costs the images that it met, one by one; a process
-that cannot start is a DetectorError. No torch here: the driver of a run asks `require_startable`
-before anything is listed.
+A crash, a hang, an exception, or a wrong answer affects only the images of that call, one by one. A
+process that cannot start is a DetectorError. The module does not import torch, because the driver
+of a run calls `require_startable` before it lists anything.
 """
 
 import json
@@ -28,24 +27,26 @@ from ray_app.errors import DetectorError, describe_error
 from ray_app.import_path import SAFE_PATH
 
 PixelArray = npt.NDArray[np.uint8]
-MOST_REPORT_BYTES = 64 * 1024
-_MOST_SAID = 300  # characters of what a detector says of its failure
-_READY_S = 60.0  # until the bare interpreter is up
+MAX_REPORT_BYTES = 64 * 1024
+_MAX_ERROR_CHARS = 300  # Of an error message from the callable.
+_READY_S = 60.0  # Maximum time until the interpreter is ready.
 
-# What an interpreter and its libraries need of our environment. Tokens and keys stay here, and so
-# does our own path of modules.
-_KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY",
+# Environment variables that the interpreter and its libraries need. Tokens and keys are not passed
+# on, nor is Touchstone's own module path.
+_PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY",
          "TORCH_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "SSL_CERT_FILE", "http_proxy", "https_proxy",
          "no_proxy")  # fmt: skip
-_KEPT_GROUPS = ("CUDA_", "NVIDIA_")
+_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 class OpenedDetector(NamedTuple):
-    """What a process says of its detector: all that decides its scores, and the libraries that it
-    runs on.
+    """Description of a detector from its process.
 
-    `max_side_px`: the largest side of an image that it takes, None = any.
+    Attributes:
+        identity: Everything that affects its scores.
+        libraries: Versions of its libraries, by name.
+        max_side_px: Maximum side of an image in pixels. None means no limit.
     """
 
     identity: Mapping[str, Any]
@@ -53,9 +54,12 @@ class OpenedDetector(NamedTuple):
     max_side_px: int | None
 
 
-class Found(NamedTuple):
-    """What a detector says of an image: log-odds of fake, and of one that localizes where: (h, w)
-    uint8, 255 = surely altered.
+class CallableScore(NamedTuple):
+    """Output of a callable for an image.
+
+    Attributes:
+        score: Log-odds of fake.
+        mask: Mask (h, w) uint8, 255 = certainly altered. None if there is none.
     """
 
     score: float
@@ -63,10 +67,18 @@ class Found(NamedTuple):
 
 
 class CallableProcess(ChildProcess):
-    """One callable, in memory of a child of its own. Any thread may ask; one at a time is answered.
+    """A callable in a child process. Any thread may call it; calls are serialised.
 
-    `identity`: what the card's detector was; another one is refused. None: whatever is there
-    (`opened`).
+    Args:
+        card: The detector card.
+        identity: Expected identity of the detector. A detector with another one is refused. None
+            accepts any.
+        device: Device, such as "cpu" or "cuda:0".
+
+    Attributes:
+        measured: Seconds and peak bytes of the last batch in the child. None before the first
+            batch.
+        hint: Instruction for the user after an answer of the wrong kind, else None.
     """
 
     def __init__(
@@ -74,67 +86,70 @@ class CallableProcess(ChildProcess):
     ) -> None:
         super().__init__()
         self._card, self._identity, self._device = card, identity, device
-        self._settings = _settings_of(card)
+        self._settings = _require_settings(card)
         self._lock = threading.RLock()
-        # seconds and peak bytes of the last batch in the child
         self.measured: tuple[float, int] | None = None
-        self.hint: str | None = None  # what to do about the last answer that was of the wrong kind
+        self.hint: str | None = None
 
     def open(self) -> OpenedDetector:
-        """Start the child and load the detector. Raises DetectorError with a hint where it cannot
-        be had, or is another one.
+        """Start the child and load the detector.
+
+        Raises DetectorError with a hint if the detector is unavailable or is another one.
         """
-        with self._lock, tempfile.TemporaryFile() as words:
-            self._start(words)
-            wanted = {**_named(self._card), "device": self._device, "offline": weights.is_offline()}
-            answer = self._asked(wanted, (), (), self._settings.start_limit_s)
+        with self._lock, tempfile.TemporaryFile() as errors:
+            self._start(errors)
+            request = {
+                **_describe_callable(self._card),
+                "device": self._device,
+                "offline": weights.is_offline(),
+            }
+            answer = self._exchange_messages(request, (), (), self._settings.start_limit_s)
             if isinstance(answer, str):
                 raise DetectorError(
-                    f"{self._card.name}: its process {answer}{_last_of(words)}",
-                    hint=self._how_to_see(),
+                    f"{self._card.name}: its process {answer}{_read_last_line(errors)}",
+                    hint=self._reproduce_hint(),
                 )
-            said = answer[0]
-            if "error" in said:
+            report = answer[0]
+            if "error" in report:
                 self.close()
-                last = str(said.get("trace", "")).strip().splitlines()
+                trace_lines = str(report.get("trace", "")).strip().splitlines()
                 raise DetectorError(
-                    f"{self._card.name}: {said['error']}",
-                    hint=said.get("hint") or self._how_to_see(last),
+                    f"{self._card.name}: {report['error']}",
+                    hint=report.get("hint") or self._reproduce_hint(trace_lines),
                 )
             opened = OpenedDetector(
-                said["identity"], said.get("libraries", {}), said.get("max_side_px")
+                report["identity"], report.get("libraries", {}), report.get("max_side_px")
             )
             if self._identity is not None and opened.identity != self._identity:
                 self.close()
                 raise DetectorError(
-                    f"{self._card.name}: it is another detector by now: {'; '.join(_differences(self._identity, opened.identity))}",
-                    hint=f"bring back what the card was written for, or write a new card: {add_command(self._card)}",
+                    f"{self._card.name}: the detector has changed: {'; '.join(_differences(self._identity, opened.identity))}",
+                    hint=f"restore the detector that the card was written for, or write a new card: {add_command(self._card)}",
                 )
             return opened
 
-    def score(self, images: Sequence[PixelArray]) -> list[Found | str]:
-        """Per image (height, width, 3) uint8 RGB what was found, or why nothing was. Raises
-        DetectorError as `open`.
+    def score(self, images: Sequence[PixelArray]) -> list[CallableScore | str]:
+        """Return the output for each image (height, width, 3) uint8 RGB, or why there is none.
 
-        A batch that fails is asked again image by image, each in a child that is started anew where
-        the last one is gone.
+        A batch that fails is repeated image by image. A child that has exited is started again.
+        Raises DetectorError like `open`.
         """
         with self._lock:
-            found = self._scored(images)
-            if isinstance(found, str):
+            outputs = self._score_batch(images)
+            if isinstance(outputs, str):
                 return (
-                    [found]
+                    [outputs]
                     if len(images) == 1
-                    else [one for image in images for one in self.score([image])]
+                    else [output for image in images for output in self.score([image])]
                 )
-            return found
+            return outputs
 
-    def _scored(self, images: Sequence[PixelArray]) -> list[Found | str] | str:
+    def _score_batch(self, images: Sequence[PixelArray]) -> list[CallableScore | str] | str:
         if self.pid is None:
             self.open()
         limit_s = self._settings.limit_s
         sizes = [(image.shape[1], image.shape[0]) for image in images]
-        answer = self._asked(
+        answer = self._exchange_messages(
             {"sizes": sizes},
             [np.ascontiguousarray(image).data.cast("B") for image in images],
             sizes,
@@ -142,25 +157,27 @@ class CallableProcess(ChildProcess):
         )
         if isinstance(answer, str):
             return f"its process {answer}"
-        said, given = answer
-        if "error" in said:
-            self.hint = said.get("hint", self.hint)
-            return str(said["error"])[:_MOST_SAID]
-        self.measured = float(said["seconds"]), int(said["peak_bytes"])
-        return [self._in_log_odds(one) for one in given]
+        report, outputs = answer
+        if "error" in report:
+            self.hint = report.get("hint", self.hint)
+            return str(report["error"])[:_MAX_ERROR_CHARS]
+        self.measured = float(report["seconds"]), int(report["peak_bytes"])
+        return [self._to_log_odds(output) for output in outputs]
 
-    def _in_log_odds(self, found: Found) -> Found | str:
-        if not math.isfinite(found.score):
-            return f"its score is {found.score}"
+    def _to_log_odds(self, output: CallableScore) -> CallableScore | str:
+        if not math.isfinite(output.score):
+            return f"its score is {output.score}"
         if self._card.architecture.arguments.get("scores") != "probability":
-            return found
-        if not 0 <= found.score <= 1:
-            self.hint = "say what it gives: --scores log-odds"
-            return f"its score is {found.score:g}, and its card says that it is a probability"
-        bounded = min(max(found.score, program.FEWEST), 1 - program.FEWEST)
-        return found._replace(score=math.log(bounded) - math.log1p(-bounded))
+            return output
+        if not 0 <= output.score <= 1:
+            self.hint = "set the meaning of its scores: --scores log-odds"
+            return (
+                f"its score is {output.score:g}, but the card states that scores are probabilities"
+            )
+        probability = min(max(output.score, program.MIN_PROBABILITY), 1 - program.MIN_PROBABILITY)
+        return output._replace(score=math.log(probability) - math.log1p(-probability))
 
-    def _start(self, words: IO[bytes]) -> None:
+    def _start(self, errors: IO[bytes]) -> None:
         settings = self._settings
         try:
             is_ready = self._spawn(
@@ -169,71 +186,84 @@ class CallableProcess(ChildProcess):
                 READY,
                 _READY_S,
                 folder=Path(settings.folder),
-                errors=words,
+                errors=errors,
             )
         except OSError as error:
             raise DetectorError(
-                f"{self._card.name}: no process of {settings.python} in {settings.folder}: {describe_error(error)}",
-                hint=f"name a Python that is there: {add_command(self._card)}",
+                f"{self._card.name}: cannot run {settings.python} in {settings.folder}: {describe_error(error)}",
+                hint=f"use a Python that exists: {add_command(self._card)}",
             ) from None
         if not is_ready:
-            end = self._epitaph(self._child)
+            cause = self._epitaph(self._child)
             raise DetectorError(
-                f"{self._card.name}: {settings.python} {end}{_last_of(words)}",
-                hint=self._how_to_see(),
+                f"{self._card.name}: {settings.python} {cause}{_read_last_line(errors)}",
+                hint=self._reproduce_hint(),
             )
 
-    def _asked(
+    def _exchange_messages(
         self,
-        wanted: Mapping[str, Any],
+        request: Mapping[str, Any],
         blobs: Sequence[bytes | memoryview],
         sizes: Sequence[tuple[int, int]],
         limit_s: float,
-    ) -> tuple[dict[str, Any], list[Found]] | str:
-        """What the child says, and gives of images of these sizes (width, height), scores as they
-        are; or, in words, how it ended.
+    ) -> tuple[dict[str, Any], list[CallableScore]] | str:
+        """Send a request and read the answer.
+
+        Args:
+            request: The JSON of the request.
+            blobs: The binary data of the request.
+            sizes: Width and height of the images. Empty if the answer has no scores.
+            limit_s: Maximum seconds.
+
+        Returns:
+            The JSON of the answer and the outputs, or how the child ended.
         """
-        running, text = self._child, json.dumps({**wanted, "limit_s": limit_s}).encode()
+        child, text = self._child, json.dumps({**request, "limit_s": limit_s}).encode()
         answer = None
         with self._exchange(limit_s) as (answers, deadline):
             self._send(pack_request(text, blobs))
-            answer = _believed(answers, sizes)
+            answer = _read_answer(answers, sizes)
         if deadline.has_passed:
             self.close()
             return f"took longer than {limit_s:g} s"
-        return answer if answer is not None else self._epitaph(running)
+        return answer if answer is not None else self._epitaph(child)
 
-    def _how_to_see(self, last: Sequence[str] = ()) -> str:
-        where = (
-            f" (in {last[-2].strip()})"
-            if len(last) > 2 and last[-2].strip().startswith("File")
+    def _reproduce_hint(self, trace_lines: Sequence[str] = ()) -> str:
+        location = (
+            f" (in {trace_lines[-2].strip()})"
+            if len(trace_lines) > 2 and trace_lines[-2].strip().startswith("File")
             else ""
         )
         name = self._card.architecture.name.partition(":")[0]
-        return f"try it there{where}: cd {self._settings.folder} && {self._settings.python} -c 'import {name}'"
+        return f"reproduce it{location}: cd {self._settings.folder} && {self._settings.python} -c 'import {name}'"
 
 
 def require_startable(card: DetectorCard) -> None:
-    """Whether the card's interpreter runs here and has the package; loads neither it nor weights.
-    Raises DetectorError with a hint.
+    """Require that the card's interpreter runs here and has the package.
+
+    Neither the package nor weights are loaded. Raises DetectorError with a hint.
     """
-    with CallableProcess(card, None) as process, tempfile.TemporaryFile() as words:
-        process._start(words)
-        answer = process._asked({**_named(card), "probe": True}, (), (), _READY_S)
+    with CallableProcess(card, None) as process, tempfile.TemporaryFile() as errors:
+        process._start(errors)
+        answer = process._exchange_messages(
+            {**_describe_callable(card), "probe": True}, (), (), _READY_S
+        )
         if isinstance(answer, str):
             raise DetectorError(
-                f"{card.name}: its process {answer}{_last_of(words)}", hint=process._how_to_see()
+                f"{card.name}: its process {answer}{_read_last_line(errors)}",
+                hint=process._reproduce_hint(),
             )
         if "error" in answer[0]:
             raise DetectorError(
                 f"{card.name}: {answer[0]['error']}",
-                hint=answer[0].get("hint") or process._how_to_see(),
+                hint=answer[0].get("hint") or process._reproduce_hint(),
             )
 
 
 def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
-    """What the card's detector was when its card was written: the file that stands where others
-    have weights. Raises DetectorError.
+    """Return the identity of the detector when its card was written.
+
+    The identity is in the file that the card names as its weights. Raises DetectorError.
     """
     path = folder / str(card.weights.config)
     try:
@@ -241,90 +271,96 @@ def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DetectorError(
             f"{card.name}: {path}: {describe_error(error)}",
-            hint=f"write the card anew: {add_command(card)}",
+            hint=f"write the card again: {add_command(card)}",
         ) from None
     return identity
 
 
 def add_command(card: DetectorCard) -> str:
-    """The command that writes such a card."""
-    settings = _settings_of(card)
+    """Return the command that writes such a card."""
+    settings = _require_settings(card)
     return f"touchstone detectors add {card.family}:{card.architecture.name} --python {settings.python} --folder {settings.folder}"
 
 
-def _named(card: DetectorCard) -> dict[str, Any]:
-    given = card.architecture.arguments
+def _describe_callable(card: DetectorCard) -> dict[str, Any]:
+    arguments = card.architecture.arguments
     return {
         "target": card.architecture.name,
-        "images": given.get("images", "arrays"),
-        "scores": given.get("scores", "log-odds"),
+        "images": arguments.get("images", "arrays"),
+        "scores": arguments.get("scores", "log-odds"),
         "offline": True,
     }
 
 
-def _settings_of(card: DetectorCard) -> CallableSettings:
+def _require_settings(card: DetectorCard) -> CallableSettings:
     if card.process is None:
         raise DetectorError(
-            f"{card.name}: its card does not say which Python it runs in",
-            hint=f"touchstone detectors add {card.family}:… --python …",
+            f"{card.name}: the card has no `process` section",
+            hint=f"write the card with touchstone detectors add {card.family}:… --python …",
         )
     return card.process
 
 
-def _believed(
+def _read_answer(
     answers: Any, sizes: Sequence[tuple[int, int]]
-) -> tuple[dict[str, Any], list[Found]] | None:
-    """An answer that can be one about images of these sizes (width, height); None where the child
-    ended first. Raises ValueError.
+) -> tuple[dict[str, Any], list[CallableScore]] | None:
+    """Read and validate an answer about images of these sizes (width, height).
+
+    Returns None if the child exits first. Raises ValueError if the answer is invalid.
     """
-    said_bytes, number_bytes = ANSWER.unpack(answers.read(ANSWER.size))
-    most = sum(16 + max(width * height, program.MOST_SQUARE**2) for width, height in sizes)
-    if said_bytes > MOST_REPORT_BYTES or number_bytes > most:
-        raise ValueError("no answer to this")
-    text, numbers = answers.read(said_bytes), answers.read(number_bytes)
-    if len(text) < said_bytes or len(numbers) < number_bytes:
+    report_bytes, data_bytes = ANSWER.unpack(answers.read(ANSWER.size))
+    max_bytes = sum(16 + max(width * height, program.MAX_SQUARE_PX**2) for width, height in sizes)
+    if report_bytes > MAX_REPORT_BYTES or data_bytes > max_bytes:
+        raise ValueError("invalid answer")
+    text, data = answers.read(report_bytes), answers.read(data_bytes)
+    if len(text) < report_bytes or len(data) < data_bytes:
         return None
-    said, count, at = json.loads(text), len(sizes), 16 * len(sizes)
-    if not isinstance(said, dict):
-        raise ValueError("no answer to this")
-    if "error" in said or not sizes:
-        return said, []
-    found, shapes = (
-        list[Found](),
-        np.frombuffer(numbers, np.uint32, 2 * count, 8 * count).reshape(count, 2).tolist(),
+    report, count, offset = json.loads(text), len(sizes), 16 * len(sizes)
+    if not isinstance(report, dict):
+        raise ValueError("invalid answer")
+    if "error" in report or not sizes:
+        return report, []
+    outputs, shapes = (
+        list[CallableScore](),
+        np.frombuffer(data, np.uint32, 2 * count, 8 * count).reshape(count, 2).tolist(),
     )
     for score, (height, width) in zip(
-        np.frombuffer(numbers, np.float64, count).tolist(), shapes, strict=True
+        np.frombuffer(data, np.float64, count).tolist(), shapes, strict=True
     ):
-        mask = np.frombuffer(numbers[at : at + height * width], np.uint8).reshape(height, width)
-        found.append(Found(score, mask if height else None))
-        at += height * width
-    if at != number_bytes:
-        raise ValueError("no answer to this")
-    return said, found
+        mask = np.frombuffer(data[offset : offset + height * width], np.uint8).reshape(
+            height, width
+        )
+        outputs.append(CallableScore(score, mask if height else None))
+        offset += height * width
+    if offset != data_bytes:
+        raise ValueError("invalid answer")
+    return report, outputs
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    found = []
-    for key in dict.fromkeys([*before, *now]):
-        if before.get(key) != now.get(key):
-            then, today = (json.dumps(one.get(key), sort_keys=True)[:160] for one in (before, now))
-            found.append(f"{key} was {then}, is {today}")
-    return found
+def _differences(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
+    differences = []
+    for key in dict.fromkeys([*expected, *actual]):
+        if expected.get(key) != actual.get(key):
+            old, new = (
+                json.dumps(identity.get(key), sort_keys=True)[:160]
+                for identity in (expected, actual)
+            )
+            differences.append(f"{key} was {old}, is {new}")
+    return differences
 
 
-def _last_of(words: IO[bytes]) -> str:
-    """The last line that a process wrote to stderr."""
-    words.seek(0, os.SEEK_END)
-    words.seek(max(words.tell() - 4096, 0))
-    lines = words.read().decode(errors="replace").strip().splitlines()
-    return f": {lines[-1][:_MOST_SAID]}" if lines else ""
+def _read_last_line(errors: IO[bytes]) -> str:
+    """Return the last line that a process wrote to stderr, after a colon, or an empty string."""
+    errors.seek(0, os.SEEK_END)
+    errors.seek(max(errors.tell() - 4096, 0))
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    return f": {lines[-1][:_MAX_ERROR_CHARS]}" if lines else ""
 
 
 def _environment() -> dict[str, str]:
-    kept = {
+    passed_on = {
         name: value
         for name, value in os.environ.items()
-        if name in _KEPT or name.startswith(_KEPT_GROUPS)
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
-    return kept | {SAFE_PATH: "1"} | (_OFFLINE if weights.is_offline() else {})
+    return passed_on | {SAFE_PATH: "1"} | (_OFFLINE if weights.is_offline() else {})

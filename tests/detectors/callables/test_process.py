@@ -88,7 +88,7 @@ def test_each_failure_costs_the_image_that_it_met(own_place):
         assert found[1:2] + found[3:6] == [
             "its process died of SIGSEGV",
             "ValueError: no such width",
-            "it gave 2 scores for 1 image",
+            "it returned 2 scores for 1 image",
             "its score is nan",
         ]
         before = process.pid
@@ -107,9 +107,9 @@ def test_probabilities_become_bounded_log_odds(own_place):
     assert (dark, white) == (pytest.approx(-36.74, abs=0.01), pytest.approx(36.74, abs=0.01))
     with opened(added(own_place, "nearly", scores="probability", name="wrong")) as process:
         assert scores(process, of_width(9)) == [
-            "its score is 2, and its card says that it is a probability"
+            "its score is 2, but the card states that scores are probabilities"
         ]
-    with pytest.raises(DetectorError, match="its score is 2, and its card says") as told:
+    with pytest.raises(DetectorError, match="its score is 2, but the card states") as told:
         added(own_place, "two", scores="probability", name="wronger")
     assert "--scores log-odds" in told.value.hint
 
@@ -125,7 +125,7 @@ def test_a_changed_source_is_another_detector(own_place):
     (own_place / "strange.py").write_text(MODULE + "\n# changed\n")
     with (
         opened(card) as process,
-        pytest.raises(DetectorError, match="another detector by now: source was") as told,
+        pytest.raises(DetectorError, match="the detector has changed: source was") as told,
     ):
         process.open()
     assert "touchstone detectors add callable:strange:two" in told.value.hint
@@ -135,7 +135,7 @@ def test_callable_that_cannot_start_is_refused(own_place):
     card = added(own_place, "two")
     (own_place / "strange.py").unlink()
     for change, said in (
-        ({"python": "/nowhere/python"}, "no process of /nowhere/python"),
+        ({"python": "/nowhere/python"}, "cannot run /nowhere/python"),
         ({"folder": "/nowhere"}, "No such file or directory"),
         ({"python": "/bin/false"}, "ended with exit code 1"),
         ({}, "has no module strange"),
@@ -172,7 +172,7 @@ def test_interpreter_and_weight_files_are_in_the_identity(own_place):
     (own_place / "weights.pth").write_bytes(b"others")
     with (
         opened(card) as process,
-        pytest.raises(DetectorError, match="another detector by now: files was"),
+        pytest.raises(DetectorError, match="the detector has changed: files was"),
     ):
         process.open()
 
@@ -224,7 +224,9 @@ def test_a_module_of_the_folder_never_replaces_an_installed_one(own_place):
     assert found.score == pytest.approx(36.7, abs=0.1)
     with pytest.raises(DetectorError, match="the module json has no by_width") as told:
         add_callable(CallableAddition("json:by_width", folder=own_place, licence="own"))
-    assert told.value.hint.startswith("rename your module: Python already has one of that name, ")
+    assert told.value.hint.startswith(
+        "rename your module: Python already has a module of that name, "
+    )
 
 
 def test_commands_find_the_card_and_name_what_failed(own_place, monkeypatch, capsys):
