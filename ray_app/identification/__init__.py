@@ -1,3 +1,5 @@
-"""Who made an image and from what words: known generators, heads that name them, models that
+"""Identify the generator of an image and predict its prompt.
+
+The modules define the index of known generators, heads that name a generator, and models that
 predict prompts.
 """

@@ -1,9 +1,9 @@
-"""Describers with a network (`NetworkDescriber`), and `build_describer` for a card of any tier.
+"""Predict prompts with a network (`NetworkDescriber`). `build_describer` loads a card of any tier.
 
 A `PrefixNetwork` turns an embedding into a few tokens that GPT-2 continues (ClipCap: Mokady, Hertz,
 Bermano 2021, arXiv 2111.09734, its mapping by an MLP). A `CaptionNetwork` is a model of
 transformers that reads pixels, from the auto class for its model type: GIT, BLIP, an
-encoder-decoder, or a vision-language model with a question. No code comes from a hub.
+encoder-decoder, or a vision-language model with a question. No code is downloaded from a hub.
 """
 
 import warnings
@@ -31,9 +31,9 @@ from ray_app.identification.cards import DescriberCard
 from ray_app.identification.tokenizer import CaptionTokenizer, read_tokenizer
 
 BATCH, DIALOGUE_BATCH = 8, 1
-"""Images of a batch if the card gives no number."""
+"""Images per batch if the card has no `batch`, without and with a dialogue."""
 _DIALOGUE_KEYS = ("model", "config", "template", "image", "image_tokens")
-# Buffers in files of earlier versions of transformers, which no network reads.
+# Unused buffers in files of earlier versions of transformers.
 _BUFFERS = (
     "position_ids",
     ".attn.bias",
@@ -44,7 +44,15 @@ _BUFFERS = (
 
 
 def build_describer(card: DescriberCard, *, device: str = "cpu") -> Describer:
-    """Read the weights of a describer onto `device`. Raises DetectorError."""
+    """Load a describer on a device, with its weights.
+
+    Args:
+        card: The describer card.
+        device: Device, such as "cpu" or "cuda:0".
+
+    Raises:
+        DetectorError: If the card's files are missing or do not fit.
+    """
     if card.tier == "retrieval":
         return Retrieval(card)
     if device.startswith("cuda"):
@@ -53,12 +61,16 @@ def build_describer(card: DescriberCard, *, device: str = "cpu") -> Describer:
 
 
 class NetworkDescriber:
-    """A describer with a network. That of a dialogue is in bf16 on a GPU.
+    """A describer with a network. The network of a dialogue runs in bf16 on a GPU.
 
-    The caption of an image never depends on its batch: all batches have the same number of rows.
+    All batches have the same number of rows, so the caption of an image never depends on its batch.
+
+    Args:
+        card: The describer card.
+        device: Device, such as "cpu" or "cuda:0".
 
     Raises:
-        DetectorError: The card's files are missing or do not fit.
+        DetectorError: If the card's files are missing or do not fit.
     """
 
     def __init__(self, card: DescriberCard, device: str = "cpu") -> None:
@@ -76,8 +88,9 @@ class NetworkDescriber:
         )
 
     def describe(self, images: npt.NDArray[Any]) -> Sequence[Caption]:
-        """Predict the prompt of each image; see `Describer`. Raises DetectorError for an array of
-        another shape.
+        """Predict the prompt of each image. See `Describer`.
+
+        Raises DetectorError if the array has another shape.
         """
         if isinstance(self._network, PrefixNetwork):
             return describe_embeddings(
@@ -85,15 +98,15 @@ class NetworkDescriber:
             )
         if images.ndim != 4 or images.shape[3] != 3:
             raise DetectorError(
-                f"{self.card.name}: pixels of shape {images.shape}, not (n, H, W, 3)"
+                f"{self.card.name}: pixels must have the shape (n, H, W, 3), got {images.shape}"
             )
         return describe_in_batches(images, self._batch, self._describe_batch)
 
     def _describe_batch(self, images: npt.NDArray[Any]) -> Sequence[Caption]:
-        """Search the likeliest text of each image by beams, without repeated n-grams.
+        """Find the most likely text of each image with beam search, without repeated n-grams.
 
-        The likelihood is the mean log-probability of the tokens, the end included, before the
-        search forbids repetitions. It is None if one of them is not a finite number.
+        The likelihood is the mean log-probability of the tokens, including the end token, before
+        the search forbids repetitions. It is None if one of them is not finite.
         """
         from transformers import GenerationConfig
 
@@ -118,8 +131,8 @@ class NetworkDescriber:
                 normalize_logits=True,
             )
         captions = []
-        texts = output.sequences[:, -scores.shape[1] :].tolist()
-        for ids, log_probabilities in zip(texts, scores.float().tolist(), strict=True):
+        sequences = output.sequences[:, -scores.shape[1] :].tolist()
+        for ids, log_probabilities in zip(sequences, scores.float().tolist(), strict=True):
             length = ids.index(tokens.end) + 1 if tokens.end in ids else len(ids)
             mean = float(np.mean(log_probabilities[:length]))
             likelihood = min(mean, 0.0) if np.isfinite(mean) else None
@@ -128,13 +141,13 @@ class NetworkDescriber:
 
 
 class PrefixNetwork(nn.Module):
-    """A prompt from an embedding: an MLP maps the unit vector to tokens before those of GPT-2.
+    """Predict a prompt from an embedding, which an MLP maps to tokens before those of GPT-2.
 
-    The MLP is width → H·k/2 → H·k with tanh, for k tokens of H numbers.
+    The MLP maps the unit vector: width → H·k/2 → H·k with tanh, for k tokens of H numbers.
 
     Args:
-        width: Numbers of an embedding.
-        prefix: Tokens that an embedding becomes.
+        width: Width of an embedding.
+        prefix: Number of tokens per embedding.
         config: Keys of transformers' GPT2Config.
     """
 
@@ -154,8 +167,9 @@ class PrefixNetwork(nn.Module):
         )
 
     def forward(self, embeddings: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the logits (n, L, V) of the token after each of `tokens` (n, L). The prefix
-        replaces the first of them, the begin token.
+        """Return the logits (n, L, V) of the token after each of `tokens` (n, L).
+
+        The prefix replaces the first token, which is the begin token.
         """
         text = self.lm.get_input_embeddings()(tokens[:, 1:])
         inputs = torch.cat([self._prefixes(embeddings), text], dim=1)
@@ -174,10 +188,10 @@ class PrefixNetwork(nn.Module):
 
 
 class CaptionNetwork(nn.Module):
-    """A prompt from normalised pixels (n, 3, H, W), by an image-text-to-text model of transformers.
+    """Predict a prompt from normalised pixels (n, 3, H, W), with a model of transformers.
 
     Args:
-        model: The model.
+        model: An image-text-to-text model.
         question: Ids of the tokens before each text, with those of an image. Empty for a model that
             captions without a question.
     """
@@ -205,7 +219,7 @@ Network = PrefixNetwork | CaptionNetwork
 
 
 def build_network(card: DescriberCard, tokenizer: CaptionTokenizer) -> Network:
-    """Build the network of a card without its weights. Raises DetectorError."""
+    """Build the network of a card, without its weights. Raises DetectorError."""
     if card.tier == "prefix":
         return build_prefix(card.name, card.architecture, card.prefix)
     if card.tier == "captioner":
@@ -219,8 +233,12 @@ def build_network(card: DescriberCard, tokenizer: CaptionTokenizer) -> Network:
 
 
 def build_prefix(name: str, architecture: Mapping[str, Any], prefix: int) -> PrefixNetwork:
-    """Build the network of an `architecture`: the `width` of an embedding, and GPT-2's `config`.
-    Raises DetectorError.
+    """Build the network of a prefix describer. Raises DetectorError.
+
+    Args:
+        name: Name of the card, for errors.
+        architecture: The `width` of an embedding, and GPT-2's `config`.
+        prefix: Number of tokens per embedding.
     """
     from transformers import GPT2Config
 
@@ -230,8 +248,9 @@ def build_prefix(name: str, architecture: Mapping[str, Any], prefix: int) -> Pre
 
 
 def build_captioner(name: str, architecture: Mapping[str, Any]) -> CaptionNetwork:
-    """Build the network of an `architecture`, in evaluation mode: a `model` type of transformers,
-    and its `config`. Raises DetectorError.
+    """Build the network of a captioner, in evaluation mode.
+
+    `architecture` has a `model` type of transformers and its `config`. Raises DetectorError.
     """
     _require_keys(name, architecture, ("model",))
     config = _build_config(name, architecture)
@@ -245,7 +264,7 @@ def _build_config(name: str, architecture: Mapping[str, Any]) -> Any:
 
     try:
         return AutoConfig.for_model(architecture["model"], **architecture.get("config", {}))
-    except Exception as error:  # transformers' validators raise a tree of their own.
+    except Exception as error:  # The validators of transformers raise exceptions of their own.
         raise DetectorError(
             f"{name}: transformers cannot build {architecture['model']}: {error}"
         ) from None
@@ -268,7 +287,8 @@ def _require_keys(name: str, architecture: Mapping[str, Any], keys: Sequence[str
 
 
 def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
-    # transformers keeps a misspelt key as an attribute, and builds the default network.
+    # transformers stores a misspelt key as an attribute and builds the default network without a
+    # warning.
     if unknown := [key for key in config if key not in default.to_dict()]:
         raise DetectorError(
             f"{name}: architecture.config: unknown keys {', '.join(unknown)} for {type(default).__name__}"
@@ -276,8 +296,9 @@ def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
 
 
 def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[int]:
-    """Return the ids of the card's question in the model's template, with the tokens of one image.
-    Raises DetectorError if they do not fit.
+    """Return the token ids of the card's question in the model's template.
+
+    They include the tokens of an image. Raises DetectorError if template and tokenizer do not fit.
     """
     from ray_app.detectors.families.internvl import expand_template
 
@@ -288,44 +309,49 @@ def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[in
     token_id = tokenizer.tokenizer.token_to_id(token)
     if token_id is None or ids.count(token_id) != count:
         raise DetectorError(
-            f"{card.name}: {token} is not one token of its tokenizer, or not {count} times in the template"
+            f"{card.name}: {token} must be a single token of the tokenizer, and {count} times in the template"
         )
     return ids
 
 
 def load_body(network: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load weights whose every key and shape fits. Of tensors that the network ties, a file may
-    have one.
+    """Load weights if all keys and shapes fit. A file may have only one of several tied tensors.
 
     Args:
         network: A network of this module.
-        state: Weights as files have them, also under names of earlier versions of transformers.
+        state: Weights from a file, possibly with names of earlier versions of transformers.
         source: Name of the file, for errors.
 
     Raises:
-        DetectorError: A key or shape does not fit.
+        DetectorError: If a key or shape does not fit.
     """
     from transformers import PreTrainedModel
 
     from ray_app.detectors.families.transformers import published_keys
 
     body = _body(network)
-    own = body.state_dict()
+    body_tensors = body.state_dict()
     tensors = published_keys(state, body) if isinstance(body, PreTrainedModel) else dict(state)
     tensors = {
-        key: tensor for key, tensor in tensors.items() if key in own or not key.endswith(_BUFFERS)
+        key: tensor
+        for key, tensor in tensors.items()
+        if key in body_tensors or not key.endswith(_BUFFERS)
     }
-    by_memory = {own[key].data_ptr(): tensor for key, tensor in tensors.items() if key in own}
+    by_memory = {
+        body_tensors[key].data_ptr(): tensor
+        for key, tensor in tensors.items()
+        if key in body_tensors
+    }
     tied = {
         key: by_memory[tensor.data_ptr()]
-        for key, tensor in own.items()
+        for key, tensor in body_tensors.items()
         if key not in tensors and tensor.data_ptr() in by_memory
     }
     load_strictly(body, tensors | tied, source)
 
 
 def body_state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights as a file has them: each tensor once, contiguous, on the CPU."""
+    """Return the weights to save: each tensor once, contiguous, on the CPU."""
     by_memory: dict[int, tuple[str, torch.Tensor]] = {}
     for key, tensor in _body(network).state_dict().items():
         by_memory.setdefault(tensor.data_ptr(), (key, tensor))
@@ -333,6 +359,6 @@ def body_state(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _body(network: nn.Module) -> nn.Module:
-    """Return the part of a network whose tensors a file has: the published model, or all of it."""
+    """Return the part of a network that files contain: the published model, or all of it."""
     body: nn.Module = getattr(network, "model", network)
     return body

@@ -1,8 +1,7 @@
-"""Predicted prompts (`Caption`), what predicts them (`Describer`), and the describer without a network
-(`Retrieval`). Plain numpy.
+"""Define predicted prompts (`Caption`), their predictors (`Describer`), and `Retrieval`.
 
-Describers with a network are in `ray_app.identification.captioners`, which also loads a describer
-of any tier.
+`Retrieval` is the describer without a network, in plain numpy. Describers with a network are in
+`ray_app.identification.captioners`, which loads a describer of any tier.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +16,12 @@ from ray_app.errors import DetectorError
 from ray_app.identification.cards import DescriberCard
 from ray_app.identification.identifier import Floats, unit
 
-# Always as many rows in one product, so that the product of a row never depends on its batch.
+# Rows per matrix product. The number is constant, so that the result of a row never depends on its
+# batch.
 _BATCH = 16
-# Neighbours that are compared again in float64, since rounding must not choose between twins.
-_CLOSE = 8
+# Neighbours that are compared again in float64, so that rounding does not decide between
+# near-duplicates.
+_N_CANDIDATES = 8
 _UNIT_TOLERANCE = 1e-2  # For rows in half precision.
 
 
@@ -29,9 +30,9 @@ class Caption(NamedTuple):
 
     Attributes:
         text: The prompt.
-        likelihood: The mean log-probability of a token (at most 0) if the text was generated, the
-            cosine to the nearest embedding if it was looked up. Always finite. None if there is no
-            text or the model gave no number.
+        likelihood: The mean log-probability of a token (at most 0) if the text was generated, or
+            the cosine to the nearest embedding if it was retrieved. It is finite, or None if there
+            is no text or the model returned no finite number.
     """
 
     text: str
@@ -47,16 +48,19 @@ class Describer(Protocol):
 
     @property
     def card(self) -> DescriberCard:
-        """Its card."""
+        """The describer card."""
         ...
 
     def describe(self, images: npt.NDArray[Any]) -> Sequence[Caption]:
-        """Predict the prompt of each image, which never depends on the other images.
+        """Predict the prompt of each image, independent of the other images.
 
         Args:
             images: Embeddings (n, d) float32 if the card names a detector, with NaN for an image
-                without one. Otherwise pixels (n, H, W, 3) uint8 as the card's preprocessing
-                prepares them.
+                without an embedding. Otherwise pixels (n, H, W, 3) uint8, prepared with the card's
+                preprocessing.
+
+        Returns:
+            A caption per image.
         """
         ...
 
@@ -67,7 +71,16 @@ DescribeBatch = Callable[[npt.NDArray[Any]], Sequence[Caption]]
 def describe_in_batches(
     images: npt.NDArray[Any], batch: int, describe: DescribeBatch
 ) -> list[Caption]:
-    """Call `describe` with batches of exactly `batch` images, the last one padded with zeros."""
+    """Call `describe` with batches of exactly `batch` images, the last one padded with zeros.
+
+    Args:
+        images: Images or embeddings, one per row.
+        batch: Rows per batch.
+        describe: Returns the captions of a batch.
+
+    Returns:
+        A caption per image.
+    """
     captions: list[Caption] = []
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
@@ -84,21 +97,24 @@ def describe_embeddings(
     batch: int,
     describe: DescribeBatch,
 ) -> list[Caption]:
-    """Call `describe` with batches of embeddings. Rows of NaN have the caption NOTHING.
+    """Call `describe` with batches of embeddings. Rows of NaN get the caption NOTHING.
 
     Args:
-        card: The describer, for errors.
-        embeddings: One row for each image.
-        width: Numbers that the describer reads of each image.
-        batch: Rows of a batch.
+        card: The describer card, for errors.
+        embeddings: Embeddings, one per row.
+        width: Required width of an embedding.
+        batch: Rows per batch.
         describe: Returns the captions of a batch.
 
+    Returns:
+        A caption per embedding.
+
     Raises:
-        DetectorError: The embeddings have another width.
+        DetectorError: If the embeddings have another width.
     """
     if embeddings.ndim != 2 or embeddings.shape[1] != width:
         raise DetectorError(
-            f"{card.name}: embeddings of shape {embeddings.shape}, it reads {width} numbers per image"
+            f"{card.name}: embeddings must have {width} numbers per image, got shape {embeddings.shape}"
         )
     is_finite = np.isfinite(embeddings).all(axis=1)
     finite = np.where(is_finite[:, None], embeddings, 0).astype(np.float32)
@@ -110,26 +126,31 @@ def describe_embeddings(
 
 
 class Retrieval:
-    """The prompt of the nearest embedding in an index, by cosine, as CLIP-retrieval and the CLIP
-    Interrogator do.
+    """Return the prompt of the nearest embedding in an index, by cosine.
+
+    CLIP-retrieval and the CLIP Interrogator work in the same way.
+
+    Args:
+        card: The describer card.
 
     Raises:
-        DetectorError: The card's file is missing or is not an index.
+        DetectorError: If the card's file is missing or is not an index.
     """
 
     def __init__(self, card: DescriberCard) -> None:
         self.card = card
         path = resolve_part(card.parts[0])
         tensors = read_arrays(path)
-        if fault := _find_fault(tensors):
-            raise DetectorError(f"{card.name}: {path}: not an index of prompts: {fault}")
+        if problem := _find_problem(tensors):
+            raise DetectorError(f"{card.name}: {path}: not an index of prompts: {problem}")
         self._vectors: Floats = np.ascontiguousarray(tensors["embeddings"], np.float32)
         self._prompts: bytes = tensors["prompts"].tobytes()
         self._stops = tensors["ends"].astype(np.int64)
 
     def describe(self, images: npt.NDArray[Any]) -> Sequence[Caption]:
-        """Return the prompt of the nearest neighbour of each embedding, the first of equals, and
-        their cosine.
+        """Return the prompt of each embedding's nearest neighbour, and their cosine.
+
+        Of equally near neighbours, the first one counts.
         """
         return describe_embeddings(
             self.card, images, self._vectors.shape[1], _BATCH, self._describe_batch
@@ -137,8 +158,10 @@ class Retrieval:
 
     def _describe_batch(self, embeddings: npt.NDArray[Any]) -> Sequence[Caption]:
         rows = unit(embeddings)
-        close = min(_CLOSE, len(self._stops))
-        nearest = np.argpartition(-(rows @ self._vectors.T), close - 1, axis=1)[:, :close]
+        n_candidates = min(_N_CANDIDATES, len(self._stops))
+        nearest = np.argpartition(-(rows @ self._vectors.T), n_candidates - 1, axis=1)[
+            :, :n_candidates
+        ]
         return [
             self._describe_row(row, np.sort(neighbours))
             for row, neighbours in zip(rows, nearest, strict=True)
@@ -155,13 +178,11 @@ class Retrieval:
 
 
 def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors of an index's file, from vectors (n, d) of any length above zero and their
-    prompts.
-    """
+    """Return the tensors of an index's file from nonzero vectors (n, d) and their prompts."""
     encoded = [prompt.encode() for prompt in prompts]
     if len(encoded) != len(vectors) or not encoded:
         raise ValueError(
-            f"vectors and prompts must be as many, got {len(vectors)} and {len(encoded)}"
+            f"there must be as many vectors as prompts, and at least one, got {len(vectors)} and {len(encoded)}"
         )
     return {
         "embeddings": unit(np.asarray(vectors, np.float32)),
@@ -170,8 +191,8 @@ def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDAr
     }
 
 
-def _find_fault(tensors: Mapping[str, npt.NDArray[Any]]) -> str | None:
-    """Return why these tensors are not an index; None if they are."""
+def _find_problem(tensors: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """Return why tensors are not an index, or None if they are."""
     if missing := {"embeddings", "prompts", "ends"} - set(tensors):
         return f"it lacks {', '.join(sorted(missing))}"
     vectors, prompts, stops = tensors["embeddings"], tensors["prompts"], tensors["ends"]

@@ -1,7 +1,7 @@
-"""Cards of what profiles an image: the identifier (`IdentifierCard`), which names its generator, and
-the describer (`DescriberCard`), which predicts its prompt.
+"""Define the cards of identifiers (`IdentifierCard`) and describers (`DescriberCard`).
 
-They are YAML in configs/identifiers and configs/describers, and load without torch.
+An identifier names the generator of an image, and a describer predicts its prompt. The cards are
+YAML files in configs/identifiers and configs/describers. The module loads without torch.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from ray_app.detectors.card import PublishedFigure, Weights
 from ray_app.detectors.card_sections import TrainingData
 from ray_app.detectors.weights import WeightSet, digest_of, resolve_part
 from ray_app.errors import ConfigError
-from ray_app.identification.generators import family_of
+from ray_app.identification.generators import find_family
 
-# Keys that decide no name and no prompt: texts, files (their digests stand for them), and sizes for
-# the plan.
+# Keys that affect neither names nor prompts: texts, files (their digests count instead), and sizes
+# for planning.
 _NO_FACTS = {
     *("title", "weights", "tokenizer", "licence", "source", "training_data", "published", "notes"),
     *("own_pool", "gmac", "parameters"),
@@ -27,44 +27,48 @@ _NO_FACTS = {
 
 
 class OpenSet(Frozen):
-    """The rule by which a generator is unknown: its confidence is below a threshold."""
+    """Rule that makes a generator unknown if its confidence is below a threshold."""
 
     method: Literal["energy", "distance"] = Field(
         default="energy",
         description="`energy`: log Σ exp of the logits (Liu et al., NeurIPS 2020, arXiv 2010.03759). `distance`: minus the smallest "
-        "Mahalanobis distance to the mean of a class under one covariance of all classes (Lee et al., NeurIPS 2018, arXiv 1807.03888)",
+        "Mahalanobis distance to the mean of a class with one covariance for all classes (Lee et al., NeurIPS 2018, arXiv 1807.03888).",
     )
-    threshold: float = Field(description="the confidence below which a generator is unknown")
+    threshold: float = Field(description="Confidence below which a generator is unknown.")
     abstains: float = Field(
         ge=0,
         lt=1,
-        description="fraction of images of known generators that may be unknown; the threshold is that quantile",
+        description="Fraction of images of known generators that may be unknown. The threshold is that "
+        "quantile.",
     )
     n: int = Field(
-        ge=1, description="images that the threshold is from, on which nothing was fitted"
+        ge=1, description="Number of images for the threshold, on which nothing was fitted."
     )
 
 
 class _Card(Placed):
-    """The keys of both cards."""
+    """Keys that both kinds of cards have."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
-    title: str
-    weights: Weights
-    licence: str
-    source: str
-    training_data: TrainingData
-    published: tuple[PublishedFigure, ...] = ()
-    notes: tuple[str, ...] = ()
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name in commands and results.")
+    title: str = Field(description="Name for people.")
+    weights: Weights = Field(description="Location of the weights.")
+    licence: str = Field(description="SPDX identifier or name of the licence.")
+    source: str = Field(description="Where the model is published.")
+    training_data: TrainingData = Field(description="Images that the weights were trained on.")
+    published: tuple[PublishedFigure, ...] = Field(
+        default=(), description="Published values of metrics."
+    )
+    notes: tuple[str, ...] = Field(default=(), description="Notes for readers, one sentence each.")
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
-        """The files of the card, its weights first, for `ray_app.detectors.weights`."""
+        """The files of the card for `ray_app.detectors.weights`, the weights first."""
         return (WeightSet(self.name, self.weights, self._folder, self.name),)
 
     def facts(self) -> dict[str, Any]:
-        """Return all that decides the answers, as plain JSON, for a run's identity. Raises
-        DetectorError if a file is missing.
+        """Return all settings that affect results, as plain JSON, for a run's identity.
+
+        Raises DetectorError if a file is missing.
         """
         facts = self.model_dump(mode="json", exclude=_NO_FACTS)
         return facts | {"weights": [digest_of(part, resolve_part(part)) for part in self.parts]}
@@ -76,43 +80,45 @@ Card = TypeVar("Card", bound=_Card)
 class IdentifierCard(_Card):
     """A head over generators, on the embeddings of a detector.
 
-    The weights have `weight` (C, d) and `bias` (C,), and for distances `means` (C, d) and
-    `whitening` (d, k).
+    The weights have `weight` (C, d) and `bias` (C,), and for the method `distance` also `means` (C,
+    d) and `whitening` (d, k).
     """
 
-    detector: str = Field(description="name of that detector, a member of the ensemble")
+    detector: str = Field(description="Name of the detector, a member of the ensemble.")
     embedding: Mapping[str, Any] = Field(
-        description="facts that decided the embeddings of the training; other embeddings are refused"
+        description="Settings of the embeddings in training. Embeddings with other settings are refused."
     )
     classes: tuple[str, ...] = Field(
-        min_length=2, description="generators, in the order of the rows of the head"
+        min_length=2, description="Generators, in the order of the rows of the head."
     )
     families: Mapping[str, str] = Field(
-        default={}, description="families of classes that the index of generators does not have"
+        default={},
+        description="Families of classes that are not in the index of generators, by class.",
     )
     head: Literal["linear", "cosine"] = Field(
-        default="linear", description="linear, or cosines of unit vectors"
+        default="linear", description="Linear layer, or cosines of unit vectors."
     )
-    scale: float = Field(default=1.0, gt=0, description="factor of the cosines")
+    scale: float = Field(default=1.0, gt=0, description="Factor of the cosines.")
     open_set: OpenSet | None = Field(
         default=None,
-        description="rule for unknown generators; null = every image gets the name of a known one",
+        description="Rule for unknown generators. null gives every image a known generator.",
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> "IdentifierCard":
+    def _check_distinct(self) -> "IdentifierCard":
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError("a class is named twice")
+            raise ValueError(f"classes must be distinct, got {', '.join(self.classes)}")
         return self
 
     @property
     def class_families(self) -> tuple[str, ...]:
-        """The family of each class; its own name if the family is not known."""
-        return tuple(self.families.get(name) or family_of(name) or name for name in self.classes)
+        """Family of each class. If it is unknown, the name of the class."""
+        return tuple(self.families.get(name) or find_family(name) or name for name in self.classes)
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts with the family of each class, since the index of generators may
-        change.
+        """Return all settings that affect results, with the family of each class.
+
+        The families are included because the index of generators may change.
         """
         return super().facts() | {
             "families": dict(zip(self.classes, self.class_families, strict=True))
@@ -122,100 +128,101 @@ class IdentifierCard(_Card):
 class DescriberCard(_Card):
     """A predictor of the prompt that an image was generated from.
 
-    The weights of a retrieval have `embeddings` (n, d), all UTF-8 bytes of the prompts in one row,
-    `prompts` uint8, and their `ends` (n,) int64.
+    The weights of a retrieval have `embeddings` (n, d), the UTF-8 bytes of all prompts in one row
+    `prompts` (uint8), and the `ends` (n,) of the prompts (int64).
     """
 
     tier: Literal["retrieval", "prefix", "captioner", "dialogue"] = Field(
-        description="from cheap to expensive. `retrieval`: the prompt of the nearest embedding in an index. `prefix`: an embedding becomes "
+        description="From fast to slow. `retrieval`: the prompt of the nearest embedding in an index. `prefix`: an embedding becomes "
         "tokens before a small language model (ClipCap: Mokady et al. 2021, arXiv 2111.09734). `captioner`: a model of transformers "
-        "that reads pixels (GIT, BLIP, VisionEncoderDecoder). `dialogue`: a vision-language model that gets a question",
+        "that reads pixels (GIT, BLIP, VisionEncoderDecoder). `dialogue`: a vision-language model that gets a question.",
     )
     detector: str | None = Field(
-        default=None, description="detector whose embeddings retrieval and prefix read"
+        default=None, description="Detector with the embeddings for retrieval and prefix."
     )
     embedding: Mapping[str, Any] = Field(
         default={},
-        description="facts that decided the embeddings of the training; other embeddings are refused",
+        description="Settings of the embeddings in training. Embeddings with other settings are refused.",
     )
     preprocessing: Preprocessing | None = Field(
-        default=None, description="pixels that captioner and dialogue read"
+        default=None, description="How an image becomes the pixels for captioner and dialogue."
     )
     architecture: Mapping[str, Any] = Field(
         default={},
-        description="for prefix `width` and the `config` of GPT-2; otherwise the `model` type of transformers and its `config`. `tokens` "
-        "{begin, end, pad} of a tokenizer that was not trained here. For dialogue also `template` with {image} and {question}, "
-        "`image` [before, token, after], and `image_tokens`, how often the token stands for an image",
+        description="For prefix, `width` and the `config` of GPT-2. Otherwise, the `model` type of transformers and its `config`. `tokens` "
+        "{begin, end, pad} of a tokenizer that Touchstone did not train. For dialogue also `template` with {image} and {question}, "
+        "`image` [before, token, after], and `image_tokens`, the number of tokens per image.",
     )
     tokenizer: Weights | None = Field(
         default=None,
-        description="a `tokenizer.json`; null = the header of the weights has it under `tokenizer`",
+        description="A `tokenizer.json`. null reads `tokenizer` in the header of the weights.",
     )
-    prefix: int = Field(default=10, ge=1, description="tokens that an embedding becomes")
-    beams: int = Field(default=3, ge=1, description="beams of the search")
+    prefix: int = Field(default=10, ge=1, description="Number of tokens per embedding.")
+    beams: int = Field(default=3, ge=1, description="Beams of the search.")
     no_repeat: int = Field(
-        default=3, ge=0, description="length of n-grams that the search does not repeat; 0 = none"
+        default=3, ge=0, description="Length of n-grams that must not repeat. 0 allows all."
     )
-    most_tokens: int = Field(default=77, ge=1, description="maximum length of a prompt, in tokens")
+    most_tokens: int = Field(default=77, ge=1, description="Maximum length of a prompt, in tokens.")
     batch: int | None = Field(
-        default=None, ge=1, description="images of a batch; null = 8, dialogue 1"
+        default=None, ge=1, description="Images per batch. null means 8, and 1 for a dialogue."
     )
     question: str = Field(
         default="Write a prompt that would recreate this image.",
-        description="what a dialogue asks about every image",
+        description="Question of a dialogue about every image.",
     )
-    own_pool: bool = Field(default=False, description="run in processes of its own")
+    own_pool: bool = Field(default=False, description="Whether it runs in separate processes.")
     gmac: float | None = Field(
         default=None,
         gt=0,
-        description="billions of multiply-adds per image, with the search",
+        description="Billions of multiply-adds per image, including the search.",
     )
     parameters: int | None = Field(
         default=None,
         ge=1,
-        description="numbers in its weights; large describers get processes of their own",
+        description="Number of parameters. Large describers run in separate processes.",
     )
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
-        """The weights, and the tokenizer if it is a file of its own."""
+        """The weights, and the tokenizer if it has its own file."""
         if self.tokenizer is None:
             return super().parts
         tokenizer = WeightSet(f"{self.name}-tokenizer", self.tokenizer, self._folder, self.name)
         return (*super().parts, tokenizer)
 
     def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
-        """Return its precision on a device: bf16 on a GPU if it is too large for fp32."""
+        """Return the precision on a device: bf16 on a GPU for a network too large for fp32."""
         return "bf16" if self.tier == "dialogue" and device.startswith("cuda") else "fp32"
 
     @model_validator(mode="after")
-    def _reads_something(self) -> "DescriberCard":
+    def _check_inputs(self) -> "DescriberCard":
         if (self.tier in ("retrieval", "prefix")) != (self.detector is not None):
             raise ValueError(
-                f"`detector` names whose embeddings retrieval and prefix read (tier: {self.tier})"
+                f"`detector` must be set for tiers retrieval and prefix only, got tier {self.tier}"
             )
         if (self.tier in ("captioner", "dialogue")) != (self.preprocessing is not None):
             raise ValueError(
-                f"`preprocessing` says which pixels captioner and dialogue see (tier: {self.tier})"
+                f"`preprocessing` must be set for tiers captioner and dialogue only, got tier {self.tier}"
             )
         return self
 
 
 def load_identifier(name_or_path: str | Path) -> IdentifierCard:
-    """Load a shipped identifier by name, or any by path. Raises ConfigError."""
+    """Load a shipped identifier by name, or any identifier by path. Raises ConfigError."""
     recipe = "configs/train/identify.yaml --out DIR makes DIR/identifier.yaml"
     return _load_card(IdentifierCard, "identifiers", name_or_path, recipe)
 
 
 def load_describer(name_or_path: str | Path) -> DescriberCard:
-    """Load a shipped describer by name, or any by path. Raises ConfigError."""
+    """Load a shipped describer by name, or any describer by path. Raises ConfigError."""
     recipe = "configs/train/prompt-prefix.yaml --out DIR makes DIR/describer.yaml"
     return _load_card(DescriberCard, "describers", name_or_path, recipe)
 
 
 def find_profile_card(name_or_path: str | Path) -> IdentifierCard | DescriberCard | None:
-    """Load the identifier or describer of a shipped name or a path; None if it is neither. Raises
-    ConfigError.
+    """Load an identifier or describer by shipped name or path, or return None if it is neither.
+
+    Raises ConfigError if the card is invalid.
     """
     if str(name_or_path) in named_configs("identifiers"):
         return load_identifier(name_or_path)
@@ -228,11 +235,18 @@ def find_profile_card(name_or_path: str | Path) -> IdentifierCard | DescriberCar
 
 
 def _load_card(card_type: type[Card], kind: str, name_or_path: str | Path, recipe: str) -> Card:
-    """Load a card with its folder. `recipe` makes one, for the hint."""
+    """Load a card with its folder.
+
+    Args:
+        card_type: Type of the card.
+        kind: Folder of shipped cards.
+        name_or_path: Shipped name or path.
+        recipe: Arguments of `touchstone train` that make such a card, for the hint.
+    """
     try:
         path = find_config(kind, name_or_path)
     except ConfigError as error:
         shipped = f"; {error.hint}" if named_configs(kind) else ""
-        hint = f"touchstone train {recipe}; a path in an ensemble's card is relative to that card{shipped}"
+        hint = f"run touchstone train {recipe}; a path in an ensemble's card is relative to that card{shipped}"
         raise ConfigError(error.message, hint=hint) from None
     return load_yaml(path, card_type)

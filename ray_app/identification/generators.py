@@ -1,8 +1,7 @@
-"""The index of known generators: their names, other spellings, and families, from
-configs/generators.yaml.
+"""Look up generators in the index of known generators (configs/generators.yaml).
 
-A name that is not listed may still begin with its family, as FAMILY/NAME does, the label of a
-fine-tuned model.
+The index has names, other spellings, and families. A name that is not in the index may still begin
+with its family: FAMILY/NAME is the label of a fine-tuned model.
 """
 
 import re
@@ -20,28 +19,28 @@ _SEPARATORS = re.compile(r"[\s._-]+")
 class Family(Frozen):
     """A base architecture."""
 
-    title: str
-    maker: str | None = None
+    title: str = Field(description="Name for people.")
+    maker: str | None = Field(default=None, description="Organisation that created it.")
 
 
 class GeneratorEntry(Frozen):
     """A generator."""
 
-    family: str
-    title: str
-    aliases: tuple[str, ...] = ()
+    family: str = Field(description="Name of its family.")
+    title: str = Field(description="Name for people.")
+    aliases: tuple[str, ...] = Field(default=(), description="Other spellings.")
     open: bool | None = Field(
-        default=None, description="whether its weights are available; null = not known"
+        default=None, description="Whether its weights are available. null means unknown."
     )
 
 
 @dataclass(frozen=True)
 class ResolvedGenerator:
-    """The entry of a name.
+    """The index entry that a name means.
 
     Attributes:
-        name: The generator's name in the index; None if only its family is known.
-        family: The family's name in the index.
+        name: Name of the generator in the index. None if only its family is known.
+        family: Name of the family in the index.
     """
 
     name: str | None
@@ -49,32 +48,33 @@ class ResolvedGenerator:
 
 
 class GeneratorIndex(Frozen):
-    """All known families and generators by name."""
+    """All known families and generators."""
 
-    families: Mapping[str, Family]
-    generators: Mapping[str, GeneratorEntry]
+    families: Mapping[str, Family] = Field(description="Families by name.")
+    generators: Mapping[str, GeneratorEntry] = Field(description="Generators by name.")
 
     @model_validator(mode="after")
-    def _is_unambiguous(self) -> "GeneratorIndex":
+    def _check_names(self) -> "GeneratorIndex":
         names: dict[str, str] = {}
         for name, entry in self.generators.items():
             if entry.family not in self.families:
-                raise ValueError(f"{name}: its family {entry.family!r} is not listed")
+                raise ValueError(f"{name}: unknown family {entry.family!r}")
             for spelling in (name, *entry.aliases):
                 other = names.setdefault(spelling_key(spelling), name)
                 if other != name:
-                    raise ValueError(f"{spelling!r} is {other} and {name}")
+                    raise ValueError(f"{spelling!r} means both {other} and {name}")
         return self
 
     @cached_property
     def families_by_key(self) -> Mapping[str, str]:
-        """The name of each family by its key."""
+        """Name of each family, by its spelling key."""
         return {spelling_key(name): name for name in self.families}
 
     @cached_property
     def entries_by_key(self) -> Mapping[str, ResolvedGenerator]:
-        """The generator or family of each spelling's key. A generator replaces a family of its
-        name.
+        """Generator or family, by spelling key.
+
+        If a generator and a family have the same key, the generator counts.
         """
         entries = {key: ResolvedGenerator(None, name) for key, name in self.families_by_key.items()}
         for name, entry in self.generators.items():
@@ -84,8 +84,9 @@ class GeneratorIndex(Frozen):
 
 
 def spelling_key(name: str) -> str:
-    """Return the key under which names are compared: without case, spaces, dots, dashes, and
-    underscores.
+    """Return the key for comparing names.
+
+    The key ignores case, spaces, dots, dashes, and underscores.
     """
     return _SEPARATORS.sub("", name.casefold())
 
@@ -97,8 +98,9 @@ def generator_index() -> GeneratorIndex:
 
 
 def find_generator(name: str) -> ResolvedGenerator | None:
-    """Return the generator that a name means, by any spelling; the family alone for its name or
-    FAMILY/NAME; None for an unknown name.
+    """Return the generator that a name means, in any spelling, or None if it is unknown.
+
+    If the name is that of a family, or FAMILY/NAME, only the family is set.
     """
     index = generator_index()
     if entry := index.entries_by_key.get(spelling_key(name)):
@@ -107,14 +109,14 @@ def find_generator(name: str) -> ResolvedGenerator | None:
     return None if family is None else ResolvedGenerator(None, family)
 
 
-def family_of(name: str) -> str | None:
-    """Return the family of a generator by any spelling of its name; None for an unknown one."""
+def find_family(name: str) -> str | None:
+    """Return the family of a generator, in any spelling of its name, or None if it is unknown."""
     entry = find_generator(name)
     return None if entry is None else entry.family
 
 
 def title_of(name: str) -> str:
-    """Return the title of a generator by any spelling; the name itself if it has none."""
+    """Return the title of a generator, in any spelling of its name, or the name if unknown."""
     entry = find_generator(name)
     if entry is None or entry.name is None:
         return name
@@ -122,13 +124,19 @@ def title_of(name: str) -> str:
 
 
 def family_title(family: str) -> str:
-    """Return the title of a family; the name itself if it has none."""
+    """Return the title of a family, or the family itself if it is unknown."""
     entry = generator_index().families.get(family)
     return family if entry is None else entry.title
 
 
 def matches(query: str, name: str | None, family: str | None) -> bool:
-    """Return whether a query, in any spelling, means this generator or its family."""
+    """Return whether a query, in any spelling, means a generator or its family.
+
+    Args:
+        query: The name to search for.
+        name: Name of the generator. None never matches.
+        family: Family of the generator. None if it is unknown.
+    """
     if name is None:
         return False
     if spelling_key(query) in (spelling_key(name), spelling_key(family or name)):

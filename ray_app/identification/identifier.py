@@ -1,8 +1,8 @@
-"""The generator of an image from its embedding (`Identifier`): which of the known ones it is, how
-probable that is, and whether it is a known one at all. Plain numpy.
+"""Identify the generator of an image from its embedding (`Identifier`), in plain numpy.
 
-The family is chosen first, then the generator in it: p(generator) = p(family) p(generator | family)
-from one softmax, so both levels agree.
+The result is the most probable known generator, its probability, and whether the generator is known
+at all. The family is selected first, then the generator in it: p(generator) = p(family) p(generator
+| family) from one softmax, so both levels agree.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,20 @@ from ray_app.errors import DetectorError
 from ray_app.identification.cards import IdentifierCard
 
 RANKED = 5
-"""Names in a ranking."""
+"""Number of generators in a ranking."""
 Floats = npt.NDArray[np.float32]
 Reals = TypeVar("Reals", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 
 class NamedGenerator(NamedTuple):
-    """The generator of one image, by the names of a run's columns.
+    """The generator of an image. The fields are columns of a run.
 
     Attributes:
-        predicted_generator: The most probable generator; None if the image is like no known one.
-        generator_family: Its family; None likewise.
-        generator_probability: The probability of the first of the ranking among known generators.
-        generator_confidence: How sure it is that the generator is a known one. Higher is surer.
+        predicted_generator: The most probable generator. None if the generator is unknown.
+        generator_family: The family of the generator. None if the generator is unknown.
+        generator_probability: Probability of the first generator of the ranking, among the known
+            ones.
+        generator_confidence: Confidence that the generator is a known one. Higher means surer.
         generator_ranking: Known generators, the most probable first.
     """
 
@@ -47,12 +48,10 @@ class Identified:
 
     Attributes:
         classes: The known generators.
-        families: The family of each.
-        codes: Indices in `classes` (n,); −1 for an image like no known generator, or without an
-            embedding.
-        probability: Probability of the first of the ranking (n,), among the known generators.
-        confidence: How sure it is that the generator is a known one (n,). NaN for an image without
-            an embedding.
+        families: The family of each known generator.
+        codes: Indices in `classes` (n,). −1 for an unknown generator, or without an embedding.
+        probability: Probability of the first generator of the ranking (n,), among the known ones.
+        confidence: Confidence that the generator is a known one (n,). NaN without an embedding.
         ranking: Indices in `classes` (n, k), the most probable first, also for unknown generators.
     """
 
@@ -64,7 +63,7 @@ class Identified:
     ranking: npt.NDArray[np.int64]
 
     def select(self, rows: slice) -> "Identified":
-        """Return the generators of some of the images."""
+        """Return the generators of a slice of the images."""
         return replace(
             self,
             codes=self.codes[rows],
@@ -74,7 +73,7 @@ class Identified:
         )
 
     def name_image(self, row: int) -> NamedGenerator | None:
-        """Return the generator of one image; None if it has no embedding."""
+        """Return the generator of an image, or None if the image has no embedding."""
         if not np.isfinite(self.confidence[row]):
             return None
         code = int(self.codes[row])
@@ -87,8 +86,9 @@ class Identified:
         )
 
     def to_columns(self, has_score: Sequence[bool] | npt.NDArray[np.bool_]) -> dict[str, list[Any]]:
-        """Return the columns of a run's rows by name, with None for images without a score or an
-        embedding.
+        """Return the columns of a run's rows by name.
+
+        The values are None for images without a score or an embedding.
         """
         rows = [self.name_image(row) if scored else None for row, scored in enumerate(has_score)]
         return {
@@ -98,10 +98,13 @@ class Identified:
 
 
 class Identifier:
-    """The head of an identifier's card.
+    """The head of an identifier card.
+
+    Args:
+        card: The identifier card.
 
     Raises:
-        DetectorError: Its weights are missing or do not fit.
+        DetectorError: If its weights are missing or do not fit.
     """
 
     def __init__(self, card: IdentifierCard) -> None:
@@ -118,7 +121,7 @@ class Identifier:
         self._means, self._whitening = tensors.get("means"), tensors.get("whitening")
         if len(self._weight) != len(card.classes) or len(self._bias) != len(card.classes):
             raise DetectorError(
-                f"{card.name}: {path}: {len(self._weight)} rows for {len(card.classes)} classes"
+                f"{card.name}: {path}: the head must have a row per class ({len(card.classes)}), got {len(self._weight)}"
             )
         families = np.array(card.class_families, object)
         self._in_family = np.array(
@@ -127,11 +130,11 @@ class Identifier:
 
     @property
     def width(self) -> int:
-        """Numbers of an embedding."""
+        """Width of an embedding."""
         return int(self._weight.shape[1])
 
     def identify(self, vectors: Floats) -> Identified:
-        """Name the generators of images by their embeddings (n, d), rows of NaN if there is none."""
+        """Identify the generators of images by embeddings (n, d). A row without one is NaN."""
         card, has_vector = self.card, np.asarray(np.isfinite(vectors).all(axis=1))
         logits = self.logits(np.where(has_vector[:, None], vectors, 0))
         probabilities = softmax(logits)
@@ -156,8 +159,9 @@ class Identifier:
         )
 
     def logits(self, vectors: Floats) -> Floats:
-        """Return the logits (n, C) of finite embeddings (n, d). Sums are in float64, so that those
-        of a row never depend on the number of rows.
+        """Return the logits (n, C) of finite embeddings (n, d).
+
+        Sums are in float64, so that the result of a row never depends on the number of rows.
         """
         rows, weight = vectors.astype(np.float64), self._weight.astype(np.float64)
         if self.card.head == "cosine":
@@ -166,7 +170,10 @@ class Identifier:
         return np.asarray(rows @ weight.T + self._bias, np.float32)
 
     def confidence(self, vectors: Floats, logits: Floats) -> Floats:
-        """Return how much each image (n,) is like those of known generators; see `OpenSet`."""
+        """Return the confidence (n,) that each generator is a known one. See `OpenSet`.
+
+        `vectors` are the embeddings (n, d), `logits` (n, C) their logits.
+        """
         if self.card.open_set is not None and self.card.open_set.method == "distance":
             assert self._means is not None
             assert self._whitening is not None
@@ -188,11 +195,14 @@ def energy(logits: Floats) -> Floats:
 
 
 def mahalanobis(vectors: Floats, means: Floats, whitening: Floats) -> Floats:
-    """Return the distances (n, C) of vectors (n, d) to means (C, d).
+    """Return the Mahalanobis distances (n, C) of vectors to class means.
 
-    `whitening` (d, k) turns the covariance that all classes share into the identity.
+    Args:
+        vectors: Vectors (n, d).
+        means: Means (C, d).
+        whitening: Matrix (d, k) that transforms the covariance of all classes to the identity.
     """
-    # Squares of float32 would leave nothing but rounding of a difference of large numbers.
+    # In float32, only rounding errors would remain of a difference of large squares.
     matrix = whitening.astype(np.float64)
     rows, centres = vectors @ matrix, means @ matrix
     squares = (rows**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)[None] - 2 * rows @ centres.T
@@ -200,7 +210,7 @@ def mahalanobis(vectors: Floats, means: Floats, whitening: Floats) -> Floats:
 
 
 def unit(rows: Reals) -> Reals:
-    """Return the rows at length 1, in the same precision. Rows of zeros stay so."""
+    """Scale rows to length 1, in the same precision. Rows of zeros stay zero."""
     scaled: Reals = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
         rows.dtype
     )

@@ -1,13 +1,12 @@
-"""Prompt cleaning: prompts as people and tools wrote them → the words that a model can learn and be
-judged by (`cleaned`, `normalised_prompt`).
+"""Clean prompts: remove the syntax of front ends and ratings (`cleaned`).
 
-What is dropped: specs/localization.md §5, after DFLIP's own cleaning.
+The rules follow DFLIP's own cleaning. `normalise_prompt` keeps ratings.
 """
 
 import re
 import unicodedata
 
-LEAST_CHARACTERS, MOST_CHARACTERS = 10, 2000
+MIN_CHARACTERS, MAX_CHARACTERS = 10, 2000
 
 _LEADING_URLS = re.compile(r"\A(?:\s*<?https?://\S+)+")
 _NETWORK = re.compile(r"<[A-Za-z]\w*:[^<>]*>")  # <lora:name:0.6>, <hypernet:name:1>, <lyco:name:1>
@@ -21,8 +20,8 @@ _EDIT = re.compile(r"\[([^\[\]]*)\]")  # [from:to:0.5] and [one|other]
 _COMMAS = re.compile(r" ?,(?: ?,)* ?")
 _BREAK = re.compile(r"\bBREAK\b")
 
-_KEPT = {bracket: chr(0xE000 + place) for place, bracket in enumerate("()[]{}")}
-_RESTORED = {letter: bracket for bracket, letter in _KEPT.items()}
+_PLACEHOLDERS = {bracket: chr(0xE000 + index) for index, bracket in enumerate("()[]{}")}
+_RESTORED = {letter: bracket for bracket, letter in _PLACEHOLDERS.items()}
 
 _RATING = re.compile(
     r"(?<![\w-])(?:not safe for work|safe for work|n?sfw|r-?18\+?|rating[:_ ](?:safe|general|sensitive|questionable|explicit))(?![\w-])",
@@ -30,39 +29,38 @@ _RATING = re.compile(
 )
 
 
-def normalised_prompt(prompt: str) -> str:
-    """The words of a prompt without the syntax of Stable Diffusion's and Midjourney's front ends
-    (specs/localization.md §5.1).
+def normalise_prompt(prompt: str) -> str:
+    r"""Remove the syntax of Stable Diffusion's and Midjourney's front ends from a prompt.
 
-    Dropped: leading image links, `<lora:…>` and its like, `--ar 16:9` and every other parameter
-    (`--no x, y` with what it forbids), weights `::2` and `(word:1.3)`, the brackets of emphasis,
-    BREAK. Kept: brackets written `\\(so\\)`, both sides of `[from:to:0.5]`.
+    Removed: leading image links, `<lora:…>` and similar tags, parameters such as `--ar 16:9` (`--no
+    x, y` with its values), weights `::2` and `(word:1.3)`, brackets of emphasis, and BREAK. Kept:
+    escaped brackets `\(so\)`, and both sides of `[from:to:0.5]`.
     """
     text = _one_line(unicodedata.normalize("NFKC", prompt))
-    for dropped in (_LEADING_URLS, _NETWORK, _UNWANTED, _PARAMETER, _PART_WEIGHT, _BREAK):
-        text = _one_line(dropped.sub(" ", text))  # runs of spaces would cost their square
-    text = _ESCAPED.sub(lambda found: _KEPT[found[1]], text)
-    text = _EDIT.sub(lambda found: re.sub(r"[:|]", " ", found[1]), _TOKEN_WEIGHT.sub("", text))
+    for pattern in (_LEADING_URLS, _NETWORK, _UNWANTED, _PARAMETER, _PART_WEIGHT, _BREAK):
+        text = _one_line(pattern.sub(" ", text))  # Runs of spaces would take quadratic time.
+    text = _ESCAPED.sub(lambda match: _PLACEHOLDERS[match[1]], text)
+    text = _EDIT.sub(lambda match: re.sub(r"[:|]", " ", match[1]), _TOKEN_WEIGHT.sub("", text))
     text = re.sub(r"[()\[\]{}]", "", text)
     text = "".join(_RESTORED.get(letter, letter) for letter in text)
     return _COMMAS.sub(", ", _one_line(text)).strip(", ")
 
 
 def _one_line(text: str) -> str:
-    """The same with one space wherever there was any."""
+    """Replace each run of white space with one space."""
     return " ".join(text.split())
 
 
 def cleaned(prompt: str | None) -> str | None:
-    """The words of a prompt on one line, without front ends' syntax and without ratings (sfw, nsfw,
-    rating:safe, R-18).
+    """Clean a prompt: one line, without front ends' syntax and without ratings.
 
-    None for what is no prompt: fewer than 10 characters, more than 2,000, or not one letter.
+    Ratings are words such as sfw, nsfw, rating:safe, and R-18. Returns None for a text that is not
+    a prompt: fewer than 10 characters, more than 2,000, or no letter.
     """
-    text = normalised_prompt(_RATING.sub(" ", prompt or ""))
+    text = normalise_prompt(_RATING.sub(" ", prompt or ""))
     return (
         text
-        if LEAST_CHARACTERS <= len(text) <= MOST_CHARACTERS
+        if MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS
         and any(letter.isalpha() for letter in text)
         else None
     )

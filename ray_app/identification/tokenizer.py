@@ -1,5 +1,6 @@
-"""The tokenizer of a network that predicts prompts: read from a card's files (`read_tokenizer`), or
-trained on prompts (`train_tokenizer`).
+"""Read or train the tokenizer of a network that predicts prompts.
+
+`read_tokenizer` reads it from a card's files. `train_tokenizer` trains it on prompts.
 """
 
 import json
@@ -18,16 +19,23 @@ from ray_app.errors import DetectorError
 from ray_app.identification.cards import DescriberCard
 
 HEADER = "tokenizer"
-"""Key of the tokenizer in the header of weights that were trained here."""
+"""Key of the tokenizer in the header of weights that Touchstone trained."""
 END, PAD = "<|end|>", "<|pad|>"
-"""Tokens of a tokenizer that was trained here. Texts also begin with the end token."""
+"""Tokens of a tokenizer that Touchstone trained. Texts also begin with the end token."""
 IGNORED = -100
-"""A target that no loss counts."""
+"""Target id that the loss ignores."""
 
 
 @dataclass(frozen=True)
 class CaptionTokenizer:
-    """A tokenizer with the ids of the tokens that begin, end, and pad a text."""
+    """A tokenizer with the ids of its special tokens.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        begin: Id of the token that begins a text.
+        end: Id of the token that ends a text.
+        pad: Id of the token that pads a text.
+    """
 
     tokenizer: tokenizers.Tokenizer
     begin: int
@@ -35,12 +43,12 @@ class CaptionTokenizer:
     pad: int
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Return up to `max_tokens` ids, the last of them the end token unless the text is cut."""
+        """Return up to `max_tokens` ids. The last one is the end token unless the text is cut."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [*ids, self.end][:max_tokens]
 
     def encode_targets(self, texts: Sequence[str], max_tokens: int) -> npt.NDArray[np.int32]:
-        """Return the ids of n texts as an array (n, longest), IGNORED after each end."""
+        """Return the ids of n texts as an array (n, longest), with IGNORED after each end."""
         rows = [self.encode(text, max_tokens) for text in texts]
         targets = np.full((len(rows), max(map(len, rows), default=1)), IGNORED, np.int32)
         for target, row in zip(targets, rows, strict=True):
@@ -58,8 +66,9 @@ class CaptionTokenizer:
 
 
 def train_tokenizer(prompts: Sequence[str], vocabulary: int) -> CaptionTokenizer:
-    """Train a byte-level BPE tokenizer (Radford et al. 2019) of up to `vocabulary` tokens on
-    prompts. It can encode every text.
+    """Train a byte-level BPE tokenizer (Radford et al. 2019) on prompts.
+
+    It has up to `vocabulary` tokens and can encode every text.
     """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -75,29 +84,30 @@ def train_tokenizer(prompts: Sequence[str], vocabulary: int) -> CaptionTokenizer
 
 
 def from_trained(tokenizer: tokenizers.Tokenizer) -> CaptionTokenizer:
-    """Return a tokenizer that was trained here with its END and PAD. Raises DetectorError if it has
-    none.
+    """Return a tokenizer that Touchstone trained, with its END and PAD tokens.
+
+    Raises DetectorError if it lacks them.
     """
     end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
     if end is None or pad is None:
         raise DetectorError(
             f"the tokenizer has no token {END} or {PAD}",
-            hint="give architecture.tokens in the card: begin, end, and pad",
+            hint="set architecture.tokens in the card: begin, end, and pad",
         )
     return CaptionTokenizer(tokenizer, end, end, pad)
 
 
 def read_tokenizer(card: DescriberCard, weights: Path) -> CaptionTokenizer:
-    """Read the tokenizer of a card from its own file or from the header of `weights`.
+    """Read the tokenizer of a card from its own file, or from the header of `weights`.
 
-    `architecture.tokens` of the card gives its tokens {begin, end, pad} as texts or ids. Without
-    it they are those of `train_tokenizer`. Raises DetectorError.
+    `architecture.tokens` of the card has the special tokens {begin, end, pad} as texts or ids.
+    Without it, they are those of `train_tokenizer`. Raises DetectorError.
     """
     path = weights if card.tokenizer is None else resolve_part(card.parts[1])
     try:
         text = _header(path) if card.tokenizer is None else path.read_text(encoding="utf-8")
         tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # The library raises bare Exception for a damaged text.
+    except Exception as error:  # The library raises Exception for a damaged text.
         file_format: Literal["json", "safetensors"] = (
             "safetensors" if card.tokenizer is None else "json"
         )
@@ -105,7 +115,7 @@ def read_tokenizer(card: DescriberCard, weights: Path) -> CaptionTokenizer:
     tokens = card.architecture.get("tokens")
     if not tokens:
         return from_trained(tokenizer)
-    # An id may be beyond the tokenizer, as that of BLIP's begin token is.
+    # An id may be outside the tokenizer, such as that of BLIP's begin token.
     begin, end, pad = (
         tokenizer.token_to_id(token) if isinstance(token, str) else token
         for token in (tokens.get("begin"), tokens.get("end"), tokens.get("pad"))

@@ -131,7 +131,7 @@ def test_a_dialogue_asks_about_each_image(tmp_path):
 
     check_said(said[1], logits_of, spoken[0, question.shape[1] :].tolist(), words)
     unknown = {**card.architecture, "image": ["", "<img>", ""]}
-    with pytest.raises(DetectorError, match="not one token"):
+    with pytest.raises(DetectorError, match="must be a single token"):
         build_describer(card.model_copy(update={"architecture": unknown}))
 
 

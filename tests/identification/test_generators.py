@@ -7,8 +7,8 @@ from ray_app.evaluation.dflip import FAMILIES
 from ray_app.identification.generators import (
     GeneratorIndex,
     ResolvedGenerator,
-    family_of,
     family_title,
+    find_family,
     find_generator,
     generator_index,
     matches,
@@ -30,7 +30,7 @@ def test_spellings_of_one_generator_are_one():
 def test_a_family_may_be_all_that_is_known():
     assert find_generator("Pony") == ResolvedGenerator(None, "pony")
     assert find_generator("sdxl_1.0/RealisticVision v5") == ResolvedGenerator(None, "sdxl_1.0")
-    assert family_of("flux") == "flux.1_d"
+    assert find_family("flux") == "flux.1_d"
     assert find_generator("my own net") is None
     assert find_generator("nobody/RealisticVision") is None
 
@@ -47,8 +47,8 @@ def test_index_has_the_generators_of_dflip_and_the_papers():
 def test_index_that_contradicts_itself_is_refused():
     first, second = {"title": "A", "aliases": ["B-1"]}, {"family": "f", "title": "B"}
     for generators, told in (
-        ({"a": {**first, "family": "none"}}, "its family 'none' is not listed"),
-        ({"a": {**first, "family": "f"}, "b1": second}, "'b1' is a and b1"),
+        ({"a": {**first, "family": "none"}}, "unknown family 'none'"),
+        ({"a": {**first, "family": "f"}, "b1": second}, "'b1' means both a and b1"),
     ):
         index = {"families": {"f": {"title": "F"}}, "generators": generators}
         with pytest.raises(ValidationError, match=told):

@@ -119,7 +119,7 @@ def test_an_image_without_an_embedding_has_no_name(tmp_path, vectors):
 @pytest.mark.parametrize(
     ("held", "changes", "told"),
     [
-        ({"weight": np.zeros((3, WIDTH), np.float32)}, {}, "3 rows for 6 classes"),
+        ({"weight": np.zeros((3, WIDTH), np.float32)}, {}, r"a row per class \(6\), got 3"),
         ({"bias": np.zeros(6, np.float32)}, {}, "lacks weight"),
         (
             None,

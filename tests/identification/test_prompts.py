@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.identification.prompts import cleaned, normalised_prompt
+from ray_app.identification.prompts import cleaned, normalise_prompt
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_text_that_is_not_a_prompt_is_dropped():
     ],
 )
 def test_front_end_syntax_is_dropped(prompt, expected):
-    assert normalised_prompt(prompt) == expected
-    assert normalised_prompt(expected) == expected
+    assert normalise_prompt(prompt) == expected
+    assert normalise_prompt(expected) == expected
 
 
 def test_normalising_takes_time_in_proportion():
     for repeated in ("(", "[", "--no ", "--a ", "::", "<a:", ", ", "https://"):
         hostile = repeated * (100_000 // len(repeated))
-        assert len(normalised_prompt(hostile)) <= len(hostile)
+        assert len(normalise_prompt(hostile)) <= len(hostile)
