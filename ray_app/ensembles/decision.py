@@ -151,7 +151,7 @@ def combine(
     if card.cascade is None:
         combined = _apply_rule(card.rule, card.stacking, table, card.members, card.gate)
     else:
-        early, late = early_scores(card, table), _score_stage(card.cascade.late, table)
+        early, late = score_first_stage(card, table), _score_stage(card.cascade.late, table)
         combined = np.where(_needs_second_stage(card.cascade, early, audited), late, early)
     biased = combined + card.bias
     return biased if card.calibration is None else card.calibration(biased)
@@ -178,7 +178,7 @@ def second_looks(
     if card.cascade is None:
         return None
     first = dict(list(scores.items())[: card.first])
-    early = early_scores(card, _table(first, calibrations))
+    early = score_first_stage(card, _table(first, calibrations))
     low, high = card.cascade.band
     in_band, needs_second = (
         (early >= low) & (early <= high),
@@ -219,7 +219,7 @@ def drawn_by_audit(card: EnsembleCard, digests: Sequence[str | None]) -> list[bo
     )
 
 
-def early_scores(card: EnsembleCard, table: Table) -> Column:
+def score_first_stage(card: EnsembleCard, table: Table) -> Column:
     """Return the first-stage score of a cascade: log-odds (n,).
 
     `table` has the calibrated member scores (n, members), at least those of the first members.

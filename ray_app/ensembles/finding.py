@@ -126,7 +126,9 @@ def find(provenance: str | None, verdict: str | None, thresholds: Thresholds) ->
                 direction,
                 DETECTOR_FINDINGS[verdict],
                 Ground(
-                    source="detectors", says=_VERDICT_STATEMENTS[verdict], error=rates(thresholds)
+                    source="detectors",
+                    says=_VERDICT_STATEMENTS[verdict],
+                    error=describe_rates(thresholds),
                 ),
             )
         )
@@ -143,7 +145,7 @@ def find(provenance: str | None, verdict: str | None, thresholds: Thresholds) ->
     )
 
 
-def rates(thresholds: Thresholds) -> str:
+def describe_rates(thresholds: Thresholds) -> str:
     """Return a phrase with the rates at which the detectors flagged real and generated images."""
     measured = [
         f"{100 * rate:.3g} % of {f'{count:,} ' if count else ''}{kind} pictures"

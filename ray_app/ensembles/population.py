@@ -1,6 +1,6 @@
 """Describe the population of a calibration: the distribution of image properties per class.
 
-`population_of` counts labelled images into bins, `seen_in` returns the formats and sizes of a
+`population_of` counts labelled images into bins, `measure_coverage` returns the formats and sizes of a
 calibration, and `PopulationTally` counts the images of an archive into the same bins.
 """
 
@@ -257,11 +257,11 @@ def population_of(
         parts=tuple(parts),
         generators=tuple(generators),
         features=tuple(feature for feature in features if feature is not None),
-        seen=seen_in(properties),
+        seen=measure_coverage(properties),
     )
 
 
-def seen_in(properties: Properties) -> Seen:
+def measure_coverage(properties: Properties) -> Seen:
     """Return the formats and the range of sizes of images."""
     ranges = {}
     for name in ("short_side_px", "megapixels"):

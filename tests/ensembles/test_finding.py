@@ -12,7 +12,7 @@ from ray_app.ensembles import (
     error_rates,
     find,
 )
-from ray_app.ensembles.finding import UNSIGNED, rates
+from ray_app.ensembles.finding import UNSIGNED, describe_rates
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance, Watermark
 
 AI, CAPTURED = "trainedAlgorithmicMedia", "digitalCapture"
@@ -133,8 +133,8 @@ def test_each_ground_has_its_error_rate_and_a_claim_has_none():
         ("detectors", f"flagged {FLAGGED} generated pictures when measured"),
         ("camera", UNSIGNED),
     ]
-    assert rates(Thresholds()) == "not measured"
-    of_reals = rates(Thresholds(false_positive_rate=0.0011))
+    assert describe_rates(Thresholds()) == "not measured"
+    of_reals = describe_rates(Thresholds(false_positive_rate=0.0011))
     assert of_reals == "flagged 0.11 % of real pictures when measured"
 
 
