@@ -463,10 +463,9 @@ def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
 
 
 def default_slots(device: str) -> int:
-    """Return the default number of images per batch.
+    """Return the default number of images per batch: 4 on a CPU, 64 on a GPU.
 
-    On a CPU, more than 4 images make a core no faster, and a single photo would pay for the empty
-    slots. A GPU needs 64.
+    More than 4 images make a CPU core no faster, and a single photo would pay for the empty slots.
     """
     return 4 if device == "cpu" else 64
 

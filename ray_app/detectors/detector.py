@@ -462,6 +462,7 @@ def load_detector(
 
     Raises:
         ConfigError: If the card does not exist or is invalid.
+        StorageError: If the URL of the card is unreachable.
         DetectorError: If the weights, the network, or the device is unusable, or if `compiled` is
             set on a CPU.
     """

@@ -124,7 +124,7 @@ def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
 
 
 def _input_in_fp32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    # On a CPU, LayerNorm returns bf16 for bf16 input. SwinV2 adds the output to its residual stream,
+    # LayerNorm on a CPU returns bf16 for bf16 input. SwinV2 adds the output to its residual stream,
     # which would then have 8 bits of precision through 24 blocks.
     return (inputs[0].float(), *inputs[1:])
 

@@ -462,7 +462,7 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
 def with_kept_weights(
     card: DetectorCard, digest: str, mirrors: Sequence[str]
 ) -> DetectorCard | None:
-    """Return the card with the earlier weights that have a SHA-256.
+    """Return the card with earlier weights, which are identified by their SHA-256.
 
     Args:
         card: The card as it is now.

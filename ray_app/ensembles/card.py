@@ -202,8 +202,8 @@ class Guarantee(Frozen):
     """The evidence for the false-positive rate at `fake_above`.
 
     With `confidence`, the false-positive rate among reals of the calibration's population is under
-    `target_fpr`. Of `n_real` reals, on which nothing else was fitted, `false_positives` reached the
-    threshold.
+    `target_fpr`. The evidence is `n_real` reals on which nothing else was fitted: `false_positives`
+    of them reached the threshold.
     """
 
     target_fpr: float = Field(

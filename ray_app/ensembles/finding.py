@@ -35,7 +35,7 @@ _CAPTURED = frozenset(
 _FULLY_GENERATED = frozenset({"trainedAlgorithmicMedia", "trainedAlgorithmicData"})
 _MAX_NAME_CHARS, _MAX_DATA_CHARS = 80, 160
 _NO_PROOF = "“no evidence found” does not say that a picture is genuine"
-DEFAULT_CONFIDENCE = 0.95  # Of upper bounds without a guarantee.
+DEFAULT_CONFIDENCE = 0.95  # Confidence of upper bounds without a guarantee.
 _FOR_MODEL, _AGAINST_MODEL, _NEITHER = 1, -1, 0
 _VERDICT_STATEMENTS = {
     "fake": "detectors see the traces of a model",

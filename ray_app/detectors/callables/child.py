@@ -33,7 +33,7 @@ from typing import Any
 # Loaded by path, because this Python may lack packages that `ray_app` imports.
 _MESSAGES = runpy.run_path(str(Path(__file__).parents[2] / "child_messages.py"))
 ENTRY_POINTS = "touchstone.callables"
-# Maximum number of files that identify a package. Of a larger package, the first files count.
+# Maximum number of files that identify a package. The first files count if there are more.
 _MAX_SOURCES = 2000
 # Minimum distance of a probability from 0 and 1, which limits log-odds to ±36.7.
 MIN_PROBABILITY = 2.0**-53

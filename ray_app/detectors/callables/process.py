@@ -28,7 +28,7 @@ from ray_app.import_path import SAFE_PATH
 
 PixelArray = npt.NDArray[np.uint8]
 MAX_REPORT_BYTES = 64 * 1024
-_MAX_ERROR_CHARS = 300  # Of an error message from the callable.
+_MAX_ERROR_CHARS = 300  # Length of an error message from the callable.
 _READY_S = 60.0  # Maximum time until the interpreter is ready.
 
 # Environment variables that the interpreter and its libraries need. Tokens and keys are not passed

@@ -88,7 +88,13 @@ class Attention(nn.Module):
 
 
 class ClipBlock(nn.Module):
-    """Pre-norm transformer block: (N, tokens, width) → the same shape, and the MLP's input."""
+    """Pre-norm transformer block: (N, tokens, width) → the same shape, and the MLP's input.
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads.
+        quick_gelu: Whether the MLP has QuickGELU instead of GELU.
+    """
 
     def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
         super().__init__()
@@ -112,7 +118,14 @@ class ClipBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack of blocks that also returns the outputs of inner layers."""
+    """Stack of blocks that also returns the outputs of inner layers.
+
+    Args:
+        width: Width of the tokens.
+        layers: Number of blocks.
+        heads: Attention heads per block.
+        quick_gelu: Whether MLPs have QuickGELU instead of GELU.
+    """
 
     def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool) -> None:
         super().__init__()

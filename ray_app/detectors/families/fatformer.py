@@ -98,6 +98,11 @@ class ImagePrompts(nn.Module):
 
     The prompts have fixed tokens and learned tokens, and the learned ones attend to the image. The
     spelling `patch_basaed_enhancer` is that of the file.
+
+    Args:
+        width: Width of the tokens.
+        context: Tokens per prompt.
+        prompts: Learned tokens per prompt.
     """
 
     token_prefix: torch.Tensor
@@ -126,7 +131,14 @@ class ImagePrompts(nn.Module):
 
 
 class AdaptedBlock(clip_tower.ClipBlock):
-    """CLIP block with an adapter parallel to its MLP. Both get the output of the attention."""
+    """CLIP block with an adapter parallel to its MLP. Both get the output of the attention.
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads.
+        quick_gelu: Whether the MLP has QuickGELU instead of GELU.
+        bottleneck: Inner width of the adapter.
+    """
 
     def __init__(self, width: int, heads: int, quick_gelu: bool, bottleneck: int) -> None:
         super().__init__(width, heads, quick_gelu)
@@ -147,6 +159,11 @@ class Adapter(nn.Module):
     It has a bottleneck per token, and attention among the Haar bands of the patches. The published
     names are reversed: `intra_band` attends over the four bands of a position, `inter_band` over
     the positions of a band.
+
+    Args:
+        width: Width of the tokens.
+        bottleneck: Inner width of the adapter.
+        heads: Attention heads.
     """
 
     def __init__(self, width: int, bottleneck: int, heads: int = 8) -> None:

@@ -43,6 +43,11 @@ class DilatedConv2d(nn.Module):
     """Sum of a 3 × 3 and a dilated 3 × 3 convolution in groups, then 1 × 1.
 
     (N, channels, H, W) → (N, wider, ⌈H/stride⌉, ⌈W/stride⌉).
+
+    Args:
+        channels: Input channels.
+        wider: Output channels.
+        stride: Stride.
     """
 
     def __init__(self, channels: int, wider: int, stride: int) -> None:
@@ -63,6 +68,11 @@ class FerretBlock(nn.Module):
     """Dilated and separable convolutions with a shortcut.
 
     (N, channels, H, W) → (N, wider, ⌈H/stride⌉, ⌈W/stride⌉).
+
+    Args:
+        channels: Input channels.
+        wider: Output channels.
+        stride: Stride.
     """
 
     def __init__(self, channels: int, wider: int, stride: int) -> None:

@@ -20,6 +20,11 @@ class NormedConv(nn.Conv2d):
     """Convolution without bias, then a norm over channels.
 
     The norm is inside the convolution, with the key `norm`.
+
+    Args:
+        channels: Input channels.
+        width: Output channels.
+        kernel: Side of the kernel.
     """
 
     def __init__(self, channels: int, width: int, kernel: int) -> None:

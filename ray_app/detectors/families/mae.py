@@ -84,6 +84,12 @@ class MaeBlock(nn.Module):
     """Pre-norm block on a map of tokens: (N, H, W, width) → the same shape.
 
     In training, a branch is dropped per image at the rate `drop_path`.
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads.
+        side: Side of an attention window, in tokens.
+        drop_path: Rate at which a branch is dropped in training.
     """
 
     def __init__(self, width: int, heads: int, side: int, drop_path: float) -> None:
@@ -115,6 +121,11 @@ class WindowAttention(nn.Module):
 
     (N, H, W, width) → the same shape. The map is padded at the bottom and the right to whole
     windows, and the padding takes part. A window of the map's size is global attention.
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads.
+        side: Side of a window, in tokens.
     """
 
     offsets: torch.Tensor
@@ -249,8 +260,8 @@ def headwise_attention(
 
     In bf16 on a CPU, the scores of a single head (1024² × 2 bytes) stay in the cache, and oneDNN's
     matrix products are faster than torch's fused kernel, which computes bf16 at the speed of fp32:
-    14 against 37 ms for 12 heads of 1024 tokens. On other devices and in training, the fused kernel
-    is used, because backpropagation head by head is far slower.
+    14 against 37 ms for 12 heads of 1024 tokens. The fused kernel is used on
+    other devices and in training, because backpropagation head by head is far slower.
 
     Args:
         module: Not used.

@@ -25,6 +25,12 @@ class PatchEmbed(nn.Module):
     """Embed patches: (N, channels, H, W) → a smaller map of tokens (N, h, w, width).
 
     Patches of 7 pixels are 4 pixels apart, patches of 3 pixels 2 apart.
+
+    Args:
+        channels: Input channels.
+        width: Width of the tokens.
+        patch: Side of a patch, in pixels.
+        stride: Distance between patches, in pixels.
     """
 
     def __init__(self, channels: int, width: int, patch: int, stride: int) -> None:
@@ -39,7 +45,13 @@ class PatchEmbed(nn.Module):
 
 
 class ShrunkAttention(nn.Module):
-    """Tokens (N, h, w, width) attend to a map that is `ratio` times smaller on each side."""
+    """Tokens (N, h, w, width) attend to a map that is `ratio` times smaller on each side.
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads.
+        ratio: Factor by which each side of the map of keys and values is smaller.
+    """
 
     def __init__(self, width: int, heads: int, ratio: int) -> None:
         super().__init__()
@@ -87,7 +99,13 @@ class MixMlp(nn.Module):
 
 
 class MixBlock(nn.Module):
-    """Pre-norm block: (N, h, w, width) → the same shape."""
+    """Pre-norm block: (N, h, w, width) → the same shape.
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads.
+        ratio: See `ShrunkAttention`.
+    """
 
     def __init__(self, width: int, heads: int, ratio: int) -> None:
         super().__init__()
@@ -105,6 +123,14 @@ class MixStage:
     """The parts of a stage, and how they are applied (`run`).
 
     Checkpoints have the parts `embed`, `blocks`, and `norm` at the same level.
+
+    Args:
+        channels: Input channels.
+        width: Width of the tokens.
+        heads: Attention heads per block.
+        depth: Number of blocks.
+        ratio: See `ShrunkAttention`.
+        first: Whether this is the first stage, which has larger patches.
     """
 
     def __init__(

@@ -184,7 +184,10 @@ def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
             "none of synthetic is a single token",
         ),
         ({"max_tokens_per_batch": 20}, "max_tokens_per_batch is 20"),
-        ({"template": "Is it real?"}, r"arguments: template: Value error, template must contain \{image\}"),
+        (
+            {"template": "Is it real?"},
+            r"arguments: template: Value error, template must contain \{image\}",
+        ),
     ],
 )
 def test_card_that_cannot_work_is_refused(folder, changes, told):
