@@ -156,9 +156,10 @@ class CascadeStage(Frozen):
 class Cascade(Frozen):
     """Two stages: cheap members score every image, all members score the uncertain images.
 
-    An image enters the second stage if its first-stage score is in `band`. A random sample of the
-    other images, `audit_share`, enters it too. The file's bytes determine the sample, independent
-    of the score. The sample makes the error of the first stage measurable.
+    An image enters the second stage if its first-stage score is in `band`. A sample of all images,
+    with the fraction `audit_share`, enters it too. Only the file's bytes select an image for the
+    sample, not its score. The sample therefore shows how the second stage would have scored the
+    other images.
     """
 
     first: int = Field(

@@ -59,7 +59,7 @@ def test_frequent_value_has_a_bin_of_its_own(population):
     counts = by_name["short_side_px"].count(np.array([511, 512, 513, 640, 2000]))
     assert counts.tolist() == [1, 1, 1, 1, 0, 0, 1]
     assert by_name["format"].words == ("JPEG", "PNG")
-    assert by_name["format"].counted(["PNG", "WEBP", None, "JPEG", "JPEG"]).tolist() == [2, 1, 1]
+    assert by_name["format"].count(["PNG", "WEBP", None, "JPEG", "JPEG"]).tolist() == [2, 1, 1]
     sizes = {"short_side_px": (512, 1024), "megapixels": (512 * 612 / 1e6, 1024 * 1124 / 1e6)}
     assert population.seen == Seen(formats=("JPEG", "PNG"), **sizes)
 
