@@ -1,6 +1,4 @@
-"""Labelled images: the layouts of published data sets, the index of labelled images, splits, and
-the sample order of a training.
-"""
+"""Read labelled images: layouts of published data sets, indexes, splits, and sample orders."""
 
 from typing import TYPE_CHECKING
 

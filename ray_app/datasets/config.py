@@ -1,6 +1,4 @@
-"""The configuration of a training's data: sources, splits, and how they are mixed (`Data`,
-`DatasetSource`, `Sampling`).
-"""
+"""The settings of a training's data: its sources, its splits, and how they are sampled."""
 
 from collections.abc import Mapping
 from operator import not_
@@ -13,12 +11,7 @@ from ray_app.config import Frozen
 
 
 class DatasetSource(Frozen):
-    """Some labelled images: an index that `touchstone data index` wrote, or a source of members
-    with the layout that labels them.
-
-    `split`: only rows whose own split is this, or one of several, A+B. `generators`: only fakes of
-    these (reals always pass); `arguments` go to the layout.
-    """
+    """A source of labelled images: an index by `touchstone data index`, or members with a layout."""
 
     at: tuple[str, ...] = Field(
         min_length=1,
@@ -28,9 +21,15 @@ class DatasetSource(Frozen):
         default="columns",
         description="how the source states its labels; touchstone data index --help lists the layouts",
     )
-    arguments: Mapping[str, Any] = {}
-    split: str | None = None
-    generators: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = Field(default={}, description="arguments of the layout, by name")
+    split: str | None = Field(
+        default=None,
+        description="take only rows that the source itself assigns to this split, or to one of several, as in A+B; null = all",
+    )
+    generators: tuple[str, ...] = Field(
+        default=(),
+        description="take only the fakes of these generators, and all real images; all fakes if empty",
+    )
     leave_out_faults: bool = Field(
         default=False,
         exclude_if=not_,
@@ -46,12 +45,13 @@ class DatasetSource(Frozen):
     columns: TableColumns = TableColumns()
     allow_private: bool = Field(
         default=False,
-        description="read what a list names also from web servers that are not on the public Internet",
+        description="also read files that a list names from web servers that are not on the public Internet",
     )
     container_limits: ContainerLimits = ContainerLimits()
     limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
     hashes: tuple[Literal["sha256", "phash"], ...] = Field(
-        default=(), description="made while indexing, to find leakage: reads every image"
+        default=(),
+        description="hashes to compute while indexing, to find leakage; this reads every image",
     )
 
     @model_validator(mode="before")
@@ -65,53 +65,76 @@ class DatasetSource(Frozen):
 
 
 class HeldOut(Frozen):
-    """A split taken from the training sources: by generator, by group of prompts, or both; never by
-    row.
+    """A split that is taken from the training sources by generator, by group, or by both."""
 
-    `generators`: their fakes are in no training. `groups`: this share of all groups (images of one
-    prompt, scene or pair) is held out.
-    """
-
-    generators: tuple[str, ...] = ()
-    groups: float = Field(default=0.0, ge=0, lt=1)
+    generators: tuple[str, ...] = Field(
+        default=(), description="generators whose fakes are in no training split"
+    )
+    groups: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="fraction of all groups that is held out; a group is the images of one prompt, scene, or pair",
+    )
 
     @model_validator(mode="after")
     def _something(self) -> "HeldOut":
         if not self.generators and not self.groups:
-            raise ValueError("hold out generators, a share of groups, or both")
+            raise ValueError("a held-out split needs `generators`, `groups`, or both")
         return self
 
 
 class Data(Frozen):
-    """`validation` chooses the best checkpoint and calibrates; `test` is only measured, once, after
-    everything is decided.
-    """
+    """The sources of the splits of a training."""
 
-    train: tuple[DatasetSource, ...] = ()
-    validation: tuple[DatasetSource, ...] | HeldOut = ()
-    test: tuple[DatasetSource, ...] | HeldOut = ()
-    licence: str | None = Field(default=None, description="of the data, for the card")
+    train: tuple[DatasetSource, ...] = Field(
+        default=(), description="sources of the images that the network learns from"
+    )
+    validation: tuple[DatasetSource, ...] | HeldOut = Field(
+        default=(),
+        description="sources that choose the best checkpoint and calibrate it, or a part to hold out from `train`",
+    )
+    test: tuple[DatasetSource, ...] | HeldOut = Field(
+        default=(),
+        description="sources that are only measured, once, after everything is decided, or a part to hold out from `train`",
+    )
+    licence: str | None = Field(default=None, description="licence of the data, for the card")
     name: str | None = Field(
-        default=None, description="of the data, for the card; null = the sources' names"
+        default=None, description="name of the data, for the card; null = the sources' names"
     )
 
 
 class Sampling(Frozen):
-    """How often which images are seen.
+    """How often each image is seen, and in which order.
 
-    `classes`: `natural`, or `balanced`: as many real as fake. `generators`: within a class, the
-    share of a generator with n images is in proportion to n to this power: 1 natural, 0 all alike,
-    between them a temperature. Where shares are natural, an epoch sees every row once; where they
-    are not, it is `epoch_rows` long (null: as many as there are rows) and small strata come round
-    again. `epoch_rows` therefore needs `classes: balanced` or `generators` below 1. `twins`: a real
-    and a fake of one group stand side by side, in one worker's batch; shares are then natural.
-    `window`: null shuffles all rows; a number shuffles runs of `run` neighbours and then the rows
-    within this many, so that containers are read in runs.
+    If the fractions of classes and generators are natural, an epoch sees every row once. Otherwise
+    an epoch has `epoch_rows` rows, and the rows of small strata repeat.
     """
 
-    classes: Literal["natural", "balanced"] = "natural"
-    generators: float = Field(default=1.0, ge=0, le=1)
-    epoch_rows: int | None = Field(default=None, ge=1)
-    twins: bool = False
-    window: int | None = Field(default=None, ge=1)
-    run: int = Field(default=256, ge=1)
+    classes: Literal["natural", "balanced"] = Field(
+        default="natural",
+        description="`natural`: as many real and fake images as there are. `balanced`: as many real as fake images",
+    )
+    generators: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="exponent: within a class, the fraction of a generator with n images is proportional to n to this power; 1 is natural, "
+        "0 is equal fractions, values between them are a temperature",
+    )
+    epoch_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows of an epoch, only with `classes: balanced` or `generators` below 1; null = as many as the data have",
+    )
+    twins: bool = Field(
+        default=False,
+        description="put a real image and a fake of one group next to each other, in the batch of one process; only with natural fractions",
+    )
+    window: int | None = Field(
+        default=None,
+        ge=1,
+        description="null shuffles all rows; a number shuffles runs of neighbouring rows, then the rows within windows of this many, "
+        "so that containers are read in runs",
+    )
+    run: int = Field(default=256, ge=1, description="rows of a run, if `window` is set")

@@ -1,12 +1,12 @@
-"""The index of a labelled archive: a manifest whose column `input` holds the labels (`INPUT`).
+"""Build and read the index of a labelled archive, a manifest whose column `input` holds labels.
 
-`index_source` gives the rows of a source as a recipe names it, `build_index` and `write_index` make
-an index, `read_index` and `read_info` read one, `write_divided` writes one again with other splits.
-Streams; memory is a block.
+    manifest/0/…   the members in Touchstone's manifest format, `input` being INPUT
+    index.json     its source and content; written last, without it there is no index
+    listing/…      the listing of the source, while the index is made
 
-manifest/0/…   the members, in the house's own format, `input` being INPUT
-index.json     what it was made of and what is in it; written last: without it there is no index
-listing/…      what the source lists, while the index is made
+`index_source` returns the rows of a source as a recipe names it. `build_index` and `write_index`
+make an index, `read_index` and `read_info` read one, and `write_split_index` writes a copy with
+other splits. Data are streamed; one block is in memory.
 """
 
 import difflib
@@ -38,7 +38,7 @@ from ray_app.datasets.labelling import (
     Labeller,
     SkippedMembers,
     check_hashes,
-    labels_of,
+    label_member,
 )
 from ray_app.datasets.labels import INPUT, Labels, with_input
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
@@ -47,22 +47,23 @@ from ray_app.images import ImageLimits
 from ray_app.storage import Guard, Store, strip_secrets, urls
 from ray_app.storage.errors import CLOSED_FOLDER
 
-# Called with what is being done (`listed`, `labelled`) and the number of members so far; picklable.
+# Called with the kind of work (`listed`, `labelled`) and the number of members so far. It is
+# picklable.
 Progress = Callable[[str, int], object]
 
 _FORMAT = 1
-UNFINISHED = ("manifest", "listing")  # what an unfinished index leaves
-# One block is one task when labels are read, and one file of the index. Both hold a few hundred
+UNFINISHED = ("manifest", "listing")  # Folders that an unfinished index leaves.
+# A block of the listing is one task, and a block of the manifest one file. Both hold a few hundred
 # bytes per row.
-_LISTED = archives.BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
-_INDEXED = archives.BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
-_DIGESTED = ("label", "generator", "mask_uri", "prompt", "split", "group")
+_LISTING_PLAN = archives.BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
+_INDEX_PLAN = archives.BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
+_DIGEST_FIELDS = ("label", "generator", "mask_uri", "prompt", "split", "group")
 
-SAMPLE = "sample::"  # the shipped sample archive, wherever the package is installed
+SAMPLE = "sample::"  # The sample archive that the installed package contains.
 
 
-def silent(doing: str, members: int) -> None:
-    """Reports nothing; a lambda could not travel to the tasks that list."""
+def report_nothing(doing: str, members: int) -> None:
+    """Report no progress. A lambda could not be pickled for the tasks that list."""
 
 
 def index_source(
@@ -71,17 +72,30 @@ def index_source(
     *,
     each: Each = in_turn,
     reading: Each = in_turn,
-    progress: Progress = silent,
+    progress: Progress = report_nothing,
     requires_all_folders: bool = False,
 ) -> pa.Table:
-    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators`
-    alone.
+    """Return the labelled rows of a source, only of its `split` and `generators`.
 
-    `source.at` is an index directory (or several), or is indexed into `store`, whose index of the
-    same source is used again. Raises ConfigError as `write_index`, and for a split or generator
-    that is not there; IdentityError where `store` has another source's index.
+    If `source.at` is one or several indexes, they are read. Otherwise the source is indexed into
+    `store`, or the index of the same source there is used again.
+
+    Args:
+        source: The source.
+        store: The folder of its index.
+        each: Runs the steps of listing and labelling.
+        reading: Runs the steps that read whole images.
+        progress: Receives the kind of work and the number of members so far.
+        requires_all_folders: Refuse a source with a folder that cannot be listed.
+
+    Returns:
+        The rows, as `read_index` returns them.
+
+    Raises:
+        ConfigError: As `write_index`, or the source has no such split or generator.
+        IdentityError: `store` has the index of another source.
     """
-    indexes = indexes_of(source)
+    indexes = list_indexes(source)
     if not indexes:
         build_index(
             source,
@@ -91,20 +105,29 @@ def index_source(
             progress=progress,
             requires_all_folders=requires_all_folders,
         )
-    return _chosen(pa.concat_tables(map(read_index, indexes or [store.url])), source)
+    return _select_rows(pa.concat_tables(map(read_index, indexes or [store.url])), source)
 
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What an index holds. `source`: of which it was made, without secrets; `digest`: over ids and
-    labels of all rows in order.
+    """The content of an index.
 
-    A source that changes later is not indexed again: an index records what was learnt from.
+    A source that changes later is not indexed again: an index records the images that were learned
+    from.
 
-    `counts`: rows per (split, label, generator); `published`: for each number of the layout that is
-    found here, whether it `agrees`; `left_out`: members that are no rows, by reason; `unreadable`:
-    rows known to have no readable image, by reason; `repeated`: members that the source lists more
-    than once.
+    Attributes:
+        source: The source that it was made from, without secrets.
+        layout: Name of the layout.
+        hashes: Names of the hashes that it has.
+        rows: Number of rows.
+        digest: Digest over ids and labels of all rows in order.
+        counts: Rows per (split, label, generator).
+        published: The layout's published numbers of subsets that exist here, and whether each
+            `agrees`.
+        left_out: Members that are not rows, by reason.
+        unreadable: Rows known to have no readable image, by reason.
+        repeated: Number of members that the source lists more than once.
+        format: Version of the format.
     """
 
     source: Mapping[str, Any]
@@ -120,26 +143,33 @@ class IndexInfo:
     format: int = _FORMAT
 
     def fault_lines(self, split: str | None = None, generators: Sequence[str] = ()) -> list[str]:
-        """A line for each documented fault that rows of this split (None: any), and their fakes of
-        these generators, may have.
+        """Return a line for each documented fault that some rows may have.
+
+        Args:
+            split: Only rows of this split, or of one of several as in A+B. None for all rows.
+            generators: Only fakes of these generators. Empty for all.
         """
-        counts = [one for one in self.counts if split is None or one["split"] in split.split("+")]
         counts = [
-            one
-            for one in counts
-            if one["label"] == "real" or not generators or one["generator"] in generators
+            entry for entry in self.counts if split is None or entry["split"] in split.split("+")
         ]
-        strata = {(one["split"], one["label"], one["generator"]): one["rows"] for one in counts}
+        counts = [
+            entry
+            for entry in counts
+            if entry["label"] == "real" or not generators or entry["generator"] in generators
+        ]
+        strata = {
+            (entry["split"], entry["label"], entry["generator"]): entry["rows"] for entry in counts
+        }
         faults = known_faults.faults_of({"layout": self.layout, **self.source})
         spoiled = [
-            f"left out: {one['files']:,} × {one['why']}"
-            for one in self.left_out
-            if one["why"] == SPOILED
+            f"left out: {entry['files']:,} × {entry['why']}"
+            for entry in self.left_out
+            if entry["why"] == SPOILED
         ]
         spoiled += [
-            f"{one['why']}, for example {one['example']}"
-            for one in self.left_out
-            if CLOSED_FOLDER in one["why"]
+            f"{entry['why']}, for example {entry['example']}"
+            for entry in self.left_out
+            if CLOSED_FOLDER in entry["why"]
         ]
         return (
             known_faults.fault_lines(
@@ -150,9 +180,9 @@ class IndexInfo:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether all published numbers that could be compared are met; None where there was none."""
-        compared = [one["agrees"] for one in self.published if one["agrees"] is not None]
-        return all(compared) if compared else None
+        """Whether all published numbers that could be compared agree. None if there were none."""
+        results = [entry["agrees"] for entry in self.published if entry["agrees"] is not None]
+        return all(results) if results else None
 
 
 def build_index(
@@ -161,42 +191,46 @@ def build_index(
     *,
     each: Each = in_turn,
     reading: Each = in_turn,
-    progress: Progress = silent,
+    progress: Progress = report_nothing,
     requires_all_folders: bool = False,
 ) -> IndexInfo:
-    """Index a source into `store`, or return what the index there holds if it is of the same
-    source.
+    """Index a source into `store`, or return the content of its index if there is one.
 
     Args:
         source: The archive and its layout.
-        store: Where the index is.
+        store: The folder of the index.
         each: Runs the steps of listing and labelling.
-        reading: Runs what reads whole images.
-        progress: Called with what is done and the number of members so far.
-        requires_all_folders: Whether to refuse a source with a folder that cannot be listed, as a
-            training does.
+        reading: Runs the steps that read whole images.
+        progress: Receives the kind of work and the number of members so far.
+        requires_all_folders: Refuse a source with a folder that cannot be listed, as a training
+            does.
 
     Returns:
-        A description of the index.
+        The content of the index.
 
     Raises:
-        ConfigError: As `index_source`.
+        ConfigError: As `write_index`.
+        IdentityError: `store` has the index of another source.
         StorageError: The source is unreachable, or a required folder cannot be listed.
     """
-    told = identity(source)
+    description = describe_source(source)
     if (info := read_info(store)) is not None:
-        if info.source != told:
+        if info.source != description:
             raise IdentityError(
-                f"{store.url} is the index of another source: {_difference(info.source, told)}",
-                hint="another --out",
+                f"{store.url} is the index of another source: {_describe_difference(info.source, description)}",
+                hint="give another --out",
             )
         return info
-    archive, layout = archive_of(source, store)
+    archive, layout = open_archive(source, store)
     try:
-        chosen: dict[str, Any] = {"hashes": source.hashes, "limit": source.limit, "source": told}
-        chosen["requires_all_folders"] = requires_all_folders
+        options: dict[str, Any] = {
+            "hashes": source.hashes,
+            "limit": source.limit,
+            "source": description,
+        }
+        options["requires_all_folders"] = requires_all_folders
         return write_index(
-            store, archive, layout, each=each, reading=reading, progress=progress, **chosen
+            store, archive, layout, each=each, reading=reading, progress=progress, **options
         )
     except ConfigError:
         for folder in UNFINISHED:
@@ -205,17 +239,24 @@ def build_index(
 
 
 def check_source(source: DatasetSource, store: Store) -> None:
-    """Whether a source can be indexed into `store`, as far as its beginning shows: nothing is
-    written. Raises as `index_source`.
+    """Check that a source can be indexed, as far as its beginning shows. Write nothing.
+
+    Raises:
+        ConfigError: As `index_source`.
     """
-    if not indexes_of(source):
-        archive, _ = archive_of(source, store)
+    if not list_indexes(source):
+        archive, _ = open_archive(source, store)
         archive.check()
 
 
-def guard_of_source(source: DatasetSource, store: Store) -> Guard:
-    """Which web servers may be read for the images of a source that `index_source` indexed."""
-    stores = [Store.open(place) for place in indexes_of(source)] or [store]
+def get_source_guard(source: DatasetSource, store: Store) -> Guard:
+    """Return the web servers that may be asked for images of an indexed source.
+
+    Args:
+        source: The source.
+        store: The folder of its index.
+    """
+    stores = [Store.open(path) for path in list_indexes(source)] or [store]
     return reduce(
         Guard.joined, map(archives.guard_of, stores), Guard(allow_private=source.allow_private)
     )
@@ -233,44 +274,65 @@ def write_index(
     requires_all_folders: bool = False,
     each: Each = in_turn,
     reading: Each = in_turn,
-    progress: Progress = silent,
+    progress: Progress = report_nothing,
 ) -> IndexInfo:
-    """List an archive and label its members, over whatever unfinished index the store has. `limit`:
-    only its first so many members. `each` lists and labels; `reading` does what reads whole images,
-    for `hashes`, where it is more than a block of them.
+    """List an archive and label its members, replacing an unfinished index.
 
-    Raises ConfigError for a member without a known label, for one that is listed twice with other
-    labels, or when no labelled image is left; StorageError as a listing does.
+    Args:
+        store: The folder of the index.
+        archive: The archive.
+        layout: The layout that labels the members.
+        hashes: Hashes to compute, which reads every image.
+        limits: Limits of images, for the hashes.
+        limit: Maximum number of members. None for all.
+        source: Description of the source, for `IndexInfo`.
+        requires_all_folders: Refuse a source with a folder that cannot be listed.
+        each: Runs the steps of listing and labelling.
+        reading: Runs the computation of hashes, if the archive has more than one block.
+        progress: Receives the kind of work and the number of members so far.
+
+    Returns:
+        The content of the index.
+
+    Raises:
+        ConfigError: A member has no known label, is listed twice with different labels, or no
+            labelled image is left.
+        StorageError: The source is unreachable, or a required folder cannot be listed.
     """
     check_hashes(hashes)
     for folder in UNFINISHED:
         store.clear(folder)
     listing = store.below("listing")
-    listed = archives.list_members(
-        listing, archive, _LISTED, each=each, progress=partial(progress, "listed"), limit=limit
+    listing_info = archives.list_members(
+        listing,
+        archive,
+        _LISTING_PLAN,
+        each=each,
+        progress=partial(progress, "listed"),
+        limit=limit,
     )
-    assert listed is not None, "a first listing is never the same as one before"
-    if listed.closed_folders and requires_all_folders:
-        raise closed_folders_error(listed.closed_folders, listed.closed_example)
-    layout = layout.prepared(_members(listing))
-    if listed.listed > listed.members:
+    assert listing_info is not None, "a first listing has no earlier listing to equal"
+    if listing_info.closed_folders and requires_all_folders:
+        raise closed_folders_error(listing_info.closed_folders, listing_info.closed_example)
+    layout = layout.prepare(_members(listing))
+    if listing_info.listed > listing_info.members:
         _refuse_contradictions(archive, layout, limit)
     spoiling = known_faults.faults_of(source) if source and source.get("leave_out_faults") else ()
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher, spoiling)
-    tally, refs = _Tally(partial(progress, "labelled")), archives.read_blocks(listing, 0)
-    with closing((reading if hashes and len(refs) > 1 else each)(labeller, refs)) as labelled:
+    tally, blocks = _Tally(partial(progress, "labelled")), archives.read_blocks(listing, 0)
+    with closing((reading if hashes and len(blocks) > 1 else each)(labeller, blocks)) as labelled:
         written = write_selected(
-            store, tally.rows(labelled), _INDEXED, INPUT, archive.fetcher.guard
+            store, tally.rows(labelled), _INDEX_PLAN, INPUT, archive.fetcher.guard
         )
     if not written.members:
         reasons = "; ".join(
-            f"{one['files']} × {one['why']}, for example {one['example']}"
-            for one in tally.left_out.counted()
+            f"{entry['files']} × {entry['why']}, for example {entry['example']}"
+            for entry in tally.left_out.to_json()
         )
         hint = (
-            f"the layout expects, for example, {layout.example}"
+            f"check the paths: the layout expects, for example, {layout.example}"
             if layout.example
-            else "another --layout?"
+            else "try another --layout"
         )
         raise ConfigError(f"no labelled image: {reasons}", hint=hint)
     info = IndexInfo(
@@ -282,10 +344,10 @@ def write_index(
         rows=written.members,
         digest=tally.digest.hexdigest(),
         counts=tally.by_stratum(),
-        published=compared(layout.published, tally.subsets),
-        left_out=tally.left_out.counted(),
-        unreadable=tally.unreadable.counted(),
-        repeated=listed.listed - listed.members,
+        published=compare_counts(layout.published, tally.subsets),
+        left_out=tally.left_out.to_json(),
+        unreadable=tally.unreadable.to_json(),
+        repeated=listing_info.listed - listing_info.members,
     )
     store.write("index.json", json.dumps(asdict(info), indent=1, ensure_ascii=False).encode())
     store.clear("listing")
@@ -293,23 +355,30 @@ def write_index(
 
 
 def closed_folders_error(count: int, example: str) -> StorageError:
-    """Return what to raise if folders of a training's source cannot be listed: the detector would
-    not learn from their images.
+    """Return the error for folders of a training's source that cannot be listed.
+
+    The detector would not learn from their images.
+
+    Args:
+        count: Number of these folders.
+        example: The path of one of them.
     """
-    others = f", and {count - 1} more" if count > 1 else ""
+    more = f", and {count - 1} more" if count > 1 else ""
     hint = f"check the permissions of the path, or leave the folder out with exclude: ['{urls.folder_pattern(example)}']"
-    return StorageError(f"{example}: {CLOSED_FOLDER}{others}", hint=hint)
+    return StorageError(f"{example}: {CLOSED_FOLDER}{more}", hint=hint)
 
 
-def read_index(place: str) -> pa.Table:
-    """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises
-    ConfigError where there is no index.
+def read_index(path: str) -> pa.Table:
+    """Return all rows of an index in order: the columns of a manifest, `input` being INPUT.
+
+    Raises:
+        ConfigError: There is no index at this path or URL.
     """
-    store = Store.open(place)
+    store = Store.open(path)
     if not has_index(store) or read_info(store) is None:
         raise ConfigError(
             f"{store.url}: no index",
-            hint="make one: touchstone data index SOURCE --layout NAME --out DIR",
+            hint="make one by touchstone data index SOURCE --layout NAME --out DIR",
         )
     return pa.concat_tables(
         with_input(archives.read_block(store, ref)) for ref in archives.read_blocks(store, 0)
@@ -317,8 +386,10 @@ def read_index(place: str) -> pa.Table:
 
 
 def read_info(store: Store) -> IndexInfo | None:
-    """What the index of a store holds; None where there is none, or an unfinished one. Raises
-    ConfigError for one of another version.
+    """Return the content of a store's index; None if there is none or it is unfinished.
+
+    Raises:
+        ConfigError: The index is of another version.
     """
     try:
         fields = json.loads(store.read("index.json"))
@@ -327,59 +398,74 @@ def read_info(store: Store) -> IndexInfo | None:
     except ValueError:
         fields = None
     if not isinstance(fields, dict) or "digest" not in fields:
-        raise ConfigError(f"{store.url}/index.json is not of Touchstone", hint="give another --out")
+        raise ConfigError(
+            f"{store.url}/index.json is not an index of Touchstone", hint="give another --out"
+        )
     if fields.get("format") != _FORMAT:
         raise ConfigError(
             f"{store.url}/index.json is of another version of Touchstone",
-            hint="index the source again, into another --out",
+            hint="index the source again into another --out",
         )
     return IndexInfo(**fields)
 
 
-def is_index(place: str) -> bool:
-    """Whether a source is an index: what a web server has, and KIND::PLACE, are never taken for
-    one.
+def is_index(path: str) -> bool:
+    """Return whether a source is an index.
+
+    URLs of web servers and KIND::PATH are never treated as indexes.
     """
     return (
-        "::" not in place
-        and urls.scheme_of(place) not in ("http", "https")
-        and has_index(Store.open(place))
+        "::" not in path
+        and urls.scheme_of(path) not in ("http", "https")
+        and has_index(Store.open(path))
     )
 
 
 def has_index(store: Store) -> bool:
-    """Whether there is a whole index, and not just something called index.json."""
+    """Return whether a store has a complete index, not just a file named index.json."""
     return store.exists("index.json") and archives.read_complete(store, 0) is not None
 
 
-def write_divided(
-    store: Store, given: Store, splits: pa.Array, source: Mapping[str, Any]
+def write_split_index(
+    store: Store, original: Store, splits: pa.Array, source: Mapping[str, Any]
 ) -> IndexInfo:
-    """The index `given` with other splits (rows,), null = none, written over whatever `store` has.
-    `source`: more facts of it.
+    """Write a copy of an index with other splits, replacing what `store` has.
+
+    Args:
+        store: The folder of the copy.
+        original: The folder of the index.
+        splits: Split of each row (rows,), null for none.
+        source: Further facts for the description of the source.
+
+    Returns:
+        The content of the copy.
     """
-    info = read_info(given)
-    assert info is not None, "who divides an index has read it"
+    info = read_info(original)
+    assert info is not None, "the caller has read the index"
     store.clear("manifest")
     tally = _Tally(lambda members: None)
     written = write_selected(
-        store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, archives.guard_of(given)
+        store,
+        tally.rows(_with_splits(original, splits)),
+        _INDEX_PLAN,
+        INPUT,
+        archives.guard_of(original),
     )
-    divided = replace(
+    split_info = replace(
         info,
         source={**info.source, **source},
         rows=written.members,
         digest=tally.digest.hexdigest(),
         counts=tally.by_stratum(),
     )
-    store.write("index.json", json.dumps(asdict(divided), indent=1, ensure_ascii=False).encode())
-    return divided
+    store.write("index.json", json.dumps(asdict(split_info), indent=1, ensure_ascii=False).encode())
+    return split_info
 
 
-def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
+def _with_splits(original: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
     start = 0
-    for ref in archives.read_blocks(given, 0):
-        rows = archives.read_block(given, ref)
+    for ref in archives.read_blocks(original, 0):
+        rows = archives.read_block(original, ref)
         rows, start = (
             with_input(rows, split=splits.slice(start, len(rows)).cast(pa.string())),
             start + len(rows),
@@ -389,7 +475,7 @@ def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
 
 @dataclass
 class _Tally:
-    """Counts and digest of the rows that are written."""
+    """Counts and digest of the written rows."""
 
     progress: Callable[[int], object]
     members: int = 0
@@ -408,7 +494,7 @@ class _Tally:
             self.unreadable.merge(block.unreadable)
             columns = {
                 name: block.rows["input"].combine_chunks().field(name).to_pylist()
-                for name in _DIGESTED
+                for name in _DIGEST_FIELDS
             }
             self.counts.update(
                 zip(
@@ -437,8 +523,9 @@ def _members(listing: Store) -> Iterator[archives.ListedMember]:
 def _refuse_contradictions(
     archive: archives.Archive, layout: DatasetLayout, limit: int | None
 ) -> None:
-    """Raises ConfigError for a member that is listed more than once and not always with the same
-    labels; lists the archive anew.
+    """Raise ConfigError for a member that is listed more than once with different labels.
+
+    This lists the archive again.
     """
     ids, counts = np.unique(
         np.fromiter((archives.image_id(item) for item in islice(archive, limit)), np.int64),
@@ -448,19 +535,24 @@ def _refuse_contradictions(
     first: dict[tuple[object, ...], Labels | None] = {}
     for item in islice(archive, limit):
         if archives.image_id(item) in repeated:
-            labels = labels_of(item, layout)
-            before = first.setdefault(
+            labels = label_member(item, layout)
+            first_labels = first.setdefault(
                 (item.uri, item.member, item.occurrence, item.version), labels
             )
-            if labels != before:
-                raise base.contradiction(
-                    item, f"listed more than once, as [{before}] and as [{labels}]"
+            if labels != first_labels:
+                raise base.make_contradiction(
+                    item, f"listed more than once, as [{first_labels}] and as [{labels}]"
                 )
 
 
-def compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Each subset that is there with its published number, if it has one. What is published and not
-    there was not requested.
+def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return each subset that exists with its published number, if it has one.
+
+    A published subset that does not exist was not requested.
+
+    Args:
+        published: The layout's published numbers by subset.
+        counts: The counted numbers by subset.
     """
     return [
         {
@@ -469,60 +561,64 @@ def compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dic
             "published": published.get(name),
             "agrees": rows == published[name] if name in published else None,
         }
-        for name, rows in sorted(found.items())
+        for name, rows in sorted(counts.items())
     ]
 
 
-def archive_of(source: DatasetSource, store: Store) -> tuple[archives.Archive, DatasetLayout]:
-    """A source's members, without what lies in `store`, and the layout that labels them. Raises
-    ConfigError.
+def open_archive(source: DatasetSource, store: Store) -> tuple[archives.Archive, DatasetLayout]:
+    """Return a source's members, without those below `store`, and the layout that labels them.
+
+    Raises:
+        ConfigError: The source is invalid.
     """
     settings: dict[str, Any] = {
         "skip": [store.url],
         "columns": source.columns,
         "limits": source.container_limits,
     }
-    places = [
-        f"list::{config_root() / 'sample' / 'archive-labels.csv'}" if place == SAMPLE else place
-        for place in source.at
+    paths = [
+        f"list::{config_root() / 'sample' / 'archive-labels.csv'}" if path == SAMPLE else path
+        for path in source.at
     ]
     archive = archives.Archive(
-        places, source.include, source.exclude, allow_private=source.allow_private, **settings
+        paths, source.include, source.exclude, allow_private=source.allow_private, **settings
     )
     return archive, make_layout(source.layout, source.arguments)
 
 
-def indexes_of(source: DatasetSource) -> Sequence[str]:
-    """The places of a source, if all are indexes, none if none is. Raises ConfigError for some, and
-    for keys that an index has settled.
+def list_indexes(source: DatasetSource) -> Sequence[str]:
+    """Return the URLs of a source if all of them are indexes; none if none is.
+
+    Raises:
+        ConfigError: Only some are indexes, or the source sets keys that an index has fixed.
     """
-    found = [place for place in source.at if is_index(place)]
-    if found and len(found) < len(source.at):
+    indexes = [path for path in source.at if is_index(path)]
+    if indexes and len(indexes) < len(source.at):
         raise ConfigError(
-            f"{', '.join(found)}: an index, but not {', '.join(set(source.at) - set(found))}",
-            hint="make two sources of it",
+            f"{', '.join(indexes)}: an index, but not {', '.join(set(source.at) - set(indexes))}",
+            hint="divide it into two sources",
         )
-    settled = [
+    fixed_keys = [
         key
         for key in ("arguments", "include", "exclude", "limit", "leave_out_faults")
         if getattr(source, key)
     ]
-    if found and settled:
+    if indexes and fixed_keys:
         raise ConfigError(
-            f"{', '.join(found)}: an index; {', '.join(settled)} had to be said when it was made"
+            f"{', '.join(indexes)}: an index; {', '.join(fixed_keys)} must be set when it is made"
         )
-    for place in found:
-        info = read_info(Store.open(place))
+    for path in indexes:
+        info = read_info(Store.open(path))
         if info is not None and (missing := set(source.hashes) - set(info.hashes)):
             raise ConfigError(
-                f"{place}: an index without {', '.join(sorted(missing))}",
-                hint="touchstone data index … --hash sha256,phash",
+                f"{path}: an index without {', '.join(sorted(missing))}",
+                hint="make it again by touchstone data index … --hash sha256,phash",
             )
-    return found
+    return indexes
 
 
-def identity(source: DatasetSource) -> dict[str, Any]:
-    """What decides which rows an index has, without secrets."""
+def describe_source(source: DatasetSource) -> dict[str, Any]:
+    """Return the settings that decide which rows an index has, without secrets."""
     keys = {
         "layout",
         "include",
@@ -533,7 +629,7 @@ def identity(source: DatasetSource) -> dict[str, Any]:
         "hashes",
         "leave_out_faults",
     }
-    at = [place if place == SAMPLE else archives.name_of(place) for place in source.at]
+    at = [path if path == SAMPLE else archives.name_of(path) for path in source.at]
     arguments = {
         name: strip_secrets(value) if isinstance(value, str) else value
         for name, value in source.arguments.items()
@@ -541,54 +637,61 @@ def identity(source: DatasetSource) -> dict[str, Any]:
     return {"at": at, "arguments": arguments, **source.model_dump(mode="json", include=keys)}
 
 
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    return "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys)
+def _describe_difference(existing: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+    keys = [key for key in {**existing, **requested} if existing.get(key) != requested.get(key)]
+    return "; ".join(
+        f"{key}: {existing.get(key)!r} there, {requested.get(key)!r} here" for key in keys
+    )
 
 
-def _chosen(rows: pa.Table, source: DatasetSource) -> pa.Table:
-    """The rows of the source's splits, and of them the reals and the fakes of its generators."""
+def _select_rows(rows: pa.Table, source: DatasetSource) -> pa.Table:
+    """Return the rows of the source's splits, with all reals and the fakes of its generators."""
     labels = rows["input"].combine_chunks()
-    kept = np.ones(len(rows), bool)
+    is_selected = np.ones(len(rows), bool)
     if source.split is not None:
         require_names(
             source, "split", source.split.split("+"), labels.field("split").unique().to_pylist()
         )
-        kept = _equal(labels.field("split"), source.split.split("+"))
+        is_selected = _is_in(labels.field("split"), source.split.split("+"))
     if source.generators:
         require_names(
             source,
             "generator",
             source.generators,
-            labels.field("generator").filter(pa.array(kept)).unique().to_pylist(),
+            labels.field("generator").filter(pa.array(is_selected)).unique().to_pylist(),
         )
-        kept &= _equal(labels.field("label"), ["real"]) | _equal(
+        is_selected &= _is_in(labels.field("label"), ["real"]) | _is_in(
             labels.field("generator"), source.generators
         )
-    return rows.filter(pa.array(kept))
+    return rows.filter(pa.array(is_selected))
 
 
 def require_names(
-    source: DatasetSource, what: str, wanted: Sequence[str], there: Iterable[str | None]
+    source: DatasetSource, kind: str, requested: Sequence[str], existing: Iterable[str | None]
 ) -> None:
-    """Raises ConfigError, with the nearest names or all, for the first split or generator that is
-    not there.
+    """Raise ConfigError for a split or generator that does not exist, with similar names.
+
+    Args:
+        source: The source, for the message.
+        kind: Kind of the names, for the message.
+        requested: The requested names.
+        existing: The existing names.
     """
-    names = sorted(filter(None, there))
-    for name in set(wanted) - set(names):
-        near = ", ".join(difflib.get_close_matches(name, names, 3))
+    names = sorted(filter(None, existing))
+    for name in set(requested) - set(names):
+        similar = ", ".join(difflib.get_close_matches(name, names, 3))
         hint = (
-            f"near it: {near}"
-            if near
-            else f"there are {', '.join(names[:20])}"
+            f"try a similar name: {similar}"
+            if similar
+            else f"use one of {', '.join(names[:20])}"
             if names
-            else "its rows have none"
+            else "leave it out, because the rows have none"
         )
-        raise ConfigError(f"{', '.join(source.at)}: no {what} '{name}'", hint=hint)
+        raise ConfigError(f"{', '.join(source.at)}: no {kind} '{name}'", hint=hint)
 
 
-def _equal(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = np.asarray(
+def _is_in(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:
+    is_equal: npt.NDArray[np.bool_] = np.asarray(
         pc.is_in(column, value_set=pa.array(list(values), pa.string()))
     )
-    return found
+    return is_equal

@@ -1,5 +1,7 @@
-"""Documented faults of published data sets, from `configs/datasets/known_faults.yaml`: those of a
-source (`faults_of`), lines on them (`fault_lines`), and labels without what they spoil (`spared`).
+"""Look up documented faults of published data sets, from `configs/datasets/known_faults.yaml`.
+
+`faults_of` returns the faults of a source, `fault_lines` lines on them, and `spared` labels without
+what they spoil.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,50 +17,59 @@ from ray_app.config import Frozen, config_root, read_mapping, validate
 from ray_app.datasets.labels import Label, Labels
 
 Stratum = tuple[str | None, str, str]
-"""Split, label and generator of some rows."""
+"""Split, label, and generator of some rows."""
 
 
 class KnownFault(Frozen):
-    """One documented fault, and the rows that have it.
+    """One documented fault, and the rows that have it."""
 
-    Attributes:
-        layouts: Layouts of the data.
-        at: Words of which one is in the path or URL of the data; none matches any.
-        version: What the argument `version` of the layout begins with.
-        splits: Splits of the rows; none matches any.
-        label: Label of the rows; None matches both.
-        generators: Globs of which one matches the generator of the rows.
-        numbers: Only rows whose file has a number in this range as its name, ends included.
-        leave_out: Whether the image or its prompt should be left out; None if neither helps.
-        source: Where the fault is documented.
-        looked_up: When `source` was read.
-    """
-
-    name: str
-    data: str
-    layouts: tuple[str, ...] = Field(min_length=1)
-    at: tuple[str, ...] = ()
-    version: str = ""
-    splits: tuple[str, ...] = ()
-    label: Label | None = None
-    generators: tuple[str, ...] = ("*",)
-    numbers: tuple[int, int] | None = None
-    kind: Literal["prompts", "labels", "content", "duplicates", "format", "size", "compression"]
-    what: str
-    leave_out: Literal["image", "prompt"] | None = None
-    source: str = Field(min_length=10)
-    looked_up: date
+    name: str = Field(description="name of the fault")
+    data: str = Field(description="name of the data set")
+    layouts: tuple[str, ...] = Field(min_length=1, description="layouts of the data")
+    at: tuple[str, ...] = Field(
+        default=(), description="the path or URL of the data contains one of these; empty = any"
+    )
+    version: str = Field(
+        default="", description="beginning of the layout's argument `version`; empty = any"
+    )
+    splits: tuple[str, ...] = Field(default=(), description="splits of the rows; empty = any")
+    label: Label | None = Field(default=None, description="label of the rows; null = both")
+    generators: tuple[str, ...] = Field(
+        default=("*",), description="globs, one of which matches the generator of the rows"
+    )
+    numbers: tuple[int, int] | None = Field(
+        default=None,
+        description="only rows whose file name is a number in this range, both ends included; null = all",
+    )
+    kind: Literal["prompts", "labels", "content", "duplicates", "format", "size", "compression"] = (
+        Field(description="kind of the fault")
+    )
+    what: str = Field(description="the fault, as text")
+    leave_out: Literal["image", "prompt"] | None = Field(
+        default=None,
+        description="whether leaving out the image or its prompt avoids the fault; null = neither",
+    )
+    source: str = Field(min_length=10, description="where the fault is documented")
+    looked_up: date = Field(description="when `source` was read")
 
     def holds(self, stratum: Stratum) -> bool:
         """Return whether rows of this split, label, and generator may have the fault."""
         split, label, generator = stratum
-        is_by = any(fnmatchcase(generator, glob) for glob in self.generators)
-        return is_by and self.label in (None, label) and (not self.splits or split in self.splits)
+        is_by_generator = any(fnmatchcase(generator, glob) for glob in self.generators)
+        return (
+            is_by_generator
+            and self.label in (None, label)
+            and (not self.splits or split in self.splits)
+        )
 
 
 @cache
 def known_faults() -> Mapping[str, KnownFault]:
-    """Return all documented faults by name. Raises ConfigError."""
+    """Return all documented faults by name.
+
+    Raises:
+        ConfigError: The file is invalid.
+    """
     file = config_root() / "datasets/known_faults.yaml"
     return {
         name: validate({"name": name, **fault}, KnownFault, where=f"{file}, {name}")
@@ -67,20 +78,23 @@ def known_faults() -> Mapping[str, KnownFault]:
 
 
 def faults_of(source: Mapping[str, Any]) -> list[KnownFault]:
-    """Return the faults of a source, from its `layout`, `at`, and `arguments` as an index keeps
-    them. Without an argument `version`, faults of all versions match.
+    """Return the faults of a source by its `layout`, `at`, and `arguments` as in an index.
+
+    Without an argument `version`, faults of all versions match.
     """
-    place, version = (
+    path, version = (
         " ".join(source.get("at", ())).lower(),
         source.get("arguments", {}).get("version"),
     )
-    of_layout = [
+    layout_faults = [
         fault for fault in known_faults().values() if source.get("layout") in fault.layouts
     ]
-    there = [
-        fault for fault in of_layout if not fault.at or any(word in place for word in fault.at)
+    data_faults = [
+        fault for fault in layout_faults if not fault.at or any(term in path for term in fault.at)
     ]
-    return [fault for fault in there if version is None or str(version).startswith(fault.version)]
+    return [
+        fault for fault in data_faults if version is None or str(version).startswith(fault.version)
+    ]
 
 
 def fault_lines(
@@ -103,16 +117,17 @@ def fault_lines(
                 if left_out
                 else f"leave_out_faults leaves these {fault.leave_out}s out"
             )
-            what = f"{fault.what}; {option}" if fault.leave_out else fault.what
+            text = f"{fault.what}; {option}" if fault.leave_out else fault.what
             lines.append(
-                f"{fault.data}, {count} rows: {what} ({fault.name}, {fault.source.partition('; ')[0]})"
+                f"{fault.data}, {count} rows: {text} ({fault.name}, {fault.source.partition('; ')[0]})"
             )
     return lines
 
 
 def spared(labels: Labels, faults: Iterable[KnownFault]) -> Labels | None:
-    """Return the labels without a prompt that a fault spoils, and without the group of that prompt;
-    None if a fault spoils the image.
+    """Return the labels without a prompt that a fault spoils; None if a fault spoils the image.
+
+    The group of a spoiled prompt is removed, too.
     """
     spoiled = {
         fault.leave_out

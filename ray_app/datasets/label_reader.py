@@ -1,8 +1,8 @@
-"""Labels of images as tables, some rows at a time.
+"""Read labels of images as tables, some rows at a time.
 
-`open_labels` opens a CSV, JSON lines, or Parquet file, or an index. `read_input` takes the labels
+`open_labels` opens a CSV, JSON lines, or Parquet file, or an index. `read_input` reads the labels
 from the column `input` of rows of a run. In all tables `label` is `real`, `fake`, or null,
-`image_id` is int64, and all other columns are texts.
+`image_id` is int64, and all other columns are strings.
 """
 
 import functools
@@ -25,7 +25,7 @@ KEYS = ("image_id", "sha256", "uri", "member")
 TRUTH = ("label", "generator", "kind", "split")
 TEXTS = ("mask_uri", "prompt", "release_date", "architecture", "source", "group", "part", "phash")
 COLUMNS = (*KEYS, *TRUTH, *TEXTS)
-"""What labels may say of an image, and the keys that name the image."""
+"""Columns that labels may have: the keys of the image, and its labels."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LabelFile:
 
     Attributes:
         place: A path or fsspec URL.
-        words: Further values of `label`, in small letters, which are returned as they are.
+        words: Further values of `label`, in lower case, which are returned as they are.
         resolves_uris: Whether to write `uri` as a run does, absolute and without secrets. A
             relative URI is relative to the file.
     """
@@ -50,7 +50,7 @@ class LabelFile:
 
     @property
     def guard(self) -> Guard:
-        """The web servers that may be asked for what the file names: the file's own server."""
+        """The web servers that labels may name for masks and images: the labels' own server."""
         return Guard.of([self.place])
 
     @functools.cached_property
@@ -58,27 +58,33 @@ class LabelFile:
         return LabelTable(self.place)
 
     def list_columns(self) -> list[str]:
-        """Return all columns of the file. Raises ConfigError for a file that cannot be read."""
-        return self._table.column_names
-
-    def find_columns(self, wanted: Sequence[str] = COLUMNS) -> list[str]:
-        """Return which of these columns the file has, in any case.
+        """Return all columns of the file.
 
         Raises:
-            ConfigError: The file cannot be read, or two of its columns could be meant.
+            ConfigError: The file cannot be read.
         """
-        return list(match_columns(self.list_columns(), wanted, self.name))
+        return self._table.column_names
+
+    def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
+        """Return the columns of these that the file has, in any letter case.
+
+        Raises:
+            ConfigError: The file cannot be read, or two of its columns match one name.
+        """
+        return list(match_columns(self.list_columns(), names, self.name))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield these columns, named as `find_columns` does, of all rows in order.
+        """Yield these columns, under the names of `find_columns`, of all rows in order.
 
         Raises:
             ConfigError: A value is invalid. The message names the file, and the row of a label.
         """
         first_row = 1
         for table in self._table.tables(columns):
-            pieces = {name: self._read(name, _plain(table[name]), first_row) for name in columns}
-            yield pa.table(pieces)
+            columns_read = {
+                name: self._read(name, _to_plain_array(table[name]), first_row) for name in columns
+            }
+            yield pa.table(columns_read)
             first_row += len(table)
 
     def _read(self, name: str, column: pa.Array, first_row: int) -> pa.Array:
@@ -88,10 +94,12 @@ class LabelFile:
             return _to_ids(column, self.name)
         values = _to_texts(column, name, self.name)
         if name == "mask_uri":
-            masks = _absolute(values, self._folder)
+            masks = _resolve_all(values, self._folder)
             self._check_masks(masks)
             return masks
-        return _absolute(values, self._folder) if name == "uri" and self.resolves_uris else values
+        return (
+            _resolve_all(values, self._folder) if name == "uri" and self.resolves_uris else values
+        )
 
     @property
     def _folder(self) -> str:
@@ -99,18 +107,22 @@ class LabelFile:
         return posixpath.dirname(canonical(self.name) if is_local else self.name)
 
     def _check_masks(self, masks: pa.Array) -> None:
-        """Raises ConfigError for a mask at a path or URL that such a file may not name."""
+        """Raise ConfigError for a mask at a path or URL that such a file may not name."""
         for uri in masks.unique().to_pylist():
             if uri is not None and not may_lead(self.place, uri):
                 raise ConfigError(
-                    f"{self.name}: it may not say that a mask lies at {uri}",
-                    hint="labels from elsewhere name no local files",
+                    f"{self.name}: may not name the mask {uri}",
+                    hint="copy the labels to this machine: remote labels may not name local files",
                 )
 
 
 @dataclass(frozen=True)
 class LabelIndex:
-    """The labels of an index directory, keyed by `image_id`."""
+    """The labels of an index directory, keyed by `image_id`.
+
+    Attributes:
+        place: A path or fsspec URL.
+    """
 
     place: str
 
@@ -121,16 +133,16 @@ class LabelIndex:
 
     @property
     def guard(self) -> Guard:
-        """The web servers that the maker of the index allowed."""
+        """The web servers that the index allows."""
         return guard_of(Store.open(self.place))
 
     def list_columns(self) -> list[str]:
         """Return all columns of the index."""
         return ["image_id", "uri", "member", *INPUT.names]
 
-    def find_columns(self, wanted: Sequence[str] = COLUMNS) -> list[str]:
-        """Return which of these columns an index has."""
-        return [name for name in wanted if name in self.list_columns()]
+    def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
+        """Return the columns of these that an index has."""
+        return [name for name in names if name in self.list_columns()]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield these columns of all rows in order, a block at a time."""
@@ -139,7 +151,7 @@ class LabelIndex:
             rows = read_block(store, block)
             yield pa.table(
                 {
-                    name: texts(rows, name) if name in INPUT.names else _plain(rows[name])
+                    name: texts(rows, name) if name in INPUT.names else _to_plain_array(rows[name])
                     for name in columns
                 }
             )
@@ -153,7 +165,7 @@ def open_labels(place: str, words: Collection[str] = ()) -> Labels:
 
     Args:
         place: A file of labels, or an index directory.
-        words: Further values of `label` in a file, in small letters.
+        words: Further values of `label` in a file, in lower case.
 
     Raises:
         ConfigError: The path is neither a file of labels nor an index.
@@ -164,7 +176,7 @@ def open_labels(place: str, words: Collection[str] = ()) -> Labels:
         return LabelIndex(place)
     raise ConfigError(
         f"{strip_secrets(place)}: neither a file of labels nor an index",
-        hint="labels are a .csv, .tsv, .jsonl, or .parquet file, or what `touchstone data index SOURCE --layout NAME --out DIR` wrote",
+        hint="give a .csv, .tsv, .jsonl, or .parquet file, or the output of `touchstone data index SOURCE --layout NAME --out DIR`",
     )
 
 
@@ -175,13 +187,13 @@ def read_input(
 
     Args:
         rows: Rows of a run or an archive.
-        where: The name of the rows in messages.
+        where: Name of the rows in messages.
         columns: Columns to return, of TRUTH and TEXTS.
-        first_row: The number of the first row in messages.
+        first_row: Number of the first row in messages.
 
     Returns:
-        Those of the columns that `input` has. The name of a ClassLabel (`label_name`) replaces
-        its number, and `mask` is read as `mask_uri` if there is no column of that name.
+        The columns that `input` has. The name of a ClassLabel (`label_name`) replaces its number.
+        If there is no column `mask_uri`, it is read from `mask`.
 
     Raises:
         ConfigError: A label is invalid.
@@ -195,7 +207,7 @@ def read_input(
     for name in columns:
         source = next((key for key in preferred.get(name, (name,)) if key in fields), None)
         if source is not None:
-            column = _plain(pc.struct_field(inputs, source))
+            column = _to_plain_array(pc.struct_field(inputs, source))
             labels[name] = (
                 parse_labels(column, where, first_row)
                 if name == "label"
@@ -210,15 +222,15 @@ def parse_labels(
     """Return `real`, `fake`, or null for each value, as `parse_label` does; null for a blank.
 
     Args:
-        column: Texts, numbers, or booleans.
-        where: The name of the table in messages.
-        first_row: The number of the first row in messages.
-        words: Further values, in small letters, which are returned as they are.
+        column: Strings, numbers, or booleans.
+        where: Name of the table in messages.
+        first_row: Number of the first row in messages.
+        words: Further values, in lower case, which are returned as they are.
 
     Raises:
         ConfigError: A value is not a label. The message names the row and the value.
     """
-    values = pc.utf8_trim_whitespace(_to_texts(_plain(column), "label", where))
+    values = pc.utf8_trim_whitespace(_to_texts(_to_plain_array(column), "label", where))
     encoded = values.dictionary_encode()
     labels: list[str | None] = []
     for code, value in enumerate(encoded.dictionary.to_pylist()):
@@ -232,8 +244,8 @@ def parse_labels(
     return pa.array(labels, pa.string()).take(encoded.indices)
 
 
-def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Return one array without a dictionary."""
+def _to_plain_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a single array without a dictionary."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
@@ -242,12 +254,13 @@ def _to_texts(column: pa.Array, name: str, where: str) -> pa.Array:
     try:
         return column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConfigError(f"{where}: column '{name}' has no texts: {error}") from None
+        raise ConfigError(f"{where}: column '{name}' must have strings: {error}") from None
 
 
 def _to_ids(column: pa.Array, where: str) -> pa.Array:
-    """Return numbers of 64 bits, also of texts with a fraction of zeros, which pandas writes for
-    whole numbers in a column with a gap.
+    """Return 64-bit integers, also of strings with a fraction of zeros.
+
+    pandas writes such strings for integers in a column with a gap.
     """
     if pa.types.is_string(column.type):
         column = pc.replace_substring_regex(column, r"\.0+$", "")
@@ -256,11 +269,11 @@ def _to_ids(column: pa.Array, where: str) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(
             f"{where}: column 'image_id': {error}",
-            hint="an image_id is a whole number of 64 bits",
+            hint="give a 64-bit integer as image_id",
         ) from None
 
 
-def _absolute(column: pa.Array, folder: str) -> pa.Array:
+def _resolve_all(column: pa.Array, folder: str) -> pa.Array:
     """Return URIs as a run writes them: absolute and without secrets."""
     is_path = pc.and_(
         pc.starts_with(column, "/"), pc.invert(pc.match_substring_regex(column, r"/\.{0,2}(/|$)"))
@@ -273,7 +286,9 @@ def _absolute(column: pa.Array, folder: str) -> pa.Array:
     if pc.all(is_done, min_count=0).as_py():
         return column
     pairs = zip(column.to_pylist(), is_done.to_pylist(), strict=True)
-    return pa.array([uri if done else _resolve(uri, folder) for uri, done in pairs], pa.string())
+    return pa.array(
+        [uri if is_resolved else _resolve(uri, folder) for uri, is_resolved in pairs], pa.string()
+    )
 
 
 def _resolve(uri: str, folder: str) -> str:
@@ -284,5 +299,5 @@ def _resolve(uri: str, folder: str) -> str:
         return posixpath.normpath(path)
     if urls.scheme_of(folder) == "file":
         return posixpath.normpath(posixpath.join(folder, path))
-    scheme, _, rest = folder.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"
+    scheme, _, path_in_store = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(path_in_store, path))}"

@@ -1,5 +1,7 @@
-"""The labels of one image (`Labels`, `parse_label`), and the column `input` of an index (`INPUT`)
-as arrays (`texts`, `coded`, `fakes`, `with_input`).
+"""Define the labels of one image (`Labels`, `parse_label`) and the column `input` of an index.
+
+`texts`, `coded`, and `fakes` return a field of the column `input` (`INPUT`) as arrays, and
+`with_input` replaces fields of it.
 """
 
 import hashlib
@@ -17,8 +19,8 @@ from ray_app.errors import ConfigError
 
 Label = Literal["real", "fake"]
 
-# The column `input` of an index. `sha256` is of the file's bytes, `phash` 16 hexadecimal digits,
-# both null where they were not requested.
+# The column `input` of an index. `sha256` is the hash of the file's bytes, `phash` has 16
+# hexadecimal digits. Both are null if they were not requested.
 INPUT: pa.StructType = pa.struct(
     [
         (name, pa.string())
@@ -45,7 +47,7 @@ _NAMES: dict[Any, Label] = {
     "true": "fake",
 }
 
-# a table with a gap in a column of 0 and 1 has 0.0 and 1.0
+# pandas writes a column of 0 and 1 that has a gap as 0.0 and 1.0.
 _NUMBER = re.compile(r"([01])(?:[.,]0*)?")
 
 Codes = npt.NDArray[np.int32]
@@ -55,10 +57,16 @@ Codes = npt.NDArray[np.int32]
 class Labels:
     """The truth about one image.
 
-    `generator`: who made a fake; `real` or `real:<source>` for a real. `mask_uri`: where the mask
-    of its altered part is; a fake without one is generated as a whole. `group`: images of one group
-    (a prompt, a scene, a pair) are never divided between splits. `architecture`: the family of a
-    fake's generator, in the data set's own word.
+    Attributes:
+        label: `real` or `fake`.
+        generator: The generator of a fake; `real` or `real:<source>` for a real image.
+        mask_uri: The URI of the mask of its altered part. A fake without a mask is generated as a
+            whole.
+        prompt: The prompt. None if it is unknown.
+        split: The split that the data set assigns. None if there is none.
+        group: Images of one group (a prompt, a scene, a pair) are never divided between splits.
+            None makes the image a group of its own.
+        architecture: The family of a fake's generator, in the data set's own term.
     """
 
     label: Label
@@ -76,11 +84,16 @@ class Labels:
 
 
 def parse_label(value: object, where: str) -> Label:
-    """`real` or `fake` for one of these words, for 0, 0.0, and false, or 1, 1.0, and true (as
-    number, truth or text, in any case).
+    """Return `real` or `fake` for a label as text, number, or truth value, in any case.
 
-    Raises ConfigError naming `where` (the file and row) and the value for all else, also for none:
-    there is no default.
+    Accepted values are real, 0, 0.0, and false, and fake, 1, 1.0, and true. There is no default.
+
+    Args:
+        value: The label.
+        where: The file and row, for the error.
+
+    Raises:
+        ConfigError: The value is none of these, or None.
     """
     text = str(value).strip().lower()
     number = _NUMBER.fullmatch(text)
@@ -93,8 +106,9 @@ def parse_label(value: object, where: str) -> Label:
 
 
 def real_of(source: object) -> str:
-    """The generator of a real image from `source` (a data set, a camera); plain `real` where that
-    is not known.
+    """Return the generator of a real image from a source, such as a data set or a camera.
+
+    It is `real:<source>`, or `real` if the source is unknown.
     """
     name = "" if source is None else str(source).strip()
     if name.lower() in ("", "real", "none"):
@@ -103,29 +117,34 @@ def real_of(source: object) -> str:
 
 
 def names_a_real(generator: str) -> bool:
-    """Whether the generator is what `real_of` gives."""
+    """Return whether a generator is of real images, as `real_of` returns it."""
     return generator == "real" or generator.startswith("real:")
 
 
 def prompt_group(prompt: str | None) -> str | None:
-    """The group of all images of one prompt, whoever made them; None without a prompt. Letter case
-    and spaces make no difference.
+    """Return the group of all images of one prompt, by any generator; None without a prompt.
+
+    Letter case and spaces make no difference.
     """
-    words = plain_prompt(prompt)
-    return f"prompt:{hashlib.sha256(words.encode()).hexdigest()[:16]}" if words else None
+    text = plain_prompt(prompt)
+    return f"prompt:{hashlib.sha256(text.encode()).hexdigest()[:16]}" if text else None
 
 
 def plain_prompt(prompt: str | None) -> str:
-    """A prompt in one letter case, with one space between words; "" where there is none."""
+    """Return a prompt in one letter case, with one space between words; "" without a prompt."""
     return " ".join(unicodedata.normalize("NFKC", prompt or "").casefold().split())
 
 
 def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:
-    """One text of every row's `input`, null where there is none."""
+    """Return a field of every row's `input`, null if a row has no value.
+
+    Raises:
+        ConfigError: The rows have no column `input`.
+    """
     if "input" not in rows.schema.names:
         raise ConfigError(
             "the images have no labels",
-            hint="touchstone data index SOURCE --layout LAYOUT --out DIR labels them",
+            hint="label them by touchstone data index SOURCE --layout LAYOUT --out DIR",
         )
     kind = rows.schema.field("input").type
     return (
@@ -135,20 +154,25 @@ def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:
     )
 
 
-def with_input(rows: pa.Table, **given: pa.Array) -> pa.Table:
-    """The rows with all fields of INPUT, null in those that an older index has not; `given`: other
-    values (N,) of some.
+def with_input(rows: pa.Table, **fields: pa.Array) -> pa.Table:
+    """Return the rows with all fields of INPUT, null in fields that an older index does not have.
+
+    Args:
+        rows: Rows of an index.
+        **fields: New values (N,) of some fields.
     """
     columns = [
-        given[name] if name in given else texts(rows, name).combine_chunks() for name in INPUT.names
+        fields[name] if name in fields else texts(rows, name).combine_chunks()
+        for name in INPUT.names
     ]
     inputs = pa.StructArray.from_arrays(columns, fields=list(INPUT))
     return rows.set_column(rows.schema.get_field_index("input"), pa.field("input", INPUT), inputs)
 
 
 def coded(rows: pa.Table, field: str) -> tuple[Codes, list[str]]:
-    """(N,) the place of every row's text in the list of all different ones, in the order of their
-    first rows; -1 where there is none.
+    """Return a field as codes (N,) and the list of distinct values, in order of their first rows.
+
+    The code -1 means that a row has no value.
     """
     encoded = texts(rows, field).dictionary_encode().combine_chunks()
     codes: Codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -156,13 +180,17 @@ def coded(rows: pa.Table, field: str) -> tuple[Codes, list[str]]:
 
 
 def fakes(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    """(N,) whether a row is labelled fake. Raises ConfigError where one is neither real nor fake."""
+    """Return whether each row is labelled fake (N,).
+
+    Raises:
+        ConfigError: A row is neither real nor fake.
+    """
     labels = texts(rows, "label")
     is_fake = pc.equal(labels, "fake").fill_null(False)
     if not pc.all(pc.or_(is_fake, pc.equal(labels, "real").fill_null(False)), min_count=0).as_py():
         others = [value for value in pc.unique(labels).to_pylist() if value not in ("real", "fake")]
         raise ConfigError(
-            f"labels are real or fake, not {', '.join(map(repr, others[:5]))}",
-            hint="touchstone data index writes them so",
+            f"labels must be real or fake, found {', '.join(map(repr, others[:5]))}",
+            hint="write the index with touchstone data index",
         )
     return np.asarray(is_fake.to_numpy(), bool)

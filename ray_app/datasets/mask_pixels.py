@@ -1,5 +1,6 @@
-"""The pixels of a stored mask (`decode_mask`), and whether they mark a part of the image
-(`coverage_of`, `CoverageTally`).
+"""Read the pixels of a stored mask (`decode_mask`), and check how much of the image they mark.
+
+`coverage_of` returns the coverage of one mask; `CoverageTally` counts masks with odd coverage.
 """
 
 import math
@@ -17,20 +18,22 @@ Coverage = Literal["part", "empty", "full"]
 Altered = npt.NDArray[np.bool_]
 
 _WHITE = 255
-_FAINT = 63  # of 255: less is noise of a lossy format, or a soft edge
-_EVEN = 16  # levels by which pixels of one paint differ
-# the fraction of painted pixels that have the paint's colour, or are black or white; the others are
-# edges
+_FAINT = 63  # Up to this of 255, a level is noise of a lossy format or a soft edge.
+_EVEN = 16  # Levels by which pixels of one colour differ.
+# Minimum fraction of painted pixels that have the same colour, or are black or white. The other
+# pixels are edges.
 _CLEAR = 0.98
 _MEANINGS: dict[Coverage, str] = {"empty": "nothing", "full": "everything"}
 _MAX_EXAMPLES = 3
 
 
 def decode_mask(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Decode a mask of any kind to mode L, 255 where its image was altered (see `to_mask`). Raises
-    InputError.
+    """Decode a mask of any kind to mode L, 255 where its image was altered (see `to_mask`).
+
+    Raises:
+        InputError: The mask cannot be decoded, or does not show what was altered.
     """
-    # A mask of a few shapes compresses like a bomb; max_pixels bounds what it can take.
+    # A mask of a few shapes compresses like a decompression bomb. max_pixels limits its memory.
     return decode_image(
         data, limits.model_copy(update={"max_ratio": math.inf}), convert=to_mask
     ).pixels
@@ -39,15 +42,17 @@ def decode_mask(data: bytes, limits: ImageLimits) -> Image.Image:
 def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
     """Convert a decoded mask of any mode to mode L, 255 where its image was altered.
 
-    Black is intact in every rule; a mask that marks altered pixels in black is not recognised.
+    Black means intact in every rule. A mask that marks altered pixels in black is not recognised.
 
-    - Grey, of any depth: altered above half of white. White is the smallest of 1, 255, and the
-    range of the format that holds the largest
-      value, so that masks of 0 and 1 are read like those of 0 and 255. The mean of the channels counts (specs/localization.md §1.7).
-    - Colours on black: altered where there is a colour. A palette image whose two colours look
-    alike: altered where the index is not 0.
-    - Transparent: what is painted in one colour is altered. If black and white are painted, white
-    is.
+    Grey masks, of any depth, are altered above half of white. White is the smallest of 1, 255, and
+    the maximum of the format that is not below the largest value, so that masks of 0 and 1 are read
+    like masks of 0 and 255. The mean of the channels counts.
+
+    Masks with colours on black are altered at every colour. If the two colours of a palette look
+    alike, pixels whose index is not 0 are altered.
+
+    Transparent masks are altered at pixels painted in one colour. If black and white are painted,
+    white pixels are altered.
 
     Args:
         image: The image as decoded.
@@ -63,14 +68,15 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
 
 
 def coverage_of(mask: Image.Image) -> Coverage:
-    """Return how much of a mask of mode L is altered: nothing, everything, or a part."""
+    """Return how much of a mask of mode L is altered: nothing ("empty"), everything, or a part."""
     lowest, highest = cast(tuple[int, int], mask.getextrema())
     return "empty" if not highest else "full" if lowest else "part"
 
 
 class CoverageTally:
-    """Counts the masks of fakes that mark nothing or everything: most of them were saved in a way
-    that means something else.
+    """Counts the masks of fakes that mark nothing or everything.
+
+    Most of these masks were saved in a way that means something else.
     """
 
     def __init__(self) -> None:
@@ -116,7 +122,7 @@ def _altered(image: Image.Image, flags: set[str], sample_bits: int) -> Altered:
     altered = _altered_by_colour(colour.to_rgb(image, flags, sample_bits))
     if image.mode == "P" and altered.all() == altered.any():
         index = np.asarray(image)
-        # a palette of one colour shows nothing
+        # A palette of a single colour shows nothing, but its indices do.
         if np.unique(index).tolist() in ([0, 1], [0, _WHITE]):
             return np.asarray(index > 0)
     return altered
@@ -146,7 +152,7 @@ def _altered_by_colour(image: Image.Image) -> Altered:
 
 
 def _altered_by_paint(image: Image.Image) -> Altered:
-    """Read an RGBA image. Raises InputError if its painted part does not show what was altered."""
+    """Read an RGBA image. Raise InputError if its painted part does not show what was altered."""
     alpha = np.asarray(image.getchannel("A"), np.uint16)
     painted: Altered = np.asarray(2 * alpha > alpha.max())
     if painted.all() or not painted.any():

@@ -1,5 +1,4 @@
-"""The mask of an altered image (`MaskReader`): the one that an index refers to, or the one that the
-label implies.
+"""Read the mask of an altered image (`MaskReader`), from the index or as the label implies.
 
 `may_name` and `may_lead` decide which masks an archive may refer to.
 """
@@ -19,46 +18,63 @@ from ray_app.images import ImageLimits
 from ray_app.storage import Fetcher, urls
 
 
-def may_name(uri: str, member: str | None, place: str) -> bool:
-    """Whether the columns of an image may say that its mask lies at `place`: in a cell of its own
-    table, or, beside a file that a list names, wherever such a list may lead, which is to local
-    files only from local ones. What lies in an archive leads nowhere else.
+def may_name(uri: str, member: str | None, mask_uri: str) -> bool:
+    """Return whether the columns of an image may name a mask at this path or URL.
+
+    An image in a table may name cells of the same table. A file that a list names may have a mask
+    wherever such a list may lead, which is to local files only from local lists. Members of
+    containers may name nothing else.
+
+    Args:
+        uri: URI of the image.
+        member: Path of the image in its container. None if it is a file.
+        mask_uri: Path or URL of the mask.
     """
-    if place.startswith(f"{uri}#row="):
+    if mask_uri.startswith(f"{uri}#row="):
         return True
-    return member is None and may_lead(uri, place)
+    return member is None and may_lead(uri, mask_uri)
 
 
-def may_lead(source: str, place: str) -> bool:
-    """Whether a list or file of labels at `source` may name `place`: what `ListEntries` lets a list
-    name, and a store of its own kind.
+def may_lead(source: str, uri: str) -> bool:
+    """Return whether a list or file of labels at `source` may name a path or URL.
 
-    A chain of fsspec's (`zip::https://…`) is never one; local paths, s3 and web addresses may have
-    `::` in their names.
+    It may name every URL that `ListEntries` allows, and files in a store of its own kind. A chain
+    of fsspec (`zip::https://…`) is never allowed, but local paths, s3 and web addresses may contain
+    `::`.
+
+    Args:
+        source: Path or URL of the list.
+        uri: The path or URL that it names.
     """
-    scheme, own = urls.scheme_of(place), urls.scheme_of(source)
-    named = place.partition("://")[0]
-    is_chain = not place.startswith("/") and "::" in (
-        named if named.lower() in uri_list_rows.UNCHAINED else place
+    scheme, source_scheme = urls.scheme_of(uri), urls.scheme_of(source)
+    prefix = uri.partition("://")[0]
+    is_chain = not uri.startswith("/") and "::" in (
+        prefix if prefix.lower() in uri_list_rows.UNCHAINED else uri
     )
     return not is_chain and (
-        scheme == own or (scheme in uri_list_rows.SCHEMES and scheme != "file")
+        scheme == source_scheme or (scheme in uri_list_rows.SCHEMES and scheme != "file")
     )
 
 
 class MaskReader:
-    """Reads masks. One per process: the table that one mask lay in is kept open for the next."""
+    """Reads masks. Each process has its own reader, which keeps the last table open."""
 
     def __init__(self, fetcher: Fetcher, limits: ImageLimits) -> None:
         self._fetcher, self._limits = fetcher, limits
         self._members = MemberReader(fetcher, max_bytes=limits.max_bytes)
 
     def read(self, member: ManifestMember, size: tuple[int, int]) -> Image.Image:
-        """The mask of an image of `size` (width, height) as mode L, 255 where it was altered.
+        """Return the mask of an image as mode L, 255 where the image was altered.
 
-        A real is altered nowhere, whatever is kept beside it, and a fake without a mask everywhere
-        (specs/localization.md §2.2). Raises InputError where the mask is not readable, or not of
-        the image's size.
+        A real image is altered nowhere, even if there is a mask, and a fake without a mask is
+        altered everywhere.
+
+        Args:
+            member: The image.
+            size: Width and height of the image.
+
+        Raises:
+            InputError: The mask cannot be read, or has another size than the image.
         """
         uri = member.input.get("mask_uri")
         if member.input["label"] != "fake":
@@ -66,9 +82,9 @@ class MaskReader:
         if uri is None:
             return Image.new("L", size, 255)
         try:
-            mask = decode_mask(self._bytes(member, uri), self._limits)
-        except InputError as refused:
-            raise InputError(refused.status, f"its mask: {refused.detail}") from refused
+            mask = decode_mask(self._read_bytes(member, uri), self._limits)
+        except InputError as error:
+            raise InputError(error.status, f"its mask: {error.detail}") from error
         if mask.size != size:
             reason = (
                 f"its mask is {mask.width} × {mask.height} pixels, the image {size[0]} × {size[1]}"
@@ -76,11 +92,20 @@ class MaskReader:
             raise InputError(Status.CORRUPT_IMAGE, reason)
         return mask
 
-    def _bytes(self, member: ManifestMember, uri: str) -> bytes:
-        place = _beside(member, uri)
-        if place is not None:
+    def _read_bytes(self, member: ManifestMember, uri: str) -> bytes:
+        location = _locate_in_row(member, uri)
+        if location is not None:
             cell = ManifestMember(
-                member.image_id, member.uri, member.member, 0, member.version, -1, 0, 0, {}, place
+                member.image_id,
+                member.uri,
+                member.member,
+                0,
+                member.version,
+                -1,
+                0,
+                0,
+                {},
+                location,
             )
             [(_, data)] = self._members.read([cell])
             if isinstance(data, InputError):
@@ -91,13 +116,14 @@ class MaskReader:
         return self._fetcher.fetch(uri, "", self._limits.max_bytes)
 
 
-def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:
-    """Where the mask lies if it is a cell of the image's own row: there it is read as images are,
-    without opening the table anew.
+def _locate_in_row(member: ManifestMember, uri: str) -> MemberLocation | None:
+    """Return the location of a mask that is a cell of the image's own row; None for other masks.
+
+    Such a mask is read as images are, without opening the table again.
     """
     if member.place is None or member.place.kind != "parquet":
         return None
-    own, mark, column = uri.partition("&column=")
-    if not mark or own != f"{member.uri}#row={member.place.offset}":
+    row_uri, separator, column = uri.partition("&column=")
+    if not separator or row_uri != f"{member.uri}#row={member.place.offset}":
         return None
     return MemberLocation("parquet", member.place.offset, -1, member.place.group, column)

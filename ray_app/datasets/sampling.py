@@ -1,8 +1,7 @@
-"""The sample order of a training (`SampleOrder`): which rows each step sees, by arithmetic of
-(seed, step).
+"""Compute the sample order of a training: `SampleOrder` returns the rows of each step.
 
-An epoch is every row once (`Everything`), strata in given shares (`Mixture`), or reals beside their
-fake twins (`Twins`).
+The order is arithmetic of (seed, step). An epoch is every row once (`FullEpochSampler`), strata in
+given fractions (`MixedSampler`), or real images next to their fake twins (`PairedSampler`).
 """
 
 import math
@@ -16,29 +15,35 @@ import pyarrow as pa
 from ray_app.datasets import config, labels
 from ray_app.errors import ConfigError
 
-Places = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int32]
 
-_ORDER = 5  # apart from what else is drawn from the same seed
+_ORDER = 5  # Random stream of this module, apart from others of the same seed.
 
-Shares = npt.NDArray[np.float64]
+Fractions = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, without their whole parts, fill 0 … 1 most evenly
+# The fractional parts of multiples of the golden ratio fill 0 … 1 most evenly.
+_GOLDEN = (5**0.5 - 1) / 2
 
 Positions = npt.NDArray[np.int64]
 
 
 class SampleOrder:
-    """The rows of every step. Pickles to little, and keeps one epoch's order in memory once rows
-    are read.
+    """The rows of every step of a training.
 
-    A training is one endless stream of epochs, cut into batches of equal size: a batch may hold the
-    end of one epoch and the start of the next, so that nothing is dropped and nothing padded. The
-    number of a step decides its rows: there is no other state.
+    A training is one endless sequence of epochs, cut into batches of equal size. A batch may hold
+    the end of one epoch and the start of the next, so that no row is dropped or padded. The number
+    of a step decides its rows; there is no other state. The order of the current epoch stays in
+    memory, but is not pickled.
 
-    `rows` is a labelled table, whose `input` has `label`, `generator` and `group`. `batch` images
-    are one step over all workers. Raises ConfigError for sampling that these rows or this batch do
-    not allow.
+    Args:
+        rows: A labelled table, whose `input` has `label`, `generator`, and `group`.
+        sampling: The recipe's section `sampling`.
+        seed: Seed of the order.
+        batch: Images of a step, over all workers.
+
+    Raises:
+        ConfigError: These rows or this batch do not allow the sampling.
     """
 
     def __init__(self, rows: pa.Table, sampling: config.Sampling, seed: int, batch: int) -> None:
@@ -46,11 +51,12 @@ class SampleOrder:
             raise ConfigError("there are no images to train on")
         self.batch = batch
         self._width = 2 if sampling.twins else 1
-        self._epochs = _epochs(rows, sampling, seed)
-        self._current: tuple[int, Places] | None = None
+        self._epochs = _make_epochs(rows, sampling, seed)
+        self._current: tuple[int, Indices] | None = None
         if batch % self._width:
             raise ConfigError(
-                f"batch: {batch} images are no whole number of twins", hint="give an even batch"
+                f"batch must be even if sampling.twins is set, got {batch}",
+                hint="set loop.batch to an even number",
             )
 
     def __getstate__(self) -> dict[str, object]:
@@ -58,43 +64,55 @@ class SampleOrder:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows of one epoch, some perhaps several times where shares are not natural."""
+        """Number of rows of an epoch, some of them repeated unless the fractions are natural."""
         return self._epochs.length
 
-    def steps(self, epochs: float) -> int:
-        """Steps in which that many epochs are seen to their end; the last one may begin the next
-        epoch.
+    def count_steps(self, epochs: float) -> int:
+        """Return the number of steps in which that many epochs end.
+
+        The last step may begin the next epoch.
         """
         return max(1, math.ceil(epochs * self.rows_per_epoch / self.batch - 1e-9))
 
-    def step(self, step: int) -> tuple[Positions, Positions]:
-        """(batch,) rows of a step, and (batch,) the running number of each over the whole training;
-        steps count from 0.
+    def select_rows(self, step: int) -> tuple[Positions, Positions]:
+        """Return the rows (batch,) of a step, and their positions (batch,) in the whole training.
+
+        Steps count from 0.
         """
         positions = np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
-        epochs, places = np.divmod(positions, self.rows_per_epoch)
+        epochs, indices = np.divmod(positions, self.rows_per_epoch)
         rows = np.empty(self.batch, np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             if self._current is None or self._current[0] != epoch:
                 self._current = epoch, self._epochs.epoch(epoch)
-            mine = epochs == epoch
-            rows[mine] = self._current[1][places[mine]]
+            is_epoch = epochs == epoch
+            rows[is_epoch] = self._current[1][indices[is_epoch]]
         return rows, positions
 
-    def share(self, step: int, rank: int, world: int) -> tuple[Positions, Positions]:
-        """The part of a step that one of `world` workers sees: equal, contiguous, together the
-        step. Raises ConfigError where they cannot be equal, or would part twins.
+    def shard(self, step: int, rank: int, world: int) -> tuple[Positions, Positions]:
+        """Return one worker's part of a step. The parts are equal and contiguous.
+
+        Args:
+            step: Number of the step, from 0.
+            rank: Rank of the worker.
+            world: Number of workers.
+
+        Returns:
+            Rows and positions, as `select_rows` returns them.
+
+        Raises:
+            ConfigError: The parts cannot be equal, or would separate twins.
         """
         if self.batch % (world * self._width):
             of_twins = " of twins" if self._width > 1 else ""
             hint = (
-                f"make batch a multiple of {world * self._width}, or take another number of workers"
+                f"make batch a multiple of {world * self._width}, or use another number of workers"
             )
             raise ConfigError(
-                f"a batch of {self.batch} images cannot be shared equally by {world} workers{of_twins}",
+                f"a batch of {self.batch} images cannot be divided equally among {world} workers{of_twins}",
                 hint=hint,
             )
-        rows, positions = self.step(step)
+        rows, positions = self.select_rows(step)
         size = self.batch // world
         part = slice(rank * size, (rank + 1) * size)
         return rows[part], positions[part]
@@ -102,8 +120,13 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class Shuffle:
-    """`window` null: every order is as likely. Otherwise runs of `run` neighbours are shuffled, and
-    then what lies within `window`.
+    """A shuffle of rows by a seed.
+
+    Attributes:
+        seed: The seed.
+        window: None makes all orders equally likely. Otherwise runs are shuffled first, and then
+            the rows within windows of this length.
+        run: Number of neighbouring rows that a run has.
     """
 
     seed: int
@@ -111,86 +134,116 @@ class Shuffle:
     run: int = 256
 
     def generator(self, *which: int) -> np.random.Generator:
-        """Chance for one purpose, the same for every call."""
+        """Return the random generator of one purpose, in the same state for every call."""
         return np.random.default_rng([self.seed, _ORDER, len(which), *which])
 
-    def once(self, count: int, *which: int) -> Places:
-        """(count,) 0 … count − 1, each once."""
-        return self._ordered(count, self.generator(*which))
+    def permute(self, count: int, *which: int) -> Indices:
+        """Return 0 … count − 1 in random order (count,).
 
-    def several(self, count: int, times: int, *which: int) -> Places:
-        """(times × count,) 0 … count − 1 again and again, each time in an order of its own."""
+        Args:
+            count: Number of rows.
+            *which: Numbers that name the purpose.
+        """
+        return self._shuffle(count, self.generator(*which))
+
+    def permute_repeatedly(self, count: int, times: int, *which: int) -> Indices:
+        """Return 0 … count − 1 repeated `times` times, each time in a new order (times × count,).
+
+        Args:
+            count: Number of rows.
+            times: Number of repetitions.
+            *which: Numbers that name the purpose.
+        """
         rng = self.generator(*which)
-        if count <= self.run:  # no neighbours to keep, and perhaps very many times
+        # One run has no neighbours to keep together. It may repeat very often, so numpy loops.
+        if count <= self.run:
             return np.asarray(
                 rng.permuted(np.tile(np.arange(count, dtype=np.int32), (times, 1)), axis=1).ravel()
             )
-        return np.concatenate([self._ordered(count, rng) for _ in range(times)])
+        return np.concatenate([self._shuffle(count, rng) for _ in range(times)])
 
-    def _ordered(self, count: int, rng: np.random.Generator) -> Places:
+    def _shuffle(self, count: int, rng: np.random.Generator) -> Indices:
         if self.window is None:
             return rng.permutation(np.arange(count, dtype=np.int32))
         runs = rng.permutation(np.arange(0, count, self.run, dtype=np.int32))
         order = (runs[:, None] + np.arange(self.run, dtype=np.int32)).ravel()
         order = order[order < count]
-        whole = count // self.window * self.window
-        order[:whole] = rng.permuted(order[:whole].reshape(-1, self.window), axis=1).ravel()
-        rng.shuffle(order[whole:])
+        in_windows = count // self.window * self.window
+        order[:in_windows] = rng.permuted(
+            order[:in_windows].reshape(-1, self.window), axis=1
+        ).ravel()
+        rng.shuffle(order[in_windows:])
         return order
 
 
 @dataclass(frozen=True)
-class Everything:
-    """Every row once an epoch, of `length` rows."""
+class FullEpochSampler:
+    """Every row once per epoch.
+
+    Attributes:
+        length: Rows of an epoch.
+        shuffle: The shuffle.
+    """
 
     length: int
     shuffle: Shuffle
 
-    def epoch(self, number: int) -> Places:
-        """(length,) all rows, shuffled anew."""
-        return self.shuffle.once(self.length, number)
+    def epoch(self, number: int) -> Indices:
+        """Return all rows (length,) in the order of this epoch."""
+        return self.shuffle.permute(self.length, number)
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """`strata`: the rows of each; `shares`: of the epoch, in the same order, together 1. `length`:
-    rows of an epoch.
+class MixedSampler:
+    """Strata in given fractions of an epoch.
 
-    Each stratum walks through its own endless sequence of permutations, so that all its rows come
-    equally often, and takes up in an epoch where it stopped in the one before. How many it gives to
-    an epoch is its share rounded up or down, in turns: a share of less than one row an epoch comes
-    every few epochs, not never.
+    Each stratum has an endless sequence of permutations of its rows, so that they all appear
+    equally often. An epoch continues the sequence where the epoch before stopped. The number of
+    rows of a stratum per epoch is its fraction rounded up or down, in turns. So a stratum of less
+    than one row per epoch appears every few epochs instead of never.
+
+    Attributes:
+        strata: The rows of each stratum.
+        fractions: The fraction of each stratum, in the same order; they sum to 1.
+        length: Rows of an epoch.
+        shuffle: The shuffle.
     """
 
-    strata: Sequence[Places]
-    shares: Shares
+    strata: Sequence[Indices]
+    fractions: Fractions
     length: int
     shuffle: Shuffle
 
     @classmethod
-    def of(cls, rows: pa.Table, sampling: config.Sampling, shuffle: Shuffle) -> "Mixture":
-        """Strata of a labelled table, real before fake, each class's generators in the order of
-        their first rows.
+    def from_table(
+        cls, rows: pa.Table, sampling: config.Sampling, shuffle: Shuffle
+    ) -> "MixedSampler":
+        """Build strata from a labelled table: real before fake, generators in order of appearance.
+
+        Args:
+            rows: A labelled table.
+            sampling: The recipe's section `sampling`.
+            shuffle: The shuffle.
         """
         generators, names = labels.coded(rows, "generator")
         is_fake = labels.fakes(rows)
         keys = is_fake * (len(names) + 1) + generators + 1
-        found, counts = np.unique(keys, return_counts=True)
+        present_keys, counts = np.unique(keys, return_counts=True)
         strata = np.split(np.argsort(keys, kind="stable").astype(np.int32), np.cumsum(counts)[:-1])
         return cls(
             strata,
-            mixed_shares(counts, found > len(names), sampling),
+            compute_fractions(counts, present_keys > len(names), sampling),
             sampling.epoch_rows or len(rows),
             shuffle,
         )
 
-    def epoch(self, number: int) -> Places:
-        """(length,) the rows of an epoch, each stratum's spread evenly over it."""
+    def epoch(self, number: int) -> Indices:
+        """Return the rows of an epoch (length,), with each stratum spread evenly over it."""
         draws = self.draws(number)
         walks = zip(self._count_before(number).tolist(), draws.tolist(), strict=True)
         rows = np.concatenate(
             [
-                self._walked(stratum, start, count)
+                self._continue_walk(stratum, start, count)
                 for stratum, (start, count) in enumerate(walks)
                 if count
             ]
@@ -199,67 +252,77 @@ class Mixture:
         times = (within + self.shuffle.generator(number).random(self.length)) / np.repeat(
             draws, draws
         )
-        ordered: Places = rows[np.argsort(times, kind="stable")]
+        ordered: Indices = rows[np.argsort(times, kind="stable")]
         return ordered
 
     def draws(self, number: int) -> Counts:
-        """Return the number of rows per stratum (strata,) in an epoch: less than one away from its
-        share, and right in the mean of epochs.
+        """Return the number of rows per stratum (strata,) in an epoch.
+
+        It differs from the fraction by less than one, and is exact on average over epochs.
         """
         return self._count_before(number + 1) - self._count_before(number)
 
     def _count_before(self, number: int) -> Counts:
         """Return the number of rows per stratum (strata,) in all epochs before this one.
 
-        The ends of strata in an epoch are fractions. They are rounded up if they reach the threshold
-        of the epoch.
+        The ends of strata in an epoch are fractions. They are rounded up if they reach the
+        threshold of the epoch.
         """
-        # the same on processors that round otherwise
-        ends = np.concatenate([[0.0], np.cumsum(self.shares) * self.length]).round(6)
-        ends[-1] = self.length
+        # Rounding to 6 digits gives the same result on processors that round differently.
+        bounds = np.concatenate([[0.0], np.cumsum(self.fractions) * self.length]).round(6)
+        bounds[-1] = self.length
         thresholds = np.sort(np.arange(1, number + 1) * _GOLDEN % 1)
-        rounded_up = np.searchsorted(thresholds, ends % 1, side="left")
-        return np.asarray(np.diff(number * np.floor(ends).astype(np.int64) + rounded_up), np.int64)
+        rounded_up = np.searchsorted(thresholds, bounds % 1, side="left")
+        return np.asarray(
+            np.diff(number * np.floor(bounds).astype(np.int64) + rounded_up), np.int64
+        )
 
-    def _walked(self, stratum: int, start: int, count: int) -> Places:
-        """Rows start … start + count of a stratum's endless sequence, which is made in pieces of
-        about an epoch.
+    def _continue_walk(self, stratum: int, start: int, count: int) -> Indices:
+        """Return rows start … start + count of a stratum's endless sequence.
+
+        The sequence is made in pieces of about an epoch.
         """
         rows = self.strata[stratum]
-        times = max(1, round(self.shares[stratum] * self.length / len(rows)))
+        times = max(1, round(self.fractions[stratum] * self.length / len(rows)))
         first, last = start // (times * len(rows)), (start + count - 1) // (times * len(rows))
-        pieces = [
-            self.shuffle.several(len(rows), times, stratum, piece)
-            for piece in range(first, last + 1)
+        chunks = [
+            self.shuffle.permute_repeatedly(len(rows), times, stratum, chunk)
+            for chunk in range(first, last + 1)
         ]
-        begin = start - first * times * len(rows)
-        return rows[np.concatenate(pieces)[begin : begin + count]]
+        offset = start - first * times * len(rows)
+        return rows[np.concatenate(chunks)[offset : offset + count]]
 
 
 @dataclass(frozen=True)
-class Twins:
-    """`pairs` (M, 2): twins, and the rows without one two by two; `last`: the row that is left over
-    where there is an odd number.
+class PairedSampler:
+    """Pairs of a real image and its fake twin.
 
-    A pair always begins at an even place of the training, so no even share of a batch parts it.
+    A pair always begins at an even position of the training, so no even part of a batch separates
+    it.
+
+    Attributes:
+        pairs: Twins (M, 2), and rows without a twin two by two.
+        last: The row that is left over. None if the number of rows is even.
+        shuffle: The shuffle.
     """
 
-    pairs: Places
+    pairs: Indices
     last: int | None
     shuffle: Shuffle
 
     @classmethod
-    def of(cls, rows: pa.Table, shuffle: Shuffle) -> "Twins":
-        """The first real of a group with its first fake, the second with the second; what is then
-        alone in its group stands alone.
+    def from_table(cls, rows: pa.Table, shuffle: Shuffle) -> "PairedSampler":
+        """Pair the first real image of a group with its first fake, the second with the second.
+
+        Rows that remain in a group have no twin.
         """
         groups, is_fake = labels.coded(rows, "group")[0], labels.fakes(rows)
-        twins = _twins(groups, is_fake)
+        twins = _find_twins(groups, is_fake)
         is_alone = np.ones(len(rows), bool)
         is_alone[twins] = False
         alone = np.flatnonzero(is_alone).astype(np.int32)
-        together = alone[: len(alone) // 2 * 2].reshape(-1, 2)
-        pairs = np.concatenate([twins, together])
+        leftover_pairs = alone[: len(alone) // 2 * 2].reshape(-1, 2)
+        pairs = np.concatenate([twins, leftover_pairs])
         return cls(
             pairs[np.argsort(pairs.min(axis=1))],
             int(alone[-1]) if len(alone) % 2 else None,
@@ -268,49 +331,59 @@ class Twins:
 
     @property
     def length(self) -> int:
-        """Rows of one epoch: all."""
+        """Number of rows of one epoch, which has all rows."""
         return self.pairs.size + (self.last is not None)
 
-    def epoch(self, number: int) -> Places:
-        """(length,) all pairs shuffled anew; a row left over is last, or first where the epoch
-        begins at an odd place.
+    def epoch(self, number: int) -> Indices:
+        """Return all pairs in the order of this epoch (length,).
+
+        A row that is left over comes last, or first if the epoch begins at an odd position.
         """
-        rows = self.pairs[self.shuffle.once(len(self.pairs), number)].ravel()
+        rows = self.pairs[self.shuffle.permute(len(self.pairs), number)].ravel()
         if self.last is None:
             return rows
         return np.insert(rows, 0 if number % 2 else len(rows), self.last)
 
 
-def mixed_shares(
+def compute_fractions(
     counts: Counts, is_fake: npt.NDArray[np.bool_], sampling: config.Sampling
-) -> Shares:
-    """(strata,) the share of each of an epoch: its class's, divided within the class in proportion
-    to count ** generators.
+) -> Fractions:
+    """Return the fraction of each stratum (strata,) of an epoch.
+
+    It is the fraction of the class, divided within the class in proportion to count ** generators.
+
+    Args:
+        counts: Rows of each stratum (strata,).
+        is_fake: Whether a stratum is fake (strata,).
+        sampling: The recipe's section `sampling`.
     """
-    shares: Shares = np.power(counts, sampling.generators, dtype=np.float64)
+    fractions: Fractions = np.power(counts, sampling.generators, dtype=np.float64)
     classes = [is_fake == fake for fake in (False, True) if (is_fake == fake).any()]
-    for mine in classes:
-        whole = (
+    for in_class in classes:
+        class_fraction = (
             1 / len(classes)
             if sampling.classes == "balanced"
-            else counts[mine].sum() / counts.sum()
+            else counts[in_class].sum() / counts.sum()
         )
-        shares[mine] *= whole / shares[mine].sum()
-    return shares
+        fractions[in_class] *= class_fraction / fractions[in_class].sum()
+    return fractions
 
 
-def _twins(groups: npt.NDArray[np.int32], is_fake: npt.NDArray[np.bool_]) -> Places:
-    """(pairs, 2) a real and a fake, from the n-th of each in every group; -1 is no group."""
+def _find_twins(groups: npt.NDArray[np.int32], is_fake: npt.NDArray[np.bool_]) -> Indices:
+    """Return pairs (pairs, 2) of the n-th real and the n-th fake of every group; -1 is no group."""
     real, fake = (np.flatnonzero((groups >= 0) & (is_fake == which)) for which in (False, True))
-    of_real, of_fake = (
-        groups[mine].astype(np.int64) * len(groups) + _rank(groups[mine]) for mine in (real, fake)
+    real_keys, fake_keys = (
+        groups[class_rows].astype(np.int64) * len(groups) + _rank_in_group(groups[class_rows])
+        for class_rows in (real, fake)
     )
-    _, at_real, at_fake = np.intersect1d(of_real, of_fake, assume_unique=True, return_indices=True)
-    return np.stack([real[at_real], fake[at_fake]], axis=1).astype(np.int32)
+    _, real_indices, fake_indices = np.intersect1d(
+        real_keys, fake_keys, assume_unique=True, return_indices=True
+    )
+    return np.stack([real[real_indices], fake[fake_indices]], axis=1).astype(np.int32)
 
 
-def _rank(groups: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """(N,) how many before it are of the same group."""
+def _rank_in_group(groups: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Return how many earlier rows have the same group (N,)."""
     order = np.argsort(groups, kind="stable")
     _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
     ranks = np.empty(len(groups), np.int64)
@@ -318,15 +391,21 @@ def _rank(groups: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     return ranks
 
 
-def _epochs(rows: pa.Table, sampling: config.Sampling, seed: int) -> Everything | Mixture | Twins:
-    """An endless sequence of epochs of equal length, picklable and without state."""
+def _make_epochs(
+    rows: pa.Table, sampling: config.Sampling, seed: int
+) -> FullEpochSampler | MixedSampler | PairedSampler:
+    """Return an endless sequence of epochs of equal length, picklable and without state."""
     shuffle = Shuffle(seed, sampling.window, sampling.run)
     if sampling.classes != "natural" or sampling.generators != 1:
         if sampling.twins:
-            raise ConfigError("sampling: twins are as many real as fake already, and cannot be drawn in other shares",
-                              hint="leave classes natural and generators 1, or twins off")  # fmt: skip
-        return Mixture.of(rows, sampling, shuffle)
+            raise ConfigError("sampling.twins has as many real as fake images and allows no other fractions",
+                              hint="set classes to natural and generators to 1, or twins to false")  # fmt: skip
+        return MixedSampler.from_table(rows, sampling, shuffle)
     if sampling.epoch_rows is not None:
-        raise ConfigError("sampling.epoch_rows: with natural shares an epoch is every row once",
-                          hint="loop.steps and validation.every count steps")  # fmt: skip
-    return Twins.of(rows, shuffle) if sampling.twins else Everything(len(rows), shuffle)
+        raise ConfigError("sampling.epoch_rows cannot be set with natural fractions, because an epoch is every row once",
+                          hint="remove it; set loop.steps and validation.every to count in steps")  # fmt: skip
+    return (
+        PairedSampler.from_table(rows, shuffle)
+        if sampling.twins
+        else FullEpochSampler(len(rows), shuffle)
+    )

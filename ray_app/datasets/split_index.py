@@ -1,7 +1,7 @@
-"""`touchstone data split`: fills the splits of an index and writes split.json beside it
-(`split_index`), or reports leaks (`check_splits`).
+"""Divide an index into splits, for `touchstone data split`.
 
-Memory: some hundred bytes an image, and its prompt once. Reads no image.
+`split_index` writes an index with splits and, next to it, split.json. `check_splits` reports leaks.
+Memory: a few hundred bytes per image, and each prompt once. No image is read.
 """
 
 import json
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from ray_app.archives import read_block, read_blocks
 from ray_app.config import Frozen
 from ray_app.datasets import index, labels, near_duplicates
-from ray_app.datasets.split_remarks import remarks_on
+from ray_app.datasets.split_remarks import list_remarks
 from ray_app.datasets.splitter import Codes, Parts, draw, group_keys, split
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store, strip_secrets
@@ -35,7 +35,7 @@ _ALWAYS: tuple[near_duplicates.Kind, ...] = ("image", "bytes")
 
 
 class SplitConfig(Frozen):
-    """How an index is divided; see `touchstone data split --help`."""
+    """Settings of `touchstone data split`."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"
@@ -71,67 +71,71 @@ class SplitConfig(Frozen):
     @model_validator(mode="after")
     def _whole(self) -> "SplitConfig":
         if abs(sum(self.shares) - 1) > 1e-6:
-            raise ValueError(f"train, validation and test are together 1, not {sum(self.shares):g}")
+            raise ValueError(f"train, validation, and test must sum to 1, got {sum(self.shares):g}")
         return self
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """Of train, validation and test."""
+        """Fractions of train, validation, and test."""
         return self.train, self.validation, self.test
 
 
 def split_index(
     config: SplitConfig, remarks: Callable[[], Sequence[str]] = tuple
 ) -> dict[str, Any]:
-    """Divide an index into `out`, and return the content of split.json, with further `remarks` on
-    the images.
+    """Divide an index into `out`, and return the content of split.json.
 
-    Raises ConfigError (no index, a split that stays empty, `out` is the index itself),
-    IdentityError where `out` holds another index.
+    Args:
+        config: The settings.
+        remarks: Returns further remarks on the images.
+
+    Raises:
+        ConfigError: There is no index, a split stays empty, or `out` is the index itself.
+        IdentityError: `out` has another index.
     """
-    given, out = Store.open(config.at), Store.open(config.out)
-    rows = _read(given)
-    if given.url == out.url:
+    original, out = Store.open(config.at), Store.open(config.out)
+    rows = _read(original)
+    if original.url == out.url:
         raise ConfigError(
-            f"{out.url}: a split is written beside its index, not over it",
+            f"{out.url}: a split cannot replace its own index",
             hint="give another --out",
         )
-    info = index.read_info(given)
-    assert info is not None, "it was read"
+    info = index.read_info(original)
+    assert info is not None, "_read has read it"
     after = config.after and strip_secrets(config.after)
     source = {
         "split": config.model_dump(mode="json", exclude={"at", "out"})
         | {"of": info.digest, "after": after}
     }
-    there = index.read_info(out)
-    if there is not None and there.source.get("split") != source["split"]:
+    existing = index.read_info(out)
+    if existing is not None and existing.source.get("split") != source["split"]:
         raise IdentityError(
-            f"{out.url} holds another index, or one that was divided otherwise",
+            f"{out.url} has another index, or was divided by other settings",
             hint="give another --out",
         )
     held_out = choose_generators(rows, config.hold_out, config.seed)
     bonds = near_duplicates.bonds_of(rows, [*_ALWAYS, *BY])
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
     groups, count = near_duplicates.connected_groups(binding, len(rows))
-    places = divide(rows, groups, _pins(rows, config), held_out, config)
-    _refuse_empty(places, config)
+    parts = divide(rows, groups, _pin_rows(rows, config), held_out, config)
+    _refuse_empty(parts, config)
     document = {
         "schema": SCHEMA,
-        "index": strip_secrets(given.url),
+        "index": strip_secrets(original.url),
         "asked": {"shares": dict(zip(SPLITS, config.shares, strict=False)), "by": list(config.by), "held_out": list(held_out),
                   "even": config.even, "seed": config.seed, "keep": list(config.keep), "after": after},
         "images": len(rows), "groups": count, "largest_group": int(np.bincount(groups, minlength=count).max()),
         "bonds": [{"kind": bond.kind, "known": bond.known, "near": len(bond.pairs), "binds": bond in binding} for bond in bonds],
         "had": {name: images for name, images in Counter(labels.texts(rows, "split").to_pylist()).most_common() if name is not None},
-        **_distribution(rows, places, held_out),
-        "leaks": _with_names(given, near_duplicates.find_leaks(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
+        **_count_distribution(rows, parts, held_out),
+        "leaks": _name_examples(original, near_duplicates.find_leaks(bonds, np.where(parts == ASIDE, -1, parts).astype(np.int64), SPLITS)),
     }  # fmt: skip
     document["remarks"] = [
-        *remarks_on(document, even=config.even, kept=bool(config.keep)),
+        *list_remarks(document, even=config.even, has_kept_splits=bool(config.keep)),
         *remarks(),
     ]
-    document["digest"] = index.write_divided(
-        out, given, pa.array(np.array(SPLITS)[places]), source
+    document["digest"] = index.write_split_index(
+        out, original, pa.array(np.array(SPLITS)[parts]), source
     ).digest
     out.write(FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
     return document
@@ -142,118 +146,135 @@ def divide(
 ) -> Parts:
     """Return (N,) the index of each row's split in SPLITS.
 
-    A group with pinned rows goes where the first of them are, train before validation before test:
-    an image that a detector learnt from is never measured again. A group whose fakes are all by
-    held-out generators is in test. Other fakes by held-out generators are in test or aside.
+    A group with pinned rows goes to the first split of these rows, in the order train, validation,
+    test: an image that a detector learned from is never measured again. A group whose fakes are all
+    by held-out generators is in test. Other fakes by held-out generators are in test or aside.
 
     Args:
         rows: Rows of an index.
         groups: (N,) number of each row's group.
-        pins: (N,) split that a row stays in, or FREE.
-        held_out: Generators whose fakes are in test alone.
-        config: Shares, seed, and whether each label and generator is divided evenly.
+        pins: (N,) split in which a row stays, or FREE.
+        held_out: Generators whose fakes are in test only.
+        config: Fractions, seed, and whether each label and generator is divided evenly.
     """
     strata = number_strata(rows)[0] if config.even else None
-    places = split(group_keys(rows, groups), strata, config.shares, config.seed)
+    split_codes = split(group_keys(rows, groups), strata, config.shares, config.seed)
     count = int(groups.max(initial=-1)) + 1
-    is_held, is_fake = find_fakes_by(rows, held_out), labels.fakes(rows)
-    held, all_fakes = (np.bincount(groups[which], minlength=count) for which in (is_held, is_fake))
-    places[((held > 0) & (held == all_fakes))[groups]] = TEST
+    is_held_out, is_fake = find_fakes_by(rows, held_out), labels.fakes(rows)
+    held_counts, fake_counts = (
+        np.bincount(groups[mask], minlength=count) for mask in (is_held_out, is_fake)
+    )
+    split_codes[((held_counts > 0) & (held_counts == fake_counts))[groups]] = TEST
     pinned = np.full(count, ASIDE, np.int8)
     np.minimum.at(pinned, groups[pins != FREE], pins[pins != FREE])
-    places = np.where(pinned[groups] < ASIDE, pinned[groups], places)
-    places = np.where(pins != FREE, pins, places).astype(np.int8)
-    places[is_held & (places != TEST)] = ASIDE
-    return places
+    split_codes = np.where(pinned[groups] < ASIDE, pinned[groups], split_codes)
+    split_codes = np.where(pins != FREE, pins, split_codes).astype(np.int8)
+    split_codes[is_held_out & (split_codes != TEST)] = ASIDE
+    return split_codes
 
 
 def choose_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tuple[str, ...]:
-    """Return the generators to hold out: those that are named, and for a share of all generators
-    those that it draws, at least one.
+    """Return the generators to hold out, by name or drawn as a fraction of all generators.
+
+    Args:
+        rows: Rows of an index.
+        requested: Names, and fractions between 0 and 1, of which each draws at least one generator.
+        seed: Seed of the drawing.
 
     Raises:
         ConfigError: No fake is by a named generator, or no generator is left to learn from.
     """
     codes, all_names = labels.coded(rows, "generator")
     names = sorted(all_names[code] for code in np.unique(codes[labels.fakes(rows)]) if code >= 0)
-    hint = f"there are {', '.join(names[:20])}"
-    chosen: set[str] = set()
+    hint = f"use one of {', '.join(names[:20])}"
+    selected: set[str] = set()
     for request in requested:
         if request in names:
-            chosen.add(request)
-        elif (share := _share(request)) is not None:
-            drawn = {name: draw(name.encode(), seed) for name in names}
-            chosen |= {name for name in names if drawn[name] < share}
-            chosen |= set(sorted(names, key=drawn.__getitem__)[:1])
+            selected.add(request)
+        elif (fraction := _parse_fraction(request)) is not None:
+            draws = {name: draw(name.encode(), seed) for name in names}
+            selected |= {name for name in names if draws[name] < fraction}
+            selected |= set(sorted(names, key=draws.__getitem__)[:1])
         else:
             raise ConfigError(f"no fake is by the held-out generator '{request}'", hint=hint)
-    if chosen and len(chosen) == len(names):
+    if selected and len(selected) == len(names):
         raise ConfigError(
-            "all generators are held out, so that nothing is left to learn from", hint=hint
+            "all generators are held out, so no generator is left to learn from",
+            hint=f"hold out fewer of {', '.join(names[:20])}",
         )
-    return tuple(sorted(chosen))
+    return tuple(sorted(selected))
 
 
 def find_fakes_by(rows: pa.Table, generators: Sequence[str]) -> Rows:
     """Return (N,) whether a row is a fake by one of these generators."""
     codes, names = labels.coded(rows, "generator")
-    wanted = [code for code, name in enumerate(names) if name in generators]
-    return np.asarray(np.isin(codes, wanted) & labels.fakes(rows))
+    wanted_codes = [code for code, name in enumerate(names) if name in generators]
+    return np.asarray(np.isin(codes, wanted_codes) & labels.fakes(rows))
 
 
 def number_strata(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
-    """Return (N,) the number of each row's stratum, and the label and generator of each stratum,
-    real before fake.
+    """Return (N,) the number of each row's stratum, and the label and generator of each stratum.
+
+    Real strata come before fake ones.
     """
     codes, names = labels.coded(rows, "generator")
     keys = labels.fakes(rows) * (len(names) + 1) + codes + 1
-    found, strata = np.unique(keys, return_inverse=True)
+    keys_found, strata = np.unique(keys, return_inverse=True)
     kinds = [
         ("fake" if key > len(names) else "real", (["", *names])[int(key) % (len(names) + 1)])
-        for key in found
+        for key in keys_found
     ]
     return strata.astype(np.int64), kinds
 
 
-def _share(text: str) -> float | None:
+def _parse_fraction(text: str) -> float | None:
     try:
-        share = float(text)
+        fraction = float(text)
     except ValueError:
         return None
-    return share if 0 < share < 1 else None
+    return fraction if 0 < fraction < 1 else None
 
 
 def check_splits(
     at: str, kinds: Sequence[near_duplicates.Kind] = (*_ALWAYS, *BY)
 ) -> dict[str, Any]:
-    """What leaks between the splits that an index has: `index`, `images` {split: n} and `leaks`.
-    Raises ConfigError where it has fewer than two.
+    """Return the leaks between the splits that an index has.
+
+    Args:
+        at: Path or URL of the index.
+        kinds: Kinds of bonds to check.
+
+    Returns:
+        `index`, `images` {split: n}, and `leaks`.
+
+    Raises:
+        ConfigError: The index has fewer than two splits.
     """
     store = Store.open(at)
     rows = _read(store)
     codes, names = labels.coded(rows, "split")
-    order = sorted(range(len(names)), key=lambda place: (_learning(names[place]), place))
+    order = sorted(range(len(names)), key=lambda i: (_rank_split(names[i]), i))
     ranks = np.append(np.argsort(order), -1)
     splits = ranks[codes].astype(np.int64)
-    named = [names[place] for place in order]
-    if SPLITS[ASIDE] in named:
-        splits[splits == named.index(SPLITS[ASIDE])] = -1
+    ordered_names = [names[i] for i in order]
+    if SPLITS[ASIDE] in ordered_names:
+        splits[splits == ordered_names.index(SPLITS[ASIDE])] = -1
     if len(np.unique(splits[splits >= 0])) < 2:
         raise ConfigError(
             f"{store.url}: its images are in fewer than two splits",
-            hint=f"touchstone data split {at} --out DIR makes them",
+            hint=f"make splits by touchstone data split {at} --out DIR",
         )
-    images = {name: int((splits == place).sum()) for place, name in enumerate(named)}
-    leaks = near_duplicates.find_leaks(near_duplicates.bonds_of(rows, kinds), splits, named)
+    images = {name: int((splits == i).sum()) for i, name in enumerate(ordered_names)}
+    leaks = near_duplicates.find_leaks(near_duplicates.bonds_of(rows, kinds), splits, ordered_names)
     return {
         "schema": SCHEMA,
         "index": strip_secrets(store.url),
         "images": images,
-        "leaks": _with_names(store, leaks),
+        "leaks": _name_examples(store, leaks),
     }
 
 
-def _learning(name: str) -> int:
+def _rank_split(name: str) -> int:
     return next(
         (
             rank
@@ -265,67 +286,79 @@ def _learning(name: str) -> int:
 
 
 def _read(store: Store) -> pa.Table:
-    """`image_id` and `input` of all rows."""
+    """Read `image_id` and `input` of all rows."""
     if not index.has_index(store) or index.read_info(store) is None:
         raise ConfigError(
             f"{store.url}: no index",
-            hint="make one: touchstone data index SOURCE --layout NAME --hash sha256,phash --out DIR",
+            hint="make one by touchstone data index SOURCE --layout NAME --hash sha256,phash --out DIR",
         )
     return pa.concat_tables(
         read_block(store, ref).select(["image_id", "input"]) for ref in read_blocks(store, 0)
     )
 
 
-def _pins(rows: pa.Table, config: SplitConfig) -> Parts:
-    """(N,) where rows stay, FREE = anywhere: as the index has it for the splits that are kept, else
-    as the earlier split has it.
+def _pin_rows(rows: pa.Table, config: SplitConfig) -> Parts:
+    """Return (N,) the split in which each row stays, FREE for any.
+
+    It is the index's own split for the splits that are kept, otherwise the split of the earlier
+    index.
     """
     pins = np.full(len(rows), FREE, np.int8)
     if config.after is not None:
         earlier = _read(Store.open(config.after))
-        ids, mine = earlier["image_id"].to_numpy(), rows["image_id"].to_numpy()
+        ids, ids_here = earlier["image_id"].to_numpy(), rows["image_id"].to_numpy()
         order = np.argsort(ids)
-        at = order[np.minimum(np.searchsorted(ids, mine, sorter=order), len(ids) - 1)]
-        pins = np.where(ids[at] == mine, _places(earlier)[at], FREE).astype(np.int8)
+        matches = order[np.minimum(np.searchsorted(ids, ids_here, sorter=order), len(ids) - 1)]
+        pins = np.where(ids[matches] == ids_here, _read_own_splits(earlier)[matches], FREE).astype(
+            np.int8
+        )
     if config.keep:
-        own = _places(rows)
-        kept = [SPLITS.index(name) for name in config.keep]
-        if missing := [name for name in config.keep if not (own == SPLITS.index(name)).any()]:
+        own_splits = _read_own_splits(rows)
+        kept_codes = [SPLITS.index(name) for name in config.keep]
+        if missing := [
+            name for name in config.keep if not (own_splits == SPLITS.index(name)).any()
+        ]:
             raise ConfigError(
                 f"{config.at}: no split '{missing[0]}' to keep",
-                hint="the index was made from a source that names its splits",
+                hint="remove it from --keep, or index a source that names its splits",
             )
-        pins = np.where(np.isin(own, kept), own, pins).astype(np.int8)
+        pins = np.where(np.isin(own_splits, kept_codes), own_splits, pins).astype(np.int8)
     return pins
 
 
-def _places(rows: pa.Table) -> Parts:
-    """(N,) the rows' own `split`; FREE for a row aside, for none and for another word."""
+def _read_own_splits(rows: pa.Table) -> Parts:
+    """Return (N,) the split of each row; FREE for aside, for no split, and for other names."""
     codes, names = labels.coded(rows, "split")
-    numbers = {name: place for place, name in enumerate(SPLITS[:ASIDE])} | {"val": 1, "valid": 1}
-    return np.array([*(numbers.get(name.lower(), FREE) for name in names), FREE], np.int8)[codes]
+    code_by_name = {name: code for code, name in enumerate(SPLITS[:ASIDE])} | {"val": 1, "valid": 1}
+    return np.array([*(code_by_name.get(name.lower(), FREE) for name in names), FREE], np.int8)[
+        codes
+    ]
 
 
-def _refuse_empty(places: Parts, config: SplitConfig) -> None:
-    for place, (name, share) in enumerate(zip(SPLITS, config.shares, strict=False)):
-        if share > 0 and not (places == place).any():
-            raise ConfigError(f"{config.at}: no group falls into {name}, of which {share:.0%} was asked",
-                              hint="there are too few groups: a larger share, fewer kinds of --by, or --even")  # fmt: skip
+def _refuse_empty(split_codes: Parts, config: SplitConfig) -> None:
+    for code, (name, fraction) in enumerate(zip(SPLITS, config.shares, strict=False)):
+        if fraction > 0 and not (split_codes == code).any():
+            raise ConfigError(f"{config.at}: no group falls into {name}, for which {fraction:.0%} was requested",
+                              hint="request a larger fraction, fewer kinds of --by, or --even: there are too few groups")  # fmt: skip
 
 
-def _distribution(rows: pa.Table, places: Parts, held_out: Sequence[str]) -> dict[str, Any]:
-    """`splits`: for each its images, their share of those in any, reals and fakes; `strata`: images
-    of each by label and generator.
+def _count_distribution(
+    rows: pa.Table, split_codes: Parts, held_out: Sequence[str]
+) -> dict[str, Any]:
+    """Return the counts of split.json.
+
+    `splits` has for each split its images, their fraction of all images in a split, reals, and
+    fakes. `strata` has the images of each split by label and generator.
     """
     strata, kinds = number_strata(rows)
     table = np.zeros((len(kinds), len(SPLITS)), np.int64)
-    np.add.at(table, (strata, places), 1)
+    np.add.at(table, (strata, split_codes), 1)
     is_fake = np.array([label == "fake" for label, _ in kinds])
-    used = max(1, int((places != ASIDE).sum()))
+    used = max(1, int((split_codes != ASIDE).sum()))
     splits = {
-        name: {"images": int(table[:, place].sum()), "share": None if place == ASIDE else int(table[:, place].sum()) / used,
-               "real": int(table[~is_fake, place].sum()), "fake": int(table[is_fake, place].sum())}
-        for place, name in enumerate(SPLITS)
+        name: {"images": int(table[:, code].sum()), "share": None if code == ASIDE else int(table[:, code].sum()) / used,
+               "real": int(table[~is_fake, code].sum()), "fake": int(table[is_fake, code].sum())}
+        for code, name in enumerate(SPLITS)
     }  # fmt: skip
     rows_of = [
         {
@@ -336,28 +369,28 @@ def _distribution(rows: pa.Table, places: Parts, held_out: Sequence[str]) -> dic
         }
         for (label, name), row in zip(kinds, table.tolist(), strict=True)
     ]
-    held = find_fakes_by(rows, held_out)
+    is_held_out = find_fakes_by(rows, held_out)
     return {
         "splits": splits,
         "strata": rows_of,
         "held_out": {
-            "test": int((held & (places == TEST)).sum()),
-            "aside": int(held.sum() - (held & (places == TEST)).sum()),
+            "test": int((is_held_out & (split_codes == TEST)).sum()),
+            "aside": int(is_held_out.sum() - (is_held_out & (split_codes == TEST)).sum()),
         },
     }
 
 
-def _with_names(store: Store, leaks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leaks with the names of their images in place of row numbers."""
-    wanted = {row for leak in leaks for pair in leak["rows"] for row in pair}
+def _name_examples(store: Store, leaks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return leaks with the names of their images instead of row numbers."""
+    row_numbers = {row for leak in leaks for pair in leak["rows"] for row in pair}
     names: dict[int, str] = {}
     start = 0
-    for ref in read_blocks(store, 0) if wanted else ():
-        mine = sorted(row for row in wanted if start <= row < start + ref.members)
-        if mine:
-            block = read_block(store, ref).take(pa.array([row - start for row in mine]))
+    for ref in read_blocks(store, 0) if row_numbers else ():
+        block_rows = sorted(row for row in row_numbers if start <= row < start + ref.members)
+        if block_rows:
+            block = read_block(store, ref).take(pa.array([row - start for row in block_rows]))
             for row, uri, member in zip(
-                mine, block["uri"].to_pylist(), block["member"].to_pylist(), strict=True
+                block_rows, block["uri"].to_pylist(), block["member"].to_pylist(), strict=True
             ):
                 names[row] = uri if member is None else f"{uri}/{member}"
         start += ref.members

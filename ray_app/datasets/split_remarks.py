@@ -1,48 +1,58 @@
-"""Remarks on the splits of an index (`remarks_on`), from the content of split.json."""
+"""Derive remarks on a divided index from the content of split.json: `list_remarks`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_LARGE = 0.1  # a group with more of all images than this makes shares uneven
+_LARGE = 0.1  # A group with a larger fraction of all images makes splits uneven.
 _MAX_NAMES = 5
 
 
-def remarks_on(document: Mapping[str, Any], *, even: bool, kept: bool) -> list[str]:
-    """All of them. `even`: every generator was divided evenly; `kept`: splits that the index had
-    were kept.
+def list_remarks(document: Mapping[str, Any], *, even: bool, has_kept_splits: bool) -> list[str]:
+    """Return all remarks on the splits of an index.
+
+    Args:
+        document: The content of split.json.
+        even: Whether every generator was divided evenly.
+        has_kept_splits: Whether splits that the index had were kept.
     """
-    return [*_on_groups(document), *_on_classes(document, even), *_on_leaks(document, kept)]
+    return [
+        *_remark_on_groups(document),
+        *_remark_on_classes(document, even),
+        *_remark_on_leaks(document, has_kept_splits),
+    ]
 
 
-def _on_groups(document: Mapping[str, Any]) -> Iterator[str]:
+def _remark_on_groups(document: Mapping[str, Any]) -> Iterator[str]:
     if document["largest_group"] > _LARGE * document["images"] and document["groups"] > 1:
         yield (
-            f"One group of bound images holds {document['largest_group']:,} of {document['images']:,}: it stays whole, so shares may be "
-            "far from those asked. Fewer kinds of --by bind less."
+            f"One group holds {document['largest_group']:,} of {document['images']:,} images and is not divided, so splits may be "
+            "far from the requested fractions. Fewer kinds of --by make smaller groups."
         )
     if aside := document["splits"]["aside"]["images"]:
-        yield f"{aside:,} fakes of held-out generators are aside, in no split: their groups are in train or validation."
+        yield f"{aside:,} fakes of held-out generators are aside, in no split, because their groups are in train or validation."
 
 
-def _on_classes(document: Mapping[str, Any], even: bool) -> Iterator[str]:
-    for name, one in document["splits"].items():
-        if name != "aside" and one["images"] and not (one["real"] and one["fake"]):
-            yield f"All images of {name} are {'fake' if one['fake'] else 'real'}."
-    without = [one["generator"] for one in document["strata"] if not one["test"]]
+def _remark_on_classes(document: Mapping[str, Any], even: bool) -> Iterator[str]:
+    for name, counts in document["splits"].items():
+        if name != "aside" and counts["images"] and not (counts["real"] and counts["fake"]):
+            yield f"All images of {name} are {'fake' if counts['fake'] else 'real'}."
+    without = [counts["generator"] for counts in document["strata"] if not counts["test"]]
     if without and document["asked"]["shares"]["test"]:
         names = ", ".join(without[:_MAX_NAMES]) + (
             " and others" if len(without) > _MAX_NAMES else ""
         )
-        yield f"Nothing of {names} is in test{'' if even else '; --even divides every generator'}."
+        yield f"No image of {names} is in test{'' if even else '; --even divides every generator'}."
 
 
-def _on_leaks(document: Mapping[str, Any], kept: bool) -> Iterator[str]:
-    unknown = {one["kind"] for one in document["bonds"] if not one["known"]}
-    missing = [word for kind, word in (("bytes", "sha256"), ("looks", "phash")) if kind in unknown]
+def _remark_on_leaks(document: Mapping[str, Any], has_kept_splits: bool) -> Iterator[str]:
+    unknown = {entry["kind"] for entry in document["bonds"] if not entry["known"]}
+    missing = [name for kind, name in (("bytes", "sha256"), ("looks", "phash")) if kind in unknown]
     if missing:
-        missing_hashes = f"The index has no {' and no '.join(missing)}, so copies by {'it' if len(missing) == 1 else 'them'} were not looked for"
-        yield f"{missing_hashes}: touchstone data index … --hash {','.join(missing)}."
-    if leaking := [one["what"] for one in document["leaks"] if one["values"]]:
+        missing_hashes = (
+            f"The index has no {' and no '.join(missing)}, so such copies were not searched for"
+        )
+        yield f"{missing_hashes}: run touchstone data index … --hash {','.join(missing)}."
+    if leaking := [entry["what"] for entry in document["leaks"] if entry["values"]]:
         yield f"Splits still share images by {', '.join(leaking)}; see leaks."
-    if document["had"] and not kept:
+    if document["had"] and not has_kept_splits:
         yield "The splits that the index had are replaced; --keep test keeps one."

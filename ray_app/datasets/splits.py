@@ -1,5 +1,6 @@
-"""Training, validation, and test images of a recipe, divided by group and by generator
-(`make_splits`). Reads no image.
+"""Divide the images of a recipe into training, validation, and test: `make_splits`.
+
+Images are divided by group and by generator. No image is read.
 """
 
 import hashlib
@@ -19,22 +20,28 @@ from ray_app.errors import ConfigError
 
 Rows = npt.NDArray[np.bool_]
 
-# In the order of their ranges: a share of test that is added later leaves validation as it is.
+# The order of their ranges. A test fraction that is added later leaves validation as it is.
 _VALIDATION, _TEST, _TRAIN = range(3)
 
-# `data split` takes seeds from 0 upwards. With one of these, the groups of its part `train` would
-# not be held out in the requested shares.
+# `data split` uses seeds from 0. With an equal seed, the groups of its part `train` would not be
+# held out in the requested fractions.
 _SEED = -1
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Labelled tables, disjoint where they come from the same sources. `set_aside`: rows of the
-    training sources that are in none, with a column `why`. `findings`, plain JSON:
+    """The labelled tables of a training, disjoint if they come from the same sources.
 
-    `splits`: for each its `images`, `real`, `fake`, `generators` {name: images} and `digest`, the
-    SHA-256 over its rows' ids and labels in order · `set_aside`: `images` and `why` {reason:
-    images} · `leakage`: see `ray_app.datasets.near_duplicates`.
+    Attributes:
+        train: The training rows.
+        validation: The validation rows.
+        test: The test rows. None if there is no test split.
+        set_aside: Rows of the training sources that are in no split, with the reason in a column
+            `why`.
+        findings: Facts as plain JSON. `splits` has for each split `images`, `real`, `fake`,
+            `generators` {name: images}, and `digest`, the SHA-256 over its rows' ids and labels in
+            order. `set_aside` has `images` and `why` {reason: images}. `leakage` is that of
+            `ray_app.datasets.near_duplicates`.
     """
 
     train: pa.Table
@@ -50,30 +57,37 @@ def make_splits(
     *,
     one_class: bool = False,
 ) -> Splits:
-    """The splits of `data`; `open_source` gives a source's labelled table. `one_class`: a split may
-    hold fakes alone, or reals.
+    """Make the splits of a training.
 
-    Raises ConfigError where a split has no source, is empty, or of one class; where held-out
-    generators are not there; where validation, which chooses the checkpoint, would read rows of a
-    test split.
+    Args:
+        data: The recipe's section `data`.
+        open_source: Returns the labelled table of a source.
+        one_class: Whether a split may have fakes only, or reals only.
+
+    Raises:
+        ConfigError: A split has no source, is empty, or has one class only; a held-out generator
+            does not exist; or validation, which chooses the checkpoint, would read rows of a test
+            split.
     """
     require_sources(data)
-    rows = _joined(data.train, open_source)
-    parts, why = _divide(rows, data)
-    splits = {"train": rows.filter(pa.array((parts == _TRAIN) & (why == "")))}
+    rows = _concatenate(data.train, open_source)
+    parts, reasons = _divide(rows, data)
+    splits = {"train": rows.filter(pa.array((parts == _TRAIN) & (reasons == "")))}
     for part, name in ((_VALIDATION, "validation"), (_TEST, "test")):
         held_out = getattr(data, name)
         if isinstance(held_out, config.HeldOut):
-            splits[name] = rows.filter(pa.array((parts == part) & (why == "")))
+            splits[name] = rows.filter(pa.array((parts == part) & (reasons == "")))
         elif held_out:
-            splits[name] = _joined(held_out, open_source)
+            splits[name] = _concatenate(held_out, open_source)
     _refuse_test_rows(splits["validation"], data)
     for name, table in splits.items():
         _refuse_one_class(name, table, allowed=one_class)
-    is_aside = pa.array(why != "")
-    set_aside = rows.filter(is_aside).append_column("why", pa.array(why[why != ""], pa.string()))
+    is_aside = pa.array(reasons != "")
+    set_aside = rows.filter(is_aside).append_column(
+        "why", pa.array(reasons[reasons != ""], pa.string())
+    )
     findings = {
-        "splits": {name: counted(table) for name, table in splits.items()},
+        "splits": {name: summarize_split(table) for name, table in splits.items()},
         "set_aside": {"images": len(set_aside), "why": _tally(set_aside["why"])},
         "leakage": near_duplicates.leakage(splits),
     }
@@ -81,17 +95,17 @@ def make_splits(
 
 
 def require_sources(data: config.Data) -> None:
-    """Raises ConfigError where training or validation has no source."""
+    """Raise ConfigError if training or validation has no source."""
     for name in ("train", "validation"):
         if not getattr(data, name):
             raise ConfigError(
                 f"data.{name}: no source is given",
-                hint="validation: {groups: 0.1} holds out a tenth of all groups",
+                hint="add a source; validation: {groups: 0.1} holds out a tenth of all groups",
             )
 
 
-def counted(table: pa.Table) -> dict[str, Any]:
-    """What `Splits.findings` holds of one split."""
+def summarize_split(table: pa.Table) -> dict[str, Any]:
+    """Return the facts on one split in `Splits.findings`."""
     is_fake = fakes(table)
     digest = hashlib.sha256(
         np.ascontiguousarray(table["image_id"].to_numpy(), "<i8").tobytes() + is_fake.tobytes()
@@ -105,7 +119,7 @@ def counted(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def _joined(
+def _concatenate(
     sources: Sequence[config.DatasetSource], open_source: Callable[[config.DatasetSource], pa.Table]
 ) -> pa.Table:
     return pa.concat_tables([open_source(source) for source in sources], promote_options="default")
@@ -114,61 +128,67 @@ def _joined(
 def _divide(rows: pa.Table, data: config.Data) -> tuple[Parts, npt.NDArray[np.object_]]:
     """Return (N,) the part of each row's group, and (N,) why the row is in no split, "" if it is.
 
-    A group is held out if it falls into the held-out share, or if it has fakes and all of them are
-    by held-out generators. A fake by a held-out generator is in that split alone, and if a split
-    names generators, its fakes are by those alone.
+    A group is held out if it falls into the held-out fraction, or if it has fakes and all of them
+    are by held-out generators. A fake by a held-out generator is in that split only, and if a split
+    names generators, its fakes are by those only.
     """
     held_out = {
-        part: wanted
-        for part, wanted in ((_VALIDATION, data.validation), (_TEST, data.test))
-        if isinstance(wanted, config.HeldOut)
+        part: split_config
+        for part, split_config in ((_VALIDATION, data.validation), (_TEST, data.test))
+        if isinstance(split_config, config.HeldOut)
     }
-    shares = [held_out[part].groups if part in held_out else 0.0 for part in (_VALIDATION, _TEST)]
-    if sum(shares) >= 1:
+    fractions = [
+        held_out[part].groups if part in held_out else 0.0 for part in (_VALIDATION, _TEST)
+    ]
+    if sum(fractions) >= 1:
         raise ConfigError(
-            f"data: {sum(shares):g} of all groups are held out, so nothing is left to train on"
+            f"data: held-out fractions of groups must be below 1 together, got {sum(fractions):g}"
         )
     keys = group_keys(rows)
-    parts = split(keys, None, [*shares, 1 - sum(shares)], _SEED)
+    parts = split(keys, None, [*fractions, 1 - sum(fractions)], _SEED)
     groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
     is_fake = fakes(rows)
-    named = {part: is_fake & _is_by(rows, held.generators) for part, held in held_out.items()}
-    for part, is_named in named.items():
+    is_named_by_part = {
+        part: is_fake & _is_by(rows, part_held.generators) for part, part_held in held_out.items()
+    }
+    for part, is_named in is_named_by_part.items():
         parts[(parts > part) & _are_only(groups, is_named, is_fake)] = part
-    why = np.full(len(rows), "", object)
-    is_held = np.logical_or.reduce([np.zeros(len(rows), bool), *named.values()])
+    reasons = np.full(len(rows), "", object)
+    is_held = np.logical_or.reduce([np.zeros(len(rows), bool), *is_named_by_part.values()])
     for part in (_TRAIN, *held_out):
         names_generators = part in held_out and bool(held_out[part].generators)
-        is_out = (is_fake & ~named[part]) if names_generators else is_held
-        why[(parts == part) & is_out] = (
+        is_left_out = (is_fake & ~is_named_by_part[part]) if names_generators else is_held
+        reasons[(parts == part) & is_left_out] = (
             "fakes of other generators than the split's"
             if names_generators
             else "fakes of held-out generators"
         )
     is_repeated = np.ones(len(rows), bool)
     is_repeated[np.unique(rows["image_id"].to_numpy(), return_index=True)[1]] = False
-    why[is_repeated] = "the same image a second time"
-    return parts, why
+    reasons[is_repeated] = "the same image a second time"
+    return parts, reasons
 
 
-def _is_by(rows: pa.Table, wanted: Sequence[str]) -> Rows:
-    """(N,) whether a row is of one of these generators. Raises ConfigError for one that no row is
-    of.
+def _is_by(rows: pa.Table, generators: Sequence[str]) -> Rows:
+    """Return (N,) whether a row is of one of these generators.
+
+    Raises:
+        ConfigError: No row is of one of them.
     """
     codes, names = coded(rows, "generator")
-    if missing := sorted(set(wanted) - set(names)):
-        hint = f"there are {', '.join(sorted(names)[:20])}"
+    if missing := sorted(set(generators) - set(names)):
+        hint = f"use one of {', '.join(sorted(names)[:20])}"
         raise ConfigError(f"data: no image is by the held-out generator '{missing[0]}'", hint=hint)
-    return np.asarray(np.isin(codes, [names.index(name) for name in wanted]))
+    return np.asarray(np.isin(codes, [names.index(name) for name in generators]))
 
 
 def _are_only(groups: Codes, is_named: Rows, is_fake: Rows) -> Rows:
     """Return (N,) whether the row's group has fakes and all of them are named."""
     count = int(groups.max(initial=-1)) + 1
-    named, all_fakes = (
-        np.bincount(groups[which], minlength=count) for which in (is_named, is_fake)
+    named_counts, fake_counts = (
+        np.bincount(groups[mask], minlength=count) for mask in (is_named, is_fake)
     )
-    return np.asarray((named > 0) & (named == all_fakes))[groups]
+    return np.asarray((named_counts > 0) & (named_counts == fake_counts))[groups]
 
 
 def _refuse_test_rows(validation: pa.Table, data: config.Data) -> None:
@@ -177,22 +197,24 @@ def _refuse_test_rows(validation: pa.Table, data: config.Data) -> None:
         if name is not None and name.lower().startswith("test"):
             raise ConfigError(
                 f"data.validation reads rows of the split '{name}': a checkpoint is never selected on a test split",
-                hint="say of the training sources which split is for training: split: train"
+                hint="set split: train in the training sources"
                 if is_held_out
-                else "give them as data.test, and hold out a part of the training images: validation: {groups: 0.1}",
+                else "move the source to data.test, and hold out a part of the training images: validation: {groups: 0.1}",
             )
 
 
 def _refuse_one_class(name: str, table: pa.Table, *, allowed: bool) -> None:
     is_fake = fakes(table)
     if not len(table):
-        raise ConfigError(f"data.{name}: no images are left for it")
+        raise ConfigError(f"data.{name}: no images are left for this split")
     if not allowed and (is_fake.all() or not is_fake.any()):
         raise ConfigError(f"data.{name}: all {len(table)} images are {'fake' if is_fake.all() else 'real'}",
-                          hint="reals come into a held-out split by groups: {generators: […], groups: 0.1}")  # fmt: skip
+                          hint="hold out groups, too, which have real images: {generators: […], groups: 0.1}")  # fmt: skip
 
 
 def _tally(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each text is there, the most frequent first."""
-    counts = ((str(one["values"]), one["counts"]) for one in pc.value_counts(column).to_pylist())
+    """Count each string, the most frequent first."""
+    counts = (
+        (str(entry["values"]), entry["counts"]) for entry in pc.value_counts(column).to_pylist()
+    )
     return dict(sorted(counts, key=lambda item: (-item[1], item[0])))

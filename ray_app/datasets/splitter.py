@@ -1,7 +1,7 @@
-"""Divide labelled images into parts, one whole group after another (`split`).
+"""Divide labelled images into parts, one whole group after another: `split`.
 
-A group holds the images that no two parts may share: images of one prompt, one scene, or one pair,
-and copies. scikit-learn's splitters draw anew when data are added, and `StratifiedGroupKFold` takes
+A group holds images that no two parts may share: images of one prompt, one scene, or one pair, and
+copies. scikit-learn's splitters draw again when data are added, and `StratifiedGroupKFold` takes
 minutes for 100,000 groups, so `split` uses a hash of each group and pandas instead.
 """
 
@@ -21,17 +21,17 @@ Parts = npt.NDArray[np.int8]
 
 
 def split(groups: Keys, strata: Codes | None, shares: Sequence[float], seed: int = 0) -> Parts:
-    """Return the part of each row, all rows of a group in one part.
+    """Return the part of each row, with all rows of a group in one part.
 
-    Without strata the part of a group follows from its key, the shares, and the seed alone, so an
-    unchanged group keeps its part when data are added. With strata every stratum is divided in
-    these shares as evenly as its groups allow, and added data may move groups.
+    Without strata, the part of a group depends only on its key, the fractions, and the seed, so an
+    unchanged group keeps its part when data are added. With strata, every stratum is divided in
+    these fractions as evenly as its groups allow, and added data may move groups.
 
     Args:
         groups: (N,) key of each row's group, as `group_keys` returns it.
         strata: (N,) number of each row's stratum, such as its label and generator, or None.
-        shares: Share of each part. They sum to 1.
-        seed: Another seed divides differently.
+        shares: Fraction of each part. They sum to 1.
+        seed: Seed of the division.
 
     Returns:
         (N,) index of each row's part in `shares`.
@@ -49,8 +49,8 @@ def group_keys(rows: pa.Table, groups: Codes | None = None) -> Keys:
 
     Args:
         rows: Rows of an index, with `image_id` and `input`.
-        groups: (N,) number of each row's group. By default the rows with one value of `group` are
-            a group, and a row without a value is a group of its own.
+        groups: (N,) number of each row's group. None makes the rows with one value of `group` a
+            group, and a row without a value a group of its own.
 
     Returns:
         (N,) the lowest key of the rows of the group. The key of a row is the hash of its value of
@@ -69,14 +69,16 @@ def group_keys(rows: pa.Table, groups: Codes | None = None) -> Keys:
 
 
 def draw(name: bytes, seed: int) -> float:
-    """Return a number from 0 to 1 that follows from a name and a seed alone."""
+    """Return a number from 0 to 1 that depends only on a name and a seed."""
     key = f"touchstone split {seed}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8, key=key).digest()) / 2.0**64
 
 
 def _spread_evenly(codes: npt.NDArray[np.intp], strata: Codes, positions: Positions) -> Positions:
-    """Replace the position of each group with the share of its stratum's images that precede the
-    middle of the group. A group belongs to the rarest stratum of its images.
+    """Replace the position of each group, so that every stratum is divided evenly.
+
+    The new position is the fraction of its stratum's images before the middle of the group. A group
+    belongs to the rarest stratum of its images.
     """
     import pandas as pd
 

@@ -1,6 +1,8 @@
-"""What a source holds (`survey`), for the dry run of a training: files by their names, then every
-row; of what is too large for that, rows by the footers of Parquet, and labels by its statistics or
-the first rows of some files.
+"""Survey the content of a source for the dry run of a training: `survey`.
+
+Files are matched by their names, then every row is read. If the source is too large for that, rows
+are counted by the footers of Parquet files, and labels by their statistics or the first rows of
+some files.
 """
 
 import difflib
@@ -19,18 +21,26 @@ from ray_app.archives.sources import Opened
 from ray_app.datasets import index, known_faults
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labels import Labels
-from ray_app.datasets.layouts.base import DatasetLayout, split_of
+from ray_app.datasets.layouts.base import DatasetLayout, parse_split
 from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.storage import Store, base_of, list_objects, strip_secrets
 
-MOST_BYTES = 64 * 2**30  # of containers: what holds less is counted row by row
-_FILES, _ROWS, _AT_ONCE = 32, 64, 16  # sampled of each folder and split; of each file; read at once
-_NAMES = 2000  # looked through for one near to what is not there
+MAX_BYTES = 64 * 2**30  # Containers of fewer bytes are read row by row.
+_FILES = 32  # Files that are sampled per folder and split.
+_ROWS = 64  # Rows that are sampled per file.
+_AT_ONCE = 16  # Files that are read at once.
+_NAMES = 2000  # Names that are searched for one similar to a missing name.
 
 
-class Matched(NamedTuple):
-    """What the names of a source's files tell; `files` and `size_bytes` are of all that pass its
-    patterns.
+class MatchedFiles(NamedTuple):
+    """The files that a source names.
+
+    Attributes:
+        archive: The archive.
+        layout: The layout that labels its members.
+        containers: The containers that pass the source's patterns.
+        files: Number of files that pass the patterns.
+        size_bytes: Size of these files.
     """
 
     archive: Archive
@@ -40,27 +50,37 @@ class Matched(NamedTuple):
     size_bytes: int
 
 
-def survey(source: DatasetSource, store: Store, most_bytes: float = MOST_BYTES) -> dict[str, Any]:
-    """What a source holds, as plain JSON. It is indexed into `store`, if that is not done, unless
-    it has more bytes of Parquet than this.
+def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) -> dict[str, Any]:
+    """Return the content of a source as plain JSON.
 
-    `files`, `size_bytes`: null for an index · `counted`: how, in words · `splits`: of each `real`,
-    `fake`, and whether it is taken · `real`, `fake`: of what is taken · `published`: rows beside
-    published numbers. Raises ConfigError with near names, or as an index.
+    The source is indexed into `store`, unless that is done or it has too many bytes of Parquet.
+
+    Args:
+        source: The source.
+        store: The folder of its index.
+        max_bytes: Maximum size of Parquet files that are indexed.
+
+    Returns:
+        `files` and `size_bytes` (null for an index), `counted` (the method, as text), `splits`
+        (for each `real`, `fake`, and whether it is taken), `real` and `fake` of the taken splits,
+        `published` (rows next to published numbers), and `faults`.
+
+    Raises:
+        ConfigError: No file matches, with similar names, or the source cannot be indexed.
     """
-    indexes = index.indexes_of(source)
-    infos, counted, exact = (
-        [found for place in indexes if (found := index.read_info(Store.open(place)))],
+    indexes = index.list_indexes(source)
+    infos, method, is_exact = (
+        [stored_info for path in indexes if (stored_info := index.read_info(Store.open(path)))],
         "every row",
         True,
     )
-    names = None if indexes else matched(source, store)
+    matched_files = None if indexes else match_files(source, store)
     if (
-        is_large := names is not None
-        and names.size_bytes > most_bytes
-        and {one.kind for one in names.containers} == {"parquet"}
+        is_large := matched_files is not None
+        and matched_files.size_bytes > max_bytes
+        and {item.kind for item in matched_files.containers} == {"parquet"}
     ):
-        info, counted, exact = _estimated(source, names)
+        info, method, is_exact = _estimate_index(source, matched_files)
         infos = [info]
     elif not indexes:
         infos = [
@@ -69,156 +89,212 @@ def survey(source: DatasetSource, store: Store, most_bytes: float = MOST_BYTES) 
             )
         ]
     rows = Counter[tuple[str | None, str]]()
-    for one in (count for info in infos for count in info.counts):
-        rows[one["split"], one["label"]] += one["rows"]
-    there = sorted({split for split, _ in rows}, key=lambda split: (split is None, split))
-    index.require_names(source, "split", source.split.split("+") if source.split else (), there)
-    taken = [split for split in there if source.split is None or split in source.split.split("+")]
+    for item in (count for info in infos for count in info.counts):
+        rows[item["split"], item["label"]] += item["rows"]
+    split_names = sorted({split for split, _ in rows}, key=lambda split: (split is None, split))
+    index.require_names(
+        source, "split", source.split.split("+") if source.split else (), split_names
+    )
+    taken_splits = [
+        split for split in split_names if source.split is None or split in source.split.split("+")
+    ]
     faults = [line for info in infos for line in info.fault_lines(source.split, source.generators)]
-    if is_large:  # what no sample has may be there
+    if is_large:  # Rows that no sample has may exist.
         faults = known_faults.fault_lines(
             known_faults.faults_of(source.model_dump()), None, left_out=source.leave_out_faults
         )
-    told = {
-        "at": [strip_secrets(place) for place in source.at],
+    content = {
+        "at": [strip_secrets(path) for path in source.at],
         "include": list(source.include),
         "indexed": not is_large,
     }
-    told |= {
-        "files": names and names.files,
-        "size_bytes": names and names.size_bytes,
-        "counted": counted,
-        "exact": exact,
+    content |= {
+        "files": matched_files and matched_files.files,
+        "size_bytes": matched_files and matched_files.size_bytes,
+        "counted": method,
+        "exact": is_exact,
     }
-    told |= {label: sum(rows[split, label] for split in taken) for label in ("real", "fake")}
+    content |= {
+        label: sum(rows[split, label] for split in taken_splits) for label in ("real", "fake")
+    }
     splits = [
-        {"split": one, "real": rows[one, "real"], "fake": rows[one, "fake"], "taken": one in taken}
-        for one in there
+        {
+            "split": item,
+            "real": rows[item, "real"],
+            "fake": rows[item, "fake"],
+            "taken": item in taken_splits,
+        }
+        for item in split_names
     ]
     return {
-        **told,
+        **content,
         "splits": splits,
-        "published": [one for info in infos for one in info.published],
+        "published": [item for info in infos for item in info.published],
         "faults": faults,
     }
 
 
-def matched(source: DatasetSource, store: Store) -> Matched:
-    """The files that a source names. Raises ConfigError, with near names, where there are none."""
-    archive, layout = index.archive_of(source, store)
-    seen: list[str] = []
+def match_files(source: DatasetSource, store: Store) -> MatchedFiles:
+    """Return the files that a source names.
+
+    Raises:
+        ConfigError: No file matches. The hint has similar names.
+    """
+    archive, layout = index.open_archive(source, store)
+    seen_paths: list[str] = []
     containers: list[Container] = []
-    found = files = size = 0
+    n_listed = files = size = 0
     try:
         for (path, item), passes in archive.selection.chosen(
-            one for part in archive.sections() for one in part.found(archive.fetcher)
+            item for part in archive.sections() for item in part.found(archive.fetcher)
         ):
             if passes and isinstance(item, UnreadableFolder):
                 raise index.closed_folders_error(1, item.uri)
-            seen += [path] * (found < _NAMES)
-            found, files, size = found + 1, files + passes, size + max(item.size_bytes, 0) * passes
+            seen_paths += [path] * (n_listed < _NAMES)
+            n_listed, files, size = (
+                n_listed + 1,
+                files + passes,
+                size + max(item.size_bytes, 0) * passes,
+            )
             containers += [item] if passes and isinstance(item, Container) else []
         if not files:
-            raise archive.empty(found, 0)
+            raise archive.empty(n_listed, 0)
     except ConfigError as error:
-        wanted, above = (
-            source.include if seen else source.at,
+        patterns, parent = (
+            source.include if seen_paths else source.at,
             strip_secrets(base_of(source.at[0])).rpartition("/")[0],
         )
-        with suppress(ConfigError, StorageError):  # nothing is there either
-            seen = seen or [info.uri for info in islice(list_objects(above), _NAMES)]
-        if near := dict.fromkeys(
-            name for one in wanted for name in difflib.get_close_matches(one, seen, 3, 0.5)
+        with suppress(ConfigError, StorageError):  # The parent folder may be missing, too.
+            seen_paths = seen_paths or [info.uri for info in islice(list_objects(parent), _NAMES)]
+        if similar := dict.fromkeys(
+            name
+            for pattern in patterns
+            for name in difflib.get_close_matches(pattern, seen_paths, 3, 0.5)
         ):
-            error.hint = f"near it: {', '.join(near)}; {error.hint}"
+            error.hint = f"try a similar name: {', '.join(similar)}; {error.hint}"
         raise
-    return Matched(archive, layout, containers, files, size)
+    return MatchedFiles(archive, layout, containers, files, size)
 
 
-def _estimated(source: DatasetSource, names: Matched) -> tuple[index.IndexInfo, str, bool]:
-    """About what an index would say, how that was found, and whether labels are exact. Raises
-    ConfigError as the layout does.
+def _estimate_index(
+    source: DatasetSource, matched_files: MatchedFiles
+) -> tuple[index.IndexInfo, str, bool]:
+    """Estimate the content of an index.
+
+    Returns:
+        The content, the method as text, and whether the labels are exact.
+
+    Raises:
+        ConfigError: As the layout raises.
     """
     groups = defaultdict[tuple[str, str | None], list[Container]](list)
-    for one in names.containers:
-        groups[one.uri.rpartition("/")[0], split_of(one.uri)].append(one)
-    counts, subsets, rough = (
+    for container in matched_files.containers:
+        groups[container.uri.rpartition("/")[0], parse_split(container.uri)].append(container)
+    counts, subsets, sampled_counts = (
         Counter[tuple[str | None, str, str]](),
         Counter[str](),
         dict[str, tuple[int, int]](),
     )
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for group in groups.values():
-            # all along: the classes may stand one behind the other
+            # Files are sampled evenly, because the classes may follow one another.
             picked = group[:: -(-len(group) // _FILES)]
-            rows = [row for sample in pool.map(partial(_sample, names), picked) for row in sample]
-            blocks = sum(pool.map(partial(_footer, names), group), Counter[Any]())
+            rows = [
+                row
+                for sample in pool.map(partial(_sample_rows, matched_files), picked)
+                for row in sample
+            ]
+            blocks = sum(pool.map(partial(_count_by_footer, matched_files), group), Counter[Any]())
             for value, total in blocks.items():
-                mine = [row for row in rows if value is not None and row[0] == value]
+                matching = [row for row in rows if value is not None and row[0] == value]
                 is_sure = (
-                    len({(labels.split, labels.label, subset) for _, labels, subset in mine}) == 1
+                    len({(labels.split, labels.label, subset) for _, labels, subset in matching})
+                    == 1
                 )
-                mine = mine if is_sure else rows
-                for place, (_, labels, subset) in enumerate(mine):
-                    # together the total
-                    share = total * (place + 1) // len(mine) - total * place // len(mine)
-                    counts[labels.split, labels.label, labels.generator] += share
-                    subsets[subset] += share
-                rough |= {} if is_sure else {group[0].uri: (len(rows), len(picked))}
+                matching = matching if is_sure else rows
+                for position, (_, labels, subset) in enumerate(matching):
+                    # The parts of all rows add up to the total.
+                    n_rows = total * (position + 1) // len(matching) - total * position // len(
+                        matching
+                    )
+                    counts[labels.split, labels.label, labels.generator] += n_rows
+                    subsets[subset] += n_rows
+                sampled_counts |= {} if is_sure else {group[0].uri: (len(rows), len(picked))}
     if not counts.total():
-        raise names.archive.empty(len(names.containers), len(names.containers))
-    told = [
-        dict(zip(("split", "label", "generator", "rows"), (*kind, count), strict=True))
-        for kind, count in counts.items()
+        raise matched_files.archive.empty(
+            len(matched_files.containers), len(matched_files.containers)
+        )
+    entries = [
+        dict(zip(("split", "label", "generator", "rows"), (*stratum, count), strict=True))
+        for stratum, count in counts.items()
     ]
-    published = index.compared(names.layout.published, subsets)
+    published = index.compare_counts(matched_files.layout.published, subsets)
     info = index.IndexInfo(
-        index.identity(source), source.layout, (), counts.total(), "", told, published, (), (), 0
+        index.describe_source(source),
+        source.layout,
+        (),
+        counts.total(),
+        "",
+        entries,
+        published,
+        (),
+        (),
+        0,
     )
-    how = (
-        "{:,} rows of {:,} files".format(*map(sum, zip(*rough.values(), strict=True)))
-        if rough
+    label_method = (
+        "{:,} rows of {:,} files".format(*map(sum, zip(*sampled_counts.values(), strict=True)))
+        if sampled_counts
         else "their statistics"
     )
-    return info, f"rows by the footers of Parquet, labels by {how}", not rough
+    return info, f"rows by the footers of Parquet, labels by {label_method}", not sampled_counts
 
 
-def _sample(names: Matched, container: Container) -> list[tuple[Any, Labels, str]]:
-    """The first rows of a container that pass and have labels: each one's value in their column,
-    labels, and subset.
+def _sample_rows(
+    matched_files: MatchedFiles, container: Container
+) -> list[tuple[Any, Labels, str]]:
+    """Return the first rows of a container that pass and have labels.
+
+    Returns:
+        For each row its value in the label column, its labels, and its subset.
     """
-    column, rows = getattr(names.layout, "label", "label"), []
+    column, rows = getattr(matched_files.layout, "label", "label"), []
     for (_, item), passes in islice(
-        names.archive.selection.chosen(Opened((container,)).found(names.archive.fetcher)), _ROWS
+        matched_files.archive.selection.chosen(
+            Opened((container,)).found(matched_files.archive.fetcher)
+        ),
+        _ROWS,
     ):
         if (
             passes
             and isinstance(item, ListedMember)
             and item.refused is None
-            and (labels := names.layout.labels(item)) is not None
+            and (labels := matched_files.layout.labels(item)) is not None
         ):
-            rows.append((item.input.get(column), labels, names.layout.subset(item, labels)))
+            rows.append((item.input.get(column), labels, matched_files.layout.subset(item, labels)))
     return rows
 
 
-def _footer(names: Matched, container: Container) -> Counter[Any]:
-    """Rows by what the statistics of their row groups say that all labels are, or None; nothing of
-    a damaged file.
+def _count_by_footer(matched_files: MatchedFiles, container: Container) -> Counter[Any]:
+    """Count rows by the label that the statistics of their row group show.
+
+    The label is None if a row group has several. A damaged file has no rows.
     """
-    found, label = Counter[Any](), getattr(names.layout, "label", "label")
+    counts, label = Counter[Any](), getattr(matched_files.layout, "label", "label")
     with (
         suppress(SourceError, *UNREADABLE),
-        names.archive.fetcher.open(container.uri, container.version) as file,
+        matched_files.archive.fetcher.open(container.uri, container.version) as file,
     ):
         metadata = open_parquet(file).metadata
-        columns = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+        columns = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
         for block in map(metadata.row_group, range(metadata.num_row_groups)):
-            told: Any = block.column(columns.index(label)).statistics if label in columns else None
-            is_one = (
-                told is not None
-                and told.has_min_max
-                and not told.null_count
-                and told.min == told.max
+            statistics: Any = (
+                block.column(columns.index(label)).statistics if label in columns else None
             )
-            found[told.min if is_one else None] += block.num_rows
-    return found
+            is_one = (
+                statistics is not None
+                and statistics.has_min_max
+                and not statistics.null_count
+                and statistics.min == statistics.max
+            )
+            counts[statistics.min if is_one else None] += block.num_rows
+    return counts

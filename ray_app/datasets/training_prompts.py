@@ -1,4 +1,4 @@
-"""Labelled tables for a training on prompts (`with_prompts`, `without_training_prompts`)."""
+"""Prepare labelled tables for a training on prompts (`with_prompts`, `drop_training_prompts`)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labels import prompt_group, texts, with_input
-from ray_app.datasets.splits import Splits, counted
+from ray_app.datasets.splits import Splits, summarize_split
 from ray_app.errors import ConfigError
 from ray_app.identification.prompts import cleaned
 
@@ -15,50 +15,57 @@ from ray_app.identification.prompts import cleaned
 def with_prompts(
     open_source: Callable[[DatasetSource], pa.Table],
 ) -> Callable[[DatasetSource], pa.Table]:
-    """Return a function that opens the same tables as `open_source`, with cleaned prompts."""
-    return lambda source: with_cleaned_prompts(open_source(source))
+    """Return a function like `open_source` that returns only rows with prompts, cleaned."""
+    return lambda source: select_prompted_rows(open_source(source))
 
 
-def with_cleaned_prompts(rows: pa.Table) -> pa.Table:
-    """Return the rows that have a prompt, with the prompt cleaned (`identification.prompts`). A row
-    without a group gets the group of its prompt.
+def select_prompted_rows(rows: pa.Table) -> pa.Table:
+    """Return the rows that have a prompt, with the prompt cleaned (`identification.prompts`).
+
+    A row without a group gets the group of its prompt.
     """
     prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [
         group or prompt_group(prompt)
         for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)
     ]
-    given = with_input(
+    prompted = with_input(
         rows, prompt=pa.array(prompts, pa.string()), group=pa.array(groups, pa.string())
     )
-    return given.filter(pa.array([prompt is not None for prompt in prompts]))
+    return prompted.filter(pa.array([prompt is not None for prompt in prompts]))
 
 
-def without_training_prompts(splits: Splits) -> Splits:
-    """Return the splits without images of validation and test whose prompt is in train, but for
-    case and spaces. `findings["prompts_in_training"]` counts them.
+def drop_training_prompts(splits: Splits) -> Splits:
+    """Return the splits without images of validation and test whose prompt is in train.
+
+    Letter case and spaces make no difference. `findings["prompts_in_training"]` counts the images.
 
     Raises:
         ConfigError: No image of a split is left.
     """
-    known = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
-    kept, left_out = {}, {}
+    train_groups = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
+    remaining, left_out = {}, {}
     for name, table in (("validation", splits.validation), ("test", splits.test)):
         if table is None:
             continue
-        new = [prompt_group(prompt) not in known for prompt in texts(table, "prompt").to_pylist()]
-        kept[name], left_out[name] = table.filter(pa.array(new)), len(new) - sum(new)
-        if not any(new):
+        is_new = [
+            prompt_group(prompt) not in train_groups
+            for prompt in texts(table, "prompt").to_pylist()
+        ]
+        remaining[name], left_out[name] = table.filter(pa.array(is_new)), len(is_new) - sum(is_new)
+        if not any(is_new):
             raise ConfigError(
-                f"data.{name}: every prompt of its {len(new):,} images is in training too",
-                hint="data.validation: {groups: 0.1}",
+                f"data.{name}: every prompt of its {len(is_new):,} images is in training, too",
+                hint="hold out a part by data.validation: {groups: 0.1}",
             )
     findings = {
         **splits.findings,
         "splits": {
             **splits.findings["splits"],
-            **{name: counted(table) for name, table in kept.items()},
+            **{name: summarize_split(table) for name, table in remaining.items()},
         },
         "prompts_in_training": left_out,
     }
-    return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
+    return replace(
+        splits, validation=remaining["validation"], test=remaining.get("test"), findings=findings
+    )

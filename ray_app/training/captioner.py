@@ -1,6 +1,7 @@
-"""How a network learns to predict prompts: what it will be (`make_plan`, `caption_network`), its
-step (`CaptionLearner`), and what workers are given for it (`captioning_job`, `caption_learner`,
-`embedding_batches`).
+"""Train a network to predict prompts.
+
+`make_plan` and `build_caption_network` make the network, and `CaptionLearner` its steps. Workers
+get their data by `make_captioning_job`, `make_caption_learner`, and `embedding_batches`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from ray_app.identification.tokenizer import (
     train_tokenizer,
 )
 from ray_app.training.config import Describe, Recipe
-from ray_app.training.embeddings import kept_embeddings
+from ray_app.training.embeddings import read_embeddings
 from ray_app.training.job import CaptionData, TrainingJob
 from ray_app.training.learner import OPTIMISER, WEIGHTS, Batch, BatchLoss, Learner
 from ray_app.training.networks import seeded
@@ -39,12 +40,11 @@ TOKENIZER = "tokenizer.json"
 
 
 class CaptionLearner(Learner):
-    """A network that learns to say `targets` (rows, L), numbers of tokens with IGNORED after the
-    end, about what it is given.
+    """A network that learns to predict the prompts of images or embeddings.
 
-    Batches hold `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or, where `preprocessing`
-    is None, `embedding` (n, d). The loss is the mean cross-entropy of the tokens of a process's
-    share of the batch; images that could not be read have none.
+    Batches have `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or `embedding` (n, d).
+    The loss is the mean cross-entropy of the tokens of a process's batch; unreadable images have no
+    tokens.
     """
 
     def __init__(
@@ -59,6 +59,18 @@ class CaptionLearner(Learner):
         total_steps: int,
         rank: int = 0,
     ) -> None:
+        """Move the network to its device and freeze parameters that no gradient reaches.
+
+        Args:
+            recipe: The recipe.
+            network: The network.
+            tokenizer: Its tokenizer.
+            targets: Token numbers (rows, L) of all training prompts, with IGNORED after the end.
+            preprocessing: How images are prepared. None if the network reads embeddings.
+            device: The device.
+            total_steps: Number of all steps.
+            rank: Rank of this process.
+        """
         self._tokenizer, self._targets = tokenizer, targets
         self._normalise = None if preprocessing is None else Normalise(preprocessing).to(device)
         network.to(device)
@@ -73,58 +85,56 @@ class CaptionLearner(Learner):
             recipe, network, device=device, precision=precision, total_steps=total_steps, rank=rank
         )
 
-    def prepared(self, batch: Batch) -> tuple[Batch, int]:
-        """The share with its targets; its tokens are counted."""
+    def prepare(self, batch: Batch) -> tuple[Batch, int]:
+        """Return the batch with its targets, and their number of tokens."""
         targets = self._targets[batch["row"]].astype(np.int64)
         targets[~batch["usable"]] = IGNORED
         return {**batch, "targets": targets}, max(int((targets != IGNORED).sum()), 1)
 
     def answer(self, part: Batch) -> torch.Tensor:
-        """(n, L, V) logits of the tokens."""
+        """Return logits of the tokens (n, L, V)."""
         if self._normalise is None:
-            given = torch.tensor(part["embedding"], device=self.device)
+            inputs = torch.tensor(part["embedding"], device=self.device)
         else:
-            # a copy: arrays of a store are read-only
-            given = self._normalise(torch.tensor(part["image"]).to(self.device)).contiguous()
+            # torch.tensor copies, because arrays of an object store are read-only.
+            inputs = self._normalise(torch.tensor(part["image"]).to(self.device)).contiguous()
         answer: torch.Tensor = self._model(
-            given,
-            decoder_inputs(torch.from_numpy(part["targets"]).to(self.device), self._tokenizer),
+            inputs,
+            make_decoder_inputs(torch.from_numpy(part["targets"]).to(self.device), self._tokenizer),
         )
         return answer
 
     def loss(self, answer: torch.Tensor, part: Batch, count: int) -> BatchLoss:
-        """Cross-entropy of the tokens, summed over the part."""
-        wanted = torch.from_numpy(part["targets"]).to(self.device).flatten()
+        """Return the cross-entropy of the tokens of a part, summed and divided by `count`."""
+        targets = torch.from_numpy(part["targets"]).to(self.device).flatten()
         total = nn.functional.cross_entropy(
-            answer.float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
+            answer.float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"
         )
         return BatchLoss(total / count, {})
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Weights as a describer's file holds them."""
+        """Return the weights as a describer's file stores them, and the optimiser's state."""
         return captioners.body_state(self.network), self.optimiser.state_dict()
 
     def restore(self, folder: Path) -> None:
-        """Every process reads its own folder."""
+        """Load the state from a folder, which every process has for itself."""
         captioners.load_body(self.network, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
         self.optimiser.load_state_dict(
             torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
         )
 
 
-def decoder_inputs(targets: torch.Tensor, tokenizer: CaptionTokenizer) -> torch.Tensor:
-    """(n, L) the tokens before each target: the begin, then the targets; fillings are the pad."""
+def make_decoder_inputs(targets: torch.Tensor, tokenizer: CaptionTokenizer) -> torch.Tensor:
+    """Return the token before each target (n, L): `begin`, the targets, and `pad` after the end."""
     begin = torch.full_like(targets[:, :1], tokenizer.begin)
-    before = torch.cat([begin, targets[:, :-1]], dim=1)
-    return before.masked_fill(before == IGNORED, tokenizer.pad)
+    shifted = torch.cat([begin, targets[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORED, tokenizer.pad)
 
 
 def _freeze_without_gradient(
     network: Any, blank: torch.Tensor, tokenizer: CaptionTokenizer
 ) -> None:
-    """What no gradient reaches, such as an encoder's pooler, which DDP takes for a fault, does not
-    learn.
-    """
+    """Freeze parameters that no gradient reaches, such as an encoder's pooler; DDP would fail."""
     with torch.random.fork_rng(devices=[]):
         network(
             blank, torch.tensor([[tokenizer.begin, tokenizer.end]], device=blank.device)
@@ -142,7 +152,7 @@ class DescriberPlan:
         architecture: The complete `architecture` of its card.
         prefix: Tokens of a prefix.
         tokenizer: Its tokenizer.
-        start: The card whose weights it begins with.
+        start: The card whose weights the network starts from. None for random weights.
     """
 
     architecture: dict[str, Any]
@@ -151,12 +161,12 @@ class DescriberPlan:
     start: DescriberCard | None = None
 
 
-def section_of(config: Recipe) -> Describe:
-    """The recipe's `describe`. Raises ConfigError where there is none."""
+def require_section(config: Recipe) -> Describe:
+    """Return the recipe's section `describe`. Raise ConfigError if there is none."""
     if config.describe is None:
         raise ConfigError(
             f"{config.name}: method describe needs a section describe",
-            hint="describe: {tier: prefix, architecture: …}",
+            hint="add the section, such as describe: {tier: prefix, architecture: …}",
         )
     return config.describe
 
@@ -188,27 +198,27 @@ def make_plan(
         card = load_describer(section.start)
         if card.tier != section.tier:
             raise ConfigError(
-                f"{recipe}: describe.start: {card.name} is of the tier {card.tier}, not {section.tier}"
+                f"{recipe}: describe.start: {card.name} has the tier {card.tier}, must be {section.tier}"
             )
         if card.tier == "prefix" and card.architecture.get("width") != width:
             raise ConfigError(
-                f"{recipe}: describe.start: {card.name} reads other embeddings than the recipe's detector makes"
+                f"{recipe}: describe.start: {card.name} reads embeddings of another size than the recipe's detector computes"
             )
         start_tokenizer = read_tokenizer(card, resolve_part(card.parts[0]))
         return DescriberPlan(dict(card.architecture), card.prefix, start_tokenizer, card)
-    own = (
+    trained = (
         train_tokenizer(prompts, section.vocabulary)
         if tokenizer is None
         else from_trained(tokenizers.Tokenizer.from_str(tokenizer))
     )
-    architecture = _complete_architecture(recipe, section, own, width)
-    return DescriberPlan(architecture, section.prefix, own)
+    architecture = _complete_architecture(recipe, section, trained, width)
+    return DescriberPlan(architecture, section.prefix, trained)
 
 
 def _complete_architecture(
     recipe: str, section: Describe, tokenizer: CaptionTokenizer, width: int | None
 ) -> dict[str, Any]:
-    """Return the recipe's architecture with what the tokenizer and the embedding decide."""
+    """Return the recipe's architecture with the values that tokenizer and embedding decide."""
     config = dict(section.architecture.get("config", {}))
     positions = section.most_tokens + 1
     text = {
@@ -224,13 +234,13 @@ def _complete_architecture(
     if model == "git":
         config = {"max_position_embeddings": positions, **config, **text}
     elif model == "blip":
-        own = config.get("text_config", {})
+        given = config.get("text_config", {})
         text["sep_token_id"] = tokenizer.end
-        config["text_config"] = {"max_position_embeddings": positions, **own, **text}
+        config["text_config"] = {"max_position_embeddings": positions, **given, **text}
     elif model == "vision-encoder-decoder":
-        own = config.get("decoder", {})
+        given = config.get("decoder", {})
         decoder = {"n_positions": positions, "is_decoder": True, "add_cross_attention": True}
-        config["decoder"] = {**decoder, **own, **text}
+        config["decoder"] = {**decoder, **given, **text}
     else:
         raise ConfigError(
             f"{recipe}: describe.architecture.model must be git, blip, or vision-encoder-decoder, got {model}"
@@ -238,9 +248,14 @@ def _complete_architecture(
     return {**section.architecture, "config": config}
 
 
-def caption_network(name: str, section: Describe, plan: DescriberPlan, seed: int) -> Any:
-    """Return the network as training begins, on the CPU: drawn from the seed, or with the weights
-    that it starts from.
+def build_caption_network(name: str, section: Describe, plan: DescriberPlan, seed: int) -> Any:
+    """Return the network as training starts, on the CPU: random or with `plan.start`'s weights.
+
+    Args:
+        name: The recipe's name, for errors.
+        section: Its `describe`.
+        plan: The plan of the network.
+        seed: Seed of random weights.
     """
     with seeded(seed):
         network: Any = (
@@ -256,25 +271,33 @@ def caption_network(name: str, section: Describe, plan: DescriberPlan, seed: int
     return network.requires_grad_(True).train()
 
 
-def captioning_job(job: TrainingJob) -> TrainingJob:
-    """Return the job with what a describer learns from; for a captioner with its pixels on the
-    card. The tokenizer is trained once, and kept. Raises ConfigError, DetectorError.
+def make_captioning_job(job: TrainingJob) -> TrainingJob:
+    """Return the job with the data that a describer learns from.
+
+    For a captioner, its card has the preprocessing of the pixels. The tokenizer is trained once and
+    stored.
+
+    Raises:
+        ConfigError: The section `describe` is invalid.
+        DetectorError: Files of `describe.start` are missing or do not fit.
     """
-    section = section_of(job.config)
+    section = require_section(job.config)
     prompts = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
-    found = kept_embeddings(job.out, "train") if section.tier == "prefix" else None
-    width = None if found is None else found.vectors.shape[1]
-    kept = job.out.read(TOKENIZER).decode() if job.out.exists(TOKENIZER) else None
-    plan = make_plan(job.config.name, section, width=width, prompts=prompts, tokenizer=kept)
-    if plan.start is None and kept is None:
+    embedded = read_embeddings(job.out, "train") if section.tier == "prefix" else None
+    width = None if embedded is None else embedded.vectors.shape[1]
+    stored_tokenizer = job.out.read(TOKENIZER).decode() if job.out.exists(TOKENIZER) else None
+    plan = make_plan(
+        job.config.name, section, width=width, prompts=prompts, tokenizer=stored_tokenizer
+    )
+    if plan.start is None and stored_tokenizer is None:
         job.out.write(TOKENIZER, plan.tokenizer.tokenizer.to_str().encode())
     if job.mirror is not None and plan.start is not None:
         for part in plan.start.parts:
             publish_part(part, job.mirror)
     targets = plan.tokenizer.encode_targets(prompts, section.most_tokens)
-    if found is not None:
-        vectors = np.full((len(prompts), found.vectors.shape[1]), np.nan, np.float32)
-        vectors[found.rows] = found.vectors
+    if embedded is not None:
+        vectors = np.full((len(prompts), embedded.vectors.shape[1]), np.nan, np.float32)
+        vectors[embedded.rows] = embedded.vectors
         return replace(job, captions=CaptionData(plan, targets, vectors))
     pixels = (
         section.preprocessing
@@ -283,19 +306,26 @@ def captioning_job(job: TrainingJob) -> TrainingJob:
     )
     if pixels.shape is None:
         raise ConfigError(
-            f"{job.config.name}: a captioner's pixels have one size",
-            hint="describe: {preprocessing: {resize: {mode: squash, size: 224}}}",
+            f"{job.config.name}: a captioner needs images of one size, but its preprocessing keeps their sizes",
+            hint="set a size, such as describe: {preprocessing: {resize: {mode: squash, size: 224}}}",
         )
     card = job.card.model_copy(update={"preprocessing": pixels})
     return replace(job, captions=CaptionData(plan, targets), card=card)
 
 
-def caption_learner(
+def make_caption_learner(
     job: TrainingJob, captions: CaptionData, device: str, rank: int
 ) -> CaptionLearner:
-    """Return the learner of one worker, as training begins."""
+    """Return the learner of one worker as training starts.
+
+    Args:
+        job: The job, see `make_captioning_job`.
+        captions: The data that it learns from.
+        device: Device of the worker.
+        rank: Rank of the worker.
+    """
     config, plan = job.config, captions.plan
-    network = caption_network(config.name, section_of(config), plan, config.loop.seed)
+    network = build_caption_network(config.name, require_section(config), plan, config.loop.seed)
     pixels = None if captions.vectors is not None else job.card.preprocessing
     return CaptionLearner(
         config, network, plan.tokenizer, captions.targets, preprocessing=pixels, device=device,
@@ -306,18 +336,25 @@ def caption_learner(
 def embedding_batches(
     job: TrainingJob, vectors: npt.NDArray[np.float32], first: int, rank: int, world: int
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield the batches of one rank from step `first` to the last, of embeddings.
+    """Yield the batches of embeddings of one worker, from a step to the last.
 
-    `row`, `image_id` (n,), `usable` (n,), and `embedding` (n, d).
+    A batch has `row`, `image_id`, and `usable` (n,), and `embedding` (n, d).
+
+    Args:
+        job: The job.
+        vectors: Embeddings (rows, d) of the training images, NaN if an image could not be read.
+        first: Number of the first step.
+        rank: Rank of the worker.
+        world: Number of workers.
     """
     ids = job.rows("train")["image_id"].to_numpy()
     for step in range(first, job.total_steps):
-        rows, _ = job.order.share(step, rank, world)
-        given = vectors[rows]
-        usable = np.asarray(np.isfinite(given).all(axis=1))
+        rows, _ = job.order.shard(step, rank, world)
+        step_vectors = vectors[rows]
+        usable = np.asarray(np.isfinite(step_vectors).all(axis=1))
         yield {
             "row": rows,
             "image_id": ids[rows],
             "usable": usable,
-            "embedding": np.where(usable[:, None], given, 0),
+            "embedding": np.where(usable[:, None], step_vectors, 0),
         }

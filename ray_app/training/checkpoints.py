@@ -1,8 +1,7 @@
-"""The checkpoints of a training: folders below `checkpoints`, each of which is complete once it
-holds the file `DONE`.
+"""Store the checkpoints of a training: folders below `checkpoints`, complete if they have a `DONE`.
 
-`DONE` is written when all other files of a checkpoint are in storage. Which checkpoints count
-follows from these markers alone.
+The file `DONE` is written when all other files of a checkpoint are in storage. These markers alone
+decide which checkpoints count.
 """
 
 import json
@@ -24,12 +23,16 @@ if TYPE_CHECKING:
 FOLDER = "checkpoints"
 DONE = "DONE"
 _NAME = re.compile(r"step-(\d+)-.+")
-_OLD_FOLDER = "ray/train"  # of Touchstone 0.27 and older
+_OLD_FOLDER = "ray/train"  # Checkpoints of Touchstone 0.27 and older.
 
 
 class CheckpointEntry(NamedTuple):
-    """A complete checkpoint: its folder's name, the number of steps that it holds, and whether no
-    step comes after it.
+    """A complete checkpoint.
+
+    Attributes:
+        name: Name of its folder.
+        step: Number of steps that it contains.
+        finished: Whether it is the last checkpoint of the training.
     """
 
     name: str
@@ -37,10 +40,8 @@ class CheckpointEntry(NamedTuple):
     finished: bool
 
 
-def new_name(step: int) -> str:
-    """Return a folder name that no attempt has used before, so that the files of two attempts never
-    share a folder.
-    """
+def make_checkpoint_name(step: int) -> str:
+    """Return a folder name that no attempt has used, so that attempts never share a folder."""
     return f"step-{step:08d}-{secrets.token_hex(4)}"
 
 
@@ -48,7 +49,7 @@ def list_checkpoints(out: Store) -> list[CheckpointEntry]:
     """List the complete checkpoints, ordered by step."""
     markers = ((name, _read_marker(out, name)) for name in _folder_names(out))
     entries = (
-        CheckpointEntry(name, _step_of(name), marker["finished"])
+        CheckpointEntry(name, _parse_step(name), marker["finished"])
         for name, marker in markers
         if marker is not None
     )
@@ -67,8 +68,16 @@ def is_trained(out: Store) -> bool:
 
 
 def save_checkpoint(out: Store, folder: Path, name: str, *, finished: bool) -> None:
-    """Copy the files of a local folder into the checkpoint `name`, then mark it as complete. Raises
-    StorageError.
+    """Copy the files of a local folder into a checkpoint, then mark it as complete.
+
+    Args:
+        out: The directory of the training.
+        folder: The local folder.
+        name: Name of the checkpoint.
+        finished: Whether it is the last checkpoint of the training.
+
+    Raises:
+        StorageError: A file cannot be written.
     """
     for file in sorted(folder.iterdir()):
         out.write_file(f"{FOLDER}/{name}/{file.name}", file)
@@ -76,10 +85,16 @@ def save_checkpoint(out: Store, folder: Path, name: str, *, finished: bool) -> N
 
 
 def mark_complete(out: Store, name: str, *, finished: bool) -> None:
-    """Write the marker of a checkpoint all of whose files are in storage."""
+    """Write the marker of a checkpoint all of whose files are in storage.
+
+    Args:
+        out: The directory of the training.
+        name: Name of the checkpoint.
+        finished: Whether it is the last checkpoint of the training.
+    """
     out.write(
         f"{FOLDER}/{name}/{DONE}",
-        json.dumps({"step": _step_of(name), "finished": finished}).encode(),
+        json.dumps({"step": _parse_step(name), "finished": finished}).encode(),
     )
 
 
@@ -96,6 +111,9 @@ def remove_superseded(
         values: The validation metric by step; higher is better. A checkpoint without a value ranks
             below all others, by its step.
         unjudged: Steps whose checkpoints stay because they still have to be validated.
+
+    Returns:
+        The names of the deleted checkpoints.
     """
     if len(_folder_names(out)) <= keep:
         return []
@@ -103,9 +121,9 @@ def remove_superseded(
     ranked = sorted(
         entries, key=lambda entry: (entry.step in values, values.get(entry.step, 0.0), entry.step)
     )
-    kept = {*ranked[-keep:], *entries[-1:]}
+    retained = {*ranked[-keep:], *entries[-1:]}
     superseded = [
-        entry.name for entry in entries if entry not in kept and entry.step not in unjudged
+        entry.name for entry in entries if entry not in retained and entry.step not in unjudged
     ]
     for name in superseded:
         _remove(out, name)
@@ -113,15 +131,15 @@ def remove_superseded(
 
 
 def remove_incomplete(out: Store) -> list[str]:
-    """Delete the folders of interrupted uploads that a complete checkpoint of as many steps
-    supersedes; returns their names.
+    """Delete interrupted uploads that a complete checkpoint supersedes, and return their names.
 
-    A folder whose marker cannot be read stays: it may be a whole checkpoint. Call this only while no
-    process of this training runs: an upload in progress looks the same.
+    The complete checkpoint has at least as many steps. A folder whose marker cannot be read stays,
+    since it may be a whole checkpoint. Call this function only while no process of this training
+    runs, because an upload in progress looks the same.
     """
     last = latest_checkpoint(out)
     superseded = [
-        name for name in _folder_names(out) if last is not None and _step_of(name) <= last.step
+        name for name in _folder_names(out) if last is not None and _parse_step(name) <= last.step
     ]
     incomplete = [name for name in superseded if not out.exists(f"{FOLDER}/{name}/{DONE}")]
     for name in incomplete:
@@ -139,14 +157,12 @@ def refuse_older(out: Store) -> None:
     if out.folders(_OLD_FOLDER):
         raise ConfigError(
             f"{out.url}/{_OLD_FOLDER} holds checkpoints of Touchstone 0.27 or older",
-            hint="finish this training with the version that began it, or give another --out; nothing was deleted",
+            hint="finish this training with the version that started it, or give another --out; nothing was deleted",
         )
 
 
 class CheckpointWriter:
-    """Saves a learner. In a store that is not of this machine, the upload goes on while the next
-    steps are made.
-    """
+    """Saves a learner. An upload to remote storage continues while the next steps are made."""
 
     def __init__(self, out: Store) -> None:
         self._out = out
@@ -154,18 +170,27 @@ class CheckpointWriter:
         self._upload: Future[None] | None = None
 
     def save(self, learner: "Learner", *, finished: bool) -> str | None:
-        """Save the learner as a new checkpoint. All workers call it; rank 0 writes, and gets the
-        name. Raises StorageError, also of the upload before.
+        """Save the learner as a new checkpoint. All workers call it; rank 0 writes.
+
+        Args:
+            learner: The learner.
+            finished: Whether it is the last checkpoint of the training.
+
+        Returns:
+            The name of the checkpoint in rank 0, otherwise None.
+
+        Raises:
+            StorageError: This checkpoint or the one before cannot be written.
         """
         if learner.rank != 0:
             learner.save(Path())
             return None
         self.wait()
-        name = new_name(learner.step_number)
-        here = self._out.local_path(f"{FOLDER}/{name}")
-        if here:
-            here.mkdir(parents=True)
-            learner.save(here)
+        name = make_checkpoint_name(learner.step_number)
+        local = self._out.local_path(f"{FOLDER}/{name}")
+        if local:
+            local.mkdir(parents=True)
+            learner.save(local)
             mark_complete(self._out, name, finished=finished)
             return name
         scratch = TemporaryDirectory(prefix="touchstone-checkpoint-")
@@ -174,7 +199,7 @@ class CheckpointWriter:
         return name
 
     def wait(self) -> None:
-        """Wait until what was saved is complete. Raises StorageError if it could not be uploaded."""
+        """Wait until the last checkpoint is complete. Raise StorageError if its upload failed."""
         upload, self._upload = self._upload, None
         if upload is not None:
             upload.result()
@@ -185,27 +210,36 @@ class CheckpointWriter:
 
 
 @contextmanager
-def fetched(out: Store, name: str, files: Iterable[str] | None = None) -> Iterator[Path]:
-    """Provide a checkpoint as a local folder while the block lasts. Raises StorageError.
+def fetch_checkpoint(out: Store, name: str, files: Iterable[str] | None = None) -> Iterator[Path]:
+    """Provide a checkpoint as a local folder inside the block.
 
     Args:
         out: The directory of the training.
-        name: The name of the checkpoint.
+        name: Name of the checkpoint.
         files: The files that are needed; None for all.
+
+    Raises:
+        StorageError: A file cannot be read.
     """
     folder = out.below(f"{FOLDER}/{name}")
-    with local_folder(folder, folder.names("") if files is None else files) as here:
-        yield here
+    with provide_local_folder(folder, folder.names("") if files is None else files) as local:
+        yield local
 
 
 @contextmanager
-def local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
-    """Provide files as a local folder: the source if it is local, else copies while the block
-    lasts. Raises StorageError.
+def provide_local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
+    """Provide files as a local folder inside the block.
+
+    Args:
+        source: A store. A local one is provided itself, otherwise copies are.
+        names: The files to copy.
+
+    Raises:
+        StorageError: A file cannot be read.
     """
-    here = source.local_path("")
-    if here:
-        yield here
+    local = source.local_path("")
+    if local:
+        yield local
         return
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         for name in names:
@@ -217,14 +251,14 @@ def _folder_names(out: Store) -> list[str]:
     return [name for name in out.folders(FOLDER) if _NAME.fullmatch(name)]
 
 
-def _step_of(name: str) -> int:
-    found = _NAME.fullmatch(name)
-    assert found is not None, "only such folders are listed"
-    return int(found[1])
+def _parse_step(name: str) -> int:
+    match = _NAME.fullmatch(name)
+    assert match is not None, "only such folders are listed"
+    return int(match[1])
 
 
 def _read_marker(out: Store, name: str) -> dict[str, Any] | None:
-    """Return the content of a checkpoint's marker, or None if it is missing or only half written."""
+    """Return the content of a checkpoint's marker, or None if it is missing or half written."""
     try:
         marker = json.loads(out.read(f"{FOLDER}/{name}/{DONE}"))
     except (FileNotFoundError, ValueError):
@@ -233,8 +267,6 @@ def _read_marker(out: Store, name: str) -> dict[str, Any] | None:
 
 
 def _remove(out: Store, name: str) -> None:
-    """Delete a checkpoint, its marker first, so that an interruption leaves no checkpoint that
-    looks complete.
-    """
+    """Delete a checkpoint, its marker first, so that an interruption leaves no complete marker."""
     out.delete(f"{FOLDER}/{name}/{DONE}")
     out.clear(f"{FOLDER}/{name}")

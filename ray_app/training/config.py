@@ -1,7 +1,7 @@
-"""A training's settings: `TrainConfig` is a `Recipe` and where it runs.
+"""Define the settings of a training: `TrainConfig` is a `Recipe` and the processes that train.
 
-The recipe is everything that decides the result: the same one gives the same steps on any cluster.
-Imports no torch.
+The recipe is everything that decides the result: the same recipe makes the same steps on any
+cluster. This module imports no torch.
 """
 
 from collections.abc import Mapping
@@ -20,298 +20,403 @@ from ray_app.storage import UNGUARDED, S3Config
 from ray_app.transforms.policy import Augmentation
 
 PROFILING = ("identify", "describe")
-"""Methods that fit something beside a detector to what it makes of images; their data need not hold
-reals.
+"""Methods that do not train a detector, but fit a head or a network to what a detector computes from
+images. Their data need not have real images.
 """
 
 
 class Workers(Frozen):
-    """The processes that train: `count` of them, each with `cpus`, `gpus` and `loaders` processes
-    that read, decode and augment for it.
+    """The processes that train."""
 
-    `least`: with fewer nodes than asked for, as after a loss, training goes on with at least so
-    many (elastic); null = all of `count`.
-    """
-
-    count: int = Field(default=1, ge=1)
-    least: int | None = Field(default=None, ge=1)
+    count: int = Field(default=1, ge=1, description="number of processes that train")
+    least: int | None = Field(
+        default=None,
+        ge=1,
+        description="minimum number of processes with which an elastic training continues, such as after the loss of a node; null = `count`",
+    )
     cpus: float | None = Field(
-        default=None, gt=0, description="null = 1 beside a GPU, else what the loaders leave"
+        default=None,
+        gt=0,
+        description="CPUs of each process; null = up to 1 with a GPU, otherwise all that its loaders leave",
     )
     gpus: float | None = Field(
-        default=None, ge=0, description="null = 1 where the cluster has GPUs"
+        default=None,
+        ge=0,
+        description="GPUs of each process; null = 1 if the cluster has GPUs, otherwise 0",
     )
     loaders: int | None = Field(
-        default=None, ge=1, description="null = as many as the cores that are left"
+        default=None,
+        ge=1,
+        description="processes that read, decode, and augment images for each process that trains; null = with a GPU all its cores but one, "
+        "otherwise a quarter of its cores",
     )
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    strategy: Literal["ddp", "fsdp2"] = Field(
+        default="ddp",
+        description="`ddp`: each process holds the whole network. `fsdp2`: the processes divide the network among them",
+    )
 
 
 class FaultTolerance(Frozen):
-    """What is kept for the case that something dies."""
+    """The checkpoints of a training, and the failures that it tolerates."""
 
     checkpoint_every: int | None = Field(
         default=None,
         ge=1,
-        description="steps between checkpoints beside those of validations; null = those alone",
+        description="steps between checkpoints, in addition to those of validations; null = only those of validations",
     )
     keep: int = Field(
-        default=2, ge=1, description="checkpoints kept: the best by the metric, and always the last"
+        default=2,
+        ge=1,
+        description="number of checkpoints that are kept, the best by the metric; the last checkpoint is always kept",
     )
     max_failures: int = Field(
         default=8,
         ge=-1,
-        description="losses of workers of Ray after which training gives up; -1 = never",
+        description="lost Ray workers after which training gives up; -1 = never",
     )
     max_bad_fraction: float = Field(
-        default=0.05, ge=0, le=1, description="more unreadable images than this end the training"
+        default=0.05,
+        ge=0,
+        le=1,
+        description="maximum fraction of unreadable images; more than this stop the training",
     )
     record_samples: bool = Field(
-        default=False, description="write which images each step saw, to samples/"
+        default=False, description="record in samples/ which images each step saw"
     )
 
 
 class Initial(Frozen):
-    """What the network starts from.
+    """The weights that a training starts from."""
 
-    `random`: as built, from the seed. `card`: the card's own weights, fine-tuned further.
-    `pretrained`: the files under `weights`, by part: `network` for most; `mae` and `clip` for
-    MaskCLIP. `fresh`: tensors whose names begin so are not taken from there.
-    """
-
-    start: Literal["random", "card", "pretrained"] = "card"
-    weights: Mapping[str, Weights] = {}
-    fresh: tuple[str, ...] = ()
+    start: Literal["random", "card", "pretrained"] = Field(
+        default="card",
+        description="`random`: as built, from the seed. `card`: the weights of the detector's card. `pretrained`: the files under `weights`",
+    )
+    weights: Mapping[str, Weights] = Field(
+        default={},
+        description="files for start `pretrained`, by the part of the network that they fill: `network` for all of it, the name of a "
+        "submodule, or `mae` and `clip` for MaskCLIP",
+    )
+    fresh: tuple[str, ...] = Field(
+        default=(),
+        description="beginnings of tensor names; these tensors are not loaded and keep the values that they were built with",
+    )
     licence: str | None = Field(
-        default=None, description="of the files under `weights`; null = that of the detector's card"
+        default=None,
+        description="licence of the files under `weights`; null = the licence of the detector's card",
     )
 
     @model_validator(mode="after")
     def _has_its_files(self) -> "Initial":
         if (self.start == "pretrained") != bool(self.weights):
             raise ValueError(
-                f"`weights` belong to start: pretrained, and it needs them (start: {self.start})"
+                f"`weights` must be set if start is pretrained, and only then (start: {self.start})"
             )
         return self
 
 
 class LoraSettings(Frozen):
-    """Low-rank adapters (peft) instead of whole weights; merged into the network when it is
-    exported. `targets`: ends of module names.
+    """Low-rank adapters (LoRA, by peft) that learn in place of the whole weights.
+
+    An export adds them to the weights of the network.
     """
 
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = Field(min_length=1)
+    rank: int = Field(default=16, ge=1, description="rank of each adapter")
+    alpha: float = Field(
+        default=32.0, gt=0, description="scale of the adapters, which peft divides by the rank"
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="dropout probability of an adapter's input"
+    )
+    targets: tuple[str, ...] = Field(
+        min_length=1, description="ends of the names of the modules that get an adapter"
+    )
     whole: tuple[str, ...] = Field(
-        default=(), description="modules that learn whole beside the adapters, such as the head"
+        default=(),
+        description="ends of the names of modules all of whose weights learn, such as the head",
     )
 
 
 class Loss(Frozen):
-    """`binary`: cross-entropy of real and fake on the log-odds. `maskclip`: that and two terms on
-    the mask (detectors.maskclip_losses).
+    """The loss that a training minimises."""
 
-    `twins`: the weight, beside 1 − it, of the same loss on "which of the two of one group is the
-    fake": for data made of pairs.
-    """
-
-    name: Literal["binary", "maskclip"] = "binary"
-    twins: float = Field(default=0.0, ge=0, lt=1)
+    name: Literal["binary", "maskclip"] = Field(
+        default="binary",
+        description="`binary`: cross-entropy of real and fake on the log-odds. `maskclip`: the same and two terms on the mask "
+        "(ray_app.detectors.families.maskclip)",
+    )
+    twins: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description='weight of the cross-entropy of "which of two images of one group is the fake", for data that consist of pairs; '
+        "the loss of single images weighs 1 − twins",
+    )
 
 
 class Optimiser(Frozen):
-    """`decays`: whether weight decay is on everything, or spares biases, norms and other
-    one-dimensional tensors, as timm does.
-    """
+    """The optimiser and its learning rate."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    rate: float = Field(gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd")
-    decays: Literal["all", "matrices"] = "all"
+    name: Literal["adamw", "adam", "sgd"] = Field(
+        default="adamw", description="which optimiser of torch"
+    )
+    rate: float = Field(gt=0, description="learning rate at the end of the warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="betas of adamw and adam")
+    eps: float = Field(default=1e-8, gt=0, description="epsilon of adamw and adam")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of sgd")
+    decays: Literal["all", "matrices"] = Field(
+        default="all",
+        description="`all`: weight decay applies to all parameters. `matrices`: not to biases, norms, and other one-dimensional tensors, as in timm",
+    )
 
 
 class Schedule(Frozen):
-    """The learning rate over T steps, step 0 first: linear warm-up over W steps, then `shape` down
-    to `floor` × the rate at step T.
+    """The learning rate over T steps, from step 0: linear warm-up over W steps, then a curve.
 
-    With warm-up, step s < W has rate × (s + 1) / W. Afterwards, with p = (s − W) / (T − W): linear
-    1 − p, cosine (1 + cos πp) / 2, each between 1 and `floor`; constant 1.
+    With warm-up, step s < W has rate × (s + 1) / W. Afterwards, with p = (s − W) / (T − W), the
+    factor of the rate is 1 − p for linear, (1 + cos πp) / 2 for cosine, and 1 for constant. Linear
+    and cosine are scaled to end at `floor` in step T.
     """
 
-    shape: Literal["linear", "cosine", "constant"] = "cosine"
-    warmup: float = Field(
-        default=0.0, ge=0, description="below 1: share of all steps; from 1 on: steps"
+    shape: Literal["linear", "cosine", "constant"] = Field(
+        default="cosine", description="curve of the rate after the warm-up"
     )
-    floor: float = Field(default=0.0, ge=0, le=1)
+    warmup: float = Field(
+        default=0.0,
+        ge=0,
+        description="length of the warm-up: below 1 a fraction of all steps, otherwise a number of steps",
+    )
+    floor: float = Field(
+        default=0.0, ge=0, le=1, description="fraction of the rate that is left at the last step"
+    )
 
 
 class Loop(Frozen):
-    """How long and how finely. `steps` or `epochs`; a step is `batch` images over all workers,
-    `micro_batch` of them at once in each.
+    """The length of a training, its batches, and its precision."""
 
-    `precision`: `bf16` is autocast with the parameters in fp32; `auto` is bf16 where the device
-    multiplies it, unless the detector's card asks for fp32: a processor that only imitates bf16
-    learns an order of magnitude slower with it. `seed` decides order, augmentation, initial values
-    and dropout.
-    """
-
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, description="images of a step, over all processes")
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="images that one worker takes at once; null = its share of the batch",
+        description="images that one process computes at once; null = its part of the batch",
     )
-    epochs: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, ge=1)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    epochs: float | None = Field(
+        default=None, gt=0, description="length in epochs; set this or `steps`"
+    )
+    steps: int | None = Field(
+        default=None, ge=1, description="length in steps; set this or `epochs`"
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description="`bf16`: autocast, with parameters in fp32. `auto`: bf16 if the device multiplies it in hardware, unless the detector's card "
+        "requires fp32; a processor that only emulates bf16 is ten times slower with it",
+    )
     clip: float | None = Field(
-        default=None, gt=0, description="largest norm of all gradients together"
+        default=None,
+        gt=0,
+        description="maximum norm of all gradients together; null = no clipping",
     )
-    channels_last: bool = True
-    seed: int = Field(default=0, ge=0)
+    channels_last: bool = Field(
+        default=True,
+        description="keep the network and its images in the memory format channels_last, except with fsdp2",
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="seed of the order, the augmentation, the initial values, and dropout",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Loop":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give one of epochs and steps")
+            raise ValueError("exactly one of `epochs` and `steps` must be set")
         return self
 
 
 class Validation(Frozen):
-    """When the network is judged on the validation split, by what the best is chosen, and after how
-    many without a better one it ends.
-    """
+    """When the validation split is measured, and how that chooses the best checkpoint."""
 
     every: int | None = Field(
-        default=None, ge=1, description="steps between validations; null = once an epoch"
+        default=None, ge=1, description="steps between validations; null = once per epoch"
     )
-    metric: str = Field(default="auc", description=f"one of {', '.join(FIGURES)}")
+    metric: str = Field(
+        default="auc",
+        description=f"metric that chooses the best checkpoint: one of {', '.join(FIGURES)}",
+    )
     patience: int | None = Field(
-        default=None, ge=1, description="validations without a better one before training stops"
+        default=None,
+        ge=1,
+        description="training stops after this many validations without a better one; null = it never stops early",
     )
     most_images: int | None = Field(
-        default=None, ge=1, description="no more than this many, the same ones every time"
+        default=None,
+        ge=1,
+        description="maximum number of images, which are the same in every validation; null = all",
     )
 
     @model_validator(mode="after")
     def _known(self) -> "Validation":
         if self.metric not in FIGURES:
-            raise ValueError(f"no metric {self.metric!r}; there are {', '.join(FIGURES)}")
+            raise ValueError(f"unknown metric {self.metric!r}, must be one of {', '.join(FIGURES)}")
         return self
 
 
 class Export(Frozen):
-    """What the new card says beside what was measured. `licence` null: inherited from weights and
-    data.
-    """
+    """The texts of the new card that are not measured."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "onnx": "remove it and call torch.onnx.export on ray_app.detectors.load_detector('OUT/card.yaml', precision='fp32').network",
     }
 
-    title: str | None = None
-    licence: str | None = None
-    citation: str | None = None
+    title: str | None = Field(
+        default=None, description="title of the card; null = the title of the recipe"
+    )
+    licence: str | None = Field(
+        default=None,
+        description="licence of the new weights; null = the strictest of the initial weights, the backbone, and the data",
+    )
+    citation: str | None = Field(
+        default=None, description="citation on the card; null = the recipe and its source"
+    )
     push: str | None = Field(
         default=None,
-        description="where card and weights are also put: any fsspec URL, or hf://ORGANISATION/NAME",
+        description="copy card and weights there, too: any fsspec URL, or hf://ORGANISATION/NAME",
     )
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = Field(default=(), description="notes on the card, a sentence each")
 
 
 class Identify(Frozen):
-    """Which generators are told apart, how, and when none is named.
+    """Which generators an identifier distinguishes, by which head, and when it abstains."""
 
-    `level`: classes are generators by the names of configs/generators.yaml (a name that is not
-    there is its own class), or families. `families`: of generators that are not listed there.
-    `held_out`: generators, by name or family, that nothing is fitted on; in the test split they are
-    the unknown ones. `reals`: real images are a class, `real`; else they are left out, and the test
-    says how many are given a generator. `head`: `linear` is scikit-learn's multinomial logistic
-    regression, `cosine` compares directions alone. `balanced`: every class weighs the same. `c`:
-    the inverse strength of the penalty, for embeddings that are centred and scaled; null = of 1,
-    10, … 10,000 the one that folds by group choose. `most`: images per class that are drawn for
-    training, null = all. A class of fewer than `fewest` training images is refused, or with `rare:
-    leave-out` is no class. `open_set` and `abstains`: see `identification.cards.OpenSet`; `abstains:
-    0` names every image.
-    """
-
-    level: Literal["generator", "family"] = "generator"
-    families: Mapping[str, str] = {}
-    held_out: tuple[str, ...] = ()
-    reals: bool = False
-    head: Literal["linear", "cosine"] = "linear"
-    open_set: Literal["energy", "distance"] = "energy"
-    abstains: float = Field(default=0.05, ge=0, lt=0.5)
-    balanced: bool = True
-    c: float | None = Field(default=None, gt=0)
-    most: int | None = Field(default=None, ge=1)
-    fewest: int = Field(default=10, ge=5)
-    rare: Literal["refuse", "leave-out"] = "refuse"
+    level: Literal["generator", "family"] = Field(
+        default="generator",
+        description="what a class is: a generator as configs/generators.yaml names it (a name that is not listed there is a class of its own), "
+        "or a family of generators",
+    )
+    families: Mapping[str, str] = Field(
+        default={}, description="families of generators that configs/generators.yaml does not list"
+    )
+    held_out: tuple[str, ...] = Field(
+        default=(),
+        description="generators, by name or family, that nothing is fitted on; in the test split they count as unknown",
+    )
+    reals: bool = Field(
+        default=False,
+        description="make real images a class named `real`; otherwise they are left out, and the test counts how many are given a generator",
+    )
+    head: Literal["linear", "cosine"] = Field(
+        default="linear",
+        description="`linear`: multinomial logistic regression by scikit-learn. `cosine`: compares only the directions of embeddings",
+    )
+    open_set: Literal["energy", "distance"] = Field(
+        default="energy",
+        description="confidence by which a generator is unknown, see the open_set.method of an identifier's card",
+    )
+    abstains: float = Field(
+        default=0.05,
+        ge=0,
+        lt=0.5,
+        description="fraction of images of known generators that may be called unknown; 0 names every image",
+    )
+    balanced: bool = Field(default=True, description="give every class the same weight")
+    c: float | None = Field(
+        default=None,
+        gt=0,
+        description="inverse strength of the penalty, for centred and scaled embeddings; null = the best of 1, 10, … 10,000 on folds by group",
+    )
+    most: int | None = Field(
+        default=None,
+        ge=1,
+        description="maximum number of training images per class, drawn by loop.seed; null = all",
+    )
+    fewest: int = Field(
+        default=10, ge=5, description="minimum number of training images of a class"
+    )
+    rare: Literal["refuse", "leave-out"] = Field(
+        default="refuse",
+        description="what happens to a class with fewer than `fewest` training images: `refuse` is an error, `leave-out` drops the class",
+    )
 
 
 class Describe(Frozen):
-    """Which of the tiers is made (see `identification.cards.DescriberCard`), of what size, and how it
-    searches.
+    """The kind, the size, and the search of a describer.
 
-    `retrieval` keeps the embeddings of the training images with their prompts; `prefix` learns from
-    the same embeddings, `captioner` from pixels: as `preprocessing` says or, where that is null, as
-    `start` or else the recipe's detector is given them. `architecture`: as on a describer's card,
-    without what the tokenizer decides: for prefix `{config: …}` of GPT-2, for captioner `{model: …,
-    config: …}`. `start`: a describer's card, shipped or a path, to begin with instead: its
-    architecture, tokenizer, weights and prefix. `vocabulary`: at most so many tokens of a
-    byte-level BPE tokenizer that is trained on the training prompts, where no `start` brings one.
+    The tier `retrieval` keeps the embeddings of the training images with their prompts. `prefix`
+    learns from the same embeddings, `captioner` from pixels. The keys of a describer's card explain
+    the tiers.
     """
 
-    tier: Literal["retrieval", "prefix", "captioner"] = "prefix"
-    start: str | None = None
-    architecture: Mapping[str, Any] = {}
-    preprocessing: Preprocessing | None = None
-    vocabulary: int = Field(default=8000, ge=258)
-    prefix: int = Field(default=10, ge=1)
-    beams: int = Field(default=3, ge=1)
-    no_repeat: int = Field(default=3, ge=0)
-    most_tokens: int = Field(default=77, ge=1)
+    tier: Literal["retrieval", "prefix", "captioner"] = Field(
+        default="prefix", description="kind of describer, see the `tier` of a describer's card"
+    )
+    start: str | None = Field(
+        default=None,
+        description="a describer's card, shipped or a path, to start from: its architecture, tokenizer, weights, and prefix",
+    )
+    architecture: Mapping[str, Any] = Field(
+        default={},
+        description="as on a describer's card, without the values that the tokenizer decides: for prefix `{config: …}` of GPT-2, "
+        "for captioner `{model: …, config: …}`",
+    )
+    preprocessing: Preprocessing | None = Field(
+        default=None,
+        description="pixels that a captioner sees; null = as `start` or else the recipe's detector prepares them",
+    )
+    vocabulary: int = Field(
+        default=8000,
+        ge=258,
+        description="maximum number of tokens of the byte-level BPE tokenizer that is trained on the training prompts, unless `start` has one",
+    )
+    prefix: int = Field(default=10, ge=1, description="tokens that an embedding becomes")
+    beams: int = Field(default=3, ge=1, description="beams of the search")
+    no_repeat: int = Field(
+        default=3, ge=0, description="length of n-grams that the search does not repeat; 0 = none"
+    )
+    most_tokens: int = Field(default=77, ge=1, description="maximum length of a prompt, in tokens")
 
     @model_validator(mode="after")
     def _has_a_network(self) -> "Describe":
         if self.tier != "retrieval" and bool(self.architecture) == bool(self.start):
-            raise ValueError(f"give one of architecture and start (tier: {self.tier})")
+            raise ValueError(f"tier {self.tier} needs exactly one of `architecture` and `start`")
         if self.tier == "retrieval" and (self.architecture or self.start):
-            raise ValueError("retrieval has no network: leave out architecture and start")
+            raise ValueError("retrieval has no network: remove `architecture` and `start`")
         return self
 
 
 class Recipe(Frozen):
-    """What is trained, from what, on what, how, and what becomes of it.
+    """Everything that decides the result of a training."""
 
-    `detector`: a card, for architecture, preprocessing and the meaning of the output; `card`: what
-    differs from it, such as `{architecture: {arguments: {depth: 2}}}`. `method`: `fine-tune` runs
-    the loop; `linear-probe` computes features once and fits the head by scikit-learn; `identify`
-    fits a head over generators to the embeddings of the detector; `describe` makes a predictor of
-    prompts. `source`: the paper and code that the numbers are from; `departures`: where they differ
-    from those, and why.
-    """
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
-    title: str = ""
-    source: str = ""
-    departures: tuple[str, ...] = ()
-    method: Literal["fine-tune", "linear-probe", "identify", "describe"] = "fine-tune"
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]*$", description="name of the recipe and of the new card"
+    )
+    title: str = Field(default="", description="title for people")
+    source: str = Field(default="", description="paper and code that the numbers are from")
+    departures: tuple[str, ...] = Field(
+        default=(), description="differences from the source, with reasons"
+    )
+    method: Literal["fine-tune", "linear-probe", "identify", "describe"] = Field(
+        default="fine-tune",
+        description="`fine-tune`: run the training loop. `linear-probe`: compute features once and fit the head by scikit-learn. `identify`: fit a "
+        "head over generators to the embeddings of the detector. `describe`: train a predictor of prompts",
+    )
     describe: Describe | None = Field(
-        default=None, description="of method describe; null = no such section"
+        default=None, description="settings of method `describe`, which needs this section"
     )
     identify: Identify | None = Field(
-        default=None, description="of method identify; null = as its section says"
+        default=None, description="settings of method `identify`; null = their defaults"
     )
-    detector: str
-    card: Mapping[str, Any] = {}
+    detector: str = Field(
+        description="card with the architecture, the preprocessing, and the meaning of the output"
+    )
+    card: Mapping[str, Any] = Field(
+        default={},
+        description="changes to that card, such as `{architecture: {arguments: {depth: 2}}}`",
+    )
     initial: Initial = Initial()
-    lora: LoraSettings | None = None
+    lora: LoraSettings | None = Field(
+        default=None, description="low-rank adapters; null = all weights learn"
+    )
     data: Data
     sampling: Sampling = Sampling()
     augmentation: Augmentation = Augmentation()
@@ -326,21 +431,21 @@ class Recipe(Frozen):
     def _keeps_twins_together(self) -> "Recipe":
         if self.loss.twins and not self.sampling.twins:
             raise ValueError(
-                "loss.twins compares the two of one group, and only sampling.twins: true brings them into one batch"
+                "loss.twins needs sampling.twins: true, which puts the two images of a group into one batch"
             )
         if self.loss.twins and (self.loop.micro_batch or 2) % 2:
             raise ValueError(
-                f"loop.micro_batch {self.loop.micro_batch} cuts pairs of twins apart: make it even"
+                f"loop.micro_batch must be even if loss.twins is set, got {self.loop.micro_batch}"
             )
         return self
 
 
 class TrainConfig(Recipe):
-    """The file that `touchstone train` reads."""
+    """The file that `touchstone train` reads: a recipe, its processes, and its directory."""
 
     out: str | None = Field(
         default=None,
-        description="where card, weights, metrics and report go; any fsspec URL; the same command resumes",
+        description="directory of card, weights, metrics, and report: a path or any fsspec URL; the same command resumes there",
     )
     workers: Workers = Workers()
     faults: FaultTolerance = FaultTolerance()
@@ -348,7 +453,9 @@ class TrainConfig(Recipe):
     unguarded: bool = Field(default=False, description=UNGUARDED)
     s3: S3Config = S3Config()
     cluster: ClusterConfig = ClusterConfig()
-    accept_licences: tuple[str, ...] = ()
+    accept_licences: tuple[str, ...] = Field(
+        default=(), description="detectors, or licences, whose terms you accept for this training"
+    )
 
 
 class FitHeadConfig(Frozen):
@@ -360,7 +467,7 @@ class FitHeadConfig(Frozen):
     )
     out: str | None = Field(
         default=None,
-        description="local folder of card.yaml, weights.pth, and the kept features; heads/CARD if not set",
+        description="local folder for card.yaml, weights.pth, and the stored features; heads/CARD if not set",
     )
     folds: str | None = Field(
         default=None,
@@ -372,11 +479,11 @@ class FitHeadConfig(Frozen):
     )
     features: str | None = Field(
         default=None,
-        description="folder of kept features, which heads can share; features/ in the folder of the head if not set",
+        description="folder of stored features, which heads can share; features/ in the folder of the head if not set",
     )
     install: bool = Field(
         default=False,
-        description="also keep the head as CARD's own, so that CARD and ensembles that name it score with it",
+        description="also install the head as CARD's own, so that CARD and ensembles that name it score with it",
     )
     classifier: Literal["svm", "logistic"] | None = Field(
         default=None,

@@ -1,9 +1,9 @@
-"""A predictor of prompts from labelled images with prompts: `describe` writes OUT/describer.yaml,
-and `metrics.json` last.
+"""Train a predictor of prompts from labelled images with prompts: `describe`.
 
-Embeddings once (`training.embeddings`), a network by the training loop, and a measurement of the card
-beside what costs nothing: the nearest training image's words, and words at random. The same command
-resumes. The weights are those of the last step: no validation chooses among checkpoints.
+It computes embeddings once (`training.embeddings`), trains a network by the training loop, and
+measures the card against two baselines that cost nothing: the prompt of the nearest training image,
+and random prompts. It writes OUT/describer.yaml, and `metrics.json` last. The same command resumes.
+The weights are those of the last step, because no validation chooses among checkpoints.
 """
 
 import json
@@ -31,21 +31,21 @@ from ray_app.identification.tokenizer import HEADER
 from ray_app.metrics import intervals, values
 from ray_app.runs.rows import described_columns
 from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
-from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
+from ray_app.training.captioner import DescriberPlan, make_captioning_job, require_section
 from ray_app.training.config import Recipe, TrainConfig
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import plain_loader
+from ray_app.training.loader import make_loader
 
 SCHEMA = 1
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
 EXAMPLES = 20
 """Prompts in `metrics.json` with their predictions."""
 MAX_IMAGES = 20_000
-"""Images that are measured. Of more, as many are drawn."""
+"""Maximum number of images that are measured. They are drawn at random if there are more."""
 _EXACT = "share of prompts predicted word for word"
 _WORD = re.compile(r"[^\W_]+")
 _CHANCE = 9
-"""The random stream of this module, apart from those of order, augmentation, and dropout."""
+"""Random stream of this module, apart from those of order, augmentation, and dropout."""
 _BATCH = 64
 Rows = npt.NDArray[np.int64]
 
@@ -63,32 +63,42 @@ def describe(
     claim: Mapping[str, Any],
     fit: Callable[[TrainingJob], None],
 ) -> dict[str, Any]:
-    """Compute embeddings, learn, measure and write; returns the content of `metrics.json`. `claim`
-    is that of `train.json`; `fit(job)` trains by Ray Train, unless all is trained.
+    """Compute embeddings, train, measure, and write a describer.
 
-    Raises ConfigError for a recipe without `describe`, DetectorError for a detector without
-    embeddings where they are needed, and what training raises.
+    Args:
+        job: The job.
+        findings: The facts about the splits (`Splits.findings`).
+        claim: The content of `train.json`.
+        fit: Runs the training loop of a job until its last step is in a checkpoint.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ConfigError: The recipe has no section `describe`, or its section does not fit.
+        DetectorError: The tier needs embeddings, but the detector has none.
+        TouchstoneError: As in `train`.
     """
-    section, began = section_of(job.config), time.monotonic()
+    section, started_at = require_section(job.config), time.monotonic()
     if section.tier != "captioner":
         embeddings.require_own_weights(job)
-    nearest = _nearest_or_why(job, needed=section.tier != "captioner")
+    nearest = _predict_nearest(job, needed=section.tier != "captioner")
     if section.tier == "retrieval":
         assert not isinstance(nearest, str)
         predicted = nearest
     else:
-        learning = captioning_job(job)
-        fit(learning)
+        captioning = make_captioning_job(job)
+        fit(captioning)
         log = file_notes.FileLog(job.out)
-        predicted = validate.on_checkpoint(
-            learning, checkpoints.list_checkpoints(job.out)[-1].name, captions_by_network
+        predicted = validate.run_on_checkpoint(
+            captioning, checkpoints.list_checkpoints(job.out)[-1].name, predict_by_network
         )
         log.print_new()
         export.write_curves(
             job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), []
         )
     facts = _write_metrics(job, findings, claim, predicted, nearest)
-    facts["seconds"] = round(time.monotonic() - began, 2)
+    facts["seconds"] = round(time.monotonic() - started_at, 2)
     facts["unreadable"] = len(file_notes.write_unreadable(job.out))
     published = facts["figures"]["test" if "test" in predicted else "validation"]["describer"]
     job.out.write(CARD, add_published(job.out.read(CARD), job.config, published))
@@ -96,10 +106,19 @@ def describe(
     return facts
 
 
-def planned(config: TrainConfig, card: DetectorCard, splits: Splits, steps: int) -> dict[str, Any]:
-    """The dry run: what would be made, of how many images with prompts."""
-    section = section_of(config)
-    counts = {name: found["images"] for name, found in splits.findings["splits"].items()}
+def plan_describer(
+    config: TrainConfig, card: DetectorCard, splits: Splits, steps: int
+) -> dict[str, Any]:
+    """Return the plan of a dry run.
+
+    Args:
+        config: The settings.
+        card: The training card.
+        splits: The splits with prompts.
+        steps: Number of steps.
+    """
+    section = require_section(config)
+    counts = {name: facts["images"] for name, facts in splits.findings["splits"].items()}
     content = {
         "method": config.method,
         "name": config.name,
@@ -115,43 +134,50 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits, steps: int)
     }
 
 
-def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRows] | str:
-    """What the nearest training images' words are for the other splits, or why nobody knows."""
+def _predict_nearest(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRows] | str:
+    """Return the prompts of the nearest training images by split, or why there are none."""
     try:
         embeddings.compute_embeddings(
-            job, {"train": None, **{split: _rows(job, split) for split in _judged(job)}}
+            job,
+            {
+                "train": None,
+                **{split: _select_rows(job, split) for split in _list_measured_splits(job)},
+            },
         )
-        found: dict[str, CaptionedRows] = validate.on_device(job, captions_by_retrieval)
+        captions: dict[str, CaptionedRows] = validate.run_on_device(job, predict_by_retrieval)
     except DetectorError as error:
         if needed:
             raise
         return f"{job.card.name} gives no embeddings to look up: {error.message}"
-    return found
+    return captions
 
 
-def captions_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
-    """Build the index of the training images and ask it; it is written where the recipe's tier is
-    retrieval.
+def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
+    """Build the index of the training images and look up the images of the other splits.
+
+    The index is written to the run if the recipe's tier is retrieval.
     """
-    found = embeddings.kept_embeddings(job.out, "train")
-    prompts = embeddings.column_of(job.rows("train"), found.rows, "prompt")
+    embedded = embeddings.read_embeddings(job.out, "train")
+    prompts = embeddings.get_label_column(job.rows("train"), embedded.rows, "prompt")
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
         card = write_index(
-            Path(folder), job.config, _sees_embeddings(job, found), found.vectors, prompts
+            Path(folder), job.config, _describe_input(job, embedded), embedded.vectors, prompts
         )
-        return _asked(job, card, Path(folder), is_result=section_of(job.config).tier == "retrieval")
+        return _predict_splits(
+            job, card, Path(folder), is_result=require_section(job.config).tier == "retrieval"
+        )
 
 
-def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
-    """Export the network of a checkpoint's folder to the run, and ask the describer that it became."""
+def predict_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
+    """Export the network of a checkpoint's folder to the run, and predict with the export."""
     from safetensors.torch import load_file
 
     from ray_app.training.learner import WEIGHTS as LEARNED
 
     assert job.captions is not None, "a network learned from captions"
     sees: dict[str, Any] = {"preprocessing": job.card.preprocessing.model_dump(mode="json")}
-    if section_of(job.config).tier == "prefix":
-        sees = _sees_embeddings(job, embeddings.kept_embeddings(job.out, "train"))
+    if require_section(job.config).tier == "prefix":
+        sees = _describe_input(job, embeddings.read_embeddings(job.out, "train"))
     with tempfile.TemporaryDirectory(prefix="touchstone-") as scratch:
         card = write_network(
             Path(scratch),
@@ -160,32 +186,36 @@ def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRo
             sees,
             load_file(folder / LEARNED),
         )
-        return _asked(job, card, Path(scratch), is_result=True)
+        return _predict_splits(job, card, Path(scratch), is_result=True)
 
 
-def _sees_embeddings(job: TrainingJob, found: embeddings.Embeddings) -> dict[str, Any]:
-    return {"detector": job.card.name, "embedding": embeddings.embedding_of(job.card, found)}
+def _describe_input(job: TrainingJob, embedded: embeddings.Embeddings) -> dict[str, Any]:
+    return {
+        "detector": job.card.name,
+        "embedding": embeddings.describe_embeddings(job.card, embedded),
+    }
 
 
-def _asked(
+def _predict_splits(
     job: TrainingJob, card: DescriberCard, folder: Path, *, is_result: bool
 ) -> dict[str, CaptionedRows]:
-    """What the describer in FOLDER says of each split but the training one; its files go to the run
-    where it is the result.
+    """Return the predictions of a describer in a folder for all splits but the training split.
+
+    If the describer is the result of the training, its files are copied to the run.
     """
     from ray_app.identification.captioners import build_describer
 
     describer = build_describer(card, device=job.layout.device)
     for name in (WEIGHTS, CARD) if is_result else ():
         job.out.write_file(name, folder / name)
-    return {split: _predict(job, describer, split) for split in _judged(job)}
+    return {split: _predict(job, describer, split) for split in _list_measured_splits(job)}
 
 
 def _predict(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
     if describer.card.detector is not None:
-        embedded = embeddings.kept_embeddings(job.out, split)
+        embedded = embeddings.read_embeddings(job.out, split)
         return CaptionedRows(embedded.rows, list(describer.describe(embedded.vectors)))
-    loader, rows = plain_loader(job, split), _rows(job, split)
+    loader, rows = make_loader(job, split), _select_rows(job, split)
     usable_rows: list[Rows] = []
     captions: list[Caption] = []
     unreadable: dict[int, str] = {}
@@ -201,12 +231,16 @@ def _predict(job: TrainingJob, describer: Describer, split: str) -> CaptionedRow
     return CaptionedRows(np.concatenate(usable_rows), captions)
 
 
-def _judged(job: TrainingJob) -> list[str]:
+def _list_measured_splits(job: TrainingJob) -> list[str]:
     return [split for split in ("validation", "test") if split in job.tables]
 
 
-def _rows(job: TrainingJob, split: str) -> Rows:
-    return validate.chosen_rows(job) if split == "validation" else np.arange(len(job.rows(split)))
+def _select_rows(job: TrainingJob, split: str) -> Rows:
+    return (
+        validate.select_validation_rows(job)
+        if split == "validation"
+        else np.arange(len(job.rows(split)))
+    )
 
 
 def write_index(
@@ -216,7 +250,15 @@ def write_index(
     vectors: npt.NDArray[Any],
     prompts: list[str],
 ) -> DescriberCard:
-    """FOLDER/describer.yaml of the tier retrieval; `sees`: `detector` and `embedding`."""
+    """Write a describer of the tier retrieval, FOLDER/describer.yaml.
+
+    Args:
+        folder: A local folder.
+        recipe: The recipe.
+        sees: The card's keys `detector` and `embedding`.
+        vectors: Embeddings (n, d) of the training images.
+        prompts: Their prompts (n,).
+    """
     from safetensors.numpy import save_file
 
     save_file(index_tensors(vectors, prompts), folder / WEIGHTS)
@@ -230,13 +272,19 @@ def write_network(
     sees: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> DescriberCard:
-    """FOLDER/describer.yaml of a network: `state` as files hold it, the tokenizer in the file's
-    header; `sees`: `preprocessing`, or `detector` and `embedding`.
+    """Write a describer with a network, FOLDER/describer.yaml, and its weights with the tokenizer.
+
+    Args:
+        folder: A local folder.
+        recipe: The recipe.
+        plan: The plan of the network.
+        sees: The card's key `preprocessing`, or its keys `detector` and `embedding`.
+        state: The weights as files store them.
     """
     from safetensors.torch import save_file
 
     save_file(dict(state), folder / WEIGHTS, metadata={HEADER: plan.tokenizer.tokenizer.to_str()})
-    section = section_of(recipe)
+    section = require_section(recipe)
     search = {
         "beams": section.beams,
         "no_repeat": section.no_repeat,
@@ -249,12 +297,17 @@ def write_network(
 def write_describer(
     folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: DescriberCard | None = None
 ) -> DescriberCard:
-    """Write the card of the weights in a folder, and read it back. `start`: the card whose weights
-    the training began with.
+    """Write the card of the weights in a folder, and read it back.
+
+    Args:
+        folder: A local folder.
+        recipe: The recipe.
+        facts: Further keys of the card.
+        start: The card whose weights the training started from. None for random weights.
     """
     content = {
-        **export.profile_facts(recipe, folder / WEIGHTS, recipe.name),
-        "licence": recipe.export.licence or _inherited(recipe, start),
+        **export.make_profile_facts(recipe, folder / WEIGHTS, recipe.name),
+        "licence": recipe.export.licence or _inherit_licence(recipe, start),
         "source": recipe.source or f"touchstone train {recipe.name}",
         **facts,
     }
@@ -262,14 +315,12 @@ def write_describer(
     return load_describer(folder / CARD)
 
 
-def _inherited(recipe: Recipe, start: DescriberCard | None) -> str:
-    """Return the stricter of the licences of the weights that the training began with and of the
-    data.
-    """
+def _inherit_licence(recipe: Recipe, start: DescriberCard | None) -> str:
+    """Return the stricter of the licences of the initial weights and of the data."""
     licences = (start.licence if start else None, recipe.data.licence)
     return max(
         filter(None, licences),
-        key=lambda licence: export.STRICTNESS.index(export.terms_of(licence)),
+        key=lambda licence: export.STRICTNESS.index(export.infer_terms(licence)),
         default="none stated",
     )
 
@@ -277,7 +328,7 @@ def _inherited(recipe: Recipe, start: DescriberCard | None) -> str:
 def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> bytes:
     """Return the YAML of a card with the metrics of one split, which are values by name."""
     exact = metrics["exact"]
-    figure = {
+    published = {
         "metric": _EXACT,
         "value": exact["value"],
         "n": exact["n"],
@@ -285,30 +336,32 @@ def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> by
         "verified": True,
         "source": f"touchstone train {recipe.name}",
     }
-    facts = parse_mapping(card, CARD) | {"published": [] if exact["value"] is None else [figure]}
+    facts = parse_mapping(card, CARD) | {"published": [] if exact["value"] is None else [published]}
     return card_text(DescriberCard.model_validate(facts)).encode()
 
 
-def measure_prompts(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, dict[str, Any]]:
+def measure_prompts(
+    truth: Sequence[str], predicted: Sequence[str] | str
+) -> dict[str, dict[str, Any]]:
     """Measure predicted prompts against the true ones.
 
     Args:
         truth: True prompts (n,).
-        texts: Predicted prompts (n,), or why there are none.
+        predicted: Predicted prompts (n,), or a text with the reason why there are none.
 
     Returns:
         `exact`: the fraction of prompts whose words are all right and in order, without case and
         punctuation.
     """
-    if isinstance(texts, str):
-        return {"exact": values.undefined(texts).to_dict()}
-    pairs = list(zip(texts, truth, strict=True))
+    if isinstance(predicted, str):
+        return {"exact": values.undefined(predicted).to_dict()}
+    pairs = list(zip(predicted, truth, strict=True))
     if len(pairs) > MAX_IMAGES:
         order = np.random.default_rng(_CHANCE).permutation(len(pairs))
         pairs = [pairs[row] for row in order[:MAX_IMAGES]]
     hits = sum(_split_words(text) == _split_words(prompt) for text, prompt in pairs)
-    why = "no image with both a predicted and a true prompt"
-    return {"exact": intervals.proportion(hits, len(pairs), why).to_dict()}
+    reason = "no image with both a predicted and a true prompt"
+    return {"exact": intervals.proportion(hits, len(pairs), reason).to_dict()}
 
 
 def _split_words(text: str) -> list[str]:
@@ -317,8 +370,15 @@ def _split_words(text: str) -> list[str]:
 
 
 def draw_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
-    """Return prompts for `count` images without a look at them: `random` training prompts, and the
-    `most_frequent` one.
+    """Return prompts for `count` images as baselines that do not use the images.
+
+    Args:
+        train: The training prompts.
+        count: Number of images.
+        seed: Seed of the drawing.
+
+    Returns:
+        `random`: random training prompts. `most_frequent`: the most frequent training prompt.
     """
     rows = np.random.default_rng([seed, _CHANCE]).integers(len(train), size=count)
     most_frequent = min(Counter(train).items(), key=lambda item: (-item[1], item[0]))[0]
@@ -334,17 +394,19 @@ def _write_metrics(
 ) -> dict[str, Any]:
     """Write `predictions/SPLIT.parquet`, and return the content of `metrics.json`."""
     train = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
-    tier = section_of(job.config).tier
+    tier = require_section(job.config).tier
     figures, mean_likelihood, examples = {}, {}, {}
     for split, (rows, captions) in predicted.items():
-        truth = embeddings.column_of(job.rows(split), rows, "prompt")
-        near = nearest if isinstance(nearest, str) else _texts_of_rows(nearest[split], rows)
+        truth = embeddings.get_label_column(job.rows(split), rows, "prompt")
+        near = nearest if isinstance(nearest, str) else _take_texts(nearest[split], rows)
         systems: dict[str, Sequence[str] | str] = {
             "describer": [caption.text for caption in captions],
             "retrieval": near,
             **draw_prompts(train, len(truth), job.config.loop.seed),
         }
-        figures[split] = {name: measure_prompts(truth, texts) for name, texts in systems.items()}
+        figures[split] = {
+            name: measure_prompts(truth, system_texts) for name, system_texts in systems.items()
+        }
         likelihoods = [caption.likelihood for caption in captions if caption.likelihood is not None]
         mean_likelihood[split] = float(np.mean(likelihoods)) if likelihoods else None
         nearest_texts = [None] * len(truth) if isinstance(near, str) else near
@@ -365,7 +427,7 @@ def _write_metrics(
         }
         job.out.write(
             f"predictions/{split}.parquet",
-            export.rows_file(job.rows(split).take(pa.array(rows)), columns),
+            export.serialize_rows(job.rows(split).take(pa.array(rows)), columns),
         )
     return {
         "schema": SCHEMA,
@@ -376,20 +438,20 @@ def _write_metrics(
         "tier": tier,
         "detector": job.card.name,
         "steps": 0 if tier == "retrieval" else job.total_steps,
-        "n": {split: len(one.rows) for split, one in predicted.items()},
+        "n": {split: len(captioned.rows) for split, captioned in predicted.items()},
         "figures": figures,
         "mean_likelihood": mean_likelihood,
         "examples": examples,
         "data": dict(findings),
-        "recipe": run_directory.recipe_of(job.config),
+        "recipe": run_directory.extract_recipe(job.config),
         "environment": {**claim["environment"], "workers": job.layout.workers},
     }
 
 
-def _texts_of_rows(predicted: CaptionedRows, rows: Rows) -> list[str]:
+def _take_texts(predicted: CaptionedRows, rows: Rows) -> list[str]:
     """Return the texts predicted for these rows; an empty one for a row without a prediction."""
-    texts = {
+    text_by_row = {
         int(row): caption.text
         for row, caption in zip(predicted.rows, predicted.captions, strict=True)
     }
-    return [texts.get(int(row), "") for row in rows]
+    return [text_by_row.get(int(row), "") for row in rows]

@@ -1,8 +1,9 @@
-"""How a detector learns: `DetectorLearner` minimises `batch_loss`; `load_trained` is the network of
-a checkpoint, to score or export.
+"""Train a detector: `DetectorLearner` minimises `compute_batch_loss`.
 
-A loss is a sum over usable images divided by the number of images requested, usable or not: sums of
-parts of a batch, in one process or in several, are then the loss of the whole.
+`load_trained` returns the network of a checkpoint, to score with or to export.
+
+A loss is a sum over usable images, divided by the number of images requested, usable or not. Sums
+of parts of a batch, in one process or in several, thus add up to the loss of the whole batch.
 """
 
 from pathlib import Path
@@ -23,16 +24,16 @@ from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import Loss, Recipe
 from ray_app.training.learner import OPTIMISER, WEIGHTS, Batch, BatchLoss, Learner, Strategy
 from ray_app.training.networks import (
-    Learning,
     NetworkOutput,
-    deployable,
-    network_for,
-    training_form,
+    TrainingModule,
+    build_training_network,
+    build_untrained_network,
+    make_deployable,
 )
 
 
 class DetectorLearner(Learner):
-    """A detector's network; batches are as `BatchLoader.load` gives them."""
+    """A detector's network that learns from batches of `BatchLoader.load`."""
 
     def __init__(
         self,
@@ -44,26 +45,39 @@ class DetectorLearner(Learner):
         rank: int = 0,
         strategy: Strategy = "ddp",
     ) -> None:
+        """Build the network as training starts.
+
+        Args:
+            recipe: The recipe.
+            card: The training card.
+            device: The device.
+            total_steps: Number of all steps.
+            rank: Rank of this process.
+            strategy: How processes train together.
+
+        Raises:
+            ConfigError: The loss does not fit the network.
+        """
         if card.masks != (recipe.loss.name == "maskclip"):
-            given = "says" if card.masks else "does not say"
+            predicts = "predicts" if card.masks else "does not predict"
             raise ConfigError(
-                f"{recipe.name}: loss {recipe.loss.name} and {card.name}, which {given} where an image was altered",
-                hint="loss: {name: maskclip} for a network with masks, binary for all others",
+                f"{recipe.name}: loss {recipe.loss.name} does not fit {card.name}, which {predicts} masks",
+                hint="set loss: {name: maskclip} for a network with masks, binary for all others",
             )
         self.card = card
-        # FSDP2 takes contiguous parameters only.
+        # FSDP2 accepts only contiguous parameters.
         self._format = (
             torch.channels_last
             if recipe.loop.channels_last and strategy != "fsdp2"
             else torch.contiguous_format
         )
-        network = network_for(recipe, card).to(device).to(memory_format=self._format)
+        network = build_training_network(recipe, card).to(device).to(memory_format=self._format)
         self._normalise = Normalise(card.preprocessing).to(device)
         precision = resolve_precision(recipe.loop.precision, device, card.precision)
         super().__init__(
             recipe,
             network,
-            called=Learning(network),
+            called=TrainingModule(network),
             device=device,
             precision=precision,
             total_steps=total_steps,
@@ -72,8 +86,8 @@ class DetectorLearner(Learner):
         )
 
     def answer(self, part: Batch) -> NetworkOutput:
-        """Logits, and masks where the network gives some."""
-        # a copy: arrays from an object store are read-only
+        """Return logits, and masks if the network predicts some."""
+        # torch.tensor copies, because arrays of an object store are read-only.
         images = torch.tensor(part["image"]).to(self.device)
         answer: NetworkOutput = self._model(
             self._normalise(images).contiguous(memory_format=self._format)
@@ -81,45 +95,48 @@ class DetectorLearner(Learner):
         return answer
 
     def loss(self, answer: NetworkOutput, part: Batch, count: int) -> BatchLoss:
-        """See `batch_loss`; the count is that of all images of the share."""
-        return batch_loss(self.recipe.loss, self.card.output, answer, part, count)
+        """Return the loss of a part; see `compute_batch_loss`. The count is that of all images."""
+        return compute_batch_loss(self.recipe.loss, self.card.output, answer, part, count)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Both under plain names, gathered from all processes."""
+        """Return weights and optimiser state under plain names, gathered from all processes."""
         if self.is_divided:
             return _gather_state(self.network, self.optimiser)
-        return self.network.state_dict(), _named_state(self.network, self.optimiser)
+        return self.network.state_dict(), _name_state(self.network, self.optimiser)
 
     def restore(self, folder: Path) -> None:
-        """Load the tensors, whatever strategy wrote them. If the network is divided, processes get
-        their parts from rank 0, which alone reads the files.
+        """Load the tensors of a checkpoint that any strategy wrote.
+
+        If the processes divide the network, rank 0 alone reads the files and sends the others their
+        parts.
         """
-        reads = self.rank == 0 or not self.is_divided
-        weights: dict[str, Any] = load_file(folder / WEIGHTS) if reads else {}
-        own, read = (
-            {name: tensor.shape for name, tensor in one.items()}
-            for one in (self.network.state_dict(), weights)
+        is_reader = self.rank == 0 or not self.is_divided
+        weights: dict[str, Any] = load_file(folder / WEIGHTS) if is_reader else {}
+        own_shapes, file_shapes = (
+            {name: tensor.shape for name, tensor in tensors.items()}
+            for tensors in (self.network.state_dict(), weights)
         )
-        if reads and read != own:
-            raise DetectorError(f"{folder}: the checkpoint is of another network than {self.card.name} by {self.recipe.name}",
-                                hint="begin anew in another folder")  # fmt: skip
+        if is_reader and file_shapes != own_shapes:
+            raise DetectorError(f"{folder}: the checkpoint does not fit the network of {self.card.name} by {self.recipe.name}",
+                                hint="start again in another folder")  # fmt: skip
         state: dict[str, Any] = {}
-        if reads:
+        if is_reader:
             state = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
         if self.is_divided:
-            # Plain SGD remembers nothing, which torch treats as a fault.
-            remembers = self.recipe.optimiser.name != "sgd" or self.recipe.optimiser.momentum > 0
-            _divide_state(self.network, weights, self.optimiser if remembers else None, state)
+            # Plain SGD has no state, which torch treats as an error.
+            has_state = self.recipe.optimiser.name != "sgd" or self.recipe.optimiser.momentum > 0
+            _divide_state(self.network, weights, self.optimiser if has_state else None, state)
         else:
             self.network.load_state_dict(weights)
-            self.optimiser.load_state_dict(_numbered_state(self.network, self.optimiser, state))
+            self.optimiser.load_state_dict(_number_state(self.network, self.optimiser, state))
 
 
 def _gather_state(
     network: nn.Module, optimiser: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the whole state of a divided network, in rank 0."""
-    from torch.distributed.checkpoint import state_dict  # 1.6 s, which others need not pay
+    # The import takes 1.6 s, which only divided networks need.
+    from torch.distributed.checkpoint import state_dict
 
     options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = state_dict.get_model_state_dict(network, options=options)
@@ -141,7 +158,7 @@ def _divide_state(
         state_dict.set_optimizer_state_dict(network, optimiser, state, options=options)
 
 
-def _named_state(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+def _name_state(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the optimiser's state by the names of parameters, as `_gather_state` does."""
     names: dict[torch.Tensor, str] = {
         parameter: name for name, parameter in network.named_parameters()
@@ -154,71 +171,86 @@ def _named_state(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[s
     return {"state": state, "param_groups": groups}
 
 
-def _numbered_state(
-    network: nn.Module, optimiser: torch.optim.Optimizer, named: dict[str, Any]
+def _number_state(
+    network: nn.Module, optimiser: torch.optim.Optimizer, named_state: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return a state by names as `Optimizer.load_state_dict` takes it: by numbers, in the order of
-    the groups.
-    """
+    """Return a state by names in the form of `Optimizer.load_state_dict`, by number."""
     names = {parameter: name for name, parameter in network.named_parameters()}
     ordered = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state = {
-        number: {
-            key: _laid_out_as(parameter, value)
-            for key, value in named["state"][names[parameter]].items()
+        index: {
+            key: _match_layout(parameter, value)
+            for key, value in named_state["state"][names[parameter]].items()
         }
-        for number, parameter in enumerate(ordered)
-        if names[parameter] in named["state"]
+        for index, parameter in enumerate(ordered)
+        if names[parameter] in named_state["state"]
     }
     return {**optimiser.state_dict(), "state": state}
 
 
-def _laid_out_as(parameter: nn.Parameter, value: Any) -> Any:
-    """Return a tensor of the optimiser in the memory layout of its parameter, in which the optimiser
-    made it: in another layout torch may round differently.
+def _match_layout(parameter: nn.Parameter, value: Any) -> Any:
+    """Return a tensor of the optimiser in the memory layout of its parameter.
+
+    The optimiser created the tensor in that layout. In another layout torch may round differently.
     """
     if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, device="cpu", dtype=value.dtype).copy_(value)
 
 
-def batch_loss(
+def compute_batch_loss(
     loss: Loss, output: Output, answer: NetworkOutput, batch: Batch, count: int
 ) -> BatchLoss:
-    """The loss of some images as their part of a batch of `count`; unusable ones weigh zero.
+    """Return the loss of some images as their part of a batch; unusable images weigh zero.
 
-    `batch`: arrays as `BatchLoader.load` gives them: `label` (N,) 1 = fake, `usable` (N,), `group`
-    (N,); with `loss.name` maskclip `mask` and `edge` (N, S, S).
+    Args:
+        loss: The recipe's section `loss`.
+        output: The meaning of the logits.
+        answer: The outputs of the network for N images.
+        batch: Arrays of `BatchLoader.load`: `label` (N,) with 1 for fake, `usable` (N,), and
+            `group` (N,). The loss maskclip also needs `mask` and `edge` (N, S, S).
+        count: Number of images of the whole batch.
     """
     device = answer.logits.device
-    kept = np.flatnonzero(batch["usable"])
-    chosen = torch.as_tensor(kept, device=device)
-    labels = torch.as_tensor(batch["label"][kept], device=device)
+    usable = np.flatnonzero(batch["usable"])
+    selected = torch.as_tensor(usable, device=device)
+    labels = torch.as_tensor(batch["label"][usable], device=device)
     if loss.name == "maskclip":
-        assert answer.mask_logits is not None, "the learner has checked that the network says where"
+        assert answer.mask_logits is not None, "the learner has checked that there are masks"
         targets = [
-            torch.as_tensor(batch[name][kept], device=device).float() for name in ("mask", "edge")
+            torch.as_tensor(batch[name][usable], device=device).float() for name in ("mask", "edge")
         ]
-        return _maskclip(
-            NetworkOutput(answer.logits[chosen], answer.mask_logits[chosen]), labels, targets, count
+        return _compute_maskclip_loss(
+            NetworkOutput(answer.logits[selected], answer.mask_logits[selected]),
+            labels,
+            targets,
+            count,
         )
-    log_odds = answer.log_odds(output)[chosen]
+    log_odds = answer.log_odds(output)[selected]
     single = (
         functional.binary_cross_entropy_with_logits(log_odds, labels.float(), reduction="sum")
         / count
     )
     if not loss.twins:
         return BatchLoss(single, {"binary": single.detach()})
-    twins = _twins(log_odds, labels, torch.as_tensor(batch["group"][kept], device=device)) / count
+    twins = (
+        _compute_twins_loss(
+            log_odds, labels, torch.as_tensor(batch["group"][usable], device=device)
+        )
+        / count
+    )
     return BatchLoss(
         (1 - loss.twins) * single + loss.twins * twins,
         {"binary": single.detach(), "twins": twins.detach()},
     )
 
 
-def _twins(log_odds: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of "which of these two is the fake" over all (real, fake) of one group; a group
-    weighs as much as it has images.
+def _compute_twins_loss(
+    log_odds: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor
+) -> torch.Tensor:
+    """Return the cross-entropy of "which of these two is the fake" over pairs of one group.
+
+    All pairs of a real and a fake count. A group weighs as much as it has images.
     """
     pairs = (groups[:, None] == groups[None, :]) & (labels[:, None] == 0) & (labels[None, :] == 1)
     reals, fakes = pairs.sum(0, keepdim=True), pairs.sum(1, keepdim=True)
@@ -226,26 +258,32 @@ def _twins(log_odds: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -
     return (weights * functional.softplus(log_odds[:, None] - log_odds[None, :])).sum()
 
 
-def _maskclip(
+def _compute_maskclip_loss(
     answer: NetworkOutput, labels: torch.Tensor, targets: list[torch.Tensor], count: int
 ) -> BatchLoss:
     logits, mask_logits = answer
     assert mask_logits is not None
     if not len(labels):
-        # Nothing to learn from, and still a way back through the network: other processes wait for
-        # its gradients.
+        # There is nothing to learn from, but other processes wait for gradients of the network.
         total = logits.sum() + mask_logits.sum()
         return BatchLoss(total, dict.fromkeys(("detection", "mask", "edge"), total.detach()))
     terms = losses(logits, mask_logits, labels, *targets)
-    share = len(labels) / count
-    parts = {name: value.detach() * share for name, value in terms._asdict().items()}
-    return BatchLoss(terms.total * share, parts)
+    fraction = len(labels) / count
+    parts = {name: value.detach() * fraction for name, value in terms._asdict().items()}
+    return BatchLoss(terms.total * fraction, parts)
 
 
 def load_trained(recipe: Recipe, card: DetectorCard, folder: Path) -> nn.Module:
-    """The network of a checkpoint that `Learner.save` wrote, as the card describes it, to score
-    with or to export. Raises DetectorError.
+    """Return the network of a checkpoint as the card describes it, to score with or to export.
+
+    Args:
+        recipe: The recipe.
+        card: The training card.
+        folder: A local folder that `Learner.save` wrote.
+
+    Raises:
+        DetectorError: The checkpoint is of another network.
     """
-    network = training_form(recipe, card)
+    network = build_untrained_network(recipe, card)
     load_strictly(network, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
-    return deployable(network, card)
+    return make_deployable(network, card)

@@ -1,15 +1,16 @@
-"""The embeddings of labelled images, by any detector whose head takes one vector per image.
+"""Compute the embeddings of labelled images, by any detector whose head takes one vector per image.
 
-    compute_embeddings(job, {"train": None, "validation": rows})     # null = all rows of the split
-    found = kept_embeddings(job.out, "train")                        # no Ray: Embeddings(vectors (n, d) float32, labels, rows)
-    prompts = column_of(job.rows("train"), found.rows, "prompt")     # a label column of the same images
+    compute_embeddings(job, {"train": None, "validation": rows})  # None: all rows of the split.
+    stored = read_embeddings(job.out, "train")  # Embeddings with vectors (n, d), labels, rows.
+    prompts = get_label_column(job.rows("train"), stored.rows, "prompt")
 
-`embed_images` computes them, and a block of images is one file, so that what was interrupted
-computes no block again. The rows of a training are in `features/SPLIT/NUMBER.npz`, a block being
-`loop.batch` images: those of the training split as the recipe's augmentation changes them, once;
-those of other splits as scoring would see them. What cannot be read has no row. `detectors fit`
-keeps images by the SHA-256 of their bytes (`FeatureFolder`), so that other labels of them need no
-new features.
+`embed_images` computes the vectors. A block of `loop.batch` images is one file,
+`features/SPLIT/NUMBER.npz`, so that an interrupted training computes no block again. Images of the
+training split are changed by the recipe's augmentation, once; those of other splits are as scoring
+would see them. An image that cannot be read has no row.
+
+`detectors fit` stores embeddings by the SHA-256 of an image's bytes (`FeatureFolder`), so that
+other labels of the same images need no new features.
 """
 
 import hashlib
@@ -37,30 +38,33 @@ from ray_app.storage import Store
 from ray_app.streams.stage import Stage
 from ray_app.training import file_notes, run_directory
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader, training_loader
+from ray_app.training.loader import BatchLoader, TrainingSample, make_loader, make_training_loader
 
 if TYPE_CHECKING:
     from ray_app.detectors import Detector
 
 FOLDER = "features"
 BLOCK_IMAGES = 256
-"""Images of one file of a `FeatureFolder`."""
+"""Images per file of a `FeatureFolder`."""
 
 Vector = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
-Wanted = Mapping[str, Integers | None]
-MakeDetector = Callable[[TrainingJob], "Detector"]
+RequestedRows = Mapping[str, Integers | None]
+DetectorLoader = Callable[[TrainingJob], "Detector"]
 Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Of n readable images, in the order of their rows: `vectors` (n, d), `labels` (n,) 1 = fake,
-    `rows` (n,) places in the split.
+    """The embeddings of n readable images, in the order of their rows.
 
-    `precision`: in which they were computed, `bf16` or `fp32`. `unreadable`: why the other rows
-    have none; it is not kept with them.
+    Attributes:
+        vectors: Embeddings (n, d).
+        labels: Labels (n,), 1 for fake.
+        rows: Rows of the split (n,).
+        precision: The precision in which they were computed, `bf16` or `fp32`.
+        unreadable: Why the other rows have no embedding, by row. It is not stored.
     """
 
     vectors: Vectors
@@ -73,103 +77,134 @@ class Embeddings:
         return len(self.rows)
 
 
-def scoring_detector(job: TrainingJob) -> "Detector":
-    """The detector of the job's card as `touchstone score` loads it."""
+def load_scoring_detector(job: TrainingJob) -> "Detector":
+    """Load the detector of the job's card as `touchstone score` does."""
     from ray_app.detectors import load_detector
 
     return load_detector(job.card, device=job.layout.device)
 
 
 def compute_embeddings(
-    job: TrainingJob, wanted: Wanted, *, make: MakeDetector = scoring_detector
+    job: TrainingJob,
+    requested: RequestedRows,
+    *,
+    load_detector: DetectorLoader = load_scoring_detector,
 ) -> None:
-    """Compute what is missing of these splits' rows (ascending; None = all), each block once, and
-    keep it.
+    """Compute and store the embeddings that are missing.
 
-    `make` is called in every process, and must be a module's function. Raises DetectorError where
-    the detector has no embedding, TouchstoneError where more images cannot be read than
-    `faults.max_bad_fraction` allows.
+    Args:
+        job: The job.
+        requested: Rows by split, ascending. None for all rows of the split.
+        load_detector: Loads the detector. It is called in every process, and must be a function of
+            a module.
+
+    Raises:
+        DetectorError: The detector has no embeddings.
+        TouchstoneError: More images cannot be read than `faults.max_bad_fraction` allows.
     """
     size = job.config.loop.batch
     blocks = []
-    for split, chosen in wanted.items():
-        rows = np.arange(len(job.rows(split))) if chosen is None else chosen
+    for split, selected in requested.items():
+        rows = np.arange(len(job.rows(split))) if selected is None else selected
         blocks += [
             _Block(split, first, rows[first : first + size]) for first in range(0, len(rows), size)
         ]
-    there = {split: set(job.out.names(f"{FOLDER}/{split}")) for split in wanted}
+    stored_names = {split: set(job.out.names(f"{FOLDER}/{split}")) for split in requested}
     missing = [
         block
         for block in blocks
-        if Path(_file(block.split, block.first)).name not in there[block.split]
+        if Path(_block_name(block.split, block.first)).name not in stored_names[block.split]
     ]
     if missing:
-        _run(job, missing, make, count=sum(len(block.rows) for block in blocks))
-    for split in wanted:
+        _run_blocks(job, missing, load_detector, count=sum(len(block.rows) for block in blocks))
+    for split in requested:
         _require_readable(
             job, split, sum(len(block.rows) for block in blocks if block.split == split)
         )
 
 
-def keep_block(out: Store, split: str, first: int, found: Embeddings) -> None:
-    """Keep a block of a split's rows; `first`: which of the wanted ones it begins with."""
+def store_block(out: Store, split: str, first: int, embedded: Embeddings) -> None:
+    """Store a block of a split's embeddings.
+
+    Args:
+        out: The directory of the training.
+        split: Name of the split.
+        first: Position of the block's first row among the requested rows.
+        embedded: The embeddings.
+    """
     _write_block(
         out,
-        _file(split, first),
-        features=found.vectors,
-        labels=found.labels,
-        rows=found.rows,
-        precision=found.precision,
+        _block_name(split, first),
+        features=embedded.vectors,
+        labels=embedded.labels,
+        rows=embedded.rows,
+        precision=embedded.precision,
     )
 
 
-def kept_embeddings(out: Store, split: str) -> Embeddings:
-    """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing,
-    or of two precisions.
+def read_embeddings(out: Store, split: str) -> Embeddings:
+    """Return all stored embeddings of a split.
+
+    Raises:
+        TouchstoneError: There are none, or they were computed in two precisions.
     """
-    full = [block for block in _read_blocks(out.below(f"{FOLDER}/{split}")) if len(block["rows"])]
-    if not full:
+    blocks = [block for block in _read_blocks(out.below(f"{FOLDER}/{split}")) if len(block["rows"])]
+    if not blocks:
         raise TouchstoneError(
-            f"not one of the {split} images could be read", hint="is the source still there?"
+            f"none of the {split} images could be read", hint="check that the source still exists"
         )
-    made_in = sorted({str(block["precision"]) for block in full})
-    if len(made_in) > 1:
+    precisions = sorted({str(block["precision"]) for block in blocks})
+    if len(precisions) > 1:
         raise TouchstoneError(
-            f"{out.url}: some features were computed in {made_in[0]} and some in {made_in[1]}",
-            hint=f"remove {FOLDER}/, and they are made anew",
+            f"{out.url}: some features were computed in {precisions[0]} and some in {precisions[1]}",
+            hint=f"delete {FOLDER}/ and run the same command, which computes them again",
         )
     vectors, labels, rows = (
-        np.concatenate([block[name] for block in full]) for name in ("features", "labels", "rows")
+        np.concatenate([block[name] for block in blocks]) for name in ("features", "labels", "rows")
     )
-    return Embeddings(vectors, labels, rows, made_in[0])
+    return Embeddings(vectors, labels, rows, precisions[0])
 
 
-def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
-    """A column of the labels (`datasets.labels.INPUT`) of some rows of a labelled table; None where
-    an image has none.
+def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
+    """Return a label column (`datasets.labels.INPUT`) of some rows; None if an image has no value.
+
+    Args:
+        rows: The labelled rows of a split.
+        indices: Row numbers.
+        name: Name of the column.
     """
     values: list[Any] = (
-        rows["input"].combine_chunks().field(name).take(pa.array(places)).to_pylist()
+        rows["input"].combine_chunks().field(name).take(pa.array(indices)).to_pylist()
     )
     return values
 
 
-def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
-    """What decided these embeddings (`detectors.linear_head.embedding_facts`), as plain JSON for a
-    card that reads such ones.
+def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, Any]:
+    """Return the facts that decided embeddings, as plain JSON for a card that reads them.
+
+    See `detectors.linear_head.embedding_facts`.
+
+    Args:
+        card: Card of the detector.
+        embedded: The embeddings.
     """
     facts = embedding_facts(
-        card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact"
+        card, precision="bf16" if embedded.precision == "bf16" else "fp32", resize="exact"
     )
     content: dict[str, Any] = json.loads(json.dumps(facts))
     return content
 
 
-def groups_of(rows: pa.Table, places: Integers) -> list[str]:
-    """The group of each row; a row without one is its own."""
-    named = column_of(rows, places, "group")
+def get_groups(rows: pa.Table, indices: Integers) -> list[str]:
+    """Return the groups of some rows of a labelled table; a row without a group is its own group.
+
+    Args:
+        rows: The labelled rows of a split.
+        indices: Row numbers.
+    """
+    names = get_label_column(rows, indices, "group")
     return [
-        name if name is not None else f"row {row}" for name, row in zip(named, places, strict=True)
+        name if name is not None else f"row {row}" for name, row in zip(names, indices, strict=True)
     ]
 
 
@@ -184,20 +219,22 @@ def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddin
     labels, unreadable = dict[int, int](), dict[int, str]()
 
     def readable() -> Iterator[tuple[int, Pixels]]:
-        for slot, found in loader.made(rows, rows):
+        for slot, sample in loader.iter_samples(rows, rows):
             row = int(rows[slot])
-            if isinstance(found, TrainingSample):
-                labels[row] = found.label
-                yield row, found.image
+            if isinstance(sample, TrainingSample):
+                labels[row] = sample.label
+                yield row, sample.image
             else:
-                unreadable[row] = str(found)
+                unreadable[row] = str(sample)
 
     vectors = dict(embed_images(detector, readable()))
-    places = sorted(vectors)
+    readable_rows = sorted(vectors)
     return Embeddings(
-        np.stack([vectors[row] for row in places]) if places else np.empty((0, 0), np.float32),
-        np.array([labels[row] for row in places], np.int64),
-        np.array(places, np.int64),
+        np.stack([vectors[row] for row in readable_rows])
+        if readable_rows
+        else np.empty((0, 0), np.float32),
+        np.array([labels[row] for row in readable_rows], np.int64),
+        np.array(readable_rows, np.int64),
         detector.precision,
         unreadable,
     )
@@ -222,41 +259,47 @@ def embed_images(
         pixels = [image for _, image in batch]
         if is_one_size:
             pixels += [np.zeros_like(pixels[0])] * (step - len(pixels))
-        given = torch.from_numpy(np.stack(pixels))
-        vectors = detector.read(detector.normalise(given)).embeddings
+        tensor = torch.from_numpy(np.stack(pixels))
+        vectors = detector.read(detector.normalise(tensor)).embeddings
         assert vectors is not None, "keep_embeddings was called"
         keys = [key for key, _ in batch]
         yield from zip(keys, vectors.float().cpu().numpy()[: len(keys)], strict=True)
 
 
 class BlockEmbedder:
-    """A block of rows in, their embeddings into the training's directory."""
+    """Computes the embeddings of blocks of rows and stores them in the training's directory."""
 
-    def __init__(self, job: TrainingJob, make: MakeDetector) -> None:
-        job.settle_process()
+    def __init__(self, job: TrainingJob, load_detector: DetectorLoader) -> None:
+        job.prepare_process()
         self._job, self._loaders = job, dict[str, BatchLoader]()
-        self._detector = make(job)
+        self._detector = load_detector(job)
         self._detector.keep_embeddings()
 
     def embed_block(self, block: "_Block") -> tuple[int, list[dict[str, Any]]]:
-        """The rows of a block → how many there were, and notes on those that could not be read; the
-        block's file is written last.
+        """Compute and store the embeddings of a block; its file is written last.
+
+        Returns:
+            The number of rows, and notes on those that could not be read.
         """
-        found = embed(self._detector, self._loader(block.split), block.rows)
-        notes = file_notes.note_images(self._job.rows(block.split), block.split, found.unreadable)
+        embedded = embed(self._detector, self._loader(block.split), block.rows)
+        notes = file_notes.note_images(
+            self._job.rows(block.split), block.split, embedded.unreadable
+        )
         file_notes.write_notes(
             self._job.out,
             run_directory.UNREADABLE,
             f"features-{block.split}-{block.first:08d}",
             notes,
         )
-        keep_block(self._job.out, block.split, block.first, found)
+        store_block(self._job.out, block.split, block.first, embedded)
         return len(block.rows), notes
 
     def _loader(self, split: str) -> BatchLoader:
         if split not in self._loaders:
             self._loaders[split] = (
-                training_loader(self._job) if split == "train" else plain_loader(self._job, split)
+                make_training_loader(self._job)
+                if split == "train"
+                else make_loader(self._job, split)
             )
         return self._loaders[split]
 
@@ -264,21 +307,29 @@ class BlockEmbedder:
 class Embedder(Stage):
     """A `BlockEmbedder` in a process of Ray Data."""
 
-    def start(self, *given: Any) -> None:
-        """`given`: the shared job, and what makes the detector."""
+    def start(self, *args: Any) -> None:
+        """Load the detector.
+
+        Args:
+            *args: The shared job, and the function that loads the detector.
+        """
         from ray_app.training.ray_data import read_job
 
-        shared, make = given
-        self._blocks = BlockEmbedder(read_job(shared), make)
+        shared, load_detector = args
+        self._blocks = BlockEmbedder(read_job(shared), load_detector)
 
     def work(self, message: "_Block") -> tuple[int, list[dict[str, Any]]]:
-        """See `BlockEmbedder`."""
+        """Compute and store the embeddings of a block; see `BlockEmbedder`."""
         return self._blocks.embed_block(message)
 
 
 class _Block(NamedTuple):
-    """Rows of a split whose embeddings are one file; `first`: which of the wanted ones it begins
-    with.
+    """Rows of a split whose embeddings are one file.
+
+    Attributes:
+        split: Name of the split.
+        first: Position of the first row among the requested rows.
+        rows: Row numbers.
     """
 
     split: str
@@ -286,12 +337,16 @@ class _Block(NamedTuple):
     rows: Integers
 
 
-def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: int) -> None:
+def _run_blocks(
+    job: TrainingJob, missing: list[_Block], load_detector: DetectorLoader, *, count: int
+) -> None:
     from ray_app.cluster.progress import Progress
 
-    progress = Progress(count, done=count - sum(len(one.rows) for one in missing), name="features")
+    progress = Progress(
+        count, done=count - sum(len(block.rows) for block in missing), name="features"
+    )
     log = file_notes.FileLog(job.out)
-    embedded = (_embed_on_ray if job.on_ray else _embed_here)(job, missing, make)
+    embedded = (_embed_on_ray if job.is_on_ray else _embed_here)(job, missing, load_detector)
     with closing(progress), closing(embedded) as blocks:
         for images, notes in blocks:
             progress.advance(images, len(notes))
@@ -300,14 +355,14 @@ def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: 
 
 
 def _embed_here(
-    job: TrainingJob, blocks: list[_Block], make: MakeDetector
+    job: TrainingJob, blocks: list[_Block], load_detector: DetectorLoader
 ) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
-    embedder = BlockEmbedder(job, make)
+    embedder = BlockEmbedder(job, load_detector)
     return (embedder.embed_block(block) for block in blocks)
 
 
 def _embed_on_ray(
-    job: TrainingJob, blocks: list[_Block], make: MakeDetector
+    job: TrainingJob, blocks: list[_Block], load_detector: DetectorLoader
 ) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
     import ray
 
@@ -317,7 +372,7 @@ def _embed_on_ray(
     workers = min(layout.workers, len(blocks))
     pool = Pool(
         Embedder,
-        ({"job": ray.put(job)}, make),
+        ({"job": ray.put(job)}, load_detector),
         workers,
         workers,
         layout.worker_cpus,
@@ -328,28 +383,31 @@ def _embed_on_ray(
 
 
 def _require_readable(job: TrainingJob, split: str, count: int) -> None:
-    bad, most = count - len(kept_embeddings(job.out, split)), job.config.faults.max_bad_fraction
-    if bad > most * count:
+    n_unreadable, limit = (
+        count - len(read_embeddings(job.out, split)),
+        job.config.faults.max_bad_fraction,
+    )
+    if n_unreadable > limit * count:
         examples = file_notes.join_examples(
             note for note in file_notes.list_unreadable(job.out) if note["split"] == split
         )
         raise TouchstoneError(
-            f"{bad:,} of {count:,} {split} images could not be read, more than {most:.1%}{f', for example {examples}' if examples else ''}",
+            f"{n_unreadable:,} of {count:,} {split} images could not be read, more than {limit:.1%}{f', for example {examples}' if examples else ''}",
             hint=f"repair the files that {job.out.url}/{run_directory.UNREADABLE}/ names, or allow more by --set faults.max_bad_fraction=…",
         )
 
 
 def require_own_weights(job: TrainingJob) -> None:
-    """Refuse a recipe whose embeddings no `touchstone score` would make. Raises ConfigError."""
+    """Raise ConfigError if the recipe changes the detector, which `score` could not do."""
     config = job.config
     if config.initial.start != "card" or config.card or config.lora:
         raise ConfigError(
-            f"{config.name}: method {config.method} reads embeddings of {config.detector} as it is; `initial`, `card` and `lora` change it",
-            hint="leave them out, or give the card of a detector of your own as `detector`",
+            f"{config.name}: method {config.method} needs embeddings of the unchanged {config.detector}; `initial`, `card` and `lora` change it",
+            hint="remove them, or set `detector` to the card of your own detector",
         )
 
 
-def _file(split: str, first: int) -> str:
+def _block_name(split: str, first: int) -> str:
     return f"{FOLDER}/{split}/{first:08d}.npz"
 
 
@@ -358,8 +416,8 @@ class FeatureFolder:
 
     Args:
         url: Path or fsspec URL of the folder.
-        detector: The detector that computes them. Others whose `embedding_facts` are equal share
-            them.
+        detector: The detector that computes the embeddings. Detectors with equal `embedding_facts`
+            share them.
     """
 
     def __init__(self, url: str, detector: "Detector") -> None:
@@ -372,21 +430,25 @@ class FeatureFolder:
             self.vectors |= zip(block["sha256"].tolist(), block["features"], strict=True)
 
     def compute(self, images: Iterable[tuple[str, Pixels]]) -> None:
-        """Compute and keep the embeddings of images that the folder does not have, each with its
-        SHA-256. An interruption keeps those that were computed.
+        """Compute and store the embeddings that the folder does not have.
+
+        An interruption keeps the embeddings that were computed.
+
+        Args:
+            images: Prepared images with the SHA-256 of their files.
         """
         block: dict[str, Vector] = {}
         try:
             for sha256, vector in embed_images(self._detector, images):
                 block[sha256] = vector
                 if len(block) == BLOCK_IMAGES:
-                    self._keep(block)
+                    self._store(block)
                     block = {}
         finally:
             if block:
-                self._keep(block)
+                self._store(block)
 
-    def _keep(self, block: Mapping[str, Vector]) -> None:
+    def _store(self, block: Mapping[str, Vector]) -> None:
         features = np.stack(list(block.values()))
         _write_block(self._store, f"{min(block)}.npz", sha256=list(block), features=features)
         self.vectors |= block
@@ -399,7 +461,7 @@ def _write_block(store: Store, name: str, **arrays: npt.ArrayLike) -> None:
 
 
 def _read_blocks(store: Store) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
-    """Yield the blocks of a folder by name. Raises StorageError for a damaged file."""
+    """Yield the blocks of a folder by name. Raise StorageError for a damaged file."""
     for name in sorted(store.names("")):
         try:
             with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as file:
@@ -407,5 +469,5 @@ def _read_blocks(store: Store) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
         except (ValueError, EOFError, zipfile.BadZipFile) as error:
             raise StorageError(
                 f"{store.url}/{name}: not a file of features: {error}",
-                hint="delete it, and the same command computes its features again",
+                hint="delete the file and run the same command, which computes its features again",
             ) from None

@@ -1,11 +1,12 @@
-"""A finished training as a detector: `export` writes a card, and weights that `score`, `serve`,
-timm and transformers load.
+"""Write a finished training as a detector: a card, weights, metrics, and a report.
 
-`inherited` is the licence of the card, the strictest of initial weights and data, for a person to
-judge; `card_figures` what was measured, one line per figure with n and the 95 % interval. `finish`
-judges the best checkpoint once more and writes card, figures, scores and report: every file can be
-written again by the same command; `metrics.json` comes last and says that all is there. `push`
-copies the detector to any fsspec URL or to the Hugging Face hub.
+`export` writes the card, and weights that `score`, `serve`, timm, and transformers load. `finish`
+evaluates the best checkpoint once more and writes card, metrics, scores, and report. The same
+command can write every file again; `metrics.json` comes last and marks the result as complete.
+`push` copies the detector to any fsspec URL or to the Hugging Face hub.
+
+The card's licence is `inherit_licence`, the strictest of initial weights, backbone, and data, for a
+person to judge. `make_card_figures` lists the measured metrics with n and the 95 % interval.
 """
 
 import io
@@ -58,8 +59,8 @@ STRICTNESS: tuple[Terms, ...] = (
     "research-only",
     "none-stated",
 )
-# The first that is found decides; what none of them knows is `restricted`: terms of its own, to be
-# read.
+# The first pattern that matches decides. A licence that matches none is `restricted`: it has terms
+# of its own that a person has to read.
 _TERMS_BY_NAME: tuple[tuple[Terms, str], ...] = (
     (
         "none-stated",
@@ -72,11 +73,11 @@ _TERMS_BY_NAME: tuple[tuple[Terms, str], ...] = (
         r"\b(MIT|BSD|ISC|Apache|CC0|CC[ -]BY|ODC-BY|CDLA-Permissive|Unlicense|public domain|our own)\b",
     ),
 )
-# beyond it a card would be a table of thousands of rows; metrics.json has them all
-MOST_GENERATORS = 40
-# The keys of `metrics.detection_figures` and `pixel_figures` (whose `n` counts masks), as cards
-# call them, and which images they are of. `at 0` means: fake above log-odds 0.
-_IN_WORDS = {
+# With more generators a card would be a table of thousands of rows. metrics.json has all of them.
+MAX_GENERATORS = 40
+# The keys of `metrics.detection_figures` and `pixel_figures` (whose `n` counts masks), with their
+# names on cards and the images that they count. `at 0` means that log-odds above 0 are fake.
+_CARD_METRICS = {
     "auc": ("AUC", "all"),
     "average_precision": ("average precision", "all"),
     "mean_generator_auc": ("AUC, mean over generators", "all"),
@@ -96,55 +97,66 @@ def export(
     network: nn.Module,
     facts: reports.TrainingFacts,
 ) -> DetectorCard:
-    """Write weights, what their libraries need beside them, and last `card.yaml`; returns the card.
+    """Write the weights, the files that their libraries need, and the card; return the card.
 
-    `card`: the training card (networks.training_card); `network`: the deployable network with its
-    chosen weights; `facts`: the training's document, but for the card. Everything is made in a
-    temporary folder first and loaded back there, so that what appears in `out` is what was trained.
-    Raises DetectorError where the network is not the one that the card describes; StorageError.
+    All files are written to a temporary folder first and loaded back, so that `out` receives only
+    what was trained. `card.yaml` is copied last.
+
+    Args:
+        out: The directory of the training.
+        recipe: The recipe.
+        card: The training card, see `networks.training_card`.
+        network: The network as the card describes it, with the chosen weights.
+        facts: The document of the training, without its card.
+
+    Raises:
+        DetectorError: The network differs from the one that the card describes.
+        StorageError: The files cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="touchstone-export-") as scratch:
         folder = Path(scratch)
         weights = weight_files.write_weights(network, card, folder)
-        write_card(folder / CARD, _card_facts(recipe, card, facts, weights, folder))
-        made = load_card(folder / CARD)
-        verify_weights(made, folder / weight_files.WEIGHTS)
-        loaded = load_network(made)
-        there = loaded.state_dict()
-        # A backbone is a file of its own: what was learned in it, or begun from another one, is not
-        # in the files that were written.
-        if other := [
+        write_card(folder / CARD, _make_card_facts(recipe, card, facts, weights, folder))
+        exported = load_card(folder / CARD)
+        verify_weights(exported, folder / weight_files.WEIGHTS)
+        loaded = load_network(exported)
+        exported_state = loaded.state_dict()
+        # A backbone is a file of its own. If it learned, or another backbone was loaded, its
+        # tensors are not in the files that were written.
+        if differing := [
             name
             for name, tensor in network.state_dict().items()
-            if not torch.equal(there[name], tensor.cpu())
+            if not torch.equal(exported_state[name], tensor.cpu())
         ]:
             raise DetectorError(
-                f"{made.name}: loaded back it is not what was trained: {len(other)} tensors differ ({other[0]}, …)",
-                hint="name the backbone that training begins from under card.backbone, and train the head alone",
+                f"{exported.name}: {len(differing)} tensors of the exported files differ from the trained network ({differing[0]}, …)",
+                hint="set card.backbone to the backbone that training starts from, and train only the head",
             )
         for path in sorted(folder.iterdir(), key=lambda path: path.name == CARD):
             out.write_file(path.name, path)
-    here = out.local_path(CARD)
-    return load_card(here) if here else made
+    local_path = out.local_path(CARD)
+    return load_card(local_path) if local_path else exported
 
 
-def _card_facts(
+def _make_card_facts(
     recipe: config.Recipe,
     card: DetectorCard,
     facts: reports.TrainingFacts,
     weights: Weights,
     folder: Path,
 ) -> dict[str, Any]:
-    """The card's YAML: the training card's network and pixels, everything else of this training."""
-    licence = inherited(recipe, card)
-    own = {
+    """Return the content of the card, from the training card and the facts of this training."""
+    licence = inherit_licence(recipe, card)
+    changes = {
         "name": recipe.name,
         "title": recipe.export.title
         or recipe.title
         or f"{card.title}, trained by the recipe {recipe.name}",
         "weights": weights,
         "calibration": facts.calibration,
-        "size": card.size if _DECIDES_SIZE.isdisjoint(recipe.card) else weight_files.size_of(card),
+        "size": card.size
+        if _DECIDES_SIZE.isdisjoint(recipe.card)
+        else weight_files.measure_size(card),
         "demonstration": bool(recipe.card.get("demonstration", False)),
         "licence": licence.licence,
         "terms": licence.terms,
@@ -152,22 +164,24 @@ def _card_facts(
         "citation": recipe.export.citation
         or f"trained by Touchstone's recipe {recipe.name}; {recipe.source or card.citation}",
         "source": f"touchstone train {recipe.name}",
-        "training_data": _training_data(recipe, card, facts.data),
-        "published": _published(recipe, facts),
-        "notes": (*recipe.export.notes, *_notes(recipe, facts)),
+        "training_data": _make_training_data(recipe, card, facts.data),
+        "published": _list_published(recipe, facts),
+        "notes": (*recipe.export.notes, *_make_notes(recipe, facts)),
         "precision_note": None,
         "golden": (),
         "variants": {},
     }
-    content = card.model_copy(update=own).model_dump(mode="json", exclude_defaults=True)
+    content = card.model_copy(update=changes).model_dump(mode="json", exclude_defaults=True)
     if card.backbone is not None:
-        content["backbone"] = _backbone(card.backbone, folder)
+        content["backbone"] = _copy_backbone(card.backbone, folder)
     return content
 
 
-def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
-    """Return what the card says of the backbone. A file next to the description of one that is not
-    shipped is copied into the folder.
+def _copy_backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
+    """Return what the card states of its backbone.
+
+    The weights of a backbone that is not shipped are copied into the folder if they are next to its
+    description.
     """
     facts = describe_backbone(backbone)
     if not isinstance(facts, str) and "://" not in backbone.weights.uri:
@@ -179,39 +193,43 @@ def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
     return facts
 
 
-def _training_data(
+def _make_training_data(
     recipe: config.Recipe, card: DetectorCard, data: reports.DataFindings
 ) -> TrainingData:
-    """What was learned from: who made its fakes, and which sources the real images are of by which
-    weights were fitted or chosen; also what a detector had seen whose weights these were at first.
+    """Return the generators and the sources of the images that decided the weights.
+
+    Training images fitted the weights and validation images chose among them. If the training
+    started from the card's weights, the images of those weights are added.
     """
-    learned, chosen = (
+    train, validation = (
         data.splits.get(name, reports.SplitCounts()) for name in ("train", "validation")
     )
-    makers = (name for name in learned.generators if not names_a_real(name))
-    names = SeenNames.of(makers, filter(names_a_real, (*learned.generators, *chosen.generators)))
+    generators = (name for name in train.generators if not names_a_real(name))
+    names = SeenNames.of(
+        generators, filter(names_a_real, (*train.generators, *validation.generators))
+    )
     return TrainingData(
         name=data_name(recipe),
-        images=f"{learned.real + learned.fake:,}: {learned.real:,} real, {learned.fake:,} fake"
+        images=f"{train.real + train.fake:,}: {train.real:,} real, {train.fake:,} fake"
         if "train" in data.splits
         else None,
         licence=recipe.data.licence or "not stated",
-        source=places_of(recipe) or None,
+        source=describe_sources(recipe) or None,
         **(names.after(card.training_data) if recipe.initial.start == "card" else names)._asdict(),
     )
 
 
-def places_of(recipe: config.Recipe) -> str:
-    """Where a recipe's training data lie, without secrets."""
+def describe_sources(recipe: config.Recipe) -> str:
+    """Return the URLs of a recipe's training data, without secrets."""
     return ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
 
 
 def data_name(recipe: config.Recipe) -> str:
-    """What a card calls a recipe's data: their name, else their places."""
-    return recipe.data.name or places_of(recipe) or "not named"
+    """Return the name of a recipe's data, or their URLs if they have none."""
+    return recipe.data.name or describe_sources(recipe) or "not named"
 
 
-def profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict[str, Any]:
+def make_profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict[str, Any]:
     """Return the facts that cards of identifiers and describers share: names, weights, and data.
 
     Args:
@@ -226,36 +244,38 @@ def profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict[str,
         "training_data": TrainingData(
             name=data_name(recipe),
             licence=recipe.data.licence or "not stated",
-            source=places_of(recipe) or None,
+            source=describe_sources(recipe) or None,
         ),
         "notes": recipe.export.notes,
     }
 
 
-def _published(recipe: config.Recipe, facts: reports.TrainingFacts) -> tuple[PublishedFigure, ...]:
-    """Of the test split and its generators; of validation, on which the weights were chosen, the
-    generators only where there is no test.
+def _list_published(
+    recipe: config.Recipe, facts: reports.TrainingFacts
+) -> tuple[PublishedFigure, ...]:
+    """Return the published metrics of the test split and of the validation split.
+
+    The weights were chosen on validation, so its generators are listed only if there is no test
+    split.
     """
     name, source = data_name(recipe), f"touchstone train {recipe.name}"
-    test = card_figures(facts.test, f"{name}, test", source) if facts.test else ()
-    chosen = "the weights were chosen on it"
-    return test + card_figures(
-        facts.validation, f"{name}, validation", source, chosen, each_generator=facts.test is None
+    test = make_card_figures(facts.test, f"{name}, test", source) if facts.test else ()
+    note = "the weights were chosen on it"
+    return test + make_card_figures(
+        facts.validation, f"{name}, validation", source, note, each_generator=facts.test is None
     )
 
 
-def _notes(recipe: config.Recipe, facts: reports.TrainingFacts) -> list[str]:
-    chosen = f", the weights of step {facts.best_step:,}" if facts.best_step is not None else ""
-    where = ", ".join(
+def _make_notes(recipe: config.Recipe, facts: reports.TrainingFacts) -> list[str]:
+    best_step = f", the weights of step {facts.best_step:,}" if facts.best_step is not None else ""
+    environment = ", ".join(
         f"{name} {value}"
         for name, value in facts.environment.items()
         if isinstance(value, str | int | float)
     )
-    trained = (
-        f"{facts.steps:,} steps of {recipe.loop.batch} images and {duration(facts.seconds)}{chosen}"
-    )
+    effort = f"{facts.steps:,} steps of {recipe.loop.batch} images and {duration(facts.seconds)}{best_step}"
     notes = [
-        f"Trained in {trained}; {where or 'no more is known'}.",
+        f"Trained in {effort}; {environment or 'no more is known'}.",
         f"Chosen by {recipe.validation.metric} on the validation split, whose figures are therefore too good.",
     ]
     if facts.calibration is not None:
@@ -265,59 +285,69 @@ def _notes(recipe: config.Recipe, facts: reports.TrainingFacts) -> list[str]:
     return notes + [f"Departs from its source: {departure}" for departure in recipe.departures]
 
 
-class Inherited(NamedTuple):
-    """A licence, its terms, and what it is of: for a card, from which parts it was inherited."""
+class InheritedLicence(NamedTuple):
+    """A licence that a card inherits.
+
+    Attributes:
+        licence: Name of the licence.
+        terms: The kind of its terms.
+        note: Text on the parts that the licence was inherited from.
+    """
 
     licence: str
     terms: Terms
     note: str
 
 
-def terms_of(licence: str) -> Terms:
-    """The terms that a licence's name implies: `CC BY-NC 4.0` is non-commercial, an unknown name
-    restricted, an empty one none-stated.
+def infer_terms(licence: str) -> Terms:
+    """Return the terms that a licence's name implies.
+
+    `CC BY-NC 4.0` is non-commercial. An unknown name is restricted, and an empty name none-stated.
     """
     return next(
-        (terms for terms, words in _TERMS_BY_NAME if re.search(words, licence, re.IGNORECASE)),
+        (terms for terms, pattern in _TERMS_BY_NAME if re.search(pattern, licence, re.IGNORECASE)),
         "restricted",
     )
 
 
-def inherited(recipe: config.Recipe, card: DetectorCard) -> Inherited:
-    """The strictest of what the network began from, of its backbone and of the data; of equals the
-    first.
+def inherit_licence(recipe: config.Recipe, card: DetectorCard) -> InheritedLicence:
+    """Return the strictest licence of the initial weights, the backbone, and the data.
 
-    A network that begins at random inherits nothing from the card's weights. Data whose licence the
-    recipe leaves out add nothing but the note that says so. `export.licence` in the recipe replaces
-    the name and, by it, the terms.
+    If several licences are equally strict, the first wins. A network that starts at random inherits
+    nothing from the card's weights. If the recipe states no licence of the data, only the note
+    mentions that. The recipe's `export.licence` replaces the name and thus the terms.
     """
-    parts = _parts(recipe, card)
+    parts = _list_licences(recipe, card)
     strictest = max(
         parts,
         key=lambda part: STRICTNESS.index(part.terms),
-        default=Inherited("not stated", "permissive", "nothing"),
+        default=InheritedLicence("not stated", "permissive", "nothing"),
     )
     message = "; ".join(f"{part.note}: {part.licence}" for part in parts)
     if recipe.data.licence is None:
         message = "; ".join(filter(None, (message, "the training data's licence is not stated")))
     if recipe.export.licence is not None:
-        given = recipe.export.licence
-        return Inherited(given, terms_of(given), f"As the recipe states it. {message}")
-    return Inherited(
+        licence = recipe.export.licence
+        return InheritedLicence(
+            licence, infer_terms(licence), f"As the recipe states it. {message}"
+        )
+    return InheritedLicence(
         strictest.licence,
         strictest.terms,
         f"Inherited, the strictest of: {message}" if len(parts) > 1 else message,
     )
 
 
-def _parts(recipe: config.Recipe, card: DetectorCard) -> list[Inherited]:
+def _list_licences(recipe: config.Recipe, card: DetectorCard) -> list[InheritedLicence]:
     parts = []
-    start, stated = recipe.initial.start, recipe.initial.licence
-    if start == "pretrained" and stated is not None:
-        parts.append(Inherited(stated, terms_of(stated), "initial weights"))
+    start, weights_licence = recipe.initial.start, recipe.initial.licence
+    if start == "pretrained" and weights_licence is not None:
+        parts.append(
+            InheritedLicence(weights_licence, infer_terms(weights_licence), "initial weights")
+        )
     elif start != "random":
         parts.append(
-            Inherited(
+            InheritedLicence(
                 card.licence,
                 card.terms,
                 f"initial weights, {'of ' if start == 'pretrained' else ''}{card.name}",
@@ -325,88 +355,114 @@ def _parts(recipe: config.Recipe, card: DetectorCard) -> list[Inherited]:
         )
     if card.backbone is not None:
         parts.append(
-            Inherited(
+            InheritedLicence(
                 card.backbone.licence,
-                terms_of(card.backbone.licence),
+                infer_terms(card.backbone.licence),
                 f"backbone, {card.backbone.name}",
             )
         )
     if recipe.data.licence is not None:
-        parts.append(Inherited(recipe.data.licence, terms_of(recipe.data.licence), "training data"))
+        parts.append(
+            InheritedLicence(recipe.data.licence, infer_terms(recipe.data.licence), "training data")
+        )
     return parts
 
 
-def card_figures(
+def make_card_figures(
     figures: reports.Figures,
-    where: str,
+    name: str,
     source: str,
     note: str | None = None,
     *,
     each_generator: bool = True,
 ) -> tuple[PublishedFigure, ...]:
-    """The figures of one split under the name `where`, and those of each generator where there are
-    at most 40; absent ones left out.
+    """Return the metrics of one split for a card, without those that are undefined.
+
+    Args:
+        figures: The metrics of the split and of its generators.
+        name: Name of the split on the card.
+        source: The command that measured.
+        note: A remark on every metric. None for no remark.
+        each_generator: List each generator, too, if there are at most `MAX_GENERATORS`.
     """
-    found = list(_overall(figures, where, note))
-    if each_generator and len(figures.generators) <= MOST_GENERATORS:
-        found += _of_generators(figures.generators, where, note)
-    return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in found)
+    rows = list(_iter_overall(figures, name, note))
+    if each_generator and len(figures.generators) <= MAX_GENERATORS:
+        rows += _iter_generators(figures.generators, name, note)
+    return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in rows)
 
 
-def _overall(figures: reports.Figures, where: str, note: str | None) -> Iterator[dict[str, Any]]:
+def _iter_overall(
+    figures: reports.Figures, name: str, note: str | None
+) -> Iterator[dict[str, Any]]:
     counts = {"all": figures.n_real + figures.n_fake, "fake": figures.n_fake, "masks": figures.n}
-    for key, (metric, of) in _IN_WORDS.items():
+    for key, (metric, kind) in _CARD_METRICS.items():
         if getattr(figures, key) is not None:
-            yield _figure(
-                where, metric, getattr(figures, key), counts[of], figures.figure(key).interval, note
+            yield _make_figure(
+                name,
+                metric,
+                getattr(figures, key),
+                counts[kind],
+                figures.figure(key).interval,
+                note,
             )
 
 
-def _of_generators(
+def _iter_generators(
     generators: Mapping[str, reports.GeneratorFigures], where: str, note: str | None
 ) -> Iterator[dict[str, Any]]:
-    for name, own in generators.items():
-        if own.auc is not None and own.label == "fake":
-            yield _figure(
-                f"{where}, {name}", "AUC against all reals", own.auc, own.n, own.auc_interval, note
+    for name, metrics in generators.items():
+        if metrics.auc is not None and metrics.label == "fake":
+            yield _make_figure(
+                f"{where}, {name}",
+                "AUC against all reals",
+                metrics.auc,
+                metrics.n,
+                metrics.auc_interval,
+                note,
             )
-        metric, rate = ("TPR at 0", own.tpr) if own.label == "fake" else ("TNR at 0", own.tnr)
+        metric, rate = (
+            ("TPR at 0", metrics.tpr) if metrics.label == "fake" else ("TNR at 0", metrics.tnr)
+        )
         if rate is not None:
-            yield _figure(f"{where}, {name}", metric, rate, own.n, own.interval, note)
+            yield _make_figure(f"{where}, {name}", metric, rate, metrics.n, metrics.interval, note)
 
 
-def _figure(
-    where: str,
+def _make_figure(
+    name: str,
     metric: str,
     value: float,
     n: int | None,
     interval: Sequence[float] | None,
-    further: str | None,
+    remark: str | None,
 ) -> dict[str, Any]:
-    message = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else None
-    note = "; ".join(filter(None, (message, further))) or None
-    return {"set": where, "metric": metric, "value": round(float(value), 4), "n": n, "note": note}
+    interval_text = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else None
+    note = "; ".join(filter(None, (interval_text, remark))) or None
+    return {"set": name, "metric": metric, "value": round(float(value), 4), "n": n, "note": note}
 
 
 METRICS = "metrics.json"
-PROBE = "probe.json"  # of a linear probe alone
-MOST_POINTS = 500  # of a curve in the report
-# What is for others. The run's own state (train.json, checkpoints, scores, which may name places
-# and people) stays where it is.
+PROBE = "probe.json"  # Only a linear probe writes it.
+MAX_POINTS = 500  # Points of a curve in the report.
+# Files for other people. The state of the run stays private: train.json, checkpoints, and scores
+# may contain paths and names of people.
 _CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
 PUSHED = ("config.json", "preprocessor_config.json", "metrics.json", "report.html", *_CARDS)
 _WEIGHTS = (".safetensors", ".pth", ".pt")
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
 
 
-def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
-    """The kept checkpoint that is best by the recipe's metric, with its value; those that nobody
-    judged are judged now.
+def find_best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
+    """Return the stored checkpoint that is best by the recipe's metric, with its value.
+
+    Checkpoints that were not validated yet are validated first.
+
+    Raises:
+        ClusterError: No checkpoint has a value of the metric.
     """
     metric = job.config.validation.metric
-    for checkpoint in validate.unjudged_checkpoints(job):
-        validate.on_device(job, validate.validate_alone, checkpoint)
-    judged = {figures["step"]: figures for figures in validate.validations(job.out)}
+    for checkpoint in validate.list_unjudged_checkpoints(job):
+        validate.run_on_device(job, validate.validate_alone, checkpoint)
+    judged = {metrics["step"]: metrics for metrics in validate.read_validations(job.out)}
     best: tuple[checkpoints.CheckpointEntry, float] | None = None
     for checkpoint in checkpoints.list_checkpoints(job.out):
         value = judged.get(checkpoint.step, {}).get(metric)
@@ -415,7 +471,7 @@ def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, floa
     if best is None:
         raise ClusterError(
             f"no checkpoint has a value of {metric}",
-            hint="has the validation split what it needs? choose another metric",
+            hint="check that the validation split has the images that the metric needs, or set another validation.metric",
         )
     return best
 
@@ -423,12 +479,19 @@ def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, floa
 def finish(
     job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `claim` is
-    that of `train.json`.
+    """Choose a checkpoint, evaluate, calibrate, export, and report.
+
+    Args:
+        job: The job.
+        findings: The facts about the splits (`Splits.findings`).
+        claim: The content of `train.json`.
+
+    Returns:
+        The content of `metrics.json`.
     """
-    best, value = best_checkpoint(job)
+    best, value = find_best_checkpoint(job)
     log = file_notes.FileLog(job.out)
-    verdicts: dict[str, validate.SplitEvaluation] = validate.on_checkpoint(
+    verdicts: dict[str, validate.SplitEvaluation] = validate.run_on_checkpoint(
         job, best.name, validate.evaluate_splits
     )
     log.print_new()
@@ -439,9 +502,9 @@ def finish(
         }
         job.out.write(
             f"scores/{split}.parquet",
-            rows_file(rows, {**labels, "score": pa.array(verdict.judged.scores)}),
+            serialize_rows(rows, {**labels, "score": pa.array(verdict.judged.scores)}),
         )
-    calibration, why_not = calibrated(verdicts["validation"].judged)
+    calibration, why_not = _calibrate(verdicts["validation"].judged)
     history = list(run_directory.read_history(job.out, run_directory.HISTORY))
     unreadable = file_notes.write_unreadable(job.out)
     facts = reports.TrainingFacts(
@@ -463,14 +526,14 @@ def finish(
         calibration_note=why_not,
         validation=reports.Figures.from_dict(verdicts["validation"].figures),
         test=reports.Figures.from_dict(verdicts["test"].figures) if "test" in verdicts else None,
-        validations=tuple(validate.validations(job.out)),
+        validations=tuple(validate.read_validations(job.out)),
         data=reports.DataFindings.from_dict(findings),
-        recipe=run_directory.recipe_of(job.config),
+        recipe=run_directory.extract_recipe(job.config),
         environment={
             **claim["environment"],
             "device": verdicts["validation"].device,
             "workers": job.layout.workers,
-            # Going on elsewhere may change it; a head that was fitted on features has no history.
+            # A resumed training may use another precision. A head on features has no history.
             **(
                 {"precision": ", then ".join(dict.fromkeys(line["precision"] for line in history))}
                 if history
@@ -479,31 +542,32 @@ def finish(
         },
         probe=json.loads(job.out.read(PROBE)) if job.out.exists(PROBE) else None,
     )
-    with checkpoints.fetched(job.out, best.name) as folder:
+    with checkpoints.fetch_checkpoint(job.out, best.name) as folder:
         card = export(
             job.out, job.config, job.card, load_trained(job.config, job.card, folder), facts
         )
-    named = {
+    card_summary = {
         "name": card.name,
         "licence": card.licence,
         "terms": card.terms,
         "weights": card.weights.sha256,
     }
-    facts = replace(facts, card=named)
+    facts = replace(facts, card=card_summary)
     write_curves(job.out, history, facts.validations)
     mistakes = [mistake for verdict in verdicts.values() for mistake in verdict.mistakes]
     content = facts.to_dict()
     page = reports.render_training_report(
-        {**content, "history": thinned(history), "mistakes": mistakes}
+        {**content, "history": _downsample(history), "mistakes": mistakes}
     )
     job.out.write("report.html", page.encode())
     job.out.write(METRICS, json.dumps(content, indent=2, ensure_ascii=False).encode())
     return content
 
 
-def calibrated(judged: validate.Judged) -> tuple[Platt | None, str | None]:
-    """Platt scaling on the validation split, or None and why there is none: a network that learned
-    nothing cannot be calibrated.
+def _calibrate(judged: validate.ScoredRows) -> tuple[Platt | None, str | None]:
+    """Fit Platt scaling on the validation split. Return it, or None and why it is impossible.
+
+    A network that learned nothing cannot be calibrated.
     """
     try:
         return fit_platt(judged.scores, judged.labels), None
@@ -511,12 +575,14 @@ def calibrated(judged: validate.Judged) -> tuple[Platt | None, str | None]:
         return None, str(error)
 
 
-def thinned(
-    history: Sequence[Mapping[str, Any]], most: int = MOST_POINTS
+def _downsample(
+    history: Sequence[Mapping[str, Any]], max_points: int = MAX_POINTS
 ) -> list[dict[str, float]]:
-    """At most so many points of a curve, each the mean of the steps around it."""
+    """Return up to `max_points` points of a curve, each the mean of the steps around it."""
     keys = ("step", "loss", "rate", "gradient_norm", "images_per_s")
-    parts = np.array_split(np.arange(len(history)), min(most, len(history))) if history else []
+    parts = (
+        np.array_split(np.arange(len(history)), min(max_points, len(history))) if history else []
+    )
     return [
         {
             "step": int(history[part[0]]["step"]),
@@ -526,77 +592,94 @@ def thinned(
     ]
 
 
-def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
-    """A Parquet file of some labelled rows: their places (`image_id`, `uri`, `member`) and further
-    `columns` of the same length.
+def serialize_rows(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
+    """Return a Parquet file of labelled rows with `image_id`, `uri`, `member`, and further columns.
+
+    Args:
+        rows: The labelled rows.
+        columns: Further columns of the same length.
     """
     buffer = io.BytesIO()
-    place = {name: rows[name] for name in ("image_id", "uri", "member")}
-    pq.write_table(pa.table({**place, **columns}), buffer, compression="zstd")
+    identifiers = {name: rows[name] for name in ("image_id", "uri", "member")}
+    pq.write_table(pa.table({**identifiers, **columns}), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def write_curves(
-    out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]
+    out: Store, history: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write `metrics.jsonl`, the whole history in one file, and the validations for TensorBoard."""
+    """Write `metrics.jsonl`, the whole history in one file, and the validations for TensorBoard.
+
+    Args:
+        out: The directory of the training.
+        history: The lines of all steps.
+        validations: The metrics of all validations.
+    """
     out.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
-    figures = [
-        {"step": one["step"], **{name: one[name] for name in FIGURES if one.get(name) is not None}}
-        for one in judged
+    lines = [
+        {
+            "step": metrics["step"],
+            **{name: metrics[name] for name in FIGURES if metrics.get(name) is not None},
+        }
+        for metrics in validations
     ]
-    if figures:
-        run_directory.write_events(out, 0, figures, prefix="validation")
+    if lines:
+        run_directory.write_events(out, 0, lines, prefix="validation")
 
 
 def push(folder: str | Path, target: str) -> str:
-    """Copy card, weights, metrics and report from a training's folder (any fsspec URL) to `target`;
-    returns where they are now.
+    """Copy card, weights, metrics, and report of a training to a URL, and return the new URL.
 
-    `target`: any fsspec URL, where the card is written last, or hf://ORGANISATION/NAME, where all
-    are one commit. A repository that is not there is made, and is private: who pushed it decides
-    when others see it. The hub is that of $HF_ENDPOINT, with the login that huggingface_hub finds.
-    Raises ConfigError for a folder without a card and a target that is none, StorageError where it
-    cannot be done.
+    A repository that does not exist on the hub is created as a private one. The hub is that of
+    $HF_ENDPOINT, with the login that huggingface_hub finds.
+
+    Args:
+        folder: The directory of the training: a path or any fsspec URL.
+        target: Any fsspec URL, to which the card is written last, or hf://ORGANISATION/NAME. On the
+            hub, all files are one commit.
+
+    Raises:
+        ConfigError: The folder has no card, or the target is not a valid URL.
+        StorageError: The files cannot be copied.
     """
     source = Store.open(str(folder))
     names = [name for name in source.names("") if name in PUSHED or name.endswith(_WEIGHTS)]
     if not set(names) & set(_CARDS):
         raise ConfigError(
             f"{source.url}: nothing to push: no card.yaml",
-            hint="touchstone train writes it when a training ends",
+            hint="run touchstone train until it finishes, which writes the card",
         )
     names.sort(key=lambda name: name in _CARDS)
-    with checkpoints.local_folder(source, names) as here:
+    with checkpoints.provide_local_folder(source, names) as local:
         if target.startswith("hf://"):
-            return _to_hub(here, names, target)
+            return _push_to_hub(local, names, target)
         store = Store.open(target)
         for name in names:
-            store.write_file(name, here / name)
+            store.write_file(name, local / name)
     return store.url
 
 
-def _to_hub(folder: Path, names: list[str], target: str) -> str:
-    import huggingface_hub  # a third of a second
+def _push_to_hub(folder: Path, names: list[str], target: str) -> str:
+    import huggingface_hub  # The import takes a third of a second.
 
-    place = _HUB.fullmatch(target)
-    if place is None:
+    match = _HUB.fullmatch(target)
+    if match is None:
         raise ConfigError(
             f"{strip_secrets(target)}: not a repository of models on the hub",
-            hint="hf://ORGANISATION/NAME",
+            hint="use hf://ORGANISATION/NAME",
         )
     try:
         hub: Any = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        hub.create_repo(place["repo"], private=True, exist_ok=True)
-        made = hub.upload_folder(
-            repo_id=place["repo"],
+        hub.create_repo(match["repo"], private=True, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=match["repo"],
             folder_path=folder,
             allow_patterns=names,
             commit_message="Put there by touchstone train --push",
         )
-    except Exception as error:  # the hub's own errors, its HTTP library's and its uploader's
+    except Exception as error:  # Errors of the hub, of its HTTP library, and of its uploader.
         raise StorageError(
             f"cannot push to {target}: {describe_error(error)}",
-            hint="hf auth login, or set HF_TOKEN to one that may write there; what was trained is safe where it is",
+            hint="run hf auth login, or set HF_TOKEN to a token that may write there; the trained detector is not lost",
         ) from error
-    return str(made.commit_url)
+    return str(commit.commit_url)

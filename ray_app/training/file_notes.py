@@ -1,9 +1,8 @@
-"""Notes on the files of a training: which images could not be read, and which masks of fakes mark
-nothing or everything.
+"""Record the files of a training that could not be read, and masks that mark nothing or everything.
 
-The processes that meet such a file note it in the training's directory (`note_images`). Everything
-that is shown gives each file once: `list_unreadable`, `describe_misread_masks`, and the lines of
-`FileLog` while the training runs.
+The processes that meet such a file record it in the training's directory (`note_images`).
+Everything that is shown names each file once: `list_unreadable`, `describe_misread_masks`, and the
+lines of `FileLog` while the training runs.
 """
 
 import json
@@ -22,7 +21,7 @@ from ray_app.reports.training import UnreadableFile
 from ray_app.storage import Store
 from ray_app.training.run_directory import MASKS, UNREADABLE, HistoryWriter, read_history
 
-MAX_NAMED = 100  # files that a log or a report names one by one; `unreadable.jsonl` names all
+MAX_NAMED = 100  # Files that a log or a report names. `unreadable.jsonl` names all of them.
 MAX_EXAMPLES = 3
 _COLUMNS = (
     "image_id",
@@ -46,9 +45,9 @@ def note_images(
 
     Args:
         rows: The labelled rows of the split.
-        split: Its name.
-        details: What is wrong with an image, by its number in `rows`.
-        step: The step that needed the images, if one did.
+        split: Name of the split.
+        details: The problem of each image, by row number.
+        step: The step that needed the images. None if no step did.
     """
     columns = rows.select([name for name in _COLUMNS if name in rows.schema.names])
     members = [member_rows(columns.slice(number, 1).combine_chunks())[0] for number in details]
@@ -67,7 +66,14 @@ def note_images(
 
 
 def write_notes(out: Store, folder: str, name: str, notes: Sequence[Mapping[str, Any]]) -> None:
-    """Write the notes of one part of the work that has no steps, over those of an earlier attempt."""
+    """Write the notes of one part of the work without steps, over those of an earlier attempt.
+
+    Args:
+        out: The directory of the training.
+        folder: Folder of the notes.
+        name: Name of the part.
+        notes: The notes. If there are none, the file is deleted.
+    """
     path = f"{folder}/{name}.jsonl"
     if notes:
         out.write(path, "".join(json.dumps(note) + "\n" for note in notes).encode())
@@ -86,8 +92,11 @@ class StepNotes:
         self.first_unreadable: list[dict[str, Any]] = []
 
     def add(self, batch: Mapping[str, npt.NDArray[Any]], step: int) -> None:
-        """Note the images of a batch that could not be read, and its odd masks when it has the
-        first of an image.
+        """Record the unreadable images of a batch, and odd masks of images not seen before.
+
+        Args:
+            batch: The batch.
+            step: Number of its step.
         """
         details = {
             int(batch["row"][slot]): str(batch["detail"][slot])
@@ -107,15 +116,13 @@ class StepNotes:
             self._masks.add(note)
 
     def write(self, first: int) -> None:
-        """Write what was added since the last time as files of step `first`."""
+        """Write what was added since the last call as files of step `first`."""
         self._unreadable.write(first)
         self._masks.write(first)
 
 
 def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
-    """Return "empty" or "full" for the rows of a batch whose masks mark nothing or everything,
-    although they are of fakes.
-    """
+    """Return "empty" or "full" by row for masks of fakes that mark nothing or everything."""
     coverage = batch.get("coverage")
     if coverage is None:
         return {}
@@ -126,16 +133,12 @@ def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
 
 
 def list_unreadable(out: Store) -> list[dict[str, Any]]:
-    """List the images that could not be read, each once, with the first step that needed it and how
-    often one did.
-    """
+    """List the images that could not be read, each once, with the first step and a count."""
     return list(_merge(read_history(out, UNREADABLE)).values())
 
 
 def write_unreadable(out: Store) -> list[dict[str, Any]]:
-    """Write `unreadable.jsonl` with a line for each image that could not be read, and return its
-    content.
-    """
+    """Write `unreadable.jsonl`, a line per image that could not be read; return its content."""
     notes = list_unreadable(out)
     lines = ({name: value for name, value in note.items() if name != "mask"} for note in notes)
     out.write(f"{UNREADABLE}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -143,7 +146,7 @@ def write_unreadable(out: Store) -> list[dict[str, Any]]:
 
 
 def describe_misread_masks(out: Store) -> str | None:
-    """Return one warning of masks of fakes that mark nothing or everything; None if there are none."""
+    """Return a warning of fakes' masks that mark nothing or everything; None if there are none."""
     tally = CoverageTally()
     for note in _merge(read_history(out, MASKS)).values():
         tally.add(note["mask"], note["detail"])
@@ -151,7 +154,7 @@ def describe_misread_masks(out: Store) -> str | None:
 
 
 def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile, ...] | None:
-    """Return the first of these images as a training's document names them, None if there are none."""
+    """Return up to `MAX_NAMED` of these images for a training's document, or None."""
     return (
         tuple(
             UnreadableFile(**{name: note[name] for name in UnreadableFile.__dataclass_fields__})
@@ -167,14 +170,12 @@ def describe_note(note: Mapping[str, Any]) -> str:
 
 
 def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:
-    """Return a few of the images as the end of a message."""
+    """Return a few of the images as text, for the end of a message."""
     return "; ".join([describe_note(note) for note in _merge(notes).values()][:MAX_EXAMPLES])
 
 
 class FileLog:
-    """Lines for the log about files that were not named before, each once. Files that earlier
-    sessions noted count as named.
-    """
+    """Log lines on files that no line named before, in this session or an earlier one."""
 
     def __init__(self, out: Store) -> None:
         self._out = out
@@ -188,7 +189,7 @@ class FileLog:
             print(line, file=sys.stderr, flush=True)
 
     def new_lines(self) -> Iterator[str]:
-        """Yield what was noted in the training's directory since the last call."""
+        """Yield lines on what was noted in the training's directory since the last call."""
         for name in self._new_names(UNREADABLE):
             yield from self.lines(
                 map(json.loads, self._out.read(f"{UNREADABLE}/{name}").splitlines())
@@ -226,7 +227,7 @@ def _merge(notes: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str
         if key in merged:
             merged[key]["times"] += 1
         else:
-            # Version 0.22 and older noted no place.
+            # Notes of version 0.22 and older have no URI.
             merged[key] = {
                 "split": "train",
                 "uri": f"image_id {note['image_id']}",

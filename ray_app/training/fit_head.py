@@ -1,7 +1,7 @@
 """Fit a linear head to labelled images, on the features of a published backbone.
 
-`fit_labelled_images` reads the labels and the images, and writes the head with its card. It starts
-no Ray.
+`fit_labelled_images` reads the labels and the images, and writes the head with its card. It does
+not start Ray.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ray_app.detectors import Detector
 
 GROUPINGS = ("group", "family", "source")
-"""Columns of groups. The first that a labels file has is used."""
+"""Columns of groups. The first of them that a labels file has is used."""
 
 
 class LabelledImage(NamedTuple):
@@ -68,18 +68,18 @@ class LabelledImage(NamedTuple):
 
 
 class FittedHead(NamedTuple):
-    """A head that was fitted, and what its card states.
+    """A fitted head, and the facts that its card states.
 
     Attributes:
-        name: The name of the new detector.
+        name: Name of the new detector.
         base: The card with the backbone.
         classifier: The classifier.
-        labels: The name of the labels file.
-        real: The number of real images.
-        fake: The number of fakes.
+        labels: Name of the labels file.
+        real: Number of real images.
+        fake: Number of fakes.
         aucs: The ROC AUC of each fold.
         seen: Generators and sources of the images.
-        groups: The number of groups of images. 0 if the labels have no groups.
+        groups: Number of groups of images. 0 if the labels have no groups.
     """
 
     name: str
@@ -94,15 +94,16 @@ class FittedHead(NamedTuple):
 
     @property
     def folds(self) -> str:
-        """The folds and the range of their AUC, as a text."""
+        """The number of folds and the range of their AUC, as text."""
         return f"mean of {len(self.aucs)} folds, {min(self.aucs):.3f} to {max(self.aucs):.3f}"
 
     def lines(self, card: Path, installed: Path | None) -> list[str]:
-        """Return the result for people.
+        """Return the result as lines for the terminal.
 
         Args:
             card: The path of the new card.
-            installed: Where the head is installed as the own head of `base`. None if it is not.
+            installed: The path of the head that is installed as the head of `base`. None if it is
+                not.
         """
         lines = [
             f"{self.name}: fitted to {self.real} real and {self.fake} fake images, written to {card}"
@@ -132,7 +133,7 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
         progress: Receives lines about rows and images that are left out.
 
     Returns:
-        The result for people.
+        The result, as lines for the terminal.
 
     Raises:
         ConfigError: The labels are invalid, or too few images of a class can be read.
@@ -142,30 +143,30 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
     licences.require_accepted(base, config.accept_licences)
     folder = config.out or f"heads/{base.name.replace(':', '-')}"
     if "://" in folder:
-        raise ConfigError(f"--out {folder}: a head and its card are written to a local folder")
+        raise ConfigError(f"--out {folder}: must be a local folder")
     if config.install and not base.weights.fitted:
         raise ConfigError(
-            f"--install: {base.name} has a head of its own, which is not replaced",
+            f"--install: {base.name} has a published head, which cannot be replaced",
             hint="give a card without a published head",
         )
     labels = find_labels(config.labels)
     rows = read_labels(labels, config.folds)
     if config.even and not any(row.group for row in rows):
         raise ConfigError(
-            f"--even: {labels} does not say which group an image belongs to",
-            hint="it needs a column group, family or source, or --folds COLUMN",
+            f"--even: {labels} has no column of groups",
+            hint="add a column group, family or source, or give --folds COLUMN",
         )
-    # An ensemble may average log-odds, which logistic regression gives.
+    # An ensemble may average log-odds, which only logistic regression predicts.
     classifier = config.classifier or ("logistic" if base.weights.fitted else "svm")
     name = config.name or f"{base.name.replace(':', '-')}-{classifier}"
-    # An invalid name or too few images are reported before hours of features.
+    # Report an invalid name or too few images before computing features for hours.
     validate(base.model_dump() | {"name": name}, DetectorCard, where="--name")
     require_enough(np.array([row.label for row in rows]))
     url = config.features or str(Path(folder) / FOLDER)
     if Path(url).is_file():
         raise ConfigError(
             f"--features {url}: a file, not a folder of features",
-            hint="name a folder; features.npz of 0.27 and before is not read any more",
+            hint="name a folder; features.npz of version 0.27 and older cannot be read",
         )
     features = FeatureFolder(url, load_backbone_detector(base, config.device))
     images = gather_features(rows, base, features, labels=labels, progress=progress)
@@ -201,8 +202,14 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
 def load_backbone_detector(
     card: DetectorCard, device: str = "cpu", precision: Precision = "auto"
 ) -> "Detector":
-    """Load a detector that keeps embeddings and whose head need not exist, so its scores mean
-    nothing.
+    """Load a detector that keeps embeddings, but whose scores mean nothing.
+
+    Its head does not need to exist.
+
+    Args:
+        card: A card with a backbone.
+        device: `cpu`, `cuda`, or `cuda:N`.
+        precision: `auto`, `bf16`, or `fp32`.
 
     Raises:
         ConfigError: The card is of another family.
@@ -210,13 +217,13 @@ def load_backbone_detector(
     """
     if card.family not in HEADS or card.backbone is None:
         raise ConfigError(
-            f"{card.name}: heads are fitted for cards of the families {' and '.join(HEADS)}, this one is of {card.family}",
-            hint="for example vfm-pe-l14",
+            f"{card.name}: a head needs a card of the families {' and '.join(HEADS)}, this one is of {card.family}",
+            hint="use such a card, for example vfm-pe-l14",
         )
     network = build_network(card)
     _, part = weight_files.parts_of(card)
     load_backbone(card, network, weight_files.resolve_part(part), part)
-    detector = validation.detector_for(card, network, device=device, precision=precision)
+    detector = validation.build_detector(card, network, device=device, precision=precision)
     detector.keep_embeddings()
     return detector
 
@@ -261,7 +268,7 @@ def read_labels(path: str, folds: str | None = None) -> list[LabelledImage]:
     if len({bool(row.group) for row in labelled}) > 1:
         raise ConfigError(
             f"{path}: some rows have a {column} and some have none",
-            hint="give every row one, or drop the column",
+            hint=f"give every row a {column}, or remove the column",
         )
     return labelled
 
@@ -342,8 +349,9 @@ def gather_features(
 
 
 def save_head(path: Path, head: LogOddsHead) -> str:
-    """Write a head as CLIP-D's is published, {"model": {"fc.weight", "fc.bias"}}, and return the
-    SHA-256 of the file.
+    """Write a head in the format of CLIP-D's, and return the SHA-256 of the file.
+
+    The format is {"model": {"fc.weight", "fc.bias"}}.
     """
     state = {"fc.weight": torch.from_numpy(head.weight), "fc.bias": torch.tensor([head.bias])}
     file = io.BytesIO()
@@ -353,10 +361,10 @@ def save_head(path: Path, head: LogOddsHead) -> str:
 
 
 def install_head(base: DetectorCard, weights: Path) -> Path:
-    """Keep a fitted head in the cache as the weights of a card whose head nobody publishes.
+    """Install a fitted head in the cache as the weights of a card without a published head.
 
     From then on the card scores with it, and so do ensembles that name the card. It replaces an
-    earlier head; runs record which by its hash.
+    earlier head; runs record the head by its hash.
 
     Returns:
         The path in the cache.
@@ -372,7 +380,7 @@ def _write(path: Path, data: bytes) -> None:
 
 _NOTES = {
     "svm": (
-        "The scores of a support vector machine rank images; they are no log-odds until they are calibrated.",
+        "The scores of a support vector machine rank images; they are not log-odds until they are calibrated.",
         "The validation says how the head does on images like these, not on other generators.",
     ),
     "logistic": (
@@ -382,8 +390,13 @@ _NOTES = {
 
 
 def write_head_card(path: Path, head: FittedHead, *, weights: Path, sha256: str) -> DetectorCard:
-    """Write the card of a head: backbone, feature, and preprocessing of its base, and its own
-    weights.
+    """Write the card of a head: its own weights, and backbone and preprocessing of its base.
+
+    Args:
+        path: The path of the card.
+        head: The head.
+        weights: The file of its weights, in the same folder.
+        sha256: SHA-256 of that file.
 
     Raises:
         ConfigError: A card cannot have this name. Nothing is written.
@@ -396,7 +409,7 @@ def write_head_card(path: Path, head: FittedHead, *, weights: Path, sha256: str)
         licence="unknown",
         **head.seen._asdict(),
     )
-    figure = {
+    published_metric = {
         "set": f"{head.labels}, cross-validated",
         "metric": "ROC AUC",
         "value": round(float(np.mean(head.aucs)), 4) if head.aucs else None,
@@ -423,7 +436,7 @@ def write_head_card(path: Path, head: FittedHead, *, weights: Path, sha256: str)
         "citation": f"touchstone detectors fit {base.name} --classifier {head.classifier}",
         "source": base.backbone.source,
         "training_data": trained_on.model_dump(mode="json", exclude_defaults=True),
-        "published": [figure] if head.aucs else [],
+        "published": [published_metric] if head.aucs else [],
         "notes": list(_NOTES[head.classifier]),
     }
     validate(facts | {"backbone": base.backbone.model_dump()}, DetectorCard, where=str(path))
@@ -433,8 +446,8 @@ def write_head_card(path: Path, head: FittedHead, *, weights: Path, sha256: str)
 
 def _describe_backbone(backbone: Backbone) -> str | dict[str, Any]:
     """Return what the card says of the backbone, with the whole path of a local file."""
-    described = describe_backbone(backbone)
+    facts = describe_backbone(backbone)
     path = backbone.folder / backbone.weights.uri
-    if not isinstance(described, str) and path.is_file():
-        described["weights"]["uri"] = str(path.resolve())
-    return described
+    if not isinstance(facts, str) and path.is_file():
+        facts["weights"]["uri"] = str(path.resolve())
+    return facts

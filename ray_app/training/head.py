@@ -1,4 +1,4 @@
-"""Fit a linear head to vectors of images (`fit_head`), and judge it on images that it did not see.
+"""Fit a linear head to vectors of images (`fit_head`), and measure it on images it did not see.
 
 `detectors fit`, the method `linear-probe`, and the method `identify` call these functions. They
 differ in the labels: real and fake, or the number of a generator. scikit-learn fits, and is
@@ -21,7 +21,7 @@ Classifier = Literal["svm", "logistic", "cosine"]
 BinaryClassifier = Literal["svm", "logistic"]
 BINARY_CLASSIFIERS: tuple[BinaryClassifier, ...] = get_args(BinaryClassifier)
 MIN_PER_CLASS = 5
-"""With fewer images of a class, not every one of five folds has one of each class."""
+"""Minimum number of images of a class, so that each of five folds has one."""
 MAX_FOLDS = 5
 _SEED = 0
 _MAX_ITERATIONS = {"svm": 10_000, "logistic": 2_000, "cosine": 200}
@@ -37,9 +37,9 @@ class HeadSettings(NamedTuple):
     """How a head is fitted.
 
     Attributes:
-        classifier: `svm` is scikit-learn's LinearSVC, whose score ranks, but is not a log-odds
-            until it is calibrated. `logistic` is its LogisticRegression. `cosine` compares
-            directions alone.
+        classifier: `svm` is scikit-learn's LinearSVC, whose score ranks images, but is not a
+            log-odds until it is calibrated. `logistic` is its LogisticRegression. `cosine` compares
+            only directions.
         c: The inverse strength of the penalty, for centred vectors with a mean square length of 1.
         is_balanced: Whether all classes weigh the same, however many images they have.
         scales_each: Whether each number of a vector is scaled by its own standard deviation. If
@@ -71,13 +71,13 @@ class LogOddsHead(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head with one row per class. It takes vectors as they come.
+    """A linear head with one row per class. It accepts vectors of any length.
 
     Attributes:
         classes: The label of each row, ascending.
         weight: (k, d). Directions of unit length if `scale` is not None.
         bias: (k,).
-        scale: The factor of a cosine. None if the head takes vectors at their own length.
+        scale: The factor of a cosine. None if the length of vectors counts.
     """
 
     classes: Labels
@@ -110,7 +110,7 @@ def fit_head(
         vectors: (n, d).
         labels: (n,).
         settings: How the head is fitted.
-        weights: (n,) of the images; all weigh the same by default.
+        weights: (n,) of the images. None gives all images the same weight.
     """
     if settings.is_balanced:
         weights = balanced_weights(labels, weights)
@@ -126,10 +126,10 @@ def split_folds(labels: Labels, groups: Groups | None = None) -> list[tuple[Labe
 
     Args:
         labels: (n,).
-        groups: (n,) names of groups, which no fold divides. By default each image is a group.
+        groups: (n,) names of groups, which no fold divides. None makes each image a group.
 
     Returns:
-        The folds. None if all images of a class are of one group.
+        The folds. Empty if all images of a class are of one group.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -153,14 +153,21 @@ def fit_folds(
     settings: HeadSettings = HeadSettings(),  # noqa: B008 - immutable
     weights: Weights | None = None,
 ) -> Iterator[tuple[Head, Labels]]:
-    """Fit a head per fold, as `fit_head` does, to its seen rows, and yield it with the unseen rows.
+    """Fit a head per fold to its seen rows, and yield it with the unseen rows.
 
     A fold whose seen rows are of one class only is left out.
+
+    Args:
+        vectors: (n, d).
+        labels: (n,).
+        folds: The folds, see `split_folds`.
+        settings: How the heads are fitted.
+        weights: (n,) of the images. None gives all images the same weight.
     """
     for seen, unseen in folds:
         if len(np.unique(labels[seen])) > 1:
-            own_weights = None if weights is None else weights[seen]
-            yield fit_head(vectors[seen], labels[seen], settings, own_weights), unseen
+            seen_weights = None if weights is None else weights[seen]
+            yield fit_head(vectors[seen], labels[seen], settings, seen_weights), unseen
 
 
 def cross_validate_auc(
@@ -178,8 +185,8 @@ def cross_validate_auc(
         vectors: (n, d).
         labels: (n,), 1 for fake.
         classifier: The classifier.
-        groups: (n,) names of groups, which no fold divides. By default each image is a group.
-        weights: (n,) of the images in the fit.
+        groups: (n,) names of groups, which no fold divides. None makes each image a group.
+        weights: (n,) of the images in the fit. None gives all images the same weight.
 
     Raises:
         ConfigError: A class has too few images, or all its images are of one group.
@@ -190,8 +197,8 @@ def cross_validate_auc(
     folds = split_folds(labels, groups)
     if not folds:
         raise ConfigError(
-            "all images of one class are of one group: nothing is left to validate on",
-            hint="give more groups, or none at all",
+            "all images of one class are of one group: no images are left to validate on",
+            hint="label more groups, or none at all",
         )
     settings = HeadSettings(classifier)
     return [
@@ -215,7 +222,7 @@ def require_enough(labels: Labels) -> None:
     if few:
         raise ConfigError(
             f"too few images to fit a head: {' and '.join(few)}",
-            hint=f"at least {MIN_PER_CLASS} of each class are needed",
+            hint=f"label at least {MIN_PER_CLASS} images of each class",
         )
 
 
@@ -240,7 +247,7 @@ def balanced_weights(labels: Labels, weights: Weights | None = None) -> Weights:
 
     Args:
         labels: (n,).
-        weights: (n,) within the classes; all weigh the same by default.
+        weights: (n,) within the classes. None gives all images the same weight.
     """
     weights = np.ones(len(labels)) if weights is None else weights
     classes, codes = np.unique(labels, return_inverse=True)
@@ -249,9 +256,10 @@ def balanced_weights(labels: Labels, weights: Weights | None = None) -> Weights:
     return weights * factors[codes]
 
 
-def spread_of(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Return standard deviations (d,) of rows (n, d), none of which is near 0: what hardly varies
-    counts for little.
+def compute_spread(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return standard deviations (d,) of rows (n, d) with a lower bound.
+
+    The bound of 5 % of the median keeps a number that hardly varies from counting much.
     """
     spread = rows.std(axis=0, dtype=np.float64)
     return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)
@@ -265,17 +273,17 @@ def _fit_linear(vectors: Vectors, labels: Labels, settings: HeadSettings, weight
     centre = vectors.mean(axis=0, dtype=np.float64)
     centred = vectors - centre
     scale: float | npt.NDArray[np.float64] = (
-        spread_of(vectors) * math.sqrt(vectors.shape[1])
+        compute_spread(vectors) * math.sqrt(vectors.shape[1])
         if settings.scales_each
         else float(np.sqrt((centred**2).sum(axis=1).mean())) or 1.0
     )
     kind = LinearSVC if settings.classifier == "svm" else LogisticRegression
-    most = _MAX_ITERATIONS[settings.classifier]
-    model = kind(C=settings.c, random_state=_SEED, max_iter=most).fit(
+    max_iterations = _MAX_ITERATIONS[settings.classifier]
+    model = kind(C=settings.c, random_state=_SEED, max_iter=max_iterations).fit(
         centred / scale, labels, sample_weight=weights
     )
     weight, bias = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # scikit-learn gives the log-odds of the second class.
+    if len(model.classes_) == 2:  # scikit-learn returns the log-odds of the second class.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scale
     return Head(model.classes_, weight, bias - weight @ centre)
@@ -290,7 +298,7 @@ def _fit_cosine(vectors: Vectors, labels: Labels, settings: HeadSettings, weight
     from torch.nn import functional
 
     classes, codes = np.unique(labels, return_inverse=True)
-    given, wanted, shares = (
+    inputs, targets, image_weights = (
         torch.from_numpy(unit(vectors)),
         torch.from_numpy(codes),
         torch.from_numpy(weights).float(),
@@ -304,8 +312,8 @@ def _fit_cosine(vectors: Vectors, labels: Labels, settings: HeadSettings, weight
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        logits = log_scale.exp() * given @ functional.normalize(weight, dim=1).T
-        errors = shares * functional.cross_entropy(logits, wanted, reduction="none")
+        logits = log_scale.exp() * inputs @ functional.normalize(weight, dim=1).T
+        errors = image_weights * functional.cross_entropy(logits, targets, reduction="none")
         loss = (errors.sum() * settings.c + log_scale.exp() ** 2 / 2) / (settings.c * len(codes))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

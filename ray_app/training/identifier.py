@@ -1,9 +1,8 @@
-"""A head over generators from embeddings and classes (`fit`), with a temperature calibrated over
-folds.
+"""Fit a head over generators to embeddings (`fit`), and calibrate its temperature over folds.
 
-What is chosen and calibrated looks at training images alone, each judged by a head that saw no
-image of its group; validation images are left for the open set's `threshold`. `named` maps labelled
-rows to the classes.
+Settings are chosen and calibrated on training images alone. Each image is judged by a head that saw
+no image of its group. Validation images are left for the `find_threshold` of the open set.
+`assign_classes` maps labelled rows to the classes.
 """
 
 import math
@@ -24,24 +23,30 @@ from ray_app.training.head import (
     Logits,
     Vectors,
     balanced_weights,
+    compute_spread,
     fit_folds,
     fit_head,
     split_folds,
-    spread_of,
 )
 
 STRENGTHS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
-_T_RANGE = (-4.0, 6.0)  # of the logarithm of a temperature
+_T_RANGE = (-4.0, 6.0)  # Bounds of the logarithm of a temperature.
 REAL = "real"
-UNKNOWN = "unknown"  # the label of a fake whose maker nobody knew
+UNKNOWN = "unknown"  # The generator of a fake whose origin is not known.
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class FittedIdentifier:
-    """`tensors`: those of an identifier's file. `scale`: of a cosine head. `c`: the inverse penalty
-    that was taken; `temperature`: what logits were divided by; `losses`: by c, the mean log loss
-    over images that the heads did not see; `why_not`: why there are none.
+    """A fitted head with its calibration.
+
+    Attributes:
+        tensors: The tensors of an identifier's file.
+        scale: Scale of a cosine head; 1 for a linear head.
+        c: The inverse penalty that was chosen.
+        temperature: The number that divides the logits.
+        losses: Mean log loss over images that the heads did not see, by `c`.
+        why_not: The reason why nothing was calibrated. None if it was.
     """
 
     tensors: dict[str, Vectors]
@@ -53,8 +58,13 @@ class FittedIdentifier:
 
 
 def fit(vectors: Vectors, codes: Labels, groups: Groups, config: Identify) -> FittedIdentifier:
-    """Fit (n, d) embeddings to (n,) classes 0 … C − 1, no one of which is empty; images of one
-    group are in one fold.
+    """Fit a head to embeddings and their classes.
+
+    Args:
+        vectors: Embeddings (n, d).
+        codes: Classes (n,), 0 … C − 1, each with at least one image.
+        groups: Groups (n,). All images of a group are in one fold.
+        config: The recipe's section `identify`.
     """
     settings = HeadSettings(
         "cosine" if config.head == "cosine" else "logistic",
@@ -65,26 +75,31 @@ def fit(vectors: Vectors, codes: Labels, groups: Groups, config: Identify) -> Fi
     losses, temperature, why_not = dict[float, float](), 1.0, None
     folds = split_folds(codes, groups)
     if not folds:
-        why_not = "all images of a class are of one group, so nothing is left to judge on: chances are as the fit gave them"
+        why_not = "all images of a class are of one group, so no images are left to calibrate on: probabilities are as fitted"
     for c in () if why_not else STRENGTHS if config.c is None else (config.c,):
-        tried = settings._replace(c=c)
-        found, losses[c] = _calibrate(vectors, codes, folds, tried)
+        candidate = settings._replace(c=c)
+        fitted_temperature, losses[c] = _calibrate(vectors, codes, folds, candidate)
         if losses[c] > min(losses.values()):
-            break  # weaker penalties cost more time and are worse still
-        settings, temperature = tried, found
+            break  # Weaker penalties take more time and are even worse.
+        settings, temperature = candidate, fitted_temperature
     head = fit_head(vectors, codes, settings)
     weight = head.weight if head.scale is not None else head.weight / temperature
     bias = head.bias / temperature
     tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
     if config.open_set == "distance" and config.abstains:
-        tensors |= distances(vectors, codes)
+        tensors |= fit_distances(vectors, codes)
     scale = 1.0 if head.scale is None else head.scale / temperature
     return FittedIdentifier(tensors, scale, settings.c, temperature, losses, why_not)
 
 
-def distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
-    """`means` (C, d) and `whitening` (d, d) of one covariance of all classes, shrunk as Ledoit and
-    Wolf (2004) say.
+def fit_distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
+    """Return the tensors of the Mahalanobis distance: `means` (C, d) and `whitening` (d, d).
+
+    All classes have one covariance, shrunk as by Ledoit and Wolf (2004).
+
+    Args:
+        vectors: Embeddings (n, d).
+        codes: Classes (n,).
     """
     from sklearn.covariance import LedoitWolf
 
@@ -92,7 +107,7 @@ def distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
         [vectors[codes == code].mean(axis=0, dtype=np.float64) for code in range(codes.max() + 1)]
     )
     centred = vectors - means[codes]
-    spread = spread_of(centred)
+    spread = compute_spread(centred)
     values, axes = np.linalg.eigh(
         LedoitWolf(assume_centered=True).fit(centred / spread).covariance_
     )
@@ -100,20 +115,26 @@ def distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
     return {"means": means.astype(np.float32), "whitening": whitening.astype(np.float32)}
 
 
-def threshold(confidence: Vectors, abstains: float) -> float:
-    """The confidence below which so large a share of images of known generators lies, or a little
-    less, by n that nothing was fitted on.
+def find_threshold(confidence: Vectors, abstains: float) -> float:
+    """Return a confidence below which at most a given fraction of known generators' images falls.
 
-    Of a new image that is like them, the chance to lie below the k-th smallest of n is k / (n + 1)
-    (order statistics; as in split conformal prediction): k is the largest for which that is no more
-    than `abstains`. Raises ConfigError where n is too small for any k.
+    The confidence of a new image that is like the n given ones is below the k-th smallest with
+    probability k / (n + 1) (order statistics; as in split conformal prediction). k is the largest
+    number for which that is at most `abstains`.
+
+    Args:
+        confidence: Confidence (n,) of images of known generators that nothing was fitted on.
+        abstains: The fraction.
+
+    Raises:
+        ConfigError: n is too small for any k.
     """
     n = len(confidence)
     k = math.floor(abstains * (n + 1) + 1e-9)
     if k < 1:
         raise ConfigError(
             f"{n} validation images of known generators are too few to abstain on {abstains:.1%}: {math.ceil(1 / abstains - 1)} are needed",
-            hint="hold out more for validation, or --set identify.abstains=…",
+            hint="hold out more images for validation, or set another fraction by --set identify.abstains=…",
         )
     return float(np.sort(confidence)[k - 1])
 
@@ -121,8 +142,9 @@ def threshold(confidence: Vectors, abstains: float) -> float:
 def _calibrate(
     vectors: Vectors, codes: Labels, folds: Sequence[tuple[Labels, Labels]], settings: HeadSettings
 ) -> tuple[float, float]:
-    """Return the best temperature and the mean log loss with it, over images whose class the head
-    of their fold knows.
+    """Return the best temperature and its mean log loss over images of classes that heads know.
+
+    The head of a fold judges the images that it did not see.
     """
     logits = np.full((len(codes), codes.max() + 1), -np.inf)
     for head, unseen in fit_folds(vectors, codes, folds, settings):
@@ -136,127 +158,163 @@ def _calibrate(
 def _find_temperature(
     logits: Logits, codes: Labels, weights: npt.NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Return the temperature of the least log loss (Guo et al. 2017), and that loss."""
+    """Return the temperature of the minimum log loss (Guo et al. 2017), and that loss."""
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
     def loss(log_t: float) -> float:
-        chances = log_softmax(logits / math.exp(log_t), axis=1)[np.arange(len(codes)), codes]
-        return float(-(weights * chances).sum() / weights.sum())
+        log_probabilities = log_softmax(logits / math.exp(log_t), axis=1)[
+            np.arange(len(codes)), codes
+        ]
+        return float(-(weights * log_probabilities).sum() / weights.sum())
 
-    found = minimize_scalar(loss, bounds=_T_RANGE, method="bounded")
-    return math.exp(float(found.x)), float(found.fun)
+    result = minimize_scalar(loss, bounds=_T_RANGE, method="bounded")
+    return math.exp(float(result.x)), float(result.fun)
 
 
 @dataclass(frozen=True)
 class ClassAssignments:
-    """Of n rows: `names`, the class that each is of, whether the identifier has it or not (`real`
-    of reals, None where nobody knows), and `held_out` (n,) whether its generator is one that
-    nothing may be fitted on. `absent`: held-out names that no row is of.
+    """The classes of n labelled rows.
+
+    Attributes:
+        names: Class (n,) of each row, whether the identifier has it or not. `real` for real images,
+            None if the generator is unknown.
+        held_out: Whether nothing may be fitted on the row's generator (n,).
+        absent: Held-out names that no row has.
     """
 
     names: list[str | None]
     held_out: npt.NDArray[np.bool_]
     absent: tuple[str, ...] = ()
 
-    def of(self, classes: Sequence[str]) -> Rows:
-        """The rows of these classes, ascending."""
+    def select_rows(self, classes: Sequence[str]) -> Rows:
+        """Return the rows of these classes that are not held out, ascending."""
         return np.flatnonzero([name in classes for name in self.names] & ~self.held_out)
 
-    def at(self, rows: Rows) -> list[str | None]:
-        """The names of some rows."""
+    def names_at(self, rows: Rows) -> list[str | None]:
+        """Return the class names of some rows."""
         return [self.names[row] for row in rows]
 
 
-def class_name(config: Identify, generator: str) -> str:
-    """The class of a fake by its generator: its name as configs/generators.yaml spells it or, by
-    `level`, its family.
+def get_class_name(config: Identify, generator: str) -> str:
+    """Return the class of a fake: its generator as configs/generators.yaml names it, or its family.
+
+    Args:
+        config: The recipe's section `identify`, whose `level` decides.
+        generator: Name of the generator in any spelling.
     """
-    found = find_generator(generator)
+    entry = find_generator(generator)
     if config.level == "family":
-        return config.families.get(generator) or (found.family if found else generator)
-    return found.name if found and found.name else generator
+        return config.families.get(generator) or (entry.family if entry else generator)
+    return entry.name if entry and entry.name else generator
 
 
-def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) -> ClassAssignments:
-    """The classes of rows by their labels (`real` or `fake`) and generators (n,)."""
-    official = {
-        name: known.name
+def assign_classes(
+    config: Identify, labels: Sequence[str], generators: Sequence[str]
+) -> ClassAssignments:
+    """Return the classes of labelled rows.
+
+    Args:
+        config: The recipe's section `identify`.
+        labels: `real` or `fake` (n,).
+        generators: Names of generators (n,).
+    """
+    official_names = {
+        name: entry.name
         for name in config.held_out
-        if (known := find_generator(name)) and known.name
+        if (entry := find_generator(name)) and entry.name
     }
-    out = {name: spelling_key(official.get(name, name)) for name in config.held_out}
+    held_out_keys = {name: spelling_key(official_names.get(name, name)) for name in config.held_out}
     fakes = {name for label, name in zip(labels, generators, strict=True) if label != REAL}
-    called = {name: _called(config, name) for name in fakes}
+    names_by_generator = {name: _list_names(config, name) for name in fakes}
     by_name = {
-        name: (class_name(config, name), not called[name].isdisjoint(out.values()))
+        name: (
+            get_class_name(config, name),
+            not names_by_generator[name].isdisjoint(held_out_keys.values()),
+        )
         for name in fakes
     }
-    found = [
+    assigned = [
         (REAL, False) if label == REAL else by_name[name]
         for label, name in zip(labels, generators, strict=True)
     ]
-    names = [None if name == UNKNOWN else name for name, _ in found]
-    there = set[str]().union(*called.values())
-    absent = tuple(name for name, key in out.items() if key not in there)
-    return ClassAssignments(names, np.array([held for _, held in found], np.bool_), absent)
+    names = [None if name == UNKNOWN else name for name, _ in assigned]
+    existing_names = set[str]().union(*names_by_generator.values())
+    absent = tuple(name for name, key in held_out_keys.items() if key not in existing_names)
+    return ClassAssignments(
+        names, np.array([is_held_out for _, is_held_out in assigned], np.bool_), absent
+    )
 
 
-def _called(config: Identify, generator: str) -> set[str]:
-    """All names by which a generator may be held out: its own, its class's and its family's."""
-    found = find_generator(generator)
+def _list_names(config: Identify, generator: str) -> set[str]:
+    """Return all names that hold a generator out: its own, its class's, and its family's."""
+    entry = find_generator(generator)
     names = (
         generator,
-        class_name(config, generator),
+        get_class_name(config, generator),
         config.families.get(generator),
-        *((found.name, found.family) if found else ()),
+        *((entry.name, entry.family) if entry else ()),
     )
     return {spelling_key(name) for name in names if name}
 
 
-def classes_of(config: Identify, rows: ClassAssignments) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes by name, and those that were left out with how many images they have.
+def select_classes(
+    config: Identify, rows: ClassAssignments
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the classes by name, and the classes that were left out with their numbers of images.
 
-    Raises ConfigError for a class of too few images unless they are to be left out, fewer than two
-    classes, and a held-out name that no row has.
+    Args:
+        config: The recipe's section `identify`.
+        rows: The classes of the training rows.
+
+    Raises:
+        ConfigError: A class has too few images and is not to be left out, there are fewer than two
+            classes, or no row has a held-out name.
     """
     if rows.absent:
-        there = ", ".join(sorted({name for name in rows.names if name})[:20])
+        names = ", ".join(sorted({name for name in rows.names if name})[:20])
         raise ConfigError(
             f"identify.held_out: no training image is of {', '.join(rows.absent)}",
-            hint=f"there are {there}",
+            hint=f"name one of {names}",
         )
     counts = Counter(
-        name for name, held in zip(rows.names, rows.held_out, strict=True) if name and not held
+        name
+        for name, is_held_out in zip(rows.names, rows.held_out, strict=True)
+        if name and not is_held_out
     )
     if not config.reals:
         del counts[REAL]
-    few = {name: n for name, n in sorted(counts.items()) if n < config.fewest}
-    if few and config.rare == "refuse":
-        message = ", ".join(f"{name} ({n})" for name, n in few.items())
+    rare_classes = {name: n for name, n in sorted(counts.items()) if n < config.fewest}
+    if rare_classes and config.rare == "refuse":
+        message = ", ".join(f"{name} ({n})" for name, n in rare_classes.items())
         raise ConfigError(
-            f"too few training images to tell {message}: {config.fewest} are needed of each",
-            hint="--set identify.rare=leave-out makes them no classes, or collect more; --set identify.fewest=… goes down to 5",
+            f"too few training images of {message}: each class needs {config.fewest}",
+            hint="leave these classes out by --set identify.rare=leave-out, collect more images, or --set identify.fewest=… (minimum 5)",
         )
-    classes = tuple(sorted(set(counts) - set(few)))
+    classes = tuple(sorted(set(counts) - set(rare_classes)))
     if len(classes) < 2:
         raise ConfigError(
-            f"an identifier needs two generators or more to tell apart; there is {', '.join(classes) or 'none'}"
+            f"an identifier needs two or more generators, found {', '.join(classes) or 'none'}"
         )
-    return classes, few
+    return classes, rare_classes
 
 
-def training_rows(
+def select_training_rows(
     config: Identify, rows: ClassAssignments, classes: Sequence[str], seed: int
 ) -> Rows:
-    """The rows that the head is fitted on: all of the classes or, of each, as many as `most` says,
-    drawn by the seed.
+    """Return the rows that the head is fitted on: all, or up to `most` per class, drawn at random.
+
+    Args:
+        config: The recipe's section `identify`.
+        rows: The classes of the training rows.
+        classes: Names of the classes.
+        seed: Seed of the drawing.
     """
-    chosen = rows.of(classes)
+    selected = rows.select_rows(classes)
     if config.most is None:
-        return chosen
-    rng, names = np.random.default_rng([seed, 9]), np.array(rows.at(chosen))
-    parts = [chosen[names == name] for name in classes]
+        return selected
+    rng, names = np.random.default_rng([seed, 9]), np.array(rows.names_at(selected))
+    parts = [selected[names == name] for name in classes]
     return np.sort(
         np.concatenate(
             [rng.choice(part, min(config.most, len(part)), replace=False) for part in parts]

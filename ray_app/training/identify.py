@@ -1,9 +1,9 @@
-"""Train an identifier of generators from labelled images (`identify`): compute embeddings once, by
-Ray Data, and write OUT/identifier.yaml.
+"""Train an identifier of generators from labelled images: `identify`.
 
-The same command computes no embedding again; `metrics.json` comes last. `make_identifier` fits the
-head, its threshold, and the card. `measure_split` measures known generators with and without
-abstaining, unknown generators, and reals.
+It computes embeddings once, on Ray Data if the job does, and writes OUT/identifier.yaml. The same
+command computes no embedding again; `metrics.json` comes last. `make_identifier` fits the head, its
+threshold, and the card. `measure_split` measures known generators with and without abstaining,
+unknown generators, and real images.
 """
 
 import json
@@ -63,8 +63,13 @@ class LabelledEmbeddings:
 
 @dataclass(frozen=True)
 class TrainedIdentifier:
-    """A written identifier: its card, what the fit found, its figures by split, and what it says of
-    each image of a split.
+    """A written identifier with its metrics.
+
+    Attributes:
+        card: The card.
+        fitted: The head with its calibration.
+        figures: The metrics by split.
+        predicted: The names of the images by split.
     """
 
     card: IdentifierCard
@@ -81,23 +86,32 @@ def make_identifier(
     splits: Mapping[str, LabelledEmbeddings],
     classes: Sequence[str],
 ) -> TrainedIdentifier:
-    """Fit a head on `train`, set its threshold on `validation`, measure it there and on `test`, and
-    write head and card into `folder`.
+    """Fit a head, set its threshold, measure it, and write head and card into a folder.
 
-    `card`: of the detector whose embeddings these are, made as `embedding` says
-    (`detectors.linear_head.embedding_facts`). `train` holds images of `classes` alone; the others
-    may hold any. Raises ConfigError for a class without a training image, and where validation is
-    too small.
+    The head is fitted on `train`, its threshold on `validation`, and it is measured on `validation`
+    and `test`.
+
+    Args:
+        folder: A local folder.
+        recipe: The recipe.
+        card: Card of the detector that computed the embeddings.
+        embedding: Facts that decided the embeddings (`detectors.linear_head.embedding_facts`).
+        splits: The embeddings by split. `train` has images of `classes` only, the others of any
+            class.
+        classes: Names of the classes.
+
+    Raises:
+        ConfigError: A class has no training image, or validation is too small.
     """
     from safetensors.numpy import save_file
 
     config, train, licence = (
         recipe.identify or Identify(),
         splits["train"],
-        export.inherited(recipe, card),
+        export.inherit_licence(recipe, card),
     )
     if missing := [name for name in classes if name not in set(train.names)]:
-        raise ConfigError(f"not one training image of {', '.join(missing)} could be read")
+        raise ConfigError(f"none of the training images of {', '.join(missing)} could be read")
     codes = np.array([classes.index(name) for name in train.names], np.int64)
     fitted = fitting.fit(train.vectors, codes, train.groups, config)
     save_file(
@@ -105,12 +119,12 @@ def make_identifier(
         folder / WEIGHTS,
     )
     title = f"Which of {len(classes)} generators, by embeddings of {card.name}"
-    facts = export.profile_facts(recipe, folder / WEIGHTS, title)
+    facts = export.make_profile_facts(recipe, folder / WEIGHTS, title)
     data = {
         "images": f"{len(train.names):,} of {len(classes)} generators",
         "generators": tuple(classes),
     }
-    notes = [licence.note, _calibration_note(fitted, config)]
+    notes = [licence.note, _make_calibration_note(fitted, config)]
     facts |= {
         "licence": licence.licence,
         "source": f"touchstone train {recipe.name}",
@@ -123,21 +137,21 @@ def make_identifier(
         "head": config.head,
         "scale": fitted.scale,
     }
-    facts["open_set"] = _open_set(folder, facts, config, splits["validation"])
-    head = Identifier(_card(folder, facts))
+    facts["open_set"] = _make_open_set(folder, facts, config, splits["validation"])
+    head = Identifier(_write_card(folder, facts))
     predicted = {
-        name: head.identify(one.vectors) for name, one in splits.items() if name != "train"
+        name: head.identify(split.vectors) for name, split in splits.items() if name != "train"
     }
     figures = {name: measure_split(names, splits[name].names) for name, names in predicted.items()}
     return TrainedIdentifier(
-        _card(folder, facts | {"published": _published(recipe, figures)}),
+        _write_card(folder, facts | {"published": _list_published(recipe, figures)}),
         fitted,
         figures,
         predicted,
     )
 
 
-def _calibration_note(fitted: fitting.FittedIdentifier, config: Identify) -> str:
+def _make_calibration_note(fitted: fitting.FittedIdentifier, config: Identify) -> str:
     if fitted.why_not:
         return f"Its probabilities are not calibrated: {fitted.why_not}."
     prior = (
@@ -148,38 +162,42 @@ def _calibration_note(fitted: fitting.FittedIdentifier, config: Identify) -> str
     return f"Its probabilities are calibrated by one temperature, {fitted.temperature:.3g}, on training images by folds, for {prior}."
 
 
-def _open_set(
+def _make_open_set(
     folder: Path, facts: Mapping[str, Any], config: Identify, validation: LabelledEmbeddings
 ) -> OpenSet | None:
-    """The threshold below which nothing is named, from validation images of known generators; None
-    where every image is to be named.
+    """Return the rule for unknown generators; None if every image is to be named.
+
+    Its threshold is set on validation images of known generators.
     """
     if not config.abstains:
         return None
-    undecided = OpenSet(method=config.open_set, threshold=0.0, abstains=config.abstains, n=1)
-    identifier = Identifier(_card(folder, dict(facts) | {"open_set": undecided}))
-    known = np.isin(np.array(validation.names, object), facts["classes"])
-    vectors = validation.vectors[known]
+    rule = OpenSet(method=config.open_set, threshold=0.0, abstains=config.abstains, n=1)
+    identifier = Identifier(_write_card(folder, dict(facts) | {"open_set": rule}))
+    is_known = np.isin(np.array(validation.names, object), facts["classes"])
+    vectors = validation.vectors[is_known]
     confidence = (
         identifier.confidence(vectors, identifier.logits(vectors))
         if len(vectors)
         else np.empty(0, np.float32)
     )
-    return undecided.model_copy(
-        update={"threshold": fitting.threshold(confidence, config.abstains), "n": len(confidence)}
+    return rule.model_copy(
+        update={
+            "threshold": fitting.find_threshold(confidence, config.abstains),
+            "n": len(confidence),
+        }
     )
 
 
-def _card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
-    """The card of these facts, written and read back."""
+def _write_card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
+    """Write a card with this content and read it back."""
     write_card(folder / CARD, IdentifierCard.model_validate(dict(facts)))
     return load_identifier(folder / CARD)
 
 
-def _published(
+def _list_published(
     recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]
 ) -> tuple[PublishedFigure, ...]:
-    """The chief figures of the test split or, where there is none, of validation."""
+    """Return the main metrics of the test split or, if there is none, of validation."""
     split = "test" if "test" in figures else "validation"
     rows = [(metric, figures[split]["figures"][name]) for name, metric in _PUBLISHED.items()]
     common: dict[str, Any] = {
@@ -254,10 +272,10 @@ def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]
         class_rows.append({"name": row["name"], "n": row["n"], **documents})
     unknown_rows = []
     for name in sorted(set(names[is_unknown])):
-        own = names == name
-        nearest, nearest_n = Counter(best[own]).most_common(1)[0]
-        abstained = _measure_fraction(~is_named[own], "")
-        row = {"name": name, "n": int(own.sum()), "abstained": abstained.to_dict()}
+        is_own = names == name
+        nearest, nearest_n = Counter(best[is_own]).most_common(1)[0]
+        abstained = _measure_fraction(~is_named[is_own], "")
+        row = {"name": name, "n": int(is_own.sum()), "abstained": abstained.to_dict()}
         unknown_rows.append({**row, "nearest": nearest, "nearest_n": nearest_n})
     return {
         "n_known": int(is_known.sum()),
@@ -270,8 +288,8 @@ def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _measure_fraction(hits: npt.NDArray[np.bool_], why: str) -> values.MetricValue:
-    return intervals.proportion(int(hits.sum()), len(hits), why)
+def _measure_fraction(hits: npt.NDArray[np.bool_], reason: str) -> values.MetricValue:
+    return intervals.proportion(int(hits.sum()), len(hits), reason)
 
 
 def _measure_families(
@@ -281,10 +299,10 @@ def _measure_families(
         undefined = values.undefined("every class is a family of its own")
         return {"family_accuracy": undefined, "family_macro_f1": undefined}
     family = dict(zip(predicted.classes, predicted.families, strict=True))
-    measured = measure_identification(
+    metrics = measure_identification(
         [family[name] for name in best], [family[name] for name in truth]
     ).figures
-    return {"family_accuracy": measured["accuracy"], "family_macro_f1": measured["macro_f1"]}
+    return {"family_accuracy": metrics["accuracy"], "family_macro_f1": metrics["macro_f1"]}
 
 
 def _measure_calibration(
@@ -301,9 +319,15 @@ def _measure_calibration(
 
 @dataclass(frozen=True)
 class IdentifierRequest:
-    """What an identifier is made of: the labelled `tables` of each split, what their rows are
-    called, the classes, those that are none for too few images, and the `rows` of each split that
-    are looked at: in the test also reals and fakes of other generators.
+    """The rows that an identifier is fitted, calibrated, and measured on.
+
+    Attributes:
+        tables: The labelled rows by split.
+        named: Their classes by split.
+        classes: Names of the classes.
+        left_out: Classes that were left out because they have too few images, with their numbers.
+        rows: Rows that are used by split. The test split has also real images and fakes of other
+            generators.
     """
 
     tables: Mapping[str, pa.Table]
@@ -316,15 +340,24 @@ class IdentifierRequest:
 def identify(
     job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Compute what embeddings are missing, fit, measure and write; returns the content of
-    `metrics.json`. `claim` is that of `train.json`.
+    """Compute missing embeddings, fit an identifier, measure it, and write it.
 
-    Raises ConfigError for a recipe whose embeddings no `score` would make, for too few images of a
-    class, and for a validation split too small for the share that is to be given up; DetectorError
-    for a detector without embeddings; TouchstoneError where too many images cannot be read.
+    Args:
+        job: The job.
+        findings: The facts about the splits (`Splits.findings`).
+        claim: The content of `train.json`.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ConfigError: `score` could not compute such embeddings, a class has too few images, or
+            validation is too small for the fraction to abstain on.
+        DetectorError: The detector has no embeddings.
+        TouchstoneError: Too many images cannot be read.
     """
     embeddings.require_own_weights(job)
-    began = time.monotonic()
+    started_at = time.monotonic()
     request = select_rows(
         job.config,
         {
@@ -334,31 +367,37 @@ def identify(
         },
     )
     embeddings.compute_embeddings(job, request.rows)
-    made_in = {
+    context = {
         "environment": {**claim["environment"], "workers": job.layout.workers},
         "data": dict(findings),
     }
-    return write_identifier(job.config, job.card, job.out, request, made_in, began)
+    return write_identifier(job.config, job.card, job.out, request, context, started_at)
 
 
 def select_rows(config: TrainConfig, tables: Mapping[str, pa.Table]) -> IdentifierRequest:
-    """Which rows of the splits' labelled tables an identifier is fitted, calibrated and measured
-    on. Raises ConfigError.
+    """Select the rows of the labelled tables that an identifier is fitted and measured on.
+
+    Args:
+        config: The settings.
+        tables: The labelled rows by split.
+
+    Raises:
+        ConfigError: A class has too few images, or the sections of the recipe do not fit the rows.
     """
     section, rows = config.identify or Identify(), dict[str, fitting.ClassAssignments]()
     for split, table in tables.items():
         labels = table["input"].combine_chunks()
-        rows[split] = fitting.named(
+        rows[split] = fitting.assign_classes(
             section, labels.field("label").to_pylist(), labels.field("generator").to_pylist()
         )
-    classes, left_out = fitting.classes_of(section, rows["train"])
-    chosen = {
-        "train": fitting.training_rows(section, rows["train"], classes, config.loop.seed),
-        "validation": rows["validation"].of(classes),
+    classes, left_out = fitting.select_classes(section, rows["train"])
+    selected = {
+        "train": fitting.select_training_rows(section, rows["train"], classes, config.loop.seed),
+        "validation": rows["validation"].select_rows(classes),
     }
     if "test" in rows:
-        chosen["test"] = np.flatnonzero([name is not None for name in rows["test"].names])
-    return IdentifierRequest(tables, rows, classes, left_out, chosen)
+        selected["test"] = np.flatnonzero([name is not None for name in rows["test"].names])
+    return IdentifierRequest(tables, rows, classes, left_out, selected)
 
 
 def write_identifier(
@@ -367,40 +406,52 @@ def write_identifier(
     out: Store,
     request: IdentifierRequest,
     facts: Mapping[str, Any],
-    began: float,
+    started_at: float,
 ) -> dict[str, Any]:
-    """Fit to the embeddings that `out` keeps, and write head, card, names, report and
-    `metrics.json`, whose content is returned. No Ray.
+    """Fit an identifier to stored embeddings, measure it, and write all of its files.
 
-    `facts`: `environment` and `data` of it; `began`: on the monotonic clock.
+    Args:
+        config: The settings.
+        card: Card of the detector that computed the embeddings.
+        out: The directory of the training, which has the embeddings.
+        request: The rows to use.
+        facts: Facts for the document: `environment` and `data`.
+        started_at: Start of the work, on the monotonic clock.
+
+    Returns:
+        The content of `metrics.json`.
     """
-    found = {split: embeddings.kept_embeddings(out, split) for split in request.rows}
+    stored = {split: embeddings.read_embeddings(out, split) for split in request.rows}
     labelled = {}
-    for split, one in found.items():
-        names = [name or fitting.UNKNOWN for name in request.named[split].at(one.rows)]
+    for split, split_embeddings in stored.items():
+        names = [
+            name or fitting.UNKNOWN for name in request.named[split].names_at(split_embeddings.rows)
+        ]
         labelled[split] = LabelledEmbeddings(
-            one.vectors, names, embeddings.groups_of(request.tables[split], one.rows)
+            split_embeddings.vectors,
+            names,
+            embeddings.get_groups(request.tables[split], split_embeddings.rows),
         )
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        made = make_identifier(
+        trained = make_identifier(
             Path(folder),
             config,
             card,
-            embeddings.embedding_of(card, found["train"]),
+            embeddings.describe_embeddings(card, stored["train"]),
             labelled,
             request.classes,
         )
-        for split, predicted in made.predicted.items():
-            rows = request.tables[split].take(pa.array(found[split].rows))
+        for split, predicted in trained.predicted.items():
+            rows = request.tables[split].take(pa.array(stored[split].rows))
             cells = predicted.to_columns([True] * len(rows))
             cells["generator"] = list(labelled[split].names)
             columns = {name: pa.array(cells[name], kind) for name, kind in _COLUMNS.items()}
-            out.write(f"scores/{split}.parquet", export.rows_file(rows, columns))
+            out.write(f"scores/{split}.parquet", export.serialize_rows(rows, columns))
         for name in (WEIGHTS, CARD):
             out.write_file(name, Path(folder) / name)
     section, fitted, counts = (
         config.identify or Identify(),
-        made.fitted,
+        trained.fitted,
         Counter(labelled["train"].names),
     )
     document = IdentifierTraining(
@@ -411,28 +462,30 @@ def write_identifier(
         detector=card.name,
         head=section.head,
         level=section.level,
-        classes={name: counts[name] for name in made.card.classes},
-        families=dict(zip(made.card.classes, made.card.class_families, strict=True)),
+        classes={name: counts[name] for name in trained.card.classes},
+        families=dict(zip(trained.card.classes, trained.card.class_families, strict=True)),
         left_out=request.left_out,
         held_out=section.held_out,
         c=fitted.c,
         log_losses={f"{c:g}": loss for c, loss in fitted.losses.items()},
         temperature=fitted.temperature,
         calibration_note=fitted.why_not,
-        open_set=None if made.card.open_set is None else made.card.open_set.model_dump(mode="json"),
-        validation=NamedSplit.from_dict(made.figures["validation"]),
-        test=NamedSplit.from_dict(made.figures["test"]) if "test" in made.figures else None,
-        recipe=run_directory.recipe_of(config),
+        open_set=None
+        if trained.card.open_set is None
+        else trained.card.open_set.model_dump(mode="json"),
+        validation=NamedSplit.from_dict(trained.figures["validation"]),
+        test=NamedSplit.from_dict(trained.figures["test"]) if "test" in trained.figures else None,
+        recipe=run_directory.extract_recipe(config),
         card={
-            "name": made.card.name,
-            "licence": made.card.licence,
-            "weights": made.card.weights.sha256,
+            "name": trained.card.name,
+            "licence": trained.card.licence,
+            "weights": trained.card.weights.sha256,
         },
-        environment={**facts["environment"], "precision": found["train"].precision},
+        environment={**facts["environment"], "precision": stored["train"].precision},
         data=facts["data"],
-        unreadable=sum(len(rows) - len(found[split]) for split, rows in request.rows.items()),
+        unreadable=sum(len(rows) - len(stored[split]) for split, rows in request.rows.items()),
         unreadable_files=file_notes.name_files(file_notes.write_unreadable(out)),
-        seconds=round(time.monotonic() - began, 2),
+        seconds=round(time.monotonic() - started_at, 2),
     )
     metrics = json.dumps(document.to_dict(), indent=2, ensure_ascii=False)
     content: dict[str, Any] = json.loads(metrics)  # Lists, as any later call returns them.
@@ -441,20 +494,27 @@ def write_identifier(
     return content
 
 
-def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:
-    """The dry run: which classes, by how many images of which split, what is held out. Raises
-    ConfigError as training does.
+def plan_identifier(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:
+    """Return the plan of a dry run: classes, numbers of images by split, and what is held out.
+
+    Args:
+        config: The settings.
+        card: The training card.
+        splits: The splits.
+
+    Raises:
+        ConfigError: As in `identify`.
     """
     tables = {"train": splits.train, "validation": splits.validation} | (
         {"test": splits.test} if splits.test is not None else {}
     )
     section, request = config.identify or Identify(), select_rows(config, tables)
-    counted = {}
+    counts_by_split = {}
     for split, rows in request.rows.items():
-        counts = Counter(name for name in request.named[split].at(rows) if name)
-        known = {name: counts[name] for name in request.classes if counts[name]}
-        others = {name: n for name, n in sorted(counts.items()) if name not in known}
-        counted[split] = {"images": len(rows), "known": known, "others": others}
+        counts = Counter(name for name in request.named[split].names_at(rows) if name)
+        known_counts = {name: counts[name] for name in request.classes if counts[name]}
+        others = {name: n for name, n in sorted(counts.items()) if name not in known_counts}
+        counts_by_split[split] = {"images": len(rows), "known": known_counts, "others": others}
     return {
         "method": config.method,
         "name": config.name,
@@ -465,6 +525,6 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str
         "left_out": request.left_out,
         "held_out": list(section.held_out),
         "open_set": {"method": section.open_set, "abstains": section.abstains},
-        "splits": counted,
+        "splits": counts_by_split,
         "data": dict(splits.findings),
     }

@@ -1,9 +1,8 @@
-"""A training as its processes get it: `TrainingJob`, plain data without a reference to Ray.
-`plan_workers` lays it out.
+"""Describe a training for its processes: `TrainingJob`, plain data without a reference to Ray.
 
-On Ray, the sum of all requests stays below what the cluster has: a request that never fits waits
-without a message. The CPUs of a process are for Ray's books; how many threads it computes with is
-stated separately.
+`plan_workers` divides the machines among the processes. On Ray, the sum of all requests stays below
+what the cluster has, because a request that never fits waits without a message. The CPUs of a
+process are those that Ray accounts for; the number of threads is a separate field.
 """
 
 import math
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 LOADER_CPUS = 0.25
-LEAST_WORKER_CPUS = 0.05
+MIN_WORKER_CPUS = 0.05
 MAX_DECODING_THREADS = 8
 
 
@@ -36,13 +35,13 @@ class TrainingLayout:
     """The processes of a training.
 
     Attributes:
-        workers: Processes that train.
+        workers: Number of processes that train.
         least: Minimum number of workers with which an elastic training continues.
         loaders: Processes that load images for one worker.
         worker_cpus: CPUs that one worker requests from Ray.
         loader_cpus: CPUs that one loader requests from Ray.
         worker_gpus: GPUs of one worker.
-        threads: Threads that one worker computes with.
+        threads: Threads with which one worker computes.
         decoding_threads: Threads that decode images for one worker while it validates.
     """
 
@@ -62,12 +61,12 @@ class TrainingLayout:
 
 
 def plan_workers(
-    wanted: Workers, *, cpus: float, gpus: float, node_cpus: float = math.inf
+    workers: Workers, *, cpus: float, gpus: float, node_cpus: float = math.inf
 ) -> TrainingLayout:
-    """Return the processes for `wanted` on machines with that many CPUs and GPUs.
+    """Return the processes for machines with that many CPUs and GPUs.
 
     Args:
-        wanted: The recipe's section `workers`.
+        workers: The recipe's section `workers`.
         cpus: CPUs of all machines together.
         gpus: GPUs of all machines together.
         node_cpus: CPUs of the largest machine.
@@ -76,39 +75,41 @@ def plan_workers(
         ConfigError: The section contradicts itself.
         ClusterError: The machines are too small.
     """
-    least = wanted.least or wanted.count
-    if least > wanted.count:
+    least = workers.least or workers.count
+    if least > workers.count:
         raise ConfigError(
-            f"workers.least is {least}, more than workers.count, which is {wanted.count}"
+            f"workers.least is {least}, but must not exceed workers.count, which is {workers.count}"
         )
-    worker_gpus = (1.0 if gpus else 0.0) if wanted.gpus is None else wanted.gpus
+    worker_gpus = (1.0 if gpus else 0.0) if workers.gpus is None else workers.gpus
     if worker_gpus * least > gpus:
         raise ClusterError(
-            f"{least} workers with {worker_gpus:g} GPU each, but the cluster has {gpus:g}",
-            hint="--set workers.count=…, or --set cluster.gpus=… for an autoscaler's maximum",
+            f"{least} workers need {worker_gpus:g} GPU each, but the cluster has {gpus:g}",
+            hint="use --set workers.count=…, or --set cluster.gpus=… for an autoscaler's maximum",
         )
-    share = min(cpus / wanted.count, node_cpus)
-    loaders = wanted.loaders or max(1, int(share - 1) if worker_gpus else int(share // 4))
+    cpus_each = min(cpus / workers.count, node_cpus)
+    loaders = workers.loaders or max(1, int(cpus_each - 1) if worker_gpus else int(cpus_each // 4))
     loader_cpus = _round_down(
-        min(1.0, share / 2 / loaders) if worker_gpus else min(LOADER_CPUS, share / 4 / loaders)
+        min(1.0, cpus_each / 2 / loaders)
+        if worker_gpus
+        else min(LOADER_CPUS, cpus_each / 4 / loaders)
     )
-    rest = share - loaders * loader_cpus
-    worker_cpus = _round_down(wanted.cpus or (min(1.0, rest) if worker_gpus else rest))
-    together = wanted.count * (worker_cpus + loaders * loader_cpus)
-    if together > cpus or not LEAST_WORKER_CPUS <= worker_cpus <= node_cpus:
+    remaining = cpus_each - loaders * loader_cpus
+    worker_cpus = _round_down(workers.cpus or (min(1.0, remaining) if worker_gpus else remaining))
+    total_cpus = workers.count * (worker_cpus + loaders * loader_cpus)
+    if total_cpus > cpus or not MIN_WORKER_CPUS <= worker_cpus <= node_cpus:
         raise ClusterError(
-            f"{wanted.count} workers with {worker_cpus:.2g} CPU and {loaders} loaders each do not fit the cluster's {cpus:g} CPUs",
-            hint="--set workers.count=… or workers.cpus=… and workers.loaders=…",
+            f"{workers.count} workers with {worker_cpus:.2g} CPU and {loaders} loaders each do not fit the cluster's {cpus:g} CPUs",
+            hint="use --set workers.count=… or workers.cpus=… and workers.loaders=…",
         )
     return TrainingLayout(
-        workers=wanted.count,
+        workers=workers.count,
         least=least,
         loaders=loaders,
         worker_cpus=worker_cpus,
         loader_cpus=loader_cpus,
         worker_gpus=worker_gpus,
-        threads=max(1, int(share) - (0 if worker_gpus else loaders)),
-        decoding_threads=max(1, min(MAX_DECODING_THREADS, int(share / 4))),
+        threads=max(1, int(cpus_each) - (0 if worker_gpus else loaders)),
+        decoding_threads=max(1, min(MAX_DECODING_THREADS, int(cpus_each / 4))),
     )
 
 
@@ -119,7 +120,7 @@ def _round_down(cpus: float) -> float:
 
 @dataclass(frozen=True)
 class CaptionData:
-    """What a describer learns from.
+    """The data that a describer learns from.
 
     Attributes:
         plan: Its network, a `DescriberPlan`.
@@ -135,22 +136,22 @@ class CaptionData:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained, from what, and where.
+    """A training: its recipe, its data, and its processes.
 
     Attributes:
-        config: The recipe, and where it runs.
-        card: The card of what is trained.
+        config: The recipe and the processes.
+        card: The training card.
         out: The directory of the training.
         layout: The processes.
         total_steps: Number of steps.
         milestones: Steps after which the network is validated, the last step included.
         tables: The labelled rows of `train`, `validation`, and, if there is one, `test`.
         order: The rows of each step.
-        on_ray: Whether the processes are those of a Ray cluster. Otherwise one process does
+        is_on_ray: Whether the processes are those of a Ray cluster. Otherwise one process does
             everything, or those of torchrun do.
-        captions: What a describer learns from.
-        statistics: What openfake-v1 matches fakes to.
-        mirror: Where other machines find the weights that training begins with.
+        captions: The data that a describer learns from. None for other methods.
+        statistics: Statistics of real images for openfake-v1. None for other policies.
+        mirror: URL of the initial weights for other machines. None if they do not need one.
         guard: The web servers that may be asked for images.
     """
 
@@ -162,16 +163,14 @@ class TrainingJob:
     milestones: frozenset[int]
     tables: "Mapping[str, pa.Table]"
     order: "SampleOrder"
-    on_ray: bool = False
+    is_on_ray: bool = False
     captions: CaptionData | None = None
     statistics: "RealStatistics | None" = None
     mirror: str | None = None
     guard: Guard = field(default_factory=Guard)
 
-    def settle_process(self) -> None:
-        """Prepare a process for the job: weights come from the mirror, and on a CPU torch computes
-        with the layout's number of threads.
-        """
+    def prepare_process(self) -> None:
+        """Prepare a process for the job: set the mirror of weights and, on a CPU, the threads."""
         import torch
 
         if self.mirror is not None:
@@ -184,21 +183,21 @@ class TrainingJob:
         return self.tables[split]
 
     @property
-    def wants_masks(self) -> bool:
+    def has_masks(self) -> bool:
         """Whether the loss, and so every batch, has masks."""
         return self.config.loss.name == "maskclip"
 
     @property
     def is_validated(self) -> bool:
-        """Whether validations choose among the checkpoints. Those of a describer are not compared."""
+        """Whether validations choose among the checkpoints, as for all methods but `describe`."""
         return self.config.method != "describe"
 
     @property
     def has_vectors(self) -> bool:
-        """Whether steps are made of stored embeddings instead of images."""
+        """Whether steps consist of stored embeddings instead of images."""
         return self.captions is not None and self.captions.vectors is not None
 
     def is_due(self, step: int) -> bool:
-        """Return whether a checkpoint is to be written after so many steps."""
+        """Return whether a checkpoint has to be written after a step."""
         every = self.config.faults.checkpoint_every
         return step in self.milestones or (every is not None and step % every == 0)

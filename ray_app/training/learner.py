@@ -1,10 +1,11 @@
-"""The training loop's step: `Learner` takes batches and improves a network, alone, under DDP or
-under FSDP2 (`distribute`).
+"""Make the steps of the training loop: `Learner` improves a network by batches.
 
-What is minimised is said by its two kinds: `detector.DetectorLearner` and
-`captioner.CaptionLearner`. Gradients are averaged over the processes. Batch normalisation is each
-process's own, and the running means and variances that are saved are rank 0's: a network with such
-norms learns a little differently in another number of processes; one without learns the same.
+It runs alone, under DDP, or under FSDP2 (`distribute`). The subclasses `detector.DetectorLearner`
+and `captioner.CaptionLearner` define the loss.
+
+Gradients are averaged over the processes. Batch normalisation is computed by each process alone,
+and the saved running means and variances are those of rank 0. So a network with such norms learns
+slightly differently if the number of processes changes; a network without them learns the same.
 """
 
 import json
@@ -32,76 +33,90 @@ from ray_app.training.config import Optimiser, Recipe, Schedule
 Batch = Mapping[str, npt.NDArray[Any]]
 Strategy = Literal["ddp", "fsdp2"]
 WEIGHTS, OPTIMISER, POSITION = "model.safetensors", "optimiser.pt", "position.json"
-_DROPOUT = 7  # names the stream of chance, beside those of order and augmentation
+_DROPOUT = 7  # Random stream of dropout, apart from those of order and augmentation.
 _STACKS = (nn.ModuleList, nn.Sequential)
 
 
 def make_optimiser(config: Optimiser, network: nn.Module) -> torch.optim.Optimizer:
-    """Over all parameters with `requires_grad`. With `decays: matrices`, weight decay spares
-    one-dimensional tensors, as timm does.
-    """
-    groups = parameter_groups(network, config.weight_decay, config.decays == "matrices")
+    """Return the optimiser of all parameters with `requires_grad`."""
+    groups = make_parameter_groups(network, config.weight_decay, config.decays == "matrices")
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.rate, momentum=config.momentum)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.rate, betas=config.betas, eps=config.eps)
 
 
-def parameter_groups(
+def make_parameter_groups(
     network: nn.Module, weight_decay: float, spare: bool
 ) -> list[dict[str, object]]:
-    """What learns, in groups of equal weight decay; `spare`: none on biases, norms and all else of
-    one dimension or less.
+    """Return the parameters that learn, in groups of equal weight decay.
+
+    Args:
+        network: The network.
+        weight_decay: The weight decay.
+        spare: Exempt parameters of one dimension or less, such as biases and norms, as timm does.
     """
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not spare or not weight_decay:
         return [{"params": learning, "weight_decay": weight_decay}]
     matrices = [parameter for parameter in learning if parameter.ndim > 1]
-    rest = [parameter for parameter in learning if parameter.ndim <= 1]
+    vectors = [parameter for parameter in learning if parameter.ndim <= 1]
     return [
         {"params": part, "weight_decay": decay}
-        for part, decay in ((matrices, weight_decay), (rest, 0.0))
+        for part, decay in ((matrices, weight_decay), (vectors, 0.0))
         if part
     ]
 
 
 class BatchLoss(NamedTuple):
-    """`total`: what gradients start from. `parts`: its terms by name, detached, the same names for
-    every batch.
+    """The loss of a batch.
+
+    Attributes:
+        total: The tensor that the gradients start from.
+        parts: Detached terms of the loss by name. The names are equal for every batch.
     """
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
 
 
-def rate_at(schedule: Schedule, rate: float, step: int, total: int) -> float:
-    """The learning rate of step `step`, counted from 0, of `total`; the formula stands at
-    `Schedule`. After the last step: the floor.
+def compute_rate(schedule: Schedule, rate: float, step: int, total: int) -> float:
+    """Return the learning rate of a step by the formula of `Schedule`.
+
+    Args:
+        schedule: The schedule.
+        rate: The rate after the warm-up.
+        step: Number of the step, from 0. After the last step the rate stays at its floor.
+        total: Number of all steps.
     """
-    warmup = warmup_steps(schedule, total)
+    warmup = count_warmup_steps(schedule, total)
     if step < warmup:
         return rate * (step + 1) / warmup
-    passed = min((step - warmup) / (total - warmup), 1.0) if total > warmup else 1.0
-    return rate * (schedule.floor + (1 - schedule.floor) * _left(schedule.shape, passed))
+    progress = min((step - warmup) / (total - warmup), 1.0) if total > warmup else 1.0
+    return rate * (schedule.floor + (1 - schedule.floor) * _decay_factor(schedule.shape, progress))
 
 
-def warmup_steps(schedule: Schedule, total: int) -> int:
-    """How many steps the rate rises: `warmup` itself from 1 on, below 1 that share of all, rounded."""
+def count_warmup_steps(schedule: Schedule, total: int) -> int:
+    """Return the number of warm-up steps; `warmup` below 1 is a fraction of all steps, rounded."""
     return round(schedule.warmup if schedule.warmup >= 1 else schedule.warmup * total)
 
 
-def _left(shape: str, passed: float) -> float:
+def _decay_factor(shape: str, progress: float) -> float:
     if shape == "linear":
-        return 1 - passed
-    return (1 + math.cos(math.pi * passed)) / 2 if shape == "cosine" else 1.0
+        return 1 - progress
+    return (1 + math.cos(math.pi * progress)) / 2 if shape == "cosine" else 1.0
 
 
-class StepFigures(NamedTuple):
-    """What one step says of itself, the same in every process.
+class StepMetrics(NamedTuple):
+    """The metrics of one step, equal in every process.
 
-    `step`: its number, from 0. `loss` and its `parts`: means over the whole batch, in which
-    unusable images count as zero. `gradient_norm`: before clipping. `unusable`: images of the whole
-    batch that could not be read.
+    Attributes:
+        step: Number of the step, from 0.
+        loss: Mean loss of the whole batch, in which unusable images count as zero.
+        parts: Means of the terms of the loss.
+        rate: Learning rate.
+        gradient_norm: Norm of the gradients before clipping.
+        unusable: Images of the whole batch that could not be read.
     """
 
     step: int
@@ -113,15 +128,19 @@ class StepFigures(NamedTuple):
 
 
 class Learner:
-    """A network that learns from a recipe, on one device, alone or as one of `world` processes.
+    """A network that learns from a recipe on one device, alone or as one of `world` processes.
 
-    `network`: as it learns, without wrappers; if it `is_divided`, its parameters are this process's
-    parts (FSDP2).
-    `step_number`: steps done, which is also the position in the data. `precision`: what the
-    recipe's means on this device. All that happens depends on recipe, batches and (seed, step,
-    rank): a training that is saved, loaded elsewhere and continued gives the same weights as one
-    that never stopped; with dropout or norms of batches, by as many processes. Dropout draws from
+    Everything depends only on the recipe, the batches, and (seed, step, rank). A training that is
+    saved, loaded elsewhere, and continued gives the same weights as one that never stopped. With
+    dropout or batch normalisation, this holds for the same number of processes. Dropout draws from
     torch's global generator, which every step seeds.
+
+    Attributes:
+        network: The network that learns, without wrappers. If `is_divided`, its parameters are the
+            parts of this process (FSDP2).
+        step_number: Number of finished steps, which is also the position in the data.
+        precision: The precision that the recipe's setting means on this device.
+        is_divided: Whether the processes divide the network among them.
     """
 
     def __init__(
@@ -136,8 +155,18 @@ class Learner:
         called: nn.Module | None = None,
         strategy: Strategy = "ddp",
     ) -> None:
-        """`network`: on its device already; `called`: a module around it whose `forward` is called
-        in its place.
+        """Prepare the network and its optimiser.
+
+        Args:
+            recipe: The recipe.
+            network: The network, already on its device.
+            device: The device.
+            precision: The precision.
+            total_steps: Number of all steps.
+            rank: Rank of this process.
+            called: A module around the network whose `forward` is called instead. None calls the
+                network.
+            strategy: How processes train together.
         """
         self.recipe, self.network, self.device, self.precision = recipe, network, device, precision
         self.total_steps, self.rank, self.world, self.step_number = (
@@ -152,42 +181,50 @@ class Learner:
         self._model = distribute(called or network, strategy, device)
         self.optimiser = make_optimiser(recipe.optimiser, network)
 
-    def prepared(self, batch: Batch) -> tuple[Batch, int]:
-        """This process's share of a batch as `answer` and `loss` read it, and the count that its
-        loss is a mean over.
-        """
+    def prepare(self, batch: Batch) -> tuple[Batch, int]:
+        """Return a batch as `answer` and `loss` read it, and the number that divides its loss."""
         return batch, len(batch["usable"])
 
     def answer(self, part: Batch) -> Any:
-        """What the network says of a part of the share."""
+        """Return the network's output for a part of the batch."""
         raise NotImplementedError
 
     def loss(self, answer: Any, part: Batch, count: int) -> BatchLoss:
-        """The part's sum divided by `count`: the losses of all parts add up to that of the share.
-        What is not usable weighs zero.
+        """Return the loss of a part of the batch.
+
+        The losses of all parts add up to the loss of this process's batch. Unusable images weigh
+        zero.
+
+        Args:
+            answer: The output of `answer`.
+            part: The part of the batch.
+            count: The number that the sum is divided by.
         """
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The whole network and its optimiser's state, as a checkpoint holds them. Every process
-        calls it.
-        """
+        """Return the whole network and its optimiser's state. Every process calls it."""
         raise NotImplementedError
 
     def restore(self, folder: Path) -> None:
-        """Take up what `state` gave, from a checkpoint's folder. Every process calls it. Raises
-        DetectorError for another network's.
+        """Load the state of a checkpoint's folder. Every process calls it.
+
+        Raises:
+            DetectorError: The checkpoint is of another network.
         """
         raise NotImplementedError
 
-    def step(self, batch: Batch) -> StepFigures:
-        """Learn from this process's equal share of a batch. Every process calls it.
+    def step(self, batch: Batch) -> StepMetrics:
+        """Learn from this process's equal part of a batch. Every process calls it.
 
-        Raises TouchstoneError where loss or gradients are no numbers; the weights are then still
-        those of the step before.
+        Raises:
+            TouchstoneError: The loss or the gradients are not finite. The weights are then those of
+                the step before.
         """
         step = self.step_number
-        rate = rate_at(self.recipe.schedule, self.recipe.optimiser.rate, step, self.total_steps)
+        rate = compute_rate(
+            self.recipe.schedule, self.recipe.optimiser.rate, step, self.total_steps
+        )
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         torch.manual_seed(
@@ -198,36 +235,40 @@ class Learner:
             )
         )
         self.optimiser.zero_grad(set_to_none=True)
-        parts = self._way_back(batch)
+        parts = self._compute_gradients(batch)
         parts["unusable"] = torch.tensor(
             float(np.count_nonzero(~batch["usable"])), device=self.device
         )
-        norm = _whole(
+        norm = _gather_tensor(
             get_total_norm(
-                [parameter.grad for parameter in self._learning() if parameter.grad is not None]
+                [
+                    parameter.grad
+                    for parameter in self._parameters_with_gradient()
+                    if parameter.grad is not None
+                ]
             )
         )
         values = dict(
-            zip(parts, _averaged(torch.stack(list(parts.values())).float()).tolist(), strict=True)
+            zip(parts, _average(torch.stack(list(parts.values())).float()).tolist(), strict=True)
         )
         loss, unusable = values.pop("loss"), round(values.pop("unusable") * self.world)
-        figures = StepFigures(step, loss, values, rate, norm.item(), unusable)
-        _require_finite(figures)
+        metrics = StepMetrics(step, loss, values, rate, norm.item(), unusable)
+        _require_finite(metrics)
         if self.recipe.loop.clip is not None:
-            clip_grads_with_norm_(self._learning(), self.recipe.loop.clip, norm)
+            clip_grads_with_norm_(self._parameters_with_gradient(), self.recipe.loop.clip, norm)
         self.optimiser.step()
         self.step_number += 1
-        return figures
+        return metrics
 
-    def _way_back(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Gradients of this process's share, in micro-batches; its loss and the loss's parts."""
-        prepared, count = self.prepared(batch)
-        share = len(batch["usable"])
-        starts = range(0, share, self.recipe.loop.micro_batch or share)
+    def _compute_gradients(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Compute the gradients of a batch in micro-batches, and return its loss with the terms."""
+        prepared, count = self.prepare(batch)
+        size = len(batch["usable"])
+        starts = range(0, size, self.recipe.loop.micro_batch or size)
         totals: dict[str, torch.Tensor] = {}
         for start in starts:
             part = {name: values[start : start + starts.step] for name, values in prepared.items()}
-            with self._own_gradients(alone=start != starts[-1]):
+            with self._synchronise_gradients(alone=start != starts[-1]):
                 with autocast(self.device, self.precision):
                     answer = self.answer(part)
                 loss = self.loss(answer, part, count)
@@ -237,10 +278,8 @@ class Learner:
         return totals
 
     @contextmanager
-    def _own_gradients(self, alone: bool) -> Iterator[None]:
-        """While `alone`, gradients add up in this process; otherwise the way back averages all that
-        has added up over the processes.
-        """
+    def _synchronise_gradients(self, alone: bool) -> Iterator[None]:
+        """Keep gradients in this process if `alone`, otherwise average their sum over processes."""
         model: Any = self._model
         if self.is_divided:
             model.set_requires_gradient_sync(not alone)
@@ -250,16 +289,18 @@ class Learner:
             return
         yield
 
-    def _learning(self) -> list[nn.Parameter]:
+    def _parameters_with_gradient(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.network.parameters() if parameter.grad is not None]
 
     def save(self, folder: Path) -> None:
-        """Write everything that going on needs to an existing folder. Every process calls it; rank
-        0 writes, when all have answered.
+        """Write a checkpoint to an existing folder. Every process calls it; rank 0 writes.
 
-        `model.safetensors`: the whole network as it learns, with its adapters and norms, under
-        plain names; `optimiser.pt`; `position.json`. Neither strategy nor number of processes is in
-        them. Raises StorageError.
+        The files are `model.safetensors`, the whole network as it learns with its adapters and
+        norms under plain names, `optimiser.pt`, and `position.json`. They depend on neither the
+        strategy nor the number of processes.
+
+        Raises:
+            StorageError: A file cannot be written.
         """
         weights, optimiser = self.state()
         if self.rank != 0:
@@ -269,88 +310,97 @@ class Learner:
             state = {name: _contiguous(values) for name, values in optimiser["state"].items()}
             torch.save({**optimiser, "state": state}, folder / OPTIMISER)
             (folder / POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")
-        # the latter two are how torch and safetensors say that a disk is full
+        # torch raises RuntimeError and safetensors SafetensorError if a disk is full.
         except (OSError, RuntimeError, SafetensorError) as error:
             raise StorageError(
-                f"{folder}: the checkpoint of step {self.step_number} cannot be written: {describe_error(error)}"
+                f"{folder}: cannot write the checkpoint of step {self.step_number}: {describe_error(error)}"
             ) from error
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, by any strategy and number of processes. Every process
-        calls it with a folder of its own. Raises DetectorError if it is of another network.
+        """Continue from a checkpoint of any strategy and number of processes.
+
+        Every process calls this method with a folder of its own.
+
+        Raises:
+            DetectorError: The checkpoint is of another network.
         """
         self.restore(folder)
         self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
 
 
 def _contiguous(values: dict[str, Any]) -> dict[str, Any]:
-    """Tensors in the order of their indices: rank 0 hands out bare memory when they are loaded, and
-    others would take it in that order.
-    """
+    """Make tensors contiguous: when they are loaded, rank 0 sends plain memory in index order."""
     return {
         name: value.contiguous() if isinstance(value, torch.Tensor) else value
         for name, value in values.items()
     }
 
 
-def _require_finite(figures: StepFigures) -> None:
-    """Raise TouchstoneError where a step's loss or gradients are no numbers."""
-    if math.isfinite(figures.loss) and math.isfinite(figures.gradient_norm):
+def _require_finite(metrics: StepMetrics) -> None:
+    """Raise TouchstoneError if the loss or the gradient norm of a step is not finite."""
+    if math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm):
         return
-    parts = ", ".join(f"{name} {value:g}" for name, value in figures.parts.items())
+    parts = ", ".join(f"{name} {value:g}" for name, value in metrics.parts.items())
     raise TouchstoneError(
-        f"step {figures.step}: training diverged: loss {figures.loss:g} ({parts}), gradient norm {figures.gradient_norm:g}",
+        f"step {metrics.step}: training diverged: loss {metrics.loss:g} ({parts}), gradient norm {metrics.gradient_norm:g}",
         hint="lower optimiser.rate, set loop.clip, lengthen schedule.warmup, or set loop.precision to fp32",
     )
 
 
 def world_size() -> int:
-    """How many processes train together; 1 where no process group was begun."""
+    """Return the number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def distribute(network: nn.Module, strategy: Strategy, device: str) -> nn.Module:
-    """What to call in place of `network`, which is on `device` already; the network itself where
-    one process trains alone.
+    """Return the module to call instead of `network`, which is the network itself in one process.
+
+    Args:
+        network: The network, already on its device.
+        strategy: `ddp` or `fsdp2`.
+        device: The device.
     """
     if world_size() == 1:
         return network
-    place = torch.device(device)
+    torch_device = torch.device(device)
     if strategy == "ddp":
         return DistributedDataParallel(
             network,
-            device_ids=[place] if place.type == "cuda" else None,
+            device_ids=[torch_device] if torch_device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
-    # A second, which others need not pay.
+    # The import takes a second, which only FSDP2 needs.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(place.type, (world_size(),))
-    # A single number cannot be cut; one that does not learn, as CLIP's scale, may be whole
-    # everywhere.
-    single = {
+    mesh = init_device_mesh(torch_device.type, (world_size(),))
+    # A scalar cannot be divided. If it does not learn, as CLIP's scale, every process keeps it.
+    scalars = {
         parameter
         for parameter in network.parameters()
         if parameter.ndim == 0 and not parameter.requires_grad
     }
-    for block in [*blocks(network), network]:
-        fully_shard(block, mesh=mesh, ignored_params=single)
+    for block in [*find_blocks(network), network]:
+        fully_shard(block, mesh=mesh, ignored_params=scalars)
     return network
 
 
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """What is gathered and freed piece by piece: the members of every stack of like modules, such
-    as a transformer's; inner ones first.
+def find_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the modules that FSDP2 gathers and frees one by one, inner modules first.
+
+    They are the members of every stack of modules of one type, such as a transformer's blocks.
     """
     modules = list(network.modules())
     members = {
-        block for stack in modules if isinstance(stack, _STACKS) for block in _alike(list(stack))
+        block
+        for stack in modules
+        if isinstance(stack, _STACKS)
+        for block in _find_like_modules(list(stack))
     }
     return [module for module in reversed(modules) if module in members]
 
 
-def _alike(stack: list[nn.Module]) -> list[nn.Module]:
+def _find_like_modules(stack: list[nn.Module]) -> list[nn.Module]:
     kinds = Counter(type(module) for module in stack)
     return [
         module
@@ -359,14 +409,14 @@ def _alike(stack: list[nn.Module]) -> list[nn.Module]:
     ]
 
 
-def _averaged(values: torch.Tensor) -> torch.Tensor:
-    """The mean over all processes of a tensor that each has."""
+def _average(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a tensor over all processes."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values / world_size()
 
 
-def _whole(tensor: Any) -> torch.Tensor:
-    """A tensor that may be spread over processes, in one piece."""
+def _gather_tensor(tensor: Any) -> torch.Tensor:
+    """Return a tensor that may be divided among processes in one piece."""
     gathered: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered

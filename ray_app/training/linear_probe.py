@@ -1,6 +1,4 @@
-"""The method `linear-probe`: a head on embeddings of the training images, as a checkpoint like that
-of any training.
-"""
+"""Fit a head on embeddings by the method `linear-probe`, stored as a checkpoint like any other."""
 
 import json
 import tempfile
@@ -26,8 +24,7 @@ if TYPE_CHECKING:
 
 
 def probe(job: TrainingJob) -> None:
-    """Compute what embeddings are missing, fit the head, and keep network and head as the one
-    checkpoint.
+    """Compute missing embeddings, fit the head, and store it with its network as a checkpoint.
 
     Raises:
         ConfigError: The card has no head on features, or a class has too few images.
@@ -35,45 +32,43 @@ def probe(job: TrainingJob) -> None:
     """
     if job.card.family not in HEADS:
         raise ConfigError(
-            f"{job.card.name}: a linear probe is for cards of the families {' and '.join(HEADS)}",
-            hint="method: fine-tune",
+            f"{job.card.name}: a linear probe needs a card of the families {' and '.join(HEADS)}",
+            hint="set method: fine-tune",
         )
-    embeddings.compute_embeddings(job, {"train": None}, make=frozen_detector)
-    found = embeddings.kept_embeddings(job.out, "train")
-    require_enough(found.labels)
+    embeddings.compute_embeddings(job, {"train": None}, load_detector=load_frozen_detector)
+    embedded = embeddings.read_embeddings(job.out, "train")
+    require_enough(embedded.labels)
     rows = job.rows("train")
-    generators = [name or "" for name in embeddings.column_of(rows, found.rows, "generator")]
-    weights = even_weights(found.labels, generators, job.config.sampling.generators)
-    head = fit_head(found.vectors, found.labels, weights=weights)
-    groups = embeddings.groups_of(rows, found.rows)
-    aucs = cross_validate_auc(found.vectors, found.labels, groups=groups, weights=weights)
-    facts = {"images": len(found), "cross_validated_auc": aucs}
+    generators = [
+        name or "" for name in embeddings.get_label_column(rows, embedded.rows, "generator")
+    ]
+    weights = even_weights(embedded.labels, generators, job.config.sampling.generators)
+    head = fit_head(embedded.vectors, embedded.labels, weights=weights)
+    groups = embeddings.get_groups(rows, embedded.rows)
+    aucs = cross_validate_auc(embedded.vectors, embedded.labels, groups=groups, weights=weights)
+    facts = {"images": len(embedded), "cross_validated_auc": aucs}
     job.out.write(export.PROBE, json.dumps(facts).encode())
-    _keep(job, head.as_log_odds())
+    _store(job, head.as_log_odds())
 
 
-def frozen_detector(job: TrainingJob) -> "Detector":
-    """The network as training would begin with it: its backbone is that of the recipe, its head
-    need not exist.
-    """
-    network = networks.network_for(job.config, job.card).eval().requires_grad_(False)
-    return validate.detector_for(job.card, network, device=job.layout.device)
+def load_frozen_detector(job: TrainingJob) -> "Detector":
+    """Load the network as training starts, with the recipe's backbone and an untrained head."""
+    network = networks.build_training_network(job.config, job.card).eval().requires_grad_(False)
+    return validate.build_detector(job.card, network, device=job.layout.device)
 
 
-def _keep(job: TrainingJob, head: LogOddsHead) -> None:
-    """Keep the network with its fitted head as a checkpoint of the run, as `Learner.save` names the
-    file.
-    """
+def _store(job: TrainingJob, head: LogOddsHead) -> None:
+    """Store the network with its fitted head as a checkpoint, in the files of `Learner.save`."""
     from safetensors.torch import save_file
 
-    network: Any = networks.network_for(job.config, job.card)
+    network: Any = networks.build_training_network(job.config, job.card)
     weight, bias = torch.from_numpy(head.weight), torch.tensor([head.bias])
     output = job.card.output
     with torch.no_grad():
         if output.sign is not None:
             network.fc.weight.copy_(output.sign * weight)
             network.fc.bias.copy_(output.sign * bias)
-        else:  # two logits, whose difference is the score
+        else:  # The difference of two logits is the score.
             fake = output.index_among(output.labels)
             for index, side in ((fake, 0.5), (1 - fake, -0.5)):
                 network.fc.weight[index].copy_(side * weight[0])
@@ -84,5 +79,5 @@ def _keep(job: TrainingJob, head: LogOddsHead) -> None:
             Path(folder) / learner.WEIGHTS,
         )
         checkpoints.save_checkpoint(
-            job.out, Path(folder), checkpoints.new_name(job.total_steps), finished=True
+            job.out, Path(folder), checkpoints.make_checkpoint_name(job.total_steps), finished=True
         )

@@ -1,8 +1,7 @@
-"""Rows of a labelled table → batches of arrays, read, decoded, augmented and resized:
-`BatchLoader`.
+"""Turn rows of a labelled table into batches of arrays: `BatchLoader`.
 
-What is in a batch follows from the rows, their positions and the seed alone, whichever process
-makes it, in whatever order.
+Images are read, decoded, augmented, and resized. A batch depends only on the rows, their positions,
+and the seed, and not on the process that makes it or on the order of batches.
 """
 
 import hashlib
@@ -30,10 +29,10 @@ from ray_app.transforms.policy import Policy
 
 Batch = dict[str, npt.NDArray[Any]]
 
-_AUGMENTATION, _STATISTICS = 6, 7  # apart from what else is drawn from the same seed
+_AUGMENTATION, _STATISTICS = 6, 7  # Random streams, apart from others of the same seed.
 _AT_ONCE = 64
 RUN_BYTES, MAX_RUN = 2**25, 8
-_NEEDED = (
+_COLUMNS = (
     "image_id",
     "uri",
     "member",
@@ -49,10 +48,14 @@ _NEEDED = (
 
 
 class TrainingSample(NamedTuple):
-    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1,
-    where they are requested.
+    """One image ready for the network.
 
-    `coverage`: how much of the stored mask of a fake is altered.
+    Attributes:
+        image: Pixels (H, W, 3).
+        label: 1 for fake, 0 for real.
+        mask: The altered pixels (H, W) as 1. None without masks.
+        edge: The edge of the mask (H, W) as 1. None without masks.
+        coverage: How much of the stored mask of a fake is altered.
     """
 
     image: Pixels
@@ -63,11 +66,19 @@ class TrainingSample(NamedTuple):
 
 
 class BatchLoader:
-    """Makes batches from `rows`, a labelled table that is only looked into: slices of it are all
-    that is ever copied.
+    """Makes batches from the rows of a labelled table. Each process has its own loader.
 
-    `policy` null leaves images as they are, as for validation. With `masks`, batches have masks and
-    edges too. One per process.
+    Args:
+        rows: The labelled table. The loader copies only slices of it.
+        preprocessing: How images are prepared.
+        policy: The augmentation. None leaves images as they are, as for validation.
+        seed: Seed of the augmentation.
+        masks: Whether batches have masks and edges.
+        limits: Limits of images.
+        fetcher: Reads files. None for a new one.
+
+    Raises:
+        ConfigError: The preprocessing cannot resize masks.
     """
 
     def __init__(
@@ -83,10 +94,10 @@ class BatchLoader:
     ) -> None:
         if masks and preprocessing.resize.mode not in ("none", "squash"):
             raise ConfigError(
-                f"masks are not brought to a size by resize mode {preprocessing.resize.mode}",
-                hint="take squash, or none",
+                f"resize mode {preprocessing.resize.mode} cannot resize masks",
+                hint="use squash, or none",
             )
-        self.rows = rows.select([name for name in _NEEDED if name in rows.schema.names])
+        self.rows = rows.select([name for name in _COLUMNS if name in rows.schema.names])
         self._batches = self.rows.to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
         self._preprocessing, self._policy, self._seed, self._limits = (
@@ -104,41 +115,53 @@ class BatchLoader:
         rows: Sequence[int] | sampling.Positions,
         positions: Sequence[int] | sampling.Positions,
     ) -> Batch:
-        """The batch of B rows, each augmented by the chance of its position; equal positions of one
-        row give equal images.
+        """Load a batch of B rows, each augmented by the random stream of its position.
 
-        `image` (B, H, W, 3) uint8 RGB · `label` (B,) int64, 1 = fake · `usable` (B,) bool · `row`,
-        `image_id`, `group` (B,) int64, equal where the group is · `detail` (B,) text · with masks
-        `mask` and `edge` (B, H, W) uint8 of 0 and 1, and `coverage` (B,) text of the masks as they
-        are stored. An image that cannot be read is black, not usable, and its detail says "status:
-        why". Raises ConfigError where images come out in several sizes, StorageError where the
-        network takes any size and not one image could be read.
+        Equal positions of one row give equal images. An image that cannot be read is black and not
+        usable, and its detail is "status: why".
+
+        Args:
+            rows: Row numbers (B,).
+            positions: Positions (B,) in the whole training.
+
+        Returns:
+            `image` (B, H, W, 3) uint8 RGB, `label` (B,) int64 with 1 for fake, `usable` (B,) bool,
+            `row`, `image_id`, and `group` (B,) int64, `detail` (B,) text. With masks also `mask`
+            and `edge` (B, H, W) uint8 of 0 and 1, and `coverage` (B,) text of the stored masks.
+
+        Raises:
+            ConfigError: The images come out in several sizes.
+            StorageError: The network takes any size and no image could be read.
         """
-        members = self._taken(rows)
-        by_slot = dict(self._made_of(members, positions))
-        made = [by_slot[slot] for slot in range(len(members))]
+        members = self._take_members(rows)
+        by_slot = dict(self._iter_members(members, positions))
+        samples = [by_slot[slot] for slot in range(len(members))]
         batch: Batch = {
-            "image": _stacked(made, "image", (*self._size(made), 3)),
+            "image": _stack(samples, "image", (*self._common_size(samples), 3)),
             "label": np.array(
                 [
-                    one.label if isinstance(one, TrainingSample) else _label(member)
-                    for one, member in zip(made, members, strict=True)
+                    sample.label if isinstance(sample, TrainingSample) else _encode_label(member)
+                    for sample, member in zip(samples, members, strict=True)
                 ]
             ),
-            "usable": np.array([isinstance(one, TrainingSample) for one in made]),
+            "usable": np.array([isinstance(sample, TrainingSample) for sample in samples]),
             "row": np.asarray(rows, np.int64),
             "image_id": np.array([member.image_id for member in members], np.int64),
-            "group": np.array([_group(member) for member in members], np.int64),
+            "group": np.array([_hash_group(member) for member in members], np.int64),
             "detail": np.array(
-                ["" if isinstance(one, TrainingSample) else str(one) for one in made], np.str_
+                ["" if isinstance(sample, TrainingSample) else str(sample) for sample in samples],
+                np.str_,
             ),
         }
         if self._masks is not None:
             batch |= {
-                name: _stacked(made, name, batch["image"].shape[1:3]) for name in ("mask", "edge")
+                name: _stack(samples, name, batch["image"].shape[1:3]) for name in ("mask", "edge")
             }
             batch["coverage"] = np.array(
-                [one.coverage if isinstance(one, TrainingSample) else "part" for one in made],
+                [
+                    sample.coverage if isinstance(sample, TrainingSample) else "part"
+                    for sample in samples
+                ],
                 np.str_,
             )
         return batch
@@ -146,71 +169,86 @@ class BatchLoader:
     def load_steps(
         self, order: sampling.SampleOrder, steps: Sequence[int], rank: int = 0, world: int = 1
     ) -> Batch:
-        """What one of `world` workers sees in these steps of an order of the same rows, one after
-        another in one batch.
+        """Load the images of one worker for several steps as one batch.
 
-        What lies together in a container is then read together. See `load` and `SampleOrder.share`.
+        Images that are neighbours in a container are then read together. See `load` and
+        `SampleOrder.shard`.
+
+        Args:
+            order: The order of the rows.
+            steps: Numbers of the steps.
+            rank: Rank of the worker.
+            world: Number of workers.
         """
-        shares = [order.share(step, rank, world) for step in steps]
+        shares = [order.shard(step, rank, world) for step in steps]
         rows, positions = (np.concatenate(parts) for parts in zip(*shares, strict=True))
         return self.load(rows, positions)
 
-    def made(
+    def iter_samples(
         self,
         rows: Sequence[int] | sampling.Positions,
         positions: Sequence[int] | sampling.Positions,
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
-        """The same images one by one, of whatever sizes: each slot, and what is ready for the
-        network or why there is nothing.
-        """
-        return self._made_of(self._taken(rows), positions)
+        """Yield each slot with its sample, of any size, or with the error that prevented it.
 
-    def images(
+        Args:
+            rows: Row numbers (B,).
+            positions: Positions (B,) in the whole training.
+        """
+        return self._iter_members(self._take_members(rows), positions)
+
+    def iter_images(
         self, rows: Sequence[int] | sampling.Positions
     ) -> Iterator[tuple[int, Image.Image | InputError]]:
-        """Every row with its decoded RGB image, as it is, or the reason why there is none; in the
-        order in which they are read best.
-        """
-        for slot, data in self._read(self._taken(rows)):
+        """Yield each row with its decoded RGB image, or with the error, in storage order."""
+        for slot, data in self._read(self._take_members(rows)):
             try:
-                yield int(rows[slot]), self._image(data)
-            except InputError as refused:
-                yield int(rows[slot]), refused
+                yield int(rows[slot]), self._decode(data)
+            except InputError as error:
+                yield int(rows[slot]), error
 
-    def _made_of(
+    def _iter_members(
         self, members: Sequence[ManifestMember], positions: Sequence[int] | sampling.Positions
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
-        # Each is made as it arrives, so that only one image is in memory at its full size.
+        # A sample is made as its file arrives, so that only one image of full size is in memory.
         for slot, data in self._read(members):
             try:
-                yield slot, self._made(members[slot], self._image(data), int(positions[slot]))
-            except InputError as refused:
-                yield slot, refused
+                yield (
+                    slot,
+                    self._make_sample(members[slot], self._decode(data), int(positions[slot])),
+                )
+            except InputError as error:
+                yield slot, error
 
-    def _taken(self, rows: Sequence[int] | sampling.Positions) -> list[ManifestMember]:
-        """The members in these rows. `Table.take` would copy the texts of the whole table for every
-        batch.
+    def _take_members(self, rows: Sequence[int] | sampling.Positions) -> list[ManifestMember]:
+        """Return the members in these rows.
+
+        `Table.take` would copy the strings of the whole table for every batch.
         """
-        wanted = np.asarray(rows, np.int64)
-        places = np.searchsorted(self._starts, wanted, side="right") - 1
+        indices = np.asarray(rows, np.int64)
+        batch_indices = np.searchsorted(self._starts, indices, side="right") - 1
         slices = [
-            self._batches[place].slice(row, 1)
-            for place, row in zip(places, wanted - self._starts[places], strict=True)
+            self._batches[batch_index].slice(row, 1)
+            for batch_index, row in zip(
+                batch_indices, indices - self._starts[batch_indices], strict=True
+            )
         ]
         return member_rows(pa.Table.from_batches(slices, self.rows.schema).combine_chunks())
 
     def _read(self, members: Sequence[ManifestMember]) -> Iterator[tuple[int, bytes | InputError]]:
-        """Every member's slot and bytes: container after container, each from its start to its end."""
-        slots = sorted(range(len(members)), key=lambda slot: _where(members[slot]))
+        """Yield every member's slot and bytes, container by container, each from start to end."""
+        slots = sorted(range(len(members)), key=lambda slot: _sort_key(members[slot]))
         arriving = self._members.read([members[slot] for slot in slots])
         yield from ((slot, data) for slot, (_, data) in zip(slots, arriving, strict=True))
 
-    def _image(self, data: bytes | InputError) -> Image.Image:
+    def _decode(self, data: bytes | InputError) -> Image.Image:
         if isinstance(data, InputError):
             raise data
         return decode_image(data, self._limits).pixels
 
-    def _made(self, member: ManifestMember, image: Image.Image, position: int) -> TrainingSample:
+    def _make_sample(
+        self, member: ManifestMember, image: Image.Image, position: int
+    ) -> TrainingSample:
         mask = None if self._masks is None else self._masks.read(member, image.size)
         is_stored = (
             mask is not None
@@ -218,7 +256,7 @@ class BatchLoader:
             and member.input.get("mask_uri") is not None
         )
         coverage: Coverage = coverage_of(mask) if mask is not None and is_stored else "part"
-        sample = ImageSample(image, mask, _label(member))
+        sample = ImageSample(image, mask, _encode_label(member))
         if self._policy is not None:
             sample = self._policy(
                 sample, np.random.default_rng([self._seed, _AUGMENTATION, position])
@@ -231,20 +269,23 @@ class BatchLoader:
         if sample.mask is None:
             return TrainingSample(pixels, sample.label)
         altered = np.asarray(sample.mask) > 127
-        # A crop may have left the altered part out: then what is seen is real
-        # (specs/localization.md §1.7). Without one the label holds.
+        # If a crop has removed the altered part, the rest of the image is real. Without a policy
+        # there is no crop, and the label holds.
         may_be_lost = (
             self._policy is not None and sample.label == 1 and is_stored and coverage != "empty"
         )
         label = int(altered.any()) if may_be_lost else sample.label
-        # the edge before the resize, as wide as the reference's
+        # The edge is made before the resize, so that it is as wide as in the reference code.
         mask_and_edge = (altered, edge_map(altered))
-        fitted_mask, fitted_edge = (self._fitted(one, sample.finished) for one in mask_and_edge)
+        fitted_mask, fitted_edge = (
+            self._fit_mask(array, sample.finished) for array in mask_and_edge
+        )
         return TrainingSample(pixels, label, fitted_mask, fitted_edge, coverage)
 
-    def _fitted(self, mask: npt.NDArray[np.bool_], finished: bool) -> Pixels:
-        """A mask as 0 and 1 in the geometry of its prepared image: nearest neighbours as OpenCV
-        takes them, then the same crop.
+    def _fit_mask(self, mask: npt.NDArray[np.bool_], finished: bool) -> Pixels:
+        """Return a mask as 0 and 1 in the geometry of its prepared image.
+
+        Nearest neighbours are chosen as OpenCV does, then the image's crop follows.
         """
         fitted = mask.astype(np.uint8)
         if finished:
@@ -259,19 +300,19 @@ class BatchLoader:
             else fitted
         )
 
-    def _size(self, made: Sequence[TrainingSample | InputError]) -> tuple[int, int]:
-        sizes = {one.image.shape[:2] for one in made if isinstance(one, TrainingSample)}
+    def _common_size(self, samples: Sequence[TrainingSample | InputError]) -> tuple[int, int]:
+        sizes = {sample.image.shape[:2] for sample in samples if isinstance(sample, TrainingSample)}
         if len(sizes) > 1:
             message = " and ".join(f"{width} × {height}" for height, width in sorted(sizes)[:2])
             raise ConfigError(
-                f"one batch has images of {message} pixels",
-                hint="take a policy that crops them to one size, or batches of one",
+                f"images of a batch must have one size, got {message} pixels",
+                hint="use a policy that crops them to one size, or set loop.batch to 1",
             )
         size = next(iter(sizes), self._preprocessing.shape)
         if size is None:
             raise StorageError(
-                f"not one of {len(made)} images can be read; the first: {made[0]}",
-                hint="is the source still there?",
+                f"none of {len(samples)} images can be read; the first: {samples[0]}",
+                hint="check that the source still exists",
             )
         return size
 
@@ -279,32 +320,43 @@ class BatchLoader:
 def load_run(
     loader: BatchLoader, order: sampling.SampleOrder, steps: range, rank: int, world: int
 ) -> list[tuple[int, Batch]]:
-    """Return the batches of one of `world` workers for neighbouring steps, each with its step.
+    """Return the batches of one worker for neighbouring steps, each with its step.
 
-    Neighbours in a container are then read together.
+    Images that are neighbours in a container are then read together.
+
+    Args:
+        loader: The loader.
+        order: The order of the rows.
+        steps: Numbers of the steps.
+        rank: Rank of the worker.
+        world: Number of workers.
     """
     batch = loader.load_steps(order, steps, rank, world)
     size = len(batch["label"]) // len(steps)
     return [
         (
             step,
-            {name: values[number * size : (number + 1) * size] for name, values in batch.items()},
+            {name: values[index * size : (index + 1) * size] for name, values in batch.items()},
         )
-        for number, step in enumerate(steps)
+        for index, step in enumerate(steps)
     ]
 
 
-def run_length(job: TrainingJob) -> int:
-    """Return how many steps `load_run` takes at once: as many as give images of `RUN_BYTES`."""
+def count_run_steps(job: TrainingJob) -> int:
+    """Return the number of steps that `load_run` loads together, images of about `RUN_BYTES`."""
     height, width = job.card.preprocessing.shape or (1, 1)
-    planes = 5 if job.wants_masks else 3
+    planes = 5 if job.has_masks else 3
     step_bytes = job.config.loop.batch * planes * height * width
     return max(1, min(MAX_RUN, RUN_BYTES * job.layout.least // step_bytes))
 
 
-def plain_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> BatchLoader:
-    """What reads a split of a job, changed by `policy`; without one, images are as scoring would
-    see them.
+def make_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> BatchLoader:
+    """Return a loader of a split of a job.
+
+    Args:
+        job: The job.
+        split: Name of the split.
+        policy: The augmentation. None leaves images as scoring would see them.
     """
     config = job.config
     return BatchLoader(
@@ -312,18 +364,18 @@ def plain_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> 
         job.card.preprocessing,
         policy=policy,
         seed=config.loop.seed,
-        masks=job.wants_masks,
+        masks=job.has_masks,
         limits=config.limits,
         fetcher=Fetcher(guard=job.guard),
     )
 
 
-def training_loader(job: TrainingJob) -> BatchLoader:
+def make_training_loader(job: TrainingJob) -> BatchLoader:
     """Return a loader of the training split that augments images as the recipe's policy says."""
     from ray_app.transforms.policy import make_policy
 
     shape = job.card.preprocessing.shape
-    return plain_loader(
+    return make_loader(
         job,
         "train",
         make_policy(
@@ -332,37 +384,44 @@ def training_loader(job: TrainingJob) -> BatchLoader:
     )
 
 
-def measure_real(loader: BatchLoader, count: int, seed: int) -> RealStatistics:
-    """Areas and sharpness of up to `count` real images, drawn from the loader's rows. Raises
-    ConfigError where none can be read.
+def measure_real_images(loader: BatchLoader, count: int, seed: int) -> RealStatistics:
+    """Measure areas and sharpness of up to `count` real images, drawn from the loader's rows.
+
+    Args:
+        loader: The loader.
+        count: Maximum number of images.
+        seed: Seed of the drawing.
+
+    Raises:
+        ConfigError: No real image can be read.
     """
     reals = np.flatnonzero(~labels.fakes(loader.rows))
-    drawn = np.random.default_rng([seed, _STATISTICS]).permutation(reals)[:count]
+    rows = np.random.default_rng([seed, _STATISTICS]).permutation(reals)[:count]
     areas, sharpnesses = [], []
-    for start in range(0, len(drawn), _AT_ONCE):
-        for _, image in loader.images(drawn[start : start + _AT_ONCE]):
+    for start in range(0, len(rows), _AT_ONCE):
+        for _, image in loader.iter_images(rows[start : start + _AT_ONCE]):
             if isinstance(image, Image.Image):
                 areas.append(image.width * image.height)
                 sharpnesses.append(sharpness(image))
     if not areas:
         raise ConfigError(
-            f"none of {len(drawn)} real images can be read, so what real images are like is not known"
+            f"none of {len(rows)} real images can be read to measure their statistics"
         )
     return RealStatistics(np.array(areas, np.int64), np.array(sharpnesses, np.float64))
 
 
-def _where(member: ManifestMember) -> tuple[bool, str, str, int, int]:
-    place = member.place
-    group, offset = (place.group, place.offset) if place else (0, 0)
-    return place is not None, member.uri, member.version, group, offset
+def _sort_key(member: ManifestMember) -> tuple[bool, str, str, int, int]:
+    location = member.place
+    group, offset = (location.group, location.offset) if location else (0, 0)
+    return location is not None, member.uri, member.version, group, offset
 
 
-def _label(member: ManifestMember) -> int:
+def _encode_label(member: ManifestMember) -> int:
     return int(member.input["label"] == "fake")
 
 
-def _group(member: ManifestMember) -> int:
-    """A number for the group, the same on every machine; a row without one is its own."""
+def _hash_group(member: ManifestMember) -> int:
+    """Return a number for the group, equal on every machine; a row without one is its own."""
     name = member.input.get("group")
     return (
         member.image_id
@@ -371,12 +430,12 @@ def _group(member: ManifestMember) -> int:
     )
 
 
-def _stacked(
-    made: Sequence[TrainingSample | InputError], name: str, shape: tuple[int, ...]
+def _stack(
+    samples: Sequence[TrainingSample | InputError], name: str, shape: tuple[int, ...]
 ) -> Pixels:
-    """(B, *shape), zero where an image is missing."""
-    batch = np.zeros((len(made), *shape), np.uint8)
-    for slot, one in enumerate(made):
-        if isinstance(one, TrainingSample):
-            batch[slot] = getattr(one, name)
+    """Stack one array of each sample (B, *shape); zeros if an image is missing."""
+    batch = np.zeros((len(samples), *shape), np.uint8)
+    for slot, sample in enumerate(samples):
+        if isinstance(sample, TrainingSample):
+            batch[slot] = getattr(sample, name)
     return batch

@@ -1,7 +1,7 @@
-"""A training's images without Ray: torch's DataLoader over runs of steps (`load_batches`).
+"""Load a training's images without Ray, by torch's DataLoader over runs of steps: `load_batches`.
 
-Which rows a step has is arithmetic (ray_app.datasets.sampling), so the position of a training in
-its data is its step.
+Arithmetic decides which rows a step has (ray_app.datasets.sampling), so the position of a training
+in its data is its step.
 """
 
 import multiprocessing
@@ -23,17 +23,30 @@ from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, changed_environment
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.streams.stage import translated
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import Batch, BatchLoader, load_run, run_length, training_loader
+from ray_app.training.loader import (
+    Batch,
+    BatchLoader,
+    count_run_steps,
+    load_run,
+    make_training_loader,
+)
 
-AHEAD = 2  # runs that each process prepares in advance; torch's own default
+AHEAD = 2  # Runs that each process prepares in advance, which is torch's default.
 STALL_S = 900.0
 
 
 class StepRuns(Dataset[Any]):
-    """Runs of neighbouring steps; item n is the batches of run n, or the error that prevented them.
+    """Runs of neighbouring steps; item n has the batches of run n, or the error instead.
 
-    What a run needs is opened in the process that loads it. The rows are mapped into memory, so that
-    all processes share them.
+    The process that loads a run opens the files that it needs. The rows are mapped into memory, so
+    that all processes share them.
+
+    Args:
+        job: The job.
+        table: An Arrow file of the training rows.
+        runs: The steps of each run.
+        rank: Rank of the worker that gets the batches.
+        world: Number of workers.
     """
 
     def __init__(
@@ -46,33 +59,39 @@ class StepRuns(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._runs)
 
-    def __getitem__(self, number: int) -> list[tuple[int, Batch]] | TouchstoneError:
+    def __getitem__(self, index: int) -> list[tuple[int, Batch]] | TouchstoneError:
         try:
             if self._loader is None:
                 rows = pa.ipc.open_file(pa.memory_map(str(self._table))).read_all()
-                self._loader = training_loader(replace(self._job, tables={"train": rows}))
+                self._loader = make_training_loader(replace(self._job, tables={"train": rows}))
             return load_run(
-                self._loader, self._job.order, self._runs[number], self._rank, self._world
+                self._loader, self._job.order, self._runs[index], self._rank, self._world
             )
         except Exception as error:
             return translated(error, "the loader of images")
 
 
 def load_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[Batch]:
-    """Return the batches of one of `world` workers from step `first` on, in order. The processes
-    that load them start at once, and end when the iterator is closed.
+    """Return an iterator over the batches of one worker, in order.
 
-    The iterator raises what a process met. Read it inside of `noticing_deaths`.
+    The processes that load batches start at once, and end when the iterator is closed. The iterator
+    raises the error of a process. Read it inside `raise_on_loader_death`.
+
+    Args:
+        job: The job.
+        first: Number of the first step.
+        rank: Rank of the worker.
+        world: Number of workers.
     """
-    ending = ExitStack()
-    folder = ending.enter_context(TemporaryDirectory(prefix="touchstone-"))
+    exit_stack = ExitStack()
+    folder = exit_stack.enter_context(TemporaryDirectory(prefix="touchstone-"))
     table, rows = Path(folder) / "rows.arrow", job.rows("train")
     with pa.OSFile(str(table), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
-    # The first run is one step, so that training begins as soon as possible.
-    starts = [first, *range(first + 1, job.total_steps, run_length(job))]
+    # The first run is one step, so that training starts as soon as possible.
+    starts = [first, *range(first + 1, job.total_steps, count_run_steps(job))]
     runs = [range(*bounds) for bounds in zip(starts, [*starts[1:], job.total_steps], strict=True)]
-    before = multiprocessing.active_children()
+    earlier_processes = multiprocessing.active_children()
     loader = DataLoader(
         StepRuns(job, table, runs, rank, world),
         batch_size=None,
@@ -83,35 +102,36 @@ def load_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterato
         timeout=job.config.cluster.stall_timeout_s or STALL_S,
     )
     with changed_environment(WORKER_ENVIRONMENT, SECRETS):
-        arriving = iter(loader)
-    # The last to be called: torch has asked them to end by then.
+        iterator = iter(loader)
+    # This callback runs last, when torch has already asked the processes to end.
     for process in multiprocessing.active_children():
-        if process not in before:
-            ending.callback(process.kill)
-    return _opened(arriving, ending)
+        if process not in earlier_processes:
+            exit_stack.callback(process.kill)
+    return _iterate(iterator, exit_stack)
 
 
-def _opened(arriving: Iterator[Any], ending: ExitStack) -> Iterator[Batch]:
-    with ending:
+def _iterate(iterator: Iterator[Any], exit_stack: ExitStack) -> Iterator[Batch]:
+    with exit_stack:
         try:
             # A `for` would keep `arriving` alive until the processes are killed.
-            while (found := next(arriving, None)) is not None:
-                if isinstance(found, TouchstoneError):
-                    raise found
-                for _, batch in found:
+            while (item := next(iterator, None)) is not None:
+                if isinstance(item, TouchstoneError):
+                    raise item
+                for _, batch in item:
                     yield {
                         name: values.numpy() if isinstance(values, torch.Tensor) else values
                         for name, values in batch.items()
                     }
         finally:
-            with _expecting_deaths():
-                del arriving  # torch ends its processes.
+            with _ignore_loader_deaths():
+                del iterator  # torch ends its processes.
 
 
 @contextmanager
-def _expecting_deaths() -> Iterator[None]:
-    """Let processes that load images end inside the block, with any exit code, without the exception
-    by which torch reports the death of one.
+def _ignore_loader_deaths() -> Iterator[None]:
+    """Let loading processes end inside the block, with any exit code, without an exception.
+
+    Otherwise torch raises an exception to report the death of a process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -124,10 +144,11 @@ def _expecting_deaths() -> Iterator[None]:
 
 
 @contextmanager
-def noticing_deaths() -> Iterator[None]:
+def raise_on_loader_death() -> Iterator[None]:
     """Raise ClusterError if a process that loads images dies or is silent inside the block.
 
-    torch notices a death by a signal to this process, and raises at once, whatever it does.
+    torch notices a death by a signal to this process, and raises at once, even in the middle of
+    other work.
     """
     try:
         yield
@@ -136,7 +157,7 @@ def noticing_deaths() -> Iterator[None]:
             raise
         raise ClusterError(
             f"a process that loads images ended: {describe_error(error)}",
-            hint="the same command resumes; if memory ran out, fewer processes need less: --set workers.loaders=…",
+            hint="run the same command again to resume; if memory ran out, use fewer processes by --set workers.loaders=…",
         ) from error
 
 

@@ -1,6 +1,8 @@
-"""From a recipe to the network that learns (`network_for`), with LoRA adapters where wanted, and to
-the one that a card describes (`deployable`). LoRA is arXiv 2106.09685, by peft; adapters are added
-to the weights on export.
+"""Build the network that a recipe trains, and turn it into the one that its card describes.
+
+`build_training_network` builds the network that learns, with LoRA adapters if the recipe has them
+(arXiv 2106.09685, by peft). `make_deployable` returns the network of the card; it adds the adapters
+to the weights.
 """
 
 import copy
@@ -22,76 +24,84 @@ from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import PROFILING, LoraSettings, Recipe
 
 State = Mapping[str, torch.Tensor]
-WHOLE = "network"  # the part of `initial.weights` that is no submodule
-_ADAPTER = "default"  # peft's name for the only one
+WHOLE_NETWORK = "network"  # The key of `initial.weights` for the whole network.
+_ADAPTER = "default"  # The name that peft gives to a single adapter.
 
 
 def training_card(recipe: Recipe) -> DetectorCard:
-    """The card of what is trained: the recipe's detector with what its `card` changes. Raises
-    ConfigError.
+    """Return the card of the network to train: the detector's card with the recipe's changes.
 
-    Weights, figures and size on it are still those of the detector it is based on; exporting writes
-    its own.
+    Weights, metrics, and size on the card are those of the original detector. The export replaces
+    them.
+
+    Raises:
+        ConfigError: No recipe can train such a detector.
     """
     card = load_card(recipe.detector, recipe.card)
     if card.replies:
         raise ConfigError(
-            f"{recipe.name}: {card.name} answers in words; there is no recipe that trains such a detector"
+            f"{recipe.name}: {card.name} answers in text, and no method trains such a detector"
         )
     if card.preprocessing.shape is None and recipe.method not in PROFILING:
-        raise ConfigError(f"{recipe.name}: {card.name} keeps the size of every image, and a batch has one size",
-                          hint="card: {preprocessing: {center_crop: 224}}")  # fmt: skip
+        raise ConfigError(f"{recipe.name}: {card.name} keeps the size of every image, but a batch needs one size",
+                          hint="set a size in the recipe, such as card: {preprocessing: {center_crop: 224}}")  # fmt: skip
     return card
 
 
-def network_for(recipe: Recipe, card: DetectorCard) -> nn.Module:
-    """The network as training begins, on the CPU, in training mode; what learns has
-    `requires_grad`. Raises ConfigError, DetectorError.
+def build_training_network(recipe: Recipe, card: DetectorCard) -> nn.Module:
+    """Return the network as training starts, on the CPU and in training mode.
 
-    What is drawn comes from `recipe.loop.seed`, the same in every process.
+    Parameters that learn have `requires_grad`. Random values come from `recipe.loop.seed` and are
+    equal in every process.
+
+    Raises:
+        ConfigError: The recipe does not fit the network.
+        DetectorError: Weights are missing or do not fit.
     """
     with seeded(recipe.loop.seed):
-        network = _built(recipe, card)
-        _start(network, recipe, card)
-        return _made_to_learn(network, recipe, card)
+        network = _build(recipe, card)
+        _load_initial_weights(network, recipe, card)
+        return _prepare_to_learn(network, recipe, card)
 
 
-def training_form(recipe: Recipe, card: DetectorCard) -> nn.Module:
-    """The same network with whatever values it was built with: what a checkpoint's tensors are
-    loaded into.
-    """
+def build_untrained_network(recipe: Recipe, card: DetectorCard) -> nn.Module:
+    """Return the network without initial weights, to load the tensors of a checkpoint into."""
     with seeded(recipe.loop.seed):
-        return _made_to_learn(_built(recipe, card), recipe, card)
+        return _prepare_to_learn(_build(recipe, card), recipe, card)
 
 
-def deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
-    """What `build_network(card)` builds, in evaluation mode, with what the network has learned:
-    norms folded, adapters merged.
+def make_deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
+    """Return the trained network as `build_network(card)` builds it, in evaluation mode.
 
-    The learning network stays as it is. Raises DetectorError where it is not of this card.
+    Norms are folded and adapters merged. The given network stays as it is.
+
+    Raises:
+        DetectorError: The network is not the one of this card.
     """
-    # Folding switches the norms to evaluation: that must not happen to the network that learns
-    # further.
+    # Folding switches the norms to evaluation mode. A copy keeps the network able to learn further.
     plain = (
         copy.deepcopy(network).without_norms()
         if isinstance(network, residual.ResidualNet)
         else network
     )
-    deployed = build_network(card)
-    load_strictly(deployed, merged_state(plain), where=f"{card.name}: what was trained")
-    return deployed
+    result = build_network(card)
+    load_strictly(result, merge_adapters(plain), where=f"{card.name}: trained weights")
+    return result
 
 
 class NetworkOutput(NamedTuple):
-    """What a loss needs: `logits` (N, 1 or 2), and `mask_logits` (N, S, S) from a network that says
-    where.
+    """The outputs that a loss needs.
+
+    Attributes:
+        logits: (N, 1) or (N, 2).
+        mask_logits: (N, S, S). None if the network predicts no masks.
     """
 
     logits: torch.Tensor
     mask_logits: torch.Tensor | None = None
 
     def log_odds(self, output: Output) -> torch.Tensor:
-        """(N,) float32 log-odds of fake, as the card reads the logits."""
+        """Return the log-odds of fake (N,) as float32, as a card reads the logits."""
         logits = self.logits.float()
         if output.sign is not None:
             return logits[:, 0] * output.sign
@@ -99,9 +109,10 @@ class NetworkOutput(NamedTuple):
         return logits[:, fake] - logits[:, 1 - fake]
 
 
-class Learning(nn.Module):
-    """A network called as training calls it: (N, 3, H, W) normalised → `NetworkOutput`. One module:
-    DDP and FSDP act on `forward`.
+class TrainingModule(nn.Module):
+    """A network as training calls it: normalised pixels (N, 3, H, W) in, `NetworkOutput` out.
+
+    It is a module because DDP and FSDP act on `forward`.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -109,7 +120,7 @@ class Learning(nn.Module):
         self.network = network
 
     def forward(self, pixels: torch.Tensor) -> NetworkOutput:
-        """Answer a batch."""
+        """Compute the output of a batch."""
         return (
             NetworkOutput(*self.network.logits(pixels))
             if isinstance(self.network, maskclip.MaskClip)
@@ -119,26 +130,26 @@ class Learning(nn.Module):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's own generator, which layers are built from, set for a while and then as it was."""
+    """Seed torch's global generator inside the block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
-def _built(recipe: Recipe, card: DetectorCard) -> nn.Module:
+def _build(recipe: Recipe, card: DetectorCard) -> nn.Module:
     network = build_network(card)
     if isinstance(network, residual.ResidualNet) and recipe.initial.start == "random":
-        # Weights that exist were folded: only what begins anew can have norms to learn with.
+        # Published weights have folded norms. Only a network of random weights can learn with norms.
         return residual.ResidualNet(network.widths, norms=True)
     return network
 
 
-def _made_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn.Module:
-    """The same network in training mode, with its adapters; what learns has `requires_grad`."""
+def _prepare_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn.Module:
+    """Return the network in training mode, with its adapters, and set `requires_grad`."""
     network.requires_grad_(True).train()
     if recipe.lora is not None and card.backbone is not None:
         raise ConfigError(
-            f"{recipe.name}: lora: {card.backbone.name} is a file of its own that other detectors use; it cannot learn"
+            f"{recipe.name}: lora: {card.backbone.name} cannot learn, because it is a separate file that other detectors use"
         )
     if recipe.lora is not None:
         add_adapters(network, recipe.lora)
@@ -146,8 +157,8 @@ def _made_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn
         maskclip.trainable_parameters(network)
     elif card.family in HEADS:
         network.get_submodule("backbone").requires_grad_(False)
-    # SigLIP's pooling head is in the checkpoint and feeds nothing: no gradient ever reaches it,
-    # which DDP takes for a fault.
+    # SigLIP's pooling head is in the checkpoint, but its output is not used. DDP would fail,
+    # because no gradient reaches it.
     vision = getattr(network, "vision_model", None)
     if getattr(vision, "use_head", True) is False and isinstance(
         head := getattr(vision, "head", None), nn.Module
@@ -156,10 +167,8 @@ def _made_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn
     return network
 
 
-def _start(network: nn.Module, recipe: Recipe, card: DetectorCard) -> None:
-    """Initial weights in place: from the card, or from files by part; what is `fresh` keeps what it
-    was built with.
-    """
+def _load_initial_weights(network: nn.Module, recipe: Recipe, card: DetectorCard) -> None:
+    """Load the weights of the card, or of files by part. Fresh tensors keep their values."""
     initial = recipe.initial
     if initial.start == "card":
         _load(network, load_network(card).state_dict(), initial.fresh, where=card.name)
@@ -167,32 +176,36 @@ def _start(network: nn.Module, recipe: Recipe, card: DetectorCard) -> None:
         missing = {"mae", "clip"} - set(initial.weights)
         if missing:
             raise ConfigError(
-                f"{recipe.name}: initial.weights: MaskCLIP begins from mae and clip; missing: {', '.join(sorted(missing))}"
+                f"{recipe.name}: initial.weights: MaskCLIP needs mae and clip; missing: {', '.join(sorted(missing))}"
             )
-        maskclip.initialise(network, *(_file(recipe, card, part) for part in ("mae", "clip")))
+        maskclip.initialise(network, *(_read_part(recipe, card, part) for part in ("mae", "clip")))
     elif initial.start == "pretrained":
         for part in initial.weights:
             target, prefix = (
-                (network, "") if part == WHOLE else (_submodule(network, recipe, part), f"{part}.")
+                (network, "")
+                if part == WHOLE_NETWORK
+                else (_get_submodule(network, recipe, part), f"{part}.")
             )
-            # As the library calls the tensors today: published files may be older.
+            # Published files may use older names than the library does today.
             state = own_keys(
                 card,
-                {prefix + key: tensor for key, tensor in _file(recipe, card, part).items()},
+                {prefix + key: tensor for key, tensor in _read_part(recipe, card, part).items()},
                 network,
             )
-            own = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-            _load(target, own, initial.fresh, where=f"{recipe.name}: initial.weights.{part}")
+            part_state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+            _load(target, part_state, initial.fresh, where=f"{recipe.name}: initial.weights.{part}")
 
 
 def _load(network: nn.Module, state: State, fresh: tuple[str, ...], where: str) -> None:
-    """Load all but what is `fresh`, which keeps its values, whatever shape it has in the file."""
-    kept = {key: tensor for key, tensor in network.state_dict().items() if key.startswith(fresh)}
-    taken = {key: tensor for key, tensor in state.items() if not key.startswith(fresh)}
-    load_strictly(network, kept | taken, where=where)
+    """Load all tensors but the fresh ones, which keep their values and shapes."""
+    fresh_state = {
+        key: tensor for key, tensor in network.state_dict().items() if key.startswith(fresh)
+    }
+    loaded_state = {key: tensor for key, tensor in state.items() if not key.startswith(fresh)}
+    load_strictly(network, fresh_state | loaded_state, where=where)
 
 
-def _file(recipe: Recipe, card: DetectorCard, part: str) -> State:
+def _read_part(recipe: Recipe, card: DetectorCard, part: str) -> State:
     weights: Weights = recipe.initial.weights[part]
     try:
         return read_state_dict(
@@ -200,58 +213,62 @@ def _file(recipe: Recipe, card: DetectorCard, part: str) -> State:
             weights,
         )
     except DetectorError as error:
-        hint = weights.obtain or "give initial.weights another uri, or put the file where it looks"
+        hint = weights.obtain or "set another uri in initial.weights, or put the file at that path"
         raise DetectorError(f"initial.weights.{part}: {error.message}", hint=hint) from None
 
 
-def _submodule(network: nn.Module, recipe: Recipe, part: str) -> nn.Module:
+def _get_submodule(network: nn.Module, recipe: Recipe, part: str) -> nn.Module:
     try:
         return network.get_submodule(part)
     except AttributeError:
-        known = ", ".join([WHOLE, *(name for name, _ in network.named_children())])
+        parts = ", ".join([WHOLE_NETWORK, *(name for name, _ in network.named_children())])
         raise ConfigError(
             f"{recipe.name}: initial.weights: the network has no part {part!r}",
-            hint=f"parts: {known}",
+            hint=f"parts: {parts}",
         ) from None
 
 
 def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
-    """Put an adapter beside every module whose name ends in one of `targets`, in place; they and
-    the `whole` modules learn, nothing else.
+    """Add an adapter to every module whose name ends in one of `targets`, in place.
 
-    Adapters change nothing until they have learned. Raises ConfigError for names that no module
-    has, and where peft is not installed.
+    Only the adapters and the `whole` modules learn. Adapters change nothing until they have
+    learned.
+
+    Raises:
+        ConfigError: No module has such a name, or peft is not installed.
     """
     try:
         import peft
     except ImportError:
         raise ConfigError(
             "adapters need peft, which is not installed",
-            hint="pip install 'touchstone-forensics[lora]'",
+            hint="run pip install 'touchstone-forensics[lora]'",
         ) from None
-    whole = [module for name, module in network.named_modules() if _ends(name, lora.whole)]
-    alpha: Any = lora.alpha  # peft divides it by the rank; it says int and means a number
+    whole_modules = [
+        module for name, module in network.named_modules() if _has_suffix(name, lora.whole)
+    ]
+    alpha: Any = lora.alpha  # peft's annotation is int, but any number works.
     config = peft.LoraConfig(
         r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
     )
     try:
         peft.inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
-    except ValueError as error:  # no module of that name, or one of a kind that peft cannot adapt
+    except ValueError as error:  # No module has that name, or peft cannot adapt its type.
         raise ConfigError(
             f"lora.targets: {error}",
-            hint="`targets` are the ends of names of linear or convolutional modules",
+            hint="set targets to the ends of names of linear or convolutional modules",
         ) from None
-    if lora.whole and not whole:
+    if lora.whole and not whole_modules:
         raise ConfigError(f"lora.whole: no module is called {', '.join(lora.whole)}")
-    for module in whole:
+    for module in whole_modules:
         module.requires_grad_(True)
 
 
-def merged_state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of the network without adapters that computes the same: their products added
-    to the weights. Changes nothing.
+def merge_adapters(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict of an equivalent network without adapters.
 
-    Equal to `network.state_dict()` where there are no adapters.
+    The products of the adapters are added to the weights. The network does not change. Without
+    adapters the result equals `network.state_dict()`.
     """
     adapted = {
         name: module
@@ -260,8 +277,8 @@ def merged_state(network: nn.Module) -> dict[str, torch.Tensor]:
     }
     state = {key: tensor for key, tensor in network.state_dict().items() if ".lora_" not in key}
     for name, module in adapted.items():
-        own = [key for key in state if key.startswith(f"{name}.base_layer.")]
-        state |= {key.replace(".base_layer.", "."): state.pop(key) for key in own}
+        keys = [key for key in state if key.startswith(f"{name}.base_layer.")]
+        state |= {key.replace(".base_layer.", "."): state.pop(key) for key in keys}
         adapter: Any = module
         state[f"{name}.weight"] = (
             state[f"{name}.weight"] + adapter.get_delta_weight(_ADAPTER).detach()
@@ -269,5 +286,5 @@ def merged_state(network: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def _ends(name: str, ends: tuple[str, ...]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
+def _has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)

@@ -1,7 +1,6 @@
-"""What a training will do and need before anything is started (`touchstone train --dry-run`):
-`plan`, `plan_lines`.
+"""Plan a training before anything is started, for `touchstone train --dry-run`: `plan_training`.
 
-Memory is counted and measured: parameters, gradients and optimiser state from the network's
+Memory is counted and measured: parameters, gradients, and optimiser state from the network's
 tensors, activations from one image.
 """
 
@@ -23,15 +22,22 @@ from ray_app.training.config import Initial, TrainConfig
 _MIB = 2**20
 
 
-def plan(
+def plan_training(
     config: TrainConfig, card: DetectorCard, rows: int, layout: job.TrainingLayout
 ) -> dict[str, Any]:
-    """What the dry run says of the training itself, as plain JSON. `rows`: of an epoch."""
+    """Return the plan of a training as plain JSON.
+
+    Args:
+        config: The settings.
+        card: The training card.
+        rows: Number of rows of an epoch.
+        layout: The processes.
+    """
     steps = config.loop.steps or max(
         1, math.ceil((config.loop.epochs or 1.0) * rows / config.loop.batch - 1e-9)
     )
-    share = config.loop.batch // layout.workers
-    micro = min(config.loop.micro_batch or share, share)
+    worker_batch = config.loop.batch // layout.workers
+    micro_batch = min(config.loop.micro_batch or worker_batch, worker_batch)
     return {
         "name": config.name,
         "detector": config.detector,
@@ -39,86 +45,103 @@ def plan(
         "rows_per_epoch": rows,
         "epochs": round(steps * config.loop.batch / rows, 3),
         "batch": config.loop.batch,
-        "images_per_worker_and_step": share,
-        "micro_batch": micro,
-        "memory": memory(config, card, micro, layout),
+        "images_per_worker_and_step": worker_batch,
+        "micro_batch": micro_batch,
+        "memory": estimate_memory(config, card, micro_batch, layout),
         "layout": asdict(layout),
     }
 
 
-def memory(
+def estimate_memory(
     config: TrainConfig, card: DetectorCard, micro_batch: int, layout: job.TrainingLayout
 ) -> dict[str, Any]:
-    """Bytes that one worker needs for the network and for `micro_batch` images; nothing is learned
-    and no weights are read.
+    """Return the bytes that one worker needs for the network and for a micro-batch.
 
-    FSDP2 divides what belongs to the network among the workers; DDP keeps it whole in each.
+    Nothing is learned, and no weights are read. FSDP2 divides the network among the workers; with
+    DDP each worker holds all of it.
+
+    Args:
+        config: The settings.
+        card: The training card.
+        micro_batch: Images that one worker computes at once.
+        layout: The processes.
     """
-    network = networks.network_for(
+    network = networks.build_training_network(
         config.model_copy(update={"initial": Initial(start="random")}), card
     )
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    learning_bytes = _bytes(learning)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    learning_bytes = _count_bytes(trained)
     optimiser = config.optimiser
     moments = 2 if optimiser.name in ("adam", "adamw") else 1 if optimiser.momentum else 0
     precision = precision_on("cuda" if layout.worker_gpus else "cpu", card, config.loop.precision)
-    divided = layout.workers if config.workers.strategy == "fsdp2" else 1
+    n_parts = layout.workers if config.workers.strategy == "fsdp2" else 1
     parts = {
-        "parameters": _bytes([*network.parameters(), *network.buffers()]) // divided,
-        "gradients": learning_bytes // divided,
-        "optimiser": moments * learning_bytes // divided,
-        "activations": activation_bytes(card, network, precision) * micro_batch,
+        "parameters": _count_bytes([*network.parameters(), *network.buffers()]) // n_parts,
+        "gradients": learning_bytes // n_parts,
+        "optimiser": moments * learning_bytes // n_parts,
+        "activations": measure_activation_bytes(card, network, precision) * micro_batch,
     }
     counts = {
-        name: sum(map(torch.numel, every))
-        for name, every in (("parameters", network.parameters()), ("learning", learning))
+        name: sum(map(torch.numel, tensors))
+        for name, tensors in (("parameters", network.parameters()), ("learning", trained))
     }
     return {"counts": counts, "bytes": parts | {"together": sum(parts.values())}}
 
 
-def activation_bytes(
+def measure_activation_bytes(
     card: DetectorCard, network: torch.nn.Module, precision: ResolvedPrecision
 ) -> int:
-    """What two images leave behind for the way back, halved: measured on this machine's CPU."""
+    """Return the bytes per image that the backward pass needs, measured on this machine's CPU.
+
+    Args:
+        card: The training card.
+        network: The network.
+        precision: The precision of the device that will train.
+    """
     assert card.preprocessing.shape is not None, "networks that are trained have one input size"
     height, width = card.preprocessing.shape
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    # Norms of batches would take up what they see.
+    # Training mode changes the running statistics of batch normalisation. The network is discarded.
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         autocast("cpu", precision),
     ):
-        answer = networks.Learning(network.train())(Normalise(card.preprocessing)(images))
+        answer = networks.TrainingModule(network.train())(Normalise(card.preprocessing)(images))
     del answer
-    return sum(kept.values()) // 2
+    return sum(sizes.values()) // 2
 
 
-def plan_lines(planned: Mapping[str, Any]) -> list[str]:
-    """The dry run in words, for the terminal."""
-    layout, memory_of = planned["layout"], planned["memory"]
+def format_plan(plan: Mapping[str, Any]) -> list[str]:
+    """Return the plan as lines for the terminal."""
+    layout, memory = plan["layout"], plan["memory"]
     lines = [
-        f"{planned['name']}: {planned['steps']:,} steps of {planned['batch']:,} images, {planned['epochs']:g} epochs"
-        f" of {planned['rows_per_epoch']:,} images",
-        f"workers   {_workers(layout)}; {planned['images_per_worker_and_step']:,} images per worker and step,"
-        f" {planned['micro_batch']:,} at once",
-        f"network   {memory_of['counts']['parameters']:,} parameters, {memory_of['counts']['learning']:,} of them learn",
+        f"{plan['name']}: {plan['steps']:,} steps of {plan['batch']:,} images, {plan['epochs']:g} epochs"
+        f" of {plan['rows_per_epoch']:,} images",
+        f"workers   {_format_workers(layout)}; {plan['images_per_worker_and_step']:,} images per worker and step,"
+        f" {plan['micro_batch']:,} at once",
+        f"network   {memory['counts']['parameters']:,} parameters, {memory['counts']['learning']:,} of them learn",
         "memory    "
-        + ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in memory_of["bytes"].items())
+        + ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in memory["bytes"].items())
         + " per worker",
     ]
-    return [*lines, *_data_lines(planned["data"])] if planned["data"] else lines
+    return [*lines, *_format_data(plan["data"])] if plan["data"] else lines
 
 
-def source_lines(sources: Iterable[Mapping[str, Any]], *, one_class: bool = False) -> list[str]:
-    """What each source holds: files, splits, published numbers, documented faults; and what is of
-    one class alone, where that is wrong.
+def format_source_lines(
+    sources: Iterable[Mapping[str, Any]], *, one_class: bool = False
+) -> list[str]:
+    """Return lines on each source: files, splits, published numbers, and documented faults.
+
+    Args:
+        sources: The surveys of the sources (`survey.survey`).
+        one_class: Whether the data may have one class only. Otherwise such a split gets a warning.
     """
     lines, counts = [], defaultdict[str, Counter[str]](Counter)
     for source in sources:
@@ -130,20 +153,20 @@ def source_lines(sources: Iterable[Mapping[str, Any]], *, one_class: bool = Fals
         lines.append(
             f"{source['for'] + ' ':<10}{' '.join([*source['at'], *source['include']])}{size}; {source['counted']}"
         )
-        about = "" if source["exact"] else "~"
-        for one in source["splits"]:
-            words = f"{one['real'] + one['fake']:,} rows: {about}{one['real']:,} real, {about}{one['fake']:,} fake"
+        prefix = "" if source["exact"] else "~"
+        for item in source["splits"]:
+            text = f"{item['real'] + item['fake']:,} rows: {prefix}{item['real']:,} real, {prefix}{item['fake']:,} fake"
             lines.append(
-                f"          {one['split'] or 'no split'}  {words}{'' if one['taken'] else ', not taken'}"
+                f"          {item['split'] or 'no split'}  {text}{'' if item['taken'] else ', not taken'}"
             )
-        told = [one for one in source["published"] if one["published"] is not None]
+        published_subsets = [item for item in source["published"] if item["published"] is not None]
         lines += [
-            f"          {one['subset']}  published {one['published']:,}, found {one['rows']:,}"
-            for one in told
+            f"          {item['subset']}  published {item['published']:,}, found {item['rows']:,}"
+            for item in published_subsets
         ]
         lines += [f"fault     {line}" for line in source["faults"]]
         counts[source["for"]].update(real=source["real"], fake=source["fake"])
-    ones = [
+    one_class_splits = [
         (name, "fake" if count["fake"] else "real")
         for name, count in counts.items()
         if not (one_class or all(count.values()))
@@ -152,12 +175,12 @@ def source_lines(sources: Iterable[Mapping[str, Any]], *, one_class: bool = Fals
         *lines,
         *(
             f"WARNING   data.{name}: only {label} images are found; a detector needs both"
-            for name, label in ones
+            for name, label in one_class_splits
         ),
     ]
 
 
-def _workers(layout: Mapping[str, Any]) -> str:
+def _format_workers(layout: Mapping[str, Any]) -> str:
     count = (
         f"{layout['least']} to {layout['workers']}"
         if layout["least"] != layout["workers"]
@@ -167,7 +190,7 @@ def _workers(layout: Mapping[str, Any]) -> str:
     return f"{count} with {layout['worker_cpus']:g} CPU{gpus} and {layout['loaders']} loaders of {layout['loader_cpus']:g} CPU each"
 
 
-def _data_lines(findings: Mapping[str, Any]) -> list[str]:
+def _format_data(findings: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, split in findings["splits"].items():
         lines.append(
@@ -181,19 +204,19 @@ def _data_lines(findings: Mapping[str, Any]) -> list[str]:
     if aside["images"]:
         lines.append(
             f"set aside {aside['images']:,} images: "
-            + ", ".join(f"{why} {images:,}" for why, images in aside["why"].items())
+            + ", ".join(f"{reason} {images:,}" for reason, images in aside["why"].items())
         )
-    if unknown := [name for name, checked in leakage["checked"].items() if not checked]:
+    if unchecked := [name for name, checked in leakage["checked"].items() if not checked]:
         lines.append(
-            f"leakage   by {' and '.join(unknown)} not checked: touchstone data index --hash {','.join(unknown)}"
+            f"leakage   by {' and '.join(unchecked)} not checked: touchstone data index --hash {','.join(unchecked)}"
         )
-    for pair, found in leakage["pairs"].items():
+    for pair, counts in leakage["pairs"].items():
         message = ", ".join(
-            f"{name} {count:,}" for name, count in found.items() if name != "examples" and count
+            f"{name} {count:,}" for name, count in counts.items() if name != "examples" and count
         )
         lines.append(f"leakage   {pair}: {message or 'none found'}")
     return [*lines, "whether every image can be read is seen while training"]
 
 
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+def _count_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""The progress line of a training (`TrainingProgress`)."""
+"""Show the progress line of a training: `TrainingProgress`."""
 
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -6,41 +6,47 @@ from typing import Any, TextIO
 from ray_app.cluster.progress import Progress
 from ray_app.reports.format import duration
 
-_SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
+_METRICS = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
 
 
 class TrainingProgress(Progress):
-    """Rewritten in place on a terminal, one log line per minute elsewhere; the time left counts
-    from this session's first steps.
+    """A progress line that is rewritten in place on a terminal, otherwise one log line per minute.
+
+    The remaining time is estimated from this session's steps.
+
+    Args:
+        total: Number of all steps.
+        stream: Where the line is written. None for the standard error stream.
+        **kwargs: Further arguments of `Progress`.
     """
 
-    def __init__(self, total: int, *, stream: TextIO | None = None, **given: Any) -> None:
-        super().__init__(total, name="train", stream=stream, **given)
+    def __init__(self, total: int, *, stream: TextIO | None = None, **kwargs: Any) -> None:
+        super().__init__(total, name="train", stream=stream, **kwargs)
         self._line: Mapping[str, Any] = {}
 
     def show(self, line: Mapping[str, Any]) -> None:
-        """Show the metrics of a step, and under `judged` the last validation in a few words."""
+        """Show the metrics of a step, and under `judged` the text of the last validation."""
         self._done, self._line = line["step"] + 1, line
         self.advance(0, 0)
 
     def close(self) -> None:
-        """Draw a last time and leave the line, if there were steps."""
+        """Draw a last time and end the line, if there were steps."""
         if self._recent:
             super().close()
 
     def line(self, now: float) -> str:
-        """The progress line as it stands."""
+        """Return the current progress line."""
         if not self._recent:
             return f"{self._name}  starting workers"
-        share = f" ({self._done / self._total:.0%})" if self._total else ""
-        figures = [text.format(self._line[key]) for key, text in _SHOWN if key in self._line]
+        percentage = f" ({self._done / self._total:.0%})" if self._total else ""
+        metrics = [text.format(self._line[key]) for key, text in _METRICS if key in self._line]
         rate = self._rate(now)
-        left = [f"ETA {duration((self._total - self._done) / rate)}"] if rate else []
+        remaining = [f"ETA {duration((self._total - self._done) / rate)}"] if rate else []
         return "  ".join(
             [
-                f"{self._name}  step {self._done:,}/{self._total:,}{share}",
-                *figures,
-                *left,
+                f"{self._name}  step {self._done:,}/{self._total:,}{percentage}",
+                *metrics,
+                *remaining,
                 *filter(None, [self._line.get("judged", "")]),
             ]
         )

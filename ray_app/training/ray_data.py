@@ -1,11 +1,11 @@
-"""A training's images on Ray Data: `steps_to_come` and `Shards` are what Ray Train gets, `batches`
-what a worker takes of it.
+"""Load a training's images by Ray Data.
 
     runs of steps ──> one pool of `Loader` for each rank, on any node: rows, fetched, decoded, augmented ──> get_dataset_shard in the worker
 
-The stream is made of step numbers alone; which rows a step has is arithmetic
-(ray_app.datasets.sampling). So the data position of a training is its step. Each rank has an
-execution of its own, in order: `streaming_split` deals blocks to whichever rank asks first.
+Ray Train receives `make_step_dataset` and `Shards`, and a worker takes its `batches`. The stream
+consists of step numbers alone, because arithmetic decides which rows a step has
+(ray_app.datasets.sampling). So the position of a training in its data is its step. Each rank has an
+execution of its own, in order: `streaming_split` would hand blocks to the first rank that asks.
 """
 
 import math
@@ -21,64 +21,69 @@ from ray_app.streams.pool import Pool, dataset, messages, through
 from ray_app.streams.stage import Stage
 from ray_app.training import checkpoints
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import Batch, load_run, run_length, training_loader
+from ray_app.training.loader import Batch, count_run_steps, load_run, make_training_loader
 
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset
 
-Loaded = list[tuple[int, Batch]]  # steps with their batches
+Loaded = list[tuple[int, Batch]]  # Steps with their batches.
 
-TRAIN = "train"  # the dataset's name
-AHEAD = 2  # runs that wait in the worker itself
-# of a node's object store: what waits between loaders and the workers of that node
+TRAIN = "train"  # Name of the dataset.
+AHEAD = 2  # Runs that wait in the worker.
+# Fraction of a node's object store for batches that wait between loaders and workers.
 HAND_OVER_SHARE = 0.4
 
 
 class SharedJob(TypedDict):
-    """A job in Ray's object store. In a dict, Ray passes on the reference and not the job."""
+    """A job in Ray's object store. In a dict, Ray passes on the reference instead of the job."""
 
     job: "ray.ObjectRef[TrainingJob]"
 
 
-def read_job(given: SharedJob) -> TrainingJob:
+def read_job(shared: SharedJob) -> TrainingJob:
     """Return the job, whose tables and arrays are read in place."""
-    return ray.get(given["job"])
+    return ray.get(shared["job"])
 
 
 class Loader(Stage):
-    """A run of steps in, their batches for one rank out."""
+    """A stage that turns a run of steps into their batches for one rank."""
 
-    def start(self, *given: Any) -> None:
-        """`given`: the shared job, rank and number of workers."""
-        shared, self._rank, self._world = given
+    def start(self, *args: Any) -> None:
+        """Open the loader.
+
+        Args:
+            *args: The shared job, the rank, and the number of workers.
+        """
+        shared, self._rank, self._world = args
         job = read_job(shared)
-        self._loader, self._order = training_loader(job), job.order
+        self._loader, self._order = make_training_loader(job), job.order
 
     def work(self, message: range) -> Loaded:
-        """The steps of a run, each with its arrays, as `BatchLoader.load` gives them."""
+        """Return the steps of a run, each with its arrays, as `BatchLoader.load` returns them."""
         return load_run(self._loader, self._order, message, self._rank, self._world)
 
 
-def steps_to_come(given: SharedJob) -> "Dataset":
-    """The runs of steps from the last complete checkpoint on: Ray Train's controller calls it
-    before each start of its workers.
+def make_step_dataset(shared: SharedJob) -> "Dataset":
+    """Return a dataset of the runs of steps after the last complete checkpoint.
+
+    Ray Train's controller calls this function before each start of its workers.
     """
-    job = read_job(given)
+    job = read_job(shared)
     latest = checkpoints.latest_checkpoint(job.out)
     first = 0 if latest is None else latest.step
     return dataset(
-        partial(_runs, first, job.total_steps, run_length(job)),
+        partial(_iter_runs, first, job.total_steps, count_run_steps(job)),
         ordered=True,
-        store_bytes=_hand_over_limit(job),
+        store_bytes=_compute_hand_over_limit(job),
     )
 
 
 class Shards(DataConfig):
-    """Gives each rank of Ray Train all steps, and loaders of its own, which make its part of them."""
+    """Gives each rank of Ray Train all steps, and its own loaders for its part of the images."""
 
-    def __init__(self, given: SharedJob) -> None:
+    def __init__(self, shared: SharedJob) -> None:
         super().__init__()
-        self._given = given
+        self._shared = shared
 
     def configure(
         self,
@@ -88,15 +93,23 @@ class Shards(DataConfig):
         worker_node_ids: Any,
         **kwargs: Any,
     ) -> "list[dict[str, DataIterator]]":
-        """See `ray.train.DataConfig`; what a rank gets is executed as it is iterated, in the rank's
-        process.
+        """Return a dataset for each rank, which is executed in the rank's process.
+
+        See `ray.train.DataConfig`.
+
+        Args:
+            datasets: The datasets of steps by name.
+            world_size: Number of workers.
+            worker_handles: Not used.
+            worker_node_ids: Not used.
+            **kwargs: Not used.
         """
-        job = read_job(self._given)
+        job = read_job(self._shared)
         layout = job.layout
         pools = [
             Pool(
                 Loader,
-                (self._given, rank, world_size),
+                (self._shared, rank, world_size),
                 layout.loaders,
                 layout.loaders,
                 layout.loader_cpus,
@@ -111,34 +124,34 @@ class Shards(DataConfig):
 
 
 def batches(first: int) -> Iterator[Batch]:
-    """The batches of this worker of Ray Train from step `first` to the last, in order; leaving
-    early ends the loaders.
+    """Yield the batches of this worker of Ray Train from step `first` to the last, in order.
 
-    Raises what a loader met, and ClusterError where the stream begins at another step: then the
-    workers have to be started again.
+    Closing the iterator early stops the loaders.
+
+    Raises:
+        TouchstoneError: A loader raised it.
+        ClusterError: The stream begins at another step, so the workers have to be started again.
     """
     arriving: Iterator[Loaded] = messages(get_dataset_shard(TRAIN), ahead=AHEAD)
-    for several in arriving:
-        for step, batch in several:
+    for loaded in arriving:
+        for step, batch in loaded:
             if step != first:
                 raise ClusterError(
                     f"the loaders are at step {step}, the network at {first}",
-                    hint="the same command goes on",
+                    hint="run the same command again to resume",
                 )
             yield batch
             first += 1
 
 
-def _runs(first: int, total: int, together: int) -> Iterator[range]:
-    for start in range(first, total, together):
-        yield range(start, min(start + together, total))
+def _iter_runs(first: int, total: int, run_steps: int) -> Iterator[range]:
+    for start in range(first, total, run_steps):
+        yield range(start, min(start + run_steps, total))
 
 
-def _hand_over_limit(job: TrainingJob) -> float:
-    """Bytes that may wait for one worker, so that all workers of a node together do not fill its
-    object store.
-    """
+def _compute_hand_over_limit(job: TrainingJob) -> float:
+    """Return the bytes that may wait for one worker, so that no node's object store is full."""
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    together = math.ceil(job.layout.workers / max(len(nodes), 1))
+    workers_per_node = math.ceil(job.layout.workers / max(len(nodes), 1))
     smallest = min(node["Resources"].get("object_store_memory", math.inf) for node in nodes)
-    return float(HAND_OVER_SHARE * smallest / together)
+    return float(HAND_OVER_SHARE * smallest / workers_per_node)

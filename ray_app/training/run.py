@@ -1,14 +1,14 @@
-"""One training from its recipe to its results: `train` claims the directory, indexes and divides
-the images, learns, judges, exports.
+"""Run one training from its recipe to its results: `train`.
 
-Every step can be interrupted anywhere; the same command resumes from the facts on disk. Before the
-first step `prepare_data` has the labelled rows of each split, `make_job` the job that the workers
-get; what is learned and written is the recipe's method's: `finish`, `linear_probe.probe`, `identify`
-or `describe`.
+`train` claims the directory, indexes the images and divides them into splits, learns, evaluates,
+and exports. Every step can be interrupted anywhere; the same command resumes from what is in
+storage. `prepare_data` returns the labelled rows of each split, and `make_job` the job that the
+workers get. The recipe's method decides what is learned and written: `finish`,
+`linear_probe.probe`, `identify`, or `describe`.
 
-One worker is this process, without Ray. Several, and a named cluster, are a matter of Ray
-(`uses_ray`), unless torchrun started this process: then the others make the same steps, and
-nothing else (`_follow`).
+A single worker is this process, without Ray. Several workers, or a named cluster, run on Ray
+(`uses_ray`), unless torchrun started this process. Under torchrun, the other processes only make
+the training steps (`_follow`).
 """
 
 import hashlib
@@ -58,7 +58,7 @@ from ray_app.training import checkpoints, networks, validate
 from ray_app.training.config import PROFILING, TrainConfig
 from ray_app.training.export import METRICS, finish, push
 from ray_app.training.job import TrainingJob, TrainingLayout, plan_workers
-from ray_app.training.loader import measure_real, plain_loader
+from ray_app.training.loader import make_loader, measure_real_images
 from ray_app.training.local import (
     is_under_torchrun,
     join_torchrun,
@@ -67,9 +67,9 @@ from ray_app.training.local import (
     torchrun_world,
     train_here,
 )
-from ray_app.training.plan import plan, plan_lines, source_lines
+from ray_app.training.plan import format_plan, format_source_lines, plan_training
 from ray_app.training.run_directory import FILE as CLAIM
-from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun
+from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, restore_config
 from ray_app.transforms.policies.papers import RealStatistics, load_statistics, save_statistics
 
 SPLITS = "splits.json"
@@ -77,20 +77,24 @@ STATISTICS = "real_statistics.npz"
 MEASURED_REALS = 2000
 
 
-def milestones(order: sampling.SampleOrder, total: int, every: int | None) -> frozenset[int]:
+def list_milestones(order: sampling.SampleOrder, total: int, every: int | None) -> frozenset[int]:
     """Return the steps after which the network is validated, which include the last step.
 
     Args:
         order: The order of the samples.
-        total: The number of steps.
-        every: The number of steps between two validations. None for the end of each epoch.
+        total: Number of steps.
+        every: Number of steps between two validations. None validates at the end of each epoch.
     """
     if every is not None:
         return frozenset([*range(every, total, every), total])
     epochs = int(total * order.batch / order.rows_per_epoch)
     return frozenset(
         [
-            *(order.steps(epoch) for epoch in range(1, epochs + 1) if order.steps(epoch) < total),
+            *(
+                order.count_steps(epoch)
+                for epoch in range(1, epochs + 1)
+                if order.count_steps(epoch) < total
+            ),
             total,
         ]
     )
@@ -98,10 +102,14 @@ def milestones(order: sampling.SampleOrder, total: int, every: int | None) -> fr
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """The data of a training: `splits` with their rows, the order of the training rows, and how
-    many steps there are.
+    """The data of a training.
 
-    `guard`: which web servers are asked for images that lists name.
+    Attributes:
+        splits: The splits with their labelled rows.
+        order: The order of the training rows.
+        total_steps: Number of steps.
+        milestones: Steps after which the network is validated.
+        guard: The web servers that may be asked for images that lists name.
     """
 
     splits: Splits
@@ -111,9 +119,10 @@ class PreparedTraining:
     guard: Guard = field(default_factory=Guard)
 
 
-def initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
-    """What training begins with, each as a card of its own: the detector's weights, or the recipe's
-    files.
+def list_initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
+    """Return the weights that training starts from, each as a card of its own.
+
+    They are those of the detector's card, or the files under the recipe's `initial.weights`.
     """
     if config.initial.start == "card":
         return [card]
@@ -131,16 +140,24 @@ def initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]
     ]
 
 
-def _check(
-    config: TrainConfig, card: DetectorCard, out: Store, begun: Mapping[str, Any] | None
+def _check_prerequisites(
+    config: TrainConfig, card: DetectorCard, out: Store, claim: Mapping[str, Any] | None
 ) -> None:
-    """Refuse what would fail later: licences, weights on this machine, and the beginning of each
-    source, unless the claim of a training that was `begun` has its data. Raises as `train`.
+    """Refuse early what would fail later: licences, weights, and unreadable sources.
+
+    Args:
+        config: The settings.
+        card: The training card.
+        out: The directory of the training.
+        claim: The claim of an earlier session. If it has the data already, sources are not checked.
+
+    Raises:
+        ConfigError, DetectorError, StorageError: As in `train`.
     """
-    for started in initial_cards(config, card):
-        licences.require_accepted(started, config.accept_licences)
-        resolve_weights(started)
-    if begun is not None and "data" in begun["identity"]:
+    for initial_card in list_initial_cards(config, card):
+        licences.require_accepted(initial_card, config.accept_licences)
+        resolve_weights(initial_card)
+    if claim is not None and "data" in claim["identity"]:
         return
     require_sources(config.data)
     for sources in (config.data.train, config.data.validation, config.data.test):
@@ -153,40 +170,57 @@ def _check(
 def prepare_data(
     config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn
 ) -> PreparedTraining:
-    """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError.
+    """Index the sources that are not indexed yet, into `data/`, and divide their rows into splits.
 
-    The images that a describer learns from have prompts, and no prompt is in two splits.
+    If the method is `describe`, all images have prompts, and no prompt is in two splits.
+
+    Args:
+        config: The settings.
+        out: The directory of the training.
+        each: Runs the steps of indexing, in this process or on Ray.
+        reading: Runs the steps that read images.
+
+    Raises:
+        ConfigError: The sources do not make valid splits.
+        StorageError: A source cannot be read.
     """
     guards: list[Guard] = []
-    open_source = opener(out, each, reading, guards)
+    open_source = make_opener(out, each, reading, guards)
     if config.method == "describe":
-        splits = training_prompts.without_training_prompts(
+        splits = training_prompts.drop_training_prompts(
             make_splits(config.data, training_prompts.with_prompts(open_source), one_class=True)
         )
     else:
         splits = make_splits(config.data, open_source, one_class=config.method in PROFILING)
     loop = config.loop
     order = sampling.SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
-    total = loop.steps or order.steps(loop.epochs or 1.0)
+    total = loop.steps or order.count_steps(loop.epochs or 1.0)
     out.write(SPLITS, json.dumps(splits.findings, indent=2, ensure_ascii=False).encode())
     return PreparedTraining(
         splits,
         order,
         total,
-        milestones(order, total, config.validation.every),
+        list_milestones(order, total, config.validation.every),
         reduce(Guard.joined, guards, Guard()),
     )
 
 
-def opener(
+def make_opener(
     out: Store, each: Each, reading: Each, guards: list[Guard]
 ) -> Callable[[DatasetSource], pa.Table]:
-    """Opens a source's rows; those of one place are indexed once, whatever part of them each split
-    takes. Adds its guard to `guards`.
+    """Return a function that opens the rows of a source.
+
+    Sources that read the same files are indexed once, even if each split takes other rows of them.
+
+    Args:
+        out: The directory of the training.
+        each: Runs the steps of indexing.
+        reading: Runs the steps that read images.
+        guards: Receives the guard of each opened source.
     """
 
     def open_source(source: DatasetSource) -> pa.Table:
-        store = index_of(source, out)
+        store = locate_index(source, out)
         rows = index.index_source(
             source,
             store,
@@ -195,18 +229,16 @@ def opener(
             progress=ProgressLog("index"),
             requires_all_folders=True,
         )
-        guards.append(index.guard_of_source(source, store))
+        guards.append(index.get_source_guard(source, store))
         return rows
 
     return open_source
 
 
-def index_of(source: DatasetSource, out: Store) -> Store:
-    """Where a training keeps the index of a source: one for all that read the same, whatever part
-    of it.
-    """
-    place = source.model_dump_json(exclude={"split", "generators", "allow_private"})
-    return out.below(f"data/{hashlib.sha256(place.encode()).hexdigest()[:12]}")
+def locate_index(source: DatasetSource, out: Store) -> Store:
+    """Return the folder of a source's index, which all sources that read the same files share."""
+    content = source.model_dump_json(exclude={"split", "generators", "allow_private"})
+    return out.below(f"data/{hashlib.sha256(content.encode()).hexdigest()[:12]}")
 
 
 def make_job(
@@ -216,11 +248,23 @@ def make_job(
     layout: TrainingLayout,
     prepared: PreparedTraining,
     *,
-    on_ray: bool = False,
+    is_on_ray: bool = False,
 ) -> TrainingJob:
-    """Return all that workers are given. Raises ConfigError if the batch cannot be shared."""
+    """Return the job that the workers are given.
+
+    Args:
+        config: The settings.
+        card: The training card.
+        out: The directory of the training.
+        layout: The processes.
+        prepared: The data.
+        is_on_ray: Whether the processes are those of a Ray cluster.
+
+    Raises:
+        ConfigError: The batch cannot be divided equally among the workers.
+    """
     for workers in range(layout.least, layout.workers + 1):
-        prepared.order.share(0, 0, workers)
+        prepared.order.shard(0, 0, workers)
     if layout.device == "cpu" and config.loop.precision == "auto":
         # Decided here, not by each worker: on nodes of two kinds they would average gradients of
         # two precisions.
@@ -231,11 +275,11 @@ def make_job(
             update={"loop": config.loop.model_copy(update={"precision": precision})}
         )
     mirror = None
-    # where they find the weights that training begins with: the driver alone fetches
-    if on_ray and has_other_nodes():
+    # Workers read the initial weights from the mirror, because only the driver fetches.
+    if is_on_ray and has_other_nodes():
         mirror = os.environ.get(MIRROR_VARIABLE) or f"{out.url}/weights"
-        for started in initial_cards(config, card):
-            publish_weights(started, mirror)
+        for initial_card in list_initial_cards(config, card):
+            publish_weights(initial_card, mirror)
     tables = {
         "train": prepared.splits.train,
         "validation": prepared.splits.validation,
@@ -250,65 +294,68 @@ def make_job(
         milestones=prepared.milestones,
         tables={name: table for name, table in tables.items() if table is not None},
         order=prepared.order,
-        on_ray=on_ray,
+        is_on_ray=is_on_ray,
         mirror=mirror,
         guard=prepared.guard,
     )
-    return replace(job, statistics=_statistics(job))
+    return replace(job, statistics=_load_statistics(job))
 
 
-def _statistics(job: TrainingJob) -> RealStatistics | None:
-    """What openfake-v1 matches fakes to: the recipe's file, or measured once on a sample of the
-    training images and kept.
+def _load_statistics(job: TrainingJob) -> RealStatistics | None:
+    """Return the statistics of real images for openfake-v1; None for other policies.
+
+    They are read from the recipe's file, or measured once on a sample of the training images and
+    stored.
     """
-    wanted = job.config.augmentation
-    if wanted.statistics is not None:
-        return load_statistics(Path(local_path(wanted.statistics)))
-    if wanted.policy != "openfake-v1":
+    augmentation = job.config.augmentation
+    if augmentation.statistics is not None:
+        return load_statistics(Path(local_path(augmentation.statistics)))
+    if augmentation.policy != "openfake-v1":
         return None
     if not job.out.exists(STATISTICS):
-        validate.on_device(job, _measure)
-    with checkpoints.local_folder(job.out, [STATISTICS]) as folder:
+        validate.run_on_device(job, _measure_statistics)
+    with checkpoints.provide_local_folder(job.out, [STATISTICS]) as folder:
         return load_statistics(folder / STATISTICS)
 
 
-def _measure(job: TrainingJob) -> None:
+def _measure_statistics(job: TrainingJob) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / STATISTICS
         save_statistics(
-            path, measure_real(plain_loader(job, "train"), MEASURED_REALS, job.config.loop.seed)
+            path,
+            measure_real_images(make_loader(job, "train"), MEASURED_REALS, job.config.loop.seed),
         )
         job.out.write_file(STATISTICS, path)
 
 
-# of one step, in the object store of a local cluster: loaded, on their way, and in use
+# Copies of a batch in the object store of a local cluster: loaded, in transfer, and in use.
 BATCHES_IN_STORE = 12
-LEAST_STORE_BYTES = 256 * 2**20
+MIN_STORE_BYTES = 256 * 2**20
 
 
-class Trained(NamedTuple):
+class TrainingResult(NamedTuple):
     """The result of a training.
 
     Attributes:
         facts: The content of `metrics.json`, or of the plan of a dry run.
-        was_there: Whether nothing had to be done.
-        is_plan: Whether it was a dry run.
+        was_complete: Whether an earlier session had finished the training.
+        is_plan: Whether this was a dry run.
     """
 
     facts: dict[str, Any]
-    was_there: bool = False
+    was_complete: bool = False
     is_plan: bool = False
 
     def lines(self) -> list[str]:
-        """Return the result for people."""
+        """Return the result as lines for the terminal."""
         method = self.facts.get("method", "")
         if self.is_plan:
             plan_by_method = {
                 "identify": identification.identifier_plan_lines,
                 "describe": identification.describer_plan_lines,
             }
-            lines = plan_by_method.get(method, plan_lines)(self.facts)
-            sources = source_lines(self.facts["sources"], one_class=method in PROFILING)
+            lines = plan_by_method.get(method, format_plan)(self.facts)
+            sources = format_source_lines(self.facts["sources"], one_class=method in PROFILING)
             return [*lines, *sources]
         by_method = {
             "identify": identification.identifier_lines,
@@ -320,55 +367,73 @@ class Trained(NamedTuple):
 
 
 @with_s3_settings
-def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
-    """Train by a recipe into `config.out`, from wherever an earlier session of the same command
-    stopped.
+def train(config: TrainConfig, *, dry_run: bool = False) -> TrainingResult:
+    """Train by a recipe into `config.out`, and resume if an earlier session was interrupted.
 
-    Raises ConfigError, IdentityError (the directory is another recipe's or in use), DetectorError,
-    StorageError, ClusterError, and KeyboardInterrupt when it was asked to stop. Those that the same
-    call resumes from carry the note RESUMABLE. A dry run needs no `out`, starts no cluster and
-    trains nothing; with an `out` it leaves the index there. Under torchrun, rank 0 alone returns
-    facts.
+    Errors after which the same call resumes carry the note RESUMABLE.
+
+    Args:
+        config: The settings.
+        dry_run: Return only the plan. A dry run starts no cluster and trains nothing. It needs no
+            `out`; if there is one, the index of the images is written there.
+
+    Returns:
+        The result. Under torchrun, only that of rank 0 has facts.
+
+    Raises:
+        ConfigError: The recipe or its data are invalid.
+        IdentityError: The directory belongs to another recipe, or is in use.
+        DetectorError: Weights are missing or do not fit.
+        StorageError: A store cannot be read or written.
+        ClusterError: Ray gave up.
+        KeyboardInterrupt: The training was asked to stop.
     """
     if dry_run:
-        return Trained(_planned(config), is_plan=True)
+        return TrainingResult(_make_plan(config), is_plan=True)
     if not config.out:
         raise ConfigError(
             "no directory for the card: --out DIR is missing",
-            hint="touchstone train CONFIG --out DIR",
+            hint="run touchstone train CONFIG --out DIR",
         )
     out = Store.open(config.out)
-    config = config_as_begun(_among_torchrun(config), out)
+    config = restore_config(_apply_torchrun(config), out)
     if torchrun_rank() > 0:
         _follow(config, out)
-        return Trained({})
-    begun = check_claim(out, config)
-    was_there = begun is not None and out.exists(METRICS)
-    facts = json.loads(out.read(METRICS)) if was_there else _trained(config, out, begun)
+        return TrainingResult({})
+    claim = check_claim(out, config)
+    was_complete = claim is not None and out.exists(METRICS)
+    metrics = json.loads(out.read(METRICS)) if was_complete else _train(config, out, claim)
     if config.export.push is not None:
-        facts["pushed"] = push(out.url, config.export.push)
-    return Trained(facts, was_there)
+        metrics["pushed"] = push(out.url, config.export.push)
+    return TrainingResult(metrics, was_complete)
 
 
-def _trained(config: TrainConfig, out: Store, begun: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Claim the directory, train and finish; returns the content of `metrics.json`."""
+def _train(
+    config: TrainConfig, out: Store, earlier_claim: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Claim the directory, train, and finish. Return the content of `metrics.json`."""
     checkpoints.refuse_older(out)
     card = networks.training_card(config)
-    _check(config, card, out, begun)
+    _check_prerequisites(config, card, out, earlier_claim)
     with Lease(out, unguarded=config.unguarded), resumable(KeyboardInterrupt):
         claim = claim_recipe(out, config)
         try:
-            with resumable(ClusterError), _processes(config, card) as each, _kept_threads():
-                print("train  indexing and dividing the images", file=sys.stderr, flush=True)
+            with (
+                resumable(ClusterError),
+                _start_processes(config, card) as each,
+                _restore_threads(),
+            ):
+                print("train  indexing and splitting the images", file=sys.stderr, flush=True)
                 prepared = prepare_data(config, out, **each)
                 findings = prepared.splits.findings
                 claim_data(out, claim, findings)
                 layout = _plan_layout(config)
-                job = make_job(config, card, out, layout, prepared, on_ray=uses_ray(config))
-                return _by_method(job, findings, claim)
+                job = make_job(config, card, out, layout, prepared, is_on_ray=uses_ray(config))
+                return _finish_by_method(job, findings, claim)
         except ConfigError:
-            if begun is None and checkpoints.latest_checkpoint(out) is None:
-                out.delete(CLAIM)  # nothing was learned: the recipe that is to come may differ
+            if earlier_claim is None and checkpoints.latest_checkpoint(out) is None:
+                # Nothing was learned, so another recipe may use the directory.
+                out.delete(CLAIM)
             raise
 
 
@@ -379,17 +444,17 @@ def uses_ray(config: TrainConfig) -> bool:
 
 
 @contextmanager
-def _processes(config: TrainConfig, card: DetectorCard) -> Iterator[dict[str, Each]]:
-    """Start or join the Ray that the training uses. Yields what runs the steps of indexing."""
+def _start_processes(config: TrainConfig, card: DetectorCard) -> Iterator[dict[str, Each]]:
+    """Start or join the training's Ray cluster, and yield the functions that run indexing."""
     if not uses_ray(config):
         yield {}
         return
-    with cluster(_cluster_for(config, card.preprocessing.shape)):
+    with cluster(_configure_cluster(config, card.preprocessing.shape)):
         yield {"each": on_ray, "reading": in_pool}
 
 
 @contextmanager
-def _kept_threads() -> Iterator[None]:
+def _restore_threads() -> Iterator[None]:
     """Restore the number of torch's threads after the block."""
     import torch
 
@@ -405,7 +470,7 @@ def _plan_layout(config: TrainConfig) -> TrainingLayout:
     if not uses_ray(config):
         return _plan_without_ray(config)
     cpus, gpus, _ = resources(config.cluster)
-    return plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
+    return plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_get_largest_node_cpus())
 
 
 def _plan_without_ray(config: TrainConfig) -> TrainingLayout:
@@ -421,8 +486,8 @@ def _plan_without_ray(config: TrainConfig) -> TrainingLayout:
     )
 
 
-def _among_torchrun(config: TrainConfig) -> TrainConfig:
-    """Return the config with as many workers as torchrun started processes; as it is without."""
+def _apply_torchrun(config: TrainConfig) -> TrainConfig:
+    """Return the config with one worker per process of torchrun; unchanged without torchrun."""
     if not is_under_torchrun():
         return config
     workers = config.workers.model_copy(update={"count": torchrun_world(), "least": None})
@@ -430,8 +495,9 @@ def _among_torchrun(config: TrainConfig) -> TrainConfig:
 
 
 def _follow(config: TrainConfig, out: Store) -> None:
-    """Make the steps with rank 0, once it has prepared the directory. What has no steps, and all
-    that comes after them, rank 0 does alone.
+    """Make the training steps with rank 0, after it has prepared the directory.
+
+    Methods without steps, and everything after the steps, are done by rank 0 alone.
     """
     has_steps = config.method == "fine-tune" or (
         config.describe is not None and config.describe.tier != "retrieval"
@@ -442,14 +508,16 @@ def _follow(config: TrainConfig, out: Store) -> None:
     join_torchrun(layout.device)
     job = make_job(config, networks.training_card(config), out, layout, prepare_data(config, out))
     if config.method == "describe":
-        from ray_app.training.captioner import captioning_job
+        from ray_app.training.captioner import make_captioning_job
 
-        job = captioning_job(job)
+        job = make_captioning_job(job)
     train_here(job)
 
 
-def _by_method(job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]) -> dict[str, Any]:
-    """Learn and finish by the recipe's method; returns the content of `metrics.json`."""
+def _finish_by_method(
+    job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]
+) -> dict[str, Any]:
+    """Learn and finish by the recipe's method. Return the content of `metrics.json`."""
     if job.config.method == "identify":
         from ray_app.training.identify import identify
 
@@ -468,7 +536,7 @@ def _fit(job: TrainingJob) -> None:
     latest = checkpoints.latest_checkpoint(job.out)
     if latest is None and (count := checkpoints.count_folders(job.out)):
         print(
-            f"train  no checkpoint in {job.out.url}/{checkpoints.FOLDER} is complete ({count} without the file {checkpoints.DONE}): "
+            f"train  no complete checkpoint in {job.out.url}/{checkpoints.FOLDER} ({count} without the file {checkpoints.DONE}): "
             "training starts at step 0",
             file=sys.stderr,
             flush=True,
@@ -480,10 +548,9 @@ def _fit(job: TrainingJob) -> None:
             from ray_app.training.linear_probe import probe
 
             probe(job)
-    elif not job.on_ray:
-        train_here(
-            job
-        )  # Also if all is trained: the other processes of torchrun wait for this one.
+    elif not job.is_on_ray:
+        # Even if all is trained, because the other processes of torchrun wait for this one.
+        train_here(job)
     elif not is_trained:
         from ray_app.training.trainer import fit
 
@@ -492,9 +559,11 @@ def _fit(job: TrainingJob) -> None:
     validate.remove_superseded_checkpoints(job)
 
 
-def _planned(config: TrainConfig) -> dict[str, Any]:
-    """The dry run. What is too large to be counted row by row, or of one class, is planned by what
-    its sources tell.
+def _make_plan(config: TrainConfig) -> dict[str, Any]:
+    """Return the plan of a dry run.
+
+    If a source is too large to count row by row, or the data have one class only, the plan is an
+    estimate from what the sources state.
     """
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         card, out = networks.training_card(config), Store.open(config.out or scratch)
@@ -504,61 +573,65 @@ def _planned(config: TrainConfig) -> dict[str, Any]:
             "validation": config.data.validation,
             "test": config.data.test,
         }
-        given = [
+        named_sources = [
             (name, source)
-            for name, of in splits.items()
-            if not isinstance(of, HeldOut)
-            for source in of
+            for name, split_sources in splits.items()
+            if not isinstance(split_sources, HeldOut)
+            for source in split_sources
         ]
-        most = math.inf if config.method in PROFILING else survey.MOST_BYTES
+        max_bytes = math.inf if config.method in PROFILING else survey.MAX_BYTES
         sources = [
-            {"for": name, **survey.survey(source, index_of(source, out), most)}
-            for name, source in given
+            {"for": name, **survey.survey(source, locate_index(source, out), max_bytes)}
+            for name, source in named_sources
         ]
-        real, fake = (
-            sum(one[label] for one in sources if one["for"] == "train")
+        n_real, n_fake = (
+            sum(counts[label] for counts in sources if counts["for"] == "train")
             for label in ("real", "fake")
         )
-        is_whole = all(one["indexed"] for one in sources) and (
-            bool(real and fake) or config.method in PROFILING
+        is_counted = all(counts["indexed"] for counts in sources) and (
+            bool(n_real and n_fake) or config.method in PROFILING
         )
-        prepared = prepare_data(config, out) if is_whole else None
+        prepared = prepare_data(config, out) if is_counted else None
         if prepared is not None and config.method == "identify":
             from ray_app.training import identify
 
-            return {**identify.planned(config, card, prepared.splits), "sources": sources}
+            return {**identify.plan_identifier(config, card, prepared.splits), "sources": sources}
         if prepared is not None and config.method == "describe":
             from ray_app.training import describe
 
             return {
-                **describe.planned(config, card, prepared.splits, prepared.total_steps),
+                **describe.plan_describer(config, card, prepared.splits, prepared.total_steps),
                 "sources": sources,
             }
         layout = _plan_without_ray(config)
         rows = (
             prepared.order.rows_per_epoch
             if prepared
-            else config.sampling.epoch_rows or real + fake or 1
+            else config.sampling.epoch_rows or n_real + n_fake or 1
         )
         return {
-            **plan(config, card, rows, layout),
+            **plan_training(config, card, rows, layout),
             "data": prepared and prepared.splits.findings,
             "sources": sources,
         }
 
 
-def _cluster_for(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterConfig:
-    """The config's cluster; a local one gets an object store that holds the batches under way."""
+def _configure_cluster(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterConfig:
+    """Return the config's cluster, with an object store for the batches in flight.
+
+    A size that the config sets stays, and so does the cluster if images have no common size.
+    """
     if config.cluster.object_store_bytes is not None or shape is None:
         return config.cluster
     planes = 5 if config.loss.name == "maskclip" else 3
-    needed = BATCHES_IN_STORE * config.loop.batch * planes * shape[0] * shape[1]
-    return config.cluster.model_copy(update={"object_store_bytes": LEAST_STORE_BYTES + needed})
+    batches_bytes = BATCHES_IN_STORE * config.loop.batch * planes * shape[0] * shape[1]
+    return config.cluster.model_copy(update={"object_store_bytes": MIN_STORE_BYTES + batches_bytes})
 
 
-def _largest_node_cpus() -> float:
-    """CPUs of the largest node that is there; inf while none has any, since those that an
-    autoscaler brings are not known.
+def _get_largest_node_cpus() -> float:
+    """Return the CPUs of the largest live node, or infinity if no node has any.
+
+    In that case an autoscaler will bring nodes whose CPUs are not known yet.
     """
     import ray
 

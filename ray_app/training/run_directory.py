@@ -1,12 +1,12 @@
-"""A training's directory: whose it is (`train.json`: `claim_recipe`, `check_claim`, `environment`),
-and the figures of its steps in files.
+"""Manage the directory of a training: its claim, and the metrics of its steps in files.
 
-Where and on how many machines it runs, and what is kept in case of faults, is not part of what
-another command must match.
+`train.json` records which recipe and data the directory belongs to (`claim_recipe`, `check_claim`).
+Where the training runs, on how many machines, and what it stores against failures is not part of
+the claim.
 
-A history file is named by the step that it begins at and written with a checkpoint. Who resumes
-from step s removes the files that begin at s or later: nothing stands twice, however often a part
-is repeated.
+A history file is named by its first step and is written with a checkpoint. A session that resumes
+at step s deletes the files that begin at s or later. So each step is recorded once, however often
+it is repeated.
 """
 
 import json
@@ -41,7 +41,7 @@ Line = Mapping[str, Any]
 
 
 class HistoryWriter:
-    """The lines of one rank in one folder, from one checkpoint to the next."""
+    """The lines of one rank in one folder, between two checkpoints."""
 
     def __init__(self, out: Store, folder: str, rank: int) -> None:
         self._out, self._folder, self._rank = out, folder, rank
@@ -52,9 +52,7 @@ class HistoryWriter:
         self._lines.append(line)
 
     def write(self, first: int) -> list[Line]:
-        """Write what was added since the last time as the file of step `first`, if anything;
-        returns it.
-        """
+        """Write the lines added since the last call as the file of step `first`; return them."""
         lines, self._lines = self._lines, []
         if lines:
             text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -63,36 +61,41 @@ class HistoryWriter:
 
 
 def delete_history_from(out: Store, step: int) -> None:
-    """Remove all notes that begin at `step` or later: they are about to be written again."""
+    """Delete the history files that begin at `step` or later, because those steps are repeated."""
     for folder in (HISTORY, SAMPLES, UNREADABLE, MASKS, TENSORBOARD):
         for name in out.names(folder):
-            if first_step_of(name) >= step:
+            if parse_first_step(name) >= step:
                 out.delete(f"{folder}/{name}")
 
 
-def first_step_of(name: str) -> int:
-    """The step at which a file begins; -1 for a file that is none of ours."""
+def parse_first_step(name: str) -> int:
+    """Return the step at which a history file begins; -1 if the name is not of a history file."""
     digits = name.removeprefix(_EVENTS).partition("-")[0].partition(".")[0]
     return int(digits) if digits.isdigit() else -1
 
 
 def read_history(out: Store, folder: str) -> Iterator[dict[str, Any]]:
-    """All lines of a folder, in the order of steps, then of ranks."""
+    """Yield all lines of a folder, ordered by step, then by rank."""
     for name in out.names(folder):
         for line in out.read(f"{folder}/{name}").splitlines():
             yield json.loads(line)
 
 
 def write_events(out: Store, first: int, lines: Iterable[Line], *, prefix: str = "train") -> None:
-    """The same lines for TensorBoard: every number but step and time is a curve."""
-    name = f"{_EVENTS}{first:08d}.{prefix}"
-    out.write(f"{TENSORBOARD}/{name}", event_bytes(lines, prefix))
+    """Write lines for TensorBoard; every number but step and time becomes a curve.
 
-
-def event_bytes(lines: Iterable[Line], prefix: str) -> bytes:
-    """An event file of TensorBoard: one scalar `prefix/key` per finite number of a line, at the
-    line's `step`.
+    Args:
+        out: The directory of the training.
+        first: The first step of the lines, for the name of the file.
+        lines: The lines.
+        prefix: Group of the curves.
     """
+    name = f"{_EVENTS}{first:08d}.{prefix}"
+    out.write(f"{TENSORBOARD}/{name}", make_event_file(lines, prefix))
+
+
+def make_event_file(lines: Iterable[Line], prefix: str) -> bytes:
+    """Return a TensorBoard event file with a scalar `prefix/key` per finite number of each line."""
     from tensorboardX import SummaryWriter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -115,9 +118,10 @@ SCHEMA = 1
 _PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "numpy", "pillow")
 
 
-def recipe_of(config: TrainConfig) -> dict[str, Any]:
-    """The part of a config that decides what is learned, as plain JSON without secrets. What
-    becomes of it afterwards may change.
+def extract_recipe(config: TrainConfig) -> dict[str, Any]:
+    """Return the part of a config that decides what is learned, as plain JSON without secrets.
+
+    It excludes the sections that only concern the finished detector.
     """
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
     content: dict[str, Any] = strip_all_secrets(
@@ -128,39 +132,47 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def config_as_begun(config: TrainConfig, out: Store) -> TrainConfig:
-    """The config with what its user left open as the training in this directory was begun, and says
-    so; itself where there is none.
+def restore_config(config: TrainConfig, out: Store) -> TrainConfig:
+    """Take settings that the user left open from the training that exists in this directory.
+
+    Differences to today's defaults are printed. Without a training the config is returned
+    unchanged.
     """
     claim = read_claim(out)
     if claim is None:
         return config
-    begun = as_begun(config, claim["identity"]["recipe"], where=f"{out.url}/{FILE}")
-    if kept := differing_keys(recipe_of(config), recipe_of(begun)):
-        message = "; ".join(f"{key} {was} (today {now})" for key, now, was in kept)
+    restored = as_begun(config, claim["identity"]["recipe"], where=f"{out.url}/{FILE}")
+    if differing := differing_keys(extract_recipe(config), extract_recipe(restored)):
+        message = "; ".join(f"{key} {was} (today {now})" for key, now, was in differing)
         print(
-            f"train  as it was begun: {message}; a new --out begins with those of today",
+            f"train  keeping the settings of the existing training: {message}; a new --out uses those of today",
             file=sys.stderr,
             flush=True,
         )
-    return begun
+    return restored
 
 
 def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
-    """Whether the directory may be this recipe's; the content of `train.json`, None where there is
-    none. Raises IdentityError.
+    """Return the content of `train.json`, or None if the directory is free.
+
+    Raises:
+        IdentityError: The directory belongs to another recipe.
     """
     claim = read_claim(out)
     if claim is None:
         refuse_others(out, FILE)
     else:
-        _require_equal(out, {"recipe": recipe_of(config)}, {"recipe": claim["identity"]["recipe"]})
+        _require_equal(
+            out, {"recipe": extract_recipe(config)}, {"recipe": claim["identity"]["recipe"]}
+        )
     return claim
 
 
 def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
-    """Make the directory this recipe's, or check that it is; returns the content of `train.json`.
-    Raises IdentityError.
+    """Claim the directory for this recipe, or check that it is claimed, and return the claim.
+
+    Raises:
+        IdentityError: The directory belongs to another recipe.
     """
     claim = check_claim(out, config)
     if claim is None:
@@ -168,16 +180,23 @@ def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
         claim = {
             "schema": SCHEMA,
             "created_at": now,
-            "identity": {"recipe": recipe_of(config)},
-            "environment": environment(),
+            "identity": {"recipe": extract_recipe(config)},
+            "environment": describe_environment(),
         }
         write_claim(out, claim)
     return claim
 
 
 def claim_data(out: Store, claim: dict[str, Any], findings: Mapping[str, Any]) -> None:
-    """The same for the images: their digests, split by split. Raises IdentityError where a source
-    has changed since.
+    """Add the digests of the splits to the claim, or check that they are equal.
+
+    Args:
+        out: The directory of the training.
+        claim: The content of `train.json`, which is updated.
+        findings: The facts about the splits (`Splits.findings`).
+
+    Raises:
+        IdentityError: A source has changed since the claim.
     """
     digests = {name: split["digest"] for name, split in findings["splits"].items()}
     if "data" not in claim["identity"]:
@@ -187,7 +206,7 @@ def claim_data(out: Store, claim: dict[str, Any], findings: Mapping[str, Any]) -
 
 
 def read_claim(out: Store) -> dict[str, Any] | None:
-    """The content of `train.json`; None where no training was begun."""
+    """Return the content of `train.json`, or None if there is no training."""
     try:
         content: dict[str, Any] = json.loads(out.read(FILE))
     except FileNotFoundError:
@@ -200,23 +219,23 @@ def write_claim(out: Store, claim: Mapping[str, Any]) -> None:
     out.write(FILE, json.dumps(claim, indent=2, ensure_ascii=False).encode())
 
 
-def _require_equal(out: Store, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    if differing := differences(ours, theirs):
+def _require_equal(out: Store, actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if differing := differences(actual, expected):
         raise IdentityError(
             f"{out.url} was made by another recipe or from other images:\n  "
             + "\n  ".join(differing),
-            hint="give another --out, or the same recipe and data",
+            hint="give another --out, or use the same recipe and data",
         )
 
 
-def environment() -> dict[str, Any]:
-    """Versions and platform of this process, as plain JSON."""
+def describe_environment() -> dict[str, Any]:
+    """Return versions and platform of this process, as plain JSON."""
     facts: dict[str, Any] = {
         "touchstone": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
     }
-    if (commit := _commit()) is not None:
+    if (commit := _read_commit()) is not None:
         facts["commit"] = commit
     for package in _PACKAGES:
         try:
@@ -226,31 +245,29 @@ def environment() -> dict[str, Any]:
     return facts
 
 
-def device_name(device: str) -> str:
-    """What a device of this machine is called."""
+def get_device_name(device: str) -> str:
+    """Return the product name of a device of this machine."""
     if device != "cpu":
         import torch
 
         return str(torch.cuda.get_device_name())
     try:
-        found = re.search(
+        match = re.search(
             r"^model name\s*:\s*(.+)$",
             Path("/proc/cpuinfo").read_text(encoding="utf-8"),
             re.MULTILINE,
         )
     except OSError:
-        found = None
-    return found[1] if found else platform.machine()
+        match = None
+    return match[1] if match else platform.machine()
 
 
-def _commit() -> str | None:
-    """The commit of a checkout, `+` behind it where files differ from it; None for an installed
-    package.
-    """
+def _read_commit() -> str | None:
+    """Return the commit of a checkout, with `+` if files differ from it; None for a package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    words = [
+    command = [
         "git",
         "-C",
         str(root),
@@ -262,7 +279,7 @@ def _commit() -> str | None:
     ]
     try:
         return subprocess.run(
-            words, capture_output=True, text=True, check=True, timeout=10
+            command, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,6 +1,4 @@
-"""What a worker notes of its steps (`StepLog`): their metrics, the images that they saw, and files
-that could not be read.
-"""
+"""Record the steps of a worker (`StepLog`): metrics, images that they saw, and unreadable files."""
 
 import time
 from typing import Any
@@ -8,15 +6,15 @@ from typing import Any
 from ray_app.errors import TouchstoneError
 from ray_app.training import file_notes, run_directory
 from ray_app.training.job import TrainingJob
-from ray_app.training.learner import Batch, StepFigures
+from ray_app.training.learner import Batch, StepMetrics
 from ray_app.training.worker import Worker
 
-# Before so many images were seen, the fraction of unreadable ones says nothing.
+# With fewer images, the fraction of unreadable images means little.
 MIN_IMAGES = 200
 
 
 class StepLog:
-    """The notes of one worker, kept until the next checkpoint."""
+    """The notes of one worker, in memory until the next checkpoint."""
 
     def __init__(self, job: TrainingJob, worker: Worker, first: int) -> None:
         self._job, self._worker, self._first = job, worker, first
@@ -26,20 +24,20 @@ class StepLog:
         )
         self._notes = file_notes.StepNotes(job.out, job.rows("train"), worker.rank)
         self._files = file_notes.FileLog(job.out) if worker.rank == 0 else None
-        self._seen = self._unreadable = 0
+        self._n_images = self._n_unreadable = 0
         self._line: dict[str, Any] = {}
 
     def add(
-        self, batch: Batch, figures: StepFigures, precision: str, waited_s: float, began: float
+        self, batch: Batch, metrics: StepMetrics, precision: str, waited_s: float, started_at: float
     ) -> None:
-        """Note a step.
+        """Record a step.
 
         Args:
             batch: This worker's part of the images.
-            figures: The metrics of the step.
-            precision: The precision that the network learns in.
+            metrics: The metrics of the step.
+            precision: The precision in which the network learns.
             waited_s: Seconds that the step waited for its batch.
-            began: When the step began, on the monotonic clock.
+            started_at: Start of the step, on the monotonic clock.
 
         Raises:
             TouchstoneError: Too many images could not be read.
@@ -48,51 +46,51 @@ class StepLog:
         if job.config.faults.record_samples:
             rows, ids = batch["row"].tolist(), batch["image_id"].tolist()
             self._samples.add(
-                {"step": figures.step, "rank": self._worker.rank, "rows": rows, "image_ids": ids}
+                {"step": metrics.step, "rank": self._worker.rank, "rows": rows, "image_ids": ids}
             )
         if not job.has_vectors:  # Otherwise images are noted when embeddings are computed.
-            self._notes.add(batch, figures.step)
-        self._seen += job.config.loop.batch
-        self._unreadable += figures.unusable
+            self._notes.add(batch, metrics.step)
+        self._n_images += job.config.loop.batch
+        self._n_unreadable += metrics.unusable
         self._require_readable()
         if self._worker.rank == 0:
-            self._add_line(figures, precision, waited_s, time.monotonic() - began)
+            self._add_line(metrics, precision, waited_s, time.monotonic() - started_at)
 
     def _add_line(
-        self, figures: StepFigures, precision: str, waited_s: float, compute_s: float
+        self, metrics: StepMetrics, precision: str, waited_s: float, compute_s: float
     ) -> None:
         line = {
-            "step": figures.step,
-            "loss": figures.loss,
-            "rate": figures.rate,
-            "gradient_norm": figures.gradient_norm,
+            "step": metrics.step,
+            "loss": metrics.loss,
+            "rate": metrics.rate,
+            "gradient_norm": metrics.gradient_norm,
             "images_per_s": self._job.config.loop.batch / (waited_s + compute_s),
             "wait_s": waited_s,
             "compute_s": compute_s,
-            "unusable": figures.unusable,
+            "unusable": metrics.unusable,
             "precision": precision,
             "time": time.time(),
-            **figures.parts,
+            **metrics.parts,
         }
         self._history.add(line)
         self._line |= line
         self._worker.show(self._line)
 
     def show_validation(self, text: str) -> None:
-        """Show the last validation, in a few words, with the last step. Called by rank 0."""
+        """Show the text of the last validation with the last step. Called by rank 0."""
         self._line["judged"] = text
         self._worker.show(self._line)
 
     def _require_readable(self) -> None:
         limit = self._job.config.faults.max_bad_fraction
         enough = min(MIN_IMAGES, self._job.order.rows_per_epoch)
-        if self._unreadable <= limit * self._seen or self._seen < enough:
+        if self._n_unreadable <= limit * self._n_images or self._n_images < enough:
             return
         self._notes.write(self._first)
         self._samples.write(self._first)
         examples = file_notes.join_examples(self._notes.first_unreadable)
         raise TouchstoneError(
-            f"{self._unreadable:,} of {self._seen:,} training images could not be read ({self._unreadable / self._seen:.1%})"
+            f"{self._n_unreadable:,} of {self._n_images:,} training images could not be read ({self._n_unreadable / self._n_images:.1%})"
             + (f", for example {examples}" if examples else ""),
             hint=f"repair the files that {self._job.out.url}/{run_directory.UNREADABLE}/ names, "
             f"or allow more than {limit:.1%} by --set faults.max_bad_fraction=…",
@@ -107,7 +105,7 @@ class StepLog:
         self._first = step
 
     def name_files(self) -> None:
-        """Name the files that any worker could not read, once. Called by rank 0."""
-        assert self._files is not None, "rank 0 has the log of files"
+        """Print the files that any worker could not read, each once. Called by rank 0."""
+        assert self._files is not None, "only rank 0 has the log of files"
         for text in self._files.new_lines():
             self._worker.say(text)

@@ -1,11 +1,10 @@
-"""The loop in several workers of Ray Train, from the last complete checkpoint to the last step
-(`fit`).
+"""Run the training loop in several workers of Ray Train: `fit`.
 
 Ray Train's `fit` runs in an actor (`TrainingSession`), so that this process handles signals itself
 and can end the session at any time: it kills the actor, which takes Ray Train's controller and the
-workers with it. Workers report to the same actor, and ask it whether they are to stop.
-`join_process_group` connects the workers: the store of torch.distributed needs no secret, so it
-listens on the address of one node alone.
+workers with it. Workers report to the same actor, and ask it whether to stop. `join_process_group`
+connects the workers. The store of torch.distributed needs no secret, so it listens on the address
+of one node only.
 """
 
 import logging
@@ -33,6 +32,7 @@ from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from typing_extensions import override
 
 from ray_app.cluster.ray_cluster import on_own_node
 from ray_app.cluster.shutdown import signal_grace_s
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 REPORT_EVERY_S = 0.5
-# To look for a notice that a machine will be taken away is a round of all workers.
+# All workers exchange a message to check whether a machine will be taken away.
 NOTICE_POLL_S = 2.0
 POLL_S = 0.5
 GROUP_TIMEOUT = timedelta(seconds=1800)
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Importing torch in every worker of a busy machine takes its time.
+    # Importing torch in every worker of a busy machine is slow.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
@@ -62,14 +62,14 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class SessionReport:
-    """What the workers of a session have reported.
+    """The reports of the workers of a session.
 
     Attributes:
         line: The metrics of the last step.
         steps: Number of steps in this session.
         beats: Number of signs of life of validations.
         said: Lines for the user that were not read before.
-        failure: An error of a worker that would come again.
+        failure: A pickled error of a worker that another attempt would repeat.
         is_saved: Whether the workers have saved because they were asked to stop.
     """
 
@@ -81,47 +81,50 @@ class SessionReport:
     is_saved: bool = False
 
     def error(self) -> TouchstoneError | None:
-        """Return the error of a worker that no repetition would help."""
-        return None if self.failure is None else pickle.loads(self.failure)  # noqa: S301  (made by a worker of this session)
+        """Return the error of a worker that another attempt would repeat, or None."""
+        return None if self.failure is None else pickle.loads(self.failure)  # noqa: S301  (pickled by a worker of this session)
 
 
 class TrainingSession:
-    """The actor of a session: it runs Ray Train, and keeps what workers and driver tell each other."""
+    """The actor of a session: it runs Ray Train and passes messages between workers and driver."""
 
     def __init__(self) -> None:
         self._report = SessionReport({})
         self._is_stopping = False
 
     @ray.method(concurrency_group="fit")
-    def fit(self, given: ray_data.SharedJob) -> str | None:
-        """Run the trainer of a job. Return why it gave up, or None."""
+    def fit(self, shared: ray_data.SharedJob) -> str | None:
+        """Run the trainer of a job. Return why it failed, or None."""
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         session = ray.get_runtime_context().current_actor
         try:
             with TemporaryDirectory(prefix="touchstone-") as folder:
-                _make_trainer(given, session, folder).fit()
+                _make_trainer(shared, session, folder).fit()
         except Exception as error:
-            first = next(iter(getattr(error, "worker_failures", {}).values()), error)
-            return describe_error(first)
+            cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
+            return describe_error(cause)
         return None
 
     def report(self, line: dict[str, Any], steps: int) -> None:
-        """Take the metrics of a step of rank 0, and how many steps it made since its last report."""
+        """Store the metrics of a step of rank 0 and the number of steps since its last report."""
         self._report = replace(self._report, line=line, steps=self._report.steps + steps)
 
     def say(self, text: str) -> None:
-        """Take a line for the user."""
+        """Store a line for the user."""
         self._report = replace(self._report, said=(*self._report.said, text))
 
     def beat(self) -> None:
-        """Take a sign of life of a validation."""
+        """Count a sign of life of a validation."""
         self._report = replace(self._report, beats=self._report.beats + 1)
 
     def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
-        """Take an error that would come again; with `only_before_steps`, only if no step of this
-        session was made.
+        """Store an error that another attempt would repeat.
+
+        Args:
+            failure: The pickled error.
+            only_before_steps: Ignore the error if this session has made a step.
         """
         if self._report.failure is None and not (only_before_steps and self._report.steps):
             self._report = replace(self._report, failure=failure)
@@ -131,15 +134,15 @@ class TrainingSession:
         self._is_stopping = True
 
     def is_stopping(self) -> bool:
-        """Return whether the workers are to save and stop."""
+        """Return whether the workers have to save and stop."""
         return self._is_stopping
 
     def mark_saved(self) -> None:
-        """Note that the workers have saved and stopped."""
+        """Record that the workers have saved and stopped."""
         self._report = replace(self._report, is_saved=True)
 
     def read(self) -> SessionReport:
-        """Return all reports so far. The lines for the user are returned once."""
+        """Return all reports so far. Each line for the user is returned once."""
         report, self._report = self._report, replace(self._report, said=())
         return report
 
@@ -147,9 +150,10 @@ class TrainingSession:
 def fit(job: TrainingJob) -> None:
     """Train until the last step is in a complete checkpoint.
 
-    Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing
-    happens for too long, and KeyboardInterrupt, after the workers have saved, when a signal
-    requests to stop.
+    Raises:
+        TouchstoneError: A worker raised it.
+        ClusterError: Ray Train gave up, or there was no progress for too long.
+        KeyboardInterrupt: A signal requested to stop. The workers have saved.
     """
     remote: Any = ray.remote
     actor = remote(num_cpus=0, concurrency_groups={"fit": 1}, label_selector=on_own_node())
@@ -160,7 +164,7 @@ def fit(job: TrainingJob) -> None:
     try:
         watch.wait()
     except KeyboardInterrupt:
-        watch.let_them_save()
+        watch.wait_for_checkpoint()
         raise
     finally:
         progress.close()
@@ -168,16 +172,17 @@ def fit(job: TrainingJob) -> None:
     if (failure := watch.failure()) is not None:
         raise ClusterError(
             f"training gave up: {failure}",
-            hint="the same command continues; the logs of the Ray session say more",
+            hint="run the same command again to resume; see the logs of the Ray session for details",
         )
     if not checkpoints.is_trained(job.out):
         raise ClusterError(
-            "training ended before its last step was committed", hint="the same command goes on"
+            "training ended before its last step was committed",
+            hint="run the same command again to resume",
         )
 
 
 class _Watch:
-    """The main thread's view of one session."""
+    """The driver's view of one session."""
 
     def __init__(
         self,
@@ -188,35 +193,38 @@ class _Watch:
     ) -> None:
         self._session, self._over, self._progress = session, over, progress
         self._grace_s = signal_grace_s(job.config.cluster.grace_s)
-        self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
+        self._stall_timeout_s = job.config.cluster.stall_timeout_s or STALL_S
         self._last_report, self._changed_at = SessionReport({}), time.monotonic()
 
     def wait(self) -> None:
-        """Wait until the trainer ends. Raises what a worker reported, and ClusterError at a
-        standstill.
+        """Wait until the trainer ends.
+
+        Raises:
+            TouchstoneError: A worker reported it.
+            ClusterError: There was no progress for too long.
         """
         while not self._is_over(POLL_S):
             self._check()
         self._check()
 
     def failure(self) -> str | None:
-        """Return why the trainer gave up, or None if it finished."""
+        """Return why the trainer failed, or None if it finished."""
         try:
             failure: str | None = ray.get(self._over)
         except RayError as error:
             return describe_error(error)
         return failure
 
-    def let_them_save(self) -> None:
-        """Ask the workers to save and stop, and give them some time; a second signal ends that."""
-        until = time.monotonic() + self._grace_s
+    def wait_for_checkpoint(self) -> None:
+        """Ask the workers to save and stop, and wait for them; a second signal ends the wait."""
+        deadline = time.monotonic() + self._grace_s
         if not self._read().steps:
             return
         self._progress.say(
             f"stopping: the workers have {self._grace_s:.0f} s to save; a second signal stops at once"
         )
         self._session.stop.remote()
-        while not (self._is_over(POLL_S) or self._read().is_saved) and time.monotonic() < until:
+        while not (self._is_over(POLL_S) or self._read().is_saved) and time.monotonic() < deadline:
             pass
 
     def _is_over(self, wait_s: float) -> bool:
@@ -237,20 +245,20 @@ class _Watch:
             if report.steps > self._last_report.steps:
                 self._progress.show(report.line)
             self._last_report, self._changed_at = report, now
-        if now - self._changed_at > self._patience_s:
+        if now - self._changed_at > self._stall_timeout_s:
             raise ClusterError(
-                f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
-                hint="does the cluster have room for the workers? --set cluster.stall_timeout_s=… waits longer",
+                f"no step ended in {self._stall_timeout_s:.0f} s: training stopped, complete checkpoints are kept",
+                hint="check that the workers fit the cluster, or wait longer by --set cluster.stall_timeout_s=…",
             )
         self._progress.redraw()
 
 
 def _make_trainer(
-    given: ray_data.SharedJob, session: "ActorHandle[TrainingSession]", folder: str
+    shared: ray_data.SharedJob, session: "ActorHandle[TrainingSession]", folder: str
 ) -> Any:
-    """Return the trainer of a job. What Ray Train keeps itself goes to a temporary folder."""
-    train: Any = ray.train  # Type checkers see the names of Ray Train V1 here; V2 is what runs.
-    job = ray_data.read_job(given)
+    """Return the trainer of a job. The files of Ray Train itself go to a temporary folder."""
+    train: Any = ray.train  # Type checkers see the names of Ray Train V1, but V2 runs.
+    job = ray_data.read_job(shared)
     config, layout = job.config, job.layout
     resources = {"CPU": layout.worker_cpus}
     if layout.worker_gpus:
@@ -258,12 +266,12 @@ def _make_trainer(
     is_elastic = layout.least != layout.workers
     return train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={**given, "session": session},
+        train_loop_config={**shared, "session": session},
         torch_config=OwnProcessGroup(),
         datasets={}
         if job.has_vectors
-        else {ray_data.TRAIN: partial(ray_data.steps_to_come, given)},
-        dataset_config=ray_data.Shards(given),
+        else {ray_data.TRAIN: partial(ray_data.make_step_dataset, shared)},
+        dataset_config=ray_data.Shards(shared),
         scaling_config=train.ScalingConfig(
             num_workers=(layout.least, layout.workers) if is_elastic else layout.workers,
             use_gpu=layout.worker_gpus > 0,
@@ -279,43 +287,43 @@ def _make_trainer(
 
 
 class SharedDevices(Backend):
-    """Lets the workers of one node see all of its GPUs, as NCCL needs to connect them. Sets up
-    nothing else.
-    """
+    """Lets the workers of a node see all of its GPUs, which NCCL needs to connect them."""
 
     share_cuda_visible_devices = True
 
 
 class OwnProcessGroup(TorchConfig):
-    """Leaves the process group to `join_process_group`. Ray Train's own store would listen on every
-    address of the node.
+    """Leaves the process group to `join_process_group`.
+
+    Ray Train's own store would listen on every address of the node.
     """
 
     @property
+    @override
     def backend_cls(self) -> type[Backend]:
-        """See `ray.train.backend.BackendConfig`."""
         return SharedDevices
 
 
 def join_process_group(
     rank: int, world_size: int, backend: str, timeout: timedelta = GROUP_TIMEOUT
 ) -> None:
-    """Connect this worker of Ray Train with the others. The store of rank 0 listens on the address
-    of its node alone.
+    """Connect this worker of Ray Train with the others.
+
+    The store of rank 0 listens only on the address of its node.
 
     Args:
-        rank: The rank of this worker.
-        world_size: The number of workers.
+        rank: Rank of this worker.
+        world_size: Number of workers.
         backend: `nccl` or `gloo`.
-        timeout: How long an operation of the group may take.
+        timeout: Timeout of an operation of the group.
     """
-    listener = listen_on(ray.util.get_node_ip_address()) if rank == 0 else None  # type: ignore[no-untyped-call]
+    listener = open_listener(ray.util.get_node_ip_address()) if rank == 0 else None  # type: ignore[no-untyped-call]
     host, port = broadcast_from_rank_zero(None if listener is None else listener.getsockname()[:2])
     store = open_store(host, port, world_size, timeout, listener)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def listen_on(host: str) -> socket.socket:
+def open_listener(host: str) -> socket.socket:
     """Return a socket that listens on a free port of one address, IPv4 or IPv6."""
     return socket.create_server(
         (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
@@ -325,8 +333,14 @@ def listen_on(host: str) -> socket.socket:
 def open_store(
     host: str, port: int, world_size: int, timeout: timedelta, listener: socket.socket | None
 ) -> TCPStore:
-    """Return a client of the store at an address, or its server if `listener` is the socket that it
-    is to use.
+    """Return a client of a store, or the store's server if `listener` is given.
+
+    Args:
+        host: Address of the server.
+        port: Port of the server.
+        world_size: Number of workers.
+        timeout: Timeout of an operation.
+        listener: The socket that the server uses. None for a client.
     """
     if listener is None:
         return TCPStore(host, port, world_size, is_master=False, timeout=timeout)
@@ -335,29 +349,29 @@ def open_store(
     )
 
 
-def train_worker(given: dict[str, Any]) -> None:
+def train_worker(config: dict[str, Any]) -> None:
     """Run the loop in a worker of Ray Train.
 
     Args:
-        given: `job`, a reference to the TrainingJob, and `session`, the handle of the
+        config: `job`, a reference to the TrainingJob, and `session`, the handle of the
             TrainingSession.
     """
-    job, session = ray.get(given["job"]), given["session"]
+    job, session = ray.get(config["job"]), config["session"]
     try:
         worker = RayWorker(session)
         if not loop.train(job, worker):
             ray.get(session.mark_saved.remote())
         dist.destroy_process_group()
     except TouchstoneError as error:
-        if not isinstance(error, ClusterError):  # Another attempt would meet the same.
+        if not isinstance(error, ClusterError):  # Another attempt would repeat the error.
             ray.get(session.fail.remote(pickle.dumps(error)))
         raise
     except Exception:
-        found = TouchstoneError(
+        failure = TouchstoneError(
             f"a training worker failed at its first step:\n{traceback.format_exc()}",
-            hint="this looks like a bug",
+            hint="report this, because it looks like a bug",
         )
-        ray.get(session.fail.remote(pickle.dumps(found), only_before_steps=True))
+        ray.get(session.fail.remote(pickle.dumps(failure), only_before_steps=True))
         raise
 
 
@@ -375,12 +389,12 @@ class RayWorker(Worker):
             torch.cuda.set_device(device)
         join_process_group(self.rank, self.world, "gloo" if device.type == "cpu" else "nccl")
 
+    @override
     def batches(self, job: TrainingJob, first: int) -> Iterator[Batch | None]:
-        """See `Worker`."""
-        return _take_patiently(ray_data.batches(first))
+        return _prefetch(ray_data.batches(first))
 
+    @override
     def is_stopping(self) -> bool:
-        """See `Worker`."""
         answer: Any = self._answer
         if answer is not None and ray.wait([answer], timeout=0)[0]:
             self._is_stopping, self._answer = ray.get(answer), None
@@ -388,54 +402,55 @@ class RayWorker(Worker):
             self._answer, self._asked_at = self._session.is_stopping.remote(), time.monotonic()
         return self._is_stopping
 
+    @override
     def is_notice_due(self) -> bool:
-        """See `Worker`."""
         is_due = self.rank == 0 and time.monotonic() - self._looked_at >= NOTICE_POLL_S
         if is_due:
             self._looked_at = time.monotonic()
         return is_due
 
+    @override
     def has_notice(self) -> bool:
-        """See `Worker`."""
         return ray.train.get_preemption_info() is not None
 
+    @override
     def show(self, line: dict[str, Any]) -> None:
-        """See `Worker`."""
         self._unreported += 1
         if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
             self._session.report.remote(line, self._unreported)
             self._unreported, self._reported_at = 0, time.monotonic()
 
+    @override
     def beat(self) -> None:
-        """See `Worker`."""
         if time.monotonic() - self._beat_at >= NOTICE_POLL_S:
             self._session.beat.remote()
             self._beat_at = time.monotonic()
 
+    @override
     def say(self, text: str) -> None:
-        """See `Worker`."""
         self._session.say.remote(text)
 
 
-def _take_patiently(stream: Iterator[Batch]) -> Iterator[Batch | None]:
-    """Return the batches of a stream, which a thread takes one ahead, from now on. None says that
-    none came in `NOTICE_POLL_S`.
+def _prefetch(stream: Iterator[Batch]) -> Iterator[Batch | None]:
+    """Return the batches of a stream, which a thread requests one ahead.
+
+    None means that no batch came in `NOTICE_POLL_S`. The thread starts at once.
     """
     taker = futures.ThreadPoolExecutor(1)
     first = taker.submit(next, stream, None)
 
-    def taken() -> Iterator[Batch | None]:
-        coming = first
+    def take() -> Iterator[Batch | None]:
+        pending = first
         try:
             while True:
-                if not futures.wait([coming], NOTICE_POLL_S).done:
+                if not futures.wait([pending], NOTICE_POLL_S).done:
                     yield None
                     continue
-                if (batch := coming.result()) is None:
+                if (batch := pending.result()) is None:
                     return
-                coming = taker.submit(next, stream, None)
+                pending = taker.submit(next, stream, None)
                 yield batch
         finally:
             taker.shutdown(wait=False, cancel_futures=True)
 
-    return taken()
+    return take()

@@ -1,5 +1,6 @@
-"""A network's weights as files that its own library loads unchanged (`write_weights`: timm by path
-or folder, transformers by folder).
+"""Write a network's weights as files that its own library loads unchanged: `write_weights`.
+
+timm loads them by path or folder, transformers by folder.
 """
 
 import json
@@ -26,26 +27,32 @@ _PIL_FILTER = {"bilinear": 2, "bicubic": 3}
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def _hide_progress_bar() -> Iterator[None]:
     """Hide the progress bar of transformers."""
-    import transformers  # Seconds, which networks of other libraries need not pay.
+    import transformers  # The import takes seconds, so other networks do without it.
 
-    shown = transformers.utils.logging.is_progress_bar_enabled()
+    was_enabled = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weights:
-    """Write `model.safetensors`, and beside it what timm or transformers read first; returns what
-    the card says of them.
+    """Write `model.safetensors` and the configuration that timm or transformers read first.
 
-    `network` is what `families.build_network(card)` builds. A backbone that the card names stays
-    out: it is a file of its own. Tensors are written in fp32 as they are, under the names that the
-    library itself writes.
+    Tensors are written in fp32 under the names that the library itself writes. A backbone that the
+    card names is left out, because it is a file of its own.
+
+    Args:
+        network: The network as `families.build_network(card)` builds it.
+        card: The training card.
+        folder: A local folder.
+
+    Returns:
+        The card's section on the weights.
     """
     if card.family == "transformers-classifier":
         _write_transformers(network, card, folder)
@@ -62,17 +69,19 @@ def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weigh
             {"format": "pt"},
         )
     if card.family == "timm-classifier":
-        _write_json(folder / CONFIG, timm_config(card))
+        _write_json(folder / CONFIG, _make_timm_config(card))
     config = CONFIG if card.family == "transformers-classifier" else None
     return Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS), config=config)
 
 
-def size_of(card: DetectorCard) -> Size | None:
-    """Parameters, tensors, and multiply-adds of one image at the card's input, or of one megapixel
-    where sizes are kept.
+def measure_size(card: DetectorCard) -> Size | None:
+    """Count parameters, tensors, and multiply-adds of one image at the card's input size.
 
-    Counted on a network without values; the multiply-adds are those of convolutions and matrix
-    products. None for a network that does not run without values, as MaskCLIP does not.
+    If the card keeps the size of images, the count is for one megapixel. The multiply-adds are
+    those of convolutions and matrix products, counted on a network without values.
+
+    Returns:
+        The counts. None for a network that does not run without values, such as MaskCLIP.
     """
     height, width = card.preprocessing.shape or _MEGAPIXEL
     try:
@@ -86,10 +95,8 @@ def size_of(card: DetectorCard) -> Size | None:
     return Size(parameters=parameters, tensors=len(network.state_dict()), gmac=max(gmac, 1e-6))
 
 
-def labels_of(output: Output) -> tuple[str, ...]:
-    """The name of each logit, in the network's order: the card's own where it has them, else real
-    and fake.
-    """
+def list_labels(output: Output) -> tuple[str, ...]:
+    """Return the name of each logit in the network's order: the card's labels, or real and fake."""
     if output.labels:
         return output.labels
     if output.sign is not None:
@@ -97,12 +104,16 @@ def labels_of(output: Output) -> tuple[str, ...]:
     return ("fake", "real") if output.fake_index == 0 else ("real", "fake")
 
 
-def processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
-    """The card's preprocessing as transformers' image processors say it; None where they cannot.
+def make_processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
+    """Return the card's preprocessing as the configuration of transformers' image processors.
 
-    What they cannot: thumbnails, OpenCV's filter, a mirrored border. transformers takes its
-    torchvision backend whatever the file says (5.23): where the card's resize is Pillow's,
-    `AutoImageProcessor.from_pretrained(folder, backend="pil")` gives that.
+    transformers uses its torchvision backend even if the file asks for another one (5.23). If the
+    card's resize is Pillow's, `AutoImageProcessor.from_pretrained(folder, backend="pil")` does the
+    same.
+
+    Returns:
+        The configuration. None for thumbnails, OpenCV's filter, and a mirrored border, which image
+        processors cannot do.
     """
     resize, crop = preprocessing.resize, preprocessing.center_crop
     if (
@@ -135,16 +146,15 @@ def processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
     }
 
 
-def timm_config(card: DetectorCard) -> dict[str, Any]:
-    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, and `hf-hub:` on the
-    hub: also labels and pixels' preparation.
+def _make_timm_config(card: DetectorCard) -> dict[str, Any]:
+    """Return the configuration that timm reads in a local folder or on the hub.
 
-    timm has no word for an image that is cropped and not resized, nor for OpenCV's filter: then its
-    config leaves the pixels out.
+    timm reads it by `local-dir:FOLDER` and `hf-hub:`. It has the labels, and the preprocessing
+    unless timm cannot express it: an image that is cropped but not resized, or OpenCV's filter.
     """
-    preprocessing, found = (
+    preprocessing, pretrained = (
         card.preprocessing,
-        {"num_classes": card.output.logits, "label_names": list(labels_of(card.output))},
+        {"num_classes": card.output.logits, "label_names": list(list_labels(card.output))},
     )
     resize, crop = preprocessing.resize, preprocessing.center_crop
     if (resize.mode, crop is None) in (
@@ -152,11 +162,11 @@ def timm_config(card: DetectorCard) -> dict[str, Any]:
         ("short_side", False),
     ) and preprocessing.resampler != "opencv":
         side = crop or resize.size or 0
-        found |= {
+        pretrained |= {
             "input_size": [3, side, side],
             "crop_mode": "center" if crop else "squash",
-            # timm rounds side / crop_pct down: the quarter of a pixel keeps that from falling
-            # short.
+            # timm rounds side / crop_pct down. A quarter of a pixel prevents a result that is one
+            # pixel too small.
             "crop_pct": side / ((resize.size or side) + 0.25) if crop else 1.0,
             "interpolation": preprocessing.filter,
             "mean": list(preprocessing.mean),
@@ -165,17 +175,17 @@ def timm_config(card: DetectorCard) -> dict[str, Any]:
     return {
         "architecture": card.architecture.name,
         "model_args": dict(card.architecture.arguments),
-        "pretrained_cfg": found,
+        "pretrained_cfg": pretrained,
     }
 
 
 def _write_transformers(network: Any, card: DetectorCard, folder: Path) -> None:
-    labels = labels_of(card.output)
+    labels = list_labels(card.output)
     network.config.id2label = dict(enumerate(labels))
     network.config.label2id = {label: index for index, label in enumerate(labels)}
-    with _without_progress_bar():
+    with _hide_progress_bar():
         network.save_pretrained(folder)
-    processor: Mapping[str, Any] | None = processor_config(card.preprocessing)
+    processor: Mapping[str, Any] | None = make_processor_config(card.preprocessing)
     if processor is not None:
         _write_json(folder / PROCESSOR, processor)
 

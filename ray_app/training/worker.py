@@ -1,7 +1,7 @@
-"""One of the processes that train: `Worker` is what the loop needs of it.
+"""Define a process that trains: `Worker` is the interface that the loop uses.
 
 `ray_app.training.local.LocalWorker` is a process without Ray, and
-`ray_app.training.trainer.RayWorker` is one of Ray Train.
+`ray_app.training.trainer.RayWorker` is a process of Ray Train.
 """
 
 import json
@@ -20,27 +20,27 @@ class Worker:
     """A process that trains, alone or in a process group of torch.
 
     Attributes:
-        rank: Its number among the workers.
-        world: The number of workers.
-        device: Where it computes.
+        rank: Its number among the workers, from 0.
+        world: Number of workers.
+        device: The device on which it computes.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, device: str = "cpu") -> None:
         self.rank, self.world, self.device = rank, world, device
 
     def batches(self, job: TrainingJob, first: int) -> Iterator[Batch | None]:
-        """Return this worker's part of each step from `first` on, in order. Loading begins at once.
+        """Return this worker's part of each step from `first` on, in order. Loading starts at once.
 
-        None means that no batch has come yet, so that the caller can look at something else.
+        None means that no batch has come yet, so that the caller can check something else.
         """
         raise NotImplementedError
 
     def is_stopping(self) -> bool:
-        """Return whether somebody asked the training to save and stop."""
+        """Return whether the training was asked to save and stop."""
         return False
 
     def is_notice_due(self) -> bool:
-        """Return whether it is time that all workers call `has_notice`. Asked of rank 0."""
+        """Return whether it is time for all workers to call `has_notice`. Only rank 0 is asked."""
         return False
 
     def has_notice(self) -> bool:
@@ -56,34 +56,34 @@ class Worker:
     def say(self, text: str) -> None:
         """Print a line for the user. Called by rank 0."""
 
-    def agree(self, word: int) -> int:
-        """Return the greatest word of all workers. They all call it."""
+    def agree(self, vote: int) -> int:
+        """Return the greatest vote of all workers. All workers call it."""
         if self.world == 1:
-            return word
-        words = torch.tensor(word, device=self.device)
-        dist.all_reduce(words, dist.ReduceOp.MAX)
-        return int(words.item())
+            return vote
+        votes = torch.tensor(vote, device=self.device)
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return int(votes.item())
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the value of rank 0, which is plain JSON. All workers call it, and wait."""
         return self.gather(value)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all workers, which are plain JSON. They all call it, and wait.
+        """Return the values of all workers, which are plain JSON. All workers call it, and wait.
 
-        torch's own functions for objects unpickle what arrives, so that whoever reaches the port of
-        a worker could run code in it.
+        torch's own functions for objects unpickle what arrives. Anyone who can connect to the port
+        of a worker could then run code in it.
         """
         if self.world == 1:
             return [value]
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        length = torch.tensor([len(data)], device=self.device)
-        lengths = [torch.empty_like(length) for _ in range(self.world)]
-        dist.all_gather(lengths, length)
-        sizes = [int(one.item()) for one in lengths]
-        filled = functional.pad(data, (0, max(sizes) - len(data))).to(self.device)
-        parts = [torch.empty_like(filled) for _ in range(self.world)]
-        dist.all_gather(parts, filled)
+        own_length = torch.tensor([len(data)], device=self.device)
+        lengths = [torch.empty_like(own_length) for _ in range(self.world)]
+        dist.all_gather(lengths, own_length)
+        sizes = [int(tensor.item()) for tensor in lengths]
+        padded = functional.pad(data, (0, max(sizes) - len(data))).to(self.device)
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
         return [
             json.loads(part[:size].cpu().numpy().tobytes())
             for part, size in zip(parts, sizes, strict=True)

@@ -77,5 +77,5 @@ def test_img2dataset_table_names_no_mask(tmp_path):
     found = pictures(open_source([put(tmp_path / "out", files)]))
     assert "caption" in found[0].input
     assert not any({"mask", "mask_uri", "seg_uri"} & set(item.input) for item in found)
-    with pytest.raises(ConfigError, match="may not say that its mask lies at /home/me"):
+    with pytest.raises(ConfigError, match="may not name the mask /home/me"):
         LabelColumns(mask="seg").labels(found[0])

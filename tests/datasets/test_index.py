@@ -98,7 +98,7 @@ def test_an_index_of_an_older_version_has_null_in_later_fields(tmp_path, monkeyp
     assert rows.equals(read_index(newer.url))
     both = DatasetSource(at=[store.url, newer.url])
     assert len(index_source(both, Store.open(str(tmp_path / "none")))) == 2 * len(rows)
-    index.write_divided(newer, store, pa.array(["train"] * len(rows)), {})
+    index.write_split_index(newer, store, pa.array(["train"] * len(rows)), {})
     assert [one["split"] for one in labels_of(read_index(newer.url))] == ["train"] * len(rows)
     labels = pa.concat_tables(LabelIndex(store.url).tables(["image_id", "label", "architecture"]))
     assert labels["architecture"].null_count == len(rows)
@@ -204,7 +204,7 @@ def test_images_of_several_blocks_are_hashed(tmp_path, monkeypatch):
         return backwards(labeller, refs)
 
     plan = BlockPlan(batch_slots=1, max_block_members=32, blocks_per_doubling=1)
-    monkeypatch.setattr(index, "_LISTED", plan)
+    monkeypatch.setattr(index, "_LISTING_PLAN", plan)
     store, _ = indexed(tmp_path, source, reading=reading, hashes=("sha256",))
     assert seen == [5]
     assert all(row["sha256"] for row in labels_of(read_index(store.url)))
@@ -275,8 +275,8 @@ class TestSources:
         names = [sorted(row["uri"][-5:-4] for row in table.to_pylist()) for table in found]
         assert names == [["1", "2", "3"], ["1", "2", "4", "5"], ["4", "5"]]
         for wrong, said, hint in [
-            ({"split": "c"}, "no split 'c'", "there are a, b"),
-            ({"generators": ("sdxi",)}, "no generator 'sdxi'", "near it: sdxl"),
+            ({"split": "c"}, "no split 'c'", "use one of a, b"),
+            ({"generators": ("sdxi",)}, "no generator 'sdxi'", "try a similar name: sdxl"),
         ]:
             with pytest.raises(ConfigError, match=said) as raised:
                 index_source(folders.model_copy(update=wrong), store)
@@ -288,7 +288,7 @@ class TestSources:
         assert len(index_source(DatasetSource(at=store.url, split="b"), nowhere)) == 2
         assert not (tmp_path / "nowhere").exists()
         for wrong, said in [
-            ({"limit": 1}, "limit had to be said when it was made"),
+            ({"limit": 1}, "limit must be set when it is made"),
             ({"hashes": ("phash",)}, "an index without phash"),
             ({"at": (store.url, *folders.at)}, "an index, but not"),
         ]:
@@ -356,6 +356,6 @@ def test_foreign_index_json_is_no_index(tmp_path):
     file = write_json(folder / "index.json", [["real/1.png", "Negative"]])
     source = DatasetSource(at=str(folder), layout="folders")
     assert len(index_source(source, Store.open(str(tmp_path / "index")))) == 6
-    with pytest.raises(ConfigError, match="is not of Touchstone"):
+    with pytest.raises(ConfigError, match="is not an index of Touchstone"):
         build_index(source, Store.open(str(folder)))
     assert json.loads(file.read_text()) == [["real/1.png", "Negative"]]

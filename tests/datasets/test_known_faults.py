@@ -115,7 +115,7 @@ def test_source_is_read_without_spoiled_rows(tmp_path):
     told = survey(sparing, beside)["faults"]
     assert any(PROMPTS in line and "2 rows" in line and "prompts left out" in line for line in told)
     assert "left out: 1 × spoiled by a documented fault of the data" in told
-    with pytest.raises(ConfigError, match="leave_out_faults had to be said when it was made"):
+    with pytest.raises(ConfigError, match="leave_out_faults must be set when it is made"):
         index_source(DatasetSource(at=[store.url], leave_out_faults=True), store)
     chosen = source.model_copy(update={"generators": ("gpt-image-1",)})
     assert not any(PROMPTS in line for line in survey(chosen, store)["faults"])

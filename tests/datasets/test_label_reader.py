@@ -162,7 +162,7 @@ def test_unreadable_labels_are_refused(tmp_path, name, content, message):
 
 def test_nested_label_column_is_refused(tmp_path):
     path = write(tmp_path, "parquet", [{"uri": "/a.jpg", "label": {"name": "real"}}])
-    with pytest.raises(ConfigError, match="column 'label' has no texts"):
+    with pytest.raises(ConfigError, match="column 'label' must have strings"):
         read(path)
 
 
@@ -177,10 +177,10 @@ def test_labels_from_elsewhere_may_not_name_local_masks(tmp_path):
     with fsspec.open("memory://reader-elsewhere/labels.csv", "wb") as stream:
         stream.write(path.read_bytes())
     assert len(read("memory://reader-elsewhere/labels.csv", "uri")) == 2
-    with pytest.raises(ConfigError, match="may not say that a mask lies at /etc/hostname"):
+    with pytest.raises(ConfigError, match="may not name the mask /etc/hostname"):
         read("memory://reader-elsewhere/labels.csv", "mask_uri")
     row = {"uri": "a", "label": 1, "mask_uri": "local:///etc/hostname"}
-    with pytest.raises(ConfigError, match="may not say that a mask lies at local:///etc/hostname"):
+    with pytest.raises(ConfigError, match="may not name the mask local:///etc/hostname"):
         read(write(tmp_path, "jsonl", [row]), "mask_uri")
 
 

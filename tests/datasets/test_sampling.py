@@ -41,7 +41,7 @@ def pairs(count: int, alone: int = 0) -> pa.Table:
 def seen(order: SampleOrder, count: int) -> np.ndarray:
     """The first rows of the whole training."""
     steps = math.ceil(count / order.batch)
-    return np.concatenate([order.step(step)[0] for step in range(steps)])[:count]
+    return np.concatenate([order.select_rows(step)[0] for step in range(steps)])[:count]
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,10 +66,10 @@ def test_an_epoch_sees_every_row_once(name, groups, alone, half, seed):
 
 def test_batch_may_span_epochs():
     order = SampleOrder(pairs(5), Sampling(), 0, 8)
-    rows, positions = order.step(1)
+    rows, positions = order.select_rows(1)
     assert positions.tolist() == list(range(8, 16))
-    assert set(rows[:2]) == set(range(10)) - set(order.step(0)[0])
-    many, _ = SampleOrder(pairs(5), Sampling(), 0, 40).step(3)
+    assert set(rows[:2]) == set(range(10)) - set(order.select_rows(0)[0])
+    many, _ = SampleOrder(pairs(5), Sampling(), 0, 40).select_rows(3)
     assert np.bincount(many).tolist() == [4] * 10
 
 
@@ -78,7 +78,7 @@ def test_batch_may_span_epochs():
     [(16, 1, 7), (16, 0.5, 4), (16, 2, 13), (16, 0.001, 1), (10, 0.1 * 3, 3)],
 )
 def test_steps_of_epochs_whatever_their_rounding(batch, epochs, steps):
-    assert SampleOrder(pairs(50), Sampling(), 0, batch).steps(epochs) == steps
+    assert SampleOrder(pairs(50), Sampling(), 0, batch).count_steps(epochs) == steps
 
 
 SHARED = [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.3, epoch_rows=50)]
@@ -87,12 +87,12 @@ SHARED = [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.3, epoc
 @pytest.mark.parametrize("sampling", SHARED, ids=str)
 def test_step_does_not_depend_on_process_order_or_workers(sampling):
     whole = SampleOrder(pairs(37, alone=3), sampling, 3, 24)
-    expected = [whole.step(step) for step in range(40)]
+    expected = [whole.select_rows(step) for step in range(40)]
     again = SampleOrder(pairs(37, alone=3), sampling, 3, 24)
     for asked in (again, pickle.loads(pickle.dumps(whole))):
         for step in random.Random(0).sample(range(40), 40):
             world = (1, 2, 3, 4, 6)[step % 5]
-            shares = [asked.share(step, rank, world) for rank in range(world)]
+            shares = [asked.shard(step, rank, world) for rank in range(world)]
             assert {len(rows) for rows, _ in shares} == {24 // world}
             for together, all_of_it in zip(zip(*shares, strict=True), expected[step], strict=True):
                 assert np.array_equal(np.concatenate(together), all_of_it)
@@ -101,11 +101,11 @@ def test_step_does_not_depend_on_process_order_or_workers(sampling):
 @pytest.mark.parametrize(
     ("rows", "sampling", "batch", "said"),
     [
-        (pairs(10), Sampling(), 16, "cannot be shared equally by 3 workers"),
-        (pairs(10), Sampling(twins=True), 9, "no whole number of twins"),
+        (pairs(10), Sampling(), 16, "cannot be divided equally among 3 workers"),
+        (pairs(10), Sampling(twins=True), 9, "batch must be even"),
         (pairs(10), Sampling(twins=True), 8, "3 workers of twins"),
-        (pairs(10), Sampling(epoch_rows=5), 3, "with natural shares an epoch is every row once"),
-        (pairs(10), Sampling(twins=True, classes="balanced"), 6, "as many real as fake already"),
+        (pairs(10), Sampling(epoch_rows=5), 3, "cannot be set with natural fractions"),
+        (pairs(10), Sampling(twins=True, classes="balanced"), 6, "as many real as fake images"),
         (pairs(10), Sampling(twins=True, generators=0), 6, "twins"),
         (pairs(1).slice(0, 0), Sampling(), 3, "no images"),
         (bare(["real", "maybe"], ["a", "b"], [None] * 2), BALANCED, 3, "not 'maybe'"),
@@ -115,7 +115,7 @@ def test_step_does_not_depend_on_process_order_or_workers(sampling):
 )
 def test_impossible_sampling_is_refused(rows, sampling, batch, said):
     with pytest.raises(ConfigError, match=said):
-        SampleOrder(rows, sampling, 0, batch).share(0, 0, 3)
+        SampleOrder(rows, sampling, 0, batch).shard(0, 0, 3)
 
 
 # Shares
@@ -175,7 +175,7 @@ def test_twins_are_side_by_side_in_one_share(alone):
     together = 0
     for step in range(40):
         for rank in range(6):
-            mine = order.share(step, rank, 6)[0]
+            mine = order.shard(step, rank, 6)[0]
             together += int(mine[0] // 2 == mine[1] // 2 and mine[0] < 40)
     assert together == pytest.approx(40 * 6 * 40 / (40 + alone), abs=4)
 
@@ -185,7 +185,7 @@ def test_of_larger_groups_a_real_stands_by_a_fake():
     rows = bare(labels, ["g"] * 7, ["a"] * 4 + [None] + ["b"] * 2)
     order = SampleOrder(rows, Sampling(twins=True), 0, 2)
     # Two epochs of an odd number of rows.
-    steps = [set(order.step(step)[0].tolist()) for step in range(7)]
+    steps = [set(order.select_rows(step)[0].tolist()) for step in range(7)]
     assert steps.count({0, 1}) == steps.count({5, 6}) == 2
 
 

@@ -9,9 +9,9 @@ from ray_app.datasets.config import Data, DatasetSource, HeldOut
 from ray_app.datasets.labels import INPUT, prompt_group
 from ray_app.datasets.splits import make_splits
 from ray_app.datasets.training_prompts import (
-    with_cleaned_prompts,
+    drop_training_prompts,
+    select_prompted_rows,
     with_prompts,
-    without_training_prompts,
 )
 from ray_app.errors import ConfigError
 
@@ -32,7 +32,7 @@ def told(rows, name):
 
 def test_rows_without_prompt_go_and_others_are_cleaned():
     prompts = ["(a red fox:1.3) in snow, nsfw", None, "1234567890 42", "a blue bird --ar 1:1"]
-    rows = with_cleaned_prompts(table([*prompts, "short"], ["x", "y", None, None, None]))
+    rows = select_prompted_rows(table([*prompts, "short"], ["x", "y", None, None, None]))
     assert told(rows, "prompt") == ["a red fox in snow", "a blue bird"]
     assert told(rows, "group") == ["x", prompt_group("a blue bird")]
     assert told(rows, "generator") == ["g", "g"]
@@ -43,7 +43,7 @@ def test_rows_without_prompt_go_and_others_are_cleaned():
 def split_of(data, **tables):
     """The splits of tables by source, without prompts of training in the others."""
     read = with_prompts(lambda source: tables[source.at[0]])
-    return without_training_prompts(make_splits(data, read, one_class=True))
+    return drop_training_prompts(make_splits(data, read, one_class=True))
 
 
 def test_no_prompt_of_training_is_in_another_split():
@@ -54,7 +54,7 @@ def test_no_prompt_of_training_is_in_another_split():
     assert splits.findings["prompts_in_training"] == {"validation": 1}
     assert splits.findings["splits"]["validation"]["images"] == 1
     fox = ["a red fox in snow"]
-    with pytest.raises(ConfigError, match="is in training too"):
+    with pytest.raises(ConfigError, match="is in training, too"):
         split_of(data, a=table(fox), b=table(fox, first=9))
 
 

@@ -93,8 +93,8 @@ def test_key_has_the_meaning_of_its_field_or_option():
         key.path: settings.describe_key(key, "touchstone train")
         for key in settings.iter_keys(TrainConfig)
     }
-    assert said["departures"] == "where they differ from those, and why"
-    assert said["out"].startswith("where card, weights")
+    assert said["departures"] == "differences from the source, with reasons"
+    assert said["out"].startswith("directory of card, weights")
     of_split = {
         key.path: settings.describe_key(key, "touchstone data split")
         for key in settings.iter_keys(SplitConfig)

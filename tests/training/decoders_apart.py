@@ -22,7 +22,7 @@ from ray_app.storage import Store
 from ray_app.streams.pool import messages
 from ray_app.training import loader, ray_data
 from ray_app.training.job import plan_workers
-from ray_app.training.loader import training_loader
+from ray_app.training.loader import make_training_loader
 from ray_app.training.networks import training_card
 from ray_app.training.run import make_job, prepare_data
 from tests.training.trainings import config
@@ -46,7 +46,7 @@ def main(labels, folder):
     note(folder / "alone.json", steps=alone(job))
     single = of(job, workers=1, loaders=1)
     (only,) = ray_data.Shards(single).configure(
-        {ray_data.TRAIN: ray_data.steps_to_come(single)}, 1, None, None
+        {ray_data.TRAIN: ray_data.make_step_dataset(single)}, 1, None, None
     )
     note(
         folder / "one.json",
@@ -56,7 +56,7 @@ def main(labels, folder):
     DataParallelTrainer(
         trained,
         train_loop_config={"folder": str(folder)},
-        datasets={ray_data.TRAIN: lambda: ray_data.steps_to_come(together)},
+        datasets={ray_data.TRAIN: lambda: ray_data.make_step_dataset(together)},
         dataset_config=ray_data.Shards(together),
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"trainer": 1}),
         run_config=RunConfig(storage_path=str(folder / "ray"), name="train"),
@@ -81,7 +81,7 @@ def of(job, *, workers, loaders):
 
 
 def alone(job):
-    batches, order = training_loader(job), job.order
+    batches, order = make_training_loader(job), job.order
     return [images(batches.load_steps(order, [step])) for step in range(job.total_steps)]
 
 

@@ -12,7 +12,7 @@ from ray_app.detectors.card import DetectorCard, Platt
 from ray_app.metrics.detection import detection_figures
 from ray_app.reports.training import DataFindings, Figures, TrainingFacts
 from ray_app.training.config import Recipe
-from ray_app.training.networks import deployable, network_for, training_card
+from ray_app.training.networks import build_training_network, make_deployable, training_card
 from tests.training.small_recipes import recipe
 
 FINDINGS = {
@@ -48,7 +48,7 @@ def made(kind="vit", *, test=True, calibration=True, **sections):
     """
     trained = recipe(kind, **sections)
     card = training_card(trained)
-    network = deployable(network_for(trained, card), card)
+    network = make_deployable(build_training_network(trained, card), card)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters():

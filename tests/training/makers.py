@@ -10,7 +10,7 @@ from ray_app.config import validate
 from ray_app.detectors import load_detector
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
-from ray_app.training.embeddings import embed, keep_block
+from ray_app.training.embeddings import embed, store_block
 from ray_app.training.identify import select_rows, write_identifier
 from ray_app.training.networks import training_card
 from ray_app.training.run import prepare_data
@@ -57,7 +57,7 @@ def trained_here(given):
         loader = BatchLoader(wanted.tables[split], card.preprocessing, policy=None, seed=0)
         for first in range(0, len(rows), given.loop.batch):
             if f"{first:08d}.npz" not in out.names(f"features/{split}"):
-                keep_block(
+                store_block(
                     out,
                     split,
                     first,

@@ -10,7 +10,12 @@ from ray_app.errors import ConfigError, DetectorError
 from ray_app.identification.captioners import body_state, build_describer
 from ray_app.identification.cards import load_describer
 from ray_app.metrics.uncertainty import proportion_interval
-from ray_app.training.captioner import CaptionLearner, caption_network, decoder_inputs, make_plan
+from ray_app.training.captioner import (
+    CaptionLearner,
+    build_caption_network,
+    make_decoder_inputs,
+    make_plan,
+)
 from ray_app.training.config import Recipe
 from ray_app.training.describe import (
     CARD,
@@ -82,7 +87,7 @@ def recipe(kind, *, rate=3e-3, **loop):
 def learner_of(kind, *, dropout=True, **options):
     given = recipe(kind, **options)
     plan = make_plan(given.name, given.describe, width=WIDTH, prompts=PROMPTS)
-    network = caption_network(given.name, given.describe, plan, given.loop.seed)
+    network = build_caption_network(given.name, given.describe, plan, given.loop.seed)
     learner = CaptionLearner(
         given,
         network,
@@ -120,7 +125,7 @@ def test_first_loss_is_the_cross_entropy_of_the_tokens():
     targets = torch.from_numpy(plan.tokenizer.encode_targets(PROMPTS, 20).astype(np.int64))
     embeddings, inputs = (
         torch.from_numpy(batch["embedding"]),
-        decoder_inputs(targets, plan.tokenizer),
+        make_decoder_inputs(targets, plan.tokenizer),
     )
     with torch.no_grad():
         odds = learner.network.eval()(embeddings, inputs).log_softmax(2)
@@ -153,7 +158,7 @@ def test_card_says_what_its_network_learned_by_heart(tmp_path, kind):
     assert build_describer(again).describe(seen) == said
     started = given.describe.model_copy(update={"start": str(path), "architecture": {}})
     plan = make_plan(given.name, started, width=WIDTH)
-    assert_same_network(caption_network(given.name, started, plan, 99), learner.network)
+    assert_same_network(build_caption_network(given.name, started, plan, 99), learner.network)
 
 
 @pytest.mark.parametrize("kind", ["prefix", "vision-encoder-decoder"])
@@ -223,7 +228,7 @@ def test_checkpoint_of_another_shape_is_rejected(tmp_path):
     learner.save(tmp_path)
     other = CaptionLearner(
         given,
-        caption_network("words", given.describe, replace(plan, prefix=5), 0),
+        build_caption_network("words", given.describe, replace(plan, prefix=5), 0),
         plan.tokenizer,
         plan.tokenizer.encode_targets(PROMPTS, 20),
         preprocessing=None,
@@ -237,10 +242,10 @@ def test_checkpoint_of_another_shape_is_rejected(tmp_path):
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"tier": "prefix"}, "one of architecture and start"),
+        ({"tier": "prefix"}, "one of `architecture` and `start`"),
         (
             {"tier": "captioner", "start": "blip-base", "architecture": {"model": "git"}},
-            "one of architecture and start",
+            "one of `architecture` and `start`",
         ),
         ({"tier": "retrieval", "start": "blip-base"}, "retrieval has no network"),
     ],

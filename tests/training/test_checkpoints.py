@@ -108,7 +108,7 @@ def test_checkpoint_is_written_fetched_and_replaced(place, out, request):
     name = writer.save(Learned(), finished=True)
     writer.wait()
     assert checkpoints.list_checkpoints(out) == [CheckpointEntry(name, 40, True)]
-    with checkpoints.fetched(out, name) as folder:
+    with checkpoints.fetch_checkpoint(out, name) as folder:
         assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert folder.exists() == (place == "disk"), "copies of remote files are temporary"
     assert checkpoints.remove_incomplete(out) == [HALF]
@@ -125,5 +125,5 @@ def test_training_of_an_older_version_is_rejected(out):
 
 
 def test_names_of_one_step_differ():
-    assert len({checkpoints.new_name(5) for _ in range(100)}) == 100
-    assert checkpoints.new_name(5).startswith("step-00000005-")
+    assert len({checkpoints.make_checkpoint_name(5) for _ in range(100)}) == 100
+    assert checkpoints.make_checkpoint_name(5).startswith("step-00000005-")

@@ -13,7 +13,7 @@ from ray_app.identification.captioners import build_describer
 from ray_app.identification.cards import load_describer
 from ray_app.storage import Store
 from ray_app.training import checkpoints
-from ray_app.training.embeddings import kept_embeddings
+from ray_app.training.embeddings import read_embeddings
 from ray_app.training.run import train
 from tests.make.waiting import kill_family, wait_until
 from tests.training.trainings import config, facts_of, finish, lines, start
@@ -88,7 +88,7 @@ def test_killed_describer_ends_as_if_left_in_peace(tmp_path, ray_cluster):
     assert written_once(out) == before, "embeddings or the tokenizer were made again"
     assert_same_training(out, peace)
     assert_card_says_what_was_measured(out)
-    assert train(config(labels, out=str(out), **SETTINGS)).was_there
+    assert train(config(labels, out=str(out), **SETTINGS)).was_complete
 
 
 def assert_same_training(out, other):
@@ -110,7 +110,7 @@ def assert_card_says_what_was_measured(out):
     """The card alone says of the test images what the training wrote down."""
     assert "NaN" not in (out / "metrics.json").read_text()
     written = pq.read_table(out / "predictions" / "test.parquet")
-    vectors = kept_embeddings(Store.open(str(out)), "test").vectors
+    vectors = read_embeddings(Store.open(str(out)), "test").vectors
     said = build_describer(load_describer(out / "describer.yaml")).describe(vectors)
     assert written["predicted_prompt"].to_pylist() == [one.text for one in said]
     likelihoods = written["prompt_likelihood"].to_numpy()

@@ -12,11 +12,11 @@ from ray_app.training.embeddings import (
     BLOCK_IMAGES,
     Embeddings,
     FeatureFolder,
-    column_of,
     embed,
-    groups_of,
-    keep_block,
-    kept_embeddings,
+    get_groups,
+    get_label_column,
+    read_embeddings,
+    store_block,
 )
 from ray_app.training.loader import BatchLoader
 from tests.make.cards import small_cards
@@ -35,7 +35,9 @@ def test_embeddings_are_those_of_scoring(tmp_path, name):
     (tmp_path / "03.png").write_bytes(b"no picture")
     detector = load_detector(card, precision="fp32")
     loader = BatchLoader(labelled(rows), card.preprocessing, policy=None, seed=0)
-    images = {row: one for row, one in loader.images(range(9)) if not isinstance(one, Exception)}
+    images = {
+        row: one for row, one in loader.iter_images(range(9)) if not isinstance(one, Exception)
+    }
     scores = [detector.score(detector.prepare(images[row])[None])[0] for row in sorted(images)]
     detector.keep_embeddings()
     found = embed(detector, loader, np.arange(9))
@@ -43,9 +45,9 @@ def test_embeddings_are_those_of_scoring(tmp_path, name):
     assert found.rows.tolist() == readable
     assert found.labels.tolist() == [row % 2 for row in readable]
     np.testing.assert_allclose(LinearHead(card).score(found.vectors), scores, atol=1e-5)
-    generators = column_of(loader.rows, found.rows, "generator")
+    generators = get_label_column(loader.rows, found.rows, "generator")
     assert generators == ["g" if row % 2 else "real" for row in readable]
-    assert groups_of(loader.rows, found.rows[:2]) == ["p0", "p0"]
+    assert get_groups(loader.rows, found.rows[:2]) == ["p0", "p0"]
     assert not len(embed(detector, loader, np.array([3])))
 
 
@@ -56,14 +58,14 @@ def test_blocks_come_back_in_the_order_of_their_rows(tmp_path):
     def keep(first, rows):
         found = vectors[rows] if rows else np.empty((0, 0), np.float32)
         labels = np.ones(len(rows), int)
-        keep_block(store, "test", first, Embeddings(found, labels, np.array(rows, int), "bf16"))
+        store_block(store, "test", first, Embeddings(found, labels, np.array(rows, int), "bf16"))
 
     keep(2, [])
-    with pytest.raises(TouchstoneError, match="not one of the test images"):
-        kept_embeddings(store, "test")
+    with pytest.raises(TouchstoneError, match="none of the test images"):
+        read_embeddings(store, "test")
     keep(4, [4])
     keep(0, [0, 1])
-    found = kept_embeddings(store, "test")
+    found = read_embeddings(store, "test")
     assert found.rows.tolist() == [0, 1, 4]
     np.testing.assert_array_equal(found.vectors, vectors[[0, 1, 4]])
     assert found.precision == "bf16"

@@ -19,9 +19,15 @@ from ray_app.errors import DetectorError
 from ray_app.evaluation.systems import is_named
 from ray_app.reports.training import Figures, TrainingFacts
 from ray_app.storage import Store
-from ray_app.training.export import MOST_GENERATORS, card_figures, export, inherited, terms_of
+from ray_app.training.export import (
+    MAX_GENERATORS,
+    export,
+    infer_terms,
+    inherit_licence,
+    make_card_figures,
+)
 from ray_app.training.networks import training_card
-from ray_app.training.weight_files import processor_config, size_of
+from ray_app.training.weight_files import make_processor_config, measure_size
 from tests.make.networks.small_clip import small_card
 from tests.training.made import figures, made, picture
 from tests.training.small_recipes import SIGLIP, VIT, recipe
@@ -51,14 +57,14 @@ def score_in_torch(network, output, detector, pixels):
 
 def test_figures_of_a_card_have_masks_and_few_generators():
     measured = figures(3) | {"pixel_f1": 0.5, "pixel_iou": 0.25, "n": 7}
-    found = card_figures(Figures.from_dict(measured), "x", "y")
+    found = make_card_figures(Figures.from_dict(measured), "x", "y")
     pixels = {one.metric: (one.value, one.n) for one in found if one.metric.startswith("pixel")}
     assert pixels == {"pixel F1": (0.5, 7), "pixel IoU": (0.25, 7)}
     many = figures(3, generators=[f"g{index}" for index in range(20)])
-    assert len(card_figures(Figures.from_dict(many), "x", "y")) > 40
-    more = {f"h{index}": many["generators"]["g0"] for index in range(MOST_GENERATORS)}
+    assert len(make_card_figures(Figures.from_dict(many), "x", "y")) > 40
+    more = {f"h{index}": many["generators"]["g0"] for index in range(MAX_GENERATORS)}
     many["generators"] |= more
-    assert not any("g0" in one.set for one in card_figures(Figures.from_dict(many), "x", "y"))
+    assert not any("g0" in one.set for one in make_card_figures(Figures.from_dict(many), "x", "y"))
 
 
 @pytest.mark.parametrize("kind", ["vit", "residual", "swin", "siglip", "maskclip"])
@@ -263,17 +269,17 @@ def test_transformers_pipeline_gives_the_same_probability(kind, tmp_path):
 def test_no_processor_is_written_for_other_preprocessing(kind, change):
     preprocessing = training_card(recipe(kind)).preprocessing
     changed = preprocessing.model_validate(preprocessing.model_dump() | change)
-    assert processor_config(changed) is None
+    assert make_processor_config(changed) is None
 
 
 @pytest.mark.parametrize("name", ["community-forensics-vits384", "touchstone-tiny"])
 def test_size_of_a_network_is_that_of_its_card(name):
     card = load_card(name)
-    assert size_of(card) == card.size
+    assert measure_size(card) == card.size
 
 
 def test_size_of_a_network_that_needs_values_is_unknown():
-    assert size_of(training_card(recipe("maskclip"))) is None
+    assert measure_size(training_card(recipe("maskclip"))) is None
 
 
 def test_export_rejects_the_network_of_another_card(tmp_path):
@@ -292,7 +298,10 @@ def test_exported_backbone_is_a_file_that_travels_along(tmp_path):
     given = made("vit")._replace(recipe=trained, card=card, network=network)
     other = copy.deepcopy(network)
     other.backbone.proj.data += 1
-    with pytest.raises(DetectorError, match=r"1 tensors differ \(backbone\.proj"):
+    with pytest.raises(
+        DetectorError,
+        match=r"1 tensors of the exported files differ from the trained network \(backbone\.proj",
+    ):
         exported(tmp_path / "other", given._replace(network=other))
     exported(tmp_path / "out", given)
     assert set(load_file(tmp_path / "out/model.safetensors")) == {"fc.weight", "fc.bias"}
@@ -328,7 +337,7 @@ def test_terms_follow_from_the_name_of_a_licence():
         "Terms of the agency": "restricted",
         "Synchrotron licence": "restricted",
     }.items():
-        assert terms_of(licence) == terms, licence
+        assert infer_terms(licence) == terms, licence
 
 
 NC = "CC BY-NC 4.0"
@@ -368,6 +377,6 @@ def test_stricter_licence_is_inherited(kind, start, licences, licence, terms, no
         data={"licence": licences.get("data")},
         export={"licence": licences.get("stated")},
     )
-    found = inherited(given, training_card(given))
+    found = inherit_licence(given, training_card(given))
     assert (found.licence, found.terms) == (licence, terms)
     assert noted in (found.note or "")

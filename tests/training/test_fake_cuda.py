@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ray_app.training import detector
-from ray_app.training.networks import network_for, training_card
+from ray_app.training.networks import build_training_network, training_card
 from tests.make.fake_cuda import devices_of, fake_cuda
 from tests.training.small_recipes import batch, recipe
 
@@ -16,8 +16,8 @@ from tests.training.small_recipes import batch, recipe
 def step_on_cuda(given, monkeypatch, side=32):
     """Return the learner after one step."""
     card = training_card(given)
-    network = network_for(given, card)
-    monkeypatch.setattr(detector, "network_for", lambda recipe, card: network)
+    network = build_training_network(given, card)
+    monkeypatch.setattr(detector, "build_training_network", lambda recipe, card: network)
     totals = []
     with fake_cuda():
         learner = detector.DetectorLearner(given, card, device="cuda", total_steps=3)

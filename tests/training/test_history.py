@@ -10,7 +10,7 @@ from ray_app.training.run_directory import (
     SAMPLES,
     HistoryWriter,
     delete_history_from,
-    event_bytes,
+    make_event_file,
     read_history,
     write_events,
 )
@@ -53,7 +53,7 @@ def test_events_are_numbers_in_the_format_of_tensorboard():
         {"step": 3, "loss": 0.25, "note": "text", "rate": float("nan")},
         {"step": 4, "loss": 0.125},
     ]
-    data, found, at = event_bytes(lines, "train"), [], 0
+    data, found, at = make_event_file(lines, "train"), [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<Q", data, at)
         event = Event.FromString(data[at + 12 : at + 12 + length])

@@ -12,7 +12,7 @@ from ray_app.errors import ConfigError
 from ray_app.identification.cards import load_identifier
 from ray_app.identification.identifier import Identifier, softmax
 from ray_app.training.config import Identify
-from ray_app.training.identifier import fit, named, threshold
+from ray_app.training.identifier import assign_classes, find_threshold, fit
 from ray_app.training.identify import CARD, LabelledEmbeddings, make_identifier
 from tests.training.small_recipes import recipe
 
@@ -136,13 +136,13 @@ def test_threshold_guarantee_holds_for_finite_samples():
     rng = np.random.default_rng(0)
     for n, asked, expected in ((39, 0.05, 2 / 40), (19, 0.05, 1 / 20), (200, 0.1, 20 / 201)):
         fractions = [
-            (rng.random(400) < threshold(rng.random(n).astype(np.float32), asked)).mean()
+            (rng.random(400) < find_threshold(rng.random(n).astype(np.float32), asked)).mean()
             for _ in range(3000)
         ]
         assert np.mean(fractions) == pytest.approx(expected, abs=0.003)
         assert expected <= asked
     with pytest.raises(ConfigError, match=r"18 validation images .* 19 are needed"):
-        threshold(np.zeros(18, np.float32), 0.05)
+        find_threshold(np.zeros(18, np.float32), 0.05)
 
 
 def test_card_of_an_identifier_reads_back(tmp_path):
@@ -177,6 +177,6 @@ def test_metrics_count_real_images_apart(tmp_path):
 def test_generator_is_held_out_by_any_spelling():
     generators = ["flux.1-dev", "flux-1.1-pro", "sdxl/mine", "sdxl", "real"]
     section = Identify(held_out=("FLUX dev", "sdxl/mine", "sd-3"))
-    rows = named(section, ["fake"] * 4 + ["real"], generators)
+    rows = assign_classes(section, ["fake"] * 4 + ["real"], generators)
     assert rows.held_out.tolist() == [True, False, True, False, False]
     assert rows.absent == ("sd-3",)

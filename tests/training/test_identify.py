@@ -15,7 +15,7 @@ from ray_app.identification.cards import load_identifier
 from ray_app.identification.identifier import Identifier
 from ray_app.reports.identification import identifier_lines, identifier_plan_lines
 from ray_app.training.run import train
-from ray_app.training.run_directory import recipe_of
+from ray_app.training.run_directory import extract_recipe
 from tests.simulation.makers import MAKERS, build_made_set
 from tests.training.makers import HELD_OUT, KNOWN, config, trained_here
 from tests.training.trainings import config as detector_config
@@ -84,8 +84,8 @@ def test_dry_run_names_classes_and_held_out(labels):
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"fewest": 500}, r"too few training images to tell bilinear/a \(.*500 are needed of each"),
-        ({"fewest": 500, "rare": "leave-out"}, "two generators or more"),
+        ({"fewest": 500}, r"too few training images of bilinear/a \(.*each class needs 500"),
+        ({"fewest": 500, "rare": "leave-out"}, "two or more generators"),
         ({"held_out": [*HELD_OUT, "shufle/a"]}, "no training image is of shufle/a"),
     ],
 )
@@ -103,5 +103,5 @@ def test_identify_by_family_can_draw_and_name_reals(labels):
 
 
 def test_recipe_keeps_its_identity_without_the_section(labels):
-    assert "identify" not in recipe_of(detector_config(labels))
-    assert recipe_of(config(labels))["identify"]["held_out"] == list(HELD_OUT)
+    assert "identify" not in extract_recipe(detector_config(labels))
+    assert extract_recipe(config(labels))["identify"]["held_out"] == list(HELD_OUT)

@@ -56,9 +56,9 @@ def test_identifier_on_ray_is_the_same_and_resumes(tmp_path, ray_cluster):
     lost.unlink()
     Store.open(str(out)).delete("metrics.json")
     again = train(given)
-    assert not again.was_there
+    assert not again.was_complete
     assert {path: path.stat().st_mtime_ns for path in kept} == times
     assert again.facts["test"] == facts["test"]
-    assert train(given).was_there
+    assert train(given).was_complete
     recipe = json.loads((out / "train.json").read_text())["identity"]["recipe"]
     assert recipe["method"] == "identify"

@@ -38,7 +38,7 @@ def test_worker_fits_on_a_node():
     [
         ({"cpus": 2.0}, {"cpus": 3, "gpus": 0, "node_cpus": 1}, ClusterError, "do not fit"),
         ({"count": 2, "cpus": 2.0}, {"cpus": 2, "gpus": 0}, ClusterError, "do not fit"),
-        ({"count": 2}, {"cpus": 8, "gpus": 1}, ClusterError, "2 workers with 1 GPU each"),
+        ({"count": 2}, {"cpus": 8, "gpus": 1}, ClusterError, "2 workers need 1 GPU each"),
         ({"count": 2, "least": 3}, {"cpus": 8, "gpus": 0}, ConfigError, r"workers\.least is 3"),
     ],
 )

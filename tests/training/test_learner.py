@@ -15,7 +15,7 @@ from torch import multiprocessing
 from ray_app.detectors.detector import Normalise
 from ray_app.errors import ConfigError, DetectorError, StorageError, TouchstoneError
 from ray_app.training.detector import DetectorLearner, load_trained
-from ray_app.training.learner import rate_at
+from ray_app.training.learner import compute_rate
 from ray_app.training.networks import training_card
 from tests.training.small_recipes import VIT, batch, recipe, share
 
@@ -46,7 +46,7 @@ def test_learning_lowers_the_loss_and_reports_each_step():
     learner = learner_of(given, total=40)
     steps = run(learner, 40)
     assert [step.step for step in steps] == list(range(40))
-    rates = [rate_at(given.schedule, 1e-3, step, 40) for step in range(40)]
+    rates = [compute_rate(given.schedule, 1e-3, step, 40) for step in range(40)]
     assert [step.rate for step in steps] == rates
     assert steps[-1].loss < 0.3 < 0.6 < steps[0].loss
     for step in steps:
@@ -216,7 +216,7 @@ def test_loss_that_is_not_a_number_stops_before_the_update():
 
 def test_checkpoint_of_another_network_is_rejected(tmp_path):
     learner, residual = learner_of(recipe()), recipe("residual")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot write the checkpoint"):
         learner.save(tmp_path / "missing")
     learner.save(tmp_path)
     with pytest.raises(DetectorError, match="do not fit"):
@@ -230,7 +230,7 @@ def test_checkpoint_of_another_network_is_rejected(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "loss", "said"),
-    [("vit", "maskclip", "does not say where"), ("maskclip", "binary", "which says where")],
+    [("vit", "maskclip", "does not predict masks"), ("maskclip", "binary", "which predicts masks")],
 )
 def test_learner_rejects_the_loss_of_another_family(kind, loss, said):
     with pytest.raises(ConfigError, match=said):
@@ -243,8 +243,8 @@ TWINS = {"loss": {"twins": 0.5}, "sampling": {"twins": True}}
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"loss": {"twins": 0.5}}, r"only sampling\.twins: true"),
-        (TWINS | {"loop": {"micro_batch": 3}}, "cuts pairs of twins apart"),
+        ({"loss": {"twins": 0.5}}, r"needs sampling\.twins: true"),
+        (TWINS | {"loop": {"micro_batch": 3}}, "micro_batch must be even"),
         ({"loop": {"seed": -1}}, "greater than or equal to 0"),
     ],
 )

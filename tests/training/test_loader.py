@@ -13,7 +13,7 @@ from ray_app.detectors import Preprocessing
 from ray_app.errors import ConfigError, StorageError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
-from ray_app.training.loader import BatchLoader, measure_real
+from ray_app.training.loader import BatchLoader, measure_real_images
 from ray_app.transforms.ops import ImageSample
 from ray_app.transforms.policies.papers import sharpness
 from tests.make.datasets import labelled
@@ -149,7 +149,7 @@ def test_batch_without_any_image_needs_a_known_size(tmp_path):
         row["uri"].unlink()
     assert loader_of(rows, WHOLE).load([0, 2], [0, 1])["image"].shape == (2, 20, 24, 3)
     assert loader_of(rows, SMALL).load([0, 1], [0, 1])["image"].shape == (2, 16, 16, 3)
-    with pytest.raises(StorageError, match=r"not one of 2 images can be read.*source_missing"):
+    with pytest.raises(StorageError, match=r"none of 2 images can be read.*source_missing"):
         loader_of(rows, WHOLE).load([0, 1], [0, 1])
 
 
@@ -280,11 +280,11 @@ def test_only_real_images_are_measured(tmp_path):
     wide.save(rows[2]["uri"])
     picture(1, (99, 99)).save(rows[1]["uri"])
     rows[4]["uri"].unlink()
-    found = measure_real(loader_of(rows), 100, 0)
+    found = measure_real_images(loader_of(rows), 100, 0)
     assert sorted(found.areas_px.tolist()) == [400, 480, 480, 480, 480]
     measured = [wide, *(picture(number) for number in (0, 6, 8, 10))]
     assert sorted(found.sharpness) == pytest.approx(sorted(map(sharpness, measured)))
-    few = [measure_real(loader_of(rows), 2, seed).sharpness.tolist() for seed in (0, 0, 1)]
+    few = [measure_real_images(loader_of(rows), 2, seed).sharpness.tolist() for seed in (0, 0, 1)]
     assert few[0] == few[1] != few[2]
     with pytest.raises(ConfigError, match="none of 0 real images"):
-        measure_real(loader_of(rows[1::2]), 2, 0)
+        measure_real_images(loader_of(rows[1::2]), 2, 0)

@@ -18,4 +18,4 @@ def test_training_stops_when_patience_is_exhausted(labelled, tmp_path):
     assert [line["step"] for line in facts["validations"]] == [2, 4]
     latest = checkpoints.latest_checkpoint(Store.open(str(tmp_path)))
     assert (latest.step, latest.finished) == (4, True)
-    assert train(given).was_there
+    assert train(given).was_complete

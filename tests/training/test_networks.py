@@ -7,12 +7,12 @@ from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import LoraSettings, Recipe
 from ray_app.training.detector import DetectorLearner, load_trained
 from ray_app.training.networks import (
-    Learning,
-    deployable,
-    merged_state,
-    network_for,
+    TrainingModule,
+    build_training_network,
+    build_untrained_network,
+    make_deployable,
+    merge_adapters,
     training_card,
-    training_form,
 )
 from tests.training.small_recipes import DETECTORS, batch, recipe
 
@@ -20,7 +20,7 @@ TARGETS = {"vit": (["qkv", "mlp.fc1"], ["head"]), "siglip": (["q_proj", "v_proj"
 
 
 def built(given):
-    return network_for(given, training_card(given))
+    return build_training_network(given, training_card(given))
 
 
 def donor(kind="vit"):
@@ -81,7 +81,7 @@ def test_learning_network_gets_gradients_and_is_deployable(kind):
     card, network = training_card(recipe(kind)), built(recipe(kind))
     side = 64 if kind == "maskclip" else 32
     assert network.training
-    answer = Learning(network)(pixels(side))
+    answer = TrainingModule(network)(pixels(side))
     masks = 0 if answer.mask_logits is None else answer.mask_logits.square().mean()
     (answer.log_odds(card.output).square().sum() + masks).backward()
     parameters = dict(network.named_parameters())
@@ -90,14 +90,14 @@ def test_learning_network_gets_gradients_and_is_deployable(kind):
         frozen = parameters.keys() - learning(network)
         assert frozen
         assert all(name.startswith("vision_model.head.") for name in frozen)
-    deployed = deployable(network, card)
+    deployed = make_deployable(network, card)
     assert deployed.state_dict().keys() == build_network(card).state_dict().keys()
     assert not deployed.training
     assert not learning(deployed)
     assert all(module.training for module in network.modules()), "the original stays as it is"
     with torch.inference_mode():
-        expected = Learning(network.eval())(pixels(side)).logits
-        assert torch.allclose(Learning(deployed)(pixels(side)).logits, expected, atol=2e-4)
+        expected = TrainingModule(network.eval())(pixels(side)).logits
+        assert torch.allclose(TrainingModule(deployed)(pixels(side)).logits, expected, atol=2e-4)
 
 
 def test_residual_has_norms_only_from_random_weights():
@@ -107,7 +107,7 @@ def test_residual_has_norms_only_from_random_weights():
     assert continued.norms is None
     begun.norms[0].running_mean.fill_(0.5)
     begun.norms[1].weight.data.fill_(3.0)
-    deployed = deployable(begun, card)
+    deployed = make_deployable(begun, card)
     with torch.inference_mode():
         assert torch.allclose(deployed(64 * pixels()), begun.eval()(64 * pixels()), atol=1e-4)
         assert torch.equal(continued.eval()(pixels()), load_network(card)(pixels()))
@@ -146,7 +146,7 @@ def test_file_with_names_of_transformers_4_is_taken(part, lora, tmp_path):
         weights |= {"select": "vit.", "strip_prefixes": ["vit."]}
     else:
         initial["fresh"] = ["classifier."]
-    found = merged_state(built(recipe("hf-vit", initial=initial, lora=lora)))
+    found = merge_adapters(built(recipe("hf-vit", initial=initial, lora=lora)))
     assert_values(found, other.state_dict(), without="classifier.")
     assert torch.equal(found["classifier.weight"], built(recipe("hf-vit")).classifier.weight)
 
@@ -168,7 +168,7 @@ def test_missing_weights_name_the_key_of_the_recipe():
     with pytest.raises(DetectorError, match=r"initial\.weights\.network: .*nowhere") as caught:
         built(given)
     assert caught.value.hint == "Ask for it."
-    form = training_form(given, training_card(given))  # A checkpoint needs none of them.
+    form = build_untrained_network(given, training_card(given))  # A checkpoint needs none of them.
     assert form.state_dict().keys() == built(recipe("vit")).state_dict().keys()
 
 
@@ -200,7 +200,7 @@ def test_only_the_head_of_a_linear_clip_learns():
     }
     given = Recipe.model_validate(facts)
     assert learning(built(given)) == {"fc.weight", "fc.bias"}
-    with pytest.raises(ConfigError, match="lora: small is a file of its own"):
+    with pytest.raises(ConfigError, match="lora: small cannot learn"):
         built(given.model_copy(update={"lora": LoraSettings(targets=("c_fc",))}))
 
 
@@ -235,7 +235,7 @@ def test_merged_adapters_give_the_learned_output(kind, tmp_path):
     assert loaded.state_dict().keys() == build_network(card).state_dict().keys()
     with torch.inference_mode():
         expected = learner.network.eval()(pixels())
-        for network in (deployable(learner.network, card), loaded):
+        for network in (make_deployable(learner.network, card), loaded):
             assert torch.allclose(network(pixels()), expected, atol=1e-5)
         assert not torch.allclose(built(given).eval()(pixels()), expected, atol=1e-3)
 

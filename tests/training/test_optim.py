@@ -9,8 +9,8 @@ from torch.nn import functional
 from ray_app.detectors.card import Output
 from ray_app.detectors.families.maskclip import losses
 from ray_app.training.config import Loss, Optimiser, Schedule
-from ray_app.training.detector import batch_loss
-from ray_app.training.learner import make_optimiser, rate_at, warmup_steps
+from ray_app.training.detector import compute_batch_loss
+from ray_app.training.learner import compute_rate, count_warmup_steps, make_optimiser
 from ray_app.training.networks import NetworkOutput
 
 ONE = Output(sign=1)
@@ -31,7 +31,9 @@ def numbers(*values):
 
 
 def loss_of(logits, drawn, loss=None, output=ONE):
-    return batch_loss(loss or Loss(), output, NetworkOutput(logits), drawn, len(drawn["label"]))
+    return compute_batch_loss(
+        loss or Loss(), output, NetworkOutput(logits), drawn, len(drawn["label"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_maskclip_loss_is_that_of_the_reference():
     drawn = labelled([0, 1, 1, 0], usable=[1, 0, 1, 1], **arrays)
     kept = [0, 2, 3]
     output = Output(labels=("real", "fake"), fake_index=1)
-    found = batch_loss(Loss(name="maskclip"), output, answer, drawn, 4)
+    found = compute_batch_loss(Loss(name="maskclip"), output, answer, drawn, 4)
     mask, edge = (torch.from_numpy(arrays[name][kept]).float() for name in ("mask", "edge"))
     logits, mask_logits = answer.logits[kept], answer.mask_logits[kept]
     expected = losses(logits, mask_logits, torch.tensor([0, 1, 0]), mask, edge)
@@ -107,7 +109,7 @@ def test_batch_without_usable_images_has_zero_gradients(name):
     logits, mask_logits = answer.logits.requires_grad_(), answer.mask_logits.requires_grad_()
     drawn = labelled([0, 1], usable=[0, 0], **arrays)
     answer = NetworkOutput(logits, mask_logits)
-    found = batch_loss(Loss(name=name), Output(fake_index=1), answer, drawn, 2)
+    found = compute_batch_loss(Loss(name=name), Output(fake_index=1), answer, drawn, 2)
     found.total.backward()
     assert found.total.item() == 0
     assert not logits.grad.any()
@@ -151,9 +153,9 @@ AT_30 = 2.0 * (0.001 + 0.999 * (1 + math.cos(math.pi * (30 - 20) / 80)) / 2)
     ids=["warmup", "linear", "cosine", "no-warmup", "constant", "past-the-end", "all-warmup"],
 )
 def test_rate_follows_the_schedule(schedule, total, expected):
-    found = {step: rate_at(Schedule(**schedule), 2.0, step, total) for step in expected}
+    found = {step: compute_rate(Schedule(**schedule), 2.0, step, total) for step in expected}
     assert found == pytest.approx(expected)
 
 
 def test_warmup_is_a_fraction_or_a_number_of_steps():
-    assert [warmup_steps(Schedule(warmup=warmup), 1010) for warmup in (0.05, 1)] == [50, 1]
+    assert [count_warmup_steps(Schedule(warmup=warmup), 1010) for warmup in (0.05, 1)] == [50, 1]

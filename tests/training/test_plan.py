@@ -3,7 +3,7 @@
 import pytest
 
 from ray_app.errors import ConfigError
-from ray_app.training.plan import plan_lines, source_lines
+from ray_app.training.plan import format_plan, format_source_lines
 from ray_app.training.run import train
 from tests.make.published import write_openfake
 from tests.training.trainings import config
@@ -26,7 +26,7 @@ def test_dry_run_counts_steps_images_and_memory(labelled):
     assert sizes.pop("together") == sum(sizes.values())
     # The output of the first convolution, (8, 4, 62, 62) in fp32, is kept at least.
     assert sizes["activations"] >= 8 * 4 * 62 * 62 * 4
-    text = "\n".join(plan_lines(facts))
+    text = "\n".join(format_plan(facts))
     words = ("steps of 8 images", "parameters", "MiB per worker", "double-a", "leakage", "real")
     assert [word for word in words if word not in text] == []
     halved = train(config(labelled, loop={"micro_batch": 4}), dry_run=True).facts
@@ -53,7 +53,7 @@ def test_dry_run_names_known_faults_of_the_data(labelled, tmp_path, leaves_out):
     }
     data = {"train": [source], "validation": {"groups": 0.3}}
     facts = train(config(labelled, data=data), dry_run=True).facts
-    faults = [line for line in source_lines(facts["sources"]) if line.startswith("fault ")]
+    faults = [line for line in format_source_lines(facts["sources"]) if line.startswith("fault ")]
     assert any("openfake-v1-prompts" in line and "16 rows" in line for line in faults)
     assert any("left out: 8 × spoiled" in line for line in faults) == leaves_out
     splits = facts["data"]["splits"].values()

@@ -16,7 +16,7 @@ from ray_app.errors import ConfigError
 from ray_app.identification.cards import load_describer, load_identifier
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
-from ray_app.training.plan import source_lines
+from ray_app.training.plan import format_source_lines
 from tests.make.networks.small_clip import small_card
 from tests.make.servers import published_hub
 from tests.make.servers.hub import HubServer
@@ -134,11 +134,11 @@ def test_full_set_of_fakes_is_joined_with_reals_of_the_small_set(hub, tmp_path):
     splits = [(one["split"], one["real"], one["taken"]) for one in fakes["splits"]]
     assert splits == [("Manual", 0, True), ("Systematic", 0, True)]
     assert (reals["fake"], fakes["exact"], reals["exact"]) == (0, True, True)
-    alone = "\n".join(source_lines([{"for": "train", **fakes}]))
+    alone = "\n".join(format_source_lines([{"for": "train", **fakes}]))
     assert "published 1,919,493" in alone
     assert "labels by their statistics" in alone
     assert "WARNING   data.train: only fake images are found" in alone
-    both = source_lines([{"for": "train", **fakes}, {"for": "train", **reals}])
+    both = format_source_lines([{"for": "train", **fakes}, {"for": "train", **reals}])
     assert "WARNING" not in "\n".join(both)
 
 
@@ -151,7 +151,7 @@ FULL = "hf://datasets/OwensLab/CommunityForensics"
         ({"at": [f"{FULL}/data/systematc/*.parquet"]}, "data/systematic"),
         ({"include": ["systematic/*.parqet"]}, "systematic/0.parquet"),
         ({"at": [f"{FULL}/dat"]}, "OwensLab/CommunityForensics/data"),
-        ({"split": "Systematic+Manul"}, "near it: Manual"),
+        ({"split": "Systematic+Manul"}, "try a similar name: Manual"),
     ],
 )
 def test_source_that_matches_nothing_names_the_nearest(changed, near, hub, tmp_path):

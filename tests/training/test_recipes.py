@@ -26,9 +26,9 @@ from ray_app.training.detector import DetectorLearner
 from ray_app.training.embeddings import embed
 from ray_app.training.head import cross_validate_auc, fit_head
 from ray_app.training.identifier import fit
-from ray_app.training.learner import rate_at
-from ray_app.training.loader import BatchLoader, measure_real
-from ray_app.training.networks import deployable, network_for, training_card
+from ray_app.training.learner import compute_rate
+from ray_app.training.loader import BatchLoader, measure_real_images
+from ray_app.training.networks import build_training_network, make_deployable, training_card
 from ray_app.transforms.policy import make_policy
 from tests.make.cards import TOWER
 from tests.make.networks.small_frozen import seeded_frozen, small_frozen
@@ -99,13 +99,13 @@ def test_foundation_head_starts_from_the_published_backbone(tmp_path):
     initial = facts["initial"]["weights"]
     assert initial["backbone"]["uri"] == load_card("vfm-pe-l14").backbone.weights.uri
     initial["backbone"] = {"uri": weights.uri, "sha256": weights.sha256}
-    network = network_for(validate(facts, TrainConfig, where="vfm-linear"), card)
+    network = build_training_network(validate(facts, TrainConfig, where="vfm-linear"), card)
     inner = network.backbone.network.state_dict()
     for key, tensor in load_file(weights.uri).items():
         assert torch.equal(inner[key], tensor)
     named = network.named_parameters()
     assert {name for name, one in named if one.requires_grad} == {"fc.weight", "fc.bias"}
-    assert deployable(network, card).feature == "pooled"
+    assert make_deployable(network, card).feature == "pooled"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -139,7 +139,7 @@ def test_recipe_learns_for_a_few_steps_at_tiny_width(name, rows):
     table, statistics = rows["masked" if masks else "plain"], None
     if "v1" in recipe.augmentation.policy:
         plain = BatchLoader(table, preprocessing, policy=None, seed=0)
-        statistics = measure_real(plain, 8, 0)
+        statistics = measure_real_images(plain, 8, 0)
     side = preprocessing.shape[0]
     policy = make_policy(recipe.augmentation, side=side, statistics=statistics)
     loader = BatchLoader(table, preprocessing, policy=policy, seed=seed, masks=masks)
@@ -152,7 +152,7 @@ def test_recipe_learns_for_a_few_steps_at_tiny_width(name, rows):
         assert math.isfinite(one.loss)
         assert one.gradient_norm > 0
         assert one.unusable == 0
-    assert steps[3].rate == rate_at(recipe.schedule, recipe.optimiser.rate, 3, STEPS)
+    assert steps[3].rate == compute_rate(recipe.schedule, recipe.optimiser.rate, 3, STEPS)
     for key, value in learner.network.named_parameters():
         assert bool((value != before[key]).any()) == value.requires_grad, key
 
@@ -236,14 +236,14 @@ def write_published(name, folder, network):
 def test_recipe_takes_published_weights_except_fresh_ones(name, tmp_path):
     recipe, small = load_yaml(FILES[name], TrainConfig), tiny(name)
     card = training_card(small)
-    built = network_for(small, card)
+    built = build_training_network(small, card)
     files = write_published(name, tmp_path, built)
     weights = {}
     for part, given in recipe.initial.weights.items():
         update = {"uri": str(files[part]), "sha256": None, "unverified": "of this test"}
         weights[part] = given.model_copy(update=update)
     initial = recipe.initial.model_copy(update={"weights": weights})
-    state = network_for(small.model_copy(update={"initial": initial}), card).state_dict()
+    state = build_training_network(small.model_copy(update={"initial": initial}), card).state_dict()
     before = built.state_dict()
     changed = {key for key in before if not torch.equal(before[key], state[key])}
     of_maskclip = ("aggregator.fusion", "aggregator.mask_decoder", "cls_aggregator")

@@ -9,7 +9,7 @@ from ray_app.training.run_directory import (
     check_claim,
     claim_data,
     claim_recipe,
-    config_as_begun,
+    restore_config,
     write_claim,
 )
 from tests.training.trainings import config
@@ -61,12 +61,12 @@ def test_resumed_training_keeps_its_earlier_defaults(tmp_path, labelled, capsys)
     told = claim_recipe(out, config(labelled))
     told["identity"]["recipe"]["limits"]["max_pixels"] = 7_000_000  # of another version
     write_claim(out, told)
-    resumed = config_as_begun(config(labelled), out)
+    resumed = restore_config(config(labelled), out)
     assert resumed.limits.max_pixels == 7_000_000
     check_claim(out, resumed)
     said = capsys.readouterr().err
     assert "recipe" not in said
     assert f"limits.max_pixels 7000000 (today {ImageLimits().max_pixels})" in said
-    other = config_as_begun(config(labelled, limits={"max_pixels": 9_000_000}), out)
+    other = restore_config(config(labelled, limits={"max_pixels": 9_000_000}), out)
     with pytest.raises(IdentityError, match="this command 9000000, the run 7000000"):
         check_claim(out, other)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ray_app.training.trainer import SessionReport, TrainingSession, listen_on, open_store
+from ray_app.training.trainer import SessionReport, TrainingSession, open_listener, open_store
 from tests.make import stranger
 
 TIMEOUT = timedelta(seconds=60)
@@ -17,7 +17,7 @@ def test_store_listens_on_one_address_only(monkeypatch):
     """Each rank is a thread here, so that torch and Ray are imported once."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     before = stranger.listeners(os.getpid())
-    listener = listen_on("127.0.0.1")
+    listener = open_listener("127.0.0.1")
     host, port = listener.getsockname()
 
     def join(rank):

@@ -4,19 +4,19 @@ import torch
 
 from ray_app.errors import TouchstoneError
 from ray_app.metrics import pixel_figures
-from ray_app.training.networks import deployable, network_for, training_card
-from ray_app.training.validate import detector_for, judge
+from ray_app.training.networks import build_training_network, make_deployable, training_card
+from ray_app.training.validate import build_detector, score_batches
 from tests.training.small_recipes import batch, recipe
 
 
 def deployed(kind):
     given = recipe(kind)
     card = training_card(given)
-    return deployable(network_for(given, card), card), card
+    return make_deployable(build_training_network(given, card), card), card
 
 
 def judged(network, card, batches):
-    return judge(detector_for(card, network, device="cpu", precision="fp32"), batches)
+    return score_batches(build_detector(card, network, device="cpu", precision="fp32"), batches)
 
 
 def answers(network, card, batches):
@@ -62,6 +62,6 @@ def test_judge_compares_masks_of_all_batches_as_one():
 def test_judge_rejects_a_network_without_finite_scores():
     network, card = deployed("vit")
     torch.nn.init.constant_(network.head.bias, float("nan"))
-    with pytest.raises(TouchstoneError, match="no finite score for 4 images") as caught:
+    with pytest.raises(TouchstoneError, match="scores of 4 images are not finite") as caught:
         judged(network, card, [batch(0, 4)])
     assert "rate" in caught.value.hint

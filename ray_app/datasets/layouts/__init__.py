@@ -1,4 +1,4 @@
-"""The published layouts of labelled images, by name (`LAYOUTS`, `make_layout`).
+"""List the published layouts of labelled images by name: `LAYOUTS`, `make_layout`.
 
 A further layout is a file of `configs/layouts`, or a class in a module of its own and a line here.
 """
@@ -38,26 +38,31 @@ __all__ = ["LAYOUTS", "DatasetLayout", "layout_names", "make_layout"]
 
 
 def layout_names() -> list[str]:
-    """What `make_layout` knows: layouts of code, then those of `configs/layouts`."""
+    """Return the names that `make_layout` accepts; those of code come first."""
     return [*LAYOUTS, *named_configs("layouts")]
 
 
 def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
-    """The layout of a name with these arguments; reads the files that they name.
+    """Return the layout of a name with these arguments, and read the files that they name.
 
-    Raises ConfigError for a name, an argument or a value that there is not, and for files that are
-    not what the layout expects.
+    Args:
+        name: A name of `layout_names`.
+        arguments: The arguments of the layout. They replace those of a file of `configs/layouts`.
+
+    Raises:
+        ConfigError: The name, an argument, or a value does not exist, or a file is not as the
+            layout expects.
     """
     if name in (files := named_configs("layouts")):
-        known = load_yaml(files[name], rules.PublishedLayout)
-        name, arguments = known.layout, {**known.arguments, **arguments}
+        published_layout = load_yaml(files[name], rules.PublishedLayout)
+        name, arguments = published_layout.layout, {**published_layout.arguments, **arguments}
     if name not in LAYOUTS:
-        raise ConfigError(f"no layout {name!r}", hint=f"there are {', '.join(layout_names())}")
+        raise ConfigError(f"no layout {name!r}", hint=f"use one of {', '.join(layout_names())}")
     try:
         return validate(arguments, LAYOUTS[name], where=f"layout {name}")
     except ConfigError as error:
         error.hint = (
             error.hint
-            or f"its arguments: {', '.join(LAYOUTS[name].model_fields) or 'none'}; as in --set arguments.KEY=VALUE"
+            or f"set its arguments by --set arguments.KEY=VALUE; they are {', '.join(LAYOUTS[name].model_fields) or 'none'}"
         )
         raise

@@ -1,10 +1,9 @@
-"""What every layout offers (`DatasetLayout`), the two that are of no one data set (`Folders`,
-`LabelColumns`), and what layouts read with.
+"""Define layouts of labelled images (`DatasetLayout`), and functions that read labels.
 
-`LabelColumns`: labels in columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset.
-`Folders`: labels in the names of folders. `ListedLayout`: what layouts share whose labels are in a
-file beside the images. `read_json`, `read_rows`: label files beside the images. `split_of`,
-`config_of`: the names of Parquet files on the Hugging Face hub.
+`LabelColumns` reads labels from columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset,
+and `Folders` from the names of folders. `ListedLayout` is the base of layouts whose labels are in a
+file next to the images; `read_json` and `read_rows` read such files. `parse_split` and
+`parse_config` parse the names of Parquet files on the Hugging Face hub.
 """
 
 import functools
@@ -27,14 +26,14 @@ from ray_app.datasets.masks import may_lead, may_name
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, canonical, strip_secrets, urls
 
-# What lies beside images and is none: tables, texts, settings, weights. Whatever else there is must
-# have a label.
+# Endings of files that are not images: tables, texts, settings, weights. All other files must have
+# a label.
 _NO_IMAGES = re.compile(
     r".*\.(csv|tsv|json|jsonl|ndjson|txt|md|ya?ml|xml|html|pdf|npy|npz|pt|pth|pkl|py|ipynb|log|sh|toml|ini|db|parquet|arrow)",
     re.IGNORECASE,
 )
 
-# 00017.tar, train-000017.tar: a piece of something, whose name does not describe its content.
+# 00017.tar, train-000017.tar: a numbered part, whose name does not describe its content.
 _SHARD = re.compile(r"(.*\D)?\d{3,}(-of-\d+)?")
 
 FOLDER_LABELS: dict[str, Label] = {
@@ -44,50 +43,55 @@ FOLDER_LABELS: dict[str, Label] = {
     "1_fake": "fake",
 }
 
-# data/train-00000-of-00070.parquet, as `datasets` writes them
+# data/train-00000-of-00070.parquet, as the library `datasets` names files.
 _HUB_SHARD = re.compile(r"([^/]+?)-\d{3,}-of-\d{3,}[^/]*\.parquet$")
-# core/partial-train/0000.parquet, as on the branch refs/convert/parquet
+# core/partial-train/0000.parquet, as on the branch refs/convert/parquet.
 _CONVERTED = re.compile(r"(?:^|/)([^/]+)/(?:partial-)?([^/]+)/\d{4}\.parquet$")
 
-_MOST_BYTES = 2**31  # the largest published one has 195 MB
+_MAX_BYTES = 2**31  # The largest published label file has 195 MB.
 
 
 class DatasetLayout(Frozen):
-    """One published way to keep labelled images. Its fields are its arguments; picklable, since
-    tasks use it.
+    """A published way to store labelled images. Its fields are its arguments.
+
+    It is picklable, because tasks use it.
     """
 
     @property
     def published(self) -> Mapping[str, int]:
-        """How many images it is published with, by `subset`; nothing where no exact number is
-        known.
-        """
+        """Published number of images by `subset`; empty if no exact number is known."""
         return {}
 
     @property
     def example(self) -> str | None:
-        """The place of one image that it labels, where a file lists them; for those whose images
-        lie elsewhere.
+        """The path of an image that a label file lists; None if there is no such file.
+
+        Messages show it if the images of a source are elsewhere.
         """
         return None
 
-    def prepared(self, members: Iterable[ListedMember]) -> Self:
-        """The layout that has seen all members, where some are labelled by others. Raises
-        ConfigError.
+    def prepare(self, members: Iterable[ListedMember]) -> Self:
+        """Return the layout after it has seen all members, if some members label others.
+
+        Raises:
+            ConfigError: The members contradict one another.
         """
         return self
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """The truth about a member; None for one that is no image of this layout (a table, a mask,
-        a file that is not in the list).
+        """Return the truth about a member. There is no default label.
 
-        Raises ConfigError naming the member, and what is unknown or contradictory about it. There
-        is no default label.
+        Returns:
+            The labels. None if the member is not an image of this layout, such as a table, a mask,
+            or a file that the list does not have.
+
+        Raises:
+            ConfigError: A label is unknown or contradictory. The message names the member.
         """
         raise NotImplementedError
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Which of the published numbers the member counts to."""
+        """Return the name of the published number to which the member counts."""
         return labels.split or "all"
 
 
@@ -96,10 +100,12 @@ def _as_canonical(root: str | None) -> str | None:
 
 
 class ListedLayout(DatasetLayout):
-    """A file lists the images and what they are; the images are the source, and what is not listed
-    is left out.
+    """A layout whose file lists the images and their labels.
 
-    `root`: the folder that the file's paths are below (null = its own).
+    The images are the source. Images that are not listed are left out.
+
+    Args:
+        root: Folder to which the paths of the file are relative. None for the folder of the file.
     """
 
     root: str | None = None
@@ -107,30 +113,38 @@ class ListedLayout(DatasetLayout):
 
     @property
     def example(self) -> str | None:
-        """The first of the file."""
+        """The first path of the file."""
         return next(iter(self._listed), None)
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """By the image's place."""
-        return self._listed.get(place_of(item))
+        """Return the labels of the image's path."""
+        return self._listed.get(get_path(item))
 
-    def _enter(self, place: str, labels: Labels, file: str) -> None:
-        """Record what a file, `file` in words, says of the image at a place. Raises ConfigError
-        where it says something else of it, too.
+    def _add(self, path: str, labels: Labels, file: str) -> None:
+        """Record the labels that a file states for an image. Raise ConfigError if they differ.
+
+        Args:
+            path: Path or URL of the image.
+            labels: Its labels.
+            file: Name of the file in messages.
         """
-        if self._listed.setdefault(place, labels) != labels:
+        if self._listed.setdefault(path, labels) != labels:
             raise ConfigError(
-                f"{file}: {place} is there twice, as [{self._listed[place]}] and as [{labels}]"
+                f"{file}: {path} is listed twice, as [{self._listed[path]}] and as [{labels}]"
             )
 
 
 class Folders(DatasetLayout):
-    """The innermost folder of such a name gives the label; folders above it are not searched for
-    one.
+    """A layout that reads the label from the innermost folder with a name like `real` or `1_fake`.
 
-    `generator`: of all fakes; else the folder `generator_folder` steps from that folder: 1 the next
-    below, −1 the one above. Where there is none, fakes are of `unknown`. `split_folder` counts
-    alike; null = no splits. A zip or tar is a folder too, a numbered shard is not.
+    A zip or tar counts as a folder, a numbered shard does not.
+
+    Args:
+        generator: Generator of all fakes. None to use the folder `generator_folder`.
+        generator_folder: Position of the folder that names the generator of a fake or the source of
+            a real image, counted from the label's folder: 1 is the next folder inside, −1 the
+            folder outside. If it does not exist, fakes are by `unknown`.
+        split_folder: Position of the split's folder, counted alike. None for no splits.
     """
 
     generator: str | None = None
@@ -138,38 +152,49 @@ class Folders(DatasetLayout):
     split_folder: int | None = None
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """From the path, also that in a zip or tar."""
-        if is_no_image(place_of(item)):
+        """Return the labels by the path, including the path in a zip or tar."""
+        if is_not_image(get_path(item)):
             return None
-        folders, at = labelled_folder(item)
-        label = FOLDER_LABELS[folders[at].lower()]
-        near = _step(folders, at, self.generator_folder)
-        split = None if self.split_folder is None else _step(folders, at, self.split_folder)
+        folders, label_index = find_labelled_folder(item)
+        label = FOLDER_LABELS[folders[label_index].lower()]
+        generator_name = _step(folders, label_index, self.generator_folder)
+        split = (
+            None if self.split_folder is None else _step(folders, label_index, self.split_folder)
+        )
         return Labels(
             label,
-            real_of(near) if label == "real" else self.generator or near or "unknown",
+            real_of(generator_name)
+            if label == "real"
+            else self.generator or generator_name or "unknown",
             split=split,
         )
 
 
 class CommunityForensicsFolders(Folders):
-    """The folders that Community Forensics trains on: `<generator>/<real|fake>/<file>`, with an
-    index.csv that it makes itself.
+    """The folders that Community Forensics trains on: `<generator>/<real|fake>/<file>`.
 
-    Source: specs/detectors.md §7a.
+    Its code makes an index.csv from these folders.
     """
 
     generator_folder: int = -1
 
 
 class LabelColumns(DatasetLayout):
-    """Which column holds what. Only the label must be there; images without a `group` of their own
-    are grouped by their prompts.
+    """A layout that reads labels from columns. Only the column of the label is required.
 
-    `mask`: images in the table itself, or, in a list or with `root`, their uris; relative ones are
-    below `root`, and so is every local one that an archive names. A real's mask is ignored. Without
-    a column of generators all fakes are of `unknown`, without one of groups and prompts every image
-    is for itself.
+    Without a column of generators, all fakes are by `unknown`. Images without a `group` are grouped
+    by their prompts; without either, every image is a group of its own.
+
+    Args:
+        label: Column of the label.
+        generator: Column of the generator, or of the source of a real image.
+        mask: Column of the mask: images in the table itself or, in a list or with `root`, URIs.
+            Masks of real images are ignored.
+        prompt: Column of the prompt.
+        split: Column of the split.
+        group: Column of the group.
+        root: Folder to which relative mask URIs are relative, and in which all local masks of an
+            archive must be.
     """
 
     label: str = "label"
@@ -178,192 +203,204 @@ class LabelColumns(DatasetLayout):
     prompt: str = "prompt"
     split: str = "split"
     group: str = "group"
-    # Workers, which read it, are in another folder.
+    # The path is made absolute, because workers run in another folder.
     root: Annotated[str | None, AfterValidator(_as_canonical)] = None
 
     @functools.cached_property
     def _columns(self) -> tuple[str, ...]:
-        """All columns that labels are read from."""
-        of_label, of_mask = (self.label, f"{self.label}_name"), (self.mask, f"{self.mask}_uri")
-        return (*of_label, *of_mask, self.generator, self.prompt, self.split, self.group)
+        """All columns from which labels are read."""
+        label_columns, mask_columns = (
+            (self.label, f"{self.label}_name"),
+            (self.mask, f"{self.mask}_uri"),
+        )
+        return (*label_columns, *mask_columns, self.generator, self.prompt, self.split, self.group)
 
     def labels(self, item: ListedMember) -> Labels:
-        """From the columns, their names in any case; a ClassLabel's number by its name."""
-        item = with_columns(with_sidecar(item), self._columns)
-        label = class_label(item, self.label)
-        generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
+        """Return the labels by the columns, whose names match in any case.
+
+        The name of a ClassLabel replaces its number.
+        """
+        item = rename_columns(add_sidecar_columns(item), self._columns)
+        label = read_class_label(item, self.label)
+        generator, prompt = get_text(item.input, self.generator), get_text(item.input, self.prompt)
         if label == "fake" and generator is not None and names_a_real(generator):
-            raise contradiction(item, f"labelled fake, but its {self.generator} is '{generator}'")
+            raise make_contradiction(
+                item, f"labelled fake, but its {self.generator} is '{generator}'"
+            )
         return Labels(
             label,
             real_of(generator) if label == "real" else generator or "unknown",
-            self._mask(item) if label == "fake" else None,
+            self._resolve_mask(item) if label == "fake" else None,
             prompt,
-            text(item.input, self.split),
-            text(item.input, self.group) or prompt_group(prompt),
+            get_text(item.input, self.split),
+            get_text(item.input, self.group) or prompt_group(prompt),
         )
 
-    def _mask(self, item: ListedMember) -> str | None:
-        place = text(item.input, f"{self.mask}_uri") or text(item.input, self.mask)
-        if place is None:
+    def _resolve_mask(self, item: ListedMember) -> str | None:
+        uri = get_text(item.input, f"{self.mask}_uri") or get_text(item.input, self.mask)
+        if uri is None:
             return None
-        if strip_secrets(place) != place:
-            raise contradiction(
+        if strip_secrets(uri) != uri:
+            raise make_contradiction(
                 item,
-                f"its mask {strip_secrets(place)} is named with a key, and secrets are not kept",
+                f"the URL of its mask {strip_secrets(uri)} has a secret, which an index may not store",
             )
-        if "://" not in place and not place.startswith("/"):
+        if "://" not in uri and not uri.startswith("/"):
             if self.root is None:
-                raise contradiction(
+                raise make_contradiction(
                     item,
-                    f"the mask '{place}' is a relative path; arguments.root says below which folder it lies",
+                    f"the mask '{uri}' is a relative path, which needs its folder as arguments.root",
                 )
-            place = place_below(shown(self.root), place)
-        # A root of the user's states that masks lie outside the archive; local ones lie below it.
-        root = None if self.root is None else shown(self.root)
+            uri = join_path(redact(self.root), uri)
+        # A root that the user sets allows masks outside of the archive. Local masks must be below
+        # it.
+        root = None if self.root is None else redact(self.root)
         is_below_root = root is not None and (
-            shown(place).startswith(root + "/")
-            or (urls.scheme_of(place) != "file" and may_lead(root, place))
+            redact(uri).startswith(root + "/")
+            or (urls.scheme_of(uri) != "file" and may_lead(root, uri))
         )
-        # a file that no list names has its columns from a table beside it
-        is_of_list = not isinstance(item, ListedWithColumns)
-        if not (is_below_root or (is_of_list and may_name(item.uri, item.member, place))):
-            raise contradiction(
+        # The columns of a file that no list names are from a table next to it.
+        is_in_list = not isinstance(item, ListedWithColumns)
+        if not (is_below_root or (is_in_list and may_name(item.uri, item.member, uri))):
+            raise make_contradiction(
                 item,
-                f"an archive may not say that its mask lies at {place}, unless arguments.root does",
+                f"an archive may not name the mask {uri}, unless arguments.root allows it",
             )
-        return place
+        return uri
 
 
-def place_of(item: ListedMember) -> str:
-    """The full name of a member: its uri, and behind it the path in its container."""
+def get_path(item: ListedMember) -> str:
+    """Return the full name of a member: its URI, followed by the path in its container."""
     return item.uri if item.member is None or _is_row(item) else f"{item.uri}/{item.member}"
 
 
-def folders_of(item: ListedMember) -> list[str]:
-    """The folders that a member lies in, the outermost first. A container counts as one, by its
-    name up to the ending; a numbered one (a shard) does not.
+def list_folders(item: ListedMember) -> list[str]:
+    """Return the folders of a member, the outermost first.
+
+    A container counts as a folder, by its name without the ending. A numbered container (a shard)
+    does not.
     """
-    *outside, name = item.uri.split("/")
+    *outer_folders, name = item.uri.split("/")
     if item.member is None or _is_row(item):
-        return outside
+        return outer_folders
     container = (
         re.sub(r"\.(tar\.gz|\w+)$", "", name, flags=re.IGNORECASE) if kind_of(name) else name
     )
     return [
-        *outside,
+        *outer_folders,
         *([] if _SHARD.fullmatch(container) else [container]),
         *item.member.split("/")[:-1],
     ]
 
 
-def where(item: ListedMember) -> str:
-    """The member as an error names it."""
-    return f"{item.uri}, row {item.member}" if _is_row(item) else place_of(item)
+def describe_member(item: ListedMember) -> str:
+    """Return the name of a member for messages."""
+    return f"{item.uri}, row {item.member}" if _is_row(item) else get_path(item)
 
 
-def is_no_image(name: str) -> bool:
-    """Whether a file announces by its name that it is no image: a table, a text, or hidden, as
-    .DS_Store is.
-    """
+def is_not_image(name: str) -> bool:
+    """Return whether a name is not of an image: of a table, a text, or a hidden file."""
     base = name.rpartition("/")[2]
     return base.startswith(".") or _NO_IMAGES.fullmatch(base) is not None
 
 
-def column(item: ListedMember, name: str) -> Any:
-    """A column of the member's source. Raises ConfigError, with the columns that there are, where
-    it has none of that name.
+def get_column(item: ListedMember, name: str) -> Any:
+    """Return a column of the member's source.
+
+    Raises:
+        ConfigError: There is no column of that name. The hint has the existing columns.
     """
     if name not in item.input:
         hint = (
             columns_hint(list(item.input))
             if item.input
-            else "it has no columns at all: another --layout?"
+            else "try another --layout: the source has no columns"
         )
-        raise ConfigError(f"{where(item)}: no column '{name}'", hint=hint)
+        raise ConfigError(f"{describe_member(item)}: no column '{name}'", hint=hint)
     return item.input[name]
 
 
-def with_columns(item: ListedMember, wanted: tuple[str, ...]) -> ListedMember:
-    """Return the member with these columns under these names, whatever case its source writes them
-    in.
-    """
-    renamed = _renamed(tuple(item.input), wanted)
-    if not renamed:
+def rename_columns(item: ListedMember, names: tuple[str, ...]) -> ListedMember:
+    """Return the member with these columns under these names, whose case may differ."""
+    new_names = _match_names(tuple(item.input), names)
+    if not new_names:
         return item
     return replace(
-        item, input={renamed.get(name, name): value for name, value in item.input.items()}
+        item, input={new_names.get(name, name): value for name, value in item.input.items()}
     )
 
 
-def with_sidecar(item: ListedMember) -> ListedMember:
-    """The member with the fields of its JSON sidecar (WebDataset) as columns beside its own. Raises
-    ConfigError for one that has none.
+def add_sidecar_columns(item: ListedMember) -> ListedMember:
+    """Return the member with the fields of its JSON sidecar (WebDataset) as further columns.
+
+    Raises:
+        ConfigError: The sidecar is not a JSON object.
     """
     if item.member is None or _is_row(item) or "json" not in item.input:
         return item
-    own = dict(item.input)
+    columns = dict(item.input)
     try:
-        fields = json.loads(own.pop("json"))
+        fields = json.loads(columns.pop("json"))
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise ConfigError(
-            f"{where(item)}: the .json beside it is no JSON object",
-            hint="a sidecar has fields, such as label and prompt",
+            f"{describe_member(item)}: the .json next to it is not a JSON object",
+            hint="write its fields into an object, such as label and prompt",
         )
-    return replace(item, input=fields | own)
+    return replace(item, input=fields | columns)
 
 
-def text(values: Mapping[str, Any], name: str) -> str | None:
-    """One of some values, such as a member's columns, as text; None where it is absent, null or
-    blank.
-    """
+def get_text(values: Mapping[str, Any], name: str) -> str | None:
+    """Return a value, such as that of a member's column, as text; None if it is null or blank."""
     value = values.get(name)
     return None if value is None or not str(value).strip() else str(value)
 
 
-def class_label(item: ListedMember, name: str) -> Label:
-    """The label in a column: by the name that the table's own ClassLabel gives the number, where it
-    does; else as `parse_label`.
-    """
-    number = column(item, name)
-    named = item.input.get(f"{name}_name")
-    return parse_label(number if named is None else named, f"{where(item)}, column '{name}'")
-
-
-def contradiction(item: ListedMember, reason: str) -> ConfigError:
-    """The error for a member whose labels do not agree."""
-    return ConfigError(
-        f"{where(item)}: {reason}",
-        hint="such a file cannot be labelled: leave it out (--exclude) or correct its source",
+def read_class_label(item: ListedMember, name: str) -> Label:
+    """Return the label in a column, by the table's ClassLabel names if it has any."""
+    number = get_column(item, name)
+    label_name = item.input.get(f"{name}_name")
+    return parse_label(
+        number if label_name is None else label_name, f"{describe_member(item)}, column '{name}'"
     )
 
 
-def labelled_folder(item: ListedMember) -> tuple[list[str], int]:
-    """The folders of a member's path, and which of them is the innermost that gives a label. Raises
-    ConfigError where none does.
+def make_contradiction(item: ListedMember, reason: str) -> ConfigError:
+    """Return the error for a member whose labels contradict one another."""
+    return ConfigError(
+        f"{describe_member(item)}: {reason}",
+        hint="leave the file out (--exclude) or correct its source: it cannot be labelled",
+    )
+
+
+def find_labelled_folder(item: ListedMember) -> tuple[list[str], int]:
+    """Return the folders of a member, and the index of the innermost that gives a label.
+
+    Raises:
+        ConfigError: No folder gives a label.
     """
-    folders = folders_of(item)
-    found = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
-    if not found:
+    folders = list_folders(item)
+    indices = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
+    if not indices:
         raise ConfigError(
-            f"{where(item)}: in no folder called {', '.join(FOLDER_LABELS)}",
-            hint="labels are never guessed; --exclude leaves it out",
+            f"{describe_member(item)}: must be in a folder named {', '.join(FOLDER_LABELS)}",
+            hint="move the file, or leave it out by --exclude",
         )
-    return folders, found[-1]
+    return folders, indices[-1]
 
 
-def split_of(uri: str) -> str | None:
-    """The split that a shard is of; None where its name does not show it."""
+def parse_split(uri: str) -> str | None:
+    """Return the split of a shard by its name; None if the name does not show it."""
     if match := _HUB_SHARD.search(uri):
         return match.group(1)
     return match.group(2) if (match := _CONVERTED.search(uri)) else None
 
 
-def config_of(uri: str) -> str | None:
-    """The configuration that a shard is of: the folder it lies in, `default` for `data`; None where
-    its name does not show it.
+def parse_config(uri: str) -> str | None:
+    """Return the configuration of a shard; None if its name does not show it.
+
+    It is the name of the shard's folder, or `default` for `data`.
     """
     if match := _HUB_SHARD.search(uri):
         folder = uri[: match.start(1)].rstrip("/").rpartition("/")[2]
@@ -371,58 +408,65 @@ def config_of(uri: str) -> str | None:
     return match.group(1) if (match := _CONVERTED.search(uri)) else None
 
 
-def read_json(place: str) -> Any:
-    """The content of a JSON file at any URL. Raises ConfigError."""
+def read_json(path: str) -> Any:
+    """Read a JSON file at any path or URL. Raise ConfigError if that is impossible."""
     try:
-        return json.loads(Fetcher(signed=[place]).fetch(shown(place), "", _MOST_BYTES))
+        return json.loads(Fetcher(signed=[path]).fetch(redact(path), "", _MAX_BYTES))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{shown(place)}: not JSON: {error}") from None
+        raise ConfigError(f"{redact(path)}: not JSON: {error}") from None
     except InputError as error:
-        raise ConfigError(f"{shown(place)}: {error.detail}") from None
+        raise ConfigError(f"{redact(path)}: {error.detail}") from None
 
 
-def read_rows(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a table with a header, each with its number; an empty cell is "". Raises
-    ConfigError.
+def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a table with a header, each with its number. An empty cell is "".
+
+    Raises:
+        ConfigError: The table cannot be read.
     """
-    table, number = LabelTable(place), 0
-    for piece in table.tables(table.column_names):
-        for row in piece.to_pylist():
+    table, number = LabelTable(path), 0
+    for chunk in table.tables(table.column_names):
+        for row in chunk.to_pylist():
             number += 1
             yield number, {name: "" if value is None else value for name, value in row.items()}
 
 
-def shown(place: str) -> str:
-    """The place without secrets, as errors and indexes name it."""
-    return strip_secrets(canonical(place))
+def redact(path: str) -> str:
+    """Return a path or URL without secrets, as errors and indexes name it."""
+    return strip_secrets(canonical(path))
 
 
-def place_below(root: str, path: str) -> str:
-    """The full name of a file that a row calls `path`: as it is where it is absolute or a URL, else
-    below `root`.
+def join_path(root: str, path: str) -> str:
+    """Return the full name of a file that a row names.
+
+    Args:
+        root: Folder to which relative paths are relative.
+        path: A relative path, an absolute path, or a URL.
     """
     if "://" in path or path.startswith("/"):
-        return shown(path)
-    scheme, mark, below = root.rpartition("://")
-    return scheme + mark + posixpath.normpath(posixpath.join(below, path))
+        return redact(path)
+    scheme, separator, folder = root.rpartition("://")
+    return scheme + separator + posixpath.normpath(posixpath.join(folder, path))
 
 
-def root_of(root: str | None, file: str) -> str:
-    """The folder that a file's paths are below: the one its user names, else its own; spelt as the
-    uris of an archive are.
+def resolve_root(root: str | None, file: str) -> str:
+    """Return the folder to which a file's paths are relative: `root`, or the folder of the file.
+
+    It is spelt as the URIs of an archive are.
     """
-    return shown(file).rpartition("/")[0] if root is None else shown(root)
+    return redact(file).rpartition("/")[0] if root is None else redact(root)
 
 
 @functools.lru_cache(maxsize=256)
-def _renamed(names: tuple[str, ...], wanted: tuple[str, ...]) -> Mapping[str, str]:
-    """Return the wanted name for each of a table's names that differs from it. Cached: all rows of
-    a table have the same names.
+def _match_names(names: tuple[str, ...], requested: tuple[str, ...]) -> Mapping[str, str]:
+    """Return the requested name for each name of a table that differs from it.
+
+    The result is cached, because all rows of a table have the same names.
     """
     return {
-        own: name
-        for name, own in match_columns(names, wanted, "the table of images").items()
-        if own != name
+        source_name: name
+        for name, source_name in match_columns(names, requested, "the table of images").items()
+        if source_name != name
     }
 
 
@@ -430,6 +474,6 @@ def _is_row(item: ListedMember) -> bool:
     return item.place is not None and item.place.kind == "parquet"
 
 
-def _step(folders: list[str], at: int, steps: int) -> str | None:
-    place = at + steps
-    return folders[place] if 0 <= place < len(folders) and folders[place] else None
+def _step(folders: list[str], start: int, steps: int) -> str | None:
+    index = start + steps
+    return folders[index] if 0 <= index < len(folders) and folders[index] else None

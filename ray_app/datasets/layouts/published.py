@@ -1,11 +1,13 @@
-"""Published data sets whose labels take code to read: OpenFake (specs/detectors.md §1b, §1c, §12),
-IMDLBenCo's (specs/localization.md §3.2), Community Forensics as Parquet (specs/detectors.md §7a),
-OpenDeepfake-Preview (§6), OpenSDI (specs/localization.md §2), DFLIP-3K (§5).
+"""Define layouts of published data sets whose labels need code to read.
 
-DFLIP-3K, version 1: id → record, of fakes alone, one file of metadata per family; its values are
-texts that may be missing. The files are `<id>.<ext>`, and an id ends at the first dot. Version 2: a
-list of {image_path, is_fake, family_id, version_id, split}; or, as the hub has it, WebDataset
-shards below {train,test}/{fake/<family>,real}, the prompts in the sidecars.
+OpenFake, IMDLBenCo's formats, Community Forensics as Parquet, OpenDeepfake-Preview, OpenSDI, and
+DFLIP-3K.
+
+DFLIP-3K, version 1, is a mapping from id to record, of fakes only, with one file of metadata per
+family. Its values are strings that may be missing. The files are `<id>.<ext>`, and an id ends at
+the first dot. Version 2 is a list of {image_path, is_fake, family_id, version_id, split}. On the
+hub it is WebDataset shards below {train,test}/{fake/<family>,real}, with the prompts in the
+sidecars.
 """
 
 import re
@@ -22,10 +24,10 @@ from ray_app.datasets.layouts import base
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError
 
-# Version 1 takes every label but "real" for a fake, version 2 every one but a few words for a real.
-# Here both have the words that they are documented with, and no default. These are of version 2;
-# `tampered` images are altered in part and come without masks: they are fit for detection, not for
-# training masks.
+# The authors' code treats every label but "real" as fake in version 1, and every label but a few
+# terms as real in version 2. Here both versions have only their documented terms and no default.
+# These are the terms of version 2. `tampered` images are altered in part and have no masks, so they
+# can train detection, but not masks.
 _FAKE_WORDS = ("synthetic", "full_synthetic", "tampered")
 _PUBLISHED: dict[str, dict[str, int]] = {
     "v1-2025-05": {"default/train": 635_138, "default/test": 30_000},
@@ -36,109 +38,127 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 
 class OpenFake(base.DatasetLayout):
     """Columns `image`, `prompt`, `label`, `model`, in version 2 also `type` and `release_date`.
-    Images of one prompt are one group.
 
-    `version`: which published numbers it should have, since the set has changed again and again;
-    null = none to compare with. What names no model in the configuration `reddit` is of `reddit`,
-    as for its authors (experiments/data/splits.py at af44d6d).
+    Images of one prompt are one group. Rows without a model in the configuration `reddit` get the
+    generator `reddit`, as in the authors' code (experiments/data/splits.py at af44d6d).
+
+    Args:
+        version: Version whose published numbers are compared, because the set has changed several
+            times. None for no comparison.
     """
 
     version: Literal["v1-2025-05", "v1", "v2"] | None = None
 
     @property
     def published(self) -> Mapping[str, int]:
-        """By configuration and split."""
+        """Number of rows by configuration and split."""
         return _PUBLISHED[self.version] if self.version else {}
 
     def labels(self, item: ListedMember) -> Labels:
-        """Raises ConfigError for a label that no version has, and for a fake without a model."""
-        base.column(item, "label")
-        is_wild = base.text(item.input, "model") is None and base.config_of(item.uri) == "reddit"
+        """Return the labels.
+
+        Raises:
+            ConfigError: A label is unknown, or a fake has no model.
+        """
+        base.get_column(item, "label")
+        is_wild = (
+            base.get_text(item.input, "model") is None and base.parse_config(item.uri) == "reddit"
+        )
         row = {**item.input, "model": "reddit"} if is_wild else item.input
-        return _labels(
+        return _read_labels(
             row,
-            base.place_of(item),
-            base.split_of(item.uri) or base.text(item.input, "split"),
-            base.where(item),
+            base.get_path(item),
+            base.parse_split(item.uri) or base.get_text(item.input, "split"),
+            base.describe_member(item),
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Configuration and split, as the shard's path names them."""
-        return f"{base.config_of(item.uri) or 'default'}/{labels.split}"
+        """Return configuration and split as the shard's path names them."""
+        return f"{base.parse_config(item.uri) or 'default'}/{labels.split}"
 
 
 class OpenFakeCsv(base.ListedLayout):
-    """Label files: `filename,typ` (version 1; typ is the folder below the root, `real` or a
-    generator), or version 2's split files `file_name,prompt,label,model,type,release_date`.
+    """Label files of OpenFake.
 
-    `file`: the CSV; null where the CSV itself is the source (of version 1 with columns.uri:
-    filename). `split`: what its rows are for.
+    Version 1 has `filename,typ`; typ is the folder below the root, `real` or a generator. Version 2
+    has split files `file_name,prompt,label,model,type,release_date`.
+
+    Args:
+        file: The CSV. None if the CSV itself is the source (in version 1 with columns.uri:
+            filename).
+        split: Split of all rows.
     """
 
     file: str | None = None
     split: str | None = None
 
     def model_post_init(self, context: object) -> None:
-        """Reads the file."""
+        """Read the file."""
         if self.file is None:
             return
-        root, file = base.root_of(self.root, self.file), base.shown(self.file)
+        root, file = base.resolve_root(self.root, self.file), base.redact(self.file)
         for number, row in base.read_rows(self.file):
             path, where = row.get("file_name") or row.get("filename"), f"{file}, row {number}"
             if not path:
                 raise ConfigError(
-                    f"{where}: no filename or file_name", hint=f"its columns: {', '.join(row)}"
+                    f"{where}: no filename or file_name", hint=f"rename one of {', '.join(row)}"
                 )
             folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
-            self._enter(
-                base.place_below(root, folder + path), self._labels_of_row(row, path, where), file
+            self._add(
+                base.join_path(root, folder + path), self._labels_of_row(row, path, where), file
             )
 
     @property
     def published(self) -> Mapping[str, int]:
-        """As many as the file has rows."""
+        """Number of rows of the file."""
         return {self.split or "all": len(self._listed)} if self.file else {}
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Raises ConfigError as OpenFake."""
+        """Return the labels. Raise ConfigError as `OpenFake.labels`."""
         return (
             super().labels(item)
             if self.file
-            else self._labels_of_row(item.input, base.place_of(item), base.where(item))
+            else self._labels_of_row(item.input, base.get_path(item), base.describe_member(item))
         )
 
     def _labels_of_row(self, row: Mapping[str, Any], path: str, where: str) -> Labels:
         if "typ" not in row and "label" not in row:
             raise ConfigError(
                 f"{where}: neither a column 'typ' nor 'label'",
-                hint=f"its columns: {', '.join(row) or 'none'}",
+                hint=f"rename one of its columns: {', '.join(row) or 'none'}",
             )
         if "typ" not in row:
-            return _labels(row, path, self.split, where)
-        if (kind := base.text(row, "typ")) is None:
-            raise ConfigError(f"{where}: no typ", hint="typ is `real` or a generator's name")
+            return _read_labels(row, path, self.split, where)
+        if (kind := base.get_text(row, "typ")) is None:
+            raise ConfigError(f"{where}: no typ", hint="set typ to `real` or a generator's name")
         is_real = kind.lower() == "real"
         return Labels("real" if is_real else "fake", "real" if is_real else kind, split=self.split)
 
 
 class OpenFakeOod(base.DatasetLayout):
-    """The sets of Imagen 3 and Stable Diffusion 2.1, a folder or zip each: all fake, all of one
-    `generator`. About 1500 images each.
+    """The sets of Imagen 3 and Stable Diffusion 2.1, a folder or zip each with about 1500 images.
+
+    All images are fake.
+
+    Args:
+        generator: Generator of all images.
     """
 
     generator: str
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Raises ConfigError for an image in a folder of reals: it is not of such a set."""
-        if base.is_no_image(base.place_of(item)):
+        """Return the labels. Raise ConfigError for an image in a folder of real images."""
+        if base.is_not_image(base.get_path(item)):
             return None
-        if base.FOLDER_LABELS.get(base.place_of(item).split("/")[-2].lower()) == "real":
-            raise base.contradiction(item, "in a folder of reals, and all of this set is fake")
+        if base.FOLDER_LABELS.get(base.get_path(item).split("/")[-2].lower()) == "real":
+            raise base.make_contradiction(
+                item, "in a folder of real images, but this set has only fakes"
+            )
         return Labels("fake", self.generator)
 
 
-def _labels(row: Mapping[str, Any], path: str, split: str | None, where: str) -> Labels:
-    value, model, prompt = row["label"], base.text(row, "model"), base.text(row, "prompt")
+def _read_labels(row: Mapping[str, Any], path: str, split: str | None, where: str) -> Labels:
+    value, model, prompt = row["label"], base.get_text(row, "model"), base.get_text(row, "prompt")
     label: Label = (
         "fake"
         if str(value).strip().lower() in _FAKE_WORDS
@@ -147,7 +167,7 @@ def _labels(row: Mapping[str, Any], path: str, split: str | None, where: str) ->
     if label == "fake" and (model is None or model.lower() == "real"):
         raise ConfigError(
             f"{where}: labelled {value!r}, but its model is {model!r}",
-            hint="every fake names its model",
+            hint="set the model of every fake",
         )
     generator = (
         str(model) if label == "fake" else "real" if _is_doubtful(model, path) else real_of(model)
@@ -166,106 +186,115 @@ def _is_doubtful(model: str | None, path: str) -> bool:
     )
 
 
-_SHOWN = 5
+_MAX_EXAMPLES = 5
 
 
 class ImdlbencoJson(base.ListedLayout):
-    """`file`: a list of [image, mask], the mask "Negative" for a real, both below `root`.
+    """A list of [image, mask], both below `root`; the mask "Negative" means a real image.
 
-    `generator` names what altered the fakes; null = the JSON's own name.
+    Args:
+        file: The JSON file.
+        generator: The method that altered the fakes. None for the name of the JSON file.
     """
 
     file: str
     generator: str | None = None
 
     def model_post_init(self, context: object) -> None:
-        """Reads the file."""
+        """Read the file."""
         entries, root, file = (
             base.read_json(self.file),
-            base.root_of(self.root, self.file),
-            base.shown(self.file),
+            base.resolve_root(self.root, self.file),
+            base.redact(self.file),
         )
         name = file.rpartition("/")[2].partition(".")[0]
         for entry in entries if isinstance(entries, list) else [entries]:
             if not (
                 isinstance(entry, list)
                 and len(entry) == 2
-                and all(isinstance(one, str) and one for one in entry)
+                and all(isinstance(item, str) and item for item in entry)
             ):
                 raise ConfigError(
                     f"{file}: {str(entry)[:100]} is not [image, mask]",
-                    hint='a list of such pairs; "Negative" is no mask',
+                    hint='write a list of such pairs; the mask "Negative" means a real image',
                 )
             image, mask = entry
-            altered = Labels("fake", self.generator or name, base.place_below(root, mask))
-            self._enter(
-                base.place_below(root, image),
+            altered = Labels("fake", self.generator or name, base.join_path(root, mask))
+            self._add(
+                base.join_path(root, image),
                 Labels("real", f"real:{name}") if mask == "Negative" else altered,
                 file,
             )
 
     @property
     def published(self) -> Mapping[str, int]:
-        """As many as the file lists."""
+        """Number of images that the file lists."""
         return {"all": len(self._listed)}
 
 
 class ImdlbencoFolder(base.DatasetLayout):
-    """Folders `Tp` of altered images and `Gt` of their masks, side by side; all are fakes.
+    """Folders `Tp` of altered images and `Gt` of their masks, side by side. All images are fakes.
 
-    IMDLBenCo pairs the two by their order, so that one stray file shifts every mask behind it. Here
-    a mask has its image's name up to the ending, and `mask_suffix` behind it (`_gt`); where the
-    names do not pair so, nothing is indexed. `generator` names what altered them.
+    IMDLBenCo pairs images and masks by their order, so that one extra file shifts every mask after
+    it. Here a mask must have its image's name, apart from the ending. If a name has no partner,
+    nothing is indexed.
+
+    Args:
+        generator: The method that altered the images.
+        mask_suffix: End of a mask's name before the ending, such as `_gt`.
     """
 
     generator: str = "manipulation"
     mask_suffix: str = ""
     _masks: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    def prepared(self, members: Iterable[ListedMember]) -> Self:
-        """Pairs all images and masks. Raises ConfigError naming those without the other, and for
-        masks in an archive.
+    def prepare(self, members: Iterable[ListedMember]) -> Self:
+        """Pair all images and masks.
+
+        Raises:
+            ConfigError: An image or a mask has no partner, or masks are in an archive.
         """
         images: dict[str, str] = {}
         masks: dict[str, str] = {}
         for item in members:
-            folder, _, name = base.place_of(item).rpartition("/")
+            folder, _, name = base.get_path(item).rpartition("/")
             parent, _, kind = folder.rpartition("/")
-            if base.is_no_image(name) or kind not in ("Tp", "Gt"):
+            if base.is_not_image(name) or kind not in ("Tp", "Gt"):
                 continue
             if item.place is not None:
                 raise ConfigError(
-                    f"{item.uri}: masks inside an archive cannot be referred to", hint="unpack it"
+                    f"{item.uri}: masks inside an archive cannot be referred to",
+                    hint="unpack the archive",
                 )
             stem = name.rpartition(".")[0].removesuffix(self.mask_suffix if kind == "Gt" else "")
-            place = (images if kind == "Tp" else masks).setdefault(
-                f"{parent}/{stem}", base.place_of(item)
+            path = (images if kind == "Tp" else masks).setdefault(
+                f"{parent}/{stem}", base.get_path(item)
             )
-            if place != base.place_of(item):
+            if path != base.get_path(item):
                 raise ConfigError(
-                    f"{parent}/{kind}: {parent}/{stem} is there twice, as [{place}] and as [{base.place_of(item)}]"
+                    f"{parent}/{kind}: {parent}/{stem} exists twice, as [{path}] and as [{base.get_path(item)}]"
                 )
         if not images:
             raise ConfigError(
-                "no image lies in a folder Tp",
-                hint="the source holds folders Tp (images) and Gt (masks), side by side",
+                "no images found in a folder named 'Tp'",
+                hint="give a source with folders Tp (images) and Gt (masks), side by side",
             )
-        if alone := sorted(images.keys() ^ masks.keys()):
+        if unpaired := sorted(images.keys() ^ masks.keys()):
             names = [
-                f"{place} {'has no mask' if place in images else 'is a mask of no image'}"
-                for place in alone[:_SHOWN]
+                f"{path} {'has no mask' if path in images else 'is a mask of no image'}"
+                for path in unpaired[:_MAX_EXAMPLES]
             ]
             raise ConfigError(
-                f"Tp and Gt: {len(alone)} of {len(images | masks)} names do not pair: {'; '.join(names)}",
-                hint="an image and its mask have one name up to the ending; --set arguments.mask_suffix=_gt",
+                f"Tp and Gt: {len(unpaired)} of {len(images | masks)} names do not pair: {'; '.join(names)}",
+                hint="give an image and its mask one name up to the ending, or --set arguments.mask_suffix=_gt",
             )
-        prepared = self.model_copy()
-        prepared._masks = {images[key]: masks[key] for key in images}
-        return prepared
+        layout = self.model_copy()
+        layout._masks = {images[key]: masks[key] for key in images}
+        return layout
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Images in Tp, as they were paired."""
-        mask = self._masks.get(base.place_of(item))
+        """Return the labels of images in Tp, with their masks."""
+        mask = self._masks.get(base.get_path(item))
         return None if mask is None else Labels("fake", self.generator, mask)
 
 
@@ -278,18 +307,20 @@ _FOLDERS = {
 
 
 class CommunityForensics(base.DatasetLayout):
-    """Columns `image_data`, `label` (0 real, 1 fake), `model_name`, `prompt`, `real_source`,
-    `architecture` (LatDiff, PixDiff, GAN, Commercial, other; real) and others.
+    """Community Forensics as Parquet, on the hub.
 
-    Splits are the hub's: by the folder of a shard (`Systematic`, `Manual`, `Commercial`,
-    `PublicEval`), its name (`CompEval`), else the column, which says train or test (Small).
-    `Systematic`, `Manual` and `Commercial` are fakes alone.
+    Columns are `image_data`, `label`, `model_name`, `prompt`, `real_source`, `architecture`, and
+    others. `label` is 0 for real and 1 for fake, `architecture` is LatDiff, PixDiff, GAN,
+    Commercial, other, or real. Splits are those of the hub: by a shard's folder (`Systematic`,
+    `Manual`, `Commercial`, `PublicEval`), its name (`CompEval`), or the column `split` with train
+    or test (Small). `Systematic`, `Manual`, and `Commercial` have fakes only.
     """
 
     @property
     def published(self) -> Mapping[str, int]:
-        """What the cards of the full and of the evaluation set state; Small is published as twice
-        278,000.
+        """Numbers on the cards of the full and the evaluation set.
+
+        Small is published as twice 278,000.
         """
         return {
             "Systematic": 1_919_493,
@@ -300,25 +331,25 @@ class CommunityForensics(base.DatasetLayout):
         }
 
     def labels(self, item: ListedMember) -> Labels:
-        """Raises ConfigError for a fake without a model's name."""
+        """Return the labels. Raise ConfigError for a fake without a model's name."""
         label, model, prompt = (
-            base.class_label(item, "label"),
-            base.text(item.input, "model_name"),
-            base.text(item.input, "prompt"),
+            base.read_class_label(item, "label"),
+            base.get_text(item.input, "model_name"),
+            base.get_text(item.input, "prompt"),
         )
         if label == "fake" and (model is None or model.lower() == "real"):
-            raise base.contradiction(item, f"labelled fake, but its model_name is {model!r}")
+            raise base.make_contradiction(item, f"labelled fake, but its model_name is {model!r}")
         generator = (
-            real_of(base.text(item.input, "real_source") or model)
+            real_of(base.get_text(item.input, "real_source") or model)
             if label == "real"
             else str(model)
         )
         split = (
             _FOLDERS.get(item.uri.split("/")[-2])
-            or base.split_of(item.uri)
-            or base.text(item.input, "split")
+            or base.parse_split(item.uri)
+            or base.get_text(item.input, "split")
         )
-        family = base.text(item.input, "architecture") if label == "fake" else None
+        family = base.get_text(item.input, "architecture") if label == "fake" else None
         return Labels(label, generator, None, prompt, split, prompt_group(prompt), family)
 
 
@@ -326,39 +357,43 @@ _NAMES: dict[int, Label] = {0: "fake", 1: "real"}
 
 
 class OpenDeepfakePreview(base.DatasetLayout):
-    """Columns `image` and `label`, a ClassLabel: 0 is Fake, 1 is Real. `generator` names all fakes:
-    nothing says who made them.
+    """Columns `image` and `label`, a ClassLabel: 0 is Fake, 1 is Real.
+
+    Args:
+        generator: Name for the generator of all fakes, which is not published.
     """
 
     generator: str = "open-deepfake-preview"
 
     @property
     def published(self) -> Mapping[str, int]:
-        """The counts on the detector's card."""
+        """Numbers on the detector's card."""
         return {"fake": 10_000, "real": 9_999}
 
     def labels(self, item: ListedMember) -> Labels:
-        """Raises ConfigError where the table's own names of the numbers are not the documented
-        ones.
+        """Return the labels.
+
+        Raises:
+            ConfigError: The table's names of the labels differ from the documented ones.
         """
-        number, named = base.column(item, "label"), item.input.get("label_name")
+        number, label_name = base.get_column(item, "label"), item.input.get("label_name")
         label = _NAMES.get(number) if type(number) is int else None
         if label is None:
             raise ConfigError(
-                f"{base.where(item)}, column 'label': {number!r} is not a label",
-                hint="OpenDeepfake-Preview has 0 (Fake) and 1 (Real)",
+                f"{base.describe_member(item)}, column 'label': {number!r} is not a label",
+                hint="use 0 (Fake) and 1 (Real), as OpenDeepfake-Preview does",
             )
-        if named is not None and str(named).strip().lower() != label:
-            raise base.contradiction(
+        if label_name is not None and str(label_name).strip().lower() != label:
+            raise base.make_contradiction(
                 item,
-                f"label {number} is {label} in OpenDeepfake-Preview, and this table calls it '{named}'",
+                f"label {number} is {label} in OpenDeepfake-Preview, but '{label_name}' in this table",
             )
         return Labels(
-            label, "real" if label == "real" else self.generator, split=base.split_of(item.uri)
+            label, "real" if label == "real" else self.generator, split=base.parse_split(item.uri)
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """By label."""
+        """Return the label."""
         return labels.label
 
 
@@ -382,38 +417,41 @@ _OPENSDI = {
 
 
 class OpenSdi(base.DatasetLayout):
-    """Columns `key`, `image`, `mask`, `label`; a key is
-    `partial|entire/<generator>/real|fake/<id>.jpg`.
+    """OpenSDI, with columns `key`, `image`, `mask`, and `label`.
 
-    The hub's splits are named after generators. `part` decides what is for training; null = as the
-    repository in the path is called (`OpenSDI_train`, `OpenSDI_test`, `tempplusdata` or their old
-    names), else nothing. The mask of a real is ignored; a fake without one is generated as a whole.
-    Images of one id are one group.
+    A key is `partial|entire/<generator>/real|fake/<id>.jpg`. The hub's splits are named after
+    generators. The mask of a real image is ignored, and a fake without a mask is generated as a
+    whole. Images of one id are one group.
+
+    Args:
+        part: Part of the data set, which decides the split. None to use the name of the repository
+            in the path (`OpenSDI_train`, `OpenSDI_test`, `tempplusdata`, or their old names), or no
+            split.
     """
 
     part: Part | None = None
 
     @property
     def published(self) -> Mapping[str, int]:
-        """The rows that the hub's cards state, by part and split."""
+        """Numbers of rows on the hub's cards, by part and split."""
         return _OPENSDI
 
     def labels(self, item: ListedMember) -> Labels:
-        """Raises ConfigError where key, label and mask contradict one another."""
-        label, key = base.class_label(item, "label"), str(base.column(item, "key"))
+        """Return the labels. Raise ConfigError if key, label, and mask contradict one another."""
+        label, key = base.read_class_label(item, "label"), str(base.get_column(item, "key"))
         parts = key.split("/")
         if len(parts) != 4 or parts[2].lower() not in ("real", "fake"):
-            raise base.contradiction(
+            raise base.make_contradiction(
                 item, f"the key '{key}' is not partial|entire/GENERATOR/real|fake/FILE"
             )
         if parts[2].lower() != label:
-            raise base.contradiction(item, f"its label is {label}, its key '{key}'")
-        mask = base.text(item.input, "mask_uri") if label == "fake" else None
+            raise base.make_contradiction(item, f"its label is {label}, its key '{key}'")
+        mask = base.get_text(item.input, "mask_uri") if label == "fake" else None
         if mask is not None and not may_name(item.uri, item.member, mask):
-            raise base.contradiction(item, f"its mask lies elsewhere, at {mask}")
+            raise base.make_contradiction(item, f"its mask is outside of the table, at {mask}")
         if label == "fake" and parts[0] == "partial" and mask is None:
-            raise base.contradiction(
-                item, f"the key '{key}' tells of a part, and there is no mask of it"
+            raise base.make_contradiction(
+                item, f"the key '{key}' means that a part is altered, but there is no mask"
             )
         part = self._part(item)
         split = "train" if part == "plus" else part
@@ -427,20 +465,20 @@ class OpenSdi(base.DatasetLayout):
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Part and the hub's split, which is also in each key."""
-        return f"{self._part(item) or 'unknown'}/{base.split_of(item.uri) or str(base.column(item, 'key')).split('/')[1]}"
+        """Return the part and the hub's split, which is also in each key."""
+        return f"{self._part(item) or 'unknown'}/{base.parse_split(item.uri) or str(base.get_column(item, 'key')).split('/')[1]}"
 
     def _part(self, item: ListedMember) -> Part | None:
-        named = (
-            _REPOSITORIES[word] for word in re.split(r"[/@]|--", item.uri) if word in _REPOSITORIES
+        parts = (
+            _REPOSITORIES[name] for name in re.split(r"[/@]|--", item.uri) if name in _REPOSITORIES
         )
-        return self.part or next(named, None)
+        return self.part or next(parts, None)
 
 
-# Version 1, by the names of its files; `pd` are thousands of fine-tuned models, each record naming
-# its own.
+# Generators of version 1 by the names of its files. `pd` has thousands of fine-tuned models, and
+# each record names its model.
 FAMILIES_V1 = {"dalle": "dalle-2", "mj": "midjourney", "sd": "stable-diffusion", "pd": None}
-# Version 2: a family's id is its place in this list.
+# Families of version 2. The id of a family is its index.
 FAMILIES_V2 = (
     "aura_flow", "chroma", "flux.1_d", "flux.1_s", "flux2-dev", "gpt-image-1", "hidream", "hunyuan", "illustrious", "imagen4", "kolors",
     "nano_banana", "nano_banana_pro", "noobai", "pixart", "playground_v2", "pony", "pony_v7", "qwen", "sd_1.5", "sd_2.1", "sd_3.5_large",
@@ -452,10 +490,12 @@ _SHARDS = base.Folders(split_folder=-1)
 
 
 class Dflip(base.ListedLayout):
-    """`file`: the JSON; null: the shards of version 2, which need none.
+    """DFLIP-3K in version 1 or 2.
 
-    Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are
-    below `root`.
+    Args:
+        file: The JSON file. None for the shards of version 2, which need none.
+        generator: Generator of version 1, if the file's name is not dalle, mj, sd, or pd.
+        root: Folder to which the paths of version 2 are relative. None for the folder of the file.
     """
 
     file: str | None = None
@@ -463,89 +503,94 @@ class Dflip(base.ListedLayout):
     _has_ids: bool = PrivateAttr(default=False)
 
     def model_post_init(self, context: object) -> None:
-        """Reads the file."""
+        """Read the file."""
         if self.file is None:
             return
-        content, file = base.read_json(self.file), base.shown(self.file)
+        content, file = base.read_json(self.file), base.redact(self.file)
         if isinstance(content, dict):
             self._read_v1(content, file)
         elif isinstance(content, list):
-            self._read_v2(content, base.root_of(self.root, self.file), file)
+            self._read_v2(content, base.resolve_root(self.root, self.file), file)
         else:
             raise ConfigError(
-                f"{file}: neither id → record (version 1) nor a list of records (version 2)"
+                f"{file}: must be a mapping from id to record (version 1) or a list of records (version 2)"
             )
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Version 1: as many as the file lists. Version 2: what its authors' code counts, of the
-        shards what the hub's card states.
+        """Number of images.
+
+        In version 1 the file lists them, in version 2 the authors' code counts them, and for shards
+        the hub's card states the number.
         """
         if self.file is None:
             return _PUBLISHED_SHARDS
         return {"all": len(self._listed)} if self._has_ids else _PUBLISHED_V2
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Version 1 looks for the name up to its first dot, version 2 for the path. Raises
-        ConfigError for a shard in the wrong folders.
+        """Return the labels, by the name up to its first dot (version 1) or the path (version 2).
+
+        Raises:
+            ConfigError: A shard is in the wrong folders.
         """
-        place = base.place_of(item)
-        if base.is_no_image(place):
+        path = base.get_path(item)
+        if base.is_not_image(path):
             return None
         if self.file is None:
             return _labels_in_shard(item)
-        return self._listed.get(_id(place) if self._has_ids else place)
+        return self._listed.get(_parse_id(path) if self._has_ids else path)
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Version 2 is counted by labels."""
+        """Return the label in version 2, and `all` in version 1."""
         return "all" if self._has_ids else labels.label
 
     def _read_v1(self, content: Mapping[str, Any], file: str) -> None:
         self._has_ids = True
-        family = _id(file)
+        family = _parse_id(file)
         if self.generator is None and family not in FAMILIES_V1:
             raise ConfigError(
-                f"{file}: which generator?",
-                hint=f"name it: --set arguments.generator=…; known files: {', '.join(FAMILIES_V1)}",
+                f"{file}: the name of the file does not show the generator",
+                hint=f"name it by --set arguments.generator=…; known files: {', '.join(FAMILIES_V1)}",
             )
         for name, record in content.items():
             if not isinstance(record, dict):
-                raise ConfigError(f"{file}: '{name}' has no record but {record!r}")
-            if _id(name) in self._listed:
+                raise ConfigError(f"{file}: '{name}' must have a record, got {record!r}")
+            if _parse_id(name) in self._listed:
                 raise ConfigError(
-                    f"{file}: two ids are '{_id(name)}' up to the first dot, '{name}' one of them: their files collide"
+                    f"{file}: two ids, such as '{name}', are '{_parse_id(name)}' up to the first dot, so their files collide"
                 )
-            prompt = base.text(record, "Prompt") or base.text(record, "p")
-            model = base.text(record, "Model") or base.text(record, "Model hash") or "sdft"
-            made_by = self.generator or FAMILIES_V1[family] or model
-            self._listed[_id(name)] = Labels(
-                "fake", made_by, None, prompt, None, prompt_group(prompt)
+            prompt = base.get_text(record, "Prompt") or base.get_text(record, "p")
+            model = base.get_text(record, "Model") or base.get_text(record, "Model hash") or "sdft"
+            generator = self.generator or FAMILIES_V1[family] or model
+            self._listed[_parse_id(name)] = Labels(
+                "fake", generator, None, prompt, None, prompt_group(prompt)
             )
 
     def _read_v2(self, content: list[Any], root: str, file: str) -> None:
-        for number, record in enumerate(content):
+        for index, record in enumerate(content):
             if not isinstance(record, dict) or not record.get("image_path"):
-                raise ConfigError(f"{file}: record {number} has no image_path")
-            labels = _labels_v2(record, f"{file}: record {number} ({record['image_path']})")
-            self._enter(base.place_below(root, record["image_path"]), labels, file)
+                raise ConfigError(f"{file}: record {index} has no image_path")
+            labels = _labels_v2(record, f"{file}: record {index} ({record['image_path']})")
+            self._add(base.join_path(root, record["image_path"]), labels, file)
 
 
 def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
     label, family = parse_label(record.get("is_fake"), f"{where}, is_fake"), record.get("family_id")
     if (label == "real") != (family is None):
-        found = f"is_fake is {record.get('is_fake')!r} and family_id {family!r}"
-        raise ConfigError(f"{where}: {found}", hint="reals, and reals alone, have none")
+        facts = f"is_fake is {record.get('is_fake')!r} and family_id {family!r}"
+        raise ConfigError(f"{where}: {facts}", hint="set family_id of fakes, and only of fakes")
     if family is not None and not (isinstance(family, int) and 0 <= family < len(FAMILIES_V2)):
         raise ConfigError(
-            f"{where}: no family has the id {family!r}", hint=f"ids are 0 to {len(FAMILIES_V2) - 1}"
+            f"{where}: unknown family_id {family!r}",
+            hint=f"use an id from 0 to {len(FAMILIES_V2) - 1}",
         )
-    prompt = base.text(record, "prompt")
+    prompt = base.get_text(record, "prompt")
     return Labels(
         label,
         "real" if family is None else FAMILIES_V2[family],
         None,
         prompt,
-        base.text(record, "split"),
+        base.get_text(record, "split"),
         prompt_group(prompt),
     )
 
@@ -555,11 +600,11 @@ def _labels_in_shard(item: ListedMember) -> Labels | None:
     if labels is None:
         return None
     if labels.label == "fake" and labels.generator not in FAMILIES_V2:
-        raise base.contradiction(item, f"DFLIP-3K has no family '{labels.generator}'")
-    columns = base.with_sidecar(item).input
-    prompt = base.text(columns, "prompt") or base.text(columns, "txt")
+        raise base.make_contradiction(item, f"DFLIP-3K has no family '{labels.generator}'")
+    columns = base.add_sidecar_columns(item).input
+    prompt = base.get_text(columns, "prompt") or base.get_text(columns, "txt")
     return replace(labels, prompt=prompt, group=prompt_group(prompt))
 
 
-def _id(name: str) -> str:
+def _parse_id(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[0]

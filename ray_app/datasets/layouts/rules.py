@@ -1,6 +1,7 @@
-"""Layouts that say in data where labels are: in paths (`PathRules`), in a list beside the images
-(`TableRules`), in words of a column (`WordColumns`). Published ones are files of `configs/layouts`
-(`PublishedLayout`), so that a further data set is a file and no code.
+"""Define layouts that state in data where labels are, so that a data set is a file and no code.
+
+Labels are in paths (`PathRules`), in a list next to the images (`TableRules`), or in terms of a
+column (`WordColumns`). Published layouts are files of `configs/layouts` (`PublishedLayout`).
 """
 
 import re
@@ -16,46 +17,57 @@ from ray_app.datasets.labels import Label, Labels, parse_label, real_of
 from ray_app.datasets.layouts import base
 from ray_app.errors import ConfigError
 
-_PLACE = re.compile(r"\{(generator|split)\}|(\*\*/)|(\*)")
+_WILDCARD = re.compile(r"\{(generator|split)\}|(\*\*/)|(\*)")
 
 
 class PathRule(Frozen):
-    """`path`: the end of a member's path, in any case: `*` is any part of a name, `**/` any
-    folders, `{generator}` and `{split}` are a folder's name. `generator` names all of them, and of
-    real images their source.
-    """
+    """A pattern of paths with its label."""
 
-    path: str
-    label: Label
-    generator: str | None = None
+    path: str = Field(
+        description="the end of a member's path, in any case: `*` is any part of a name, `**/` any folders, `{generator}` and `{split}` "
+        "the name of a folder"
+    )
+    label: Label = Field(description="label of these members")
+    generator: str | None = Field(
+        default=None,
+        description="generator of all these members, or of real images their source; null = the folder `{generator}`",
+    )
 
-    def match(self, place: str) -> re.Match[str] | None:
-        """The path in the rule's parts; None where it is another."""
-        taken = _PLACE.sub(
-            lambda one: (
-                f"(?P<{one[1]}>[^/]+)" if one[1] else r"(?:[^/]+/)*" if one[2] else r"[^/]*"
+    def match(self, path: str) -> re.Match[str] | None:
+        """Return the match of a path by the rule's parts; None if the path does not match."""
+        pattern = _WILDCARD.sub(
+            lambda wildcard: (
+                f"(?P<{wildcard[1]}>[^/]+)"
+                if wildcard[1]
+                else r"(?:[^/]+/)*"
+                if wildcard[2]
+                else r"[^/]*"
             ),
-            _quoted(self.path),
+            _quote(self.path),
         )
-        return re.fullmatch(rf"(?:.*/)?{taken}", place, re.IGNORECASE)
+        return re.fullmatch(rf"(?:.*/)?{pattern}", path, re.IGNORECASE)
 
 
 class PathRules(base.DatasetLayout):
-    """The first of the `rules` that a member's path fits gives its label. One that fits none is an
-    error, or, `others: skip`, left out.
+    """A layout in which the first rule that a member's path matches gives its label.
+
+    Args:
+        rules: The rules.
+        others: How members that match no rule are handled: `refuse` is an error, `skip` leaves them
+            out.
     """
 
     rules: tuple[PathRule, ...] = Field(min_length=1)
     others: Literal["refuse", "skip"] = "refuse"
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """From the path, also that in a zip or tar."""
-        place = base.place_of(item)
-        if base.is_no_image(place):
+        """Return the labels by the path, including the path in a zip or tar."""
+        path = base.get_path(item)
+        if base.is_not_image(path):
             return None
         for rule in self.rules:
-            if found := rule.match("/".join([*base.folders_of(item), place.rpartition("/")[2]])):
-                parts = found.groupdict()
+            if match := rule.match("/".join([*base.list_folders(item), path.rpartition("/")[2]])):
+                parts = match.groupdict()
                 name = rule.generator or parts.get("generator")
                 return Labels(
                     rule.label,
@@ -65,17 +77,24 @@ class PathRules(base.DatasetLayout):
         if self.others == "skip":
             return None
         raise ConfigError(
-            f"{base.where(item)}: none of the layout's paths",
-            hint=f"{', '.join(rule.path for rule in self.rules)}; --exclude leaves it out",
+            f"{base.describe_member(item)}: matches none of the layout's paths",
+            hint=f"leave it out by --exclude, or use the paths {', '.join(rule.path for rule in self.rules)}",
         )
 
 
 class TableRules(base.ListedLayout):
-    """`file`: a list beside the images, a CSV or a JSON list of objects. `name` is the column (or
-    field) of their names, `label` that of what they are, by `words` where those are no labels.
+    """A layout whose labels are in a list next to the images: a CSV or a JSON list of objects.
 
-    Images are below `root`, there below `folder`. Rows with one of the `unknown` words are left
-    out. `generator` and `split` are columns, where there are any; `generators` names all fakes.
+    Args:
+        file: The list.
+        folder: Folder of the images below `root`.
+        name: Column (or field) of the image's name.
+        label: Column of the label.
+        words: Labels by the terms of that column, if these are not labels themselves.
+        unknown: Terms of that column whose rows are left out.
+        generator: Column of the generator. None if there is none.
+        generators: Generator of all fakes without a value in that column.
+        split: Column of the split. None if there is none.
     """
 
     file: str
@@ -89,80 +108,85 @@ class TableRules(base.ListedLayout):
     split: str | None = None
 
     def model_post_init(self, context: object) -> None:
-        """Reads the file."""
-        root, file = base.root_of(self.root, self.file), base.shown(self.file)
-        for where, row in _rows(self.file):
+        """Read the file."""
+        root, file = base.resolve_root(self.root, self.file), base.redact(self.file)
+        for where, row in _iter_rows(self.file):
             if missing := [
                 name
                 for name in (self.name, self.label, self.generator, self.split)
                 if name is not None and name not in row
             ]:
                 raise ConfigError(
-                    f"{where}: no column '{missing[0]}'", hint=f"its columns: {', '.join(row)}"
+                    f"{where}: no column '{missing[0]}'", hint=f"use one of {', '.join(row)}"
                 )
-            word = str(row[self.label]).strip()
-            if word in self.unknown:
+            term = str(row[self.label]).strip()
+            if term in self.unknown:
                 continue
-            label = self.words.get(word) or parse_label(word, where)
-            made = (base.text(row, self.generator) if self.generator else None) or self.generators
-            split = base.text(row, self.split) if self.split else None
+            label = self.words.get(term) or parse_label(term, where)
+            generator = (
+                base.get_text(row, self.generator) if self.generator else None
+            ) or self.generators
+            split = base.get_text(row, self.split) if self.split else None
             path = "/".join(part for part in (self.folder, str(row[self.name])) if part)
-            self._enter(
-                base.place_below(root, path),
-                Labels(label, "real" if label == "real" else made, split=split),
+            self._add(
+                base.join_path(root, path),
+                Labels(label, "real" if label == "real" else generator, split=split),
                 file,
             )
 
 
 class WordColumns(base.LabelColumns):
-    """Columns as in `columns`, the label in `words` of the data set's own."""
+    """A layout like `columns`, whose labels are the data set's own terms.
+
+    Args:
+        words: Labels by these terms.
+    """
 
     words: Mapping[str, Label] = Field(min_length=1)
 
     def labels(self, item: ListedMember) -> Labels:
-        """From the columns."""
-        item = base.with_columns(base.with_sidecar(item), self._columns)
-        said = item.input.get(f"{self.label}_name", base.column(item, self.label))
-        known = self.words.get(str(said).strip())
-        rest = {key: value for key, value in item.input.items() if key != f"{self.label}_name"}
+        """Return the labels by the columns."""
+        item = base.rename_columns(base.add_sidecar_columns(item), self._columns)
+        term = item.input.get(f"{self.label}_name", base.get_column(item, self.label))
+        term_label = self.words.get(str(term).strip())
+        columns = {key: value for key, value in item.input.items() if key != f"{self.label}_name"}
         return super().labels(
-            item if known is None else replace(item, input=rest | {self.label: known})
+            item if term_label is None else replace(item, input=columns | {self.label: term_label})
         )
 
 
 class PublishedLayout(Frozen):
-    """A file of `configs/layouts`: one of the layouts of code with these arguments. `source`: what
-    says that the data set is so.
-    """
+    """A file of `configs/layouts`: a layout of code with arguments for one data set."""
 
-    name: str
-    title: str
-    source: str
-    note: str = ""
-    layout: str
-    arguments: Mapping[str, Any] = {}
+    name: str = Field(description="name of the layout, in commands")
+    title: str = Field(description="name of the data set, for people")
+    source: str = Field(description="where the structure of the data set is described")
+    note: str = Field(default="", description="a remark for readers")
+    layout: str = Field(description="the layout of code")
+    arguments: Mapping[str, Any] = Field(default={}, description="its arguments, by name")
 
     @field_validator("source")
     @classmethod
     def _stated(cls, source: str) -> str:
         if len(source) < 10:
-            raise ValueError("say where the layout is described")
+            raise ValueError("must name where the layout is described, in 10 or more characters")
         return source
 
 
-def _rows(place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of a list, each with its place in words: a CSV's, or the objects of a JSON list.
-    Raises ConfigError.
+def _iter_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the rows of a list, each with its location as text.
+
+    The list is a CSV or a JSON list of objects. Raise ConfigError if it cannot be read.
     """
-    file = base.shown(place)
+    file = base.redact(path)
     if not file.lower().endswith(".json"):
-        return ((f"{file}, row {number}", row) for number, row in base.read_rows(place))
-    content = base.read_json(place)
-    if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
+        return ((f"{file}, row {number}", row) for number, row in base.read_rows(path))
+    content = base.read_json(path)
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise ConfigError(f"{file}: not a list of objects")
     return ((f"{file}, object {number}", row) for number, row in enumerate(content))
 
 
-def _quoted(path: str) -> str:
-    """A path as a pattern, its marks left as they are."""
-    return re.sub(r"[.+^$()\[\]|\\]", lambda one: "\\" + one[0], path)
+def _quote(path: str) -> str:
+    """Return a path as a regular expression, without quoting its wildcards."""
+    return re.sub(r"[.+^$()\[\]|\\]", lambda match: "\\" + match[0], path)

@@ -14,7 +14,7 @@ def told(layout, *sources, **settings):
     and the subset each counts to.
     """
     items = list(Archive([str(source) for source in sources], **settings))
-    layout = pickle.loads(pickle.dumps(layout.prepared(items)))
+    layout = pickle.loads(pickle.dumps(layout.prepare(items)))
     found = {}
     for item in items:
         if (labels := layout.labels(item)) is not None:

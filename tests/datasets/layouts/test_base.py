@@ -47,7 +47,7 @@ def test_columns_of_a_webdataset_are_fields_of_sidecars(tmp_path):
 
 @pytest.mark.parametrize("sidecar", ["[1, 2]", "label: real"])
 def test_sidecar_without_fields_is_refused(tmp_path, sidecar):
-    with pytest.raises(ConfigError, match=r"00000\.tar/a\.png: .* is no JSON object"):
+    with pytest.raises(ConfigError, match=r"00000\.tar/a\.png: .* is not a JSON object"):
         told(make_layout("columns", {}), write_shard(tmp_path / "00000.tar", a=sidecar))
 
 
@@ -56,7 +56,7 @@ def test_sidecar_without_fields_is_refused(tmp_path, sidecar):
 )
 def test_keys_of_masks_are_not_kept(mask):
     message = refused(make_layout("columns", {}), row(label="fake", mask=mask))
-    assert "its mask https://host/m.png is named with a key" in message
+    assert "the URL of its mask https://host/m.png has a secret" in message
     assert "a1b2" not in message
 
 
@@ -75,7 +75,7 @@ ELSEWHERE += ["http://169.254.169.254/x", "/data/b.parquet#row=0&column=m"]
 def test_archive_may_not_name_masks_elsewhere(place, tmp_path):
     layout = make_layout("columns", {})
     for column in ("mask", "mask_uri"):
-        assert f"may not say that its mask lies at {place}" in refused(
+        assert f"may not name the mask {place}" in refused(
             layout, row(label="fake", **{column: place})
         )
     if scheme_of(place) in ("file", "local"):
@@ -121,4 +121,4 @@ def test_container_is_a_folder_and_shard_is_none(tmp_path):
 def test_folders_without_class_are_refused(tmp_path):
     write_files(tmp_path, "other/a.jpg")
     [item] = Archive([str(tmp_path)])
-    assert "in no folder called real" in refused(make_layout("folders", {}), item)
+    assert "must be in a folder named real" in refused(make_layout("folders", {}), item)

@@ -75,13 +75,13 @@ FAKE = {"image_path": "1.jpg", "is_fake": 1}
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pd.json", {"1.a": {}, "1.b": {}}, "two ids are '1'"),
-        ("pd.json", {"1": "url"}, "no record but 'url'"),
-        ("other.json", {"1": {}}, "which generator"),
-        ("x.json", [FAKE | {"family_id": None}], "reals, and reals alone|family_id None"),
-        ("x.json", [FAKE | {"family_id": 27}], "no family has the id 27"),
+        ("pd.json", {"1.a": {}, "1.b": {}}, "two ids, such as '1.b', are '1'"),
+        ("pd.json", {"1": "url"}, "must have a record, got 'url'"),
+        ("other.json", {"1": {}}, "does not show the generator"),
+        ("x.json", [FAKE | {"family_id": None}], "family_id None"),
+        ("x.json", [FAKE | {"family_id": 27}], "unknown family_id 27"),
         ("x.json", [{"is_fake": 0}], "record 0 has no image_path"),
-        ("x.json", 7, "neither id"),
+        ("x.json", 7, "must be a mapping from id"),
     ],
 )
 def test_dflip_refuses(tmp_path, name, content, message):

@@ -25,7 +25,7 @@ def test_imdlbenco_json(tmp_path):
     [[["a.jpg"]], [["a.jpg", 1]], {"a": "b"}, [["a.jpg", "m.png"], ["a.jpg", "Negative"]]],
 )
 def test_imdlbenco_json_refuses(tmp_path, content):
-    with pytest.raises(ConfigError, match=r"is not \[image, mask\]|is there twice"):
+    with pytest.raises(ConfigError, match=r"is not \[image, mask\]|is listed twice"):
         make_layout("imdlbenco-json", {"file": str(write_json(tmp_path / "x.json", content))})
 
 
@@ -44,5 +44,5 @@ def test_imdlbenco_folders_that_do_not_pair_are_refused(tmp_path):
     write_files(tmp_path, "Tp/a.jpg", "Tp/b.jpg", "Gt/0.png", "Gt/a.png", "Gt/b.png")
     with pytest.raises(ConfigError, match=r"1 of 3 names do not pair: .*/0 is a mask of no image"):
         told(make_layout("imdlbenco-folder", {}), tmp_path)
-    with pytest.raises(ConfigError, match="no image lies in a folder Tp"):
+    with pytest.raises(ConfigError, match="no images found in a folder named 'Tp'"):
         told(make_layout("imdlbenco-folder", {}), write_files(tmp_path / "other", "a.jpg"))

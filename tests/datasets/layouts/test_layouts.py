@@ -1,7 +1,7 @@
 import pytest
 
 from ray_app.datasets.layouts import LAYOUTS, make_layout
-from ray_app.datasets.layouts.base import config_of, split_of
+from ray_app.datasets.layouts.base import parse_config, parse_split
 from ray_app.errors import ConfigError
 
 
@@ -14,7 +14,10 @@ def test_each_layout_rejects_unknown_arguments():
 def test_missing_argument_is_rejected_with_all_arguments():
     with pytest.raises(ConfigError, match="file: missing") as raised:
         make_layout("imdlbenco-json", {})
-    assert "root, file, generator; as in --set arguments.KEY=VALUE" in raised.value.hint
+    assert (
+        "set its arguments by --set arguments.KEY=VALUE; they are root, file, generator"
+        in raised.value.hint
+    )
 
 
 def test_unknown_layout_is_rejected():
@@ -36,4 +39,4 @@ def test_unknown_layout_is_rejected():
     ],
 )
 def test_names_of_shards(uri, split, config):
-    assert (split_of(uri), config_of(uri)) == (split, config)
+    assert (parse_split(uri), parse_config(uri)) == (split, config)

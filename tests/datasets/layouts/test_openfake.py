@@ -84,7 +84,7 @@ def test_openfake_split_file_of_version_2_as_the_source(tmp_path):
         ("filename,typ\na.jpg,\n", "row 1: no typ"),
         ("filename,kind\na.jpg,real\n", "neither a column 'typ' nor 'label'"),
         ("filename,typ\na.jpg\n", "Expected 2 columns, got 1"),
-        ("file_name,label,model\na.jpg,fake,m\na.jpg,real,real\n", "is there twice"),
+        ("file_name,label,model\na.jpg,fake,m\na.jpg,real,real\n", "is listed twice"),
         ("file_name,label,model\na.jpg,none,m\n", "'none' is not a label"),
     ],
 )
@@ -99,6 +99,6 @@ def test_openfake_out_of_distribution(tmp_path):
     archive = write_zip(tmp_path / "imagen3.zip", "imagen3/1.png", "imagen3/2.png")
     write_files(tmp_path / "sd21", "fake/1.png", "captions.txt", "real/2.png")
     assert {one.generator for one, _ in told(layout, archive).values()} == {"imagen-3"}
-    with pytest.raises(ConfigError, match="all of this set is fake"):
+    with pytest.raises(ConfigError, match="this set has only fakes"):
         told(layout, tmp_path / "sd21")
     assert list(told(layout, tmp_path / "sd21", exclude=["real/**"])) == ["1.png"]
