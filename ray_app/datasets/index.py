@@ -369,7 +369,13 @@ def closed_folders_error(count: int, example: str) -> StorageError:
 
 
 def read_index(path: str) -> pa.Table:
-    """Return all rows of an index in order: the columns of a manifest, `input` being INPUT.
+    """Return all rows of an index in order.
+
+    Args:
+        path: Path or fsspec URL of the index.
+
+    Returns:
+        The columns of a manifest, `input` being INPUT.
 
     Raises:
         ConfigError: There is no index at this path or URL.
@@ -386,7 +392,13 @@ def read_index(path: str) -> pa.Table:
 
 
 def read_info(store: Store) -> IndexInfo | None:
-    """Return the content of a store's index; None if there is none or it is unfinished.
+    """Return the content of a store's index.
+
+    Args:
+        store: The folder of the index.
+
+    Returns:
+        The content. None if there is no index, or an unfinished one.
 
     Raises:
         ConfigError: The index is of another version.

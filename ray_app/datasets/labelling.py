@@ -36,7 +36,12 @@ SPOILED = "spoiled by a documented fault of the data"
 
 @dataclass
 class SkippedMembers:
-    """Members that are reported as counts: the number for each reason, and one example."""
+    """Members that are reported as counts.
+
+    Attributes:
+        counts: Number of members by reason.
+        examples: The path of one member by reason.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)

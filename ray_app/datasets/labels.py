@@ -100,7 +100,7 @@ def parse_label(value: object, where: str) -> Label:
     if (label := _NAMES.get(number[1] if number else text)) is None:
         raise ConfigError(
             f"{where}: {value!r} is not a label",
-            hint="labels are real or fake, or 0 (real) and 1 (fake)",
+            hint="use real or fake, or 0 (real) and 1 (fake)",
         )
     return label
 

@@ -105,7 +105,13 @@ class CaptionLearner(Learner):
         return answer
 
     def loss(self, answer: torch.Tensor, part: Batch, count: int) -> BatchLoss:
-        """Return the cross-entropy of the tokens of a part, summed and divided by `count`."""
+        """Return the cross-entropy of the tokens of a part.
+
+        Args:
+            answer: Logits (n, L, V) of the tokens.
+            part: The part of the batch.
+            count: The number that the sum is divided by.
+        """
         targets = torch.from_numpy(part["targets"]).to(self.device).flatten()
         total = nn.functional.cross_entropy(
             answer.float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"

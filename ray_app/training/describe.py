@@ -51,7 +51,12 @@ Rows = npt.NDArray[np.int64]
 
 
 class CaptionedRows(NamedTuple):
-    """The predictions for some rows of a split."""
+    """The predictions for some rows of a split.
+
+    Attributes:
+        rows: Row numbers (n,).
+        captions: The predicted prompts (n,).
+    """
 
     rows: Rows
     captions: list[Caption]
@@ -326,7 +331,13 @@ def _inherit_licence(recipe: Recipe, start: DescriberCard | None) -> str:
 
 
 def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> bytes:
-    """Return the YAML of a card with the metrics of one split, which are values by name."""
+    """Return a card with the published metric of one split, as YAML.
+
+    Args:
+        card: The YAML of the card.
+        recipe: The recipe.
+        metrics: The metrics of the split by name, as `measure_prompts` returns them.
+    """
     exact = metrics["exact"]
     published = {
         "metric": _EXACT,

@@ -95,7 +95,13 @@ class DetectorLearner(Learner):
         return answer
 
     def loss(self, answer: NetworkOutput, part: Batch, count: int) -> BatchLoss:
-        """Return the loss of a part; see `compute_batch_loss`. The count is that of all images."""
+        """Return the loss of a part; see `compute_batch_loss`.
+
+        Args:
+            answer: The outputs of the network.
+            part: The part of the batch.
+            count: Number of images of this process's batch.
+        """
         return compute_batch_loss(self.recipe.loss, self.card.output, answer, part, count)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -82,7 +82,13 @@ def write_notes(out: Store, folder: str, name: str, notes: Sequence[Mapping[str,
 
 
 class StepNotes:
-    """The notes of one worker on the images of its steps."""
+    """The notes of one worker on the images of its steps.
+
+    Args:
+        out: The directory of the training.
+        rows: The labelled rows of the training split.
+        rank: Rank of the worker.
+    """
 
     def __init__(self, out: Store, rows: pa.Table, rank: int) -> None:
         self._rows, self._seen_masks = rows, set[int]()

@@ -54,7 +54,13 @@ _NONE_KNOWN = "no image of a known generator"
 
 @dataclass(frozen=True)
 class LabelledEmbeddings:
-    """Embeddings (n, d) of one split with the class names (n,) and groups (n,) of their images."""
+    """The embeddings of one split.
+
+    Attributes:
+        vectors: Embeddings (n, d).
+        names: Class names (n,) of the images.
+        groups: Groups (n,) of the images.
+    """
 
     vectors: Vectors
     names: Sequence[str]
@@ -488,7 +494,9 @@ def write_identifier(
         seconds=round(time.monotonic() - started_at, 2),
     )
     metrics = json.dumps(document.to_dict(), indent=2, ensure_ascii=False)
-    content: dict[str, Any] = json.loads(metrics)  # Lists, as any later call returns them.
+    content: dict[str, Any] = json.loads(
+        metrics
+    )  # With lists for tuples, as later calls read them.
     out.write("report.html", render_identifier_report(content).encode())
     out.write(export.METRICS, metrics.encode())
     return content

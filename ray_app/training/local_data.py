@@ -113,7 +113,7 @@ def load_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterato
 def _iterate(iterator: Iterator[Any], exit_stack: ExitStack) -> Iterator[Batch]:
     with exit_stack:
         try:
-            # A `for` would keep `arriving` alive until the processes are killed.
+            # A `for` loop would keep `iterator` alive until the processes are killed.
             while (item := next(iterator, None)) is not None:
                 if isinstance(item, TouchstoneError):
                     raise item
@@ -124,7 +124,7 @@ def _iterate(iterator: Iterator[Any], exit_stack: ExitStack) -> Iterator[Batch]:
                     }
         finally:
             with _ignore_loader_deaths():
-                del iterator  # torch ends its processes.
+                del iterator  # torch then stops its processes.
 
 
 @contextmanager

@@ -224,7 +224,7 @@ def _get_submodule(network: nn.Module, recipe: Recipe, part: str) -> nn.Module:
         parts = ", ".join([WHOLE_NETWORK, *(name for name, _ in network.named_children())])
         raise ConfigError(
             f"{recipe.name}: initial.weights: the network has no part {part!r}",
-            hint=f"parts: {parts}",
+            hint=f"use one of {parts}",
         ) from None
 
 

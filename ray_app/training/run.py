@@ -266,8 +266,8 @@ def make_job(
     for workers in range(layout.least, layout.workers + 1):
         prepared.order.shard(0, 0, workers)
     if layout.device == "cpu" and config.loop.precision == "auto":
-        # Decided here, not by each worker: on nodes of two kinds they would average gradients of
-        # two precisions.
+        # The driver decides the precision. Otherwise workers on nodes of two kinds would average
+        # gradients of two precisions.
         precision = (
             cpu_precision() if config.method == "describe" else precision_on("cpu", card, "auto")
         )
@@ -549,7 +549,7 @@ def _fit(job: TrainingJob) -> None:
 
             probe(job)
     elif not job.is_on_ray:
-        # Even if all is trained, because the other processes of torchrun wait for this one.
+        # This also runs if all steps are made, because other processes of torchrun wait for it.
         train_here(job)
     elif not is_trained:
         from ray_app.training.trainer import fit

@@ -41,7 +41,13 @@ Line = Mapping[str, Any]
 
 
 class HistoryWriter:
-    """The lines of one rank in one folder, between two checkpoints."""
+    """The lines of one rank in one folder, between two checkpoints.
+
+    Args:
+        out: The directory of the training.
+        folder: Folder of the history files.
+        rank: Rank of the worker.
+    """
 
     def __init__(self, out: Store, folder: str, rank: int) -> None:
         self._out, self._folder, self._rank = out, folder, rank

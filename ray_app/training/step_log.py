@@ -14,7 +14,13 @@ MIN_IMAGES = 200
 
 
 class StepLog:
-    """The notes of one worker, in memory until the next checkpoint."""
+    """The notes of one worker, in memory until the next checkpoint.
+
+    Args:
+        job: The job.
+        worker: The worker.
+        first: The first step of the notes.
+    """
 
     def __init__(self, job: TrainingJob, worker: Worker, first: int) -> None:
         self._job, self._worker, self._first = job, worker, first

@@ -30,7 +30,7 @@ def test_labels_are_real_or_fake():
     assert fakes(table(label=["fake", "real", "fake"])).tolist() == [True, False, True]
     assert fakes(table(label=[])).tolist() == []
     for others in (["real", "Fake"], ["real", None]):
-        with pytest.raises(ConfigError, match="labels are real or fake"):
+        with pytest.raises(ConfigError, match="labels must be real or fake"):
             fakes(table(label=others))
 
 

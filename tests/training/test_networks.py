@@ -54,7 +54,7 @@ def assert_values(found, expected, without="-"):
 @pytest.mark.parametrize(
     ("detector", "card", "said"),
     [
-        ("internvl-prompt", {}, "answers in words"),
+        ("internvl-prompt", {}, "answers in text"),
         ("corvi2023", {}, "keeps the size of every image"),
         ("touchstone-tiny", {"familly": "residual"}, "did you mean 'family'"),
     ],
