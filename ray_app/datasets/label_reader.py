@@ -50,7 +50,7 @@ class LabelFile:
 
     @property
     def guard(self) -> Guard:
-        """The web servers that labels may name for masks and images: the labels' own server."""
+        """The web servers that may be asked for masks and images of the labels: the labels' server."""
         return Guard.of([self.place])
 
     @functools.cached_property

@@ -277,7 +277,7 @@ def _sample_rows(
 def _count_by_footer(matched_files: MatchedFiles, container: Container) -> Counter[Any]:
     """Count rows by the label that the statistics of their row group show.
 
-    The label is None if a row group has several. A damaged file has no rows.
+    The label is None if the statistics do not show a single one. A damaged file has no rows.
     """
     counts, label = Counter[Any](), getattr(matched_files.layout, "label", "label")
     with (
