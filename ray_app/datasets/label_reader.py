@@ -50,7 +50,7 @@ class LabelFile:
 
     @property
     def guard(self) -> Guard:
-        """The web servers that may be asked for masks and images of the labels: the labels' server."""
+        """The web servers that may be asked for files in the labels: the server of the labels."""
         return Guard.of([self.place])
 
     @functools.cached_property
