@@ -1,7 +1,7 @@
-"""Start the command line in a process of its own (`script`), as the installed command, `python -m
-ray_app.cli`, and jobs do.
+"""Run the command line as a process: `script` is the entry point.
 
-Keeps the current folder off the search paths before the first import of another package.
+The installed command, `python -m ray_app.cli`, and the jobs use it. It removes the current folder
+from the search paths before it imports any other package.
 """
 
 import atexit
@@ -18,13 +18,18 @@ from ray_app.import_path import remove_current_folder
 def script(
     arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None
 ) -> NoReturn:
-    """Run `ray_app.cli.main.main` with the same arguments, and end the process with its exit code.
+    """Run `ray_app.cli.main.main` and exit the process with its exit code.
 
-    The process ends after the handlers of `atexit`, those of Ray and multiprocessing among them,
-    but before Python takes its interpreter apart. A thread of Arrow that is still dropping the last
-    buffer of a Parquet file asks for the interpreter's lock in a C++ destructor. Python ends
-    threads that come then by unwinding them, which C++ answers with abort() ("terminate called
-    without an active exception", https://github.com/apache/arrow/issues/34314).
+    The process exits after all `atexit` handlers, including those of Ray and multiprocessing, but
+    before Python finalises its interpreter. An Arrow thread that still releases the last buffer of
+    a Parquet file requests the interpreter's lock in a C++ destructor. During finalisation, Python
+    unwinds such a thread, and C++ then calls abort() ("terminate called without an active
+    exception", https://github.com/apache/arrow/issues/34314).
+
+    Args:
+        arguments: The command line without the program name. None for `sys.argv`.
+        typed: The command as the user typed it in a shell, for the line that says how to resume.
+            None for `touchstone` with `sys.argv`.
     """
     remove_current_folder()
     from ray_app.cli.main import main
@@ -33,16 +38,16 @@ def script(
 
     def leave() -> None:
         for stream in (sys.stdout, sys.stderr):
-            # The stream is closed or full. The command reported that when it wrote there.
+            # The stream may be closed or full. The command already reported that.
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
 
-    atexit.register(leave)  # The first handler to be registered is the last to be called.
+    atexit.register(leave)  # The handler that is registered first is called last.
     try:
         code = main(arguments, typed=typed)
-    except SystemExit as ended:  # Click exits after it has answered a shell that completes.
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except SystemExit as exit_:  # Click exits after it answers a completion request of a shell.
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""The command `check`: verdicts on some images in this process, without a run or a cluster."""
+"""The command `check`: score a few images in this process, without a run or a cluster."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 @options.ensemble_option
 @options.detectors_option
 @options.fpr_option
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Device to run the detectors on: cpu, cuda, or cuda:0.",
+)
 @options.licence_option
-@click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
-@click.option("--csv", "form", flag_value="csv", help="CSV, a line per picture.")
+@click.option("--json", "form", flag_value="json", help="Print one line of JSON per image.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV, with one line per image.")
 @click.option(
     "--html",
     metavar="FILE",
-    help="Also write a page to FILE (.html): a report on one picture, or a tile for each.",
+    help="Also write a page to FILE (.html): a report on a single image, or a tile for each of several.",
 )
 def check(
     images: tuple[str, ...],
@@ -41,25 +46,28 @@ def check(
     form: str | None,
     html: str | None,
 ) -> int:
-    """Give a verdict on a few images: files, folders, https URLs, or `-` for stdin.
+    """Check a few images: files, folders, https URLs, or `-` for stdin.
 
     \b
     touchstone check photo.jpg
     touchstone check holiday/ --html verdicts.html
     """
     if not images:
-        raise ConfigError("nothing to check", hint="touchstone check FILE|FOLDER|URL|-")
+        raise ConfigError(
+            "nothing to check: no image was given", hint="run touchstone check FILE|FOLDER|URL|-"
+        )
     if detectors and ensemble:
         raise ConfigError(
             "--detector and --ensemble cannot be given together",
-            hint="name the detectors, or the ensemble they belong to",
+            hint="use --detector to name detectors, or --ensemble to name their ensemble",
         )
     page = None if html is None else _page_path(html)
 
     from ray_app.inference.named_files import list_named_files
 
     files = list_named_files(images)
-    # This precedes the import of torch. A run's workers have the same setting and the same scores.
+    # Must be set before torch is imported. Workers of a run use the same setting, so that their
+    # scores are equal.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     from ray_app.ensembles import choose_operating_point, ensemble_of, load_ensemble_card
@@ -77,7 +85,7 @@ def check(
     with closing(check_files(files, spec, accept_licences=accepted, picture_size=size)) as arriving:
         try:
             _print(_keep(arriving, checked), form, list(spec.cards))
-        finally:  # An error does not hide the rows before it.
+        finally:  # Show the rows that arrived before an error.
             rows = [file.row for file in checked]
             names = name_rows(rows, images)
             if rows and form is None:
@@ -107,7 +115,7 @@ def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence
         return
     for row in rows:
         if form == "json":
-            click.echo(options.json_text(row))
+            click.echo(options.to_json(row))
 
 
 def _print_table(rows: Sequence[dict[str, Any]], names: Sequence[str], spec: "ScoringSpec") -> None:
@@ -135,12 +143,12 @@ def _page_path(html: str) -> Path:
     page = Path(html)
     if page.suffix.lower() not in (".html", ".htm") or "://" in html:
         raise ConfigError(
-            f"--html {html}: not the name of a local .html file",
-            hint="for example --html verdicts.html",
+            f"--html must be the path of a local .html file, got {html}",
+            hint="use a name such as --html verdicts.html",
         )
     if not page.parent.is_dir():
         raise ConfigError(
-            f"--html {html}: there is no folder {page.parent}",
-            hint="make it first, or name another one",
+            f"--html {html}: the folder {page.parent} does not exist",
+            hint="create the folder, or choose another one",
         )
     return page

@@ -1,4 +1,4 @@
-"""Options of a command that are made from the fields of its config."""
+"""Make the options of a command from the fields of its config: `ConfigCommand`."""
 
 import types
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import click
 
-from ray_app.cli.options import PLACE
+from ray_app.cli.options import PATH
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 class ConfigCommand(click.Command):
     """A command with options for fields of its config.
 
-    Flag, type, default, and help of an option come from the field. The options are made when the
-    command is used, because `touchstone --help` does not import the config.
+    The type, the default, and the help of an option come from the field. The options are made when
+    the command is used, so that `touchstone --help` does not import the config.
 
     Args:
         *args: Positional arguments of `click.Command`.
         config: The module and the class of the config, such as `package.module:Class`.
-        fields: Flags by field. A dot leads to a field of a section: `politeness.per_host`. The
-            name of the value may follow the flag: `--out DIR`.
+        fields: The flag of each field. A dot separates a section from its field, as in
+            `politeness.per_host`. A placeholder for the value may follow the flag, as in
+            `--out DIR`.
         **kwargs: Keyword arguments of `click.Command`.
     """
 
@@ -34,7 +35,7 @@ class ConfigCommand(click.Command):
         self._options: list[click.Option] = []
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the options of the fields before the other parameters of the command."""
+        """Return the options of the fields, then the other parameters of the command."""
         if not self._options:
             module, _, name = self._config.partition(":")
             model = getattr(import_module(module), name)
@@ -43,9 +44,10 @@ class ConfigCommand(click.Command):
 
 
 def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
-    """Make the option of a field, which passes None if the user does not set it.
+    """Make the option of a config field; its value is None if the user does not set it.
 
-    The help is the description. What follows `; null = ` in it is shown as the default.
+    The help of the option is the description of the field. Text after `; null = ` in the
+    description is shown as the default.
 
     Args:
         model: The config.
@@ -53,8 +55,8 @@ def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
         flag: The flag, such as `--per-host`, `--out DIR`, or `--mark/--no-mark`.
 
     Returns:
-        An option whose parameter has two underscores for each dot of the path. The option of a
-        tuple is repeatable.
+        An option that is repeatable if the field is a tuple. In the name of its parameter, two
+        underscores replace each dot of the path.
     """
     flag, _, metavar = flag.partition(" ")
     *sections, name = path.split(".")
@@ -63,12 +65,12 @@ def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
     field = model.model_fields[name]
     kind, default = _plain_type(field.annotation), field.get_default(call_default_factory=True)
     is_repeatable = get_origin(kind) is tuple
-    text, _, without = (field.description or "").partition("; null = ")
+    text, _, default_text = (field.description or "").partition("; null = ")
     text = f"{text[:1].upper()}{text[1:]}{'; repeatable' if is_repeatable else ''}."
     if not (field.is_required() or default is None or default is False or default == ()):
-        without = f"{default:g}" if isinstance(default, float) else str(default)
-    if without and "/" not in flag:
-        text += f"  [default: {without}]"
+        default_text = f"{default:g}" if isinstance(default, float) else str(default)
+    if default_text and "/" not in flag:
+        text += f"  [default: {default_text}]"
     declarations = [flag, path.replace(".", "__")]
     if kind is bool:
         return click.Option(declarations, is_flag=True, default=None, help=text)
@@ -85,7 +87,7 @@ def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Return the type without `Annotated` and without None."""
+    """Return the type without `Annotated` and without None; merge a union of literals."""
     if get_origin(annotation) is Annotated:
         return _plain_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -112,4 +114,4 @@ def _option_type(kind: Any, field: "FieldInfo") -> click.ParamType[Any]:
             return click.INT if kind is int else click.FLOAT
         make = click.IntRange if kind is int else click.FloatRange
         return make(lowest, highest, min_open="gt" in bounds, max_open="lt" in bounds)
-    return PLACE
+    return PATH

@@ -1,6 +1,4 @@
-"""Commands on data: `pack` archives; `collect`, `generate`, `split` and `index` images to train and
-evaluate.
-"""
+"""Commands on data: `index`, `split`, `collect`, `generate`, and `pack`."""
 
 from dataclasses import asdict
 from typing import Any
@@ -24,14 +22,18 @@ from ray_app.cli.config_options import ConfigCommand
     },
 )
 @click.argument("source", nargs=-1)
-@click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
+@click.option(
+    "--config", "config_file", metavar="FILE", help="YAML file with the settings of a packing job."
+)
 @options.retry_shards_option
 @options.overrides
 @options.as_json
 def pack(
-    config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any
+    config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **values: Any
 ) -> int:
-    """Pack the files of SOURCE into shards, bytes untouched; DIR/unpacked.parquet lists files that cannot be read.
+    """Pack the files of SOURCE into shards without changing their bytes.
+
+    DIR/unpacked.parquet lists the files that cannot be read.
 
     \b
     touchstone data pack s3://bucket/photos --out s3://bucket/shards
@@ -40,17 +42,19 @@ def pack(
     from ray_app.datajobs.shards.run import pack_archive, pack_lines
 
     summary = pack_archive(
-        options.configured("pack", config_file, PackConfig, given, assignments), retry=retry
+        options.load_config("pack", config_file, PackConfig, values, assignments), retry=retry
     )
     options.echo_document(summary, pack_lines(summary), as_json)
     return 0
 
 
-def _statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
-    from ray_app.datajobs.download.config import failures
+def _parse_statuses(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[str, ...]:
+    from ray_app.datajobs.download.config import parse_statuses
 
     try:
-        return failures(text) if text else ()
+        return parse_statuses(text) if text else ()
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -69,19 +73,25 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
 )
 @click.argument("meta", required=False)
 @options.out_option
-@click.option("--meta_file", metavar="FILE", help="META, as DFLIP-3K's own downloader calls it.")
+@click.option(
+    "--meta_file",
+    metavar="FILE",
+    help="The same as META; the option of DFLIP-3K's own downloader.",
+)
 @click.option(
     "--save_dir",
     metavar="DIR",
-    help="DIR as DFLIP-3K's own downloader has it: files directly in it, our records in _collected.",
+    help="Output directory in the layout of DFLIP-3K's own downloader: images directly in DIR, records of this command in DIR/_collected.",
 )
 @click.option(
     "--retry",
     metavar="STATUS,…",
-    callback=_statuses,
-    help="Fetch again the urls that ended with these statuses.",
+    callback=_parse_statuses,
+    help="Fetch the URLs with one of these statuses again.",
 )
-@click.option("--config", "config_file", metavar="FILE", help="YAML of a collection.")
+@click.option(
+    "--config", "config_file", metavar="FILE", help="YAML file with the settings of a collection."
+)
 @options.overrides
 @options.as_json
 def collect(
@@ -93,9 +103,9 @@ def collect(
     assignments: tuple[str, ...],
     retry: tuple[str, ...],
     as_json: bool,
-    **given: Any,
+    **values: Any,
 ) -> int:
-    """Fetch the images at the URLs of META: DFLIP-3K's JSON, or a CSV, JSONL, or Parquet table.
+    """Download the images at the URLs of META: DFLIP-3K's JSON, or a CSV, JSONL, or Parquet table.
 
     \b
     touchstone data collect urls.csv --out images --contact me@example.org
@@ -104,16 +114,16 @@ def collect(
     from ray_app.datajobs.download.run import collect as run_collect
     from ray_app.datajobs.download.run import collect_lines
 
-    # The other downloader's names are second.
+    # META and --out override the options of DFLIP-3K's downloader.
     paths = {
         "meta": meta or meta_file,
         "out": out or save_dir,
         "folder": "" if save_dir and not out else None,
     }
-    config = options.configured("collect", config_file, CollectConfig, paths | given, assignments)
+    config = options.load_config("collect", config_file, CollectConfig, paths | values, assignments)
     if not (config.politeness.contact or config.politeness.user_agent):
         click.echo(
-            "no --contact: the owners of the hosts cannot reach you, and may refuse you for that",
+            "--contact is not set: owners of hosts cannot reach you, and may block your requests",
             err=True,
         )
     summary = run_collect(config, retry=retry)
@@ -128,7 +138,7 @@ def _accept(
         return ()
     from ray_app.datajobs.generate.config import accept
 
-    return options.accepted_by(accept, names)
+    return options.accept_licences(accept, names)
 
 
 @click.command(
@@ -144,15 +154,17 @@ def _accept(
     },
 )
 @click.argument("config_file", type=options.ShippedName("generate"), metavar="CONFIG")
-@click.option("--retry", is_flag=True, help="Make again the blocks in which images failed.")
+@click.option("--retry", is_flag=True, help="Generate the blocks with failed images again.")
 @click.option("--accept-licence", "accept_licences", multiple=True, metavar="NAME", callback=_accept,
-              help="Accept the licence of this pipeline (or a licence by its id) and remember that; repeatable.")  # fmt: skip
+              help="Accept the licence of this pipeline, or the licence with this id, and remember that; repeatable.")  # fmt: skip
 @options.overrides
 @options.as_json
 def generate(
-    config_file: str, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any
+    config_file: str, assignments: tuple[str, ...], retry: bool, as_json: bool, **values: Any
 ) -> int:
-    """Generate labelled images with a diffusion pipeline: a shipped one by name, a card, or the YAML of a job.
+    """Generate labelled images with a diffusion pipeline.
+
+    CONFIG is the name of a shipped pipeline, the path of a pipeline card, or a YAML file with the settings of a job.
 
     \b
     touchstone data generate flux.1-dev --prompts prompts.txt --out flux
@@ -160,30 +172,30 @@ def generate(
     from ray_app.datajobs.generate.run import generate_images, generate_lines
     from ray_app.errors import ExitCode
 
-    summary = generate_images(_config(config_file, given, assignments), retry=retry)
+    summary = generate_images(_load_config(config_file, values, assignments), retry=retry)
     options.echo_document(summary, generate_lines(summary), as_json)
     return ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD
 
 
-def _config(named: str, given: dict[str, Any], assignments: tuple[str, ...]) -> Any:
-    """A job's YAML, or the job that a card alone makes."""
+def _load_config(name_or_path: str, values: dict[str, Any], assignments: tuple[str, ...]) -> Any:
+    """Load the config of a job from its YAML file, or make it from a pipeline card."""
     from ray_app.config import find_config, read_mapping
     from ray_app.datajobs.generate import GenerateConfig
 
-    is_card = "diffusers_class" in read_mapping(find_config("generate", named))
-    return options.configured(
+    is_card = "diffusers_class" in read_mapping(find_config("generate", name_or_path))
+    return options.load_config(
         "generate",
-        None if is_card else named,
+        None if is_card else name_or_path,
         GenerateConfig,
-        given | ({"pipeline": named} if is_card else {}),
+        values | ({"pipeline": name_or_path} if is_card else {}),
         assignments,
     )
 
 
-def _comma_separated(
+def _split_at_commas(
     context: click.Context, option: click.Parameter, text: str | None
 ) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip()) if text else ()
+    return tuple(item.strip() for item in text.split(",") if item.strip()) if text else ()
 
 
 @click.command(
@@ -205,22 +217,24 @@ def _comma_separated(
 @click.option(
     "--by",
     metavar="KINDS",
-    callback=_comma_separated,
-    help="What keeps images together: group, prompt, looks.  [default: group,prompt,looks]",
+    callback=_split_at_commas,
+    help="Keep images in one split if they share their group, prompt, or looks.  [default: group,prompt,looks]",
 )
 @click.option(
     "--clip",
     metavar="FOLDER",
-    help="Also hold prompts against their images, by the CLIP in this folder.",
+    help="Also check prompts against their images, with the CLIP model in this folder.",
 )
 @click.option(
     "--check",
     is_flag=True,
-    help="Only report what the splits of INDEX share; exit code 2 if they share anything.",
+    help="Write nothing; report what the splits of INDEX share, and exit with 2 if they share anything.",
 )
 @options.as_json
-def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -> int:
-    """Divide an index into train, validation, and test, and keep images of one prompt, scene, or look together.
+def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) -> int:
+    """Split an index into train, validation, and test.
+
+    Images of the same prompt or scene, and images that look alike, stay in the same split.
 
     \b
     touchstone data split index --out divided
@@ -233,20 +247,22 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
     from ray_app.reports.format import visible
 
     if check:
-        found = check_splits(at)
-        found["remarks"] = faults_of_index(at, clip)
-        options.echo_document(found, map(visible, [*found["remarks"], *leak_lines(found)]), as_json)
-        return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
-    if not given["out"]:
+        report = check_splits(at)
+        report["remarks"] = faults_of_index(at, clip)
+        options.echo_document(
+            report, map(visible, [*report["remarks"], *leak_lines(report)]), as_json
+        )
+        return ExitCode.USAGE if any(leak["values"] for leak in report["leaks"]) else ExitCode.DONE
+    if not values["out"]:
         raise ConfigError(
-            "no directory for the divided index: --out DIR is missing",
-            hint="touchstone data split INDEX --out DIR",
+            "--out DIR is missing: the split index needs a directory",
+            hint="run touchstone data split INDEX --out DIR",
         )
     document = split_index(
-        options.configured("split", None, SplitConfig, {"at": at, **given}, ()),
+        options.load_config("split", None, SplitConfig, {"at": at, **values}, ()),
         lambda: faults_of_index(at, clip),
     )
-    options.echo_document(document, map(visible, split_lines(document, given["out"])), as_json)
+    options.echo_document(document, map(visible, split_lines(document, values["out"])), as_json)
     return ExitCode.DONE
 
 
@@ -262,21 +278,23 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
     },
 )
 @click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
-@click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
+@click.option(
+    "--out", metavar="DIR", required=True, help="Directory for the index; any fsspec URL."
+)
 @click.option(
     "--hash",
     "hashes",
     metavar="sha256,phash",
-    callback=_comma_separated,
-    help="Compute these, to find leakage: reads every image.",
+    callback=_split_at_commas,
+    help="Compute these hashes, which find leakage between splits. This reads every image.",
 )
 @click.option(
-    "--complete", is_flag=True, help="Exit with 2 unless the counts are the published ones."
+    "--complete", is_flag=True, help="Exit with 2 if the counts differ from the published ones."
 )
 @options.overrides
 @options.as_json
 def index(
-    out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **given: Any
+    out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **values: Any
 ) -> int:
     """List the images of SOURCE with their labels, for training and evaluation.
 
@@ -286,7 +304,7 @@ def index(
              paths · table · words · genimage · drct-2m · chameleon · aigcdetect · univfd
              synthbuster · deepfake-eval-2024 · so-fake · ntire-2026 · ai-genbench
              diffusionforensics · forensichub
-    Their arguments are set by --set arguments.KEY=VALUE.
+    Set the arguments of a layout with --set arguments.KEY=VALUE.
 
     \b
     touchstone data index photos/ --layout folders --out index --hash sha256,phash
@@ -297,11 +315,11 @@ def index(
     from ray_app.reports.datasets import index_lines
     from ray_app.storage import Store
 
-    source = options.configured("index", None, DatasetSource, given, assignments)
+    source = options.load_config("index", None, DatasetSource, values, assignments)
     if source.split or source.generators:
         raise ConfigError(
-            "split and generators are chosen by those who read an index",
-            hint="say them in the recipe's data",
+            "split and generators cannot be set for an index: its readers choose them",
+            hint="set them in the data section of the recipe",
         )
     info = build_index(source, Store.open(out), progress=ProgressLog("index"))
     faults = info.fault_lines()
@@ -309,11 +327,12 @@ def index(
     options.echo_document(asdict(info) | {"known_faults": faults}, lines, as_json)
     if complete and not info.agrees:
         message = (
-            "no published count to compare with"
+            "there is no published count to compare with"
             if info.agrees is None
-            else "the counts are not the published ones"
+            else "the counts differ from the published ones"
         )
         raise ConfigError(
-            f"{out}: {message}", hint="the index is written; without --complete this is no error"
+            f"{out}: {message}",
+            hint="leave out --complete to accept these counts: the index has been written",
         )
     return 0

@@ -1,5 +1,6 @@
-"""Commands on detectors: `touchstone detectors list`, `show`, `fetch`, `add`, `verify`. `fit` lies
-in `train`, `calibrate` in `trust`.
+"""Commands on detectors: `touchstone detectors list`, `show`, `fetch`, `add`, and `verify`.
+
+`fit` is in `ray_app.cli.train`, `calibrate` in `ray_app.cli.trust`.
 """
 
 import json
@@ -17,10 +18,15 @@ from ray_app.errors import DetectorError, ExitCode
 
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
-    """`--mirror`: where weights are looked for before any hub is asked, for this command."""
-    text = "A folder or bucket that may hold the weights, as fetch --to fills it.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
+    """Add `--mirror` to a command: the folder to search for weights before any hub."""
+    help_text = "Folder or bucket to search for the weights first; `fetch --to` fills one.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
     return click.option(
-        "--mirror", "source", metavar="URL", expose_value=False, callback=_use_mirror, help=text
+        "--mirror",
+        "source",
+        metavar="URL",
+        expose_value=False,
+        callback=_use_mirror,
+        help=help_text,
     )(command)
 
 
@@ -28,13 +34,13 @@ def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | N
     if mirror is not None:
         from ray_app.detectors import MIRROR_VARIABLE
 
-        before = os.environ.get(MIRROR_VARIABLE)
-        os.environ[MIRROR_VARIABLE] = _absolute(mirror) or ""
+        previous = os.environ.get(MIRROR_VARIABLE)
+        os.environ[MIRROR_VARIABLE] = _make_absolute(mirror) or ""
         context.call_on_close(
             lambda: (
                 os.environ.pop(MIRROR_VARIABLE)
-                if before is None
-                else os.environ.update({MIRROR_VARIABLE: before})
+                if previous is None
+                else os.environ.update({MIRROR_VARIABLE: previous})
             )
         )
 
@@ -50,13 +56,13 @@ def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | N
     "--all",
     "everything",
     is_flag=True,
-    help="Every shipped detector whose licence is permissive or accepted.",
+    help="Fetch every shipped detector whose licence is permissive or accepted.",
 )
 @click.option(
     "--to",
     "mirror",
     metavar="URL",
-    help="Also copy them to this shared folder or bucket, for machines without internet.",
+    help="Also copy the weights to this shared folder or bucket, for machines without internet access.",
 )
 @mirror_option
 @options.licence_option
@@ -68,7 +74,7 @@ def fetch(
     accepted: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Fetch the published weights of detectors or ensembles into the cache, and check their SHA-256.
+    """Download the published weights of detectors or ensembles into the cache, and check their SHA-256.
 
     \b
     touchstone detectors fetch recommended
@@ -79,17 +85,17 @@ def fetch(
 
     if bool(names) == everything:
         raise click.UsageError(
-            "give names of detectors, or --all"
+            "no detector was named: name detectors, or use --all"
             if not names
-            else "give either names of detectors or --all, not both"
+            else "--all cannot be combined with names of detectors"
         )
-    ensembles = {name: found for name in names if (found := find_ensemble(name)) is not None}
-    members = [member.detector for found in ensembles.values() for member in found.members]
-    wanted = dict.fromkeys([*members, *(name for name in names if name not in ensembles)])
-    cards = list(find_fetchable(accepted, _log)) if everything else list(map(load_card, wanted))
+    ensembles = {name: card for name in names if (card := find_ensemble(name)) is not None}
+    members = [member.detector for card in ensembles.values() for member in card.members]
+    requested = dict.fromkeys([*members, *(name for name in names if name not in ensembles)])
+    cards = list(find_fetchable(accepted, _log)) if everything else list(map(load_card, requested))
     for card in cards:
         licences.require_accepted(card, accepted)
-    mirror = _absolute(mirror)
+    mirror = _make_absolute(mirror)
     fetched, failures = fetch_detectors(cards, mirror, _log)
     paths = dict.fromkeys(str(path) for weights in fetched for path in weights.files)
     export = (
@@ -99,35 +105,37 @@ def fetch(
         options.echo_document([weights.facts() for weights in fetched], [*paths, *export], as_json)
     for name, ensemble in () if failures else ensembles.items():
         _log(
-            f"{name}: {len(ensemble.members)} detectors are here; next: touchstone check PHOTO.jpg --ensemble {shlex.quote(name)}"
+            f"{name}: {len(ensemble.members)} detectors are ready; next: touchstone check PHOTO.jpg --ensemble {shlex.quote(name)}"
         )
         if ensemble.guarantee is None:
             _log(
-                f"{name}: not calibrated: no error rate is promised before touchstone detectors calibrate"
+                f"{name}: not calibrated: run touchstone detectors calibrate to get a bound on its error rate"
             )
     return _report(failures)
 
 
-class _PlaceToAdd(click.Path):
-    """A file that is there, or `callable:…` unchanged."""
+class _FileOrCallable(click.Path):
+    """A parameter whose value is an existing file, or text that starts with `callable:`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """See the class."""
+        """Return `callable:…` unchanged, and any other value as `click.Path` converts it."""
         from ray_app.detectors.callables.addition import is_callable
 
         return value if is_callable(str(value)) else super().convert(value, param, ctx)
 
 
 _CALLABLE_OPTIONS = (
-    click.option("--python", metavar="PATH", help="The Python that runs a callable: VENV/bin/python.  [default: this command's own]"),
+    click.option("--python", metavar="PATH",
+                 help="Python interpreter that runs the callable, such as VENV/bin/python.  [default: the one that runs touchstone]"),
     click.option("--folder", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
-                 help="Where its process runs and your module is.  [default: the current folder]"),
-    click.option("--scores", type=click.Choice(["log-odds", "probability"]), help="What a callable gives per image.  [default: log-odds]"),
+                 help="Folder with the callable's module, in which its process runs.  [default: the current folder]"),
+    click.option("--scores", type=click.Choice(["log-odds", "probability"]),
+                 help="The kind of score that the callable returns for each image.  [default: log-odds]"),
     click.option("--pictures", "images", type=click.Choice(["arrays", "pil"]), default="arrays", show_default=True,
-                 help="What a callable is given: a list of uint8 arrays (height, width, 3), or of PIL images."),
+                 help="Input of the callable: a list of uint8 arrays (height, width, 3), or a list of PIL images."),
     click.option("--limit-s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
-                 help="Seconds that it may take for one batch of images before its process is ended."),
-    click.option("--licence", metavar="ID", help="Under which licence it is used, such as MIT; `own` for what is yours."),
+                 help="Time limit for one batch of images, in seconds. A callable that takes longer is terminated."),
+    click.option("--licence", metavar="ID", help="Id of the licence of the callable, such as MIT; `own` for your own code."),
 )  # fmt: skip
 
 
@@ -138,73 +146,77 @@ def _callable_options(command: Callable[..., int]) -> Callable[..., int]:
 
 
 @click.command("add")
-@click.argument("places", nargs=-1, required=True, metavar="FILE|callable:MODULE:FUNCTION…", type=_PlaceToAdd(
+@click.argument("sources", nargs=-1, required=True, metavar="FILE|callable:MODULE:FUNCTION…", type=_FileOrCallable(
     exists=True, dir_okay=False, path_type=Path))  # fmt: skip
 @click.option(
     "--as",
     "name",
     metavar="NAME",
-    help="FILE is the weights of this detector or backbone; or the name of a callable's card.",
+    help="For FILE: the detector or backbone that these weights belong to. For a callable: the name of its new card.",
 )
 @_callable_options
 @options.as_json
-def add(places: tuple[Path | str, ...], name: str | None, as_json: bool, **given: Any) -> int:
-    """Add weights that you have, or a Python function, as a detector.
+def add(sources: tuple[Path | str, ...], name: str | None, as_json: bool, **values: Any) -> int:
+    """Add a file of weights, or a Python function as a new detector.
 
     \b
     touchstone detectors add open_clip_pytorch_model.safetensors --as commonpool-clip-vit-l14
     touchstone detectors add callable:my_module:my_function --licence own
     """
-    callables = [place for place in places if isinstance(place, str)]
+    callables = [source for source in sources if isinstance(source, str)]
     if callables:
-        if len(callables) < len(places) or (name is not None and len(callables) > 1):
-            raise click.UsageError("name callables apart from files, and one alone with --as")
-        return _add_callables(callables, name, given, as_json=as_json)
-    if name is None or len(places) > 1:
+        if len(callables) < len(sources) or (name is not None and len(callables) > 1):
+            raise click.UsageError(
+                "callables cannot be added together with files, and --as takes a single callable"
+            )
+        return _add_callables(callables, name, values, as_json=as_json)
+    if name is None or len(sources) > 1:
         raise click.UsageError(
-            "say which weights one FILE is: touchstone detectors add FILE --as NAME"
+            "name one FILE and its detector: touchstone detectors add FILE --as NAME"
         )
     from ray_app.detectors.added_weights import add_weights
 
-    [file] = (place for place in places if isinstance(place, Path))
+    [file] = (source for source in sources if isinstance(source, Path))
     added = add_weights(name, file)
     options.echo_document({**added._asdict(), "path": str(added.path)}, added.lines(file), as_json)
     return 0
 
 
 def _add_callables(
-    words: Sequence[str], name: str | None, given: dict[str, Any], *, as_json: bool
+    callables: Sequence[str], name: str | None, values: dict[str, Any], *, as_json: bool
 ) -> int:
     from ray_app.detectors.callables.addition import CallableAddition, add_callable
 
-    folder = given.pop("folder") or Path()
-    for word in words:
-        _log(f"{word}: starting it")
+    folder = values.pop("folder") or Path()
+    for source in callables:
+        _log(f"starting {source}")
         added = add_callable(
-            CallableAddition(word.partition(":")[2], folder=folder, name=name, **given)
+            CallableAddition(source.partition(":")[2], folder=folder, name=name, **values)
         )
         options.echo_document(added.facts(), added.lines(), as_json)
     return 0
 
 
-def _absolute(mirror: str | None) -> str | None:
-    """A folder's whole path: the variable that names it is read elsewhere."""
+def _make_absolute(mirror: str | None) -> str | None:
+    """Return the absolute path of a local mirror; processes in other folders read the variable."""
     return mirror if mirror is None or "://" in mirror else str(Path(mirror).resolve())
 
 
-def _report(failed: Sequence[DetectorError]) -> int:
-    """All failures but the last on stderr; the last is raised, for `main` to tell in the same way."""
-    for error in failed[:-1]:
+def _report(failures: Sequence[DetectorError]) -> int:
+    """Print all failures but the last, and raise the last, which `main` prints in the same form."""
+    for error in failures[:-1]:
         _log(f"touchstone: {error.message}" + (f"\n  → {error.hint}" if error.hint else ""))
-    if failed:
-        raise failed[-1]
+    if failures:
+        raise failures[-1]
     return 0
 
 
 @click.command("list")
 @options.as_json
 def list_detectors(as_json: bool) -> int:
-    """List shipped detectors and those that you added, with licence, size, speed, and whether their weights are here.
+    """List the detectors that are shipped or that you added.
+
+    The table shows the licence, the size, the speed, and whether the weights are on this machine.
 
     \b
     touchstone detectors list
@@ -233,21 +245,25 @@ def show_detector(name: str, as_json: bool) -> int:
     from ray_app.identification.cards import find_profile_card
 
     card = find_profile_card(name) or load_card(name)
-    options.echo_document(card.model_dump(mode="json"), [options.shown(card).rstrip("\n")], as_json)
+    options.echo_document(
+        card.model_dump(mode="json"), [options.to_yaml(card).rstrip("\n")], as_json
+    )
     return 0
 
 
 @click.command("verify")
 @click.argument("names", type=DETECTOR, nargs=-1, required=True, metavar="NAME|PATH…")
 @click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Holds the images of the published scores, under any name.")  # fmt: skip
+              help="Folder with the images of the published scores, under any name.")  # fmt: skip
 @mirror_option
 @options.licence_option
 @options.as_json
 def verify(
     names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool
 ) -> int:
-    """Check that a detector here is the published one: SHA-256, keys, shapes, and published scores of single images.
+    """Check that the detectors on this machine match the published ones.
+
+    The checks compare SHA-256, keys and shapes of the weights, and published scores of single images.
 
     \b
     touchstone detectors verify touchstone-tiny
@@ -265,8 +281,8 @@ def verify(
         for check in verify_detector(card, images):
             checks.append(check)
             if not as_json:
-                of = f"{check.part}: " if check.part not in ("", base_name(card.name)) else ""
-                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {of}{check.told}")
+                part = f"{check.part}: " if check.part not in ("", base_name(card.name)) else ""
+                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {part}{check.told}")
         ok = all(check.outcome != "failed" for check in checks)
         results.append(
             {"name": card.name, "ok": ok, "checks": [check._asdict() for check in checks]}

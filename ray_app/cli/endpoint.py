@@ -1,7 +1,4 @@
-"""`touchstone score --endpoint URL`: local files are sent to an endpoint, and its verdicts shown.
-
-`touchstone serve`: the endpoint on this machine, until interrupted.
-"""
+"""The command `serve`, which runs an endpoint, and `score --endpoint URL`, which sends files to one."""
 
 import os
 import signal
@@ -22,7 +19,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on. One that other machines reach needs tokens.",
+    help="Address to listen on. An address that other machines can reach requires tokens.",
 )
 @click.option(
     "--port",
@@ -35,7 +32,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     "--config",
     "config_file",
     metavar="FILE",
-    help="Take the settings from a Serve config (its `args` and `logging_config`), or a shipped one by name (laptop, ensemble, published).",
+    help="Serve config to read settings from (its `args` and `logging_config`): a YAML file, or a shipped name: laptop, ensemble, published.",
 )
 @click.option(
     "--ensemble",
@@ -43,7 +40,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     type=ENSEMBLE,
     multiple=True,
     metavar="NAME|PATH",
-    help="Serve this ensemble; repeatable, the first is the default.",
+    help="Serve this ensemble; repeatable. The first one is the default of requests.",
 )
 @options.fpr_option
 @click.option(
@@ -52,7 +49,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     type=DETECTOR,
     multiple=True,
     metavar="NAME|PATH",
-    help="Load this detector too, for requests that name it; it has no part in verdicts. Repeatable.",
+    help="Also load this detector for requests that name it; repeatable. It does not affect verdicts.",
 )
 @options.licence_option
 @click.option(
@@ -60,18 +57,18 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any setting of the endpoint, for example --set limits.deadline_s=10; docs/serving.md has them; repeatable.",
+    help="Set any key of the endpoint's config, for example limits.deadline_s=10; repeatable. docs/serving.md lists the keys.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Worker processes, each with all detectors.  [default: one per core, up to 4; 1 on a GPU]",
+    help="Number of worker processes, each with all detectors.  [default: one per core, up to 4; 1 on a GPU]",
 )
 @click.option(
     "--ray",
     "on_ray",
     is_flag=True,
-    help="Run on a Ray of this command's own, as a cluster would: replicas, updates, autoscaling.",
+    help="Start a local Ray cluster and serve with Ray Serve: replicas, rolling updates, autoscaling.",
 )
 def serve(
     host: str,
@@ -85,12 +82,12 @@ def serve(
     accepted: tuple[str, ...],
     assignments: tuple[str, ...],
 ) -> int:
-    """Serve an ensemble over HTTP, with an API and a page.
+    """Serve an ensemble over HTTP, with an API and a web page.
 
     \b
     touchstone serve --ensemble fusion-clip-corvi --port 8080
 
-    Without tokens it answers this machine alone. On a cluster: `serve deploy configs/serve/ensemble.yaml`.
+    Without tokens, the server accepts requests from this machine only. To serve on a cluster, run `serve deploy configs/serve/ensemble.yaml`.
     """
     from ray_app.cli.retired import refuse_retired_variables
     from ray_app.config import validate
@@ -98,63 +95,65 @@ def serve(
     from ray_app.serving.config import read_file
 
     refuse_retired_variables(os.environ)
-    args, where, logs = read_file(config_file)
-    given = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}
-    args |= {key: list(value) for key, value in given.items() if value}
+    args, source, logs = read_file(config_file)
+    values = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}
+    args |= {key: list(value) for key, value in values.items() if value}
     if fpr is not None:
         args["fpr"] = fpr
-    config: Any = validate(args, ServeConfig, where=where, overrides=assignments)
+    config: Any = validate(args, ServeConfig, where=source, overrides=assignments)
 
     stdout = sys.stdout  # While the command is connected to Ray, sys.stdout is stderr.
 
     def announce(url: str) -> None:
         click.echo(f"{url}/" if config.page else url, file=stdout)
-        click.echo(f"ready: {', '.join(config.ensembles)}; Ctrl-C ends it", err=True)
+        click.echo(f"ready: {', '.join(config.ensembles)}; press Ctrl-C to stop", err=True)
 
     if not (on_ray or os.environ.get("RAY_ADDRESS")):
         from ray_app.serving import server
 
         click.echo("starting: loading the detectors", err=True)
         server.serve(config, host, port, announce, workers=workers, logs=logs)
-        click.echo("ended; all running requests were finished", err=True)
+        click.echo("stopped; all running requests were finished", err=True)
         return 0
     if workers is not None:
         raise click.UsageError(
-            "--workers is for the server without Ray; with --ray: --set replica.replicas=N"
+            "--workers cannot be used with Ray: use --set replica.replicas=N instead"
         )
     from ray_app.cluster.config import ClusterConfig
     from ray_app.serving.ray_server import endpoint
 
-    click.echo("starting: Ray first, then the detectors", err=True)
+    click.echo("starting: loading Ray, then the detectors", err=True)
     with endpoint(config, host, port, ClusterConfig(), logs) as url:
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
+        stop = threading.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, lambda *_: stop.set())
         announce(url)
-        while not ended.wait(3600):
+        while not stop.wait(3600):
             pass
-        click.echo("ending; running requests are being finished", err=True)
+        click.echo("stopping; finishing the running requests", err=True)
     return 0
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 TOKEN_VARIABLE = "TOUCHSTONE_TOKEN"  # noqa: S105 - the name of a variable
-# what means something here
-APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "detectors", "fpr", "as_json"})
+# Parameters of `score` that have an effect with --endpoint.
+ENDPOINT_PARAMETERS = frozenset(
+    {"source", "endpoint", "token_file", "ensemble", "detectors", "fpr", "as_json"}
+)
 
 
 def endpoint_options(command: Command) -> Command:
-    """`--endpoint URL` and `--token-file FILE`."""
+    """Add `--endpoint URL` and `--token-file FILE` to a command."""
     text = (
-        "Send local files and folders to this endpoint instead: verdicts on stdout, no --out. "
-        "--ensemble is then one that it serves, --fpr one of its operating points, --detector an optional one of its detectors, "
-        "shown by --json."
+        "Send local files and folders to this endpoint, and print its verdicts instead of writing a run. "
+        "--ensemble must then be an ensemble that the endpoint serves, --fpr one of its operating points, and --detector one of its "
+        "optional detectors, whose scores --json shows."
     )
     token = click.option(
         "--token-file",
         metavar="FILE",
-        help=f"File with the endpoint's token.  [default: ${TOKEN_VARIABLE}, if set]",
+        help=f"File whose first line is the token of the endpoint.  [default: ${TOKEN_VARIABLE}, if set]",
     )
     return click.option("--endpoint", metavar="URL", help=text)(token(command))
 
@@ -169,70 +168,88 @@ def score_at_endpoint(
     token_file: str | None,
     as_json: bool,
 ) -> int:
-    """Show a verdict per file: a table, or JSON lines as they come. What had come before an error
-    is shown all the same.
+    """Print the verdict of an endpoint on each file: a table, or JSON lines as they arrive.
 
-    `detectors`: optional ones, asked besides. Raises ConfigError for what was typed and what the
-    endpoint does not allow, ClusterError where it cannot be reached.
+    Responses that arrive before an error are printed, too.
+
+    Args:
+        url: URL of the endpoint. None if the user did not set `--endpoint`, which is an error.
+        source: Local files and folders.
+        ensemble: An ensemble that the endpoint serves. None for its default.
+        detectors: Optional detectors of the endpoint to run in addition.
+        fpr: False-positive rate of one of the ensemble's operating points. None for the default.
+        token_file: File whose first line is the token. None for $TOUCHSTONE_TOKEN, if it is set.
+        as_json: Whether to print JSON lines instead of a table.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        ConfigError: If an option is invalid, or the endpoint does not accept it.
+        ClusterError: If the endpoint is unreachable.
     """
     from ray_app.errors import ConfigError
     from ray_app.serving.client import EndpointClient
     from ray_app.serving.local_files import find_local_files
 
     if not url:
-        raise ConfigError("--token-file needs --endpoint URL")
-    _refuse_what_does_not_apply(click.get_current_context())
+        raise ConfigError("--token-file requires --endpoint URL")
+    _reject_unused_options(click.get_current_context())
     if detectors and not as_json:
         raise click.UsageError(
-            "--detector with --endpoint needs --json: the table shows verdicts, in which optional detectors have no part."
+            "--detector with --endpoint requires --json: the table shows verdicts, which optional detectors do not affect."
         )
     files = list(find_local_files(source))
-    with EndpointClient(url, _token(token_file)) as endpoint:
+    with EndpointClient(url, _read_token(token_file)) as endpoint:
         answers = endpoint.score(files, ensemble, detectors=detectors, fpr=fpr)
         requested = ensemble or next(
-            (one.name for one in endpoint.describe().ensembles if one.default), None
+            (served.name for served in endpoint.describe().ensembles if served.default), None
         )
-        demonstration = any(
-            one.demonstration for one in endpoint.describe().ensembles if one.name == requested
+        is_demonstration = any(
+            served.demonstration
+            for served in endpoint.describe().ensembles
+            if served.name == requested
         )
         if not as_json:
-            _print_table(answers, demonstration)
+            _print_table(answers, is_demonstration)
             return 0
         for answer in answers:
-            click.echo(options.json_text(_row(answer)))
+            click.echo(options.to_json(_make_row(answer)))
     return 0
 
 
-def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> None:
-    from ray_app.reports import format as wording
+def _print_table(answers: Iterator[Mapping[str, Any]], is_demonstration: bool) -> None:
+    from ray_app.reports import format as text_format
     from ray_app.reports import verdict_table
     from ray_app.reports.text import terminal_width
 
     rows: list[dict[str, Any]] = []
-    try:  # what came before an error is shown
+    try:
         for answer in answers:
             rows.append(
-                _row(answer) | {"provenance": (answer.get("image") or {}).get("provenance")}
+                _make_row(answer) | {"provenance": (answer.get("image") or {}).get("provenance")}
             )
-    finally:
+    finally:  # Show the rows that arrived before an error.
         if rows:
             click.echo(verdict_table(rows, terminal_width()))
-        for line in {wording.visible(row["error_rates"]) for row in rows if row.get("error_rates")}:
+        for line in {
+            text_format.visible(row["error_rates"]) for row in rows if row.get("error_rates")
+        }:
             click.echo(line)
-    if demonstration:
-        click.echo(wording.DEMONSTRATION)
+    if is_demonstration:
+        click.echo(text_format.DEMONSTRATION)
 
 
-def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer with the `uri` that `touchstone results` would give the file."""
+def _make_row(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a response the `uri` that `touchstone results` would show for the file."""
     from ray_app.storage.urls import local_uri
 
     uri = local_uri(os.path.abspath(answer["name"]))
     return {"uri": uri, **answer, "name": os.path.basename(uri)}
 
 
-def _token(file: str | None) -> str | None:
-    """The first line of the file, else the environment's. Raises ConfigError."""
+def _read_token(file: str | None) -> str | None:
+    """Return the first line of the file, or $TOUCHSTONE_TOKEN if `file` is None."""
     from ray_app.errors import ConfigError
 
     if file is None:
@@ -241,28 +258,29 @@ def _token(file: str | None) -> str | None:
         token = Path(file).read_text(encoding="utf-8").strip().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
-            f"--token-file {file}: it cannot be read",
-            hint="name a file whose first line is the token",
+            f"--token-file {file}: the file cannot be read",
+            hint="name a readable file whose first line is the token",
         ) from None
     if not token:
         raise ConfigError(
-            f"--token-file {file}: it is empty", hint="its first line should be the token"
+            f"--token-file {file}: the file is empty",
+            hint="write the token into the first line of the file",
         )
     return token
 
 
-def _refuse_what_does_not_apply(context: click.Context) -> None:
-    """An option that would do nothing is refused, so that nobody believes that it did."""
-    given = click.core.ParameterSource.COMMANDLINE
-    idle = [
+def _reject_unused_options(context: click.Context) -> None:
+    """Raise UsageError if the user set an option that has no effect with `--endpoint`."""
+    command_line = click.core.ParameterSource.COMMANDLINE
+    unused = [
         option.opts[0]
         for option in context.command.get_params(context)
         if option.name is not None
-        and option.name not in APPLY
-        and context.get_parameter_source(option.name) is given
+        and option.name not in ENDPOINT_PARAMETERS
+        and context.get_parameter_source(option.name) is command_line
     ]
-    if idle:
-        verb = "does" if len(idle) == 1 else "do"
+    if unused:
+        verb = "does" if len(unused) == 1 else "do"
         raise click.UsageError(
-            f"{', '.join(idle)} {verb} not apply with --endpoint: the endpoint has settings of its own for that."
+            f"{', '.join(unused)} {verb} not apply with --endpoint: the endpoint has its own settings."
         )

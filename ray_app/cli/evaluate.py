@@ -1,4 +1,4 @@
-"""The commands `evaluate` and `compare`."""
+"""The commands `evaluate`, `compare`, and `leaderboard`."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +9,11 @@ from ray_app.cli import options
 from ray_app.cli.config_options import ConfigCommand
 from ray_app.cli.options import DETECTOR, ENSEMBLE, PROTOCOL
 
-_OF_WHAT = click.option(
+_intervals_option = click.option(
     "--intervals",
     type=click.Choice(["generators", "images"]),
-    help="Of what intervals and tests speak: further generators and sources, or further images of these only.  [default: generators, where "
-    "labels name eight or more]",
+    help="Population that intervals and tests describe: new generators and sources, or only new images of the present ones.  "
+    "[default: generators, if the labels name eight or more]",
 )
 
 
@@ -41,14 +41,14 @@ _OF_WHAT = click.option(
     "--protocol",
     type=PROTOCOL,
     metavar="NAME|PATH",
-    help="Evaluate as a paper did; its published figures stand beside ours.",
+    help="Follow the protocol of a paper, and show its published metrics next to the measured ones.",
 )
 @click.option(
     "--ensemble",
     "score__ensemble",
     type=ENSEMBLE,
     metavar="NAME|PATH",
-    help="Which ensemble scores a SOURCE.  [default: the protocol's, else default]",
+    help="The ensemble that scores a SOURCE.  [default: the protocol's, else default]",
 )
 @click.option(
     "--detector",
@@ -56,12 +56,12 @@ _OF_WHAT = click.option(
     type=DETECTOR,
     multiple=True,
     metavar="NAME|PATH",
-    help="Score with these detectors instead; repeatable.",
+    help="Score with this detector instead of an ensemble; repeatable.",
 )
 @click.option(
     "--fragility",
     metavar="FILE",
-    help="Also write what perturbations leave of each detector, as a section for its card.",
+    help="Also write to FILE how perturbations weaken each detector, as a section for its card.",
 )
 @options.licence_option
 @options.overrides
@@ -71,9 +71,11 @@ def evaluate(
     accepted: tuple[str, ...],
     as_json: bool,
     fragility: str | None,
-    **given: Any,
+    **values: Any,
 ) -> int:
-    """Measure how well detectors tell fake images from real ones, in a RUN or in a SOURCE that is scored first.
+    """Measure how well detectors separate fake images from real ones.
+
+    The images are those of a finished RUN, or of a SOURCE, which is scored first.
 
     \b
     touchstone evaluate run --labels labels.csv --out figures
@@ -85,12 +87,12 @@ def evaluate(
     from ray_app.reports.evaluation.page import evaluation_lines
     from ray_app.storage import strip_secrets
 
-    given["score__accept_licences"] = accepted
-    config = options.configured("evaluate", None, EvaluateConfig, given, assignments)
+    values["score__accept_licences"] = accepted
+    config = options.load_config("evaluate", None, EvaluateConfig, values, assignments)
     evaluated = run_evaluation(config)
     result = evaluated.result
     if fragility is not None:
-        (options.local_folder(Path(fragility).parent) / Path(fragility).name).write_text(
+        (options.make_local_folder(Path(fragility).parent) / Path(fragility).name).write_text(
             fragility_yaml(result), encoding="utf-8"
         )
     options.echo_document(result.to_json(), evaluation_lines(result), as_json)
@@ -107,14 +109,14 @@ def evaluate(
 @click.option(
     "--labels",
     metavar="FILE|INDEX",
-    help="CSV, JSONL, Parquet or an index with labels.  [default: the runs' own columns]",
+    help="CSV, JSONL, or Parquet file, or index, with labels.  [default: the runs' own columns]",
 )
 @click.option(
     "--by",
     type=click.Choice(["image_id", "sha256"]),
-    help="The column by which rows of both runs are matched.  [default: image_id, or sha256 if no id is shared]",
+    help="Column that matches the rows of both runs.  [default: image_id, or sha256 if no id is shared]",
 )
-@_OF_WHAT
+@_intervals_option
 @options.as_json
 def compare(
     run_a: str,
@@ -147,11 +149,11 @@ def compare(
     default="auc",
     show_default=True,
     metavar="NAME",
-    help="The metric that orders the table, as in the column figure of metrics.csv.",
+    help="Metric to order the table by: a value of the column `figure` of metrics.csv.",
 )
 @options.as_json
 def leaderboard(evaluations: tuple[str, ...], figure: str, as_json: bool) -> int:
-    """Order the systems of several evaluations of the same labelled images.
+    """Rank the systems of several evaluations of the same labelled images.
 
     \b
     touchstone runs leaderboard figures-a figures-b

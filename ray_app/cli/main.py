@@ -1,5 +1,7 @@
-"""The `touchstone` command: `main` parses, runs a command, and turns exceptions into one clear line
-and an exit code.
+"""The `touchstone` command line; `main` is the entry point.
+
+`main` parses the command line, runs the command, and turns exceptions into one line and an exit
+code.
 """
 
 import difflib
@@ -25,58 +27,68 @@ from ray_app.cli.retired import explain_retired_name, refuse_retired_command
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, TouchstoneError
 from ray_app.import_path import refuse_searched_library
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of a disk, a quota or a limit
+# A full disk, an exhausted quota, or a file above the size limit of the process.
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare,
          settings.doctor)  # fmt: skip
 _GROUPS = {
     "runs": (
-        "Work with a finished run: reports, pictures, decisions, audits.",
+        "Work with a finished run: reports, images, decisions, and audits.",
         (score.report, gallery, masks, score.decide, score.compact, score.verify, trust.audit, evaluate.leaderboard),
     ),
     "data": (
-        "Prepare images for training, evaluation and archiving.",
+        "Prepare images for training, evaluation, and archiving.",
         (data.index, data.split, data.collect, data.generate, data.pack),
     ),
     "detectors": (
-        "List, fetch, verify, fit and calibrate detectors.",
+        "List, download, add, verify, fit, and calibrate detectors.",
         (detectors.list_detectors, detectors.show_detector, detectors.fetch, detectors.add, detectors.verify, train.fit, trust.calibrate),
     ),
-    "ensembles": ("List and show the ensembles that are shipped.", settings.ENSEMBLES),
-    "recipes": ("List and show the recipes of touchstone train.", settings.RECIPES),
-    "protocols": ("List and show the protocols of touchstone evaluate.", settings.PROTOCOLS),
-    "config": ("Show settings, fetch trust lists, and set up completion in your shell.",
+    "ensembles": ("List and show the shipped ensembles.", settings.ENSEMBLES),
+    "recipes": ("List and show the shipped recipes of touchstone train.", settings.RECIPES),
+    "protocols": ("List and show the shipped protocols of touchstone evaluate.", settings.PROTOCOLS),
+    "config": ("Show settings, download trust lists, and set up shell completion.",
                (settings.show_config, settings.trust_lists, settings.completion)),
 }  # fmt: skip
-# Short names from before 0.15. They stay as hidden aliases, because docs/versioning.md guarantees
-# them.
+# Short names from before 0.15. They stay as hidden aliases: docs/versioning.md guarantees them.
 PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
     "decide": "runs", "calibrate": "detectors",
 }  # fmt: skip
 
 
 class _Commands(click.Group):
-    """Commands in the order in which one comes to need them. A word that is none is answered with
-    the nearest one.
+    """Commands in the order in which a user needs them.
+
+    The error for an unknown command names the most similar command.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in that order."""
+        """Return the names in the order of their definition."""
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name; while a shell completes, with files wherever any text may
-        stand.
-        """
+        """Return the command of this name; shell completion then offers files for free text."""
         command = super().get_command(ctx, cmd_name)
         if ctx.resilient_parsing and command is not None:
             for parameter in command.params:
-                parameter.type = options.PLACE if parameter.type is click.STRING else parameter.type
+                parameter.type = options.PATH if parameter.type is click.STRING else parameter.type
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of the first word. Raises UsageError that names the nearest one."""
+        """Return the command that the first argument names.
+
+        Args:
+            ctx: The context of this group.
+            args: The arguments; the first is the name of a command.
+
+        Returns:
+            The name, the command, and the remaining arguments.
+
+        Raises:
+            UsageError: If there is no such command. It names the most similar one.
+        """
         name = args[0]
         if (
             self.get_command(ctx, name) is None
@@ -84,92 +96,92 @@ class _Commands(click.Group):
             and not ctx.resilient_parsing
         ):
             refuse_retired_command(" ".join([*ctx.command_path.split()[1:], name]))
-            known = {name: name for name in self.commands} | self._elsewhere()
-            nearest = difflib.get_close_matches(name, known, 1)
+            commands = {name: name for name in self.commands} | self._commands_in_groups()
+            nearest = difflib.get_close_matches(name, commands, 1)
             hint = (
-                f"Did you mean '{known[nearest[0]]}'?"
+                f"Did you mean '{commands[nearest[0]]}'?"
                 if nearest
-                else f"Its commands: {', '.join(self.commands)}."
+                else f"Commands: {', '.join(self.commands)}."
             )
             raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
-    def _elsewhere(self) -> dict[str, str]:
+    def _commands_in_groups(self) -> dict[str, str]:
         return {}
 
 
 @contextmanager
-def _a_pipe_may_close() -> Iterator[None]:
-    """Inside, the command is done, quietly, once whoever reads stdout, `head` for example, has seen
-    enough; click makes that exit code 1.
+def _exit_if_pipe_closes() -> Iterator[None]:
+    """Exit with code 0 and no message if the reader of stdout, such as `head`, closes the pipe.
 
-    Raises ClusterError where stdout is still read, and another connection broke.
+    click would exit with code 1.
+
+    Raises:
+        ClusterError: If stdout is still open, that is if another connection broke.
     """
     try:
         yield
     except BrokenPipeError as error:
         watch = select.poll()
         watch.register(sys.stdout.fileno(), 0)
-        if not watch.poll(0):  # POLLERR or POLLHUP, which are always watched for
+        if not watch.poll(0):  # poll always reports POLLERR and POLLHUP.
             raise ClusterError(
-                "the other side closed a connection", hint="run the same command again"
+                "the peer closed a connection", hint="run the same command again"
             ) from error
-        # for what is still in the buffer
+        # Discard the rest of the buffer, which Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(ExitCode.DONE) from None
 
 
 class _Touchstone(_Commands):
-    """The core commands, the groups, and the former names of what is in a group now, which `--help`
-    does not list.
-    """
+    """The core commands, the groups, and hidden aliases from before 0.15 (`PERMANENT`)."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """The command line as it was parsed; `--help` is printed here."""
-        with _a_pipe_may_close():
+        """Parse the command line. For `--help`, click prints the help here."""
+        with _exit_if_pipe_closes():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with _a_pipe_may_close():
+        with _exit_if_pipe_closes():
             return super().invoke(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, which may be a former one."""
+        """Return the command of this name, which may be a hidden alias."""
         if group := PERMANENT.get(cmd_name):
             return _GROUP_COMMANDS[group].get_command(ctx, cmd_name)
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the core, and the names in each group."""
-        widest = max(map(len, self.commands))
-        room = formatter.width - widest - 4
+        """Write the core commands with their help, then the groups with their commands."""
+        name_width = max(map(len, self.commands))
+        help_width = formatter.width - name_width - 4
         core = [
-            (f"{name:{widest}}", one.get_short_help_str(room))
-            for name, one in self.commands.items()
-            if one in _CORE
+            (f"{name:{name_width}}", command.get_short_help_str(help_width))
+            for name, command in self.commands.items()
+            if command in _CORE
         ]
         with formatter.section("Commands"):
             formatter.write_dl(core)
-        with formatter.section("Groups (`touchstone GROUP --help` explains them)"):
+        with formatter.section("Groups (`touchstone GROUP --help` explains their commands)"):
             formatter.write_dl(
                 [
-                    (f"{name:{widest}}", ", ".join(one.commands))
-                    for name, one in _GROUP_COMMANDS.items()
+                    (f"{name:{name_width}}", ", ".join(group.commands))
+                    for name, group in _GROUP_COMMANDS.items()
                 ]
             )
 
-    def _elsewhere(self) -> dict[str, str]:
+    def _commands_in_groups(self) -> dict[str, str]:
         return {
-            name: f"{group} {name}"
-            for group, one in _GROUP_COMMANDS.items()
-            for name in one.commands
+            name: f"{group_name} {name}"
+            for group_name, group in _GROUP_COMMANDS.items()
+            for name in group.commands
             if name not in ("list", "show")
         }
 
 
 _GROUP_COMMANDS = {
-    name: _Commands(name, {str(one.name): one for one in commands}, help=summary)
+    name: _Commands(name, {str(command.name): command for command in commands}, help=summary)
     for name, (summary, commands) in _GROUPS.items()
 }
 
@@ -177,18 +189,18 @@ _GROUP_COMMANDS = {
 @click.group(cls=_Touchstone, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="touchstone")
 def touchstone() -> None:
-    """Tell which images in an archive were made or altered by a generative model.
+    """Find images that a generative model created or altered.
 
     \b
-    touchstone demo                                   a sample archive, scored
-    touchstone check photo.jpg folder/                verdicts on some pictures, now
+    touchstone demo                                   score a sample archive
+    touchstone check photo.jpg folder/                check a few images
     touchstone score s3://bucket/photos --out s3://bucket/run
     touchstone results s3://bucket/run --verdict fake
-    touchstone serve                                  an ensemble behind HTTP, with a page
-    touchstone train quick --out mine                 a detector of your own, from labelled images
+    touchstone serve                                  serve an ensemble over HTTP, with a web page
+    touchstone train quick --out mine                 train your own detector on labelled images
 
-    The result goes to stdout, the log and the progress line to stderr. Exit codes: 0 done · 1 a bug · 2 usage or config · 3 finished
-    with too many bad files · 4 detector or weights · 5 storage or cluster · 130 interrupted, and the same command goes on.
+    Results go to stdout, logs and the progress line to stderr. Exit codes: 0 success · 1 a bug in Touchstone · 2 usage or config · 3 finished,
+    but too many bad files · 4 detector or weights · 5 storage or cluster · 130 interrupted; run the same command again to resume.
     """
 
 
@@ -197,8 +209,12 @@ for _command in (*_CORE, *_GROUP_COMMANDS.values()):
 
 
 def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. `typed`: the command as a shell was given it,
-    for the line that says how to resume.
+    """Run the command line, and return the exit code.
+
+    Args:
+        arguments: The command line without the program name. None for `sys.argv`.
+        typed: The command as the user typed it in a shell, for the line that says how to resume.
+            None for `touchstone` with `sys.argv`.
     """
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
@@ -221,30 +237,31 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
         _print_resume_hint(error, typed)
         return error.exit_code
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _OUT_OF_SPACE:
             raise
-        where = f" {error.filename}" if error.filename else ""
+        file = f" {error.filename}" if error.filename else ""
         click.echo(
-            f"touchstone: cannot write{where}: {os.strerror(error.errno)}\n  → make room there, then run the same command again",
+            f"touchstone: cannot write{file}: {os.strerror(error.errno)}\n  → free some space there, then run the same command again",
             err=True,
         )
         _print_resume_hint(error, typed)
         return ExitCode.CLUSTER
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
-        _print_resume_hint(error.__cause__ or error, typed)  # click makes one of the other
+        # click raises Abort from KeyboardInterrupt; the note is on the latter.
+        _print_resume_hint(error.__cause__ or error, typed)
         return ExitCode.INTERRUPTED
     return int(code or ExitCode.DONE)
 
 
 def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> None:
-    """The last line of stderr, where the same command goes on from what is committed: that command."""
+    """Print the command that resumes, as the last line of stderr, if the error is resumable."""
     if RESUMABLE in getattr(error, "__notes__", ()):
         from ray_app.storage import strip_secrets
 
         if isinstance(error, KeyboardInterrupt):
-            click.echo("interrupted; what is committed is kept", err=True)
-        words = typed or ["touchstone", *sys.argv[1:]]
+            click.echo("interrupted; committed results are kept", err=True)
+        command = typed or ["touchstone", *sys.argv[1:]]
         click.echo(
-            f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}",
+            f"resume: {shlex.join(strip_secrets(arg) if '://' in arg else arg for arg in command)}",
             err=True,
         )

@@ -1,5 +1,6 @@
-"""Options that several commands share, and how they meet a config file: defaults < file < options <
---set.
+"""Options that several commands share, and `load_config`, which merges them with a config file.
+
+Each of these overrides the ones before it: defaults, config file, options, `--set`.
 """
 
 import json
@@ -21,8 +22,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class ShippedName(click.ParamType[str]):
-    """The name of a file of these kinds (`detectors`, `ensembles`, `train`, …), shipped or added,
-    or a path: a shell completes either.
+    """A parameter whose value is a path, or the name of a shipped or added config file.
+
+    Shell completion offers the names, or files if no name matches.
+
+    Args:
+        *kinds: Kinds of config files, such as `detectors`, `ensembles`, or `train`. Without a
+            kind, the value is a path.
     """
 
     name = "text"
@@ -33,7 +39,7 @@ class ShippedName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> "list[CompletionItem]":
-        """The names that begin so, else files."""
+        """Return the names that start with `incomplete`, or complete files if there are none."""
         from click.shell_completion import CompletionItem
 
         names = list[str]()
@@ -51,20 +57,21 @@ class ShippedName(click.ParamType[str]):
         ]
 
 
-PLACE = ShippedName()  # a path alone
+PATH = ShippedName()
 DETECTOR, ENSEMBLE, RECIPE, PROTOCOL, SCORE = map(
     ShippedName, ("detectors", "ensembles", "train", "evaluate", "score")
 )
 
-# Options that several commands have, word for word.
 out_option = click.option(
-    "--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there."
+    "--out",
+    metavar="DIR",
+    help="Output directory; any fsspec URL. Run the same command again to resume.",
 )
 ensemble_option = click.option(
     "--ensemble",
     type=ENSEMBLE,
     metavar="NAME|PATH",
-    help="Which ensemble decides.  [default: default]",
+    help="The ensemble that scores and decides.  [default: default]",
 )
 detectors_option = click.option(
     "--detector",
@@ -72,48 +79,46 @@ detectors_option = click.option(
     type=DETECTOR,
     multiple=True,
     metavar="NAME|PATH",
-    help="Score with these detectors instead; repeatable.",
+    help="Score with this detector instead of an ensemble; repeatable.",
 )
 fpr_option = click.option(
     "--fpr",
     type=float,
     metavar="RATE",
-    help="Decide at the operating point of the ensemble for this false-positive rate, such as 0.05.  "
+    help="Use the ensemble's operating point for this false-positive rate, such as 0.05.  "
     "[default: the thresholds of its card]",
 )
 retry_shards_option = click.option(
     "--retry",
     is_flag=True,
-    help="Write again the shards in which files could not be read from storage.",
+    help="Rewrite the shards with files that could not be read from storage.",
 )
-_WHAT_IS_SCORED = (
+_SOURCE_OPTIONS = (
     click.argument("source", nargs=-1),
     click.option(
         "--config",
         "config_file",
         type=SCORE,
         metavar="FILE",
-        help="YAML of a run, or a name (laptop, overnight, follow).",
+        help="YAML file with the settings of a run, or the name of a shipped one: laptop, overnight, follow.",
     ),
     ensemble_option,
     detectors_option,
 )
 
 
-overrides = click.option(  # the value is YAML
+overrides = click.option(  # The value is YAML.
     "--set",
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set any key of the config, for example cluster.workers=2; `touchstone config show` lists those of a run. Repeatable.",
+    help="Set any key of the config, for example cluster.workers=2; repeatable. `touchstone config show` lists the keys of a run.",
 )
 
 
-def what_is_scored(command: Command) -> Command:
-    """SOURCE, the config file, the detectors, and which files of the source: the same for every
-    command on a run to be made.
-    """
-    for option in reversed(_WHAT_IS_SCORED):
+def source_options(command: Command) -> Command:
+    """Add SOURCE, `--config`, `--ensemble`, and `--detector` to a command that plans or scores."""
+    for option in reversed(_SOURCE_OPTIONS):
         command = option(command)
     return command
 
@@ -122,20 +127,33 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 unguarded_option = click.option(
     "--unguarded",
     is_flag=True,
-    help="Go on although the run's store has no conditional writes; then nothing stops two commands from writing at once.",
+    help="Continue if the run's store has no conditional writes. Two commands can then write at the same time.",
 )
 
 
 def echo_document(document: Any, lines: Iterable[str], as_json: bool) -> None:
-    """Print a command's result: as JSON, or in lines for people."""
-    click.echo(json_text(document, indent=2) if as_json else "\n".join(lines))
+    """Print the result of a command.
+
+    Args:
+        document: The result as a document that JSON can represent.
+        lines: The result as lines of text.
+        as_json: Whether to print the document instead of the lines.
+    """
+    click.echo(to_json(document, indent=2) if as_json else "\n".join(lines))
 
 
-def json_text(
+def to_json(
     document: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None
 ) -> str:
-    """JSON as `json.dumps` has it; with an escape for all that is not ASCII where something in it
-    would move a terminal's text.
+    """Return a document as JSON that is safe to print on a terminal.
+
+    Non-ASCII characters stay as they are. If the text contains a character that is not printable,
+    all non-ASCII characters are escaped.
+
+    Args:
+        document: The document.
+        indent: Spaces per level. None for one line.
+        default: Returns a JSON value for a value that `json.dumps` cannot represent.
     """
     text = json.dumps(document, indent=indent, default=default, ensure_ascii=False)
     return (
@@ -152,88 +170,105 @@ def _accept(
         return ()
     from ray_app.detectors.licences import accept_licence
 
-    return accepted_by(accept_licence, names)
+    return accept_licences(accept_licence, names)
 
 
-licence_option = click.option(  # as `accepted`: names of detectors or licences
+licence_option = click.option(  # Passes `accepted`: names of detectors or licences.
     "--accept-licence",
     "accepted",
     multiple=True,
     metavar="NAME",
     callback=_accept,
-    help="Accept the licence of this detector (or a licence by its id) and remember that; repeatable.",
+    help="Accept the licence of this detector, or the licence with this id, and remember that; repeatable.",
 )
 
 
-def accepted_by(accept: "Callable[[str], Acceptance]", names: Sequence[str]) -> tuple[str, ...]:
-    """Accept licences, saying on stderr where that is remembered; their names. Raises ConfigError."""
-    accepted = [accept(name) for name in names]
-    for one in accepted:
-        where = (
-            f"remembered in {one.file}"
-            if one.file
+def accept_licences(accept: "Callable[[str], Acceptance]", names: Sequence[str]) -> tuple[str, ...]:
+    """Accept licences, and print to stderr where that is remembered.
+
+    Args:
+        accept: Accepts the licence of a name.
+        names: Names of detectors or pipelines, or ids of licences.
+
+    Returns:
+        The names of what was accepted.
+
+    Raises:
+        ConfigError: If a name is unknown.
+    """
+    acceptances = [accept(name) for name in names]
+    for acceptance in acceptances:
+        scope = (
+            f"remembered in {acceptance.file}"
+            if acceptance.file
             else "for this command only: no config file can be written"
         )
-        click.echo(f"accepted: {one.name}, licence {one.licence}; {where}", err=True)
-    return tuple(one.name for one in accepted)
+        click.echo(f"accepted: {acceptance.name}, licence {acceptance.licence}; {scope}", err=True)
+    return tuple(acceptance.name for acceptance in acceptances)
 
 
-def moment(text: str) -> "datetime":
-    """A time in UTC, as ISO writes it, or so long ago as a time span says. Raises BadParameter."""
+def parse_time(text: str) -> "datetime":
+    """Parse an ISO time in UTC, or a duration before now such as "24h".
+
+    Raises:
+        BadParameter: If the text is neither.
+    """
     from datetime import UTC, datetime, timedelta
 
     from ray_app.config import seconds_of
 
     span = seconds_of(text)
     try:
-        found = (
+        time = (
             datetime.fromisoformat(text)
             if span == text
             else datetime.now(UTC) - timedelta(seconds=span)
         )
     except (ValueError, OverflowError):
         raise click.BadParameter(
-            f"{text!r} is neither a time such as 2026-11-26T08:30 nor a time span such as 24h"
+            f"{text!r} is neither a time such as 2026-11-26T08:30 nor a duration such as 24h"
         ) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def configured(
+def load_config(
     kind: str,
     name_or_path: str | None,
     model: "type[Model]",
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     assignments: Sequence[str],
 ) -> "Model":
-    """Return the config from a file, the options, and `--set`; the last of them wins.
+    """Load a config from a file, the options, and `--set`; later sources override earlier ones.
 
     Args:
         kind: The kind of config file, such as `score`.
         name_or_path: The name or the path of the config file. None for no file.
-        model: The config.
-        given: Values of options by key. Two underscores separate a section from its key.
+        model: The class of the config.
+        values: Values of options by key; None and () mean that an option was not set. Two
+            underscores separate a section from its key.
         assignments: The values of `--set`.
 
     Returns:
         The validated config.
 
     Raises:
-        ConfigError: A value is invalid. The hint is the help of the command.
+        ConfigError: If a value is invalid. Without a hint of its own, it refers to the help of the
+            command.
     """
     from ray_app.config import find_config, read_mapping, validate
     from ray_app.errors import ConfigError
 
     path = find_config(kind, name_or_path) if name_or_path else None
     data = read_mapping(path) if path else {}
-    values = {
+    set_values = {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in given.items()
+        for key, value in values.items()
         if value not in (None, ())
     }
-    data |= {key: value for key, value in values.items() if "__" not in key}
-    in_sections = [
+    data |= {key: value for key, value in set_values.items() if "__" not in key}
+    section_assignments = [
         f"{key.replace('__', '.')}={json.dumps(value)}"
-        for key, value in values.items()
+        for key, value in set_values.items()
         if "__" in key
     ]
     try:
@@ -241,24 +276,26 @@ def configured(
             data,
             model,
             where=str(path) if path else "command line",
-            overrides=[*in_sections, *assignments],
+            overrides=[*section_assignments, *assignments],
         )
     except ConfigError as error:
-        error.hint = error.hint or f"{click.get_current_context().command_path} --help"
+        error.hint = error.hint or f"run {click.get_current_context().command_path} --help"
         raise
 
 
-def shown(model: Any) -> str:
-    """A model as YAML."""
+def to_yaml(model: Any) -> str:
+    """Return a pydantic model as YAML."""
     import yaml
 
     text: str = yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
 
 
-def local_folder(path: "str | Path") -> "Path":
-    """A folder of this machine for what a command writes, made if it is not there. Raises
-    ConfigError.
+def make_local_folder(path: "str | Path") -> "Path":
+    """Return the local output folder at `path`, and create it if it does not exist.
+
+    Raises:
+        ConfigError: If the path is a URL, or the folder cannot be created.
     """
     from pathlib import Path
 
@@ -268,13 +305,13 @@ def local_folder(path: "str | Path") -> "Path":
     try:
         if "://" in str(path):
             raise ConfigError(
-                f"--out {path}: not a folder of this machine",
-                hint="this command writes to local folders only",
+                f"--out must be a local folder, got {path}",
+                hint="choose a local folder: this command cannot write to URLs",
             )
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"--out {path}: {error.strerror}",
-            hint="name a folder of this machine in which you may write",
+            hint="choose a local folder that you can write to",
         ) from None
     return folder

@@ -1,6 +1,4 @@
-"""`touchstone results`: the current rows of a run, filtered, sorted, as a table, JSON lines, CSV or
-Parquet; and commands on the images of a run: `gallery`, `masks`.
-"""
+"""The command `results`, which lists the rows of a run, and `gallery` and `masks` on its images."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from ray_app.runs import RunDirectory
     from ray_app.runs.table_files import Form
 
-_SHOWN = 50  # rows in a table, where no limit is given
+_DEFAULT_ROWS = 50  # Rows in a table without --limit.
 
 
 @click.command()
@@ -29,7 +27,7 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.option(
     "--finding",
     metavar="WORDS",
-    help="Only rows whose finding has these words, as 'says that' or 'signed by'.",
+    help="Only rows whose finding contains these words, such as 'says that' or 'signed by'.",
 )
 @click.option(
     "--status",
@@ -40,42 +38,44 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.option(
     "--generator",
     metavar="NAME",
-    help="Only rows attributed to this generator or family; `unknown`: to none that is known.",
+    help="Only rows attributed to this generator or family. `unknown` selects rows attributed to no known generator.",
 )
 @click.option(
     "--match",
     metavar="GLOB",
-    help="Only files whose uri matches, with * for any characters: '*/2024/*.jpg'.",
+    help="Only files whose uri matches this pattern, in which * matches any characters: '*/2024/*.jpg'.",
 )
 @click.option(
     "--min-score", type=float, help="Only rows with this score (log-odds of fake) or a higher one."
 )
 @click.option("--max-score", type=float, help="Only rows with this score or a lower one.")
-@click.option("--since", metavar="TIME|DURATION", callback=lambda context, option, text: None if text is None else options.moment(text),
-              help="Only rows scored since then: 15m, 24h, 7d, 2026-11-26 or 2026-11-26T08:30, in UTC.")  # fmt: skip
+@click.option("--since", metavar="TIME|DURATION", callback=lambda context, option, text: None if text is None else options.parse_time(text),
+              help="Only rows scored since this time in UTC, or within this duration: 15m, 24h, 7d, 2026-11-26, or 2026-11-26T08:30.")  # fmt: skip
 @click.option(
     "--sort",
     "order",
     metavar="COLUMN",
-    help="Sort by this column: score has the lowest first, -score the highest.",
+    help="Sort by this column: score for ascending order, -score for descending order.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     default=None,
-    help="No more than this many rows.  [default: 50 in a table, else all]",
+    help="Maximum number of rows.  [default: 50 in a table, else all]",
 )
-@click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")
 @click.option(
-    "--unfinished", is_flag=True, help="Also files of a listing that is still being scored."
+    "--vanished", is_flag=True, help="Also show files that are missing from the last listing."
+)
+@click.option(
+    "--unfinished", is_flag=True, help="Also show files of a listing that is still being scored."
 )
 @click.option(
     "--image",
     metavar="URI",
-    help="Only the row of this file, by uri, path or image_id; with --json, also digests and versions.",
+    help="Only the row of this file, by uri, path, or image_id; with --json, also digests and versions.",
 )
 @click.option(
-    "--member", metavar="NAME", help="With --image: the name in the container that URI names."
+    "--member", metavar="NAME", help="With --image: the name of a file inside the container URI."
 )
 @click.option(
     "--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL."
@@ -88,9 +88,9 @@ def results(
     limit: int | None,
     as_json: bool,
     out: str | None,
-    **given: Any,
+    **values: Any,
 ) -> int:
-    """List the verdicts of a run, as a table or a file.
+    """Show the verdicts of a run as a table, or write them to a file.
 
     \b
     touchstone results run --verdict fake --sort -score --limit 20
@@ -100,10 +100,10 @@ def results(
     from ray_app.runs.selection import RowFilter, selected_tables
 
     if member is not None and image is None:
-        raise click.UsageError("--member belongs to --image")
+        raise click.UsageError("--member requires --image")
     if image is not None:
-        vanished, _ = given.pop("vanished"), given.pop("unfinished")
-        if out or limit or any(given.values()):
+        vanished, _ = values.pop("vanished"), values.pop("unfinished")
+        if out or limit or any(values.values()):
             raise click.UsageError(
                 "--image shows one row: leave out filters, --sort, --limit, and --out"
             )
@@ -111,25 +111,26 @@ def results(
             RunDirectory.open(run), image, member, vanished=vanished, as_json=as_json
         )
     if out and as_json:
-        raise click.UsageError("--json prints and --out writes a file: choose one")
-    opened = RunDirectory.open(run)
+        raise click.UsageError("--json and --out cannot be used together")
+    directory = RunDirectory.open(run)
     in_table = not (as_json or out)
-    most = (limit or _SHOWN) + 1 if in_table else limit  # one more tells that there are more
-    order = given.pop("order")
-    which = {name: given.pop(name) for name in ("vanished", "unfinished")}
-    tables = selected_tables(opened, RowFilter(**given), order=order, limit=most, **which)
+    # A table reads one row more, to see whether there are further rows.
+    max_rows = (limit or _DEFAULT_ROWS) + 1 if in_table else limit
+    order = values.pop("order")
+    scope = {name: values.pop(name) for name in ("vanished", "unfinished")}
+    tables = selected_tables(directory, RowFilter(**values), order=order, limit=max_rows, **scope)
     if out:
-        return _write(opened, tables, out)
-    for line in _guarantee_notes(opened):
+        return _write(directory, tables, out)
+    for line in _guarantee_notes(directory):
         click.echo(line, err=True)
     _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json)
     if not as_json:
-        _print_operating_point(opened)
+        _print_operating_point(directory)
     return 0
 
 
 def _print_operating_point(run: "RunDirectory") -> None:
-    """Print the rates of the operating point at which a finished run decides, if its card has one."""
+    """Print the error rates of a finished run if its thresholds are those of an operating point."""
     from ray_app.reports.format import visible
     from ray_app.runs.document import RunSummary
 
@@ -148,12 +149,14 @@ def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool) 
     rows = iter(rows)
     if as_json:
         for row in islice(rows, limit):
-            click.echo(options.json_text(_parse_provenance(row), default=str))
+            click.echo(options.to_json(_parse_provenance(row), default=str))
         return
-    shown = list(islice(rows, limit or _SHOWN))
-    click.echo(verdict_table(shown, terminal_width()))
+    first_rows = list(islice(rows, limit or _DEFAULT_ROWS))
+    click.echo(verdict_table(first_rows, terminal_width()))
     if next(rows, None) is not None:
-        click.echo(f"… the first {len(shown)}; --limit, --json or --out shows more")
+        click.echo(
+            f"… only the first {len(first_rows)} rows; use --limit, --json, or --out to get more"
+        )
 
 
 def _parse_provenance(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,8 +166,9 @@ def _parse_provenance(row: Mapping[str, Any]) -> dict[str, Any]:
 def _show_image(
     run: "RunDirectory", image: str, member: str | None, *, vanished: bool, as_json: bool
 ) -> int:
-    """Print the row of one image: in a table, or as one JSON document with the digests and versions
-    of what scored it.
+    """Print the row of one image, as a table or as JSON.
+
+    The JSON document also has the digests and versions of the detectors that scored the image.
     """
     from ray_app.runs.image_row import describe_image_row, find_image_row
 
@@ -176,15 +180,13 @@ def _show_image(
         _print_operating_point(run)
         return 0
     click.echo(
-        options.json_text(describe_image_row(run, _parse_provenance(row)), indent=2, default=str)
+        options.to_json(describe_image_row(run, _parse_provenance(row)), indent=2, default=str)
     )
     return 0
 
 
 def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
-    """Write the rows, be they none, as the file's ending says. Raises ConfigError for another
-    ending.
-    """
+    """Write the rows to a CSV or Parquet file; without rows, the file has only the columns."""
     from ray_app.reports.format import counted
     from ray_app.runs import CurrentRows
     from ray_app.runs.row_shape import RowShape
@@ -192,33 +194,33 @@ def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
     from ray_app.storage import Store, strip_secrets
 
     folder, slash, name = out.rpartition("/")
-    stem, _, ending = name.rpartition(".")
+    stem, _, suffix = name.rpartition(".")
     forms: dict[str, Form] = {"csv": "csv", "parquet": "parquet"}
-    if not stem or ending not in forms:
+    if not stem or suffix not in forms:
         raise ConfigError(
-            f"--out {strip_secrets(out)}: the name ends with neither .csv nor .parquet",
-            hint="for example --out verdicts.csv",
+            f"--out {strip_secrets(out)}: the name must end with .csv or .parquet",
+            hint="use a name such as --out verdicts.csv",
         )
     files = CurrentRows.at_end(run).files()
     if not files:
         raise ConfigError(
             f"{run.store.url} has no rows yet",
-            hint="run the touchstone score command that began it again",
+            hint="run the touchstone score command of this run again",
         )
     shape = RowShape.of_files(run, files)
     schema, tables = shape.schema, map(shape.apply, tables)
-    if ending == "csv":
-        # A column per detector, and per column of the source.
+    if suffix == "csv":
+        # CSV has no nested columns: each detector and each column of the source gets its own.
         schema = schema.empty_table().flatten().schema
         tables = (table.flatten() for table in tables)
     store = Store.open(folder or slash or ".")
-    rows = write_tables(store, stem, schema, tables, forms=(forms[ending],))
+    rows = write_tables(store, stem, schema, tables, forms=(forms[suffix],))
     click.echo(f"{counted(rows, 'row')}: {strip_secrets(out)}")
     return 0
 
 
 def _guarantee_notes(run: "RunDirectory") -> list[str]:
-    """What a run found of its card's guarantee, where it is not known to hold."""
+    """Return lines on the guarantee of the run's card, unless it is known to hold for the run."""
     section = (
         run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
     )
@@ -235,7 +237,7 @@ def _guarantee_notes(run: "RunDirectory") -> list[str]:
     "--out",
     required=True,
     metavar="DIR",
-    help="Where the pages go; any fsspec URL. A gallery that is there is replaced.",
+    help="Directory for the pages; any fsspec URL. An existing gallery is replaced.",
 )
 @click.option(
     "--verdict",
@@ -245,17 +247,20 @@ def _guarantee_notes(run: "RunDirectory") -> list[str]:
 @click.option(
     "--generator",
     metavar="NAME",
-    help="Only images attributed to this generator or family; `unknown`: to none that is known.",
+    help="Only images attributed to this generator or family. `unknown` selects images attributed to no known generator.",
 )
 @click.option(
-    "--most", type=click.IntRange(min=1), metavar="N", help="Only the N highest scores of these."
+    "--most",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only the N selected images with the highest scores.",
 )
 @click.option(
     "--per-page",
     type=click.IntRange(1, 1000),
     default=60,
     show_default=True,
-    help="Images on one page.",
+    help="Number of images on a page.",
 )
 @options.as_json
 def gallery(
@@ -267,7 +272,9 @@ def gallery(
     per_page: int,
     as_json: bool,
 ) -> int:
-    """Write the images of a run as pages to browse, with verdicts; index.html is the first page.
+    """Write HTML pages to browse the images of a run with their verdicts.
+
+    The first page is DIR/index.html.
 
     \b
     touchstone runs gallery run --out gallery --verdict fake
@@ -276,13 +283,13 @@ def gallery(
     from ray_app.runs.selection import RowFilter
     from ray_app.scoring.gallery import make_gallery
 
-    made = make_gallery(
+    summary = make_gallery(
         run, out, RowFilter(verdict, generator=generator), most, per_page=per_page, quiet=as_json
     )
     options.echo_document(
-        made,
+        summary,
         [
-            f"{counted(made['images'], 'image')} on {counted(made['pages'], 'page')}: {made['out']}/index.html"
+            f"{counted(summary['images'], 'image')} on {counted(summary['pages'], 'page')}: {summary['out']}/index.html"
         ],
         as_json,
     )
@@ -291,24 +298,26 @@ def gallery(
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--out", required=True, metavar="FOLDER", help="Where the PNG files go.")
+@click.option("--out", required=True, metavar="FOLDER", help="Local folder for the PNG files.")
 @click.option(
     "--min-area",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Only masks that cover at least this share of the image.",
+    help="Only masks that cover at least this fraction of the image.",
 )
 @click.option(
     "--native",
     is_flag=True,
-    help="At the network's own size; without it, stretched to the image's.",
+    help="Keep the size of the network's output. By default, masks are resized to the image.",
 )
 @click.option(
-    "--vanished", is_flag=True, help="Also masks of files that the last listing no longer found."
+    "--vanished",
+    is_flag=True,
+    help="Also write masks of files that are missing from the last listing.",
 )
 def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
-    """Write the masks of a run as 8-bit PNG files, white where a detector finds altered pixels.
+    """Write the masks of a run as 8-bit PNG files; white marks altered pixels.
 
     \b
     touchstone runs masks run --out masks --min-area 0.05
@@ -316,7 +325,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
     from ray_app.reports.format import counted
     from ray_app.runs import CurrentRows, RunDirectory, mask_image
 
-    folder = options.local_folder(out)
+    folder = options.make_local_folder(out)
     written = 0
     for row in CurrentRows.read(RunDirectory.open(run)).masks(vanished=vanished):
         image, area = mask_image(row, stretched=not native)
@@ -326,7 +335,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
     click.echo(f"{counted(written, 'mask')} in {folder}")
     if not written:
         click.echo(
-            "none: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large",
+            "no masks: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large",
             err=True,
         )
     return 0

@@ -1,8 +1,8 @@
-"""Names of the command line that 1.0 retires, each with its replacement. Version 1.1 removes this
-file.
+"""Names of the command line that version 1.0 retires, each with its replacement.
 
-`COMMANDS`, `OPTIONS`, and `VARIABLES` are the only list of such names. A retired name ends the
-command with exit code 2 and one line that names the replacement.
+`COMMANDS`, `OPTIONS`, and `VARIABLES` are the only list of such names. A command line with a
+retired name fails with exit code 2 and one line that names the replacement. Version 1.1 removes
+this file.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ COMMANDS: dict[str, str] = {
     "filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",
     # Detectors and training.
 }
-"""Command path without `touchstone` → what to use."""
+"""Replacement by the path of the command without `touchstone`."""
 
 OPTIONS: dict[str, dict[str, str]] = {
     # Runs.
@@ -49,15 +49,15 @@ OPTIONS: dict[str, dict[str, str]] = {
     "compare": {"--out": "use --json > comparison.json"},
     "detectors calibrate": {
         "--method": "leave the option out; every calibration is Platt scaling",
-        "--regroup": "give all images of a group one value in the column part of the labels, or leave the column out",
+        "--regroup": "give all images of a group the same value in the column `part` of the labels, or leave the column out",
     },
     "detectors show": {"--yaml": "leave the option out; the card is printed as YAML"},
     "results": {
-        "--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the reals among them"
+        "--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the number of reals among them"
     },
     # Data.
     "data split": {
-        "--prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"
+        "--prompts": "equal prompts stay together; give images of similar prompts the same value in the column `group` of the index"
     },
     "data generate": {
         "--like": "use touchstone data generate … --set 'encode.format=[JPEG,PNG]' --set 'encode.quality=[70,95]'"
@@ -72,25 +72,27 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--option": "write the argument into a copy of examples/detectzoo_adapter.py or examples/imdlbenco_adapter.py",
     },
 }
-"""Command path without `touchstone` → option → what to use."""
+"""Replacement by the path of the command without `touchstone`, and by option."""
 
 VARIABLES: dict[str, str] = {
     "TOUCHSTONE_CONNECTIONS": "use --set limits.max_connections=N, limits.header_timeout_s=S, or limits.max_header_bytes=N; "
     "with --ray, use configs/proxy/nginx.conf",
     "TOUCHSTONE_HAPROXY_ON_LOOPBACK": "set tokens, or access.anonymous: true",
 }
-"""Environment variable of `touchstone serve` → what to use."""
+"""Replacement by environment variable of `touchstone serve`."""
 
 
 def explain_retired_name(
     error: click.ClickException, short_names: Mapping[str, str]
 ) -> click.ClickException:
-    """Return the error to show: one line with the replacement if the command line used a retired
-    option, otherwise the same error.
+    """Return an error that names the replacement if the command line has a retired option.
 
     Args:
-        error: The error of a command line.
-        short_names: Short command name → group of the command.
+        error: The error that click raised for the command line.
+        short_names: Group of each command that has a short name.
+
+    Returns:
+        The new error, or `error` itself if it is about something else.
     """
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error
@@ -105,9 +107,7 @@ def explain_retired_name(
 
 
 def refuse_retired_command(path: str) -> None:
-    """Raise ClickException with the replacement if `path`, such as "runs rescore", is a retired
-    command.
-    """
+    """Raise ClickException with the replacement if a path such as "runs rescore" is retired."""
     if replacement := COMMANDS.get(path):
         raise click.ClickException(f"'{path}' is retired: {replacement}")
 

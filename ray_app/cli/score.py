@@ -28,28 +28,28 @@ _SOURCE_FIELDS = {
 @click.option(
     "--out",
     metavar="DIR",
-    help="Folder for the run, and for the sample archive.  [default: a new temporary folder]",
+    help="Folder for the run and the sample archive.  [default: a new temporary folder]",
 )
 @click.option(
     "--images",
     "limit",
     type=click.IntRange(min=10, max=5000),
-    help="Maximum number of files to score.  [default: all of the sample archive, 500 of FOLDER]",
+    help="Maximum number of files to score.  [default: all of the sample archive, or 500 of FOLDER]",
 )
 @click.option(
     "--archive-only",
     is_flag=True,
-    help="Write the sample archive and its labels, and score nothing.",
+    help="Only write the sample archive and its labels.",
 )
 def demo(images: str | None, out: str | None, limit: int | None, archive_only: bool) -> int:
-    """Score a small sample archive with the ensemble `tiny`, or FOLDER with the default ensemble.
+    """Score a small sample archive with the ensemble `tiny`, or a FOLDER with the default ensemble.
 
     \b
     touchstone demo
     """
     if archive_only and (images or limit):
         raise click.UsageError(
-            "--archive-only writes the whole sample archive: leave out FOLDER and --images."
+            "--archive-only writes the whole sample archive: leave out FOLDER and --images"
         )
     from ray_app.scoring import demo
 
@@ -63,28 +63,28 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
 
 
 @click.command(cls=ConfigCommand, config=_CONFIG, fields=_SOURCE_FIELDS)
-@options.what_is_scored
+@options.source_options
 @click.option(
     "--out",
     metavar="DIR",
-    help="The run directory. If a run is there, only what is left of it is planned. Nothing is written.",
+    help="The run directory. If it has a run, the plan covers the remaining files. Nothing is written.",
 )
 @click.option(
     "--cluster",
     metavar="NAME|FILE",
-    help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or a YAML of yours.",
+    help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or your own YAML file.",
 )
 @click.option(
     "--price-per-hour",
     type=click.FloatRange(min=0),
-    help="What the planned machines cost per hour together.",
+    help="Total price of the planned machines per hour.",
 )
 @click.option(
     "--probe",
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Files to score as a run would, to measure the rates.",
+    help="Number of files to score now, to measure the rates.",
 )
 @options.licence_option
 @options.overrides
@@ -98,9 +98,9 @@ def plan(
     accepted: tuple[str, ...],
     assignments: tuple[str, ...],
     as_json: bool,
-    **given: Any,
+    **values: Any,
 ) -> int:
-    """Predict the time, the requests, and the cost of a run, after a probe of some files.
+    """Predict the time, the storage requests, and the cost of a run by scoring a few files.
 
     \b
     touchstone plan s3://bucket/2024 --cluster gpu-spot-pool --out s3://bucket/run
@@ -111,16 +111,16 @@ def plan(
     from ray_app.scoring.config import load_cluster
     from ray_app.scoring.plan import plan_run
 
-    settings = options.configured(
+    settings = options.load_config(
         "score",
         config_file,
         ScoreConfig,
-        {"source": source, "accept_licences": accepted, **given},
+        {"source": source, "accept_licences": accepted, **values},
         assignments,
     )
-    described = load_cluster(cluster) if cluster else None
-    planned = plan_run(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
-    options.echo_document(planned.to_dict(), plan_lines(planned, terminal_width()), as_json)
+    machines = load_cluster(cluster) if cluster else None
+    run_plan = plan_run(settings, probe=probe, cluster=machines, price_per_hour=price_per_hour)
+    options.echo_document(run_plan.to_dict(), plan_lines(run_plan, terminal_width()), as_json)
     return 0
 
 
@@ -135,20 +135,20 @@ def plan(
         "prior": "--prior",
     },
 )
-@options.what_is_scored
+@options.source_options
 @click.option(
     "--follow",
     metavar="INTERVAL",
-    help="Go on: list the source again every 5m, 1h or so, and score what is new or changed.",
+    help="Keep running: list the source again at this interval, such as 5m or 1h, and score new and changed files.",
 )
 @click.option(
     "--retry",
     "rescore",
     metavar="STATUS,…",
     callback=lambda context, option, text: (
-        tuple(word.strip() for word in text.split(",")) if text is not None else ()
+        tuple(status.strip() for status in text.split(",")) if text is not None else ()
     ),
-    help="Score only the rows with one of these statuses again.",
+    help="Score the files whose row has one of these statuses again, and no others.",
 )
 @endpoint_options
 @options.licence_option
@@ -162,13 +162,13 @@ def score(
     endpoint: str | None,
     token_file: str | None,
     as_json: bool,
-    **given: Any,
+    **values: Any,
 ) -> int:
-    """Score every file of an archive, resumably, one row each.
+    """Score every file of an archive, and write one row for each. The run can be resumed.
 
-    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, az://, https://, hf://datasets/. Files inside tars, zips and
-    Parquet files are scored too. A .csv or .jsonl is a list of files, as is list::FILE. features::RUN has the embeddings that a run
-    kept with --features, for the head of another detector.
+    SOURCE is a folder, a file, a prefix, or a glob: local, s3://, gs://, az://, https://, hf://datasets/. Files inside tar, zip, and
+    Parquet files are scored, too. A .csv or .jsonl file is read as a list of files, and so is list::FILE. features::RUN reads the
+    embeddings that a run stored with --features, to score them with the head of another detector.
 
     \b
     touchstone score s3://bucket/2024 --out s3://bucket/run
@@ -176,7 +176,7 @@ def score(
     touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """
     if endpoint or token_file:
-        requested = {key: given[key] for key in ("ensemble", "detectors", "fpr")}
+        requested = {key: values[key] for key in ("ensemble", "detectors", "fpr")}
         return score_at_endpoint(
             endpoint, source, **requested, token_file=token_file, as_json=as_json
         )
@@ -184,11 +184,11 @@ def score(
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive
 
-    settings = options.configured(
+    settings = options.load_config(
         "score",
         config_file,
         ScoreConfig,
-        {"source": source, "accept_licences": accepted, **given},
+        {"source": source, "accept_licences": accepted, **values},
         assignments,
     )
     finished = score_archive(settings)
@@ -201,15 +201,15 @@ def score(
 @click.option(
     "--prior",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of fakes to expect.",
+    help="Expected fraction of fakes.",
 )
 @click.option(
     "--thumbnails/--no-thumbnails",
     default=None,
-    help="Pictures of the 12 highest scores.  [default: as the run was asked]",
+    help="Show the images with the 12 highest scores.  [default: the setting of the run]",
 )
 def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
-    """Write the report of a run again, with other options.
+    """Write the report of a run again with different options.
 
     \b
     touchstone runs report run --prior 0.05
@@ -235,13 +235,13 @@ def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
     help="The ensemble card with the new rule or thresholds.",
 )
 @click.option(
-    "--out", required=True, metavar="NEW", help="The directory of the new run; any fsspec URL."
+    "--out", required=True, metavar="NEW", help="Directory of the new run; any fsspec URL."
 )
 @options.fpr_option
 @click.option(
     "--waive-guarantee",
     is_flag=True,
-    help="Keep verdicts that the card's guarantee does not cover.",
+    help="Keep verdicts that the guarantee of the card does not cover.",
 )
 @options.unguarded_option
 def decide(
@@ -252,7 +252,9 @@ def decide(
     waive_guarantee: bool,
     unguarded: bool,
 ) -> int:
-    """Write the current rows of RUN to NEW, with the verdicts of another ensemble card over the same detectors.
+    """Apply another ensemble card to the scores of a run, and write the new verdicts to another run.
+
+    RUN must have scores of every detector of the card. Its current rows are written to NEW.
 
     \b
     touchstone runs decide run --ensemble stricter.yaml --out stricter-run
@@ -272,7 +274,9 @@ def decide(
 @click.argument("out", metavar="NEW")
 @options.unguarded_option
 def compact(run: str, out: str, unguarded: bool) -> int:
-    """Write the current rows of a finished run as a new run with few files, on which `touchstone score` continues.
+    """Rewrite a finished run as a new run with fewer files.
+
+    NEW has the current rows of OLD. `touchstone score` can continue NEW.
 
     \b
     touchstone runs compact run compacted
@@ -288,7 +292,7 @@ def compact(run: str, out: str, unguarded: bool) -> int:
 @click.argument("run", metavar="RUN")
 @options.as_json
 def verify(run: str, as_json: bool) -> int:
-    """Check that every file of a finished run has one row, and that the summary agrees.
+    """Check that every file of a finished run has exactly one row, and that the summary agrees.
 
     \b
     touchstone runs verify run

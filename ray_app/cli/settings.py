@@ -1,6 +1,4 @@
-"""What is shipped by name (`touchstone ensembles`, `recipes`, `protocols`), settings, completion in
-a shell, `touchstone doctor`.
-"""
+"""Commands on shipped configs (`ensembles`, `recipes`, `protocols`), `config`, and `doctor`."""
 
 import json
 import platform
@@ -17,22 +15,28 @@ from ray_app.errors import ExitCode, TouchstoneError, describe_error
 _SHELLS = ("bash", "zsh", "fish")
 
 
-def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click.Command]:
-    """The commands `list` and `show` for the shipped YAML files of one kind."""
+def _make_commands(kind: str, noun: str, example: str) -> tuple[click.Command, click.Command]:
+    """Make the commands `list` and `show` for the shipped YAML files of one kind.
+
+    Args:
+        kind: The kind of config files, such as `ensembles`.
+        noun: The noun for one of them in the help, such as "ensemble".
+        example: A shipped name for the example in the help.
+    """
 
     def list_shipped(as_json: bool) -> int:
         from ray_app.config import named_configs
         from ray_app.reports.text import UNLIMITED, table, terminal_width
 
         entries = [
-            {"name": name, "title": _title(path), "file": str(path)}
+            {"name": name, "title": _read_title(path), "file": str(path)}
             for name, path in named_configs(kind).items()
         ]
         options.echo_document(
             entries,
             table(
                 ["name", "what it is"],
-                [[one["name"], one["title"]] for one in entries],
+                [[entry["name"], entry["title"]] for entry in entries],
                 terminal_width(UNLIMITED),
             ),
             as_json,
@@ -50,11 +54,9 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
         return 0
 
     group = f"{noun}s"
-    list_shipped.__doc__ = (
-        f"List the {group} that are shipped, by name.\n\n\b\ntouchstone {group} list\n"
-    )
+    list_shipped.__doc__ = f"List the shipped {group} by name.\n\n\b\ntouchstone {group} list\n"
     show_shipped.__doc__ = (
-        f"Show one of the {group}: its YAML file.\n\n\b\ntouchstone {group} show {example}\n"
+        f"Print the YAML file of one of the {group}.\n\n\b\ntouchstone {group} show {example}\n"
     )
     return (
         click.command("list")(options.as_json(list_shipped)),
@@ -66,16 +68,16 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
     )
 
 
-def _title(path: Path) -> str:
+def _read_title(path: Path) -> str:
     from ray_app.config import read_mapping
 
     data = read_mapping(path)
     return str(data.get("title") or data.get("name") or path.stem)
 
 
-ENSEMBLES = _catalogue("ensembles", "ensemble", "default")
-RECIPES = _catalogue("train", "recipe", "quick")
-PROTOCOLS = _catalogue("evaluate", "protocol", "openfake-v1")
+ENSEMBLES = _make_commands("ensembles", "ensemble", "default")
+RECIPES = _make_commands("train", "recipe", "quick")
+PROTOCOLS = _make_commands("evaluate", "protocol", "openfake-v1")
 
 
 @click.command("show")
@@ -83,18 +85,18 @@ PROTOCOLS = _catalogue("evaluate", "protocol", "openfake-v1")
 @options.overrides
 @options.as_json
 def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -> int:
-    """Print every setting of a scoring run with its value, as a file for --config.
+    """Print every setting of a scoring run with its value, as YAML for --config.
 
     \b
     touchstone config show overnight --set batch_slots=32
     """
     from ray_app.scoring import ScoreConfig
 
-    settings = options.configured("score", file, ScoreConfig, {}, assignments)
+    settings = options.load_config("score", file, ScoreConfig, {}, assignments)
     click.echo(
         json.dumps(settings.model_dump(mode="json"), indent=2)
         if as_json
-        else options.shown(settings),
+        else options.to_yaml(settings),
         nl=as_json,
     )
     return 0
@@ -102,7 +104,7 @@ def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -
 
 @click.group("trust")
 def trust_lists() -> None:
-    """Fetch and show the lists of whose Content Credentials (C2PA) are trusted."""
+    """Download and show the lists of trusted signers of Content Credentials (C2PA)."""
 
 
 @trust_lists.command("update")
@@ -111,11 +113,11 @@ def trust_lists() -> None:
     "addresses",
     multiple=True,
     metavar="NAME=URL|PATH",
-    help="Where one list is, for a mirror or a machine without network: official, time-stamps, interim, interim-signers; repeatable.",
+    help="Read the list NAME from this URL or path, such as a mirror; repeatable. Names: official, time-stamps, interim, interim-signers.",
 )
 @options.as_json
 def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
-    """Fetch the official C2PA trust list and the older interim one into your cache.
+    """Download the official C2PA trust list and the older interim list into the cache.
 
     \b
     touchstone config trust update
@@ -124,21 +126,25 @@ def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
     from ray_app.images.provenance import trust_lists
     from ray_app.images.provenance.trust_lists import ADDRESSES
 
-    own = dict(pair.partition("=")[::2] for pair in addresses)
-    if unknown := [name for name, address in own.items() if name not in ADDRESSES or not address]:
+    overrides = dict(pair.partition("=")[::2] for pair in addresses)
+    if invalid := [
+        name for name, address in overrides.items() if name not in ADDRESSES or not address
+    ]:
         raise click.UsageError(
-            f"--address {unknown[0]}: NAME=URL with one of {', '.join(ADDRESSES)}"
+            f"--address must be NAME=URL, where NAME is one of {', '.join(ADDRESSES)}, got {invalid[0]}"
         )
     failed = 0
-    for name, file, failure in trust_lists.update_cache(ADDRESSES | own, offline=is_offline()):
+    for name, file, failure in trust_lists.update_cache(
+        ADDRESSES | overrides, offline=is_offline()
+    ):
         failed += failure is not None
         if failure is not None:
-            kept = (
-                "nothing is there yet"
+            consequence = (
+                "the cache has no earlier copy"
                 if file is None
-                else f"the one of {file.fetched_at[:10]} stays in use"
+                else f"the copy of {file.fetched_at[:10]} stays in use"
             )
-            click.echo(f"{name}: {failure}; {kept}", err=True)
+            click.echo(f"{name}: {failure}; {consequence}", err=True)
     _show_trust(as_json)
     return ExitCode.CLUSTER if failed else ExitCode.DONE
 
@@ -146,7 +152,7 @@ def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
 @trust_lists.command("show")
 @options.as_json
 def show_trust(as_json: bool) -> int:
-    """Show the trust lists that are in use: address, date, SHA-256.
+    """Show the trust lists that are in use, with their addresses, dates, and SHA-256.
 
     \b
     touchstone config trust show
@@ -161,15 +167,15 @@ def _show_trust(as_json: bool) -> None:
 
     files = cached_files()
     lines = [
-        f"{name}: {one.certificates} certificates, {one.fetched_at[:10]}, sha256 {one.sha256}, from {one.address}"
-        for name, one in files.items()
+        f"{name}: {file.certificates} certificates, {file.fetched_at[:10]}, sha256 {file.sha256}, from {file.address}"
+        for name, file in files.items()
     ]
     lines += (
-        [f"in {cache_folder('trust')}; used where no config names another list"]
+        [f"in {cache_folder('trust')}; used if the config does not name another list"]
         if files
-        else [f"no trust list here: {UPDATE}"]
+        else [f"no trust list in the cache: {UPDATE}"]
     )
-    options.echo_document({name: one.model_dump() for name, one in files.items()}, lines, as_json)
+    options.echo_document({name: file.model_dump() for name, file in files.items()}, lines, as_json)
 
 
 @click.command()
@@ -193,12 +199,13 @@ def completion(shell: str) -> int:
 @click.command()
 @options.as_json
 def doctor(as_json: bool) -> int:
-    """Show what this machine has, and what to do where something is missing.
+    """Check that this machine has what Touchstone needs, and show how to fix what is missing.
 
     \b
     touchstone doctor
 
-    FAIL: `check` or `score` would fail with this exit code. note: it can wait. Put these lines into a bug report.
+    FAIL means that `check` or `score` would fail with the exit code of this command. `note` marks advice that can wait.
+    Include the output in a bug report.
     """
     from ray_app.cluster.machine import CHECKS
 
@@ -207,18 +214,18 @@ def doctor(as_json: bool) -> int:
     for name, check in CHECKS.items():
         failed = ExitCode.DONE
         try:
-            found, todo = check()
+            result, todo = check()
         except TouchstoneError as error:
-            failed, found, todo = error.exit_code, error.message, error.hint or ""
-        except Exception as error:  # a damaged installation raises anything
-            failed, found, todo = (
+            failed, result, todo = error.exit_code, error.message, error.hint or ""
+        except Exception as error:  # A damaged installation can raise any exception.
+            failed, result, todo = (
                 ExitCode.DETECTOR,
                 describe_error(error),
-                "install Touchstone anew; if it stays, report it",
+                "reinstall Touchstone; if the error remains, report it",
             )
         code, state = code or failed, "FAIL" if failed else "note" if todo else "ok"
-        checks.append({"name": name, "state": state, "found": found, "todo": todo})
-        line = f"{state:4}  {name:10}  {found}{' → ' * bool(todo)}{todo}"
+        checks.append({"name": name, "state": state, "found": result, "todo": todo})
+        line = f"{state:4}  {name:10}  {result}{' → ' * bool(todo)}{todo}"
         lines += textwrap.wrap(line, 100, subsequent_indent=" " * 18, break_on_hyphens=False)
     options.echo_document(
         {"machine": lines[0], "exit_code": int(code), "checks": checks}, lines, as_json

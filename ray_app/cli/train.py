@@ -1,4 +1,4 @@
-"""The commands `train` and `detectors fit`, which make detectors, identifiers, and describers."""
+"""The commands `train` and `detectors fit`."""
 
 import json
 from typing import Any
@@ -15,15 +15,15 @@ from ray_app.cli.options import RECIPE
 @click.option(
     "--out",
     metavar="DIR",
-    help="Where card, weights, figures and report go; any fsspec URL. The same command resumes there.",
+    help="Directory for the card, the weights, the metrics, and the report; any fsspec URL. Run the same command again to resume.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Show steps, memory and data counts, and train nothing."
+    "--dry-run", is_flag=True, help="Show steps, memory, and data counts without training."
 )
 @click.option(
     "--push",
     metavar="URL",
-    help="Also put card and weights there: any fsspec URL, or hf://ORGANISATION/NAME.",
+    help="Also upload the card and the weights to this URL: any fsspec URL, or hf://ORGANISATION/NAME.",
 )
 @options.licence_option
 @options.overrides
@@ -35,9 +35,11 @@ def train(
     assignments: tuple[str, ...],
     accepted: tuple[str, ...],
     as_json: bool,
-    **given: Any,
+    **values: Any,
 ) -> int:
-    """Train a detector, an identifier, or a describer by a recipe: a shipped one by name, or a YAML file.
+    """Train a detector, an identifier, or a describer with a recipe.
+
+    CONFIG is the name of a shipped recipe, or the path of a YAML file.
 
     \b
     touchstone train quick --out runs/quick
@@ -47,8 +49,8 @@ def train(
 
     if push is not None:
         assignments = (*assignments, f"export.push={json.dumps(push)}")
-    config = options.configured(
-        "train", config_file, TrainConfig, {"accept_licences": accepted, **given}, assignments
+    config = options.load_config(
+        "train", config_file, TrainConfig, {"accept_licences": accepted, **values}, assignments
     )
     trained = run_training(config, dry_run=dry_run)
     if trained.facts:
@@ -76,13 +78,14 @@ def train(
 @click.option(
     "--labels",
     metavar="FILE",
-    help="The same as INDEX: a CSV, JSONL or Parquet, or a folder with an index.parquet.",
+    help="The same as INDEX: a CSV, JSONL, or Parquet file, or a folder with an index.parquet.",
 )
 @options.licence_option
-def fit(index: str | None, labels: str | None, accepted: tuple[str, ...], **given: Any) -> int:
-    """Fit a linear head to labelled images, on the backbone of CARD.
+def fit(index: str | None, labels: str | None, accepted: tuple[str, ...], **values: Any) -> int:
+    """Fit a linear head on the backbone of a detector, with your labelled images.
 
-    INDEX has a row per image: `uri` (relative to the file), `label` (real, fake, 0 or 1), and optionally `group`, `family` or `source`.
+    INDEX has a row for each image, with the columns `uri` (relative to INDEX), `label` (real, fake, 0, or 1), and optionally `group`,
+    `family`, or `source`.
 
     \b
     touchstone detectors fit unifd mine.csv --out heads/mine
@@ -91,12 +94,12 @@ def fit(index: str | None, labels: str | None, accepted: tuple[str, ...], **give
     from ray_app.training.fit_head import fit_labelled_images
 
     if (index is None) == (labels is None):
-        raise click.UsageError("name one file of labelled images, as INDEX or by --labels")
-    config = options.configured(
+        raise click.UsageError("name the labelled images once, as INDEX or with --labels")
+    config = options.load_config(
         "fit",
         None,
         FitHeadConfig,
-        {"labels": index or labels, "accept_licences": accepted, **given},
+        {"labels": index or labels, "accept_licences": accepted, **values},
         (),
     )
     lines = fit_labelled_images(config, lambda line: click.echo(line, err=True))

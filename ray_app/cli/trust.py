@@ -1,4 +1,4 @@
-"""Commands on how far to trust a run: `calibrate` a card, `audit` a sample."""
+"""The commands `detectors calibrate` and `runs audit`, which measure how far to trust verdicts."""
 
 import shlex
 from typing import Any
@@ -8,7 +8,7 @@ import click
 from ray_app.cli import options
 from ray_app.cli.config_options import ConfigCommand
 
-_LEAST_DRAWN = 50  # of a sample of the whole archive
+_MIN_SAMPLE = 50  # Images in a sample of the whole archive.
 
 
 @click.command(
@@ -37,11 +37,11 @@ _LEAST_DRAWN = 50  # of a sample of the whole archive
     "--out",
     metavar="CARD.yaml",
     required=True,
-    help="Path of the card. The labels of the held-out part are written next to it.",
+    help="Path of the new card. The labels of the held-out part are written to the same folder.",
 )
 @options.as_json
-def calibrate(as_json: bool, **given: Any) -> int:
-    """Calibrate detectors on labels, and write an ensemble card with a bound on false positives.
+def calibrate(as_json: bool, **values: Any) -> int:
+    """Calibrate detectors with labelled images, and write an ensemble card with a bound on false positives.
 
     \b
     touchstone detectors calibrate run --labels labels.csv --out mine.yaml
@@ -51,7 +51,7 @@ def calibrate(as_json: bool, **given: Any) -> int:
     from ray_app.reports.calibration import calibration_lines
     from ray_app.reports.text import terminal_width
 
-    calibration = calibrate_run(options.configured("calibrate", None, CalibrateConfig, given, ()))
+    calibration = calibrate_run(options.load_config("calibrate", None, CalibrateConfig, values, ()))
     options.echo_document(
         calibration.to_dict(), calibration_lines(calibration, terminal_width()), as_json
     )
@@ -64,35 +64,35 @@ def calibrate(as_json: bool, **given: Any) -> int:
     "--draw",
     type=click.IntRange(min=10),
     metavar="N",
-    help="Draw this many images; writes sample.csv, audit.html and audit.json.",
+    help="Draw a sample of this many images, and write sample.csv, audit.html, and audit.json.",
 )
 @click.option(
     "--flagged",
     is_flag=True,
-    help="With --draw: only images flagged as fake; 30 bound how many of those are real.",
+    help="With --draw: sample only images flagged as fake. 30 images are enough to bound how many of those are real.",
 )
 @click.option(
     "--labels",
     metavar="FILE",
-    help="The sample's labels: sample.csv with its last column filled in.",
+    help="Labels of the sample: sample.csv with its last column filled in.",
 )
 @click.option(
     "--out",
     required=True,
     metavar="DIR",
-    help="Local folder of the audit; --labels finds there what --draw wrote.",
+    help="Local folder of the audit. --draw writes to it, and --labels reads from it.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Another seed draws other images.",
+    help="Seed of the sample; another seed draws other images.",
 )
 @click.option(
     "--thumbnails/--no-thumbnails",
     default=True,
-    help="Pictures in audit.html, read from the archive.  [default: with them]",
+    help="Show the images in audit.html; they are read from the archive.  [default: --thumbnails]",
 )
 @options.as_json
 def audit(
@@ -105,39 +105,41 @@ def audit(
     thumbnails: bool,
     as_json: bool,
 ) -> int:
-    """Estimate from a labelled sample of a run how many images are fake, and how many verdicts are right.
+    """Estimate how many images of a run are fake, and how many verdicts are right, from a labelled sample.
 
     \b
-    touchstone runs audit run --draw 300 --out audit      then fill in audit/sample.csv while you look at audit/audit.html
+    touchstone runs audit run --draw 300 --out audit      then look at audit/audit.html, and fill in audit/sample.csv
     touchstone runs audit run --labels audit/sample.csv --out audit
     """
     if (draw is None) == (labels is None):
         raise click.UsageError(
-            "give --draw N, to make a sample, or --labels FILE, to read one back"
+            "use either --draw N to draw a sample, or --labels FILE to read a labelled one"
         )
     if flagged and draw is None:
+        raise click.UsageError("--flagged requires --draw: a sample records how it was drawn")
+    if draw is not None and draw < _MIN_SAMPLE and not flagged:
         raise click.UsageError(
-            "--flagged belongs to --draw: --labels reads from the sample how it was drawn"
+            f"--draw must be at least {_MIN_SAMPLE}, or 10 with --flagged, got {draw}"
         )
-    if draw is not None and draw < _LEAST_DRAWN and not flagged:
-        raise click.UsageError(f"--draw: at least {_LEAST_DRAWN} images, or 10 with --flagged")
-    folder = options.local_folder(out)
+    folder = options.make_local_folder(out)
     if draw is not None:
         from ray_app.evaluation.audit.sample import PAGE, SAMPLE, draw_sample
 
-        drawn = draw_sample(run, draw, folder, only_flagged=flagged, seed=seed, pictures=thumbnails)
-        asked = [one for one in drawn.strata if one.drawn]
-        among = (
-            f"{sum(one.size for one in asked):,} images flagged as fake"
+        sample = draw_sample(
+            run, draw, folder, only_flagged=flagged, seed=seed, pictures=thumbnails
+        )
+        strata = [stratum for stratum in sample.strata if stratum.drawn]
+        population = (
+            f"{sum(stratum.size for stratum in strata):,} images flagged as fake"
             if flagged
-            else f"{drawn.scored:,} images"
+            else f"{sample.scored:,} images"
         )
         lines = [
-            f"drawn: {len(drawn.images):,} of {among}, from {len(asked)} {'stratum' if len(asked) == 1 else 'strata'}",
+            f"drawn: {len(sample.images):,} of {population}, from {len(strata)} {'stratum' if len(strata) == 1 else 'strata'}",
             f"label: look at {folder / PAGE}, and fill in the last column of {folder / SAMPLE}",
             f"then:  {shlex.join(['touchstone', 'runs', 'audit', run, '--labels', str(folder / SAMPLE), '--out', out])}",
         ]
-        options.echo_document(drawn.facts, lines, as_json)
+        options.echo_document(sample.facts, lines, as_json)
         return 0
     from ray_app.evaluation.audit.estimate import estimate
     from ray_app.reports.audit import audit_lines

@@ -1,1 +1,1 @@
-"""Jobs that make or move data on Ray: downloads, generated images, shards."""
+"""Jobs that create or move data: downloads, generated images, and shards."""

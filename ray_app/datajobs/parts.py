@@ -1,8 +1,8 @@
-"""What the three jobs share: a directory of parts, which units of work leave there, and the loop
-over these units.
+"""Read and write the parts of a job, and run its units of work (`run_units`).
 
-A part is a Parquet file of rows in parts/, one row for each image of a unit, written by the process
-that worked on it. What a part does not say has not been done: the same command does only that.
+A part is a Parquet file in `parts/` with one row for each image of a unit of work. The process that
+worked on the unit writes it. A unit without a part is not done, so that a job that is started again
+runs only these units.
 """
 
 import io
@@ -29,37 +29,49 @@ _READERS = 16
 def write_part(
     store: Store, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
 ) -> None:
-    """Write the part of this name whole. Raises StorageError."""
+    """Write a part, and replace an earlier one of the same name.
+
+    Args:
+        store: The store of the job's records.
+        name: Name of the part, without extension.
+        rows: One row for each image of the unit.
+        schema: Columns of the rows.
+
+    Raises:
+        StorageError: If the part cannot be written.
+    """
     store.write(f"{PARTS}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema)))
 
 
-def part_names(store: Store) -> list[str]:
-    """The names of all parts, in order."""
+def list_parts(store: Store) -> list[str]:
+    """Return the names of all parts in `store`, in order."""
     return [name.removesuffix(".parquet") for name in store.names(PARTS)]
 
 
 def remove_part(store: Store, name: str) -> None:
-    """Forget what a part says."""
+    """Delete a part, so that its unit is not done any more."""
     store.delete(f"{PARTS}/{name}.parquet")
 
 
 def read_parts(store: Store, names: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-    """(name, rows) of these parts, None = of all, in their order."""
+    """Yield the name and the rows of each part in `names`, in that order; None for all parts."""
 
     def read(name: str) -> tuple[str, pa.Table]:
         return name, pq.read_table(io.BytesIO(store.read(f"{PARTS}/{name}.parquet")))
 
-    names = part_names(store) if names is None else names
+    names = list_parts(store) if names is None else names
     with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(names), _READERS):  # no more of them in memory
+        # One batch at a time, which bounds the number of parts in memory.
+        for start in range(0, len(names), _READERS):
             yield from pool.map(read, names[start : start + _READERS])
 
 
-def labelled(
+def format_labels(
     lines: Callable[[Mapping[str, Any]], Iterator[tuple[str, str]]],
 ) -> Callable[[Mapping[str, Any]], list[str]]:
-    """A function from a summary to lines for people, of one that gives (label, text); "" goes on
-    with what the line before says.
+    """Decorate a generator of (label, text) pairs so that it returns lines with aligned labels.
+
+    The label "" marks a line that continues the one before it.
     """
 
     @wraps(lines)
@@ -69,21 +81,31 @@ def labelled(
     return in_lines
 
 
-def work_through(
-    each: Each,
+def run_units(
+    map_fn: Each,
     work: Callable[[U], Mapping[str, int]],
     units: Sequence[U],
     *,
     progress: Progress,
     lease: Lease,
-    say: str,
+    message: str,
 ) -> None:
-    """Have all units worked on; `work` returns how many {images, bad} a unit had. Raises
-    IdentityError when another command took the directory over.
+    """Run a function on all units of work, and show the progress.
+
+    Args:
+        map_fn: Applies `work` to the units, in this process or on a cluster.
+        work: Works on one unit, and returns the number of its `images` and how many are `bad`.
+        units: The units that are not done.
+        progress: The progress line, which is closed at the end.
+        lease: The lease on the directory of the job.
+        message: Text to show before the first unit.
+
+    Raises:
+        IdentityError: If another command took over the directory.
     """
-    progress.say(say)
+    progress.say(message)
     try:
-        with closing(each(work, units)) as reports:
+        with closing(map_fn(work, units)) as reports:
             for report in reports:
                 progress.advance(report["images"], report["bad"])
                 lease.check()

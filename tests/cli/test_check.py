@@ -314,7 +314,7 @@ def test_url_is_fetched_through_the_guard(monkeypatch, capsys):
         ("no-such-file", "no such file or folder"),
         ("a.jpg/x", "no such file or folder"),
         ("- -", "stands for one picture on stdin"),
-        ("a.jpg --html a.jpg", "not the name of a local .html file"),
+        ("a.jpg --html a.jpg", "--html must be the path of a local .html file"),
         ("a.jpg --ensemble tiny --detector npr", "cannot be given together"),
         ("a.jpg --ensemble tiny --fpr 0.1", "touchstone detectors calibrate RUN"),
     ],

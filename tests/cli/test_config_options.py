@@ -43,7 +43,7 @@ class Settings(Frozen):
 )
 @options.overrides
 def command(assignments, **given):
-    click.echo(options.configured("score", None, Settings, given, assignments))
+    click.echo(options.load_config("score", None, Settings, given, assignments))
 
 
 def run(*arguments):

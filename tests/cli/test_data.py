@@ -63,7 +63,7 @@ def test_collect_keeps_prompts_and_generators(meta, tmp_path, collect):
     out = tmp_path / "out"
     ended = collect(f"{meta} --out {out} --per-host 1")
     assert "3 of 5 images" in ended.out
-    assert "5 urls, 5 to be asked at 1 host" in ended.err
+    assert "5 urls, 5 to request from 1 host" in ended.err
     rows = read_index(str(out / "index"))
     labels = rows["input"].to_pylist()
     assert len(rows) == 3

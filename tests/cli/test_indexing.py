@@ -49,14 +49,14 @@ def test_index_complete_fails_if_counts_differ(folders, tmp_path, touchstone):
     assert "all: 2 · published 3 · DIFFER" in ended.out
     assert len(read_index(str(tmp_path / "part"))) == 2
     ended = touchstone(f"data index {folders} --layout folders --out {tmp_path}/x --complete")
-    assert "no published count to compare with" in ended.err
+    assert "there is no published count to compare with" in ended.err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("--layout gen-image", "no layout 'gen-image'"),
-        ("--layout folders --set split=train", "chosen by those who read an index"),
+        ("--layout folders --set split=train", "cannot be set for an index"),
         ("--layout folders --set arguments.generatr=x", "did you mean 'generator'"),
     ],
 )

@@ -205,7 +205,7 @@ def test_full_disk_exits_5_with_what_to_do(plain_run, tmp_path):
         )
     assert done.returncode == 5
     assert "cannot write: No space left on device" in done.stderr
-    assert "make room there" in done.stderr
+    assert "free some space there" in done.stderr
     code = (
         "import resource, sys\nfrom ray_app.cli.main import main\n"
         "import ray_app.runs.selection, ray_app.runs.table_files, ray_app.reports\n"

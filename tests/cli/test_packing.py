@@ -18,7 +18,7 @@ def test_pack_prints_counts(tmp_path, touchstone):
     ended = touchstone(line)
     assert ended.code == 0
     assert "9 of 9 files into 1 WebDataset shard" in ended.out
-    assert "2 of these are in no image format" in ended.out
+    assert "2 of these files are not in an image format" in ended.out
     assert "9 files in 1 shard" in ended.err
     assert touchstone(f"{line} --json").document["packed"] == 9
 

@@ -49,7 +49,7 @@ def test_update_that_fails_keeps_the_earlier_list(server, update, touchstone):
     server.objects["/official"] = b"<html>"
     ended = update()
     assert ended.code == 5
-    assert "no certificates, or one is damaged; the one of 20" in ended.err
+    assert "no certificates, or one is damaged; the copy of 20" in ended.err
     assert ended.out.count("certificates") == len(ADDRESSES)
     assert set(touchstone("config trust show --json").document) == set(ADDRESSES)
     assert touchstone("config trust update --address=x=1").code == 2

@@ -61,7 +61,7 @@ def test_eight_detectors_share_work_and_give_scores_and_masks(
         with Image.open(tmp_path / "masks" / f"{image_id}-maskclip.png") as mask:
             assert (mask.size, mask.mode) == ((row["width"], row["height"]), "L")
     assert main(["runs", "masks", str(out), "--out", "s3://bucket/masks"]) == 2
-    assert "not a folder of this machine" in capsys.readouterr().err
+    assert "must be a local folder" in capsys.readouterr().err
 
 
 def test_detector_that_replies_in_words_has_a_pool_of_its_own(score, photos, tmp_path):

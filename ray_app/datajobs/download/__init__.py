@@ -1,5 +1,6 @@
-"""Images that a list of urls names → files or shards with their columns: downloads on Ray, within
-each host's limits.
+"""Download the images of a list of URLs as files or shards, within the limits of each host.
+
+Enter at `ray_app.datajobs.download.run.collect`.
 """
 
 from ray_app.datajobs.download.config import CollectConfig

@@ -1,8 +1,8 @@
 """Fetch URLs within the limits of their hosts, check that each is an image, and store it.
 
-Read from top to bottom: `fetch_images` keeps up to a thousand URLs in progress. For each of them
-`_Session` waits for the host, requests the URL, decodes the answer, stores it, and notes how the
-URL ended. `Host` has the limits of one host, `Queue` takes turns between hosts.
+`fetch_images` is the entry point and keeps up to a thousand URLs in progress. For each of them,
+`_Session` waits for the host, requests the URL, decodes the response, stores the image, and records
+the outcome. `Host` has the limits of one host, `Queue` takes turns between hosts.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any
 
 from ray_app.datajobs.download.config import CollectConfig, Politeness
-from ray_app.datajobs.download.sink import Row, Sink, Task, row_of
+from ray_app.datajobs.download.sink import Row, Sink, Task, make_row
 from ray_app.datajobs.parts import OK
 from ray_app.errors import InputError, Status
 from ray_app.images import formats
@@ -27,31 +27,31 @@ from ray_app.storage.guarded_http import FetchFailed, FetchRules, GuardedClient
 
 _WRITERS = 16
 _DECODE_LIMIT_S = 20.0
-_WATCH_EVERY_S = 1.0
+_POLL_INTERVAL_S = 1.0
 _MAX_IN_PROGRESS = 1000
-_PER_REQUEST = 4  # URLs in progress for each request that their host may have at once
-_MAYBE_CUT = frozenset((Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE, Status.EMPTY_FILE))
+_PER_REQUEST = 4  # URLs in progress per concurrent request that their host allows.
+_MAYBE_TRUNCATED = frozenset((Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE, Status.EMPTY_FILE))
 
-# Pauses between the starts of two requests to a host that throttles: doubled each time, from the
-# first to the second of these.
+# Shortest and longest pause between the starts of two requests to a host that throttles. The pause
+# doubles each time.
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.05, 10.0
 
 Watch = Callable[[Sequence[str]], None]
 
 
 def fetch_images(tasks: Sequence[Task], config: CollectConfig, sink: Sink, watch: Watch) -> None:
-    """Fetch all tasks into the sink.
+    """Fetch all tasks, and store their images and rows.
 
     Args:
         tasks: URLs to fetch.
-        config: Limits, retries, and manners.
-        sink: Where images and rows go.
-        watch: Called once a second or more often with the statuses of the URLs that ended since.
+        config: Limits and retries.
+        sink: Stores images and rows.
+        watch: Called at least once per second with the statuses of the URLs that ended since the
+            last call. Its exceptions end the call, after all rows are committed.
 
     Raises:
-        StorageError: An image or a row cannot be written.
-        KeyboardInterrupt: A signal, after the rows of all ended URLs are committed; so is whatever
-            `watch` raises.
+        StorageError: If an image or a row cannot be written.
+        KeyboardInterrupt: If the process is interrupted, after all rows are committed.
     """
     decoders = IsolatedDecoders(
         config.images,
@@ -64,20 +64,20 @@ def fetch_images(tasks: Sequence[Task], config: CollectConfig, sink: Sink, watch
 
 
 class _Session:
-    """All URLs of one call, in one event loop."""
+    """Fetches all URLs of one call, in one event loop."""
 
     def __init__(
         self, config: CollectConfig, sink: Sink, decoders: IsolatedDecoders, watch: Watch
     ) -> None:
         self._config, self._sink, self._decoders, self._watch = config, sink, decoders, watch
         self._hosts: dict[str, Host] = {}
-        self._ended: list[str] = []
+        self._new_statuses: list[str] = []
 
     async def run(self, tasks: Sequence[Task]) -> None:
         limits = self._config.limits
         self._loop = asyncio.get_running_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(_WRITERS, thread_name_prefix="write"))
-        self._room = asyncio.Semaphore(limits.connections)
+        self._slots = asyncio.Semaphore(limits.connections)
         self._queue = Queue(tasks, self._config.politeness.per_host * _PER_REQUEST)
         self._client = open_client(self._config)
         with (
@@ -96,7 +96,7 @@ class _Session:
         running: set[asyncio.Task[None]] = set()
         has_ended = asyncio.Event()
 
-        def note_end(done: asyncio.Task[None]) -> None:
+        def on_done(done: asyncio.Task[None]) -> None:
             running.discard(done)
             has_ended.set()
 
@@ -104,22 +104,22 @@ class _Session:
             committing = group.create_task(self._commit_regularly())
             while True:
                 while len(running) < _MAX_IN_PROGRESS and (task := self._queue.next()) is not None:
-                    started = group.create_task(self._collect(task))
-                    running.add(started)
-                    started.add_done_callback(note_end)
+                    job = group.create_task(self._collect(task))
+                    running.add(job)
+                    job.add_done_callback(on_done)
                 if not running:
                     break
                 has_ended.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_WATCH_EVERY_S):
+                    async with asyncio.timeout(_POLL_INTERVAL_S):
                         await has_ended.wait()
                 self._report()
             committing.cancel()
         self._report()
 
     def _report(self) -> None:
-        ended, self._ended = self._ended, []
-        self._watch(ended)
+        statuses, self._new_statuses = self._new_statuses, []
+        self._watch(statuses)
 
     async def _commit_regularly(self) -> None:
         while True:
@@ -134,11 +134,12 @@ class _Session:
             self._queue.remove(task)
 
     async def _is_stored(self, task: Task) -> bool:
-        """Note the image that a killed session stored without its row, so that no request is made.
-        Return whether there is one.
+        """Add the row of an image that a killed session stored without it.
+
+        Return whether there is such an image, in which case no request is necessary.
         """
-        for name in task.there:
-            async with self._room:
+        for name in task.existing_files:
+            async with self._slots:
                 try:
                     data = await asyncio.to_thread(self._sink.read, name)
                     facts = await self._check(data)
@@ -149,7 +150,7 @@ class _Session:
         return False
 
     async def _fetch(self, task: Task) -> None:
-        """Request a URL until it ends: an image, a redirect, or a failure that is not retried."""
+        """Request a URL until there is an image, a redirect, or a failure that is not retried."""
         host = self._hosts.setdefault(task.host, Host(task.host, self._config.politeness))
         deadline = time.monotonic() + self._config.retry.deadline_s
         pauses = self._config.retry.pauses(random.random)
@@ -165,10 +166,10 @@ class _Session:
                 pause = next(pauses, None) if failure.passing and not is_same else None
                 if pause is None or time.monotonic() + pause > deadline:
                     if failure.asked and not failure.answered:
-                        host.note_silence()
+                        host.count_silence()
                     await self._end(
                         task,
-                        row_of(
+                        make_row(
                             task,
                             failure.status,
                             detail=failure.detail,
@@ -180,51 +181,58 @@ class _Session:
             await asyncio.sleep(pause)
 
     async def _request(self, task: Task, host: "Host") -> None:
-        """Make one request, and store its image or queue its redirect. Raises FetchFailed."""
+        """Make one request, and store its image or queue its redirect, or raise FetchFailed."""
         async with AsyncExitStack() as stack:
             async with host.visit():
-                await stack.enter_async_context(self._room)
-                answer = await self._client.get(task.url)
-            # Other tasks may visit the host while the image is decoded and written inside `_room`.
-            host.note_answer()
+                await stack.enter_async_context(self._slots)
+                response = await self._client.get(task.url)
+            # Other tasks may visit the host while the image is decoded and written. The slot stays
+            # in use, which bounds the number of images in memory.
+            host.count_answer()
             task = replace(task, requests=task.requests + 1)
-            if answer.moved is None:
-                facts = await self._check(answer.data)
-                await self._store(task, answer.data, facts, answer.content_type, http_status=200)
+            if response.moved is None:
+                facts = await self._check(response.data)
+                await self._store(
+                    task, response.data, facts, response.content_type, http_status=200
+                )
                 return
         if task.hops >= self._config.limits.max_redirects:
             raise FetchFailed(
                 Status.SOURCE_DENIED,
                 f"redirected more than {task.hops} times",
-                http_status=answer.http_status,
+                http_status=response.http_status,
             )
-        self._queue.add(replace(task, url=answer.moved, hops=task.hops + 1))
+        self._queue.add(replace(task, url=response.moved, hops=task.hops + 1))
 
     async def _check(self, data: bytes) -> Row:
-        """Return facts of bytes that decode. Raises FetchFailed, which is retried if the transfer
-        may have been cut.
+        """Return the columns on an image, or raise FetchFailed if it does not decode.
+
+        The failure is retried if the transfer may have been incomplete.
         """
-        return await self._loop.run_in_executor(self._checkers, _facts, self._decoders, data)
+        return await self._loop.run_in_executor(self._checkers, _inspect, self._decoders, data)
 
     async def _store(
         self, task: Task, data: bytes, facts: Row, content_type: str | None, **request: Any
     ) -> None:
-        """Store an image. It holds `_room`: while a shard is published, no more images arrive."""
-        place = await asyncio.to_thread(self._sink.keep, task, data, facts["format"], content_type)
+        """Store an image and add its row.
+
+        The caller holds a slot, so that no more images arrive than slots while a shard is uploaded.
+        """
+        path = await asyncio.to_thread(self._sink.keep, task, data, facts["format"], content_type)
         await self._end(
-            task, row_of(task, OK, place=place, size_bytes=len(data), **facts, **request), data
+            task, make_row(task, OK, place=path, size_bytes=len(data), **facts, **request), data
         )
 
     async def _end(self, task: Task, row: Row, data: bytes = b"") -> None:
         await self._in_ledger(self._sink.add, row, data, task)
-        self._ended.append(row["status"])
+        self._new_statuses.append(row["status"])
 
     async def _in_ledger(self, function: Callable[..., None], *args: Any) -> None:
-        """Call a function of the sink that one thread at a time may call."""
+        """Call a function of the sink that must not run in two threads at a time."""
         await self._loop.run_in_executor(self._ledger, function, *args)
 
 
-def _facts(decoders: IsolatedDecoders, data: bytes) -> Row:
+def _inspect(decoders: IsolatedDecoders, data: bytes) -> Row:
     digest = sha256(data).hexdigest()
     if data and formats.sniff_format(data) is None:
         raise FetchFailed(
@@ -239,7 +247,7 @@ def _facts(decoders: IsolatedDecoders, data: bytes) -> Row:
         raise FetchFailed(
             error.status,
             error.detail,
-            passing=error.status in _MAYBE_CUT,
+            passing=error.status in _MAYBE_TRUNCATED,
             sha256=digest,
             http_status=200,
         ) from None
@@ -255,11 +263,17 @@ def _adapt(host: "Host", failure: FetchFailed) -> None:
     if (failure.asked and failure.status == Status.SOURCE_THROTTLED) or failure.wait_s is not None:
         host.slow_down(failure.wait_s)
     elif failure.asked and failure.answered:
-        host.note_answer()
+        host.count_answer()
 
 
 class Host:
-    """The limits of one host, and what its answers said. For one event loop."""
+    """The limits of one host, and the state that its responses determine. For one event loop.
+
+    Args:
+        name: Name of the host.
+        rules: Limits on requests to a host.
+        clock: Returns the current time in seconds.
+    """
 
     def __init__(
         self, name: str, rules: Politeness, clock: Callable[[], float] = time.time
@@ -273,10 +287,10 @@ class Host:
 
     @asynccontextmanager
     async def visit(self) -> AsyncIterator[None]:
-        """Wait until one request may start, which the caller makes inside.
+        """Wait until a request may start. The caller makes it inside the context.
 
         Raises:
-            FetchFailed: The host gets no more requests.
+            FetchFailed: If the host gets no more requests.
         """
         async with self._slots:
             async with self._starting:
@@ -290,35 +304,44 @@ class Host:
                 self._next_start = self._clock() + self._pause_s
             yield
 
-    def note_answer(self) -> None:
-        """Forget silence after a useful answer, and shorten the pauses again."""
+    def count_answer(self) -> None:
+        """Reset the count of silent URLs after a useful response, and shorten the pauses."""
         self._silent_urls = 0
         shorter = 0.8 * self._pause_s if self._pause_s > _MIN_PAUSE_S else 0.0
         self._pause_s = max(self._rules.pause_s, shorter)
 
-    def note_silence(self) -> None:
-        """Count a URL that ended without any answer, and give the host up after several."""
+    def count_silence(self) -> None:
+        """Count a URL without any response, and give up the host after several in a row."""
         self._silent_urls += 1
         if self._silent_urls >= self._rules.give_up_after and self._refusal is None:
-            message = f"not asked: {self.name} gave no answer to {self._silent_urls} urls in a row"
+            message = f"not requested: {self.name} did not respond to {self._silent_urls} consecutive urls"
             self._refusal = (Status.SOURCE_TIMEOUT, message)
 
     def slow_down(self, wait_s: float | None) -> None:
-        """Lengthen the pauses, and wait as long as Retry-After says. A host that asks for more than
-        `longest_wait_s` gets no more requests.
+        """Lengthen the pauses, and wait for the time of Retry-After.
+
+        A host that requests a wait above `longest_wait_s` gets no more requests.
+
+        Args:
+            wait_s: Seconds that Retry-After requests. None if the response has no such header.
         """
         self._silent_urls = 0
         longer = min(_MAX_PAUSE_S, max(2 * self._pause_s, _MIN_PAUSE_S))
         self._pause_s = max(self._rules.pause_s, longer)
         if wait_s is not None and wait_s > self._rules.longest_wait_s:
-            message = f"{self.name} asks to wait {wait_s:.0f} s, and is asked nothing more in this session"
+            message = f"{self.name} asks to wait {wait_s:.0f} s, so it gets no more requests in this session"
             self._refusal = (Status.SOURCE_THROTTLED, message)
             return
         self._not_before = max(self._not_before, self._clock() + (wait_s or 0.0))
 
 
 class Queue:
-    """Tasks by host, the hosts in turn, with a limited number in progress for each host."""
+    """Tasks by host. Hosts take turns, and each has a limited number of tasks in progress.
+
+    Args:
+        tasks: The first tasks.
+        limit: Maximum number of tasks in progress per host.
+    """
 
     def __init__(self, tasks: Iterable[Task], limit: int) -> None:
         self._limit = limit
@@ -328,11 +351,11 @@ class Queue:
             self.add(task)
 
     def add(self, task: Task) -> None:
-        """Add a task that waits."""
+        """Add a pending task."""
         self._waiting.setdefault(task.host, deque()).append(task)
 
     def next(self) -> Task | None:
-        """Return the next task whose host has room, in progress from now on, or None."""
+        """Start the next task whose host is below its limit, and return it; None if there is none."""
         host = next((h for h in self._waiting if self._in_progress[h] < self._limit), None)
         if host is None:
             return None
@@ -344,13 +367,14 @@ class Queue:
         return task
 
     def remove(self, task: Task) -> None:
-        """Note that a task is no longer in progress."""
+        """Remove a task that is no longer in progress."""
         self._in_progress[task.host] -= 1
 
 
 def open_client(config: CollectConfig) -> GuardedClient:
-    """Return the client with the SSRF guard that requests the URLs of a list. Call it inside the
-    event loop, and close the client.
+    """Return a client with an SSRF guard that requests the URLs of a list.
+
+    Call this function inside the event loop, and close the client.
     """
     limits = config.limits
     rules = FetchRules(
@@ -366,15 +390,21 @@ def open_client(config: CollectConfig) -> GuardedClient:
         keep_alive=True,
     )
     is_allowed = _allow_any if config.allow_private else ssrf.is_public_address
-    return GuardedClient(rules, resolver=_resolver(config.resolve), is_allowed_address=is_allowed)
+    return GuardedClient(
+        rules, resolver=_make_resolver(config.resolve), is_allowed_address=is_allowed
+    )
 
 
 def _allow_any(address: str) -> bool:
     return True
 
 
-def _resolver(known: Mapping[str, str]) -> ssrf.Resolver:
+def _make_resolver(addresses: Mapping[str, str]) -> ssrf.Resolver:
     async def resolve(host: str, port: int) -> list[tuple[str, int]]:
-        return [(known[host], port)] if host in known else await ssrf.system_resolver(host, port)
+        return (
+            [(addresses[host], port)]
+            if host in addresses
+            else await ssrf.system_resolver(host, port)
+        )
 
     return resolve

@@ -1,8 +1,7 @@
-"""Where a good image goes (`Sink`): into a file, or a shard that is published when full. Rows are
-committed here too.
+"""Store images as files or in shards, and commit the rows of all URLs (`Sink`).
 
-Files: rows after their files; a file without a row is checked before its url is requested again.
-Shards: rows before their shard; rows whose shard is not there count for nothing.
+Rows are committed after files: a file without a row is checked before its URL is requested again.
+Rows are committed before their shard: rows whose shard is missing are ignored.
 """
 
 import hashlib
@@ -19,11 +18,11 @@ from yarl import URL
 from ray_app.archives import ManifestMember
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.parts import OK, write_part
-from ray_app.datajobs.shards.writer import SHARD_ENDINGS, SHARDS, LocalShard, Packed
+from ray_app.datajobs.shards.writer import SHARD_EXTENSIONS, SHARDS, LocalShard, PackedMember
 from ray_app.storage import Store, strip_secrets
 
-# A row of the state. `place`: the file below `out`, or the shard; `url` as the list has it, without
-# secrets in `final_url`.
+# The outcome of a URL. `place` is the path of the file or the shard below `out`. `url` and
+# `final_url` are without secrets.
 OUTCOME = pa.schema(
     [("id", pa.string()), ("url", pa.string()), ("status", pa.string()), ("detail", pa.string()), ("place", pa.string()),
      ("sha256", pa.string()), ("format", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("size_bytes", pa.int64()),
@@ -32,10 +31,8 @@ OUTCOME = pa.schema(
 Row = dict[str, Any]
 
 
-def host_of(url: str) -> str:
-    """The host that a url is counted at, as it is dialled: in ASCII, small letters, without port;
-    '' where there is none.
-    """
+def get_host(url: str) -> str:
+    """Return the host of a URL in ASCII and lower case, without port; "" if it has no host."""
     try:
         return (URL(url).raw_host or "").removesuffix(".")
     except ValueError:
@@ -47,66 +44,79 @@ class Task:
     """A URL to fetch.
 
     Attributes:
-        wanted: The URL in the list, without secrets.
-        url: The URL to request, which differs from `wanted` after a redirect.
-        stem: The name of its file, without ending.
-        there: Files of that name, perhaps of a killed session.
-        columns: What goes with the image into a shard.
+        id: Unique id of the image.
+        listed_url: The URL in the list, without secrets.
+        url: The URL to request, which differs from `listed_url` after a redirect.
+        stem: Name of the file, without extension.
+        existing_files: Files of that name, such as those of a killed session.
+        columns: Columns of the list that a shard stores with the image.
         hops: Number of redirects so far.
         requests: Number of requests so far.
     """
 
     id: str
-    wanted: str
+    listed_url: str
     url: str
     stem: str
-    there: tuple[str, ...] = ()
+    existing_files: tuple[str, ...] = ()
     columns: Mapping[str, str | None] = field(default_factory=dict)
     hops: int = 0
     requests: int = 0
 
     @property
     def host(self) -> str:
-        """The host whose limits hold for the next request."""
-        return host_of(self.url)
+        """Host of the next request, whose limits apply."""
+        return get_host(self.url)
 
 
-def row_of(task: Task, status: str, **found: Any) -> Row:
-    """How a task ended, as a row of `OUTCOME`; what was not found is null."""
-    asked = {
+def make_row(task: Task, status: str, **columns: Any) -> Row:
+    """Make the row of `OUTCOME` of a finished task.
+
+    Args:
+        task: The task.
+        status: Its status.
+        **columns: Values of further columns. All others are null.
+    """
+    request_columns = {
         "id": task.id,
-        "url": task.wanted,
+        "url": task.listed_url,
         "requests": task.requests,
         "final_url": strip_secrets(task.url),
     }
     return (
         dict.fromkeys(OUTCOME.names)
-        | asked
+        | request_columns
         | {"status": status, "ended_at": datetime.now(UTC)}
-        | found
+        | columns
     )
 
 
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
-# bytes of UTF-8; the usual file systems end at 255, and the ending and a store's own prefix want
-# room
-_LONGEST = 150
+# Bytes of UTF-8 in a file name. Most file systems allow 255; the extension and the prefix of a
+# store need some of them.
+_MAX_NAME_BYTES = 150
+# Device names of Windows.
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
-# Subtypes under which a format is sent, the usual one first. Names are those of DFLIP-3K's own
-# downloader, `<id>.<subtype>` (specs/localization.md §5.1), with ids kept whole where they have
-# dots, and the ending corrected where the bytes say another format.
+# MIME subtypes of each format, the usual one first. File names are those of DFLIP-3K's own
+# downloader, `<id>.<subtype>` (arXiv 2401.02335), with two differences: ids with dots are not cut,
+# and the extension follows the bytes if they have another format.
 _SUBTYPES = {
     "JPEG": ("jpeg", "jpg"), "PNG": ("png", "apng"), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",), "TIFF": ("tiff", "tif"),
     "AVIF": ("avif",), "HEIC": ("heic", "heif"), "JPEG2000": ("jp2", "jpx"), "PNM": ("pnm",), "RAW": ("raw",),
 }  # fmt: skip
-ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)
+EXTENSIONS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)
 
 
 class Sink:
-    """Images as files of `folder`, or one after the other in shards of `shard_mb` with their
-    columns beside; and the rows of all urls.
+    """Stores images, as files or in shards, and the rows of all URLs.
 
-    `read` and `keep` from many threads, all else from one at a time.
+    Many threads may call `read` and `keep`, but only one thread at a time the other methods.
+
+    Args:
+        store: The output directory.
+        records: The store of the rows.
+        config: Settings of the collection.
+        columns: Names of the columns of the list that shards store.
     """
 
     def __init__(
@@ -114,7 +124,7 @@ class Sink:
     ) -> None:
         self._store, self._records, self._form = store, records, config.form
         self._prefix = f"{config.folder}/" if config.folder else ""
-        self._most, self._type = (
+        self._max_shard_bytes, self._type = (
             config.shard_mb * 1e6,
             pa.struct([(name, pa.string()) for name in columns]),
         )
@@ -123,28 +133,40 @@ class Sink:
         self._shard: LocalShard | None = None
 
     def read(self, name: str) -> bytes:
-        """A file that an earlier session left. Raises FileNotFoundError."""
+        """Return the bytes of a file of an earlier session, or raise FileNotFoundError."""
         return self._store.read(self._prefix + name)
 
     def keep(
         self, task: Task, data: bytes, image_format: str, content_type: str | None
     ) -> str | None:
-        """Put the bytes in their place and return it, where images are files; what was there under
-        another ending goes.
+        """Write the file of an image, and delete files of the task with another extension.
+
+        Args:
+            task: The task of the image.
+            data: Bytes of the image.
+            image_format: Format of the bytes.
+            content_type: Content-Type of the response. None if it had none.
+
+        Returns:
+            The path of the file below the output directory. None if images go into shards.
         """
         if self._form != "files":
             return None
-        name = f"{task.stem}.{ending(content_type, image_format)}"
-        if name not in task.there or self.read(name) != data:
+        name = f"{task.stem}.{choose_extension(content_type, image_format)}"
+        if name not in task.existing_files or self.read(name) != data:
             self._store.write(self._prefix + name, data)
-        for other in task.there:
+        for other in task.existing_files:
             if other != name:
                 self._store.delete(self._prefix + other)
         return self._prefix + name
 
     def add(self, row: Row, data: bytes, task: Task) -> None:
-        """Note how a task ended; a good image goes into the shard, where there are shards, and a
-        full one is published.
+        """Add the row of a finished task. Add its image to the shard, and upload a full shard.
+
+        Args:
+            row: The row of `OUTCOME`.
+            data: Bytes of the image, which are only used for shards.
+            task: The task.
         """
         if self._form == "files" or row["status"] != OK:
             self._rows.append(row)
@@ -157,7 +179,7 @@ class Sink:
             )
         member = ManifestMember(
             0,
-            strip_secrets(task.wanted),
+            strip_secrets(task.listed_url),
             None,
             0,
             row["sha256"],
@@ -168,7 +190,7 @@ class Sink:
         )
         try:
             self._shard.add(
-                Packed(
+                PackedMember(
                     f"{self._token}-{len(self._packed):06}",
                     member,
                     data,
@@ -177,28 +199,26 @@ class Sink:
                 )
             )
         except BaseException:
-            self.close()  # of what it holds nothing is known now
+            self.close()  # The state of the shard is unknown after a failed write.
             raise
         self._packed.append(row)
-        if self._shard.size_bytes >= self._most:
+        if self._shard.size_bytes >= self._max_shard_bytes:
             self._publish()
 
     def commit(self) -> None:
-        """Write the rows of what has ended."""
+        """Write the rows that are not written yet, except those of the open shard."""
         rows, self._rows = self._rows, []
         if rows:
             write_part(self._records, secrets.token_hex(8), rows, OUTCOME)
 
     def publish(self) -> None:
-        """Write the rows of what has ended, and the shard that is not full."""
+        """Write all rows, and upload the shard that is not full."""
         self.commit()
         if self._shard is not None:
             self._publish()
 
     def close(self) -> None:
-        """Forget what is not published. A shard that could not be takes its rows along: no later
-        one may count them as its own.
-        """
+        """Drop the open shard and its rows, so that a later shard does not count them."""
         shard, self._shard = self._shard, None
         if shard is not None:
             shard.drop()
@@ -206,58 +226,64 @@ class Sink:
     def _publish(self) -> None:
         assert self._shard is not None
         assert self._form != "files"
-        place = f"data/{self._token}.{SHARD_ENDINGS[self._form]}"
+        path = f"data/{self._token}.{SHARD_EXTENSIONS[self._form]}"
         try:
             self._shard.finish()
             write_part(
                 self._records,
                 self._token,
-                [row | {"place": place} for row in self._packed],
+                [row | {"place": path} for row in self._packed],
                 OUTCOME,
             )
-            self._store.write_file(place, self._shard.path)
+            self._store.write_file(path, self._shard.path)
         finally:
             self.close()
 
 
-def safe_name(name: str) -> str:
-    """An id as a file is named after it, without ending: itself, where it is harmless on every file
-    system; else a harmless form of it and eight digits of its hash.
+def make_safe_name(name: str) -> str:
+    """Return a file name without extension for an id.
+
+    It is the id itself if that is safe on every file system, else a safe form of it with eight
+    digits of its hash.
     """
     plain = _UNSAFE.sub("_", name).lstrip(".")
-    while len(plain.encode()) > _LONGEST:
+    while len(plain.encode()) > _MAX_NAME_BYTES:
         plain = plain[:-1]
     if plain == name and plain and not plain.endswith(".") and not _RESERVED.fullmatch(plain):
         return name
-    return marked(plain or "_", name)
+    return append_hash(plain or "_", name)
 
 
-def marked(plain: str, name: str) -> str:
-    """A name with eight digits of a hash of the id, which no other id has."""
+def append_hash(plain: str, name: str) -> str:
+    """Append eight hex digits of the SHA-256 of id `name` to a file name."""
     return f"{plain.rstrip('.')}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
-    """The names of ids in their order, no two of which differ only in case, and of how many that
-    had to be mended.
+def make_file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
+    """Return a file name without extension for each id; no two names differ only in case.
+
+    The second value is the number of ids whose name was changed because of another one.
     """
-    taken: set[str] = set()
-    chosen: list[str] = []
-    cases = 0
+    used: set[str] = set()
+    stems: list[str] = []
+    conflicts = 0
     for name in ids:
-        stem = safe_name(name)
-        cases += stem.casefold() in taken
-        while stem.casefold() in taken:  # an id may be spelt as the mark of another
-            stem = marked(stem, name)
-        taken.add(stem.casefold())
-        chosen.append(stem)
-    return chosen, cases
+        stem = make_safe_name(name)
+        conflicts += stem.casefold() in used
+        # A loop, because an id may equal another id with its hash.
+        while stem.casefold() in used:
+            stem = append_hash(stem, name)
+        used.add(stem.casefold())
+        stems.append(stem)
+    return stems, conflicts
 
 
-def ending(content_type: str | None, image_format: str) -> str:
-    """The ending, without its dot: the Content-Type's subtype where it agrees with what the bytes
-    are, else the bytes' own.
+def choose_extension(content_type: str | None, image_format: str) -> str:
+    """Return the file extension of an image, without dot.
+
+    It is the subtype of the Content-Type if that matches the format of the bytes, else the usual
+    extension of the format.
     """
     subtype = (content_type or "").partition(";")[0].strip().lower().rpartition("/")[2]
-    known = _SUBTYPES.get(image_format, (image_format.lower(),))
-    return subtype if subtype in known else known[0]
+    subtypes = _SUBTYPES.get(image_format, (image_format.lower(),))
+    return subtype if subtype in subtypes else subtypes[0]

@@ -1,7 +1,7 @@
-"""A list of urls → one table of texts (`read_list`).
+"""Read a list of URLs as a table of strings (`read_url_table`).
 
-Reads DFLIP-3K's JSON (specs/localization.md §5.1), CSV, TSV, JSON lines and Parquet. Every column
-is kept, as text, under a name in small letters with underscores: `Negative prompt` is
+The list is DFLIP-3K's JSON (arXiv 2401.02335), CSV, TSV, JSON lines, or Parquet. Each column is
+kept as text under a name in lower case with underscores: `Negative prompt` becomes
 `negative_prompt`.
 """
 
@@ -26,20 +26,25 @@ from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, canonical, strip_secrets
 
 _IDS, _URLS = ("id", "image_id", "key"), ("url", "image_url", "uri", "link")
-# What our own tables call so; a list's column of that name stands beside as meta_NAME.
-_OURS = frozenset(
+# Columns of the tables that this command writes. A column of the list with such a name is renamed
+# to meta_NAME.
+_RESERVED = frozenset(
     ("id", "url", "uri", "version", "etag", "sha256", "format", "width", "height", "size_bytes", "place", "shard", "status", "image",
      "source", "path")
 )  # fmt: skip
-_ENDINGS = (".json (DFLIP-3K)", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_MAX_BYTES = 2**31  # of a JSON file; the largest published list has 195 MB
+_SUFFIXES = (".json (DFLIP-3K)", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_MAX_BYTES = 2**31  # Of a JSON file. The largest published list has 195 MB.
 _DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
 
 
 @dataclass(frozen=True)
 class UrlTable:
-    """`rows`: texts; `id` and `url` in every row, ids unique. `repeated`: rows that stood there
-    before; `without_url`: left out.
+    """A list of URLs.
+
+    Attributes:
+        rows: Columns of strings. Every row has a unique `id` and a `url`.
+        repeated: Number of dropped rows whose id and URL equal those of an earlier row.
+        without_url: Number of dropped rows without a URL.
     """
 
     rows: pa.Table
@@ -48,52 +53,54 @@ class UrlTable:
 
     @property
     def columns(self) -> list[str]:
-        """All names, `id` and `url` first."""
+        """Names of the columns; `id` and `url` come first."""
         return list(self.rows.schema.names)
 
 
-def read_list(config: CollectConfig) -> UrlTable:
-    """The whole list. Raises ConfigError, naming the file, where it is none, names no urls, or
-    gives one id to two urls.
+def read_url_table(config: CollectConfig) -> UrlTable:
+    """Read the list of URLs that `config.meta` names.
+
+    Raises:
+        ConfigError: If the file is not a list, has no URLs, or gives one id to two URLs.
     """
-    where = strip_secrets(canonical(config.meta))
-    table = _texts(_read(config, where))
+    source = strip_secrets(canonical(config.meta))
+    table = _convert_to_text(_read(config, source))
     if config.limit is not None:
         table = table.slice(0, config.limit)
-    return _listed(table, config, where)
+    return _make_url_table(table, config, source)
 
 
-def _read(config: CollectConfig, where: str) -> pa.Table:
-    ending = get_ending(config.meta)
-    if ending != ".json":
-        if not is_label_table(config.meta) or ending == ".txt":
+def _read(config: CollectConfig, source: str) -> pa.Table:
+    suffix = get_ending(config.meta)
+    if suffix != ".json":
+        if not is_label_table(config.meta) or suffix == ".txt":
             raise ConfigError(
-                f"{where}: not a list of urls",
-                hint=f"give a file whose name ends in {', '.join(_ENDINGS)}",
+                f"{source}: not a list of URLs",
+                hint=f"name a file that ends with {', '.join(_SUFFIXES)}",
             )
         return LabelTable(config.meta).read()
     try:
-        return _dflip(
-            Fetcher(signed=[config.meta]).fetch(where, "", _MAX_BYTES), where, config.generator
+        return _read_dflip(
+            Fetcher(signed=[config.meta]).fetch(source, "", _MAX_BYTES), source, config.generator
         )
     except InputError as error:
-        raise ConfigError(f"{where}: {error.detail}") from None
+        raise ConfigError(f"{source}: {error.detail}") from None
     except (pa.ArrowException, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{where}: cannot be read as JSON: {' '.join(str(error).split())[:300]}"
+            f"{source}: cannot be read as JSON: {' '.join(str(error).split())[:300]}"
         ) from None
 
 
-def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
-    twice: Counter[str] = Counter()
+def _read_dflip(data: bytes, source: str, generator: str | None) -> pa.Table:
+    repeated_keys: Counter[str] = Counter()
 
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice.update(
-            name for name, count in Counter(name for name, _ in found).items() if count > 1
+    def make_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated_keys.update(
+            name for name, count in Counter(name for name, _ in pairs).items() if count > 1
         )
-        return dict(found)
+        return dict(pairs)
 
-    content = json.loads(data, object_pairs_hook=pairs)
+    content = json.loads(data, object_pairs_hook=make_dict)
     if isinstance(content, list):
         return text_table(
             [row if isinstance(row, dict) else {"url": row} for row in content], format_value
@@ -101,45 +108,48 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
     if not isinstance(content, dict) or not all(
         isinstance(record, dict) for record in content.values()
     ):
-        raise ConfigError(f"{where}: neither id → record (DFLIP-3K) nor a list of records")
-    if doubled := [name for name in twice if name in content]:
         raise ConfigError(
-            f"{where}: the id {doubled[0]!r} is there twice ({len(doubled)} such ids)",
-            hint="one record per id",
+            f"{source}: must be an object of records by id (DFLIP-3K), or a list of records"
+        )
+    if duplicates := [name for name in repeated_keys if name in content]:
+        raise ConfigError(
+            f"{source}: duplicate id {duplicates[0]!r} ({len(duplicates)} such ids)",
+            hint="keep one record for each id",
         )
     if content and not any("url" in record for record in content.values()):
-        raise _no_urls(where, next(iter(content.values())))
-    stem = where.rpartition("/")[2].partition(".")[0]
+        raise _make_no_urls_error(source, next(iter(content.values())))
+    stem = source.rpartition("/")[2].partition(".")[0]
     family = FAMILIES_V1.get(stem)
     rows = []
     for name, record in content.items():
-        made_by = (
+        record_generator = (
             family or record.get("generator") or record.get("Model") or record.get("Model hash")
         )
         rows.append(
             {
                 **record,
                 "id": name,
-                "generator": made_by or generator or ("sdft" if stem == "pd" else None),
+                "generator": record_generator or generator or ("sdft" if stem == "pd" else None),
             }
         )
     return text_table(rows, format_value)
 
 
-def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
+def _make_no_urls_error(source: str, record: Mapping[str, Any]) -> ConfigError:
     if {"p", "se"} <= record.keys():
-        message = f"{where}: this is DFLIP-3K's sd.json: names, prompts and seeds of DiffusionDB's images, and no urls"
+        message = f"{source}: this is DFLIP-3K's sd.json: it has names, prompts, and seeds of DiffusionDB's images, but no urls"
         return ConfigError(
             message,
-            hint=f"the images are in DiffusionDB ({_DIFFUSION_DB}): fetch its parts there, or score hf://datasets/poloclub/diffusiondb",
+            hint=f"download the parts of DiffusionDB ({_DIFFUSION_DB}), or score hf://datasets/poloclub/diffusiondb",
         )
-    return ConfigError(f"{where}: its records have no url", hint=f"they have {', '.join(record)}")
+    return ConfigError(
+        f"{source}: its records have no key 'url'",
+        hint=f"rename the key of URLs to 'url'; the keys are {', '.join(record)}",
+    )
 
 
-def _texts(table: pa.Table) -> pa.Table:
-    """All columns as texts, null for the empty one, under plain names; columns of bytes are left
-    out.
-    """
+def _convert_to_text(table: pa.Table) -> pa.Table:
+    """Convert all columns but those of bytes to strings with plain names, and "" to null."""
     columns: dict[str, pa.Array] = {}
     for name, column in zip(table.schema.names, table.columns, strict=True):
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
@@ -156,83 +166,86 @@ def _texts(table: pa.Table) -> pa.Table:
                     )
                 ]
             )
-        texts = column.cast(pa.string())
-        columns.setdefault(_plain(name), pc.if_else(pc.equal(texts, ""), None, texts))
+        strings = column.cast(pa.string())
+        columns.setdefault(_plain_name(name), pc.if_else(pc.equal(strings, ""), None, strings))
     return pa.table(columns)
 
 
-def _plain(name: str) -> str:
+def _plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_") or "column"
 
 
-def _listed(table: pa.Table, config: CollectConfig, where: str) -> UrlTable:
-    url = _column(table, config.url, _URLS, where)
-    if url is None:
+def _make_url_table(table: pa.Table, config: CollectConfig, source: str) -> UrlTable:
+    url_column = _find_column(table, config.url, _URLS, source)
+    if url_column is None:
         raise ConfigError(
-            f"{where}: none of its columns holds urls: {', '.join(table.schema.names)}",
-            hint="say which: --set url=NAME",
+            f"{source}: no column of URLs among {', '.join(table.schema.names)}",
+            hint="use --set url=NAME to name the column of URLs",
         )
-    has_url = pc.is_valid(table[url])
+    has_url = pc.is_valid(table[url_column])
     without, table = table.num_rows - (pc.sum(has_url).as_py() or 0), table.filter(has_url)
     if not len(table):
-        raise ConfigError(f"{where}: no row has a url")
-    own = _column(table, config.id, _IDS, where)
-    urls: list[str] = table[url].to_pylist()
-    given = table[own].to_pylist() if own else [None] * len(urls)
+        raise ConfigError(f"{source}: no row has a URL")
+    id_column = _find_column(table, config.id, _IDS, source)
+    urls: list[str] = table[url_column].to_pylist()
+    listed_ids = table[id_column].to_pylist() if id_column else [None] * len(urls)
     ids: list[str] = [
-        name or hashlib.sha256(at.encode()).hexdigest()[:16]
-        for name, at in zip(given, urls, strict=True)
+        name or hashlib.sha256(url.encode()).hexdigest()[:16]
+        for name, url in zip(listed_ids, urls, strict=True)
     ]
-    first: dict[str, int] = {}
+    first_rows: dict[str, int] = {}
     for row, name in enumerate(ids):
-        if first.setdefault(name, row) != row and urls[first[name]] != urls[row]:
-            message = f"{strip_secrets(urls[first[name]])} and {strip_secrets(urls[row])}"
+        if first_rows.setdefault(name, row) != row and urls[first_rows[name]] != urls[row]:
+            message = f"{strip_secrets(urls[first_rows[name]])} and {strip_secrets(urls[row])}"
             raise ConfigError(
-                f"{where}: the id {name!r} is given to {message}",
-                hint="ids must be unique; or --set id=COLUMN names another",
+                f"{source}: two URLs have the id {name!r}: {message}",
+                hint="make ids unique, or use --set id=COLUMN to name another column",
             )
-    kept = pa.array(list(first.values()), pa.int64())
-    beside = {
-        _beside(name): table[name].take(kept)
+    selected = pa.array(list(first_rows.values()), pa.int64())
+    other_columns = {
+        _output_name(name): table[name].take(selected)
         for name in table.schema.names
-        if name not in (url, own, "label", "generator")
+        if name not in (url_column, id_column, "label", "generator")
     }
-    named = {"id": pa.array(list(first)), "url": table[url].take(kept)}
+    columns = {"id": pa.array(list(first_rows)), "url": table[url_column].take(selected)}
     return UrlTable(
-        pa.table(named | _labels(table.take(kept), config, where) | beside),
-        len(ids) - len(first),
+        pa.table(columns | _make_labels(table.take(selected), config, source) | other_columns),
+        len(ids) - len(first_rows),
         without,
     )
 
 
-def _labels(table: pa.Table, config: CollectConfig, where: str) -> dict[str, pa.Array]:
-    """The columns `label` and `generator`: of the list, else of the config."""
+def _make_labels(table: pa.Table, config: CollectConfig, source: str) -> dict[str, pa.Array]:
+    """Return the columns `label` and `generator` of the list, completed from the config."""
     none: list[str | None] = [None] * len(table)
-    listed = (
-        parse_labels(table["label"], where).to_pylist() if "label" in table.schema.names else none
+    listed_labels = (
+        parse_labels(table["label"], source).to_pylist() if "label" in table.schema.names else none
     )
-    labels = [config.label if label is None else label for label in listed]
-    makers = next(
+    labels = [config.label if label is None else label for label in listed_labels]
+    listed_generators = next(
         (table[name].to_pylist() for name in ("generator", "model") if name in table.schema.names),
         none,
     )
     generators = [
-        real_of(maker) if label == "real" else maker or config.generator
-        for label, maker in zip(labels, makers, strict=True)
+        real_of(generator) if label == "real" else generator or config.generator
+        for label, generator in zip(labels, listed_generators, strict=True)
     ]
     return {"label": pa.array(labels, pa.string()), "generator": pa.array(generators, pa.string())}
 
 
-def _beside(name: str) -> str:
-    return f"meta_{name}" if name in _OURS else name
+def _output_name(name: str) -> str:
+    return f"meta_{name}" if name in _RESERVED else name
 
 
-def _column(table: pa.Table, chosen: str | None, usual: tuple[str, ...], where: str) -> str | None:
-    """The plain name of the column that the user names, else the first usual one that is there."""
-    if chosen is None:
-        return next((name for name in usual if name in table.schema.names), None)
-    if _plain(chosen) not in table.schema.names:
+def _find_column(
+    table: pa.Table, name: str | None, usual_names: tuple[str, ...], source: str
+) -> str | None:
+    """Return the plain name of column `name`, or the first usual name in the table if it is None."""
+    if name is None:
+        return next((usual for usual in usual_names if usual in table.schema.names), None)
+    if _plain_name(name) not in table.schema.names:
         raise ConfigError(
-            f"{where}: no column '{chosen}'", hint=f"its columns: {', '.join(table.schema.names)}"
+            f"{source}: no column '{name}'",
+            hint=f"choose one of its columns: {', '.join(table.schema.names)}",
         )
-    return _plain(chosen)
+    return _plain_name(name)

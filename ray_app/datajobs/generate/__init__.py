@@ -1,5 +1,6 @@
-"""Prompts → generated or locally edited images with their facts, by pipelines of diffusers on Ray:
-`ray_app.datajobs.generate.run`.
+"""Generate or inpaint labelled images from prompts, with pipelines of diffusers.
+
+Enter at `ray_app.datajobs.generate.run.generate_images`.
 """
 
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card

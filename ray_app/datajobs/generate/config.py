@@ -1,7 +1,7 @@
-"""The settings of a generating job.
+"""Settings of `touchstone data generate` (`GenerateConfig`), and cards of pipelines.
 
-Cards of generating pipelines, from YAML in configs/generate: `load_pipeline_card`;
-`require_accepted` checks their terms.
+`load_pipeline_card` reads a card, and `require_accepted` checks that its licence is accepted. The
+shipped cards are in `configs/generate`.
 """
 
 from collections.abc import Collection, Mapping
@@ -29,87 +29,105 @@ Terms = Literal["permissive", "restricted", "non-commercial", "research-only", "
 
 
 class PipelineLora(Frozen):
-    """A low-rank change of the pipeline's weights, fused into them. `model`: a hub id, or a local
-    folder or file.
-    """
+    """A low-rank adaptation (LoRA) that is fused into the weights of a pipeline."""
 
-    model: str
+    model: str = Field(description="id on the Hugging Face hub, or a local folder or file")
     weight_name: str | None = Field(
-        default=None, description="the file, where the repository has several"
+        default=None, description="name of the weight file, if the repository has several"
     )
-    revision: str | None = None
+    revision: str | None = Field(default=None, description="commit or tag on the hub; null = main")
     scale: float = Field(
-        default=0.8, description="OpenFake's scripts fuse at 0.8 (specs/detectors.md §12)"
+        default=0.8, description="scale of the LoRA; OpenFake's scripts use 0.8 (arXiv 2509.09495)"
     )
 
 
 class PipelineCard(Placed):
-    """One pipeline of diffusers and the settings it is used with.
+    """A pipeline of diffusers and its settings."""
 
-    `model`: a hub id, or a folder (relative ones lie beside the card). `revision` null: the commit
-    that `main` names when a directory is begun. `sizes`: (width, height) pairs, one drawn for every
-    image; a pair that stands twice is drawn twice as often. `generator` is the name in labels, by
-    default the card's own. `strength` (inpainting): the share of the noise that the covered part
-    starts from.
-    """
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    title: str
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the card, also in commands"
+    )
+    title: str = Field(description="title of the card for people")
     diffusers_class: str = Field(
-        pattern=r"^[A-Za-z0-9]+Pipeline$", description="the class that diffusers loads it as"
+        pattern=r"^[A-Za-z0-9]+Pipeline$", description="class of diffusers that loads the pipeline"
     )
-    task: Literal["text", "inpainting"] = "text"
-    model: str
-    revision: str | None = None
+    task: Literal["text", "inpainting"] = Field(
+        default="text",
+        description="text = images from prompts alone, inpainting = alter a part of real images",
+    )
+    model: str = Field(
+        description="id on the Hugging Face hub, or a folder, which may be relative to the card"
+    )
+    revision: str | None = Field(
+        default=None,
+        description="commit or tag on the hub; null = the commit of main when a directory is started",
+    )
     variant: str | None = Field(
-        default=None, description="diffusers' name of a set of weight files, such as fp16"
+        default=None,
+        description="variant of the weight files in the terms of diffusers, such as fp16",
     )
-    lora: PipelineLora | None = None
-    generator: str | None = None
-    licence: str
-    terms: Terms
-    source: str
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    steps: int = Field(ge=1)
-    guidance: float = Field(ge=0)
-    negative: bool = Field(default=True, description="whether the pipeline takes negative prompts")
-    strength: float = Field(default=1.0, gt=0, le=1)
-    batch: int = Field(default=4, ge=1, description="images at once, halved when memory is short")
-    sizes: tuple[Size, ...] = Field(min_length=1)
+    lora: PipelineLora | None = Field(
+        default=None, description="LoRA that is fused into the weights"
+    )
+    generator: str | None = Field(
+        default=None, description="name of the generator in labels; null = the name of the card"
+    )
+    licence: str = Field(description="id of the licence of the model")
+    terms: Terms = Field(
+        description="kind of the licence; licences that are not permissive have to be accepted"
+    )
+    source: str = Field(description="URL of the model and its licence")
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        default="bf16", description="number format of the weights on a GPU"
+    )
+    steps: int = Field(ge=1, description="number of denoising steps")
+    guidance: float = Field(ge=0, description="guidance scale")
+    negative: bool = Field(
+        default=True, description="whether the pipeline accepts negative prompts"
+    )
+    strength: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="inpainting: fraction of the noise from which the masked part starts",
+    )
+    batch: int = Field(
+        default=4,
+        ge=1,
+        description="images per batch; halved when a batch does not fit into memory",
+    )
+    sizes: tuple[Size, ...] = Field(
+        min_length=1,
+        description="[width, height] pairs in pixels, multiples of 16; one is drawn for each image, and a repeated pair is drawn more often",
+    )
     arguments: dict[str, Any] = Field(
-        default={}, description="further arguments of the pipeline's call"
+        default={}, description="further arguments of the call of the pipeline"
     )
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = Field(default=(), description="remarks for people")
 
     @model_validator(mode="after")
     def _fits(self) -> "PipelineCard":
         if any(side < 16 or side % 16 for size in self.sizes for side in size):
-            raise ValueError("sizes are multiples of 16")
+            raise ValueError("sides in sizes must be multiples of 16, and at least 16")
         return self
 
     @property
     def label(self) -> str:
-        """The generator's name in labels: the one that the index of generators uses, where it knows
-        it.
-        """
-        named = self.generator or self.name
-        found = find_generator(named)
-        return found.name if found is not None and found.name else named
+        """Name of the generator in labels: its name in the index of generators, if it is there."""
+        name = self.generator or self.name
+        generator = find_generator(name)
+        return generator.name if generator is not None and generator.name else name
 
     @property
     def local_folder(self) -> Path | None:
-        """The model's folder on this machine, absolute or relative to the card; None if `model` is
-        a hub id.
-        """
-        place = self._folder / self.model
+        """Absolute path of a local model; None if `model` is an id on the hub."""
+        path = self._folder / self.model
         return (
-            place.resolve()
-            if place.is_absolute() and (place / "model_index.json").is_file()
-            else None
+            path.resolve() if path.is_absolute() and (path / "model_index.json").is_file() else None
         )
 
     def facts(self) -> dict[str, Any]:
-        """What decides the images, as plain JSON: part of a directory's identity."""
+        """Return the settings that determine the images, as JSON for the identity of a directory."""
         return self.model_dump(
             mode="json",
             exclude={"title", "licence", "terms", "source", "batch", "notes", "revision"},
@@ -117,25 +135,41 @@ class PipelineCard(Placed):
 
 
 def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
-    """A shipped card by name, or one from a file. Raises ConfigError."""
+    """Load a shipped pipeline card by name, or a card from a file.
+
+    Args:
+        name_or_path: Name of a shipped card, such as "flux.1-dev", or path of a YAML file.
+
+    Returns:
+        The validated card.
+
+    Raises:
+        ConfigError: If there is no such card, or it is invalid.
+    """
     return load_yaml(find_config("generate", name_or_path), PipelineCard)
 
 
 def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None:
-    """Refuse a card whose terms are not permissive and were not accepted. Raises DetectorError that
-    says how to accept them.
+    """Raise DetectorError unless the licence of a card is permissive or accepted.
+
+    `accepted` names pipelines and licences that are accepted for this call only.
     """
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
     raise DetectorError(
         f"{card.name}: its licence is not accepted yet: {card.licence} ({TERMS_IN_WORDS[card.terms]}); model {card.model}",
-        hint=f"read {card.source}, then: touchstone data generate … --accept-licence {card.name}",
+        hint=f"read {card.source}, then run touchstone data generate … --accept-licence {card.name}",
     )
 
 
 def accept(name: str) -> Acceptance:
-    """Remember that the licence of a pipeline (by name, or path of its card), or a licence by its
-    id, is accepted. Raises ConfigError.
+    """Record that the user accepts a licence.
+
+    Args:
+        name: Name of a pipeline, path of its card, or id of a licence.
+
+    Raises:
+        ConfigError: If there is no such pipeline or licence.
     """
     cards = [load_pipeline_card(path) for path in named_configs("generate").values()]
     for licence in {
@@ -156,20 +190,21 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class FileEncoding(Frozen):
-    """How files are stored: the format and the quality of each image are drawn from these, so that
-    the file does not give it away.
+    """Formats and qualities of files, from which each image draws its own.
+
+    With a mixture like that of the real images, a detector cannot recognise fakes by their file.
     """
 
     format: tuple[Format, ...] = Field(
         default=("PNG",),
         min_length=1,
-        description="a format or a list of them; one that stands twice is drawn twice as often",
+        description="a format or a list of formats; a repeated format is drawn more often",
     )
     quality: tuple[Quality, Quality] | None = Field(
         default=None,
-        description="of JPEG and lossy WebP, one or [lowest, highest]; null = 90 for JPEG, and lossless WebP",
+        description="quality of JPEG and lossy WebP: a number or [lowest, highest]; null = 90 for JPEG, and lossless WebP",
     )
-    subsampling: Subsampling = Field(default="4:2:0", description="of JPEG")
+    subsampling: Subsampling = Field(default="4:2:0", description="chroma subsampling of JPEG")
 
     @field_validator("format", mode="before")
     @classmethod
@@ -185,103 +220,128 @@ class FileEncoding(Frozen):
     @classmethod
     def _check_range(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
         if value is not None and value[0] > value[1]:
-            raise ValueError("the lowest quality comes first")
+            raise ValueError(f"quality must be [lowest, highest], got {list(value)}")
         return value
 
 
 class PromptColumns(Frozen):
-    """Columns of a table of prompts, by usual names; those that a table has not are empty."""
+    """Names of the columns of a table of prompts. Only the column of prompts is required."""
 
-    prompt: str = "prompt"
-    negative: str = "negative_prompt"
-    id: str = "id"
-    group: str = "group"
-    split: str = "split"
-    mask: str = "mask_uri"
+    prompt: str = Field(default="prompt", description="column of prompts")
+    negative: str = Field(default="negative_prompt", description="column of negative prompts")
+    id: str = Field(default="id", description="column of unique ids of prompts")
+    group: str = Field(
+        default="group", description="column of groups, which `data split` keeps in one split"
+    )
+    split: str = Field(default="split", description="column of splits")
+    mask: str = Field(default="mask_uri", description="column of the paths or URLs of masks")
 
 
-class Drawn(Frozen):
-    """Masks for images that come without one: a blob of ellipses, covering this share of the
-    picture.
-    """
+class RandomMaskConfig(Frozen):
+    """Masks for images without one: a blob of ellipses that covers a random fraction of the image."""
 
-    least: float = Field(default=0.05, gt=0, lt=1)
-    most: float = Field(default=0.4, gt=0, lt=1)
+    least: float = Field(
+        default=0.05, gt=0, lt=1, description="lowest fraction of the image that a mask covers"
+    )
+    most: float = Field(
+        default=0.4, gt=0, lt=1, description="highest fraction of the image that a mask covers"
+    )
 
 
 class GenerateConfig(Frozen):
-    """One job: which pipeline, from which words, into what files, where to."""
+    """Settings of a job that generates images."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "like": "set encode.format to a list of formats and encode.quality to a range"
     }
 
-    pipeline: str = Field(description="a card: flux.1-dev, sd-3.5, … or the path of one")
+    pipeline: str = Field(
+        description="name of a shipped pipeline, such as flux.1-dev or sd-3.5, or the path of a card"
+    )
     prompts: str | None = Field(
         default=None,
-        description="text (one prompt a line), CSV, JSONL, Parquet, an index, or what a run predicted; for inpainting a table of images",
+        description="text file with one prompt per line, CSV, JSONL, Parquet, an index, or a run that predicted prompts; for inpainting, a table of images",
     )
     out: str | None = Field(
         default=None,
-        description="directory of the images; any fsspec URL; the same command resumes there",
+        description="directory of the images; any fsspec URL; run the same command again to resume",
     )
-    columns: PromptColumns = PromptColumns()
+    columns: PromptColumns = Field(
+        default=PromptColumns(), description="names of the columns of a table of prompts"
+    )
     negative_prompt: str | None = Field(
-        default=None, description="for all prompts without one of their own"
+        default=None, description="negative prompt for prompts without their own"
     )
     per_prompt: int = Field(
         default=1, ge=1, description="images per prompt, each with its own seed"
     )
     limit: int | None = Field(
-        default=None, ge=1, description="maximum number of prompts, the first ones of the table"
+        default=None, ge=1, description="use only the first prompts, up to this number"
     )
     seed: int = Field(
         default=0,
         ge=0,
-        description="base seed, from which the seed of each image follows",
+        description="base seed, which determines the seed of each image",
     )
-    steps: int | None = Field(default=None, ge=1, description="null = the card's")
-    guidance: float | None = Field(default=None, ge=0, description="null = the card's")
+    steps: int | None = Field(
+        default=None, ge=1, description="number of denoising steps; null = the card's"
+    )
+    guidance: float | None = Field(
+        default=None, ge=0, description="guidance scale; null = the card's"
+    )
     sizes: tuple[Size, ...] | None = Field(
-        default=None, min_length=1, description="[width, height] pairs; null = the card's"
+        default=None, min_length=1, description="[width, height] pairs in pixels; null = the card's"
     )
     generator: str | None = Field(
         default=None,
-        description="the name in labels; null = the card's. FAMILY/NAME for a tuned model",
+        description="name of the generator in labels, FAMILY/NAME for a fine-tuned model; null = the card's",
     )
     model: str | None = Field(
         default=None,
-        description="another place of the card's model: a local folder, a mirror on the hub",
+        description="read the card's model from this local folder or mirror on the hub instead",
     )
     revision: str | None = Field(
-        default=None, description="a commit or tag on the hub; null = the card's"
+        default=None, description="commit or tag on the hub; null = the card's"
     )
-    encode: FileEncoding = FileEncoding()
-    masks: Drawn = Drawn()
+    encode: FileEncoding = Field(
+        default=FileEncoding(), description="formats and qualities of the files"
+    )
+    masks: RandomMaskConfig = Field(
+        default=RandomMaskConfig(), description="inpainting: masks for images without one"
+    )
     paste: bool = Field(
         default=True,
-        description="inpainting: put the untouched pixels of the real image back outside the mask",
+        description="inpainting: restore the pixels of the real image outside the mask",
     )
     mark: bool = Field(default=True, description="write IPTC's DigitalSourceType into every file")
     accept_licences: tuple[str, ...] = Field(
-        default=(), description="pipelines, or licences, whose terms you accept for this job"
+        default=(), description="pipelines or licences whose terms you accept for this job"
     )
     batch: int | None = Field(
         default=None,
         ge=1,
-        description="images at once, halved when memory is short; null = the card's",
+        description="images per batch, which is halved when a batch does not fit into memory; null = the card's",
     )
-    block_images: int = Field(default=32, ge=1, description="the unit of commit and resume")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    block_images: int = Field(
+        default=32, ge=1, description="images per block, the unit of commit and resume"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device of the pipeline; auto = a GPU if one is available"
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        default="auto", description="auto = the card's, fp32 on a CPU"
+        default="auto",
+        description="number format of the weights; auto = the card's on a GPU, fp32 on a CPU",
     )
     allow_private: bool = Field(
         default=False,
-        description="read what prompts name also from web servers that are not on the public Internet",
+        description="also read URLs in the prompts from web servers that are not on the public Internet",
     )
-    limits: ImageLimits = ImageLimits()
-    retry: RetryPolicy = RetryPolicy()
-    s3: S3Config = S3Config()
+    limits: ImageLimits = Field(
+        default=ImageLimits(), description="limits on real images and their masks"
+    )
+    retry: RetryPolicy = Field(default=RetryPolicy(), description="retries of reads from storage")
+    s3: S3Config = Field(default=S3Config(), description="settings of S3 clients")
     unguarded: bool = Field(default=False, description=UNGUARDED)
-    cluster: ClusterConfig = ClusterConfig()
+    cluster: ClusterConfig = Field(
+        default=ClusterConfig(), description="the Ray cluster that the job uses"
+    )

@@ -1,7 +1,7 @@
-"""How files are stored (`FileStyle`: format, quality, subsampling), and written so (`encode`).
+"""Encode images as files (`encode`) with a format, quality, and subsampling (`FileStyle`).
 
-If fakes are PNG and reals JPEG, a detector learns the file and not the picture (specs/detectors.md
-§12; Grommelt et al. 2024, arXiv 2403.17608). `encode` marks files as generated: IPTC's
+If fakes are PNG and reals JPEG files, a detector learns the file format instead of the image
+(Grommelt et al. 2024, arXiv 2403.17608). `encode` also marks files as generated, with IPTC's
 DigitalSourceType in XMP (Photo Metadata Standard 2023.1).
 """
 
@@ -17,8 +17,8 @@ from ray_app.runs import RunDirectory
 from ray_app.storage import Fetcher, RetryPolicy, Store, urls
 
 Mark = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
-# IPTC Photo Metadata Standard 2023.1, cv.iptc.org/newscodes/digitalsourcetype;
-# `ray_app.images.provenance` reads it back.
+# IPTC Photo Metadata Standard 2023.1, cv.iptc.org/newscodes/digitalsourcetype.
+# `ray_app.images.provenance` reads this mark.
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -32,10 +32,12 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 @dataclass(frozen=True)
 class FileStyle:
-    """One way to store an image.
+    """Format and quality of an image file.
 
-    `quality` 1 … 100 of JPEG and lossy WebP, None of PNG and lossless WebP; `subsampling` of JPEG
-    alone.
+    Attributes:
+        format: `JPEG`, `PNG`, or `WEBP`.
+        quality: 1 to 100 for JPEG and lossy WebP. None for PNG and lossless WebP.
+        subsampling: Chroma subsampling of JPEG. None for other formats.
     """
 
     format: str
@@ -43,29 +45,38 @@ class FileStyle:
     subsampling: str | None = None
 
 
-def fetcher_for(place: str, retry: RetryPolicy, *, allow_private: bool) -> Fetcher:
-    """What reads the files of a run, an index or an archive, as those who listed them were allowed
-    to.
+def make_fetcher(source: str, retry: RetryPolicy, *, allow_private: bool) -> Fetcher:
+    """Make a fetcher for the files that a run, an index, or an archive lists.
+
+    Args:
+        source: Path or URL of the run, index, or archive.
+        retry: Retries of reads.
+        allow_private: Whether to read from web servers that are not on the public Internet. A run
+            or an index also allows the servers that its own listing was allowed to read.
     """
-    found = archives.fetcher_of([place], retry, allow_private=allow_private)
-    if place and has_manifest(place):
-        found.guard = found.guard.joined(archives.guard_of(Store.open(place)))
-    return found
+    fetcher = archives.fetcher_of([source], retry, allow_private=allow_private)
+    if source and has_manifest(source):
+        fetcher.guard = fetcher.guard.joined(archives.guard_of(Store.open(source)))
+    return fetcher
 
 
-def has_manifest(place: str) -> bool:
-    """Whether it is a run or an index."""
-    if "::" in place or urls.scheme_of(place) in ("http", "https"):
+def has_manifest(source: str) -> bool:
+    """Return whether a path or URL is a run or an index."""
+    if "::" in source or urls.scheme_of(source) in ("http", "https"):
         return False
-    return RunDirectory(Store.open(place)).exists() or is_index(place)
+    return RunDirectory(Store.open(source)).exists() or is_index(source)
 
 
 def encode(image: Image.Image, style: FileStyle, mark: Mark | None) -> bytes:
-    """An RGB picture as a file of this style; `mark` None writes none, and never is anything else
-    written beside the pixels.
+    """Encode an RGB image as a file without other metadata than the mark.
+
+    Args:
+        image: The image.
+        style: Format and quality of the file.
+        mark: IPTC's DigitalSourceType to write. None to write no mark.
     """
     file = io.BytesIO()
-    # without whatever a pipeline attached
+    # Copy the pixels, to drop metadata that the pipeline attached.
     plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
     plain.save(
         file, style.format, **_options(style, _XMP.format(mark=mark).encode() if mark else None)
@@ -80,7 +91,10 @@ def _options(style: FileStyle, xmp: bytes | None) -> dict[str, Any]:
         info = PngImagePlugin.PngInfo()
         info.add_itxt("XML:com.adobe.xmp", xmp.decode())
         return {"pnginfo": info}
-    facts: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
+    options: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
     if style.format == "JPEG":
-        return facts | {"quality": style.quality or 90, "subsampling": style.subsampling or "4:2:0"}
-    return facts | ({"lossless": True} if style.quality is None else {"quality": style.quality})
+        return options | {
+            "quality": style.quality or 90,
+            "subsampling": style.subsampling or "4:2:0",
+        }
+    return options | ({"lossless": True} if style.quality is None else {"quality": style.quality})

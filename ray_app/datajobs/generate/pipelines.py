@@ -1,8 +1,8 @@
-"""One pipeline of diffusers on one device: `LoadedPipeline` turns requests into images;
-`find_model` and `fetch_model` locate its files.
+"""Run a pipeline of diffusers on one device: `LoadedPipeline` turns requests into images.
 
-Every image has a generator of its own on the CPU, seeded with its own seed, so its noise depends
-neither on the other images of a batch nor on the device.
+`find_model` and `fetch_model` locate and download its files. Each image has its own random number
+generator on the CPU, with its own seed. Its noise therefore depends neither on the other images of
+a batch nor on the device.
 """
 
 import hashlib
@@ -21,8 +21,13 @@ from ray_app.errors import ConfigError, DetectorError, describe_error, is_want_o
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A real image and where it is to be altered (mode L, 255 inside), both of the request's size."""
+class InpaintingInput:
+    """A real image, and the mask of the part to alter, both of the size of the request.
+
+    Attributes:
+        real: The image.
+        mask: The mask in mode L, 255 inside.
+    """
 
     real: Image.Image
     mask: Image.Image
@@ -30,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """An image of a pipeline, and whether the pipeline's safety checker replaced it with black."""
+    """An image of a pipeline, and whether its safety checker replaced it with a black image."""
 
     image: Image.Image
     blanked: bool
@@ -38,23 +43,35 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class Model:
-    """What is loaded. `place`: a folder or a hub id; `revision`: the commit, or `sha256:…` over a
-    folder's files.
+    """The files of a model.
+
+    Attributes:
+        location: A local folder, or an id on the hub.
+        revision: The commit on the hub, or `sha256:…` of the files of a local folder.
+        is_local: Whether `location` is a local folder.
     """
 
-    place: str
+    location: str
     revision: str
     is_local: bool
 
     @property
     def commit(self) -> str | None:
-        """The arguments for the hub's client."""
+        """Commit for the client of the hub; None if the model is local."""
         return None if self.is_local else self.revision
 
 
 class LoadedPipeline:
-    """A card's pipeline with its weights, its LoRA fused. Raises DetectorError where it cannot be
-    loaded.
+    """The pipeline of a card on a device, with its weights and its LoRA.
+
+    Args:
+        card: The card of the pipeline.
+        model: The files of its model.
+        device: Device of torch, such as "cpu" or "cuda".
+        precision: Number format of the weights: `bf16`, `fp16`, or `fp32`.
+
+    Raises:
+        DetectorError: If the pipeline cannot be loaded.
     """
 
     def __init__(
@@ -63,44 +80,50 @@ class LoadedPipeline:
         import torch
 
         self._card = card
-        kind = pipeline_class(card)
+        kind = find_pipeline_class(card)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
         options: dict[str, Any] = (
             {} if model.is_local else {"revision": model.commit, "local_files_only": is_offline()}
         )
         try:
-            _quieten()
+            _silence_libraries()
             self._pipeline = kind.from_pretrained(
-                model.place, dtype=dtype, variant=card.variant, **options
+                model.location, dtype=dtype, variant=card.variant, **options
             )
             _fuse(self._pipeline, card)
             self._pipeline = self._pipeline.to(device)
-        # transformers, diffusers and safetensors each have errors of their own
+        # transformers, diffusers, and safetensors each raise their own types of exceptions.
         except Exception as error:
             if is_want_of_memory(error):
                 raise
             raise DetectorError(
-                f"{card.name}: cannot load {model.place} as {card.diffusers_class}: {describe_error(error)}"
+                f"{card.name}: cannot load {model.location} as {card.diffusers_class}: {describe_error(error)}"
             ) from error
         self._pipeline.set_progress_bar_config(disable=True)
 
     def make(
         self,
         requests: Sequence[ImageRequest],
-        pictures: Sequence[Picture] = (),
+        inputs: Sequence[InpaintingInput] = (),
         *,
         steps: int,
         guidance: float,
     ) -> list[GeneratedImage]:
-        """A picture for each request of one size, in their order; an inpainting pipeline takes as
-        many `pictures`.
+        """Generate an image for each request.
 
-        Raises whatever the pipeline raises; `is_want_of_memory` says whether it lacked memory.
+        Exceptions of the pipeline are passed on. `is_want_of_memory` detects those that report a
+        lack of memory.
+
+        Args:
+            requests: Requests of one size.
+            inputs: The real image and mask of each request, for an inpainting pipeline.
+            steps: Number of denoising steps.
+            guidance: Guidance scale.
         """
         import torch
 
         width, height = requests[0].size
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "prompt": [request.prompt.text for request in requests],
             "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
             "num_inference_steps": steps,
@@ -110,15 +133,15 @@ class LoadedPipeline:
             **self._card.arguments,
         }
         if self._card.negative and any(request.prompt.negative for request in requests):
-            given["negative_prompt"] = [request.prompt.negative or "" for request in requests]
+            arguments["negative_prompt"] = [request.prompt.negative or "" for request in requests]
         if self._card.task == "inpainting":
-            given |= {
-                "image": [one.real for one in pictures],
-                "mask_image": [one.mask for one in pictures],
+            arguments |= {
+                "image": [source.real for source in inputs],
+                "mask_image": [source.mask for source in inputs],
                 "strength": self._card.strength,
             }
         with torch.inference_mode():
-            out = self._pipeline(**given)
+            out = self._pipeline(**arguments)
         blanked = getattr(out, "nsfw_content_detected", None) or [False] * len(requests)
         return [
             GeneratedImage(image, bool(is_blanked))
@@ -130,7 +153,7 @@ def _fuse(pipeline: Any, card: config.PipelineCard) -> None:
     if card.lora is None:
         return
     if not hasattr(pipeline, "load_lora_weights"):
-        raise ConfigError(f"{card.name}: {card.diffusers_class} takes no LoRA")
+        raise ConfigError(f"{card.name}: {card.diffusers_class} does not support LoRA")
     options = {
         key: value
         for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision))
@@ -141,8 +164,8 @@ def _fuse(pipeline: Any, card: config.PipelineCard) -> None:
     pipeline.unload_lora_weights()
 
 
-def _quieten() -> None:
-    """No bars and no remarks on stderr, where the progress line of a run stands."""
+def _silence_libraries() -> None:
+    """Turn off progress bars and warnings on stderr, which has the progress line of the job."""
     import diffusers
     import transformers
 
@@ -153,33 +176,39 @@ def _quieten() -> None:
 
 
 def find_model(card: config.PipelineCard) -> Model:
-    """The card's model as it is now. Raises DetectorError: not there, or the hub refuses."""
+    """Find the model of a card and its current revision.
+
+    Raises:
+        DetectorError: If the model does not exist, or the hub denies access to it.
+    """
     folder = card.local_folder
     if folder is not None:
-        return Model(str(folder), f"sha256:{folder_digest(folder)[:32]}", True)
+        return Model(str(folder), f"sha256:{hash_folder(folder)[:32]}", True)
     if card.model.startswith(("/", ".")):
         raise DetectorError(
-            f"{card.name}: {card.model} is no folder of a pipeline: it has no model_index.json",
-            hint="save_pretrained makes one",
+            f"{card.name}: {card.model} is not the folder of a pipeline: it has no model_index.json",
+            hint="write the folder with save_pretrained",
         )
-    if Path(card.model).exists():  # Diffusers would load the folder.
+    if Path(card.model).exists():  # Diffusers would load this folder instead of the hub's model.
         raise DetectorError(
-            f"{card.name}: {card.model} is a name on the hub, and the current folder has a folder of that name",
-            hint="start the command in another folder",
+            f"{card.name}: {card.model} is an id on the hub, but the current folder has a folder of that name",
+            hint="run the command in another folder",
         )
-    return Model(card.model, _commit(card), False)
+    return Model(card.model, _find_commit(card), False)
 
 
 def fetch_model(card: config.PipelineCard, model: Model) -> None:
-    """Bring the files of a hub's commit into this machine's cache, once, before workers ask for
-    them. Raises DetectorError.
+    """Download the files of a model from the hub into the local cache, before workers need them.
+
+    Raises:
+        DetectorError: If the hub is unreachable or denies access.
     """
     if not model.is_local:
-        kind = pipeline_class(card)
-        _on_hub(
+        kind = find_pipeline_class(card)
+        _call_hub(
             card,
             lambda: kind.download(
-                model.place,
+                model.location,
                 revision=model.commit,
                 variant=card.variant,
                 local_files_only=is_offline(),
@@ -187,25 +216,29 @@ def fetch_model(card: config.PipelineCard, model: Model) -> None:
         )
 
 
-def pipeline_class(card: config.PipelineCard) -> Any:
-    """The class of diffusers that the card names. Raises ConfigError."""
+def find_pipeline_class(card: config.PipelineCard) -> Any:
+    """Return the class of diffusers that a card names.
+
+    Raises:
+        ConfigError: If diffusers is not installed, or does not have the class.
+    """
     try:
         import diffusers
     except ImportError:
         raise ConfigError(
-            "generating needs diffusers", hint="pip install 'touchstone-forensics[generate]'"
+            "diffusers is not installed", hint="run pip install 'touchstone-forensics[generate]'"
         ) from None
     kind = getattr(diffusers, card.diffusers_class, None)
     if kind is None:
         raise ConfigError(
             f"{card.name}: diffusers {diffusers.__version__} has no {card.diffusers_class}",
-            hint="a newer diffusers may have it",
+            hint="upgrade diffusers: a newer version may have it",
         )
     return kind
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files of a folder, whatever their order on disk."""
+def hash_folder(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of all files of a folder, sorted by path."""
     lines = [
         f"{path.relative_to(folder)} {file_sha256(path)}"
         for path in sorted(folder.rglob("*"))
@@ -214,24 +247,24 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _commit(card: config.PipelineCard) -> str:
+def _find_commit(card: config.PipelineCard) -> str:
     from huggingface_hub import hf_hub_download
 
-    found = _on_hub(
+    path = _call_hub(
         card,
         lambda: hf_hub_download(
             card.model, "model_index.json", revision=card.revision, local_files_only=is_offline()
         ),
     )
-    return Path(found).parent.name  # …/snapshots/COMMIT/model_index.json
+    return Path(path).parent.name  # …/snapshots/COMMIT/model_index.json
 
 
-def _on_hub(card: config.PipelineCard, ask: Any) -> Any:
+def _call_hub(card: config.PipelineCard, request: Any) -> Any:
     try:
-        return ask()
-    except Exception as error:  # the hub's client lets through whatever its transport raises
+        return request()
+    except Exception as error:  # The client of the hub passes on exceptions of its transport.
         raise DetectorError(
-            f"{card.name}: cannot have {card.model} from the hub: {describe_error(error)}",
-            hint=f"its terms may have to be accepted at https://huggingface.co/{card.model} with HF_TOKEN set; "
-            "--set model=FOLDER takes a copy on this machine",
+            f"{card.name}: cannot download {card.model} from the hub: {describe_error(error)}",
+            hint=f"accept its terms at https://huggingface.co/{card.model} and set HF_TOKEN, "
+            "or use a local copy with --set model=FOLDER",
         ) from error

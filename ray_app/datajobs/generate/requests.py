@@ -1,8 +1,7 @@
-"""Prompts (`read_prompts`) → requests of one image each, with all that is drawn for it
-(`make_requests`) → equal blocks (`cut_blocks`).
+"""Read prompts (`read_prompts`), make one request per image (`make_requests`), and cut blocks.
 
-The same for every session of a job: what is drawn follows from one number per image (`randomness`),
-on any machine, in any batch.
+All random choices for an image follow from its seed (`make_rng`), so that requests are equal in
+every session of a job, on every machine, and in every batch.
 """
 
 import hashlib
@@ -38,13 +37,21 @@ from ray_app.storage import Fetcher, Store, canonical, strip_secrets
 _MAX_TEXT_BYTES = 2**31
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
-FoundRow = tuple[Mapping[str, Any], archives.ManifestMember | None]
+PromptRow = tuple[Mapping[str, Any], archives.ManifestMember | None]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of work. `image` and `mask` (a uri): the real picture to be altered, and where; None
-    for text alone.
+    """A prompt and, for inpainting, a real image.
+
+    Attributes:
+        id: Unique id of the prompt.
+        text: The prompt.
+        negative: The negative prompt.
+        group: Group for `data split`.
+        split: Split of the images.
+        image: The real image to alter. None for a task without images.
+        mask: URI of the mask that marks where to alter the image. None to draw a mask.
     """
 
     id: str
@@ -58,8 +65,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to be made: `index` counts all of a job, `size` is (width, height) of what the
-    pipeline makes.
+    """A request for one image.
+
+    Attributes:
+        index: Index of the image in the job.
+        seed: Seed of all random choices for this image.
+        prompt: The prompt.
+        size: (width, height) of the output of the pipeline in pixels.
+        style: Format and quality of the file.
     """
 
     index: int
@@ -70,25 +83,25 @@ class ImageRequest:
 
     @property
     def image_path(self) -> str:
-        """Where the image goes, below the job's directory."""
+        """Path of the image below the directory of the job."""
         return f"images/{self.index:08}.{_SUFFIXES[self.style.format]}"
 
     @property
     def mask_path(self) -> str:
-        """Where the mask of an altered image goes."""
+        """Path of the mask of an inpainted image below the directory of the job."""
         return f"masks/{self.index:08}.png"
 
 
 @dataclass(frozen=True)
 class GenerationBlock:
-    """Orders of one size: the unit of commit and resume."""
+    """Requests of one size: the unit of commit and resume."""
 
     number: int
     requests: tuple[ImageRequest, ...]
 
     @property
     def name(self) -> str:
-        """That of its part, which exists when, and only when, all of its images are there."""
+        """Name of the part, which exists if and only if the block is done."""
         return f"{self.number:06}"
 
 
@@ -100,19 +113,27 @@ def make_requests(
     sizes: Sequence[Size],
     encoding: FileEncoding,
 ) -> list[ImageRequest]:
-    """A request per image, prompt by prompt; seed, size and style follow from (base seed, index)
-    alone.
+    """Make a request for each image, in the order of the prompts.
+
+    The seed, the size, and the style of an image follow from the base seed and the index alone.
+
+    Args:
+        prompts: The prompts.
+        per_prompt: Number of images per prompt.
+        base_seed: Base seed of the job.
+        sizes: (width, height) pairs to draw from.
+        encoding: Formats and qualities to draw from.
     """
-    found = []
+    requests = []
     for index, prompt in enumerate(prompt for prompt in prompts for _ in range(per_prompt)):
-        seed = seed_of(base_seed, index)
+        seed = derive_seed(base_seed, index)
         size = sizes[pick(seed, "size", len(sizes))]
-        found.append(ImageRequest(index, seed, prompt, size, draw_style(encoding, seed)))
-    return found
+        requests.append(ImageRequest(index, seed, prompt, size, draw_style(encoding, seed)))
+    return requests
 
 
 def draw_style(encoding: FileEncoding, seed: int) -> FileStyle:
-    """Draw how one image is stored; the style follows from its seed alone."""
+    """Draw the format and the quality of an image, which follow from its seed alone."""
     kind = encoding.format[pick(seed, "look", len(encoding.format))]
     if kind == "PNG":
         return FileStyle(kind)
@@ -128,96 +149,112 @@ def draw_style(encoding: FileEncoding, seed: int) -> FileStyle:
 
 
 def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
-    """Blocks of one size each, numbered; sizes in the order in which they first come."""
+    """Cut requests into blocks of one size each; sizes keep the order of their first requests."""
     by_size: defaultdict[Size, list[ImageRequest]] = defaultdict(list)
     for request in requests:
         by_size[request.size].append(request)
-    cut = (
+    chunks = (
         tuple(group[start : start + block_images])
         for group in by_size.values()
         for start in range(0, len(group), block_images)
     )
-    return [GenerationBlock(number, some) for number, some in enumerate(cut)]
+    return [GenerationBlock(number, chunk) for number, chunk in enumerate(chunks)]
 
 
-def digest_of_requests(requests: Sequence[ImageRequest]) -> str:
-    """SHA-256 over all that was drawn: another list of prompts is another job."""
+def hash_requests(requests: Sequence[ImageRequest]) -> str:
+    """Return the SHA-256 of all requests, which identifies the prompts and settings of a job."""
     digest = hashlib.sha256()
     for request in requests:
         image = request.prompt.image
         prompt, style = request.prompt, request.style
-        drawn = [request.index, request.seed, prompt.id, prompt.text, prompt.negative, prompt.mask, request.size,
+        values = [request.index, request.seed, prompt.id, prompt.text, prompt.negative, prompt.mask, request.size,
                 [style.format, style.quality, style.subsampling], image and image.image_id]  # fmt: skip
-        digest.update(json.dumps(drawn, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+        digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def seed_of(base: int, index: int) -> int:
-    """The seed of image `index` of a job: 63 bits of SHA-256 over both, so that no two images of a
-    job share one, nor two jobs theirs.
+def derive_seed(base: int, index: int) -> int:
+    """Return the seed of image `index` of a job with the base seed `base`.
+
+    It is 63 bits of SHA-256 over both, so that images of one job or of different jobs do not share
+    a seed.
     """
-    return _word(f"touchstone:{base}:{index}") >> 1
+    return _hash64(f"touchstone:{base}:{index}") >> 1
 
 
-def pick(seed: int, what: str, number: int) -> int:
-    """0 … number − 1, drawn from a seed for one purpose; draws for different purposes know nothing
-    of each other.
+def pick(seed: int, purpose: str, count: int) -> int:
+    """Draw an integer from 0 to count − 1.
+
+    Args:
+        seed: Seed of the image.
+        purpose: Name of the choice. Draws for different purposes are independent.
+        count: Number of alternatives.
     """
-    return _word(f"{what}:{seed}") % number
+    return _hash64(f"{purpose}:{seed}") % count
 
 
-def randomness(seed: int, what: str) -> random.Random:
-    """Many draws for one purpose."""
-    return random.Random(_word(f"{what}:{seed}"))
+def make_rng(seed: int, purpose: str) -> random.Random:
+    """Return a random number generator for many draws for one purpose."""
+    return random.Random(_hash64(f"{purpose}:{seed}"))
 
 
-def _word(text: str) -> int:
+def _hash64(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
-    """The prompts of a job, in the source's order; with `images`, of rows that name an image each.
-    Those of a run are what it predicted.
+    """Read the prompts of a job, in the order of the source.
 
-    A row of an index or table without a prompt is left out. Raises ConfigError: nothing given,
-    nothing there, no such column, an id that stands twice; StorageError when the place is out of
-    reach.
+    Rows of an index or a table without a prompt are left out. The prompts of a run are those that
+    it predicted.
+
+    Args:
+        config: Settings of the job, which name the source.
+        images: Whether each row also names a real image to alter.
+
+    Raises:
+        ConfigError: If no source is set, it has no prompts or no such column, or an id is repeated.
+        StorageError: If the source is unreachable.
     """
     if not config.prompts:
         raise ConfigError(
-            "nothing to picture",
-            hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column",
+            "--prompts FILE is missing: there are no prompts to generate images from",
+            hint="set --prompts to a text file with one prompt per line, or a CSV, JSONL, Parquet, or index with a prompt column",
         )
-    shown = strip_secrets(config.prompts)
+    source = strip_secrets(config.prompts)
     is_indexed = is_index(config.prompts)
-    hint = f"they are looked for in the column '{config.columns.prompt}'"
+    hint = f"check that prompts are in the column '{config.columns.prompt}'"
     if is_indexed:
-        rows: Iterator[FoundRow] = _indexed(config.prompts, images=images)
+        rows: Iterator[PromptRow] = _read_index(config.prompts, images=images)
     elif not images and has_manifest(config.prompts):
         rows, hint = (
-            _predicted(config.prompts, config.columns),
-            "a run has some where its ensemble's profile has a describer",
+            _read_predicted_prompts(config.prompts, config.columns),
+            "name a run whose ensemble's profile has a describer, which predicts prompts",
         )
     else:
-        rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
-    found = (
-        _prompt(number, row, member, config, is_indexed)
+        rows = (
+            _read_members(config.prompts, config)
+            if images
+            else _read_rows(config.prompts, config.columns)
+        )
+    all_prompts = (
+        _make_prompt(number, row, member, config, is_indexed)
         for number, (row, member) in enumerate(rows)
     )
-    prompts = list(islice((prompt for prompt in found if prompt.text.strip()), config.limit))
+    prompts = list(islice((prompt for prompt in all_prompts if prompt.text.strip()), config.limit))
     if not prompts:
-        raise ConfigError(f"{shown}: no prompt in it", hint=hint)
-    if twice := [
+        raise ConfigError(f"{source}: it has no prompts", hint=hint)
+    if repeated := [
         name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1
     ]:
         raise ConfigError(
-            f"{shown}: the id {twice[0]!r} stands twice",
-            hint="--set columns.id=… names another column",
+            f"{source}: duplicate id {repeated[0]!r}",
+            hint="use --set columns.id=NAME to name a column of unique ids",
         )
     return prompts
 
 
-def _prompt(
+def _make_prompt(
     number: int,
     row: Mapping[str, Any],
     member: archives.ManifestMember | None,
@@ -225,11 +262,11 @@ def _prompt(
     is_indexed: bool,
 ) -> Prompt:
     columns = config.columns
-    own, mask = _text(row, columns.id), None
-    if member is not None:  # masks of an index are checked by those who made it
-        mask = _text(row, columns.mask) if is_indexed else _mask(row, config, member)
+    prompt_id, mask = _text(row, columns.id), None
+    if member is not None:  # Masks of an index were checked when it was written.
+        mask = _text(row, columns.mask) if is_indexed else _find_mask(row, config, member)
     return Prompt(
-        id=str(number) if own is None else own,
+        id=str(number) if prompt_id is None else prompt_id,
         text=_text(row, columns.prompt) or "",
         negative=_text(row, columns.negative) or config.negative_prompt,
         group=_text(row, columns.group),
@@ -239,45 +276,46 @@ def _prompt(
     )
 
 
-def _rows(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
-    """Rows of a text file or a table, without images."""
-    [file] = archives.places_of([place])
+def _read_rows(path: str, columns: PromptColumns) -> Iterator[PromptRow]:
+    """Yield the rows of a text file or a table, without images."""
+    [file] = archives.places_of([path])
     if not is_label_table(file) or get_ending(file) == ".txt":
-        yield from (({columns.prompt: line}, None) for line in _lines(file))
+        yield from (({columns.prompt: line}, None) for line in _read_lines(file))
         return
     table = LabelTable(file)
     names = table.column_names
-    found = match_columns(names, columns.model_dump().values(), table.name)
-    if columns.prompt not in found:
+    matched = match_columns(names, columns.model_dump().values(), table.name)
+    if columns.prompt not in matched:
         raise ConfigError(
             f"{table.name}: no column '{columns.prompt}'",
             hint=f"{columns_hint(names)}; --set columns.prompt=NAME",
         )
-    for piece in table.tables(list(found)):
-        yield from ((row, None) for row in piece.to_pylist())
+    for chunk in table.tables(list(matched)):
+        yield from ((row, None) for row in chunk.to_pylist())
 
 
-def _lines(place: str) -> Iterator[str]:
+def _read_lines(path: str) -> Iterator[str]:
     """Yield the lines of a text file that are not empty."""
-    shown = strip_secrets(canonical(place))
+    source = strip_secrets(canonical(path))
     try:
-        text = Fetcher(signed=[place]).fetch(shown, "", _MAX_TEXT_BYTES).decode("utf-8-sig")
+        text = Fetcher(signed=[path]).fetch(source, "", _MAX_TEXT_BYTES).decode("utf-8-sig")
     except InputError as error:
         raise ConfigError(
-            f"{shown}: {error.detail}", hint="--prompts names a file or an index"
+            f"{source}: {error.detail}", hint="set --prompts to a file or an index"
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{shown}: {error}", hint="prompts are a text file in UTF-8, or a table"
+            f"{source}: {error}", hint="encode the prompts as UTF-8, or name a table of prompts"
         ) from None
-    lines = io.StringIO(text, newline=None)  # prompts hold other line breaks than a file's
+    # StringIO splits at line ends only; str.splitlines also splits at other characters.
+    lines = io.StringIO(text, newline=None)
     yield from (line.rstrip("\n") for line in lines if line.strip())
 
 
-def _members(place: str, config: GenerateConfig) -> Iterator[FoundRow]:
-    """Rows with the image that each names."""
-    for slot, item in enumerate(archives.open_source([place], allow_private=config.allow_private)):
-        # A table that came with files leads to no others.
+def _read_members(path: str, config: GenerateConfig) -> Iterator[PromptRow]:
+    """Yield the rows of a table, each with the image that it names."""
+    for slot, item in enumerate(archives.open_source([path], allow_private=config.allow_private)):
+        # Columns from inside an archive may not name other files, so their masks are ignored.
         hidden = config.columns.mask if isinstance(item, ListedWithColumns) else None
         yield (
             {name: value for name, value in item.input.items() if name != hidden},
@@ -285,20 +323,21 @@ def _members(place: str, config: GenerateConfig) -> Iterator[FoundRow]:
         )
 
 
-def _indexed(place: str, *, images: bool) -> Iterator[FoundRow]:
-    """Rows of an index; with `images`, its real ones and their images."""
-    store = Store.open(place)
+def _read_index(path: str, *, images: bool) -> Iterator[PromptRow]:
+    """Yield the rows of an index; with `images`, only real images, each with its member."""
+    store = Store.open(path)
     for ref in archives.read_blocks(store, 0):
         for member in archives.member_rows(archives.read_block(store, ref)):
             if not images or member.input.get("label") == "real":
                 yield {**member.input, "id": str(member.image_id)}, member if images else None
 
 
-def _predicted(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
-    """The prompts that a run predicted, with their images' ids, the lowest first: of many images
-    `evaluate` takes those.
+def _read_predicted_prompts(path: str, columns: PromptColumns) -> Iterator[PromptRow]:
+    """Yield the prompts that a run predicted and the ids of their images, in ascending order.
+
+    If there are more images than it needs, `evaluate` uses those with the lowest ids, too.
     """
-    tables = current_tables(RunDirectory.open(place), ["image_id", "predicted_prompt"])
+    tables = current_tables(RunDirectory.open(path), ["image_id", "predicted_prompt"])
     tables_with_prompts = [
         table.filter(pc.field("predicted_prompt").is_valid()) for table in tables
     ]
@@ -316,20 +355,22 @@ def _text(row: Mapping[str, Any], column: str) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _mask(
+def _find_mask(
     row: Mapping[str, Any], config: GenerateConfig, member: archives.ManifestMember
 ) -> str | None:
-    """The uri of a row's mask; a relative one is below the table's folder. Raises ConfigError for a
-    place that the row may not name.
+    """Return the URI of a row's mask; a relative path is below the folder of the table.
+
+    Raises:
+        ConfigError: If the row may not name this path.
     """
-    place, [listed] = _text(row, config.columns.mask), archives.places_of([config.prompts or ""])
-    if place is None:
+    path, [table] = _text(row, config.columns.mask), archives.places_of([config.prompts or ""])
+    if path is None:
         return None
-    source = strip_secrets(canonical(listed))
-    if "://" not in place and not place.startswith("/"):
-        place = f"{source.rpartition('/')[0]}/{place}"
-    if not any(may_name(uri, member.member, place) for uri in (member.uri, source)):
+    source = strip_secrets(canonical(table))
+    if "://" not in path and not path.startswith("/"):
+        path = f"{source.rpartition('/')[0]}/{path}"
+    if not any(may_name(uri, member.member, path) for uri in (member.uri, source)):
         raise ConfigError(
-            f"{source}: what lies in an archive, or comes from elsewhere, may not say that a mask lies at {place}"
+            f"{source}: a row from an archive or from another host may not name the mask {path}"
         )
-    return place
+    return path

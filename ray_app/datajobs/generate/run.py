@@ -1,11 +1,15 @@
-"""One session of `touchstone data generate`: `generate_images` reads, draws, makes what is missing,
-publishes. The same command resumes.
+"""Run `touchstone data generate`: `generate_images` is the entry point.
 
-generate.json       what is made, how: another command on the same directory is refused images/,
-masks/     what was made parts/              the rows of each block; a block is done when they are
-there generated.parquet   the rows of all images that were made: what `touchstone data index` and
-`touchstone score` take failed.parquet      the rows of those that were not, each with its status
-summary.json        the figures, when all blocks are done
+It reads the prompts, generates the missing blocks, and writes the tables. The output directory has
+these files:
+
+- `generate.json`: pipeline, prompts, and settings. A command with other settings is rejected.
+- `images/` and `masks/`: the generated files.
+- `parts/`: the rows of each block. A block with rows is done.
+- `generated.parquet`: the rows of all generated images, which `touchstone data index` and
+  `touchstone score` read.
+- `failed.parquet`: the rows of all other images, each with its status.
+- `summary.json`: the counts, written when all blocks are done.
 """
 
 import json
@@ -30,53 +34,70 @@ from ray_app.datajobs.generate.config import (
     require_accepted,
 )
 from ray_app.datajobs.generate.worker import BLANKED, FAILED, SCHEMA, GenerationWorker
-from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
+from ray_app.datajobs.parts import (
+    OK,
+    format_labels,
+    list_parts,
+    read_parts,
+    remove_part,
+    run_units,
+)
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
-from ray_app.reports import format as wording
+from ray_app.reports import format as text_format
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store, with_s3_settings
 from ray_app.streams.worker_pool import in_pool
 
-_STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
+_STALL_S = 3600.0  # The first block waits until tens of gigabytes of weights are loaded.
 _WORKER_CPUS = 0.5
-_RETRIES = 5  # of a block whose process died: once it may be the node, but not for ever
+_RETRIES = 5  # Per block whose process died. Repeated deaths are not the fault of the node.
 _SAME = "pipeline, prompts, seed and settings"
 _MEANING = {
-    BLANKED: "the pipeline's safety checker put black in its place; no file was kept",
-    FAILED: "the pipeline raised on it",
+    BLANKED: "the pipeline's safety checker replaced the image with a black one; no file was written",
+    FAILED: "the pipeline raised an exception",
 }
 
 
 @with_s3_settings
 def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str, Any]:
-    """Make what `config` describes in `config.out`, from wherever an earlier session of the same
-    command stopped; returns the content of `summary.json`, in which `made` may be 0.
+    """Generate the images of a job in `config.out`, or resume an earlier call.
 
-    With `retry`, blocks with images that failed are made again. Raises ConfigError, IdentityError,
-    DetectorError (licence or model), StorageError, ClusterError, and KeyboardInterrupt; those that
-    the same call resumes from carry the note RESUMABLE.
+    Args:
+        config: Settings of the job.
+        retry: Whether to generate blocks with failed images again.
+
+    Returns:
+        The content of `summary.json`. Its `made` is 0 if no image was generated.
+
+    Raises:
+        ConfigError: If a setting or a prompt is invalid.
+        IdentityError: If the directory belongs to another command.
+        DetectorError: If the licence is not accepted, or the model cannot be loaded.
+        StorageError: If the directory or the prompts are unreachable.
+        ClusterError: If the cluster fails. It has the RESUMABLE note: the same call resumes.
+        KeyboardInterrupt: If the command is interrupted, also with the RESUMABLE note.
     """
     if not config.out:
         raise ConfigError(
-            "no directory: --out DIR is missing",
-            hint="touchstone data generate CONFIG --prompts FILE --out DIR",
+            "--out DIR is missing: the images need a directory",
+            hint="run touchstone data generate CONFIG --prompts FILE --out DIR",
         )
     start = time.monotonic()
-    card = card_of(config)
+    card = resolve_card(config)
     require_accepted(card, config.accept_licences)
-    pipelines.pipeline_class(card)
+    pipelines.find_pipeline_class(card)
     prompts = requests.read_prompts(config, images=card.task == "inpainting")
     store = Store.open(config.out)
-    wanted = requests.make_requests(
+    image_requests = requests.make_requests(
         prompts,
         per_prompt=config.per_prompt,
         base_seed=config.seed,
         sizes=config.sizes or card.sizes,
         encoding=config.encode,
     )
-    model = _model(card, store)
-    identity = _identity(config, card, model, wanted)
+    model = _find_model(card, store)
+    identity = _make_identity(config, card, model, image_requests)
     is_claimed(store, "generate.json", identity, same=_SAME)  # Raises before the lease is written.
     with (
         Lease(store, unguarded=config.unguarded) as lease,
@@ -85,18 +106,18 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
         claim_directory(store, "generate.json", identity, same=_SAME)
         if retry:
             for name, rows in read_parts(store):
-                # what a safety checker blanked would be blanked again
+                # The safety checker would replace the same images again.
                 if set(rows["status"].to_pylist()) - {OK, BLANKED}:
                     remove_part(store, name)
-        done = set(part_names(store))
+        done = set(list_parts(store))
         pending = [
             block
-            for block in requests.cut_blocks(wanted, config.block_images)
+            for block in requests.cut_blocks(image_requests, config.block_images)
             if block.name not in done
         ]
         if pending:
-            _make(config, card, model, store, lease, pending, total=len(wanted))
-        summary = _publish(store, len(wanted))
+            _generate_blocks(config, card, model, store, lease, pending, total=len(image_requests))
+        summary = _write_tables(store, len(image_requests))
         session = {
             "blocks": len(pending),
             "wall_s": round(time.monotonic() - start, 2),
@@ -107,84 +128,86 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
     return summary
 
 
-def card_of(config: GenerateConfig) -> PipelineCard:
-    """Return the config's card, with the model and the revision that the config names. Raises
-    ConfigError.
+def resolve_card(config: GenerateConfig) -> PipelineCard:
+    """Load the card of a job, and apply the model and the revision of the config.
+
+    Raises:
+        ConfigError: If the card is invalid.
     """
     card = load_pipeline_card(config.pipeline)
-    # All others are names on the hub.
+    # Other values are ids on the hub.
     is_path = config.model is not None and config.model.startswith(("/", ".", "~"))
     model = str(Path(config.model or "").expanduser().resolve()) if is_path else config.model
-    chosen = {"model": model, "revision": config.revision}
+    overrides = {"model": model, "revision": config.revision}
     return card.model_copy(
-        update={key: value for key, value in chosen.items() if value is not None}
+        update={key: value for key, value in overrides.items() if value is not None}
     )
 
 
-def _publish(store: Store, wanted: int) -> dict[str, Any]:
-    """Write the tables and return the figures. Raises ClusterError where the rows are not one for
-    each of the `wanted` images.
+def _write_tables(store: Store, total: int) -> dict[str, Any]:
+    """Write the tables and return the counts.
+
+    Raises:
+        ClusterError: If there is not exactly one row for each of the `total` images.
     """
     statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
-    seen = set[int]()
+    indices = set[int]()
     for _, table in read_parts(store):
         statuses.update(table["status"].to_pylist())
-        seen.update(table["index"].to_pylist())
-        made = table.filter(pc.equal(table["status"], OK))
-        formats.update(made["format"].to_pylist())
-        generators.update(made["generator"].to_pylist())
-        masks += len(made) - made["mask"].null_count
-    if len(seen) != wanted or statuses.total() != wanted:
-        message = f"{store.url}: {statuses.total()} rows of {len(seen)} images, of {wanted}"
-        raise ClusterError(message, hint="please report this: it is a bug")
-    for name, is_meant in (("generated", pc.equal), ("failed", pc.not_equal)):
+        indices.update(table["index"].to_pylist())
+        generated = table.filter(pc.equal(table["status"], OK))
+        formats.update(generated["format"].to_pylist())
+        generators.update(generated["generator"].to_pylist())
+        masks += len(generated) - generated["mask"].null_count
+    if len(indices) != total or statuses.total() != total:
+        message = f"{store.url}: {statuses.total()} rows of {len(indices)} images instead of one for each of {total}"
+        raise ClusterError(message, hint="report this: it is a bug in Touchstone")
+    for name, compare in (("generated", pc.equal), ("failed", pc.not_equal)):
         write_tables(
             store,
             name,
             SCHEMA,
             (
                 # Parts of earlier versions have further columns.
-                table.filter(is_meant(table["status"], OK)).select(SCHEMA.names)
+                table.filter(compare(table["status"], OK)).select(SCHEMA.names)
                 for _, table in read_parts(store)
             ),
         )
-    return {"out": store.url, "images": wanted, "made": statuses[OK], "statuses": dict(statuses.most_common()),
+    return {"out": store.url, "images": total, "made": statuses[OK], "statuses": dict(statuses.most_common()),
             "formats": dict(formats.most_common()), "generators": dict(generators), "masks": masks}  # fmt: skip
 
 
-def _model(card: PipelineCard, store: Store) -> pipelines.Model:
-    """The card's model; a branch of the hub stays at the commit that the directory was begun with."""
-    begun = claimed_by(store, "generate.json")
+def _find_model(card: PipelineCard, store: Store) -> pipelines.Model:
+    """Find the model of a card. A model on the hub keeps the commit of the existing directory."""
+    existing = claimed_by(store, "generate.json")
     if (
-        begun
+        existing
         and card.revision is None
         and card.local_folder is None
-        and begun["model"]["place"] == card.model
+        and existing["model"]["place"] == card.model
     ):
-        return pipelines.Model(card.model, begun["model"]["revision"], False)
+        return pipelines.Model(card.model, existing["model"]["revision"], False)
     return pipelines.find_model(card)
 
 
-def _identity(
+def _make_identity(
     config: GenerateConfig,
     card: PipelineCard,
     model: pipelines.Model,
-    wanted: Sequence[requests.ImageRequest],
+    image_requests: Sequence[requests.ImageRequest],
 ) -> dict[str, Any]:
-    """What another command on the same directory must match: all that decides which pixels lie in
-    which file.
-    """
-    chosen = config.model_dump(
+    """Return the identity of the directory: all settings that determine the pixels of each file."""
+    settings = config.model_dump(
         mode="json",
         include={"per_prompt", "limit", "seed", "steps", "guidance", "sizes", "generator", "encode", "masks", "paste", "mark",
                  "block_images", "device", "precision"},
     )  # fmt: skip
     facts = card.facts() | {"model": None}
-    return {"format": 2, "command": "generate", "card": facts, "model": {"place": model.place, "revision": model.revision},
-            "orders": requests.digest_of_requests(wanted), **chosen}  # fmt: skip
+    return {"format": 2, "command": "generate", "card": facts, "model": {"place": model.location, "revision": model.revision},
+            "orders": requests.hash_requests(image_requests), **settings}  # fmt: skip
 
 
-def _make(
+def _generate_blocks(
     config: GenerateConfig,
     card: PipelineCard,
     model: pipelines.Model,
@@ -198,7 +221,7 @@ def _make(
     progress = Progress(
         total, done=total - sum(len(block.requests) for block in pending), name="generate"
     )
-    with _workers(config) as (each, device):
+    with _workers(config) as (map_fn, device):
         precision = (
             config.precision
             if config.precision != "auto"
@@ -206,46 +229,54 @@ def _make(
             if device == "cuda"
             else "fp32"
         )
-        say = f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made"
+        message = f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks left to generate"
         worker = GenerationWorker(store, card, model, config, device, precision)
-        work_through(each, worker, pending, progress=progress, lease=lease, say=say)
+        run_units(map_fn, worker, pending, progress=progress, lease=lease, message=message)
 
 
 @contextmanager
 def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
-    """What makes the blocks, and on which device: this process where one worker is enough and no
-    cluster is named, else a pool.
+    """Yield the function that runs blocks, and its device.
+
+    Blocks run in this process if one worker is enough and no cluster is named, else in a pool on
+    Ray.
     """
     from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
 
-    wanted, own = config.cluster, _own_gpus(config)
-    if named_cluster(wanted.address) is None and (wanted.workers or max(own, 1)) == 1:
-        yield in_turn, _device(config, own)
+    cluster_config, local_gpus = config.cluster, _count_local_gpus(config)
+    if (
+        named_cluster(cluster_config.address) is None
+        and (cluster_config.workers or max(local_gpus, 1)) == 1
+    ):
+        yield in_turn, _choose_device(config, local_gpus)
         return
 
-    with cluster(wanted):
-        cpus, gpus, _ = resources(wanted)
-        device = _device(config, gpus)
-        workers = wanted.workers or max(1, int(gpus) if device == "cuda" else 1)
-        share = min(1.0, gpus / workers) if device == "cuda" else 0.0
-        stall_s, cores = wanted.stall_timeout_s or _STALL_S, min(_WORKER_CPUS, cpus / workers)
-        pooled = partial(
+    with cluster(cluster_config):
+        cpus, gpus, _ = resources(cluster_config)
+        device = _choose_device(config, gpus)
+        workers = cluster_config.workers or max(1, int(gpus) if device == "cuda" else 1)
+        worker_gpus = min(1.0, gpus / workers) if device == "cuda" else 0.0
+        stall_s, worker_cpus = (
+            cluster_config.stall_timeout_s or _STALL_S,
+            min(_WORKER_CPUS, cpus / workers),
+        )
+        map_in_pool = partial(
             in_pool,
             size=workers,
-            cpus=cores,
-            gpus=share,
-            labels=wanted.labels,
+            cpus=worker_cpus,
+            gpus=worker_gpus,
+            labels=cluster_config.labels,
             retries=_RETRIES,
             ordered=False,
         )
-        yield partial(pooled, stall_s=stall_s), device
+        yield partial(map_in_pool, stall_s=stall_s), device
 
 
-def _device(config: GenerateConfig, gpus: float) -> str:
+def _choose_device(config: GenerateConfig, gpus: float) -> str:
     return config.device if config.device != "auto" else "cuda" if gpus else "cpu"
 
 
-def _own_gpus(config: GenerateConfig) -> int:
+def _count_local_gpus(config: GenerateConfig) -> int:
     if config.device == "cpu":
         return 0
     import torch
@@ -253,14 +284,14 @@ def _own_gpus(config: GenerateConfig) -> int:
     return int(torch.cuda.device_count())
 
 
-@labelled
+@format_labels
 def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was made, what was not and where that is listed, and the commands that take it."""
-    out = wording.visible(summary["out"])
+    """Return lines on the generated and the failed images, and commands that use them."""
+    out = text_format.visible(summary["out"])
     names = ", ".join(summary["generators"])
     yield (
-        "made",
-        f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}"
+        "generated",
+        f"{summary['made']:,} of {text_format.counted(summary['images'], 'image')}"
         + (f" by {names}" if names else ""),
     )
     yield (
@@ -270,14 +301,14 @@ def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if len(summary["formats"]) == 1:
         yield (
             "",
-            "all in one format, which may give the fakes away: see encode.format and encode.quality",
+            "all files have one format, by which a detector may recognise fakes: see encode.format and encode.quality",
         )
     if summary["masks"]:
         yield "masks", f"{summary['masks']:,} in {out}/masks"
     if bad := {status: count for status, count in summary["statuses"].items() if status != OK}:
         yield (
-            "not made",
-            f"{sum(bad.values()):,}, listed in {out}/failed.parquet; --retry tries again what failed",
+            "failed",
+            f"{sum(bad.values()):,}, listed in {out}/failed.parquet; use --retry to try again, except for blanked images",
         )
         for status, count in bad.items():
             yield "", f"{count:,} {status}: {_MEANING.get(status) or Status(status).meaning}"

@@ -1,8 +1,8 @@
-"""Blocks of requests → files and rows (`SCHEMA`): `GenerationWorker`. Where memory is short the
-batch halves; a failed image is a row.
+"""Generate the images of a block and write files and rows (`SCHEMA`): `GenerationWorker`.
 
-The rows of a block are written last: a block whose rows are there is done, and one that died
-halfway is made again, to the same names and bytes.
+The batch is halved when it does not fit into memory. An image that fails has a row with the reason.
+The rows of a block are written last, so that a block with rows is done. An interrupted block is
+generated again, with the same file names and bytes.
 """
 
 import hashlib
@@ -15,10 +15,15 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageOps
 
 from ray_app.archives import MemberReader, read_referenced
-from ray_app.datajobs.generate.config import Drawn, GenerateConfig, PipelineCard, Size
-from ray_app.datajobs.generate.files import Mark, encode, fetcher_for
-from ray_app.datajobs.generate.pipelines import GeneratedImage, LoadedPipeline, Model, Picture
-from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, randomness
+from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, RandomMaskConfig, Size
+from ray_app.datajobs.generate.files import Mark, encode, make_fetcher
+from ray_app.datajobs.generate.pipelines import (
+    GeneratedImage,
+    InpaintingInput,
+    LoadedPipeline,
+    Model,
+)
+from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, make_rng
 from ray_app.datajobs.parts import OK, write_part
 from ray_app.datasets.mask_pixels import decode_mask
 from ray_app.errors import ClusterError, InputError, Status, describe_error, is_want_of_memory
@@ -26,11 +31,11 @@ from ray_app.images import decode_image
 from ray_app.storage import Store, strip_secrets
 
 Rows = dict[int, dict[str, Any]]
-_BLOBS = (3, 7)
-_TRIES = 40
-# `blanked`: the pipeline's own safety checker put a black picture in its place, which is not kept;
-# `pipeline_failed`: it raised. Others are statuses of `ray_app.errors.Status`, of a real image that
-# was to be altered.
+_ELLIPSES = (3, 7)  # Lowest and highest number of ellipses in a mask.
+_MAX_TRIES = 40
+# `blanked`: the safety checker of the pipeline replaced the image with a black one, which is not
+# written. `pipeline_failed`: the pipeline raised an exception. The other statuses are those of
+# `ray_app.errors.Status`, for a real image that cannot be read.
 BLANKED, FAILED = "blanked", "pipeline_failed"
 SCHEMA = pa.schema(
     [
@@ -47,8 +52,16 @@ SCHEMA = pa.schema(
 
 @dataclass
 class GenerationWorker:
-    """Makes blocks, one after the other, with one loaded pipeline; to be sent to its process before
-    the first. `batch`: images at once, as memory allows by now.
+    """A function that generates blocks with one pipeline. It is sent to a process before the first.
+
+    Attributes:
+        store: The output directory.
+        card: The card of the pipeline.
+        model: The files of its model.
+        config: Settings of the job.
+        device: Device of torch, such as "cpu" or "cuda".
+        precision: Number format of the weights.
+        batch: Images per batch, as far as memory allows; 0 before the pipeline is loaded.
     """
 
     store: Store
@@ -61,25 +74,31 @@ class GenerationWorker:
     _pipeline: LoadedPipeline | None = field(default=None, repr=False)
 
     def __call__(self, block: GenerationBlock) -> dict[str, int]:
-        """Make, write and commit one block; {images, bad}. Raises ClusterError when not even one
-        image fits into memory, DetectorError when the pipeline cannot be loaded, StorageError when
-        the directory is out of reach.
+        """Generate the images of a block, and write the files and then the rows.
+
+        Returns:
+            The number of `images`, and how many of them are `bad`.
+
+        Raises:
+            ClusterError: If not even one image fits into memory.
+            DetectorError: If the pipeline cannot be loaded.
+            StorageError: If the directory is unreachable.
         """
         self.load()
         rows: Rows = {}
-        pictures = dict(self._pictures(block.requests, rows))
-        waiting = [request for request in block.requests if request.index not in rows]
-        while waiting:
-            now, waiting = waiting[: self.batch], waiting[self.batch :]
-            for request, made in self._made(now, pictures, rows):
-                rows[request.index] = self._kept(request, made, pictures.get(request.index))
+        inputs = dict(self._read_inputs(block.requests, rows))
+        pending = [request for request in block.requests if request.index not in rows]
+        while pending:
+            batch, pending = pending[: self.batch], pending[self.batch :]
+            for request, generated in self._generate(batch, inputs, rows):
+                rows[request.index] = self._write(request, generated, inputs.get(request.index))
         write_part(
             self.store, block.name, [rows[request.index] for request in block.requests], SCHEMA
         )
         return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows.values())}
 
     def load(self) -> None:
-        """Load the pipeline, where that is not done. Raises as calling it."""
+        """Load the pipeline unless it is loaded. Raise the same errors as a call of the worker."""
         if self._pipeline is not None:
             return
         try:
@@ -89,40 +108,40 @@ class GenerationWorker:
         except Exception as error:
             if not is_want_of_memory(error):
                 raise
-            raise self._too_small("its weights do not fit", error) from error
+            raise self._make_memory_error("its weights do not fit", error) from error
         config, card = self.config, self.card
         self.batch = config.batch or card.batch
         self._steps, self._guidance = (
             config.steps or card.steps,
             card.guidance if config.guidance is None else config.guidance,
         )
-        self._same = self._settings()
-        self._fetcher = fetcher_for(
+        self._common_columns = self._describe_job()
+        self._fetcher = make_fetcher(
             config.prompts or "", config.retry, allow_private=config.allow_private
         )
         self._reader = MemberReader(self._fetcher, max_bytes=config.limits.max_bytes)
 
-    def _settings(self) -> dict[str, Any]:
-        """The columns that are the same in every row."""
+    def _describe_job(self) -> dict[str, Any]:
+        """Return the columns that are equal in all rows."""
         import diffusers
 
         card, lora = self.card, self.card.lora
         unused = {} if card.negative else {"negative_prompt": None}
         return unused | {
-            "generator": self.config.generator or card.label, "pipeline": card.name, "model": strip_secrets(self.model.place),
+            "generator": self.config.generator or card.label, "pipeline": card.name, "model": strip_secrets(self.model.location),
             "revision": self.model.revision, "lora": f"{lora.model} × {lora.scale:g}" if lora else None,
             "diffusers": diffusers.__version__, "precision": self.precision, "steps": self._steps, "guidance": self._guidance,
             "strength": card.strength if card.task == "inpainting" else None,
         }  # fmt: skip
 
-    # -- pictures to be altered
-    # --------------------------------------------------------------------------
+    # -- Real images and masks for inpainting
 
-    def _pictures(
+    def _read_inputs(
         self, requests: Sequence[ImageRequest], rows: Rows
-    ) -> Iterator[tuple[int, Picture]]:
-        """The real images of inpainting requests; an request whose image cannot be had gets its
-        row.
+    ) -> Iterator[tuple[int, InpaintingInput]]:
+        """Yield the index and the input of each inpainting request.
+
+        A request whose image or mask cannot be read gets its row in `rows` instead.
         """
         if self.card.task != "inpainting":
             return
@@ -132,43 +151,44 @@ class GenerationWorker:
             try:
                 if isinstance(data, InputError):
                     raise data
-                yield request.index, self._picture(request, data)
-            except InputError as refused:
-                rows[request.index] = self._row(
-                    request, status=refused.status.value, detail=refused.detail
+                yield request.index, self._decode_input(request, data)
+            except InputError as error:
+                rows[request.index] = self._make_row(
+                    request, status=error.status.value, detail=error.detail
                 )
 
-    def _picture(self, request: ImageRequest, data: bytes) -> Picture:
+    def _decode_input(self, request: ImageRequest, data: bytes) -> InpaintingInput:
         real = decode_image(data, self.config.limits).pixels
         if request.prompt.mask is None:
-            return Picture(
-                covered(real, request.size),
-                drawn_mask(request.size, request.seed, self.config.masks),
+            return InpaintingInput(
+                crop_to_cover(real, request.size),
+                draw_mask(request.size, request.seed, self.config.masks),
             )
-        place, limits = request.prompt.mask, self.config.limits
-        stored = (
-            read_referenced(place, self._fetcher)
-            if "#row=" in place
-            else self._fetcher.fetch(place, "", limits.max_bytes)
+        uri, limits = request.prompt.mask, self.config.limits
+        mask_file = (
+            read_referenced(uri, self._fetcher)
+            if "#row=" in uri
+            else self._fetcher.fetch(uri, "", limits.max_bytes)
         )
-        mask = decode_mask(stored, limits)
+        mask = decode_mask(mask_file, limits)
         if mask.size != real.size:
             raise InputError(
                 Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}"
             )
-        mask = covered(mask, request.size, mask=True)
-        if not share_of(mask):
+        mask = crop_to_cover(mask, request.size, is_mask=True)
+        if not mask_fraction(mask):
             raise InputError(Status.CORRUPT_IMAGE, "its mask is empty: nothing would be altered")
-        return Picture(covered(real, request.size), mask)
+        return InpaintingInput(crop_to_cover(real, request.size), mask)
 
-    # -- the pipeline
-    # ------------------------------------------------------------------------------------
+    # -- The pipeline
 
-    def _made(
-        self, requests: Sequence[ImageRequest], pictures: dict[int, Picture], rows: Rows
+    def _generate(
+        self, requests: Sequence[ImageRequest], inputs: dict[int, InpaintingInput], rows: Rows
     ) -> Iterator[tuple[ImageRequest, GeneratedImage]]:
-        """What the pipeline makes of a batch; halved while memory is short, and one by one where
-        the batch raises anything else.
+        """Yield the image of each request of a batch.
+
+        The batch is halved when it does not fit into memory. After any other exception, its
+        requests are tried one by one.
         """
         assert self._pipeline is not None
         if len(requests) > self.batch:
@@ -178,89 +198,87 @@ class GenerationWorker:
             ]
         else:
             try:
-                given = [pictures[request.index] for request in requests] if pictures else []
-                made = self._pipeline.make(
-                    requests, given, steps=self._steps, guidance=self._guidance
+                batch_inputs = [inputs[request.index] for request in requests] if inputs else []
+                images = self._pipeline.make(
+                    requests, batch_inputs, steps=self._steps, guidance=self._guidance
                 )
             except Exception as error:
-                parts = self._after(error, requests, rows)
+                parts = self._handle_failure(error, requests, rows)
             else:
-                yield from zip(requests, made, strict=True)
+                yield from zip(requests, images, strict=True)
                 return
-        for part in parts:  # outside of the handler, whose frames hold tensors
-            yield from self._made(part, pictures, rows)
+        # Outside of the exception handler, because the frames of the exception hold tensors.
+        for part in parts:
+            yield from self._generate(part, inputs, rows)
 
-    def _after(
+    def _handle_failure(
         self, error: Exception, requests: Sequence[ImageRequest], rows: Rows
     ) -> list[Sequence[ImageRequest]]:
-        """What is to be tried next where a batch raised."""
+        """Return the batches to try after a batch raised an exception."""
         if is_want_of_memory(error):
-            self._halve(len(requests), error)
+            self._halve_batch(len(requests), error)
             return [requests]
         if len(requests) > 1:
             return [[request] for request in requests]
-        rows[requests[0].index] = self._row(
+        rows[requests[0].index] = self._make_row(
             requests[0], status=FAILED, detail=describe_error(error)
         )
         return []
 
-    def _halve(self, tried: int, error: Exception) -> None:
-        if tried == 1:
-            raise self._too_small("not even one image at once fits", error) from error
-        self.batch = max(1, tried // 2)
-        _give_back_memory()
+    def _halve_batch(self, batch: int, error: Exception) -> None:
+        if batch == 1:
+            raise self._make_memory_error("not even a single image fits", error) from error
+        self.batch = max(1, batch // 2)
+        _release_memory()
 
-    # -- files and rows
-    # ----------------------------------------------------------------------------------
+    # -- Files and rows
 
-    def _kept(
-        self, request: ImageRequest, made: GeneratedImage, picture: Picture | None
+    def _write(
+        self, request: ImageRequest, generated: GeneratedImage, source: InpaintingInput | None
     ) -> dict[str, Any]:
-        if made.blanked:
-            detail = "the pipeline's safety checker put black in its place"
-            return self._row(request, blanked=True, status=BLANKED, detail=detail)
-        image, found = made.image, dict[str, Any]()
-        if picture is not None:
-            image = pasted(picture.real, image, picture.mask) if self.config.paste else image
-            found = self._keep_mask(request, picture.mask)
+        if generated.blanked:
+            detail = "the pipeline's safety checker replaced the image with a black one"
+            return self._make_row(request, blanked=True, status=BLANKED, detail=detail)
+        image, mask_columns = generated.image, dict[str, Any]()
+        if source is not None:
+            image = paste_inside(source.real, image, source.mask) if self.config.paste else image
+            mask_columns = self._write_mask(request, source.mask)
         mark: Mark = (
-            "trainedAlgorithmicMedia" if picture is None else "compositeWithTrainedAlgorithmicMedia"
+            "trainedAlgorithmicMedia" if source is None else "compositeWithTrainedAlgorithmicMedia"
         )
         data = encode(image, request.style, mark if self.config.mark else None)
         self.store.write(request.image_path, data)
-        return self._row(request, uri=request.image_path, width=image.width, height=image.height,
-                         sha256=hashlib.sha256(data).hexdigest(), **found)  # fmt: skip
+        return self._make_row(request, uri=request.image_path, width=image.width, height=image.height,
+                              sha256=hashlib.sha256(data).hexdigest(), **mask_columns)  # fmt: skip
 
-    def _keep_mask(self, request: ImageRequest, mask: Image.Image) -> dict[str, Any]:
-        mask = binary(mask)
+    def _write_mask(self, request: ImageRequest, mask: Image.Image) -> dict[str, Any]:
+        mask = binarize(mask)
         file = io.BytesIO()
         mask.save(file, "PNG")
         self.store.write(request.mask_path, file.getvalue())
-        return {"mask": request.mask_path, "mask_share": share_of(mask)}
+        return {"mask": request.mask_path, "mask_share": mask_fraction(mask)}
 
-    def _row(self, request: ImageRequest, **found: Any) -> dict[str, Any]:
-        """A row: what was ordered, what is the same for all of a job, and what was found; all else
-        is null.
-        """
+    def _make_row(self, request: ImageRequest, **columns: Any) -> dict[str, Any]:
+        """Make a row from the request, the settings of the job, and `columns`; the rest is null."""
         prompt, style = request.prompt, request.style
-        ordered = {
+        request_columns = {
             "label": "fake", "prompt": prompt.text, "negative_prompt": prompt.negative, "prompt_id": prompt.id, "group": prompt.group,
             "split": prompt.split, "real_uri": prompt.image.uri if prompt.image else None, "index": request.index, "seed": request.seed,
             "generated_width": request.size[0], "generated_height": request.size[1], "format": style.format, "quality": style.quality,
             "subsampling": style.subsampling, "blanked": False, "status": OK,
         }  # fmt: skip
-        row = dict.fromkeys(SCHEMA.names) | ordered | self._same | found
+        row = dict.fromkeys(SCHEMA.names) | request_columns | self._common_columns | columns
         assert len(row) == len(SCHEMA.names), "a column that the schema does not have"
         return row
 
-    def _too_small(self, what: str, error: Exception) -> ClusterError:
+    def _make_memory_error(self, problem: str, error: Exception) -> ClusterError:
         return ClusterError(
-            f"{self.card.name}: {what} into the memory of the {self.device} ({describe_error(error)})",
-            hint="a larger device, --set precision=bf16, or smaller sizes in another --out",
+            f"{self.card.name}: {problem} into the memory of the {self.device} ({describe_error(error)})",
+            hint="use a larger device, --set precision=bf16, or smaller sizes in another --out",
         )
 
 
-def _give_back_memory() -> None:
+def _release_memory() -> None:
     import gc
 
     import torch
@@ -270,40 +288,54 @@ def _give_back_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def covered(image: Image.Image, size: Size, *, mask: bool = False) -> Image.Image:
-    """Scaled to cover `size` (Lanczos; masks nearest) and cropped to it at the centre."""
-    return ImageOps.fit(image, size, Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS)
+def crop_to_cover(image: Image.Image, size: Size, *, is_mask: bool = False) -> Image.Image:
+    """Scale an image to cover `size` and crop it at the centre.
+
+    Args:
+        image: The image.
+        size: (width, height) of the result in pixels.
+        is_mask: Whether to use the nearest pixel instead of Lanczos resampling.
+    """
+    return ImageOps.fit(
+        image, size, Image.Resampling.NEAREST if is_mask else Image.Resampling.LANCZOS
+    )
 
 
-def binary(mask: Image.Image) -> Image.Image:
-    """Mode L of 0 and 255: 255 where the grey level is above 127, as OpenSDI's masks are read."""
+def binarize(mask: Image.Image) -> Image.Image:
+    """Return a mask in mode L with 255 for grey levels above 127 and else 0, as OpenSDI reads masks."""
     return mask.convert("L").point(lambda level: 255 if level > 127 else 0)
 
 
-def drawn_mask(size: Size, seed: int, share: Drawn) -> Image.Image:
-    """A blob of ellipses around one place, 255 inside, that covers between `share.least` and
-    `share.most` of the picture, or nearly.
+def draw_mask(size: Size, seed: int, bounds: RandomMaskConfig) -> Image.Image:
+    """Draw a mask: a blob of overlapping ellipses, 255 inside.
+
+    Up to 40 blobs are drawn until one is within the bounds; otherwise the last one is returned.
+
+    Args:
+        size: (width, height) in pixels.
+        seed: Seed of the image.
+        bounds: Lowest and highest fraction of the image to cover.
     """
-    rng = randomness(seed, "mask")
-    wanted = rng.uniform(share.least, share.most)
+    rng = make_rng(seed, "mask")
+    fraction = rng.uniform(bounds.least, bounds.most)
     mask = Image.new("L", size, 0)
-    for _ in range(_TRIES):
-        mask = _blob(size, wanted, rng.random)
-        if share.least <= share_of(mask) <= share.most:
+    for _ in range(_MAX_TRIES):
+        mask = _draw_blob(size, fraction, rng.random)
+        if bounds.least <= mask_fraction(mask) <= bounds.most:
             break
     return mask
 
 
-def share_of(mask: Image.Image) -> float:
-    """The share of a mask that is not 0."""
+def mask_fraction(mask: Image.Image) -> float:
+    """Return the fraction of the pixels of a mask that are not 0."""
     return 1 - mask.histogram()[0] / (mask.width * mask.height)
 
 
-def _blob(size: Size, wanted: float, uniform: Callable[[], float]) -> Image.Image:
+def _draw_blob(size: Size, fraction: float, uniform: Callable[[], float]) -> Image.Image:
     mask = Image.new("L", size, 0)
     pen = ImageDraw.Draw(mask)
-    count = _BLOBS[0] + int(uniform() * (_BLOBS[1] - _BLOBS[0] + 1))
-    radius = (wanted * size[0] * size[1] / 3.14159 / 2) ** 0.5
+    count = _ELLIPSES[0] + int(uniform() * (_ELLIPSES[1] - _ELLIPSES[0] + 1))
+    radius = (fraction * size[0] * size[1] / 3.14159 / 2) ** 0.5
     centre_x, centre_y = (side * (0.25 + 0.5 * uniform()) for side in size)
     for _ in range(count):
         x, y = centre_x + (uniform() - 0.5) * radius, centre_y + (uniform() - 0.5) * radius
@@ -312,6 +344,12 @@ def _blob(size: Size, wanted: float, uniform: Callable[[], float]) -> Image.Imag
     return mask
 
 
-def pasted(real: Image.Image, made: Image.Image, mask: Image.Image) -> Image.Image:
-    """The made picture inside the mask, the real one's own pixels outside."""
-    return Image.composite(made.convert("RGB"), real.convert("RGB"), mask)
+def paste_inside(real: Image.Image, generated: Image.Image, mask: Image.Image) -> Image.Image:
+    """Return the generated image inside the mask, and the real image outside.
+
+    Args:
+        real: The real image.
+        generated: The generated image, of the same size.
+        mask: The mask in mode L, 255 inside.
+    """
+    return Image.composite(generated.convert("RGB"), real.convert("RGB"), mask)

@@ -1,12 +1,15 @@
-"""`pack_archive` lists an archive once, writes the missing shards, and compares the counts. The
-same command resumes.
+"""Pack an archive into shards: `pack_archive` is the entry point.
 
-pack.json           what was packed, how: another command on the same directory is refused
-manifest/0/         the listing, cut into blocks; which shard holds which members follows from it
-alone (`plan_shards`) parts/, data/       per shard what became of its members, and the shard; it is
-done when both are there unpacked.parquet    members that are in no shard, each with status and
-detail summary.json        the figures, when all shards are there Small jobs run in this process,
-larger ones in a pool on Ray.
+It lists the archive once, writes the missing shards, and checks that no file was lost. Small jobs
+run in this process, larger ones in a pool on Ray. The output directory has these files:
+
+- `pack.json`: source and settings. A command with other settings is rejected.
+- `manifest/0/`: the listing, in blocks. It alone determines which shard holds which member
+  (`plan_shards`).
+- `parts/` and `data/`: for each shard a part with the result of each member, and the shard itself.
+  A shard is done if both exist.
+- `unpacked.parquet`: members that are in no shard, each with its status and detail.
+- `summary.json`: the counts, written when all shards exist.
 """
 
 import json
@@ -25,20 +28,27 @@ from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
 from ray_app.config import as_begun
-from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
+from ray_app.datajobs.parts import (
+    OK,
+    format_labels,
+    list_parts,
+    read_parts,
+    remove_part,
+    run_units,
+)
 from ray_app.datajobs.shards.config import Form, PackConfig
 from ray_app.datajobs.shards.writer import UNPACKED, Shard, WriteShard
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
-from ray_app.reports import format as wording
+from ray_app.reports import format as text_format
 from ray_app.reports.folders import describe_closed_folders
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store, with_s3_settings
 from ray_app.streams.worker_pool import in_pool
 
-# Less than this is written before a local cluster would be up.
+# This process writes less than this amount before a local cluster would have started.
 _SMALL_BYTES = 10**9
-_CHOSEN = (
+_IDENTITY_FIELDS = (
     "form",
     "include",
     "exclude",
@@ -48,16 +58,16 @@ _CHOSEN = (
     "shard_mb",
     "max_member_bytes",
 )
-# of a directory; 1 had notes in the place of parts, without which a shard would be written again
+# Version of the output directory. Version 1 had no parts; its shards would be written again.
 FORMAT = 2
 _CLAIM, _SAME = "pack.json", "source and form"
 # Small blocks of one size, so that a shard of large files is not much larger than requested.
 _BLOCKS = archives.BlockPlan(batch_slots=64, max_block_members=64)
-# What a member weighs whose store does not say: the mean of a web photograph, roughly.
+# Assumed size of a member whose store does not state it: roughly the mean of web photographs.
 _UNKNOWN_BYTES = 256 * 1024
-# The members of a shard are held as names while it is written.
-_MOST_MEMBERS = 65_536
-# What another attempt may give; what has changed since it was listed stays changed.
+# Limits the memory of a writer, which holds the list of the members of its shard.
+_MAX_MEMBERS = 65_536
+# Another attempt may succeed. It cannot for a file that changed after it was listed.
 FROM_STORAGE = frozenset(
     (Status.SOURCE_MISSING, Status.SOURCE_DENIED, Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT)
 )
@@ -66,18 +76,30 @@ _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 
 @with_s3_settings
 def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
-    """Pack `config.source` into shards in `config.out`; returns the content of `summary.json`.
+    """Pack `config.source` into shards in `config.out`.
 
-    The source is listed once: what comes to it later belongs into another directory. With `retry`,
-    shards in which members could not be read from storage are written again; folders that could not
-    be listed are not listed again. Raises ConfigError, IdentityError, StorageError, ClusterError,
-    and KeyboardInterrupt after saying how to go on.
+    The source is listed once. To pack files that are added later, use another directory.
+
+    Args:
+        config: Source, output directory, and settings.
+        retry: Whether to write shards again if members of theirs could not be read from storage.
+            Folders that could not be listed are not listed again.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        ConfigError: If the source is empty or invalid.
+        IdentityError: If the directory belongs to another command.
+        StorageError: If the directory cannot be written.
+        ClusterError: If the cluster fails. The same call resumes.
+        KeyboardInterrupt: If the command is interrupted. The same call resumes.
     """
     store = Store.open(config.out)
-    if (begun := claimed_by(store, _CLAIM)) is not None:
+    if (existing := claimed_by(store, _CLAIM)) is not None:
         config = as_begun(
             config,
-            {name: begun[name] for name in _CHOSEN if name in begun},
+            {name: existing[name] for name in _IDENTITY_FIELDS if name in existing},
             where=f"{store.url}/{_CLAIM}",
         )
     archive = archives.open_source(
@@ -89,17 +111,17 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
         limits=config.container_limits,
         allow_private=config.allow_private,
     )
-    # What another command on the same directory must match: all that decides which bytes lie in
-    # which shard.
-    chosen = config.model_dump(mode="json", include=set(_CHOSEN))
+    # A later command on this directory must match these settings, which determine the bytes of
+    # each shard.
+    settings = config.model_dump(mode="json", include=set(_IDENTITY_FIELDS))
     identity = {
         "format": FORMAT,
         "command": "pack",
         "source": [archives.name_of(source) for source in config.source],
-        **chosen,
+        **settings,
     }
     if not is_claimed(store, _CLAIM, identity, same=_SAME):
-        archive.check()  # a misspelt source must not make the directory its own
+        archive.check()  # Before the claim, so that a misspelt source does not claim the directory.
     with Lease(store, unguarded=config.unguarded) as lease:
         claim_directory(store, _CLAIM, identity, same=_SAME)
         return _write_shards(archive, config, lease, store, retry=retry)
@@ -108,23 +130,25 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
 def _write_shards(
     archive: archives.Archive, config: PackConfig, lease: Lease, store: Store, *, retry: bool
 ) -> dict[str, Any]:
-    """List an archive into `store`, write all its shards, and return the summary.
+    """List an archive into `store`, write its missing shards, and return the summary.
 
-    An exception that interrupts it carries the note RESUMABLE, because finished shards stay.
+    KeyboardInterrupt and ClusterError get the RESUMABLE note, because finished shards are kept.
     """
     start = time.monotonic()
     with resumable(KeyboardInterrupt, ClusterError):
         if archives.read_complete(store, 0) is None:
-            with _workers(config, on_ray) as each:
-                _list(store, archive, each, config.limit)
+            with _workers(config, on_ray) as map_fn:
+                _list(store, archive, map_fn, config.limit)
         shards = plan_shards(store, config.form, config.shard_mb * 1e6)
         if retry:
             store.delete("summary.json")
             for name, rows in read_parts(store):
                 if not FROM_STORAGE.isdisjoint(rows["status"].to_pylist()):
                     remove_part(store, name)
-        done, there = set(part_names(store)), {f"data/{name}" for name in store.names("data")}
-        pending = [shard for shard in shards if shard.name not in done or shard.path not in there]
+        done, existing = set(list_parts(store)), {f"data/{name}" for name in store.names("data")}
+        pending = [
+            shard for shard in shards if shard.name not in done or shard.path not in existing
+        ]
         if pending:
             fetcher = archives.fetcher_of(
                 config.source, config.retry, allow_private=config.allow_private
@@ -133,16 +157,16 @@ def _write_shards(
             write = WriteShard(
                 store, config.form, _input_type(store), fetcher, config.max_member_bytes
             )
-            large = (
+            is_large = (
                 len(pending) > 1
                 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
             )
-            say = f"{total:,} files in {wording.counted(len(shards), 'shard')}, {len(pending):,} to be written"
+            message = f"{total:,} files in {text_format.counted(len(shards), 'shard')}, {len(pending):,} left to write"
             progress = Progress(
                 total, done=total - sum(shard.members for shard in pending), name="pack"
             )
-            with _workers(config, in_pool, wanted=large) as each:
-                work_through(each, write, pending, progress=progress, lease=lease, say=say)
+            with _workers(config, in_pool, needs_cluster=is_large) as map_fn:
+                run_units(map_fn, write, pending, progress=progress, lease=lease, message=message)
         summary = _reconcile(store, config.form, shards)
         summary |= {
             "session": {
@@ -155,66 +179,76 @@ def _write_shards(
     return summary
 
 
-def _list(store: Store, archive: archives.Archive, each: archives.Each, limit: int | None) -> None:
+def _list(
+    store: Store, archive: archives.Archive, map_fn: archives.Each, limit: int | None
+) -> None:
     try:
-        listed = archives.list_members(
-            store, archive, _BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit
+        listing = archives.list_members(
+            store, archive, _BLOCKS, each=map_fn, progress=ProgressLog("listing").count, limit=limit
         )
-    except ConfigError:  # nothing was listed: the directory is anybody's again
+    except ConfigError:  # Nothing was listed: release the directory for other commands.
         store.clear("manifest")
         store.delete(_CLAIM)
         raise
-    if listed is not None and listed.closed_folders:
-        sentence = describe_closed_folders(listed.closed_folders, listed.closed_example)
+    if listing is not None and listing.closed_folders:
+        sentence = describe_closed_folders(listing.closed_folders, listing.closed_example)
         print(f"listing: {sentence}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _workers(
-    config: PackConfig, each: archives.Each, *, wanted: bool = False
+    config: PackConfig, map_fn: archives.Each, *, needs_cluster: bool = False
 ) -> Iterator[archives.Each]:
-    """What runs a step: `each` where there is a cluster, or where one is `wanted`; else, or with
-    one worker, this process.
+    """Yield the function that runs a step: `map_fn` on a cluster, or a loop in this process.
+
+    A cluster is used if the config names one or `needs_cluster` is set, unless the config asks for
+    one worker.
     """
-    if config.cluster.workers == 1 or not (wanted or named_cluster(config.cluster.address)):
+    if config.cluster.workers == 1 or not (needs_cluster or named_cluster(config.cluster.address)):
         yield archives.in_turn
         return
     with cluster(config.cluster):
-        yield each
+        yield map_fn
 
 
 def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
-    """The shards of the listing in `store`, the same for every session: as many whole blocks as
-    `shard_bytes` hold, one at least.
+    """Divide the listing in `store` into shards; the result is equal in every session.
+
+    Args:
+        store: The store with the listing.
+        form: Format of the shards.
+        shard_bytes: Maximum size of the files in a shard in bytes. A shard has at least one block.
     """
     runs: list[list[archives.BlockRef]] = []
     size = members = 0
     for ref in archives.read_blocks(store, 0) if archives.read_complete(store, 0) else ():
         expected = ref.size_bytes or ref.members * _UNKNOWN_BYTES
-        if not runs or size + expected > shard_bytes or members + ref.members > _MOST_MEMBERS:
+        if not runs or size + expected > shard_bytes or members + ref.members > _MAX_MEMBERS:
             runs.append([])
             size = members = 0
         runs[-1].append(ref)
         size, members = size + expected, members + ref.members
-    return [Shard(number, len(runs), form, tuple(blocks)) for number, blocks in enumerate(runs)]
+    return [Shard(index, len(runs), form, tuple(blocks)) for index, blocks in enumerate(runs)]
 
 
 def _input_type(store: Store) -> pa.StructType | None:
-    """The source's own columns, as the listing typed them; None where it has none."""
+    """Return the type of the source's own columns in the listing; None if it has no columns."""
     schema = archives.read_block(store, next(iter(archives.read_blocks(store, 0)))).schema
     return pa.struct(schema.field("input").type) if "input" in schema.names else None
 
 
 def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, Any]:
-    """Write `unpacked.parquet`, compare what was packed with what was listed, and return the
-    figures; once only.
+    """Write `unpacked.parquet`, check that no member was lost, and return the counts.
 
-    Raises ClusterError when a member is in no shard and in no list.
+    If `summary.json` exists, return its content.
+
+    Raises:
+        ClusterError: If a member is neither in a shard nor in `unpacked.parquet`.
     """
     if store.exists("summary.json"):
         return dict(json.loads(store.read("summary.json")))
-    listed = archives.read_complete(store, 0)
-    members = listed.members if listed else 0
+    listing = archives.read_complete(store, 0)
+    members = listing.members if listing else 0
     size_bytes, formats, statuses = 0, Counter[str](), Counter[str]()
 
     def tables() -> Iterator[pa.Table]:
@@ -229,43 +263,43 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
     packed = statuses.pop(OK, 0)
     if packed + unpacked != members:
         message = (
-            f"{store.url}: {packed} files packed and {unpacked} listed as unpacked, of {members}"
+            f"{store.url}: {packed} packed and {unpacked} unpacked files do not add up to {members}"
         )
-        raise ClusterError(message, hint="please report this: it is a bug")
+        raise ClusterError(message, hint="report this: it is a bug in Touchstone")
     return {"out": store.url, "form": form, "shards": len(shards), "members": members, "packed": packed, "size_bytes": size_bytes,
-            "unpacked": unpacked, "closed_folders": listed.closed_folders if listed else 0,
+            "unpacked": unpacked, "closed_folders": listing.closed_folders if listing else 0,
             "statuses": dict(statuses.most_common()), "formats": dict(formats.most_common())}  # fmt: skip
 
 
-@labelled
+@format_labels
 def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was packed, what was not and where that is listed, and how to read the shards."""
-    out = wording.visible(summary["out"])
-    shards = wording.counted(summary["shards"], f"{_SHARDS[summary['form']]} shard")
-    members = wording.counted(summary["members"], "file")
+    """Return lines on the packed and the unpacked files, and on how to read the shards."""
+    out = text_format.visible(summary["out"])
+    shards = text_format.counted(summary["shards"], f"{_SHARDS[summary['form']]} shard")
+    members = text_format.counted(summary["members"], "file")
     yield (
         "packed",
-        f"{summary['packed']:,} of {members} into {shards} in {out}/data, {wording.size(summary['size_bytes'])}",
+        f"{summary['packed']:,} of {members} into {shards} in {out}/data, {text_format.size(summary['size_bytes'])}",
     )
     if none := summary["formats"].get("none"):
         yield (
             "no image",
-            f"{none:,} of these are in no image format that Touchstone reads (source.format is null); their bytes are packed as they are",
+            f"{none:,} of these files are not in an image format that Touchstone reads (source.format is null); they are packed unchanged",
         )
     if summary["unpacked"]:
         yield "unpacked", f"{summary['unpacked']:,}, listed with reasons in {out}/unpacked.parquet"
-        for status, number in summary["statuses"].items():
-            yield "", f"{number:,} {status}: {wording.meaning(status)}"
+        for status, count in summary["statuses"].items():
+            yield "", f"{count:,} {status}: {text_format.meaning(status)}"
         closed_folders = summary.get("closed_folders", 0)
         if (
-            sum(number for status, number in summary["statuses"].items() if status in FROM_STORAGE)
+            sum(count for status, count in summary["statuses"].items() if status in FROM_STORAGE)
             > closed_folders
         ):
-            yield "", "--retry tries again those that the storage did not give"
+            yield "", "use --retry to read again the files that could not be read from storage"
         if closed_folders:
             yield (
                 "",
-                f"{wording.counted(closed_folders, 'folder')} could not be listed: to list again, pack into a new --out",
+                f"{text_format.counted(closed_folders, 'folder')} could not be listed: to list again, pack into another --out",
             )
     if summary["form"] == "parquet":
         yield "read", f"datasets.load_dataset({out!r})"

@@ -1,9 +1,9 @@
-"""One shard, the unit of work and of resume: `WriteShard` reads its members, appends them to a
-local file and publishes it whole.
+"""Write one shard: `WriteShard` reads its members, writes a local file, and then uploads it.
 
-Members are not decoded: a hash, the sniffed format, and the bytes as they are (`ParquetShard` as
-the Hugging Face hub writes it, `WebDatasetShard`); one that cannot be had is a row of its part
-alone.
+A shard is the unit of work and of resuming. Members are not decoded: a shard has their bytes
+unchanged, their SHA-256, and the format that their first bytes show. `ParquetShard` has the layout
+of the Hugging Face hub, `WebDatasetShard` is a tar file. A member that cannot be read has a row in
+the part of the shard, and is not in the shard.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ SOURCE_TYPE = pa.struct(
         ("format", _TEXT),
     ]
 )
-FILE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif", "HEIC": "heic",
+FILE_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif", "HEIC": "heic",
            "JPEG2000": "jp2", "PNM": "pnm", "RAW": "raw"}  # fmt: skip
 NO_IMAGE = "bin"
-SHARD_ENDINGS: dict[Form, str] = {"parquet": "parquet", "webdataset": "tar"}
+SHARD_EXTENSIONS: dict[Form, str] = {"parquet": "parquet", "webdataset": "tar"}
 RESERVED = ("image", "source")
-# The hub's own figure for images; bytes bound it where they are large, since a row group is built
-# in memory.
+# The Hugging Face hub uses 100 rows for images. The limit in bytes is for large images, because a
+# row group is built in memory.
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
-# A row of a part: what became of a member. `format` and `size_bytes` of one that is packed; no
-# known image has the format `none`.
+# A row of a part is the result of one member. Only packed members have `format` and `size_bytes`.
+# The format is `none` if the member is not a known image.
 UNPACKED = pa.schema(
     [
         ("uri", _TEXT),
@@ -64,9 +64,15 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A member with its bytes; `key` is ours and safe in any file system, `format` is what the
-    bytes say (None: no image).
+class PackedMember:
+    """A member of an archive with its bytes.
+
+    Attributes:
+        key: Name in the shard, which is unique and safe in any file system.
+        member: The member in the listing.
+        data: Its bytes.
+        sha256: SHA-256 of its bytes.
+        format: Format that the bytes show. None if they are not a known image.
     """
 
     key: str
@@ -76,66 +82,74 @@ class Packed:
     format: str | None
 
     @property
-    def ending(self) -> str:
-        """The file ending that the bytes deserve, whatever the member's name says; `bin` for no
-        image.
-        """
-        return FILE_ENDINGS.get(self.format or "", NO_IMAGE)
+    def extension(self) -> str:
+        """File extension for the format of the bytes, not of the member's name; `bin` if unknown."""
+        return FILE_EXTENSIONS.get(self.format or "", NO_IMAGE)
 
     @property
     def name(self) -> str:
-        """The name that the member had, as a label: the last part of its path; a table's row may
-        name one, its own is a number.
+        """File name of the member: the last part of its path.
+
+        A row of a table has a number for a name, and may state a path in its column `path`.
         """
         member = self.member
-        given = (
+        path = (
             member.input.get("path")
             if member.place is not None and member.place.kind == "parquet"
             else None
         )
-        name = str(given or member.member or member.uri).rpartition("/")[2]
+        name = str(path or member.member or member.uri).rpartition("/")[2]
         return self.key if name in ("", ".", "..") else name
 
     @property
     def source(self) -> dict[str, Any]:
-        """Where it came from, as `SOURCE_TYPE`."""
-        named = {
+        """Origin of the member, as a value of `SOURCE_TYPE`."""
+        identity = {
             name: getattr(self.member, name) for name in ("uri", "member", "occurrence", "version")
         }
-        return {**named, "sha256": self.sha256, "format": self.format}
+        return {**identity, "sha256": self.sha256, "format": self.format}
 
-    def beside(self, names: Mapping[str, str]) -> dict[str, Any]:
-        """The source's own columns under the names that they have in the shard."""
+    def rename_columns(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Return the source's own columns under their names in the shard, which `names` maps."""
         return {new: self.member.input.get(old) for old, new in names.items()}
 
 
 class LocalShard(ABC):
-    """A shard that grows at `path`, in this machine's folder for temporary files. Raises
-    StorageError where that is full.
+    """A shard that is written to a local temporary file.
+
+    Its methods raise StorageError if the disk of the temporary folder is full.
+
+    Args:
+        input_type: Type of the source's own columns. None if it has none.
+
+    Attributes:
+        path: Path of the file.
+        size_bytes: Total size of the members in bytes.
     """
 
     def __init__(self, input_type: pa.StructType | None) -> None:
         fields = [] if input_type is None else list(input_type)
-        self._names = free_names([field.name for field in fields])
+        self._names = choose_column_names([field.name for field in fields])
         self._folder = tempfile.TemporaryDirectory(prefix="touchstone-shard-")
         self.path, self.size_bytes = Path(self._folder.name) / "shard", 0
-        with _room():
+        with _explain_write_error():
             self._begin(fields)
 
-    def add(self, packed: Packed) -> None:
+    def add(self, packed: PackedMember) -> None:
         """Append a member."""
-        with _room():
+        with _explain_write_error():
             self._append(packed)
         self.size_bytes += len(packed.data)
 
     def finish(self) -> None:
-        """Make the file complete."""
-        with _room():
+        """Write the end of the file and close it."""
+        with _explain_write_error():
             self._complete()
 
     def drop(self) -> None:
-        """Remove the file, complete or not."""
-        with suppress(OSError, ValueError, pa.ArrowException):  # a full disk; or it is complete
+        """Delete the file, whether it is complete or not."""
+        # Closing fails if the disk is full or the file is already closed.
+        with suppress(OSError, ValueError, pa.ArrowException):
             self._complete()
         self._folder.cleanup()
 
@@ -143,29 +157,29 @@ class LocalShard(ABC):
     def _begin(self, fields: Sequence[pa.Field]) -> None: ...
 
     @abstractmethod
-    def _append(self, packed: Packed) -> None: ...
+    def _append(self, packed: PackedMember) -> None: ...
 
     @abstractmethod
     def _complete(self) -> None: ...
 
 
 class ParquetShard(LocalShard):
-    """A file that grows by a row group at a time."""
+    """A shard as a Parquet file, which is written one row group at a time."""
 
     def _begin(self, fields: Sequence[pa.Field]) -> None:
-        beside = [pa.field(self._names[field.name], field.type) for field in fields]
+        columns = [pa.field(self._names[field.name], field.type) for field in fields]
         self._schema = pa.schema(
-            [pa.field("image", IMAGE_TYPE), pa.field("source", SOURCE_TYPE), *beside]
+            [pa.field("image", IMAGE_TYPE), pa.field("source", SOURCE_TYPE), *columns]
         )
-        # What `datasets` cannot see from Arrow's types: which structs are images.
+        # `datasets` cannot infer from Arrow's types which structs are images.
         features = {
             field.name: {"_type": "Image"} for field in self._schema if field.type == IMAGE_TYPE
         }
         self._schema = self._schema.with_metadata(
             {"huggingface": json.dumps({"info": {"features": features}})}
         )
-        # Encoded images neither shrink nor repeat nor compare: all that is for the columns beside
-        # them.
+        # Compression, dictionaries, and statistics do not help for encoded images. They are used
+        # for all other columns.
         others = [
             leaf
             for field in self._schema
@@ -183,9 +197,11 @@ class ParquetShard(LocalShard):
         self._rows: list[dict[str, Any]] = []
         self._group_bytes = 0
 
-    def _append(self, packed: Packed) -> None:
+    def _append(self, packed: PackedMember) -> None:
         image = {"bytes": packed.data, "path": packed.name}
-        self._rows.append({"image": image, "source": packed.source, **packed.beside(self._names)})
+        self._rows.append(
+            {"image": image, "source": packed.source, **packed.rename_columns(self._names)}
+        )
         self._group_bytes += len(packed.data)
         if len(self._rows) >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
             self._flush()
@@ -203,20 +219,21 @@ class ParquetShard(LocalShard):
 
 
 class WebDatasetShard(LocalShard):
-    """A tar that grows by a sample at a time. Equal samples give equal bytes: no times, owners or
-    modes of a real file get in.
+    """A shard as a WebDataset tar file.
+
+    Equal samples have equal bytes: the tar has no times, owners, or modes of real files.
     """
 
     def _begin(self, fields: Sequence[pa.Field]) -> None:
         self._tar = tarfile.open(self.path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _complete
 
-    def _append(self, packed: Packed) -> None:
-        facts = {"source": packed.source, **plain(packed.beside(self._names))}
-        beside = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode(
+    def _append(self, packed: PackedMember) -> None:
+        metadata = {"source": packed.source, **plain(packed.rename_columns(self._names))}
+        document = json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode(
             "utf-8", "surrogateescape"
         )
-        for ending, data in ((packed.ending, packed.data), ("json", beside)):
-            info = tarfile.TarInfo(f"{packed.key}.{ending}")
+        for extension, data in ((packed.extension, packed.data), ("json", document)):
+            info = tarfile.TarInfo(f"{packed.key}.{extension}")
             info.size = len(data)
             self._tar.addfile(info, io.BytesIO(data))
 
@@ -228,19 +245,26 @@ SHARDS: dict[Form, type[LocalShard]] = {"parquet": ParquetShard, "webdataset": W
 
 
 @contextmanager
-def _room() -> Iterator[None]:
+def _explain_write_error() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"cannot write a shard in the folder for temporary files: {error.strerror or error}",
-            hint="each worker needs room for one shard there; TMPDIR names another place, --set shard_mb=16 makes shards smaller",
+            f"cannot write a shard to the folder for temporary files: {error.strerror or error}",
+            hint="free space for one shard per worker, set TMPDIR to another folder, or make shards smaller with --set shard_mb=16",
         ) from error
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to be written: a run of blocks of manifest 0, shard `number` of `count`."""
+    """A shard to write: consecutive blocks of manifest 0.
+
+    Attributes:
+        number: Index of the shard, from 0.
+        count: Number of all shards.
+        form: Format of the shard.
+        blocks: Its blocks.
+    """
 
     number: int
     count: int
@@ -249,28 +273,30 @@ class Shard:
 
     @property
     def members(self) -> int:
-        """How many members the manifest has for it."""
+        """Number of members in the blocks."""
         return sum(ref.members for ref in self.blocks)
 
     @property
     def name(self) -> str:
-        """Its file's name without ending, as the Hugging Face hub names the shards of one split."""
+        """File name without extension, as the Hugging Face hub names the shards of a split."""
         return f"train-{self.number:05}-of-{self.count:05}"
 
     @property
     def path(self) -> str:
-        """Where it lies in the output directory. It exists when, and only when, the shard is
-        finished.
-        """
-        return f"data/{self.name}.{SHARD_ENDINGS[self.form]}"
+        """Path below the output directory. The file exists if and only if the shard is complete."""
+        return f"data/{self.name}.{SHARD_EXTENSIONS[self.form]}"
 
 
 @dataclass(frozen=True)
 class WriteShard:
-    """Writes shards of the listing in `store`; called with a `Shard`, returns how many {images,
-    bad} it had: bad ones are not in it. Picklable: it travels to workers.
+    """A function that writes a `Shard` of the listing in `store`. It is sent to workers.
 
-    Raises StorageError when the output is out of reach or this machine's temporary folder is full.
+    Attributes:
+        store: The output directory, which has the listing.
+        form: Format of the shards.
+        input_type: Type of the source's own columns. None if it has none.
+        fetcher: Reads the members.
+        max_member_bytes: Maximum size of a member in bytes.
     """
 
     store: Store
@@ -280,7 +306,14 @@ class WriteShard:
     max_member_bytes: int
 
     def __call__(self, shard: Shard) -> dict[str, int]:
-        """Write one shard; done again, it replaces its own files with the same bytes."""
+        """Write a shard and its part. A repeated call replaces both with the same bytes.
+
+        Returns:
+            The number of `images`, and how many of them are `bad`, that is not in the shard.
+
+        Raises:
+            StorageError: If the output is unreachable, or the temporary folder is full.
+        """
         members = [
             member for ref in shard.blocks for member in member_rows(read_block(self.store, ref))
         ]
@@ -292,10 +325,10 @@ class WriteShard:
         try:
             for index, (member, data) in enumerate(reader.read(members)):
                 key = f"{shard.number:05}-{index:06}-{member.image_id & 0xFFFFFFFF:08x}"
-                rows.append(_packed(file, key, member, data))
+                rows.append(_add_member(file, key, member, data))
             file.finish()
             assert len(rows) == len(members), f"{shard.name}: files lost"
-            # The rows first: a shard that is there has them.
+            # The part is written first, so that a shard that exists has a part.
             write_part(self.store, shard.name, rows, MEMBER)
             self.store.write_file(shard.path, file.path)
         finally:
@@ -303,22 +336,20 @@ class WriteShard:
         return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows)}
 
 
-def _packed(
+def _add_member(
     file: LocalShard, key: str, member: ManifestMember, data: bytes | InputError
 ) -> dict[str, Any]:
-    """Append a member to a shard, if it can be had: its row of `MEMBER`."""
+    """Append a member to a shard, unless it could not be read, and return its row of `MEMBER`."""
     row = {"uri": member.uri, "member": member.member, "occurrence": member.occurrence}
     if isinstance(data, InputError):
         return row | {"status": data.status.value, "detail": data.detail}
-    packed = Packed(key, member, data, hashlib.sha256(data).hexdigest(), sniff_format(data))
+    packed = PackedMember(key, member, data, hashlib.sha256(data).hexdigest(), sniff_format(data))
     file.add(packed)
     return row | {"status": OK, "format": packed.format or "none", "size_bytes": len(data)}
 
 
-def free_names(columns: Collection[str]) -> dict[str, str]:
-    """Return a name for each of the source's columns: its own, or `input.NAME` if the name is
-    reserved.
-    """
+def choose_column_names(columns: Collection[str]) -> dict[str, str]:
+    """Return the name in a shard of each source column: `input.NAME` if the name is reserved."""
     names: dict[str, str] = {}
     for column in columns:
         name = column
@@ -329,7 +360,7 @@ def free_names(columns: Collection[str]) -> dict[str, str]:
 
 
 def _leaves(path: str, kind: pa.DataType) -> list[str]:
-    """Parquet's own paths of the leaves of a column."""
+    """Return the paths that Parquet uses for the leaves of a column."""
     if pa.types.is_struct(kind):
         return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

@@ -6,7 +6,13 @@ import pytest
 
 from ray_app.datajobs.download.config import Politeness
 from ray_app.datajobs.download.fetch import Host
-from ray_app.datajobs.download.sink import ending, file_stems, host_of, marked, safe_name
+from ray_app.datajobs.download.sink import (
+    append_hash,
+    choose_extension,
+    get_host,
+    make_file_stems,
+    make_safe_name,
+)
 from ray_app.storage.guarded_http import FetchFailed
 
 
@@ -48,11 +54,11 @@ def test_a_host_is_not_asked_sooner_than_the_rules_say():
 def test_silence_counts_only_in_a_row():
     host = Host("a", Politeness(give_up_after=2))
     for _ in range(3):
-        host.note_silence()
-        host.note_answer()
+        host.count_silence()
+        host.count_answer()
     assert visit(host)
-    host.note_silence()
-    host.note_silence()
+    host.count_silence()
+    host.count_silence()
     with pytest.raises(FetchFailed, match="2 urls in a row"):
         visit(host)
 
@@ -63,9 +69,9 @@ HARMFUL += ["NUL", "com1.png", "é" * 200, "a\nb"]
 
 def test_harmful_ids_are_marked_and_others_keep_their_names():
     for name in ("0012345", "a.b.c", "x-1_2", "ünïcode", "a=b,c@d+e"):
-        assert safe_name(name) == name
+        assert make_safe_name(name) == name
     for name in HARMFUL:
-        safe = safe_name(name)
+        safe = make_safe_name(name)
         assert safe != name
         assert not {"/", "\\", "\0", ":", "\n"} & set(safe)
         assert safe[0] != "."
@@ -74,7 +80,7 @@ def test_harmful_ids_are_marked_and_others_keep_their_names():
 
 
 def test_names_that_differ_only_in_case_are_told_apart():
-    chosen, cases = file_stems(["A", "a", "b", "a/b", "a_b", "B", marked("a", "a")])
+    chosen, cases = make_file_stems(["A", "a", "b", "a/b", "a_b", "B", append_hash("a", "a")])
     assert len({name.casefold() for name in chosen}) == 7
     assert (chosen[0], chosen[2], cases) == ("A", "b", 2)
 
@@ -83,7 +89,7 @@ def test_names_that_differ_only_in_case_are_told_apart():
     "url", ["http://ａ.test/x", "http://A.test:80/x", "https://a.test./y", "http://a.test:8080/"]
 )
 def test_one_host_is_counted_once_however_it_is_spelt(url):
-    assert host_of(url) == "a.test"
+    assert get_host(url) == "a.test"
 
 
 @pytest.mark.parametrize(
@@ -94,4 +100,4 @@ def test_one_host_is_counted_once_however_it_is_spelt(url):
     ],
 )  # fmt: skip
 def test_ending_is_the_content_type_if_the_bytes_agree(content_type, image_format, expected):
-    assert ending(content_type, image_format) == expected
+    assert choose_extension(content_type, image_format) == expected

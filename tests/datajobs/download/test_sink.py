@@ -6,7 +6,7 @@ import pytest
 from ray_app.config import validate
 from ray_app.datajobs.download import CollectConfig
 from ray_app.datajobs.download.run import Records
-from ray_app.datajobs.download.sink import Sink, Task, row_of
+from ray_app.datajobs.download.sink import Sink, Task, make_row
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
 from tests.datajobs.download.lists import config
@@ -23,7 +23,7 @@ def test_unpublished_shard_lends_its_rows_to_no_other(tmp_path):
         data, _ = picture(number)
         url = f"https://a.test/{name}"
         task = Task(name, url, url, name, (), {"id": name})
-        keeper.add(row_of(task, "ok", size_bytes=len(data), sha256="0", format="PNG"), data, task)
+        keeper.add(make_row(task, "ok", size_bytes=len(data), sha256="0", format="PNG"), data, task)
 
     with pytest.raises(StorageError):
         add("lost", 1)
@@ -38,7 +38,7 @@ def test_unpublished_shard_lends_its_rows_to_no_other(tmp_path):
 
 @pytest.mark.parametrize("folder", ["parts", "Parts/x", "index", "../x"])
 def test_images_never_lie_among_our_own_records(tmp_path, folder):
-    with pytest.raises(ValueError, match=r"folder below|our own records"):
+    with pytest.raises(ValueError, match=r"folder below|records of this command"):
         config("list.csv", tmp_path, folder=folder)
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.download import CollectConfig
-from ray_app.datajobs.download.url_table import read_list
+from ray_app.datajobs.download.url_table import read_url_table
 from ray_app.errors import ConfigError
 
 RECORD = {
@@ -21,7 +21,7 @@ RECORD = {
 
 
 def read(path, **settings):
-    return read_list(CollectConfig(meta=str(path), out="unused", **settings))
+    return read_url_table(CollectConfig(meta=str(path), out="unused", **settings))
 
 
 def written(path, content):
@@ -105,7 +105,7 @@ def test_repeated_id_counts_once_and_may_not_have_two_urls(tmp_path):
     assert listed.rows["generator"].to_pylist() == ["flux", "sd"]
     assert (len(listed.rows), listed.repeated, listed.without_url) == (2, 1, 1)
     with pytest.raises(
-        ConfigError, match=r"the id '1' is given to https://a\.test/x and https://c\.test/x"
+        ConfigError, match=r"two URLs have the id '1': https://a\.test/x and https://c\.test/x"
     ):
         read(written(tmp_path / "other.csv", rows + "1,https://c.test/x,\n"))
 
@@ -121,11 +121,11 @@ def test_list_of_a_spreadsheet_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("list.txt", "https://a.test", "not a list of urls"),
-        ("list.csv", "id,url\n1,\n", "no row has a url"),
-        ("list.json", '{"1": 2}', "neither"),
+        ("list.txt", "https://a.test", "not a list of URLs"),
+        ("list.csv", "id,url\n1,\n", "no row has a URL"),
+        ("list.json", '{"1": 2}', "must be an object"),
         ("list.csv", "id,url,label\n1,https://a.test/x,maybe\n", "'maybe' is not a label"),
-        ("mj.json", '{"7": {"url": "http://a"}, "7": {"url": "http://b"}}', "'7' is there twice"),
+        ("mj.json", '{"7": {"url": "http://a"}, "7": {"url": "http://b"}}', "duplicate id '7'"),
         ("sd.json", {"abc.png": {"p": "a cat", "se": 1}}, "no urls(?s:.*)DiffusionDB"),
     ],
 )

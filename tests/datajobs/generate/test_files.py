@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from ray_app.datajobs.generate.config import Drawn
+from ray_app.datajobs.generate.config import RandomMaskConfig
 from ray_app.datajobs.generate.files import FileStyle, encode
-from ray_app.datajobs.generate.worker import drawn_mask, share_of
+from ray_app.datajobs.generate.worker import draw_mask, mask_fraction
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
 
@@ -53,8 +53,11 @@ def test_each_format_is_marked_without_changing_pixels(picture, style):
 
 
 def test_drawn_masks_cover_what_they_should_and_differ():
-    masks = [drawn_mask((64, 48), seed, Drawn(least=0.1, most=0.3)) for seed in range(60)]
-    assert all(0.1 <= share_of(mask) <= 0.3 for mask in masks)
+    masks = [draw_mask((64, 48), seed, RandomMaskConfig(least=0.1, most=0.3)) for seed in range(60)]
+    assert all(0.1 <= mask_fraction(mask) <= 0.3 for mask in masks)
     assert len({mask.tobytes() for mask in masks}) == 60
-    assert drawn_mask((64, 48), 7, Drawn()).tobytes() == drawn_mask((64, 48), 7, Drawn()).tobytes()
+    assert (
+        draw_mask((64, 48), 7, RandomMaskConfig()).tobytes()
+        == draw_mask((64, 48), 7, RandomMaskConfig()).tobytes()
+    )
     assert set(np.unique(np.asarray(masks[0]))) == {0, 255}

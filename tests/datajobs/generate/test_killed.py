@@ -15,7 +15,7 @@ import pytest
 
 from ray_app.datajobs.generate import GenerateConfig
 from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_prompts
-from ray_app.datajobs.generate.run import card_of, generate_images
+from ray_app.datajobs.generate.run import generate_images, resolve_card
 from ray_app.storage import Store
 from tests.datajobs.generate.cards import job, write_prompts
 from tests.make.ray_head import pool_workers
@@ -73,7 +73,7 @@ def _a_file_in_the_middle(config):
     """The third image of the fourth block."""
     prompts = read_prompts(config, images=False)
     orders = make_requests(
-        prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, encoding=config.encode
+        prompts, per_prompt=1, base_seed=0, sizes=resolve_card(config).sizes, encoding=config.encode
     )
     return cut_blocks(orders, config.block_images)[3].requests[2].image_path
 

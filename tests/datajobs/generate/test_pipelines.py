@@ -10,7 +10,7 @@ from PIL import Image
 from ray_app.config import named_configs
 from ray_app.datajobs.generate import load_pipeline_card
 from ray_app.datajobs.generate.config import FileEncoding
-from ray_app.datajobs.generate.pipelines import Picture, pipeline_class
+from ray_app.datajobs.generate.pipelines import InpaintingInput, find_pipeline_class
 from ray_app.datajobs.generate.requests import ImageRequest, Prompt, make_requests
 from ray_app.identification.generators import find_generator, generator_index
 from tests.datajobs.generate.cards import loaded, write_card
@@ -62,7 +62,9 @@ def test_inpainting_gives_each_request_its_own_image(card, request):
     pipeline = loaded(request.getfixturevalue(card))
     mask = Image.new("L", (32, 32), 0)
     mask.paste(255, (0, 0, 16, 32))
-    pictures = [Picture(Image.new("RGB", (32, 32), colour), mask) for colour in ("red", "blue")]
+    pictures = [
+        InpaintingInput(Image.new("RGB", (32, 32), colour), mask) for colour in ("red", "blue")
+    ]
     made = pipeline.make(orders()[:2], pictures, steps=3, guidance=3.5)
     swapped = pipeline.make(orders()[:2], pictures[::-1], steps=3, guidance=3.5)
     assert (pixels(made) != pixels(swapped)).any()
@@ -114,5 +116,5 @@ def test_each_card_names_a_class_and_a_known_generator():
         card = load_pipeline_card(name)
         assert card.name == name
         assert card.label in generator_index().generators, name
-        assert callable(pipeline_class(card)), name
+        assert callable(find_pipeline_class(card)), name
         assert card.terms != "permissive", name

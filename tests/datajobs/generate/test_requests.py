@@ -15,10 +15,10 @@ from ray_app.datajobs.generate.config import FileEncoding
 from ray_app.datajobs.generate.requests import (
     Prompt,
     cut_blocks,
-    digest_of_requests,
+    derive_seed,
+    hash_requests,
     make_requests,
     read_prompts,
-    seed_of,
 )
 from ray_app.datasets import DatasetSource, build_index
 from ray_app.errors import ConfigError, StorageError
@@ -109,7 +109,7 @@ def test_a_run_without_predictions_says_where_they_come_from(tmp_path):
     with pytest.raises(ConfigError, match="no listing of this run is finished yet"):
         read(run.store.url)
     finish(run)
-    with pytest.raises(ConfigError, match="no prompt in it") as raised:
+    with pytest.raises(ConfigError, match="it has no prompts") as raised:
         read(run.store.url)
     assert "describer" in raised.value.hint
 
@@ -130,7 +130,7 @@ def test_a_table_from_elsewhere_names_no_local_mask(tmp_path, kind):
         server.objects["/p.csv"] = (
             f"uri,prompt,mask_uri\n{server.url}/a.png,a cat,/etc/passwd\n".encode()
         )
-        with pytest.raises(ConfigError, match="may not say that a mask lies at /etc/passwd"):
+        with pytest.raises(ConfigError, match="may not name the mask /etc/passwd"):
             read_prompts(config(f"{kind}{server.url}/p.csv"), images=True)
     (tmp_path / "p.csv").write_text("uri,prompt,mask_uri\na.png,a cat,m.png\n")
     [found] = read_prompts(config(f"{kind}{tmp_path}/p.csv"), images=True)
@@ -140,7 +140,7 @@ def test_a_table_from_elsewhere_names_no_local_mask(tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("prompts.csv", "id,prompt\n1,a\n1,b\n", "stands twice"),
+        ("prompts.csv", "id,prompt\n1,a\n1,b\n", "duplicate id"),
         ("prompts.csv", "id,words\n1,a\n", "no column 'prompt'"),
         ("prompts.csv", "id,prompt\n1,\n", "no prompt"),
         # The parser would end this process; tests/archives/test_uri_lists.py shows this.
@@ -155,8 +155,8 @@ def test_prompts_that_cannot_be_used_are_refused(tmp_path, name, text, told):
 
 
 def test_seeds_never_change():
-    assert [seed_of(0, 0), seed_of(0, 1), seed_of(1, 0)] == SEEDS
-    assert len({seed_of(base, index) for base in range(20) for index in range(500)}) == 10_000
+    assert [derive_seed(0, 0), derive_seed(0, 1), derive_seed(1, 0)] == SEEDS
+    assert len({derive_seed(base, index) for base in range(20) for index in range(500)}) == 10_000
 
 
 def test_orders_follow_from_their_numbers_alone(tmp_path):
@@ -169,7 +169,7 @@ def test_orders_follow_from_their_numbers_alone(tmp_path):
     assert len({order.seed for order in whole}) == 80
     assert {order.size for order in whole} == {(32, 32), (48, 32)}
     assert {order.style.format for order in whole} == {"PNG", "JPEG"}
-    assert digest_of_requests(whole) != digest_of_requests(
+    assert hash_requests(whole) != hash_requests(
         make_requests(prompts, per_prompt=2, base_seed=6, **drawn)
     )
     blocks = cut_blocks(whole, 8)

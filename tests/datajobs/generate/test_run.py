@@ -12,8 +12,8 @@ from PIL import Image
 from ray_app.archives import open_source
 from ray_app.cli.main import main
 from ray_app.datajobs.generate.pipelines import LoadedPipeline, find_model
-from ray_app.datajobs.generate.run import card_of, generate_images
-from ray_app.datajobs.generate.worker import covered
+from ray_app.datajobs.generate.run import generate_images, resolve_card
+from ray_app.datajobs.generate.worker import crop_to_cover
 from ray_app.datasets import DatasetSource, build_index
 from ray_app.datasets.index import read_index
 from ray_app.errors import ClusterError, ConfigError, DetectorError, IdentityError
@@ -88,7 +88,7 @@ def test_local_edits_have_masks_and_keep_the_pixels_outside(inpainting, reals, t
         assert set(np.unique(mask)) == {0, 255}
         assert row["mask_share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
         real = Image.open(row["real_uri"]).convert("RGB")
-        expected = np.asarray(covered(real, (32, 32)))
+        expected = np.asarray(crop_to_cover(real, (32, 32)))
         found = np.asarray(Image.open(tmp_path / "out" / row["uri"]))
         assert np.array_equal(found[mask == 0], expected[mask == 0])
         assert (found[mask > 0] != expected[mask > 0]).any()
@@ -190,7 +190,7 @@ def test_model_of_the_hub_is_never_a_local_folder(sd3, tmp_path, monkeypatch):
     (tmp_path / "owner" / "model").mkdir(parents=True)
     (tmp_path / "owner" / "model" / "model_index.json").write_text("{}")
     named = {
-        name: card_of(job(sd3, tmp_path / "prompts.txt", tmp_path / "out", model=name))
+        name: resolve_card(job(sd3, tmp_path / "prompts.txt", tmp_path / "out", model=name))
         for name in ("owner/model", "./owner/model")
     }
     assert named["./owner/model"].local_folder == tmp_path / "owner" / "model"
