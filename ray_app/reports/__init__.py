@@ -1,4 +1,4 @@
-"""What a run, a training and an evaluation report: an HTML page each, and lines for the terminal."""
+"""Reports of runs, trainings, and evaluations: HTML pages, and lines for the terminal."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The detectors side by side, one line each (`zoo_table`)."""
+"""Format the table of `touchstone detectors list` (`zoo_table`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,30 +9,35 @@ from ray_app.detectors.card import variants_of
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 
-# Billions of multiply-adds per image, or per megapixel where images keep their size, below which a
-# detector is of that class.
+# Upper bounds of each class in billions of multiply-adds per image, or per megapixel if the network
+# keeps the size of images.
 SPEED_CLASSES = {"fast": 5, "medium": 50, "slow": 500}
 SLOWEST = "very slow"
 SPEED_WORDS = (
-    ", ".join(f"{name} < {most}" for name, most in SPEED_CLASSES.items())
-    + f", {SLOWEST} from there on; in billions of multiply-adds per image, per megapixel where the input is native"
+    ", ".join(f"{name} < {limit}" for name, limit in SPEED_CLASSES.items())
+    + f", {SLOWEST} above; in billions of multiply-adds per image, or per megapixel if the input is native"
 )
-_LONGEST_LICENCE = len("CC-BY-NC-SA-4.0")
+_MAX_LICENCE_WIDTH = len("CC-BY-NC-SA-4.0")
 
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A detector as it stands on this machine: whether its terms are accepted and its weights are
-    here; its variants likewise.
+    """A detector and its state on this machine.
+
+    Attributes:
+        card: The card of the detector.
+        accepted: Whether its licence is accepted.
+        has_weights: Whether its weights are on this machine.
+        variants: Entries of its variants.
     """
 
     card: DetectorCard
     accepted: bool
-    here: bool
+    has_weights: bool
     variants: Sequence["ZooEntry"] = ()
 
     def facts(self) -> dict[str, Any]:
-        """All of it for machines: the columns of the table under their names, and the whole card."""
+        """Return the columns of the table and the card as JSON."""
         size = self.card.size
         return {
             "name": self.card.name,
@@ -44,9 +49,9 @@ class ZooEntry:
             "parameters": size.parameters if size else None,
             "gmac": size.gmac if size else None,
             "speed": speed_class(self.card),
-            "input": input_words(self.card),
+            "input": describe_input(self.card),
             "masks": self.card.masks,
-            "weights": "here" if self.here else "missing",
+            "weights": "here" if self.has_weights else "missing",
             "variants": [entry.facts() for entry in self.variants],
             "card": self.card.model_dump(mode="json"),
         }
@@ -63,20 +68,20 @@ def make_zoo_entry(card: DetectorCard) -> ZooEntry:
 
 
 def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
-    """Return one line per detector, its variants below it, and the meaning of the marks at the end.
+    """Return one line per detector and variant, and an explanation of the marks.
 
-    If the table is too wide, it leaves out the family and then the input.
+    If the table is wider than `width`, it leaves out the family and then the input.
     """
-    rows = [row for entry in entries for row in (_row(entry), *map(_row, entry.variants))]
-    heads = ["name", "family", "licence", "", "size", "input", "speed", "mask", "weights"]
+    rows = [row for entry in entries for row in (_make_row(entry), *map(_make_row, entry.variants))]
+    headers = ["name", "family", "licence", "", "size", "input", "speed", "mask", "weights"]
     left_out = []
     for column in ("family", "input"):
-        if max(map(wording.columns, table(heads, rows))) > width:
-            at = heads.index(column)
-            for cells in (heads, *rows):
-                del cells[at]
+        if max(map(wording.columns, table(headers, rows))) > width:
+            index = headers.index(column)
+            for cells in (headers, *rows):
+                del cells[index]
             left_out.append(column)
-    lines = table(heads, rows, width, right={heads.index("size")})
+    lines = table(headers, rows, width, right={headers.index("size")})
     marks = (
         "! the licence has to be accepted first: touchstone detectors fetch NAME --accept-licence NAME. ✓ it was accepted. "
         "size: parameters in millions (M) or billions (G). :NAME is a variant, used as DETECTOR:NAME. "
@@ -87,8 +92,8 @@ def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
     return "\n".join([*lines, "", *paragraph(marks, width)])
 
 
-def input_words(card: DetectorCard) -> str:
-    """The pixels that the network sees: a fixed size, or the image's own up to a limit."""
+def describe_input(card: DetectorCard) -> str:
+    """Describe the input size of a network: a fixed size, or that of the image up to a limit."""
     shape, resize = card.preprocessing.shape, card.preprocessing.resize
     if shape:
         return f"{shape[1]} × {shape[0]}"
@@ -96,44 +101,44 @@ def input_words(card: DetectorCard) -> str:
         return f"sides ≤ {resize.size}"
     if resize.mode == "short_side":
         return f"short side {resize.size}"
-    most = card.valid_range.max_megapixels
-    return "native" + (f" ≤ {most:g} MP" if most else "")
+    limit = card.valid_range.max_megapixels
+    return "native" + (f" ≤ {limit:g} MP" if limit else "")
 
 
 def speed_class(card: DetectorCard) -> str | None:
-    """How fast, by the multiply-adds that its card states; None where it states none."""
+    """Return the speed class of a detector; None if its card does not state multiply-adds."""
     if card.size is None:
         return None
-    return next((name for name, most in SPEED_CLASSES.items() if card.size.gmac < most), SLOWEST)
+    return next((name for name, limit in SPEED_CLASSES.items() if card.size.gmac < limit), SLOWEST)
 
 
-def _row(entry: ZooEntry) -> list[str]:
+def _make_row(entry: ZooEntry) -> list[str]:
     card = entry.card
     base, colon, variant = card.name.partition(":")
     mark = "" if card.terms == "permissive" else "✓" if entry.accepted else "!"
     return [
         f"  :{variant}" if colon else base,
         card.family,
-        _beginning(card.licence),
+        _truncate_licence(card.licence),
         mark,
-        _millions(card.size.parameters) if card.size else wording.NONE,
-        input_words(card),
+        _format_parameters(card.size.parameters) if card.size else wording.NONE,
+        describe_input(card),
         speed_class(card) or wording.NONE,
         "yes" if card.masks else wording.NONE,
-        "here" if entry.here else "missing",
+        "here" if entry.has_weights else "missing",
     ]
 
 
-def _beginning(licence: str) -> str:
-    """A licence begins with its name; `show` has the rest."""
+def _truncate_licence(licence: str) -> str:
+    """Cut a licence to its start, which is its name; `detectors show` has the full text."""
     return (
         licence
-        if len(licence) <= _LONGEST_LICENCE
-        else licence[: _LONGEST_LICENCE - 1].rstrip(" (,;") + "…"
+        if len(licence) <= _MAX_LICENCE_WIDTH
+        else licence[: _MAX_LICENCE_WIDTH - 1].rstrip(" (,;") + "…"
     )
 
 
-def _millions(parameters: int) -> str:
+def _format_parameters(parameters: int) -> str:
     for unit, size in {"G": 1e9, "M": 1e6, "k": 1e3}.items():
         if parameters >= size:
             return f"{parameters / size:.{1 if parameters < 10 * size else 0}f} {unit}"

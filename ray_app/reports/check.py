@@ -1,10 +1,12 @@
-"""Verdicts on some pictures, without a run: a page (`render_check`; of one picture a report of its
-own, to keep), a table with what explains it (`check_lines`), and CSV (`csv_lines`). What many files
-have in common is said once (`gathered`).
+"""Show the verdicts of `touchstone check` as a page, as lines for the terminal, or as CSV.
+
+`render_check` writes the page: tiles, or a report for a single image. `check_lines` returns a table
+with explanations, `csv_lines` the lines of a CSV file. A text that many files share is shown once
+(`group_texts`).
 
 Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `finding`, `grounds`,
 `verdict`, `verdict_reason`, `verdict_detail`, `probability`, `calibrated`, `score`, `scores` (by
-detector), `width`, `height`, `format`, `provenance` and what a profile adds.
+detector), `width`, `height`, `format`, `provenance`, and the columns of a profile.
 """
 
 import csv
@@ -31,16 +33,16 @@ from ray_app.reports import format as wording
 from ray_app.reports.text import verdict_table
 from ray_app.storage.urls import local_path, scheme_of
 
-CROWD = 500  # A page with more pictures has smaller ones.
-# Pixels and bytes of a picture among many, among some, and alone on a page.
+CROWD = 500  # A page with more images shows smaller ones.
+# Maximum pixels and bytes of an image among many, among a few, and alone on a page.
 _IN_CROWD, _TILE, _ALONE = (
     PictureSize(160, 6_000),
     PictureSize(320, 40_000),
     PictureSize(960, 150_000),
 )
-_LONGEST, _MOST, _FEW = 100, 20, 10
-_LONGEST_FOLDER = 240
-_FIGURES = re.compile(r"\d[\d.,]*")
+_MAX_WIDTH, _MAX_GROUPS, _FEW = 100, 20, 10
+_MAX_FOLDER_WIDTH = 240
+_NUMBERS = re.compile(r"\d[\d.,]*")
 _PROVENANCE = {
     "make": "camera, make",
     "model": "camera, model",
@@ -58,7 +60,7 @@ _PROVENANCE = {
 Row = Mapping[str, Any]
 
 
-# What a verdict does not mean. The endpoint's page says the same (serving/page/verdict.js).
+# What a verdict does not mean. The endpoint's page has the same text (serving/page/verdict.js).
 CAVEATS = {
     "fake": (
         "It is not proof. Real photographs are flagged too, above all edited, shrunk or heavily compressed ones.",
@@ -79,10 +81,18 @@ ALWAYS = (
 
 
 class CheckFacts(NamedTuple):
-    """What gave the verdicts: an ensemble's name and title, whether it is a demonstration, and what
-    it cannot see, in sentences; its thresholds with their rates, its detectors' titles by name, its
-    fingerprint ("" = not asked for), when it was asked (ISO 8601), and the confidence of the upper
-    bound of its false-positive rate (None = the usual one).
+    """Facts on the ensemble that gave the verdicts.
+
+    Attributes:
+        name: Name of the ensemble.
+        title: Title of the ensemble.
+        demonstration: Whether it is only a demonstration.
+        blind_to: Sentences on what its detectors cannot detect.
+        thresholds: Its thresholds and their error rates.
+        detectors: Titles of its detectors by name.
+        fingerprint: Fingerprint of the scoring settings; "" if it was not computed.
+        made_at: Time of the check (ISO 8601).
+        confidence: Confidence of the upper bound of its false-positive rate. None for the default.
     """
 
     name: str
@@ -97,10 +107,10 @@ class CheckFacts(NamedTuple):
 
     @classmethod
     def of(cls, spec: ScoringSpec, fingerprint: str = "") -> "CheckFacts":
-        """Those of the detectors that a spec asks, now."""
+        """Return the facts of the ensemble of a spec, with the current time."""
         cards, now = spec.cards.values(), datetime.now(UTC).isoformat(timespec="seconds")
         titles = {name: card.title for name, card in spec.cards.items()}
-        is_demonstration = any(one.demonstration for one in cards)
+        is_demonstration = any(card.demonstration for card in cards)
         card = spec.ensemble
         confidence = card.guarantee.confidence if card.guarantee else None
         return cls(card.name, card.title, is_demonstration, blind_to(cards), card.thresholds,
@@ -108,13 +118,17 @@ class CheckFacts(NamedTuple):
 
     @property
     def error_rates(self) -> str:
-        """The sentences on error rates that are shown next to verdicts."""
+        """Sentences on error rates that are shown next to verdicts."""
         return error_rates(self.name, self.thresholds, self.confidence)
 
 
 class SharedText(NamedTuple):
-    """A text that some files have, but for its figures: as the first of them has it, the name of
-    that one, and how many there are.
+    """A text that several files share, except for its numbers.
+
+    Attributes:
+        text: The text of the first file.
+        first: Name of the first file.
+        files: Number of files.
     """
 
     text: str
@@ -123,8 +137,8 @@ class SharedText(NamedTuple):
 
     @property
     def who(self) -> str:
-        """The files in words, for the terminal."""
-        first = wording.shortened(self.first, _LONGEST)
+        """Description of the files for the terminal."""
+        first = wording.shortened(self.first, _MAX_WIDTH)
         return (
             first
             if self.files == 1
@@ -132,39 +146,38 @@ class SharedText(NamedTuple):
         )
 
 
-def gathered(said: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
-    """Names and their texts, by `form` of the text, the most frequent first."""
+def group_texts(texts: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
+    """Group (name, text) pairs by the text without its numbers, the most frequent first."""
     first, counts = dict[str, tuple[str, str]](), Counter[str]()
-    for name, text in said:
-        key = form(text)
+    for name, text in texts:
+        key = mask_numbers(text)
         first.setdefault(key, (text, name))
         counts[key] += 1
-    return {key: SharedText(*first[key], number) for key, number in counts.most_common()}
+    return {key: SharedText(*first[key], count) for key, count in counts.most_common()}
 
 
-def form(text: str) -> str:
-    """The text without its figures: what remains is the same for all files of which the same is
-    said.
-    """
-    return _FIGURES.sub("0", text)
+def mask_numbers(text: str) -> str:
+    """Replace all numbers by 0, so that texts that differ only in numbers become equal."""
+    return _NUMBERS.sub("0", text)
 
 
 def choose_picture_size(files: int) -> PictureSize:
-    """Return the size of pictures on a page on N files."""
+    """Return the maximum size of images on a page on this number of files."""
     if files == 1:
         return _ALONE
     return _TILE if files <= CROWD else _IN_CROWD
 
 
 def name_rows(rows: Sequence[Row], images: Sequence[str]) -> list[str]:
-    """Return the name that people see for each row.
+    """Return the name to show for each row.
 
     Args:
         rows: The rows.
         images: The paths and URLs that the user named.
 
     Returns:
-        Paths relative to the folder that holds all named files, and URIs of other files.
+        Paths relative to the common folder of all named files, and URIs of files that are not
+        local.
     """
     folders = [
         os.path.dirname(os.path.abspath(local_path(image)))
@@ -187,22 +200,30 @@ def write_check_page(
     *,
     version: str,
 ) -> None:
-    """Write the page of `render_check` to a local file, all of it or nothing.
+    """Write the page of `render_check` to a local file atomically.
+
+    Args:
+        page: Path of the file.
+        rows: The rows.
+        names: The name to show for each row.
+        pictures: JPEG bytes of the image of each row. None if there is no image.
+        facts: Facts on the ensemble.
+        version: Version of Touchstone.
 
     Raises:
-        ConfigError: The file cannot be written.
+        ConfigError: If the file cannot be written.
     """
-    half = page.with_name(f".{page.name}.{os.getpid()}")
+    temporary = page.with_name(f".{page.name}.{os.getpid()}")
     try:
-        with half.open("w", encoding="utf-8") as stream:
+        with temporary.open("w", encoding="utf-8") as stream:
             stream.writelines(render_check(rows, names, pictures, facts, page, version=version))
-        half.replace(page)
+        temporary.replace(page)
     except OSError as error:
         raise ConfigError(
-            f"--html {page}: {error.strerror}", hint="name a file that can be written"
+            f"--html {page}: {error.strerror}", hint="choose a file that you can write to"
         ) from None
     finally:
-        half.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def render_check(
@@ -214,16 +235,21 @@ def render_check(
     *,
     version: str = "",
 ) -> Iterator[str]:
-    """The page in pieces: a tile per row with its picture (JPEG, None = there is none), in the
-    order of the rows; of one row a report.
+    """Yield the page in chunks: a tile for each row, or a report if there is only one row.
 
-    `names`: what is shown of each row's place. `page`: where the page will lie, so that its links
-    to files hold when both are moved.
+    Args:
+        rows: The rows.
+        names: The name to show for each row.
+        pictures: JPEG bytes of the image of each row. None if there is no image.
+        facts: Facts on the ensemble.
+        page: Path of the page. Links to local files are relative to it, so that they stay valid if
+            the page and the files are moved together.
+        version: Version of Touchstone.
     """
     from ray_app.reports.html import file_link, jpeg_uri, render_in_pieces, script_hash
     from ray_app.reports.tiles import sort_attributes, tile_texts, verdict_choices
 
-    beside = os.path.dirname(os.path.abspath(page))
+    folder = os.path.dirname(os.path.abspath(page))
     if len(rows) == 1:
         return iter(
             [
@@ -231,27 +257,27 @@ def render_check(
                     {**rows[0], "uri": names[0]},
                     pictures[0],
                     facts,
-                    file_link(rows[0]["uri"], None, beside),
+                    file_link(rows[0]["uri"], None, folder),
                     version,
                 )
             ]
         )
-    texts = [explained(row) for row in rows]
-    whys = gathered((name, text) for name, text in zip(names, texts, strict=True) if text)
-    place = {key: number for number, key in enumerate(whys)}
-    tiles = (  # one at a time, so that no picture lies in memory twice
+    texts = [explain(row) for row in rows]
+    whys = group_texts((name, text) for name, text in zip(names, texts, strict=True) if text)
+    group_index = {key: index for index, key in enumerate(whys)}
+    tiles = (  # A generator, so that only one encoded image is in memory at a time.
         {
             "row": row,
             "name": name,
-            "link": file_link(row["uri"], None, beside),
+            "link": file_link(row["uri"], None, folder),
             "picture": jpeg_uri(picture) if picture else None,
             "texts": tile_texts(row),
             "why": why,
-            "alike": whys[form(why)].files if why else 0,
+            "alike": whys[mask_numbers(why)].files if why else 0,
             "attributes": sort_attributes(row)
             | {
-                "data-folder": wording.shortened(name.rpartition("/")[0], _LONGEST_FOLDER) + "/",
-                "data-why": place[form(why)] if why else "",
+                "data-folder": wording.shortened(name.rpartition("/")[0], _MAX_FOLDER_WIDTH) + "/",
+                "data-why": group_index[mask_numbers(why)] if why else "",
             },
         }
         for row, name, picture, why in zip(rows, names, pictures, texts, strict=True)
@@ -262,9 +288,9 @@ def render_check(
         count=len(rows),
         crowd=len(rows) > CROWD,
         facts=facts,
-        counts=_counts(rows),
+        counts=_count_verdicts(rows),
         whys=list(whys.values()),
-        remarks=_limits(facts, rows),
+        remarks=_list_limits(facts, rows),
         verdict_choices=verdict_choices(rows),
         script_hash=script_hash("tiles.js"),
         version=version,
@@ -289,7 +315,7 @@ def _render_one(
         version=version,
         headline=f"{name}: {finding}.",
         picture=jpeg_uri(picture) if picture else None,
-        why=explained(row),
+        why=explain(row),
         detectors=[(name, facts.detectors.get(name, ""), score) for name, score in scores.items()],
         end=max([4.0, *(abs(score) for score in scores.values() if score is not None)]),
         said=tile_texts(row),
@@ -304,7 +330,7 @@ def _render_one(
 
 
 def _provenance_rows(provenance: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return what a file says of its own origin, as pairs of name and value."""
+    """Return the statements of a file on its own origin as (name, value) pairs."""
     if not provenance:
         return []
     parsed = Provenance.model_validate(provenance)
@@ -317,52 +343,61 @@ def _provenance_rows(provenance: Mapping[str, Any] | None) -> list[tuple[str, st
 def check_lines(
     rows: Sequence[Row], names: Sequence[str], facts: CheckFacts, width: int
 ) -> list[str]:
-    """A table; under it why pictures have no score or no verdict, and what holds for all verdicts.
-    `names`: as in `render_check`.
+    """Return a table of verdicts, explanations of missing ones, and the limits of all verdicts.
+
+    Args:
+        rows: The rows.
+        names: The name to show for each row.
+        facts: Facts on the ensemble.
+        width: Width of the terminal in columns.
     """
     rows = [{**row, "uri": name} for row, name in zip(rows, names, strict=True)]
     lines = [verdict_table(rows, width)]
     if len(rows) > _FEW:
         lines.append(
-            f"{wording.counted(len(rows), 'file')}: {', '.join(f'{words} {number:,}' for words, number in _counts(rows))}"
+            f"{wording.counted(len(rows), 'file')}: {', '.join(f'{phrase} {count:,}' for phrase, count in _count_verdicts(rows))}"
         )
     whys = list(
-        gathered((str(row["uri"]), text) for row in rows if (text := explained(row))).values()
+        group_texts((str(row["uri"]), text) for row in rows if (text := explain(row))).values()
     )
-    lines += [f"{one.who}: {wording.shortened(one.text, 2 * _LONGEST)}" for one in whys[:_MOST]]
-    if len(whys) > _MOST:
-        lines.append(
-            f"… and {wording.counted(len(whys) - _MOST, 'other reason')}; --json says why of each"
-        )
-    return [*lines, *_grounds(rows), *_limits(facts, rows)]
-
-
-def _grounds(rows: Sequence[Row]) -> Iterator[str]:
-    """The grounds of findings that are more than the detectors' verdict, whose error rates stand
-    below.
-    """
-    told = [
-        row for row in rows if any(one["source"] != "detectors" for one in row.get("grounds") or ())
+    lines += [
+        f"{group.who}: {wording.shortened(group.text, 2 * _MAX_WIDTH)}"
+        for group in whys[:_MAX_GROUPS]
     ]
-    found = list(
-        gathered(
-            (str(row["uri"]), "\n".join(map(_ground, row["grounds"]))) for row in told
+    if len(whys) > _MAX_GROUPS:
+        lines.append(
+            f"… and {wording.counted(len(whys) - _MAX_GROUPS, 'other reason')}; use --json to get all of them"
+        )
+    return [*lines, *_list_grounds(rows), *_list_limits(facts, rows)]
+
+
+def _list_grounds(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the grounds of findings that do not rest on detectors alone."""
+    rows_with_grounds = [
+        row
+        for row in rows
+        if any(ground["source"] != "detectors" for ground in row.get("grounds") or ())
+    ]
+    groups = list(
+        group_texts(
+            (str(row["uri"]), "\n".join(map(_format_ground, row["grounds"])))
+            for row in rows_with_grounds
         ).values()
     )
-    for one in found[:_MOST]:
-        yield from (f"{one.who}:", *one.text.split("\n"))
-    if len(found) > _MOST:
-        yield f"… and {wording.counted(len(found) - _MOST, 'other finding')} with grounds; --json has them"
+    for group in groups[:_MAX_GROUPS]:
+        yield from (f"{group.who}:", *group.text.split("\n"))
+    if len(groups) > _MAX_GROUPS:
+        yield f"… and {wording.counted(len(groups) - _MAX_GROUPS, 'other finding')} with grounds; use --json to get all of them"
 
 
-def _ground(one: Mapping[str, Any]) -> str:
+def _format_ground(ground: Mapping[str, Any]) -> str:
     return wording.visible(
-        f"  {one['says']}" + ("" if one["source"] == "detectors" else f" ({one['error']})")
+        f"  {ground['says']}" + ("" if ground["source"] == "detectors" else f" ({ground['error']})")
     )
 
 
-def explained(row: Row) -> str:
-    """Why a row has no score, or its verdict abstains, in words; empty for any other."""
+def explain(row: Row) -> str:
+    """Return why a row has no score, or why its verdict abstains; "" for any other row."""
     if row["status"] != "ok":
         return row.get("detail") or wording.meaning(row["status"]) or str(row["status"])
     return (
@@ -373,17 +408,17 @@ def explained(row: Row) -> str:
 
 
 def csv_lines(rows: Iterator[Row], detectors: Sequence[str]) -> Iterator[str]:
-    """The lines of a CSV file, the head first, each as its row comes; a column `score_NAME` per
-    detector, nested values as JSON.
+    """Yield the lines of a CSV file, the header first, and the other lines as rows arrive.
 
-    A text that a spreadsheet would take for a formula has a ' before it, and what hides or moves
-    text is shown as an escape.
+    There is a column `score_NAME` for each name in `detectors`. Nested values are JSON. Texts that a
+    spreadsheet would treat as a formula start with ', and characters that hide or move text are
+    escaped.
     """
     names = [*COLUMNS, *(f"score_{name}" for name in detectors)]
-    yield _csv_line(names)
+    yield _format_csv_line(names)
     for row in rows:
         cells = {**row} | {f"score_{name}": row["scores"].get(name) for name in detectors}
-        yield _csv_line([_cell(cells.get(name)) for name in names])
+        yield _format_csv_line([_format_cell(cells.get(name)) for name in names])
 
 
 COLUMNS = (
@@ -413,7 +448,7 @@ COLUMNS = (
 )
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None or isinstance(value, int | float):
@@ -424,45 +459,46 @@ def _cell(value: Any) -> str:
     return wording.no_formula(text)
 
 
-def _csv_line(cells: Sequence[str]) -> str:
+def _format_csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(cells)
     return line.getvalue()
 
 
-def _counts(rows: Sequence[Row]) -> list[tuple[str, int]]:
-    """How many have each verdict, and how many have no score."""
-    found = [
-        (words, sum(row["verdict"] == verdict for row in rows))
-        for verdict, words in wording.VERDICT_WORDS.items()
+def _count_verdicts(rows: Sequence[Row]) -> list[tuple[str, int]]:
+    """Return the number of rows with each verdict, and of rows without a score."""
+    counts = [
+        (phrase, sum(row["verdict"] == verdict for row in rows))
+        for verdict, phrase in wording.VERDICT_WORDS.items()
     ]
-    return [*found, ("not scored", sum(row["status"] != "ok" for row in rows))]
+    return [*counts, ("not scored", sum(row["status"] != "ok" for row in rows))]
 
 
-def _signers(rows: Sequence[Row]) -> Counter[str]:
-    """Where the signers of sound manifests stand, in words."""
-    found = [(row.get("provenance") or {}).get("c2pa") or {} for row in rows]
+def _count_signers(rows: Sequence[Row]) -> Counter[str]:
+    """Count the signers of valid C2PA manifests by their status on trust lists."""
+    manifests = [(row.get("provenance") or {}).get("c2pa") or {} for row in rows]
     return Counter(
-        words
-        for one in found
-        if (words := standing(one.get("state", ""), one.get("trust_lists", ())))
+        phrase
+        for manifest in manifests
+        if (phrase := standing(manifest.get("state", ""), manifest.get("trust_lists", ())))
     )
 
 
-def _limits(facts: CheckFacts, rows: Sequence[Row]) -> list[str]:
+def _list_limits(facts: CheckFacts, rows: Sequence[Row]) -> list[str]:
+    """Return sentences on the limits of all verdicts; none if no row has a score."""
     if not any(row["status"] == "ok" for row in rows):
         return []
-    said = [
+    sentences = [
         *([wording.DEMONSTRATION] if facts.demonstration else []),
         wording.visible(facts.error_rates),
     ]
-    said += [f"limits: {wording.visible(sentence)}" for sentence in facts.blind_to]
-    said += [
-        f"C2PA: {wording.counted(number, 'signer')} {where}"
-        for where, number in _signers(rows).items()
+    sentences += [f"limits: {wording.visible(sentence)}" for sentence in facts.blind_to]
+    sentences += [
+        f"C2PA: {wording.counted(count, 'signer')} {phrase}"
+        for phrase, count in _count_signers(rows).items()
     ]
     return (
-        said
+        sentences
         if all(row["calibrated"] for row in rows if row["status"] == "ok")
-        else [*said, wording.UNCALIBRATED]
+        else [*sentences, wording.UNCALIBRATED]
     )

@@ -222,8 +222,8 @@ def _label_lines(comparison: Comparison, width: int) -> list[str]:
         [
             wording.shortened(row.system, _LONGEST_NAME),
             METRICS[row.metric].title,
-            wording.written(row.metric, row.a.value),
-            wording.written(row.metric, row.b.value),
+            wording.format_metric(row.metric, row.a.value),
+            wording.format_metric(row.metric, row.b.value),
             wording.signed(row.difference.value, 4),
             " to ".join(wording.signed(end, 4) for end in row.difference.interval)
             if row.difference.interval

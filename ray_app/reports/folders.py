@@ -5,9 +5,12 @@ from ray_app.storage import urls
 
 
 def describe_closed_folders(count: int, example: str) -> str:
-    """Return a sentence on folders that could not be listed, or nothing if there are none."""
+    """Return a sentence on folders that could not be listed; "" if `count` is 0.
+
+    `example` is the URL of one of these folders.
+    """
     if not count:
         return ""
-    what = f"{counted(count, 'folder')} cannot be listed, e.g. {visible(example)}"
+    problem = f"{counted(count, 'folder')} cannot be listed, e.g. {visible(example)}"
     rows = "its row shows the reason" if count == 1 else "their rows show the reasons"
-    return f"{what}: {rows}; --exclude '{visible(urls.folder_pattern(example))}' leaves {'it' if count == 1 else 'that folder'} out"
+    return f"{problem}: {rows}; --exclude '{visible(urls.folder_pattern(example))}' leaves {'it' if count == 1 else 'that folder'} out"

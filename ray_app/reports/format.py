@@ -1,7 +1,7 @@
-"""Format numbers, names, and metrics, equally on pages and on the terminal.
+"""Format numbers, names, and metrics in the same way on pages and on the terminal.
 
 Numbers have four formats: `count`, `percent`, `number`, and `signed` for log-odds and differences.
-`duration`, `size`, and `moment` add units; `probability` and `written` choose one of the four.
+`duration`, `size`, and `moment` add units; `probability` and `format_metric` choose one of the four.
 """
 
 import math
@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 C2PA_WORDS = {
     "trusted": "unchanged since it was signed, by a signer on a trust list",
     "intact": "unchanged since it was signed, by a signer unknown here",
-    "invalid": "the picture or the manifest was changed after it was signed",
-    "unreadable": "could not be checked, or lies elsewhere and was not fetched",
+    "invalid": "the image or the manifest was changed after it was signed",
+    "unreadable": "could not be checked, or is stored elsewhere and was not fetched",
 }
 DEMONSTRATION = "Demonstration detector: it shows that the machinery works and is not for decisions about any image."
 UNCALIBRATED = "Probability not calibrated: it is the plain sigmoid of the score."
 NONE = "–"
-_MOST_SETTINGS, _LONGEST_SETTING = 6, 80
+_MAX_SETTINGS, _MAX_SETTING_WIDTH = 6, 80
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝＋－＠]")
 _MARKS = frozenset({"Mn", "Me"})
-_MOST_MARKS = 4  # on one letter; more is no script but a way to paint over the neighbours
+# Combining marks on one letter. No script needs more; more marks would cover the lines next to it.
+_MAX_MARKS = 4
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 KEY_FIGURES = ("auc", "tpr_at_fpr_1", "balanced_accuracy", "tpr", "tnr", "ece")
 METHODS: Mapping[str, str] = {
@@ -47,8 +48,12 @@ METHODS: Mapping[str, str] = {
 
 
 class Meaning(NamedTuple):
-    """The name of a figure, what it means in a sentence, and whether it is a share, written in per
-    cent.
+    """The meaning of a metric.
+
+    Attributes:
+        words: Its name on pages.
+        sentence: Its meaning in a sentence.
+        is_share: Whether it is a fraction, which is shown in per cent.
     """
 
     words: str
@@ -62,88 +67,91 @@ _OTHERS = {
     ),
     "worst_generator_auc": Meaning(
         "AUC of the worst generator",
-        "The least AUC that a generator has against all real images.",
+        "The lowest AUC of a generator against all real images.",
         False,
     ),
     "loss": Meaning(
         "loss",
-        "Mean cross-entropy of the log-odds, in nats: 0.693 is a coin, less is better.",
+        "Mean cross-entropy of the log-odds, in nats: 0.693 is chance, lower is better.",
         False,
     ),
     "tpr_mean": Meaning(
         "fakes found, mean of generators",
-        "Each generator counts the same, however many images it has.",
+        "Every generator has the same weight, regardless of its number of images.",
     ),
     "tpr_weighted": Meaning(
         "fakes found, by number of images",
-        "Each generator counts by its images: the share of all fakes.",
+        "Generators are weighted by their images: this is the fraction of all fakes.",
     ),
     "reals_named": Meaning(
         "real images given a generator’s name",
-        "The share of real images of which a generator was named all the same.",
+        "The fraction of real images for which a generator was named.",
     ),
     "top_1": Meaning(
         "nearest known is right",
-        "The share of fakes by known generators of which the nearest known one is right, given up or not.",
+        "The fraction of fakes by known generators whose nearest known generator is right, even if it was not named.",
     ),
     "top_3": Meaning(
         "among the first 3",
-        "The share of fakes whose generator is among the three likeliest names.",
+        "The fraction of fakes whose generator is among the three likeliest names.",
     ),
     "top_5": Meaning(
-        "among the first 5", "The share of fakes whose generator is among the five likeliest names."
+        "among the first 5",
+        "The fraction of fakes whose generator is among the five likeliest names.",
     ),
     "unknown_named": Meaning(
-        "unknown ones given a known name",
-        "The share of fakes by unknown generators that got a known one’s name.",
+        "unknown generators given a known name",
+        "The fraction of fakes by unknown generators that got the name of a known one.",
     ),
     "abstained_known": Meaning(
-        "known ones left unnamed",
-        "The share of fakes by known generators that were taken for none of them.",
+        "known generators left unnamed",
+        "The fraction of fakes by known generators for which no generator was named.",
     ),
     "abstained_unknown": Meaning(
-        "unknown ones left unnamed",
-        "The share of fakes by unknown generators that were taken for none.",
+        "unknown generators left unnamed",
+        "The fraction of fakes by unknown generators for which no generator was named.",
     ),
     "abstained": Meaning(
-        "taken for none of the known",
-        "The share of the images asked for which no generator was named.",
+        "no generator named",
+        "The fraction of images for which the identifier named no generator.",
     ),
     "family_accuracy": Meaning(
         "family named correctly",
-        "The share of fakes whose base architecture is named correctly, in any version.",
+        "The fraction of fakes whose base architecture is named correctly, in any version.",
     ),
     "coverage": Meaning(
         "coverage",
-        "The share of images that get a verdict, fake or no evidence, and no abstention.",
+        "The fraction of images with a verdict (fake or no evidence) instead of an abstention.",
     ),
     "accuracy_of_decided": Meaning(
-        "accuracy where it decides", "The share judged correctly of the images that get a verdict."
+        "accuracy among verdicts",
+        "The fraction of images with a verdict that are judged correctly.",
     ),
     "tpr_of_decided": Meaning(
-        "fakes found where it decides", "The share called fake of the fakes that get a verdict."
+        "fakes found among verdicts", "The fraction of fakes with a verdict that are called fake."
     ),
     "tnr_of_decided": Meaning(
-        "real images cleared where it decides",
-        "The share not flagged of the real images that get a verdict.",
+        "real images cleared among verdicts",
+        "The fraction of real images with a verdict that are not flagged.",
     ),
     "accuracy_strict": Meaning(
         "accuracy, abstaining is wrong",
-        "The share judged correctly of all images: no verdict and no score count as wrong.",
+        "The fraction of all images judged correctly; no verdict and no score count as wrong.",
     ),
     "balanced_accuracy_strict": Meaning(
-        "balanced accuracy, abstaining is wrong", "The mean of the two strict shares."
+        "balanced accuracy, abstaining is wrong", "The mean of the two strict fractions."
     ),
     "tpr_strict": Meaning(
         "fakes found, abstaining is wrong",
-        "The share called fake of all fakes, those without a score included.",
+        "The fraction of all fakes that are called fake, including those without a score.",
     ),
     "tnr_strict": Meaning(
-        "real images cleared, abstaining is wrong", "The share cleared of all real images."
+        "real images cleared, abstaining is wrong",
+        "The fraction of all real images that are cleared.",
     ),
     "aurc": Meaning(
         "area under risk–coverage",
-        "The share judged wrongly, averaged over all ways to abstain where the score is nearest the threshold.",
+        "The fraction judged wrongly, averaged over all widths of an abstain band around the threshold.",
         False,
     ),
     "pixel_f1": Meaning(
@@ -158,49 +166,51 @@ _OTHERS = {
     ),
     "pixel_auc": Meaning(
         "AUC of pixels",
-        "The chance that an altered pixel scores above an unaltered one of the same image.",
+        "The probability that an altered pixel scores above an unaltered pixel of the same image.",
         False,
     ),
     "pixel_accuracy": Meaning(
         "accuracy of pixels",
-        "The share of pixels judged correctly. Small edits make it high whatever is marked.",
+        "The fraction of pixels judged correctly. For small edits it is always high.",
     ),
     "macro_f1": Meaning(
         "macro F1",
-        "F1 of each generator by name, averaged: rare ones count as much as frequent ones.",
+        "F1 of each generator’s name, averaged: rare generators count as much as frequent ones.",
         False,
     ),
     "micro_f1": Meaning(
         "micro F1",
-        "F1 of all answers together; those that were named none lower it less than accuracy.",
+        "F1 of all images together. Images without a name lower it less than accuracy.",
         False,
     ),
     "weighted_f1": Meaning(
-        "weighted F1", "F1 of each generator by name, averaged by number of images.", False
+        "weighted F1", "F1 of each generator’s name, averaged by number of images.", False
     ),
     "macro_precision": Meaning(
-        "macro precision", "The share of each name’s answers that are right, averaged over names."
+        "macro precision",
+        "The fraction of images given a name for which it is right, averaged over names.",
     ),
     "micro_precision": Meaning(
-        "correct where a name was given", "The share of names given that are right."
+        "correct among named images", "The fraction of named images whose name is right."
     ),
-    "recall": Meaning("recall", "The share of a generator’s images that is named correctly."),
+    "recall": Meaning("recall", "The fraction of a generator’s images that are named correctly."),
     "macro_recall": Meaning(
-        "macro recall", "The share of each generator’s images named correctly, averaged over names."
+        "macro recall",
+        "The fraction of each generator’s images named correctly, averaged over names.",
     ),
     "open_set_auroc": Meaning(
         "open-set AUROC",
-        "How well confidence tells known generators from those that cannot be named.",
+        "How well confidence separates known generators from those that cannot be named.",
         False,
     ),
     "clip_image": Meaning(
-        "CLIP, image made anew",
-        "Cosine of an image and of what its predicted prompt gives back.",
+        "CLIP, regenerated image",
+        "Cosine similarity of an image and the image that its predicted prompt generates.",
         False,
     ),
     "clip_image_chance": Meaning(
         "CLIP, image of another prompt",
-        "The same with what other images’ prompts give back.",
+        "Cosine similarity of an image and the images that prompts of other images generate.",
         False,
     ),
 }
@@ -208,77 +218,83 @@ MEANINGS: Mapping[str, Meaning] = {
     name: Meaning(metric.title, metric.sentence, metric.is_share)
     for name, metric in METRICS.items()
 } | _OTHERS
-"""Every figure of an evaluation: the metrics of the registry, and figures that others compute."""
+"""All metrics of an evaluation: those of the registry, and those that other modules compute."""
 
 
 def visible(text: str) -> str:
-    """Show as an escape what would hide, reorder or overflow text: controls, bidi marks, zero
-    width, lone surrogates, piles of marks.
+    """Escape characters that would hide, reorder, or overlay other text.
+
+    These are control characters, bidi marks, zero-width characters, lone surrogates, and more than
+    four combining marks on one letter.
     """
     if text.isascii() and text.isprintable():
         return text
-    shown, marks = [], 0
+    characters, marks = [], 0
     for character in text:
         category = unicodedata.category(character)
         marks = marks + 1 if category in _MARKS else 0
-        shown.append(
-            _escaped(character) if category in _INVISIBLE or marks > _MOST_MARKS else character
+        characters.append(
+            _escape(character) if category in _INVISIBLE or marks > _MAX_MARKS else character
         )
-    return "".join(shown)
+    return "".join(characters)
 
 
 def adds_to_finding(verdict: str | None, finding: str | None) -> bool:
-    """Return whether a row's verdict says more than its finding, which rests on other grounds."""
+    """Return whether a row should show its verdict next to its finding, which differs from it."""
     return verdict is not None and finding != DETECTOR_FINDINGS.get(verdict)
 
 
 def no_formula(text: str) -> str:
-    """A cell's text with a ' before it where a spreadsheet would run it (OWASP, CSV injection)."""
+    """Prepend ' to the text of a cell that a spreadsheet would run (OWASP, CSV injection)."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def columns(text: str) -> int:
-    """Return the terminal columns that a text needs: 2 for an East Asian wide character."""
+    """Return the number of terminal columns of a text: 2 for an East Asian wide character."""
     return cell_len(text)
 
 
 def shortened(text: str, limit: int) -> str:
-    """The visible text in at most `limit` columns; the middle goes, because the end of a path is
-    the most specific.
+    """Escape a text and cut it to `limit` columns.
+
+    It is cut in the middle, because the end of a path is the most specific part.
     """
     text = visible(text)
     if columns(text) <= limit:
         return text
     if limit < 2:
         return "…"[:limit]
-    tail = _leading(text[::-1], (limit - 1) * 2 // 3)[::-1]
-    return _leading(text, limit - 1 - columns(tail)) + "…" + tail
+    tail = _take_columns(text[::-1], (limit - 1) * 2 // 3)[::-1]
+    return _take_columns(text, limit - 1 - columns(tail)) + "…" + tail
 
 
 def file_name(uri: str, member: str | None) -> str:
-    """One name for a member: its object, and its place inside where the object is an archive."""
+    """Return one name for a member: its URI, and its path inside the container at that URI."""
     return uri if member is None else f"{uri} › {member}"
 
 
 def count(number: int) -> str:
-    """An integer with thousands separated."""
+    """Format an integer with thousands separators."""
     return f"{number:,}"
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its regular noun."""
+    """Format a number with a noun, which gets an "s" unless the number is 1."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def second_look(run: "RunSummary") -> list[str]:
-    """Of a cascade, which share of images all detectors scored, and what either stage takes;
-    nothing of any other run.
+    """Return sentences on the second stage of a cascade; none for other runs.
+
+    They state the fraction of images that all detectors scored, and the cost of either stage.
     """
-    found, looks = run.second_look, run.session.looks or {}
-    if found is None:
+    second_stage, looks = run.second_look, run.session.looks or {}
+    if second_stage is None:
         return []
-    audited = f"{count(found.band)} in the uncertain band, {count(found.audit)} drawn by the audit"
-    said = [f"all detectors looked at {percent(found.share)} of the images: {audited}"]
+    reasons_text = f"{count(second_stage.band)} in the uncertain band, {count(second_stage.audit)} drawn by the audit"
+    sentences = [
+        f"all detectors scored {percent(second_stage.share)} of the images: {reasons_text}"
+    ]
     hours = {name: look.hours_per_million for name, look in looks.items()}
     if all(hours.get(name) is not None for name in ("first", "second")):
         costs = {
@@ -287,20 +303,20 @@ def second_look(run: "RunSummary") -> list[str]:
             else ""
             for name, look in looks.items()
         }
-        said.append(
-            f"a million such images take {number(hours['first'] or 0.0)} worker hours{costs['first']} for the first look, "
+        sentences.append(
+            f"a million such images take {number(hours['first'] or 0.0)} worker hours{costs['first']} for the first stage, "
             f"{number(hours['second'] or 0.0)}{costs['second']} for the second"
         )
-    return said
+    return sentences
 
 
 def listing_in_words(listed: int, new: int, blocks: int) -> str:
     """Return a sentence on a finished listing.
 
     Args:
-        listed: How many files the listing saw.
-        new: How many of them are new or changed.
-        blocks: The blocks of the new files.
+        listed: Number of files in the listing.
+        new: Number of new or changed files.
+        blocks: Number of blocks of new or changed files.
     """
     if not new:
         return f"listed {counted(listed, 'file')}, none of them new or changed"
@@ -311,49 +327,55 @@ def listing_in_words(listed: int, new: int, blocks: int) -> str:
 
 
 def linked_folders_in_words(count: int, example: str) -> str:
-    """A sentence on linked folders that a listing did not follow; nothing where there are none."""
+    """Return a sentence on symbolic links to folders that a listing did not follow; "" for none."""
     if not count:
         return ""
-    what = f"{counted(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {visible(example)}"
-    return f"{what}: name {'it as a source of its own' if count == 1 else 'them as sources of their own'} to score the files in there"
+    links = f"{counted(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {visible(example)}"
+    return f"{links}: name {'it as a separate source' if count == 1 else 'them as separate sources'} to score the files in there"
 
 
 def kept_settings(session: "SessionSummary") -> list[str]:
-    """Which settings are as the run was begun and not as today, and how to move; nothing where all
-    are as today.
+    """Return sentences on settings that a resumed run keeps although their defaults changed.
+
+    The list is empty if no default changed.
     """
-    kept = session.kept
-    if not kept:
+    settings = session.kept
+    if not settings:
         return []
     shown = [
-        [shortened(text, _LONGEST_SETTING) for text in (one.key, one.run, one.today)]
-        for one in kept[:_MOST_SETTINGS]
+        [shortened(text, _MAX_SETTING_WIDTH) for text in (setting.key, setting.run, setting.today)]
+        for setting in settings[:_MAX_SETTINGS]
     ]
-    named = [f"{key} {run} (today {today})" for key, run, today in shown]
-    more = f" and {len(kept) - len(named)} more in summary.json" if len(kept) > len(named) else ""
+    texts = [f"{key} {run} (today {today})" for key, run, today in shown]
+    more = (
+        f" and {len(settings) - len(texts)} more in summary.json"
+        if len(settings) > len(texts)
+        else ""
+    )
     return [
-        f"{'; '.join(named)}{more}",
-        "the command does not set them, so they stay as the run was begun; a new --out begins with those of today; to keep them on "
-        "purpose, set them (--set KEY=VALUE)",
+        f"{'; '.join(texts)}{more}",
+        "the command does not set them, so they keep the values with which the run was started; a new --out starts with today's values; "
+        "to keep them on purpose, set them (--set KEY=VALUE)",
     ]
 
 
 def unguarded(session: "SessionSummary") -> list[str]:
-    """What was lost on a store without conditional writes; nothing on any other."""
+    """Return a warning if the store of the run has no conditional writes, else an empty list."""
     return [
-        "nothing stops two commands from writing into this directory at once: its store has no conditional writes"
+        "two commands can write into this directory at the same time: its store has no conditional writes"
     ] * bool(session.unguarded)
 
 
 def number(value: float | None, digits: int = 3, *, decimals: int = 0) -> str:
     """Format a number without an exponent; a dash for None.
 
-    It keeps all digits before the point, and never rounds a number to 0 or from below to 1.
+    All digits before the point are kept. The result is never 0 for another number, and never 1 for
+    a smaller number.
 
     Args:
         value: The number.
-        digits: The number of significant digits, less zeros at the end.
-        decimals: The minimum of digits after the point: 2 for an amount of money, 3 for an AUC.
+        digits: Number of significant digits. Zeros at the end are dropped.
+        decimals: Minimum number of digits after the point: 2 for money, 3 for an AUC.
     """
     if value is None or not math.isfinite(value):
         return NONE
@@ -361,39 +383,43 @@ def number(value: float | None, digits: int = 3, *, decimals: int = 0) -> str:
         return "< 0.0001" if value > 0 else "> −0.0001"
     exponent = math.floor(math.log10(abs(value))) if value else 0
     places = max(decimals, digits - 1 - exponent, 0)
-    whole, point, fraction = f"{value:,.{places}f}".partition(".")
-    if value < 1 and whole == "1":
+    integer, point, fraction = f"{value:,.{places}f}".partition(".")
+    if value < 1 and integer == "1":
         return f"> 0.{'9' * places}"
     fraction = fraction.rstrip("0").ljust(decimals, "0")
-    return f"{whole}{point if fraction else ''}{fraction}".replace("-", "−")
+    return f"{integer}{point if fraction else ''}{fraction}".replace("-", "−")
 
 
 def signed(value: float | None, decimals: int = 2) -> str:
-    """Format a score in log-odds or a difference, with its sign; a dash for None."""
+    """Format a score in log-odds, or a difference, with its sign; a dash for None.
+
+    `decimals` is the number of digits after the point.
+    """
     if value is None or not math.isfinite(value):
         return NONE
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
-def interval(ends: Sequence[float | None], write: Callable[[float | None], str]) -> str:
-    """Format the two ends of an interval, with their unit once: "90.1 to 92.4 %".
+def interval(bounds: Sequence[float | None], format_value: Callable[[float | None], str]) -> str:
+    """Format an interval, with the unit once: "90.1 to 92.4 %".
 
     Args:
-        ends: The lower and the upper end.
-        write: Formats one end, for example `percent`.
+        bounds: The lower and the upper bound.
+        format_value: Formats one bound, for example `percent`.
     """
-    low, high = map(write, ends)
+    low, high = map(format_value, bounds)
     has_one_unit = low.endswith(" %") and high.endswith(" %") and not high.startswith("<")
     return f"{low.removesuffix(' %') if has_one_unit else low} to {high}"
 
 
 def percent(fraction: float | None, digits: int | None = None) -> str:
-    """Format a fraction in per cent; it is never rounded to 0 or 100.
+    """Format a fraction in per cent, which is never rounded to 0 or 100; a dash for None.
 
     Args:
         fraction: A number from 0 to 1.
-        digits: The maximum of significant digits, for a rate that somebody chose ("1 %"); 0 for whole
-            per cent, in a sentence. By default one digit after the point, two near the ends.
+        digits: Maximum number of significant digits, for a rate that a user chose ("1 %"); 0 for
+            whole per cent, in a sentence. None for one digit after the point, or two near 0 and
+            100.
     """
     if fraction is None or not math.isfinite(fraction):
         return NONE
@@ -413,14 +439,14 @@ def percent(fraction: float | None, digits: int | None = None) -> str:
 
 
 def probability(value: float | None) -> str:
-    """Format a probability or a p-value, which is never 0 or 1 whatever a float can hold."""
+    """Format a probability or a p-value, never as 0 or 1; a dash for None."""
     if value is None or not math.isfinite(value):
         return NONE
     return number(min(max(value, 1e-9), 1 - 1e-9), 1, decimals=4)
 
 
 def duration(seconds: float | None) -> str:
-    """A time span in its two largest units."""
+    """Format a duration in seconds in its two largest units; a dash for None."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     if seconds < 60:
@@ -434,7 +460,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """A size in decimal units."""
+    """Format a size in bytes in decimal units."""
     value = float(size_bytes)
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if value < 999.95:
@@ -444,7 +470,7 @@ def size(size_bytes: int) -> str:
 
 
 def moment(timestamp: str) -> str:
-    """An ISO time as `YYYY-MM-DD HH:MM:SS UTC`; any other text as it is, a dash for none."""
+    """Format an ISO time as `YYYY-MM-DD HH:MM:SS UTC`; return other text unchanged, a dash for ""."""
     try:
         parsed = datetime.fromisoformat(timestamp)
     except ValueError:
@@ -453,53 +479,53 @@ def moment(timestamp: str) -> str:
 
 
 def meaning(status: str) -> str:
-    """The meaning of a status; nothing for a status of a later version."""
+    """Return the meaning of a status; "" for a status of a later version."""
     return Status(status).meaning if status in set(Status) else ""
 
 
 def reason(word: str) -> str:
-    """The reason of an abstention in words; a word of another version as it stands."""
+    """Return the text of an abstain reason; return the key of another version unchanged."""
     return Reason(word).meaning if word in set(Reason) else word
 
 
 def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """Why images abstain, in words, the most frequent first; the rest as one line."""
+    """Return the texts and counts of the most frequent abstain reasons; see `largest`."""
     return largest({reason(word): number for word, number in counts.items()}, limit)
 
 
 def why(word: str, detail: str | None) -> str:
-    """Why one image abstains, in words, with what varies."""
+    """Return the text of the abstain reason of one image, with its details if it has any."""
     return f"{reason(word)}: {detail}" if detail else reason(word)
 
 
 def own_failures(number: int) -> str:
-    """A sentence on rows that failed by bugs of ours."""
+    """Return a sentence on rows that failed because of a bug in Touchstone."""
     return (
         f"{counted(number, 'row')} failed in Touchstone's own code; please report it with the traceback in the log. "
-        "A later version tries them again with --retry decoder_crashed"
+        "A later version can score them again with --retry decoder_crashed"
     )
 
 
 def ordered_statuses(statuses: Mapping[str, int]) -> list[tuple[str, int]]:
-    """`ok` first, then by count; those that did not occur are left out."""
-    found = [(status, number) for status, number in statuses.items() if number]
-    return sorted(found, key=lambda item: (item[0] != Status.OK, -item[1], item[0]))
+    """Return statuses and their counts: `ok` first, then by count, without counts of 0."""
+    present = [(status, number) for status, number in statuses.items() if number]
+    return sorted(present, key=lambda item: (item[0] != Status.OK, -item[1], item[0]))
 
 
 def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """The most frequent entries, most frequent first; the rest as one line."""
+    """Return the `limit` most frequent entries in descending order, and one entry for all others."""
     ranked = sorted(
         ((name, number) for name, number in counts.items() if number),
         key=lambda item: (-item[1], item[0]),
     )
-    rest = ranked[limit:]
+    others = ranked[limit:]
     return ranked[:limit] + (
-        [(f"{len(rest):,} others", sum(number for _, number in rest))] if rest else []
+        [(f"{len(others):,} others", sum(number for _, number in others))] if others else []
     )
 
 
 def headline(run: "RunSummary") -> str:
-    """The run in one sentence."""
+    """Describe the result of a run in one sentence."""
     if not run.members:
         return "No files: there was nothing to score."
     if run.members == run.statuses.get(Status.UNSUPPORTED_FORMAT, 0):
@@ -511,7 +537,7 @@ def headline(run: "RunSummary") -> str:
         return f"{none} that Touchstone reads: nothing was scored."
     parts = []
     if run.scored:
-        fake, abstained, real = (run.verdict(word) for word in VERDICT_WORDS)
+        fake, abstained, real = (run.verdict(verdict) for verdict in VERDICT_WORDS)
         parts.append(f"{count(fake) if fake else 'none'} flagged as fake")
         parts += [f"{abstained:,} abstained"] if abstained else []
         parts += [f"{real:,} with no evidence found"] if real else []
@@ -522,15 +548,13 @@ def headline(run: "RunSummary") -> str:
     return f"{counted(run.members, 'file')}: {', '.join(parts)}."
 
 
-def named(key: str) -> str:
-    """The name of a figure; an unknown key with spaces for underscores."""
+def name_metric(key: str) -> str:
+    """Return the name of a metric; for an unknown key, the key with spaces for underscores."""
     return MEANINGS[key].words if key in MEANINGS else shortened(key.replace("_", " "), 60)
 
 
-def written(key: str, value: float | None) -> str:
-    """Format a value of that metric: fractions in per cent, losses with three digits, others with
-    four.
-    """
+def format_metric(key: str, value: float | None) -> str:
+    """Format a value of a metric: fractions in per cent, losses with three decimals, others with four."""
     if key in MEANINGS and MEANINGS[key].is_share:
         return percent(value)
     if key in ("log_loss", "loss"):
@@ -538,20 +562,20 @@ def written(key: str, value: float | None) -> str:
     return number(value, 1, decimals=4)
 
 
-def span(key: str, figure: "MetricValue") -> str:
-    """A figure's interval, "90.1 to 92.4 %"; nothing where there is none."""
-    if figure.interval is None:
+def format_metric_interval(key: str, metric: "MetricValue") -> str:
+    """Format the interval of a metric, such as "90.1 to 92.4 %"; "" if it has none."""
+    if metric.interval is None:
         return ""
-    return interval(figure.interval, partial(written, key))
+    return interval(metric.interval, partial(format_metric, key))
 
 
-def in_words(key: str, figure: "MetricValue") -> str:
-    """A figure with its interval in brackets, or a dash."""
-    ends = span(key, figure)
-    return written(key, figure.value) + (f" ({ends})" if ends else "")
+def format_metric_with_interval(key: str, metric: "MetricValue") -> str:
+    """Format a metric with its interval in parentheses; a dash if it has no value."""
+    bounds = format_metric_interval(key, metric)
+    return format_metric(key, metric.value) + (f" ({bounds})" if bounds else "")
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     if character in _SHORT_ESCAPES:
         return _SHORT_ESCAPES[character]
     code = ord(character)
@@ -564,5 +588,5 @@ def _escaped(character: str) -> str:
     )
 
 
-def _leading(text: str, limit: int) -> str:
+def _take_columns(text: str, limit: int) -> str:
     return chop_cells(text, limit)[0] if text and limit > 0 else ""

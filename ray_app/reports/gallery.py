@@ -1,9 +1,9 @@
-"""A run's images as pages of tiles (`render_gallery_page`): each with its verdict, and its
-generator and words, known and predicted.
+"""Render the images of a run as pages of tiles (`render_gallery_page`).
 
-A page loads nothing: its pictures stand in it. It runs one script, its own, which the policy names
-by its hash: it sorts, filters and enlarges the tiles of that page, and without it they all stand
-there in the order of the archive.
+A tile shows the verdict, and the known and predicted generator and prompt. A page contains its
+images and loads nothing. Its only script, which the Content-Security-Policy allows by its hash,
+sorts, filters, and enlarges the tiles. Without scripts, the page shows all tiles in the order of
+the archive.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,16 @@ from ray_app.reports.run import NEAREST, WORDS
 from ray_app.reports.tiles import sort_attributes, tile_texts, verdict_choices
 from ray_app.runs.document import RunSummary
 
-_LONGEST_NAME = 60
+_MAX_NAME_WIDTH = 60
 
 
 class GalleryTile(NamedTuple):
-    """One image: its result row (`runs.schema`) as a dictionary, and its picture as JPEG bytes, or
-    in words why there is none.
+    """One image of a gallery.
+
+    Attributes:
+        row: The result row (`runs.schema`).
+        picture: JPEG bytes of the image. None if it cannot be shown.
+        why: The reason if there is no picture.
     """
 
     row: Mapping[str, Any]
@@ -29,14 +33,14 @@ class GalleryTile(NamedTuple):
 
 
 class PageNumber(NamedTuple):
-    """Which page of how many, both from 1."""
+    """Number of a page, from 1, and the number of all pages."""
 
     page: int
     pages: int
 
 
 def page_name(page: int) -> str:
-    """The file of a page, from 1; the first is `index.html`."""
+    """Return the file name of a page, from 1; the first is `index.html`."""
     return "index.html" if page == 1 else f"page-{page:05d}.html"
 
 
@@ -51,8 +55,17 @@ def render_gallery_page(
     version: str = "",
     summary: RunSummary,
 ) -> str:
-    """One page. `shown`: which images of the run, in words; `images`: how many on all pages;
-    `first`: number of the first tile; `summary`: the run's summary.
+    """Render a page of a gallery.
+
+    Args:
+        tiles: The tiles of the page.
+        place: Number of the page, and of all pages.
+        run: URL of the run.
+        shown: Description of the images of the run that the gallery shows.
+        images: Number of images on all pages.
+        first: Number of the first tile of the page among all images, from 1.
+        version: Version of Touchstone.
+        summary: Summary of the run.
     """
     return render(
         "gallery.html",
@@ -87,7 +100,7 @@ def _describe_tile(tile: GalleryTile) -> dict[str, Any]:
         "attributes": sort_attributes(row)
         | {
             "data-pixels": row["width"] * row["height"] if is_sized else "",
-            "data-name": shortened(path.rpartition("/")[2], _LONGEST_NAME)
+            "data-name": shortened(path.rpartition("/")[2], _MAX_NAME_WIDTH)
             or "a file without a name",
         },
     }

@@ -1,5 +1,6 @@
-"""Pages by Jinja (`render`): every text is escaped, and `visible` shows what would hide or reorder
-it.
+"""Render pages with Jinja (`render`).
+
+All text is escaped as HTML, and `visible` escapes characters that would hide or reorder text.
 """
 
 import base64
@@ -19,33 +20,32 @@ from ray_app.reports import format as wording
 from ray_app.storage.urls import local_path
 
 _PLAIN_HOST = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/")
-_LONGEST_NAME = 96
-_LONGEST_TEXT = 240
-_LONGEST_TITLE = 2_000
-_MOST_ENTRIES = 12
-_MOST_SETTINGS = 500
+_MAX_NAME_WIDTH = 96
+_MAX_TEXT_WIDTH = 240
+_MAX_TITLE_WIDTH = 2_000
+_MAX_ENTRIES = 12
+_MAX_SETTINGS = 500
 
 
 def render(template: str, **facts: Any) -> str:
-    """Fill a template of `templates/`. An expression without a value is an error."""
+    """Render a template of `templates/`. An undefined variable is an error."""
     return _environment().get_template(template).render(**facts)
 
 
 def render_in_pieces(template: str, **facts: Any) -> Iterator[str]:
-    """As `render`, piece by piece: for a page that should not lie in memory as a whole."""
+    """Render a template in chunks, for a page that should not be in memory as a whole."""
     return _environment().get_template(template).generate(**facts)
 
 
 def script_hash(template: str) -> str:
-    """SHA-256 of a script of `templates/` in base64, by which the policy of the one page that
-    includes it lets it run.
-    """
+    """Return the SHA-256 of a script of `templates/` in base64, for a Content-Security-Policy."""
     return base64.b64encode(hashlib.sha256(render(template).encode()).digest()).decode()
 
 
 def jpeg_uri(data: bytes | str | None) -> str | None:
-    """A JPEG's bytes, or base64 of them, as a data URI; None for anything else, so that no other
-    type can be smuggled into a page.
+    """Return the bytes of a JPEG, or their base64, as a data URI.
+
+    Return None for any other data, so that no other type gets into a page.
     """
     try:
         data = base64.b64decode(data or b"", validate=True) if not isinstance(data, bytes) else data
@@ -58,15 +58,18 @@ def jpeg_uri(data: bytes | str | None) -> str | None:
     )
 
 
-def file_link(uri: str, member: str | None, beside: str = "") -> str | None:
-    """Where a browser finds a file: `file://` of a local one, `https://` of one on the web whose
-    address is all that it takes.
+def file_link(uri: str, member: str | None, page_folder: str = "") -> str | None:
+    """Return a link to a file for a browser.
 
-    From a page in the folder `beside`, the way to a local file, where a folder other than the root
-    holds both.
+    Args:
+        uri: URI of the file.
+        member: Name of the file inside the container `uri`. None if it is not in a container.
+        page_folder: Absolute path of the folder of the page. A local file gets a relative link if
+            both have a common folder other than the root. "" for absolute links.
 
-    None inside a container, for buckets, and for addresses with a name, a password or a query: a
-    report is passed on.
+    Returns:
+        A `file://` or `https://` link, or a relative one. None for files in containers and buckets,
+        and for URLs with a user, a password, or a query, because reports are passed on.
     """
     if member is not None or not uri.isprintable():
         return None
@@ -76,18 +79,18 @@ def file_link(uri: str, member: str | None, beside: str = "") -> str | None:
         path = local_path(uri)
         if not path.startswith("/") or path.startswith("//"):
             return None
-        if beside and os.path.commonpath([beside, path]) != "/":
-            # a colon is quoted, so no name becomes a scheme
-            return quote(os.fsencode(os.path.relpath(path, beside)))
+        if page_folder and os.path.commonpath([page_folder, path]) != "/":
+            # Quoting escapes the colon, so that a name cannot become a scheme.
+            return quote(os.fsencode(os.path.relpath(path, page_folder)))
         return "file://" + quote(os.fsencode(path))
-    # A list may name a file of another host, whose row says so.
+    # A list may contain a file URL of another host, which has no local path.
     except (UnicodeEncodeError, ConfigError):
         return None
 
 
 def settings(value: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A nested mapping as dotted keys with their values, cut where a page would become endless."""
-    return list(_flat(value))[:_MOST_SETTINGS]
+    """Return a nested mapping as (dotted key, value) pairs, at most 500 of them."""
+    return list(_flatten(value))[:_MAX_SETTINGS]
 
 
 @cache
@@ -100,7 +103,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = (
+    filters = (
         "count",
         "number",
         "percent",
@@ -111,27 +114,27 @@ def _environment() -> Environment:
         "meaning",
         "signed",
     )
-    environment.filters.update({name: getattr(wording, name) for name in own})
+    environment.filters.update({name: getattr(wording, name) for name in filters})
     environment.filters.update(
         jpeg=jpeg_uri,
-        short_name=lambda text: wording.shortened(text, _LONGEST_NAME),
-        short_title=lambda text: wording.shortened(text, _LONGEST_TITLE),
-        short_text=lambda text: wording.shortened(text, _LONGEST_TEXT),
-        path_parts=_path_parts,
-        breakable=_breakable,
-        unbroken=_unbroken,
+        short_name=lambda text: wording.shortened(text, _MAX_NAME_WIDTH),
+        short_title=lambda text: wording.shortened(text, _MAX_TITLE_WIDTH),
+        short_text=lambda text: wording.shortened(text, _MAX_TEXT_WIDTH),
+        path_parts=_split_path,
+        breakable=_allow_breaks,
+        unbroken=_keep_units,
     )
     environment.globals.update(
         words=wording,
         file_link=file_link,
-        most_entries=_MOST_ENTRIES,
+        most_entries=_MAX_ENTRIES,
     )
     return environment
 
 
 def _finalize(value: object) -> object:
-    # Runs on every expression of the template before it is escaped, so that no name can be
-    # forgotten.
+    # Jinja calls this function for every expression before it escapes the value, so that no value
+    # can be forgotten.
     return (
         wording.visible(value)
         if isinstance(value, str) and not isinstance(value, Markup)
@@ -139,34 +142,34 @@ def _finalize(value: object) -> object:
     )
 
 
-def _path_parts(uri: str, member: str | None) -> tuple[str, str]:
-    """What leads to a file, and its own name."""
+def _split_path(uri: str, member: str | None) -> tuple[str, str]:
+    """Return the path up to a file, and the file's own name."""
     folder, slash, leaf = (uri if member is None else member).rpartition("/")
     return (folder + slash if member is None else f"{uri} › {folder}{slash}"), leaf
 
 
-def _breakable(text: str) -> Markup:
-    """Lines may break after a slash or an underscore, as a reader would."""
+def _allow_breaks(text: str) -> Markup:
+    """Allow line breaks after slashes and underscores."""
     return Markup("").join(
-        piece + Markup("<wbr>") if piece in "/_" else piece
-        for piece in re.split("([/_])", wording.visible(text))
-        if piece
+        part + Markup("<wbr>") if part in "/_" else part
+        for part in re.split("([/_])", wording.visible(text))
+        if part
     )
 
 
-def _unbroken(text: str) -> Markup:
-    """A sentence in which numbers and their per cent signs stay on one line."""
+def _keep_units(text: str) -> Markup:
+    """Prevent line breaks between numbers and their per cent signs."""
     return escape(wording.visible(text)).replace(" %", Markup("&nbsp;%"))
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as dotted keys with their values; lists of plain values stay on one line."""
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield a nested mapping as (dotted key, value) pairs; a list of plain values is one value."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
+            yield from _flatten(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
         for index, item in enumerate(value):
-            yield from _flat(item, f"{path}[{index}]")
+            yield from _flatten(item, f"{path}[{index}]")
     else:
         text = (
             ", ".join(map(str, value))

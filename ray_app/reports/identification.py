@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from ray_app.metrics.values import NOT_MEASURED, MetricValue
 from ray_app.reports import format as wording
-from ray_app.reports.format import in_words
+from ray_app.reports.format import format_metric_with_interval
 from ray_app.reports.html import render, settings
 from ray_app.reports.training import UnreadableFile, file_warnings
 
@@ -175,7 +175,7 @@ def identifier_lines(document: Mapping[str, Any]) -> list[str]:
     lines = [_headline(facts)]
     for name, split in facts.splits:
         figures = [
-            f"{FIGURES[one]} {in_words('accuracy', split.figures[one])}"
+            f"{FIGURES[one]} {format_metric_with_interval('accuracy', split.figures[one])}"
             for one in _IN_LINES
             if split.figures[one].value is not None
         ]
@@ -242,10 +242,10 @@ def open_set_in_words(facts: IdentifierTraining) -> str:
     test = facts.test
     if test is None or test.figures["abstained"].value is None:
         return f"{asked}; no test image says what share it is."
-    words = f"{asked}; on test it was {in_words('abstained', test.figures['abstained'])}"
+    words = f"{asked}; on test it was {format_metric_with_interval('abstained', test.figures['abstained'])}"
     unknown = test.figures["unknown_abstained"]
     return (
-        f"{words}, and {in_words('abstained', unknown)} of those of unknown generators."
+        f"{words}, and {format_metric_with_interval('abstained', unknown)} of those of unknown generators."
         if unknown.value is not None
         else f"{words}."
     )

@@ -1,8 +1,8 @@
-"""A run's summary → one HTML page that loads nothing and runs nothing (`render_run_report`), and
-its parts in sentences for page and terminal.
+"""Render the report of a run (`render_run_report`), and describe its parts in sentences.
 
-The parts: the card's guarantee, the profile, how many flags will be wrong, and what the limits
-refused.
+The report is one HTML page without scripts that loads nothing. The sentences, which the terminal
+shows as well, are on the guarantee of the card, the profile, the expected number of false flags,
+and files above the limits.
 """
 
 import math
@@ -40,27 +40,30 @@ NO_PROOF = (
     "this is no proof: real images of a new kind that score as fakes look like more fakes; "
     "`touchstone runs audit RUN --draw 30 --flagged` bounds by labels how many flags are wrong"
 )
-_MOST = 12
-_MOST_IN_LINE = 4
+_MAX_ENTRIES = 12
+_MAX_ENTRIES_IN_LINE = 4
 PRIORS = (0.001, 0.01, 0.1)
-LOUD_SHARE = 0.01  # of the members; fewer stand in the table of statuses alone
-_DECODING = "decoding takes 4 to 24 bytes of memory for each pixel, which all images over 50 megapixels on a node share in turns"
+LOUD_SHARE = 0.01  # Fraction of the files above which limits are reported at the top.
+_DECODING = "decoding takes 4 to 24 bytes of memory per pixel, and images over 50 megapixels on a node take turns"
 _MEANING = {
-    "max_bytes": ("more bytes", "a file is held as a whole while it is decoded"),
+    "max_bytes": ("more bytes", "a whole file is in memory while it is decoded"),
     "max_pixels": ("more pixels", _DECODING),
     "max_whole_pixels": ("more pixels, in a format other than JPEG, TIFF and WebP", _DECODING),
-    "max_side": ("a longer side", "a resize takes memory by the longer side"),
-    "max_aspect": ("a longer and narrower picture", "a resize takes memory by the longer side"),
-    "max_ratio": ("fewer bytes for so many pixels", "the pixels bound the memory"),
+    "max_side": ("a longer side", "a resize takes memory in proportion to the longer side"),
+    "max_aspect": (
+        "a longer and narrower image",
+        "a resize takes memory in proportion to the longer side",
+    ),
+    "max_ratio": ("fewer bytes for their number of pixels", "the pixels bound the memory"),
     "max_text_bytes": (
-        "a larger profile of printing colours",
-        "it is held while the image is decoded",
+        "a larger CMYK profile",
+        "it is in memory while the image is decoded",
     ),
 }
 
 
 class Rate(NamedTuple):
-    """A measured rate with its 95 % interval. If n is not known, both ends are the rate."""
+    """A measured rate with its 95 % interval. Without a known n, both bounds equal the rate."""
 
     value: float
     low: float
@@ -68,8 +71,15 @@ class Rate(NamedTuple):
 
 
 class RightShare(NamedTuple):
-    """What flags are worth if `prior` of the archive is fake; `right` is None where nothing would
-    be flagged.
+    """Expected flags of an archive if the fraction `prior` of it is fake.
+
+    Attributes:
+        prior: Fraction of fakes.
+        flags: Expected number of flags.
+        missed: Expected number of fakes that are not flagged.
+        right: Fraction of the flags that is right. None if nothing would be flagged.
+        right_low: Lower bound of `right`.
+        right_high: Upper bound of `right`.
     """
 
     prior: float
@@ -82,7 +92,16 @@ class RightShare(NamedTuple):
 
 @dataclass(frozen=True)
 class FalseFlags:
-    """Flags to expect from real images alone, and per prior the share of flags that is right."""
+    """Flags of a run compared with the flags to expect from real images.
+
+    Attributes:
+        scored: Number of scored images.
+        raised: Number of flagged images.
+        rate: False-positive rate.
+        expected: Number of flags to expect if all images were real.
+        has_interval: Whether the rate has an interval.
+        shares: Expected flags for each prior.
+    """
 
     scored: int
     raised: int
@@ -93,12 +112,12 @@ class FalseFlags:
 
     @property
     def is_explained_by_rate(self) -> bool:
-        """Whether an archive without a single fake could well have raised as many flags."""
+        """Whether an archive without fakes could plausibly have that many flags."""
         return self.raised <= self.expected.high
 
 
 def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
-    """The same for a terminal, from that section of a run's summary."""
+    """Return lines on the guarantee for the terminal, from the section of a run's summary."""
     return [
         f"guarantee: {sentence}"
         for sentence in guarantee_sentences(GuaranteeSummary.model_validate(dict(section or {})))
@@ -106,11 +125,14 @@ def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
 
 
 def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
-    """How many of a run's flags will be false, for a terminal; nothing where its thresholds have no
-    stated rates.
+    """Return lines on how many flags of a run are false; none if its card states no rates.
+
+    Args:
+        summary: The content of `summary.json`.
+        prior: Expected fraction of fakes. None for three examples.
     """
     run = RunSummary.model_validate(dict(summary))
-    flags = _flags_of(run, prior)
+    flags = _compute_flags(run, prior)
     if flags is None or not run.scored:
         return []
     images = wording.counted(run.scored, "scored image")
@@ -118,27 +140,27 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
         f"flagged: {flags.raised:,} of {images}; if all were real, it would be about {wording.number(flags.expected.value, 2)}"
     ]
     for share in flags.shares:
-        between = (
+        bounds = (
             f" ({wording.interval((share.right_low, share.right_high), wording.percent)})"
             if flags.has_interval
             else ""
         )
         lines.append(
-            f"if {wording.percent(share.prior, 3)} of the archive is fake, {wording.percent(share.right)} of the flags are right{between}"
+            f"if {wording.percent(share.prior, 3)} of the archive is fake, {wording.percent(share.right)} of the flags are right{bounds}"
         )
     return lines
 
 
 def profile_lines(profile: ProfileSummary | None) -> list[str]:
-    """A run's profile for the terminal; nothing without one."""
+    """Return lines on the profile of a run for the terminal; none without a profile."""
     if profile is None or not profile.flagged:
         return []
     lines = []
     if profile.identified:
-        named = {title: flagged for title, flagged, _ in families(profile.generators)}
+        counts = {title: flagged for title, flagged, _ in families(profile.generators)}
         parts = [
             f"{wording.visible(title)} {number:,}"
-            for title, number in wording.largest(named, _MOST_IN_LINE)
+            for title, number in wording.largest(counts, _MAX_ENTRIES_IN_LINE)
         ]
         parts += [f"like no known generator {profile.unlike:,}"] if profile.unlike else []
         parts += [f"no say {profile.silent:,}"] if profile.silent else []
@@ -156,40 +178,45 @@ def render_run_report(
     prior: float | None = None,
     thumbnails: Mapping[int, bytes | str] | None = None,
 ) -> str:
-    """Write a run's summary as one self-contained HTML page.
+    """Render the report of a run as one self-contained HTML page.
 
-    `prior` is the share of the archive thought to be fake, in (0, 1). `thumbnails` maps image_id to
-    JPEG bytes that are made anew and free of metadata, or to words why there is no picture; these
-    files are shown with them, the others in a table. Raises ConfigError for a prior outside (0, 1).
+    Args:
+        summary: The content of `summary.json`.
+        prior: Expected fraction of fakes, between 0 and 1. None for three examples.
+        thumbnails: For each `image_id`, JPEG bytes that were encoded again without metadata, or a
+            text on why there is no image. Top files without an entry are shown in a table.
+
+    Raises:
+        ConfigError: If the prior is not between 0 and 1.
     """
-    run, given = RunSummary.model_validate(dict(summary)), thumbnails or {}
-    flags = _flags_of(run, prior)
+    run, images = RunSummary.model_validate(dict(summary)), thumbnails or {}
+    flags = _compute_flags(run, prior)
     return render(
         "run.html",
         run=run,
         headline=wording.headline(run),
-        verdicts=_verdicts(run),
-        scores=_score_chart(run),
-        detectors=_detector_charts(run),
+        verdicts=_count_outcomes(run),
+        scores=_draw_scores(run),
+        detectors=_draw_detector_scores(run),
         outside=run.scored - sum(run.histogram.ensemble),
         limits=limit_sentences(run),
         guarantee=guarantee_sentences(run.guarantee),
         unlike=unlike_sentence(run.guarantee.unlike if run.guarantee else None),
         shifted=[
-            (feature(shift.feature), shift)
+            (name_feature(shift.feature), shift)
             for shift in (run.guarantee.shifts if run.guarantee else ())
         ],
         flags=flags,
         flag_scale=max(flags.raised, flags.expected.high) if flags else 0.0,
-        stages=_stages(run),
-        pictured=[row for row in run.top if row.image_id in given],
-        listed=[row for row in run.top if row.image_id not in given],
+        stages=_sum_stages(run),
+        pictured=[row for row in run.top if row.image_id in images],
+        listed=[row for row in run.top if row.image_id not in images],
         thumbnails={
             image_id: uri
-            for image_id, data in given.items()
+            for image_id, data in images.items()
             if isinstance(data, bytes) and (uri := jpeg_uri(data))
         },
-        missing={image_id: why for image_id, why in given.items() if isinstance(why, str)},
+        missing={image_id: text for image_id, text in images.items() if isinstance(text, str)},
         identity=settings(run.identity),
         prior=prior,
         families=families(run.profile.generators) if run.profile else [],
@@ -199,49 +226,50 @@ def render_run_report(
     )
 
 
-def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
-    """The promise, and whether it holds; nothing where a run's card promises nothing."""
-    if found is None or not found.stated:
+def guarantee_sentences(guarantee: GuaranteeSummary | None) -> list[str]:
+    """Return the guarantee of the card of a run and whether it holds; nothing if there is none."""
+    if guarantee is None or not guarantee.stated:
         return []
     sentences = []
-    if found.target_fpr:
-        bound = found.target_fpr if found.upper_bound is None else found.upper_bound
+    if guarantee.target_fpr:
+        bound = guarantee.target_fpr if guarantee.upper_bound is None else guarantee.upper_bound
         sentences.append(
-            describe_guarantee(found.target_fpr, bound, found.confidence, found.population)
+            describe_guarantee(
+                guarantee.target_fpr, bound, guarantee.confidence, guarantee.population
+            )
         )
-    why = f": {wording.shortened(found.why, 400)}" if found.why else ""
-    if found.holds:
+    reason = f": {wording.shortened(guarantee.why, 400)}" if guarantee.why else ""
+    if guarantee.holds:
         names = ", ".join(
             dict.fromkeys(
-                "scores of detectors" if ":" in one.feature else feature(one.feature)
-                for one in found.shifts
+                "scores of detectors" if ":" in shift.feature else name_feature(shift.feature)
+                for shift in guarantee.shifts
             )
         )
         sentences.append(
-            f"no difference was noticed between {wording.counted(found.images or 0, 'image')} of this archive and those that the card was "
+            f"no difference was found between {wording.counted(guarantee.images or 0, 'image')} of this archive and those that the card was "
             f"calibrated on ({names})"
         )
-    elif found.holds is None:
-        sentences.append(f"not known to hold for this archive{why}")
+    elif guarantee.holds is None:
+        sentences.append(f"not known to hold for this archive{reason}")
     else:
-        sentences.append(f"does not hold for this archive{why}")
-    if found.holds:
+        sentences.append(f"does not hold for this archive{reason}")
+    if guarantee.holds:
         sentences.append(NO_PROOF)
-    if found.unlike:
+    if guarantee.unlike:
         sentences.append(
             "so different that all verdicts abstain: calibrate on labelled images of this archive, or keep the ensemble’s verdicts with "
             "`touchstone runs decide --waive-guarantee`"
         )
-    elif found.waived:
-        sentences.append("it was waived: verdicts stand that the card does not answer for")
+    elif guarantee.waived:
+        sentences.append("it was waived: some verdicts are not covered by the card")
     return sentences
 
 
 def unlike_sentence(unlike: str | None) -> str | None:
-    """Return in one sentence that an archive is unlike the calibration images; None if it is not.
+    """Return a sentence on an archive that differs from the calibration images; None if it does not.
 
-    Args:
-        unlike: The difference, as `guarantee.unlike` in a summary has it.
+    `unlike` is the difference, as in `guarantee.unlike` of a summary.
     """
     return f"all verdicts abstain: {wording.shortened(unlike, 400)}" if unlike else None
 
@@ -249,31 +277,33 @@ def unlike_sentence(unlike: str | None) -> str | None:
 def describe_guarantee(
     target_fpr: float, upper_bound: float, confidence: float | None, population: str | None
 ) -> str:
-    """Return what a card states of its false positives: a guarantee if the upper bound is at most
-    the stated rate, otherwise the measured bound.
+    """Return a sentence on the false-positive rate of a card.
+
+    It states a guarantee if the upper bound does not exceed the stated rate, else the measured
+    bound.
 
     Args:
         target_fpr: The stated false-positive rate.
         upper_bound: The exact upper bound of the rate.
-        confidence: The confidence of the bound.
-        population: The images that it was measured on.
+        confidence: Confidence of the bound. None if it is not known.
+        population: Description of the images that it was measured on. None if it is not known.
     """
     images = (
         f"real images like those of “{wording.shortened(population, 120)}”" if population else ""
     )
-    sure = f", with {wording.percent(confidence, 3)} confidence" if confidence else ""
+    confidence_text = f", with {wording.percent(confidence, 3)} confidence" if confidence else ""
     if upper_bound <= target_fpr:
-        known, most = "guaranteed", target_fpr
+        basis, bound = "guaranteed", target_fpr
     else:
-        known, most = (
+        basis, bound = (
             f"measured, not under the stated {wording.percent(target_fpr, 3)}",
             upper_bound,
         )
-    return f"of {images or 'real images'} at most {wording.percent(most, 3)} are called fake ({known}{sure})"
+    return f"of {images or 'real images'} at most {wording.percent(bound, 3)} are called fake ({basis}{confidence_text})"
 
 
-def feature(name: str) -> str:
-    """A property by its name in a card."""
+def name_feature(name: str) -> str:
+    """Return the name to show for a feature of a card."""
     kind, _, detector = name.partition(":")
     if kind == "score" and detector:
         return f"score of {wording.shortened(detector, 60)}"
@@ -281,17 +311,20 @@ def feature(name: str) -> str:
 
 
 def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tuple[str, int]]]]:
-    """Titles of families with their flagged images, and the same of their generators where there
-    are several.
+    """Return the title, the flagged images, and the generators of each family.
 
-    The most frequent first, the rest of either as one line.
+    Families and generators are in descending order of their flagged images. Beyond the first 12,
+    one entry has the rest. A family with only one generator of the same title has no list of
+    generators.
     """
     by_family: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for one in counts:
-        by_family[family_title(one.family)][title_of(one.generator)] += one.flagged
-    ranked = wording.largest({title: names.total() for title, names in by_family.items()}, _MOST)
+    for count in counts:
+        by_family[family_title(count.family)][title_of(count.generator)] += count.flagged
+    ranked = wording.largest(
+        {title: names.total() for title, names in by_family.items()}, _MAX_ENTRIES
+    )
     members = {
-        title: wording.largest(names, _MOST)
+        title: wording.largest(names, _MAX_ENTRIES)
         for title, names in by_family.items()
         if list(names) != [title]
     }
@@ -299,8 +332,12 @@ def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tupl
 
 
 def generator_in_words(name: str | None, family: str | None, ranking: Sequence[str] | None) -> str:
-    """One image's generator in words: the name with its family, or that it is like none known and
-    which is nearest; "" where there is none.
+    """Describe the generator of an image; "" if the image was not identified.
+
+    Args:
+        name: Name of the generator. None if the image resembles no known generator.
+        family: Family of the generator.
+        ranking: Names of known generators, the nearest first.
     """
     if name is not None:
         title, base = title_of(name), family_title(family or name)
@@ -309,73 +346,92 @@ def generator_in_words(name: str | None, family: str | None, ranking: Sequence[s
 
 
 def beginning(text: str, limit: int = 200) -> str:
-    """A prompt cut where it gets long; its first words matter most."""
-    shown = wording.visible(text)
-    return shown if len(shown) <= limit else f"{shown[:limit].rsplit(' ', 1)[0]} …"
+    """Cut a prompt at a space to at most `limit` characters; its first words matter most."""
+    escaped = wording.visible(text)
+    return escaped if len(escaped) <= limit else f"{escaped[:limit].rsplit(' ', 1)[0]} …"
 
 
 def false_flags(
     thresholds: Thresholds, *, scored: int, raised: int, prior: float | None = None
 ) -> FalseFlags | None:
-    """Set flags raised against flags to expect at this archive's size; None where no false-positive
-    rate is stated.
+    """Compare the flags of a run with the flags to expect from an archive of its size.
 
-    Shares are those of `prior`, or of three priors where it is None, and empty where no
-    true-positive rate is stated. Raises ConfigError for a prior outside (0, 1).
+    Args:
+        thresholds: Thresholds of the ensemble with their error rates.
+        scored: Number of scored images.
+        raised: Number of flagged images.
+        prior: Expected fraction of fakes. None for three examples.
+
+    Returns:
+        The comparison; None if no false-positive rate is stated. `shares` is empty if no
+        true-positive rate is stated.
+
+    Raises:
+        ConfigError: If the prior is not between 0 and 1.
     """
     if prior is not None and not 0 < prior < 1:
         raise ConfigError(
-            f"prior {prior}: must lie between 0 and 1",
-            hint="0.01 says that one image in a hundred is fake",
+            f"prior must be between 0 and 1, got {prior}",
+            hint="use 0.01 if one image in a hundred is fake",
         )
     if thresholds.false_positive_rate is None:
         return None
-    wrong = measured_rate(thresholds.false_positive_rate, thresholds.n_real)
+    fpr = measured_rate(thresholds.false_positive_rate, thresholds.n_real)
     shares: tuple[RightShare, ...] = ()
     if thresholds.true_positive_rate is not None:
-        found = measured_rate(thresholds.true_positive_rate, thresholds.n_fake)
+        tpr = measured_rate(thresholds.true_positive_rate, thresholds.n_fake)
         shares = tuple(
-            _right_share(p, found, wrong, scored) for p in (PRIORS if prior is None else (prior,))
+            _compute_right_share(p, tpr, fpr, scored)
+            for p in (PRIORS if prior is None else (prior,))
         )
     return FalseFlags(
         scored=scored,
         raised=raised,
-        rate=wrong,
-        expected=Rate(wrong.value * scored, wrong.low * scored, wrong.high * scored),
+        rate=fpr,
+        expected=Rate(fpr.value * scored, fpr.low * scored, fpr.high * scored),
         has_interval=bool(thresholds.n_real),
         shares=shares,
     )
 
 
 def measured_rate(rate: float, n: int | None) -> Rate:
-    """Return a rate that was measured on n images, with its exact interval."""
+    """Return a rate that was measured on `n` images, with its exact interval."""
     return Rate(rate, *proportion_interval(rate * n, n)) if n else Rate(rate, rate, rate)
 
 
-def share_right(prior: float, found: float, wrong: float) -> float | None:
-    """prior·TPR / (prior·TPR + (1 − prior)·FPR); None where nothing is ever flagged."""
-    flagged = prior * found + (1 - prior) * wrong
-    return prior * found / flagged if flagged else None
+def share_right(prior: float, tpr: float, fpr: float) -> float | None:
+    """Return the fraction of flags that is right; None if nothing is ever flagged.
+
+    It is prior·TPR / (prior·TPR + (1 − prior)·FPR).
+
+    Args:
+        prior: Fraction of fakes.
+        tpr: True-positive rate.
+        fpr: False-positive rate.
+    """
+    flagged = prior * tpr + (1 - prior) * fpr
+    return prior * tpr / flagged if flagged else None
 
 
 def limit_sentences(run: RunSummary) -> list[str]:
-    """Nothing where limits refused no more than 1 % of the members; else first how many they are,
-    then each limit.
+    """Return sentences on files above the limits: their number, then each limit.
+
+    The list is empty if they are no more than 1 % of the files.
     """
-    refused = sum(run.refused_by_limits.values())
-    if not run.members or refused <= LOUD_SHARE * run.members:
+    rejected = sum(run.refused_by_limits.values())
+    if not run.members or rejected <= LOUD_SHARE * run.members:
         return []
-    share = wording.percent(refused / run.members)
+    fraction = wording.percent(rejected / run.members)
     return [
-        f"limits refused {share} of the archive, {wording.counted(refused, 'file')} that have no verdict",
+        f"limits refused {fraction} of the archive, {wording.counted(rejected, 'file')} that have no verdict",
         *(
-            _sentence(run, name, number)
+            _describe_limit(run, name, number)
             for name, number in wording.largest(run.refused_by_limits, len(run.refused_by_limits))
         ),
     ]
 
 
-def _flags_of(run: RunSummary, prior: float | None) -> FalseFlags | None:
+def _compute_flags(run: RunSummary, prior: float | None) -> FalseFlags | None:
     thresholds = run.ensemble.thresholds
     return (
         false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior)
@@ -384,102 +440,106 @@ def _flags_of(run: RunSummary, prior: float | None) -> FalseFlags | None:
     )
 
 
-def _right_share(prior: float, found: Rate, wrong: Rate, scored: int) -> RightShare:
+def _compute_right_share(prior: float, tpr: Rate, fpr: Rate, scored: int) -> RightShare:
     return RightShare(
         prior=prior,
-        flags=scored * (prior * found.value + (1 - prior) * wrong.value),
-        missed=scored * prior * (1 - found.value),
-        right=share_right(prior, found.value, wrong.value),
-        right_low=share_right(prior, found.low, wrong.high),
-        right_high=share_right(prior, found.high, wrong.low),
+        flags=scored * (prior * tpr.value + (1 - prior) * fpr.value),
+        missed=scored * prior * (1 - tpr.value),
+        right=share_right(prior, tpr.value, fpr.value),
+        right_low=share_right(prior, tpr.low, fpr.high),
+        right_high=share_right(prior, tpr.high, fpr.low),
     )
 
 
-def _sentence(run: RunSummary, name: str, number: int) -> str:
-    members = wording.counted(number, "file")
+def _describe_limit(run: RunSummary, name: str, count: int) -> str:
+    files = wording.counted(count, "file")
     if name == "decode_bytes":
-        has = (run.session.memory and run.session.memory.decode_bytes) or 0
+        node_bytes = (run.session.memory and run.session.memory.decode_bytes) or 0
         return (
-            f"decode_bytes ({wording.size(has)} of a node): {members} would have taken more memory; where there is more, "
-            f"the same command with --retry image_too_large --set cluster.decode_bytes={2 * has}"
+            f"decode_bytes ({wording.size(node_bytes)} of a node): {files} would have taken more memory; if the node has more, "
+            f"run the same command with --retry image_too_large --set cluster.decode_bytes={2 * node_bytes}"
         )
     if name not in _MEANING:
         name = wording.visible(name)
-        return f"{name}: {members}; --set {name}=… raises it, in a run directory of its own"
-    what, memory = _MEANING[name]
+        return f"{name}: {files}; --set {name}=… raises it, in a new run directory"
+    excess, memory = _MEANING[name]
     limit = run.identity.get("limits", {}).get(name)
-    stated, twice = (
+    limit_text, doubled = (
         (f" ({limit:,})", str(2 * limit)) if isinstance(limit, int | float) else ("", "…")
     )
-    return f"{name}{stated}: {members} with {what}; --set limits.{name}={twice} admits more, in a run directory of its own; {memory}"
+    return f"{name}{limit_text}: {files} with {excess}; --set limits.{name}={doubled} admits more, in a new run directory; {memory}"
 
 
-def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
-    """Style class, words and count of every fate that a member can have; empty ones only where they
-    inform.
-    """
-    fates = (
-        [(word, words, run.verdict(word)) for word, words in wording.VERDICT_WORDS.items()]
+def _count_outcomes(run: RunSummary) -> list[tuple[str, str, int]]:
+    """Return style class, text, and count of each outcome of a file, except irrelevant zeros."""
+    outcomes = (
+        [
+            (verdict, phrase, run.verdict(verdict))
+            for verdict, phrase in wording.VERDICT_WORDS.items()
+        ]
         if run.scored
         else []
     )
-    fates += [("none", "could not be scored", run.not_scored)] if run.not_scored else []
-    fates += (
+    outcomes += [("none", "could not be scored", run.not_scored)] if run.not_scored else []
+    outcomes += (
         [("unseen", "not reached yet", run.members - run.rows)] if run.members > run.rows else []
     )
-    return fates
+    return outcomes
 
 
-def _score_chart(run: RunSummary) -> Markup | None:
+def _draw_scores(run: RunSummary) -> Markup | None:
     counts, edges, thresholds = run.histogram.ensemble, run.histogram.edges, run.ensemble.thresholds
     if not counts:
         return None
     peak = counts.index(max(counts))
-    described = f"{sum(counts):,} scores from {edges[0]:g} to {edges[-1]:g}; the fullest bin, {max(counts):,}, is "
-    described += f"{edges[peak]:g} to {edges[peak + 1]:g}."
+    description = f"{sum(counts):,} scores from {edges[0]:g} to {edges[-1]:g}; the fullest bin, {max(counts):,}, is "
+    description += f"{edges[peak]:g} to {edges[peak + 1]:g}."
     zones = (thresholds.real_below, thresholds.fake_above) if thresholds else None
-    described += f" Abstain band from {zones[0]:g} to {zones[1]:g}." if zones else ""
+    description += f" Abstain band from {zones[0]:g} to {zones[1]:g}." if zones else ""
     return charts.histogram(
         edges,
         counts,
         ident="scores",
-        title="How many images have which score",
-        description=described,
+        title="Number of images by score",
+        description=description,
         zones=zones,
     )
 
 
-def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
-    """Of each detector; none of one that is all that the ensemble consists of, whose scores stand
-    above.
+def _draw_detector_scores(run: RunSummary) -> list[tuple[str, Markup]]:
+    """Draw the scores of each detector.
+
+    A single detector is left out, because the histogram of the ensemble shows the same scores.
     """
     if len(run.histogram.detectors) == len(run.ensemble.members) == 1 and run.histogram.ensemble:
         return []
     titles = {detector.name: detector.title for detector in run.ensemble.members}
-    drawn = []
+    named_charts = []
     for index, (name, counts) in enumerate(run.histogram.detectors.items()):
         texts: Any = {
             "ident": f"detector-{index}",
             "title": f"Scores of {titles.get(name) or name}",
         }
-        described = f"{sum(counts):,} scores; the fullest bin has {max(counts):,}."
-        drawn.append(
+        description = f"{sum(counts):,} scores; the fullest bin has {max(counts):,}."
+        named_charts.append(
             (
                 name,
                 charts.histogram(
-                    run.histogram.edges, counts, **texts, description=described, compact=True
+                    run.histogram.edges, counts, **texts, description=description, compact=True
                 ),
             )
         )
-    return drawn
+    return named_charts
 
 
-def _stages(run: RunSummary) -> list[tuple[str, float, float]]:
-    """Stage, summed worker seconds and share, in the order of the walk."""
-    spent = {
+def _sum_stages(run: RunSummary) -> list[tuple[str, float, float]]:
+    """Return name, summed worker seconds, and fraction of each stage, in pipeline order."""
+    elapsed_s = {
         stage: seconds for stage, seconds in run.session.seconds.items() if math.isfinite(seconds)
     }
-    total = sum(spent.values())
+    total = sum(elapsed_s.values())
     return (
-        [(stage, seconds, seconds / total) for stage, seconds in spent.items()] if total > 0 else []
+        [(stage, seconds, seconds / total) for stage, seconds in elapsed_s.items()]
+        if total > 0
+        else []
     )

@@ -12,27 +12,31 @@ if TYPE_CHECKING:
     from ray_app.runs.document import RunSummary
 
 GAP = "  "
-OUTPUT_WIDTH = 120  # columns of output that is not a terminal
-UNLIMITED = 2**20  # columns of lines that programs such as grep read
-_NARROWEST = 10
+OUTPUT_WIDTH = 120  # Columns of output that is not a terminal.
+UNLIMITED = 2**20  # Columns of lines that programs such as grep read.
+_MIN_WIDTH = 10
 _SHORT_VERDICTS = {"real": "no evidence"}
-_NARROWEST_FILE = 16
-_LONGEST_EXAMPLE = 72
-_LONGEST_GENERATOR, _LONGEST_FINDING = 32, 44
-_LONGEST_REASON = 72
-_LONGEST_GROUPS, _MOST_DETECTORS = 160, 8
-_MOST_REASONS, _MOST_FINDINGS, _MOST_DAYS = 5, 8, 3
+_MIN_FILE_WIDTH = 16
+_MAX_EXAMPLE_WIDTH = 72
+_MAX_GENERATOR_WIDTH, _MAX_FINDING_WIDTH = 32, 44
+_MAX_REASON_WIDTH = 72
+_MAX_GROUPS_WIDTH, _MAX_DETECTORS = 160, 8
+_MAX_REASONS, _MAX_FINDINGS, _MAX_DAYS = 5, 8, 3
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
-    """One line per row: file, finding, probability, score, status; aligned and at most `width`
-    columns wide.
+    """Return a table with one line per result row: file, finding, probability, score, and status.
 
-    Rows are result rows (`uri`, `member`, `finding`, `verdict`, `probability`, `score`, `status`,
-    `calibrated`); missing values are dashes. A column has the verdicts that findings do not say,
-    and all verdicts if no row has a finding. Another column names the generator that a profile
-    finds nearest, of rows that are not called real. A folder that all files share is named once,
-    above. Where the columns beside the file leave it fewer than 16, lines grow wider.
+    A folder that all files share is shown once, above the table. Missing values are dashes. If
+    findings do not include the verdict, another column shows it; without findings, it shows all
+    verdicts. If a profile named generators, the last column shows the nearest one of each row that
+    is not called real.
+
+    Args:
+        rows: Result rows with `uri`, `member`, `finding`, `verdict`, `probability`, `score`,
+            `status`, and `calibrated`.
+        width: Maximum width in columns. Lines are wider if fewer than 16 columns remain for the
+            file.
     """
     rows = list(rows)
     if not rows:
@@ -45,27 +49,33 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     uncalibrated = any(
         row.get("calibrated") is False and row.get("probability") is not None for row in rows
     )
-    leading = _finding_columns(rows)
-    heads = [*leading, "probability*" if uncalibrated else "probability", "score", "status"]
-    cells = [
-        [*(column[place] for column in leading.values()), *_cells(row)]
-        for place, row in enumerate(rows)
+    finding_columns = _make_finding_columns(rows)
+    headers = [
+        *finding_columns,
+        "probability*" if uncalibrated else "probability",
+        "score",
+        "status",
     ]
-    right = {len(leading) + 1, len(leading) + 2}
-    named = [_named(row) for row in rows]
-    if any(named):
-        heads, cells = (
-            [*heads, "nearest generator"],
-            [[*line, words] for line, words in zip(cells, named, strict=True)],
+    cells = [
+        [*(column[index] for column in finding_columns.values()), *_format_cells(row)]
+        for index, row in enumerate(rows)
+    ]
+    right = {len(finding_columns) + 1, len(finding_columns) + 2}
+    generators = [_name_generator(row) for row in rows]
+    if any(generators):
+        headers, cells = (
+            [*headers, "nearest generator"],
+            [[*line, generator] for line, generator in zip(cells, generators, strict=True)],
         )
     widths = [
-        max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))
+        max(wording.columns(line[index]) for line in [headers, *cells])
+        for index in range(len(headers))
     ]
-    room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
-    files = [wording.shortened(name[len(folder) :], room) for name in names]
-    lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
+    file_width = max(_MIN_FILE_WIDTH, width - sum(widths) - len(GAP) * len(headers))
+    files = [wording.shortened(name[len(folder) :], file_width) for name in names]
+    lines = [f"in {wording.shortened(folder, max(width - 3, _MIN_FILE_WIDTH))}"] if folder else []
     lines += table(
-        ["file", *heads],
+        ["file", *headers],
         [[file, *line] for file, line in zip(files, cells, strict=True)],
         right=right,
     )
@@ -75,7 +85,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
 
 
 def table(
-    heads: Sequence[str],
+    headers: Sequence[str],
     rows: Sequence[Sequence[str]],
     width: int = UNLIMITED,
     *,
@@ -83,34 +93,34 @@ def table(
 ) -> list[str]:
     """Return the lines of a table without borders.
 
-    Columns of text wrap if the table is wider than `width`: between words if that is enough,
-    otherwise inside of long words. Numbers never wrap.
+    Columns of text wrap if the table is wider than `width`: between words if that is sufficient,
+    else inside long words. Numbers never wrap.
 
     Args:
-        heads: The heading of each column. An empty list leaves the line of headings out.
-        rows: The cells of each row.
-        width: The number of columns of the terminal.
-        right: The columns that are aligned to the right, which are numbers.
+        headers: Header of each column. An empty list for no line of headers.
+        rows: Cells of each row.
+        width: Width of the terminal in columns.
+        right: Indices of columns of numbers, which are aligned to the right.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    columns = list(zip(*([heads] if heads else []), *rows, strict=True))
-    longest = [
+    columns = list(zip(*([headers] if headers else []), *rows, strict=True))
+    min_widths = [
         max(map(wording.columns, cells if column in right else " ".join(cells).split()), default=0)
         for column, cells in enumerate(columns)
     ]
-    words_fit = sum(longest) + len(GAP) * (len(columns) - 1) <= width
-    grid = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), show_header=bool(heads))
+    words_fit = sum(min_widths) + len(GAP) * (len(columns) - 1) <= width
+    grid = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), show_header=bool(headers))
     for column, cells in enumerate(columns):
         is_number = column in right
         grid.add_column(
-            Text(cells[0] if heads else ""),
+            Text(cells[0] if headers else ""),
             justify="right" if is_number else "left",
             no_wrap=is_number,
             overflow="fold",
-            min_width=longest[column] if is_number or words_fit else None,
+            min_width=min_widths[column] if is_number or words_fit else None,
         )
     for row in rows:
         grid.add_row(*map(Text, row))
@@ -121,23 +131,22 @@ def table(
     return [line.rstrip() for line in rendered.split("\n")[:-1]]
 
 
-def terminal_width(otherwise: int = OUTPUT_WIDTH) -> int:
-    """Return the columns of the terminal, or `otherwise` if the output is not a terminal."""
-    return shutil.get_terminal_size((otherwise, 24)).columns
+def terminal_width(default: int = OUTPUT_WIDTH) -> int:
+    """Return the width of the terminal in columns, or `default` if the output is not a terminal."""
+    return shutil.get_terminal_size((default, 24)).columns
 
 
 def paragraph(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` columns, broken at spaces only; one empty line for no
-    text.
-    """
+    """Break a text at spaces into lines of at most `width` columns; one empty line for no text."""
     return textwrap.wrap(
-        text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False
+        text, max(width, _MIN_WIDTH), break_long_words=False, break_on_hyphens=False
     ) or [""]
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The end of a run in words: what became of the files, how fast, what held it up, where to read
-    on.
+    """Return the lines at the end of a run: results, warnings, speed, and next commands.
+
+    `summary` is the content of `summary.json`.
     """
     from ray_app.reports.run import (
         guarantee_sentences,
@@ -153,11 +162,11 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(unlike.upper())
     if run.members and not run.complete:
         lines.append(
-            f"not finished: {run.rows:,} of {wording.counted(run.members, 'file')} have a row; the same command goes on from here"
+            f"not finished: {run.rows:,} of {wording.counted(run.members, 'file')} have a row; run the same command again to resume"
         )
     lines += [
-        sentence.upper() if place == 0 else f"  {sentence}"
-        for place, sentence in enumerate(limit_sentences(run))
+        sentence.upper() if index == 0 else f"  {sentence}"
+        for index, sentence in enumerate(limit_sentences(run))
     ]
     lines += _status_lines(run)
     if run.own_failures:
@@ -168,12 +177,12 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     lines += _verdict_lines(run)
     lines += [wording.visible(run.error_rates)] if run.scored else []
-    lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
+    lines += [f"second stage: {sentence}" for sentence in wording.second_look(run)]
     lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]
     lines += profile_lines(run.profile)
     lines += _declaration_lines(run)
     lines += _speed_lines(run)
-    lines += [f"as begun: {sentence}" for sentence in wording.kept_settings(run.session)]
+    lines += [f"kept settings: {sentence}" for sentence in wording.kept_settings(run.session)]
     lines += [f"unguarded: {sentence}" for sentence in wording.unguarded(run.session)]
     if run.scored and run.ensemble.demonstration:
         lines.append(wording.DEMONSTRATION)
@@ -194,25 +203,25 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _finding_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the columns with findings and verdicts by their heads."""
+def _make_finding_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the columns with findings and verdicts by their headers."""
     verdicts = []
     for row in rows:
         verdict = str(row.get("verdict") or wording.NONE)
         verdicts.append(wording.visible(_SHORT_VERDICTS.get(verdict, verdict)))
     if not any("finding" in row for row in rows):
         return {"verdict": verdicts}
-    found = [
-        wording.shortened(row.get("finding") or wording.NONE, _LONGEST_FINDING) for row in rows
+    findings = [
+        wording.shortened(row.get("finding") or wording.NONE, _MAX_FINDING_WIDTH) for row in rows
     ]
     adds = [wording.adds_to_finding(row.get("verdict"), row.get("finding")) for row in rows]
     if not any(adds):
-        return {"finding": found}
+        return {"finding": findings}
     differing = [verdict if add else "" for verdict, add in zip(verdicts, adds, strict=True)]
-    return {"finding": found, "verdict": differing}
+    return {"finding": findings, "verdict": differing}
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _format_cells(row: Mapping[str, Any]) -> list[str]:
     return [
         wording.probability(row.get("probability")),
         wording.signed(row.get("score")).replace("−", "-"),
@@ -220,23 +229,22 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _named(row: Mapping[str, Any]) -> str:
-    """The predicted generator of a row that is not called real; "unknown" where the image is like
-    no known generator.
+def _name_generator(row: Mapping[str, Any]) -> str:
+    """Return the predicted generator of a row; "" if it is called real or was not identified.
+
+    It is "unknown" if the image resembles no known generator.
     """
     if row.get("verdict") == "real" or row.get("generator_confidence") is None:
         return ""
     name = row.get("predicted_generator")
-    return "unknown" if name is None else wording.shortened(str(name), _LONGEST_GENERATOR)
+    return "unknown" if name is None else wording.shortened(str(name), _MAX_GENERATOR_WIDTH)
 
 
 def _common_folder(names: Sequence[str]) -> str:
-    """The longest prefix of all names that ends with a slash, where there is more than one name to
-    share it.
-    """
+    """Return the longest common prefix that ends with a slash; "" for fewer than two names."""
     if len(names) < 2:
         return ""
-    # The first and the last in order differ the earliest, so their shared start is everybody's.
+    # The common prefix of the first and the last name in order is a prefix of all names.
     first, last = min(names), max(names)
     shared = next(
         (index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
@@ -247,15 +255,15 @@ def _common_folder(names: Sequence[str]) -> str:
 
 def _status_lines(run: "RunSummary") -> list[str]:
     rows = []
-    for status, number in wording.ordered_statuses(run.statuses):
-        rows.append([wording.visible(status), wording.count(number), wording.meaning(status)])
+    for status, count in wording.ordered_statuses(run.statuses):
+        rows.append([wording.visible(status), wording.count(count), wording.meaning(status)])
         examples = run.examples.get(status, [])
         if examples and status != "ok":
             name = wording.shortened(
-                wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE
+                wording.file_name(examples[0].uri, examples[0].member), _MAX_EXAMPLE_WIDTH
             )
             detail = (
-                f": {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}"
+                f": {wording.shortened(examples[0].detail, _MAX_EXAMPLE_WIDTH)}"
                 if examples[0].detail
                 else ""
             )
@@ -266,55 +274,58 @@ def _status_lines(run: "RunSummary") -> list[str]:
 def _verdict_lines(run: "RunSummary") -> list[str]:
     if not run.scored:
         return []
-    found = [
-        f"{wording.shortened(words, _LONGEST_REASON)} {number:,}"
-        for words, number in wording.largest(run.findings, _MOST_FINDINGS)
+    findings = [
+        f"{wording.shortened(finding, _MAX_REASON_WIDTH)} {number:,}"
+        for finding, number in wording.largest(run.findings, _MAX_FINDINGS)
     ]
-    lines = [f"findings: {', '.join(found)}"] if run.has_other_findings else []
+    lines = [f"findings: {', '.join(findings)}"] if run.has_other_findings else []
     days = [
-        f"{wording.visible(day)} {wording.counted(one.get('files', 0), 'file')}, {one.get('fake', 0):,} flagged"
-        for day, one in run.days.items()
+        f"{wording.visible(day)} {wording.counted(counts.get('files', 0), 'file')}, {counts.get('fake', 0):,} flagged"
+        for day, counts in run.days.items()
     ]
-    lines += [f"by day: {'; '.join(days[-_MOST_DAYS:])}"] if len(days) > 1 else []
-    reasons = wording.reasons(run.verdict_reasons, _MOST_REASONS)
+    lines += [f"by day: {'; '.join(days[-_MAX_DAYS:])}"] if len(days) > 1 else []
+    reasons = wording.reasons(run.verdict_reasons, _MAX_REASONS)
     if reasons:
         lines.append(
             "no verdict because: "
             + "; ".join(
-                f"{wording.shortened(why, _LONGEST_REASON)} ({number:,})" for why, number in reasons
+                f"{wording.shortened(reason, _MAX_REASON_WIDTH)} ({number:,})"
+                for reason, number in reasons
             )
         )
     return lines
 
 
 def _declaration_lines(run: "RunSummary") -> list[str]:
-    said = run.provenance
+    provenance = run.provenance
     signers = [
-        f"C2PA: {wording.counted(number, 'signer')} {where}"
-        for where, number in said.signers.items()
+        f"C2PA: {wording.counted(number, 'signer')} {state}"
+        for state, number in provenance.signers.items()
     ]
-    if not said.declaring:
+    if not provenance.declaring:
         return signers
     parts = [
-        f"{number:,} {words}"
-        for word, words in wording.VERDICT_WORDS.items()
-        if (number := said.declared.get(word, 0))
+        f"{number:,} {phrase}"
+        for verdict, phrase in wording.VERDICT_WORDS.items()
+        if (number := provenance.declared.get(verdict, 0))
     ]
-    parts += [f"{number:,} without a verdict"] if (number := said.declared.get("none", 0)) else []
-    who = (
-        "1 file declares itself"
-        if said.declaring == 1
-        else f"{said.declaring:,} files declare themselves"
+    parts += (
+        [f"{number:,} without a verdict"] if (number := provenance.declared.get("none", 0)) else []
     )
-    return [f"beside the verdicts: {who} AI-generated: {', '.join(parts)}", *signers]
+    subject = (
+        "1 file declares itself"
+        if provenance.declaring == 1
+        else f"{provenance.declaring:,} files declare themselves"
+    )
+    return [f"declarations: {subject} AI-generated: {', '.join(parts)}", *signers]
 
 
 def _speed_lines(run: "RunSummary") -> list[str]:
     session = run.session
     if not session.rows:
-        return ["nothing was scored this time: no file is new or changed"] if run.rows else []
+        return ["no file was scored: none is new or changed"] if run.rows else []
     rate = (
-        "too short to tell"
+        "the run was too short to measure it"
         if session.images_per_s is None
         else f"{wording.number(session.images_per_s)} images/s"
     )
@@ -325,10 +336,12 @@ def _speed_lines(run: "RunSummary") -> list[str]:
     cost = session.cost
     if cost is not None:
         parts = f"machines {wording.number(cost.compute or 0.0, decimals=2)}, egress {wording.number(cost.egress, decimals=2)}"
-        lines.append(f"cost: {wording.number(cost.total, decimals=2)} by the prices set: {parts}")
+        lines.append(
+            f"cost: {wording.number(cost.total, decimals=2)} at the configured prices: {parts}"
+        )
     if session.peak_worker_bytes:
-        of_all = session.memory and session.memory.total_bytes
-        of_node = f" of at most {wording.size(of_all)} on a node" if of_all else ""
+        node_bytes = session.memory and session.memory.total_bytes
+        of_node = f" of at most {wording.size(node_bytes)} on a node" if node_bytes else ""
         lines.append(
             f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker{of_node}"
         )
@@ -340,34 +353,34 @@ def _speed_lines(run: "RunSummary") -> list[str]:
             )
     if session.groups:
         names = " | ".join(", ".join(group) for group in session.groups)
-        shown = wording.visible(wording.shortened(names, _LONGEST_GROUPS))
+        groups = wording.visible(wording.shortened(names, _MAX_GROUPS_WIDTH))
         busy_s = sum(session.seconds.values()) - session.seconds.get("list", 0.0)
         loading = wording.percent(session.seconds.get("load", 0.0) / max(busy_s, 1e-9))
         lines.append(
             f"turns: {wording.counted(len(session.groups), 'group')} of detectors took turns in "
-            f"each worker, {loading} of the time to load them: {shown}"
+            f"each worker, {loading} of the time to load them: {groups}"
         )
     costly = sorted((session.detectors or {}).items(), key=lambda item: -item[1].seconds)
     if len(costly) > 1:
-        spent = (
-            f"{wording.visible(name)} {wording.number(one.ms_per_image)} ms"
-            for name, one in costly[:_MOST_DETECTORS]
-            if one.ms_per_image
+        times = (
+            f"{wording.visible(name)} {wording.number(detector.ms_per_image)} ms"
+            for name, detector in costly[:_MAX_DETECTORS]
+            if detector.ms_per_image
         )
-        others = len(costly) - _MOST_DETECTORS
-        rest = f", {others} others less" if others > 0 else ""
-        lines.append(f"detectors: per image on one worker {', '.join(spent)}{rest}")
+        others = len(costly) - _MAX_DETECTORS
+        remaining = f", {others} others less" if others > 0 else ""
+        lines.append(f"detectors: per image on one worker {', '.join(times)}{remaining}")
     if session.throttled or session.retried:
-        repeated = wording.counted(session.retried, "read")
+        retries = wording.counted(session.retried, "read")
         lines.append(
-            f"storage: it asked {wording.counted(session.throttled, 'time')} to slow down; {repeated} repeated"
+            f"storage: it asked {wording.counted(session.throttled, 'time')} to slow down; {retries} repeated"
         )
     if run.scored and run.bottleneck and run.bottleneck.stage:
-        share = (
+        fraction = (
             f" ({wording.percent(run.bottleneck.share)} of the workers' time)"
             if run.bottleneck.share is not None
             else ""
         )
         advice = f": {wording.visible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
-        lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{share}{advice}")
+        lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{fraction}{advice}")
     return lines

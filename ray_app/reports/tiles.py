@@ -8,12 +8,17 @@ from ray_app.identification.generators import family_title, title_of
 from ray_app.reports import format as wording
 from ray_app.reports.run import beginning, generator_in_words
 
-_CUT = 160  # characters of a prompt before it folds
+_MAX_PROMPT_CHARACTERS = 160  # A longer prompt is folded.
 
 
 class TileText(NamedTuple):
-    """A tile's text on generator or words, and its source; `opening`: the first of it, where it is
-    long.
+    """A text of a tile on the label, the generator, or the prompt.
+
+    Attributes:
+        term: Name of the text.
+        said: The text.
+        opening: The start of a long text. None if the text is short.
+        small: A remark in small print.
     """
 
     term: str
@@ -33,50 +38,53 @@ def sort_attributes(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def verdict_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return the verdicts of rows with their names, for the controls of a page of tiles."""
-    found = {sort_attributes(row)["data-verdict"] for row in rows}
+    verdicts = {sort_attributes(row)["data-verdict"] for row in rows}
     names = {**wording.VERDICT_WORDS, "none": "not scored"}
-    return [(verdict, name) for verdict, name in names.items() if verdict in found]
+    return [(verdict, name) for verdict, name in names.items() if verdict in verdicts]
 
 
 def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
-    """Generator and words of a row, what is known before what is predicted; nothing where there is
-    neither.
-    """
-    given = row.get("input") or {}
+    """Return the label, the generators, and the prompts of a row, the known before the predicted."""
+    source_columns = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
-    named = generator_in_words(
+    generator = generator_in_words(
         row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking")
     )
-    sure = (
-        f"{wording.percent(probability, 0)} among the known"
+    probability_text = (
+        f"{wording.percent(probability, 0)} among the known generators"
         if row.get("predicted_generator") and probability is not None
         else ""
     )
-    likely = (
+    likelihood_text = (
         ""
         if likelihood is None or math.isnan(likelihood)
         else f"likelihood {wording.number(likelihood, decimals=2)}"
     )
     entries = [
-        ("Label", given.get("label"), ""),
-        ("Generator, known", _title(given.get("generator")), ""),
+        ("Label", source_columns.get("label"), ""),
+        ("Generator, known", _make_title(source_columns.get("generator")), ""),
         (
-            "Generator, were it fake" if row.get("verdict") == "real" else "Generator, predicted",
-            named,
-            sure,
+            "Generator, if fake" if row.get("verdict") == "real" else "Generator, predicted",
+            generator,
+            probability_text,
         ),
-        ("Words, known", given.get("prompt"), ""),
-        ("Words, predicted", row.get("predicted_prompt"), likely),
+        ("Prompt, known", source_columns.get("prompt"), ""),
+        ("Prompt, predicted", row.get("predicted_prompt"), likelihood_text),
     ]
-    texts = [(term, str(said), small) for term, said, small in entries if said not in (None, "")]
+    texts = [(term, str(text), small) for term, text, small in entries if text not in (None, "")]
     return [
-        TileText(term, said, beginning(said, _CUT) if len(said) > _CUT else None, small)
-        for term, said, small in texts
+        TileText(
+            term,
+            text,
+            beginning(text, _MAX_PROMPT_CHARACTERS) if len(text) > _MAX_PROMPT_CHARACTERS else None,
+            small,
+        )
+        for term, text, small in texts
     ]
 
 
-def _title(name: Any) -> str | None:
-    """A generator as its data set calls it, with its title where that is another word."""
+def _make_title(name: Any) -> str | None:
+    """Return the name of a generator in its data set, with its title if that differs."""
     if name is None or name == "":
         return None
     title = title_of(str(name))

@@ -19,7 +19,7 @@ from ray_app.metrics.detection import ranks_backwards
 from ray_app.metrics.values import MetricValue
 from ray_app.reports import charts
 from ray_app.reports import format as wording
-from ray_app.reports.format import in_words, named
+from ray_app.reports.format import format_metric_with_interval, name_metric
 from ray_app.reports.html import render, settings
 
 T = TypeVar("T")
@@ -405,7 +405,7 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
     for name, split in training.splits:
         if split.n_real + split.n_fake:
             parts = [
-                f"{named(key)} {in_words(key, split.figure(key))}"
+                f"{name_metric(key)} {format_metric_with_interval(key, split.figure(key))}"
                 for key in FIGURES
                 if split.figure(key).value is not None
             ]
@@ -422,7 +422,7 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
     hardest = (training.test or training.validation).hardest("fake")[:_HARDEST]
     if len(hardest) > 1:
         shown = [
-            f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.written('auc', found.auc)})"
+            f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.format_metric('auc', found.auc)})"
             for name, found in hardest
         ]
         lines.append(f"hardest generators: {', '.join(shown)}")
@@ -463,7 +463,7 @@ def headline(facts: TrainingFacts) -> str:
     if found.value is None or facts.best_step is None:
         return f"{name}: {wording.counted(facts.steps, 'step')}, no step chosen yet."
     where = f"at step {facts.best_step:,} of {facts.steps:,}"
-    return f"{name}: {named(facts.metric)} {in_words(facts.metric, found)} on validation, {where}."
+    return f"{name}: {name_metric(facts.metric)} {format_metric_with_interval(facts.metric, found)} on validation, {where}."
 
 
 def calibration_in_words(facts: TrainingFacts) -> str:
@@ -501,12 +501,12 @@ def _validation_charts(facts: TrainingFacts) -> list[tuple[str, Markup]]:
         described = f"{len(points):,} validations; the chosen step is {facts.best_step}."
         texts: Any = {
             "ident": f"validation-{name}",
-            "title": f"Validation: {named(name)}",
+            "title": f"Validation: {name_metric(name)}",
             "description": described,
         }
         chart = charts.line_chart(
             points, facts.span, **texts, chosen=facts.best_step, compact=name != facts.metric
         )
         if chart and len(points) > 1:
-            drawn.append((named(name)[0].upper() + named(name)[1:], chart))
+            drawn.append((name_metric(name)[0].upper() + name_metric(name)[1:], chart))
     return drawn

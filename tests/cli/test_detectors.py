@@ -119,7 +119,7 @@ def test_accepted_licence_is_remembered_and_marked(touchstone, home):
     ("line", "said"),
     [
         ("fetch", "--all"),
-        ("fetch touchstone-tiny --all", "not both"),
+        ("fetch touchstone-tiny --all", "cannot be combined"),
         ("fetch touchstone-tiny --accept-licence openfake-swinv2-smol", "openfake-swinv2-small"),
         ("show touchstone-tiny:none", "unknown variant 'none'"),
         ("add {tmp}/head.pth", "--as"),

@@ -42,7 +42,7 @@ def test_audit_draws_a_page_and_reads_labels_back(run, tmp_path, touchstone):
     expected = pytest.approx(sum(row["label"] == "fake" for row in rows) / N)
     assert prevalence["value"] == expected
     assert prevalence["low"] == expected, "every image was labelled"
-    assert "prevalence: the share of fakes" in touchstone(command).out
+    assert "prevalence: fraction of fakes" in touchstone(command).out
 
 
 def test_audit_draws_flagged_images_alone(run, tmp_path, touchstone):

@@ -68,4 +68,4 @@ def test_pictures_are_checked_recorded_and_audited(with_sample, truth):
             table.writerow(row | {"label": truth[row["uri"].partition("/archive/")[2]][0]})
     told = desk.types(drawn, "touchstone runs audit --labels")
     assert "drawn: 60 of 83 images" in drawn.stdout
-    assert "prevalence: the share of fakes" in told.stdout
+    assert "prevalence: fraction of fakes" in told.stdout

@@ -63,8 +63,8 @@ def test_lines_of_an_audit_have_figures_and_reasons():
     text = "\n".join(audit_lines(json.loads(json.dumps(document)), 140))
     for pattern in (
         r"297 of 300 drawn images labelled, of 80,000 with a verdict \(ensemble calibrated\)",
-        r"prevalence: the share of fakes +1\.2 % +0\.93 to 1\.8 %",
-        r"recall: flagged among the fakes +– +cannot be said: no labelled image is fake",
+        r"prevalence: fraction of fakes +1\.2 % +0\.93 to 1\.8 %",
+        r"recall: flagged images among fakes +– +not available: no labelled image is fake",
         r"at most 1 % of the reals are flagged\n! 3 images are unsure$",
     ):
         assert re.search(pattern, text), pattern

@@ -83,8 +83,8 @@ def test_tile_shows_known_and_predicted_words(rows, gallery):
         assert words in read(page).text
     assert "<b>golden" not in page
     said = {one.term: one.said for one in tile_texts(rows[1])}
-    assert said["Words, known"] == PROMPTS[1]
-    assert said["Words, predicted"] == rows[1]["predicted_prompt"]
+    assert said["Prompt, known"] == PROMPTS[1]
+    assert said["Prompt, predicted"] == rows[1]["predicted_prompt"]
 
 
 def test_unreadable_and_missing_images_have_tiles(gallery, tmp_path):

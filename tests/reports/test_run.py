@@ -17,9 +17,9 @@ from ray_app.reports.html import file_link
 from ray_app.reports.run import (
     describe_guarantee,
     false_flags,
-    feature,
     flag_lines,
     measured_rate,
+    name_feature,
     share_right,
 )
 from ray_app.runs import row_schema, summarise
@@ -278,9 +278,9 @@ def test_cost_and_turns_are_shown_if_there_are_any(words):
         "turns: 2 groups of detectors took turns in each worker, 5.0 % of the time to load them: "
         "large-one | small, other"
     ) in lines
-    assert "cost: 3.20 by the prices set: machines 3.00, egress 0.20" in lines
-    assert "cost, by the prices set 3.20" in words_of(session=session)
-    assert "cost, by the prices set" not in words
+    assert "cost: 3.20 at the configured prices: machines 3.00, egress 0.20" in lines
+    assert "cost, at the configured prices 3.20" in words_of(session=session)
+    assert "cost, at the configured prices" not in words
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_rate_is_guaranteed_only_if_its_bound_keeps_it(upper_bound, known):
 
 def test_properties_of_an_archive_have_names():
     names = {"score:corvi2023": "score of corvi2023", "score": "score", "unheard_of": "unheard_of"}
-    assert {name: feature(name) for name in names} == names
+    assert {name: name_feature(name) for name in names} == names
 
 
 def test_findings_are_counted_only_beyond_the_verdicts():

@@ -140,9 +140,9 @@ def test_summary_lines_of_a_finished_run():
 
 def test_summary_lines_of_unfinished_idle_and_empty_runs():
     unfinished = "\n".join(summary_lines(example_summary(complete=False, members=9000)))
-    assert "not finished: 3,000 of 9,000 files have a row; the same command goes on" in unfinished
+    assert "not finished: 3,000 of 9,000 files have a row; run the same command again" in unfinished
     assert "6,000 not reached yet" in unfinished
     idle = "\n".join(summary_lines(example_summary(session={"rows": 0})))
-    assert "nothing was scored this time" in idle
+    assert "no file was scored" in idle
     assert "images/s" not in idle
     assert summary_lines({}) == ["No files: there was nothing to score."]

@@ -74,7 +74,7 @@ def test_summary_and_report_show_declarations():
         "statuses": {"ok": 5, "corrupt_image": 2},
         "verdicts": {"fake": 2, "real": 2, "abstain": 1},
     }
-    wanted = "beside the verdicts: 3 files declare themselves AI-generated: 1 flagged as fake, 1 no evidence found, 1 without a verdict"
+    wanted = "declarations: 3 files declare themselves AI-generated: 1 flagged as fake, 1 no evidence found, 1 without a verdict"
     assert wanted in summary_lines(summary | {"provenance": counted(ROWS)})
     assert not [line for line in summary_lines(summary) if "declare" in line]
     page = render_run_report(summary | {"provenance": counted(ROWS)})

@@ -166,7 +166,7 @@ def test_finished_run_continues_as_a_compacted_one(
     [kept_ensemble] = summary["session"]["kept"]
     assert kept_ensemble == {"key": "ensemble", "run": "tiny", "today": "default"}
     assert "settings stay as the run was begun: ensemble tiny" in capsys.readouterr().err
-    lines = [line for line in summary_lines(summary) if line.startswith("as begun: ")]
+    lines = [line for line in summary_lines(summary) if line.startswith("kept settings: ")]
     assert "ensemble tiny (today default)" in lines[0]
     assert "new --out" in lines[1]
     client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))

@@ -260,7 +260,7 @@ class GenerateConfig(Frozen):
     )
     prompts: str | None = Field(
         default=None,
-        description="text file with one prompt per line, CSV, JSONL, Parquet, an index, or a run that predicted prompts; for inpainting, a table of images",
+        description="text with a prompt per line, CSV, JSONL, Parquet, an index, or a run with predicted prompts; for inpainting, a table of images",
     )
     out: str | None = Field(
         default=None,

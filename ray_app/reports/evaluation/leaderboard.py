@@ -52,7 +52,7 @@ def leaderboard_lines(entries: Sequence[LeaderboardEntry], figure: str, width: i
     heads = [
         "system",
         "evaluation",
-        wording.named(figure),
+        wording.name_metric(figure),
         "95 % interval",
         "images",
         "generators in training",
@@ -61,8 +61,8 @@ def leaderboard_lines(entries: Sequence[LeaderboardEntry], figure: str, width: i
         [
             wording.visible(one.title),
             wording.visible(one.evaluation),
-            wording.written(figure, one.metric.value),
-            wording.span(figure, one.metric) or wording.NONE,
+            wording.format_metric(figure, one.metric.value),
+            wording.format_metric_interval(figure, one.metric) or wording.NONE,
             f"{one.n:,}",
             _seen(one),
         ]

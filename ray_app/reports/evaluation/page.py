@@ -35,12 +35,12 @@ from ray_app.reports.evaluation.sentences import (
     warnings,
 )
 from ray_app.reports.format import (
-    in_words,
+    format_metric,
+    format_metric_with_interval,
     interval,
-    named,
+    name_metric,
     number,
     percent,
-    written,
 )
 from ray_app.reports.html import render, settings
 from ray_app.reports.text import table
@@ -188,9 +188,9 @@ def _metrics_lines(system: SystemResult) -> list[str]:
     """All metrics of a system."""
     rows = [
         [
-            wording.named(name),
-            wording.written(name, metric.value),
-            wording.span(name, metric) or wording.NONE,
+            wording.name_metric(name),
+            wording.format_metric(name, metric.value),
+            wording.format_metric_interval(name, metric) or wording.NONE,
             wording.count(metric.n),
         ]
         for name, metric in system.figures().items()
@@ -218,7 +218,7 @@ def _names_lines(result: EvaluationResult) -> list[str]:
                 row.distribution,
                 f"{row.n:,}",
                 *(
-                    wording.written(key, cell.value)
+                    wording.format_metric(key, cell.value)
                     for key, cell in zip(groups.keys, cells, strict=True)
                 ),
             ]
@@ -324,7 +324,7 @@ def group_table(result: EvaluationResult) -> GroupTable | None:
         (group, [one.get(key, NOT_MEASURED) for key in keys])
         for group, one in zip(groups, figures, strict=True)
     ]
-    heads = [_CALLED.get(key) or wording.named(key) for key in keys]
+    heads = [_CALLED.get(key) or wording.name_metric(key) for key in keys]
     return GroupTable(leading.info.called if leading else "", keys, heads, lines)
 
 
@@ -343,7 +343,7 @@ def _view_start(system: SystemResult) -> float:
 def _figures_line(caption: str, result: EvaluationResult, scope: str, keys: Sequence[str]) -> str:
     figures = result.metrics.select(scope=scope)
     parts = [
-        f"{_CALLED.get(key) or wording.named(key)} {in_words(key, figures[key])}"
+        f"{_CALLED.get(key) or wording.name_metric(key)} {format_metric_with_interval(key, figures[key])}"
         for key in keys
         if key in figures and figures[key].value is not None
     ]
@@ -498,7 +498,7 @@ def _curves(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
         for style, system in enumerate(systems)
     ]
     described = "; ".join(
-        f"{short(system.info.called)}: AUC {in_words('auc', system.figure('auc'))}"
+        f"{short(system.info.called)}: AUC {format_metric_with_interval('auc', system.figure('auc'))}"
         for system in systems
     )
     finds = charts.share_axis(_FINDS)
@@ -573,7 +573,7 @@ def _risks(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
     ]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
     described = "; ".join(
-        f"{short(one.info.called)}: area {written('aurc', one.figure('aurc').value)}"
+        f"{short(one.info.called)}: area {format_metric('aurc', one.figure('aurc').value)}"
         for one in systems
     )
     axes = (
@@ -614,7 +614,7 @@ def _over_amounts(
         spots = [
             charts.Spot(
                 (place, found.value),
-                f"{short(system.info.called)}, {short(name)}: {in_words(key, found)}",
+                f"{short(system.info.called)}, {short(name)}: {format_metric_with_interval(key, found)}",
                 found.interval,
             )
             for place, (name, found) in enumerate(placed)
@@ -635,13 +635,13 @@ def _over_amounts(
         [min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots]
     )
     y = (
-        charts.number_axis(named(key), low, 1.0)
+        charts.number_axis(name_metric(key), low, 1.0)
         if key == "auc"
-        else charts.share_axis(named(key), low, 1.0)
+        else charts.share_axis(name_metric(key), low, 1.0)
     )
     described = "; ".join(spot.words for trace in traces for spot in trace.spots)
     x = charts.order_axis(short(series.family), ["clean", *series.amounts])
-    title = f"{named(key)[0].upper()}{named(key)[1:]} under {short(series.family)}"
+    title = f"{name_metric(key)[0].upper()}{name_metric(key)[1:]} under {short(series.family)}"
     return Chart(
         title,
         charts.plane(traces, x, y, ident=ident, title=title, description=described, flat=True),

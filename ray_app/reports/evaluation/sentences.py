@@ -22,13 +22,13 @@ from ray_app.reports.evaluation.result import (
 )
 from ray_app.reports.format import (
     counted,
-    in_words,
-    named,
+    format_metric,
+    format_metric_interval,
+    format_metric_with_interval,
+    name_metric,
     number,
     percent,
     probability,
-    span,
-    written,
 )
 
 _LONGEST_NAME = 60
@@ -88,7 +88,7 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
     found, names = [], ", ".join(map(short, data.features))
     if data.confounded:
         text = f"Without looking at a pixel, file facts{f' ({names})' if names else ''} tell fakes from real images with AUC "
-        text += f"{in_words('auc', result.shortcut_auc)}. A detector can look as good as it does here for the same reason. "
+        text += f"{format_metric_with_interval('auc', result.shortcut_auc)}. A detector can look as good as it does here for the same reason. "
         text += "Read the figures by format and size before the headline."
         found.append(EvaluationWarning("Confounded.", text, True))
     found += [
@@ -136,7 +136,7 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
         if ranks_backwards(system.figure("auc"), system.info.n_real, system.info.n_fake)
     ]:
         each = ", ".join(
-            f"{short(system.info.called)} {in_words('auc', system.figure('auc'))}"
+            f"{short(system.info.called)} {format_metric_with_interval('auc', system.figure('auc'))}"
             for system in backwards[:6]
         )
         text = (
@@ -284,10 +284,12 @@ def _how_good(system: SystemResult) -> list[str]:
     tpr, tnr, auc = (system.figure(key) for key in ("tpr", "tnr", "auc"))
     sentences, parts = [], []
     if tpr.value is not None:
-        parts.append(f"finds {in_words('tpr', tpr)} of {counted(system.info.n_fake, 'fake')}")
+        parts.append(
+            f"finds {format_metric_with_interval('tpr', tpr)} of {counted(system.info.n_fake, 'fake')}"
+        )
     if tnr.value is not None:
         parts.append(
-            f"clears {in_words('tnr', tnr)} of {counted(system.info.n_real, 'real image')}"
+            f"clears {format_metric_with_interval('tnr', tnr)} of {counted(system.info.n_real, 'real image')}"
         )
     if parts:
         at = (
@@ -298,18 +300,18 @@ def _how_good(system: SystemResult) -> list[str]:
         sentences.append(f"{short(system.info.called)} {' and '.join(parts)}{at}.")
     if auc.value is not None:
         sentences.append(
-            f"A fake scores higher than a real image with a probability of {in_words('auc', auc)}: the ROC AUC."
+            f"A fake scores higher than a real image with a probability of {format_metric_with_interval('auc', auc)}: the ROC AUC."
         )
     elif auc.why:
         sentences.append(f"There is no ROC AUC: {wording.visible(auc.why)}.")
     strict, right = system.figure("tpr_at_fpr_1"), system.figure("precision_at_prior_1")
     if strict.value is not None:
         sentences.append(
-            f"If 1 % of the real images may be flagged by mistake, it finds {in_words('tpr_at_fpr_1', strict)} of the fakes."
+            f"If 1 % of the real images may be flagged by mistake, it finds {format_metric_with_interval('tpr_at_fpr_1', strict)} of the fakes."
         )
     if right.value is not None:
         sentences.append(
-            f"If one image in 100 were fake, {in_words('precision_at_prior_1', right)} of its flags would be right."
+            f"If one image in 100 were fake, {format_metric_with_interval('precision_at_prior_1', right)} of its flags would be right."
         )
     return sentences
 
@@ -359,7 +361,11 @@ def _how_sure(result: EvaluationResult, system: SystemResult) -> list[str]:
         test, amount = min(ours, key=lambda one: ("auc" not in one[0].test, abs(one[1])))
         sentences.append(_compared(test, amount, result, system))
     ece = system.figure("ece")
-    off = f"off by {in_words('ece', ece)} on average" if ece.value is not None else ""
+    off = (
+        f"off by {format_metric_with_interval('ece', ece)} on average"
+        if ece.value is not None
+        else ""
+    )
     if not system.info.calibrated:
         sentences.append(
             "Its scores are not calibrated"
@@ -378,19 +384,22 @@ def _how_sure(result: EvaluationResult, system: SystemResult) -> list[str]:
         one = max(both, key=lambda one: min(one.n_real, one.n_fake))
         where = f"{wording.shortened(one.format, 12)} of {wording.shortened(one.size, 16)}, {one.n_real:,} real and {one.n_fake:,} fake"
         sentences.append(
-            f"Within one format and size, {where}, its AUC is {in_words('auc', system.figure('auc', one.scope))}."
+            f"Within one format and size, {where}, its AUC is {format_metric_with_interval('auc', system.figure('auc', one.scope))}."
         )
     auc = result.shortcut_auc
     if auc.value is not None and not result.meta.data.confounded:
         sentences.append(
-            f"File facts alone tell the classes apart with AUC {in_words('auc', auc)}: {shortcut.finding(auc)}."
+            f"File facts alone tell the classes apart with AUC {format_metric_with_interval('auc', auc)}: {shortcut.finding(auc)}."
         )
     return sentences
 
 
 def _chance(result: EvaluationResult, system: SystemResult) -> str:
     """Between what ends the first figures lie, and for what."""
-    found = [(named(key), span(key, system.figure(key))) for key in ("auc", "tpr", "tnr")]
+    found = [
+        (name_metric(key), format_metric_interval(key, system.figure(key)))
+        for key in ("auc", "tpr", "tnr")
+    ]
     known = ", ".join(f"{name} {ends}" for name, ends in found if ends)
     if not result.meta.intervals.words:
         ends = (
@@ -439,7 +448,7 @@ def _where_it_breaks(system: SystemResult) -> list[str]:
     if len(hardest) > 1:
         worst = hardest[0]
         sentences.append(
-            f"The hardest generator is {short(worst.name)}: it finds {in_words('tpr', system.rate(worst))} of {counted(worst.n, 'image')}."
+            f"The hardest generator is {short(worst.name)}: it finds {format_metric_with_interval('tpr', system.rate(worst))} of {counted(worst.n, 'image')}."
         )
         rates = {
             word: [system.rate(one).value or 0.0 for one in hardest if one.seen == word]
@@ -459,7 +468,7 @@ def _where_it_breaks(system: SystemResult) -> list[str]:
     whole, local = (system.figure("tpr", kind_scope(kind)) for kind in ("whole", "local"))
     if whole.value is not None and local.value is not None:
         sentences.append(
-            f"Of local edits it finds {in_words('tpr', local)}, of whole fakes {in_words('tpr', whole)}."
+            f"Of local edits it finds {format_metric_with_interval('tpr', local)}, of whole fakes {format_metric_with_interval('tpr', whole)}."
         )
     return sentences + _under_perturbation(system)
 
@@ -491,9 +500,9 @@ def _under_perturbation(system: SystemResult) -> list[str]:
         value, view = min(known, key=lambda item: item[0])
         if clean - value < _SHARP_DROP:
             return [
-                f"Even under {short(view.name)}, the perturbation that costs most, its {named(key)} is {written(key, value)}."
+                f"Even under {short(view.name)}, the perturbation that costs most, its {name_metric(key)} is {format_metric(key, value)}."
             ]
         return [
-            f"Under {short(view.name)} its {named(key)} falls from {written(key, clean)} to {written(key, value)}."
+            f"Under {short(view.name)} its {name_metric(key)} falls from {format_metric(key, clean)} to {format_metric(key, value)}."
         ]
     return []

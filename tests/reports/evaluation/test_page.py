@@ -81,9 +81,9 @@ def test_page_shows_every_section_with_its_figures(words):
         "accuracy, abstaining is wrong",
         "In and out of distribution; detection by Stacked ensemble of four",
         "other generators of their families out 310 87.7 %",
-        "known ones left unnamed 10.2 %",
+        "known generators left unnamed 10.2 %",
         "Made by Taken for Images Bar flux-1-dev no name 11",
-        "CLIP, image made anew",
+        "CLIP, regenerated image",
     ):
         assert said in words, said
 
