@@ -1,5 +1,7 @@
-"""Archives: a source → its members → a manifest cut into blocks (`Archive`, `list_members`,
-`read_block`, `MemberReader`).
+"""List archives into manifests, and read their members.
+
+An `Archive` is opened from its sources. `list_members` writes a manifest of its members, cut into
+blocks. `read_block` reads a block, and `MemberReader` the bytes of members.
 """
 
 from typing import TYPE_CHECKING

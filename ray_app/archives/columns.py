@@ -1,7 +1,7 @@
-"""Find which column of a user's table holds images and which one uris (`roles_of`), and what the
-others become in `input` (`input_rows`).
+"""Find which column of a user's table holds images or uris, and convert the other columns.
 
-Arrow types and the metadata that the `datasets` library writes decide.
+`find_roles` finds the columns. `to_input_rows` converts the others to the `input` of members. Arrow
+types and the metadata that the `datasets` library writes decide.
 """
 
 import json
@@ -36,32 +36,33 @@ Features = Mapping[str, Mapping[str, Any]]
 Sizes = npt.NDArray[np.int64]
 
 
-def features_of(schema: pa.Schema) -> Features:
-    """What `datasets` says of each column in the schema's metadata; nothing where it says nothing
-    or nonsense.
+def read_features(schema: pa.Schema) -> Features:
+    """Return the description of each column that `datasets` wrote into the schema's metadata.
+
+    Columns that it does not describe, or not validly, are left out.
     """
     try:
-        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
 def is_struct_of_bytes(kind: pa.DataType) -> bool:
-    """Return whether cells are {bytes, path}, as `datasets` keeps files."""
-    return any(_is_bytes(_decoded(part)) for part in _bytes_fields(kind))
+    """Return whether cells are {bytes, path}, as `datasets` stores files."""
+    return any(_is_bytes(_value_type(part)) for part in _bytes_fields(kind))
 
 
 def holds_files(kind: pa.DataType) -> bool:
     """Return whether each cell can be one encoded file."""
-    return _is_bytes(_decoded(kind)) or is_struct_of_bytes(kind)
+    return _is_bytes(_value_type(kind)) or is_struct_of_bytes(kind)
 
 
-def field_beside_bytes(kind: pa.DataType) -> str | None:
-    """Return the field that shows how many files each cell has, without reading them; None if cells
-    are not lists of {bytes, path}.
+def find_length_field(kind: pa.DataType) -> str | None:
+    """Return the field that shows how many files each cell has, without reading them.
 
-    That is `path`, which `datasets` writes, or else any other field of the struct.
+    That is `path`, which `datasets` writes, or else any other field of the struct. The result is
+    None if cells are not lists of {bytes, path}.
     """
     if not _is_list(kind) or not is_struct_of_bytes(kind.value_type):
         return None
@@ -73,24 +74,25 @@ def field_beside_bytes(kind: pa.DataType) -> str | None:
     return "path" if "path" in names else next(iter(names), None)
 
 
-def nested_files(schema: pa.Schema) -> str | None:
-    """Return the first place where files are deeper in a column than they are read, such as
-    `meta.image` or `pages[].scan`.
+def find_nested_files(schema: pa.Schema) -> str | None:
+    """Return the path of the first files that are nested too deeply to be read.
+
+    The path is one such as `meta.image` or `pages[].scan`; None if there are no such files.
     """
     return next(
-        (place for field in schema for place in _places_of_files(field.type, field.name)), None
+        (path for field in schema for path in _iter_file_paths(field.type, field.name)), None
     )
 
 
-def _places_of_files(kind: pa.DataType, place: str) -> Iterator[str]:
+def _iter_file_paths(kind: pa.DataType, path: str) -> Iterator[str]:
     if holds_files(kind):
-        yield place
+        yield path
     elif _is_struct(kind):
         for field in kind:
-            yield from _places_of_files(field.type, f"{place}.{field.name}")
-    elif has_binary(kind) and kind.num_fields:  # lists and maps
-        for number in range(kind.num_fields):
-            yield from _places_of_files(kind.field(number).type, f"{place}[]")
+            yield from _iter_file_paths(field.type, f"{path}.{field.name}")
+    elif has_binary(kind) and kind.num_fields:  # Lists and maps.
+        for index in range(kind.num_fields):
+            yield from _iter_file_paths(kind.field(index).type, f"{path}[]")
 
 
 def _bytes_fields(kind: pa.DataType) -> list[pa.DataType]:
@@ -107,12 +109,12 @@ def _is_list(kind: pa.DataType) -> bool:
     )
 
 
-def _decoded(kind: pa.DataType) -> pa.DataType:
+def _value_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def has_binary(kind: pa.DataType) -> bool:
-    """Whether there are bytes anywhere in a cell."""
+    """Return whether cells contain bytes at any depth."""
     kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     if pa.types.is_dictionary(kind):
         return has_binary(kind.value_type)
@@ -125,12 +127,13 @@ def has_binary(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class Roles:
-    """The column that makes a table one of images, or the one that makes it a list of uris; never
-    both.
+    """The columns that make a table a table of images, or a list of uris.
 
     Attributes:
+        image: The column with one image per row.
+        uri: The column with uris; never set together with `image`.
         images: The column with lists of images, if no column has one image per row. A table may
-            have it next to a column of uris.
+            have it together with a column of uris.
     """
 
     image: str | None
@@ -138,71 +141,86 @@ class Roles:
     images: str | None = None
 
 
-def roles_of(
+def find_roles(
     schema: pa.Schema, columns: TableColumns, where: str, *, follows_uris: bool = False
 ) -> Roles:
-    """Find what a table is, by what the user named, then by types, by `datasets`' metadata and by
-    usual names.
+    """Find what a table is.
+
+    The columns that the user named decide, then types, `datasets`' metadata, and usual names.
 
     Args:
         schema: The table's columns.
         columns: The columns that the user named.
         where: The table's path, for errors.
-        follows_uris: Whether a column of uris makes the table a list, even next to lists of images.
+        follows_uris: Whether a column of uris makes the table a list, even if it also has lists of
+            images.
+
+    Returns:
+        The columns that hold images or uris.
 
     Raises:
-        ConfigError: more than one answer is left; the message has every candidate, the hint says
-            how to choose.
+        ConfigError: More than one answer is left. The message has every candidate, the hint the
+            setting that chooses.
     """
     if columns.image in schema.names:
         kind = schema.field(columns.image).type
-        if field_beside_bytes(kind) is not None:
+        if find_length_field(kind) is not None:
             return Roles(None, None, columns.image)
         if not holds_files(kind):
             raise ConfigError(f"{where}: column '{columns.image}' holds {kind}, not encoded images")
         return Roles(columns.image, None)
-    uri = uri_column(schema, columns)
+    uri = find_uri_column(schema, columns)
     if columns.uri is not None and uri is not None:
         return Roles(None, uri)
     plain, encoded = _file_columns(schema)
-    image = None if columns.image is not None else _chosen(schema, plain, where)
+    image = None if columns.image is not None else _choose_column(schema, plain, where)
     if image is not None and uri is not None and not _is_surely_images(schema, image):
         raise ConfigError(
             f"{where}: the images may be the bytes in '{image}' or the files that '{uri}' names",
             hint=f"--set columns.image={image} or --set columns.uri={uri}",
         )
     if image is None and uri is None and (columns.image or columns.uri):
-        raise no_column(where, columns.image or columns.uri or "", schema.names)
+        raise missing_column_error(where, columns.image or columns.uri or "", schema.names)
     if image is not None or columns.image is not None or (uri is not None and follows_uris):
         return Roles(image, None if image is not None else uri)
-    # Columns that earlier versions did not read come last, so that the ids of images in other
-    # columns stay.
-    image = _chosen(schema, encoded, where)
+    # Columns that earlier versions did not read come last, so that images in other columns keep
+    # their ids.
+    image = _choose_column(schema, encoded, where)
     if image is not None and (uri is None or _is_surely_images(schema, image)):
         return Roles(image, None)
-    lists = [field.name for field in schema if field_beside_bytes(field.type) is not None]
-    return Roles(None, uri, _chosen(schema, lists, where))
+    lists = [field.name for field in schema if find_length_field(field.type) is not None]
+    return Roles(None, uri, _choose_column(schema, lists, where))
 
 
-def uri_column(schema: pa.Schema, columns: TableColumns) -> str | None:
-    """The column of uris: the one named by the user (None where it is absent), else the first text
-    column of a usual name.
+def find_uri_column(schema: pa.Schema, columns: TableColumns) -> str | None:
+    """Return the column of uris, None if no column has uris.
+
+    That is the column that the user named, if the table has it. If the user named none, it is the
+    first text column with a usual name.
     """
     if columns.uri is not None:
         return columns.uri if columns.uri in schema.names else None
-    texts = {field.name.lower(): field.name for field in reversed(schema) if is_text(field.type)}
-    return next((texts[name] for name in URI_NAMES if name in texts), None)
+    text_columns = {
+        field.name.lower(): field.name for field in reversed(schema) if is_text(field.type)
+    }
+    return next((text_columns[name] for name in URI_NAMES if name in text_columns), None)
 
 
-def no_column(where: str, name: str, names: Sequence[str]) -> ConfigError:
-    """What to say of a column that the user named and a table has not."""
+def missing_column_error(where: str, name: str, names: Sequence[str]) -> ConfigError:
+    """Return the error for a column that the user named and a table lacks.
+
+    Args:
+        where: The table's path.
+        name: The column.
+        names: The columns that the table has.
+    """
     return ConfigError(
         f"{where}: no column '{name}'", hint=f"its columns: {', '.join(names) or 'none'}"
     )
 
 
-def no_uris(where: str, names: Sequence[str]) -> ConfigError:
-    """What to say of a list in which no column has a usual name of uris."""
+def missing_uris_error(where: str, names: Sequence[str]) -> ConfigError:
+    """Return the error for a list in which no column has a usual name of uris."""
     return ConfigError(
         f"{where}: none of its columns holds uris: {', '.join(names)}",
         hint="name the column: --set columns.uri=NAME; the first line of the list must be its header",
@@ -210,9 +228,7 @@ def no_uris(where: str, names: Sequence[str]) -> ConfigError:
 
 
 def _file_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
-    """Return the columns with one file in each cell: those of plain bytes, and those whose files
-    are in a dictionary.
-    """
+    """Return the columns with one file in each cell: plain bytes, and files in a dictionary."""
     columns = [field for field in schema if holds_files(field.type)]
     plain = [
         field.name
@@ -222,26 +238,27 @@ def _file_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
     return plain, [field.name for field in columns if field.name not in plain]
 
 
-def _chosen(schema: pa.Schema, candidates: list[str], where: str) -> str | None:
-    """Choose the column that `datasets` declares as images, else the only one, else the one with
-    the most usual name.
+def _choose_column(schema: pa.Schema, candidates: list[str], where: str) -> str | None:
+    """Choose the column that `datasets` declares as images.
+
+    Else it is the only candidate, or the one with the most usual name.
     """
-    features = features_of(schema)
+    features = read_features(schema)
     candidates = [name for name in candidates if _is_declared(features.get(name, {}))] or candidates
     if len(candidates) <= 1:
         return candidates[0] if candidates else None
     names = {name.lower(): name for name in reversed(candidates)}
     usual = (*IMAGE_NAMES, *(f"{name}s" for name in IMAGE_NAMES))
-    if (chosen := next((names[name] for name in usual if name in names), None)) is not None:
-        return chosen
+    if (usual_name := next((names[name] for name in usual if name in names), None)) is not None:
+        return usual_name
     raise ConfigError(
         f"{where}: the images may be in any of the columns {', '.join(candidates)}",
-        hint="say which one: --set columns.image=NAME",
+        hint="choose the column: --set columns.image=NAME",
     )
 
 
 def _is_declared(feature: Mapping[str, Any]) -> bool:
-    """Return whether `datasets` says that a column holds images, one or several in each row."""
+    """Return whether `datasets` declares that a column holds one or several images per row."""
     inner = feature.get("feature")
     return feature.get("_type") == "Image" or (
         isinstance(inner, dict) and inner.get("_type") == "Image"
@@ -249,18 +266,23 @@ def _is_declared(feature: Mapping[str, Any]) -> bool:
 
 
 def _is_surely_images(schema: pa.Schema, name: str) -> bool:
-    declared = _is_declared(features_of(schema).get(name, {}))
+    declared = _is_declared(read_features(schema).get(name, {}))
     return declared or name.lower() in IMAGE_NAMES or is_struct_of_bytes(schema.field(name).type)
 
 
-def input_rows(columns: Mapping[str, pa.Array], features: Features) -> list[dict[str, Any]]:
-    """One dict per row, of values that Arrow can take back; a ClassLabel's number comes with its
-    text as NAME_name.
+def to_input_rows(columns: Mapping[str, pa.Array], features: Features) -> list[dict[str, Any]]:
+    """Return one dict per row, with values that Arrow can convert back.
+
+    The text of a ClassLabel's number is added as NAME_name.
+
+    Args:
+        columns: The columns by name.
+        features: The descriptions that `datasets` wrote, by column name.
     """
     values: dict[str, list[Any]] = {}
     for name, column in columns.items():
         values[name] = _values(column)
-        if (names := class_names(features.get(name, {}))) and f"{name}_name" not in columns:
+        if (names := get_class_names(features.get(name, {}))) and f"{name}_name" not in columns:
             values[f"{name}_name"] = [
                 names[v] if isinstance(v, int) and 0 <= v < len(names) else None
                 for v in values[name]
@@ -268,8 +290,8 @@ def input_rows(columns: Mapping[str, pa.Array], features: Features) -> list[dict
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
 
-def class_names(feature: Mapping[str, Any]) -> list[str]:
-    """The texts of a ClassLabel feature, by number; none for other features."""
+def get_class_names(feature: Mapping[str, Any]) -> list[str]:
+    """Return the texts of a ClassLabel feature, by number; none for other features."""
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     return [str(name) for name in names] if isinstance(names, list) else []
 
@@ -283,10 +305,10 @@ def _values(column: pa.Array) -> list[Any]:
         )
     kind = column.type
     if (pa.types.is_temporal(kind)) and getattr(kind, "unit", "") == "ns":
-        # Python's own dates and times end at microseconds.
+        # Python's own dates and times have microseconds at most.
         column = column.cast(_in_microseconds(kind), safe=False)
     elif pa.types.is_uint64(kind):
-        column = _signed(column)
+        column = _to_signed(column)
     try:
         values: list[Any] = column.to_pylist()
     except (pa.ArrowException, OverflowError, ValueError):
@@ -300,8 +322,10 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _value(cell: pa.Scalar) -> Any:
-    """A cell's value; None where Python has none for it: a date beyond its calendar, bytes that are
-    no text. It costs no other cell.
+    """Return a cell's value, or None if Python has none.
+
+    Examples are a date beyond Python's calendar, and text that is not valid UTF-8. Other cells keep
+    their values.
     """
     try:
         return cell.as_py()
@@ -309,15 +333,16 @@ def _value(cell: pa.Scalar) -> Any:
         return None
 
 
-def cell_bytes(column: pa.Array) -> Sizes:
-    """About how many bytes each cell takes when it stands alone, however many cells share them in a
-    dictionary.
+def measure_cells(column: pa.Array) -> Sizes:
+    """Return about how many bytes each cell takes on its own.
+
+    A value that cells share in a dictionary counts for each of them.
     """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
-        return cell_bytes(column.storage)
+        return measure_cells(column.storage)
     if pa.types.is_dictionary(kind):
-        sizes = np.append(cell_bytes(column.dictionary), 0)  # of null: nothing
+        sizes = np.append(measure_cells(column.dictionary), 0)  # A null takes 0 bytes.
         return _sizes(
             sizes[pc.fill_null(column.indices.cast(pa.int64()), len(sizes) - 1).to_numpy()]
         )
@@ -329,12 +354,12 @@ def cell_bytes(column: pa.Array) -> Sizes:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
         cells = [column.keys, column.items] if pa.types.is_map(kind) else [column.values]
         sums, offsets = (
-            np.append(0, np.cumsum(sum(map(cell_bytes, cells)))),
+            np.append(0, np.cumsum(sum(map(measure_cells, cells)))),
             column.offsets.to_numpy(),
         )
         return _sizes(sums[offsets[1:]] - sums[offsets[:-1]])
     if pa.types.is_struct(kind):
-        return _sizes(sum(map(cell_bytes, column.flatten()), np.zeros(len(column), np.int64)))
+        return _sizes(sum(map(measure_cells, column.flatten()), np.zeros(len(column), np.int64)))
     return _sizes(np.full(len(column), -(-column.nbytes // max(1, len(column)))))
 
 
@@ -342,20 +367,20 @@ def _sizes(values: Any) -> Sizes:
     return np.asarray(values, np.int64)
 
 
-def without(column: pa.Array, rows: npt.NDArray[np.bool_]) -> pa.Array:
-    """The column with null in some rows, its dictionary undone."""
+def null_out(column: pa.Array, rows: npt.NDArray[np.bool_]) -> pa.Array:
+    """Return the column with null in some rows, and without its dictionary."""
     if not rows.any():
         return (
             pc.cast(column, column.type.value_type)
             if pa.types.is_dictionary(column.type)
             else column
         )
-    kept = column.take(pa.array(np.arange(len(column)), pa.int64(), mask=rows))
-    # A cast would reserve what all cells take in the mean, and that was too much.
+    column_with_nulls = column.take(pa.array(np.arange(len(column)), pa.int64(), mask=rows))
+    # A cast would reserve the mean size for every cell, which took too much memory.
     return (
-        pa.array(kept.to_pylist(), kept.type.value_type)
-        if pa.types.is_dictionary(kept.type)
-        else kept
+        pa.array(column_with_nulls.to_pylist(), column_with_nulls.type.value_type)
+        if pa.types.is_dictionary(column_with_nulls.type)
+        else column_with_nulls
     )
 
 
@@ -365,15 +390,17 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
     return pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
 
 
-def _signed(column: pa.Array) -> pa.Array:
-    # Arrow takes Python's integers back as int64 alone.
+def _to_signed(column: pa.Array) -> pa.Array:
+    # Arrow converts Python's integers to int64 only.
     largest = pc.max(column).as_py()
     return column if largest is None or largest < 2**63 else column.cast(pa.decimal128(20, 0))
 
 
 def _is_beyond_inference(kind: pa.DataType) -> bool:
-    """Whether Python's view of a nested type does not lead back to it (maps, unions, nanoseconds or
-    extensions inside), or Parquet knows no such type: structs without fields.
+    """Return whether Arrow cannot infer a nested type from its Python values.
+
+    That holds for maps, unions, nanoseconds and extensions inside the type. It also holds for
+    structs without fields, which Parquet cannot store.
     """
     if isinstance(kind, pa.BaseExtensionType) or pa.types.is_map(kind) or pa.types.is_union(kind):
         return True
@@ -393,7 +420,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether cells are single texts."""
+    """Return whether each cell is one text."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -1,5 +1,7 @@
-"""Block cutting: chosen members (`Run`) → blocks in the files of a manifest (`block_ends`,
-`cut_run`). Same input, same cuts.
+"""Cut chosen members into blocks, and write them into the files of a manifest.
+
+`build_runs` groups raw files, `find_block_ends` finds the ends of blocks, and `cut_run` writes
+them. The same input always gives the same blocks.
 """
 
 import io
@@ -15,82 +17,107 @@ import pyarrow.parquet as pq
 from ray_app.archives import dedup, manifest, members
 from ray_app.storage import Store
 
-RUN_ROWS = 4 * 131_072  # members that are cut by one task
-# Reading a block reads its file, in one request: few blocks to a file keep that small, many keep
-# the number of files small.
+RUN_ROWS = 4 * 131_072  # Members that one task cuts.
+# Reading a block reads its file, in one request. Few blocks per file keep the request small; many
+# keep the number of files small.
 BLOCKS_PER_FILE = 8
-# slots of a block left empty to end it where a container's group of members does
-_MOST_EMPTY = 1 / 8
+# The maximum fraction of slots of a block that stay empty so that it ends with a group of members.
+_MAX_EMPTY_FRACTION = 1 / 8
 
 
 @dataclass(frozen=True)
 class Run:
-    """Raw files whose members are cut together. Blocks of the first run start small and grow."""
+    """Raw files whose members are cut together.
+
+    Blocks of the first run start small and grow.
+
+    Attributes:
+        number: The number of the run.
+        files: The chosen members of each raw file.
+    """
 
     number: int
     files: tuple[dedup.ChosenMembers, ...]
 
     @property
     def rows(self) -> int:
-        """How many members it has."""
-        return sum(chosen.rows for chosen in self.files)
+        """The number of members."""
+        return sum(selected.rows for selected in self.files)
 
     @property
     def has_groups(self) -> bool:
-        """Whether some members are better read together with their neighbours."""
-        return any(chosen.file.has_groups for chosen in self.files if chosen.rows)
+        """Whether some members are best read together with their neighbours."""
+        return any(selected.file.has_groups for selected in self.files if selected.rows)
 
     @property
     def largest_bytes(self) -> int:
-        """Of its members, as far as their sizes are known."""
-        return max((chosen.file.largest_bytes for chosen in self.files if chosen.rows), default=0)
+        """The size of the largest member, as far as sizes are known."""
+        return max(
+            (selected.file.largest_bytes for selected in self.files if selected.rows), default=0
+        )
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Its rows in order."""
-        for chosen in self.files:
-            yield from chosen.tables(store, columns)
+        """Yield the rows in order."""
+        for selected in self.files:
+            yield from selected.tables(store, columns)
 
 
-def runs_of(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
-    """Consecutive files, so many that each run but the last has `run_rows` members or more."""
+def build_runs(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
+    """Group consecutive files into runs; each but the last has at least `run_rows` members."""
     runs: list[Run] = []
-    waiting: list[dedup.ChosenMembers] = []
+    buffered: list[dedup.ChosenMembers] = []
     rows = 0
-    for chosen in files:
-        if chosen.rows:
-            waiting.append(chosen)
-            rows += chosen.rows
+    for selected in files:
+        if selected.rows:
+            buffered.append(selected)
+            rows += selected.rows
         if rows >= run_rows:
-            runs.append(Run(len(runs), tuple(waiting)))
-            waiting, rows = [], 0
-    return [*runs, Run(len(runs), tuple(waiting))] if waiting else runs
+            runs.append(Run(len(runs), tuple(buffered)))
+            buffered, rows = [], 0
+    return [*runs, Run(len(runs), tuple(buffered))] if buffered else runs
 
 
-def reads_rows(plan: members.BlockPlan, run: Run) -> bool:
-    """Whether rows must be read to know where blocks end: where groups matter, or a block may hold
-    too many bytes.
+def must_read_rows(plan: members.BlockPlan, run: Run) -> bool:
+    """Return whether rows must be read to find the ends of blocks.
+
+    That is so if members have groups, or if a block may have too many bytes.
     """
     return run.has_groups or _may_be_heavy(plan, run)
 
 
-def block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.Ids:
-    """Where the blocks of a run end, by its rows, which are read only where that must be."""
+def find_block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.Ids:
+    """Return the ends of the blocks of a run, reading rows only if necessary.
+
+    Args:
+        store: The run directory.
+        plan: The sizes of blocks.
+        run: The run.
+
+    Returns:
+        The number of members up to the end of each block.
+    """
     sizes = members.block_sizes(plan) if run.number == 0 else repeat(plan.largest_block)
-    starts = _group_starts(run.tables(store, ["uri", "place"])) if run.has_groups else None
-    most = plan.max_block_bytes
-    held = _bytes_before(run.tables(store, ["size_bytes"])) if _may_be_heavy(plan, run) else None
-    ends: list[int] = []
-    at, rows = 0, run.rows
-    while at < rows:
+    starts = _find_group_starts(run.tables(store, ["uri", "place"])) if run.has_groups else None
+    max_bytes = plan.max_block_bytes
+    total_bytes = (
+        _cumulate_bytes(run.tables(store, ["size_bytes"])) if _may_be_heavy(plan, run) else None
+    )
+    stops: list[int] = []
+    start, rows = 0, run.rows
+    while start < rows:
         size = next(sizes)
-        if starts is not None and at + size < rows:
-            size = _size(size, starts[at : at + size + 1], plan.batch_slots)
-        if held is not None and most is not None:
-            fitting = int(np.searchsorted(held, held[at] + most, "right")) - 1 - at
+        if starts is not None and start + size < rows:
+            size = _fit_to_groups(size, starts[start : start + size + 1], plan.batch_slots)
+        if total_bytes is not None and max_bytes is not None:
+            fitting = (
+                int(np.searchsorted(total_bytes, total_bytes[start] + max_bytes, "right"))
+                - 1
+                - start
+            )
             size = min(size, max(fitting, 1))
-        at = min(at + size, rows)
-        ends.append(at)
-    return np.array(ends, np.int64)
+        start = min(start + size, rows)
+        stops.append(start)
+    return np.array(stops, np.int64)
 
 
 def _may_be_heavy(plan: members.BlockPlan, run: Run) -> bool:
@@ -119,45 +146,47 @@ def cut_run(
     Returns:
         The rows of the run in `blocks.parquet`.
     """
-    run, ends, block = item
+    run, stops, block = item
     stem = f"part-{run.number:05}" if portion is None else f"{portion:05d}/part-{run.number:05}"
     writer = PartWriter(store, number, stem, manifest.manifest_schema(input_type))
     rows = TableStream(manifest.with_input(table, input_type) for table in run.tables(store))
-    for place, size in enumerate(np.diff(ends, prepend=0).tolist()):
-        writer.add(rows.take(size).combine_chunks(), block + place)
+    for index, size in enumerate(np.diff(stops, prepend=0).tolist()):
+        writer.add(rows.take(size).combine_chunks(), block + index)
     return writer.finish()
 
 
 class TableStream:
-    """Tables that arrive one after another, given out by numbers of rows."""
+    """A stream of tables that returns any number of rows at a time."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables = tables
-        self._waiting: list[pa.Table] = []
+        self._buffered: list[pa.Table] = []
 
     def take(self, count: int) -> pa.Table:
-        """The next `count` rows, which must be there."""
+        """Return the next `count` rows, which must exist."""
         table = self.up_to(count)
         assert table is not None, "the tables end before their rows do"
         assert len(table) == count, "the tables end before their rows do"
         return table
 
     def up_to(self, count: int) -> pa.Table | None:
-        """The next `count` rows, fewer where the tables end; None behind their end."""
+        """Return the next `count` rows, or fewer at the end of the tables; None after the end."""
         while (
-            sum(map(len, self._waiting)) < count
+            sum(map(len, self._buffered)) < count
             and (following := next(self._tables, None)) is not None
         ):
-            self._waiting.append(following)
-        if not any(map(len, self._waiting)):
+            self._buffered.append(following)
+        if not any(map(len, self._buffered)):
             return None
-        table = pa.concat_tables(self._waiting, promote_options="permissive").unify_dictionaries()
-        self._waiting = [table.slice(count)]
+        table = pa.concat_tables(self._buffered, promote_options="permissive").unify_dictionaries()
+        self._buffered = [table.slice(count)]
         return table.slice(0, count)
 
 
 class PartWriter:
-    """Writes blocks into files `STEM-00000.parquet`, …, of a few blocks each, each written whole.
+    """Writes blocks into files `STEM-00000.parquet`, … of a few blocks each.
+
+    Each file is written as a whole.
 
     Args:
         store: The run directory.
@@ -169,32 +198,32 @@ class PartWriter:
     def __init__(self, store: Store, number: int, stem: str, schema: pa.Schema) -> None:
         self._store, self._number, self._stem, self._schema = store, number, stem, schema
         self._files = 0
-        self._waiting: list[pa.Table] = []
+        self._buffered: list[pa.Table] = []
         self._blocks: list[dict[str, object]] = []
 
-    def add(self, listed: pa.Table, block: int) -> None:
-        """Take the members of a block."""
-        sizes = listed["size_bytes"].to_numpy()
+    def add(self, rows: pa.Table, block: int) -> None:
+        """Add the members of a block."""
+        sizes = rows["size_bytes"].to_numpy()
         self._blocks.append(
             {
                 "block": block,
-                "file": self._file(),
-                "row_group": len(self._waiting),
-                "members": len(listed),
+                "file": self._file_name(),
+                "row_group": len(self._buffered),
+                "members": len(rows),
                 "size_bytes": int(np.maximum(sizes, 0).sum()),
             }
         )
-        self._waiting.append(manifest.cut_rows(listed, block, self._schema))
-        if len(self._waiting) == BLOCKS_PER_FILE:
+        self._buffered.append(manifest.cut_rows(rows, block, self._schema))
+        if len(self._buffered) == BLOCKS_PER_FILE:
             self._flush()
 
     def finish(self) -> pa.Table:
-        """Write what is left; returns the blocks (`BLOCK_COLUMNS`)."""
-        if self._waiting:
+        """Write the last file; return the blocks (`BLOCK_COLUMNS`)."""
+        if self._buffered:
             self._flush()
         return pa.Table.from_pylist(self._blocks, manifest.BLOCK_COLUMNS)
 
-    def _file(self) -> str:
+    def _file_name(self) -> str:
         return f"{self._stem}-{self._files:05}.parquet"
 
     def _flush(self) -> None:
@@ -202,20 +231,18 @@ class PartWriter:
         with pq.ParquetWriter(
             file, self._schema, compression="zstd", use_dictionary=False
         ) as writer:
-            for table in self._waiting:
+            for table in self._buffered:
                 writer.write_table(table, row_group_size=len(table))
-        path = manifest.path_in(self._number, self._file())
+        path = manifest.path_in(self._number, self._file_name())
         manifest.create_file(self._store, path, file.getvalue())
         self._files += 1
-        self._waiting = []
+        self._buffered = []
 
 
-def _group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
-    """For each row whether it is read apart from the row before: another file, or another group of
-    one.
-    """
-    found = [np.empty(0, bool)]
-    before: tuple[object, object] = (None, None)
+def _find_group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
+    """Return for each row whether a new file, or a new group of a file, begins there."""
+    parts = [np.empty(0, bool)]
+    last_key: tuple[object, object] = (None, None)
     for table in tables:
         if not len(table):
             continue
@@ -230,25 +257,28 @@ def _group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
         )
         starts = np.ones(len(table), bool)
         starts[1:] = (codes[1:] != codes[:-1]) | (groups[1:] != groups[:-1])
-        starts[0] = (uris[0].as_py(), groups[0]) != before
-        before = uris[-1].as_py(), groups[-1]
-        found.append(starts)
-    return np.concatenate(found)
+        starts[0] = (uris[0].as_py(), groups[0]) != last_key
+        last_key = uris[-1].as_py(), groups[-1]
+        parts.append(starts)
+    return np.concatenate(parts)
 
 
-def _bytes_before(tables: Iterator[pa.Table]) -> members.Ids:
-    """For each row, and behind the last, the bytes of all rows before it; those of unknown size
-    count as nothing.
+def _cumulate_bytes(tables: Iterator[pa.Table]) -> members.Ids:
+    """Return the bytes of all rows before each row, and of all rows.
+
+    Rows of unknown size count 0 bytes.
     """
     sizes = [np.maximum(table["size_bytes"].to_numpy(), 0) for table in tables if len(table)]
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
 
 
-def _size(size: int, starts: npt.NDArray[np.bool_], slots: int) -> int:
-    """`size`, or the number of members in its last half after which a group ends, if hardly a slot
-    stays empty for it.
+def _fit_to_groups(size: int, starts: npt.NDArray[np.bool_], slots: int) -> int:
+    """Return a block size up to `size` at which a group ends, or else `size`.
+
+    The block keeps at least half of `size`, and leaves at most `_MAX_EMPTY_FRACTION` of its slots
+    empty.
     """
     sizes = np.flatnonzero(starts[size // 2 + 1 :]) + size // 2 + 1
     empty = -sizes % slots / np.maximum(sizes, 1)
-    best = sizes[empty <= _MOST_EMPTY]
+    best = sizes[empty <= _MAX_EMPTY_FRACTION]
     return int(best[-1]) if len(best) else size

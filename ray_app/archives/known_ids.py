@@ -1,12 +1,13 @@
-"""The ids of earlier manifests, in a few files (`known_ids`); and the ids whose members are in
-given places (`ids_in`).
+"""Read the ids of earlier manifests from a few files, and look members up by their uris.
 
-    ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; n stands in its metadata
+`read_known_ids` reads the ids. `find_ids_in` finds the ids of members at given uris.
 
-Each manifest or portion has its own ids with it. Those of complete manifests with few of them are
-kept together here: a listing reads the file and the ids of the manifests since, and writes it again
-with these. The files here only repeat ids. Any of them may be removed or damaged, which costs
-requests.
+    ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; its metadata has n
+
+Each manifest or portion has files with its own ids. The ids of complete manifests with few ids are
+merged into the file above: a listing reads the file and the ids of the manifests since, and writes
+the file again with these. The merged files only repeat ids. Any of them may be removed or damaged,
+which costs requests.
 """
 
 import io
@@ -26,18 +27,24 @@ from ray_app.archives.raw_listing import ClosedPlace
 from ray_app.storage import Store, local_path
 
 FOLDER = "ids"
-# a file of this size stays as it is, and the ids of a manifest that has as many are not repeated
+# A merged file of this size is final, and the ids of a manifest of this size are not merged.
 FULL_BYTES = 8 * 2**20
-_REQUESTS = 16  # files that are read at once
+_MAX_REQUESTS = 16  # Files that are read at once.
 _NAME = re.compile(r"(\d+)\.parquet")
 _LAST = b"touchstone.last"
 _IDS = pa.schema([("image_id", pa.int64()), ("check", pa.int64())])
 
 
 @dataclass
-class _Together:
-    """Ids of manifests in a row, `first` … `last`, as they come; `added`: whether any of them are
-    not in a file of several yet.
+class _MergedIds:
+    """Ids of consecutive manifests, collected for one merged file.
+
+    Attributes:
+        first: The first manifest.
+        last: The last manifest.
+        size: The bytes of the files that the ids came from.
+        added: Whether some ids are not in a merged file yet.
+        tables: The ids.
     """
 
     first: int
@@ -47,12 +54,12 @@ class _Together:
     tables: list[pa.Table] = field(default_factory=list)
 
     def add(self, last: int, size: int, tables: Iterable[pa.Table], *, added: bool) -> None:
-        """Take the ids of what follows."""
+        """Add the ids of the manifests up to `last`."""
         self.tables += tables
         self.last, self.size, self.added = last, self.size + size, self.added or added
 
     def keep(self, store: Store) -> None:
-        """Write them, unless they are written."""
+        """Write the ids into a merged file, unless they are in one."""
         if self.added:
             table = pa.concat_tables([_IDS.empty_table(), *self.tables]).replace_schema_metadata(
                 {_LAST: str(self.last)}
@@ -64,13 +71,14 @@ class _Together:
             store.write(f"{FOLDER}/{self.first:05d}.parquet", file.getvalue())
 
 
-def known_ids(store: Store) -> Iterator[pa.Table]:
-    """Yield ids and check words of all members that are listed so far, and keep those of complete
-    manifests together for the next listing.
+def read_known_ids(store: Store) -> Iterator[pa.Table]:
+    """Yield ids and check words of all members that are listed so far.
+
+    The ids of complete manifests are merged into files for the next listing.
     """
-    earlier, listed = manifest.listed_manifests(store)
-    if listed is not None:
-        yield from _own(store, listed)[1]
+    earlier, open_info = manifest.listed_manifests(store)
+    if open_info is not None:
+        yield from _read_own(store, open_info)[1]
     if not earlier:
         return
     number, end = earlier[0], earlier[-1]
@@ -79,35 +87,36 @@ def known_ids(store: Store) -> Iterator[pa.Table]:
         for name, size in store.sizes(FOLDER).items()
         if (match := _NAME.fullmatch(name))
     }
-    waiting = _Together(number)
+    merged = _MergedIds(number)
     while number <= end:
-        kept = _read(store, number, end) if number in sizes else None
-        if kept is not None:
-            table, last = kept
+        stored = _read(store, number, end) if number in sizes else None
+        if stored is not None:
+            table, last = stored
             size, tables = sizes[number], iter([table])
         else:
             info = manifest.read_complete(store, number)
             assert info is not None, "an earlier manifest is complete"
-            size, tables = _own(store, info)
+            size, tables = _read_own(store, info)
             last = number
         if size >= FULL_BYTES:
-            waiting.keep(store)
-            waiting = _Together(last + 1)
+            merged.keep(store)
+            merged = _MergedIds(last + 1)
             yield from tables
         else:
-            few = list(tables)
-            waiting.add(last, size, few, added=kept is None)
-            yield from few
-            if waiting.size >= FULL_BYTES:
-                waiting.keep(store)
-                waiting = _Together(last + 1)
+            small_tables = list(tables)
+            merged.add(last, size, small_tables, added=stored is None)
+            yield from small_tables
+            if merged.size >= FULL_BYTES:
+                merged.keep(store)
+                merged = _MergedIds(last + 1)
         number = last + 1
-    waiting.keep(store)
+    merged.keep(store)
 
 
 def _read(store: Store, first: int, end: int) -> tuple[pa.Table, int] | None:
-    """What stands in a kept file, and the last manifest in it; None where it cannot be read, or
-    knows of manifests that are not.
+    """Return the ids of a merged file, and its last manifest.
+
+    The result is None if the file cannot be read, or has ids of manifests that do not exist.
     """
     try:
         table = pq.ParquetFile(
@@ -120,11 +129,11 @@ def _read(store: Store, first: int, end: int) -> tuple[pa.Table, int] | None:
         return None
 
 
-def _own(store: Store, listed: manifest.ManifestInfo) -> tuple[int, Iterator[pa.Table]]:
-    """Return the bytes of the ids of one manifest, and the ids, from its own files."""
-    portions = range(listed.portions) if listed.portions else (None,)
-    folders = [f"{manifest.folder_of(listed.manifest, k)}/{FOLDER}" for k in portions]
-    with ThreadPoolExecutor(_REQUESTS) as pool:
+def _read_own(store: Store, info: manifest.ManifestInfo) -> tuple[int, Iterator[pa.Table]]:
+    """Return the bytes of the ids of one manifest, and the ids, from the manifest's own files."""
+    portions = range(info.portions) if info.portions else (None,)
+    folders = [f"{manifest.get_folder(info.manifest, k)}/{FOLDER}" for k in portions]
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
         sizes = dict(zip(folders, pool.map(store.sizes, folders), strict=True))
     paths = [f"{folder}/{name}" for folder in folders for name in sorted(sizes[folder])]
     size = sum(sum(files.values()) for files in sizes.values())
@@ -132,16 +141,16 @@ def _own(store: Store, listed: manifest.ManifestInfo) -> tuple[int, Iterator[pa.
 
 
 def _read_all(store: Store, paths: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield ids from files, a few of which are read at once."""
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        for start in range(0, len(paths), _REQUESTS):
+    """Yield the ids of files, a few of which are read at once."""
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+        for start in range(0, len(paths), _MAX_REQUESTS):
             read = partial(manifest.read_table, store)
-            for table in pool.map(read, paths[start : start + _REQUESTS]):
+            for table in pool.map(read, paths[start : start + _MAX_REQUESTS]):
                 yield table.select(_IDS.names).cast(_IDS)
 
 
 def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.Ids) -> None:
-    """Write the ids of manifests as those of manifest 0 of another run.
+    """Write the ids of manifests as the ids of manifest 0 of another run.
 
     Args:
         store: The run directory with the manifests.
@@ -149,25 +158,29 @@ def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.
         target: The run directory to write to.
         kept: The sorted ids to copy.
     """
-    listed = (manifest.read_complete(store, number) for number in numbers)
-    tables = (table for info in listed if info for table in _own(store, info)[1])
+    infos = (manifest.read_complete(store, number) for number in numbers)
+    tables = (table for info in infos if info for table in _read_own(store, info)[1])
     for file, table in enumerate(tables):
         ids = table["image_id"].to_numpy()
-        at = np.minimum(np.searchsorted(kept, ids), max(len(kept) - 1, 0))
-        rows = table.filter(pa.array(kept[at] == ids)) if len(kept) else table.slice(0, 0)
+        positions = np.minimum(np.searchsorted(kept, ids), max(len(kept) - 1, 0))
+        rows = table.filter(pa.array(kept[positions] == ids)) if len(kept) else table.slice(0, 0)
         if len(rows):
-            path = f"{manifest.folder_of(0)}/{FOLDER}/0-{file:05}.parquet"
+            path = f"{manifest.get_folder(0)}/{FOLDER}/0-{file:05}.parquet"
             target.write(path, manifest.parquet_bytes(rows))
 
 
-def ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:
-    """Return the ids, of some sorted ids of earlier manifests, whose members are in one of these
-    places.
+def find_ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:
+    """Return which ids have members in folders, files, or containers that could not be listed.
 
-    Reads the uris of all members of the manifests.
+    The uris of all members of the manifests are read.
+
+    Args:
+        store: The run directory.
+        ids: Sorted ids of earlier manifests.
+        places: The folders, files, and containers.
     """
-    folders = {local_path(place.uri) for place in places if place.version is None}
-    others = {(place.uri, place.version) for place in places if place.version is not None}
+    folders = {local_path(closed.uri) for closed in places if closed.version is None}
+    others = {(closed.uri, closed.version) for closed in places if closed.version is not None}
     of_any_version = {uri for uri, version in others if not version}
 
     def is_inside(uri: str, version: str) -> bool:
@@ -178,37 +191,36 @@ def ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace]) -> m
                 return True
         return uri in of_any_version or (uri, version) in others
 
-    found = []
-    for table in _columns_of(store, ["image_id", "uri", "version"]):
+    inside = []
+    for table in _read_columns(store, ["image_id", "uri", "version"]):
         rows = table.filter(pa.array(np.isin(table["image_id"].to_numpy(), ids)))
-        facts = zip(rows["uri"].to_pylist(), rows["version"].to_pylist(), strict=True)
-        found += [
+        locations = zip(rows["uri"].to_pylist(), rows["version"].to_pylist(), strict=True)
+        inside += [
             image_id
-            for image_id, fact in zip(rows["image_id"].to_pylist(), facts, strict=True)
-            if is_inside(*fact)
+            for image_id, location in zip(rows["image_id"].to_pylist(), locations, strict=True)
+            if is_inside(*location)
         ]
-    return np.unique(np.array(found, np.int64))
+    return np.unique(np.array(inside, np.int64))
 
 
-def files_at(store: Store, uris: Collection[str], without: members.Ids) -> set[str]:
-    """Return which of these uris have a row of the file itself, of a known version, in what is
-    listed so far.
+def find_file_rows(store: Store, uris: Collection[str], without: members.Ids) -> set[str]:
+    """Return which of these uris are listed as a file of its own with a known version.
 
     Args:
         store: The run directory.
         uris: The uris to look up.
         without: Ids of rows that do not count.
     """
-    wanted, found = pa.array(sorted(uris), pa.string()), set[str]()
-    for table in _columns_of(store, ["image_id", "uri", "member", "version"]):
-        rows = table.filter(pc.is_in(table["uri"], wanted))
+    uri_array, present = pa.array(sorted(uris), pa.string()), set[str]()
+    for table in _read_columns(store, ["image_id", "uri", "member", "version"]):
+        rows = table.filter(pc.is_in(table["uri"], uri_array))
         counts = pc.and_(pc.is_null(rows["member"]), pc.not_equal(rows["version"], ""))
-        stays = pa.array(~np.isin(rows["image_id"].to_numpy(), without))
-        found.update(rows.filter(pc.and_(counts, stays))["uri"].to_pylist())
-    return found
+        is_counted = pa.array(~np.isin(rows["image_id"].to_numpy(), without))
+        present.update(rows.filter(pc.and_(counts, is_counted))["uri"].to_pylist())
+    return present
 
 
-def _columns_of(store: Store, columns: list[str]) -> Iterator[pa.Table]:
+def _read_columns(store: Store, columns: list[str]) -> Iterator[pa.Table]:
     """Yield some columns of all members that are listed so far, a file at a time."""
     for blocks in manifest.read_block_lists(store):
         for path in dict.fromkeys(manifest.path_in(ref.manifest, ref.file) for ref in blocks):

@@ -1,9 +1,8 @@
-"""Tables that people bring, by the names of their columns (`LabelTable`): labels, lists of urls,
-prompts.
+"""Read tables that users bring by column names: labels, lists of urls, prompts.
 
-Every command reads such tables here: CSV with commas, semicolons, tabs, or bars, JSON lines, or
-Parquet, at a path or URL. Columns are found in any case. A table may be longer than memory: it is
-read in pieces.
+Every command reads such tables with `LabelTable`: CSV with commas, semicolons, tabs, or bars, JSON
+lines, or Parquet, at a path or URL. Columns are found in any case. A table may be longer than
+memory, so it is read in chunks.
 """
 
 import contextlib
@@ -27,76 +26,85 @@ from ray_app.storage import Fetcher, canonical, strip_secrets
 _JSON_ENDINGS = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".txt", *_JSON_ENDINGS, ".parquet")
 _ROWS = 65_536
-_PIECE_BYTES = 8 << 20
-_SAVE_AS_UTF8 = "save it as UTF-8: type 'CSV UTF-8' in Excel, or `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW` for a file of Windows"
-_ERRORS = (pa.ArrowException, ValueError, csv.Error, OSError)
+_CHUNK_BYTES = 8 << 20
+_SAVE_AS_UTF8 = "save it as UTF-8: type 'CSV UTF-8' in Excel, or `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW` for a file from Windows"
+_READ_ERRORS = (pa.ArrowException, ValueError, csv.Error, OSError)
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """One file with a table, at a path or fsspec URL; a CSV if its name has no ending of a table.
-    It may be read more than once.
+    """One file with a table, which may be read more than once.
+
+    Attributes:
+        place: The path or fsspec URL of the file. A file without the ending of a table is a CSV.
     """
 
     place: str
 
     @property
     def name(self) -> str:
-        """The name in messages, without secrets."""
+        """The path or URL without secrets, for messages."""
         return strip_secrets(self.place)
 
     @functools.cached_property
     def column_names(self) -> list[str]:
-        """The names of the columns as the file has them. Raises ConfigError for a file that cannot
-        be read.
+        """The names of the columns as the file has them.
+
+        Raises:
+            ConfigError: The file cannot be read.
         """
-        if get_ending(self.place) == ".parquet":  # its first rows may hold large images
-            with self._opened() as file, pq.ParquetFile(file) as table:
+        if get_ending(self.place) == ".parquet":  # Its first rows may hold large images.
+            with self._open() as file, pq.ParquetFile(file) as table:
                 return list(table.schema_arrow.names)
-        # a row may have a column that no row before it has
+        # A later row may add a column.
         if get_ending(self.place) in _JSON_ENDINGS:
             return list(
-                dict.fromkeys(name for table in self._pieces(None) for name in table.column_names)
+                dict.fromkeys(
+                    name for table in self._read_tables(None) for name in table.column_names
+                )
             )
-        first = next(self._pieces(None), None)
+        first = next(self._read_tables(None), None)
         return [] if first is None else list(first.column_names)
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield these columns, under these names, some rows at a time. Cells of a CSV or of JSON
-        are texts, null for an empty one.
+        """Yield these columns, under these names, some rows at a time.
+
+        Cells of a CSV or of JSON are texts, and an empty cell is null.
 
         Raises:
-            ConfigError: The file cannot be read, or has no such column; the message names the file
-                and what is wrong in it.
+            ConfigError: The file cannot be read, or has no such column. The message has the file
+                and what is wrong with it.
         """
-        found = match_columns(self.column_names, columns, self.name)
-        if missing := [column for column in columns if column not in found]:
+        own_names = match_columns(self.column_names, columns, self.name)
+        if missing := [column for column in columns if column not in own_names]:
             raise ConfigError(
                 f"{self.name}: no column '{missing[0]}'", hint=columns_hint(self.column_names)
             )
-        for table in self._pieces(list(found.values())):
-            yield pa.table({column: table[found[column]] for column in columns})
+        for table in self._read_tables(list(own_names.values())):
+            yield pa.table({column: table[own_names[column]] for column in columns})
 
     def read(self) -> pa.Table:
-        """Return the whole table, with the names that the file has. Raises ConfigError for a file
-        that cannot be read.
+        """Return the whole table, with the names that the file has.
+
+        Raises:
+            ConfigError: The file is empty or cannot be read.
         """
-        tables = list(self._pieces(None))
+        tables = list(self._read_tables(None))
         if not tables:
             raise ConfigError(
                 f"{self.name}: the table is empty",
-                hint="a table has a line with the names of its columns",
+                hint="begin the table with a line of column names",
             )
         return pa.concat_tables(tables, promote_options="default")
 
-    def _pieces(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        """Yield tables with all columns of the file (None), or with these."""
-        with self._opened() as file:
+    def _read_tables(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """Yield tables with these columns of the file, None for all columns."""
+        with self._open() as file:
             yield from _READERS.get(get_ending(self.place), _READERS[".csv"])(file, columns)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[Any]:
-        """Open the file; what is wrong with it is a ConfigError."""
+    def _open(self) -> Iterator[Any]:
+        """Open the file, and raise its errors as ConfigError."""
         try:
             with Fetcher(signed=[self.place]).open(
                 strip_secrets(canonical(self.place)), ""
@@ -104,48 +112,48 @@ class LabelTable:
                 yield file
         except InputError as error:
             raise ConfigError(f"{self.name}: {error.detail}") from None
-        except _ERRORS as error:
+        except _READ_ERRORS as error:
             message = " ".join(str(error).split())[:300]
             if isinstance(error, UnicodeDecodeError) or "invalid utf" in message.lower():
                 raise ConfigError(
                     f"{self.name}: its text is not UTF-8: {message}", hint=_SAVE_AS_UTF8
                 ) from None
-            hint = "a table has one line with the names of its columns, and as many values in every row"
+            hint = "write one line with the names of the columns, and that many values in every row"
             raise ConfigError(
                 f"{self.name}: cannot be read as a table: {message}", hint=hint
             ) from None
 
 
-def is_label_table(place: str) -> bool:
+def is_label_table(path: str) -> bool:
     """Return whether the name of a file announces a table."""
-    return get_ending(place) in _READERS
+    return get_ending(path) in _READERS
 
 
-def get_ending(place: str) -> str:
-    """Return the ending of a file's name in small letters, without the query of a URL."""
-    name = place.partition("?")[0] if "://" in place else place
+def get_ending(path: str) -> str:
+    """Return the ending of a file's name in lower case, without the query of a URL."""
+    name = path.partition("?")[0] if "://" in path else path
     return posixpath.splitext(name)[1].lower()
 
 
-def match_columns(names: Sequence[str], wanted: Iterable[str], where: str) -> dict[str, str]:
+def match_columns(names: Sequence[str], requested: Iterable[str], where: str) -> dict[str, str]:
     """Find columns by name: exactly, or else in any case and with any signs between words.
 
     Args:
         names: The names that a table has.
-        wanted: The names to find.
+        requested: The names to find.
         where: The name of the table in messages.
 
     Returns:
-        The table's own name for each wanted one that it has.
+        The table's own name for each requested name that it has.
 
     Raises:
-        ConfigError: Two columns could be meant.
+        ConfigError: Several columns match one name.
     """
     by_plain_name: dict[str, list[str]] = {}
     for name in names:
         by_plain_name.setdefault(plain_name(name), []).append(name)
-    found = {}
-    for name in wanted:
+    own_names = {}
+    for name in requested:
         candidates = [name] if name in names else by_plain_name.get(plain_name(name), [])
         if len(candidates) > 1:
             raise ConfigError(
@@ -153,12 +161,12 @@ def match_columns(names: Sequence[str], wanted: Iterable[str], where: str) -> di
                 hint=f"rename one to {name}",
             )
         if candidates:
-            found[name] = candidates[0]
-    return found
+            own_names[name] = candidates[0]
+    return own_names
 
 
 def plain_name(name: str) -> str:
-    """Return a column's name in small letters, its words joined by underscores."""
+    """Return a column's name in lower case, with underscores between its words."""
     return re.sub(r"[\W_]+", "_", name.strip().casefold()).strip("_")
 
 
@@ -168,8 +176,9 @@ def columns_hint(names: Sequence[str]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value of JSON as the text of a cell: a text as it is, all others as JSON writes
-    them.
+    """Return a value of JSON as the text of a cell.
+
+    A text is returned as it is, any other value as JSON writes it.
     """
     if isinstance(value, str):
         return value
@@ -177,23 +186,26 @@ def format_value(value: Any) -> str:
 
 
 def _csv_tables(file: Any, columns: Sequence[str] | None, delimiter: str) -> Iterator[pa.Table]:
-    """Yield the columns that have a name: spreadsheets also save empty ones, and pandas an index."""
+    """Yield the columns that have a name.
+
+    Spreadsheets also save columns without a name, and pandas saves an index without one.
+    """
     for table in tabular.csv_tables(
-        file, delimiter=delimiter, columns=columns, texts=_check_names, size=_PIECE_BYTES
+        file, delimiter=delimiter, columns=columns, text_columns=_check_names, size=_CHUNK_BYTES
     ):
-        yield table.select(
-            [number for number, name in enumerate(table.column_names) if name.strip()]
-        )
+        yield table.select([index for index, name in enumerate(table.column_names) if name.strip()])
 
 
 def _check_names(names: list[str]) -> list[str]:
-    tabular.named_once([name for name in names if name.strip()])
+    tabular.check_names_unique([name for name in names if name.strip()])
     return names
 
 
 def _format_cell(value: Any) -> str:
-    """Return a value of JSON as text. A whole number is one whether it is written as 1 or, as
-    pandas does beside a gap, as 1.0.
+    """Return a value of JSON as text.
+
+    A whole number is the same text whether it is written as 1 or as 1.0. pandas writes 1.0 if a
+    column has gaps.
     """
     return (
         str(int(value)) if isinstance(value, float) and value.is_integer() else format_value(value)
@@ -201,9 +213,9 @@ def _format_cell(value: Any) -> str:
 
 
 def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    rows = tabular.json_rows(file, _PIECE_BYTES)
-    while some := list(islice(rows, _ROWS)):
-        yield tabular.text_table(some, _format_cell, columns)
+    rows = tabular.json_rows(file, _CHUNK_BYTES)
+    while chunk := list(islice(rows, _ROWS)):
+        yield tabular.text_table(chunk, _format_cell, columns)
 
 
 def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, TypeVar
 
+from pydantic import Field
+
 from ray_app import errors
 from ray_app.archives.build import ListingOptions, finish_manifest, list_portions
 from ray_app.archives.containers import ContainerLimits
@@ -33,47 +35,56 @@ from ray_app.storage import Store
 
 T = TypeVar("T")
 R = TypeVar("R")
-_THREADS = 16  # sections and containers that are read at once
-_END_S = 5.0  # for a process that was told to end
-_PATIENCE_S = 30.0  # at most, before a source that failed is listed again
+_THREADS = 16  # Sections and containers that are read at once.
+_EXIT_TIMEOUT_S = 5.0  # For a process that was asked to end.
+_MAX_RETRY_DELAY_S = 30.0  # Before a source that failed is listed again.
 
 
 class ListingRequest(Frozen):
-    """The archive to list, and the run that gets the manifests.
+    """The archive to list, and the run that gets the manifests."""
 
-    `every_s`: list again after this many seconds, until the parent ends the process; None lists
-    once. `lease`: the number of the parent's lease.
-    """
-
-    run: str
-    lease: int
-    sources: tuple[str, ...]
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    columns: TableColumns = TableColumns()
-    limits: ContainerLimits = ContainerLimits()
-    allow_private: bool = False
-    limit: int | None = None
-    plan: BlockPlan
-    every_s: float | None = None
+    run: str = Field(description="URL of the run directory")
+    lease: int = Field(description="number of the parent's lease")
+    sources: tuple[str, ...] = Field(description="sources as the user gave them")
+    include: tuple[str, ...] = Field(default=(), description="patterns of paths to list")
+    exclude: tuple[str, ...] = Field(default=(), description="patterns of paths to leave out")
+    skip: tuple[str, ...] = Field(default=(), description="URLs that are never listed")
+    columns: TableColumns = Field(
+        default=TableColumns(), description="columns of tables that the user named"
+    )
+    limits: ContainerLimits = Field(
+        default=ContainerLimits(), description="limits on what a container may cost"
+    )
+    allow_private: bool = Field(
+        default=False, description="whether lists may name web servers in private networks"
+    )
+    limit: int | None = Field(default=None, description="maximum members to list; null: no limit")
+    plan: BlockPlan = Field(description="sizes of blocks")
+    every_s: float | None = Field(
+        default=None,
+        description="seconds until the archive is listed again, until the parent ends the process; "
+        "null: list once",
+    )
 
 
 class ListingOutcome(Frozen):
-    """How a listing ended. `seconds`: how long it took. `members`, `blocks`: what the manifest holds
-    that it completed, 0 if nothing was new. `error`: the name of an exception of `ray_app.errors`.
-    """
+    """How a listing ended."""
 
-    seconds: float = 0.0
-    members: int = 0
-    blocks: int = 0
-    error: str | None = None
-    message: str = ""
-    hint: str | None = None
+    seconds: float = Field(default=0.0, description="seconds that the listing took")
+    members: int = Field(
+        default=0,
+        description="members of the manifest that the listing completed, 0 if none is new",
+    )
+    blocks: int = Field(default=0, description="blocks of that manifest")
+    error: str | None = Field(
+        default=None, description="name of an exception of `ray_app.errors` that ended the listing"
+    )
+    message: str = Field(default="", description="message of the error")
+    hint: str | None = Field(default=None, description="hint of the error")
 
 
 class ListingProcess:
-    """The parent's side. Use as a context manager, which ends the process.
+    """The parent's side of a listing process. Use as a context manager, which ends the process.
 
     Args:
         request: The archive and the run.
@@ -86,7 +97,7 @@ class ListingProcess:
 
     def __enter__(self) -> "ListingProcess":
         command = [sys.executable, "-P", "-m", "ray_app.archives.listing"]
-        # In a session of its own: Ctrl-C is for the parent, which ends this process.
+        # The process has its own session, because Ctrl-C is for the parent, which ends this process.
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -95,7 +106,7 @@ class ListingProcess:
             start_new_session=True,
         )
         assert self._child.stdin is not None, "it is a pipe"
-        with suppress(BrokenPipeError):  # It died at once, which `result` reports.
+        with suppress(BrokenPipeError):  # The process died at once, which `result` reports.
             self._child.stdin.write(self._request.model_dump_json().encode() + b"\n")
             self._child.stdin.flush()
         return self
@@ -107,7 +118,7 @@ class ListingProcess:
             assert child.stdin is not None, "it is a pipe"
             child.stdin.close()
         try:
-            child.wait(_END_S)
+            child.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -116,7 +127,7 @@ class ListingProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process still lists."""
+        """Whether the process is still listing."""
         return self._child is not None and self._child.poll() is None
 
     @property
@@ -126,7 +137,7 @@ class ListingProcess:
         return self._child.pid
 
     def result(self) -> ListingOutcome:
-        """Return how the listing ended. To be called once it has ended.
+        """Return how the listing ended. Call this after the process has ended.
 
         Raises:
             TouchstoneError: The error that ended the listing early.
@@ -147,7 +158,7 @@ class ListingProcess:
             if not output:
                 raise ClusterError(
                     f"the process that lists the archive ended with code {child.wait()}",
-                    hint="run the same command again; the listing continues",
+                    hint="run the same command again to continue the listing",
                 )
             self._outcome = ListingOutcome.model_validate_json(output)
         return self._outcome
@@ -156,14 +167,16 @@ class ListingProcess:
 def list_archive(
     request: ListingRequest, print_progress: Callable[[int], object]
 ) -> ManifestInfo | None:
-    """Write a manifest of an archive, in portions, and return what it holds; None if nothing is new.
+    """Write a manifest of an archive, in portions.
 
-    If the archive is listed again and again, the manifest stays open, and each listing adds what is
-    new.
+    If the archive is listed repeatedly, the manifest stays open, and each listing adds what is new.
 
     Args:
         request: The archive and the run.
         print_progress: Called with the number of members so far.
+
+    Returns:
+        What the manifest holds; None if nothing is new.
 
     Raises:
         ConfigError: The archive is empty, or columns of its tables clash.
@@ -198,8 +211,8 @@ def list_archive(
             except (errors.ConfigError, errors.StorageError) as error:
                 if last_listing(store) is None:
                     raise
-                print(f"following: {error}; it is listed again", file=sys.stderr, flush=True)
-                time.sleep(min(request.every_s, _PATIENCE_S))
+                print(f"following: {error}; retrying the listing", file=sys.stderr, flush=True)
+                time.sleep(min(request.every_s, _MAX_RETRY_DELAY_S))
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
@@ -215,7 +228,7 @@ def _end_with_parent(pipe: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """List as the parent requests."""
+    """List the archive that the parent requests."""
     request = ListingRequest.model_validate_json(sys.stdin.buffer.readline())
     parent = threading.Thread(target=_end_with_parent, args=(sys.stdin.buffer,), daemon=True)
     parent.start()
@@ -235,7 +248,7 @@ def main() -> None:
     outcome = outcome.model_copy(update={"seconds": time.monotonic() - began})
     sys.stdout.write(outcome.model_dump_json())
     sys.stdout.flush()
-    # Threads that still wait for a store must not delay the end.
+    # Threads that still wait for a store must not delay the exit.
     os._exit(0)
 
 

@@ -1,5 +1,7 @@
-"""Manifests, the lists of members that a run scores, on disk: `ManifestInfo`, `BlockRef`,
-`read_blocks`, `write_listed`, and their Arrow rows.
+"""Read and write manifests, the lists of members that a run scores.
+
+Enter at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows` converts
+members to Arrow rows.
 
     manifest/<n>/part-00000-00000.parquet   members; a row group is a block, a few blocks are a file
     manifest/<n>/blocks.parquet             for each block: its file, row group, members, and bytes
@@ -8,9 +10,9 @@
     manifest/<n>/_complete                  counts, as JSON; written last: without it, the manifest is open
     manifest/<n>/<k>/                       portion <k>: the same files, of what was listed since portion <k> - 1
     manifest/<n>/<k>/vanished.parquet       which ids vanished or returned since manifest <n> - 1
-    manifest/<n>/<k>/unlisted.json          what an unfinished listing has yet to list (`Walk.noted`)
+    manifest/<n>/<k>/unlisted.json          what an unfinished listing has yet to list (`Walk.save_state`)
 
-A listing writes portions, so that the first ones are scored while the archive is still listed.
+A listing writes portions, so that the first portions are scored while the archive is still listed.
 `close_manifest` adds `blocks.parquet`, `vanished.parquet`, and `_complete` of the whole manifest.
 """
 
@@ -33,9 +35,9 @@ from ray_app.storage import Guard, Store
 from ray_app.storage.errors import refuses_condition
 
 _FORMAT = 1
-_REQUESTS = 16  # portions that are read at once
+_MAX_REQUESTS = 16  # Portions that are read at once.
 # The newest complete manifest that was read through each store.
-_newest = WeakKeyDictionary[Store, "ManifestInfo"]()
+_last_complete = WeakKeyDictionary[Store, "ManifestInfo"]()
 
 BLOCK_COLUMNS = pa.schema(
     [
@@ -48,10 +50,10 @@ BLOCK_COLUMNS = pa.schema(
 )
 VANISHED_COLUMNS = pa.schema([pa.field("image_id", pa.int64(), nullable=False)])
 
-# no store has a larger object; what states more counts as not known, and the sum of a block
-# overflows nothing
-MOST_BYTES = 2**48
-_PLACE = pa.struct(
+# No store has a larger object. A larger stated size counts as unknown, so that the sum of a block
+# does not overflow.
+MAX_BYTES = 2**48
+_PLACE_TYPE = pa.struct(
     [
         ("kind", pa.string()),
         ("offset", pa.int64()),
@@ -60,9 +62,9 @@ _PLACE = pa.struct(
         ("column", pa.string()),
     ]
 )
-_REFUSED = pa.struct([("status", pa.string()), ("detail", pa.string())])
+_REFUSED_TYPE = pa.struct([("status", pa.string()), ("detail", pa.string())])
 
-_LISTED = [
+_LISTED_COLUMNS = [
     pa.field("image_id", pa.int64(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
     pa.field("member", pa.string()),
@@ -70,24 +72,44 @@ _LISTED = [
     pa.field("version", pa.string(), nullable=False),
     pa.field("size_bytes", pa.int64(), nullable=False),
 ]
-_CUT = [pa.field("block", pa.int32(), nullable=False), pa.field("slot", pa.int32(), nullable=False)]
-_REST = [pa.field("place", _PLACE), pa.field("refused", _REFUSED)]
+_CUT_COLUMNS = [
+    pa.field("block", pa.int32(), nullable=False),
+    pa.field("slot", pa.int32(), nullable=False),
+]
+_LAST_COLUMNS = [pa.field("place", _PLACE_TYPE), pa.field("refused", _REFUSED_TYPE)]
 
 
 @dataclass(frozen=True)
 class ManifestInfo:
-    """One finished listing: `members` are those it adds, `listed` all that it saw, `vanished` the
-    known ones that it did not see.
+    """One finished listing, or one portion of it, as `_complete` stores it.
 
-    `named`: files and containers that the sources themselves list; `digest` is over those, "" where
-    it does not say what containers hold. `linked_folders`: symbolic links to folders, which were
-    not followed; `linked_example` is the first of them. `closed_folders`: folders that could not be
-    listed, and `closed_example`; each is a member. `earlier`: how many members the manifests before
-    have. `servers`, `allow_private`: the guard of the listing, to be used when members are read;
-    with `earlier`, joined with those before. `portions`: how many portions the manifest has, 0 if it
-    was written at once; each portion counts what the manifest has so far. `goes_on`: the listing has
-    not reached its end with this portion. `retried`: of a retry, the statuses of the members that it
-    lists again; `retries`: the numbers of all retries so far.
+    If the manifest has portions, each portion counts what the manifest has so far.
+
+    Attributes:
+        manifest: The number of the manifest.
+        members: The number of members that the listing adds.
+        size_bytes: The bytes of these members, as far as known.
+        blocks: The number of blocks.
+        batch_slots: The number of slots in one batch.
+        listed: The number of members that the listing saw.
+        vanished: The number of known members that the listing did not see.
+        listing_s: The seconds that the listing took.
+        named: The number of files and containers that the sources themselves list.
+        digest: A hash of these files and containers; "" if it does not determine what containers
+            hold.
+        linked_folders: The number of symbolic links to folders, which were not followed.
+        linked_example: The first of these links.
+        closed_folders: The number of folders that could not be listed; each is a member.
+        closed_example: The first of these folders.
+        servers: The web servers that members may be read from, merged with those of earlier
+            manifests if there are any.
+        allow_private: Whether members may be read from any web server, also in private networks.
+        earlier: The number of members that earlier manifests have.
+        portions: The number of portions, 0 if the manifest was written at once.
+        goes_on: Whether the listing has not reached its end with this portion.
+        retried: The statuses of the members that a retry lists again.
+        retries: The numbers of all retries so far.
+        format: The version of this format.
     """
 
     manifest: int
@@ -115,23 +137,32 @@ class ManifestInfo:
 
     @property
     def is_retry(self) -> bool:
-        """Whether it lists members of earlier manifests again, to be scored once more."""
+        """Whether the manifest lists members of earlier manifests again, to be scored again."""
         return bool(self.retried)
 
     @property
     def known(self) -> int:
-        """Number of members that the manifests up to this one list, each counted once."""
+        """The number of members that the manifests up to this one list, each counted once."""
         return self.earlier if self.is_retry else self.earlier + self.members
 
     @property
     def current(self) -> int:
-        """Number of members that the last listing found."""
+        """The number of members that the last listing found."""
         return self.known - self.vanished
 
 
 @dataclass(frozen=True)
 class BlockRef:
-    """Where one block of a manifest lies; small, and all that a worker needs to read it."""
+    """The location of one block of a manifest; it is small, and all that a worker needs to read it.
+
+    Attributes:
+        manifest: The number of the manifest.
+        block: The number of the block in the manifest.
+        members: The number of members.
+        size_bytes: The bytes of the members, as far as known.
+        file: The file within the manifest.
+        row_group: The row group within the file.
+    """
 
     manifest: int
     block: int
@@ -142,13 +173,14 @@ class BlockRef:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Its manifest, and its number there: unique in a run."""
+        """The number of the manifest and the number of the block, which identify it in a run."""
         return self.manifest, self.block
 
 
 class BlockList(Sequence[BlockRef]):
-    """Many blocks in the memory of a few: columns, of which references are made on access. A slice
-    is one, too.
+    """Many blocks in little memory: columns, from which references are created on access.
+
+    A slice is a `BlockList`, too.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -156,46 +188,50 @@ class BlockList(Sequence[BlockRef]):
 
     @classmethod
     def joined(cls, lists: Sequence["BlockList"]) -> "BlockList":
-        """Several, one after another."""
+        """Concatenate several lists."""
         empty = BLOCK_COLUMNS.append(pa.field("manifest", pa.int32())).empty_table()
-        return cls(pa.concat_tables([empty, *(one._table for one in lists)]).combine_chunks())
+        return cls(
+            pa.concat_tables([empty, *(block_list._table for block_list in lists)]).combine_chunks()
+        )
 
     def columns(self) -> pa.Table:
-        """Return them as a table (`BLOCK_COLUMNS`)."""
+        """Return the blocks as a table (`BLOCK_COLUMNS`)."""
         return self._table.select(BLOCK_COLUMNS.names)
 
     @property
     def members(self) -> int:
-        """How many members they have together."""
+        """The number of members of all blocks."""
         return int(self._table["members"].to_numpy().sum())
 
     @property
     def sizes(self) -> Ids:
-        """How many members each has."""
+        """The number of members of each block."""
         sizes: Ids = self._table["members"].to_numpy().astype(np.int64)
         return sizes
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes their members have together, as far as known."""
+        """The bytes of the members of all blocks, as far as known."""
         return int(self._table["size_bytes"].to_numpy().sum())
 
     @property
     def heaviest_mean(self) -> float:
-        """Mean bytes of a member in the block where that is highest, as far as known."""
+        """The highest mean size of a member in any block, in bytes, as far as known."""
         sizes, members = (self._table[name].to_numpy() for name in ("size_bytes", "members"))
         return float((sizes / np.maximum(members, 1)).max(initial=0.0))
 
-    def without(self, done: Collection[int]) -> "BlockList":
-        """Those whose number is not among `done`."""
-        numbers = np.fromiter(done, np.int32, len(done))
+    def without(self, excluded: Collection[int]) -> "BlockList":
+        """Return the blocks whose number is not in `excluded`."""
+        excluded_numbers = np.fromiter(excluded, np.int32, len(excluded))
         return BlockList(
-            self._table.filter(pa.array(~np.isin(self._table["block"].to_numpy(), numbers)))
+            self._table.filter(
+                pa.array(~np.isin(self._table["block"].to_numpy(), excluded_numbers))
+            )
         )
 
-    def where(self, wanted: Sequence[bool]) -> "BlockList":
-        """Those at whose places it says so."""
-        return BlockList(self._table.filter(pa.array(wanted, pa.bool_())))
+    def where(self, mask: Sequence[bool]) -> "BlockList":
+        """Return the blocks at the positions at which `mask` is true."""
+        return BlockList(self._table.filter(pa.array(mask, pa.bool_())))
 
     def __len__(self) -> int:
         return len(self._table)
@@ -220,29 +256,52 @@ class BlockList(Sequence[BlockRef]):
                 yield BlockRef(**row)
 
 
-def folder_of(number: int, portion: int | None = None) -> str:
+def get_folder(number: int, portion: int | None = None) -> str:
     """Return the folder of a manifest, or of one of its portions, relative to the run."""
     return f"manifest/{number}" if portion is None else f"manifest/{number}/{portion:05d}"
 
 
 def path_in(number: int, name: str, portion: int | None = None) -> str:
-    """Return the path of a file of a manifest, or of one of its portions."""
-    return f"{folder_of(number, portion)}/{name}"
+    """Return the path of a file of a manifest, or of one of its portions, relative to the run.
+
+    Args:
+        number: The number of the manifest.
+        name: The name of the file.
+        portion: The number of the portion, None for the manifest itself.
+    """
+    return f"{get_folder(number, portion)}/{name}"
 
 
 def manifests(store: Store) -> list[int]:
-    """The numbers of all complete manifests, ascending."""
+    """Return the numbers of all complete manifests, ascending.
+
+    Args:
+        store: The run directory.
+    """
     return listed_manifests(store)[0]
 
 
 def open_manifest(store: Store) -> ManifestInfo | None:
-    """Return what the open manifest holds so far; None if no manifest with a portion is open."""
+    """Return what the open manifest holds so far.
+
+    Args:
+        store: The run directory.
+
+    Returns:
+        The last portion's counts; None if no manifest with a portion is open.
+    """
     return listed_manifests(store)[1]
 
 
 def listed_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
-    """Return the numbers of all complete manifests, ascending, and what the open manifest holds so
-    far; None if no manifest with a portion is open.
+    """Return the numbers of all complete manifests, and what the open manifest holds so far.
+
+    Args:
+        store: The run directory.
+
+    Returns:
+        The numbers, ascending, and the counts of the last portion. The counts are None if no
+        manifest with a portion is open.
     """
     last = last_complete(store)
     following = 0 if last is None else last.manifest + 1
@@ -255,9 +314,9 @@ def last_complete(store: Store) -> ManifestInfo | None:
     Manifests are numbered without gaps, and a complete one never changes. So the folder of a run
     with many manifests is listed once for each `Store`.
     """
-    last = _newest.get(store)
+    last = _last_complete.get(store)
     if last is None:
-        for number in reversed(_numbers(store, "manifest")):
+        for number in reversed(_list_numbers(store, "manifest")):
             last = read_complete(store, number)
             if last is not None:
                 break
@@ -265,12 +324,17 @@ def last_complete(store: Store) -> ManifestInfo | None:
     while (info := read_complete(store, number + 1)) is not None:
         last, number = info, number + 1
     if last is not None:
-        _newest[store] = last
+        _last_complete[store] = last
     return last
 
 
 def read_complete(store: Store, number: int, portion: int | None = None) -> ManifestInfo | None:
     """Return what a complete manifest or a complete portion holds; None if it is not complete.
+
+    Args:
+        store: The run directory.
+        number: The number of the manifest.
+        portion: The number of the portion, None for the manifest itself.
 
     Raises:
         IdentityError: Another version of Touchstone wrote it.
@@ -289,9 +353,9 @@ def read_complete(store: Store, number: int, portion: int | None = None) -> Mani
 
 
 def read_last_portion(store: Store, number: int) -> ManifestInfo | None:
-    """Return what a manifest holds as its last complete portion states it; None without one."""
+    """Return what a manifest holds up to its last complete portion; None if it has none."""
     # Portions are written one after another, so the last alone can be incomplete.
-    for portion in reversed(_numbers(store, folder_of(number))[-2:]):
+    for portion in reversed(_list_numbers(store, get_folder(number))[-2:]):
         info = read_complete(store, number, portion)
         if info is not None:
             return info
@@ -299,31 +363,43 @@ def read_last_portion(store: Store, number: int) -> ManifestInfo | None:
 
 
 def last_listing(store: Store) -> ManifestInfo | None:
-    """Return what the newest manifest holds as far as it is listed; None if nothing is listed."""
+    """Return what the newest manifest, open or complete, holds as far as it is listed.
+
+    Args:
+        store: The run directory.
+
+    Returns:
+        The counts; None if nothing is listed.
+    """
     last = last_complete(store)
     return read_last_portion(store, 0 if last is None else last.manifest + 1) or last
 
 
-def close_manifest(store: Store, listed: ManifestInfo) -> ManifestInfo:
+def close_manifest(store: Store, last_portion: ManifestInfo) -> ManifestInfo:
     """Complete a manifest with its portions. An interrupted call can be repeated.
 
     Args:
         store: The run directory.
-        listed: What the manifest holds, as its last portion states it.
+        last_portion: The counts of the manifest in its last portion.
+
+    Returns:
+        The counts of the complete manifest.
     """
-    number = listed.manifest
-    blocks = read_blocks_so_far(store, listed).columns()
+    number = last_portion.manifest
+    blocks = read_blocks_so_far(store, last_portion).columns()
     store.write(path_in(number, "blocks.parquet"), parquet_bytes(blocks))
-    vanished = read_vanished_so_far(store, listed)
+    vanished = read_vanished_so_far(store, last_portion)
     store.write(path_in(number, "vanished.parquet"), _vanished_bytes(vanished))
-    info = replace(listed, goes_on=False)
+    info = replace(last_portion, goes_on=False)
     create_file(store, path_in(number, "_complete"), _info_bytes(info))
     return info
 
 
 def copy_manifest(store: Store, number: int, target: Store) -> None:
-    """Copy a complete manifest into another run, under the same number. An interrupted call can be
-    repeated: the manifest counts there once all of it is there.
+    """Copy a complete manifest into another run, under the same number.
+
+    The manifest counts there only when all its files are copied, so an interrupted call can be
+    repeated.
 
     Args:
         store: The run directory with the manifest.
@@ -334,9 +410,9 @@ def copy_manifest(store: Store, number: int, target: Store) -> None:
     def copy(path: str) -> None:
         target.write(path, store.read(path))
 
-    with ThreadPoolExecutor(_REQUESTS) as pool:
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
         # Without the `_complete` of its portions, an incomplete copy is not an open manifest.
-        for _ in pool.map(copy, _files_below(store, folder_of(number))):
+        for _ in pool.map(copy, _files_below(store, get_folder(number))):
             pass
     path = path_in(number, "_complete")
     create_file(target, path, store.read(path))
@@ -348,19 +424,23 @@ def _files_below(store: Store, folder: str) -> Iterator[str]:
         yield from _files_below(store, f"{folder}/{name}")
 
 
-def _numbers(store: Store, folder: str) -> list[int]:
+def _list_numbers(store: Store, folder: str) -> list[int]:
     return sorted(int(name) for name in store.folders(folder) if name.isdigit())
 
 
 def guard_of(store: Store) -> Guard:
-    """Which web servers are requested for the members of a store's manifests: those that their own
-    commands could ask.
+    """Return which web servers may be requested for the members of a run's manifests.
+
+    These are the servers that the commands that listed the members could request.
+
+    Args:
+        store: The run directory.
     """
-    return listed_so_far(store)[1]
+    return read_known_count(store)[1]
 
 
-def listed_so_far(store: Store) -> tuple[int, Guard]:
-    """How many members all manifests list so far, and the guard under which these may be read."""
+def read_known_count(store: Store) -> tuple[int, Guard]:
+    """Return how many members all manifests list so far, and the guard for reading them."""
     last = last_listing(store)
     if last is None:
         return 0, Guard()
@@ -388,13 +468,16 @@ def create_file(store: Store, path: str, data: bytes) -> None:
 
 
 def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
-    """Write what a manifest has besides its parts and ids, and make it count.
+    """Write the other files of a manifest whose parts and ids are written, and complete it.
 
     Args:
         store: The run directory.
-        info: The facts of the manifest.
+        info: The counts of the manifest.
         blocks: Its blocks (`BLOCK_COLUMNS`).
         vanished: The sorted ids that its listing no longer found.
+
+    Raises:
+        StorageError: Another process wrote the manifest.
     """
     create_file(store, path_in(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
     create_file(store, path_in(info.manifest, "vanished.parquet"), _vanished_bytes(vanished))
@@ -402,21 +485,26 @@ def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: I
 
 
 def write_portion(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
-    """Write what the last portion of a manifest has besides its parts and ids, and make it count.
+    """Write the other files of the last portion, whose parts and ids are written, and complete it.
 
     Args:
         store: The run directory.
-        info: The facts of the manifest with this portion.
+        info: The counts of the manifest with this portion.
         blocks: The blocks of the portion (`BLOCK_COLUMNS`).
         vanished: The sorted ids that the listing no longer found.
+
+    Raises:
+        StorageError: Another process wrote the portion.
     """
     number, portion = info.manifest, info.portions - 1
-    before = _read_vanished(store, number - 1)
-    gone, back = np.setdiff1d(vanished, before), np.setdiff1d(before, vanished)
+    previous = _read_vanished(store, number - 1)
+    vanished_now, returned_now = np.setdiff1d(vanished, previous), np.setdiff1d(previous, vanished)
     changes = pa.table(
         {
-            "image_id": pa.array(np.concatenate([gone, back]), pa.int64()),
-            "is_back": pa.array(np.arange(len(gone) + len(back)) >= len(gone)),
+            "image_id": pa.array(np.concatenate([vanished_now, returned_now]), pa.int64()),
+            "is_back": pa.array(
+                np.arange(len(vanished_now) + len(returned_now)) >= len(vanished_now)
+            ),
         }
     )
     create_file(store, path_in(number, "blocks.parquet", portion), parquet_bytes(blocks))
@@ -433,98 +521,130 @@ def _vanished_bytes(vanished: Ids) -> bytes:
 
 
 def read_table(store: Store, path: str) -> pa.Table:
-    """A Parquet file of a store, in one request."""
+    """Read a Parquet file of a store, in one request."""
     return pq.ParquetFile(pa.BufferReader(store.read(path))).read()
 
 
 def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
-    """A table as a Parquet file."""
+    """Return a table as the bytes of a Parquet file, with `row_group` rows per row group."""
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", row_group_size=row_group, use_dictionary=False)
     return file.getvalue()
 
 
 def read_blocks(store: Store, number: int, portion: int | None = None) -> BlockList:
-    """Return the blocks of a complete manifest, or of one of its portions, in order."""
+    """Return the blocks of a complete manifest, or of one of its portions, in order.
+
+    Args:
+        store: The run directory.
+        number: The number of the manifest.
+        portion: The number of the portion, None for the whole manifest.
+    """
     table = read_table(store, path_in(number, "blocks.parquet", portion))
     return BlockList(
         table.append_column("manifest", pa.array(np.full(len(table), number, np.int32)))
     )
 
 
-def read_blocks_so_far(store: Store, listed: ManifestInfo) -> BlockList:
+def read_blocks_so_far(store: Store, portion_info: ManifestInfo) -> BlockList:
     """Return the blocks of an open manifest, in order.
 
     Args:
         store: The run directory.
-        listed: What the manifest holds, as one of its portions states it. Later ones are left out.
+        portion_info: The counts of the manifest in one of its portions. Later portions are left
+            out.
     """
-    portions = range(listed.portions)
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        read = partial(read_blocks, store, listed.manifest)
+    portions = range(portion_info.portions)
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+        read = partial(read_blocks, store, portion_info.manifest)
         return BlockList.joined(list(pool.map(read, portions)))
 
 
 def read_block_lists(store: Store) -> Iterator[BlockList]:
-    """Yield the blocks of each manifest, also of the open one as far as it is listed."""
-    numbers, listed = listed_manifests(store)
+    """Yield the blocks of each manifest, also of the open manifest as far as it is listed.
+
+    Args:
+        store: The run directory.
+    """
+    numbers, open_info = listed_manifests(store)
     for number in numbers:
         yield read_blocks(store, number)
-    if listed is not None:
-        yield read_blocks_so_far(store, listed)
+    if open_info is not None:
+        yield read_blocks_so_far(store, open_info)
 
 
 def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
-    """The ids of consecutive blocks, block by block in their order; each file is read once."""
-    opened, file = None, ""
+    """Yield the ids of consecutive blocks, block by block in their order.
+
+    Each file is read once.
+
+    Args:
+        store: The run directory.
+        blocks: The blocks.
+    """
+    parquet, open_path = None, ""
     for ref in blocks:
-        if opened is None or ref.file != file:
-            opened, file = (
+        if parquet is None or ref.file != open_path:
+            parquet, open_path = (
                 pq.ParquetFile(pa.BufferReader(store.read(path_in(ref.manifest, ref.file)))),
                 ref.file,
             )
-        yield opened.read_row_group(ref.row_group, columns=["image_id"])["image_id"].to_numpy()
+        yield parquet.read_row_group(ref.row_group, columns=["image_id"])["image_id"].to_numpy()
 
 
 def read_vanished(store: Store, number: int) -> Ids:
-    """The sorted ids of earlier manifests that are not in the archive any more, as of complete
-    manifest `number`.
+    """Return the sorted ids of earlier manifests that the archive no longer has.
+
+    Args:
+        store: The run directory.
+        number: The complete manifest whose listing decides.
     """
     vanished: Ids = read_table(store, path_in(number, "vanished.parquet"))["image_id"].to_numpy()
     return vanished
 
 
-def read_vanished_so_far(store: Store, listed: ManifestInfo) -> Ids:
-    """The same, as of a portion of an open manifest."""
-    number, before = listed.manifest, _read_vanished(store, listed.manifest - 1)
-    changes = read_table(store, path_in(number, "vanished.parquet", listed.portions - 1))
+def read_vanished_so_far(store: Store, portion_info: ManifestInfo) -> Ids:
+    """Return the sorted ids that the archive no longer has, according to an open manifest.
+
+    Args:
+        store: The run directory.
+        portion_info: The counts of the manifest in one of its portions.
+    """
+    number, previous = portion_info.manifest, _read_vanished(store, portion_info.manifest - 1)
+    changes = read_table(store, path_in(number, "vanished.parquet", portion_info.portions - 1))
     ids, is_back = changes["image_id"].to_numpy(), changes["is_back"].to_numpy()
-    return np.union1d(np.setdiff1d(before, ids[is_back]), ids[~is_back])
+    return np.union1d(np.setdiff1d(previous, ids[is_back]), ids[~is_back])
 
 
 def _read_vanished(store: Store, number: int) -> Ids:
     return read_vanished(store, number) if number >= 0 else np.empty(0, np.int64)
 
 
-# The struct column `input` is there only when the source has columns of its own: Parquet knows no
-# struct without fields. What a list has in one column is of one type, or the list is refused; what
-# several tables in an archive have under one name becomes text where no type holds both, since no
-# table there is to stop a run.
+# The struct column `input` exists only if the source has columns of its own, because Parquet has no
+# structs without fields. A column of a list must have one type, or the list is refused. Columns of
+# one name in several tables of an archive become text if no type holds both, because no table in an
+# archive may stop a run.
 def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
-    """The columns of a manifest."""
+    """Return the columns of a manifest, with `input` if the source has columns."""
     return pa.schema(
         [
-            *_LISTED,
-            *_CUT,
-            *_REST,
+            *_LISTED_COLUMNS,
+            *_CUT_COLUMNS,
+            *_LAST_COLUMNS,
             *([pa.field("input", input_type)] if input_type is not None else []),
         ]
     )
 
 
 def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
-    """Members that are not cut into blocks yet. Raises ConfigError for a list's column whose values
-    are of several types.
+    """Return members, which are not cut into blocks yet, as rows.
+
+    Args:
+        ids: Their ids.
+        items: The members.
+
+    Raises:
+        ConfigError: A column of a list that the user named has values of several types.
     """
     columns = [
         pa.array(ids, pa.int64()),
@@ -533,35 +653,41 @@ def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
         pa.array([item.occurrence for item in items], pa.int32()),
         pa.array([item.version for item in items], pa.string()),
         pa.array(
-            [item.size_bytes if item.size_bytes <= MOST_BYTES else -1 for item in items], pa.int64()
+            [item.size_bytes if item.size_bytes <= MAX_BYTES else -1 for item in items], pa.int64()
         ),
-        _struct([item.place for item in items], _PLACE),
-        _struct(
+        _build_struct([item.place for item in items], _PLACE_TYPE),
+        _build_struct(
             [
                 item.refused and replace(item.refused, detail=one_line(item.refused.detail))
                 for item in items
             ],
-            _REFUSED,
+            _REFUSED_TYPE,
         ),
     ]
-    fields = [*_LISTED, *_REST]
-    if inputs := _inputs(
-        [item.input for item in items], as_text=any(map(has_columns_of_archive, items))
+    fields = [*_LISTED_COLUMNS, *_LAST_COLUMNS]
+    if inputs := _build_input(
+        [item.input for item in items], as_text=any(map(has_archive_columns, items))
     ):
         columns.append(inputs)
         fields.append(pa.field("input", inputs.type))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def has_columns_of_archive(item: ListedMember) -> bool:
-    """Whether a member's columns are of the archive, and not of a list that its user named."""
+def has_archive_columns(item: ListedMember) -> bool:
+    """Return whether a member's columns are from the archive, not from a list of the user."""
     return item.place is not None or isinstance(item, ListedWithColumns)
 
 
-def cut_rows(listed: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
-    """The same members as one block of a manifest, in their slots."""
-    count = len(listed)
-    columns: dict[str, Any] = {name: listed[name] for name in listed.schema.names}
+def cut_rows(rows: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
+    """Return members as the rows of one block of a manifest, in their slots.
+
+    Args:
+        rows: The members.
+        block: The number of the block.
+        schema: The columns of the manifest.
+    """
+    count = len(rows)
+    columns: dict[str, Any] = {name: rows[name] for name in rows.schema.names}
     columns |= {
         "block": pa.array(np.full(count, block, np.int32)),
         "slot": pa.array(np.arange(count, dtype=np.int32)),
@@ -570,59 +696,74 @@ def cut_rows(listed: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
 
 
 def input_type(table: pa.Table) -> pa.StructType | None:
-    """The type of the source's own columns; None where it has none."""
+    """Return the type of the source's own columns; None if the source has none."""
     return table.schema.field("input").type if "input" in table.schema.names else None
 
 
-def with_input(table: pa.Table, wanted: pa.StructType | None) -> pa.Table:
-    """The table with `input` as a wider type: what it does not have is null."""
-    if wanted is None or input_type(table) == wanted:
+def with_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
+    """Return the table with `input` as a wider type; fields that it lacks are null.
+
+    Args:
+        table: The members.
+        kind: The wider type, None for no change.
+    """
+    if kind is None or input_type(table) == kind:
         return table
     count = len(table)
     if "input" not in table.schema.names:
-        return table.append_column(pa.field("input", wanted), pa.nulls(count, wanted))
-    given = table["input"].combine_chunks()
-    names = [field.name for field in given.type]
+        return table.append_column(pa.field("input", kind), pa.nulls(count, kind))
+    present = table["input"].combine_chunks()
+    names = [field.name for field in present.type]
     children = [
-        as_type(given.field(field.name), field.type)
+        as_type(present.field(field.name), field.type)
         if field.name in names
         else pa.nulls(count, field.type)
-        for field in wanted
+        for field in kind
     ]
-    whole = pa.StructArray.from_arrays(children, fields=list(wanted), mask=given.is_null())
-    return table.set_column(table.schema.get_field_index("input"), pa.field("input", wanted), whole)
+    widened = pa.StructArray.from_arrays(children, fields=list(kind), mask=present.is_null())
+    return table.set_column(table.schema.get_field_index("input"), pa.field("input", kind), widened)
 
 
 def joined_inputs(types: Iterable[pa.StructType | None], *, as_text: bool) -> pa.StructType | None:
-    """The type that holds all of these. A column of two types which no third holds becomes text, or
-    raises ConfigError naming it.
+    """Return the type of `input` that holds all of these types; None if there are no columns.
+
+    Args:
+        types: The types.
+        as_text: Whether a column whose types clash becomes text.
+
+    Raises:
+        ConfigError: The types of a column clash, and `as_text` is False; the message has the
+            column.
     """
-    joined: dict[str, pa.DataType] = {}
-    for one in types:
-        for column in one or ():
-            before = joined.get(column.name, column.type)
-            joined[column.name] = (
-                before
-                if before == column.type
-                else _wider(column.name, before, column.type, as_text=as_text)
+    columns: dict[str, pa.DataType] = {}
+    for kind in types:
+        for column in kind or ():
+            merged = columns.get(column.name, column.type)
+            columns[column.name] = (
+                merged
+                if merged == column.type
+                else _unify_types(column.name, merged, column.type, as_text=as_text)
             )
-    return pa.struct(list(joined.items())) if joined else None
+    return pa.struct(list(columns.items())) if columns else None
 
 
 def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column as a type that `joined_inputs` found; what is no text becomes one as JSON writes it."""
+    """Convert a column to a type that `joined_inputs` returned.
+
+    Values that are not texts become texts as JSON writes them.
+    """
     if pa.types.is_string(kind) and not (
         pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     ):
-        return pa.array([_text(value) for value in column.to_pylist()], kind)
+        return pa.array([_to_text(value) for value in column.to_pylist()], kind)
     if column.type == kind:
         return column
-    # pyarrow 26 loses its way where it casts slices of lists within lists.
+    # pyarrow 26 casts slices of lists within lists wrongly.
     return pa.array(column.to_pylist(), kind) if pa.types.is_nested(kind) else column.cast(kind)
 
 
-def settled(kind: pa.StructType | None) -> pa.StructType | None:
-    """The type as files keep it: a column without any value becomes one of texts."""
+def finalize_type(kind: pa.StructType | None) -> pa.StructType | None:
+    """Return the type as files store it: a column without any value becomes text."""
     return kind and pa.struct(
         [
             (field.name, pa.string() if pa.types.is_null(field.type) else field.type)
@@ -631,7 +772,7 @@ def settled(kind: pa.StructType | None) -> pa.StructType | None:
     )
 
 
-def _struct(values: Sequence[Any], kind: pa.StructType) -> pa.Array:
+def _build_struct(values: Sequence[Any], kind: pa.StructType) -> pa.Array:
     is_null = np.array([value is None for value in values], bool)
     if is_null.all():
         return pa.nulls(len(values), kind)
@@ -644,26 +785,30 @@ def _struct(values: Sequence[Any], kind: pa.StructType) -> pa.Array:
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(is_null))
 
 
-def _inputs(inputs: Sequence[dict[str, Any]], *, as_text: bool) -> pa.Array | None:
-    names = list(dict.fromkeys(name for one in inputs for name in one))
+def _build_input(inputs: Sequence[dict[str, Any]], *, as_text: bool) -> pa.Array | None:
+    names = list(dict.fromkeys(name for values in inputs for name in values))
     if not names:
         return None
     return pa.StructArray.from_arrays(
-        [_column(name, [one.get(name) for one in inputs], as_text=as_text) for name in names], names
+        [
+            _build_column(name, [values.get(name) for values in inputs], as_text=as_text)
+            for name in names
+        ],
+        names,
     )
 
 
-def _column(name: str, values: list[Any], *, as_text: bool) -> pa.Array:
+def _build_column(name: str, values: list[Any], *, as_text: bool) -> pa.Array:
     try:
         column = pa.array(values)
         if _has_times(column.type):
-            column.to_pylist()  # the ends of Python's calendar lie beyond it in other time zones
+            column.to_pylist()  # Raises for times that leave Python's calendar in another time zone.
         return column
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
         if as_text:
-            return pa.array([_text(value) for value in values], pa.string())
+            return pa.array([_to_text(value) for value in values], pa.string())
         kinds = sorted({type(value).__name__ for value in values if value is not None})
-        raise _clash(name, " and ".join(kinds)) from None
+        raise _clash_error(name, " and ".join(kinds)) from None
 
 
 def _has_times(kind: pa.DataType) -> bool:
@@ -672,7 +817,7 @@ def _has_times(kind: pa.DataType) -> bool:
     )
 
 
-def _text(value: Any) -> str | None:
+def _to_text(value: Any) -> str | None:
     return (
         value
         if value is None or isinstance(value, str)
@@ -680,17 +825,17 @@ def _text(value: Any) -> str | None:
     )
 
 
-def _wider(name: str, one: pa.DataType, other: pa.DataType, *, as_text: bool) -> pa.DataType:
+def _unify_types(name: str, left: pa.DataType, right: pa.DataType, *, as_text: bool) -> pa.DataType:
     try:
-        schemas = [pa.schema([(name, kind)]) for kind in (one, other)]
+        schemas = [pa.schema([(name, kind)]) for kind in (left, right)]
         return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         if as_text:
             return pa.string()
-        raise _clash(name, f"{one} and {other}") from None
+        raise _clash_error(name, f"{left} and {right}") from None
 
 
-def _clash(name: str, kinds: str) -> ConfigError:
+def _clash_error(name: str, kinds: str) -> ConfigError:
     return ConfigError(
         f"column '{name}' of the source holds both {kinds}",
         hint="give it values of one type, or score the parts as runs of their own",

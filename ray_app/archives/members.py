@@ -1,7 +1,7 @@
-"""Members (`ListedMember`, `ManifestMember`), the id that a member keeps for ever (`image_id`), how
-a list of them is cut into blocks (`BlockPlan`), and what applies a function to many items (`Each`).
+"""Define the members of an archive (`ListedMember`, `ManifestMember`) and their ids (`image_id`).
 
-The same list and plan give the same cuts for ever.
+A `BlockPlan` defines how a list of members is cut into blocks. The same list and plan always give
+the same cuts. `Each` is the type of functions that apply a function to many items.
 """
 
 import hashlib
@@ -18,23 +18,25 @@ from ray_app.errors import InputError, Status
 
 Ids = npt.NDArray[np.int64]
 
-_FOLDER = "folder:"  # the version of a folder that could not be listed begins with it
-_NONE = b"\xff" * 8  # in a length's place: no text, which is not the empty text
+_FOLDER = "folder:"  # The version of a folder that could not be listed begins with this.
+_NONE = b"\xff" * 8  # Encodes None in place of a length; None differs from the empty text.
 
-# The first blocks are small, so that results come early and a small archive still divides among
+# The first blocks are small, so that results come early and even a small archive is divided among
 # many workers.
 _FIRST_BLOCK_MEMBERS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class MemberLocation:
-    """Where in its container a member lies, so that it is read without what lies before it.
+    """The location of a member in its container, so that it is read without what precedes it.
 
-    `kind` names the container's format (`ray_app.archives.containers`). `offset`: the first byte of
-    the data in an (unpacked) tar, of the local header in a zip, the row's number in a Parquet file.
-    `length`: bytes from there that hold it, -1 where the format does not say. `group`: members of
-    one group are read together (a Parquet row group; 0 in other formats). `column`: the one that
-    holds the image, in a table.
+    Attributes:
+        kind: The container's format (`ray_app.archives.containers`).
+        offset: The first byte of the data in an (unpacked) tar, the first byte of the local header
+            in a zip, or the row number in a Parquet file.
+        length: Bytes from the offset that hold the member, -1 if the format does not state it.
+        group: Members of one group are read together: a Parquet row group, 0 in other formats.
+        column: The column that holds the image, in a table.
     """
 
     kind: str
@@ -46,22 +48,29 @@ class MemberLocation:
 
 @dataclass(frozen=True, slots=True)
 class RefusedMember:
-    """Why a member is never read: the archive's own listing says that it must not or cannot be."""
+    """The reason from the archive's own listing why a member must not or cannot be read."""
 
     status: Status
     detail: str
 
     def error(self) -> InputError:
-        """The same, as what a row says."""
+        """Return the reason as an error, which becomes the status of the member's row."""
         return InputError(self.status, self.detail)
 
 
 @dataclass(frozen=True, slots=True)
 class ListedMember:
-    """One encoded file as a source lists it; `member` and `occurrence` (0, 1, … of equal names)
-    tell it from others in one container.
+    """One encoded file as its source lists it.
 
-    `place` is None for a file of its own.
+    Attributes:
+        uri: The file, or the container that holds it.
+        member: The name within the container, None for a file of its own.
+        occurrence: 0, 1, … for members of equal names in one container.
+        version: The version of the file or container, "" if unknown.
+        size_bytes: The size of the encoded file, -1 if unknown.
+        input: Values of the source's columns for this file, by column name.
+        place: The location within the container, None for a file of its own.
+        refused: The reason why the member must not be read, None if it may be.
     """
 
     uri: str
@@ -75,14 +84,15 @@ class ListedMember:
 
 
 class ListedWithColumns(ListedMember):
-    """A file whose columns lie beside it in the archive, where no user has seen to their types."""
+    """A file with columns from the archive itself, whose types no user has checked."""
 
     __slots__ = ()
 
 
 class VersionlessFile(ListedMember):
-    """A file whose version could not be read. A worker tries to read the file, because the error
-    may have passed.
+    """A file whose version could not be read.
+
+    A worker still tries to read the file, because the error may have passed.
     """
 
     __slots__ = ()
@@ -99,7 +109,7 @@ class UnreadableFolder(ListedMember):
 
     @classmethod
     def for_reason(cls, uri: str, reason: InputError) -> "UnreadableFolder":
-        """Create the member that stands for the folder at `uri`."""
+        """Create the member that represents the folder at `uri`, closed for `reason`."""
         return cls(
             uri,
             None,
@@ -111,16 +121,29 @@ class UnreadableFolder(ListedMember):
 
 
 def is_unreadable_folder(item: "ListedMember | ManifestMember") -> bool:
-    """Whether a member stands for a folder that could not be listed, also one that was read back
-    from a manifest.
+    """Return whether a member represents a folder that could not be listed.
+
+    This also holds for a member that was read back from a manifest.
     """
     return item.refused is not None and item.version == f"{_FOLDER}{item.refused.status}"
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestMember:
-    """One row of a manifest: a listed file with its id and its fixed place, `slot` counting inside
-    `block`. Size -1 = unknown.
+    """One row of a manifest: a listed file with its id and its fixed position.
+
+    Attributes:
+        image_id: The id of the file in its run.
+        uri: The file, or the container that holds it.
+        member: The name within the container, None for a file of its own.
+        occurrence: 0, 1, … for members of equal names in one container.
+        version: The version of the file or container, "" if unknown.
+        size_bytes: The size of the encoded file, -1 if unknown.
+        block: The block within the manifest.
+        slot: The position within the block.
+        input: Values of the source's columns for this file, by column name.
+        place: The location within the container, None for a file of its own.
+        refused: The reason why the member must not be read, None if it may be.
     """
 
     image_id: int
@@ -137,13 +160,25 @@ class ManifestMember:
 
 
 def as_member(item: ListedMember, slot: int = 0) -> ManifestMember:
-    """A listed file as one that can be read; `slot` is its number in the listing."""
-    listed = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
-    return ManifestMember(image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
+    """Convert a listed file into a member that can be read.
+
+    Args:
+        item: The file as its source lists it.
+        slot: The number of the file in the listing.
+
+    Returns:
+        The member, in block 0.
+    """
+    identity = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
+    return ManifestMember(image_id(item), *identity, 0, slot, item.input, item.place, item.refused)
 
 
 def as_listed(member: ListedMember | ManifestMember) -> ListedMember:
-    """Return a member as its source listed it."""
+    """Convert a member back to the form in which its source listed it.
+
+    Args:
+        member: A member of a manifest, or one that is already listed.
+    """
     return ListedMember(
         member.uri,
         member.member,
@@ -156,15 +191,15 @@ def as_listed(member: ListedMember | ManifestMember) -> ListedMember:
     )
 
 
-# SHA-256 of a member; with a counter above 0, another one.
+# Returns the SHA-256 of a member; each counter above 0 gives a different digest.
 Digest = Callable[[ListedMember, int], bytes]
 
 
 def identity_digest(item: ListedMember, counter: int = 0) -> bytes:
-    """SHA-256 over (uri, member, occurrence, version), each text after its length, so that no two
-    members share an encoding.
+    """Return the SHA-256 over (uri, member, occurrence, version).
 
-    A `counter` above 0 joins the hash where a member before had the same id.
+    Each text follows its length, so that no two members share an encoding. A `counter` above 0 is
+    hashed too; it gives another id to a member whose first id belongs to an earlier member.
     """
     parts = [
         _encode(item.uri),
@@ -178,12 +213,17 @@ def identity_digest(item: ListedMember, counter: int = 0) -> bytes:
 
 
 def image_id(item: ListedMember, counter: int = 0) -> int:
-    """The first 8 bytes of the digest, as a signed 64-bit integer."""
+    """Return the id of a member: the first 8 bytes of its digest, as a signed 64-bit integer.
+
+    Args:
+        item: The file as its source lists it.
+        counter: Above 0 for another id, if an earlier member has the first one.
+    """
     return first_word(identity_digest(item, counter))
 
 
 def first_word(digest: bytes) -> int:
-    """The part of a digest that names its member."""
+    """Return the image id within a digest: its first 8 bytes as a signed 64-bit integer."""
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
@@ -195,38 +235,44 @@ def _encode(text: str | None) -> bytes:
 
 
 class TableColumns(Frozen):
-    """Which columns of a table hold what; null = found by their types and usual names."""
+    """The columns of a table that hold images or uris; null finds them by type and usual name."""
 
     image: str | None = Field(
         default=None, description="column with the encoded images: bytes, or a struct {bytes, path}"
     )
-    uri: str | None = Field(default=None, description="column with the places of images, in a list")
+    uri: str | None = Field(default=None, description="column with the uris of images, in a list")
 
 
 class BlockPlan(Frozen):
-    """What decides the cuts: slots in one batch, the most members (and bytes, where they are
-    bounded) in one block, and how slowly blocks grow up to that.
+    """The sizes of blocks."""
 
-    The more workers, the slower: the last blocks of a list, some worked on and some finished,
-    should be a small part of it.
-    """
-
-    batch_slots: int = Field(default=32, ge=1)
-    max_block_members: int = Field(default=1024, ge=1)
-    blocks_per_doubling: int = Field(default=32, ge=1)
-    max_block_bytes: int | None = Field(default=None, ge=1)
+    batch_slots: int = Field(default=32, ge=1, description="members in one batch")
+    max_block_members: int = Field(default=1024, ge=1, description="maximum members in one block")
+    # The more workers, the slower blocks should grow: the last blocks of a list, of which some are
+    # in progress and some are finished, should be a small part of the list.
+    blocks_per_doubling: int = Field(
+        default=32, ge=1, description="blocks of one size before the size doubles"
+    )
+    max_block_bytes: int | None = Field(
+        default=None, ge=1, description="maximum bytes in one block; null: no limit"
+    )
 
     @property
     def largest_block(self) -> int:
-        """The size that blocks grow up to: whole batches, at least one."""
+        """The number of members that blocks grow up to: whole batches, at least one."""
         return max(self.batch_slots, self.max_block_members // self.batch_slots * self.batch_slots)
 
 
 def block_sizes(plan: BlockPlan) -> Iterator[int]:
-    """Sizes of block 0, 1, …: one batch, for an early verdict; then about 16 members, doubled after
-    every `blocks_per_doubling` up to the plan's limit, all whole batches.
+    """Yield the number of members of block 0, 1, … without end.
 
-    The last block of a list ends where the list does. A limit below one batch means one batch.
+    Block 0 is one batch, for an early verdict. The next blocks have about 16 members, doubled after
+    every `blocks_per_doubling` blocks up to the plan's limit. All blocks are whole batches, except
+    for the last block of a list, which ends where the list does. A limit below one batch means one
+    batch.
+
+    Args:
+        plan: The sizes of batches and blocks.
     """
     slots, limit = plan.batch_slots, plan.largest_block
     yield slots
@@ -244,18 +290,33 @@ R = TypeVar("R")
 
 
 class Each(Protocol):
-    """Something that applies a picklable function to items, in whatever processes, and gives the
-    results in their order.
-    """
+    """A function that applies a picklable function to items and yields the results in order."""
 
     def __call__(
         self, function: Callable[[T], R], items: Iterable[T], /
     ) -> Generator[R, None, None]:
-        """Raises what the function raises, if it is a TouchstoneError as it was. To be closed by a
-        caller that may leave early.
+        """Yield the results in the order of the items, whichever processes compute them.
+
+        A caller that may stop early must close the generator.
+
+        Args:
+            function: The picklable function.
+            items: The arguments of its calls.
+
+        Raises:
+            TouchstoneError: Raised by the function; it arrives unchanged. Other exceptions may be
+                wrapped.
         """
 
 
 def in_turn(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
-    """One after another, in this process."""
+    """Apply a function to items one after another, in this process.
+
+    Args:
+        function: The function.
+        items: The arguments of its calls.
+
+    Returns:
+        A generator of the results in the order of the items.
+    """
     return (function(item) for item in items)

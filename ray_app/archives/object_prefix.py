@@ -1,9 +1,10 @@
-"""`ObjectPrefix`: objects below a place as a source; files of their own, and containers by their
-names, none of which is opened.
+"""List the objects under a prefix as a source (`ObjectPrefix`).
 
-img2dataset's sidecar tables: beside a shard `00000.tar`, or a folder of files `00000/`, lies
-`00000.parquet` with a row for every sample by its key (`SidecarTable`). Its columns become columns
-of that image, and the table stays a file like others.
+Objects are files of their own, and containers by their names. Containers are not opened.
+
+img2dataset writes sidecar tables (`SidecarTable`): next to a shard `00000.tar`, or a folder of
+files `00000/`, there is `00000.parquet` with a row for every sample by its key. Its columns become
+columns of that image, and the table stays a file like others.
 
 Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and `files`; in
 `parquet` the table holds the images itself.
@@ -16,7 +17,7 @@ from itertools import chain
 from typing import Any
 
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, base, kind_of
-from ray_app.archives.containers.parquet import rows_by
+from ray_app.archives.containers.parquet import read_rows_by
 from ray_app.archives.members import (
     ListedMember,
     ListedWithColumns,
@@ -24,7 +25,7 @@ from ray_app.archives.members import (
     UnreadableFolder,
     VersionlessFile,
 )
-from ray_app.archives.selection import Found, Selection
+from ray_app.archives.selection import ListedEntry, Selection
 from ray_app.errors import ConfigError
 from ray_app.storage import (
     ClosedFile,
@@ -42,13 +43,14 @@ from ray_app.storage import (
 )
 
 TABLE, _SHARD = ".parquet", ".tar"
-_BYTES_A_MEMBER = 100_000  # of a container that has not been opened yet
-# held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
-_MOST_CELLS = 2_000_000
+_BYTES_PER_MEMBER = 100_000  # An estimate, for a container that is not opened yet.
+# A table is held in memory, one at a time. img2dataset writes 10,000 rows of some twelve columns per
+# shard.
+_MAX_CELLS = 2_000_000
 
 
 class SidecarTable:
-    """One table of columns for the samples of a shard or folder, read when the first of them comes."""
+    """A table of columns for the samples of a shard or folder, read when it is first needed."""
 
     def __init__(self, table: Container, fetcher: Fetcher) -> None:
         self._table, self._fetcher = table, fetcher
@@ -56,18 +58,24 @@ class SidecarTable:
 
     @property
     def uri(self) -> str:
-        """Where it lies."""
+        """The uri of the table."""
         return self._table.uri
 
-    def joined(self, item: ListedMember, name: str) -> ListedMember:
-        """A member with the columns of its sample, `name` being its path in the shard or folder;
-        its own columns stay as they are.
+    def merge_columns(self, item: ListedMember, name: str) -> ListedMember:
+        """Return a member with the columns of its sample; its own columns stay as they are.
 
-        Texts beside an image get none. Columns of masks are left out: the table came with the
-        files, and would lead to others. Raises StorageError where the store gives no answer.
+        Sidecar texts get no columns. Columns of masks are left out: the table came with the files,
+        and would lead to other files.
+
+        Args:
+            item: The member.
+            name: Its path in the shard or folder.
+
+        Raises:
+            StorageError: The store gave no answer.
         """
         if self._rows is None:
-            self._rows = rows_by("key", self._table, self._fetcher, most=_MOST_CELLS)
+            self._rows = read_rows_by("key", self._table, self._fetcher, max_cells=_MAX_CELLS)
         row = (
             None
             if base.sidecar_column(name, item.size_bytes)
@@ -80,19 +88,23 @@ class SidecarTable:
             for column, value in row.items()
             if column != "mask" and not column.endswith("_uri")
         }
-        values = {one.name: getattr(item, one.name) for one in fields(item)} | {
-            "input": {**columns, **item.input}
-        }
+        values = {
+            item_field.name: getattr(item, item_field.name) for item_field in fields(item)
+        } | {"input": {**columns, **item.input}}
         return ListedWithColumns(**values)
 
 
 @dataclass(frozen=True)
 class ObjectPrefix:
-    """Files in a folder or under a key prefix, files that match a pattern, or one file; containers
-    among them unless `kind` is files.
+    """Files in a folder or under a key prefix, files that match a pattern, or one file.
 
-    `kind`: the format that every file is taken for, instead of what its name announces.
-    `selection`: folders that it leaves out are not listed.
+    Attributes:
+        url: The folder, prefix, pattern, or file.
+        kind: The format of every file, whatever its name announces: a container format, "files" for
+            no containers, or None for the format that the name announces.
+        columns: The columns that the user named.
+        limits: Limits on what a container may cost.
+        selection: Folders that it leaves out are not listed.
     """
 
     url: str
@@ -101,57 +113,71 @@ class ObjectPrefix:
     limits: ContainerLimits
     selection: Selection = field(default_factory=Selection)
 
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """Every object, with its path relative to the source; a single file goes by its name."""
+    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield every object with its path relative to the source.
+
+        A single file has its name as path.
+        """
         enters = self.selection.enters()
         objects = list_objects(
-            self.url, fetcher.guard, enters=lambda folder: enters(self._path_of(folder), folder)
+            self.url,
+            fetcher.guard,
+            enters=lambda folder: enters(self._relative_path(folder), folder),
         )
         return self.items(objects, fetcher)
 
     @property
     def is_pattern(self) -> bool:
-        """Whether the URL is a pattern, and not the literal name of an object or a prefix. Raises
-        StorageError.
+        """Whether the URL is a pattern, and not the literal name of an object or a prefix.
+
+        Raises:
+            StorageError: The store is unreachable.
         """
         return self._split[1] is not None
 
     @cached_property
-    def below(self) -> str:
-        """The place that paths are relative to, with a slash."""
+    def base_url(self) -> str:
+        """The URL that paths are relative to, with a slash."""
         return strip_secrets(self._split[0]).rstrip("/") + "/"
 
     @cached_property
     def _split(self) -> tuple[str, str | None]:
         return split_source(self.url)
 
-    def _path_of(self, uri: str) -> str:
+    def _relative_path(self, uri: str) -> str:
         # A name that is not Unicode makes the whole uri a file:// URL.
-        place = urls.local_path(uri)
+        path = urls.local_path(uri)
         return (
-            place.removeprefix(self.below)
-            if place.startswith(self.below)
-            else place.rpartition("/")[2]
+            path.removeprefix(self.base_url)
+            if path.startswith(self.base_url)
+            else path.rpartition("/")[2]
         )
 
     def items(
         self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None
-    ) -> Iterator[Found]:
-        """Objects of it, in the order of their uris, as members and containers; `table`: the
-        sidecar table of the first ones.
+    ) -> Iterator[ListedEntry]:
+        """Yield some objects of the prefix as members and containers.
+
+        Args:
+            objects: The objects, in the order of their uris.
+            fetcher: Reads sidecar tables.
+            table: The sidecar table of the first objects, None if there is none.
         """
-        own = None if self.is_pattern else strip_secrets(canonical(self.url))
+        named_uri = None if self.is_pattern else strip_secrets(canonical(self.url))
         sidecar: SidecarTable | None = None
         for info in objects:
             if isinstance(info, ClosedFolder):
-                yield self._path_of(info.uri), UnreadableFolder.for_reason(info.uri, info.error)
+                yield (
+                    self._relative_path(info.uri),
+                    UnreadableFolder.for_reason(info.uri, info.error),
+                )
                 continue
-            path = self._path_of(info.uri)
-            item = as_found(info, path, self.kind, self.columns, self.limits)
+            path = self._relative_path(info.uri)
+            item = classify_object(info, path, self.kind, self.columns, self.limits)
             stem = "" if table is None else table.uri.removesuffix(TABLE)
-            described = None
+            described_by = None
             if table is not None and (info.uri == stem + _SHARD or info.uri.startswith(stem + "/")):
-                described = Container(
+                described_by = Container(
                     table.uri,
                     table.version,
                     table.size_bytes,
@@ -160,34 +186,43 @@ class ObjectPrefix:
                     self.columns,
                     self.limits,
                 )
-            elif info.uri.endswith(TABLE):  # it comes before what it may describe
+            elif info.uri.endswith(TABLE):  # A table precedes the objects that it may describe.
                 table = info
             if isinstance(item, Container):
-                item = replace(item, named=info.uri == own, samples=described)
-            elif described is not None and not isinstance(item, VersionlessFile):
-                if sidecar is None or sidecar.uri != described.uri:
-                    sidecar = SidecarTable(described, fetcher)
-                item = sidecar.joined(item, info.uri.rpartition("/")[2])
+                item = replace(item, named=info.uri == named_uri, samples=described_by)
+            elif described_by is not None and not isinstance(item, VersionlessFile):
+                if sidecar is None or sidecar.uri != described_by.uri:
+                    sidecar = SidecarTable(described_by, fetcher)
+                item = sidecar.merge_columns(item, info.uri.rpartition("/")[2])
             yield path, item
 
 
 @dataclass(frozen=True)
 class PrefixRange:
-    """A stretch of a large prefix."""
+    """A range of keys of a large prefix.
+
+    Attributes:
+        prefix: The prefix.
+        keys: The range.
+    """
 
     prefix: ObjectPrefix
     keys: KeyRange
 
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """Its objects, as `ObjectPrefix.found` gives them."""
+    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield the objects of the range, as `ObjectPrefix.found` does."""
         return self.items(RangeReader(self.keys), fetcher)
 
-    def split(self, pieces: int) -> list["PrefixRange"]:
-        """About so many ranges in its place, found by probing. Raises StorageError."""
-        return [replace(self, keys=keys) for keys in split_range(self.keys, pieces)]
+    def split(self, count: int) -> list["PrefixRange"]:
+        """Return about `count` ranges that replace this range, found by probing.
 
-    def items(self, reader: RangeReader, fetcher: Fetcher) -> Iterator[Found]:
-        """What the objects are that a reader of its keys gives."""
+        Raises:
+            StorageError: The store is unreachable.
+        """
+        return [replace(self, keys=keys) for keys in split_range(self.keys, count)]
+
+    def items(self, reader: RangeReader, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield the objects that a reader of the range's keys lists, as members and containers."""
         objects = iter(reader)
         first = next(objects, None)
         return (
@@ -197,50 +232,73 @@ class PrefixRange:
         )
 
     def _table_before(self, uri: str) -> ObjectInfo | None:
-        """The sidecar table of a folder in which the range begins, if it is part of the source.
-        Raises StorageError.
+        """Return the sidecar table of the folder in which the range begins, if it is in the source.
+
+        Raises:
+            StorageError: The store is unreachable.
         """
-        place, below = uri.rpartition("/")[0] + TABLE, self.prefix.below
+        table_uri, base_url = uri.rpartition("/")[0] + TABLE, self.prefix.base_url
         matches = (
             (lambda _: True) if self.keys.pattern is None else urls.full_matcher(self.keys.pattern)
         )
-        if not (place.startswith(below) and matches(place.removeprefix(below))):
+        if not (table_uri.startswith(base_url) and matches(table_uri.removeprefix(base_url))):
             return None
         try:
-            return next((info for info in list_objects(place) if info.uri == place), None)
-        except ConfigError:  # nothing is there
+            return next((info for info in list_objects(table_uri) if info.uri == table_uri), None)
+        except ConfigError:  # Nothing is found there.
             return None
 
 
-class BegunRange:
-    """A range that is read as far as `most` members go: a container counts for as many as it may
-    hold.
+class PartialRange:
+    """A range that is read up to a number of members.
+
+    A container counts as many members as its size suggests.
+
+    Args:
+        prefix_range: The range.
+        max_members: The number of members.
     """
 
-    def __init__(self, whole: PrefixRange, most: int) -> None:
-        self._whole, self._most, self._reader = whole, most, RangeReader(whole.keys)
+    def __init__(self, prefix_range: PrefixRange, max_members: int) -> None:
+        self._range, self._max_members, self._reader = (
+            prefix_range,
+            max_members,
+            RangeReader(prefix_range.keys),
+        )
 
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """As `PrefixRange.found`; of files whole pages, of containers no more than are wanted."""
+    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield objects as `PrefixRange.found` does, up to the number of members.
+
+        Files are listed in whole pages; the range ends directly after a container that reaches the
+        number.
+        """
         members = 0
-        for path, item in self._whole.items(self._reader, fetcher):
-            holds = item.size_bytes // _BYTES_A_MEMBER if isinstance(item, Container) else 0
-            members += 1 + max(holds, 0)
-            if members >= self._most:
-                self._reader.stop(here=holds > 0)
+        for path, item in self._range.items(self._reader, fetcher):
+            estimated_members = (
+                item.size_bytes // _BYTES_PER_MEMBER if isinstance(item, Container) else 0
+            )
+            members += 1 + max(estimated_members, 0)
+            if members >= self._max_members:
+                self._reader.stop(here=estimated_members > 0)
             yield path, item
 
     @property
-    def rest(self) -> PrefixRange | None:
-        """What is left, once all was found; None where that is nothing."""
-        return None if self._reader.rest is None else replace(self._whole, keys=self._reader.rest)
+    def remaining(self) -> PrefixRange | None:
+        """The part of the range that `found` did not reach; None if it reached the end."""
+        return None if self._reader.rest is None else replace(self._range, keys=self._reader.rest)
 
 
-def as_found(
+def classify_object(
     info: ObjectInfo, path: str, kind: str | None, columns: TableColumns, limits: ContainerLimits
 ) -> ListedMember | Container:
-    """An object as a container of the format `kind`, of that which its name announces (None), or as
-    a file of its own.
+    """Return an object as a container, or as a file of its own.
+
+    Args:
+        info: The object.
+        path: The path that patterns are compared with.
+        kind: The format of the container, None for the format that the name announces.
+        columns: The columns that the user named.
+        limits: Limits on what the container may cost.
     """
     kind = kind_of(path) if kind is None else kind
     if kind is not None and kind in CONTAINERS:

@@ -7,7 +7,7 @@ EVERY_S = 10.0
 
 
 class ProgressLog:
-    """Print one line every ten seconds on stderr, none for what takes less.
+    """Prints a line on stderr every ten seconds, and nothing for work that takes less.
 
     Args:
         name: The work, as the lines name it.

@@ -1,7 +1,7 @@
-"""`SectionLister`: one section of an archive → raw files (`RawFile`), its members in order.
+"""List one section of an archive into raw files (`SectionLister`).
 
-Raw files lie in `manifest/<n>/listing/` until the manifest is cut; the bytes of small ones travel
-with their description instead.
+Raw files (`RawFile`) have the members of a section in order. They are in `manifest/<n>/listing/`
+until the manifest is cut. The bytes of small files travel with their description instead.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ray_app.archives import members, object_prefix, sources
 from ray_app.archives.containers import Container, Unopened
 from ray_app.archives.manifest import (
-    has_columns_of_archive,
+    has_archive_columns,
     input_type,
     joined_inputs,
     listed_rows,
@@ -30,20 +30,28 @@ from ray_app.storage import Fetcher, NotedFolders, Store, noting_linked_folders
 
 Progress = Callable[[int], object]
 
-RAW_ROWS = 131_072  # members of one raw file: what a task holds at once
-SUMS = 1 << 256  # digests of sections are sums modulo this
-_BATCH = 8192
-_CARRIED_BYTES = 256 * 1024  # a smaller file needs no file
-_CLOSED = (members.UnreadableFolder, members.VersionlessFile, Unopened)
+RAW_ROWS = 131_072  # Members of one raw file, which a task holds in memory.
+SUMS = 1 << 256  # Digests of sections are sums modulo this.
+_BATCH_ROWS = 8192
+_CARRIED_BYTES = 256 * 1024  # A smaller raw file is not written to the store.
+_CLOSED_TYPES = (members.UnreadableFolder, members.VersionlessFile, Unopened)
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """Consecutive members of one section, each with `check`, a further word of its digest, which
-    differs where two members have one id.
+    """Consecutive members of one section.
 
-    `as_text`: columns whose types clash become texts (`joined_inputs`). `data`: the content of a
-    small file, which is not at `path`.
+    The rows have a column `check`, a further word of the digest, which differs if two members have
+    one id.
+
+    Attributes:
+        rows: The number of members.
+        largest_bytes: The size of the largest member.
+        has_groups: Whether some members are best read together with their neighbours.
+        as_text: Whether columns whose types clash become texts (`joined_inputs`).
+        input_type: The type of the source's own columns, None if it has none.
+        path: The path of the file in the store.
+        data: The content of a small file, which is not at `path`.
     """
 
     rows: int
@@ -55,7 +63,7 @@ class RawFile:
     data: bytes | None
 
     def stored(self, store: Store) -> "RawFile":
-        """The same as a file, so that it need not be carried."""
+        """Return the raw file without its content, which is written to `path`."""
         if self.data is None:
             return self
         store.write(self.path, self.data)
@@ -63,11 +71,11 @@ class RawFile:
 
     @property
     def carried_bytes(self) -> int:
-        """Bytes of memory that this description takes."""
+        """The bytes of memory that this description takes."""
         return len(self.data or b"")
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Its rows, a bounded table at a time."""
+        """Yield the rows, a bounded table at a time."""
         file = pq.ParquetFile(
             pa.BufferReader(store.read(self.path) if self.data is None else self.data)
         )
@@ -77,10 +85,12 @@ class RawFile:
 
 @dataclass(frozen=True)
 class ClosedPlace:
-    """A place whose members could not be listed: a container of this version, a file, or a folder,
-    whose version is None.
+    """A folder, file, or container whose members could not be listed.
 
-    The version "" is unknown: the container or file may be of any version.
+    Attributes:
+        uri: The folder, file, or container.
+        version: Its version; None for a folder. "" is unknown: the container or file may be of any
+            version.
     """
 
     uri: str
@@ -89,14 +99,21 @@ class ClosedPlace:
 
 @dataclass(frozen=True)
 class SectionListing:
-    """What one section has: `found` members, with or without those that patterns leave out, and
-    containers to be opened.
+    """The members and containers of one section.
 
-    `digest` tells it from every other: a sum over what was found, so that its parts add up to the
-    same however they were cut (modulo 2**256; all of SHA-256). `settled`: it names nothing outside
-    its containers and none that was out of reach. `linked`: folders that are no part of it, since
-    they are only linked to. `closed`: places whose members the store refused to list. `rest`: of a
-    range of keys, what was not listed yet.
+    Attributes:
+        found: The number of members before patterns.
+        kept: The number of members that patterns let pass.
+        files: The raw files with these members.
+        containers: The containers to open.
+        digest: A sum over all listed members and containers (modulo 2**256, with all bits of
+            SHA-256). The digests of the parts of a section add up to the same sum, however it is
+            cut.
+        settled: Whether the section lists nothing outside its containers, and nothing that was
+            unreachable.
+        linked: Folders that were not listed, because they are symbolic links.
+        closed: Places whose members the store refused to list.
+        rest: The part of a range of keys that was not listed yet, None if there is none.
     """
 
     found: int
@@ -112,11 +129,19 @@ class SectionListing:
 
 @dataclass(frozen=True)
 class SectionLister:
-    """Lists sections of one archive into `folder`; called with (number, sections), which it lists
-    side by side.
+    """Lists sections of one archive into `folder`. It is picklable, so that tasks can use it.
 
-    Picklable, as tasks need it. `limit`: the first so many members that pass. `most`: of a range of
-    keys about so many objects, whatever they are.
+    Attributes:
+        store: The run directory.
+        folder: The folder of raw files in the run directory.
+        selection: The patterns.
+        fetcher: Reads the sources.
+        digest: Computes the digest of a member.
+        raw_rows: The maximum number of members of a raw file.
+        limit: The maximum number of members that pass, None for all.
+        most: About how many objects to list of a range of keys, None for all.
+        progress: Called with the number of members so far.
+        batch: Members that are hashed at once.
     """
 
     store: Store
@@ -128,56 +153,66 @@ class SectionLister:
     limit: int | None = None
     most: int | None = None
     progress: Progress | None = None
-    batch: int = _BATCH
+    batch: int = _BATCH_ROWS
 
     def __call__(self, item: tuple[int, Sequence[sources.SourceSection]]) -> list[SectionListing]:
-        """Raises ConfigError and StorageError from the source."""
+        """List sections in parallel threads.
+
+        Args:
+            item: A number that names the raw files, and the sections.
+
+        Raises:
+            ConfigError: The source is not valid.
+            StorageError: The source is unreachable.
+        """
         number, sections = item
-        one_of_many = replace(
+        part = replace(
             self,
             raw_rows=max(1, self.raw_rows // len(sections)),
             batch=max(1, self.batch // len(sections)),
         )
         stems = [
-            f"{self.folder}/{number:06}" + f"-{place:02}" * (len(sections) > 1)
-            for place in range(len(sections))
+            f"{self.folder}/{number:06}" + f"-{index:02}" * (len(sections) > 1)
+            for index in range(len(sections))
         ]
         if len(sections) == 1:
-            return [self._listed(stems[0], sections[0])]
+            return [self._list_section(stems[0], sections[0])]
         with ThreadPoolExecutor(len(sections), thread_name_prefix="list") as pool:
-            return list(pool.map(one_of_many._listed, stems, sections))
+            return list(pool.map(part._list_section, stems, sections))
 
-    def _listed(self, stem: str, section: sources.SourceSection) -> SectionListing:
-        begun = None
+    def _list_section(self, stem: str, section: sources.SourceSection) -> SectionListing:
+        partial_range = None
         if isinstance(section, object_prefix.PrefixRange) and self.most is not None:
-            begun = object_prefix.BegunRange(section, self.most)
+            partial_range = object_prefix.PartialRange(section, self.most)
         writer = _RawWriter(self.store, stem, self.raw_rows)
         containers: list[Container] = []
         closed: list[ClosedPlace] = []
-        found, settled = 0, True
+        n_found, is_settled = 0, True
 
-        def kept() -> Iterator[members.ListedMember]:
-            nonlocal found, settled
-            for (_, entry), passes in self.selection.chosen((begun or section).found(self.fetcher)):
+        def iter_passed() -> Iterator[members.ListedMember]:
+            nonlocal n_found, is_settled
+            for (_, entry), passes in self.selection.chosen(
+                (partial_range or section).found(self.fetcher)
+            ):
                 if isinstance(entry, Container) and passes:
                     containers.append(entry)
                     continue
-                found += 1
+                n_found += 1
                 if passes:
                     assert isinstance(entry, members.ListedMember)
-                    is_for_good = entry.refused is not None and not entry.refused.status.startswith(
-                        "source_"
+                    is_permanent = (
+                        entry.refused is not None and not entry.refused.status.startswith("source_")
                     )
-                    settled &= entry.place is not None or is_for_good
-                    if isinstance(entry, _CLOSED) and not is_for_good:
+                    is_settled &= entry.place is not None or is_permanent
+                    if isinstance(entry, _CLOSED_TYPES) and not is_permanent:
                         is_folder = isinstance(entry, members.UnreadableFolder)
                         closed.append(ClosedPlace(entry.uri, None if is_folder else entry.version))
                     yield entry
 
         count = 0
-        wanted = islice(kept(), self.limit)
+        entries = islice(iter_passed(), self.limit)
         with noting_linked_folders() as linked:
-            while batch := list(islice(wanted, min(self.batch, self.raw_rows))):
+            while batch := list(islice(entries, min(self.batch, self.raw_rows))):
                 writer.add(batch, self.digest)
                 count += len(batch)
                 if self.progress is not None:
@@ -187,52 +222,56 @@ class SectionLister:
             writer.add_digest(
                 hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).digest()
             )
-        rest = None if begun is None else begun.rest
+        remaining = None if partial_range is None else partial_range.remaining
         return SectionListing(
-            found,
+            n_found,
             count,
             files,
             tuple(containers),
             writer.digest,
-            settled,
+            is_settled,
             linked,
             tuple(closed),
-            rest,
+            remaining,
         )
 
 
 class _RawWriter:
-    """Streams members into raw files; memory holds one of them. `digest` is the sum over all of
-    them.
+    """Streams members into raw files, and holds one file in memory.
+
+    Attributes:
+        digest: The sum of the digests of all members.
     """
 
     def __init__(self, store: Store, stem: str, raw_rows: int) -> None:
         self._store, self._stem, self._raw_rows = store, stem, raw_rows
         self._files: list[RawFile] = []
         self.digest = 0
-        self._begin()
+        self._start_file()
 
-    def _begin(self) -> None:
+    def _start_file(self) -> None:
         self._tables: list[pa.Table] = []
         self._rows, self._as_text = 0, False
 
     def add(self, items: Sequence[members.ListedMember], digest: members.Digest) -> None:
         digests = b"".join([digest(item, 0) for item in items])
         self.add_digest(digests)
-        words = np.frombuffer(digests, ">i8").reshape(len(items), -1).astype(np.int64)
+        digest_words = np.frombuffer(digests, ">i8").reshape(len(items), -1).astype(np.int64)
         if self._rows + len(items) > self._raw_rows:
             self._close()
         self._tables.append(
-            listed_rows(words[:, 0], items).append_column("check", pa.array(words[:, 1]))
+            listed_rows(digest_words[:, 0], items).append_column(
+                "check", pa.array(digest_words[:, 1])
+            )
         )
         self._rows += len(items)
-        self._as_text |= any(map(has_columns_of_archive, items))
+        self._as_text |= any(map(has_archive_columns, items))
 
     def add_digest(self, digests: bytes) -> None:
-        """Add digests of 32 bytes each, one behind another, to the sum of all."""
+        """Add digests of 32 bytes each, one after another, to the sum of all."""
         columns = np.frombuffer(digests, ">u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64).tolist()
         self.digest = (
-            self.digest + sum(column << (32 * (7 - place)) for place, column in enumerate(columns))
+            self.digest + sum(column << (32 * (7 - index)) for index, column in enumerate(columns))
         ) % SUMS
 
     def finish(self) -> list[RawFile]:
@@ -251,9 +290,9 @@ class _RawWriter:
             as_text=self._as_text,
             input_type=kind,
             path=f"{self._stem}-{len(self._files):05}.parquet",
-            data=parquet_bytes(table, row_group=_BATCH),
+            data=parquet_bytes(table, row_group=_BATCH_ROWS),
         )
         self._files.append(
             file if file.carried_bytes <= _CARRIED_BYTES else file.stored(self._store)
         )
-        self._begin()
+        self._start_file()

@@ -1,8 +1,10 @@
-"""The blocks of a manifest → their members (`read_block`, `member_rows`) → their encoded bytes,
-wherever each lies: in a file of its own or in a container (`MemberReader`).
+"""Read the members of a block, and their encoded bytes.
 
-Small ones are read ahead. A large one is read when it is wanted and not before, one to a process,
-within what its node allows to all.
+`read_block` reads a block of a manifest, `member_rows` converts its rows into members, and
+`MemberReader` reads the bytes of members from files of their own or from containers.
+
+Small members are read ahead. A large member is read only when it is requested, one per process,
+within the memory that its node allows for all processes.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,17 +23,23 @@ from ray_app.archives.members import ListedMember, ManifestMember, MemberLocatio
 from ray_app.errors import InputError, Status
 from ray_app.storage import Fetcher, Store, node_budget
 
-_AHEAD_BYTES = 64 * 2**20
-# reserved for a file whose size its server does not say; a larger one is requested again, alone
+_READ_AHEAD_BYTES = 64 * 2**20
+# Reserved for a file whose server does not state its size. A larger file is requested again, alone.
 _UNSIZED_BYTES = 16 * 2**20
 
 
 class MemberReader:
-    """Reads members ahead of their use. One per process: what a format keeps open serves the next
-    block of the same container.
+    """Reads members ahead of their use.
 
-    `budget`: what files larger than `depth_bytes` may take together on this node; None: no limit. A
-    large file has its turn until the next member is requested, or until `let_go`.
+    Create one per process: containers stay open for the next block.
+
+    Args:
+        fetcher: Reads the files.
+        max_bytes: The maximum size of a member.
+        depth_bytes: Bytes to read ahead. A larger member is read alone.
+        budget: The memory that all members larger than `depth_bytes` may take on this node, None
+            for no limit. A large member holds its part until the next member is requested, or until
+            `let_go`.
     """
 
     def __init__(
@@ -39,7 +47,7 @@ class MemberReader:
         fetcher: Fetcher,
         *,
         max_bytes: int,
-        depth_bytes: int = _AHEAD_BYTES,
+        depth_bytes: int = _READ_AHEAD_BYTES,
         budget: node_budget.NodeBudget | None = None,
     ) -> None:
         self._fetcher, self._max_bytes, self._depth_bytes, self._budget = (
@@ -49,110 +57,121 @@ class MemberReader:
             budget,
         )
         self._readers: dict[str, Reader] = {}
-        self._give_back: Callable[[], None] | None = None  # the turn of the last large member
+        self._release_budget: Callable[[], None] | None = None  # For the last large member.
 
     def read(
         self, members: Sequence[ManifestMember]
     ) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
-        """Every member in order with its bytes, or the reason why there are none; one that was
-        refused when it was listed is not read.
+        """Yield every member in order with its bytes, or the error for it.
+
+        A member that was refused when it was listed is not read.
         """
-        with closing(self._arriving(filterfalse(attrgetter("refused"), members))) as arriving:
+        with closing(self._iter_data(filterfalse(attrgetter("refused"), members))) as arriving:
             for member in members:
                 yield member, next(arriving) if member.refused is None else member.refused.error()
 
     def let_go(self) -> None:
-        """Give back the turn of the last member that was read: it is decoded, and its file is not
-        held any more.
-        """
-        if self._give_back is not None:
-            self._give_back()
+        """Release the budget of the last large member that was read.
 
-    def _arriving(self, members: Iterable[ManifestMember]) -> Generator[bytes | InputError]:
-        for (size, container), run in groupby(members, key=self._source_of):
+        Call this when the member is decoded and its bytes are no longer held.
+        """
+        if self._release_budget is not None:
+            self._release_budget()
+
+    def _iter_data(self, members: Iterable[ManifestMember]) -> Generator[bytes | InputError]:
+        for (size, container), run in groupby(members, key=self._group_key):
             if size == "large":
                 for member in run:
-                    yield from self._alone(member, member.size_bytes)
+                    yield from self._read_large(member, member.size_bytes)
             elif size == "unsized":
-                yield from self._unsized(run)
+                yield from self._read_unsized(run)
             elif container is None:
                 yield from self._fetcher.prefetch(
                     run, depth_bytes=self._depth_bytes, max_bytes=self._max_bytes
                 )
             else:
-                yield from self._reader(container[0]).read(list(run))
+                yield from self._get_reader(container[0]).read(list(run))
 
-    def _source_of(self, member: ManifestMember) -> tuple[str, tuple[str, str, str] | None]:
-        """What members have in common that are read together: how large they are, and their
-        container (format, URI, version).
+    def _group_key(self, member: ManifestMember) -> tuple[str, tuple[str, str, str] | None]:
+        """Return the key of members that are read together.
+
+        The key is the size class and the container (format, URI, version).
         """
-        place = member.place
-        container = None if place is None else (place.kind, member.uri, member.version)
-        if member.size_bytes < 0 and place is None:
+        location = member.place
+        container = None if location is None else (location.kind, member.uri, member.version)
+        if member.size_bytes < 0 and location is None:
             return "unsized", container
         return (
             "large" if self._depth_bytes < member.size_bytes <= self._max_bytes else "small",
             container,
         )
 
-    def _unsized(self, members: Iterable[ManifestMember]) -> Iterator[bytes | InputError]:
-        """Files whose size is not known before they come: all are requested as if they were small."""
+    def _read_unsized(self, members: Iterable[ManifestMember]) -> Iterator[bytes | InputError]:
+        """Read files of unknown size: all are requested as if they were small."""
         expected = min(self._max_bytes, _UNSIZED_BYTES)
-        listed, requested = tee(members)
+        in_order, requested = tee(members)
         arriving = self._fetcher.prefetch(
             requested, depth_bytes=self._depth_bytes, max_bytes=expected
         )
-        for member, data in zip(listed, arriving, strict=True):
+        for member, data in zip(in_order, arriving, strict=True):
             if (
                 isinstance(data, InputError)
                 and data.status is Status.IMAGE_TOO_LARGE
                 and expected < self._max_bytes
             ):
-                yield from self._alone(member, self._max_bytes)
+                yield from self._read_large(member, self._max_bytes)
             else:
                 yield data
             del data
 
-    def _alone(self, member: ManifestMember, size_bytes: int) -> Iterator[bytes | InputError]:
-        """One member, in its turn; what is unpacked is held twice for a moment."""
+    def _read_large(self, member: ManifestMember, size_bytes: int) -> Iterator[bytes | InputError]:
+        """Read one member when the budget allows it.
+
+        An unpacked member counts twice, because it is briefly in memory twice.
+        """
         with ExitStack() as stack:
             if self._budget is not None:
                 needed = min(
                     size_bytes * (1 if member.place is None else 2), self._budget.total_bytes
                 )
-                self._give_back = stack.enter_context(self._budget.turn(needed))
+                self._release_budget = stack.enter_context(self._budget.turn(needed))
             if member.place is None:
                 yield from self._fetcher.prefetch(
                     [member], depth_bytes=self._depth_bytes, max_bytes=self._max_bytes
                 )
             else:
-                yield from self._reader(member.place.kind).read([member])
+                yield from self._get_reader(member.place.kind).read([member])
 
-    def _reader(self, kind: str) -> Reader:
+    def _get_reader(self, kind: str) -> Reader:
         if kind not in self._readers:
             self._readers[kind] = CONTAINERS[kind].reader(self._fetcher, self._max_bytes)
         return self._readers[kind]
 
 
 def read_block(store: Store, ref: BlockRef) -> pa.Table:
-    """The rows of one block, slot 0 first, in one request."""
+    """Return the rows of one block, slot 0 first, in one request.
+
+    Args:
+        store: The run directory.
+        ref: The block.
+    """
     return pq.ParquetFile(
         pa.BufferReader(store.read(path_in(ref.manifest, ref.file)))
     ).read_row_group(ref.row_group)
 
 
 def member_rows(block: pa.Table) -> list[ManifestMember]:
-    """A block's rows as members."""
+    """Convert the rows of a block into members."""
     return list(map(partial(_member, ManifestMember), block.to_pylist()))
 
 
 def listed_row(row: dict[str, Any]) -> ListedMember:
-    """One row, cut or not, as its source listed it."""
-    listed: ListedMember = _member(
+    """Convert one row, with or without block and slot, to the member that its source listed."""
+    member: ListedMember = _member(
         ListedMember,
         {name: value for name, value in row.items() if name not in ("image_id", "block", "slot")},
     )
-    return listed
+    return member
 
 
 def _member(kind: Callable[..., Any], row: dict[str, Any]) -> Any:

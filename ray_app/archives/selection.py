@@ -1,6 +1,4 @@
-"""`Selection`: which paths of an archive count, by patterns, and which folders need not be listed
-for that.
-"""
+"""Select the paths of an archive by patterns, and the folders to list for that (`Selection`)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,32 +7,37 @@ from ray_app.archives.containers import Container, Unopened
 from ray_app.archives.members import ListedMember, UnreadableFolder
 from ray_app.storage import matcher, matcher_below, matcher_of_all_below
 
-Found = tuple[str, ListedMember | Container]  # with the path that patterns are compared with
+# The path that patterns are compared with, and the member or container.
+ListedEntry = tuple[str, ListedMember | Container]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which paths count: patterns as in `ray_app.storage.urls`, and places never listed, such as
-    the run directory in its own source.
+    """The paths of an archive that count.
+
+    Attributes:
+        include: Patterns as in `ray_app.storage.urls`; if there are any, a path must match one.
+        exclude: Patterns of paths that are left out.
+        skip: URLs that are never listed, such as the run directory in its own source.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
-    def chosen(self, found: Iterator[Found]) -> Iterator[tuple[Found, bool]]:
-        """Yield everything outside the skipped places, and whether the patterns let it pass.
+    def chosen(self, entries: Iterator[ListedEntry]) -> Iterator[tuple[ListedEntry, bool]]:
+        """Yield all entries outside the skipped URLs, and whether the patterns let them pass.
 
-        A container passes if its members might, to be opened, or to be reported if it cannot be. An
-        unreadable folder passes if any file in it might.
+        A container passes if its members might, so that it is opened, or reported if it cannot be
+        opened. An unreadable folder passes if any file in it might.
         """
         included, excluded = (
-            _test(self.include, otherwise=True),
-            _test(self.exclude, otherwise=False),
+            _build_test(self.include, otherwise=True),
+            _build_test(self.exclude, otherwise=False),
         )
         may_have_some, enters = matcher_below(self.include), self.enters()
         has_include = bool(self.include)
-        for path, item in found:
+        for path, item in entries:
             if self._is_skipped(item.uri):
                 continue
             if isinstance(item, UnreadableFolder):
@@ -49,18 +52,19 @@ class Selection:
             yield (path, item), passes and not excluded(path)
 
     def enters(self) -> Callable[[str, str], bool]:
-        """Return a test of a folder by its path and its uri: False if everything in the folder is
-        excluded or skipped.
+        """Return a test of a folder by its path and its uri.
+
+        The test is False if everything in the folder is excluded or skipped.
         """
         excludes_all = matcher_of_all_below(self.exclude)
         return lambda path, uri: not (excludes_all(path) or self._is_skipped(uri))
 
     def _is_skipped(self, uri: str) -> bool:
         return any(
-            uri.startswith(place) and uri[len(place) : len(place) + 1] in ("", "/")
-            for place in self.skip
+            uri.startswith(prefix) and uri[len(prefix) : len(prefix) + 1] in ("", "/")
+            for prefix in self.skip
         )
 
 
-def _test(patterns: tuple[str, ...], *, otherwise: bool) -> Callable[[str], bool]:
+def _build_test(patterns: tuple[str, ...], *, otherwise: bool) -> Callable[[str], bool]:
     return matcher(patterns) if patterns else lambda _: otherwise

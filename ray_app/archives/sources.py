@@ -1,11 +1,11 @@
-"""`Archive`: what a person names as sources → the sections that can be listed in parallel.
+"""Turn the sources that a user names into sections that can be listed in parallel (`Archive`).
 
-Every file is listed, whatever its name says it is: what is no image gets a row that says so. Hidden
-files are files too.
+Every file is listed, whatever its name. A file that is not an image gets a row that shows this.
+Hidden files are files too.
 
-A source is a URL or path. `KIND::URL` says what it is where its name does not: `files::photos/`
-opens no container in it, `tar::https://host/download` is a tar, `list::uris.txt` a list of uris (as
-is one file that ends in .csv, .tsv, .jsonl or .ndjson).
+A source is a URL or path. `KIND::URL` states what the source is if its name does not:
+`files::photos/` opens no container in it, `tar::https://host/download` is a tar, `list::uris.txt`
+is a list of uris (as is a file that ends in .csv, .tsv, .jsonl or .ndjson).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Protocol
 
 from ray_app.archives import members, object_prefix, uri_lists
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, list_container
-from ray_app.archives.selection import Found, Selection
+from ray_app.archives.selection import ListedEntry, Selection
 from ray_app.errors import ConfigError
 from ray_app.storage import (
     Fetcher,
@@ -33,42 +33,47 @@ from ray_app.storage import (
     urls,
 )
 
-# ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
-_RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32
+# Ranges of keys that threads read ahead, members of a chunk, and chunks that a range is read ahead.
+_MAX_PARALLEL_RANGES, _CHUNK_MEMBERS, _MAX_CHUNKS_AHEAD = 8, 1000, 32
 
 
 EMBEDDINGS = "features"
-"""The kind of a source that has embeddings in place of files (`ray_app.scoring.stored_embeddings`)."""
+"""The kind of a source with embeddings in place of files (`ray_app.scoring.stored_embeddings`)."""
 
 RETIRED_KINDS = {
     "inventory": "write the uris of the inventory to a table with DuckDB, and give list::TABLE (UPGRADING.md has the query)",
     "simulated": "write the shipped sample archive: touchstone demo --archive-only --out sample",
 }
-"""Kinds of sources that 1.0 retires, each with what to use instead."""
+"""Kinds of sources that 1.0 retires, each with its replacement."""
 
 
 class SourceSection(Protocol):
-    """A part of a source that one task lists. Picklable and small."""
+    """A part of a source that one task lists. It is picklable and small."""
 
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """Members and unopened containers, each with the path that patterns are compared with, in a
-        fixed order.
+    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield members and unopened containers in a fixed order.
+
+        Each has the path that patterns are compared with.
         """
 
 
-# One way to keep an archive, as the function that names its parts, in a fixed order; their contents
-# are not read yet. A new one is such a function in a file of its own, and a line in `_source_for`.
+# A kind of source is a function that yields its sections in a fixed order, without reading their
+# contents. To add a kind, write such a function in a file of its own, and add a line to `_source_for`.
 Sections = Callable[[Fetcher], Iterator[SourceSection]]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Some containers as a section of their own."""
+    """Some containers as a section of their own.
+
+    Attributes:
+        containers: The containers.
+    """
 
     containers: tuple[Container, ...]
 
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """Their members, one container after the other."""
+    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield the members of the containers, one container after another."""
         for container in self.containers:
             table = (
                 None
@@ -76,15 +81,16 @@ class Opened:
                 else object_prefix.SidecarTable(container.samples, fetcher)
             )
             for item in list_container(container, fetcher):
-                name = _name_in(container, item)
+                name = _get_pattern_name(container, item)
                 if table is not None and item.member is not None:
-                    item = table.joined(item, item.member)
+                    item = table.merge_columns(item, item.member)
                 yield f"{container.path}/{name}" if name else container.path, item
 
 
-def _name_in(container: Container, item: members.ListedMember) -> str | None:
-    """What patterns see of a member behind its container's path: its name, a row's own path, or the
-    file that a list's row names.
+def _get_pattern_name(container: Container, item: members.ListedMember) -> str | None:
+    """Return the part of a member's path that follows its container's path.
+
+    That is its name, a row's own path, or the file that a list's row names.
     """
     if item.place is not None and item.place.kind == "parquet":
         path = item.input.get("path")
@@ -93,13 +99,26 @@ def _name_in(container: Container, item: members.ListedMember) -> str | None:
 
 
 class Archive:
-    """All members of some sources, as patterns let them pass: files first, then what is in
-    containers, each in order.
+    """All members of some sources that patterns let pass.
 
-    Touches nothing until it is iterated; raises ConfigError for a KIND:: that there is not.
-    Iterating lists anew, in one order; `sections` can be listed by many processes. Iterating raises
-    ConfigError when no file is left, StorageError when a source is out of reach. `allow_private`:
-    see `fetcher_of`.
+    Files come first, then the members of containers, each in order. Nothing is accessed before the
+    first iteration. Each iteration lists the sources again, in the same order; `sections` can be
+    listed by many processes.
+
+    Args:
+        sources: URLs or paths, with or without KIND::.
+        include: Patterns as in `ray_app.storage.urls`; if there are any, a path must match one.
+        exclude: Patterns of paths that are left out.
+        skip: URLs that are never listed, such as the run directory in its own source.
+        columns: The columns of tables that the user named.
+        limits: Limits on what a container may cost.
+        allow_private: Whether lists may name web servers in private networks.
+        fetcher: Reads the sources, None for `fetcher_of` the sources.
+
+    Raises:
+        ConfigError: There is no source, a KIND:: is unknown, or a pattern has braces. Iterating
+            raises it if no file is left.
+        StorageError: Raised by iterating if a source is unreachable.
     """
 
     def __init__(
@@ -117,13 +136,13 @@ class Archive:
         if not sources:
             raise ConfigError("no source given", hint="name a folder, s3://BUCKET/PREFIX or a file")
         for option, pattern in [
-            *(("--include", one) for one in include),
-            *(("--exclude", one) for one in exclude),
+            *(("--include", text) for text in include),
+            *(("--exclude", text) for text in exclude),
         ]:
             if urls.has_braces(pattern):
                 raise ConfigError(
                     f"{option} {pattern}: braces are not expanded",
-                    hint=f"give each pattern of its own: {option} repeatedly",
+                    hint=f"give {option} once for each pattern",
                 )
         self._urls, self.columns, self.limits = list(sources), columns, limits
         self.selection = Selection(
@@ -136,18 +155,23 @@ class Archive:
         self.fetcher = fetcher or fetcher_of(sources, allow_private=allow_private)
 
     def sections(self) -> Iterator[SourceSection]:
-        """The parts of all sources, in order."""
+        """Yield the sections of all sources, in order."""
         for _, _, section in self.numbered_sections():
             yield section
 
     def numbered_sections(self) -> Iterator[tuple[int, int, SourceSection]]:
-        """The same, each with the number of its source and its own number there."""
-        for number, source in enumerate(self._sources):
+        """Yield (number of the source, number of the section there, section), in order."""
+        for source_index, source in enumerate(self._sources):
             for ordinal, section in enumerate(source(self.fetcher)):
-                yield number, ordinal, section
+                yield source_index, ordinal, section
 
     def range_of(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
-        """A stretch of the source of that number, an S3 prefix, as a section."""
+        """Return a range of keys of a source, which is an S3 prefix, as a section.
+
+        Args:
+            source: The number of the source.
+            keys: The range.
+        """
         kind, url = urls.split_kind(self._urls[source])
         return object_prefix.PrefixRange(
             object_prefix.ObjectPrefix(
@@ -157,23 +181,23 @@ class Archive:
         )
 
     def __iter__(self) -> Iterator[members.ListedMember]:
-        return self._members(_in_order(self.sections(), self.fetcher))
+        return self._members(_iter_in_order(self.sections(), self.fetcher))
 
     def beginning(self) -> Iterator[members.ListedMember]:
-        """The same with nothing read ahead of it, for those who want the first few."""
+        """Yield the members as iterating does, without reading ahead; for the first few."""
         return self._members(
             item for section in self.sections() for item in section.found(self.fetcher)
         )
 
-    def _members(self, listed: Iterator[Found]) -> Iterator[members.ListedMember]:
-        found = kept = 0
+    def _members(self, entries: Iterator[ListedEntry]) -> Iterator[members.ListedMember]:
+        n_found = n_kept = 0
         containers: list[Container] = []
-        for (_, item), passes in self.selection.chosen(listed):
+        for (_, item), passes in self.selection.chosen(entries):
             if isinstance(item, Container):
                 containers += [item] * passes
-                found += not passes
+                n_found += not passes
             else:
-                found, kept = found + 1, kept + passes
+                n_found, n_kept = n_found + 1, n_kept + passes
                 if passes:
                     yield item
         for container in containers:
@@ -181,15 +205,20 @@ class Archive:
                 Opened((container,)).found(self.fetcher)
             ):
                 assert isinstance(item, members.ListedMember)
-                found, kept = found + 1, kept + passes
+                n_found, n_kept = n_found + 1, n_kept + passes
                 if passes:
                     yield item
-        if not kept:
-            raise self.empty(found, len(containers))
+        if not n_kept:
+            raise self.empty(n_found, len(containers))
 
     def check(self) -> None:
-        """Whether each source is there, and something passes the patterns: as far into the archive
-        as that takes. Raises as iterating.
+        """Check that each source exists and that at least one member passes the patterns.
+
+        The check reads no further than it must.
+
+        Raises:
+            ConfigError: A source does not exist, or no file is left.
+            StorageError: A source is unreachable.
         """
         if len(self._sources) > 1:
             for source in self._sources:
@@ -200,21 +229,24 @@ class Archive:
         next(self.beginning())
 
     def empty(self, found: int, opened: int) -> ConfigError:
-        """What to say when nothing was kept of `found` files, those in `opened` containers among
-        them.
+        """Return the error for an archive of which no file is left.
+
+        Args:
+            found: The number of files before patterns, the members of containers included.
+            opened: The number of containers that were opened.
         """
         names = ", ".join(self._names)
         if not found and opened:
             return ConfigError(
                 f"{names}: no file in {opened} archive{'s' * (opened != 1)}",
-                hint="folders in an archive are not counted",
+                hint="check that the archive has files; folders in it do not count",
             )
         patterns = " ".join(
             [f"--include {p}" for p in self.selection.include]
             + [f"--exclude {p}" for p in self.selection.exclude]
         )
         if not found and not patterns:
-            text = "no file there but those of the output directory, or only lists without rows"
+            text = "no file except those of the output directory, or only lists without rows"
             return ConfigError(
                 f"{names}: {text}",
                 hint="give --out a folder of its own, and the folder of the images as source",
@@ -222,23 +254,26 @@ class Archive:
         files = f"none of {found} file{'s' if found > 1 else ''}" if found else "no file"
         return ConfigError(
             f"{names}: {files} passes {patterns}",
-            hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders"
-            + "; to choose archives and not what is in them, write the pattern into the source"
+            hint="check the patterns: *.jpg does not match A.JPG; ** spans folders"
+            + "; to select archives and not their members, write the pattern into the source"
             * bool(opened),
         )
 
 
-open_source = Archive  # as a verb
+open_source = Archive  # An alias that reads as a verb.
 
 
-def _in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[Found]:
-    """All that sections hold, one section after the other; threads read some ranges of keys ahead
-    of their turn.
+def _iter_in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[ListedEntry]:
+    """Yield the entries of all sections, one section after another.
+
+    Threads read some ranges of keys ahead of their turn.
     """
-    waiting, reading, ended = iter(sections), deque[Iterator[Found]](), threading.Event()
+    pending, reading, ended = iter(sections), deque[Iterator[ListedEntry]](), threading.Event()
     try:
         while True:
-            while len(reading) < _RANGES_AT_ONCE and (section := next(waiting, None)) is not None:
+            while (
+                len(reading) < _MAX_PARALLEL_RANGES and (section := next(pending, None)) is not None
+            ):
                 is_range = isinstance(section, object_prefix.PrefixRange)
                 reading.append(
                     _read_ahead(section, fetcher, ended) if is_range else section.found(fetcher)
@@ -252,13 +287,14 @@ def _in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[F
 
 def _read_ahead(
     section: SourceSection, fetcher: Fetcher, ended: threading.Event
-) -> Iterator[Found]:
-    """What a section holds, and raises, read by a thread of its own until `ended`, no further ahead
-    than memory is meant for.
-    """
-    chunks: queue.Queue[list[Found] | Exception] = queue.Queue(_AHEAD)
+) -> Iterator[ListedEntry]:
+    """Yield the entries of a section, and raise its errors, while a thread reads it ahead.
 
-    def put(chunk: list[Found] | Exception) -> None:
+    The thread reads until `ended` is set, at most `_MAX_CHUNKS_AHEAD` chunks ahead.
+    """
+    chunks: queue.Queue[list[ListedEntry] | Exception] = queue.Queue(_MAX_CHUNKS_AHEAD)
+
+    def put(chunk: list[ListedEntry] | Exception) -> None:
         is_put = False
         while not (is_put or ended.is_set()):
             with contextlib.suppress(queue.Full):
@@ -267,8 +303,8 @@ def _read_ahead(
 
     def read() -> None:
         try:
-            found = section.found(fetcher)
-            while not ended.is_set() and (chunk := list(islice(found, _CHUNK))):
+            entries = section.found(fetcher)
+            while not ended.is_set() and (chunk := list(islice(entries, _CHUNK_MEMBERS))):
                 put(chunk)
             put([])
         except Exception as error:
@@ -276,7 +312,7 @@ def _read_ahead(
 
     threading.Thread(target=read, name="list", daemon=True).start()
 
-    def items() -> Iterator[Found]:
+    def items() -> Iterator[ListedEntry]:
         while chunk := chunks.get():
             if isinstance(chunk, Exception):
                 raise chunk
@@ -286,24 +322,30 @@ def _read_ahead(
 
 
 def places_of(sources: Sequence[str]) -> list[str]:
-    """The URLs of some sources as the user gave them, secrets and all, without the KIND:: before
-    them.
-    """
+    """Return the URLs of sources as the user gave them, with secrets but without KIND::."""
     return [urls.split_kind(source)[1] for source in sources]
 
 
 def fetcher_of(
     sources: Sequence[str], policy: RetryPolicy | None = None, *, allow_private: bool = False
 ) -> Fetcher:
-    """What reads the members of some sources. Lists in them may name web servers on the public
-    Internet; `allow_private`: any.
+    """Create the fetcher that reads the members of some sources.
+
+    Args:
+        sources: The sources as the user gave them.
+        policy: The policy for retries, None for the default.
+        allow_private: Whether lists in the sources may name any web server, also in private
+            networks; otherwise only those on the public Internet.
     """
     urls = places_of(sources)
     return Fetcher(policy, signed=urls, guard=Guard.of(urls, allow_private=allow_private))
 
 
 def name_of(source: str) -> str:
-    """The one spelling of a source, KIND:: included, without secrets: what a run's identity notes."""
+    """Return the canonical spelling of a source, with KIND:: and without secrets.
+
+    The identity of a run contains this name.
+    """
     kind, url = urls.split_kind(source)
     return (f"{kind}::" if kind else "") + strip_secrets(canonical(url))
 
@@ -312,7 +354,7 @@ def _source_for(
     source: str, columns: members.TableColumns, limits: ContainerLimits, selection: Selection
 ) -> Sections:
     kind, url = urls.split_kind(source)
-    known = ("files", *CONTAINERS, "list")
+    kinds = ("files", *CONTAINERS, "list")
     if kind in RETIRED_KINDS:
         raise ConfigError(f"'{kind}::' is retired", hint=RETIRED_KINDS[kind])
     if kind == EMBEDDINGS:
@@ -320,24 +362,28 @@ def _source_for(
             f"{strip_secrets(source)}: a run that keeps embeddings is a source of touchstone score",
             hint="give the files themselves",
         )
-    if kind is not None and kind not in known:
+    if kind is not None and kind not in kinds:
         raise ConfigError(
             f"{strip_secrets(source)}: '{kind}::' is not a kind of source",
-            hint=f"known: {', '.join(known)}",
+            hint=f"use one of {', '.join(kinds)}",
         )
     if not url:
-        raise ConfigError(f"'{source}' is not a place", hint="give a folder, a file or a URL")
-    url = canonical(url)  # here: sections are listed by tasks, whose working directory is another
+        raise ConfigError(f"'{source}' is not a source", hint="give a folder, a file or a URL")
+    url = canonical(url)  # Made absolute here, because tasks have another working directory.
     if kind == "list":
-        return partial(uri_lists.lists_at, url, columns, limits)
-    return partial(_objects, object_prefix.ObjectPrefix(url, kind, columns, limits, selection))
+        return partial(uri_lists.find_lists, url, columns, limits)
+    return partial(
+        _find_sections, object_prefix.ObjectPrefix(url, kind, columns, limits, selection)
+    )
 
 
-def _objects(prefix: object_prefix.ObjectPrefix, fetcher: Fetcher) -> Iterator[SourceSection]:
-    """A list where its name announces one and it is a file; else objects, of a large S3 prefix
-    stretch by stretch in the order of keys.
+def _find_sections(prefix: object_prefix.ObjectPrefix, fetcher: Fetcher) -> Iterator[SourceSection]:
+    """Yield the sections of a source.
+
+    A file whose name announces a list is one section for the list. A large S3 prefix is divided
+    into ranges in the order of keys. Any other source is one section.
     """
-    # Asked here once, and not by every task that lists a stretch.
+    # Requested once here, and not by every task that lists a range.
     url, is_pattern = prefix.url, prefix.is_pattern
     if (
         prefix.kind is None
@@ -345,7 +391,7 @@ def _objects(prefix: object_prefix.ObjectPrefix, fetcher: Fetcher) -> Iterator[S
         and not is_pattern
         and uri_lists.is_one_file(url, fetcher)
     ):
-        yield from uri_lists.lists_at(url, prefix.columns, prefix.limits, fetcher)
+        yield from uri_lists.find_lists(url, prefix.columns, prefix.limits, fetcher)
         return
     divisions = list_divisions(url)
     yield from (object_prefix.PrefixRange(prefix, keys) for keys in divisions)

@@ -1,5 +1,6 @@
-"""Read the text tables that people bring: the encoding of a file (`utf8_chunks`) and the separator
-of its header (`find_delimiter`).
+"""Detect the encoding of a text table and the separator of its header.
+
+`utf8_chunks` reads a file in any Unicode encoding. `find_delimiter` finds the separator.
 
 Excel on Windows saves "Unicode text" as UTF-16, and CSV with semicolons if the decimal sign of the
 language is a comma.
@@ -13,7 +14,7 @@ from typing import Any
 DELIMITERS = (",", ";", "\t", "|")
 _INSIDE_NAMES = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|[,;|] ")
 
-# The mark of UTF-32 begins with that of UTF-16, so it is tried first.
+# The mark of UTF-32 begins with the mark of UTF-16, so UTF-32 is tried first.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -24,7 +25,7 @@ _MARKS = (
 
 
 def find_encoding(start: bytes) -> tuple[str, int]:
-    """Return the encoding that the first bytes of a text show, and the length of its mark.
+    """Return the encoding of a text, and the length of its byte order mark.
 
     A text without a mark is UTF-8, or UTF-16 if at least half of its first letters have a zero byte
     at the same side.
@@ -41,8 +42,7 @@ def find_encoding(start: bytes) -> tuple[str, int]:
 
 
 def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
-    """Read a text file of any Unicode encoding in chunks of about `size` bytes, as UTF-8 without a
-    mark.
+    """Read a text file of any Unicode encoding in chunks, as UTF-8 without a mark.
 
     Chunks may end inside a character. UTF-8 is passed on as it is.
 
@@ -54,7 +54,7 @@ def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
         The text in UTF-8, without empty chunks.
 
     Raises:
-        UnicodeDecodeError: The file is not what its mark shows.
+        UnicodeDecodeError: The file is not in the encoding that its mark shows.
     """
     data = file.read(size)
     encoding, skipped = find_encoding(data)
@@ -75,9 +75,9 @@ def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
 def find_delimiter(header: str, expected: str = ",") -> str:
     """Return the separator of the header line of a table.
 
-    Marks in double quotes, in brackets, and before a space are part of names, unless all marks are.
-    `expected` wins if it gives two names without other marks, and so does an expected tab.
-    Otherwise the first mark wins, but a bar only if there is no other mark.
+    Separators in double quotes, in brackets, and before a space are part of names, unless all
+    separators are. `expected` wins if it gives two names without other separators, and so does an
+    expected tab. Otherwise the first separator wins, but a bar only if there is no other.
     """
     outside = "".join(header.split('"')[::2])
     text = _INSIDE_NAMES.sub("", outside)

@@ -1,4 +1,4 @@
-"""`ListEntries`: one row of a list → one member; which uris a list may name, and which it must not."""
+"""Convert the rows of a list into members (`ListEntries`), and check which uris a list may name."""
 
 import os
 import posixpath
@@ -11,36 +11,47 @@ from ray_app.errors import ConfigError, Status
 from ray_app.storage import canonical, errors, local_path, strip_secrets, urls
 from ray_app.storage.local import local_version
 
-# fsspec opens more: archives in archives, caches, shells. A list has no need of them.
+# fsspec opens other schemes too: archives in archives, caches, shells. A list does not need them.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file"})
 _WINDOWS = re.compile(r"\\|^[A-Za-z]:/")
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-# read without fsspec: in their names :: is two letters like others
+# Schemes that are read without fsspec, so that :: in their names has no special meaning.
 UNCHAINED = ("s3", "http", "https", "file")
 
 
 class ListEntries:
-    """Rows of one list, in order. A relative uri is below the list's folder; `version` or `etag`,
-    and `size_bytes`, say what a store's own listing would; every other column becomes `input`.
+    """Converts the rows of one list, in order.
+
+    A relative uri is resolved against the list's folder. The columns `version` or `etag`, and
+    `size_bytes`, have the values that a listing of the store would have. Every other column becomes
+    `input`.
+
+    Args:
+        list_uri: The list.
+        column: The column of uris.
     """
 
     def __init__(self, list_uri: str, column: str) -> None:
         self._list, self._column = list_uri, column
         self._is_local = urls.scheme_of(list_uri) == "file"
-        place = local_path(list_uri) if self._is_local else list_uri.partition("?")[0]
-        self._folder = place.rpartition("/")[0]
+        path = local_path(list_uri) if self._is_local else list_uri.partition("?")[0]
+        self._folder = path.rpartition("/")[0]
         self._row = 0
         self._buckets: set[str] = set()
 
     def members(self, rows: Iterable[dict[str, Any]]) -> Iterator[ListedMember]:
-        """A member per row. Raises ConfigError, naming file and row, for one without a uri."""
+        """Yield a member per row.
+
+        Raises:
+            ConfigError: A row has no uri; the message has the file and the row.
+        """
         for row in rows:
             self._row += 1
             uri = row.pop(self._column, None)
             if not isinstance(uri, str) or not uri:
                 raise ConfigError(
                     f"{self._list}: row {self._row} has no text in its column '{self._column}'",
-                    hint="each row should name one image",
+                    hint="name one image in each row",
                 )
             version, etag, size = (
                 row.pop("version", None),
@@ -48,28 +59,32 @@ class ListEntries:
                 row.pop("size_bytes", None),
             )
             yield self._member(
-                uri, _version(version, etag), size if type(size) is int and size >= 0 else -1, row
+                uri,
+                _read_version(version, etag),
+                size if type(size) is int and size >= 0 else -1,
+                row,
             )
 
     def _member(self, uri: str, version: str, size: int, others: dict[str, Any]) -> ListedMember:
-        place, refused = self._place(uri)
-        if refused is None and not version and place.startswith(("/", "file:")):
-            size, version, is_closed = _local_facts(place)
+        full_uri, refused = self._resolve(uri)
+        if refused is None and not version and full_uri.startswith(("/", "file:")):
+            size, version, is_closed = _stat_local(full_uri)
             if is_closed:
-                return VersionlessFile(place, None, 0, version, size, others)
+                return VersionlessFile(full_uri, None, 0, version, size, others)
             if not version and _WINDOWS.search(uri):
-                refused = _windows_path(uri, place)
-        return ListedMember(place, None, 0, version, size, others, None, refused)
+                refused = _explain_windows_path(uri, full_uri)
+        return ListedMember(full_uri, None, 0, version, size, others, None, refused)
 
-    def _place(self, uri: str) -> tuple[str, RefusedMember | None]:
-        """The full uri, as a listing of its store would spell it, and why it must not be read."""
+    def _resolve(self, uri: str) -> tuple[str, RefusedMember | None]:
+        """Return the full uri as a listing of its store spells it, and why it must not be read."""
         if uri.startswith("s3://") and "\0" not in uri:
-            # Of a hundred million uris in a few buckets, nothing but the bucket is to be looked at.
+            # A list may have a hundred million uris in a few buckets, so only the bucket is checked,
+            # once.
             bucket = uri[5:].partition("/")[0]
             if bucket not in self._buckets:
-                place, refused = _checked(uri)
+                full_uri, refused = _check_uri(uri)
                 if refused is not None:
-                    return place, refused
+                    return full_uri, refused
                 self._buckets.add(bucket)
             return uri.rstrip("/"), None
         scheme = urls.scheme_of(uri)
@@ -83,11 +98,11 @@ class ListEntries:
                 return uri, RefusedMember(
                     Status.UNSAFE_MEMBER, "a list from elsewhere may not name local files"
                 )
-            place, refused = _checked(uri)
-            return (place, refused) if refused is not None else (urls.local_uri(place), None)
-        return self._below_folder(uri) if scheme == "file" else _checked(uri)
+            full_uri, refused = _check_uri(uri)
+            return (full_uri, refused) if refused is not None else (urls.local_uri(full_uri), None)
+        return self._resolve_relative(uri) if scheme == "file" else _check_uri(uri)
 
-    def _below_folder(self, uri: str) -> tuple[str, RefusedMember | None]:
+    def _resolve_relative(self, uri: str) -> tuple[str, RefusedMember | None]:
         if self._is_local:
             return urls.local_uri(os.path.abspath(os.path.join(self._folder or "/", uri))), None
         scheme, mark, below = self._folder.partition("://")
@@ -97,13 +112,13 @@ class ListEntries:
             return uri, RefusedMember(
                 Status.UNSAFE_MEMBER, f"a relative uri that leads out of {scheme}{mark}{root}"
             )
-        return _checked(f"{scheme}{mark}{root}{path}")
+        return _check_uri(f"{scheme}{mark}{root}{path}")
 
 
-def _checked(uri: str) -> tuple[str, RefusedMember | None]:
-    shown = strip_secrets(uri)
-    if shown != uri:
-        return shown, RefusedMember(
+def _check_uri(uri: str) -> tuple[str, RefusedMember | None]:
+    without_secrets = strip_secrets(uri)
+    if without_secrets != uri:
+        return without_secrets, RefusedMember(
             Status.SOURCE_DENIED,
             "the list signs this uri; secrets are not kept, so a worker cannot read it: list the object itself (s3://BUCKET/KEY) "
             "and give the workers credentials of their own",
@@ -114,32 +129,33 @@ def _checked(uri: str) -> tuple[str, RefusedMember | None]:
         return uri, RefusedMember(Status.SOURCE_MISSING, error.message)
 
 
-def _windows_path(uri: str, place: str) -> RefusedMember | None:
-    """Return why a path that Windows wrote names nothing here, or None if it names something."""
-    if os.path.lexists(local_path(place)):
+def _explain_windows_path(uri: str, path: str) -> RefusedMember | None:
+    """Return why a path from Windows names no file here, or None if it names one."""
+    if os.path.lexists(local_path(path)):
         return None
-    other = "it is a path of Windows: name the file as it is called on this machine"
+    foreign = "it is a path of Windows: name the file as it is called on this machine"
     advice = (
-        other
+        foreign
         if _WINDOWS_ROOT.match(uri)
-        else "it has backslashes, as Windows writes them: write / in their place"
+        else "it has backslashes, as Windows writes them: replace them with /"
     )
     return RefusedMember(Status.SOURCE_MISSING, f"{uri}: no such file; {advice}")
 
 
-def _version(version: Any, etag: Any) -> str:
-    stated = etag if version is None else version
-    return "" if stated is None else str(stated).strip('"')
+def _read_version(version: Any, etag: Any) -> str:
+    value = etag if version is None else version
+    return "" if value is None else str(value).strip('"')
 
 
-def _local_facts(place: str) -> tuple[int, str, bool]:
-    """Return size and version as a listing of the folder gives them, and whether the file is there
-    but they cannot be read.
+def _stat_local(path: str) -> tuple[int, str, bool]:
+    """Return the size and version of a local file, and whether it exists but cannot be read.
+
+    Size and version are those that a listing of the folder has.
     """
     try:
-        found = os.stat(local_path(place))
+        status = os.stat(local_path(path))
     except OSError as error:
         return -1, "", not errors.is_missing(error)
     except ValueError:
         return -1, "", False
-    return found.st_size, local_version(found), False
+    return status.st_size, local_version(status), False

@@ -1,8 +1,8 @@
-"""Lists of uris as sources (`lists_at`): CSV, TSV, JSON lines, plain text, Parquet, also
-compressed. Each row is a file of its own.
+"""Read lists of uris as sources: CSV, TSV, JSON lines, plain text, Parquet, also compressed.
 
-A list may be longer than memory: it is read in pieces of whole lines, each typed by pyarrow on its
-own; what a column is over all pieces is settled where the manifest is made.
+Enter at `find_lists`. Each row is a file of its own. A list may be longer than memory, so it is
+read in chunks of whole lines, each typed by pyarrow on its own. The type of a column over all
+chunks is determined when the manifest is written.
 """
 
 import functools
@@ -14,7 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from ray_app.archives import members, tabular, uri_list_rows
-from ray_app.archives.columns import URI_NAMES, input_rows, no_column, no_uris, uri_column
+from ray_app.archives.columns import (
+    URI_NAMES,
+    find_uri_column,
+    missing_column_error,
+    missing_uris_error,
+    to_input_rows,
+)
 from ray_app.archives.containers import (
     Container,
     ContainerLimits,
@@ -27,23 +33,32 @@ from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.images.formats import describe_signature
 from ray_app.storage import ClosedFolder, Fetcher, canonical, list_objects, strip_secrets
 
-_PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_PACKED_STARTS = {"gzip": b"\x1f\x8b", "bz2": b"BZh", "zstd": b"\x28\xb5\x2f\xfd"}
+_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_CODEC_MAGICS = {"gzip": b"\x1f\x8b", "bz2": b"BZh", "zstd": b"\x28\xb5\x2f\xfd"}
 _HEAD_BYTES = 512
-_NEEDS = "a list needs one header line and, within a column, values of one type"
-# What must stay as it was written, even where it looks like a number or a date.
-_TEXTS = ("version", "etag")
+_LIST_RULES = "write one header line and, within a column, values of one type"
+# Columns that stay as they were written, even if they look like numbers or dates.
+_TEXT_COLUMNS = ("version", "etag")
 
 Rows = Iterator[dict[str, Any]]
 
 LIST_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
-def lists_at(
+def find_lists(
     url: str, columns: members.TableColumns, limits: ContainerLimits, fetcher: Fetcher
 ) -> Iterator["UriList"]:
-    """The lists that the source `list::URL` names, by name: one, or those in a folder or of a
-    pattern. Raises as `list_objects`.
+    """Yield the lists that the source `list::URL` names, in the order of their names.
+
+    Args:
+        url: A list, a folder of lists, or a pattern.
+        columns: The columns that the user named.
+        limits: Limits on what a Parquet table may cost.
+        fetcher: Lists the store.
+
+    Raises:
+        ConfigError: Nothing is found at the URL.
+        StorageError: The store is unreachable, or a folder cannot be listed.
     """
     for info in list_objects(url, fetcher.guard):
         if isinstance(info, ClosedFolder):
@@ -56,7 +71,15 @@ def lists_at(
 
 @dataclass(frozen=True)
 class UriList:
-    """One file of rows. Raises ConfigError for a file that is no list."""
+    """One file of rows.
+
+    Attributes:
+        uri: The file.
+        version: Its version, "" if unknown.
+        size_bytes: Its size, -1 if unknown.
+        columns: The columns that the user named.
+        limits: Limits on what a Parquet table may cost.
+    """
 
     uri: str
     version: str
@@ -65,11 +88,14 @@ class UriList:
     limits: ContainerLimits
 
     def found(self, fetcher: Fetcher) -> Iterator[tuple[str, members.ListedMember]]:
-        """A member per row, with its path below the list's folder where it lies there, else its
-        whole uri.
+        """Yield a member per row, with the path that patterns are compared with.
 
-        Raises ConfigError naming the list, and the row or column that is wrong, StorageError when
-        it cannot be read.
+        The path is relative to the list's folder if the file is in it, else the whole uri.
+
+        Raises:
+            ConfigError: The file is not a list, or a row or column is wrong; the message has the
+                list, and the row or column.
+            StorageError: The list cannot be read.
         """
         folder = self.uri.partition("?")[0].rpartition("/")[0] + "/"
         try:
@@ -79,7 +105,7 @@ class UriList:
             raise StorageError(f"cannot read the list {self.uri}: {error.detail}") from error
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             is_encoding = isinstance(error, UnicodeDecodeError) or "UTF8" in str(error)
-            hint = "save it as UTF-8 (Excel: “CSV UTF-8”)" if is_encoding else _NEEDS
+            hint = "save it as UTF-8 (Excel: “CSV UTF-8”)" if is_encoding else _LIST_RULES
             raise ConfigError(f"{self.uri}: {' '.join(str(error).split())}", hint=hint) from error
 
     def _members(self, fetcher: Fetcher) -> Iterator[members.ListedMember]:
@@ -88,49 +114,47 @@ class UriList:
             container = Container(
                 self.uri, self.version, self.size_bytes, "parquet", name, self.columns, self.limits
             )
-            yield from self._readable(index_uris(container, fetcher), container, fetcher)
+            yield from self._check_readable(index_uris(container, fetcher), container, fetcher)
             return
-        name, packed = _names(self.uri)
+        name, codec = _split_ending(self.uri)
         if name not in _READERS:
             raise ConfigError(
                 f"{self.uri}: not a list",
-                hint=f"the name of a list ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt",
+                hint=f"give the list a name that ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt",
             )
         with fetcher.open(self.uri, self.version, self.size_bytes) as file:
-            self._require_text(file.read(_HEAD_BYTES), packed)
+            self._require_text(file.read(_HEAD_BYTES), codec)
             file.seek(0)
             unpacked = (
-                file
-                if packed is None
-                else pa.CompressedInputStream(pa.PythonFile(file, "r"), packed)
+                file if codec is None else pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)
             )
             rows = _READERS[name](unpacked, self)
             first = next(rows, None)
             if first is not None:
-                entries = uri_list_rows.ListEntries(self.uri, self.uri_column(list(first)))
+                entries = uri_list_rows.ListEntries(self.uri, self.find_uri_column(list(first)))
                 yield from entries.members(itertools.chain([first], rows))
 
-    def _require_text(self, head: bytes, packed: str | None) -> None:
+    def _require_text(self, head: bytes, codec: str | None) -> None:
         """Raise ConfigError if the first bytes are those of another kind of file."""
-        if packed is not None and head.startswith(_PACKED_STARTS[packed]):
+        if codec is not None and head.startswith(_CODEC_MAGICS[codec]):
             return
         ending = next(
-            (ending for ending, kind in _PACKED.items() if head.startswith(_PACKED_STARTS[kind])),
+            (ending for ending, kind in _CODECS.items() if head.startswith(_CODEC_MAGICS[kind])),
             None,
         )
         if ending is not None:
             raise ConfigError(
-                f"{self.uri}: the list is packed, but its name does not end in {ending}",
-                hint=f"add {ending} to the name, or unpack the list",
+                f"{self.uri}: the list is compressed, but its name does not end in {ending}",
+                hint=f"add {ending} to the name, or decompress the list",
             )
         if (description := describe_signature(head)) is not None:
-            what, _, advice = description.partition(": ")
+            kind_of_file, _, advice = description.partition(": ")
             raise ConfigError(
-                f"{self.uri}: not a list but {what}",
+                f"{self.uri}: not a list but {kind_of_file}",
                 hint=advice or f"name a file of {', '.join(LIST_ENDINGS)}",
             )
 
-    def _readable(
+    def _check_readable(
         self, items: Iterator[members.ListedMember], container: Container, fetcher: Fetcher
     ) -> Iterator[members.ListedMember]:
         for item in items:
@@ -140,65 +164,67 @@ class UriList:
                 if item.refused.status.startswith("source_"):
                     raise StorageError(f"cannot read the list {self.uri}: {item.refused.detail}")
                 raise ConfigError(
-                    f"{self.uri}: {item.refused.detail}", hint="the list itself is not readable"
+                    f"{self.uri}: {item.refused.detail}", hint="give a list that is readable"
                 )
             yield item
 
-    def uri_column(self, names: Sequence[str]) -> str:
-        """Return the column of uris among the names of all columns. Raises ConfigError if no column
-        has uris.
+    def find_uri_column(self, names: Sequence[str]) -> str:
+        """Return the column of uris among the names of all columns.
+
+        Raises:
+            ConfigError: No column has uris.
         """
-        column = uri_column(pa.schema([(name, pa.string()) for name in names]), self.columns)
+        column = find_uri_column(pa.schema([(name, pa.string()) for name in names]), self.columns)
         if column is None and self.columns.uri is not None:
-            raise no_column(self.uri, self.columns.uri, names)
+            raise missing_column_error(self.uri, self.columns.uri, names)
         if column is None:
-            raise no_uris(self.uri, names)
+            raise missing_uris_error(self.uri, names)
         return column
 
 
 def is_one_file(url: str, fetcher: Fetcher) -> bool:
-    """Whether a source is one file, and neither a folder nor a pattern. Asks the store."""
-    found = list(itertools.islice(list_objects(url, fetcher.guard), 2))
-    return [info.uri for info in found] == [strip_secrets(canonical(url))]
+    """Return whether a source is one file, and not a folder or pattern; lists the store."""
+    objects = list(itertools.islice(list_objects(url, fetcher.guard), 2))
+    return [info.uri for info in objects] == [strip_secrets(canonical(url))]
 
 
 def looks_like_list(url: str) -> bool:
-    """Whether a source's name announces a list; touches nothing."""
-    return _names(url)[0] in LIST_ENDINGS
+    """Return whether a source's name announces a list, without access to the store."""
+    return _split_ending(url)[0] in LIST_ENDINGS
 
 
-def _names(uri: str) -> tuple[str, str | None]:
-    """The ending that says how rows are written, and how the file is packed, if it is."""
+def _split_ending(uri: str) -> tuple[str, str | None]:
+    """Return the ending that names the format of rows, and the codec if the file is compressed."""
     name = uri.partition("?")[0].lower() if "://" in uri else uri.lower()
-    packed = next((ending for ending in _PACKED if name.endswith(ending)), None)
-    name = name.removesuffix(packed or "")
-    return "." + name.rpartition("/")[2].rpartition(".")[2], None if packed is None else _PACKED[
-        packed
-    ]
+    codec_ending = next((ending for ending in _CODECS if name.endswith(ending)), None)
+    name = name.removesuffix(codec_ending or "")
+    return "." + name.rpartition("/")[2].rpartition(".")[
+        2
+    ], None if codec_ending is None else _CODECS[codec_ending]
 
 
-def _csv_rows(file: Any, where: UriList, delimiter: str = ",") -> Rows:
-    def texts(names: list[str]) -> list[str]:
+def _csv_rows(file: Any, uri_list: UriList, delimiter: str = ",") -> Rows:
+    def text_columns(names: list[str]) -> list[str]:
         if len(set(names)) < len(names) or "" in names:
             raise ConfigError(
-                f"{where.uri}: its first line should name each column once",
+                f"{uri_list.uri}: its first line must name each column once",
                 hint=f"found: {', '.join(names)}",
             )
-        return [where.uri_column(names), *_TEXTS]
+        return [uri_list.find_uri_column(names), *_TEXT_COLUMNS]
 
-    for table in tabular.csv_tables(file, delimiter=delimiter, texts=texts):
-        yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
-
-
-def _json_rows(file: Any, where: UriList) -> Rows:
-    for table in tabular.json_tables(file, {where.columns.uri, *URI_NAMES, *_TEXTS}):
-        yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
+    for table in tabular.csv_tables(file, delimiter=delimiter, text_columns=text_columns):
+        yield from to_input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
 
 
-def _text_rows(file: Any, where: UriList) -> Rows:
-    name = where.columns.uri or "uri"
-    for piece in tabular.pieces(file, quoted=False):
-        lines = (line.rstrip("\r") for line in piece.decode().split("\n"))
+def _json_rows(file: Any, uri_list: UriList) -> Rows:
+    for table in tabular.json_tables(file, {uri_list.columns.uri, *URI_NAMES, *_TEXT_COLUMNS}):
+        yield from to_input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
+
+
+def _text_rows(file: Any, uri_list: UriList) -> Rows:
+    name = uri_list.columns.uri or "uri"
+    for chunk in tabular.read_chunks(file, quoted=False):
+        lines = (line.rstrip("\r") for line in chunk.decode().split("\n"))
         yield from ({name: line} for line in lines if line)
 
 

@@ -1,13 +1,14 @@
-"""`Walk`: the way through the sections of an archive, and what was found on it; first what its
-sources list, then what is in containers.
+"""List the sections of an archive in steps, and collect what they have (`Walk`).
 
-A portion of a first listing is about as much as makes all that is listed `GROWTH` times as much. If
-the containers that a step finds hold more, the rest of them waits for the next portions.
+The sources' own files and containers come first, then the members of containers.
 
-Ranges of S3 keys are listed side by side and in steps, each of which goes through some of every
-range; ranges that are left behind are cut anew before the next one, so that many processes share
-what turned out to be heavy. A step is planned from what was listed before and from nothing else:
-neither time nor the number of processes decides what is on which side of an edge.
+A portion of a first listing is large enough to make the total about `GROWTH` times as large. If the
+containers that a step finds hold more, the other containers wait for the next portions.
+
+Ranges of S3 keys are listed in parallel and in steps. Each step lists a part of every range. Ranges
+that fall behind are divided again before the next step, so that many processes share those that
+turn out to be large. A step is planned only from what was listed before. Neither time nor the
+number of processes decides in which step a member is listed.
 """
 
 import hashlib
@@ -26,36 +27,48 @@ from ray_app.archives.members import Each, in_turn
 from ray_app.archives.sources import Archive, Opened, SourceSection
 from ray_app.storage import KeyRange, NotedFolders
 
-# of a section among all: its source, its number there, the key that it begins behind
+# The position of a section: its source, its number there, and the key that precedes its range.
 Order = tuple[float, int, str]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LAST: Order = (math.inf, 0, "")  # of what is in containers
+_CONTAINER_ORDER: Order = (math.inf, 0, "")  # The members of containers.
 
-# containers that one task opens, whichever is reached first; fewer if that gives too few tasks
-_SHARDS_AT_ONCE, _SHARD_BYTES, _FEWEST_TASKS = 8, 2**30, 32
-_LITTLE_BYTES = 8 * 2**20  # of containers that are opened at once rather than by tasks
-# of very many containers, so many more to a task that there are no more tasks than this
-_MOST_SECTIONS = 2048
+# One task opens up to this number of containers or of bytes, fewer if there would be too few tasks.
+_MAX_SHARDS, _MAX_SHARD_BYTES, _MIN_TASKS = 8, 2**30, 32
+_FEW_BYTES = 8 * 2**20  # Containers of fewer bytes are opened without tasks.
+# If there are more sections, a task opens more containers.
+_MAX_SECTIONS = 2048
 _CARRIED_BYTES = 16 * 2**20
 
-# members of the first step, and by how much all that is listed grows with each
+# The number of members of the first step, and the factor by which each step increases the total.
 FIRST_STEP, GROWTH = 50_000, 4
 _PAGE = 1000
-# A range costs two or three requests, to find it and where it ends: one for 25 pages that have been
-# listed before. Those that are there are cut again where eight times as many may be, since parting
-# one in few pieces costs as much as in ten. One process reads several of them at once: a core bears
-# some forty pages a second, a store gives one in 50 to 200 ms.
-_KEYS_A_RANGE, _FEWEST_RANGES, _MOST_RANGES, _CUT_AGAIN, _RANGES_A_TASK = 25 * _PAGE, 8, 512, 8, 5
-_UNKNOWN = 1_000_000  # members of a section that is no range of keys, before any was listed
+# A range costs two or three requests, to find it and its end, so there is one range for 25 pages that
+# were listed before. Ranges are divided again if there may be eight times as many, because dividing a
+# range into a few parts costs as much as into ten. One process reads several ranges at once: a core
+# handles some 40 pages per second, and a store needs 50 to 200 ms for one.
+_KEYS_PER_RANGE, _MIN_RANGES, _MAX_RANGES, _RECUT_FACTOR, _RANGES_PER_TASK = (
+    25 * _PAGE,
+    8,
+    512,
+    8,
+    5,
+)
+_ASSUMED_MEMBERS = (
+    1_000_000  # The assumed members of a section without a range of keys, until one is listed.
+)
 
 
 @dataclass(frozen=True)
-class Unlisted:
-    """A section that is still to be listed, or the rest of one; `source`, `ordinal`: where it
-    began, of what the archive numbers.
+class PendingSection:
+    """A section that is still to be listed, or the remaining part of one.
+
+    Attributes:
+        source: The number of its source.
+        ordinal: The number of the section in the source.
+        section: The section.
     """
 
     source: int
@@ -64,25 +77,35 @@ class Unlisted:
 
     @property
     def keys(self) -> KeyRange | None:
-        """The range that it is, if it is one."""
+        """The range of keys, if the section is one."""
         return self.section.keys if isinstance(self.section, object_prefix.PrefixRange) else None
 
     @property
     def order(self) -> Order:
-        """What sorts sections as one listing would have them."""
+        """The sort key that orders sections as in a single listing."""
         return self.source, self.ordinal, (self.keys and self.keys.after) or ""
 
 
 @dataclass
 class Walk:
-    """A way through an archive.
+    """A listing of an archive, in progress.
 
-    `found`: members, chosen or not; `listed`: the chosen ones, and `kept` those of them since the
-    last portion; `opened`: how many containers; `settled`: whether what they hold is known for good
-    as long as their versions are the same. `named`: chosen files and containers that the sources
-    themselves list, and `digest` a hash of these. `linked`: folders that were not followed.
-    `closed`: places whose members this process could not list, `closed_folders` how many folders
-    are among those of the whole listing.
+    Attributes:
+        lister: Lists sections.
+        archive: The archive.
+        each: Runs the lister on sections.
+        limit: The maximum number of members, the first ones that pass; None for all.
+        progress: Called with the number of members so far.
+        found: The number of members before patterns.
+        listed: The number of members that patterns let pass.
+        kept: The number of these members since the last portion.
+        opened: The number of containers that patterns let pass, which are opened.
+        settled: Whether the members of the containers stay the same as long as their versions do.
+        named: The number of files and containers that the sources themselves list and that pass.
+        linked: Folders that were not listed, because they are symbolic links.
+        closed_folders: Folders of the whole listing that could not be listed.
+        closed: Places whose members this process could not list.
+        unlisted: The sections that are still to be listed, None before the first step.
     """
 
     lister: raw_listing.SectionLister
@@ -99,99 +122,112 @@ class Walk:
     linked: NotedFolders = field(default_factory=NotedFolders)
     closed_folders: NotedFolders = field(default_factory=NotedFolders)
     closed: list[raw_listing.ClosedPlace] = field(default_factory=list)
-    unlisted: list[Unlisted] | None = None
+    unlisted: list[PendingSection] | None = None
     _sum: int = 0
     _files: list[tuple[Order, raw_listing.RawFile]] = field(default_factory=list)
-    _waiting: list[tuple[Order, Container]] = field(default_factory=list)
+    _containers: list[tuple[Order, Container]] = field(default_factory=list)
     _carried: int = 0
     _sections: int = 0
-    # sections that are no ranges of keys, and what was found in them
-    _odd: tuple[int, int] = (0, 0)
-    # containers that were listed, and how many members they hold
-    _read: tuple[int, int] = (0, 0)
+    # The number of listed sections without a range of keys, and the number of their members.
+    _whole_sections: tuple[int, int] = (0, 0)
+    # The number of containers whose members are listed, and the number of these members.
+    _opened_containers: tuple[int, int] = (0, 0)
 
     def sources(self, *, in_order: bool = False) -> None:
-        """List all that the sources themselves say, as far as `limit` goes: files, and containers
-        that are not opened yet.
+        """List all files and unopened containers that the sources themselves have, up to `limit`.
 
-        With `in_order` one section after another, with no request more than that takes.
+        Args:
+            in_order: Whether to list one section after another, with no more requests than
+                necessary.
         """
         if in_order or self.limit is not None:
-            self._take(self._in_order(self._begun()))
+            self._add_listings(self._list_in_order(self._pending_sections()))
             self.unlisted = []
-        while self._begun():
+        while self._pending_sections():
             self.step(is_portion=False)
 
     def step(self, *, is_portion: bool = True) -> None:
-        """List on, about as much as makes all that is listed `GROWTH` times as much, in some of
-        every range that is left.
+        """List the next step: a part of every range that is left.
 
-        `is_portion`: of sections that are no ranges of keys no more than that takes; else all of
-        them.
-        """
-        waiting = self._divided(self._begun())
-        target = self._portion_size()
-        ranges = sum(one.keys is not None for one in waiting)
-        most = math.ceil(target / max(ranges, 1) / _PAGE) * _PAGE
-        left: list[Unlisted] = []
-        before = self.found
-        while waiting and (not is_portion or self.found - before < target):
-            count = (
-                self._enough(waiting, target - (self.found - before), most)
-                if is_portion
-                else len(waiting)
-            )
-            self._take(self._side_by_side(waiting[:count], most), left)
-            del waiting[:count]
-        self.unlisted = sorted([*left, *waiting], key=lambda one: one.order)
-
-    def containers(self, *, is_portion: bool = False) -> None:
-        """List what is in the containers, and in those that they name.
+        The step is large enough to make the total about `GROWTH` times as large.
 
         Args:
-            is_portion: List no more of them than a portion takes. The others stay waiting.
+            is_portion: Whether to stop when the step is large enough. Otherwise all sections that
+                are not ranges of keys are listed, too.
         """
-        waiting = [container for _, container in sorted(self._waiting, key=lambda one: one[0])]
-        self.settled &= all(one.version for one in waiting)
-        end = self.found + self._portion_size() if is_portion else math.inf
-        while waiting and self.found < end and (self.limit is None or self.listed < self.limit):
-            count = self._containers_with(end - self.found) if is_portion else len(waiting)
-            batch, waiting = waiting[:count], waiting[count:]
-            groups, self._waiting = [Unlisted(0, 0, group) for group in _groups(batch)], []
-            listings = (
-                self._in_order(groups)
-                if self.limit is not None
-                else self._side_by_side(groups, None)
+        pending = self._divide_ranges(self._pending_sections())
+        target = self._portion_size()
+        ranges = sum(section.keys is not None for section in pending)
+        max_members = math.ceil(target / max(ranges, 1) / _PAGE) * _PAGE
+        remaining: list[PendingSection] = []
+        found_before = self.found
+        while pending and (not is_portion or self.found - found_before < target):
+            count = (
+                self._count_sections(pending, target - (self.found - found_before), max_members)
+                if is_portion
+                else len(pending)
             )
-            before = self.found
-            self._take(listings, order=_LAST)
-            self._read = self._read[0] + len(batch), self._read[1] + self.found - before
-            waiting += [container for _, container in self._waiting]
-        # With a limit, what is left is not wanted.
-        self._waiting = (
-            [] if self.limit is not None else [(_LAST, container) for container in waiting]
+            self._add_listings(self._list_in_parallel(pending[:count], max_members), remaining)
+            del pending[:count]
+        self.unlisted = sorted([*remaining, *pending], key=lambda section: section.order)
+
+    def containers(self, *, is_portion: bool = False) -> None:
+        """List the members of the containers, and of the containers that these name.
+
+        Args:
+            is_portion: Whether to list no more containers than a portion needs. The others stay
+                pending.
+        """
+        pending = [
+            container
+            for _, container in sorted(self._containers, key=lambda container: container[0])
+        ]
+        self.settled &= all(container.version for container in pending)
+        end = self.found + self._portion_size() if is_portion else math.inf
+        while pending and self.found < end and (self.limit is None or self.listed < self.limit):
+            count = self._count_containers_with(end - self.found) if is_portion else len(pending)
+            batch, pending = pending[:count], pending[count:]
+            groups, self._containers = (
+                [PendingSection(0, 0, group) for group in _group_containers(batch)],
+                [],
+            )
+            listings = (
+                self._list_in_order(groups)
+                if self.limit is not None
+                else self._list_in_parallel(groups, None)
+            )
+            found_before = self.found
+            self._add_listings(listings, order=_CONTAINER_ORDER)
+            self._opened_containers = (
+                self._opened_containers[0] + len(batch),
+                self._opened_containers[1] + self.found - found_before,
+            )
+            pending += [container for _, container in self._containers]
+        # With a limit, the other containers are not needed.
+        self._containers = (
+            []
+            if self.limit is not None
+            else [(_CONTAINER_ORDER, container) for container in pending]
         )
 
     @property
     def has_containers(self) -> bool:
-        """Whether containers wait to be listed."""
-        return bool(self._waiting)
+        """Whether containers are still to be listed."""
+        return bool(self._containers)
 
     @property
     def is_over(self) -> bool:
         """Whether everything is listed."""
-        return not self._begun() and not self._waiting
+        return not self._pending_sections() and not self._containers
 
     @property
     def files(self) -> list[raw_listing.RawFile]:
-        """What was kept since the last portion, in the order of one listing: what the sources list
-        first.
-        """
-        return [file for _, file in sorted(self._files, key=lambda one: one[0])]
+        """The raw files since the last portion, in the order of a single listing."""
+        return [file for _, file in sorted(self._files, key=lambda ordered_file: ordered_file[0])]
 
     @property
     def digest(self) -> str:
-        """A hash of the listed files and containers, and of what chose them."""
+        """A hash of the listed files and containers, and of the patterns and options."""
         guard = self.archive.fetcher.guard
         total = hashlib.sha256(
             repr(
@@ -213,21 +249,21 @@ class Walk:
         """Forget the files so far, which are in a manifest."""
         self._files, self.kept, self._carried = [], 0, 0
 
-    def noted(self) -> bytes:
-        """All that another process needs to go on from here, as JSON."""
+    def save_state(self) -> bytes:
+        """Return the state that another process needs to continue the listing, as JSON."""
         counts = {
             name: getattr(self, name) for name in ("found", "listed", "opened", "settled", "named")
         }
         unlisted = [
             {
-                "source": one.source,
-                "ordinal": one.ordinal,
-                "keys": None if one.keys is None else asdict(one.keys),
+                "source": pending.source,
+                "ordinal": pending.ordinal,
+                "keys": None if pending.keys is None else asdict(pending.keys),
             }
-            for one in self._begun()
+            for pending in self._pending_sections()
         ]
         folders = {"linked": asdict(self.linked), "closed_folders": asdict(self.closed_folders)}
-        containers = [_facts_of(container) for _, container in self._waiting]
+        containers = [_container_to_dict(container) for _, container in self._containers]
         return json.dumps(
             {
                 **counts,
@@ -235,15 +271,16 @@ class Walk:
                 "sum": f"{self._sum:x}",
                 "unlisted": unlisted,
                 "containers": containers,
-                "read": self._read,
+                "read": self._opened_containers,
             }
         ).encode()
 
-    def resume(self, noted: bytes) -> None:
-        """Go on where another walk was `noted`; sections that are no ranges of keys are looked up
-        anew.
+    def resume(self, saved: bytes) -> None:
+        """Continue a listing from the state that `save_state` returned.
+
+        Sections that are not ranges of keys are looked up again.
         """
-        state: Mapping[str, Any] = json.loads(noted)
+        state: Mapping[str, Any] = json.loads(saved)
         self.found, self.listed, self.opened, self.named = (
             int(state[name]) for name in ("found", "listed", "opened", "named")
         )
@@ -252,181 +289,206 @@ class Walk:
             NotedFolders(**state["linked"]),
             int(state["sum"], 16),
         )
-        # an older version did not write them
+        # Older versions did not write these.
         self.closed_folders = NotedFolders(**state.get("closed_folders", {}))
-        # Version 0.26 listed all containers that it had found.
-        self._waiting = [
-            (_LAST, self._container_of(facts)) for facts in state.get("containers", [])
+        # Version 0.26 had no pending containers, because it listed all that it found.
+        self._containers = [
+            (_CONTAINER_ORDER, self._restore_container(container))
+            for container in state.get("containers", [])
         ]
         containers, members = state.get("read", (0, 0))
-        self._read = int(containers), int(members)
-        rests = state["unlisted"]
-        others = {(one["source"], one["ordinal"]) for one in rests if one["keys"] is None}
-        numbered = self.archive.numbered_sections() if others else ()
-        self.unlisted = [Unlisted(*one) for one in numbered if one[:2] in others]
-        for one in rests:
-            if one["keys"] is not None:
-                section = self.archive.range_of(one["source"], KeyRange(**one["keys"]))
-                self.unlisted.append(Unlisted(one["source"], one["ordinal"], section))
-        self.unlisted.sort(key=lambda one: one.order)
+        self._opened_containers = int(containers), int(members)
+        pending_states = state["unlisted"]
+        whole_sections = {
+            (pending["source"], pending["ordinal"])
+            for pending in pending_states
+            if pending["keys"] is None
+        }
+        numbered = self.archive.numbered_sections() if whole_sections else ()
+        self.unlisted = [
+            PendingSection(*pending) for pending in numbered if pending[:2] in whole_sections
+        ]
+        for pending in pending_states:
+            if pending["keys"] is not None:
+                section = self.archive.range_of(pending["source"], KeyRange(**pending["keys"]))
+                self.unlisted.append(PendingSection(pending["source"], pending["ordinal"], section))
+        self.unlisted.sort(key=lambda pending: pending.order)
 
-    def _begun(self) -> list[Unlisted]:
+    def _pending_sections(self) -> list[PendingSection]:
         if self.unlisted is None:
-            self.unlisted = [Unlisted(*one) for one in self.archive.numbered_sections()]
+            self.unlisted = [
+                PendingSection(*numbered) for numbered in self.archive.numbered_sections()
+            ]
         return self.unlisted
 
-    def _container_of(self, facts: Mapping[str, Any]) -> Container:
-        """Return a container with the settings of the archive, from `_facts_of` it."""
-        samples = facts["samples"]
-        table = None if samples is None else self._container_of(samples)
+    def _restore_container(self, state: Mapping[str, Any]) -> Container:
+        """Return a container with the settings of the archive, from `_container_to_dict`."""
+        samples = state["samples"]
+        table = None if samples is None else self._restore_container(samples)
         archive = self.archive
         return Container(
-            **{**facts, "samples": table}, columns=archive.columns, limits=archive.limits
+            **{**state, "samples": table}, columns=archive.columns, limits=archive.limits
         )
 
     def _portion_size(self) -> int:
-        """Return how many members make all that is listed `GROWTH` times as much."""
+        """Return the number of members that makes the total `GROWTH` times as large."""
         return max(FIRST_STEP, (GROWTH - 1) * self.found)
 
-    def _containers_with(self, members: float) -> int:
-        """Return how many containers hold about so many members, by those listed before."""
-        containers, count = self._read
-        return math.ceil(members * containers / max(count, 1)) if containers else _SHARDS_AT_ONCE
+    def _count_containers_with(self, members: float) -> int:
+        """Estimate how many containers hold `members` members, from those listed before."""
+        containers, count = self._opened_containers
+        return math.ceil(members * containers / max(count, 1)) if containers else _MAX_SHARDS
 
-    def _divided(self, unlisted: Sequence[Unlisted]) -> list[Unlisted]:
-        """The same, with more ranges of keys where there are few for what is listed already."""
-        ranges = [one for one in unlisted if one.keys is not None]
-        wanted = min(_MOST_RANGES, max(_FEWEST_RANGES, self.found // _KEYS_A_RANGE))
-        if not ranges or self.found < FIRST_STEP or wanted < _CUT_AGAIN * len(ranges):
+    def _divide_ranges(self, unlisted: Sequence[PendingSection]) -> list[PendingSection]:
+        """Return the sections, with ranges of keys divided if there are too few of them."""
+        ranges = [pending for pending in unlisted if pending.keys is not None]
+        target_count = min(_MAX_RANGES, max(_MIN_RANGES, self.found // _KEYS_PER_RANGE))
+        if not ranges or self.found < FIRST_STEP or target_count < _RECUT_FACTOR * len(ranges):
             return list(unlisted)
-        split = partial(_split, math.ceil(wanted / len(ranges)))
-        divided = [one for one in unlisted if one.keys is None]
-        for whole, parts in zip(ranges, self._each_of(split, ranges), strict=True):
-            divided += [replace(whole, section=part) for part in parts]
-        return sorted(divided, key=lambda one: one.order)
+        split = partial(_split_range, math.ceil(target_count / len(ranges)))
+        divided = [pending for pending in unlisted if pending.keys is None]
+        for pending_range, parts in zip(ranges, self._map(split, ranges), strict=True):
+            divided += [replace(pending_range, section=part) for part in parts]
+        return sorted(divided, key=lambda pending: pending.order)
 
-    def _enough(self, waiting: Sequence[Unlisted], target: int, most: int) -> int:
-        """How many sections give about `target` members, as far as that can be known."""
-        sections, found = self._odd
-        mean = _UNKNOWN if not sections else max(1, found // sections)
+    def _count_sections(
+        self, pending: Sequence[PendingSection], target: int, range_members: int
+    ) -> int:
+        """Estimate how many sections have about `target` members together."""
+        sections, found = self._whole_sections
+        mean = _ASSUMED_MEMBERS if not sections else max(1, found // sections)
         count = expected = 0
-        while count < len(waiting) and expected < target:
-            expected += mean if waiting[count].keys is None else most
+        while count < len(pending) and expected < target:
+            expected += mean if pending[count].keys is None else range_members
             count += 1
         return count
 
-    def _side_by_side(
-        self, sections: Sequence[Unlisted], most: int | None
-    ) -> Iterator[tuple[Unlisted, raw_listing.SectionListing]]:
-        lister = replace(self.lister, most=most)
+    def _list_in_parallel(
+        self, sections: Sequence[PendingSection], max_objects: int | None
+    ) -> Iterator[tuple[PendingSection, raw_listing.SectionListing]]:
+        lister = replace(self.lister, most=max_objects)
         items: list[tuple[int, list[SourceSection]]] = []
-        for is_range, run in groupby(sections, lambda one: one.keys is not None):
-            together = [one.section for one in run]
+        for is_range, run in groupby(sections, lambda pending: pending.keys is not None):
+            run_sections = [pending.section for pending in run]
             size = (
-                math.ceil(len(together) / math.ceil(len(together) / _RANGES_A_TASK))
+                math.ceil(len(run_sections) / math.ceil(len(run_sections) / _RANGES_PER_TASK))
                 if is_range
                 else 1
             )
-            for start in range(0, len(together), size):
-                items.append((self._sections, together[start : start + size]))
+            for start in range(0, len(run_sections), size):
+                items.append((self._sections, run_sections[start : start + size]))
                 self._sections += 1
         if len(items) == 1 and len(sections) == 1:
-            lister = replace(lister, progress=_after(self.listed, self.progress))
-        listings = (listing for group in self._each_of(lister, items) for listing in group)
+            lister = replace(lister, progress=_offset_progress(self.listed, self.progress))
+        listings = (listing for group in self._map(lister, items) for listing in group)
         yield from zip(sections, listings, strict=True)
 
-    def _each_of(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def _map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         return (self.each if len(items) > 1 else in_turn)(function, items)
 
-    def _in_order(
-        self, sections: Sequence[Unlisted]
-    ) -> Iterator[tuple[Unlisted, raw_listing.SectionListing]]:
-        """One after another, since with a limit what comes later may not be wanted."""
-        for one in sections:
-            left = None if self.limit is None else self.limit - self.listed
-            if left is not None and left <= 0:
+    def _list_in_order(
+        self, sections: Sequence[PendingSection]
+    ) -> Iterator[tuple[PendingSection, raw_listing.SectionListing]]:
+        """List one section after another, because a limit may make later sections unnecessary."""
+        for pending in sections:
+            remaining = None if self.limit is None else self.limit - self.listed
+            if remaining is not None and remaining <= 0:
                 return
-            lister = replace(self.lister, limit=left, progress=_after(self.listed, self.progress))
-            [listing] = lister((self._sections, [one.section]))
+            lister = replace(
+                self.lister, limit=remaining, progress=_offset_progress(self.listed, self.progress)
+            )
+            [listing] = lister((self._sections, [pending.section]))
             self._sections += 1
-            yield one, listing
+            yield pending, listing
 
-    def _take(
+    def _add_listings(
         self,
-        listings: Iterable[tuple[Unlisted, raw_listing.SectionListing]],
-        left: list[Unlisted] | None = None,
+        listings: Iterable[tuple[PendingSection, raw_listing.SectionListing]],
+        remaining: list[PendingSection] | None = None,
         *,
         order: Order | None = None,
     ) -> None:
-        """Count and keep what was found; rests of ranges go to `left`. `order`: of what is in
-        containers, which comes last.
+        """Count and keep the members and containers of listings.
+
+        Args:
+            listings: The listings of sections.
+            remaining: Gets the parts of ranges that were not listed yet.
+            order: The order of the members of containers, which come last; None for sections of
+                sources.
         """
-        for one, listing in listings:
+        for pending, listing in listings:
             self.found += listing.found
             self.linked.add(listing.linked)
             self._note_closed(listing.closed)
             self.opened += len(listing.containers)
-            self._waiting += [(one.order, container) for container in listing.containers]
+            self._containers += [(pending.order, container) for container in listing.containers]
             for file in listing.files:
                 self._carried += file.carried_bytes
-                kept = file if self._carried <= _CARRIED_BYTES else file.stored(self.lister.store)
-                self._files.append((order or one.order, kept))
+                raw_file = (
+                    file if self._carried <= _CARRIED_BYTES else file.stored(self.lister.store)
+                )
+                self._files.append((order or pending.order, raw_file))
             self.kept += listing.kept
             self.listed += listing.kept
             if order is None:
                 self.named += listing.kept + len(listing.containers)
                 self._sum = (self._sum + listing.digest) % raw_listing.SUMS
-                if one.keys is None:
-                    self._odd = self._odd[0] + 1, self._odd[1] + listing.found
+                if pending.keys is None:
+                    self._whole_sections = (
+                        self._whole_sections[0] + 1,
+                        self._whole_sections[1] + listing.found,
+                    )
             else:
                 self.settled &= listing.settled
-            if left is not None and listing.rest is not None:
-                left.append(replace(one, section=listing.rest))
+            if remaining is not None and listing.rest is not None:
+                remaining.append(replace(pending, section=listing.rest))
             if self.progress is not None:
                 self.progress(self.listed)
 
     def _note_closed(self, places: Sequence[raw_listing.ClosedPlace]) -> None:
         self.closed += places
-        for place in places:
-            if place.version is None:
-                self.closed_folders.add(NotedFolders(1, place.uri))
+        for closed in places:
+            if closed.version is None:
+                self.closed_folders.add(NotedFolders(1, closed.uri))
 
 
-def _split(pieces: int, one: Unlisted) -> list[object_prefix.PrefixRange]:
-    """A range of keys in about so many."""
-    assert isinstance(one.section, object_prefix.PrefixRange)
-    return one.section.split(pieces)
+def _split_range(count: int, pending: PendingSection) -> list[object_prefix.PrefixRange]:
+    """Divide a range of keys into about `count` ranges."""
+    assert isinstance(pending.section, object_prefix.PrefixRange)
+    return pending.section.split(count)
 
 
-def _after(listed: int, progress: raw_listing.Progress | None) -> raw_listing.Progress | None:
+def _offset_progress(
+    listed: int, progress: raw_listing.Progress | None
+) -> raw_listing.Progress | None:
     return None if progress is None else lambda count: progress(listed + count)
 
 
-def _facts_of(container: Container) -> dict[str, Any]:
+def _container_to_dict(container: Container) -> dict[str, Any]:
     """Return a container without the settings of the archive, for JSON."""
     names = ("uri", "version", "size_bytes", "kind", "path", "named")
     samples = container.samples
     return {
         **{name: getattr(container, name) for name in names},
-        "samples": None if samples is None else _facts_of(samples),
+        "samples": None if samples is None else _container_to_dict(samples),
     }
 
 
-def _groups(containers: Sequence[Container]) -> list[SourceSection]:
-    """Containers as sections, some to each; one section when all are small."""
-    total_bytes = sum(one.size_bytes for one in containers)
-    if total_bytes <= _LITTLE_BYTES:
+def _group_containers(containers: Sequence[Container]) -> list[SourceSection]:
+    """Group containers into sections; small containers are in one section."""
+    total_bytes = sum(container.size_bytes for container in containers)
+    if total_bytes <= _FEW_BYTES:
         return [Opened(tuple(containers))]
-    shards = min(_SHARDS_AT_ONCE, max(1, len(containers) // _FEWEST_TASKS))
-    at_once = max(shards, math.ceil(len(containers) / _MOST_SECTIONS))
-    most_bytes = max(_SHARD_BYTES, total_bytes // _MOST_SECTIONS)
+    shards = min(_MAX_SHARDS, max(1, len(containers) // _MIN_TASKS))
+    group_size = max(shards, math.ceil(len(containers) / _MAX_SECTIONS))
+    max_group_bytes = max(_MAX_SHARD_BYTES, total_bytes // _MAX_SECTIONS)
     groups: list[SourceSection] = []
-    waiting: list[Container] = []
-    waiting_bytes = 0
+    group: list[Container] = []
+    group_bytes = 0
     for container in containers:
-        waiting.append(container)
-        waiting_bytes += container.size_bytes
-        if len(waiting) == at_once or waiting_bytes >= most_bytes:
-            groups.append(Opened(tuple(waiting)))
-            waiting, waiting_bytes = [], 0
-    return [*groups, Opened(tuple(waiting))] if waiting else groups
+        group.append(container)
+        group_bytes += container.size_bytes
+        if len(group) == group_size or group_bytes >= max_group_bytes:
+            groups.append(Opened(tuple(group)))
+            group, group_bytes = [], 0
+    return [*groups, Opened(tuple(group))] if group else groups

@@ -18,7 +18,7 @@ from ray_app.archives import (
     read_vanished,
 )
 from ray_app.archives.containers import Container, ContainerLimits
-from ray_app.archives.containers.base import why_closed
+from ray_app.archives.containers.base import explain_refusal
 from ray_app.archives.members import TableColumns, is_unreadable_folder
 from ray_app.datasets import DatasetSource, build_index, index_source
 from ray_app.datasets.survey import survey
@@ -265,7 +265,7 @@ def test_excluded_and_skipped_folders_are_not_opened(photos):
 @pytest.mark.parametrize("status", [Status.SOURCE_TIMEOUT, Status.SOURCE_DENIED])
 def test_container_on_a_damaged_disk_is_a_member(status):
     container = Container("/disk/a.tar", "v", 1, "tar", "a.tar", TableColumns(), ContainerLimits())
-    assert why_closed(container, SourceError(status, "Input/output error")).status == status
+    assert explain_refusal(container, SourceError(status, "Input/output error")).status == status
 
 
 def test_index_names_a_closed_folder_and_a_training_refuses_it(photos, tmp_path):

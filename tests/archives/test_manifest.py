@@ -27,7 +27,7 @@ from ray_app.archives import (
     read_vanished,
 )
 from ray_app.archives.build import Portions
-from ray_app.archives.manifest import MOST_BYTES, listed_rows
+from ray_app.archives.manifest import MAX_BYTES, listed_rows
 from ray_app.errors import IdentityError, Status
 from ray_app.storage import Store
 from tests.archives.given import SWEEPS, Given, all_members, listed
@@ -214,13 +214,13 @@ def test_image_ids_of_members_with_the_same_joined_text_differ():
 
 
 def test_size_that_no_object_has_is_unknown(tmp_path):
-    stated = [2**63 - 1, 2**64 - 1, 2**70, MOST_BYTES + 1, 1e300, -5, True, "many", None]
-    for number, sizes in enumerate([*([size] * 3 for size in stated), [MOST_BYTES] * 20]):
+    stated = [2**63 - 1, 2**64 - 1, 2**70, MAX_BYTES + 1, 1e300, -5, True, "many", None]
+    for number, sizes in enumerate([*([size] * 3 for size in stated), [MAX_BYTES] * 20]):
         listing, store = tmp_path / f"{number}.jsonl", Store.open(str(tmp_path / f"of {number}"))
         rows = [{"uri": f"s3://no/{n}.jpg", "size_bytes": size} for n, size in enumerate(sizes)]
         listing.write_text("\n".join(map(json.dumps, rows)))
         list_members(store, open_source([str(listing)]), PLAN)
-        known = sizes if sizes[0] == MOST_BYTES else [-1] * 3
+        known = sizes if sizes[0] == MAX_BYTES else [-1] * 3
         assert [member.size_bytes for member in all_members(store)] == known
         assert read_blocks(store, 0).size_bytes == max(0, sum(known))
 

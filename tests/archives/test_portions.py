@@ -59,7 +59,12 @@ def server(running, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    for name, value in {"_PAGE": 10, "FIRST_STEP": 40, "_KEYS_A_RANGE": 8, "_CUT_AGAIN": 3}.items():
+    for name, value in {
+        "_PAGE": 10,
+        "FIRST_STEP": 40,
+        "_KEYS_PER_RANGE": 8,
+        "_RECUT_FACTOR": 3,
+    }.items():
         monkeypatch.setattr(walk, name, value)
     return server
 

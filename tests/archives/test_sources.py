@@ -43,7 +43,7 @@ def test_source_lists_every_file_except_the_run_directory(root):
     for skipped in ("b/", "a"):
         left = [name for name in NAMES if not name.startswith(skipped[0] + "/")]
         assert names(root, [root], skip=[f"{root}/{skipped}"]) == left
-    with pytest.raises(ConfigError, match="no file there but those of the output directory"):
+    with pytest.raises(ConfigError, match="no file except those of the output directory"):
         names(root, [f"{root}/b"], skip=[f"{root}/b"])
 
 

@@ -142,7 +142,7 @@ NO_HEADER = "the first line of the list must be its header"
         ("l.csv", b"uri,n\na.jpg,1\n,2\n", r"l\.csv: row 2 has no text in its column 'uri'"),
         ("l.jsonl", b"not json\n", r"l\.jsonl: JSON parse error"),
         ("l.csv", b'uri,"n\n' + b"a.jpg,1\n" * 40_000, "is a quotation mark missing"),
-        ("l.csv", b"uri,uri\na,b\n", "should name each column once"),
+        ("l.csv", b"uri,uri\na,b\n", "must name each column once"),
         ("l.csv", b"name,n\na,1\n", "none of its columns holds uris: name, n"),
         ("l.parquet", b"PAR1 but not really", "a Parquet file that ends before its footer"),
         ("l.csv", LFS_POINTER, "not a list but a Git LFS pointer.*run `git lfs pull`"),
@@ -185,7 +185,7 @@ def test_list_column_may_change_its_type(tmp_path, monkeypatch):
     """Pieces are typed on their own; a column that is empty or whole at first may have text or
     fractions later.
     """
-    monkeypatch.setattr("ray_app.archives.tabular._PIECE", 64)
+    monkeypatch.setattr("ray_app.archives.tabular._CHUNK_BYTES", 64)
     rows = "".join(
         f"s3://b/{n},{n if n < 50 else n + 0.5},{'' if n < 50 else 'late'}\n" for n in range(100)
     )
@@ -263,6 +263,6 @@ def test_list_with_windows_paths_shows_what_to_write(two_images):
     (two_images / "l.csv").write_text("\n".join(["path", *paths]))
     *missing, odd, plain = (item.refused for item in listed(two_images / "l.csv"))
     assert [refused.status for refused in missing] == [MISSING] * 3
-    assert "it has backslashes, as Windows writes them: write / " in missing[0].detail
+    assert "it has backslashes, as Windows writes them: replace them with /" in missing[0].detail
     assert all("it is a path of Windows" in refused.detail for refused in missing[1:])
     assert (odd, plain) == (None, None), "a name with a backslash that is there is read"

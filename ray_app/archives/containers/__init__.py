@@ -1,7 +1,7 @@
-"""Files that hold many members: one module per format. Each says which members there are and where,
-and reads them from there.
+"""List and read files that hold many members; each format has a module of its own.
 
-Members are streamed, never unpacked to a disk; their names are labels, never paths.
+Enter at `list_container` and `CONTAINERS`. Members are streamed, never unpacked to a disk; their
+names are labels, never paths.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,21 +38,20 @@ CONTAINERS: Mapping[str, ContainerFormat] = {
     "zip": zips,
 }
 
-_SHORT = {
+_SHORT_ENDINGS = {
     ".tgz": "tar.gz",
     ".tbz2": "tar.bz2",
     ".tbz": "tar.bz2",
     ".txz": "tar.xz",
     ".tzst": "tar.zst",
 }
-_COMICS = {".cbz": "zip", ".cbt": "tar"}  # comic books: a page is an image
-_ENDINGS = {f".{kind}": kind for kind in CONTAINERS} | _SHORT | _COMICS
-_ALL_ENDINGS = tuple(_ENDINGS)  # asked at once: nearly every file of a listing has none of them
-
+_COMIC_ENDINGS = {".cbz": "zip", ".cbt": "tar"}  # Comic books; each page is an image.
+_ENDINGS = {f".{kind}": kind for kind in CONTAINERS} | _SHORT_ENDINGS | _COMIC_ENDINGS
+# Tested in one call, because nearly every file of a listing has none of these endings.
+_ALL_ENDINGS = tuple(_ENDINGS)
 
 _HEAD_BYTES = 512
-# Kind and name of a container by its first bytes; a tar that is not compressed has its mark at byte
-# 257.
+# Kind and name of a container by its first bytes. An uncompressed tar has its magic at byte 257.
 _STARTS = {
     b"\x1f\x8b": ("tar.gz", "a gzip file"),
     b"BZh": ("tar.bz2", "a bzip2 file"),
@@ -65,33 +64,45 @@ _TAR = ("tar", "a tar archive")
 
 
 def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every member of a container in its order, as its format lists them
-    (`ContainerFormat.index`).
+    """Yield every member of a container in its order, as its format lists them.
 
-    A container that is not what its name announces is a member whose detail shows what it is.
+    A container that is not what its name announces becomes one member, whose detail shows what the
+    container is.
+
+    Args:
+        container: The container.
+        fetcher: Reads the container.
+
+    Raises:
+        StorageError: The store is unreachable.
     """
-    found = CONTAINERS[container.kind].index(container, fetcher)
-    first = next(found, None)
+    members = CONTAINERS[container.kind].index(container, fetcher)
+    first = next(members, None)
     if isinstance(first, Unopened):
         first = recognise_container(first, container, fetcher)
     if first is not None:
         yield first
-        yield from found
+        yield from members
 
 
 def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) -> Unopened:
-    """Return the container as a member whose detail shows what its first bytes are, if they are of
-    another kind.
+    """Return an unopened container with the format that its first bytes show in its detail.
+
+    Args:
+        item: The container as a member; returned unchanged unless it is damaged and its first bytes
+            are those of another format.
+        container: The container.
+        fetcher: Reads the first bytes.
     """
     refused = item.refused
     if refused is None or refused.status not in (Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE):
         return item
     try:
         head = fetcher.fetch_range(container.uri, container.version, 0, _HEAD_BYTES)
-    except InputError:  # the detail that is there stays
+    except InputError:  # The present detail stays.
         return item
     kind, name = next(
-        (found for start, found in _STARTS.items() if head.startswith(start)),
+        (kind_name for start, kind_name in _STARTS.items() if head.startswith(start)),
         _TAR if head[257:262] == b"ustar" else ("", ""),
     )
     if kind == container.kind:
@@ -110,9 +121,7 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
 
 
 def kind_of(name: str) -> str | None:
-    """The container format that a file's name announces, in whatever case; None for every other
-    name.
-    """
+    """Return the container format that a file's name announces in any case, else None."""
     name = name.lower()
     return (
         next(kind for ending, kind in _ENDINGS.items() if name.endswith(ending))

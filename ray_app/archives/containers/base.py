@@ -1,10 +1,12 @@
-"""What the container formats share: `Container`, `ContainerFormat`, `members_of` (entries → checked
-members), `WindowReader`, WebDataset's sidecars.
+"""Define what the container formats share: containers, checked members, and WebDataset's sidecars.
+
+Enter at `Container`, `ContainerFormat`, `iter_members` (entries → checked members), and
+`WindowReader`.
 
 Names of members are labels for people, never paths. A sidecar is a small text file that describes
 the image of the same key: the path up to the first dot of the base name
 (https://github.com/webdataset/webdataset#the-webdataset-format). `a/7.jpg`, `a/7.json` and
-`a/7.cls` are one sample when they stand side by side.
+`a/7.cls` are one sample if they follow each other.
 """
 
 import re
@@ -29,8 +31,8 @@ from ray_app.storage import Fetcher, errors, urls
 
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
-# One request of 8 MiB costs a store as much as one of 8 KiB; a gap of 64 KiB takes less time than a
-# further request.
+# A request of 8 MiB costs a store as much as a request of 8 KiB. Reading a gap of 64 KiB takes less
+# time than another request.
 WINDOW_BYTES, GAP_BYTES = 8 * 2**20, 64 * 2**10
 _AHEAD = 64 * 2**20
 
@@ -38,18 +40,19 @@ Unpack = Callable[[ManifestMember, bytes], bytes | InputError]
 
 _COLUMNS = ("json", "cls", "txt")
 MAX_SIDECAR_BYTES = 64 * 1024
-# A sample has a handful of files; a key that goes on for ever is another way of naming, and must
-# not fill memory.
-_MOST_OF_ONE_KEY = 64
+# A sample has a handful of files. A key with more files than this follows another naming scheme, and
+# must not fill memory.
+_MAX_FILES_PER_KEY = 64
 
 
 class ContainerLimits(Frozen):
-    """What an archive may cost before it, or a member, is refused (specs/intake.md §4.3). All are
-    checked before anything is unpacked.
+    """Limits on what a container may cost; a container or member that exceeds one is refused.
+
+    All limits are checked before anything is unpacked.
     """
 
     max_members: int = Field(
-        default=10_000_000, gt=0, description="files in one container; further ones are refused"
+        default=10_000_000, gt=0, description="files in one container; further files are refused"
     )
     max_ratio: float = Field(
         default=200.0,
@@ -60,12 +63,20 @@ class ContainerLimits(Frozen):
 
 @dataclass(frozen=True)
 class Container:
-    """An unopened container as its store lists it. `path` is what patterns are compared with,
-    before the member's own name.
+    """An unopened container as its store lists it.
 
-    `named`: the user gave this very file as a source, so that a table may be a list of uris; any
-    other names nothing that is fetched. `samples`: the table beside a shard with columns of its
-    members (`ray_app.archives.object_prefix`).
+    Attributes:
+        uri: The container.
+        version: The version of the object, "" if unknown.
+        size_bytes: The size of the object, -1 if unknown.
+        kind: The format, a key of `CONTAINERS`.
+        path: The path that patterns are compared with, before the member's own name.
+        columns: The columns that the user named.
+        limits: Limits on what the container may cost.
+        named: Whether the user gave this very file as a source. Then a table may be a list of uris;
+            in any other container, no uri is followed.
+        samples: The table next to a shard with columns of its members
+            (`ray_app.archives.object_prefix`).
     """
 
     uri: str
@@ -78,50 +89,51 @@ class Container:
     named: bool = False
     samples: "Container | None" = None
 
-    def itself(self, why: RefusedMember) -> "Unopened":
-        """The container as a member: what stands in the manifest where it cannot be opened, or ends
-        early.
-        """
-        return Unopened(self.uri, None, 0, self.version, self.size_bytes, refused=why)
+    def as_unopened(self, reason: RefusedMember) -> "Unopened":
+        """Return the container as a member, for one that cannot be opened or ends early."""
+        return Unopened(self.uri, None, 0, self.version, self.size_bytes, refused=reason)
 
 
 class Unopened(ListedMember):
-    """A container whose members could not be listed, in their place: patterns on names cannot leave
-    it out.
-    """
+    """A container whose members could not be listed, in their place; patterns cannot exclude it."""
 
     __slots__ = ()
 
 
 class Reader(Protocol):
-    """Reads members of one format for as long as a worker lives; what it keeps open saves reading
-    again.
-    """
+    """Reads members of one format; a worker keeps it, so that containers stay open."""
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """The bytes of members of one container, in their order, or why there are none. Raises
-        nothing that is about one member.
+        """Yield the bytes of members of one container, in their order, or the errors for them.
+
+        Errors that concern one member are yielded, not raised.
         """
 
 
 class ContainerFormat(Protocol):
-    """One container format: a module of this package with these two functions."""
+    """A container format: a module of this package with these two functions."""
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-        """Every member, streamed, in the container's order. One that must not be read has `refused`
-        set; a container that cannot be opened, or ends early, adds `container.itself(reason)`.
-        Raises StorageError when the store is out of reach.
+        """Yield every member, streamed, in the container's order.
+
+        A member that must not be read has `refused` set. A container that cannot be opened, or ends
+        early, adds `container.as_unopened(reason)`.
+
+        Raises:
+            StorageError: The store is unreachable.
         """
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> Reader:
-        """A reader that never gives more than `max_bytes` for one member, however much its archive
-        claims or unpacks to.
+        """Return a reader that never yields more than `max_bytes` for one member.
+
+        This holds whatever size the archive declares or unpacks to.
         """
 
 
-def why_unsafe(name: str) -> str | None:
-    """What is wrong with a name that a careless tool would unpack outside its folder; None for a
-    safe one.
+def find_name_problem(name: str) -> str | None:
+    """Return what is wrong with an unsafe name; None for a safe one.
+
+    A careless tool would unpack a file with an unsafe name outside its folder.
     """
     if not name:
         return "it has no name"
@@ -136,9 +148,10 @@ def why_unsafe(name: str) -> str | None:
     return None
 
 
-def printable(name: str) -> str:
-    r"""The name as a table can hold it: bytes that are no UTF-8 (as surrogates) and NUL become
-    \xNN, all else is kept verbatim.
+def escape_name(name: str) -> str:
+    r"""Return the name as a table can hold it.
+
+    Bytes that are not UTF-8 (kept as surrogates) and NUL become \xNN; all else is kept verbatim.
     """
     return (
         name.encode("utf-8", "surrogateescape")
@@ -148,29 +161,30 @@ def printable(name: str) -> str:
 
 
 class Occurrences:
-    """Counts equal names of one container: 8 bytes of a hash per name, since an archive may hold
-    millions.
+    """Counts equal names within one container.
+
+    It keeps 8 bytes of a hash per name, because an archive may hold millions of names.
     """
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self._again: dict[int, int] = {}
+        self._hashes: set[int] = set()
+        self._repeats: dict[int, int] = {}
 
     def count(self, name: str) -> int:
-        """How many times the name was counted before."""
+        """Return how many times the name was counted before."""
         key = int.from_bytes(
             blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
         )
-        if key not in self._seen:
-            self._seen.add(key)
+        if key not in self._hashes:
+            self._hashes.add(key)
             return 0
-        self._again[key] = self._again.get(key, 0) + 1
-        return self._again[key]
+        self._repeats[key] = self._repeats.get(key, 0) + 1
+        return self._repeats[key]
 
 
 @dataclass
 class _Window:
-    """Bytes `start` to `end`, and how many members are cut out of them."""
+    """Bytes `start` to `end` of a container, and the members that are cut out of them."""
 
     start: int
     end: int
@@ -181,8 +195,12 @@ class _Window:
 
 
 class WindowReader:
-    """A `Reader` for formats in which a member is a range of its file; `unpack` makes the member of
-    what its range holds.
+    """A `Reader` for formats in which a member is a range of its file.
+
+    Args:
+        fetcher: Reads the ranges.
+        max_bytes: The maximum size of a member.
+        unpack: Turns the bytes of a member's range into the member.
     """
 
     def __init__(
@@ -191,7 +209,7 @@ class WindowReader:
         self._fetcher, self._max_bytes, self._unpack = fetcher, max_bytes, unpack
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """See `Reader`; a member over `max_bytes` is refused unread."""
+        """Yield as `Reader.read` does; a member over `max_bytes` is refused unread."""
         windows = list(
             _windows([member for member in members if member.size_bytes <= self._max_bytes])
         )
@@ -202,12 +220,14 @@ class WindowReader:
             self._fetcher.prefetch_ranges(uri, version, ranges, depth_bytes=_AHEAD),
             strict=True,
         )
-        cut = (piece for window, data in arriving for piece in _pieces(window, data, self._unpack))
+        parts = (
+            part for window, data in arriving for part in _cut_members(window, data, self._unpack)
+        )
         for member in members:
             yield (
                 errors.too_large(member.size_bytes, self._max_bytes)
                 if member.size_bytes > self._max_bytes
-                else next(cut)
+                else next(parts)
             )
 
 
@@ -225,7 +245,7 @@ def _windows(members: Sequence[ManifestMember]) -> Iterator[_Window]:
         yield window
 
 
-def _pieces(
+def _cut_members(
     window: _Window, data: bytes | InputError, unpack: Unpack
 ) -> Iterator[bytes | InputError]:
     for member in window.members:
@@ -233,14 +253,14 @@ def _pieces(
             yield data
             continue
         start, end = _span(member)
-        piece = data[start - window.start : end - window.start]
-        if len(piece) < end - start:
+        part = data[start - window.start : end - window.start]
+        if len(part) < end - start:
             yield SourceError(
                 Status.SOURCE_CHANGED,
                 f"the archive ends before the {member.member} that was listed",
             )
         else:
-            yield unpack(member, piece)
+            yield unpack(member, part)
 
 
 def _span(member: ManifestMember) -> tuple[int, int]:
@@ -249,39 +269,45 @@ def _span(member: ManifestMember) -> tuple[int, int]:
 
 
 def sidecar_column(name: str, size_bytes: int) -> str | None:
-    """The column that a member would become; None for one that is no sidecar by its name or size."""
+    """Return the column that a sidecar becomes; None for a file that is not a sidecar.
+
+    Args:
+        name: The name of the member, which must have a sidecar's ending.
+        size_bytes: The size of the member, which must not exceed `MAX_SIDECAR_BYTES`.
+    """
     key, ending = _split(name)
-    is_one = (
+    is_sidecar = (
         ending.lower() in _COLUMNS
         and key.rpartition("/")[2] != ""
         and 0 <= size_bytes <= MAX_SIDECAR_BYTES
     )
-    return ending.lower() if is_one else None
+    return ending.lower() if is_sidecar else None
 
 
 def sample_key(name: str) -> str:
-    """The key of the sample that a file belongs to."""
+    """Return the key of the sample that a file belongs to."""
     return _split(name)[0]
 
 
-def as_text(data: bytes) -> str | None:
-    """A sidecar's text; None for what is no text, which stays a member."""
+def decode_text(data: bytes) -> str | None:
+    """Decode a sidecar; None for bytes that are not UTF-8, which stay a member."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return None
 
 
-def join_sidecars(found: Iterable[tuple[ListedMember, str | None]]) -> Iterator[ListedMember]:
-    """Members in order, those with a text as columns of the others of their key. An orphan, or a
-    second of one column, stays a member.
+def join_sidecars(entries: Iterable[tuple[ListedMember, str | None]]) -> Iterator[ListedMember]:
+    """Yield members in order; those with a text become columns of the others of their key.
+
+    A sidecar without an image, or a second one for the same column, stays a member.
     """
-    for _, sample in groupby(found, key=lambda item: sample_key(item[0].member or "")):
-        while part := list(islice(sample, _MOST_OF_ONE_KEY)):
-            yield from _joined(part)
+    for _, sample in groupby(entries, key=lambda item: sample_key(item[0].member or "")):
+        while part := list(islice(sample, _MAX_FILES_PER_KEY)):
+            yield from _join_sample(part)
 
 
-def _joined(sample: list[tuple[ListedMember, str | None]]) -> Iterator[ListedMember]:
+def _join_sample(sample: list[tuple[ListedMember, str | None]]) -> Iterator[ListedMember]:
     if all(text is not None for _, text in sample):
         yield from (item for item, _ in sample)
         return
@@ -297,7 +323,7 @@ def _joined(sample: list[tuple[ListedMember, str | None]]) -> Iterator[ListedMem
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and ending: `a.b/c.tar.gz` is (`a.b/c`, `tar.gz`)."""
+    """Return key and ending: `a.b/c.tar.gz` is (`a.b/c`, `tar.gz`)."""
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return folder + slash + stem, ending
@@ -305,7 +331,15 @@ def _split(name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ContainerEntry:
-    """One file that a container names. `text`: what it says, where it may be a sidecar."""
+    """One file that a container names.
+
+    Attributes:
+        name: The name within the container.
+        size_bytes: The size of the file.
+        place: The location of its data, None if the data cannot be read.
+        refused: The reason why the file must not be read, None if it may be.
+        text: The content, if the file may be a sidecar.
+    """
 
     name: str
     size_bytes: int
@@ -314,25 +348,27 @@ class ContainerEntry:
     text: str | None = None
 
 
-def why_closed(container: Container, error: InputError) -> RefusedMember:
+def explain_refusal(container: Container, error: InputError) -> RefusedMember:
     """Return what an archive's own row shows when listing its members ends with `error`.
 
     Raises:
-        StorageError: The store gave no answer, so it will give none for other archives either; but
-            a disk may have one damaged file.
+        StorageError: The store gave no answer, so it will not answer for other archives either. A
+            timeout of a local disk does not count, because it may concern one damaged file.
     """
     is_damaged = error.status == Status.SOURCE_TIMEOUT and urls.scheme_of(container.uri) == "file"
     if error.status in (Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT) and not is_damaged:
         raise StorageError(
             f"cannot list {container.uri}: {error.detail}",
-            hint="run the same command again: it lists the archive anew",
+            hint="run the same command again to list the archive again",
         ) from error
     return RefusedMember(error.status, error.detail)
 
 
-def size_of(container: Container, fetcher: Fetcher) -> int:
-    """The archive's size in bytes, requested from its store where the listing lacks it. Raises
-    InputError for an empty one.
+def find_size(container: Container, fetcher: Fetcher) -> int:
+    """Return the archive's size in bytes, from its store if the listing lacks it.
+
+    Raises:
+        InputError: The archive is empty, or the store refuses to state the size.
     """
     size = (
         container.size_bytes
@@ -344,39 +380,46 @@ def size_of(container: Container, fetcher: Fetcher) -> int:
     return size
 
 
-def members_of(container: Container, entries: Iterator[ContainerEntry]) -> Iterator[ListedMember]:
-    """The entries as members, in order. An InputError of `entries`, or one member too many, ends
-    them: a row of the container says why.
+def iter_members(container: Container, entries: Iterator[ContainerEntry]) -> Iterator[ListedMember]:
+    """Yield the entries as members, in order.
 
-    Raises StorageError where the store gave no answer.
+    An InputError of `entries`, or one member too many, ends them. The last member is then the
+    container itself, with the reason.
+
+    Args:
+        container: The container of the entries.
+        entries: The files that the container names.
+
+    Raises:
+        StorageError: The store gave no answer.
     """
-    ended: list[RefusedMember] = []
-    yield from join_sidecars(_counted(container, entries, ended))
-    for reason in ended:
-        yield container.itself(reason)
+    reasons: list[RefusedMember] = []
+    yield from join_sidecars(_iter_limited(container, entries, reasons))
+    for reason in reasons:
+        yield container.as_unopened(reason)
 
 
-def _counted(
-    container: Container, entries: Iterator[ContainerEntry], ended: list[RefusedMember]
+def _iter_limited(
+    container: Container, entries: Iterator[ContainerEntry], reasons: list[RefusedMember]
 ) -> Iterator[tuple[ListedMember, str | None]]:
     occurrences = Occurrences()
     try:
-        for number, entry in enumerate(entries):
-            if number >= container.limits.max_members:
+        for index, entry in enumerate(entries):
+            if index >= container.limits.max_members:
                 raise InputError(
                     Status.UNSAFE_MEMBER,
-                    f"more than {container.limits.max_members} files; further ones are not listed",
+                    f"more than {container.limits.max_members} files; further files are not listed",
                 )
-            yield _listed(container, entry, occurrences)
+            yield _to_member(container, entry, occurrences)
     except InputError as error:
-        ended.append(why_closed(container, error))
+        reasons.append(explain_refusal(container, error))
 
 
-def _listed(
+def _to_member(
     container: Container, entry: ContainerEntry, occurrences: Occurrences
 ) -> tuple[ListedMember, str | None]:
-    name, refused = printable(entry.name), entry.refused
-    if reason := why_unsafe(entry.name):
+    name, refused = escape_name(entry.name), entry.refused
+    if reason := find_name_problem(entry.name):
         refused = RefusedMember(Status.UNSAFE_MEMBER, reason)
     item = ListedMember(
         container.uri,

@@ -1,10 +1,11 @@
-"""List and read the members of tar files: `index` and `reader` for plain files, `CompressedTar` for
-gzip, bzip2, xz, and zstd.
+"""List and read the members of tar files, plain or compressed.
+
+Enter at `index` and `reader` for plain files, and at `CompressedTar` for gzip, bzip2, xz, and zstd.
 
 `tarfile.TarInfo.frombuf` parses single header blocks. `tarfile.open` is not used: it keeps every
 member in memory, recurses and backtracks over hostile extended headers, and treats a damaged header
-in the middle as the end. A compressed tar is one stream, unpacked from its start, in memory that
-does not grow.
+in the middle as the end. A compressed tar is one stream, unpacked from its start in constant
+memory.
 
 Members of archives that follow an end mark are members, as for `tar --ignore-zeros`: `cat a.tar
 b.tar` has the members of both.
@@ -23,10 +24,10 @@ from ray_app.archives.containers.base import (
     Container,
     ContainerEntry,
     WindowReader,
-    as_text,
-    members_of,
+    decode_text,
+    find_size,
+    iter_members,
     sidecar_column,
-    size_of,
 )
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, SourceError, Status
@@ -34,12 +35,12 @@ from ray_app.storage import Fetcher, ranged
 from ray_app.storage.errors import too_large
 
 BLOCK = tarfile.BLOCKSIZE
-# Long names and attributes of one member; Linux allows 64 KiB for all attributes of a file, and a
-# few may be chained.
+# The limit for long names and attributes of one member. Linux allows 64 KiB for all attributes of a
+# file, and a few headers may be chained.
 _MAX_HEADERS = 2**20
-_MAX_SIZE = 2**56  # no disk holds more, and no sum of a few overflows
-# Zeros after end marks. Tools fill the last record with zeros: 10 KiB by default, up to some MiB if
-# a user sets the blocking factor.
+_MAX_SIZE = 2**56  # No disk holds more, and the sum of a few such sizes does not overflow.
+# The limit for zeros after end marks. Tools fill the last record with zeros: 10 KiB by default, up to
+# some MiB if a user sets the blocking factor.
 _MAX_PADDING = 64 * 2**20
 _END_MARK = 2 * BLOCK
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -47,7 +48,7 @@ _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _EXTENDED = frozenset({*_PAX, *_LONG, tarfile.XGLTYPE})
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _WITH_DATA = (*_FILES, tarfile.GNUTYPE_SPARSE)
-_NO_FILES = {
+_NOT_FILES = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
     tarfile.CHRTYPE: "a device",
@@ -58,13 +59,13 @@ _NO_FILES = {
 # Folders of GNU's incremental backups, whose data is a list of names, GNU's volume labels, and
 # Solaris's access control lists.
 _METADATA = (b"D", b"V", b"A")
-_CONTINUED = b"M"  # GNU's rest of a file that begins in another volume
-# Records of a global header that are about the next member only.
+_CONTINUED = b"M"  # In GNU tar, the remainder of a file that begins in another volume.
+# Records of a global header that concern the next member only.
 _VOLUME = "GNU.volume."
 _VOLUME_NAME, _VOLUME_OFFSET = f"{_VOLUME}filename", f"{_VOLUME}offset"
 _SPARSE = ("major", "minor", "name", "realsize", "size", "map", "numblocks", "offset", "numbytes")
-# All other records are dropped: an archive may have any number of global records, which hold for
-# each of its members.
+# All other records are dropped. An archive may have any number of global records, which apply to each
+# of its members.
 _USED_RECORDS = frozenset(
     key.encode()
     for key in (
@@ -80,42 +81,48 @@ _OTHER_VOLUME = RefusedMember(
     "the file begins in another volume of this archive: unpack it with `tar --multi-volume`",
 )
 
-# GNU's own format keeps two times where POSIX keeps the prefix of a name: the times of access and
-# of change.
+# In GNU's own format, the field that holds the prefix of a name in POSIX holds the times of access
+# and change.
 _GNU_MAGIC = b"ustar  \0"
 _GNU_TIMES = re.compile(rb"(?:[ 0-7]{11}[ \0]|[\x80\xff].{11}|\0{12}){2}", re.DOTALL)
 
 _GZIP = 16 + zlib.MAX_WBITS
-_XZ_MEMORY = 192 * 2**20  # `xz -9` asks for 65 MiB; the format allows 4 GiB
+_XZ_MEMORY = 192 * 2**20  # `xz -9` needs 65 MiB; the format allows 4 GiB.
 
-_PIECE = 64 * 2**10  # packed bytes at once
-_STEP = 2**20  # unpacked at once; also what may be unpacked before a ratio counts
+_INPUT_BYTES = 64 * 2**10  # Packed bytes that are read at once.
+_OUTPUT_BYTES = 2**20  # Bytes that are unpacked at once, and before the ratio counts.
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every member; only headers, and what lies between them in a window of the file, are read."""
-    return members_of(container, _entries(container, fetcher))
+    """Yield every member, reading only headers and the bytes near them in a window of the file."""
+    return iter_members(container, _entries(container, fetcher))
 
 
-reader = WindowReader  # runs of neighbouring members with one request
+reader = WindowReader  # Reads neighbouring members with one request.
 
 
 def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
-    size = size_of(container, fetcher)
+    size = find_size(container, fetcher)
     file = fetcher.open(container.uri, container.version, size)
-    yield from entries_of(
+    yield from list_tar_entries(
         file, "tar", lambda header: min(header.stored, max(0, size - header.offset))
     )
 
 
-# what headers are read from; `seek` only ever goes forward
+# Headers are read from such a stream. Its `seek` only goes forward.
 Stream: TypeAlias = "ranged.RangedFile | Unpacked"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One entry. `stored` bytes of data are at `offset`; `refused` says why a member is not a plain
-    file that can be read.
+    """One entry of a tar.
+
+    Attributes:
+        name: The name of the entry.
+        offset: The first byte of the data.
+        stored: The number of bytes of the data.
+        is_member: Whether the entry is a member, and not a folder or metadata.
+        refused: The reason why a member is not a plain file that can be read, else None.
     """
 
     name: str
@@ -136,15 +143,16 @@ def read_headers(stream: Stream) -> Iterator[Header]:
     offset = 0
     while (header := reader.read_next(offset)) is not None:
         yield header
-        offset = header.offset + _padded(header.stored)
+        offset = header.offset + _pad_to_block(header.stored)
 
 
 class _HeaderReader:
-    """Read one header after another, with the extended headers before it."""
+    """Reads one header after another, with the extended headers before it."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._everywhere: dict[str, str] = {}  # records that hold for all members of an archive
+        # Records that apply to all members of an archive.
+        self._global_records: dict[str, str] = {}
         self._padding_left = _MAX_PADDING
 
     def read_next(self, offset: int) -> Header | None:
@@ -160,33 +168,34 @@ class _HeaderReader:
                 if len(block) < BLOCK:  # The end, or bytes that are too few for a header.
                     return None
             if zeros >= _END_MARK:
-                self._everywhere = {}
-            info = _parsed(self._stream, block, begin, has_ended=zeros > 0)
+                self._global_records = {}
+            info = _parse_header(self._stream, block, begin, has_ended=zeros > 0)
             if info.type not in _EXTENDED:
                 self._padding_left += tarfile.RECORDSIZE
-                return _header(
+                return _build_header(
                     self._stream,
                     info,
-                    self._everywhere | extended if self._everywhere else extended,
+                    self._global_records | extended if self._global_records else extended,
                 )
-            body = _body(self._stream, info, begin)
+            body = _read_body(self._stream, info, begin)
             if info.type == tarfile.XGLTYPE:
                 records = _pax_records(body, begin)
                 extended |= {
                     key: records.pop(key) for key in list(records) if key.startswith(_VOLUME)
                 }
-                self._everywhere |= records
+                self._global_records |= records
             elif info.type in _PAX:
                 extended |= _pax_records(body, begin)
             elif info.type == tarfile.GNUTYPE_LONGNAME:
                 extended["path"] = body.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
     def _skip_zeros(self, zeros: int) -> tuple[bytes, int]:
-        """Return the next block that is not zero (short at the end of the stream), and how many
-        bytes of zeros precede it.
+        """Return the next block that is not zero, and the number of zero bytes before it.
+
+        The block is short at the end of the stream.
 
         Args:
-            zeros: How many bytes of zeros were read before.
+            zeros: The number of zero bytes that were read before.
 
         Raises:
             InputError: image_too_large if the zeros of all end marks together exceed the limit.
@@ -203,39 +212,39 @@ class _HeaderReader:
         return block, zeros
 
 
-def _parsed(stream: Stream, block: bytes, begin: int, *, has_ended: bool) -> tarfile.TarInfo:
-    """Parse one header block; `has_ended`: whether the block follows an end mark."""
+def _parse_header(stream: Stream, block: bytes, begin: int, *, has_ended: bool) -> tarfile.TarInfo:
+    """Parse one header block; `has_ended` is True if the block follows an end mark."""
     if len(block) < BLOCK:
-        what = "inside a header" if block or stream.tell() > begin else "without its end mark"
+        where_cut = "inside a header" if block or stream.tell() > begin else "without its end mark"
         raise InputError(
             Status.TRUNCATED_IMAGE,
-            f"the archive ends at byte {stream.tell()}, {what}: files may be missing",
+            f"the archive ends at byte {stream.tell()}, {where_cut}: files may be missing",
         )
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        place = stream.tell() - len(block)
+        position = stream.tell() - len(block)
         if has_ended:
-            reason = f"the data at byte {place}, after the end mark of the tar archive, is not a tar header ({error}); files may be missing"
+            reason = f"the data at byte {position}, after the end mark of the tar archive, is not a tar header ({error}); files may be missing"
             raise InputError(Status.CORRUPT_IMAGE, reason) from None
-        raise _damaged(place, str(error)) from None
+        raise _damaged(position, str(error)) from None
     if not 0 <= info.size < _MAX_SIZE:
         raise _damaged(stream.tell() - BLOCK, f"a size of {info.size} bytes")
     if block[345] and block[257:265] == _GNU_MAGIC and _GNU_TIMES.match(block, 345):
-        own = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        info.name = own.rstrip("/") if info.isdir() else own
+        short_name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        info.name = short_name.rstrip("/") if info.isdir() else short_name
     if info.type == tarfile.GNUTYPE_SPARSE:
         more = block[482]
-        while more:  # the map of a sparse file goes on in further blocks
+        while more:  # The map of a sparse file continues in further blocks.
             block = stream.read(BLOCK)
             more = len(block) == BLOCK and stream.tell() - begin < _MAX_HEADERS and block[504]
     return info
 
 
-def _body(stream: Stream, info: tarfile.TarInfo, begin: int) -> bytes:
+def _read_body(stream: Stream, info: tarfile.TarInfo, begin: int) -> bytes:
     if stream.tell() - begin + info.size > _MAX_HEADERS:
         raise _damaged(begin, f"extended headers of more than {_MAX_HEADERS} bytes")
-    body = stream.read(_padded(info.size))
+    body = stream.read(_pad_to_block(info.size))
     if len(body) < info.size:
         raise InputError(
             Status.TRUNCATED_IMAGE,
@@ -244,7 +253,7 @@ def _body(stream: Stream, info: tarfile.TarInfo, begin: int) -> bytes:
     return body[: info.size]
 
 
-def _header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> Header:
+def _build_header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> Header:
     stored = info.size
     if "size" in extended:
         digits = extended["size"]
@@ -253,12 +262,12 @@ def _header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> 
         ):
             raise _damaged(stream.tell(), f"a size of {digits[:40]!r}")
         stored = int(digits)
-    # What is no file has no data, whatever its size field says: a hard link repeats the size of
-    # what it links to.
+    # Only files have data. The size field of other entries is ignored: a hard link repeats the size of
+    # its target.
     has_data = info.type in _WITH_DATA or info.type not in tarfile.SUPPORTED_TYPES
     is_member = not info.isdir() and info.type not in _METADATA
     name = info.name
-    if extended:  # GNU tar makes up the names in headers of sparse files and of parts of files
+    if extended:  # GNU tar invents the names in headers of sparse files and of parts of files.
         name = (
             extended.get("GNU.sparse.name")
             or extended.get(_VOLUME_NAME)
@@ -273,91 +282,98 @@ def _refusal(info: tarfile.TarInfo, extended: dict[str, str]) -> RefusedMember |
     """Return why a member is not read; None for a plain file."""
     if info.type == _CONTINUED or extended.get(_VOLUME_OFFSET, "0") != "0":
         return _OTHER_VOLUME
-    kind = _NO_FILES.get(info.type)
+    kind = _NOT_FILES.get(info.type)
     if any(key.startswith("GNU.sparse.") for key in extended):
-        kind = _NO_FILES[tarfile.GNUTYPE_SPARSE]
+        kind = _NOT_FILES[tarfile.GNUTYPE_SPARSE]
     elif kind is None and info.type not in _FILES:
         kind = f"an entry of type {info.type!r}"
     return None if kind is None else RefusedMember(Status.UNSAFE_MEMBER, kind)
 
 
 def _pax_records(body: bytes, begin: int) -> dict[str, str]:
-    """Return the used records of an extended header, `30 path=a/long/name.jpg\\n…`; the number is
-    the length of the whole record.
+    r"""Return the used records of an extended header.
+
+    A record is `30 path=a/long/name.jpg\n`; the number is the length of the whole record.
     """
     records: dict[str, str] = {}
-    place = 0
-    while place < len(body) and body[place]:
-        space = body.find(b" ", place, place + 20)
-        digits = body[place:space] if space > 0 else b""
-        end = place + int(digits) if digits.isdigit() else 0
+    position = 0
+    while position < len(body) and body[position]:
+        space = body.find(b" ", position, position + 20)
+        digits = body[position:space] if space > 0 else b""
+        end = position + int(digits) if digits.isdigit() else 0
         key, equals, value = body[space + 1 : max(0, end - 1)].partition(b"=")
-        if not place < end <= len(body) or not equals:
+        if not position < end <= len(body) or not equals:
             raise _damaged(begin, "an extended header that cannot be read")
         if key in _USED_RECORDS:
             records[key.decode()] = value.decode("utf-8", "surrogateescape")
-        place = end
+        position = end
     return records
 
 
-def _padded(size: int) -> int:
+def _pad_to_block(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _damaged(offset: int, why: str) -> InputError:
+def _damaged(offset: int, reason: str) -> InputError:
     if not offset:
-        return InputError(Status.CORRUPT_IMAGE, f"not a readable tar archive: {why}")
+        return InputError(Status.CORRUPT_IMAGE, f"not a readable tar archive: {reason}")
     return InputError(
         Status.CORRUPT_IMAGE,
-        f"the tar archive is damaged at byte {offset}: {why}; files may be missing",
+        f"the tar archive is damaged at byte {offset}: {reason}; files may be missing",
     )
 
 
-def entries_of(
-    stream: Stream, kind: str, there: Callable[[Header], int]
+def list_tar_entries(
+    stream: Stream, kind: str, measure: Callable[[Header], int]
 ) -> Generator[ContainerEntry, None, bool]:
-    """Yield the files of a tar; `there` returns how many bytes of a member's data there are, and
-    may pass over them.
+    """Yield the files of a tar.
+
+    Args:
+        stream: The tar.
+        kind: The container's format.
+        measure: Returns how many bytes of a member's data are present, and may skip these bytes.
 
     Returns:
-        Whether the last file is whole.
+        Whether the last file is complete.
 
     Raises:
-        InputError: the archive breaks off, or goes on with what is not a tar.
+        InputError: The archive breaks off, or continues with data that is not a tar.
     """
     for header in read_headers(stream):
         if not header.is_member:
             continue
         text: str | None = None
         if header.refused is None and sidecar_column(header.name, header.stored):
-            text = as_text(stream.read(header.stored))
-        found = there(header)
-        place = MemberLocation(kind, header.offset, header.stored)
+            text = decode_text(stream.read(header.stored))
+        present = measure(header)
+        location = MemberLocation(kind, header.offset, header.stored)
         if header.refused is not None:
             yield ContainerEntry(header.name, header.stored, None, header.refused)
-        elif found < header.stored:
-            reason = f"the archive ends after {found} of its {header.stored} bytes"
+        elif present < header.stored:
+            reason = f"the archive ends after {present} of its {header.stored} bytes"
             yield ContainerEntry(
                 header.name, header.stored, None, RefusedMember(Status.TRUNCATED_IMAGE, reason)
             )
-            return False  # what may have come behind it is not known
+            return False  # The archive may have had more files.
         else:
-            yield ContainerEntry(header.name, header.stored, place, text=text)
+            yield ContainerEntry(header.name, header.stored, location, text=text)
     return True
 
 
-# The codecs share the interface of Python's own decompressors (`bz2.BZ2Decompressor`). None gives
-# more than it is asked for, whatever a stream claims; what a decoder may hold itself is bounded for
-# xz and zstd.
+# The codecs share the interface of Python's own decompressors (`bz2.BZ2Decompressor`). They never
+# return more bytes than requested, whatever a stream claims. The memory of the xz and zstd decoders
+# is limited.
 Codec = Literal["gzip", "bzip2", "xz", "zstd"]
 
 
-def _decompressor(codec: Codec) -> Any:
-    """For one stream; after its end it is of no more use. Raises InputError where what it needs is
-    not installed.
+def _create_decompressor(codec: Codec) -> Any:
+    """Create the decompressor for one stream; it is of no use after the stream's end.
+
+    Raises:
+        InputError: The codec is not installed.
     """
     if codec == "zstd":
-        return _zstd().ZstdDecompressor()  # refuses windows of more than 128 MiB
+        return _zstd().ZstdDecompressor()  # It refuses windows of more than 128 MiB.
     return (
         _Gzip()
         if codec == "gzip"
@@ -367,14 +383,14 @@ def _decompressor(codec: Codec) -> Any:
     )
 
 
-def _errors_of(codec: Codec) -> tuple[type[Exception], ...]:
-    """What a decompressor raises for a stream that is none."""
-    own = {"gzip": (zlib.error,), "bzip2": (OSError, ValueError), "xz": (lzma.LZMAError,)}
-    return own[codec] if codec in own else (_zstd().ZstdError,)
+def _get_decoder_errors(codec: Codec) -> tuple[type[Exception], ...]:
+    """Return the exceptions that a decompressor raises for a damaged stream."""
+    errors = {"gzip": (zlib.error,), "bzip2": (OSError, ValueError), "xz": (lzma.LZMAError,)}
+    return errors[codec] if codec in errors else (_zstd().ZstdError,)
 
 
 class _Gzip:
-    """zlib's, which leaves it to its caller to keep what it has not looked at yet."""
+    """zlib's decompressor, with the input that it has not consumed kept between calls."""
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(_GZIP)
@@ -397,7 +413,7 @@ class _Gzip:
 
 def _zstd() -> Any:
     try:
-        from compression import zstd  # type: ignore[import-not-found, unused-ignore] # of Python 3.14
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore] # since Python 3.14
     except ImportError:
         try:
             from backports import zstd
@@ -416,20 +432,27 @@ class CompressedTar:
     codec: Codec
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-        """Every member; the whole stream is unpacked once, up to `max_ratio`."""
-        return members_of(container, _stream_entries(container, fetcher, self))
+        """Yield every member; the whole stream is unpacked once, up to `max_ratio`."""
+        return iter_members(container, _stream_entries(container, fetcher, self))
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> "TarStreamReader":
-        """Goes on where it stopped, from one block of a shard to the next."""
+        """Return a reader that continues from one block of a shard to the next."""
         return TarStreamReader(fetcher, max_bytes, self.codec)
 
 
 class Unpacked:
-    """The unpacked stream of one compressed object, read forward; one that is cut short just ends,
-    and `cut` says so.
+    """The unpacked stream of one compressed object, read forward.
 
-    Every method raises InputError: corrupt_image for a damaged stream, image_too_large over
-    `max_ratio`, or what the store says.
+    A stream that is cut short ends early and sets `is_cut`. Every method raises InputError:
+    corrupt_image for a damaged stream, image_too_large over `max_ratio`, or the error of the store.
+
+    Args:
+        codec: The codec of the stream.
+        fetcher: Reads the object.
+        uri: The object.
+        version: Its version.
+        size_bytes: Its size, -1 if unknown.
+        max_ratio: The maximum of unpacked ÷ packed bytes, None for no limit.
     """
 
     def __init__(
@@ -442,91 +465,94 @@ class Unpacked:
         max_ratio: float | None = None,
     ) -> None:
         self._codec = codec
-        self._stream = _decompressor(codec)
+        self._stream = _create_decompressor(codec)
         self._packed = fetcher.open(uri, version, size_bytes)
-        self._waiting = b""
-        self._place = 0
+        self._input = b""
+        self._position = 0
         self._max_ratio = max_ratio
-        # Up to `_MAX_PADDING`, they do not count for the ratio: zeros are packed about 1000 to 1.
+        # Up to `_MAX_PADDING`, zeros do not count for the ratio: they are packed about 1000 to 1.
         self.padding_bytes = 0
-        self.cut = False
+        self.is_cut = False
 
     def tell(self) -> int:
-        """The place of the next unpacked byte."""
-        return self._place
+        """Return the position of the next unpacked byte."""
+        return self._position
 
     def read(self, size: int) -> bytes:
-        """The next bytes, fewer only where the stream ends."""
+        """Return the next bytes; fewer than `size` only if the stream ends."""
         parts: list[bytes] = []
-        while size > 0 and (part := self._some(min(size, _STEP))):
+        while size > 0 and (part := self._read_part(min(size, _OUTPUT_BYTES))):
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
 
     def seek(self, offset: int) -> int:
-        """Go on to a place, or to the end when that comes first; there is no way back."""
-        while self.tell() < offset and self._some(min(offset - self.tell(), _STEP)):
+        """Skip forward to a position, or to the end if that is first; return the new position."""
+        while self.tell() < offset and self._read_part(min(offset - self.tell(), _OUTPUT_BYTES)):
             pass
         return self.tell()
 
-    def _some(self, size: int) -> bytes:
+    def _read_part(self, size: int) -> bytes:
         try:
-            data = self._inflated(size)
-        except _errors_of(self._codec) as error:
-            reason = (
-                f"not a readable {self._codec} stream after {self._place} unpacked bytes: {error}"
-            )
+            data = self._decompress(size)
+        except _get_decoder_errors(self._codec) as error:
+            reason = f"not a readable {self._codec} stream after {self._position} unpacked bytes: {error}"
             raise InputError(Status.CORRUPT_IMAGE, reason) from None
-        self._place += len(data)
-        packed = max(1, self._packed.tell() - len(self._waiting))
-        counted = self._place - min(self.padding_bytes, _MAX_PADDING)
-        if self._max_ratio is not None and counted > max(_STEP, packed * self._max_ratio):
+        self._position += len(data)
+        packed = max(1, self._packed.tell() - len(self._input))
+        counted = self._position - min(self.padding_bytes, _MAX_PADDING)
+        if self._max_ratio is not None and counted > max(_OUTPUT_BYTES, packed * self._max_ratio):
             reason = f"{counted} bytes unpacked from {packed}, over container_limits.max_ratio ({self._max_ratio:g}); files may be missing"
             raise InputError(
                 Status.IMAGE_TOO_LARGE, reason, limit=self._max_ratio, observed=counted / packed
             )
         return data
 
-    def _inflated(self, size: int) -> bytes:
-        """Up to `size` bytes; none at the end. Streams behind one another are one, with zeros
-        between them.
+    def _decompress(self, size: int) -> bytes:
+        """Return up to `size` bytes; none at the end.
+
+        Streams that follow one another, with or without zeros between them, are one stream.
         """
         while True:
             if self._stream.eof:
-                self._pass_zeros()
-                if not self._waiting:
+                self._skip_zeros_between()
+                if not self._input:
                     return b""
-                self._stream = _decompressor(self._codec)
+                self._stream = _create_decompressor(self._codec)
             if self._stream.needs_input:
-                self._waiting = self._waiting or self._packed.read(_PIECE)
-                if not self._waiting:
-                    self.cut = True
+                self._input = self._input or self._packed.read(_INPUT_BYTES)
+                if not self._input:
+                    self.is_cut = True
                     return b""
-            data: bytes = self._stream.decompress(self._waiting, size)
-            self._waiting = self._stream.unused_data if self._stream.eof else b""
+            data: bytes = self._stream.decompress(self._input, size)
+            self._input = self._stream.unused_data if self._stream.eof else b""
             if data:
                 return data
 
-    def _pass_zeros(self) -> None:
-        start = self._packed.tell() - len(self._waiting)
-        while not self._waiting.strip(b"\0") and (more := self._packed.read(_PIECE)):
-            self._waiting = more
+    def _skip_zeros_between(self) -> None:
+        start = self._packed.tell() - len(self._input)
+        while not self._input.strip(b"\0") and (more := self._packed.read(_INPUT_BYTES)):
+            self._input = more
             if (zeros := self._packed.tell() - start) > _MAX_PADDING:
                 reason = f"over {_MAX_PADDING} bytes of zeros follow the {self._codec} stream at byte {start}"
                 raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=_MAX_PADDING, observed=zeros)
-        self._waiting = self._waiting.lstrip(b"\0")
+        self._input = self._input.lstrip(b"\0")
 
 
 class TarStreamReader:
-    """Keeps one stream open: members in the order of the archive are had by unpacking it once."""
+    """Reads members of a compressed tar from one open stream.
+
+    Members in the order of the archive need a single pass over it.
+    """
 
     def __init__(self, fetcher: Fetcher, max_bytes: int, codec: Codec) -> None:
         self._fetcher, self._max_bytes, self._codec = fetcher, max_bytes, codec
         self._open: tuple[str, str, Unpacked] | None = None
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """See `Reader`. A stream that breaks is not tried again for those that lie behind the
-        break.
+        """Yield the bytes of members, as `Reader.read` does.
+
+        A broken stream is not read again for members behind the break.
         """
         broken: tuple[int, InputError] | None = None
         for member in members:
@@ -537,21 +563,21 @@ class TarStreamReader:
                 yield broken[1]
             else:
                 try:
-                    yield self._one(
+                    yield self._read_member(
                         member.uri, member.version, member.place.offset, member.place.length
                     )
                 except InputError as error:
                     self._open, broken = None, (member.place.offset, error)
                     yield error
 
-    def _one(self, uri: str, version: str, offset: int, length: int) -> bytes:
+    def _read_member(self, uri: str, version: str, offset: int, length: int) -> bytes:
         if self._open is None or self._open[:2] != (uri, version) or self._open[2].tell() > offset:
             self._open = None
             self._open = (uri, version, Unpacked(self._codec, self._fetcher, uri, version))
         stream = self._open[2]
         stream.seek(offset)
         data = stream.read(length)
-        if len(data) < length and stream.cut:
+        if len(data) < length and stream.is_cut:
             raise InputError(
                 Status.TRUNCATED_IMAGE,
                 f"the {self._codec} stream ends after {stream.tell()} unpacked bytes",
@@ -564,23 +590,25 @@ class TarStreamReader:
 
 
 def _stream_entries(
-    container: Container, fetcher: Fetcher, form: CompressedTar
+    container: Container, fetcher: Fetcher, tar_format: CompressedTar
 ) -> Iterator[ContainerEntry]:
     if not container.size_bytes:
         raise InputError(Status.EMPTY_FILE, "an empty archive: it has no bytes")
     stream = Unpacked(
-        form.codec,
+        tar_format.codec,
         fetcher,
         container.uri,
         container.version,
         container.size_bytes,
         container.limits.max_ratio,
     )
-    is_whole = yield from entries_of(
-        stream, form.kind, lambda header: stream.seek(header.offset + header.stored) - header.offset
+    is_whole = yield from list_tar_entries(
+        stream,
+        tar_format.kind,
+        lambda header: stream.seek(header.offset + header.stored) - header.offset,
     )
-    if stream.cut and is_whole:  # otherwise the last member says so
+    if stream.is_cut and is_whole:  # Otherwise the last member has the reason.
         raise InputError(
             Status.TRUNCATED_IMAGE,
-            f"the {form.codec} stream ends before its checksum: files may be damaged",
+            f"the {tar_format.codec} stream ends before its checksum: files may be damaged",
         )

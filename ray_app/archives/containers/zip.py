@@ -1,11 +1,12 @@
-"""List and read the members of zip files: `index` reads the central directory, `reader` unpacks
-members from their own ranges.
+"""List and read the members of zip files.
+
+`index` reads the central directory; `reader` unpacks members from their own ranges.
 
 Source of the layout: PKWARE APPNOTE 6.3.10, 4.3, 4.5.3, and 4.6.9. `zipfile` is not used: it holds
 the whole directory in memory before any limit can be checked, and one bad name spoils the archive.
 A member that claims to unpack to more than `max_ratio` allows is `image_too_large`, like every
-other crossing of an intake limit. What only a hostile or broken writer makes (links, overlapping
-entries, unsafe names) is `unsafe_member`.
+other member that exceeds a limit. Entries that only a hostile or broken writer makes (links,
+overlapping entries, unsafe names) are `unsafe_member`.
 
 macOS writes zips over 4 GiB without zip64, with the low 32 bits of each offset. `_Spans` restores
 the offsets.
@@ -29,10 +30,10 @@ from ray_app.archives.containers.base import (
     Container,
     ContainerEntry,
     WindowReader,
-    as_text,
-    members_of,
+    decode_text,
+    find_size,
+    iter_members,
     sidecar_column,
-    size_of,
 )
 from ray_app.archives.members import ListedMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, SourceError, Status
@@ -43,74 +44,80 @@ _LOCATOR, _LOCATOR_SIGNATURE = struct.Struct("<4sLQL"), b"PK\x06\x07"
 _END64, _END64_SIGNATURE = struct.Struct("<4sQ2H2L4Q"), b"PK\x06\x06"
 _ENTRY, _ENTRY_SIGNATURE = struct.Struct("<4s6H3L5H2L"), b"PK\x01\x02"
 _LOCAL_SIGNATURE = b"PK\x03\x04"
-_LONGEST_COMMENT = 2**16 - 1
-_SEE_EXTRA, _ZIP64_EXTRA = 2**32 - 1, 1
+_MAX_COMMENT_BYTES = 2**16 - 1
+_IN_ZIP64_EXTRA, _ZIP64_EXTRA = 2**32 - 1, 1
 _UNICODE_PATH_EXTRA, _UNICODE_PATH_VERSION = 0x7075, 1
 _UTF8_NAME = 0x800
-_WRAP = 2**32  # offsets without zip64 begin again at 0 here
-_MAX_WRAPS = 1024  # 4 TiB, far more than one volume of a Mac holds in one zip
-_PROBE_BYTES = 4096  # read at a place where a local header may be
-_MAX_SIZE = 2**56  # no disk holds more, and no sum of a few overflows
+_WRAP = 2**32  # Offsets without zip64 start again at 0 here.
+_MAX_WRAPS = 1024  # 4 TiB, far more than any zip that a Mac writes.
+_PROBE_BYTES = 4096  # Read to check for a local header.
+_MAX_SIZE = 2**56  # No disk holds more, and the sum of a few such sizes does not overflow.
 
 HEADER = struct.Struct("<4s5H3L2H")
 _DESCRIPTOR = b"PK\x07\x08"
 _LOCAL_ENCRYPTED = 0x1
-_IN_DESCRIPTOR = 0x8  # bit 3: checksum and sizes stand behind the data
-# The most that may stand around name and packed data: an extra field of 16-bit length, and a
-# descriptor of zip64.
-LONGEST_AROUND = 2**16 - 1 + 24
+_IN_DESCRIPTOR = 0x8  # Bit 3: checksum and sizes follow the data.
+# The maximum size of what a member has in addition to header, name and packed data: an extra field
+# of 16-bit length, and a zip64 descriptor.
+MAX_OVERHEAD_BYTES = 2**16 - 1 + 24
 
-_ENCRYPTED = 0x1 | 0x40 | 0x2000  # the data, strongly, the directory itself
-_ALWAYS_ALLOWED = 10**6  # a megabyte is dangerous from nothing
+_ENCRYPTED = 0x1 | 0x40 | 0x2000  # Encrypted data, strong encryption, an encrypted directory.
+_ALWAYS_ALLOWED_BYTES = 10**6  # A megabyte is harmless at any ratio.
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every member; read are the directory at the file's end and, in its windows, the sidecars."""
-    return members_of(container, _entries(container, fetcher))
+    """Yield every member, reading the directory at the file's end and, in windows, the sidecars."""
+    return iter_members(container, _entries(container, fetcher))
 
 
 def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
-    """Reads runs of neighbouring members with one request; each is unpacked to its declared size at
-    most.
+    """Return a reader that reads neighbouring members with one request.
+
+    Each member is unpacked to at most its declared size.
     """
-    return WindowReader(fetcher, max_bytes, lambda member, data: unpacked(data, member.size_bytes))
+    return WindowReader(
+        fetcher, max_bytes, lambda member, data: unpack_member(data, member.size_bytes)
+    )
 
 
 def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
-    size = size_of(container, fetcher)
+    size = find_size(container, fetcher)
     listing, content = (fetcher.open(container.uri, container.version, size) for _ in range(2))
     directory = find_directory(listing, size)
     probe = fetcher.open(container.uri, container.version, size, window=_PROBE_BYTES)
     spans = _Spans(listing, directory, probe)
     max_ratio = container.limits.max_ratio
-    if spans.unpacked > max(_ALWAYS_ALLOWED, size * max_ratio):
+    if spans.unpacked > max(_ALWAYS_ALLOWED_BYTES, size * max_ratio):
         reason = f"its {size} bytes claim to unpack to {spans.unpacked}, over container_limits.max_ratio ({max_ratio:g}); no file is listed"
         raise InputError(
             Status.IMAGE_TOO_LARGE, reason, limit=max_ratio, observed=spans.unpacked / size
         )
-    for number, entry in enumerate(read_entries(listing, directory)):
+    for index, entry in enumerate(read_entries(listing, directory)):
         is_folder = entry.name.endswith("/") or _unix_type(entry) == stat.S_IFDIR
         if is_folder and not entry.size:
             continue
-        refused = _refusal(entry, is_folder, spans, number, max_ratio)
-        place = MemberLocation("zip", int(spans.starts[number]), int(spans.lengths[number]))
+        refused = _refusal(entry, is_folder, spans, index, max_ratio)
+        location = MemberLocation("zip", int(spans.starts[index]), int(spans.lengths[index]))
         text: str | None = None
         if refused is None and sidecar_column(entry.name, entry.size):
-            text = _text(content, place, entry.size)
-        yield ContainerEntry(entry.name, entry.size, place, refused, text)
+            text = _read_sidecar(content, location, entry.size)
+        yield ContainerEntry(entry.name, entry.size, location, refused, text)
     if not spans.is_ordered:
         raise _unreadable(
-            "it is over 4 GiB without zip64 records: unpack it where it was made, and pack it again with `zip -r`"
+            "it is over 4 GiB without zip64 records: unpack it on the machine that packed it, and pack it again with `zip -r`"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """Position of the central directory.
+    """The position of the central directory.
 
     Attributes:
+        start: The first byte of the directory.
+        end: The first byte behind the directory.
+        entries: The number of entries that the end record states.
         shift: Bytes before the archive, such as the program of a self-extracting archive.
-        wraps: How often the offsets in the archive begin again at 0, because they need zip64 and
+        wraps: How often the offsets in the archive start again at 0, because they need zip64 and
             their writer has none.
     """
 
@@ -123,7 +130,19 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """One entry; `offset` is that of its local header in the file."""
+    """One entry of the central directory.
+
+    Attributes:
+        name: The decoded name.
+        name_bytes: The length of the encoded name.
+        flags: The general purpose bit flags.
+        method: The compression method.
+        packed: The packed size in bytes.
+        size: The unpacked size in bytes.
+        offset: The position of the entry's local header in the file.
+        made_on_unix: Whether `attributes` has a Unix file mode.
+        attributes: The external file attributes.
+    """
 
     name: str
     name_bytes: int
@@ -137,26 +156,34 @@ class ZipEntry:
 
 
 def find_directory(file: ranged.RangedFile, size: int) -> Directory:
-    """The directory that the end record names. Raises InputError: truncated_image or corrupt_image."""
-    file.seek(max(0, size - _END.size - _LONGEST_COMMENT))
-    place = file.tell()
-    tail = file.read(_END.size + _LONGEST_COMMENT)
-    found = tail.rfind(_END_SIGNATURE, 0, max(0, len(tail) - _END.size + 4))
-    if found < 0:
+    """Return the directory that the end record names.
+
+    Args:
+        file: The archive.
+        size: Its size in bytes.
+
+    Raises:
+        InputError: truncated_image or corrupt_image.
+    """
+    file.seek(max(0, size - _END.size - _MAX_COMMENT_BYTES))
+    tail_start = file.tell()
+    tail = file.read(_END.size + _MAX_COMMENT_BYTES)
+    record = tail.rfind(_END_SIGNATURE, 0, max(0, len(tail) - _END.size + 4))
+    if record < 0:
         file.seek(0)
         if file.read(4) in (_LOCAL_SIGNATURE, _END_SIGNATURE):
             raise InputError(
                 Status.TRUNCATED_IMAGE, "the zip archive ends before its end record is complete"
             )
         raise _unreadable("it has no end record")
-    _, disk, first_disk, _, entries, length, start, _ = _END.unpack_from(tail, found)
-    end = place + found
-    has_zip64 = found >= _LOCATOR.size and tail[found - _LOCATOR.size :].startswith(
+    _, disk, first_disk, _, entries, length, start, _ = _END.unpack_from(tail, record)
+    end = tail_start + record
+    has_zip64 = record >= _LOCATOR.size and tail[record - _LOCATOR.size :].startswith(
         _LOCATOR_SIGNATURE
     )
     if has_zip64:
-        end, disk, first_disk, entries, length, start = _zip64_end(
-            file, tail[found - _LOCATOR.size : found], end - _LOCATOR.size
+        end, disk, first_disk, entries, length, start = _read_zip64_end(
+            file, tail[record - _LOCATOR.size : record], end - _LOCATOR.size
         )
     if disk or first_disk:
         raise _unreadable("it is one of several parts")
@@ -167,63 +194,65 @@ def find_directory(file: ranged.RangedFile, size: int) -> Directory:
     return Directory(end - length, end, entries, 0 if wraps else shift, wraps)
 
 
-def _zip64_end(
-    file: ranged.RangedFile, locator: bytes, place: int
+def _read_zip64_end(
+    file: ranged.RangedFile, locator: bytes, before_locator: int
 ) -> tuple[int, int, int, int, int, int]:
-    """The zip64 end record's own place and what it says."""
-    stated = _LOCATOR.unpack(locator)[2]
-    # before an archive that was put behind a program, the stated place is off
-    for at in (place - _END64.size, stated):
-        if 0 <= at < place:
-            file.seek(at)
+    """Return the position of the zip64 end record, and its fields."""
+    stated_position = _LOCATOR.unpack(locator)[2]
+    # If an archive is appended to a program, the stated position is wrong.
+    for position in (before_locator - _END64.size, stated_position):
+        if 0 <= position < before_locator:
+            file.seek(position)
             data = file.read(_END64.size)
             if len(data) == _END64.size and data.startswith(_END64_SIGNATURE):
                 _, _, _, _, disk, first_disk, _, entries, length, start = _END64.unpack(data)
-                return at, disk, first_disk, entries, length, start
+                return position, disk, first_disk, entries, length, start
     raise _unreadable("its zip64 end record is not where it should be")
 
 
 def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipEntry]:
-    """Every entry in the directory's order. Raises InputError (corrupt_image) where the directory
-    is damaged or does not add up.
+    """Yield every entry in the directory's order.
+
+    Raises:
+        InputError: corrupt_image if the directory is damaged or does not add up.
     """
     file.seek(directory.start)
     count = 0
     while file.tell() < directory.end:
-        begin = file.tell()
+        position = file.tell()
         fixed = file.read(_ENTRY.size)
         if len(fixed) < _ENTRY.size or not fixed.startswith(_ENTRY_SIGNATURE):
-            raise _unreadable(f"its directory is damaged at byte {begin}; files may be missing")
+            raise _unreadable(f"its directory is damaged at byte {position}; files may be missing")
         fields = _ENTRY.unpack(fixed)
         name, extra = file.read(fields[10]), file.read(fields[11])
         file.seek(fields[12], 1)
         if file.tell() > directory.end:
-            raise _unreadable(f"its directory is cut at byte {begin}; files may be missing")
-        yield _entry(fields, name, extra, directory, begin)
+            raise _unreadable(f"its directory is cut at byte {position}; files may be missing")
+        yield _build_entry(fields, name, extra, directory, position)
         count += 1
-    if (count - directory.entries) % 2**16:  # writers without zip64 let the number wrap around
+    if (count - directory.entries) % 2**16:  # Writers without zip64 let the number wrap around.
         raise _unreadable(
             f"its end record counts {directory.entries} entries, its directory {count}; files may be missing"
         )
 
 
-def _entry(
-    fields: tuple[int, ...], name: bytes, extra: bytes, directory: Directory, begin: int
+def _build_entry(
+    fields: tuple[int, ...], name: bytes, extra: bytes, directory: Directory, position: int
 ) -> ZipEntry:
     _, made_by, _, flags, method, _, _, _, packed, size, _, _, _, _, _, attributes, offset = fields
-    extras = _extra_fields(extra) if extra else {}
-    if _SEE_EXTRA in (size, packed, offset):
-        wide = list(_zip64_fields(extras.get(_ZIP64_EXTRA, b"")))
-        # An entry without its zip64 field means the number itself, which costs this entry alone.
+    extras = _split_extra(extra) if extra else {}
+    if _IN_ZIP64_EXTRA in (size, packed, offset):
+        wide = list(_read_zip64_fields(extras.get(_ZIP64_EXTRA, b"")))
+        # Without its zip64 field, an entry means the number itself, which affects only this entry.
         size, packed, offset = (
-            wide.pop(0) if value == _SEE_EXTRA and wide else value
+            wide.pop(0) if value == _IN_ZIP64_EXTRA and wide else value
             for value in (size, packed, offset)
         )
         if max(size, packed, offset) >= _MAX_SIZE:
-            raise _unreadable(f"impossible sizes at byte {begin}; files may be missing")
-    text = _decode_name(name, flags, extras.get(_UNICODE_PATH_EXTRA, b""))
+            raise _unreadable(f"impossible sizes at byte {position}; files may be missing")
+    decoded_name = _decode_name(name, flags, extras.get(_UNICODE_PATH_EXTRA, b""))
     return ZipEntry(
-        text,
+        decoded_name,
         len(name),
         flags,
         method,
@@ -235,20 +264,21 @@ def _entry(
     )
 
 
-def _extra_fields(extra: bytes) -> Mapping[int, bytes]:
+def _split_extra(extra: bytes) -> Mapping[int, bytes]:
     """Return the extra fields of an entry by their ids; the first of an id counts."""
     fields: dict[int, bytes] = {}
-    place = 0
-    while place + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, place)
-        fields.setdefault(kind, extra[place + 4 : place + 4 + length])
-        place += 4 + length
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        fields.setdefault(kind, extra[position + 4 : position + 4 + length])
+        position += 4 + length
     return fields
 
 
-def _zip64_fields(body: bytes) -> tuple[int, ...]:
-    """Return the 64-bit numbers of size, packed size, and offset that have no room in the entry, in
-    this order.
+def _read_zip64_fields(body: bytes) -> tuple[int, ...]:
+    """Return the 64-bit size, packed size, and offset, in this order.
+
+    Only the numbers that do not fit into the entry are present.
     """
     return struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8])
 
@@ -274,14 +304,20 @@ def _decode_name(name: bytes, flags: int, unicode_path: bytes) -> str:
     return name.decode("cp437")
 
 
-def _unreadable(why: str) -> InputError:
-    return InputError(Status.CORRUPT_IMAGE, f"not a readable zip archive: {why}")
+def _unreadable(reason: str) -> InputError:
+    return InputError(Status.CORRUPT_IMAGE, f"not a readable zip archive: {reason}")
 
 
-def unpacked(data: bytes, size: int) -> bytes | InputError:
-    """The file of `size` bytes whose local header starts `data`; bytes after it are no matter.
+def unpack_member(data: bytes, size: int) -> bytes | InputError:
+    """Unpack the file whose local header starts `data`.
 
-    An InputError is corrupt_image, truncated_image or unsupported_format.
+    Args:
+        data: The bytes of the member's range; bytes after the member are ignored.
+        size: The unpacked size that the directory states.
+
+    Returns:
+        The file, or an InputError: corrupt_image, truncated_image, encrypted_member or
+        unsupported_format.
     """
     if len(data) < HEADER.size or not data.startswith(_LOCAL_SIGNATURE):
         return InputError(
@@ -293,61 +329,66 @@ def unpacked(data: bytes, size: int) -> bytes | InputError:
         return InputError(
             Status.ENCRYPTED_MEMBER, "it is encrypted, though the zip's directory does not say so"
         )
-    known = not flags & _IN_DESCRIPTOR and packed != _SEE_EXTRA
-    if begin + (packed if known else 0) > len(data):
+    has_packed_size = not flags & _IN_DESCRIPTOR and packed != _IN_ZIP64_EXTRA
+    if begin + (packed if has_packed_size else 0) > len(data):
         return InputError(Status.CORRUPT_IMAGE, "its local header reaches into the next file")
-    body = data[begin : begin + packed] if known else data[begin:]
+    body = data[begin : begin + packed] if has_packed_size else data[begin:]
     if method not in METHODS:
         return InputError(Status.UNSUPPORTED_FORMAT, f"zip compression method {method}")
     try:
-        found, rest = METHODS[method](body, size)
+        content, tail = METHODS[method](body, size)
     except (zlib.error, OSError, EOFError, ValueError) as error:
         return InputError(Status.CORRUPT_IMAGE, f"the packed data does not unpack: {error}")
-    if len(found) > size:
+    if len(content) > size:
         return InputError(
             Status.CORRUPT_IMAGE,
             f"it unpacks to more than the {size} bytes that the zip's directory says",
         )
-    if len(found) < size:
-        return InputError(Status.TRUNCATED_IMAGE, f"it unpacks to {len(found)} of {size} bytes")
+    if len(content) < size:
+        return InputError(Status.TRUNCATED_IMAGE, f"it unpacks to {len(content)} of {size} bytes")
     if flags & _IN_DESCRIPTOR:
-        crc = _described(rest)
-    if zlib.crc32(found) != crc:
+        crc = _read_descriptor_crc(tail)
+    if zlib.crc32(content) != crc:
         return InputError(Status.CORRUPT_IMAGE, "its checksum does not match the one in the zip")
-    return found
+    return content
 
 
-def _described(rest: bytes) -> int:
-    """The checksum in a data descriptor, which may have a signature or not; -1 where there is none."""
-    place = 4 if rest.startswith(_DESCRIPTOR) else 0
-    return int.from_bytes(rest[place : place + 4], "little") if len(rest) >= place + 4 else -1
+def _read_descriptor_crc(tail: bytes) -> int:
+    """Return the checksum in a data descriptor, -1 if it is missing.
+
+    The descriptor may begin with a signature.
+    """
+    position = 4 if tail.startswith(_DESCRIPTOR) else 0
+    return (
+        int.from_bytes(tail[position : position + 4], "little") if len(tail) >= position + 4 else -1
+    )
 
 
-def _inflated(body: bytes, size: int) -> tuple[bytes, bytes]:
+def _inflate(body: bytes, size: int) -> tuple[bytes, bytes]:
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     return stream.decompress(body, size + 1), stream.unused_data
 
 
-def _bunzipped(body: bytes, size: int) -> tuple[bytes, bytes]:
+def _bunzip(body: bytes, size: int) -> tuple[bytes, bytes]:
     stream = bz2.BZ2Decompressor()
     return stream.decompress(body, size + 1), stream.unused_data
 
 
-# size + 1 bytes at most: what is more shows that the declared size was a lie.
+# Each returns at most size + 1 bytes; an extra byte shows that the declared size is wrong.
 METHODS: dict[int, Callable[[bytes, int], tuple[bytes, bytes]]] = {
     0: lambda body, size: (body[:size], body[size:]),
-    8: _inflated,
-    12: _bunzipped,
+    8: _inflate,
+    12: _bunzip,
 }
 
 
 class _Spans:
-    """Positions of all entries, from a first pass over the directory: 25 bytes per entry.
+    """The positions of all entries, from a first pass over the directory: 25 bytes per entry.
 
     Args:
         file: The archive, to read the directory from.
-        directory: Its position.
-        probe: The archive, to look for local headers in an archive whose offsets begin again at 0.
+        directory: The position of the directory.
+        probe: The archive, to look for local headers in an archive whose offsets start again at 0.
     """
 
     def __init__(
@@ -361,20 +402,22 @@ class _Spans:
                 sizes.append(HEADER.size + entry.name_bytes + entry.packed)
                 self.unpacked += entry.size
         except SourceError:
-            raise  # a second pass may come further, to entries that have no span
+            raise  # A second pass may read further, to entries that have no span.
         except InputError:
-            pass  # the second pass comes to the same place and says so
+            pass  # The second pass reaches the same byte and raises the error.
         begin = np.array(starts, np.int64)
         restored = _restore_offsets(begin, directory, probe) if directory.wraps else begin
         self.is_ordered = restored is not None
         self.starts = begin = begin + directory.wraps * _WRAP if restored is None else restored
         end = begin + np.array(sizes, np.int64)
         self.outside = end > directory.start
-        self.overlapping = _overlapping(begin, np.where(self.outside, begin, end))
+        self.overlapping = _find_overlapping(begin, np.where(self.outside, begin, end))
         following = np.append(np.sort(begin), directory.start)
         after = following[np.searchsorted(following[:-1], begin, side="right")]
         self.lengths = (
-            np.minimum(np.minimum(np.maximum(after, end), end + LONGEST_AROUND), directory.start)
+            np.minimum(
+                np.minimum(np.maximum(after, end), end + MAX_OVERHEAD_BYTES), directory.start
+            )
             - begin
         )
         # Without zip64 the size of a file over 4 GiB is not stated either.
@@ -384,24 +427,24 @@ class _Spans:
 def _restore_offsets(
     offsets: npt.NDArray[np.int64], directory: Directory, file: ranged.RangedFile
 ) -> npt.NDArray[np.int64] | None:
-    """Restore the offsets of entries that follow each other in a file over 4 GiB, of which the
-    directory has the low 32 bits.
+    """Restore the offsets in a file over 4 GiB, of which the directory has the low 32 bits.
 
-    An offset below the one before it is in the next 4 GiB. A file over 4 GiB may hide such a step,
-    and the position of the directory shows that one is hidden. The first entry without a local
-    header at its place is then the first one behind the step.
+    The entries must follow each other. An offset below the one before it is in the next 4 GiB. A
+    file over 4 GiB may hide such a step, and the position of the directory shows that a step is
+    hidden. The first entry without a local header at its position is then the first entry behind
+    the step.
 
     Returns:
         The offsets; None if the entries are in another order.
     """
-    stated = np.append(offsets, directory.start % _WRAP)
-    wraps = np.cumsum(np.append(0, np.diff(stated) < 0))
+    low_offsets = np.append(offsets, directory.start % _WRAP)
+    wraps = np.cumsum(np.append(0, np.diff(low_offsets) < 0))
     hidden = directory.wraps - int(wraps[-1])
     if hidden < 0 or directory.wraps > _MAX_WRAPS:
         return None
 
-    def is_moved(number: int) -> bool:
-        file.seek(int(offsets[number] + wraps[number] * _WRAP))
+    def is_moved(index: int) -> bool:
+        file.seek(int(offsets[index] + wraps[index] * _WRAP))
         return file.read(len(_LOCAL_SIGNATURE)) != _LOCAL_SIGNATURE
 
     for _ in range(hidden):
@@ -410,17 +453,19 @@ def _restore_offsets(
     return restored
 
 
-def _overlapping(begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which entries begin before one that begins earlier has ended."""
+def _find_overlapping(
+    begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Return which entries begin before the end of an entry that begins earlier."""
     order = np.argsort(begin, kind="stable")
     reach = np.maximum.accumulate(end[order])
-    found = np.zeros(len(begin), bool)
-    found[order[1:]] = begin[order[1:]] < reach[:-1]
-    return found
+    overlaps = np.zeros(len(begin), bool)
+    overlaps[order[1:]] = begin[order[1:]] < reach[:-1]
+    return overlaps
 
 
 def _refusal(
-    entry: ZipEntry, is_folder: bool, spans: _Spans, number: int, max_ratio: float
+    entry: ZipEntry, is_folder: bool, spans: _Spans, index: int, max_ratio: float
 ) -> RefusedMember | None:
     kind = _unix_type(entry)
     if entry.flags & _ENCRYPTED:
@@ -432,22 +477,22 @@ def _refusal(
         )
     if is_folder:
         return RefusedMember(Status.UNSAFE_MEMBER, "a folder that has data")
-    if spans.unsized[number]:
+    if spans.unsized[index]:
         return RefusedMember(
             Status.IMAGE_TOO_LARGE,
             "it has over 4 GiB, and its zip has no zip64 records to state the size",
         )
-    if spans.outside[number]:
+    if spans.outside[index]:
         return RefusedMember(Status.CORRUPT_IMAGE, "its data would lie outside the archive's")
-    if spans.overlapping[number]:
+    if spans.overlapping[index]:
         return RefusedMember(Status.UNSAFE_MEMBER, "it overlaps another file in the archive")
     if entry.method not in METHODS:
         return RefusedMember(Status.UNSUPPORTED_FORMAT, f"zip compression method {entry.method}")
-    if entry.packed > 2 * entry.size + LONGEST_AROUND:
+    if entry.packed > 2 * entry.size + MAX_OVERHEAD_BYTES:
         return RefusedMember(
             Status.UNSAFE_MEMBER, f"{entry.packed} packed bytes for {entry.size} unpacked ones"
         )
-    if entry.size > max(_ALWAYS_ALLOWED, entry.packed * max_ratio):
+    if entry.size > max(_ALWAYS_ALLOWED_BYTES, entry.packed * max_ratio):
         return RefusedMember(
             Status.IMAGE_TOO_LARGE,
             f"{entry.packed} bytes claim to unpack to {entry.size}, over container_limits.max_ratio ({max_ratio:g})",
@@ -459,7 +504,7 @@ def _unix_type(entry: ZipEntry) -> int:
     return stat.S_IFMT(entry.attributes >> 16) if entry.made_on_unix else 0
 
 
-def _text(file: ranged.RangedFile, place: MemberLocation, size: int) -> str | None:
-    file.seek(place.offset)
-    found = unpacked(file.read(place.length), size)
-    return as_text(found) if isinstance(found, bytes) else None
+def _read_sidecar(file: ranged.RangedFile, location: MemberLocation, size: int) -> str | None:
+    file.seek(location.offset)
+    content = unpack_member(file.read(location.length), size)
+    return decode_text(content) if isinstance(content, bytes) else None

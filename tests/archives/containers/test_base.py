@@ -1,7 +1,12 @@
 import pytest
 
 from ray_app.archives import ListedMember
-from ray_app.archives.containers.base import join_sidecars, printable, sidecar_column, why_unsafe
+from ray_app.archives.containers.base import (
+    escape_name,
+    find_name_problem,
+    join_sidecars,
+    sidecar_column,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,15 +24,15 @@ from ray_app.archives.containers.base import join_sidecars, printable, sidecar_c
     ],
 )
 def test_member_name_that_is_unsafe_has_a_reason(name, reason):
-    assert reason in why_unsafe(name)
+    assert reason in find_name_problem(name)
 
 
 @pytest.mark.parametrize(
     "name", ["a.jpg", "./a.jpg", "a/b..jpg", "...", "a b/ä😀.jpg", '"><script>.jpg', "12:30.jpg"]
 )
 def test_member_name_that_is_only_odd_is_kept(name):
-    assert why_unsafe(name) is None
-    assert printable(name) == name
+    assert find_name_problem(name) is None
+    assert escape_name(name) == name
 
 
 # Files in their order → those that are members, each with the text files that become its columns.
