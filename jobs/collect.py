@@ -1,8 +1,9 @@
-"""Ray job: fetch the images of a list of urls. Same arguments as `touchstone data collect`; submit
-with
+r"""Run `touchstone data collect` as a Ray job: fetch the images of a list of URLs.
 
-ray job submit --working-dir . -- python jobs/collect.py s3://bucket/pd.json --out s3://bucket/dflip
---contact me@example.org
+The arguments are those of `touchstone data collect`. Submit the job with:
+
+    ray job submit --working-dir . -- python jobs/collect.py s3://bucket/pd.json --out s3://bucket/dflip \
+        --contact me@example.org
 """
 
 import sys

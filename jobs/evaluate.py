@@ -1,8 +1,9 @@
-"""Ray job: evaluate a run, or score a labelled source and evaluate it. Same arguments as
-`touchstone evaluate`; submit with
+r"""Run `touchstone evaluate` as a Ray job: evaluate a run, or score a labelled source and evaluate it.
 
-ray job submit --working-dir . -- python jobs/evaluate.py s3://bucket/openfake --protocol
-openfake-v1 --out s3://bucket/figures
+The arguments are those of `touchstone evaluate`. Submit the job with:
+
+    ray job submit --working-dir . -- python jobs/evaluate.py s3://bucket/openfake \
+        --protocol openfake-v1 --out s3://bucket/figures
 """
 
 import sys

@@ -1,7 +1,9 @@
-"""Ray job: make images from prompts. Same arguments as `touchstone data generate`; submit with
+r"""Run `touchstone data generate` as a Ray job: generate images from prompts.
 
-ray job submit --working-dir . -- python jobs/generate.py flux.1-dev --prompts
-s3://bucket/prompts.parquet --out s3://bucket/flux
+The arguments are those of `touchstone data generate`. Submit the job with:
+
+    ray job submit --working-dir . -- python jobs/generate.py flux.1-dev \
+        --prompts s3://bucket/prompts.parquet --out s3://bucket/flux
 """
 
 import sys

@@ -1,7 +1,9 @@
-"""Ray job: pack an archive into shards. Same arguments as `touchstone data pack`; submit with
+r"""Run `touchstone data pack` as a Ray job: pack an archive into shards.
 
-ray job submit --working-dir . -- python jobs/pack.py s3://bucket/photos --out s3://bucket/shards
---as webdataset
+The arguments are those of `touchstone data pack`. Submit the job with:
+
+    ray job submit --working-dir . -- python jobs/pack.py s3://bucket/photos \
+        --out s3://bucket/shards --as webdataset
 """
 
 import sys

@@ -1,7 +1,9 @@
-"""Ray job: score an archive. Same arguments as `touchstone score`; submit with
+r"""Run `touchstone score` as a Ray job: score an archive.
 
-ray job submit --working-dir . -- python jobs/score.py --config configs/score/overnight.yaml
-s3://bucket/photos --out s3://bucket/run
+The arguments are those of `touchstone score`. Submit the job with:
+
+    ray job submit --working-dir . -- python jobs/score.py --config configs/score/overnight.yaml \
+        s3://bucket/photos --out s3://bucket/run
 """
 
 import sys

@@ -1,7 +1,9 @@
-"""Ray job: train a detector. Same arguments as `touchstone train`; submit with
+r"""Run `touchstone train` as a Ray job: train a detector.
 
-ray job submit --working-dir . -- python jobs/train.py configs/train/community-forensics.yaml --out
-s3://bucket/cf --set workers.count=8
+The arguments are those of `touchstone train`. Submit the job with:
+
+    ray job submit --working-dir . -- python jobs/train.py configs/train/community-forensics.yaml \
+        --out s3://bucket/cf --set workers.count=8
 """
 
 import sys
