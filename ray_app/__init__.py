@@ -5,10 +5,12 @@
     >>> ensemble.score("photo.jpg").verdict
     'real'
 
-`load_ensemble` and `load_detector` score images. `list_ensembles` and `list_detectors` return the
-names of those that are shipped. `load_run` reads what `touchstone score` wrote. Importing this
-package imports neither torch nor ray; `load_ensemble` and `load_detector` import torch when they are
-called.
+`load_ensemble` and `load_detector` return objects that score images. `list_ensembles` and
+`list_detectors` return the names of the shipped ensembles and detectors. `load_run` reads the run
+directory that `touchstone score` wrote. `errors` contains the exceptions.
+
+Importing this package imports neither torch nor ray. `load_ensemble` and `load_detector` import
+torch when they are called.
 """
 
 import ast
@@ -22,11 +24,20 @@ from ray_app import errors
 
 
 def on_first_use(package: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that offers names of its modules: each is imported when it is
-    first asked for.
+    """Return a `__getattr__` for a package that imports each public name on first use.
 
-    What a package offers are the imports in the `if TYPE_CHECKING` of its own source, where readers
-    find it, too, and mypy: pyproject.toml names these packages to it (`implicit_reexport`).
+    The public names are the imports in the `if TYPE_CHECKING` block of the package's source. Readers
+    and mypy find them there, too: pyproject.toml lists these packages as `implicit_reexport`.
+
+    Args:
+        package: The dotted name of the package: its `__name__`.
+
+    Returns:
+        A function that maps a name to its value. For `__all__` it returns the list of public names.
+        It raises AttributeError if the package has no such name.
+
+    Examples:
+        >>> __getattr__ = on_first_use(__name__)
     """
 
     @cache
@@ -47,7 +58,7 @@ def on_first_use(package: str) -> Callable[[str], Any]:
             for alias in node.names
         }
 
-    def offered(name: str) -> Any:
+    def import_public_name(name: str) -> Any:
         if name == "__all__":
             return list(origins())
         if name not in origins():
@@ -56,7 +67,7 @@ def on_first_use(package: str) -> Callable[[str], Any]:
         setattr(sys.modules[package], name, value)
         return value
 
-    return offered
+    return import_public_name
 
 
 if TYPE_CHECKING:

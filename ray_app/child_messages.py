@@ -1,11 +1,11 @@
-"""Messages between this process and its children, over pipes (`read_request`, `write_answer`).
+"""Exchange messages with a child process over pipes (`read_request`, `write_answer`).
 
-A request is the length of the rest (uint64), the length of a text (uint32), the text, and data. An
-answer is the lengths of a text and of data (2 × uint64), the text, and the data. A child writes one
-`READY` byte as soon as it can serve.
+A request consists of the length of the rest (uint64), the length of a text (uint32), the text, and
+data. An answer consists of the lengths of a text and of data (2 × uint64), the text, and the data.
+A child writes one `READY` byte as soon as it can serve requests.
 
-The child of a callable runs this file in another Python, from 3.9: only the standard library is
-imported here, and nothing of this package.
+The child of a callable detector runs this file in another Python, from 3.9. Therefore this file
+imports only the standard library and nothing of this package.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ _TEXT_SIZE = struct.Struct("<I")
 def pack_request(
     text: bytes, blobs: Sequence[bytes | memoryview]
 ) -> tuple[bytes | memoryview, ...]:
-    """Return the pieces of a request, whose data are some blobs, one after another."""
+    """Return the parts of a request with a text and data.
+
+    The data are the blobs, one after another.
+    """
     size_bytes = _TEXT_SIZE.size + len(text) + sum(map(len, blobs))
     return _REQUEST.pack(size_bytes), _TEXT_SIZE.pack(len(text)), text, *blobs
 
 
 def read_request(requests: BinaryIO) -> tuple[bytes, bytes] | None:
-    """Read the text and the data of a request. None if the other side has closed the pipe."""
+    """Read the text and the data of a request, or return None if the other side closed the pipe."""
     header = requests.read(_REQUEST.size)
     if not header:
         return None
@@ -38,7 +41,13 @@ def read_request(requests: BinaryIO) -> tuple[bytes, bytes] | None:
 
 
 def write_answer(answers: BinaryIO, text: bytes, blobs: Sequence[bytes | memoryview]) -> None:
-    """Write an answer, whose data are some blobs, one after another."""
+    """Write an answer.
+
+    Args:
+        answers: The stream to write to.
+        text: The text of the answer.
+        blobs: Parts of the data, which are written one after another.
+    """
     for part in (ANSWER.pack(len(text), sum(map(len, blobs))), text, *blobs):
         answers.write(part)
     answers.flush()

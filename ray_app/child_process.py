@@ -1,6 +1,8 @@
-"""A process of ours that answers one request at a time through its pipes (`ChildProcess`), and the
-wall limit of what it does (`ChildDeadline`). One thread watches all limits. `is_running`: whether a
-process is still the one that it was. `environment_without_secrets`: what a child inherits.
+"""Run a child process that answers one request at a time, with a time limit.
+
+`ChildProcess` communicates with the child through pipes. `ChildDeadline` kills the child if it is
+late; one thread watches all deadlines. `is_running` returns whether a recorded process still runs.
+`environment_without_secrets` returns the environment for a child.
 """
 
 import fcntl
@@ -19,21 +21,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-# The secrets of an endpoint and its clients. No child needs them, and what reads hostile files should
-# not hold them.
+# The secrets of an endpoint and of its clients. No child needs them, and a process that reads
+# untrusted files should not have them.
 SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
-# between the end of a child's answers and the end of the child; one that lingers is killed
-LAST_WORDS_S = 1.0
-# a file, or the pixels of most detectors, in one piece: neither side waits for the other's every 64
-# KiB
+# How long a child may take to exit after its last answer. A child that lingers is killed.
+EXIT_WAIT_S = 1.0
+# A file, or the pixels for most detectors, fits in the pipe as a whole. Otherwise the two sides
+# would wait for each other every 64 KiB.
 _PIPE_BYTES = 2**20
 
 
 class ChildProcess:
-    """A child that is started when it is first needed, and again after it died. One thread at a
-    time.
+    """A child process that starts on first use, and starts again after it died.
 
-    Use as a context manager, or `close()` it.
+    Only one thread at a time may use it. Use it as a context manager, or call `close()`.
     """
 
     def __init__(self) -> None:
@@ -41,19 +42,19 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
-        """The running child's process id; None before the first use and after its end."""
+        """The process id of the running child, or None if no child is running."""
         child = self._child
         return child.pid if child is not None and child.poll() is None else None
 
     def close(self) -> None:
-        """End the child, if there is one."""
+        """Kill the child if there is one."""
         child, self._child = self._child, None
         if child is None:
             return
         child.kill()
         child.wait()
         for pipe in filter(None, (child.stdin, child.stdout)):
-            with suppress(BrokenPipeError):  # unsent bytes for a child that is gone
+            with suppress(BrokenPipeError):  # There may be unsent bytes for a child that exited.
                 pipe.close()
 
     def __enter__(self) -> Self:
@@ -77,8 +78,18 @@ class ChildProcess:
         folder: Path | None = None,
         errors: int | IO[bytes] = subprocess.DEVNULL,
     ) -> bool:
-        """Start a child in the place of any other; whether it wrote `ready` within the limit.
-        Raises OSError.
+        """Start a child after closing any earlier one. Raises OSError.
+
+        Args:
+            command: The command line.
+            environment: All environment variables of the child.
+            ready: The bytes that the child writes when it is ready.
+            limit_s: The maximum seconds until then. After that the child is killed.
+            folder: The working folder. None means that of this process.
+            errors: The destination of standard error.
+
+        Returns:
+            Whether the child wrote `ready` within the limit.
         """
         self.close()
         child = self._child = subprocess.Popen(
@@ -92,7 +103,7 @@ class ChildProcess:
         assert child.stdin is not None
         assert child.stdout is not None
         for pipe in (child.stdin, child.stdout):
-            # Linux alone, and it may allow less: then messages go in more pieces
+            # Only Linux can do this, and it may allow less. Then messages go in more chunks.
             with suppress(OSError, AttributeError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         with ChildDeadline(child, limit_s):
@@ -100,11 +111,11 @@ class ChildProcess:
 
     @contextmanager
     def _exchange(self, limit_s: float) -> "Iterator[tuple[io.BufferedReader, ChildDeadline]]":
-        """Yield the stream of answers and the deadline of a request and its answer.
+        """Yield the stream of answers, and the deadline of a request and its answer.
 
-        The block ends early, without an exception, if the child ends (BrokenPipeError, or
-        struct.error of a short read), and with a ValueError, for an answer that does not match the
-        request: then the child is closed, as it is if anything else interrupts the exchange.
+        Three exceptions end the block early without leaving it. BrokenPipeError, and struct.error
+        of a short read, mean that the child exited. ValueError means that an answer does not match
+        the request. In the last case the child is closed, as it is for any other exception.
         """
         child = self._child
         assert child is not None
@@ -117,12 +128,12 @@ class ChildProcess:
             except ValueError:
                 self.close()
             except BaseException:
-                # in the middle of an exchange: the next answer would be this one's rest
+                # The exchange is incomplete: the next answer would begin with the rest of this one.
                 self.close()
                 raise
 
     def _send(self, parts: Iterable[bytes | memoryview]) -> None:
-        """Write a request, or more of it. Raises BrokenPipeError if the child ended."""
+        """Write a request, or more of it. Raises BrokenPipeError if the child exited."""
         assert self._child is not None
         assert self._child.stdin is not None
         for part in parts:
@@ -130,40 +141,42 @@ class ChildProcess:
         self._child.stdin.flush()
 
     def _epitaph(self, child: subprocess.Popen[bytes] | None) -> str:
-        """How a child ended whose answers did, in words; it is closed."""
+        """Close a child that stopped answering, and return a phrase that says how it ended."""
         if child is None or child is not self._child:
             return "gave no valid answer"
         try:
-            code = child.wait(LAST_WORDS_S)
+            code = child.wait(EXIT_WAIT_S)
         except subprocess.TimeoutExpired:
-            return "fell silent"
+            return "stopped responding"
         finally:
             self.close()
         if code >= 0:
             return f"ended with exit code {code}"
-        known = {number.value: number.name for number in signal.Signals}
-        return f"died of {known.get(-code, f'signal {-code}')}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"died of {names.get(-code, f'signal {-code}')}"
 
 
 class ChildDeadline:
-    """Kills a child by its own handle unless the block ends in time; only this can end a read from
-    a child that hangs.
+    """A context manager that kills a child by its own handle unless the block ends in time.
+
+    Nothing else can end a read from a child that hangs.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
         self.has_passed = False
         self.limit_s = limit_s
         self._child = child
-        self._counting: object | None = None  # one for each time that it counts
+        # A new object for each start, so that a call of an earlier start does not kill the child.
+        self._counting: object | None = None
 
     def start(self, limit_s: float) -> None:
-        """Count from now on."""
+        """Start the time limit now."""
         self.limit_s = limit_s
         self._counting = counting = object()
         _WATCHDOG.call_at(time.monotonic() + limit_s, lambda: self._kill(counting))
 
     def stop(self) -> None:
-        """Count no further; whether the time is over is settled then."""
+        """Stop the time limit. Afterwards `has_passed` no longer changes."""
         with _WATCHDOG.settled:
             self._counting = None
 
@@ -181,21 +194,22 @@ class ChildDeadline:
 
 
 class _Watchdog:
-    """One thread for all deadlines: a thread for each would cost half a millisecond of every image.
-    It calls while `settled` is held.
+    """One thread for all deadlines, which makes its calls while it holds `settled`.
+
+    A thread for each deadline would cost half a millisecond per image.
     """
 
     def __init__(self) -> None:
         self.settled = threading.Condition()
         self._calls: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
+        self._order = itertools.count()
         self._thread: threading.Thread | None = None
 
     def call_at(self, when: float, call: Callable[[], None]) -> None:
-        """Call at that moment of the monotonic clock."""
+        """Schedule a call for a moment of the monotonic clock."""
         with self.settled:
-            heapq.heappush(self._calls, (when, next(self._numbers), call))
-            # at first, and in a process that was forked
+            heapq.heappush(self._calls, (when, next(self._order), call))
+            # There is no thread at first, nor in a process that was forked.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._run, name="child-watchdog", daemon=True
@@ -216,12 +230,12 @@ _WATCHDOG = _Watchdog()
 
 
 def own_process() -> tuple[int, str]:
-    """This process: its number and when it started."""
+    """Return the process id of this process, and when it started."""
     return os.getpid(), start_of(os.getpid()) or "?"
 
 
 def is_running(pid: int, started: str) -> bool:
-    """Whether that very process still runs, not another one with its number; a zombie does not run."""
+    """Return whether exactly this process still runs, not another one with its id, nor a zombie."""
     return start_of(pid) == started
 
 
@@ -231,17 +245,17 @@ def environment_without_secrets() -> dict[str, str]:
 
 
 def start_of(pid: int) -> str | None:
-    """When a process started, in the system's own words; None when there is no such process."""
+    """Return the start time of a process in the format of the system, or None if it is not running."""
     if Path("/proc/self/stat").exists():
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # the name before may hold spaces and parentheses
+        # The name in front may contain spaces and parentheses.
         state, *fields = stat.rpartition(")")[2].split()
-        # field 22 of proc(5): clock ticks from boot to start
+        # Field 22 of proc(5) is the number of clock ticks from boot to start.
         return None if state in "ZX" else fields[18]
-    shown = subprocess.run(
+    result = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
-    return shown.stdout.strip() or None
+    return result.stdout.strip() or None

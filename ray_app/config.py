@@ -1,8 +1,7 @@
-"""Read one YAML file into one frozen model; every error names file, key, value and the nearest
-valid key.
+"""Read a YAML file into a frozen model, or explain which key and value are wrong.
 
-`Frozen` is the base of what people write, `Section` that of the JSON documents that commands write
-and reports read.
+Each error names the file, the key, the value, and the nearest valid key. `Frozen` is the base of
+the files that people write. `Section` is the base of the JSON documents that commands write
 """
 
 import difflib
@@ -30,45 +29,41 @@ from pydantic_core import ErrorDetails
 from ray_app.errors import ConfigError
 
 CONFIG_VARIABLE = "TOUCHSTONE_CONFIG"
-# characters, so at most as many levels: libyaml takes 16,384 on a stack of 8 MiB, and crashes at
-# 65,536
+# The limit for libyaml, in characters. A text cannot have more levels than characters. libyaml
+# handles 16,384 levels on a stack of 8 MiB, and crashes at 65,536.
 _SHALLOW = 10_000
 
 
 class Frozen(BaseModel):
-    """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of
-    extras.
-    """
+    """Base of every config, card and limit: immutable, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     retired_keys: ClassVar[Mapping[str, str]] = {}
-    """Keys that 1.0 retires, each with what to use instead."""
+    """Keys that 1.0 retires, by name. The value says what to use instead."""
 
 
 class Placed(Frozen):
-    """Base of cards, which know where they were read from: what they name by relative places lies
-    there.
-    """
+    """Base of cards that know the folder of their file, which their relative paths start from."""
 
     _folder: Path = PrivateAttr(default=Path())
 
     @property
     def folder(self) -> Path:
-        """The folder of the file."""
+        """The folder of the file that the card was read from."""
         return self._folder
 
 
 _T = TypeVar("_T")
 OptionalKey = Annotated[_T | None, Field(exclude_if=lambda value: value is None)]
-"""What a document has no key for where there is none of it, in a field whose default is None."""
+"""An optional field whose key is left out of the document if its value is None."""
 
 
 class Section(BaseModel):
-    """Base of every JSON document and its parts: the producer fills it, reports and tests read it.
+    """Base of every JSON document and its parts, which commands write and reports and tests read.
 
-    Reading is tolerant, so that documents of other versions and partial ones still render: unknown
-    keys pass, and a null means the same as an absent key where the field knows no null.
+    Reading is tolerant, so that partial documents and those of other versions can be rendered.
+    Unknown keys are ignored. A null is treated as an absent key unless the field allows null.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
@@ -83,13 +78,11 @@ class Section(BaseModel):
         }
 
     def written(self) -> dict[str, Any]:
-        """What was given of it, as plain JSON in the order of the fields; what was left open has no
-        key.
-        """
+        """Return the fields that were set, as plain JSON in the order of the fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def given(self) -> dict[str, Any]:
-        """What was given of it, by key, to build another section of."""
+        """Return the fields that were set, by key, for building another section."""
         fields = type(self).model_fields.items()
         return {
             field.alias or name: getattr(self, name)
@@ -100,7 +93,7 @@ class Section(BaseModel):
 
 @cache
 def _nullable(model: type[BaseModel]) -> frozenset[str]:
-    """Keys that may be null."""
+    """Return the keys that may be null."""
     fields = ((field.alias or name, field.annotation) for name, field in model.model_fields.items())
     return frozenset(
         key for key, annotation in fields if annotation is Any or NoneType in get_args(annotation)
@@ -113,13 +106,13 @@ _SPAN, _UNITS = (
 )
 
 
-def seconds_of(given: Any) -> Any:
-    """The seconds of a time span such as 90, 90s, 5m, 1.5h or 1d; anything else as it is."""
-    found = _SPAN.fullmatch(given.strip()) if isinstance(given, str) else None
-    return given if found is None else float(found[1]) * _UNITS[found[2]]
+def seconds_of(value: Any) -> Any:
+    """Return the seconds of a time span such as 90, 90s, 5m, 1.5h or 1d, or another value as it is."""
+    match = _SPAN.fullmatch(value.strip()) if isinstance(value, str) else None
+    return value if match is None else float(match[1]) * _UNITS[match[2]]
 
 
-# of a config: a number, or a text such as 5m
+# The type of a time span in a config: a number, or a text such as 5m.
 Seconds = Annotated[float, BeforeValidator(seconds_of)]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -127,41 +120,44 @@ CACHE_VARIABLE = "TOUCHSTONE_CACHE"
 
 
 def config_root() -> Path:
-    """The folder of shipped YAML: beside the package in a checkout, inside it after `pip install`."""
+    """Return the folder of shipped YAML: next to the package in a checkout, in it if installed."""
     package = Path(__file__).resolve().parent
     shipped = package / "_configs"
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
 def cache_folder(kind: str) -> Path:
-    """Where this user's copies of one kind of file lie, fetched or made: in $TOUCHSTONE_CACHE, else
-    in ~/.cache/touchstone.
+    """Return the folder of this user's fetched or generated files of one kind.
+
+    It is in $TOUCHSTONE_CACHE, or in ~/.cache/touchstone by default.
     """
     return Path(os.environ.get(CACHE_VARIABLE) or os.path.expanduser("~/.cache/touchstone")) / kind
 
 
 def named_configs(kind: str) -> dict[str, Path]:
-    """All shipped files of one kind (`detectors`, `ensembles`, `score`), by name."""
+    """Return all shipped files of one kind (`detectors`, `ensembles`, `score`), by name."""
     return {path.stem: path for path in sorted((config_root() / kind).glob("*.yaml"))}
 
 
 def config_file() -> Path | None:
-    """The user's own config file: $TOUCHSTONE_CONFIG, else touchstone/config.yaml in
-    $XDG_CONFIG_HOME or ~/.config; None without a home.
+    """Return the path of the user's own config file, or None if the user has no home folder.
+
+    It is $TOUCHSTONE_CONFIG, or else touchstone/config.yaml in $XDG_CONFIG_HOME or ~/.config.
     """
-    if given := os.environ.get(CONFIG_VARIABLE):
-        return Path(given)
+    if path := os.environ.get(CONFIG_VARIABLE):
+        return Path(path)
     if root := os.environ.get("XDG_CONFIG_HOME"):
         return Path(root) / "touchstone" / "config.yaml"
     try:
         return Path.home() / ".config" / "touchstone" / "config.yaml"
-    except RuntimeError:  # a container's user may have no home
+    except RuntimeError:  # The user of a container may have no home folder.
         return None
 
 
 def added_configs(kind: str) -> dict[str, Path]:
-    """What this user has added of one kind, by name: files of a folder beside the user's own config
-    file.
+    """Return the files of one kind that this user has added, by name.
+
+    They are in a folder next to the user's own config file.
     """
     file = config_file()
     try:
@@ -170,30 +166,47 @@ def added_configs(kind: str) -> dict[str, Path]:
             if file
             else {}
         )
-    # the home of somebody else, as under sudo: nothing there is this user's
+    # Under sudo the home folder is that of another user. Nothing in it belongs to this user.
     except PermissionError:
         return {}
 
 
 def list_detectors() -> list[str]:
-    """Return the names of the shipped detectors, which `load_detector` accepts."""
+    """Return the names of the shipped detectors, which `load_detector` accepts.
+
+    Returns:
+        The names in alphabetical order.
+
+    Examples:
+        >>> "touchstone-tiny" in ray_app.list_detectors()
+        True
+    """
     return list(named_configs("detectors"))
 
 
 def list_ensembles() -> list[str]:
-    """Return the names of the shipped ensembles, which `load_ensemble` accepts."""
+    """Return the names of the shipped ensembles, which `load_ensemble` accepts.
+
+    Returns:
+        The names in alphabetical order.
+
+    Examples:
+        >>> "default" in ray_app.list_ensembles()
+        True
+    """
     return list(named_configs("ensembles"))
 
 
 def is_named(kind: str, name: str | Path) -> bool:
-    """Return whether a name means a shipped file or one that the user added, whatever files the
-    current folder contains.
+    """Return whether a name means a shipped file or one that the user added.
+
+    Files in the current folder do not count.
     """
     return str(name) in named_configs(kind) or str(name) in added_configs(kind)
 
 
 def absolute_name(kind: str, name_or_path: str) -> str:
-    """Return a name as it is, and the path of a file as an absolute path."""
+    """Return a path of an existing file as an absolute path, and a shipped or added name as it is."""
     is_path = not is_named(kind, name_or_path) and os.path.exists(name_or_path)
     return os.path.abspath(name_or_path) if is_path else name_or_path
 
@@ -207,30 +220,45 @@ _KINDS = {
 
 
 def find_config(kind: str, name_or_path: str | Path) -> Path:
-    """The file that a user means by a shipped name or by a path. Raises ConfigError."""
-    named = added_configs(kind) | named_configs(kind)
-    if str(name_or_path) in named:
-        return named[str(name_or_path)]
+    """Return the file that a shipped name, an added name, or a path means. Raises ConfigError."""
+    configs = added_configs(kind) | named_configs(kind)
+    if str(name_or_path) in configs:
+        return configs[str(name_or_path)]
     path = Path(name_or_path)
     if path.is_file():
         return path
     singular = _KINDS.get(kind, kind.removesuffix("s"))
     raise ConfigError(
-        f"{name_or_path}: there is no such file, and no {singular} of that name{did_you_mean(str(name_or_path), named)}",
-        hint=f"shipped: {', '.join(named_configs(kind))}",
+        f"{name_or_path}: there is no such file, and no {singular} of that name{did_you_mean(str(name_or_path), configs)}",
+        hint=f"use one that is shipped: {', '.join(named_configs(kind))}",
     )
 
 
 def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
-    """Read `path`, apply `a.b=c` overrides (values are YAML), validate. Raises ConfigError."""
-    read = validate(read_mapping(path), model, where=str(path), overrides=overrides)
-    if isinstance(read, Placed):
-        read._folder = path.resolve().parent
-    return read
+    """Read a YAML file, apply overrides, and validate the result.
+
+    Args:
+        path: The file.
+        model: The model to validate against.
+        overrides: Texts such as `a.b=c`, whose values are YAML.
+
+    Returns:
+        The model. If it is a `Placed`, it knows the folder of the file.
+
+    Raises:
+        ConfigError: If the file cannot be read, is not YAML, or does not fit the model.
+    """
+    config = validate(read_mapping(path), model, where=str(path), overrides=overrides)
+    if isinstance(config, Placed):
+        config._folder = path.resolve().parent
+    return config
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; an empty file has none. Raises ConfigError."""
+    """Return the keys and values of a YAML file. Raises ConfigError.
+
+    An empty file has none.
+    """
     try:
         return parse_mapping(path.read_bytes(), str(path))
     except OSError as error:
@@ -238,34 +266,34 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
-    """The same of a file's content; `where` names it in errors. Raises ConfigError."""
+    """Return the keys and values of YAML; `where` names its source in errors. Raises ConfigError."""
     try:
         data = _yaml(content.decode())
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not YAML: {error}", hint="save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{where}{place}: not YAML: {_fault(error)}") from None
+        position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where}{position}: not YAML: {_explain_yaml(error)}") from None
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
     return data or {}
 
 
-def _fault(error: yaml.YAMLError) -> str:
-    """What the parser stumbled over, and the line with an arrow below the place."""
+def _explain_yaml(error: yaml.YAMLError) -> str:
+    """Return what the parser failed on, and the line with an arrow below the column."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)
-    words = ", ".join(part for part in (error.problem, error.context) if part)
+    problem = ", ".join(part for part in (error.problem, error.context) if part)
     snippet = error.problem_mark.get_snippet() if error.problem_mark else None
-    return f"{words}\n{snippet}" if snippet else words
+    return f"{problem}\n{snippet}" if snippet else problem
 
 
 def _yaml(text: str) -> Any:
-    """What a YAML text holds. Raises YAMLError.
+    """Parse a YAML text. Raises YAMLError.
 
-    libyaml is eight times as fast, but only the stack limits its depth. Errors are those of the
-    parser in Python, which show the line.
+    libyaml is eight times as fast as the parser in Python, but only the stack limits its depth.
+    Errors come from the parser in Python, because they show the line.
     """
     if len(text) <= _SHALLOW:
         with suppress(yaml.YAMLError):
@@ -279,7 +307,17 @@ def _yaml(text: str) -> Any:
 def validate(
     data: Mapping[str, Any], model: type[Model], *, where: str, overrides: Sequence[str] = ()
 ) -> Model:
-    """Check a mapping against a model; `where` names the file in errors. Raises ConfigError."""
+    """Check a mapping against a model.
+
+    Args:
+        data: The keys and values. They are not changed.
+        model: The model to validate against.
+        where: The name of the file in errors.
+        overrides: Texts such as `a.b=c`, whose values are YAML.
+
+    Raises:
+        ConfigError: If the data do not fit the model. The message has one line for each wrong key.
+    """
     merged = _deep_copy(data)
     for override in overrides:
         _apply(merged, override)
@@ -292,35 +330,40 @@ def validate(
 
 
 def as_begun(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
-    """A config with what its user did not write, in whatever section, as it was `begun` with: plain
-    JSON of the same model.
+    """Complete the keys that the user did not write from an earlier config, in all sections.
 
-    Where what was begun and what is written are no config together, it stays as it is: they differ,
-    which its directory will say.
+    Args:
+        config: What the user wrote.
+        begun: The config that the run was started with: plain JSON of the same model.
+        where: The name of the source in errors.
+
+    Returns:
+        The completed config. If the two do not make a valid config together, `config` as it is:
+        the check of the run directory then reports the difference.
     """
     try:
-        return validate(overlaid(begun, written(config)), type(config), where=where)
+        return validate(merge_mappings(begun, written(config)), type(config), where=where)
     except ConfigError:
         return config
 
 
 def written(config: BaseModel) -> dict[str, Any]:
-    """What its user wrote of a config, section by section; all else are defaults."""
-    given = {name: getattr(config, name) for name in config.model_fields_set}
+    """Return the keys that the user wrote, section by section, without the defaults."""
+    values = {name: getattr(config, name) for name in config.model_fields_set}
     return {
         name: written(value) if isinstance(value, BaseModel) else value
-        for name, value in given.items()
+        for name, value in values.items()
     }
 
 
-def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`change` over `base`, section by section; a list is one value."""
-    both = {
-        key: overlaid(base[key], value)
+def merge_mappings(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply `change` to `base`, section by section. A list counts as one value and is replaced."""
+    sections = {
+        key: merge_mappings(base[key], value)
         for key, value in change.items()
         if isinstance(base.get(key), Mapping) and isinstance(value, Mapping)
     }
-    return {**base, **change, **both}
+    return {**base, **change, **sections}
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -328,7 +371,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(
             f"--set {override}: a key and a value are needed, with = between them",
-            hint="for example --set batch_slots=8",
+            hint="write it like --set batch_slots=8",
         )
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -340,7 +383,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         data[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"--set {override}: the value is not YAML: {_fault(error)}",
+            f"--set {override}: the value is not YAML: {_explain_yaml(error)}",
             hint="quote it for your shell and for YAML",
         ) from None
 
@@ -373,7 +416,7 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
             if replacement := getattr(candidate, "retired_keys", {}).get(key):
                 return f"{where}: {location}: retired: {replacement}"
         return f"{where}: {location}: unknown key" + _nearest(
-            str(key), [name for found in models for name in found.model_fields]
+            str(key), [name for candidate in models for name in candidate.model_fields]
         )
     if detail["type"] == "missing":
         return f"{where}: {location}: missing"
@@ -381,14 +424,14 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
         tag, valid = detail["ctx"]["tag"], re.findall(r"'([^']+)'", detail["ctx"]["expected_tags"])
         key = detail["ctx"]["discriminator"].strip("'")
         return f"{where}: {location}.{key}: {tag!r} is not valid{_nearest(tag, valid)}"
-    wanted = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
-    if wanted.startswith("Input should"):
-        return f"{where}: {location}: {detail['input']!r} does not fit: it{wanted.removeprefix('Input')}"
-    return f"{where}: {location}: {wanted} (got {detail['input']!r})"
+    problem = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    if problem.startswith("Input should"):
+        return f"{where}: {location}: {detail['input']!r} does not fit: it{problem.removeprefix('Input')}"
+    return f"{where}: {location}: {problem} (got {detail['input']!r})"
 
 
 def _models_at(model: Any, location: Sequence[int | str]) -> list[Any]:
-    """Return the models that the annotations have at a place in the tree."""
+    """Return the models of the annotations at a location in the tree of models."""
     candidates = [model]
     for part in location:
         fields = [
@@ -409,7 +452,7 @@ def _models_in(annotation: Any) -> list[Any]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """What an error's message ends with: the nearest known word as a question, or nothing."""
+    """Return a question with the nearest valid word, for the end of a message, or an empty text."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" — did you mean '{close[0]}'?" if close else ""
 

@@ -1,16 +1,15 @@
-"""Every way Touchstone can fail, as one tree, one list of statuses and one list of exit codes; and
-why a verdict may be withheld.
+"""Define every exception, image status, abstain reason, and exit code of Touchstone.
 
     TouchstoneError
     ├─ ConfigError              exit 2    the user edits a file or an argument
     │  └─ IdentityError         exit 2    the run directory belongs to another command
-    ├─ InputError               a row     this image, not the system: its status says why
-    │  └─ SourceError           a row     this member could not be read: its status says why
+    ├─ InputError               a row     this image, not the system: its status is the reason
+    │  └─ SourceError           a row     this member could not be read: its status is the reason
     ├─ DetectorError            exit 4    card, weights or device
     └─ ClusterError             exit 5    no capacity, no progress
-       └─ StorageError          exit 5    source listing or run directory out of reach
+       └─ StorageError          exit 5    source listing or run directory unreachable
 
-A bad image is a row with a status; a bad system is an exception with a hint.
+A bad image becomes a row with a status. A bad system raises an exception with a hint.
 """
 
 from collections.abc import Iterator
@@ -19,20 +18,23 @@ from enum import IntEnum, StrEnum
 from typing import NamedTuple, Self
 
 
-class Explained(StrEnum):
-    """Words of a closed list, each with its `meaning` for people."""
+class DescribedEnum(StrEnum):
+    """A closed list of values, each with its `meaning` in plain English."""
 
     meaning: str
 
-    def __new__(cls, word: str, meaning: str = "") -> Self:
-        """A word as the class lists it; by the word alone, the one that is there."""
-        one = str.__new__(cls, word)
-        one._value_, one.meaning = word, meaning
-        return one
+    def __new__(cls, value: str, meaning: str = "") -> Self:
+        """Create a member with a meaning."""
+        member = str.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
 
 
-class Status(Explained):
-    """Why a member has a score (`ok`) or has none. Closed: details go to the `detail` column."""
+class Status(DescribedEnum):
+    """Whether a member has a score (`ok`), or the reason why it has none.
+
+    The list is closed. Details are in the `detail` column.
+    """
 
     OK = "ok", "scored"
     EMPTY_FILE = "empty_file", "the file has no bytes"
@@ -59,9 +61,11 @@ class Status(Explained):
     DETECTOR_FAILED = "detector_failed", "a detector failed on it"
 
 
-class Reason(Explained):
-    """Why a verdict is `abstain`. Closed, and in order: where several hold, the first is named.
-    What varies, such as names and figures, goes to the `verdict_detail` column.
+class Reason(DescribedEnum):
+    """Why a verdict is `abstain`.
+
+    The list is closed and ordered: if several reasons apply, the first is used. What varies, such as
+    names and values, is in the `verdict_detail` column.
     """
 
     NO_CONTENT = "no_content", "the image is one colour, or nearly: there is nothing to judge"
@@ -77,7 +81,7 @@ class Reason(Explained):
 
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
-# The finding on a file about which nothing but the verdict is known.
+# The finding on a file if nothing but the verdict of the detectors is known.
 DETECTOR_FINDINGS = {
     "fake": "flagged by detectors",
     "abstain": "left open",
@@ -86,14 +90,19 @@ DETECTOR_FINDINGS = {
 
 
 class Doubt(NamedTuple):
-    """Why there is no verdict: a word of the closed list, and what varies in it."""
+    """Why a verdict is `abstain`.
+
+    Attributes:
+        reason: The reason, from a closed list.
+        detail: What varies, such as names and values. None if there is nothing to add.
+    """
 
     reason: Reason
     detail: str | None = None
 
 
 class ExitCode(IntEnum):
-    """What the process says when it ends; part of the public contract."""
+    """Exit codes of the commands. They are part of the public contract."""
 
     DONE = 0
     BUG = 1
@@ -104,10 +113,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-MOST_CHARACTERS = 1000  # of a `detail`
+# The maximum length of a `detail`.
+MAX_DETAIL_CHARACTERS = 1000
 
-# The note (PEP 678) on an exception that ended a run in its middle.
-RESUMABLE = "what is committed is kept; the same command resumes"
+# The note (PEP 678) on an exception that stops a run before it is complete.
+RESUMABLE = "committed results are kept; run the same command again to resume"
 
 
 class TouchstoneError(Exception):
@@ -115,8 +125,15 @@ class TouchstoneError(Exception):
 
     Attributes:
         message: The problem, in one line.
-        hint: The next step, shown on a line of its own.
+        hint: The next step, which is shown on a line of its own; None if there is none.
         exit_code: The exit code of a command that ends with this exception.
+
+    Examples:
+        >>> try:
+        ...     ray_app.load_ensemble("defualt")
+        ... except ray_app.errors.TouchstoneError as error:
+        ...     print(error.message)
+        ...     print(error.hint)
     """
 
     exit_code = ExitCode.BUG
@@ -126,7 +143,8 @@ class TouchstoneError(Exception):
         self.message = message
         self.hint = hint
         if hint is not None:
-            self.add_note(f"→ {hint}")  # which a traceback shows: from Python nobody else would
+            # A traceback shows notes. In Python, the hint would not be visible otherwise.
+            self.add_note(f"→ {hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions between processes; keyword-only fields would be lost by the
@@ -148,7 +166,7 @@ class ConfigError(TouchstoneError):
 
 
 class IdentityError(ConfigError):
-    """Another command made the run directory, or another run is writing it."""
+    """The run directory belongs to another command, or another run is writing to it."""
 
 
 class InputError(TouchstoneError):
@@ -199,7 +217,7 @@ class StorageError(ClusterError):
 
 @contextmanager
 def resumable(*kinds: type[BaseException]) -> Iterator[None]:
-    """What of these kinds leaves the block carries the note RESUMABLE."""
+    """Add the note RESUMABLE to exceptions of these types that leave the block."""
     try:
         yield
     except kinds as error:
@@ -208,21 +226,23 @@ def resumable(*kinds: type[BaseException]) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """Text as a row, JSON and a terminal can hold it: escapes for what cannot be printed (line
-    breaks, controls, halves of characters), and no more than `MOST_CHARACTERS`.
+    """Return text that fits in one line of a row, of JSON, and of a terminal.
+
+    Characters that cannot be printed (line breaks, controls, lone surrogates) are escaped. Text
+    beyond `MAX_DETAIL_CHARACTERS` is cut.
     """
     if not text.isprintable():
         text = "".join(
-            one if one.isprintable() else one.encode("unicode_escape").decode()
-            for one in text[: MOST_CHARACTERS + 1]
+            char if char.isprintable() else char.encode("unicode_escape").decode()
+            for char in text[: MAX_DETAIL_CHARACTERS + 1]
         )
-    return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
+    return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"
 
 
 def is_want_of_memory(error: BaseException) -> bool:
-    """Whether a process, or its GPU, had too little memory, whichever library says so."""
-    # torch's own class is known by its name, since a decoder has no torch; on a CPU torch raises a
-    # bare RuntimeError.
+    """Return whether a process or its GPU ran out of memory, whichever library raised the error."""
+    # The class of torch is recognised by its name because a decoder does not import torch. On a
+    # CPU, torch raises a bare RuntimeError.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -231,13 +251,15 @@ def is_want_of_memory(error: BaseException) -> bool:
 
 
 def is_of_one_image(error: Exception) -> bool:
-    """Whether an exception that nobody foresaw costs no more than the image that it met: neither
-    memory nor a library was missing, and it says nothing of settings, storage or the cluster.
+    """Return whether an unexpected exception affects only the image that was being processed.
+
+    It does not if memory or a library is missing, or if the exception is about settings, storage or
+    the cluster.
     """
     return not (isinstance(error, TouchstoneError | ImportError) or is_want_of_memory(error))
 
 
 def describe_error(error: BaseException) -> str:
-    """A foreign exception in one line: its kind and the first line of what it says."""
+    """Return the type and the first line of an exception of another library, in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,5 +1,4 @@
-"""Run no code from the current folder, which may be an archive: neither a Python module nor a
-shared library.
+"""Keep Python from running modules or libraries of the current folder, which may be an archive.
 
 Python searches the current folder first if it is started with `-c` or `-m`, and if PYTHONPATH has
 an empty or relative entry. Libraries start such processes, for example `multiprocessing`.
@@ -27,19 +26,17 @@ _SEARCHED_FOLDERS = (
 
 
 def safe_variables() -> dict[str, str]:
-    """Return the environment variables with which a Python process does not search the current
-    folder.
+    """Return environment variables that keep a child's Python from searching the current folder.
 
-    PYTHONPATH keeps its absolute entries. It is missing if there are none: remove it from the
-    environment of the child then.
+    PYTHONPATH contains only its absolute entries. If there are none, the result has no PYTHONPATH,
+    and the caller has to remove it from the environment of the child.
     """
     entries = _absolute_entries()
     return {SAFE_PATH: "1"} | ({SEARCH_PATH: os.pathsep.join(entries)} if entries else {})
 
 
 def remove_current_folder() -> None:
-    """Remove what depends on the current folder from the module search path of this process and of
-    all processes that it starts.
+    """Remove the current folder from the module search path of this process and its children.
 
     A folder that PYTHONPATH names by an absolute path stays. If this package is in the current
     folder, the folder becomes the last entry.
@@ -60,30 +57,31 @@ def remove_current_folder() -> None:
 
 def refuse_searched_library() -> None:
     """Raise ConfigError if importing torch would load a shared library from the current folder."""
-    if found := _find_library(Path(), set()):
+    if library := _find_library(Path(), set()):
         raise ConfigError(
-            f"the current folder contains {found}, which NVIDIA's libraries would load and run",
+            f"the current folder contains {library}, which NVIDIA's libraries would load and run",
             hint="start the command in another folder, and write the path of this folder",
         )
 
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Change the current folder of this process inside the block. No other thread may use a
-    relative path meanwhile.
+    """Change the current folder of this process inside the block.
+
+    No other thread may use a relative path meanwhile.
     """
     try:
-        before = os.getcwd()
-    except FileNotFoundError:  # Somebody deleted the folder. No relative path can be used there.
-        before = None
+        previous = os.getcwd()
+    except FileNotFoundError:  # The folder was deleted. No relative path works in it.
+        previous = None
     os.chdir(folder)
     try:
         yield
     finally:
-        # As under sudo in a folder of another user: no relative path works there.
+        # Under sudo, the folder may belong to another user. No relative path works in it.
         with suppress(PermissionError, FileNotFoundError):
-            if before is not None:
-                os.chdir(before)
+            if previous is not None:
+                os.chdir(previous)
 
 
 def _entries() -> list[str]:
@@ -94,19 +92,20 @@ def _absolute_entries() -> list[str]:
     return [entry for entry in _entries() if os.path.isabs(entry)]
 
 
-def _find_library(folder: Path, seen: set[tuple[int, int]]) -> Path | None:
-    """Return the library if the dynamic linker would find it in this folder or in those for single
-    processors.
+def _find_library(folder: Path, visited: set[tuple[int, int]]) -> Path | None:
+    """Return the library if the dynamic linker would find it in this folder or its CPU subfolders.
 
-    `seen` has the device and inode of each folder that was searched: links of an archive may lead
-    in circles.
+    Args:
+        folder: The folder to search.
+        visited: The device and inode of each searched folder. The links of an archive may be
+            circular.
     """
     try:
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in seen:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
             return None
-        seen.add((facts.st_dev, facts.st_ino))
-    except OSError:  # This user may not enter the folder, and the linker neither.
+        visited.add((status.st_dev, status.st_ino))
+    except OSError:  # Neither this user nor the linker may enter the folder.
         return None
     if os.path.exists(folder / _SEARCHED_LIBRARY):
         return folder / _SEARCHED_LIBRARY
@@ -114,7 +113,7 @@ def _find_library(folder: Path, seen: set[tuple[int, int]]) -> Path | None:
         filter(
             None,
             (
-                _find_library(folder / name, seen)
+                _find_library(folder / name, visited)
                 for name in _SEARCHED_FOLDERS
                 if os.path.isdir(folder / name)
             ),

@@ -1,3 +1,4 @@
-"""Ray: a private local one, joining a cluster, stopping in time, tasks and their attempts.
-Importing it imports no Ray.
+"""Start or join Ray, stop a session in time, and report progress.
+
+Enter at `ray_cluster.cluster`. Importing this package does not import Ray.
 """

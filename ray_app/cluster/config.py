@@ -1,4 +1,4 @@
-"""Where a command on Ray executes, and how much of a node it may take (`ClusterConfig`)."""
+"""Configure where a command runs on Ray, and how much of a node it may use (`ClusterConfig`)."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,14 @@ from pydantic import Field
 from ray_app.config import Frozen, Seconds
 from ray_app.inference.decoder import WALL_LIMIT_S
 
-# of a node's memory, which Ray schedules on; the rest is the object store and the system
+# The fraction of a node's memory that Ray schedules. The rest is the object store and the system.
 RAY_SHARE = 0.7
 
 
 class ClusterConfig(Frozen):
-    """Where the run executes. Operational: none of it changes a score, so a resumed run may set it
-    anew.
+    """The cluster that a run executes on, and its limits.
+
+    These settings do not change scores, so a resumed run may change them.
     """
 
     address: str | None = Field(
@@ -26,7 +27,7 @@ class ClusterConfig(Frozen):
     gpus: int | None = Field(
         default=None,
         ge=0,
-        description="GPUs to plan for, also those an autoscaler has yet to start; null = what is there now",
+        description="GPUs to plan for, including those that an autoscaler starts later; null = what the cluster has now",
     )
     workers: int | None = Field(
         default=None, ge=1, description="scoring processes; null = one per core, or one per GPU"
@@ -34,46 +35,46 @@ class ClusterConfig(Frozen):
     worker_bytes: int | None = Field(
         default=None,
         ge=2**28,
-        description="memory that one scoring process may take; detectors that need more, by the sizes on their cards, take turns on each "
-        "block; null = as many processes as take the least time in the memory of the smallest node, and with GPUs all detectors together",
+        description="memory that one scoring process may use; detectors that need more, by the sizes on their cards, take turns on each "
+        "block; null = the number of processes that is fastest in the memory of the smallest node, and with GPUs all detectors together",
     )
     labels: Mapping[str, str] = Field(
         default={},
-        description="Ray node labels that the workers' nodes must have; {workload: '!serving'} leaves an endpoint's nodes alone",
+        description="Ray node labels that the workers' nodes must have; {workload: '!serving'} excludes the nodes of an endpoint",
     )
     object_store_bytes: int | None = Field(
         default=None,
         ge=80 * 2**20,
-        description="object store of a local cluster; null = 512 MiB, or with a GPU 30 % of the memory or 90 % of /dev/shm, whichever is less",
+        description="object store of a local cluster; null = 512 MiB, or with a GPU the smaller of 30 % of the memory and 90 % of /dev/shm",
     )
     stall_timeout_s: float | None = Field(
         default=None,
         gt=0,
-        description="a run in which no block ends for this many seconds stops, and its state is kept; null = 15 minutes (an hour where "
-        "images are of 8 MiB and more on average), or what a block of the largest images may take the slowest detectors",
+        description="a run stops if no block ends for this many seconds, and its state is kept; null = 15 minutes (an hour if "
+        "images have 8 MiB or more on average), or longer if a block of the largest images may take the slowest detectors longer",
     )
     grace_s: float | None = Field(
         default=None,
         ge=0,
-        description="seconds that running work has to be committed when a run is to stop; null = 25 s after a signal or when the "
-        "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached; a job that `ray job stop` ends has 3 s less than "
+        description="seconds in which running work may still be committed when a run has to stop; null = 25 s after a signal or when the "
+        "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached; after `ray job stop` it is 3 s less than "
         "RAY_JOB_STOP_WAIT_TIME_S, which is 3 s unless the head or the job sets it",
     )
     idle_s: Seconds | None = Field(
         default=None,
         ge=0,
-        description="of a source that is followed: stop the workers if nothing new came for this time, and with them the nodes of an "
-        "autoscaler; they start again for the next items; null = they stay until midnight (UTC)",
+        description="with `follow`: stop the workers, and the nodes of an autoscaler with them, if no new item came for this time; "
+        "they start again for the next items; null = they stay until midnight (UTC)",
     )
     decode_limit_s: float = Field(
         default=WALL_LIMIT_S,
         gt=0,
-        description="an image whose decoding takes longer is given up (decode_timeout); one of over 50 megapixels may take as many times "
-        "longer as it is larger; on slow nodes set it higher, then --retry those",
+        description="maximum seconds for decoding an image; after that its status is decode_timeout; an image of over 50 megapixels may take "
+        "as many times longer as it is larger; on slow nodes use a higher value, then --retry those images",
     )
     decode_bytes: int | None = Field(
         default=None,
         ge=2**28,
-        description="memory that images over 50 megapixels, and others that take much, may take together on one node: they wait for their "
-        "turn, and one that takes more is image_too_large; null = a quarter of the node's memory",
+        description="memory that images over 50 megapixels, and others that need much, may use together on one node: they wait for their "
+        "turn, and an image that needs more is image_too_large; null = a quarter of the node's memory",
     )

@@ -1,9 +1,9 @@
-"""Whether torch can use the NVIDIA GPU of this node, as the last setup command of cluster.yaml:
-`python -m ray_app.cluster.gpu_check`.
+"""Check whether torch can use the NVIDIA GPU of this node.
 
-Says nothing and exits with 0 where torch can, or where the node has no such GPU. Otherwise it exits
-with 1, after one line that names the reason and the fix: without it such a node would join the
-cluster, take every GPU task, and fail each.
+`python -m ray_app.cluster.gpu_check` is the last setup command of cluster.yaml. It prints nothing and
+exits with 0 if torch can use the GPU, or if the node has no such GPU. Otherwise it prints one line
+with the reason and the fix, and exits with 1. Without this check such a node would join the cluster,
+take every GPU task, and fail each.
 """
 
 import re
@@ -16,33 +16,35 @@ from ray_app.errors import ConfigError
 PCI = Path("/sys/bus/pci/devices")
 DRIVER = Path("/proc/driver/nvidia/version")
 DEVICE = Path("/dev/nvidiactl")
-_NVIDIA, _DISPLAY = "0x10de", "0x03"  # of a device's vendor, and of its class
+_NVIDIA, _DISPLAY = "0x10de", "0x03"  # The vendor, and the start of the class, of a PCI device.
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
-_LEAST_DRIVER = {"12": 525, "13": 580}
+_MIN_DRIVER = {"12": 525, "13": 580}
 _IMAGE = "name another ImageId in cluster.yaml (docs/cluster.md)"
 
 
 def torch_and_gpus() -> tuple[str, str]:
-    """In words: which torch this is, and the GPUs that it can use ("" for none). Raises what
-    importing torch raises where it is damaged.
+    """Return descriptions of torch and of the GPUs that it can use, "" if there are none.
+
+    If torch is damaged, importing it raises its own exception.
     """
     import torch
 
     from ray_app.detectors.precision import has_bf16
 
-    built = f"torch {torch.__version__} for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'processors alone'}"
+    build = f"torch {torch.__version__} for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'processors alone'}"
     if not torch.cuda.is_available():
-        return built, ""
-    one, precision = torch.cuda.get_device_properties(0), "bf16" if has_bf16("cuda") else "fp32"
+        return build, ""
+    gpu, precision = torch.cuda.get_device_properties(0), "bf16" if has_bf16("cuda") else "fp32"
     return (
-        built,
-        f"{torch.cuda.device_count()} × {one.name}, {one.total_memory / 1e9:.0f} GB, {precision}, driver {_version_of(DRIVER)}",
+        build,
+        f"{torch.cuda.device_count()} × {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, {precision}, driver {_read_version(DRIVER)}",
     )
 
 
 def require_gpus(planned: int) -> None:
-    """A cluster's GPUs are not planned for on one machine that has none, which would start all
-    their decoders. Raises ConfigError.
+    """Raise ConfigError if GPUs are planned for and this process can use neither a GPU nor Ray.
+
+    Otherwise a machine without a GPU would start the decoders for all GPUs of a cluster.
     """
     import ray
     import torch
@@ -50,15 +52,22 @@ def require_gpus(planned: int) -> None:
     if not ray.is_initialized() and not torch.cuda.device_count():
         raise ConfigError(
             f"the config plans for {planned} GPUs, and this machine has none",
-            hint="on this machine: --set cluster.gpus=null --set cluster.cpus=null; on a cluster: --set cluster.address=HOST:6379",
+            hint="run it on a cluster with --set cluster.address=HOST:6379, or on this machine with --set cluster.gpus=null --set cluster.cpus=null",
         )
 
 
 def gpu_problem(pci: Path = PCI, driver: Path = DRIVER, device: Path = DEVICE) -> str | None:
-    """Why torch cannot use the GPU that the bus shows, and what mends it, in one line; None where
-    it can, or there is none.
+    """Return why torch cannot use the GPU of this node, and the fix, in one line.
+
+    Args:
+        pci: The folder of the PCI devices.
+        driver: The file of a loaded driver.
+        device: The device file of the GPUs.
+
+    Returns:
+        None if torch can use the GPU, or if there is no GPU.
     """
-    if not any(_is_gpu(one) for one in pci.glob("*")):
+    if not any(_is_gpu(entry) for entry in pci.glob("*")):
         return None
     import torch
 
@@ -74,17 +83,17 @@ def _reason(cuda: str | None, driver: Path, device: Path) -> str:
         return "it was built without CUDA; install it from PyPI: pip install --constraint constraints.txt --force-reinstall torch"
     if not driver.exists():
         return f"no NVIDIA driver is loaded; {_IMAGE}, one that has a driver"
-    found, least = _version_of(driver), _LEAST_DRIVER.get(cuda.partition(".")[0])
-    if found and least and int(found.partition(".")[0]) < least:
-        return f"its CUDA {cuda} needs driver {least} or later, and the driver is {found}; {_IMAGE}, one with a newer driver"
+    driver_version, min_version = _read_version(driver), _MIN_DRIVER.get(cuda.partition(".")[0])
+    if driver_version and min_version and int(driver_version.partition(".")[0]) < min_version:
+        return f"its CUDA {cuda} needs driver {min_version} or later, and the driver is {driver_version}; {_IMAGE}, one with a newer driver"
     if not device.exists():
         return "the container was started without it; the host needs the NVIDIA container toolkit (`docker info` lists a runtime nvidia)"
     return "`nvidia-smi` on the host may say why"
 
 
-def _version_of(driver: Path) -> str | None:
-    found = re.search(r"\s(\d+\.[\d.]+)\s", driver.read_text()) if driver.exists() else None
-    return found and found[1]
+def _read_version(driver: Path) -> str | None:
+    match = re.search(r"\s(\d+\.[\d.]+)\s", driver.read_text()) if driver.exists() else None
+    return match and match[1]
 
 
 def _is_gpu(device: Path) -> bool:

@@ -1,7 +1,7 @@
-"""Keep a local Ray to the process that starts it (`private_ray`): a random token, loopback
-addresses, and a folder of this user alone.
+"""Keep a local Ray to the process that starts it (`private_ray`).
 
-Without it Ray 2.60 listens on every address of the machine and makes the folder of its sockets,
+A local Ray gets a random token, loopback addresses, and a folder that only this user may enter.
+Without these, Ray 2.60 listens on every address of the machine and makes the folder of its sockets,
 logs, and packages writable by every user. docs/security.md has the measurements.
 """
 
@@ -40,8 +40,7 @@ _access: dict[str, str] = {}
 
 @contextmanager
 def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
-    """Let a Ray that starts inside the block accept requests from this process alone. Yields the
-    folder for its files.
+    """Let a Ray that starts inside the block accept requests from this process only.
 
     The token is in the environment of Ray's processes and nowhere else. The environment is restored
     after the block.
@@ -49,8 +48,11 @@ def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
     Args:
         hidden: Names of further variables that Ray's processes do not inherit.
 
+    Yields:
+        The folder for Ray's files.
+
     Raises:
-        ClusterError: Ray was imported before it could be restricted.
+        ClusterError: If Ray was imported before it could be restricted.
     """
     access = _restricted_access()
     left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
@@ -61,36 +63,35 @@ def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
 
 
 def _restricted_access() -> dict[str, str]:
-    """Return the variables that restrict a local Ray: new ones before the first import of Ray,
-    afterwards those of that import.
+    """Return the variables that restrict a local Ray.
+
+    They are new before the first import of Ray, and those of that import afterwards.
     """
     if "ray" not in sys.modules:
         _access.update(
             {**_LOOPBACK_ONLY, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         )
     elif not _access:
-        found = {
+        current = {
             name: os.environ.get(name, "")
             for name in (*_LOOPBACK_ONLY, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
         }
-        if found != {
+        if current != {
             **_LOOPBACK_ONLY,
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": found["RAY_AUTH_TOKEN"] or None,
+            "RAY_AUTH_TOKEN": current["RAY_AUTH_TOKEN"] or None,
         }:
             raise ClusterError(
                 "Ray was imported before Touchstone could restrict a local Ray to this machine and this process",
                 hint="start Ray through Touchstone before you import ray, or call ray.init() yourself first; "
                 "or set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, RAY_AUTH_MODE=token, and a random RAY_AUTH_TOKEN for this process",
             )
-        _access.update(found)
+        _access.update(current)
     return dict(_access)
 
 
 def require_loopback() -> None:
-    """Raise ClusterError and shut Ray down if the head or a node of the local Ray has another
-    address than loopback.
-    """
+    """Shut Ray down and raise ClusterError if the local Ray has an address other than loopback."""
     import ray
 
     nodes = {str(node["NodeManagerAddress"]) for node in ray.nodes()}  # type: ignore[no-untyped-call]
@@ -108,15 +109,18 @@ def require_loopback() -> None:
 
 @contextmanager
 def changed_environment(changes: Mapping[str, str], removed: Iterable[str]) -> Iterator[None]:
-    """Change the environment of this process inside the block: set `changes`, and take out the
-    names in `removed`.
+    """Change the environment of this process inside the block.
+
+    Args:
+        changes: The variables to set.
+        removed: The names of the variables to remove.
     """
-    before = {name: os.environ.pop(name, None) for name in {*changes, *removed}}
+    previous = {name: os.environ.pop(name, None) for name in {*changes, *removed}}
     os.environ.update(changes)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value

@@ -1,8 +1,7 @@
-"""What this machine has of what `check` and `score` need (`CHECKS`), for `touchstone doctor`. Torch
-and Ray are imported by single checks.
+"""Check whether this machine has what `check` and `score` need (`CHECKS`), for `touchstone doctor`.
 
-A check gives what it found and what to do about it, "" where it is ok; it raises what neither
-command could do without.
+A check returns its finding and what to do about it ("" if all is well). It raises an exception if
+neither command could work. Torch and Ray are imported by single checks.
 """
 
 import os
@@ -27,25 +26,25 @@ from ray_app.errors import ClusterError, DetectorError
 from ray_app.images.provenance import trust_lists
 from ray_app.storage.node_budget import node_memory, usable_cores
 
-LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2**30
-_OLD_DAYS = 90  # of a trust list
+MIN_MEMORY_BYTES, MIN_DISK_BYTES = 2 * 2**30, 2**30
+_MAX_TRUST_LIST_DAYS = 90
 
 
 def _packages() -> tuple[str, str]:
     wrong = dict[str, str]()
     for owner in ("torchvision", "touchstone-forensics"):
-        for wanted in map(Requirement, requires(owner) or ()):
-            is_needed = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-            if is_needed and not wanted.specifier.contains(
-                here := version(wanted.name), prereleases=True
+        for requirement in map(Requirement, requires(owner) or ()):
+            is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if is_needed and not requirement.specifier.contains(
+                installed := version(requirement.name), prereleases=True
             ):
-                wrong[wanted.name] = (
-                    f"{wanted.name} {here}, and {owner} is made for {wanted.specifier}"
+                wrong[requirement.name] = (
+                    f"{requirement.name} {installed}, but {owner} requires {requirement.specifier}"
                 )
     if wrong:
         raise DetectorError(
             "; ".join(wrong.values()),
-            hint=f"install Touchstone anew, or: pip install --upgrade {' '.join(wrong)}",
+            hint=f"install Touchstone again, or: pip install --upgrade {' '.join(wrong)}",
         )
     return ", ".join(
         f"{name} {version(name)}"
@@ -54,14 +53,14 @@ def _packages() -> tuple[str, str]:
 
 
 def _gpu() -> tuple[str, str]:
-    built, gpus = gpu_check.torch_and_gpus()
+    build, gpus = gpu_check.torch_and_gpus()
     problem = None if gpus else gpu_check.gpu_problem()
     if problem is None:
-        return f"{gpus or 'none'}; {built}", ""
-    found, todo = problem.split(": ", 1)
-    if gpu_check.DRIVER.exists():  # Ray counts such a GPU, and would send it work
-        raise DetectorError(found, hint=todo)
-    return found, todo
+        return f"{gpus or 'none'}; {build}", ""
+    finding, fix = problem.split(": ", 1)
+    if gpu_check.DRIVER.exists():  # Ray counts such a GPU, and would send work to it.
+        raise DetectorError(finding, hint=fix)
+    return finding, fix
 
 
 def _cpu() -> tuple[str, str]:
@@ -77,38 +76,38 @@ def _cpu() -> tuple[str, str]:
 
 
 def _memory() -> tuple[str, str]:
-    if (seen := memory_seen_by_ray()) is None:
+    if (ray_memory := memory_seen_by_ray()) is None:
         return _gb(node_memory()), ""
-    free, shared = seen
-    found = f"{_gb(free)} free of {_gb(node_memory())}, {_gb(shared)} in /dev/shm"
-    if free < LEAST_MEMORY:
-        raise ClusterError(found, hint="end what takes it, or give it more")
+    free, shared = ray_memory
+    finding = f"{_gb(free)} free of {_gb(node_memory())}, {_gb(shared)} in /dev/shm"
+    if free < MIN_MEMORY_BYTES:
+        raise ClusterError(finding, hint="stop processes that use memory, or add memory")
     slow = shared < ray_cluster.LOCAL_OBJECT_STORE_BYTES
     return (
-        found,
-        "Ray takes a disk instead of /dev/shm, which is slow; give a container --shm-size=1g"
+        finding,
+        "Ray uses a disk instead of /dev/shm, which is slow; give a container --shm-size=1g"
         if slow
         else "",
     )
 
 
 def _disk() -> tuple[str, str]:
-    change = "make room there, or set TMPDIR to another disk"
+    change = "free disk space there, or set TMPDIR to another disk"
     try:
-        place = ray_base()
-        free = _writable(place)
+        base = ray_base()
+        free = _free_bytes(base)
     except OSError as error:
         raise ClusterError(f"files of a run cannot be written: {error}", hint=change) from None
-    if free < LEAST_DISK:
-        raise ClusterError(f"{_gb(free)} free in {place}", hint=change)
-    return f"{_gb(free)} free in {place}", ""
+    if free < MIN_DISK_BYTES:
+        raise ClusterError(f"{_gb(free)} free in {base}", hint=change)
+    return f"{_gb(free)} free in {base}", ""
 
 
 def _cache() -> tuple[str, str]:
     folder = cache_folder("weights").parent
     try:
         return (
-            f"{_gb(_writable(next(one for one in (folder, *folder.absolute().parents) if one.exists())))} free in {folder}",
+            f"{_gb(_free_bytes(next(path for path in (folder, *folder.absolute().parents) if path.exists())))} free in {folder}",
             "",
         )
     except OSError as error:
@@ -118,8 +117,8 @@ def _cache() -> tuple[str, str]:
         )
 
 
-def _writable(folder: Path) -> int:
-    """Bytes that are free there. Raises OSError where no file can be written."""
+def _free_bytes(folder: Path) -> int:
+    """Return the free bytes of a folder's disk. Raises OSError if no file can be written there."""
     with tempfile.TemporaryFile(dir=folder):
         return shutil.disk_usage(folder).free
 
@@ -127,46 +126,46 @@ def _writable(folder: Path) -> int:
 def _weights() -> tuple[str, str]:
     cards = {name: load_ensemble_card(name) for name in named_configs("ensembles")}
     needed = {
-        name: [part for one in card.members for part in parts_of(load_card(one.detector))]
+        name: [part for member in card.members for part in parts_of(load_card(member.detector))]
         for name, card in cards.items()
     }
-    here = [
+    available = [
         name
         for name, parts in needed.items()
         if cards[name].profile is None and all(map(located, parts))
     ]
-    if "default" not in here:
+    if "default" not in available:
         raise DetectorError(
-            "those of the ensemble `default` are missing",
-            hint="they come with the package: install it anew",
+            "weights of the ensemble `default` are missing",
+            hint="install Touchstone again: they come with the package",
         )
-    return f"at hand for {', '.join(here)} ({len(here)} of {len(cards)} ensembles)", ""
+    return f"available for {', '.join(available)} ({len(available)} of {len(cards)} ensembles)", ""
 
 
 def _trust() -> tuple[str, str]:
     fetched = [
-        datetime.fromisoformat(one.fetched_at) for one in trust_lists.cached_files().values()
+        datetime.fromisoformat(file.fetched_at) for file in trust_lists.cached_files().values()
     ]
     if not fetched:
         return "none, so no signer (C2PA) is trusted", trust_lists.UPDATE
     age = (datetime.now(UTC) - min(fetched)).days
-    return f"{age} days old", trust_lists.UPDATE if age > _OLD_DAYS else ""
+    return f"{age} days old", trust_lists.UPDATE if age > _MAX_TRUST_LIST_DAYS else ""
 
 
 def _cluster() -> tuple[str, str]:
     address = ray_cluster.named_cluster()
     if address is None:
-        return "none named (RAY_ADDRESS): each command starts a Ray of its own", ""
+        return "none named (RAY_ADDRESS): each command starts its own Ray", ""
     ray_cluster.require_head(address)
     has_token = os.environ.get("RAY_AUTH_MODE") == "token"
-    access = "" if has_token else ", and commands send it no token"
+    access = "" if has_token else ", but commands send it no token"
     hint = "" if has_token else "set RAY_AUTH_MODE=token (docs/security.md)"
     return f"{address} accepts connections{access}", hint
 
 
 def _chromium() -> tuple[str, str]:
-    found = shutil.which("chromium")
-    return found or "none: tests of pages are skipped", "" if found else "apt-get install chromium"
+    path = shutil.which("chromium")
+    return path or "none: tests of pages are skipped", "" if path else "apt-get install chromium"
 
 
 def _gb(size: float) -> str:

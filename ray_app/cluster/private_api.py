@@ -1,5 +1,6 @@
-"""Names of Ray without a public substitute, each with its reason and a fallback for a Ray that no
-longer has it.
+"""Import names of Ray that have no public substitute.
+
+Each has its reason, and a fallback for a version of Ray that no longer has the name.
 """
 
 import logging
@@ -9,13 +10,15 @@ _log = logging.getLogger(__name__)
 
 
 def draining_nodes() -> dict[str, int]:
-    """Return the nodes that are about to be taken away, each with its deadline in milliseconds
-    since 1970, or 0 if it has none.
+    """Return the nodes that will be taken away, with their deadlines.
 
     Reason: Ray publishes notices of preemption to the workers of Ray Train only
     (`ray.train.get_preemption_info`). A scoring run needs them to give such nodes no further block.
-    Ray Data, Train, and Serve read the same state. Fallback: no node is known to leave; a block of
+    Ray Data, Train, and Serve read the same state. Fallback: no node counts as draining; a block of
     a lost node is repeated elsewhere.
+
+    Returns:
+        The deadline of each node in milliseconds since 1970, or 0 if it has none.
     """
     from ray.exceptions import RayError
 
@@ -33,11 +36,10 @@ def draining_nodes() -> dict[str, int]:
 
 
 def memory_seen_by_ray() -> tuple[int, int] | None:
-    """Return the free bytes of memory and of shared memory that Ray counts on if it starts here, or
-    None if Ray does not say.
+    """Return the free bytes of memory and of shared memory that a Ray started here would count on.
 
-    Reason: only Ray's own functions know which limits of a container it takes into account;
-    `doctor` prints them. Fallback: `doctor` prints the memory of the node alone.
+    Reason: only Ray's own functions know which limits of a container Ray takes into account;
+    `doctor` prints them. Fallback: None, and `doctor` prints the memory of the node only.
     """
     try:
         from ray._private import utils

@@ -1,5 +1,6 @@
-"""One line of progress (`Progress`): rewritten in place on a terminal, one log line per minute
-elsewhere.
+"""Show progress in one line (`Progress`).
+
+The line is rewritten in place on a terminal. Elsewhere it is logged once per minute.
 """
 
 import sys
@@ -12,16 +13,24 @@ from ray_app.reports.format import duration
 
 LOG_EVERY_S = 60.0
 DRAW_EVERY_S = 0.2
-# the rate, and so the time that is left, follow what was done lately: nodes come and go
+# The rate and the remaining time follow the work of the last minutes, because nodes come and go.
 RECENT_S = 300.0
 _NOTE_EVERY_S = 5.0
 
 
 class Progress:
-    """Counts members against a total. The rate is that of the last minutes, from the first result
-    on, so that start-up does not spoil it.
+    """Count members against a total, and print the count, the rate, and the remaining time.
 
-    `note` is asked for each log line what it should say besides.
+    The rate is that of the last minutes, from the first result on, so that the start does not
+    distort it.
+
+    Args:
+        total: The expected number of members; see also `grow`.
+        done: The number of members that are already done.
+        name: The first word of the line.
+        note: Returns a text for the end of each log line. Terminals do not show it.
+        stream: The output. None means standard error.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -39,7 +48,7 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._done, self._bad = done, 0
         self._goes_on = False
-        # when so many were done: the first result, then now and then
+        # Times and the number of members that were done then: the first result, then samples.
         self._recent: deque[tuple[float, int]] = deque()
         self._drawn_at = clock()
 
@@ -52,41 +61,40 @@ class Progress:
             self._draw(now, self._note)
 
     def grow(self, members: int, *, goes_on: bool) -> None:
-        """Add members to the total; while `goes_on` more may come, so that the time left is not
-        known.
+        """Add members to the total.
+
+        While `goes_on` is set, more may come, so the remaining time is unknown.
         """
         self._total, self._goes_on = self._total + members, goes_on
 
     def say(self, text: str) -> None:
-        """A remark on its own line, above the progress line."""
+        """Print a text on its own line, above the progress line."""
         self._stream.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
         self._stream.flush()
 
     def redraw(self) -> None:
-        """Bring the line up to date although nothing finished, so that a long first block does not
-        look like a hang.
-        """
+        """Redraw the line although nothing finished, so that a long block does not look stuck."""
         now = self._clock()
         if now - self._drawn_at >= (1.0 if self._terminal else LOG_EVERY_S):
             self._draw(now, self._note)
 
     def close(self) -> None:
-        """Draw a last time and leave the line."""
+        """Draw the line a last time, and end it."""
         self._draw(self._clock(), None)
         if self._terminal:
             self._stream.write("\n")
         self._stream.flush()
 
     def line(self, now: float) -> str:
-        """The progress line as it stands."""
-        share = (
-            ", listing goes on"
+        """Return the progress line for a time of the clock."""
+        progress = (
+            ", listing continues"
             if self._goes_on
             else f" ({self._done / self._total:.0%})"
             if self._total
             else ""
         )
-        parts = [f"{self._name}  {self._done:,}/{self._total:,}{share}"]
+        parts = [f"{self._name}  {self._done:,}/{self._total:,}{progress}"]
         rate = self._rate(now)
         if rate:
             parts += [
@@ -96,8 +104,9 @@ class Progress:
         return "  ".join([*parts, f"bad {self._bad:,}"])
 
     def _remember(self, now: float) -> None:
-        """Keep how far it is, a few times a minute; of what is older than `RECENT_S` the last
-        alone.
+        """Store the current count a few times a minute, and drop old counts.
+
+        The last of the counts that are older than `RECENT_S` is kept.
         """
         if not self._recent or now - self._recent[-1][0] >= _NOTE_EVERY_S:
             self._recent.append((now, self._done))
@@ -107,9 +116,11 @@ class Progress:
     def _rate(self, now: float) -> float | None:
         if not self._recent:
             return None
-        since, before = self._recent[0]
+        since, previous_done = self._recent[0]
         return (
-            (self._done - before) / (now - since) if self._done > before and now > since else None
+            (self._done - previous_done) / (now - since)
+            if self._done > previous_done and now > since
+            else None
         )
 
     def _draw(self, now: float, note: Callable[[], str] | None) -> None:

@@ -1,8 +1,7 @@
-"""Join the Ray cluster of a job or start a local Ray (`cluster`); report its nodes and resources
-(`resources`, `working_nodes`).
+"""Join the Ray cluster of a job or start a local Ray (`cluster`).
 
-`on_ray` applies a function to many items as Ray tasks. `local_ray.py` keeps a local Ray to the
-process that starts it.
+`resources` and `working_nodes` report what the cluster has. `on_ray` applies a function to many items
+as Ray tasks. `local_ray.py` keeps a local Ray to the process that starts it.
 """
 
 import logging
@@ -50,15 +49,14 @@ _PATH_VARIABLES = (
 
 @contextmanager
 def _module_folder(folder: Path) -> Iterator[None]:
-    """Work in a folder that contains this package alone, and let child processes search no other
-    current folder for modules.
+    """Work in a folder that contains only this package.
 
-    `ray.init` puts the current folder first on the module search path of all workers, and the
-    processes that it starts stay there.
+    Child processes search no other current folder for modules. `ray.init` puts the current folder
+    first on the module search path of all workers, and the processes that it starts stay there.
     """
     modules = folder / "modules"
     modules.mkdir(parents=True)
-    # It may not be installed: the current folder may be its checkout.
+    # The package may not be installed: the current folder may be its checkout.
     (modules / PACKAGE.name).symlink_to(PACKAGE)
     paths = {
         name: os.path.abspath(path)
@@ -70,7 +68,7 @@ def _module_folder(folder: Path) -> Iterator[None]:
 
 
 PROBE_S = 5.0
-_MESSAGE_LETTERS = 400  # Of Ray's own message.
+_MAX_MESSAGE_CHARACTERS = 400  # Of Ray's own message.
 # A local Ray without a GPU: only files and results pass through the object store.
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # With a GPU all prepared images pass through it. The first fraction is Ray's own default.
@@ -80,23 +78,25 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108 (its size is read, nothing is written)
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Small, so that tasks find room beside scoring processes however small the machine is.
+# Small, so that tasks find room next to scoring processes even on a small machine.
 TASK_CPUS = 0.5
-MOST_AT_ONCE = 256
+MAX_TASKS = 256
 
 
 @contextmanager
 def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[None]:
-    """Connect to Ray inside the block: to the Ray that this process has joined before, to a named
-    cluster, or to a Ray started here.
+    """Connect to Ray inside the block.
+
+    This is the Ray that this process has joined before, or a named cluster, or else a Ray that is
+    started here.
 
     Args:
-        config: Says which cluster to join, or how large the local Ray is.
+        config: The cluster to join, or the size of the local Ray.
         hidden: Names of environment variables that a local Ray does not inherit.
 
     Raises:
-        ClusterError: The address does not answer, or the local Ray did not start or listens on
-            other addresses than loopback.
+        ClusterError: If the address does not answer, or if the local Ray did not start or listens on
+            addresses other than loopback.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # Without this, Ray prints an error about each pool of actors (ray-project/ray#53727). With it,
@@ -123,7 +123,7 @@ def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[No
 
 
 def local_store_bytes(config: ClusterConfig) -> int:
-    """Return the bytes of the object store of a local Ray."""
+    """Return the size of the object store of a local Ray in bytes."""
     if config.object_store_bytes is not None:
         return config.object_store_bytes
     has_gpu = gpu_check.DEVICE.exists() if config.gpus is None else config.gpus > 0
@@ -156,9 +156,9 @@ def _join(address: str, ending: ExitStack) -> None:
             )
     except Exception as error:  # Ray raises bare exceptions, too.
         raise ClusterError(
-            f"cannot join the Ray cluster at {address}: {_shortened(error)}",
+            f"cannot join the Ray cluster at {address}: {_truncate(error)}",
             hint="check that it runs Ray of this version, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of its head; "
-            "without RAY_ADDRESS and cluster.address a local Ray is started",
+            "unset RAY_ADDRESS and cluster.address to start a local Ray",
         ) from error
     ending.callback(ray.shutdown)
     versions.require_nodes(address)
@@ -184,105 +184,117 @@ def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> N
     # Ray raises bare exceptions, too, for example if a node does not start in time.
     except Exception as error:
         raise ClusterError(
-            f"the local Ray did not start: {_shortened(error)}",
-            hint="run the same command again; a machine that is very busy or short of memory starts no Ray",
+            f"the local Ray did not start: {_truncate(error)}",
+            hint="run the same command again when the machine is less busy and has more free memory",
         ) from error
     ending.callback(ray.shutdown)
     require_loopback()
 
 
-def _shortened(error: Exception) -> str:
-    return " ".join(str(error).split())[:_MESSAGE_LETTERS]
+def _truncate(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MAX_MESSAGE_CHARACTERS]
 
 
 def named_cluster(address: str | None = None) -> str | None:
-    """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a
-    Ray of this machine's own.
+    """Return the address of the cluster to join, or None for a Ray on this machine.
+
+    It is that of a config's `address`, or else RAY_ADDRESS.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:
-    """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add
-    it), else what the cluster has now.
+    """Return the CPUs, the GPUs, and the bytes of memory to plan for.
 
-    Nodes that are yet to come are taken to have as much memory per core as those that are there.
+    They are those of the config (an autoscaler may add them), or else those that the cluster has
+    now. Nodes that are not there yet are assumed to have as much memory per core as the present
+    ones.
     """
-    there = _resources_there(config.labels)
-    cpus = float(config.cpus or there["CPU"])
-    gpus = float(there["GPU"] if config.gpus is None else config.gpus)
-    return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
+    present = _present_resources(config.labels)
+    cpus = float(config.cpus or present["CPU"])
+    gpus = float(present["GPU"] if config.gpus is None else config.gpus)
+    return cpus, gpus, (present["memory"] or math.inf) * max(cpus / max(present["CPU"], 1), 1)
 
 
 def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
-    """How many of the living nodes with these labels have cores, and bytes of memory of the
-    smallest of them.
+    """Return the number of living nodes with cores, and the memory of the smallest in bytes.
+
+    Only nodes with these labels count.
     """
     import ray
 
     nodes = [node for node in _living(labels) if node["Resources"].get("CPU")]
-    own = ray.get_runtime_context().get_node_id()
-    found = (
+    current_id = ray.get_runtime_context().get_node_id()
+    sizes = (
         node_memory()
-        if node["NodeID"] == own
+        if node["NodeID"] == current_id
         else int(node["Resources"].get("memory", 0) / RAY_SHARE)
         for node in nodes
     )
-    return max(len(nodes), 1), min(found, default=node_memory())
+    return max(len(nodes), 1), min(sizes, default=node_memory())
 
 
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
-    """How many nodes so many cores will be on, if those that are yet to come are like those that
-    are there; and bytes of memory of the smallest. None where no working node is there yet, whose
-    memory is not known.
+    """Return the number of nodes for a number of cores, and the memory of the smallest in bytes.
+
+    Nodes that are not there yet are assumed to be like the present ones. The memory is None if no
+    node has started.
     """
-    there = _resources_there(labels)["CPU"]
+    present = _present_resources(labels)["CPU"]
     count, smallest = working_nodes(labels)
-    return max(math.ceil(count * cpus / there), 1) if there else 1, smallest if there else None
+    return max(
+        math.ceil(count * cpus / present), 1
+    ) if present else 1, smallest if present else None
 
 
 def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
-    """The results in the order of the items; as many tasks at once as the cluster has room for, and
-    results wait for their turn.
+    """Yield the result of the function for each item, in the order of the items, from Ray tasks.
 
-    A task that dies with its machine runs again, so `function` must bear that. When no more results
-    are requested, the tasks that run end by themselves: `ray.cancel` of a task that is just ending
-    aborts the driver (Ray 2.60, "Tried to complete task that was not pending"). Raises the
-    TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback,
-    ClusterError when Ray gives a task up.
+    As many tasks run at once as the cluster has room for. When no more results are requested,
+    running tasks end by themselves: `ray.cancel` of a task that is just ending aborts the driver
+    (Ray 2.60, "Tried to complete task that was not pending").
+
+    Args:
+        function: Must tolerate that it is called again for an item whose machine died.
+        items: The items, which are iterated as tasks become free.
+
+    Raises:
+        TouchstoneError: If a task raised it, or another exception. The message then contains its
+            traceback.
+        ClusterError: If Ray gives a task up.
     """
     return _in_tasks(function, items)
 
 
-def at_once(cpus_each: float = TASK_CPUS) -> int:
-    """How many tasks, or processes, of so many cores each the cluster of now is to have at work."""
+def max_concurrency(cpus_each: float = TASK_CPUS) -> int:
+    """Return how many tasks or processes of this many cores each the present cluster can run."""
     import ray
 
-    return max(1, min(MOST_AT_ONCE, int(ray.cluster_resources().get("CPU", 1.0) / cpus_each)))  # type: ignore[no-untyped-call]
+    return max(1, min(MAX_TASKS, int(ray.cluster_resources().get("CPU", 1.0) / cpus_each)))  # type: ignore[no-untyped-call]
 
 
 def _in_tasks(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    rest = iter(items)
-    first = next(rest, rest)
-    if first is rest:
+    remaining = iter(items)
+    first = next(remaining, remaining)
+    if first is remaining:
         return
     import ray
 
-    task = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(_called)
+    task = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(_call)
     shared = ray.put(function)
-    running, waiting = deque[Any](), chain([first], rest)
+    running, waiting = deque[Any](), chain([first], remaining)
     while True:
-        most = at_once()
-        while len(running) < most and (item := next(waiting, waiting)) is not waiting:
+        limit = max_concurrency()
+        while len(running) < limit and (item := next(waiting, waiting)) is not waiting:
             running.append(task.remote(shared, item))
         if not running:
             return
-        yield _result(running.popleft())
+        yield _get_result(running.popleft())
 
 
 def has_other_nodes() -> bool:
-    """Whether work may land on machines that do not share this one's disk."""
+    """Return whether work may run on machines that do not share the disk of this machine."""
     import ray
 
     return len(ray.nodes()) > 1 or named_cluster() is not None  # type: ignore[no-untyped-call]
@@ -299,9 +311,10 @@ def _kept_sigterm_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def leaving_nodes() -> dict[str, float]:
-    """Return the nodes that will be taken away (spot notice, scale-down), each with the seconds it
-    has left; inf if that is unknown.
+def get_draining_nodes() -> dict[str, float]:
+    """Return the seconds until each draining node is taken away (spot notice, scale-down).
+
+    The value is inf if that time is unknown.
     """
     notices = private_api.draining_nodes()
     return {
@@ -310,22 +323,23 @@ def leaving_nodes() -> dict[str, float]:
     }
 
 
-def own_node() -> str:
-    """The node that this process runs on."""
+def current_node_id() -> str:
+    """Return the id of the node that this process runs on."""
     import ray
 
-    node: str = ray.get_runtime_context().get_node_id()
-    return node
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return node_id
 
 
 def on_own_node() -> dict[str, str]:
-    """The label of this process's node: for what has to stand there, and goes with it."""
-    return {"ray.io/node-id": own_node()}
+    """Return a label selector that keeps an actor or a task on the node of this process."""
+    return {"ray.io/node-id": current_node_id()}
 
 
 def require_head(address: str, wait_s: float = PROBE_S) -> None:
-    """Raise ClusterError if nothing listens at the address of a head. `ray.init` would try for
-    minutes.
+    """Raise ClusterError if no process listens at the address of a head.
+
+    `ray.init` would retry for minutes.
 
     Args:
         address: `HOST:PORT`, `ray://HOST:PORT`, or `auto`, which is not probed.
@@ -340,12 +354,12 @@ def require_head(address: str, wait_s: float = PROBE_S) -> None:
         raise ClusterError(
             f"cannot join the Ray cluster at {address}: {describe_error(error)}",
             hint="check that the cluster is up, and that this is its head's address (HOST:PORT, usually port 6379); "
-            "without RAY_ADDRESS and cluster.address a local Ray is started",
+            "unset RAY_ADDRESS and cluster.address to start a local Ray",
         ) from error
 
 
-def _resources_there(labels: Mapping[str, str]) -> Mapping[str, float]:
-    """The resources of the living nodes that have these labels."""
+def _present_resources(labels: Mapping[str, str]) -> Mapping[str, float]:
+    """Return the total resources of the living nodes with these labels."""
     total: defaultdict[str, float] = defaultdict(float)
     for node in _living(labels):
         for name, amount in node["Resources"].items():
@@ -354,33 +368,33 @@ def _resources_there(labels: Mapping[str, str]) -> Mapping[str, float]:
 
 
 def _living(labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The nodes that have these labels, and are not about to be taken away."""
+    """Yield the nodes with these labels that are alive and will not be taken away."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    leaving = leaving_nodes()
+    leaving = get_draining_nodes()
     for node in nodes:
         if (
             node["Alive"]
             and node["NodeID"] not in leaving
-            and all(_has(node["Labels"].get(key), wanted) for key, wanted in labels.items())
+            and all(_matches(node["Labels"].get(key), selector) for key, selector in labels.items())
         ):
             yield node
 
 
-def _has(value: str | None, wanted: str) -> bool:
-    """Whether a node's label matches Ray's selector syntax: `a`, `!a`, `in(a,b)` or `!in(a,b)`."""
-    listed = wanted.removeprefix("!")
-    found = (
-        value in [one.strip() for one in listed[3:-1].split(",")]
-        if listed.startswith("in(")
-        else value == listed
+def _matches(value: str | None, selector: str) -> bool:
+    """Return whether a label matches Ray's selector syntax: `a`, `!a`, `in(a,b)` or `!in(a,b)`."""
+    operand = selector.removeprefix("!")
+    is_match = (
+        value in [option.strip() for option in operand[3:-1].split(",")]
+        if operand.startswith("in(")
+        else value == operand
     )
-    return found != wanted.startswith("!")
+    return is_match != selector.startswith("!")
 
 
-def _called(function: Callable[[Any], Any], item: Any) -> tuple[Any, bytes | None]:
-    # Ray keeps only the text of an exception; as a value it arrives whole.
+def _call(function: Callable[[Any], Any], item: Any) -> tuple[Any, bytes | None]:
+    # Ray keeps only the text of an exception. As a value, the exception arrives complete.
     try:
         return function(item), None
     except TouchstoneError as error:
@@ -388,12 +402,12 @@ def _called(function: Callable[[Any], Any], item: Any) -> tuple[Any, bytes | Non
     except Exception:
         failure = TouchstoneError(
             f"{type(function).__name__} failed:\n{traceback.format_exc()}",
-            hint="this looks like a bug in Touchstone; please report it",
+            hint="report this as a bug in Touchstone",
         )
         return None, pickle.dumps(failure)
 
 
-def _result(task: Any) -> Any:
+def _get_result(task: Any) -> Any:
     import ray
 
     try:
@@ -401,8 +415,8 @@ def _result(task: Any) -> Any:
     except ray.exceptions.RayError as lost:
         raise ClusterError(
             f"a task was lost: {describe_error(lost)}",
-            hint="run the same command again: it goes on",
+            hint="run the same command again to resume",
         ) from lost
     if error is not None:
-        raise pickle.loads(error)  # noqa: S301  (made by a task of this run)
+        raise pickle.loads(error)  # noqa: S301  (pickled by a task of this run)
     return value

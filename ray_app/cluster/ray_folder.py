@@ -1,5 +1,6 @@
-"""Folders for the files of a Ray that a command starts (`private_folder`), and the folder that they
-are created in (`ray_base`).
+"""Create private folders for the files of a Ray that a command starts (`private_folder`).
+
+`ray_base` returns the folder that they are created in.
 """
 
 import fcntl
@@ -22,16 +23,17 @@ def ray_base() -> Path:
     The folder is $RAY_TMPDIR, else Python's temporary folder, or /tmp if that path is too long for
     a socket below it.
     """
-    wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    base = Path(wanted if len(os.fsencode(wanted)) <= _MAX_BASE_BYTES else "/tmp")  # noqa: S108 - Only private folders are created in it.
+    preferred = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    base = Path(preferred if len(os.fsencode(preferred)) <= _MAX_BASE_BYTES else "/tmp")  # noqa: S108 - Only private folders are created in it.
     base.mkdir(parents=True, exist_ok=True)
     return base
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Create a folder that only this user may enter. The folder and its logs stay until the next
-    call.
+    """Create a folder that only this user may enter.
+
+    The folder and its logs stay until the next call.
 
     Ray opens its own folder to every user, so the folder of Ray has to be inside one that Ray does
     not know.
@@ -53,16 +55,17 @@ def private_folder() -> Iterator[Path]:
 
 
 def _remove_abandoned(base: Path) -> None:
-    """Remove the folders of processes that have ended. The lock ends with its process, even if the
-    process is killed.
+    """Remove the folders of processes that have ended.
+
+    The operating system releases a lock when its process ends, even if the process is killed.
     """
-    for held in base.glob(f"{_PREFIX}*/{_LOCK}"):
+    for lock_path in base.glob(f"{_PREFIX}*/{_LOCK}"):
         with suppress(OSError):
-            if held.parent.lstat().st_uid != os.getuid():
+            if lock_path.parent.lstat().st_uid != os.getuid():
                 continue
-            lock = os.open(held, os.O_RDWR | os.O_NOFOLLOW)
+            lock = os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(held.parent, ignore_errors=True)
+                shutil.rmtree(lock_path.parent, ignore_errors=True)
             finally:
                 os.close(lock)

@@ -1,7 +1,7 @@
-"""Graceful shutdown of a session: intake ends, work under way may commit, then the session is over.
+"""Stop a session gracefully: start no new work, commit running work, then exit.
 
-`Stopper` gathers reasons (signals, hours, cost, nodes that are taken away), and `Watch` runs it
-beside the main thread and notices a standstill.
+`ShutdownController` gathers the reasons to stop: signals, hours, cost, and nodes that are taken
+away. `StallWatchdog` polls it in a thread next to the main thread, and notices a stall.
 """
 
 import contextlib
@@ -14,19 +14,23 @@ from types import FrameType, TracebackType
 
 from ray_app.errors import ClusterError
 
-SIGNAL_GRACE_S = 25.0  # clouds give 30 to 120 s between the notice and the end, Kubernetes 30 s
+# Clouds give 30 to 120 s between the notice and the end, Kubernetes 30 s.
+SIGNAL_GRACE_S = 25.0
 LIMIT_GRACE_S = 60.0
-# Ray kills a submitted job so long after `ray job stop` unless RAY_JOB_STOP_WAIT_TIME_S, set for
-# the job or on the head, says otherwise.
+# Ray kills a submitted job this long after `ray job stop`, unless RAY_JOB_STOP_WAIT_TIME_S is set
+# for the job or on the head.
 JOB_STOP_WAIT_S = 3.0
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # by which Ray hands a submitted job its config
-# of that, to notice the end of the grace, write the session's state, give back nodes and lease
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray passes a submitted job its config in it.
+# The part of that time for noticing the end of the grace time, writing the session's state, and
+# returning nodes and lease.
 JOB_END_S = 3.0
 
 
 def job_stop_wait_s() -> float | None:
-    """Seconds that Ray leaves this process between the signal of `ray job stop` and its kill; None
-    where it is no submitted job.
+    """Return the seconds between the signal of `ray job stop` and the kill by Ray.
+
+    Returns:
+        None if this process is not a submitted job.
     """
     if _JOB_VARIABLE not in os.environ:
         return None
@@ -37,19 +41,29 @@ def job_stop_wait_s() -> float | None:
 
 
 def signal_grace_s(configured_s: float | None = None) -> float:
-    """Seconds between a signal and the end: those of the config, else `SIGNAL_GRACE_S`, in a
-    submitted job no more than Ray leaves it.
+    """Return the grace time after a signal in seconds.
+
+    It is that of the config, or else `SIGNAL_GRACE_S`. A submitted job has no more than Ray allows.
     """
-    wanted_s = SIGNAL_GRACE_S if configured_s is None else configured_s
+    grace_s = SIGNAL_GRACE_S if configured_s is None else configured_s
     wait_s = job_stop_wait_s()
-    return wanted_s if wait_s is None else max(0.0, min(wanted_s, wait_s - JOB_END_S))
+    return grace_s if wait_s is None else max(0.0, min(grace_s, wait_s - JOB_END_S))
 
 
-class Stopper:
-    """Gathers reasons, and measures the time that work under way still has. The engine reads it and
-    orders its pipelines.
+class ShutdownController:
+    """Gather reasons to stop, and measure the time that running work has left.
 
-    `say` prints one line. `grace_s` replaces the grace times of all reasons.
+    The scoring run reads the reasons and orders its pipelines to stop.
+
+    Args:
+        say: Prints one line.
+        grace_s: Replaces the grace times of all reasons. None keeps them.
+        clock: Returns seconds.
+
+    Attributes:
+        reason: The first reason to stop, or None.
+        at_once: Whether the next signal stops at once.
+        draining_nodes: Ids of the nodes that get no new work.
     """
 
     def __init__(
@@ -63,14 +77,15 @@ class Stopper:
         self.at_once = False
         self._say, self._grace_s, self._clock = say, grace_s, clock
         self._until = float("inf")
-        self.avoided: frozenset[str] = frozenset()
+        self.draining_nodes: frozenset[str] = frozenset()
         self._announced: tuple[str | None, frozenset[str]] = (None, frozenset())
         self._signals = 0
         self._killed_after_s: float | None = None
 
-    def ask(self, reason: str, grace_s: float) -> None:
-        """Begin no further block; give those under way so many seconds. The first reason is kept,
-        and the shortest time.
+    def request_stop(self, reason: str, grace_s: float) -> None:
+        """Start no further block, and give running blocks a number of seconds.
+
+        The first reason and the shortest time are kept.
         """
         self._end_in(grace_s if self._grace_s is None else self._grace_s, reason)
 
@@ -78,53 +93,54 @@ class Stopper:
         self._until = min(self._until, self._clock() + seconds)
         self.reason = self.reason or reason
 
-    def avoid(self, nodes: Iterable[str]) -> None:
-        """Begin no further block on these nodes."""
-        self.avoided |= frozenset(nodes)
+    def avoid_nodes(self, nodes: Iterable[str]) -> None:
+        """Start no further block on these nodes."""
+        self.draining_nodes |= frozenset(nodes)
 
     @property
-    def overdue(self) -> bool:
-        """Whether what is still under way has had its time."""
+    def is_overdue(self) -> bool:
+        """Whether the time of running work is over."""
         return self._clock() >= self._until
 
     def announce(self) -> None:
-        """Say what is new, if anything; called every second, never from a signal handler."""
-        new = (self.reason, self.avoided)
+        """Print what is new. Call it every second, but never from a signal handler."""
+        new = (self.reason, self.draining_nodes)
         if new == self._announced:
             return
         if self.reason != self._announced[0]:
-            left = max(0.0, self._until - self._clock())
+            remaining_s = max(0.0, self._until - self._clock())
             kill = (
                 f" (Ray kills a job {wait_s:g} s after its stop: RAY_JOB_STOP_WAIT_TIME_S)"
                 if (wait_s := self._killed_after_s)
                 else ""
             )
             self._say(
-                f"stopping: {self.reason}; running work has {left:.0f} s to be committed{kill}; a second signal stops at once"
+                f"stopping: {self.reason}; running work has {remaining_s:.0f} s to be committed{kill}; a second signal stops at once"
             )
-        if self.avoided != self._announced[1]:
+        if self.draining_nodes != self._announced[1]:
             self._say(
-                f"{len(self.avoided)} node{'s' * (len(self.avoided) > 1)} will be taken away and get no new work"
+                f"{len(self.draining_nodes)} node{'s' * (len(self.draining_nodes) > 1)} will be taken away and get no new work"
             )
         self._announced = new
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Inside, the first SIGTERM or SIGINT requests a stop and the next raises
-        KeyboardInterrupt.
+    def handle_signals(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT inside the block.
+
+        The first signal requests a stop, and the next one raises KeyboardInterrupt.
         """
-        kept = {}
+        previous = {}
         if threading.current_thread() is threading.main_thread():
-            kept = {
+            previous = {
                 signum: signal.signal(signum, self._on_signal)
                 for signum in (signal.SIGTERM, signal.SIGINT)
             }
         try:
             yield
         finally:
-            for signum, handler in kept.items():
+            for signum, handler in previous.items():
                 signal.signal(signum, handler)
-            # also of a run that had nothing under way any more before the second was over
+            # A run that had no running work left may end before the watchdog's next second.
             self.announce()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -135,28 +151,38 @@ class Stopper:
         self._end_in(signal_grace_s(self._grace_s), signal.Signals(signum).name)
 
 
-class Watch:
-    """`with Watch(…) as watch:` in the main thread, which alone can be interrupted.
+class StallWatchdog:
+    """Interrupt the main thread if it has to stop or makes no progress. Use as a context manager.
 
-    Calls `tick` each second; what it raises, the stopper's time being over, or no block ending in
-    `stall_timeout_s` interrupts the block, from which that very exception is then raised
-    (KeyboardInterrupt for the stopper).
+    The block has to run in the main thread, because no other thread can be interrupted. Once a
+    second, a thread calls `tick`. It interrupts the block if `tick` raises, if the stopper's time is
+    over, or if no block of images ends in time. Then that exception leaves the `with` block. It is a
+    KeyboardInterrupt if the stopper's time is over.
+
+    Args:
+        stall_timeout_s: Maximum seconds without a block that ends.
+        stopper: The controller of the session.
+        tick: Called each second in a thread.
+
+    Attributes:
+        is_idle: Whether no block is pending, so that none can end.
     """
 
-    def __init__(self, stall_timeout_s: float, stopper: Stopper, tick: Callable[[], None]) -> None:
+    def __init__(
+        self, stall_timeout_s: float, stopper: ShutdownController, tick: Callable[[], None]
+    ) -> None:
         self._stall_timeout_s, self._stopper, self._tick = stall_timeout_s, stopper, tick
         self._progressed_at = time.monotonic()
-        # No block is pending, so none can end.
-        self.rests = False
+        self.is_idle = False
         self._over = threading.Event()
         self._reason: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def progressed(self) -> None:
-        """A block has ended."""
-        self._progressed_at, self.rests = time.monotonic(), False
+        """Note that a block has ended."""
+        self._progressed_at, self.is_idle = time.monotonic(), False
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "StallWatchdog":
         self._thread.start()
         return self
 
@@ -177,20 +203,20 @@ class Watch:
                 self._tick()
                 self._stopper.announce()
                 self._check()
-            except BaseException as reason:  # whatever it is, the main thread is to raise it
+            except BaseException as reason:  # The main thread has to raise it, whatever it is.
                 self._reason = reason
                 self._stopper.at_once = True
-                # a flag alone wakes no thread that waits for a lock
+                # A flag alone would not wake a thread that waits for a lock.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
 
     def _check(self) -> None:
-        if self._stopper.overdue:
+        if self._stopper.is_overdue:
             raise KeyboardInterrupt(self._stopper.reason)
-        if self.rests:
+        if self.is_idle:
             self._progressed_at = time.monotonic()
         elif time.monotonic() - self._progressed_at > self._stall_timeout_s:
             raise ClusterError(
-                f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
+                f"no block ended in {self._stall_timeout_s:.0f} s; stopped, committed results are kept",
                 hint="check that there are nodes for the plan shown above; --set cluster.stall_timeout_s=… waits longer",
             )

@@ -1,8 +1,8 @@
-"""Whether driver, head and nodes run the same Ray, Python and Touchstone. A difference is one line
-that names the fix, a ClusterError.
+"""Check that the driver, the head and the nodes run the same Ray, Python and Touchstone.
 
-Ray itself refuses another Ray or Python with a wall of text, and never looks at what its users have
-installed: two versions of Touchstone would mix their rows in one run.
+A difference raises ClusterError with one line and a fix. Ray itself rejects another Ray or Python
+with a long text, and never checks what its users have installed. Two versions of Touchstone would
+mix their rows in one run.
 """
 
 import platform
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ray_app import __version__
 from ray_app.errors import ClusterError
 
-ANSWER_S = 10.0  # nodes that do not say in so long what they have are not waited for
+ANSWER_S = 10.0  # Nodes that do not report their versions in this time are skipped.
 _ON_THE_CLUSTER = "run the command on the cluster: ray job submit"
 _ONE_TOUCHSTONE = (
     "give all nodes one version (`ray up cluster.yaml` again installs the checkout it is called from), "
@@ -21,8 +21,12 @@ _ONE_TOUCHSTONE = (
 
 
 class NodeVersions(NamedTuple):
-    """What a node runs: of Python its first two numbers; `touchstone` is None where it cannot be
-    imported.
+    """The versions on a node.
+
+    Attributes:
+        ray: The version of Ray.
+        python: The first two numbers of the version of Python.
+        touchstone: The version of Touchstone, or None if it cannot be imported.
     """
 
     ray: str
@@ -31,33 +35,33 @@ class NodeVersions(NamedTuple):
 
 
 def require_nodes(address: str) -> None:
-    """Whether all nodes of the cluster that this process has joined run what it runs: one small
-    task each, all at once.
+    """Raise ClusterError if a node of the joined cluster runs other versions than this process.
 
-    Nodes that come later are asked by the workers that start on them (`require_same`).
+    One small task runs on each node, all at once. Workers that start on later nodes check
+    themselves (`require_same`).
     """
-    own, found = NodeVersions(*_version_probe()()), _found()
-    for kind, here, versions in zip(
+    local, nodes = NodeVersions(*_version_probe()()), _probe_nodes()
+    for kind, local_version, versions in zip(
         ("Ray", "Python", "Touchstone"),
-        own,
-        zip(*(node for _, node in found), strict=True),
+        local,
+        zip(*(node for _, node in nodes), strict=True),
         strict=False,
     ):
         others = [
-            (place, version)
-            for (place, _), version in zip(found, versions, strict=True)
-            if version != here
+            (node, version)
+            for (node, _), version in zip(nodes, versions, strict=True)
+            if version != local_version
         ]
         if not others:
             continue
-        place, version = others[0]
-        some = (
-            f"{len(others)} of {len(found)} nodes, {place} among them, have"
+        node, version = others[0]
+        subject = (
+            f"{len(others)} of {len(nodes)} nodes, {node} among them, have"
             if len(others) > 1
-            else f"node {place} has"
+            else f"node {node} has"
         )
         raise ClusterError(
-            f"cannot use the Ray cluster at {address}: {some} {f'{kind} {version}' if version else f'no {kind}'}, this is {kind} {here}",
+            f"cannot use the Ray cluster at {address}: {subject} {f'{kind} {version}' if version else f'no {kind}'}, this is {kind} {local_version}",
             hint=_ONE_TOUCHSTONE
             if kind == "Touchstone"
             else f"give all nodes one version, or {_ON_THE_CLUSTER}",
@@ -65,8 +69,9 @@ def require_nodes(address: str) -> None:
 
 
 def require_same(driver_version: str) -> None:
-    """Whether this process has the Touchstone of the run's driver; asked by every worker before it
-    begins.
+    """Raise ClusterError if this process does not have the Touchstone of the run's driver.
+
+    Every worker calls this before it starts to work.
     """
     if driver_version != __version__:
         raise ClusterError(
@@ -75,37 +80,41 @@ def require_same(driver_version: str) -> None:
         )
 
 
-def _found() -> list[tuple[str, NodeVersions]]:
-    """The addresses of the nodes that have cores, and what they run. Those that do not answer are
-    left out: the run will meet them.
+def _probe_nodes() -> list[tuple[str, NodeVersions]]:
+    """Return the addresses and versions of the nodes that have cores.
+
+    Nodes that do not answer are skipped: the run will notice them.
     """
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    ask = ray.remote(num_cpus=0, max_retries=0)(_version_probe())
-    asked = {
-        ask.options(
+    probe = ray.remote(num_cpus=0, max_retries=0)(_version_probe())
+    addresses = {
+        probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote(): node["NodeManagerAddress"]
         for node in nodes
         if node["Alive"] and node["Resources"].get("CPU")
     }
-    found = []
-    for answer in (
-        ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0] if asked else []
+    result = []
+    for reference in (
+        ray.wait(list(addresses), num_returns=len(addresses), timeout=ANSWER_S)[0]
+        if addresses
+        else []
     ):
         try:
-            found.append((asked[answer], NodeVersions(*ray.get(answer))))
+            result.append((addresses[reference], NodeVersions(*ray.get(reference))))
         except RayError:
             continue
-    return found
+    return result
 
 
 def _version_probe() -> Callable[[], tuple[str, str, str | None]]:
-    """What a node is asked. A function inside of one is sent as code, so that it runs where there
-    is no Touchstone, or another one.
+    """Return the function that runs on each node.
+
+    Ray sends an inner function as code, so it runs on nodes with no Touchstone or another one.
     """
 
     def versions() -> tuple[str, str, str | None]:

@@ -1,4 +1,7 @@
-"""The run directory: rows, identity, what is done, what is current."""
+"""Read and write run directories: rows, identity, finished work, and current rows.
+
+Enter at `RunDirectory`, and at `scored_run.load_run` to read a run from Python.
+"""
 
 from typing import TYPE_CHECKING
 

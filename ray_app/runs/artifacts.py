@@ -1,8 +1,8 @@
-"""Masks as rows of PNG bytes (`mask_rows`, `mask_image`), and embeddings as rows of Parquet
-(`write_features`, `read_features`).
+"""Store masks as rows of PNG bytes, and embeddings as rows of Parquet.
 
-features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings
-stands in the file's metadata
+`mask_rows` and `mask_image` write and read masks, `write_features` and `read_features` embeddings:
+
+    features/<detector>/<manifest>/<block>.parquet    FEATURE columns; the facts that determine the embeddings are in the file's metadata
 """
 
 import io
@@ -22,25 +22,24 @@ from ray_app.errors import ConfigError
 from ray_app.inference import BlockResult, batch, decision
 from ray_app.runs import directory, schema
 
-ALTERED = 128  # the first grey level above one half
+ALTERED = 128  # The first grey level above one half.
 
 
 def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
-    """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are
-    the image's, for stretching it back.
+    """Return the masks of members as 8-bit PNG files at the network's own size.
 
-    Where there are views, those that leave everything in its place have rows too, and a column
-    `view` says which it is.
+    `width` and `height` are those of the image, for stretching the mask. If there are views, those
+    that do not move pixels have rows, too, and the column `view` names the view.
     """
-    seen = [
+    masks_by_view = [
         (None, scored.outputs.of(decision.MASKS)),
         *scored.outputs.by_view(decision.MASKS).items(),
     ]
     rows = [
         {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
          "height": outcome.facts and outcome.facts.height, "png": mask_png(mask), "view": view}
-        for view, drawn in seen
-        for name, masks in drawn.items()
+        for view, detector_masks in masks_by_view
+        for name, masks in detector_masks.items()
         for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
         if mask is not None
     ]  # fmt: skip
@@ -55,7 +54,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
 def mask_measures(
     masks: Mapping[str, Sequence[batch.Pixels | None]],
 ) -> dict[str, list[np.ndarray]]:
-    """Per column and localizer, one number per member; NaN where there is no mask."""
+    """Return the area and the peak of masks by column and localizer; NaN for a member without one."""
     area = [
         np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32)
         for column in masks.values()
@@ -68,8 +67,9 @@ def mask_measures(
 
 
 def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image, float]:
-    """The mask of one row of `masks/` as a grey image, bilinearly stretched to the scored image's
-    size if asked, and its area.
+    """Return the mask of a row of `masks/` as a grey image, and its area.
+
+    With `stretched`, the mask is resized bilinearly to the size of the scored image.
     """
     image = Image.open(io.BytesIO(row["png"]))
     area = mask_area(np.asarray(image))
@@ -81,44 +81,47 @@ def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image,
 
 
 def mask_area(mask: batch.Pixels) -> float:
-    """Share of a mask's pixels above one half."""
+    """Return the fraction of a mask's pixels above one half."""
     return float(np.mean(mask >= ALTERED))
 
 
 def mask_png(mask: batch.Pixels) -> bytes:
-    """A mask as an 8-bit grey PNG file."""
+    """Return a mask as an 8-bit grey PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
-# One file per block and detector, since detectors have vectors of different widths; they are left
-# as they are when parts are merged: a block of 256 images of 768 numbers is 0.8 MB, which no
+# There is one file per block and detector, since vectors of detectors have different widths. The
+# files are not merged with the parts: a block of 256 images of 768 numbers has 0.8 MB, which no
 # merging would make smaller.
 FACTS = b"touchstone.features"
 Vectors = npt.NDArray[np.float32]
 
 
-def folder_of(detector: str) -> str:
-    """Where a detector's embeddings lie, relative to the run."""
+def features_folder(detector: str) -> str:
+    """Return the folder of a detector's embeddings, relative to the run."""
     return f"features/{detector.replace(':', '-')}"
 
 
 def feature_rows(
     image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping[str, Any]
 ) -> pa.Table:
-    """`image_id`, `detector` and `vector`, a list of d float32, of the members (n,) whose vectors
-    (n, d) are finite.
+    """Return `image_id`, `detector` and `vector` (d float32) of the members with finite vectors.
 
-    `facts`: what decides these embeddings beside the image
-    (`detectors.linear_head.embedding_facts`), for the file's metadata.
+    Args:
+        image_ids: The ids of the members (n,).
+        vectors: Their vectors (n, d). Members whose vectors are not finite are left out.
+        detector: The name of the detector.
+        facts: The facts besides the image that determine the embeddings
+            (`detectors.linear_head.embedding_facts`), for the file's metadata.
     """
-    kept = np.isfinite(vectors).all(axis=1)
-    ids = np.asarray(image_ids)[kept]
+    is_finite = np.isfinite(vectors).all(axis=1)
+    ids = np.asarray(image_ids)[is_finite]
     names = pa.DictionaryArray.from_arrays(
         pa.array(np.zeros(len(ids), np.int32)), pa.array([detector])
     )
-    flat = pa.array(np.ascontiguousarray(vectors[kept], np.float32).reshape(-1))
+    flat = pa.array(np.ascontiguousarray(vectors[is_finite], np.float32).reshape(-1))
     vector = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     rows = pa.table({"image_id": pa.array(ids, pa.int64()), "detector": names, "vector": vector})
     return rows.replace_schema_metadata({FACTS: json.dumps({"detector": detector, **facts})})
@@ -127,15 +130,24 @@ def feature_rows(
 def write_features(
     run: directory.RunDirectory, manifest: int, block: int, detector: str, rows: pa.Table
 ) -> None:
-    """Keep a block's embeddings; called before the block is committed, so that a row whose block is
-    done has its own.
+    """Write the embeddings of a block.
+
+    Call it before the block is committed, so that every finished block has its embeddings.
+
+    Args:
+        run: The run.
+        manifest: The number of the manifest.
+        block: The number of the block.
+        detector: The name of the detector.
+        rows: The rows of `feature_rows`.
     """
-    run.write_beside(folder_of(detector), manifest, block, rows)
+    run.write_sidecar(features_folder(detector), manifest, block, rows)
 
 
 def read_feature_facts(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
-    """Return what decides the embeddings that a run keeps, by detector (see `feature_rows`), from
-    one file of each.
+    """Return the facts that determine the embeddings of a run, by detector (see `feature_rows`).
+
+    They are read from one file per detector.
     """
     by_detector = {}
     for name in run.store.folders("features"):
@@ -159,18 +171,18 @@ def read_features(
     """Return the embeddings (n, d) of the members of a block; NaN for a member without one.
 
     Args:
-        run: The run that keeps them.
+        run: The run that stores them.
         ref: The block.
         image_ids: The ids of its members (n,).
-        detector: Whose embeddings to read.
-        facts: The facts that decide these embeddings.
+        detector: The detector that computed the embeddings.
+        facts: The facts that determine the embeddings.
 
     Raises:
-        ConfigError: Something else decided the embeddings of this block.
+        ConfigError: If the embeddings of this block have other facts.
     """
     width = facts["width"]
     vectors = np.full((len(image_ids), width), np.nan, np.float32)
-    rows = run.beside(folder_of(detector), ref.manifest, ref.block)
+    rows = run.read_sidecar(features_folder(detector), ref.manifest, ref.block)
     if rows is None:
         return vectors
     differing = directory.differences({"detector": detector, **facts}, _facts_in(rows.schema))

@@ -11,32 +11,32 @@ from ray_app.archives import BlockList, BlockRef
 from ray_app.errors import ConfigError
 from ray_app.runs.current import block_lists_in
 from ray_app.runs.directory import RunDirectory
-from ray_app.runs.score_files import Published
+from ray_app.runs.score_files import ScoreFile
 
 
 class BlockRows:
-    """Rows of blocks of finished manifests, current or not.
+    """Read rows of blocks of finished manifests, current or not.
 
-    A row group has the rows of many blocks. The last one stays in memory, so that blocks that are
-    read in their order cost each row group once.
+    A row group contains the rows of many blocks. The last row group stays in memory, so blocks that
+    are read in their order load each row group only once.
 
     Args:
         run: The run directory.
-        columns: The columns to read; a column that a file lacks is left out.
+        columns: The columns to read. A column that a file lacks is left out.
     """
 
     def __init__(self, run: RunDirectory, columns: Collection[str]) -> None:
         self._run, self._columns = run, columns
         self._files = run.published()
-        self._file: Published | None = None
+        self._file: ScoreFile | None = None
 
     def read(self, ref: BlockRef) -> pa.Table:
         """Return the rows of a block, one for each member, in their order.
 
         Raises:
-            ConfigError: The run no longer has these rows.
+            ConfigError: If the run no longer has these rows.
         """
-        if self._file is None or not self._file.holds(*ref.place):
+        if self._file is None or not self._file.has_block(*ref.place):
             self._open(ref)
         start = self._starts[ref.place]
         first, last = np.searchsorted(self._ends, [start, start + ref.members - 1], side="right")
@@ -46,11 +46,11 @@ class BlockRows:
 
     def _open(self, ref: BlockRef) -> None:
         """Open the file with the rows of a block."""
-        self._file = next((file for file in self._files if file.holds(*ref.place)), None)
+        self._file = next((file for file in self._files if file.has_block(*ref.place)), None)
         if self._file is None:
             raise ConfigError(
                 f"{self._run.store.url}: no rows of block {ref.block} of listing {ref.manifest}",
-                hint="the run was changed; give another --out",
+                hint="set another --out, because the run was changed",
             )
         blocks = BlockList.joined(list(block_lists_in(self._run, self._file)))
         starts = np.cumsum(blocks.sizes) - blocks.sizes
@@ -60,11 +60,11 @@ class BlockRows:
         self._ends = np.cumsum(
             [self._parquet.metadata.row_group(number).num_rows for number in groups]
         )
-        self._held: tuple[int, pa.Table] | None = None
+        self._cached: tuple[int, pa.Table] | None = None
 
     def _group(self, number: int) -> pa.Table:
-        if self._held is None or self._held[0] != number:
+        if self._cached is None or self._cached[0] != number:
             names = self._parquet.schema_arrow.names
             columns = [name for name in self._columns if name in names]
-            self._held = number, self._parquet.read_row_group(number, columns=columns)
-        return self._held[1]
+            self._cached = number, self._parquet.read_row_group(number, columns=columns)
+        return self._cached[1]

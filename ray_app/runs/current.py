@@ -1,10 +1,10 @@
-"""Which rows of a run are current, and how they are read (`CurrentRows`), in bounded memory.
+"""Find the current rows of a run, and read them in bounded memory (`CurrentRows`).
 
-A row is current if it is in the last finished manifest that holds its id, and the vanished list of
-the last finished manifest does not name the id. A manifest is finished once `summaries/<n>.json` of
-it or of a later one exists.
+A row is current if it is in the last finished manifest that contains its id, and the vanished list of
+the last finished manifest does not contain the id. A manifest is finished once its
+`summaries/<n>.json`, or that of a later manifest, exists.
 
-If the whole archive is unlike the images of the ensemble's calibration, readers give `abstain` in
+If the whole archive is unlike the images of the ensemble's calibration, readers return `abstain` in
 place of `real` and `fake` (`mark_unlike`). Files keep the verdicts of the ensemble.
 """
 
@@ -33,15 +33,15 @@ _FOR_FINDINGS = [*_MARKED, "score", "provenance"]
 
 @dataclass(frozen=True)
 class CurrentRows:
-    """The current rows of a run. Picklable, so tasks can read some of the files.
+    """The current rows of a run. Picklable, so that tasks can read some of the files.
 
     Attributes:
         run: The run directory.
-        last: The manifest whose end these rows show; -1 if no manifest is finished.
+        last: The manifest at whose end these rows are current; -1 if no manifest is finished.
         vanished: Sorted ids of files that the listing `last` no longer found.
-        retried: By number of a retry manifest, the sorted ids that it scored again.
-        unlike: Why every verdict abstains; None if verdicts stand.
-        thresholds: The thresholds of the run's ensemble, as `run.json` has them, which describe an
+        retried: The sorted ids that a retry manifest scored again, by its number.
+        unlike: The reason why every verdict is `abstain`; None if verdicts are unchanged.
+        thresholds: The thresholds of the run's ensemble, as in `run.json`, which describe an
             abstention.
     """
 
@@ -57,22 +57,22 @@ class CurrentRows:
         """Return the rows at the end of the last finished manifest.
 
         Raises:
-            ConfigError: There is no run, or no manifest is finished.
+            ConfigError: If there is no run, or no manifest is finished.
         """
         rows = cls._up_to(run, run.last_finished())
         if rows.last < 0:
             raise ConfigError(
                 f"{run.store.url}: no listing of this run is finished yet",
-                hint="run the touchstone score command that began it again; touchstone results --unfinished shows the rows so far",
+                hint="run the touchstone score command that started it again; touchstone results --unfinished shows the rows so far",
             )
         return rows
 
     @classmethod
     def at_end(cls, run: directory.RunDirectory) -> "CurrentRows":
-        """Return the rows as they are once all that is listed by now is scored.
+        """Return the rows that are current once everything listed so far is scored.
 
         Raises:
-            ConfigError: There is no run.
+            ConfigError: If there is no run.
         """
         numbers, listed = archives.listed_manifests(run.store)
         return cls._up_to(run, max(numbers, default=-1), listed)
@@ -83,8 +83,8 @@ class CurrentRows:
     ) -> "CurrentRows":
         if not run.exists():
             raise run.missing()
-        described = run.describe()
-        run.check_readable(described)
+        run_info = run.describe()
+        run.check_readable(run_info)
         info = archives.read_complete(run.store, last) if last >= 0 else None
         if listed is not None:
             info, vanished = listed, archives.read_vanished_so_far(run.store, listed)
@@ -96,18 +96,18 @@ class CurrentRows:
         for number in info.retries:
             blocks = archives.read_blocks(run.store, number)
             retried[number] = np.sort(np.concatenate(list(archives.read_ids(run.store, blocks))))
-        ensemble = described.get("ensemble") or {}
+        ensemble = run_info.get("ensemble") or {}
         return cls(
             run,
             info.manifest,
             vanished,
             retried,
-            _unlike(run, described),
+            _unlike(run, run_info),
             ensemble.get("thresholds", {}),
         )
 
     def files(self) -> list[str]:
-        """Return the paths of the files with these rows, in the order of their blocks."""
+        """Return the paths of the files that contain these rows, in the order of their blocks."""
         return self.run.row_files(range(self.last + 1)) if self.last >= 0 else []
 
     def tables(
@@ -134,7 +134,13 @@ class CurrentRows:
         files: Sequence[str] | None = None,
         vanished: bool = False,
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the rows as `tables`, each table with the path of its file."""
+        """Yield the rows like `tables`, each table with the path of its file.
+
+        Args:
+            columns: Columns to read, with `image_id` among them. None reads all.
+            files: Some of `files()`. None reads all.
+            vanished: Also yield rows of files that the last listing no longer found.
+        """
         paths = self.files() if files is None else files
         for path, table in self.read_files(paths, columns):
             is_current = self.select(table, score_files.manifest_of(path), vanished=vanished)
@@ -152,21 +158,29 @@ class CurrentRows:
         Yields:
             A bounded table at a time, with the path of its file.
         """
-        wanted = None if columns is None else list(columns)
-        if self.unlike is None or (wanted is not None and not set(wanted) & set(_MARKED)):
-            yield from self.run.rows_of(paths, wanted)
+        requested = None if columns is None else list(columns)
+        if self.unlike is None or (requested is not None and not set(requested) & set(_MARKED)):
+            yield from self.run.rows_of(paths, requested)
             return
-        read = None if wanted is None else list(dict.fromkeys([*wanted, *_FOR_FINDINGS]))
+        read = None if requested is None else list(dict.fromkeys([*requested, *_FOR_FINDINGS]))
         for path, table in self.run.rows_of(paths, read):
             marked = mark_unlike(table, self.unlike, self.thresholds)
-            known = marked.column_names
-            names = known if wanted is None else [name for name in wanted if name in known]
+            present = marked.column_names
+            names = (
+                present if requested is None else [name for name in requested if name in present]
+            )
             yield path, marked.select(names)
 
     def select(
         self, table: pa.Table, manifest: int, *, vanished: bool = False
     ) -> npt.NDArray[np.bool_]:
-        """Return for each row (n,) of a file of this manifest whether it is current."""
+        """Return for each row (n,) of a file whether it is current.
+
+        Args:
+            table: Rows with `image_id`.
+            manifest: The manifest of the file.
+            vanished: Whether rows of files that the last listing no longer found count, too.
+        """
         is_current = np.ones(len(table), bool)
         for number, ids in self.retried.items():
             if number > manifest:
@@ -178,14 +192,14 @@ class CurrentRows:
     def rows(
         self, *, status: str | None = None, vanished: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows as dictionaries, optionally those of one status."""
+        """Yield the rows as dictionaries, optionally only those with one status."""
         for table in self.tables(vanished=vanished):
             if status is not None:
                 table = table.filter(pc.equal(table["status"].cast(pa.string()), status))
             yield from table.to_pylist()
 
     def masks(self, *, vanished: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the masks of these members, of images without a perturbation (`MASK_SCHEMA`)."""
+        """Yield the masks (`MASK_SCHEMA`) of these rows, of images without a perturbation."""
         folders = sorted(int(name) for name in self.run.store.folders("masks"))
         for manifest in (number for number in folders if number <= self.last):
             for table in self.run.masks(manifest):
@@ -197,10 +211,10 @@ class CurrentRows:
     def members(
         self, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[pa.Table, dict[int, archives.ManifestMember]]]:
-        """Yield the rows, each table with the members that read its files again, by id.
+        """Yield the rows, each table with its members by id, for reading the files again.
 
         Raises:
-            ClusterError: The rows of a file are not those of its manifest.
+            ClusterError: If the rows of a file do not match its manifest.
         """
         for file in self.published():
             listed = members_in(self.run, file)
@@ -209,19 +223,19 @@ class CurrentRows:
                 if len(by_id) != len(table):
                     raise ClusterError(
                         f"{self.run.store.url}: {file.path} does not match its manifest",
-                        hint="please report this: it is a bug",
+                        hint="report this as a bug in Touchstone",
                     )
                 yield table.filter(pa.array(self.select(table, file.manifest))), by_id
 
-    def published(self) -> list[score_files.Published]:
-        """Return the published files with these rows, in the order of their blocks."""
+    def published(self) -> list[score_files.ScoreFile]:
+        """Return the published files that contain these rows, in the order of their blocks."""
         return [file for file in self.run.published() if file.manifest <= self.last]
 
 
-def _unlike(run: directory.RunDirectory, described: Mapping[str, Any]) -> str | None:
-    """Return why verdicts of a run abstain; older versions wrote that into the rows."""
+def _unlike(run: directory.RunDirectory, run_info: Mapping[str, Any]) -> str | None:
+    """Return why verdicts of a run abstain. Older versions wrote the reason into the rows."""
     finished = run.last_finished()
-    if described.get("layout", 1) < directory.LAYOUT or finished < 0:
+    if run_info.get("layout", 1) < directory.LAYOUT or finished < 0:
         return None
     guarantee = run.read_json(f"summaries/{finished:05d}.json").get("guarantee") or {}
     unlike: str | None = guarantee.get("unlike")
@@ -232,11 +246,11 @@ def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> p
     """Return rows with `abstain` in place of `real` and `fake`, and with the reason.
 
     Args:
-        rows: Result rows with the columns that `CurrentRows` reads for it.
+        rows: Result rows with the columns that `CurrentRows` reads for this.
         unlike: Why the archive is unlike the calibration images, as in `GuaranteeSummary.unlike`.
-        thresholds: The thresholds of the ensemble, as `run.json` has them.
+        thresholds: The thresholds of the ensemble, as in `run.json`.
     """
-    # Most readers need no mark, and start without what makes rows.
+    # Imported here because most readers mark no row, and start faster without these modules.
     from ray_app.ensembles import Thresholds
     from ray_app.runs.rows import as_array, with_findings
 
@@ -256,24 +270,24 @@ def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> p
 
 @dataclass(frozen=True)
 class ChangedRows:
-    """What differs between the current rows of two moments of a run.
+    """The differences between the current rows at two times of a run.
 
     Attributes:
-        before: The rows of the earlier moment.
-        now: The rows of the later moment.
+        before: The rows at the earlier time.
+        now: The rows at the later time.
     """
 
     before: CurrentRows
     now: CurrentRows
 
     def added(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield rows that are current now and were not before, a bounded table at a time."""
+        """Yield rows that are current now but were not before, a bounded table at a time."""
         yield from self._of_older_files(columns, is_added=True)
         newer = self.now.run.row_files(range(self.before.last + 1, self.now.last + 1))
         yield from self.now.tables(columns, files=newer)
 
     def removed(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield rows that were current before and are not now, as they were read before."""
+        """Yield rows that were current before but are not now, as they were before."""
         yield from self._of_older_files(columns, is_added=False)
 
     def _of_older_files(self, columns: Sequence[str], *, is_added: bool) -> Iterator[pa.Table]:
@@ -287,7 +301,7 @@ class ChangedRows:
 
     @cached_property
     def _changed_files(self) -> list[str]:
-        """The earlier files in which some row became current or no longer is."""
+        """The earlier files in which a row became current or stopped being current."""
         paths = [
             path
             for path, table in self.now.run.rows_of(self.before.files(), ["image_id"])
@@ -323,7 +337,7 @@ def current_tables(
         unfinished: Also yield rows of listings that are still being scored.
 
     Raises:
-        ConfigError: There is no run.
+        ConfigError: If there is no run.
     """
     rows = CurrentRows.at_end(run) if unfinished else CurrentRows.read(run)
     yield from rows.tables(columns, vanished=vanished)
@@ -336,45 +350,57 @@ def current_rows(
     vanished: bool = False,
     unfinished: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the current rows as dictionaries, optionally those of one status, as `current_tables`."""
+    """Yield the current rows of a run as dictionaries.
+
+    Args:
+        run: The run directory.
+        status: Only yield rows with this status. None yields all.
+        vanished: Also yield rows of files that the last listing no longer found.
+        unfinished: Also yield rows of listings that are still being scored.
+
+    Raises:
+        ConfigError: If there is no run.
+    """
     rows = CurrentRows.at_end(run) if unfinished else CurrentRows.read(run)
     yield from rows.rows(status=status, vanished=vanished)
 
 
 def numbers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
-    """Return a column of numbers (n,) as float64, NaN for null."""
+    """Return a column of numbers (n,) as float64, with NaN for null."""
     return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
 def are_among(table: pa.Table, ids: archives.Ids) -> npt.NDArray[np.bool_]:
     """Return for each row (n,) whether its id is one of these sorted ids."""
-    here = table["image_id"].to_numpy()
+    row_ids = table["image_id"].to_numpy()
     if not len(ids):
-        return np.zeros(len(here), bool)
-    found: npt.NDArray[np.bool_] = ids[np.minimum(np.searchsorted(ids, here), len(ids) - 1)] == here
-    return found
+        return np.zeros(len(row_ids), bool)
+    is_among: npt.NDArray[np.bool_] = (
+        ids[np.minimum(np.searchsorted(ids, row_ids), len(ids) - 1)] == row_ids
+    )
+    return is_among
 
 
 def members_in(
-    run: directory.RunDirectory, file: score_files.Published
+    run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.ManifestMember]:
-    """Yield the members whose rows a published file has, in its order; one block is in memory."""
+    """Yield the members whose rows a published file contains, in its order, a block in memory."""
     for ref in blocks_in(run, file):
         yield from archives.member_rows(archives.read_block(run.store, ref))
 
 
 def blocks_in(
-    run: directory.RunDirectory, file: score_files.Published
+    run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.BlockRef]:
-    """Yield the blocks whose rows a published file has, in its order."""
+    """Yield the blocks whose rows a published file contains, in its order."""
     for blocks in block_lists_in(run, file):
         yield from blocks
 
 
 def block_lists_in(
-    run: directory.RunDirectory, file: score_files.Published
+    run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.BlockList]:
-    """Yield the blocks whose rows a published file has, a list for each manifest."""
+    """Yield the blocks whose rows a published file contains, a list for each manifest."""
     for number in file.manifests():
         blocks = archives.read_blocks(run.store, number)
         covered = file.blocks_of(number, len(blocks))
@@ -384,20 +410,25 @@ def block_lists_in(
 def members_of(
     run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf
 ) -> dict[int, archives.ManifestMember]:
-    """Return the members of these ids that the run's manifests hold, by id.
+    """Return the members with these ids from the run's manifests, by id.
 
     Args:
         run: The run directory.
         image_ids: The ids to look up. Blocks without any of them are not read.
-        seconds: Stop the search after this time.
+        seconds: Stop the search after this time and return the members found so far.
     """
-    wanted, ends = np.unique(np.array(list(image_ids), np.int64)), time.monotonic() + seconds
-    found: dict[int, archives.ManifestMember] = {}
+    ids_to_find, deadline = (
+        np.unique(np.array(list(image_ids), np.int64)),
+        time.monotonic() + seconds,
+    )
+    members_by_id: dict[int, archives.ManifestMember] = {}
     for blocks in archives.read_block_lists(run.store):
         for ref, ids in zip(blocks, archives.read_ids(run.store, blocks), strict=True):
-            if np.isin(ids, wanted).any():
+            if np.isin(ids, ids_to_find).any():
                 members = archives.member_rows(archives.read_block(run.store, ref))
-                found |= {one.image_id: one for one in members if one.image_id in image_ids}
-            if len(found) == len(wanted) or time.monotonic() > ends:
-                return found
-    return found
+                members_by_id |= {
+                    member.image_id: member for member in members if member.image_id in image_ids
+                }
+            if len(members_by_id) == len(ids_to_find) or time.monotonic() > deadline:
+                return members_by_id
+    return members_by_id

@@ -1,7 +1,7 @@
-"""The document of a run, `summary.json` (`RunSummary`).
+"""Define the document of a run, `summary.json` (`RunSummary`).
 
-Fields stand in the order of the file. What a run does not have (a cascade, a profile, a guarantee)
-has no key in it.
+Fields are in the order of the file. If a run does not have a feature (a cascade, a profile, a
+guarantee), its key is missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ SUMMARY_SCHEMA = 1
 
 
 class Example(Section):
-    """One member that has a given status."""
+    """A member with a given status."""
 
     uri: str = ""
     member: str | None = None
@@ -38,8 +38,11 @@ class TopRow(Section):
 
 
 class Histogram(Section):
-    """Counts of scores (log-odds) per bin, n + 1 edges for n bins; the outermost bins hold what
-    lies beyond them.
+    """Counts of scores (log-odds) per bin.
+
+    Attributes:
+        edges: n + 1 edges for n bins. The outermost bins include the scores beyond them.
+        counts: Counts per bin, of the ensemble and of each detector.
     """
 
     edges: Sequence[float] = ()
@@ -47,14 +50,12 @@ class Histogram(Section):
 
     @property
     def ensemble(self) -> Sequence[int]:
-        """Counts of the ensemble's score; empty where none was scored."""
+        """Counts of the ensemble's score; empty if there are none."""
         return self._drawable().get("ensemble", [])
 
     @property
     def detectors(self) -> dict[str, Sequence[int]]:
-        """Counts per detector; empty where the ensemble is one detector and would only be shown
-        twice.
-        """
+        """Counts per detector; empty if they would only repeat those of the ensemble."""
         others = {name: counts for name, counts in self._drawable().items() if name != "ensemble"}
         return {} if list(others.values()) == [self.ensemble] else others
 
@@ -80,8 +81,17 @@ class DetectorSummary(Section):
 
 
 class EnsembleSummary(Section):
-    """What gave the verdicts. `blind_to`: what its detectors cannot see, in sentences; None where
-    their cards say nothing of it.
+    """The ensemble that gave the verdicts.
+
+    Attributes:
+        name: The name of the card.
+        title: The title of the card.
+        rule: The rule that combines the detectors.
+        calibrated: Whether its probabilities are calibrated.
+        demonstration: Whether a detector is for demonstration only.
+        members: The detectors.
+        thresholds: The thresholds.
+        blind_to: Sentences on what its detectors cannot detect; None if their cards have none.
     """
 
     name: str = ""
@@ -95,8 +105,11 @@ class EnsembleSummary(Section):
 
 
 class Sharing(Section):
-    """How often detectors asked a shared backbone for features, and how often it had to run for
-    them.
+    """How often a shared backbone was requested, and how often it ran.
+
+    Attributes:
+        runs: How often the backbone ran.
+        asked: How often detectors requested its features.
     """
 
     runs: int = 0
@@ -104,9 +117,13 @@ class Sharing(Section):
 
 
 class DetectorTime(Section):
-    """What a detector took: `seconds` of all workers for `images`, counted in every view.
-    `ms_per_image`: what one takes it alone, with the run of a shared backbone that another detector
-    paid for.
+    """The time of a detector.
+
+    Attributes:
+        seconds: Seconds of all workers.
+        images: The number of images, counted in every view.
+        ms_per_image: The milliseconds of an image for this detector alone, including the run of a
+            shared backbone that was counted for another detector.
     """
 
     seconds: float = 0.0
@@ -115,8 +132,13 @@ class DetectorTime(Section):
 
 
 class CostSummary(Section):
-    """A bill in the currency of its prices: machines, and bytes out of the store. `compute`: None
-    if the hours are not known; `compute_share`: of the total, None if nothing has a price.
+    """The cost of machines, and of bytes that leave the store, in the currency of the prices.
+
+    Attributes:
+        compute: The cost of machines; None if the hours are not known.
+        egress: The cost of bytes.
+        total: Both together.
+        compute_share: The fraction of machines in the total; None if nothing has a price.
     """
 
     compute: float | None = None
@@ -126,8 +148,13 @@ class CostSummary(Section):
 
 
 class CascadeStageCost(Section):
-    """What one look of a cascade took in the last command, and costs for a million images of such
-    an archive (machines alone).
+    """The cost of one stage of a cascade in the last command, for machines only.
+
+    Attributes:
+        images: The number of images.
+        seconds: Seconds of all workers.
+        hours_per_million: Hours for a million images of such an archive.
+        cost_per_million: The cost of a million images of such an archive.
     """
 
     images: int = 0
@@ -137,8 +164,15 @@ class CascadeStageCost(Section):
 
 
 class Memory(Section):
-    """What a run takes of one node's memory at most: processes, and what images and files of any
-    size take in turns beside them; None where the node's memory is not stated.
+    """The maximum memory that a run uses on one node.
+
+    Attributes:
+        processes: The number of processes.
+        process_bytes: The memory of one process.
+        decode_bytes: The memory that large images use in turns; None if the node's memory is
+            unknown.
+        file_bytes: The memory that encoded files use in turns; None if the node's memory is unknown.
+        total_bytes: The total; None if the node's memory is unknown.
     """
 
     processes: int = 0
@@ -149,15 +183,19 @@ class Memory(Section):
 
 
 class LinkedFoldersSummary(Section):
-    """Symbolic links to folders, which the listing did not follow."""
+    """Symbolic links to folders that the listing did not follow."""
 
     count: int = 0
     example: str = ""
 
 
 class KeptSetting(Section):
-    """A setting that the command left open, and that the run has otherwise than a new one would;
-    values as JSON.
+    """A setting that the command did not set, and that differs between the run and a new run.
+
+    Attributes:
+        key: The key of the setting.
+        run: The value of the run, as JSON.
+        today: The value of a new run, as JSON.
     """
 
     key: str = ""
@@ -166,8 +204,12 @@ class KeptSetting(Section):
 
 
 class RetrySummary(Section):
-    """A retry that the last command worked on: of the members with these statuses. `listing`: the
-    number of its manifest.
+    """A retry that the last command worked on.
+
+    Attributes:
+        listing: The number of its manifest.
+        statuses: The statuses of the members that were retried.
+        members: The number of members.
     """
 
     listing: int
@@ -176,9 +218,12 @@ class RetrySummary(Section):
 
 
 class SessionSummary(Section):
-    """What the last command did; `seconds` per stage are summed over the workers. `described`:
-    members that words were found for. `groups`: of detectors that took turns in each worker, where
-    they did not fit together.
+    """The work of the last command.
+
+    Attributes:
+        seconds: Seconds per stage, summed over the workers.
+        described: The number of members with a predicted prompt.
+        groups: Groups of detectors that took turns in each worker, if they did not fit together.
     """
 
     number: int = 0
@@ -209,7 +254,7 @@ class SessionSummary(Section):
 
 
 class Bottleneck(Section):
-    """The stage that took the largest share of the workers' time, and what to do."""
+    """The stage that took the largest fraction of the workers' time, with advice."""
 
     stage: str = ""
     share: float | None = None
@@ -217,9 +262,15 @@ class Bottleneck(Section):
 
 
 class Declarations(Section):
-    """What files say of their own origin: rows per verdict, of those that declare themselves
-    generated and of the others; per state of a manifest; and of sound ones by where their signer
-    stands: on which list, not on which, or there was none.
+    """Counts of what files declare about their own origin.
+
+    Attributes:
+        stated: Rows with any statement.
+        declared: Rows per verdict, of files that declare themselves generated.
+        undeclared: Rows per verdict, of the other files.
+        c2pa: Rows per state of a C2PA manifest.
+        signers: Rows with a sound manifest by the trust of its signer: the list that contains the
+            signer, no list that was checked, or no list.
     """
 
     stated: int = 0
@@ -230,12 +281,12 @@ class Declarations(Section):
 
     @property
     def declaring(self) -> int:
-        """Files that say that a model made them, or part of them."""
+        """The number of files that declare that a model generated them, or a part of them."""
         return sum(self.declared.values())
 
 
 class GeneratorCount(Section):
-    """Flagged images that an identifier takes for one generator's."""
+    """Flagged images that an identifier attributes to one generator."""
 
     family: str = ""
     generator: str = ""
@@ -243,7 +294,7 @@ class GeneratorCount(Section):
 
 
 class ProfileExample(Section):
-    """What was said of one flagged image's origin."""
+    """The profile of one flagged image."""
 
     image_id: int = 0
     uri: str = ""
@@ -259,8 +310,17 @@ class ProfileExample(Section):
 
 
 class ProfileSummary(Section):
-    """Of the flagged images: which generators they are nearest to, how many are `unlike` any known
-    one or got no say, and words.
+    """The profiles of the flagged images.
+
+    Attributes:
+        flagged: The number of flagged images.
+        identified: Whether generators were named.
+        generators: The number of images per generator.
+        unlike: The number of images that are unlike any known generator.
+        silent: The number of images without a result.
+        describes: Whether prompts were predicted.
+        described: The number of images with a predicted prompt.
+        told: The images with the highest scores.
     """
 
     flagged: int = 0
@@ -274,7 +334,13 @@ class ProfileSummary(Section):
 
 
 class SecondLookSummary(Section):
-    """How many images all members of a cascade looked at, and why."""
+    """The number of images that all members of a cascade scored.
+
+    Attributes:
+        band: Images whose score was in the band.
+        audit: Images that were sampled for the audit.
+        share: The fraction of scored images.
+    """
 
     band: int = 0
     audit: int = 0
@@ -282,7 +348,7 @@ class SecondLookSummary(Section):
 
 
 class ShiftSummary(Section):
-    """How far the archive is from the images of the card's calibration in one property.
+    """The difference between the archive and the images of the card's calibration in one property.
 
     Attributes:
         feature: The property.
@@ -290,9 +356,9 @@ class ShiftSummary(Section):
         limit: The largest index that is not noticed: 0.1, or what chance alone may reach.
         noticed: Whether the index is above the limit.
         beyond: Whether the index is above 0.25, too.
-        fakes: Fraction of fakes in the mixture.
-        images: Number of images that have the property.
-        tells: Whether they are enough to show an index of 0.25.
+        fakes: The fraction of fakes in the mixture.
+        images: The number of images that have the property.
+        tells: Whether these images are enough to show an index of 0.25.
     """
 
     feature: str = ""
@@ -309,10 +375,10 @@ class ArchiveCounts(Section):
     """Counts of the current rows, for a comparison with the calibration images.
 
     Attributes:
-        card: Digest of the ensemble card and its late detectors.
+        card: The digest of the ensemble card and its late detectors.
         counts: Images per bin of each property.
-        decoders: Images per decoder, of formats that the calibration saw.
-        images: Number of images with a score.
+        decoders: Images per decoder, of formats that the calibration contained.
+        images: The number of images with a score.
     """
 
     card: str = ""
@@ -322,11 +388,23 @@ class ArchiveCounts(Section):
 
 
 class GuaranteeSummary(Section):
-    """What the ensemble's card guarantees of its false positives, and what contradicts it in this
-    archive.
+    """What the ensemble's card guarantees about false positives, and what contradicts it here.
 
-    `holds`: False if a difference was noticed, True if none was, which is no proof, None for too
-    few images.
+    Attributes:
+        holds: False if a difference was noticed, True if none was, which is no proof, None if there
+            are too few images.
+        why: The reason why the guarantee is not valid, or why that is unknown.
+        unlike: The reason why every verdict has to be `abstain`; None if there is none.
+        waived: Whether the user waived the guarantee.
+        target_fpr: The false-positive rate of the guarantee.
+        confidence: The confidence of the guarantee.
+        upper_bound: The measured upper bound of the false-positive rate.
+        population: A description of the images of the calibration.
+        images: The number of images that were compared.
+        shifts: The differences by property.
+        decoders: Decoders that the calibration did not contain.
+        settings: Settings that differ from those of the calibration.
+        counted: The counts that were compared.
     """
 
     holds: bool | None = None
@@ -345,13 +423,16 @@ class GuaranteeSummary(Section):
 
     @property
     def stated(self) -> bool:
-        """Whether anything was promised, or looked at."""
+        """Whether there is a guarantee, or a comparison was made."""
         return self.images is not None
 
 
 class RunHead(Section):
-    """Which run it is, and when it was worked on last. `schema`: of this document; `row_schema`:
-    the newest that rows of it may have.
+    """The run, its version, and its times.
+
+    Attributes:
+        schema_number: The schema of this document.
+        row_schema: The newest schema that its rows may have.
     """
 
     schema_number: int = Field(default=SUMMARY_SCHEMA, alias="schema")
@@ -367,8 +448,10 @@ class RunHead(Section):
 
 
 class RunCounts(Section):
-    """What is counted on a run's rows; `days`: by the day (UTC) of their rows how many `files`, and
-    of each status and verdict.
+    """Counts of a run's rows.
+
+    Attributes:
+        days: Counts by the day (UTC) of the rows: `files`, and each status and verdict.
     """
 
     members: int = 0
@@ -390,15 +473,17 @@ class RunCounts(Section):
 
     @property
     def scored(self) -> int:
-        """Members that have a score."""
+        """The number of members that have a score."""
         return self.statuses.get("ok", 0)
 
 
 class RunSummary(RunCounts, RunHead):
-    """A run in figures: its head, what was counted, and what is known of it besides, in this order.
+    """The summary of a run: its head, the counts, and further facts, in this order.
 
-    `detectors` and `memory_per_worker_bytes` (the most of any process, measured) are of all
-    commands that worked on the run.
+    Attributes:
+        detectors: The time per detector, of all commands that worked on the run.
+        memory_per_worker_bytes: The maximum memory of a process that was measured in any of these
+            commands.
     """
 
     guarantee: OptionalKey[GuaranteeSummary] = None
@@ -412,17 +497,17 @@ class RunSummary(RunCounts, RunHead):
 
     @property
     def rows(self) -> int:
-        """Members that have a row, whatever its status."""
+        """The number of members that have a row, with any status."""
         return sum(self.statuses.values())
 
     @property
     def not_scored(self) -> int:
-        """Members whose row says why there is no score."""
+        """The number of members whose row says why there is no score."""
         return self.rows - self.scored
 
     @property
     def has_other_findings(self) -> bool:
-        """Whether a finding rests on more than the verdict of the detectors."""
+        """Whether a finding is based on more than the verdict of the detectors."""
         return not set(self.findings) <= set(DETECTOR_FINDINGS.values())
 
     @property
@@ -431,6 +516,6 @@ class RunSummary(RunCounts, RunHead):
         confidence = self.guarantee.confidence if self.guarantee else None
         return error_rates(self.ensemble.name, self.ensemble.thresholds, confidence)
 
-    def verdict(self, word: str) -> int:
-        """How many members got this verdict."""
-        return self.verdicts.get(word, 0)
+    def verdict(self, verdict: str) -> int:
+        """Return the number of members with a verdict."""
+        return self.verdicts.get(verdict, 0)

@@ -1,5 +1,6 @@
-"""Find the row of one image in a run, and describe it with the digests and versions of what scored
-it.
+"""Find the row of one image in a run, and describe it.
+
+The description includes the digests and versions of the software that scored the image.
 """
 
 import re
@@ -23,13 +24,13 @@ def find_image_row(
     """Return the row of one image.
 
     Args:
-        run: Run to search.
-        image: URI or path of the file, or the `image_id` of the row.
-        member: Name in the container that `image` names. None matches every member.
+        run: The run to search.
+        image: The URI or path of the file, or the `image_id` of the row.
+        member: The name in the container that `image` names. None matches every member.
         vanished: Also search the rows of files that the last listing no longer found.
 
     Raises:
-        ConfigError: The run is missing, or not exactly one row matches.
+        ConfigError: If the run is missing, or not exactly one row matches.
     """
     matches: list[tuple[str, dict[str, Any]]] = []
     rows = CurrentRows.read(run)
@@ -54,17 +55,18 @@ def find_image_row(
 
 
 def describe_image_row(run: RunDirectory, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON document: the row, the digests of the cards and weights, the versions, and the
-    settings that identify the run.
+    """Return a JSON document with a row and what identifies the run that scored it.
+
+    It has the row, the digests of the cards and weights, the versions, and the settings.
     """
-    described = run.describe()
-    identity = described["identity"]
+    run_info = run.describe()
+    identity = run_info["identity"]
     sessions = [run.read_json(f"sessions/{name}") for name in sorted(run.store.names("sessions"))]
     return {
         "row": row,
         "digests": {
             "run": fingerprint(identity),
-            "ensemble": fingerprint(described["ensemble"]),
+            "ensemble": fingerprint(run_info["ensemble"]),
             "detectors": {
                 name: {
                     "card": fingerprint(
@@ -77,12 +79,12 @@ def describe_image_row(run: RunDirectory, row: dict[str, Any]) -> dict[str, Any]
         },
         "versions": {
             "touchstone": list(dict.fromkeys(session["version"] for session in sessions)),
-            "row_schema": described["schema"],
+            "row_schema": run_info["schema"],
         },
         "run": {
             "url": run.store.url,
-            "created_at": described["created_at"],
-            "ensemble": described["ensemble"],
+            "created_at": run_info["created_at"],
+            "ensemble": run_info["ensemble"],
             "identity": identity,
         },
     }

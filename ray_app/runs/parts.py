@@ -1,11 +1,12 @@
-"""A table of result rows that grows by parts (`PartTable`): a part for each block, merged into the
-files that people read.
+"""Store a table of result rows that grows by parts (`PartTable`).
 
-    parts/<manifest>/<block>.parquet    the rows of one block; a block is done when its part is there, or a published file covers it
+There is a part for each block. Parts are merged into published files:
+
+    parts/<manifest>/<block>.parquet    the rows of one block; a block is done when its part exists, or a published file covers it
     scores/*.parquet                    published: the rows of consecutive blocks, 64 to 128 MiB each (see `score_files`)
 
-Both are facts on disk, read back by listing names. A published file is written before its parts go:
-wherever that ends, published files and remaining parts together hold every row once.
+Both are found by listing names. A published file is written before its parts are deleted. So if the
+process stops at any point, published files and remaining parts together contain every row once.
 """
 
 import io
@@ -22,23 +23,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives import BlockList, Each, in_turn
-from ray_app.runs.score_files import Published, named, split_off
+from ray_app.runs.score_files import ScoreFile, parse_names, split_replaced
 from ray_app.storage import Store
 
-# compressed size at which a published file is closed: few files, each quick to read
+# The compressed size at which a published file is closed, so that files are few and quick to read.
 PUBLISHED_BYTES = 64 * 2**20
-# of parts; merged they take less, so that a task still fills a file or several
+# The size of parts for a task. Merged parts are smaller, so a task still fills one or more files.
 TASK_BYTES = 8 * PUBLISHED_BYTES
-ROW_GROUP = 32_768  # rows; parts have few, and readers pay per row group
-LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
-_REQUESTS = 16  # small files that are read at once
-_SMALL_BYTES = 2**20  # a file of at most this size is read whole
-_FEW = 8  # manifests for which files are listed one by one, in place of all files of the run
+ROW_GROUP = 32_768  # Rows. Parts have few rows, and reading costs time per row group.
+LITTLE_BYTES = 4 * 2**20  # Up to this size, parts are merged here instead of in tasks.
+_REQUESTS = 16  # Small files that are read at once.
+_SMALL_BYTES = 2**20  # A file of up to this size is read in one request.
+_FEW = 8  # For up to this many manifests, files are listed per manifest instead of for the run.
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Consecutive blocks with a part of their own, and the bytes of each."""
+class BlockRange:
+    """Consecutive blocks that have a part, with the size of each part in bytes."""
 
     manifest: int
     first: int
@@ -46,23 +47,33 @@ class Stretch:
 
     @property
     def size_bytes(self) -> int:
-        """Of all of them."""
+        """Total size of the parts in bytes."""
         return sum(self.sizes)
 
-    def divided(self) -> list["Stretch"]:
-        """The same as pieces of about `TASK_BYTES`, none much smaller unless it is the only one."""
+    def split(self) -> list["BlockRange"]:
+        """Split the range into ranges of about `TASK_BYTES`. Only a single range may be much smaller."""
         count = max(1, self.size_bytes // TASK_BYTES)
-        ends = np.searchsorted(np.cumsum(self.sizes), self.size_bytes * np.arange(1, count) / count)
-        cuts = [0, *np.unique(ends[ends > 0]).tolist(), len(self.sizes)]
+        stops = np.searchsorted(
+            np.cumsum(self.sizes), self.size_bytes * np.arange(1, count) / count
+        )
+        cuts = [0, *np.unique(stops[stops > 0]).tolist(), len(self.sizes)]
         return [
-            Stretch(self.manifest, self.first + start, self.sizes[start:end])
+            BlockRange(self.manifest, self.first + start, self.sizes[start:end])
             for start, end in pairwise(cuts)
         ]
 
 
-def consecutive(manifest: int, sizes: Mapping[int, int], covered: Container[int]) -> list[Stretch]:
-    """The parts that no published file covers, as runs without a gap: no file may reach over blocks
-    of another.
+def group_consecutive(
+    manifest: int, sizes: Mapping[int, int], covered: Container[int]
+) -> list[BlockRange]:
+    """Group the parts that no published file covers into ranges without a gap.
+
+    A published file must not span blocks of another file.
+
+    Args:
+        manifest: The number of the manifest.
+        sizes: The size of each part in bytes, by block.
+        covered: Blocks that are in published files.
     """
     runs: list[list[int]] = []
     for block in sorted(block for block in sizes if block not in covered):
@@ -70,11 +81,11 @@ def consecutive(manifest: int, sizes: Mapping[int, int], covered: Container[int]
             runs[-1].append(block)
         else:
             runs.append([block])
-    return [Stretch(manifest, run[0], tuple(sizes[block] for block in run)) for run in runs]
+    return [BlockRange(manifest, run[0], tuple(sizes[block] for block in run)) for run in runs]
 
 
 class Merger:
-    """Rows of consecutive blocks, growing into one Parquet file in memory."""
+    """Merge rows of consecutive blocks into one Parquet file in memory."""
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
@@ -85,11 +96,11 @@ class Merger:
 
     @property
     def size_bytes(self) -> int:
-        """Of the rows that are compressed already."""
+        """Size of the rows that are already compressed, in bytes."""
         return self._buffer.tell()
 
-    def takes(self, table: pa.Table) -> bool:
-        """Whether rows with such columns can stand in this file."""
+    def accepts(self, table: pa.Table) -> bool:
+        """Return whether rows with these columns can be added to the file."""
         return self._schema is None or self._schema.equals(table.schema)
 
     def add(self, table: pa.Table) -> None:
@@ -101,7 +112,7 @@ class Merger:
             self._flush()
 
     def finish(self) -> bytes:
-        """The file."""
+        """Return the content of the file."""
         self._flush()
         assert self._writer is not None
         self._writer.close()
@@ -120,29 +131,38 @@ class Merger:
 
 @dataclass(frozen=True)
 class PartTable:
-    """The rows of a run, or of a retry within it, below one store. Small and picklable: workers
-    receive it and write their parts by it.
+    """The rows of a run, or of a retry within it, in one store.
+
+    It is small and picklable: workers receive it to write their parts.
     """
 
     store: Store
 
     def part_path(self, manifest: int, block: int) -> str:
-        """Where a block's own rows lie."""
+        """Return the path of a block's own rows."""
         return f"parts/{manifest:05d}/{block:08d}.parquet"
 
     def write_part(self, manifest: int, block: int, rows: pa.Table) -> int:
-        """Commit one block; returns its size in bytes. A repeated commit replaces the same file."""
+        """Commit one block, and return its size in bytes.
+
+        A repeated commit replaces the same file.
+
+        Args:
+            manifest: The number of the manifest.
+            block: The number of the block.
+            rows: The rows of its members.
+        """
         buffer = io.BytesIO()
         pq.write_table(rows, buffer, compression="zstd")
         self.store.write(self.part_path(manifest, block), buffer.getvalue())
         return buffer.tell()
 
     def remove_parts(self, manifest: int, blocks: Sequence[int]) -> None:
-        """Remove the parts of these blocks."""
+        """Delete the parts of these blocks."""
         self.store.delete_all([self.part_path(manifest, block) for block in blocks])
 
     def parts(self, manifest: int) -> list[int]:
-        """Blocks of a manifest with a part of their own."""
+        """Return the blocks of a manifest that have a part."""
         return sorted(self._part_sizes(manifest))
 
     def _part_sizes(self, manifest: int) -> dict[int, int]:
@@ -154,33 +174,39 @@ class PartTable:
         }
 
     def part_spans(
-        self, manifest: int, parts: Iterable[int], most: int
-    ) -> Iterator[tuple[Published, tuple[str, ...]]]:
-        """Of some blocks with a part of their own those that are consecutive, at most so many
-        together, and their files.
+        self, manifest: int, parts: Iterable[int], max_blocks: int
+    ) -> Iterator[tuple[ScoreFile, tuple[str, ...]]]:
+        """Yield ranges of consecutive blocks that have a part, each with the paths of its parts.
+
+        Args:
+            manifest: The number of the manifest.
+            parts: Blocks that have a part.
+            max_blocks: The maximum number of blocks in a range.
         """
-        for stretch in consecutive(manifest, dict.fromkeys(parts, 0), ()):
-            for start in range(0, len(stretch.sizes), most):
+        for block_range in group_consecutive(manifest, dict.fromkeys(parts, 0), ()):
+            for start in range(0, len(block_range.sizes), max_blocks):
                 blocks = range(
-                    stretch.first + start, stretch.first + min(start + most, len(stretch.sizes))
+                    block_range.first + start,
+                    block_range.first + min(start + max_blocks, len(block_range.sizes)),
                 )
                 yield (
-                    Published(manifest, blocks[0], blocks[-1]),
+                    ScoreFile(manifest, blocks[0], blocks[-1]),
                     tuple(self.part_path(manifest, block) for block in blocks),
                 )
 
     def part_folders(self) -> list[int]:
-        """Manifests that may have blocks with a part of their own: of those that are published,
-        none has on a store without folders.
+        """Return the manifests that may have blocks with a part.
+
+        On a store without folders, no published manifest is among them.
         """
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
 
-    def published(self, manifests: Collection[int] | None = None) -> list[Published]:
-        """Return the files that people read, in the order of their blocks.
+    def published(self, manifests: Collection[int] | None = None) -> list[ScoreFile]:
+        """Return the published files, in the order of their blocks.
 
         Args:
-            manifests: The manifests that are needed; files of others may be returned, too. None
-                returns all files.
+            manifests: The manifests that are needed. Files of other manifests may be returned, too.
+                None returns all files.
         """
         if manifests is None or len(manifests) > _FEW:
             names = self.store.names("scores")
@@ -190,7 +216,7 @@ class PartTable:
                 for number in sorted(manifests)
                 for name in self.store.names("scores", f"{number:05d}-")
             ]
-        return split_off(named(names))[0]
+        return split_replaced(parse_names(names))[0]
 
     def last_finished(self, summary: Mapping[str, Any] | None = None) -> int:
         """Return the last finished manifest, whose summary exists; -1 if there is none.
@@ -202,7 +228,11 @@ class PartTable:
         return self._last_number("summaries", content.get("listing"), -1)
 
     def last_session(self, summary: Mapping[str, Any] | None = None) -> int:
-        """Return the number of the last session; 0 if there is none. `summary`: as `last_finished`."""
+        """Return the number of the last session; 0 if there is none.
+
+        Args:
+            summary: The content of `summary.json`. None reads it.
+        """
         content = self._read_summary() if summary is None else summary
         return self._last_number("sessions", (content.get("session") or {}).get("number"), 0)
 
@@ -216,12 +246,12 @@ class PartTable:
     def _last_number(self, folder: str, start: int | None, default: int) -> int:
         """Return the last number in a folder of numbered files.
 
-        A run of many sessions has many files. So the files after the one that the last summary
-        names are looked up, in place of a listing.
+        A run of many sessions has many files. So instead of listing them, the files after the number
+        in the last summary are looked up.
 
         Args:
             folder: The folder.
-            start: The number that the last summary names; None lists the folder.
+            start: The number in the last summary; None lists the folder.
             default: The number to return for an empty folder.
         """
         if start is None:
@@ -232,39 +262,41 @@ class PartTable:
             number += 1
         return number
 
-    def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
-        """Of manifests and all their blocks those blocks that need work."""
+    def find_pending(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
+        """Return the blocks without rows, for manifests with all their blocks."""
         files, folders = self.published(lists.keys()), set(self.part_folders())
         pending = []
         for number, blocks in lists.items():
-            done = set(self.parts(number)) if number in folders else set()
-            done.update(block for file in files for block in file.blocks_of(number, len(blocks)))
-            pending.append(blocks.without(done))
+            done_blocks = set(self.parts(number)) if number in folders else set()
+            done_blocks.update(
+                block for file in files for block in file.blocks_of(number, len(blocks))
+            )
+            pending.append(blocks.without(done_blocks))
         return pending
 
-    def row_files(self, wanted: Sequence[int]) -> list[str]:
-        """The files with the rows of some manifests, in block order; a part that a published file
-        covers is passed over.
+    def row_files(self, manifests: Sequence[int]) -> list[str]:
+        """Return the files with the rows of manifests, in block order.
 
-        A merged file may also have rows of others.
+        Parts that a published file covers are left out. A merged file may also contain rows of other
+        manifests.
         """
-        numbers = set(wanted)
+        numbers = set(manifests)
         published = self.published(numbers)
         files = [file for file in published if not numbers.isdisjoint(file.manifests())]
-        placed = [(file.start, file.path) for file in files]
+        located = [(file.start, file.path) for file in files]
         for number in self.part_folders():
             if number in numbers:
                 covering = [file for file in files if number in file.manifests()]
-                own = [
+                blocks = [
                     block
                     for block in self.parts(number)
-                    if not any(file.holds(number, block) for file in covering)
+                    if not any(file.has_block(number, block) for file in covering)
                 ]
-                placed += [((number, block), self.part_path(number, block)) for block in own]
-        return [path for _, path in sorted(placed)]
+                located += [((number, block), self.part_path(number, block)) for block in blocks]
+        return [path for _, path in sorted(located)]
 
     def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of one file of the run, a bounded table at a time."""
+        """Yield the rows of one file of the run, a bounded table at a time."""
         with self.store.open_file(path) as handle, pq.ParquetFile(handle) as file:
             yield from _row_groups(file, columns)
 
@@ -273,7 +305,8 @@ class PartTable:
     ) -> Iterator[tuple[str, pa.Table]]:
         """Yield the rows of several files in their order, a bounded table with its path at a time.
 
-        A run of many nights has many small files. If they are on a store, some are read at once.
+        A run with many sessions has many small files. If they are not on a local disk, several are
+        read at once.
         """
         is_elsewhere = self.store.local_path("scores") is None
         sizes = self.store.sizes("scores") if is_elsewhere and len(paths) > 1 else {}
@@ -294,32 +327,40 @@ class PartTable:
                         yield path, table
 
     def publish(self, manifest: int, *, each: Each = in_turn) -> list[str]:
-        """Merge the parts of a finished manifest into files of 64 to 128 MiB, each published before
-        its parts go.
+        """Merge the parts of a finished manifest into files of 64 to 128 MiB.
 
-        Interrupted anywhere, the next call goes on: published files and remaining parts together
-        hold every row once. `each` runs what is not little.
+        Each file is published before its parts are deleted. If the process stops at any point, the
+        next call continues: published files and remaining parts together contain every row once.
+
+        Args:
+            manifest: The number of the manifest.
+            each: Runs the merging of large parts, for example as tasks.
+
+        Returns:
+            The paths of the published files.
         """
         files = self.published([manifest])
         sizes = self._part_sizes(manifest)
-        covered = {block for block in sizes if any(file.holds(manifest, block) for file in files)}
+        covered = {
+            block for block in sizes if any(file.has_block(manifest, block) for file in files)
+        }
         self.remove_parts(manifest, sorted(covered))
-        pieces = [
-            piece
-            for stretch in consecutive(manifest, sizes, covered)
-            for piece in stretch.divided()
+        ranges = [
+            part_range
+            for block_range in group_consecutive(manifest, sizes, covered)
+            for part_range in block_range.split()
         ]
-        is_little = sum(piece.size_bytes for piece in pieces) <= LITTLE_BYTES
+        is_little = sum(part_range.size_bytes for part_range in ranges) <= LITTLE_BYTES
         paths = [
             path
-            for paths in (in_turn if is_little else each)(_Compactor(self), pieces)
+            for paths in (in_turn if is_little else each)(_Compactor(self), ranges)
             for path in paths
         ]
         self.store.drop_folder(f"parts/{manifest:05d}")
         return paths
 
     def publish_all(self, *, each: Each = in_turn) -> list[str]:
-        """Publish whatever manifest has parts."""
+        """Publish every manifest that has parts, and return the paths of the files."""
         return [
             path for manifest in self.part_folders() for path in self.publish(manifest, each=each)
         ]
@@ -332,35 +373,36 @@ def _row_groups(file: pq.ParquetFile, columns: list[str] | None) -> Iterator[pa.
 
 @dataclass(frozen=True)
 class _Compactor:
-    """Merges parts into published files; called with a `Stretch`. Picklable, as tasks need it."""
+    """Merge the parts of a `BlockRange` into published files. Picklable, as tasks need it."""
 
     table: PartTable
 
-    def __call__(self, parts: Stretch) -> list[str]:
-        """Publish files of `PUBLISHED_BYTES` to twice that, the last or only one perhaps smaller;
-        each before its parts go.
+    def __call__(self, parts: BlockRange) -> list[str]:
+        """Publish files of `PUBLISHED_BYTES` to twice that size, and return their paths.
+
+        The last or only file may be smaller. Each file is published before its parts are deleted.
         """
         paths: list[str] = []
-        merger, first, left = Merger(), parts.first, parts.size_bytes
-        taken = written = 0
+        merger, first, remaining_bytes = Merger(), parts.first, parts.size_bytes
+        read_bytes = written_bytes = 0
         with ThreadPoolExecutor(_REQUESTS) as pool:
             for block, (size, table) in enumerate(
                 zip(parts.sizes, self._tables(parts, pool), strict=True), start=parts.first
             ):
-                if not merger.takes(table):  # a later session was asked for one more column
-                    written += merger.size_bytes
+                if not merger.accepts(table):  # A later session added a column.
+                    written_bytes += merger.size_bytes
                     paths.append(self._publish(parts.manifest, first, block - 1, merger))
                     merger, first = Merger(), block
                 merger.add(table)
-                taken, left = taken + size, left - size
-                expected_bytes = left * (written + merger.size_bytes) / taken
-                if merger.size_bytes >= PUBLISHED_BYTES <= expected_bytes or not left:
-                    written += merger.size_bytes
+                read_bytes, remaining_bytes = read_bytes + size, remaining_bytes - size
+                expected_bytes = remaining_bytes * (written_bytes + merger.size_bytes) / read_bytes
+                if merger.size_bytes >= PUBLISHED_BYTES <= expected_bytes or not remaining_bytes:
+                    written_bytes += merger.size_bytes
                     paths.append(self._publish(parts.manifest, first, block, merger))
                     merger, first = Merger(), block + 1
         return paths
 
-    def _tables(self, parts: Stretch, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
+    def _tables(self, parts: BlockRange, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
         for start in range(0, len(parts.sizes), _REQUESTS):
             blocks = range(
                 parts.first + start, parts.first + min(start + _REQUESTS, len(parts.sizes))
@@ -372,7 +414,7 @@ class _Compactor:
                 yield pq.ParquetFile(pa.BufferReader(data)).read()
 
     def _publish(self, manifest: int, first: int, last: int, merger: "Merger") -> str:
-        file = Published(manifest, first, last)
+        file = ScoreFile(manifest, first, last)
         self.table.store.write(file.path, merger.finish())
         self.table.remove_parts(manifest, range(first, last + 1))
         return file.path

@@ -1,6 +1,7 @@
-"""A retry: a manifest that lists current members again whose row has one of some statuses.
+"""Retry members: write a manifest that lists the current members with certain statuses again.
 
-Its rows are current once it is finished, since the last finished manifest that holds an id counts.
+The rows of a retry are current once it is finished, because the last finished manifest that contains
+an id counts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,65 +21,70 @@ _Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class BegunRetry:
-    """What `begin_retry` wrote.
+class RetryManifest:
+    """The result of `begin_retry`.
 
     Attributes:
         info: The new manifest; None if there is nothing to retry.
-        refused: Number of members that the listing refused. They are never read, so they are not
-            retried.
+        refused: The number of members that the listing refused. They are never read, so they are
+            not retried.
     """
 
     info: archives.ManifestInfo | None
     refused: int
 
 
-def begin_retry(rows: CurrentRows, statuses: Sequence[str], plan: archives.BlockPlan) -> BegunRetry:
+def begin_retry(
+    rows: CurrentRows, statuses: Sequence[str], plan: archives.BlockPlan
+) -> RetryManifest:
     """Write the manifest of the members whose current row has one of these statuses.
 
     Args:
         rows: The current rows of a run whose manifests are all finished.
         statuses: The statuses to retry.
-        plan: How blocks are cut.
+        plan: How to cut the members into blocks.
     """
     positions = {
-        file.path: found
+        file.path: file_positions
         for file in rows.published()
-        if len(found := _positions_with(rows, file.path, file.manifest, statuses))
+        if len(file_positions := _positions_with(rows, file.path, file.manifest, statuses))
     }
-    total = sum(len(found) for found in positions.values())
+    total = sum(len(file_positions) for file_positions in positions.values())
     members = _members_at(rows, positions)
     first = next(members, None)
     if first is None:
-        return BegunRetry(None, total)
+        return RetryManifest(None, total)
     info = write_retry(rows.run.store, chain([first], members), plan, statuses)
-    return BegunRetry(info, total - info.members)
+    return RetryManifest(info, total - info.members)
 
 
 def _positions_with(
     rows: CurrentRows, path: str, manifest: int, statuses: Sequence[str]
 ) -> _Positions:
     """Return the positions of current rows of a file that have one of these statuses."""
-    found, start = [np.empty(0, np.int64)], 0
+    parts, start = [np.empty(0, np.int64)], 0
     for table in rows.run.rows_in(path, ["image_id", "status"]):
         has_status = pc.is_in(table["status"].cast(pa.string()), pa.array(list(statuses)))
         is_hit = has_status.to_numpy() & rows.select(table, manifest)
-        found.append(start + np.flatnonzero(is_hit))
+        parts.append(start + np.flatnonzero(is_hit))
         start += len(table)
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def _members_at(rows: CurrentRows, positions: Mapping[str, _Positions]) -> Iterator[pa.Table]:
-    """Yield the manifest rows at these positions of published files, a block's at a time.
+    """Yield the manifest rows at positions of published files, a block at a time.
 
-    Members that the listing refused are left out. Rows and members have the same order, so only
-    the blocks concerned are read.
+    Members that the listing refused are left out. Rows and members have the same order, so only the
+    blocks concerned are read.
     """
     for file in rows.published():
         start = 0
-        found = positions.get(file.path, np.empty(0, np.int64))
-        for ref in blocks_in(rows.run, file) if len(found) else ():
-            inside = found[(found >= start) & (found < start + ref.members)] - start
+        file_positions = positions.get(file.path, np.empty(0, np.int64))
+        for ref in blocks_in(rows.run, file) if len(file_positions) else ():
+            inside = (
+                file_positions[(file_positions >= start) & (file_positions < start + ref.members)]
+                - start
+            )
             start += ref.members
             if len(inside):
                 table = archives.read_block(rows.run.store, ref).take(inside)

@@ -1,4 +1,4 @@
-"""One schema for the rows of several sessions (`RowShape`), whose columns may differ."""
+"""Bring the rows of several sessions, whose columns may differ, to one schema (`RowShape`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,14 @@ from ray_app.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class RowShape:
-    """The schema that holds the rows of several sessions, whose columns differ.
+    """A schema for the rows of several sessions, whose columns differ.
 
-    A column that some rows lack is null there. A column of the source has the type that holds all
-    of its values, else text.
+    A column that some rows lack is null in these rows. A column of the source has the type that can
+    represent all of its values, or else text.
+
+    Attributes:
+        schema: The schema.
+        input_type: The type of the source's columns, or None if the source has none.
     """
 
     schema: pa.Schema
@@ -23,7 +27,7 @@ class RowShape:
 
     @classmethod
     def of_files(cls, run: RunDirectory, paths: Sequence[str]) -> "RowShape":
-        """Return the shape for the rows of these files; columns are in the order of the longest."""
+        """Return the shape for the rows of files, with columns in the order of the longest schema."""
         schemas = []
         for path in paths:
             with run.store.open_file(path) as handle:
@@ -31,17 +35,19 @@ class RowShape:
         empty = [schema.empty_table() for schema in dict.fromkeys(schemas)]
         if not empty:
             return cls(pa.schema([]), None)
-        joined = joined_inputs(map(input_type, empty), as_text=True)
-        found = [with_input(table, joined).schema for table in empty]
+        merged_type = joined_inputs(map(input_type, empty), as_text=True)
+        schemas = [with_input(table, merged_type).schema for table in empty]
         fields = {
-            field.name: field for field in pa.unify_schemas(found, promote_options="permissive")
+            field.name: field for field in pa.unify_schemas(schemas, promote_options="permissive")
         }
-        longest = max(found, key=lambda schema: len(schema.names)).names
+        longest = max(schemas, key=lambda schema: len(schema.names)).names
         names = [*longest, *(name for name in fields if name not in longest)]
-        return cls(pa.schema([fields[name] for name in names], metadata=found[-1].metadata), joined)
+        return cls(
+            pa.schema([fields[name] for name in names], metadata=schemas[-1].metadata), merged_type
+        )
 
     def apply(self, rows: pa.Table) -> pa.Table:
-        """Return rows in this shape."""
+        """Return rows with this schema."""
         rows = with_input(rows, self.input_type)
         columns = [
             rows[field.name].cast(field.type)

@@ -1,8 +1,7 @@
-"""Members and what was found about them → Arrow tables: result rows (`result_rows`), and all tables
-of a block (`block_tables`).
+"""Convert members and the results about them to Arrow tables.
 
-`read_outcomes` reads back from rows what decoding found. `with_findings` derives findings again from
-other thresholds.
+`result_rows` makes result rows, and `block_tables` all tables of a block. `read_outcomes` reads the
+results of decoding back from rows. `with_findings` derives findings again for other thresholds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
 from ray_app.runs.artifacts import feature_rows, mask_measures, mask_rows
 from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, row_schema
 
-_schema = lru_cache(maxsize=64)(row_schema)  # every block of a run has the same
+_schema = lru_cache(maxsize=64)(row_schema)  # All blocks of a run have the same schema.
 FACTS = tuple(field.name for field in fields(ImageFileFacts))
 OUTCOME_COLUMNS = ("status", "detail", "provenance", *FACTS)
 
@@ -37,8 +36,17 @@ def result_rows(
     scored_at: datetime,
     measured: tuple[str, ...] = (),
 ) -> pa.Table:
-    """One row per member of the manifest table, in its order. Raises AssertionError when the counts
-    differ.
+    """Return one row per member of the manifest table, in its order.
+
+    Args:
+        members: The rows of the manifest.
+        scored: The results of the members.
+        attempt: The number of the session.
+        scored_at: The time of scoring.
+        measured: Names of the facts of pixels to store.
+
+    Raises:
+        AssertionError: If the number of members and of outcomes differ.
     """
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
@@ -46,12 +54,12 @@ def result_rows(
     masks, replies = outputs.of(MASKS), outputs.of(REPLIES)
     captions: Sequence[Caption | None] = ()
     views: dict[str, dict[str, Any]] = {}
-    if len(outputs.columns) > len(scored.scores):  # more than the scores of images as they are
+    if len(outputs.columns) > len(scored.scores):  # There are outputs besides the clean scores.
         captions, views = outputs.captions, outputs.by_view(SCORES)
-    given = members.schema.field("input").type if "input" in members.schema.names else None
+    input_type = members.schema.field("input").type if "input" in members.schema.names else None
     schema = _schema(
         tuple(scored.scores),
-        given,
+        input_type,
         tuple(masks),
         tuple(replies),
         views=tuple(views),
@@ -82,19 +90,19 @@ def result_rows(
     )
     if views:
         kind = schema.field("views").type
-        seen = [
+        view_scores = [
             _struct(kind.field(view).type, list(scores.values()), has_score)
             for view, scores in views.items()
         ]
         columns["views"] = pa.StructArray.from_arrays(
-            seen, fields=list(kind), mask=pa.array(~has_score)
+            view_scores, fields=list(kind), mask=pa.array(~has_score)
         )
-    for name, drawn in mask_measures(masks).items() if masks else ():
-        columns[name] = _struct(schema.field(name).type, drawn, has_score)
+    for name, measures in mask_measures(masks).items() if masks else ():
+        columns[name] = _struct(schema.field(name).type, measures, has_score)
     if replies:
-        columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
+        columns["replies"] = pa.array([dict(zip(replies, texts, strict=True)) for texts in zip(*replies.values(), strict=True)],
                                       schema.field("replies").type)  # fmt: skip
-    columns |= finding_columns(scored.findings) | decided_columns(scored.decisions, has_score)
+    columns |= finding_columns(scored.findings) | decision_columns(scored.decisions, has_score)
     columns |= scored.identified.to_columns(has_score) if scored.identified is not None else {}
     columns |= described_columns(captions, has_score) if captions else {}
     columns["attempt"] = [attempt] * count
@@ -105,8 +113,9 @@ def result_rows(
 
 
 def read_outcomes(rows: pa.Table) -> list[DecodeResult]:
-    """Return what decoding found of the members of result rows, which have `OUTCOME_COLUMNS` as far
-    as their run has them.
+    """Return the results of decoding the members of result rows.
+
+    The rows have `OUTCOME_COLUMNS`, as far as their run has them.
     """
     outcomes = []
     for row in rows.to_pylist():
@@ -122,14 +131,15 @@ def read_outcomes(rows: pa.Table) -> list[DecodeResult]:
     return outcomes
 
 
-def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:
-    """The columns that an ensemble's decision fills; null where a row has no score. `second_look`
-    stands only where a cascade decided.
+def decision_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:
+    """Return the columns of an ensemble's decision, null for rows without a score.
+
+    There is a column `second_look` only if a cascade decided.
     """
-    looks = decisions.second_look
+    second_look = decisions.second_look
     text, hidden = pa.string(), ~has_score
     return {
-        **({} if looks is None else {SECOND_LOOK: pa.array(looks, text, mask=hidden)}),
+        **({} if second_look is None else {SECOND_LOOK: pa.array(second_look, text, mask=hidden)}),
         "score": pa.array(decisions.score, mask=~(has_score & np.isfinite(decisions.score))),
         "probability": pa.array(
             decisions.probability, mask=~(has_score & np.isfinite(decisions.probability))
@@ -142,24 +152,24 @@ def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, An
 
 
 def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The columns that a finding fills."""
+    """Return the columns of findings."""
     return {
-        FINDING: [one.finding for one in findings],
-        GROUNDS: [[ground.model_dump() for ground in one.grounds] for one in findings],
+        FINDING: [finding.finding for finding in findings],
+        GROUNDS: [[ground.model_dump() for ground in finding.grounds] for finding in findings],
     }
 
 
 def described_columns(captions: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
     """Return the columns that a describer fills, null for rows without a caption or a score."""
-    shown = [
+    visible = [
         caption if scored else None for caption, scored in zip(captions, has_score, strict=True)
     ]
     return {
         "predicted_prompt": pa.array(
-            [None if caption is None else caption.text for caption in shown], pa.string()
+            [None if caption is None else caption.text for caption in visible], pa.string()
         ),
         "prompt_likelihood": pa.array(
-            [None if caption is None else caption.likelihood for caption in shown], pa.float32()
+            [None if caption is None else caption.likelihood for caption in visible], pa.float32()
         ),
     }
 
@@ -172,7 +182,13 @@ def _struct(kind: pa.DataType, columns: Sequence[np.ndarray], has_score: np.ndar
 
 
 def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
-    """Values as the column that the schema wants; None = a column of nulls."""
+    """Return values as a column of a table.
+
+    Args:
+        values: The values. None gives a column of nulls.
+        field: The field of the schema, which has the type.
+        count: The number of rows.
+    """
     if values is None:
         return pa.nulls(count, field.type)
     if isinstance(values, pa.Array):
@@ -183,21 +199,19 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
 
 
 def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
-    """Return the rows with the findings that follow from their statements and verdicts, and from an
-    ensemble's thresholds.
-    """
-    given = zip(rows["provenance"].to_pylist(), rows["verdict"].to_pylist(), strict=True)
-    findings = [find(text, verdict, thresholds) for text, verdict in given]
+    """Return rows with the findings that follow from their provenance, verdicts, and thresholds."""
+    pairs = zip(rows["provenance"].to_pylist(), rows["verdict"].to_pylist(), strict=True)
+    findings = [find(text, verdict, thresholds) for text, verdict in pairs]
     rows = rows.drop_columns([FINDING, GROUNDS])
-    place, schema = rows.schema.get_field_index("score"), _schema(())
+    index, schema = rows.schema.get_field_index("score"), _schema(())
     for step, (name, values) in enumerate(finding_columns(findings).items()):
         field = schema.field(name)
-        rows = rows.add_column(place + step, field, as_array(values, field, len(rows)))
+        rows = rows.add_column(index + step, field, as_array(values, field, len(rows)))
     return rows
 
 
 def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> card_sections.Facts:
-    """The facts of rows that cards bound, by their names; None where a run has not measured one."""
+    """Return the facts of rows that cards bound, by name; None if a run did not measure a fact."""
     columns = {name: card_sections.FACTS[name][0] for name in names}
     return {
         name: rows[column].to_pylist() if column in rows.column_names else [None] * len(rows)
@@ -207,10 +221,15 @@ def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> ca
 
 @dataclass(frozen=True)
 class BlockTables:
-    """`masks`: None where no detector localizes. `features`: per detector that keeps embeddings.
-    `bad`: how many images have no score.
+    """The tables of a block.
 
-    `failures`: the members on which our own code failed, each with its traceback, as plain JSON.
+    Attributes:
+        rows: The result rows.
+        masks: The masks; None if no detector localizes.
+        features: The embeddings, by detector that stores them.
+        bad: The number of images without a score.
+        failures: The members on which Touchstone's own code failed, each with its traceback, as
+            plain JSON.
     """
 
     rows: pa.Table
@@ -220,7 +239,7 @@ class BlockTables:
     failures: Sequence[Mapping[str, Any]]
 
 
-# A member whose own rows cannot be made costs itself alone.
+# If the rows of a member cannot be built, only that member fails.
 def block_tables(
     members: pa.Table,
     scored: BlockResult,
@@ -230,20 +249,27 @@ def block_tables(
     measured: tuple[str, ...] = (),
     features: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BlockTables:
-    """The tables of a block's members, in their order; `features`: per detector what decides its
-    embeddings (see `feature_rows`).
+    """Return the tables of a block's members, in their order.
 
-    Should they not be had, every member is tried alone, and one that fails becomes
-    `decoder_crashed`. Raises what was raised where that is no single member's (see
-    `errors.is_of_one_image`).
+    If building them fails, every member is tried alone. A member that fails alone becomes
+    `decoder_crashed`. If the exception is not about a single member (see
+    `errors.is_of_one_image`), it is raised.
+
+    Args:
+        members: The rows of the manifest.
+        scored: The results of the members.
+        attempt: The number of the session.
+        scored_at: The time of scoring.
+        measured: Names of the facts of pixels to store.
+        features: The facts that determine the embeddings of each detector (see `feature_rows`).
     """
 
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:
         ids = members["image_id"]
         vectors = scored.outputs.of(EMBEDDINGS)
-        kept = {}
+        tables = {}
         for name, facts in (features or {}).items():
-            kept[name] = feature_rows(ids.to_numpy(), vectors[name], name, facts)
+            tables[name] = feature_rows(ids.to_numpy(), vectors[name], name, facts)
         bad, failures = 0, []
         for row, outcome in enumerate(scored.outcomes):
             bad += outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT)
@@ -252,7 +278,11 @@ def block_tables(
                 failures.append(member | {"traceback": outcome.failure})
         rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, measured=measured)
         return BlockTables(
-            rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, bad, failures
+            rows,
+            mask_rows(ids, scored) if scored.outputs.of(MASKS) else None,
+            tables,
+            bad,
+            failures,
         )
 
     try:
@@ -260,10 +290,10 @@ def block_tables(
     except Exception as error:
         if not is_of_one_image(error):
             raise
-        whole = error
+        block_error = error
     failed = _failing_alone(build, members, scored)
     if not failed:
-        raise whole
+        raise block_error
     return build(members, _without(scored, failed))
 
 
@@ -282,13 +312,13 @@ def _failing_alone(
 
 
 def _only(scored: BlockResult, rows: slice) -> BlockResult:
-    """What was found of some members."""
-    decided = {
+    """Return the results of some members."""
+    decision_fields = {
         field.name: getattr(scored.decisions, field.name) for field in fields(scored.decisions)
     }
     per_member = {
         name: value[rows]
-        for name, value in decided.items()
+        for name, value in decision_fields.items()
         if value is not None and not isinstance(value, bool)
     }
     return BlockResult(
@@ -302,7 +332,7 @@ def _only(scored: BlockResult, rows: slice) -> BlockResult:
 
 
 def _without(scored: BlockResult, failed: Mapping[int, Exception]) -> BlockResult:
-    """The same, where nothing was found of some members but that our code failed on them."""
+    """Return the results with a failure of Touchstone's own code for some members."""
     outcomes = [
         DecodeResult.of_failure(failed[row], outcome.facts) if row in failed else outcome
         for row, outcome in enumerate(scored.outcomes)

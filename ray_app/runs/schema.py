@@ -1,7 +1,7 @@
-"""The columns of a result row (`row_schema`); docs_site/columns.py describes each.
+"""Define the columns of a result row (`row_schema`); docs_site/columns.py describes each.
 
-A reader of schema n reads n-1; a column is never renamed. Schema 8 leaves out the columns of
-features that 1.0 retires (`reused`, `stability`, `phash`); older files keep them.
+A reader of schema n reads n-1. A column is never renamed. Schema 8 leaves out the columns of features
+that 1.0 retires (`reused`, `stability`, `phash`). Older files keep these columns.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 SCHEMA_VERSION = 8
-OLDEST_SCHEMA = 7  # of Touchstone 0.20; older runs are refused
+OLDEST_SCHEMA = 7  # Touchstone 0.20 wrote it. Older runs are refused.
 DETAIL = "verdict_detail"
 FINDING, GROUNDS = "finding", "grounds"
 UNLIKE = "the archive is not like what the card was calibrated on"
@@ -33,7 +33,7 @@ MASK_SCHEMA = pa.schema(
     ],
     metadata={"touchstone.schema": str(SCHEMA_VERSION)},
 )
-# Of runs with perturbations: `view` is the perturbation's name, null in the rows of the clean pass.
+# For runs with perturbations. `view` is the perturbation's name, or null in rows of the clean pass.
 VIEWED_MASK_SCHEMA = MASK_SCHEMA.append(pa.field("view", pa.string()))
 
 
@@ -49,16 +49,26 @@ def row_schema(
     described: bool = False,
     measured: Sequence[str] = (),
 ) -> pa.Schema:
-    """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
+    """Return the columns of `parts/` and `scores/`.
 
-    `localizers`, `speakers`: detectors that localize, that answer in words; `views`: perturbations;
-    `measured`: facts of pixels, where a detector's card bounds them (see `ImageFileFacts`). Columns
-    of what was not asked for are left out. Where an identifier knows no generator like this one,
-    generator and family are null, and `generator_ranking` (best first) and `generator_probability`
-    (of the first) still say which is nearest. `input` repeats the source's own columns and stands
-    only where the source has any: Parquet has no empty struct.
+    `scores` is a struct with a float32 per detector. Columns of features that were not requested are
+    left out. If the identifier knows no generator like that of an image, generator and family are
+    null; `generator_ranking` (best first) and `generator_probability` (of the first) still show the
+    nearest generators.
+
+    Args:
+        detectors: The names of the detectors.
+        input_type: The struct of the source's own columns, which `input` repeats. None if the source
+            has no columns, because Parquet has no empty struct.
+        localizers: Detectors that return masks.
+        speakers: Detectors that answer in words.
+        views: The names of the perturbations.
+        second_look: Whether a cascade decides.
+        identified: Whether generators are named.
+        described: Whether prompts are predicted.
+        measured: Facts of the pixels that a detector's card bounds (see `ImageFileFacts`).
     """
-    text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
+    text, label = pa.string(), pa.dictionary(pa.int32(), pa.string())
     scores = pa.struct([(name, pa.float32()) for name in detectors])
     fields = [
         ("image_id", pa.int64()),
@@ -66,18 +76,18 @@ def row_schema(
         ("member", text),
         ("occurrence", pa.int32()),
         *([("input", input_type)] if input_type is not None else []),
-        ("status", words),
+        ("status", label),
         ("detail", text),
         ("sha256", text),
-        ("format", words),
+        ("format", label),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("mode", words),
+        ("mode", label),
         ("frames", pa.int32()),
         ("orientation", pa.int8()),
         ("icc", pa.bool_()),
         ("flags", pa.list_(pa.string())),
-        ("decoder", words),
+        ("decoder", label),
         ("quality", pa.int8()),
         *((name, pa.float64()) for name in measured),
         ("scores", scores),
@@ -88,15 +98,15 @@ def row_schema(
             if localizers
         ],
         *([("replies", pa.struct([(name, text) for name in speakers]))] if speakers else []),
-        (FINDING, words),
+        (FINDING, label),
         (GROUNDS, pa.list_(pa.struct([(name, text) for name in ("source", "says", "error")]))),
         ("score", pa.float64()),
         ("probability", pa.float64()),
         ("calibrated", pa.bool_()),
-        ("verdict", words),
+        ("verdict", label),
         ("verdict_reason", text),
         (DETAIL, text),
-        *([(SECOND_LOOK, words)] if second_look else []),
+        *([(SECOND_LOOK, label)] if second_look else []),
         ("predicted_generator", text),
         *(IDENTIFIED.items() if identified else []),
         ("predicted_prompt", text),

@@ -1,10 +1,10 @@
-"""The files of `scores/` by their names (`Published`): which blocks of which manifests each holds.
+"""Parse the names of files in `scores/` (`ScoreFile`): the blocks of manifests that each contains.
 
     scores/00003-00000000-00000011.parquet           blocks 0 … 11 of manifest 3
     scores/00003-00000000--00027-00000001.parquet    block 0 of manifest 3 up to block 1 of manifest 27
 
-Only versions 0.20 to 0.24 wrote files of the second form, merged from smaller ones. A merged file is
-read in place of those that it was merged from, if an interrupted merge left both.
+Only versions 0.20 to 0.24 wrote files of the second form, merged from smaller ones. If an interrupted
+merge left both, the merged file is read in place of its sources.
 """
 
 import re
@@ -13,13 +13,18 @@ from dataclasses import dataclass
 
 _NAME = re.compile(r"(\d+)-(\d+)-(?:-(\d+)-)?(\d+)\.parquet")
 
-Place = tuple[int, int]  # a manifest and a block of it
+BlockPlace = tuple[int, int]  # A manifest and a block of it.
 
 
 @dataclass(frozen=True, order=True)
-class Published:
-    """One file of `scores/`: the rows from block `first` of `manifest` to block `last` of
-    `manifest`, or of `until` where it is merged.
+class ScoreFile:
+    """A file of `scores/`: rows of consecutive blocks.
+
+    Attributes:
+        manifest: The manifest of the first block.
+        first: The first block.
+        last: The last block.
+        until: The manifest of the last block if the file is merged, else -1.
     """
 
     manifest: int
@@ -29,72 +34,77 @@ class Published:
 
     @property
     def is_merged(self) -> bool:
-        """Whether it was made of other published files."""
+        """Whether the file was merged from other published files."""
         return self.until >= 0
 
     @property
-    def start(self) -> Place:
-        """Where it begins."""
+    def start(self) -> BlockPlace:
+        """The manifest and the number of the first block."""
         return self.manifest, self.first
 
     @property
-    def end(self) -> Place:
-        """The last block in it."""
+    def end(self) -> BlockPlace:
+        """The manifest and the number of the last block."""
         return (self.until if self.is_merged else self.manifest), self.last
 
     @property
     def name(self) -> str:
-        """Its name in `scores/`."""
+        """The name of the file in `scores/`."""
         middle = f"-{self.until:05d}-" if self.is_merged else ""
         return f"{self.manifest:05d}-{self.first:08d}-{middle}{self.last:08d}.parquet"
 
     @property
     def path(self) -> str:
-        """Where it lies, relative to the run."""
+        """The path of the file, relative to the run."""
         return f"scores/{self.name}"
 
-    def holds(self, manifest: int, block: int) -> bool:
-        """Whether a block is in it."""
+    def has_block(self, manifest: int, block: int) -> bool:
+        """Return whether the file contains a block."""
         return self.start <= (manifest, block) <= self.end
 
     def blocks_of(self, manifest: int, count: int) -> range:
-        """Which of a manifest's `count` blocks are in it."""
+        """Return the blocks of a manifest with `count` blocks that are in the file."""
         if not self.manifest <= manifest <= self.end[0]:
             return range(0)
         first = self.first if manifest == self.manifest else 0
         return range(first, min(count, self.last + 1) if manifest == self.end[0] else count)
 
-    def contains(self, other: "Published") -> bool:
-        """Whether all blocks of another file are in this one."""
+    def contains(self, other: "ScoreFile") -> bool:
+        """Return whether the file contains all blocks of another file."""
         return self.start <= other.start and other.end <= self.end
 
     def manifests(self) -> range:
-        """The manifests from which it may have blocks."""
+        """Return the manifests of which the file may contain blocks."""
         return range(self.manifest, self.end[0] + 1)
 
 
 def manifest_of(path: str) -> int:
-    """Return the manifest whose rows begin a file, from its path in `scores/` or `parts/`."""
+    """Return the manifest of the first rows of a file, from its path in `scores/` or `parts/`."""
     folder, _, name = path.rpartition("/")
     return int(name.split("-")[0] if folder == "scores" else folder.rpartition("/")[2])
 
 
-def named(names: Iterable[str]) -> list[Published]:
-    """The files of these names, in the order of their blocks; other names are passed over."""
+def parse_names(names: Iterable[str]) -> list[ScoreFile]:
+    """Return the files with these names, in the order of their blocks. Other names are ignored."""
     matches = (_NAME.fullmatch(name) for name in names)
-    found = (
-        Published(int(m[1]), int(m[2]), int(m[4]), int(m[3]) if m[3] else -1) for m in matches if m
+    files = (
+        ScoreFile(int(m[1]), int(m[2]), int(m[4]), int(m[3]) if m[3] else -1) for m in matches if m
     )
     return sorted(
-        found, key=lambda file: (file.start, [-number for number in file.end], not file.is_merged)
+        files, key=lambda file: (file.start, [-number for number in file.end], not file.is_merged)
     )
 
 
-def split_off(files: Sequence[Published]) -> tuple[list[Published], list[Published]]:
-    """Files as `named` orders them: those to be read, and those in whose place a merged one stands."""
-    read: list[Published] = []
-    replaced: list[Published] = []
-    outer: Published | None = None
+def split_replaced(
+    files: Sequence[ScoreFile],
+) -> tuple[list[ScoreFile], list[ScoreFile]]:
+    """Split files in the order of `parse_names` into those to read, and those that are replaced.
+
+    A merged file replaces the files that it was merged from.
+    """
+    read: list[ScoreFile] = []
+    replaced: list[ScoreFile] = []
+    outer: ScoreFile | None = None
     for file in files:
         if outer is not None and outer.contains(file):
             replaced.append(file)

@@ -1,5 +1,6 @@
-"""A run that `touchstone score` wrote, to be read from Python: `load_run`, and what it gives,
-`ScoredRun`, with its `RunImage`s.
+"""Read a run that `touchstone score` wrote from Python.
+
+`load_run` returns a `ScoredRun` with its `RunImage`s.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,18 +31,23 @@ class ScoredRun:
 
     Attributes:
         url: The URL of the run directory.
+
+    Examples:
+        >>> run = ray_app.load_run("run")
+        >>> run.table(["uri", "score"]).num_rows
+        2086
     """
 
     def __init__(self, run: directory.RunDirectory) -> None:
         self._run, self.url = run, run.store.url
-        self._described = run.describe()
+        self._run_info = run.describe()
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The content of `summary.json`: counts of statuses and verdicts, the bottleneck.
 
         Raises:
-            ConfigError: The run has not finished.
+            ConfigError: If the run has not finished.
         """
         self._run.describe_finished()
         return self._run.read_json("summary.json")
@@ -49,7 +55,7 @@ class ScoredRun:
     @property
     def detectors(self) -> tuple[str, ...]:
         """The names of the detectors that scored."""
-        return tuple(self._described["detectors"])
+        return tuple(self._run_info["detectors"])
 
     def tables(
         self,
@@ -69,15 +75,15 @@ class ScoredRun:
             An iterator over tables.
 
         Raises:
-            ConfigError: There is no such column; the message names the columns.
+            ConfigError: If there is no such column. The message names the columns.
         """
-        wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
+        selected_columns = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
         rows = CurrentRows.at_end(self._run) if unfinished else CurrentRows.read(self._run)
-        for table in rows.tables(wanted, vanished=vanished):
+        for table in rows.tables(selected_columns, vanished=vanished):
             if missing := [name for name in columns or () if name not in table.column_names]:
-                known = ", ".join(next(rows.tables()).column_names)
+                valid_names = ", ".join(next(rows.tables()).column_names)
                 raise ConfigError(
-                    f"{self.url}: no column {', '.join(missing)} here; the columns are: {known}"
+                    f"{self.url}: no column {', '.join(missing)}; the columns are: {valid_names}"
                 )
             yield table if columns is None else table.select(list(columns))
 
@@ -99,13 +105,13 @@ class ScoredRun:
             The table.
 
         Raises:
-            ConfigError: There is no such column, or the run has no rows yet.
+            ConfigError: If there is no such column, or the run has no rows yet.
         """
         tables = list(self.tables(columns, vanished=vanished, unfinished=unfinished))
         if not tables:
             raise ConfigError(
                 f"{self.url}: this run has no rows yet",
-                hint="run the touchstone score command that began it again",
+                hint="run the touchstone score command that started it again",
             )
         return pa.concat_tables(tables, promote_options="permissive")
 
@@ -113,6 +119,15 @@ class ScoredRun:
         """Return the rows of `table` as a pandas DataFrame.
 
         A column `score_NAME` for each detector replaces the column `scores`.
+
+        Args:
+            columns: Some columns of `runs.schema.row_schema`. None reads all.
+
+        Returns:
+            The data frame.
+
+        Raises:
+            ConfigError: If there is no such column, or the run has no rows yet.
         """
         table = self.table(columns)
         for name in self.detectors if "scores" in table.column_names else ():
@@ -139,34 +154,34 @@ class ScoredRun:
             status: A status, such as `ok`.
             generator: A generator, or a family of generators, that the profile names.
             match: A glob for the path.
-            min_score: The lowest score.
-            max_score: The highest score.
-            finding: Words that the finding contains.
+            min_score: The minimum score (log-odds).
+            max_score: The maximum score (log-odds).
+            finding: Text that the finding contains.
 
         Returns:
             An iterator over images with their rows.
 
         Raises:
-            ConfigError: A filter has an unknown value, or the run has not finished.
+            ConfigError: If a filter has an unknown value, or the run has not finished.
         """
-        chosen = selection.RowFilter(
+        row_filter = selection.RowFilter(
             verdict, status, generator, match, min_score, max_score, finding
         )
-        for word, known, what in (
+        for value, valid, name in (
             (verdict, VERDICT_WORDS, "verdict"),
-            (chosen.status, [one.value for one in Status], "status"),
+            (row_filter.status, [status.value for status in Status], "status"),
         ):
-            if word is not None and word not in known:
-                raise ConfigError(f"'{word}' is no {what}; known are: {', '.join(known)}")
-        if chosen.generator is not None:
-            selection.require_known_generator(self._run, chosen.generator)
+            if value is not None and value not in valid:
+                raise ConfigError(f"unknown {name} '{value}'; use one of: {', '.join(valid)}")
+        if row_filter.generator is not None:
+            selection.require_known_generator(self._run, row_filter.generator)
         self._run.describe_finished()
-        return self._images(chosen)
+        return self._images(row_filter)
 
-    def _images(self, chosen: selection.RowFilter) -> Iterator["RunImage"]:
+    def _images(self, row_filter: selection.RowFilter) -> Iterator["RunImage"]:
         limits, fetcher = self._run.limits(), Fetcher(guard=guard_of(self._run.store))
         for table, members in CurrentRows.read(self._run).members():
-            for row in chosen.of(table).to_pylist():
+            for row in row_filter.select(table).to_pylist():
                 yield RunImage(row, members[row["image_id"]], fetcher, limits)
 
     def __repr__(self) -> str:
@@ -208,8 +223,8 @@ class RunImage:
             The bytes of the file.
 
         Raises:
-            SourceError: The file is missing, or was changed after the run scored it.
-            InputError: The file is too large.
+            SourceError: If the file is missing, or was changed after the run scored it.
+            InputError: If the file is too large.
         """
         [(_, data)] = MemberReader(self._fetcher, max_bytes=self._limits.max_bytes).read(
             [self._member]
@@ -225,22 +240,22 @@ class RunImage:
             The image as RGB.
 
         Raises:
-            InputError: The file cannot be read or decoded.
+            InputError: If the file cannot be read or decoded.
         """
         return decode_image(self.read(), self._limits).pixels
 
     def __repr__(self) -> str:
-        place = self.uri if self.member is None else f"{self.uri}::{self.member}"
-        return f"RunImage({place!r}, status={self.row['status']!r}, verdict={self.row['verdict']!r}, score={self.row['score']!r})"
+        location = self.uri if self.member is None else f"{self.uri}::{self.member}"
+        return f"RunImage({location!r}, status={self.row['status']!r}, verdict={self.row['verdict']!r}, score={self.row['score']!r})"
 
     def _repr_html_(self) -> str:
-        place = self.uri if self.member is None else f"{self.uri} · {self.member}"
+        location = self.uri if self.member is None else f"{self.uri} · {self.member}"
         try:
-            picture = self.read() if self.row["status"] == Status.OK else None
+            data = self.read() if self.row["status"] == Status.OK else None
         except InputError:
-            picture = None
+            data = None
         return result_html.card(
-            {**self.row, "source": place, "scores": self.row["scores"] or {}}, picture
+            {**self.row, "source": location, "scores": self.row["scores"] or {}}, data
         )
 
 
@@ -254,7 +269,12 @@ def load_run(path: str) -> ScoredRun:
         The run.
 
     Raises:
-        ConfigError: There is no run at this path.
+        ConfigError: If there is no run at this path.
+
+    Examples:
+        >>> run = ray_app.load_run("run")
+        >>> for image in run.images("fake"):
+        ...     print(image.uri, image.row["score"])
     """
     run = directory.RunDirectory.open(str(path))
     if not run.exists():

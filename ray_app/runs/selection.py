@@ -1,4 +1,4 @@
-"""Which rows of a run are shown, and in which order (`RowFilter`, `selected_tables`)."""
+"""Select and order the rows of a run that are shown (`RowFilter`, `selected_tables`)."""
 
 import re
 from collections.abc import Iterator
@@ -15,15 +15,24 @@ from ray_app.runs import directory
 from ray_app.runs.current import current_tables
 from ray_app.runs.schema import FINDING
 
-# what is asked for where the identifier names none of the generators that it knows
+# The name for images of which the identifier names none of the generators that it knows.
 UNKNOWN = "unknown"
 _NO_ORDER = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
 
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Conditions that all hold; None = any. `finding`: words that stand in it. `match`: a glob (*
-    and ?) on the uri. Scores are log-odds, bounds included; `since`: rows of then or later.
+    """Conditions on rows, all of which must be true. None means any value.
+
+    Attributes:
+        verdict: The verdict.
+        status: The status.
+        generator: A generator, a family of generators, or `unknown`.
+        match: A glob (* and ?) for the URI.
+        min_score: The minimum score (log-odds).
+        max_score: The maximum score (log-odds).
+        finding: Text that the finding contains.
+        since: The earliest time of a row.
     """
 
     verdict: str | None = None
@@ -35,11 +44,11 @@ class RowFilter:
     finding: str | None = None
     since: datetime | None = None
 
-    def of(self, table: pa.Table) -> pa.Table:
-        """The rows of a table of current rows for which they hold."""
-        for name, wanted in (("verdict", self.verdict), ("status", self.status)):
-            if wanted is not None:
-                table = table.filter(pc.equal(table[name].cast(pa.string()), wanted))
+    def select(self, table: pa.Table) -> pa.Table:
+        """Return the rows of a table of current rows for which the conditions are true."""
+        for name, value in (("verdict", self.verdict), ("status", self.status)):
+            if value is not None:
+                table = table.filter(pc.equal(table[name].cast(pa.string()), value))
         if self.since is not None:
             table = table.filter(
                 pc.greater_equal(
@@ -51,14 +60,14 @@ class RowFilter:
                 pc.match_substring(table[FINDING].cast(pa.string()), self.finding, ignore_case=True)
             )
         if self.match is not None:
-            # as SQL has a pattern with * and ?
+            # Turn a glob with * and ? into an SQL pattern.
             like = re.sub(r"[\\%_]", r"\\\g<0>", self.match).replace("*", "%").replace("?", "_")
             table = table.filter(pc.match_like(table["uri"].cast(pa.string()), like))
         if self.min_score is not None:
             table = table.filter(pc.greater_equal(table["score"], self.min_score))
         if self.max_score is not None:
             table = table.filter(pc.less_equal(table["score"], self.max_score))
-        return table if self.generator is None else of_generator(table, self.generator)
+        return table if self.generator is None else filter_by_generator(table, self.generator)
 
 
 def selected_tables(
@@ -70,29 +79,38 @@ def selected_tables(
     vanished: bool = False,
     unfinished: bool = False,
 ) -> Iterator[pa.Table]:
-    """The current rows that fulfil conditions, a bounded table at a time, at most `limit` of them.
+    """Yield the current rows that match conditions, a bounded table at a time.
 
-    `order`: a column, smallest first, or with a minus before it largest first; rows without a value
-    come last, equal ones stay in the order of the archive. What is ordered is in memory together:
-    the first `limit` rows, or all that fulfil them. Raises ConfigError for a column that has no
-    order, for a generator that neither the index of generators nor this run knows, and where there
-    is no run. `unfinished`: also rows of listings that are still being scored.
+    If `order` is set, the first `limit` rows, or all matching rows, are in memory together.
+
+    Args:
+        run: The run.
+        conditions: The conditions.
+        order: A column to sort by, smallest first, or with a leading minus largest first. Rows
+            without a value come last, and rows with equal values stay in the order of the archive.
+        limit: The maximum number of rows; None yields all.
+        vanished: Also yield rows of files that the last listing no longer found.
+        unfinished: Also yield rows of listings that are still being scored.
+
+    Raises:
+        ConfigError: If there is no run, if the column has no order, or if neither the index of
+            generators nor this run contains the generator.
     """
     if conditions.generator is not None:
         require_known_generator(run, conditions.generator)
-    found: Iterator[pa.Table] = (
-        conditions.of(table)
+    tables: Iterator[pa.Table] = (
+        conditions.select(table)
         for table in current_tables(run, vanished=vanished, unfinished=unfinished)
     )
     if order is not None:
-        found = _ordered(found, order.removeprefix("-"), order.startswith("-"), limit)
-    left = limit
-    for table in found:
-        part = table if left is None else table.slice(0, left)
-        left = None if left is None else left - len(part)
+        tables = _ordered(tables, order.removeprefix("-"), order.startswith("-"), limit)
+    remaining = limit
+    for table in tables:
+        part = table if remaining is None else table.slice(0, remaining)
+        remaining = None if remaining is None else remaining - len(part)
         if len(part):
             yield part
-        if left == 0:
+        if remaining == 0:
             return
 
 
@@ -112,14 +130,14 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
     if column not in table.column_names or any(
         is_kind(table.schema.field(column).type) for is_kind in _NO_ORDER
     ):
-        known = [
+        valid = [
             field.name
             for field in table.schema
             if not any(is_kind(field.type) for is_kind in _NO_ORDER)
         ]
         raise ConfigError(
-            f"there is no column {column} to sort by{did_you_mean(column, known)}",
-            hint=f"one of {', '.join(known)}; a minus before it reverses the order",
+            f"there is no column {column} to sort by{did_you_mean(column, valid)}",
+            hint=f"use one of {', '.join(valid)}; a leading minus reverses the order",
         )
     keys = (
         table[column].cast(pa.string())
@@ -132,9 +150,10 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
     return table.take(indices)
 
 
-def of_generator(table: pa.Table, wanted: str) -> pa.Table:
-    """The rows that a profile says are of a generator or of a family, by any spelling of its name;
-    `unknown`: of none that it knows.
+def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
+    """Return the rows that a profile attributes to a generator or a family, by any spelling.
+
+    `unknown` selects the rows for which the profile names none of the generators that it knows.
     """
     if "generator_confidence" not in table.column_names:
         return table.slice(0, 0)
@@ -142,23 +161,25 @@ def of_generator(table: pa.Table, wanted: str) -> pa.Table:
         table["predicted_generator"].to_pylist(),
         table["generator_family"].to_pylist(),
     )
-    if wanted == UNKNOWN:
+    if name == UNKNOWN:
         return table.filter(
             pc.and_(
                 pc.is_null(table["predicted_generator"]), pc.is_valid(table["generator_confidence"])
             )
         )
-    meant = {
-        pair: generators.matches(wanted, *pair) for pair in set(zip(names, families, strict=True))
+    is_match = {
+        pair: generators.matches(name, *pair) for pair in set(zip(names, families, strict=True))
     }
     return table.filter(
-        pa.array([meant[pair] for pair in zip(names, families, strict=True)], pa.bool_())
+        pa.array([is_match[pair] for pair in zip(names, families, strict=True)], pa.bool_())
     )
 
 
 def require_known_generator(run: directory.RunDirectory, name: str) -> None:
-    """Raises ConfigError for a generator of which neither the index of generators nor the run
-    knows, and for a run that named none.
+    """Raise ConfigError if a run cannot have images of a generator.
+
+    Either the run named no generators, or neither the index of generators nor the run contains this
+    name.
     """
     if not run.exists():
         raise run.missing()
@@ -170,14 +191,14 @@ def require_known_generator(run: directory.RunDirectory, name: str) -> None:
     if name == UNKNOWN or generators.find_generator(name) is not None:
         return
     columns = ["image_id", "generator_confidence", "predicted_generator", "generator_family"]
-    named: set[str] = set()
+    run_generators: set[str] = set()
     for table in current_tables(run, columns):
-        if len(of_generator(table, name)):
+        if len(filter_by_generator(table, name)):
             return
-        named.update(
+        run_generators.update(
             pc.unique(table["predicted_generator"].cast(pa.string()).drop_null()).to_pylist()
         )
     raise ConfigError(
         f"no generator is called {name}",
-        hint=f"this run names {', '.join(sorted(named)) or 'none'}; `unknown` stands for images of none of them",
+        hint=f"use a generator of this run ({', '.join(sorted(run_generators)) or 'none'}), or `unknown` for images of none of them",
     )

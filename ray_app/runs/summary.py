@@ -1,7 +1,7 @@
-"""What a run found: the counts in `summary.json`.
+"""Count the rows of a run for `summary.json`.
 
-`summarise` counts rows in one pass, and `count_changes` adds the rows of the last manifests to the
-counts before. `bottleneck` names the stage that limits a run.
+`summarise` counts rows in one pass, and `count_changes` adds the rows of the last manifests to
+earlier counts. `bottleneck` names the stage that limits a run.
 """
 
 import json
@@ -25,18 +25,18 @@ from ray_app.runs.current import ChangedRows
 S = TypeVar("S", bound=Section)
 
 PROFILE_COLUMNS = ("predicted_generator", *schema.IDENTIFIED, "predicted_prompt", *schema.DESCRIBED)
-MOST_EXAMPLES = 8  # flagged images whose profile a summary repeats
-_TOLD = ("image_id", "uri", "member", "score", *PROFILE_COLUMNS)
+MAX_PROFILE_EXAMPLES = 8  # Flagged images whose profile a summary repeats.
+_PROFILE_EXAMPLE_COLUMNS = ("image_id", "uri", "member", "score", *PROFILE_COLUMNS)
 C2PA_STATES = ("trusted", "intact", "invalid", "unreadable")
 NO_VERDICT = "none"
-EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
+EDGES = np.linspace(-12.0, 12.0, 49)  # Log-odds. The outermost bins include scores beyond them.
 EXAMPLES = 3
-# distinct ones of a run that are counted: signers may call themselves whatever they like
-MOST_FINDINGS = 200
+# The maximum number of distinct findings that are counted: signers may choose any name.
+MAX_FINDINGS = 200
 _OVER_LIMITS = (Status.IMAGE_TOO_LARGE.value, Status.METADATA_TOO_LARGE.value)
 TOP = 24
-# rows with the highest scores, by the field of a summary
-_MOST = {"top": TOP, "told": MOST_EXAMPLES}
+# The maximum of rows with the highest scores, by field of a summary.
+_MAX_ROWS = {"top": TOP, "told": MAX_PROFILE_EXAMPLES}
 COLUMNS = [
     "image_id",
     "uri",
@@ -60,26 +60,32 @@ COLUMNS = [
 
 
 def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunCounts:
-    """Statuses with examples, verdicts, flags, formats, what files declare, what a profile says,
-    score histograms, the highest scores.
+    """Count rows by status, verdict, flag, format, provenance, profile and score.
+
+    The result also has examples of statuses and the rows with the highest scores.
     """
-    nothing = {name: [0] * (len(EDGES) - 1) for name in ["ensemble", *detectors]}
+    zeros = {name: [0] * (len(EDGES) - 1) for name in ["ensemble", *detectors]}
     empty = document.RunCounts(
         verdicts=dict.fromkeys(("real", "fake", "abstain"), 0),
-        histogram=document.Histogram(edges=EDGES.tolist(), counts=nothing),
+        histogram=document.Histogram(edges=EDGES.tolist(), counts=zeros),
     )
-    return reduce(joined, (_counts(table, detectors) for table in tables), joined(empty, empty))
+    return reduce(
+        merge_counts,
+        (_count_table(table, detectors) for table in tables),
+        merge_counts(empty, empty),
+    )
 
 
-def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
-    """Those of one table."""
-    looks = (
-        _counted(table[schema.SECOND_LOOK]) if schema.SECOND_LOOK in table.column_names else None
+def _count_table(table: pa.Table, detectors: list[str]) -> document.RunCounts:
+    """Count the rows of one table."""
+    second_looks = (
+        _count_values(table[schema.SECOND_LOOK])
+        if schema.SECOND_LOOK in table.column_names
+        else None
     )
     crashed = pc.equal(table["status"].cast(pa.string()), Status.DECODER_CRASHED.value)
-    # Rows on which Touchstone's own code failed: no child process, and so no file, can give that
-    # status.
-    own = (
+    # Rows on which Touchstone's own code failed. No child process, so no file, can cause this detail.
+    n_own_failures = (
         pc.sum(
             pc.and_(crashed, pc.starts_with(pc.fill_null(table["detail"], ""), OWN_FAILURE))
         ).as_py()
@@ -93,21 +99,25 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
         name: np.clip(pc.drop_null(column).to_numpy(), EDGES[0], EDGES[-1])
         for name, column in scores.items()
     }
-    histogram = {name: np.histogram(found, EDGES)[0].tolist() for name, found in values.items()}
+    histogram = {
+        name: np.histogram(scores_of, EDGES)[0].tolist() for name, scores_of in values.items()
+    }
     return document.RunCounts(
         members=len(table),
-        statuses=_counted(table["status"]),
-        own_failures=own,
+        statuses=_count_values(table["status"]),
+        own_failures=n_own_failures,
         examples=_examples(table),
-        refused_by_limits=_crossed(table),
-        findings=_counted(table[schema.FINDING]),
-        verdicts=_counted(table["verdict"]),
-        verdict_reasons=_counted(table["verdict_reason"]),
+        refused_by_limits=_count_limits(table),
+        findings=_count_values(table[schema.FINDING]),
+        verdicts=_count_values(table["verdict"]),
+        verdict_reasons=_count_values(table["verdict_reason"]),
         second_look=None
-        if looks is None
-        else document.SecondLookSummary(band=looks.get("band", 0), audit=looks.get("audit", 0)),
-        flags=_counted(table["flags"]),
-        formats=_counted(table["format"]),
+        if second_looks is None
+        else document.SecondLookSummary(
+            band=second_looks.get("band", 0), audit=second_looks.get("audit", 0)
+        ),
+        flags=_count_values(table["flags"]),
+        formats=_count_values(table["format"]),
         provenance=declarations(table),
         profile=_profile(table),
         histogram=document.Histogram(edges=EDGES.tolist(), counts=histogram),
@@ -117,35 +127,39 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
 
 
 def _days(table: pa.Table) -> dict[str, dict[str, int]]:
-    """Statuses and verdicts by the day on which rows were made."""
+    """Count statuses and verdicts by the day on which rows were scored."""
     days = table["scored_at"].cast(pa.date32()).cast(pa.string())
-    seen = pa.table(
+    columns = pa.table(
         [days, *(table[name].cast(pa.string()) for name in ("status", "verdict"))],
         names=["day", "status", "verdict"],
     )
-    found = defaultdict[str, Counter[str]](Counter)
-    for one in (
-        seen.filter(pc.is_valid(days))
-        .group_by(seen.column_names)
+    counts_by_day = defaultdict[str, Counter[str]](Counter)
+    for group in (
+        columns.filter(pc.is_valid(days))
+        .group_by(columns.column_names)
         .aggregate([([], "count_all")])
         .to_pylist()
     ):
-        found[one["day"]].update(
-            {name: one["count_all"] for name in ("files", one["status"], one["verdict"]) if name}
+        counts_by_day[group["day"]].update(
+            {
+                name: group["count_all"]
+                for name in ("files", group["status"], group["verdict"])
+                if name
+            }
         )
-    return {day: dict(counts) for day, counts in sorted(found.items())}
+    return {day: dict(counts) for day, counts in sorted(counts_by_day.items())}
 
 
-def joined(earlier: document.RunCounts, later: document.RunCounts) -> document.RunCounts:
-    """The counts of some rows and of those that follow them, as `summarise` counts them together."""
-    both = _added_sections(earlier, later)
+def merge_counts(earlier: document.RunCounts, later: document.RunCounts) -> document.RunCounts:
+    """Add the counts of some rows and of those that follow them, as `summarise` would count them."""
+    both = _add_sections(earlier, later)
     if both.second_look is None:
         return both
-    looked, scored = both.second_look.band + both.second_look.audit, both.scored
+    second_stage, scored = both.second_look.band + both.second_look.audit, both.scored
     return both.model_copy(
         update={
             "second_look": both.second_look.model_copy(
-                update={"share": looked / scored if scored else None}
+                update={"share": second_stage / scored if scored else None}
             )
         }
     )
@@ -154,130 +168,138 @@ def joined(earlier: document.RunCounts, later: document.RunCounts) -> document.R
 def count_changes(
     before: document.RunCounts, changed: ChangedRows, detectors: list[str]
 ) -> document.RunCounts | None:
-    """Return the counts of a run, by the counts before and the rows that changed since.
+    """Return the counts of a run from earlier counts and the rows that changed since.
 
     Args:
-        before: The counts of the rows before.
+        before: The counts of the earlier rows.
         changed: The rows that were added and removed since.
         detectors: The detectors of the run.
 
     Returns:
-        The counts; None if a removed row is among the examples or the highest scores, so that only
-        all rows together tell which row takes its position.
+        None if a removed row is among the examples or the highest scores, because only all rows
+        together show which row replaces it.
     """
     removed = summarise((), detectors)
     for table in changed.removed(COLUMNS):
-        if _has_shown(table, before):
+        if _has_listed(table, before):
             return None
-        removed = joined(removed, _counts(table, detectors))
+        removed = merge_counts(removed, _count_table(table, detectors))
     added = summarise(changed.added(COLUMNS), detectors)
-    return joined(_less(before, removed), added)
+    return merge_counts(_subtract_sections(before, removed), added)
 
 
-def _has_shown(table: pa.Table, counts: document.RunCounts) -> bool:
-    """Return whether counts name one of these rows."""
-    told = counts.profile.told if counts.profile else ()
+def _has_listed(table: pa.Table, counts: document.RunCounts) -> bool:
+    """Return whether a list in the counts names one of these rows."""
+    profile_examples = counts.profile.told if counts.profile else ()
     ids = pa.array(
-        [row.image_id for row in counts.top] + [row.image_id for row in told], pa.int64()
+        [row.image_id for row in counts.top] + [row.image_id for row in profile_examples],
+        pa.int64(),
     )
-    uris = pa.array([one.uri for some in counts.examples.values() for one in some], pa.string())
-    is_shown = pc.or_(
+    uris = pa.array(
+        [example.uri for examples in counts.examples.values() for example in examples], pa.string()
+    )
+    is_listed = pc.or_(
         pc.is_in(table["image_id"], ids), pc.is_in(table["uri"].cast(pa.string()), uris)
     )
-    return bool(pc.any(is_shown).as_py())
+    return bool(pc.any(is_listed).as_py())
 
 
-def _less(whole: S, part: S) -> S:
-    """Return counts of rows without those of some of them, which no list names."""
-    return type(whole)(
+def _subtract_sections(total: S, part: S) -> S:
+    """Return the counts of rows without some of them, which no list in the counts names."""
+    return type(total)(
         **{
-            name: _difference(name, getattr(whole, name), getattr(part, name))
-            for name in type(whole).model_fields
+            name: _subtract(name, getattr(total, name), getattr(part, name))
+            for name in type(total).model_fields
         }
     )
 
 
-def _difference(name: str, whole: Any, part: Any) -> Any:
-    if whole is None or part is None or isinstance(whole, bool):
-        return whole
-    if isinstance(whole, Section):
-        return _less(whole, part)
-    if name == "counts":  # of a histogram
+def _subtract(name: str, total: Any, part: Any) -> Any:
+    if total is None or part is None or isinstance(total, bool):
+        return total
+    if isinstance(total, Section):
+        return _subtract_sections(total, part)
+    if name == "counts":  # Of a histogram.
         return {
             detector: [count - less for count, less in zip(counts, part[detector], strict=True)]
             if detector in part
             else counts
-            for detector, counts in whole.items()
+            for detector, counts in total.items()
         }
     if name == "days":
-        days = {day: _difference("day", counts, part.get(day, {})) for day, counts in whole.items()}
+        days = {day: _subtract("day", counts, part.get(day, {})) for day, counts in total.items()}
         return {day: counts for day, counts in days.items() if counts}
     if name == "generators":
-        flagged = Counter({(one.family, one.generator): one.flagged for one in whole})
-        flagged.subtract({(one.family, one.generator): one.flagged for one in part})
+        flagged = Counter({(item.family, item.generator): item.flagged for item in total})
+        flagged.subtract({(item.family, item.generator): item.flagged for item in part})
         return _generators(+flagged)
-    if name in ("examples", *_MOST) or not isinstance(whole, Mapping | int):
-        return whole
-    if isinstance(whole, int):
-        return whole - part
-    left = {key: count - part.get(key, 0) for key, count in whole.items()}
-    return {key: count for key, count in left.items() if count or name == "verdicts"}
+    if name in ("examples", *_MAX_ROWS) or not isinstance(total, Mapping | int):
+        return total
+    if isinstance(total, int):
+        return total - part
+    remaining = {key: count - part.get(key, 0) for key, count in total.items()}
+    return {key: count for key, count in remaining.items() if count or name == "verdicts"}
 
 
-def _added_sections(one: S, other: S) -> S:
-    return type(one)(
+def _add_sections(first: S, second: S) -> S:
+    return type(first)(
         **{
-            name: _added(name, getattr(one, name), getattr(other, name))
-            for name in type(one).model_fields
+            name: _add(name, getattr(first, name), getattr(second, name))
+            for name in type(first).model_fields
         }
     )
 
 
-def _added(name: str, one: Any, other: Any) -> Any:
-    """What two sections have in a field, together: numbers are added, of lists the first or the
-    highest stay.
+def _add(name: str, first: Any, second: Any) -> Any:
+    """Merge the values of a field of two sections.
+
+    Numbers are added. Lists keep their first rows, or those with the highest scores.
     """
-    if one is None or other is None:
-        return other if one is None else one
-    if isinstance(one, Section):
-        return _added_sections(one, other)
-    if name == "counts":  # of a histogram
+    if first is None or second is None:
+        return second if first is None else first
+    if isinstance(first, Section):
+        return _add_sections(first, second)
+    if name == "counts":  # Of a histogram.
         return {
             detector: [
                 left + right
-                for left, right in zip(one.get(detector, [0] * len(counts)), counts, strict=True)
+                for left, right in zip(first.get(detector, [0] * len(counts)), counts, strict=True)
             ]
-            for detector, counts in other.items()
+            for detector, counts in second.items()
         }
     if name == "examples":
         return {
-            status: [*one.get(status, ()), *other.get(status, ())][:EXAMPLES]
-            for status in {**one, **other}
+            status: [*first.get(status, ()), *second.get(status, ())][:EXAMPLES]
+            for status in {**first, **second}
         }
     if name == "generators":
         flagged = Counter[tuple[str, str]]()
-        for item in (*one, *other):
+        for item in (*first, *second):
             flagged[item.family, item.generator] += item.flagged
         return _generators(flagged)
-    if name in _MOST:
-        return sorted([*one, *other], key=lambda row: -row.score)[: _MOST[name]]
+    if name in _MAX_ROWS:
+        return sorted([*first, *second], key=lambda row: -row.score)[: _MAX_ROWS[name]]
     if name == "days":
         return {
-            day: dict(Counter(one.get(day, {})) + Counter(other.get(day, {})))
-            for day in sorted({**one, **other})
+            day: dict(Counter(first.get(day, {})) + Counter(second.get(day, {})))
+            for day in sorted({**first, **second})
         }
-    if isinstance(one, Mapping):
-        counts = Counter(one)
-        counts.update(other)
+    if isinstance(first, Mapping):
+        counts = Counter(first)
+        counts.update(second)
         return dict(
-            counts.most_common(MOST_FINDINGS) if name == "findings" else counts.most_common()
+            counts.most_common(MAX_FINDINGS) if name == "findings" else counts.most_common()
         )
-    return one + other if isinstance(one, int) and not isinstance(one, bool) else one or other
+    return (
+        first + second
+        if isinstance(first, int) and not isinstance(first, bool)
+        else first or second
+    )
 
 
 def bottleneck(seconds: Mapping[str, float]) -> document.Bottleneck | None:
-    """The stage that took most of the workers' time, and what to do about it."""
-    busy = {stage: spent for stage, spent in seconds.items() if stage != "list"}
+    """Return the stage that took most of the workers' time, and advice on it."""
+    busy = {stage: time_s for stage, time_s in seconds.items() if stage != "list"}
     total = sum(busy.values())
     if total <= 0:
         return None
@@ -286,19 +308,19 @@ def bottleneck(seconds: Mapping[str, float]) -> document.Bottleneck | None:
 
 
 _ADVICE = {
-    "fetch": "reading from storage; run nearer to the bucket, or give more workers",
-    "decode": "decoding images; add CPU cores: decoding grows with cores, whatever the GPU",
+    "fetch": "reading from storage; run closer to the bucket, or use more workers",
+    "decode": "decoding images; add CPU cores: decoding scales with cores, with or without a GPU",
     "prepare": "resizing and cropping; add CPU cores, or allow --set resize=fast",
     "wait": "waiting for memory for large images; raise cluster.decode_bytes, or use nodes with more memory",
     "load": "loading detectors that do not fit together; raise cluster.worker_bytes, or use fewer detectors",
-    "score": "the detectors themselves; add cores or a GPU, or take a lighter ensemble",
+    "score": "the detectors themselves; add cores or a GPU, or use a lighter ensemble",
     "identify": "naming generators; a head is small, so this is a slow core",
-    "describe": "predicting prompts; describe only what is flagged, take fewer beams or a cheaper describer, or add cores or a GPU",
-    "write": "writing results; is the run directory on slow storage?",
+    "describe": "predicting prompts; describe only flagged images, use fewer beams or a cheaper describer, or add cores or a GPU",
+    "write": "writing results; check whether the run directory is on slow storage",
 }
 
 
-def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+def _count_values(column: pa.ChunkedArray) -> dict[str, int]:
     values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
     return {
         item["values"]: item["counts"]
@@ -307,23 +329,23 @@ def _counted(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _examples(table: pa.Table) -> dict[str, list[document.Example]]:
-    """A few members of each status but `ok`."""
-    found: defaultdict[str, list[document.Example]] = defaultdict(list)
+    """Return a few members of each status except `ok`."""
+    examples: defaultdict[str, list[document.Example]] = defaultdict(list)
     failed = table.filter(pc.not_equal(table["status"].cast(pa.string()), "ok")).select(
         ["status", "uri", "member", "detail"]
     )
     for row in failed.slice(0, 2_000).to_pylist():
         status = row.pop("status")
-        if len(found[status]) < EXAMPLES:
-            found[status].append(document.Example(**row))
-    return dict(found)
+        if len(examples[status]) < EXAMPLES:
+            examples[status].append(document.Example(**row))
+    return dict(examples)
 
 
-def _crossed(table: pa.Table) -> dict[str, int]:
-    """How many rows each limit refused."""
-    refused = table.filter(pc.is_in(table["status"].cast(pa.string()), pa.array(_OVER_LIMITS)))
-    named = pc.extract_regex(refused["detail"].cast(pa.string()), NAMED_LIMIT)
-    return _counted(pc.struct_field(named, "limit"))
+def _count_limits(table: pa.Table) -> dict[str, int]:
+    """Count the rows that each limit refused."""
+    over_limits = table.filter(pc.is_in(table["status"].cast(pa.string()), pa.array(_OVER_LIMITS)))
+    limits = pc.extract_regex(over_limits["detail"].cast(pa.string()), NAMED_LIMIT)
+    return _count_values(pc.struct_field(limits, "limit"))
 
 
 def _highest(table: pa.Table) -> list[document.TopRow]:
@@ -339,45 +361,55 @@ def _highest(table: pa.Table) -> list[document.TopRow]:
 
 
 def declarations(table: pa.Table) -> document.Declarations:
-    """What files state of their own origin, by the columns `provenance` and `verdict`: `stated`:
-    rows with any statement; `declared` and `undeclared`: rows per verdict; `c2pa`: rows per state
-    of a manifest; `signers`: rows with a sound one by where its signer stands.
+    """Count what files declare about their origin, by the columns `provenance` and `verdict`.
 
-    No JSON is parsed: a row's is this package's own (`Provenance.row`), and every quote inside a
-    value is escaped, so that what stands between bare quotes is a key or a closed word, and
+    JSON is not parsed. A row's JSON is written by this package (`Provenance.row`), and every quote
+    inside a value is escaped. So a text between bare quotes is a key or a fixed word, and
     `ai_declared` comes last.
+
+    Returns:
+        `stated` counts rows with any statement, `declared` and `undeclared` rows per verdict, `c2pa`
+        rows per state of a manifest, and `signers` rows with a sound manifest by the trust of its
+        signer.
     """
-    said = table["provenance"]
-    declared = pc.fill_null(pc.ends_with(said, '"ai_declared":true}'), False)
+    provenance = table["provenance"]
+    declared = pc.fill_null(pc.ends_with(provenance, '"ai_declared":true}'), False)
     verdicts = pc.fill_null(table["verdict"].cast(pa.string()), NO_VERDICT)
     states = {
-        state: pc.sum(pc.match_substring(said, f'"c2pa":{{"state":"{state}"')).as_py() or 0
+        state: pc.sum(pc.match_substring(provenance, f'"c2pa":{{"state":"{state}"')).as_py() or 0
         for state in C2PA_STATES
     }
-    # As a JSON object of two fields: state, and lists where any were asked.
+    # The text is a JSON object of two fields: the state, and lists if any were checked.
     signed = pc.struct_field(
         pc.extract_regex(
-            said, r'"c2pa":(?P<signed>\{"state":"(?:trusted|intact)"(?:,"trust_lists":\[[^\]]*\])?)'
+            provenance,
+            r'"c2pa":(?P<signed>\{"state":"(?:trusted|intact)"(?:,"trust_lists":\[[^\]]*\])?)',
         ),
         "signed",
     )
     signed = pc.binary_join_element_wise(signed, "}", "")
     return document.Declarations(
-        stated=len(said) - said.null_count,
-        declared=_counted(verdicts.filter(declared)),
-        undeclared=_counted(verdicts.filter(pc.invert(declared))),
+        stated=len(provenance) - provenance.null_count,
+        declared=_count_values(verdicts.filter(declared)),
+        undeclared=_count_values(verdicts.filter(pc.invert(declared))),
         c2pa={state: count for state, count in states.items() if count},
-        signers={standing(**json.loads(found)): count for found, count in _counted(signed).items()},
+        signers={
+            standing(**json.loads(text)): count for text, count in _count_values(signed).items()
+        },
     )
 
 
 def _profile(table: pa.Table) -> document.ProfileSummary | None:
-    """What a profile says of flagged images alone: an identifier names a generator for real images
-    too, and means nothing by it. None for rows of runs without a profile.
+    """Summarise the profiles of flagged images.
 
-    `generators` by how many are flagged, those `unlike` any known one, those `silent`: with no say;
-    `described`: with words; `told`: the highest scores with what was said of them, of equal ones
-    the first of the archive.
+    Other images do not count: an identifier names a generator for real images, too, which means
+    nothing.
+
+    Returns:
+        None for rows of runs without a profile. `generators` are ordered by the number of flagged
+        images. `unlike` counts images that are unlike any known generator, `silent` those without
+        a result, and `described` those with a prompt. `told` has the images with the highest scores;
+        of equal scores, the first in the archive.
     """
     identifies, describes = (
         ("generator_confidence" in table.column_names),
@@ -398,9 +430,11 @@ def _profile(table: pa.Table) -> document.ProfileSummary | None:
         if identifies
         else ()
     )
-    rows = flagged.select([name for name in _TOLD if name in flagged.column_names])
+    rows = flagged.select(
+        [name for name in _PROFILE_EXAMPLE_COLUMNS if name in flagged.column_names]
+    )
     best = rows.take(
-        pc.sort_indices(rows, sort_keys=[("score", "descending")])[:MOST_EXAMPLES]
+        pc.sort_indices(rows, sort_keys=[("score", "descending")])[:MAX_PROFILE_EXAMPLES]
     ).to_pylist()
     return document.ProfileSummary(
         flagged=len(flagged),
@@ -415,7 +449,7 @@ def _profile(table: pa.Table) -> document.ProfileSummary | None:
 
 
 def _generators(flagged: Mapping[tuple[str, str], int]) -> list[document.GeneratorCount]:
-    """Counts by family and name, most frequent first."""
+    """Return counts by family and name, most frequent first."""
     ranked = sorted(flagged.items(), key=lambda item: (-item[1], item[0]))
     return [
         document.GeneratorCount(family=family, generator=name, flagged=count)

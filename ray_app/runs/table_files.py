@@ -1,5 +1,6 @@
-"""Tables of any length as one Parquet or CSV file, a table in memory at a time (`write_tables`);
-`plain`: a value as JSON has it.
+"""Write tables of any length to a Parquet or CSV file, a table in memory at a time (`write_tables`).
+
+`plain` converts a value to JSON.
 """
 
 import base64
@@ -24,8 +25,9 @@ _FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
 
 
 def plain(value: Any) -> Any:
-    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as
-    null.
+    """Return a column's value as JSON can represent it.
+
+    Bytes become base64, times ISO 8601, and numbers that are not finite null.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -48,19 +50,28 @@ def write_tables(
     *,
     forms: Sequence[Form] = ("parquet",),
 ) -> int:
-    """Write STEM.parquet or STEM.csv, or both, from tables of one schema; returns the number of
-    rows.
+    """Write STEM.parquet or STEM.csv, or both, from tables of one schema.
 
-    Parquet holds the values as they are. In the CSV, nested columns are JSON text, and a text that
-    a spreadsheet would run as a formula has an apostrophe before it: names of files are a
-    stranger's.
+    Parquet contains the values unchanged. In CSV, nested columns are JSON text. A text that a
+    spreadsheet would run as a formula gets a leading apostrophe, because file names come from
+    untrusted sources.
+
+    Args:
+        store: The store to write to.
+        stem: The path of the files without the ending.
+        schema: The schema of the tables.
+        tables: The tables.
+        forms: The formats to write.
+
+    Returns:
+        The number of rows.
     """
     rows = 0
     flat = pa.schema([pa.field(field.name, _flat(field.type)) for field in schema])
     header = pa.schema(
         [
             pa.field(name, field.type)
-            for name, field in zip(_tame(pa.array(flat.names)).to_pylist(), flat, strict=True)
+            for name, field in zip(_escape(pa.array(flat.names)).to_pylist(), flat, strict=True)
         ]
     )
     with tempfile.TemporaryDirectory(prefix="touchstone-list-") as folder, ExitStack() as files:
@@ -90,7 +101,7 @@ def write_tables(
 
 
 def _flat(kind: pa.DataType) -> pa.DataType:
-    """The type itself where a CSV has a way to say it, else text."""
+    """Return the type itself if CSV can represent it, else text."""
     is_number = (
         pa.types.is_integer(kind)
         or pa.types.is_float32(kind)
@@ -111,13 +122,11 @@ def _as_text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
                 )
             ]
         )
-    return _tame(column) if pa.types.is_string(kind) else column
+    return _escape(column) if pa.types.is_string(kind) else column
 
 
-def _tame(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Texts of which none begins as a formula does (OWASP, CSV injection); a number with a sign
-    stays one.
-    """
+def _escape(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Escape texts that begin like a formula (OWASP, CSV injection), but not signed numbers."""
     is_formula = pc.and_not(
         pc.match_substring_regex(texts, _FORMULA), pc.match_substring_regex(texts, _SIGNED)
     )

@@ -1,5 +1,7 @@
-"""Check a run against itself: every listed member has exactly one row (`check_conservation`), and
-the summary agrees with the rows (`verify_run`).
+"""Check a run against itself.
+
+`check_conservation` checks that every listed member has exactly one row. `verify_run` also checks
+that the summary agrees with the rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,21 +16,21 @@ from ray_app.errors import ClusterError
 from ray_app.runs import document, summary
 from ray_app.runs.current import CurrentRows, block_lists_in
 from ray_app.runs.directory import RunDirectory
-from ray_app.runs.score_files import Published
+from ray_app.runs.score_files import ScoreFile
 
-_FEW = 100_000  # members that are compared at once rather than by tasks
-_PARTS_AT_ONCE = 1000
-_HINT = "please report this: it is a bug"
+_FEW = 100_000  # Up to this many members are compared here instead of in tasks.
+_PARTS_PER_SPAN = 1000
+_HINT = "report this as a bug in Touchstone"
 
 
 @dataclass(frozen=True)
 class VerifiedRun:
-    """What `verify_run` counted.
+    """The counts of `verify_run`.
 
     Attributes:
-        manifests: Number of finished manifests.
-        members: Number of rows in them.
-        current: Number of current rows.
+        manifests: The number of finished manifests.
+        members: The number of rows in them.
+        current: The number of current rows.
     """
 
     manifests: int
@@ -38,43 +40,43 @@ class VerifiedRun:
 
 @dataclass(frozen=True)
 class _Span:
-    """Consecutive blocks of one manifest and the files that have their rows.
+    """Consecutive blocks of a manifest, and the files with their rows.
 
-    `blocks` are those of other manifests, too, if a version before 0.25 merged the file.
+    If a version before 0.25 merged the file, `blocks` includes those of other manifests.
     """
 
-    blocks: Published
+    blocks: ScoreFile
     paths: tuple[str, ...]
 
 
 def verify_run(run: RunDirectory, *, each: archives.Each = archives.in_turn) -> VerifiedRun:
-    """Recount a finished run from its rows, and compare with its manifests and its summary.
+    """Recount a finished run from its rows, and compare it with its manifests and its summary.
 
     Args:
         run: The run directory.
-        each: Runs what is not little.
+        each: Runs the comparison of many members, for example as tasks.
 
     Raises:
-        ConfigError: No manifest is finished.
-        ClusterError: A member has no row, a row no member, or the summary counts otherwise.
+        ConfigError: If no manifest is finished.
+        ClusterError: If a member has no row, a row has no member, or the summary has other counts.
     """
-    described = run.describe_finished()
+    run_info = run.describe_finished()
     rows = CurrentRows.read(run)
     finished = [number for number in archives.manifests(run.store) if number <= rows.last]
     members = check_conservation(run, finished, each=each)
-    counted = summary.summarise(rows.tables(summary.COLUMNS), described["detectors"])
+    counts = summary.summarise(rows.tables(summary.COLUMNS), run_info["detectors"])
     info = archives.read_complete(run.store, rows.last)
     assert info is not None, "a finished manifest is complete"
-    if counted.members != info.current:
+    if counts.members != info.current:
         raise _mismatch(
             run,
-            f"{counted.members:,} current rows, and the last listing found {info.current:,} files",
+            f"{counts.members:,} current rows, and the last listing found {info.current:,} files",
         )
     stored = document.RunCounts.model_validate(run.read_json(f"summaries/{rows.last:05d}.json"))
-    differing = sorted(_differing_counts(stored, counted))
+    differing = sorted(_differing_counts(stored, counts))
     if differing:
-        raise _mismatch(run, f"the summary counts otherwise than the rows: {', '.join(differing)}")
-    return VerifiedRun(len(finished), members, counted.members)
+        raise _mismatch(run, f"the summary has other counts than the rows: {', '.join(differing)}")
+    return VerifiedRun(len(finished), members, counts.members)
 
 
 def check_conservation(
@@ -87,14 +89,14 @@ def check_conservation(
 
     Args:
         run: The run directory.
-        manifests: The numbers of the manifests. None: all complete ones.
-        each: Runs what is not little.
+        manifests: The numbers of the manifests. None compares all complete ones.
+        each: Runs the comparison of many members, for example as tasks.
 
     Returns:
         The number of members of these manifests.
 
     Raises:
-        ClusterError: A manifest is incomplete, a member has no row, or a row no member.
+        ClusterError: If a manifest is incomplete, a member has no row, or a row has no member.
     """
     spans: list[_Span] = []
     total = 0
@@ -112,25 +114,25 @@ def check_conservation(
 
 
 def _spans(
-    run: RunDirectory, info: archives.ManifestInfo, published: Sequence[Published]
+    run: RunDirectory, info: archives.ManifestInfo, published: Sequence[ScoreFile]
 ) -> list[_Span]:
     """Return all blocks of a manifest in their order.
 
     Args:
         run: The run directory.
         info: The manifest.
-        published: The published files that may have rows of it.
+        published: The published files that may contain its rows.
 
     Raises:
-        ClusterError: Blocks have no rows, or have rows twice.
+        ClusterError: If blocks have no rows, or have rows twice.
     """
     number = info.manifest
     files = [file for file in published if number in file.manifests()]
     covered = {block for file in files for block in file.blocks_of(number, info.blocks)}
     spans = [_Span(file, (file.path,)) for file in files if file.blocks_of(number, info.blocks)]
     if number in run.part_folders():
-        own = [block for block in run.parts(number) if block not in covered]
-        for blocks, paths in run.part_spans(number, own, _PARTS_AT_ONCE):
+        own_parts = [block for block in run.parts(number) if block not in covered]
+        for blocks, paths in run.part_spans(number, own_parts, _PARTS_PER_SPAN):
             spans.append(_Span(blocks, paths))
     spans.sort(key=lambda span: span.blocks.start)
     following = 0
@@ -144,63 +146,67 @@ def _spans(
     if following < info.blocks:
         missing = info.members - archives.read_blocks(run.store, number)[:following].members
         raise _lost(run, number, f"{missing} of {info.members} files have no row")
-    # A merged file is compared once, with the manifest that it begins in.
+    # A merged file is compared once, with the manifest of its first block.
     return [span for span in spans if span.blocks.manifest == number]
 
 
 def _compare(run: RunDirectory, span: _Span) -> None:
     """Compare the ids of consecutive blocks with those of their rows."""
     (number, first), (_, last) = span.blocks.start, span.blocks.end
-    named = f"blocks {first} to {last}"
+    blocks_text = f"blocks {first} to {last}"
     expected = np.concatenate([np.empty(0, np.int64), *_ids_in(run, span.blocks)])
-    at = 0
+    offset = 0
     for path in span.paths:
         for table in run.rows_in(path, ["image_id"]):
-            if not np.array_equal(expected[at : at + len(table)], table["image_id"].to_numpy()):
-                what = f"from row {at} of {named} on, the rows are not those of the files"
-                raise _lost(run, number, what)
-            at += len(table)
-    if at < len(expected):
-        left = len(expected) - at
-        raise _lost(run, number, f"{left} of {len(expected)} files of {named} have no row")
+            if not np.array_equal(
+                expected[offset : offset + len(table)], table["image_id"].to_numpy()
+            ):
+                problem = (
+                    f"from row {offset} of {blocks_text} on, the rows are not those of the files"
+                )
+                raise _lost(run, number, problem)
+            offset += len(table)
+    if offset < len(expected):
+        missing = len(expected) - offset
+        raise _lost(run, number, f"{missing} of {len(expected)} files of {blocks_text} have no row")
 
 
-def _ids_in(run: RunDirectory, file: Published) -> Iterator[archives.Ids]:
+def _ids_in(run: RunDirectory, file: ScoreFile) -> Iterator[archives.Ids]:
     for blocks in block_lists_in(run, file):
         yield from archives.read_ids(run.store, blocks)
 
 
-def _differing_counts(stored: document.RunCounts, counted: document.RunCounts) -> list[str]:
-    """Return the names of counts that differ, of those that the version which wrote them knew.
+def _differing_counts(stored: document.RunCounts, recounted: document.RunCounts) -> list[str]:
+    """Return the names of counts that differ, if the version that stored them had them.
 
-    Examples are any few rows of a status. Findings are counted up to a number of distinct ones.
+    Examples may be any rows of a status. Findings are counted up to a number of distinct findings.
     """
     ignored = {"examples"}
-    if len(stored.findings) >= summary.MOST_FINDINGS:
+    if len(stored.findings) >= summary.MAX_FINDINGS:
         ignored.add("findings")
     return [
         name
         for name in stored.model_fields_set
         if name not in ignored
-        and _comparable(name, getattr(stored, name)) != _comparable(name, getattr(counted, name))
+        and _comparable(name, getattr(stored, name)) != _comparable(name, getattr(recounted, name))
     ]
 
 
 def _comparable(name: str, value: Any) -> Any:
-    """Return a count without what depends on the order of equal rows."""
+    """Return a count without the parts that depend on the order of equal rows."""
     if name == "top":
         return [round(row.score, 9) for row in value]
     if name == "profile" and value is not None:
-        told = [round(row.score, 9) for row in value.told]
-        return value.model_copy(update={"told": ()}), told
+        scores = [round(row.score, 9) for row in value.told]
+        return value.model_copy(update={"told": ()}), scores
     if isinstance(value, Mapping) and all(isinstance(count, int) for count in value.values()):
         return {key: count for key, count in value.items() if count}
     return value
 
 
-def _mismatch(run: RunDirectory, what: str) -> ClusterError:
-    return ClusterError(f"{run.store.url}: {what}", hint=_HINT)
+def _mismatch(run: RunDirectory, problem: str) -> ClusterError:
+    return ClusterError(f"{run.store.url}: {problem}", hint=_HINT)
 
 
-def _lost(run: RunDirectory, manifest: int, what: str) -> ClusterError:
-    return _mismatch(run, f"manifest {manifest}: {what}")
+def _lost(run: RunDirectory, manifest: int, problem: str) -> ClusterError:
+    return _mismatch(run, f"manifest {manifest}: {problem}")

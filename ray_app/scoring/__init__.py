@@ -1,5 +1,6 @@
-"""Scoring an archive on Ray: manifest → blocks → run. Importing this package imports no Ray;
-running something does.
+"""Score an archive on Ray: list it, cut it into blocks, and write a run directory.
+
+Importing this package does not import Ray; running a command does.
 """
 
 from typing import TYPE_CHECKING

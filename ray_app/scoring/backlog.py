@@ -1,4 +1,4 @@
-"""What a run has yet to score: the blocks of its manifests without rows (`work_of`)."""
+"""Find the work that is left in a run: the blocks of its manifests without rows (`work_of`)."""
 
 import sys
 from dataclasses import dataclass
@@ -33,18 +33,19 @@ class Listing:
 
     @property
     def state(self) -> str:
-        """`begun`: nothing is listed yet; `unfinished`: blocks are pending; `finished`."""
+        """`begun` if nothing is listed yet, `unfinished` if blocks are pending, or `finished`."""
         return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
 
     @property
     def members(self) -> int:
-        """How many members these manifests list."""
+        """The number of members that these manifests list."""
         return self.blocks.members
 
 
 def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
-    """The archive that a config names, without its own run directory; touches nothing yet. Raises
-    ConfigError.
+    """Return the archive that a config names, without its own run directory. Raises ConfigError.
+
+    The source is not accessed yet.
     """
     skip = [RunDirectory.open(config.out).store.url] if config.out else []
     columns, limits, private = config.columns, config.container_limits, config.allow_private
@@ -66,7 +67,7 @@ def listing_request(config: ScoreConfig, lease: int, plan: archives.BlockPlan) -
     Args:
         config: The config, which has a run directory.
         lease: The number of the command's lease.
-        plan: How blocks are cut.
+        plan: How to cut the listing into blocks.
     """
     url = RunDirectory.open(config.out or "").store.url
     return ListingRequest(
@@ -86,7 +87,7 @@ def listing_request(config: ScoreConfig, lease: int, plan: archives.BlockPlan) -
 
 
 def report_folders(run: RunDirectory) -> None:
-    """Report folders that the listing did not follow or could not list, on stderr."""
+    """Print to stderr which folders the listing did not follow or could not list."""
     linked, closed = linked_folders(run), closed_folders(run)
     if linked.count:
         print(
@@ -103,7 +104,7 @@ def report_folders(run: RunDirectory) -> None:
 
 
 def is_complete(run: RunDirectory) -> bool:
-    """Return whether the last command finished the run, and nothing was listed since."""
+    """Return whether the last command finished the run and nothing was listed since."""
     try:
         summary = run.read_json("summary.json")
     except FileNotFoundError:
@@ -118,21 +119,21 @@ def is_complete(run: RunDirectory) -> bool:
     return not any(run.parts(number) for number in run.part_folders())
 
 
-def work_of(run: RunDirectory, *, whole: bool = False) -> Listing:
-    """Return the work that the files of a run show.
+def work_of(run: RunDirectory, *, include_finished: bool = False) -> Listing:
+    """Return the work that is left in a run, from the files of its directory.
 
     Args:
         run: The run directory.
-        whole: Include finished manifests.
+        include_finished: Include finished manifests.
     """
-    finished = -1 if whole else run.last_finished()
+    finished = -1 if include_finished else run.last_finished()
     numbers, listed = archives.listed_manifests(run.store)
     following = (max(numbers, default=-1) + 1, 0)
     lists = {n: archives.read_blocks(run.store, n) for n in numbers if n > finished}
     if listed is not None:
         following = (listed.manifest, listed.portions)
         lists[listed.manifest] = archives.read_blocks_so_far(run.store, listed)
-    pending = run.without_rows(lists) if lists else []
+    pending = run.find_pending(lists) if lists else []
     return Listing(
         list(lists),
         archives.BlockList.joined(list(lists.values())),

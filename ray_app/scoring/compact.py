@@ -1,7 +1,7 @@
 """Write a finished run into a new directory, as one manifest with few files (`compact_run`).
 
-`copy_rows` can also decide the rows again, as `touchstone runs decide` does. The run that is read
-is never changed. It may be a run of Touchstone 0.20 or later.
+`copy_rows` can also decide the rows again, as `touchstone runs decide` does. The source run is never
+changed. It may be a run of Touchstone 0.20 or later.
 """
 
 import tempfile
@@ -27,12 +27,12 @@ from ray_app.runs import CurrentRows, RunDirectory, directory, document, fingerp
 from ray_app.runs.current import blocks_in
 from ray_app.runs.parts import PUBLISHED_BYTES, Merger
 from ray_app.runs.row_shape import RowShape
-from ray_app.runs.score_files import Published
+from ray_app.runs.score_files import ScoreFile
 from ray_app.runs.summary import COLUMNS, summarise
 from ray_app.scoring import guarantee, report
 from ray_app.storage import Lease
 
-# Blocks only bound what a reader holds at once: nothing is scored by them again.
+# Blocks only limit how much a reader loads at once: their images are not scored again.
 _PLAN = archives.BlockPlan(batch_slots=4, max_block_members=2048)
 _COPIED = ("weights", "sessions")
 _WRITTEN = ("manifest", "ids", "scores", "masks", "features", "summaries", *_COPIED)
@@ -53,24 +53,24 @@ def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any
         The content of the new `summary.json`.
 
     Raises:
-        ConfigError: The run is not finished, or `out` is in use.
+        ConfigError: If the run is not finished, or `out` is in use.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
-    described = run.describe_finished()
+    run_info = run.describe_finished()
     run.check_known()
     rows = CurrentRows.read(run)
     spec = None
-    if described.get("unlike"):
+    if run_info.get("unlike"):
         # Versions before 0.25 wrote the abstentions into the rows.
-        card = EnsembleCard.model_validate(described["ensemble"])
-        spec = make_spec(card, limits=ImageLimits(**described["identity"].get("limits", {})))
+        card = EnsembleCard.model_validate(run_info["ensemble"])
+        spec = make_spec(card, limits=ImageLimits(**run_info["identity"].get("limits", {})))
     check_new(target)
     with Lease(target.store, unguarded=unguarded):
-        copy_rows(rows, target, described, spec)
+        copy_rows(rows, target, run_info, spec)
         before = run.read_json(f"summaries/{rows.last:05d}.json")
         unlike = (before.get("guarantee") or {}).get("unlike")
         copied = replace(CurrentRows.at_end(target), unlike=unlike)
-        counts = summarise(copied.tables(COLUMNS), described["detectors"])
+        counts = summarise(copied.tables(COLUMNS), run_info["detectors"])
         return finish_copy(target, before | counts.written())
 
 
@@ -78,27 +78,27 @@ def check_new(target: RunDirectory) -> None:
     """Check that a directory is free for a copy.
 
     Raises:
-        ConfigError: It holds a finished run, or another command's files.
+        ConfigError: If it contains a finished run, or another command's files.
     """
     target.check_free()
     if target.exists() and target.last_finished() >= 0:
-        raise ConfigError(f"{target.store.url} holds a run", hint="give another directory")
+        raise ConfigError(f"{target.store.url} contains a run", hint="use another directory")
 
 
 def copy_rows(
     rows: CurrentRows,
     target: RunDirectory,
-    described: Mapping[str, Any],
+    run_info: Mapping[str, Any],
     spec: ScoringSpec | None = None,
 ) -> None:
     """Write current rows, with their manifest, masks, and embeddings, into a new run directory.
 
-    What an interrupted copy left there is removed first.
+    Files that an interrupted copy left in the directory are removed first.
 
     Args:
         rows: The rows to copy.
         target: The new run.
-        described: The content of the new `run.json`, without its layout.
+        run_info: The content of the new `run.json`, without its layout.
         spec: The ensemble that decides the rows again. None keeps the verdicts.
     """
     for folder in _WRITTEN:
@@ -113,11 +113,12 @@ def copy_rows(
     features = [f"features/{name}" for name in store.folders("features")]
     for folder in (["masks"] if store.folders("masks") else []) + features:
         copier.copy_beside(folder, blocks)
-    identity = directory.completed(described["identity"])
-    kept = {key: value for key, value in described.items() if key not in ("unlike", "deciding")}
+    identity = directory.add_defaults(run_info["identity"])
+    fields = {key: value for key, value in run_info.items() if key not in ("unlike", "deciding")}
     target.write_json(
         "run.json",
-        kept | {"schema": schema.SCHEMA_VERSION, "layout": directory.LAYOUT, "identity": identity},
+        fields
+        | {"schema": schema.SCHEMA_VERSION, "layout": directory.LAYOUT, "identity": identity},
     )
 
 
@@ -142,7 +143,7 @@ def finish_copy(target: RunDirectory, content: Mapping[str, Any]) -> dict[str, A
     ).written()
     target.write_json("summaries/00000.json", summary)
     target.write_json("summary.json", summary)
-    # Small images would be fetched from the archive.
+    # Thumbnails would be fetched from the archive.
     report.write_report(target, thumbnails=False)
     return summary
 
@@ -157,7 +158,7 @@ def _copy_files(run: RunDirectory, target: RunDirectory, folder: str) -> None:
 
 @dataclass(frozen=True)
 class _Copier:
-    """Copies the current members of a run, in their order, into manifest 0 of another run."""
+    """Copy the current members of a run, in their order, into manifest 0 of another run."""
 
     rows: CurrentRows
     target: RunDirectory
@@ -173,8 +174,8 @@ class _Copier:
         )
         write_selected(self.target.store, self._members(), _PLAN, input_type_of(store), base=base)
         ids = [table["image_id"].to_numpy() for table in self.rows.tables(["image_id"])]
-        kept = np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
-        copy_ids(store, range(self.rows.last + 1), self.target.store, kept)
+        current_ids = np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
+        copy_ids(store, range(self.rows.last + 1), self.target.store, current_ids)
 
     def _members(self) -> Iterator[pa.Table]:
         for ref, is_current in self._blocks():
@@ -183,7 +184,7 @@ class _Copier:
                 yield table.filter(pa.array(is_current))
 
     def _blocks(self) -> Iterator[tuple[archives.BlockRef, npt.NDArray[np.bool_]]]:
-        """Yield the blocks of the run, each with which of its members are current."""
+        """Yield the blocks of the run, each with a mask of its current members."""
         run = self.rows.run
         for file in self.rows.published():
             tables = run.rows_in(file.path, ["image_id"])
@@ -205,16 +206,16 @@ class _Copier:
         arriving, merger, first = TableStream(decided), Merger(), 0
         for ref in blocks:
             table = arriving.take(ref.members)
-            if not merger.takes(table) and ref.block > first:
-                store.write(Published(0, first, ref.block - 1).path, merger.finish())
+            if not merger.accepts(table) and ref.block > first:
+                store.write(ScoreFile(0, first, ref.block - 1).path, merger.finish())
                 merger, first = Merger(), ref.block
             merger.add(table)
             if merger.size_bytes >= PUBLISHED_BYTES or ref.block == len(blocks) - 1:
-                store.write(Published(0, first, ref.block).path, merger.finish())
+                store.write(ScoreFile(0, first, ref.block).path, merger.finish())
                 merger, first = Merger(), ref.block + 1
 
     def _decide(self, table: pa.Table) -> pa.Table:
-        return table if self.spec is None else guarantee.decided(table, self.spec)
+        return table if self.spec is None else guarantee.decide_rows(table, self.spec)
 
     def copy_beside(self, folder: str, blocks: archives.BlockList) -> None:
         """Write the masks or embeddings of these blocks of the new manifest."""
@@ -231,14 +232,14 @@ class _Copier:
                 continue
             together = pa.concat_tables(waiting, promote_options="default")
             is_here = pc.is_in(together["image_id"], pa.array(ids))
-            here, waiting = together.filter(is_here), [together.filter(pc.invert(is_here))]
-            if len(here):
-                self.target.write_beside(folder, 0, ref.block, here)
+            current, waiting = together.filter(is_here), [together.filter(pc.invert(is_here))]
+            if len(current):
+                self.target.write_sidecar(folder, 0, ref.block, current)
 
     def _beside(self, folder: str) -> Iterator[tuple[int, pa.Table | None]]:
-        """Yield for each block of the run its current members and what it has in a folder."""
+        """Yield for each block of the run the number of its current members, and its table."""
         for ref, is_current in self._blocks():
-            table = self.rows.run.beside(folder, ref.manifest, ref.block)
+            table = self.rows.run.read_sidecar(folder, ref.manifest, ref.block)
             if table is not None:
                 table = table.filter(pa.array(self.rows.select(table, ref.manifest)))
             yield int(is_current.sum()), table

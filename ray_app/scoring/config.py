@@ -1,5 +1,6 @@
-"""The settings of a scoring run, whose defaults run on a laptop, and the description of a cluster
-for `touchstone plan`.
+"""Define the settings of a scoring run (`ScoreConfig`), whose defaults suit a laptop.
+
+`ClusterDescription` is a cluster for `touchstone plan`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ _REQUEST_PRICE = "multiply requests of touchstone plan SOURCE --json by the pric
 
 
 class TrafficPrices(Frozen):
-    """What a store bills for bytes that leave it."""
+    """Prices for bytes that leave a store."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "get_per_1000": _REQUEST_PRICE,
@@ -28,18 +29,20 @@ class TrafficPrices(Frozen):
     }
 
     egress_per_gb: float = Field(
-        default=0.0, ge=0, description="of bytes read from the source: 0 inside its region"
+        default=0.0, ge=0, description="price per GB read from the source: 0 inside its region"
     )
 
 
 class Prices(TrafficPrices):
-    """What a run costs: machines, and bytes that leave the store."""
+    """Prices of a run: machines, and bytes that leave the store."""
 
-    per_hour: float = Field(default=0.0, ge=0, description="all machines of the cluster together")
+    per_hour: float = Field(
+        default=0.0, ge=0, description="price per hour of all machines of the cluster together"
+    )
 
 
 class ScoreConfig(Frozen):
-    """One scoring run: what, with what, how, where to."""
+    """The settings of one scoring run."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "perceptual_hash": "remove it, and compute the hashes with touchstone data index SOURCE --hash phash",
@@ -65,19 +68,19 @@ class ScoreConfig(Frozen):
         default=(),
         description="leave out files whose path matches this glob, and folders by FOLDER/**",
     )
-    limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
+    limit: int | None = Field(default=None, ge=1, description="list up to this many files")
     ensemble: str = Field(default="default", description="a shipped name, or the path of a card")
     detectors: tuple[str, ...] = Field(
         default=(), description="instead of an ensemble: the mean of these detectors"
     )
     fpr: float | None = Field(
         default=None,
-        description="decide at the operating point of the ensemble for this false-positive rate, such as 0.05; "
+        description="decide at the ensemble's operating point for this false-positive rate, such as 0.05; "
         "null = the thresholds of its card",
     )
     identifier: str | None = Field(
         default=None,
-        description="name the generator of every image by this identifier's card, which reads the embeddings of one of the detectors",
+        description="the card of the identifier that names the generator of every image from the embeddings of one of the detectors",
     )
     accept_licences: tuple[str, ...] = Field(
         default=(), description="detectors, or licences, whose terms you accept for this run"
@@ -85,15 +88,15 @@ class ScoreConfig(Frozen):
     columns: TableColumns = TableColumns()
     allow_private: bool = Field(
         default=False,
-        description="read what a list names also from web servers that are not on the public Internet",
+        description="also read URLs of a list from web servers that are not on the public Internet",
     )
     limits: BatchLimits = BatchLimits()
     container_limits: ContainerLimits = ContainerLimits()
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto = cuda where the run has GPUs"
+        default="auto", description="auto = cuda if the run has GPUs"
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="auto = as the ensemble was calibrated, or as cards say"
+        default="auto", description="auto = as the ensemble was calibrated, or as the cards set it"
     )
     resize: Literal["auto", "exact", "fast"] = Field(
         default="auto",
@@ -101,11 +104,11 @@ class ScoreConfig(Frozen):
     )
     waive_guarantee: bool = Field(
         default=False,
-        description="keep verdicts that a calibrated ensemble's guarantee does not cover: other settings, a different kind of archive",
+        description="keep verdicts that a calibrated ensemble's guarantee does not cover, because of other settings or a different kind of archive",
     )
     compiled: bool = Field(
         default=False,
-        description="on GPUs: torch.compile, where scores stay; a minute per network, for runs of many 100,000 images",
+        description="on GPUs: run torch.compile on networks whose scores stay the same; takes a minute per network, for runs of many 100,000 images",
     )
     batch_slots: int | None = Field(
         default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU"
@@ -113,7 +116,7 @@ class ScoreConfig(Frozen):
     block_members: int = Field(
         default=2048,
         ge=1,
-        description="largest block, the unit of commit and resume; smaller where it would take over a minute or 512 MiB of tensors",
+        description="maximum size of a block, the unit of commit and resume; smaller if it would take over a minute or 512 MiB of tensors",
     )
     max_bad_fraction: float | None = Field(
         default=None,
@@ -127,7 +130,7 @@ class ScoreConfig(Frozen):
     max_cost: float | None = Field(
         default=None,
         gt=0,
-        description="stop when this much is spent in this session, by `prices`; the same command resumes",
+        description="stop when this session has cost this much, by `prices`; the same command resumes",
     )
     prices: Prices = Prices()
     follow: Seconds | None = Field(
@@ -136,12 +139,12 @@ class ScoreConfig(Frozen):
         description="continue, and list the source again at this interval, such as 5m or 1h; null = one listing",
     )
     rescore: tuple[Status, ...] = Field(
-        default=(), description="score only the rows with one of these statuses again (--retry)"
+        default=(), description="only score the rows with one of these statuses again (--retry)"
     )
     provenance: ProvenanceConfig = ProvenanceConfig()
     perturb: tuple[str, ...] = Field(
         default=(),
-        description="score every image also as these perturbations show it: a list (standard, …), a YAML file, or steps such as blur:2+jpeg:50",
+        description="also score every image under these perturbations: a list (standard, …), a YAML file, or steps such as blur:2+jpeg:50",
     )
     features: tuple[str, ...] = Field(
         default=(),
@@ -152,7 +155,7 @@ class ScoreConfig(Frozen):
     )
     thumbnails: bool = Field(
         default=True,
-        description="small pictures of the 12 highest scores in the report, read from the source again",
+        description="show thumbnails of the 12 highest scores in the report, which are read from the source again",
     )
     retry: RetryPolicy = RetryPolicy()
     s3: S3Config = S3Config()
@@ -170,43 +173,46 @@ class ScoreConfig(Frozen):
     @field_validator("limits", mode="before")
     @classmethod
     def _of_archives(cls, limits: Any) -> Any:
-        # what a program wrote down of them holds; the rest are defaults
+        # Keep the values that a program has set explicitly. The others are defaults of batches.
         return written(limits) if type(limits) is ImageLimits else limits
 
     @field_validator("rescore", mode="before")
     @classmethod
-    def _failed(cls, words: Any) -> Any:
+    def _failed(cls, values: Any) -> Any:
         failed = [status.value for status in Status if status is not Status.OK]
-        unknown = [str(word) for word in words if word not in failed]
+        unknown = [str(value) for value in values if value not in failed]
         if unknown:
             raise ValueError(
                 f"--retry {','.join(unknown)}: not a status of files without a score; these are: {', '.join(failed)}"
             )
-        return words
+        return values
 
 
 class Nodes(Frozen):
-    """Some machines of one type. `price_per_hour` is that of one machine."""
+    """Machines of one type."""
 
-    name: str = ""
-    count: int = Field(default=1, ge=1)
+    name: str = Field(default="", description="the name of the machine type")
+    count: int = Field(default=1, ge=1, description="number of machines")
     cpus: int = Field(
-        ge=0, description="cores that work is scheduled on: 0 for a head node that does none"
+        ge=0,
+        description="cores of a machine that work is scheduled on: 0 for a head node that does no work",
     )
-    gpus: int = Field(default=0, ge=0)
+    gpus: int = Field(default=0, ge=0, description="GPUs of a machine")
     gpu: str | None = Field(default=None, description="the GPU's name, for people")
-    memory_gb: float | None = Field(default=None, gt=0)
-    price_per_hour: float = Field(ge=0)
+    memory_gb: float | None = Field(
+        default=None, gt=0, description="memory of a machine in GB; null = unknown"
+    )
+    price_per_hour: float = Field(ge=0, description="price of one machine per hour")
 
 
 class ClusterDescription(Frozen):
-    """A cluster in configs/clusters, or in a file of the user's. `prices`: null = as the run's
-    config says.
-    """
+    """A cluster, shipped in configs/clusters or described in a file of yours."""
 
-    name: str = ""
-    nodes: tuple[Nodes, ...] = Field(min_length=1)
-    prices: TrafficPrices | None = None
+    name: str = Field(default="", description="the name of the cluster")
+    nodes: tuple[Nodes, ...] = Field(min_length=1, description="the machines, by type")
+    prices: TrafficPrices | None = Field(
+        default=None, description="prices for traffic; null = those of the run's config"
+    )
 
     @model_validator(mode="after")
     def _has_cores(self) -> Self:
@@ -216,22 +222,22 @@ class ClusterDescription(Frozen):
 
     @property
     def cpus(self) -> int:
-        """Cores of all nodes."""
+        """Number of cores of all nodes."""
         return sum(node.count * node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> int:
-        """GPUs of all nodes."""
+        """Number of GPUs of all nodes."""
         return sum(node.count * node.gpus for node in self.nodes)
 
     @property
     def workers(self) -> int:
-        """Nodes that have cores to schedule on."""
+        """Number of nodes that have cores to schedule on."""
         return sum(node.count for node in self.nodes if node.cpus)
 
     @property
     def memory_bytes(self) -> float | None:
-        """Memory that Ray schedules on; None if a node with cores does not state its memory."""
+        """Bytes of memory that Ray schedules on; None if a node with cores states no memory."""
         working = [node for node in self.nodes if node.cpus]
         if any(node.memory_gb is None for node in working):
             return None
@@ -239,10 +245,10 @@ class ClusterDescription(Frozen):
 
     @property
     def smallest_bytes(self) -> int | None:
-        """Memory of the smallest node with cores; None if one of them does not state its memory."""
+        """Bytes of memory of the smallest node with cores; None if one of them states no memory."""
         sizes = [node.memory_gb for node in self.nodes if node.cpus]
-        known = [size for size in sizes if size is not None]
-        return int(1e9 * min(known)) if len(known) == len(sizes) else None
+        known_sizes = [size for size in sizes if size is not None]
+        return int(1e9 * min(known_sizes)) if len(known_sizes) == len(sizes) else None
 
     @property
     def price_per_hour(self) -> float:
@@ -251,27 +257,27 @@ class ClusterDescription(Frozen):
 
 
 def load_cluster(name_or_path: str | Path) -> ClusterDescription:
-    """Load a shipped description by its name, or one from a file. Raises ConfigError."""
+    """Load a cluster description by a shipped name or from a file. Raises ConfigError."""
     return load_yaml(find_config("clusters", name_or_path), ClusterDescription)
 
 
-def planned_for(
-    config: ScoreConfig, described: ClusterDescription | None, price_per_hour: float | None
+def apply_cluster(
+    config: ScoreConfig, cluster: ClusterDescription | None, price_per_hour: float | None
 ) -> ScoreConfig:
     """Return the config as it would run on a described cluster.
 
     Args:
         config: The config of the run.
-        described: The cluster, whose cores, GPUs, and prices replace those of the config.
-        price_per_hour: Price of all machines together, which replaces any other.
+        cluster: The cluster, whose cores, GPUs, and prices replace those of the config.
+        price_per_hour: Price of all machines together. It replaces any other price of machines.
     """
     changed: dict[str, Any] = {}
     prices = config.prices.model_dump()
-    if described is not None:
-        machines = {"cpus": described.cpus, "gpus": described.gpus}
+    if cluster is not None:
+        machines = {"cpus": cluster.cpus, "gpus": cluster.gpus}
         changed["cluster"] = config.cluster.model_copy(update=machines)
-        prices["per_hour"] = described.price_per_hour
-        prices |= described.prices.model_dump() if described.prices else {}
+        prices["per_hour"] = cluster.price_per_hour
+        prices |= cluster.prices.model_dump() if cluster.prices else {}
     if price_per_hour is not None:
         prices["per_hour"] = price_per_hour
     return config.model_copy(update={**changed, "prices": Prices(**prices)})

@@ -1,5 +1,6 @@
-"""Apply another rule or other thresholds to stored scores (`decide_run`); nothing is fetched,
-decoded, or scored.
+"""Apply another rule or other thresholds to the stored scores of a run (`decide_run`).
+
+Nothing is fetched, decoded, or scored.
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ def decide_run(
     waive_guarantee: bool = False,
     unguarded: bool = False,
 ) -> dict[str, Any]:
-    """Write the current rows of a finished run as a new run with verdicts of another ensemble card.
+    """Write the current rows of a finished run as a new run, decided by another ensemble card.
 
     The new run belongs to a `touchstone score` command with that ensemble, which scores no file
     again. Generators and prompts stay as they are: a file that only the new card flags has no
@@ -41,8 +42,8 @@ def decide_run(
         url: The run to read.
         ensemble: The name or the path of the card.
         out: The new run directory.
-        fpr: The false-positive rate of the card's operating point that decides. If it is None, the
-            thresholds of the card decide.
+        fpr: Decide at the card's operating point for this false-positive rate. None uses the
+            thresholds of the card.
         waive_guarantee: Keep verdicts that the card's guarantee does not cover.
         unguarded: Accept a store without conditional writes.
 
@@ -50,24 +51,24 @@ def decide_run(
         The content of the new `summary.json`.
 
     Raises:
-        ConfigError: The run is not finished, lacks scores of a detector of the card, has another
-            profile, or was scored otherwise than the card was calibrated; or the card lacks the
+        ConfigError: If the run is not finished, lacks scores of a detector of the card, has another
+            profile, or has settings that the card was not calibrated for, or if the card lacks the
             operating point.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
-    described = run.describe_finished()
+    run_info = run.describe_finished()
     run.check_known()
     rows = CurrentRows.read(run)
     card = load_ensemble_card(ensemble)
     if fpr is not None:
         card = choose_operating_point(card, fpr)
-    identity = directory.completed(described["identity"])
+    identity = directory.add_defaults(run_info["identity"])
     spec = make_spec(card, limits=ImageLimits(**identity["limits"]))
-    missing = [name for name in spec.cards if name not in described["detectors"]]
+    missing = [name for name in spec.cards if name not in run_info["detectors"]]
     if missing:
         raise ConfigError(
             f"{url}: the run has no scores of {', '.join(missing)}",
-            hint=f"it has {', '.join(described['detectors'])}",
+            hint=f"use an ensemble of these detectors: {', '.join(run_info['detectors'])}",
         )
     _check_settings(url, card, identity, waive_guarantee)
     _check_profile(url, spec, identity)
@@ -75,10 +76,10 @@ def decide_run(
         guarantee.WAIVED: waive_guarantee and has_guarantee(card),
         "decision": decision_facts(card),
     }
-    facts = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
+    facts = card.model_dump(mode="json") | {"profile": run_info["ensemble"].get("profile")}
     check_new(target)
     with Lease(target.store, unguarded=unguarded):
-        decided = {**described, "identity": {**identity, **changed}, "ensemble": facts}
+        decided = {**run_info, "identity": {**identity, **changed}, "ensemble": facts}
         copy_rows(rows, target, decided, spec)
         before = {
             key: value
@@ -95,18 +96,21 @@ def _check_settings(
     differing = departures(card.settings, identity["precision"], identity["resize"])
     if differing and not waived:
         raise ConfigError(
-            f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(differing)}",
+            f"{url}: the calibration of {card.name} is not valid for scores with {' and '.join(differing)}",
             hint="score the archive with that card, or give up its guarantee: --waive-guarantee",
         )
 
 
 def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> None:
-    """A card without a profile leaves the run's alone; one with a profile must have the run's."""
-    had = identity["profile"] or {}
+    """Check that a card with a profile has the profile of the run.
+
+    A card without a profile keeps the run's profile.
+    """
+    profile = identity["profile"] or {}
     for kind, card in (("identifier", spec.identifier), ("describer", spec.describer)):
-        before = had.get(kind, {}).get("name")
-        if spec.ensemble.profile is not None and (card and card.name) != before:
+        stored = profile.get(kind, {}).get("name")
+        if spec.ensemble.profile is not None and (card and card.name) != stored:
             raise ConfigError(
-                f"{url}: its {kind} is {before or 'none'}, that of {spec.ensemble.name} is {card.name if card else 'none'}",
-                hint="new verdicts do not change generators and prompts: leave `profile` out of the card, or score the archive with it",
+                f"{url}: its {kind} is {stored or 'none'}, that of {spec.ensemble.name} is {card.name if card else 'none'}",
+                hint="leave `profile` out of the card, because new verdicts do not change generators and prompts, or score the archive with it",
             )

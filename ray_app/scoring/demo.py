@@ -1,6 +1,6 @@
-"""`touchstone demo`: the shipped sample archive, or a folder of the user's, scored (`run_demo`).
+"""Score the shipped sample archive or a folder of the user's (`run_demo`), for `touchstone demo`.
 
-The sample archive, `configs/sample`, has photographs, simulated images, and broken files. Its
+The sample archive, `configs/sample`, contains photographs, simulated images, and broken files. Its
 verdicts are compared with its labels.
 """
 
@@ -30,22 +30,21 @@ PHOTOGRAPH, DRAWN, SIMULATED = (
 EXPECTED_VERDICTS: Mapping[str, str] = {PHOTOGRAPH: "real", SIMULATED: "fake"}
 SENTENCE = "This shows that the machinery works, not how well a detector does: for that it takes many images of many sources that it never saw."
 MAX_FILES = 500
-"""Files of a folder of the user's that are scored if the user gives no number."""
+"""Maximum number of files of a user's folder, if the user sets no number."""
 _MAX_SHOWN_ROWS = 24
-_VERDICT_ORDER = ("fake", "abstain", None, "real")  # None: not scored
+_VERDICT_ORDER = ("fake", "abstain", None, "real")  # None means not scored.
 
 
 @dataclass(frozen=True)
 class DemoArchive:
-    """What is scored.
+    """The archive to score.
 
-    Args:
+    Attributes:
         source: The folder.
-        kinds: Kind of each image of the sample archive, by its URI. Empty for a folder of the
-            user's.
+        kinds: The kind of each image of the sample archive, by its URI. Empty for a user's folder.
         labels: The labels of the sample archive, for `touchstone evaluate`.
         credits: The file that names authors and licences of the photographs.
-        limit: Maximum number of files to score. None is all.
+        limit: The maximum number of files to score. None is all.
     """
 
     source: str
@@ -57,32 +56,39 @@ class DemoArchive:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The run and its rows."""
+    """The run of a demo and its rows.
+
+    Attributes:
+        finished: The result of the run.
+        rows: The rows of the run.
+        archive: The archive that was scored.
+    """
 
     finished: ScoringResult
     rows: Sequence[Mapping[str, Any]]
     archive: DemoArchive
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines for the terminal: some rows, the end of the run, the comparison with the
-        labels, and the next commands.
+        """Yield the lines for the terminal.
+
+        They are some rows, the summary, the comparison with the labels, and the next commands.
         """
         summary, archive = self.finished.summary, self.archive
-        run, described = (
+        run, run_summary = (
             wording.visible(shlex.quote(str(summary["run"]))),
             RunSummary.model_validate(summary),
         )
-        shown = shown_rows(self.rows)
-        yield verdict_table(shown, 110)
-        if len(shown) < len(self.rows):
-            each = f"at most {_MAX_SHOWN_ROWS // 3} of each verdict, the highest scores first"
-            yield f"{len(shown):,} of {wording.counted(len(self.rows), 'row')}: {each}"
+        selected = select_rows(self.rows)
+        yield verdict_table(selected, 110)
+        if len(selected) < len(self.rows):
+            rule = f"at most {_MAX_SHOWN_ROWS // 3} of each verdict, the highest scores first"
+            yield f"{len(selected):,} of {wording.counted(len(self.rows), 'row')}: {rule}"
         yield ""
-        yield wording.headline(described)
+        yield wording.headline(run_summary)
         if len(self.rows) == archive.limit:
             yield f"At most {archive.limit:,} files were scored; --images takes more."
         yield from paragraph(
-            wording.visible(described.error_rates),
+            wording.visible(run_summary.error_rates),
             110,
         )
         if archive.kinds:
@@ -102,14 +108,14 @@ def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = No
     """Score the sample archive or a folder of the user's.
 
     Args:
-        folder: Where the run, and the copy of the sample archive, are written.
-        images: The folder to score, by the ensemble `default`. None is the sample archive, by the
-            ensemble `tiny`.
-        limit: Maximum number of files to score. None is all files of the sample archive, and
+        folder: The folder for the run and for the copy of the sample archive.
+        images: The folder to score, with the ensemble `default`. None is the sample archive, with
+            the ensemble `tiny`.
+        limit: The maximum number of files to score. None is all files of the sample archive, and
             `MAX_FILES` of `images`.
 
     Returns:
-        The run and its rows. Raises the same errors as `score_archive`.
+        The run and its rows. The exceptions are those of `score_archive`.
     """
     if images is None:
         archive, ensemble = copy_sample(folder, limit), "tiny"
@@ -122,29 +128,31 @@ def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = No
     return DemoResult(finished, list(current_rows(RunDirectory.open(str(folder / "run")))), archive)
 
 
-def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows of the table: flagged, abstained, not scored, and the others, each by score,
-    of many rows the first of each.
+def select_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of the table: flagged, abstained, not scored, and the others, each by score.
+
+    If there are many rows, only the first of each verdict are returned.
     """
     ordered = sorted(rows, key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
-    each = len(rows) if len(rows) <= _MAX_SHOWN_ROWS else _MAX_SHOWN_ROWS // 3
+    limit = len(rows) if len(rows) <= _MAX_SHOWN_ROWS else _MAX_SHOWN_ROWS // 3
     return [
         row
         for verdict in _VERDICT_ORDER
-        for row in [row for row in ordered if row["verdict"] == verdict][:each]
+        for row in [row for row in ordered if row["verdict"] == verdict][:limit]
     ]
 
 
 def copy_sample(folder: Path, limit: int | None = None) -> DemoArchive:
-    """Copy the sample archive, its labels, and its credits to `folder`. A copy that is there is
-    used again.
+    """Copy the sample archive, its labels, and its credits to a folder.
+
+    An existing copy is used again.
     """
     archive, labels, credits = (
         folder / "archive",
         folder / "archive-labels.csv",
         folder / "CREDITS.txt",
     )
-    if not labels.exists():  # copied last
+    if not labels.exists():  # The labels are copied last.
         shipped = config_root() / "sample"
         shutil.copytree(shipped / archive.name, archive, dirs_exist_ok=True)
         for path in (credits, labels):
@@ -164,9 +172,7 @@ def copy_sample(folder: Path, limit: int | None = None) -> DemoArchive:
 
 
 def written_lines(archive: DemoArchive) -> Iterator[str]:
-    """Yield what was written where, for the terminal: the archive by kinds, its labels, and its
-    credits.
-    """
+    """Yield what was written, for the terminal: the archive by kinds, its labels, and its credits."""
     counts = Counter(archive.kinds.values())
     files = sum(1 for path in Path(archive.source).rglob("*") if path.is_file())
     yield f"archive: {wording.visible(archive.source)}, {wording.counted(files, 'file')}, 3 of them broken or not an image"
@@ -182,8 +188,14 @@ def _credit_line(credits: Path) -> str:
 def comparison_lines(
     rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], ensemble: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yield the number of right verdicts for each kind of image. An image without a row does not
-    count.
+    """Yield the number of right verdicts for each kind of image.
+
+    An image without a row does not count.
+
+    Args:
+        rows: The rows of the run.
+        kinds: The kind of each image, by its URI.
+        ensemble: The `ensemble` section of the summary.
     """
     counts: dict[str, Counter[str]] = {}
     for row in rows:

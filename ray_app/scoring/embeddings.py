@@ -1,4 +1,4 @@
-"""Which embeddings a run keeps (`--features`)."""
+"""Select the detectors whose embeddings a run stores (`--features`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,35 +8,35 @@ from ray_app.inference import ScoringSpec
 
 
 def select_embeddings(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the detectors whose embeddings are kept, each with what decides the embedding.
+    """Return the detectors whose embeddings are stored, each with what determines the embedding.
 
-    Of detectors that share a backbone and have equal embeddings, only the first is kept.
+    If detectors share a backbone and have equal embeddings, only the first is stored.
 
     Args:
         spec: The ensemble of the run.
         requested: Names of detectors, or of backbones that detectors share.
 
     Raises:
-        ConfigError: A name is unknown, or its detector does not see every image.
-        DetectorError: A detector has no embedding, or weights are missing.
+        ConfigError: If a name is unknown, or its detector does not see every image.
+        DetectorError: If a detector has no embedding, or weights are missing.
     """
     if not requested:
         return {}
-    # torch is imported only if embeddings are kept.
+    # Import torch only if embeddings are stored.
     from ray_app.detectors.linear_head import embedding_facts
 
-    detectors_by_name = {name: _detectors_named(spec, name) for name in requested}
-    kept: dict[str, dict[str, Any]] = {}
+    detectors_by_name = {name: _find_detectors(spec, name) for name in requested}
+    selected: dict[str, dict[str, Any]] = {}
     for detector, card in spec.cards.items():
-        names = [name for name, some in detectors_by_name.items() if detector in some]
+        names = [name for name, detectors in detectors_by_name.items() if detector in detectors]
         if names:
             facts = embedding_facts(card, precision=spec.precision[detector], resize=spec.resize)
-            if detector in names or facts not in kept.values():
-                kept[detector] = facts
-    return kept
+            if detector in names or facts not in selected.values():
+                selected[detector] = facts
+    return selected
 
 
-def _detectors_named(spec: ScoringSpec, name: str) -> list[str]:
+def _find_detectors(spec: ScoringSpec, name: str) -> list[str]:
     """Return the detectors that have this name or this backbone."""
     detectors = [
         detector
@@ -49,12 +49,12 @@ def _detectors_named(spec: ScoringSpec, name: str) -> list[str]:
         )
         raise ConfigError(
             f"--features {name}: not a detector of this run",
-            hint=f"one of {', '.join([*spec.cards, *backbones])}",
+            hint=f"use one of {', '.join([*spec.cards, *backbones])}",
         )
     late = [detector for detector in detectors if detector in spec.late]
     if late == detectors:
         raise ConfigError(
-            f"--features {name}: {', '.join(late)} sees only images that go on in the cascade, so others would have no embedding",
-            hint=f"one of {', '.join(spec.first)}",
+            f"--features {name}: {', '.join(late)} sees only images of the cascade's second stage, so other images would have no embedding",
+            hint=f"use one of {', '.join(spec.first)}",
         )
     return [detector for detector in detectors if detector not in late]

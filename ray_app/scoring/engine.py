@@ -1,18 +1,20 @@
-"""Pending blocks → committed parts: one Ray Data pipeline (`score_turn`).
+"""Turn pending blocks into committed parts in one Ray Data pipeline (`score_turn`).
 
     manifest ─ BlockRef ─> BlockDecoder ─ OpenBlock ─> TensorScorer ─ OpenBlock ─> … ─> BlockCommitter ─ BlockReport ─> driver
     manifest ─ BlockRef ─> BlockScorer ─ BlockReport ─> driver                                            (without GPUs: all in one pool)
     manifest ─ BlockRef ─> StoredBlockScorer ─ BlockReport ─> driver                                      (stored embeddings)
 
-What one Ray block is, at each arrow: a block of images of the manifest, as one row.
-- BlockRef: where its members stand in the manifest. About 100 bytes.
-- OpenBlock behind the decoders: all its members, with a status each and their prepared uint8
-tensors, or their files where detectors keep
-  sizes; 512 MiB at most, in Ray's object store, never in the driver. Behind the last pool that looks at images: statuses and scores.
-- BlockReport: that the part is written, with what it took. About 1 kB, all that the driver sees.
+At each arrow, a Ray block is one row with a block of images of the manifest:
 
-The parts are the checkpoint: a kill loses the blocks in progress and nothing else. No more blocks
-are in progress than the layout's `most_open`, so what waits between the stages fits the object
+- BlockRef: the positions of its members in the manifest. About 100 bytes.
+- OpenBlock after the decoders: all its members with their statuses, and their prepared uint8 tensors,
+  or their files if detectors keep sizes. At most 512 MiB, in Ray's object store, never in the driver.
+  After the last pool that looks at images, it contains only statuses and scores.
+- BlockReport: the message that the part is written, with the work that it took. About 1 kB. The
+  driver sees only these.
+
+The parts are the checkpoint: a kill loses the blocks in progress and nothing else. At most
+`max_open_blocks` of the layout are in progress, so what waits between the stages fits the object
 store.
 """
 
@@ -20,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-from ray_app.cluster.shutdown import Watch
+from ray_app.cluster.shutdown import StallWatchdog
 from ray_app.scoring.layout import COMMIT_CPUS, ScoringLayout
 from ray_app.scoring.orders import OrderWriter
 from ray_app.scoring.stages import (
@@ -38,25 +40,28 @@ from ray_app.streams.stage import Stage
 
 
 def score_turn(
-    turn: Turn, job: ScoringJob, layout: ScoringLayout, orders: OrderWriter, watch: Watch
+    turn: Turn, job: ScoringJob, layout: ScoringLayout, orders: OrderWriter, watch: StallWatchdog
 ) -> Iterator[BlockReport]:
     """Run the pipeline over the blocks of a turn, and yield a report for each committed block.
 
-    Blocks that were not started, because of a stop or on a node that will be taken away, give no
-    report: they have no part, so they are pending.
+    A block that was not started, because of a stop or because its node will be taken away, yields no
+    report. It has no part, so it stays pending.
 
     Args:
         turn: The blocks.
         job: What every process needs.
         layout: The processes. `orders.window` bounds how many blocks are in progress.
-        orders: The orders of the command; blocks are released here as others finish.
-        watch: Notices a standstill.
+        orders: The orders of the command. More blocks are released here as others finish.
+        watch: Notices a stall.
+
+    Yields:
+        A report for each committed block.
 
     Raises:
-        ClusterError: Ray gave up.
-        TouchstoneError: A stage failed with this error.
+        ClusterError: If Ray gave up.
+        TouchstoneError: If a stage failed with this error.
     """
-    with closing(stream(turn, pools_of(job, layout), name="score")) as messages:
+    with closing(stream(turn, build_pools(job, layout), name="score")) as messages:
         for finished, message in enumerate(messages, 1):
             watch.progressed()
             orders.release(finished)
@@ -64,14 +69,23 @@ def score_turn(
                 yield message
 
 
-def pools_of(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
-    """The stages as pools of processes. Scorers wait for nothing but a GPU; what they leave of a
-    node's cores, decoders fill.
+def build_pools(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
+    """Return the stages as pools of processes.
+
+    Scorers wait only for a GPU. Decoders use the cores of a node that scorers leave free.
     """
 
-    def pool(stage: type[Stage], size: int, cpus: float, gpus: float = 0.0, *given: Any) -> Pool:
+    def pool(
+        stage: type[Stage], size: int, cpus: float, gpus: float = 0.0, *arguments: Any
+    ) -> Pool:
         return Pool(
-            stage, (job, *given), size, None if layout.grows else size, cpus, gpus, layout.labels
+            stage,
+            (job, *arguments),
+            size,
+            None if layout.grows else size,
+            cpus,
+            gpus,
+            layout.labels,
         )
 
     if layout.kind == "fused":

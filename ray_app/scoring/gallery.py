@@ -1,8 +1,7 @@
-"""`touchstone runs gallery`: `make_gallery` writes a finished run as pages of pictures with their
-rows.
+"""Write a finished run as pages of thumbnails with their rows (`make_gallery`).
 
-Streams rows and manifest side by side, one page in memory; of the files nothing but small new
-pictures is kept.
+`touchstone runs gallery` calls it. Rows and manifest are streamed together, with one page in memory.
+The pages contain new small images only, not the files themselves.
 """
 
 import json
@@ -41,11 +40,12 @@ from ray_app.storage import Fetcher, Store
 if TYPE_CHECKING:
     from ray_app.reports import gallery
 
-TILE = PictureSize(side_px=640, most_bytes=60_000)  # what a page shows when a tile is enlarged
+TILE = PictureSize(side_px=640, most_bytes=60_000)  # An enlarged tile of a page.
 PER_PAGE = 60
-_AT_ONCE = 4  # pictures that are made while the next are read
-NOTE = "gallery.json"  # what a gallery is known by, also one that was interrupted: written first
-_SHOWN = [
+_CONCURRENCY = 4  # Thumbnails that are generated while the next files are read.
+# The file that marks a gallery. It is written first, so an interrupted gallery has it, too.
+NOTE = "gallery.json"
+_TILE_COLUMNS = [
     "image_id",
     "uri",
     "member",
@@ -63,7 +63,7 @@ _SHOWN = [
     "height",
     *summary.PROFILE_COLUMNS,
 ]
-_CHOSEN = [
+_SELECTION_COLUMNS = [
     "image_id",
     "score",
     "verdict",
@@ -78,56 +78,63 @@ _PAGE = re.compile(r"page-\d{5,}\.html")
 def make_gallery(
     url: str,
     out: str,
-    chosen: selection.RowFilter = _ALL,
-    most: int | None = None,
+    row_filter: selection.RowFilter = _ALL,
+    max_images: int | None = None,
     *,
     per_page: int = PER_PAGE,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Write the gallery of the run at `url` to `out` (any fsspec URL) and return what
-    `gallery.json` says of it.
+    """Write a gallery of a run, and return the content of its `gallery.json`.
 
-    `chosen`: of which verdict and generator images are shown; `most`: no more than so many, those
-    with the highest scores.
+    Images are in the order of the archive, so the same run gives the same pages. An image that cannot
+    be read has a tile with the reason.
 
-    Images stand in the order of the archive, so that the same run gives the same pages. One that
-    cannot be read is a tile that says so. Raises ConfigError where no run has finished, where it
-    has no profile to choose a generator by, or `out` holds something else.
+    Args:
+        url: The run directory.
+        out: The folder of the gallery; any fsspec URL.
+        row_filter: The images to show.
+        max_images: The maximum number of images: those with the highest scores. None shows all.
+        per_page: The number of images on a page.
+        quiet: Whether to show no progress.
+
+    Raises:
+        ConfigError: If the run is not finished, has no profile to select a generator by, or `out`
+            contains something else.
     """
     from ray_app.reports import gallery
 
     run, store = RunDirectory.open(url), Store.open(out)
     run.describe_finished()
-    if chosen.generator is not None:
-        selection.require_known_generator(run, chosen.generator)
+    if row_filter.generator is not None:
+        selection.require_known_generator(run, row_filter.generator)
     names = store.names("")
     if (names or store.folders("")) and NOTE not in names:
         raise ConfigError(
-            f"{store.url} is not empty, and holds no gallery", hint="give another --out"
+            f"{store.url} is not empty and contains no gallery", hint="set another --out"
         )
-    highest, images = _highest(run, chosen, most)
+    highest, images = _highest(run, row_filter, max_images)
     pages = max(math.ceil(images / per_page), 1)
     summarized = document.RunSummary.model_validate(run.read_json("summary.json"))
     facts = {
         "run": run.store.url,
         "out": store.url,
-        "verdict": chosen.verdict,
-        "generator": chosen.generator,
-        "most": most,
+        "verdict": row_filter.verdict,
+        "generator": row_filter.generator,
+        "most": max_images,
         "images": images,
         "pages": pages,
     }
     store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
     with closing(SmallPictures(run.limits(), TILE)) as pictured:
-        tiles = _tiles(run, chosen, highest, pictured)
+        tiles = _tiles(run, row_filter, highest, pictured)
         for page in range(1, pages + 1):
-            some = list(islice(tiles, per_page))
+            page_tiles = list(islice(tiles, per_page))
             html = gallery.render_gallery_page(
-                some,
+                page_tiles,
                 gallery.PageNumber(page, pages),
                 run=run.store.url,
-                shown=_words(chosen, most),
+                shown=_describe_selection(row_filter, max_images),
                 images=images,
                 first=(page - 1) * per_page + 1,
                 version=__version__,
@@ -135,77 +142,86 @@ def make_gallery(
             )
             store.write(gallery.page_name(page), html.encode())
             if progress is not None:
-                progress.advance(len(some), sum(tile.picture is None for tile in some))
+                progress.advance(len(page_tiles), sum(tile.picture is None for tile in page_tiles))
     if progress is not None:
         progress.close()
-    for name in store.names(""):  # of a longer gallery that was here
+    for name in store.names(""):  # Delete further pages of an earlier, longer gallery.
         if _PAGE.fullmatch(name) and name > gallery.page_name(pages):
             store.delete(name)
     return facts
 
 
-def _words(chosen: selection.RowFilter, most: int | None) -> str:
-    """What is shown, for people."""
-    parts = [VERDICT_WORDS[chosen.verdict]] if chosen.verdict else []
-    if chosen.generator:
+def _describe_selection(row_filter: selection.RowFilter, max_images: int | None) -> str:
+    """Return a description of the selected images, for people."""
+    parts = [VERDICT_WORDS[row_filter.verdict]] if row_filter.verdict else []
+    if row_filter.generator:
         parts.append(
             "like no known generator"
-            if chosen.generator == selection.UNKNOWN
-            else f"attributed to {visible(chosen.generator)}"
+            if row_filter.generator == selection.UNKNOWN
+            else f"attributed to {visible(row_filter.generator)}"
         )
-    parts += ["the highest scores"] if most else []
+    parts += ["the highest scores"] if max_images else []
     return ", ".join(parts) or "the whole run"
 
 
 def _highest(
-    run: RunDirectory, chosen: selection.RowFilter, most: int | None
+    run: RunDirectory, row_filter: selection.RowFilter, max_images: int | None
 ) -> tuple[npt.NDArray[np.int64] | None, int]:
-    """The sorted ids of the `most` highest scores (None: all that are chosen), and how many are
-    shown. Holds no more than it gives.
+    """Return the sorted ids of the images with the highest scores, and the number of images to show.
+
+    Args:
+        run: The run.
+        row_filter: The images to show.
+        max_images: The maximum number of images, or None.
+
+    Returns:
+        The ids are None if all images that match the filter are shown.
     """
     ids, scores, count = np.empty(0, np.int64), np.empty(0), 0
-    for table in current_tables(run, _CHOSEN):
-        rows = chosen.of(table)
+    for table in current_tables(run, _SELECTION_COLUMNS):
+        rows = row_filter.select(table)
         count += len(rows)
-        if most is not None:
+        if max_images is not None:
             ids = np.concatenate([ids, rows["image_id"].to_numpy()])
             scores = np.concatenate([scores, pc.fill_null(rows["score"], -math.inf).to_numpy()])
-            best = np.argsort(-scores, kind="stable")[:most]
+            best = np.argsort(-scores, kind="stable")[:max_images]
             ids, scores = ids[best], scores[best]
-    return (None, count) if most is None else (np.sort(ids), len(ids))
+    return (None, count) if max_images is None else (np.sort(ids), len(ids))
 
 
 def _tiles(
     run: RunDirectory,
-    chosen: selection.RowFilter,
+    row_filter: selection.RowFilter,
     highest: npt.NDArray[np.int64] | None,
     pictured: SmallPictures,
 ) -> "Iterator[gallery.GalleryTile]":
     images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=run.limits().max_bytes)
-    for table, listed in CurrentRows.read(run).members(_SHOWN):
-        rows = chosen.of(table)
+    for table, listed in CurrentRows.read(run).members(_TILE_COLUMNS):
+        rows = row_filter.select(table)
         if highest is not None:
             rows = rows.filter(pc.is_in(rows["image_id"], pa.array(highest)))
         for start in range(0, len(rows), PER_PAGE):
-            some = rows.slice(start, PER_PAGE).to_pylist()
-            yield from _pictured(images, some, [listed[row["image_id"]] for row in some], pictured)
+            batch = rows.slice(start, PER_PAGE).to_pylist()
+            yield from _load_tiles(
+                images, batch, [listed[row["image_id"]] for row in batch], pictured
+            )
 
 
-def _pictured(
+def _load_tiles(
     images: MemberReader,
     rows: Sequence[dict[str, Any]],
     members: Sequence[ManifestMember],
     pictured: SmallPictures,
 ) -> "Iterator[gallery.GalleryTile]":
-    """Tiles in order; what had no status `ok` when it was scored is not read again."""
+    """Yield tiles in order, without reading files again that had another status than `ok`."""
     read = images.read(
         [member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK]
     )
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="gallery") as threads:
-        at_work: deque[tuple[dict[str, Any], Future[tuple[bytes, str]] | str]] = deque()
+    with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="gallery") as threads:
+        pending: deque[tuple[dict[str, Any], Future[tuple[bytes, str]] | str]] = deque()
         for row in rows:
             if row["status"] != Status.OK:
-                at_work.append(
+                pending.append(
                     (
                         row,
                         "; ".join(
@@ -215,7 +231,7 @@ def _pictured(
                 )
             else:
                 _, data = next(read)
-                at_work.append(
+                pending.append(
                     (
                         row,
                         pictures.why_not(data)
@@ -224,9 +240,9 @@ def _pictured(
                     )
                 )
                 del data
-            if len(at_work) > _AT_ONCE:
-                yield _tile(*at_work.popleft())
-        for row, picture in at_work:
+            if len(pending) > _CONCURRENCY:
+                yield _tile(*pending.popleft())
+        for row, picture in pending:
             yield _tile(row, picture)
 
 
@@ -239,5 +255,5 @@ def _tile(row: dict[str, Any], picture: "Future[tuple[bytes, str]] | str") -> "g
             if isinstance(picture, str)
             else gallery.GalleryTile(row, picture.result()[0])
         )
-    except InputError as refused:
-        return gallery.GalleryTile(row, None, pictures.why_not(refused))
+    except InputError as error:
+        return gallery.GalleryTile(row, None, pictures.why_not(error))

@@ -1,9 +1,10 @@
-"""Compare the rows of a run with the images that its ensemble card was calibrated on:
-`count_archive`, `compare`. `decided` applies a card to stored scores.
+"""Compare the rows of a run with the images that its ensemble card was calibrated on.
 
-Differences are reported. If one is beyond a limit, every reader gives `abstain`
-(`runs.current.mark_unlike`). Reals of a new kind that score as fakes do look like more fakes, however
-many images there are. Only labels find them.
+Enter at `count_archive` and `compare`. `decide_rows` applies a card to stored scores.
+
+Differences are reported. If a difference is beyond a limit, every reader returns `abstain`
+(`runs.current.mark_unlike`). Real images of a new kind that score as fakes look like more fakes,
+however many images there are. Only labels can detect them.
 """
 
 from collections import Counter
@@ -25,7 +26,7 @@ from ray_app.inference import ScoringSpec, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
 from ray_app.metrics.drift import Shift, find_shifts
 from ray_app.runs import ChangedRows, CurrentRows, RunDirectory, current, document, fingerprint
-from ray_app.runs.rows import as_array, bounded_facts, decided_columns, with_findings
+from ray_app.runs.rows import as_array, bounded_facts, decision_columns, with_findings
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, UNLIKE
 
 COLUMNS = [
@@ -39,17 +40,17 @@ COLUMNS = [
     "decoder",
     SECOND_LOOK,
 ]
-WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
-_MOST_NAMED = 3
+WAIVED = "waive_guarantee"  # The key in a run's identity, set if the user waived the guarantee.
+_MAX_NAMED = 3
 
 
 class ArchiveTally:
-    """What is counted of an archive's rows, to compare them with a calibration.
+    """Counts of an archive's rows, to compare them with a calibration.
 
     Attributes:
         population: Images per bin of each property.
-        decoders: Images per decoder, of formats that the calibration saw.
-        images: Number of images with a score.
+        decoders: Images per decoder, of formats that the calibration contained.
+        images: The number of images with a score.
     """
 
     def __init__(self, spec: ScoringSpec) -> None:
@@ -60,7 +61,7 @@ class ArchiveTally:
         self.decoders, self.images = Counter[str](), 0
 
     def add(self, table: pa.Table) -> None:
-        """Count rows that have `COLUMNS`; verdicts play no part."""
+        """Count rows that have `COLUMNS`. Their verdicts have no influence."""
         rows = table.filter(pc.is_valid(table["score"]))
         self.images += len(rows)
         detectors = [
@@ -103,7 +104,7 @@ def count_archive(
     Args:
         spec: The ensemble that is compared.
         rows: The rows.
-        changed: The rows that changed since `before`.
+        changed: The rows that changed since `before`, or None if that is unknown.
         before: The counts of the last summary. If they are of another card, all rows are counted.
     """
     tally = ArchiveTally(spec)
@@ -131,7 +132,7 @@ def has_comparison(card: EnsembleCard) -> bool:
 
 
 def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> document.GuaranteeSummary:
-    """Compare an archive with the images of its card's calibration; settings and decoders, too.
+    """Compare an archive, its settings and its decoders with those of its card's calibration.
 
     Args:
         run: The run directory.
@@ -139,7 +140,7 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
         tally: The counts of the current rows.
 
     Returns:
-        The section of the summary. Its `unlike` is the reason why every verdict is to abstain.
+        The section of the summary. Its `unlike` is the reason why every verdict has to be `abstain`.
     """
     card, identity = spec.ensemble, run.describe()["identity"]
     scored = departures(card.settings, identity["precision"], identity["resize"])
@@ -147,15 +148,19 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
     unknown = other_decoders(card.settings, decoders)
     shifts = list_shifts(tally)
     waived = bool(identity.get(WAIVED))
-    noticed = [_named(shift) for shift in shifts if shift.noticed]
-    why = [
+    noticed = [_format_shift(shift) for shift in shifts if shift.noticed]
+    reasons = [
         *([f"images differ in {', '.join(noticed)}"] if noticed else []),
         *guarantee_departures(scored, unknown),
     ]
     is_enough = any(shift.tells for shift in shifts)
     return document.GuaranteeSummary(
-        holds=False if why else True if is_enough else None,
-        why="; ".join(why) if why else None if is_enough else _why_unknown(card, tally.images),
+        holds=False if reasons else True if is_enough else None,
+        why="; ".join(reasons)
+        if reasons
+        else None
+        if is_enough
+        else _why_unknown(card, tally.images),
         unlike=None if waived else describe_unlike(shifts),
         waived=waived,
         target_fpr=card.guarantee.target_fpr if card.guarantee else None,
@@ -171,16 +176,17 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
 
 
 def describe_unlike(shifts: Sequence[document.ShiftSummary]) -> str | None:
-    """Return in which properties images are so unlike those of the calibration that every verdict
-    is to abstain; None if they are not.
+    """Return why every verdict has to be `abstain`: the properties in which images are too different.
+
+    None means that no property is beyond its limit.
     """
     largest_first = sorted(shifts, key=lambda shift: -(shift.psi or 0.0))
-    beyond = [_named(shift) for shift in largest_first if shift.beyond]
-    return f"{UNLIKE}: {', '.join(beyond[:_MOST_NAMED])}" if beyond else None
+    beyond = [_format_shift(shift) for shift in largest_first if shift.beyond]
+    return f"{UNLIKE}: {', '.join(beyond[:_MAX_NAMED])}" if beyond else None
 
 
 def list_shifts(tally: ArchiveTally) -> list[document.ShiftSummary]:
-    """Compare counted images with those of the calibration, property by property."""
+    """Compare the counted images with those of the calibration, property by property."""
     shifts = find_shifts(tally.population.bins())
     return [_summarise(feature, shift) for feature, shift in shifts.items()]
 
@@ -198,10 +204,8 @@ def _summarise(feature: str, shift: Shift) -> document.ShiftSummary:
     )
 
 
-def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
-    """Result rows with what the spec's ensemble makes of their detector scores, in place of what
-    stands there.
-    """
+def decide_rows(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
+    """Return result rows with the decisions of the spec's ensemble on their detector scores."""
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
     scores = {
         name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False)
@@ -215,14 +219,14 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
         if replies is not None
         else {}
     )
-    drawn = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
-    doubts = range_doubts(
+    audited = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
+    out_of_range = range_doubts(
         spec, sizes, rows["format"].to_pylist(), bounded_facts(rows, spec.bounded)
     )
-    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
+    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=out_of_range, remarks=remarks, audited=audited,
                        blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
-    rows = _with_second_look(rows, wanted=decisions.second_look is not None)
-    for name, values in decided_columns(decisions, has_score).items():
+    rows = _set_second_look_column(rows, is_needed=decisions.second_look is not None)
+    for name, values in decision_columns(decisions, has_score).items():
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(
             index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows))
@@ -230,20 +234,26 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     return with_findings(rows, spec.ensemble.thresholds)
 
 
-def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
-    """The rows with a column for what goes on in a cascade, or without it: another rule knows none."""
-    has = SECOND_LOOK in rows.column_names
-    if wanted and not has:
-        place = rows.schema.get_field_index(DETAIL) + 1
+def _set_second_look_column(rows: pa.Table, *, is_needed: bool) -> pa.Table:
+    """Return rows with a column for the second stage of a cascade, or without it for other rules."""
+    is_present = SECOND_LOOK in rows.column_names
+    if is_needed and not is_present:
+        index = rows.schema.get_field_index(DETAIL) + 1
         return rows.add_column(
-            place, SECOND_LOOK, pa.nulls(len(rows), pa.dictionary(pa.int32(), pa.string()))
+            index, SECOND_LOOK, pa.nulls(len(rows), pa.dictionary(pa.int32(), pa.string()))
         )
-    return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
+    return rows.drop_columns([SECOND_LOOK]) if is_present and not is_needed else rows
 
 
 def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Mapping[str, Any]:
-    """Of rows, as the card's population has them: a cascade's `late` members count where they were
-    to look, and rows that `decide` has found may hold what they say of everything.
+    """Return the properties of rows that the card's population has.
+
+    Args:
+        rows: The rows.
+        detectors: The detectors whose scores are properties.
+        late: The members of a cascade's second stage. Their scores count only for images that the
+            second stage was to score, because rows that were decided again may have scores for all
+            images.
     """
     scores = rows["scores"].combine_chunks()
     content = {
@@ -263,7 +273,7 @@ def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Ma
     )
 
 
-def _named(shift: document.ShiftSummary) -> str:
+def _format_shift(shift: document.ShiftSummary) -> str:
     return f"{shift.feature} (PSI {shift.psi:.2g})"
 
 

@@ -1,7 +1,8 @@
-"""What a command scores with: `resolve(config, run)` → `Settings`, which `run.json` stores.
+"""Resolve what a command scores with: `resolve(config, run)` returns `Settings`.
 
-Another command on the same run directory must have the same settings. What its user does not write
-is taken from the run, so a default that changed since the run began does not stop a scheduled run.
+The settings are stored in `run.json`. Another command on the same run directory must have the same
+settings. Settings that its user does not write are taken from the run, so a default that changed
+since does not stop a scheduled run.
 """
 
 import math
@@ -12,7 +13,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from ray_app.archives import name_of
-from ray_app.config import overlaid, validate, written
+from ray_app.config import merge_mappings, validate, written
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card, weights, weights_digest
 from ray_app.detectors.card import with_run_facts
 from ray_app.ensembles import (
@@ -43,7 +44,7 @@ from ray_app.scoring.stored_embeddings import (
 )
 from ray_app.transforms import perturbations
 
-# A config that writes one of these values leaves the choice to Touchstone all the same.
+# A config with one of these values leaves the choice to Touchstone.
 _AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
 # Stored settings that have the same name and form in a config.
 _CONFIG_KEYS = (
@@ -64,14 +65,14 @@ LoadCard = Callable[[str], DetectorCard]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a command scores with.
+    """The settings that a command scores with.
 
     Attributes:
-        config: The config, completed by what the run stores.
-        ensemble: The ensemble, the run's own if the user names none.
+        config: The config, completed by the settings that the run stores.
+        ensemble: The ensemble; the run's own if the user names none.
         cards: One card per member of the ensemble.
         views: Perturbed copies to score.
-        absent: Requested views that are unavailable: by name their kind and the reason.
+        absent: The kind and the reason of each requested view that is unavailable, by name.
         precision: The precision per detector that the run stores.
         stored: The settings in `run.json`; None for a new run.
         is_own_ensemble: Whether the ensemble is the one that the run stores.
@@ -165,22 +166,22 @@ class Settings:
         """
         if self.stored is None:
             return
-        found = []
+        differences = []
         for gpus in (0, 1):
-            found.append(run.differing(self.facts(self.spec(gpus))))
-            if not found[-1]:
+            differences.append(run.compare_identity(self.facts(self.spec(gpus))))
+            if not differences[-1]:
                 return
-        fewest = min(found, key=len)
+        shortest = min(differences, key=len)
         is_shipped = self.is_own_ensemble and all(
-            line.startswith(_ENSEMBLE_KEYS) for line in fewest
+            line.startswith(_ENSEMBLE_KEYS) for line in shortest
         )
-        raise run.mismatch(fewest, hint=_missing_detector_hint(run) if is_shipped else None)
+        raise run.mismatch(shortest, hint=_missing_detector_hint(run) if is_shipped else None)
 
     def changed_default(self) -> list[dict[str, str]]:
-        """Compare the run's own ensemble with the one that a new run would use today.
+        """Compare the run's own ensemble with the default ensemble of this version.
 
         Returns:
-            One `{key, run, today}` per difference; nothing if the user chose the ensemble.
+            One `{key, run, today}` per difference. Empty if the user chose the ensemble.
         """
         if not self.is_own_ensemble:
             return []
@@ -189,9 +190,9 @@ class Settings:
             today = _at_rate(today, self.ensemble.thresholds.target_fpr)
             cards = [load_card(member.detector) for member in today.members]
         except TouchstoneError as error:
-            why = f"unavailable: {error.message}"
-            return [{"key": "ensemble", "run": self.ensemble.name, "today": why}]
-        names, names_today = ([card.name for card in some] for some in (self.cards, cards))
+            reason = f"unavailable: {error.message}"
+            return [{"key": "ensemble", "run": self.ensemble.name, "today": reason}]
+        names, names_today = ([card.name for card in members] for members in (self.cards, cards))
         if (today.name, names_today) != (self.ensemble.name, names):
             run, now = self.ensemble.name, today.name
             if run == now:
@@ -206,9 +207,13 @@ class Settings:
 def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
     """Return what a command scores with, in a new run or in an existing one.
 
+    Args:
+        config: The config of the command.
+        run: The run directory. None, or a directory without a run, means a new run.
+
     Raises:
-        ConfigError: A card or a perturbation is missing.
-        IdentityError: A detector of the run can no longer be read.
+        ConfigError: If a card or a perturbation is missing.
+        IdentityError: If a detector of the run can no longer be read.
     """
     load, embeddings = cache(load_card), open_embeddings(config)
     if embeddings is not None:
@@ -217,22 +222,22 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
         ensemble = _load_ensemble(config)
         cards = tuple(load(member.detector) for member in ensemble.members)
         return Settings(config, ensemble, cards, *_load_views(config), embeddings=embeddings)
-    described = run.describe()
-    stored = directory.completed(described["identity"])
+    run_info = run.describe()
+    stored = directory.add_defaults(run_info["identity"])
     where = f"{run.store.url}/run.json"
-    chosen = {
+    user_settings = {
         name: value
         for name, value in written(config).items()
         if name not in _AUTOMATIC or value != _AUTOMATIC[name]
     }
     from_run = {name: stored[name] for name in _CONFIG_KEYS}
     from_run["perturb"] = list(stored["perturb"])
-    completed = validate(overlaid(from_run, chosen), ScoreConfig, where=where)
+    completed = validate(merge_mappings(from_run, user_settings), ScoreConfig, where=where)
     names = {"ensemble", "detectors", "identifier"}
-    is_own = not names & chosen.keys() and bool(described.get("ensemble"))
+    is_own = not names & user_settings.keys() and bool(run_info.get("ensemble"))
     run_fpr = stored["decision"].get("fpr")
     if is_own:
-        ensemble = validate(described["ensemble"], EnsembleCard, where=where)
+        ensemble = validate(run_info["ensemble"], EnsembleCard, where=where)
         _require_same_fpr(run, config.fpr, run_fpr)
         cards = tuple(_stored_card(run, stored, member, load) for member in ensemble.members)
     else:
@@ -240,23 +245,23 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
         cards = tuple(load(member.detector) for member in ensemble.members)
     views, absent = (
         _load_views(config)
-        if "perturb" in chosen
+        if "perturb" in user_settings
         else (_stored_views(stored, where), stored["perturb_absent"])
     )
-    precision = {} if "precision" in chosen else stored["precision"]
+    precision = {} if "precision" in user_settings else stored["precision"]
     return Settings(
         completed, ensemble, cards, views, absent, precision, stored, is_own, embeddings
     )
 
 
 def _load_ensemble(config: ScoreConfig, run_fpr: float | None = None) -> EnsembleCard:
-    """Return the ensemble of a config, at its operating point. Without one, at that of the run."""
+    """Return the ensemble of a config, at its operating point or else at that of the run."""
     detectors = list(config.detectors)
     if reads_embeddings(config) and not detectors and "ensemble" not in config.model_fields_set:
         if config.identifier is None:
             raise ConfigError(
                 "stored embeddings need a head: --detector is missing",
-                hint="--detector HEAD, or --identifier CARD",
+                hint="add --detector HEAD, or --identifier CARD",
             )
         detectors = [load_identifier(config.identifier).detector]
     ensemble = ensemble_of(detectors) if detectors else load_ensemble_card(config.ensemble)
@@ -273,7 +278,7 @@ def _load_ensemble(config: ScoreConfig, run_fpr: float | None = None) -> Ensembl
 
 
 def _at_rate(ensemble: EnsembleCard, fpr: float | None) -> EnsembleCard:
-    """Return the ensemble at the operating point of a run; as it is if it has no such point."""
+    """Return the ensemble at a run's operating point, or as it is if it has no such point."""
     if fpr is None or fpr not in list_rates(ensemble):
         return ensemble
     return choose_operating_point(ensemble, fpr)
@@ -310,11 +315,11 @@ def _stored_views(stored: directory.Identity, where: str) -> tuple[perturbations
         for name, steps in stored["perturb"].items()
     )
     for view in views:
-        # A run of somebody else must not choose the code that runs here.
+        # A run from another user must not choose the code that runs here.
         if view.calls_own_code:
             raise ConfigError(
-                f"{where}: the view {view.name} calls a function of yours",
-                hint="give the same --perturb again",
+                f"{where}: the view {view.name} calls a function that is not part of Touchstone",
+                hint="set the same --perturb again",
             )
     return views
 
@@ -324,14 +329,14 @@ def _stored_card(
 ) -> DetectorCard:
     """Return the card of a member of the run's own ensemble, with the facts that the run stores.
 
-    Weights of another content are taken from the cache, the mirror, or the run. If they are in none
-    of these, the card keeps today's weights, and `Settings.require_same` fails.
+    Weights with other content are loaded from the cache, the mirror, or the run. If none of these has
+    them, the card keeps today's weights, and `Settings.require_same` fails.
     """
     try:
         card = load(member.detector)
     except ConfigError as error:
         raise IdentityError(
-            f"{run.store.url} was begun with the detector {member.detector}, which can no longer be read: {error.message}",
+            f"{run.store.url} was started with the detector {member.detector}, which can no longer be read: {error.message}",
             hint=_missing_detector_hint(run),
         ) from None
     facts = stored["detectors"].get(card.name) or {}
@@ -345,13 +350,13 @@ def _stored_card(
 def _missing_detector_hint(run: RunDirectory) -> str:
     url = run.store.url
     return (
-        "a run goes on with the detectors that it was begun with, and one of them is missing: give another --out, or use the version of "
-        f"Touchstone that made the run ({url}/sessions says which)"
+        "set another --out, or use the version of Touchstone that wrote the run "
+        f"({url}/sessions has it), because a run continues only with the detectors that it was started with"
     )
 
 
 def _card_facts(ensemble: EnsembleCard, cards: Sequence[DetectorCard]) -> dict[str, Any]:
-    """Return what cards alone say of scores and verdicts; no weights are read."""
+    """Return the facts about scores and verdicts that are on the cards, without reading weights."""
     detectors = {
         card.name: {"weights": weights.stated_digest(card), **card.scoring_facts} for card in cards
     }
@@ -364,7 +369,7 @@ def has_guarantee(card: EnsembleCard) -> bool:
 
 
 def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
-    """Return the facts that a served ensemble has, too: detectors, precision, decision.
+    """Return the facts that a served ensemble has, too: detectors, precision and decision.
 
     Raises:
         DetectorError: Weights are missing.
@@ -383,13 +388,13 @@ def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
 
 
 def _digest(spec: ScoringSpec, card: DetectorCard) -> str:
-    """Return the digest of a detector's weights. To score embeddings, the head alone is read."""
+    """Return the digest of a detector's weights, or of its head if embeddings are scored."""
     digest = weights.stated_digest(card) if spec.reads_embeddings else None
     return digest or weights_digest(card)
 
 
 def _profile_facts(spec: ScoringSpec) -> dict[str, Any]:
-    """Return what decides which generator and which prompt a row names."""
+    """Return what decides which generator and which prompt a row contains."""
     identifier, describer, profile = spec.identifier, spec.describer, spec.ensemble.profile
     content: dict[str, Any] = {"describe": profile.describe if profile and describer else None}
     if identifier is not None:

@@ -1,9 +1,8 @@
-"""Which processes to run where, from the cores and GPUs of a cluster: `plan_layout` gives a
-`ScoringLayout`.
+"""Plan how many processes of which kind to run on the cores and GPUs of a cluster.
 
-Every request is a stated fraction and the sum stays below what a node has: on a small machine a
-stage that requests a whole core waits forever behind the others, without a message (specs/ray.md
-§F2).
+`plan_layout` returns a `ScoringLayout`. Every process requests a fraction of a core, and the sum is
+less than a node has. Otherwise, on a small machine, a stage that requests a whole core would wait
+forever behind the others, without a message.
 """
 
 import math
@@ -26,40 +25,52 @@ from ray_app.inference.groups import (
 from ray_app.reports.format import size
 from ray_app.streams.stage import IN_FLIGHT
 
-# A decoding or scoring process fills a core. As many of them as a node has cores leave 3 % of each,
+# A decoding or scoring process fills a core. If a node runs one per core, 3 % of each core remain
 # for GPU scorers and committers.
 WORKER_CPUS = 0.97
 GPU_SCORER_CPUS = 0.005
 COMMIT_CPUS = 0.001
-REFERENCES = 8  # to blocks, per process
-# per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
+REFERENCES = 8  # References to blocks, per process.
+# Per worker. A block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh.
 BLOCKS_PER_DOUBLING = 4
-TENSOR_BYTES = 2**29  # prepared tensors of one block
-# of the object stores, for what is under way: well below the 80 % at which Ray spills
+TENSOR_BYTES = 2**29  # The maximum of prepared tensors of one block.
+# The part of the object stores for blocks in progress: well below the 80 % at which Ray spills.
 HAND_OVER_SHARE = 0.4
-# of encoded files in one block: large ones take seconds each, and a kill loses the whole block
+# The maximum of encoded files in one block. Large files take seconds each, and a kill loses the whole
+# block.
 BLOCK_BYTES = 2**30
-BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is what a kill loses
-# multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
+BLOCK_S = 60.0  # The maximum for a block of slow detectors, since a kill loses the whole block.
+# Multiply-adds per second in bf16. A core does 60 to 130, a data-centre GPU more than this.
 GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}
-DECODE_GMAC = 2.0  # decoding a photograph takes a core as long as this many multiply-adds
-SLACK = 4.0  # a shared core may be that much slower
-# Of fp32 weights, from the page cache, on one core: networks are built before their weights are
-# read. Measured for the mix of `benchmarks.turns` on a busy machine; 0.4 GB/s on a quiet one.
+DECODE_GMAC = 2.0  # Decoding a photograph takes a core as long as this many multiply-adds.
+SLACK = 4.0  # A shared core may be slower by this factor.
+# Bytes of fp32 weights per second, from the page cache, on one core: networks are built before their
+# weights are read. Measured for the mix of `benchmarks.turns` on a busy machine. A quiet machine
+# reaches 0.4 GB/s.
 LOAD_BYTES_PER_S = 2e8
-# Of a worker's time that groups of detectors may load in each block.
+# The part of a worker's time in which groups of detectors may load, in each block.
 LOAD_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class ScoringLayout:
-    """`fused`: each core fetches, decodes, scores and commits whole blocks; nothing large crosses a
-    process. `split`: cores fetch and decode for scorers, one pool of them after another; prepared
-    uint8 tensors cross the object store.
+    """The processes of a run.
 
-    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one
-    of them requests. `grows`: whether pools take what room nodes have that come late. `labels`: of
-    the nodes that any process may stand on. `reads_embeddings`: no image is decoded.
+    Attributes:
+        kind: In a `fused` layout, each core fetches, decodes, scores and commits whole blocks, and
+            nothing large crosses a process. In a `split` layout, cores fetch and decode for one pool
+            of scorers after another, and prepared uint8 tensors cross the object store.
+        scorers: The number of processes in each pool.
+        decoders: The number of decoding processes, 0 if fused.
+        block_members: The maximum number of images in a block.
+        worker_cpus: The cores that a decoder, or a worker of a fused layout, requests.
+        scorer_cpus: The cores that a scorer requests.
+        scorer_gpus: The GPUs that a scorer requests.
+        grows: Whether pools grow onto nodes that come later.
+        short_of_memory: Whether there would be more workers with more memory.
+        labels: The labels of the nodes that processes may run on.
+        groups: The number of groups of detectors that take turns.
+        reads_embeddings: Whether stored embeddings are scored, so that no image is decoded.
     """
 
     kind: Literal["fused", "split"]
@@ -76,25 +87,27 @@ class ScoringLayout:
     reads_embeddings: bool = False
 
     def limited_to(self, blocks: int) -> "ScoringLayout":
-        """The same with no more workers per stage than blocks."""
+        """Return this layout with no more workers per stage than there are blocks."""
         scorers = tuple(min(count, blocks) for count in self.scorers)
         return replace(self, scorers=scorers, decoders=min(self.decoders, blocks))
 
     @property
     def committers(self) -> int:
-        """Blocks that are being written at most."""
+        """The maximum number of blocks that are written at once."""
         return self.scorers[-1]
 
     @property
-    def most_open(self) -> int:
-        """Blocks that are under way at most: what each process works on, and what travels to it
-        meanwhile. Where no tensors travel, more of them wait, each for 100 bytes: small ones take
-        less time than the driver needs to give further ones.
+    def max_open_blocks(self) -> int:
+        """The maximum number of blocks in progress.
+
+        It includes the blocks that processes work on, and those that travel to them meanwhile. If no
+        tensors travel, more blocks wait, each for 100 bytes: the driver needs longer to send the
+        next blocks than workers need for small ones.
         """
         return 1 + (IN_FLIGHT if self.kind == "split" else REFERENCES) * self.workers
 
     def block_plan(self, slots: int) -> BlockPlan:
-        """How the manifest is cut for this many workers."""
+        """Return how to cut the manifest into blocks for this many workers."""
         # Groups that take turns load as often for a small block as for a large one.
         doubling = BLOCKS_PER_DOUBLING * self.workers if self.groups == 1 else 1
         return BlockPlan(
@@ -106,13 +119,11 @@ class ScoringLayout:
 
     @property
     def workers(self) -> int:
-        """Processes that fetch, decode or score."""
+        """The number of processes that fetch, decode or score."""
         return sum(self.scorers) + self.decoders
 
     def slowest_block_s(self, worst_gmac: float) -> float:
-        """Seconds that no block takes longer than, if every image in it is as large as the
-        detectors allow.
-        """
+        """Return the maximum seconds for a block in which every image has the maximum size."""
         return (
             self.block_members
             * worst_gmac
@@ -122,13 +133,13 @@ class ScoringLayout:
 
     @property
     def described(self) -> str:
-        """The layout in words."""
+        """A description of the layout in words."""
         scorers = sum(self.scorers)
         turns = f", {self.groups} groups of detectors take turns in each" * (self.groups > 1)
         if self.kind == "fused":
-            why = " (there is no memory for more)" * self.short_of_memory
+            limit = " (there is no memory for more)" * self.short_of_memory
             work = "scores embeddings" if self.reads_embeddings else "decodes and scores"
-            return f"{scorers} worker{'s' * (scorers > 1)}, each {work}{why}{turns}"
+            return f"{scorers} worker{'s' * (scorers > 1)}, each {work}{limit}{turns}"
         kind = "GPU scorer" if self.scorer_gpus else "scorer"
         pools = f" in {len(self.scorers)} pools" * (len(self.scorers) > 1)
         return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}{turns}"
@@ -147,13 +158,23 @@ def plan_layout(
     store_bytes: float = math.inf,
     groups: DetectorGroups | None = None,
 ) -> ScoringLayout:
-    """Fit the stages to `cpus` cores, `gpus` GPUs, to `memory_bytes` where every core would hold
-    all detectors, and blocks to batches of `slots` images and to the object stores, `store_bytes`
-    together, where tensors pass through them. `passes`: how often detectors look at an image, clean
-    and perturbed, of which `cost` has the sum. `groups`: of detectors that take turns in one pool of
-    processes; blocks are then so large that loading takes no more than `LOAD_SHARE` of the time.
+    """Fit the stages to the cores, GPUs and memory of a cluster.
 
-    Raises ClusterError when nothing fits.
+    Args:
+        cost: What one image takes, and the memory of a process.
+        slots: The number of images per batch. A block has a multiple of it.
+        passes: How often detectors look at an image, clean and perturbed; `cost` has the sum.
+        cpus: The cores of the cluster.
+        gpus: The GPUs of the cluster.
+        workers: The number of processes, or None for as many as fit.
+        block_members: The maximum number of images in a block.
+        memory_bytes: The memory of the cluster. It limits the processes if each loads all detectors.
+        store_bytes: The size of all object stores together, if tensors pass through them.
+        groups: Groups of detectors that take turns in one pool of processes. Blocks are then so large
+            that loading takes no more than `LOAD_SHARE` of the time.
+
+    Raises:
+        ClusterError: If the cluster has less than one CPU.
     """
     block_s = BLOCK_S
     if groups is not None:
@@ -186,11 +207,11 @@ def plan_layout(
             short_of_memory=short,
             groups=len(groups.groups) if groups else 1,
         )
-    # A perturbed image takes a core about as long as decoding it did, so that decoding's share of
-    # the work stays what it was.
+    # A perturbed image takes a core about as long as decoding it did, so the part of decoding in all
+    # work does not change.
     once = tuple(gmac / passes for gmac in cost.pool_gmac)
     layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, once)
-    tensor_bytes = min(TENSOR_BYTES, HAND_OVER_SHARE * store_bytes / layout.most_open)
+    tensor_bytes = min(TENSOR_BYTES, HAND_OVER_SHARE * store_bytes / layout.max_open_blocks)
     block_members = int(min(block_members, tensor_bytes // max(cost.tensor_bytes, 1)))
     return replace(
         layout,
@@ -212,21 +233,21 @@ def plan_groups(
 ) -> DetectorGroups | None:
     """Group the detectors that do not fit into a worker together; None if all of them fit.
 
-    Without `worker_bytes`, as many processes share the smallest node as let a run take the least
-    time. On GPUs, all detectors are together unless `worker_bytes` is set, since their weights leave
-    the memory of the node.
+    Without `worker_bytes`, the number of processes on the smallest node is that which makes a run
+    fastest. On GPUs, all detectors are together unless `worker_bytes` is set, since their weights
+    leave the memory of the node.
 
     Args:
         spec: The detectors.
-        worker_bytes: Memory that one process may take.
-        workers: Processes on all nodes, if their number is set.
-        cpus: Cores of all nodes.
-        gpus: GPUs of all nodes.
+        worker_bytes: The maximum memory of one process. None chooses it.
+        workers: The number of processes on all nodes, or None if it is not set.
+        cpus: The cores of all nodes.
+        gpus: The GPUs of all nodes.
         nodes: The number of nodes.
-        node_bytes: Memory of the smallest node. None if it is not known.
+        node_bytes: The memory of the smallest node. None if it is not known.
 
     Raises:
-        ConfigError: Detectors that must be together take more than `worker_bytes`.
+        ConfigError: If detectors that must be together need more than `worker_bytes`.
     """
     if worker_bytes is not None:
         return _groups_within(spec, worker_bytes)
@@ -250,36 +271,37 @@ def _groups_within(spec: ScoringSpec, worker_bytes: int) -> DetectorGroups | Non
     names = " and ".join(largest) + " share a backbone and" * (len(largest) > 1)
     raise ConfigError(
         f"cluster.worker_bytes {size(worker_bytes)}: {names} need about {size(needed)}",
-        hint=f"--set cluster.worker_bytes={needed} or more, or fewer detectors",
+        hint=f"set cluster.worker_bytes to {needed} or more, or use fewer detectors",
     )
 
 
 def _turn_bytes(spec: ScoringSpec) -> int:
-    """Return the least that a process takes in which groups of detectors take turns."""
+    """Return the minimum memory of a process in which groups of detectors take turns."""
     return group_bytes(spec, largest_unit(spec)) + KEPT_BYTES
 
 
 def _with_gpus(
     cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]
 ) -> ScoringLayout:
-    beside_decoder = int((cpus - WORKER_CPUS - COMMIT_CPUS) / GPU_SCORER_CPUS)  # 5 on a single core
-    scorers = _spread(max(min(workers or gpus, gpus, beside_decoder), len(pool_gmac)), pool_gmac)
-    share = 1.0 if gpus >= len(pool_gmac) else 1.0 / math.ceil(len(pool_gmac) / gpus)
+    max_scorers = int((cpus - WORKER_CPUS - COMMIT_CPUS) / GPU_SCORER_CPUS)  # 5 on a single core.
+    scorers = _spread(max(min(workers or gpus, gpus, max_scorers), len(pool_gmac)), pool_gmac)
+    scorer_gpus = 1.0 if gpus >= len(pool_gmac) else 1.0 / math.ceil(len(pool_gmac) / gpus)
     return ScoringLayout(
         "split",
         scorers,
         max(1, cpus - sum(scorers)),
         0,
         scorer_cpus=GPU_SCORER_CPUS,
-        scorer_gpus=share,
+        scorer_gpus=scorer_gpus,
     )
 
 
 def _on_cores(
     cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]
 ) -> ScoringLayout:
-    """Detectors that cannot share a process, without a GPU: cores go to decoding and to each pool
-    by their work.
+    """Divide cores between decoding and each pool by their work, without a GPU.
+
+    Detectors of different pools cannot share a process.
     """
     decoders, *scorers = _spread(
         max(min(workers or cpus, cpus), len(pool_gmac) + 1), (DECODE_GMAC, *pool_gmac)
@@ -291,13 +313,14 @@ def _on_cores(
 
 
 def _spread(count: int, loads: Sequence[float]) -> tuple[int, ...]:
-    """`count` processes over stages: one each, and every further one to the stage whose processes
-    have most to do.
+    """Divide a number of processes over stages.
+
+    Each stage gets one. Every further process goes to the stage whose processes have most to do.
     """
-    given = [1] * len(loads)
+    counts = [1] * len(loads)
     for _ in range(count - len(loads)):
-        given[max(range(len(loads)), key=lambda stage: loads[stage] / given[stage])] += 1
-    return tuple(given)
+        counts[max(range(len(loads)), key=lambda stage: loads[stage] / counts[stage])] += 1
+    return tuple(counts)
 
 
 def _whole_batches(members: int, slots: int) -> int:

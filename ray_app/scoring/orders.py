@@ -1,7 +1,7 @@
-"""Orders of a command to its workers, as one small file of the run directory (`Orders`).
+"""Pass the orders of a command to its workers in one small file of the run directory (`Orders`).
 
-A worker reads the file before each block. The file carries the number of the command's lease, so
-the orders of an earlier command mean nothing.
+A worker reads the file before each block. The file contains the number of the command's lease, so
+workers ignore the orders of an earlier command.
 """
 
 import json
@@ -16,15 +16,15 @@ ORDERS = "orders.json"
 
 @dataclass(frozen=True)
 class Orders:
-    """What workers may do.
+    """What the workers of a command may do.
 
     Attributes:
         lease: The number of the command's lease.
-        released: How many blocks of the turn may start.
         turn: The number of the turn.
+        released: The number of blocks of the turn that may start.
         is_stopped: Whether no further block may start.
-        is_ended: Whether the turn gets no further block than those that are listed by now.
-        avoided: Nodes on which no block may start, since they will be taken away.
+        is_ended: Whether the turn gets no more blocks than those that are listed by now.
+        avoided: Ids of the nodes that will be taken away, on which no block may start.
     """
 
     lease: int
@@ -36,7 +36,7 @@ class Orders:
 
 
 def read_orders(store: Store, lease: int) -> Orders | None:
-    """Return the orders of the command with this lease; None if it has given none."""
+    """Return the orders of the command with this lease, or None if it has given none."""
     try:
         fields = json.loads(store.read(ORDERS))
     except FileNotFoundError:
@@ -47,14 +47,13 @@ def read_orders(store: Store, lease: int) -> Orders | None:
 
 
 class OrderWriter:
-    """The command's side: writes the orders whenever they change. Threads may share a writer.
-
-    `window` is how many blocks may be in progress; it may change while a turn goes on.
+    """Write the orders of a command whenever they change. Threads may share a writer.
 
     Args:
         store: The run directory.
         lease: The number of the command's lease.
-        window: The first window.
+        window: The maximum number of blocks in progress. The attribute of this name may change
+            during a turn.
     """
 
     def __init__(self, store: Store, lease: int, window: int) -> None:
@@ -62,7 +61,7 @@ class OrderWriter:
         self._lock = threading.Lock()
 
     def begin_turn(self) -> int:
-        """Begin the next turn with a window of blocks released, and return its number."""
+        """Start the next turn with one window of blocks released, and return its number."""
         with self._lock:
             turn = self._orders.turn + 1
             self._write(replace(self._orders, turn=turn, released=self.window, is_ended=False))
@@ -72,7 +71,7 @@ class OrderWriter:
         """Release blocks as others finish, a quarter of a window at a time.
 
         Args:
-            finished: How many blocks of the turn have finished.
+            finished: The number of blocks of the turn that have finished.
         """
         with self._lock:
             released = finished + self.window
@@ -80,12 +79,12 @@ class OrderWriter:
                 self._write(replace(self._orders, released=released))
 
     def end_turn(self) -> None:
-        """Let the turn end with what is listed by now."""
+        """Let the turn end after the blocks that are listed by now."""
         with self._lock:
             self._write(replace(self._orders, is_ended=True))
 
     def stop(self, is_stopped: bool, avoided: Iterable[str]) -> None:
-        """Let no further block start at all, or on some nodes."""
+        """Forbid the start of further blocks, on all nodes or on the nodes in `avoided`."""
         with self._lock:
             self._write(
                 replace(self._orders, is_stopped=is_stopped, avoided=tuple(sorted(avoided)))

@@ -1,8 +1,7 @@
-"""Small pictures of a few images of a run, read from their archive again (`pictures_of`), within a
-time limit and in child processes.
+"""Load thumbnails of a few images of a run from their archive again (`load_thumbnails`).
 
-Reports show them: an image that is gone, may not be read, or does not decode any more has words in
-their place.
+Child processes decode the images, within a time limit. If an image is missing, may not be read, or
+no longer decodes, reports show the reason instead.
 """
 
 import time
@@ -20,39 +19,46 @@ from ray_app.runs import RunDirectory, current
 from ray_app.storage import Fetcher, RetryPolicy
 
 SMALL = PictureSize(side_px=240, most_bytes=10_000)
-MOST = 12  # pictures of a report
-SECONDS = 30.0  # for all of them together
-_PATIENCE = RetryPolicy(attempts=2, deadline_s=10.0)  # for one file
+MAX_THUMBNAILS = 12  # Thumbnails of a report.
+TIMEOUT_S = 30.0  # For all of them together.
+_RETRY_POLICY = RetryPolicy(attempts=2, deadline_s=10.0)  # For one file.
 _THREADS = 4
 _LATE = "not read in time"
 
 
-def pictures_of(
-    run: RunDirectory, rows: Sequence[Mapping[str, Any]], *, seconds: float = SECONDS
+def load_thumbnails(
+    run: RunDirectory, rows: Sequence[Mapping[str, Any]], *, seconds: float = TIMEOUT_S
 ) -> dict[int, bytes | str]:
-    """By image_id a JPEG, or in words why there is none. `rows` have image_id, uri and member; they
-    are read as the run listed them. Where a row has `sha256`, no other file is shown in its place.
+    """Return a JPEG of each row by its image id, or the reason why there is none.
 
-    A file is not read if it changed since, unless the run is so large that its entry in the listing
-    is not found within a third of the time: then a file by itself is shown as it is, and one in a
-    container is not shown.
+    A file is not read if it was changed after the run scored it. There is an exception if the run is
+    so large that the file's entry in the listing is not found within a third of the time. Then a
+    plain file is shown as it is, and a file in a container is not shown.
+
+    Args:
+        run: The run.
+        rows: Rows with `image_id`, `uri` and `member`. If a row has `sha256`, only a file with this
+            digest is shown.
+        seconds: The maximum seconds for all rows.
     """
     if not rows:
         return {}
-    ends = time.monotonic() + seconds
-    # The digest of a plain file shows whether it is still the one that was scored: its entry in the
-    # listings is not needed.
-    sought = {row["image_id"] for row in rows if row["member"] is not None or not row.get("sha256")}
-    listed = current.members_of(run, sought, seconds=seconds / 3) if sought else {}
-    fetcher, limits = Fetcher(_PATIENCE, guard=guard_of(run.store)), run.limits()
-    found: dict[int, bytes | str] = {row["image_id"]: _LATE for row in rows}
+    deadline = time.monotonic() + seconds
+    # For a plain file with a digest, the entry in the listing is not needed: the digest shows whether
+    # the file was changed.
+    wanted_ids = {
+        row["image_id"] for row in rows if row["member"] is not None or not row.get("sha256")
+    }
+    listed = current.members_of(run, wanted_ids, seconds=seconds / 3) if wanted_ids else {}
+    fetcher, limits = Fetcher(_RETRY_POLICY, guard=guard_of(run.store)), run.limits()
+    thumbnails: dict[int, bytes | str] = {row["image_id"]: _LATE for row in rows}
     digests = {row["image_id"]: row.get("sha256") for row in rows}
-    waiting, made = SimpleQueue[ManifestMember](), SimpleQueue[tuple[int, bytes | str]]()
+    waiting, results = SimpleQueue[ManifestMember](), SimpleQueue[tuple[int, bytes | str]]()
     for row in rows:
-        member = listed.get(row["image_id"]) or _by_itself(row)
+        member = listed.get(row["image_id"]) or _plain_member(row)
         if member is None:
-            made.put(
-                (row["image_id"], "not looked for in its container: the run is too large for that")
+            results.put(
+                (row["image_id"], "not searched in its container: the run is too large for that")
             )
         else:
             waiting.put(member)
@@ -60,12 +66,12 @@ def pictures_of(
 
         def work() -> None:
             with suppress(Empty):
-                while time.monotonic() < ends:
+                while time.monotonic() < deadline:
                     member = waiting.get_nowait()
-                    made.put(
+                    results.put(
                         (
                             member.image_id,
-                            _picture(
+                            _load_thumbnail(
                                 fetcher,
                                 member,
                                 limits.max_bytes,
@@ -75,22 +81,22 @@ def pictures_of(
                         )
                     )
 
-        for _ in range(_THREADS):  # what hangs in one of them ends with the process
+        for _ in range(_THREADS):  # A thread that hangs ends with the process.
             Thread(target=work, name="pictures", daemon=True).start()
         with suppress(Empty):
             for _ in rows:
-                image_id, picture = made.get(timeout=max(ends - time.monotonic(), 0.0))
-                found[image_id] = picture
-    return found
+                image_id, picture = results.get(timeout=max(deadline - time.monotonic(), 0.0))
+                thumbnails[image_id] = picture
+    return thumbnails
 
 
-def why_not(refused: InputError) -> str:
-    """Why an image has no picture."""
-    said = meaning(refused.status) or str(refused.status)
-    return f"{said}: {refused.detail}" if refused.detail else said
+def why_not(error: InputError) -> str:
+    """Return the reason why an image has no thumbnail."""
+    text = meaning(error.status) or str(error.status)
+    return f"{text}: {error.detail}" if error.detail else text
 
 
-def _by_itself(row: Mapping[str, Any]) -> ManifestMember | None:
+def _plain_member(row: Mapping[str, Any]) -> ManifestMember | None:
     if row["member"] is not None:
         return None
     return ManifestMember(
@@ -98,14 +104,14 @@ def _by_itself(row: Mapping[str, Any]) -> ManifestMember | None:
     )
 
 
-def _picture(
+def _load_thumbnail(
     fetcher: Fetcher,
     member: ManifestMember,
     max_bytes: int,
     pictures: SmallPictures,
     sha256: str | None,
 ) -> bytes | str:
-    """A picture, or why there is none: whatever it is, it must not cost the report."""
+    """Return a thumbnail or the reason why there is none, whatever happens."""
     try:
         if member.place is None:
             picture, digest = pictures.of(fetcher.fetch(member.uri, member.version, max_bytes))
@@ -114,12 +120,12 @@ def _picture(
             if isinstance(data, InputError):
                 return why_not(data)
             picture, digest = pictures.of(data)
-    except InputError as refused:
-        return why_not(refused)
+    except InputError as error:
+        return why_not(error)
     except Exception as error:
         return describe_error(error)
     return (
         picture
         if sha256 in (None, digest)
-        else f"the file is another one now: its SHA-256 is {digest}"
+        else f"the file was changed: its SHA-256 is now {digest}"
     )

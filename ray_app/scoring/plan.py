@@ -1,10 +1,10 @@
-"""What a scoring run will take and cost, before anything is spent (`plan_run`).
+"""Plan what a scoring run takes and costs, before it starts (`plan_run`).
 
-The workers of a run score a sample of the archive on this machine. The seconds that they measure,
-times the members, over the processes of the planned machines are the plan. GPUs that are not on
-this machine are estimated from the multiply-adds on the cards.
+The workers of a run score a sample of the archive on this machine. Their measured seconds, times the
+members, divided over the processes of the planned machines, are the plan. GPUs that are not on this
+machine are estimated from the multiply-adds on the cards.
 
-Starts no cluster, and writes nothing into the run directory.
+A plan starts no cluster, and writes nothing into the run directory.
 """
 
 import math
@@ -28,7 +28,7 @@ from ray_app.reports.folders import describe_closed_folders
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring import guarantee, identity, session
 from ray_app.scoring.backlog import Listing
-from ray_app.scoring.config import ClusterDescription, ScoreConfig, planned_for
+from ray_app.scoring.config import ClusterDescription, ScoreConfig, apply_cluster
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.rates import (
     ESTIMATED,
@@ -39,19 +39,25 @@ from ray_app.scoring.rates import (
     find_bottleneck,
     read_pools,
 )
-from ray_app.scoring.run import check_detectors, groups_for, layout_for, memory_of
+from ray_app.scoring.run import check_detectors, estimate_memory, groups_for, layout_for
 from ray_app.scoring.sample import SampleWork, score_sample
-from ray_app.scoring.survey import Survey, members_to_score, progress_of, standing, survey
+from ray_app.scoring.survey import (
+    Survey,
+    describe_progress,
+    find_earlier_work,
+    members_to_score,
+    survey,
+)
 from ray_app.storage import Fetcher, node_budget, with_s3_settings
 
-# For Ray to start its processes and these to load detectors. Machines that an autoscaler brings
-# take minutes more.
+# The time for Ray to start its processes, and for these to load detectors. Machines that an
+# autoscaler starts need minutes more.
 STARTING_S = 15.0
-# Of the run directory, in addition to one PUT per block and the parts of a manifest: summaries,
-# report, log, lease.
+# PUT requests for the run directory, in addition to one per block and the parts of a manifest:
+# summaries, report, log, lease.
 FEW = 12
-GETS_PER_BLOCK = 3  # its members, and its rows when they are compacted
-EXAMPLES = 2  # of refused members, per status
+GETS_PER_BLOCK = 3  # Its members, and its rows when they are compacted.
+EXAMPLES = 2  # Of refused members, per status.
 
 
 @with_s3_settings
@@ -62,22 +68,22 @@ def plan_run(
     cluster: ClusterDescription | None = None,
     price_per_hour: float | None = None,
 ) -> plan_model.Plan:
-    """Plan a run of a config. Weights are fetched.
+    """Plan a run of a config. Fetches weights.
 
     Args:
         config: The config of the run.
-        probe: How many members to score for the rates; 0 predicts no rate.
-        cluster: The machines. Without it, those of the config or this one.
-        price_per_hour: What the machines cost together.
+        probe: The number of members to score for the rates; 0 predicts no rate.
+        cluster: The machines. None uses those of the config, or else this machine.
+        price_per_hour: The price of all machines together. None uses that of the config.
 
     Raises:
-        ConfigError: The source is empty, or a card is unknown.
-        IdentityError: `config.out` is the run of another command.
-        DetectorError: Weights are missing.
+        ConfigError: If the source is empty, or a card is unknown.
+        IdentityError: If `config.out` is the run of another command.
+        DetectorError: If weights are missing.
     """
     if not config.source:
-        raise ConfigError("nothing to plan: SOURCE is missing", hint="touchstone plan SOURCE")
-    config = planned_for(config, cluster, price_per_hour)
+        raise ConfigError("nothing to plan: SOURCE is missing", hint="run touchstone plan SOURCE")
+    config = apply_cluster(config, cluster, price_per_hour)
     session.require_prices(config)
     settings = identity.resolve(config, RunDirectory.open(config.out) if config.out else None)
     check_detectors(settings)
@@ -86,12 +92,12 @@ def plan_run(
     spec = settings.spec(machines.gpus)
     layout, groups, memory = _layout(config, spec, machines)
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
-    before = standing(settings, spec)
+    before = find_earlier_work(settings, spec)
     source, listing = _survey_source(settings, spec, before, fetcher, probe)
     blocks = len(before.pending) if before else 0
     blocks = blocks or _count_blocks(layout.block_plan(spec.slots), source)
-    # Rows go to a store that bills requests if the run or, as long as there is none, the source is
-    # in one.
+    # Rows go to a store that bills requests if the run is in one. If there is no run directory yet,
+    # the source decides.
     is_store = session.is_billed(config.out) if config.out else bool(source.billed)
     used = layout.limited_to(blocks)
     work, pools = None, list[PlannedPool]()
@@ -114,7 +120,7 @@ def plan_run(
         unknown_sizes=source.unsized,
         kinds={kind: plan_model.PlannedKind(**counts) for kind, counts in source.kinds.items()},
         refused_in_listing=dict(source.refused),
-        run=progress_of(RunDirectory.open(config.out), before, blocks, source.members)
+        run=describe_progress(RunDirectory.open(config.out), before, blocks, source.members)
         if config.out and before
         else None,
         unlike=_unlike(config, spec, work),
@@ -130,7 +136,7 @@ def plan_run(
         blocks=blocks,
         listing=listing,
         groups=[list(group) for group in groups.groups] if groups else None,
-        **_asked(spec, work),
+        **_describe_ensemble(spec, work),
         probe=_probe(spec, work) if work else None,
         stages=[stage for pool in pools for stage in pool.stages()],
         bottleneck=find_bottleneck(spec, layout, used, pools, blocks, machines) if pools else None,
@@ -150,14 +156,16 @@ def _survey_source(
     fetcher: Fetcher,
     sample: int,
 ) -> tuple[Survey, plan_model.PlannedListing]:
-    """List what the run would score, and report folders that could not be listed on stderr.
+    """List the members that the run would score.
+
+    Folders that could not be listed are reported on stderr.
 
     Args:
         settings: The settings of the run.
-        spec: What members are scored with.
-        before: What an earlier command listed; None for a new run.
+        spec: The scoring specification.
+        before: The work of an earlier command; None for a new run.
         fetcher: Reads lists and containers.
-        sample: How many members to draw.
+        sample: The number of members to sample.
     """
     start = time.monotonic()
     source = survey(
@@ -178,15 +186,13 @@ def _survey_source(
     return source, listing
 
 
-def _machines(config: ScoreConfig, described: ClusterDescription | None) -> PlannedMachines:
-    """Return the described machines; without a description, nodes are like this one."""
+def _machines(config: ScoreConfig, cluster: ClusterDescription | None) -> PlannedMachines:
+    """Return the machines of a described cluster, or else nodes like this machine."""
     cpus = config.cluster.cpus or node_budget.usable_cores()
     gpus = config.cluster.gpus or 0
-    if described is not None:
-        memory_bytes = described.memory_bytes or math.inf
-        return PlannedMachines(
-            cpus, gpus, described.workers, described.smallest_bytes, memory_bytes
-        )
+    if cluster is not None:
+        memory_bytes = cluster.memory_bytes or math.inf
+        return PlannedMachines(cpus, gpus, cluster.workers, cluster.smallest_bytes, memory_bytes)
     nodes = max(cpus / node_budget.usable_cores(), 1)
     node_bytes = node_budget.node_memory()
     return PlannedMachines(cpus, gpus, math.ceil(nodes), node_bytes, RAY_SHARE * node_bytes * nodes)
@@ -195,33 +201,37 @@ def _machines(config: ScoreConfig, described: ClusterDescription | None) -> Plan
 def _layout(
     config: ScoreConfig, spec: ScoringSpec, machines: PlannedMachines
 ) -> tuple[ScoringLayout, DetectorGroups | None, document.Memory]:
-    """Return the processes of the run, the groups of detectors that take turns in each, and what
-    the processes take of each node's memory.
+    """Return the layout of the run.
+
+    Returns:
+        The processes, the groups of detectors that take turns in each process, and the memory of a
+        node that the processes need.
     """
     cpus, gpus = machines.cpus, machines.gpus
     nodes, node_bytes = machines.nodes, machines.node_bytes
     groups = groups_for(config, spec, cpus, gpus, nodes, node_bytes)
     layout = layout_for(config, spec, groups, cpus, gpus, machines.memory_bytes)
-    return layout, groups, memory_of(config, spec, groups, layout, nodes, node_bytes)
+    return layout, groups, estimate_memory(config, spec, groups, layout, nodes, node_bytes)
 
 
 def _decode_bytes(config: ScoreConfig, machines: PlannedMachines) -> int:
-    """Return what large images of the sample may take together: as on a node of the run, and no
-    more than this machine has for them.
+    """Return the memory that large images of the sample may use together.
+
+    It is that of a node of the run, but no more than this machine can provide.
     """
-    here = node_budget.node_memory()
-    node_bytes = min(machines.node_bytes or here, here)
+    local_bytes = node_budget.node_memory()
+    node_bytes = min(machines.node_bytes or local_bytes, local_bytes)
     return config.cluster.decode_bytes or node_budget.budget_of(node_bytes)
 
 
-def _count_blocks(plan: BlockPlan, found: Survey) -> int:
-    """Return into how many blocks the members are cut, if all have about the mean size."""
-    blocks, left, most = 0, found.members, found.members
+def _count_blocks(plan: BlockPlan, source: Survey) -> int:
+    """Return the number of blocks, if all members have about the mean size."""
+    blocks, remaining, limit = 0, source.members, source.members
     sizes = block_sizes(plan)
-    if plan.max_block_bytes is not None and found.mean_bytes:
-        most = max(int(plan.max_block_bytes / found.mean_bytes), 1)
-    while left > 0:
-        left, blocks = left - min(next(sizes), most), blocks + 1
+    if plan.max_block_bytes is not None and source.mean_bytes:
+        limit = max(int(plan.max_block_bytes / source.mean_bytes), 1)
+    while remaining > 0:
+        remaining, blocks = remaining - min(next(sizes), limit), blocks + 1
     return blocks
 
 
@@ -229,18 +239,29 @@ def _time(
     spec: ScoringSpec,
     work: SampleWork | None,
     pools: Sequence[PlannedPool],
-    found: Survey,
+    source: Survey,
     listing_s: float,
 ) -> plan_model.PlannedTime | None:
-    """Return hours: starting, listing, then all members at the rate of the slowest pool. None if it
-    is not known. Machines that have yet to come are not in it.
+    """Return the hours to start, to list, and to score all members at the rate of the slowest pool.
+
+    The start of machines by an autoscaler is not included.
+
+    Args:
+        spec: The scoring specification.
+        work: The work on the sample, or None.
+        pools: The pools with their rates.
+        source: The members.
+        listing_s: The seconds of the listing.
+
+    Returns:
+        None if the time is unknown.
     """
-    if work is None and found.members:
+    if work is None and source.members:
         return None
     rate = min((pool.images_per_s for pool in pools), default=None)
     basis = MEASURED if work and work.has_scored else ESTIMATED if work else "nothing to do"
-    seconds = STARTING_S + listing_s + (found.members / rate if rate else 0.0)
-    per_member = _bytes_read(found, work) / max(found.members, 1)
+    seconds = STARTING_S + listing_s + (source.members / rate if rate else 0.0)
+    per_member = _bytes_read(source, work) / max(source.members, 1)
     return plan_model.PlannedTime(
         images_per_s=rate,
         hours=seconds / 3600,
@@ -252,21 +273,23 @@ def _time(
     )
 
 
-def _bytes_read(found: Survey, work: SampleWork | None) -> int:
-    """Return the bytes of all members. Those of unknown size count as the mean of the sample."""
-    mean = work.counts[MEMBER_BYTES] / len(work.outcomes) if work else found.mean_bytes
-    return found.size_bytes + round(found.unsized * mean)
+def _bytes_read(source: Survey, work: SampleWork | None) -> int:
+    """Return the bytes of all members, with the mean of the sample for members of unknown size."""
+    mean = work.counts[MEMBER_BYTES] / len(work.outcomes) if work else source.mean_bytes
+    return source.size_bytes + round(source.unsized * mean)
 
 
 def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
-    """Return what the sample showed of the files."""
+    """Return the statuses of the sample, with examples."""
     statuses, examples = dict[str, int](), dict[str, list[plan_model.ProbeExample]]()
-    for one in work.outcomes:
-        statuses[one.status] = statuses.get(one.status, 0) + 1
-        shown = examples.setdefault(one.status, []) if one.detail is not None else []
-        if len(shown) < EXAMPLES:
-            member = one.member
-            shown.append(plan_model.ProbeExample(member.uri, member.member, one.detail or ""))
+    for outcome in work.outcomes:
+        statuses[outcome.status] = statuses.get(outcome.status, 0) + 1
+        of_status = examples.setdefault(outcome.status, []) if outcome.detail is not None else []
+        if len(of_status) < EXAMPLES:
+            member = outcome.member
+            of_status.append(
+                plan_model.ProbeExample(member.uri, member.member, outcome.detail or "")
+            )
     members = len(work.outcomes)
     refused = members - statuses.get(Status.OK, 0)
     return plan_model.ProbeResult(
@@ -284,9 +307,17 @@ def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
 
 
 def _unlike(config: ScoreConfig, spec: ScoringSpec, work: SampleWork | None) -> str | None:
-    """Return in what the archive is so unlike the images of the calibration that all verdicts
-    abstain, by the last summary of the run, else by the sample; None if it is not, or if nothing
-    was compared.
+    """Return why all verdicts of the run would abstain, because the archive is unlike the calibration.
+
+    The reason comes from the last summary of the run, or else from the sample.
+
+    Args:
+        config: The settings of the run.
+        spec: The ensemble.
+        work: The work on the sample, or None.
+
+    Returns:
+        None if the archive is not unlike the images of the calibration, or was not compared.
     """
     run = RunDirectory.open(config.out) if config.out else None
     if run is not None and run.store.exists("summary.json"):
@@ -302,9 +333,7 @@ def _unlike(config: ScoreConfig, spec: ScoringSpec, work: SampleWork | None) -> 
 
 
 def _costs(spec: ScoringSpec, work: SampleWork, pools: Sequence[PlannedPool]) -> dict[str, Any]:
-    """Return by the keys of a plan what each detector and each stage of a cascade takes of the
-    seconds that are spent on an image.
-    """
+    """Return by key of the plan the time per image of each detector and of each cascade stage."""
     count, total_s = len(work.outcomes), sum(pool.total_s for pool in pools)
     costs = {
         name: plan_model.PlannedDetector(
@@ -339,17 +368,26 @@ def _cascade(
 
 def _requests(
     spec: ScoringSpec,
-    found: Survey,
+    source: Survey,
     listing: plan_model.PlannedListing,
     blocks: int,
     *,
     lists: int,
     is_store: bool,
 ) -> plan_model.PlannedRequests:
-    """Return the requests that a store bills: for the source, and if `is_store` for the rows."""
+    """Return the requests that a store bills.
+
+    Args:
+        spec: The scoring specification.
+        source: The members.
+        listing: The requests of the listing.
+        blocks: The number of blocks.
+        lists: The number of LIST requests.
+        is_store: Whether the rows are in a store that bills requests.
+    """
     per_block = 1 + bool(spec.localizers) + len(spec.features)
     puts = blocks * per_block + math.ceil(blocks / cut_blocks.BLOCKS_PER_FILE) + FEW
-    gets = found.gets + listing.gets + is_store * blocks * GETS_PER_BLOCK
+    gets = source.gets + listing.gets + is_store * blocks * GETS_PER_BLOCK
     return plan_model.PlannedRequests(list=lists, get=gets, put=is_store * puts)
 
 
@@ -360,16 +398,24 @@ def _bill(
     members: int,
     time_s: plan_model.PlannedTime | None,
 ) -> dict[str, Any]:
-    """Return what bytes and hours cost, and what fraction of the work the run's limits allow. The
-    cost of machines is not known without a probe.
+    """Return the cost of bytes and hours, and the fraction of the work that the limits allow.
+
+    Without a probe, the cost of machines is unknown.
+
+    Args:
+        config: The settings of the run, with prices and limits.
+        requests: The requests.
+        billed_bytes: The bytes that leave a store.
+        members: The number of members.
+        time_s: The planned time, or None if it is unknown.
     """
     hours = time_s.hours if time_s else None
-    cost = session.spent(
+    cost = session.compute_cost(
         config.prices, hours or 0.0, {session.GETS: requests.get, session.BYTES: billed_bytes}
     )
     each = cost.total / members * 1000 if members and hours is not None else None
     needed = ((config.max_hours, hours), (config.max_cost, hours and cost.total))
-    fractions = [limit / much for limit, much in needed if limit is not None and much]
+    fractions = [limit / need for limit, need in needed if limit is not None and need]
     return {
         "cost": plan_model.PlannedCost(
             compute=None if hours is None else cost.compute,
@@ -386,9 +432,9 @@ def _bill(
     }
 
 
-def _asked(spec: ScoringSpec, work: SampleWork | None) -> dict[str, Any]:
-    """Return by the keys of a plan what scores the images, and what they share."""
-    card, promise, profile = spec.ensemble, spec.ensemble.guarantee, None
+def _describe_ensemble(spec: ScoringSpec, work: SampleWork | None) -> dict[str, Any]:
+    """Return by key of the plan what scores the images, and what the detectors share."""
+    card, guaranteed, profile = spec.ensemble, spec.ensemble.guarantee, None
     if card.profile is not None:
         profile = plan_model.PlannedProfile(
             identifier=spec.identifier.name if spec.identifier else None,
@@ -400,11 +446,11 @@ def _asked(spec: ScoringSpec, work: SampleWork | None) -> dict[str, Any]:
         "ensemble": card.name,
         "rule": card.rule,
         "detectors": list(spec.cards),
-        "guarantee": promise
+        "guarantee": guaranteed
         and plan_model.PlannedGuarantee(
-            target_fpr=promise.target_fpr,
-            confidence=promise.confidence,
-            upper_bound=promise.upper_bound,
+            target_fpr=guaranteed.target_fpr,
+            confidence=guaranteed.confidence,
+            upper_bound=guaranteed.upper_bound,
             population=card.population.what if card.population else None,
             otherwise=departures(card.settings, spec.precision, spec.resize),
         ),
@@ -455,10 +501,10 @@ def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
 
 
 def _cluster(
-    config: ScoreConfig, described: ClusterDescription | None, machines: PlannedMachines
+    config: ScoreConfig, cluster: ClusterDescription | None, machines: PlannedMachines
 ) -> plan_model.PlannedCluster:
-    name = described.name if described else "as stated" if config.cluster.cpus else "this machine"
-    nodes = described.nodes if described else ()
+    name = cluster.name if cluster else "as stated" if config.cluster.cpus else "this machine"
+    nodes = cluster.nodes if cluster else ()
     return plan_model.PlannedCluster(
         name=name,
         cpus=machines.cpus,

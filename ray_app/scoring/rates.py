@@ -1,9 +1,9 @@
-"""The rates of a layout's processes on planned machines, from the seconds of a sample (`read_pools`),
-and which stage sets the rate of the run (`find_bottleneck`).
+"""Compute the rates of a layout's processes on planned machines.
 
-In a fused layout every process does one stage after another. In a split layout pools of processes
-work side by side, and the slowest pool sets the rate. GPUs that did not score the sample are
-estimated from the multiply-adds on the cards.
+`read_pools` reads the rates from the seconds of a sample, and `find_bottleneck` finds the stage that
+sets the rate of the run. In a fused layout every process does one stage after another. In a split
+layout pools of processes work in parallel, and the slowest pool sets the rate. GPUs that did not
+score the sample are estimated from the multiply-adds on the cards.
 """
 
 import math
@@ -18,32 +18,37 @@ from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.sample import SampleWork
 
 MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
-PUT_S = 0.1  # to commit a block to a store, which a sample on the local disk does not measure
+# Seconds to commit a block to a store, which a sample on the local disk does not measure.
+PUT_S = 0.1
 
-_RESIZES = "or, where a grey level does not matter, --set resize=fast"
+_RESIZES = "or, if a grey level does not matter, --set resize=fast"
 _FASTER = "make blocks larger: --set block_members=4096; or put the run directory on faster storage"
-_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or with a cheaper describer"
+_FEWER_WORDS = (
+    "describe only flagged images (profile.describe), with fewer beams, or with a cheaper describer"
+)
 _ADVICE = {
-    "fetch": "run nearer to the bucket, or give more processes: reading is the slowest part",
-    "wait": "large images wait for memory: give nodes more of it, or --set cluster.decode_bytes=… if they have it",
+    "fetch": "run closer to the bucket, or use more processes: reading is the slowest part",
+    "wait": "large images wait for memory: use nodes with more memory, or --set cluster.decode_bytes=… if they have enough",
     "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
     "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
-    "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
+    "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or use a lighter ensemble",
     "identify": "add cores, each adds {each} images/s",
     "describe": f"{_FEWER_WORDS}; or add cores, each adds {{each}} images/s",
-    "load": "detectors take turns in memory: give each process more, --set cluster.worker_bytes=…",
+    "load": "detectors take turns in memory: give each process more memory, --set cluster.worker_bytes=…",
     "write": _FASTER,
 }
 
 
 @dataclass(frozen=True)
 class PlannedMachines:
-    """The machines of a plan: cores and GPUs of all nodes, and memory.
+    """The machines of a plan.
 
     Attributes:
-        nodes: Nodes with cores.
+        cpus: Cores of all nodes.
+        gpus: GPUs of all nodes.
+        nodes: Number of nodes with cores.
         node_bytes: Memory of the smallest of them; None if it is not stated.
-        memory_bytes: Memory that Ray schedules on, of all nodes.
+        memory_bytes: Memory of all nodes that Ray schedules on.
     """
 
     cpus: int
@@ -55,14 +60,15 @@ class PlannedMachines:
 
 @dataclass(frozen=True)
 class PlannedPool:
-    """Processes that do the same work side by side.
+    """Processes that do the same work in parallel.
 
     Attributes:
-        seconds: By stage, what one process spends on an image of the archive; None if unknown.
-        at_once: How many images they work on at once, as whole cores or GPUs.
-        processes: How many processes they are.
-        basis: By stage, whether its seconds were measured, where that differs from `measured`.
-        detectors: The detectors that they hold.
+        seconds: The seconds that one process needs per image of the archive, by stage; None if
+            unknown.
+        at_once: The number of images that they work on at once, as whole cores or GPUs.
+        processes: The number of processes.
+        basis: For each stage whose seconds are not `measured`, how they were found.
+        detectors: The detectors that they load.
     """
 
     seconds: Mapping[str, float | None]
@@ -78,16 +84,16 @@ class PlannedPool:
 
     @property
     def images_per_s(self) -> float:
-        """What they do if nothing holds them up."""
+        """Images per second of the pool if no other pool delays it."""
         return self.at_once / max(self.total_s, 1e-9)
 
     @property
     def slowest(self) -> str:
-        """The stage that takes most of their time."""
+        """The stage that takes most of the pool's time."""
         return max(self.seconds, key=lambda stage: self.seconds[stage] or 0.0)
 
     def stages(self) -> list[PlannedStage]:
-        """Return what each stage does at most: alone if it shares the processes with others."""
+        """Return the maximum rate of each stage, alone if it shares its processes with others."""
         return [
             PlannedStage(
                 stage=stage,
@@ -110,36 +116,35 @@ def read_pools(
     blocks_per_member: float,
     is_store: bool,
 ) -> list[PlannedPool]:
-    """Return the pools of a layout with what a process of each spends on an image.
+    """Return the pools of a layout with the seconds that a process of each needs per image.
 
     Args:
-        spec: What images are scored with.
+        spec: The scoring specification.
         layout: The processes, no more than there are blocks.
-        work: What the workers measured.
+        work: The measurements of the workers.
         machines: The planned machines.
-        blocks_per_member: Blocks of the run over its members. Committing a large block takes about
-            as long as committing a small one.
-        is_store: Whether rows go to a store.
+        blocks_per_member: Blocks of the run divided by its members. Committing a large block takes
+            about as long as committing a small one.
+        is_store: Whether rows are written to a store that bills requests.
     """
     count = len(work.outcomes)
     per_image: list[dict[str, float | None]] = [
-        {stage: spent / count for stage, spent in seconds.items() if spent}
+        {stage: total / count for stage, total in seconds.items() if total}
         for seconds in work.seconds
     ]
     pools = spec.all_pools if layout.groups == 1 else (tuple(spec.cards),)
     first = per_image[0]
-    # Members drawn here and there from a container bring their neighbours along, which a run needs,
-    # too.
+    # The sampled members of a container are read with their neighbours, which a run needs, too.
     needed = work.counts[MEMBER_BYTES] / max(work.counts["bytes_read"], 1)
     first["fetch"] = (first.get("fetch") or 0.0) * min(needed, 1.0)
     basis = {"write": ESTIMATED} if is_store or not work.has_scored else {}
     if not work.has_scored:
-        scored = _estimated_s(spec, sum(first.get(stage) or 0.0 for stage in ("decode", "prepare")))
+        scored = _estimate_s(spec, sum(first.get(stage) or 0.0 for stage in ("decode", "prepare")))
         basis |= dict.fromkeys(("score", "describe"), UNKNOWN if None in scored else ESTIMATED)
         names = ["describe" if pool not in spec.pools else "score" for pool in spec.all_pools]
         if layout.groups > 1:
-            known = [seconds for seconds in scored if seconds is not None]
-            scored = [sum(known) if len(known) == len(scored) else None]
+            known_s = [seconds for seconds in scored if seconds is not None]
+            scored = [sum(known_s) if len(known_s) == len(scored) else None]
             names = ["score"]
         per_image += [{name: seconds} for name, seconds in zip(names, scored, strict=True)]
         per_image.append({})
@@ -150,9 +155,9 @@ def read_pools(
     block_s = work.seconds[-1].get("write", 0.0) / work.processes + PUT_S * is_store
     per_image[-1]["write"] = block_s * blocks_per_member
     if layout.kind == "fused":
-        joined = {stage: seconds for part in per_image for stage, seconds in part.items()}
-        at_once = min(layout.workers, machines.cpus)  # More processes than cores share them.
-        return [PlannedPool(joined, at_once, layout.workers, basis, tuple(spec.cards))]
+        merged = {stage: seconds for part in per_image for stage, seconds in part.items()}
+        at_once = min(layout.workers, machines.cpus)  # More processes than cores share the cores.
+        return [PlannedPool(merged, at_once, layout.workers, basis, tuple(spec.cards))]
     crowded = 1.0 if layout.scorer_gpus else min(1.0, machines.cpus / layout.workers)
     decoders, committers = layout.decoders, layout.committers
     decoding, *scoring, committing = per_image
@@ -160,7 +165,7 @@ def read_pools(
         PlannedPool(decoding, decoders * crowded, decoders, {}),
         *(
             PlannedPool(
-                _as_scoring(seconds),
+                _merge_scoring(seconds),
                 size * (layout.scorer_gpus or crowded),
                 size,
                 basis,
@@ -172,22 +177,28 @@ def read_pools(
     ]
 
 
-def _as_scoring(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return the seconds of scorers; images that they decode themselves count as scoring."""
-    described = {stage: spent for stage, spent in seconds.items() if stage == "describe"}
-    others = [spent for stage, spent in seconds.items() if stage != "describe"]
+def _merge_scoring(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the seconds of scorers, with images that they decode themselves counted as scoring."""
+    describing = {stage: time_s for stage, time_s in seconds.items() if stage == "describe"}
+    others = [time_s for stage, time_s in seconds.items() if stage != "describe"]
     if not others:
-        return described
-    known = [spent for spent in others if spent is not None]
-    return {"score": sum(known) if len(known) == len(others) else None, **described}
+        return describing
+    known_s = [time_s for time_s in others if time_s is not None]
+    return {"score": sum(known_s) if len(known_s) == len(others) else None, **describing}
 
 
-def _estimated_s(spec: ScoringSpec, decode_s: float) -> list[float | None]:
-    """Return the seconds per image of each pool on a GPU, by the multiply-adds on the cards; None
-    if a card states none.
+def _estimate_s(spec: ScoringSpec, decode_s: float) -> list[float | None]:
+    """Return the seconds per image of each pool on a GPU, by the multiply-adds on the cards.
 
-    A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes and for the
-    second stage of a cascade.
+    A scorer decodes again for each preprocessing that keeps sizes, and for the second stage of a
+    cascade.
+
+    Args:
+        spec: The scoring specification.
+        decode_s: The seconds of decoding an image once.
+
+    Returns:
+        None for a pool with a card that states no multiply-adds.
     """
     estimate, seconds = ResourceEstimate.of(spec), list[float | None]()
     for pool, gmac in zip(spec.all_pools, estimate.pool_gmac, strict=True):
@@ -197,11 +208,11 @@ def _estimated_s(spec: ScoringSpec, decode_s: float) -> list[float | None]:
             for card in cards
             if card.preprocessing.shape is None and card.name in spec.first
         }
-        again = len(native) + estimate.second_stage_share * bool(set(pool) & set(spec.late))
+        repeats = len(native) + estimate.second_stage_share * bool(set(pool) & set(spec.late))
         is_sized = all(card.size for card in cards) and (
             len(cards) == len(pool) or bool(spec.describer and spec.describer.gmac)
         )
-        seconds.append(gmac / GMAC_PER_S["gpu"] + decode_s * again if is_sized else None)
+        seconds.append(gmac / GMAC_PER_S["gpu"] + decode_s * repeats if is_sized else None)
     return seconds
 
 
@@ -213,31 +224,31 @@ def find_bottleneck(
     blocks: int,
     machines: PlannedMachines,
 ) -> PlannedBottleneck:
-    """Return the stage that sets the rate, and what would raise it.
+    """Return the stage that sets the rate, and how to raise the rate.
 
     Args:
-        spec: What images are scored with.
+        spec: The scoring specification.
         layout: The processes of the layout.
-        used: No more of them than there are blocks.
-        pools: Their rates.
-        blocks: Blocks of the run.
+        used: The layout with no more processes than there are blocks.
+        pools: The pools with their rates.
+        blocks: The number of blocks of the run.
         machines: The planned machines.
     """
     slowest = min(pools, key=lambda pool: pool.images_per_s)
     scoring = min((pool.images_per_s for pool in pools[1:-1]), default=math.inf)
     if used.workers < layout.workers:
         cut = f"{blocks} block{'s' * (blocks > 1)}"
-        advice = f"so few files make {cut}, for {used.workers} of {layout.workers} processes: a smaller cluster is as fast"
+        advice = f"there are only {cut}, for {used.workers} of {layout.workers} processes: a smaller cluster is as fast"
     elif layout.kind == "fused":
         advice = _fused_advice(spec, slowest, machines)
     elif slowest is pools[0]:
         advice = _decoding_advice(layout, slowest, scoring, machines)
     elif slowest is pools[-1]:
-        few = f"the {slowest.processes} committers are too few: more scorers bring more"
-        advice = f"{few}; {_FASTER}" if slowest.slowest == "write" else few
+        more = f"the {slowest.processes} committers are too few: use more scorers, which add committers"
+        advice = f"{more}; {_FASTER}" if slowest.slowest == "write" else more
     else:
-        words = f"{_FEWER_WORDS}; or " if slowest.slowest == "describe" else ""
-        advice = words + _scoring_advice(layout, scoring, pools[0].images_per_s, machines)
+        prefix = f"{_FEWER_WORDS}; or " if slowest.slowest == "describe" else ""
+        advice = prefix + _scoring_advice(layout, scoring, pools[0].images_per_s, machines)
     busy = None if math.isinf(scoring) else min(slowest.images_per_s / scoring, 1.0)
     return PlannedBottleneck(stage=slowest.slowest, advice=advice, scorers_busy=busy)
 
@@ -264,11 +275,13 @@ def _decoding_advice(
         return f"add cores, each adds {number(pool.images_per_s / pool.at_once)} images/s{faster}"
     busy, gpus = pool.images_per_s / scoring, machines.gpus
     cores = machines.cpus - layout.decoders + math.ceil(layout.decoders / busy)
-    what = ("the GPU" if gpus == 1 else f"the {gpus} GPUs") if layout.scorer_gpus else "the scorers"
-    advice = f"raise cores from {machines.cpus:,} to {cores:,} to keep {what} busy, idle {100 * (1 - busy):.0f} % of the time{faster}"
+    users = (
+        ("the GPU" if gpus == 1 else f"the {gpus} GPUs") if layout.scorer_gpus else "the scorers"
+    )
+    advice = f"raise cores from {machines.cpus:,} to {cores:,} to keep {users} busy, idle {100 * (1 - busy):.0f} % of the time{faster}"
     enough = math.ceil(gpus * busy)
     if layout.scorer_gpus and enough < gpus:
-        return f"plan {enough} of the {gpus} GPUs, which is as fast, and cheaper; or {advice}"
+        return f"plan {enough} of the {gpus} GPUs, which is as fast and cheaper; or {advice}"
     return advice
 
 
@@ -276,13 +289,13 @@ def _scoring_advice(
     layout: ScoringLayout, scoring: float, decoding: float, machines: PlannedMachines
 ) -> str:
     if not layout.scorer_gpus:
-        return "add cores or a GPU, or take a lighter ensemble"
+        return "add cores or a GPU, or use a lighter ensemble"
     fed = math.floor(machines.gpus * decoding / scoring)
     if fed <= machines.gpus:
-        return "cores and GPUs are in balance: more of both, or a lighter ensemble"
-    return f"add GPUs: the cores could feed {fed:,} instead of {machines.gpus}; or take a lighter ensemble"
+        return "add both cores and GPUs, which are in balance, or use a lighter ensemble"
+    return f"add GPUs: the cores could feed {fed:,} instead of {machines.gpus}; or use a lighter ensemble"
 
 
 def count_gmac(spec: ScoringSpec) -> float:
-    """Return billions of multiply-adds for one image."""
+    """Return the billions of multiply-adds for one image."""
     return sum(ResourceEstimate.of(spec).pool_gmac)

@@ -1,7 +1,7 @@
-"""The documents of a finished run: `write_summary` (`summary.json`, one per listing beside it) and
-`write_report` (`report.html`).
+"""Write the documents of a finished run.
 
-Its pictures are made anew, so that no metadata of the originals survives.
+`write_summary` writes `summary.json` and a copy per listing. `write_report` writes `report.html`. Its
+thumbnails are new images, so no metadata of the originals survives.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,8 +37,8 @@ def write_summary(
     Args:
         run: The run, in which every block of every manifest has its rows.
         spec: The ensemble that decided the rows.
-        session: The session that ends.
-        thumbnails: Whether reports show small images.
+        session: The session that finishes.
+        thumbnails: Whether reports show thumbnails.
 
     Returns:
         The content of `summary.json`.
@@ -54,8 +54,8 @@ def write_summary(
         thumbnails=thumbnails,
         linked_folders=document.LinkedFoldersSummary(**asdict(linked_folders(run))),
         **count_current(run, spec, rows),
-        **_of_session(session),
-        **_of_all_sessions(run, session),
+        **_describe_session(session),
+        **_sum_sessions(run, session),
     ).written()
     run.write_json(f"summaries/{rows.last:05d}.json", content)
     run.write_json("summary.json", content)
@@ -65,21 +65,38 @@ def write_summary(
 def renew_summary(
     run: RunDirectory, session: ScoringSession, *, thumbnails: bool = True
 ) -> dict[str, Any]:
-    """Write `summary.json` for a session that scored nothing; no row is counted again."""
+    """Write `summary.json` for a session that scored nothing, without counting rows again.
+
+    Args:
+        run: The run.
+        session: The session that finishes.
+        thumbnails: Whether reports show thumbnails.
+
+    Returns:
+        The content of `summary.json`.
+    """
     before = run.read_json(f"summaries/{run.last_finished():05d}.json")
-    changed = _of_session(session) | {"thumbnails": thumbnails}
+    changed = _describe_session(session) | {"thumbnails": thumbnails}
     content = document.RunSummary.model_validate(before | changed).written()
     run.write_json("summary.json", content)
     return content
 
 
 def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> dict[str, Any]:
-    """Return by key what a summary says of rows: counts, guarantee, ensemble, identity.
+    """Return the parts of a summary that depend on rows: counts, guarantee, ensemble, identity.
 
     If the last summary has the same settings and version, only rows that changed since are read.
+
+    Args:
+        run: The run.
+        spec: The ensemble that decided the rows.
+        rows: The current rows.
+
+    Returns:
+        The content by key of the summary.
     """
-    described = run.describe()
-    identity = fingerprint(described["identity"])
+    run_info = run.describe()
+    identity = fingerprint(run_info["identity"])
     before = _last_summary(run)
     is_usable = before is not None and (before.version, before.fingerprint) == (
         __version__,
@@ -98,16 +115,16 @@ def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> di
         counts = summary.count_changes(
             document.RunCounts.model_validate(before.written()),
             replace(changed, now=rows),
-            described["detectors"],
+            run_info["detectors"],
         )
     if counts is None:
-        counts = summary.summarise(rows.tables(summary.COLUMNS), described["detectors"])
+        counts = summary.summarise(rows.tables(summary.COLUMNS), run_info["detectors"])
     return {
         **counts.given(),
         "guarantee": compared,
         "ensemble": ensemble_facts(spec),
         "fingerprint": identity,
-        "identity": described["identity"],
+        "identity": run_info["identity"],
     }
 
 
@@ -118,7 +135,7 @@ def _last_summary(run: RunDirectory) -> document.RunSummary | None:
     return document.RunSummary.model_validate(run.read_json(f"summaries/{finished:05d}.json"))
 
 
-def _of_session(session: ScoringSession) -> dict[str, Any]:
+def _describe_session(session: ScoringSession) -> dict[str, Any]:
     facts = session.facts()
     return {
         "started_at": session.started_at.isoformat(timespec="seconds"),
@@ -128,9 +145,10 @@ def _of_session(session: ScoringSession) -> dict[str, Any]:
     }
 
 
-def _of_all_sessions(run: RunDirectory, session: ScoringSession) -> dict[str, Any]:
-    """What detectors took, and the most memory of a worker: as the summary before has it, with the
-    sessions since.
+def _sum_sessions(run: RunDirectory, session: ScoringSession) -> dict[str, Any]:
+    """Return the time per detector and the maximum memory of a worker, of all sessions.
+
+    The sums of earlier sessions come from the last summary.
     """
     before = (
         document.RunSummary.model_validate(run.read_json("summary.json"))
@@ -138,40 +156,41 @@ def _of_all_sessions(run: RunDirectory, session: ScoringSession) -> dict[str, An
         else document.RunSummary()
     )
     since = range(before.session.number + 1, session.number)
-    known = [
+    paths = [
         f"sessions/{number:05d}.json"
         for number in since
         if run.store.exists(f"sessions/{number:05d}.json")
     ]
     facts = [
-        *(document.SessionSummary.model_validate(run.read_json(path)) for path in known),
+        *(document.SessionSummary.model_validate(run.read_json(path)) for path in paths),
         session.facts(),
     ]
-    peak = max([before.memory_per_worker_bytes or 0, *(one.peak_worker_bytes for one in facts)])
-    times = _together([before.detectors or {}, *(one.detectors or {} for one in facts)])
+    peak = max([before.memory_per_worker_bytes or 0, *(part.peak_worker_bytes for part in facts)])
+    times = _merge_times([before.detectors or {}, *(part.detectors or {} for part in facts)])
     return {"detectors": times or None, "memory_per_worker_bytes": peak or None}
 
 
-def _together(
+def _merge_times(
     times: Iterable[Mapping[str, document.DetectorTime]],
 ) -> dict[str, document.DetectorTime]:
-    """What several commands took, together."""
-    found: dict[str, document.DetectorTime] = {}
-    for name, one in (item for some in times for item in some.items()):
-        before = found.get(name, document.DetectorTime())
-        images = before.images + one.images
-        spent_ms = sum((each.ms_per_image or 0.0) * each.images for each in (before, one))
-        found[name] = document.DetectorTime(
-            seconds=round(before.seconds + one.seconds, 6),
+    """Return the time per detector of several sessions together."""
+    total: dict[str, document.DetectorTime] = {}
+    for name, added in (item for session_times in times for item in session_times.items()):
+        before = total.get(name, document.DetectorTime())
+        images = before.images + added.images
+        time_ms = sum((part.ms_per_image or 0.0) * part.images for part in (before, added))
+        total[name] = document.DetectorTime(
+            seconds=round(before.seconds + added.seconds, 6),
             images=images,
-            ms_per_image=round(spent_ms / images, 4) if images else None,
+            ms_per_image=round(time_ms / images, 4) if images else None,
         )
-    return found
+    return total
 
 
 def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
-    """What a reader of scores must know of the ensemble: rule, thresholds with their rates, whether
-    anything is calibrated.
+    """Return the facts about the ensemble that a reader of scores needs.
+
+    They include the rule, the thresholds with their rates, and whether anything is calibrated.
     """
     members = [
         document.DetectorSummary(
@@ -192,14 +211,14 @@ def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
         calibrated=is_calibrated(card, spec.calibrations),
         demonstration=any(member.demonstration for member in members),
         members=members,
-        # all of them are written, given or not
+        # All of them are written, also those that the card does not set.
         thresholds=Thresholds(**card.thresholds.model_dump()),
         blind_to=list(blind_to(spec.cards.values())) or None,
     )
 
 
 def linked_folders(run: RunDirectory) -> NotedFolders:
-    """Links to folders that the last listing did not follow."""
+    """Return the links to folders that the last listing did not follow."""
     info = read_complete(run.store, manifests(run.store)[-1])
     return (
         NotedFolders() if info is None else NotedFolders(info.linked_folders, info.linked_example)
@@ -207,7 +226,7 @@ def linked_folders(run: RunDirectory) -> NotedFolders:
 
 
 def closed_folders(run: RunDirectory) -> NotedFolders:
-    """Folders that the last listing could not list."""
+    """Return the folders that the last listing could not list."""
     info = read_complete(run.store, manifests(run.store)[-1])
     return (
         NotedFolders() if info is None else NotedFolders(info.closed_folders, info.closed_example)
@@ -215,7 +234,7 @@ def closed_folders(run: RunDirectory) -> NotedFolders:
 
 
 def bad_fraction(summary: dict[str, Any]) -> float:
-    """Share of members without a score, not counting files that are no images."""
+    """Return the fraction of members without a score, except files that are not images."""
     good = (Status.OK, Status.UNSUPPORTED_FORMAT)
     bad = sum(count for status, count in summary["statuses"].items() if status not in good)
     return bad / summary["members"] if summary["members"] else 0.0
@@ -231,19 +250,28 @@ def has_read_nothing(summary: dict[str, Any]) -> bool:
 def write_report(
     run: RunDirectory, *, prior: float | None = None, thumbnails: bool | None = None
 ) -> str:
-    """Render `report.html` from the summary; returns where it lies. `thumbnails`: with small
-    pictures; null: as the run was asked to.
+    """Render `report.html` from the summary, and return its URL.
 
-    Raises ConfigError where no run has finished.
+    Args:
+        run: The run.
+        prior: The fraction of fakes to expect, or None.
+        thumbnails: Whether to show thumbnails. None uses the setting of the run.
+
+    Raises:
+        ConfigError: If the run is not finished.
     """
     run.describe_finished()
     summary = run.read_json("summary.json")
-    wanted = summary.get("thumbnails", True) if thumbnails is None else thumbnails
-    found = pictures.pictures_of(run, summary["top"][: pictures.MOST]) if wanted else None
-    # an empty page takes as long to import as to write
+    has_thumbnails = summary.get("thumbnails", True) if thumbnails is None else thumbnails
+    images = (
+        pictures.load_thumbnails(run, summary["top"][: pictures.MAX_THUMBNAILS])
+        if has_thumbnails
+        else None
+    )
+    # Imported late, because the import takes as long as writing an empty page.
     from ray_app.reports import render_run_report
 
     run.store.write(
-        "report.html", render_run_report(summary, prior=prior, thumbnails=found).encode()
+        "report.html", render_run_report(summary, prior=prior, thumbnails=images).encode()
     )
     return f"{run.store.url}/report.html"

@@ -1,7 +1,7 @@
-"""One scoring session from top to bottom: `score_archive` checks, then a `ScoringRun` lists,
-scores, publishes, verifies and summarizes.
+"""Run one scoring session from start to end (`score_archive`).
 
-Every step can be interrupted anywhere; the same command resumes from the facts on disk.
+After the checks, a `ScoringRun` lists, scores, publishes, verifies and summarises. Every step can be
+interrupted at any point; the same command resumes from the files of the run directory.
 """
 
 import contextlib
@@ -31,7 +31,12 @@ from ray_app.archives import (
 from ray_app.archives.listing import ListingProcess
 from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
-from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
+from ray_app.cluster.shutdown import (
+    LIMIT_GRACE_S,
+    SIGNAL_GRACE_S,
+    ShutdownController,
+    StallWatchdog,
+)
 from ray_app.config import config_root
 from ray_app.detectors import licences, publish_weights, resolve_weights, weights
 from ray_app.detectors.callables.process import require_startable
@@ -74,26 +79,30 @@ from ray_app.storage import Lease, node_budget, strip_secrets, with_s3_settings
 from ray_app.streams.stage import ATTEMPTS
 
 STALL_S = 900.0
-# where members are of this size on average: large images also wait for each other
+# For members of this mean size or larger: large images also wait for each other.
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20
-NOTICE_EVERY = 3  # ticks, of a second each, between two checks for nodes that will be taken away
-# of the memory that Ray schedules on: as large is a node's object store, which has 30 % of it all
+NOTICE_EVERY = 3  # Ticks, of a second each, between two checks for nodes that will be taken away.
+# The size of a node's object store as a fraction of the memory that Ray schedules on. The store has
+# 30 % of all memory.
 STORE_SHARE = 0.4
-MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
+MARGIN_S = 5.0  # A driver should exit this long before its machine is taken away.
 
 
-_POLL_S, _FOLLOW_POLL_S = 0.25, 1.0  # between two looks for the next manifest
+_POLL_S, _FOLLOW_POLL_S = 0.25, 1.0  # Between two checks for the next portion of a listing.
 
 
 def today() -> date:
-    """Return the day in UTC."""
+    """Return the current day in UTC."""
     return datetime.now(UTC).date()
 
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """How a run ended: `exit_code` is DONE or TOO_MANY_BAD, `summary` the content of
-    `summary.json`.
+    """The result of a run.
+
+    Attributes:
+        exit_code: DONE or TOO_MANY_BAD.
+        summary: The content of `summary.json`.
     """
 
     exit_code: ExitCode
@@ -102,18 +111,29 @@ class ScoringResult:
 
 @with_s3_settings
 def score_archive(config: ScoreConfig) -> ScoringResult:
-    """Score `config.source` into `config.out`, from wherever an earlier session of the same command
-    stopped.
+    """Score `config.source` into `config.out`, from where an earlier session of the command stopped.
 
-    What the config leaves open is as the run was begun. Raises ConfigError, IdentityError (the
-    directory is another command's or in use), DetectorError, StorageError, ClusterError, and
-    KeyboardInterrupt on a request to stop. Those that the same call resumes from carry the note
-    RESUMABLE.
+    Settings that the config does not set are those of the existing run. Exceptions after which the
+    same call resumes carry the note RESUMABLE.
+
+    Args:
+        config: The settings of the run, with `source` and `out`.
+
+    Returns:
+        The exit code and the summary.
+
+    Raises:
+        ConfigError: If a setting is wrong or the source is empty.
+        IdentityError: If the directory is used by another command or another run is writing to it.
+        DetectorError: If a card, weights, or a licence are missing.
+        StorageError: If the source or the run directory is unreachable.
+        ClusterError: If the cluster has no capacity, or no block ends.
+        KeyboardInterrupt: If a stop was requested and blocks are left.
     """
     if not config.source or not config.out:
         raise ConfigError(
             "nothing to score" if not config.source else "no run directory: --out DIR is missing",
-            hint="touchstone score SOURCE --out DIR",
+            hint="run touchstone score SOURCE --out DIR",
         )
     require_prices(config)
     if (
@@ -129,9 +149,9 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
         check_settings(settings, directory)
         with Lease(directory.store, unguarded=config.unguarded) as lease:
             with resumable(ClusterError):
-                finished = _unchanged(settings, directory, lease, start)
-            if finished is not None:
-                return finished
+                result = _finish_unchanged(settings, directory, lease, start)
+            if result is not None:
+                return result
             with ray_cluster.cluster(config.cluster):
                 cpus, gpus, memory_bytes = ray_cluster.resources(config.cluster)
                 spec = settings.spec(gpus)
@@ -143,22 +163,25 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 )
                 with resumable(ClusterError):
                     run = ScoringRun(settings, directory, lease, spec, start)
-                    return run.finished(layout, groups)
+                    return run.execute(layout, groups)
 
 
 @with_s3_settings
 def check_scoring(config: ScoreConfig) -> None:
-    """Whether `score_archive` would begin: all that it checks before it writes anything. Raises as
-    that does; fetches weights.
+    """Check all that `score_archive` checks before it writes anything. Fetches weights.
+
+    Raises the same exceptions.
     """
     directory = RunDirectory.open(config.out or "")
     check_settings(identity.resolve(config, directory), directory)
 
 
 def check_settings(settings: identity.Settings, directory: RunDirectory) -> None:
-    """What can be refused before anything is written or a cluster started: a directory of another
-    command, an unknown card, a licence, missing weights, a trust list, a source that is not there
-    or empty, settings that an ensemble was not calibrated under.
+    """Check what can be checked before a file is written or a cluster is started.
+
+    It fails for a directory of another command, an unknown card, a licence that was not accepted,
+    missing weights, a missing trust list, a missing or empty source, and settings that an ensemble
+    was not calibrated for.
     """
     config = settings.config
     directory.check_free()
@@ -167,7 +190,7 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
     elif config.rescore:
         raise ConfigError(
             f"there is no run in {directory.store.url} to retry",
-            hint="the same command without --retry makes one",
+            hint="run the same command without --retry to create a run",
         )
     check_detectors(settings)
     settings.spec(gpus=0)
@@ -183,11 +206,13 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
         )
 
 
-def _unchanged(
+def _finish_unchanged(
     settings: identity.Settings, directory: RunDirectory, lease: Lease, start: float
 ) -> ScoringResult | None:
-    """The end of a finished run whose source is as it was, for which no cluster is started; None
-    where there may be something to do.
+    """Finish a session on a finished run whose source has not changed, without starting a cluster.
+
+    Returns:
+        None if there may be something to do.
     """
     config = settings.config
     if (
@@ -197,23 +222,29 @@ def _unchanged(
         or not is_complete(directory)
     ):
         return None
-    began = time.monotonic()
-    # so short a check that it needs no cluster
+    checked_at = time.monotonic()
+    # This check is so short that it needs no cluster.
     if settings.embeddings is not None:
         is_listed = settings.embeddings.is_listed(directory)
     else:
         is_listed = is_as_listed(directory.store, archive_of(config), config.limit)
     if not is_listed:
         return None
-    listing_s = time.monotonic() - began
+    listing_s = time.monotonic() - checked_at
     run = ScoringRun(settings, directory, lease, settings.spec(gpus=0), start)
-    run.session.listed(listing_s)
-    return run.renewed()
+    run.session.add_listing_s(listing_s)
+    return run.finish_unchanged()
 
 
 class ScoringRun:
-    """A session on a run directory that is this command's. `spec` is what everything is scored
-    with; the caller resolves it once.
+    """A session on a run directory whose lease this command holds.
+
+    Args:
+        settings: The resolved settings.
+        directory: The run directory.
+        lease: The lease of the directory.
+        spec: The scoring specification.
+        start: The monotonic time at which the user's command started.
     """
 
     def __init__(
@@ -226,33 +257,36 @@ class ScoringRun:
     ) -> None:
         self.config, self.directory, self.lease, self.spec = settings.config, directory, lease, spec
         self.embeddings, self.heads = settings.embeddings, settings.heads
-        kept = settings.changed_default()
-        if kept:
-            named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
+        differing = settings.changed_default()
+        if differing:
+            text = ", ".join(f"{line['key']} {shortened(line['run'], 80)}" for line in differing)
             print(
-                f"settings stay as the run was begun: {shortened(named, 400)}",
+                f"keeping the settings of the existing run: {shortened(text, 400)}",
                 file=sys.stderr,
                 flush=True,
             )
         self.start, self.spent_before = start, 0.0
         self.day = today()
-        facts = lease.facts() | ({"kept": kept} if kept else {})
+        facts = lease.facts() | ({"kept": differing} if differing else {})
         # A source may be a signed URL.
         sources = [strip_secrets(source) for source in self.config.source]
-        written = self.config.model_dump(mode="json") | {"source": sources}
-        self.session = ScoringSession(directory, written, start, noted=facts)
+        settings_json = self.config.model_dump(mode="json") | {"source": sources}
+        self.session = ScoringSession(directory, settings_json, start, extra_facts=facts)
 
-    def finished(self, layout: ScoringLayout, groups: DetectorGroups | None) -> ScoringResult:
-        """All steps, on the cluster that this process has joined; `groups`: of detectors that take
-        turns in the processes of the layout.
+    def execute(self, layout: ScoringLayout, groups: DetectorGroups | None) -> ScoringResult:
+        """Run all steps on the cluster that this process has joined.
+
+        Args:
+            layout: The processes.
+            groups: Groups of detectors that take turns in these processes; None if all fit.
         """
         self.layout, self.groups = layout, groups
         nodes = ray_cluster.working_nodes(self.config.cluster.labels)
-        self.session.planned(
-            layout, groups, memory_of(self.config, self.spec, groups, layout, *nodes)
+        self.session.set_plan(
+            layout, groups, estimate_memory(self.config, self.spec, groups, layout, *nodes)
         )
         plan = layout.block_plan(self.spec.slots)
-        # Orders and attempts of a command that was killed.
+        # Remove the orders and attempts of a command that was killed.
         self.directory.store.clear(ATTEMPTS)
         try:
             if self.config.rescore:
@@ -273,7 +307,8 @@ class ScoringRun:
         A listing that an earlier command did not finish continues.
 
         Raises:
-            ConfigError: The source is empty. If nothing was ever listed, the directory is free again.
+            ConfigError: If the source is empty. If nothing was ever listed, the directory is free
+                again.
         """
         run = self.directory
         # A command that followed the source may have left it open.
@@ -284,32 +319,33 @@ class ScoringRun:
         try:
             with ListingProcess(listing_request(self.config, self.lease.number, plan)) as listing:
                 self.score(listing)
-                self.session.listed(listing.result().seconds)
+                self.session.add_listing_s(listing.result().seconds)
         except ConfigError:
             if last_listing(run.store) is None:
-                run.give_up()
+                run.discard()
             raise
         report_folders(run)
 
     def score_embeddings(self, embeddings: StoredEmbeddings) -> None:
-        """Score the pending blocks of an unfinished run, else those that the run with the embeddings
-        has in addition.
+        """Score the pending blocks of an unfinished run, or else the new embeddings.
+
+        These are the embeddings that were added to the run that stores them.
         """
-        work, began = work_of(self.directory), time.monotonic()
-        # The first block is scored after all manifests are copied. Without a scored block, a killed
-        # command may have copied some of them.
+        work, copied_at = work_of(self.directory), time.monotonic()
+        # The first block is scored after all manifests are copied. If no block is scored, a killed
+        # command may have copied some manifests.
         if len(work.pending) == len(work.blocks):
             embeddings.copy_manifests(self.directory)
-            self.session.listed(time.monotonic() - began)
+            self.session.add_listing_s(time.monotonic() - copied_at)
         self.score(None)
 
     def retry(self, plan: BlockPlan) -> None:
-        """Score the current members whose row has one of `config.rescore` again; nothing is listed.
+        """Score the current members whose row has one of the statuses in `config.rescore` again.
 
-        A retry that an earlier command began is continued instead.
+        The source is not listed. A retry that an earlier command started is continued instead.
 
         Raises:
-            ConfigError: Not all files of the last listing have been scored.
+            ConfigError: If some files of the last listing have not been scored.
         """
         run, statuses = self.directory, [status.value for status in self.config.rescore]
         finish_manifest(run.store, self.lease.number)
@@ -322,36 +358,36 @@ class ScoringRun:
         if not work.pending:
             if work.manifests:
                 self.finish_manifests()
-            begun = begin_retry(CurrentRows.read(run), statuses, plan)
-            if begun.refused:
+            retry = begin_retry(CurrentRows.read(run), statuses, plan)
+            if retry.refused:
                 print(
-                    f"not retried: {begun.refused:,} that were refused when the archive was listed; "
+                    f"not retried: {retry.refused:,} that were refused when the archive was listed; "
                     "the same command without --retry lists it again",
                     file=sys.stderr,
                 )
-            elif begun.info is None:
+            elif retry.info is None:
                 print(
                     f"no file has the status {' or '.join(statuses)}: nothing to retry",
                     file=sys.stderr,
                 )
-            if begun.info is None:
+            if retry.info is None:
                 return
-            last = begun.info
-        named = " or ".join(last.retried)
-        print(f"retrying {counted(last.members, 'file')} with the status {named}", file=sys.stderr)
-        self.session.retrying(last.manifest, last.retried, last.members)
+            last = retry.info
+        names = " or ".join(last.retried)
+        print(f"retrying {counted(last.members, 'file')} with the status {names}", file=sys.stderr)
+        self.session.add_retry(last.manifest, last.retried, last.members)
         self.score(None)
 
     def follow(self, plan: BlockPlan) -> NoReturn:
-        """Score what the source has and gets, and finish the manifest of each day at its end.
+        """Score the files of the source and those that it gets, and finish a manifest each day.
 
-        Each day is a session of its own. If the run is stopped and everything listed is scored, the
-        manifest is finished, too.
+        Each day is a session of its own. If the run is stopped after all listed files are scored,
+        the manifest is finished, too.
 
         Raises:
-            KeyboardInterrupt: The run is stopped.
+            KeyboardInterrupt: When the run is stopped.
         """
-        # A few hundred images must not become a dozen blocks.
+        # Otherwise a few hundred images would become a dozen blocks.
         often = plan.model_copy(update={"blocks_per_doubling": self.layout.workers})
         request = listing_request(self.config, self.lease.number, often)
         while True:
@@ -365,7 +401,7 @@ class ScoringRun:
                 raise
             if self._finish_day():
                 self.spent_before += self.session.cost().total
-                self.session = self.session.following()
+                self.session = self.session.next_session()
 
     def _finish_day(self) -> bool:
         """Finish the manifest of a day; return False if its first listing has not reached its end."""
@@ -375,31 +411,35 @@ class ScoringRun:
             return False
         report_folders(self.directory)
         summary = document.RunSummary.model_validate(self.finish_manifests().summary)
-        print(f"settled: {headline(summary)}", file=sys.stderr, flush=True)
+        print(f"finished the day: {headline(summary)}", file=sys.stderr, flush=True)
         return True
 
     def finish_manifests(self) -> ScoringResult:
-        """Publish the rows of the unfinished manifests, prove that every member has one, count, and
-        report.
+        """Publish, verify, count and report the unfinished manifests.
+
+        Verification proves that every member has one row.
         """
         unfinished = work_of(self.directory).manifests
         self.publish()
         check_conservation(self.directory, unfinished, each=ray_cluster.on_ray)
         if not unfinished:
-            return self.renewed()
+            return self.finish_unchanged()
         summary = write_summary(
             self.directory, self.spec, self.session, thumbnails=self.config.thumbnails
         )
-        return self._reported(summary)
+        return self._finish_session(summary)
 
     def score(self, listing: ListingProcess | None) -> None:
-        """Score the pending blocks of the run, and what is listed meanwhile.
+        """Score the pending blocks of the run, and the files that are listed meanwhile.
+
+        Args:
+            listing: The process that lists the source, or None.
 
         Raises:
-            KeyboardInterrupt: A stop was requested while blocks were pending.
-            ClusterError: Ray gave up, a block killed its workers, or the listing ended early.
-            StorageError: The store or a source is unreachable.
-            TouchstoneError: Whatever else a worker met.
+            KeyboardInterrupt: If a stop was requested while blocks were pending.
+            ClusterError: If Ray gave up, a block killed its workers, or the listing ended early.
+            StorageError: If the store or a source is unreachable.
+            TouchstoneError: If a worker failed in another way.
         """
         is_listing = listing is not None and listing.is_running
         if is_listing or work_of(self.directory).pending:
@@ -416,20 +456,20 @@ class ScoringRun:
 
         config, run = self.config.cluster, self.directory
         work, layout = work_of(run), self.layout
-        done = work.members - work.pending.members
+        n_done = work.members - work.pending.members
         exported = ray_cluster.named_cluster(config.address) is not None
         meter = RunMeter(
             name_of(run.store.url), self.session.total, len(work.pending), layout, exported=exported
         )
-        progress = Progress(work.members, done=done, note=meter.bound)
+        progress = Progress(work.members, done=n_done, note=meter.bound)
         if listing is None:
-            listed = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
-            progress.say(f"{listed}, {done:,} done before; {layout.described}")
+            listed_text = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
+            progress.say(f"{listed_text}, {n_done:,} done before; {layout.described}")
         else:
-            earlier = counted(self._settled_files() + done, "file")
+            earlier = counted(self._settled_files() + n_done, "file")
             progress.say(f"listing; {earlier} done before; {layout.described}")
-        stopper = Stopper(say=progress.say, grace_s=config.grace_s)
-        orders = OrderWriter(run.store, self.lease.number, layout.most_open)
+        stopper = ShutdownController(say=progress.say, grace_s=config.grace_s)
+        orders = OrderWriter(run.store, self.lease.number, layout.max_open_blocks)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         patience_s = config.stall_timeout_s or max(
             stall_s, layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac)
@@ -442,9 +482,11 @@ class ScoringRun:
         if work.listed is not None:
             state.members, state.blocks = work.listed.members, work.listed.blocks
         seconds, emulating = itertools.count(), frozenset[str]()
-        watch: Watch = Watch(patience_s, stopper, lambda: self._tick(state, watch, next(seconds)))
+        watch: StallWatchdog = StallWatchdog(
+            patience_s, stopper, lambda: self._tick(state, watch, next(seconds))
+        )
         try:
-            with self._job(run) as job, stopper.listening(), watch:
+            with self._job(run) as job, stopper.handle_signals(), watch:
                 while (turn := self._next_turn(state)) is not None:
                     before = len(state.scored)
                     for report in score_turn(turn, job, layout, orders, watch):
@@ -455,17 +497,17 @@ class ScoringRun:
                                 f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it"
                             )
                         emulating |= report.work.emulating
-                        self.session.committed(report)
+                        self.session.add_block(report)
                         progress.advance(report.ref.members, report.bad)
-                    # A node that will be taken away may return all blocks, unstarted.
-                    is_excused = stopper.reason is not None or bool(stopper.avoided)
+                    # Blocks on a node that will be taken away may return without a start.
+                    is_excused = stopper.reason is not None or bool(stopper.draining_nodes)
                     if turn.blocks and len(state.scored) == before and not is_excused:
                         raise ClusterError(
                             f"{len(turn.blocks):,} blocks are pending, and a whole turn committed none of them",
-                            hint="check that there are nodes for the plan shown above; the same command resumes",
+                            hint="check that there are nodes for the plan shown above, and run the same command again to resume",
                         )
         except BaseException:
-            # What ends the run may be the very store that this is written to.
+            # The error may come from the store that this is written to.
             with contextlib.suppress(StorageError):
                 self.session.log("interrupted")
             raise
@@ -474,14 +516,17 @@ class ScoringRun:
             meter.export(is_over=True)
 
     def _next_turn(self, state: "_TurnState") -> Turn | None:
-        """Begin the next turn, once blocks are pending; None once nothing is left to do.
+        """Start the next turn once blocks are pending.
+
+        Returns:
+            None if there is nothing left to do.
 
         Raises:
-            KeyboardInterrupt: A stop was requested, and something is left to do.
+            KeyboardInterrupt: If a stop was requested and something is left to do.
         """
         run, listing = self.directory, state.listing
         while True:
-            # Checked first: what was listed before the listing ended is pending below.
+            # Checked first: files that were listed before the listing ended are pending below.
             is_listing = listing is not None and listing.is_running
             if listing is not None and not is_listing:
                 self._announce_listed(state, listing)
@@ -507,12 +552,14 @@ class ScoringRun:
             time.sleep(_POLL_S if self.config.follow is None else _FOLLOW_POLL_S)
 
     def publish(self) -> None:
-        """Merge the parts of every listing into the files that people read."""
+        """Merge the parts of every listing into the published files."""
         self.directory.publish_all(each=ray_cluster.on_ray)
 
-    def renewed(self) -> ScoringResult:
-        """The end of a session that found nothing to do: no row is counted again, and a report that
-        is there stays (its pictures would be fetched anew), unless another prior is wanted.
+    def finish_unchanged(self) -> ScoringResult:
+        """Finish a session that found nothing to do, without counting rows again.
+
+        An existing report stays, because a new one would fetch its thumbnails again, unless the
+        config sets a prior.
         """
         run, finished = self.directory, self.directory.last_finished()
         has_report = run.store.exists("report.html") and (
@@ -520,20 +567,22 @@ class ScoringRun:
             and run.read_json("summary.json")["listing"] == finished
         )
         summary = renew_summary(run, self.session, thumbnails=self.config.thumbnails)
-        return self._reported(summary, reports=self.config.prior is not None or not has_report)
+        return self._finish_session(
+            summary, reports=self.config.prior is not None or not has_report
+        )
 
-    def _reported(self, summary: dict[str, Any], *, reports: bool = True) -> ScoringResult:
+    def _finish_session(self, summary: dict[str, Any], *, reports: bool = True) -> ScoringResult:
         config = self.config
         if reports:
             write_report(self.directory, prior=config.prior)
         self.session.log("finished")
-        most = config.max_bad_fraction
-        too_many = has_read_nothing(summary) if most is None else bad_fraction(summary) > most
+        limit = config.max_bad_fraction
+        too_many = has_read_nothing(summary) if limit is None else bad_fraction(summary) > limit
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
 
     @contextlib.contextmanager
     def _job(self, directory: RunDirectory) -> Iterator[stages.ScoringJob]:
-        """What workers are given, and a folder of their own on the disk of each node."""
+        """Yield the job for the workers, with a folder for crash markers on the disk of each node."""
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
         mirror = share_weights(self.spec, self.directory) if ray_cluster.has_other_nodes() else None
@@ -547,27 +596,30 @@ class ScoringRun:
             shutil.rmtree(markers, ignore_errors=True)
 
     def _layout_now(self) -> ScoringLayout:
-        """The layout for the nodes of now, if it is of the same kind; else the run waits for nodes
-        like those it began with.
+        """Return the layout for the present nodes if it is of the same kind as the planned one.
+
+        Otherwise the run waits for nodes like those that it started with.
         """
-        planned, here = self.layout, ray_cluster.resources(self.config.cluster)
+        planned, resources = self.layout, ray_cluster.resources(self.config.cluster)
         try:
-            now = layout_for(self.config, self.spec, self.groups, *here)
+            now = layout_for(self.config, self.spec, self.groups, *resources)
         except ClusterError:
             return planned
-        same = (now.kind, len(now.scorers), now.scorer_gpus) == (
+        is_same_kind = (now.kind, len(now.scorers), now.scorer_gpus) == (
             planned.kind,
             len(planned.scorers),
             planned.scorer_gpus,
         )
-        return replace(now, block_members=planned.block_members) if same else planned
+        return replace(now, block_members=planned.block_members) if is_same_kind else planned
 
-    def _tick(self, state: "_TurnState", watch: Watch, second: int) -> None:
-        """Check every second the lease, the listing, the limits of time and cost, and machines that
-        will be taken away.
+    def _tick(self, state: "_TurnState", watch: StallWatchdog, second: int) -> None:
+        """Check the lease, the listing, the limits of time and cost, and nodes that are taken away.
+
+        The watchdog calls this every second. Except for a lost lease, each finding requests a stop
+        or the end of the turn.
 
         Raises:
-            StorageError: The lease is lost. All else requests a stop or the end of the turn.
+            StorageError: If the lease is lost.
         """
         stopper = state.stopper
         state.progress.redraw()
@@ -576,30 +628,30 @@ class ScoringRun:
             url = self.directory.store.url
             raise StorageError(
                 f"{url}: another run took this directory over",
-                hint="only one run may write there at a time; the newest file in its folder lease names it",
+                hint="stop the other run, which the newest file in the folder lease names: only one run may write there at a time",
             )
         hours, cost = self.config.max_hours, self.config.max_cost
         if hours is not None and time.monotonic() - self.start > hours * 3600:
-            stopper.ask(f"--max-hours {hours:g} is over", LIMIT_GRACE_S)
+            stopper.request_stop(f"--max-hours {hours:g} is over", LIMIT_GRACE_S)
         if cost is not None and self.spent_before + self.session.cost().total >= cost:
-            stopper.ask(f"--max-cost {cost:g} is spent", LIMIT_GRACE_S)
+            stopper.request_stop(f"--max-cost {cost:g} is spent", LIMIT_GRACE_S)
         if second % NOTICE_EVERY == 0:
-            leaving = ray_cluster.leaving_nodes()
-            stopper.avoid(leaving)
-            left_s = leaving.get(ray_cluster.own_node())
+            leaving = ray_cluster.get_draining_nodes()
+            stopper.avoid_nodes(leaving)
+            left_s = leaving.get(ray_cluster.current_node_id())
             if left_s is not None:
-                stopper.ask(
+                stopper.request_stop(
                     "this machine will be taken away",
                     max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)),
                 )
-            now = state.meter.laid_out(self._layout_now())
-            state.orders.window = now.most_open
+            now = state.meter.set_layout(self._layout_now())
+            state.orders.window = now.max_open_blocks
             self._note_listed(state)
-            watch.rests = len(state.scored) >= state.expected
-        state.orders.stop(stopper.reason is not None, stopper.avoided)
+            watch.is_idle = len(state.scored) >= state.expected
+        state.orders.stop(stopper.reason is not None, stopper.draining_nodes)
 
     def _note_listed(self, state: "_TurnState") -> None:
-        """Count what was listed meanwhile, and end the turn if no more comes."""
+        """Count the files that were listed meanwhile, and end the turn if no more come."""
         listing = state.listing
         if listing is None:
             return
@@ -623,9 +675,9 @@ class ScoringRun:
             state.orders.end_turn()
 
     def _announce_listed(self, state: "_TurnState", listing: ListingProcess) -> None:
-        """Say once what a listing that has ended found, or that it ended early.
+        """Print once what a finished listing found, or that it ended early.
 
-        `score` raises the error of a listing that ended early, in the end.
+        `score` finally raises the error of a listing that ended early.
         """
         if state.is_listed:
             return
@@ -645,14 +697,14 @@ class ScoringRun:
             state.progress.say(listing_in_words(info.listed, outcome.members, outcome.blocks))
 
     def _settled_files(self) -> int:
-        """Return how many files the last summary counts."""
+        """Return the number of files that the last summary counts."""
         try:
             return int(self.directory.read_json("summary.json")["members"])
         except FileNotFoundError:
             return 0
 
     def _tidy_up(self) -> None:
-        """Remove what workers were told and what they noted."""
+        """Remove the orders to workers, and the attempts that they recorded."""
         with contextlib.suppress(StorageError):
             self.directory.store.delete(ORDERS)
             self.directory.store.clear(ATTEMPTS)
@@ -660,23 +712,28 @@ class ScoringRun:
 
 @dataclass
 class _TurnState:
-    """What changes from turn to turn.
+    """The state that changes from turn to turn.
 
     Attributes:
+        listing: The process that lists the source, or None.
+        progress: The progress line.
+        meter: The metrics of the run.
+        stopper: The reasons to stop.
+        orders: The orders to workers.
         scored: The blocks that were reported.
-        following: The next manifest and portion that the progress counts.
-        members: Members of the open manifest that the progress counts.
-        blocks: Blocks of the open manifest that the progress counts.
-        expected: How many blocks were pending or have been listed since.
-        keeps_workers: Whether workers wait for what is listed next.
+        following: The next manifest and portion for the progress.
+        members: The members of the open manifest that the progress counts.
+        blocks: The blocks of the open manifest that the progress counts.
+        expected: The number of blocks that were pending at first or have been listed since.
+        keeps_workers: Whether workers wait for the next files of the listing.
         is_listed: Whether the end of the listing was noticed.
-        active_at: When a turn began or a block was committed last.
+        active_at: The time at which a turn started or a block was committed last.
     """
 
     listing: ListingProcess | None
     progress: Progress
     meter: RunMeter
-    stopper: Stopper
+    stopper: ShutdownController
     orders: OrderWriter
     scored: set[tuple[int, int]] = field(default_factory=set)
     following: tuple[int, int] = (0, 0)
@@ -689,12 +746,12 @@ class _TurnState:
 
 
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
-    """Return where the workers of a cluster find weights, and copy them there if need be.
+    """Return the URL from which the workers of a cluster load weights, after copying them there.
 
-    The driver alone fetches, since a hub would refuse a thousand workers at once.
+    Only the driver fetches weights from a hub, which would refuse a thousand workers at once.
 
     Returns:
-        $TOUCHSTONE_WEIGHTS_MIRROR if it is set, else a copy in the run directory; None if all
+        $TOUCHSTONE_WEIGHTS_MIRROR if it is set, or else a copy in the run directory. None if all
         weights are shipped.
     """
     if weights.MIRROR_VARIABLE in os.environ:
@@ -724,8 +781,20 @@ def groups_for(
 ) -> DetectorGroups | None:
     """Group the detectors that do not fit into a process of this run together.
 
+    Args:
+        config: The settings of the run.
+        spec: The detectors.
+        cpus: The cores of all nodes.
+        gpus: The GPUs of all nodes.
+        nodes: The number of nodes.
+        node_bytes: The memory of the smallest node. None if it is not known.
+
+    Returns:
+        None if all detectors fit together.
+
     Raises:
-        ConfigError: They must fit, or one alone does not.
+        ConfigError: If the detectors have to fit together (`compiled`), or if one alone does not
+            fit.
     """
     if spec.reads_embeddings:
         return None
@@ -742,7 +811,7 @@ def groups_for(
         raise ConfigError(
             f"compiled: the detectors do not fit into {size(config.cluster.worker_bytes or 0)}, "
             "and networks that take turns would be compiled for each block",
-            hint=f"--set cluster.worker_bytes={whole_bytes(spec)} or more, or --set compiled=false",
+            hint=f"set cluster.worker_bytes to {whole_bytes(spec)} or more, or compiled to false",
         )
     return groups
 
@@ -755,8 +824,18 @@ def layout_for(
     gpus: float,
     memory_bytes: float,
 ) -> ScoringLayout:
-    """The processes that a run of this config uses on such a cluster. Raises ClusterError when
-    nothing fits.
+    """Return the processes of a run on a cluster.
+
+    Args:
+        config: The settings of the run.
+        spec: The detectors.
+        groups: Groups of detectors that take turns; None if all fit together.
+        cpus: The cores of the cluster.
+        gpus: The GPUs of the cluster.
+        memory_bytes: The memory of the cluster that Ray schedules on.
+
+    Raises:
+        ClusterError: If nothing fits.
     """
     is_local = ray_cluster.named_cluster(config.cluster.address) is None
     store_bytes = (
@@ -777,7 +856,7 @@ def layout_for(
     return replace(layout, labels=config.cluster.labels, reads_embeddings=spec.reads_embeddings)
 
 
-def memory_of(
+def estimate_memory(
     config: ScoreConfig,
     spec: ScoringSpec,
     groups: DetectorGroups | None,
@@ -785,8 +864,15 @@ def memory_of(
     nodes: int,
     node_bytes: int | None,
 ) -> document.Memory:
-    """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has
-    `node_bytes` of memory.
+    """Estimate the memory that the processes of a layout need on each node.
+
+    Args:
+        config: The settings of the run.
+        spec: The detectors.
+        groups: Groups of detectors that take turns; None if all fit together.
+        layout: The processes.
+        nodes: The number of nodes.
+        node_bytes: The memory of the smallest node. None if it is not known.
     """
     decode_bytes = config.cluster.decode_bytes or (
         node_budget.budget_of(node_bytes) if node_bytes else None
@@ -811,14 +897,17 @@ def memory_of(
 
 
 def check_detectors(settings: identity.Settings) -> None:
-    """Whether every detector may and can be used here; fetches weights. Raises ConfigError, and
-    DetectorError for licence or weights.
+    """Check that every detector may and can be used on this machine. Fetches weights.
+
+    Raises:
+        ConfigError: If a detector cannot be started.
+        DetectorError: If a licence was not accepted, or weights are missing.
     """
     cards = {card.name: card for card in settings.cards}
     for card in cards.values():
         licences.require_accepted(card, settings.config.accept_licences)
         if settings.embeddings is not None:
-            continue  # Its head alone is read, by `Settings.heads`.
+            continue  # Only its head is read, by `Settings.heads`.
         resolve_weights(card)
         if card.process is not None:
             require_startable(card)

@@ -1,8 +1,8 @@
-"""What a scoring run reports while it goes (`RunMeter`): counters of its cluster, as Ray metrics,
-and which of its processes bound it.
+"""Report the metrics of a scoring run in progress (`RunMeter`).
 
-The driver alone counts, from its workers' reports on committed blocks. Ray exports the counters
-beside its own, on the metrics port of the driver's node, which a cluster's Prometheus scrapes:
+The metrics are counters of its cluster, as Ray metrics, and the processes that limit the rate. Only
+the driver counts, from its workers' reports on committed blocks. Ray exports the counters with its
+own on the metrics port of the driver's node. A cluster's Prometheus scrapes them from there:
 configs/prometheus, configs/grafana/touchstone-run.json.
 """
 
@@ -18,8 +18,8 @@ from ray_app.inference import STAGES
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.session import Tally
 
-# Of each metric: what it is and its labels. Ray exports it as `ray_touchstone_<name>`, a counter
-# with `_total` behind it.
+# The description and the labels of each metric. Ray exports a metric as `ray_touchstone_<name>`, and
+# adds `_total` to the name of a counter.
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "run_images": ("files that have a row", ("run",)),
     "run_bytes": ("encoded bytes read", ("run",)),
@@ -33,9 +33,9 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     )
 }
 
-BUSY = 0.5  # processes that rest longer than they work hold nothing up
-MOSTLY = 0.95  # of what a process does: the rest is not mentioned
-DRIVER_BUSY = 0.7  # of one core, in this process; Ray's own threads of it count
+BUSY = 0.5  # Processes that are idle for longer than they work are no bottleneck.
+MOSTLY = 0.95  # If a stage has this fraction of a process's time, the stage is not mentioned.
+DRIVER_BUSY = 0.7  # Of one core, in this process, including Ray's own threads.
 _STAGE_WORDS = {
     "fetch": ("storage", "waiting for it"),
     "wait": ("memory", "waiting for room for large images"),
@@ -48,11 +48,11 @@ _STAGE_WORDS = {
     "write": ("writing", "writing rows"),
 }
 _BEFORE_SCORES = ("fetch", "wait", "decode", "prepare")
-_LONGEST_NAME = 100
+_MAX_NAME_CHARACTERS = 100
 
 
 class _Pool(NamedTuple):
-    """Processes of a kind, how many, and the stages that they work on."""
+    """The processes of one kind, their number, and the stages that they work on."""
 
     name: str
     processes: int
@@ -60,11 +60,16 @@ class _Pool(NamedTuple):
 
 
 class RunMeter:
-    """Reads what the committed blocks of a session add up to, once a second or less.
+    """Read the sums of a session's committed blocks, at most once a second.
 
-    `name`: the run's, as its label. `tally`: of the session. `blocks`: how many are to be committed.
-    `exported`: whether to count as Ray metrics, too, which needs a Ray that this process has
-    joined. `clock` and `cpu` give seconds, of the world and of this process.
+    Args:
+        name: The name of the run, as a label.
+        tally: The sums of the session.
+        blocks: The number of blocks to commit.
+        layout: The processes.
+        exported: Whether to export the counts as Ray metrics, too. Ray must be initialised then.
+        clock: Returns the time in seconds.
+        cpu: Returns the CPU seconds of this process.
     """
 
     def __init__(
@@ -82,27 +87,31 @@ class RunMeter:
         self._clock, self._cpu = clock, cpu
         self._is_listing = False
         self._exported: dict[tuple[str, str], float] = {}
-        # when, seconds of this process, images, by stage
+        # Samples: the time, the CPU seconds of this process, the images, and the seconds by stage.
         self._recent: deque[tuple[float, float, int, dict[str, float]]] = deque()
-        self._lock = threading.Lock()  # the progress line is drawn by two threads
+        self._lock = threading.Lock()  # Two threads draw the progress line.
         self._metrics = _metrics() if exported else None
 
-    def laid_out(self, layout: ScoringLayout) -> ScoringLayout:
-        """Take note of the processes from now on; the same layout."""
+    def set_layout(self, layout: ScoringLayout) -> ScoringLayout:
+        """Set the processes from now on, and return them."""
         self._layout = layout
         return layout
 
     def grow(self, blocks: int, *, goes_on: bool) -> None:
-        """Add blocks that are to be committed, too; while `goes_on` more may be listed."""
+        """Add blocks to commit. While `goes_on` is set, more may be listed."""
         self._blocks, self._is_listing = self._blocks + blocks, goes_on
 
     def export(self, *, is_over: bool = False) -> None:
-        """Hand what was counted since the last call to Ray, if it is exported. Called once a
-        second, and once more at the end: whether it is finished or was interrupted, nothing is
-        behind in a session that is over. Ray keeps the numbers of a driver that has ended on its
-        node's page.
+        """Export the counts since the last call to Ray.
+
+        Call it once a second, and once more at the end. Then no block counts as pending, whether the
+        session finished or was interrupted, because Ray keeps the last values of a driver that has
+        exited.
+
+        Args:
+            is_over: Whether this is the call at the end.
         """
-        blocks, images, bad, size, by_stage = self._tally.standing()
+        blocks, images, bad, size, by_stage = self._tally.read()
         if not self._recent and images:
             self._recent.append((self._clock(), self._cpu(), images, by_stage))
         if self._metrics is None:
@@ -122,12 +131,12 @@ class RunMeter:
         )
 
     def bound(self) -> str:
-        """What the run was bound by in the last minutes, in words for its progress line: the
-        processes that rested least.
+        """Return what limited the run in the last minutes, as a phrase for its progress line.
 
-        Their seconds are those of blocks that were committed meanwhile.
+        It is the busiest kind of process. The seconds are those of blocks that were committed in this
+        time.
         """
-        _, images, _, _, by_stage = self._tally.standing()
+        _, images, _, _, by_stage = self._tally.read()
         now, cpu_s = self._clock(), self._cpu()
         with self._lock:
             if not self._recent:
@@ -143,38 +152,43 @@ class RunMeter:
         window = now - since
         if images == images_before or window <= 0:
             return f"no bottleneck seen: no block ended in {window:.0f} s"
-        spent = {stage: by_stage.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
-        return self._in_words(spent, (cpu_s - cpu_before) / window, window)
+        seconds = {stage: by_stage.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
+        return self._describe_bound(seconds, (cpu_s - cpu_before) / window, window)
 
-    def _in_words(self, spent: Mapping[str, float], driving: float, window: float) -> str:
-        """`spent`: seconds of all processes by stage; `driving`: the share of a core that this
-        process took; `window`: seconds.
+    def _describe_bound(self, seconds: Mapping[str, float], driving: float, window: float) -> str:
+        """Return the phrase about the busiest processes.
+
+        Args:
+            seconds: Seconds of all processes by stage.
+            driving: The fraction of a core that this process used.
+            window: The length of the time window in seconds.
         """
         busy, pool = max(
             (
                 (
                     min(
-                        sum(spent[stage] for stage in pool.stages) / (window * pool.processes), 1.0
+                        sum(seconds[stage] for stage in pool.stages) / (window * pool.processes),
+                        1.0,
                     ),
                     pool,
                 )
                 for pool in self._pools()
             ),
-            key=lambda found: found[0],
+            key=lambda pair: pair[0],
         )
-        named = f"{pool.processes} {pool.name if pool.processes > 1 else pool.name.removesuffix('s')} {busy:.0%} busy"
+        text = f"{pool.processes} {pool.name if pool.processes > 1 else pool.name.removesuffix('s')} {busy:.0%} busy"
         if busy >= BUSY:
-            stage = max(pool.stages, key=lambda one: spent[one])
-            what, doing = _STAGE_WORDS[stage]
-            part = spent[stage] / sum(spent[one] for one in pool.stages)
-            return f"bound by {what}: {named}" + (
-                f", {part:.0%} of that {doing}" if part < MOSTLY else ""
+            stage = max(pool.stages, key=lambda name: seconds[name])
+            resource, activity = _STAGE_WORDS[stage]
+            part = seconds[stage] / sum(seconds[name] for name in pool.stages)
+            return f"bound by {resource}: {text}" + (
+                f", {part:.0%} of that {activity}" if part < MOSTLY else ""
             )
         if driving >= DRIVER_BUSY:
-            return f"bound by the driver: {driving:.0%} of one core; {named}"
+            return f"bound by the driver: {driving:.0%} of one core; {text}"
         if self._is_listing:
-            return f"bound by listing: {named}"
-        return f"no bottleneck seen (start-up, Ray or the driver): {named}"
+            return f"bound by listing: {text}"
+        return f"no bottleneck seen (start-up, Ray or the driver): {text}"
 
     def _pools(self) -> list[_Pool]:
         layout = self._layout
@@ -193,11 +207,13 @@ class RunMeter:
 
 
 def name_of(run_url: str) -> str:
-    """The last part of a run directory's address: what follows a `?`, and folders above it, may be
-    confidential.
+    """Return the last part of a run directory's URL.
+
+    The folders above it, and the text after a `?`, may be confidential.
     """
     return (
-        PurePosixPath(run_url.rpartition("://")[2].partition("?")[0]).name[:_LONGEST_NAME] or "run"
+        PurePosixPath(run_url.rpartition("://")[2].partition("?")[0]).name[:_MAX_NAME_CHARACTERS]
+        or "run"
     )
 
 

@@ -1,9 +1,8 @@
-"""Score a sample of an archive as the workers of a run do, and measure what that takes
-(`score_sample`).
+"""Score a sample of an archive like the workers of a run, and measure the work (`score_sample`).
 
 The stages of a run work here in processes of their own, without Ray, on a run directory in the
-temporary folder. As many processes work at once as a run would have on this machine, since
-processes that share memory and caches slow each other down.
+temporary folder. The number of processes is that of a run on this machine, because processes that
+share memory and caches slow each other down.
 """
 
 import math
@@ -53,22 +52,23 @@ from ray_app.scoring.stages import (
 )
 from ray_app.scoring.survey import Item, spread
 from ray_app.storage import Fetcher, node_budget
-from ray_app.streams.stage import MOST_DEATHS, Stage, StageFailure
+from ray_app.streams.stage import MAX_DEATHS, Stage, StageFailure
 
-# Slow detectors score fewer members than were drawn, so that a plan does not take much longer.
+# If detectors are slow, fewer members than requested are scored, so that a plan takes about this
+# long.
 SAMPLE_S = 30.0
-# Each takes seconds to start, and more of them slow each other down no further.
+# Each process takes seconds to start, and more processes do not slow each other down further.
 MAX_PROCESSES = 8
-_LEASE = 0  # of the temporary run directory, which nobody else knows
+_LEASE = 0  # The lease of the temporary run directory, which no other process uses.
 _MANIFEST = 0
-_END_S = 5.0  # for a process that was told to end
-# As Ray sets it in a process that has one core.
+_END_S = 5.0  # For a process to exit after SIGTERM.
+# Ray sets this in a process that has one core.
 _ONE_CORE = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
 class SampledMember:
-    """What the worker reported of one member."""
+    """The result of one member."""
 
     member: Item
     status: str
@@ -77,15 +77,15 @@ class SampledMember:
 
 @dataclass(frozen=True)
 class SampleWork:
-    """What the workers did with a sample.
+    """The work of the processes on a sample.
 
     Attributes:
-        outcomes: One for each member that was worked on.
+        outcomes: The result of each member that was processed.
         seconds: For each stage of the layout, in its order, the seconds of all processes by the
             names of `StageClock`. Without the stages after the decoders if no detector scored.
-        counts: What the stages counted.
+        counts: The counts of all stages.
         rows: The result rows, a table for each block. Empty if no detector scored.
-        processes: Processes that worked at once.
+        processes: The number of processes that worked at once.
         has_scored: Whether detectors scored the sample. A GPU that is not on this machine cannot.
     """
 
@@ -109,21 +109,21 @@ def score_sample(
 ) -> SampleWork:
     """Fetch, decode, score, and decide on a sample, and write its rows into a temporary folder.
 
-    A batch goes first, which warms up and is not counted. If detectors are slow, the sample is
-    smaller than `members`, and as even.
+    The first batch warms up the processes and is not counted. If detectors are slow, the sample is
+    smaller than `members`, but distributed like them.
 
     Args:
         config: The config of the run.
-        spec: What members are scored with.
-        layout: The processes of the run, which decides what stages there are.
+        spec: The scoring specification.
+        layout: The processes of the run, which determine the stages.
         groups: The groups of detectors that take turns in a process; None if all fit together.
         fetcher: Reads the members.
         members: The members, at least one.
-        decode_bytes: Memory that large images may take together.
+        decode_bytes: Memory that large images may use together.
 
     Raises:
-        ClusterError: Processes died while they worked on the same block, or before they did.
-        TouchstoneError: Whatever else a stage met.
+        ClusterError: If processes died while they worked on the same block, or while they started.
+        TouchstoneError: If a stage failed in another way.
     """
     has_scored = spec.device == "cpu" or _has_gpu()
     with tempfile.TemporaryDirectory(prefix="touchstone-plan-") as folder, ExitStack() as ending:
@@ -147,21 +147,23 @@ def score_sample(
             ending.enter_context(_WorkerProcess(job, kind))
             for _ in range(_count_processes(job, layout, len(members), has_scored=has_scored))
         ]
-        warm = [spread(members, spec.slots)] * len(processes)
-        warmed = _work_at_once(processes, _write_blocks(run, 0, warm))
-        image_s = max(done.total_s for done in warmed) / len(warm[0])
-        most = max(int(SAMPLE_S / max(image_s, 1e-9)), spec.slots) * len(processes)
-        chosen = spread(members, most)
-        blocks = [chosen[first :: len(processes)] for first in range(len(processes))]
-        refs = _write_blocks(run, len(warm), blocks)
-        worked = _work_at_once(processes, refs)
+        warm_up = [spread(members, spec.slots)] * len(processes)
+        warmed = _work_in_parallel(processes, _write_blocks(run, 0, warm_up))
+        image_s = max(result.total_s for result in warmed) / len(warm_up[0])
+        limit = max(int(SAMPLE_S / max(image_s, 1e-9)), spec.slots) * len(processes)
+        sample = spread(members, limit)
+        blocks = [sample[first :: len(processes)] for first in range(len(processes))]
+        refs = _write_blocks(run, len(warm_up), blocks)
+        results = _work_in_parallel(processes, refs)
         rows = [_read_rows(run, ref) for ref in refs] if has_scored else []
-    reasons = [_reasons(table) for table in rows] or [done.outcomes for done in worked]
+    reasons = [_reasons(table) for table in rows] or [result.outcomes for result in results]
     pairs = zip(chain.from_iterable(blocks), chain.from_iterable(reasons), strict=True)
     return SampleWork(
         outcomes=[SampledMember(member, *reason) for member, reason in pairs],
-        seconds=[_sum(stage) for stage in zip(*(done.seconds for done in worked), strict=True)],
-        counts=_sum([done.counts for done in worked]),
+        seconds=[
+            _sum(stage) for stage in zip(*(result.seconds for result in results), strict=True)
+        ],
+        counts=_sum([result.counts for result in results]),
         rows=rows,
         processes=len(processes),
         has_scored=has_scored,
@@ -175,9 +177,15 @@ def _has_gpu() -> bool:
 def _count_processes(
     job: ScoringJob, layout: ScoringLayout, members: int, *, has_scored: bool
 ) -> int:
-    """Return how many processes a run has of a kind on this machine, with a batch for each.
+    """Return the number of processes that a run has of a kind on this machine, at most one per batch.
 
     One process does the work of all pools if detectors have processes of their own.
+
+    Args:
+        job: The job.
+        layout: The processes of the run.
+        members: The number of members.
+        has_scored: Whether detectors score the sample.
     """
     if has_scored and layout.kind == "split":
         return 1
@@ -185,14 +193,14 @@ def _count_processes(
     fitting = int(RAY_SHARE * node_budget.node_memory() / estimate.process_bytes)
     fitting = fitting if has_scored else members
     batches = math.ceil(members / job.spec.slots)
-    most = min(layout.workers, node_budget.usable_cores(), fitting, batches, MAX_PROCESSES)
-    return max(most, 1)
+    count = min(layout.workers, node_budget.usable_cores(), fitting, batches, MAX_PROCESSES)
+    return max(count, 1)
 
 
 def _write_blocks(
     run: RunDirectory, first: int, blocks: Sequence[Sequence[Item]]
 ) -> list[BlockRef]:
-    """Write blocks of the temporary manifest, numbered from `first`, without columns of tables."""
+    """Write blocks of the temporary manifest, numbered from `first`, without the source's columns."""
     refs = []
     for number, members in enumerate(blocks, first):
         ids = np.array([_image_id(item) for item in members], np.int64)
@@ -209,7 +217,7 @@ def _image_id(item: Item) -> int:
 
 
 def _without_columns(item: Item) -> ListedMember:
-    """Return a member as listed, without the columns of its source, which cost no time."""
+    """Return a member as listed, without the columns of its source, which take no time to score."""
     return replace(as_listed(item), input={})
 
 
@@ -229,10 +237,13 @@ def _sum(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Done:
-    """What a process did with a block: seconds for each stage, and what all stages counted.
+class _BlockResult:
+    """The work of a process on a block.
 
-    `outcomes`: (status, detail) of each member, if only a decoder worked.
+    Attributes:
+        seconds: The seconds for each stage, by name.
+        counts: The counts of all stages.
+        outcomes: The (status, detail) of each member, if only a decoder worked.
     """
 
     seconds: Sequence[Mapping[str, float]]
@@ -241,11 +252,13 @@ class _Done:
 
     @property
     def total_s(self) -> float:
-        """Seconds of all stages."""
+        """Seconds of all stages together."""
         return sum(sum(seconds.values()) for seconds in self.seconds)
 
 
-def _work_at_once(processes: "Sequence[_WorkerProcess]", refs: Sequence[BlockRef]) -> list[_Done]:
+def _work_in_parallel(
+    processes: "Sequence[_WorkerProcess]", refs: Sequence[BlockRef]
+) -> list[_BlockResult]:
     """Let each process work on its block, all at once."""
     for process, ref in zip(processes, refs, strict=True):
         process.send(ref)
@@ -253,14 +266,14 @@ def _work_at_once(processes: "Sequence[_WorkerProcess]", refs: Sequence[BlockRef
 
 
 class _WorkerProcess:
-    """A process that works on one block after another, and is started again if it dies.
+    """A process that works on one block after another, and starts again if it dies.
 
-    A decoder that crashes or hangs ends it, as it ends a worker of a run: the next process decodes
-    that image in a child. Use as a context manager, which ends the process.
+    A decoder that crashes or hangs ends the process, like a worker of a run. The next process then
+    decodes that image in a child. Use as a context manager, which ends the process.
 
     Args:
-        job: What the stages need.
-        kind: The kind of the layout; None for a decoder alone.
+        job: The job for the stages.
+        kind: The kind of the layout; None for a decoder only.
     """
 
     def __init__(self, job: ScoringJob, kind: str | None) -> None:
@@ -271,8 +284,8 @@ class _WorkerProcess:
     def __enter__(self) -> "_WorkerProcess":
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        given = (other, pickle.dumps(self._job), self._kind)
-        self._process = context.Process(target=_serve, args=given, daemon=True)
+        arguments = (other, pickle.dumps(self._job), self._kind)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
         with changed_environment({**WORKER_ENVIRONMENT, **_ONE_CORE}, SECRETS):
             self._process.start()
         other.close()
@@ -290,44 +303,44 @@ class _WorkerProcess:
     def send(self, ref: BlockRef) -> None:
         """Request work on a block."""
         self._ref = ref
-        with suppress(BrokenPipeError):  # It died, which `receive` notices.
+        with suppress(BrokenPipeError):  # The process died, which `receive` notices.
             self._pipe.send(ref)
 
-    def receive(self) -> _Done:
-        """Return what was done with the block.
+    def receive(self) -> _BlockResult:
+        """Return the work on the block.
 
         Raises:
-            ClusterError: Too many processes died.
-            TouchstoneError: What a stage met.
+            ClusterError: If too many processes died.
+            TouchstoneError: If a stage failed with this error.
         """
         while True:
             try:
-                done = self._pipe.recv()
+                result = self._pipe.recv()
             except (EOFError, ConnectionResetError):
                 self._restart()
                 continue
-            if isinstance(done, TouchstoneError):
-                raise done
-            assert isinstance(done, _Done), "a process sends nothing else"
-            return done
+            if isinstance(result, TouchstoneError):
+                raise result
+            assert isinstance(result, _BlockResult), "a process sends nothing else"
+            return result
 
     def _restart(self) -> None:
         self._process.join()
         code, self._deaths = self._process.exitcode, self._deaths + 1
-        if self._deaths > MOST_DEATHS:
+        if self._deaths > MAX_DEATHS:
             raise ClusterError(
                 f"{self._deaths} processes died while they scored a sample, the last one with exit code {code}",
-                hint="most likely memory ran out: give --set cluster.workers=1, or --probe 0 to score no sample",
+                hint="set cluster.workers to 1 if memory ran out, or use --probe 0 to score no sample",
             )
         self.__exit__()
         self.__enter__()
-        assert self._ref is not None, "a process dies of a block"
+        assert self._ref is not None, "a process dies only while it works on a block"
         self.send(self._ref)
 
 
 def _serve(pipe: Connection, job: bytes, kind: str | None) -> None:
     """Work on blocks until the other end of the pipe is closed."""
-    # As a worker of Ray: Linux divides a busy machine among sessions, and Ctrl-C is for the parent.
+    # Like a worker of Ray: Linux divides a busy machine among sessions, and Ctrl-C is for the parent.
     os.setsid()
     stages = _open_stages(pickle.loads(job), kind)  # noqa: S301 - from the parent
     with suppress(EOFError, BrokenPipeError):
@@ -345,7 +358,7 @@ def _open_stages(job: ScoringJob, kind: str | None) -> list[Stage]:
     return [BlockDecoder(job), *scorers, BlockCommitter(job)]
 
 
-def _work(stages: Sequence[Stage], ref: BlockRef) -> "_Done | TouchstoneError":
+def _work(stages: Sequence[Stage], ref: BlockRef) -> "_BlockResult | TouchstoneError":
     """Let one stage after another work on a block."""
     message: Any = ref
     seconds, before = [], Counter[str]()
@@ -354,12 +367,16 @@ def _work(stages: Sequence[Stage], ref: BlockRef) -> "_Done | TouchstoneError":
         if isinstance(message, StageFailure):
             return message.error
         assert isinstance(message, OpenBlock | BlockReport), "every block may start"
-        spent = Counter(message.work.seconds)  # of this stage and those before
-        seconds.append({name: spent[name] - before[name] for name in spent})
-        before = spent
+        total = Counter(message.work.seconds)  # Of this stage and of those before it.
+        seconds.append({name: total[name] - before[name] for name in total})
+        before = total
     outcomes = (
-        [(str(one.status), one.detail) for batch in message.batches for one in batch.outcomes]
+        [
+            (str(outcome.status), outcome.detail)
+            for batch in message.batches
+            for outcome in batch.outcomes
+        ]
         if isinstance(message, OpenBlock)
         else []
     )
-    return _Done(seconds, dict(message.work.counts), outcomes)
+    return _BlockResult(seconds, dict(message.work.counts), outcomes)

@@ -1,5 +1,7 @@
-"""One session of a run: `ScoringSession` sums its workers' reports (`Tally`) and writes its file in
-`sessions/`; `spent` is the bill.
+"""Record one session of a run.
+
+`ScoringSession` sums its workers' reports (`Tally`) and writes its file in `sessions/`.
+`compute_cost` returns the bill.
 """
 
 import logging
@@ -24,28 +26,31 @@ from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.stages import BlockReport
 from ray_app.storage.urls import scheme_of
 
-GB = 1e9  # as networks are billed
+GB = 1e9  # Network traffic is billed in decimal gigabytes.
 
-# What is counted, by the names that reports of workers and summaries use.
+# The names of counts in reports of workers and in summaries.
 GETS, PUTS, BYTES = "requests", "puts", "bytes_read"
 
 _COUNTED = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded")
-MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
-_LONGEST_NAME = 300
+MEASURABLE_S = 2.0  # A rate over less time would mean nothing.
+_MAX_NAME_CHARACTERS = 300
 _log = logging.getLogger(__name__)
 
 
 def is_billed(url: str) -> bool:
-    """Whether requests to a place go over a network, to a store that counts them."""
+    """Return whether requests to a URL go over a network, to a store that bills them."""
     return scheme_of(url) != "file"
 
 
-def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> document.CostSummary:
-    """Return the bill, unrounded, for `hours` of the cluster and the bytes that it read meanwhile.
+def compute_cost(prices: Prices, hours: float, counts: Mapping[str, float]) -> document.CostSummary:
+    """Return the unrounded cost of a session.
 
-    `counts`: `requests` (GET and HEAD over a network) and `bytes_read`; a count that is not known
-    is 0. Bytes cost egress only if they came over a network: without a request no byte left a
-    store.
+    Bytes cost egress only if they came over a network: without a request, no byte left a store.
+
+    Args:
+        prices: The prices.
+        hours: The hours in which the cluster was used.
+        counts: `requests` (GET and HEAD over a network) and `bytes_read`. An unknown count is 0.
     """
     compute = hours * prices.per_hour
     egress = counts.get(BYTES, 0) / GB * prices.egress_per_gb if counts.get(GETS) else 0.0
@@ -64,17 +69,18 @@ def is_priced(prices: Prices) -> bool:
 
 
 def require_prices(config: ScoreConfig) -> None:
-    """Raises ConfigError for a `max_cost` that could never be reached, because no price is set."""
+    """Raise ConfigError if `max_cost` could never be reached because no price is set."""
     if config.max_cost is not None and not is_priced(config.prices):
         raise ConfigError(
             f"--max-cost {config.max_cost:g}: no price is set, so this limit would never stop the run",
-            hint="say what all machines together cost per hour: --set prices.per_hour=12.50",
+            hint="set the price of all machines together per hour: --set prices.per_hour=12.50",
         )
 
 
 class Tally:
-    """Sums over blocks as they are committed, by one thread, and read by others (`standing`); times
-    are monotonic.
+    """Sums over committed blocks. One thread adds to them, others read them (`read`).
+
+    Times are monotonic.
     """
 
     def __init__(self) -> None:
@@ -86,7 +92,7 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, report: BlockReport, images: int) -> None:
-        """Add a block with so many images."""
+        """Add a block with this many images."""
         work = report.work
         with self._lock:
             self.last = time.monotonic()
@@ -99,16 +105,18 @@ class Tally:
                 self.seconds[stage] += seconds
             self.peak_bytes = max(self.peak_bytes, work.peak_bytes)
 
-    def standing(self) -> tuple[int, int, int, int, dict[str, float]]:
-        """What other threads read at one time: blocks, images, images without a score, bytes read,
-        and seconds by stage.
+    def read(self) -> tuple[int, int, int, int, dict[str, float]]:
+        """Return consistent sums for other threads.
+
+        Returns:
+            Blocks, images, images without a score, bytes read, and seconds by stage.
         """
         with self._lock:
             return self.blocks, self.images, self.bad, self.counts[BYTES], dict(self.seconds)
 
     @property
     def images_per_s(self) -> float | None:
-        """Between the first and the last block."""
+        """Images per second between the first and the last block; None if that time is short."""
         steady = self.last - (self.first or self.last)
         return (
             round((self.images - self.first_images) / steady, 2) if steady >= MEASURABLE_S else None
@@ -116,11 +124,17 @@ class Tally:
 
 
 class ScoringSession:
-    """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry
-    it as `attempt`. `total`: the sums over all blocks.
+    """Count committed blocks, and write the file of the session.
 
-    `start` is the monotonic time at which the user's command began; `noted`: what its summary says
-    of it besides.
+    Args:
+        run: The run directory.
+        settings: The config as plain JSON.
+        start: The monotonic time at which the user's command started.
+        extra_facts: Further facts for the summary.
+
+    Attributes:
+        number: 1 for the first session of a run. Rows have it as `attempt`.
+        total: The sums over all blocks.
     """
 
     def __init__(
@@ -129,9 +143,9 @@ class ScoringSession:
         settings: dict[str, Any],
         start: float,
         *,
-        noted: Mapping[str, Any] | None = None,
+        extra_facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self._run, self._settings, self._noted = run, settings, dict(noted or {})
+        self._run, self._settings, self._extra_facts = run, settings, dict(extra_facts or {})
         self._prices = Prices.model_validate(settings.get("prices", {}))
         self.number = 1 + run.last_session()
         self.started_at = datetime.now(UTC)
@@ -145,67 +159,81 @@ class ScoringSession:
         self._logged: set[tuple[str, ...]] = set()
         self.log("started")
 
-    def following(self) -> "ScoringSession":
-        """The session after this one, laid out as it is; it begins now."""
-        later = ScoringSession(self._run, self._settings, time.monotonic(), noted=self._noted)
-        later._layout, later._groups, later._memory = self._layout, self._groups, self._memory
-        return later
+    def next_session(self) -> "ScoringSession":
+        """Return a session that starts now, after this one and with the same plan."""
+        session = ScoringSession(
+            self._run, self._settings, time.monotonic(), extra_facts=self._extra_facts
+        )
+        session._layout, session._groups, session._memory = self._layout, self._groups, self._memory
+        return session
 
     def elapsed_s(self) -> float:
-        """Seconds since the command began."""
+        """Return the seconds since the command started."""
         return time.monotonic() - self._start
 
     def note(self, **facts: Any) -> None:
-        """Have the summary say this of the session, too."""
-        self._noted |= facts
+        """Add facts to the summary of the session."""
+        self._extra_facts |= facts
 
-    def listed(self, seconds: float) -> None:
-        """Count the time that listing took."""
+    def add_listing_s(self, seconds: float) -> None:
+        """Add seconds that listing took."""
         self._listing_s += seconds
 
-    def planned(
+    def set_plan(
         self, layout: ScoringLayout, groups: DetectorGroups | None, memory: document.Memory
     ) -> None:
-        """Note how the work is laid out, the detectors that take turns, and what a node's memory
-        holds.
+        """Set the plan of the session.
+
+        Args:
+            layout: The processes.
+            groups: Groups of detectors that take turns, or None.
+            memory: The planned memory of a node.
         """
         self._layout, self._groups, self._memory = layout, groups, memory
 
-    def retrying(self, manifest: int, statuses: Sequence[str], members: int) -> None:
-        """Note a retry that this session works on."""
+    def add_retry(self, manifest: int, statuses: Sequence[str], members: int) -> None:
+        """Record a retry that this session works on.
+
+        Args:
+            manifest: The number of the retry's manifest.
+            statuses: The statuses that are retried.
+            members: The number of members.
+        """
         self._retries.append(
             document.RetrySummary(listing=manifest, statuses=list(statuses), members=members)
         )
         self.log("started")
 
-    def committed(self, report: BlockReport) -> None:
-        """Add one block's report."""
+    def add_block(self, report: BlockReport) -> None:
+        """Add the report of one block."""
         self.total.add(report, report.ref.members)
         self.total.counts[PUTS] += is_billed(self._run.store.url)
         for failure in report.failures:
             self._log_failure(failure)
 
     def _log_failure(self, failure: Mapping[str, Any]) -> None:
-        """Log a member on which our own code failed; a traceback that was shown before is not shown
-        again for each of a million.
+        """Log a member on which Touchstone's own code failed.
+
+        A traceback is logged only once. Otherwise a million members could repeat it.
         """
-        *where, _ = lines = failure["traceback"].rstrip().splitlines()
-        name = shortened(file_name(failure["uri"], failure["member"]), _LONGEST_NAME)
-        shown = lines if tuple(where) not in self._logged else lines[-1:]
-        self._logged.add(tuple(where))
+        *location, _ = lines = failure["traceback"].rstrip().splitlines()
+        name = shortened(file_name(failure["uri"], failure["member"]), _MAX_NAME_CHARACTERS)
+        new_lines = lines if tuple(location) not in self._logged else lines[-1:]
+        self._logged.add(tuple(location))
         _log.error(
             "this is a bug in Touchstone; please report it: %s\n%s",
             name,
-            "\n".join(map(visible, shown)),
+            "\n".join(map(visible, new_lines)),
         )
 
     def cost(self) -> document.CostSummary:
-        """What this session cost so far, by the config's prices."""
-        return spent(self._prices, self.elapsed_s() / 3600, self.total.counts)
+        """Return the cost of this session so far, by the config's prices."""
+        return compute_cost(self._prices, self.elapsed_s() / 3600, self.total.counts)
 
     def facts(self) -> document.SessionSummary:
-        """The `session` section of a summary; the rate is that between the first and the last
-        committed block.
+        """Return the `session` section of a summary.
+
+        The rate is that between the first and the last committed block.
         """
         total, counts = self.total, self.total.counts
         return document.SessionSummary(
@@ -216,7 +244,7 @@ class ScoringSession:
             images_per_s=total.images_per_s,
             **dict[str, Any]((name, counts[name]) for name in _COUNTED),
             retries=self._retries,
-            backbones=sharing(counts),
+            backbones=count_backbone_runs(counts),
             detectors=detector_times(counts) or None,
             groups=[list(group) for group in self._groups.groups] if self._groups else None,
             peak_worker_bytes=total.peak_bytes,
@@ -230,42 +258,43 @@ class ScoringSession:
                 stage: round(seconds, 6)
                 for stage, seconds in {"list": self._listing_s, **total.seconds}.items()
             },
-            **self._noted,
+            **self._extra_facts,
         )
 
     def _cascade_stages(self) -> dict[str, document.CascadeStageCost]:
-        """Of a cascade's first look and its second: images, seconds of all workers, and what a
-        million images of the archive take and cost (machines alone) by that; the two of them add up
-        to what the workers did.
+        """Return the cost of each stage of a cascade; both add up to the work of all workers.
+
+        Per stage, these are the images, the seconds of all workers, and the hours and the cost
+        (machines only) of a million images of the archive.
         """
-        again_s = self.total.counts[LOOKED_MS] / 1000
-        spent_s = {"first": sum(self.total.seconds.values()) - again_s, "second": again_s}
+        second_s = self.total.counts[LOOKED_MS] / 1000
+        elapsed_s = {"first": sum(self.total.seconds.values()) - second_s, "second": second_s}
         images = {"first": self.total.images, "second": self.total.counts[LOOKED]}
         total, compute = (
-            max(sum(spent_s.values()), 1e-9),
+            max(sum(elapsed_s.values()), 1e-9),
             self.cost().compute if is_priced(self._prices) else None,
         )
         return {
-            look: document.CascadeStageCost(
-                images=images[look],
+            stage: document.CascadeStageCost(
+                images=images[stage],
                 seconds=round(seconds, 6),
                 hours_per_million=round(seconds / max(self.total.images, 1) * 1e6 / 3600, 3),
                 cost_per_million=None
                 if compute is None
                 else round(compute * seconds / total / max(self.total.images, 1) * 1e6, 4),
             )
-            for look, seconds in spent_s.items()
+            for stage, seconds in elapsed_s.items()
         }
 
     def log(self, state: str) -> None:
-        """Write the session's own file: when, where, with which settings, how it ended."""
+        """Write the session's own file: its times, its settings, and its state."""
         content = {"state": state, "started_at": self.started_at.isoformat(timespec="seconds"), "version": __version__,
                    "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts().written()}  # fmt: skip
         self._run.write_json(f"sessions/{self.number:05d}.json", content)
 
 
-def sharing(counts: Mapping[str, int]) -> dict[str, document.Sharing]:
-    """Per shared backbone, how often it was asked and how often it ran."""
+def count_backbone_runs(counts: Mapping[str, int]) -> dict[str, document.Sharing]:
+    """Return how often each shared backbone was requested, and how often it ran."""
     runs = {
         name.removeprefix(RUNS): count for name, count in counts.items() if name.startswith(RUNS)
     }
@@ -276,8 +305,8 @@ def sharing(counts: Mapping[str, int]) -> dict[str, document.Sharing]:
 
 
 def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime]:
-    """Per detector, how long it took for how many images."""
-    seen = {
+    """Return for each detector how long it took for how many images."""
+    images_by_name = {
         name.removeprefix(SEEN): images for name, images in counts.items() if name.startswith(SEEN)
     }
     return {
@@ -288,5 +317,5 @@ def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime
             if images
             else None,
         )
-        for name, images in seen.items()
+        for name, images in images_by_name.items()
     }

@@ -1,10 +1,11 @@
-"""The stages of scoring, each a class that takes one message about a block and gives the next:
-`BlockRef` → `OpenBlock` → … → `BlockReport`, and `HandedBack` for what is not begun.
+"""Define the stages of scoring, each a class that takes a message about a block and returns the next.
 
-Fused: `BlockScorer` alone, or `StoredBlockScorer` alone for stored embeddings. Split: `BlockDecoder`
-→ `TensorScorer`, one pool after another → `BlockDescriber`, if a describer has processes of its own
-→ `BlockCommitter`. Committing a block ends both. If groups of detectors take turns, a
-`GroupTensorScorer` is in place of all pools of scorers.
+The messages are `BlockRef` → `OpenBlock` → … → `BlockReport`, and `NotStarted` for a block that is
+not started. In the fused layout, `BlockScorer` is the only stage, or `StoredBlockScorer` for stored
+embeddings. In the split layout, the stages are `BlockDecoder` → `TensorScorer`, one pool after
+another → `BlockDescriber`, if a describer has processes of its own → `BlockCommitter`. In both, a
+block is committed at the end. If groups of detectors take turns, a `GroupTensorScorer` replaces all
+pools of scorers.
 """
 
 import math
@@ -25,7 +26,7 @@ import pyarrow as pa
 from ray_app import __version__
 from ray_app.archives import BlockRef, member_rows, read_block
 from ray_app.cluster import versions
-from ray_app.cluster.ray_cluster import own_node
+from ray_app.cluster.ray_cluster import current_node_id
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.detectors.card import default_slots
 from ray_app.detectors.cpu import cpu_precision
@@ -47,7 +48,7 @@ from ray_app.runs import RunDirectory, block_tables, write_features
 from ray_app.scoring.orders import read_orders
 from ray_app.scoring.stored_embeddings import StoredBlocks, StoredHeads
 from ray_app.storage import Fetcher, node_budget
-from ray_app.streams.stage import Attempts, Ended, Stage
+from ray_app.streams.stage import Attempts, Stage, TerminalMessage
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import MemberFile
@@ -56,16 +57,19 @@ if TYPE_CHECKING:
     from ray_app.inference.scorer import DescriberInputs
     from ray_app.inference.worker import OpenScorer
 
-# Pixels are read where Ray has them, and no detector writes to what it is given.
+# Pixels are read in Ray's object store. No detector writes to its input.
 _READ_ONLY = "The given (NumPy array|buffer) is not writable"
 
 
 @dataclass(frozen=True)
 class BlockWork:
-    """What a block took so far: seconds by stage, what was counted, and the most memory of a
-    process.
+    """The work that a block took so far.
 
-    `emulating`: names of nodes whose processor has no bf16 and emulates the run's.
+    Attributes:
+        seconds: Seconds by stage.
+        counts: Counters by name.
+        peak_bytes: The maximum memory of a process.
+        emulating: Names of the nodes whose processor has no bf16 and emulates that of the run.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -73,10 +77,10 @@ class BlockWork:
     peak_bytes: int = 0
     emulating: frozenset[str] = frozenset()
 
-    def joined(self, other: "BlockWork") -> "BlockWork":
-        """Both, one after the other."""
+    def merge(self, other: "BlockWork") -> "BlockWork":
+        """Return the work of both."""
         counts = Counter(self.counts)
-        # a sum of counters would forget what was counted and is none, such as second looks
+        # The sum of two counters would drop counts of 0, such as that of the second stage.
         counts.update(other.counts)
         seconds = Counter(self.seconds)
         seconds.update(other.seconds)
@@ -90,12 +94,17 @@ class BlockWork:
 
 @dataclass(frozen=True)
 class OpenBlock:
-    """A block under way: its members, one row each, and what is known of them, in their order.
+    """A block in progress: its members, one row each, and the results so far, in their order.
 
-    `batches`: prepared images, until the last detectors that look at all of them have; `outcomes`
-    and `outputs`, once the first detectors have scored. `files`: (image id, file) of the members
-    that later pools decode again, None of others. `seen`: what the describer may look at of each
-    member, once the batches travel no further.
+    Attributes:
+        ref: The block.
+        members: The rows of the manifest.
+        work: The work so far.
+        batches: Prepared images, until the last detectors that look at all of them have scored.
+        outcomes: The results of decoding, once the first detectors have scored.
+        outputs: The outputs of the detectors so far.
+        files: (image id, file) of the members that later pools decode again, None for others.
+        describer_images: The images for the describer, of each member, once the batches are dropped.
     """
 
     ref: BlockRef
@@ -105,15 +114,21 @@ class OpenBlock:
     outcomes: Sequence[DecodeResult] = ()
     outputs: DetectorOutputs = field(default_factory=DetectorOutputs)
     files: "Sequence[MemberFile | None]" = ()
-    seen: "DescriberInputs" = ()
+    describer_images: "DescriberInputs" = ()
 
-    def after(
+    def add_results(
         self, work: BlockWork, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs
     ) -> "OpenBlock":
-        """The same block with what one more stage did and found."""
+        """Return this block with the work and the results of one more stage.
+
+        Args:
+            work: The work of the stage.
+            outcomes: The results of decoding, which replace those of the block.
+            outputs: The outputs of detectors, which are added to those of the block.
+        """
         return replace(
             self,
-            work=self.work.joined(work),
+            work=self.work.merge(work),
             outcomes=outcomes,
             outputs=self.outputs.joined(outputs),
         )
@@ -121,7 +136,14 @@ class OpenBlock:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """A block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`."""
+    """A block whose part is written.
+
+    Attributes:
+        ref: The block.
+        bad: The number of images without a score.
+        work: The work that the block took.
+        failures: The failures; see `BlockTables`.
+    """
 
     ref: BlockRef
     bad: int
@@ -130,7 +152,7 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
-class NotStarted(Ended):
+class NotStarted(TerminalMessage):
     """A block that was not started: the run stops, or the node will be taken away."""
 
     ref: BlockRef
@@ -138,7 +160,25 @@ class NotStarted(Ended):
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What every process of one session is given."""
+    """The data that every process of a session needs.
+
+    Attributes:
+        run: The run directory.
+        spec: The scoring specification.
+        fetcher: Fetches the files.
+        attempt: The number of the session.
+        crumbs: A folder for crash markers on the disk of each node.
+        mirror: The URL of the weights for nodes that have none; None if all weights are shipped.
+        decode_limit_s: The maximum seconds for decoding an image.
+        decode_bytes: Memory that large images may use together on a node; None is a quarter of its
+            memory.
+        lease: The number of the lease, whose orders count and under which attempts are counted.
+        members: The number of images of a full block, which a GPU gets together.
+        compiled: Whether networks on a GPU run compiled, if that does not change their scores.
+        version: The version of the driver; a node that comes later may have another.
+        groups: Groups of detectors that take turns; None if all detectors fit together.
+        stored: The heads for stored embeddings; None if images are scored.
+    """
 
     run: RunDirectory
     spec: ScoringSpec
@@ -147,27 +187,29 @@ class ScoringJob:
     crumbs: Path
     mirror: str | None
     decode_limit_s: float = WALL_LIMIT_S
-    # what large images may take together on a node; None = a quarter of its memory
     decode_bytes: int | None = None
-    lease: int = 0  # whose orders count, and under which attempts are noted
-    members: int = 0  # of a whole block, which come to a GPU together
-    compiled: bool = False  # networks on a GPU run compiled where their scores stay
-    version: str = __version__  # of the driver: a node that comes late may have another
-    groups: DetectorGroups | None = None  # that take turns; None: all detectors fit together
-    stored: StoredHeads | None = None  # on the embeddings that are scored; None: images are scored
+    lease: int = 0
+    members: int = 0
+    compiled: bool = False
+    version: str = __version__
+    groups: DetectorGroups | None = None
+    stored: StoredHeads | None = None
 
 
 class BlockStage(Stage):
-    """Base of the stages: loads what they need, and counts what they do. `pool`: the detectors of
-    one that scores.
-    """
+    """Base of the stages of scoring, which loads what they need and counts their work."""
 
     def start(self, job: ScoringJob, pool: tuple[str, ...] | None = None) -> None:
-        """Load, once per process."""
+        """Load what the stage needs, once per process.
+
+        Args:
+            job: The job of the session.
+            pool: The names of the detectors of a stage that scores.
+        """
         versions.require_same(job.version)
         self._job, self._pool, self._clock = job, pool, StageClock()
         self._attempts = Attempts(job.run.store, job.lease, type(self).__name__)
-        self._counting: tuple[Any, ...] = ()  # whatever counts what this stage does
+        self._counters: tuple[Any, ...] = ()  # Objects with a mapping `counts`.
         self._counted: Counter[str] = Counter()
         self._emulating = frozenset[str]()
         if job.mirror is not None:
@@ -175,33 +217,34 @@ class BlockStage(Stage):
         self._load()
 
     def _load(self) -> None:
-        """What the stage itself needs."""
+        """Load what a subclass needs."""
 
     def _may_start(self) -> bool:
         """Return whether a block may start here and now, which the first stage of a block checks."""
         orders = read_orders(self._job.run.store, self._job.lease)
         if orders is None or orders.is_stopped:
             return False
-        return not orders.avoided or own_node() not in orders.avoided
+        return not orders.avoided or current_node_id() not in orders.avoided
 
-    def _work(self) -> BlockWork:
-        """What was done since the last call."""
+    def _take_work(self) -> BlockWork:
+        """Return the work since the last call."""
         total = Counter[str]()
-        for one in self._counting:
-            total.update(one.counts)
-        done = Counter(total)
-        done.subtract(self._counted)
+        for counter in self._counters:
+            total.update(counter.counts)
+        difference = Counter(total)
+        difference.subtract(self._counted)
         self._counted = total
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return BlockWork(self._clock.take(), done, peak_bytes, self._emulating)
+        return BlockWork(self._clock.take(), difference, peak_bytes, self._emulating)
 
-    def _committed(self, block: OpenBlock) -> BlockReport:
-        """Decide on every member and write the block's part; the part last, since with it the block
-        is done. Reports this stage's own work.
+    def _commit(self, block: OpenBlock) -> BlockReport:
+        """Decide on every member and write the block's part, then report this stage's own work.
+
+        The part is written last, because it marks the block as done.
         """
         job, ref, spec = self._job, block.ref, self._job.spec
         with self._clock("write"):
-            made = block_tables(
+            tables = block_tables(
                 block.members,
                 judge(spec, block.outcomes, block.outputs, self._clock),
                 attempt=job.attempt,
@@ -209,16 +252,17 @@ class BlockStage(Stage):
                 measured=spec.measured,
                 features=spec.features,
             )
-            if made.masks is not None:
-                job.run.write_beside("masks", ref.manifest, ref.block, made.masks)
-            for name, rows in made.features.items():
+            if tables.masks is not None:
+                job.run.write_sidecar("masks", ref.manifest, ref.block, tables.masks)
+            for name, rows in tables.features.items():
                 write_features(job.run, ref.manifest, ref.block, name, rows)
-            job.run.write_part(ref.manifest, ref.block, made.rows)
-        return BlockReport(ref, made.bad, self._work(), list(made.failures))
+            job.run.write_part(ref.manifest, ref.block, tables.rows)
+        return BlockReport(ref, tables.bad, self._take_work(), list(tables.failures))
 
     def _open_careful(self, markers: Path | None) -> CarefulDecoder:
-        """Open the decoder of single images; with a folder for crash markers, a crash costs only
-        the image that caused it.
+        """Open the decoder of single images.
+
+        With a folder for crash markers, a crash costs only the image that caused it.
         """
         job = self._job
         budget = node_budget.NodeBudget(BUDGET, job.decode_bytes)
@@ -237,7 +281,7 @@ class BlockStage(Stage):
     def _open_scorer(
         self, markers: Path | None = None, *, kept_bytes: float | None = None
     ) -> "OpenScorer":
-        """Load the detectors of the pool, at the sizes of batches that pay on this device."""
+        """Load the detectors of the pool, with the batch sizes that are fastest on this device."""
         from ray_app.inference.device_batches import DeviceMeter
         from ray_app.inference.worker import open_scorer
 
@@ -255,9 +299,9 @@ class BlockStage(Stage):
         if (members := self._members_to_fit()) is not None:
             detectors.fit_batches((members,), DeviceMeter(spec.device))
         if self._job.compiled and spec.device != "cpu":
-            for name, why in detectors.compile().items():
-                if why is not None:
-                    print(f"{name}: {why}", file=sys.stderr, flush=True)
+            for name, reason in detectors.compile().items():
+                if reason is not None:
+                    print(f"{name}: {reason}", file=sys.stderr, flush=True)
         return opened
 
     def _open_group_scorer(
@@ -276,15 +320,16 @@ class BlockStage(Stage):
         )
 
     def _members_to_fit(self) -> int | None:
-        """Return the images of a block for which the size of batches is measured on a GPU; None to
-        keep the size.
+        """Return the number of images for which the batch size is measured on a GPU.
+
+        None keeps the size of the batches.
         """
         spec = self._job.spec
         is_default = spec.device != "cpu" and spec.slots == default_slots(spec.device)
         return self._job.members or None if is_default else None
 
     def _note_emulation(self, names: Iterable[str]) -> None:
-        """Note this node if its processor emulates the bf16 of some detectors."""
+        """Note this node if its processor emulates the bf16 of one of these detectors."""
         spec = self._job.spec
         is_emulating = spec.device == "cpu" and cpu_precision() == "fp32"
         if is_emulating and "bf16" in {spec.precision[name] for name in names}:
@@ -292,7 +337,7 @@ class BlockStage(Stage):
 
 
 class BlockScorer(BlockStage):
-    """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
+    """Fetch, decode, score and commit one block after another on one core (the fused layout)."""
 
     def _load(self) -> None:
         job, groups = self._job, self._job.groups
@@ -304,96 +349,98 @@ class BlockScorer(BlockStage):
                 groups, job.crumbs, kept_bytes=groups.kept_bytes
             )
         self._reading = self._reader(decoder)
-        self._counting = (self._reading, self._reading.fetcher, decoder, self._scoring)
+        self._counters = (self._reading, self._reading.fetcher, decoder, self._scoring)
 
     def work(self, ref: BlockRef) -> BlockReport | NotStarted:
-        """A reference → the report of the committed part."""
+        """Score and commit a block, and return the report of its part."""
         if not self._may_start():
             return NotStarted(ref)
         members = read_block(self._job.run.store, ref)
         outcomes: list[DecodeResult] = []
-        with self._attempts.of(ref, members["uri"][0].as_py()):
+        with self._attempts.count(ref, members["uri"][0].as_py()):
             outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
-        return self._committed(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
+        return self._commit(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
 
 
 class StoredBlockScorer(BlockStage):
-    """Scores the stored embeddings of one block after another, and commits it; reads no image."""
+    """Score the stored embeddings of one block after another and commit it, without its images."""
 
     def _load(self) -> None:
         assert self._job.stored is not None
         self._stored = StoredBlocks(self._job.spec, self._job.stored, self._clock)
 
     def work(self, ref: BlockRef) -> BlockReport | NotStarted:
-        """A reference → the report of the committed part."""
+        """Score and commit a block, and return the report of its part."""
         if not self._may_start():
             return NotStarted(ref)
         members = read_block(self._job.run.store, ref)
-        with self._attempts.of(ref, members["uri"][0].as_py()):
+        with self._attempts.count(ref, members["uri"][0].as_py()):
             outcomes, outputs = self._stored.score(ref, members["image_id"].to_numpy())
-        return self._committed(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
+        return self._commit(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
 
 
 class BlockDecoder(BlockStage):
-    """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card
-    resizes with it.
+    """Fetch and decode on a core: the first stage of the split layout.
+
+    It does not need torch unless a card resizes with it.
     """
 
     def _load(self) -> None:
         careful = self._open_careful(self._job.crumbs)
         decoder = open_decoder(self._job.spec, self._clock, careful=careful, hand_over=True)
         self._reading = self._reader(decoder)
-        self._counting = (self._reading, self._reading.fetcher, self._reading.decoder)
+        self._counters = (self._reading, self._reading.fetcher, self._reading.decoder)
 
     def work(self, ref: BlockRef) -> OpenBlock | NotStarted:
-        """A reference → its members with prepared uint8 tensors, and encoded files for detectors
-        that keep sizes.
+        """Return the members of a block with prepared uint8 tensors.
+
+        For detectors that keep sizes, it also contains the encoded files.
         """
         if not self._may_start():
             return NotStarted(ref)
         members = read_block(self._job.run.store, ref)
-        with self._attempts.of(ref, members["uri"][0].as_py()):
+        with self._attempts.count(ref, members["uri"][0].as_py()):
             batches = tuple(self._reading.read(member_rows(members)))
-        return OpenBlock(ref, members, self._work(), batches)
+        return OpenBlock(ref, members, self._take_work(), batches)
 
 
 class TensorScorer(BlockStage):
-    """A stage in the middle: one pool of detectors reads prepared tensors, on a GPU where there is
-    one.
-    """
+    """Score prepared tensors with one pool of detectors, on a GPU if there is one."""
 
     def _load(self) -> None:
-        """The pool's detectors; in the last pool also the describer, unless it has processes of its
-        own.
+        """Load the pool's detectors, and in the last pool the describer.
+
+        A describer that has processes of its own is not loaded here.
         """
         from ray_app.inference.scorer import Describing
 
         warnings.filterwarnings("ignore", message=_READ_ONLY)
         spec = self._job.spec
-        here = (
+        is_describing = (
             spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
         )
-        self._describing = Describing(spec, self._clock) if here else None
+        self._describing = Describing(spec, self._clock) if is_describing else None
         # The files of a block have arrived together: all of them are in memory anyway.
         self._decoding, self._scoring = self._open_scorer(kept_bytes=math.inf)
-        self._counting = (
+        self._counters = (
             self._scoring,
             self._decoding,
             *((self._describing,) if self._describing else ()),
         )
 
     def work(self, block: OpenBlock) -> OpenBlock:
-        """Prepared tensors → the same with what this pool says of them; the last pool drops them.
-        Once a cascade's first detectors have scored, only the files of members that go on travel
-        further, and what the describer may look at.
+        """Add the outputs of this pool to a block. The last pool drops its tensors.
+
+        Once the first detectors of a cascade have scored, the block keeps only the files of members
+        for its second stage, and the images for the describer.
         """
         from ray_app.inference.scorer import describer_inputs
 
-        spec, outcomes, seen = self._job.spec, block.outcomes, block.seen
-        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
+        spec, outcomes, describer_images = self._job.spec, block.outcomes, block.describer_images
+        with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
             if block.batches:
                 outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
-                seen = (
+                describer_images = (
                     [image for batch in block.batches for image in describer_inputs(spec, batch)]
                     if spec.describer
                     else ()
@@ -402,86 +449,92 @@ class TensorScorer(BlockStage):
             else:
                 outputs = self._scoring.rescore(outcomes, block.files, block.outputs)
             if self._describing is not None:
-                outputs = self._describing.after(outcomes, block.outputs.joined(outputs), seen)
-        scored = block.after(self._work(), outcomes, outputs)
+                outputs = self._describing.after(
+                    outcomes, block.outputs.joined(outputs), describer_images
+                )
+        scored = block.add_results(self._take_work(), outcomes, outputs)
         if self._pool == spec.pools[-1]:
-            asks = spec.describes_apart and spec.words_seen is not None
-            seen = (
-                _some(seen, decision.rows_to_describe(spec, outcomes, scored.outputs))
-                if asks
+            is_describing_later = spec.describes_apart and spec.words_seen is not None
+            describer_images = (
+                _select_rows(
+                    describer_images, decision.rows_to_describe(spec, outcomes, scored.outputs)
+                )
+                if is_describing_later
                 else ()
             )
-            return replace(scored, batches=(), files=(), seen=seen)
+            return replace(scored, batches=(), files=(), describer_images=describer_images)
         if block.batches and spec.is_cascade and scored.outputs.scores.keys() >= set(spec.first):
             files = (file for batch in block.batches for file in batch.files)
             return replace(
                 scored,
                 batches=(),
-                files=_some(files, decision.second_stage_rows(spec, outcomes, scored.outputs)),
-                seen=seen,
+                files=_select_rows(
+                    files, decision.second_stage_rows(spec, outcomes, scored.outputs)
+                ),
+                describer_images=describer_images,
             )
         return scored
 
 
 class GroupTensorScorer(BlockStage):
-    """A stage in the middle, in place of all `TensorScorer` and `BlockDescriber`: groups of
-    detectors take turns on the prepared tensors of a block.
+    """Score the prepared tensors of a block with groups of detectors that take turns.
+
+    This stage replaces all `TensorScorer` and `BlockDescriber`.
     """
 
     def _load(self) -> None:
         groups = self._job.groups
         assert groups is not None
         warnings.filterwarnings("ignore", message=_READ_ONLY)
-        # The tensors are in memory anyway: that of Ray.
+        # The tensors are in memory anyway, in Ray's object store.
         decoder, self._scoring = self._open_group_scorer(groups, kept_bytes=math.inf)
-        self._counting = (self._scoring, decoder)
+        self._counters = (self._scoring, decoder)
 
     def work(self, block: OpenBlock) -> OpenBlock:
-        """Prepared tensors → what all detectors say of them."""
+        """Add the outputs of all detectors to a block, and drop its tensors."""
         outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
-        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
+        with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
             outputs = self._scoring.score(block.batches)
-        return replace(block.after(self._work(), outcomes, outputs), batches=())
+        return replace(block.add_results(self._take_work(), outcomes, outputs), batches=())
 
 
 class BlockDescriber(BlockStage):
-    """A stage of its own for a describer too large to share a process: after all detectors, before
-    what is written.
-    """
+    """Run a describer that is too large to share a process, after all detectors of a block."""
 
     def _load(self) -> None:
         from ray_app.inference.scorer import Describing
 
         self._describing = Describing(self._job.spec, self._clock)
-        self._counting = (self._describing,)
+        self._counters = (self._describing,)
 
     def work(self, block: OpenBlock) -> OpenBlock:
-        """Outputs, and what is to be looked at of the members that the profile asks for → the
-        outputs with words.
-        """
-        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
-            outputs = self._describing.after(block.outcomes, block.outputs, block.seen)
-        return replace(block.after(self._work(), block.outcomes, outputs), seen=())
+        """Add the descriptions of the members that the profile asks for to a block."""
+        with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
+            outputs = self._describing.after(block.outcomes, block.outputs, block.describer_images)
+        return replace(
+            block.add_results(self._take_work(), block.outcomes, outputs), describer_images=()
+        )
 
 
 class BlockCommitter(BlockStage):
-    """Last stage of the split layout."""
+    """Commit blocks: the last stage of the split layout."""
 
     def work(self, block: OpenBlock) -> BlockReport:
-        """What was found of all members → the report of the committed part."""
-        report = self._committed(block)
-        return replace(report, work=block.work.joined(report.work))
+        """Commit a block, and return the report of its part with the work of all stages."""
+        report = self._commit(block)
+        return replace(report, work=block.work.merge(report.work))
 
 
-def _some(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
-    """Those of these rows; None of others."""
-    wanted = set(rows)
-    return [item if row in wanted else None for row, item in enumerate(items)]
+def _select_rows(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
+    """Return the items with None in place of those that are not in these rows."""
+    selected = set(rows)
+    return [item if row in selected else None for row, item in enumerate(items)]
 
 
 def scorer_stages(job: ScoringJob) -> list[tuple[type[BlockStage], tuple[Any, ...]]]:
-    """Return the stages between decoders and committers in the split layout, in their order, each
-    with the arguments that it gets after the job.
+    """Return the stages between decoders and committers in the split layout, in their order.
+
+    Each has the arguments that it gets after the job.
     """
     if job.groups is not None:
         return [(GroupTensorScorer, ())]

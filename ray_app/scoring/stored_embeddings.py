@@ -1,9 +1,9 @@
-"""The embeddings that a finished run keeps, as the source of another run: `features::RUN`.
+"""Use the embeddings that a finished run stores as the source of another run: `features::RUN`.
 
-The new run gets the manifests of RUN: the same members and ids, in the same blocks, with the same
-lists of vanished files and the same retries. So its current rows are of the files of RUN's current
-rows. A worker scores the embeddings of a block with the heads of the detectors. No image is read,
-and the backbone's weights are not needed.
+The new run gets the manifests of RUN: the same members and ids in the same blocks, the same lists of
+vanished files, and the same retries. So its current rows are of the files of RUN's current rows. A
+worker scores the embeddings of a block with the heads of the detectors. It reads no image, and does
+not need the backbone's weights.
 
 A member without a score in RUN keeps its status and its detail. A member without an embedding in
 RUN is `detector_failed`, unless the detector does not score images of its size.
@@ -34,7 +34,7 @@ from ray_app.storage.urls import split_kind
 if TYPE_CHECKING:
     from ray_app.detectors.linear_head import LinearHead
 
-# Settings that choose files, or need their pixels.
+# Settings that select files or need their pixels.
 _EXCLUDED = {
     "include": "--include",
     "exclude": "--exclude",
@@ -48,19 +48,20 @@ _EXCLUDED = {
 
 @dataclass(frozen=True)
 class StoredEmbeddings:
-    """The embeddings that a finished run keeps.
+    """The embeddings that a finished run stores.
 
     Attributes:
         run: The run.
-        facts: The facts that decide the embeddings, by the detector that left them.
+        facts: The facts that determine the embeddings, by the detector that computed them.
     """
 
     run: RunDirectory
     facts: Mapping[str, Mapping[str, Any]]
 
     def adapt(self, config: ScoreConfig) -> ScoreConfig:
-        """Return the config of a run that reads these embeddings: it needs no GPU, and its report
-        has no images.
+        """Return the config of a run that reads these embeddings.
+
+        The run needs no GPU, and its report has no images.
         """
         return config.model_copy(
             update={"device": "cpu", "thumbnails": False, "limits": self.run.limits()}
@@ -77,16 +78,16 @@ class StoredEmbeddings:
 
 
 def reads_embeddings(config: ScoreConfig) -> bool:
-    """Return whether a source of a config is a run that keeps embeddings."""
+    """Return whether a source of a config is a run that stores embeddings."""
     return EMBEDDINGS in [split_kind(source)[0] for source in config.source]
 
 
 def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
-    """Return the embeddings that are the source of a config; None if it has another source.
+    """Return the embeddings that are the source of a config, or None if it has another source.
 
     Raises:
-        ConfigError: The run is missing, is not finished, or keeps no embeddings, or the config
-            chooses files.
+        ConfigError: If the run is missing, is not finished, or stores no embeddings, or if the
+            config selects files.
     """
     if not reads_embeddings(config):
         return None
@@ -100,12 +101,12 @@ def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
     run = RunDirectory.open(split_kind(config.source[0])[1])
     if config.out and RunDirectory.open(config.out).store.url == run.store.url:
         raise ConfigError(
-            f"{run.store.url} is the run that keeps the embeddings", hint="give another --out"
+            f"{run.store.url} is the run that keeps the embeddings", hint="set another --out"
         )
     if run.describe_finished().get("layout", 1) < LAYOUT:
         raise ConfigError(
             f"{run.store.url}: a version of Touchstone before 0.25 wrote this run",
-            hint=f"run touchstone runs compact {run.store.url} NEW, and give {EMBEDDINGS}::NEW",
+            hint=f"run touchstone runs compact {run.store.url} NEW, and use {EMBEDDINGS}::NEW",
         )
     facts = read_feature_facts(run)
     if not facts:
@@ -118,12 +119,12 @@ def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """The head of a detector, and which stored embeddings it reads.
+    """The head of a detector, and the stored embeddings that it reads.
 
     Attributes:
         layer: The head.
-        detector: The detector that left the embeddings.
-        facts: The facts that decide the embeddings.
+        detector: The detector that computed the embeddings.
+        facts: The facts that determine the embeddings.
     """
 
     layer: "LinearHead"
@@ -133,10 +134,10 @@ class StoredHead:
 
 @dataclass(frozen=True)
 class StoredHeads:
-    """Heads of detectors on the embeddings of a run. Picklable: workers receive the weights by it.
+    """Heads of detectors on the embeddings of a run. They are pickled with their weights for workers.
 
     Attributes:
-        run: The run that keeps the embeddings.
+        run: The run that stores the embeddings.
         heads: The heads, by detector.
     """
 
@@ -151,14 +152,14 @@ class StoredHeads:
             waived: Whether the user waives the guarantee of the ensemble.
 
         Raises:
-            ConfigError: The ensemble was calibrated on other embeddings, or needs images.
+            ConfigError: If the ensemble was calibrated on other embeddings, or needs images.
         """
         precision = {name: head.facts["precision"] for name, head in self.heads.items()}
         resize = next(iter(self.heads.values())).facts["resize"]
         departing = departures(spec.ensemble.settings, precision, resize)
         if departing and not waived:
             raise ConfigError(
-                f"{spec.ensemble.name}: its calibration does not hold for embeddings of {' and '.join(departing)}",
+                f"{spec.ensemble.name}: its calibration is not valid for embeddings of {' and '.join(departing)}",
                 hint="score the images with this card, or waive its guarantee: --set waive_guarantee=true",
             )
         if spec.describer is not None:
@@ -174,10 +175,15 @@ def match_heads(
 ) -> StoredHeads:
     """Return the heads of detectors, each with the stored embeddings that it was fitted on.
 
+    Args:
+        stored: The stored embeddings.
+        cards: The cards of the detectors.
+        config: The settings of the run.
+
     Raises:
-        ConfigError: No stored embeddings are like those that a head was fitted on; the message
-            names what differs.
-        DetectorError: A detector has no linear head, or the weights of the head are missing.
+        ConfigError: If no stored embeddings are like those that a head was fitted on. The message
+            names the differences.
+        DetectorError: If a detector has no linear head, or the weights of the head are missing.
     """
     from ray_app.detectors.linear_head import LinearHead
 
@@ -212,12 +218,12 @@ def _find_embeddings(stored: StoredEmbeddings, card: DetectorCard, config: Score
     raise ConfigError(
         f"{card.name}: its head was not fitted on embeddings like those of {name} in {stored.run.store.url}:\n  "
         + "\n  ".join(lines),
-        hint="give a head that was fitted on these embeddings, or score the images with this detector",
+        hint="use a head that was fitted on these embeddings, or score the images with this detector",
     )
 
 
 class StoredBlocks:
-    """Reads and scores blocks of a run that keeps embeddings.
+    """Read and score blocks of a run that stores embeddings.
 
     Args:
         spec: The ensemble.
@@ -232,14 +238,14 @@ class StoredBlocks:
         self._scorer = EmbeddingScorer(spec, layers)
 
     def score(self, ref: BlockRef, image_ids: Ids) -> tuple[list[DecodeResult], DetectorOutputs]:
-        """Return what decoding found of the members of a block, and what the detectors say.
+        """Return the results of decoding the members of a block, and the outputs of the detectors.
 
         Args:
             ref: The block.
             image_ids: The ids of its members.
 
         Raises:
-            ConfigError: The run with the embeddings was changed.
+            ConfigError: If the run with the embeddings was changed.
         """
         run = self._stored.run
         with self._clock("fetch"):
@@ -247,7 +253,7 @@ class StoredBlocks:
             if not np.array_equal(rows["image_id"].to_numpy(), image_ids):
                 raise ConfigError(
                     f"{run.store.url}: block {ref.block} of listing {ref.manifest} has other members",
-                    hint="the run was changed; give another --out",
+                    hint="set another --out, because the run was changed",
                 )
             heads = self._stored.heads
             facts = {head.detector: head.facts for head in heads.values()}

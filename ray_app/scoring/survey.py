@@ -1,8 +1,8 @@
-"""What a run would score: `survey` counts members, bytes, and the requests that reading them takes,
-and draws a sample; `standing` finds what a run has left to do.
+"""Survey what a run would score.
 
-Reads only listings and a run's own files, in memory that does not grow with the members. Only
-requests over a network are billed.
+`survey` counts members, bytes, and the requests for reading them, and draws a sample.
+`find_earlier_work` finds the work that a run has left. Both read only listings and a run's own files,
+in memory that does not grow with the members. Only requests over a network are billed.
 """
 
 import math
@@ -34,31 +34,32 @@ from ray_app.scoring.backlog import Listing, archive_of, work_of
 from ray_app.storage import Fetcher, NotedFolders
 from ray_app.storage.ranged import WINDOW_BYTES as STREAM_BYTES
 
-FOOTER_READS = 2  # before the first row group of a Parquet file
-KEYS_PER_LIST = 1000  # that one LIST request answers with
+FOOTER_READS = 2  # Before the first row group of a Parquet file.
+KEYS_PER_LIST = 1000  # The maximum number of keys in the response to a LIST request.
 FILES = "files"
 _REPORT_EVERY = 4096
 Item = ListedMember | ManifestMember
 T = TypeVar("T")
 _BATCH = 8192
-# Windows per drawn member, at the most: a sample has of each folder and each container its fraction
-# of the archive, to one member.
+# The maximum number of windows per sampled member. So each folder and each container has its fraction
+# of the archive in the sample, to within one member.
 _WINDOWS = 16
 
 
 @dataclass
 class Survey:
-    """What an archive has.
+    """The content of an archive.
 
     Attributes:
-        members: All of them, without folders that could not be listed.
+        members: The number of members, without folders that could not be listed.
         size_bytes: Bytes of the members that are read and whose size the listing states.
-        unsized: Members that are read and whose size the listing does not state.
-        billed: Files and containers behind a network.
-        gets: GET requests that read all members.
+        unsized: The number of members that are read and whose size the listing does not state.
+        billed: The number of files and containers behind a network.
+        gets: The number of GET requests that read all members.
         kinds: Counts of `PlannedKind`, for single files and for containers of each format.
-        refused: Members that the listing refuses, by status, and folders that it could not list.
-        closed_folders: The folders that it could not list.
+        refused: Counts by status of members that the listing refuses, and of folders that it could
+            not list.
+        closed_folders: The folders that could not be listed.
         sample: Members drawn evenly, in the order of the listing.
     """
 
@@ -74,12 +75,12 @@ class Survey:
 
     @property
     def mean_bytes(self) -> float:
-        """Bytes of one member, over those of known size."""
+        """Mean bytes of the members of known size."""
         return self.size_bytes / max(self.members - self.unsized, 1)
 
     @property
     def lists(self) -> int:
-        """LIST requests that find their files and containers, at the least."""
+        """The minimum number of LIST requests that find the files and containers."""
         return math.ceil(self.billed / KEYS_PER_LIST)
 
 
@@ -94,73 +95,73 @@ def survey(
 
     Args:
         items: The members, in the order of the listing.
-        sample: How many to draw; the same ones every time.
+        sample: The number of members to sample. The sample is always the same.
         max_bytes: Larger files are refused, so they cost no request.
         progress: Called now and then with the number of members so far.
     """
-    found, cursor, windows = Survey(), _Cursor(), _Windows(sample)
+    result, cursor, windows = Survey(), _Cursor(), _Windows(sample)
     for item in items:
         if item.refused is not None and is_unreadable_folder(item):
-            found.refused[item.refused.status] += 1
-            found.closed_folders.add(NotedFolders(1, item.uri))
+            result.refused[item.refused.status] += 1
+            result.closed_folders.add(NotedFolders(1, item.uri))
             continue
-        found.members += 1
-        if progress is not None and found.members % _REPORT_EVERY == 0:
-            progress(found.members)
+        result.members += 1
+        if progress is not None and result.members % _REPORT_EVERY == 0:
+            progress(result.members)
         windows.add(item)
-        kept = found.kinds.setdefault(
+        counts = result.kinds.setdefault(
             FILES if item.place is None else item.place.kind,
             Counter(members=0, size_bytes=0, containers=0),
         )
         is_another = cursor.move_to(item)
-        found.billed += is_another and cursor.billed
-        kept.update(members=1, containers=int(is_another and item.place is not None))
+        result.billed += is_another and cursor.billed
+        counts.update(members=1, containers=int(is_another and item.place is not None))
         if item.refused is not None:
-            found.refused[item.refused.status] += 1
+            result.refused[item.refused.status] += 1
         elif item.size_bytes <= max_bytes:
-            found.unsized += item.size_bytes < 0
-            found.size_bytes += max(item.size_bytes, 0)
-            kept["size_bytes"] += max(item.size_bytes, 0)
-            found.gets += cursor.reads(item.place) * cursor.billed
-    found.sample = windows.sample()
-    return found
+            result.unsized += item.size_bytes < 0
+            result.size_bytes += max(item.size_bytes, 0)
+            counts["size_bytes"] += max(item.size_bytes, 0)
+            result.gets += cursor.reads(item.place) * cursor.billed
+    result.sample = windows.sample()
+    return result
 
 
 class _Windows:
-    """Draws one member at random from each window of equally many neighbours.
+    """Sample one member at random from each window of equally many neighbours.
 
     So each folder and each container is represented by its number of members, and no pattern of the
-    listing, such as every second file, meets a pattern of the sample. Windows double as members
-    come.
+    listing, such as every second file, coincides with a pattern of the sample. Windows double in
+    size as members are added.
 
     Args:
-        count: How many members `sample` returns.
+        count: The number of members that `sample` returns.
     """
 
     def __init__(self, count: int) -> None:
-        self._count, self._most = count, _WINDOWS * count
-        self._drawn = list[Item]()
+        self._count, self._max_windows = count, _WINDOWS * count
+        self._sampled = list[Item]()
         self._width = 1
-        self._filled = 0  # members of the last window
+        self._filled = 0  # The number of members in the last window.
         self._random = random.Random(0)
 
     def add(self, item: Item) -> None:
-        """Take the next member."""
+        """Add the next member."""
         if not self._count:
             return
         if self._filled == 0:
-            self._drawn.append(item)
+            self._sampled.append(item)
         elif self._random.randrange(self._filled + 1) == 0:
-            self._drawn[-1] = item
+            self._sampled[-1] = item
         self._filled = (self._filled + 1) % self._width
-        if self._filled == 0 and len(self._drawn) == self._most:
-            pairs = zip(self._drawn[::2], self._drawn[1::2], strict=True)
-            self._drawn = [self._random.choice(pair) for pair in pairs]
+        if self._filled == 0 and len(self._sampled) == self._max_windows:
+            pairs = zip(self._sampled[::2], self._sampled[1::2], strict=True)
+            self._sampled = [self._random.choice(pair) for pair in pairs]
             self._width *= 2
 
     def sample(self) -> list[Item]:
-        """Return as many members as wanted, or all if there are fewer, in their order."""
-        return spread(self._drawn, self._count, self._random.random())
+        """Return the requested number of members, or all if there are fewer, in their order."""
+        return spread(self._sampled, self._count, self._random.random())
 
 
 def spread(items: Sequence[T], count: int, start: float = 0.5) -> list[T]:
@@ -168,8 +169,9 @@ def spread(items: Sequence[T], count: int, start: float = 0.5) -> list[T]:
 
     Args:
         items: The items.
-        count: How many to return.
-        start: Where in the first of `count` equal stretches the first one is, from 0 to below 1.
+        count: The number of items to return.
+        start: The position of the first item within the first of `count` equal intervals, from 0 to
+            below 1.
     """
     if len(items) <= count:
         return list(items)
@@ -177,8 +179,9 @@ def spread(items: Sequence[T], count: int, start: float = 0.5) -> list[T]:
 
 
 class _Cursor:
-    """Where the reading stands when members are read in their order: what the next one asks for
-    beyond what was read before it.
+    """Position of a reader that reads members in their order.
+
+    It knows what the next member requests in addition to what was read before.
     """
 
     def __init__(self) -> None:
@@ -187,8 +190,9 @@ class _Cursor:
         self.billed = False
 
     def move_to(self, item: Item) -> bool:
-        """Whether this member begins another file or container; `billed` says whether requests to
-        it are.
+        """Move to a member, and return whether it starts another file or container.
+
+        `billed` then shows whether requests to that file are billed.
         """
         is_another = item.place is None or (item.uri, item.version) != self._object
         if is_another:
@@ -196,45 +200,59 @@ class _Cursor:
             self._start, self._end = 0, -1
         return is_another
 
-    def reads(self, place: MemberLocation | None) -> int:
-        """Requests for the member that lies there."""
-        if place is None:
+    def reads(self, location: MemberLocation | None) -> int:
+        """Return the number of requests for the member at a location."""
+        if location is None:
             return 1
-        if place.kind == "parquet":
-            opened, is_new, self._end = self._end < 0, place.group != self._end, place.group
-            return opened * FOOTER_READS + is_new
-        end = place.offset + max(place.length, 1)
-        if place.kind in COMPRESSED:
+        if location.kind == "parquet":
+            is_first, is_new, self._end = self._end < 0, location.group != self._end, location.group
+            return is_first * FOOTER_READS + is_new
+        end = location.offset + max(location.length, 1)
+        if location.kind in COMPRESSED:
             before, self._end = max(self._end, 0), max(self._end, end)
             return math.ceil(self._end / STREAM_BYTES) - math.ceil(before / STREAM_BYTES)
         if (
             self._end >= 0
-            and self._start <= place.offset <= self._end + base.GAP_BYTES
+            and self._start <= location.offset <= self._end + base.GAP_BYTES
             and end - self._start <= base.WINDOW_BYTES
         ):
             self._end = max(self._end, end)
             return 0
-        self._start, self._end = place.offset, end
+        self._start, self._end = location.offset, end
         return 1
 
 
-def standing(settings: identity.Settings, spec: ScoringSpec) -> Listing | None:
-    """Return all blocks of the run that a command continues, and those without rows; None for a new run.
+def find_earlier_work(settings: identity.Settings, spec: ScoringSpec) -> Listing | None:
+    """Return all blocks of the run that a command continues, or None for a new run.
 
-    A run with pending blocks goes on from its manifest; a finished one, or one whose first listing
-    never ended, lists its source. Raises IdentityError when another command made it.
+    A run with pending blocks continues from its manifest. A finished run, or a run whose first
+    listing did not end, lists its source.
+
+    Args:
+        settings: The settings of the command.
+        spec: The scoring specification.
+
+    Raises:
+        IdentityError: If another command wrote the run.
     """
     if settings.stored is None or settings.config.out is None:
         return None
     run = RunDirectory.open(settings.config.out)
     run.require_same(settings.facts(spec))
-    return work_of(run, whole=True)
+    return work_of(run, include_finished=True)
 
 
-def progress_of(
+def describe_progress(
     run: RunDirectory, before: Listing, blocks_left: int, members_left: int
 ) -> PlannedRun:
-    """How far that run is, for a plan."""
+    """Return the progress of a run, for a plan.
+
+    Args:
+        run: The run.
+        before: Its work so far.
+        blocks_left: The number of blocks to score.
+        members_left: The number of members to score.
+    """
     return PlannedRun(
         url=run.store.url,
         state=before.state,
@@ -248,10 +266,16 @@ def progress_of(
 def members_to_score(
     settings: identity.Settings, before: Listing | None, fetcher: Fetcher
 ) -> Iterable[ListedMember | ManifestMember]:
-    """The members that the same command would score: all, those of pending blocks, or what is new
-    or changed since the run ended.
+    """Return the members that the command would score.
 
-    Iterating raises ConfigError for an empty source, StorageError when it is out of reach.
+    They are all members of a new run, those of pending blocks, or those that are new or changed
+    since the run finished. Iterating raises ConfigError if the source is empty, and StorageError if
+    it is unreachable.
+
+    Args:
+        settings: The settings of the command.
+        before: The work of an earlier command; None for a new run.
+        fetcher: Reads lists and containers.
     """
     config = settings.config
     archive = archive_of(config, fetcher)
@@ -261,11 +285,13 @@ def members_to_score(
     store = RunDirectory.open(config.out).store
     if before.state == "unfinished":
         return chain.from_iterable(member_rows(read_block(store, ref)) for ref in before.pending)
-    return _unknown(listed, np.sort(np.concatenate(list(read_ids(store, before.blocks)))))
+    return _iter_new(listed, np.sort(np.concatenate(list(read_ids(store, before.blocks)))))
 
 
-def _unknown(listed: Iterator[ListedMember], known: Ids) -> Iterator[ListedMember]:
+def _iter_new(listed: Iterator[ListedMember], scored_ids: Ids) -> Iterator[ListedMember]:
     while batch := list(islice(listed, _BATCH)):
         ids = np.fromiter(map(image_id, batch), np.int64, len(batch))
-        is_known = known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
+        is_known = (
+            scored_ids[np.minimum(np.searchsorted(scored_ids, ids), len(scored_ids) - 1)] == ids
+        )
         yield from (item for item, old in zip(batch, is_known, strict=True) if not old)

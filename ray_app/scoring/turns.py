@@ -1,4 +1,4 @@
-"""A turn: blocks that one pipeline scores, in a fixed order (`Turn`)."""
+"""Define a turn: the blocks that one pipeline scores, in a fixed order (`Turn`)."""
 
 import time
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ _PORTION_POLL_S = 1.0
 class Turn:
     """The blocks of a turn. Ray Data's read task iterates over them.
 
-    A read task that Ray repeats gives the same blocks in the same order: they are either known when
-    the turn begins, or in portions that are written meanwhile and never change.
+    A read task that Ray repeats yields the same blocks in the same order. The blocks are either known
+    when the turn starts, or in portions that are written meanwhile and never change.
 
     Attributes:
         run: The run directory.
         lease: The number of the command's lease.
         number: The number of the turn.
-        blocks: The blocks that are known when the turn begins.
-        following: The manifest and the portion that the listing writes next; None if nothing is
-            listed meanwhile.
+        blocks: The blocks that are known when the turn starts.
+        following: The manifest and the portion that the listing writes next; None if there is no
+            listing meanwhile.
     """
 
     run: RunDirectory

@@ -1,7 +1,6 @@
-"""Ray Data as the one way in which images are streamed through pools of actors: items → `Stage`
-after `Stage` → messages.
+"""Stream items through pools of Ray actors.
 
-`pool.stream(items, pools)` is the whole of it; `feed.Feed` is a source that grows while it is read;
-`feed.in_pool` applies a function that reads images. Training hands a `pool.dataset` to Ray Train
-instead, and reads its `pool.messages` there.
+Start at `pool.stream(items, pools)`: Ray Data passes each item through one `Stage` after another.
+Training hands a `pool.dataset` to Ray Train instead, and reads its `pool.messages` there.
+`worker_pool.in_pool` applies a function to items that come as others finish.
 """

@@ -1,10 +1,10 @@
-"""`stream`: items of a source through one actor pool after another, on Ray Data.
+"""Stream the items of a source through one actor pool after another, on Ray Data (`stream`).
 
     items ──(one generator task, on the driver's node)──> Pool ──> Pool ──> … ──> the driver
 
-One item is one row and one Ray block, one block is one call of an actor, at every arrow. Pools grow
-onto nodes that come late, by themselves; what is lost with a process or a node, Ray makes again.
-Measured in docs/engine.md.
+At every arrow, an item is a row and a Ray block, and an actor handles a block per call. Pools grow
+by themselves onto nodes that come later. Ray repeats the work that is lost with a process or a node.
+docs/engine.md has measurements.
 """
 
 import logging
@@ -31,8 +31,8 @@ from ray_app.streams.stage import (
     WORKER_LOGS_HINT,
     Stage,
     StageFailure,
-    packed,
-    unpacked,
+    deserialize,
+    serialize,
 )
 
 
@@ -77,13 +77,13 @@ class Pool:
 
 
 class ItemSource(Datasource):
-    """Whatever `items()` gives, one row each, in one generator task."""
+    """Read the items of an iterator, one row each, in one generator task."""
 
     def __init__(self, items: Callable[[], Iterator[Any]]) -> None:
         self._items = items
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Not known: the source may be growing."""
+        """Return None: the size is not known, because the source may be growing."""
         return None
 
     def get_read_tasks(
@@ -92,11 +92,11 @@ class ItemSource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        """The one task."""
+        """Return the only task, whatever the arguments: the source is read in one generator."""
         items = self._items
         return [
             ReadTask(
-                lambda: map(packed, items()),
+                lambda: map(serialize, items()),
                 BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None),
             )
         ]
@@ -110,24 +110,25 @@ def dataset(
     store_bytes: float | None = None,
     stall_s: float | None = None,
 ) -> Dataset:
-    """Return the pipeline, which starts when it is iterated. Other pipelines of this process keep
-    their settings.
+    """Return a pipeline, which starts when it is iterated.
+
+    Other pipelines of this process keep their settings.
 
     Args:
         items: Returns the items; called in the generator task.
         pools: The pools that every item passes, in order.
         ordered: Whether results keep the order of the items.
-        store_bytes: Bytes of results that may wait between the pools and the reader; None lets Ray
-            decide.
-        stall_s: The pipeline fails after so many seconds without a result of any pool; None waits
+        store_bytes: Maximum bytes of results that wait between the pools and the reader; None lets
+            Ray decide.
+        stall_s: The pipeline fails after this many seconds without a result of any pool; None waits
             without a limit.
     """
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # The errors are raised, too.
     context = DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.memory_usage_poll_interval_s = None  # stages measure their processes themselves
-    context.target_max_block_size = 1  # byte: every row is a block of its own
-    # weights stay loaded as long as there is work
+    context.memory_usage_poll_interval_s = None  # Stages measure their processes themselves.
+    context.target_max_block_size = 1  # One byte, so that every row is a block of its own.
+    # Weights stay loaded until all work is done.
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     context.custom_execution_callback_classes = EXECUTION_CALLBACKS
     context.execution_no_progress_timeout_s = stall_s or -1
@@ -146,11 +147,11 @@ def dataset(
     return through(source, pools)
 
 
-def through(made: Dataset, pools: Sequence[Pool]) -> Dataset:
-    """A dataset with further pools behind it."""
+def through(steps: Dataset, pools: Sequence[Pool]) -> Dataset:
+    """Return a dataset with further pools after its last step."""
     for pool in pools:
-        made = made.map_batches(pool.stage, **pool.options())
-    return made
+        steps = steps.map_batches(pool.stage, **pool.options())
+    return steps
 
 
 def stream(
@@ -161,49 +162,66 @@ def stream(
     ordered: bool = False,
     stall_s: float | None = None,
 ) -> Generator[Any, None, None]:
-    """What the last pool gives for every item, or for whatever a stage ended early: see `messages`.
-    `name`: on Ray's dashboard.
+    """Yield the result of the last pool for every item.
+
+    If a stage ends a message early, that message is yielded. Close the generator to end all
+    processes early; see `messages`.
+
+    Args:
+        items: Returns the items; called in a generator task.
+        pools: The pools that every item passes, in order.
+        name: The name of the pipeline on Ray's dashboard.
+        ordered: Whether results keep the order of the items.
+        stall_s: Fail after this many seconds without a result of any pool; None waits without a
+            limit.
+
+    Raises:
+        TouchstoneError: If a stage failed with this error.
+        ClusterError: If Ray gave up.
     """
-    made = dataset(items, pools, ordered=ordered, stall_s=stall_s)
-    made.set_name(name)
-    return messages(made, stall_s=stall_s)
+    pipeline = dataset(items, pools, ordered=ordered, stall_s=stall_s)
+    pipeline.set_name(name)
+    return messages(pipeline, stall_s=stall_s)
 
 
 def messages(
-    made: Dataset | DataIterator, *, ahead: int = 0, stall_s: float | None = None
+    pipeline: Dataset | DataIterator, *, ahead: int = 0, stall_s: float | None = None
 ) -> Generator[Any, None, None]:
-    """Yield the messages of a dataset of this module. Close the generator: leaving early ends all
-    processes.
+    """Yield the messages of a dataset of this module.
+
+    Close the generator if you do not exhaust it: that ends all processes.
 
     Args:
-        made: The dataset, or an iterator over it.
+        pipeline: The dataset, or an iterator over it.
         ahead: Number of messages to fetch before they are requested.
         stall_s: The `stall_s` of the dataset, for the error.
 
     Raises:
-        TouchstoneError: A stage failed with this error.
-        ClusterError: Ray gave up.
+        TouchstoneError: If a stage failed with this error.
+        ClusterError: If Ray gave up.
     """
-    arriving = iter(made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead))
-    with closing(arriving):  # type: ignore[type-var]  # a generator, whose end is that of the execution
-        while (table := _next_of(arriving, stall_s)) is not None:
-            message = unpacked(table)
+    arriving = iter(
+        pipeline.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead)
+    )
+    with closing(arriving):  # type: ignore[type-var]  # Closing the generator ends the execution.
+        while (table := _next_table(arriving, stall_s)) is not None:
+            message = deserialize(table)
             if isinstance(message, StageFailure):
                 raise message.error
             yield message
 
 
-def _next_of(arriving: Iterator[pa.Table], stall_s: float | None) -> pa.Table | None:
+def _next_table(arriving: Iterator[pa.Table], stall_s: float | None) -> pa.Table | None:
     try:
         return next(arriving, None)
     except ExecutionTimeoutError as error:
         raise ClusterError(
-            f"no block ended in {stall_s or math.inf:.0f} s; stopped, what is committed is kept",
-            hint="are there nodes for its processes? --set cluster.stall_timeout_s=… waits longer",
+            f"no block ended in {stall_s or math.inf:.0f} s; stopped, committed results are kept",
+            hint="check that there are nodes for its processes; --set cluster.stall_timeout_s=… waits longer",
         ) from error
     except RayError as error:
         is_killed = isinstance(error, ActorUnavailableError) or any(
-            word in str(error) for word in ("OutOfMemory", "OOM")
+            marker in str(error) for marker in ("OutOfMemory", "OOM")
         )
         hint = OUT_OF_MEMORY_HINT if is_killed or is_want_of_memory(error) else WORKER_LOGS_HINT
         raise ClusterError(f"the pipeline failed: {describe_error(error)}", hint=hint) from error

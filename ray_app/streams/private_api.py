@@ -1,5 +1,6 @@
-"""Names of Ray Data without a public substitute, each with its reason and a fallback for a Ray that
-no longer has it.
+"""Import names of Ray Data that have no public substitute.
+
+Each has its reason, and a fallback for a version of Ray that no longer has the name.
 """
 
 import logging
@@ -8,7 +9,7 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.02
+POLL_INTERVAL_S = 0.02
 
 # Reason: Ray Data's scheduler, a thread of the driver, polls without a pause while results wait for
 # the reader, and takes a whole core. The setting `DataContext.custom_execution_callback_classes` is
@@ -28,8 +29,8 @@ else:
             self._stepped_at = 0.0
 
         def on_execution_step(self, executor: Any) -> None:
-            """Wait until `LOOK_EVERY_S` after the last step."""
-            time.sleep(max(0.0, self._stepped_at + LOOK_EVERY_S - time.monotonic()))
+            """Wait until `POLL_INTERVAL_S` after the last step."""
+            time.sleep(max(0.0, self._stepped_at + POLL_INTERVAL_S - time.monotonic()))
             self._stepped_at = time.monotonic()
 
     EXECUTION_CALLBACKS = [PacedScheduler]

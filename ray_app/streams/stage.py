@@ -1,10 +1,12 @@
-"""One stage of a stream: a class that takes a message and gives one, in a process of its own
-(`Stage`); and how messages travel (`packed`). `Attempts` counts the processes that died while they
-worked on one block of images.
+"""Define one stage of a stream, and how messages travel between stages.
 
-A Ray block is one row: `message`, a pickle; `buffers`, the arrays that it refers to, one after
-another; `bounds`, where each of them lies. So tensors are copied once, into the block, and read
-where Ray has them, in its object store.
+A `Stage` is a class that takes a message and returns one, in a process of its own. `serialize` turns
+a message into a Ray block. `Attempts` counts the processes that died while they worked on one block
+of images.
+
+A Ray block is one row. `message` is a pickle, `buffers` are the arrays that it refers to, one after
+another, and `bounds` are their positions. So tensors are copied only once, into the block, and are
+read from Ray's object store in place.
 """
 
 import pickle
@@ -21,89 +23,92 @@ from ray_app.archives import BlockRef
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.storage import Store
 
-IN_FLIGHT = 2  # messages that a process has: one that it works on, and one that travels meanwhile
-_ALIGNMENT = 64  # of a buffer in its block, as NumPy and torch like it
-MOST_DEATHS = 3
-WORKER_LOGS_HINT = "the same command resumes; worker logs are in the Ray session folder"
+# Messages of a process: one that it works on, and one that travels meanwhile.
+IN_FLIGHT = 2
+_ALIGNMENT = 64  # Bytes. NumPy and torch work best with buffers that are aligned like this.
+MAX_DEATHS = 3
+WORKER_LOGS_HINT = "run the same command again to resume; worker logs are in the Ray session folder"
 OUT_OF_MEMORY_HINT = (
-    "fewer processes per machine need less: --set cluster.workers=… resumes; "
-    "so do smaller batches, --set batch_slots=…, but they need a new --out, since they belong to the run's identity"
+    "use fewer processes per machine: --set cluster.workers=… resumes; "
+    "smaller batches (--set batch_slots=…) need less memory, too, but a new --out, since they belong to the run's identity"
 )
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A message that no further stage works on: it passes through them to the end of the stream."""
+class TerminalMessage:
+    """A message that no further stage works on. It passes through them to the end of the stream."""
 
 
 @dataclass(frozen=True)
-class StageFailure(Ended):
-    """What a stage met, whole; Ray keeps only the text of an exception."""
+class StageFailure(TerminalMessage):
+    """The complete exception of a stage. Ray itself keeps only the text of an exception."""
 
     error: TouchstoneError
 
 
 class Stage:
-    """Base of the stages. What one meets travels on as `StageFailure`, and is raised where the
-    stream is read.
+    """Base of the stages.
+
+    An exception in a stage travels on as a `StageFailure`. It is raised where the stream is read.
     """
 
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, *arguments: Any) -> None:
         self._failure: StageFailure | None = None
         try:
-            self.start(*given)
+            self.start(*arguments)
         except Exception as error:
             self._failure = StageFailure(translated(error, self._name()))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """One Ray block in, one out."""
-        message = unpacked(table)
-        return table if isinstance(message, Ended) else packed(self.take(message))
+        """Process one Ray block into one Ray block."""
+        message = deserialize(table)
+        return table if isinstance(message, TerminalMessage) else serialize(self.take(message))
 
     def take(self, message: Any) -> Any:
-        """What `work` gives, or what it met."""
+        """Return the result of `work`, or its exception as a `StageFailure`."""
         try:
             return self._failure or self.work(message)
         except Exception as error:
             return StageFailure(translated(error, self._name()))
 
     def _name(self) -> str:
-        # Ray makes subclasses
+        # Ray makes subclasses, whose names begin with an underscore.
         return next(
             kind.__name__ for kind in type(self).__mro__ if not kind.__name__.startswith("_")
         )
 
-    def start(self, *given: Any) -> None:
+    def start(self, *arguments: Any) -> None:
         """Load what the stage needs, once per process."""
 
     def work(self, message: Any) -> Any:
-        """A message → the next one."""
+        """Return the next message for a message."""
         raise NotImplementedError
 
 
-def packed(message: Any) -> pa.Table:
-    """A message as one row."""
-    found: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(message, protocol=5, buffer_callback=found.append)
-    raw = [buffer.raw() for buffer in found]
-    ends = np.cumsum([0, *(-(-len(one) // _ALIGNMENT) * _ALIGNMENT for one in raw)])
-    data = np.empty(ends[-1], np.uint8)
-    for start, one in zip(ends, raw, strict=False):
-        data[start : start + len(one)] = np.frombuffer(one, np.uint8)
+def serialize(message: Any) -> pa.Table:
+    """Return a message as a table of one row."""
+    pickled: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(message, protocol=5, buffer_callback=pickled.append)
+    raw = [buffer.raw() for buffer in pickled]
+    starts = np.cumsum([0, *(-(-len(view) // _ALIGNMENT) * _ALIGNMENT for view in raw)])
+    data = np.empty(starts[-1], np.uint8)
+    for start, view in zip(starts, raw, strict=False):
+        data[start : start + len(view)] = np.frombuffer(view, np.uint8)
     bounds = np.ravel(
-        [(start, start + len(one)) for start, one in zip(ends, raw, strict=False)]
+        [(start, start + len(view)) for start, view in zip(starts, raw, strict=False)]
     ).astype(np.int64)
-    places = pa.py_buffer(np.array([0, len(data)], np.int64))
+    offsets = pa.py_buffer(np.array([0, len(data)], np.int64))
     return pa.table({
         "message": pa.array([head], pa.large_binary()),
         "bounds": pa.array([bounds], pa.list_(pa.int64())),
-        "buffers": pa.Array.from_buffers(pa.large_binary(), 1, [None, places, pa.py_buffer(data)]),
+        "buffers": pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(data)]),
     })  # fmt: skip
 
 
-def unpacked(table: pa.Table) -> Any:
-    """Return the message of a row. Its arrays are those of the row, and read-only. Raises
-    TouchstoneError for several rows.
+def deserialize(table: pa.Table) -> Any:
+    """Return the message of a row. Raises TouchstoneError if there is more than one row.
+
+    The arrays of the message are views of the row, and read-only.
     """
     if table.num_rows != 1:
         raise TouchstoneError(
@@ -117,7 +122,7 @@ def unpacked(table: pa.Table) -> Any:
 
 
 def translated(error: Exception, stage: str) -> TouchstoneError:
-    """What a stage met, as an error with a hint."""
+    """Return the exception of a stage as an error with a hint."""
     if isinstance(error, TouchstoneError):
         return error
     if is_want_of_memory(error):
@@ -126,7 +131,7 @@ def translated(error: Exception, stage: str) -> TouchstoneError:
         )
     return TouchstoneError(
         f"{stage} failed:\n{traceback.format_exc()}",
-        hint="this looks like a bug in Touchstone; what is committed is kept",
+        hint="report this as a bug in Touchstone; committed results are kept",
     )
 
 
@@ -136,12 +141,12 @@ ATTEMPTS = "attempts"
 class Attempts:
     """Count the attempts of one stage at each block in the run directory.
 
-    Ray restarts a worker that died and repeats its block without end. An attempt leaves a file
-    while it lasts, so the files that an attempt finds are those of workers that died.
+    Ray restarts a worker that died and repeats its block without end. A file exists during each
+    attempt. So the files that an attempt finds are those of workers that died.
 
     Args:
         store: The run directory.
-        lease: The number of the command's lease; the deaths of earlier commands do not count.
+        lease: The number of the command's lease. The deaths of earlier commands do not count.
         stage: The name of the stage.
     """
 
@@ -149,21 +154,21 @@ class Attempts:
         self._store, self._folder = store, f"{ATTEMPTS}/{lease:05d}/{stage}"
 
     @contextmanager
-    def of(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
-        """Count an attempt at a block while the block inside runs.
+    def count(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
+        """Count an attempt at a block while the `with` block runs.
 
         Args:
             ref: The block.
-            first_uri: Where its first member is, for errors.
+            first_uri: The location of its first member, for errors.
 
         Raises:
-            ClusterError: The block killed `MOST_DEATHS` workers, or memory is not enough.
+            ClusterError: If the block killed `MAX_DEATHS` workers, or if memory ran out.
         """
-        what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
+        block = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
         folder = f"{self._folder}/{ref.manifest:05d}-{ref.block:08d}"
-        if (deaths := len(self._store.names(folder))) >= MOST_DEATHS:
+        if (deaths := len(self._store.names(folder))) >= MAX_DEATHS:
             raise ClusterError(
-                f"{what}: {deaths} workers died in the middle of it, most likely because memory ran out",
+                f"{block}: {deaths} workers died in the middle of it, most likely because memory ran out",
                 hint=OUT_OF_MEMORY_HINT,
             )
         path = f"{folder}/{deaths + 1}"
@@ -173,7 +178,7 @@ class Attempts:
         except Exception as error:
             if is_want_of_memory(error):
                 raise ClusterError(
-                    f"{what}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT
+                    f"{block}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT
                 ) from error
             raise
         finally:

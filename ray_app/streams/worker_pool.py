@@ -1,7 +1,7 @@
 """Apply a function to items in a pool of processes, on Ray's actors (`in_pool`).
 
-Ray Data carries the scoring pipeline (`streams.pool`). This is for functions whose items come as
-others finish, such as downloads.
+Ray Data carries the scoring pipeline (`streams.pool`). `in_pool` is for functions whose items come
+as others finish, such as downloads.
 """
 
 import queue
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from operator import length_hint
 from typing import Any, Generic, TypeVar
 
-from ray_app.cluster.ray_cluster import MOST_AT_ONCE, TASK_CPUS, at_once
+from ray_app.cluster.ray_cluster import MAX_TASKS, TASK_CPUS, max_concurrency
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.streams.stage import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, translated
 
 T = TypeVar("T")
 R = TypeVar("R")
-_RETRIES = 3  # of an item whose process died
+_RETRIES = 3  # Of an item whose process died.
 _WAIT_S = 0.1
 _RESIZE_S = 1.0
 _JOIN_S = 60.0
@@ -35,7 +35,7 @@ class _Task(Generic[T]):
 
 @dataclass(frozen=True)
 class _Failure:
-    """What the function raised."""
+    """The exception of the function."""
 
     error: TouchstoneError
 
@@ -45,7 +45,7 @@ class _Death:
 
 
 class _Worker:
-    """The process. Runs as an actor."""
+    """One process of the pool. Runs as an actor."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
@@ -62,7 +62,7 @@ class _Worker:
 
 
 class _Items(Generic[T]):
-    """Iterates over items in a thread, one at a time as they are requested."""
+    """Iterate over items in a thread, one at a time as they are requested."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._requests = threading.Semaphore(0)
@@ -74,7 +74,7 @@ class _Items(Generic[T]):
         self._thread.start()
 
     def request(self) -> None:
-        """Let one more item be made."""
+        """Request one more item."""
         self._requests.release()
 
     def take(self) -> Iterator[T]:
@@ -110,7 +110,10 @@ class _Items(Generic[T]):
 
 
 class _Pool(Generic[T, R]):
-    """The processes, and which of them works on what. `width`: how many the pool is to have."""
+    """The processes, and which process works on which item.
+
+    `width` is the number of processes that the pool should have.
+    """
 
     def __init__(
         self,
@@ -132,21 +135,21 @@ class _Pool(Generic[T, R]):
         self._tasks: dict[Any, tuple[Any, _Task[T] | None]] = {}
         self._idle: list[Any] = []
         self._resized_at = 0.0
-        self.width = size or at_once(cpus)
+        self.width = size or max_concurrency(cpus)
 
     @property
     def working(self) -> int:
-        """How many items are being worked on."""
+        """The number of items that are being processed."""
         return sum(task is not None for _, task in self._tasks.values())
 
     def resize(self, needed: int) -> None:
-        """Start processes, at most as many as the pool is to have, for so many items."""
-        there = len(self._idle) + len(self._tasks)
-        if there and time.monotonic() - self._resized_at < _RESIZE_S:
+        """Start the processes that a number of items needs, up to `width`."""
+        existing = len(self._idle) + len(self._tasks)
+        if existing and time.monotonic() - self._resized_at < _RESIZE_S:
             return
         self._resized_at = time.monotonic()
-        self.width = self._size or at_once(self._cpus)
-        for _ in range(min(self.width, needed, MOST_AT_ONCE) - there):
+        self.width = self._size or max_concurrency(self._cpus)
+        for _ in range(min(self.width, needed, MAX_TASKS) - existing):
             actor = self._actor.remote(self._function)
             self._tasks[actor.start.remote()] = actor, None
 
@@ -159,10 +162,10 @@ class _Pool(Generic[T, R]):
         return True
 
     def finished(self) -> Iterator[tuple[_Task[T], R | _Failure | _Death]]:
-        """Wait a little, and yield what has finished.
+        """Wait briefly, and yield the items that have finished with their results.
 
         Raises:
-            ClusterError: Ray gave up.
+            ClusterError: If Ray gave up.
         """
         import ray
         from ray.exceptions import (
@@ -174,8 +177,8 @@ class _Pool(Generic[T, R]):
 
         if not self._tasks:
             return
-        done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_WAIT_S)
-        for reference in done:
+        completed, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_WAIT_S)
+        for reference in completed:
             actor, task = self._tasks.pop(reference)
             try:
                 result = ray.get(reference)
@@ -228,16 +231,16 @@ def in_pool(
         labels: Labels that the nodes of the processes must have.
         retries: How often to repeat an item whose process died.
         ordered: Whether results keep the order of the items.
-        stall_s: Fail after so many seconds without a result.
+        stall_s: Fail after this many seconds without a result; None waits without a limit.
 
     Raises:
-        TouchstoneError: The function raised this error, or another exception, whose traceback is in
-            the message.
-        ClusterError: Ray gave up, or an item was repeated too often.
+        TouchstoneError: If the function raised it, or another exception. The message then contains
+            its traceback.
+        ClusterError: If Ray gave up, or an item was repeated too often.
     """
     pool = _Pool[T, R](function, size=size, cpus=cpus, gpus=gpus, labels=labels or {})
-    # A list that is shorter than the pool is wide needs no more processes than items.
-    needed = length_hint(items, MOST_AT_ONCE) or 1
+    # A list that is shorter than the pool is wide needs only as many processes as it has items.
+    needed = length_hint(items, MAX_TASKS) or 1
     arriving = _Items(enumerate(items))
     try:
         yield from _results(pool, arriving, needed, retries, ordered, stall_s)
@@ -268,13 +271,13 @@ def _results(
             received += 1
         if is_over and received == following:
             return
-        # As many items as processes, and one more for each that is about to finish.
+        # Request one item per process, and one more for each process that is about to finish.
         while requested - following < 2 * pool.width and not is_over:
             arriving.request()
             requested += 1
         is_idle = not waiting and not pool.working
         _submit(pool, waiting, needed)
-        if is_idle:  # Only the source is at work.
+        if is_idle:  # Only the source is working.
             time.sleep(_WAIT_S / 10)
         if _take_results(pool, waiting, results, retries) or is_idle:
             progressed_at = time.monotonic()
@@ -284,13 +287,13 @@ def _results(
             progressed_at = time.monotonic()
         if stall_s is not None and time.monotonic() - progressed_at > stall_s:
             raise ClusterError(
-                f"no block ended in {stall_s:.0f} s; stopped, what is committed is kept",
-                hint="are there nodes for its processes? --set cluster.stall_timeout_s=… waits longer",
+                f"no block ended in {stall_s:.0f} s; stopped, committed results are kept",
+                hint="check that there are nodes for its processes; --set cluster.stall_timeout_s=… waits longer",
             )
 
 
 def _submit(pool: _Pool[T, R], waiting: list[_Task[T]], needed: int) -> None:
-    """Give waiting items to processes, which are started for them."""
+    """Give waiting items to processes, after starting processes for them."""
     if waiting:
         pool.resize(needed)
     while waiting and pool.submit(waiting[0]):
@@ -300,13 +303,13 @@ def _submit(pool: _Pool[T, R], waiting: list[_Task[T]], needed: int) -> None:
 def _take_results(
     pool: _Pool[T, R], waiting: list[_Task[T]], results: dict[int, R | _Failure], retries: int
 ) -> bool:
-    """Keep the results there are, and repeat items whose process died.
+    """Collect the available results, and repeat items whose process died.
 
     Returns:
-        Whether anything has finished.
+        Whether any item has finished.
 
     Raises:
-        ClusterError: An item was repeated too often.
+        ClusterError: If an item was repeated too often.
     """
     has_finished = False
     for task, result in pool.finished():

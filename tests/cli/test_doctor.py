@@ -28,7 +28,7 @@ def ask(touchstone, monkeypatch):
 
 def test_doctor_of_a_good_machine_fits_a_screen(touchstone, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(machine, "LEAST_MEMORY", 0)  # Other tests run at the same time.
+    monkeypatch.setattr(machine, "MIN_MEMORY_BYTES", 0)  # Other tests run at the same time.
     monkeypatch.setattr(ray, "init", None)
     ended = touchstone("doctor")
     assert ended.code == 0
@@ -48,7 +48,7 @@ def test_doctor_of_a_good_machine_fits_a_screen(touchstone, monkeypatch):
         "chromium",
     ]
     assert f"torch {metadata.version('torch')}" in lines[1]
-    assert any(line.startswith("ok    weights     at hand for default, ") for line in lines)
+    assert any(line.startswith("ok    weights     available for default, ") for line in lines)
     assert "FAIL" not in ended.out
 
 
@@ -101,8 +101,8 @@ def test_cache_that_cannot_be_written_is_a_note(ask, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "attribute", "value", "code", "advice"),
     [
-        ("memory", "LEAST_MEMORY", 2**60, 5, ""),
-        ("disk", "LEAST_DISK", 2**60, 5, "TMPDIR"),
+        ("memory", "MIN_MEMORY_BYTES", 2**60, 5, ""),
+        ("disk", "MIN_DISK_BYTES", 2**60, 5, "TMPDIR"),
         ("weights", "located", lambda part: None, 4, ""),
     ],
 )

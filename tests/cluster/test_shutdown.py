@@ -9,7 +9,7 @@ import pytest
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 
-from ray_app.cluster.shutdown import Stopper, Watch, job_stop_wait_s
+from ray_app.cluster.shutdown import ShutdownController, StallWatchdog, job_stop_wait_s
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode
 from ray_app.runs import RunDirectory
 from ray_app.scoring.run import ScoringRun
@@ -34,33 +34,33 @@ def clock():
 def stopper(clock):
     """One that keeps what it says."""
     said = []
-    made = Stopper(say=said.append, clock=clock)
+    made = ShutdownController(say=said.append, clock=clock)
     made.said = said
     return made
 
 
 def test_leaving_node_is_avoided_and_others_continue(stopper):
-    stopper.avoid({"there"})
-    stopper.avoid(())
+    stopper.avoid_nodes({"there"})
+    stopper.avoid_nodes(())
     stopper.announce()
-    assert stopper.avoided == {"there"}
+    assert stopper.draining_nodes == {"there"}
     assert stopper.reason is None
-    assert not stopper.overdue
+    assert not stopper.is_overdue
     assert stopper.said == ["1 node will be taken away and get no new work"]
 
 
 def test_first_reason_and_shortest_time_are_kept(clock, stopper):
-    configured = Stopper(say=print, grace_s=5, clock=clock)
-    configured.ask("SIGTERM", 25)
-    stopper.ask("--max-cost 10 is spent", 60)
-    stopper.ask("SIGTERM", 25)
+    configured = ShutdownController(say=print, grace_s=5, clock=clock)
+    configured.request_stop("SIGTERM", 25)
+    stopper.request_stop("--max-cost 10 is spent", 60)
+    stopper.request_stop("SIGTERM", 25)
     assert stopper.reason == "--max-cost 10 is spent"
     clock.now += 5
-    assert configured.overdue
+    assert configured.is_overdue
     clock.now += 19
-    assert not stopper.overdue
+    assert not stopper.is_overdue
     clock.now += 1
-    assert stopper.overdue
+    assert stopper.is_overdue
 
 
 def test_standstill_interrupts_a_waiting_main_thread(stopper):
@@ -73,8 +73,8 @@ def test_standstill_interrupts_a_waiting_main_thread(stopper):
     try:
         with (
             pytest.raises(ClusterError, match="no block ended"),
-            stopper.listening(),
-            Watch(0.1, stopper, lambda: None),
+            stopper.handle_signals(),
+            StallWatchdog(0.1, stopper, lambda: None),
         ):
             silence.get()
         assert rescue.is_alive(), "it was woken by what it waited for"
@@ -84,8 +84,8 @@ def test_standstill_interrupts_a_waiting_main_thread(stopper):
 
 
 def test_resting_run_is_no_standstill(stopper):
-    watch = Watch(-1.0, stopper, lambda: None)  # each moment is one
-    watch.rests = True
+    watch = StallWatchdog(-1.0, stopper, lambda: None)  # each moment is one
+    watch.is_idle = True
     watch._check()
     watch.progressed()
     with pytest.raises(ClusterError, match="no block ended"):
@@ -95,7 +95,7 @@ def test_resting_run_is_no_standstill(stopper):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_first_signal_requests_a_stop_and_second_interrupts(stopper, signum):
     before = signal.getsignal(signum)
-    with stopper.listening():
+    with stopper.handle_signals():
         os.kill(os.getpid(), signum)
         assert stopper.reason == signum.name
         with pytest.raises(KeyboardInterrupt, match=signum.name):
@@ -117,26 +117,26 @@ def test_submitted_job_reports_the_time_ray_leaves_it(clock, monkeypatch):
         if wait is not None:
             monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", wait)
         said = []
-        stopper = Stopper(say=said.append, grace_s=configured, clock=clock)
-        with stopper.listening():
+        stopper = ShutdownController(say=said.append, grace_s=configured, clock=clock)
+        with stopper.handle_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             stopper.announce()
         [line] = said
         assert line.startswith(f"stopping: SIGTERM; running work has {left_s} s to be committed")
         assert f"Ray kills a job {named} s after its stop: RAY_JOB_STOP_WAIT_TIME_S" in line
         clock.now += left_s
-        assert stopper.overdue
+        assert stopper.is_overdue
 
 
 def test_limits_stop_intake_and_the_same_call_resumes(
     score, archive, tmp_path, monkeypatch, capsys
 ):
-    ticked, tick, committed = threading.Event(), ScoringRun._tick, ScoringSession.committed
+    ticked, tick, committed = threading.Event(), ScoringRun._tick, ScoringSession.add_block
     # Each block waits for the clock to be looked at, as a long one would.
     monkeypatch.setattr(ScoringRun, "_tick", lambda run, *given: (tick(run, *given), ticked.set()))
     monkeypatch.setattr(
         ScoringSession,
-        "committed",
+        "add_block",
         lambda session, report: (committed(session, report), ticked.wait(20), ticked.clear()),
     )
     small, done = {"block_members": 2, "batch_slots": 2, "cluster": {"grace_s": 20}}, 0

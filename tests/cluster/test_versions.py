@@ -48,7 +48,7 @@ sys.meta_path.insert(0, OwnTouchstone)
 
 def told(monkeypatch, *nodes):
     found = [(f"10.0.0.{number}", node) for number, node in enumerate(nodes)]
-    monkeypatch.setattr(versions, "_found", lambda: found)
+    monkeypatch.setattr(versions, "_probe_nodes", lambda: found)
     with pytest.raises(ClusterError) as caught:
         versions.require_nodes("head:6379")
     assert caught.value.exit_code is ExitCode.CLUSTER
@@ -57,7 +57,7 @@ def told(monkeypatch, *nodes):
 
 def test_equal_nodes_and_none_are_accepted(monkeypatch):
     for nodes in ([], [("a", OWN), ("b", NodeVersions(*versions._version_probe()()))]):
-        monkeypatch.setattr(versions, "_found", lambda nodes=nodes: nodes)
+        monkeypatch.setattr(versions, "_probe_nodes", lambda nodes=nodes: nodes)
         versions.require_nodes("head:6379")
 
 

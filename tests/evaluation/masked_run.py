@@ -75,7 +75,7 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
         ]
         if rows:
             schema = VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA
-            run.write_beside("masks", 0, ref.block, pa.Table.from_pylist(rows, schema))
+            run.write_sidecar("masks", 0, ref.block, pa.Table.from_pylist(rows, schema))
         facts = {"attempt": 1, "scored_at": datetime(2026, 1, 1, tzinfo=UTC)}
         run.write_part(0, ref.block, result_rows(members, scored, **facts))
     finish(run)

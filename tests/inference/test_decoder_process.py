@@ -183,9 +183,9 @@ def test_lie_of_a_child_is_rejected_and_ends_it(lie):
 
 
 def test_child_that_falls_silent_is_ended(monkeypatch):
-    monkeypatch.setattr("ray_app.child_process.LAST_WORDS_S", 0.1)
+    monkeypatch.setattr("ray_app.child_process.EXIT_WAIT_S", 0.1)
     with scripted("os.close(1)")(LIMITS, 5.0) as child:
-        assert "fell silent" in refusal(child.prepare, images.jpeg(), request()).detail
+        assert "stopped responding" in refusal(child.prepare, images.jpeg(), request()).detail
         assert child.pid is None
 
 

@@ -124,7 +124,7 @@ def score_blocks(
             found.append(DetectorOutputs({OutputKey(view, NAME, MASKS): drawn}))
         scored = judge(SPEC, outcomes, functools.reduce(DetectorOutputs.joined, found))
         if masks:
-            run.write_beside("masks", number, ref.block, mask_rows(members["image_id"], scored))
+            run.write_sidecar("masks", number, ref.block, mask_rows(members["image_id"], scored))
         when = START + timedelta(hours=attempt)
         rows = result_rows(members, scored, attempt=attempt, scored_at=when)
         if hashed:  # As Touchstone 0.23 wrote it.

@@ -21,7 +21,7 @@ from ray_app.scoring.stages import (
     StoredBlockScorer,
     scorer_stages,
 )
-from ray_app.streams.stage import StageFailure, packed, unpacked
+from ray_app.streams.stage import StageFailure, deserialize, serialize
 
 # Settings that lay out a run so on a CPU.
 LAYOUTS = {"fused": {"device": "cpu"}, "split": {"device": "cpu", "cluster": {"gpus": 1}}}
@@ -47,8 +47,8 @@ def without_ray():
         "working_nodes": lambda labels: (1, None),
         "planned_nodes": lambda labels, cpus: (1, None),
         "has_other_nodes": lambda: False,
-        "leaving_nodes": dict,
-        "own_node": str,
+        "get_draining_nodes": dict,
+        "current_node_id": str,
         "on_ray": in_turn,
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -144,10 +144,10 @@ def _messages(refs, job, kind):
     stages = [fused(job)] if kind == "fused" else split_stages(job)
     try:
         for ref in refs:
-            table = packed(ref)
+            table = serialize(ref)
             for stage in stages:
                 table = stage(table)
-            message = unpacked(table)
+            message = deserialize(table)
             if isinstance(message, StageFailure):
                 raise message.error
             yield message

@@ -60,7 +60,7 @@ def test_the_image_has_the_pinned_ray_and_python_and_no_cuda_of_its_own():
         == f"rayproject/ray:{pins['ray']}-py{sys.version_info.major}{sys.version_info.minor}-cpu"
     )
     assert "NVIDIA_VISIBLE_DEVICES=all" in " ".join(CONFIG["docker"]["run_options"])
-    assert gpu_check._LEAST_DRIVER[pins["cuda-toolkit"].partition(".")[0]] == 580
+    assert gpu_check._MIN_DRIVER[pins["cuda-toolkit"].partition(".")[0]] == 580
 
 
 def test_a_node_without_use_for_its_gpu_stops_at_the_last_setup_command():

@@ -121,7 +121,7 @@ def test_gallery_has_the_filters_of_results(run, rows, tmp_path):
     make_gallery(run, str(tmp_path / "family"), chosen, per_page=2, quiet=True)
     named = [row["uri"] for row in flagged if row["generator_family"] == family]
     assert names_in(tmp_path / "family") == named
-    make_gallery(run, str(tmp_path / "most"), most=3, per_page=2, quiet=True)
+    make_gallery(run, str(tmp_path / "most"), max_images=3, per_page=2, quiet=True)
     scored = [row for row in rows if row["score"] is not None]
     best = sorted(scored, key=lambda row: -row["score"])[:3]
     assert set(names_in(tmp_path / "most")) == {row["uri"] for row in best}

@@ -26,7 +26,7 @@ def session(store, folder, attempt, order):
         run.claim({"detectors": {}}, [], {})
     if not manifests(store):
         relist(run, folder)
-    [left] = run.without_rows({0: read_blocks(store, 0)})
+    [left] = run.find_pending({0: read_blocks(store, 0)})
     pending = list(left)
     random.Random(order).shuffle(pending)
     for ref in pending:

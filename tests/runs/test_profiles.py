@@ -5,7 +5,7 @@ any spelling.
 import pyarrow as pa
 
 from ray_app.runs import row_schema, summarise
-from ray_app.runs.selection import of_generator
+from ray_app.runs.selection import filter_by_generator
 
 ROWS = [
     ("fake", "sdxl", "sdxl_1.0", 5.0, 3.0, "a harbour"),
@@ -46,4 +46,4 @@ def test_rows_are_found_by_generator_or_family():
         ("sdxl_1.0/mine", [1]),
         ("unknown", [2]),
     ):
-        assert of_generator(table(), wanted)["image_id"].to_pylist() == found, wanted
+        assert filter_by_generator(table(), wanted)["image_id"].to_pylist() == found, wanted

@@ -63,6 +63,15 @@ def test_run_of_0_19_is_refused_with_its_version(tmp_path):
     assert caught.value.hint.startswith("finish or read it with Touchstone 0.19.2")
 
 
+def test_old_run_without_sessions_is_refused_by_schema(tmp_path):
+    run = begun(tmp_path, ["0.jpg"])
+    described = run.describe() | {"schema": schema.OLDEST_SCHEMA - 1}
+    run.store.write("run.json", json.dumps(described).encode())
+    with pytest.raises(ConfigError, match=r": a version before 0\.20 wrote this run") as caught:
+        run.describe()
+    assert caught.value.hint.startswith("finish or read it with a version before 0.20, or")
+
+
 def test_rows_of_older_files_keep_columns_of_retired_features(tmp_path):
     run = begun(tmp_path, ["0.jpg", "1.jpg"], fails={"1.jpg": Status.SOURCE_TIMEOUT}.get)
     finish(run)

@@ -73,8 +73,8 @@ def test_images_are_selected_by_verdict_and_name(run):
     images = run.images(match="*.tar", max_score=100.0)
     assert [one.uri.rpartition("/")[2] for one in images] == ["more.tar"] * 2
     for wanted, message in (
-        ({"verdict": "fakes"}, "'fakes' is no verdict; known are: fake, abstain, real"),
-        ({"status": "okay"}, "'okay' is no status; known are: ok, empty_file"),
+        ({"verdict": "fakes"}, "unknown verdict 'fakes'; use one of: fake, abstain, real"),
+        ({"status": "okay"}, "unknown status 'okay'; use one of: ok, empty_file"),
         ({"generator": "midjourney"}, "this run named no generators"),
     ):
         with pytest.raises(ConfigError, match=message):

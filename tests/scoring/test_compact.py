@@ -153,4 +153,4 @@ def test_interrupted_copy_is_made_again(run, tmp_path, monkeypatch, capsys):
     assert by_uri(current_rows(RunDirectory.open(new))) == by_uri(current_rows(run))
     assert verify_run(RunDirectory.open(new)).current == 39
     assert main(["runs", "compact", old, new]) == ExitCode.USAGE
-    assert "holds a run" in capsys.readouterr().err
+    assert "contains a run" in capsys.readouterr().err

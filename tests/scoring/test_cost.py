@@ -13,22 +13,22 @@ from ray_app.scoring.config import (
     Nodes,
     Prices,
     ScoreConfig,
+    apply_cluster,
     load_cluster,
-    planned_for,
 )
-from ray_app.scoring.session import ScoringSession, require_prices, spent
+from ray_app.scoring.session import ScoringSession, compute_cost, require_prices
 from ray_app.scoring.stages import BlockReport, BlockWork
 
 
 def test_bill_is_amounts_times_prices():
-    bill = spent(
+    bill = compute_cost(
         Prices(per_hour=4.0, egress_per_gb=0.09), 2.5, {"requests": 1_000_000, "bytes_read": 500e9}
     )
     assert bill.compute == pytest.approx(10.0)
     assert bill.egress == pytest.approx(45.0)
     assert bill.total == pytest.approx(55.0)
     assert bill.compute_share == pytest.approx(10 / 55)
-    bill = spent(Prices(egress_per_gb=0.09), 1.0, {"requests": 0, "bytes_read": 500e9})
+    bill = compute_cost(Prices(egress_per_gb=0.09), 1.0, {"requests": 0, "bytes_read": 500e9})
     assert (bill.total, bill.compute_share) == (0, None)
 
 
@@ -45,7 +45,7 @@ def test_session_states_what_it_cost_so_far(tmp_path):
     settings = ScoreConfig(prices=Prices(per_hour=6.0)).model_dump(mode="json")
     session = ScoringSession(RunDirectory.open(str(tmp_path)), settings, time.monotonic() - 1800)
     work = BlockWork({"score": 1.0}, {"bytes_read": 800, "requests": 500_000}, peak_bytes=1)
-    session.committed(BlockReport(BlockRef(0, 0, 8, 800, "", 0), 0, work))
+    session.add_block(BlockReport(BlockRef(0, 0, 8, 800, "", 0), 0, work))
     assert session.cost().compute == pytest.approx(3.0, abs=0.01)
     assert session.facts().cost.total == pytest.approx(3.0, abs=0.01)
     assert session.facts().requests == 500_000
@@ -71,10 +71,10 @@ def test_description_of_a_cluster_replaces_the_config():
     assert POOL.price_per_hour == pytest.approx(0.2 + 4 * 0.6)
     assert POOL.memory_bytes == pytest.approx(0.7 * 4 * 64e9)
     config = ScoreConfig(prices=Prices(egress_per_gb=7, per_hour=1))
-    planned = planned_for(config, POOL, None)
+    planned = apply_cluster(config, POOL, None)
     assert (planned.cluster.cpus, planned.cluster.gpus) == (64, 4)
     assert planned.prices == Prices(egress_per_gb=7, per_hour=POOL.price_per_hour)
-    assert planned_for(config, POOL, 9.0).prices.per_hour == 9.0
+    assert apply_cluster(config, POOL, 9.0).prices.per_hour == 9.0
 
 
 def test_machines_without_cores_and_unknown_names_are_refused(tmp_path):

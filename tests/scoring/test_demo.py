@@ -40,10 +40,10 @@ def test_comparison_counts_right_wrong_abstained_and_not_scored():
     assert last == demo.SENTENCE
 
 
-def test_shown_rows_are_some_of_each_verdict_in_order():
+def test_selected_rows_are_some_of_each_verdict_in_order():
     rows = scored(["real", "fake", None, "abstain", "fake", "real"])
-    assert [row["uri"] for row in demo.shown_rows(rows)] == ["/4", "/1", "/3", "/2", "/5", "/0"]
-    shown = demo.shown_rows(scored(["real"] * 40 + ["fake"] * 30 + [None] * 3 + ["abstain"]))
+    assert [row["uri"] for row in demo.select_rows(rows)] == ["/4", "/1", "/3", "/2", "/5", "/0"]
+    shown = demo.select_rows(scored(["real"] * 40 + ["fake"] * 30 + [None] * 3 + ["abstain"]))
     counts = ["fake"] * 8 + ["abstain"] + [None] * 3 + ["real"] * 8
     assert [row["verdict"] for row in shown] == counts
     assert [shown[0]["uri"], shown[12]["uri"]] == ["/69", "/39"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ray_app.cluster.ray_cluster import own_node
+from ray_app.cluster.ray_cluster import current_node_id
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
 from ray_app.scoring.layout import ScoringLayout
@@ -45,7 +45,7 @@ def job_in(folder, sleep_s=0.0):
 
 def scored(blocks, layout, folder, *, orders=None, sleep_s=0.0, **stages):
     """The reports of one turn over these blocks, as the engine yields them."""
-    orders = orders or OrderWriter(run_at(folder).store, LEASE, layout.most_open)
+    orders = orders or OrderWriter(run_at(folder).store, LEASE, layout.max_open_blocks)
     turn = Turn(run_at(folder), LEASE, orders.begin_turn(), blocks)
     with costless.costless(**stages):
         yield from engine.score_turn(turn, job_in(folder, sleep_s), layout, orders, Quiet())
@@ -76,15 +76,15 @@ def test_turn_without_blocks_has_no_report(ray_cluster, tmp_path):
 @pytest.mark.slow
 def test_leaving_node_starts_no_further_block(ray_cluster, tmp_path):
     one = replace(FUSED, scorers=(1,))
-    orders = OrderWriter(run_at(tmp_path).store, LEASE, one.most_open)
+    orders = OrderWriter(run_at(tmp_path).store, LEASE, one.max_open_blocks)
     reports = scored(costless.block_list(100, 40), one, tmp_path, orders=orders, sleep_s=0.05)
     next(reports)
-    orders.stop(False, [own_node()])
-    assert len(list(reports)) < 3 * one.most_open
+    orders.stop(False, [current_node_id()])
+    assert len(list(reports)) < 3 * one.max_open_blocks
 
 
 def test_worker_starts_a_block_only_if_orders_allow_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.scoring.stages.own_node", lambda: "here")
+    monkeypatch.setattr("ray_app.scoring.stages.current_node_id", lambda: "here")
     orders = OrderWriter(run_at(tmp_path).store, LEASE, 5)
     worker = costless.CostlessScorer(job_in(tmp_path))
     [block] = costless.block_list(1, 40)

@@ -15,7 +15,7 @@ from ray_app.images.provenance.statement import MetadataBlocks
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory, current_tables
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.guarantee import decided
+from ray_app.scoring.guarantee import decide_rows
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.report import bad_fraction
 from tests.make import images
@@ -106,10 +106,10 @@ def test_decide_keeps_blank_images_abstained(photos, tmp_path):
     _, rows = score_here(tmp_path / "run", photos, precision="fp32")
     spec = resolve(ScoreConfig(ensemble="tiny", precision="fp32")).spec(gpus=0)
     [table] = current_tables(RunDirectory.open(str(tmp_path / "run")))
-    assert decided(table, spec).equals(table)
+    assert decide_rows(table, spec).equals(table)
     thresholds = {"thresholds": Thresholds(fake_above=-20, real_below=-20)}
     bolder = replace(spec, ensemble=spec.ensemble.model_copy(update=thresholds))
-    found = {row["uri"]: row for row in decided(table, bolder).to_pylist()}
+    found = {row["uri"]: row for row in decide_rows(table, bolder).to_pylist()}
     [blank] = [uri for uri, row in rows.items() if row["flags"] and "no_content" in row["flags"]]
     row = found.pop(blank)
     assert Path(blank).name == "flat.png"

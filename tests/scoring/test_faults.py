@@ -15,7 +15,7 @@ from ray_app.runs import RunDirectory, current_tables
 from ray_app.scoring import engine
 from ray_app.scoring.stages import BlockScorer
 from ray_app.storage import Store
-from ray_app.streams.stage import MOST_DEATHS, Attempts
+from ray_app.streams.stage import MAX_DEATHS, Attempts
 from tests.make.leases import is_released
 from tests.make.runs import files_below
 
@@ -57,7 +57,7 @@ def test_full_output_stops_the_run_which_resumes(
 
 def attempt(folder, block, lease=1):
     ref = BlockRef(0, block, 2, 9, "blocks.parquet", 0)
-    return Attempts(Store.open(str(folder)), lease, "BlockScorer").of(ref, "a.jpg")
+    return Attempts(Store.open(str(folder)), lease, "BlockScorer").count(ref, "a.jpg")
 
 
 def die_in_the_middle_of(folder, block):
@@ -68,11 +68,11 @@ def die_in_the_middle_of(folder, block):
 
 
 def test_block_that_kills_its_workers_is_not_started_again(tmp_path):
-    for _ in range(MOST_DEATHS):
+    for _ in range(MAX_DEATHS):
         with attempt(tmp_path, 7), attempt(tmp_path, 8):
             pass
         die_in_the_middle_of(tmp_path, 7)
-    message = rf"block 7 of manifest 0 \(2 files from a.jpg on\): {MOST_DEATHS} workers died"
+    message = rf"block 7 of manifest 0 \(2 files from a.jpg on\): {MAX_DEATHS} workers died"
     with pytest.raises(ClusterError, match=message) as caught, attempt(tmp_path, 7):
         pytest.fail("begun once more")
     assert "cluster.workers" in caught.value.hint
@@ -108,7 +108,7 @@ class DeadlyScorer(BlockScorer):
     """A worker that one block kills, every time, as the system's killer of processes would."""
 
     def work(self, message):
-        with self._attempts.of(message, "the first"):
+        with self._attempts.count(message, "the first"):
             if message.block == DEADLY_BLOCK:
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().work(message)
@@ -121,7 +121,7 @@ def test_block_that_always_kills_its_worker_ends_the_run(
 ):
     with monkeypatch.context() as patched:
         patched.setattr(engine, "BlockScorer", DeadlyScorer)
-        message = f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died"
+        message = f"block {DEADLY_BLOCK} of manifest 0.*{MAX_DEATHS} workers died"
         with pytest.raises(ClusterError, match=message) as caught:
             score_on_ray(archive, **SMALL)
     assert RESUMABLE in caught.value.__notes__

@@ -204,5 +204,5 @@ def test_features_without_embeddings_of_all_images_are_refused(photos, kept, hea
     spec = resolve(ScoreConfig(ensemble=str(two), precision="fp32")).spec(gpus=0)
     assert list(select_embeddings(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
     for name in ("unifd", "openai-clip-vit-l14"):
-        with pytest.raises(ConfigError, match="sees only images that go on"):
+        with pytest.raises(ConfigError, match="sees only images of the cascade"):
             select_embeddings(spec, [name])

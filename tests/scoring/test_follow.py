@@ -100,7 +100,7 @@ def test_followed_days_end_as_one_command_over_what_is_there(folder, tmp_path, m
     living.join()
     assert errors == []
     printed = capsys.readouterr().err
-    assert printed.count("settled: ") == 2
+    assert printed.count("finished the day: ") == 2
     assert "stopping workers: no new items for 1 s" in printed
     assert manifests(run.store) == [0, 1], "a manifest a day"
     summary = run.read_json("summary.json")

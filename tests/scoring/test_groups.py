@@ -143,7 +143,7 @@ def test_three_turns_give_the_same_rows(sample_archive, large, together, tmp_pat
     assert done.summary["fingerprint"] == summary["fingerprint"]
     for name, one in done.summary["detectors"].items():
         assert one["images"] == summary["detectors"][name]["images"]
-    kept = [RunDirectory.open(str(run)).beside("features/slow", 0, 0) for run in (whole, out)]
+    kept = [RunDirectory.open(str(run)).read_sidecar("features/slow", 0, 0) for run in (whole, out)]
     assert kept[0].equals(kept[1])
     assert session["decoded"] == summary["session"]["decoded"]
     assert session["bytes_read"] == summary["session"]["bytes_read"]
@@ -184,7 +184,7 @@ def test_cascade_in_turns_gives_the_same_rows(sample_archive, large, tmp_path, l
 
 
 def test_interrupted_run_resumes_with_the_same_rows(sample_archive, large, tmp_path, monkeypatch):
-    out, committed = tmp_path / "run", ScoringSession.committed
+    out, committed = tmp_path / "run", ScoringSession.add_block
     settings = settings_of(large, LIMIT)
 
     def interrupt(session, report):
@@ -193,7 +193,7 @@ def test_interrupted_run_resumes_with_the_same_rows(sample_archive, large, tmp_p
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ScoringSession, "committed", interrupt)
+        patch.setattr(ScoringSession, "add_block", interrupt)
         with pytest.raises(KeyboardInterrupt):
             score_here(out, sample_archive, **settings)
     done, rows = score_here(out, sample_archive, **settings)
@@ -233,7 +233,7 @@ def test_masks_and_kept_sizes_in_turns_stay_the_same(photographs, tmp_path, layo
     assert len(groups) > 3
     assert any({"unifd", "own-head"} <= set(group) for group in groups)
     together, turns = (RunDirectory.open(str(tmp_path / name)) for name in ("together", "turns"))
-    assert together.beside("masks", 0, 0).equals(turns.beside("masks", 0, 0))
+    assert together.read_sidecar("masks", 0, 0).equals(turns.read_sidecar("masks", 0, 0))
 
 
 def test_names_and_captions_in_turns_stay_the_same(photographs, tmp_path):

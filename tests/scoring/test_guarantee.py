@@ -247,7 +247,7 @@ def test_decide_compares_the_archive_unless_waived(tmp_path, card):
     assert "guarantee" not in again
     assert again["identity"]["waive_guarantee"] is False
     assert rows_of(RunDirectory.open(str(tmp_path / "again"))) == rows_of(run)
-    with pytest.raises(ConfigError, match="waived holds a run"):
+    with pytest.raises(ConfigError, match="waived contains a run"):
         decide_run(run.store.url, plain, out)
 
 

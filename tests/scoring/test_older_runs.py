@@ -165,7 +165,7 @@ def test_finished_run_continues_as_a_compacted_one(
     assert (summary["session"]["rows"], summary["listing"]) == (0, 0)
     [kept_ensemble] = summary["session"]["kept"]
     assert kept_ensemble == {"key": "ensemble", "run": "tiny", "today": "default"}
-    assert "settings stay as the run was begun: ensemble tiny" in capsys.readouterr().err
+    assert "keeping the settings of the existing run: ensemble tiny" in capsys.readouterr().err
     lines = [line for line in summary_lines(summary) if line.startswith("kept settings: ")]
     assert "ensemble tiny (today default)" in lines[0]
     assert "new --out" in lines[1]

@@ -47,7 +47,7 @@ def page_of(run, **options):
 
 
 def test_report_shows_pictures_of_the_highest_scores(run, capsys):
-    found = pictures.pictures_of(run, run.read_json("summary.json")["top"])
+    found = pictures.load_thumbnails(run, run.read_json("summary.json")["top"])
     assert len(found) == 6
     assert all(len(picture) <= pictures.SMALL.most_bytes for picture in found.values())
     page = page_of(run)
@@ -76,7 +76,7 @@ def test_changed_files_cost_only_their_pictures(run, archive):
     os.mkfifo(archive / "photo-2.jpg")  # nobody will ever write to it
     top = run.read_json("summary.json")["top"]
     (stuck,) = [row["image_id"] for row in top if row["uri"].endswith("photo-2.jpg")]
-    assert pictures.pictures_of(run, top, seconds=0.5)[stuck] == "not read in time"
+    assert pictures.load_thumbnails(run, top, seconds=0.5)[stuck] == "not read in time"
     readers = [thread for thread in threading.enumerate() if thread.name == "pictures"]
     assert all(thread.daemon for thread in readers), "none holds up the end of the process"
     (archive / "photo-2.jpg").open("wb").close()  # lets it go

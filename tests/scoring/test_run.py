@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import _has
+from ray_app.cluster.ray_cluster import _matches
 from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, IdentityError
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.backlog import is_complete
@@ -184,6 +184,6 @@ def test_run_keeps_off_the_nodes_of_an_endpoint(score_on_ray, archive, tmp_path)
 
 def test_labels_are_compared_as_ray_does():
     for value, wanted in (("a", "a"), (None, "!a"), ("b", "in(a, b)"), ("c", "!in(a,b)")):
-        assert _has(value, wanted)
+        assert _matches(value, wanted)
     for value, wanted in ((None, "a"), ("a", "!a")):
-        assert not _has(value, wanted)
+        assert not _matches(value, wanted)

@@ -103,9 +103,9 @@ def test_resume_continues_with_its_own_manifest(run, tmp_path):
 
 def test_image_without_embedding_is_detector_failed(run, tmp_path):
     ref = read_blocks(run.store, 0)[1]
-    rows = run.beside(f"features/{NAME}", 0, ref.block)
+    rows = run.read_sidecar(f"features/{NAME}", 0, ref.block)
     lost = rows["image_id"][0].as_py()
-    run.write_beside(f"features/{NAME}", 0, ref.block, rows.slice(1))
+    run.write_sidecar(f"features/{NAME}", 0, ref.block, rows.slice(1))
     finished, rows = score_stored(run, tmp_path / "new")
     assert finished.summary["statuses"] == {"ok": 28, "corrupt_image": 2, "detector_failed": 1}
     [failed] = [row for row in rows.values() if row["status"] == "detector_failed"]

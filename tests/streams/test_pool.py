@@ -12,7 +12,7 @@ from ray.data import DataContext
 
 from ray_app.errors import TouchstoneError
 from ray_app.streams.pool import Pool, dataset, messages, stream, through
-from ray_app.streams.stage import Stage, packed, unpacked
+from ray_app.streams.stage import Stage, deserialize, serialize
 
 COUNT = 12
 
@@ -43,10 +43,10 @@ def test_joined_blocks_keep_all_messages(ray_cluster):
 
 
 def test_batch_of_several_rows_is_refused():
-    both = pa.concat_tables([packed("first"), packed("second")])
-    assert [unpacked(both.slice(number, 1)) for number in (0, 1)] == ["first", "second"]
+    both = pa.concat_tables([serialize("first"), serialize("second")])
+    assert [deserialize(both.slice(number, 1)) for number in (0, 1)] == ["first", "second"]
     with pytest.raises(TouchstoneError, match="has 2 rows, expected 1"):
-        unpacked(both)
+        deserialize(both)
 
 
 @pytest.mark.ray
