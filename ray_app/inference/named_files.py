@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ray_app.errors import ConfigError, InputError, SourceError, Status
 from ray_app.images.provenance import attach_sidecar
 from ray_app.storage import Fetcher, guarded_http
-from ray_app.storage.errors import closed_folder
-from ray_app.storage.listing import not_there
+from ray_app.storage.errors import make_folder_error
+from ray_app.storage.listing import make_missing_error
 from ray_app.storage.local import walk_folder
 from ray_app.storage.urls import local_path, local_uri, scheme_of, strip_secrets
 
@@ -55,7 +55,9 @@ def list_named_files(images: Sequence[str]) -> NamedFiles:
         ConfigError: A path does not exist, or there is no file.
     """
     if images.count(STDIN) > 1:
-        raise ConfigError("`-` stands for one picture on stdin", hint="name it once")
+        raise ConfigError(
+            "`-` stands for one image on stdin and is named more than once", hint="name it once"
+        )
     names, closed = list[str](), dict[str, SourceError]()
     for image in images:
         if image == STDIN or scheme_of(image) != "file":
@@ -63,12 +65,12 @@ def list_named_files(images: Sequence[str]) -> NamedFiles:
             continue
         path = local_path(image)
         if not os.path.lexists(path):
-            raise not_there(path)
+            raise make_missing_error(path)
         names += _list_folder(path, closed) if os.path.isdir(path) else [path]
     if not names:
         raise ConfigError(
             f"nothing to check: there is no file in {', '.join(images)}",
-            hint="name pictures, or a folder with pictures",
+            hint="name images, or a folder with images",
         )
     return NamedFiles(names, closed)
 
@@ -81,14 +83,17 @@ def make_uri(name: str) -> str:
 
 
 def _list_folder(folder: str, closed: dict[str, SourceError]) -> Iterator[str]:
-    """Yield all files below a folder. Folders that cannot be listed are also added to `closed`."""
+    """Yield all files below a folder.
+
+    Folders that cannot be listed are yielded, too, and added to `closed`.
+    """
     try:
         for path, error in walk_folder(folder):
             if error is not None:
-                closed[path] = closed_folder(error)
+                closed[path] = make_folder_error(error)
             yield path
     except OSError as error:
-        closed[folder] = closed_folder(error)
+        closed[folder] = make_folder_error(error)
         yield folder
 
 
@@ -105,12 +110,19 @@ def _read_stdin(max_bytes: int) -> bytes:
 
 
 def _require_file(name: str) -> None:
-    """Raises InputError for a pipe, whose reader would wait, and for a link to a folder."""
+    """Check that a path is a regular file.
+
+    A pipe would block its reader, and a link to a folder is not followed.
+
+    Raises:
+        InputError: It is not a regular file.
+    """
     try:
         os.stat(name)
     except FileNotFoundError:
         raise SourceError(
-            Status.SOURCE_MISSING, "a link to nothing" if os.path.islink(name) else "no such file"
+            Status.SOURCE_MISSING,
+            "dangling symbolic link" if os.path.islink(name) else "no such file",
         ) from None
     except OSError as error:
         raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None

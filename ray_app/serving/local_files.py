@@ -1,4 +1,4 @@
-"""Local files that a client sends to an endpoint (`find_local_files`)."""
+"""Find local files that a client sends to an endpoint (`find_local_files`)."""
 
 import os
 import stat
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ray_app.errors import ConfigError
 from ray_app.serving.client import Source
-from ray_app.storage.errors import closed_folder, unreachable
-from ray_app.storage.listing import not_there
+from ray_app.storage.errors import make_folder_error, unreachable
+from ray_app.storage.listing import make_missing_error
 from ray_app.storage.local import walk_folder
 from ray_app.storage.urls import local_path, scheme_of
 
@@ -21,17 +21,17 @@ def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
         StorageError: A folder among the sources cannot be listed.
     """
     if not sources:
-        raise ConfigError("nothing to score", hint="touchstone score --endpoint URL FILE…")
+        raise ConfigError("no files are named", hint="run touchstone score --endpoint URL FILE…")
     is_empty = True
     for source in sources:
         if scheme_of(source) != "file":
             raise ConfigError(
-                f"{source}: --endpoint takes local files and folders",
-                hint="without --endpoint, any source can be scored",
+                f"{source}: --endpoint takes local files and folders only",
+                hint="omit --endpoint to score any other source",
             )
         path = local_path(source)
         if not os.path.lexists(path):
-            raise not_there(path)
+            raise make_missing_error(path)
         for file in _list_folder(path) if os.path.isdir(path) else [Path(path)]:
             is_empty = False
             yield file
@@ -46,7 +46,7 @@ def _list_folder(folder: str) -> Iterator[Source]:
     try:
         for path, error in walk_folder(folder):
             if error is not None:
-                yield path, closed_folder(error)
+                yield path, make_folder_error(error)
             elif _may_be_regular(path):
                 yield Path(path)
     except OSError as error:
@@ -56,5 +56,5 @@ def _list_folder(folder: str) -> Iterator[Source]:
 def _may_be_regular(path: str) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:  # The reader of the file finds out why.
+    except OSError:  # Reading the file then reports the reason.
         return True

@@ -1,5 +1,7 @@
-"""Reading and writing wherever fsspec reaches: `Store`, `Fetcher`, `list_objects`, retries
-(`RetryPolicy`), `Lease`.
+"""Read and write files on any storage that fsspec supports.
+
+`Store` keeps the files of a run, `Fetcher` reads listed files, `list_objects` lists a source,
+`RetryPolicy` configures retries, and `Lease` excludes a second writer.
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     )
     from ray_app.storage.local import NotedFolders, noting_linked_folders
     from ray_app.storage.place import ClosedFile, ClosedFolder, ObjectInfo
-    from ray_app.storage.retry import Gate, Retrier, RetryPolicy
+    from ray_app.storage.retry import AdaptiveLimiter, Retrier, RetryPolicy
     from ray_app.storage.s3 import S3Config, with_s3_settings
     from ray_app.storage.store import Store
     from ray_app.storage.urls import (

@@ -1,8 +1,8 @@
-"""Foreign exceptions (botocore, aiohttp, httpx, fsspec, operating system) → ours: `translate` for
-one member, `unreachable` for a whole place.
+"""Translate exceptions of libraries and the operating system into those of Touchstone.
 
-They are distinguished by code, HTTP status and class *name*, so that a local error does not import
-botocore.
+`translate` is for one member, `unreachable` for a whole source or store. Exceptions of botocore,
+aiohttp, httpx, and fsspec are distinguished by code, HTTP status, and class *name*, so that a local
+error does not import botocore.
 """
 
 import errno
@@ -13,15 +13,15 @@ from http import HTTPStatus
 from pathlib import Path
 
 from ray_app.errors import InputError, SourceError, Status, StorageError
-from ray_app.storage.urls import bucket_and_key, scheme_of, strip_secrets
+from ray_app.storage.urls import scheme_of, split_bucket, strip_secrets
 
 BAD_URL = "bad_url"
-"""Status of a URL that `storage.guarded_http` does not request."""
+"""The status of a URL that `storage.guarded_http` does not request."""
 FORBIDDEN_ADDRESS = "forbidden_address"
-"""Status of a URL whose host is not on the public Internet."""
+"""The status of a URL whose host is not on the public Internet."""
 
-# https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what other S3 servers and
-# GCS say for the same.
+# See https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html. Other S3 servers and GCS
+# use further codes for the same errors.
 _THROTTLE_CODES = frozenset(
     {
         "SlowDown",
@@ -49,10 +49,10 @@ _THROTTLE_WORDS = (
 )
 _THROTTLE_HTTP = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _MISSING_CODES = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchVersion"})
-# of a name that no store could have
+# Exceptions for a name that is invalid in every store.
 _IMPOSSIBLE_CLASSES = frozenset({"InvalidURL", "ParamValidationError"})
 _CHANGED_CODES = frozenset({"PreconditionFailed"})
-_ARCHIVED = "InvalidObjectState"  # of objects in Glacier and similar classes
+_ARCHIVED = "InvalidObjectState"  # The object is in Glacier or a similar storage class.
 _CHECKSUM_WORDS = ("checksum", "content-md5")
 _TRANSIENT_CODES = frozenset(
     {
@@ -64,7 +64,7 @@ _TRANSIENT_CODES = frozenset(
     }
 )
 _NETWORK_CLASSES = frozenset(
-    # botocore
+    # Exceptions of botocore.
     {
         "EndpointConnectionError",
         "ConnectTimeoutError",
@@ -72,7 +72,7 @@ _NETWORK_CLASSES = frozenset(
         "ConnectionClosedError",
         "HTTPClientError",
     }
-    # and urllib3
+    # Exceptions of urllib3.
     | {
         "ResponseStreamingError",
         "IncompleteReadError",
@@ -80,7 +80,7 @@ _NETWORK_CLASSES = frozenset(
         "IncompleteRead",
         "ProtocolError",
     }
-    # aiohttp, …
+    # Exceptions of aiohttp and other clients.
     | {
         "ClientConnectionError",
         "ClientPayloadError",
@@ -89,7 +89,8 @@ _NETWORK_CLASSES = frozenset(
         "TransportError",
         "gaierror",
     }
-    | {"ServiceRequestError", "ServiceResponseError", "ProxyError"}  # azure; gcsfs, of a 502
+    # Exceptions of the Azure client, and of gcsfs for a 502.
+    | {"ServiceRequestError", "ServiceResponseError", "ProxyError"}
 )
 _CREDENTIAL_CLASSES = frozenset(
     {
@@ -100,8 +101,8 @@ _CREDENTIAL_CLASSES = frozenset(
         "SSOError",
     }
 )
-# The instance's credential service refuses when many workers ask at once: a rate limit that looks
-# like missing rights.
+# The credential service of an instance refuses requests of many workers at the same time. This rate
+# limit looks like missing permissions.
 _CREDENTIAL_RUSH_CLASSES = frozenset(
     {"CredentialRetrievalError", "MetadataRetrievalError", "RefreshError"}
 )
@@ -125,31 +126,30 @@ _URL = re.compile(r"https?://[^\s'\"]+")
 
 
 class ObjectChangedError(OSError):
-    """The object is not the requested version."""
+    """An object that is not the requested version."""
 
 
 class ShortReadError(OSError):
-    """Fewer bytes came than the store had announced."""
+    """A response with fewer bytes than the store announced."""
 
 
-def require_version(listed: str, found: str) -> None:
-    """Raises ObjectChangedError where what was found is not the version that was listed ("" =
-    whichever).
+def require_version(listed: str, current: str) -> None:
+    """Raise ObjectChangedError if a file does not have the listed version. "" accepts any."""
+    if listed and current != listed:
+        raise ObjectChangedError(f"listed as {listed}, now {current or 'without a version'}")
+
+
+def require_length(received: int, announced: int | None) -> None:
+    """Raise ShortReadError if the number of bytes differs from the announced number.
+
+    None means that no number was announced.
     """
-    if listed and found != listed:
-        raise ObjectChangedError(f"listed as {listed}, found as {found or 'no version'}")
-
-
-def require_length(found: int, announced: int | None) -> None:
-    """Raises ShortReadError where fewer or more bytes came than the store had announced (None: it
-    did not).
-    """
-    if announced is not None and found != announced:
-        raise ShortReadError(f"{found} of {announced} bytes came")
+    if announced is not None and received != announced:
+        raise ShortReadError(f"received {received} of {announced} bytes")
 
 
 def too_large(size: int, max_bytes: int) -> InputError:
-    """What a row says of a file over the intake limit."""
+    """Return the error for a file over the size limit."""
     return InputError(
         Status.IMAGE_TOO_LARGE,
         f"{size} bytes is over max_bytes ({max_bytes})",
@@ -159,65 +159,74 @@ def too_large(size: int, max_bytes: int) -> InputError:
 
 
 def translate(error: BaseException, uri: str) -> SourceError:
-    """What one member's row says about a foreign exception. Raises the exception itself where it is
-    not about storage.
+    """Return the error of one member for an exception of a library.
+
+    Raises:
+        BaseException: The exception itself, if it is not about storage.
     """
     if isinstance(error, SourceError):
         return error
-    status = _status(error)
+    status = _classify(error)
     if status is None:
         raise error
-    return SourceError(status, f"{strip_secrets(uri)}: {_in_words(error)}")
+    return SourceError(status, f"{strip_secrets(uri)}: {_describe(error)}")
 
 
-def closed_folder(error: BaseException) -> SourceError:
-    """Return what a row shows for a folder that cannot be listed. Raises the exception itself if it
-    is not about storage.
+def make_folder_error(error: BaseException) -> SourceError:
+    """Return the error for a folder that cannot be listed.
+
+    Raises:
+        BaseException: The exception itself, if it is not about storage.
     """
-    status = _status(error)
+    status = _classify(error)
     if status is None:
         raise error
-    return SourceError(status, f"{CLOSED_FOLDER}: {_in_words(error)}")
+    return SourceError(status, f"{CLOSED_FOLDER}: {_describe(error)}")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
-    status = _status(error)
+    """Return whether the same request may succeed later."""
+    status = _classify(error)
     if status is Status.SOURCE_DENIED:
-        # Under load S3 and its proxies answer 403 without a code; a real refusal names its reason.
-        if _http_status(error) == HTTPStatus.UNAUTHORIZED:
-            # a token of Google's that ended on its way: the next request has a new one
+        # Under load S3 and its proxies answer 403 without a code. A real refusal has a reason.
+        if _get_http_status(error) == HTTPStatus.UNAUTHORIZED:
+            # A token of Google expired during the request. The next request has a new token.
             return "Invalid Credentials" in str(error)
-        return _http_status(error) == HTTPStatus.FORBIDDEN and _code(error) in ("403", "Forbidden")
+        return _get_http_status(error) == HTTPStatus.FORBIDDEN and _get_code(error) in (
+            "403",
+            "Forbidden",
+        )
     if status is Status.SOURCE_TIMEOUT:
         return not _is_local(error) or any(
-            getattr(cause, "errno", None) in _LOCAL_PASSING for cause in _causes(error)
+            getattr(cause, "errno", None) in _LOCAL_PASSING for cause in _iter_causes(error)
         )
     return status is Status.SOURCE_THROTTLED
 
 
 def is_throttle(error: BaseException) -> bool:
-    """Whether the store asks to slow down, in whatever words."""
-    return _status(error) is Status.SOURCE_THROTTLED
+    """Return whether the store asks to slow down."""
+    return _classify(error) is Status.SOURCE_THROTTLED
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether there is nothing at that place. A missing bucket is not meant: `unreachable` explains
-    that one.
+    """Return whether an object does not exist. A missing bucket does not count.
+
+    `unreachable` explains a missing bucket.
     """
-    return _status(error) is Status.SOURCE_MISSING and _code(error) != "NoSuchBucket"
+    return _classify(error) is Status.SOURCE_MISSING and _get_code(error) != "NoSuchBucket"
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether a conditional request found its condition not to hold."""
-    return isinstance(error, FileExistsError) or _status(error) is Status.SOURCE_CHANGED
+    """Return whether a conditional request failed because of its condition."""
+    return isinstance(error, FileExistsError) or _classify(error) is Status.SOURCE_CHANGED
 
 
 def refuses_condition(error: BaseException | None) -> bool:
-    """Whether a store that answers otherwise does not take a conditional write: asked of the answer
-    to one, after a read that succeeded.
+    """Return whether a store answers that it does not support conditional writes.
+
+    Call it with the error of a conditional write, after a read that succeeded.
     """
-    return error is not None and _http_status(error) in (
+    return error is not None and _get_http_status(error) in (
         HTTPStatus.NOT_IMPLEMENTED,
         HTTPStatus.BAD_REQUEST,
     )
@@ -232,32 +241,41 @@ _NO_BATCHES = (
 
 
 def refuses_batches(error: BaseException) -> bool:
-    """Whether a store may be one that does not take a request which removes many objects (GCS, some
-    Ceph): it refused all of it.
+    """Return whether a store may not support the deletion of many objects with one request.
+
+    Such stores (GCS, some Ceph) refuse the whole request.
     """
-    return _http_status(error) in _NO_BATCHES
+    return _get_http_status(error) in _NO_BATCHES
 
 
 def unreachable(error: BaseException, url: str, doing: str) -> StorageError:
-    """What a command says when a whole source or run directory is out of reach: one line, and a
-    hint that names bucket and variable.
+    """Return the error of a command for a source or run directory that is unreachable.
 
-    Raises the exception itself where it is not about storage.
+    The message is one line. The hint names the bucket and the variable to set.
+
+    Args:
+        error: The exception of a library.
+        url: The source or run directory.
+        doing: The verb for the failed operation, such as `read`.
+
+    Raises:
+        BaseException: The exception itself, if it is not about storage.
     """
-    status = _status(error)
+    status = _classify(error)
     if status is None:
         raise error
-    place = strip_secrets(url)
+    location = strip_secrets(url)
     return StorageError(
-        f"cannot {doing} {place}: {_in_words(error)}", hint=_hint(error, status, place, doing)
+        f"cannot {doing} {location}: {_describe(error)}",
+        hint=_make_hint(error, status, location, doing),
     )
 
 
-def _status(error: BaseException) -> Status | None:
+def _classify(error: BaseException) -> Status | None:
     if isinstance(error, SourceError):
         return error.status
-    code, http = _code(error), _http_status(error)
-    names = _class_names(error)
+    code, http = _get_code(error), _get_http_status(error)
+    names = _get_class_names(error)
     if isinstance(error, ObjectChangedError):
         return Status.SOURCE_CHANGED
     if (
@@ -273,7 +291,7 @@ def _status(error: BaseException) -> Status | None:
         code in _MISSING_CODES
         or http in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
         or isinstance(error, (FileNotFoundError, NotADirectoryError))
-        or _errno(error) == errno.ELOOP  # links that lead to each other
+        or _get_errno(error) == errno.ELOOP  # The links form a cycle.
         or names & _IMPOSSIBLE_CLASSES
     ):
         return Status.SOURCE_MISSING
@@ -281,7 +299,8 @@ def _status(error: BaseException) -> Status | None:
         http in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
         or names & _CREDENTIAL_CLASSES
         or isinstance(error, PermissionError)
-        or _errno(error) == errno.ENAMETOOLONG  # nested too deeply to be opened by its path
+        or _get_errno(error)
+        == errno.ENAMETOOLONG  # It is nested too deeply to be opened by its path.
     ):
         return Status.SOURCE_DENIED
     if (
@@ -291,37 +310,40 @@ def _status(error: BaseException) -> Status | None:
     ):
         return Status.SOURCE_TIMEOUT
     if http or code:
-        return Status.SOURCE_DENIED  # any other 4xx: the store understood and refuses
+        return Status.SOURCE_DENIED  # For any other 4xx, the store understood and refuses.
     return Status.SOURCE_TIMEOUT if isinstance(error, OSError) else None
 
 
-def _causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseException]:
-    """The exception and those it was made from: s3fs and botocore wrap the one that knows."""
+def _iter_causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseException]:
+    """Yield an exception and its causes, since s3fs and botocore wrap the informative exception."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
         cause = cause.__cause__ or (cause.__context__ if contexts else None)
 
 
-def _class_names(error: BaseException, *, contexts: bool = False) -> set[str]:
+def _get_class_names(error: BaseException, *, contexts: bool = False) -> set[str]:
     return {
-        cls.__name__ for cause in _causes(error, contexts=contexts) for cls in type(cause).__mro__
+        cls.__name__
+        for cause in _iter_causes(error, contexts=contexts)
+        for cls in type(cause).__mro__
     }
 
 
-def _code(error: BaseException) -> str:
-    for cause in _causes(error):
+def _get_code(error: BaseException) -> str:
+    for cause in _iter_causes(error):
         response = getattr(cause, "response", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
     return ""
 
 
-def _http_status(error: BaseException) -> int:
-    """The HTTP status: botocore keeps it in a dict, aiohttp in `status`, httpx in `response`, gcsfs
-    in `code`. 0 where there is none.
+def _get_http_status(error: BaseException) -> int:
+    """Return the HTTP status of an exception, 0 if there is none.
+
+    botocore has it in a dict, aiohttp in `status`, httpx in `response`, gcsfs in `code`.
     """
-    for cause in _causes(error):
+    for cause in _iter_causes(error):
         response = getattr(cause, "response", None)
         if isinstance(response, dict):
             return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -332,43 +354,43 @@ def _http_status(error: BaseException) -> int:
     return 0
 
 
-def _errno(error: BaseException) -> int | None:
+def _get_errno(error: BaseException) -> int | None:
     return error.errno if isinstance(error, OSError) else None
 
 
 def _is_local(error: BaseException) -> bool:
     remote = (
         isinstance(error, (ConnectionError, TimeoutError, ShortReadError))
-        or _http_status(error)
-        or _class_names(error) & _NETWORK_CLASSES
+        or _get_http_status(error)
+        or _get_class_names(error) & _NETWORK_CLASSES
     )
     return isinstance(error, OSError) and not remote
 
 
 def _sounds_throttled(error: BaseException) -> bool:
-    return bool(_http_status(error)) and any(word in str(error).lower() for word in _THROTTLE_WORDS)
+    return bool(_get_http_status(error)) and any(
+        word in str(error).lower() for word in _THROTTLE_WORDS
+    )
 
 
-def _in_words(error: BaseException) -> str:
-    """One line without a class's or a library's jargon, as far as the exception allows, and without
-    the secrets of any URL in it.
-    """
+def _describe(error: BaseException) -> str:
+    """Describe an exception in one line, without library jargon and without secrets of URLs."""
     if isinstance(error, SourceError):
         return error.detail
     text = _URL.sub(lambda match: strip_secrets(match.group()), " ".join(str(error).split()))
-    code, http = _code(error), _http_status(error)
-    names = _class_names(error, contexts=True)
+    code, http = _get_code(error), _get_http_status(error)
+    names = _get_class_names(error, contexts=True)
     if code or http:
         archived = (
             "; it is in an archive storage class: restore it first" if code == _ARCHIVED else ""
         )
-        return f"{_message(error) or text} ({code if code and code != str(http) else 'HTTP'} {http}){archived}"
+        return f"{_get_message(error) or text} ({code if code and code != str(http) else 'HTTP'} {http}){archived}"
     if any("gaierror" in name or "DNSError" in name for name in names):
-        return f"its host name does not resolve{_endpoint_note()}"
+        return f"its host name does not resolve{_note_endpoint()}"
     if "ClientConnectorCertificateError" in names:
         return "its certificate is not accepted"
     if names & {"EndpointConnectionError", "ClientConnectorError", "ConnectionRefusedError"}:
-        return f"nothing answers there{_endpoint_note()}"
+        return f"nothing answers there{_note_endpoint()}"
     if isinstance(error, TimeoutError) or names & {
         "ConnectTimeoutError",
         "ReadTimeoutError",
@@ -378,16 +400,16 @@ def _in_words(error: BaseException) -> str:
     if names & _CREDENTIAL_CLASSES:
         return f"no usable credentials ({text})"
     if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
-        above = [error.filename, *map(str, Path(error.filename).parents)]
-        file = next((place for place in above if os.path.isfile(place)), None)
-        return f"{file} is a file, not a folder" if file else "a file lies where a folder is needed"
+        paths = [error.filename, *map(str, Path(error.filename).parents)]
+        file = next((path for path in paths if os.path.isfile(path)), None)
+        return f"{file} is a file, not a folder" if file else "a file is in the path of the folder"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return text or type(error).__name__
 
 
-def _message(error: BaseException) -> str:
-    for cause in _causes(error):
+def _get_message(error: BaseException) -> str:
+    for cause in _iter_causes(error):
         response = getattr(cause, "response", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Message", ""))
@@ -396,27 +418,27 @@ def _message(error: BaseException) -> str:
     return ""
 
 
-def _endpoint_note() -> str:
-    endpoint = endpoint_url()
+def _note_endpoint() -> str:
+    endpoint = get_endpoint_url()
     return f" (AWS_ENDPOINT_URL is {strip_secrets(endpoint)})" if endpoint else ""
 
 
-def endpoint_url() -> str | None:
-    """The S3 endpoint that the environment names, if any."""
+def get_endpoint_url() -> str | None:
+    """Return the S3 endpoint in the environment, or None."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-_GOOGLE = "credentials are Google's usual ones (GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, the machine's)"
-_AZURE = "credentials come from AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, SAS or AZURE_STORAGE_ANON=false"
+_GOOGLE = "check the Google credentials (GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or those of the machine)"
+_AZURE = "set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, a SAS, or AZURE_STORAGE_ANON=false"
 _CLOUDS = dict.fromkeys(("gs", "gcs"), _GOOGLE) | dict.fromkeys(("az", "abfs", "abfss"), _AZURE)
 
 
-def _hint(error: BaseException, status: Status, place: str, doing: str) -> str | None:
-    if scheme_of(place) == "hf":
+def _make_hint(error: BaseException, status: Status, location: str, doing: str) -> str | None:
+    if scheme_of(location) == "hf":
         return "check the network and HF_ENDPOINT; private and gated repositories need HF_TOKEN, or `hf auth login`"
-    if scheme_of(place) in _CLOUDS:
-        return _CLOUDS[scheme_of(place)]
-    if scheme_of(place) != "s3":
+    if scheme_of(location) in _CLOUDS:
+        return _CLOUDS[scheme_of(location)]
+    if scheme_of(location) != "s3":
         if isinstance(error, OSError) and error.errno in FULL:
             return "make room there, then run the same command again"
         if isinstance(error, FileExistsError | NotADirectoryError):
@@ -426,16 +448,16 @@ def _hint(error: BaseException, status: Status, place: str, doing: str) -> str |
             Status.SOURCE_MISSING: "check the spelling",
         }
         return local.get(status)
-    return _s3_hint(error, status, bucket_and_key(place)[0], doing)
+    return _make_s3_hint(error, status, split_bucket(location)[0], doing)
 
 
-def _s3_hint(error: BaseException, status: Status, bucket: str, doing: str) -> str:
-    if _code(error) == "NoSuchBucket":
+def _make_s3_hint(error: BaseException, status: Status, bucket: str, doing: str) -> str:
+    if _get_code(error) == "NoSuchBucket":
         return f"create bucket '{bucket}', or check its spelling, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
-    if _code(error) == _ARCHIVED:
+    if _get_code(error) == _ARCHIVED:
         return f"restore the objects of bucket '{bucket}' from their archive storage class, then run the same command again"
     if status is Status.SOURCE_DENIED and any(
-        word in _message(error).lower() for word in _CHECKSUM_WORDS
+        word in _get_message(error).lower() for word in _CHECKSUM_WORDS
     ):
         if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() == "when_supported":
             return f"unset AWS_REQUEST_CHECKSUM_CALCULATION: the store of bucket '{bucket}' does not accept the checksums that it switches on"
@@ -447,5 +469,5 @@ def _s3_hint(error: BaseException, status: Status, bucket: str, doing: str) -> s
         + "; set AWS_REQUEST_CHECKSUM_CALCULATION=when_supported for one whose policy requires checksums"
         * (doing == "write"),
         Status.SOURCE_TIMEOUT: f"check the network to bucket '{bucket}' and AWS_ENDPOINT_URL",
-        Status.SOURCE_THROTTLED: f"run the same command again later, or with fewer workers: bucket '{bucket}' is asked too often",
+        Status.SOURCE_THROTTLED: f"run the same command again later, or with fewer workers: bucket '{bucket}' limits the rate of requests",
     }.get(status, f"check bucket '{bucket}' and the spelling of the path")

@@ -1,5 +1,6 @@
-"""Bytes of listed files: `Fetcher` reads them whole, in part, ahead and as seekable files, with
-retries and adaptive concurrency.
+"""Read listed files with retries and adaptive concurrency (`Fetcher`).
+
+Files are read whole, in part, ahead, or as seekable files.
 """
 
 import threading
@@ -16,13 +17,13 @@ from ray_app.storage.http import Guard
 from ray_app.storage.local import Local
 from ray_app.storage.place import Place
 from ray_app.storage.places import place_for
-from ray_app.storage.retry import Attempt, CancelledError, Gate, Retrier, RetryPolicy
+from ray_app.storage.retry import AdaptiveLimiter, Attempt, CancelledError, Retrier, RetryPolicy
 from ray_app.storage.urls import canonical, strip_secrets
 
 T = TypeVar("T")
 
-# Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per
-# thread keep it busy.
+# Tiny files would fill a budget of bytes with hundreds of thousands of requests. This many requests
+# per thread keep it busy.
 _AHEAD_PER_THREAD = 16
 
 _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
@@ -31,36 +32,41 @@ _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 def read_ahead(
     jobs: Iterable[tuple[int, Callable[[threading.Event], T]]], *, depth_bytes: int, threads: int
 ) -> Iterator[T | InputError]:
-    """Every job's answer in order, or the InputError that it raised, up to `depth_bytes` in flight
-    or waiting.
+    """Run jobs ahead in threads, and yield their results in order.
 
-    A job is (bytes to reserve, what to call). One that is larger than `depth_bytes` still passes,
-    alone. Leaving early sets the event that every job gets.
+    Args:
+        jobs: Pairs of the bytes to reserve and the function to call, which gets an event. The event
+            is set when the iterator is closed early.
+        depth_bytes: Maximum bytes of jobs that run or wait. A larger job runs alone.
+        threads: Number of threads.
+
+    Yields:
+        The result of each job, or the InputError that it raised.
     """
     cancelled = threading.Event()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-    waiting: deque[tuple[int, Future[T]]] = deque()
+    pending: deque[tuple[int, Future[T]]] = deque()
     in_flight = 0
-    arriving = iter(jobs)
+    remaining = iter(jobs)
     try:
-        upcoming = next(arriving, None)
-        while waiting or upcoming is not None:
-            if upcoming is not None and (
-                not waiting
+        next_job = next(remaining, None)
+        while pending or next_job is not None:
+            if next_job is not None and (
+                not pending
                 or (
-                    in_flight + upcoming[0] <= depth_bytes
-                    and len(waiting) < threads * _AHEAD_PER_THREAD
+                    in_flight + next_job[0] <= depth_bytes
+                    and len(pending) < threads * _AHEAD_PER_THREAD
                 )
             ):
-                size, job = upcoming
-                waiting.append((size, pool.submit(job, cancelled)))
+                size, job = next_job
+                pending.append((size, pool.submit(job, cancelled)))
                 in_flight += size
-                upcoming = next(arriving, None)
+                next_job = next(remaining, None)
                 continue
-            size, result = waiting.popleft()
+            size, result = pending.popleft()
             error = result.exception()
             yield error if isinstance(error, InputError) else result.result()
-            del result  # or its bytes would live until the next ones are wanted
+            del result  # Otherwise its bytes would stay in memory until the next result.
             in_flight -= size
     finally:
         cancelled.set()
@@ -68,28 +74,32 @@ def read_ahead(
 
 
 class Fetchable(Protocol):
-    """What a fetch needs to know of a member."""
+    """A member that a `Fetcher` can read."""
 
     @property
     def uri(self) -> str:
-        """Where it is, without secrets."""
+        """The uri without secrets."""
 
     @property
     def version(self) -> str:
-        """Which state of it was listed; "" = whichever."""
+        """The listed version. "" accepts any version."""
 
     @property
     def size_bytes(self) -> int:
-        """-1 where the store does not state it."""
+        """The size, -1 if the store does not state it."""
 
 
 class Fetcher:
-    """Reads members with patience, and counts what it met. One per process; safe to share between
-    threads.
+    """Read members with retries, and count requests. One per process, which threads may share.
 
-    `signed` are source URLs as the user gave them: a member whose uri is one of them without its
-    secrets is read with them. `guard` says which web servers are requested; null = those of
-    `signed`, and the public Internet.
+    Args:
+        policy: How requests are retried. None uses the default policy.
+        signed: Source URLs with their secrets, as the user gave them. A member whose uri is one of
+            them without secrets is read with the secrets.
+        guard: The web servers that may be requested. None for those of `signed` and the public
+            Internet.
+        retrier: Retries requests, in place of a retrier for `policy`.
+        gate: Limits concurrent requests. None uses a limiter of this fetcher.
     """
 
     def __init__(
@@ -99,10 +109,10 @@ class Fetcher:
         signed: Sequence[str] = (),
         guard: Guard | None = None,
         retrier: Retrier | None = None,
-        gate: Gate | None = None,
+        gate: AdaptiveLimiter | None = None,
     ) -> None:
         self._retrier = retrier or Retrier(policy or RetryPolicy())
-        self._named, self._signed = tuple(signed), dict[str, str]()
+        self._signed_urls, self._signed = tuple(signed), dict[str, str]()
         for url in signed:
             if "://" in url and strip_secrets(url) != url:
                 self._signed[strip_secrets(canonical(url))] = canonical(url)
@@ -122,19 +132,21 @@ class Fetcher:
         )
 
     @cached_property
-    def _gate(self) -> Gate:
-        return Gate(64)
+    def _gate(self) -> AdaptiveLimiter:
+        return AdaptiveLimiter(64)
 
     @cached_property
     def guard(self) -> Guard:
-        """Which web servers are requested."""
-        return Guard.of(self._named)
+        """The web servers that may be requested."""
+        return Guard.of(self._signed_urls)
 
     @property
     def counts(self) -> dict[str, int]:
-        """By name, since the start: `bytes_read`; `requests` that went over a network, which is
-        what a store bills (local files ask for none); `retried`: those that were made again;
-        `throttled`: answers that asked to slow down.
+        """Counts since the start, by name.
+
+        `bytes_read`; `requests` over a network, which a store bills (local files need none);
+        `retried`, the requests that were repeated; and `throttled`, the answers that asked to slow
+        down.
         """
         retrier = self._retrier
         return {
@@ -147,16 +159,23 @@ class Fetcher:
     def fetch(
         self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None
     ) -> bytes:
-        """All bytes of the object, which is still of `version` ("" = whichever). Nothing is
-        requested again once it is `cancelled`.
+        """Return all bytes of an object.
 
-        Raises: SourceError (missing, denied, throttled, timeout, changed), InputError
-        (image_too_large, before the body is read).
+        Args:
+            uri: The object.
+            version: The version that it must have. "" accepts any version.
+            max_bytes: Maximum size.
+            cancelled: No further request is made after it is set.
+
+        Raises:
+            SourceError: The object is missing, denied, throttled, or changed, or the request timed
+                out.
+            InputError: The object is over `max_bytes`. It is raised before the body is read.
         """
-        place, url = self._find(uri)
-        for attempt in self._attempts(place, url, cancelled):
+        backend, url = self._find(uri)
+        for attempt in self._attempts(backend, url, cancelled):
             with attempt as timeout_s:
-                data = place.read(url, version=version, max_bytes=max_bytes, timeout_s=timeout_s)
+                data = backend.read(url, version=version, max_bytes=max_bytes, timeout_s=timeout_s)
         with self._counting:
             self.bytes_read += len(data)
         return data
@@ -164,16 +183,17 @@ class Fetcher:
     def prefetch(
         self, members: Iterable[Fetchable], *, depth_bytes: int, max_bytes: int
     ) -> Iterator[bytes | InputError]:
-        """Every member's bytes in order, or the reason why not, read ahead up to `depth_bytes` in
-        flight or waiting.
+        """Read members ahead, and yield their bytes in order, or the error of each.
 
-        One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is
-        refused without a request. All are in the first one's store, or in one like it.
+        Args:
+            members: The members. All are in the store of the first member, or in a similar store.
+            depth_bytes: Maximum bytes that are in flight or waiting. A larger member is read alone.
+            max_bytes: Maximum size of a member. A larger member is rejected without a request.
         """
-        arriving = iter(members)
-        first = next(arriving, None)
+        remaining = iter(members)
+        first = next(remaining, None)
         if first is not None:
-            jobs = map(partial(self._job, max_bytes), chain([first], arriving))
+            jobs = map(partial(self._make_job, max_bytes), chain([first], remaining))
             threads = self._count_threads(first.uri)
             yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads)
 
@@ -185,17 +205,25 @@ class Fetcher:
         length: int,
         cancelled: threading.Event | None = None,
     ) -> bytes:
-        """The `length` bytes from `start` of the object, which is still of `version`; fewer only
-        where the object ends.
+        """Return `length` bytes of an object from `start`, fewer only if the object ends.
 
-        Raises SourceError (missing, denied, throttled, timeout, changed).
+        Args:
+            uri: The object.
+            version: The version that it must have. "" accepts any version.
+            start: The first byte.
+            length: The number of bytes.
+            cancelled: No further request is made after it is set.
+
+        Raises:
+            SourceError: The object is missing, denied, throttled, or changed, or the request timed
+                out.
         """
         if not length:
             return b""
-        place, url = self._find(uri)
-        for attempt in self._attempts(place, url, cancelled):
+        backend, url = self._find(uri)
+        for attempt in self._attempts(backend, url, cancelled):
             with attempt as timeout_s:
-                data = place.read(url, start, length, version=version, timeout_s=timeout_s)
+                data = backend.read(url, start, length, version=version, timeout_s=timeout_s)
         with self._counting:
             self.bytes_read += len(data)
         return data
@@ -203,8 +231,13 @@ class Fetcher:
     def prefetch_ranges(
         self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
     ) -> Iterator[bytes | InputError]:
-        """The bytes of every (start, length) of one object in order, or the reason why not, read
-        ahead as in `prefetch`.
+        """Read ranges of one object ahead, and yield their bytes in order, or the error of each.
+
+        Args:
+            uri: The object.
+            version: The version that it must have. "" accepts any version.
+            ranges: Pairs of start and length.
+            depth_bytes: Maximum bytes that are in flight or waiting.
         """
         jobs = (
             (length, partial(self.fetch_range, uri, version, start, length))
@@ -213,29 +246,39 @@ class Fetcher:
         return read_ahead(jobs, depth_bytes=depth_bytes, threads=self._count_threads(uri))
 
     def size(self, uri: str, version: str) -> int:
-        """How many bytes the object has. Raises SourceError, also where the store does not say."""
-        place, url = self._find(uri)
-        for attempt in self._attempts(place, url):
+        """Return the size of an object in bytes.
+
+        Raises:
+            SourceError: The size cannot be read, or the store does not state it.
+        """
+        backend, url = self._find(uri)
+        for attempt in self._attempts(backend, url):
             with attempt as timeout_s:
-                size_bytes = place.size(url, version=version, timeout_s=timeout_s)
+                size_bytes = backend.size(url, version=version, timeout_s=timeout_s)
         return size_bytes
 
     def open(
         self, uri: str, version: str, size_bytes: int = -1, *, window: int = ranged.WINDOW_BYTES
     ) -> ranged.RangedFile:
-        """The object as a seekable file that holds one window of it at a time; any read raises what
-        `fetch_range` does.
+        """Open an object as a seekable file for one thread, which holds one window at a time.
 
-        `size_bytes` saves a request where it is known. For one thread.
+        Each read raises the exceptions of `fetch_range`.
+
+        Args:
+            uri: The object.
+            version: The version that it must have. "" accepts any version.
+            size_bytes: The size, if it is known. This saves a request.
+            window: The size of a window in bytes.
         """
         size = size_bytes if size_bytes >= 0 else self.size(uri, version)
         return ranged.RangedFile(partial(self.fetch_range, uri, version), size, window)
 
-    def _job(
+    def _make_job(
         self, max_bytes: int, member: Fetchable
     ) -> tuple[int, Callable[[threading.Event], bytes]]:
-        """What reads a member, and bytes to reserve: nothing for what is refused unread, the limit
-        for what is unknown.
+        """Return the bytes to reserve for a member, and the function that reads it.
+
+        Nothing is reserved for a member that is rejected unread, and the limit for an unknown size.
         """
         if member.size_bytes > max_bytes:
             return 0, partial(_refuse, errors.too_large(member.size_bytes, max_bytes))
@@ -247,24 +290,24 @@ class Fetcher:
         return _LOCAL_THREADS if isinstance(self._find(uri)[0], Local) else _REMOTE_THREADS
 
     def _find(self, uri: str) -> tuple[Place, str]:
-        """Return the place of a member, and the URL by which the place is asked for it."""
+        """Return the storage of a member, and the URL to request from it."""
         url = self._signed.get(uri, uri)
         return place_for(url, self.guard, pins_commits=True), url
 
     def _attempts(
-        self, place: Place, url: str, cancelled: threading.Event | None = None
+        self, backend: Place, url: str, cancelled: threading.Event | None = None
     ) -> Iterator[Attempt]:
         """Yield attempts at a request for one member until one succeeds.
 
         Raises:
             InputError: The reason of the last attempt, or that the request was cancelled.
         """
-        gate = None if isinstance(place, Local) else self._gate
+        gate = None if isinstance(backend, Local) else self._gate
         try:
             yield from self._retrier.attempts(cancelled, gate)
         except CancelledError:
             raise SourceError(
-                Status.SOURCE_TIMEOUT, "given up, since the result is no longer needed"
+                Status.SOURCE_TIMEOUT, "cancelled, since the result is no longer needed"
             ) from None
         except InputError:
             raise
@@ -272,8 +315,8 @@ class Fetcher:
             raise SourceError(
                 Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))
             ) from error
-        except ValueError as error:  # A list may name something that is not a URL.
-            if isinstance(error, OSError):  # A refused certificate is both.
+        except ValueError as error:  # A list may have a text that is not a URL.
+            if isinstance(error, OSError):  # A rejected certificate raises such an error.
                 raise errors.translate(error, url) from error
             raise SourceError(
                 Status.SOURCE_MISSING, f"{strip_secrets(url)}: {describe_error(error)}"

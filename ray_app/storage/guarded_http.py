@@ -1,8 +1,8 @@
-"""The one HTTP client for URLs that other people wrote: `GuardedClient` for single requests,
-`fetch_image` for `touchstone check URL`.
+"""Request URLs from untrusted sources (`GuardedClient`), and images for `touchstone check URL`.
 
-`storage.ssrf` decides which URLs and addresses are allowed. The client follows no redirect by
-itself: the next URL has to be checked again, and its host may have limits of its own.
+`fetch_image` fetches such an image. `storage.ssrf` decides which URLs and addresses are allowed.
+The client does not follow redirects by itself, because the next URL must be checked again, and its
+host may have other limits.
 """
 
 import asyncio
@@ -34,17 +34,17 @@ _RAW_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the program.
-    """One URL did not give its content.
+    """A URL that did not return its content.
 
     Attributes:
         status: A `source_*` status, `image_too_large`, BAD_URL, or FORBIDDEN_ADDRESS.
-        detail: Why, without the URL and without addresses.
+        detail: The reason, without the URL and without addresses.
         passing: Whether a later request may succeed.
-        wait_s: How long the host asks to wait before the next request.
+        wait_s: Seconds that the host asks to wait before the next request.
         answered: Whether the host answered at all.
         asked: Whether a request was made.
         http_status: The status of the response, if there was one.
-        sha256: SHA-256 of the bytes that were received, if they are the reason.
+        sha256: SHA-256 of the received bytes, if they are the reason.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
 
 @dataclass(frozen=True)
 class FetchRules:
-    """Which URLs a `GuardedClient` requests, and what one request may cost.
+    """The URLs that a `GuardedClient` requests, and the limits of one request.
 
     Attributes:
         user_agent: The User-Agent header.
-        max_bytes: Limit of a body.
+        max_bytes: Maximum size of a body.
         connect_timeout_s: Time until the server is connected.
-        read_timeout_s: Time between two pieces of a response.
+        read_timeout_s: Time between two chunks of a response.
         total_timeout_s: Time for one request, including its body.
         schemes: Allowed schemes.
-        port: The only allowed port, or None for any.
-        is_literal_allowed: Whether a URL may have an IP address as its host. The address has to be
+        port: The only allowed port, or None for any port.
+        is_literal_allowed: Whether a URL may have an IP address as its host. The address must be
             allowed, too.
         bare_names: Whether a host name may have no dot.
         keep_alive: Whether to keep connections, and the checked addresses of a name for five
@@ -102,7 +102,7 @@ class FetchRules:
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A whole body, or the URL that a redirect leads to (`moved`)."""
+    """A complete body, or the target URL of a redirect (`moved`)."""
 
     data: bytes = b""
     content_type: str | None = None
@@ -111,13 +111,13 @@ class HttpResponse:
 
 
 class GuardedClient:
-    """Request URLs without becoming a way into the own network.
+    """Request URLs without giving access to the internal network.
 
-    Create the client inside an event loop and `close` it. It keeps no cookies and uses no
+    Create the client inside an event loop, and `close` it. It keeps no cookies, and uses no
     credentials, proxies, or settings of the environment.
 
     Args:
-        rules: Which URLs to request, and the limits of one request.
+        rules: The URLs to request, and the limits of one request.
         resolver: Finds the addresses of a name.
         is_allowed_address: Whether the client may connect to an address. Every address of a name
             must be allowed.
@@ -131,8 +131,8 @@ class GuardedClient:
         is_allowed_address: Callable[[str], bool] = ssrf.is_public_address,
     ) -> None:
         self._rules, self._is_allowed_address = rules, is_allowed_address
-        # The connector dials an address that the resolver checked, also if it takes the address
-        # from its cache.
+        # The connector dials an address that the resolver checked, also if the address comes from
+        # its cache.
         connector = aiohttp.TCPConnector(
             resolver=ssrf.CheckedResolver(resolver, is_allowed_address),
             limit=0,
@@ -166,20 +166,28 @@ class GuardedClient:
         await self._session.close()
 
     async def get(self, url: str) -> HttpResponse:
-        """Make one request. Raises FetchFailed."""
+        """Make one request, and return the response.
+
+        Raises:
+            FetchFailed: The request failed.
+        """
         target = self._check(url)
-        with _translated():
-            async with self._session.get(target, allow_redirects=False) as answer:
-                if answer.status in _REDIRECTS:
-                    return HttpResponse(moved=_next_url(target, answer), http_status=answer.status)
-                _check_status(answer.status, answer.headers)
+        with _translate_errors():
+            async with self._session.get(target, allow_redirects=False) as response:
+                if response.status in _REDIRECTS:
+                    return HttpResponse(
+                        moved=_next_url(target, response), http_status=response.status
+                    )
+                _check_status(response.status, response.headers)
                 return HttpResponse(
-                    await self._read_body(answer), answer.headers.get("Content-Type")
+                    await self._read_body(response), response.headers.get("Content-Type")
                 )
 
     async def follow(self, url: str, max_redirects: int) -> HttpResponse:
-        """Make requests until there is a body. Each redirect is checked like the first URL. Raises
-        FetchFailed.
+        """Make requests until there is a body. Each redirect is checked like the first URL.
+
+        Raises:
+            FetchFailed: A request failed, or there are too many redirects.
         """
         for _ in range(max_redirects + 1):
             response = await self.get(url)
@@ -193,20 +201,24 @@ class GuardedClient:
         )
 
     def _check(self, text: str) -> URL:
-        """Return the URL that is dialled. Raises FetchFailed."""
+        """Return the URL to dial.
+
+        Raises:
+            FetchFailed: The URL is not allowed.
+        """
         rules = self._rules
-        # Its address is checked below.
+        # The address itself is checked below.
         is_literal_allowed = ssrf.is_address if rules.is_literal_allowed else _refuse_literal
         try:
-            url = ssrf.checked_url(
+            url = ssrf.check_url(
                 text,
                 schemes=rules.schemes,
                 port=rules.port,
                 is_literal_allowed=is_literal_allowed,
                 bare_names=rules.bare_names,
             )
-        except ssrf.UrlRefused as refused:
-            raise FetchFailed(BAD_URL, str(refused), asked=False) from None
+        except ssrf.UrlRefused as error:
+            raise FetchFailed(BAD_URL, str(error), asked=False) from None
         host = url.raw_host or ""
         if ssrf.is_address(host) and not self._is_allowed_address(host):
             raise FetchFailed(
@@ -214,28 +226,28 @@ class GuardedClient:
             )
         return url
 
-    async def _read_body(self, answer: aiohttp.ClientResponse) -> bytes:
-        """Return the body, cut at `max_bytes` whatever its Content-Length says."""
-        if answer.headers.get("Content-Encoding", "identity").strip().lower() not in (
+    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return the body, limited to `max_bytes` even if Content-Length is wrong."""
+        if response.headers.get("Content-Encoding", "identity").strip().lower() not in (
             "",
             "identity",
         ):
-            # An image gains nothing by compression, and the size of its content is unknown until it
-            # is unpacked.
+            # Compression does not shrink an image, and the size of the content is unknown until it is
+            # unpacked.
             raise FetchFailed(
                 Status.SOURCE_DENIED,
-                "the host compresses what it sends, though asked not to",
+                "the host compresses its answer, although the request forbids it",
                 http_status=200,
             )
-        announced, max_bytes = answer.content_length or 0, self._rules.max_bytes
+        announced, max_bytes = response.content_length or 0, self._rules.max_bytes
         body = bytearray()
         if announced <= max_bytes:
-            async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                 body += chunk
                 if len(body) > max_bytes:
                     break
         if max(announced, len(body)) > max_bytes:
-            answer.close()  # Otherwise the rest would be read to keep the connection.
+            response.close()  # Otherwise the rest would be read to keep the connection.
             message = (
                 f"{announced:,} bytes"
                 if announced > max_bytes
@@ -261,13 +273,13 @@ async def fetch_image(
 
     Args:
         url: The URL. It must have port 443 and a domain name.
-        max_bytes: Limit of the body.
+        max_bytes: Maximum size of the body.
         timeout_s: Time for all requests together.
         resolver: See `GuardedClient`.
         is_allowed_address: See `GuardedClient`.
 
     Raises:
-        SourceError: The URL is refused, or its server does not return the image.
+        SourceError: The URL is not allowed, or its server does not return the image.
         InputError: The body is over `max_bytes`.
     """
     agent = f"touchstone/{__version__}"
@@ -280,7 +292,7 @@ async def fetch_image(
     )
     client = GuardedClient(rules, resolver=resolver, is_allowed_address=is_allowed_address)
     try:
-        with _translated():
+        with _translate_errors():
             async with asyncio.timeout(timeout_s):
                 return (await client.follow(url, _MAX_IMAGE_REDIRECTS)).data
     except FetchFailed as failure:
@@ -294,37 +306,40 @@ async def fetch_image(
 
 
 def parse_retry_after(retry_after: str | None, now: datetime) -> float | None:
-    """Return the wait of a Retry-After header, in seconds or as an HTTP date (RFC 9110 §10.2.3), or
-    None if it is neither.
+    """Return the seconds of a Retry-After header, or None if it is missing or invalid.
+
+    It is a number of seconds or an HTTP date (RFC 9110 §10.2.3).
     """
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
     try:
-        until = parsedate_to_datetime(text)
+        retry_at = parsedate_to_datetime(text)
     except (ValueError, OverflowError):
         return None
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (until - now).total_seconds())
+    retry_at = retry_at if retry_at.tzinfo else retry_at.replace(tzinfo=UTC)
+    return max(0.0, (retry_at - now).total_seconds())
 
 
 def _refuse_literal(address: str) -> bool:
     return False
 
 
-def _next_url(target: URL, answer: aiohttp.ClientResponse) -> str:
-    location = answer.headers.get("Location")
+def _next_url(target: URL, response: aiohttp.ClientResponse) -> str:
+    location = response.headers.get("Location")
     if not location:
         raise FetchFailed(
-            Status.SOURCE_DENIED, "the host redirects to nowhere", http_status=answer.status
+            Status.SOURCE_DENIED,
+            "the host redirects without a location",
+            http_status=response.status,
         )
     try:
         return urljoin(
-            str(target), _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", location)
+            str(target), _RAW_BYTE.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", location)
         )
     except ValueError:
         raise FetchFailed(
-            BAD_URL, "it is redirected to what is not a URL", http_status=answer.status
+            BAD_URL, "the host redirects to a text that is not a URL", http_status=response.status
         ) from None
 
 
@@ -347,9 +362,10 @@ def _check_status(status: int, headers: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Raise FetchFailed for foreign exceptions, without their text, which contains URLs, addresses,
-    and secrets.
+def _translate_errors() -> Iterator[None]:
+    """Raise FetchFailed for exceptions of libraries, without their text.
+
+    The text contains URLs, addresses, and secrets.
     """
     try:
         yield
@@ -363,7 +379,7 @@ def _translated() -> Iterator[None]:
         raise FetchFailed(error.status, error.detail, passing=True, answered=False) from None
     except aiohttp.ClientSSLError:
         raise FetchFailed(
-            Status.SOURCE_DENIED, "its host has no certificate that is trusted for this name"
+            Status.SOURCE_DENIED, "its host has no trusted certificate for this name"
         ) from None
     except aiohttp.ClientPayloadError:
         raise FetchFailed(Status.SOURCE_TIMEOUT, "the answer broke off", passing=True) from None
@@ -380,13 +396,14 @@ def _translated() -> Iterator[None]:
         ) from None
     except aiohttp.ClientError as error:
         raise FetchFailed(
-            Status.SOURCE_DENIED, f"what the host answers is not HTTP: {type(error).__name__}"
+            Status.SOURCE_DENIED, f"the answer of the host is not HTTP: {type(error).__name__}"
         ) from None
 
 
 def _describe(error: BaseException) -> str:
-    """Return the operating system's text for the error number: asyncio's own text contains the
-    address.
+    """Return the operating system's text for the error number.
+
+    The text of asyncio contains the address.
     """
     cause = getattr(error, "os_error", None) or error
     number = getattr(cause, "errno", None)

@@ -1,9 +1,9 @@
-"""HTTP requests to plain web servers: `head`, `get`, `get_range`; and `Guard`, the servers that may
-be requested. No retries.
+"""Request plain web servers: `head`, `get`, and `get_range`, without retries.
 
-Hosts that the user names are requested by fsspec's own session, whatever their address is. All
-others, named by a list, a label or a redirect, go through the SSRF guard (`storage.ssrf`).
-Exceptions are aiohttp's, for `storage.errors` to translate, or SourceError.
+`Guard` decides which servers may be requested. fsspec's own session requests hosts that the user
+names, with any address. All other hosts, which come from a list, a label, or a redirect, go through
+the SSRF guard (`storage.ssrf`). Exceptions are those of aiohttp, which `storage.errors` translates,
+or SourceError.
 """
 
 import asyncio
@@ -16,24 +16,25 @@ from urllib.parse import urljoin, urlsplit
 
 from ray_app.errors import SourceError, Status
 from ray_app.storage import errors, object_store, ranged
-from ray_app.storage.urls import scheme_of, version_of
+from ray_app.storage.urls import get_version, scheme_of
 
 T = TypeVar("T")
 
 WEB = ("http", "https")
-# What is compressed on the way would not have the size that the server announces.
+# A compressed body would not have the size that the server announces.
 _AS_STORED = {"Accept-Encoding": "identity"}
 _NOTHING_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _REDIRECTS = (301, 302, 303, 307, 308)
-_MOST_REDIRECTS = 10  # as aiohttp follows by itself
+_MAX_REDIRECTS = 10  # The default of aiohttp.
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Which web servers may be requested: those that the user names (`named`: their origins), and
-    all on the public Internet.
+    """The web servers that may be requested: those that the user names, and the public Internet.
 
-    `allow_private`: every other one too.
+    Attributes:
+        named: The origins of the servers that the user names.
+        allow_private: Whether all other servers may be requested, too.
     """
 
     named: frozenset[str] = frozenset()
@@ -41,84 +42,113 @@ class Guard:
 
     @classmethod
     def of(cls, urls: Iterable[str], *, allow_private: bool = False) -> "Guard":
-        """The guard for these URLs of the user: their servers are trusted."""
-        return cls(frozenset(filter(None, map(_origin, urls))), allow_private)
+        """Return the guard that trusts the servers of these URLs of the user.
+
+        Args:
+            urls: The URLs.
+            allow_private: Whether all other servers may be requested, too.
+        """
+        return cls(frozenset(filter(None, map(_get_origin, urls))), allow_private)
 
     def joined(self, other: "Guard") -> "Guard":
-        """What either lets through."""
+        """Return the guard that allows all servers of both guards."""
         return Guard(self.named | other.named, self.allow_private or other.allow_private)
 
     def trusts(self, url: str) -> bool:
-        """Whether a URL is requested without a check of its host's address."""
-        origin = _origin(url)
+        """Return whether a URL is requested without a check of the address of its host."""
+        origin = _get_origin(url)
         return origin is not None and (self.allow_private or origin in self.named)
 
 
 def head(url: str, guard: Guard, *, timeout_s: float) -> dict[str, Any]:
-    """Size (None where the server does not say) and whatever names a version."""
+    """Return the size of a file (None if the server does not state it), and its version headers.
+
+    Args:
+        url: The URL.
+        guard: The servers that may be requested.
+        timeout_s: Seconds for the request.
+    """
 
     async def request() -> dict[str, Any]:
-        async with _answer("HEAD", url, guard) as answer:
-            if answer.ok:
-                return _facts(answer)
-            if answer.status in _NOTHING_THERE:
-                answer.raise_for_status()
-        # A URL presigned for GET, or a server that knows no HEAD: ask for the file, and leave
-        # before its body.
-        async with _answer("GET", url, guard) as answer:
-            answer.raise_for_status()
-            return _facts(answer)
+        async with _open_response("HEAD", url, guard) as response:
+            if response.ok:
+                return _get_facts(response)
+            if response.status in _NOTHING_THERE:
+                response.raise_for_status()
+        # The URL is presigned for GET, or the server does not support HEAD. Request the file, and
+        # do not read its body.
+        async with _open_response("GET", url, guard) as response:
+            response.raise_for_status()
+            return _get_facts(response)
 
-    return _ask(request, timeout_s)
+    return _run_request(request, timeout_s)
 
 
 def get(url: str, guard: Guard, *, version: str, max_bytes: int | None, timeout_s: float) -> bytes:
-    """The whole file if it is still of `version`. Raises InputError as soon as more than
-    `max_bytes` have come.
+    """Read a whole file.
+
+    Args:
+        url: The URL.
+        guard: The servers that may be requested.
+        version: The version that the file must have. "" accepts any version.
+        max_bytes: Maximum size. None is no limit.
+        timeout_s: Seconds for the request.
+
+    Raises:
+        InputError: More than `max_bytes` have arrived.
     """
 
     async def request() -> bytes:
-        async with _answer("GET", url, guard) as answer:
-            answer.raise_for_status()
-            facts = _facts(answer)
-            errors.require_version(version, version_of(facts))
+        async with _open_response("GET", url, guard) as response:
+            response.raise_for_status()
+            facts = _get_facts(response)
+            errors.require_version(version, get_version(facts))
             data = bytearray()
-            async for piece in answer.content.iter_any():
-                data += piece
+            async for chunk in response.content.iter_any():
+                data += chunk
                 if max_bytes is not None and len(data) > max_bytes:
                     raise errors.too_large(facts["size"] or len(data), max_bytes)
             errors.require_length(len(data), facts["size"])
             return bytes(data)
 
-    return _ask(request, timeout_s)
+    return _run_request(request, timeout_s)
 
 
 def get_range(
     url: str, guard: Guard, start: int, length: int, *, version: str, timeout_s: float
 ) -> bytes:
-    """`length` bytes from `start`, fewer where the file ends, if it is still of `version`."""
+    """Read `length` bytes of a file from `start`, fewer if the file ends.
+
+    Args:
+        url: The URL.
+        guard: The servers that may be requested.
+        start: The first byte.
+        length: The number of bytes.
+        version: The version that the file must have. "" accepts any version.
+        timeout_s: Seconds for the request.
+    """
 
     async def request() -> bytes:
-        async with _answer(
+        async with _open_response(
             "GET", url, guard, {"Range": ranged.range_header(start, length)}
-        ) as answer:
-            if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return b""  # the file ends before
-            answer.raise_for_status()
-            facts = _facts(answer)
-            errors.require_version(version, version_of(facts))
+        ) as response:
+            if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return b""  # The file ends before `start`.
+            response.raise_for_status()
+            facts = _get_facts(response)
+            errors.require_version(version, get_version(facts))
             return await ranged.take(
-                answer.content.iter_any(),
-                answer.headers.get("Content-Range"),
+                response.content.iter_any(),
+                response.headers.get("Content-Range"),
                 facts["size"],
                 start,
                 length,
             )
 
-    return _ask(request, timeout_s)
+    return _run_request(request, timeout_s)
 
 
-def _ask(request: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+def _run_request(request: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
     from fsspec.asyn import get_loop
 
     async def timed() -> T:
@@ -129,56 +159,60 @@ def _ask(request: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
 
 
 @asynccontextmanager
-async def _answer(
+async def _open_response(
     method: str, url: str, guard: Guard, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[Any]:
-    """The answer behind all redirects; the place that one leads to is looked at like any other.
-    Raises SourceError (source_denied).
+    """Yield the answer after all redirects. The target of each redirect is checked like any URL.
+
+    Raises:
+        SourceError: A server may not be requested (`source_denied`).
     """
-    for _ in range(_MOST_REDIRECTS + 1):
-        session, place = await _session_for(url, guard)
+    for _ in range(_MAX_REDIRECTS + 1):
+        session, target = await _choose_session(url, guard)
         async with session.request(
-            method, place, headers={**_AS_STORED, **(headers or {})}, allow_redirects=False
-        ) as answer:
-            if answer.status not in _REDIRECTS:
-                yield answer
+            method, target, headers={**_AS_STORED, **(headers or {})}, allow_redirects=False
+        ) as response:
+            if response.status not in _REDIRECTS:
+                yield response
                 return
-            url = _next_place(answer, url)
-    raise SourceError(Status.SOURCE_DENIED, f"redirected more than {_MOST_REDIRECTS} times")
+            url = _get_redirect_target(response, url)
+    raise SourceError(Status.SOURCE_DENIED, f"redirected more than {_MAX_REDIRECTS} times")
 
 
-def _next_place(answer: Any, requested: str) -> str:
-    """Where a redirect leads; on the same server, under the user name of the request."""
+def _get_redirect_target(response: Any, requested: str) -> str:
+    """Return the target of a redirect. On the same server it keeps the user name of the request."""
     try:
-        place = urljoin(str(answer.url), str(answer.headers["Location"]))
-        led = urlsplit(place)
+        target = urljoin(str(response.url), str(response.headers["Location"]))
+        parsed = urlsplit(target)
     except (KeyError, ValueError):
         raise SourceError(
-            Status.SOURCE_DENIED, "the server redirects without saying where"
+            Status.SOURCE_DENIED, "the server redirects without a valid location"
         ) from None
     user, at, _ = urlsplit(requested).netloc.rpartition("@")
-    if not at or "@" in led.netloc or _origin(place) != _origin(requested):
-        return place
-    return led._replace(netloc=f"{user}@{led.netloc}").geturl()
+    if not at or "@" in parsed.netloc or _get_origin(target) != _get_origin(requested):
+        return target
+    return parsed._replace(netloc=f"{user}@{parsed.netloc}").geturl()
 
 
-async def _session_for(url: str, guard: Guard) -> tuple[Any, Any]:
-    """The session for a URL, and the URL to request. Raises SourceError for one that may not be
-    requested.
+async def _choose_session(url: str, guard: Guard) -> tuple[Any, Any]:
+    """Return the session for a URL, and the URL to request.
+
+    Raises:
+        SourceError: The URL may not be requested.
     """
     if guard.trusts(url):
-        fs, _ = object_store.fsspec_for(url)
+        fs, _ = object_store.open_fsspec(url)
         return await fs.set_session(), fs.encode_url(url)
-    from ray_app.storage.ssrf import guarded_session, public_url
+    from ray_app.storage.ssrf import check_public_url, open_guarded_session
 
-    return await guarded_session(), public_url(url)
+    return await open_guarded_session(), check_public_url(url)
 
 
-def _origin(url: str) -> str | None:
-    """Scheme, host and port, as they are dialled; None for what is no address of a web server."""
+def _get_origin(url: str) -> str | None:
+    """Return scheme, host, and port of a URL, or None if it is not the URL of a web server."""
     if scheme_of(url) not in WEB:
         return None
-    from yarl import URL  # here: only requests to web servers need it
+    from yarl import URL  # Imported here, since only requests to web servers need it.
 
     try:
         return str(URL(url).origin())
@@ -186,11 +220,11 @@ def _origin(url: str) -> str | None:
         return None
 
 
-def _facts(answer: Any) -> dict[str, Any]:
-    whole = ranged.total_size(answer.headers.get("Content-Range"), answer.content_length)
-    size = None if answer.headers.get("Content-Encoding") else whole
+def _get_facts(response: Any) -> dict[str, Any]:
+    total_bytes = ranged.total_size(response.headers.get("Content-Range"), response.content_length)
+    size = None if response.headers.get("Content-Encoding") else total_bytes
     return {
         "size": size,
-        "ETag": answer.headers.get("ETag"),
-        "Last-Modified": answer.headers.get("Last-Modified"),
+        "ETag": response.headers.get("ETag"),
+        "Last-Modified": response.headers.get("Last-Modified"),
     }

@@ -1,10 +1,12 @@
-"""Listing S3: `list_prefix` in the order of keys; and large prefixes in ranges of keys, to be
-listed side by side: `list_divisions` cuts one at its folders, `split_range` where keys are found by
-probing; `RangeReader` reads one, as far as is wanted.
+"""List S3 prefixes in the order of keys, whole or in ranges that are listed in parallel.
 
-The ranges of a prefix follow each other in key order and leave nothing out: together they give the
-one listing, in its order, wherever they were cut. An edge need not be a key. Python compares texts
-by code points, which is the order of their UTF-8, and so that of S3.
+`list_prefix` lists a whole prefix. `list_divisions` divides a large prefix at its folders, and
+`split_range` divides a range at keys that it finds by probing. `RangeReader` reads a range until it
+is stopped.
+
+The ranges of a prefix follow each other in key order without gaps. Together they give the listing
+of the prefix in its order, wherever they were cut. An edge need not be a key. Python compares
+strings by code points, which is the order of their UTF-8, and so the order of S3.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html (`start-after`, order
 by UTF-8).
@@ -18,24 +20,29 @@ from typing import Any
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import errors, s3, urls
 from ray_app.storage.place import ObjectInfo
-from ray_app.storage.retry import Gate, Retrier, RetryPolicy
+from ray_app.storage.retry import AdaptiveLimiter, Retrier, RetryPolicy
 
 PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
-# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking
-# for them may cost.
+# Enough ranges for any cluster to share, and few enough for one process to plan. The search stops
+# after enough folders or requests.
 _MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
-_LETTERS = 64  # that are distinguished at one position of the keys, unless more pieces are wanted
+# Characters that are distinguished at one position of the keys, unless more parts are requested.
+_MIN_CUTS = 64
 _LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
-# Several threads of a process list ranges side by side: fewer after a throttle, then slowly more.
-_gate = Gate(64)
+# Threads of a process list ranges in parallel. This limits them after a throttle.
+_gate = AdaptiveLimiter(64)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """The keys of a prefix that come after `after`, up to and with `until`; None = from its first,
-    to its last.
+    """A range of the keys of a prefix.
 
-    `pattern` is compared with the path below the prefix.
+    Attributes:
+        bucket: The bucket.
+        prefix: The prefix.
+        after: The range begins after this key. None begins at the first key.
+        until: The range ends with this key. None ends at the last key.
+        pattern: A pattern for the path below the prefix. None accepts all keys.
     """
 
     bucket: str
@@ -45,59 +52,67 @@ class KeyRange:
     pattern: str | None = None
 
 
-def list_prefix(place: str) -> Iterator[ObjectInfo]:
-    """The objects below a prefix in the order of their keys, or the one object of that name; a page
-    after the other.
-    """
-    bucket, key = urls.bucket_and_key(place)
-    empty = True
-    for info in RangeReader(_below(bucket, key)):
-        empty = False
+def list_prefix(url: str) -> Iterator[ObjectInfo]:
+    """Yield the objects below a prefix in key order, or the one object with that name."""
+    bucket, key = urls.split_bucket(url)
+    is_empty = True
+    for info in RangeReader(_make_range(bucket, key)):
+        is_empty = False
         yield info
-    if empty and key and (found := _object_at(place)) is not None:
-        yield found
+    if is_empty and key and (single := _find_object(url)) is not None:
+        yield single
 
 
-def _object_at(place: str) -> ObjectInfo | None:
-    """The one object of that name, as a listing of now would have it; None where there is none.
-    Raises StorageError.
+def _find_object(url: str) -> ObjectInfo | None:
+    """Return the object with a name as a listing would return it, or None if there is none.
+
+    Raises:
+        StorageError: The store is unreachable.
     """
-    bucket, key = urls.bucket_and_key(place)
+    bucket, key = urls.split_bucket(url)
     try:
-        found = _head(bucket, key, Retrier(PATIENCE))
+        head = _head(bucket, key, Retrier(PATIENCE))
     except Exception as error:
-        raise errors.unreachable(error, place, "look at") from error
+        raise errors.unreachable(error, url, "read") from error
     return (
         None
-        if found is None
-        else ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
+        if head is None
+        else ObjectInfo(f"s3://{bucket}/{key}", head["ContentLength"], head["ETag"].strip('"'))
     )
 
 
 def list_divisions(source: str) -> list[KeyRange]:
-    """The ranges that make up a source of more than one page, cut at its folders; none where one
-    listing does as well.
+    """Return the ranges of a source with more than one page, divided at its folders.
 
-    Raises StorageError when the store is out of reach or refuses.
+    Empty if one listing is as good.
+
+    Raises:
+        StorageError: The store is unreachable or refuses the request.
     """
-    place = urls.canonical(source)
-    if urls.scheme_of(place) != "s3":
+    url = urls.canonical(source)
+    if urls.scheme_of(url) != "s3":
         return []
     try:
         retrier = Retrier(PATIENCE)
-        whole = _whole(place, retrier)
-        return [] if whole is None else _cut(whole, _folders(whole, retrier))
+        full_range = _find_full_range(url, retrier)
+        return (
+            []
+            if full_range is None
+            else _cut_at_folders(full_range, _list_folders(full_range, retrier))
+        )
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise errors.unreachable(error, place, "list") from error
+        raise errors.unreachable(error, url, "list") from error
 
 
 class RangeReader:
-    """The files of one range, sorted by uri; iterated once, a page at a time, until `stop` is
-    called.
+    """The files of one range, sorted by uri. Iterate once; it reads pages until `stop` is called.
 
-    `rest`: what was not read, None where that is nothing. Raises as `list_objects`.
+    It raises the exceptions of `list_objects`.
+
+    Attributes:
+        rest: The range that was not read. None if all was read.
     """
 
     def __init__(self, keys: KeyRange) -> None:
@@ -106,35 +121,40 @@ class RangeReader:
         self.rest: KeyRange | None = None
 
     def stop(self, *, here: bool = False) -> None:
-        """Read no further than to the end of the page; `here`: behind the file that came last,
-        whose page is then asked for again.
+        """Stop at the end of the current page, or with `here` after the last file.
+
+        The page of that file is then requested again for the rest.
         """
         self._stops, self._stops_here = True, here
 
     def __iter__(self) -> Iterator[ObjectInfo]:
         keys = self._keys
         try:
-            yield from self._files()
+            yield from self._iter_files()
         except (ConfigError, StorageError):
             raise
         except Exception as error:
             raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
 
-    def _files(self) -> Iterator[ObjectInfo]:
+    def _iter_files(self) -> Iterator[ObjectInfo]:
         keys = self._keys
         matches = None if keys.pattern is None else urls.full_matcher(keys.pattern)
-        place, last = len(f"s3://{keys.bucket}/"), keys.after or ""
+        key_start, last_key = len(f"s3://{keys.bucket}/"), keys.after or ""
         for page in s3.pages(
             keys.bucket, keys.prefix, Retrier(PATIENCE), gate=_gate, above=keys.after
         ):
             contents = page.get("Contents")
-            last = contents[-1]["Key"] if contents else last
-            is_end = not page.get("IsTruncated") or (keys.until is not None and last >= keys.until)
-            for info in _objects_of(
+            last_key = contents[-1]["Key"] if contents else last_key
+            is_end = not page.get("IsTruncated") or (
+                keys.until is not None and last_key >= keys.until
+            )
+            for info in _iter_objects(
                 keys.bucket,
-                page if keys.until is None or last <= keys.until else _up_to(keys.until, page),
+                page
+                if keys.until is None or last_key <= keys.until
+                else _limit_page(keys.until, page),
             ):
-                key = info.uri[place:]
+                key = info.uri[key_start:]
                 if matches is None or matches(key[len(keys.prefix) :]):
                     yield info
                     if self._stops_here:
@@ -143,111 +163,128 @@ class RangeReader:
             if is_end:
                 return
             if self._stops:
-                self.rest = replace(keys, after=last)
+                self.rest = replace(keys, after=last_key)
                 return
 
 
 def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
-    """A range in about so many, of equal size where keys are spread evenly over their letters;
-    itself where it has no two keys to part.
+    """Split a range into about `pieces` parts, or return it alone if it has only one key.
 
-    Keys are found by requests for one each. From a known key on, these find how many of its first
-    letters all keys behind it share; then, one after the other, which letters follow there: of
-    numbered keys some 15 requests for ten pieces. Raises StorageError.
+    The parts have equal size if the keys are spread evenly over their characters. Keys are found by
+    requests for one key each. From a known key, these requests find how many of its first
+    characters all later keys share. Then they find one after another which characters follow there.
+    For numbered keys, ten parts need about 15 requests.
+
+    Raises:
+        StorageError: The store is unreachable.
     """
-    probe = _Probe(keys, most=2 * max(pieces, _LETTERS) + 16)
+    probe = _Probe(keys, max_requests=2 * max(pieces, _MIN_CUTS) + 16)
     try:
         first = (
             keys.after
             if keys.after is not None and keys.after.startswith(keys.prefix)
-            else probe.behind(keys.after or "")
+            else probe.find_after(keys.after or "")
         )
         ranges = [(keys, first)]
         while len(ranges) < pieces / 2:
-            divided = [
-                part for whole, known in ranges for part in _parted(whole, known, probe, pieces)
+            parts = [
+                part
+                for key_range, known_key in ranges
+                for part in _split_once(key_range, known_key, probe, pieces)
             ]
-            if len(divided) == len(ranges):
+            if len(parts) == len(ranges):
                 break
-            ranges = divided
+            ranges = parts
     except Exception as error:
         raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
-    return [one for one, _ in ranges]
+    return [key_range for key_range, _ in ranges]
 
 
 class _Probe:
-    """Asks for single keys of a range, `most` times; after that there seem to be none."""
+    """Request single keys of a range, up to a number of requests. After that it finds no key.
 
-    def __init__(self, keys: KeyRange, most: int) -> None:
-        self._keys, self._left, self._retrier = keys, most, Retrier(PATIENCE)
+    Args:
+        keys: The range.
+        max_requests: Maximum number of requests.
+    """
 
-    def behind(self, text: str) -> str | None:
-        """The first key after `text`, as far as the range goes."""
-        if self._left <= 0:
+    def __init__(self, keys: KeyRange, max_requests: int) -> None:
+        self._keys, self._remaining, self._retrier = keys, max_requests, Retrier(PATIENCE)
+
+    def find_after(self, text: str) -> str | None:
+        """Return the first key of the range after `text`, or None."""
+        if self._remaining <= 0:
             return None
-        self._left -= 1
+        self._remaining -= 1
         page = _page(self._keys, self._retrier, above=text, limit=1)
-        found = [item["Key"] for item in page.get("Contents", ())]
+        matches = [item["Key"] for item in page.get("Contents", ())]
         return (
-            found[0]
-            if found and (self._keys.until is None or found[0] <= self._keys.until)
+            matches[0]
+            if matches and (self._keys.until is None or matches[0] <= self._keys.until)
             else None
         )
 
-    def behind_all(self, stem: str) -> str | None:
-        """The first key after all that begin with `stem`."""
-        following = _successor(stem)
-        return None if len(following) <= len(self._keys.prefix) else self.behind(following)
+    def find_after_all(self, stem: str) -> str | None:
+        """Return the first key of the range after all keys that begin with `stem`, or None."""
+        following = _get_successor(stem)
+        return None if len(following) <= len(self._keys.prefix) else self.find_after(following)
 
 
-def _parted(
-    keys: KeyRange, known: str | None, probe: _Probe, pieces: int
+def _split_once(
+    keys: KeyRange, first_key: str | None, probe: _Probe, pieces: int
 ) -> list[tuple[KeyRange, str | None]]:
-    """A range parted where its keys first differ, each part with a key that it begins with; `known`
-    is such a key of the range itself.
+    """Split a range where its keys first differ, and return each part with its first key.
+
+    Args:
+        keys: The range.
+        first_key: The first key of the range. None returns the range as it is.
+        probe: Requests keys.
+        pieces: The requested number of parts.
     """
-    if known is None:
+    if first_key is None:
         return [(keys, None)]
-    shared, end = len(keys.prefix), len(known)
-    following: str | None = None
+    shared, end = len(keys.prefix), len(first_key)
+    next_key: str | None = None
     while shared < end:
         middle = (shared + end) // 2
-        found = _beginning(keys, probe.behind_all(known[: middle + 1]), middle + 1)
-        if found is None:
+        key = _check_cut(keys, probe.find_after_all(first_key[: middle + 1]), middle + 1)
+        if key is None:
             shared = middle + 1
         else:
-            end, following = middle, found
-    if following is None:  # those that are left begin with all of `known`
-        following = _beginning(keys, probe.behind(known), shared + 1)
-    cuts: list[tuple[str, str]] = []  # edges, and the first key behind each
+            end, next_key = middle, key
+    if next_key is None:  # All other keys begin with the whole of `first_key`.
+        next_key = _check_cut(keys, probe.find_after(first_key), shared + 1)
+    cuts: list[tuple[str, str]] = []  # The edges, with the first key after each.
     while (
-        following is not None
-        and len(cuts) < max(pieces, _LETTERS)
-        and following[: shared + 1] > (keys.after or "")
+        next_key is not None
+        and len(cuts) < max(pieces, _MIN_CUTS)
+        and next_key[: shared + 1] > (keys.after or "")
     ):
-        cuts.append((following[: shared + 1], following))
-        following = _beginning(keys, probe.behind_all(cuts[-1][0]), shared + 1)
+        cuts.append((next_key[: shared + 1], next_key))
+        next_key = _check_cut(keys, probe.find_after_all(cuts[-1][0]), shared + 1)
     step = -(-(len(cuts) + 1) // (2 * pieces))
     cuts = cuts[step - 1 :: step]
     edges = [keys.after, *(edge for edge, _ in cuts), keys.until]
     return [
         (replace(keys, after=after, until=until), first)
         for (after, until), first in zip(
-            pairwise(edges), [known, *(first for _, first in cuts)], strict=True
+            pairwise(edges), [first_key, *(first for _, first in cuts)], strict=True
         )
     ]
 
 
-def _beginning(keys: KeyRange, key: str | None, length: int) -> str | None:
-    """A key whose first letters are a place to cut the range at; a key that is its last one, and no
-    longer than they are, is not.
+def _check_cut(keys: KeyRange, key: str | None, length: int) -> str | None:
+    """Return a key if the range can be cut at its first `length` characters, else None.
+
+    A range cannot be cut at or after its end.
     """
     return None if key is None or (keys.until is not None and key[:length] >= keys.until) else key
 
 
-def _successor(stem: str) -> str:
-    """The least text of its length that is larger than all that begin with `stem`; shorter where
-    there is none.
+def _get_successor(stem: str) -> str:
+    """Return the smallest text that is larger than all texts that begin with `stem`.
+
+    It is at most as long as `stem`, and empty if there is none.
     """
     while stem and ord(stem[-1]) == _LAST_POINT:
         stem = stem[:-1]
@@ -267,64 +304,63 @@ def _page(
 def _head(bucket: str, key: str, retrier: Retrier) -> dict[str, Any] | None:
     for attempt in retrier.attempts(gate=_gate):
         with attempt as left:
-            found = s3.found(bucket, key, timeout_s=left)
-    return found
+            head = s3.find(bucket, key, timeout_s=left)
+    return head
 
 
-def _whole(place: str, retrier: Retrier) -> KeyRange | None:
-    """All keys of a source; None where they fit one page."""
-    bucket, key = urls.bucket_and_key(place)
-    keys = _below(bucket, key)
+def _find_full_range(url: str, retrier: Retrier) -> KeyRange | None:
+    """Return the range of all keys of a source, or None if they fit one page."""
+    bucket, key = urls.split_bucket(url)
+    keys = _make_range(bucket, key)
     first = _page(keys, retrier)
-    if not first.get("Contents") and urls.has_magic(place) and _head(bucket, key, retrier) is None:
-        base, pattern = urls.split_at_magic(place)
-        keys = replace(_below(*urls.bucket_and_key(base)), pattern=pattern)
+    if not first.get("Contents") and urls.has_magic(url) and _head(bucket, key, retrier) is None:
+        base, pattern = urls.split_at_magic(url)
+        keys = replace(_make_range(*urls.split_bucket(base)), pattern=pattern)
         first = _page(keys, retrier)
     return keys if first.get("IsTruncated") else None
 
 
-def _below(bucket: str, key: str) -> KeyRange:
+def _make_range(bucket: str, key: str) -> KeyRange:
     return KeyRange(bucket, f"{key}/" if key else "")
 
 
-def _folders(keys: KeyRange, retrier: Retrier) -> list[str]:
-    """Folders of a prefix, level by level until there are enough of them, or finding more costs too
-    much; sorted.
+def _list_folders(keys: KeyRange, retrier: Retrier) -> list[str]:
+    """Return sorted folders of a prefix, level by level, until there are enough.
 
-    A page without any ends the search in its folder: what lies there side by side is better parted
-    by probing.
+    The search also ends after too many requests. A page without folders ends the search in its
+    folder, since its objects are better split by probing.
     """
-    found: list[str] = []
+    folders: list[str] = []
     level, requests = [keys.prefix], _MAX_REQUESTS
-    while level and len(found) < _ENOUGH_FOLDERS and requests > 0:
-        below: list[str] = []
+    while level and len(folders) < _ENOUGH_FOLDERS and requests > 0:
+        subfolders: list[str] = []
         for folder in level:
             for page in s3.pages(keys.bucket, folder, retrier, gate=_gate, delimiter="/"):
                 requests -= 1
-                below += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+                subfolders += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
                 if requests <= 0 or not page.get("CommonPrefixes"):
                     break
             if requests <= 0:
                 break
-        found += below
-        level = below
-    return sorted(found)
+        folders += subfolders
+        level = subfolders
+    return sorted(folders)
 
 
-def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
-    """The range in stretches that end at folders, evenly many to each."""
+def _cut_at_folders(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
+    """Split a range at folders, with about the same number of folders in each part."""
     step = -(-(len(folders) + 1) // _MAX_RANGES)
     edges = [keys.after, *folders[step - 1 :: step], keys.until]
     return [replace(keys, after=after, until=until) for after, until in pairwise(edges)]
 
 
-def _objects_of(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
-    """The files on one page of an S3 listing."""
+def _iter_objects(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
+    """Yield the files on one page of an S3 listing."""
     for item in page.get("Contents", ()):
-        # Consoles mark an empty folder by an empty object whose key ends in a slash.
+        # Consoles mark an empty folder with an empty object whose key ends in a slash.
         if not (item["Key"].endswith("/") and item["Size"] == 0):
             yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
 
 
-def _up_to(until: str, page: dict[str, Any]) -> dict[str, Any]:
+def _limit_page(until: str, page: dict[str, Any]) -> dict[str, Any]:
     return {"Contents": [item for item in page.get("Contents", ()) if item["Key"] <= until]}

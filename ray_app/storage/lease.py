@@ -1,13 +1,13 @@
-"""Keep a second writer out of a directory, by numbered files in its folder `lease`.
+"""Exclude a second writer from a directory, by numbered files in its folder `lease`.
 
-`lease/00042.json` names the `Holder` (host and process) that claimed the directory as the 42nd. The
+`lease/00042.json` has the `Holder` (host and process) that claimed the directory as the 42nd. The
 store creates each file exclusively, so one of several processes gets the next number. The highest
-number wins: a holder that sees a higher number has lost the directory. A heartbeat renews the
-holder's own file.
+number wins. A holder that sees a higher number has lost the directory. A heartbeat renews the file
+of the holder.
 
-A holder that died on this machine is replaced at once. A holder elsewhere is watched for `ttl_s`,
-since only its heartbeat shows whether it is alive. The clocks of two machines are never compared. A
-store that does not create exclusively is detected by creating the same file once more.
+A holder that died on this machine is replaced immediately. A holder on another machine is watched
+for `ttl_s`, because only its heartbeat shows whether it is alive. The clocks of two machines are
+never compared. To detect a store that does not create exclusively, the same file is created twice.
 """
 
 import json
@@ -31,17 +31,25 @@ from ray_app.storage.errors import refuses_condition
 from ray_app.storage.store import Store
 
 UNGUARDED = "write into a directory whose store has no conditional writes: then nothing stops two commands from writing there at once"
-_IGNORED, _UNTRIED = "it ignores or refuses If-None-Match", "a kind that was never tried"
+_IGNORED, _UNTRIED = "it ignores or refuses If-None-Match", "this kind of store was not tested"
 _FOLDER, _NAME = "lease", re.compile(r"(\d+)\.json")
-_MAX_FILES = 3  # The newest file carries the number, the files before it show who wrote before.
-_OLD_PATH = "lease.json"  # of Touchstone up to 0.24
+_MAX_FILES = 3  # The newest file has the number. The files before it show the previous writers.
+_OLD_PATH = "lease.json"  # Touchstone up to 0.24 used this file.
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lease: its machine, its pid and start, and a token that no other
-    claim has. `beat` counts heartbeats.
+    """The process that holds a lease.
+
+    Attributes:
+        host: The name of its machine.
+        machine: The identity of its machine (see `host_identity`).
+        pid: Its process id.
+        started: Its start, which distinguishes it from other processes with the same id.
+        token: A random token of this claim.
+        beat: The number of heartbeats.
+        released: Whether it has released the directory.
     """
 
     host: str
@@ -59,7 +67,7 @@ class Holder:
         return cls(platform.node(), host_identity(), pid, started, secrets.token_hex(16))
 
     def died_here(self) -> bool:
-        """Return whether the process is known to be dead, which only its own machine can know."""
+        """Return whether the process is known to be dead. Only its own machine can know this."""
         return self.machine == host_identity() and not is_running(self.pid, self.started)
 
     def encode(self) -> bytes:
@@ -68,28 +76,28 @@ class Holder:
 
 
 def newest_claim(store: Store) -> int:
-    """Return the number of the newest claim on a directory; 0 if there is none."""
+    """Return the number of the newest claim on a directory, 0 if there is none."""
     names = filter(_NAME.fullmatch, store.names(_FOLDER))
-    return max((_number_in(f"{_FOLDER}/{name}") for name in names), default=0)
+    return max((_parse_number(f"{_FOLDER}/{name}") for name in names), default=0)
 
 
 class Lease:
     """Hold a directory as its only writer, as in `with Lease(store) as lease:`.
 
-    `number` is the number of this claim: 1 for the first one in a directory, then higher for each
-    later one. `lost` is set once another process has claimed the directory. `is_guarded` is False
-    if the store would let two writers in.
+    `number` is the number of this claim: 1 for the first claim of a directory, and higher for each
+    later claim. `lost` is set when another process has claimed the directory. `is_guarded` is False
+    if the store does not exclude a second writer.
 
     Args:
         store: The directory.
-        ttl_s: How long a holder on another machine is watched for a heartbeat before it counts as
-            dead.
-        beat_s: The time between two heartbeats.
-        poll_s: The time between two looks at a holder that is watched.
-        clock: The clock of all of these.
-        sleep: How to wait.
-        holder: The process to name. Defaults to this process.
-        unguarded: Accept a store without conditional writes.
+        ttl_s: Seconds for which a holder on another machine is watched for a heartbeat before it
+            counts as dead.
+        beat_s: Seconds between two heartbeats.
+        poll_s: Seconds between two checks of a holder that is watched.
+        clock: The clock for these times.
+        sleep: Waits for a number of seconds.
+        holder: The process that holds the lease. Defaults to this process.
+        unguarded: Whether to accept a store without conditional writes.
     """
 
     def __init__(
@@ -127,11 +135,11 @@ class Lease:
         self.release()
 
     def acquire(self) -> None:
-        """Claim the directory and keep the claim alive.
+        """Claim the directory, and keep the claim alive.
 
         Raises:
             IdentityError: Another process holds the directory and is alive.
-            StorageError: The store would let two writers in, and `unguarded` is not set.
+            StorageError: The store does not exclude a second writer, and `unguarded` is not set.
         """
         self._remove_old_lease()
         while not self._claim_next_number():
@@ -141,7 +149,7 @@ class Lease:
         self.is_guarded = self._store.is_exclusive and not self._create(self._path, probe)
         if not self.is_guarded and not self._unguarded:
             self._store.delete(self._path)
-            raise self._no_conditional_writes()
+            raise self._make_unguarded_error()
         if not self.is_guarded:
             _log.warning(
                 "lease_unguarded url=%s lost=%r",
@@ -153,26 +161,26 @@ class Lease:
         self._heart.start()
 
     def release(self) -> None:
-        """Stop the heartbeat and give the directory back, if it is still held."""
+        """Stop the heartbeat, and release the directory if it is still held."""
         self._stopped.set()
         if self._heart is not None:
             self._heart.join()
         try:
             if self._is_newest():
-                self._give_back()
+                self._release_claim()
         except TouchstoneError as error:
             _log.warning("lease_left_behind reason=%r", error.message)
 
     def facts(self) -> dict[str, Any]:
-        """Return what a summary shows: nothing, unless a second writer would not be noticed."""
+        """Return facts for a summary: empty, unless a second writer would not be noticed."""
         return {} if self.is_guarded else {"unguarded": True}
 
     def check(self) -> None:
         """Raise IdentityError if another process has claimed the directory."""
         if self.lost.is_set():
             raise IdentityError(
-                f"{self._store.url}: another run has taken this directory over",
-                hint="this process could not renew its claim in time; let the other one finish, then run the same command again",
+                f"{self._store.url}: another run has taken over this directory, since this process did not renew its claim in time",
+                hint="wait until the other run finishes, then run the same command again",
             )
 
     @property
@@ -180,11 +188,11 @@ class Lease:
         return f"{_FOLDER}/{self.number:05}.json"
 
     def _claim_next_number(self) -> bool:
-        """Create the file after the newest one; False if another process was faster."""
+        """Create the file after the newest file. Return False if another process was faster."""
         newest = self._read_newest()
         if newest is not None and not self._is_over(*newest):
             return False
-        number = 1 if newest is None else _number_in(newest[0]) + 1
+        number = 1 if newest is None else _parse_number(newest[0]) + 1
         path = f"{_FOLDER}/{number:05}.json"
         if not self._create(path, self.holder):
             return False
@@ -194,7 +202,7 @@ class Lease:
         return True
 
     def _create(self, path: str, holder: Holder) -> bool:
-        """Write a file unless it exists. A store that refuses this condition gets a plain write."""
+        """Write a file unless it exists. A store that refuses the condition gets a plain write."""
         try:
             return self._store.create(path, holder.encode())
         except StorageError as error:
@@ -206,12 +214,12 @@ class Lease:
     def _list_files(self) -> list[str]:
         """List the paths of all lease files by number, the lowest first."""
         names = filter(_NAME.fullmatch, self._store.names(_FOLDER))
-        return sorted((f"{_FOLDER}/{name}" for name in names), key=_number_in)
+        return sorted((f"{_FOLDER}/{name}" for name in names), key=_parse_number)
 
     def _read_newest(self) -> tuple[str, Holder] | None:
-        """Return the path and the holder of the highest number; None without any lease file."""
+        """Return the path and the holder with the highest number, None without any lease file."""
         while paths := self._list_files():
-            # A file that was removed after the listing has a successor, or left a free directory.
+            # If the file was removed after the listing, a newer file exists, or the directory is free.
             if (holder := self._read(paths[-1])) is not None:
                 return paths[-1], holder
         return None
@@ -235,7 +243,9 @@ class Lease:
             ) from None
 
     def _is_over(self, path: str, other: Holder) -> bool:
-        """Return whether a holder released its claim or is dead; False if its file changed hands.
+        """Return whether a holder released its claim or is dead.
+
+        It is False if another process has taken over the file.
 
         Raises:
             IdentityError: The holder is alive.
@@ -243,31 +253,31 @@ class Lease:
         if other.released or other.died_here():
             return True
         if other.machine == host_identity():
-            raise self._in_use(other)
+            raise self._make_in_use_error(other)
         _log.info("lease_watch host=%s pid=%d seconds=%g", other.host, other.pid, self._ttl_s)
         until = self._clock() + self._ttl_s
         while self._clock() < until:
             self._sleep(self._poll_s)
-            now = self._read(path)
-            if now is None or now.released or now.token != other.token:
+            current = self._read(path)
+            if current is None or current.released or current.token != other.token:
                 return False
-            if now.beat != other.beat:
-                raise self._in_use(other)
+            if current.beat != other.beat:
+                raise self._make_in_use_error(other)
         return True
 
-    def _in_use(self, other: Holder) -> IdentityError:
+    def _make_in_use_error(self, other: Holder) -> IdentityError:
         return IdentityError(
             f"{self._store.url} is in use by another run (host {other.host}, process {other.pid})",
-            hint="wait for it, stop it, or give another --out",
+            hint="wait for it, stop it, or use another --out",
         )
 
-    def _no_conditional_writes(self) -> StorageError:
+    def _make_unguarded_error(self) -> StorageError:
         reason = _IGNORED if self._store.is_exclusive else _UNTRIED
         return StorageError(
-            f"{self._store.url}: this store has no conditional writes ({reason}): two commands that write "
+            f"{self._store.url}: this store has no conditional writes ({reason}), so two commands that write "
             "into one directory would not notice each other",
-            hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
-            "directory at the same time, say so by the key `unguarded` (docs/continuing.md)",
+            hint="write to a store that has conditional writes, or to a disk and copy from there; or, if nothing else writes into this "
+            "directory at the same time, set the key `unguarded` (docs/continuing.md)",
         )
 
     def _remove_old_lease(self) -> None:
@@ -286,7 +296,7 @@ class Lease:
         except StorageError as error:
             _log.warning("lease_files_left_behind reason=%r", error.message)
 
-    def _give_back(self) -> None:
+    def _release_claim(self) -> None:
         store = self._store
         if self.number == 1 and not store.names("") and store.folders("") == [_FOLDER]:
             # The command wrote nothing, so nothing refers to the number.
@@ -316,22 +326,22 @@ class Lease:
         _log.error("lease_lost url=%s", self._store.url)
 
 
-def _number_in(path: str) -> int:
+def _parse_number(path: str) -> int:
     return int(path.removeprefix(f"{_FOLDER}/").removesuffix(".json"))
 
 
 @cache
 def host_identity() -> str:
-    """Return what two processes share exactly if one can see whether the other runs: name, boot,
-    and process namespace.
+    """Return the identity of this machine: name, boot, and process namespace.
 
-    Containers of one machine share its boot, but not its process numbers.
+    Two processes share it exactly if one can see whether the other runs. Containers of one machine
+    share its boot, but not its process ids.
     """
-    boot = _or_unknown(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    return f"{platform.node()} {boot} {_or_unknown(lambda: os.readlink('/proc/self/ns/pid'))}"
+    boot = _read_or_unknown(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    return f"{platform.node()} {boot} {_read_or_unknown(lambda: os.readlink('/proc/self/ns/pid'))}"
 
 
-def _or_unknown(read: Callable[[], str]) -> str:
+def _read_or_unknown(read: Callable[[], str]) -> str:
     try:
         return read()
     except OSError:

@@ -1,9 +1,9 @@
-"""List sources: `list_objects` streams names, sizes, and versions in the order of uris.
+"""List a source: `list_objects` streams names, sizes, and versions in the order of uris.
 
 A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https
-URL. Pattern letters only count if nothing has that literal name. Symbolic links to files are
-listed, links to folders are not followed (so no cycle can hang a run). A folder in the source that
-cannot be listed is reported (`ClosedFolder`), and everything else is listed.
+URL. Characters of a pattern count only if nothing has the literal name. Symbolic links to files are
+listed. Links to folders are not followed, so that a cycle cannot hang a run. A folder in the source
+that cannot be listed is reported (`ClosedFolder`), and everything else is listed.
 """
 
 import difflib
@@ -21,106 +21,113 @@ from ray_app.storage.places import place_for
 def list_objects(
     source: str, guard: Guard | None = None, *, enters: Enters = lambda _: True
 ) -> Iterator[ObjectInfo]:
-    """List every file of a source, sorted by uri, with secrets stripped; memory does not grow with
-    the number of files.
+    """List every file of a source, sorted by uri, with secrets stripped.
 
-    A folder of the source that cannot be listed is a `ClosedFolder`.
+    Memory does not grow with the number of files. A folder of the source that cannot be listed is a
+    `ClosedFolder`.
 
     Args:
         source: A file, a folder, a key prefix, a pattern, or one https URL.
-        guard: The web servers that a server may redirect to. Defaults to itself and the public
-            Internet.
-        enters: Called with the uri of a folder before it is listed; False leaves the folder out. A
+        guard: The web servers that a server may redirect to. Defaults to the server itself and the
+            public Internet.
+        enters: Called with the uri of a folder before it is listed. False skips the folder. A
             bucket has no folders.
 
     Raises:
-        ConfigError: No file is there. Raised at the first step, as the others.
+        ConfigError: There is no file. Like StorageError, it is raised at the first step of the
+            iterator.
         StorageError: The store is unreachable, or the source itself cannot be listed.
     """
-    place = urls.canonical(source)
-    guard = guard or Guard.of([place])
-    has_left_out = False
+    location = urls.canonical(source)
+    guard = guard or Guard.of([location])
+    has_skipped = False
 
-    def enters_noted(folder: str) -> bool:
-        nonlocal has_left_out
-        is_wanted = enters(folder)
-        has_left_out |= not is_wanted
-        return is_wanted
+    def enters_and_note(folder: str) -> bool:
+        nonlocal has_skipped
+        is_entered = enters(folder)
+        has_skipped |= not is_entered
+        return is_entered
 
     try:
-        base, pattern = split_source(place)
-        found = (
-            _walk(place, guard, enters_noted)
+        base, pattern = split_source(location)
+        objects = (
+            _walk(location, guard, enters_and_note)
             if pattern is None
-            else _matching(base, pattern, guard, enters_noted)
+            else _list_matching(base, pattern, guard, enters_and_note)
         )
-        first = next(found, None)
+        first = next(objects, None)
         if first is not None:
-            yield from chain([first], found)
+            yield from chain([first], objects)
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise errors.unreachable(error, place, "list") from error
-    if first is None and not has_left_out:
-        raise _nothing_at(place)
+        raise errors.unreachable(error, location, "list") from error
+    if first is None and not has_skipped:
+        raise _make_empty_error(location)
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """Split a source into the place that relative paths begin after, and the pattern behind it,
-    which is None for a literal name.
+    """Split a source into the location that paths are relative to, and its pattern.
 
-    A name with pattern letters is literal if the store has it. A web address is always literal.
-    Raises StorageError.
+    The pattern is None for a literal name. A name with characters of a pattern is literal if the
+    store has it. A web URL is always literal.
+
+    Raises:
+        StorageError: The store is unreachable.
     """
-    place = urls.canonical(source)
-    if not urls.has_magic(place) or urls.scheme_of(place) in WEB or _is_there(place):
-        return place, None
-    return urls.split_at_magic(place)
+    location = urls.canonical(source)
+    if not urls.has_magic(location) or urls.scheme_of(location) in WEB or _exists(location):
+        return location, None
+    return urls.split_at_magic(location)
 
 
 def is_pattern(source: str) -> bool:
-    """Whether a source is a pattern, and not the literal name of a file, folder, or prefix. Raises
-    StorageError.
+    """Return whether a source is a pattern, not the literal name of a file, folder, or prefix.
+
+    Raises:
+        StorageError: The store is unreachable.
     """
     return split_source(source)[1] is not None
 
 
 def base_of(source: str) -> str:
-    """Return the folder or prefix that paths of a source are relative to. Raises StorageError."""
+    """Return the folder or prefix that the paths of a source are relative to.
+
+    Raises:
+        StorageError: The store is unreachable.
+    """
     return split_source(source)[0]
 
 
-def _is_there(place: str) -> bool:
-    if urls.scheme_of(place) == "file":
-        return os.path.lexists(place)
+def _exists(location: str) -> bool:
+    if urls.scheme_of(location) == "file":
+        return os.path.lexists(location)
     try:
-        return next(_walk(place, Guard.of([place]), lambda _: True), None) is not None
+        return next(_walk(location, Guard.of([location]), lambda _: True), None) is not None
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise errors.unreachable(error, place, "list") from error
+        raise errors.unreachable(error, location, "list") from error
 
 
-def _walk(place: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
-    return place_for(place, guard, pins_commits=True).walk(place, enters)
+def _walk(location: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
+    return place_for(location, guard, pins_commits=True).walk(location, enters)
 
 
-def _matching(base: str, pattern: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
+def _list_matching(base: str, pattern: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
     matches, may_match_below = urls.full_matcher(pattern), urls.matcher_below([f"/{pattern}"])
-    skipped = len(base.rstrip("/")) + 1
+    base_length = len(base.rstrip("/")) + 1
 
     def enters_matching(folder: str) -> bool:
-        return may_match_below(urls.local_path(folder)[skipped:]) and enters(folder)
+        return may_match_below(urls.local_path(folder)[base_length:]) and enters(folder)
 
     for info in _walk(base or "/", guard, enters_matching):
-        if isinstance(info, ClosedFolder) or matches(urls.local_path(info.uri)[skipped:]):
+        if isinstance(info, ClosedFolder) or matches(urls.local_path(info.uri)[base_length:]):
             yield info
 
 
-def not_there(path: str) -> ConfigError:
-    """What to say of a file or folder of this machine that is not there, with the nearest name
-    beside it.
-    """
+def make_missing_error(path: str) -> ConfigError:
+    """Return the error for a missing local file or folder, with the nearest name as a hint."""
     folder, name = os.path.split(os.path.abspath(path))
     try:
         nearest = difflib.get_close_matches(name, os.listdir(folder), 1)
@@ -129,40 +136,43 @@ def not_there(path: str) -> ConfigError:
     hint = (
         f"did you mean {os.path.join(os.path.dirname(path), nearest[0])}?"
         if nearest
-        else "check the spelling, and the folder you are in"
+        else "check the spelling, and the current directory"
     )
     return ConfigError(f"{path}: no such file or folder", hint=hint)
 
 
-def _nothing_at(place: str) -> ConfigError:
-    """What to say where a source has no file: a misspelt name, an empty folder, or a pattern that
-    nothing matches.
+def _make_empty_error(location: str) -> ConfigError:
+    """Return the error for a source without files.
+
+    The name is misspelt, the folder is empty, or nothing matches the pattern.
     """
-    scheme, shown = urls.scheme_of(place), urls.strip_secrets(place)
-    if scheme == "file" and os.path.isdir(place):
-        hint = "linked folders are not followed: name them as sources of their own"
-        return ConfigError(f"{shown}: the folder has no files in it", hint=hint)
-    if scheme == "file" and os.path.lexists(place):
+    scheme, name = urls.scheme_of(location), urls.strip_secrets(location)
+    if scheme == "file" and os.path.isdir(location):
+        hint = "linked folders are not followed: name each as a separate source"
+        return ConfigError(f"{name}: the folder has no files in it", hint=hint)
+    if scheme == "file" and os.path.lexists(location):
         kind = (
-            "a link to nothing"
-            if os.path.islink(place) and not os.path.exists(place)
+            "a dangling symbolic link"
+            if os.path.islink(location) and not os.path.exists(location)
             else "neither a file nor a folder"
         )
-        return ConfigError(f"{shown}: it is {kind}", hint="name a file or a folder")
-    if urls.has_braces(shown):
         return ConfigError(
-            f"{shown}: no such file or folder, and braces are not expanded",
+            f"{name}: expected a file or a folder, found {kind}", hint="name a file or a folder"
+        )
+    if urls.has_braces(name):
+        return ConfigError(
+            f"{name}: no such file or folder, and braces are not expanded",
             hint="write a pattern, as in db-*.tar, or name each file",
         )
-    if is_pattern(place):
+    if is_pattern(location):
         return ConfigError(
-            f"{shown}: no file matches this pattern",
-            hint="upper and lower case count: *.jpg does not match A.JPG",
+            f"{name}: no file matches this pattern",
+            hint="check upper and lower case: *.jpg does not match A.JPG",
         )
     if scheme == "file":
-        return not_there(place)
+        return make_missing_error(location)
     hint = {
-        "s3": f"check the spelling; for all objects whose names begin so, write '{shown}*'",
+        "s3": f"check the spelling; for all objects whose names begin with it, write '{name}*'",
         "hf": "check the spelling and the revision; private and gated repositories need HF_TOKEN, or `hf auth login`",
     }.get(scheme, "check the spelling")
-    return ConfigError(f"{shown}: no such file or folder, or it has no files in it", hint=hint)
+    return ConfigError(f"{name}: no such file or folder, or it has no files in it", hint=hint)

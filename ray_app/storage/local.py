@@ -1,4 +1,4 @@
-"""`Local`: files of this machine as a place, and `walk_folder`, which lists a folder of any size."""
+"""Read and write files on this machine (`Local`), and list folders of any size (`walk_folder`)."""
 
 import contextlib
 import errno
@@ -18,24 +18,27 @@ from typing_extensions import override
 from ray_app.storage import errors, urls
 from ray_app.storage.place import ClosedFile, ClosedFolder, Enters, Entry, ObjectInfo, Place
 
-# Process-wide or machine-wide limits, which have nothing to do with one folder.
+# Errors of process-wide or machine-wide limits, which do not concern one folder.
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 # File systems without hard links raise one of these.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-_UNFINISHED = ".touchstone-"  # A killed writer leaves such a file; it is never listed as a name.
+_UNFINISHED = ".touchstone-"  # A killed writer leaves a file with this prefix. It is never listed.
 
 
 @dataclass
 class NotedFolders:
-    """The number of folders of one kind in a listing, such as links to folders, and the path of the
-    first.
+    """The number of folders of one kind in a listing, such as links to folders, with an example.
+
+    Attributes:
+        count: The number of folders.
+        example: The path of the first folder.
     """
 
     count: int = 0
     example: str = ""
 
     def add(self, other: "NotedFolders") -> None:
-        """Count the folders of another listing too."""
+        """Add the folders of another listing."""
         self.count, self.example = self.count + other.count, self.example or other.example
 
 
@@ -44,20 +47,23 @@ _linked: ContextVar[NotedFolders | None] = ContextVar("linked folders", default=
 
 @contextlib.contextmanager
 def noting_linked_folders() -> Iterator[NotedFolders]:
-    """Count the links to folders that listings of this thread meet inside the block. A listing does
-    not follow them, and a report shows their number.
+    """Count the links to folders that listings of this thread meet in the block.
+
+    A listing does not follow these links, and a report shows their number.
     """
-    noted = NotedFolders()
-    token = _linked.set(noted)
+    linked = NotedFolders()
+    token = _linked.set(linked)
     try:
-        yield noted
+        yield linked
     finally:
         _linked.reset(token)
 
 
 class Local(Place):
-    """Files of this machine. A new file appears whole: it is written next to its path and then
-    renamed, or linked if it must be new.
+    """Files on this machine.
+
+    A new file appears complete. It is written next to its path, and then renamed, or linked if it
+    must not replace a file.
     """
 
     is_exclusive = True
@@ -84,28 +90,28 @@ class Local(Place):
             _require_file(before, version)
             if max_bytes is not None and before.st_size > max_bytes:
                 raise errors.too_large(before.st_size, max_bytes)
-            rest = max(0, before.st_size - start)
-            wanted = rest if length is None else min(length, rest)
-            data = os.pread(descriptor, wanted, start)
-            while len(data) < wanted and (
-                more := os.pread(descriptor, wanted - len(data), start + len(data))
+            remaining = max(0, before.st_size - start)
+            size = remaining if length is None else min(length, remaining)
+            data = os.pread(descriptor, size, start)
+            while len(data) < size and (
+                more := os.pread(descriptor, size - len(data), start + len(data))
             ):
                 data += more
             after = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        if len(data) != wanted or (after.st_size, after.st_mtime_ns) != (
+        if len(data) != size or (after.st_size, after.st_mtime_ns) != (
             before.st_size,
             before.st_mtime_ns,
         ):
-            raise errors.ObjectChangedError("it changed while it was read")
+            raise errors.ObjectChangedError("the file changed while it was read")
         return data
 
     @override
     def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
-        found = os.stat(urls.local_path(path))
-        _require_file(found, version)
-        return found.st_size
+        stat_result = os.stat(urls.local_path(path))
+        _require_file(stat_result, version)
+        return stat_result.st_size
 
     @override
     def exists(self, path: str, *, timeout_s: float) -> bool:
@@ -117,17 +123,17 @@ class Local(Place):
 
     @override
     def write(self, path: str, data: bytes, *, timeout_s: float) -> None:
-        with _written_aside(path, io.BytesIO(data)) as aside:
+        with _write_aside(path, io.BytesIO(data)) as aside:
             os.replace(aside, path)
 
     @override
     def write_file(self, path: str, source: Path, *, timeout_s: float) -> None:
-        with open(source, "rb") as data, _written_aside(path, data) as aside:
+        with open(source, "rb") as data, _write_aside(path, data) as aside:
             os.replace(aside, path)
 
     @override
     def create(self, path: str, data: bytes, *, timeout_s: float) -> bool:
-        with _written_aside(path, io.BytesIO(data)) as aside:
+        with _write_aside(path, io.BytesIO(data)) as aside:
             try:
                 os.link(aside, path)
             except FileExistsError:
@@ -140,44 +146,48 @@ class Local(Place):
 
     @override
     def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
-        listed: list[Entry] = []
-        with os.scandir(folder) as found:
-            for entry in found:
+        entries: list[Entry] = []
+        with os.scandir(folder) as scan:
+            for entry in scan:
                 with contextlib.suppress(FileNotFoundError):  # It was deleted since.
                     if entry.name.startswith(_UNFINISHED) or not entry.name.startswith(prefix):
                         continue
                     if entry.is_dir():
-                        listed.append(Entry(entry.name, None))
+                        entries.append(Entry(entry.name, None))
                     else:
                         facts = entry.stat()
-                        listed.append(Entry(entry.name, facts.st_size))
-        return listed
+                        entries.append(Entry(entry.name, facts.st_size))
+        return entries
 
     @override
     def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
         try:
-            found = os.stat(source)
+            stat_result = os.stat(source)
         except FileNotFoundError:
             return
-        if stat.S_ISREG(found.st_mode):
-            yield ObjectInfo(urls.local_uri(source), found.st_size, local_version(found))
-        if not stat.S_ISDIR(found.st_mode):
+        if stat.S_ISREG(stat_result.st_mode):
+            yield ObjectInfo(
+                urls.local_uri(source), stat_result.st_size, local_version(stat_result)
+            )
+        if not stat.S_ISDIR(stat_result.st_mode):
             return
         for path, error in walk_folder(source, enters):
             if error is not None:
-                yield ClosedFolder(urls.local_uri(path), -1, "", errors.closed_folder(error))
+                yield ClosedFolder(urls.local_uri(path), -1, "", errors.make_folder_error(error))
                 continue
             try:
-                found = os.stat(path)
-            # The reader of the file meets the same error, and the row of the file shows it.
+                stat_result = os.stat(path)
+            # Reading the file raises the same error, which the row of the file then shows.
             except OSError as error_of_file:
                 kind = ObjectInfo if errors.is_missing(error_of_file) else ClosedFile
                 yield kind(urls.local_uri(path), -1, "")
                 continue
-            if stat.S_ISREG(found.st_mode):
-                yield ObjectInfo(urls.local_uri(path), found.st_size, local_version(found))
-            elif stat.S_ISDIR(found.st_mode) and (noted := _linked.get()) is not None:
-                noted.add(NotedFolders(1, path))
+            if stat.S_ISREG(stat_result.st_mode):
+                yield ObjectInfo(
+                    urls.local_uri(path), stat_result.st_size, local_version(stat_result)
+                )
+            elif stat.S_ISDIR(stat_result.st_mode) and (linked := _linked.get()) is not None:
+                linked.add(NotedFolders(1, path))
 
     @override
     def delete(self, path: str, *, timeout_s: float) -> None:
@@ -194,15 +204,15 @@ class Local(Place):
             os.rmdir(folder)
 
 
-def local_version(found: os.stat_result) -> str:
+def local_version(stat_result: os.stat_result) -> str:
     """Return the version of a local file: size and mtime in ns."""
-    return f"{found.st_size}-{found.st_mtime_ns}"
+    return f"{stat_result.st_size}-{stat_result.st_mtime_ns}"
 
 
-def _require_file(found: os.stat_result, version: str) -> None:
-    errors.require_version(version, local_version(found))
-    if not stat.S_ISREG(found.st_mode):
-        raise errors.ObjectChangedError("it is no longer a file")
+def _require_file(stat_result: os.stat_result, version: str) -> None:
+    errors.require_version(version, local_version(stat_result))
+    if not stat.S_ISREG(stat_result.st_mode):
+        raise errors.ObjectChangedError("the path is no longer a file")
 
 
 def _create_in_place(path: str, data: bytes) -> bool:
@@ -215,7 +225,7 @@ def _create_in_place(path: str, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _written_aside(path: str, data: BinaryIO) -> Iterator[str]:
+def _write_aside(path: str, data: BinaryIO) -> Iterator[str]:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     aside = os.path.join(folder, f"{_UNFINISHED}{secrets.token_hex(6)}")
@@ -235,45 +245,47 @@ def walk_folder(
 
     Args:
         folder: The path of the folder.
-        enters: Called with the uri of each folder below; False leaves the folder out.
+        enters: Called with the uri of each folder below. False skips the folder.
 
     Yields:
-        The path of everything that is not a folder, with None; and the path of each folder below that cannot be listed, with the reason.
+        For each file or other entry, its path and None. For each folder below that cannot be
+        listed, its path and the reason.
 
     Raises:
         OSError: The folder itself cannot be listed or entered, or this process has no resources
             left.
     """
     prefix = folder.rstrip("/") + "/"
-    # A folder that can be listed but not entered: every file in it would be denied.
+    # Raises for a folder that can be listed but not entered, in which every file would be denied.
     os.stat(prefix + ".")
-    names, error = _names_in(prefix)
+    names, error = _list_names(prefix)
     if error is not None:
         raise error
-    # A stack and no recursion: folders may be nested more deeply than Python's calls.
-    waiting = [(prefix, iter(names))]
-    while waiting:
-        prefix, rest = waiting[-1]
-        for name in rest:
+    # This uses a stack, because folders may be nested more deeply than Python allows recursion.
+    stack = [(prefix, iter(names))]
+    while stack:
+        prefix, remaining = stack[-1]
+        for name in remaining:
             path = prefix + name
             if not name.endswith("/"):
                 yield path, None
             elif enters(urls.local_uri(path[:-1])):
-                names, error = _names_in(path)
+                names, error = _list_names(path)
                 if error is not None:
                     yield path[:-1], error
-                waiting.append((path, iter(names)))
+                stack.append((path, iter(names)))
                 break
         else:
-            waiting.pop()
+            stack.pop()
 
 
-def _names_in(folder: str) -> tuple[list[str], OSError | None]:
-    """Return the sorted names in a folder, those of folders with a slash, as far as they can be
-    read, and what ended them early.
+def _list_names(folder: str) -> tuple[list[str], OSError | None]:
+    """Return the sorted names in a folder as far as they can be read, and an error if any.
+
+    Names of folders end with a slash.
     """
-    # Sorting folders with their slash is the order of whole uris, the one that S3 lists in.
-    # Only names are kept: a flat folder may be huge.
+    # Folders are sorted with their slash, which is the order of whole uris and of S3 listings.
+    # Only names are kept, since a flat folder may be huge.
     names: list[str] = []
     error: OSError | None = None
     try:
@@ -282,9 +294,9 @@ def _names_in(folder: str) -> tuple[list[str], OSError | None]:
                 names.append(
                     entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
                 )
-    except OSError as ended:
-        if ended.errno in _NO_RESOURCES:
+    except OSError as os_error:
+        if os_error.errno in _NO_RESOURCES:
             raise
-        error = ended
+        error = os_error
     names.sort()
     return names, error

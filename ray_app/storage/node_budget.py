@@ -1,11 +1,11 @@
-"""`NodeBudget`: memory that all processes of one node share for large files, as a counting
-semaphore of file locks.
+"""Share memory for large files between all processes of one node (`NodeBudget`).
 
-`node_memory` and `usable_cores` are what this machine or container has.
+The budget is a counting semaphore of file locks. It is divided into slots of 64 MiB. Each slot is a
+file that its holder has locked, and the kernel unlocks the file when a process ends in any way. A
+process that needs slots queues until there are enough. A process with slots never waits for more,
+so that no deadlock is possible.
 
-The budget is cut into seats of 64 MiB, each a file that its holder has locked; the kernel unlocks
-them when a process ends, however it ends. A process that wants seats waits at the door, in turn,
-until there are enough; with seats it never waits for more: no deadlock.
+`node_memory` and `usable_cores` return the resources of this machine or container.
 """
 
 import fcntl
@@ -20,12 +20,13 @@ from pathlib import Path
 
 from ray_app.errors import ConfigError
 
-SEAT_BYTES = 64 * 2**20
-NODE_SHARE = 0.25  # of a node's memory; most of the rest is planned for the processes themselves
-_LOOK_EVERY_S = 0.02
+SLOT_BYTES = 64 * 2**20
+# The fraction of a node's memory for the budget. Most of the rest is planned for the processes.
+NODE_FRACTION = 0.25
+_POLL_INTERVAL_S = 0.02
 
-# Files of cgroups with the limits of a container. If they are missing, or contain "max" or -1,
-# there is no limit.
+# cgroup files with the limits of a container. There is no limit if they are missing, or contain "max"
+# or -1.
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -34,27 +35,28 @@ _CGROUP_CPU, _CGROUP_CPU_V1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgro
 
 
 def node_memory() -> int:
-    """Bytes of memory of this machine, or of this container where it has a limit of its own."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    """Return the memory of this machine in bytes, or the limit of this container if it has one."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _CGROUP_LIMITS:
         with suppress(OSError, ValueError):
-            found.append(int(path.read_text()))
-    return min(found)
+            sizes.append(int(path.read_text()))
+    return min(sizes)
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use: those of its affinity, or fewer if its
-    container has a smaller quota.
+    """Return the number of cores that this process may use.
+
+    It is the number of cores in its affinity, or less if its container has a smaller quota.
     """
-    allowed = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     for quota, period in _cpu_quotas():
         if quota > 0 and period > 0:
-            allowed = min(allowed, max(int(quota / period), 1))
-    return allowed
+            cores = min(cores, max(int(quota / period), 1))
+    return cores
 
 
 def _cpu_quotas() -> Iterator[tuple[float, float]]:
-    """Yield microseconds of CPU time, and the period in which a container may take them."""
+    """Yield pairs of CPU time in microseconds and the period in which a container may use it."""
     with suppress(OSError, ValueError):  # "max 100000" has no quota.
         quota, period = map(float, _CGROUP_CPU.read_text().split())
         yield quota, period
@@ -66,16 +68,18 @@ def _cpu_quotas() -> Iterator[tuple[float, float]]:
 
 
 def budget_of(memory_bytes: float) -> int:
-    """What large things may take together on a node with so much memory, in whole seats."""
-    return max(int(NODE_SHARE * memory_bytes) // SEAT_BYTES, 1) * SEAT_BYTES
+    """Return the budget for large files on a node with this memory, in bytes of whole slots."""
+    return max(int(NODE_FRACTION * memory_bytes) // SLOT_BYTES, 1) * SLOT_BYTES
 
 
 class NodeBudget:
-    """So many bytes for all processes of this user on this node (null = a quarter of its memory);
-    one thread at a time.
+    """A memory budget for all processes of this user on this node, for one thread at a time.
 
-    `purpose` names the seats: other purposes have others. `folder` is for tests; all that share a
-    budget must name the same.
+    Args:
+        purpose: The name of the budget. Each name has its own slots.
+        total_bytes: The size of the budget. None for a quarter of the node's memory.
+        folder: The folder of the slots, for tests. All processes that share a budget must use the
+            same folder.
     """
 
     def __init__(
@@ -87,63 +91,66 @@ class NodeBudget:
 
     @contextmanager
     def turn(self, size_bytes: int) -> Iterator[Callable[[], None]]:
-        """Wait until so many bytes (`total_bytes` at most) are free, and have them for the block;
-        what is yielded gives them back early.
-        """
-        with ExitStack() as held:
-            for seat in self._seats(size_bytes):
-                held.callback(os.close, seat)
-            yield held.close
+        """Wait until `size_bytes` are free, and reserve them for the block.
 
-    def _seats(self, size_bytes: int) -> list[int]:
-        """Enough seats for so many bytes, as the descriptors that hold them."""
-        assert size_bytes <= self.total_bytes, "more than there is"
-        began, taken = time.monotonic(), list[int]()
-        wanted, folder = math.ceil(size_bytes / SEAT_BYTES), self._folder or _own_folder()
-        door = _opened(folder / f"{self._purpose}.door")
+        `size_bytes` is at most `total_bytes`. The yielded function releases the memory early.
+        """
+        with ExitStack() as slots:
+            for slot in self._acquire_slots(size_bytes):
+                slots.callback(os.close, slot)
+            yield slots.close
+
+    def _acquire_slots(self, size_bytes: int) -> list[int]:
+        """Wait for the slots for `size_bytes`, and return the descriptors that hold them."""
+        assert size_bytes <= self.total_bytes, "more than the budget"
+        started_at, slots = time.monotonic(), list[int]()
+        count, folder = math.ceil(size_bytes / SLOT_BYTES), self._folder or _get_user_folder()
+        queue_lock = _open_lock(folder / f"{self._purpose}.door")
         try:
-            fcntl.flock(door, fcntl.LOCK_EX)
+            fcntl.flock(queue_lock, fcntl.LOCK_EX)
             while True:
-                taken += self._free(folder, wanted - len(taken))
-                if len(taken) == wanted:
-                    return taken
-                time.sleep(_LOOK_EVERY_S)
+                slots += self._lock_free_slots(folder, count - len(slots))
+                if len(slots) == count:
+                    return slots
+                time.sleep(_POLL_INTERVAL_S)
         except BaseException:
-            for seat in taken:
-                os.close(seat)
+            for slot in slots:
+                os.close(slot)
             raise
         finally:
-            os.close(door)
-            self.waited_s += time.monotonic() - began
+            os.close(queue_lock)
+            self.waited_s += time.monotonic() - started_at
 
-    def _free(self, folder: Path, wanted: int) -> list[int]:
-        """Up to so many free seats, locked."""
-        taken: list[int] = []
-        for seat in range(math.ceil(self.total_bytes / SEAT_BYTES)):
-            if len(taken) == wanted:
+    def _lock_free_slots(self, folder: Path, count: int) -> list[int]:
+        """Lock up to `count` free slots, and return their descriptors."""
+        slots: list[int] = []
+        for index in range(math.ceil(self.total_bytes / SLOT_BYTES)):
+            if len(slots) == count:
                 break
-            descriptor = _opened(folder / f"{self._purpose}.{seat:04}")
+            descriptor = _open_lock(folder / f"{self._purpose}.{index:04}")
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                taken.append(descriptor)
+                slots.append(descriptor)
             except BlockingIOError:
                 os.close(descriptor)
-        return taken
+        return slots
 
 
-def _own_folder() -> Path:
-    """A folder of this user's on the node's own disk. Raises ConfigError where another user made
-    one of that name.
+def _get_user_folder() -> Path:
+    """Return a folder of this user on the disk of the node.
+
+    Raises:
+        ConfigError: Another user owns a folder with that name.
     """
     folder = Path(tempfile.gettempdir()) / f"touchstone-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    folder_stat = os.lstat(folder)
+    if not stat.S_ISDIR(folder_stat.st_mode) or folder_stat.st_uid != os.getuid():
         raise ConfigError(
-            f"{folder} belongs to another user", hint="set TMPDIR to a folder of yours"
+            f"{folder} belongs to another user", hint="set TMPDIR to a folder that you own"
         )
     return folder
 
 
-def _opened(path: Path) -> int:
+def _open_lock(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -1,9 +1,8 @@
-"""fsspec file systems: `fsspec_for` a URL, and `reading_place`, which pins Hugging Face
-repositories to one commit per process.
+"""Open fsspec file systems (`open_fsspec`).
 
-A branch moves; a commit does not. What is listed, compared and read is therefore always of one
-state, and only a process that starts later may find another, which the files' own ids (git blobs)
-then show.
+`open_for_reading` pins each Hugging Face repository to one commit per process. A branch moves, but a
+commit does not. So everything that a process lists, compares, and reads has one state. Only a
+process that starts later may see another state, which the ids of the files (git blobs) then show.
 """
 
 import os
@@ -15,42 +14,45 @@ import fsspec
 from ray_app.errors import ConfigError
 from ray_app.storage import s3, urls
 
-# by scheme; also those whose listings are kept
+# The extra of the package that each scheme needs. fsspec caches the listings of these stores.
 _EXTRA = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
-def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """fsspec's file system and path for a URL. Raises ConfigError for a scheme that is unknown or
-    whose package is missing.
+def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return fsspec's file system and path for a URL.
+
+    Raises:
+        ConfigError: The scheme is unknown, or its package is missing.
     """
     options: dict[str, Any] = {"use_listings_cache": False} if urls.scheme_of(url) in _EXTRA else {}
     options |= {"endpoint": os.environ.get("HF_ENDPOINT")} if urls.scheme_of(url) == "hf" else {}
     try:
         if urls.scheme_of(url) == "s3":
-            return s3.filesystem(), "/".join(urls.bucket_and_key(url)).rstrip("/")
+            return s3.filesystem(), "/".join(urls.split_bucket(url)).rstrip("/")
         if urls.scheme_of(url) == "file":
-            # as it is: fsspec would read `::` in it as a chain of URLs
+            # fsspec.core.url_to_fs would interpret `::` in the path as a chain of URLs.
             return fsspec.filesystem("file"), urls.canonical(url)
         fs, path = fsspec.core.url_to_fs(urls.canonical(url), **options)
     except ImportError as error:
         extra = _EXTRA.get(urls.scheme_of(url))
-        hint = f"pip install 'touchstone-forensics[{extra}]'" if extra else None
+        hint = f"run pip install 'touchstone-forensics[{extra}]'" if extra else None
         raise ConfigError(f"{urls.strip_secrets(url)}: {error}", hint=hint) from None
     except ValueError as error:
         raise ConfigError(
             f"{urls.strip_secrets(url)}: {error}",
-            hint="known: a path, file://, s3://, gs://, az://, https://, hf://",
+            hint="use a path, file://, s3://, gs://, az://, https://, or hf://",
         ) from None
-    _without_retries(fs)
+    _disable_retries(fs)
     return fs, path
 
 
 def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return fsspec's file system and path for a URL, with the retries of its client. Raises what
-    fsspec raises.
+    """Return fsspec's file system and path for a URL, with the retries of its client.
+
+    It raises the exceptions of fsspec.
     """
     if urls.scheme_of(url) == "file":
-        return fsspec_for(url)
+        return open_fsspec(url)
     options = (
         {"use_listings_cache": False, **s3.fsspec_options()} if urls.scheme_of(url) == "s3" else {}
     )
@@ -58,56 +60,59 @@ def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, path
 
 
-def _without_retries(fs: Any) -> None:
-    """The clients of Azure and Google try again for up to a minute by themselves; `Store` and
-    `Fetcher` do so at their own pace: a wrong endpoint is reported soon, and a row of a list that
-    does not answer costs no more than its policy allows.
+def _disable_retries(fs: Any) -> None:
+    """Switch off the retries of the clients of Azure and Google, which may take a minute.
+
+    `Store` and `Fetcher` retry with their own policies. Then a wrong endpoint is reported soon, and
+    a row of a list whose server does not answer takes no longer than its policy allows.
     """
     policy = getattr(
         getattr(getattr(fs, "service_client", None), "_config", None), "retry_policy", None
     )
     if policy is not None:
         policy.total_retries = 0
-    # gcsfs's, below the decorator that repeats it
+    # The method of gcsfs without the decorator that retries it.
     once = getattr(getattr(type(fs), "_request", None), "__wrapped__", None)
     if once is not None and fs.protocol == ("gs", "gcs"):
         fs._request = partial(once, fs)
 
 
-def reading_place(url: str) -> tuple[Any, str]:
-    """fsspec's file system and path for a URL that is only read; on the hub, at the commit that
-    this process has seen first.
+def open_for_reading(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system and path for a URL that is only read.
 
-    Raises as `fsspec_for`, and what the hub's client raises.
+    A repository of the hub is opened at the commit that this process saw first. It raises
+    ConfigError like `open_fsspec`, and the exceptions of the hub's client.
     """
-    return (filesystem(), pinned(url)) if urls.scheme_of(url) == "hf" else fsspec_for(url)
+    return (filesystem(), pin_commit(url)) if urls.scheme_of(url) == "hf" else open_fsspec(url)
 
 
 def filesystem() -> Any:
-    """The process's HfFileSystem for the present HF_ENDPOINT; its listings are kept, since commits
-    do not change.
+    """Return this process's HfFileSystem for the current HF_ENDPOINT.
+
+    Its listings are cached, since commits do not change.
     """
     return _filesystem(os.getpid(), os.environ.get("HF_ENDPOINT"))
 
 
 @lru_cache(maxsize=4)
 def _filesystem(pid: int, endpoint: str | None) -> Any:
-    from huggingface_hub import HfFileSystem  # a third of a second, only for hf://
+    from huggingface_hub import HfFileSystem  # The import takes a third of a second.
 
-    # fsspec would make one for each thread, and every one would list every folder anew.
+    # fsspec would create one for each thread, and each would list every folder again.
     return HfFileSystem(endpoint=endpoint, skip_instance_cache=True)
 
 
-def pinned(url: str) -> str:
-    """The path, as HfFileSystem spells it, at the commit that its branch points to now. Raises
-    FileNotFoundError and httpx's errors.
+def pin_commit(url: str) -> str:
+    """Return the path as HfFileSystem writes it, at the commit that its branch points to now.
+
+    It raises FileNotFoundError and the errors of httpx.
     """
     fs = filesystem()
-    found = fs.resolve_path(url)
-    if not hasattr(found, "revision"):
-        return str(found.unresolve())  # a bucket has no commits
-    root = f"{found.repo_type}s/{found.repo_id}@{_commit(os.getpid(), fs.endpoint, found.repo_type, found.repo_id, found.revision)}"
-    return f"{root}/{found.path_in_repo}".rstrip("/")
+    resolved = fs.resolve_path(url)
+    if not hasattr(resolved, "revision"):
+        return str(resolved.unresolve())  # A bucket has no commits.
+    root = f"{resolved.repo_type}s/{resolved.repo_id}@{_commit(os.getpid(), fs.endpoint, resolved.repo_type, resolved.repo_id, resolved.revision)}"
+    return f"{root}/{resolved.path_in_repo}".rstrip("/")
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""`Place`: what each kind of storage can do, and the records that listings of it give."""
+"""Define the interface of a kind of storage (`Place`), and the records of its listings."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,16 @@ from typing import NamedTuple, Protocol
 
 from ray_app.errors import SourceError
 
-# Called with the uri of a folder: whether anything in the folder may count.
+# Called with the uri of a folder. Returns whether the folder is listed.
 Enters = Callable[[str], bool]
 
 
 class Entry(NamedTuple):
-    """A file or folder directly in a folder: its base name, and of a file the size in bytes. The
-    size of a folder is None.
+    """A file or folder directly in a folder.
+
+    Attributes:
+        name: The base name.
+        size: The size of a file in bytes. None for a folder.
     """
 
     name: str
@@ -22,8 +25,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One file as its store lists it: size -1 if unknown; version = ETag, else size and mtime in
-    ns, else "".
+    """One file in a listing of its store.
+
+    Attributes:
+        uri: The uri of the file.
+        size_bytes: The size, -1 if it is unknown.
+        version: The ETag, else size and mtime in ns, else "".
     """
 
     uri: str
@@ -33,27 +40,27 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class ClosedFolder(ObjectInfo):
-    """A folder whose files could not be listed, or not all of them, and why."""
+    """A folder whose files could not be listed completely. `error` has the reason."""
 
     error: SourceError
 
 
 class ClosedFile(ObjectInfo):
-    """A file whose size and version could not be read, although its name is in its folder."""
+    """A file that is listed in its folder, but whose size and version could not be read."""
 
     __slots__ = ()
 
 
 class Place(Protocol):
-    """One kind of storage: this machine, S3, a web server, or another that fsspec opens.
+    """One kind of storage: this machine, S3, a web server, or another storage that fsspec opens.
 
-    Paths are full paths or URLs. Each method is one attempt of up to `timeout_s` seconds, without
-    retries, and raises the exceptions of the libraries below, for `storage.errors` to translate. A
-    `version` is compared with the version of the file; "" is any version.
+    Paths are full paths or URLs. Each method makes one attempt of up to `timeout_s` seconds,
+    without retries. It raises the exceptions of its libraries, which `storage.errors` translates.
+    `version` is compared with the version of the file; "" accepts any version.
     """
 
     is_exclusive: bool
-    """Whether `create` lets one of several writers succeed. A server may still ignore that."""
+    """Whether `create` lets only one of several writers succeed. A server may still ignore this."""
     max_deletes: int
     """The number of files that one request can delete."""
 
@@ -67,41 +74,96 @@ class Place(Protocol):
         max_bytes: int | None = None,
         timeout_s: float,
     ) -> bytes:
-        """Return `length` bytes from `start`, fewer only if the file ends there; without a length
-        the whole file. Raises InputError if the whole file is over `max_bytes`.
+        """Read a part of a file, or the whole file.
+
+        Args:
+            path: The file.
+            start: The first byte.
+            length: The number of bytes. Fewer are returned only if the file ends. None reads to the
+                end.
+            version: The expected version.
+            max_bytes: Maximum size of a file that is read whole.
+            timeout_s: Seconds for the attempt.
+
+        Raises:
+            InputError: The whole file is over `max_bytes`.
         """
 
     def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
-        """Return the size in bytes. Raises SourceError if the server does not state it."""
+        """Return the size of a file in bytes.
+
+        Args:
+            path: The file.
+            version: The expected version.
+            timeout_s: Seconds for the attempt.
+
+        Raises:
+            SourceError: The server does not state the size.
+        """
 
     def exists(self, path: str, *, timeout_s: float) -> bool:
-        """Return whether a file is there."""
+        """Return whether a file exists."""
 
     def copy_to(self, path: str, target: Path, *, timeout_s: float) -> None:
-        """Copy a file of any size to a file of this machine."""
+        """Copy a file of any size to a file on this machine.
+
+        Args:
+            path: The file.
+            target: The file on this machine.
+            timeout_s: Seconds for the attempt.
+        """
 
     def write(self, path: str, data: bytes, *, timeout_s: float) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file completely, or not at all.
+
+        Args:
+            path: The file.
+            data: Its content.
+            timeout_s: Seconds for the attempt.
+        """
 
     def write_file(self, path: str, source: Path, *, timeout_s: float) -> None:
-        """Write a file with the content of a file of this machine, of any size."""
+        """Write a file with the content of a file of any size on this machine.
+
+        Args:
+            path: The file.
+            source: The file on this machine.
+            timeout_s: Seconds for the attempt.
+        """
 
     def create(self, path: str, data: bytes, *, timeout_s: float) -> bool:
-        """Write a file unless a file is there; False if one is."""
+        """Write a file unless it exists.
+
+        Args:
+            path: The file.
+            data: Its content.
+            timeout_s: Seconds for the attempt.
+
+        Returns:
+            False if the file exists.
+        """
 
     def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
-        """List what is directly in a folder, and has a name that begins with `prefix`."""
+        """List the files and folders directly in a folder.
+
+        Args:
+            folder: The folder.
+            timeout_s: Seconds for the attempt.
+            prefix: The beginning of the names that are listed.
+        """
 
     def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
-        """Yield the file `source`, or all files below it in the order of uris; nothing if nothing
-        is there. A walk makes many requests, and repeats each one by itself.
+        """Yield the file `source`, or all files below it in the order of uris.
+
+        Nothing is yielded if `source` does not exist. A walk makes many requests, and retries each
+        of them.
         """
 
     def delete(self, path: str, *, timeout_s: float) -> None:
         """Delete a file."""
 
     def delete_many(self, paths: Sequence[str], *, timeout_s: float) -> None:
-        """Delete up to `max_deletes` files by one request. Raises an error if any file stays."""
+        """Delete up to `max_deletes` files with one request. Raise an error if a file remains."""
 
     def drop_folder(self, folder: str) -> None:
         """Remove an empty folder, if the storage has folders."""

@@ -1,4 +1,7 @@
-"""`place_for` a URL: `S3`, `Web`, `Fsspec` for all other stores, or `storage.local.Local`."""
+"""Implement the kinds of storage: `S3`, `Web`, and `Fsspec` for all other stores.
+
+`place_for` chooses one of them, or `storage.local.Local`, by the scheme of a URL.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,24 +17,26 @@ from ray_app.storage.local import Local
 from ray_app.storage.place import ClosedFolder, Enters, Entry, ObjectInfo, Place
 from ray_app.storage.retry import Retrier
 
-PART_BYTES, _MAX_PARTS_AT_ONCE = 32 * 2**20, 2  # of a file that goes to S3 in several requests
+# Parts of a file that is written to S3 with several requests: their size, and how many are written
+# at the same time.
+PART_BYTES, _MAX_PARTS_AT_ONCE = 32 * 2**20, 2
 
 _LOCAL = Local()
-# Stores whose exclusive creation was tested. Others may only look first, and then two writers may
-# both find nothing.
+# Stores whose exclusive creation was tested. Other stores may check and then write, so that two
+# writers may both succeed.
 _EXCLUSIVE = frozenset({"memory", "s3", "gs", "gcs", "az", "abfs", "abfss"})
-# Stores that have no folders to be made.
+# Stores without folders.
 _FLAT = frozenset({"s3", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 
 
 def place_for(url: str, guard: Guard, *, pins_commits: bool = False) -> Place:
-    """Return the place of a URL, by its scheme. No other function tells the places apart.
+    """Return the kind of storage for a URL, by its scheme. No other function chooses it.
 
     Args:
         url: A path or URL.
         guard: The web servers that may be requested.
-        pins_commits: Read each repository of the Hugging Face Hub at the commit that this process
-            saw first, for a place that is only read.
+        pins_commits: Whether each repository of the Hugging Face Hub is read at the commit that
+            this process saw first. Use it only for reading.
 
     Raises:
         ConfigError: The scheme is unknown, or its package is missing. With `pins_commits` the first
@@ -45,13 +50,14 @@ def place_for(url: str, guard: Guard, *, pins_commits: bool = False) -> Place:
     if scheme in WEB:
         return Web(guard)
     if not pins_commits:
-        object_store.fsspec_for(url)
+        object_store.open_fsspec(url)
     return Fsspec(scheme, pins_commits=pins_commits)
 
 
 class Fsspec(Place):
-    """A store that fsspec opens, such as memory, Google, Azure, or the Hugging Face Hub. Writes are
-    as atomic as they are there.
+    """A store that fsspec opens, such as memory, Google, Azure, or the Hugging Face Hub.
+
+    Writes are as atomic as the store makes them.
     """
 
     max_deletes = 1
@@ -59,7 +65,7 @@ class Fsspec(Place):
     def __init__(self, scheme: str, *, pins_commits: bool = False) -> None:
         self.is_exclusive = scheme in _EXCLUSIVE
         self._has_folders = scheme not in _FLAT
-        # The files of the hub would read megabytes ahead of each range.
+        # Otherwise files of the hub would read megabytes ahead of each range.
         self._range_options = {"cache_type": "none"} if scheme == "hf" else {}
         self._pins_commits = pins_commits
 
@@ -78,7 +84,7 @@ class Fsspec(Place):
         size = None
         if version or max_bytes is not None or length is not None:
             info = _request(fs, "info", timeout_s, inside)
-            errors.require_version(version, urls.version_of(info))
+            errors.require_version(version, urls.get_version(info))
             size = info.get("size")
         if max_bytes is not None and size is not None and size > max_bytes:
             raise errors.too_large(size, max_bytes)
@@ -98,7 +104,7 @@ class Fsspec(Place):
     @override
     def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
         fs, inside = self._find(path)
-        return _size_in(_request(fs, "info", timeout_s, inside), version)
+        return _get_size(_request(fs, "info", timeout_s, inside), version)
 
     @override
     def exists(self, path: str, *, timeout_s: float) -> bool:
@@ -145,13 +151,13 @@ class Fsspec(Place):
     @override
     def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
         fs, inside = self._find(folder)
-        found = _request(fs, "ls", timeout_s, inside, detail=True)
-        names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
+        items = _request(fs, "ls", timeout_s, inside, detail=True)
+        names = (item["name"].rstrip("/").rpartition("/")[2] for item in items)
         return [
             Entry(name, None)
             if item["type"] == "directory"
             else Entry(name, int(item.get("size") or 0))
-            for name, item in zip(names, found, strict=True)
+            for name, item in zip(names, items, strict=True)
             if name.startswith(prefix)
         ]
 
@@ -166,29 +172,29 @@ class Fsspec(Place):
         except FileNotFoundError:
             return
         if info["type"] == "file":
-            yield _object_info(source, info)
+            yield _make_info(source, info)
             return
         skipped = len(path.rstrip("/"))
-        waiting = [iter(_list_sorted(fs, path, retrier))]
-        while waiting:
-            for entry in waiting[-1]:
+        pending = [iter(_list_sorted(fs, path, retrier))]
+        while pending:
+            for entry in pending[-1]:
                 uri = source + entry["name"][skipped:]
                 if entry["type"] != "directory":
-                    yield _object_info(uri, entry)
+                    yield _make_info(uri, entry)
                 elif enters(uri.rstrip("/")):
                     try:
-                        waiting.append(iter(_list_sorted(fs, entry["name"], retrier)))
+                        pending.append(iter(_list_sorted(fs, entry["name"], retrier)))
                     except Exception as error:
-                        reason = errors.closed_folder(error)
+                        reason = errors.make_folder_error(error)
                         if reason.status not in (Status.SOURCE_DENIED, Status.SOURCE_MISSING):
-                            # The store gave no answer, after many attempts: nothing else in it will
-                            # be listed either.
+                            # The store gave no answer after many attempts, so listing the rest of
+                            # it would fail, too.
                             raise
                         yield ClosedFolder(uri.rstrip("/"), -1, "", reason)
                         continue
                     break
             else:
-                waiting.pop()
+                pending.pop()
 
     @override
     def delete(self, path: str, *, timeout_s: float) -> None:
@@ -202,10 +208,12 @@ class Fsspec(Place):
 
     @override
     def drop_folder(self, folder: str) -> None:
-        pass  # Most such stores have no folders.
+        pass  # Most of these stores have no folders.
 
     def _find(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        return (object_store.reading_place if self._pins_commits else object_store.fsspec_for)(path)
+        return (object_store.open_for_reading if self._pins_commits else object_store.open_fsspec)(
+            path
+        )
 
     def _find_to_write(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """Find a file that is about to be written, and make its folder."""
@@ -216,11 +224,13 @@ class Fsspec(Place):
 
 
 class S3(Fsspec):
-    """S3, with what s3fs does not do as a run needs it: one request to read a file or to see that
-    it exists, reads of one version, and deletes that name each file which stayed.
+    """S3, with requests that s3fs does not make as a run needs them.
+
+    One request reads a file or checks that it exists, reads can require a version, and deletes name
+    each file that remains.
     """
 
-    max_deletes = s3.MOST_DELETED
+    max_deletes = s3.MAX_DELETED
 
     def __init__(self) -> None:
         super().__init__("s3")
@@ -236,19 +246,19 @@ class S3(Fsspec):
         max_bytes: int | None = None,
         timeout_s: float,
     ) -> bytes:
-        bucket, key = urls.bucket_and_key(path)
+        bucket, key = urls.split_bucket(path)
         if length is None:
             return s3.get(bucket, key, timeout_s=timeout_s, etag=version, max_bytes=max_bytes)
         return s3.get_range(bucket, key, start, length, timeout_s=timeout_s, etag=version)
 
     @override
     def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
-        found = s3.head(*urls.bucket_and_key(path), timeout_s=timeout_s)
-        return _size_in({"size": found["ContentLength"], "ETag": found["ETag"]}, version)
+        info = s3.head(*urls.split_bucket(path), timeout_s=timeout_s)
+        return _get_size({"size": info["ContentLength"], "ETag": info["ETag"]}, version)
 
     @override
     def exists(self, path: str, *, timeout_s: float) -> bool:
-        return s3.found(*urls.bucket_and_key(path), timeout_s=timeout_s) is not None
+        return s3.find(*urls.split_bucket(path), timeout_s=timeout_s) is not None
 
     @override
     def write_file(self, path: str, source: Path, *, timeout_s: float) -> None:
@@ -258,7 +268,7 @@ class S3(Fsspec):
 
     @override
     def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
-        bucket, key = urls.bucket_and_key(folder)
+        bucket, key = urls.split_bucket(folder)
         above = f"{key}/" if key else ""
         entries: list[Entry] = []
         page: dict[str, Any] = {"IsTruncated": True}
@@ -282,15 +292,18 @@ class S3(Fsspec):
 
     @override
     def delete_many(self, paths: Sequence[str], *, timeout_s: float) -> None:
-        places = [urls.bucket_and_key(path) for path in paths]
-        s3.delete_some(places[0][0], [key for _, key in places], timeout_s=timeout_s)
+        buckets_and_keys = [urls.split_bucket(path) for path in paths]
+        s3.delete_objects(
+            buckets_and_keys[0][0], [key for _, key in buckets_and_keys], timeout_s=timeout_s
+        )
 
 
 class Web(Fsspec):
     """Plain web servers, which are only read.
 
-    Servers that `guard` does not trust are requested through the SSRF guard, also those behind a
-    redirect. Only a trusted server is listed or copied from, since fsspec does that by itself.
+    Servers that `guard` does not trust are requested through the SSRF guard, also if a redirect
+    names them. Only a trusted server is listed or copied from, because fsspec makes these requests
+    itself.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -318,7 +331,7 @@ class Web(Fsspec):
 
     @override
     def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
-        return _size_in(http.head(path, self._guard, timeout_s=timeout_s), version)
+        return _get_size(http.head(path, self._guard, timeout_s=timeout_s), version)
 
     @override
     def exists(self, path: str, *, timeout_s: float) -> bool:
@@ -340,7 +353,7 @@ class Web(Fsspec):
             if errors.is_missing(error):
                 return
             raise
-        yield _object_info(urls.strip_secrets(source), info)
+        yield _make_info(urls.strip_secrets(source), info)
 
     @override
     def write(self, path: str, data: bytes, *, timeout_s: float) -> None:
@@ -360,8 +373,8 @@ class Web(Fsspec):
 
     def _find(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         if not self._guard.trusts(path):
-            raise SourceError(Status.SOURCE_DENIED, "only a server that you named is listed")
-        return object_store.fsspec_for(path)
+            raise SourceError(Status.SOURCE_DENIED, "only a server that you named can be listed")
+        return object_store.open_fsspec(path)
 
 
 def _refuse_to_write(path: str) -> NoReturn:
@@ -371,34 +384,36 @@ def _refuse_to_write(path: str) -> NoReturn:
     )
 
 
-def _request(fs: Any, name: str, timeout_s: float, *given: Any, **options: Any) -> Any:
-    """Call a method of a file system, within `timeout_s` seconds if it can be interrupted at all.
-    Raises FSTimeoutError.
+def _request(fs: Any, name: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of a file system, within `timeout_s` seconds if it can be interrupted.
+
+    Raises:
+        FSTimeoutError: The method took too long.
     """
     if not fs.async_impl:
-        return getattr(fs, name)(*given, **options)
-    return fsspec.asyn.sync(fs.loop, getattr(fs, f"_{name}"), *given, timeout=timeout_s, **options)
+        return getattr(fs, name)(*args, **kwargs)
+    return fsspec.asyn.sync(fs.loop, getattr(fs, f"_{name}"), *args, timeout=timeout_s, **kwargs)
 
 
 def _list_sorted(fs: Any, folder: str, retrier: Retrier) -> list[Mapping[str, Any]]:
-    """List a folder in the order of whole uris, in which a folder has its slash."""
+    """List a folder in the order of whole uris, in which a folder ends with a slash."""
     for attempt in retrier.attempts():
         with attempt as timeout_s:
-            found = _request(fs, "ls", timeout_s, folder, detail=True)
-    entries = [entry for entry in found if entry["name"].rstrip("/") != folder.rstrip("/")]
+            items = _request(fs, "ls", timeout_s, folder, detail=True)
+    entries = [entry for entry in items if entry["name"].rstrip("/") != folder.rstrip("/")]
     return sorted(
         entries,
         key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else ""),
     )
 
 
-def _size_in(info: Mapping[str, Any], version: str) -> int:
-    errors.require_version(version, urls.version_of(info))
+def _get_size(info: Mapping[str, Any], version: str) -> int:
+    errors.require_version(version, urls.get_version(info))
     if info.get("size") is None:
-        raise SourceError(Status.SOURCE_DENIED, "the server does not say how large it is")
+        raise SourceError(Status.SOURCE_DENIED, "the server does not state the size of the file")
     return int(info["size"])
 
 
-def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
+def _make_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
-    return ObjectInfo(uri, -1 if size is None else size, urls.version_of(info))
+    return ObjectInfo(uri, -1 if size is None else size, urls.get_version(info))

@@ -1,6 +1,4 @@
-"""Ranged reads: the Range header and its answers (`range_header`, `total_size`, `take`), and
-`RangedFile`, a seekable file of ranges.
-"""
+"""Read ranges of files: the Range header, its answers, and a seekable file (`RangedFile`)."""
 
 import io
 import re
@@ -9,23 +7,25 @@ from collections.abc import AsyncIterator, Callable
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage.errors import ShortReadError
 
-# Large enough that a fast network is busy with one request after the other, small enough to be held
-# by every reader.
+# Large enough to keep a fast network busy with one request after another, and small enough that every
+# reader can hold a window.
 WINDOW_BYTES = 4 * 2**20
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
-# A server that knows no ranges sends everything: passing over a little costs less than giving up,
-# over much it costs everyone.
-_PASSED_OVER = 64 * 2**20
+# A server without ranges sends the whole file. Up to this size, skipping the beginning costs less
+# than a failure.
+_MAX_SKIPPED = 64 * 2**20
 
 
 def range_header(start: int, length: int) -> str:
-    """The bytes from `start`, as an HTTP Range."""
+    """Return the HTTP Range header for `length` bytes from `start`."""
     return f"bytes={start}-{start + length - 1}"
 
 
 def total_size(content_range: str | None, content_length: int | None) -> int | None:
-    """The whole object's size, which `Content-Range: bytes 0-9/1000` says; without that header the
-    answer is the whole object.
+    """Return the size of the whole object from the headers of an answer, None if it is unknown.
+
+    It is 1000 for `Content-Range: bytes 0-9/1000`. Without that header the answer is the whole
+    object.
     """
     match = _CONTENT_RANGE.match(content_range or "")
     if match is None:
@@ -34,47 +34,61 @@ def total_size(content_range: str | None, content_length: int | None) -> int | N
 
 
 async def take(
-    pieces: AsyncIterator[bytes],
+    chunks: AsyncIterator[bytes],
     content_range: str | None,
     total: int | None,
     start: int,
     length: int,
 ) -> bytes:
-    """Bytes `start` to `start + length` of the object out of an answer that holds them, or all of
-    it.
+    """Return `length` bytes of an object from `start` out of an answer.
 
-    Raises ShortReadError (fewer came than there are, or others), SourceError (a store that knows no
-    ranges, asked deep into an object).
+    The answer has these bytes, or the whole object.
+
+    Args:
+        chunks: The body of the answer.
+        content_range: The Content-Range header of the answer.
+        total: The size of the object. None if it is unknown.
+        start: The first byte.
+        length: The number of bytes.
+
+    Raises:
+        ShortReadError: The answer has fewer bytes, or other bytes.
+        SourceError: The store does not support ranges, and `start` is too far into the object.
     """
     match = _CONTENT_RANGE.match(content_range or "")
     if match is not None and int(match[1]) != start:
-        raise ShortReadError(f"asked for the bytes from {start}, got those from {match[1]}")
+        raise ShortReadError(f"requested bytes from {start}, received bytes from {match[1]}")
     skipped = start if match is None else 0
-    if skipped + length > _PASSED_OVER and skipped:
+    if skipped + length > _MAX_SKIPPED and skipped:
         raise SourceError(
             Status.SOURCE_DENIED,
-            f"the server sends only whole files, and the bytes needed begin at {start}",
+            f"the server sends only whole files, and the required bytes begin at {start}",
         )
     data = bytearray()
-    async for piece in pieces:
-        data += piece
+    async for chunk in chunks:
+        data += chunk
         if len(data) >= skipped + length and match is None:
-            # an answer that is read to its end leaves the connection usable, but this one may go on
-            # for gigabytes
+            # Reading to the end would keep the connection usable, but the rest may be gigabytes.
             break
-    found = bytes(memoryview(data)[skipped : skipped + length])
-    if total is not None and len(found) < min(length, max(0, total - start)):
-        raise ShortReadError(f"{len(found)} of {min(length, total - start)} bytes came")
-    return found
+    data_in_range = bytes(memoryview(data)[skipped : skipped + length])
+    if total is not None and len(data_in_range) < min(length, max(0, total - start)):
+        raise ShortReadError(f"received {len(data_in_range)} of {min(length, total - start)} bytes")
+    return data_in_range
 
 
 class RangedFile(io.RawIOBase):
-    """A seekable binary file of which only windows are ever held: `read_range(start, length)` gets
-    each.
+    """A seekable binary file that holds one window at a time, read by `read_range(start, length)`.
 
-    What lies in the present window costs nothing, reading on gets the next one, and a jump towards
-    the end gets the last window whole, where containers keep their directories. `failed` is what a
-    read raised, since not every library hands that on.
+    Reads inside the current window cost nothing, and reading on gets the next window. A jump
+    towards the end gets the whole last window, because containers keep their directories there.
+
+    Args:
+        read_range: Returns bytes of the file.
+        size_bytes: The size of the file.
+        window: The size of a window in bytes.
+
+    Attributes:
+        failed: The exception of a failed read, since some libraries do not pass it on.
     """
 
     def __init__(
@@ -82,69 +96,75 @@ class RangedFile(io.RawIOBase):
     ) -> None:
         self._read_range, self._size, self._window = read_range, size_bytes, window
         self._position = self._start = 0
-        self._held = memoryview(b"")
+        self._loaded = memoryview(b"")
         self.failed: InputError | None = None
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes, at no cost by itself."""
+        """Return True. Seeking makes no request."""
         return True
 
     def tell(self) -> int:
-        """The place of the next byte to be read."""
+        """Return the position of the next byte to be read."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place, also one behind the end. Raises ValueError for one before the first byte."""
-        place = (
+        """Move to a position, which may be after the end.
+
+        Raises:
+            ValueError: The position is negative.
+        """
+        position = (
             offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         )
-        if place < 0:
-            raise ValueError(f"no place before the first byte: {place}")
-        self._position = place
-        return place
+        if position < 0:
+            raise ValueError(f"position must be at least 0, got {position}")
+        self._position = position
+        return position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer as far as the object reaches."""
-        wanted = memoryview(buffer).cast("B")
-        done = 0
-        while done < len(wanted) and self._position < self._size:
-            part = self._here(len(wanted) - done)
-            if not part:
+        """Fill the buffer as far as the file reaches, and return the number of bytes."""
+        target = memoryview(buffer).cast("B")
+        n_read = 0
+        while n_read < len(target) and self._position < self._size:
+            chunk = self._get_bytes(len(target) - n_read)
+            if not chunk:
                 break
-            wanted[done : done + len(part)] = part
-            done += len(part)
-            self._position += len(part)
-        return done
+            target[n_read : n_read + len(chunk)] = chunk
+            n_read += len(chunk)
+            self._position += len(chunk)
+        return n_read
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next `size` bytes, fewer only where the object ends; -1 = all that is left."""
-        # RawIOBase would allocate whatever a lying header asks for before it finds that there is
-        # less.
-        left = max(0, self._size - self._position)
-        return super().read(left if size is None or size < 0 else min(size, left)) or b""
+        """Return the next `size` bytes, fewer only if the file ends. -1 returns the rest."""
+        # RawIOBase would allocate any size that a malicious header requests, even if the file is
+        # smaller.
+        remaining = max(0, self._size - self._position)
+        return super().read(remaining if size is None or size < 0 else min(size, remaining)) or b""
 
-    def _here(self, length: int) -> memoryview:
-        """Held bytes from the present position on, at most `length`, after fetching a window where
-        none are.
-        """
+    def _get_bytes(self, length: int) -> memoryview:
+        """Return up to `length` bytes at the current position, and fetch a window if needed."""
         skip = self._position - self._start
-        if not 0 <= skip < len(self._held):
-            begin, held_end = self._position, self._start + len(self._held)
-            if begin + self._window >= self._size:  # from before that place, but nothing twice
+        if not 0 <= skip < len(self._loaded):
+            begin, window_end = self._position, self._start + len(self._loaded)
+            if (
+                begin + self._window >= self._size
+            ):  # Begin before that position, but read no byte twice.
                 begin = max(
-                    0, self._size - max(self._window, length), held_end if held_end <= begin else 0
+                    0,
+                    self._size - max(self._window, length),
+                    window_end if window_end <= begin else 0,
                 )
-            self._held = memoryview(b"")  # never two windows at once
+            self._loaded = memoryview(b"")  # Never hold two windows at the same time.
             try:
-                self._held = memoryview(
+                self._loaded = memoryview(
                     self._read_range(begin, min(max(self._window, length), self._size - begin))
                 )
             except InputError as error:
                 self.failed = error
                 raise
             self._start, skip = begin, self._position - begin
-        return self._held[skip : skip + length]
+        return self._loaded[skip : skip + length]

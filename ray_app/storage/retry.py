@@ -1,11 +1,11 @@
-"""Repeat requests that may succeed later: `RetryPolicy`, `Retrier`, and `Gate`, which limits how
-many requests run at once.
+"""Retry requests that may succeed later (`RetryPolicy`, `Retrier`).
 
-A request with retries reads from top to bottom:
+`AdaptiveLimiter` limits how many requests run at the same time. A request with retries reads from
+top to bottom:
 
     for attempt in retrier.attempts():
         with attempt as timeout_s:
-            data = place.read(path, timeout_s=timeout_s)
+            data = backend.read(path, timeout_s=timeout_s)
 """
 
 import random
@@ -21,20 +21,20 @@ from ray_app.storage import errors
 
 
 class RetryPolicy(Frozen):
-    """How patient one request is: exponential backoff with full jitter, so that a thousand workers
-    do not come back together.
+    """How a request is retried: exponential backoff with full jitter.
 
-    `attempts`: requests at most. `base_s`, `cap_s`: the first and the longest pause, in seconds.
-    `deadline_s`: for one file, all its attempts and pauses.
-
-    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full
-    jitter").
+    The jitter prevents a thousand workers from retrying at the same time. Source:
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
     """
 
-    attempts: int = Field(default=6, ge=1)
-    base_s: float = Field(default=0.25, gt=0)
-    cap_s: float = Field(default=20.0, gt=0)
-    deadline_s: float = Field(default=120.0, gt=0)
+    attempts: int = Field(default=6, ge=1, description="maximum number of requests")
+    base_s: float = Field(default=0.25, gt=0, description="first pause in seconds")
+    cap_s: float = Field(default=20.0, gt=0, description="longest pause in seconds")
+    deadline_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="maximum time for one file in seconds, for all attempts and pauses",
+    )
 
     def pauses(self, chance: Callable[[], float]) -> Iterator[float]:
         """Yield the seconds to wait after each failed attempt except the last.
@@ -47,49 +47,62 @@ class RetryPolicy(Frozen):
 
 
 class CancelledError(Exception):
-    """The result of this request is not needed any more."""
+    """The result of a request is no longer needed."""
 
 
-class Gate:
-    """Limit how many requests run at once: half as many after a throttle, one more after a full
-    round of answers, never more than `width`.
+class AdaptiveLimiter:
+    """Limit how many requests run at the same time.
 
-    `entered` counts the requests, including repeated ones.
+    The limit is halved after a throttle, and raised by one after a full round of answers, up to
+    `width`.
+
+    Args:
+        width: The maximum limit.
+
+    Attributes:
+        entered: The number of requests, including repeated requests.
     """
 
     def __init__(self, width: int) -> None:
         self.width = width
         self.entered = 0
-        self._open = float(width)
-        self._inside = 0
+        self._limit = float(width)
+        self._running = 0
         self._changed = threading.Condition()
 
     def __enter__(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._inside < int(self._open))
-            self._inside += 1
+            self._changed.wait_for(lambda: self._running < int(self._limit))
+            self._running += 1
             self.entered += 1
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._changed:
-            self._inside -= 1
+            self._running -= 1
             if error is None:
-                self._open = min(self.width, self._open + 1 / self._open)
+                self._limit = min(self.width, self._limit + 1 / self._limit)
             elif errors.is_throttle(error):
-                self._open = max(1.0, self._open / 2)
+                self._limit = max(1.0, self._limit / 2)
             self._changed.notify_all()
 
 
 class Attempt:
-    """One attempt at a request. The block inside receives the seconds that are left.
+    """One attempt at a request. Its block gets the seconds that are left.
 
-    An exception of the block ends the attempt and not the loop: `Retrier.attempts` either makes
-    another attempt or raises the exception.
+    An exception in the block ends the attempt, but not the loop. `Retrier.attempts` then makes
+    another attempt, or raises the exception.
+
+    Args:
+        deadline: When all attempts must end, by `clock`.
+        clock: Returns the time in seconds.
+        gate: Limits concurrent requests. None is no limit.
     """
 
     __slots__ = ("_clock", "_deadline", "_gate", "error")
 
-    def __init__(self, deadline: float, clock: Callable[[], float], gate: Gate | None) -> None:
+    def __init__(
+        self, deadline: float, clock: Callable[[], float], gate: AdaptiveLimiter | None
+    ) -> None:
         self.error: Exception | None = None
         self._deadline, self._clock, self._gate = deadline, clock, gate
 
@@ -109,8 +122,9 @@ class Attempt:
 
 @dataclass
 class Retrier:
-    """Make attempts until one succeeds, fails permanently, or the policy's patience is over. Count
-    throttled and repeated requests. Threads may share a retrier.
+    """Make attempts until one succeeds, fails permanently, or the policy ends.
+
+    It counts throttled and repeated requests. Threads may share a retrier.
     """
 
     policy: RetryPolicy
@@ -123,16 +137,16 @@ class Retrier:
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def attempts(
-        self, cancelled: threading.Event | None = None, gate: Gate | None = None
+        self, cancelled: threading.Event | None = None, gate: AdaptiveLimiter | None = None
     ) -> Iterator[Attempt]:
         """Yield attempts until the block of one succeeds.
 
         Args:
-            cancelled: Once set, no further attempt is made.
-            gate: Limits the attempts that run at once.
+            cancelled: No further attempt is made after it is set.
+            gate: Limits the attempts that run at the same time.
 
         Raises:
-            Exception: The exception of the last attempt, as it is.
+            Exception: The exception of the last attempt, unchanged.
             CancelledError: `cancelled` was set during a pause.
         """
         deadline = self.clock() + self.policy.deadline_s
@@ -140,7 +154,7 @@ class Retrier:
         while True:
             attempt = Attempt(deadline, self.clock, gate)
             yield attempt
-            # The attempt keeps no exception, whose traceback would keep the attempt.
+            # Remove the exception from the attempt, since its traceback refers to the attempt.
             error, attempt.error = attempt.error, None
             if error is None:
                 return
@@ -160,8 +174,8 @@ class Retrier:
         return next(pauses, None) if errors.is_transient(error) else None
 
     def _wait(self, pause: float, cancelled: threading.Event | None) -> None:
-        # A thread asleep for 20 s would hold up the end of an interrupted process; only an injected
-        # clock sleeps otherwise.
+        # Wait on the event, since a thread that sleeps for 20 s would delay the exit of an interrupted
+        # process. An injected clock sleeps by itself.
         if cancelled is not None and self.sleep is time.sleep:
             cancelled.wait(pause)
         else:

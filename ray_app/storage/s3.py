@@ -1,12 +1,14 @@
-"""S3: `filesystem` is the process's s3fs, and the requests that s3fs does not make as Touchstone
-needs them: `get` and `get_range` of one version, `head`, `found`, `delete_some`, `page`, `pages`.
+"""Make requests to S3 that s3fs does not make as Touchstone needs them.
 
-The client of s3fs makes all requests (credentials, AWS_ENDPOINT_URL, FSSPEC_S3_*, one event loop
-per process). The retries of both are switched off: retries inside retries multiply and hide from
-the counts. Exceptions are botocore's and aiohttp's, for `storage.errors`.
+`get` and `get_range` read one version of an object, `head` and `find` return its size and ETag,
+`delete_objects` deletes many objects, and `page` and `pages` list. `filesystem` is the s3fs of this
+process. Its client makes all requests (credentials, AWS_ENDPOINT_URL, FSSPEC_S3_*, one event loop
+per process). The retries of the client and of s3fs are switched off, since nested retries multiply
+and are not counted. Exceptions are those of botocore and aiohttp, which `storage.errors`
+translates.
 
-`S3Config` and `with_s3_settings`: what a config says about requests. `worker_variables`: what
-processes elsewhere need to request alike.
+`S3Config` and `with_s3_settings` apply the settings of a config. `worker_variables` returns the
+environment variables with which other processes make the same requests.
 """
 
 import asyncio
@@ -26,12 +28,12 @@ from pydantic import Field
 from ray_app.config import Frozen
 from ray_app.errors import ConfigError
 from ray_app.storage import errors, ranged
-from ray_app.storage.retry import Gate, Retrier
+from ray_app.storage.retry import AdaptiveLimiter, Retrier
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# GDAL has the first variable, botocore the second one.
+# GDAL defines the first variable, botocore the second.
 PAYER_VARIABLE, CHECKSUM_VARIABLE = "AWS_REQUEST_PAYER", "AWS_REQUEST_CHECKSUM_CALCULATION"
 _REQUESTER, _WHEN_REQUIRED, _CHECKSUM_SETTING = (
     "requester",
@@ -52,102 +54,106 @@ _FOR_WORKERS = (
 _CHECKSUM_VALUES = (_WHEN_REQUIRED, "when_supported")
 _IDENTITY = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", *_FOR_WORKERS)
 
-# Seconds of silence before a request counts as lost; a slow but living answer is bounded by the
-# retry policy's deadline.
+# Seconds without data after which a request counts as lost. The deadline of the retry policy limits a
+# slow answer.
 _CONNECT_S, _READ_S = 5, 20
 _CONNECTIONS = 64
-_PIECE = 2**20
+_CHUNK_BYTES = 2**20
 _opening = threading.Lock()
 
-MOST_DELETED = 1000  # objects in one DeleteObjects
+MAX_DELETED = 1000  # Maximum number of objects in one DeleteObjects request.
 
 
 class S3Config(Frozen):
-    """How S3 is requested. Operational: none of it changes a row, so a resumed run may set it anew."""
+    """Settings for requests to S3. They change no row, so a resumed run may change them."""
 
     request_payer: Literal["requester"] | None = Field(
         default=None,
-        description="requester = pay for requests to buckets whose owner does not; null = as AWS_REQUEST_PAYER says",
+        description="requester = pay for requests to buckets whose owner does not; null = use AWS_REQUEST_PAYER",
     )
 
 
 class HasS3Config(Protocol):
-    """A config with a section about S3."""
+    """A config with a section for S3."""
 
     @property
     def s3(self) -> S3Config:
-        """The section."""
+        """The section for S3."""
 
 
 C = TypeVar("C", bound=HasS3Config)
 
 
 def with_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
-    """Make a function that takes a config request S3 as the config says, also in the processes that
-    it starts.
+    """Decorate a function that takes a config, so that it requests S3 as the config says.
+
+    The settings also apply to processes that the function starts.
     """
 
     @wraps(function)
     def configured(config: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        payer, before = config.s3.request_payer, os.environ.get(PAYER_VARIABLE)
-        if payer is None or payer == before:
+        payer, previous = config.s3.request_payer, os.environ.get(PAYER_VARIABLE)
+        if payer is None or payer == previous:
             return function(config, *args, **kwargs)
         os.environ[PAYER_VARIABLE] = payer
         try:
             return function(config, *args, **kwargs)
         finally:
-            if before is None:
+            if previous is None:
                 del os.environ[PAYER_VARIABLE]
             else:
-                os.environ[PAYER_VARIABLE] = before
+                os.environ[PAYER_VARIABLE] = previous
 
     return configured
 
 
 def worker_variables() -> dict[str, str]:
-    """Return the environment variables with which a process on another machine requests S3 as this
-    process does; none is a secret.
+    """Return the environment variables that make a process on another machine request S3 alike.
+
+    None of them is a secret.
     """
     return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 
 
 def filesystem() -> Any:
-    """The process's s3fs file system for the present AWS environment; it carries no secret in its
-    options, so it can be pickled.
+    """Return this process's s3fs file system for the current AWS environment.
+
+    Its options contain no secret, so it can be pickled.
     """
     identity = tuple(map(os.environ.get, _IDENTITY))
-    with _opening:  # sixteen threads that start together must not make sixteen clients
-        return _filesystem(os.getpid(), errors.endpoint_url(), identity)
+    with _opening:  # Threads that start at the same time must share one client.
+        return _filesystem(os.getpid(), errors.get_endpoint_url(), identity)
 
 
 def fsspec_options() -> dict[str, Any]:
-    """Return options for another s3fs that requests as `filesystem` does: where, who pays, which
-    checksums. None is a secret.
+    """Return options for another s3fs that makes requests like `filesystem`.
+
+    They contain the endpoint, the payer, and the checksums, and no secret.
     """
-    given = _given_options()
-    session = _session(given.get("profile"))
+    options = _get_configured_options()
+    session = _make_session(options.get("profile"))
     config = {
         _CHECKSUM_SETTING: session.get_config_variable(_CHECKSUM_SETTING),
-        **given.get("config_kwargs", {}),
+        **options.get("config_kwargs", {}),
     }
-    config[_CHECKSUM_SETTING] = _checked_checksum(
+    config[_CHECKSUM_SETTING] = _validate_checksum(
         config[_CHECKSUM_SETTING], _CHECKSUM_SETTING, CHECKSUM_VARIABLE
     )
-    _checked_checksum(
+    _validate_checksum(
         config.get(_RESPONSE_SETTING) or session.get_config_variable(_RESPONSE_SETTING),
         _RESPONSE_SETTING,
         _RESPONSE_VARIABLE,
     )
     return {
-        "endpoint_url": errors.endpoint_url() or given.get("endpoint_url"),
-        "requester_pays": _requester_pays(given),
+        "endpoint_url": errors.get_endpoint_url() or options.get("endpoint_url"),
+        "requester_pays": _requester_pays(options),
         "config_kwargs": config,
     }
 
 
 @lru_cache(maxsize=8)
 def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]) -> Any:
-    import s3fs  # half a second, only for s3://
+    import s3fs  # The import takes half a second.
 
     options = fsspec_options()
     options["config_kwargs"] |= {
@@ -157,7 +163,7 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
         "retries": {"total_max_attempts": 1},
     }
     fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, **options)
-    session = _session(_given_options().get("profile"))
+    session = _make_session(_get_configured_options().get("profile"))
     _add_parameters(session, {**fs.s3_additional_kwargs, **fs.req_kw})
     is_aws = not fs.endpoint_url or ".amazonaws.com" in fs.endpoint_url
     if not is_aws and fs.config_kwargs[_CHECKSUM_SETTING] == _WHEN_REQUIRED:
@@ -167,53 +173,58 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
     return fs
 
 
-def _given_options() -> Mapping[str, Any]:
-    """Return the options in FSSPEC_S3_* and in fsspec's configuration files, which s3fs uses for
-    arguments that it does not get.
+def _get_configured_options() -> Mapping[str, Any]:
+    """Return the options in FSSPEC_S3_* and in fsspec's configuration files.
+
+    s3fs uses them for arguments that it does not get.
 
     Raises:
-        ConfigError: An option of several settings is not a JSON object, or has settings that
+        ConfigError: An option with several settings is not a JSON object, or has settings that
             botocore does not accept.
     """
     import fsspec.config
     from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
     from botocore.exceptions import BotoCoreError
 
-    given: Mapping[str, Any] = fsspec.config.conf.get("s3", {})
+    options: Mapping[str, Any] = fsspec.config.conf.get("s3", {})
     for name in ("config_kwargs", "client_kwargs", "s3_additional_kwargs"):
-        if not isinstance(given.get(name, {}), Mapping):
+        if not isinstance(options.get(name, {}), Mapping):
             raise ConfigError(
                 f"FSSPEC_S3_{name.upper()} is not a JSON object",
                 hint='write it as in \'{"NAME": "VALUE"}\'',
             )
     try:
-        AioConfig(**given.get("config_kwargs", {}))
+        AioConfig(**options.get("config_kwargs", {}))
     except (TypeError, BotoCoreError) as error:
         raise ConfigError(
             f"FSSPEC_S3_CONFIG_KWARGS: {error}",
             hint="set it to arguments of botocore.config.Config",
         ) from None
-    return given
+    return options
 
 
-def _checked_checksum(value: Any, setting: str, variable: str) -> str:
-    """Return the value of a setting of checksums in lower case. Raises ConfigError for a value that
-    botocore does not know.
+def _validate_checksum(value: Any, setting: str, variable: str) -> str:
+    """Return the value of a checksum setting in lower case.
+
+    Raises:
+        ConfigError: botocore does not know the value.
     """
     mode = str(value).lower()
     if mode not in _CHECKSUM_VALUES:
         name = variable if os.environ.get(variable) == value else setting
-        values = " and ".join(f"'{known}'" for known in _CHECKSUM_VALUES)
+        values = " and ".join(f"'{valid_value}'" for valid_value in _CHECKSUM_VALUES)
         raise ConfigError(
             f"{name} is '{value}', the values are {values}",
-            hint=f"set {name} to one of these, or remove it",
+            hint=f"set {name} to one of these values, or remove it",
         )
     return mode
 
 
 def _requester_pays(options: Mapping[str, Any]) -> bool:
-    """Return whether requests carry `x-amz-request-payer`. Raises ConfigError for a value that is
-    not known.
+    """Return whether requests have the header `x-amz-request-payer`.
+
+    Raises:
+        ConfigError: The value of the variable is unknown.
     """
     payer = os.environ.get(PAYER_VARIABLE, "")
     if payer not in ("", _REQUESTER):
@@ -224,12 +235,11 @@ def _requester_pays(options: Mapping[str, Any]) -> bool:
     return payer == _REQUESTER or str(options.get("requester_pays", False)).lower() in ("true", "1")
 
 
-def _session(profile: str | None) -> Any:
-    """Make a session of aiobotocore that sends CRC checksums only if an operation requires them,
-    since many stores refuse the headers.
+def _make_session(profile: str | None) -> Any:
+    """Return an aiobotocore session that sends CRC checksums only if an operation requires them.
 
-    Uploads stay protected: without a CRC, botocore signs their SHA-256. The variable and the
-    configuration file of botocore change that.
+    Many stores refuse the headers. Uploads stay protected, since botocore signs their SHA-256
+    without a CRC. The variable and the configuration file of botocore override this.
     """
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
@@ -241,7 +251,7 @@ def _session(profile: str | None) -> Any:
 
 
 def _parse_time(value: Any) -> datetime:
-    """Return a time of an answer. botocore's parser takes four fifths of the time of a listing."""
+    """Parse a time of an answer. botocore's parser takes four fifths of the time of a listing."""
     if isinstance(value, str) and value.endswith("Z"):
         with suppress(ValueError):
             return datetime.fromisoformat(value)
@@ -252,11 +262,11 @@ def _parse_time(value: Any) -> datetime:
 
 
 def _add_parameters(session: Any, parameters: Mapping[str, Any]) -> None:
-    """Add to each request what s3fs adds to its own requests."""
+    """Add to each request the parameters that s3fs adds to its own requests."""
 
     def add(params: dict[str, Any], model: Any, **_: Any) -> None:
-        known = model.input_shape.members if model.input_shape else {}
-        for name in parameters.keys() & known.keys():
+        accepted = model.input_shape.members if model.input_shape else {}
+        for name in parameters.keys() & accepted.keys():
             params.setdefault(name, parameters[name])
 
     if parameters:
@@ -264,8 +274,7 @@ def _add_parameters(session: Any, parameters: Mapping[str, Any]) -> None:
 
 
 def _use_md5(request: Any, **_: Any) -> None:
-    """Give a request that needs a checksum the one that all stores know, in place of botocore's
-    CRC.
+    """Replace botocore's CRC with the checksum that all stores support.
 
     Source: https://github.com/aws/aws-sdk-js-v3/issues/6920 (a store that answers
     MissingContentMD5).
@@ -276,14 +285,20 @@ def _use_md5(request: Any, **_: Any) -> None:
         if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))
     ]:
         del request.headers[name]
-    request.headers["Content-Type"] = "application/xml"  # or a proxy may treat the body as a form
+    request.headers["Content-Type"] = (
+        "application/xml"  # Otherwise a proxy may treat the body as a form.
+    )
     request.headers["Content-MD5"] = base64.b64encode(
         hashlib.md5(request.data, usedforsecurity=False).digest()
     ).decode()
 
 
-def _ask(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> T:
-    """Run `request(client)` on s3fs's loop. Raises TimeoutError when the whole of it takes longer."""
+def _send_request(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+    """Run `request(client)` on the loop of s3fs.
+
+    Raises:
+        TimeoutError: The request took longer than `timeout_s`.
+    """
     fs = filesystem()
 
     async def timed() -> T:
@@ -296,36 +311,54 @@ def _ask(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> 
 def get(
     bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: int | None = None
 ) -> bytes:
-    """A whole object, only if its ETag is still `etag`. Raises InputError before the body is read
-    when it is over `max_bytes`.
+    """Read a whole object.
+
+    Args:
+        bucket: The bucket.
+        key: The key.
+        timeout_s: Seconds for the request.
+        etag: The ETag that the object must have. "" accepts any.
+        max_bytes: Maximum size. None is no limit.
+
+    Raises:
+        InputError: The object is over `max_bytes`. It is raised before the body is read.
     """
     condition = {"IfMatch": f'"{etag}"'} if etag else {}
 
     async def request(client: Any) -> bytes:
-        answer = await client.get_object(Bucket=bucket, Key=key, **condition)
-        body, size = answer["Body"], answer["ContentLength"]
+        response = await client.get_object(Bucket=bucket, Key=key, **condition)
+        body, size = response["Body"], response["ContentLength"]
         if max_bytes is not None and size > max_bytes:
             body.close()
             raise errors.too_large(size, max_bytes)
         async with body:
             data: bytes = await body.read()
-        # A store that does not know If-Match answers as if it had not been sent.
-        errors.require_version(etag, answer["ETag"].strip('"'))
+        # A store without support for If-Match ignores it.
+        errors.require_version(etag, response["ETag"].strip('"'))
         errors.require_length(len(data), size)
         return data
 
-    return _ask(request, timeout_s)
+    return _send_request(request, timeout_s)
 
 
 def get_range(
     bucket: str, key: str, start: int, length: int, *, timeout_s: float, etag: str = ""
 ) -> bytes:
-    """`length` bytes from `start`, fewer where the object ends, only if its ETag is still `etag`."""
+    """Read `length` bytes of an object from `start`, fewer if the object ends.
+
+    Args:
+        bucket: The bucket.
+        key: The key.
+        start: The first byte.
+        length: The number of bytes.
+        timeout_s: Seconds for the request.
+        etag: The ETag that the object must have. "" accepts any.
+    """
     condition = {"IfMatch": f'"{etag}"'} if etag else {}
 
     async def request(client: Any) -> bytes:
         try:
-            answer = await client.get_object(
+            response = await client.get_object(
                 Bucket=bucket, Key=key, Range=ranged.range_header(start, length), **condition
             )
         except client.exceptions.ClientError as error:
@@ -333,30 +366,42 @@ def get_range(
                 error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
             ):
-                return b""  # the object ends before
+                return b""  # The object ends before `start`.
             raise
-        content_range = answer.get("ContentRange")
-        async with answer["Body"] as body:
-            errors.require_version(etag, answer["ETag"].strip('"'))
+        content_range = response.get("ContentRange")
+        async with response["Body"] as body:
+            errors.require_version(etag, response["ETag"].strip('"'))
             return await ranged.take(
-                body.iter_chunks(_PIECE),
+                body.iter_chunks(_CHUNK_BYTES),
                 content_range,
-                ranged.total_size(content_range, answer["ContentLength"]),
+                ranged.total_size(content_range, response["ContentLength"]),
                 start,
                 length,
             )
 
-    return _ask(request, timeout_s)
+    return _send_request(request, timeout_s)
 
 
 def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
-    """An object's size and ETag, as botocore gives them."""
-    return _ask(lambda client: client.head_object(Bucket=bucket, Key=key), timeout_s)
+    """Return the response to a HEAD request for an object, with its size and ETag.
+
+    Args:
+        bucket: The bucket.
+        key: The key.
+        timeout_s: Seconds for the request.
+    """
+    return _send_request(lambda client: client.head_object(Bucket=bucket, Key=key), timeout_s)
 
 
-def found(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
-    """An object's size and ETag; None where there is none of that key. Raises where there is no
-    such bucket.
+def find(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
+    """Return the response of `head`, or None if the object does not exist.
+
+    It raises an exception if the bucket does not exist.
+
+    Args:
+        bucket: The bucket.
+        key: The key.
+        timeout_s: Seconds for the request.
     """
     try:
         return head(bucket, key, timeout_s=timeout_s)
@@ -366,33 +411,38 @@ def found(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
         raise
 
 
-def delete_some(bucket: str, keys: Sequence[str], *, timeout_s: float) -> None:
-    """Remove up to `MOST_DELETED` objects with one request; those that are not there are removed
-    already.
+def delete_objects(bucket: str, keys: Sequence[str], *, timeout_s: float) -> None:
+    """Delete up to `MAX_DELETED` objects with one request. Missing objects count as deleted.
 
-    An answer can be a success that names objects which stayed: of these the first is raised, one
-    that no repetition helps before others. Source:
+    A successful answer can name objects that remain. Then an exception for the first of them is
+    raised, preferably one that is not transient. Source:
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+
+    Args:
+        bucket: The bucket.
+        keys: The keys.
+        timeout_s: Seconds for the request.
     """
 
     async def request(client: Any) -> None:
-        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        answer = await client.delete_objects(Bucket=bucket, Delete=wanted)
-        stayed = [one for one in answer.get("Errors", ()) if one.get("Code") != "NoSuchKey"]
-        if stayed:
-            said = [
+        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        response = await client.delete_objects(Bucket=bucket, Delete=objects)
+        remaining = [item for item in response.get("Errors", ()) if item.get("Code") != "NoSuchKey"]
+        if remaining:
+            messages = [
                 {
-                    "Code": one.get("Code", ""),
-                    "Message": f"{one.get('Message', '')}: {one.get('Key', '')}",
+                    "Code": item.get("Code", ""),
+                    "Message": f"{item.get('Message', '')}: {item.get('Key', '')}",
                 }
-                for one in stayed
+                for item in remaining
             ]
-            refused = [
-                client.exceptions.ClientError({"Error": one}, "DeleteObjects") for one in said
+            exceptions = [
+                client.exceptions.ClientError({"Error": message}, "DeleteObjects")
+                for message in messages
             ]
-            raise min(refused, key=errors.is_transient)
+            raise min(exceptions, key=errors.is_transient)
 
-    _ask(request, timeout_s)
+    _send_request(request, timeout_s)
 
 
 def page(
@@ -405,13 +455,21 @@ def page(
     above: str | None = None,
     limit: int = 1000,
 ) -> dict[str, Any]:
-    """One page of the listing in key order; `after` is the former page's NextContinuationToken,
-    `above` the key to begin behind.
+    """Return one page of the listing in key order.
+
+    Args:
+        bucket: The bucket.
+        prefix: The prefix.
+        timeout_s: Seconds for the request.
+        delimiter: "/" lists one level. "" lists all keys below the prefix.
+        after: The NextContinuationToken of the previous page.
+        above: The key after which the listing begins.
+        limit: Maximum number of keys.
     """
-    more = {"ContinuationToken": after} if after else {"StartAfter": above} if above else {}
-    return _ask(
+    position = {"ContinuationToken": after} if after else {"StartAfter": above} if above else {}
+    return _send_request(
         lambda client: client.list_objects_v2(
-            Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **more
+            Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **position
         ),
         timeout_s,
     )
@@ -422,21 +480,35 @@ def pages(
     prefix: str,
     retrier: Retrier,
     *,
-    gate: Gate | None = None,
+    gate: AdaptiveLimiter | None = None,
     delimiter: str = "",
     above: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield all pages of a listing. Each page has attempts of its own, so that a late failure does
-    not start the listing again.
+    """Yield all pages of a listing.
+
+    Each page has its own attempts, so that a late failure does not restart the listing.
+
+    Args:
+        bucket: The bucket.
+        prefix: The prefix.
+        retrier: Retries requests.
+        gate: Limits concurrent requests.
+        delimiter: "/" lists one level. "" lists all keys below the prefix.
+        above: The key after which the listing begins.
     """
     after: str | None = None
     while True:
         for attempt in retrier.attempts(gate=gate):
-            with attempt as left:
-                answer = page(
-                    bucket, prefix, timeout_s=left, delimiter=delimiter, after=after, above=above
+            with attempt as timeout_s:
+                response = page(
+                    bucket,
+                    prefix,
+                    timeout_s=timeout_s,
+                    delimiter=delimiter,
+                    after=after,
+                    above=above,
                 )
-        yield answer
-        if not answer.get("IsTruncated"):
+        yield response
+        if not response.get("IsTruncated"):
             return
-        after = answer["NextContinuationToken"]
+        after = response["NextContinuationToken"]

@@ -1,9 +1,9 @@
-"""SSRF protection: `checked_url` and `public_url` for URLs of strangers, `guarded_session` to
-request them; only public addresses pass.
+"""Protect against server-side request forgery (SSRF) for URLs from untrusted sources.
 
-The addresses are checked where they are dialled: the resolver that aiohttp uses checks every
-address of a name and hands those on, so there is no second lookup; the URL keeps its name, so TLS,
-SNI and Host are the name's.
+`check_url` and `check_public_url` check URLs, and `open_guarded_session` requests them. Only public
+addresses pass. Addresses are checked when they are dialled: the resolver of aiohttp checks every
+address of a name and returns the same addresses, so there is no second lookup. The URL keeps its
+name, so TLS, SNI, and Host use the name.
 """
 
 import asyncio
@@ -23,21 +23,24 @@ from yarl import URL
 from ray_app.errors import SourceError, Status
 
 Resolver = Callable[[str, int], Awaitable[Sequence[tuple[str, int]]]]
-"""(host, port) → every (address, port) of it; OSError where there is none."""
+"""Takes a host and a port, and returns all pairs of address and port. Raises OSError for none."""
 
 MAX_URL = 2048
-_MAX_LISTED = 8192  # what lists and redirects lead to may be signed at length
-_NOT_PUBLIC = "its host is not on the public Internet, nor a source that you named; if you trust the list that names it: --set allow_private=true"
+_MAX_LISTED = 8192  # URLs in lists and redirects may have long signatures.
+_NOT_PUBLIC = (
+    "its host is not on the public Internet, and not a source that you named; "
+    "if you trust the list with this URL, use --set allow_private=true"
+)
 
-# Labels of letters, digits, hyphens; the last starts with a letter. So no address passes in any
-# notation (127.0.0.1, 2130706433, 0x7f.1, 0177.0.0.1, [::1]) and every host goes through the
-# resolver; and no bare name that a search domain would complete.
+# A name has labels of letters, digits, and hyphens, and the last label starts with a letter. Therefore
+# no address matches in any notation (127.0.0.1, 2130706433, 0x7f.1, 0177.0.0.1, [::1]), and every host
+# goes through the resolver. A bare name, which a search domain would complete, does not match either.
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)+(?=[a-z]){_LABEL}")
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
 
-# https://www.iana.org/assignments/iana-ipv4-special-registry: all that is not for the public
-# Internet, and multicast.
+# https://www.iana.org/assignments/iana-ipv4-special-registry: all networks that are not for the
+# public Internet, and multicast.
 _CLOSED_4 = [
     IPv4Network(network)
     for network in (
@@ -60,29 +63,29 @@ _CLOSED_4 = [
             "224.0.0.0/4",
             "240.0.0.0/4",
         ),
-        # https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16: each
-        # Azure host's own agent
+        # https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16: the
+        # agent of each Azure host.
         "168.63.129.16/32",
     )
 ]
-# https://www.iana.org/assignments/ipv6-unicast-address-assignments: only this is the public
-# Internet. It leaves out loopback, link-local, site-local, unique-local, multicast, IPv4-compatible
+# https://www.iana.org/assignments/ipv6-unicast-address-assignments: only this network is the public
+# Internet. It excludes loopback, link-local, site-local, unique-local, multicast, IPv4-compatible,
 # and the local-use NAT64 64:ff9b:1::/48.
 _OPEN_6 = IPv6Network("2000::/3")
-# Of it, Teredo (inside 2001::/23) and 6to4 (2002::/16) are tunnels to an IPv4 address; the others
-# are for documents and protocols.
+# In that network, Teredo (inside 2001::/23) and 6to4 (2002::/16) are tunnels to an IPv4 address. The
+# other networks are for documentation and protocols.
 _CLOSED_6 = [
     IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 ]
-_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: what DNS64 answers on networks without IPv4
-_ISATAP = 0x00005EFE  # RFC 5214: upper half of an interface identifier, its two flag bits aside
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the answers of DNS64 on networks without IPv4.
+_ISATAP = 0x00005EFE  # RFC 5214: upper half of an interface identifier, without its two flag bits.
 
-# not asyncio's own threads: a slow name server would stop all else there
+# Lookups have their own threads, since a slow name server would block those of asyncio.
 _lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
 
 
 def is_address(text: str) -> bool:
-    """Whether a host is an address, which no resolver sees."""
+    """Return whether a host is an IP address, which no resolver sees."""
     try:
         ip_address(text)
     except ValueError:
@@ -91,8 +94,9 @@ def is_address(text: str) -> bool:
 
 
 def is_public_address(text: str) -> bool:
-    """Whether an address belongs to the public Internet; IPv4 inside IPv6 is judged as what it is,
-    scoped addresses never pass.
+    """Return whether an address belongs to the public Internet.
+
+    An IPv4 address inside IPv6 is checked as IPv4. Scoped addresses are not public.
     """
     try:
         address = ip_address(text)
@@ -116,19 +120,26 @@ def is_public_address(text: str) -> bool:
 
 
 async def system_resolver(host: str, port: int) -> list[tuple[str, int]]:
-    """Every (address, port) that this machine's name service knows of a full domain name. Raises
-    OSError.
+    """Return every (address, port) of a full domain name from the name service of this machine.
+
+    Raises:
+        OSError: The lookup failed.
     """
-    # else the machine's search domains apply: `db.prod` would find `db.prod.svc.cluster.local`
+    # Without the dot, search domains apply: `db.prod` would find `db.prod.svc.cluster.local`.
     absolute = f"{host}."
     lookup = asyncio.get_running_loop().run_in_executor(
         _lookups, lambda: socket.getaddrinfo(absolute, port, type=socket.SOCK_STREAM)
     )
-    return [(str(found[4][0]), port) for found in await lookup]
+    return [(str(entry[4][0]), port) for entry in await lookup]
 
 
 class CheckedResolver(AbstractResolver):
-    """What aiohttp asks before it dials, once per connection. One bad address refuses the name."""
+    """The resolver that aiohttp calls before it connects. One forbidden address rejects a name.
+
+    Args:
+        resolver: Finds the addresses of a name.
+        is_allowed: Whether an address is allowed.
+    """
 
     def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool]) -> None:
         self._resolver, self._is_allowed = resolver, is_allowed
@@ -136,34 +147,54 @@ class CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Every address of `host`, each allowed. Raises UrlRefused without words, NoAddress where
-        there is none.
+        """Return every address of `host`, if all are allowed.
+
+        Args:
+            host: The name.
+            port: The port.
+            family: The address family for the results.
+
+        Raises:
+            UrlRefused: An address is not allowed. The exception has no message.
+            NoAddress: There is no address.
+            SourceError: The name service does not answer.
         """
         try:
-            found = await self._resolver(host, port)
+            addresses = await self._resolver(host, port)
         except OSError as error:
             if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
                 raise SourceError(
                     Status.SOURCE_TIMEOUT, "the name of its server could not be looked up"
                 ) from None
-            found = []
-        if not found:
+            addresses = []
+        if not addresses:
             raise NoAddress
-        if not all(self._is_allowed(address) for address, _ in found):
+        if not all(self._is_allowed(address) for address, _ in addresses):
             raise UrlRefused
         numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         return [
-            ResolveResult(hostname=host, host=at, port=on, family=family, proto=0, flags=numeric)
-            for at, on in found
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=address_port,
+                family=family,
+                proto=0,
+                flags=numeric,
+            )
+            for address, address_port in addresses
         ]
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Do nothing, since there is nothing to close."""
 
 
-class UrlRefused(Exception):  # noqa: N818 - the name of a decision, not of a fault
-    """A URL that is not requested. `message` is None where no reason may be given; `limit` and
-    `observed` where it is about a number.
+class UrlRefused(Exception):  # noqa: N818 - The name is that of a decision, not of an error.
+    """A URL that is not requested.
+
+    Args:
+        message: The reason. None if the reason must not be shown.
+        limit: The limit that was exceeded, if the reason is a number.
+        observed: The number that exceeded it.
     """
 
     def __init__(
@@ -178,10 +209,10 @@ class UrlRefused(Exception):  # noqa: N818 - the name of a decision, not of a fa
 
 
 class NoAddress(UrlRefused):
-    """A name that the name service knows no address of."""
+    """A name without an address in the name service."""
 
 
-def checked_url(
+def check_url(
     text: str,
     *,
     schemes: Collection[str] = ("https",),
@@ -190,12 +221,20 @@ def checked_url(
     bare_names: bool = False,
     max_length: int = MAX_URL,
 ) -> URL:
-    """The URL to request: the very object that is dialled, so that no second parser can read
-    another host in it. Without its fragment.
+    """Return the URL to request, without its fragment.
 
-    `port`: the only one that is allowed (None = any). `is_literal_allowed`: of an address in the
-    host's place, which no resolver sees. `bare_names`: also a host without a dot. Raises
-    UrlRefused.
+    The returned object itself is dialled, so that no second parser can read another host in it.
+
+    Args:
+        text: The URL.
+        schemes: The allowed schemes.
+        port: The only allowed port. None allows any port.
+        is_literal_allowed: Whether a URL may have an address, which no resolver sees, as its host.
+        bare_names: Whether a host may have no dot.
+        max_length: Maximum number of characters.
+
+    Raises:
+        UrlRefused: The URL is not allowed.
     """
     if len(text) > max_length:
         raise UrlRefused("the URL is too long", limit=max_length, observed=len(text))
@@ -217,26 +256,31 @@ def checked_url(
     return url.with_host(host)
 
 
-def public_url(text: str) -> URL:
-    """The URL to request where a list, a label or a redirect names a URL of any port; spaces may
-    stand in it. Raises SourceError (`source_denied`).
+def check_public_url(text: str) -> URL:
+    """Return the URL to request for a URL in a list, a label, or a redirect.
+
+    It may have any port, and spaces.
+
+    Raises:
+        SourceError: The URL is not allowed (`source_denied`).
     """
     quoted = text.replace(" ", "%20")
-    try:  # of any host: it is judged here, in other words
-        url = checked_url(
+    try:  # The host is checked below, with another message.
+        url = check_url(
             quoted, schemes=("http", "https"), is_literal_allowed=bool, max_length=_MAX_LISTED
         )
-    except UrlRefused as refused:
-        raise SourceError(Status.SOURCE_DENIED, str(refused)) from None
+    except UrlRefused as error:
+        raise SourceError(Status.SOURCE_DENIED, str(error)) from None
     host = url.raw_host or ""
     if not (is_public_address(host) or _is_name(host, bare_names=False)):
         raise SourceError(Status.SOURCE_DENIED, _NOT_PUBLIC)
     return url
 
 
-async def guarded_session() -> aiohttp.ClientSession:
-    """The session that asks for such URLs, one per process, without cookies and without what fsspec
-    is set to; call it in fsspec's loop.
+async def open_guarded_session() -> aiohttp.ClientSession:
+    """Return the session for such URLs, one per process. Call it in fsspec's loop.
+
+    It has no cookies, and ignores the settings of fsspec.
     """
     fs = fsspec.filesystem("http", get_client=_guarded_client)
     session: aiohttp.ClientSession = await fs.set_session()
@@ -251,12 +295,21 @@ async def _guarded_client(**_: Any) -> aiohttp.ClientSession:
 
 
 class _PublicResolver(CheckedResolver):
-    """In the words of storage."""
+    """A `CheckedResolver` that raises SourceError."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Raises SourceError."""
+        """Return every address of `host`, if all are public.
+
+        Args:
+            host: The name.
+            port: The port.
+            family: The address family for the results.
+
+        Raises:
+            SourceError: There is no address, or an address is not public.
+        """
         try:
             return await super().resolve(host, port, family)
         except NoAddress:

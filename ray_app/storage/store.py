@@ -1,7 +1,6 @@
-"""`Store`: one root under which a run keeps its files: a local folder, an S3 prefix, or anything
-else that fsspec opens.
+"""Read and write files below one root (`Store`): a local folder, an S3 prefix, or another URL.
 
-A `Place` makes single requests and raises the exceptions of its libraries. `Store` repeats the
+A `Place` makes single requests and raises the exceptions of its libraries. `Store` retries the
 requests and translates the exceptions.
 """
 
@@ -17,47 +16,55 @@ from ray_app.storage.place import Entry
 from ray_app.storage.places import place_for
 from ray_app.storage.retry import Attempt, Retrier, RetryPolicy
 
-# A run directory is read a few times a minute; a wrong endpoint must be reported within seconds,
-# not minutes.
+# A run directory is read a few times a minute. A wrong endpoint must be reported within seconds.
 _PATIENCE = RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
 _TRANSFER_S = 3600.0
-_REQUESTS = 16  # files that are removed at once
+_REQUESTS = 16  # Files that are deleted at the same time.
 
 
 def join(base: str, path: str) -> str:
-    """`path` below `base`; a path that would leave it is refused, so that a name read from data can
-    do no harm.
+    """Return `path` below `base`.
+
+    Raises:
+        ValueError: The path leaves `base`, so that names from data cannot do harm.
     """
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or "\0" in path:
-        raise ValueError(f"not a path inside the store: {path!r}")
+        raise ValueError(f"path must be inside the store, got {path!r}")
     return f"{base.rstrip('/')}/{path}" if path else base
 
 
 class Store:
-    """A folder, bucket prefix or other fsspec URL. Paths are relative, with `/`; what appears under
-    one appears whole.
+    """A folder, a bucket prefix, or another fsspec URL. Paths are relative, with `/`.
 
-    Every method raises StorageError, with a hint, when the place is out of reach or refuses.
-    Picklable: the copy opens the same URL with the environment of the process it lands in.
+    A file appears complete. If the store is unreachable or refuses a request, methods raise
+    StorageError with a hint. A store can be pickled; the copy opens the same URL with the
+    environment of its own process.
+
+    Args:
+        url: The root.
+        retrier: Retries requests. None uses the default policy.
     """
 
     def __init__(self, url: str, retrier: Retrier | None = None) -> None:
         self._root = urls.canonical(url)
-        self._place = place_for(self._root, Guard.of([self._root]))
+        self._backend = place_for(self._root, Guard.of([self._root]))
         self._retrier = retrier or Retrier(_PATIENCE)
-        self._one_by_one = False  # whether this place was seen to refuse requests that remove many
+        # Whether the store has refused a request that deletes many files.
+        self._deletes_singly = False
         self.url = urls.strip_secrets(self._root)
 
     @classmethod
     def open(cls, url: str) -> "Store":
-        """The store at a URL or path; touches nothing yet. Raises ConfigError for a scheme that
-        cannot be opened.
+        """Return the store at a URL or path, without a request.
+
+        Raises:
+            ConfigError: The scheme is not supported.
         """
         return cls(url)
 
     def below(self, folder: str) -> "Store":
-        """The store that is one folder of this one."""
+        """Return the store for a folder of this store."""
         return Store(join(self._root, folder), self._retrier)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -67,38 +74,48 @@ class Store:
         return f"Store({self.url!r})"
 
     def read(self, path: str) -> bytes:
-        """Return the bytes at `path`. Raises FileNotFoundError if no file is there."""
-        url = self._full(path)
+        """Return the bytes at `path`.
+
+        Raises:
+            FileNotFoundError: There is no file.
+        """
+        url = self._resolve(path)
         for attempt in self._attempts("read", url, is_optional=True):
             with attempt as timeout_s:
-                return self._place.read(url, timeout_s=timeout_s)
+                return self._backend.read(url, timeout_s=timeout_s)
         raise FileNotFoundError(f"{self.url}/{path}")
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Return the bytes at `path` from `start` to `end`, fewer only if the file ends there.
 
+        Args:
+            path: The file.
+            start: The first byte.
+            end: The byte after the last one.
+
         Raises:
-            StorageError: No file is there, or the store fails.
+            StorageError: There is no file, or the store fails.
         """
-        url = self._full(path)
+        url = self._resolve(path)
         for attempt in self._attempts("read", url):
             with attempt as timeout_s:
-                data = self._place.read(url, start, end - start, timeout_s=timeout_s)
+                data = self._backend.read(url, start, end - start, timeout_s=timeout_s)
         return data
 
     def open_file(self, path: str) -> io.BufferedReader | ranged.RangedFile:
-        """Open the file at `path` for a reader that seeks (pyarrow). Each range of the file is
-        requested with the store's patience. For one thread.
+        """Open the file at `path` for a reader that seeks (pyarrow), in one thread.
+
+        Each range of the file is requested with retries.
 
         Raises:
-            StorageError: No file is there, or the store fails; also raised by reads of the file.
+            StorageError: There is no file, or the store fails. Reads of the file raise it, too.
         """
-        url = self._full(path)
+        url = self._resolve(path)
         for attempt in self._attempts("read", url):
             with attempt as timeout_s:
                 if self.local_path(path):
                     return open(url, "rb")
-                size = self._place.size(url, timeout_s=timeout_s)
+                size = self._backend.size(url, timeout_s=timeout_s)
         return ranged.RangedFile(
             lambda start, length: self.read_range(path, start, start + length),
             size,
@@ -106,146 +123,157 @@ class Store:
         )
 
     def copy_to(self, path: str, target: Path) -> None:
-        """Copy the file at `path` to a file of this machine. The file may be larger than memory and
-        the copy may take an hour.
+        """Copy the file at `path` to a file on this machine.
+
+        The file may be larger than memory, and the copy may take an hour.
 
         Raises:
-            StorageError: No file is there, or the store fails.
+            StorageError: There is no file, or the store fails.
         """
-        url = self._full(path)
+        url = self._resolve(path)
         for attempt in self._attempts("read", url, deadline_s=_TRANSFER_S):
             with attempt as timeout_s:
-                self._place.copy_to(url, target, timeout_s=timeout_s)
+                self._backend.copy_to(url, target, timeout_s=timeout_s)
 
     def write(self, path: str, data: bytes) -> None:
-        """Write `data` to `path` and replace what is there. A reader sees the old or the new file,
-        never a part.
+        """Write `data` to `path`, and replace an existing file.
+
+        A reader sees the old or the new file, never a part.
         """
-        url = self._full(path)
+        url = self._resolve(path)
         for attempt in self._attempts("write", url):
             with attempt as timeout_s:
-                self._place.write(url, data, timeout_s=timeout_s)
+                self._backend.write(url, data, timeout_s=timeout_s)
 
     def write_file(self, path: str, source: Path) -> None:
-        """Write the content of a file of this machine to `path`. The file may be larger than memory
-        and the copy may take an hour.
+        """Write the content of a file on this machine to `path`.
+
+        The file may be larger than memory, and the copy may take an hour.
         """
-        url = self._full(path)
+        url = self._resolve(path)
         for attempt in self._attempts("write", url, deadline_s=_TRANSFER_S):
             with attempt as timeout_s:
-                self._place.write_file(url, source, timeout_s=timeout_s)
+                self._backend.write_file(url, source, timeout_s=timeout_s)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write `data` to `path` only if nothing is there. Of several writers, one gets True.
+        """Write `data` to `path` only if there is no file. Of several writers, one gets True.
 
-        `data` should differ from writer to writer: a store recognises it if an answer was lost.
+        `data` should differ between writers, since a store recognises a writer by it after a lost
+        answer.
         """
-        url = self._full(path)
+        url = self._resolve(path)
         for attempt in self._attempts("write", url):
             with attempt as timeout_s:
-                is_new = self._place.create(url, data, timeout_s=timeout_s)
+                is_new = self._backend.create(url, data, timeout_s=timeout_s)
         return is_new
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether `create` can keep two writers apart: at such places a server may still ignore
-        what it is asked for (see `Lease`).
+        """Whether `create` can exclude a second writer.
+
+        A server may still ignore the condition (see `Lease`).
         """
-        return self._place.is_exclusive
+        return self._backend.is_exclusive
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file at `path`."""
-        url = self._full(path)
+        url = self._resolve(path)
         for attempt in self._attempts("read", url, is_optional=True):
             with attempt as timeout_s:
-                return self._place.exists(url, timeout_s=timeout_s)
+                return self._backend.exists(url, timeout_s=timeout_s)
         return False
 
     def names(self, folder: str, prefix: str = "") -> list[str]:
-        """Return the base names of the files directly in `folder` that begin with `prefix`, sorted;
-        none if there is no such folder.
+        """Return the sorted base names of the files directly in `folder` that begin with `prefix`.
+
+        Empty if the folder does not exist.
         """
         entries = self._entries(folder, prefix)
         return sorted(entry.name for entry in entries if entry.size is not None)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of the files directly in `folder`, by base name; none when there is no such folder."""
+        """Return the sizes in bytes of the files directly in `folder`, by base name.
+
+        Empty if the folder does not exist.
+        """
         return {entry.name: entry.size for entry in self._entries(folder) if entry.size is not None}
 
     def folders(self, folder: str) -> list[str]:
-        """Base names of the folders directly in `folder`, sorted; none when there is no such
-        folder.
+        """Return the sorted base names of the folders directly in `folder`.
+
+        Empty if the folder does not exist.
         """
         return sorted(entry.name for entry in self._entries(folder) if entry.size is None)
 
     def delete(self, path: str) -> None:
-        """Remove the file at `path`; nothing happens if there is none."""
-        url = self._full(path)
+        """Delete the file at `path`, if it exists."""
+        url = self._resolve(path)
         for attempt in self._attempts("write", url, is_optional=True):
             with attempt as timeout_s:
-                self._place.delete(url, timeout_s=timeout_s)
+                self._backend.delete(url, timeout_s=timeout_s)
 
     def delete_all(self, paths: Iterable[str]) -> None:
-        """Remove files, many with one request where the place can; nothing happens for those that
-        are not there.
+        """Delete files, many with one request if the store can. Missing files are ignored.
 
-        One that cannot be removed is an error, and says which.
+        Raises:
+            StorageError: A file cannot be deleted. The error names it.
         """
-        left = list(paths)
-        if len(left) > 1 and self._place.max_deletes > 1 and not self._one_by_one:
-            left = self._delete_in_batches(left)
-        if len(left) == 1:
-            self.delete(left[0])
-        elif left:
+        remaining = list(paths)
+        if len(remaining) > 1 and self._backend.max_deletes > 1 and not self._deletes_singly:
+            remaining = self._delete_in_batches(remaining)
+        if len(remaining) == 1:
+            self.delete(remaining[0])
+        elif remaining:
             with ThreadPoolExecutor(_REQUESTS) as pool:
-                list(pool.map(self.delete, left))
+                list(pool.map(self.delete, remaining))
 
     def _delete_in_batches(self, paths: Sequence[str]) -> list[str]:
-        """Remove files; returns all that are left where the place turns out to know no such
-        request.
-        """
-        for start in range(0, len(paths), self._place.max_deletes):
-            batch = [self._full(path) for path in paths[start : start + self._place.max_deletes]]
+        """Delete files in batches, and return the remaining files if the store has no batches."""
+        for start in range(0, len(paths), self._backend.max_deletes):
+            batch = [
+                self._resolve(path) for path in paths[start : start + self._backend.max_deletes]
+            ]
             try:
                 for attempt in self._retrier.attempts():
                     with attempt as timeout_s:
-                        self._place.delete_many(batch, timeout_s=timeout_s)
+                        self._backend.delete_many(batch, timeout_s=timeout_s)
             except Exception as error:
                 if not errors.refuses_batches(error):
                     raise errors.unreachable(error, batch[0], "write") from error
-                self._one_by_one = True
+                self._deletes_singly = True
                 return list(paths[start:])
         return []
 
     def clear(self, folder: str) -> None:
-        """Remove all files below `folder`, and on a disk the emptied folders; "" is the whole
-        store, which itself stays.
+        """Delete all files below `folder`, and on a disk the empty folders.
+
+        "" clears the whole store, which remains itself.
         """
         prefix = f"{folder}/" if folder else ""
-        found = self._entries(folder)
-        self.delete_all(sorted(prefix + entry.name for entry in found if entry.size is not None))
-        for name in sorted(entry.name for entry in found if entry.size is None):
+        entries = self._entries(folder)
+        self.delete_all(sorted(prefix + entry.name for entry in entries if entry.size is not None))
+        for name in sorted(entry.name for entry in entries if entry.size is None):
             self.clear(prefix + name)
         if folder:
             self.drop_folder(folder)
 
     def drop_folder(self, folder: str) -> None:
-        """Remove a folder that is empty; nothing happens where there is none, or anything is in it."""
-        self._place.drop_folder(self._full(folder))
+        """Remove a folder if it exists and is empty."""
+        self._backend.drop_folder(self._resolve(folder))
 
     def local_path(self, path: str) -> Path | None:
-        """Return where `path` is on this machine; None if the store is elsewhere."""
-        url = self._full(path)
-        return Path(url) if isinstance(self._place, Local) else None
+        """Return the path of `path` on this machine, or None if the store is not local."""
+        url = self._resolve(path)
+        return Path(url) if isinstance(self._backend, Local) else None
 
     def _entries(self, folder: str, prefix: str = "") -> list[Entry]:
-        url = self._full(folder)
+        url = self._resolve(folder)
         for attempt in self._attempts("list", url, is_optional=True):
             with attempt as timeout_s:
-                return self._place.list(url, timeout_s=timeout_s, prefix=prefix)
+                return self._backend.list(url, timeout_s=timeout_s, prefix=prefix)
         return []
 
-    def _full(self, path: str) -> str:
+    def _resolve(self, path: str) -> str:
         return join(self._root, path)
 
     def _attempts(
@@ -254,10 +282,10 @@ class Store:
         """Yield attempts at a request until one succeeds.
 
         Args:
-            doing: What the request does, for the error.
+            doing: The verb for the operation, for the error.
             url: The full path, for the error.
-            is_optional: If nothing is at `url`, the attempts end, and no error is raised.
-            deadline_s: For all attempts together, if not as in the policy.
+            is_optional: Whether a missing file ends the attempts without an error.
+            deadline_s: Seconds for all attempts together. None uses the policy.
 
         Raises:
             StorageError: The last attempt failed.

@@ -1,13 +1,12 @@
-"""URLs and paths: schemes, canonical spelling, secrets, shell patterns (`matcher`, `full_matcher`),
-versions (`version_of`). No disk, no network.
+"""Handle URLs and paths: schemes, canonical spelling, secrets, shell patterns, and versions.
 
-A local place is an absolute path without a scheme, so that the same folder has one name whatever
-directory a command ran in.
+Nothing here uses the disk, except `local_path`, or the network. A local location is an absolute
+path without a scheme, so that a folder has one name for any working directory.
 
-Patterns: `*` and `?` stay inside one folder, `[ab]` and `[!ab]` are one character, `**` as a whole
-part is any number of folders (also none). A pattern without a slash is compared with the file's own
-name, in whichever folder; one with a slash with the whole path. Letters count as they are: `*.jpg`
-is not `A.JPG`, because in a bucket these are two names.
+Patterns: `*` and `?` match inside one folder, `[ab]` and `[!ab]` match one character, and `**` as a
+whole part matches any number of folders, also none. A pattern without a slash is compared with the
+name of a file in any folder, a pattern with a slash with the whole path. Case counts: `*.jpg` does
+not match `A.JPG`, because in a bucket these are two names.
 """
 
 import glob
@@ -25,7 +24,7 @@ from ray_app.errors import ConfigError
 _FILE_URL = re.compile(r"^file:(?://(?P<host>[^/]*))?(?P<path>/.*)?$", re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER_INFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
-# what stands there is no secret, but part of the place
+# The part before the @ is the name of a container, not a secret.
 _CONTAINER = re.compile(r"^abfss?://[^/?#:@]+@")
 _BUCKET = re.compile(r"^([A-Za-z0-9._-]{1,255}|arn:[^/]+)$")
 # Query keys that grant access: AWS and Google presigned URLs, Azure SAS, and the usual spellings of
@@ -44,14 +43,18 @@ _TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "
 
 
 def scheme_of(url: str) -> str:
-    """The lower-case scheme; `file` for a plain path."""
+    """Return the lower-case scheme of a URL, `file` for a plain path."""
     match = _SCHEME.match(url) if "://" in url else None
     return match.group(1).lower() if match else "file"
 
 
 def canonical(url: str) -> str:
-    """The one spelling of a place: local ones as an absolute path, all others without a trailing
-    slash, secrets kept.
+    """Return the canonical spelling of a URL, with its secrets.
+
+    A local location becomes an absolute path. Other URLs lose their trailing slash.
+
+    Raises:
+        ConfigError: An s3:// URL has credentials, or no valid bucket.
     """
     if scheme_of(url) == "file":
         return os.path.abspath(local_path(url))
@@ -61,19 +64,21 @@ def canonical(url: str) -> str:
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
     if scheme_of(url) == "s3":
-        bucket_and_key(url)
+        split_bucket(url)
     return url if scheme_of(url) in ("http", "https") else url.rstrip("/")
 
 
 def split_kind(source: str) -> tuple[str | None, str]:
-    """Return the KIND of a source KIND::URL, None if it has none, and the URL."""
+    """Split a source KIND::URL into its kind and its URL. The kind is None if there is none."""
     kind, mark, url = source.partition("::")
     return (kind, url) if mark and "/" not in kind else (None, source)
 
 
 def strip_secrets(url: str) -> str:
-    """The URL without user:password@ and without query keys that grant access; a presigned URL
-    keeps what names the object. A source may have its KIND:: before the URL.
+    """Return a URL without user:password@ and without query keys that grant access.
+
+    A presigned URL keeps the part that names the object. A source may have its KIND:: before the
+    URL.
     """
     kind, address = split_kind(url)
     if kind is not None:
@@ -83,16 +88,16 @@ def strip_secrets(url: str) -> str:
     if not _CONTAINER.match(url):
         url = _USER_INFO.sub(r"\1", url)
     if scheme_of(url) not in ("http", "https"):
-        return url  # elsewhere a question mark is a letter of the name
+        return url  # In other schemes a question mark is part of the name.
     base, mark, query = url.partition("?")
-    kept = [
+    public_parts = [
         part for part in query.split("&") if part and not _SECRET_KEY.match(part.partition("=")[0])
     ]
-    return base + mark + "&".join(kept) if kept else base
+    return base + mark + "&".join(public_parts) if public_parts else base
 
 
 def strip_all_secrets(settings: Any) -> Any:
-    """Return nested settings as JSON has them, with every URL stripped of its secrets."""
+    """Return nested JSON settings with every URL stripped of its secrets."""
     if isinstance(settings, Mapping):
         return {key: strip_all_secrets(value) for key, value in settings.items()}
     if isinstance(settings, list):
@@ -114,13 +119,13 @@ def local_path(url: str) -> str:
         return url
     host, path = match["host"] or "localhost", match["path"]
     if path is None or host.lower() != "localhost":
-        wrong = (
+        problem = (
             "it has no path"
             if host.lower() == "localhost"
-            else f"the host is '{host}', and only files of this machine are read"
+            else f"the host is '{host}', but only files on this machine can be read"
         )
         raise ConfigError(
-            f"{url}: {wrong}", hint="write the path alone, or file:///PATH with three slashes"
+            f"{url}: {problem}", hint="write the path alone, or file:///PATH with three slashes"
         )
     if "%" in path and not os.path.lexists(path):
         return os.fsdecode(unquote_to_bytes(path))
@@ -128,8 +133,9 @@ def local_path(url: str) -> str:
 
 
 def local_uri(path: str) -> str:
-    """The uri of a local file: its path, or a percent-encoded file:// where the name is not Unicode
-    and no table could hold it.
+    """Return the uri of a local file: its path, or a percent-encoded file:// URL.
+
+    The URL is used if the name is not valid Unicode, which a table could not hold.
     """
     try:
         path.encode("utf-8")
@@ -138,117 +144,133 @@ def local_uri(path: str) -> str:
     return path
 
 
-def bucket_and_key(url: str) -> tuple[str, str]:
-    """The two parts of s3://bucket/key; the key verbatim, with whatever slashes, question marks or
-    hashes it has. Raises ConfigError.
+def split_bucket(url: str) -> tuple[str, str]:
+    """Split s3://bucket/key into bucket and key. The key is not decoded.
+
+    It keeps its slashes, question marks, and hashes.
+
+    Raises:
+        ConfigError: The bucket name is invalid.
     """
     bucket, _, key = url.partition("://")[2].partition("/")
     if not _BUCKET.match(bucket):
         raise ConfigError(
             f"{strip_secrets(url)}: '{bucket}' is not the name of a bucket",
-            hint="s3://BUCKET/PREFIX; a pattern may stand after the bucket",
+            hint="write s3://BUCKET/PREFIX; only the part after the bucket may have a pattern",
         )
     return bucket, key
 
 
 def has_magic(text: str) -> bool:
-    """Whether a text would be read as a pattern."""
+    """Return whether a text has characters of a pattern."""
     return _MAGIC.search(text) is not None
 
 
 def folder_pattern(path: str) -> str:
-    """Return the pattern that leaves out all folders with the name of this one, for example
-    `**/lost+found/**`.
+    """Return the pattern that excludes all folders with the name of this folder.
+
+    An example is `**/lost+found/**`.
     """
     return f"**/{glob.escape(posixpath.basename(path))}/**"
 
 
 def has_braces(text: str) -> bool:
-    """Whether a text has braces that a shell or webdataset would expand, as in `{a,b}` and
-    `{00..99}`.
+    """Return whether a text has braces that a shell or webdataset would expand.
+
+    Examples are `{a,b}` and `{00..99}`.
     """
     return _BRACES.search(text) is not None
 
 
 def split_at_magic(path: str) -> tuple[str, str]:
-    """The folder before the first part with a pattern, and the pattern from there on."""
+    """Split a path into the folder before the first part with a pattern, and the pattern."""
     parts = path.split("/")
     first = next(index for index, part in enumerate(parts) if has_magic(part))
     return "/".join(parts[:first]), "/".join(parts[first:])
 
 
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """A test of relative paths against any of the patterns."""
-    whole = [re.compile(_regex(pattern)) for pattern in patterns if "/" in pattern]
-    names = [re.compile(_regex(pattern)) for pattern in patterns if "/" not in pattern]
+    """Return a function that tests whether a relative path matches any of the patterns."""
+    path_patterns = [
+        re.compile(_translate_pattern(pattern)) for pattern in patterns if "/" in pattern
+    ]
+    name_patterns = [
+        re.compile(_translate_pattern(pattern)) for pattern in patterns if "/" not in pattern
+    ]
 
     def matches(path: str) -> bool:
         name = path.rpartition("/")[2]
-        return any(pattern.fullmatch(name) for pattern in names) or any(
-            pattern.fullmatch(path) for pattern in whole
+        return any(pattern.fullmatch(name) for pattern in name_patterns) or any(
+            pattern.fullmatch(path) for pattern in path_patterns
         )
 
     return matches
 
 
 def matcher_below(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """A test whether something below a folder could match any of the patterns."""
-    tests = [[None if part == "**" else re.compile(_regex(part)) for part in pattern.removeprefix("/").split("/")]
+    """Return a function that tests whether a path below a folder could match any pattern."""
+    tests = [[None if part == "**" else re.compile(_translate_pattern(part)) for part in pattern.removeprefix("/").split("/")]
              for pattern in patterns if "/" in pattern]  # fmt: skip
     has_names = any("/" not in pattern for pattern in patterns)
     return lambda folder: (
-        has_names or any(_reaches_below(test, folder.split("/")) for test in tests)
+        has_names or any(_may_match_below(test, folder.split("/")) for test in tests)
     )
 
 
 def matcher_of_all_below(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """A test whether any of the patterns matches everything below a folder, as `photos/**` and `*`
-    do.
+    """Return a function that tests whether any pattern matches all paths below a folder.
+
+    Examples of such patterns are `photos/**` and `*`.
     """
     folders = []
     for pattern in patterns:
         parts = pattern.removeprefix("/").split("/")
-        named = (
+        folder_parts = (
             parts[:-1] if parts[-1] == "**" else parts[:-2] if parts[-2:] == ["**", "*"] else None
         )
         if "/" not in pattern and not pattern.strip("*"):
-            named = []
-        if named is not None:
-            folders.append(re.compile(_regex("/".join(named))) if named else None)
+            folder_parts = []
+        if folder_parts is not None:
+            folders.append(
+                re.compile(_translate_pattern("/".join(folder_parts))) if folder_parts else None
+            )
 
     def matches_all_below(folder: str) -> bool:
         parts = folder.split("/")
-        above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
-        return any(test is None or any(map(test.fullmatch, above)) for test in folders)
+        ancestors = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        return any(test is None or any(map(test.fullmatch, ancestors)) for test in folders)
 
     return matches_all_below
 
 
-def _reaches_below(test: Sequence[re.Pattern[str] | None], parts: Sequence[str]) -> bool:
-    for number, part in enumerate(parts):
-        if number == len(test):
+def _may_match_below(test: Sequence[re.Pattern[str] | None], parts: Sequence[str]) -> bool:
+    for index, part in enumerate(parts):
+        if index == len(test):
             return False
-        one = test[number]
-        if one is None:
+        part_test = test[index]
+        if part_test is None:
             return True
-        if one.fullmatch(part) is None:
+        if part_test.fullmatch(part) is None:
             return False
     return len(test) > len(parts)
 
 
 def full_matcher(pattern: str) -> Callable[[str], bool]:
-    """A test of relative paths against one pattern, always compared with the whole path (as a shell
-    expands a source).
+    """Return a function that tests whether a relative path matches one pattern.
+
+    The pattern is always compared with the whole path, as a shell expands a source.
     """
-    compiled = re.compile(_regex(pattern))
+    compiled = re.compile(_translate_pattern(pattern))
     return lambda path: compiled.fullmatch(path) is not None
 
 
-def _regex(pattern: str) -> str:
-    """The expression of fsspec, of Python's own `glob.translate` (3.13): `**` beside other letters
-    is `*`, and no class holds a slash.
+def _translate_pattern(pattern: str) -> str:
+    """Translate a pattern into a regular expression with fsspec's copy of `glob.translate`.
+
+    Python has `glob.translate` from version 3.13. Within a part with other characters `**` is `*`,
+    and no character class matches a slash.
     """
-    from fsspec.utils import glob_translate  # here: only patterns need it
+    from fsspec.utils import glob_translate  # Imported here, since only patterns need it.
 
     parts = (
         part if part == "**" else re.sub(r"\*+", "*", part)
@@ -258,9 +280,10 @@ def _regex(pattern: str) -> str:
     return expression.replace("[^", "[^/")
 
 
-def version_of(info: Mapping[str, Any]) -> str:
-    """The version in fsspec's `info` or in HTTP headers: ETag (quotes stripped), else size and
-    mtime in ns, else "".
+def get_version(info: Mapping[str, Any]) -> str:
+    """Return the version in fsspec's `info` or in HTTP headers.
+
+    It is the ETag without quotes, else size and mtime in ns, else "".
     """
     for name in _CONTENT:
         if info.get(name):
@@ -278,4 +301,4 @@ def _nanoseconds(when: Any) -> int:
         except ValueError:
             when = datetime.fromisoformat(when)
     seconds = when.timestamp() if isinstance(when, datetime) else float(when)
-    return round(seconds * 1_000_000) * 1000  # stores give microseconds at best
+    return round(seconds * 1_000_000) * 1000  # Stores state at most microseconds.

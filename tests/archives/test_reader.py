@@ -21,7 +21,7 @@ from ray_app.archives import (
 from ray_app.archives import reader as reading
 from ray_app.errors import InputError, Status
 from ray_app.storage import Fetcher, list_objects
-from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
+from ray_app.storage.node_budget import SLOT_BYTES, NodeBudget
 from tests.archives.containers import hazards
 from tests.archives.containers.hazards import container_at, contents, members, opened, written
 from tests.make.servers.faulty import ETAG, patient
@@ -191,7 +191,7 @@ SIZES = (10, 300, 20, 500, 30, 5000, 40)
 
 @pytest.fixture
 def budget(tmp_path_factory):
-    return NodeBudget("files", 4 * SEAT_BYTES, tmp_path_factory.mktemp("seats"))
+    return NodeBudget("files", 4 * SLOT_BYTES, tmp_path_factory.mktemp("seats"))
 
 
 def files_of(folder, *sizes):
@@ -204,7 +204,7 @@ def test_large_files_come_in_order_and_hold_one_seat(tmp_path, budget):
     """A file larger than the read-ahead has a seat until the next one is asked for."""
     reader = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget)
     for (member, data), size in zip(reader.read(files_of(tmp_path, *SIZES)), SIZES, strict=True):
-        taken = budget._free(budget._folder, 4)
+        taken = budget._lock_free_slots(budget._folder, 4)
         for seat in taken:
             os.close(seat)
         assert len(taken) == (3 if 100 < size <= 1000 else 4), member.uri

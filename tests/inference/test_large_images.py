@@ -18,7 +18,7 @@ from ray_app.images import limits as memory
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.decoder import CarefulDecoder
 from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders
-from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
+from ray_app.storage.node_budget import SLOT_BYTES, NodeBudget
 from ray_app.transforms.perturbations import load_perturbations
 from tests.inference.children import scripted
 from tests.make import images
@@ -35,7 +35,7 @@ def everything_is_large(monkeypatch):
 
 @pytest.fixture
 def budget(tmp_path):
-    return NodeBudget("pixels", 4 * SEAT_BYTES, tmp_path / "seats")
+    return NodeBudget("pixels", 4 * SLOT_BYTES, tmp_path / "seats")
 
 
 @pytest.fixture(autouse=True)
@@ -91,11 +91,11 @@ import sys, threading
 from pathlib import Path
 from ray_app.images import limits as memory
 from ray_app.inference import BatchDecoder, StageClock
-from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
+from ray_app.storage.node_budget import SLOT_BYTES, NodeBudget
 from tests.make import images
 from tests.inference.test_large_images import SPEC
 memory.LIMIT_PIXELS = 1000
-budget = NodeBudget("pixels", 4 * SEAT_BYTES, Path(sys.argv[1]) / "seats")
+budget = NodeBudget("pixels", 4 * SLOT_BYTES, Path(sys.argv[1]) / "seats")
 decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "crumbs", wall_limit_s=0.5, budget=budget)
 with budget.turn(budget.total_bytes) as give_back:
     threading.Timer(1.0, give_back).start()
@@ -141,7 +141,7 @@ os._exit(3)
 )
 def test_child_that_dies_or_is_refused_frees_memory(monkeypatch, tmp_path, count, status, detail):
     monkeypatch.setattr("ray_app.inference.decoder_pool.DecoderProcess", scripted(DIES_IN_TURN))
-    budget = NodeBudget("pixels", count * SEAT_BYTES, tmp_path / "seats")
+    budget = NodeBudget("pixels", count * SLOT_BYTES, tmp_path / "seats")
     with closing(IsolatedDecoders(SPEC.limits, processes=1, wall_limit_s=20)) as children:
         careful = CarefulDecoder(SPEC.limits, None, 20, budget, children=children)
         decoder = BatchDecoder(SPEC, StageClock(), careful=careful)

@@ -123,7 +123,7 @@ def test_ranges_of_a_throttling_store_are_read_slower(server, monkeypatch):
     before = server.throttled
     assert uris([KeyRange("bucket", "p/")]) == [f"s3://bucket/{key}" for key in NUMBERED[:200]]
     assert server.throttled > before
-    assert int(key_ranges._gate._open) < key_ranges._gate.width
+    assert int(key_ranges._gate._limit) < key_ranges._gate.width
     server.throttles = lambda number, under_way: True
     with pytest.raises(StorageError, match="cannot list s3://bucket/p/"):
         split_range(KeyRange("bucket", "p/"), 4)

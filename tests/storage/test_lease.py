@@ -182,7 +182,7 @@ def test_holder_that_sees_a_higher_number_stops(store):
         thief = elsewhere()
         store.write("lease/00002.json", thief.encode())
         wait_until(lease.lost.is_set)
-        with pytest.raises(IdentityError, match="taken this directory over"):
+        with pytest.raises(IdentityError, match="taken over this directory"):
             lease.check()
     assert read_lease(store)["token"] == thief.token
     assert not read_lease(store)["released"]

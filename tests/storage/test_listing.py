@@ -20,7 +20,7 @@ from ray_app.storage import (
     split_source,
 )
 from ray_app.storage import s3 as s3_requests
-from ray_app.storage.listing import not_there
+from ray_app.storage.listing import make_missing_error
 from tests.make.unprivileged import closed, nested
 
 NAMES = ["a!.jpg", "a.jpg", "a/b.jpg", "a/b/c.jpg", "a/z.txt", "a0.jpg", "b/ä ö.jpg"]
@@ -132,7 +132,7 @@ def test_local_source_that_is_missing_is_refused(tmp_path, missing, reason):
 
 def test_local_path_below_a_file_is_missing(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
-    assert "no such file or folder" in not_there(f"{tmp_path}/a.jpg/b.jpg").message
+    assert "no such file or folder" in make_missing_error(f"{tmp_path}/a.jpg/b.jpg").message
 
 
 def test_local_folders_beyond_the_recursion_limit_are_listed(tmp_path):

@@ -10,15 +10,15 @@ import pytest
 
 from ray_app.errors import ConfigError
 from ray_app.storage import node_budget
-from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget, budget_of, node_memory, usable_cores
+from ray_app.storage.node_budget import SLOT_BYTES, NodeBudget, budget_of, node_memory, usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
 from pathlib import Path
 from ray_app.storage.node_budget import *
-budget = NodeBudget("test", int(sys.argv[2]) * SEAT_BYTES, Path(sys.argv[1]))
-with budget.turn(int(sys.argv[3]) * SEAT_BYTES):
+budget = NodeBudget("test", int(sys.argv[2]) * SLOT_BYTES, Path(sys.argv[1]))
+with budget.turn(int(sys.argv[3]) * SLOT_BYTES):
     print("has it", flush=True)
     sys.stdin.read()
 """
@@ -40,7 +40,7 @@ def has_it(process: "subprocess.Popen[str]") -> bool:
 
 def free(folder: Path, of: int) -> int:
     """How many seats nobody has."""
-    taken = NodeBudget("test", of * SEAT_BYTES, folder)._free(folder, of)
+    taken = NodeBudget("test", of * SLOT_BYTES, folder)._lock_free_slots(folder, of)
     for descriptor in taken:
         os.close(descriptor)
     return len(taken)
@@ -66,7 +66,7 @@ def test_budget_of_a_killed_process_is_free(tmp_path):
         assert has_it(dying)
         assert free(tmp_path, 4) == 0
         dying.kill()
-        with NodeBudget("test", 4 * SEAT_BYTES, tmp_path).turn(4 * SEAT_BYTES):
+        with NodeBudget("test", 4 * SLOT_BYTES, tmp_path).turn(4 * SLOT_BYTES):
             pass
 
 
@@ -80,7 +80,7 @@ def test_budget_is_a_quarter_of_the_memory(tmp_path, monkeypatch):
     limit.write_text(f"{2**30}\n")
     assert node_memory() == 2**30
     assert NodeBudget("test").total_bytes == budget_of(2**30) == 2**28
-    assert budget_of(0) == SEAT_BYTES
+    assert budget_of(0) == SLOT_BYTES
 
 
 def test_usable_cores_are_those_of_affinity_and_container(tmp_path, monkeypatch):
@@ -108,6 +108,6 @@ def test_budget_in_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     (tmp_path / f"touchstone-{os.getuid()}").symlink_to(tmp_path)
     with (
         pytest.raises(ConfigError, match="belongs to another user"),
-        NodeBudget("test", SEAT_BYTES).turn(1),
+        NodeBudget("test", SLOT_BYTES).turn(1),
     ):
         pass

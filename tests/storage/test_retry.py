@@ -5,7 +5,7 @@ import threading
 import pytest
 from botocore.exceptions import ClientError
 
-from ray_app.storage import Gate, Retrier, RetryPolicy
+from ray_app.storage import AdaptiveLimiter, Retrier, RetryPolicy
 from ray_app.storage.retry import CancelledError
 from tests.storage.client_errors import s3_error
 
@@ -90,18 +90,18 @@ def test_cancelled_request_is_not_repeated(retrier):
 
 
 def test_gate_halves_recovers_and_never_closes():
-    gate = Gate(8)
+    gate = AdaptiveLimiter(8)
     for expected in (4, 2, 1, 1):
         with pytest.raises(ClientError), gate:
             raise s3_error("SlowDown", 503)
-        assert int(gate._open) == expected
+        assert int(gate._limit) == expected
     for _ in range(100):
         with gate:
             pass
-    assert int(gate._open) == 8
+    assert int(gate._limit) == 8
 
 
 def test_gate_learns_from_each_attempt(retrier):
-    gate = Gate(8)
+    gate = AdaptiveLimiter(8)
     read(Server(s3_error("SlowDown", 503), s3_error("SlowDown", 503)), retrier, gate=gate)
-    assert (gate.entered, int(gate._open)) == (3, 2)
+    assert (gate.entered, int(gate._limit)) == (3, 2)

@@ -5,7 +5,7 @@ with `GuardedClient`.
 import pytest
 
 from ray_app.errors import SourceError
-from ray_app.storage.ssrf import UrlRefused, checked_url, is_public_address, public_url
+from ray_app.storage.ssrf import UrlRefused, check_public_url, check_url, is_public_address
 
 REFUSED = """
     0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.100.100.200 100.127.255.255 127.0.0.1 127.255.255.254 168.63.129.16
@@ -53,7 +53,7 @@ HTTP = {"schemes": ("http", "https"), "is_literal_allowed": is_public_address}
     ],
 )
 def test_url_that_is_public_is_requested_in_its_plain_form(text, dialled):
-    assert str(checked_url(text, **HTTP)) == dialled
+    assert str(check_url(text, **HTTP)) == dialled
 
 
 PRIVATE = r"""
@@ -66,12 +66,12 @@ PRIVATE = r"""
 @pytest.mark.parametrize("text", [*PRIVATE.split(), "a b", "", "http://host.test/" + "a" * 3000])
 def test_url_that_is_not_public_is_refused(text):
     with pytest.raises(UrlRefused):
-        checked_url(text, **HTTP)
+        check_url(text, **HTTP)
 
 
 def test_url_is_by_default_https_with_a_name():
-    assert checked_url("https://host.test/a", port=443).port == 443
-    assert checked_url("https://localhost/a", bare_names=True).host == "localhost"
+    assert check_url("https://host.test/a", port=443).port == 443
+    assert check_url("https://localhost/a", bare_names=True).host == "localhost"
     for text, how in (
         ("http://host.test/", {"port": 443}),
         ("https://8.8.8.8/", {"port": 443}),
@@ -79,14 +79,17 @@ def test_url_is_by_default_https_with_a_name():
         ("https://2130706433/", {"bare_names": True}),
     ):
         with pytest.raises(UrlRefused):
-            checked_url(text, **how)
+            check_url(text, **how)
 
 
 def test_url_in_a_list_may_have_spaces_and_a_long_signature():
-    assert str(public_url("https://host.test/a b.jpg?c d")) == "https://host.test/a%20b.jpg?c%20d"
+    assert (
+        str(check_public_url("https://host.test/a b.jpg?c d"))
+        == "https://host.test/a%20b.jpg?c%20d"
+    )
     signed = f"https://host.test/a.jpg?X-Amz-Signature={'s' * 5000}"
-    assert str(public_url(signed)) == signed
+    assert str(check_public_url(signed)) == signed
     odd = ["https://ex ample.test/", "https://host.test/a\nb", "https://me you@host.test/"]
     for text in (signed * 2, *odd):
         with pytest.raises(SourceError, match="source_denied"):
-            public_url(text)
+            check_public_url(text)
