@@ -1,4 +1,8 @@
-"""Encoded bytes → scores and verdicts, in one process."""
+"""Score encoded images in one process.
+
+`make_spec` resolves the cards of an ensemble into a `ScoringSpec`. `BatchDecoder` decodes batches
+for a spec, and `judge` turns the outputs of the detectors into decisions.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,7 @@
-"""What decoding hands to detectors: results per member, and fixed slots of pixels (`Batch`), also
-of perturbed views. Images that keep their size may stay encoded (`EncodedImages`).
+"""Define the data that decoding passes to detectors.
+
+A `Batch` has a result per member and fixed slots of pixels, also for perturbed views. Images that
+keep their size may stay encoded (`EncodedImages`).
 """
 
 import logging
@@ -27,27 +29,32 @@ Ragged = Sequence[Pixels | None]
 # The images of a batch in one preprocessing.
 BatchTensor: TypeAlias = "Pixels | Ragged | EncodedImages"
 Size = tuple[int, int]
-File = bytes | Image.Image  # an image as somebody gave it
-MemberFile = tuple[int, File]  # with its image id; 0 if the ids of the batch are not known
-# counts, each followed by the backbone's name
+File = bytes | Image.Image  # An image as the caller passed it.
+MemberFile = tuple[int, File]  # Image id and file. The id is 0 if the ids are not known.
+# Names of counts, each followed by the name of a backbone.
 RUNS, REQUESTED = "runs of backbone ", "asked of backbone "
-# Counts, each followed by a detector's name: images that it looked at, in every view; microseconds
-# that it took for them; and that it would have taken alone: with the run of a shared backbone that
-# another one before it paid for.
+# Names of counts, each followed by the name of a detector: images that it scored, in every view;
+# microseconds that it took for them; and microseconds that it would have taken alone, which include
+# the run of a shared backbone that an earlier detector started.
 SEEN, SPENT_US, ALONE_US = "images seen by ", "microseconds of ", "microseconds alone of "
-# counts: members that were decoded again, and the milliseconds that took
+# Counts of members that were decoded again, and of the milliseconds for it.
 LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"
-DESCRIBED = "described"  # a count: members that words were found for
-# how the detail of a member begins that met a bug of ours
+DESCRIBED = "described"  # The count of members that got a caption.
+# The detail of a member begins with this text if a bug in Touchstone made it fail.
 OWN_FAILURE = "Touchstone's own code failed: "
 
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """What became of one member before any detector saw it.
+    """The result of decoding one member.
 
-    `provenance`: the JSON of what the file says of its origin, where the spec asks for it and it
-    says something. `failure`: the traceback, where our own code failed on it.
+    Attributes:
+        status: `ok`, or the reason why the member has no pixels.
+        detail: Numbers and names that explain the status.
+        facts: Properties of the file. None if they are unknown.
+        provenance: What the file states about its origin, as JSON. None if the spec does not read
+            it, or if the file states nothing.
+        failure: The traceback, if a bug in Touchstone made the member fail.
     """
 
     status: Status
@@ -58,15 +65,16 @@ class DecodeResult:
 
     @classmethod
     def of_failure(cls, error: Exception, facts: ImageFileFacts | None) -> "DecodeResult":
-        """What a bug of ours costs the member that met it; of its facts no more is kept than which
-        file it is.
+        """Return the result for a member that failed because of a bug in Touchstone.
+
+        Of its facts only the hash and the format are kept.
         """
-        known = None if facts is None else ImageFileFacts(facts.sha256, facts.format)
+        identity = None if facts is None else ImageFileFacts(facts.sha256, facts.format)
         trace = "".join(traceback.format_exception(error))
         return cls(
             Status.DECODER_CRASHED,
             one_line(OWN_FAILURE + describe_error(error)),
-            known,
+            identity,
             failure=trace,
         )
 
@@ -87,15 +95,19 @@ class PerturbedBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """Fixed slots. Per distinct preprocessing, `pixels` has one (slots, H, W, 3) array with zeros
-    in unusable slots; or, if sizes are kept, one array or None per slot, or `EncodedImages`.
+    """Fixed slots of decoded images.
 
-    `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end
-    of a block. `sizes`: per member the (width, height) of the image where it has pixels, else None.
-    `pixels` is empty where no member could be decoded. `encoded`: the files themselves, for
-    detectors that keep sizes and sit in another process, and for a second look; None where they do
-    not decode. `views`: one for each of the spec's, empty where `pixels` is. `ids`: image ids of
-    the members, where files are kept in the process that decoded them.
+    Attributes:
+        outcomes: One result per member, in slot order. Only the last batch of a block has fewer
+            members than slots.
+        pixels: For each distinct preprocessing, one (slots, H, W, 3) array with zeros in unusable
+            slots. If sizes are kept, one array or None per slot, or `EncodedImages`. Empty if no
+            member could be decoded.
+        sizes: The (width, height) of each member that has pixels, else None.
+        encoded: The files, for detectors that keep sizes in another process and for the second
+            stage. None for a file that does not decode.
+        views: One for each view of the spec. Empty if `pixels` is empty.
+        ids: The image ids of the members, if files are kept in the process that decoded them.
     """
 
     outcomes: tuple[DecodeResult, ...]
@@ -107,7 +119,7 @@ class Batch:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the pixels in all views, and of the files."""
+        """The memory of the pixels in all views and of the files, in bytes."""
         tensors = chain(self.pixels, *(view.pixels for view in self.views))
         total = sum(count_file_bytes(file) for file in self.encoded if file is not None)
         for tensor in tensors:
@@ -129,23 +141,24 @@ class Batch:
 
 
 def count_file_bytes(file: File) -> int:
-    """Return the memory of an encoded file, or of an image that somebody else decoded."""
+    """Return the memory of an encoded file, or of an image that the caller decoded, in bytes."""
     return len(file) if isinstance(file, bytes) else 3 * file.width * file.height
 
 
 def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
-    """Batches of `slots`, in order, as one with as many slots as all of them; as they are where an
-    image keeps its size, or where one has no pixels at all. Files and ids stay with the batches as
-    they were.
+    """Join batches of `slots` images into one batch with the slots of all of them.
+
+    The batches are returned as they are if an image keeps its size, or if a batch has no pixels.
+    Files and ids stay with the original batches.
     """
-    whole = all(batch.pixels and len(batch.outcomes) == slots for batch in batches[:-1]) and bool(
+    is_full = all(batch.pixels and len(batch.outcomes) == slots for batch in batches[:-1]) and bool(
         batches[-1].pixels
     )
     by_batch: list[list[Any]] = [[batch, *batch.views] for batch in batches]
-    tensors = chain.from_iterable(shown.pixels for views in by_batch for shown in views)
+    tensors = chain.from_iterable(view.pixels for views in by_batch for view in views)
     if (
         len(batches) == 1
-        or not whole
+        or not is_full
         or not all(isinstance(tensor, np.ndarray) for tensor in tensors)
     ):
         return list(batches)
@@ -153,11 +166,11 @@ def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
         PerturbedBatch(
             tuple(
                 np.concatenate(arrays)
-                for arrays in zip(*(one.pixels for one in shown), strict=True)
+                for arrays in zip(*(part.pixels for part in view), strict=True)
             ),
-            tuple(size for one in shown for size in one.sizes),
+            tuple(size for part in view for size in part.sizes),
         )
-        for shown in zip(*by_batch, strict=True)
+        for view in zip(*by_batch, strict=True)
     )
     return [
         Batch(
@@ -169,15 +182,18 @@ def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
     ]
 
 
-# What codecs raise on an image that they cannot hold; Pillow's check for bombs also stands before
-# what we have just encoded ourselves.
+# Codecs raise these for an image that they cannot encode. Pillow's check for decompression bombs
+# also applies to images that this process has just encoded.
 CODEC_ERRORS = (OSError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class PreparedViews:
-    """One image of a batch: a tensor per preprocessing, and the same with its size per view; None
-    where that could not be made.
+    """One prepared image of a batch.
+
+    Attributes:
+        tensors: One tensor per preprocessing. None if the tensor could not be prepared.
+        views: The size and the tensors of each view. None if the view could not be prepared.
     """
 
     tensors: list[Pixels | None]
@@ -185,9 +201,11 @@ class PreparedViews:
 
 
 def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
-    """The image under a view, the same on every call; None where a codec cannot.
+    """Return the image under a view, or None if a codec fails. Every call gives the same image.
 
-    Raises MemoryError: how much memory there is must not decide which scores are there.
+    Raises:
+        MemoryError: It is raised, because the available memory must not decide which images have a
+            score.
     """
     try:
         return view.apply(image.pixels, seed_of(image.facts.sha256, view.name))
@@ -215,14 +233,14 @@ class ImageDecoder(Protocol):
     """Opens encoded images, and prepares them for detectors (`BatchDecoder`)."""
 
     def open_file(self, image_id: int, data: File) -> AbstractContextManager[DecodedImage]:
-        """Decode one image. The block raises InputError if it is refused."""
+        """Decode one image. The block raises InputError if the image is rejected."""
 
     def prepare(self, target: DetectorInput, image: Image.Image) -> Pixels | None:
         """Prepare an image for detectors, or return None if none of them scores it."""
 
 
-# Pixels of decoded images that are kept while their views are read: as many as go through a network
-# together, or one larger image.
+# Pixels of decoded images that are kept while their views are read. This is the number that goes
+# through a network together. One larger image is kept, too.
 KEPT_PIXELS = 2**23
 
 
@@ -246,37 +264,44 @@ class BatchImages:
         max_kept_pixels: float,
     ) -> None:
         self._decoder, self._files, self._max_kept_pixels = decoder, files, max_kept_pixels
-        self._kept: OrderedDict[int, DecodedImage] = OrderedDict()
+        self._cache: OrderedDict[int, DecodedImage] = OrderedDict()
 
     def keep(self, slot: int, image: DecodedImage) -> None:
-        """Keep a decoded image, unless it is large, as the last one to be dropped."""
+        """Keep a decoded image as the last to be dropped, unless it is large."""
         if is_large(image) or not self._max_kept_pixels:
             return
-        self._kept[slot] = image
-        self._kept.move_to_end(slot)
-        while len(self._kept) > 1 and self._kept_pixels > self._max_kept_pixels:
-            self._kept.popitem(last=False)
+        self._cache[slot] = image
+        self._cache.move_to_end(slot)
+        while len(self._cache) > 1 and self._cached_pixels > self._max_kept_pixels:
+            self._cache.popitem(last=False)
 
     @contextmanager
     def open(self, slot: int) -> Iterator[DecodedImage | None]:
         """Yield the image in a slot, None if there is no file. Raises InputError."""
-        kept, file = self._kept.get(slot), self._files[slot]
-        if kept is not None or file is None:
-            if kept is not None:
-                self.keep(slot, kept)
-            yield kept
+        cached, file = self._cache.get(slot), self._files[slot]
+        if cached is not None or file is None:
+            if cached is not None:
+                self.keep(slot, cached)
+            yield cached
             return
         with self._decoder.open_file(*file) as image:
             self.keep(slot, image)
             yield image
 
     @property
-    def _kept_pixels(self) -> int:
-        return sum(image.pixels.width * image.pixels.height for image in self._kept.values())
+    def _cached_pixels(self) -> int:
+        return sum(image.pixels.width * image.pixels.height for image in self._cache.values())
 
 
 class EncodedImages:
-    """The images of a batch as one preprocessing and one view (None = clean) show them."""
+    """The images of a batch in one preprocessing and one view, decoded when they are read.
+
+    Args:
+        decoder: Decodes and prepares the images.
+        images: The files of the batch.
+        target: The preprocessing and its detectors.
+        view: The perturbation. None is the clean image.
+    """
 
     def __init__(
         self,
@@ -305,26 +330,24 @@ class EncodedImages:
             with self._images.open(slot) as image:
                 if image is None:
                     return None
-                shown = image.pixels if self._view is None else perturbed(self._view, image)
-                return None if shown is None else self._decoder.prepare(self._target, shown)
+                pixels = image.pixels if self._view is None else perturbed(self._view, image)
+                return None if pixels is None else self._decoder.prepare(self._target, pixels)
         except InputError:
-            return None  # It decoded before. What is refused now has no score of this detector.
+            return None  # It decoded before. An image that fails now has no score of this detector.
         except Exception as error:
             if not is_of_one_image(error):
                 raise
-            _log.exception(
-                "an image that decoded could not be prepared; its detector gives no score"
-            )
+            _log.exception("cannot prepare a decoded image: the detector gives no score")
             return None
 
 
 def images_at(images: Pixels | Ragged | EncodedImages, slots: Sequence[int]) -> dict[int, Pixels]:
-    """Return the images in some slots of a batch that keeps sizes, without those that are missing."""
+    """Return the images in some slots of a batch that keeps sizes, without missing images."""
     if isinstance(images, EncodedImages):
         return images.complete(slots)
     return {slot: image for slot in slots if (image := images[slot]) is not None}
 
 
 def is_large(image: DecodedImage) -> bool:
-    """Return whether a decoded image has a turn on its node by its size alone."""
+    """Return whether a decoded image needs a turn on its node because of its size alone."""
     return Demand(image.pixels.width * image.pixels.height, 0).is_large

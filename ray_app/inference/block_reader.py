@@ -1,5 +1,6 @@
-"""Members of a block → batches of uint8 tensors (`BlockReader`): bytes are fetched ahead of the
-decoder.
+"""Read the members of a block as batches of uint8 tensors (`BlockReader`).
+
+Bytes are fetched ahead of the decoder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,18 +25,19 @@ from ray_app.storage.urls import local_path, scheme_of
 if TYPE_CHECKING:
     from ray_app.archives import ManifestMember
 
-MEMBER_BYTES = "member_bytes"  # a count
+MEMBER_BYTES = "member_bytes"  # The name of a count.
 
 
 class BlockReader:
-    """Fetches and decodes blocks of members on one core.
+    """Fetch and decode blocks of members on one core.
 
     Args:
         spec: Says how many members are in a batch, and whether sidecars are read.
         clock: Counts the seconds of fetching.
         fetcher: Reads bytes.
         decoder: Decodes them. `close` closes it.
-        decode_bytes: Memory that large images may take together on this node. None is the default.
+        decode_bytes: Memory that large images may take together on this node. None for the default
+            of the node.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class BlockReader:
         decoder: BatchDecoder,
         decode_bytes: int | None = None,
     ) -> None:
-        from ray_app.archives import MemberReader  # pyarrow, which nobody needs for images at hand
+        # This imports pyarrow, which is not needed for images in memory.
+        from ray_app.archives import MemberReader
 
         self._spec, self._clock = spec, clock
-        self._looks_for_sidecars = spec.provenance is not None
+        self._reads_sidecars = spec.provenance is not None
         self.fetcher = fetcher
         pixels = NodeBudget(BUDGET, decode_bytes)
         files = NodeBudget("files", file_bytes(pixels.total_bytes, spec.limits))
@@ -62,45 +65,53 @@ class BlockReader:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Encoded bytes of the members that were read, since the start. Less than `bytes_read` of
-        the fetcher if a container's other members had to be read, too.
+        """The encoded bytes of the members that were read since the start.
+
+        The `bytes_read` of the fetcher is larger if other members of a container had to be read,
+        too.
         """
         return {MEMBER_BYTES: self._member_bytes}
 
     def read(
-        self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None
+        self, members: Sequence["ManifestMember"], results: list[DecodeResult] | None = None
     ) -> Iterator[Batch]:
-        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its
-        slot, empty. What became of each is added to `noted`.
+        """Yield the batches of a block, in slot order.
+
+        A member that cannot be read or decoded keeps its slot, which is empty.
+
+        Args:
+            members: The members of the block.
+            results: Extended with the result of decoding each member. None records nothing.
         """
         from ray_app.archives.uri_lists import looks_like_list
 
-        self.decoder.careful.look_for_crumbs()
+        self.decoder.careful.read_crash_markers()
         arriving = self._members.read(members)
         for start in range(0, len(members), self._spec.slots):
-            some = members[start : start + self._spec.slots]
-            batch = self.decoder.decode(self._fetched(arriving, len(some)))
+            chunk = members[start : start + self._spec.slots]
+            batch = self.decoder.decode(self._fetch(arriving, len(chunk)))
             outcomes = list(batch.outcomes)
-            for place, (member, outcome) in enumerate(zip(some, batch.outcomes, strict=True)):
+            for slot, (member, outcome) in enumerate(zip(chunk, batch.outcomes, strict=True)):
                 is_unknown = outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None
-                if is_unknown and looks_like_list(member.uri):  # a table beside images
-                    hint = f"if it lists images, give it as a source of its own: list::{member.uri}"
-                    outcomes[place] = replace(outcome, detail=f"{outcome.detail}; {hint}")
-            if noted is not None:
-                noted += outcomes
+                if is_unknown and looks_like_list(member.uri):  # A table next to images.
+                    hint = f"if it lists images, name it as another source: list::{member.uri}"
+                    outcomes[slot] = replace(outcome, detail=f"{outcome.detail}; {hint}")
+            if results is not None:
+                results += outcomes
             yield replace(batch, outcomes=tuple(outcomes))
 
-    def _fetched(
+    def _fetch(
         self, arriving: "Iterator[tuple[ManifestMember, bytes | InputError]]", count: int
     ) -> Iterator[tuple[int, bytes | InputError]]:
-        """The next members as their bytes come; none of them is held here while the next is waited
-        for.
+        """Yield the next members as their bytes arrive.
+
+        No member is held here while the next one is being fetched.
         """
         for _ in range(count):
             with self._clock("fetch"):
                 member, data = next(arriving)
                 if (
-                    self._looks_for_sidecars
+                    self._reads_sidecars
                     and member.place is None
                     and isinstance(data, bytes)
                     and scheme_of(member.uri) == "file"
@@ -112,5 +123,5 @@ class BlockReader:
         self._members.let_go()
 
     def close(self) -> None:
-        """Give back what the decoder holds."""
+        """Close the decoder."""
         self.decoder.close()

@@ -1,5 +1,7 @@
-"""A cascade in one process: the detectors of the first stage score every batch, and undecided
-images are decoded again for the detectors of the second stage (`CascadeScorer`).
+"""Score a cascade in one process (`CascadeScorer`).
+
+The detectors of the first stage score every batch. Undecided images are decoded again for the
+detectors of the second stage.
 """
 
 from collections import Counter
@@ -34,12 +36,12 @@ KEPT_BYTES = 64 * 2**20
 
 
 class SecondStage:
-    """Decodes members again from their files, in dense batches, and scores them.
+    """Decode members again from their files, in dense batches, and score them.
 
     Args:
         spec: The detectors and views of the stage (see `ScoringSpec.for_stage`).
         scorer: Holds the detectors.
-        decoder: Its crash marker and its child process are used.
+        decoder: Provides the crash marker and the child process.
     """
 
     def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder) -> None:
@@ -65,8 +67,9 @@ class SecondStage:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Members that were scored and milliseconds that they took, since the start; seconds count
-        once they are taken.
+        """The scored members, and the milliseconds that they took, since the start.
+
+        Seconds count after `take_seconds`.
         """
         return {
             LOOKED: self._scored,
@@ -76,14 +79,14 @@ class SecondStage:
 
 
 class CascadeScorer:
-    """Scores the batches of a block with all detectors of one process, and describes images last.
+    """Score the batches of a block with all detectors of one process, and describe images last.
 
     Batches of a cascade must carry their files (`BatchDecoder` with `keeps_files`).
 
     Args:
         spec: The whole spec. Its first stage scores every batch.
         scorer: Holds the detectors, of both stages or of one pool.
-        decoder: Its crash marker and its child process are used to decode undecided images again.
+        decoder: Provides the crash marker and the child process that decode undecided images again.
         clock: Counts the seconds of all stages.
         kept_bytes: Files, and images for the describer, that are kept before images of the batches
             so far are scored again. One batch may exceed the limit.
@@ -128,13 +131,13 @@ class CascadeScorer:
             batches: Decoded images.
             only: The detectors of the first stage that score them; None is all of them.
         """
-        arriving, outputs = iter(batches), list[DetectorOutputs]()
+        remaining, outputs = iter(batches), list[DetectorOutputs]()
         while True:
-            part = self._score_part(arriving, only)
+            part = self._score_part(remaining, only)
             if part.outcomes or not outputs:
                 scored = self.rescore(part.outcomes, part.files, part.outputs)
                 if self._describing is not None:
-                    scored = self._describing.after(part.outcomes, scored, part.seen)
+                    scored = self._describing.after(part.outcomes, scored, part.describer_images)
                 outputs.append(scored)
             if not part.outcomes:
                 return DetectorOutputs.chained(outputs)
@@ -148,8 +151,8 @@ class CascadeScorer:
         """Return `first` with the outputs of this process's second stage for undecided members.
 
         Args:
-            outcomes: What decoding found, per member.
-            files: Files of the members, at least of those that may be undecided.
+            outcomes: The result of decoding, per member.
+            files: Files of the members, at least of the members that may be undecided.
             first: Outputs of the first stage.
         """
         if self.late is None:
@@ -163,15 +166,15 @@ class CascadeScorer:
         self._clock.add(self.late.take_seconds())
         return first.joined(late.spread(list(undecided), len(outcomes)))
 
-    def _score_part(self, arriving: Iterator[Batch], only: Collection[str] | None) -> "_Part":
+    def _score_part(self, batches: Iterator[Batch], only: Collection[str] | None) -> "_Part":
         """Score batches with the first stage until their files reach the limit, or none is left."""
         readings, kept_bytes = self.first.start(only), 0
-        outcomes, files, seen = (
+        outcomes, files, describer_images = (
             list[DecodeResult](),
             list[MemberFile | None](),
             list[Pixels | None](),
         )
-        for batch in arriving:
+        for batch in batches:
             readings.add(batch)
             outcomes += batch.outcomes
             if self.late is not None:
@@ -181,11 +184,11 @@ class CascadeScorer:
                 )
             if self._describing is not None:
                 images = describer_inputs(self._spec, batch)
-                seen += images
+                describer_images += images
                 kept_bytes += sum(image.nbytes for image in images if image is not None)
             if kept_bytes > self._kept_bytes:
                 break
-        return _Part(outcomes, files, seen, readings.finish())
+        return _Part(outcomes, files, describer_images, readings.finish())
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,13 @@ class _Part:
     """Some batches of a block after the first stage.
 
     Attributes:
-        outcomes: What decoding found, per member.
+        outcomes: The result of decoding, per member.
         files: Files of the members, if this process has a second stage.
-        seen: What the describer may see of them, if there is one.
+        describer_images: The inputs of the describer, if there is one.
         outputs: Outputs of the first stage.
     """
 
     outcomes: Sequence[DecodeResult]
     files: Sequence[MemberFile | None]
-    seen: Sequence[Pixels | None]
+    describer_images: Sequence[Pixels | None]
     outputs: DetectorOutputs

@@ -1,4 +1,4 @@
-"""Score files one after the other in this process, for `touchstone check` (`check_files`)."""
+"""Score files one after another in this process, for `touchstone check` (`check_files`)."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference.isolated_files import IsolatedFiles, ReadFile
 from ray_app.inference.named_files import NamedFiles, make_uri
 from ray_app.inference.result import Result
-from ray_app.inference.small_pictures import PictureSize, small_jpeg
+from ray_app.inference.small_pictures import PictureSize, encode_small_jpeg
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import usable_cores
 
@@ -23,7 +23,7 @@ _MAX_SMALL_PARAMETERS = 100_000_000
 
 
 class CheckedFile(NamedTuple):
-    """A row on one file, and its small picture as JPEG. None if there is no picture."""
+    """The result row of one file, and its small image as JPEG. None if there is no image."""
 
     row: dict[str, Any]
     picture: bytes | None
@@ -36,13 +36,13 @@ def check_files(
     accept_licences: Sequence[str] = (),
     picture_size: PictureSize | None = None,
 ) -> Generator[CheckedFile, None, None]:
-    """Score files, and yield a row on each in order.
+    """Score files, and yield the result row of each in order.
 
     Args:
         files: The files.
         spec: The ensemble and its limits.
         accept_licences: Detectors, or licences, whose terms the user accepts.
-        picture_size: The size of small pictures. None for no pictures.
+        picture_size: The size of small images. None makes no images.
     """
     isolated = IsolatedFiles(
         spec,
@@ -52,7 +52,7 @@ def check_files(
     )
     with closing(isolated):
         # Child processes decode the first files while this process imports torch.
-        arriving = zip(files.names, isolated.ahead(files.names), strict=True)
+        arriving = zip(files.names, isolated.decode_ahead(files.names), strict=True)
         from ray_app.inference.ensemble import Ensemble
 
         ensemble = Ensemble(
@@ -63,15 +63,15 @@ def check_files(
             children=isolated.children,
         )
         threads = _count_threads(len(files.names), spec)
-        # Each thread takes an ensemble of its own.
-        free = deque([ensemble, *(ensemble.twin() for _ in range(threads - 1))])
+        # Each thread takes its own ensemble.
+        idle = deque([ensemble, *(ensemble.twin() for _ in range(threads - 1))])
 
         def score(chunk: list[tuple[str, ReadFile]]) -> list[Result]:
-            scorer = free.popleft()
+            scorer = idle.popleft()
             try:
-                return scorer.score_read(file.given for _, file in chunk)
+                return scorer.score_read(file.image for _, file in chunk)
             finally:
-                free.append(scorer)
+                idle.append(scorer)
 
         chunks = iter(lambda: list(islice(arriving, spec.slots)), [])
         with ThreadPoolExecutor(threads, thread_name_prefix="scorer") as pool:
@@ -87,8 +87,9 @@ def check_files(
 
 
 def _count_threads(files: int, spec: ScoringSpec) -> int:
-    """Return how many batches are scored at once: several only if all networks are small and run in
-    one thread each.
+    """Return how many batches are scored at the same time.
+
+    There are several only if all networks are small and run in one thread each.
     """
     is_small = all(
         card.size is not None and card.size.parameters < _MAX_SMALL_PARAMETERS
@@ -113,4 +114,4 @@ def _make_row(name: str, file: ReadFile, result: Result) -> dict[str, Any]:
 def _make_picture(file: ReadFile, row: dict[str, Any], size: PictureSize | None) -> bytes | None:
     if file.picture is None or size is None:
         return None
-    return small_jpeg(file.picture, row["width"] or 1, row["height"] or 1, size)
+    return encode_small_jpeg(file.picture, row["width"] or 1, row["height"] or 1, size)

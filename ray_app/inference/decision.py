@@ -1,9 +1,8 @@
-"""What detectors said of the images of a block (`DetectorOutputs`) → decisions per image (`judge`),
-and which generators made them (`identified`). No torch at import.
+"""Decide on each image of a block (`judge`) from the outputs of detectors (`DetectorOutputs`).
 
-The outputs of detectors and of a describer are one table of columns, keyed by view, detector and
-kind. A new kind needs nothing here: a field of `detectors.detector.BatchPrediction` is kept under
-its name.
+The outputs of detectors and of a describer are one table of columns, keyed by view, detector, and
+kind. A new kind needs no code here: each field of `detectors.detector.BatchPrediction` is kept
+under its name. Importing this module does not import torch.
 """
 
 import functools
@@ -37,18 +36,23 @@ from ray_app.inference.spec import ScoringSpec
 
 Scores = dict[str, npt.NDArray[np.float32]]
 
-CLEAN = ""  # the view of an image as it is
-# kinds: the fields of a `BatchPrediction`
+CLEAN = ""  # The view of an unchanged image.
+# These kinds are the fields of a `BatchPrediction`.
 SCORES, MASKS, REPLIES, EMBEDDINGS = "scores", "masks", "replies", "embeddings"
-FAILURES = "failures"  # a kind: why a detector gave no score, of one that says so
-CAPTIONS = "captions"  # a kind: what a describer says
-# kinds that are one object per image, None = none; all others are float32 arrays, NaN = none
+FAILURES = "failures"  # A kind: the reason for a missing score, if the detector states it.
+CAPTIONS = "captions"  # A kind: the captions of a describer.
+# Columns of these kinds are lists with one object per image, or None. Columns of all other kinds
+# are float32 arrays, with NaN for a missing value.
 LISTS = (MASKS, REPLIES, CAPTIONS, FAILURES)
 
 
 class OutputKey(NamedTuple):
-    """Which column: the view's name (`CLEAN`: the image as it is), the name of the detector or
-    describer, the kind of output.
+    """The key of a column.
+
+    Attributes:
+        view: The name of the view. `CLEAN` is the unchanged image.
+        detector: The name of the detector or describer.
+        kind: The kind of output.
     """
 
     view: str
@@ -58,18 +62,18 @@ class OutputKey(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectorOutputs:
-    """What was found of some images, in their order; every column has one entry per image.
+    """The outputs of detectors for some images. Every column has one entry per image, in order.
 
-    By kind: `scores` (n,) float32 log-odds of fake; `embeddings` (n, d) float32; `masks` one (H, W)
-    uint8 each, 255 = surely altered; `replies` one text each, of detectors that answer in words;
-    `captions` one `Caption` each.
+    Kinds of columns: `scores` (n,) float32, log-odds of fake; `embeddings` (n, d) float32; `masks`,
+    one (H, W) uint8 array per image, 255 for surely altered; `replies`, one text per image, for
+    detectors that reply with text; `captions`, one `Caption` per image.
     """
 
     columns: Mapping[OutputKey, Any] = field(default_factory=dict)
 
     @classmethod
     def clean(cls, **kinds: Mapping[str, Any]) -> "DetectorOutputs":
-        """Columns of images as they are, by kind and detector."""
+        """Return outputs for unchanged images from columns by kind and detector."""
         return cls(
             {
                 OutputKey(CLEAN, name, kind): column
@@ -79,39 +83,37 @@ class DetectorOutputs:
         )
 
     def of(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
-        """The columns of one kind and view, by detector."""
-        found = {}
+        """Return the columns of one kind and view, by detector."""
+        columns = {}
         for key, column in self.columns.items():
             if key.kind == kind and key.view == view:
-                found[key.detector] = column
-        return found
+                columns[key.detector] = column
+        return columns
 
     def by_view(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The columns of one kind in every view but the clean one, by the view's name and by
-        detector.
-        """
-        found: dict[str, dict[str, Any]] = {}
+        """Return the columns of one kind in every view except `CLEAN`, by view and detector."""
+        columns: dict[str, dict[str, Any]] = {}
         for key, column in self.columns.items():
             if key.kind == kind and key.view != CLEAN:
-                found.setdefault(key.view, {})[key.detector] = column
-        return found
+                columns.setdefault(key.view, {})[key.detector] = column
+        return columns
 
     @property
     def scores(self) -> Scores:
-        """The scores of the images as they are, by detector."""
+        """The scores of the unchanged images, by detector."""
         return self.of(SCORES)
 
     @property
     def captions(self) -> Sequence[Caption | None]:
-        """What a describer says, None = nothing; empty where none was asked."""
+        """The caption of each image, or None for no caption. Empty if there is no describer."""
         return next(iter(self.of(CAPTIONS).values()), ())
 
     def joined(self, other: "DetectorOutputs") -> "DetectorOutputs":
-        """Both, of the same images."""
+        """Return the columns of both outputs, which are for the same images."""
         return DetectorOutputs({**self.columns, **other.columns})
 
     def among(self, names: Collection[str]) -> "DetectorOutputs":
-        """The columns of some detectors, and captions."""
+        """Return the columns of some detectors, and the captions."""
         return DetectorOutputs(
             {
                 key: column
@@ -120,9 +122,11 @@ class DetectorOutputs:
             }
         )
 
-    def ranked(self, names: Iterable[str]) -> "DetectorOutputs":
-        """Scores of these detectors alone, in this order; all else as it is. Raises KeyError where
-        a detector has no scores.
+    def select_scores(self, names: Iterable[str]) -> "DetectorOutputs":
+        """Return the scores of these detectors alone, in this order, and all other columns.
+
+        Raises:
+            KeyError: A detector has no scores.
         """
         columns = {}
         for key, column in self.columns.items():
@@ -130,53 +134,57 @@ class DetectorOutputs:
                 columns[key] = column
                 continue
             for name in names:
-                ranked = OutputKey(key.view, name, key.kind)
-                columns[ranked] = self.columns[ranked]
+                ordered = OutputKey(key.view, name, key.kind)
+                columns[ordered] = self.columns[ordered]
         return DetectorOutputs(columns)
 
     def in_order(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
-        """The columns as detectors of these names give them who are asked together: view after
-        view, and in each by name.
+        """Return the columns sorted by view, and by detector within a view.
+
+        This is the order of detectors that run together.
         """
-        places = {name: place for place, name in enumerate(names)}
-        shown = {view: place for place, view in enumerate([CLEAN, *views])}
+        detector_ranks = {name: rank for rank, name in enumerate(names)}
+        view_ranks = {view: rank for rank, view in enumerate([CLEAN, *views])}
         ordered = sorted(
-            self.columns.items(), key=lambda item: (shown[item[0].view], places[item[0].detector])
+            self.columns.items(),
+            key=lambda item: (view_ranks[item[0].view], detector_ranks[item[0].detector]),
         )
         return DetectorOutputs(dict(ordered))
 
     def rows(self, rows: slice) -> "DetectorOutputs":
-        """What was found of some of the images."""
+        """Return the outputs for some of the images."""
         return DetectorOutputs({key: column[rows] for key, column in self.columns.items()})
 
     def spread(self, rows: Sequence[int], count: int) -> "DetectorOutputs":
-        """These columns at `rows` (one per image) of `count` images; of the others nothing was
-        found.
+        """Return outputs for `count` images that have these columns at `rows`, one row per image.
+
+        All other rows have no value.
         """
         columns = {}
         for key, column in self.columns.items():
             wide = blank(key.kind, count, np.shape(column)[1:] if key.kind not in LISTS else ())
-            for place, row in enumerate(rows):
-                wide[row] = column[place]
+            for index, row in enumerate(rows):
+                wide[row] = column[index]
             columns[key] = wide
         return DetectorOutputs(columns)
 
     def without(self, rows: Collection[int]) -> "DetectorOutputs":
-        """The same without objects of some images; their numbers stay, since those of an image
-        without a score stand in no row.
+        """Return the outputs without the objects of some images.
+
+        Their numbers stay, since no result row has the numbers of an image without a score.
         """
         return DetectorOutputs({
-            key: [None if row in rows else one for row, one in enumerate(column)] if key.kind in LISTS else column
+            key: [None if row in rows else item for row, item in enumerate(column)] if key.kind in LISTS else column
             for key, column in self.columns.items()
         })  # fmt: skip
 
     @staticmethod
     def chained(parts: Sequence["DetectorOutputs"]) -> "DetectorOutputs":
-        """The same columns of some images, then of others."""
+        """Concatenate outputs for different images, which must have the same columns."""
         if len(parts) == 1:
             return parts[0]
         return DetectorOutputs({
-            key: [one for part in parts for one in part.columns[key]]
+            key: [item for part in parts for item in part.columns[key]]
             if key.kind in LISTS
             else np.concatenate([part.columns[key] for part in parts])
             for key in parts[0].columns
@@ -184,55 +192,66 @@ class DetectorOutputs:
 
 
 def blank(kind: str, count: int, shape: Sequence[int] = ()) -> Any:
-    """A column of one kind in which nothing was found; `shape`: of one image's numbers."""
+    """Return a column without values.
+
+    Args:
+        kind: The kind of output.
+        count: The number of images.
+        shape: The shape of the numbers of one image.
+    """
     return [None] * count if kind in LISTS else np.full((count, *shape), np.nan, np.float32)
 
 
 def identified(
     spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]
 ) -> identifier.Identified | None:
-    """What the spec's identifier says of all members; None where it has none, or where its
-    detector's embeddings were not kept.
+    """Return the generators that the identifier of the spec names for all members.
 
-    Raises DetectorError where its weights are missing.
+    Returns:
+        None if the spec has no identifier, or if the embeddings of its detector were not kept.
+
+    Raises:
+        DetectorError: The weights of the identifier are missing.
     """
     card = spec.identifier
     if card is None or card.detector not in embeddings:
         return None
-    return _head(card.model_dump_json(), card.folder).identify(embeddings[card.detector])
+    return _load_identifier(card.model_dump_json(), card.folder).identify(embeddings[card.detector])
 
 
 def require_embeddings(spec: ScoringSpec) -> None:
-    """Whether the profile's cards were fitted on the embeddings that the spec's detectors leave;
-    numbers in bf16 stand for those in fp32.
+    """Check that the cards of the profile were fitted on the embeddings of the spec's detectors.
 
-    Raises ConfigError that says what differs, DetectorError where weights are missing or a detector
-    leaves no embedding.
+    Embeddings in bf16 count as those in fp32.
+
+    Raises:
+        ConfigError: The embeddings differ. The message lists the differences.
+        DetectorError: Weights are missing, or a detector has no embedding.
     """
     for card in (spec.identifier, spec.describer):
         if card is None or card.detector is None:
             continue
-        # torch: only where there is something to compare
+        # This imports torch, so import it only if there is something to compare.
         from ray_app.detectors.linear_head import embedding_facts
 
         detector = spec.cards[card.detector]
-        found = embedding_facts(
+        actual = embedding_facts(
             detector, precision=spec.precision[card.detector], resize=spec.resize
         )
-        wanted = {key: value for key, value in card.embedding.items() if key != "precision"}
+        expected = {key: value for key, value in card.embedding.items() if key != "precision"}
         differing = [
-            key for key, value in wanted.items() if _plain(value) != _plain(found.get(key))
+            key for key, value in expected.items() if _plain(value) != _plain(actual.get(key))
         ]
-        if differing or "width" not in wanted:
+        if differing or "width" not in expected:
             differences = (
                 "; ".join(
-                    f"{key}: fitted on {wanted[key]}, here {found.get(key)}" for key in differing
+                    f"{key}: fitted on {expected[key]}, now {actual.get(key)}" for key in differing
                 )
-                or "its card states no width"
+                or "the card has no width"
             )
             raise ConfigError(
                 f"{card.name} was fitted on other embeddings of {card.detector}: {differences}",
-                hint="train it on this detector, or score with the detector and settings that it was fitted on",
+                hint=f"train {card.name} on this detector, or score with the detector and settings that it was fitted on",
             )
 
 
@@ -241,29 +260,34 @@ def _plain(fact: Any) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _head(described: str, folder: Path) -> identifier.Identifier:
-    """Read once per process. `described`: the card as JSON."""
-    card = cards.IdentifierCard.model_validate_json(described)
+def _load_identifier(card_json: str, folder: Path) -> identifier.Identifier:
+    """Load an identifier, once per process. `card_json` is its card as JSON."""
+    card = cards.IdentifierCard.model_validate_json(card_json)
     card._folder = folder
     return identifier.Identifier(card)
 
 
-NO_CONTENT = "no_content"  # the flag of an image that shows nothing
-Sizes = Sequence[tuple[int | None, int | None]]  # (width, height) in pixels
+NO_CONTENT = "no_content"  # The flag of an image without content, such as a blank page.
+Sizes = Sequence[tuple[int | None, int | None]]  # Width and height in pixels.
 
 
 def finite(value: float | np.floating[Any]) -> float | None:
-    """A number for JSON: None in place of NaN, which says that a detector or an ensemble has none."""
+    """Return a number for JSON. NaN, which stands for a missing score, becomes None."""
     return float(value) if np.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Outcomes, outputs and decisions of some images, in their order; and which generators made
-    them, where somebody was asked.
+    """The outcomes, outputs, and decisions of some images, in order.
 
-    `scores`: those of `outputs`, of the images as they are, by detector in the ensemble's order.
-    `thresholds`: the ensemble's.
+    Attributes:
+        outcomes: The results of decoding.
+        outputs: The outputs of the detectors.
+        scores: The scores of the unchanged images in `outputs`, by detector in the order of the
+            ensemble.
+        decisions: The decisions of the ensemble.
+        identified: The generators of the images. None if there is no identifier.
+        thresholds: The thresholds of the ensemble.
     """
 
     outcomes: list[batch.DecodeResult]
@@ -275,16 +299,17 @@ class BlockResult:
 
     @property
     def findings(self) -> list[Finding]:
-        """What all that is known of each image comes to; of one without a score, what its file
-        says. A bug of ours is raised.
+        """The finding for each image, from its file alone if it has no score.
+
+        An error in this property is a bug in Touchstone, and is raised.
         """
         verdicts = [
-            verdict if one.status is Status.OK else None
-            for one, verdict in zip(self.outcomes, self.decisions.verdict, strict=True)
+            verdict if outcome.status is Status.OK else None
+            for outcome, verdict in zip(self.outcomes, self.decisions.verdict, strict=True)
         ]
         return [
-            find(one.provenance, verdict, self.thresholds)
-            for one, verdict in zip(self.outcomes, verdicts, strict=True)
+            find(outcome.provenance, verdict, self.thresholds)
+            for outcome, verdict in zip(self.outcomes, verdicts, strict=True)
         ]
 
 
@@ -296,13 +321,21 @@ def judge(
     *,
     names: bool = True,
 ) -> BlockResult:
-    """Decide on every image, and name generators where the spec has an identifier and `names` is
-    set; an image that decoded, and that no detector could score although it should have, becomes
-    `detector_failed`. `clock`: counts the naming, as the stage `identify`.
+    """Decide on every image, and name its generator.
+
+    An image that was decoded, and that no detector scored although one should have, gets the status
+    `detector_failed`.
+
+    Args:
+        spec: The spec that the images were scored by.
+        outcomes: The results of decoding.
+        outputs: The outputs of the detectors.
+        clock: Times the naming of generators as the stage `identify`. None does not time it.
+        names: Whether to name generators, if the spec has an identifier.
     """
     scores = outputs.of(SCORES)
     if list(scores) != list(spec.cards):
-        outputs = outputs.ranked(spec.cards)
+        outputs = outputs.select_scores(spec.cards)
     sizes, formats, blank, checked = [], [], [], list(outcomes)
     for outcome in outcomes:
         facts = outcome.facts
@@ -313,35 +346,40 @@ def judge(
     remarks = {**outputs.of(FAILURES), **(remarks_on(replies) if replies else {})}
     scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
     for row, outcome in enumerate(outcomes):
-        if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row]):
+        if outcome.status is Status.OK and not scored[row] and _is_score_expected(spec, sizes[row]):
             checked[row] = replace(
-                outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row)
+                outcome, status=Status.DETECTOR_FAILED, detail=_describe_failure(remarks, row)
             )
-    drawn = [] if spec.ensemble.cascade is None else audited_among(spec, checked)
-    doubts = range_doubts(
+    audited = [] if spec.ensemble.cascade is None else find_audited_members(spec, checked)
+    out_of_range = range_doubts(
         spec,
         sizes,
         formats,
-        facts_of(spec, [outcome.facts for outcome in outcomes]) if spec.bounded else {},
+        collect_bounded_facts(spec, [outcome.facts for outcome in outcomes])
+        if spec.bounded
+        else {},
     )
     decisions = decide(
         spec.ensemble,
         scores,
         calibrations=spec.calibrations,
-        out_of_range=doubts,
+        out_of_range=out_of_range,
         remarks=remarks,
-        audited=drawn,
+        audited=audited,
         blank=blank,
     )
-    named = None
+    generators = None
     if spec.identifier is not None and names:
         with nullcontext() if clock is None else clock("identify"):
-            named = identified(spec, outputs.of(EMBEDDINGS))
-    return BlockResult(checked, outputs, scores, decisions, named, spec.ensemble.thresholds)
+            generators = identified(spec, outputs.of(EMBEDDINGS))
+    return BlockResult(checked, outputs, scores, decisions, generators, spec.ensemble.thresholds)
 
 
-def audited_among(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult]) -> list[bool]:
-    """Which members the audit of a cascade draws, by their bytes; empty for any other rule."""
+def find_audited_members(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult]) -> list[bool]:
+    """Return for each member whether the audit of a cascade selects it, by the hash of its bytes.
+
+    Empty if the ensemble is not a cascade.
+    """
     return drawn_by_audit(
         spec.ensemble,
         [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes],
@@ -351,30 +389,43 @@ def audited_among(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult]) -> 
 def second_stage_rows(
     spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs
 ) -> list[int]:
-    """The rows, ascending, that all members of a cascade look at; none of other rules. `outputs`:
-    at least what the first ones gave.
+    """Return the rows, ascending, that the second stage of a cascade scores.
+
+    Args:
+        spec: The whole spec.
+        outcomes: The results of decoding.
+        outputs: At least the outputs of the first stage.
+
+    Returns:
+        The rows. Empty if the ensemble is not a cascade.
     """
     if spec.ensemble.cascade is None:
         return []
     scores = outputs.scores
     first = {name: scores[name] for name in spec.first}
     reasons = (
-        second_looks(spec.ensemble, first, spec.calibrations, audited_among(spec, outcomes)) or ()
+        second_looks(spec.ensemble, first, spec.calibrations, find_audited_members(spec, outcomes))
+        or ()
     )
     return [
         row
-        for row, why in enumerate(reasons)
-        if why is not None and outcomes[row].status is Status.OK
+        for row, reason in enumerate(reasons)
+        if reason is not None and outcomes[row].status is Status.OK
     ]
 
 
 def rows_to_describe(
     spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs
 ) -> list[int]:
-    """The rows, ascending, that the profile wants words for: of what has a score all, or what the
-    ensemble calls fake.
+    """Return the rows, ascending, that get a caption.
 
-    `outputs`: what all detectors said.
+    By the profile of the ensemble, these are all rows with a score, or the rows that the ensemble
+    calls fake.
+
+    Args:
+        spec: The whole spec.
+        outcomes: The results of decoding.
+        outputs: The outputs of all detectors.
     """
     profile = spec.ensemble.profile
     if profile is None or spec.describer is None:
@@ -390,20 +441,22 @@ def rows_to_describe(
 
 
 def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:
-    """What to say of a detector that answered in words but gave no score, per detector and row."""
+    """Return a remark per detector and row for each reply of a detector that gave no score."""
     return {
-        name: [None if reply is None else f"it replied {reply!r}" for reply in texts]
-        for name, texts in replies.items()
+        name: [None if reply is None else f"it replied {reply!r}" for reply in column]
+        for name, column in replies.items()
     }
 
 
 def is_blank(flags: Sequence[str] | None) -> bool:
-    """Whether an image with these flags shows nothing that could be judged."""
+    """Return whether an image with these flags has no content that could be judged."""
     return NO_CONTENT in (flags or ())
 
 
-def facts_of(spec: ScoringSpec, files: Sequence[ImageFileFacts | None]) -> card_sections.Facts:
-    """The facts that cards of the spec bound, of each file; None where one is not known."""
+def collect_bounded_facts(
+    spec: ScoringSpec, files: Sequence[ImageFileFacts | None]
+) -> card_sections.Facts:
+    """Return the facts that cards of the spec bound, for each file. An unknown fact is None."""
     fields = {name: card_sections.FACTS[name][0] for name in spec.bounded}
     return {
         name: [getattr(facts, field, None) for facts in files] for name, field in fields.items()
@@ -413,42 +466,50 @@ def facts_of(spec: ScoringSpec, files: Sequence[ImageFileFacts | None]) -> card_
 def range_doubts(
     spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None], facts: card_sections.Facts
 ) -> dict[str, list[str | None]]:
-    """Per detector and image (width, height in pixels; format; facts that cards bound): why the
-    image lies outside the card's valid range or beyond a bound, or None. A detector that judges all
-    of them is left out.
+    """Return for each detector and image why the image is out of range for the detector, or None.
 
-    Under `IMAGE`, where the ensemble's card knows what its calibration saw: why the image is none
-    of that.
+    An image is out of range if it lies outside the valid range of the card, or if a fact is beyond
+    a bound of the card. A detector that judges all images is left out. If the card of the ensemble
+    records the population of its calibration, the key `IMAGE` has the reason why an image is not of
+    that population.
+
+    Args:
+        spec: The whole spec.
+        sizes: Width and height of each image in pixels.
+        formats: The format of each image.
+        facts: The facts that cards bound.
     """
-    doubts: dict[str, list[str | None]] = {}
+    reasons: dict[str, list[str | None]] = {}
     population = spec.ensemble.population
     if population is not None and population.seen is not None:
-        doubts[decision.IMAGE] = (
+        reasons[decision.IMAGE] = (
             list(map(population.seen.doubt, formats, *zip(*sizes, strict=True))) if sizes else []
         )
-    # None becomes NaN, which lies inside of everything
+    # None becomes NaN, which compares as inside every range.
     width, height = np.array(sizes, np.float64).reshape(-1, 2).T
     for name, card in spec.cards.items():
-        fits = card.valid_range
-        longest = np.inf if fits.max_side_px is None else fits.max_side_px
-        largest = np.inf if fits.max_megapixels is None else fits.max_megapixels * 1e6
-        beyond = (
-            (np.minimum(width, height) < fits.min_side_px)
-            | (np.maximum(width, height) > longest)
-            | (width * height > largest)
+        valid_range = card.valid_range
+        max_side_px = np.inf if valid_range.max_side_px is None else valid_range.max_side_px
+        max_pixels = (
+            np.inf if valid_range.max_megapixels is None else valid_range.max_megapixels * 1e6
         )
-        outside: dict[int, str | None] = (
+        is_outside = (
+            (np.minimum(width, height) < valid_range.min_side_px)
+            | (np.maximum(width, height) > max_side_px)
+            | (width * height > max_pixels)
+        )
+        reasons_by_row: dict[int, str | None] = (
             dict(card.fragility.doubts(facts)) if card.fragility.abstains else {}
         )
-        for row in np.flatnonzero(beyond).tolist():
-            outside[row] = fits.doubt(int(width[row]), int(height[row]))
-        if outside:
-            doubts[name] = [outside.get(row) for row in range(len(sizes))]
-    return doubts
+        for row in np.flatnonzero(is_outside).tolist():
+            reasons_by_row[row] = valid_range.doubt(int(width[row]), int(height[row]))
+        if reasons_by_row:
+            reasons[name] = [reasons_by_row.get(row) for row in range(len(sizes))]
+    return reasons
 
 
-def _expected(spec: ScoringSpec, size: tuple[int | None, int | None]) -> bool:
-    """Whether at least one detector should have given a score for an image of this size."""
+def _is_score_expected(spec: ScoringSpec, size: tuple[int | None, int | None]) -> bool:
+    """Return whether at least one detector should score an image of this size."""
     width, height = size
     return (
         width is None
@@ -457,6 +518,8 @@ def _expected(spec: ScoringSpec, size: tuple[int | None, int | None]) -> bool:
     )
 
 
-def _failure(remarks: Mapping[str, Sequence[str | None]], row: int) -> str:
-    replies = [f"{name}: {texts[row]}" for name, texts in remarks.items() if texts[row] is not None]
+def _describe_failure(remarks: Mapping[str, Sequence[str | None]], row: int) -> str:
+    replies = [
+        f"{name}: {column[row]}" for name, column in remarks.items() if column[row] is not None
+    ]
     return "; ".join(["no detector gave a finite score", *replies])

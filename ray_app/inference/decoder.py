@@ -1,7 +1,7 @@
-"""Encoded images → batches of uint8 tensors, every image in its own slot.
+"""Decode encoded images into batches of uint8 tensors, with each image in its own slot.
 
-`BatchDecoder` decodes each image once for all its views; `CarefulDecoder` decodes one image, in
-this process or in a child. `StageClock` counts the seconds of each stage, from here to the last.
+`BatchDecoder` decodes each image once for all its views. `CarefulDecoder` decodes one image, in
+this process or in a child process. `StageClock` counts the seconds of each stage of scoring.
 """
 
 import hashlib
@@ -50,21 +50,20 @@ from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
 
-# on one node; beyond that the library, not the member, is suspect, and every image goes to the
-# child
+# Crashes on one node for which single members are blamed. After more crashes the library is
+# suspect, and every image goes to the child process.
 TRUSTED_CRASHES = 3
-# Of 7,639 hostile files none took over a second (specs/intake.md §4.2), but an honest 49-megapixel
-# AVIF takes 11 s on a busy core. Images of more than 50 megapixels have as much longer as they are
-# larger.
+# None of 7,639 hostile files took over a second, but a valid 49-megapixel AVIF takes 11 s on a busy
+# core. For images of more than 50 megapixels, the limit grows in proportion to their size.
 WALL_LIMIT_S = 20.0
 
-AHEAD_BYTES = 64 * 2**20  # encoded bytes read ahead of the decoder, per worker
-BUDGET = "pixels"  # the name of what large images share on a node
-# Bytes per pixel beside the RGB image, which has four: an array of it, through the bytes that it is
-# made from; a recompressed view, its JPEG and what is decoded from that again.
+AHEAD_BYTES = 64 * 2**20  # Encoded bytes that are read ahead of the decoder, per worker.
+BUDGET = "pixels"  # The name of the memory budget that large images share on a node.
+# Bytes per pixel of the RGB image; of an array of the image and the bytes that it is made from; and
+# of a recompressed view, which has a JPEG and the image that is decoded from it.
 _RGB_BYTES, _ARRAY_BYTES, _VIEW_BYTES = 4, 6, 9
-# of a large picture's memory, so that it is given back to the system and not kept for the next
-# batch
+# Memory of a large image is allocated in blocks of this size, so that it returns to the system and
+# is not kept for the next batch.
 _BLOCK_BYTES = 64 * 2**20
 
 
@@ -72,47 +71,57 @@ STAGES = ("fetch", "wait", "decode", "prepare", "load", "score", "identify", "de
 
 
 class StageClock:
-    """Wall seconds spent in each stage by one worker thread; a stage within another does not count
-    for that one too.
+    """The wall seconds that one worker thread spends in each stage.
+
+    A nested stage does not count for the outer stage.
     """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._within = 0.0  # seconds of the stages inside the one that is at work
+        self._nested = 0.0  # Seconds of the stages nested in the current stage.
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Count the time inside the block for one stage."""
-        start, outside, self._within = time.perf_counter(), self._within, 0.0
+        start, outer, self._nested = time.perf_counter(), self._nested, 0.0
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            self.seconds[stage] += spent - self._within
-            self._within = outside + spent
+            elapsed = time.perf_counter() - start
+            self.seconds[stage] += elapsed - self._nested
+            self._nested = outer + elapsed
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Count what another worker measured for the same block."""
-        for stage, spent in seconds.items():
-            self.seconds[stage] += spent
+        """Add the seconds that another worker measured for the same block."""
+        for stage, elapsed in seconds.items():
+            self.seconds[stage] += elapsed
 
     def take(self) -> dict[str, float]:
-        """The seconds since the last call, and start again from zero."""
-        taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
-        return taken
+        """Return the seconds since the last call, and start again from zero."""
+        seconds, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
+        return seconds
 
 
-# Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the
-# process; the crash marker it leaves names the member that the next worker hands to a child
-# process, and after a few crashes all of them go there. A large image waits, once its header is
-# read, until its node has the memory that it will take, and has it until it is prepared.
+# Images are decoded in this process, because that is fastest. A decoder that crashes or hangs ends
+# the process. The crash marker that it leaves names the member, and the next worker decodes that
+# member in a child process. After `TRUSTED_CRASHES` crashes, all images are decoded there. After its
+# header is read, a large image waits until the node has the memory for it. It holds that memory
+# until it is prepared.
 class CarefulDecoder:
-    """One image at a time: in this process, where it is fastest, or in a child where it killed a
-    process of this node before.
+    """Decode one image at a time, safe from crashes and hangs of the decoder.
 
-    `crumbs` is a folder on the node's own disk, or None where a crash may take the process along.
-    `budget`: what large images share with others on this node; None = nobody else is there.
-    `children`: where all images are decoded, never in this process; others close them.
+    An image is decoded in this process, or in a child process if it killed a process of this node
+    before.
+
+    Args:
+        limits: Limits on an image.
+        crumbs: Folder for crash markers on a local disk of the node. None if a crash may end the
+            process.
+        wall_limit_s: Seconds that decoding one image may take.
+        budget: Memory that large images share with other processes of this node. None if there are
+            no other processes.
+        children: Child processes that decode all images. Their owner closes them. None decodes in
+            this process.
     """
 
     def __init__(
@@ -124,90 +133,109 @@ class CarefulDecoder:
         *,
         children: IsolatedDecoders | None = None,
     ) -> None:
-        self._limits, self._crumbs, self._budget = limits, crumbs, budget
+        self._limits, self._marker_dir, self._budget = limits, crumbs, budget
         self._closing = ExitStack()
-        self._crumb: Breadcrumb | None = None
-        self._pool, self._trusts_none = children, children is not None
+        self._marker: Breadcrumb | None = None
+        self._pool, self._always_isolates = children, children is not None
         self._suspects: set[int] = set()
         if crumbs is not None:
-            self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
-            self._closing.enter_context(Watchdog(self._crumb, wall_limit_s))
+            self._marker = self._closing.enter_context(closing(Breadcrumb(crumbs)))
+            self._closing.enter_context(Watchdog(self._marker, wall_limit_s))
             pool = IsolatedDecoders(
                 limits, processes=1, wall_limit_s=wall_limit_s, memory_limit_bytes=None
             )
             self._pool = self._closing.enter_context(closing(pool))
 
     def close(self) -> None:
-        """End the child process and remove the crumb."""
+        """End the child process, and remove the crash marker."""
         self._closing.close()
 
-    def look_for_crumbs(self) -> None:
-        """Learn which members killed a worker of this node; called once per block."""
-        if self._crumbs is not None and self._crumb is not None:
-            self._suspects = Breadcrumb.left_in(self._crumbs, own=self._crumb.path)
+    def read_crash_markers(self) -> None:
+        """Read which members killed a worker of this node. Call it once per block."""
+        if self._marker_dir is not None and self._marker is not None:
+            self._suspects = Breadcrumb.left_in(self._marker_dir, own=self._marker.path)
 
     def is_suspect(self, image_id: int) -> bool:
-        """Whether a process died of this member, or of so many that the library is to blame."""
+        """Return whether a member must be decoded in a child process.
+
+        This is true if a process died of the member, or if so many processes died that the library
+        is to blame.
+        """
         return (
-            self._trusts_none or image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES
+            self._always_isolates
+            or image_id in self._suspects
+            or len(self._suspects) > TRUSTED_CRASHES
         )
 
     @contextmanager
-    def noted(self, image_id: int, patience: float = 1.0) -> Iterator[None]:
-        """Leave a note for the next worker, should this process not survive the block, which may
-        take `patience` × the wall limit.
+    def mark_crash(self, image_id: int, timeout_factor: float = 1.0) -> Iterator[None]:
+        """Mark the member as the cause if this process dies in the block.
+
+        The block may take `timeout_factor` times the wall limit.
         """
-        if self._crumb is None:
+        if self._marker is None:
             yield
             return
-        self._crumb.note(image_id, patience)
+        self._marker.note(image_id, timeout_factor)
         try:
             yield
         finally:
-            self._crumb.clear()
+            self._marker.clear()
 
     @contextmanager
-    def opened(
+    def open_image(
         self, image_id: int, data: File | InputError, clock: StageClock, bytes_per_pixel: int
     ) -> Iterator[DecodedImage]:
-        """An image, with its turn on this node where it is large: both last as long as the block.
-        Raises InputError.
+        """Yield a decoded image.
 
-        `bytes_per_pixel`: what is made of it takes so much memory.
+        A large image takes its turn on this node. The image and its turn last as long as the block.
+
+        Args:
+            image_id: The member that a crash is blamed on.
+            data: The file, or the error that is raised instead.
+            clock: Times decoding and waiting.
+            bytes_per_pixel: Bytes per pixel of all that is prepared from the image.
+
+        Raises:
+            InputError: The image is rejected.
         """
         if isinstance(data, InputError):
             raise data
         if isinstance(data, Image.Image):
             with clock("decode"):
-                image = _of_pil(data)
+                image = _convert_pil(data)
             yield image
             return
         with clock("decode"):
             peeked = self._peek(image_id, data)
         turn: AbstractContextManager[None] = nullcontext()
         if self._budget is not None and peeked.demand.is_large:
-            turn = _turn(peeked, self._budget, clock, bytes_per_pixel)
+            turn = _reserve_turn(peeked, self._budget, clock, bytes_per_pixel)
         with closing(peeked), turn:
             with clock("decode"):
                 image = self._decode(image_id, peeked)
             yield image
 
     def _peek(self, image_id: int, data: bytes) -> PeekedImage | PeekedFile:
-        """Read the header of a file, in a child if it is a suspect. Raises ImageRefused."""
+        """Read the header of a file, in a child process if the member is suspect.
+
+        Raises:
+            ImageRefused: The image is rejected.
+        """
         if self._pool is not None and self.is_suspect(image_id):
             return self._pool.peek(data)
-        with self.noted(image_id):
+        with self.mark_crash(image_id):
             return peek_image(data, self._limits)
 
     def _decode(self, image_id: int, peeked: PeekedImage | PeekedFile) -> DecodedImage:
         if isinstance(peeked, PeekedFile):
             return peeked.decode()
-        with self.noted(image_id, peeked.demand.patience):
+        with self.mark_crash(image_id, peeked.demand.patience):
             return peeked.decode()
 
 
 @contextmanager
-def _turn(
+def _reserve_turn(
     peeked: PeekedImage | PeekedFile, budget: NodeBudget, clock: StageClock, bytes_per_pixel: int
 ) -> Iterator[None]:
     """Wait until this node has the memory for a large image, and reserve it for the block.
@@ -215,26 +243,33 @@ def _turn(
     Raises:
         ImageRefused: The node never has that memory.
     """
-    demand, limit = peeked.demand, budget.total_bytes
-    needed = max(demand.peak_bytes, demand.pixels * bytes_per_pixel)
-    if needed > limit:
-        reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({limit / 1e9:.1f} GB) of this node"
+    demand, limit_bytes = peeked.demand, budget.total_bytes
+    needed_bytes = max(demand.peak_bytes, demand.pixels * bytes_per_pixel)
+    if needed_bytes > limit_bytes:
+        reason = f"decoding it takes about {needed_bytes / 1e9:.1f} GB, over decode_bytes ({limit_bytes / 1e9:.1f} GB) of this node"
         raise ImageRefused(
-            Status.IMAGE_TOO_LARGE, reason, peeked.facts, limit=limit, observed=needed
+            Status.IMAGE_TOO_LARGE, reason, peeked.facts, limit=limit_bytes, observed=needed_bytes
         )
     with ExitStack() as turn:
         with clock("wait"):
-            turn.enter_context(budget.turn(needed))
+            turn.enter_context(budget.turn(needed_bytes))
         turn.enter_context(private_api.pillow_blocks(_BLOCK_BYTES))
         yield
 
 
 class BatchDecoder:
-    """Decodes and prepares what a spec asks for; `careful` says how to decode, and may be shared.
+    """Decode images, and prepare them as a spec requires.
 
-    With `hand_over`, images that keep their size are not prepared: their encoded bytes go along
-    instead, to be decoded where they are scored. With `keeps_files`, all files go along, since some
-    members may be looked at again.
+    Args:
+        spec: The preprocessings, views, limits, and batch size.
+        clock: Times the stages.
+        crumbs: Folder for crash markers (see `CarefulDecoder`).
+        hand_over: Whether images that keep their size stay encoded and are decoded when they are
+            scored.
+        keeps_files: Whether batches carry all files, since some members may be decoded again.
+        wall_limit_s: Seconds that decoding one image may take.
+        budget: Memory that large images share on this node.
+        careful: Decodes single images, and may be shared. None creates a decoder.
     """
 
     def __init__(
@@ -253,47 +288,48 @@ class BatchDecoder:
         self.careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
-        self.counts = {"decoded": 0}  # images, since the start
-        self._origins = (
+        self.counts = {"decoded": 0}  # Images since the start.
+        self._provenance_reader = (
             None
             if spec.provenance is None
             else ProvenanceReader(spec.provenance, spec.limits.max_text_bytes)
         )
-        self._bytes_per_pixel = _bytes_per_pixel(spec)
+        self._bytes_per_pixel = _count_bytes_per_pixel(spec)
         self._inputs = _detector_inputs(spec)
         self._scored = self._inputs[: len(spec.scored_preprocessings)]
 
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
-        """One that prepares images as another spec says and counts for itself, with the same crumb
-        and child.
+        """Return a decoder that prepares images for another spec and has its own counts.
+
+        It shares the crash marker and the child process.
         """
         return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
 
     def close(self) -> None:
-        """End the child process and remove the crumb."""
+        """End the child process, and remove the crash marker."""
         self.careful.close()
 
     def decode(self, fetched: Iterable[tuple[int, File | PreparedImage | InputError]]) -> Batch:
-        """Decode up to `slots` members, each as it comes.
+        """Decode up to `slots` members, one after another.
 
-        The bytes of a member are released before the next member is requested, unless its file
-        goes along.
+        The bytes of a member are released before the next member is requested, unless the batch
+        carries its file.
 
         Args:
-            fetched: Image ids with bytes, a PIL image, or the reason why there are none. A
-                `PreparedImage` is taken as it is; the spec must have no views.
+            fetched: Image ids with bytes, a PIL image, or the error for a missing image. A
+                `PreparedImage` is used as it is; the spec must then have no views.
         """
         ids, members, encoded = list[int](), list[_Member](), list[File | None]()
         for image_id, data in fetched:
             file: File | None
             if isinstance(data, PreparedImage):
-                member, file = _member_of(data), data.data
+                member, file = _make_member(data), data.data
             else:
                 member = self._decode_member(image_id, data)
                 file = None if isinstance(data, InputError) else data
             ids.append(image_id)
             members.append(member)
-            encoded.append(file if self._goes_along(member) else None)
+            encoded.append(file if self._is_decoded_again(member) else None)
             del data, file
         outcomes = tuple(member.outcome for member in members)
         prepared = [member.prepared for member in members]
@@ -308,15 +344,16 @@ class BatchDecoder:
             views = []
             if prepared.count(None) < len(prepared):
                 pixels = self._stack(prepared, None)
-                images = self._images_of(members, ids)
-                for place, view in enumerate(self._spec.views):
-                    views.append(self._batch_view(prepared, images, place, view))
+                images = self._keep_images(members, ids)
+                for index, view in enumerate(self._spec.views):
+                    views.append(self._batch_view(prepared, images, index, view))
             files = tuple(encoded) if self._hand_over or self._keeps_files else ()
             return Batch(outcomes, pixels, tuple(sizes), files, tuple(views), tuple(ids))
 
-    def _goes_along(self, member: "_Member") -> bool:
-        """Return whether the file is decoded again: for the second stage, or by detectors in
-        another process that score images of this size.
+    def _is_decoded_again(self, member: "_Member") -> bool:
+        """Return whether the file of a member is decoded again.
+
+        The second stage does so, and detectors in another process that score images of this size.
         """
         if member.prepared is None or not (self._keeps_files or self._hand_over):
             return False
@@ -330,23 +367,23 @@ class BatchDecoder:
         return any(self._spec.is_scored(name, width, height) for name in native)
 
     def complete(self, batch: Batch) -> Batch:
-        """Return a batch whose images that were handed over encoded can be read.
+        """Return a batch whose encoded images can be read.
 
-        They may be large: `EncodedImages.complete` decodes some of them when a detector reads these.
+        They may be large: `EncodedImages.complete` decodes images only when a detector reads them.
         """
         if not batch.encoded or not batch.pixels:
             return batch
         kept_pixels = KEPT_PIXELS if batch.views else 0
         images = BatchImages(self, batch.files, max_kept_pixels=kept_pixels)
         views = tuple(
-            replace(view, pixels=self._completed(images, view.pixels, perturbation))
+            replace(view, pixels=self._make_readable(images, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
         )
         files = batch.encoded if self._keeps_files else ()
-        pixels = self._completed(images, batch.pixels, None)
+        pixels = self._make_readable(images, batch.pixels, None)
         return replace(batch, pixels=pixels, encoded=files, views=views)
 
-    def _completed(
+    def _make_readable(
         self,
         images: BatchImages,
         pixels: tuple[BatchTensor, ...],
@@ -358,9 +395,11 @@ class BatchDecoder:
             for target, tensor in zip(self._inputs, pixels, strict=False)
         )
 
-    def _images_of(self, members: Sequence["_Member"], ids: Sequence[int]) -> BatchImages | None:
-        """Return the images whose views are made here, when a detector reads them; images that are
-        decoded stay so.
+    def _keep_images(self, members: Sequence["_Member"], ids: Sequence[int]) -> BatchImages | None:
+        """Return the images whose views are prepared when a detector reads them.
+
+        Images that are already decoded stay decoded. None if all views are prepared here, or
+        elsewhere.
         """
         if self._hand_over or not self._spec.views:
             return None
@@ -375,7 +414,7 @@ class BatchDecoder:
         return images
 
     def _decode_member(self, image_id: int, data: File | InputError) -> "_Member":
-        """Decode and prepare one member. A bug of Touchstone costs only the image that met it."""
+        """Decode and prepare one member. A bug in Touchstone makes only this member fail."""
         facts = provenance = None
         try:
             with self.open_file(image_id, data) as image:
@@ -383,8 +422,8 @@ class BatchDecoder:
                     with self._clock("prepare"):
                         image = with_texture(image)
                 facts = image.facts
-                if self._origins is not None:
-                    provenance = self._provenance(image_id, data, facts, image.pixels)
+                if self._provenance_reader is not None:
+                    provenance = self._read_provenance(image_id, data, facts, image.pixels)
                 with self._clock("prepare"):
                     prepared = PreparedViews([], [])
                     for target in self._inputs:
@@ -393,15 +432,15 @@ class BatchDecoder:
                             None if is_late else self.prepare(target, image.pixels)
                         )
                     for view in self._spec.views:
-                        prepared.views.append(self._view(view, image))
-        except InputError as refused:
-            facts = refused.facts if isinstance(refused, ImageRefused) else facts
-            return _Member(DecodeResult(refused.status, refused.detail, facts, provenance))
+                        prepared.views.append(self._prepare_view(view, image))
+        except InputError as error:
+            facts = error.facts if isinstance(error, ImageRefused) else facts
+            return _Member(DecodeResult(error.status, error.detail, facts, provenance))
         except Exception as error:
             if not is_of_one_image(error):
                 raise
-            known = inspect_bytes(data) if isinstance(data, bytes) else None
-            return _Member(DecodeResult.of_failure(error, known))
+            file_facts = inspect_bytes(data) if isinstance(data, bytes) else None
+            return _Member(DecodeResult.of_failure(error, file_facts))
         outcome = DecodeResult(Status.OK, None, facts, provenance)
         if not (self._spec.views and self._spec.keeps_sizes) or self._hand_over:
             return _Member(outcome, prepared)
@@ -409,26 +448,29 @@ class BatchDecoder:
             return _Member(outcome, prepared, file=data)
         return _Member(outcome, prepared, image=image)
 
-    def _view(
+    def _prepare_view(
         self, view: Perturbation, image: DecodedImage
     ) -> tuple[Size, list[Pixels | None]] | None:
-        """An image's tensors in one view; those that keep sizes are made when they are read. None:
-        that view has no scores of it.
+        """Prepare an image in one view, or return None if the view cannot be made.
+
+        Tensors that keep sizes are prepared when a detector reads them.
         """
-        seen = perturbed(view, image)
-        if seen is None:
+        image_in_view = perturbed(view, image)
+        if image_in_view is None:
             return None
         try:
-            return seen.size, [
-                None if target.shape is None else self.prepare(target, seen)
+            return image_in_view.size, [
+                None if target.shape is None else self.prepare(target, image_in_view)
                 for target in self._scored
             ]
         except InputError:
             return None
 
     def prepare(self, target: DetectorInput, image: Image.Image) -> Pixels | None:
-        """Prepare an image for detectors. Returns None if none of them scores images of its size,
-        unless the describer sees it.
+        """Prepare an image for detectors.
+
+        Returns:
+            None if no detector scores images of this size, unless the describer reads the image.
         """
         is_sure = target.is_described or target.shape is not None
         if not is_sure and not any(
@@ -440,42 +482,46 @@ class BatchDecoder:
     def open_file(
         self, image_id: int, data: File | InputError
     ) -> AbstractContextManager[DecodedImage]:
-        """Decode one image, which is counted (see `CarefulDecoder.opened`)."""
+        """Decode and count one image (see `CarefulDecoder.open_image`)."""
         self.counts["decoded"] += not isinstance(data, InputError)
-        return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
+        return self.careful.open_image(image_id, data, self._clock, self._bytes_per_pixel)
 
-    def _provenance(
+    def _read_provenance(
         self, image_id: int, data: File | InputError, facts: ImageFileFacts, pixels: Image.Image
     ) -> str | None:
-        """What a file that decoded says of its origin. A C2PA manifest is read by native code: it
-        gets the same crumb and watchdog, and a member that killed a process keeps its score and
-        loses only what that code would have found.
+        """Read what a decoded file states about its origin.
+
+        Native code reads a C2PA manifest, under the same crash marker and watchdog as decoding. A
+        member that killed a process keeps its score, and loses only what that code would have read.
         """
-        if self._origins is None or not isinstance(data, bytes):
+        if self._provenance_reader is None or not isinstance(data, bytes):
             return None
-        with self._clock("decode"), self.careful.noted(image_id):
+        with self._clock("decode"), self.careful.mark_crash(image_id):
             native = not self.careful.is_suspect(image_id)
-            provenance = self._origins.read(data, facts.format, native=native, pixels=pixels)
+            provenance = self._provenance_reader.read(
+                data, facts.format, native=native, pixels=pixels
+            )
         return None if provenance is None else provenance.row()
 
     def _stack(
         self, prepared: Sequence[PreparedViews | None], view: int | None
     ) -> tuple[BatchTensor, ...]:
-        """Of each preprocessing, what the members have in one view (None = clean); nothing where no
-        member has anything.
+        """Stack the tensors of the members in one view (None is clean), for each preprocessing.
+
+        Slots of members without a tensor are zero.
         """
         stacked: list[BatchTensor] = []
-        for place, target in enumerate(self._inputs if view is None else self._scored):
+        for index, target in enumerate(self._inputs if view is None else self._scored):
             images: list[Pixels | None] = []
-            for one in prepared:
+            for member in prepared:
                 tensors = (
                     None
-                    if one is None
-                    else one.tensors
+                    if member is None
+                    else member.tensors
                     if view is None
-                    else (one.views[view] or (None, None))[1]
+                    else (member.views[view] or (None, None))[1]
                 )
-                images.append(None if tensors is None else tensors[place])
+                images.append(None if tensors is None else tensors[index])
             shape = target.shape
             if shape is None:
                 stacked.append(images)
@@ -491,19 +537,21 @@ class BatchDecoder:
         self,
         prepared: Sequence[PreparedViews | None],
         images: BatchImages | None,
-        place: int,
+        index: int,
         view: Perturbation,
     ) -> PerturbedBatch:
-        pixels = self._stack(prepared, place)
+        pixels = self._stack(prepared, index)
         if images is not None:
-            pixels = self._completed(images, pixels, view)
-        shown = [None if item is None else item.views[place] for item in prepared]
-        return PerturbedBatch(pixels, tuple(None if item is None else item[0] for item in shown))
+            pixels = self._make_readable(images, pixels, view)
+        views = [None if item is None else item.views[index] for item in prepared]
+        return PerturbedBatch(pixels, tuple(None if item is None else item[0] for item in views))
 
 
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
-    """What encoded files over AHEAD_BYTES may take together on a node where large images may take
-    `decode_bytes`: at least one of them.
+    """Return the memory limit of a node for encoded files over AHEAD_BYTES, in bytes.
+
+    `decode_bytes` is the memory that large images may take on the node. At least one file always
+    fits.
     """
     return max(decode_bytes // 4, limits.max_bytes)
 
@@ -522,13 +570,13 @@ def _detector_inputs(spec: ScoringSpec) -> list[DetectorInput]:
 
 @dataclass(frozen=True)
 class _Member:
-    """What decoding found of one member.
+    """The result of decoding one member.
 
     Attributes:
         outcome: Its status and facts.
         prepared: Its tensors, if it was decoded.
-        image: The image, if views of it are made later.
-        file: The file, if views of it are made later and the image is too large to keep.
+        image: The image, if views of it are prepared later.
+        file: The file, if views of it are prepared later and the image is too large to keep.
     """
 
     outcome: DecodeResult
@@ -537,24 +585,29 @@ class _Member:
     file: File | None = None
 
 
-def _member_of(image: PreparedImage) -> _Member:
-    """Return what a child process decoded as `BatchDecoder` would have done."""
+def _make_member(image: PreparedImage) -> _Member:
+    """Return a member that a child process decoded, as `BatchDecoder` would have returned it."""
     provenance = None if image.provenance is None else image.provenance.row()
     outcome = DecodeResult(Status.OK, None, image.facts, provenance)
     return _Member(outcome, PreparedViews(list(image.pixels), []))
 
 
-def _bytes_per_pixel(spec: ScoringSpec) -> int:
-    """What preparing takes: the RGB image, and the most of what is made of it."""
+def _count_bytes_per_pixel(spec: ScoringSpec) -> int:
+    """Return the memory for preparing an image, in bytes per pixel.
+
+    It counts the RGB image, and the views and arrays that are made from it.
+    """
     makes_arrays = spec.resize == "fast" or any(
-        one.resampler != "pillow" or one.shape is None for one in spec.preprocessings
+        preprocessing.resampler != "pillow" or preprocessing.shape is None
+        for preprocessing in spec.preprocessings
     )
     return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
 
 
-def _of_pil(image: Image.Image) -> DecodedImage:
-    """An image that somebody else decoded: the same colour rules; `sha256` is that of its RGB
-    pixels, since there is no file.
+def _convert_pil(image: Image.Image) -> DecodedImage:
+    """Convert an image that the caller decoded by the same colour rules as a file.
+
+    `sha256` is that of its RGB pixels, since there is no file.
     """
     flags: set[str] = set()
     pixels = colour.to_rgb(image, flags, 8)

@@ -1,13 +1,16 @@
-"""The decoder process: encoded bytes in, RGB pixels or prepared tensors out. `decoder_pool` alone
-starts it; no torch, Ray or secrets.
+"""Run the decoder process, which turns encoded bytes into RGB pixels or prepared tensors.
 
-Request: length (uint64); length of a JSON `DecodeRequest` (uint32), the JSON, the file, its sidecar
-if it has one. Answer: lengths of JSON and pixels (2 × uint64), a JSON `Report`, pixels: RGB, or one
-tensor after another. One `READY` byte once it can serve. Before it decodes a large image the child
-sends a JSON of length 0, then a `DEMAND`; it decodes when it gets a `READY` byte.
+Only `decoder_pool` starts it. The process has no torch unless it needs it to resize, no Ray, and no
+secrets.
 
-Runs as a file, not as a module of `inference`, whose other modules bring Arrow: it must be up soon
-and stay small.
+A request is: a length (uint64); the length of a JSON `DecodeRequest` (uint32); the JSON; the file;
+and its sidecar if it has one. An answer is: the lengths of JSON and pixels (2 × uint64); a JSON
+`Report`; and the pixels, which are RGB or one tensor after another. The child sends one `READY`
+byte when it can serve. Before it decodes a large image, it sends a JSON of length 0 and a `DEMAND`,
+and waits for a `READY` byte.
+
+The child runs as a file, not as a module of `inference`, because the other modules import Arrow. It
+must start fast and stay small.
 """
 
 import os
@@ -49,14 +52,21 @@ from ray_app.images.provenance import (
     ProvenanceReader,
 )
 
-DEMAND = struct.Struct("<QQ")  # pixels, bytes at the peak
+DEMAND = struct.Struct("<QQ")  # Pixels, and peak memory in bytes.
 _STATM = Path("/proc/self/statm")
 
 
 class DecodeRequest(Frozen):
-    """What is to be made of a file: its RGB pixels (null), or one tensor per preprocessing, but for
-    those that keep sizes; how its provenance is read; whether its facts have what is measured on
-    pixels; and how many of the last bytes are its sidecar's.
+    """A request to decode and prepare a file.
+
+    Attributes:
+        preprocessings: One tensor is returned for each that does not keep sizes. None returns the
+            RGB pixels.
+        resize: How images are resized.
+        provenance: How the provenance of the file is read. None does not read it.
+        native: Whether native code may read a C2PA manifest.
+        measured: Whether the facts include values that are measured on pixels.
+        sidecar_bytes: The number of bytes at the end that are the sidecar.
     """
 
     preprocessings: tuple[Preprocessing, ...] | None = None
@@ -68,19 +78,23 @@ class DecodeRequest(Frozen):
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """(height, width, 3) of each; None where the size is kept."""
-        return tuple((*each.shape, 3) if each.shape else None for each in self.preprocessings or ())
+        """The (height, width, 3) of each tensor, or None if the size is kept."""
+        return tuple(
+            (*preprocessing.shape, 3) if preprocessing.shape else None
+            for preprocessing in self.preprocessings or ()
+        )
 
     @property
     def needs_torch(self) -> bool:
-        """Whether torch may resize one of them: importing it takes longer than an image may."""
+        """Whether torch may resize an image. Importing torch takes longer than an image may."""
         return any(
-            each.resampler == "torch" or self.resize == "fast" for each in self.preprocessings or ()
+            preprocessing.resampler == "torch" or self.resize == "fast"
+            for preprocessing in self.preprocessings or ()
         )
 
 
 class Refused(Frozen):
-    """Why an image has no pixels: the fields of an InputError that a decoder raises."""
+    """Why an image has no pixels, with the fields of an InputError that a decoder raises."""
 
     status: Literal[
         Status.EMPTY_FILE,
@@ -96,7 +110,7 @@ class Refused(Frozen):
 
 
 class Report(Frozen):
-    """The JSON of an answer. `seconds`: decoding and preparing."""
+    """The JSON of an answer. `seconds` is the time for decoding and preparing."""
 
     facts: ImageFileFacts
     refused: Refused | None = None
@@ -108,8 +122,11 @@ Answer = tuple[Report, Sequence[bytes | memoryview]]
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until stdin closes. Arguments: memory beyond the libraries in bytes, wall limit in s,
-    ImageLimits as JSON, `torch` or ``.
+    """Serve requests until stdin closes.
+
+    Args:
+        arguments: Memory beyond the libraries in bytes, wall limit in seconds, ImageLimits as JSON,
+            and `torch` or an empty string.
     """
     limits, wall_limit_s = ImageLimits.model_validate_json(arguments[2]), float(arguments[1])
     if arguments[3] == "torch":
@@ -117,70 +134,78 @@ def main(arguments: list[str]) -> None:
         Preprocessing(resize=squash, resampler="torch").prepare(Image.new("RGB", (4, 4)))
     # Address space that the libraries take: torch for CUDA reserves gigabytes of it.
     mapped = int(_STATM.read_text().split()[0]) * resource.getpagesize() if _STATM.exists() else 0
-    _limit(resource.RLIMIT_AS, mapped + int(arguments[0]))
-    _limit(resource.RLIMIT_CORE, 0)
+    _set_limit(resource.RLIMIT_AS, mapped + int(arguments[0]))
+    _set_limit(resource.RLIMIT_CORE, 0)
     _serve(limits, wall_limit_s)
 
 
 def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a C library that prints must not write into an answer
+    os.dup2(2, 1)  # A C library that prints must not write into an answer.
     answers.write(READY)
     answers.flush()
 
-    def patience(times: float) -> None:
-        # The parent kills us at the wall limit; should it die first, the kernel's default for
-        # SIGALRM does, hung C code or not.
+    def set_alarm(times: float) -> None:
+        # The parent kills this process at the wall limit. If the parent dies first, SIGALRM ends
+        # the process, even if C code hangs.
         signal.setitimer(signal.ITIMER_REAL, times and 2 * wall_limit_s * times + 1)
 
     while request := read_request(requests):
-        text, data = request
-        patience(1)
-        wanted = _wanted(text)
-        if wanted.sidecar_bytes:
-            data = FileWithSidecar(data[: -wanted.sidecar_bytes], data[-wanted.sidecar_bytes :])
+        request_json, data = request
+        set_alarm(1)
+        decode_request = _parse_request(request_json)
+        if decode_request.sidecar_bytes:
+            data = FileWithSidecar(
+                data[: -decode_request.sidecar_bytes], data[-decode_request.sidecar_bytes :]
+            )
         started = time.perf_counter()
         try:
             peeked = peek_image(data, limits)
             if peeked.demand.is_large:
-                patience(0)  # Other processes may decode first.
+                set_alarm(0)  # Other processes may decode first.
                 write_answer(answers, b"", [DEMAND.pack(*peeked.demand)])
                 if requests.read(len(READY)) != READY:
                     sys.exit()
-                patience(peeked.demand.patience)
-            report, blobs = _answer(peeked, data, wanted, limits.max_text_bytes, started)
+                set_alarm(peeked.demand.patience)
+            report, blobs = _decode_request(
+                peeked, data, decode_request, limits.max_text_bytes, started
+            )
         except ImageRefused as refusal:
-            refused = Refused.model_validate(refusal, from_attributes=True)
-            report, blobs = Report(facts=refusal.facts, refused=refused), ()
-        patience(0)
+            rejection = Refused.model_validate(refusal, from_attributes=True)
+            report, blobs = Report(facts=refusal.facts, refused=rejection), ()
+        set_alarm(0)
         write_answer(answers, report.model_dump_json().encode(), blobs)
 
 
-def _answer(
-    peeked: PeekedImage, data: bytes, wanted: DecodeRequest, max_text_bytes: int, started: float
+def _decode_request(
+    peeked: PeekedImage, data: bytes, request: DecodeRequest, max_text_bytes: int, started: float
 ) -> Answer:
-    """Decode and prepare an image. Raises ImageRefused."""
+    """Decode and prepare an image.
+
+    Raises:
+        ImageRefused: The image is rejected.
+    """
     image = peeked.decode()
-    facts = with_texture(image).facts if wanted.measured else image.facts
+    facts = with_texture(image).facts if request.measured else image.facts
     try:
         tensors = [
-            each.prepare(image.pixels, wanted.resize).data.cast("B")
-            for each in wanted.preprocessings or ()
-            if each.shape
+            preprocessing.prepare(image.pixels, request.resize).data.cast("B")
+            for preprocessing in request.preprocessings or ()
+            if preprocessing.shape
         ]
     except InputError as error:
         raise ImageRefused.because(error, facts) from error.__cause__
     provenance = None
-    if wanted.provenance is not None:
-        provenance = _reader(wanted.provenance, max_text_bytes).read(
-            data, facts.format, native=wanted.native, pixels=image.pixels
+    if request.provenance is not None:
+        provenance = _reader(request.provenance, max_text_bytes).read(
+            data, facts.format, native=request.native, pixels=image.pixels
         )
-    pixels = [image.pixels.tobytes()] if wanted.preprocessings is None else tensors
+    pixels = [image.pixels.tobytes()] if request.preprocessings is None else tensors
     return Report(facts=facts, provenance=provenance, seconds=time.perf_counter() - started), pixels
 
 
 @lru_cache(maxsize=16)
-def _wanted(text: bytes) -> DecodeRequest:
+def _parse_request(text: bytes) -> DecodeRequest:
     return DecodeRequest.model_validate_json(text)
 
 
@@ -189,10 +214,10 @@ def _reader(policy: ProvenancePolicy, max_text_bytes: int) -> ProvenanceReader:
     return ProvenanceReader(policy, max_text_bytes)
 
 
-def _limit(what: int, most: int) -> None:
-    _, hard = resource.getrlimit(what)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(what, (most, most))
+def _set_limit(resource_id: int, limit: int) -> None:
+    _, hard = resource.getrlimit(resource_id)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource_id, (limit, limit))
 
 
 if __name__ == "__main__":

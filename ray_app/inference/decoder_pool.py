@@ -1,9 +1,8 @@
-"""A pool of processes for untrusted images (`IsolatedDecoders`): decoding under a wall limit and a
-memory limit, without our secrets.
+"""Decode untrusted images in child processes (`IsolatedDecoders`).
 
-A child is no sandbox against code that takes it over; an operator adds that (seccomp, a container).
-Its answers are bytes of a process that decoded a hostile file, and are checked before they are
-used.
+A child has a wall limit and a memory limit, and no secrets of this process. It is not a sandbox
+against code that takes it over; an operator can add one (seccomp, a container). Answers of a child
+come from a process that decoded an untrusted file, so they are checked before they are used.
 """
 
 import io
@@ -43,16 +42,17 @@ from ray_app.import_path import PACKAGE, SEARCH_PATH, safe_variables
 from ray_app.inference import batch, decoder_child
 from ray_app.inference.decoder_child import DEMAND, DecodeRequest, Report
 
-# Beyond what the libraries take. The largest image within the default limits (49 MP WebP with
-# alpha) took 0.95 GB, prepared in every way.
+# Memory in addition to that of the libraries. The largest image within the default limits (49 MP
+# WebP with alpha) took 0.95 GB, prepared in every way.
 MEMORY_LIMIT_BYTES = 2 * 1024**3
-# of the first try and the second: importing takes half a second, on a loaded machine or a cold disk
-# longer
+# Limits of the first and the second start. Imports take half a second, and longer on a loaded
+# machine or a cold disk.
 START_LIMITS_S = (10.0, 60.0)
-MOST_REPORT_BYTES = 64 * 1024  # names, numbers and one line of words: a few hundred bytes
+# A report has names, numbers, and a line of text: a few hundred bytes.
+MAX_REPORT_BYTES = 64 * 1024
 
-# What a child's Python and its libraries need of our environment, and what decides which kernels
-# they take. Tokens and keys stay here.
+# Environment variables that Python and the libraries of a child need, or that select their kernels.
+# Tokens and keys are not passed on.
 _ENVIRONMENT = (
     "PATH",
     "HOME",
@@ -63,10 +63,10 @@ _ENVIRONMENT = (
     "VIRTUAL_ENV",
     "ATEN_CPU_CAPABILITY",
 )
-# each would reserve address space
-_MODEST = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+# More threads and arenas would reserve address space.
+_FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _PIXELS = DecodeRequest()
-_SMALL = Demand(0, 0)  # of an image that any process has memory for
+_SMALL = Demand(0, 0)  # The demand of an image that any process has memory for.
 
 Answer = tuple[Report, bytearray]
 
@@ -75,10 +75,14 @@ Answer = tuple[Report, bytearray]
 class PreparedImage:
     """One image that a child process has decoded, ready for detectors.
 
-    `pixels`: per preprocessing asked for, (height, width, 3) uint8, writable; None where it keeps
-    sizes. `provenance`: what the file says of its origin (see `images.provenance`), None if nothing
-    or not asked. `seconds`: decoding and preparing, in the child. `data`: the file, where it may be
-    decoded once more.
+    Attributes:
+        facts: Properties of the file.
+        pixels: For each requested preprocessing, a writable (height, width, 3) uint8 array. None if
+            the preprocessing keeps sizes.
+        provenance: What the file states about its origin (see `images.provenance`). None if it
+            states nothing, or if this was not requested.
+        seconds: Time for decoding and preparing in the child.
+        data: The file, if it may be decoded again.
     """
 
     facts: ImageFileFacts
@@ -89,12 +93,17 @@ class PreparedImage:
 
 
 class DecoderProcess(ChildProcess):
-    """A process that answers one request at a time within a wall limit: a crash or a hang costs one
-    image its status, and nothing else.
+    """A child process that answers one request at a time within a wall limit.
 
-    It starts at the first use and again after it died; it imports torch only once something asks
-    for it, and is then started anew. `memory_limit_bytes`: beyond what its libraries take. One
-    thread at a time. Use as a context manager, or `close()` it.
+    A crash or a hang costs only the image that caused it. The process starts at the first use, and
+    again after it died. It restarts with torch when a request first needs torch. Only one thread
+    may use it at a time. Use it as a context manager, or `close()` it.
+
+    Args:
+        limits: Limits on an image.
+        wall_limit_s: Seconds that one image may take.
+        memory_limit_bytes: Memory in addition to that of the libraries. None for the memory that
+            the largest image within the limits may take.
     """
 
     def __init__(
@@ -109,8 +118,11 @@ class DecoderProcess(ChildProcess):
         self._has_torch = False
 
     def decode(self, data: bytes) -> DecodedImage:
-        """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and
-        DECODE_TIMEOUT. Raises ImageRefused.
+        """Decode an image like `decode_image`, with two more statuses.
+
+        Raises:
+            ImageRefused: The image is rejected, the child crashed (DECODER_CRASHED), or it took too
+                long (DECODE_TIMEOUT).
         """
         with closing(self.peek(data)) as peeked:
             return peeked.decode()
@@ -118,102 +130,119 @@ class DecoderProcess(ChildProcess):
     def prepare(
         self,
         data: bytes,
-        wanted: DecodeRequest,
+        request: DecodeRequest,
         turn: AbstractContextManager[object] | None = None,
     ) -> PreparedImage:
-        """As `IsolatedDecoders.prepare`, within twice the wall limit.
+        """Decode and prepare an image like `IsolatedDecoders.prepare`, within twice the wall limit.
 
         A file with a C2PA manifest that kills the process or takes too long is tried once more
-        without the native code that reads manifests: what stands beside a verdict must not cost
-        one.
+        without the native code that reads manifests, because reading the provenance must not cost a
+        verdict.
 
         Args:
             data: The file.
-            wanted: What to make of it.
-            turn: Entered while a large image is decoded. The wall limit does not count the wait
-                for it.
+            request: The tensors to prepare.
+            turn: Entered while a large image is decoded. The wall limit does not count the wait for
+                it.
+
+        Raises:
+            ImageRefused: The image is rejected, or the child crashed or took too long.
         """
         try:
-            report, pixels = self._answer_in_turn(data, wanted, turn)
+            report, pixels = self._answer_with_turn(data, request, turn)
         except ImageRefused as refusal:
             is_suspect = (
                 refusal.status in (Status.DECODER_CRASHED, Status.DECODE_TIMEOUT)
-                and wanted.provenance is not None
+                and request.provenance is not None
             )
             if not is_suspect or not has_manifest(data, refusal.facts.format):
                 raise
-            without_native = wanted.model_copy(update={"native": False})
-            report, pixels = self._answer_in_turn(data, without_native, turn)
+            without_native = request.model_copy(update={"native": False})
+            report, pixels = self._answer_with_turn(data, without_native, turn)
         return PreparedImage(
-            report.facts, tuple(_tensors(pixels, wanted.shapes)), report.provenance, report.seconds
+            report.facts,
+            tuple(_split_tensors(pixels, request.shapes)),
+            report.provenance,
+            report.seconds,
         )
 
-    def peek(self, data: bytes, wanted: DecodeRequest = _PIXELS) -> "PeekedFile":
-        """Send a file to the child, which decodes it at once unless it is large.
+    def peek(self, data: bytes, request: DecodeRequest = _PIXELS) -> "PeekedFile":
+        """Send a file to the child, which decodes it immediately unless it is large.
 
         No other file may be sent before the result is finished or closed.
 
         Raises:
-            ImageRefused: What the child refused, DECODER_CRASHED (how it died), DECODE_TIMEOUT.
+            ImageRefused: The child rejected the image, crashed (DECODER_CRASHED), or took too long
+                (DECODE_TIMEOUT).
         """
-        self.start(wanted)
-        sidecar = get_sidecar(data) if wanted.provenance is not None else b""
-        text = _request_text(
-            wanted.model_copy(update={"sidecar_bytes": len(sidecar)}) if sidecar else wanted
+        self.start(request)
+        sidecar = get_sidecar(data) if request.provenance is not None else b""
+        request_json = _serialize_request(
+            request.model_copy(update={"sidecar_bytes": len(sidecar)}) if sidecar else request
         )
         child, answer = self._child, None
         with self._exchange(self._wall_limit_s) as (answers, deadline):
-            self._send(pack_request(text, (data, sidecar)))
-            answer = self._read_first(data, wanted, answers)
+            self._send(pack_request(request_json, (data, sidecar)))
+            answer = self._read_first(data, request, answers)
         if isinstance(answer, Demand):
             if not deadline.has_passed:
-                demand = _in_two_processes(answer, len(data))
-                return PeekedFile(self, data, wanted, demand, None)
+                demand = _add_parent_memory(answer, len(data))
+                return PeekedFile(self, data, request, demand, None)
             answer = None
-        return PeekedFile(self, data, wanted, _SMALL, self._accepted(answer, data, child, deadline))
+        return PeekedFile(
+            self, data, request, _SMALL, self._require_pixels(answer, data, child, deadline)
+        )
 
-    def finish(self, data: bytes, wanted: DecodeRequest, patience: float) -> Answer:
-        """Let the child decode the large image that it has peeked at; `patience` × the wall limit.
+    def finish(self, data: bytes, request: DecodeRequest, timeout_factor: float) -> Answer:
+        """Let the child decode the large image whose header it has read.
+
+        Args:
+            data: The file.
+            request: The request for it.
+            timeout_factor: Factor for the wall limit.
 
         Raises:
-            ImageRefused: As `peek`.
+            ImageRefused: As for `peek`.
         """
         child, answer = self._child, None
-        with self._exchange(self._wall_limit_s * patience) as (answers, deadline):
+        with self._exchange(self._wall_limit_s * timeout_factor) as (answers, deadline):
             self._send((READY,))
             sizes = ANSWER.unpack(answers.read(ANSWER.size))
-            answer = self._read_answer(data, wanted, answers, *sizes)
-        return self._accepted(answer, data, child, deadline)
+            answer = self._read_answer(data, request, answers, *sizes)
+        return self._require_pixels(answer, data, child, deadline)
 
     def _command(self) -> list[str]:
-        """Return the command of a decoder process. With `-P` a file `PIL.py` next to the program is
-        not imported.
+        """Return the command of a decoder process.
+
+        With `-P`, a file `PIL.py` next to the program is not imported.
         """
-        limits, library = self._limits.model_dump_json(), "torch" if self._has_torch else ""
+        limits_json, library = self._limits.model_dump_json(), "torch" if self._has_torch else ""
         return [
             sys.executable,
             "-P",
             decoder_child.__file__,
             str(self._memory_limit_bytes),
             str(self._wall_limit_s),
-            limits,
+            limits_json,
             library,
         ]
 
-    def start(self, wanted: DecodeRequest | None = None) -> None:
-        """Have a child that is ready, with the libraries that are wanted; one that hangs is
-        replaced once, while images wait.
+    def start(self, request: DecodeRequest | None = None) -> None:
+        """Start a child that is ready and has the libraries for a request, unless there is one.
 
-        Raises TouchstoneError if it does not start.
+        A child that hangs at the start is replaced once.
+
+        Raises:
+            TouchstoneError: The child does not start.
         """
-        if wanted is not None and wanted.needs_torch and not self._has_torch:
+        if request is not None and request.needs_torch and not self._has_torch:
             self._has_torch = True
             self.close()
         if self.pid is not None:
             return
         try:
             is_ready = any(
-                self._spawn(self._command(), _environment(), READY, limit_s, folder=PACKAGE)
+                self._spawn(self._command(), _make_environment(), READY, limit_s, folder=PACKAGE)
                 for limit_s in START_LIMITS_S
             )
         except OSError as error:
@@ -225,26 +254,30 @@ class DecoderProcess(ChildProcess):
             command = " ".join(self._command()[:4])
             raise TouchstoneError(
                 f"the decoder process did not start: it {self._epitaph(self._child)}",
-                hint=f"try {command}",
+                hint=f"run {command} to see the error",
             )
 
-    def _answer_in_turn(
-        self, data: bytes, wanted: DecodeRequest, turn: AbstractContextManager[object] | None
+    def _answer_with_turn(
+        self, data: bytes, request: DecodeRequest, turn: AbstractContextManager[object] | None
     ) -> Answer:
-        with closing(self.peek(data, wanted)) as peeked:
+        with closing(self.peek(data, request)) as peeked:
             if turn is None or not peeked.demand.is_large:
                 return peeked.finish()
             with turn:
                 return peeked.finish()
 
-    def _accepted(
+    def _require_pixels(
         self,
         answer: Answer | None,
         data: bytes,
         child: "subprocess.Popen[bytes] | None",
         deadline: ChildDeadline,
     ) -> Answer:
-        """Return an answer with pixels. Raises ImageRefused if there is none."""
+        """Return an answer with pixels.
+
+        Raises:
+            ImageRefused: There is no such answer.
+        """
         if deadline.has_passed:
             self.close()
             reason = f"longer than {deadline.limit_s:g} s"
@@ -260,131 +293,153 @@ class DecoderProcess(ChildProcess):
         return answer
 
     def _read_first(
-        self, data: bytes, wanted: DecodeRequest, answers: io.BufferedReader
+        self, data: bytes, request: DecodeRequest, answers: io.BufferedReader
     ) -> Demand | Answer | None:
-        """Read the demand of a large image, or the answer. Raises ValueError if it is neither."""
+        """Read the demand of a large image, or the answer.
+
+        Raises:
+            ValueError: It is neither.
+        """
         sizes = ANSWER.unpack(answers.read(ANSWER.size))
         if sizes[0] > 0:
-            return self._read_answer(data, wanted, answers, *sizes)
+            return self._read_answer(data, request, answers, *sizes)
         demand = Demand(*DEMAND.unpack(answers.read(DEMAND.size)))
         if demand.pixels > self._limits.max_pixels:
-            raise ValueError(f"{demand.pixels} pixels are over max_pixels")
+            raise ValueError(
+                f"image has {demand.pixels} pixels, limit is {self._limits.max_pixels}"
+            )
         return demand
 
     def _read_answer(
         self,
         data: bytes,
-        wanted: DecodeRequest,
+        request: DecodeRequest,
         answers: io.BufferedReader,
         report_size: int,
         pixels_size: int,
     ) -> Answer | None:
-        """Read an answer of these sizes; None if the child died before it was complete. Raises
-        ValueError if it does not answer the request.
+        """Read an answer of these sizes, or return None if the child died before it was complete.
+
+        Raises:
+            ValueError: The answer does not match the request.
         """
-        if report_size > MOST_REPORT_BYTES:
-            raise ValueError(f"a report of {report_size} bytes, limit is {MOST_REPORT_BYTES}")
-        text = answers.read(report_size)
-        if len(text) < report_size:
+        if report_size > MAX_REPORT_BYTES:
+            raise ValueError(f"report is {report_size} bytes, limit is {MAX_REPORT_BYTES}")
+        report_json = answers.read(report_size)
+        if len(report_json) < report_size:
             return None
-        report = self._believed(text, data)
-        expected = 0 if report.refused is not None else _pixel_bytes(wanted, report.facts)
+        report = self._check_report(report_json, data)
+        expected = 0 if report.refused is not None else _count_pixel_bytes(request, report.facts)
         if pixels_size != expected:
-            raise ValueError(f"{pixels_size} bytes of pixels, expected {expected}")
+            raise ValueError(f"pixels are {pixels_size} bytes, expected {expected}")
         pixels = bytearray(expected)
         return (report, pixels) if answers.readinto(pixels) == expected else None
 
-    def _believed(self, text: bytes, data: bytes) -> Report:
-        """A report that can be one about this file. Raises ValueError."""
-        report = Report.model_validate_json(text)
-        facts, known = report.facts, inspect_bytes(data)
-        if (facts.sha256, facts.format) != (known.sha256, known.format) or facts.flags != tuple(
-            sorted(FLAG_MEANING.keys() & facts.flags)
-        ):
-            raise ValueError("facts of another file")
+    def _check_report(self, report_json: bytes, data: bytes) -> Report:
+        """Parse a report, and check that it can belong to this file.
+
+        Raises:
+            ValueError: It is invalid, or belongs to another file.
+        """
+        report = Report.model_validate_json(report_json)
+        facts, expected = report.facts, inspect_bytes(data)
+        if (facts.sha256, facts.format) != (
+            expected.sha256,
+            expected.format,
+        ) or facts.flags != tuple(sorted(FLAG_MEANING.keys() & facts.flags)):
+            raise ValueError("the report has the facts of another file")
         if report.refused is None:
             try:
-                # the preview in it
+                # The child decodes the JPEG preview of a RAW file.
                 self._limits.check_size(
                     *_size(facts), len(data), "JPEG" if facts.format == "RAW" else facts.format
                 )
-            except InputError as beyond:
-                raise ValueError(str(beyond)) from None
+            except InputError as error:
+                raise ValueError(str(error)) from None
         return report
 
 
 class PeekedFile:
-    """A file that a child process has read the header of. `close()` it, unless it is finished.
+    """A file whose header a child process has read. `close()` it, unless it is finished.
 
     Attributes:
-        demand: What decoding takes in both processes, if the image is large. The child decodes such
-            an image only in `decode` or `finish`.
+        demand: The memory of both processes for decoding, if the image is large. The child decodes
+            a large image only in `decode` or `finish`.
     """
 
     def __init__(
         self,
         child: DecoderProcess,
         data: bytes,
-        wanted: DecodeRequest,
+        request: DecodeRequest,
         demand: Demand,
         answer: Answer | None,
     ) -> None:
         self.demand = demand
-        self._child, self._data, self._wanted, self._answer = child, data, wanted, answer
+        self._child, self._data, self._request, self._answer = child, data, request, answer
         self._is_pending = answer is None
-        self._free: queue.SimpleQueue[DecoderProcess] | None = None
+        self._idle: queue.SimpleQueue[DecoderProcess] | None = None
 
     @property
     def facts(self) -> ImageFileFacts:
-        """What the file shows without a decoder."""
+        """The properties of the file that need no decoder."""
         return inspect_bytes(self._data)
 
     def decode(self) -> DecodedImage:
-        """Return the pixels. Raises ImageRefused."""
+        """Return the pixels.
+
+        Raises:
+            ImageRefused: The image is rejected.
+        """
         report, pixels = self.finish()
         return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
 
     def finish(self) -> Answer:
-        """Return the answer of the child, once. Raises ImageRefused."""
+        """Return the answer of the child. It can be called once.
+
+        Raises:
+            ImageRefused: The image is rejected.
+        """
         answer, self._answer = self._answer, None
         if answer is not None:
             return answer
         self._is_pending = False
         try:
-            return self._child.finish(self._data, self._wanted, self.demand.patience)
+            return self._child.finish(self._data, self._request, self.demand.patience)
         finally:
-            self._give_back()
+            self._return_child()
 
     def close(self) -> None:
-        """End the child if it waits to decode the image."""
+        """End the child if it is waiting to decode the image."""
         if self._is_pending:
             self._is_pending = False
             self._child.close()
-            self._give_back()
+            self._return_child()
 
-    def give_back_to(self, free: "queue.SimpleQueue[DecoderProcess]") -> None:
-        """Put the child into a queue, as soon as it has decoded the image."""
-        self._free = free
+    def return_child_to(self, idle: "queue.SimpleQueue[DecoderProcess]") -> None:
+        """Put the child into a queue when it has decoded the image."""
+        self._idle = idle
         if not self._is_pending:
-            self._give_back()
+            self._return_child()
 
-    def _give_back(self) -> None:
-        if self._free is not None:
-            self._free.put(self._child)
+    def _return_child(self) -> None:
+        if self._idle is not None:
+            self._idle.put(self._child)
 
 
 class IsolatedDecoders:
-    """Decode images in child processes, each with one image at a time.
+    """Decode images in child processes, with one image at a time in each.
 
-    Used from any thread. An image waits until a child is free. `close` it once nothing is decoded.
+    Any thread may use it. An image waits until a child is idle. Call `close` when no image is being
+    decoded.
 
     Args:
         limits: Limits on an image.
         processes: Number of children. They start at their first use.
         wall_limit_s: Seconds that one image may take.
-        memory_limit_bytes: Memory of each child beyond its libraries. None for what the largest
-            image within the limits may take.
-        formats: Sniffed formats that `prepare` accepts. None for all.
+        memory_limit_bytes: Memory of each child in addition to that of the libraries. None for the
+            memory that the largest image within the limits may take.
+        formats: Sniffed formats that `prepare` accepts. None accepts all formats.
     """
 
     def __init__(
@@ -401,64 +456,74 @@ class IsolatedDecoders:
         self._children = [
             DecoderProcess(limits, wall_limit_s, memory_limit_bytes) for _ in range(processes)
         ]
-        self._free: queue.SimpleQueue[DecoderProcess] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[DecoderProcess] = queue.SimpleQueue()
         for child in self._children:
-            self._free.put(child)
-        self._large = threading.Lock()
+            self._idle.put(child)
+        self._large_image_lock = threading.Lock()
 
     def start(
         self, preprocessings: Sequence[Preprocessing] = (), resize: ResizeMode = "exact"
     ) -> None:
-        """Start every child, with the libraries that these preprocessings need. Raises
-        TouchstoneError.
+        """Start every child with the libraries that these preprocessings need.
+
+        Raises:
+            TouchstoneError: A child does not start.
         """
-        wanted = DecodeRequest(preprocessings=tuple(preprocessings), resize=resize)
+        request = DecodeRequest(preprocessings=tuple(preprocessings), resize=resize)
         with ThreadPoolExecutor(len(self._children)) as threads:
-            for started in [threads.submit(child.start, wanted) for child in self._children]:
+            for started in [threads.submit(child.start, request) for child in self._children]:
                 started.result()
 
     def decode(self, data: bytes) -> DecodedImage:
-        """As `DecoderProcess.decode`. Blocks; raises ImageRefused."""
+        """Decode an image like `DecoderProcess.decode`. Blocks until a child is idle.
+
+        Raises:
+            ImageRefused: The image is rejected.
+        """
         with closing(self.peek(data)) as peeked:
             return peeked.decode()
 
     def peek(self, data: bytes) -> PeekedFile:
-        """As `DecoderProcess.peek`. Blocks; raises ImageRefused. Only a large image occupies a
-        child after that, until it is finished or closed.
+        """Send a file to a child like `DecoderProcess.peek`. Blocks until a child is idle.
+
+        Afterwards only a large image occupies a child, until it is finished or closed.
+
+        Raises:
+            ImageRefused: The image is rejected.
         """
-        child = self._free.get()
+        child = self._idle.get()
         try:
             peeked = child.peek(data)
         except BaseException:
-            self._free.put(child)
+            self._idle.put(child)
             raise
-        peeked.give_back_to(self._free)
+        peeked.return_child_to(self._idle)
         return peeked
 
-    def prepare(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
-        """Decode one file and prepare it in each of several ways, with the same pixels as
-        `BatchDecoder`. Blocks.
+    def prepare(self, data: bytes, request: DecodeRequest) -> PreparedImage:
+        """Decode one file, and prepare it in several ways. Blocks until a child is idle.
 
-        One large image is decoded at a time; the wall limit does not count the wait for its turn.
+        The pixels are the same as those of `BatchDecoder`. One large image is decoded at a time.
+        The wall limit does not count the wait for its turn.
 
         Raises:
-            ImageRefused: As `decode_image`, for a format that is not accepted, and DECODE_TIMEOUT
-                or DECODER_CRASHED, after which the next image gets a new child.
+            ImageRefused: As from `decode_image`; for a format that is not accepted; and for
+                DECODE_TIMEOUT or DECODER_CRASHED, after which the next image gets a new child.
         """
-        self._admit(data)
-        child = self._free.get()
+        self._reject_early(data)
+        child = self._idle.get()
         try:
-            return child.prepare(data, wanted, self._large)
+            return child.prepare(data, request, self._large_image_lock)
         finally:
-            self._free.put(child)
+            self._idle.put(child)
 
     def close(self) -> None:
         """End all children."""
         for child in self._children:
             child.close()
 
-    def _admit(self, data: bytes) -> None:
-        """Refuse what needs no decoder to be refused."""
+    def _reject_early(self, data: bytes) -> None:
+        """Reject a file that can be rejected without a decoder."""
         try:
             if not data:
                 raise InputError(Status.EMPTY_FILE, "0 bytes")
@@ -467,32 +532,34 @@ class IsolatedDecoders:
             if format_name is None or (
                 self._formats is not None and format_name not in self._formats
             ):
-                what = (
+                description = (
                     describe_unsupported(data) if format_name is None else f"a {format_name} file"
                 )
                 accepted = (
-                    f"; let in here: {', '.join(self._formats)}"
+                    f"; accepted formats: {', '.join(self._formats)}"
                     if self._formats is not None
                     else ""
                 )
-                raise InputError(Status.UNSUPPORTED_FORMAT, what + accepted)
-        except InputError as refused:
-            raise ImageRefused.because(refused, inspect_bytes(data)) from None
+                raise InputError(Status.UNSUPPORTED_FORMAT, description + accepted)
+        except InputError as error:
+            raise ImageRefused.because(error, inspect_bytes(data)) from None
 
 
-def _environment() -> dict[str, str]:
-    kept = {
+def _make_environment() -> dict[str, str]:
+    variables = {
         name: value
         for name, value in os.environ.items()
         if name in _ENVIRONMENT or name.startswith("PYTHON")
     }
-    kept.pop(SEARCH_PATH, None)
-    return kept | _MODEST | safe_variables()
+    variables.pop(SEARCH_PATH, None)
+    return variables | _FEW_THREADS | safe_variables()
 
 
-def _in_two_processes(demand: Demand, encoded_bytes: int) -> Demand:
-    """Of an image whose pixels, four bytes each, leave the child as three and are four once more
-    here; both have the file.
+def _add_parent_memory(demand: Demand, encoded_bytes: int) -> Demand:
+    """Return the demand of an image in both processes together.
+
+    The pixels take four bytes each in the child, leave it as three, arrive as three, and take four
+    more here. Both processes hold the file.
     """
     return Demand(
         demand.pixels, encoded_bytes + max(demand.peak_bytes, demand.pixels * (4 + 3 + 3 + 4))
@@ -503,26 +570,26 @@ def _size(facts: ImageFileFacts) -> tuple[int, int]:
     return facts.width or 0, facts.height or 0
 
 
-def _pixel_bytes(wanted: DecodeRequest, facts: ImageFileFacts) -> int:
+def _count_pixel_bytes(request: DecodeRequest, facts: ImageFileFacts) -> int:
     return (
         3 * prod(_size(facts))
-        if wanted.preprocessings is None
-        else sum(prod(shape) for shape in wanted.shapes if shape)
+        if request.preprocessings is None
+        else sum(prod(shape) for shape in request.shapes if shape)
     )
 
 
-def _tensors(
+def _split_tensors(
     pixels: bytearray, shapes: Sequence[tuple[int, int, int] | None]
 ) -> Iterator[batch.Pixels | None]:
-    at = 0
+    offset = 0
     for shape in shapes:
         if shape is None:
             yield None
         else:
-            yield np.frombuffer(pixels, np.uint8, prod(shape), at).reshape(shape)
-            at += prod(shape)
+            yield np.frombuffer(pixels, np.uint8, prod(shape), offset).reshape(shape)
+            offset += prod(shape)
 
 
 @lru_cache(maxsize=64)
-def _request_text(wanted: DecodeRequest) -> bytes:
-    return wanted.model_dump_json().encode()
+def _serialize_request(request: DecodeRequest) -> bytes:
+    return request.model_dump_json().encode()

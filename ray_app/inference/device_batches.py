@@ -1,9 +1,9 @@
-"""How prepared pixels come to a GPU: through pinned buffers that are used again (`PinnedRing`,
-`DeviceUpload`), in batches as large as pays (`measured_batches`, `paying_batch`).
+"""Move prepared pixels to a GPU, and choose the size of its batches.
 
-Sizes are tried by doubling, as far as memory allows, and the smallest is taken whose rate is near
-the best one's. What a GPU does here is done by an object that a test may replace: `DeviceMeter`,
-and what makes buffers and events.
+`PinnedRing` and `DeviceUpload` copy through pinned buffers that are reused. `measured_batches` and
+`paying_batch` try batch sizes by doubling, as far as memory allows, and choose the smallest size
+whose rate is near the best rate. Tests may replace the objects that use the GPU: `DeviceMeter`, and
+the functions that make buffers and events.
 """
 
 import gc
@@ -16,23 +16,29 @@ import torch
 from ray_app.detectors.private_api import return_freed_memory
 from ray_app.errors import ConfigError
 
-# buffers of one size: one is being copied to the GPU while the next batch is written into the other
+# Buffers of one size. While one is being copied to the GPU, the next batch is written to the other.
 RING_DEPTH = 2
-NEAR = 0.05  # a smaller batch is taken where the best one is faster by no more than this share
-# of a GPU's memory, which two pools may share: a batch that takes more is for nobody, unless it is
-# the smallest
-MOST_MEMORY = 0.4
-LONGEST_S = 0.5  # a batch that takes longer is not doubled: it has long been worth its launch
-ROUNDS = 3  # passes that are timed, after one that is not: it loads kernels
+# A smaller batch is chosen if the best one is faster by at most this fraction.
+NEAR = 0.05
+# Maximum fraction of a GPU's memory, which two pools may share. A batch that takes more is never
+# chosen, unless it is the smallest.
+MAX_MEMORY = 0.4
+# A batch that takes longer is not doubled, since the cost of its launch is negligible.
+MAX_BATCH_S = 0.5
+ROUNDS = 3  # Passes that are timed. An untimed pass before them loads kernels.
 
 
 class PinnedRing:
-    """Host memory from which a GPU copies by itself, kept and used again: to pin it anew takes
-    longer than to copy from it.
+    """Pinned host memory from which a GPU copies by itself.
 
-    `allocate` makes a flat uint8 tensor of so many bytes, `event` what knows when a copy has ended:
-    `record()`, `synchronize()`, which returns at once where nothing was recorded. Buffers have a
-    power of two of bytes, so that batches of many shapes share a few.
+    Buffers are reused, because pinning memory takes longer than copying from it. The size of a
+    buffer is a power of two, so that batches of many shapes share a few buffers.
+
+    Args:
+        allocate: Returns a flat uint8 tensor of a number of bytes.
+        event: Returns an event that marks the end of a copy. It has `record()` and `synchronize()`,
+            which returns immediately if nothing was recorded.
+        depth: Number of buffers of one size.
     """
 
     def __init__(
@@ -43,32 +49,34 @@ class PinnedRing:
     ) -> None:
         self._allocate, self._event, self._depth = allocate, event, depth
         self._rings: dict[int, list[tuple[torch.Tensor, Any]]] = {}
-        self._turns: dict[int, int] = {}
+        self._next_buffer: dict[int, int] = {}
 
-    def copied(
+    def copy_through(
         self, source: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """What `copy` makes of `source` in pinned memory; it may return before the copy has ended.
-        A buffer is written again only then.
+        """Copy a tensor into pinned memory, and return the result of `copy` for it.
+
+        It may return before the copy ends. A buffer is written again only after its copy has ended.
         """
         size = 1 << max(source.nbytes - 1, 0).bit_length()
         ring = self._rings.setdefault(size, [])
-        turn = self._turns.get(size, 0)
-        self._turns[size] = (turn + 1) % self._depth
+        turn = self._next_buffer.get(size, 0)
+        self._next_buffer[size] = (turn + 1) % self._depth
         if len(ring) <= turn:
             ring.append((self._allocate(size), self._event()))
-        buffer, done = ring[turn]
-        done.synchronize()
+        buffer, event = ring[turn]
+        event.synchronize()
         pinned = buffer[: source.nbytes].view(source.dtype).view(source.shape)
         pinned.copy_(source)
-        made = copy(pinned)
-        done.record()
-        return made
+        result = copy(pinned)
+        event.record()
+        return result
 
 
 class DeviceUpload:
-    """Tensors of the host → the same on a GPU, beside what it computes: `upload(tensor)` does not
-    wait for the copy to end.
+    """Copy tensors of the host to a GPU while the GPU computes.
+
+    `upload(tensor)` does not wait for the copy to end.
     """
 
     def __init__(self, device: str, ring: PinnedRing | None = None) -> None:
@@ -79,10 +87,10 @@ class DeviceUpload:
         )
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on the GPU, for what is computed there from now on."""
+        """Return the tensor on the GPU, for computations that start there from now on."""
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
-            moved = self._ring.copied(
+            moved = self._ring.copy_through(
                 tensor, lambda pinned: pinned.to(self._device, non_blocking=True)
             )
         computing.wait_stream(self._stream)
@@ -91,44 +99,48 @@ class DeviceUpload:
 
 
 class DeviceMeter:
-    """Seconds and memory of work on one device. On a CPU the memory is not measured: 0."""
+    """Measure the time and memory of work on one device. On a CPU, the memory is reported as 0."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
         self._is_cuda = self._device.type == "cuda"
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Wall seconds from an idle device until all of the work is done."""
-        self._wait()
-        begun = time.perf_counter()
+        """Return the wall seconds from an idle device until all of the work is done."""
+        self._synchronize()
+        start = time.perf_counter()
         work()
-        self._wait()
-        return time.perf_counter() - begun
+        self._synchronize()
+        return time.perf_counter() - start
 
     def peak_share(self) -> float:
-        """The largest share of the device's memory that was taken by tensors since the last call."""
+        """Return the peak fraction of the device's memory that tensors took since the last call."""
         if not self._is_cuda:
             return 0.0
-        share = (
+        fraction = (
             torch.cuda.max_memory_allocated(self._device)
             / torch.cuda.get_device_properties(self._device).total_memory
         )
         torch.cuda.reset_peak_memory_stats(self._device)
-        return share
+        return fraction
 
     def forget(self) -> None:
-        """Give back what freed tensors had."""
+        """Release the cached memory of freed tensors."""
         if self._is_cuda:
             torch.cuda.empty_cache()
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self._is_cuda:
             torch.cuda.synchronize(self._device)
 
 
 class MeasuredBatch(NamedTuple):
-    """A batch of so many images: images per second, and the share of the device's memory that it
-    took.
+    """The measurement of one batch size.
+
+    Attributes:
+        size: Images in the batch.
+        rate: Images per second.
+        memory_share: The fraction of the device's memory that the batch took.
     """
 
     size: int
@@ -136,12 +148,14 @@ class MeasuredBatch(NamedTuple):
     memory_share: float
 
 
-def batch_sizes(slots: int, most: int) -> list[int]:
-    """What is tried, ascending: a decoded batch of `slots` in whole parts, down to an eighth of it,
-    and several of them, up to `most`.
+def batch_sizes(slots: int, max_size: int) -> list[int]:
+    """Return the sizes to try, ascending.
+
+    They are whole parts of a decoded batch of `slots` images, down to an eighth, and its multiples
+    by doubling, up to `max_size`.
     """
     parts = [slots // part for part in (8, 4, 2, 1) if slots % part == 0]
-    while 2 * parts[-1] <= most:
+    while 2 * parts[-1] <= max_size:
         parts.append(2 * parts[-1])
     return parts
 
@@ -149,48 +163,64 @@ def batch_sizes(slots: int, most: int) -> list[int]:
 def measured_batches(
     sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter
 ) -> list[MeasuredBatch]:
-    """Run batches of these sizes, ascending, until one is too much: for memory, with an error or
-    beyond `MOST_MEMORY`, or for a kernel that indexes with 32 bits. Raises where not even the
-    smallest runs.
+    """Run batches of these sizes, ascending, until a batch is too large.
+
+    A batch is too large if memory is exhausted, if it takes more than `MAX_MEMORY`, or if a kernel
+    cannot index it with 32 bits.
+
+    Args:
+        sizes: The sizes to try.
+        run: Runs a batch of a size.
+        meter: Measures the device.
+
+    Raises:
+        RuntimeError: Not even the smallest batch runs.
     """
-    measured: list[MeasuredBatch] = []
+    measurements: list[MeasuredBatch] = []
     meter.peak_share()
     for size in sizes:
         try:
             run(size)
             seconds = min(meter.seconds(lambda size=size: run(size)) for _ in range(ROUNDS))  # type: ignore[misc]
-        except RuntimeError:  # of which OutOfMemoryError is one
-            if not measured:
+        except RuntimeError:  # Also OutOfMemoryError, which is a subclass.
+            if not measurements:
                 raise
             break
-        share = meter.peak_share()
-        if share > MOST_MEMORY and measured:
+        memory_fraction = meter.peak_share()
+        if memory_fraction > MAX_MEMORY and measurements:
             break
-        measured.append(MeasuredBatch(size, size / seconds, share))
-        if seconds > LONGEST_S:
+        measurements.append(MeasuredBatch(size, size / seconds, memory_fraction))
+        if seconds > MAX_BATCH_S:
             break
     meter.forget()
-    return measured
+    return measurements
 
 
-def paying_batch(measured: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) -> int:
-    """The smallest size whose rate is within 5 % of the best. `pieces`: how many images come
-    together, whose last batch is filled up with nothing; none: as many as one likes.
+def paying_batch(measurements: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) -> int:
+    """Return the smallest size whose rate is within 5 % of the best rate.
+
+    Args:
+        measurements: The measurements.
+        pieces: Numbers of images that come together. The last batch of each is padded. Empty for
+            any number of images, without padding.
     """
     rates: Mapping[int, float] = {
-        one.size: one.rate * _filled(one.size, pieces) for one in measured
+        measurement.size: measurement.rate * _compute_fill(measurement.size, pieces)
+        for measurement in measurements
     }
     return min(size for size, rate in rates.items() if rate >= (1 - NEAR) * max(rates.values()))
 
 
-def _filled(size: int, pieces: Sequence[int]) -> float:
-    """The share of the places in batches of this size that images have."""
+def _compute_fill(size: int, pieces: Sequence[int]) -> float:
+    """Return the fraction of the slots in batches of this size that have an image."""
     return sum(pieces) / sum(-(-count // size) * size for count in pieces) if pieces else 1.0
 
 
-def found_device(device: str) -> str:
-    """The device that is meant: of `auto` a GPU where this process has one, else the CPU. Raises
-    ConfigError for what is no device.
+def resolve_device(device: str) -> str:
+    """Return a valid device. `auto` becomes a GPU if this process has one, else the CPU.
+
+    Raises:
+        ConfigError: PyTorch does not know the device.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,13 +228,13 @@ def found_device(device: str) -> str:
         torch.device(device)
     except RuntimeError:
         raise ConfigError(
-            f"device {device!r} is none that PyTorch knows: auto, cpu, cuda or cuda:0"
+            f"device must be auto, cpu, cuda, or an indexed device such as cuda:0, got {device!r}"
         ) from None
     return device
 
 
 def release_memory(device: str) -> None:
-    """Return the memory of detectors that are not used any more to the device and the system."""
+    """Return the memory of detectors that are no longer used to the device and the system."""
     gc.collect()  # Hooks of networks refer to each other.
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

@@ -18,11 +18,11 @@ MISSING = "no embedding of this image is stored"
 
 
 class EmbeddingScorer:
-    """Scores the members of blocks by embeddings that their detectors left earlier.
+    """Score the members of blocks from embeddings that their detectors stored earlier.
 
     Args:
         spec: The ensemble.
-        heads: The head of each of its detectors.
+        heads: The head of each detector of the ensemble.
     """
 
     def __init__(self, spec: ScoringSpec, heads: "Mapping[str, LinearHead]") -> None:
@@ -35,7 +35,7 @@ class EmbeddingScorer:
 
         Args:
             outcomes: The results of decoding the members.
-            vectors: Embeddings (n, d) by detector, rows of NaN for members without one.
+            vectors: Embeddings (n, d) by detector, with rows of NaN for members without one.
         """
         scores, failures = {}, {}
         for name, head in self._heads.items():
@@ -49,7 +49,7 @@ class EmbeddingScorer:
         return DetectorOutputs.clean(scores=scores, embeddings=embeddings, failures=failures)
 
     def _is_expected(self, name: str, outcome: DecodeResult) -> bool:
-        """Whether the detector scores the image when it sees it."""
+        """Return whether the detector would score the image itself."""
         facts = outcome.facts
         if outcome.status is not Status.OK or facts is None:
             return False

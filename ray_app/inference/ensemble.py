@@ -1,6 +1,4 @@
-"""The ensemble as a Python object (`load_ensemble`): images in, in whatever form, verdicts out; no
-cluster, no files written.
-"""
+"""Score images with an ensemble from Python (`load_ensemble`), without a cluster or files."""
 
 import copy
 import logging
@@ -59,16 +57,16 @@ from ray_app.storage.http import WEB
 
 _log = logging.getLogger(__name__)
 
-# that are scored before their results are handed out: a GPU is waited for once for all of them
-_MOST_BATCHES = 8
-_TEXTS = ("status", "finding", "verdict", "predicted_generator", "predicted_prompt")
-# of files on other machines that are read before they are wanted
+# Batches that are scored before their results are returned. The GPU is synchronised once for them.
+_MAX_BATCHES = 8
+_TEXT_COLUMNS = ("status", "finding", "verdict", "predicted_generator", "predicted_prompt")
+# Remote files are read ahead: the total size, the expected size per file, the number of threads.
 _AHEAD_BYTES, _EXPECTED_BYTES, _THREADS = 64 * 2**20, 2 * 2**20, 16
 
-# numbers are for decoders that know images by one: 0
-Arriving = Iterator[tuple[int, File | PreparedImage | InputError]]
-# the name of each image, and what it can be drawn from
-Sources = list[tuple[str | int | None, Any]]
+# Decoders identify images by a number. It is always 0 here.
+LoadedImages = Iterator[tuple[int, File | PreparedImage | InputError]]
+# For each image its name, and the image or path from which it can be displayed.
+SourceList = list[tuple[str | int | None, Any]]
 
 
 class Ensemble:
@@ -76,6 +74,11 @@ class Ensemble:
 
     Several threads may share an ensemble; it scores one call at a time. Give each thread a `twin`
     to score in parallel. A pickled ensemble loads its weights again.
+
+    Example:
+        >>> ensemble = Ensemble("default", device="cpu", batch_size=8)
+        >>> for result in ensemble.score("photos/"):
+        ...     print(result.source, result.verdict, result.probability)
 
     Args:
         name_or_path: The name of a shipped ensemble, the path of a card, or a card.
@@ -86,7 +89,8 @@ class Ensemble:
         resize: `exact`, `fast`, or `auto` for the settings of the card.
         limits: Limits on the size of an image.
         batch_size: Images per forward pass. Defaults to 4 on a CPU and 64 on a GPU.
-        image_column: The column of a batch that has the images. Found if it is not given.
+        image_column: The column of a batch that has the images. Defaults to `bytes` or `image`, or
+            to the only column whose first value is an image.
         accept_licences: Detectors, or licences, whose terms you accept.
         waive_guarantee: Keep verdicts that the guarantee of the card does not cover.
         provenance: How to read what a file states about its origin.
@@ -124,8 +128,8 @@ class Ensemble:
             if fpr is not None:
                 card = choose_operating_point(card, fpr)
             self.spec = spec.make_spec(
-                card, device=device_batches.found_device(device), precision=precision, resize=resize, limits=limits or BatchLimits(),
-                slots=None if batch_size is None else _checked(batch_size), waive_guarantee=waive_guarantee,
+                card, device=device_batches.resolve_device(device), precision=precision, resize=resize, limits=limits or BatchLimits(),
+                slots=None if batch_size is None else _validate_batch_size(batch_size), waive_guarantee=waive_guarantee,
                 provenance=(provenance or ProvenanceConfig()).policy(),
             )  # fmt: skip
         for detector in self.spec.cards.values():
@@ -137,26 +141,30 @@ class Ensemble:
             detector.demonstration for detector in self.spec.cards.values()
         )
         clock = StageClock()
-        # Beside others of its kind large images take turns, as in a run; but none is too large for
-        # the caller's machine.
-        most = max(node_budget.budget_of(node_budget.node_memory()), worst_bytes(self.spec.limits))
-        budget = node_budget.NodeBudget(decoder.BUDGET, most)
+        # Large images take turns with those of other processes on this machine, as in a run. The
+        # budget always admits the largest image alone, so that no image is too large.
+        budget_bytes = max(
+            node_budget.budget_of(node_budget.node_memory()), worst_bytes(self.spec.limits)
+        )
+        budget = node_budget.NodeBudget(decoder.BUDGET, budget_bytes)
         self._careful = decoder.CarefulDecoder(
             self.spec.limits, None, decoder.WALL_LIMIT_S, budget, children=children
         )
-        self._is_late = children is not None  # what keeps its size is decoded when it is read
+        # Images that keep their size are then decoded only when a detector reads them.
+        self._is_late = children is not None
         self._describing = scorer.Describing(self.spec, clock) if self.spec.describer else None
         self._loaded = scorer.LoadedDetectors(self.spec)
         self._set_up(self.spec, clock)
 
-    def _set_up(self, wanted: spec.ScoringSpec, clock: StageClock) -> None:
-        """Decode and score by a spec that may differ in the size of batches from the one that
-        detectors were loaded by.
+    def _set_up(self, scoring_spec: spec.ScoringSpec, clock: StageClock) -> None:
+        """Open the decoder and the scorer for a spec.
+
+        The spec may differ in batch size only from the spec that the detectors were loaded with.
         """
-        self.spec = wanted
+        self.spec = scoring_spec
         self._decoder, self._scorer = worker.open_scorer(
-            wanted,
-            wanted.device,
+            scoring_spec,
+            scoring_spec.device,
             clock,
             careful=self._careful,
             hand_over=self._is_late,
@@ -212,48 +220,48 @@ class Ensemble:
         ensemble = (
             self
             if batch_size in (None, self.spec.slots)
-            else self._in_batches_of(_checked(batch_size))
+            else self._with_batch_size(_validate_batch_size(batch_size))
         )
-        given = self._inputs.sources(images)
-        if isinstance(given, image_inputs.ImageSource):
-            return ensemble._scored(
-                iter([(0, self._inputs.read(given.given))]), [(given.name, given.picture)]
+        inputs = self._inputs.resolve(images)
+        if isinstance(inputs, image_inputs.ImageSource):
+            return ensemble._score_images(
+                iter([(0, self._inputs.read(inputs.value))]), [(inputs.name, inputs.picture)]
             )[0]
-        stream = ensemble._stream(given.sources, given.total, progress=progress)
-        return result.Results(stream, tuple(self.spec.cards), given.total)
+        stream = ensemble._stream(inputs.sources, inputs.total, progress=progress)
+        return result.Results(stream, tuple(self.spec.cards), inputs.total)
 
     def score_read(self, images: Iterable[Any]) -> list[result.Result]:
-        """Score images that were read, all of them before it returns: one result each, in order.
+        """Score images that are already in memory, and return when all of them are scored.
 
         Args:
             images: Bytes, PIL images, images that a child process prepared for the first stage of
                 `spec` (`PreparedImage`), and reasons for missing images (InputError).
 
         Returns:
-            The results, in the order of the images.
+            One result for each image, in the same order.
         """
-        return self._scored(zip(repeat(0), images, strict=False), repeat((None, None)))
+        return self._score_images(zip(repeat(0), images, strict=False), repeat((None, None)))
 
     def twin(self) -> "Ensemble":
         """Return an ensemble for another thread that shares the weights in memory."""
-        held: dict[int, Any] = {id(self._decoder.careful): self._decoder.careful}
+        shared: dict[int, Any] = {id(self._decoder.careful): self._decoder.careful}
         for network in (detector.network for detector in self._loaded.by_name.values()):
-            held |= {
+            shared |= {
                 id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())
             }
-        other = self._copied()
+        other = self._copy()
         other._lock = threading.RLock()
-        # its second argument: what is taken as it is
-        other._scorer = copy.deepcopy(self._scorer, held)
+        # The objects in the memo are shared, not copied.
+        other._scorer = copy.deepcopy(self._scorer, shared)
         return other
 
-    def _in_batches_of(self, size: int) -> "Ensemble":
-        """The same detectors in other batches, for one call."""
-        other = self._copied()
+    def _with_batch_size(self, size: int) -> "Ensemble":
+        """Return an ensemble of the same detectors with another batch size, for one call."""
+        other = self._copy()
         other._set_up(replace(self.spec, slots=size), StageClock())
         return other
 
-    def _copied(self) -> "Ensemble":
+    def _copy(self) -> "Ensemble":
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__
         return other
@@ -277,32 +285,32 @@ class Ensemble:
                 value is an image.
 
         Returns:
-            A dict with its own columns and these. Only these for any other mapping.
+            For a dict, its own columns and the new ones. For any other mapping, only the new ones.
 
         Raises:
             ConfigError: No column has images.
         """
         if not isinstance(images, Mapping) or image_inputs.is_picture(images):
             return self.score(images)
-        found = self._columns(image_inputs.batch_column(images, self._image_column))
+        columns = self._score_columns(image_inputs.find_image_column(images, self._image_column))
         if not isinstance(images, dict):
-            return found
+            return columns
         has_arrays = any(isinstance(column, np.ndarray) for column in images.values())
-        as_given = {
-            name: np.array(column, object if name in _TEXTS else np.float64)
-            for name, column in found.items()
+        arrays = {
+            name: np.array(column, object if name in _TEXT_COLUMNS else np.float64)
+            for name, column in columns.items()
         }
-        return {**images, **(as_given if has_arrays else found)}
+        return {**images, **(arrays if has_arrays else columns)}
 
-    def _columns(self, images: Any) -> dict[str, list[Any]]:
-        results = list(self._stream(image_inputs.many(images).sources))
-        columns: dict[str, list[Any]] = {"status": [one.status.value for one in results]}
+    def _score_columns(self, images: Any) -> dict[str, list[Any]]:
+        results = list(self._stream(image_inputs.list_sources(images).sources))
+        columns: dict[str, list[Any]] = {"status": [scored.status.value for scored in results]}
         names: tuple[str, ...] = ("finding", "verdict", "probability", "score")
         names += ("predicted_generator", "generator_probability") if self.spec.identifier else ()
         names += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
-        columns |= {name: [getattr(one, name) for one in results] for name in names}
+        columns |= {name: [getattr(scored, name) for scored in results] for name in names}
         return columns | {
-            f"score_{name}": [one.scores[name] for one in results] for name in self.spec.cards
+            f"score_{name}": [scored.scores[name] for scored in results] for name in self.spec.cards
         }
 
     def _stream(
@@ -312,32 +320,39 @@ class Ensemble:
         *,
         progress: bool = False,
     ) -> Iterator[result.Result]:
-        """Results as they come: the first after one batch, later ones after some batches more at a
-        time.
-        """
-        noted, batches = Sources(), 1
-        arriving = self._inputs.arriving(sources, noted)
-        with _progress_bar(self.spec.ensemble.name, count) if progress else nullcontext() as bar:
+        """Yield results: the first after one batch, then after up to `_MAX_BATCHES` batches."""
+        names, batches = SourceList(), 1
+        images = self._inputs.read_all(sources, names)
+        with (
+            _make_progress_bar(self.spec.ensemble.name, count) if progress else nullcontext() as bar
+        ):
             while True:
-                found = self._scored(islice(arriving, batches * self.spec.slots), noted)
-                noted.clear()
-                for one in found:
+                results = self._score_images(islice(images, batches * self.spec.slots), names)
+                names.clear()
+                for scored in results:
                     if bar is not None:
                         bar.update()
-                    yield one
-                if len(found) < batches * self.spec.slots:
+                    yield scored
+                if len(results) < batches * self.spec.slots:
                     return
-                batches = min(2 * batches, _MOST_BATCHES)
+                batches = min(2 * batches, _MAX_BATCHES)
 
-    def _scored(
-        self, arriving: Arriving, sources: Iterable[tuple[str | int | None, Any]]
+    def _score_images(
+        self, images: LoadedImages, sources: Iterable[tuple[str | int | None, Any]]
     ) -> list[result.Result]:
-        """A result of each; `sources` has names and pictures of as many by the time all have been
-        read. A bug of ours is logged.
+        """Score images, and log a failure that is a bug in Touchstone.
+
+        Args:
+            images: The images.
+            sources: For each image, its name and the image for display. They may be added while
+                `images` is read.
+
+        Returns:
+            One result for each image, in the same order.
         """
         outcomes = list[DecodeResult]()
         with self._lock:
-            outputs = self._scorer.score(self._batches(arriving, outcomes))
+            outputs = self._scorer.score(self._decode_batches(images, outcomes))
             block = decision.judge(self.spec, outcomes, outputs)
         decisions, masks = block.decisions, block.outputs.of(decision.MASKS)
         has_profile = block.identified is not None or bool(block.outputs.of(decision.CAPTIONS))
@@ -362,7 +377,7 @@ class Ensemble:
             }
             scores: dict[str, float | None] = dict.fromkeys(block.scores)
             if outcome.status is not Status.OK:
-                nothing: tuple[Any, ...] = (
+                missing: tuple[Any, ...] = (
                     None,
                     None,
                     None,
@@ -372,113 +387,138 @@ class Ensemble:
                     outcome.facts,
                     {},
                 )
-                results.append(result.Result(outcome.status, outcome.detail, *nothing, **origin))
+                results.append(result.Result(outcome.status, outcome.detail, *missing, **origin))
                 continue
             for name, column in block.scores.items():
                 scores[name] = decision.finite(column[row])
             results.append(result.Result(
                 outcome.status, None, verdict, decisions.reason[row], decision.finite(decisions.probability[row]),
                 decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
-                {name: drawn[row] for name, drawn in masks.items()} if masks else {},
+                {name: mask_column[row] for name, mask_column in masks.items()} if masks else {},
                 second_look=decisions.second_look[row] if decisions.second_look else None, verdict_detail=decisions.detail[row],
-                **_profile(block, row) if has_profile else {}, **origin, picture=picture,
+                **_collect_profile(block, row) if has_profile else {}, **origin, picture=picture,
             ))  # fmt: skip
         return results
 
-    def _batches(self, arriving: Arriving, outcomes: list[DecodeResult]) -> Iterator[Batch]:
-        """One batch after another, so that no more than one is in memory; what became of each image
-        is added to `outcomes`.
+    def _decode_batches(
+        self, images: LoadedImages, outcomes: list[DecodeResult]
+    ) -> Iterator[Batch]:
+        """Yield one batch at a time, and append the outcomes of its images to `outcomes`.
+
+        No more than one batch is in memory.
         """
-        for first in arriving:
-            batch = self._decoder.decode(chain([first], islice(arriving, self.spec.slots - 1)))
+        for first in images:
+            batch = self._decoder.decode(chain([first], islice(images, self.spec.slots - 1)))
             outcomes += batch.outcomes
             yield self._decoder.complete(batch) if self._is_late else batch
 
 
 class ImageInputs:
-    """Reads what callers give. `max_bytes`: of one file; what is larger is a refusal."""
+    """Read the images of callers, whether they are paths, URLs, files, or arrays.
+
+    Args:
+        max_bytes: Maximum size of a file. A larger file is rejected.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
 
-    def sources(self, given: Any) -> image_inputs.ImageSource | image_inputs.ManySources:
-        """One image, or many. Of a list or tuple all types are checked here, of any other iterable
-        each as it comes. What is at another machine's prefix shows only when one asks whether it is
-        one file.
+    def resolve(self, inputs: Any) -> image_inputs.ImageSource | image_inputs.ManySources:
+        """Return the source of one image, or the sources of many.
 
-        Raises UnknownInputError for what is not accepted, ConfigError for a folder or glob without
-        a file, StorageError for one that cannot be listed.
+        The types of all items of a list or tuple are checked here, those of any other iterable when
+        each item is read. Whether a URL on another machine is one file or a prefix is known only
+        after a request for it.
+
+        Args:
+            inputs: One image, or many images.
+
+        Returns:
+            An `ImageSource` for one image, `ManySources` for many.
+
+        Raises:
+            UnknownInputError: The type of an image is not supported.
+            ConfigError: A folder or glob has no file.
+            StorageError: A folder or glob cannot be listed.
         """
-        if not isinstance(given, str | os.PathLike):
-            one = image_inputs.one_image(given, None, keeps=True)
-            return image_inputs.many(given) if one is None else one
-        place = os.fsdecode(given)
-        scheme = urls.scheme_of(place) if "://" in place else "file"
+        if not isinstance(inputs, str | os.PathLike):
+            source = image_inputs.parse_image(inputs, None, keeps=True)
+            return image_inputs.list_sources(inputs) if source is None else source
+        location = os.fsdecode(inputs)
+        scheme = urls.scheme_of(location) if "://" in location else "file"
         if scheme == "file":
-            path = urls.local_path(place) if "://" in place else place
-            if os.path.isdir(path) or (not os.path.lexists(path) and is_pattern(place)):
-                return self._listed(place)
-            return image_inputs.ImageSource(place, place, place)
-        name = strip_secrets(place)
+            path = urls.local_path(location) if "://" in location else location
+            if os.path.isdir(path) or (not os.path.lexists(path) and is_pattern(location)):
+                return self._list_files(location)
+            return image_inputs.ImageSource(location, location, location)
+        name = strip_secrets(location)
         if scheme in WEB:
-            data = self.read(place)
+            data = self.read(location)
             return image_inputs.ImageSource(name, data, data)
-        if is_pattern(place) or place.endswith("/"):
-            return self._listed(place)
-        data = self.read(place)
+        if is_pattern(location) or location.endswith("/"):
+            return self._list_files(location)
+        data = self.read(location)
         if isinstance(data, InputError):
-            # nothing is below it either: what the first answer said stands
+            # If there are no files below the URL either, the error of the first request is kept.
             with suppress(ConfigError, StorageError):
-                if next(list_objects(place)).uri != name:
-                    return self._listed(place)
+                if next(list_objects(location)).uri != name:
+                    return self._list_files(location)
         return image_inputs.ImageSource(name, data, data)
 
-    def read(self, given: Any) -> File | PreparedImage | InputError:
-        """The encoded bytes or the pixels, or why there are none."""
-        if isinstance(given, bytes | PreparedImage | InputError):
-            return given
+    def read(self, value: Any) -> File | PreparedImage | InputError:
+        """Return the encoded bytes or the pixels of an image, or the error that prevents it."""
+        if isinstance(value, bytes | PreparedImage | InputError):
+            return value
         try:
-            if isinstance(given, str):
-                return self._of_url(given) if "://" in given else self._of_path(given)
-            if isinstance(given, Image.Image):
-                return image_inputs.loaded_image(given)
-            if hasattr(given, "read"):
-                return self._of_file(given)
+            if isinstance(value, str):
+                return self._read_url(value) if "://" in value else self._read_path(value)
+            if isinstance(value, Image.Image):
+                return image_inputs.load_image(value)
+            if hasattr(value, "read"):
+                return self._read_file(value)
             return (
-                bytes(given)
-                if isinstance(given, bytearray | memoryview)
-                else image_inputs.image_of_array(given)
+                bytes(value)
+                if isinstance(value, bytearray | memoryview)
+                else image_inputs.read_array(value)
             )
-        except InputError as refused:
-            return refused
+        except InputError as error:
+            return error
 
-    def arriving(self, sources: Iterable[image_inputs.ImageSource], noted: Sources) -> Arriving:
-        """What was read of every source, in order, once its name and picture are `noted`. Where the
-        first source is on another machine, several are read at once.
+    def read_all(
+        self, sources: Iterable[image_inputs.ImageSource], names: SourceList
+    ) -> LoadedImages:
+        """Yield the images of all sources in order.
+
+        If the first source is on another machine, several sources are read at the same time.
+
+        Args:
+            sources: The sources of the images.
+            names: Extended with the name and the image for display of each source before its image
+                is yielded.
         """
-        waiting = iter(sources)
-        first = next(waiting, None)
+        remaining = iter(sources)
+        first = next(remaining, None)
         if first is None:
             return
-        everything = chain([first], waiting)
-        if not isinstance(first.given, str) or "://" not in first.given:
-            for source in everything:
-                noted.append((source.name, source.picture))
-                yield 0, self.read(source.given)
+        all_sources = chain([first], remaining)
+        if not isinstance(first.value, str) or "://" not in first.value:
+            for source in all_sources:
+                names.append((source.name, source.picture))
+                yield 0, self.read(source.value)
             return
-        begun = deque[image_inputs.ImageSource]()
+        started = deque[image_inputs.ImageSource]()
 
         def jobs() -> Iterator[tuple[int, Any]]:
-            for source in everything:
-                begun.append(source)
-                yield _EXPECTED_BYTES, lambda _, given=source.given: self.read(given)
+            for source in all_sources:
+                started.append(source)
+                yield _EXPECTED_BYTES, lambda _, value=source.value: self.read(value)
 
         for data in fetch.read_ahead(jobs(), depth_bytes=_AHEAD_BYTES, threads=_THREADS):
-            source = begun.popleft()
-            noted.append((source.name, source.picture))
+            source = started.popleft()
+            names.append((source.name, source.picture))
             yield 0, data
 
-    def _of_path(self, path: str) -> bytes:
+    def _read_path(self, path: str) -> bytes:
         try:
             with open(path, "rb", buffering=0) as file:
                 facts = os.fstat(file.fileno())
@@ -488,27 +528,25 @@ class ImageInputs:
                     raise errors.too_large(facts.st_size, self._max_bytes)
                 data = file.read()
         except IsADirectoryError:
-            reason = (
-                "this is a folder: give it alone, as score(FOLDER), and all files in it are scored"
-            )
+            reason = "this is a folder; to score all files in it, pass it alone, as score(FOLDER)"
             raise InputError(Status.UNSUPPORTED_FORMAT, reason) from None
         except OSError as error:
             raise errors.translate(error, path) from error
-        except ValueError as error:  # a text that can be no path
+        except ValueError as error:  # Such as a text with a null character.
             raise InputError(Status.SOURCE_MISSING, f"{path!r}: {describe_error(error)}") from None
         return attach_sidecar(data, path)
 
-    def _of_url(self, url: str) -> bytes:
+    def _read_url(self, url: str) -> bytes:
         if urls.scheme_of(url) == "file":
             try:
                 path = urls.local_path(url)
             except ConfigError as error:
                 raise InputError(Status.SOURCE_MISSING, error.message) from None
-            return self._of_path(path)
+            return self._read_path(path)
         return Fetcher(signed=[url]).fetch(url, "", self._max_bytes)
 
-    def _of_file(self, file: Any) -> bytes:
-        """All of it, as Pillow reads it: from its beginning where it can be rewound."""
+    def _read_file(self, file: Any) -> bytes:
+        """Read the whole file as Pillow does: from the beginning if it can be rewound."""
         try:
             if callable(getattr(file, "seekable", None)) and file.seekable():
                 file.seek(0)
@@ -521,21 +559,23 @@ class ImageInputs:
             raise errors.too_large(len(data), self._max_bytes)
         return bytes(data)
 
-    def _listed(self, place: str) -> image_inputs.ManySources:
-        """The files of a folder or glob, sorted, and folders that cannot be listed. Raises
-        ConfigError if nothing is there.
+    def _list_files(self, location: str) -> image_inputs.ManySources:
+        """Return the sorted files of a folder or glob, and folders that cannot be listed.
+
+        Raises:
+            ConfigError: There is no file.
         """
-        found = list_objects(place)
+        objects = list_objects(location)
         sources = (
             image_inputs.ImageSource(info.uri, info.error, None)
             if isinstance(info, ClosedFolder)
-            else image_inputs.source_at(info.uri)
-            for info in chain([next(found)], found)
+            else image_inputs.make_source(info.uri)
+            for info in chain([next(objects)], objects)
         )
         return image_inputs.ManySources(sources, None)
 
 
-def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
+def _collect_profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
     """Return the generator and the prompt of one image, by the names of a result's fields."""
     captions = scored.outputs.captions
     caption = captions[row] if captions else None
@@ -556,6 +596,11 @@ def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensem
     Returns:
         The ensemble with its weights loaded.
 
+    Example:
+        >>> ensemble = load_ensemble("default", device="auto")
+        >>> ensemble.score("photo.jpg").verdict
+        'real'
+
     Raises:
         ConfigError: No ensemble has this name.
         DetectorError: Weights are missing, or a licence is not accepted.
@@ -573,6 +618,10 @@ def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
     Returns:
         The detector with its weights loaded.
 
+    Example:
+        >>> detector = load_detector("NAME")  # See list_detectors().
+        >>> detector.score("photo.jpg").score
+
     Raises:
         ConfigError: No detector has this name.
         DetectorError: Weights are missing, or a licence is not accepted.
@@ -580,13 +629,13 @@ def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
     return Ensemble(ensemble_of([str(name_or_path)]), **options)
 
 
-def _progress_bar(name: str, count: int | None) -> Any:
-    from tqdm.auto import tqdm  # its own line on a terminal, a widget in a notebook
+def _make_progress_bar(name: str, count: int | None) -> Any:
+    from tqdm.auto import tqdm  # It draws a line on a terminal, and a widget in a notebook.
 
     return tqdm(total=count, desc=name, unit=" images", unit_scale=False)
 
 
-def _checked(batch_size: int | None) -> int:
+def _validate_batch_size(batch_size: int | None) -> int:
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size!r}, and must be a whole number from 1")
+        raise ConfigError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     return batch_size

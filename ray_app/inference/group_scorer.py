@@ -1,5 +1,6 @@
-"""Groups of detectors take turns in one process on the images of a block (`GroupScorer`), since
-they do not fit into its memory together.
+"""Score with groups of detectors that take turns in one process (`GroupScorer`).
+
+The groups take turns on the images of a block, since they do not fit into memory together.
 """
 
 from collections import Counter
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class GroupScorer:
-    """Scores the batches of a block with one group of detectors after another.
+    """Score the batches of a block with one group of detectors after another.
 
-    The batches of a block are decoded once. Of as many as fit into `kept_bytes`, all groups score
-    the prepared tensors, before the next batches are decoded. Images that keep their size stay
-    encoded, and each group that reads them decodes them. The next batches begin with the group
-    that is in memory.
+    The batches of a block are decoded once. All groups score the batches that fit into
+    `kept_bytes` before the next batches are decoded. Images that keep their size stay encoded, and
+    each group that reads them decodes them. The next batches begin with the group that is in
+    memory.
 
     Args:
         spec: The whole spec.
         groups: See `DetectorGroups`.
         decoder: Completes batches (see `BatchDecoder.complete`), and decodes undecided images of a
             cascade again.
-        clock: Counts the seconds of all stages, those of loading too.
+        clock: Counts the seconds of all stages, including loading.
         kept_bytes: Memory for batches. One batch may exceed the limit.
-        block_members: On a GPU, images of a block for which the size of batches is measured. None
-            keeps the size.
+        block_members: On a GPU, the number of images in a block, for which the size of batches is
+            measured. None keeps the size.
     """
 
     def __init__(
@@ -60,28 +61,28 @@ class GroupScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What the detectors of all groups counted since the start."""
+        """The counts of the detectors of all groups since the start."""
         counts = Counter(self._dropped_counts)
         counts.update(self._counts_in_memory())
         return counts
 
     def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
         """Return the outputs of all detectors for all members of the batches, in order."""
-        arriving, outputs = iter(batches), list[DetectorOutputs]()
-        while (kept := self._take_batches(arriving)) or not outputs:
-            outputs.append(self._score_batches(kept))
+        remaining, outputs = iter(batches), list[DetectorOutputs]()
+        while (chunk := self._take_batches(remaining)) or not outputs:
+            outputs.append(self._score_batches(chunk))
         return DetectorOutputs.chained(outputs)
 
-    def _take_batches(self, arriving: Iterator[Batch]) -> list[Batch]:
+    def _take_batches(self, remaining: Iterator[Batch]) -> list[Batch]:
         """Decode the next batches, until they fill the memory for them."""
-        kept, kept_bytes = list[Batch](), 0
-        for batch in arriving:
-            kept.append(batch)
+        batches, kept_bytes = list[Batch](), 0
+        for batch in remaining:
+            batches.append(batch)
             kept_bytes += batch.size_bytes
             # The next batch is about as large as this one.
             if kept_bytes + batch.size_bytes > self._kept_bytes:
                 break
-        return kept
+        return batches
 
     def _score_batches(self, batches: Sequence[Batch]) -> DetectorOutputs:
         spec, outputs = self._spec, DetectorOutputs()
@@ -97,8 +98,8 @@ class GroupScorer:
         outputs = outputs.in_order(names, views)
         if spec.describer is None:
             return outputs
-        seen = [image for batch in batches for image in describer_inputs(spec, batch)]
-        return self._swap_in_describer().after(outcomes, outputs, seen)
+        describer_images = [image for batch in batches for image in describer_inputs(spec, batch)]
+        return self._swap_in_describer().after(outcomes, outputs, describer_images)
 
     def _swap_in(self, group: Group) -> CascadeScorer:
         """Return the scorer of a group; load its detectors unless they are in memory."""
@@ -125,7 +126,7 @@ class GroupScorer:
         return self._describing
 
     def _drop(self) -> None:
-        """Remove what is in memory, except what it counted."""
+        """Unload the detectors or the describer, and keep their counts."""
         self._dropped_counts.update(self._counts_in_memory())
         self._scorer = self._describing = None
         self._group = ()

@@ -1,5 +1,6 @@
-"""Which detectors are in the memory of a process together, by the sizes on their cards
-(`group_detectors`). No torch.
+"""Decide which detectors are in the memory of a process together (`group_detectors`).
+
+The decision uses the sizes on the cards. Importing this module does not import torch.
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ class DetectorGroups:
     Attributes:
         groups: The names of each group. No group has detectors of both stages of a cascade. A
             describer is the last group, under the name of its card.
-        process_bytes: Memory that a process takes at most, with the images that it keeps.
+        process_bytes: Maximum memory of a process, with the images that it keeps.
         kept_bytes: Memory for the images on which the groups take turns.
         weights_bytes: The weights of all groups.
     """
@@ -44,46 +45,49 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
     if whole_bytes(spec) <= limit_bytes:
         return None
     groups = [
-        group for units in _units(spec) for group in _packed(spec, units, limit_bytes - KEPT_BYTES)
+        group
+        for units in _list_units(spec)
+        for group in _pack_units(spec, units, limit_bytes - KEPT_BYTES)
     ]
     return DetectorGroups(
         tuple(groups),
         process_bytes=max(group_bytes(spec, group) for group in groups) + KEPT_BYTES,
         kept_bytes=KEPT_BYTES,
-        weights_bytes=sum(_weights_bytes(spec, group) for group in groups),
+        weights_bytes=sum(_sum_weights_bytes(spec, group) for group in groups),
     )
 
 
 def whole_bytes(spec: ScoringSpec) -> int:
-    """Return what all detectors take at most, those with a process of their own side by side."""
+    """Return the maximum memory of all detectors, including those that have their own process."""
     return ResourceEstimate.of(spec).process_bytes + (len(spec.pools) - 1) * PROCESS_BYTES
 
 
 def largest_unit(spec: ScoringSpec) -> Group:
-    """Return the detectors that cannot be in different groups and take most memory."""
+    """Return the detectors that must stay in one group and take the most memory."""
     return max(
-        (unit for units in _units(spec) for unit in units), key=lambda unit: group_bytes(spec, unit)
+        (unit for units in _list_units(spec) for unit in units),
+        key=lambda unit: group_bytes(spec, unit),
     )
 
 
 def group_bytes(spec: ScoringSpec, group: Group) -> int:
-    """Return what a process takes at most that holds one group of detectors."""
+    """Return the maximum memory of a process that holds one group of detectors."""
     if spec.describer is not None and group == (spec.describer.name,):
-        return PROCESS_BYTES + 2 * _weights_bytes(spec, group)
+        return PROCESS_BYTES + 2 * _sum_weights_bytes(spec, group)
     return ResourceEstimate.of(spec.limited_to(group, spec.views)).process_bytes
 
 
-def _weights_bytes(spec: ScoringSpec, group: Group) -> int:
+def _sum_weights_bytes(spec: ScoringSpec, group: Group) -> int:
     sizes = {name: card.size.parameters for name, card in spec.cards.items() if card.size}
     if spec.describer is not None:
         sizes[spec.describer.name] = spec.describer.parameters or 0
     return sum(4 * sizes.get(name, 0) for name in group)
 
 
-def _units(spec: ScoringSpec) -> list[list[Group]]:
-    """Return, by stage, the detectors that cannot be in different groups, the largest unit first.
+def _list_units(spec: ScoringSpec) -> list[list[Group]]:
+    """Return, by stage, the detectors that must stay in one group, the largest first.
 
-    A describer is a stage of its own.
+    The describer is in a stage of its own.
     """
     stages = []
     for stage in spec.stages:
@@ -96,14 +100,14 @@ def _units(spec: ScoringSpec) -> list[list[Group]]:
     return stages if spec.describer is None else [*stages, [(spec.describer.name,)]]
 
 
-def _packed(spec: ScoringSpec, units: Iterable[Group], limit_bytes: float) -> list[Group]:
-    """Put each unit into the first group that has room for it."""
+def _pack_units(spec: ScoringSpec, units: Iterable[Group], limit_bytes: float) -> list[Group]:
+    """Put each unit into the first group that has enough memory left for it."""
     groups: list[Group] = []
     for unit in units:
-        for place, group in enumerate(groups):
+        for index, group in enumerate(groups):
             joined = tuple(name for name in spec.cards if name in {*group, *unit})
             if group_bytes(spec, joined) <= limit_bytes:
-                groups[place] = joined
+                groups[index] = joined
                 break
         else:
             groups.append(unit)

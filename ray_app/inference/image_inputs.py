@@ -1,5 +1,6 @@
-"""What a caller gives to be scored → one image (`one_image`) or many (`many`), which nobody has
-read yet. `ACCEPTED` says what is taken.
+"""Turn the argument of a call into the source of one image (`parse_image`) or of many (`list_sources`).
+
+Nothing is read here. `ACCEPTED` lists the accepted types.
 """
 
 import io
@@ -23,7 +24,7 @@ ACCEPTED = (
     "datasets have it, or a list or any other iterable of these"
 )
 _CHANNELS = (1, 3, 4)
-# What Pillow raises where a file behind an image is gone, or is none.
+# Pillow raises these if the file behind an image is deleted or is not an image.
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -33,209 +34,239 @@ _UNREADABLE = (
     Image.DecompressionBombError,
 )
 
-# one of `ACCEPTED` that is one image; for callers of this package also PreparedImage or InputError
-Given = Any
+# One image, in one of the `ACCEPTED` types. Callers in this package may also pass a PreparedImage
+# or an InputError.
+ImageValue = Any
 
 
 class UnknownInputError(ConfigError, TypeError):
-    """What was given is no image and nothing that has images; the message says what is accepted."""
+    """An input that is not an image and has no images. The message lists the accepted types."""
 
 
 class ImageSource(NamedTuple):
-    """One image that nobody has read yet: its path, URL or place among those of a call (None: it
-    was the only one), and what was given.
+    """One image that is not read yet.
 
-    `picture`: what it can be drawn from later at no cost for memory (a local path, or what the
-    caller holds anyway), or None.
+    Attributes:
+        name: The path or URL, else the position among the images of the call. None for a single
+            image without a name.
+        value: The image as the caller passed it.
+        picture: The value from which the image can be displayed later at no cost in memory: a local
+            path, or an object that the caller holds anyway. None if there is no such value.
     """
 
     name: str | int | None
-    given: Given
-    picture: Given = None
+    value: ImageValue
+    picture: ImageValue = None
 
 
 class ManySources(NamedTuple):
-    """Images one after another; how many, where that is known."""
+    """The sources of many images.
+
+    Attributes:
+        sources: One source after another.
+        total: The number of images. None if it is unknown.
+    """
 
     sources: Iterator[ImageSource]
     total: int | None
 
 
-def source_at(place: str) -> ImageSource:
-    """A path, or a URL, whose name has no secrets."""
+def make_source(location: str) -> ImageSource:
+    """Return the source for a path, or for a URL, whose name is then free of secrets."""
     return (
-        ImageSource(strip_secrets(place), place)
-        if "://" in place
-        else ImageSource(place, place, place)
+        ImageSource(strip_secrets(location), location)
+        if "://" in location
+        else ImageSource(location, location, location)
     )
 
 
-def many(given: Any) -> ManySources:
-    """Images one after another. Raises UnknownInputError for what has none."""
-    columns = getattr(given, "column_names", None) or getattr(given, "columns", None)
-    if columns is not None and not isinstance(given, Mapping):
-        shown = ", ".join(map(str, columns() if callable(columns) else columns))
-        raise _unknown(
-            f"a {type(given).__name__}, a table with the columns {shown}; give one of them, as score(table[COLUMN])"
+def list_sources(images: Any) -> ManySources:
+    """Return the sources of many images.
+
+    Raises:
+        UnknownInputError: The argument has no images.
+    """
+    columns = getattr(images, "column_names", None) or getattr(images, "columns", None)
+    if columns is not None and not isinstance(images, Mapping):
+        names = ", ".join(map(str, columns() if callable(columns) else columns))
+        raise _make_error(
+            f"a {type(images).__name__}, a table with the columns {names}; pass one of them, as score(table[COLUMN])"
         )
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
-        raise _unknown(described(given))
-    if isinstance(given, list | tuple):
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise _make_error(describe_input(images))
+    if isinstance(images, list | tuple):
         return ManySources(
-            iter([_item(one, place, keeps=True) for place, one in enumerate(given)]), len(given)
+            iter([_parse_item(item, index, keeps=True) for index, item in enumerate(images)]),
+            len(images),
         )
-    count = len(given) if isinstance(given, Sized) else None
-    keeps = isinstance(given, np.ndarray)
+    count = len(images) if isinstance(images, Sized) else None
+    keeps = isinstance(images, np.ndarray)
     return ManySources(
-        (_item(one, place, keeps=keeps) for place, one in enumerate(encoded_column(given))), count
+        (
+            _parse_item(item, index, keeps=keeps)
+            for index, item in enumerate(get_encoded_column(images))
+        ),
+        count,
     )
 
 
-def _item(given: Any, place: int, *, keeps: bool) -> ImageSource:
-    """One of many. Raises UnknownInputError where it is none; what is missing (None, NaN) is an
-    image that has no file.
+def _parse_item(value: Any, index: int, *, keeps: bool) -> ImageSource:
+    """Return the source of one of many images. A missing item (None, NaN) counts as an empty file.
+
+    Raises:
+        UnknownInputError: The item is not an image.
     """
-    given = given.as_py() if hasattr(given, "as_py") else given  # a scalar of pyarrow
-    if given is None or (isinstance(given, float) and math.isnan(given)):
-        return ImageSource(
-            place, InputError(Status.EMPTY_FILE, "no image was given here: it is missing (None)")
-        )
-    one = one_image(given, place, keeps=keeps)
-    if one is None:
-        raise _unknown(described(given, f", image {place} of those given"))
-    return one
+    value = value.as_py() if hasattr(value, "as_py") else value  # A scalar of pyarrow.
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ImageSource(index, InputError(Status.EMPTY_FILE, "the image is missing (None)"))
+    source = parse_image(value, index, keeps=keeps)
+    if source is None:
+        raise _make_error(describe_input(value, f", at index {index} of the images"))
+    return source
 
 
-def one_image(given: Any, place: int | None, *, keeps: bool) -> ImageSource | None:
-    """One image; None for what is none, and may have some. `keeps`: the caller holds it, so that
-    nothing is lost if a result does, too.
+def parse_image(value: Any, index: int | None, *, keeps: bool) -> ImageSource | None:
+    """Return the source of one image, or None if the value is not an image but may contain images.
 
-    Raises UnknownInputError for arrays and dicts that cannot be read as one.
+    Args:
+        value: The value that the caller passed.
+        index: The position among the images of the call. None for a single image.
+        keeps: Whether the caller holds the value, so that a result may hold it, too, at no cost.
+
+    Raises:
+        UnknownInputError: An array or dict cannot be read as an image.
     """
-    picture = given if keeps else None
-    if isinstance(given, str | os.PathLike):
-        return source_at(os.fsdecode(given))
-    if isinstance(given, bytes | bytearray | memoryview):
-        return ImageSource(place, given, picture)
-    if isinstance(given, Image.Image):
-        return ImageSource(getattr(given, "filename", "") or place, given, picture)
-    if isinstance(given, PreparedImage | InputError):
-        return ImageSource(place, given)
-    if isinstance(given, Mapping):
-        return _of_dict(given, place, keeps=keeps)
-    if is_array(given):
-        return ImageSource(place, given, picture) if _holds_one(given) else None
-    if isinstance(given, io.TextIOBase):
-        raise _unknown("a file opened as text; open it with open(path, 'rb')")
-    if hasattr(given, "read") and not isinstance(given, type):
-        name = getattr(given, "name", None)
-        return ImageSource(name if isinstance(name, str) else place, given)
+    picture = value if keeps else None
+    if isinstance(value, str | os.PathLike):
+        return make_source(os.fsdecode(value))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return ImageSource(index, value, picture)
+    if isinstance(value, Image.Image):
+        return ImageSource(getattr(value, "filename", "") or index, value, picture)
+    if isinstance(value, PreparedImage | InputError):
+        return ImageSource(index, value)
+    if isinstance(value, Mapping):
+        return _read_dict(value, index, keeps=keeps)
+    if is_array(value):
+        return ImageSource(index, value, picture) if _is_one_image(value) else None
+    if isinstance(value, io.TextIOBase):
+        raise _make_error("a file opened as text; open it with open(path, 'rb')")
+    if hasattr(value, "read") and not isinstance(value, type):
+        name = getattr(value, "name", None)
+        return ImageSource(name if isinstance(name, str) else index, value)
     return None
 
 
-def _of_dict(given: Mapping[str, Any], place: int | None, *, keeps: bool) -> ImageSource | None:
-    """An image as Hugging Face datasets keep it encoded: {"bytes": …, "path": …}, where either may
-    be None.
+def _read_dict(value: Mapping[str, Any], index: int | None, *, keeps: bool) -> ImageSource | None:
+    """Return the source of an encoded image of Hugging Face datasets: {"bytes": …, "path": …}.
+
+    Either value may be None.
     """
-    if not given.keys() & {"bytes", "path"}:
+    if not value.keys() & {"bytes", "path"}:
         return None
-    data, path = given.get("bytes"), given.get("path")
-    name = path if isinstance(path, str) and path else place
+    data, path = value.get("bytes"), value.get("path")
+    name = path if isinstance(path, str) and path else index
     if isinstance(data, bytes | bytearray | memoryview):
         return ImageSource(name, data, data if keeps else None)
     if data is None and isinstance(path, str | os.PathLike):
-        return source_at(os.fsdecode(path))
+        return make_source(os.fsdecode(path))
     return (
         None
         if data is not None
         else ImageSource(
-            place, InputError(Status.EMPTY_FILE, "a dict with neither `bytes` nor `path`")
+            index, InputError(Status.EMPTY_FILE, "a dict with neither `bytes` nor `path`")
         )
     )
 
 
-def is_array(given: Any) -> bool:
-    """Whether it has pixels as NumPy, torch and others have them."""
-    return hasattr(given, "__array__") and hasattr(given, "shape") and hasattr(given, "dtype")
+def is_array(value: Any) -> bool:
+    """Return whether a value has pixels like an array of NumPy, torch, and others."""
+    return hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def is_picture(given: Any) -> bool:
-    """Whether a value shows by itself that it is an image: encoded, decoded, or a dict of Hugging
-    Face datasets.
-    """
-    if isinstance(given, Mapping):
-        fits = isinstance(given.get("bytes"), bytes | None) and isinstance(
-            given.get("path"), str | None
+def is_picture(value: Any) -> bool:
+    """Return whether a value is clearly an image: encoded, decoded, or a dict of HF datasets."""
+    if isinstance(value, Mapping):
+        fits = isinstance(value.get("bytes"), bytes | None) and isinstance(
+            value.get("path"), str | None
         )
-        return fits and bool(given) and given.keys() <= {"bytes", "path"}
+        return fits and bool(value) and value.keys() <= {"bytes", "path"}
     is_pixels = (
-        is_array(given)
-        and str(given.dtype).removeprefix("torch.") == "uint8"
-        and len(given.shape) > 1
+        is_array(value)
+        and str(value.dtype).removeprefix("torch.") == "uint8"
+        and len(value.shape) > 1
     )
-    return isinstance(given, bytes | bytearray | Image.Image) or is_pixels
+    return isinstance(value, bytes | bytearray | Image.Image) or is_pixels
 
 
-def described(given: Any, where: str = "") -> str:
-    """What something is, as an error calls it: its type, and `where` it stands; of a dict also its
-    keys.
-    """
-    kind = type(given).__name__
-    if given is None:
+def describe_input(value: Any, location: str = "") -> str:
+    """Describe a value for an error message by its type, its location, and the keys of a dict."""
+    kind = type(value).__name__
+    if value is None:
         return "None: there is no image"
-    if isinstance(given, Mapping):
-        keys = ", ".join(map(str, given)) or "none"
-        return f"a {kind} with the keys {keys}{where}; if one of them has the image, give that one, as thing[KEY]"
-    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}{where}"
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(str, value)) or "none"
+        return f"a {kind} with the keys {keys}{location}; if one of them has the image, pass that value, as thing[KEY]"
+    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}{location}"
 
 
-def batch_column(batch: Mapping[str, Any], name: str | None) -> Any:
-    """The column of a batch that has the images: `name`; or, where that is None, `bytes`, `image`,
-    or the only one whose first value shows that it has. Raises ConfigError that names the columns
-    where there is none.
+def find_image_column(batch: Mapping[str, Any], name: str | None) -> Any:
+    """Return the column of a batch that has the images.
+
+    Args:
+        batch: The columns of the batch.
+        name: The column to use. None for `bytes`, `image`, or else the only column whose first
+            value is clearly an image.
+
+    Raises:
+        ConfigError: There is no such column. The message lists the columns.
     """
     if name is None:
-        name = next((usual for usual in ("bytes", "image") if usual in batch), None)
+        name = next((default for default in ("bytes", "image") if default in batch), None)
     if name is None:
-        fitting = [
+        matching = [
             column
             for column in batch
-            if is_picture(next((one for one in _encoded(batch, column) if one is not None), None))
+            if is_picture(
+                next((value for value in _get_encoded(batch, column) if value is not None), None)
+            )
         ]
-        if len(fitting) != 1:
-            found = (
-                "none of its columns has images"
-                if not fitting
-                else f"{' and '.join(fitting)} have images"
+        if len(matching) != 1:
+            problem = (
+                "no column has images" if not matching else f"{' and '.join(matching)} have images"
             )
             raise ConfigError(
-                f"which column of the batch has the images? {found}; the columns are: {', '.join(map(str, batch)) or 'none'}",
-                hint="say which: load_ensemble(NAME, image_column='COLUMN')",
+                f"cannot tell which column of the batch has the images: {problem}; the columns are: {', '.join(map(str, batch)) or 'none'}",
+                hint="name it: load_ensemble(NAME, image_column='COLUMN')",
             )
-        [name] = fitting
+        [name] = matching
     elif name not in batch:
         raise ConfigError(
             f"the batch has no column '{name}'; its columns are: {', '.join(map(str, batch)) or 'none'}",
-            hint="load_ensemble(NAME, image_column='COLUMN') says which has the images",
+            hint="name the column with the images: load_ensemble(NAME, image_column='COLUMN')",
         )
-    return _encoded(batch, name)
+    return _get_encoded(batch, name)
 
 
-def _encoded(batch: Mapping[str, Any], name: str) -> Any:
-    """A column of a batch; of one that `datasets` passes and has not decoded yet, the files' bytes
-    (see `encoded_column`).
+def _get_encoded(batch: Mapping[str, Any], name: str) -> Any:
+    """Return a column of a batch.
+
+    If `datasets` passes the column and has not decoded it yet, return the bytes of the files (see
+    `get_encoded_column`).
     """
     table = getattr(batch, "pa_table", None)
     if table is None or name not in getattr(batch, "keys_to_format", ()):
         return batch[name]
     kind = table.schema.field(name).type
-    has_bytes = {kind.field(place).name for place in range(kind.num_fields)} == {"bytes", "path"}
+    has_bytes = {kind.field(index).name for index in range(kind.num_fields)} == {"bytes", "path"}
     return table[name].to_pylist() if has_bytes else batch[name]
 
 
-def encoded_column(column: Any) -> Any:
-    """A column of a Hugging Face dataset as its files' bytes and not decoded: what they score is
-    what the files score, and one that does not decode is a row. Anything else as it is.
+def get_encoded_column(column: Any) -> Any:
+    """Return a column of a Hugging Face dataset as the bytes of its files, not decoded.
+
+    The scores are then those of the files, and a file that does not decode becomes a row. Any other
+    value is returned unchanged.
     """
     feature: Any = getattr(column, "features", None)
     dataset: Any = getattr(column, "source", None)
@@ -248,13 +279,15 @@ def encoded_column(column: Any) -> Any:
     ]
 
 
-def _unknown(found: str) -> UnknownInputError:
-    return UnknownInputError(f"cannot score {found}. Accepted are: {ACCEPTED}.")
+def _make_error(description: str) -> UnknownInputError:
+    return UnknownInputError(f"cannot score {description}. Accepted inputs: {ACCEPTED}.")
 
 
-def _holds_one(array: Any) -> bool:
-    """Whether an array is one image (pixels, or the bytes of a file) rather than many. Raises
-    UnknownInputError where it is neither.
+def _is_one_image(array: Any) -> bool:
+    """Return whether an array is one image (pixels, or the bytes of a file) rather than many.
+
+    Raises:
+        UnknownInputError: The array is neither.
     """
     shape, kind = tuple(array.shape), str(array.dtype).removeprefix("torch.")
     if (
@@ -262,39 +295,41 @@ def _holds_one(array: Any) -> bool:
         and kind not in ("uint8",)
         and not kind.startswith(("float", "int", "bool", "complex"))
     ):
-        return False  # of texts, bytes, objects
-    what = f"a {type(array).__name__} of {'×'.join(map(str, shape)) or 'no dimension'}, {kind}"
+        return False  # An array of texts, bytes, or objects.
+    description = (
+        f"a {type(array).__name__} of {'×'.join(map(str, shape)) or 'no dimension'}, {kind}"
+    )
     if kind != "uint8":
-        way = (
+        expression = (
             "(x * 255).round().to(torch.uint8)"
             if _is_tensor(array)
             else "(x * 255).round().astype('uint8')"
         )
-        advice = f"; pixels are uint8: {way} makes them of values from 0 to 1 (what was normalised for a network is no picture any more)"
-        raise _unknown(what + (advice if len(shape) in (2, 3, 4) else ""))
+        advice = f"; pixels must be uint8: {expression} converts values from 0 to 1 (values normalised for a network are not pixels)"
+        raise _make_error(description + (advice if len(shape) in (2, 3, 4) else ""))
     if len(shape) == 4:
         return False
     if len(shape) == 3:
-        _require_layout(array, shape, what)
+        _require_layout(array, shape, description)
     elif len(shape) not in (1, 2):
-        raise _unknown(what)
+        raise _make_error(description)
     return True
 
 
-def _require_layout(array: Any, shape: tuple[int, ...], what: str) -> None:
+def _require_layout(array: Any, shape: tuple[int, ...], description: str) -> None:
     last, first = shape[2] in _CHANNELS, shape[0] in _CHANNELS
     if _is_tensor(array):
         if last and first:
-            raise _unknown(
-                f"{what}: its channels may be the first or the last; say which by x.permute(2, 0, 1), or by a larger picture"
+            raise _make_error(
+                f"{description}: the channels may be the first or the last dimension; pass x.permute(2, 0, 1) or a larger image"
             )
         if not (last or first):
-            raise _unknown(
-                f"{what}: neither the first nor the last dimension is 1, 3 or 4 channels"
+            raise _make_error(
+                f"{description}: neither the first nor the last dimension has 1, 3 or 4 channels"
             )
     elif not last:
-        raise _unknown(
-            f"{what}: the last dimension must be 1, 3 or 4 channels"
+        raise _make_error(
+            f"{description}: the last dimension must have 1, 3 or 4 channels"
             + ("; try x.transpose(1, 2, 0)" if first else "")
         )
 
@@ -303,9 +338,11 @@ def _is_tensor(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "torch" or hasattr(array, "detach")
 
 
-def image_of_array(array: Any) -> File:
-    """Pixels as an image; one dimension as the bytes of a file. Raises InputError where there is no
-    pixel.
+def read_array(array: Any) -> File:
+    """Return pixels as an image, or an array with one dimension as the bytes of a file.
+
+    Raises:
+        InputError: The array has no pixels.
     """
     pixels = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
     if pixels.ndim == 1:
@@ -321,8 +358,12 @@ def image_of_array(array: Any) -> File:
     )
 
 
-def loaded_image(image: Image.Image) -> Image.Image:
-    """Raises InputError where the file behind it is closed or does not decode."""
+def load_image(image: Image.Image) -> Image.Image:
+    """Load the pixels of a PIL image, and return the image.
+
+    Raises:
+        InputError: The file behind it is closed or does not decode.
+    """
     try:
         image.load()
     except _UNREADABLE as error:
@@ -332,12 +373,14 @@ def loaded_image(image: Image.Image) -> Image.Image:
     return image
 
 
-def loaded_picture(given: Given, max_bytes: int) -> File:
-    """What `ImageSource.picture` holds, read again. Raises InputError."""
-    if isinstance(given, str):
-        return Fetcher().fetch(given, "", max_bytes)
-    if isinstance(given, Image.Image):
-        return given
-    return (
-        bytes(given) if isinstance(given, bytes | bytearray | memoryview) else image_of_array(given)
-    )
+def load_picture(value: ImageValue, max_bytes: int) -> File:
+    """Read the value of `ImageSource.picture` again, from at most `max_bytes` of a file.
+
+    Raises:
+        InputError: The image cannot be read.
+    """
+    if isinstance(value, str):
+        return Fetcher().fetch(value, "", max_bytes)
+    if isinstance(value, Image.Image):
+        return value
+    return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else read_array(value)

@@ -1,5 +1,6 @@
-"""Files that child processes decode ahead of the network, and while torch is imported
-(`IsolatedFiles`).
+"""Decode files in child processes, ahead of the network (`IsolatedFiles`).
+
+They are also decoded while the parent imports torch.
 """
 
 from collections import deque
@@ -19,36 +20,46 @@ from ray_app.inference.small_pictures import square
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import usable_cores
 
-AHEAD_BYTES = 192 * 2**20  # of prepared pixels, and of files that are kept, while nobody takes them
-_KEPT_FILE_BYTES = 8 * 2**20  # what a file is reckoned with
-_MOST_PROCESSES = 4
+# Memory for prepared pixels, and for files that are kept, before they are consumed.
+AHEAD_BYTES = 192 * 2**20
+_KEPT_FILE_BYTES = 8 * 2**20  # The expected size of a file.
+_MAX_PROCESSES = 4
 
 
 class ReadFile(NamedTuple):
-    """One file: what to score, or why there is nothing; and, where these are made, its small
-    picture, a square (side, side, 3) of the whole picture.
+    """One file that was read.
+
+    Attributes:
+        image: The image to score, or the error for a missing image.
+        picture: A small image: the whole image squashed into a square, (side, side, 3). None if
+            small images are not requested.
     """
 
-    given: PreparedImage | InputError
+    image: PreparedImage | InputError
     picture: Pixels | None = None
 
     @property
     def facts(self) -> ImageFileFacts | None:
-        """What is known of the file."""
-        return getattr(self.given, "facts", None)
+        """The known properties of the file."""
+        return getattr(self.image, "facts", None)
 
     @property
     def provenance(self) -> Provenance | None:
-        """What the file says of its origin."""
-        return self.given.provenance if isinstance(self.given, PreparedImage) else None
+        """What the file states about its origin."""
+        return self.image.provenance if isinstance(self.image, PreparedImage) else None
 
 
 class IsolatedFiles:
-    """Decodes files in child processes, in order. Each is read (`read`, which raises InputError) in
-    a thread and decoded in a process.
+    """Decode files in child processes, in order, for a spec without views.
 
-    For a spec without views. `children` may also decode what has to be decoded once more.
-    `picture_px`: the side of a small picture that is made besides; 0 = none. `close()` it.
+    A thread reads each file, and a process decodes it. `children` may also decode images again.
+    Call `close` when you are done.
+
+    Args:
+        spec: The preprocessings and limits.
+        read: Returns the bytes of a file by its name. Raises InputError.
+        provenance: How to read what files state about their origin. None does not read it.
+        picture_px: The side of a small image that is made in addition. 0 makes none.
     """
 
     def __init__(
@@ -61,41 +72,42 @@ class IsolatedFiles:
     ) -> None:
         stage = spec.stages[0]
         self._read, self._spec = read, spec
-        shown = [square(picture_px)] if picture_px else []
-        self._extra = len(shown)
-        self._wanted = DecodeRequest(
-            preprocessings=(*stage.preprocessings, *shown),
+        small_images = [square(picture_px)] if picture_px else []
+        self._extra = len(small_images)
+        self._request = DecodeRequest(
+            preprocessings=(*stage.preprocessings, *small_images),
             resize=spec.resize,
             provenance=provenance,
             measured=bool(spec.for_stage(stage).measured),
         )
-        processes = min(max(usable_cores() - 1, 1), _MOST_PROCESSES)
+        processes = min(max(usable_cores() - 1, 1), _MAX_PROCESSES)
         self.children = IsolatedDecoders(
             spec.limits, processes=processes, wall_limit_s=WALL_LIMIT_S, memory_limit_bytes=None
         )
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-files")
 
-    def ahead(self, names: Iterable[str]) -> Iterator[ReadFile]:
-        """One for each name, in order. The first are at work when this returns: some are read
-        before anybody asks for them.
+    def decode_ahead(self, names: Iterable[str]) -> Iterator[ReadFile]:
+        """Yield one `ReadFile` for each name, in order.
+
+        The first files are being read when this method returns, before the iterator is used.
         """
-        names, waiting = iter(names), deque[Future[ReadFile]]()
+        names, pending = iter(names), deque[Future[ReadFile]]()
 
         def fill() -> None:
-            while len(waiting) < self._most and (name := next(names, None)) is not None:
-                waiting.append(self._threads.submit(self._one, name))
+            while len(pending) < self._max_pending and (name := next(names, None)) is not None:
+                pending.append(self._threads.submit(self._read_one, name))
 
-        def taken() -> Iterator[ReadFile]:
-            while waiting:
-                found = waiting.popleft().result()
+        def consume() -> Iterator[ReadFile]:
+            while pending:
+                file = pending.popleft().result()
                 fill()
-                yield found
+                yield file
 
         fill()
-        return taken()
+        return consume()
 
     def close(self) -> None:
-        """Finish what is at work, let the rest go, and end the processes."""
+        """Finish running tasks, cancel the others, and end the processes."""
         self._threads.shutdown(cancel_futures=True)
         self.children.close()
 
@@ -104,18 +116,21 @@ class IsolatedFiles:
         return self._spec.is_cascade or self._spec.keeps_sizes
 
     @property
-    def _most(self) -> int:
-        each = sum(3 * height * width for height, width, _ in filter(None, self._wanted.shapes))
+    def _max_pending(self) -> int:
+        pixel_bytes = sum(
+            3 * height * width for height, width, _ in filter(None, self._request.shapes)
+        )
         return max(
-            AHEAD_BYTES // (each + _KEPT_FILE_BYTES * self._keeps_files + 1), self._spec.slots
+            AHEAD_BYTES // (pixel_bytes + _KEPT_FILE_BYTES * self._keeps_files + 1),
+            self._spec.slots,
         )
 
-    def _one(self, name: str) -> ReadFile:
+    def _read_one(self, name: str) -> ReadFile:
         try:
             data = self._read(name)
-            image = self.children.prepare(data, self._wanted)
-        except InputError as refused:
-            return ReadFile(refused)
+            image = self.children.prepare(data, self._request)
+        except InputError as error:
+            return ReadFile(error)
         count = len(image.pixels) - self._extra
         prepared = replace(
             image, pixels=image.pixels[:count], data=data if self._keeps_files else None

@@ -1,5 +1,6 @@
-"""Names of Pillow without a public substitute, each with its reason and a fallback for a Pillow
-that no longer has it.
+"""Use private names of Pillow that have no public substitute.
+
+Each has a reason, and a fallback for a Pillow that no longer has it.
 """
 
 from collections.abc import Iterator
@@ -8,12 +9,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def pillow_blocks(size_bytes: int) -> Iterator[None]:
-    """Let Pillow take memory for images in blocks of this size inside the block.
+    """Let Pillow allocate memory for images in blocks of this size.
 
     Reason: Pillow reads its public setting, the environment variable PILLOW_BLOCK_SIZE, once, when
-    it is imported. Only large images need larger blocks, and the process may be a caller's own.
-    Fallback: Pillow's own block size; a large image takes longer, since more of its memory returns
-    to the system.
+    it is imported. Only large images need larger blocks, and the process may belong to a caller.
+
+    Fallback: Pillow's own block size. A large image then takes longer, since more of its memory
+    returns to the system.
     """
     try:
         from PIL._imaging import get_block_size, set_block_size

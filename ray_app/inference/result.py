@@ -1,6 +1,4 @@
-"""What an ensemble says: of one image (`Result`), and of many, one after another as they are scored
-(`Results`).
-"""
+"""Results of an ensemble: for one image (`Result`), and for many as they are scored (`Results`)."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +24,8 @@ _GENERATOR = (
     "generator_confidence",
     "generator_ranking",
 )
-_WORDS = ("predicted_prompt", "prompt_likelihood")
-_FIRST = 8  # results that a notebook shows of many
+_PROMPT = ("predicted_prompt", "prompt_likelihood")
+_N_DISPLAYED = 8  # Results that a notebook shows of many.
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,9 +35,16 @@ class Result:
     Attributes that name a generator or a prompt are None if the ensemble has no profile, or if the
     profile has no answer for this image.
 
+    Example:
+        >>> result = ray_app.load_ensemble("default").score("photo.jpg")
+        >>> if result.status == "ok":
+        ...     print(result.verdict, result.probability)
+        ... else:
+        ...     print("not scored:", result.status, result.detail)
+
     Attributes:
         status: `ok`, or the reason for a missing score.
-        detail: Numbers and names that belong to the status.
+        detail: Numbers and names that explain a status other than `ok`.
         verdict: `fake`, `real` (no evidence found), or `abstain`. None without a score.
         verdict_reason: Why the verdict is `abstain`.
         probability: P(fake). The plain sigmoid of the score unless `calibrated`.
@@ -49,15 +54,16 @@ class Result:
         facts: Format, size, and other properties of the file.
         masks: A mask for each detector that localizes: (H, W) uint8 at the size of the network,
             stretched over the whole image. 255 means surely altered.
-        finding: The strongest of the grounds, in words.
-        grounds: What the file states about itself and what the detectors see.
+        finding: The name of the strongest of the grounds.
+        grounds: What the file states about its origin, and what the detectors conclude.
         second_look: Why all detectors of a cascade scored the image: `band` or `audit`. None if the
             first stage was enough.
-        verdict_detail: Names and numbers that belong to the reason.
+        verdict_detail: Names and numbers that explain the reason.
         predicted_generator: The nearest known generator.
         generator_family: The family of that generator.
         generator_probability: The probability of that generator among the known generators.
-        generator_confidence: How sure it is that the generator is a known one. Higher is surer.
+        generator_confidence: The confidence that the generator is one of the known generators.
+            Higher is surer.
         generator_ranking: The known generators, nearest first.
         predicted_prompt: A guess at the prompt.
         prompt_likelihood: The likelihood of the prompt, comparable within one describer only.
@@ -95,7 +101,7 @@ class Result:
     picture: Any = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all attributes but the masks as plain values for JSON.
+        """Return all attributes except the masks as plain values for JSON.
 
         The names of a generator and of a prompt are left out if the profile has no answer.
         """
@@ -119,21 +125,23 @@ class Result:
         if self.generator_confidence is not None:
             row |= {key: getattr(self, key) for key in _GENERATOR}
         return row | (
-            {key: getattr(self, key) for key in _WORDS} if self.predicted_prompt is not None else {}
+            {key: getattr(self, key) for key in _PROMPT}
+            if self.predicted_prompt is not None
+            else {}
         )
 
     def __repr__(self) -> str:
-        shown: dict[str, Any] = {"source": self.source, "status": self.status.value}
+        fields: dict[str, Any] = {"source": self.source, "status": self.status.value}
         if self.status is Status.OK:
-            shown |= {
+            fields |= {
                 "finding": self.finding,
                 "verdict": self.verdict,
-                "probability": _rounded(self.probability),
-                "score": _rounded(self.score),
+                "probability": _round(self.probability),
+                "score": _round(self.score),
             }
         else:
-            shown |= {"detail": self.detail}
-        return f"Result({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+            fields |= {"detail": self.detail}
+        return f"Result({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     def _repr_html_(self) -> str:
         return result_html.card(self.to_dict(), self.picture, demonstration=self.demonstration)
@@ -145,6 +153,16 @@ class Results(Iterator[Result]):
     Results that were read are not kept, so memory does not grow with their number. Call
     `list(results)` to read them twice.
 
+    Example:
+        >>> results = ray_app.load_ensemble("default").score("photos/")
+        >>> for result in results:
+        ...     print(result.source, result.verdict)
+
+    Args:
+        results: The results, as they are scored.
+        detectors: The names of the detectors, in the order of the columns of `to_frame`.
+        count: The number of images. None if it is unknown.
+
     Attributes:
         count: The number of images. None if it is unknown.
     """
@@ -153,68 +171,69 @@ class Results(Iterator[Result]):
         self, results: Iterator[Result], detectors: Sequence[str], count: int | None = None
     ) -> None:
         self._results, self._detectors, self.count = results, detectors, count
-        self._ahead, self._taken = deque[Result](), 0
+        self._ahead, self._n_read = deque[Result](), 0
 
     def __next__(self) -> Result:
         result = self._ahead.popleft() if self._ahead else next(self._results)
-        self._taken += 1
+        self._n_read += 1
         return result
 
-    def __getitem__(self, place: int) -> Result:
-        """Return the result at a position, and keep it in the iterator.
+    def __getitem__(self, index: int) -> Result:
+        """Return the result at an index, and keep it in the iterator.
 
         Args:
-            place: The position among all images, from 0.
+            index: The index among all images, from 0.
 
         Returns:
             The result. Results before it are scored, too.
 
         Raises:
-            TypeError: The position is negative or not an integer.
+            TypeError: The index is negative or not an integer.
             IndexError: The result was already read, or there are fewer images.
         """
-        if not isinstance(place, int | np.integer) or place < 0:
+        if not isinstance(index, int | np.integer) or index < 0:
             raise TypeError(
-                "results come one after another, and have a number from 0 each; list(results) can be cut and read backwards"
+                f"an index of results must be an integer of at least 0, got {index!r}; for slices and negative indices use list(results)"
             )
-        if place < self._taken:
+        if index < self._n_read:
             raise IndexError(
-                f"result {place} was taken before, and nothing is kept of it; list(results) keeps them all"
+                f"result {index} was already read and is not kept; to keep all results use list(results)"
             )
-        if not self._look_ahead(int(place) - self._taken + 1):
-            raise IndexError(f"there is no result {place}")
-        return self._ahead[place - self._taken]
+        if not self._look_ahead(int(index) - self._n_read + 1):
+            raise IndexError(
+                f"result {index} does not exist: there are {self._n_read + len(self._ahead)} images"
+            )
+        return self._ahead[index - self._n_read]
 
     def to_frame(self) -> "pd.DataFrame":
         """Return the results that were not read yet as a pandas DataFrame.
 
-        It has the columns of `Result.to_dict`, and `score_NAME` for each detector.
+        The table has the columns of `Result.to_dict`, with `score_NAME` for each detector in place
+        of `scores`.
         """
-        return frame_of((result.to_dict() for result in self), self._detectors)
+        return build_frame((result.to_dict() for result in self), self._detectors)
 
     def __repr__(self) -> str:
-        return f"Results({'' if self.count is None else f'{self.count} images, '}{self._taken} taken; a list or a loop has them scored)"
+        return f"Results({'' if self.count is None else f'{self.count} images, '}{self._n_read} read; iterate to score the rest)"
 
     def _repr_html_(self) -> str:
-        self._look_ahead(_FIRST)
-        shown = list(self._ahead)[:_FIRST]
+        self._look_ahead(_N_DISPLAYED)
+        displayed = list(self._ahead)[:_N_DISPLAYED]
         return result_html.cards(
-            [(one.to_dict(), one.picture, one.demonstration) for one in shown],
-            self._taken,
+            [(result.to_dict(), result.picture, result.demonstration) for result in displayed],
+            self._n_read,
             self.count,
         )
 
     def _look_ahead(self, count: int) -> bool:
-        """Score until so many wait to be taken; whether there are so many."""
+        """Score until `count` results are unread, and return whether there are that many."""
         while len(self._ahead) < count and (result := next(self._results, None)) is not None:
             self._ahead.append(result)
         return len(self._ahead) >= count
 
 
-def frame_of(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd.DataFrame":
-    """Rows with a mapping `scores` as a table, with a column `score_NAME` for each detector in its
-    place.
-    """
+def build_frame(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd.DataFrame":
+    """Return rows as a table with a column `score_NAME` per detector in place of `scores`."""
     import pandas as pd
 
     flat = []
@@ -227,7 +246,7 @@ def frame_of(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd
                 else {key: value}
             )
         flat.append(columns)
-    named = (
+    columns_if_empty = (
         "source",
         "status",
         "detail",
@@ -243,9 +262,9 @@ def frame_of(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd
     return (
         pd.DataFrame(flat)
         if flat
-        else pd.DataFrame(columns=[*named, *(f"score_{name}" for name in detectors)])
+        else pd.DataFrame(columns=[*columns_if_empty, *(f"score_{name}" for name in detectors)])
     )
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 4)

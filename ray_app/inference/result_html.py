@@ -1,6 +1,7 @@
-"""Results as pieces of HTML for notebooks: `card` of one, `cards` of the first of many.
-Self-contained: styles stand in the elements, the picture is a small JPEG in a data URI, and
-whatever a file name or an error says is escaped.
+"""Render results as HTML for notebooks: one result (`card`) or the first of many (`cards`).
+
+The HTML is self-contained: styles are inline, the image is a small JPEG in a data URI, and all text
+from file names and errors is escaped.
 """
 
 import base64
@@ -18,13 +19,13 @@ from ray_app.images import BatchLimits, colour, decode_image
 from ray_app.inference import image_inputs
 
 SIDE_PX, SMALL_PX = 240, 96
-# read on light and on dark alike
+# These colours are legible on a light and on a dark background.
 _COLOURS = {"fake": "#c2452a", "abstain": "#a27000", "real": "#467da6"}
 _BOX = "display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;margin:4px 0 12px;font:14px/1.45 system-ui,sans-serif"
 _TRACK = "display:block;width:160px;height:10px;border-radius:5px;overflow:hidden;background:rgba(127,127,127,.25)"
-_BAR = "#6f8796"  # of no verdict's colour: one detector decides nothing
+_BAR = "#6f8796"  # Not the colour of a verdict, since one detector decides nothing.
 _NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
-_MOST_CHARACTERS = 120
+_MAX_CHARACTERS = 120
 _DEMONSTRATION = (
     '<div style="opacity:.75">A demonstration: not for decisions about any image.</div>'
 )
@@ -33,13 +34,16 @@ _DEMONSTRATION = (
 def card(
     row: Mapping[str, Any], picture: Any, *, demonstration: bool = False, side: int = SIDE_PX
 ) -> str:
-    """One result (`Result.to_dict`) with its picture, no side above `side` pixels, and a bar per
-    detector.
+    """Render one result with its image and a bar per detector.
 
-    `picture`: as `ImageSource.picture` has it; what cannot be read any more is left out.
+    Args:
+        row: The result, as from `Result.to_dict`.
+        picture: The image as in `ImageSource.picture`. It is left out if it can no longer be read.
+        demonstration: Whether to add the note that the result is a demonstration.
+        side: Maximum width and height of the image in pixels.
     """
     jpeg = None if picture is None or row["status"] != Status.OK else thumbnail(picture, side)
-    name = _text(
+    name = _escape(
         "the image"
         if row["source"] is None
         else f"image {row['source']}"
@@ -52,109 +56,112 @@ def card(
         if jpeg
         else ""
     )
-    lines = [f'<div style="overflow-wrap:anywhere;opacity:.75">{name}</div>', _verdict(row)]
-    lines += [f'<div style="max-width:460px">{_text(why)}</div>'] if (why := _reason(row)) else []
-    lines += [_bars(row["scores"])] if row["status"] == Status.OK else []
+    lines = [f'<div style="overflow-wrap:anywhere;opacity:.75">{name}</div>', _render_verdict(row)]
+    lines += (
+        [f'<div style="max-width:460px">{_escape(reason)}</div>']
+        if (reason := _get_reason(row))
+        else []
+    )
+    lines += [_render_bars(row["scores"])] if row["status"] == Status.OK else []
     lines += [_DEMONSTRATION] if demonstration and row["status"] == Status.OK else []
     return f'<div style="{_BOX}">{image}<div style="flex:1 1 300px;min-width:0">{"".join(lines)}</div></div>'
 
 
 def cards(
-    results: Sequence[tuple[Mapping[str, Any], Any, bool]], taken: int, count: int | None
+    results: Sequence[tuple[Mapping[str, Any], Any, bool]], n_read: int, count: int | None
 ) -> str:
-    """The next of many results, small: (row, picture, whether it is a demonstration) of each;
-    `taken` were read before, of `count`.
+    """Render the next results of many, with small images.
+
+    Args:
+        results: For each result its row, its image, and whether it is a demonstration.
+        n_read: Results that were read before these.
+        count: The number of all results. None if it is unknown.
     """
-    left = "" if count is None else f" of {count:,}"
-    head = (
-        f"Results {taken + 1:,} to {taken + len(results):,}{left}"
+    total = "" if count is None else f" of {count:,}"
+    header = (
+        f"Results {n_read + 1:,} to {n_read + len(results):,}{total}"
         if results
-        else f"No more results: {taken:,} were taken"
+        else f"No more results: {n_read:,} were read"
     )
-    foot = (
+    footer = (
         ". They are scored as they are read: for result in results, or results.to_frame()."
         if results
         else "."
     )
-    shown = "".join(card(row, picture, side=SMALL_PX) for row, picture, _ in results)
+    rendered = "".join(card(row, picture, side=SMALL_PX) for row, picture, _ in results)
     note = _DEMONSTRATION if any(demonstration for _, _, demonstration in results) else ""
-    return f'<div style="font:14px/1.45 system-ui,sans-serif"><div>{head}{foot}</div>{note}</div>{shown}'
+    return f'<div style="font:14px/1.45 system-ui,sans-serif"><div>{header}{footer}</div>{note}</div>{rendered}'
 
 
 def thumbnail(picture: Any, side: int) -> bytes | None:
-    """JPEG bytes, no side above `side` pixels, without metadata; None where it cannot be read any
-    more.
+    """Return an image as a JPEG without metadata, or None if the image can no longer be read.
+
+    No side is above `side` pixels.
     """
     limits = BatchLimits()
     try:
-        found = image_inputs.loaded_picture(picture, limits.max_bytes)
+        image = image_inputs.load_picture(picture, limits.max_bytes)
         pixels = (
-            decode_image(found, limits).pixels
-            if isinstance(found, bytes)
-            else colour.to_rgb(found, set(), 8)
+            decode_image(image, limits).pixels
+            if isinstance(image, bytes)
+            else colour.to_rgb(image, set(), 8)
         )
     except (InputError, OSError, ValueError):
         return None
     small = ImageOps.contain(pixels, (side, side)) if max(pixels.size) > side else pixels
     stream = io.BytesIO()
-    # from pixels alone: nothing else goes along
+    # An image made from pixels alone has no metadata.
     Image.fromarray(np.asarray(small)).save(stream, "JPEG", quality=80)
     return stream.getvalue()
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
+def _render_verdict(row: Mapping[str, Any]) -> str:
     if row["status"] != Status.OK:
-        return f"<div><b>not scored</b> · {_text(row['status'])}</div>"
+        return f"<div><b>not scored</b> · {_escape(row['status'])}</div>"
     kind, probability = row["verdict"], row["probability"]
-    said = f'<b style="color:{_COLOURS.get(kind, "inherit")}">{_text(VERDICT_WORDS.get(kind, kind))}</b>'
+    label = f'<b style="color:{_COLOURS.get(kind, "inherit")}">{_escape(VERDICT_WORDS.get(kind, kind))}</b>'
     if probability is None:
-        return f"<div>{said}</div>"
+        return f"<div>{label}</div>"
     calibrated = "" if row["calibrated"] else " (not calibrated)"
-    return f"<div>{said} · probability of fake {_percent(probability)}{calibrated}</div>"
+    return f"<div>{label} · probability of fake {_format_percent(probability)}{calibrated}</div>"
 
 
-def _reason(row: Mapping[str, Any]) -> str:
-    """Why there is no score or no verdict; empty where there are both."""
+def _get_reason(row: Mapping[str, Any]) -> str:
+    """Return why there is no score or no verdict. Empty if there are both."""
     if row["status"] != Status.OK:
         return row["detail"] or (
             Status(row["status"]).meaning if row["status"] in set(Status) else ""
         )
     reason = row.get("verdict_reason")
-    said = [Reason(reason).meaning if reason in set(Reason) else reason, row.get("verdict_detail")]
-    return ": ".join(filter(None, said))
+    parts = [Reason(reason).meaning if reason in set(Reason) else reason, row.get("verdict_detail")]
+    return ": ".join(filter(None, parts))
 
 
-def _bars(scores: Mapping[str, float | None]) -> str:
-    """Of each detector a bar, as long as its own score is probable of fake, and the score in
-    log-odds.
-    """
+def _render_bars(scores: Mapping[str, float | None]) -> str:
+    """Render a table with one row per detector: its score, and a bar for its P(fake)."""
     rows = []
     for name, score in scores.items():
-        share = 0.0 if score is None else 100 / (1 + math.exp(-max(-60.0, min(60.0, score))))
-        bar = (
-            f'<span style="display:block;width:{share:.1f}%;height:10px;background:{_BAR}"></span>'
-        )
-        number = "no score" if score is None else f"{score:+.2f}".replace("-", "−")
-        label = f'<td style="text-align:left">{_text(name)}</td>'
+        percentage = 0.0 if score is None else 100 / (1 + math.exp(-max(-60.0, min(60.0, score))))
+        bar = f'<span style="display:block;width:{percentage:.1f}%;height:10px;background:{_BAR}"></span>'
+        score_text = "no score" if score is None else f"{score:+.2f}".replace("-", "−")
+        label = f'<td style="text-align:left">{_escape(name)}</td>'
         rows.append(
-            f'<tr>{label}<td><span style="{_TRACK}">{bar}</span></td><td style="{_NUMBER}">{number}</td></tr>'
+            f'<tr>{label}<td><span style="{_TRACK}">{bar}</span></td><td style="{_NUMBER}">{score_text}</td></tr>'
         )
     return f'<table style="margin:6px 0;border:0;font:inherit" title="score of each detector: log-odds of fake">{"".join(rows)}</table>'
 
 
-def _percent(share: float) -> str:
+def _format_percent(fraction: float) -> str:
     return (
         "over 99.9 %"
-        if share > 0.999
+        if fraction > 0.999
         else "under 0.1 %"
-        if share < 0.001
-        else f"{100 * share:.1f} %"
+        if fraction < 0.001
+        else f"{100 * fraction:.1f} %"
     )
 
 
-def _text(value: Any) -> str:
-    """Text that cannot leave its element, nor hide or turn what stands around it."""
-    said = one_line(str(value))
-    return html.escape(
-        said if len(said) <= _MOST_CHARACTERS else f"…{said[1 - _MOST_CHARACTERS :]}"
-    )
+def _escape(value: Any) -> str:
+    """Escape text so that it cannot leave its element, nor hide or reorder the text around it."""
+    text = one_line(str(value))
+    return html.escape(text if len(text) <= _MAX_CHARACTERS else f"…{text[1 - _MAX_CHARACTERS :]}")

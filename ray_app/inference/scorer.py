@@ -1,8 +1,7 @@
-"""Batches of uint8 tensors → detector outputs (`EnsembleScorer`). The hot loop: plain, profiled and
-measured without Ray.
+"""Score batches of uint8 tensors with the detectors of an ensemble (`EnsembleScorer`).
 
-Prompts predicted for the images of a profile (`Describing`): which images, and what the describer
-reads. How long each detector takes (`DetectorTimes`).
+This is the hot loop. It uses no Ray, so that it can be profiled and measured alone. `Describing`
+predicts prompts for the images that a profile selects. `DetectorTimes` measures each detector.
 """
 
 import time
@@ -50,19 +49,21 @@ from ray_app.inference.decision import (
 from ray_app.inference.decoder import StageClock
 from ray_app.inference.spec import ScoringSpec
 
-# per member what the describer would look at; None where it has no tensor, or reads embeddings
+# For each member the input of the describer. None if the member has no tensor, or if the describer
+# reads embeddings.
 DescriberInputs = Sequence[Pixels | None]
 
 
-# Words come last, since a verdict decides who gets any: from embeddings that a detector left, or
-# from a tensor of the same decode.
+# Captions come last, since the verdict decides which images get one. The describer reads embeddings
+# of a detector, or a tensor of the same decode.
 class Describing:
-    """The spec's describer, loaded on the spec's device. It says the same of an image whatever else
-    it is asked about.
+    """The describer of a spec, loaded on the device of the spec.
+
+    A caption does not depend on the other images of a call.
     """
 
     def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:
-        from ray_app.identification.captioners import build_describer  # torch, for most tiers
+        from ray_app.identification.captioners import build_describer  # Imports torch.
 
         assert spec.describer is not None
         self._spec, self._clock = spec, clock
@@ -71,54 +72,73 @@ class Describing:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many members were described, since the start."""
+        """The number of members that were described since the start."""
         return {DESCRIBED: self.described}
 
     def after(
-        self, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs, seen: DescriberInputs = ()
+        self,
+        outcomes: Sequence[DecodeResult],
+        outputs: DetectorOutputs,
+        inputs: DescriberInputs = (),
     ) -> DetectorOutputs:
-        """The outputs of all detectors for these members, with captions for those that the profile
-        wants them for.
+        """Return the outputs with captions added for the members that the profile selects.
 
-        `seen`: see `describer_inputs`; may be left out where the describer reads embeddings.
+        Args:
+            outcomes: The results of decoding the members.
+            outputs: The outputs of all detectors for these members.
+            inputs: The inputs of the describer (see `describer_inputs`). May be empty if it reads
+                embeddings.
         """
         with self._clock("describe"):
-            words = self.words(rows_to_describe(self._spec, outcomes, outputs), outputs, seen)
-        captions = {self._describer.card.name: [words.get(row) for row in range(len(outcomes))]}
+            captions_by_row = self.words(
+                rows_to_describe(self._spec, outcomes, outputs), outputs, inputs
+            )
+        captions = {
+            self._describer.card.name: [captions_by_row.get(row) for row in range(len(outcomes))]
+        }
         return outputs.joined(DetectorOutputs.clean(**{CAPTIONS: captions}))
 
     def words(
-        self, rows: Sequence[int], outputs: DetectorOutputs, seen: DescriberInputs = ()
+        self, rows: Sequence[int], outputs: DetectorOutputs, inputs: DescriberInputs = ()
     ) -> dict[int, Caption]:
-        """Captions of some members. A row has none where the describer can see nothing of it, or
-        gives its words no likelihood: a network whose numbers overflow says anything.
+        """Return captions of some members by row.
+
+        A row has no caption if the describer has no input for it, or gives the caption no
+        likelihood. Without a likelihood the numbers of the network have overflowed, and its text is
+        meaningless.
+
+        Args:
+            rows: The members to describe.
+            outputs: The outputs of all detectors.
+            inputs: The inputs of the describer (see `describer_inputs`). May be empty if it reads
+                embeddings.
         """
-        there = [row for row in rows if self._has(row, outputs, seen)]
+        available = [row for row in rows if self._has_input(row, outputs, inputs)]
         captions: dict[int, Caption] = {}
-        for start in range(0, len(there), self._spec.slots):
-            some = there[start : start + self._spec.slots]
-            words = zip(
-                some, self._describer.describe(self._given(some, outputs, seen)), strict=True
+        for start in range(0, len(available), self._spec.slots):
+            chunk = available[start : start + self._spec.slots]
+            pairs = zip(
+                chunk, self._describer.describe(self._stack(chunk, outputs, inputs)), strict=True
             )
-            captions |= {row: one for row, one in words if one.likelihood is not None}
+            captions |= {row: caption for row, caption in pairs if caption.likelihood is not None}
         self.described += len(captions)
         return captions
 
-    def _has(self, row: int, outputs: DetectorOutputs, seen: DescriberInputs) -> bool:
-        vectors = self._vectors(outputs)
-        return seen[row] is not None if vectors is None else bool(np.isfinite(vectors[row]).all())
+    def _has_input(self, row: int, outputs: DetectorOutputs, inputs: DescriberInputs) -> bool:
+        vectors = self._get_vectors(outputs)
+        return inputs[row] is not None if vectors is None else bool(np.isfinite(vectors[row]).all())
 
-    def _given(
-        self, rows: Sequence[int], outputs: DetectorOutputs, seen: DescriberInputs
+    def _stack(
+        self, rows: Sequence[int], outputs: DetectorOutputs, inputs: DescriberInputs
     ) -> npt.NDArray[Any]:
-        vectors = self._vectors(outputs)
+        vectors = self._get_vectors(outputs)
         return (
-            np.stack([image for row in rows if (image := seen[row]) is not None])
+            np.stack([image for row in rows if (image := inputs[row]) is not None])
             if vectors is None
             else vectors[list(rows)]
         )
 
-    def _vectors(self, outputs: DetectorOutputs) -> npt.NDArray[np.float32] | None:
+    def _get_vectors(self, outputs: DetectorOutputs) -> npt.NDArray[np.float32] | None:
         card = self._spec.describer
         return (
             None if card is None or card.detector is None else outputs.of(EMBEDDINGS)[card.detector]
@@ -126,7 +146,7 @@ class Describing:
 
 
 def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
-    """Return what the describer would see of each member of a batch: (height, width, 3) uint8.
+    """Return the input of the describer for each member of a batch: (height, width, 3) uint8.
 
     The batch must be prepared for the first stage of `spec`.
     """
@@ -139,8 +159,15 @@ def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
 
 @dataclass(eq=False)
 class _Reading:
-    """One batch through one detector. `ran`: whether the backbone that it shares ran for it; `end`:
-    an event of a GPU, or a time.
+    """One batch that went through one detector.
+
+    Attributes:
+        name: The name of the detector.
+        backbone: The backbone that it shares with other detectors. None if it shares none.
+        ran: Whether the shared backbone ran for this batch. If not, its features were reused.
+        images: The number of images in the batch.
+        start: A CUDA event or a time in seconds.
+        end: A CUDA event or a time in seconds.
     """
 
     name: str
@@ -152,67 +179,80 @@ class _Reading:
 
 
 class DetectorTimes:
-    """Counts what detectors on one device do, and how long each takes: on a GPU by its own clock,
-    without waiting for it.
+    """Measure the time of each detector on one device, and count its images.
 
-    What a GPU has yet to do is counted by `settle`, after it was waited for.
+    On a GPU, CUDA events measure the time without waiting for the GPU. `settle` counts these
+    readings after the GPU has finished them.
     """
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device.startswith("cuda")
-        self._now: Callable[[], Any] = _gpu_event if self._on_gpu else time.perf_counter
+        self._now: Callable[[], Any] = _record_gpu_event if self._on_gpu else time.perf_counter
         self.counts = Counter[str]()
-        self._open: list[_Reading] = []
-        # microseconds of the last batch for which each backbone ran
-        self._paid: dict[shared_backbone.SharedBackbone, float] = {}
+        self._pending: list[_Reading] = []
+        # Microseconds of the last batch for which each backbone ran.
+        self._last_run_us: dict[shared_backbone.SharedBackbone, float] = {}
 
     def read(self, detector: Detector, pixels: torch.Tensor, images: int) -> BatchPrediction:
-        """What the detector says of a normalised batch with so many images, timed."""
-        found = getattr(detector.network, BACKBONE, None)
-        # else it has all to itself
-        backbone = found if isinstance(found, shared_backbone.SharedBackbone) else None
+        """Run a detector on a normalised batch, and measure its time.
+
+        Args:
+            detector: The detector.
+            pixels: The normalised batch.
+            images: How many slots of the batch have an image.
+        """
+        module = getattr(detector.network, BACKBONE, None)
+        # A backbone of another type is not shared.
+        backbone = module if isinstance(module, shared_backbone.SharedBackbone) else None
         runs = backbone.runs if backbone is not None else 0
         start = self._now()
         prediction = detector.read(pixels)
         ran = backbone is not None and backbone.runs > runs
-        self._open.append(_Reading(detector.card.name, backbone, ran, images, start, self._now()))
+        self._pending.append(
+            _Reading(detector.card.name, backbone, ran, images, start, self._now())
+        )
         if not self._on_gpu:
-            self.settle()  # a CPU has done it by now
+            self.settle()  # A CPU has finished the batch at this point.
         return prediction
 
     def settle(self) -> None:
-        """Count what was read since the last call, once it is done."""
-        done, self._open = self._open, []
-        if self._on_gpu and done:
-            done[-1].end.synchronize()
-        for reading in done:
-            spent = (
+        """Wait for the readings since the last call, and count them."""
+        readings, self._pending = self._pending, []
+        if self._on_gpu and readings:
+            readings[-1].end.synchronize()
+        for reading in readings:
+            elapsed_us = (
                 1000 * reading.start.elapsed_time(reading.end)
                 if self._on_gpu
                 else 1e6 * (reading.end - reading.start)
             )
-            alone = spent
+            alone_us = elapsed_us
             if reading.backbone is not None and reading.ran:
-                self._paid[reading.backbone] = spent
+                self._last_run_us[reading.backbone] = elapsed_us
             elif reading.backbone is not None:
-                alone += self._paid.get(reading.backbone, 0.0)
+                alone_us += self._last_run_us.get(reading.backbone, 0.0)
             self.counts[SEEN + reading.name] += reading.images
-            self.counts[SPENT_US + reading.name] += round(spent)
-            self.counts[ALONE_US + reading.name] += round(alone)
+            self.counts[SPENT_US + reading.name] += round(elapsed_us)
+            self.counts[ALONE_US + reading.name] += round(alone_us)
 
 
-def _gpu_event() -> Any:
+def _record_gpu_event() -> Any:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
 
 class LoadedDetectors:
-    """Detectors in memory on one device, by name: all of a spec, or those of one pool. What they
-    have in common is held once.
+    """Detectors in memory on one device, by name. Shared weights are held once.
 
-    `steps`: by the images in a decoded batch and their preprocessing, how many go through networks
-    at once where that was measured.
+    Args:
+        spec: The spec.
+        pool: The detectors of one pool. None loads all detectors of the spec.
+
+    Attributes:
+        steps: The measured number of images that networks process at a time, by the number of
+            images in a decoded batch and the preprocessing. Without an entry, networks process
+            decoded batches as they are.
     """
 
     def __init__(self, spec: ScoringSpec, pool: Sequence[str] | None = None) -> None:
@@ -227,12 +267,13 @@ class LoadedDetectors:
                     resize=spec.resize,
                     slots=spec.slots,
                 )
-                # at once: of a backbone that many share, memory has to hold two at most
+                # Deduplicate after each load, so that memory holds at most two copies of a backbone
+                # that many detectors share.
                 if card.backbone is not None:
                     shared_backbone.hold_equal_weights_once(
-                        one.network
-                        for one in self.by_name.values()
-                        if one.card.backbone == card.backbone
+                        detector.network
+                        for detector in self.by_name.values()
+                        if detector.card.backbone == card.backbone
                     )
         for name in spec.embedded:
             if name in self.by_name:
@@ -248,11 +289,16 @@ class LoadedDetectors:
 
 
 class EnsembleScorer:
-    """Detectors of an ensemble on one device, all of them or those of one pool; or, of those that
-    are `loaded`, the ones that `spec` asks.
+    """Score batches with detectors of an ensemble on one device.
 
-    Detectors with equal preprocessing share one tensor, and those that also name one backbone share
-    its features.
+    Detectors with equal preprocessing share one tensor. Those that also name one backbone share its
+    features.
+
+    Args:
+        spec: The detectors, views, and batch size.
+        clock: Counts the seconds of scoring.
+        pool: The detectors of one pool. None uses all detectors of the spec.
+        loaded: Detectors that are already in memory. None loads them.
     """
 
     def __init__(
@@ -267,26 +313,26 @@ class EnsembleScorer:
         self._detectors = {
             name: detector for name, detector in self._loaded.by_name.items() if name in spec.cards
         }
-        self._users = _by_preprocessing(self._detectors.values())
-        self._columns = dict.fromkeys(_columns_of(spec, self._detectors.values()))
+        self._users = _group_by_preprocessing(self._detectors.values())
+        self._columns = dict.fromkeys(_list_columns(spec, self._detectors.values()))
         self._views = (CLEAN, *(view.name for view in spec.views))
 
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
-        """The same detectors in memory, those of them that `spec` asks (see
-        `ScoringSpec.limited_to`), in its views and batches.
+        """Return a scorer for `spec` that uses the detectors in memory.
+
+        It has the views, batches, and detectors of `spec`. See `ScoringSpec.limited_to` for a spec
+        with fewer detectors.
         """
         return EnsembleScorer(spec, clock, loaded=self._loaded)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The detectors that are asked."""
+        """The names of the detectors that score."""
         return tuple(self._detectors)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Per shared backbone, how often detectors asked for features and how often it ran for
-        them, and what `DetectorTimes` counts, since the start.
-        """
+        """Counts since the start: of `DetectorTimes`, and requests and runs per shared backbone."""
         counts = Counter(self._loaded.times.counts)
         for backbone in self._loaded.backbones:
             counts.update(
@@ -297,13 +343,18 @@ class EnsembleScorer:
     def fit_batches(
         self, pieces: Sequence[int], meter: device_batches.DeviceMeter
     ) -> dict[str, int]:
-        """Measure how many images the networks should see at once where `pieces` of so many come
-        together, and keep to that from now on; per detector, what was found. Decoded batches stay
-        as they are, and so does what runs are known by.
+        """Measure how many images the networks should process at a time, and use that size.
 
-        The shape is static from then on: a score still does not depend on what it was batched with.
-        But for its last bits it does not depend on the batch's size either; these may differ
-        between sizes as between two models of GPU.
+        Decoded batches and the identity of a run do not change. The shape stays static, so a score
+        still does not depend on the images in its batch. Batch sizes may change the last bits of a
+        score, as two models of GPU may.
+
+        Args:
+            pieces: Numbers of images that come together.
+            meter: Measures time and memory on the device.
+
+        Returns:
+            The number of images at a time, by detector.
         """
         for preprocessing in self._spec.scored_preprocessings:
             users = [
@@ -328,28 +379,32 @@ class EnsembleScorer:
                     detector.read(normalised)
 
             slots = self._spec.slots
-            measured = device_batches.measured_batches(
+            measurements = device_batches.measured_batches(
                 device_batches.batch_sizes(slots, max(pieces)), run, meter
             )
-            self._loaded.steps[slots, preprocessing] = device_batches.paying_batch(measured, pieces)
-        return {name: self._step_of(one) for name, one in self._detectors.items()}
+            self._loaded.steps[slots, preprocessing] = device_batches.paying_batch(
+                measurements, pieces
+            )
+        return {name: self._get_step(detector) for name, detector in self._detectors.items()}
 
     def compile(
         self, compiler: compilation.Compiler = compilation.with_cuda_graphs
     ) -> dict[str, str | None]:
-        """Let networks run compiled from now on, at the sizes of batches that hold here; per
-        detector None, or why it runs as before.
+        """Compile the networks for the current batch sizes, and run them compiled from now on.
+
+        Returns:
+            None for each compiled detector, or the reason why it is not compiled.
         """
         return {
-            name: compilation.compile_checked(detector, self._step_of(detector), compiler)
+            name: compilation.compile_checked(detector, self._get_step(detector), compiler)
             for name, detector in self._detectors.items()
         }
 
     def start(self, only: Collection[str] | None = None) -> "BlockReadings":
-        """Start the scores of a block, by all detectors or `only` some of them."""
+        """Start to score a block with all detectors, or with `only` some of them."""
         users, columns = self._users, self._columns
         if only is not None:
-            users = _by_preprocessing(
+            users = _group_by_preprocessing(
                 detector for name, detector in self._detectors.items() if name in only
             )
             columns = {key: None for key in columns if key.detector in only}
@@ -358,27 +413,27 @@ class EnsembleScorer:
     def score(
         self, batches: Iterable[Batch], only: Collection[str] | None = None
     ) -> DetectorOutputs:
-        """Score batch after batch, in order, by all detectors or `only` some; see `BlockReadings`."""
+        """Score batches in order with all detectors, or with `only` some (see `BlockReadings`)."""
         readings = self.start(only)
         for batch in batches:
             readings.add(batch)
         return readings.finish()
 
-    def _step_of(self, detector: Detector) -> int:
-        """How many images one of the detectors sees at once."""
+    def _get_step(self, detector: Detector) -> int:
+        """Return how many images a detector processes at a time."""
         return self._loaded.steps.get(
             (self._spec.slots, detector.card.preprocessing), self._spec.slots
         )
 
     @property
-    def _together(self) -> int:
-        """How many decoded batches the largest step takes."""
+    def _max_joined(self) -> int:
+        """The number of decoded batches that the largest step takes."""
         slots = self._spec.slots
         steps = [step for (size, _), step in self._loaded.steps.items() if size == slots]
         return max([step // slots for step in steps], default=1) or 1
 
     def _read_joined(self, batches: Sequence[Batch], block: "_Columns") -> None:
-        """Let every detector read some batches, joined if their images go through it together."""
+        """Run every detector on some batches, joined if their images go through it together."""
         for batch in joined(batches, self._spec.slots) if batches else ():
             without_pixels = PerturbedBatch((), (None,) * len(batch.outcomes))
             views = [batch, *(batch.views or [without_pixels] * len(self._spec.views))]
@@ -387,16 +442,20 @@ class EnsembleScorer:
 
     def _gather(self, block: "_Columns") -> DetectorOutputs:
         with self._clock("score"):
-            outputs = block.gathered()
+            outputs = block.gather()
             self._loaded.times.settle()
             return outputs
 
     def _read(self, views: Sequence[Batch | PerturbedBatch], block: "_Columns") -> None:
-        """Let every detector read a batch in all its views."""
-        for place, preprocessing in enumerate(self._spec.preprocessings if views[0].pixels else ()):
+        """Run every detector on a batch in all its views."""
+        for index, preprocessing in enumerate(self._spec.preprocessings if views[0].pixels else ()):
             users = block.users.get(preprocessing, ())
-            groups = self._fixed if isinstance(views[0].pixels[place], np.ndarray) else self._ragged
-            for group in groups(users, views, place) if users else ():
+            groups = (
+                self._group_fixed
+                if isinstance(views[0].pixels[index], np.ndarray)
+                else self._group_ragged
+            )
+            for group in groups(users, views, index) if users else ():
                 tensor = torch.from_numpy(group.pixels)
                 normalised = users[0].normalise(
                     tensor if self._loaded.upload is None else self._loaded.upload(tensor)
@@ -408,20 +467,23 @@ class EnsembleScorer:
         for name, view in zip(self._views, views, strict=True):
             block.usable[name] += map(bool, view.sizes)
 
-    def _fixed(
-        self, users: Sequence[Detector], views: Sequence[Batch | PerturbedBatch], place: int
+    def _group_fixed(
+        self, users: Sequence[Detector], views: Sequence[Batch | PerturbedBatch], index: int
     ) -> "Iterator[_Group]":
-        """All slots, or as many as the cards allow, in one view after another."""
+        """Yield groups of a fixed number of slots, view after view.
+
+        The groups are smaller if a card limits its batch.
+        """
         members, slots = len(views[0].sizes), self._spec.slots
         step = self._loaded.steps.get((slots, users[0].card.preprocessing), slots)
         for detector in users:
             step = min(step, detector.card.batch or step)
         for first in range(0, members, step):
-            for number, view in enumerate(views):
+            for view_index, view in enumerate(views):
                 sizes = view.sizes[first : first + step]
                 images = len(sizes) - sizes.count(None)
                 if images:
-                    tensor = view.pixels[place]
+                    tensor = view.pixels[index]
                     assert isinstance(tensor, np.ndarray)
                     pixels = tensor[first : first + step]
                     if slots < step != len(pixels):
@@ -429,57 +491,57 @@ class EnsembleScorer:
                             [pixels, np.zeros((step - len(pixels), *pixels.shape[1:]), np.uint8)]
                         )
                     yield _Group(
-                        number, None, range(first, min(first + step, members)), pixels, images
+                        view_index, None, range(first, min(first + step, members)), pixels, images
                     )
 
-    def _ragged(
-        self, users: Sequence[Detector], views: Sequence[Batch | PerturbedBatch], place: int
+    def _group_ragged(
+        self, users: Sequence[Detector], views: Sequence[Batch | PerturbedBatch], index: int
     ) -> "Iterator[_Group]":
-        """Images that have one size go together, and are read in all views before the next are
-        decoded.
-        """
-        for size, slots in _by_size(views[0].sizes, range(len(views[0].sizes))).items():
+        """Yield groups of images of one size, in all views before the next images are decoded."""
+        for size, slots in _group_by_size(views[0].sizes, range(len(views[0].sizes))).items():
             step = users[0].together(*size)
             for first in range(0, len(slots), step):
-                for number, view in enumerate(views):
-                    yield from self._of_one_size(
-                        users, number, view, place, slots[first : first + step]
+                for view_index, view in enumerate(views):
+                    yield from self._split_by_size(
+                        users, view_index, view, index, slots[first : first + step]
                     )
 
-    def _of_one_size(
+    def _split_by_size(
         self,
         users: Sequence[Detector],
-        number: int,
+        view_index: int,
         view: Batch | PerturbedBatch,
-        place: int,
+        index: int,
         slots: Sequence[int],
     ) -> "Iterator[_Group]":
-        for size, same in _by_size(view.sizes, slots).items():
-            if not any(self._spec.is_scored(one.card.name, *size) for one in users):
+        for size, same_size in _group_by_size(view.sizes, slots).items():
+            if not any(self._spec.is_scored(user.card.name, *size) for user in users):
                 continue
             step = users[0].together(*size)
-            for first in range(0, len(same), step):
-                read = images_at(view.pixels[place], same[first : first + step])
-                if read:
-                    yield _Group(number, size, list(read), np.stack(list(read.values())), len(read))
+            for first in range(0, len(same_size), step):
+                images = images_at(view.pixels[index], same_size[first : first + step])
+                if images:
+                    yield _Group(
+                        view_index, size, list(images), np.stack(list(images.values())), len(images)
+                    )
 
 
 class BlockReadings:
-    """The scores of one block, batch after batch; members without pixels have none.
+    """The scores of one block, batch after batch. Members without pixels have no score.
 
     Every batch runs at its full static shape, so that a score never depends on the images that
-    share its batch. On a GPU, images that keep their size run with others of that size. A GPU is
-    waited for once, in `finish`: while it computes, the next batch is decoded and moved.
+    share its batch. On a GPU, images that keep their size run with others of that size. The GPU is
+    synchronised once, in `finish`. While it computes, the next batch is decoded and moved.
     """
 
     def __init__(self, scorer: EnsembleScorer, columns: "_Columns") -> None:
         self._scorer, self._columns = scorer, columns
-        self._waiting: list[Batch] = []
+        self._pending: list[Batch] = []
 
     def add(self, batch: Batch) -> None:
-        """Let the detectors read a batch, at once or together with the next ones."""
-        self._waiting.append(batch)
-        if len(self._waiting) >= self._scorer._together:
+        """Run the detectors on a batch, immediately or together with the next batches."""
+        self._pending.append(batch)
+        if len(self._pending) >= self._scorer._max_joined:
             self._read_waiting()
 
     def finish(self) -> DetectorOutputs:
@@ -488,15 +550,19 @@ class BlockReadings:
         return self._scorer._gather(self._columns)
 
     def _read_waiting(self) -> None:
-        batches, self._waiting = self._waiting, []
+        batches, self._pending = self._pending, []
         self._scorer._read_joined(batches, self._columns)
 
 
 class _Group(NamedTuple):
-    """What goes through a network together: slots of one view (0 = clean), all of one size where
-    sizes are kept (else None).
+    """Slots of one view that go through a network together.
 
-    `images`: how many of the slots have an image.
+    Attributes:
+        view: The index of the view. 0 is the clean image.
+        size: The common size of the images if sizes are kept, else None.
+        slots: The slots.
+        pixels: The images.
+        images: How many of the slots have an image.
     """
 
     view: int
@@ -506,8 +572,8 @@ class _Group(NamedTuple):
     images: int
 
 
-def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, list[int]]:
-    """The slots among these that have a size, by it."""
+def _group_by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, list[int]]:
+    """Group the slots that have a size by that size."""
     by_size: dict[Size, list[int]] = defaultdict(list)
     for slot in slots:
         if (size := sizes[slot]) is not None:
@@ -515,24 +581,26 @@ def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, l
     return by_size
 
 
-def _by_preprocessing(detectors: Iterable[Detector]) -> dict[Preprocessing, list[Detector]]:
+def _group_by_preprocessing(detectors: Iterable[Detector]) -> dict[Preprocessing, list[Detector]]:
     users: dict[Preprocessing, list[Detector]] = defaultdict(list)
     for detector in detectors:
         users[detector.card.preprocessing].append(detector)
     return dict(users)
 
 
-def _columns_of(spec: ScoringSpec, detectors: Collection[Detector]) -> Iterator[OutputKey]:
-    """The columns that are kept: all kinds of images as they are, of a view scores, and masks where
-    it leaves everything in its place.
+def _list_columns(spec: ScoringSpec, detectors: Collection[Detector]) -> Iterator[OutputKey]:
+    """Yield the columns that are kept.
+
+    Clean images keep all kinds of output. Views keep scores, and masks if the view leaves
+    everything in its place.
     """
     for view in (None, *spec.views):
         for detector in detectors:
             name = detector.card.name
             for kind in detector.kinds:
-                of_clean = view is None and (kind != EMBEDDINGS or name in spec.embedded)
+                is_clean_output = view is None and (kind != EMBEDDINGS or name in spec.embedded)
                 if (
-                    of_clean
+                    is_clean_output
                     or kind == SCORES
                     or (kind == MASKS and view is not None and view.keeps_place)
                 ):
@@ -541,10 +609,16 @@ def _columns_of(spec: ScoringSpec, detectors: Collection[Detector]) -> Iterator[
 
 @dataclass
 class _Columns:
-    """The detectors' readings of a block, left on the device until the end. `users`: by
-    preprocessing, the detectors that read it; `columns`: what is kept of them; `views`: their
-    names; `widths`: of embeddings, by detector. `usable`: per view, which members of the batches
-    before the one at work have pixels.
+    """The readings of the detectors for one block. They stay on the device until the end.
+
+    Attributes:
+        users: The detectors that read each preprocessing.
+        columns: The columns that are kept.
+        views: The names of the views.
+        widths: The width of the embeddings of each detector.
+        usable: For each view, which members of the previous batches have pixels.
+        parts: The readings of each column.
+        rows: The members of these readings, by view and detector.
     """
 
     users: Mapping[Preprocessing, Sequence[Detector]]
@@ -553,7 +627,7 @@ class _Columns:
     widths: Mapping[str, int]
     usable: dict[str, list[bool]] = field(default_factory=partial(defaultdict, list))
     parts: dict[OutputKey, list[Any]] = field(default_factory=partial(defaultdict, list))
-    places: dict[tuple[str, str], list[int]] = field(default_factory=partial(defaultdict, list))
+    rows: dict[tuple[str, str], list[int]] = field(default_factory=partial(defaultdict, list))
 
     def put(
         self,
@@ -562,47 +636,57 @@ class _Columns:
         reading: BatchPrediction,
         sizes: Sequence[Size | None],
     ) -> None:
-        """Keep what a detector read in a group of the batch at work; what fills that up behind its
-        slots is dropped, and so is what a mask says of filling beside an image of its slot's size.
+        """Keep the outputs of a detector for a group of the current batch.
+
+        Outputs for padding after the slots of the group are dropped, and so are the parts of a mask
+        that cover padding next to an image.
+
+        Args:
+            group: The slots.
+            detector: The detector.
+            reading: Its outputs for the group.
+            sizes: The sizes of all images of the batch in this view.
         """
         view, name, count = self.views[group.view], detector.card.name, len(group.slots)
         for slot in group.slots:
-            self.places[view, name].append(len(self.usable[CLEAN]) + slot)
+            self.rows[view, name].append(len(self.usable[CLEAN]) + slot)
         for kind in detector.kinds:
-            key, given = OutputKey(view, name, kind), getattr(reading, kind)
+            key, output = OutputKey(view, name, kind), getattr(reading, kind)
             if key in self.columns:
-                kept = [None] * count if given is None else given[:count]
-                if kind == MASKS and given is not None:
+                values = [None] * count if output is None else output[:count]
+                if kind == MASKS and output is not None:
                     area = detector.card.preprocessing.image_area
-                    drawn = zip(kept, group.slots, strict=True)
-                    kept = [
+                    pairs = zip(values, group.slots, strict=True)
+                    values = [
                         None if mask is None else mask[area(*sizes[slot] or mask.shape[::-1])]
-                        for mask, slot in drawn
+                        for mask, slot in pairs
                     ]
-                self.parts[key].append(kept)
+                self.parts[key].append(values)
 
-    def gathered(self) -> DetectorOutputs:
-        """All columns, with nothing where a member is not usable."""
+    def gather(self) -> DetectorOutputs:
+        """Return all columns, without a value for members that are not usable."""
         outputs: dict[OutputKey, Any] = {}
         for key in self.columns:
-            usable, places, parts = (
+            usable, rows, parts = (
                 self.usable[key.view],
-                self.places[key.view, key.detector],
+                self.rows[key.view, key.detector],
                 self.parts[key],
             )
             if key.kind in LISTS:
                 outputs[key] = column = list[Any]([None] * len(usable))
-                for place, one in zip(places, chain.from_iterable(parts), strict=True):
-                    if usable[place]:
-                        column[place] = one.cpu().numpy() if isinstance(one, torch.Tensor) else one
+                for row, value in zip(rows, chain.from_iterable(parts), strict=True):
+                    if usable[row]:
+                        column[row] = (
+                            value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+                        )
                 continue
             shape = (
                 (len(usable), self.widths[key.detector])
                 if key.kind == EMBEDDINGS
                 else (len(usable),)
             )
-            outputs[key] = numbers = np.full(shape, np.nan, np.float32)
+            outputs[key] = values = np.full(shape, np.nan, np.float32)
             if parts:
-                numbers[places] = torch.cat(parts).float().cpu().numpy()
-                numbers[~np.array(usable, bool)] = np.nan
+                values[rows] = torch.cat(parts).float().cpu().numpy()
+                values[~np.array(usable, bool)] = np.nan
         return DetectorOutputs(outputs)

@@ -1,7 +1,8 @@
-"""Small pictures of files for pages (`SmallPictures`): decoded in child processes, made anew as
-JPEG, bounded in pixels and in bytes.
+"""Make small images of files for pages (`SmallPictures`).
 
-No metadata of a file survives, and a file that kills its decoder costs its own picture alone.
+Child processes decode the files. The result is a new JPEG with limits on pixels and bytes, and
+without metadata of the file. A file that kills its decoder has no small image, but affects no other
+file.
 """
 
 import io
@@ -16,66 +17,83 @@ from ray_app.inference.batch import Pixels
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders
 
-SIDE_PX = 160  # of thumbnails
+SIDE_PX = 160  # The side of a thumbnail.
 _QUALITIES = (82, 70, 55, 40)
 _PROCESSES = 2
 
 
 class PictureSize(NamedTuple):
-    """The most that a small picture may have: pixels along its longer side, and bytes of JPEG."""
+    """The limits of a small image.
+
+    Attributes:
+        side_px: Maximum length of the longer side in pixels.
+        most_bytes: Maximum size of the JPEG in bytes.
+    """
 
     side_px: int
     most_bytes: int
 
 
 class SmallPictures:
-    """Makes small pictures, from any thread. Its processes start with the first picture. `close()`
-    it.
+    """Make small images of files, from any thread.
 
-    `wall_limit_s`: what one image may take to decode.
+    The child processes start with the first image. Call `close` when you are done.
+
+    Args:
+        limits: Limits on the files.
+        size: Limits of the small images.
+        wall_limit_s: Seconds that decoding one file may take.
     """
 
     def __init__(
         self, limits: ImageLimits, size: PictureSize, *, wall_limit_s: float = 5.0
     ) -> None:
         self._size = size
-        self._wanted = DecodeRequest(preprocessings=(square(size.side_px),))
+        self._request = DecodeRequest(preprocessings=(square(size.side_px),))
         self._children = IsolatedDecoders(
             limits, processes=_PROCESSES, wall_limit_s=wall_limit_s, memory_limit_bytes=None
         )
 
     def of(self, data: bytes) -> tuple[bytes, str]:
-        """JPEG bytes of an encoded image, and the SHA-256 of the file. Raises InputError where it
-        does not decode.
+        """Return a small image as JPEG bytes, and the SHA-256 of the file.
+
+        Raises:
+            InputError: The file does not decode.
         """
-        image = self._children.prepare(data, self._wanted)
+        image = self._children.prepare(data, self._request)
         (pixels,) = image.pixels
         assert pixels is not None
-        return small_jpeg(
+        return encode_small_jpeg(
             pixels, image.facts.width or 1, image.facts.height or 1, self._size
         ), image.facts.sha256
 
     def close(self) -> None:
-        """End the processes."""
+        """End the child processes."""
         self._children.close()
 
 
 def square(side_px: int) -> Preprocessing:
-    """What a decoder is asked for, so that what comes back has a known size: the whole picture in a
-    square.
+    """Return the preprocessing that squashes a whole image into a square.
+
+    Images from a child process then have a known size.
     """
     return Preprocessing(resize=Resize(mode="squash", size=side_px))
 
 
-def small_jpeg(pixels: Pixels, width: int, height: int, size: PictureSize) -> bytes:
-    """JPEG bytes of a picture that a decoder gave as a square, (side, side, 3), in its own shape:
-    that of `width` × `height`.
+def encode_small_jpeg(pixels: Pixels, width: int, height: int, size: PictureSize) -> bytes:
+    """Encode an image that a decoder squashed into a square as a small JPEG in its own shape.
+
+    Args:
+        pixels: The square, (side, side, 3).
+        width: Width of the original image in pixels.
+        height: Height of the original image in pixels.
+        size: Limits of the small image.
     """
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     longer = min(size.side_px, max(width, height))
     while True:
         scale = longer / max(width, height)
-        shrunk = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))))
+        shrunk = image.resize((max(1, round(width * scale)), max(1, round(height * scale))))
         for quality in _QUALITIES:
             stream = io.BytesIO()
             shrunk.save(stream, "JPEG", quality=quality)
@@ -84,9 +102,9 @@ def small_jpeg(pixels: Pixels, width: int, height: int, size: PictureSize) -> by
         longer = max(1, longer * 3 // 4)
 
 
-def thumbnail(picture: Image.Image, side: int = SIDE_PX) -> bytes:
-    """JPEG bytes of a decoded picture, which is made smaller in place: no side above `side` pixels."""
-    picture.thumbnail((side, side))
+def thumbnail(image: Image.Image, side: int = SIDE_PX) -> bytes:
+    """Shrink an image in place to at most `side` pixels per side, and return it as JPEG bytes."""
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

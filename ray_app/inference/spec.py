@@ -1,11 +1,8 @@
-"""Everything a worker needs to score encoded images, as one small picklable value (`ScoringSpec`,
-`make_spec`). No torch.
+"""Build a `ScoringSpec` (`make_spec`): all that a worker needs to score images, and picklable.
 
-`under_settings` and `departures` hold precision, resize mode and decoders against those of a
-calibration.
-
-What scoring costs, by the sizes on the cards (`ResourceEstimate`): memory of processes, bytes
-between them, multiply-adds.
+`resolve_settings` and `departures` compare precision, resize mode, and decoders with those of a
+calibration. `ResourceEstimate` estimates the cost of scoring from the cards: memory of processes,
+bytes between them, and multiply-adds. Importing this module does not import torch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -34,69 +31,85 @@ RequestedResize = Literal["auto", "exact", "fast"]
 Precisions = Mapping[str, Literal["bf16", "fp32"]]
 
 
-def under_settings(
+def resolve_settings(
     card: EnsembleCard,
-    usual: Precisions,
+    defaults: Precisions,
     precision: RequestedPrecision,
     resize: RequestedResize,
     *,
     waived: bool = False,
 ) -> tuple[Precisions, ResizeMode]:
-    """Precision per detector and resize mode for an ensemble; `usual`: the precision that holds
-    where its card knows nothing.
+    """Return the precision per detector and the resize mode for an ensemble.
 
-    `auto` is what the card was calibrated under. Raises ConfigError where something else is asked
-    for, unless the guarantee is waived.
+    `auto` stands for the settings that the card was calibrated with.
+
+    Args:
+        card: The ensemble.
+        defaults: The precision per detector for detectors that the card has no settings for.
+        precision: The requested precision.
+        resize: The requested resize mode.
+        waived: Whether settings that differ from the calibration are allowed.
+
+    Raises:
+        ConfigError: The requested settings differ from those of the calibration.
     """
     settings = card.settings
     if settings is None:
-        return usual, "exact" if resize == "auto" else resize
-    chosen = (
-        {name: settings.precision.get(name, one) for name, one in usual.items()}
+        return defaults, "exact" if resize == "auto" else resize
+    precisions = (
+        {name: settings.precision.get(name, default) for name, default in defaults.items()}
         if precision == "auto"
-        else usual
+        else defaults
     )
     mode = settings.resize if resize == "auto" else resize
-    departing = departures(settings, chosen, mode)
-    if departing and not waived:
+    differences = departures(settings, precisions, mode)
+    if differences and not waived:
         raise ConfigError(
-            f"{card.name}: its calibration does not hold with {' and '.join(departing)}",
-            hint="leave precision and resize at `auto`, or give up what the card guarantees: --set waive_guarantee=true "
+            f"{card.name}: the calibration does not hold with {' and '.join(differences)}",
+            hint="leave precision and resize at `auto`, or waive the guarantee of the card: --set waive_guarantee=true "
             "(in Python waive_guarantee=True)",
         )
-    return chosen, mode
+    return precisions, mode
 
 
 def departures(
     settings: CalibrationSettings | None, precision: Precisions, resize: str
 ) -> list[str]:
-    """How scores are made otherwise than those of a calibration, in words; none where they are made
-    alike, or where nobody noted how.
+    """Return how precision and resize mode differ from those of a calibration, as text.
+
+    Args:
+        settings: The settings of the calibration. None if they are unknown.
+        precision: The precision per detector.
+        resize: The resize mode.
+
+    Returns:
+        One text per difference. Empty if the settings are equal or unknown.
     """
     if settings is None:
         return []
-    found = [
-        f"{name} in {one} (calibrated in {settings.precision[name]})"
-        for name, one in precision.items()
-        if settings.precision.get(name, one) != one
+    differences = [
+        f"{name} in {actual} (calibrated in {settings.precision[name]})"
+        for name, actual in precision.items()
+        if settings.precision.get(name, actual) != actual
     ]
-    return found + (
+    return differences + (
         [f"resize {resize} (calibrated with {settings.resize})"]
         if resize != settings.resize
         else []
     )
 
 
-def decoders_here(card: EnsembleCard) -> set[str]:
-    """What this process decodes those formats with that the card's calibration saw; none where
-    nobody noted these.
+def list_decoders(card: EnsembleCard) -> set[str]:
+    """Return the decoders of this process for the formats that the card's calibration saw.
+
+    Empty if the card does not record these formats.
     """
-    seen = card.population and card.population.seen
-    return {decoder_name(format) for format in seen.formats} if seen else set()
+    population = card.population and card.population.seen
+    return {decoder_name(format) for format in population.formats} if population else set()
 
 
 def other_decoders(settings: CalibrationSettings | None, decoders: Collection[str]) -> list[str]:
-    """Those that a calibration did not have; none where nobody noted its own."""
+    """Return the decoders that a calibration did not use. Empty if it recorded no decoders."""
     return (
         sorted(set(decoders) - set(settings.decoders))
         if settings is not None and settings.decoders
@@ -105,14 +118,18 @@ def other_decoders(settings: CalibrationSettings | None, decoders: Collection[st
 
 
 def guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> list[str]:
-    """What `departures` and `other_decoders` found, as reasons why a guarantee does not hold."""
-    differing = {"scored": scored, "decoded": decoded}
-    return [f"{what} otherwise: {', '.join(found)}" for what, found in differing.items() if found]
+    """Turn results of `departures` and `other_decoders` into reasons that void a guarantee."""
+    differences_by_step = {"scored": scored, "decoded": decoded}
+    return [
+        f"{step} otherwise: {', '.join(differences)}"
+        for step, differences in differences_by_step.items()
+        if differences
+    ]
 
 
 Precision = Literal["bf16", "fp32"]
 
-# a describer beyond either shares no process with detectors
+# A describer above either limit does not share a process with detectors.
 LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0
 
 
@@ -135,16 +152,28 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational
-    stands here, and what scoring costs is `ResourceEstimate`.
+    """Cards, limits, and resolved settings. Equal specs give equal scores.
 
-    `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the
-    same names; `slots` is the static number of images per batch. `provenance` (None = not read)
-    adds a column and changes no score. `views`: every image is also scored as these perturbations
-    show it; `absent`: by the name of a view that was asked for and is not there its kind and why.
-    `features`: what decides the embeddings of the detectors that keep them. `identifier` and
-    `describer` are of the ensemble's profile. `reads_embeddings`: heads score stored embeddings, and
-    no image is read. `stages`: one, or two for a cascade.
+    A spec has no operational settings. `ResourceEstimate` has the cost of scoring.
+
+    Attributes:
+        ensemble: The card of the ensemble.
+        cards: The detector cards by name, in the order of the ensemble.
+        limits: Limits on the size of an image.
+        precision: The precision (bf16 or fp32) by detector.
+        resize: The resize mode.
+        slots: The static number of images per batch.
+        device: The device of the detectors.
+        provenance: How to read what files state about their origin. It adds a column and changes no
+            score. None does not read it.
+        views: The perturbations of each image that are scored, too.
+        absent: The kind and the reason for each requested view that is missing, by the name of the
+            view.
+        features: For detectors that keep their embeddings, what determines the embeddings.
+        identifier: The identifier of the ensemble's profile.
+        describer: The describer of the ensemble's profile.
+        reads_embeddings: Whether heads score stored embeddings, so that no image is read.
+        stages: One stage, or two for a cascade.
     """
 
     ensemble: EnsembleCard
@@ -168,12 +197,12 @@ class ScoringSpec:
 
     @property
     def passes(self) -> int:
-        """How often detectors look at one image: clean, and in every view."""
+        """The number of times that a detector scores an image: once clean, and once per view."""
         return 1 + len(self.views)
 
     @property
     def is_cascade(self) -> bool:
-        """Whether undecided images are decoded a second time, for detectors of a second stage."""
+        """Whether undecided images are decoded again for detectors of a second stage."""
         return len(self.stages) > 1
 
     @property
@@ -223,8 +252,9 @@ class ScoringSpec:
 
     @cached_property
     def embedded(self) -> dict[str, int]:
-        """The detectors whose embeddings are wanted, to be kept or to make a profile of, with the
-        numbers of each.
+        """The width of the embeddings by detector, for detectors whose embeddings are used.
+
+        They are kept, or an identifier or describer reads them.
         """
         profiled = {
             card.detector: card.embedding["width"]
@@ -235,27 +265,28 @@ class ScoringSpec:
 
     @cached_property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """The distinct preprocessings of all stages, in order of first use: one tensor each,
-        whatever number of detectors reads it. The describer's is last, unless detectors share it.
+        """The distinct preprocessings of all stages, in order of first use.
+
+        Each gives one tensor, for any number of detectors. The preprocessing of the describer is
+        last, unless detectors share it.
         """
-        return _distinct([*self.scored_preprocessings, self.words_seen])
+        return _deduplicate([*self.scored_preprocessings, self.words_seen])
 
     @cached_property
     def scored_preprocessings(self) -> tuple[Preprocessing, ...]:
-        """The preprocessings that detectors read; perturbed views are prepared in no other."""
-        return _distinct(stage_tensor for stage in self.stages for stage_tensor in stage.scored)
+        """The preprocessings that detectors read. Perturbed views are prepared only for these."""
+        return _deduplicate(stage_tensor for stage in self.stages for stage_tensor in stage.scored)
 
     @cached_property
     def words_seen(self) -> Preprocessing | None:
-        """How images are prepared for the describer; None where it reads embeddings, or where there
-        is none.
-        """
+        """The preprocessing of the describer. None without one, or if it reads embeddings."""
         return self.describer.preprocessing if self.describer else None
 
     @cached_property
     def describes_apart(self) -> bool:
-        """Whether the describer has processes of its own, after those of all detectors: by its
-        card's word or for its size.
+        """Whether the describer has its own processes, after those of all detectors.
+
+        Its card requests them, or the describer is large.
         """
         card = self.describer
         if card is None:
@@ -275,12 +306,13 @@ class ScoringSpec:
         """
         if any(self.cards[name].own_pool for name in self.first):
             return tuple(pool for stage in self.stages for pool in stage.pools)
-        return _pools_among(self.cards)
+        return _group_into_pools(self.cards)
 
     @cached_property
     def all_pools(self) -> tuple[tuple[str, ...], ...]:
-        """The detectors' pools, and after them that of a describer with processes of its own, under
-        its card's name.
+        """The pools of the detectors, and last the pool of a describer with its own processes.
+
+        The pool of the describer has the name of its card.
         """
         return (
             (*self.pools, (self.describer.name,))
@@ -290,8 +322,9 @@ class ScoringSpec:
 
     @cached_property
     def keeps_sizes(self) -> bool:
-        """Whether some detector looks at images in their own size, which only encoded bytes can
-        carry between processes.
+        """Whether some detector reads images in their own size.
+
+        Between processes only encoded bytes can carry such images.
         """
         return any(preprocessing.shape is None for preprocessing in self.preprocessings)
 
@@ -302,64 +335,81 @@ class ScoringSpec:
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """The detectors that answer in words."""
+        """The detectors that reply with text."""
         return tuple(name for name, card in self.cards.items() if card.replies)
 
     @cached_property
     def bounded(self) -> tuple[FactName, ...]:
-        """The facts of an image beyond whose bounds some detector's verdict abstains."""
+        """The facts of an image that some detector's card bounds. It abstains beyond the bound."""
         return tuple(
             dict.fromkeys(fact for card in self.cards.values() for fact in card.fragility.abstains)
         )
 
     @cached_property
     def measured(self) -> tuple[FactName, ...]:
-        """Those of them that are measured on pixels; nothing is measured that no card asks for."""
+        """The bounded facts that are measured on pixels. No other fact is measured."""
         return tuple(fact for fact in MEASURED if fact in self.bounded)
 
     def doubt(self, name: str, width: int, height: int, facts: Facts | None = None) -> str | None:
-        """Why one image of this size, with these facts (one value each), lies outside of what a
-        detector judges; None if inside.
+        """Return why an image is out of range for a detector, or None if the detector judges it.
+
+        Args:
+            name: The detector.
+            width: Width in pixels.
+            height: Height in pixels.
+            facts: The facts of the image, with one value each.
         """
         card = self.cards[name]
         return card.valid_range.doubt(width, height) or card.fragility.doubts(facts or {}).get(0)
 
     def is_scored(self, name: str, width: int, height: int) -> bool:
-        """Whether a detector gives a score for an image of this size; one that keeps sizes stops at
-        its valid range.
+        """Return whether a detector scores an image of this size.
+
+        A detector that keeps sizes does not score images outside its valid range.
+
+        Args:
+            name: The detector.
+            width: Width in pixels.
+            height: Height in pixels.
         """
         card = self.cards[name]
         return card.preprocessing.shape is not None or card.valid_range.doubt(width, height) is None
 
     @cached_property
     def calibrations(self) -> dict[str, Platt | None]:
-        """Per detector, what the ensemble says of its member, else the detector's own card; None =
-        not calibrated.
+        """The calibration by detector: of the ensemble's member, else of the detector's own card.
+
+        None means that the detector is not calibrated.
         """
         members = zip(self.ensemble.members, self.cards.items(), strict=True)
         return {name: member.calibration or card.calibration for member, (name, card) in members}
 
 
 def _build_stages(spec: ScoringSpec) -> tuple[StageSpec, ...]:
-    """Return the stages of a spec; the detectors of a spec that has only some form one stage."""
+    """Return the stages of a spec. A spec with only some of the detectors has one stage."""
     names, count = tuple(spec.cards), spec.ensemble.first
     is_cascade = count < len(names) == len(spec.ensemble.members)
     stages = []
-    for number, detectors in enumerate((names[:count], names[count:]) if is_cascade else (names,)):
+    for index, detectors in enumerate((names[:count], names[count:]) if is_cascade else (names,)):
         cards = {name: spec.cards[name] for name in detectors}
-        scored = _distinct(card.preprocessing for card in cards.values())
-        described = spec.words_seen if number == 0 else None
+        scored = _deduplicate(card.preprocessing for card in cards.values())
+        describer_input = spec.words_seen if index == 0 else None
         stages.append(
-            StageSpec(detectors, _pools_among(cards), scored, _distinct([*scored, described]))
+            StageSpec(
+                detectors,
+                _group_into_pools(cards),
+                scored,
+                _deduplicate([*scored, describer_input]),
+            )
         )
     return tuple(stages)
 
 
-def _distinct(preprocessings: Iterable[Preprocessing | None]) -> tuple[Preprocessing, ...]:
+def _deduplicate(preprocessings: Iterable[Preprocessing | None]) -> tuple[Preprocessing, ...]:
     return tuple(dict.fromkeys(item for item in preprocessings if item is not None))
 
 
-def _pools_among(cards: Mapping[str, DetectorCard]) -> tuple[tuple[str, ...], ...]:
+def _group_into_pools(cards: Mapping[str, DetectorCard]) -> tuple[tuple[str, ...], ...]:
     """Return the pools of some detectors: the shared one first, if there is one."""
     together = tuple(name for name, card in cards.items() if not card.own_pool)
     alone = tuple((name,) for name, card in cards.items() if card.own_pool)
@@ -379,28 +429,40 @@ def make_spec(
     views: tuple[Perturbation, ...] = (),
     waive_guarantee: bool = False,
 ) -> ScoringSpec:
-    """Resolve an ensemble's cards (its members', unless `cards` are given), the precision for
-    `device` and the batch slots.
+    """Resolve the cards of an ensemble, the precision for `device`, and the batch size.
 
-    Raises ConfigError.
+    Args:
+        ensemble: The card of the ensemble.
+        cards: The detector cards. None loads those of the ensemble's members.
+        limits: Limits on the size of an image.
+        device: The device of the detectors.
+        precision: The requested precision.
+        resize: The requested resize mode.
+        slots: Images per batch. None chooses the default of the device.
+        provenance: How to read what files state about their origin. None does not read it.
+        views: Perturbations of each image that are scored, too.
+        waive_guarantee: Whether settings that differ from the calibration are allowed.
+
+    Raises:
+        ConfigError: The cards or settings do not fit together.
     """
     if ensemble.cascade is not None and views:
         raise ConfigError(
-            f"{ensemble.name} is a cascade: which of its detectors look at a perturbed image would depend on the image as it is",
-            hint="leave --perturb out, or name the detectors: --detector NAME, for each of them",
+            f"{ensemble.name} is a cascade and cannot score perturbed images: the unperturbed image would decide which detectors score them",
+            hint="omit --perturb, or name each detector with --detector NAME",
         )
     cards = cards or [load_card(member.detector) for member in ensemble.members]
-    named = {card.name: card for card in cards}
-    if len(named) < len(cards):
+    cards_by_name = {card.name: card for card in cards}
+    if len(cards_by_name) < len(cards):
         raise ConfigError(
-            f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}"
+            f"{ensemble.name}: cards must have distinct names, got {', '.join(card.name for card in cards)}"
         )
-    usual = {name: precision_on(device, card, precision) for name, card in named.items()}
-    resolved, mode = under_settings(ensemble, usual, precision, resize, waived=waive_guarantee)
+    defaults = {name: precision_on(device, card, precision) for name, card in cards_by_name.items()}
+    resolved, mode = resolve_settings(ensemble, defaults, precision, resize, waived=waive_guarantee)
     count = slots or default_slots(device)
-    identifier, describer = profile_cards(ensemble, named)
+    identifier, describer = profile_cards(ensemble, cards_by_name)
     return ScoringSpec(
-        ensemble, named, limits, resolved, mode, count, device, provenance, views,
+        ensemble, cards_by_name, limits, resolved, mode, count, device, provenance, views,
         identifier=identifier, describer=describer,
     )  # fmt: skip
 
@@ -408,11 +470,16 @@ def make_spec(
 def profile_cards(
     ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]
 ) -> tuple[IdentifierCard | None, DescriberCard | None]:
-    """The identifier and the describer of an ensemble's profile, which name the detector of the
-    ensemble whose embeddings they read.
+    """Load the identifier and the describer of an ensemble's profile.
 
-    Raises ConfigError where there is none such, or where it looks only at images that go on in a
-    cascade; for a describer that is called like a detector, or that sees images in their own sizes.
+    Args:
+        ensemble: The card of the ensemble.
+        cards: The detector cards by name.
+
+    Raises:
+        ConfigError: A card reads embeddings of a detector that is not in the ensemble or not in the
+            first stage of the cascade. Or the describer has the name of a detector, or reads images
+            in their own sizes.
     """
     profile = ensemble.profile
     if profile is None:
@@ -423,12 +490,12 @@ def profile_cards(
     for card in (identifier, describer):
         if card is not None and card.detector is not None and card.detector not in first:
             raise ConfigError(
-                f"{ensemble.name}: {card.name} reads embeddings of {card.detector}, which does not look at every image here",
-                hint=f"make it one of the ensemble's detectors, or use a profile that reads one of {', '.join(first)}",
+                f"{ensemble.name}: {card.name} reads embeddings of {card.detector}, which does not score every image",
+                hint=f"add {card.detector} to the detectors that score every image, or use a profile that reads one of {', '.join(first)}",
             )
     if describer is not None and describer.name in cards:
         raise ConfigError(
-            f"{ensemble.name}: its describer and one of its detectors are both called {describer.name}"
+            f"{ensemble.name}: the describer and a detector have the same name, {describer.name}"
         )
     if (
         describer is not None
@@ -436,20 +503,26 @@ def profile_cards(
         and describer.preprocessing.shape is None
     ):
         raise ConfigError(
-            f"{describer.name}: a describer sees images of one size",
-            hint="give its preprocessing a resize or a crop to one",
+            f"{describer.name}: a describer requires images of one size",
+            hint="add a resize or a crop to its preprocessing",
         )
     return identifier, describer
 
 
 def precision_on(
-    device: str, card: DetectorCard, asked: Literal["auto", "bf16", "fp32"]
+    device: str, card: DetectorCard, requested: Literal["auto", "bf16", "fp32"]
 ) -> Precision:
-    """What was asked for, or what `auto` means on a device that this process need not have: a GPU
-    is taken for one with bf16.
+    """Return the requested precision, resolving `auto` for a device.
+
+    This process need not have the device. A GPU is assumed to support bf16.
+
+    Args:
+        device: The device.
+        card: The detector.
+        requested: The requested precision.
     """
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     return (
         "bf16"
         if card.precision == "auto" and (device != "cpu" or cpu_precision() == "bf16")
@@ -457,29 +530,34 @@ def precision_on(
     )
 
 
-PROCESS_BYTES = 2**30  # Python, torch, Ray and a batch of images
-ENCODED_BYTES = 2**21  # a photograph, as files go
-# the same on average, where every file of a block is kept for those that go on; more would make
-# blocks small
+PROCESS_BYTES = 2**30  # Memory for Python, torch, Ray, and a batch of images.
+ENCODED_BYTES = 2**21  # The size of a typical photograph.
+# The average size of a file if every file of a block is kept for the second stage. A larger
+# estimate would make blocks small.
 KEPT_ENCODED_BYTES = 2**19
-EXPECTED_SHARE = 0.2  # of images that go on, where a cascade's card does not say
-# of images that are flagged, and so described: nobody knows before they are scored
+# The fraction of images that reach the second stage, if the card of a cascade does not state it.
+EXPECTED_SHARE = 0.2
+# The fraction of images that are flagged, and so described. It is unknown before they are scored.
 EXPECTED_FLAGGED = 0.2
 
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """What images of one `ScoringSpec` are expected to take.
+    """The estimated cost of scoring images with one `ScoringSpec`.
 
-    `process_bytes`: a process that holds all detectors, and the describer, takes at most:
-    libraries, fp32 weights, the largest of them twice while it loads, a batch of images in every
-    view, and the process of its own that each detector of another package has besides.
-    `tensor_bytes`: one image between processes: its prepared tensors, and its encoded bytes
-    (guessed) where sizes are kept. `pool_gmac`: billions of multiply-adds per image (of a megapixel
-    where sizes are kept) in each of the spec's `all_pools`, over all passes; what no card states is
-    nothing. Detectors of a cascade's second stage count with `second_stage_share`, the share of
-    images that is expected there, the describer with `share_described`. `worst_gmac`: the sum for
-    the largest image that every detector takes.
+    Attributes:
+        process_bytes: Maximum memory of a process with all detectors and the describer: libraries,
+            fp32 weights, the largest weights a second time while they load, a batch of images in
+            every view, and the child process of each detector from another package.
+        tensor_bytes: Size of one image between processes: its prepared tensors, and its encoded
+            bytes (an estimate) if sizes are kept.
+        pool_gmac: Billions of multiply-adds per image in each of the spec's `all_pools`, over all
+            passes. If sizes are kept, they are per image of a megapixel. A cost that no card states
+            counts as 0. Detectors of a second stage are weighted with `second_stage_share`, the
+            describer with `share_described`.
+        worst_gmac: Billions of multiply-adds for the largest image that every detector accepts.
+        second_stage_share: The expected fraction of images in the second stage.
+        share_described: The expected fraction of images that are described.
     """
 
     process_bytes: int
@@ -491,55 +569,64 @@ class ResourceEstimate:
 
     @classmethod
     def of(cls, spec: ScoringSpec) -> "ResourceEstimate":
-        """By the cards of a spec."""
+        """Estimate the cost from the cards of a spec."""
         if spec.reads_embeddings:
             return cls(PROCESS_BYTES, 0, (0.0,), 0.0, 1.0, 0.0)
-        second_stage, described = _second_stage_share(spec), _share_described(spec)
+        second_stage, described_fraction = (
+            _estimate_second_stage_share(spec),
+            _estimate_share_described(spec),
+        )
         return cls(
-            _process_bytes(spec),
-            _tensor_bytes(spec),
-            _pool_gmac(spec, second_stage, described),
-            _worst_gmac(spec),
+            _estimate_process_bytes(spec),
+            _estimate_tensor_bytes(spec),
+            _estimate_pool_gmac(spec, second_stage, described_fraction),
+            _estimate_worst_gmac(spec),
             second_stage,
-            described,
+            described_fraction,
         )
 
 
-def _second_stage_share(spec: ScoringSpec) -> float:
+def _estimate_second_stage_share(spec: ScoringSpec) -> float:
     cascade = spec.ensemble.cascade
     if cascade is None:
         return 1.0
     return EXPECTED_SHARE if cascade.expected_share is None else cascade.expected_share
 
 
-def _share_described(spec: ScoringSpec) -> float:
+def _estimate_share_described(spec: ScoringSpec) -> float:
     if spec.describer is None or spec.ensemble.profile is None:
         return 0.0
     return 1.0 if spec.ensemble.profile.describe == "all" else EXPECTED_FLAGGED
 
 
-def _process_bytes(spec: ScoringSpec) -> int:
-    held = counted_once(
+def _estimate_process_bytes(spec: ScoringSpec) -> int:
+    weight_bytes = count_shared_once(
         {name: 4.0 * card.size.parameters for name, card in spec.cards.items() if card.size},
         spec,
         lambda card: (),
     )
-    weights = [int(size) for size in held.values()]
+    weights = [int(size) for size in weight_bytes.values()]
     children = sum(
         card.process.memory_bytes for card in spec.cards.values() if card.process is not None
     )
     if spec.describer and spec.describer.parameters and not spec.describes_apart:
         weights.append(4 * spec.describer.parameters)
-    views = spec.slots * len(spec.views) * _prepared_bytes(spec.scored_preprocessings)
+    views = spec.slots * len(spec.views) * _sum_prepared_bytes(spec.scored_preprocessings)
     return PROCESS_BYTES + sum(weights) + max(weights, default=0) + views + children
 
 
-def counted_once(
+def count_shared_once(
     sizes: Mapping[str, float], spec: ScoringSpec, also: Callable[[DetectorCard], tuple[Any, ...]]
 ) -> dict[str, float]:
-    """Sizes by detector, of those that share a backbone in one precision only the first with it:
-    the others count what they have more than the smallest of them. `also`: what must be equal
-    besides.
+    """Count a shared backbone once.
+
+    Of the detectors that share a backbone in one precision, only the first counts in full. The
+    others count only what exceeds the smallest of them.
+
+    Args:
+        sizes: The size of each detector.
+        spec: The spec.
+        also: Returns what else must be equal for a detector to share its backbone.
     """
     counted, smallest = dict(sizes), dict[tuple[Any, ...], float]()
     keys = {
@@ -549,44 +636,58 @@ def counted_once(
     }
     for name in sizes.keys() & keys.keys():
         smallest[keys[name]] = min(sizes[name], smallest.get(keys[name], sizes[name]))
-    met = set[tuple[Any, ...]]()
+    seen_keys = set[tuple[Any, ...]]()
     for name in sizes:
-        if (key := keys.get(name)) in met:
+        if (key := keys.get(name)) in seen_keys:
             counted[name] -= smallest[keys[name]]
         elif key is not None:
-            met.add(key)
+            seen_keys.add(key)
     return counted
 
 
-def _tensor_bytes(spec: ScoringSpec) -> int:
+def _estimate_tensor_bytes(spec: ScoringSpec) -> int:
     stage = spec.stages[0]
     native = sum(preprocessing.shape is None for preprocessing in stage.preprocessings)
     files = native * ENCODED_BYTES or KEPT_ENCODED_BYTES * spec.is_cascade
-    described = stage.preprocessings[len(stage.scored) :]
-    return files + spec.passes * _prepared_bytes(stage.scored) + _prepared_bytes(described)
-
-
-def _prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:
-    """The tensors of one image in one view."""
-    return sum(3 * one.shape[0] * one.shape[1] for one in preprocessings if one.shape is not None)
-
-
-def _pool_gmac(spec: ScoringSpec, second_stage: float, described: float) -> tuple[float, ...]:
-    shares = dict.fromkeys(spec.late, second_stage)
-    sizes = {name: shares.get(name, 1.0) * card.gmac for name, card in spec.cards.items()}
-    sizes = counted_once(
-        sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in shares)
+    describer_inputs = stage.preprocessings[len(stage.scored) :]
+    return (
+        files
+        + spec.passes * _sum_prepared_bytes(stage.scored)
+        + _sum_prepared_bytes(describer_inputs)
     )
-    words = described * (spec.describer.gmac or 0.0) if spec.describer else 0.0
+
+
+def _sum_prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:
+    """Return the size of the tensors of one image in one view, in bytes."""
+    return sum(
+        3 * preprocessing.shape[0] * preprocessing.shape[1]
+        for preprocessing in preprocessings
+        if preprocessing.shape is not None
+    )
+
+
+def _estimate_pool_gmac(
+    spec: ScoringSpec, second_stage: float, described_fraction: float
+) -> tuple[float, ...]:
+    fractions = dict.fromkeys(spec.late, second_stage)
+    sizes = {name: fractions.get(name, 1.0) * card.gmac for name, card in spec.cards.items()}
+    sizes = count_shared_once(
+        sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in fractions)
+    )
+    describer_gmac = described_fraction * (spec.describer.gmac or 0.0) if spec.describer else 0.0
     *others, last = (spec.passes * sum(sizes[name] for name in pool) for pool in spec.pools)
-    return (*others, last, words) if spec.describes_apart else (*others, last + words)
+    return (
+        (*others, last, describer_gmac)
+        if spec.describes_apart
+        else (*others, last + describer_gmac)
+    )
 
 
-def _worst_gmac(spec: ScoringSpec) -> float:
+def _estimate_worst_gmac(spec: ScoringSpec) -> float:
     sized = [(card.gmac, card) for card in spec.cards.values()]
-    once = sum(
+    per_pass = sum(
         gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0)
         for gmac, card in sized
     )
-    words = (spec.describer.gmac or 0.0) if spec.describer else 0.0
-    return spec.passes * once + words
+    describer_gmac = (spec.describer.gmac or 0.0) if spec.describer else 0.0
+    return spec.passes * per_pass + describer_gmac

@@ -1,5 +1,6 @@
-"""The decoder and the scorer of a process (`open_scorer`): the same for the command line, the
-workers of a run, the plan, Python, and the endpoint.
+"""Open the decoder and the scorer of a process (`open_scorer`).
+
+The command line, the workers of a run, the plan, Python, and the endpoint all use them.
 """
 
 from collections.abc import Sequence
@@ -38,12 +39,13 @@ def open_decoder(
     """Open the decoder of a process that loads no detectors.
 
     Args:
-        spec: The whole spec. Images are prepared for its first stage; files of a cascade go along.
+        spec: The whole spec. Images are prepared for its first stage. Batches of a cascade carry
+            their files.
         clock: Counts the seconds of decoding.
-        careful: Decodes one image. Without it, images are decoded in this process, without a wall
-            limit and without waiting for memory of the node.
-        hand_over: Whether another process scores the batches, so that images that keep their size
-            travel encoded.
+        careful: Decodes one image. If it is None, images are decoded in this process, without a
+            wall limit and without waiting for memory of the node.
+        hand_over: Whether another process scores the batches. Images that keep their size are then
+            passed on encoded.
     """
     return BatchDecoder(
         spec.for_stage(spec.stages[0]),
@@ -72,14 +74,14 @@ def open_scorer(
         spec: The whole spec.
         device: Where networks run, as PyTorch names it. Precision stays that of the spec.
         clock: Counts the seconds of all stages.
-        pool: The detectors that this process holds. Without it, the process holds all of them and
-            the spec's describer.
+        pool: The detectors that this process holds. If it is None, the process holds all detectors
+            and the describer of the spec.
         careful: See `open_decoder`.
         hand_over: See `open_decoder`.
         kept_bytes: Files of a cascade that are kept until undecided images are scored again. None
             is the default limit.
-        loaded: Detectors that are in memory already.
-        describing: A describer that is in memory already.
+        loaded: Detectors that are already in memory.
+        describing: A describer that is already in memory.
 
     Raises:
         DetectorError: Weights are missing.
@@ -87,13 +89,13 @@ def open_scorer(
     from ray_app.inference.cascade import KEPT_BYTES, CascadeScorer
     from ray_app.inference.scorer import Describing, EnsembleScorer
 
-    here = spec if device == spec.device else replace(spec, device=device)
-    if describing is None and pool is None and here.describer is not None:
-        describing = Describing(here, clock)
-    decoder = open_decoder(here, clock, careful=careful, hand_over=hand_over)
+    device_spec = spec if device == spec.device else replace(spec, device=device)
+    if describing is None and pool is None and device_spec.describer is not None:
+        describing = Describing(device_spec, clock)
+    decoder = open_decoder(device_spec, clock, careful=careful, hand_over=hand_over)
     scorer = CascadeScorer(
-        here,
-        EnsembleScorer(here, clock, pool, loaded=loaded),
+        device_spec,
+        EnsembleScorer(device_spec, clock, pool, loaded=loaded),
         decoder,
         clock,
         kept_bytes=KEPT_BYTES if kept_bytes is None else kept_bytes,

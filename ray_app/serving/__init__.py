@@ -1,4 +1,4 @@
-"""The ensemble behind HTTP: a Ray Serve application, its API `v1` and its page."""
+"""Serve ensembles over HTTP: the API `v1`, its web page, and a Ray Serve application."""
 
 from ray_app.serving.config import ServeConfig
 

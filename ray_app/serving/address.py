@@ -1,6 +1,4 @@
-"""Where an endpoint listens: who may be let in there, whether it is free, and when somebody
-answers.
-"""
+"""Check the address that an endpoint listens on, and wait until the endpoint answers."""
 
 import errno
 import os
@@ -13,11 +11,15 @@ from ray_app.errors import ClusterError, ConfigError
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth
 
-START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
+START_TIMEOUT_S = 600.0  # The start may include a download of weights.
 
 
-def refuse_open_host(config: ServeConfig, host: str) -> None:
-    """Without tokens only this machine may ask. Raises ConfigError."""
+def require_tokens_or_loopback(config: ServeConfig, host: str) -> None:
+    """Check that clients of other machines need a token, unless `access.anonymous` is set.
+
+    Raises:
+        ConfigError: The host is reachable from other machines, and no token is set.
+    """
     if (
         auth.BearerTokens(config.access).configured
         or config.access.anonymous
@@ -26,20 +28,24 @@ def refuse_open_host(config: ServeConfig, host: str) -> None:
     ):
         return
     raise ConfigError(
-        f"--host {host} would let everybody in: no tokens are set",
-        hint=f"set ${config.access.tokens_variable} or access.tokens_file; or access.anonymous=true where a proxy in front checks who asks",
+        f"--host {host} would accept requests from any machine: no tokens are set",
+        hint=f"set ${config.access.tokens_variable} or access.tokens_file, or access.anonymous=true if a proxy in front authenticates clients",
     )
 
 
-def url_of(host: str, port: int) -> str:
-    """The address at which this machine reaches itself."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+def make_url(host: str, port: int) -> str:
+    """Return the URL of a host and port as this machine reaches it."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - It is compared, not bound.
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket of this place, to be closed. Raises ConfigError where it is taken, or not allowed."""
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to a host and port. The caller closes it.
+
+    Raises:
+        ConfigError: The address is in use or not allowed.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -48,31 +54,35 @@ def listening(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
-                f"{host}:{port}: another program listens on this port already",
-                hint="choose another one: --port",
+                f"{host}:{port}: another program already listens on this port",
+                hint="choose another port with --port",
             ) from None
-        why = (
+        reason = (
             os.strerror(error.errno).lower()
             if error.errno is not None and error.errno > 0
             else str(error)
         )
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {why}", hint="choose another --host or --port"
+            f"cannot listen on {host}:{port}: {reason}", hint="choose another --host or --port"
         ) from None
     return listener
 
 
 def await_ready(url: str) -> None:
-    """Return once /readyz says that images are scored. Raises ClusterError after START_TIMEOUT_S."""
+    """Wait until /readyz reports that images are scored.
+
+    Raises:
+        ClusterError: The endpoint is not ready after START_TIMEOUT_S.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
     with httpx.Client(timeout=15.0, trust_env=False) as client:
         while time.monotonic() < deadline:
             try:
-                answer = client.get(f"{url}/readyz")
+                response = client.get(f"{url}/readyz")
             except httpx.TransportError:
                 time.sleep(0.1)
                 continue
-            if answer.status_code == httpx.codes.OK:
+            if response.status_code == httpx.codes.OK:
                 return
             time.sleep(0.1)
     raise ClusterError(f"{url} is not ready after {START_TIMEOUT_S:.0f} s")

@@ -1,5 +1,6 @@
-"""Scores and verdicts → the API's answers: `scored_answer` for an image with a verdict,
-`refused_answer` for an image without one.
+"""Build the answers of the API from scores and verdicts.
+
+`make_scored_answer` is for an image with a verdict, `make_refused_answer` for an image without a verdict.
 """
 
 import base64
@@ -18,8 +19,8 @@ from ray_app.identification.identifier import Identified
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
 from ray_app.inference import BlockResult, DetectorOutputs, ScoringSpec, batch, remarks_on
-from ray_app.inference.decision import MASKS, REPLIES, facts_of, finite
-from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
+from ray_app.inference.decision import MASKS, REPLIES, collect_bounded_facts, finite
+from ray_app.inference.spec import departures, guarantee_departures, list_decoders, other_decoders
 from ray_app.runs.artifacts import mask_area, mask_png
 from ray_app.serving.ensembles import EnsemblePlan, ServedEnsemble, ServedEnsembles
 from ray_app.serving.http import schemas
@@ -28,7 +29,7 @@ from ray_app.serving.refusal import Refusal
 NOT_REQUESTED = "not used: the image needed no second look"
 
 
-def scored_answer(
+def make_scored_answer(
     plan: EnsemblePlan,
     ensemble: ServedEnsemble,
     block: BlockResult,
@@ -47,15 +48,15 @@ def scored_answer(
 
     Args:
         plan: The ensembles of the endpoint.
-        ensemble: The one that decided.
+        ensemble: The ensemble that decided.
         block: The decisions of the ensemble.
         finding: The finding about this image, and its grounds.
-        outputs: Outputs of the ensemble's detectors and of the optional ones.
-        row: The image.
-        name: The name of the file as a client sent it.
+        outputs: Outputs of the ensemble's detectors and of the optional detectors.
+        row: The row of the image in the block.
+        name: The name of the file as the client sent it.
         size_bytes: Size of the file.
         provenance: What the file states about its origin.
-        masks: Whether masks are in the answer.
+        masks: Whether the answer has masks.
         timings: The seconds of each stage.
         request_id: The id of the request.
     """
@@ -64,7 +65,7 @@ def scored_answer(
     assert facts is not None, "an image with a verdict was decoded"
     text, grounds = finding
     detectors = {
-        key: _detector_answer(plan, spec, key, outputs, row, facts, masks)
+        key: _make_detector_answer(plan, spec, key, outputs, row, facts, masks)
         for key in plan.spec.cards
         if key in spec.cards or key in outputs.scores
     }
@@ -85,21 +86,29 @@ def scored_answer(
         score=finite(decisions.score[row]),
         scores={key: answer.score for key, answer in detectors.items()},
         detectors=detectors,
-        profile=_profile(spec, block, row),
+        profile=_make_profile(spec, block, row),
         sha256=facts.sha256,
-        image=facts_answer(facts, size_bytes, provenance),
-        ensemble=ensemble_name(ensemble),
+        image=make_facts(facts, size_bytes, provenance),
+        ensemble=make_ensemble_name(ensemble),
         timings=timings,
         request_id=request_id,
     )
 
 
-def refused_answer(
-    refused: InputError, name: str | None, data: bytes, ensemble: ServedEnsemble, request_id: str
+def make_refused_answer(
+    error: InputError, name: str | None, data: bytes, ensemble: ServedEnsemble, request_id: str
 ) -> schemas.ImageAnswer:
-    """Return the answer for one of several images that has no verdict."""
-    refusal = Refusal.of(refused)
-    facts = refused.facts if isinstance(refused, ImageRefused) else inspect_bytes(data)
+    """Return the answer for a refused image that is one of several in a request.
+
+    Args:
+        error: The error that refused the image.
+        name: The name of the file as the client sent it.
+        data: The file.
+        ensemble: The ensemble that would have decided.
+        request_id: The id of the request.
+    """
+    refusal = Refusal.from_error(error)
+    facts = error.facts if isinstance(error, ImageRefused) else inspect_bytes(data)
     return schemas.ImageAnswer(
         name=name,
         status=refusal.code,
@@ -112,20 +121,26 @@ def refused_answer(
         scores={},
         detectors={},
         sha256=facts.sha256,
-        image=facts_answer(facts, len(data)),
-        ensemble=ensemble_name(ensemble),
+        image=make_facts(facts, len(data)),
+        ensemble=make_ensemble_name(ensemble),
         timings=schemas.Timings(decode=0.0, wait=0.0, score=0.0, total=0.0),
         request_id=request_id,
     )
 
 
-def facts_answer(
+def make_facts(
     facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None
 ) -> schemas.ImageFacts:
-    """Return the facts of a file. A fact that is not known is None."""
-    read = ("format", "width", "height", "mode", "frames", "orientation", "icc", "decoder")
+    """Return the facts of a file. An unknown fact is None.
+
+    Args:
+        facts: Properties of the file.
+        size_bytes: Size of the file.
+        provenance: What the file states about its origin. None if it was not read.
+    """
+    names = ("format", "width", "height", "mode", "frames", "orientation", "icc", "decoder")
     return schemas.ImageFacts(
-        **{name: getattr(facts, name) for name in read},
+        **{name: getattr(facts, name) for name in names},
         flags=list(facts.flags),
         size_bytes=size_bytes,
         provenance=provenance,
@@ -133,22 +148,22 @@ def facts_answer(
     )
 
 
-def ensemble_name(ensemble: ServedEnsemble) -> schemas.EnsembleName:
+def make_ensemble_name(ensemble: ServedEnsemble) -> schemas.EnsembleName:
     """Return the name, the fingerprint, and the operating point of an ensemble."""
     return schemas.EnsembleName(
         name=ensemble.name, fingerprint=ensemble.fingerprint, fpr=ensemble.fpr
     )
 
 
-def ensemble_infos(served: ServedEnsembles) -> list[schemas.EnsembleInfo]:
-    """Return what clients can know of each ensemble, the default first."""
+def list_ensemble_infos(served: ServedEnsembles) -> list[schemas.EnsembleInfo]:
+    """Return the public description of each ensemble, the default first."""
     return [
-        _ensemble_info(points[0], points[1:], is_default=place == 0)
-        for place, points in enumerate(served.points.values())
+        _make_ensemble_info(points[0], points[1:], is_default=index == 0)
+        for index, points in enumerate(served.points.values())
     ]
 
 
-def _ensemble_info(
+def _make_ensemble_info(
     ensemble: ServedEnsemble, points: Sequence[ServedEnsemble], *, is_default: bool
 ) -> schemas.EnsembleInfo:
     spec, card = ensemble.spec, ensemble.spec.ensemble
@@ -161,22 +176,22 @@ def _ensemble_info(
         detectors=list(spec.cards),
         calibrated=is_calibrated(card, spec.calibrations),
         fpr=ensemble.fpr,
-        **_threshold_facts(ensemble),
+        **_collect_thresholds(ensemble),
         demonstration=any(detector.demonstration for detector in spec.cards.values()),
         blind_to=list(blind_to(spec.cards.values())),
-        guarantee=_guarantee(spec),
-        operating_points=[_operating_point(point) for point in points],
+        guarantee=_make_guarantee(spec),
+        operating_points=[_make_operating_point(point) for point in points],
     )
 
 
-def _operating_point(point: ServedEnsemble) -> schemas.OperatingPointInfo:
+def _make_operating_point(point: ServedEnsemble) -> schemas.OperatingPointInfo:
     assert point.fpr is not None, "a point that a request may choose"
     return schemas.OperatingPointInfo(
-        fpr=point.fpr, fingerprint=point.fingerprint, **_threshold_facts(point)
+        fpr=point.fpr, fingerprint=point.fingerprint, **_collect_thresholds(point)
     )
 
 
-def _threshold_facts(ensemble: ServedEnsemble) -> dict[str, Any]:
+def _collect_thresholds(ensemble: ServedEnsemble) -> dict[str, Any]:
     thresholds = ensemble.spec.ensemble.thresholds
     return {
         "fake_above": thresholds.fake_above,
@@ -189,23 +204,23 @@ def _threshold_facts(ensemble: ServedEnsemble) -> dict[str, Any]:
     }
 
 
-def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
-    card, promise = spec.ensemble, spec.ensemble.guarantee
-    if promise is None:
+def _make_guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
+    card, guarantee = spec.ensemble, spec.ensemble.guarantee
+    if guarantee is None:
         return None
     scored = departures(card.settings, spec.precision, spec.resize)
-    unknown = other_decoders(card.settings, decoders_here(card))
-    why = "; ".join(guarantee_departures(scored, unknown))
+    unknown = other_decoders(card.settings, list_decoders(card))
+    reasons = "; ".join(guarantee_departures(scored, unknown))
     return schemas.GuaranteeInfo(
-        **promise.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
+        **guarantee.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
         population=card.population.what if card.population else None,
-        holds=not why,
-        why=why or None,
+        holds=not reasons,
+        why=reasons or None,
     )
 
 
-def detector_infos(plan: EnsemblePlan) -> list[schemas.DetectorInfo]:
-    """Return the detectors of all ensembles, then the optional ones."""
+def list_detector_infos(plan: EnsemblePlan) -> list[schemas.DetectorInfo]:
+    """Return the descriptions of the detectors of all ensembles, then of the optional detectors."""
     return [
         schemas.DetectorInfo(
             name=name,
@@ -221,42 +236,42 @@ def detector_infos(plan: EnsemblePlan) -> list[schemas.DetectorInfo]:
     ]
 
 
-def _profile(spec: ScoringSpec, block: BlockResult, row: int) -> schemas.Profile | None:
+def _make_profile(spec: ScoringSpec, block: BlockResult, row: int) -> schemas.Profile | None:
     if spec.identifier is None and spec.describer is None:
         return None
     captions = block.outputs.captions
     return schemas.Profile(
-        generator=None if block.identified is None else _generator(block.identified, row),
-        prompt=_prompt(captions[row]) if captions else None,
+        generator=None if block.identified is None else _make_generator(block.identified, row),
+        prompt=_make_prompt(captions[row]) if captions else None,
     )
 
 
-def _generator(identified: Identified, row: int) -> schemas.ProfileGenerator | None:
-    """Return the generator of an image, without a name if the image is like no known generator."""
-    named = identified.name_image(row)
-    if named is None:
+def _make_generator(identified: Identified, row: int) -> schemas.ProfileGenerator | None:
+    """Return the nearest generator, without a name if the image is like no known generator."""
+    nearest = identified.name_image(row)
+    if nearest is None:
         return None
-    name, family = named.predicted_generator, named.generator_family
+    name, family = nearest.predicted_generator, nearest.generator_family
     return schemas.ProfileGenerator(
         name=name,
         title=title_of(name) if name else None,
         family=family,
         family_title=family_title(family) if family else None,
-        probability=named.generator_probability,
-        confidence=named.generator_confidence,
+        probability=nearest.generator_probability,
+        confidence=nearest.generator_confidence,
         known=name is not None,
-        ranking=list(named.generator_ranking),
-        nearest=title_of(named.generator_ranking[0]),
+        ranking=list(nearest.generator_ranking),
+        nearest=title_of(nearest.generator_ranking[0]),
     )
 
 
-def _prompt(caption: Caption | None) -> schemas.ProfilePrompt | None:
+def _make_prompt(caption: Caption | None) -> schemas.ProfilePrompt | None:
     if caption is None or not caption.text:
         return None
     return schemas.ProfilePrompt(text=caption.text, likelihood=caption.likelihood)
 
 
-def _detector_answer(
+def _make_detector_answer(
     plan: EnsemblePlan,
     spec: ScoringSpec,
     name: str,
@@ -265,8 +280,19 @@ def _detector_answer(
     facts: ImageFileFacts,
     masks: bool,
 ) -> schemas.DetectorAnswer:
-    """Return the answer of one detector, calibrated as the ensemble has it. An optional detector is
-    calibrated as its own card has it.
+    """Return the answer of one detector.
+
+    A detector of the ensemble has the calibration of the ensemble, an optional detector that of its
+    own card.
+
+    Args:
+        plan: The ensembles of the endpoint.
+        spec: The spec of the ensemble that decided.
+        name: The detector.
+        outputs: The outputs of all detectors.
+        row: The row of the image in the outputs.
+        facts: Properties of the file.
+        masks: Whether the answer has a mask.
     """
     calibrations = spec.calibrations if name in spec.cards else plan.spec.calibrations
     calibration = calibrations[name]
@@ -279,33 +305,33 @@ def _detector_answer(
         )
     column = outputs.scores[name][row : row + 1].astype(np.float64)
     score = finite(column[0])
-    bounded = facts_of(plan.spec, [facts])
-    outside = (
+    bounded = collect_bounded_facts(plan.spec, [facts])
+    range_violation = (
         plan.spec.doubt(name, facts.width, facts.height, bounded)
         if facts.width and facts.height
         else None
     )
-    reply = _at(outputs, REPLIES, name, row)
+    reply = _get_output(outputs, REPLIES, name, row)
     remark = remarks_on({name: [reply]})[name][0]
-    why = doubt(score is not None, outside, remark)
-    mask = _at(outputs, MASKS, name, row) if masks else None
+    abstain_reason = doubt(score is not None, range_violation, remark)
+    mask = _get_output(outputs, MASKS, name, row) if masks else None
     return schemas.DetectorAnswer(
         score=score,
         probability=finite(sigmoid(calibrate(column, calibration))[0]),
         calibrated=calibration is not None,
-        abstained=why and why.detail,
+        abstained=abstain_reason and abstain_reason.detail,
         beside=name not in spec.cards,
         reply=reply,
-        mask=None if mask is None else _mask(mask),
+        mask=None if mask is None else _make_mask(mask),
     )
 
 
-def _at(outputs: DetectorOutputs, kind: str, name: str, row: int) -> Any:
+def _get_output(outputs: DetectorOutputs, kind: str, name: str, row: int) -> Any:
     column = outputs.of(kind).get(name)
     return None if column is None else column[row]
 
 
-def _mask(mask: batch.Pixels) -> schemas.Mask:
+def _make_mask(mask: batch.Pixels) -> schemas.Mask:
     height, width = mask.shape
     png = base64.b64encode(mask_png(mask)).decode()
     return schemas.Mask(

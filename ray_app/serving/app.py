@@ -1,8 +1,8 @@
-"""The endpoint as a Ray Serve application: `build`, which `serve deploy` calls, binds replicas with
-the HTTP side and a worker process with all detectors each.
+"""Build the endpoint as a Ray Serve application (`build`), which `serve deploy` calls.
 
-Autoscaling and rolling updates are Serve's. Each replica counts for itself (`RayMeter`), and
-Prometheus collects the numbers from the metric agent of its node.
+Each replica has the HTTP side and a worker process with all detectors. Ray Serve does autoscaling
+and rolling updates. Each replica counts for itself (`RayMeter`), and Prometheus collects the
+numbers from the metric agent of its node.
 """
 
 import logging
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 NAME = "touchstone"
-# A replica that ends has time for the longest request that it accepted.
+# A replica that shuts down has time for the longest request that it accepted.
 SHUTDOWN_MARGIN_S = 10.0
 
 
@@ -40,15 +40,16 @@ def build(config: ServeConfig) -> Application:
         ConfigError: The config or the cards contradict each other.
         DetectorError: A licence is not accepted.
     """
-    spec, most = plan_ensembles(config).spec, config.limits.max_requests
+    spec, max_requests = plan_ensembles(config).spec, config.limits.max_requests
     deployment: serve.Deployment = serve.deployment(serve.ingress()(Replica)).options(  # type: ignore[attr-defined]
         name="replica",
-        # A replica refuses a request before Serve's proxy does, so it admits more requests than it
-        # scores: some still send their bodies, and twice `most` may be refused and still send
-        # (`http.app.install`). The rest is for health checks and pages.
-        max_ongoing_requests=6 * most + 100,
-        max_queued_requests=most,
-        # New replicas are up before old ones stop: an update fails no request.
+        # A replica must refuse requests before Serve's proxy does, so it admits more requests than
+        # it scores. Some are still sending their bodies, and up to `2 * max_requests` refused
+        # clients may still be sending (`http.app.install`). The rest is for health checks and
+        # pages.
+        max_ongoing_requests=6 * max_requests + 100,
+        max_queued_requests=max_requests,
+        # New replicas start before old ones stop, so that an update fails no request.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=config.limits.deadline_s + SHUTDOWN_MARGIN_S,
         ray_actor_options=_actor_options(config.replica),
@@ -61,7 +62,7 @@ def _actor_options(resources: Resources) -> dict[str, Any]:
     options: dict[str, Any] = {
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
-        # One precision for all replicas, also where their nodes have other processors: equal
+        # All replicas use one precision, also on nodes with other processors, since equal
         # fingerprints mean equal scores.
         "runtime_env": {
             "env_vars": {
@@ -80,11 +81,11 @@ def _actor_options(resources: Resources) -> dict[str, Any]:
 
 
 def _scaling(resources: Resources, target_requests: float) -> dict[str, Any]:
-    """Return the number of replicas, or how it follows the load.
+    """Return the options for the number of replicas, or for autoscaling.
 
     Args:
         resources: The replicas of the config.
-        target_requests: Running requests of a replica before another one is started.
+        target_requests: Running requests of a replica before a new replica is started.
     """
     if resources.max_replicas is None:
         return {"num_replicas": resources.replicas}
@@ -118,7 +119,7 @@ class Replica:
         return create_app(self._config, self._pool, self._meter, echo_request_id=False)
 
     async def check_health(self) -> None:
-        """Raise ClusterError if the worker is down for long. Serve then replaces the replica."""
+        """Raise ClusterError if the worker has been down too long. Serve replaces the replica."""
         if not self._pool.is_healthy:
             raise ClusterError("the worker process of this replica does not start")
 
@@ -127,7 +128,7 @@ class _ServeLogHandler(logging.Handler):
     """Pass records to Ray Serve's logger, whose level, file, and format may change later."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand one record on if Serve's level allows it."""
+        """Pass on one record if Serve's level allows it."""
         serve_log = logging.getLogger("ray.serve")
         if serve_log.isEnabledFor(record.levelno):
             serve_log.handle(record)
@@ -144,8 +145,9 @@ def _log_to_serve() -> None:
 
 
 class RayMeter(Meter):
-    """Count also with Ray's metric library, in a process that Ray runs. Numbers reach the node's
-    metric agent within about 10 s.
+    """Count with Ray's metric library, too, in a process that Ray runs.
+
+    Numbers reach the metric agent of the node within about 10 s.
     """
 
     def __init__(self) -> None:
@@ -173,6 +175,6 @@ class RayMeter(Meter):
         self._ray_histograms[name].observe(value, dict(labels))
 
     def in_flight(self, n: int) -> None:
-        """Set what this process reports until it is set again."""
+        """Set the number of images in flight of this process, until it is set again."""
         super().in_flight(n)
         self._ray_in_flight.set(n)

@@ -1,4 +1,4 @@
-"""An endpoint as a Python object: files in, verdicts out, in order. Needs neither torch nor Ray.
+"""Score images with an endpoint from Python (`EndpointClient`), without torch and Ray.
 
 with EndpointClient("http://localhost:8000") as endpoint:
     for answer in endpoint.score(Path("photos").glob("*.jpg")):
@@ -27,47 +27,58 @@ from ray_app.storage import RetryPolicy, errors, strip_secrets
 Source = str | Path | tuple[str, bytes | InputError]
 Result = dict[str, Any]
 Query = dict[str, str | Sequence[str]]
-# of a multipart body besides the file: boundary, headers and the longest name that is sent
+# Bytes of a part of a multipart body in addition to the file: boundary, headers, and name.
 PART_BYTES = 1024
-NAME_CHARACTERS = 120
-# what a request of several files may get, and each of them alone may not
-BETTER_APART = frozenset({400, 408, 413, 415, 422, 500, 504})
-PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=8.0, deadline_s=300.0)
+NAME_CHARACTERS = 120  # The name of a file is cut to this length.
+# A request of several files may get these statuses although each file alone would not.
+SPLIT_STATUSES = frozenset({400, 408, 413, 415, 422, 500, 504})
+RETRIES = RetryPolicy(attempts=6, base_s=0.25, cap_s=8.0, deadline_s=300.0)
 BUSY = frozenset({429, 503})
 BROKEN = frozenset({500, 502, 504})
 NOT_ALLOWED = {
-    401: "give --token-file FILE or set TOUCHSTONE_TOKEN; in Python, EndpointClient(url, token=…)",
-    403: "this token, or this machine, is not allowed to use that endpoint",
+    401: "pass --token-file FILE or set TOUCHSTONE_TOKEN; in Python, pass EndpointClient(url, token=…)",
+    403: "use a token and a machine that the endpoint accepts",
 }
-NOT_AN_ENDPOINT = "give the URL of the endpoint without /v1, for example http://localhost:8000"
+NOT_AN_ENDPOINT = "pass the URL of the endpoint without /v1, for example http://localhost:8000"
 
 
 @dataclass(frozen=True)
 class _File:
-    """One file: as the caller named it, and either its bytes or the result that it has already."""
+    """One file, with either its bytes or a result that is already known.
 
-    given: str
+    Attributes:
+        caller_name: The name or path as the caller passed it.
+        data: The bytes.
+        result: The result, if the file is not sent.
+    """
+
+    caller_name: str
     data: bytes = b""
     result: Result | None = None
 
     @property
     def sent_name(self) -> str:
         return (
-            os.path.basename(self.given).encode("utf-8", "replace").decode()[-NAME_CHARACTERS:]
+            os.path.basename(self.caller_name)
+            .encode("utf-8", "replace")
+            .decode()[-NAME_CHARACTERS:]
             or "image"
         )
 
 
 class EndpointClient:
-    """Asks one endpoint, with as few requests as its limits allow. `timeout_s`: without a sign of
-    life in one attempt.
+    """Score images with one endpoint, in as few requests as its limits allow.
 
-    A busy endpoint (429, 503) is tried again when it says; a broken one (500, 502, 504, no
-    connection) after a growing, random pause. `patience.deadline_s` bounds one request with all its
-    attempts.
+    A request to a busy endpoint (429, 503) is retried after the time that the endpoint requests. A
+    request to a broken endpoint (500, 502, 504, no connection) is retried after a growing, random
+    pause. If the endpoint does no work at all, methods raise ConfigError (no such endpoint, token,
+    or ensemble) or ClusterError (unreachable).
 
-    Refusals of the endpoint to work at all are errors: ConfigError (no such endpoint, token or
-    ensemble), ClusterError (out of reach).
+    Args:
+        url: The URL of the endpoint, without /v1.
+        token: A bearer token. None sends no token.
+        timeout_s: Seconds without any data after which an attempt fails.
+        patience: How requests are retried. Its `deadline_s` limits a request with all its attempts.
     """
 
     def __init__(
@@ -76,14 +87,14 @@ class EndpointClient:
         token: str | None = None,
         timeout_s: float = 60.0,
         *,
-        patience: RetryPolicy = PATIENCE,
+        patience: RetryPolicy = RETRIES,
     ) -> None:
-        headers = {"Authorization": f"Bearer {_checked(token)}"} if token else {}
+        headers = {"Authorization": f"Bearer {_validate_token(token)}"} if token else {}
         self._http = httpx.Client(
-            base_url=_base(url), headers=headers, timeout=timeout_s, follow_redirects=False
+            base_url=_validate_url(url), headers=headers, timeout=timeout_s, follow_redirects=False
         )
-        self._url, self._patience = strip_secrets(str(self._http.base_url)).rstrip("/"), patience
-        self._described: Ensembles | None = None
+        self._url, self._retries = strip_secrets(str(self._http.base_url)).rstrip("/"), patience
+        self._description: Ensembles | None = None
 
     def __enter__(self) -> "EndpointClient":
         return self
@@ -96,15 +107,15 @@ class EndpointClient:
         self._http.close()
 
     def describe(self) -> Ensembles:
-        """What can be requested there, and within which limits; fetched once."""
-        if self._described is None:
-            response = self._ask("GET", "v1/ensembles")
+        """Return the ensembles and limits of the endpoint, which are fetched once."""
+        if self._description is None:
+            response = self._send_request("GET", "v1/ensembles")
             try:
-                self._described = Ensembles.model_validate_json(response.content)
+                self._description = Ensembles.model_validate_json(response.content)
             except ValueError:
-                text = f"{self._url}: what answers there is not a Touchstone endpoint ({response.status_code})"
+                text = f"{self._url}: the server there is not a Touchstone endpoint (status {response.status_code})"
                 raise ConfigError(text, hint=NOT_AN_ENDPOINT) from None
-        return self._described
+        return self._description
 
     def score(
         self,
@@ -114,33 +125,33 @@ class EndpointClient:
         detectors: Sequence[str] = (),
         fpr: float | None = None,
     ) -> Iterator[Result]:
-        """Yield one result per image, in the order of the images. Keys as in `POST /v1/score`;
-        `name` is as you gave it.
+        """Yield one result per image, in order.
 
-        Files are read as they are sent. A file that is refused, by the endpoint or because it
-        cannot be read here, is a result: `status` and `error` show why.
+        A result has the keys of an answer of `POST /v1/score`. Its `name` is the one that you
+        passed. Files are read when they are sent. A file that the endpoint refuses, or that cannot
+        be read here, has a result with the reason in `status` and `error`.
 
         Args:
             images: Local paths, (name, bytes), or (name, InputError) of a file that cannot be read.
-            ensemble: One that is served there. Defaults to the first.
-            masks: Whether to ask for masks.
-            detectors: Optional detectors to ask in addition.
+            ensemble: The name of an ensemble of the endpoint. Defaults to the first ensemble.
+            masks: Whether to request masks.
+            detectors: Optional detectors that score the images, too.
             fpr: The false-positive rate of an operating point of the ensemble. Defaults to the
                 thresholds of its card.
 
         Raises:
-            ConfigError: The ensemble, a detector, or the operating point is not served there, or
-                `fpr` is not a fraction. Raised at once.
+            ConfigError: The endpoint does not serve the ensemble, a detector, or the operating
+                point, or `fpr` is not a fraction. It is raised before an image is read.
         """
         served = self.describe()
         self._refuse_unserved(
-            "ensemble", [ensemble] if ensemble else [], [one.name for one in served.ensembles]
+            "ensemble", [ensemble] if ensemble else [], [info.name for info in served.ensembles]
         )
         self._refuse_unserved("optional detector", detectors, served.optional_detectors)
         if fpr is not None:
             check_rate(fpr)
-            chosen = next(one for one in served.ensembles if ensemble in (None, one.name))
-            rates = [f"{point.fpr:g}" for point in chosen.operating_points]
+            selected = next(info for info in served.ensembles if ensemble in (None, info.name))
+            rates = [f"{point.fpr:g}" for point in selected.operating_points]
             self._refuse_unserved("operating point with fpr", [f"{fpr:g}"], rates)
         query: Query = {
             "ensemble": ensemble or "",
@@ -150,44 +161,50 @@ class EndpointClient:
         }
         return self._score(images, {key: value for key, value in query.items() if value})
 
-    def _refuse_unserved(self, what: str, requested: Iterable[str], served: Sequence[str]) -> None:
+    def _refuse_unserved(self, kind: str, requested: Iterable[str], served: Sequence[str]) -> None:
         for name in requested:
             if name not in served:
-                text = f"{self._url}: no {what} {name!r} is served there"
+                text = f"{self._url}: no {kind} {name!r} is served there"
                 raise ConfigError(text, hint=f"it serves: {', '.join(served) or 'none'}")
 
     def _score(self, images: Iterable[Source], query: Query) -> Iterator[Result]:
-        for group in self._groups(images):
+        for group in self._group_files(images):
             answers = self._request([file for file in group if file.result is None], query)
             for file in group:
                 yield file.result or next(answers)
 
-    def _groups(self, images: Iterable[Source]) -> Iterator[list[_File]]:
-        """Runs of files that one request may carry."""
+    def _group_files(self, images: Iterable[Source]) -> Iterator[list[_File]]:
+        """Yield groups of consecutive files that one request may carry."""
         limits = self.describe().limits
         group: list[_File] = []
-        size = 0
-        for file in (_read(image, limits) for image in images):
-            adds = len(file.data) + PART_BYTES
-            if group and (len(group) >= limits.max_files or size + adds > limits.max_body_bytes):
+        group_bytes = 0
+        for file in (_read_file(image, limits) for image in images):
+            added_bytes = len(file.data) + PART_BYTES
+            if group and (
+                len(group) >= limits.max_files or group_bytes + added_bytes > limits.max_body_bytes
+            ):
                 yield group
-                group, size = [], 0
+                group, group_bytes = [], 0
             group.append(file)
-            size += adds
+            group_bytes += added_bytes
         if group:
             yield group
 
     def _request(self, files: Sequence[_File], query: Query) -> Iterator[Result]:
-        """Request all at once; where that is refused, for each half, so that one file cannot spoil
-        the others' answers.
+        """Request answers for files in one request.
+
+        If that is refused, request each half, so that one file cannot cost the answers of the
+        others.
         """
         if not files:
             return
         parts = [
             ("file", (file.sent_name, file.data, "application/octet-stream")) for file in files
         ]
-        apart = BETTER_APART if len(files) > 1 else ()
-        response = self._ask("POST", "v1/score", settled=apart, params=query, files=parts)
+        split_statuses = SPLIT_STATUSES if len(files) > 1 else ()
+        response = self._send_request(
+            "POST", "v1/score", no_retry_statuses=split_statuses, params=query, files=parts
+        )
         if response.status_code == 200:
             yield from self._results(files, response)
         elif len(files) > 1:
@@ -195,44 +212,53 @@ class EndpointClient:
             yield from self._request(files[:half], query)
             yield from self._request(files[half:], query)
         else:
-            yield _without_verdict(files[0], refusal(response))
+            yield _make_unscored(files[0], parse_refusal(response))
 
     def _results(self, files: Sequence[_File], response: httpx.Response) -> Iterator[Result]:
         try:
             body = response.json()
             results: list[Result] = body.get("results", [body])
             answers = [
-                {**answer, "name": file.given} for file, answer in zip(files, results, strict=True)
+                {**answer, "name": file.caller_name}
+                for file, answer in zip(files, results, strict=True)
             ]
         except (ValueError, TypeError, AttributeError):
-            text = f"{self._url}: the answer to {len(files)} files cannot be understood"
+            text = f"{self._url}: the answer to {len(files)} files is invalid"
             raise ClusterError(
-                text, hint="check whether a proxy between here and the endpoint changes answers"
+                text, hint="check whether a proxy in front of the endpoint changes answers"
             ) from None
         yield from answers
 
-    def _ask(
-        self, method: str, path: str, *, settled: Collection[int] = (), **request: Any
+    def _send_request(
+        self, method: str, path: str, *, no_retry_statuses: Collection[int] = (), **request: Any
     ) -> httpx.Response:
-        """The response; a status in `settled` is handed on at once, 500 and 504 once the attempts
-        are used up.
+        """Send a request, retry it, and return the response.
 
-        Raises ConfigError where this endpoint does not let us ask, ClusterError where it is out of
-        reach or stays busy.
+        Args:
+            method: The HTTP method.
+            path: The path below the URL of the endpoint.
+            no_retry_statuses: Statuses that are returned without a retry. 500 and 504 are returned after all
+                attempts.
+            **request: Arguments of `httpx.Client.request`.
+
+        Raises:
+            ConfigError: The endpoint does not allow the request.
+            ClusterError: The endpoint is unreachable or stays busy.
         """
-        deadline = time.monotonic() + self._patience.deadline_s
-        pauses = self._patience.pauses(random.random)
+        deadline = time.monotonic() + self._retries.deadline_s
+        pauses = self._retries.pauses(random.random)
         while True:
-            response, trouble = self._attempt(method, path, request)
+            response, problem = self._attempt(method, path, request)
             if response is not None and (
-                response.status_code in settled or response.status_code not in BUSY | BROKEN
+                response.status_code in no_retry_statuses
+                or response.status_code not in BUSY | BROKEN
             ):
-                return self._allowed(response)
-            pause = self._pause(response, pauses)
+                return self._require_allowed(response)
+            pause = self._get_pause(response, pauses)
             if pause is None or time.monotonic() + pause > deadline:
                 if response is not None and response.status_code in (500, 504):
                     return response
-                raise self._final_error(response, trouble, pause)
+                raise self._make_final_error(response, problem, pause)
             time.sleep(pause)
 
     def _attempt(
@@ -246,99 +272,102 @@ class EndpointClient:
             ).lower() else describe_error(error)
         return response, f"answered {response.status_code}"
 
-    def _pause(self, response: httpx.Response | None, pauses: Iterator[float]) -> float | None:
-        """Seconds until the next attempt; None = there is none."""
+    def _get_pause(self, response: httpx.Response | None, pauses: Iterator[float]) -> float | None:
+        """Return the seconds until the next attempt, or None if there is none."""
         if response is None or response.status_code not in BUSY:
             return next(pauses, None)
-        wait_s = retry_after(response.headers.get("Retry-After"))
+        wait_s = parse_retry_after(response.headers.get("Retry-After"))
         if wait_s is None:
-            return random.random() * self._patience.cap_s
-        # Everybody got the same second: a random part on top, so that not all come back at once.
-        return wait_s + random.random() * min(max(wait_s, self._patience.base_s), 1.0)
+            return random.random() * self._retries.cap_s
+        # All clients get the same time. A random addition spreads their next attempts.
+        return wait_s + random.random() * min(max(wait_s, self._retries.base_s), 1.0)
 
-    def _allowed(self, response: httpx.Response) -> httpx.Response:
+    def _require_allowed(self, response: httpx.Response) -> httpx.Response:
         status = response.status_code
         if status in NOT_ALLOWED:
             raise ConfigError(
-                f"{self._url}: {_message(response) or 'not allowed'} ({status})",
+                f"{self._url}: {_get_message(response) or 'not allowed'} ({status})",
                 hint=NOT_ALLOWED[status],
             )
         if response.is_redirect:
             raise ConfigError(
-                f"{self._url}: it redirects to another address ({status})",
-                hint="use the address that it leads to; a token is never sent on",
+                f"{self._url}: the endpoint redirects to another address (status {status})",
+                hint="use that address, since a token is not sent to the target of a redirect",
             )
         if status in (404, 405):
             raise ConfigError(
-                f"{self._url}: there is no Touchstone endpoint at this address ({status})",
+                f"{self._url}: there is no Touchstone endpoint at this URL (status {status})",
                 hint=NOT_AN_ENDPOINT,
             )
         return response
 
-    def _final_error(
-        self, response: httpx.Response | None, trouble: str, pause: float | None
+    def _make_final_error(
+        self, response: httpx.Response | None, problem: str, pause: float | None
     ) -> ClusterError:
         if response is None:
-            text = f"{self._url}: the endpoint cannot be reached: {trouble}"
+            text = f"{self._url}: the endpoint cannot be reached: {problem}"
             return ClusterError(
                 text,
-                hint="is this its URL, and does it run? `touchstone serve` starts one on this machine",
+                hint="check the URL and that the endpoint runs; `touchstone serve` starts one on this machine",
             )
         if response.status_code in BUSY:
-            when = (
+            wait = (
                 f"it asks to come back in {math.ceil(pause or 0)} s" if pause else "it stays busy"
             )
-            hint = "try later, send less at once, or give the endpoint more replicas"
+            hint = "try later, send fewer files at a time, or give the endpoint more replicas"
             return ClusterError(
-                f"{self._url}: {_message(response) or 'too busy'} ({response.status_code}); {when}",
+                f"{self._url}: {_get_message(response) or 'too busy'} ({response.status_code}); {wait}",
                 hint=hint,
             )
         return ClusterError(
-            f"{self._url}: {trouble}, {self._patience.attempts} times",
+            f"{self._url}: {problem}, {self._retries.attempts} times",
             hint="check that the endpoint runs behind its proxy",
         )
 
 
-def _read(image: Source, limits: EndpointLimits) -> _File:
+def _read_file(image: Source, limits: EndpointLimits) -> _File:
     if isinstance(image, tuple):
         name, data = image
         if isinstance(data, InputError):
             return _File(
-                name, result=_without_verdict(_File(name), _error(data.status, data.detail))
+                name, result=_make_unscored(_File(name), _make_error(data.status, data.detail))
             )
-        return _too_large(name, len(data), limits) or _File(name, data)
+        return _reject_large(name, len(data), limits) or _File(name, data)
     name = str(image)
     try:
         facts = os.stat(image)
-        if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for, a device never ends
+        if not stat.S_ISREG(facts.st_mode):  # Reading a pipe blocks, and a device never ends.
             return _File(
                 name,
-                result=_without_verdict(
-                    _File(name), _error(Status.SOURCE_DENIED, "not a regular file")
+                result=_make_unscored(
+                    _File(name), _make_error(Status.SOURCE_DENIED, "not a regular file")
                 ),
             )
-        return _too_large(name, facts.st_size, limits) or _File(name, Path(image).read_bytes())
+        return _reject_large(name, facts.st_size, limits) or _File(name, Path(image).read_bytes())
     except OSError as error:
         status = errors.translate(error, name).status
         return _File(
             name,
-            result=_without_verdict(
-                _File(name), _error(status, error.strerror or "cannot be read")
+            result=_make_unscored(
+                _File(name), _make_error(status, error.strerror or "cannot be read")
             ),
         )
 
 
-def _too_large(name: str, size: int, limits: EndpointLimits) -> _File | None:
-    """Not even read: the endpoint has stated that it would refuse it."""
+def _reject_large(name: str, size: int, limits: EndpointLimits) -> _File | None:
+    """Return a result for a file over the limit that the endpoint states, else None.
+
+    Such a file is not read.
+    """
     if size <= limits.max_file_bytes:
         return None
-    error = _error(
+    error = _make_error(
         "file_too_large", "more bytes than one image may have", limits.max_file_bytes, size
     )
-    return _File(name, result=_without_verdict(_File(name), error))
+    return _File(name, result=_make_unscored(_File(name), error))
 
 
-def _error(
+def _make_error(
     code: str, message: str, limit: int | None = None, observed: int | None = None
 ) -> dict[str, Any]:
     return {
@@ -350,10 +379,10 @@ def _error(
     }
 
 
-def _without_verdict(file: _File, error: dict[str, Any]) -> Result:
-    """A result with all keys of an answer: the file has no verdict, and this is why."""
-    known = {
-        "name": file.given,
+def _make_unscored(file: _File, error: dict[str, Any]) -> Result:
+    """Return a result with all keys of an answer for a file without a verdict."""
+    fields = {
+        "name": file.caller_name,
         "status": error["code"],
         "error": error,
         "calibrated": False,
@@ -363,12 +392,12 @@ def _without_verdict(file: _File, error: dict[str, Any]) -> Result:
     digest = hashlib.sha256(file.data).hexdigest() if file.data else None
     return (
         dict.fromkeys(ImageAnswer.model_fields)
-        | known
+        | fields
         | {"sha256": digest, "request_id": error["request_id"]}
     )
 
 
-def _base(url: str) -> str:
+def _validate_url(url: str) -> str:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
@@ -378,18 +407,19 @@ def _base(url: str) -> str:
     return url
 
 
-def _checked(token: str) -> str:
+def _validate_token(token: str) -> str:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
             "the token has characters that a token cannot have",
-            hint="it is one line of letters, digits and signs, without spaces",
+            hint="use one line of letters, digits, and punctuation, without spaces",
         )
     return token
 
 
-def retry_after(header: str | None) -> float | None:
-    """Seconds of a Retry-After header, given as seconds or as a date; None where it says nothing
-    that can be understood.
+def parse_retry_after(header: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, which is a number of seconds or a date.
+
+    Return None if the header is missing or invalid.
     """
     if header is None:
         return None
@@ -403,19 +433,20 @@ def retry_after(header: str | None) -> float | None:
         return None
 
 
-def refusal(response: httpx.Response) -> dict[str, Any]:
-    """The endpoint's error shape: {code, message, limit, observed, request_id}; of a proxy that
-    answered in its place, the status.
+def parse_refusal(response: httpx.Response) -> dict[str, Any]:
+    """Return the error of a response: {code, message, limit, observed, request_id}.
+
+    If a proxy answered instead of the endpoint, the code is made from the HTTP status.
     """
     try:
         body = response.json()
     except ValueError:
         body = None
-    found = body if isinstance(body, dict) and isinstance(body.get("code"), str) else {}
-    known: dict[str, Any] = {"code": f"http_{response.status_code}", "message": response.reason_phrase, "limit": None, "observed": None,
+    error = body if isinstance(body, dict) and isinstance(body.get("code"), str) else {}
+    defaults: dict[str, Any] = {"code": f"http_{response.status_code}", "message": response.reason_phrase, "limit": None, "observed": None,
                              "request_id": response.headers.get("X-Request-Id")}  # fmt: skip
-    return known | {key: found[key] for key in known if key in found}
+    return defaults | {key: error[key] for key in defaults if key in error}
 
 
-def _message(response: httpx.Response) -> str:
-    return str(refusal(response)["message"])
+def _get_message(response: httpx.Response) -> str:
+    return str(parse_refusal(response)["message"])

@@ -1,5 +1,7 @@
-"""The settings of an endpoint: the `args` of a Ray Serve application, and of `touchstone serve`.
-Defaults run on a laptop.
+"""Define the settings of an endpoint (`ServeConfig`).
+
+They are the `args` of a Ray Serve application, and of `touchstone serve`. The defaults run on a
+laptop.
 """
 
 from collections.abc import Mapping
@@ -14,77 +16,90 @@ from ray_app.images.provenance import ProvenanceConfig
 
 
 class RequestLimits(Frozen):
-    """What one request may cost, and all requests of one HTTP process together."""
+    """Limits on one request, and on all requests of one HTTP process together."""
 
     max_body_bytes: int = Field(
         default=64 * 2**20,
         gt=0,
-        description="one request to /v1/score; cut while it streams in: 413",
+        description="maximum body of a request to /v1/score; a larger body gets 413 while it streams in",
     )
-    max_files: int = Field(default=16, ge=1, le=16, description="files in one request to /v1/score")
+    max_files: int = Field(
+        default=16, ge=1, le=16, description="maximum number of files in one request to /v1/score"
+    )
     max_requests: int = Field(
         default=64,
         ge=1,
-        description="requests in one HTTP process whose images wait or are scored; the next one gets 503",
+        description="maximum number of requests in one HTTP process whose images wait or are scored; further requests get 503",
     )
     max_bytes_in_flight: int = Field(
-        default=2**30, gt=0, description="bodies in memory of one HTTP process; beyond: 503"
+        default=2**30,
+        gt=0,
+        description="maximum size of all bodies in memory of one HTTP process; further requests get 503",
     )
     deadline_s: float = Field(
-        default=30.0, gt=0, description="from the first byte to the answer; beyond: 504"
+        default=30.0,
+        gt=0,
+        description="maximum time from the first byte to the answer; a slower request gets 504",
     )
     decode_limit_s: float = Field(
-        default=5.0, gt=0, description="decoding one image; beyond: 422 decode_timeout"
+        default=5.0,
+        gt=0,
+        description="maximum time to decode one image; a slower image gets 422 decode_timeout",
     )
     max_connections: int = Field(
         default=4096,
         ge=1,
-        description="open connections of `touchstone serve`; further clients wait until one closes",
+        description="maximum number of open connections of `touchstone serve`; further clients wait until a connection closes",
     )
     max_header_bytes: int = Field(
         default=128 * 2**10,
         ge=8192,
-        description="request line and headers, and the read buffer of a connection, at `touchstone serve` without --ray; a larger "
-        "head: 431. Up to twice as many bytes pass if they arrive at once",
+        description="maximum size of request line and headers, and of the read buffer of a connection, for `touchstone serve` without "
+        "--ray; larger headers get 431. Up to twice as many bytes pass if they arrive at the same time",
     )
     header_timeout_s: float = Field(
         default=10.0,
         gt=0,
-        description="from a connection or an answer to the end of the next headers, at `touchstone serve` without --ray; beyond: closed",
+        description="maximum time from a connection or an answer to the end of the next headers, for `touchstone serve` without --ray; "
+        "a slower connection is closed",
     )
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,
-        description="per token (or, without tokens, in all), in one HTTP process; beyond: 429; null = no limit",
+        description="maximum number of requests per minute of each token, or of all clients if there are no tokens, in one HTTP process; "
+        "further requests get 429; null = no limit",
     )
     formats: tuple[str, ...] = Field(
         default=("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC"),
-        description="formats that are accepted, judged by their bytes; TIFF is left out: its decoder prints to stderr for every bad tag",
+        description="accepted formats, detected from the bytes of a file; TIFF is left out because its decoder prints to stderr for every bad tag",
     )
 
 
 class Access(Frozen):
-    """Who may ask. Tokens stand in the environment or in a file, never here: at most their digests
-    do.
+    """The clients that may use the endpoint.
+
+    A config has no tokens, only the name of the environment variable or file that has them, or
+    their digests.
     """
 
     tokens_variable: str = Field(
         default="TOUCHSTONE_TOKENS",
-        description="environment variable with bearer tokens, one per line or comma",
+        description="environment variable with bearer tokens, separated by newlines or commas",
     )
     tokens_file: str | None = Field(
         default=None,
-        description="file with one token per line, for example a mounted secret; read anew when it changes",
+        description="file with one token per line, for example a mounted secret; it is read again when it changes",
     )
     tokens_sha256: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(
-        default=(), description="SHA-256 of further tokens, in hex: lets them in without being one"
+        default=(),
+        description="SHA-256 of further tokens, in hex; clients with these tokens are accepted",
     )
     anonymous: bool = Field(
         default=False,
-        description="answer everybody although there are no tokens; otherwise only this machine is answered",
+        description="answer all clients if there are no tokens; otherwise only clients on this machine are answered",
     )
     cors_origins: tuple[str, ...] = Field(
-        default=(), description="web origins whose pages may use the endpoint; none = CORS is off"
+        default=(), description="web origins whose pages may use the endpoint; empty = CORS is off"
     )
 
 
@@ -92,14 +107,16 @@ class Resources(Frozen):
     """The resources of a replica on Ray, and the number of replicas."""
 
     replicas: int = Field(
-        default=1, ge=1, description="replicas, or the minimum if max_replicas is set"
+        default=1, ge=1, description="number of replicas, or the minimum if max_replicas is set"
     )
     max_replicas: int | None = Field(
-        default=None, ge=1, description="scale up to this many with the load; null = no scaling"
+        default=None,
+        ge=1,
+        description="maximum number of replicas under load; null = no autoscaling",
     )
     num_cpus: float = Field(default=0.7, ge=0, description="CPUs of each replica")
     num_gpus: float = Field(
-        default=0.0, ge=0, description="GPUs of each replica; 0.5 puts two on one"
+        default=0.0, ge=0, description="GPUs of each replica; 0.5 puts two replicas on one GPU"
     )
     memory_bytes: int | None = Field(
         default=None, gt=0, description="memory that Ray reserves for each replica; null = none"
@@ -111,7 +128,7 @@ class Resources(Frozen):
 
 
 class Batching(Frozen):
-    """How images of several requests share a batch: a worker takes what waits when it is free."""
+    """How images of several requests share a batch. An idle worker takes the images that wait."""
 
     slots: int | None = Field(
         default=None,
@@ -122,74 +139,86 @@ class Batching(Frozen):
 
 
 class ServeConfig(Frozen):
-    """One endpoint: which ensembles, on what, within which limits."""
+    """The settings of one endpoint."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "jobs": "submit runs with Ray's own job API: ray job submit -- touchstone score …",
         "arena": "use touchstone runs audit RUN --draw N --out DIR, whose page takes people's labels",
         "urls": "fetch the image and send its bytes to /v1/score, or use touchstone check URL",
-        "ingress": "a replica has the HTTP side and all detectors: set `replica`",
-        "detectors": "a replica has the HTTP side and all detectors: set `replica`",
-        "groups": "a replica has all detectors; serve detectors apart as two endpoints",
-        "fused": "a replica always has all detectors",
+        "ingress": "set `replica`: a replica has the HTTP side and all detectors",
+        "detectors": "set `replica`: a replica has the HTTP side and all detectors",
+        "groups": "serve groups of detectors from separate endpoints: a replica has all detectors",
+        "fused": "remove it: a replica always has all detectors",
     }
 
     ensembles: tuple[str, ...] = Field(
         default=("default",),
         min_length=1,
-        description="names or paths; a request that names none gets the first",
+        description="names or paths of ensembles; a request that names no ensemble uses the first",
     )
     fpr: float | None = Field(
         default=None,
-        description="decide at the operating point of every ensemble for this false-positive rate, unless a request chooses another; "
+        description="use the operating point of every ensemble for this false-positive rate, unless a request chooses another; "
         "null = the thresholds of their cards",
     )
     optional_detectors: tuple[str, ...] = Field(
         default=(),
-        description="further detectors that a request may name, for example a slow one; they have no part in the verdict",
+        description="further detectors that a request may name, for example a slow detector; they have no part in the verdict",
     )
     accept_licences: tuple[str, ...] = Field(
         default=(), description="detectors, or licences, whose terms you accept"
     )
-    generation: int = Field(default=0, ge=0, description="raise it to load cards and weights again")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the networks run")
+    generation: int = Field(
+        default=0, ge=0, description="increase it to load cards and weights again"
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="device of the networks")
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="auto = as calibrated, or as the cards say"
+        default="auto", description="auto = as calibrated, or as the cards of the detectors state"
     )
     resize: Literal["auto", "exact", "fast"] = Field(
         default="auto", description="auto = as the ensembles were calibrated, or exact"
     )
     waive_guarantee: bool = Field(
         default=False,
-        description="serve calibrated ensembles under other settings than their guarantees hold for",
+        description="serve calibrated ensembles under settings that their guarantees do not cover",
     )
-    images: ImageLimits = ImageLimits()
-    provenance: ProvenanceConfig = ProvenanceConfig()
-    batching: Batching = Batching()
+    images: ImageLimits = Field(default=ImageLimits(), description="limits on the size of an image")
+    provenance: ProvenanceConfig = Field(
+        default=ProvenanceConfig(), description="how to read what a file states about its origin"
+    )
+    batching: Batching = Field(default=Batching(), description="batches of images")
     decoders: int = Field(default=1, ge=1, description="decoder processes per worker")
     replica: Resources = Field(
         default=Resources(), description="on Ray: each replica has the HTTP side and a worker"
     )
-    limits: RequestLimits = RequestLimits()
-    access: Access = Access()
-    page: bool = Field(default=True, description="whether / is the web page")
+    limits: RequestLimits = Field(default=RequestLimits(), description="limits on requests")
+    access: Access = Field(default=Access(), description="the clients that may use the endpoint")
+    page: bool = Field(default=True, description="whether / serves the web page")
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_retired_keys(cls, given: Any) -> Any:
+    def _refuse_retired_keys(cls, values: Any) -> Any:
         """Raise ConfigError also if Ray Serve builds the config, which does not call `validate`."""
         for key, replacement in cls.retired_keys.items():
-            if isinstance(given, Mapping) and key in given:
+            if isinstance(values, Mapping) and key in values:
                 raise ConfigError(f"{key}: retired", hint=replacement)
-        return given
+        return values
 
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Of a Serve config file: the args of its application, where they stand, for errors, and how it
-    logs. Raises ConfigError.
+    """Read a Serve config file.
+
+    Args:
+        name_or_path: The name of a shipped config, or a path. None for no file.
+
+    Returns:
+        The args of the application, their location for error messages, and the `logging_config`.
+
+    Raises:
+        ConfigError: The file is not a Serve config with one application.
     """
     if name_or_path is None:
         return {}, "command line", QUIET
@@ -203,12 +232,12 @@ def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, 
     ):
         raise ConfigError(
             f"{path}: expected a Serve config with one entry in `applications`",
-            hint="see configs/serve/laptop.yaml",
+            hint="compare it with configs/serve/laptop.yaml",
         )
     logs = applications[0].get("logging_config") or config.get("logging_config") or QUIET
     if not isinstance(logs, dict):
         raise ConfigError(
             f"{path}: logging_config: expected keys and values, found {type(logs).__name__}",
-            hint="for example {log_level: INFO}",
+            hint="write a mapping, for example {log_level: INFO}",
         )
     return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", logs

@@ -1,4 +1,4 @@
-"""Encoded images → answers, with the ensembles of an endpoint (`Engine`). No HTTP and no Ray.
+"""Answer encoded images with the ensembles of an endpoint (`Engine`), without HTTP and Ray.
 
 Images are decoded in child processes and scored here, by the same decoder, networks, and decisions
 as in a batch run.
@@ -41,19 +41,19 @@ from ray_app.serving.http import schemas
 from ray_app.serving.refusal import Refusal
 
 MAX_SILENT_IMAGES = 20
-# Why a detector failed is not for clients.
+# The reason for a failure of a detector is not sent to clients.
 _SENT = (SCORES, MASKS, REPLIES, EMBEDDINGS)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """One image and what a client wants to know about it.
+    """One image, and the options of the client for it.
 
     Attributes:
         data: The encoded file.
         name: The name of the file as the client sent it.
-        ensemble: Name of the ensemble. None for the first one.
+        ensemble: Name of the ensemble. None for the first ensemble.
         fpr: The false-positive rate of an operating point. None for the thresholds of the card.
         detectors: Names of optional detectors.
         masks: Whether the answer has masks.
@@ -96,7 +96,7 @@ class EncodedAnswer:
 
 @dataclass
 class PendingImage:
-    """An image of a request after decoding, or why it was refused."""
+    """An image of a request after decoding, or the error that refused it."""
 
     request: ScoreRequest
     ensemble: ServedEnsemble
@@ -115,7 +115,8 @@ class PendingImage:
 class Engine:
     """Score encoded images with the ensembles of an endpoint, in one process.
 
-    `decode` may be called by several threads at a time, `answer` by one. `close` it.
+    Several threads may call `decode` at the same time, but only one may call `answer`. Call `close`
+    when you are done.
 
     Args:
         config: The endpoint.
@@ -142,7 +143,7 @@ class Engine:
             self.close()
             raise
         gc.collect()
-        # The garbage collector need not look at the networks again.
+        # Freeze the networks, so that the garbage collector does not scan them again.
         gc.freeze()
 
     def _load(self, config: ServeConfig) -> None:
@@ -150,12 +151,12 @@ class Engine:
         spec = served.plan.spec
         with ThreadPoolExecutor(1) as starting:
             started = starting.submit(self._decoders.start, spec.preprocessings, spec.resize)
-            # torch: its import overlaps with the start of the decoders.
+            # These imports load torch while the decoders start.
             from ray_app.inference.scorer import Describing
             from ray_app.inference.worker import open_scorer
 
             clock = StageClock()
-            # A file that keeps its size is decoded when a detector reads it, in a child process.
+            # A child process decodes a file that keeps its size when a detector reads the file.
             careful = CarefulDecoder(spec.limits, None, WALL_LIMIT_S, None, children=self._decoders)
             self.served, self._spec = served, spec
             self._decoder, self._scorer = open_scorer(
@@ -173,7 +174,7 @@ class Engine:
 
     @property
     def slots(self) -> int:
-        """Images of one batch."""
+        """The number of images in a batch."""
         return self._spec.slots
 
     def close(self) -> None:
@@ -181,7 +182,7 @@ class Engine:
         self._decoders.close()
 
     def decode(self, request: ScoreRequest) -> PendingImage:
-        """Decode and prepare the image of a request for the detectors that see every image."""
+        """Decode the image of a request for the detectors that score every image."""
         image = PendingImage(request, self.served.find(request.ensemble, request.fpr))
         spec = image.ensemble.spec
         cards = [self._spec.cards[name] for name in request.detectors]
@@ -193,7 +194,7 @@ class Engine:
         return image
 
     def answer(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
-        """Score and decide. The images go through the networks together.
+        """Score images together, and decide on each.
 
         Args:
             images: Up to `slots` images.
@@ -201,11 +202,14 @@ class Engine:
         Returns:
             One answer per image, in order.
         """
-        found: dict[int, EncodedAnswer] = {}
+        answer_by_row: dict[int, EncodedAnswer] = {}
         for rows in _group_alike(images):
             answered = self._answer_group([images[row] for row in rows])
-            found |= dict(zip(rows, answered, strict=True))
-        return [found[row] if row in found else _refuse(image) for row, image in enumerate(images)]
+            answer_by_row |= dict(zip(rows, answered, strict=True))
+        return [
+            answer_by_row[row] if row in answer_by_row else _refuse(image)
+            for row, image in enumerate(images)
+        ]
 
     def _decode(
         self,
@@ -214,8 +218,8 @@ class Engine:
         *,
         with_provenance: bool = False,
     ) -> None:
-        """Add the pixels of some preprocessings to an image, or why it is refused."""
-        wanted = DecodeRequest(
+        """Add the pixels of some preprocessings to an image, or the error that refuses it."""
+        decode_request = DecodeRequest(
             preprocessings=tuple(dict.fromkeys(preprocessings)),
             resize=self._spec.resize,
             provenance=self._provenance if with_provenance else None,
@@ -223,9 +227,9 @@ class Engine:
         )
         started = time.monotonic()
         try:
-            prepared = self._decoders.prepare(image.request.data, wanted)
-        except InputError as refused:
-            image.refused = refused
+            prepared = self._decoders.prepare(image.request.data, decode_request)
+        except InputError as error:
+            image.refused = error
             return
         except Exception:
             _log.exception("request %s failed", image.request.request_id)
@@ -234,15 +238,16 @@ class Engine:
         finally:
             image.decode_s += time.monotonic() - started
         image.prepared = image.prepared or replace(prepared, data=image.request.data)
-        assert wanted.preprocessings is not None
-        image.pixels |= dict(zip(wanted.preprocessings, prepared.pixels, strict=True))
+        assert decode_request.preprocessings is not None
+        image.pixels |= dict(zip(decode_request.preprocessings, prepared.pixels, strict=True))
 
     def _answer_group(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
-        """Return answers for images of the same ensemble and optional detectors. A bug costs only
-        the image that meets it.
+        """Return answers for images of the same ensemble and optional detectors.
+
+        A bug in Touchstone affects only the image that triggers it.
         """
         try:
-            return self._answer_alike(images)
+            return self._score_group(images)
         except Exception:
             if len(images) > 1:
                 return [answer for image in images for answer in self._answer_group([image])]
@@ -250,10 +255,10 @@ class Engine:
             images[0].refused = Refusal("internal_error")
             return [_refuse(images[0])]
 
-    def _answer_alike(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
+    def _score_group(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
         started = time.monotonic()
         ensemble = images[0].ensemble
-        outcomes = [_outcome(image) for image in images]
+        outcomes = [_make_outcome(image) for image in images]
         outputs = self._score_stages(images, outcomes)
         block = judge(ensemble.spec, outcomes, self._select_members(images, outcomes, outputs))
         findings = block.findings
@@ -271,8 +276,10 @@ class Engine:
     def _score_stages(
         self, images: Sequence[PendingImage], outcomes: Sequence[DecodeResult]
     ) -> DetectorOutputs:
-        """Return the outputs of the first stage and of optional detectors for all images, and those
-        of a cascade's second stage for undecided images.
+        """Return the outputs of all detectors that score the images.
+
+        The first stage and the optional detectors score all images, the second stage of a cascade
+        only undecided images.
         """
         names = {*images[0].ensemble.spec.first, *images[0].request.detectors}
         outputs = self._score(images, [name for name in self._spec.cards if name in names])
@@ -287,15 +294,17 @@ class Engine:
         """Return the outputs of the ensemble's detectors, and captions if it has a describer."""
         spec = images[0].ensemble.spec
         # Without an undecided image, the second stage of a cascade has no column.
-        nothing = np.full(len(images), np.nan, np.float32)
-        members = DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, nothing)).joined(
+        no_scores = np.full(len(images), np.nan, np.float32)
+        members = DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, no_scores)).joined(
             outputs.among(spec.cards)
         )
         describing = self._describing.get(images[0].ensemble.name)
         if describing is None:
             return members
-        seen = [image.pixels.get(spec.words_seen) if spec.words_seen else None for image in images]
-        return describing.after(outcomes, members, seen)
+        describer_images = [
+            image.pixels.get(spec.words_seen) if spec.words_seen else None for image in images
+        ]
+        return describing.after(outcomes, members, describer_images)
 
     def _encode(
         self,
@@ -307,8 +316,8 @@ class Engine:
         score_s: float,
     ) -> EncodedAnswer:
         assert image.prepared is not None
-        timings = _timings(image, score_s)
-        answer = answers.scored_answer(
+        timings = _make_timings(image, score_s)
+        answer = answers.make_scored_answer(
             self.served.plan,
             image.ensemble,
             block,
@@ -337,7 +346,7 @@ class Engine:
         outputs: DetectorOutputs,
         scored: set[str],
     ) -> DetectorOutputs:
-        """Return what the second stage of a cascade finds in undecided images."""
+        """Return the outputs of the second stage of a cascade for undecided images."""
         spec = images[0].ensemble.spec
         names = [name for name in spec.late if name not in scored]
         rows = second_stage_rows(spec, outcomes, outputs)
@@ -351,11 +360,13 @@ class Engine:
         return self._score([images[row] for row in rows], names).spread(rows, len(images))
 
     def _score(self, images: Sequence[PendingImage], names: Sequence[str]) -> DetectorOutputs:
-        """Return the outputs of some detectors. An image on which a detector raises an exception
-        has no scores, and the others keep theirs.
+        """Return the outputs of some detectors.
+
+        If a detector raises an exception for an image, that image has no scores. The other images
+        keep theirs.
         """
         try:
-            found = self._scorer.score([self._make_batch(images)], only=names)
+            outputs = self._scorer.score([self._make_batch(images)], only=names)
         except Exception:
             if len(images) > 1:
                 parts = [self._score([image], names) for image in images]
@@ -365,10 +376,10 @@ class Engine:
                 ", ".join(names),
                 images[0].facts.sha256,
             )
-            nothing = np.array([np.nan], np.float32)
-            return DetectorOutputs.clean(scores=dict.fromkeys(names, nothing))
-        self._count_silent(found, len(images))
-        return DetectorOutputs.clean(**{kind: found.of(kind) for kind in _SENT})
+            no_scores = np.array([np.nan], np.float32)
+            return DetectorOutputs.clean(scores=dict.fromkeys(names, no_scores))
+        self._count_silent(outputs, len(images))
+        return DetectorOutputs.clean(**{kind: outputs.of(kind) for kind in _SENT})
 
     def _make_batch(self, images: Sequence[PendingImage]) -> Batch:
         prepared = [
@@ -378,30 +389,32 @@ class Engine:
         ]
         return self._decoder.complete(self._decoder.decode((0, image) for image in prepared))
 
-    def _count_silent(self, found: DetectorOutputs, count: int) -> None:
-        """Count the images in a row for which no detector has a score."""
-        has_score = np.any(np.isfinite(list(found.scores.values())), axis=0)
+    def _count_silent(self, outputs: DetectorOutputs, count: int) -> None:
+        """Count the images in a row without a score of any detector."""
+        has_score = np.any(np.isfinite(list(outputs.scores.values())), axis=0)
         self.silent_images = 0 if has_score.any() else self.silent_images + count
 
     def _require_golden_scores(self) -> None:
-        """Raise DetectorError unless every detector gives a score for an ordinary image: weights,
-        precision, and device work together.
+        """Check that weights, precision, and device work together.
+
+        Raises:
+            DetectorError: A detector gives no score for an ordinary image.
         """
         spec = self._spec
         image = PendingImage(ScoreRequest(golden_image()), self.served.find(None, None))
         self._decode(image, spec.preprocessings)
         if image.refused is not None:
             raise DetectorError(f"a golden image cannot be decoded: {image.refused}")
-        found = self._scorer.score([self._make_batch([image])])
+        outputs = self._scorer.score([self._make_batch([image])])
         silent = [
             name
             for name in spec.cards
-            if not np.isfinite(found.scores[name][0]) and name not in found.of(REPLIES)
+            if not np.isfinite(outputs.scores[name][0]) and name not in outputs.of(REPLIES)
         ]
         if silent:
             raise DetectorError(
                 f"no finite score for a golden image from: {', '.join(silent)}",
-                hint=f"touchstone detectors verify {silent[0]}; device {spec.device}",
+                hint=f"run touchstone detectors verify {silent[0]} on device {spec.device}",
             )
         for name in self.served.points:
             decoded = self.decode(ScoreRequest(golden_image(), ensemble=name))
@@ -420,7 +433,7 @@ def _group_alike(images: Sequence[PendingImage]) -> Iterator[list[int]]:
     yield from groups.values()
 
 
-def _outcome(image: PendingImage) -> DecodeResult:
+def _make_outcome(image: PendingImage) -> DecodeResult:
     assert image.prepared is not None
     provenance = image.prepared.provenance
     return DecodeResult(
@@ -431,19 +444,19 @@ def _outcome(image: PendingImage) -> DecodeResult:
     )
 
 
-def _timings(image: PendingImage, score_s: float) -> schemas.Timings:
+def _make_timings(image: PendingImage, score_s: float) -> schemas.Timings:
     total = time.monotonic() - image.request.arrived_s
     waited = max(total - image.decode_s - score_s, 0.0)
     return schemas.Timings(decode=image.decode_s, wait=waited, score=score_s, total=total)
 
 
 def _refuse(image: PendingImage) -> EncodedAnswer:
-    request, refused = image.request, image.refused
-    assert refused is not None
-    refusal = Refusal.of(refused) if isinstance(refused, InputError) else refused
-    if isinstance(refused, InputError) and not request.is_alone:
-        body = answers.refused_answer(
-            refused, request.name, request.data, image.ensemble, request.request_id
+    request, error = image.request, image.refused
+    assert error is not None
+    refusal = Refusal.from_error(error) if isinstance(error, InputError) else error
+    if isinstance(error, InputError) and not request.is_alone:
+        body = answers.make_refused_answer(
+            error, request.name, request.data, image.ensemble, request.request_id
         ).model_dump_json()
         return EncodedAnswer(200, body.encode(), image.ensemble.name, refused=refusal.code)
     body = json.dumps(refusal.body(request.request_id))
@@ -452,7 +465,7 @@ def _refuse(image: PendingImage) -> EncodedAnswer:
 
 @cache
 def golden_image() -> bytes:
-    """Return a PNG file, 640 × 480 pixels of smooth colour and texture, generated by a formula."""
+    """Return a PNG file with 640 × 480 pixels of smooth colour and texture, made by a formula."""
     y, x = np.mgrid[0:480, 0:640]
     planes = [
         127 + 90 * np.sin(x / 37 + phase) * np.cos(y / 53) + 30 * np.sin(x * y / 997 + phase)

@@ -1,5 +1,6 @@
-"""Which ensembles an endpoint serves, and at which operating points (`load_ensembles`). Imports no
-torch.
+"""Decide which ensembles an endpoint serves, at which operating points (`load_ensembles`).
+
+Importing this module does not import torch.
 """
 
 import math
@@ -28,10 +29,10 @@ class ServedEnsemble:
     """An ensemble at one operating point.
 
     Attributes:
-        spec: All that decides its verdicts.
-        fingerprint: SHA-256 of this part of a batch run's identity. Equal fingerprints give equal
-            scores and verdicts.
-        error_rates: The sentence that is shown with its verdicts.
+        spec: All settings that decide its verdicts.
+        fingerprint: SHA-256 of the part of a batch run's identity that decides verdicts. Equal
+            fingerprints give equal scores and verdicts.
+        error_rates: The sentence on error rates that is shown with its verdicts.
     """
 
     spec: ScoringSpec
@@ -40,7 +41,7 @@ class ServedEnsemble:
 
     @property
     def name(self) -> str:
-        """Name of the ensemble."""
+        """The name of the ensemble."""
         return self.spec.ensemble.name
 
     @property
@@ -54,9 +55,9 @@ class EnsemblePlan:
     """The ensembles of an endpoint by their cards, without weights.
 
     Attributes:
-        spec: The detectors of all ensembles and the optional ones, for one process.
-        ensembles: The spec of each ensemble by name. The first one is the default.
-        optional: Names of the detectors that only requests that name them use.
+        spec: The detectors of all ensembles and the optional detectors, for one process.
+        ensembles: The spec of each ensemble by name. The first ensemble is the default.
+        optional: Names of the detectors that score only if a request names them.
     """
 
     spec: ScoringSpec
@@ -70,15 +71,19 @@ class ServedEnsembles:
 
     Attributes:
         plan: The specs.
-        points: The operating points of each ensemble by name: first that of requests without
-            `fpr`, then all that a request may choose.
+        points: The operating points of each ensemble by name. The first is used for requests
+            without `fpr`. The others are those that a request may choose.
     """
 
     plan: EnsemblePlan
     points: Mapping[str, Sequence[ServedEnsemble]]
 
     def find(self, name: str | None, fpr: float | None) -> ServedEnsemble:
-        """Return an ensemble at an operating point. Raises KeyError."""
+        """Return an ensemble at an operating point.
+
+        Raises:
+            KeyError: The ensemble or the operating point is not served.
+        """
         points = self.points[name or next(iter(self.points))]
         if fpr is None:
             return points[0]
@@ -92,13 +97,13 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
     """Read the cards of an endpoint's ensembles, but no weights.
 
     Raises:
-        ConfigError: The cards contradict each other, or one has no operating point for `fpr`.
+        ConfigError: The cards contradict each other, or a card has no operating point for `fpr`.
         DetectorError: A licence is not accepted.
     """
     cards = [load_ensemble_card(name) for name in config.ensembles]
     names = [card.name for card in cards]
     if len(set(names)) < len(names):
-        raise ConfigError(f"two ensembles have the same name: {', '.join(names)}")
+        raise ConfigError(f"ensembles must have distinct names, got {', '.join(names)}")
     if config.fpr is not None:  # A card without this point is refused before weights are fetched.
         for ensemble in cards:
             choose_operating_point(ensemble, config.fpr)
@@ -110,15 +115,15 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
             name for name in further.cards if not any(name in spec.cards for spec in specs)
         )
         specs.append(further)
-    specs = _agreed(specs)
-    together = _merged(specs)
-    for card in together.cards.values():
+    specs = _align_settings(specs)
+    merged = _merge_specs(specs)
+    for card in merged.cards.values():
         licences.require_accepted(card, config.accept_licences)
-    return EnsemblePlan(together, dict(zip(names, specs, strict=False)), optional)
+    return EnsemblePlan(merged, dict(zip(names, specs, strict=False)), optional)
 
 
 def load_ensembles(config: ServeConfig) -> ServedEnsembles:
-    """Plan the ensembles and compute their fingerprints, for which weights are hashed.
+    """Plan the ensembles, and compute their fingerprints from the hashes of their weights.
 
     Raises:
         ConfigError: The cards contradict each other.
@@ -126,7 +131,8 @@ def load_ensembles(config: ServeConfig) -> ServedEnsembles:
     """
     plan = plan_ensembles(config)
     return ServedEnsembles(
-        plan, {name: _operating_points(spec, config.fpr) for name, spec in plan.ensembles.items()}
+        plan,
+        {name: _list_operating_points(spec, config.fpr) for name, spec in plan.ensembles.items()},
     )
 
 
@@ -141,14 +147,14 @@ def fetch_weights(config: ServeConfig) -> None:
         resolve_weights(card)
 
 
-def _operating_points(spec: ScoringSpec, fpr: float | None) -> list[ServedEnsemble]:
+def _list_operating_points(spec: ScoringSpec, fpr: float | None) -> list[ServedEnsemble]:
     card = spec.ensemble
     default = card if fpr is None else choose_operating_point(card, fpr)
     points = [choose_operating_point(card, rate) for rate in list_rates(card)]
-    return [_serve(replace(spec, ensemble=point)) for point in (default, *points)]
+    return [_make_served(replace(spec, ensemble=point)) for point in (default, *points)]
 
 
-def _serve(spec: ScoringSpec) -> ServedEnsemble:
+def _make_served(spec: ScoringSpec) -> ServedEnsemble:
     card = spec.ensemble
     return ServedEnsemble(spec, fingerprint(scoring_facts(spec)), describe_error_rates(card))
 
@@ -165,9 +171,10 @@ def _make_spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
     )
 
 
-def _agreed(specs: Sequence[ScoringSpec]) -> list[ScoringSpec]:
-    """Return the specs under one resize mode and one precision per detector: those of calibrated
-    ensembles, to which the others give way.
+def _align_settings(specs: Sequence[ScoringSpec]) -> list[ScoringSpec]:
+    """Return the specs with the same resize mode, and the same precision for each detector.
+
+    Calibrated ensembles determine them, and the others adopt their settings.
 
     Raises:
         ConfigError: Two ensembles were calibrated under different settings.
@@ -176,32 +183,32 @@ def _agreed(specs: Sequence[ScoringSpec]) -> list[ScoringSpec]:
     calibrated = [spec for spec in specs if spec.ensemble.settings is not None]
     resize = {spec.resize: spec.ensemble.name for spec in calibrated}
     for spec in calibrated:
-        for name, one in spec.precision.items():
-            if precision.setdefault(name, one) != one:
+        for name, calibrated_precision in spec.precision.items():
+            if precision.setdefault(name, calibrated_precision) != calibrated_precision:
                 raise ConfigError(
                     f"the ensembles were calibrated with {name} in bf16 and in fp32",
-                    hint="serve them apart",
+                    hint="serve them from separate endpoints",
                 )
     if len(resize) > 1:
         raise ConfigError(
             f"{' and '.join(resize.values())} were calibrated under different resize modes",
-            hint="serve them apart",
+            hint="serve them from separate endpoints",
         )
     mode = next(iter(resize), specs[0].resize)
     return [
         replace(
             spec,
-            precision={name: precision.get(name, one) for name, one in spec.precision.items()},
+            precision={
+                name: precision.get(name, default) for name, default in spec.precision.items()
+            },
             resize=mode,
         )
         for spec in specs
     ]
 
 
-def _merged(specs: Sequence[ScoringSpec]) -> ScoringSpec:
-    """Return the spec of all detectors, which keeps the embeddings that profiles of the ensembles
-    read.
-    """
+def _merge_specs(specs: Sequence[ScoringSpec]) -> ScoringSpec:
+    """Return the spec of all detectors, with the embeddings that profiles of the ensembles read."""
     cards: dict[str, DetectorCard] = {}
     precision: dict[str, Precision] = {}
     features = {}
@@ -209,7 +216,7 @@ def _merged(specs: Sequence[ScoringSpec]) -> ScoringSpec:
         for name, card in spec.cards.items():
             if cards.setdefault(name, card) != card:
                 raise ConfigError(
-                    f"two different cards are called {name}", hint="rename one of them"
+                    f"two different cards have the name {name}", hint="rename one of them"
                 )
         precision.update(spec.precision)
         for profile in (spec.identifier, spec.describer):

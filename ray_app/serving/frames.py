@@ -1,4 +1,4 @@
-"""Messages between the HTTP process and its workers: a JSON header with bytes after it."""
+"""Exchange messages between the HTTP process and its workers: a JSON header followed by bytes."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import struct
 import threading
 from typing import Any, NamedTuple
 
-_SIZES = struct.Struct("<IQ")  # bytes of the header, bytes after it
+_SIZES = struct.Struct("<IQ")  # Size of the header and size of the data, in bytes.
 
 
 class WorkerFrame(NamedTuple):
@@ -29,7 +29,11 @@ def pack_header(frame: WorkerFrame) -> bytes:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> WorkerFrame:
-    """Wait for a frame. Raises asyncio.IncompleteReadError if the other process has ended."""
+    """Wait for a frame, and return it.
+
+    Raises:
+        asyncio.IncompleteReadError: The other process has ended.
+    """
     header_bytes, data_bytes = _SIZES.unpack(await reader.readexactly(_SIZES.size))
     header = json.loads(await reader.readexactly(header_bytes))
     return WorkerFrame(header, await reader.readexactly(data_bytes))
@@ -47,12 +51,16 @@ class FrameSocket:
         self._sending = threading.Lock()
 
     def send(self, frame: WorkerFrame) -> None:
-        """Send a frame. Raises OSError if the other process has ended."""
+        """Send a frame.
+
+        Raises:
+            OSError: The other process has ended.
+        """
         with self._sending:
             self.connection.sendall(pack_header(frame) + frame.data)
 
     def receive(self) -> WorkerFrame | None:
-        """Wait for a frame. Returns None if the other process has ended."""
+        """Wait for a frame, and return it. Return None if the other process has ended."""
         sizes = self._receive(_SIZES.size)
         if sizes is None:
             return None
@@ -63,19 +71,19 @@ class FrameSocket:
         return WorkerFrame(json.loads(header), bytes(data))
 
     def close(self) -> None:
-        """Close the socket, which ends the loop of the other process."""
+        """Close the socket. This ends the loop of the other process."""
         self.connection.close()
 
     def _receive(self, count: int) -> bytearray | None:
-        """Receive that many bytes. Returns None if the other process ends before."""
+        """Receive `count` bytes, or return None if the other process ends before."""
         received = bytearray(count)
-        view, missing = memoryview(received), count
-        while missing:
+        view, remaining = memoryview(received), count
+        while remaining:
             try:
-                size = self.connection.recv_into(view[count - missing :])
+                size = self.connection.recv_into(view[count - remaining :])
             except ConnectionError:
                 return None
             if not size:
                 return None
-            missing -= size
+            remaining -= size
         return received

@@ -1,13 +1,14 @@
-"""What the endpoint counts, and its page /metrics (`Meter`). On Ray, whose nodes have pages of
-their own, see `serving.app`.
+"""Count requests and images of the endpoint, and serve the counts at /metrics (`Meter`).
+
+On Ray, whose nodes have their own metric pages, `serving.app` counts, too.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-# of every series, as Ray writes it: dashboards and alerts are the same for both servers
+# Ray adds this prefix to each series. With it, dashboards and alerts are the same for both servers.
 PREFIX = "ray_touchstone_"
-# The label `group` of batches, which dashboards of earlier versions read.
+# The value of the label `group` of batches, which dashboards of earlier versions read.
 GROUP = "detectors"
 
 SECONDS = (
@@ -30,8 +31,8 @@ SECONDS = (
 )
 BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
-# Of each metric: what it is and its labels. Ray exports it as `ray_touchstone_<name>`, a counter
-# with `_total` behind it.
+# Each metric has a description and labels. Ray exports it as `ray_touchstone_<name>`, with the suffix
+# `_total` for a counter.
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "requests": ("requests answered", ("route", "status")),
     "refusals": ("requests and images refused", ("code",)),
@@ -39,21 +40,26 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "batched_images": ("images that went through batches", ("group",)),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
-    "request_seconds": ("from the first byte of a request to its answer", ("route",), SECONDS),
-    "stage_seconds": ("one image in one stage: decode, wait, score, total", ("stage",), SECONDS),
+    "request_seconds": ("time from the first byte of a request to its answer", ("route",), SECONDS),
+    "stage_seconds": (
+        "time of one image in one stage: decode, wait, score, total",
+        ("stage",),
+        SECONDS,
+    ),
     "batch_images": ("images in one batch", ("group",), BATCH_SIZES),
     "batch_wait_seconds": (
-        "how long a batch's first image waited until its batch began",
+        "time from the arrival of the first image of a batch to the start of the batch",
         ("group",),
         SECONDS,
     ),
 }
-GAUGES: dict[str, str] = {"images_in_flight": "images at work in requests"}
+GAUGES: dict[str, str] = {"images_in_flight": "images of requests in progress"}
 
 
 class Meter:
-    """Counts in this process. No call blocks, or raises for what a client sent. On Ray:
-    `app.RayMeter`.
+    """Count requests and images in this process. `app.RayMeter` also counts on Ray.
+
+    No method blocks, or raises because of data that a client sent.
     """
 
     def __init__(self) -> None:
@@ -66,35 +72,40 @@ class Meter:
         )
 
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        own = self._registry = CollectorRegistry()
+        registry = self._registry = CollectorRegistry()
         self._counters: dict[str, Any] = {
-            name: Counter(PREFIX + name, meaning, keys, registry=own)
+            name: Counter(PREFIX + name, meaning, keys, registry=registry)
             for name, (meaning, keys) in COUNTERS.items()
         }
         self._histograms: dict[str, Any] = {
-            name: Histogram(PREFIX + name, meaning, keys, buckets=bounds, registry=own)
+            name: Histogram(PREFIX + name, meaning, keys, buckets=bounds, registry=registry)
             for name, (meaning, keys, bounds) in HISTOGRAMS.items()
         }
         (gauge,) = GAUGES.items()
-        self._in_flight: Any = Gauge(PREFIX + gauge[0], gauge[1], registry=own)
+        self._in_flight: Any = Gauge(PREFIX + gauge[0], gauge[1], registry=registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """One answered request. `route` is the template (`/page/{name}`), never the path: every
-        value is a series for ever.
+        """Count one answered request.
+
+        Args:
+            route: The template (`/page/{name}`), never the path, since each value creates a
+                permanent series.
+            status: The HTTP status.
+            seconds: The time from the first byte of the request to the answer.
         """
         self._add("requests", 1, {"route": route, "status": str(status)})
         self._observe("request_seconds", seconds, {"route": route})
 
     def stage(self, name: str, seconds: float) -> None:
-        """One image left one stage: decode, wait, score or total."""
+        """Count the time of one image in one stage: decode, wait, score, or total."""
         self._observe("stage_seconds", seconds, {"stage": name})
 
     def refused(self, code: str) -> None:
-        """One request or image was refused, for a reason of the closed list."""
+        """Count one refused request or image by its code."""
         self._add("refusals", 1, {"code": code})
 
     def verdict(self, ensemble: str, verdict: str) -> None:
-        """One image was decided on."""
+        """Count one image that has a verdict."""
         self._add("verdicts", 1, {"ensemble": ensemble, "verdict": verdict})
 
     def batch(self, size: int, waited_s: float) -> None:
@@ -114,11 +125,11 @@ class Meter:
         self._histograms[name].labels(**labels).observe(value)
 
     def in_flight(self, n: int) -> None:
-        """Sets what this process reports until it is set anew."""
+        """Set the number of images in flight of this process, until it is set again."""
         self._in_flight.set(n)
 
     def exposition(self) -> str:
-        """Return the numbers in the text format of Prometheus."""
+        """Return the counts in the text format of Prometheus."""
         from prometheus_client import generate_latest
 
         return generate_latest(self._registry).decode()

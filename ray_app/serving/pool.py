@@ -1,8 +1,8 @@
-"""The worker processes of an endpoint, as its HTTP process sees them (`WorkerPool`). Imports neither
-torch nor Ray.
+"""Manage the worker processes of an endpoint from its HTTP process (`WorkerPool`).
 
 Images wait in one queue, in order of arrival. Each worker gets as many as it can score and decode
 at a time. A worker that dies is started again, and its images go to the front of the queue.
+Importing this module imports neither torch nor Ray.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ from ray_app.serving.worker_log import write_worker_record
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 10.0
-# An image is refused when that many workers have died while they had it.
+# An image is refused after this many workers have died while processing it.
 MAX_DEATHS = 3
-# Readiness is checked again after that many seconds, so that probes do not load a busy endpoint.
+# Readiness is checked again after this many seconds, so that probes do not load a busy endpoint.
 READY_S, UNREADY_S = 10.0, 1.0
-# Without a worker for that many seconds, a replica is unhealthy. A worker starts within seconds.
+# A replica without a worker for this many seconds is unhealthy. A worker starts within seconds.
 MAX_DOWN_S = 120.0
 _RESTART_PAUSE_S = 1.0
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY")
@@ -45,11 +45,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """What a client wants to know about an image: the fields of `engine.ScoreRequest` but the file.
+    """The options of a client for one image: the fields of `engine.ScoreRequest` except the file.
 
     Attributes:
         name: The name of the file.
-        ensemble: Name of the ensemble. None for the first one.
+        ensemble: Name of the ensemble. None for the first ensemble.
         fpr: The false-positive rate of an operating point. None for the thresholds of the card.
         detectors: Names of optional detectors.
         masks: Whether the answer has masks.
@@ -68,7 +68,7 @@ class ImageQuery:
 
 @dataclass(frozen=True)
 class ImageReply:
-    """The answer for an image: its HTTP status and JSON, and the code if it was refused."""
+    """The answer for an image: its HTTP status, its JSON, and the code if the image was refused."""
 
     status: int
     body: bytes
@@ -96,17 +96,21 @@ class Served:
         """Raise Refusal unless the ensemble, its operating point, and the detectors are served."""
         names = [info.name for info in self.ensembles]
         if request.ensemble is not None and request.ensemble not in names:
-            raise Refusal("malformed_request", f"no such ensemble; served: {', '.join(names)}")
+            raise Refusal(
+                "malformed_request", f"the ensemble is not served; served: {', '.join(names)}"
+            )
         if not set(request.detectors) <= set(self.optional):
             served = ", ".join(self.optional) or "none"
-            raise Refusal("malformed_request", f"no such optional detector; there are: {served}")
+            raise Refusal(
+                "malformed_request", f"an optional detector is not served; served: {served}"
+            )
         info = self.ensembles[names.index(request.ensemble) if request.ensemble else 0]
         rates = [point.fpr for point in info.operating_points]
         if request.fpr is not None and not any(isclose(request.fpr, rate) for rate in rates):
             served = ", ".join(f"{rate:g}" for rate in rates) or "none"
             raise Refusal(
                 "malformed_request",
-                f"{info.name} has no operating point for this fpr; there are: {served}",
+                f"{info.name} has no operating point for this fpr; served: {served}",
             )
 
 
@@ -158,20 +162,20 @@ class WorkerProcess:
             frame = None
         self.frames.connection.settimeout(None)
         if frame is None:
-            raise DetectorError("a worker could not start", hint="see its own message above")
+            raise DetectorError("a worker could not start", hint="read its message above")
         if (failure := frame.header.get("failure")) is not None:
             kind = ConfigError if failure["exit_code"] == ExitCode.USAGE else DetectorError
             raise kind(failure["message"], hint=failure["hint"])
-        described = frame.header
+        header = frame.header
         return Served(
-            described["slots"],
-            [schemas.EnsembleInfo.model_validate(info) for info in described["ensembles"]],
-            described["optional"],
-            [schemas.DetectorInfo.model_validate(info) for info in described["detectors"]],
+            header["slots"],
+            [schemas.EnsembleInfo.model_validate(info) for info in header["ensembles"]],
+            header["optional"],
+            [schemas.DetectorInfo.model_validate(info) for info in header["detectors"]],
         )
 
     def close(self) -> None:
-        """End the worker: by its socket, and by a signal if it does not end in time."""
+        """End the worker by closing its socket, and by a signal if it does not end in time."""
         self.frames.close()
         try:
             self.process.wait(STOP_TIMEOUT_S)
@@ -199,7 +203,7 @@ def start_workers(config: ServeConfig, count: int) -> tuple[list[WorkerProcess],
 
 
 @dataclass(eq=False)
-class _Attached:
+class _AttachedWorker:
     """A worker that the event loop reads from, and the images that it has, by number."""
 
     process: WorkerProcess
@@ -208,12 +212,12 @@ class _Attached:
 
 
 class WorkerPool:
-    """Have images answered by worker processes.
+    """Score images in worker processes.
 
     Args:
         config: The endpoint.
         workers: Workers that have loaded their detectors.
-        served: What they serve.
+        served: The ensembles and detectors of the workers.
         meter: Counts images and batches.
     """
 
@@ -223,8 +227,8 @@ class WorkerPool:
         self._config, self._started, self._meter = config, list(workers), meter
         self.served = served
         self._capacity = 2 * served.slots
-        self._waiting: deque[_Item] = deque()
-        self._attached: list[_Attached] = []
+        self._queue: deque[_Item] = deque()
+        self._attached: list[_AttachedWorker] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._sent = self._in_flight = 0
         self._down_since: float | None = None
@@ -238,7 +242,7 @@ class WorkerPool:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Answer images as long as the block lasts."""
+        """Answer images until the block ends."""
         for process in self._started:
             await self._attach(process)
         try:
@@ -252,7 +256,7 @@ class WorkerPool:
             await asyncio.gather(*(asyncio.to_thread(worker.process.close) for worker in attached))
 
     async def answer(self, data: bytes, request: ImageQuery) -> ImageReply:
-        """Return the answer for one image. Waits for as long as the caller does.
+        """Return the answer for one image, without a time limit.
 
         Raises:
             Refusal: The ensemble, an operating point, or a detector is not served.
@@ -274,65 +278,67 @@ class WorkerPool:
         return ImageReply(header["status"], frame.data, header["refused"])
 
     async def require_ready(self) -> None:
-        """Raise Refusal unless images are scored: one was lately, or a golden image is now."""
+        """Raise Refusal unless images are scored: an image recently, or a golden image now."""
         async with self._checking:
             now = time.monotonic()
             if now < self._ready_until:
                 return
             if now < self._unready_until or not self._attached:
                 raise Refusal("not_ready")
-            # This holds too if the caller leaves before the answer.
+            # This also applies if the caller leaves before the answer.
             self._unready_until = now + UNREADY_S
             frame = await self._ask(b"", asdict(ImageQuery()) | {"is_golden": True})
             if frame.header["timings"] is None:
-                raise Refusal("not_ready", "a golden image gets no score")
+                raise Refusal("not_ready", "the golden image has no score")
             self._ready_until, self._unready_until = time.monotonic() + READY_S, 0.0
 
     async def _ask(self, data: bytes, request: dict[str, Any]) -> WorkerFrame:
         reply: asyncio.Future[WorkerFrame] = asyncio.get_running_loop().create_future()
         request["arrived_s"] = time.monotonic()
-        self._waiting.append(_Item(request, data, reply))
+        self._queue.append(_Item(request, data, reply))
         self._send_waiting()
         return await reply
 
     def _send_waiting(self) -> None:
-        """Send images to the workers with the fewest images, as long as one has room."""
-        while self._waiting:
-            if self._waiting[0].reply.done():  # Its caller has left.
-                self._waiting.popleft()
+        """Send images to the workers with the fewest images, until all workers are full."""
+        while self._queue:
+            if self._queue[0].reply.done():  # Its caller has left.
+                self._queue.popleft()
                 continue
-            worker = self._find_room(self._waiting[0])
+            worker = self._find_worker(self._queue[0])
             if worker is None:
                 return
-            item = self._waiting.popleft()
+            item = self._queue.popleft()
             self._sent += 1
             worker.items[self._sent] = item
             header = {"number": self._sent, "request": item.header}
             frame = WorkerFrame(header, item.data)
             worker.writer.writelines((frames.pack_header(frame), item.data))
 
-    def _find_room(self, item: _Item) -> _Attached | None:
-        """Return the worker with the fewest images. An image whose worker died gets one alone, so
-        that no other image is taken for the reason.
+    def _find_worker(self, item: _Item) -> _AttachedWorker | None:
+        """Return the worker with the fewest images, or None if all workers are full.
+
+        An image whose worker died gets a worker alone, so that no other image is blamed.
         """
-        most = 1 if item.deaths else self._capacity
-        free = [
+        capacity = 1 if item.deaths else self._capacity
+        available = [
             worker
             for worker in self._attached
-            if len(worker.items) < most and not any(one.deaths for one in worker.items.values())
+            if len(worker.items) < capacity
+            and not any(other.deaths for other in worker.items.values())
         ]
-        return min(free, key=lambda worker: len(worker.items), default=None)
+        return min(available, key=lambda worker: len(worker.items), default=None)
 
     async def _attach(self, process: WorkerProcess) -> None:
         reader, writer = await asyncio.open_connection(sock=process.frames.connection)
-        worker = _Attached(process, writer)
+        worker = _AttachedWorker(process, writer)
         self._attached.append(worker)
         self._down_since = None
         self._start_task(self._read_answers(worker, reader))
         self._send_waiting()
 
-    async def _read_answers(self, worker: _Attached, reader: asyncio.StreamReader) -> None:
-        """Hand on the answers of a worker. Start it again when it ends."""
+    async def _read_answers(self, worker: _AttachedWorker, reader: asyncio.StreamReader) -> None:
+        """Return the answers of a worker to their callers. Start the worker again when it ends."""
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 frame = await frames.read_frame(reader)
@@ -351,17 +357,19 @@ class WorkerPool:
         if not self._attached:
             self._down_since = time.monotonic()
         for item in reversed(worker.items.values()):
-            self._take_back(item)
-        _log.error("a worker ended (exit code %s): starting another", worker.process.process.poll())
+            self._requeue(item)
+        _log.error(
+            "worker ended with exit code %s: starting a new worker", worker.process.process.poll()
+        )
         await self._restart(worker.process)
 
-    def _take_back(self, item: _Item) -> None:
+    def _requeue(self, item: _Item) -> None:
         """Put an image whose worker has died at the front of the queue."""
         item.deaths += 1
         if item.deaths < MAX_DEATHS:
-            self._waiting.appendleft(item)
+            self._queue.appendleft(item)
         elif not item.reply.done():
-            reason = f"{MAX_DEATHS} workers died while they had it"
+            reason = f"{MAX_DEATHS} workers died while they processed the image"
             item.reply.set_exception(Refusal("detector_failed", reason))
 
     async def _restart(self, dead: WorkerProcess) -> None:
@@ -394,9 +402,9 @@ class WorkerPool:
 def _worker_environment(access: Access) -> dict[str, str]:
     """Return the environment of this process without tokens and other secrets."""
     secrets = {*SECRETS, access.tokens_variable}
-    kept = {
+    variables = {
         name: value
         for name, value in os.environ.items()
         if name not in secrets and not any(word in name.upper() for word in _SECRET_WORDS)
     }
-    return kept | safe_variables()
+    return variables | safe_variables()

@@ -1,7 +1,7 @@
-"""An endpoint on this machine's own Ray (`touchstone serve --ray`): Ray, Serve and the application
-up, waited for, and down again.
+"""Run an endpoint on a Ray that this machine starts (`touchstone serve --ray`).
 
-For clusters there is `serve deploy`; without Ray there is `serving.server`.
+`endpoint` starts Ray, Serve, and the application, waits for them, and stops them. For clusters use
+`serve deploy`. For an endpoint without Ray use `serving.server`.
 """
 
 import logging
@@ -24,10 +24,10 @@ from ray_app.serving.http import auth
 
 _log = logging.getLogger(__name__)
 
-# Serve reads these when it is first imported, here and in the workers of a Ray that this process
-# starts. The first gives a third more requests per second, measured on two cores. The second writes
-# each log line at once. The third is a third of the seconds that Serve waits for a new proxy: the
-# imports of a proxy on a slow machine take longer than the default of 5 s.
+# Serve reads these variables when it is first imported, here and in the workers of a Ray that this
+# process starts. The first gives a third more requests per second, measured on two cores. The second
+# writes each log line immediately. The third is a third of the time that Serve waits for a new proxy.
+# On a slow machine the imports of a proxy take longer than the default of 5 s.
 SERVE_VARIABLES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
@@ -37,7 +37,7 @@ SERVE_VARIABLES = {
 # direct ingress, which throughput optimization enables, replicas would listen on ports of their
 # own.
 _PYTHON_PROXY = {auth.HAPROXY_ENABLED: "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
-# Serve's own time-out answers 408 in its own words: ours comes first
+# Serve's own timeout answers 408 with another body. The timeout of Touchstone comes first.
 REQUEST_TIMEOUT_MARGIN_S = 10.0
 
 
@@ -49,19 +49,27 @@ def endpoint(
     at_cluster: ClusterConfig,
     logs: Mapping[str, Any] = QUIET,
 ) -> Iterator[str]:
-    """The endpoint's URL while it runs, ready to score. `logs`: a `logging_config` of Serve, for
-    all its processes.
+    """Run the endpoint, and yield its URL when it is ready to score.
 
-    Raises ConfigError for a host, port, cluster or `logs` that it must not take, DetectorError for
-    licences and weights, and ClusterError if it does not start.
+    Args:
+        config: The endpoint.
+        host: Address to listen on.
+        port: Port to listen on.
+        at_cluster: The settings of the Ray that is started.
+        logs: A `logging_config` of Serve, for all its processes.
+
+    Raises:
+        ConfigError: The host, the port, the cluster, or `logs` is not allowed.
+        DetectorError: A licence is not accepted, or weights are missing.
+        ClusterError: The endpoint does not start.
     """
-    address.refuse_open_host(config, host)
-    _refuse_a_cluster(at_cluster)
-    address.listening(host, port).close()
-    # Weights are fetched once, and missing ones are an error before Ray starts.
+    address.require_tokens_or_loopback(config, host)
+    _require_no_cluster(at_cluster)
+    address.bind_socket(host, port).close()
+    # Fetch weights once. Missing weights are an error before Ray starts.
     fetch_weights(config)
     config = _with_absolute_paths(
-        config.model_copy(update={"access": auth.by_digests(config.access)})
+        config.model_copy(update={"access": auth.with_token_digests(config.access)})
     )
     for name, value in SERVE_VARIABLES.items():
         os.environ.setdefault(name, value)
@@ -93,7 +101,7 @@ def endpoint(
                 raise ClusterError(
                     f"the endpoint did not start: {lines[-1] if lines else type(error).__name__}"
                 ) from error
-            url = address.url_of(host, port)
+            url = address.make_url(host, port)
             address.await_ready(url)
             yield url
         finally:
@@ -102,9 +110,7 @@ def endpoint(
 
 
 def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
-    """Name all files of a config by absolute paths: replicas are in another folder than this
-    command.
-    """
+    """Make all file names of a config absolute, since replicas run in another folder."""
     access, provenance = config.access, config.provenance
     tokens, trusted = access.tokens_file, provenance.trust_list
     changes = {
@@ -129,16 +135,17 @@ def _absolute_detector(name_or_path: str) -> str:
 
 
 def _drain(name: str, limit_s: float) -> None:
-    """Delete the application and wait until its replicas have finished their requests. A shutdown
-    would begin with the proxy.
+    """Delete the application, and wait until its replicas have finished their requests.
+
+    `serve.shutdown` alone would stop the proxy first.
     """
-    # `serve.delete` takes no deadline. A daemon thread does not keep this process alive if Serve
-    # never answers.
+    # `serve.delete` has no deadline. A daemon thread does not keep this process alive if Serve never
+    # answers.
     deleting = threading.Thread(target=_delete, args=(name,), daemon=True)
     deleting.start()
     deleting.join(limit_s)
     if deleting.is_alive():
-        _log.warning("the endpoint did not end by itself within %.0f s", limit_s)
+        _log.warning("forcing the shutdown: the endpoint did not end within %.0f s", limit_s)
 
 
 def _delete(name: str) -> None:
@@ -150,18 +157,22 @@ def _delete(name: str) -> None:
             return
         except TimeoutError:  # Serve waits for 60 s. Requests may take longer.
             continue
-        except Exception as error:  # The shutdown ends what is left.
-            _log.warning("the endpoint did not end by itself: %s", describe_error(error))
+        except Exception as error:  # The shutdown then ends the application.
+            _log.warning("forcing the shutdown: %s", describe_error(error))
             return
 
 
-def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
-    """What this process starts it also ends: it must not be what `serve deploy` made. Raises
-    ConfigError.
+def _require_no_cluster(at_cluster: ClusterConfig) -> None:
+    """Check that no cluster is named, since this process stops the Ray that it uses.
+
+    An application of `serve deploy` must not be stopped.
+
+    Raises:
+        ConfigError: A cluster is named or connected.
     """
     is_connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     if named_cluster(at_cluster.address) or is_connected:
         raise ConfigError(
-            "this command starts a Ray of its own, but RAY_ADDRESS names a cluster",
-            hint="on the cluster: serve deploy configs/serve/ensemble.yaml; for a Ray of its own, unset RAY_ADDRESS",
+            "this command starts its own Ray, but RAY_ADDRESS names a cluster",
+            hint="run serve deploy configs/serve/ensemble.yaml on the cluster, or unset RAY_ADDRESS",
         )

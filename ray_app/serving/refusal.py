@@ -1,6 +1,4 @@
-"""Why an endpoint refuses a request or an image (`Refusal`): a closed list of codes, each with an
-HTTP status.
-"""
+"""Refuse a request or an image with a code of a closed list and an HTTP status (`Refusal`)."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,23 +16,26 @@ MESSAGES: dict[str, tuple[int, str]] = {
     "file_too_large": (413, "the image has more bytes than allowed"),
     "too_many_files": (413, "the request has more files than allowed"),
     "unsupported_format": (415, "not an image format that this endpoint accepts"),
-    "unsupported_encoding": (415, "compressed request bodies are not read"),
+    "unsupported_encoding": (415, "compressed request bodies are not accepted"),
     "too_many_requests": (429, "this token has made more requests than allowed"),
     "headers_too_large": (431, "the request has more headers than allowed"),
-    "internal_error": (500, "a fault of this endpoint; its log has the request id"),
-    "overloaded": (503, "the endpoint is busy: every place is taken"),
+    "internal_error": (500, "internal error of this endpoint; its log has the request id"),
+    "overloaded": (503, "the endpoint is busy: all slots are taken"),
     "not_ready": (503, "the detectors are still loading"),
     "deadline_exceeded": (504, "the request took longer than allowed"),
 }
-_RETRY_AFTER_S = 2  # of a 503 that names no time
+_RETRY_AFTER_S = 2  # For a 503 without another time.
 
 
-class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
-    """Ends a request with a status and `{code, message, limit, observed}`. `code` is one of
-    MESSAGES or an image status.
+class Refusal(Exception):  # noqa: N818 - The name is that of a decision, not of an error.
+    """End a request with an HTTP status and `{code, message, limit, observed}`.
 
-    `limit` and `observed` are numbers where the refusal is about one, else None. `headers` go
-    along, for example Retry-After. A 503 always has a Retry-After.
+    Args:
+        code: A key of MESSAGES, or an image status.
+        message: The reason. None for the text in MESSAGES.
+        limit: The limit that was exceeded, if the refusal is about a number.
+        observed: The number that exceeded it.
+        headers: Headers of the answer, such as Retry-After, which a 503 always has.
     """
 
     def __init__(
@@ -54,14 +55,12 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
         super().__init__(f"{code}: {self.message}")
 
     @classmethod
-    def of(cls, refused: InputError) -> "Refusal":
-        """The refusal of one image: 415 where its bytes are no image that is let in, else 422."""
-        return cls(
-            str(refused.status), refused.detail, limit=refused.limit, observed=refused.observed
-        )
+    def from_error(cls, error: InputError) -> "Refusal":
+        """Return the refusal of one image: 415 for a format that is not accepted, else 422."""
+        return cls(str(error.status), error.detail, limit=error.limit, observed=error.observed)
 
     def body(self, request_id: str) -> dict[str, object]:
-        """The JSON that a client gets: nothing of this machine in it."""
+        """Return the JSON that a client gets. It contains nothing about this machine."""
         return {
             "code": self.code,
             "message": self.message,

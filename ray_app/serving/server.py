@@ -1,6 +1,6 @@
-"""Serve an endpoint on one machine without Ray (`touchstone serve`): one HTTP process under Granian,
-and worker processes with all detectors.
+"""Serve an endpoint on one machine without Ray (`touchstone serve`).
 
+One HTTP process runs under Granian, with worker processes that hold all detectors.
 `docs/serving.md` lists what only Ray can do.
 """
 
@@ -35,7 +35,7 @@ from ray_app.serving.metrics import Meter
 from ray_app.serving.pool import WorkerPool, start_workers
 from ray_app.storage.node_budget import usable_cores
 
-# Requests at work have `deadline_s` and this many seconds when the server ends.
+# When the server stops, running requests have `deadline_s` and this many seconds.
 SHUTDOWN_MARGIN_S = 10
 THREADS = "OMP_NUM_THREADS"
 MAX_DEFAULT_WORKERS = 4
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class LogSettings(Frozen):
-    """Those of Serve's `logging_config` that there are here too. Lines go to stderr."""
+    """The settings of Serve's `logging_config` that this server supports. It logs to stderr."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "WARNING"
     encoding: Literal["TEXT", "JSON"] = "TEXT"
@@ -61,13 +61,13 @@ def serve(
     workers: int | None = None,
     logs: Any = QUIET,
 ) -> None:
-    """Answer until SIGINT or SIGTERM, then finish the running requests.
+    """Answer requests until SIGINT or SIGTERM, then finish the running requests.
 
     Args:
         config: The endpoint.
         host: Address to listen on.
         port: Port to listen on.
-        announce: Called with the URL of the endpoint once it scores images.
+        announce: Called with the URL of the endpoint when it scores images.
         workers: Worker processes, each with all detectors. None for `default_workers`.
         logs: A `logging_config` of Ray Serve.
 
@@ -75,13 +75,13 @@ def serve(
         ConfigError: The host, the port, or `logs` is not allowed.
         DetectorError: Licences or weights are missing, or a worker could not start.
     """
-    address.refuse_open_host(config, host)
+    address.require_tokens_or_loopback(config, host)
     settings = validate(logs, LogSettings, where="logging_config")
-    address.listening(host, port).close()
-    # Weights are fetched once, and missing ones are an error here.
+    address.bind_socket(host, port).close()
+    # Fetch weights once, and fail early if weights are missing.
     fetch_weights(config)
     count = workers or default_workers(config)
-    # Threads of all workers together are as many as the cores.
+    # All workers together have one thread per core.
     os.environ.setdefault(THREADS, str(max(1, usable_cores() // count)))
     _raise_file_limit(config.limits.max_connections + _SPARE_FILES)
     # Granian would fork this process, which has threads.
@@ -91,7 +91,7 @@ def serve(
 
     def announce_when_ready() -> None:
         loaded.wait()
-        url = address.url_of(host, port)
+        url = address.make_url(host, port)
         address.await_ready(url)
         # If the HTTP process fails before this, the command ends, after its own message.
         server.respawn_failed_workers = True
@@ -101,11 +101,14 @@ def serve(
     try:
         server.serve(target_loader=partial(_load_app, config, count, loaded), wrap_loader=False)
     except SystemExit:
-        raise DetectorError("a worker could not start", hint="see its own message above") from None
+        raise DetectorError("a worker could not start", hint="read its message above") from None
 
 
 def default_workers(config: ServeConfig) -> int:
-    """Return one worker per core, up to 4, since each holds all detectors. One on a GPU."""
+    """Return the number of workers: one per core, up to 4, since each holds all detectors.
+
+    On a GPU there is one.
+    """
     return min(usable_cores(), MAX_DEFAULT_WORKERS) if config.device == "cpu" else 1
 
 
@@ -135,10 +138,11 @@ def _make_server(config: ServeConfig, host: str, port: int, settings: LogSetting
 
 
 def _load_app(config: ServeConfig, workers: int, loaded: Event) -> FastAPI:
-    """Return the application of the HTTP process and set `loaded`, or end the process with the
-    reason in its log.
+    """Return the application of the HTTP process, and set `loaded`.
+
+    If a worker does not start, log the reason and end the process.
     """
-    # Ctrl-C goes to the parent too, which ends this process.
+    # Ctrl-C also reaches the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -148,7 +152,7 @@ def _load_app(config: ServeConfig, workers: int, loaded: Event) -> FastAPI:
         sys.exit(1)
     meter = Meter()
     app = create_app(config, WorkerPool(config, processes, served, meter), meter)
-    # The garbage collector need not look at the modules again.
+    # Freeze the loaded modules, so that the garbage collector does not scan them again.
     gc.collect()
     gc.freeze()
     loaded.set()
@@ -164,18 +168,18 @@ def _end_with_parent() -> None:
 
 
 def _raise_file_limit(files: int) -> None:
-    """Let this process and its children open that many files, or as many as the system allows."""
+    """Allow this process and its children to open `files` files, or the maximum of the system."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class JsonLines(logging.Formatter):
     """Format a log record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return a record as one line of JSON."""
         line = {
             "asctime": self.formatTime(record),
             "levelname": record.levelname,
@@ -188,8 +192,9 @@ class JsonLines(logging.Formatter):
 
 
 def _logging_config(settings: LogSettings) -> dict[str, Any]:
-    """Return the `logging.config` dictionary that Granian applies in every process: lines on
-    stderr.
+    """Return the `logging.config` dictionary that Granian applies in every process.
+
+    Log lines go to stderr.
     """
     text = {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
     json_lines = {"()": f"{__name__}.{JsonLines.__name__}"}

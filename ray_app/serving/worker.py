@@ -1,8 +1,8 @@
-"""A worker process of an endpoint: it holds all detectors, and answers the images that the HTTP
-process sends through a socket.
+"""Run a worker process of an endpoint.
 
+The worker holds all detectors, and answers the images that the HTTP process sends through a socket.
 One thread receives images, `decoders` threads have them decoded in child processes, and the main
-thread scores what is decoded. `ray_app.serving.pool` starts it.
+thread scores the decoded images. `ray_app.serving.pool` starts it.
 """
 
 import logging
@@ -31,10 +31,10 @@ from ray_app.serving.engine import (
 from ray_app.serving.frames import FrameSocket, WorkerFrame
 from ray_app.serving.worker_log import FrameLogHandler
 
-# How long an image waits for others that are being decoded. With two busy workers on two cores, 20 ms
-# made batches that were a fifth empty.
-COMPANY_S = 0.05
-# The module runs as a program, and is then called __main__.
+# How long an image waits for others that are being decoded. With two busy workers on two cores,
+# batches were a fifth empty at 20 ms.
+MAX_BATCH_WAIT_S = 0.05
+# The name of this module is __main__ when it runs as a program.
 _log = logging.getLogger("ray_app.serving.worker")
 
 
@@ -44,70 +44,72 @@ class EndpointWorker:
     Args:
         engine: Scores the images.
         connection: The socket.
-        decoders: Images that are decoded at a time.
+        decoders: Number of images that are decoded at the same time.
     """
 
     def __init__(self, engine: Engine, connection: FrameSocket, decoders: int) -> None:
         self._engine, self._connection = engine, connection
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
-        # An image with the number of its frame. None once the HTTP process has ended.
+        # Images with the number of their frame. None after the HTTP process has ended.
         self._decoded: queue.SimpleQueue[tuple[int, PendingImage] | None] = queue.SimpleQueue()
-        # Images that have arrived, and images that are answered, since the start.
-        self._taken = self._answered = 0
+        # Images that were received and images that were answered since the start.
+        self._received = self._answered = 0
 
     def run(self) -> None:
-        """Answer images. Returns when the HTTP process has ended."""
+        """Answer images until the HTTP process ends."""
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
         while batch := self._take_batch():
             answered = self._engine.answer([image for _, image in batch])
             self._answered += len(batch)
             for row, ((number, _), answer) in enumerate(zip(batch, answered, strict=True)):
                 batch_images = len(batch) if row == 0 else 0
-                self._connection.send(_answer_frame(number, answer, batch_images))
+                self._connection.send(_make_frame(number, answer, batch_images))
             if self._engine.silent_images >= MAX_SILENT_IMAGES:
-                # The images are not the reason, but perhaps a device is.
+                # A device is a more likely cause than that many images.
                 _log.error(
-                    "no score for %d images in a row; the worker starts again",
+                    "restarting the worker: no score for %d images in a row",
                     self._engine.silent_images,
                 )
                 return
         self._decoders.shutdown(cancel_futures=True)
 
     def _take_batch(self) -> list[tuple[int, PendingImage]]:
-        """Wait for a decoded image, and take all that are decoded by then. Take others that are
-        being decoded too, since a batch costs the same however full it is.
+        """Wait for a decoded image, and return a batch with all images that are decoded.
+
+        Wait a short time for images that are being decoded, since a batch costs the same whether it
+        is full or not.
         """
         batch: list[tuple[int, PendingImage]] = []
         until = math.inf
         while len(batch) < self._engine.slots:
-            is_coming = len(batch) < self._taken - self._answered
-            patience_s = max(until - time.monotonic(), 0.0) if is_coming else 0.0
+            is_decoding = len(batch) < self._received - self._answered
+            timeout_s = max(until - time.monotonic(), 0.0) if is_decoding else 0.0
             try:
-                decoded = self._decoded.get(timeout=patience_s if batch else None)
+                decoded = self._decoded.get(timeout=timeout_s if batch else None)
             except queue.Empty:
                 break
             if decoded is None:
                 return []
             if not batch:
-                until = time.monotonic() + COMPANY_S
+                until = time.monotonic() + MAX_BATCH_WAIT_S
             batch.append(decoded)
         return batch
 
     def _receive(self) -> None:
         while (frame := self._connection.receive()) is not None:
-            self._taken += 1
+            self._received += 1
             self._decoders.submit(self._decode, frame)
         self._decoded.put(None)
 
     def _decode(self, frame: WorkerFrame) -> None:
-        number, given = frame.header["number"], frame.header["request"]
-        data = golden_image() if given.pop("is_golden", False) else frame.data
-        request = ScoreRequest(data, **given | {"detectors": tuple(given["detectors"])})
+        number, options = frame.header["number"], frame.header["request"]
+        data = golden_image() if options.pop("is_golden", False) else frame.data
+        request = ScoreRequest(data, **options | {"detectors": tuple(options["detectors"])})
         self._decoded.put((number, self._engine.decode(request)))
 
 
-def _answer_frame(number: int, answer: EncodedAnswer, batch_images: int) -> WorkerFrame:
-    """Return the frame of an answer. The first answer of a batch has the number of its images."""
+def _make_frame(number: int, answer: EncodedAnswer, batch_images: int) -> WorkerFrame:
+    """Return the frame of an answer. The first answer of a batch carries the size of the batch."""
     header: dict[str, Any] = {
         "number": number,
         "status": answer.status,
@@ -121,20 +123,20 @@ def _answer_frame(number: int, answer: EncodedAnswer, batch_images: int) -> Work
 
 
 def _describe(engine: Engine) -> WorkerFrame:
-    """Return what the HTTP process has to know of the detectors."""
+    """Return the description of the detectors for the HTTP process."""
     served = engine.served
     return WorkerFrame(
         {
             "slots": engine.slots,
-            "ensembles": [info.model_dump() for info in answers.ensemble_infos(served)],
+            "ensembles": [info.model_dump() for info in answers.list_ensemble_infos(served)],
             "optional": list(served.plan.optional),
-            "detectors": [info.model_dump() for info in answers.detector_infos(served.plan)],
+            "detectors": [info.model_dump() for info in answers.list_detector_infos(served.plan)],
         }
     )
 
 
 def main(descriptor: int) -> int:
-    """Load the detectors of the config that comes first, and answer images.
+    """Load the detectors of the config in the first frame, and answer images.
 
     Args:
         descriptor: File descriptor of the socket.
@@ -148,7 +150,7 @@ def main(descriptor: int) -> int:
     first = connection.receive()
     if first is None:
         return 0
-    # Warnings of other packages, and records of this one from the endpoint's level on.
+    # Log warnings of other packages, and records of this package from the endpoint's level.
     logging.basicConfig(handlers=[FrameLogHandler(connection)])
     logging.getLogger("ray_app").setLevel(first.header["log_level"])
     config = ServeConfig.model_validate(first.header["config"])
@@ -171,5 +173,5 @@ def main(descriptor: int) -> int:
 
 
 if __name__ == "__main__":
-    # Threads that still decode must not delay the end.
+    # Exit without waiting for threads that are still decoding.
     os._exit(main(int(sys.argv[1])))

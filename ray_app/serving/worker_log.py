@@ -1,5 +1,6 @@
-"""The log of worker processes, which the HTTP process writes with its own: to stderr, or to the file
-of a Ray Serve replica.
+"""Pass the log of worker processes to the HTTP process.
+
+The HTTP process writes the records with its own, to stderr or to the file of a Ray Serve replica.
 """
 
 import logging
@@ -12,17 +13,18 @@ _PACKAGE = "ray_app"
 
 
 class FrameLogHandler(logging.Handler):
-    """Send log records to the HTTP process. They are lost once it has ended."""
+    """Send log records to the HTTP process. Records are lost after that process has ended."""
 
     def __init__(self, connection: FrameSocket) -> None:
         super().__init__()
         self._connection = connection
-        # With the traceback: Ray Serve's JSON has no traceback of a record without an exception.
+        # The message includes the traceback, because Ray Serve's JSON has no traceback for a record
+        # without an exception object.
         self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
-        sent = {
+        fields = {
             "name": record.name,
             "levelno": record.levelno,
             "levelname": record.levelname,
@@ -32,18 +34,18 @@ class FrameLogHandler(logging.Handler):
             "process": record.process,
         }
         with suppress(OSError):
-            self._connection.send(WorkerFrame({"log": sent}))
+            self._connection.send(WorkerFrame({"log": fields}))
 
 
-def write_worker_record(sent: dict[str, Any]) -> None:
+def write_worker_record(fields: dict[str, Any]) -> None:
     """Write a record to the log of this process.
 
     Args:
-        sent: The fields of the record, as `FrameLogHandler` sends them.
+        fields: The fields of the record, as `FrameLogHandler` sends them.
     """
-    if sent["name"].partition(".")[0] != _PACKAGE:
+    if fields["name"].partition(".")[0] != _PACKAGE:
         # Loggers of other packages have no handler in this process.
-        sent |= {"name": __name__, "msg": f"{sent['name']}: {sent['msg']}"}
-    logger = logging.getLogger(sent["name"])
-    if logger.isEnabledFor(sent["levelno"]):
-        logger.handle(logging.makeLogRecord(sent))
+        fields |= {"name": __name__, "msg": f"{fields['name']}: {fields['msg']}"}
+    logger = logging.getLogger(fields["name"])
+    if logger.isEnabledFor(fields["levelno"]):
+        logger.handle(logging.makeLogRecord(fields))

@@ -313,7 +313,7 @@ def test_url_is_fetched_through_the_guard(monkeypatch, capsys):
         ("empty", "nothing to check: there is no file in"),
         ("no-such-file", "no such file or folder"),
         ("a.jpg/x", "no such file or folder"),
-        ("- -", "stands for one picture on stdin"),
+        ("- -", "stands for one image on stdin"),
         ("a.jpg --html a.jpg", "--html must be the path of a local .html file"),
         ("a.jpg --ensemble tiny --detector npr", "cannot be given together"),
         ("a.jpg --ensemble tiny --fpr 0.1", "touchstone detectors calibrate RUN"),

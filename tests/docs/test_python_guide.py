@@ -36,7 +36,7 @@ def test_python_guide_runs(tmp_path, monkeypatch, ray_cluster):
         printed.append(shown.getvalue())
     text = "".join(printed)
     for words in (
-        *("source_missing", "Accepted are: a path or URL", "did you mean 'default'"),
+        *("source_missing", "Accepted inputs: a path or URL", "did you mean 'default'"),
         "ScoredRun(",
     ):
         assert words in text

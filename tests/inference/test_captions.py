@@ -195,7 +195,7 @@ def test_identifier_of_other_embeddings_is_rejected(written):
     spec = spec_of(written)
     require_embeddings(spec)
     require_embeddings(replace(spec, precision=dict.fromkeys(spec.cards, "bf16")))
-    with pytest.raises(ConfigError, match="resize: fitted on exact, here fast"):
+    with pytest.raises(ConfigError, match="resize: fitted on exact, now fast"):
         require_embeddings(replace(spec, resize="fast"))
-    with pytest.raises(ConfigError, match="cheap, which does not look at every image here"):
+    with pytest.raises(ConfigError, match="cheap, which does not score every image"):
         spec_of(written | {"detectors": written["detectors"][1:]}, None)

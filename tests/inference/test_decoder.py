@@ -58,7 +58,7 @@ os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -9
     careful = decoder(tmp_path)
-    careful.careful.look_for_crumbs()
+    careful.careful.read_crash_markers()
     pool = careful.careful._pool
     trusted = careful.decode([(6, jpeg())])
     assert not any(child.pid for child in pool._children)

@@ -98,7 +98,7 @@ def test_killed_child_costs_one_image(shared):
     victim, other = (stopped(pid) for pid in pids_of(shared))
     with ThreadPoolExecutor(2) as threads:
         asked = [threads.submit(prepared, shared, images.jpeg()) for _ in range(2)]
-        wait_until(lambda: shared._free.empty())
+        wait_until(lambda: shared._idle.empty())
         os.kill(victim, signal.SIGKILL)
         os.kill(other, signal.SIGCONT)
         (died,) = filter(None, [one.exception() for one in asked])

@@ -146,7 +146,9 @@ def test_facts_that_no_row_can_hold_are_rejected(decoder, refused):
     true = dataclasses.asdict(inspect_bytes(data)) | {"width": 96, "height": 64}
 
     def believed(facts):
-        return decoder._believed(json.dumps({"facts": facts, "refused": refused}).encode(), data)
+        return decoder._check_report(
+            json.dumps({"facts": facts, "refused": refused}).encode(), data
+        )
 
     assert believed(true).facts.width == 96
     for lie in FACTS:

@@ -53,13 +53,13 @@ def images(count, side=8, value=1):
 
 def test_buffer_is_reused_after_its_copy_has_ended():
     ring, log, made = ring_of()
-    seen = [ring.copied(images(2, value=value), torch.clone) for value in range(5)]
+    seen = [ring.copy_through(images(2, value=value), torch.clone) for value in range(5)]
     assert len(made) == 2
     assert [int(one.max()) for one in seen] == list(range(5))
     assert log == ["free", "record"] * 2 + ["wait", "record"] * 3
     lent = []
     for value in (1, 2):
-        ring.copied(images(2, value=value), lambda pinned: lent.append(pinned) or pinned)
+        ring.copy_through(images(2, value=value), lambda pinned: lent.append(pinned) or pinned)
     assert [int(one.min()) for one in lent] == [1, 2]
 
 
@@ -183,7 +183,7 @@ def test_split_stages_stay_on_the_gpu(monkeypatch):
         monkeypatch.setattr(f"ray_app.inference.scorer.{name}", replacement)
     monkeypatch.setattr(DeviceUpload, "__init__", lambda self, device: None)
     monkeypatch.setattr(DeviceUpload, "__call__", lambda self, tensor: tensor.to("cuda"))
-    monkeypatch.setattr(_Columns, "gathered", gathered)
+    monkeypatch.setattr(_Columns, "gather", gathered)
     with fake_cuda():
         EnsembleScorer(spec, StageClock()).score([complete])
     assert devices == ["cuda"] * len(cards)

@@ -54,7 +54,7 @@ WANTED = request(provenance=SPEC.provenance)
 
 def decoded(spec, *members, crumbs=None):
     decoder = BatchDecoder(spec, StageClock(), crumbs)
-    decoder.careful.look_for_crumbs()
+    decoder.careful.read_crash_markers()
     batch = decoder.decode(list(enumerate(members)))
     decoder.close()
     return batch

@@ -201,7 +201,7 @@ def test_image_column_is_found_or_must_be_named(ensemble, folder, expected):
     assert right(two)["score"] == [expected["b.png"]]
     for scoring, columns, said in (
         (ensemble, two, "left and right have images; the columns are: left, right, id"),
-        (ensemble, {"label": [0], "text": ["a"]}, "none of its columns has images"),
+        (ensemble, {"label": [0], "text": ["a"]}, "no column has images"),
         (right, {"id": [1]}, "no column 'right'; its columns are: id"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -239,7 +239,7 @@ def test_unscored_images_have_a_status_and_a_source(ensemble, folder):
         assert row.verdict is row.score is row.probability is None
         assert row.scores == {DETECTOR: None}
     assert "status='empty_file'" in repr(rows[1])
-    assert "give it alone, as score(FOLDER)" in rows[7].detail
+    assert "pass it alone, as score(FOLDER)" in rows[7].detail
     assert "the host is 'elsewhere'" in rows[11].detail
     assert ensemble.score(["a\0b.jpg"])[0].status is Status.SOURCE_MISSING
     assert ensemble.score(data).source is None
@@ -254,25 +254,25 @@ def test_closed_folder_is_a_result(ensemble, folder, tmp_path):
 
 
 WRONG = {
-    "a number": (3, "cannot score an int. Accepted are: a path or URL"),
+    "a number": (3, "cannot score an int. Accepted inputs: a path or URL"),
     "None": (None, "cannot score None: there is no image"),
     "a row of a dataset": (
         {"image": 1, "label": 0},
-        "a dict with the keys image, label; if one of them has the image, give that one",
+        "a dict with the keys image, label; if one of them has the image, pass that value",
     ),
     "a table": (
         pd.DataFrame({"path": ["a.png"]}),
-        "a DataFrame, a table with the columns path; give one of them",
+        "a DataFrame, a table with the columns path; pass one of them",
     ),
     "a dataset": (
         hub,
-        r"a Dataset, a table with the columns image, label; give one of them, as score\(table\[COLUMN\]\)",
+        r"a Dataset, a table with the columns image, label; pass one of them, as score\(table\[COLUMN\]\)",
     ),
-    "lists in a list": ([["a.png"]], "a list, image 0 of those given"),
+    "lists in a list": ([["a.png"]], "a list, at index 0 of the images"),
     "a text file": (io.StringIO("x"), r"a file opened as text; open it with open\(path, 'rb'\)"),
     "floats": (
         np.zeros((8, 8, 3)),
-        r"a ndarray of 8×8×3, float64; pixels are uint8: \(x \* 255\).round\(\).astype\('uint8'\)",
+        r"a ndarray of 8×8×3, float64; pixels must be uint8: \(x \* 255\).round\(\).astype\('uint8'\)",
     ),
     "channels first": (
         np.zeros((3, 8, 9), np.uint8),
@@ -280,7 +280,7 @@ WRONG = {
     ),
     "no channels": (
         torch.zeros(7, 8, 9, dtype=torch.uint8),
-        "neither the first nor the last dimension is 1, 3 or 4 channels",
+        "neither the first nor the last dimension has 1, 3 or 4 channels",
     ),
 }
 
@@ -290,7 +290,7 @@ def test_wrong_type_names_what_is_accepted(ensemble, folder, given):
     thing, message = WRONG[given]
     with pytest.raises(TypeError, match=message) as caught:
         ensemble.score(thing(folder) if thing is hub else thing)
-    assert "Accepted are: a path or URL (str or pathlib.Path)" in str(caught.value)
+    assert "Accepted inputs: a path or URL (str or pathlib.Path)" in str(caught.value)
     assert isinstance(caught.value, ConfigError)
 
 
@@ -334,10 +334,10 @@ def test_batch_size_and_progress_change_no_score(ensemble, folder, expected, cap
 
 
 def test_load_and_score_reject_invalid_options(ensemble, folder):
-    with pytest.raises(ConfigError, match="batch_size is 0, and must be a whole number from 1"):
+    with pytest.raises(ConfigError, match="batch_size must be an integer of at least 1, got 0"):
         ensemble.score(folder / "a.png", batch_size=0)
     for name, options, said in (
-        ("tiny", {"device": "gpu"}, "device 'gpu' is none that PyTorch knows: auto, cpu"),
+        ("tiny", {"device": "gpu"}, "device must be auto, cpu, cuda, .* got 'gpu'"),
         ("tiny", {"fpr": 0.1}, "no operating point"),
         ("defualt", {}, "did you mean 'default'"),
     ):

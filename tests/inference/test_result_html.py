@@ -82,7 +82,7 @@ def test_results_of_a_stream_hold_no_images(ensemble):
 def test_file_that_grew_over_the_limit_is_not_read_again(ensemble, file):
     data = file.read_bytes()
     picture = ensemble.score(file).picture
-    assert image_inputs.loaded_picture(picture, len(data)) == data
+    assert image_inputs.load_picture(picture, len(data)) == data
     with pytest.raises(InputError) as refused:
-        image_inputs.loaded_picture(picture, len(data) - 1)
+        image_inputs.load_picture(picture, len(data) - 1)
     assert refused.value.status == Status.IMAGE_TOO_LARGE

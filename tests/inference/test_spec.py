@@ -47,7 +47,7 @@ def test_auto_is_the_setting_of_the_calibration():
     ],
 )
 def test_other_setting_needs_a_waived_guarantee(asked, said):
-    with pytest.raises(ConfigError, match="its calibration does not hold with") as refused:
+    with pytest.raises(ConfigError, match="the calibration does not hold with") as refused:
         spec(FAST, **asked)
     assert said in str(refused.value)
     assert "waive_guarantee" in refused.value.hint

@@ -17,7 +17,7 @@ import ray_app
 from ray_app.ensembles import Thresholds, error_rates, find
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
-from ray_app.serving.answers import facts_answer
+from ray_app.serving.answers import make_facts
 from ray_app.serving.http import schemas
 from ray_app.serving.http.app import Envelope, page_router
 from ray_app.serving.http.auth import Paths
@@ -167,7 +167,7 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks, point):
     result = ensemble.score([data])[0]
     error = None
     if result.status is not Status.OK:
-        refusal = Refusal.of(InputError(result.status, result.detail or ""))
+        refusal = Refusal.from_error(InputError(result.status, result.detail or ""))
         error = schemas.Error.model_validate(refusal.body("0123456789abcdef"))
     verdict, reason, detail = result.verdict, result.verdict_reason, result.verdict_detail
     if mood.abstained:
@@ -192,7 +192,7 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks, point):
         verdict=verdict, verdict_reason=reason, verdict_detail=detail, error_rates=verdict and said_rates,
         probability=result.probability,
         calibrated=mood.calibrated, score=result.score, scores=dict(result.scores) if error is None else {}, detectors=detectors,
-        sha256=facts.sha256 if facts else "", image=facts_answer(facts, len(data), said) if facts else None,
+        sha256=facts.sha256 if facts else "", image=make_facts(facts, len(data), said) if facts else None,
         ensemble=schemas.EnsembleName(name=ensemble_name, fingerprint=fingerprint, fpr=fpr),
         timings=schemas.Timings(decode=0.01, wait=0.002, score=0.02, total=0.03), request_id="0123456789abcdef", profile=profile,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from collections import deque
 import pytest
 
 from ray_app.errors import ClusterError, ConfigError
-from ray_app.serving.client import EndpointClient, retry_after
+from ray_app.serving.client import EndpointClient, parse_retry_after
 from ray_app.storage import RetryPolicy
 from tests.serving.scripted import TORN, ScriptedEndpoint, refuse, score_of
 
@@ -206,4 +206,4 @@ def test_retry_after_is_seconds_or_a_date():
         "soon": None,
         None: None,
     }
-    assert {header: retry_after(header) for header in headers} == headers
+    assert {header: parse_retry_after(header) for header in headers} == headers

@@ -9,7 +9,7 @@ from ray_app.inference import make_spec
 from ray_app.runs import fingerprint
 from ray_app.scoring.identity import scoring_facts
 from ray_app.serving import ServeConfig
-from ray_app.serving.answers import ensemble_infos
+from ray_app.serving.answers import list_ensemble_infos
 from ray_app.serving.ensembles import load_ensembles, plan_ensembles
 from ray_app.serving.pool import Served
 from tests.make.cards import write_points
@@ -42,7 +42,7 @@ def test_configured_point_is_the_default(tmp_path):
         for fpr, cuts in ((0.01, (-1.43, 50.0)), (0.1, (-50.0, -50.0))):
             thresholds = served.find(None, fpr).spec.ensemble.thresholds
             assert (thresholds.real_below, thresholds.fake_above) == cuts
-    [info] = ensemble_infos(chosen)
+    [info] = list_ensemble_infos(chosen)
     assert (info.fpr, info.fake_above, info.upper_bound, info.recall) == (0.1, -50.0, 0.12, 0.9)
     assert [point.fpr for point in info.operating_points] == [0.01, 0.1]
     assert [name.fpr for name in Served(4, [info], (), ()).names] == [0.1]
@@ -103,7 +103,7 @@ def test_guarantee_is_described_and_holds_or_is_waived(tmp_path):
     card = write_stricter(tmp_path, "calibrated", settings=SETTINGS, guarantee=promise)
 
     def guarantee(**config):
-        [info] = ensemble_infos(load_ensembles(ServeConfig(ensembles=(card,), **config)))
+        [info] = list_ensemble_infos(load_ensembles(ServeConfig(ensembles=(card,), **config)))
         return info.guarantee
 
     described = guarantee()

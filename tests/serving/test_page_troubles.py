@@ -95,7 +95,7 @@ def test_unreachable_endpoint_is_named_and_asked_again(visitor):
     choose(page, [("photo.jpg", PHOTO)])
     page.wait_for_selector("[role=alert] >> text=The endpoint cannot be reached.")
     page.unroute("**/v1/score*")
-    page.click("text=Go on")
+    page.click("text=Continue")
     page.wait_for_selector("#finding")
 
 
@@ -108,7 +108,7 @@ def test_cancelled_run_keeps_results_and_resumes(visitor, mood):
     page.wait_for_selector("text=6 images not scored.")
     mood.held.set()
     assert page.is_hidden("#progress")
-    page.click("text=Go on")
+    page.click("text=Continue")
     page.wait_for_selector("tr:nth-child(6) .link:enabled")
     assert page.locator("text=not scored").count() == 0
 

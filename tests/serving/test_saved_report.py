@@ -51,7 +51,7 @@ def test_saved_report_stands_alone_with_all_facts(save, mood):
     ):
         assert words in text, words
     assert re.search(r"Checked\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text)
-    assert page.text_content("h1") == "What was said of photo.jpg"
+    assert page.text_content("h1") == "Verdict on photo.jpg"
     assert page.get_attribute(".bar-scale", "data-score") in text
     images = "[...document.images].map(one => [one.naturalWidth, one.src.slice(0, 15)])"
     assert page.evaluate(images) == [[320, "data:image/jpeg"]]

@@ -1,9 +1,8 @@
-"""The whole HTTP side in one FastAPI application: `create_app` puts routes, page, guards, headers
-and metering together.
+"""Build the HTTP side of the endpoint as one FastAPI application (`create_app`).
 
-Guards come in one order (`install`): what is cheap to check is checked first. Around the guards are
-two layers that keep the rules of HTTP for all answers, also for those of the guards:
-`semantics.LingeringClose` and `semantics.HeadAsGet`.
+It combines routes, page, guards, headers, and metering. `install` defines the order of the guards,
+with the cheapest checks first. Around the guards, `semantics.LingeringClose` and
+`semantics.HeadAsGet` apply rules of HTTP to all answers, including those of the guards.
 """
 
 import hashlib
@@ -31,17 +30,17 @@ from ray_app.serving.http.semantics import HeadAsGet, LingeringClose
 from ray_app.serving.pool import WorkerPool
 from ray_app.serving.refusal import Refusal
 
-DESCRIPTION = """Tells which images were made or altered by a generative model.
+DESCRIPTION = """Find images that a generative model created or altered.
 
-A score is log-odds of fake; a verdict is `fake`, `real` (no evidence found) or `abstain`. Every answer names the ensemble that gave it by a
-fingerprint: equal fingerprints give equal scores, here and in batch runs. HEAD is answered wherever GET is."""
+A score is log-odds of fake. A verdict is `fake`, `real` (no evidence found), or `abstain`. Every answer has the fingerprint of its ensemble.
+Equal fingerprints give equal scores, here and in batch runs. HEAD is answered wherever GET is."""
 PAGE = ("/", "/page/*")
 OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
-# Probes and monitoring have to be answered most of all when every place is taken.
+# Probes and monitoring must be answered in particular when all slots are taken.
 UNCOUNTED = (*OPEN, "/metrics")
 # Requests that wait for the detectors.
 QUEUED = ("/v1/score",)
-ABANDONED = 499  # the client left before an answer began; as nginx counts it
+ABANDONED = 499  # The client left before the answer started. nginx uses the same status.
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -60,8 +59,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# the reports' own sheet, so that page and reports cannot come to look different
-_HOUSE_STYLE = "house.css"
+# The style sheet of the reports, so that the page and the reports look the same.
+_SHARED_STYLE = "house.css"
 
 
 def create_app(
@@ -71,7 +70,14 @@ def create_app(
     *,
     echo_request_id: bool = True,
 ) -> FastAPI:
-    """The application, whose lifespan is that of the pool. `echo_request_id` as for `install`."""
+    """Return the application. Its lifespan runs the pool.
+
+    Args:
+        config: The endpoint.
+        pool: Answers images.
+        meter: Counts requests and refusals.
+        echo_request_id: Whether answers carry the id of their request (see `Envelope`).
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -83,9 +89,9 @@ def create_app(
         version=schemas.API_VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # These pages load scripts from other sites.
         redoc_url=None,
-        # The Location would be absolute, and `http` behind a proxy that ends TLS.
+        # The Location would be absolute, with `http` behind a proxy that terminates TLS.
         redirect_slashes=False,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
@@ -104,15 +110,23 @@ def install(
     *,
     echo_request_id: bool = True,
 ) -> auth.BearerTokens:
-    """Guards an application, from the outermost layer to the innermost; returns its tokens, which
-    know whether one is needed.
+    """Install the guards of an application, from the outermost layer to the innermost.
 
-    `meter` counts requests and refusals; `echo_request_id`: see `Envelope`. Raises ConfigError if a
-    token is too short.
+    Args:
+        app: The application.
+        config: The endpoint.
+        meter: Counts requests and refusals. None does not count.
+        echo_request_id: Whether answers carry the id of their request (see `Envelope`).
+
+    Returns:
+        The tokens of the endpoint.
+
+    Raises:
+        ConfigError: A token is too short.
     """
     limits, uncounted, origins = config.limits, auth.Paths(UNCOUNTED), config.access.cors_origins
     tokens = auth.BearerTokens(config.access)
-    # Around the guards, so that a page can read why it was refused.
+    # CORS is outside the guards, so that a page can read the reason for a refusal.
     cross_origin = Middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -130,7 +144,7 @@ def install(
     lingering_close = Middleware(
         LingeringClose,
         deadline_s=limits.deadline_s,
-        # A body of twice the limit is sent to its end, and its client reads the 413.
+        # Up to twice the limit, a body is read to its end, so that its client reads the 413.
         max_bytes=2 * limits.max_body_bytes,
         max_lingering=2 * limits.max_requests,
     )
@@ -156,20 +170,24 @@ def install(
     return tokens
 
 
-def is_request_id(given: str) -> bool:
-    """Whether a client's id of its request is kept: 8–64 of `A-Za-z0-9_-`."""
-    return _ID.fullmatch(given) is not None
+def is_request_id(client_id: str) -> bool:
+    """Return whether the id that a client sent is used: 8–64 characters of `A-Za-z0-9_-`."""
+    return _ID.fullmatch(client_id) is not None
 
 
 class Envelope(errors.Layer):
-    """Give a request its id, and its answer the headers that all answers have. Count both, also
-    what guards refuse.
+    """Give each request an id, and each answer the common headers. Count both, also for guards.
 
-    The id is the client's own if `is_request_id`, else 16 hex digits; it stands in
-    `scope["state"]["request_id"]` and, with `echo`, on the answer. Ray Serve's proxy adds the
-    header to every answer by itself, after handing the same id in: there `echo` has to be off, or
-    it comes twice. Browsers are told: no sniffing, framing, referrer or use by other sites; nothing
-    of `/v1` is kept; the page uses its own files only.
+    The id is that of the client if `is_request_id` accepts it, else 16 hex digits. It is in
+    `scope["state"]["request_id"]`. The headers forbid browsers sniffing, framing, referrers, and
+    use by other sites. Answers of `/v1` are not cached, and the page may use only its own files.
+
+    Args:
+        app: The application inside this layer.
+        page: The paths of the page.
+        meter: Counts requests and refusals. None does not count.
+        echo: Whether the answer carries the id. It must be False behind Ray Serve's proxy, which
+            passes the id in and adds the header to every answer itself.
     """
 
     def __init__(
@@ -180,8 +198,8 @@ class Envelope(errors.Layer):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its id, and its answer with the headers."""
-        given, path = Headers(scope=scope).get("x-request-id", ""), scope["path"]
-        request_id = given if is_request_id(given) else secrets.token_hex(8)
+        client_id, path = Headers(scope=scope).get("x-request-id", ""), scope["path"]
+        request_id = client_id if is_request_id(client_id) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         headers = _ALWAYS | {
             "Content-Security-Policy": _PAGE_POLICY if self.page.has(path) else _DATA_POLICY
@@ -190,7 +208,7 @@ class Envelope(errors.Layer):
         headers |= {"Cache-Control": "no-store"} if path.startswith("/v1") else {}
         started, status = time.perf_counter(), ABANDONED
 
-        async def watched(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -198,14 +216,15 @@ class Envelope(errors.Layer):
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, send_with_headers)
             if status == ABANDONED:
-                # Granian reports a body with malformed chunks as a client that has left.
+                # Granian reports a body with malformed chunks as a disconnect of the client.
                 refusal = Refusal("malformed_request", "the body cannot be read")
                 await errors.respond(refusal, request_id)(scope, receive, send)
         finally:
             if self.meter is not None:
-                # A template, never a path: every value of a label is a series for ever.
+                # Use the template, never the path, since each value of a label creates a permanent
+                # series.
                 self.meter.request(
                     getattr(scope.get("route"), "path", "other"),
                     status,
@@ -222,21 +241,22 @@ class _Asset(NamedTuple):
 
 
 def page_router() -> APIRouter:
-    """Answer GET of `/` and `/page/{name}`; an unchanged file with 304; any other name with Refusal
-    not_found.
+    """Return the routes `/` and `/page/{name}`.
 
-    The files are read once, here: a name is only ever looked up in that list, never made into a
-    path.
+    An unchanged file is answered with 304, an unknown name with Refusal `not_found`. The files are
+    read once, here. A name is only looked up among them, and never used as a path.
     """
     package = files("ray_app")
-    listed: dict[str, Traversable] = {_HOUSE_STYLE: package / "reports" / "templates" / "page.css"}
-    listed |= {
+    page_files: dict[str, Traversable] = {
+        _SHARED_STYLE: package / "reports" / "templates" / "page.css"
+    }
+    page_files |= {
         file.name: file
         for file in (package / "serving" / "page").iterdir()
         if PurePosixPath(file.name).suffix in _TYPES
     }
     assets = {}
-    for name, file in listed.items():
+    for name, file in page_files.items():
         content = file.read_bytes()
         assets[name] = _Asset(
             content,
@@ -259,12 +279,15 @@ def page_router() -> APIRouter:
 
 
 def _answer(request: Request, asset: _Asset) -> Response:
-    """The file, to be revalidated every time: after an update no old script meets a new endpoint."""
+    """Return a file that the client must revalidate each time.
+
+    Otherwise an old script could meet a new endpoint after an update.
+    """
     headers = {"ETag": asset.etag, "Cache-Control": "no-cache"}
-    known = [
+    etags = [
         tag.strip().removeprefix("W/")
         for tag in request.headers.get("If-None-Match", "").split(",")
     ]
-    if asset.etag in known or "*" in known:
+    if asset.etag in etags or "*" in etags:
         return Response(status_code=304, headers=headers)
     return Response(asset.content, media_type=asset.media_type, headers=headers)

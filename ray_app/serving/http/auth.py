@@ -1,5 +1,7 @@
-"""Who may use the endpoint: bearer tokens (`BearerTokens`); without them this machine only, and no
-page of another site (`AccessGuard`).
+"""Check who may use the endpoint.
+
+`BearerTokens` checks tokens. Without tokens, `AccessGuard` accepts only clients on this machine,
+and never the page of another site.
 """
 
 import hashlib
@@ -23,12 +25,12 @@ _log = logging.getLogger(__name__)
 HAPROXY_ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
 """Environment variable with which Ray Serve uses HAProxy as its proxy."""
 
-_SHORTEST = 16
+_MIN_TOKEN_CHARACTERS = 16
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 
 class Paths:
-    """Some addresses of an endpoint: `/healthz` is itself, `/page/*` is all below."""
+    """A set of paths of an endpoint. `/healthz` is one path, `/page/*` all paths below `/page/`."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         patterns = tuple(patterns)
@@ -36,19 +38,23 @@ class Paths:
         self.below = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*"))
 
     def has(self, path: str) -> bool:
-        """Whether it is one of them; a path that climbs (`/page/../v1`) is none."""
+        """Return whether a path is in the set. A path with `..` (`/page/../v1`) is not."""
         return path in self.exact or (path.startswith(self.below) and ".." not in path)
 
 
 class BearerTokens:
-    """The bearer tokens of an endpoint, from digests and an environment variable (once) and a file
-    (read anew when it changes).
+    """The bearer tokens of an endpoint.
 
-    A file that cannot be read, or has no token, lets nobody in. Its lines are tokens; empty ones
-    and those that begin with # are not.
+    They come from digests and an environment variable, which are read once, and from a file, which
+    is read again when it changes. A file that cannot be read, or that has no token, accepts no
+    client. Each line of it is a token, except empty lines and lines that begin with #. A short
+    token that appears in the file later is ignored and logged.
 
-    Raises ConfigError at the start if a token is shorter than 16 characters; one that appears later
-    is left out and logged.
+    Args:
+        access: The settings of the endpoint.
+
+    Raises:
+        ConfigError: A token is shorter than 16 characters.
     """
 
     def __init__(self, access: Access) -> None:
@@ -56,116 +62,134 @@ class BearerTokens:
         self._file = Path(access.tokens_file) if access.tokens_file else None
         self._fixed = [
             bytes.fromhex(digest) for digest in access.tokens_sha256
-        ] + _from_environment(access)
+        ] + _read_environment(access)
         self._from_file: list[bytes] = []
-        self._seen: object = None
+        self._file_state: object = None
         self._refresh(strict=True)
 
     @property
     def configured(self) -> bool:
-        """Whether a token is needed at all: also where the file that should hold some has none."""
+        """Whether a token is required. It is also required if the file of tokens has none."""
         return bool(self._fixed) or self._file is not None
 
     def check(self, authorization: str | None) -> str | None:
-        """The name of the token in an Authorization header, 12 hex digits of its SHA-256; None if
-        it is none of ours.
+        """Return the name of the token in an Authorization header, or None if it is not valid.
+
+        The name is 12 hex digits of the token's SHA-256.
         """
         scheme, _, token = (authorization or "").partition(" ")
         self._refresh()
-        # Headers are read as Latin-1: this gives back the bytes that came.
-        given = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()
-        known = False
+        # Headers are read as Latin-1. Encoding them again returns the original bytes.
+        client_digest = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()
+        is_valid = False
         for digest in (*self._fixed, *self._from_file):
-            known = hmac.compare_digest(digest, given) or known
-        return given.hex()[:12] if known and scheme.lower() == "bearer" else None
+            is_valid = hmac.compare_digest(digest, client_digest) or is_valid
+        return client_digest.hex()[:12] if is_valid and scheme.lower() == "bearer" else None
 
     def _refresh(self, *, strict: bool = False) -> None:
         if self._file is None:
             return
         try:
-            facts = self._file.stat()
-            seen: object = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-            if seen == self._seen:
+            file_stat = self._file.stat()
+            state: object = (file_stat.st_mtime_ns, file_stat.st_size, file_stat.st_ino)
+            if state == self._file_state:
                 return
             lines = self._file.read_text().splitlines()
-            self._from_file = _digests(
+            self._from_file = _compute_digests(
                 [line for line in lines if not line.lstrip().startswith("#")],
                 "the tokens file",
                 strict=strict,
             )
             problem = None if self._from_file else "has no token"
         except (OSError, ValueError) as error:
-            seen, problem = type(error).__name__, f"cannot be read ({type(error).__name__})"
+            state, problem = type(error).__name__, f"cannot be read ({type(error).__name__})"
             self._from_file = []
-        if problem and seen != self._seen:
+        if problem and state != self._file_state:
             _log.error(
-                "the tokens file %s %s: it lets nobody in. Hint: write one token per line into it",
+                "the tokens file %s %s and accepts no client. Hint: write one token per line into it",
                 self._file,
                 problem,
             )
-        self._seen = seen
+        self._file_state = state
 
 
-def by_digests(access: Access) -> Access:
-    """The same for processes that do not inherit the environment variable: with digests of its
-    tokens. Raises ConfigError as Tokens.
+def with_token_digests(access: Access) -> Access:
+    """Return access settings for processes that do not inherit the environment variable.
+
+    They have the digests of its tokens.
+
+    Raises:
+        ConfigError: A token is shorter than 16 characters.
     """
-    digests = (digest.hex() for digest in _from_environment(access))
+    digests = (digest.hex() for digest in _read_environment(access))
     return access.model_copy(update={"tokens_sha256": (*access.tokens_sha256, *digests)})
 
 
-def _from_environment(access: Access) -> list[bytes]:
-    listed = os.environ.get(access.tokens_variable, "").replace(",", "\n").splitlines()
-    return _digests(listed, f"the environment variable {access.tokens_variable}", strict=True)
+def _read_environment(access: Access) -> list[bytes]:
+    tokens = os.environ.get(access.tokens_variable, "").replace(",", "\n").splitlines()
+    return _compute_digests(
+        tokens, f"the environment variable {access.tokens_variable}", strict=True
+    )
 
 
-def _digests(listed: Iterable[str], where: str, *, strict: bool) -> list[bytes]:
-    tokens = [token.strip() for token in listed if token.strip()]
-    short = sum(len(token) < _SHORTEST for token in tokens)
+def _compute_digests(lines: Iterable[str], source: str, *, strict: bool) -> list[bytes]:
+    tokens = [token.strip() for token in lines if token.strip()]
+    short = sum(len(token) < _MIN_TOKEN_CHARACTERS for token in tokens)
     if short and strict:
-        hint = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-        raise ConfigError(f"{where} has a token of fewer than {_SHORTEST} characters", hint=hint)
+        hint = "generate a token: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        raise ConfigError(
+            f"{source} has a token of fewer than {_MIN_TOKEN_CHARACTERS} characters", hint=hint
+        )
     if short:
         _log.error(
-            "%s has %d token(s) of fewer than %d characters: they let nobody in",
-            where,
+            "%s has %d token(s) of fewer than %d characters, which are ignored",
+            source,
             short,
-            _SHORTEST,
+            _MIN_TOKEN_CHARACTERS,
         )
-    return [hashlib.sha256(token.encode()).digest() for token in tokens if len(token) >= _SHORTEST]
+    return [
+        hashlib.sha256(token.encode()).digest()
+        for token in tokens
+        if len(token) >= _MIN_TOKEN_CHARACTERS
+    ]
 
 
 class AccessGuard:
-    """Lets a request through to all but the open addresses only with a token, or from this machine
-    if there are none.
+    """Accept requests with a valid token, or from this machine if there are no tokens.
 
-    401 without; 403 for a web page of another site, which acts with its reader's address and not
-    with the reader's will. `scope["state"]["owner"]` is then the token's name, or `anonymous`.
+    The answer is 401 without a valid token, and 403 for a web page of another site, which acts from
+    the address of its reader but not by the reader's choice. `scope["state"]["owner"]` is then the
+    name of the token, or `anonymous`.
+
+    Args:
+        app: The application behind the guard.
+        tokens: The tokens of the endpoint.
+        open_paths: Paths that need no token.
     """
 
     def __init__(self, app: ASGIApp, tokens: BearerTokens, open_paths: Paths) -> None:
         self.app, self.tokens, self.open_paths = app, tokens, open_paths
         self.access = tokens.access
-        # Every request comes from the address of HAProxy, so a loopback address proves nothing
-        # about the client.
+        # All requests come from the address of HAProxy, so a loopback address proves nothing about
+        # the client.
         self.behind_haproxy = os.environ.get(HAPROXY_ENABLED) == "1"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Run the guard as an ASGI application."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] == "http" and not self.open_paths.has(scope["path"]):
             try:
-                scope.setdefault("state", {})["owner"] = self._owner(scope)
+                scope.setdefault("state", {})["owner"] = self._identify_owner(scope)
             except Refusal as refusal:
                 await refuse(refusal, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _owner(self, scope: Scope) -> str:
+    def _identify_owner(self, scope: Scope) -> str:
         headers = Headers(scope=scope)
-        if not self._own_site(headers):
+        if not self._is_own_site(headers):
             raise Refusal("forbidden", "web pages of other sites may not use this endpoint")
         if self.tokens.configured:
             owner = self.tokens.check(headers.get("authorization"))
@@ -173,19 +197,20 @@ class AccessGuard:
                 raise Refusal("unauthorized", headers={"WWW-Authenticate": "Bearer"})
             return owner
         if self.access.anonymous or (
-            not self.behind_haproxy and _from_this_machine(scope, headers)
+            not self.behind_haproxy and _is_from_this_machine(scope, headers)
         ):
             return "anonymous"
-        ways = f"set {self.access.tokens_variable} or access.tokens_file, or allow everybody with access.anonymous"
+        hint = f"set {self.access.tokens_variable} or access.tokens_file, or allow all clients with access.anonymous"
         raise Refusal(
             "unauthorized",
-            f"without tokens only the endpoint's own machine is answered: {ways}",
+            f"without tokens the endpoint answers only its own machine: {hint}",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def _own_site(self, headers: Headers) -> bool:
-        """Whether no browser says that another site's page is asking. Pages cannot forge these
-        headers.
+    def _is_own_site(self, headers: Headers) -> bool:
+        """Return whether no browser reports that a page of another site sent the request.
+
+        Pages cannot forge these headers.
         """
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site in ("same-origin", "none") or (
@@ -194,18 +219,19 @@ class AccessGuard:
             return True
         if site == "cross-site":
             return False
-        return origin is None or _authority(origin.partition("://")[2]) == _authority(
+        return origin is None or _normalise_host(origin.partition("://")[2]) == _normalise_host(
             headers.get("host", "")
         )
 
 
-def _authority(host: str) -> str:
+def _normalise_host(host: str) -> str:
     return host.lower().removesuffix(":80").removesuffix(":443")
 
 
-def _from_this_machine(scope: Scope, headers: Headers) -> bool:
-    """Both ends are loopback and nothing says that a proxy stands between: a name that resolves
-    here (DNS rebinding) is refused.
+def _is_from_this_machine(scope: Scope, headers: Headers) -> bool:
+    """Return whether both ends are loopback addresses and no header names a proxy.
+
+    Other host names that resolve to this machine (DNS rebinding) are refused.
     """
     address = (scope.get("client") or ("",))[0]
     host = headers.get("host", "").lower()
@@ -218,8 +244,9 @@ def _from_this_machine(scope: Scope, headers: Headers) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an IP address, also an IPv4 one written as IPv6, is this machine's own; False for
-    what is none.
+    """Return whether an IP address is this machine's own, also an IPv4 address written as IPv6.
+
+    Return False if it is not an IP address.
     """
     try:
         ip = ipaddress.ip_address(address)

@@ -1,6 +1,7 @@
-"""What a request may cost before a route sees it, one middleware each: bytes (`BodyLimit`), a place
-(`Backpressure`), seconds (`Deadline`), and requests per minute of one owner (`RateLimit`). Each
-HTTP process counts for itself.
+"""Limit the cost of a request with middleware, before a route sees it.
+
+`BodyLimit` limits bytes, `Backpressure` the number of requests, `Deadline` their time, and
+`RateLimit` the requests per minute of one owner. Each HTTP process counts for itself.
 """
 
 import asyncio
@@ -19,19 +20,20 @@ from ray_app.serving.refusal import Refusal
 _BUDGET_RETRY_S = 5
 _MAX_RETRY_S = 30
 # The weight of the last answer in the mean time between answers.
-_PACE_WEIGHT = 0.1
-_MIN_ANSWERS = 4  # before their pace is used
+_LAST_ANSWER_WEIGHT = 0.1
+_MIN_ANSWERS = 4  # Answers before the mean time between them is used.
 
 
 class BodyLimit(Layer):
     """Refuse bodies that are too large, compressed, or ambiguous in length.
 
-    An announced length is judged before a byte is read, and every byte is counted as it arrives.
+    An announced length is checked before a byte is read, and every byte is counted as it arrives.
 
     Args:
         app: The application inside this layer.
-        max_bytes: Size of one body. A larger one gets 413.
-        max_bytes_in_flight: Size of all bodies of running requests. Beyond it: 503.
+        max_bytes: Maximum size of one body. A larger body gets 413.
+        max_bytes_in_flight: Maximum size of all bodies of running requests. Further requests get
+            503.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_bytes_in_flight: int) -> None:
@@ -69,11 +71,11 @@ class BodyLimit(Layer):
         if not (length.isascii() and length.isdigit()):
             raise Refusal("malformed_request", "Content-Length is not a number")
         if "content-length" in headers and "transfer-encoding" in headers:
-            # Two servers in a row may disagree on which one holds, and so on where the next request
-            # begins.
+            # Two servers in a row may disagree on which header applies, and so on where the next
+            # request begins (request smuggling).
             raise Refusal(
                 "malformed_request",
-                "Content-Length and Transfer-Encoding cannot be given together",
+                "Content-Length and Transfer-Encoding cannot be used together",
             )
         self._check_size(int(length), 0)
 
@@ -83,23 +85,23 @@ class BodyLimit(Layer):
         if self.bytes_in_flight + body_bytes - received_bytes > self.max_bytes_in_flight:
             raise Refusal(
                 "overloaded",
-                "running requests fill the memory that is set aside for them",
+                "running requests fill the memory reserved for them",
                 headers={"Retry-After": str(_BUDGET_RETRY_S)},
             )
 
 
 class Backpressure(Layer):
-    """Refuse requests that have no place, with the time after which to try again (503).
+    """Refuse requests that get no slot, with the time after which to try again (503).
 
-    A request takes a place once its body has arrived. It is refused when all places are taken, and
-    when those before it are likely to take longer than it may wait.
+    A request takes a slot when its body has arrived. It is refused if all slots are taken, or if
+    the requests before it are likely to take longer than it may wait.
 
     Args:
         app: The application inside this layer.
-        max_requests: Number of places.
-        max_wait_s: How long a request may wait for those before it.
-        counted: Paths of requests that take a place.
-        clock: Seconds that only grow.
+        max_requests: Number of slots.
+        max_wait_s: Maximum time that a request may wait for the requests before it.
+        counted: Paths of requests that take a slot.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(
@@ -115,62 +117,60 @@ class Backpressure(Layer):
         self.max_requests, self.max_wait_s, self.counted = max_requests, max_wait_s, counted
         self.running = 0
         self._clock = clock
-        self._answers, self._pace_s, self._last_answer = 0, 0.0, 0.0
+        self._answers, self._mean_interval_s, self._last_answer = 0, 0.0, 0.0
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it before or after its body."""
         if not self.counted.has(scope["path"]):
             await self.app(scope, receive, send)
             return
-        has_place, status = False, 0
+        has_slot, status = False, 0
 
         async def receive_and_enter() -> Message:
-            nonlocal has_place
+            nonlocal has_slot
             message = await receive()
             is_end = message["type"] == "http.request" and not message.get("more_body", False)
-            if is_end and not has_place:
-                self.require_place()  # Others may have been faster.
+            if is_end and not has_slot:
+                self.require_slot()  # Other requests may have taken the last slot.
                 self.enter()
-                has_place = True
+                has_slot = True
             return message
 
-        async def send_noted(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            self.require_place()
+            self.require_slot()
         except Refusal as refusal:
             await refuse(refusal, scope, receive, send)
             return
         if not has_body(scope):
             self.enter()
-            has_place = True
+            has_slot = True
         try:
-            await self.app(scope, receive_and_enter, send_noted)
+            await self.app(scope, receive_and_enter, send_and_note)
         finally:
-            if has_place:
+            if has_slot:
                 self.leave(is_answered=200 <= status < 300)
 
     def estimate_wait_s(self) -> float:
-        """Return the seconds until the running requests are likely to be answered. 0 if that is not
-        known.
-        """
+        """Return the seconds until the running requests are likely to be answered. 0 if unknown."""
         if self._answers < _MIN_ANSWERS or not self.running:
             return 0.0
         elapsed_s = self._clock() - self._last_answer
-        # An answer that is late already shows that the pace has become slower.
-        pace_s = max(self._pace_s, self._mean_with(elapsed_s))
-        return self.running * pace_s - min(pace_s, elapsed_s)
+        # An answer that is already late shows that the interval has become longer.
+        interval_s = max(self._mean_interval_s, self._mean_with(elapsed_s))
+        return self.running * interval_s - min(interval_s, elapsed_s)
 
-    def require_place(self) -> None:
-        """Raise Refusal unless a request may take a place now."""
+    def require_slot(self) -> None:
+        """Raise Refusal unless a request may take a slot now."""
         wait_s = self.estimate_wait_s()
         if self.running >= self.max_requests:
-            raise self._overloaded("every place is taken", self.max_requests, self.running)
+            raise self._overloaded("all slots are taken", self.max_requests, self.running)
         if wait_s > self.max_wait_s:
-            message = "the requests before it take too long"
+            message = "the requests before this one take too long"
             raise self._overloaded(message, self.max_wait_s, round(wait_s, 1))
 
     def _overloaded(self, message: str, limit: float, observed: float) -> Refusal:
@@ -184,31 +184,36 @@ class Backpressure(Layer):
         )
 
     def enter(self) -> None:
-        """Take a place."""
+        """Take a slot."""
         if not self.running:
-            self._last_answer = self._clock()  # Time without requests says nothing about the pace.
+            self._last_answer = (
+                self._clock()
+            )  # Time without requests does not count as an interval.
         self.running += 1
 
     def leave(self, *, is_answered: bool) -> None:
-        """Give a place back."""
+        """Release a slot, and measure the interval since the last answer."""
         self.running -= 1
         if not is_answered:
             return
         now = self._clock()
-        self._pace_s = self._mean_with(now - self._last_answer)
+        self._mean_interval_s = self._mean_with(now - self._last_answer)
         self._answers, self._last_answer = self._answers + 1, now
 
     def _mean_with(self, seconds: float) -> float:
-        """Return the mean time between answers with one more."""
-        weight = max(_PACE_WEIGHT, 1 / (self._answers + 1))
-        return self._pace_s + weight * (seconds - self._pace_s)
+        """Return the mean time between answers with one more interval."""
+        weight = max(_LAST_ANSWER_WEIGHT, 1 / (self._answers + 1))
+        return self._mean_interval_s + weight * (seconds - self._mean_interval_s)
 
 
 class Deadline(Layer):
-    """Cuts a request, body included, after so many seconds: its handler is cancelled and the client
-    gets 504.
+    """Cancel a request, including its body, after a number of seconds, and answer 504.
 
-    Once an answer has begun it may take its time. A client that leaves cancels its handler too.
+    An answer that has started is not limited. If the client leaves, its handler is cancelled, too.
+
+    Args:
+        app: The application inside this layer.
+        seconds: The deadline.
     """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
@@ -216,34 +221,34 @@ class Deadline(Layer):
         self.seconds = seconds
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on for so long."""
-        began = time.monotonic()
+        """Pass the request on until the deadline."""
+        started_at = time.monotonic()
         limit = asyncio.timeout(self.seconds)
         exchange = _Exchange(limit, receive, send)
         try:
             async with limit:
                 await self.app(scope, exchange.receive, exchange.send)
         except Exception:
-            # A handler may make anything of its cancellation; the reason for it stays the deadline.
+            # A handler may raise any exception when it is cancelled. The cause is still the deadline.
             if not limit.expired():
                 raise
         finally:
             exchange.close()
-        if limit.expired() and not exchange.client_left and not exchange.begun:
+        if limit.expired() and not exchange.client_left and not exchange.has_started:
             refusal = Refusal(
-                "deadline_exceeded", limit=self.seconds, observed=round(time.monotonic() - began, 3)
+                "deadline_exceeded",
+                limit=self.seconds,
+                observed=round(time.monotonic() - started_at, 3),
             )
             await refuse(refusal, scope, receive, send)
 
 
 class _Exchange:
-    """One request under a deadline: notes how far body and answer are, and whether the client is
-    still there.
-    """
+    """One request under a deadline: its progress, and whether the client has left."""
 
     def __init__(self, limit: asyncio.Timeout, receive: Receive, send: Send) -> None:
         self.limit, self._receive, self._send = limit, receive, send
-        self.begun = self.done = self.client_left = False
+        self.has_started = self.has_ended = self.client_left = False
         self._watch: asyncio.Task[Message] | None = None
 
     async def receive(self) -> Message:
@@ -253,26 +258,25 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             self.client_left = True
         elif not message.get("more_body", False):
-            # Nothing but the client's leaving can come now, and only a pending receive() hears of
-            # it.
-            self._watch = asyncio.create_task(self._wait_for_leaving())
+            # The next message can only be a disconnect, and only a pending receive() gets it.
+            self._watch = asyncio.create_task(self._wait_for_disconnect())
         return message
 
     async def send(self, message: Message) -> None:
         if self.limit.expired():
             return
         if message["type"] == "http.response.start":
-            self.begun = True
+            self.has_started = True
             self.limit.reschedule(None)
         elif not message.get("more_body", False):
-            # Servers report the end of an exchange as a disconnect; what a route does after its
-            # answer is not cut.
-            self.done = True
+            # Servers report the end of an exchange as a disconnect. A route may still work after its
+            # answer, so this must not cancel it.
+            self.has_ended = True
         await self._send(message)
 
-    async def _wait_for_leaving(self) -> Message:
+    async def _wait_for_disconnect(self) -> Message:
         message = await self._receive()
-        if not self.done and not self.limit.expired():
+        if not self.has_ended and not self.limit.expired():
             self.client_left = True
             self.limit.reschedule(asyncio.get_running_loop().time())
         return message
@@ -283,13 +287,19 @@ class _Exchange:
 
 
 class RateLimit(Layer):
-    """429 to an owner (a token; without tokens everybody together) with more than `per_minute`
-    requests in the last 60 seconds, with the seconds after which the next one is let in. Refused
-    requests do not count.
+    """Answer 429 to an owner with more than `per_minute` requests in the last 60 seconds.
+
+    An owner is a token, or all clients together if there are no tokens. The answer has the seconds
+    after which the next request is accepted. Refused requests do not count.
+
+    Args:
+        app: The application inside this layer.
+        per_minute: Maximum number of requests of one owner in 60 seconds.
+        uncounted: Paths of requests that do not count.
     """
 
     def __init__(self, app: ASGIApp, per_minute: int, *, uncounted: Paths) -> None:
-        from limits import RateLimitItemPerMinute  # only where the operator has set a limit
+        from limits import RateLimitItemPerMinute  # It is needed only if a limit is set.
         from limits.aio.storage import MemoryStorage
         from limits.aio.strategies import MovingWindowRateLimiter
 
@@ -306,9 +316,9 @@ class RateLimit(Layer):
         if self.uncounted.has(scope["path"]) or await self.limiter.hit(self.item, owner):
             await self.app(scope, receive, send)
             return
-        opens = (await self.limiter.get_window_stats(self.item, owner)).reset_time
-        # at the very second it is still refused
-        wait_s = max(1, math.floor(opens - time.time()) + 1)
+        reset_s = (await self.limiter.get_window_stats(self.item, owner)).reset_time
+        # A request at exactly that second would still be refused.
+        wait_s = max(1, math.floor(reset_s - time.time()) + 1)
         refusal = Refusal(
             "too_many_requests", limit=self.per_minute, headers={"Retry-After": str(wait_s)}
         )

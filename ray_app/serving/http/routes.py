@@ -1,4 +1,4 @@
-"""The routes that score (`scoring_router`), and those of health and metrics (`operation_router`)."""
+"""Define the routes that score (`scoring_router`), and those for operation (`operation_router`)."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -21,8 +21,8 @@ _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": (
-            "One image as the whole body, whatever its Content-Type says, or a form with up to 16 files, all named `file`. "
-            "A form with any other field is refused: options are query parameters."
+            "One image as the whole body, with any Content-Type, or a form with up to 16 files, all named `file`. "
+            "A form with any other field is refused, since options are query parameters."
         ),
         "content": {
             "multipart/form-data": {
@@ -48,27 +48,37 @@ _BODY: dict[str, Any] = {
 
 Ensemble = Annotated[
     str | None,
-    Query(max_length=200, description="which ensemble decides; the first one served if not given"),
+    Query(max_length=200, description="the ensemble that decides; defaults to the first"),
 ]
 Fpr = Annotated[
     float | None,
     Query(
         gt=0,
         lt=1,
-        description="false-positive rate of an operating point that /v1/ensembles lists; its thresholds decide",
+        description="false-positive rate of an operating point in /v1/ensembles, whose thresholds decide",
     ),
 ]
 Detectors = Annotated[
     Sequence[str],
     Query(
-        alias="detector", max_length=16, description="optional detectors to ask besides; repeatable"
+        alias="detector",
+        max_length=16,
+        description="optional detector that also scores the image; repeatable",
     ),
 ]
-Masks = Annotated[bool, Query(description="with masks, from the detectors that localize")]
+Masks = Annotated[
+    bool, Query(description="whether the answer has the masks of detectors that localize")
+]
 
 
 def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool) -> APIRouter:
-    """Return the routes `/v1/score`, `/v1/ensembles`, and `/v1/detectors`."""
+    """Return the routes `/v1/score`, `/v1/ensembles`, and `/v1/detectors`.
+
+    Args:
+        pool: Answers images.
+        config: The endpoint.
+        token_needed: Whether requests need a token.
+    """
     router = APIRouter(prefix="/v1", tags=["score"], responses=errors.ERRORS)
     limits = schemas.EndpointLimits(
         max_body_bytes=config.limits.max_body_bytes,
@@ -92,15 +102,15 @@ def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool)
         detectors: Detectors = (),
         masks: Masks = False,
     ) -> Response:
-        """Score one image, or up to 16 in order.
+        """Score one image, or up to 16 images in order.
 
-        One image gives one object, and a refused one an error status. Several give `results`, each
-        with a status of its own.
+        For one image the answer is one object, or an error status if the image is refused. For
+        several images it has `results`, each with its own status.
         """
         images = await read_images(
             request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes
         )
-        wanted = ImageQuery(
+        query = ImageQuery(
             ensemble=ensemble,
             fpr=fpr,
             detectors=detectors,
@@ -108,12 +118,12 @@ def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool)
             request_id=request.state.request_id,
             is_alone=len(images) == 1,
         )
-        answers = [pool.answer(data, replace(wanted, name=name)) for name, data in images]
+        answers = [pool.answer(data, replace(query, name=name)) for name, data in images]
         return _respond(request, await _gather_or_cancel(answers))
 
     @router.get("/ensembles", operation_id="ensembles")
     async def ensembles() -> schemas.Ensembles:
-        """What can be asked, and within which limits."""
+        """Return the ensembles and detectors that a request may name, and the limits."""
         return schemas.Ensembles(
             ensembles=list(pool.served.ensembles),
             optional_detectors=list(pool.served.optional),
@@ -123,7 +133,7 @@ def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool)
 
     @router.get("/detectors", operation_id="detectors")
     async def all_detectors() -> schemas.Detectors:
-        """The detectors behind this endpoint, with their licences."""
+        """Return the detectors of this endpoint, with their licences."""
         return schemas.Detectors(detectors=list(pool.served.detectors))
 
     return router
@@ -135,12 +145,12 @@ def operation_router(pool: WorkerPool, meter: Meter) -> APIRouter:
 
     @router.get("/healthz", operation_id="healthz")
     async def healthz() -> schemas.Healthy:
-        """Whether this process answers."""
+        """Return whether this process answers."""
         return schemas.Healthy(healthy=True)
 
     @router.get("/readyz", operation_id="readyz")
     async def readyz() -> schemas.Ready:
-        """Whether weights are loaded and a golden image was scored; 503 until then."""
+        """Return whether weights are loaded and a golden image was scored. 503 until then."""
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await pool.require_ready()
@@ -150,15 +160,16 @@ def operation_router(pool: WorkerPool, meter: Meter) -> APIRouter:
 
     @router.get("/metrics", operation_id="metrics", response_class=Response)
     async def metrics() -> Response:
-        """Counters of this process, for Prometheus."""
+        """Return the counters of this process for Prometheus."""
         return Response(meter.exposition(), media_type="text/plain; version=0.0.4")
 
     return router
 
 
 async def _gather_or_cancel(answers: Sequence[Coroutine[Any, Any, ImageReply]]) -> list[ImageReply]:
-    """Return the answers in order. The first exception ends the others, so that nothing is scored
-    for an answer that is refused.
+    """Return the answers in order, and cancel all of them at the first exception.
+
+    Then no image is scored for an answer that is refused.
     """
     tasks = [asyncio.ensure_future(answer) for answer in answers]
     try:
@@ -170,10 +181,10 @@ async def _gather_or_cancel(answers: Sequence[Coroutine[Any, Any, ImageReply]]) 
 
 def _respond(request: Request, replies: Sequence[ImageReply]) -> Response:
     """Return the answer for one image, or the answers for several in one object."""
-    refused = [reply for reply in replies if reply.status != 200]
-    if refused:
-        request.state.refused = refused[0].refused
-        return Response(refused[0].body, refused[0].status, media_type="application/json")
+    refusals = [reply for reply in replies if reply.status != 200]
+    if refusals:
+        request.state.refused = refusals[0].refused
+        return Response(refusals[0].body, refusals[0].status, media_type="application/json")
     if len(replies) == 1:
         return Response(replies[0].body, media_type="application/json")
     results = b",".join(reply.body for reply in replies)

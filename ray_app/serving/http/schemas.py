@@ -1,4 +1,4 @@
-"""What the endpoint answers, as pydantic models: the OpenAPI document is made from them."""
+"""Define the answers of the endpoint as pydantic models, the source of the OpenAPI document."""
 
 from typing import Annotated, Literal
 
@@ -9,20 +9,22 @@ from ray_app.ensembles.finding import Ground
 from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
 
-# Of the interface under /v1, whatever version of Touchstone answers: what may change under which
-# number says docs/versioning.md.
+# The version of the interface under /v1, which is independent of the version of Touchstone.
+# docs/versioning.md defines which changes need which version.
 API_VERSION = "1.7.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
 StatedRate = Annotated[
     float | None,
     Field(
-        description="false-positive rate that the thresholds are for; null = the card states none"
+        description="false-positive rate that the thresholds are for; null = the card states no rate"
     ),
 ]
 UpperBound = Annotated[
     float | None,
-    Field(description="of the false-positive rate, with the confidence of the guarantee, or 95 %"),
+    Field(
+        description="upper bound of the false-positive rate, at the confidence of the guarantee, or 95 %"
+    ),
 ]
 AbstainReal = Annotated[
     float | None, Field(description="fraction of held-out real images between the thresholds")
@@ -33,7 +35,7 @@ AbstainFake = Annotated[
 
 
 class ApiModel(BaseModel):
-    """Base of all answers."""
+    """The base class of all answers."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,13 +44,13 @@ class Error(ApiModel):
     """Why a request, or one of its images, was refused."""
 
     code: str = Field(
-        description="one word of a closed list; image statuses are the batch job's own",
+        description="a code of a closed list; image statuses are the same as in batch runs",
         examples=["image_too_large"],
     )
     message: str = Field(examples=["12000 × 12000 pixels: 144.0 MP is over max_pixels (50 MP)"])
     limit: float | None = Field(
         default=None,
-        description="the number that was crossed, if it was about one",
+        description="the limit that was exceeded, if the refusal is about a number",
         examples=[50_000_000],
     )
     observed: float | None = Field(default=None, examples=[144_000_000])
@@ -56,81 +58,86 @@ class Error(ApiModel):
 
 
 class Mask(ApiModel):
-    """Where a localizer sees alterations."""
+    """The regions of an image that a localizer finds altered."""
 
     png: str = Field(
-        description="base64 of an 8-bit grey PNG at the network's own size, to be stretched over the whole image; 255 = surely altered"
+        description="base64 of an 8-bit grey PNG at the size of the network, to be stretched over the whole image; 255 = surely altered"
     )
     width: int
     height: int
-    area: float = Field(description="share of its pixels above one half")
+    area: float = Field(description="fraction of its pixels above one half")
     peak: float = Field(description="highest value, 0 to 1")
 
 
 class DetectorAnswer(ApiModel):
-    """What one detector says."""
+    """The answer of one detector."""
 
-    score: float | None = Field(description="log-odds of fake; null = none", examples=[4.21])
+    score: float | None = Field(description="log-odds of fake; null = no score", examples=[4.21])
     probability: float | None = Field(
-        description="P(fake): calibrated where the card has a calibration, else the plain sigmoid",
+        description="P(fake): calibrated if the card has a calibration, else the plain sigmoid",
         examples=[0.985],
     )
     calibrated: bool
     abstained: str | None = Field(
-        description="why it gave no score, or why its score does not count", examples=[None]
+        description="why the detector gave no score, or why its score does not count",
+        examples=[None],
     )
     beside: bool = Field(
-        default=False, description="an optional detector: it has no part in the verdict"
+        default=False,
+        description="whether this is an optional detector, which has no part in the verdict",
     )
     reply: str | None = Field(
-        default=None, description="the words of a detector that answers in words"
+        default=None, description="the text of a detector that replies with text"
     )
     mask: Mask | None = None
 
 
 class ProfileGenerator(ApiModel):
-    """Which generator the image is nearest to. A name is no proof of where an image came from, and
-    says nothing of a real one.
+    """The generator that the image is nearest to.
+
+    A name does not prove the origin of an image, and means nothing for a real image.
     """
 
     name: str | None = Field(
-        description="null: it is like none of the generators that the identifier knows",
+        description="null if the image is not like any generator that the identifier knows",
         examples=["sdxl"],
     )
     title: str | None = Field(examples=["Stable Diffusion XL 1.0"])
     family: str | None = Field(examples=["sdxl_1.0"])
     family_title: str | None = Field(examples=["Stable Diffusion XL"])
-    probability: float = Field(description="of the first of `ranking`, among the known ones")
+    probability: float = Field(
+        description="probability of the first of `ranking`, among the known generators"
+    )
     confidence: float = Field(
-        description="that it is a known one at all; higher is surer, the scale is the identifier's own"
+        description="confidence that the generator is a known generator; higher is surer, on the scale of the identifier"
     )
     known: bool
     ranking: list[str] = Field(
-        description="the nearest known ones, best first, whether one was named or not"
+        description="the nearest known generators, best first, also if `name` is null"
     )
     nearest: str = Field(description="title of the first of `ranking`")
 
 
 class ProfilePrompt(ApiModel):
-    """The words that the image may have been made from: a guess."""
+    """A guess at the prompt that the image may have been generated from."""
 
     text: str
     likelihood: float | None = Field(
-        description="mean log-probability of a token where words were generated, the cosine to the nearest image where they were found"
+        description="mean log-probability of a token if the text was generated, or the cosine to the nearest image if the text was retrieved"
     )
 
 
 class Profile(ApiModel):
-    """What the ensemble's profile says. It changes no score and no verdict."""
+    """The result of the ensemble's profile. It changes no score and no verdict."""
 
-    generator: ProfileGenerator | None = Field(description="null where it is not known")
+    generator: ProfileGenerator | None = Field(description="null if it is not known")
     prompt: ProfilePrompt | None = Field(
-        description="null where none was predicted: by default of images that are not flagged"
+        description="null if no prompt was predicted, by default for images that are not flagged"
     )
 
 
 class ImageFacts(ApiModel):
-    """The file as it was read."""
+    """The properties of the file."""
 
     format: str | None = Field(examples=["JPEG"])
     width: int | None
@@ -140,30 +147,30 @@ class ImageFacts(ApiModel):
     orientation: int | None
     icc: bool | None
     flags: list[str] = Field(
-        description="what is odd but did not keep it from being scored", examples=[["animated"]]
+        description="irregularities that did not prevent scoring", examples=[["animated"]]
     )
     decoder: str | None
     size_bytes: int
     provenance: Provenance | None = Field(
-        description="what the file says of its own origin; it changes no score and no verdict"
+        description="what the file states about its origin; it changes no score and no verdict"
     )
     metadata: dict[str, str] = Field(
-        description="the same in flat lines, for programs that want no structure"
+        description="the provenance as a flat mapping, for programs that need no structure"
     )
 
 
 class EnsembleName(ApiModel):
-    """Which ensemble answered."""
+    """The ensemble that answered."""
 
     name: str
     fingerprint: str = Field(
-        description="SHA-256 over all that decides a score: weights, preprocessing, rule, calibration, thresholds, precision, batch slots"
+        description="SHA-256 of all that decides a score: weights, preprocessing, rule, calibration, thresholds, precision, batch slots"
     )
     fpr: StatedRate = None
 
 
 class Timings(ApiModel):
-    """Seconds spent on this image. `wait` is the queue before a detector's batch."""
+    """The seconds spent on this image. `wait` is the time in the queue before the batch."""
 
     decode: float
     wait: float
@@ -172,45 +179,46 @@ class Timings(ApiModel):
 
 
 class ImageAnswer(ApiModel):
-    """The verdict on one image. Where `status` is not `ok` there is none: the error says why."""
+    """The verdict on one image. If `status` is not `ok`, `error` has the reason instead."""
 
-    name: str | None = Field(description="the file's name as it was sent")
+    name: str | None = Field(description="the name of the file as it was sent")
     status: str = Field(examples=["ok"])
     error: Error | None = None
     finding: str | None = Field(
         default=None,
-        description="in words, what the file says of itself and the detectors see: that of the strongest of `grounds`",
+        description="the conclusion as text, from the strongest of `grounds`",
     )
     grounds: list[Ground] = Field(
         default=[],
-        description="the strongest first; one that contradicts the finding begins with `against this`",
+        description="what the file states about its origin and what the detectors see, the strongest first; a ground that contradicts the "
+        "finding begins with `against this`",
     )
     verdict: Verdict | None = Field(description="`real` means: no evidence found")
     verdict_reason: Reason | None = Field(
         description="why the verdict is `abstain`; null for any other verdict"
     )
     verdict_detail: str | None = Field(
-        default=None, description="what varies in the reason: detectors, figures"
+        default=None, description="the names and numbers that belong to the reason"
     )
     second_look: SecondLook | None = Field(
         default=None,
-        description="of a cascade: why all its detectors looked, `band` (the first were not sure) or `audit` (drawn by its bytes); "
-        "null where the first ones were enough",
+        description="why all detectors of a cascade scored the image: `band` (the first stage was not sure) or `audit` (selected by the "
+        "hash of its bytes); null if the first stage was enough",
     )
     error_rates: str | None = Field(
         default=None,
-        description="of the ensemble, in a sentence to be shown beside the verdict: what it flags of real and of generated pictures",
+        description="a sentence to be shown with the verdict: how many real and generated images the ensemble flags",
     )
     probability: float | None = Field(
         description="P(fake); the plain sigmoid of the score unless `calibrated`"
     )
     calibrated: bool
-    score: float | None = Field(description="log-odds of fake, by the ensemble's rule")
+    score: float | None = Field(description="log-odds of fake, by the rule of the ensemble")
     scores: dict[str, float | None] = Field(
         description="log-odds of fake per detector", examples=[{"touchstone-tiny": 4.21}]
     )
     detectors: dict[str, DetectorAnswer]
-    profile: Profile | None = Field(default=None, description="where the ensemble has one")
+    profile: Profile | None = Field(default=None, description="null if the ensemble has no profile")
     sha256: str
     image: ImageFacts | None
     ensemble: EnsembleName
@@ -219,7 +227,7 @@ class ImageAnswer(ApiModel):
 
 
 class ImageAnswers(ApiModel):
-    """Several images, in the order in which they were sent."""
+    """The answers for several images, in the order in which they were sent."""
 
     results: list[ImageAnswer]
 
@@ -234,32 +242,34 @@ class DetectorInfo(ApiModel):
     source: str
     precision: str
     localizes: bool
-    optional: bool = Field(description="only on request; it has no part in a verdict")
+    optional: bool = Field(description="scores only on request, and has no part in a verdict")
 
 
 class GuaranteeInfo(ApiModel):
-    """What an ensemble's card promises of its false positives, for images like those that it was
-    calibrated on.
-    """
+    """The guarantee of a card on false positives, for images like those of its calibration."""
 
-    target_fpr: float = Field(description="of real images, no larger a share is called fake")
-    confidence: float
-    upper_bound: float = Field(description="of that share, by an exact binomial interval")
-    n_real: int = Field(description="real images that it was measured on")
-    population: str | None = Field(description="the images that it holds for")
-    holds: bool = Field(
-        description="whether scores are made here as they were calibrated; whether the images are similar is not checked"
+    target_fpr: float = Field(
+        description="guaranteed maximum fraction of real images that are called fake"
     )
-    why: str | None = Field(description="why it does not hold")
+    confidence: float
+    upper_bound: float = Field(
+        description="upper bound of that fraction, by an exact binomial interval"
+    )
+    n_real: int = Field(description="number of real images that it was measured on")
+    population: str | None = Field(description="the images that the guarantee covers")
+    holds: bool = Field(
+        description="whether scores are computed here as for the calibration; the similarity of the images is not checked"
+    )
+    why: str | None = Field(description="why the guarantee does not hold")
 
 
 class OperatingPointInfo(ApiModel):
-    """Thresholds for one false-positive rate, which a request chooses by the parameter `fpr`."""
+    """Thresholds for one false-positive rate, which a request selects by the parameter `fpr`."""
 
     fpr: float = Field(description="false-positive rate that the thresholds are for")
     fingerprint: str = Field(description="fingerprint of the ensemble with these thresholds")
     fake_above: float = Field(description="log-odds")
-    real_below: float = Field(description="log-odds; between the two it abstains")
+    real_below: float = Field(description="log-odds; scores between the two thresholds abstain")
     false_positive_rate: float | None = Field(description="measured on held-out real images")
     recall: float | None = Field(description="measured on held-out generated images")
     upper_bound: UpperBound = None
@@ -279,7 +289,7 @@ class EnsembleInfo(ApiModel):
     calibrated: bool
     fpr: StatedRate = None
     fake_above: float = Field(description="log-odds")
-    real_below: float = Field(description="log-odds; between the two it abstains")
+    real_below: float = Field(description="log-odds; scores between the two thresholds abstain")
     false_positive_rate: float | None = Field(
         default=None, description="measured on held-out real images"
     )
@@ -288,22 +298,22 @@ class EnsembleInfo(ApiModel):
     abstain_real: AbstainReal = None
     abstain_fake: AbstainFake = None
     demonstration: bool = Field(
-        description="shows that the machinery works; not for decisions about any image"
+        description="whether the ensemble only demonstrates the software, and must not be used for decisions"
     )
     blind_to: list[str] = Field(
         default=[],
-        description="what its detectors cannot see, in sentences to be shown beside a verdict",
+        description="sentences on what its detectors cannot see, to be shown with a verdict",
     )
     guarantee: GuaranteeInfo | None = Field(
-        default=None, description="null where nothing is promised"
+        default=None, description="null if the card has no guarantee"
     )
     operating_points: list[OperatingPointInfo] = Field(
-        default=[], description="all thresholds that a request may choose by `fpr`"
+        default=[], description="all thresholds that a request may select by `fpr`"
     )
 
 
 class EndpointLimits(ApiModel):
-    """What this endpoint takes."""
+    """The limits of this endpoint."""
 
     max_body_bytes: int
     max_files: int
@@ -315,7 +325,7 @@ class EndpointLimits(ApiModel):
 
 
 class Ensembles(ApiModel):
-    """What can be asked, and within which limits."""
+    """The ensembles and detectors that a request may name, and the limits."""
 
     ensembles: list[EnsembleInfo]
     optional_detectors: list[str]
@@ -323,7 +333,7 @@ class Ensembles(ApiModel):
     token_needed: bool = Field(description="whether requests need a bearer token")
     api_version: str = Field(
         default=API_VERSION,
-        description="of this interface: MAJOR.MINOR.PATCH, and MAJOR stands in the paths as /v1",
+        description="version of this interface, MAJOR.MINOR.PATCH; MAJOR is in the paths as /v1",
     )
     touchstone: str = Field(
         default=__version__, description="the version of Touchstone that answers"
@@ -337,13 +347,13 @@ class Detectors(ApiModel):
 
 
 class Healthy(ApiModel):
-    """The process answers."""
+    """The state of a process that answers."""
 
     healthy: Literal[True]
 
 
 class Ready(ApiModel):
-    """Weights are loaded, and a golden image was scored."""
+    """The state of an endpoint whose weights are loaded and that has scored a golden image."""
 
     ready: Literal[True]
     ensembles: list[EnsembleName]

@@ -1,5 +1,7 @@
-"""Keep rules of HTTP: a refused client can read its answer (`LingeringClose`), and HEAD is GET
-without a body (`HeadAsGet`).
+"""Apply rules of HTTP: `LingeringClose` and `HeadAsGet`.
+
+With `LingeringClose` a refused client can read its answer. `HeadAsGet` answers HEAD like GET,
+without a body.
 """
 
 import asyncio
@@ -14,22 +16,22 @@ LINGER_IDLE_S = 2.0  # Apache closes after the same time without a byte (SECONDS
 
 
 class LingeringClose(Layer):
-    """Let a client that is still sending read an answer that did not wait for its body (RFC 9112,
-    section 9.6).
+    """Let a client that is still sending read an answer that did not wait for its body.
 
-    If a server closes a connection with unread bytes, TCP resets the connection, and the reset can
-    delete the answer before the client reads it. This layer therefore sends such an answer at once,
-    with `Connection: close`, but keeps its end back. Meanwhile it reads and drops the rest of the
-    body. The end, and with it the close, follows when the body ends, when the client leaves, or at
-    a limit. The answer has no Content-Length: a server may close as soon as it has sent that many
-    bytes.
+    See RFC 9112, section 9.6. If a server closes a connection with unread bytes, TCP resets the
+    connection, and the reset can delete the answer before the client reads it. Therefore this layer
+    sends the answer immediately, with `Connection: close`, but holds back its end. Meanwhile it
+    reads and drops the rest of the body. The end of the answer, and with it the close, follows when
+    the body ends, when the client leaves, or at a limit. The answer has no Content-Length, because
+    a server may close as soon as it has sent that many bytes.
 
     Args:
         app: The application inside this layer.
         deadline_s: Seconds from the start of a request until its body must have ended.
-        max_bytes: Bytes of one body that are dropped. A larger rest ends with a reset.
-        max_lingering: Clients that may still send after their answer, at the same time. The
-            connection of a further client closes at once.
+        max_bytes: Maximum number of bytes of one body that are dropped. A longer body ends with a
+            reset.
+        max_lingering: Maximum number of clients that may still send after their answer, at the same
+            time. The connection of a further client closes immediately.
     """
 
     def __init__(
@@ -40,9 +42,7 @@ class LingeringClose(Layer):
         self.lingering = 0
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on. If the answer came before the end of the body, drop the rest of the
-        body.
-        """
+        """Pass the request on. After an early answer, drop the rest of the body."""
         if not has_body(scope):
             await self.app(scope, receive, send)
             return
@@ -51,7 +51,7 @@ class LingeringClose(Layer):
         exchange = _EarlyAnswer(receive, send)
         await self.app(scope, exchange.receive, exchange.send)
         if exchange.is_held:
-            # It sends nothing uninvited.
+            # Such a client sends its body only after the server has asked for it.
             is_waiting = not exchange.has_read and any(
                 name == b"expect" for name, _ in scope["headers"]
             )
@@ -83,8 +83,9 @@ class LingeringClose(Layer):
 
 
 class _EarlyAnswer:
-    """Watch one request with a body. If its answer comes before the end of the body, announce the
-    close and keep the last message back.
+    """Watch one request with a body for an answer that comes before the end of the body.
+
+    For such an answer, announce the close and hold back the last message.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -111,8 +112,9 @@ class _EarlyAnswer:
 
 
 class HeadAsGet(Layer):
-    """Answer HEAD wherever GET is answered: the same status and headers, without the body (RFC
-    9110, sections 9.1 and 9.3.2).
+    """Answer HEAD wherever GET is answered: the same status and headers, without the body.
+
+    See RFC 9110, sections 9.1 and 9.3.2.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

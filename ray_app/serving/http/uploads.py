@@ -1,4 +1,4 @@
-"""The images in a request, raw or as multipart, read in memory only (`read_images`)."""
+"""Read the images of a request, raw or as multipart, in memory only (`read_images`)."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from python_multipart.multipart import MultipartParser, MultipartState, parse_op
 from ray_app.errors import InputError, Status
 from ray_app.serving.refusal import Refusal
 
-# It would log for every bad form what the client gets as an error.
+# It would log each invalid form. The client already gets an error.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _FILE_FIELD = "file"
@@ -23,21 +23,21 @@ _MAX_MESSAGE_NAME = 60
 _MAX_PADDING_BYTES = 1024
 _PAUSE_BYTES = 2**18
 
-# with the names that they were sent with, in the order sent
+# The name that each image was sent with, and its bytes, in the order of the request.
 Images = list[tuple[str | None, bytes]]
 
 
 async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Images:
-    """Read a raw body (any content type) as one image without a name, or the parts of a
-    `multipart/form-data` body.
+    """Read the images of a request: a raw body as one image, or the parts of a form.
 
-    Nothing is written to disk. All parts of a form must be named `file`. Text before the first
-    boundary and after the last one is ignored.
+    A raw body (any content type) has no name. All parts of a `multipart/form-data` body must be
+    named `file`. Text before the first boundary and after the last one is ignored. Nothing is
+    written to disk.
 
     Args:
         request: The request. Its body must be unread.
-        max_files: Parts of a form.
-        max_file_bytes: Size of one image.
+        max_files: Maximum number of parts of a form.
+        max_file_bytes: Maximum size of one image.
 
     Raises:
         Refusal: `too_many_files` or `file_too_large` before the body has ended, or
@@ -51,25 +51,26 @@ async def read_images(request: Request, *, max_files: int, max_file_bytes: int) 
         )
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_file_bytes:
-        raise _too_large(max_file_bytes, int(announced))
+        raise _make_too_large(max_file_bytes, int(announced))
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
         if len(data) > max_file_bytes:
-            raise _too_large(max_file_bytes, len(data))
+            raise _make_too_large(max_file_bytes, len(data))
     if not data:
         raise InputError(Status.EMPTY_FILE, "the request has no body")
     return [(None, bytes(data))]
 
 
-def label(name: str) -> str | None:
-    """A file's name as a client gave it, made harmless: the last part of a path, NFC, nothing
-    invisible, at most 255 characters.
+def clean_name(name: str) -> str | None:
+    """Return the name of a file from a client in a safe form, or None if nothing is left.
+
+    It is the last part of the path, NFC, without invisible characters, with at most 255 characters.
     """
-    last = name.replace("\\", "/").rpartition("/")[2]
+    base_name = name.replace("\\", "/").rpartition("/")[2]
     visible = "".join(
         letter
-        for letter in unicodedata.normalize("NFC", last)
+        for letter in unicodedata.normalize("NFC", base_name)
         if unicodedata.category(letter)[0] != "C"
     )
     clean = " ".join(visible.split())[:_MAX_NAME]
@@ -98,8 +99,8 @@ class _Form:
             async for chunk in chunks:
                 if not self.ended:  # The rest is the epilogue.
                     self._parse(parser, chunk)
-                # Chunks that are there already come without a pause: others get their turn between
-                # them, in every quarter of a MiB.
+                # Chunks that have already arrived come without a pause. Let other tasks run after
+                # every quarter of a MiB.
                 unpaused += len(chunk)
                 if unpaused > _PAUSE_BYTES:
                     unpaused = 0
@@ -127,22 +128,22 @@ class _Form:
             },
             max_header_size=_MAX_HEADER_BYTES,
         )
-        # The parser knows no preamble (RFC 2046, section 5.1.1). These bytes make the preamble the
-        # data of a first part, which is dropped.
+        # The parser does not support a preamble (RFC 2046, section 5.1.1). These bytes make the
+        # preamble the data of a first part, which is dropped.
         parser.write(b"--%b\r\n\r\n\r\n" % self.boundary)
         return parser
 
     def _parse(self, parser: MultipartParser, chunk: bytes) -> None:
-        """Parse a chunk, unless the form has too many delimiters or too much padding.
+        """Parse a chunk, and refuse a form with too many delimiters or too much padding.
 
-        The parser reads a false end of a part, and the padding of a boundary, byte by byte: 64 MB
+        The parser reads a false end of a part, and the padding of a boundary, byte by byte. 64 MB
         of them would take 20 s of one core.
         """
         delimiter = b"\r\n--" + self.boundary
         last = chunk.find(delimiter + b"--")
         self.delimiters += chunk.count(delimiter, 0, len(chunk) if last < 0 else last)
         if self.delimiters > self.max_files:
-            raise self._too_many()
+            raise self._make_too_many()
         was_padding = parser.state == MultipartState.BOUNDARY_PADDING
         parser.write(chunk)
         if was_padding and parser.state == MultipartState.BOUNDARY_PADDING:
@@ -171,20 +172,22 @@ class _Form:
         kind, options = parse_options_header(self._disposition)
         if kind != b"form-data" or b"name" not in options:
             raise Refusal("malformed_request", "a part of the form has no name")
-        field = _text(options[b"name"])
+        field = _decode_text(options[b"name"])
         if field != _FILE_FIELD:
             name = "".join(letter for letter in field if letter.isprintable())[:_MAX_MESSAGE_NAME]
             raise Refusal(
                 "malformed_request",
                 f"unknown form field `{name}`: the only field is `{_FILE_FIELD}`; {_QUERY_HINT}",
             )
-        self._name = label(_text(options.get(b"filename", b"")))
+        self._name = clean_name(_decode_text(options.get(b"filename", b"")))
         if len(self.images) == self.max_files:
-            raise self._too_many()
+            raise self._make_too_many()
 
-    def _too_many(self) -> Refusal:
-        """Return the refusal at the first file over the limit; how many more have arrived by then
-        depends on the network.
+    def _make_too_many(self) -> Refusal:
+        """Return the refusal for the first file over the limit.
+
+        `observed` is one more than the limit, since the number of files that have arrived depends
+        on the network.
         """
         return Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)
 
@@ -193,7 +196,7 @@ class _Form:
             return
         self._data += memoryview(data)[start:end]
         if len(self._data) > self.max_file_bytes:
-            raise _too_large(self.max_file_bytes, len(self._data))
+            raise _make_too_large(self.max_file_bytes, len(self._data))
 
     def _part_ends(self) -> None:
         if not self._in_preamble:
@@ -204,12 +207,12 @@ class _Form:
         self.ended = True
 
 
-def _text(raw: bytes) -> str:
+def _decode_text(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return raw.decode("latin-1")
 
 
-def _too_large(limit: int, observed: int) -> Refusal:
+def _make_too_large(limit: int, observed: int) -> Refusal:
     return Refusal("file_too_large", limit=limit, observed=observed)

@@ -1,8 +1,8 @@
-/* Makes elements. Text goes in as text, never as markup, so no string of a file or of the server can become an element. */
+/* Create elements. Text is added as text, never as markup, so no string of a file or of the server can become an element. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element; `set` holds attributes, or `text` for its text and functions for its events. null children are left out. */
+/** An HTML element. `set` has attributes, `text` for its text, and functions for its events. null children are left out. */
 export function element(tag, set = {}, ...children) {
   return furnished(document.createElement(tag), set, children);
 }
@@ -23,13 +23,13 @@ function furnished(made, set, children) {
   return made;
 }
 
-/** A notice, with what stands before its colon strong. */
+/** A notice, with the text before its colon in bold. */
 export function notice(text, set = {}) {
   const [strong, rest] = [text.slice(0, text.indexOf(":") + 1), text.slice(text.indexOf(":") + 1)];
   return element("p", { class: "notice", role: "note", ...set }, element("strong", { text: strong }), rest);
 }
 
-/** A section in the house's way: a side head and a body. */
+/** A section with a heading at the side and a body. */
 export function section(id, title, side, ...body) {
   const head = element("div", { class: "side" }, element("h3", { id, text: title }), side && element("p", { text: side }));
   return element("section", { "aria-labelledby": id }, head, element("div", { class: "body" }, ...body));
@@ -42,7 +42,7 @@ export function facts(entries) {
   return element("dl", { class: "facts" }, ...rows);
 }
 
-/** Moves the focus to a heading that a person has asked for, without a jump where it is in sight. */
+/** Move the focus to a heading, without scrolling if it is in view. */
 export function focusOn(heading) {
   heading.setAttribute("tabindex", "-1");
   heading.focus({ preventScroll: true });

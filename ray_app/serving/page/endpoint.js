@@ -1,12 +1,12 @@
-/* Talks to the endpoint: what it serves, and scores for a few files at a time. Knows no element. Addresses are relative to the page. */
+/* Send requests to the endpoint: its description, and scores for a few files at a time. This module uses no elements. URLs are relative to the page. */
 
 import { quoted } from "./words.js";
 
-const ATTEMPTS = 6; // of one request that is told to come back later
+const ATTEMPTS = 6; // attempts of a request that must be retried later
 const LONGEST_WAIT_S = 60;
-const NAME_LENGTH = 200; // of what is sent: the heads of multipart parts are limited
-const PART_BYTES = 2048; // head of one part, with room for that name in any script
-const REQUEST_BYTES = 8 * 2 ** 20; // of several files: a slow line needs the deadline, and progress should move
+const NAME_LENGTH = 200; // the headers of multipart parts are limited
+const PART_BYTES = 2048; // the header of one part, with a name of that length in any script
+const REQUEST_BYTES = 8 * 2 ** 20; // limit for several files, so that a slow connection meets the deadline and shows progress
 const TOKEN = "touchstone-token";
 
 /** A refusal: `code` of the endpoint's closed list, or `unreachable`. */
@@ -27,10 +27,10 @@ export class Endpoint {
   }
 
   set token(text) {
-    sessionStorage.setItem(TOKEN, text.replace(/[^ -~]/g, "")); // more than that no header can carry
+    sessionStorage.setItem(TOKEN, text.replace(/[^ -~]/g, "")); // a header cannot carry other characters
   }
 
-  /** Ensembles, optional detectors, limits and whether a token is needed; `detectors` by name, empty where they are not told. */
+  /** Ensembles, optional detectors, limits, and whether a token is needed; `detectors` by name, empty if the request for them fails. */
   async describe() {
     const [served, known] = await Promise.all([
       this.#ask("v1/ensembles"),
@@ -39,7 +39,7 @@ export class Endpoint {
     return { ...served, detectors: Object.fromEntries(known.detectors.map((detector) => [detector.name, detector])) };
   }
 
-  /** One answer per file, in order. `waiting(seconds, trouble)` is told when it has to come back later. Raises Trouble, or AbortError. */
+  /** One answer per file, in order. `waiting(seconds, trouble)` is called before a retry. Raises Trouble, or AbortError. */
   async score(files, asked, signal, waiting) {
     const body = new FormData();
     for (const file of files) body.append("file", file, file.name.slice(-NAME_LENGTH).toWellFormed());
@@ -49,7 +49,7 @@ export class Endpoint {
     return answers;
   }
 
-  /** Where to ask. `asked`: ensemble, false-positive rate, masks, and detectors asked for besides. */
+  /** The URL of a request. `asked` has the ensemble, the false-positive rate, the masks, and the optional detectors. */
   address({ ensemble, fpr, masks, besides }) {
     const address = new URL("v1/score", document.baseURI);
     if (ensemble) address.searchParams.set("ensemble", ensemble);
@@ -59,7 +59,7 @@ export class Endpoint {
     return address;
   }
 
-  /** The same question for a terminal, with the file in the working directory. The token stays out of it. */
+  /** The same request for a terminal, with the file in the working directory, and without the token. */
   curl(name, asked) {
     const token = this.token ? ' \\\n  --header "Authorization: Bearer $TOUCHSTONE_TOKEN"' : "";
     return `curl --data-binary ${quoted(`@${name === "-" ? "./-" : name}`)}${token} \\\n  ${quoted(this.address(asked).href)}`;
@@ -77,7 +77,7 @@ export class Endpoint {
   }
 }
 
-/** How many of the first items fit into one request. Files over the limits by themselves are told apart by `tooLarge`. */
+/** How many of the first items fit into one request. `tooLarge` finds files that are over the limits alone. */
 export function fitting(files, limits) {
   const most = Math.min(limits.max_body_bytes, REQUEST_BYTES);
   let bytes = 0;
@@ -85,11 +85,11 @@ export function fitting(files, limits) {
   return over === -1 ? files.length : Math.max(1, over);
 }
 
-/** The trouble of a file that no request can carry, told before it is sent; else null. */
+/** The trouble of a file that is too large for any request, known before it is sent; else null. */
 export function tooLarge(file, limits) {
   const limit = Math.min(limits.max_file_bytes, limits.max_body_bytes - PART_BYTES);
   if (file.size <= limit) return null;
-  return new Trouble({ code: "file_too_large", message: "more bytes than one image may have", limit, observed: file.size });
+  return new Trouble({ code: "file_too_large", message: "the image has more bytes than allowed", limit, observed: file.size });
 }
 
 async function reached(asking) {
@@ -104,7 +104,7 @@ async function refusal(response) {
   const body = await response.json().catch(() => null);
   if (typeof body?.code === "string") return new Trouble(body);
   const code = { 401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "body_too_large", 429: "too_many_requests",
-    502: "not_ready", 503: "overloaded", 408: "deadline_exceeded", 504: "deadline_exceeded" }[response.status]; // a proxy's own words
+    502: "not_ready", 503: "overloaded", 408: "deadline_exceeded", 504: "deadline_exceeded" }[response.status]; // a proxy answered
   return new Trouble({ code: code ?? "internal_error", message: `HTTP ${response.status}` });
 }
 

@@ -1,4 +1,4 @@
-/* Many images: one row each, sorted as asked, and the same as CSV. Knows no request. */
+/* Show many images in a sortable table, and as CSV. This module sends no request. */
 
 import { element, notice } from "./elements.js";
 import { DEMONSTRATION, ensembleOf, foundIn, kindOf, notices, probability, score, shortened, tally, trouble } from "./words.js";
@@ -7,7 +7,7 @@ import { headingOf } from "./verdict.js";
 const ORDER = ["fake", "abstain", "real", null];
 const STATES = { waiting: "waiting", sent: "scoring…", cancelled: "not scored yet" };
 
-/* `of` gives what to sort by; numbers come highest first. */
+/* `of` returns the sort key. Numbers sort in descending order. */
 const COLUMNS = [
   { key: "name", title: "Image", of: (item) => item.file.name.toLowerCase() },
   { key: "verdict", title: "Finding", of: (item) => ORDER.indexOf(item.answer?.verdict ?? null) },
@@ -15,7 +15,7 @@ const COLUMNS = [
   { key: "score", title: "Score", number: true, of: (item) => -(item.answer?.score ?? -Infinity) },
 ];
 
-/** The table of a queue's items; `open(item)` is told which one a person wants to see. */
+/** The table of a queue's items. `open(item)` is called for the item that the user selects. */
 export class Gallery {
   #rows = new Map();
   #sorting = null; // {column, back}
@@ -27,13 +27,13 @@ export class Gallery {
     this.notices = element("div", { class: "notices" });
     this.heads = COLUMNS.map((column) => element("th", { scope: "col", class: column.number ? `number ${column.key}` : null },
       element("button", { type: "button", class: "sort", text: column.title, click: () => this.sort(column) })));
-    const picture = element("th", { scope: "col", class: "thumb" }, element("span", { class: "unseen", text: "Picture" }));
-    const table = element("table", { class: "gallery" }, element("caption", { class: "unseen", text: "Images and their verdicts. The heads sort." }),
+    const picture = element("th", { scope: "col", class: "thumb" }, element("span", { class: "unseen", text: "Image" }));
+    const table = element("table", { class: "gallery" }, element("caption", { class: "unseen", text: "Images and their verdicts. The column headers sort the table." }),
       element("thead", {}, element("tr", {}, picture, ...this.heads)), this.body);
     this.view = element("div", { class: "many", role: "region", "aria-label": "All images" }, this.heading, element("div", { class: "actions" }, ...actions), this.notices, table);
   }
 
-  /** Bring heading and rows up to date. */
+  /** Update the heading and the rows. */
   show(items, ensembles = []) {
     this.heading.textContent = tally(items);
     const said = [...new Set(items.flatMap(({ answer }) => notices(answer, ensembleOf(answer, ensembles))))];
@@ -44,7 +44,7 @@ export class Gallery {
     this.#arrange(items);
   }
 
-  /** Sort by a column; once more turns it round. */
+  /** Sort by a column. Sorting by it again reverses the order. */
   sort(column) {
     this.#sorting = { column, back: this.#sorting?.column === column && !this.#sorting.back };
     this.#arrange([...this.#rows.keys()]);
@@ -115,7 +115,7 @@ function rest(item) {
   ];
 }
 
-/** The items as CSV with a head, for spreadsheets: text that they would take for a formula gets a quote before it. */
+/** The items as CSV with a header, for spreadsheets. Text that looks like a formula is prefixed with a quote. */
 export function csv(items, ensembles = []) {
   const detectors = [...new Set(items.flatMap((item) => Object.keys(item.answer?.scores ?? {})))];
   const told = items.some(({ answer }) => answer?.profile) ? [["predicted_generator", ({ generator }) => generator?.name], ["predicted_prompt", ({ prompt }) => prompt?.text]] : [];

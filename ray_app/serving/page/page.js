@@ -1,4 +1,4 @@
-/* Puts the page together: what a person does on one side, the queue on the other. */
+/* Connect the elements of the page with the queue of images. */
 
 import { filesOf } from "./dropping.js";
 import { element, focusOn, notice } from "./elements.js";
@@ -12,9 +12,9 @@ import { DEMONSTRATION, counted, pointsOf, sentence, shortened, size, tally, tro
 const at = (id) => document.getElementById(id);
 const endpoint = new Endpoint();
 const queue = new Queue();
-let served = null; // what the endpoint serves, once it has said so
-let asked = null; // what the next files are asked with
-let fresh = []; // added since the last run began
+let served = null; // the ensembles and limits of the endpoint, when they are known
+let asked = null; // the options for the next files
+let fresh = []; // the items added since the last run started
 let current = null; // the item in view; null = the gallery, or nothing
 
 const clearing = element("button", { type: "button", class: "quiet", text: "Clear all", click: clear });
@@ -39,7 +39,7 @@ async function start() {
   await introduce();
 }
 
-/** Ask what is served; what was chosen in the meantime waits for it. */
+/** Request the description of the endpoint. Files that were chosen before wait for it. */
 async function introduce() {
   try {
     served = await endpoint.describe();
@@ -49,7 +49,7 @@ async function introduce() {
   at("notices").replaceChildren();
   at("entry").hidden = !served.token_needed || Boolean(endpoint.token);
   const { limits } = served;
-  at("drop-note").textContent = `${limits.formats.join(", ")}; up to ${size(limits.max_file_bytes)} each. They go to ${location.host} alone, which keeps no image.`;
+  at("drop-note").textContent = `${limits.formats.join(", ")}; up to ${size(limits.max_file_bytes)} each. They are sent only to ${location.host}, which stores no image.`;
   at("ensemble").replaceChildren(...served.ensembles.map(({ name, title, default: first }) => element("option", { value: name, text: visible(title || name), selected: first })));
   at("which").hidden = served.ensembles.length < 2;
   at("besides").hidden = !served.optional_detectors.length;
@@ -71,14 +71,14 @@ function choose({ target }) {
   at("notices").replaceChildren(...(ensemble.demonstration ? [notice(DEMONSTRATION)] : []));
 }
 
-/** The operating points of the ensemble that is chosen. */
+/** Offer the operating points of the selected ensemble. */
 function offerPoints(ensemble) {
   const points = pointsOf(ensemble);
   at("points").hidden = !points.length;
   at("point").replaceChildren(...points.map(({ fpr, text }) => element("option", { value: fpr ?? "", text })));
 }
 
-/** What is in view was asked otherwise than the options now say. */
+/** Offer to score the images in view again if the options have changed since. */
 function offerAgain() {
   const items = (current ? [current] : queue.items).filter((item) => item.answer && JSON.stringify(item.asked) !== JSON.stringify(asked));
   if (queue.running || queue.halted) return;
@@ -87,10 +87,10 @@ function offerAgain() {
     fresh = items;
     run();
   };
-  offer(items.length && "This choice holds for what comes next.", current ? "Score this image again" : "Score all again", again);
+  offer(items.length && "These options apply to the next images.", current ? "Score this image again" : "Score all again", again);
 }
 
-/** A quiet notice with one thing to do; nothing where there is nothing to say. */
+/** Show a quiet notice with one button, or nothing without a text. */
 function offer(text, label, act) {
   const button = element("button", { type: "button", class: "quiet", text: label, click: act });
   at("notices").replaceChildren(...(text ? [element("p", { class: "notice quiet" }, `${text} `, button)] : []));
@@ -120,7 +120,7 @@ async function run() {
   for (const item of queue.items) item.asked ??= asked;
   document.documentElement.classList.add("working");
   at("notices").replaceChildren();
-  if (current) history.replaceState(null, ""); // what is new comes into view
+  if (current) history.replaceState(null, ""); // show the new images
   current = null;
   say(`Scoring ${counted(queue.open.length, "image")}.`);
   await queue.run(endpoint, served.limits);
@@ -146,17 +146,17 @@ function progress() {
   if (queue.items.length > 1 && !current) show(null, false);
 }
 
-/** A trouble that stopped everything: what to do, and a way on. */
+/** Show the trouble that stopped the queue, what to do, and a button to continue. */
 function halted(failed) {
   if (failed.code === "unauthorized") return tokenNeeded(failed);
   const [title, advice] = trouble(failed.code, failed.message);
-  const again = element("button", { type: "button", class: "quiet", text: "Go on", click: () => (served ? run() : introduce()) });
+  const again = element("button", { type: "button", class: "quiet", text: "Continue", click: () => (served ? run() : introduce()) });
   at("notices").replaceChildren(element("p", { class: "notice", role: "alert" }, element("strong", { text: `${title}.` }), ` ${advice} `, again));
 }
 
 function tokenNeeded({ message }) {
   const [, usual] = trouble("unauthorized");
-  const own = message && message !== "no valid token" ? sentence(message) : usual; // an endpoint that has no tokens yet says how to set them
+  const own = message && message !== "no valid token" ? sentence(message) : usual; // an endpoint without tokens explains how to set them
   at("notices").replaceChildren();
   at("token-note").textContent = endpoint.token ? `This token is not valid. ${own}` : own;
   at("token").toggleAttribute("aria-invalid", Boolean(endpoint.token));
@@ -167,11 +167,11 @@ function tokenNeeded({ message }) {
 
 function offerRest() {
   const open = queue.open.length;
-  if (open && !queue.halted && !queue.running) offer(`${counted(open, "image")} not scored.`, "Go on", run);
+  if (open && !queue.halted && !queue.running) offer(`${counted(open, "image")} not scored.`, "Continue", run);
 }
 
 function open(item) {
-  if (queue.items.length > 1) history[history.state?.image ? "replaceState" : "pushState"]({ image: item.number }, ""); // the way back leads to the table
+  if (queue.items.length > 1) history[history.state?.image ? "replaceState" : "pushState"]({ image: item.number }, ""); // the back button leads to the table
   show(item, true);
 }
 
@@ -236,7 +236,7 @@ async function copy(text, button) {
   setTimeout(() => { button.textContent = label; }, 1500);
 }
 
-/** For pages that are not served over https, where browsers keep the clipboard away. */
+/** Copy text on pages without https, on which browsers do not offer the clipboard. */
 function copiedByHand(text) {
   const field = element("textarea", { class: "unseen", "aria-hidden": "true" });
   field.value = text;

@@ -1,35 +1,35 @@
-/* Which generator an image is nearest to and from what words it may have been made: guesses, worded as such. Knows no verdict. */
+/* Show the nearest generator and the predicted prompt of an image, which are guesses. This module does not use the verdict. */
 
 import { element, section } from "./elements.js";
 import { NONE, shortened, visible } from "./words.js";
 
-const SIDE = "The nearest of the generators that were learnt, and a guess at the prompt. Neither proves where the image came from, and neither enters the verdict.";
+const SIDE = "The nearest of the known generators, and a guess at the prompt. Neither proves the origin of the image, and neither is part of the verdict.";
 const NEXT = 3; // names after the first
 
-/** The section of an answer's profile; null where there is nothing to say. */
+/** The section of an answer's profile, or null if the profile is empty. */
 export function profileView(profile) {
   const { generator, prompt } = profile ?? {};
   if (!generator && !prompt) return null;
-  return section("profile", "Where it may come from", SIDE, generator && named(generator), prompt && words(prompt));
+  return section("profile", "Possible origin", SIDE, generator && named(generator), prompt && words(prompt));
 }
 
 function named(generator) {
   const { known, title, family, family_title: base, nearest, probability, ranking } = generator;
   const within = known && base && family !== generator.name && !title.startsWith(base) ? ` (${shortened(base, 60)})` : "";
-  const heading = known ? `${shortened(title, 80)}${within}` : "Like no generator that was learnt";
+  const heading = known ? `${shortened(title, 80)}${within}` : "Not like any known generator";
   const sure = known
-    ? `Among the generators that were learnt it has ${share(probability)} of the probability.`
-    : `It differs from all of them more than their own images do. Nearest of them: ${shortened(nearest, 80)}.`;
+    ? `Its probability among the known generators is ${share(probability)}.`
+    : `The image differs from all of them more than their own images do. Nearest: ${shortened(nearest, 80)}.`;
   const others = ranking.slice(1, 1 + NEXT).map((name) => shortened(name, 40)).join(", ");
   return element("div", { class: "profiled" }, element("p", { class: "statement", id: "generator" }, element("strong", { text: heading })),
     element("p", { class: "remark", text: others ? `${sure} Next: ${others}.` : sure }));
 }
 
 function words({ text, likelihood }) {
-  const how = Number.isFinite(likelihood) ? `Likelihood ${likelihood.toFixed(2).replace("-", "−")}, on the scale of the model that found them. ` : "";
-  return element("div", { class: "profiled" }, element("h4", { text: "Words it may have been made from" }),
+  const how = Number.isFinite(likelihood) ? `Likelihood ${likelihood.toFixed(2).replace("-", "−")}, on the scale of the model that predicted it. ` : "";
+  return element("div", { class: "profiled" }, element("h4", { text: "Predicted prompt" }),
     element("blockquote", { id: "words", text: visible(text || NONE) }),
-    element("p", { class: "remark", text: `${how}Many prompts lead to one image.` }));
+    element("p", { class: "remark", text: `${how}Many prompts can lead to the same image.` }));
 }
 
 function share(probability) {

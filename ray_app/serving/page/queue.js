@@ -1,16 +1,16 @@
-/* The images of this visit and their way through the endpoint, a few at a time. Knows no element; says `change` when something moved. */
+/* Send the images of this visit to the endpoint, a few at a time. This module uses no elements. It dispatches `change` when a state changed. */
 
 import { Trouble, fitting, tooLarge } from "./endpoint.js";
 
-/* Troubles that the next request would meet as well: the run stops, and goes on where it was when a person says so. */
+/* Troubles that the next request would meet, too. They stop the run, and the user can continue it. */
 const HALTING = new Set(["unauthorized", "forbidden", "unreachable", "overloaded", "not_ready", "too_many_requests"]);
 
-/** `items`: {number, file, url, pasted, asked, state: waiting | sent | done | cancelled, answer}. `halted`: the Trouble that stopped it. */
+/** `items`: {number, file, url, pasted, asked, state: waiting | sent | done | cancelled, answer}. `halted`: the Trouble that stopped the run. */
 export class Queue extends EventTarget {
   items = [];
   running = false;
   halted = null;
-  busy = null; // while it waits to come back: {seconds, trouble}
+  busy = null; // while it waits to retry: {seconds, trouble}
   #count = 0;
   #stop = null;
 
@@ -26,7 +26,7 @@ export class Queue extends EventTarget {
     return this.items.filter((item) => !item.answer);
   }
 
-  /** Score what waits. Returns when nothing waits any more, when it was cancelled, or when it halted. Never raises for a refusal. */
+  /** Score the waiting items. Returns when no item waits, when it was cancelled, or when it halted. Never raises for a refusal. */
   async run(endpoint, limits) {
     if (this.running) return;
     Object.assign(this, { running: true, halted: null });
@@ -83,12 +83,12 @@ export class Queue extends EventTarget {
     if (trouble.code === "unreachable" && await this.#setUnreadableAside(items)) return;
     if (HALTING.has(trouble.code)) throw trouble;
     if (items.length === 1) return settle(items[0], refused(items[0], trouble));
-    const half = Math.ceil(items.length / 2); // one file may have spoilt it for the others
+    const half = Math.ceil(items.length / 2); // one file may have caused the refusal of all
     await this.#score(items.slice(0, half), endpoint);
     await this.#score(items.slice(half), endpoint);
   }
 
-  /** A file that moved or is a folder fails like a broken line; the others of its request get another turn. */
+  /** Settle files that cannot be read, such as a moved file or a folder, which fail like a lost connection. The other files of the request wait again. */
   async #setUnreadableAside(items) {
     const readable = await Promise.all(items.map(({ file }) => file.slice(0, 1).arrayBuffer().then(() => true, () => false)));
     items.forEach((item, at) => {

@@ -1,4 +1,4 @@
-/* The finding in view as a file to keep: one HTML page with its picture, which loads nothing and runs nothing. Knows no request. */
+/* Save the finding in view as one HTML page with its image, which loads and runs nothing. This module sends no request. */
 
 import { element, facts } from "./elements.js";
 import { NONE, percent, shortened, visible } from "./words.js";
@@ -7,7 +7,7 @@ const MOST_PX = 1024; // of the picture's longer side
 const POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'";
 const LEFT_OUT = "button, select, .slider, .copying, #curl, .report";
 
-/** The page of an article that `verdictView` made, as text. */
+/** The text of a page with an article of `verdictView`. */
 export function reportOf(article, { file, answer }, host) {
   const copy = article.cloneNode(true);
   const drawn = still(article.querySelector(".frame"));
@@ -28,14 +28,14 @@ export function reportOf(article, { file, answer }, host) {
     ["Fingerprint of the ensemble", element("span", { class: "code", text: visible(ensemble?.fingerprint ?? NONE) }), true],
     ["Request", element("span", { class: "code", text: visible(request ?? NONE) }), true],
   ]);
-  const head = element("header", {}, document.querySelector(".brand").cloneNode(true), element("h1", { text: `What was said of ${name}` }), list);
-  const foot = element("footer", {}, element("p", { text: "Saved from the page of an endpoint. This page loads nothing and runs nothing; its picture is a smaller copy without the file’s metadata. Keep the file itself beside it." }));
+  const head = element("header", {}, document.querySelector(".brand").cloneNode(true), element("h1", { text: `Verdict on ${name}` }), list);
+  const foot = element("footer", {}, element("p", { text: "Saved from the page of an endpoint. This page loads nothing and runs nothing. Its image is a smaller copy without the metadata of the file. Keep the file itself, too." }));
   page.body.append(element("div", { class: "page saved" }, head, element("main", {}, copy), foot));
-  const text = page.documentElement.outerHTML.replace("</head>", () => `<style>${styles()}</style></head>`); // as an element this page's policy forbids it
+  const text = page.documentElement.outerHTML.replace("</head>", () => `<style>${styles()}</style></head>`); // the policy of this page forbids adding it as an element
   return `<!doctype html>\n${text}\n`;
 }
 
-/** The picture as it is seen, with what is laid over it, as one JPEG; null where the browser cannot show it. */
+/** The displayed image with its overlay as one JPEG, or null if the browser cannot show it. */
 function still(frame) {
   const image = frame?.querySelector("img");
   if (!image?.complete || !image.naturalWidth) return null;

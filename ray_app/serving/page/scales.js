@@ -1,9 +1,9 @@
-/* Drawings of scores: log-odds around zero, to the right for fake. What they show is said in words beside them, so they are hidden from screen readers. */
+/* Drawings of scores in log-odds around zero, with fake on the right. Text next to them has the same content, so screen readers skip them. */
 
 import { drawn } from "./elements.js";
 import { score } from "./words.js";
 
-const [LEAST, MOST] = [4, 12]; // log-odds at either end; a larger score fills its side
+const [LEAST, MOST] = [4, 12]; // the smallest and largest log-odds at the ends; a larger score fills its side
 
 /** The log-odds at either end of the drawings of one answer. */
 export function reach(answer, ensemble) {
@@ -24,7 +24,7 @@ export function verdictScale(answer, ensemble, end) {
     label("100%", "fake", { "text-anchor": "end" }));
 }
 
-/** One detector's score as a bar from zero; without a score, the bare rail. */
+/** The score of one detector as a bar from zero. Without a score there is only the rail. */
 export function bar(value, counts, end) {
   const has = Number.isFinite(value);
   const [from, to] = has ? [Math.min(0, clamp(value, end)), Math.max(0, clamp(value, end))] : [0, 0];

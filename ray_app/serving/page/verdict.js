@@ -1,4 +1,4 @@
-/* One image: the verdict in words, why, what it does not mean, the file, and what a program would get. Knows no request. */
+/* The view of one image: the verdict, the reasons, what it does not mean, the file, and the answer for programs. This module sends no request. */
 
 import { element, facts, notice, section } from "./elements.js";
 import { originView } from "./origin.js";
@@ -7,25 +7,25 @@ import { profileView } from "./profile.js";
 import { bar, reach, verdictScale } from "./scales.js";
 import { DEMONSTRATION, NONE, UNCALIBRATED, counted, ensembleOf, flag, foundIn, json, kindOf, percent, probability, reason, score, sentence, shortened, size, trouble, visible } from "./words.js";
 
-const CLOSE = 0.5; // log-odds to a threshold: recompressing a picture moves a score as much
+const CLOSE = 0.5; // log-odds to a threshold: recompressing an image can move a score by that much
 
 const CAVEATS = {
   fake: [
-    "It is not proof. Real photographs are flagged too, above all edited, shrunk or heavily compressed ones.",
-    "It does not say who made the image, with what, or why. A retouched corner and a fully generated scene can both lead here.",
+    "It is not proof. Real photographs are flagged too, especially edited, shrunk or heavily compressed photographs.",
+    "It does not show who made the image, with which tool, or why. A retouched corner and a fully generated scene can both have this result.",
   ],
   real: [
-    "It does not say that the image is genuine. A generator the detectors have not learnt leaves nothing that they would see.",
-    "Traces fade: a screenshot or a copy from a messenger can lose them while the picture looks the same.",
+    "It does not show that the image is genuine. A generator that the detectors have not learnt leaves no traces that they can find.",
+    "Traces fade: a screenshot or a copy from a messenger can lose them although the image looks the same.",
   ],
   abstain: [
-    "It is neither half fake nor probably real: evidence or image did not allow either answer.",
-    "Ask for the original file: a copy of a copy has lost much of what would decide.",
+    "It means neither half fake nor probably real. The evidence or the image did not allow either answer.",
+    "Get the original file: a copy of a copy has lost many of the traces that would decide.",
   ],
 };
-const ALWAYS = "It says nothing about what the image shows. A true photograph misleads under a false caption.";
+const ALWAYS = "It is not about the content of the image. A real photograph can mislead under a false caption.";
 
-/** What a single image's answer looks like. `about`: {ensembles, detectors, curl(item), copy(text, button), keep(item)}. */
+/** The view of the answer for one image. `about`: {ensembles, detectors, curl(item), copy(text, button), keep(item)}. */
 export function verdictView(item, about) {
   const { answer } = item;
   const ensemble = ensembleOf(answer, about.ensembles);
@@ -44,15 +44,15 @@ function finding(item, ensemble, about) {
   const heading = element("h2", { id: "finding", class: `verdict ${kindOf(answer)}`, text: headingOf(answer) });
   const name = element("p", { class: "name" }, element("bdi", { text: shortened(item.file.name, 90) }));
   return element("div", { class: "finding" }, name, heading, ...(answer.verdict ? said(answer, ensemble) : refused(answer)),
-    item.pasted && element("p", { class: "remark", text: "It came from the clipboard, where a picture is often saved anew. If you have the file, send that: its traces are fresher." }),
-    element("p", { class: "report" }, element("button", { type: "button", class: "quiet", text: "Save report", click: () => about.keep(item) }), " ", element("small", { text: "a page to keep, with the picture" })));
+    item.pasted && element("p", { class: "remark", text: "The image came from the clipboard, which often saves images again. If you have the file, send the file: it has more traces." }),
+    element("p", { class: "report" }, element("button", { type: "button", class: "quiet", text: "Save report", click: () => about.keep(item) }), " ", element("small", { text: "a page with the image" })));
 }
 
 function refused(answer) {
   const { message, limit, observed, request_id: id } = answer.error ?? {};
   return [
     element("p", { class: "statement", text: trouble(answer.status, message)[1] }),
-    element("dl", { class: "facts" }, ...[["Said by the endpoint", message && sentence(shortened(message, 300))], ["Code", answer.status], ["Limit", limit], ["Found", observed], ["Request id", id]]
+    element("dl", { class: "facts" }, ...[["Message of the endpoint", message && sentence(shortened(message, 300))], ["Code", answer.status], ["Limit", limit], ["Observed", observed], ["Request id", id]]
       .filter(([, value]) => value !== null && value !== undefined && value !== "")
       .map(([term, value]) => element("div", {}, element("dt", { text: term }), element("dd", { text: typeof value === "number" ? value.toLocaleString("en") : visible(value) })))),
   ];
@@ -74,31 +74,31 @@ function said(answer, ensemble) {
   ];
 }
 
-/** What the finding rests on, the strongest first, each with its error rate; that of detectors stands below. */
+/** The grounds of the finding, the strongest first, each with its error rate. The error rate of the detectors is shown below. */
 function grounds(answer) {
   const rate = ({ source, error }) => !(source === "detectors" && answer.error_rates) && element("small", { text: sentence(shortened(error, 120)) });
   const lines = (answer.grounds ?? []).map((one) => element("li", {}, sentence(shortened(one.says, 300)), " ", rate(one)));
   return lines.length > 0 && element("ol", { class: "grounds", "aria-label": "Grounds, the strongest first" }, ...lines);
 }
 
-/** What the ensemble's card promises of verdicts of fake, and where that ends. */
+/** The guarantee of the ensemble's card for verdicts of fake, and its limits. */
 function promise({ target_fpr, upper_bound, confidence, n_real, population, holds, why }) {
   const alike = population ? ` like those of “${shortened(population, 120)}”` : "";
   const isGuaranteed = upper_bound <= target_fpr;
   const known = `${isGuaranteed ? "guaranteed" : "measured"} with ${percent(confidence)} confidence on ${counted(n_real, "image")}`;
-  const promised = `Of real images${alike} at most ${percent(isGuaranteed ? target_fpr : upper_bound)} are called fake (${known}).`;
-  return holds ? `${promised} Nobody has looked whether this image is like them.` : `This endpoint does not keep what its card promises (${visible(why ?? "")}): ${promised}`;
+  const promised = `At most ${percent(isGuaranteed ? target_fpr : upper_bound)} of real images${alike} are called fake (${known}).`;
+  return holds ? `${promised} It was not checked whether this image is like them.` : `This guarantee of the card does not hold on this endpoint (${visible(why ?? "")}): ${promised}`;
 }
 
 function statement(answer, ensemble) {
   const value = score(answer.score);
   if (!ensemble) return answer.verdict_reason ? sentence(reason(answer)) : `The ensemble’s score is ${value}.`;
   const [low, high] = [score(ensemble.real_below), score(ensemble.fake_above)];
-  if (answer.verdict === "abstain" && answer.verdict_reason !== "inside_band") return sentence(reason(answer) ?? "It gave no reason");
-  if (answer.verdict === "abstain") return `The evidence is too weak for an answer: the score ${value} lies between ${low} and ${high}, where this ensemble does not decide.`;
+  if (answer.verdict === "abstain" && answer.verdict_reason !== "inside_band") return sentence(reason(answer) ?? "No reason was given");
+  if (answer.verdict === "abstain") return `The evidence is too weak for an answer: the score ${value} is between ${low} and ${high}, the range in which this ensemble does not decide.`;
   const cut = answer.verdict === "fake" ? ensemble.fake_above : ensemble.real_below;
-  const rule = answer.verdict === "fake" ? `The score ${value} is above ${high}, from where this ensemble says fake.` : `The score ${value} is below ${low}, up to where this ensemble finds no evidence.`;
-  return Math.abs(answer.score - cut) < CLOSE ? `${rule} It is close: a small change to the file could tip it.` : rule;
+  const rule = answer.verdict === "fake" ? `The score ${value} is above ${high}, the threshold of this ensemble for fake.` : `The score ${value} is below ${low}, the threshold of this ensemble for no evidence.`;
+  return Math.abs(answer.score - cut) < CLOSE ? `${rule} It is close to the threshold: a small change to the file could change the verdict.` : rule;
 }
 
 function caveats(answer, ensemble) {
@@ -111,7 +111,7 @@ function why(answer, ensemble, known) {
   const end = reach(answer, ensemble);
   const rows = Object.entries(answer.detectors).map(([name, one]) => detector(name, one, known[name], end));
   const rule = ensemble && rows.length > 1 ? `Combined by the rule ${visible(ensemble.rule)}.` : "";
-  return section("why", "Why", `What each detector says, in log-odds: to the right of the middle for fake, to the left against it. ${rule}`,
+  return section("why", "Why", `The score of each detector in log-odds: right of the middle for fake, left against it. ${rule}`,
     element("div", {}, element("p", { class: "ends", "aria-hidden": "true" }, element("span", { text: "against" }), element("span", { text: "for fake" })),
       element("ul", { class: "detectors" }, ...rows)));
 }
@@ -121,7 +121,7 @@ function detector(name, one, known, end) {
   const remarks = [
     one.score !== null && `Probability ${probability(one.probability)}, ${one.calibrated ? "calibrated" : "not calibrated"}.`,
     one.abstained && (one.abstained.startsWith("not asked") ? sentence(one.abstained) : `Abstained: ${sentence(one.abstained)}`),
-    one.beside && "Asked besides: does not enter the verdict.",
+    one.beside && "Optional detector: not part of the verdict.",
   ].filter(Boolean).join(" ");
   return element("li", { class: "detector" },
     element("p", { class: "who" }, element("strong", { text: visible(name) }), known && element("small", { text: visible(known.title) })),
@@ -139,7 +139,7 @@ function file(answer) {
     ["Size", size(image.size_bytes)],
     ["Colour", image.mode === null ? NONE : visible(image.mode) + (image.icc ? ", with a profile" : "")],
     ...(image.frames > 1 ? [["Frames", String(image.frames)]] : []),
-    ...(image.flags.length ? [["Odd", sentence(image.flags.map(flag).join("; ")), true]] : []),
+    ...(image.flags.length ? [["Irregularities", sentence(image.flags.map(flag).join("; ")), true]] : []),
     ["SHA-256", element("span", { class: "code", text: visible(answer.sha256) }), true],
   ]);
   return section("file", "The file", null, list);
@@ -152,7 +152,7 @@ function programs(item, about) {
   const copied = (label, text) => element("button", { type: "button", class: "quiet", text: label, click: (event) => about.copy(text, event.target) });
   const { timings, ensemble } = answer;
   const source = ensemble && `Ensemble ${visible(ensemble.name)}, fingerprint ${visible(ensemble.fingerprint).slice(0, 12)}; ${timings ? `${timings.total.toFixed(2)} s: decoding ${timings.decode.toFixed(2)}, waiting ${timings.wait.toFixed(2)}, scoring ${timings.score.toFixed(2)}. ` : ""}Request ${visible(answer.request_id)}.`;
-  return section("programs", "For programs", "The same question from a terminal, in the folder of the file, and the endpoint’s answer.",
+  return section("programs", "For programs", "The same request from a terminal, in the folder of the file, and the answer of the endpoint.",
     element("div", {},
       element("pre", { class: "snippet", id: "curl", text: curl }),
       element("div", { class: "copying" }, copied("Copy curl", curl), copied("Copy JSON", json(answer))),

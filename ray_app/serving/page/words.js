@@ -1,4 +1,4 @@
-/* Numbers, names and answers in words, as the run report has them. Knows no element and no request. */
+/* Numbers, names, and answers as text, as in the run report. This module uses no elements and no requests. */
 
 export const VERDICTS = { fake: "flagged as fake", abstain: "abstained", real: "no evidence found" };
 export const NONE = "–";
@@ -12,18 +12,18 @@ const FLAGS = {
   grayscale: "grey only",
   irregular_jpeg: "broken metadata or a few stray bytes in the JPEG; every pixel was decoded",
   irregular_png: "a chunk without pixels is broken, such as a wrong checksum; every pixel was decoded",
-  metadata_unread: "its metadata is over a limit; what is over it was not read",
-  multipage: "several pages or pictures; the first was scored",
+  metadata_unread: "its metadata exceeds a limit; the part over the limit was not read",
+  multipage: "several pages or images; the first was scored",
   no_content: "one colour, or nearly: nothing to judge",
-  oriented: "the camera asks to turn it; it was scored as stored",
+  oriented: "its metadata asks to rotate it; it was scored as stored",
   preview: "the preview that a camera put into its raw file was scored",
   sixteen_bit: "more than 8 bits per sample; the high 8 were scored",
   trailing_bytes: "bytes follow the end of the image",
 };
 
-/* What must be known of every answer of an ensemble, by what holds of it. */
-export const DEMONSTRATION = "Demonstration ensemble: it shows that the machinery works and is not for decisions about any image.";
-export const UNCALIBRATED = "Not calibrated: the plain sigmoid of the score. It ranks images; it does not say how often such a verdict is right.";
+/* Notices for every answer of a demonstration ensemble, and of an ensemble without a calibration. */
+export const DEMONSTRATION = "Demonstration ensemble: it only shows that the software works. Do not use it for decisions about any image.";
+export const UNCALIBRATED = "Not calibrated: the plain sigmoid of the score. It ranks images, but does not show how often such a verdict is right.";
 
 /** The ensemble that gave an answer, with the thresholds and the guarantee of the operating point that decided. */
 export function ensembleOf(answer, ensembles) {
@@ -33,7 +33,7 @@ export function ensembleOf(answer, ensembles) {
   return { ...ensemble, ...point, guarantee: ensemble.guarantee && { ...ensemble.guarantee, target_fpr: point.fpr, upper_bound: point.upper_bound } };
 }
 
-/** The operating points of an ensemble to choose from, as {fpr, text}: first that of requests that choose none. Empty where there is no choice. */
+/** The operating points of an ensemble as {fpr, text}, first that of requests without `fpr`. Empty if there is no choice. */
 export function pointsOf(ensemble) {
   const others = (ensemble.operating_points ?? []).filter(({ fpr }) => fpr !== ensemble.fpr).sort((a, b) => a.fpr - b.fpr);
   if (!others.length) return [];
@@ -42,7 +42,7 @@ export function pointsOf(ensemble) {
   return [{ fpr: null, text: usual }, ...others.map((point) => ({ fpr: point.fpr, text: said(point) }))];
 }
 
-/** What must be known of an answer beside its verdict: a list of sentences. */
+/** The notices for an answer, as a list of sentences. */
 export function notices(answer, ensemble) {
   if (!Number.isFinite(answer?.score)) return [];
   return [ensemble?.demonstration && DEMONSTRATION, answer.error_rates && visible(answer.error_rates), !answer.calibrated && UNCALIBRATED].filter(Boolean);
@@ -50,71 +50,71 @@ export function notices(answer, ensemble) {
 
 /* Why a verdict is `abstain`. */
 export const REASONS = {
-  no_content: "the picture is one colour, or nearly: there is nothing to judge, and the score means nothing",
-  no_score: "a detector that the ensemble needs gave no score",
-  out_of_range: "the picture is outside what a detector was made for",
-  unlike_calibration: "the picture is outside what the ensemble was calibrated on",
-  inside_band: "the score lies between the two thresholds",
-  unstable: "saved once more, the picture gets another verdict",
-  unlike_archive: "the archive is not like what the ensemble was calibrated on",
+  no_content: "the image is one colour, or nearly: there is nothing to judge, and the score has no meaning",
+  no_score: "a detector that the ensemble requires gave no score",
+  out_of_range: "the image is outside the range that a detector is made for",
+  unlike_calibration: "the image is outside the range that the ensemble was calibrated on",
+  inside_band: "the score is between the two thresholds",
+  unstable: "the image gets another verdict after it is saved again",
+  unlike_archive: "the archive is not like the images that the ensemble was calibrated on",
 };
 
-/** Why an answer abstains, with what varies in it. */
+/** Why an answer abstains, with the details of this image. */
 export function reason({ verdict_reason: word, verdict_detail: detail }) {
   const said = REASONS[word] ?? word;
   return detail ? `${said}: ${detail}` : said;
 }
 
-/* Per code: what happened, and what a person can do. */
+/* For each code, what happened and what the user can do. */
 export const TROUBLES = {
   empty_file: ["The file is empty", "Choose the original again; this copy has no bytes."],
-  unsupported_format: ["Not an image format that this endpoint reads", "Send the original as JPEG, PNG, WebP or another format it takes. A screenshot loses most traces."],
-  corrupt_image: ["The image does not decode", "It is damaged. Take another copy of it."],
-  truncated_image: ["The file ends before the image does", "The download or copy was cut short. Take it anew."],
-  image_too_large: ["The image is over the limits", "Send a copy with fewer pixels: shrinking can weaken the traces, so read its verdict with more doubt."],
-  metadata_too_large: ["Its colour profile is over the limits", "Send a copy in RGB, without the profile."],
+  unsupported_format: ["Not an image format that this endpoint reads", "Send the original as JPEG, PNG, WebP or another supported format. A screenshot loses most traces."],
+  corrupt_image: ["The image does not decode", "It is damaged. Use another copy of it."],
+  truncated_image: ["The file ends before the image does", "The download or copy is incomplete. Download or copy it again."],
+  image_too_large: ["The image is over the limits", "Send a copy with fewer pixels. Shrinking can weaken the traces, so trust its verdict less."],
+  metadata_too_large: ["The colour profile is over the limits", "Send a copy in RGB, without the profile."],
   unsafe_member: ["The file is not accepted", "Send the image by itself."],
   encrypted_member: ["The file is encrypted", "Decrypt it and send the image by itself."],
-  decode_timeout: ["Decoding took too long", "The file is unusually costly. Save it anew and send that copy."],
-  decoder_crashed: ["The image could not be decoded", "It is damaged, or made to do harm."],
-  source_missing: ["The image is gone", "Send the file itself."],
-  source_denied: ["The image may not be read", "Send the file itself."],
+  decode_timeout: ["Decoding took too long", "The file is unusually slow to decode. Save it again and send that copy."],
+  decoder_crashed: ["The image could not be decoded", "It is damaged or malicious."],
+  source_missing: ["The image does not exist", "Send the file itself."],
+  source_denied: ["Access to the image is denied", "Send the file itself."],
   source_throttled: ["The image’s server is busy", "Send the file itself."],
   source_timeout: ["The image’s server did not answer", "Send the file itself."],
   source_changed: ["The image changed while it was read", "Send it again."],
-  detector_failed: ["A detector failed on it", "Try once more. If it stays, tell whoever runs this endpoint, with the request id."],
-  malformed_request: ["The request was not understood", "Load this page anew: it may be older than the endpoint."],
-  unauthorized: ["A token is needed", "This endpoint answers with a token only. It is kept in this tab until you close it."],
+  detector_failed: ["A detector failed on the image", "Try again. If the error persists, send the request id to the operator of this endpoint."],
+  malformed_request: ["The request is invalid", "Reload this page: it may be older than the endpoint."],
+  unauthorized: ["A token is required", "This endpoint answers only requests with a token. The token is kept in this tab until you close it."],
   forbidden: ["This endpoint does not answer this page", "Open the page at the endpoint’s own address."],
-  not_found: ["The endpoint has no such address", "Load this page anew: it may be older than the endpoint."],
-  method_not_allowed: ["The endpoint has no such method", "Load this page anew: it may be older than the endpoint."],
-  header_timeout: ["The request came too slowly", "Check your connection, then go on."],
+  not_found: ["The endpoint has no such address", "Reload this page: it may be older than the endpoint."],
+  method_not_allowed: ["The endpoint has no such method", "Reload this page: it may be older than the endpoint."],
+  header_timeout: ["The request arrived too slowly", "Check your connection, then continue."],
   body_too_large: ["The file is too large for one request", "Send a smaller file."],
   file_too_large: ["The file is too large", "Send a smaller file, with the same pixels if you can."],
-  too_many_files: ["Too many files in one request", "Send fewer at once."],
-  unsupported_encoding: ["The request was compressed", "Something between this page and the endpoint alters requests. Tell whoever runs it."],
-  too_many_requests: ["More requests than this endpoint allows you", "Wait a minute, then go on."],
-  headers_too_large: ["The request’s headers are too large", "Delete this site’s cookies, then load this page anew."],
-  internal_error: ["A fault of the endpoint", "Try once more. If it stays, tell whoever runs it, with the request id."],
-  overloaded: ["The endpoint is busy", "Wait a little, then go on."],
-  not_ready: ["The detectors are still loading", "Wait a little, then go on."],
-  deadline_exceeded: ["It took longer than one request may take", "Try once more, or send a smaller file."],
-  unreachable: ["The endpoint cannot be reached", "Check your connection, or whether the endpoint still runs; then go on."],
-  unreadable: ["Your browser could not read the file", "It was moved, changed or is a folder. Choose it again."],
-  cancelled: ["Not scored yet", "Go on, and it gets its turn."],
+  too_many_files: ["Too many files in one request", "Send fewer files at a time."],
+  unsupported_encoding: ["The request was compressed", "A proxy between this page and the endpoint alters requests. Inform the operator of the endpoint."],
+  too_many_requests: ["More requests than this endpoint allows you", "Wait a minute, then continue."],
+  headers_too_large: ["The headers of the request are too large", "Delete the cookies of this site, then reload this page."],
+  internal_error: ["Internal error of the endpoint", "Try again. If the error persists, send the request id to the operator of the endpoint."],
+  overloaded: ["The endpoint is busy", "Wait a little, then continue."],
+  not_ready: ["The detectors are still loading", "Wait a little, then continue."],
+  deadline_exceeded: ["The request took longer than allowed", "Try again, or send a smaller file."],
+  unreachable: ["The endpoint cannot be reached", "Check your connection and that the endpoint runs, then continue."],
+  unreadable: ["Your browser could not read the file", "It was moved or changed, or it is a folder. Choose it again."],
+  cancelled: ["Not scored yet", "Continue to score it."],
 };
 
-/** What happened and what to do, for a code; the server's own sentence for one that this page does not know. */
+/** What happened and what to do, for a code. An unknown code gets the message of the server. */
 export function trouble(code, message) {
-  return TROUBLES[code] ?? [sentence(message || code), "If it stays, tell whoever runs this endpoint."];
+  return TROUBLES[code] ?? [sentence(message || code), "If the error persists, inform the operator of this endpoint."];
 }
 
-/** A flag in words; the bare word for a flag of a later version. */
+/** The text for a flag. A flag of a later version stays as it is. */
 export function flag(name) {
   return FLAGS[name] ?? visible(name);
 }
 
-/** Text with escapes for what would hide, reorder or overflow: controls, bidi marks, zero width, lone surrogates, piles of marks. */
+/** Text with escapes for characters that hide, reorder, or overflow text: controls, bidi marks, zero width, lone surrogates, piles of marks. */
 export function visible(text) {
   return String(text)
     .replace(/[\p{Mn}\p{Me}]{5,}/gu, (pile) => [...pile].slice(0, 4).join("") + [...pile].slice(4).map(escaped).join(""))
@@ -127,7 +127,7 @@ function escaped(character) {
   return short ?? (hex.length < 3 ? `\\x${hex.padStart(2, "0")}` : hex.length < 5 ? `\\u${hex.padStart(4, "0")}` : `\\U${hex.padStart(8, "0")}`);
 }
 
-/** The visible text in at most `limit` characters; the middle goes, because the end of a name says most. */
+/** The visible text in at most `limit` characters. The middle is left out, because the end of a name is the most informative part. */
 export function shortened(text, limit) {
   const characters = [...visible(String(text).length > 4 * limit ? `${text.slice(0, 2 * limit)}…${text.slice(-2 * limit)}` : text)];
   if (characters.length <= limit) return characters.join("");
@@ -140,13 +140,13 @@ export function score(value) {
   return Number.isFinite(value) ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}` : NONE;
 }
 
-/** A probability with three digits; never 0 or 1 by rounding. */
+/** A probability with three digits, never rounded to 0 or 1. */
 export function probability(value) {
   if (!Number.isFinite(value)) return NONE;
   return value < 0.001 ? "< 0.001" : value > 0.999 ? "> 0.999" : value.toFixed(3);
 }
 
-/** A share in percent, with no digit more than it has. */
+/** A fraction in percent, without trailing zeros. */
 export function percent(share, digits = 3) {
   return `${Number((100 * share).toPrecision(digits))} %`;
 }
@@ -162,19 +162,19 @@ export function counted(number, noun) {
   return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-/** With a full stop, and a capital unless it begins with a name and a colon. */
+/** The text with a full stop, and with a capital unless it begins with a name and a colon. */
 export function sentence(text) {
   const said = visible(text).trim();
   const begun = /^[\w.-]+:/.test(said) ? said : said.replace(/^./u, (first) => first.toUpperCase());
   return !begun || /[.!?…]$/.test(begun) ? begun : `${begun}.`;
 }
 
-/** What an answer's finding is called; where it has none, its verdict. */
+/** The finding of an answer, or its verdict if there is no finding. */
 export function foundIn({ finding, verdict }) {
   return finding ? shortened(finding, 120) : (VERDICTS[verdict] ?? null);
 }
 
-/** The verdict in whose colour it is shown. */
+/** The verdict whose colour the answer is shown in. */
 export function kindOf(answer) {
   const said = answer?.finding;
   if (!said) return answer?.verdict ?? "none";
@@ -195,7 +195,7 @@ export function tally(items) {
   return `${counted(items.length, "image")}: ${parts.join(", ")}.`;
 }
 
-/** A word for a POSIX shell. Names with invisible characters are spelt out, so that what is pasted is what was read. */
+/** A quoted word for a POSIX shell. Invisible characters are escaped, so that the pasted text is the text that was read. */
 export function quoted(text) {
   if (visible(text) === text) return `'${text.replaceAll("'", "'\\''")}'`;
   const bytes = [...new TextEncoder().encode(text)];
@@ -203,7 +203,7 @@ export function quoted(text) {
   return `$'${bytes.map((byte) => (plain(byte) ? String.fromCharCode(byte) : `\\x${byte.toString(16).padStart(2, "0")}`)).join("")}'`;
 }
 
-/** JSON in which nothing is invisible. */
+/** JSON without invisible characters. */
 export function json(value) {
   return JSON.stringify(value, null, 2).replace(/[\p{Cf}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/gu, (character) =>
     [...Array(character.length).keys()].map((at) => `\\u${character.charCodeAt(at).toString(16).padStart(4, "0")}`).join(""));

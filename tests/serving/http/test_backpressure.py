@@ -50,7 +50,7 @@ class Simulated:
         """(let in, seconds that it waits or would have waited)."""
         wait_s = max(self.free[0] - self.clock.now, 0.0)
         try:
-            self.places.require_place()
+            self.places.require_slot()
         except Refusal:
             return False, wait_s
         self.places.enter()
