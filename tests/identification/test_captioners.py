@@ -85,7 +85,7 @@ def test_missing_embedding_has_no_words(tmp_path):
     with pytest.raises(DetectorError, match="12 numbers"):
         describer.describe(given[:, :5])
     captioner = build_describer(card_of(tmp_path, "git"))
-    with pytest.raises(DetectorError, match="not \\(n, H, W, 3\\)"):
+    with pytest.raises(DetectorError, match="shape \\(n, H, W, 3\\)"):
         captioner.describe(given)
 
 
