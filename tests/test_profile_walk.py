@@ -16,7 +16,7 @@ from ray_app.runs import RunDirectory, current_rows
 from tests.make.images import photo
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "profile.md").read_text(encoding="utf-8")
-WALK = PAGE.partition("## A walk")[2].partition("\n## ")[0]
+WALK = PAGE.partition("## Distinguish two generators")[2].partition("\n## ")[0]
 COMMANDS = re.findall(r"^\$ touchstone (.*)$", WALK, re.MULTILINE)
 FILES = dict(re.findall(r"`([\w-]+\.yaml)`[^\n]*\n\n```yaml\n(.*?)```", WALK, re.DOTALL))
 MADE = ("sd-3.5", "flux.1-dev")

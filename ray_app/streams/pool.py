@@ -4,7 +4,7 @@
 
 At every arrow, an item is a row and a Ray block, and an actor handles a block per call. Pools grow
 by themselves onto nodes that come later. Ray repeats the work that is lost with a process or a node.
-docs/engine.md has measurements.
+docs/architecture.md has measurements.
 """
 
 import logging

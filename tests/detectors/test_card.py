@@ -167,8 +167,8 @@ def sources(name, split, last=None):
     return {row["source"] for row in rows[:end] if row["split"] == split}
 
 
-def test_weights_page_confirms_only_stated_hashes():
-    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+def test_detectors_page_confirms_only_stated_hashes():
+    page = (Path(__file__).parents[2] / "docs" / "detectors.md").read_text()
     rows = re.findall(r"^\| (?:bytes|pointer|third party) \| (.+) \|$", page, re.MULTILINE)
     names = re.findall(r"`([^`]+)`", " ".join(rows))
     assert len(rows) == 3

@@ -26,7 +26,7 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 SHOTS = {
     "run-report": ("archive-overnight", "run/report.html", "", 820),
     "false-flags": ("archive-overnight", "run/report.html", "How many of these flags", 520),
-    "verdicts": ("check-pictures", "verdicts.html", "", 1000),
+    "verdicts": ("check-images", "verdicts.html", "", 1000),
     "evaluation": ("your-own-detector", "figures/report.html", "", 560),
 }
 WIDTH = 1000
@@ -85,13 +85,13 @@ def main(folder: Path) -> None:
         for name, (tutorial, page, heading, height) in SHOTS.items():
             if (folder / tutorial / page).exists():
                 shoot(browser, folder / tutorial / page, name, heading, height)
-        pictures = folder / "check-pictures"
-        with endpoint(pictures) as url:
+        images = folder / "check-images"
+        with endpoint(images) as url:
             tab = browser.new_page(viewport={"width": WIDTH, "height": 820})
             tab.goto(url)
             tab.set_input_files(
                 "input[type=file]",
-                pictures / "pictures" / "archive" / "desk" / "drafts" / "f12ffc.jpg",
+                images / "images" / "archive" / "desk" / "drafts" / "f12ffc.jpg",
             )
             tab.get_by_text("log-odds").first.wait_for(timeout=60_000)
             keep(tab.screenshot(), "endpoint")

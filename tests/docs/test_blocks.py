@@ -51,6 +51,8 @@ ELSEWHERE = (
     ("docs/generating.md", "touchstone data generate", WEIGHTS),
     ("docs/generating.md", "ray job ", CLUSTER),
     ("docs/detectors.md", "touchstone detectors fetch", INTERNET),
+    ("docs/detectors.md", "touchstone detectors add clip_head.pth", WEIGHTS),
+    ("docs/detectors.md", "touchstone detectors verify unifd", WEIGHTS),
     ("docs/detectors.md", "touchstone detectors fit clip-d-10k-plus", WEIGHTS),
     ("docs/detectors.md", "touchstone detectors add callable:imdlbenco", "trained weights; tests/detectors/callables/test_imdlbenco.py"),
     ("docs/detectors.md", "touchstone score photos --detector mesorch", "scores with the card of the line before"),

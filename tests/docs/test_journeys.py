@@ -13,7 +13,7 @@ INTERRUPTED = 130
 # What is there in the end.
 WRITTEN = {
     "archive-overnight": ("run/report.html", "verdicts.csv", "flagged.parquet", "kept.csv"),
-    "check-pictures": ("verdicts.html", "one.html"),
+    "check-images": ("verdicts.html", "one.html"),
     "your-own-detector": ("my-head/card.yaml", "my-network/card.yaml", "figures/report.html"),
 }
 

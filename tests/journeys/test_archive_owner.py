@@ -18,7 +18,7 @@ from tests.make.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 SOURCE, RUN = "s3://press/2026", "s3://press/run"
-HERE = {"s3://bucket/archive": SOURCE, "s3://bucket/nights": RUN, "default": "tiny"}
+HERE = {"s3://bucket/archive": SOURCE, "s3://bucket/daily": RUN, "default": "tiny"}
 NIGHT = ("docs/continuing.md", "touchstone score --out --config overnight", HERE)
 FILES, CUT = 2000, 30
 PICTURES_OF_A_REPORT = 12

@@ -12,7 +12,7 @@ from tests.make.provenance.signing import authority, signed
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
-RUNS, TRUST = "docs/runs.md", "docs/trust.md"
+RESULTS, TRUST = "docs/results.md", "docs/trust.md"
 LISTS = ("official", "time-stamps", "interim", "interim-signers")
 
 
@@ -42,17 +42,17 @@ def test_pictures_are_checked_recorded_and_audited(with_sample, truth):
     assert "made by AI, signed by" in (known := desk.types(*checked).stdout)
     assert "signer on the C2PA trust list of" in known
 
-    desk.types("docs/index.md", "touchstone score --out", {"archive/": "archive", "tonight": "run"})
+    desk.types("docs/index.md", "touchstone score --out", {"archive/": "archive", "my-run": "run"})
     picture = next(path for path in truth if path.endswith(".jpg"))
     names = {"archive/photo.jpg": f"archive/{picture}"}
-    desk.types(RUNS, "touchstone results run --image --json", names)
+    desk.types(RESULTS, "touchstone results run --image --json", names)
     record = json.loads((desk.folder / "photo.json").read_text())
     assert (
         record["row"]["sha256"]
         == hashlib.sha256((desk.folder / "archive" / picture).read_bytes()).hexdigest()
     )
     assert list(record["digests"]["detectors"]) == list(record["row"]["scores"])
-    desk.types(RUNS, "touchstone check --html photo.html", names)
+    desk.types(RESULTS, "touchstone check --html photo.html", names)
     assert picture.rpartition("/")[2] in (desk.folder / "photo.html").read_text()
 
     drawn = desk.types(

@@ -34,7 +34,7 @@ SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp
 NAME = next(iter(SPEC.cards))
 PLAN = BlockPlan(batch_slots=4, max_block_members=8)
 START = datetime(2026, 1, 1, tzinfo=UTC)
-DOCS = Path(__file__).parents[2] / "docs" / "runs.md"
+DOCS = Path(__file__).parents[2] / "docs" / "results.md"
 FACTS = {"backbone": "tower", "sha256": "0" * 64, "width": 3}  # of the embeddings of `vectors_for`
 
 
@@ -139,7 +139,7 @@ def vectors_for(ids, attempt):
 
 
 def read_by_sql(run, *more):
-    """The rows by the statement of docs/runs.md, with more columns."""
+    """The rows by the statement of docs/results.md, with more columns."""
     [statement] = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
     columns = ", ".join(["SELECT image_id", *more, "uri"])
     statement = statement.replace("SELECT image_id, uri", columns)

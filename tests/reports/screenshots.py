@@ -1,5 +1,5 @@
 """`python -m tests.reports.screenshots [DEMO]`: pictures of the pages and the table of their
-weights for docs/pages.md, of the demo's run.
+weights for docs/performance.md, of the demo's run.
 
 DEMO is the folder of a `touchstone demo`; without it, one is made. Run it again when a page looks
 otherwise than it did. It needs Chromium.
@@ -30,7 +30,7 @@ _BEGIN, _END = (
     "<!-- end of weights -->\n",
 )
 _NAMES = {
-    "report": "run report", "gallery": "gallery, 60 images of 86", "check": "check of one picture",
+    "report": "run report", "gallery": "gallery, 60 images of 86", "check": "check of one image",
     "checks": "check of a folder", "evaluation": "evaluation (example)",
 }  # fmt: skip
 
@@ -50,9 +50,9 @@ def main() -> None:
         (DOCS / "pages").mkdir(exist_ok=True)
         weights = dict(_seen(browser, found))
         weights["endpoint, one image scored"] = _endpoint(browser)
-    text = (DOCS / "pages.md").read_text(encoding="utf-8")
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
     before, rest = text.split(_BEGIN)
-    (DOCS / "pages.md").write_text(
+    (DOCS / "performance.md").write_text(
         before + _BEGIN + _table(weights) + _END + rest.split(_END)[1], encoding="utf-8"
     )
 
@@ -124,7 +124,7 @@ def keep(page, path: Path) -> None:
 
 
 def _table(weights) -> str:
-    lines = ["| page | HTML | with gzip | largest picture | A4 sheets |", "|---|---|---|---|---|"]
+    lines = ["| page | HTML | with gzip | largest image | A4 sheets |", "|---|---|---|---|---|"]
     for name, one in weights.items():
         sizes = [
             f"{one[key] / 1000:,.0f} kB" if one[key] else "–"

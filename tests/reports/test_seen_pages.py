@@ -26,7 +26,7 @@ REAL = ("report", "gallery", "check", "checks")
 EXAMPLES = ("run", "training", "evaluation", "identifier", "audit")
 MAX_PAPER = {"report": 5, "check": 2}
 # Bytes of a page, of the page with gzip, its elements, and bytes of its largest picture. The run
-# has 28 images (docs/pages.md has the demo's).
+# has 28 images (docs/performance.md has the demo's).
 MAX_WEIGHT = {
     "report": (260_000, 160_000, 1_400, 10_000),
     "gallery": (2_400_000, 1_800_000, 1_400, 60_000),

@@ -1,4 +1,4 @@
-"""Readers of a run agree whatever the run went through: Python, the statement of docs/runs.md, and
+"""Readers of a run agree whatever the run went through: Python, the statement of docs/results.md, and
 the recount of `runs verify`.
 """
 

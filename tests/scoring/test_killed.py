@@ -19,7 +19,7 @@ from tests.make.waiting import family_of, kill_family, wait_until
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 COUNT, BLOCK = 1200, 8
-# A report's pictures are read from the archive again (docs/pages.md); here every file that is
+# A report's pictures are read from the archive again (docs/results.md); here every file that is
 # fetched is one that is scored.
 SETTINGS = (f"block_members={BLOCK}", "thumbnails=false")
 KILLS = 16

@@ -7,7 +7,7 @@ import pytest
 
 from tests.statistics.promises import HEAD, Simulated
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "audits.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "calibration.md"
 _ROW = "promise"
 
 
@@ -27,13 +27,13 @@ def simulated(record_property):
         )
         record_property(_ROW, found.row)
         assert found.holds, found.row
-        assert f"| {claim} |" in DOCS.read_text(), f"docs/audits.md lacks {found.row}"
+        assert f"| {claim} |" in DOCS.read_text(), f"docs/calibration.md lacks {found.row}"
 
     return check
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Every setting by its claim; docs/audits.md has the worst of each."""
+    """Every setting by its claim; docs/calibration.md has the worst of each."""
     properties = [
         (name, value)
         for reports in terminalreporter.stats.values()
