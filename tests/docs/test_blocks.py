@@ -62,6 +62,7 @@ ELSEWHERE = (
     ("docs/heads.md", "touchstone detectors", WEIGHTS),
     ("docs/heads.md", "touchstone score photos --detector unifd", WEIGHTS),
     ("docs/heads.md", "touchstone score features::run", f"{WEIGHTS}; tests/scoring/test_features.py"),
+    ("docs/endpoint-limits.md", "TOUCHSTONE_TOKENS=… touchstone serve", FOREVER),
     ("docs/serving.md", "touchstone serve", FOREVER),
     ("docs/serving.md", "serve deploy", CLUSTER),
     ("docs/serving.md", "kubectl ", KUBERNETES),
