@@ -213,7 +213,8 @@ def _published(layout: PublishedLayout) -> str:
 
 
 def _perturbations(perturbations: PerturbationList) -> str:
-    views = [view.name for view in (*perturbations.perturbations, *perturbations.families)]
+    views = [view.name for view in perturbations.perturbations]
+    views += [family.name for family in perturbations.families]
     absent = [f"`{view.name}`: {view.why}" for view in perturbations.absent]
     facts = {
         "source": prose(perturbations.source),

@@ -89,8 +89,9 @@ def fetch(
             if not names
             else "--all cannot be combined with names of detectors"
         )
-    ensembles = {name: card for name in names if (card := find_ensemble(name)) is not None}
-    members = [member.detector for card in ensembles.values() for member in card.members]
+    by_name = {name: find_ensemble(name) for name in names}
+    ensembles = {name: ensemble for name, ensemble in by_name.items() if ensemble is not None}
+    members = [member.detector for ensemble in ensembles.values() for member in ensemble.members]
     requested = dict.fromkeys([*members, *(name for name in names if name not in ensembles)])
     cards = list(find_fetchable(accepted, _log)) if everything else list(map(load_card, requested))
     for card in cards:
