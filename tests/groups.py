@@ -52,7 +52,7 @@ GROUPS = {
         "scoring", "images", "inference", "runs", "archives",
     )),
     "detectors": Group("detectors in bf16 and against all golden values; those of other packages", ("detectors", "evaluation")),
-    "benchmarks": Group("the benchmarks, each run small from end to end; rows equal to those of 0.22.0", ("benchmarks", "tools")),
+    "benchmarks": Group("the benchmarks, each run small from end to end; rows equal to those of 0.29.1", ("benchmarks", "tools")),
     "training": Group("two processes against one, decoders apart, killed trainings, the linear probe; splits, augmentations", (
         "training/test_killed.py", "training/test_linear_probe.py", "training/test_ray_data.py", "datasets", "transforms",
     )),
