@@ -442,13 +442,13 @@ class FeatureFolder:
             for sha256, vector in embed_images(self._detector, images):
                 block[sha256] = vector
                 if len(block) == BLOCK_IMAGES:
-                    self._store(block)
+                    self._add_block(block)
                     block = {}
         finally:
             if block:
-                self._store(block)
+                self._add_block(block)
 
-    def _store(self, block: Mapping[str, Vector]) -> None:
+    def _add_block(self, block: Mapping[str, Vector]) -> None:
         features = np.stack(list(block.values()))
         _write_block(self._store, f"{min(block)}.npz", sha256=list(block), features=features)
         self.vectors |= block

@@ -31,7 +31,7 @@ class Vote(IntEnum):
 
     STEP = 0
     WAIT = 1
-    LOOK = 2
+    CHECK_NOTICE = 2
     STOP = 3
 
 

@@ -108,7 +108,7 @@ def test_step_does_not_depend_on_process_order_or_workers(sampling):
         (pairs(10), Sampling(twins=True, classes="balanced"), 6, "as many real as fake images"),
         (pairs(10), Sampling(twins=True, generators=0), 6, "twins"),
         (pairs(1).slice(0, 0), Sampling(), 3, "no images"),
-        (bare(["real", "maybe"], ["a", "b"], [None] * 2), BALANCED, 3, "not 'maybe'"),
+        (bare(["real", "maybe"], ["a", "b"], [None] * 2), BALANCED, 3, "found 'maybe'"),
         (pa.table({"image_id": [1, 2]}), BALANCED, 3, "have no labels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

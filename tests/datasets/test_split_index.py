@@ -167,14 +167,14 @@ def test_a_check_names_both_images_of_a_leak(tmp_path):
 
 def test_impossible_division_is_refused(tmp_path):
     at = made_index(tmp_path / "index", rows_of(40, "flux"))
-    with pytest.raises(ValueError, match=r"together 1, not 1\.1"):
+    with pytest.raises(ValueError, match=r"must sum to 1, got 1\.1"):
         SplitConfig(at=at, out="x", test=0.2)
     asked = SplitConfig(at=at, out=str(tmp_path / "out"))
     tiny = made_index(tmp_path / "tiny", rows_of(1, "flux"))
     for wrong, said in [
         ({"hold_out": ("flax",)}, "held-out generator 'flax'"),
         ({"hold_out": ("flux",)}, "all generators are held out"),
-        ({"out": at}, "beside its index"),
+        ({"out": at}, "cannot replace its own index"),
         ({"at": str(tmp_path / "nothing")}, "no index"),
         ({"at": tiny}, "no group falls into validation"),
     ]:
@@ -183,5 +183,5 @@ def test_impossible_division_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="fewer than two splits"):
         check_splits(at)
     split_index(asked)
-    with pytest.raises(IdentityError, match="divided otherwise"):
+    with pytest.raises(IdentityError, match="divided by other settings"):
         split_index(asked.model_copy(update={"seed": 4}))

@@ -216,7 +216,7 @@ def test_plan_rejects_a_start_or_a_model_that_does_not_fit(tmp_path):
     card = write_index(tmp_path, given, sees, vectors, PROMPTS[:3])
     assert build_describer(card).describe(vectors)[1].text == PROMPTS[1]
     update = {"start": str(tmp_path / CARD), "architecture": {}}
-    with pytest.raises(ConfigError, match="of the tier retrieval, not prefix"):
+    with pytest.raises(ConfigError, match="has the tier retrieval, must be prefix"):
         make_plan("words", given.describe.model_copy(update=update), width=WIDTH)
     other = recipe("git").describe.model_copy(update={"architecture": {"model": "gti"}})
     with pytest.raises(ConfigError, match="must be git, blip, or vision-encoder-decoder, got gti"):

@@ -224,7 +224,7 @@ def test_checkpoint_of_another_network_is_rejected(tmp_path):
     arguments = VIT["architecture"]["arguments"] | {"embed_dim": 64}
     wider = VIT | {"architecture": VIT["architecture"] | {"arguments": arguments}}
     for other in (residual, recipe(card=wider)):
-        with pytest.raises(DetectorError, match="of another network"):
+        with pytest.raises(DetectorError, match="does not fit the network"):
             learner_of(other).load(tmp_path)
 
 

@@ -79,11 +79,11 @@ def test_archive_may_not_name_masks_elsewhere(place, tmp_path):
             layout, row(label="fake", **{column: place})
         )
     if scheme_of(place) in ("file", "local"):
-        assert "may not say" in refused(
+        assert "may not name" in refused(
             make_layout("columns", {"root": str(tmp_path)}), row(label="fake", mask=place)
         )
         remote = ListedMember("s3://b/a.png", None, 0, "", -1, {"label": "fake", "mask": place})
-        assert "may not say" in refused(layout, remote)
+        assert "may not name" in refused(layout, remote)
     own = row(label="fake")
     own.input["mask_uri"] = f"{own.uri}#row={own.member}&column=mask"
     assert layout.labels(own).mask_uri == own.input["mask_uri"]

@@ -25,5 +25,5 @@ def test_open_deepfake_preview_refuses_swapped_class_names(tmp_path):
         tmp_path / "x.parquet", {"image": [picture()], "label": [0]}, labels=["Real", "Fake"]
     )
     [item] = Archive([str(tmp_path)])
-    assert "calls it 'Real'" in refused(make_layout("opendeepfake-preview", {}), item)
+    assert "but 'Real' in this table" in refused(make_layout("opendeepfake-preview", {}), item)
     assert "2 is not a label" in refused(make_layout("opendeepfake-preview", {}), row(label=2))
