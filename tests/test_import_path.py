@@ -20,7 +20,7 @@ from ray_app.cli.main import main
 from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.ensembles.card import EnsembleMember
-from ray_app.evaluation.calibrate.files import named_from
+from ray_app.evaluation.calibrate.files import name_from_card
 from ray_app.import_path import working_in
 from ray_app.transforms.perturbations import load_perturbations
 from tests.make.ray_head import BIN, free_ports, ray_head
@@ -205,7 +205,7 @@ def test_a_detectors_name_is_never_a_file_of_the_current_folder(tmp_path, monkey
     member = EnsembleMember(detector="corvi2023")
     assert load_card("corvi2023:thumb1024").name == "corvi2023:thumb1024"
     assert load_ensemble_card("fusion-clip-corvi-openfake-v1").members
-    assert named_from(tmp_path / "card.yaml", member) == member
+    assert name_from_card(tmp_path / "card.yaml", member) == member
     assert [one.name for one in load_perturbations(["blur:2"])] == ["blur:2"]
     assert main(["detectors", "fetch", "touchstone-tiny"]) == 0
 

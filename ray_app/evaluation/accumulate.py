@@ -1,9 +1,9 @@
-"""What an evaluation reads of labelled rows (`count_rows`): a column of scores for each system, with
-the cell of each image's truth, format and size; a sample of the rows; the most confident mistakes; and the digest of the
-labelled images (`digest_of`).
+"""Read the labelled rows of a run for an evaluation (`count_rows`).
 
-Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are
-kept. Pictures of rows: `pictures_of`.
+The result has the scores of each system with the cell of each image's truth, format, and size; a
+sample of the rows; the most confident mistakes; and the digest of the labelled images
+(`compute_digest`). The sample has the rows whose ids have the lowest hashes, so the sample and the
+digest do not depend on the order of the rows.
 """
 
 import base64
@@ -21,7 +21,7 @@ from ray_app.archives import ManifestMember, MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.groups import EvaluationGroup
-from ray_app.evaluation.join import VIEWS, Database, LabelledRows, quoted
+from ray_app.evaluation.join import VIEWS, Database, LabelledRows, quote_name
 from ray_app.evaluation.systems import System, Systems
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference.small_pictures import SIDE_PX, thumbnail
@@ -30,9 +30,9 @@ from ray_app.runs import RunDirectory
 from ray_app.runs.current import members_of
 from ray_app.storage import Fetcher
 
-MOST = 100_000
+MAX_SAMPLE = 100_000
 MODULUS = 2**64
-MOST_MISTAKES = 24
+MAX_MISTAKES = 24
 BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
 UNKNOWN = "unknown"
 FACTS = ("format", "width", "height", "mode", "icc", "quality", "orientation")
@@ -46,8 +46,8 @@ COLUMNS = (
     "generator_ranking",
     "generator_confidence",
 )
-"""What is read of a run beside its scores."""
-Words = npt.NDArray[np.uint64]
+"""Columns of a run that are read in addition to its scores."""
+UInt64s = npt.NDArray[np.uint64]
 _IMAGES = """
     CREATE VIEW images AS SELECT *, CASE WHEN megapixels < 0.1 THEN 0 WHEN megapixels < 0.5 THEN 1 WHEN megapixels < 1 THEN 2
     WHEN megapixels <= 4 THEN 3 WHEN megapixels > 4 THEN 4 ELSE 5 END AS band
@@ -59,8 +59,12 @@ _IN_CELLS = "images JOIN cells USING (code, form, band)"
 
 
 class FileCell(NamedTuple):
-    """Images that are alike: `size` is one of BANDS; that and `format` are `unknown` where the file
-    could not be read.
+    """Images of one group, format, and size.
+
+    Attributes:
+        group: The truth.
+        format: The file format; `unknown` if the file could not be read.
+        size: One of BANDS; `unknown` if the file could not be read.
     """
 
     group: EvaluationGroup
@@ -69,8 +73,11 @@ class FileCell(NamedTuple):
 
 
 class ScoreColumn(NamedTuple):
-    """The scores of one system, (n,), in the order of the database, and the cell of each image
-    (n,), a place among `Cells.cells`.
+    """The scores of one system.
+
+    Attributes:
+        scores: Scores (n,) in the order of the database.
+        cells: Index (n,) of each image's cell in `Cells.cells`.
     """
 
     scores: npt.NDArray[np.floating[Any]]
@@ -79,10 +86,17 @@ class ScoreColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """What was counted. `rows`: labelled rows by cell, status and verdict (None = not scored).
-    `cells`: all cells; `scores`: by a system's name its scores; `views`: the same for each view of
-    perturbed pixels, in the run's order. `predicted`: rows with such a prediction. `mistakes`: as
-    the document has them, without pictures.
+    """The content of the labelled rows.
+
+    Attributes:
+        rows: Number of labelled rows by cell, status, and verdict; None if not scored.
+        cells: All cells.
+        scores: Reads the scores of a system by name.
+        views: Reads the scores of a system for each view of perturbed pixels, in the run's order.
+        sample: Random sample of the labelled rows.
+        mistakes: The most confident mistakes as in the document, without thumbnails.
+        predicted: Number of rows with a predicted generator, and with a predicted prompt.
+        digest: Digest of the labelled images.
     """
 
     rows: Counter[tuple[FileCell, str, str | None]]
@@ -96,54 +110,60 @@ class Cells:
 
     @property
     def joined(self) -> int:
-        """How many rows have a label."""
+        """Number of rows with a label."""
         return self.rows.total()
 
 
-def count_rows(labelled: LabelledRows, systems: Systems, *, most: int = MOST) -> Cells:
-    """Count rows that were joined with `COLUMNS` and `systems`; the sample has no more than `most`.
-    `scores` and `views` are read when they are called: one column at a time is in memory.
+def count_rows(labelled: LabelledRows, systems: Systems, *, max_sample: int = MAX_SAMPLE) -> Cells:
+    """Read rows that were joined with `COLUMNS` and `systems`.
+
+    `Cells.scores` and `Cells.views` read one column at a time when they are called.
+
+    Args:
+        labelled: The joined rows.
+        systems: The systems of the run.
+        max_sample: Maximum number of rows in the sample.
     """
     database = labelled.database
-    database.rows(_IMAGES)
-    database.rows(_CELLS)
+    database.execute(_IMAGES)
+    database.execute(_CELLS)
     cells = [
         FileCell(
-            EvaluationGroup(one["kind"], one["generator"]),
-            one["form"],
-            (*BANDS, UNKNOWN)[one["band"]],
+            EvaluationGroup(row["kind"], row["generator"]),
+            row["form"],
+            (*BANDS, UNKNOWN)[row["band"]],
         )
-        for one in database.table("FROM cells ORDER BY cell").to_pylist()
+        for row in database.query("FROM cells ORDER BY cell").to_pylist()
     ]
-    counted = database.rows(
+    row_counts = database.execute(
         f"SELECT cell, coalesce(status, 'unknown'), verdict, count(*) FROM {_IN_CELLS} GROUP BY ALL"
     )
-    [predicted] = database.rows(
+    [predicted] = database.execute(
         "SELECT count(predicted_generator), count(predicted_prompt) FROM images"
     )
-    columns = database.columns("joined")
-    ids, digest = _lowest(database, most)
+    columns = database.list_columns("joined")
+    ids, digest = _select_sample(database, max_sample)
     return Cells(
-        rows=Counter({(cells[cell], status, verdict): n for cell, status, verdict, n in counted}),
+        rows=Counter({(cells[cell], status, verdict): n for cell, status, verdict, n in row_counts}),
         cells=cells,
-        scores=lambda name: _column(database, f"score:{name}"),
+        scores=lambda name: _read_column(database, f"score:{name}"),
         views=lambda name: (
-            (column.removeprefix(start), _column(database, column))
-            for start in [f"view:{name}|"] for column in columns if column.startswith(start)
+            (column.removeprefix(prefix), _read_column(database, column))
+            for prefix in [f"view:{name}|"] for column in columns if column.startswith(prefix)
         ),
-        sample=_sample(database, ids, systems, columns),
-        mistakes=_mistakes(database, systems.headline),
+        sample=_read_sample(database, ids, systems, columns),
+        mistakes=_read_mistakes(database, systems.headline),
         predicted=dict(zip(_PREDICTED, predicted, strict=True)),
         digest=digest,
     )  # fmt: skip
 
 
-def _column(database: Database, name: str) -> ScoreColumn:
-    """The scores of one column that there are, with the cells of their images."""
-    score = quoted(name)
+def _read_column(database: Database, name: str) -> ScoreColumn:
+    """Return the scores in one column that are not null, with the cells of their images."""
+    score = quote_name(name)
     tables = [
         (table["score"].to_numpy(), table["cell"].to_numpy())
-        for table in database.tables(
+        for table in database.iter_tables(
             f"SELECT cell, {score} AS score FROM {_IN_CELLS} WHERE {score} IS NOT NULL"
         )
     ]
@@ -152,32 +172,46 @@ def _column(database: Database, name: str) -> ScoreColumn:
     return ScoreColumn(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
 
 
-def _lowest(database: Database, most: int) -> tuple[npt.NDArray[np.int64], int]:
-    """The ids that hash lowest, in that order, `most` at most; and the digest of all labelled
-    images.
+def _select_sample(database: Database, max_sample: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Select the ids with the lowest hashes.
+
+    Args:
+        database: The database of labelled rows.
+        max_sample: Maximum number of ids.
+
+    Returns:
+        The ids in the order of their hashes, and the digest of all labelled images.
     """
-    kept, digest = np.empty(0, np.int64), 0
-    for table in database.tables("SELECT image_id, label = 'fake' AS fake FROM images"):
+    selected, digest = np.empty(0, np.int64), 0
+    for table in database.iter_tables("SELECT image_id, label = 'fake' AS fake FROM images"):
         ids = table["image_id"].to_numpy()
-        digest = (digest + digest_of(ids, table["fake"].to_numpy())) % MODULUS
-        kept = np.concatenate([kept, ids])
-        if len(kept) > 2 * most:
-            kept = kept[np.argpartition(hashed(kept), most)[:most]]
-    return kept[np.argsort(hashed(kept))[:most]], digest
+        digest = (digest + compute_digest(ids, table["fake"].to_numpy())) % MODULUS
+        selected = np.concatenate([selected, ids])
+        if len(selected) > 2 * max_sample:
+            selected = selected[np.argpartition(hash_ids(selected), max_sample)[:max_sample]]
+    return selected[np.argsort(hash_ids(selected))[:max_sample]], digest
 
 
-def _sample(
-    database: Database, ids: npt.NDArray[np.int64], systems: Systems, there: Sequence[str]
+def _read_sample(
+    database: Database, ids: npt.NDArray[np.int64], systems: Systems, columns: Sequence[str]
 ) -> pa.Table:
-    """The rows of these ids, in their order: facts of the file, truth, verdict, and a column
-    `score:SYSTEM` for each system, float64.
+    """Return the rows of these ids in their order.
+
+    Args:
+        database: The database of labelled rows.
+        ids: The ids of the sample.
+        systems: Each system adds a float64 column `score:SYSTEM`.
+        columns: The columns of the rows.
+
+    Returns:
+        Facts of the file, truth, verdict, and scores.
     """
     database.add(
-        "sampled", pa.table({"image_id": pa.array(ids), "place": pa.array(np.arange(len(ids)))})
+        "sampled", pa.table({"image_id": pa.array(ids), "position": pa.array(np.arange(len(ids)))})
     )
     scores = [
-        f"{quoted(f'score:{one.name}')}::DOUBLE AS {quoted(f'score:{one.name}')}"
-        for one in systems.all
+        f"{quote_name(f'score:{system.name}')}::DOUBLE AS {quote_name(f'score:{system.name}')}"
+        for system in systems.all
     ]
     names = [
         "image_id",
@@ -185,100 +219,127 @@ def _sample(
         "verdict",
         "kind",
         "generator",
-        *(["label_source AS source"] if "label_source" in there else []),
+        *(["label_source AS source"] if "label_source" in columns else []),
         *scores,
     ]
-    rows = database.table(
-        f"SELECT {', '.join(names)}, band FROM sampled JOIN images USING (image_id) ORDER BY place"
+    rows = database.query(
+        f"SELECT {', '.join(names)}, band FROM sampled JOIN images USING (image_id) ORDER BY position"
     )
     sizes = pa.array((*BANDS, UNKNOWN)).take(rows["band"])
     return rows.drop_columns(["band"]).append_column("size", sizes)
 
 
-def _mistakes(database: Database, system: System) -> list[dict[str, Any]]:
-    """Images on the wrong side of the threshold, the farthest from it first; of equal ones the
-    lower id.
+def _read_mistakes(database: Database, system: System) -> list[dict[str, Any]]:
+    """Return the images on the wrong side of the threshold, the farthest from it first.
+
+    Ties are ordered by id.
     """
-    score = f"{quoted(f'score:{system.name}')}::DOUBLE"
-    found = database.table(
+    score = f"{quote_name(f'score:{system.name}')}::DOUBLE"
+    table = database.query(
         f"SELECT image_id, uri, member, verdict, label, generator, {score} AS score FROM images "
         f"WHERE ({score} {'>' if system.strict else '>='} $1) <> (label = 'fake') ORDER BY abs({score} - $1) DESC, image_id LIMIT $2",
-        system.threshold, MOST_MISTAKES,
+        system.threshold, MAX_MISTAKES,
     )  # fmt: skip
-    chances = sigmoid(calibrate(found["score"].to_numpy(), system.calibration))
-    rows: list[dict[str, Any]] = found.append_column("probability", pa.array(chances)).to_pylist()
+    probabilities = sigmoid(calibrate(table["score"].to_numpy(), system.calibration))
+    rows: list[dict[str, Any]] = table.append_column(
+        "probability", pa.array(probabilities)
+    ).to_pylist()
     return rows
 
 
-def hashed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """One number for each id, (n,), a different one for each."""
-    return mixed(ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+def hash_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Return a distinct hash for each id (n,)."""
+    return mix_bits(ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
 
 
-def digest_of(image_ids: npt.NDArray[np.int64] | Words, is_fake: npt.NDArray[np.bool_]) -> int:
-    """The sum of 64-bit hashes of images (n,) with their labels, modulo 2⁶⁴: that of two parts adds
-    up to that of both.
+def compute_digest(
+    image_ids: npt.NDArray[np.int64] | UInt64s, is_fake: npt.NDArray[np.bool_]
+) -> int:
+    """Return the sum of 64-bit hashes of images with their labels, modulo 2⁶⁴.
 
-    Each image is hashed by SplitMix64 (Steele, Lea and Flood 2014): enough against chance, not
+    The digest of two disjoint parts together is the sum of their digests. Each image is hashed by
+    SplitMix64 (Steele, Lea and Flood 2014), which protects against accidental collisions but not
     against an adversary.
+
+    Args:
+        image_ids: Ids (n,).
+        is_fake: Labels (n,).
     """
     with np.errstate(over="ignore"):
-        words: Words = image_ids.astype(np.uint64) + np.where(
+        values: UInt64s = image_ids.astype(np.uint64) + np.where(
             is_fake, np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D)
         )
-        return int(mixed(words).sum(dtype=np.uint64))
+        return int(mix_bits(values).sum(dtype=np.uint64))
 
 
-def mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014) of words (n,), which gives no two the
-    same.
-    """
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+def mix_bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Apply SplitMix64's finaliser, a bijection (Steele, Lea and Flood 2014), to integers (n,)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
-def with_thumbnails(
-    rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool
+def add_thumbnails(
+    rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, has_thumbnails: bool
 ) -> list[Mistake]:
-    """The rows with `thumbnail`: a small JPEG of the picture as it is now, in base64; None where it
-    cannot be read, or none is wanted.
+    """Return mistakes with thumbnails: small JPEGs of the current images, in base64.
+
+    Args:
+        rows: The mistakes.
+        run: The run whose images are read.
+        has_thumbnails: Whether to read thumbnails. Without them, and for an image that cannot be
+            read, the thumbnail is None.
     """
-    pictures = pictures_of(run, [row["image_id"] for row in rows]) if wanted and rows else {}
+    thumbnails = (
+        read_thumbnails(run, [row["image_id"] for row in rows]) if has_thumbnails and rows else {}
+    )
     return [
         Mistake(
             **row,
-            thumbnail=base64.b64encode(picture).decode()
-            if (picture := pictures.get(row["image_id"]))
+            thumbnail=base64.b64encode(jpeg).decode()
+            if (jpeg := thumbnails.get(row["image_id"]))
             else None,
         )
         for row in rows
     ]
 
 
-def pictures_of(run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX) -> dict[int, bytes]:
-    """JPEG bytes by image id, no side above `side` pixels; an image that cannot be read any more
-    has none.
+def read_thumbnails(
+    run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX
+) -> dict[int, bytes]:
+    """Return JPEG bytes by image id, without images that cannot be read any more.
+
+    Args:
+        run: The run.
+        ids: The ids of the images.
+        side: Maximum length of a side in pixels.
     """
-    return {image_id: thumbnail(pixels, side) for image_id, pixels in decoded_images(run, ids)}
+    return {image_id: thumbnail(pixels, side) for image_id, pixels in decode_run_images(run, ids)}
 
 
-def decoded_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple[int, Image.Image]]:
-    """The images of these ids that can still be read, each with its id, in the order in which they
-    lie in the archive.
+def decode_run_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the id and pixels of each image that can still be read.
+
+    Images come in the order of their position in the archive.
     """
     in_place = sorted(
         members_of(run, set(ids)).values(),
         key=lambda member: (member.uri, member.block, member.slot),
     )
-    for member, image in decoded(in_place, Fetcher(guard=guard_of(run.store)), run.limits()):
+    for member, image in decode_members(in_place, Fetcher(guard=guard_of(run.store)), run.limits()):
         yield member.image_id, image
 
 
-def decoded(
+def decode_members(
     members: Sequence[ManifestMember], fetcher: Fetcher, limits: ImageLimits
 ) -> Iterator[tuple[ManifestMember, Image.Image]]:
-    """Those of the members that can be read, in their order."""
+    """Yield the members that can be read, in order, with their pixels.
+
+    Args:
+        members: Members of an archive.
+        fetcher: Reads their bytes.
+        limits: Limits on the images.
+    """
     for member, data in MemberReader(fetcher, max_bytes=limits.max_bytes).read(members):
         if not isinstance(data, InputError):
             try:

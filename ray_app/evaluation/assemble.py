@@ -1,4 +1,4 @@
-"""Measure everything that an evaluation is of (`assemble`), and write its files (`write_result`)."""
+"""Measure a run against its labels (`assemble`), and write the result (`write_result`)."""
 
 import csv
 import io
@@ -16,21 +16,21 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation import accumulate, distribution, identification, protocol_rows
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.data_facts import describe_data
-from ray_app.evaluation.generator_names import names_of
+from ray_app.evaluation.generator_names import read_names
 from ray_app.evaluation.interval_sample import Intervals
 from ray_app.evaluation.join import LabelledRows
-from ray_app.evaluation.localization import localization_of_run
-from ray_app.evaluation.prompts import prompts_of
-from ray_app.evaluation.protocols import PLAIN, IdentificationRules, Protocol, traits_of
+from ray_app.evaluation.localization import measure_localization
+from ray_app.evaluation.prompts import collect_prompts
+from ray_app.evaluation.protocols import PLAIN, IdentificationRules, Protocol, read_traits
 from ray_app.evaluation.system_metrics import (
     SystemOptions,
-    generators_of,
+    collect_scores,
+    list_generators,
     measure_system,
     paired_tests,
-    scores_of,
 )
 from ray_app.evaluation.systems import Systems
-from ray_app.metrics.table import COLUMNS, MetricRow, MetricsTable, rows_of
+from ray_app.metrics.table import COLUMNS, MetricRow, MetricsTable, build_rows
 from ray_app.reports.evaluation.result import (
     DATA,
     PROMPTS,
@@ -51,17 +51,17 @@ from ray_app.storage import Store, strip_all_secrets, strip_secrets
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run with its labels, and what a pass over both has gathered.
+    """A run with its labels, and the data that a pass over both has gathered.
 
     Attributes:
         run: The run.
-        labels: The labels, joined with its rows.
-        systems: Its detectors and its ensemble.
-        cells: What was read of the labelled rows.
-        protocol: The protocol; None if there is none.
+        labels: The labels, joined with the run's rows.
+        systems: The run's detectors and ensemble.
+        cells: The content of the labelled rows.
+        protocol: The protocol, or None.
         config: The settings.
-        warnings: What to beware of in the labels, in sentences.
-        faults: Known faults of the data, in sentences.
+        warnings: Warnings about the labels, as sentences.
+        faults: Known faults of the data, as sentences.
     """
 
     run: RunDirectory
@@ -75,135 +75,143 @@ class Evaluation:
 
 
 def assemble(
-    found: Evaluation, progress: Callable[[str], object] = lambda _: None
+    evaluation: Evaluation, progress: Callable[[str], object] = lambda _: None
 ) -> EvaluationResult:
     """Measure a run against its labels.
 
-    The scores of one detector at a time are in memory.
+    Only the scores of one detector are in memory at a time.
 
     Args:
-        found: The run, its labels, and what was read of both.
-        progress: Called with what is being done.
+        evaluation: The run, its labels, and the content of both.
+        progress: Called with the name of each step.
     """
-    config, protocol, cells = found.config, found.protocol, found.cells
-    described = found.run.describe()
-    progress("metrics")
+    config, protocol, cells = evaluation.config, evaluation.protocol, evaluation.cells
+    run_info = evaluation.run.describe()
+    progress("preparing metrics")
     data = describe_data(cells, config.seed)
     rows: list[MetricRow] = [MetricRow("", "", DATA, "shortcut_auc", data.shortcut_auc)]
     intervals = Intervals(config.intervals, cells.sample, seed=config.seed)
     traits = {
-        name: traits_of(found.labels.tables, column)
+        name: read_traits(evaluation.labels.tables, column)
         for name, column in (protocol.traits if protocol else {}).items()
     }
     options = SystemOptions(
         intervals,
-        generators_of(cells, traits),
-        [one for one in found.systems.all if one.name in found.systems.members],
-        described["identity"],
+        list_generators(cells, traits),
+        [system for system in evaluation.systems.all if system.name in evaluation.systems.members],
+        run_info["identity"],
     )
-    progress("masks and texts")
-    localized = localization_of_run(
-        found.run,
-        found.labels.tables,
+    progress("measuring masks")
+    localized = measure_localization(
+        evaluation.run,
+        evaluation.labels.tables,
         rules=protocol.localization if protocol else None,
-        pictures=config.thumbnails,
-        guard=found.labels.guard,
+        has_overlays=config.thumbnails,
+        guard=evaluation.labels.guard,
     )
     rows += localized.rows if localized else []
-    names = names_of(described)
+    names = read_names(run_info)
     groups_by, groups = distribution.divide_generators(protocol, names, options.generators)
-    progress("tests and tables")
-    lines = protocol_rows.lines_of(protocol, options.generators)
+    progress("measuring systems and tables")
+    lines = protocol_rows.list_lines(protocol, options.generators)
     infos, curves = [], {}
-    for system in found.systems.all:
-        scores = scores_of(system, cells)
+    for system in evaluation.systems.all:
+        scores = collect_scores(system, cells)
         measured = measure_system(scores, cells, options)
         rows += measured.rows
-        own = MetricsTable(tuple(row for row in rows if row.system == system.name))
-        table = protocol_rows.measure_rows(protocol, lines, scores, measured.info, own, options)
-        rows += rows_of(table.rows | table.footers, system.name, scope=TABLE)
+        system_metrics = MetricsTable(tuple(row for row in rows if row.system == system.name))
+        table = protocol_rows.measure_rows(
+            protocol, lines, scores, measured.info, system_metrics, options
+        )
+        rows += build_rows(table.rows | table.footers, system.name, scope=TABLE)
         rows += distribution.measure_groups(groups, scores, measured.info.generators)
         infos.append(measured.info)
         curves[system.name] = measured.curves
     binary = {info.name: info.output == "binary" for info in infos}
-    paired, differences = paired_tests(cells.sample, found.systems.all, binary, config.intervals)
+    paired, differences = paired_tests(
+        cells.sample, evaluation.systems.all, binary, config.intervals
+    )
     rows += differences
-    named, prompts = _measure_names(found, groups, rows)
+    identifications, prompts = _measure_names(evaluation, groups, rows)
     meta = EvaluationMeta(
-        title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
+        title=config.title
+        or (protocol.title if protocol else _make_title(evaluation.run.store.url)),
         version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=strip_all_secrets(config.model_dump(mode="json", exclude_defaults=True)),
-        label_warnings=found.warnings,
+        label_warnings=evaluation.warnings,
         data_warnings=data.warnings,
-        faults=found.faults,
-        run=_describe_run(found.run, described),
-        labels=_describe_labels(found.labels),
+        faults=evaluation.faults,
+        run=_describe_run(evaluation.run, run_info),
+        labels=_describe_labels(evaluation.labels),
         protocol=protocol.info if protocol else None,
         data=data.info,
         intervals=intervals.facts,
         systems=tuple(infos),
         table=tuple(protocol_rows.describe_rows(lines, infos)),
-        footers=tuple(one.name for one in (protocol or PLAIN).footers),
+        footers=tuple(footer.name for footer in (protocol or PLAIN).footers),
         reference=protocol.published if protocol else (),
         paired=tuple(paired),
         localization=localized.info if localized else None,
-        identification=tuple(named),
+        identification=tuple(identifications),
         prompts=prompts,
         groups=tuple(groups),
         groups_by=groups_by,
     )
-    mistakes = accumulate.with_thumbnails(cells.mistakes, found.run, wanted=config.thumbnails)
+    mistakes = accumulate.add_thumbnails(
+        cells.mistakes, evaluation.run, has_thumbnails=config.thumbnails
+    )
     overlays = tuple(localized.overlays) if localized else ()
     return EvaluationResult(meta, MetricsTable(tuple(rows)), curves, tuple(mistakes), overlays)
 
 
 def _measure_names(
-    found: Evaluation, groups: Sequence[GroupInfo], rows: list[MetricRow]
+    evaluation: Evaluation, groups: Sequence[GroupInfo], rows: list[MetricRow]
 ) -> tuple[list[IdentificationInfo], PromptInfo | None]:
-    """Add the metrics of predicted generators and prompts to the rows. Without any predictions the
-    rows of the run are not read again for them.
+    """Add the metrics of predicted generators and prompts to the rows.
+
+    If nothing was predicted, the rows of the run are not read again.
     """
-    protocol, predicted = found.protocol, found.cells.predicted
+    protocol, predicted = evaluation.protocol, evaluation.cells.predicted
     rules = (protocol.identification if protocol else None) or IdentificationRules()
-    names = names_of(found.run.describe())
+    names = read_names(evaluation.run.describe())
     answers = (
-        identification.collect_answers(found.labels.tables, names)
+        identification.collect_answers(evaluation.labels.tables, names)
         if names.classes is not None or predicted["predicted_generator"]
         else None
     )
     prompts = (
-        prompts_of(
-            found.labels.tables,
-            found.run,
-            clip=found.config.clip,
-            regenerated=found.config.regenerated,
+        collect_prompts(
+            evaluation.labels.tables,
+            evaluation.run,
+            clip=evaluation.config.clip,
+            regenerated=evaluation.config.regenerated,
         )
         if predicted["predicted_prompt"]
         else None
     )
-    named: list[IdentificationInfo] = []
+    infos: list[IdentificationInfo] = []
     if answers:
-        named, measured = identification.measure_answers(
-            answers, rules=rules, missing=found.labels.unused
+        infos, answer_rows = identification.measure_answers(
+            answers, rules=rules, missing=evaluation.labels.unused
         )
-        rows += measured
+        rows += answer_rows
     if prompts:
-        rows += rows_of(prompts.figures, scope=PROMPTS)
+        rows += build_rows(prompts.figures, scope=PROMPTS)
     for group in groups:
         if answers:
-            figures = identification.measure_group(answers, group.generators, rules.top_k)
-            rows += rows_of(figures, scope=group.scope)
+            metrics = identification.measure_group(answers, group.generators, rules.top_k)
+            rows += build_rows(metrics, scope=group.scope)
         if prompts:
-            rows += rows_of(prompts.of(group.generators), scope=group.scope)
-    return named, prompts.info if prompts else None
+            rows += build_rows(prompts.measure(group.generators), scope=group.scope)
+    return infos, prompts.info if prompts else None
 
 
 def write_result(result: EvaluationResult, out: Store) -> None:
     """Write `metrics.json`, `metrics.csv`, `metrics.parquet`, and `report.html`.
 
     Raises:
-        ValueError: A number is not finite, which no metric is.
+        ValueError: A metric is not finite.
     """
     from ray_app.reports.evaluation.page import render_evaluation
 
@@ -216,32 +224,34 @@ def write_result(result: EvaluationResult, out: Store) -> None:
     out.write("report.html", render_evaluation(result).encode())
 
 
-def read_result(place: str) -> EvaluationResult:
-    """Return the evaluation in a directory, without curves and pictures.
+def read_result(url: str) -> EvaluationResult:
+    """Return the evaluation in a directory, without curves and overlays.
 
     Args:
-        place: The directory that `write_result` wrote; a path or an fsspec URL.
+        url: Path or fsspec URL of a directory that `write_result` wrote.
 
     Raises:
-        ConfigError: There is no evaluation, or an earlier version wrote it.
+        ConfigError: The directory has no evaluation, or another version wrote it.
     """
-    store, name = Store.open(place), strip_secrets(place)
+    store, name = Store.open(url), strip_secrets(url)
     try:
         content = json.loads(store.read("metrics.json"))
     except FileNotFoundError:
         raise ConfigError(
-            f"{name} has no metrics.json", hint="give a directory of touchstone evaluate"
+            f"{name} has no metrics.json", hint="give a directory that `touchstone evaluate` wrote"
         ) from None
     if content.get("schema") != SCHEMA:
         raise ConfigError(
-            f"{name}/metrics.json is of another version", hint="evaluate the run again"
+            f"{name}/metrics.json has schema {content.get('schema')}, need {SCHEMA}",
+            hint="evaluate the run again",
         )
     return EvaluationResult.from_dict(content)
 
 
 def metrics_csv(metrics: MetricsTable) -> str:
-    """Return the table as CSV; a text that a spreadsheet would take for a formula has a ' before
-    it.
+    """Return the table as CSV.
+
+    Text that a spreadsheet would treat as a formula is prefixed with an apostrophe.
     """
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\r\n")
@@ -253,14 +263,14 @@ def metrics_csv(metrics: MetricsTable) -> str:
     return stream.getvalue()
 
 
-def _describe_run(run: RunDirectory, described: Mapping[str, Any]) -> RunInfo:
+def _describe_run(run: RunDirectory, run_info: Mapping[str, Any]) -> RunInfo:
     return RunInfo(
         url=run.store.url,
-        fingerprint=fingerprint(described["identity"]),
-        created_at=described["created_at"],
-        detectors=tuple(described["detectors"]),
-        ensemble=(described.get("ensemble") or {}).get("name"),
-        identity=described["identity"],
+        fingerprint=fingerprint(run_info["identity"]),
+        created_at=run_info["created_at"],
+        detectors=tuple(run_info["detectors"]),
+        ensemble=(run_info.get("ensemble") or {}).get("name"),
+        identity=run_info["identity"],
     )
 
 
@@ -277,9 +287,10 @@ def _describe_labels(labels: LabelledRows) -> LabelInfo:
     )
 
 
-def _named_after(url: str) -> str:
-    """A run by the last of its folders that has a name of its own: one that was scored for an
-    evaluation is called `run`.
+def _make_title(url: str) -> str:
+    """Return a title from the name of the run's folder.
+
+    A run that was scored for an evaluation is in a folder called `run`, so its parent names it.
     """
     names = [name for name in strip_secrets(url).split("/") if name and name != "run"]
     return f"Evaluation of {names[-1] if names else 'a run'}"

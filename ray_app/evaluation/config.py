@@ -1,6 +1,4 @@
-"""The settings of an evaluation (`EvaluateConfig`): a run or a source, its labels, a protocol, and
-what is computed.
-"""
+"""Define the settings of an evaluation (`EvaluateConfig`)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -8,82 +6,87 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from ray_app.config import Frozen
-from ray_app.evaluation.accumulate import MOST
+from ray_app.evaluation.accumulate import MAX_SAMPLE
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import S3Config
 
 
 class EvaluateConfig(Frozen):
-    """One evaluation. `score`: how a source is scored first, and on which cluster; its `source` and
-    `out` are not used.
-    """
+    """Settings of `touchstone evaluate`."""
 
-    retired_keys: ClassVar[Mapping[str, str]] = {"bootstrap": "remove it; no interval is drawn"}
+    retired_keys: ClassVar[Mapping[str, str]] = {
+        "bootstrap": "remove it; intervals are no longer bootstrapped"
+    }
 
     at: tuple[str, ...] = Field(
         default=(),
-        description="a run directory; or a source of files, as `touchstone score` takes it",
+        description="a run directory, or a source of files as for `touchstone score`",
     )
     out: str | None = Field(
         default=None,
-        description="where metrics.json, metrics.csv, metrics.parquet, and report.html go; any fsspec URL",
+        description="directory for metrics.json, metrics.csv, metrics.parquet, and report.html; a path or an fsspec URL",
     )
     labels: str | None = Field(
         default=None,
-        description="CSV, JSONL or Parquet, or an index; null = by the layout, else the run's own columns",
+        description="CSV, JSONL, or Parquet file, or an index; null = from the layout, else the run's own columns",
     )
     key: Literal["image_id", "sha256", "uri"] | None = Field(
-        default=None, description="what joins labels to rows; null = the first there is"
+        default=None,
+        description="column that joins labels to rows; null = the first of these that the labels have",
     )
     split: str | None = Field(
         default=None, description="only labels of this split; null = the protocol's, or all"
     )
     layout: str | None = Field(
         default=None,
-        description="how the source tells labels (touchstone data index --help); null = the protocol's",
+        description="layout from which the source's labels follow (touchstone data index --help); null = the protocol's",
     )
-    arguments: Mapping[str, Any] = Field(default={}, description="of the layout")
+    arguments: Mapping[str, Any] = Field(default={}, description="arguments of the layout")
     leave_out_faults: bool = Field(
         default=False,
-        description="leave out the images and prompts that a documented fault of the data spoils",
+        description="leave out images and prompts that a documented fault of the data affects",
     )
     protocol: str | None = Field(
         default=None, description="a shipped protocol by name, or a YAML file"
     )
-    title: str | None = None
+    title: str | None = Field(
+        default=None,
+        description="title of the report; null = the protocol's, else made from the name of the run",
+    )
     score: ScoreConfig = Field(
         default=ScoreConfig(),
-        description="how a source is scored: detectors, ensemble, perturb, cluster, …",
+        description="how a source is scored first: detectors, ensemble, perturb, cluster, …; its `source` and `out` are ignored",
     )
     intervals: Literal["generators", "images"] = Field(
         default="generators",
-        description="of what intervals and tests speak: further generators and sources, where labels name eight or more, or further images "
-        "of these only",
+        description="whether intervals and tests generalise to further generators and sources, if labels name eight or more, "
+        "or only to further images of these generators and sources",
     )
     sample: int = Field(
-        default=MOST,
+        default=MAX_SAMPLE,
         ge=100,
-        le=MOST,
-        description="rows that intervals, paired tests and the shortcut check see",
+        le=MAX_SAMPLE,
+        description="maximum number of rows for intervals, paired tests, and the shortcut check",
     )
     thumbnails: bool = Field(
         default=True,
-        description="small pictures of mistakes and masks in the report, read from the source again",
+        description="show thumbnails of mistakes and masks in the report; this reads those images from the source again",
     )
     clip: str | None = Field(
         default=None,
-        description="folder of CLIP weights, for the similarity of prompts and of what they give back",
+        description="folder of CLIP weights, for comparing prompts with images and with regenerated images",
     )
     regenerated: str | None = Field(
         default=None,
-        description="images that `touchstone data generate PIPELINE --prompts RUN` made",
+        description="folder of images that `touchstone data generate PIPELINE --prompts RUN` generated",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="seed for random blocks and folds")
     tasks: bool | None = Field(
-        default=None, description="gather a run's files as Ray tasks; null = where it has very many"
+        default=None,
+        description="read a run's files in Ray tasks; null = if it has 64 files or more",
     )
 
     @property
     def s3(self) -> S3Config:
-        """How S3 is requested, as the scoring says."""
+        """The S3 settings of `score`."""
         return self.score.s3

@@ -1,5 +1,7 @@
-"""Facts about the labelled images (`describe_data`): how many there are, of what form, and whether
-their form alone tells fakes from real images.
+"""Describe the labelled images of an evaluation (`describe_data`).
+
+The facts are their number and their formats and sizes, and whether file facts alone separate fakes
+from real images.
 """
 
 from collections import Counter
@@ -17,15 +19,22 @@ from ray_app.reports.evaluation.result import DataInfo
 from ray_app.reports.format import percent
 
 FEATURES = accumulate.FACTS
-MOST_RATIO = 10.0
-MOST_APART = 0.25
-"""The fraction of images that would have to be of another format, or size, for both classes to be
-alike.
+MAX_CLASS_RATIO = 10.0
+MAX_DISTANCE = 0.25
+"""Maximum total variation distance between the formats, or sizes, of both classes.
+
+It is the fraction of images that would need another format, or size, for the classes to be alike.
 """
 
 
 class DescribedData(NamedTuple):
-    """The facts of the images, the AUC of file facts alone, and how the classes differ in sentences."""
+    """Facts about the labelled images.
+
+    Attributes:
+        info: Counts of the images.
+        shortcut_auc: AUC of a classifier that sees file facts alone.
+        warnings: Differences between the classes, as sentences.
+    """
 
     info: DataInfo
     shortcut_auc: MetricValue
@@ -33,7 +42,7 @@ class DescribedData(NamedTuple):
 
 
 def describe_data(cells: accumulate.Cells, seed: int = 0) -> DescribedData:
-    """Return the facts of the labelled images."""
+    """Describe the labelled images; `seed` draws the folds of the classifier of file facts."""
     kinds, statuses = Counter[str](), Counter[str]()
     formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
     for (cell, status, _), count in cells.rows.items():
@@ -42,7 +51,7 @@ def describe_data(cells: accumulate.Cells, seed: int = 0) -> DescribedData:
         formats[cell.group.label][cell.format] += count
         sizes[cell.group.label][cell.size] += count
     n_real, n_fake = kinds["real"], kinds["whole"] + kinds["local"]
-    auc, features = _metadata_auc(cells.sample, seed)
+    auc, features = _measure_metadata_auc(cells.sample, seed)
     info = DataInfo(
         n=cells.joined,
         n_real=n_real,
@@ -50,8 +59,8 @@ def describe_data(cells: accumulate.Cells, seed: int = 0) -> DescribedData:
         n_whole=kinds["whole"],
         n_local=kinds["local"],
         digest=f"{cells.digest:016x}",
-        statuses=_most_frequent_first(statuses),
-        formats={label: _most_frequent_first(counts) for label, counts in formats.items()},
+        statuses=_sort_by_count(statuses),
+        formats={label: _sort_by_count(counts) for label, counts in formats.items()},
         sizes={
             label: {
                 band: counts[band]
@@ -65,68 +74,70 @@ def describe_data(cells: accumulate.Cells, seed: int = 0) -> DescribedData:
         class_ratio=n_fake / n_real if n_real else None,
     )
     warnings = [
-        *_of_ratio(n_real, n_fake),
-        *_of_shares("format", formats),
-        *_of_shares("size", sizes),
+        *_check_class_ratio(n_real, n_fake),
+        *_check_distribution("format", formats),
+        *_check_distribution("size", sizes),
     ]
     return DescribedData(info, auc, tuple(warnings))
 
 
-def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
-    """Of equal ones the first by name, in whatever order they came."""
-    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+def _sort_by_count(counts: Counter[str]) -> dict[str, int]:
+    """Sort by descending count, ties by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _metadata_auc(sample: pa.Table, seed: int) -> tuple[MetricValue, list[str]]:
+def _measure_metadata_auc(sample: pa.Table, seed: int) -> tuple[MetricValue, list[str]]:
     if not len(sample):
         return undefined("no image is labelled"), []
     rows = sample.filter(pc.is_valid(sample["width"]))
     fakes = np.asarray(rows["kind"]) != "real"
     features = {
-        name: _feature(rows[name]) for name in FEATURES if rows[name].null_count < len(rows)
+        name: _read_feature(rows[name]) for name in FEATURES if rows[name].null_count < len(rows)
     }
     if not features:
         return undefined("no image could be read", len(rows)), []
     return shortcut.shortcut_auc(features, fakes, seed=seed), sorted(features)
 
 
-def _feature(column: pa.ChunkedArray) -> Any:
+def _read_feature(column: pa.ChunkedArray) -> Any:
     if pa.types.is_string(column.type):
         return np.asarray(pc.fill_null(column, accumulate.UNKNOWN).to_pylist(), dtype=str)
     return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
-def _of_ratio(n_real: int, n_fake: int) -> list[str]:
+def _check_class_ratio(n_real: int, n_fake: int) -> list[str]:
     fewer, more = sorted([n_real, n_fake])
     if not fewer:
         return [
-            f"There are no {'real images' if not n_real else 'fakes'}: figures that need both classes are not defined."
+            f"There are no {'real images' if not n_real else 'fakes'}: metrics that need both classes are not defined."
         ]
-    if more <= MOST_RATIO * fewer:
+    if more <= MAX_CLASS_RATIO * fewer:
         return []
     names = ("real image", "fakes") if n_fake > n_real else ("fake", "real images")
     return [
-        f"For every {names[0]} there are {more / fewer:.0f} {names[1]}: accuracy, F1 and precision say more of that than of a detector."
+        f"For every {names[0]} there are {more / fewer:.0f} {names[1]}: accuracy, F1, and precision depend more on this ratio than on the detector."
     ]
 
 
-def _of_shares(what: str, counts: Mapping[str, Counter[str]]) -> list[str]:
-    shares = {}
-    for label, counted in counts.items():
-        known = Counter(
-            {name: count for name, count in counted.items() if name != accumulate.UNKNOWN}
+def _check_distribution(property_name: str, counts: Mapping[str, Counter[str]]) -> list[str]:
+    fractions = {}
+    for label, class_counts in counts.items():
+        known_counts = Counter(
+            {name: count for name, count in class_counts.items() if name != accumulate.UNKNOWN}
         )
-        if not known.total():
+        if not known_counts.total():
             return []
-        shares[label] = {name: count / known.total() for name, count in known.items()}
-    apart = {
-        name: shares["fake"].get(name, 0.0) - shares["real"].get(name, 0.0)
-        for name in {**shares["real"], **shares["fake"]}
+        fractions[label] = {
+            name: count / known_counts.total() for name, count in known_counts.items()
+        }
+    differences = {
+        name: fractions["fake"].get(name, 0.0) - fractions["real"].get(name, 0.0)
+        for name in {**fractions["real"], **fractions["fake"]}
     }
-    if sum(abs(difference) for difference in apart.values()) / 2 <= MOST_APART:
+    if sum(abs(difference) for difference in differences.values()) / 2 <= MAX_DISTANCE:
         return []
-    most = max(sorted(apart), key=lambda name: abs(apart[name]))
-    real, fake = (shares[label].get(most, 0.0) for label in ("real", "fake"))
+    largest = max(sorted(differences), key=lambda name: abs(differences[name]))
+    real, fake = (fractions[label].get(largest, 0.0) for label in ("real", "fake"))
     return [
-        f"The classes differ in {what}: {most} are {percent(real, 0)} of the real images and {percent(fake, 0)} of the fakes."
+        f"The classes differ in {property_name}: {largest} are {percent(real, 0)} of the real images and {percent(fake, 0)} of the fakes."
     ]

@@ -1,6 +1,7 @@
-"""Faults that labelled data show by themselves, in sentences: prompts that belong to other images
-(`prompts_beside_images`), pictures in several splits (`shared_by_splits`), and of an index also
-files whose form gives their class away (`faults_of_index`).
+"""Find faults that labelled data show by themselves, as sentences.
+
+Prompts may belong to other images (`compare_prompts`), splits may share images
+(`describe_shared_images`), and the file facts of an index may reveal the class (`faults_of_index`).
 """
 
 import posixpath
@@ -16,7 +17,7 @@ from ray_app.archives import guard_of, member_rows
 from ray_app.datasets.index import IndexInfo, read_index
 from ray_app.datasets.labels import fakes, texts
 from ray_app.datasets.split_index import check_splits
-from ray_app.evaluation.accumulate import decoded
+from ray_app.evaluation.accumulate import decode_members
 from ray_app.evaluation.prompts import PromptClip
 from ray_app.images import ImageLimits
 from ray_app.metrics import shortcut
@@ -27,28 +28,37 @@ from ray_app.storage import Fetcher, Store
 PROMPTED = pa.schema(
     [("image_id", pa.int64()), ("generator", pa.string()), ("prompt", pa.string())]
 )
-# pairs that a sentence takes; images that are looked at, of one generator and of all
-LEAST, EACH, MOST = 10, 64, 4096
-_LOWEST = f"""SELECT generator, unnest(min_by({{image_id: image_id, prompt: prompt}}, image_id, {EACH}), recursive := true) FROM prompted
-    GROUP BY generator ORDER BY count(*) DESC, generator LIMIT {MOST}"""  # noqa: S608 - numbers
-_MOST_FILES = 20_000
+# Minimum pairs for a finding; maximum images to embed per generator, and in all.
+MIN_PAIRS, MAX_PER_GENERATOR, MAX_IMAGES = 10, 64, 4096
+_LOWEST = f"""SELECT generator, unnest(min_by({{image_id: image_id, prompt: prompt}}, image_id, {MAX_PER_GENERATOR}), recursive := true) FROM prompted
+    GROUP BY generator ORDER BY count(*) DESC, generator LIMIT {MAX_IMAGES}"""  # noqa: S608 - numbers
+_MAX_FILES = 20_000
 
 
-def prompts_beside_images(
-    tables: Iterable[pa.Table], pictures: Callable[[list[int]], Iterable[Any]], clip: str | None
+def compare_prompts(
+    tables: Iterable[pa.Table], read_images: Callable[[list[int]], Iterable[Any]], clip: str | None
 ) -> list[str]:
-    """Of each generator whether its prompts belong to its images: how often two images are, by
-    CLIP, more like their own prompts together than like each other's. tables: PROMPTED. `pictures`
-    gives (id, picture) of those ids that can be read; `clip`: the folder of weights.
+    """Check for each generator whether its prompts belong to its images.
 
-    Of very many generators those with the most images. Raises ConfigError for a folder that holds
-    no CLIP.
+    The measure is how often two images are, by CLIP, more similar to their own prompts than to each
+    other's. If there are too many generators, those with the most images are checked.
+
+    Args:
+        tables: Tables with the columns of PROMPTED.
+        read_images: Yields the id and pixels of those of the ids that can be read.
+        clip: The folder of CLIP weights; None to skip the check.
+
+    Returns:
+        One sentence for each generator with enough pairs of images.
+
+    Raises:
+        ConfigError: The folder has no CLIP.
     """
     paired = pc.field("prompt").is_valid() & pc.field("generator").is_valid()
     prompted = (table.cast(PROMPTED).filter(paired) for table in tables)
     if clip is None:
-        told = "Whether prompts belong to their images was not looked at: that takes CLIP's weights (clip=FOLDER)."
-        return [told] if any(map(len, prompted)) else []
+        finding = "Whether prompts belong to their images was not checked: that needs CLIP's weights (clip=FOLDER)."
+        return [finding] if any(map(len, prompted)) else []
     import duckdb
 
     batches = (batch for table in prompted for batch in table.to_batches())
@@ -58,38 +68,38 @@ def prompts_beside_images(
     rows = sorted(lowest.fetchall(), key=lambda row: row[:2])
     if not rows:
         return []
-    model, found = PromptClip(clip), []
-    seen = dict(model.embedded(pictures([image_id for _, image_id, _ in rows])))
+    model, findings = PromptClip(clip), []
+    embeddings = dict(model.embed_keyed_images(read_images([image_id for _, image_id, _ in rows])))
     for name in dict.fromkeys(name for name, _, _ in rows):
-        mine = [
-            (seen[image_id], prompt)
-            for maker, image_id, prompt in rows
-            if maker == name and image_id in seen
+        pairs = [
+            (embeddings[image_id], prompt)
+            for generator, image_id, prompt in rows
+            if generator == name and image_id in embeddings
         ]
-        kept = (
-            own_kept(
-                np.stack([image for image, _ in mine]), model.texts([prompt for _, prompt in mine])
+        is_better = (
+            compare_pairs(
+                np.stack([image for image, _ in pairs]),
+                model.embed_texts([prompt for _, prompt in pairs]),
             )
-            if mine
+            if pairs
             else np.empty(0)
         )
-        if len(kept) >= LEAST:
-            low, high = proportion_interval(int(kept.sum()), len(kept))
-            verdict = (
-                "belong to its images" if low > 0.5 else "fit its images no better than chance"
+        if len(is_better) >= MIN_PAIRS:
+            low, high = proportion_interval(int(is_better.sum()), len(is_better))
+            verdict = "match its images" if low > 0.5 else "match its images no better than chance"
+            fraction = f"by CLIP, {percent(is_better.mean(), 0)} of {len(is_better)} pairs of images fit their own prompts better than swapped ones"
+            findings.append(
+                f"Prompts of {name} {verdict}: {fraction} ({percent(low, 0)} to {percent(high, 0)}; chance 50 %)."
             )
-            share = f"{percent(kept.mean(), 0)} of {len(kept)} pairs are more alike as they are than swapped"
-            found.append(
-                f"Prompts of {name} {verdict}: by CLIP {share} ({percent(low, 0)} to {percent(high, 0)}; chance 50 %)."
-            )
-    return found
+    return findings
 
 
-def own_kept(
+def compare_pairs(
     images: npt.NDArray[np.float64], prompts: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
-    """Of pairs (0, 1), (2, 3) … of directions (n, d) whether their own prompts fit better than
-    swapped ones; ties are left out.
+    """Return for each pair (0, 1), (2, 3), … whether its own prompts fit better than swapped ones.
+
+    Ties are left out. Both arguments are directions (n, d).
     """
     last = len(images) // 2 * 2
     better = ((images[:last:2] - images[1:last:2]) * (prompts[:last:2] - prompts[1:last:2])).sum(
@@ -98,57 +108,64 @@ def own_kept(
     return np.asarray(better[np.abs(better) > 1e-9] > 0, np.bool_)
 
 
-def faults_of_index(place: str, clip: str | None) -> list[str]:
-    """Whether endings of names and sizes in bytes tell an index's fakes from its reals, for which
-    no image is read; and its prompts.
+def faults_of_index(url: str, clip: str | None) -> list[str]:
+    """Describe faults of an index that show without its pixels, and faults of its prompts.
 
-    Raises ConfigError as `read_index` and `prompts_beside_images`.
+    File extensions and sizes in bytes may separate fakes from reals; no image is read for that.
+
+    Args:
+        url: Path or URL of the index.
+        clip: The folder of CLIP weights; None to skip the check of prompts.
+
+    Raises:
+        ConfigError: The index cannot be read, or the folder has no CLIP.
     """
-    rows, fetcher = read_index(place), Fetcher(guard=guard_of(Store.open(place)))
-    some = rows.take(
-        pa.array(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_FILES)).astype(np.int64))
+    rows, fetcher = read_index(url), Fetcher(guard=guard_of(Store.open(url)))
+    sample = rows.take(
+        pa.array(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_FILES)).astype(np.int64))
     )
-    sizes = some["size_bytes"].to_numpy().astype(np.float64)
+    sizes = sample["size_bytes"].to_numpy().astype(np.float64)
     endings = [
         posixpath.splitext(name)[1].lower()
-        for name in pc.coalesce(some["member"], some["uri"]).to_pylist()
+        for name in pc.coalesce(sample["member"], sample["uri"]).to_pylist()
     ]
     auc = shortcut.shortcut_auc(
-        {"ending": endings, "bytes": np.where(sizes > 0, sizes, np.nan)}, fakes(some)
+        {"ending": endings, "bytes": np.where(sizes > 0, sizes, np.nan)}, fakes(sample)
     )
     value = "" if auc.value is None else f", AUC {auc.value:.2f}"
-    form = f"Whether endings of names and sizes in bytes tell fakes from reals: {shortcut.finding(auc)}{value}."
+    form = f"Whether file extensions and sizes in bytes separate fakes from reals: {shortcut.finding(auc)}{value}."
 
-    def pictures(ids: list[int]) -> Iterable[Any]:
+    def read_images(ids: list[int]) -> Iterable[Any]:
         members = member_rows(rows.filter(pc.is_in(rows["image_id"], pa.array(ids, pa.int64()))))
         return (
-            (member.image_id, picture)
-            for member, picture in decoded(members, fetcher, ImageLimits())
+            (member.image_id, image)
+            for member, image in decode_members(members, fetcher, ImageLimits())
         )
 
     prompted = pa.table(
         [rows["image_id"], texts(rows, "generator"), texts(rows, "prompt")], PROMPTED.names
     )
-    return [form, *prompts_beside_images([prompted], pictures, clip)]
+    return [form, *compare_prompts([prompted], read_images, clip)]
 
 
-def shared_by_splits(place: str, info: IndexInfo) -> list[str]:
-    """What pictures the splits of an index share, by place, bytes and looks; nothing where it has
-    fewer than two.
+def describe_shared_images(url: str, info: IndexInfo) -> list[str]:
+    """Describe images that the splits of an index share, by path, bytes, and perceptual hash.
+
+    Returns nothing if the index has fewer than two splits.
     """
-    if len({one["split"] for one in info.counts} - {None}) < 2:
+    if len({count["split"] for count in info.counts} - {None}) < 2:
         return []
     if not info.hashes:
         return [
-            "Whether splits share pictures was not looked at: that takes hashes (touchstone data index --hash sha256,phash)."
+            "Whether splits share images was not checked: that needs hashes (touchstone data index --hash sha256,phash)."
         ]
     leaks = [
         leak
-        for leak in check_splits(place, kinds=("image", "bytes", "looks"))["leaks"]
+        for leak in check_splits(url, kinds=("image", "bytes", "looks"))["leaks"]
         if leak["values"]
     ]
-    told = [
+    findings = [
         f"Splits share {leak['what']}: {leak['images']:,} images ({', '.join(leak['between'])})."
         for leak in leaks
     ]
-    return told or [f"Splits share no picture, by {' and '.join(info.hashes)}."]
+    return findings or [f"Splits share no image, by {' and '.join(info.hashes)}."]

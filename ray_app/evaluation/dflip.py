@@ -1,11 +1,13 @@
-"""The scores of DFLIP-3K, version 1, of answers in words (`dflip_v1`).
+"""Measure answers by the rules of DFLIP-3K, version 1 (`dflip_v1`).
 
-Source: specs/localization.md §5.1 (utils/evaluate.py of dflip3k/DFLIP-3K). Detection: an answer is
-right if it holds "ai generated" for a fake, "real" for a real. Identification: the whole sentence
-counts; a name that is none of the known ones counts as `sd`. Departures, where theirs is not known
-or plainly a slip: an answer that is no such sentence is wrong rather than `sd`, a missing one too,
-and groups are divided by their size, not by their size and .001 (`accuracy_by_their_formula`). The
-output of a detector and an identifier becomes such a sentence (`sentence_of`).
+Source: utils/evaluate.py of dflip3k/DFLIP-3K (arXiv 2401.02335). An answer is a sentence. Detection
+is right if the sentence has "ai generated" for a fake, or "real" for a real image. Identification
+requires the whole sentence, and an unknown name counts as `sd`.
+
+There are departures where the authors' rule is unknown or clearly a mistake. An answer that is not
+such a sentence, or is missing, is wrong rather than `sd`. Groups are divided by their size, not by
+their size plus .001 (`accuracy_by_their_formula`). `format_sentence` turns the output of a detector
+and an identifier into a sentence.
 """
 
 import re
@@ -15,33 +17,35 @@ from dataclasses import replace
 
 from ray_app.evaluation.generator_names import Names
 from ray_app.metrics import identification, intervals, values
-from ray_app.metrics.table import MetricRow, rows_of
+from ray_app.metrics.table import MetricRow, build_rows
 from ray_app.reports.evaluation.result import ClassInfo, IdentificationInfo
 from ray_app.reports.format import counted
 
-Words = Mapping[tuple[str, str, str | None, str | None], int]
-"""How many images have each label (real or fake), generator, verdict and predicted generator; the
-last may be an answer in words.
+RowCounts = Mapping[tuple[str, str, str | None, str | None], int]
+"""Number of images by label (real or fake), generator, verdict, and predicted generator.
+
+The predicted generator may be a whole sentence.
 """
-Answers = Counter[tuple[str, str, str | None]]
-"""How many images have each label, generator and answer; None = no answer."""
+SentenceCounts = Counter[tuple[str, str, str | None]]
+"""Number of images by label, generator, and sentence; None for no answer."""
 FAMILIES = ("dalle", "mj", "sd")
 GROUPS = (*FAMILIES, "sdft", "imagen", "parti", "sdftood")
-OUT_OF_DISTRIBUTION = ("imagen", "parti", "sdftood")  # groups that are detected, not identified
+# Groups that are detected, but not identified.
+OUT_OF_DISTRIBUTION = ("imagen", "parti", "sdftood")
 REAL = "This is a real image."
 _FAKE = re.compile(r"This is an ai generated image by (.+)\.")
-_REALLY = re.compile(r"\breal\b")
+_REAL_WORD = re.compile(r"\breal\b")
 _NAMES = {"StableDiffusion": "sd", "Midjourney": "mj", "DALLE": "dalle"}
-_WRITTEN = {family: name for name, family in _NAMES.items()}
-# Their groups by the families of our index.
-_OF_OURS = {
+_SPELLINGS = {family: name for name, family in _NAMES.items()}
+# DFLIP-3K's groups by the families of the index of generators.
+_GROUP_BY_FAMILY = {
     "dalle": "dalle",
     "midjourney": "mj",
     "sd_1.5": "sd",
     "imagen": "imagen",
     "parti": "parti",
 }
-_FAMILY_OF = (
+_FAMILY_PATTERNS = (
     (re.compile(r"dall-?e(-?2)?", re.IGNORECASE), "dalle"),
     (re.compile(r"mj|midjourney.*", re.IGNORECASE), "mj"),
     (re.compile(r"sd|stable-?diffusion", re.IGNORECASE), "sd"),
@@ -52,123 +56,137 @@ _FAMILY_OF = (
 _NO_IMAGE = "no image"
 
 
-def class_of(label: str, generator: str) -> str:
-    """The class that a label stands for: `real`, a family, a group out of distribution, or a
-    fine-tuned model by its own name.
+def find_class(label: str, generator: str) -> str:
+    """Return the class of a label.
+
+    It is `real`, a family, a group out of distribution, or the name of a fine-tuned model.
     """
     if label == "real":
         return "real"
     return next(
-        (family for pattern, family in _FAMILY_OF if pattern.fullmatch(generator)), generator
+        (family for pattern, family in _FAMILY_PATTERNS if pattern.fullmatch(generator)), generator
     )
 
 
-def named_in(answer: str | None, known: Collection[str]) -> str | None:
-    """The class that an answer names, `sd` for an unknown one; None where it is no sentence of
-    theirs.
+def parse_class(answer: str | None, classes: Collection[str]) -> str | None:
+    """Return the class that an answer names.
+
+    An unknown name is `sd`. The result is None if the answer is not one of DFLIP-3K's sentences.
     """
     if answer is None:
         return None
     if answer.strip() == REAL:
         return "real"
-    found = _FAKE.fullmatch(answer.strip())
-    if found is None:
+    match = _FAKE.fullmatch(answer.strip())
+    if match is None:
         return None
-    name = _NAMES.get(found[1], found[1])
-    return name if name in known else "sd"
+    name = _NAMES.get(match[1], match[1])
+    return name if name in classes else "sd"
 
 
-def name_in(answer: str | None) -> str | None:
-    """The generator's name in one of their sentences, `real` in the other; anything else as it is."""
+def extract_name(answer: str | None) -> str | None:
+    """Return the generator's name, or `real`, in a sentence; other answers as they are."""
     if answer is None or answer.strip() == REAL:
         return answer and "real"
-    found = _FAKE.fullmatch(answer.strip())
-    return found[1] if found else answer
+    match = _FAKE.fullmatch(answer.strip())
+    return match[1] if match else answer
 
 
-def sentence_of(verdict: str | None, name: str | None) -> str | None:
-    """What a verdict and a generator's name are in their words; an answer in words as it is. None:
-    no answer, as of an abstention.
+def format_sentence(verdict: str | None, name: str | None) -> str | None:
+    """Return a verdict and a generator's name as one of DFLIP-3K's sentences.
 
-    A fake without a name is by `an unknown generator`, which their matching takes for `sd`.
+    A name that is a sentence already is returned as it is. A fake without a name is by `an unknown
+    generator`, which counts as `sd`.
+
+    Args:
+        verdict: The verdict of the row.
+        name: The predicted generator, or None.
+
+    Returns:
+        The sentence; None for no answer, such as an abstention.
     """
     if name is not None and (
-        "ai generated" in name or (_REALLY.search(name) and len(name.split()) > 3)
+        "ai generated" in name or (_REAL_WORD.search(name) and len(name.split()) > 3)
     ):
         return name
     if verdict == "real":
         return REAL
     if verdict != "fake":
         return None
-    group = class_of("fake", name) if name else "an unknown generator"
-    return f"This is an ai generated image by {_WRITTEN.get(group, group if group in GROUPS else name or group)}."
+    group = find_class("fake", name) if name else "an unknown generator"
+    return f"This is an ai generated image by {_SPELLINGS.get(group, group if group in GROUPS else name or group)}."
 
 
-def detects(label: str, answer: str | None) -> bool:
-    """Whether an answer counts as right about real or fake."""
+def is_detected(label: str, answer: str | None) -> bool:
+    """Return whether an answer counts as right for detection."""
     return answer is not None and ("ai generated" if label == "fake" else "real") in answer
 
 
 def dflip_v1(
-    words: Words, names: Names, missing: int = 0
+    row_counts: RowCounts, names: Names, missing: int = 0
 ) -> tuple[list[IdentificationInfo], list[MetricRow]]:
-    """Measure generators named by the rules of DFLIP-3K v1.
+    """Measure named generators by the rules of DFLIP-3K v1.
 
-    `identification` has the accuracy by the images of its classes and all that are missing, and
-    macro F1 as scikit-learn has it by default, over all classes that are true or answered. In `…,
-    by index` names are compared through the index of generators, an unknown one being wrong. `…,
-    detection` is of real or fake, as a whole and by group, whose real images are their own.
+    `identification` has the accuracy over the images of its classes and all missing ones, and macro
+    F1 with scikit-learn's defaults, over all classes that are true or answered. `identification, by
+    index` compares names through the index of generators, and an unknown name is wrong.
+    `identification, detection` is about real or fake, as a whole and by group; real images are a
+    group.
 
     Args:
-        words: Rows by label, generator, verdict, and predicted name.
+        row_counts: Number of rows by label, generator, verdict, and predicted name.
         names: The index of generators.
-        missing: Images of the test list without any row, which are all wrong.
+        missing: Number of images of the test list without a row, which are all wrong.
     """
-    answers: Answers = Counter()
-    for (label, generator, verdict, name), n in words.items():
-        answers[label, generator, sentence_of(verdict, name)] += n
-    truths = {(label, generator): class_of(label, generator) for label, generator, _ in answers}
-    known = {"real", *FAMILIES, *truths.values()} - set(OUT_OF_DISTRIBUTION)
+    answers: SentenceCounts = Counter()
+    for (label, generator, verdict, name), n in row_counts.items():
+        answers[label, generator, format_sentence(verdict, name)] += n
+    truths = {(label, generator): find_class(label, generator) for label, generator, _ in answers}
+    classes = {"real", *FAMILIES, *truths.values()} - set(OUT_OF_DISTRIBUTION)
     pairs: Counter[tuple[str, str | None]] = Counter()
     plain: Counter[tuple[str, str | None]] = Counter()
     for (label, generator, answer), n in answers.items():
-        if (truth := truths[label, generator]) in known:
-            pairs[truth, named_in(answer, known)] += n
-            plain[_ours(truth, names) or truth, _ours(name_in(answer), names)] += n
+        if (truth := truths[label, generator]) in classes:
+            pairs[truth, parse_class(answer, classes)] += n
+            plain[
+                _to_index_name(truth, names) or truth, _to_index_name(extract_name(answer), names)
+            ] += n
     wrong = sorted(
         ((truth, predicted, n) for (truth, predicted), n in pairs.items() if truth != predicted),
-        key=lambda one: (-one[2], one[0], one[1] or ""),
+        key=lambda pair: (-pair[2], pair[0], pair[1] or ""),
     )
-    theirs = IdentificationInfo(
+    own_rules = IdentificationInfo(
         "identification",
         "Generators named, by DFLIP-3K’s own rules",
         pairs=tuple(wrong[:50]),
-        notes=tuple(_flaws(answers, known, missing)),
+        notes=tuple(_describe_flaws(answers, classes, missing)),
     )
-    by_index = IdentificationInfo("identification, by index", "The same by any spelling")
-    figures = {"accuracy": _share_right(pairs, missing), "macro_f1": _macro_f1(pairs)}
+    by_index = IdentificationInfo("identification, by index", "Generators named, by any spelling")
+    metrics = {"accuracy": _accuracy(pairs, missing), "macro_f1": _macro_f1(pairs)}
     spelled = {
-        "accuracy": _share_right(plain, missing),
+        "accuracy": _accuracy(plain, missing),
         "macro_f1": identification.measure_pairs(plain).figures["macro_f1"],
     }
-    detection, detection_rows = _detection(answers, missing)
+    detection, detection_rows = _measure_detection(answers, missing)
     rows = [
-        *rows_of(figures, scope=theirs.scope),
-        *rows_of(spelled, scope=by_index.scope),
+        *build_rows(metrics, scope=own_rules.scope),
+        *build_rows(spelled, scope=by_index.scope),
         *detection_rows,
     ]
-    return [theirs, by_index, detection], rows
+    return [own_rules, by_index, detection], rows
 
 
-def _ours(name: str | None, names: Names) -> str | None:
-    """A class as the index has it: their families for its own, a fine-tuned model by its name in
-    any spelling.
+def _to_index_name(name: str | None, names: Names) -> str | None:
+    """Return a class under its name in the index.
+
+    DFLIP-3K's families replace those of the index, and a fine-tuned model has one name in any
+    spelling.
     """
     key = names.predicted(name)
-    return key if key is None or "/" in key else _OF_OURS.get(names.family(key), key)
+    return key if key is None or "/" in key else _GROUP_BY_FAMILY.get(names.family(key), key)
 
 
-def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> values.MetricValue:
+def _accuracy(pairs: Mapping[tuple[str, str | None], int], missing: int) -> values.MetricValue:
     right = sum(n for (truth, predicted), n in pairs.items() if truth == predicted)
     return intervals.proportion(right, sum(pairs.values()) + missing, _NO_IMAGE)
 
@@ -178,7 +196,7 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> values.MetricValue
 
     if not pairs:
         return values.undefined(_NO_IMAGE)
-    truth, predicted = [one for one, _ in pairs], [other or "" for _, other in pairs]
+    truth, predicted = [name for name, _ in pairs], [name or "" for _, name in pairs]
     classes = sorted({*truth, *predicted} - {""})
     value = f1_score(
         truth,
@@ -191,61 +209,68 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> values.MetricValue
     return values.MetricValue(value=float(value), n=sum(pairs.values()))
 
 
-def _detection(answers: Answers, missing: int) -> tuple[IdentificationInfo, list[MetricRow]]:
-    info = IdentificationInfo("identification, detection", "Real or fake, by their rules")
+def _measure_detection(
+    answers: SentenceCounts, missing: int
+) -> tuple[IdentificationInfo, list[MetricRow]]:
+    info = IdentificationInfo("identification, detection", "Real or fake, by DFLIP-3K’s own rules")
     if not any(
         answer and ("ai generated" in answer or "real" in answer) for _, _, answer in answers
     ):
-        why = values.undefined("no answer is a sentence, and there is no verdict")
-        return info, list(rows_of({"accuracy": why, "macro_f1": why}, scope=info.scope))
+        missing_verdict = values.undefined("no answer is a sentence, and no image has a verdict")
+        return info, list(
+            build_rows({"accuracy": missing_verdict, "macro_f1": missing_verdict}, scope=info.scope)
+        )
     hits: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     pairs: Counter[tuple[str, str | None]] = Counter()
     for (label, generator, answer), n in answers.items():
-        truth = class_of(label, generator)
+        truth = find_class(label, generator)
         group = truth if truth in (*GROUPS, "real") else "sdft"
         sizes[group] += n
-        hits[group] += n * detects(label, answer)
+        hits[group] += n * is_detected(label, answer)
         other = "real" if label == "fake" else "fake"
         pairs[
-            label, label if detects(label, answer) else other if detects(other, answer) else None
+            label,
+            label if is_detected(label, answer) else other if is_detected(other, answer) else None,
         ] += n
     accuracy = intervals.proportion(hits.total(), sizes.total() + missing, _NO_IMAGE)
-    rows = list(rows_of({"accuracy": accuracy, "macro_f1": _macro_f1(pairs)}, scope=info.scope))
+    rows = list(build_rows({"accuracy": accuracy, "macro_f1": _macro_f1(pairs)}, scope=info.scope))
     for group, n in sorted(sizes.items()):
-        found = {
+        group_metrics = {
             "accuracy": intervals.proportion(hits[group], n, _NO_IMAGE),
             "accuracy_by_their_formula": values.MetricValue(hits[group] / (n + 0.001), n=n),
         }
-        rows += rows_of(found, scope=info.scope_of(group))
+        rows += build_rows(group_metrics, scope=info.scope_of(group))
     classes = tuple(ClassInfo(group, n) for group, n in sorted(sizes.items()))
     return replace(info, classes=classes), rows
 
 
-def _flaws(answers: Answers, known: Collection[str], missing: int) -> Iterator[str]:
-    """What is wrong with their rules, and how much of it there is here."""
-    strange = [(truth, n) for (label, generator, answer), n in answers.items()
-               if (truth := class_of(label, generator)) in known and _is_strange(answer, known)]  # fmt: skip
-    lucky = sum(n for truth, n in strange if truth == "sd")
-    total = sum(n for _, n in strange)
-    yield f"A predicted name that is none of the list's counts as sd: {total:,} answers here, {lucky:,} of them right for that alone."
-    yield "The name must be theirs letter by letter; by_index has both figures by any spelling, an unknown name being wrong."
+def _describe_flaws(
+    answers: SentenceCounts, classes: Collection[str], missing: int
+) -> Iterator[str]:
+    """Yield the flaws of the rules, and how many answers they affect here."""
+    unknown = [(truth, n) for (label, generator, answer), n in answers.items()
+               if (truth := find_class(label, generator)) in classes and _is_unknown_name(answer, classes)]  # fmt: skip
+    lucky = sum(n for truth, n in unknown if truth == "sd")
+    total = sum(n for _, n in unknown)
+    yield f"A predicted name that is not in the list counts as sd: {total:,} answers here, {lucky:,} of which are right only because of this."
+    yield "The name must match exactly; by_index has both metrics by any spelling, and an unknown name is wrong there."
     yield (
-        "Their code takes the true name from the fourth word of the answer, which in the published sentences is 'ai' or 'real'. "
-        "Here it is the label's."
+        "The authors' code takes the true name from the fourth word of the answer, which in the published sentences is 'ai' or 'real'. "
+        "Here it is taken from the label."
     )
     yield (
-        "They divide a group's hits by its size plus .001 (accuracy_by_their_formula), so that no "
-        "group is ever faultless. Here by its size (accuracy)."
+        "The authors divide a group's hits by its size plus .001 (accuracy_by_their_formula), so no "
+        "group reaches 100 %. Here they are divided by its size (accuracy)."
     )
-    none = sum(n for (_, _, answer), n in answers.items() if answer is None)
+    n_unanswered = sum(n for (_, _, answer), n in answers.items() if answer is None)
     yield (
         f"An image without a prediction counts as wrong: {counted(missing, 'label')} without a row here, "
-        f"{counted(none, 'row')} without an answer. Macro F1 is without the former."
+        f"{counted(n_unanswered, 'row')} without an answer. Macro F1 leaves out the former."
     )
-    yield "Detection looks for 'ai generated' and for 'real' anywhere in the answer: of a real image, 'surreal' is right."
+    yield "Detection searches the whole answer for 'ai generated' and 'real', so 'surreal' is right for a real image."
 
 
-def _is_strange(answer: str | None, known: Collection[str]) -> bool:
-    found = _FAKE.fullmatch(answer.strip()) if answer else None
-    return found is not None and _NAMES.get(found[1], found[1]) not in known
+def _is_unknown_name(answer: str | None, classes: Collection[str]) -> bool:
+    match = _FAKE.fullmatch(answer.strip()) if answer else None
+    return match is not None and _NAMES.get(match[1], match[1]) not in classes

@@ -1,8 +1,8 @@
-"""Groups of fakes in and out of the distribution of training (`divide_generators`), and how well a
-system detects each of them (`measure_groups`).
+"""Group fakes in and out of the training distribution, and measure each group.
 
+`divide_generators` makes the groups, and `measure_groups` measures how well a system detects each.
 The groups of a protocol are rows of its table. Otherwise the classes of the run's identifier decide
-which generators were in training: by themselves, by their family alone, or not at all.
+which generators were in training: themselves, only their family, or neither.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from typing import Literal
 
 from ray_app.evaluation.generator_names import Names
 from ray_app.evaluation.protocols import Protocol
-from ray_app.evaluation.system_metrics import SystemScores, group_of
+from ray_app.evaluation.system_metrics import SystemScores, get_group
 from ray_app.metrics import intervals, values
-from ray_app.metrics.table import MetricRow, rows_of
+from ray_app.metrics.table import MetricRow, build_rows
 from ray_app.reports.evaluation.result import GeneratorInfo, GroupInfo
 
 Distribution = Literal["in", "out"]
-KNOWN, NEW_VERSION, NEW_FAMILY = (
+IN_TRAINING, NEW_VERSION, NEW_FAMILY = (
     "generators of the training",
     "other generators of their families",
     "other families",
@@ -31,9 +31,16 @@ _NO_IMAGE = "no image of these generators"
 def divide_generators(
     protocol: Protocol | None, names: Names, generators: Sequence[GeneratorInfo]
 ) -> tuple[str, list[GroupInfo]]:
-    """Return what divides the fakes (`protocol`, `identifier`, or nothing), and the groups.
+    """Divide the generators of fakes into groups in and out of the training distribution.
 
-    Groups without an image are among them, and totals of distributions with several groups.
+    Args:
+        protocol: The protocol, or None.
+        names: The names of generators, with the classes of the run's identifier.
+        generators: The generators and sources in the labels.
+
+    Returns:
+        The origin of the division (`protocol`, `identifier`, or ""), and the groups, including
+        groups without an image and the totals of distributions with several groups.
     """
     fakes = [generator for generator in generators if generator.label == "fake"]
     divided: list[tuple[str, Distribution, list[GeneratorInfo]]] = []
@@ -45,13 +52,13 @@ def divide_generators(
         ]
         for distribution, row_names in sides:
             for name in row_names:
-                members = [fake for fake in fakes if rows[name].holds(fake)]
+                members = [fake for fake in fakes if rows[name].matches(fake)]
                 divided.append((name, distribution, members))
     elif names.classes is not None:
         divided_by = "identifier"
-        for name in (KNOWN, NEW_VERSION, NEW_FAMILY):
+        for name in (IN_TRAINING, NEW_VERSION, NEW_FAMILY):
             members = [fake for fake in fakes if _name_group(names, fake.name) == name]
-            divided.append((name, "in" if name == KNOWN else "out", members))
+            divided.append((name, "in" if name == IN_TRAINING else "out", members))
     else:
         return "", []
     groups = [_describe_group(name, side, members) for name, side, members in divided]
@@ -67,7 +74,7 @@ def divide_generators(
 def _name_group(names: Names, generator: str) -> str:
     key = names.label(generator)
     if names.classes and key in names.classes:
-        return KNOWN
+        return IN_TRAINING
     if names.class_families and names.family(key) in names.class_families:
         return NEW_VERSION
     return NEW_FAMILY
@@ -84,20 +91,26 @@ def _describe_group(
 def measure_groups(
     groups: Sequence[GroupInfo], scores: SystemScores, generators: Sequence[GeneratorInfo]
 ) -> list[MetricRow]:
-    """Measure how one system detects each group: the TPR, and the AUC against all real images."""
+    """Measure the TPR of one system in each group, and its AUC against all real images.
+
+    Args:
+        groups: The groups.
+        scores: The scores of the system.
+        generators: The generators and sources, with the number of scored images.
+    """
     rows: list[MetricRow] = []
     for group in groups:
         members = [
-            group_of(generator)
+            get_group(generator)
             for generator in generators
             if generator.label == "fake" and generator.name in group.generators and generator.n
         ]
         metrics = dict.fromkeys(("tpr", "auc"), values.undefined(_NO_IMAGE))
         if members:
-            hits, n = scores.correct(members)
+            hits, n = scores.count_correct(members)
             metrics = {
                 "tpr": intervals.proportion(hits, n, _NO_IMAGE),
-                "auc": scores.ranked("auc", scores.against(members), None),
+                "auc": scores.measure_ranking("auc", scores.select_against(members), None),
             }
-        rows += rows_of(metrics, scores.system.name, scope=group.scope)
+        rows += build_rows(metrics, scores.system.name, scope=group.scope)
     return rows

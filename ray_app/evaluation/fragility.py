@@ -1,6 +1,4 @@
-"""What perturbations leave of each detector, as the section `fragility` of its card
-(`fragility_yaml`).
-"""
+"""Write the section `fragility` of detector cards from an evaluation (`fragility_yaml`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,31 +13,31 @@ _DIGITS = 4
 
 
 def fragility_yaml(result: EvaluationResult) -> str:
-    """Return the section `fragility` of each detector of the evaluated run: YAML, by its name.
+    """Return the section `fragility` of each detector of the evaluated run, as YAML by name.
 
-    A person puts it into the card; bounds beyond which verdicts abstain (`abstains`) are theirs to
-    draw from it.
+    A person puts the section into the card, and may derive from it the bounds beyond which verdicts
+    abstain (`abstains`).
 
     Raises:
         ConfigError: The run has no perturbation.
     """
     meta = result.meta
-    detectors = [one for one in result.systems if one.info.name in meta.run.detectors]
-    if not any(one.info.views for one in detectors):
+    detectors = [system for system in result.systems if system.info.name in meta.run.detectors]
+    if not any(system.info.views for system in detectors):
         raise ConfigError(
-            "--fragility: this run has no perturbed images",
-            hint="evaluate a source with --perturb standard, or jpeg:75",
+            "--fragility needs perturbed images, and this run has none",
+            hint="evaluate a source with --perturb standard or --perturb jpeg:75",
         )
     sections = {}
-    for one in detectors:
-        measured = tuple(_fragility_rows(meta, one))
-        sections[one.info.name] = {
+    for system in detectors:
+        measured = tuple(_fragility_rows(meta, system))
+        sections[system.info.name] = {
             "fragility": Fragility(measured=measured).model_dump(
                 mode="json", exclude_none=True, exclude_defaults=True
             )
         }
     head = (
-        "# Put a detector's `fragility` into its card. Under `abstains` beside `measured` a card says where a verdict means nothing, for\n"
+        "# Put a detector's `fragility` into its card. The key `abstains` next to `measured` sets where verdicts abstain, for\n"
         "# example {jpeg_quality: {below: 50}, graphics: {above: 0.55, what: a drawing or a screenshot}}.\n"
     )
     return head + card_text(sections)
@@ -48,40 +46,41 @@ def fragility_yaml(result: EvaluationResult) -> str:
 def _fragility_rows(meta: EvaluationMeta, system: SystemResult) -> Iterator[FragilityFigure]:
     info, perturbed = system.info, meta.run.identity.get("perturb", {})
     source = f"touchstone evaluate {meta.version}, {meta.title}, {meta.made_at[:10]}"
-    given: dict[str, Any] = {"threshold": _rounded(info.threshold), "source": source}
+    common_fields: dict[str, Any] = {"threshold": _round(info.threshold), "source": source}
     yield FragilityFigure(
-        **_measured(system.figures()), n_real=info.n_real, n_fake=info.n_fake, **given
+        **_metric_fields(system.figures()), n_real=info.n_real, n_fake=info.n_fake, **common_fields
     )
     for view in info.views:
         yield FragilityFigure(
             perturbation=view.name,
-            steps=_in_words(perturbed.get(view.name, ())),
-            **_measured(system.figures(view=view.name)),
+            steps=_describe_steps(perturbed.get(view.name, ())),
+            **_metric_fields(system.figures(view=view.name)),
             n_real=view.n_real,
             n_fake=view.n_fake,
-            **given,
+            **common_fields,
         )
 
 
-def _measured(figures: Mapping[str, MetricValue]) -> dict[str, Any]:
+def _metric_fields(metrics: Mapping[str, MetricValue]) -> dict[str, Any]:
     auc, tpr, tnr = (
-        figures[name].value if name in figures else None for name in ("auc", "tpr", "tnr")
+        metrics[name].value if name in metrics else None for name in ("auc", "tpr", "tnr")
     )
     return {
-        "auc": _rounded(auc),
-        "fpr": None if tnr is None else _rounded(1 - tnr),
-        "tpr": _rounded(tpr),
+        "auc": _round(auc),
+        "fpr": None if tnr is None else _round(1 - tnr),
+        "tpr": _round(tpr),
     }
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else round(value, _DIGITS)
 
 
-def _in_words(steps: Sequence[Mapping[str, Any]]) -> str | None:
-    """The steps of a perturbation with their strengths: `resize scale 0.5 filter lanczos, then jpeg
-    quality 75`.
+def _describe_steps(steps: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the steps of a perturbation with their parameters.
+
+    For example `resize scale 0.5 filter lanczos, then jpeg quality 75`.
     """
-    words = [" ".join(str(part) for key, value in step.items() if value is not None for part in ((value,) if key == "op" else (key, value)))
+    phrases = [" ".join(str(part) for key, value in step.items() if value is not None for part in ((value,) if key == "op" else (key, value)))
              for step in steps]  # fmt: skip
-    return ", then ".join(words) or None
+    return ", then ".join(phrases) or None

@@ -1,7 +1,6 @@
-"""Names of generators as an evaluation compares them (`Names`): by any spelling, and by family.
+"""Compare names of generators by any spelling and by family (`Names`).
 
-What an identifier could have named at all stands in its run's identity: names that it has no class
-for are unknown to it (`names_of`).
+A run's identity has the classes of its identifier (`read_names`). Other names are unknown to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,13 @@ REAL = "real"
 
 
 class Names:
-    """Keys that are equal where two names mean one generator. `classes`: an identifier's;
-    `families`: of those the index does not know.
+    """Keys of generator names; two names of one generator have equal keys.
 
-    Where all classes are families of the index, names are compared as families throughout.
+    If all classes are families of the index, names are compared as families throughout.
+
+    Args:
+        classes: The classes of an identifier.
+        families: The families of classes that the index does not know.
     """
 
     def __init__(
@@ -26,13 +28,15 @@ class Names:
         self._labels: dict[str, str] = {}
         self._predicted: dict[str, str] = {}
         self._families: dict[str, str] = {}
-        listed = generator_index().families
-        self._by_family = bool(classes) and all(name in listed or name == REAL for name in classes)
+        index_families = generator_index().families
+        self._by_family = bool(classes) and all(
+            name in index_families or name == REAL for name in classes
+        )
         entry = families or {}
         self._families = {self._key(name): entry.get(name) or self.family(name) for name in classes}
         self._predicted = {self._key(name): name for name in classes}
         self.classes = frozenset(self._families) - {REAL} if classes else None
-        """The keys that could be named, None where nobody knows."""
+        """The keys that the identifier can predict; None if they are not recorded."""
         self.class_families = (
             frozenset(self._families[key] for key in self.classes)
             if self.classes is not None
@@ -40,13 +44,13 @@ class Names:
         )
 
     def label(self, name: str) -> str:
-        """The key of a true name. Its first spelling is the one that is shown."""
+        """Return the key of a true name; its first spelling is the one to show."""
         key = self._key(name)
         self._labels.setdefault(key, name.strip())
         return key
 
     def predicted(self, name: str | None) -> str | None:
-        """The key of a predicted name; None of none, and of blanks."""
+        """Return the key of a predicted name; None for no name or a blank one."""
         if name is None or not name.strip():
             return None
         key = self._key(name)
@@ -54,15 +58,16 @@ class Names:
         return key
 
     def shown(self, key: str | None) -> str | None:
-        """The shown spelling of a key: how labels spell it, else how it was predicted."""
+        """Return the spelling to show for a key, as in the labels or else as predicted."""
         return None if key is None else self._labels.get(key) or self._predicted.get(key) or key
 
     def family(self, key: str) -> str:
-        """The family of a key or name: the identifier's, the index's, or itself where none is
-        known.
+        """Return the family of a key or name.
+
+        It is the identifier's, else the index's, else the name itself.
         """
-        if found := self._families.get(key):
-            return found
+        if family := self._families.get(key):
+            return family
         entry = find_generator(key)
         return entry.family if entry else key
 
@@ -73,21 +78,21 @@ class Names:
         return self._keys[name]
 
 
-def names_of(described: Mapping[str, Any]) -> Names:
-    """Those of a run by its `run.json`, with the classes of its identifier where it had one."""
-    card = (described["identity"].get("profile") or {}).get("identifier") or {}
+def read_names(run_info: Mapping[str, Any]) -> Names:
+    """Return the names of a run from its `run.json`, with the classes of its identifier if any."""
+    card = (run_info["identity"].get("profile") or {}).get("identifier") or {}
     return Names(card.get("classes", ()), card.get("families"))
 
 
 def _key(name: str) -> str:
     if name.partition(":")[0].casefold() == REAL:
         return REAL
-    found = find_generator(name)
-    if found is None:
+    match = find_generator(name)
+    if match is None:
         return spelling_key(name) or name
-    own = name.partition("/")[2]
-    return found.name or (
-        f"{found.family}/{spelling_key(own)}"
-        if own and spelling_key(name) != spelling_key(found.family)
-        else found.family
+    variant = name.partition("/")[2]
+    return match.name or (
+        f"{match.family}/{spelling_key(variant)}"
+        if variant and spelling_key(name) != spelling_key(match.family)
+        else match.family
     )

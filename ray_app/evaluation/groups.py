@@ -1,5 +1,6 @@
-"""Groups of labelled images: an image is real, generated as a whole, or edited locally, and has a
-generator. `GroupCoder` numbers the groups of labels.
+"""Group labelled images by kind and generator (`GroupCoder`).
+
+An image is real, generated as a whole, or edited locally.
 """
 
 from typing import NamedTuple
@@ -43,19 +44,19 @@ class EvaluationGroup(NamedTuple):
 
     @property
     def label(self) -> str:
-        """`real` or `fake`."""
+        """The label, `real` or `fake`."""
         return "real" if self.kind == "real" else "fake"
 
 
 class GroupCoder:
-    """Number groups in the order of their first rows.
+    """Number the groups of labels in the order of their first rows.
 
     Args:
-        where: The name of the labels in messages.
+        source: The name of the labels in messages.
     """
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, source: str) -> None:
+        self._source = source
         self._numbers: dict[EvaluationGroup, int] = {}
         self._rows = 0
 
@@ -85,23 +86,23 @@ class GroupCoder:
         ).dictionary_encode()
         indices = np.asarray(encoded.indices)
         numbers = [
-            self._find_number(words.split(_SEPARATOR, 3), indices == code, complete)
-            for code, words in enumerate(encoded.dictionary.to_pylist())
+            self._find_number(values.split(_SEPARATOR, 3), indices == code, complete)
+            for code, values in enumerate(encoded.dictionary.to_pylist())
         ]
         self._rows += len(table)
         codes: npt.NDArray[np.int32] = np.array(numbers, np.int32)[indices]
         return codes
 
-    def _find_number(self, words: list[str], rows: npt.NDArray[np.bool_], complete: bool) -> int:
+    def _find_number(self, values: list[str], rows: npt.NDArray[np.bool_], complete: bool) -> int:
         """Return the number of the group of some rows.
 
         Args:
-            words: The label, kind, mask ("" for no mask), and generator of the rows.
-            rows: Which rows of the table have these words.
+            values: The label, kind, mask ("" for no mask), and generator of the rows.
+            rows: The rows (n,) of the table with these values.
             complete: Whether every row needs a label.
         """
-        label, kind, mask, generator = words
-        where = f"{self._where}, row {self._rows + int(np.argmax(rows)) + 1}"
+        label, kind, mask, generator = values
+        where = f"{self._source}, row {self._rows + int(np.argmax(rows)) + 1}"
         if not label:
             if complete:
                 raise ConfigError(
@@ -115,23 +116,23 @@ class GroupCoder:
             )
         if is_fake and names_a_real(generator):
             raise ConfigError(f"{where}: labelled fake, but its generator is '{generator}'")
-        usual = "local" if mask else "whole"
+        default_kind = "local" if mask else "whole"
         group = (
-            EvaluationGroup(_KINDS.get(kind.lower()) or usual, generator or "unknown")
+            EvaluationGroup(_KINDS.get(kind.lower()) or default_kind, generator or "unknown")
             if is_fake
             else EvaluationGroup("real", real_of(generator))
         )
         number = self._numbers.setdefault(group, len(self._numbers))
         if number >= MAX_GROUPS:
             raise ConfigError(
-                f"{self._where}: more than {MAX_GROUPS:,} generators, such as '{group.generator}'",
+                f"{self._source}: more than {MAX_GROUPS:,} generators, such as '{group.generator}'",
                 hint="check that the column `generator` names generators, not images",
             )
         return number
 
 
 def _read_texts(table: pa.Table, name: str) -> pa.Array:
-    """Return a column without spaces around its texts, "" for a missing text or column."""
+    """Return a column without surrounding spaces, "" for a missing value or column."""
     if name not in table.column_names:
         return pa.repeat(pa.scalar(""), len(table))
     return pc.fill_null(pc.utf8_trim_whitespace(table[name].combine_chunks()), "")

@@ -1,5 +1,6 @@
-"""The generators that a run named: `collect_answers` counts true and predicted names, and the place
-of the true one in the ranking; `measure_answers` and `measure_group` measure them.
+"""Measure the generators that a run named (`collect_answers`, `measure_answers`, `measure_group`).
+
+The answers are counts of true and predicted names, with the index of the true name in the ranking.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from ray_app.evaluation import dflip, join, protocols
 from ray_app.evaluation.generator_names import REAL, Names
 from ray_app.metrics import intervals
 from ray_app.metrics.identification import Identification, measure_open_set, measure_pairs
-from ray_app.metrics.table import MetricRow, rows_of
+from ray_app.metrics.table import MetricRow, build_rows
 from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.result import ClassInfo, IdentificationInfo
 from ray_app.runs.current import numbers
@@ -34,20 +35,20 @@ _SEPARATOR = "\x1f"
 _NO_KNOWN = "no image of a known generator"
 _NO_UNKNOWN = "no image of an unknown generator"
 _NO_LIST = "no list of known generators"
-Words = tuple[str, str, str | None, str | None]
+RowLabels = tuple[str, str, str | None, str | None]
 Floats = npt.NDArray[np.float64]
 
 
 class Answer(NamedTuple):
-    """What a run says about the generator of an image.
+    """The answer of a run about the generator of an image.
 
     Attributes:
         label: `real` or `fake`.
         generator: Key of the true name.
         predicted: Key of the predicted name; None if no generator was named.
-        has_answer: Whether the identifier answered, also that it is none of the known.
-        place: Index of the true name in the ranking; None if the ranking has not got it.
-        family_place: The same of the families in the ranking.
+        has_answer: Whether the identifier answered, which includes that it knows no such generator.
+        place: Index of the true name in the ranking; None if the ranking does not have it.
+        family_place: Index of the true family among the families of the ranking, or None.
     """
 
     label: str
@@ -63,21 +64,21 @@ class Answers:
     """The answers of all images.
 
     Attributes:
-        names: The index of generators.
+        names: The names of generators.
         counts: Number of images by answer.
-        words: Number of images by label, generator, verdict, and prediction as rows have them.
+        row_counts: Number of images by label, generator, verdict, and prediction as rows have them.
         confidences: Confidences of fakes by the key of their generator.
         is_ranked: Whether a row has a ranking.
     """
 
     names: Names
     counts: Counter[Answer] = field(default_factory=Counter)
-    words: Counter[Words] = field(default_factory=Counter)
+    row_counts: Counter[RowLabels] = field(default_factory=Counter)
     confidences: dict[str, list[Floats]] = field(default_factory=dict)
     is_ranked: bool = False
 
     def add(self, table: pa.Table) -> None:
-        """Count joined rows with `COLUMNS`."""
+        """Count labelled rows with `COLUMNS`."""
         columns = {name: table[name].cast(pa.string()) for name in COLUMNS[:4]}
         ranking, confidence = table["generator_ranking"], numbers(table["generator_confidence"])
         self.is_ranked = self.is_ranked or ranking.null_count < len(ranking)
@@ -87,24 +88,24 @@ class Answers:
             else ranking.cast(pa.string())
         )
         columns["has_confidence"] = pa.array(np.isfinite(confidence))
-        # In the order of the rows: the first spelling of a name is shown.
+        # Rows stay in order, because the first spelling of a name is the one that is shown.
         counted = (
             pa.table(columns)
             .group_by(list(columns), use_threads=False)
             .aggregate([([], "count_all")])
         )
         for row in counted.to_pylist():
-            words = row["label"], row["generator"], row["verdict"], row["predicted_generator"]
-            self.words[words] += row["count_all"]
+            row_labels = row["label"], row["generator"], row["verdict"], row["predicted_generator"]
+            self.row_counts[row_labels] += row["count_all"]
             self.counts[self._read_answer(row)] += row["count_all"]
         self._keep_confidences(table, confidence)
 
     def _read_answer(self, row: dict[str, Any]) -> Answer:
         names = self.names
         truth = names.label(row["generator"])
-        predicted = names.predicted(dflip.name_in(row["predicted_generator"]))
-        listed = row["ranking"].split(_SEPARATOR) if row["ranking"] else []
-        ranking = [names.predicted(name) for name in listed]
+        predicted = names.predicted(dflip.extract_name(row["predicted_generator"]))
+        ranked_names = row["ranking"].split(_SEPARATOR) if row["ranking"] else []
+        ranking = [names.predicted(name) for name in ranked_names]
         families = list(dict.fromkeys(names.family(key) for key in ranking if key))
         family = names.family(truth)
         return Answer(
@@ -124,13 +125,13 @@ class Answers:
         generators = table["generator"].cast(pa.string()).combine_chunks().dictionary_encode()
         codes = np.asarray(generators.indices)
         for code, name in enumerate(generators.dictionary.to_pylist()):
-            own = confidence[selected & (codes == code)]
-            if len(own):
-                self.confidences.setdefault(self.names.label(name), []).append(own)
+            values = confidence[selected & (codes == code)]
+            if len(values):
+                self.confidences.setdefault(self.names.label(name), []).append(values)
 
 
 def collect_answers(tables: join.Tables, names: Names) -> Answers | None:
-    """Return the answers of a run; None if no image has one."""
+    """Return the answers of a run's labelled rows; None if no image has an answer."""
     answers = Answers(names)
     for table in tables(COLUMNS):
         answers.add(table)
@@ -143,36 +144,44 @@ def measure_answers(
     rules: protocols.IdentificationRules | None = None,
     missing: int = 0,
 ) -> tuple[list[IdentificationInfo], list[MetricRow]]:
-    """Measure the generators that were named: the scope `identification` and those below it.
+    """Measure the generators that were named, under the scope `identification` and those below it.
 
-    Plain metrics are of fakes whose generator the identifier knows (all, if those are not
-    recorded): those of `metrics.identification`; an image without a name counts as wrong. `top_…`
-    is by the rows' rankings, whether a name was given or not. `abstained_known` and
-    `abstained_unknown` are the fractions of the images with an answer that is none of the known.
-    `reals_named` is the fraction of real images that got the name of a generator.
-    `identification, families` has the same of families. By the rules of `dflip-v1` the scope has
-    their metrics, with their flaws, and `identification, plain` has the plain ones.
+    Plain metrics are those of `metrics.identification`, of the fakes whose generator the identifier
+    knows, or of all fakes if its classes are not recorded. An image without a name counts as wrong.
+    `top_…` uses the rows' rankings, whether or not a name was given. `abstained_known` and
+    `abstained_unknown` are the fractions of images with an answer that are attributed to no known
+    generator. `reals_named` is the fraction of real images that were attributed to a generator.
+    `identification, families` has the same metrics for families. By the rules of `dflip-v1`, the
+    scope has the metrics of those rules with their flaws, and `identification, plain` has the plain
+    ones.
 
     Args:
         answers: The answers of all images.
-        rules: The rules of the protocol.
-        missing: Labels without a row, which count as wrong by the rules of `dflip-v1`.
+        rules: The rules of the protocol; None for the plain ones.
+        missing: Number of labels without a row, which count as wrong by the rules of `dflip-v1`.
+
+    Returns:
+        The facts of each scope, and its metrics.
     """
     rules = rules or protocols.IdentificationRules()
     if rules.protocol == "plain":
         return _measure_plain(answers, rules, "identification", "Generators named")
-    theirs, rows = dflip.dflip_v1(answers.words, answers.names, missing)
+    dflip_infos, rows = dflip.dflip_v1(answers.row_counts, answers.names, missing)
     plain, plain_rows = _measure_plain(
-        answers, rules, "identification, plain", "Generators named, by ours"
+        answers, rules, "identification, plain", "Generators named, by plain rules"
     )
-    return [*theirs, *plain], [*rows, *plain_rows]
+    return [*dflip_infos, *plain], [*rows, *plain_rows]
 
 
 def measure_group(
     answers: Answers, generators: Collection[str], top_k: Sequence[int]
 ) -> dict[str, MetricValue]:
-    """Measure the fakes of some generators, by their names in the labels: generators, families, and
-    abstentions.
+    """Measure the named generators, families, and abstentions for the fakes of some generators.
+
+    Args:
+        answers: The answers of all images.
+        generators: Names of generators in the labels.
+        top_k: Values of k for top-k accuracies.
     """
     names = answers.names
     keys = {names.label(name) for name in generators}
@@ -183,13 +192,13 @@ def measure_group(
             if answer.label == "fake" and answer.generator in keys
         }
     )
-    measured = _Level(fakes, names.classes, answers.is_ranked).measure(top_k).figures
+    by_generator = _Level(fakes, names.classes, answers.is_ranked).measure(top_k).figures
     families = _Level(_by_family(fakes, names), names.class_families, answers.is_ranked)
-    figures = {name: measured[name] for name in ("accuracy", *(f"top_{k}" for k in top_k))}
-    return figures | {
-        "macro_f1": measured["macro_f1"],
+    metrics = {name: by_generator[name] for name in ("accuracy", *(f"top_{k}" for k in top_k))}
+    return metrics | {
+        "macro_f1": by_generator["macro_f1"],
         "family_accuracy": families.measure(()).figures["accuracy"],
-        "abstained": _measure_abstained(fakes.items(), "no image was asked"),
+        "abstained": _measure_abstained(fakes.items(), "no image has an answer"),
     }
 
 
@@ -216,12 +225,12 @@ def _measure_plain(
         "without_prediction": sum(n for answer, n in fakes.items() if answer.predicted is None),
         "not_asked": sum(n for answer, n in fakes.items() if not answer.has_answer),
     }
-    others = {
+    further_metrics = {
         "reals_named": _measure_reals(answers),
         "open_set_auroc": _measure_open_set(answers),
     }
-    generators = replace(generators, notes=tuple(_explain(answers)), counts=counts)
-    return [generators, families], [*rows, *rows_of(others, scope=scope), *family_rows]
+    generators = replace(generators, notes=tuple(_describe_metrics(answers)), counts=counts)
+    return [generators, families], [*rows, *build_rows(further_metrics, scope=scope), *family_rows]
 
 
 @dataclass(frozen=True)
@@ -230,7 +239,7 @@ class _Level:
 
     Attributes:
         counts: Number of images by answer.
-        known: Keys that could be named; None if those are not recorded.
+        known: Keys that the identifier can predict; None if they are not recorded.
         is_ranked: Whether rows have a ranking.
     """
 
@@ -246,34 +255,36 @@ class _Level:
         measured = measure_pairs(pairs, known=self.known, top_k=top_k)
         if not self.is_ranked:
             return measured
-        known, _ = self.divide()
-        n_known = sum(n for _, n in known)
+        known_answers, _ = self.divide()
+        n_known = sum(n for _, n in known_answers)
         top = {}
         for k in top_k:
-            hits = sum(n for answer, n in known if answer.place is not None and answer.place < k)
+            hits = sum(
+                n for answer, n in known_answers if answer.place is not None and answer.place < k
+            )
             top[f"top_{k}"] = intervals.proportion(hits, n_known, _NO_KNOWN)
         return replace(measured, figures=measured.figures | top)
 
     def divide(self) -> tuple[list[tuple[Answer, int]], list[tuple[Answer, int]]]:
-        """Return the answers on known names, and those on others."""
-        known: list[tuple[Answer, int]] = []
-        others: list[tuple[Answer, int]] = []
+        """Return the answers for known names, and those for other names."""
+        known_answers: list[tuple[Answer, int]] = []
+        other_answers: list[tuple[Answer, int]] = []
         for answer, n in self.counts.items():
             is_known = self.known is None or answer.generator in self.known
-            (known if is_known else others).append((answer, n))
-        return known, others
+            (known_answers if is_known else other_answers).append((answer, n))
+        return known_answers, other_answers
 
 
 def _measure_level(
     level: _Level, top_k: Sequence[int], scope: str, title: str, show: Callable[[str], str]
 ) -> tuple[IdentificationInfo, list[MetricRow]]:
-    measured, (known, others) = level.measure(top_k), level.divide()
-    figures = {
+    measured, (known_answers, other_answers) = level.measure(top_k), level.divide()
+    metrics = {
         name: metric for name, metric in measured.figures.items() if name != "open_set_auroc"
     }
-    figures["abstained_known"] = _measure_abstained(known, _NO_KNOWN)
-    why = _NO_LIST if level.known is None else _NO_UNKNOWN
-    figures["abstained_unknown"] = _measure_abstained(others, why)
+    metrics["abstained_known"] = _measure_abstained(known_answers, _NO_KNOWN)
+    reason = _NO_LIST if level.known is None else _NO_UNKNOWN
+    metrics["abstained_unknown"] = _measure_abstained(other_answers, reason)
     info = IdentificationInfo(
         scope,
         title,
@@ -285,15 +296,15 @@ def _measure_level(
             for truth, predicted, n in measured.pairs
         ),
     )
-    rows = list(rows_of(figures, scope=scope))
+    rows = list(build_rows(metrics, scope=scope))
     for row in measured.classes:
-        own = {name: row[name] for name in ("precision", "recall", "f1")}
-        rows += rows_of(own, scope=info.scope_of(show(row["name"])))
+        class_metrics = {name: row[name] for name in ("precision", "recall", "f1")}
+        rows += build_rows(class_metrics, scope=info.scope_of(show(row["name"])))
     return info, rows
 
 
 def _by_family(counts: Counter[Answer], names: Names) -> Counter[Answer]:
-    """Return the same answers with families as generators."""
+    """Return the answers with families in place of generators."""
     families: Counter[Answer] = Counter()
     for answer, n in counts.items():
         answer_on_family = answer._replace(
@@ -305,14 +316,14 @@ def _by_family(counts: Counter[Answer], names: Names) -> Counter[Answer]:
     return families
 
 
-def _measure_abstained(counts: Iterable[tuple[Answer, int]], why: str) -> MetricValue:
+def _measure_abstained(counts: Iterable[tuple[Answer, int]], reason: str) -> MetricValue:
     answered = [(answer, n) for answer, n in counts if answer.has_answer]
     abstained = sum(n for answer, n in answered if answer.predicted is None)
-    return intervals.proportion(abstained, sum(n for _, n in answered), why)
+    return intervals.proportion(abstained, sum(n for _, n in answered), reason)
 
 
 def _measure_open_set(answers: Answers) -> MetricValue:
-    """Measure the AUROC of the fakes with a confidence."""
+    """Measure the AUROC of the confidence, over the fakes that have one."""
     if not answers.confidences:
         return measure_open_set([], answers.names.classes, None)
     truth: list[str] = []
@@ -324,17 +335,17 @@ def _measure_open_set(answers: Answers) -> MetricValue:
 
 
 def _measure_reals(answers: Answers) -> MetricValue:
-    """Measure the fraction of reals for which a generator was named."""
+    """Return the fraction of real images that were attributed to a generator."""
     reals = [(answer, n) for answer, n in answers.counts.items() if answer.label == "real"]
-    named = sum(n for answer, n in reals if answer.predicted not in (None, REAL))
-    return intervals.proportion(named, sum(n for _, n in reals), "no real image")
+    n_named = sum(n for answer, n in reals if answer.predicted not in (None, REAL))
+    return intervals.proportion(n_named, sum(n for _, n in reals), "no real image")
 
 
-def _explain(answers: Answers) -> Iterable[str]:
+def _describe_metrics(answers: Answers) -> Iterable[str]:
     """Yield notes on how to read the metrics."""
-    yield "Names are compared through the index of generators: spellings, aliases and families; another version is another generator."
+    yield "Names are compared through the index of generators by spellings, aliases, and families; another version is another generator."
     if answers.is_ranked:
-        yield "top-k is by the ranking, which names the nearest known generators also where the image was taken for none of them."
+        yield "top-k uses the ranking, which has the nearest known generators even if the image was attributed to none of them."
         yield "A row's ranking has five generators, so the families among the first k can be fewer than k."
     if answers.names.classes is None:
-        yield "The run does not say which generators could be named: all count as known."
+        yield "The run does not record which generators could be named, so all count as known."

@@ -1,8 +1,8 @@
-"""What an evaluation's intervals are of (`Intervals`): further generators and sources if labels name
-enough of them, or further images.
+"""Choose what the intervals of an evaluation generalise to (`Intervals`).
 
-Intervals of further generators come from a sample of the labelled rows, each with its generator or
-the source of a real image.
+Intervals are for further generators and sources if labels name enough of them, or else for further
+images. Intervals for further generators come from a sample of the labelled rows, each with its
+generator or the source of a real image.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,31 +24,34 @@ from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.result import IntervalInfo
 
 MAX_SAMPLED = 20_000
-"""Rows that intervals of further generators are worked out from, at most."""
+"""Maximum number of rows for intervals that are for further generators."""
 MAX_IN_VIEW = 5_000
-"""Images of a view above which only proportions have intervals: there are many views."""
+"""Maximum number of images of a view for intervals other than those of proportions.
+
+There are many views, so larger ones would take too long.
+"""
 Meaning = Literal["generators", "images"]
-Figures = Mapping[str, MetricValue]
+Metrics = Mapping[str, MetricValue]
 Names = npt.NDArray[np.object_]
-_RIGHT = "right"
-_SHARES = {
+_CORRECT = "correct"
+_FRACTIONS = {
     "coverage": (("fake", "real"), None),
-    "accuracy_of_decided": (_RIGHT, ("fake", "real")),
-    "tpr_of_decided": (_RIGHT, ("fake", "real")),
-    "tnr_of_decided": (_RIGHT, ("fake", "real")),
-    "accuracy_strict": (_RIGHT, None),
-    "tpr_strict": (_RIGHT, None),
-    "tnr_strict": (_RIGHT, None),
+    "accuracy_of_decided": (_CORRECT, ("fake", "real")),
+    "tpr_of_decided": (_CORRECT, ("fake", "real")),
+    "tnr_of_decided": (_CORRECT, ("fake", "real")),
+    "accuracy_strict": (_CORRECT, None),
+    "tpr_strict": (_CORRECT, None),
+    "tnr_strict": (_CORRECT, None),
 }
-"""Verdicts that are hits, and verdicts that count."""
+"""By metric, the verdicts that are hits, and the verdicts that count (None for all)."""
 
 
 class Intervals:
-    """Choose the groups that intervals of an evaluation are of.
+    """Choose the groups that intervals of an evaluation are resampled by.
 
     Args:
-        meaning: Whether intervals are of further generators or of further images.
-        sample: The sample of `accumulate.Cells`.
+        meaning: Whether intervals are for further generators or for further images.
+        sample: The sample of `accumulate.Cells`, or None.
         seed: Seed of random blocks.
     """
 
@@ -59,26 +62,27 @@ class Intervals:
         self._names: Names | None = None
         if self._sample is not None and len(self._sample):
             self._kinds = np.asarray(self._sample["kind"].to_pylist(), object)
-            self._names = names_of(self._sample) if meaning == "generators" else None
-        self.facts = self.facts_of(FAKE_KINDS)
+            self._names = read_group_names(self._sample) if meaning == "generators" else None
+        self.facts = self.read_info(FAKE_KINDS)
 
-    def facts_of(self, kinds: Collection[str]) -> IntervalInfo:
-        """What intervals of metrics of these fakes and all real images are of."""
+    def read_info(self, kinds: Collection[str]) -> IntervalInfo:
+        """Return what intervals are for, for metrics of these fakes and all real images."""
         names = [
-            () if self._names is None else self._names[np.isin(self._kinds, mine)]
-            for mine in (tuple(kinds), ("real",))
+            () if self._names is None else self._names[np.isin(self._kinds, kind_filter)]
+            for kind_filter in (tuple(kinds), ("real",))
         ]
         return IntervalInfo.of_names(*names)
 
-    def alike(self, kinds: Sequence[str]) -> IntervalInfo:
-        """What the intervals of metrics of each of these kinds of fakes are of, the same for all:
-        images if one kind has few generators.
+    def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
+        """Return what intervals are for, common to the metrics of each of these kinds of fakes.
+
+        If one kind has too few generators, all intervals are for further images.
         """
-        found = [self.facts_of((kind,)) for kind in kinds]
-        few = next((one for one in found if one.fakes == "images"), None)
-        if few is not None and len(found) > 1:
-            return replace(few, reals="images")
-        return found[0] if len(found) == 1 else self.facts
+        infos = [self.read_info((kind,)) for kind in kinds]
+        image_info = next((info for info in infos if info.fakes == "images"), None)
+        if image_info is not None and len(infos) > 1:
+            return replace(image_info, reals="images")
+        return infos[0] if len(infos) == 1 else self.facts
 
     def resample(
         self,
@@ -91,20 +95,20 @@ class Intervals:
         """Return the groups for metrics of fakes of some kinds and of all real images.
 
         Args:
-            images: The images that the metrics are of.
+            images: The images that the metrics are computed from.
             system: The system that scored them.
             kinds: The kinds of the fakes.
-            is_of_images: Whether the intervals are of further images in any case.
+            is_of_images: Whether the intervals are for further images in any case.
         """
-        facts = self.facts_of(kinds)
+        facts = self.read_info(kinds)
         if is_of_images or facts.of_images or self._sample is None:
             return self.resample_images(images)
         scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
-        chosen = np.isfinite(scores) & np.isin(self._kinds, (*kinds, "real"))
-        names = self._names[chosen] if self._names is not None else None
+        is_selected = np.isfinite(scores) & np.isin(self._kinds, (*kinds, "real"))
+        names = self._names[is_selected] if self._names is not None else None
         return Resampled.in_groups(
-            scores[chosen],
-            self._kinds[chosen] != "real",
+            scores[is_selected],
+            self._kinds[is_selected] != "real",
             names,
             totals=(images.n_fake, images.n_real),
             seed=self._seed,
@@ -116,117 +120,133 @@ class Intervals:
         return Resampled.in_blocks(images, self._seed)
 
     def resample_view(self, images: ScoredImages) -> Resampled | None:
-        """Return the images of a view in random blocks if they are few."""
+        """Return the images of a view in random blocks, or None if there are too many."""
         return self.resample_images(images) if len(images) <= MAX_IN_VIEW else None
 
     def add_to_averages(
-        self, figures: Figures, rates: Sequence[tuple[int, int]], tpr: MetricValue
+        self, averages: Metrics, rates: Sequence[tuple[int, int]], tpr: MetricValue
     ) -> dict[str, MetricValue]:
         """Add intervals to means over generators.
 
         Args:
-            figures: `tpr_mean` and `tpr_weighted`.
-            rates: Fakes found, and fakes, of each generator.
+            averages: `tpr_mean` and `tpr_weighted`.
+            rates: Number of fakes found, and of fakes, for each generator.
             tpr: The rate of all fakes together.
         """
-        found = dict(figures)
+        metrics = dict(averages)
         is_of_generators = self.facts.fakes == "generators"
-        mean = found["tpr_mean"]
+        mean = metrics["tpr_mean"]
         if mean.value is not None:
-            shares = np.array([hits / n for hits, n in rates if n])
-            found["tpr_mean"] = _mean_over_generators(mean, shares, is_of_generators)
-        if is_of_generators and tpr.interval and found["tpr_weighted"].value is not None:
-            found["tpr_weighted"] = found["tpr_weighted"].with_interval(tpr.interval, tpr.method)
-        return found
+            fractions = np.array([hits / n for hits, n in rates if n])
+            metrics["tpr_mean"] = _add_mean_interval(mean, fractions, is_of_generators)
+        if is_of_generators and tpr.interval and metrics["tpr_weighted"].value is not None:
+            metrics["tpr_weighted"] = metrics["tpr_weighted"].with_interval(
+                tpr.interval, tpr.method
+            )
+        return metrics
 
-    def add_to_verdicts(self, figures: Figures, counts: VerdictCounts) -> dict[str, MetricValue]:
-        """Add intervals to metrics of verdicts with abstentions, by the verdicts of the sample."""
+    def add_to_verdicts(
+        self, verdict_metrics: Metrics, counts: VerdictCounts
+    ) -> dict[str, MetricValue]:
+        """Add intervals to metrics of verdicts with abstentions, from the verdicts of the sample.
+
+        Args:
+            verdict_metrics: The metrics.
+            counts: The verdicts of all images.
+        """
         if self._sample is None or not len(self._sample):
-            return dict(figures)
+            return dict(verdict_metrics)
         verdicts = np.asarray(self._sample["verdict"].fill_null("unscored").to_pylist(), object)
         fake = self._kinds != "real"
         sample = Resampled.in_groups(
             np.zeros(len(fake)), fake, self._names, totals=counts.totals, seed=self._seed
         )
         hit = verdicts == np.where(fake, "fake", "real")
-        found = dict(figures)
-        for name, (hits, of) in _SHARES.items():
-            if figures[name].value is not None and sample.is_grouped:
-                among = np.ones(len(fake), np.bool_) if of is None else np.isin(verdicts, of)
+        metrics = dict(verdict_metrics)
+        for name, (hits, counted) in _FRACTIONS.items():
+            if verdict_metrics[name].value is not None and sample.is_grouped:
+                among = (
+                    np.ones(len(fake), np.bool_) if counted is None else np.isin(verdicts, counted)
+                )
                 if name.startswith(("tpr", "tnr")):
                     among &= fake == name.startswith("tpr")
-                is_hit = hit if hits == _RIGHT else np.isin(verdicts, hits)
-                found[name] = _grouped_share(figures[name], is_hit, among, sample)
-        balanced = found["balanced_accuracy_strict"]
+                is_hit = hit if hits == _CORRECT else np.isin(verdicts, hits)
+                metrics[name] = _add_grouped_interval(verdict_metrics[name], is_hit, among, sample)
+        balanced = metrics["balanced_accuracy_strict"]
         if balanced.value is not None:
-            found["balanced_accuracy_strict"] = _balanced(balanced, hit, sample)
-        return found
+            metrics["balanced_accuracy_strict"] = _add_balanced_interval(balanced, hit, sample)
+        return metrics
 
 
-def _mean_over_generators(
-    mean: MetricValue, shares: npt.NDArray[np.float64], is_of_generators: bool
+def _add_mean_interval(
+    mean: MetricValue, fractions: npt.NDArray[np.float64], is_of_generators: bool
 ) -> MetricValue:
-    k = len(shares)
+    k = len(fractions)
     if not is_of_generators or k < uncertainty.MIN_GROUPS:
-        why = (
-            f"an interval of a mean over generators needs {uncertainty.MIN_GROUPS} of them, and is "
-            "of further generators"
+        reason = (
+            f"an interval of a mean over generators is for further generators, and needs at least "
+            f"{uncertainty.MIN_GROUPS}"
         )
-        return replace(mean, why=why)
-    value = float(shares.mean())
-    part = Replicates((value * k - shares) / (k - 1), np.full(k, 1 / k))
-    ends = uncertainty.jackknife(value, [part])
-    if ends is None:
-        exact = uncertainty.share_interval(value, k)
+        return replace(mean, why=reason)
+    value = float(fractions.mean())
+    part = Replicates((value * k - fractions) / (k - 1), np.full(k, 1 / k))
+    interval = uncertainty.jackknife(value, [part])
+    if interval is None:
+        exact = uncertainty.fraction_interval(value, k)
         return mean.with_interval(exact, uncertainty.CLOPPER_PEARSON)
-    return mean.with_interval(ends, uncertainty.JACKKNIFE)
+    return mean.with_interval(interval, uncertainty.JACKKNIFE)
 
 
-def _grouped_share(
-    share: MetricValue, is_hit: Bools, among: Bools, sample: Resampled
+def _add_grouped_interval(
+    fraction: MetricValue, is_hit: Bools, among: Bools, sample: Resampled
 ) -> MetricValue:
-    """The exact interval of a share, of as many images as the grouped ones are worth."""
+    """Add the exact interval of a fraction.
+
+    The number of images is the number of independent images that the grouped ones are worth.
+    """
     strata = [
-        (stratum._replace(codes=stratum.codes[among[mine]]), mine[among])
-        for stratum, mine in sample.strata
-        if among[mine].any()
+        (stratum._replace(codes=stratum.codes[among[mask]]), mask[among])
+        for stratum, mask in sample.strata
+        if among[mask].any()
     ]
-    value = share.value or 0.0
+    value = fraction.value or 0.0
     if not any(stratum.is_grouped for stratum, _ in strata):
-        return share
-    worth = uncertainty.effective_count(is_hit[among], strata, value, share.n)
-    ends = uncertainty.proportion_interval(value * worth, worth)
-    return share.with_interval(ends, uncertainty.CLOPPER_PEARSON)
+        return fraction
+    n_effective = uncertainty.effective_count(is_hit[among], strata, value, fraction.n)
+    interval = uncertainty.proportion_interval(value * n_effective, n_effective)
+    return fraction.with_interval(interval, uncertainty.CLOPPER_PEARSON)
 
 
-def _balanced(figure: MetricValue, is_hit: Bools, sample: Resampled) -> MetricValue:
-    """The jackknife's interval of the mean of both classes' shares."""
+def _add_balanced_interval(metric: MetricValue, is_hit: Bools, sample: Resampled) -> MetricValue:
+    """Add the jackknife's interval of the mean of both classes' fractions."""
     parts = []
-    rates = [float(is_hit[mine].mean()) for _, mine in sample.strata]
-    for (stratum, mine), rate in zip(sample.strata, rates, strict=True):
+    rates = [float(is_hit[mask].mean()) for _, mask in sample.strata]
+    for (stratum, mask), rate in zip(sample.strata, rates, strict=True):
         [part] = uncertainty.mean_replicates(
-            is_hit[mine].astype(np.float64), [(stratum, np.ones(int(mine.sum()), np.bool_))]
+            is_hit[mask].astype(np.float64), [(stratum, np.ones(int(mask.sum()), np.bool_))]
         )
         parts.append(part._replace(values=sum(rates) / 2 + (part.values - rate) / 2))
-    value = figure.value or 0.0
-    ends = uncertainty.jackknife(value, parts) if len(parts) == 2 else None
-    if ends is None:
-        few = min((stratum.groups for stratum, _ in sample.strata), default=1)
-        exact = uncertainty.share_interval(value, few)
-        return figure.with_interval(exact, uncertainty.CLOPPER_PEARSON)
-    low, high = min(value, ends[0]), max(value, ends[1])
-    return MetricValue(value, low, high, figure.n, uncertainty.JACKKNIFE)
+    value = metric.value or 0.0
+    interval = uncertainty.jackknife(value, parts) if len(parts) == 2 else None
+    if interval is None:
+        n_groups = min((stratum.groups for stratum, _ in sample.strata), default=1)
+        exact = uncertainty.fraction_interval(value, n_groups)
+        return metric.with_interval(exact, uncertainty.CLOPPER_PEARSON)
+    low, high = min(value, interval[0]), max(value, interval[1])
+    return MetricValue(value, low, high, metric.n, uncertainty.JACKKNIFE)
 
 
-def names_of(sample: pa.Table) -> Names:
-    """Whose each row is (m,): the generator of a fake; of a real image its source if the labels
-    have one, else its group.
+def read_group_names(sample: pa.Table) -> Names:
+    """Return the group name (m,) of each row.
+
+    It is the generator of a fake, and the source of a real image, or its generator if the labels
+    have no source.
     """
-    makers = np.asarray(sample["generator"].to_pylist(), object)
+    generators = np.asarray(sample["generator"].to_pylist(), object)
     if "source" not in sample.column_names:
-        return makers
+        return generators
     sources = np.asarray(sample["source"].to_pylist(), object)
-    named = np.array([one is not None and bool(one.strip()) for one in sources], np.bool_) & (
-        np.asarray(sample["kind"].to_pylist()) == "real"
-    )
-    return np.where(named, sources, makers)
+    has_source = np.array(
+        [source is not None and bool(source.strip()) for source in sources], np.bool_
+    ) & (np.asarray(sample["kind"].to_pylist()) == "real")
+    return np.where(has_source, sources, generators)

@@ -1,8 +1,7 @@
-"""The rows of a run joined with labels (`LabelledRows`), in a DuckDB database in a temporary
-folder: one join, whatever the labels are.
+"""Join the rows of a run with labels (`LabelledRows`) in a temporary DuckDB database.
 
-`read_labels` takes a file or an index of labels, `own_labels` the column `input` of the run itself.
-What does not fit into `_MEMORY` is on disk, so that millions of rows and labels need no more memory
+`read_labels` reads a file or an index of labels, `own_labels` the column `input` of the run itself.
+Data that does not fit into `_MEMORY` is on disk, so millions of rows and labels need no more memory
 than thousands.
 """
 
@@ -28,29 +27,32 @@ from ray_app.runs import CurrentRows, RunDirectory
 from ray_app.storage import Guard
 
 Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
-"""Labelled rows with the columns asked for, null where there is no such column; called as often as
-they are read.
+"""Return labelled rows with the requested columns; a column that does not exist is null.
+
+The function is called once for each pass over the rows.
 """
 KEYS = ("image_id", "sha256", "uri")
-OWN, VIEWS = "input", "views"
-"""The key of labels that stand in the run's own column `input`."""
+INPUT_KEY, VIEWS = "input", "views"
+"""The key of labels that are in the run's own column `input`, and the column of view scores."""
 _GROUP = ("label", "generator", "kind")
-_OF_GENERATORS = ("release_date", "architecture")
-_OF_LABELS = ("mask_uri", "prompt", *_OF_GENERATORS, "source")
-_IN_WORDS = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
+_GENERATOR_TEXTS = ("release_date", "architecture")
+_LABEL_TEXTS = ("mask_uri", "prompt", *_GENERATOR_TEXTS, "source")
+_KIND_PHRASES = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
 _MEMORY, _THREADS = "512MB", 2
-# labels whose keys are counted together: that many fit into the memory
-_GROUPED_AT_ONCE = 4_000_000
+# Number of labels whose keys are grouped in one query, so that the query fits into _MEMORY.
+_GROUP_BATCH_SIZE = 4_000_000
 _ROWS = 65_536
 
 
 class Database:
-    """A DuckDB database in a temporary folder. Raises StorageError where the folder has too little
-    room.
+    """A DuckDB database in a temporary folder.
+
+    Raises:
+        StorageError: The folder has too little free space.
     """
 
     def __init__(self) -> None:
-        import duckdb  # commands that do not evaluate are spared its start
+        import duckdb  # Imported here so that other commands start without it.
 
         self._folder = tempfile.TemporaryDirectory(prefix="touchstone-evaluation-")
         config: dict[str, Any] = {
@@ -66,43 +68,46 @@ class Database:
         self._columns: dict[str, set[str]] = {}
 
     def close(self) -> None:
-        """Remove it."""
+        """Close and delete the database."""
         self._db.close()
         self._folder.cleanup()
 
     def add(self, table: str, rows: pa.Table) -> None:
-        """Append rows to a table, which gets the columns that it does not have yet; a column of
-        nulls alone is left out.
+        """Append rows to a table, creating the table and its missing columns.
+
+        A column that has only nulls is left out.
         """
-        rows = rows.select([one.name for one in rows.schema if not pa.types.is_null(one.type)])
+        rows = rows.select(
+            [field.name for field in rows.schema if not pa.types.is_null(field.type)]
+        )
         self._db.register("added", rows)
-        known = self._columns.setdefault(table, set())
-        if not known:
-            self.rows(f"CREATE TABLE {table} AS FROM added LIMIT 0")
-        for name, kind, *_ in self.rows("DESCRIBE FROM added"):
-            if known and name not in known:
-                self.rows(f"ALTER TABLE {table} ADD COLUMN {quoted(name)} {kind}")
-        known.update(rows.column_names)
-        self.rows(f"INSERT INTO {table} BY NAME FROM added")
+        existing = self._columns.setdefault(table, set())
+        if not existing:
+            self.execute(f"CREATE TABLE {table} AS FROM added LIMIT 0")
+        for name, kind, *_ in self.execute("DESCRIBE FROM added"):
+            if existing and name not in existing:
+                self.execute(f"ALTER TABLE {table} ADD COLUMN {quote_name(name)} {kind}")
+        existing.update(rows.column_names)
+        self.execute(f"INSERT INTO {table} BY NAME FROM added")
         self._db.unregister("added")
 
-    def columns(self, table: str) -> list[str]:
-        """The names of a table's columns."""
-        return [name for name, *_ in self.rows(f"DESCRIBE {table}")]
+    def list_columns(self, table: str) -> list[str]:
+        """Return the names of a table's columns."""
+        return [name for name, *_ in self.execute(f"DESCRIBE {table}")]
 
-    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """The few rows that a statement gives, if any."""
+    def execute(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run a statement and return all its rows as tuples."""
         with self._errors():
-            found: list[tuple[Any, ...]] = self._db.execute(sql, list(values)).fetchall()
-            return found
+            rows: list[tuple[Any, ...]] = self._db.execute(sql, list(values)).fetchall()
+            return rows
 
-    def table(self, sql: str, *values: Any) -> pa.Table:
-        """The rows that a query gives."""
+    def query(self, sql: str, *values: Any) -> pa.Table:
+        """Run a query and return its rows as one table."""
         with self._errors():
             return self._db.sql(sql, params=list(values)).to_arrow_table()
 
-    def tables(self, sql: str) -> Iterator[pa.Table]:
-        """The rows that a query gives, some at a time; other queries may be made in between."""
+    def iter_tables(self, sql: str) -> Iterator[pa.Table]:
+        """Run a query and yield its rows in batches; other queries may run in between."""
         with self._errors():
             for batch in self._db.cursor().sql(sql).to_arrow_reader(_ROWS):
                 yield pa.Table.from_batches([batch])
@@ -116,20 +121,32 @@ class Database:
         except duckdb.Error as error:
             raise StorageError(
                 f"cannot join labels in {self._folder.name}: {error}",
-                hint="TMPDIR names a folder with more room",
+                hint="set TMPDIR to a folder with more free space",
             ) from error
 
 
 @dataclass
 class LabelledRows:
-    """Labels; and after `join` the rows of a run, each with its label. To be used in a `with`,
-    after which nothing can be read any more.
+    """Labels, and after `join` the rows of a run, each with its label.
 
-    `name`: of the labels in messages. `key`: what joins labels to rows, one of `KEYS` or `OWN`.
-    `guard`: the web servers that may be asked for masks. `rows`: labels read, of which
-    `other_split` belong to another split and `doubled` stand there again. `joined`: rows with a
-    label; `others`: rows without, `other`: the first of them by its key, `other_image`: its path;
-    `unused`: labels without a row, `unused_key`: the first of them. `faults`: sentences on the data of an index.
+    Use as a context manager. Its end deletes the database, so nothing can be read afterwards.
+
+    Attributes:
+        name: Name of the labels in messages.
+        key: The column that joins labels to rows, one of `KEYS`, or `INPUT_KEY`.
+        guard: The web servers that masks may be read from.
+        split: Only labels of this split are used; None for all.
+        rows: Number of labels read.
+        doubled: Number of labels that repeat an earlier one.
+        other_split: Number of labels of another split.
+        joined: Number of rows with a label.
+        others: Number of rows without a label.
+        other: Key of the first row without a label.
+        other_image: Path of the first row without a label.
+        unused: Number of labels without a row.
+        unused_key: Key of the first label without a row.
+        faults: Known faults of the data of an index, as sentences.
+        database: The database with labels and rows.
     """
 
     name: str
@@ -159,12 +176,19 @@ class LabelledRows:
 
     @property
     def distinct(self) -> int:
-        """Labels of the split, each counted once."""
+        """Number of distinct labels of the split."""
         return self.rows - self.other_split - self.doubled
 
     def read(self, source: Labels, names: Sequence[str]) -> None:
-        """Add the labels of a file or an index. Raises ConfigError for labels without key or label,
-        and for contradictory ones.
+        """Add the labels of a file or an index.
+
+        Args:
+            source: The file or the index.
+            names: The columns that it has.
+
+        Raises:
+            ConfigError: A key or a label is missing, the split has no label, or two labels of
+                an image differ.
         """
         split = self.split if "split" in names else None
         columns = [
@@ -173,16 +197,16 @@ class LabelledRows:
             if name in names
         ]
         for table in source.tables(columns):
-            codes, keys = self._coder.encode(table, complete=True), _keys_of(self.key, table)
+            codes, keys = self._coder.encode(table, complete=True), _read_keys(self.key, table)
             if keys.null_count:
                 raise ConfigError(
                     f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: no {self.key}"
                 )
-            texts = {f"label_{name}": table[name] for name in TEXTS if name in names}
-            places = pa.array(np.arange(self.rows, self.rows + len(table)))
+            label_columns = {f"label_{name}": table[name] for name in TEXTS if name in names}
+            positions = pa.array(np.arange(self.rows, self.rows + len(table)))
             labels = pa.table(
-                {"key": keys, "place": places, "code": pa.array(codes), **texts}
-            ).filter(_of_split(table, split))
+                {"key": keys, "place": positions, "code": pa.array(codes), **label_columns}
+            ).filter(_is_in_split(table, split))
             self.database.add("labels", labels)
             self.rows, self.other_split = (
                 self.rows + len(table),
@@ -192,7 +216,7 @@ class LabelledRows:
             raise ConfigError(
                 f"{self.name}: no labels" + (f" of split '{split}'" if self.rows else "")
             )
-        self._once()
+        self._drop_duplicates()
 
     def join(
         self,
@@ -200,39 +224,46 @@ class LabelledRows:
         columns: Sequence[str],
         *,
         systems: Systems | None = None,
-        each: Each | None = None,
+        map_fn: Each | None = None,
     ) -> "LabelledRows":
-        """Join the labels with the current rows of a run: these columns of them, and those of
-        `systems.score_columns`. Returns itself.
+        """Join the labels with the current rows of a run.
 
-        With `VIEWS` among the columns scores of views are there, too. `each`: reads the run's
-        files, in tasks. Raises ConfigError where there is no run, and for labels of its own that
-        are none.
+        Args:
+            run: The run.
+            columns: Columns of the run to read. `VIEWS` adds the scores of views.
+            systems: Adds the columns of `systems.read_score_columns`; None for no scores.
+            map_fn: Reads the files of the run in tasks; None to read them in this process.
+
+        Returns:
+            This object.
+
+        Raises:
+            ConfigError: The run does not exist, or its own column has an invalid label.
         """
-        of_scores = ("scores", "score", *systems.columns) if systems else ()
-        wanted = dict.fromkeys(
-            ["image_id", "uri", "member", *columns, *_key_columns(self.key), *of_scores]
+        score_columns = ("scores", "score", *systems.columns) if systems else ()
+        selected = dict.fromkeys(
+            ["image_id", "uri", "member", *columns, *_key_columns(self.key), *score_columns]
         )
         rows = CurrentRows.read(run)
-        reader, files = _Reader(rows, tuple(wanted), systems), rows.files()
-        pieces = (
+        reader, files = _Reader(rows, tuple(selected), systems), rows.files()
+        tables = (
             reader.tables(files)
-            if each is None
-            else chain.from_iterable(each(reader, [[path] for path in files]))
+            if map_fn is None
+            else chain.from_iterable(map_fn(reader, [[path] for path in files]))
         )
-        row, where = 0, f"the columns of {run.store.url}"
-        for table in chain([_EMPTY], pieces):
-            self.database.add("rows", self._numbered(table, row, where))
+        row, source = 0, f"the columns of {run.store.url}"
+        for table in chain([_EMPTY], tables):
+            self.database.add("rows", self._prepare_rows(table, row, source))
             row += len(table)
-        if self.key == OWN:
-            self.database.rows("ALTER TABLE rows RENAME TO joined")
+        if self.key == INPUT_KEY:
+            self.database.execute("ALTER TABLE rows RENAME TO joined")
         else:
-            self.database.rows(
+            self.database.execute(
                 "CREATE TABLE joined AS SELECT rows.*, labels.* EXCLUDE (key, place) FROM rows LEFT JOIN labels ON rows.key = labels.key"
             )
-            self.database.rows("DROP TABLE rows")
-        for name in set(columns) - {OWN, VIEWS, *self.database.columns("joined")}:
-            self.database.rows(f"ALTER TABLE joined ADD COLUMN {quoted(name)} VARCHAR")
+            self.database.execute("DROP TABLE rows")
+        for name in set(columns) - {INPUT_KEY, VIEWS, *self.database.list_columns("joined")}:
+            self.database.execute(f"ALTER TABLE joined ADD COLUMN {quote_name(name)} VARCHAR")
         groups = {
             name: pa.array([getattr(group, name) for group in self._coder.groups], pa.string())
             for name in _GROUP
@@ -241,147 +272,165 @@ class LabelledRows:
             "groups",
             pa.table({"code": pa.array(range(len(self._coder.groups)), pa.int32()), **groups}),
         )
-        self._count()
+        self._count_matches()
         return self
 
-    def tables(self, columns: Sequence[str], *, every: bool = False) -> Iterator[pa.Table]:
-        """The labelled rows in the order of the run, with these columns: the run's, and `label`,
-        `generator`, `kind` and `TEXTS` of the labels; null where there is none. `every`: also the
-        rows without a label.
+    def tables(
+        self, columns: Sequence[str], *, include_unlabelled: bool = False
+    ) -> Iterator[pa.Table]:
+        """Yield the labelled rows in the order of the run.
 
-        Raises ConfigError for a mask that the run's own column may not name.
+        Args:
+            columns: Columns of the run, and `label`, `generator`, `kind`, and `TEXTS` of the
+                labels. A column that does not exist is null.
+            include_unlabelled: Whether to also yield rows without a label.
+
+        Raises:
+            ConfigError: The run's own column names a mask that it may not name.
         """
-        there = self.database.columns("joined")
-        checked = self.key == OWN and "mask_uri" in columns
+        existing = self.database.list_columns("joined")
+        checked = self.key == INPUT_KEY and "mask_uri" in columns
         parts = [
-            f"{_expression(name, there)} AS {quoted(name)}"
+            f"{_select_expression(name, existing)} AS {quote_name(name)}"
             for name in dict.fromkeys([*columns, *(["uri", "member"] * checked)])
         ]
-        where = "" if every else "WHERE code IS NOT NULL"
-        for table in self.database.tables(
-            f"SELECT {', '.join(parts)} FROM joined LEFT JOIN groups USING (code) {where} ORDER BY row"
+        condition = "" if include_unlabelled else "WHERE code IS NOT NULL"
+        for table in self.database.iter_tables(
+            f"SELECT {', '.join(parts)} FROM joined LEFT JOIN groups USING (code) {condition} ORDER BY row"
         ):
             if checked:
                 _check_masks(table)
             yield table.select(list(columns))
 
-    def _once(self) -> None:
-        """Raises ConfigError for an image with two labels that differ; of equal ones the first
-        stays.
+    def _drop_duplicates(self) -> None:
+        """Keep the first label of each image.
+
+        Raises:
+            ConfigError: Two labels of an image differ.
         """
-        parts, doubled, differing = self.rows // _GROUPED_AT_ONCE + 1, 0, None
+        parts, n_doubled, differing = self.rows // _GROUP_BATCH_SIZE + 1, 0, None
         for part in range(parts):
-            twice = f"SELECT key, count(*) - 1 AS more, min(code) <> max(code) AS differ FROM labels WHERE hash(key) % {parts} = {part}"
-            twice += " GROUP BY key HAVING count(*) > 1"
-            [(more, key)] = self.database.rows(
-                f"SELECT coalesce(sum(more), 0), min(key) FILTER (differ) FROM ({twice})"
+            duplicates = f"SELECT key, count(*) - 1 AS more, min(code) <> max(code) AS differ FROM labels WHERE hash(key) % {parts} = {part}"
+            duplicates += " GROUP BY key HAVING count(*) > 1"
+            [(more, key)] = self.database.execute(
+                f"SELECT coalesce(sum(more), 0), min(key) FILTER (differ) FROM ({duplicates})"
             )
-            doubled, differing = doubled + int(more), key if differing is None else differing
+            n_doubled, differing = n_doubled + int(more), key if differing is None else differing
         if differing is not None:
-            rows = self.database.table(
+            rows = self.database.query(
                 "SELECT place, code FROM labels WHERE key = ? ORDER BY place", differing
             ).to_pylist()
             pair = rows[0], next(row for row in rows if row["code"] != rows[0]["code"])
             groups = [self._coder.groups[row["code"]] for row in pair]
-            rows_in_words = [
-                f"row {row['place'] + 1} says {_IN_WORDS[one.kind]} of {one.generator}"
-                for row, one in zip(pair, groups, strict=True)
+            phrases = [
+                f"row {row['place'] + 1} is {_KIND_PHRASES[group.kind]} of {group.generator}"
+                for row, group in zip(pair, groups, strict=True)
             ]
             raise ConfigError(
-                f"{self.name}: {self.key} {_shown(differing)} is labelled twice: {', '.join(rows_in_words)}",
+                f"{self.name}: {self.key} {_format_key(differing)} has two labels: {', '.join(phrases)}",
                 hint="keep one of the two rows",
             )
-        self.doubled = doubled
+        self.doubled = n_doubled
         if self.doubled:
-            self.database.rows(
+            self.database.execute(
                 "DELETE FROM labels USING labels AS first WHERE labels.key = first.key AND labels.place > first.place"
             )
 
-    def _numbered(self, table: pa.Table, row: int, where: str) -> pa.Table:
+    def _prepare_rows(self, table: pa.Table, row: int, source: str) -> pa.Table:
         """Return rows of a run with their numbers and with their keys or their own labels.
 
         Args:
             table: The rows.
             row: The number of the first row, from zero.
-            where: The name of the rows in messages.
+            source: The name of the rows in messages.
         """
-        wanted = (*TRUTH, *TEXTS) if self.key == OWN else TEXTS
-        fields = read_input(table, where, wanted, row + 1)
+        names = (*TRUTH, *TEXTS) if self.key == INPUT_KEY else TEXTS
+        fields = read_input(table, source, names, row + 1)
         columns: dict[str, Any] = {"row": pa.array(np.arange(row, row + len(table)))}
-        prefix = "label" if self.key == OWN else "own"
+        prefix = "label" if self.key == INPUT_KEY else "own"
         columns |= {
             f"{prefix}_{name}": fields[name] for name in TEXTS if name in fields.column_names
         }
-        if self.key != OWN:
-            columns["key"] = _keys_of(self.key, table)
+        if self.key != INPUT_KEY:
+            columns["key"] = _read_keys(self.key, table)
         elif "label" in fields.column_names:
             codes = self._coder.encode(fields, complete=False)
-            is_in = _of_split(fields, self.split if "split" in fields.column_names else None)
+            is_in = _is_in_split(fields, self.split if "split" in fields.column_names else None)
             columns["code"] = pc.if_else(
                 pc.and_(is_in, pa.array(codes >= 0)), pa.array(codes), None
             )
         else:
             columns["code"] = pa.nulls(len(table), pa.int32())
-        return pa.table(columns | {name: table[name] for name in table.column_names if name != OWN})
+        return pa.table(
+            columns | {name: table[name] for name in table.column_names if name != INPUT_KEY}
+        )
 
-    def _count(self) -> None:
-        """How many rows and labels belong together, and one example of each that do not."""
-        [(self.joined, self.others)] = self.database.rows(
+    def _count_matches(self) -> None:
+        """Count rows and labels with and without a match, and keep an example without one."""
+        [(self.joined, self.others)] = self.database.execute(
             "SELECT count(code), count(*) - count(code) FROM joined"
         )
-        key = "NULL" if self.key == OWN else "key"
-        for other, *place in self.database.rows(
+        key = "NULL" if self.key == INPUT_KEY else "key"
+        for other, *path_parts in self.database.execute(
             f"SELECT {key}, uri, member FROM joined WHERE code IS NULL ORDER BY row LIMIT 1"
         ):
-            self.other_image = "/".join(part for part in place if part is not None)
-            self.other = self.other_image if other is None else _shown(other)
-        if self.key == OWN:
+            self.other_image = "/".join(part for part in path_parts if part is not None)
+            self.other = self.other_image if other is None else _format_key(other)
+        if self.key == INPUT_KEY:
             self.rows = self.joined
             return
         unused = "SELECT count(*), arg_min(key, place) FROM labels ANTI JOIN joined ON labels.key = joined.key"
-        [(self.unused, first)] = self.database.rows(unused)
-        self.unused_key = None if first is None else _shown(first)
+        [(self.unused, first)] = self.database.execute(unused)
+        self.unused_key = None if first is None else _format_key(first)
 
 
 def read_labels(
     source: Labels, *, key: str | None = None, split: str | None = None
 ) -> LabelledRows:
-    """All labels of a file or an index. `key`: None = the first of KEYS that there is. `split`:
-    only labels of it, where they name any.
+    """Read all labels of a file or an index.
 
-    Raises ConfigError for labels without key or label, for doubled ones that contradict each other,
-    and for a split that is not there.
+    Args:
+        source: The file or the index.
+        key: The column that joins labels to rows; None for the first of `KEYS` that the labels
+            have.
+        split: Only labels of this split, if the labels have splits; None for all.
+
+    Raises:
+        ConfigError: A key or a label is missing, two labels of an image differ, or the split does
+            not exist.
     """
-    named = source.find_columns()
-    chosen = key or next((name for name in KEYS if name in named), None)
-    if chosen is None or chosen not in named or "label" not in named:
+    names = source.find_columns()
+    selected_key = key or next((name for name in KEYS if name in names), None)
+    if selected_key is None or selected_key not in names or "label" not in names:
         raise ConfigError(
             f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}",
             hint=columns_hint(source.list_columns()),
         )
-    labels = LabelledRows(source.name, chosen, source.guard, split)
+    labels = LabelledRows(source.name, selected_key, source.guard, split)
     with contextlib.ExitStack() as stack:
         stack.enter_context(labels)
-        labels.read(source, named)
+        labels.read(source, names)
         stack.pop_all()
     return labels
 
 
 def own_labels(url: str, split: str | None = None) -> LabelledRows:
-    """The labels that a run carries in its own column `input`; only those of `split` where their
-    rows have any.
+    """Return the labels in a run's own column `input`, which `join` reads.
+
+    With a split, only rows of this split are labelled, if the rows have splits.
     """
-    return LabelledRows(f"the columns of {url}", OWN, Guard(), split)
+    return LabelledRows(f"the columns of {url}", INPUT_KEY, Guard(), split)
 
 
 def _key_columns(key: str) -> list[str]:
-    """What is read of labels and of rows for a key."""
     return ["uri", "member"] if key == "uri" else [key]
 
 
-def _keys_of(key: str, table: pa.Table) -> pa.ChunkedArray:
-    """What names each row's image (n,): a number, a digest, or an address with the name inside an
-    archive after a zero.
+def _read_keys(key: str, table: pa.Table) -> pa.ChunkedArray:
+    """Return the key of each row's image (n,).
+
+    A key is a number, a digest, or a URI followed by a zero character and the name inside the
+    archive.
     """
     if key == "image_id":
         return table["image_id"]
@@ -398,8 +447,8 @@ def _keys_of(key: str, table: pa.Table) -> pa.ChunkedArray:
     )
 
 
-def quoted(name: str) -> str:
-    """A column's name in SQL."""
+def quote_name(name: str) -> str:
+    """Quote the name of a column for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -413,7 +462,7 @@ _EMPTY = pa.table(
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads files of a run. Picklable, as tasks need it."""
+    """Read files of a run. Picklable, because tasks need it."""
 
     rows: CurrentRows
     columns: tuple[str, ...]
@@ -423,41 +472,46 @@ class _Reader:
         return list(self.tables(files))
 
     def tables(self, files: Sequence[str]) -> Iterator[pa.Table]:
-        """Their current rows, with a column for each score instead of the structs of scores where
-        systems are asked for.
+        """Yield the current rows of some files.
+
+        If there are systems, a column for each score replaces the structs of scores.
         """
         for table in self.rows.tables(self.columns, files=files):
-            scores = self.systems.score_columns(table) if self.systems else {}
-            kept = [
+            scores = self.systems.read_score_columns(table) if self.systems else {}
+            names = [
                 name
                 for name in table.column_names
                 if not scores or name not in ("scores", "score", VIEWS)
             ]
-            yield pa.table({**{name: _plain(table[name]) for name in kept}, **scores})
+            yield pa.table({**{name: _plain(table[name]) for name in names}, **scores})
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _expression(name: str, there: Sequence[str]) -> str:
-    """What a column of labelled rows is read from: the truth, a text of the labels, or the run's
-    own column.
+def _select_expression(name: str, existing: Sequence[str]) -> str:
+    """Return the SQL of a column of labelled rows.
+
+    The source is the truth, a text of the labels, or the run's own column.
     """
     if name in _GROUP:
         return f"groups.{name}"
-    if name in _OF_LABELS:
-        places = [f"label_{name}", *([f"own_{name}"] if name in _OF_GENERATORS else [])]
-        return f"coalesce({', '.join([*(place for place in places if place in there), 'NULL::VARCHAR'])})"
-    return quoted(name) if name in there else "NULL::VARCHAR"
+    if name in _LABEL_TEXTS:
+        columns = [f"label_{name}", *([f"own_{name}"] if name in _GENERATOR_TEXTS else [])]
+        return f"coalesce({', '.join([*(column for column in columns if column in existing), 'NULL::VARCHAR'])})"
+    return quote_name(name) if name in existing else "NULL::VARCHAR"
 
 
-def _shown(key: Any) -> str:
+def _format_key(key: Any) -> str:
     return str(key).replace("\0", "/")
 
 
-def _of_split(table: pa.Table, split: str | None) -> pa.Array:
-    """Which rows (n,) belong to the split: all where none is asked for, or no row names any."""
+def _is_in_split(table: pa.Table, split: str | None) -> pa.Array:
+    """Return which rows (n,) belong to the split.
+
+    All rows do if no split is requested or no row has one.
+    """
     if split is None or table["split"].null_count == len(table):
         return pa.array(np.ones(len(table), np.bool_))
     return pa.array(
@@ -466,14 +520,16 @@ def _of_split(table: pa.Table, split: str | None) -> pa.Array:
 
 
 def _check_masks(rows: pa.Table) -> None:
-    """Raises ConfigError for a mask's address that the archive in which its image lies may not
-    name.
+    """Check that the archives of images may name the paths of their masks.
+
+    Raises:
+        ConfigError: A mask is at a path or URL that its image's archive may not name.
     """
     for uri, member, mask in zip(
         *(rows[name].to_pylist() for name in ("uri", "member", "mask_uri")), strict=True
     ):
         if mask is not None and not may_name(uri or "", member, mask):
             raise ConfigError(
-                f"{uri}: what lies in an archive may not say that a mask lies at {mask}",
+                f"{uri}: this image may not name a mask at {mask}",
                 hint="give the labels as a file: --labels FILE",
             )

@@ -1,11 +1,8 @@
-"""The masks of a run against the masks of its labels (`localization_of_run`).
+"""Measure the masks of a run against the masks of its labels (`measure_localization`).
 
-Overlays are small pictures of the images whose masks agree worst and best with the truth.
-
-Images with masks beside their labels (`masked_images`), and each mask measured against its truth
-(`MaskMeasurer`).
-
-Masks are measured at the network's size and at the image's own.
+`iter_masked_images` yields the images that have masks, with their labels, and `MaskMeasurer`
+measures each mask against its truth, at the network's size and at the image's own. Overlays are
+small versions of the images whose masks agree worst and best with the truth.
 """
 
 import base64
@@ -39,7 +36,7 @@ from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
 from ray_app.evaluation import join, protocols
 from ray_app.images import ImageLimits, decode_image
 from ray_app.metrics import arrays, localization
-from ray_app.metrics.table import MetricRow, rows_of
+from ray_app.metrics.table import MetricRow, build_rows
 from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.result import (
     LocalizationInfo,
@@ -55,18 +52,22 @@ COLUMNS = ("image_id", "label", "generator", "kind", "mask_uri")
 Kind = Literal["real", "whole", "local"]
 Size = Literal["network", "original", "half"]
 RESIZING = {
-    "network": "truth to the network's size by its nearest pixel (rounded down, as OpenCV's INTER_NEAREST): it stays black and white, and "
-    "is what OpenSDI and IMDLBenCo compare with",
-    "original": "mask to the image's size, bilinearly, as `touchstone runs masks` writes it: its steps become slopes, no truth is lost",
+    "network": "the truth is resized to the network's size by nearest pixel (rounded down, as OpenCV's INTER_NEAREST), so it stays black "
+    "and white; OpenSDI and IMDLBenCo compare with this",
+    "original": "the mask is resized to the image's size, bilinearly, as `touchstone runs masks` writes it, so no truth is lost",
 }
-_WORKERS, _AHEAD = 4, 16
+_WORKERS, _MAX_AHEAD = 4, 16
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class MaskTruth(NamedTuple):
-    """Where an image was altered, by its labels. `kind`: real, whole (generated as a whole) or
-    local (altered where its mask says).
+    """The altered pixels of an image, by its labels.
+
+    Attributes:
+        kind: real, whole (generated as a whole), or local (altered as its mask shows).
+        generator: The generator in the labels.
+        mask_uri: The path or URL of the mask, or None.
     """
 
     kind: Kind
@@ -75,36 +76,46 @@ class MaskTruth(NamedTuple):
 
 
 class MaskTruths:
-    """Labels by image id, from tables with `COLUMNS`: some 20 bytes each, and the places of masks."""
+    """Labels by image id.
+
+    They take some 20 bytes each, and the paths of masks.
+
+    Args:
+        tables: Tables with the columns of `COLUMNS`.
+    """
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
-        pieces = [_columns(table) for table in tables]
-        whole = (
-            pa.concat_tables(pieces, promote_options="permissive")
+        parts = [_select_columns(table) for table in tables]
+        all_rows = (
+            pa.concat_tables(parts, promote_options="permissive")
             .unify_dictionaries()
             .combine_chunks()
-            if pieces
+            if parts
             else None
         )
-        ids = np.empty(0, np.int64) if whole is None else whole["image_id"].to_numpy()
+        ids = np.empty(0, np.int64) if all_rows is None else all_rows["image_id"].to_numpy()
         order = np.argsort(ids)
         self._ids: npt.NDArray[np.int64] = ids[order]
-        self._rows = None if whole is None else whole.take(pa.array(order))
+        self._rows = None if all_rows is None else all_rows.take(pa.array(order))
 
-    def of(self, image_ids: Sequence[int]) -> dict[int, MaskTruth]:
-        """Those of these images that are labelled."""
+    def select(self, image_ids: Sequence[int]) -> dict[int, MaskTruth]:
+        """Return the labels of those of the images that have one."""
         if self._rows is None:
             return {}
-        asked = np.unique(np.array(image_ids, np.int64))
-        places = np.minimum(np.searchsorted(self._ids, asked), len(self._ids) - 1)
-        rows = self._rows.take(pa.array(places[self._ids[places] == asked])).to_pylist()
-        return {row["image_id"]: _truth(row) for row in rows}
+        requested = np.unique(np.array(image_ids, np.int64))
+        indices = np.minimum(np.searchsorted(self._ids, requested), len(self._ids) - 1)
+        rows = self._rows.take(pa.array(indices[self._ids[indices] == requested])).to_pylist()
+        return {row["image_id"]: _parse_truth(row) for row in rows}
 
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """One labelled image with all its masks, as rows of `masks/`; `member` carries what
-    `datasets.masks` needs.
+    """A labelled image with all its masks.
+
+    Attributes:
+        member: The image; its `input` has the columns that `datasets.masks` needs.
+        truth: The truth.
+        masks: The rows of the image in `masks/`.
     """
 
     member: ManifestMember
@@ -113,24 +124,35 @@ class MaskedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the image that was scored."""
+        """The width and height of the image that was scored."""
         return self.masks[0]["width"], self.masks[0]["height"]
 
 
 class MaskMeasurement(NamedTuple):
-    """One mask of an image. `network`, `original` (None where not requested): at the requested
-    threshold; `half`: network size, at ½, where that is another threshold.
+    """The metrics of one mask of an image.
+
+    Attributes:
+        system: The detector.
+        view: The view of perturbed pixels; None for the image itself.
+        network: Metrics at the network's size.
+        original: Metrics at the image's size; None if not requested.
+        half: Metrics at the network's size and threshold ½; None if the threshold is ½ already.
     """
 
     system: str
     view: str | None
-    network: localization.MaskFigures
-    original: localization.MaskFigures | None
-    half: localization.MaskFigures | None
+    network: localization.MaskMetrics
+    original: localization.MaskMetrics | None
+    half: localization.MaskMetrics | None
 
 
 class MeasuredImage(NamedTuple):
-    """All masks of one image, and how much of its truth is altered."""
+    """The metrics of all masks of one image.
+
+    Attributes:
+        masks: The metrics of each mask.
+        coverage: How much of the truth is altered.
+    """
 
     masks: list[MaskMeasurement]
     coverage: Coverage
@@ -138,7 +160,13 @@ class MeasuredImage(NamedTuple):
 
 @dataclass(frozen=True)
 class UnreadableMask:
-    """Why an image's truth is not known: nothing of it is measured."""
+    """An image whose truth is unknown, so that its masks are not measured.
+
+    Attributes:
+        image: The image.
+        status: The status or reason.
+        detail: The details.
+    """
 
     image: MaskedImage
     status: str
@@ -146,10 +174,13 @@ class UnreadableMask:
 
 
 class MaskMeasurer:
-    """Reads truths and measures masks. Safe to share between threads: each keeps the tables open
-    that it reads masks from.
+    """Read truths and measure masks. Threads can share it; each has its own open tables of masks.
 
-    `at_original`: the kinds of images that are measured at their own size, too.
+    Args:
+        fetcher: Reads masks.
+        limits: Limits on masks.
+        threshold: The probability above which a pixel is marked.
+        at_original: The kinds of images that are also measured at their own size.
     """
 
     def __init__(
@@ -166,63 +197,68 @@ class MaskMeasurer:
             threshold,
             at_original,
         )
-        self._own = threading.local()
+        self._thread_local = threading.local()
 
     def measure(self, image: MaskedImage) -> MeasuredImage | UnreadableMask:
         """Measure all masks of one image."""
         try:
-            truth = self.truth(image)
-        except InputError as refused:
-            return UnreadableMask(image, refused.status, refused.detail)
+            truth = self.read_truth(image)
+        except InputError as error:
+            return UnreadableMask(image, error.status, error.detail)
         except ConfigError as error:
             return UnreadableMask(image, "no_reference", error.message)
         return MeasuredImage(
-            [self._measured(row, truth, image) for row in image.masks],
+            [self._measure_mask(row, truth, image) for row in image.masks],
             coverage_of(Image.fromarray(truth)),
         )
 
-    def truth(self, image: MaskedImage) -> NDArray[np.uint8]:
-        """(H, W) at the image's own size, 255 where it was altered. Raises InputError or
-        ConfigError where that is not known.
+    def read_truth(self, image: MaskedImage) -> NDArray[np.uint8]:
+        """Return the truth (H, W) at the image's own size, 255 for altered pixels.
+
+        Raises:
+            InputError: The mask is missing or cannot be read.
+            ConfigError: The label names no valid mask.
         """
         if image.truth.kind == "local" and image.truth.mask_uri is None:
             raise InputError(
                 Status.SOURCE_MISSING,
-                "a local edit without a mask: where it was altered is not known",
+                "a local edit has no mask, so the altered pixels are unknown",
             )
-        if not hasattr(self._own, "reader"):
-            self._own.reader = MaskReader(self._fetcher, self._limits)
-        truth: NDArray[np.uint8] = np.asarray(self._own.reader.read(image.member, image.size))
+        if not hasattr(self._thread_local, "reader"):
+            self._thread_local.reader = MaskReader(self._fetcher, self._limits)
+        truth: NDArray[np.uint8] = np.asarray(
+            self._thread_local.reader.read(image.member, image.size)
+        )
         return truth
 
-    def _measured(
+    def _measure_mask(
         self, row: dict[str, Any], truth: NDArray[np.uint8], image: MaskedImage
     ) -> MaskMeasurement:
         small = np.asarray(mask_image(row, stretched=False)[0])
-        levels = localization.PixelLevels.of(small, nearest(truth, small.shape))
+        levels = localization.PixelLevels.from_mask(small, resize_nearest(truth, small.shape))
         original = None
         if image.truth.kind in self._at_original:
-            original = localization.PixelLevels.of(
+            original = localization.PixelLevels.from_mask(
                 np.asarray(mask_image(row, stretched=True)[0]), truth
-            ).figures(self._threshold)
+            ).measure(self._threshold)
         half = (
             None
             if self._threshold == localization.THRESHOLD
-            else levels.figures(localization.THRESHOLD)
+            else levels.measure(localization.THRESHOLD)
         )
         return MaskMeasurement(
-            row["detector"], row.get("view"), levels.figures(self._threshold), original, half
+            row["detector"], row.get("view"), levels.measure(self._threshold), original, half
         )
 
 
-def masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
-    """Every image of a run that has masks, a block in memory at a time; None in place of one
-    without a label.
+def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
+    """Yield every image of a run that has masks; None for an image without a label.
 
-    Only current rows are labelled, so masks of members that vanished are among those without.
+    One block is in memory at a time. Only current rows are labelled, so the masks of members that
+    were deleted are among those without a label.
     """
     rows = CurrentRows.read(run)
-    for manifest in (number for number in manifests(run.store) if number <= rows.last):
+    for manifest in (index for index in manifests(run.store) if index <= rows.last):
         with_masks = {
             int(name.removesuffix(".parquet")) for name in run.store.names(f"masks/{manifest:05d}")
         }
@@ -234,12 +270,13 @@ def masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage
                 members = {
                     member.image_id: member for member in member_rows(read_block(run.store, ref))
                 }
-                yield from _of_block(masks, members, truths)
+                yield from _iter_block(masks, members, truths)
 
 
-def nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A mask (H, W) at another size (h, w): of each new pixel the old one at its upper left corner,
-    as OpenCV's INTER_NEAREST.
+def resize_nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Resize a mask (H, W) to another size (h, w).
+
+    Each new pixel is the old one at its upper left corner, as with OpenCV's INTER_NEAREST.
     """
     rows, columns = (
         np.arange(new) * old // new for old, new in zip(truth.shape, shape, strict=True)
@@ -248,31 +285,32 @@ def nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint
     return smaller
 
 
-def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """What `work` gives of each, in their order, from a few threads that are a few items ahead:
-    masks are waited for, not computed.
+def map_in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield the result of `work` for each item in order, from a few threads.
+
+    The threads are a few items ahead, because masks are fetched, which takes longer than computing.
     """
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="masks") as pool:
-        running: deque[Future[R]] = deque()
+        pending: deque[Future[R]] = deque()
         try:
             for item in items:
-                running.append(pool.submit(work, item))
-                if len(running) > _AHEAD:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
+                pending.append(pool.submit(work, item))
+                if len(pending) > _MAX_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in running:
+            for future in pending:
                 future.cancel()
 
 
-def _of_block(
+def _iter_block(
     masks: pa.Table, members: dict[int, ManifestMember], truths: MaskTruths
 ) -> Iterator[MaskedImage | None]:
     by_image: dict[int, list[dict[str, Any]]] = {}
     for row in masks.to_pylist():
         by_image.setdefault(row["image_id"], []).append(row)
-    labelled = truths.of(list(by_image))
+    labelled = truths.select(list(by_image))
     for image_id, rows in by_image.items():
         truth = labelled.get(image_id)
         if truth is None:
@@ -282,16 +320,17 @@ def _of_block(
         yield MaskedImage(replace(members[image_id], input=label), truth, rows)
 
 
-def _columns(table: pa.Table) -> pa.Table:
-    """`COLUMNS`, the words of few kinds coded, places of masks with room for more than 2 GiB of
-    them.
+def _select_columns(table: pa.Table) -> pa.Table:
+    """Return the columns of `COLUMNS`.
+
+    Columns with few distinct values are encoded, and paths may take more than 2 GiB.
     """
     columns: dict[str, Any] = {name: table[name] for name in COLUMNS}
     columns |= {name: table[name].dictionary_encode() for name in ("label", "generator", "kind")}
     return pa.table(columns | {"mask_uri": table["mask_uri"].cast(pa.large_string())})
 
 
-def _truth(row: dict[str, Any]) -> MaskTruth:
+def _parse_truth(row: dict[str, Any]) -> MaskTruth:
     if row["label"] == "real":
         return MaskTruth("real", row["generator"] or "real", None)
     is_local = row["mask_uri"] is not None or row["kind"] == "local"
@@ -300,60 +339,69 @@ def _truth(row: dict[str, Any]) -> MaskTruth:
     )
 
 
-MOST = 12
+MAX_OVERLAYS = 12
 SIDE_PX = 320
-# marked pixels are tinted red; a yellow line goes round those that were altered
-FOUND, TRUE = (220, 38, 38), (250, 204, 21)
-_TINT = 115  # of 255
+# Marked pixels are tinted red, and a yellow line surrounds the altered ones.
+MARKED_COLOUR, ALTERED_COLOUR = (220, 38, 38), (250, 204, 21)
+_TINT = 115  # Opacity, of 255.
 _KINDS: tuple[Kind, ...] = ("real", "whole", "local")
 _EDITS: tuple[Kind, ...] = ("local",)
 _SIZES: tuple[Size, ...] = ("network", "original", "half")
 _MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
 _IMAGES = {
-    "opensdi": "local edits alone; IMDLBenCo's formulas, as its evaluation uses them",
-    "imdlbenco": "every image with a mask; reals count F1 = IoU = AUC = 0; 1e-8 in the denominators",
+    "opensdi": "only local edits; IMDLBenCo's formulas, as in OpenSDI's evaluation",
+    "imdlbenco": "every image with a mask; reals count as F1 = IoU = AUC = 0; 1e-8 is added to the denominators",
 }
 
 
 class Overlays:
-    """The six worst and the six best of each system while images pass by; of equal ones those of
-    lower id.
-    """
+    """Collect the six worst and the six best masks of each system, ties by lower id."""
 
     def __init__(self) -> None:
-        self._kept: dict[
-            str, list[tuple[float, int, localization.MaskFigures, MaskedImage, dict[str, Any]]]
+        self._by_system: dict[
+            str, list[tuple[float, int, localization.MaskMetrics, MaskedImage, dict[str, Any]]]
         ] = {}
 
-    def see(
-        self, figures: localization.MaskFigures, image: MaskedImage, row: dict[str, Any]
+    def add(
+        self, metrics: localization.MaskMetrics, image: MaskedImage, row: dict[str, Any]
     ) -> None:
-        """One mask of a local edit, at the image's own size."""
-        if figures.altered and figures.f1 is not None:
-            kept = self._kept.setdefault(row["detector"], [])
-            insort(
-                kept,
-                (figures.f1, image.member.image_id, figures, image, row),
-                key=lambda one: one[:2],
-            )
-            if len(kept) > MOST:
-                del kept[MOST // 2]
+        """Add one mask of a local edit, at the image's own size.
 
-    def pictures(
+        Args:
+            metrics: The metrics of the mask.
+            image: The image.
+            row: The row of the mask.
+        """
+        if metrics.altered and metrics.f1 is not None:
+            masks = self._by_system.setdefault(row["detector"], [])
+            insort(
+                masks,
+                (metrics.f1, image.member.image_id, metrics, image, row),
+                key=lambda entry: entry[:2],
+            )
+            if len(masks) > MAX_OVERLAYS:
+                del masks[MAX_OVERLAYS // 2]
+
+    def render(
         self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits
     ) -> list[Overlay]:
-        """At most twelve, shared out among systems, the worst of each first: {image_id, uri,
-        member, system, generator, f1, iou, picture}.
+        """Return up to twelve overlays, divided among the systems, the worst of each system first.
 
-        `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` has
-        the reason.
+        If an image cannot be read any more, its `picture` is None and `why` has the reason.
+
+        Args:
+            measurer: Reads truths.
+            fetcher: Reads images.
+            limits: Limits on images.
         """
         reader, overlays = MemberReader(fetcher, max_bytes=limits.max_bytes), []
-        each = max(MOST // max(len(self._kept), 1), 1)
-        for system, kept in sorted(self._kept.items())[:MOST]:
-            worst = (each + 1) // 2
-            for _, _, figures, image, row in (
-                kept if len(kept) <= each else kept[:worst] + kept[len(kept) - (each - worst) :]
+        per_system = max(MAX_OVERLAYS // max(len(self._by_system), 1), 1)
+        for system, masks in sorted(self._by_system.items())[:MAX_OVERLAYS]:
+            n_worst = (per_system + 1) // 2
+            for _, _, metrics, image, row in (
+                masks
+                if len(masks) <= per_system
+                else masks[:n_worst] + masks[len(masks) - (per_system - n_worst) :]
             ):
                 member = image.member
                 entry: dict[str, Any] = {
@@ -362,34 +410,50 @@ class Overlays:
                     "member": member.member,
                     "system": system,
                 }
-                entry |= {"generator": image.truth.generator, "f1": figures.f1, "iou": figures.iou}
-                overlays.append(Overlay(**entry, **_picture(image, row, measurer, reader, limits)))
+                entry |= {"generator": image.truth.generator, "f1": metrics.f1, "iou": metrics.iou}
+                overlays.append(
+                    Overlay(**entry, **_render_overlay(image, row, measurer, reader, limits))
+                )
         return overlays
 
 
 class Localized(NamedTuple):
-    """What a run's masks are of, their metrics, and pictures of some."""
+    """The measured masks of a run.
+
+    Attributes:
+        info: Facts about the masks.
+        rows: Their metrics.
+        overlays: Overlays of some images.
+    """
 
     info: LocalizationInfo
     rows: list[MetricRow]
     overlays: list[Overlay]
 
 
-def localization_of_run(
+def measure_localization(
     run: RunDirectory,
     tables: join.Tables,
     *,
     rules: protocols.LocalizationRules | None = None,
     empty: localization.Empty = "skip",
-    pictures: bool = True,
+    has_overlays: bool = True,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
-    """Measure the masks of a run whose joined rows `tables` gives (called with `COLUMNS`); None if
-    no detector localizes.
+    """Measure the masks of a run.
 
-    Masks are read within the run's own limits, from its own web servers and those of `guard`, which
-    are those of the labels. `empty`: how images without altered pixels count under the plain
-    policy. A truth that cannot be read is counted with its reason.
+    A truth that cannot be read is counted with its reason. Masks are read within the run's limits.
+
+    Args:
+        run: The run.
+        tables: Returns the labelled rows; called with `COLUMNS`.
+        rules: The rules of the protocol; None for the plain ones.
+        empty: How images without altered pixels count under the plain policy.
+        has_overlays: Whether to render overlays.
+        guard: The web servers that the labels allow, in addition to those of the run.
+
+    Returns:
+        The measured masks; None if no detector of the run localizes.
     """
     if not run.store.folders("masks"):
         return None
@@ -399,43 +463,47 @@ def localization_of_run(
     measurer = MaskMeasurer(
         fetcher, limits, threshold=rules.threshold, at_original={"local", *headline.kinds}
     )
-    gathered = _Gathered()
+    collector = _Collector()
     truths = MaskTruths(tables(COLUMNS))
-    for image, found in side_by_side(
+    for image, measurement in map_in_threads(
         lambda image: (image, None if image is None else measurer.measure(image)),
-        masked_images(run, truths),
+        iter_masked_images(run, truths),
     ):
-        gathered.add(image, found)
-    measured = gathered.systems(headline)
+        collector.add(image, measurement)
+    systems = collector.measure_systems(headline)
     info = LocalizationInfo(
-        policy=headline.row(),
-        **gathered.counts(),
-        systems=tuple(system for system, _ in measured),
-        warning=gathered.coverage.warning(),
+        policy=headline.describe(),
+        **collector.count_images(),
+        systems=tuple(system for system, _ in systems),
+        warning=collector.coverage.warning(),
     )
-    overlays = gathered.overlays.pictures(measurer, fetcher, limits) if pictures else []
-    return Localized(info, [row for _, rows in measured for row in rows], overlays)
+    overlays = collector.overlays.render(measurer, fetcher, limits) if has_overlays else []
+    return Localized(info, [row for _, rows in systems for row in rows], overlays)
 
 
-def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Image.Image:
-    """A picture (RGB) with the pixels that were found (L, not 0) tinted, and a line round those
-    that were altered (L, not 0).
+def draw_overlay(image: Image.Image, truth: Image.Image, marked: Image.Image) -> Image.Image:
+    """Tint the marked pixels of an image (RGB), and outline the altered ones.
+
+    Args:
+        image: The image.
+        truth: A mask (L), nonzero for altered pixels.
+        marked: A mask (L), nonzero for marked pixels.
     """
-    size = picture.size
+    size = image.size
     tinted = Image.composite(
-        Image.new("RGB", size, FOUND),
-        picture,
-        _shrunk(found, size).point(lambda level: level * _TINT // 255),
+        Image.new("RGB", size, MARKED_COLOUR),
+        image,
+        _shrink_mask(marked, size).point(lambda level: level * _TINT // 255),
     )
-    inside = _shrunk(truth, size)
+    inside = _shrink_mask(truth, size)
     line = ImageChops.difference(
         inside.filter(ImageFilter.MaxFilter(3)), inside.filter(ImageFilter.MinFilter(3))
     )
-    return Image.composite(Image.new("RGB", size, TRUE), tinted, line)
+    return Image.composite(Image.new("RGB", size, ALTERED_COLOUR), tinted, line)
 
 
 class _Headline:
-    """Whose rules make the figures that a system is known by."""
+    """Measure masks by the rules that give a system's main metrics."""
 
     def __init__(self, rules: protocols.LocalizationRules, empty: localization.Empty) -> None:
         self._rules, self._empty = rules, empty
@@ -446,14 +514,14 @@ class _Headline:
             "imdlbenco": ("local", "real", "whole"),
         }[rules.policy]
 
-    def figures(self, rows: arrays.Floats) -> dict[str, MetricValue]:
-        """Those of rows of `kinds`."""
+    def measure(self, rows: arrays.Floats) -> dict[str, MetricValue]:
+        """Return the metrics of rows of `kinds`."""
         if self._rules.policy == "plain":
-            return localization.localization_of(rows, empty=self._empty)
-        return localization.imdlbenco_of(rows)
+            return localization.average_masks(rows, empty=self._empty)
+        return localization.average_masks_imdlbenco(rows)
 
-    def row(self) -> dict[str, Any]:
-        """The policy in words."""
+    def describe(self) -> dict[str, Any]:
+        """Return the policy in words."""
         plain = "local edits" if self._empty == "skip" else "local edits and reals"
         policy = self._rules.policy
         return {
@@ -462,7 +530,7 @@ class _Headline:
             "threshold": self._rules.threshold,
             "images": _IMAGES.get(
                 policy,
-                f"{plain}, each counting once; the AUC of those with altered and intact pixels",
+                f"{plain}, each counting once; the AUC is over those with altered and intact pixels",
             ),
             "empty": self._empty if policy == "plain" else "zero",
             "empty_images": localization.EMPTY[self._empty if policy == "plain" else "zero"],
@@ -471,8 +539,14 @@ class _Headline:
 
 
 class _Group(NamedTuple):
-    """What rows are gathered by. `size`: network or original at the requested threshold, half:
-    network at ½.
+    """The key that rows of metrics are grouped by.
+
+    Attributes:
+        system: The detector.
+        view: The view, or None.
+        size: `network` or `original` at the requested threshold, `half` at ½ and network size.
+        kind: The kind of the image.
+        generator: The generator.
     """
 
     system: str
@@ -482,8 +556,8 @@ class _Group(NamedTuple):
     generator: str
 
 
-class _Gathered:
-    """Rows of figures by group, and what became of images that have none."""
+class _Collector:
+    """Collect the metrics of masks by group, and the images that have none."""
 
     def __init__(self) -> None:
         self.overlays = Overlays()
@@ -493,34 +567,37 @@ class _Gathered:
         self._unreadable: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
-    def add(self, image: MaskedImage | None, found: MeasuredImage | UnreadableMask | None) -> None:
-        if image is None or found is None:
+    def add(
+        self, image: MaskedImage | None, measurement: MeasuredImage | UnreadableMask | None
+    ) -> None:
+        if image is None or measurement is None:
             self._unlabelled += 1
-        elif isinstance(found, UnreadableMask):
-            self._unreadable[found.status] += 1
+        elif isinstance(measurement, UnreadableMask):
+            self._unreadable[measurement.status] += 1
             self._examples.setdefault(
-                found.status, f"{image.truth.mask_uri or image.member.uri}: {found.detail}"
+                measurement.status,
+                f"{image.truth.mask_uri or image.member.uri}: {measurement.detail}",
             )
         else:
             self._images += 1
             if image.truth.mask_uri is not None:
-                self.coverage.add(image.truth.mask_uri, found.coverage)
-            for one, row in zip(found.masks, image.masks, strict=True):
-                self._add_mask(one, image, row)
+                self.coverage.add(image.truth.mask_uri, measurement.coverage)
+            for mask, row in zip(measurement.masks, image.masks, strict=True):
+                self._add_mask(mask, image, row)
 
-    def _add_mask(self, one: MaskMeasurement, image: MaskedImage, row: dict[str, Any]) -> None:
+    def _add_mask(self, mask: MaskMeasurement, image: MaskedImage, row: dict[str, Any]) -> None:
         for size in _SIZES:
-            figures = getattr(one, size)
-            if figures is not None:
-                group = _Group(one.system, one.view, size, image.truth.kind, image.truth.generator)
-                self._rows.setdefault(group, localization.MaskRows()).add(figures)
-        if one.original is not None and one.view is None and image.truth.kind == "local":
-            self.overlays.see(one.original, image, row)
+            metrics = getattr(mask, size)
+            if metrics is not None:
+                group = _Group(
+                    mask.system, mask.view, size, image.truth.kind, image.truth.generator
+                )
+                self._rows.setdefault(group, localization.MaskRows()).add(metrics)
+        if mask.original is not None and mask.view is None and image.truth.kind == "local":
+            self.overlays.add(mask.original, image, row)
 
-    def counts(self) -> dict[str, Any]:
-        """How many images were measured, have masks but no label, and have a truth that cannot be
-        read, and why.
-        """
+    def count_images(self) -> dict[str, Any]:
+        """Count images that were measured, that have no label, and that are unreadable and why."""
         reasons = [
             MaskFailure(reason=reason, n=n, example=self._examples[reason])
             for reason, n in self._unreadable.most_common()
@@ -531,68 +608,75 @@ class _Gathered:
             "unreadable": tuple(reasons),
         }
 
-    def systems(self, headline: _Headline) -> list[tuple[MaskInfo, list[MetricRow]]]:
-        """The facts and the metrics of each detector and size."""
+    def measure_systems(self, headline: _Headline) -> list[tuple[MaskInfo, list[MetricRow]]]:
+        """Return the facts and the metrics of each detector and size."""
         return [
-            self._system(system, size, headline)
+            self._measure_system(system, size, headline)
             for system in sorted({group.system for group in self._rows})
             for size in _SIZES[:2]
         ]
 
-    def _system(
+    def _measure_system(
         self, system: str, size: Size, headline: _Headline
     ) -> tuple[MaskInfo, list[MetricRow]]:
-        whole = self._table(system, size, headline.kinds)
-        here = [group for group in self._rows if (group.system, group.size) == (system, size)]
+        all_rows = self._select_rows(system, size, headline.kinds)
+        groups = [group for group in self._rows if (group.system, group.size) == (system, size)]
         generators = {
-            name: self._table(system, size, _EDITS, generator=name)
+            name: self._select_rows(system, size, _EDITS, generator=name)
             for name in sorted(
-                {one.generator for one in here if one.view is None and one.kind == "local"}
+                {
+                    group.generator
+                    for group in groups
+                    if group.view is None and group.kind == "local"
+                }
             )
         }
         views = {
-            view: self._table(system, size, headline.kinds, view=view)
+            view: self._select_rows(system, size, headline.kinds, view=view)
             for view in sorted(
-                {one.view for one in here if one.view and one.kind in headline.kinds}
+                {group.view for group in groups if group.view and group.kind in headline.kinds}
             )
         }
-        rules = self._by_others_rules(system) if size == "network" else {}
+        rules = self._measure_by_benchmark_rules(system) if size == "network" else {}
         info = MaskInfo(
             system,
             size,
-            **localization.counts_of(whole),
+            **localization.count_masks(all_rows),
             generators=tuple(MaskPartInfo(name, len(rows)) for name, rows in generators.items()),
             views=tuple(MaskPartInfo(view, len(rows)) for view, rows in views.items()),
             rules=tuple(rules),
         )
-        metrics = list(rows_of(headline.figures(whole), system, scope=info.scope))
+        metrics = list(build_rows(headline.measure(all_rows), system, scope=info.scope))
         for name, rows in generators.items():
-            metrics += rows_of(headline.figures(rows), system, scope=info.scope_of(name))
+            metrics += build_rows(headline.measure(rows), system, scope=info.scope_of(name))
         for view, rows in views.items():
-            metrics += rows_of(headline.figures(rows), system, view=view, scope=info.scope)
-        for scope, figures in rules.items():
-            metrics += rows_of(figures, system, scope=scope)
+            metrics += build_rows(headline.measure(rows), system, view=view, scope=info.scope)
+        for scope, rule_metrics in rules.items():
+            metrics += build_rows(rule_metrics, system, scope=scope)
         return info, metrics
 
-    def _by_others_rules(self, system: str) -> dict[str, dict[str, MetricValue]]:
-        """By scope the metrics as OpenSDI and IMDLBenCo measure: clean masks at the network's size
-        and at ½.
+    def _measure_by_benchmark_rules(self, system: str) -> dict[str, dict[str, MetricValue]]:
+        """Return the metrics as OpenSDI and IMDLBenCo measure them, by scope.
+
+        They use unperturbed images, at the network's size and threshold ½.
         """
         half: Size = (
             "half"
             if any(group.system == system and group.size == "half" for group in self._rows)
             else "network"
         )
-        every, edits = self._table(system, half), self._table(system, half, _EDITS)
+        all_rows, edits = self._select_rows(system, half), self._select_rows(system, half, _EDITS)
         return {
-            "masks by OpenSDI": localization.imdlbenco_of(edits),
+            "masks by OpenSDI": localization.average_masks_imdlbenco(edits),
             **{
-                f"masks by IMDLBenCo, {mode}": localization.imdlbenco_of(every, mode=mode)
+                f"masks by IMDLBenCo, {mode}": localization.average_masks_imdlbenco(
+                    all_rows, mode=mode
+                )
                 for mode in _MODES
             },
         }
 
-    def _table(
+    def _select_rows(
         self,
         system: str,
         size: Size,
@@ -600,17 +684,17 @@ class _Gathered:
         view: str | None = None,
         generator: str | None = None,
     ) -> arrays.Floats:
-        """The rows of some groups together."""
-        mine = [
+        """Return the rows of all groups that match."""
+        tables = [
             rows.table()
             for group, rows in self._rows.items()
             if (group.system, group.size, group.view) == (system, size, view)
             if group.kind in kinds and generator in (None, group.generator)
         ]
-        return np.concatenate([localization.MaskRows().table(), *mine])
+        return np.concatenate([localization.MaskRows().table(), *tables])
 
 
-def _picture(
+def _render_overlay(
     image: MaskedImage,
     row: dict[str, Any],
     measurer: MaskMeasurer,
@@ -623,21 +707,22 @@ def _picture(
             raise data
         pixels = decode_image(data, limits).pixels
         if pixels.size != image.size:
-            return {"picture": None, "why": "the image is another one now"}
-        truth = Image.fromarray(measurer.truth(image))
-    except TouchstoneError as refused:
-        return {"picture": None, "why": str(refused)}
+            return {"picture": None, "why": "the image has another size than when it was scored"}
+        truth = Image.fromarray(measurer.read_truth(image))
+    except TouchstoneError as error:
+        return {"picture": None, "why": str(error)}
     marked = np.asarray(mask_image(row, stretched=True)[0]) > 127
     pixels.thumbnail((SIDE_PX, SIDE_PX))
     buffer = io.BytesIO()
-    overlay(pixels, truth, Image.fromarray(marked.astype(np.uint8) * np.uint8(255))).save(
+    draw_overlay(pixels, truth, Image.fromarray(marked.astype(np.uint8) * np.uint8(255))).save(
         buffer, "JPEG", quality=80
     )
     return {"picture": base64.b64encode(buffer.getvalue()).decode()}
 
 
-def _shrunk(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A mask at another size, 0 or 255; what covers any part of a new pixel covers it, so that
-    nothing thin is lost.
+def _shrink_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize a mask to 0 or 255.
+
+    A new pixel is 255 if any part of it is covered, so that nothing thin is lost.
     """
     return mask.resize(size, Image.Resampling.BOX).point(lambda level: 255 if level else 0)

@@ -1,12 +1,12 @@
-"""Prompts that a run predicted, against the true ones (`prompts_of`).
+"""Measure the prompts that a run predicted against the true ones (`collect_prompts`).
 
-CLIP (`PromptClip`) reads 77 tokens: of a longer text each piece is embedded by itself, and the text
-stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
+CLIP (`PromptClip`) reads 77 tokens. A longer text is split, each part is embedded, and the text is
+represented by the mean of the directions of its parts.
 
-Images made anew from predicted prompts (`regenerated_similarity`) are DFLIP-3K's measure:
-`ImageDataset` and `img_to_img_similarity` in utils/evaluate.py of dflip3k/DFLIP-3K at 46cd0d7
-(arXiv 2401.02335). Both pictures are squashed to a square and embedded by CLIP (ViT-B/32 there); of
-several pictures of one prompt their mean counts.
+DFLIP-3K's metric generates images from predicted prompts (`regenerated_similarity`): `ImageDataset`
+and `img_to_img_similarity` in utils/evaluate.py of dflip3k/DFLIP-3K at 46cd0d7 (arXiv 2401.02335).
+Both images are squashed to a square and embedded by CLIP (ViT-B/32 there). If a prompt has several
+images, their mean counts.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from PIL import Image
 
 from ray_app import archives
 from ray_app.errors import ConfigError
-from ray_app.evaluation.accumulate import decoded, decoded_images
+from ray_app.evaluation.accumulate import decode_members, decode_run_images
 from ray_app.evaluation.join import Tables
 from ray_app.metrics import intervals, values
 from ray_app.reports.evaluation.result import PromptInfo
@@ -33,23 +33,28 @@ from ray_app.storage import strip_secrets
 
 Floats = npt.NDArray[np.float64]
 FIGURES = ("clip_image", "clip_image_chance")
-# the figures' intervals are narrow by then, and every image is fetched and embedded
-MOST_IMAGES = 2_000
+# Intervals are narrow for this many images, and every image has to be fetched and embedded.
+MAX_IMAGES = 2_000
 _BATCH = 32
-_NOT_MADE = "needs images made from the predicted prompts: --regenerated"
-_NO_TWO = "no image that can be read beside one made anew"
+_NOT_GENERATED = "needs images generated from the predicted prompts: --regenerated"
+_NO_PAIR = "no readable image has a readable regenerated image"
 COLUMNS = ("image_id", "generator", "prompt", "predicted_prompt")
 NOTES = (
-    "DFLIP-3K's figures of version 1 are clip_image by CLIP ViT-B/32, and LPIPS and LAION's aesthetic score, which are not computed.",
+    "DFLIP-3K, version 1, has clip_image by CLIP ViT-B/32, and also LPIPS and LAION's aesthetic score, which are not computed here.",
 )
 
 
 class PromptClip:
-    """A CLIP in the format that transformers writes: config.json, model.safetensors, the
-    tokenizer's and the image processor's files.
+    """A CLIP model in the format of transformers.
 
-    Only safetensors are read, and nothing is fetched. Raises ConfigError where the folder is no
-    such CLIP.
+    The folder has config.json, model.safetensors, and the files of the tokenizer and the image
+    processor. Only safetensors are read, and nothing is downloaded.
+
+    Args:
+        folder: The local folder.
+
+    Raises:
+        ConfigError: The folder has no such model.
     """
 
     def __init__(self, folder: str) -> None:
@@ -57,73 +62,78 @@ class PromptClip:
 
         if not (Path(folder) / "config.json").is_file():
             raise ConfigError(
-                f"{folder}: no CLIP here",
-                hint="a local folder such as a download of openai/clip-vit-large-patch14",
+                f"{folder} has no config.json of a CLIP",
+                hint="give a local folder, such as a download of openai/clip-vit-large-patch14",
             )
         try:
-            self._model = _read(CLIPModel, folder, use_safetensors=True)
-            self._tokenizer = _read(AutoTokenizer, folder)
-            self._processor = _read(CLIPImageProcessor, folder)
+            self._model = _load_part(CLIPModel, folder, use_safetensors=True)
+            self._tokenizer = _load_part(AutoTokenizer, folder)
+            self._processor = _load_part(CLIPImageProcessor, folder)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(
-                f"{folder}: not a CLIP that transformers reads: {' '.join(str(error).split())[:300]}"
+                f"{folder}: transformers cannot read it as a CLIP: {' '.join(str(error).split())[:300]}"
             ) from error
 
-    def texts(self, texts: Sequence[str]) -> Floats:
-        """(n, d), of length 1 each."""
+    def embed_texts(self, texts: Sequence[str]) -> Floats:
+        """Return the directions (n, d) of texts, each of length 1."""
         import torch
 
-        pieces = [self._pieces(text) for text in texts]
-        owner = np.repeat(np.arange(len(texts)), [len(own) for own in pieces])
-        flat = [piece for own in pieces for piece in own]
+        parts = [self._split_text(text) for text in texts]
+        text_index = np.repeat(np.arange(len(texts)), [len(text_parts) for text_parts in parts])
+        flat = [part for text_parts in parts for part in text_parts]
         embedded = []
         for start in range(0, len(flat), _BATCH):
-            # The piece's own end stays the first one, which is where CLIP reads a text off; what
-            # follows it is masked.
+            # CLIP reads a text's features at the first end token. Padding comes after it and is
+            # masked.
             batch = self._tokenizer.pad(
                 {"input_ids": flat[start : start + _BATCH]},
                 padding_side="right",
                 return_tensors="pt",
             )
             with torch.inference_mode():
-                found = self._model.get_text_features(
+                features = self._model.get_text_features(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
                 )
-            embedded.append(_directions(found))
+            embedded.append(_to_directions(features))
         sums = np.zeros((len(texts), self._model.config.projection_dim))
         if embedded:
-            np.add.at(sums, owner, np.concatenate(embedded))
-        return _unit(sums)
+            np.add.at(sums, text_index, np.concatenate(embedded))
+        return _normalise(sums)
 
-    def embedded(
-        self, pictures: Iterable[tuple[int, Image.Image]], *, squash: bool = False
+    def embed_keyed_images(
+        self, keyed_images: Iterable[tuple[int, Image.Image]], *, squash: bool = False
     ) -> Iterator[tuple[int, Floats]]:
-        """The direction (d,) of each picture, with its key; with `squash` of the whole picture
-        without its shape, else of its middle.
-        """
-        rest, side = iter(pictures), self._model.config.vision_config.image_size
-        while some := list(islice(rest, _BATCH)):
-            images = [
-                picture.resize((side, side), Image.Resampling.BICUBIC) if squash else picture
-                for _, picture in some
-            ]
-            yield from zip([key for key, _ in some], self.images(images), strict=True)
+        """Yield the key and the direction (d,) of each image.
 
-    def images(self, images: Sequence[Image.Image]) -> Floats:
-        """(n, d), of length 1 each."""
+        Args:
+            keyed_images: Keys and images.
+            squash: Whether to squash the whole image to a square, instead of cropping its middle.
+        """
+        remaining, side = iter(keyed_images), self._model.config.vision_config.image_size
+        while batch := list(islice(remaining, _BATCH)):
+            images = [
+                image.resize((side, side), Image.Resampling.BICUBIC) if squash else image
+                for _, image in batch
+            ]
+            yield from zip([key for key, _ in batch], self.embed_images(images), strict=True)
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Return the directions (n, d) of images, each of length 1."""
         import torch
 
         pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            return _directions(self._model.get_image_features(pixel_values=pixels))
+            return _to_directions(self._model.get_image_features(pixel_values=pixels))
 
-    def _pieces(self, text: str) -> list[list[int]]:
-        """Token ids of pieces that fit, each between start and end."""
-        room = self._model.config.text_config.max_position_embeddings - 2
+    def _split_text(self, text: str) -> list[list[int]]:
+        """Return the token ids of parts that fit, each between start and end tokens."""
+        max_tokens = self._model.config.text_config.max_position_embeddings - 2
         ids = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)[
             "input_ids"
         ]
-        parts = [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
+        parts = [ids[start : start + max_tokens] for start in range(0, len(ids), max_tokens)] or [
+            []
+        ]
         return [
             [self._tokenizer.bos_token_id, *part, self._tokenizer.eos_token_id] for part in parts
         ]
@@ -131,58 +141,77 @@ class PromptClip:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Images with a predicted and a true prompt, in the order of their ids. `makers` (n,): their
-    generators; `counts`: images with either prompt. `again` (n, 2): cosines as
-    `regenerated_similarity` returns them; None without such images.
+    """Images with a predicted and a true prompt, in the order of their ids.
+
+    Attributes:
+        makers: The generator of each image (n,).
+        counts: Numbers of images with either prompt, and with both.
+        similarities: Cosines (n, 2) as `regenerated_similarity` returns them; None if there are no
+            generated images.
     """
 
     makers: list[str]
     counts: dict[str, int]
-    again: Floats | None
+    similarities: Floats | None
 
     @property
     def info(self) -> PromptInfo:
-        """Counts, and how to read the metrics."""
-        missing = 0 if self.again is None else int(np.isnan(self.again[:, 0]).sum())
+        """The counts, and notes on how to read the metrics."""
+        missing = 0 if self.similarities is None else int(np.isnan(self.similarities[:, 0]).sum())
         notes = [*NOTES]
         if missing:
-            notes.append(f"{missing:,} images have none made anew, or one of both cannot be read.")
+            notes.append(
+                f"{missing:,} images have no readable regenerated image, or cannot be read."
+            )
         counts = self.counts | {"compared": len(self.makers), "not_regenerated": missing}
         return PromptInfo(counts, tuple(notes))
 
     @property
     def figures(self) -> dict[str, values.MetricValue]:
         """The metrics of all images."""
-        return self._figures(self.again)
+        return self._measure(self.similarities)
 
-    def of(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
-        """Figures of the images of some generators, by their names in the labels."""
-        mine = np.array([maker in generators for maker in self.makers], np.bool_)
-        return self._figures(None if self.again is None else self.again[mine])
+    def measure(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
+        """Return the metrics of the images of some generators, by their names in the labels."""
+        mask = np.array([maker in generators for maker in self.makers], np.bool_)
+        return self._measure(None if self.similarities is None else self.similarities[mask])
 
-    def _figures(self, again: Floats | None) -> dict[str, values.MetricValue]:
-        """Return `FIGURES`: the mean cosine of an image and what its predicted prompt gives back,
-        and that with what others' give back.
+    def _measure(self, similarities: Floats | None) -> dict[str, values.MetricValue]:
+        """Return the metrics `FIGURES`.
+
+        They are the mean cosine of an image and the images generated from its predicted prompt, and
+        that of an image and those generated from other prompts.
         """
-        if again is None:
-            return dict.fromkeys(FIGURES, values.undefined(_NOT_MADE))
+        if similarities is None:
+            return dict.fromkeys(FIGURES, values.undefined(_NOT_GENERATED))
         return {
-            name: intervals.mean_figure(cosines, _NO_TWO, bounds=(-1, 1))
-            for name, cosines in zip(FIGURES, again.T, strict=True)
+            name: intervals.mean_figure(cosines, _NO_PAIR, bounds=(-1, 1))
+            for name, cosines in zip(FIGURES, similarities.T, strict=True)
         }
 
 
-def prompts_of(
+def collect_prompts(
     tables: Tables, run: RunDirectory, *, clip: str | None = None, regenerated: str | None = None
 ) -> Prompts | None:
-    """None where no prompt was predicted, or no label has one.
+    """Collect the predicted and true prompts of a run.
 
-    Of many images the 2,000 of lowest id, which is a hash, stand for all. `regenerated`: a folder
-    of images made from the run's prompts; without it the figures are not defined. `clip`: a folder
-    of CLIP weights as published. Raises ConfigError where either folder holds something else, and
-    for `regenerated` without `clip`.
+    If there are many images, the 2,000 of lowest id are used; ids are hashes, so this is a random
+    sample.
+
+    Args:
+        tables: Returns the labelled rows.
+        run: The run.
+        clip: A folder of CLIP weights as published.
+        regenerated: A folder of images generated from the run's prompts; None to leave the metrics
+            undefined.
+
+    Returns:
+        The prompts; None if no prompt was predicted, or no label has one.
+
+    Raises:
+        ConfigError: A folder has other content, or `regenerated` is given without `clip`.
     """
-    rows, counts = _prompts(tables)
+    rows, counts = _read_prompts(tables)
     if not counts["with_prediction"] or not counts["with_prompt"]:
         return None
     makers = [row["generator"] for row in rows]
@@ -191,7 +220,7 @@ def prompts_of(
     if clip is None:
         raise ConfigError(
             "--regenerated needs a CLIP: --set clip=FOLDER",
-            hint="DFLIP-3K has openai/clip-vit-base-patch32",
+            hint="download openai/clip-vit-base-patch32, which DFLIP-3K uses",
         )
     return Prompts(
         makers,
@@ -205,72 +234,86 @@ def prompts_of(
 def regenerated_similarity(
     run: RunDirectory, image_ids: Sequence[int], folder: str, model: PromptClip
 ) -> Floats:
-    """Cosines (n, 2) of each image and what its own predicted prompt gives back, and of it and what
-    other prompts do, which is chance.
+    """Return the cosines (n, 2) of images and images generated from predicted prompts.
 
-    NaN where the original cannot be read, or nothing readable was made for it. `folder`: what
-    `touchstone data generate` made of the run. Raises ConfigError where nothing in it was made for
-    these images.
+    The first is with the images generated from the image's own prompt, the second with those of
+    other prompts, which is the level of chance. Both are NaN if the original cannot be read, or no
+    readable image was generated from its prompt.
+
+    Args:
+        run: The run.
+        image_ids: The ids of the images (n,).
+        folder: The folder that `touchstone data generate` wrote for the run.
+        model: The CLIP model.
+
+    Raises:
+        ConfigError: The folder has no image for these ids.
     """
     table = f"{folder.rstrip('/')}/generated.parquet"
     fetcher, ids = archives.fetcher_of([table]), {str(image_id): image_id for image_id in image_ids}
-    listed = enumerate(archives.open_source([table], fetcher=fetcher))
-    made = [
+    items = enumerate(archives.open_source([table], fetcher=fetcher))
+    generated = [
         archives.as_member(item, slot)
-        for slot, item in listed
+        for slot, item in items
         if str(item.input.get("prompt_id")) in ids
     ]
-    if not made:
-        hint = "touchstone data generate PIPELINE --prompts RUN --out FOLDER makes them of the run's own predictions"
+    if not generated:
+        hint = "run `touchstone data generate PIPELINE --prompts RUN --out FOLDER` to generate images from the run's predictions"
         raise ConfigError(
-            f"{strip_secrets(folder)}: nothing was made from a prompt that this run predicted",
+            f"{strip_secrets(folder)}: no image was generated from a prompt that this run predicted",
             hint=hint,
         )
-    of = {member.slot: ids[str(member.input["prompt_id"])] for member in made}
-    originals = dict(model.embedded(decoded_images(run, set(of.values())), squash=True))
-    sums, counts = dict[int, Any](), Counter[int]()
-    pictures = (
-        (of[member.slot], picture) for member, picture in decoded(made, fetcher, run.limits())
+    image_id_by_slot = {member.slot: ids[str(member.input["prompt_id"])] for member in generated}
+    originals = dict(
+        model.embed_keyed_images(
+            decode_run_images(run, set(image_id_by_slot.values())), squash=True
+        )
     )
-    for image_id, row in model.embedded(pictures, squash=True):
+    sums, counts = dict[int, Any](), Counter[int]()
+    images = (
+        (image_id_by_slot[member.slot], image)
+        for member, image in decode_members(generated, fetcher, run.limits())
+    )
+    for image_id, row in model.embed_keyed_images(images, squash=True):
         sums[image_id] = sums.get(image_id, 0) + row
         counts[image_id] += 1
-    total, found = sum(sums.values()), np.full((len(image_ids), 2), np.nan)
-    for place, image_id in enumerate(image_ids):
+    total, cosines = sum(sums.values()), np.full((len(image_ids), 2), np.nan)
+    for index, image_id in enumerate(image_ids):
         if image_id in originals and image_id in sums:
-            original, own, others = (
+            original, own_sum, others = (
                 originals[image_id],
                 sums[image_id],
                 counts.total() - counts[image_id],
             )
-            found[place] = (
-                original @ own / counts[image_id],
-                original @ (total - own) / others if others else np.nan,
+            cosines[index] = (
+                original @ own_sum / counts[image_id],
+                original @ (total - own_sum) / others if others else np.nan,
             )
-    return found
+    return cosines
 
 
-def _read(kind: Any, folder: str, **options: Any) -> Any:
-    """One part of a published model, from the folder alone; networks come ready for inference."""
-    return kind.from_pretrained(folder, local_files_only=True, **options)
+def _load_part(part_class: Any, folder: str, **options: Any) -> Any:
+    """Load a part of a published model from the folder alone, ready for inference."""
+    return part_class.from_pretrained(folder, local_files_only=True, **options)
 
 
-def _directions(found: Any) -> Floats:
-    """What get_…_features gives, in transformers 5 an output with `pooler_output`, as rows of
-    length 1.
+def _to_directions(output: Any) -> Floats:
+    """Return the output of CLIP's get_…_features as rows of length 1.
+
+    In transformers 5 it is an object with `pooler_output`.
     """
-    features = getattr(found, "pooler_output", found)
-    return _unit(features.double().cpu().numpy())
+    features = getattr(output, "pooler_output", output)
+    return _normalise(features.double().cpu().numpy())
 
 
-def _unit(rows: npt.NDArray[Any]) -> Floats:
+def _normalise(rows: npt.NDArray[Any]) -> Floats:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float64)
 
 
-def _prompts(tables: Tables) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The rows with both texts, of the lowest ids, in their order; and how many have either."""
-    kept: pa.Table | None = None
+def _read_prompts(tables: Tables) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the rows of the lowest ids that have both prompts, and the counts of rows."""
+    selected: pa.Table | None = None
     counts = {"with_prompt": 0, "with_prediction": 0, "with_both": 0}
     for table in tables(COLUMNS):
         rows = pa.table(
@@ -279,17 +322,19 @@ def _prompts(tables: Tables) -> tuple[list[dict[str, Any]], dict[str, int]]:
                 **{name: table[name].cast(pa.large_string()) for name in COLUMNS[1:]},
             }
         )
-        there = [pc.is_valid(rows[name]) for name in COLUMNS[2:]]
-        both = rows.filter(pc.and_(*there))
+        is_present = [pc.is_valid(rows[name]) for name in COLUMNS[2:]]
+        both = rows.filter(pc.and_(*is_present))
         for name, n in zip(
-            counts, (pc.sum(there[0]).as_py(), pc.sum(there[1]).as_py(), len(both)), strict=True
+            counts,
+            (pc.sum(is_present[0]).as_py(), pc.sum(is_present[1]).as_py(), len(both)),
+            strict=True,
         ):
             counts[name] += n or 0
-        kept = both if kept is None else pa.concat_tables([kept, both])
-        if len(kept) > 2 * MOST_IMAGES:
-            kept = _lowest(kept)
-    return ([] if kept is None else _lowest(kept).to_pylist()), counts
+        selected = both if selected is None else pa.concat_tables([selected, both])
+        if len(selected) > 2 * MAX_IMAGES:
+            selected = _select_lowest_ids(selected)
+    return ([] if selected is None else _select_lowest_ids(selected).to_pylist()), counts
 
 
-def _lowest(rows: pa.Table) -> pa.Table:
-    return rows.take(pc.sort_indices(rows, sort_keys=[("image_id", "ascending")])[:MOST_IMAGES])
+def _select_lowest_ids(rows: pa.Table) -> pa.Table:
+    return rows.take(pc.sort_indices(rows, sort_keys=[("image_id", "ascending")])[:MAX_IMAGES])

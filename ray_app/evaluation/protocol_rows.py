@@ -1,7 +1,7 @@
-"""The table of a protocol: its rows (`lines_of`), and their values for one system (`measure_rows`).
+"""Build the table of a protocol: its rows (`list_lines`), and their values (`measure_rows`).
 
-A value is a metric of the scores of the images that belong to the row, so that every metric is
-defined for one generator and for several.
+A value is a metric of the scores of all images of the row, so every metric is defined for one
+generator and for several.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from ray_app.evaluation.system_metrics import (
     NONE_SCORED,
     SystemOptions,
     SystemScores,
-    group_of,
+    get_group,
     report_scope,
 )
 from ray_app.evaluation.systems import combined_overlap, is_named
@@ -23,7 +23,7 @@ from ray_app.metrics.table import ALL, MetricsTable
 from ray_app.metrics.values import MetricValue, undefined
 from ray_app.reports.evaluation.result import AVERAGES, GeneratorInfo, SystemInfo, TableRowInfo
 
-_WORDS: Mapping[RowFigure, str] = {
+_METRIC_LABELS: Mapping[RowFigure, str] = {
     "auc": "AUC",
     "average_precision": "AP",
     "oracle_accuracy": "accuracy at oracle threshold",
@@ -34,9 +34,9 @@ _WORDS: Mapping[RowFigure, str] = {
     "pixel_auc": "pixel AUC",
     "pixel_accuracy": "pixel accuracy",
 }
-_NOT_RANKING = ("balanced_accuracy", "f1_even")
+_WITHOUT_RANKING = ("balanced_accuracy", "f1_even")
 _PAIRED = ("average_precision", "oracle_accuracy")
-"""Metrics that a protocol may compute against some sources of real images alone."""
+"""Metrics that a protocol may compute against only some sources of real images."""
 _NOT_COMPUTED = undefined("was not computed")
 
 
@@ -45,63 +45,82 @@ class ProtocolLine(NamedTuple):
 
     Attributes:
         row: The row of the protocol.
-        year: Only generators that were released in this year.
-        only: Only the generator of this very name.
+        year: Only generators that were released in this year; None for all.
+        only: Only the generator of this exact name; None for all.
     """
 
     row: ProtocolRow
     year: str | None = None
     only: str | None = None
 
-    def of(self, generators: Sequence[GeneratorInfo]) -> list[GeneratorInfo]:
-        """Return the generators that belong to it."""
-        found = [one for one in generators if self.row.holds(one)]
+    def select(self, generators: Sequence[GeneratorInfo]) -> list[GeneratorInfo]:
+        """Return the generators that belong to the row."""
+        matches = [generator for generator in generators if self.row.matches(generator)]
         if self.only is not None:
-            return [one for one in found if one.name == self.only]
-        return found if self.year is None else [one for one in found if _year(one) == self.year]
+            return [generator for generator in matches if generator.name == self.only]
+        return (
+            matches
+            if self.year is None
+            else [generator for generator in matches if _release_year(generator) == self.year]
+        )
 
 
 class MeasuredRows(NamedTuple):
-    """The values of a protocol's rows and footers for one system, by their names."""
+    """The values of a protocol's table for one system.
+
+    Attributes:
+        rows: Values by name of row.
+        footers: Values by name of footer.
+    """
 
     rows: dict[str, MetricValue]
     footers: dict[str, MetricValue]
 
 
-def lines_of(protocol: Protocol | None, generators: Sequence[GeneratorInfo]) -> list[ProtocolLine]:
+def list_lines(
+    protocol: Protocol | None, generators: Sequence[GeneratorInfo]
+) -> list[ProtocolLine]:
     """Return the rows of a protocol; without one, a row for each source and each generator.
 
-    A row that no generator of the data belongs to is among them. Rows for what is in the data
-    follow in the order of release and name; generators that a row of the protocol holds already,
-    except for one of a mean, are left out.
+    The rows of the protocol come first, including rows that no generator of the data belongs to.
+    The automatic rows follow in the order of release and name. They leave out generators that a row
+    of the protocol has already, except for a row that is a mean.
+
+    Args:
+        protocol: The protocol, or None.
+        generators: The generators and sources of the data.
     """
     rules = protocol or PLAIN
-    by_name = {(one.label, one.name): one for one in generators}
-    rest = [
-        one
-        for one in by_name.values()
-        if not any(row.holds(one) and not row.mean for row in rules.rows)
+    by_name = {(generator.label, generator.name): generator for generator in generators}
+    remaining = [
+        generator
+        for generator in by_name.values()
+        if not any(row.matches(generator) and not row.mean for row in rules.rows)
     ]
-    rest.sort(key=lambda one: (one.released or "9", one.name))
-    lines, taken = [ProtocolLine(row) for row in rules.rows], {row.name for row in rules.rows}
-    for wanted in rules.automatic:
-        if wanted == "years":
-            years = {_year(one) for one in generators if one.label == "fake"} - {None}
+    remaining.sort(key=lambda generator: (generator.released or "9", generator.name))
+    lines, row_names = [ProtocolLine(row) for row in rules.rows], {row.name for row in rules.rows}
+    for kind in rules.automatic:
+        if kind == "years":
+            years = {
+                _release_year(generator) for generator in generators if generator.label == "fake"
+            } - {None}
             lines += [
                 ProtocolLine(ProtocolRow(name=f"released {year}", generators=("*",)), year=year)
                 for year in sorted(filter(None, years))
             ]
-        elif wanted == "sources":
+        elif kind == "sources":
             lines += [
-                _line_of(one, "rate", generators, taken) for one in rest if one.label == "real"
+                _make_line(generator, "rate", generators, row_names)
+                for generator in remaining
+                if generator.label == "real"
             ]
         else:
-            words = {**_WORDS, "rate": "TPR" if len(rules.figures) > 1 else ""}
-            fakes = [one for one in rest if one.label == "fake"]
+            labels = {**_METRIC_LABELS, "rate": "TPR" if len(rules.figures) > 1 else ""}
+            fakes = [generator for generator in remaining if generator.label == "fake"]
             lines += [
-                _line_of(one, figure, generators, taken, words[figure])
-                for figure in rules.figures
-                for one in fakes
+                _make_line(generator, metric, generators, row_names, labels[metric])
+                for metric in rules.figures
+                for generator in fakes
             ]
     return lines
 
@@ -109,14 +128,26 @@ def lines_of(protocol: Protocol | None, generators: Sequence[GeneratorInfo]) -> 
 def describe_rows(
     lines: Sequence[ProtocolLine], systems: Sequence[SystemInfo]
 ) -> list[TableRowInfo]:
-    """Return the heads of the rows. A row was seen in training if one of its generators was."""
-    found = []
+    """Return the heads of the rows.
+
+    A row was seen in training if one of its generators was.
+    """
+    infos = []
     for line in lines:
-        mine = {system.name: line.of(system.generators) for system in systems}
-        n = max((sum(one.n + one.unscored for one in some) for some in mine.values()), default=0)
-        seen = {name: combined_overlap(one.seen for one in some) for name, some in mine.items()}
-        found.append(TableRowInfo(line.row.name, line.row.label, n, seen))
-    return found
+        members = {system.name: line.select(system.generators) for system in systems}
+        n = max(
+            (
+                sum(generator.n + generator.unscored for generator in generators)
+                for generators in members.values()
+            ),
+            default=0,
+        )
+        overlaps = {
+            name: combined_overlap(generator.seen for generator in generators)
+            for name, generators in members.items()
+        }
+        infos.append(TableRowInfo(line.row.name, line.row.label, n, overlaps))
+    return infos
 
 
 def measure_rows(
@@ -127,25 +158,25 @@ def measure_rows(
     metrics: MetricsTable,
     options: SystemOptions,
 ) -> MeasuredRows:
-    """Return the values of all rows and footers. All intervals are of further images.
+    """Return the values of all rows and footers. All intervals are for further images.
 
     Args:
         protocol: The protocol; None for the plain table.
-        lines: Its rows.
+        lines: The rows of the table.
         scores: The scores of the system.
         info: The facts of the system.
         metrics: The metrics of the system as a whole, and of its masks.
-        options: What intervals are of.
+        options: Inputs that the measurements of all systems share.
     """
     rules = protocol or PLAIN
-    table = _Rows(rules, scores, info, metrics, options)
-    rows = {line.row.name: table.value_of(line) for line in lines}
-    footers = {one.name: table.footer_of(one, lines, rows) for one in rules.footers}
+    table = _RowMeasurer(rules, scores, info, metrics, options)
+    rows = {line.row.name: table.measure_row(line) for line in lines}
+    footers = {footer.name: table.measure_footer(footer, lines, rows) for footer in rules.footers}
     return MeasuredRows(rows, footers)
 
 
-class _Rows:
-    """The values of one system."""
+class _RowMeasurer:
+    """Measure the rows and footers of one system."""
 
     def __init__(
         self,
@@ -158,117 +189,130 @@ class _Rows:
         self._rules, self._scores, self._info = rules, scores, info
         self._metrics, self._options = metrics, options
 
-    def value_of(self, line: ProtocolLine) -> MetricValue:
-        row, mine = line.row, line.of(self._info.generators)
-        mine = [one for one in mine if one.n] or mine
+    def measure_row(self, line: ProtocolLine) -> MetricValue:
+        row, generators = line.row, line.select(self._info.generators)
+        generators = [generator for generator in generators if generator.n] or generators
         if row.why is not None:
             return undefined(row.why)
-        if not mine:
+        if not generators:
             return undefined("no image of the data belongs here")
         if row.mean:
-            each = row.model_copy(update={"mean": False})
-            names = list(dict.fromkeys(one.name for one in mine))
-            found = [self.value_of(ProtocolLine(each, only=name)) for name in names]
-            return _mean(found, [1] * len(found), sum(one.n for one in mine), "generators")
+            generator_row = row.model_copy(update={"mean": False})
+            names = list(dict.fromkeys(generator.name for generator in generators))
+            values = [self.measure_row(ProtocolLine(generator_row, only=name)) for name in names]
+            return _mean(
+                values,
+                [1] * len(values),
+                sum(generator.n for generator in generators),
+                "generators",
+            )
         if row.figure.startswith("pixel_"):
-            return self._pixel_value(row.figure, mine)
+            return self._measure_masks(row.figure, generators)
         if row.figure == "rate":
-            return proportion(*self._scores.correct(map(group_of, mine)), NONE_SCORED)
-        return self._value_against_others(row.figure, mine)
+            return proportion(*self._scores.count_correct(map(get_group, generators)), NONE_SCORED)
+        return self._measure_against_others(row.figure, generators)
 
-    def _value_against_others(
-        self, figure: RowFigure, generators: Sequence[GeneratorInfo]
+    def _measure_against_others(
+        self, metric: RowFigure, generators: Sequence[GeneratorInfo]
     ) -> MetricValue:
-        """A metric of some generators together against images of the other class."""
-        sources = self._paired_sources(generators) if figure in _PAIRED else ()
-        images = self._scores.against([group_of(one) for one in generators], sources)
-        if self._scores.binary and figure not in _NOT_RANKING:
+        """Return a metric of the pooled generators against images of the other class."""
+        sources = self._find_paired_sources(generators) if metric in _PAIRED else ()
+        images = self._scores.select_against(
+            [get_group(generator) for generator in generators], sources
+        )
+        if self._scores.binary and metric not in _WITHOUT_RANKING:
             return undefined(NO_RANKING, len(images))
-        is_even = bool(sources) and figure == "average_precision"
-        name = "average_precision_even" if is_even else figure
-        sample = self._options.intervals.resample_images(images) if figure == "auc" else None
+        is_even = bool(sources) and metric == "average_precision"
+        name = "average_precision_even" if is_even else metric
+        sample = self._options.intervals.resample_images(images) if metric == "auc" else None
         return measure(METRICS[name], images, sample)
 
-    def _paired_sources(self, generators: Sequence[GeneratorInfo]) -> tuple[str, ...]:
-        """The sources that the protocol compares these generators with."""
+    def _find_paired_sources(self, generators: Sequence[GeneratorInfo]) -> tuple[str, ...]:
+        """Return the sources that the protocol compares these generators with."""
         return tuple(
             source
             for source, globs in self._rules.paired.items()
-            if any(is_named(one.name, glob) for one in generators for glob in globs)
+            if any(is_named(generator.name, glob) for generator in generators for glob in globs)
         )
 
-    def _pixel_value(self, figure: str, generators: Sequence[GeneratorInfo]) -> MetricValue:
-        """The mean over the masks of some generators, at the size of the protocol."""
+    def _measure_masks(self, metric: str, generators: Sequence[GeneratorInfo]) -> MetricValue:
+        """Return the mean over the masks of some generators, at the protocol's size."""
         rules = self._rules.localization
         size = f"masks at {rules.resolution if rules else 'original'} size"
-        names = dict.fromkeys(one.name for one in generators)
-        found = [self._metrics.select(self._info.name, scope=f"{size}: {name}") for name in names]
-        values = [metrics.get(figure, _NOT_COMPUTED) for metrics in found if metrics]
+        names = dict.fromkeys(generator.name for generator in generators)
+        selected = [
+            self._metrics.select(self._info.name, scope=f"{size}: {name}") for name in names
+        ]
+        values = [metrics.get(metric, _NOT_COMPUTED) for metrics in selected if metrics]
         if not values:
             return undefined("this detector draws no masks, or they were not measured")
         if len(values) == 1:
             return values[0]
-        return _mean(values, [one.n for one in values], sum(one.n for one in values), "generators")
+        return _mean(
+            values,
+            [value.n for value in values],
+            sum(value.n for value in values),
+            "generators",
+        )
 
-    def footer_of(
+    def measure_footer(
         self, footer: ProtocolFooter, lines: Sequence[ProtocolLine], rows: Mapping[str, MetricValue]
     ) -> MetricValue:
-        way, _, figure = footer.figure.partition(":")
-        if figure:
-            usual = [
+        method, _, row_metric = footer.figure.partition(":")
+        if row_metric:
+            default_names = [
                 line.row.name
                 for line in lines
                 if line.row.label == "fake"
                 and line.year is None
                 and line.row.why is None
                 and not line.row.mean
-                and line.row.figure == figure
+                and line.row.figure == row_metric
             ]
-            names = footer.rows or usual
+            names = footer.rows or default_names
             images = {
-                line.row.name: sum(one.n for one in line.of(self._info.generators))
+                line.row.name: sum(generator.n for generator in line.select(self._info.generators))
                 for line in lines
             }
-            weights = [images[name] if way == "weighted" else 1 for name in names]
+            weights = [images[name] if method == "weighted" else 1 for name in names]
             return _mean(
                 [rows[name] for name in names], weights, sum(images[name] for name in names)
             )
-        if way.startswith("report."):
-            return self._reported(way.split(".")[1:])
-        if way in CONVENTIONS:
-            return CONVENTIONS[way](self._scores, self._info.generators)
-        found = {
-            scope: self._metrics.find(way, self._info.name, scope=scope)
+        if method.startswith("report."):
+            return self._read_report(method.split(".")[1:])
+        if method in CONVENTIONS:
+            return CONVENTIONS[method](self._scores, self._info.generators)
+        values = {
+            scope: self._metrics.find(method, self._info.name, scope=scope)
             for scope in (ALL, AVERAGES)
         }
-        value = found[ALL] if found[ALL].n or found[ALL].value is not None else found[AVERAGES]
+        value = values[ALL] if values[ALL].n or values[ALL].value is not None else values[AVERAGES]
         return value if self._options.intervals.facts.of_images else value.without_interval()
 
-    def _reported(self, path: Sequence[str]) -> MetricValue:
-        """A number of the classification report; recalls with their interval."""
+    def _read_report(self, path: Sequence[str]) -> MetricValue:
+        """Return a metric of the classification report; recalls have their interval."""
         if path == ["accuracy"]:
             return self._metrics.find("accuracy", self._info.name)
         group, key = path
-        found = self._metrics.find(key, self._info.name, scope=report_scope(group))
-        if found.value is None:
-            return undefined("the report has no such number")
-        if key == "recall" and found.n:
-            return proportion(round(found.value * found.n), found.n, "")
-        return found
+        metric = self._metrics.find(key, self._info.name, scope=report_scope(group))
+        if metric.value is None:
+            return undefined("the report has no such metric")
+        if key == "recall" and metric.n:
+            return proportion(round(metric.value * metric.n), metric.n, "")
+        return metric
 
 
 def f1_by_source(scores: SystemScores, generators: Sequence[GeneratorInfo]) -> MetricValue:
-    """Return OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its
-    images.
+    """Return OpenFake v2's cross-benchmark F1, the F1 of every source weighted by its images.
 
-    It means nothing: a source of real images alone has an F1 of 0 however well it is classified,
-    and one of fakes 2 · TPR / (1 + TPR).
+    It is not meaningful: a source of only real images has an F1 of 0 however well it is classified,
+    and a source of only fakes has an F1 of 2 · TPR / (1 + TPR).
     """
     total = value = 0.0
-    for one in generators:
-        hits, n = scores.correct([group_of(one)])
+    for generator in generators:
+        hits, n = scores.count_correct([get_group(generator)])
         total += n
-        if n and one.label == "fake":
+        if n and generator.label == "fake":
             tpr = hits / n
             value += n * 2 * tpr / (1 + tpr)
     return MetricValue(value / total, n=int(total)) if total else undefined(NONE_SCORED)
@@ -277,16 +321,18 @@ def f1_by_source(scores: SystemScores, generators: Sequence[GeneratorInfo]) -> M
 def accuracy_missing_wrong(
     scores: SystemScores, generators: Sequence[GeneratorInfo]
 ) -> MetricValue:
-    """Return DFLIP-3K v1's accuracy: correct ones among all images of the list, those without a
-    score included.
-    """
-    hits, n = scores.correct(map(group_of, generators))
-    return proportion(hits, n + sum(one.unscored for one in generators), "there are no images")
+    """Return DFLIP-3K v1's accuracy, in which images without a score count as wrong."""
+    hits, n = scores.count_correct(map(get_group, generators))
+    return proportion(
+        hits, n + sum(generator.unscored for generator in generators), "there are no images"
+    )
 
 
 def false_positive_rate(scores: SystemScores, generators: Sequence[GeneratorInfo]) -> MetricValue:
     """Return the fraction of real images that are called fake."""
-    hits, n = scores.correct(group_of(one) for one in generators if one.label == "real")
+    hits, n = scores.count_correct(
+        get_group(generator) for generator in generators if generator.label == "real"
+    )
     return proportion(n - hits, n, NONE_SCORED)
 
 
@@ -295,42 +341,44 @@ CONVENTIONS: Mapping[str, Callable[[SystemScores, Sequence[GeneratorInfo]], Metr
     "accuracy_missing_wrong": accuracy_missing_wrong,
     "false_positive_rate": false_positive_rate,
 }
-"""What a footer may name beside metrics, averages, and means of rows."""
+"""Metrics of a footer in addition to metrics of the system, averages, and means of rows."""
 
 
-def _line_of(
+def _make_line(
     generator: GeneratorInfo,
-    figure: RowFigure,
+    metric: RowFigure,
     generators: Sequence[GeneratorInfo],
-    taken: set[str],
-    words: str = "",
+    row_names: set[str],
+    metric_label: str = "",
 ) -> ProtocolLine:
-    """The row of one generator of the data, whose name is like no other row's."""
+    """Return the row of one generator of the data, under a name that no other row has."""
     name, label = generator.name, generator.label
-    is_mixed = any(one.name == name and one.label != label for one in generators)
-    row = f"{name}{f' ({label})' if is_mixed else ''}{f', {words}' if words else ''}"
-    while row in taken:
+    is_mixed = any(other.name == name and other.label != label for other in generators)
+    row = f"{name}{f' ({label})' if is_mixed else ''}{f', {metric_label}' if metric_label else ''}"
+    while row in row_names:
         row += " (in the data)"
-    taken.add(row)
+    row_names.add(row)
     return ProtocolLine(
         ProtocolRow(
-            name=row, generators=("*",), label="fake" if label == "fake" else "real", figure=figure
+            name=row, generators=("*",), label="fake" if label == "fake" else "real", figure=metric
         ),
         only=name,
     )
 
 
 def _mean(
-    found: Sequence[MetricValue], weights: Sequence[int], n: int, of: str = "rows"
+    values: Sequence[MetricValue], weights: Sequence[int], n: int, items: str = "rows"
 ) -> MetricValue:
-    """The mean over rows, or generators; undefined if one of them is."""
-    if not found:
-        return undefined("no row has that figure")
-    if missing := [one.why for one in found if one.value is None]:
-        return undefined(f"{len(missing)} of {len(found)} {of} have no figure: {missing[0]}", n)
-    total = sum(weight * (one.value or 0.0) for one, weight in zip(found, weights, strict=True))
+    """Return the weighted mean over rows or generators; undefined if one of them is."""
+    if not values:
+        return undefined("no row has that metric")
+    if missing := [value.why for value in values if value.value is None]:
+        return undefined(f"{len(missing)} of {len(values)} {items} have no value: {missing[0]}", n)
+    total = sum(
+        weight * (value.value or 0.0) for value, weight in zip(values, weights, strict=True)
+    )
     return MetricValue(total / sum(weights), n=n)
 
 
-def _year(generator: GeneratorInfo) -> str | None:
+def _release_year(generator: GeneratorInfo) -> str | None:
     return (generator.released or "")[:4] or None

@@ -1,12 +1,9 @@
-"""Protocols as YAML (`load_protocol`): which images, rows and figures a published table has, by
-which rules, and what was published.
+"""Read protocols, which define how to reproduce a published table, from YAML (`load_protocol`).
 
-The averages are those that others compute (specs/detectors.md §11), each under its own name, the
-wrong ones too. A hit is an image that is right at the threshold. `traits_of`: when each generator
-was released, or of what architecture it is, as labels or a run's own columns have it.
-
-The table of a protocol (`table_of`): rows, footers, and published columns beside ours
-(`reference_of`).
+A protocol defines the images, rows, metrics, and rules of a table, and has the published values.
+Its averages are those that other projects compute, each under its own name, also if they are wrong.
+`read_traits` returns the release date or architecture of each generator, from labels or from a
+run's own columns. `ray_app.evaluation.protocol_rows` computes the table.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,51 +22,65 @@ RowFigure = Literal[
     "rate", "auc", "average_precision", "oracle_accuracy", "balanced_accuracy", "f1_even",
     "pixel_f1", "pixel_iou", "pixel_auc", "pixel_accuracy",
 ]  # fmt: skip
-"""What a row may hold. `rate`: the share that is right. Against all real images: `auc`,
+"""The metric of a row.
+
+`rate` is the fraction of images judged correctly. Computed against all real images: `auc`,
 `average_precision`, `oracle_accuracy` (sidbench's best accuracy on the test data itself),
-`balanced_accuracy`, and `f1_even`, the F1 if there were as many real images as fakes. `pixel_…`: of
-masks (ray_app.metrics.localization).
+`balanced_accuracy`, and `f1_even`, the F1 for equal numbers of real images and fakes. `pixel_…` are
+metrics of masks (ray_app.metrics.localization).
 """
 Automatic = Literal["sources", "generators", "years"]
 Value = Annotated[float, Field(ge=0, le=1)]
 
 
 class ProtocolRow(Frozen):
-    """One row: images of the generators that its globs name, by their names or their architectures,
-    together. Without globs the cells stay empty, for the reason `why`.
+    """A row: the pooled images of the generators that its globs match by name or architecture."""
 
-    `excluding`: globs over names that belong elsewhere. `kind`: only whole fakes, or only local
-    edits. `mean`: of the figures of its generators, each counting once; rows of each of them may
-    stand beside it.
-    """
-
-    name: str
-    generators: tuple[str, ...] = ()
-    architectures: tuple[str, ...] = ()
-    excluding: tuple[str, ...] = ()
-    label: Literal["real", "fake"] = "fake"
-    kind: Literal["whole", "local"] | None = None
-    figure: RowFigure = "rate"
-    mean: bool = False
-    why: str | None = None
+    name: str = Field(description="name of the row")
+    generators: tuple[str, ...] = Field(default=(), description="globs over names of generators")
+    architectures: tuple[str, ...] = Field(
+        default=(), description="globs over architectures of generators"
+    )
+    excluding: tuple[str, ...] = Field(
+        default=(), description="globs over names of generators that belong to other rows"
+    )
+    label: Literal["real", "fake"] = Field(
+        default="fake", description="whether the images are fakes, or real images by source"
+    )
+    kind: Literal["whole", "local"] | None = Field(
+        default=None, description="only whole fakes, or only local edits; null = both"
+    )
+    figure: RowFigure = Field(
+        default="rate",
+        description="metric of the row; `rate` is the fraction of images judged correctly, "
+        "`pixel_…` are metrics of masks, and the others are computed against all real images",
+    )
+    mean: bool = Field(
+        default=False,
+        description="use the mean over the generators, each counting once, instead of pooling their images",
+    )
+    why: str | None = Field(
+        default=None,
+        description="reason why the row has no globs; its cells stay empty and show the reason",
+    )
 
     @model_validator(mode="after")
-    def _named_or_said(self) -> "ProtocolRow":
+    def _check_globs_or_reason(self) -> "ProtocolRow":
         if bool(self.generators or self.architectures) == (self.why is not None):
             raise ValueError(
-                "give generators or architectures, or say under `why` why they cannot be named"
+                "a row needs generators or architectures, or the reason `why` it has none, but not both"
             )
         return self
 
-    def holds(self, generator: GeneratorInfo) -> bool:
-        """Whether a generator belongs to it."""
+    def matches(self, generator: GeneratorInfo) -> bool:
+        """Return whether a generator belongs to the row."""
         name, family = generator.name, generator.architecture
-        named = any(is_named(name, glob) for glob in self.generators)
+        is_match = any(is_named(name, glob) for glob in self.generators)
         return (
             generator.label == self.label
             and self.kind in (None, generator.kind)
             and (
-                named
+                is_match
                 or (
                     family is not None
                     and any(is_named(family, glob) for glob in self.architectures)
@@ -80,134 +91,175 @@ class ProtocolRow(Frozen):
 
 
 class ProtocolFooter(Frozen):
-    """One figure of a system as a whole, under a name that says what it is.
+    """A metric of a system as a whole."""
 
-    `figure`: a key of a system's `figures` or `averages`; `mean:FIGURE` and `weighted:FIGURE` of
-    the table's fake rows with that figure, each row counting once or by its images;
-    `report.CLASS.FIGURE` of the classification report; or a convention of
-    ray_app.evaluation.protocols. `rows`: those that a mean is of; without, all but rows that have
-    no generators, and years.
-    """
-
-    name: str
-    figure: str
-    rows: tuple[str, ...] = ()
+    name: str = Field(description="name that states what the metric is")
+    figure: str = Field(
+        description="a metric of the system, or an average over generators; `mean:FIGURE` or `weighted:FIGURE` for the mean over the "
+        "fake rows with that figure, each row counting once or by its images; `report.CLASS.FIGURE` of the classification report; or a "
+        "convention of ray_app.evaluation.protocol_rows"
+    )
+    rows: tuple[str, ...] = Field(
+        default=(),
+        description="names of the rows that a mean is over; empty = all but means, years, and rows without generators",
+    )
 
 
 class Reference(Frozen):
-    """A published column. `rows`: by names of rows and footers. `mark`: why the column is wrong or
-    not comparable, `marks`: single cells.
+    """A published column."""
 
-    `detector`: which of ours it is, if any. `verified`: somebody ran its weights on the real data
-    and compared the figures.
-    """
-
-    column: str
-    detector: str | None = None
-    verified: bool = False
-    source: str
-    rows: Mapping[str, Value]
-    mark: str | None = None
-    marks: Mapping[str, str] = {}
+    column: str = Field(description="title of the column")
+    detector: str | None = Field(
+        default=None, description="the shipped detector that the column is of, if any"
+    )
+    verified: bool = Field(
+        default=False,
+        description="whether the detector's weights were run on the real data and gave these values",
+    )
+    source: str = Field(description="the publication and table of the column")
+    rows: Mapping[str, Value] = Field(description="values by name of row or footer")
+    mark: str | None = Field(
+        default=None, description="reason why the column is wrong or not comparable"
+    )
+    marks: Mapping[str, str] = Field(
+        default={}, description="reasons why single cells are wrong or not comparable"
+    )
 
     @model_validator(mode="after")
-    def _marks_what_is_there(self) -> "Reference":
-        if strangers := self.marks.keys() - self.rows.keys():
-            raise ValueError(f"marks of cells that have no value: {', '.join(sorted(strangers))}")
+    def _check_marks(self) -> "Reference":
+        if unknown := self.marks.keys() - self.rows.keys():
+            raise ValueError(f"marks name rows without a value: {', '.join(sorted(unknown))}")
         return self
 
 
 class LocalizationRules(Frozen):
-    """How masks are measured: by whose rules, at which size, and above which probability a pixel
-    counts as altered.
-    """
+    """The rules for measuring masks."""
 
-    policy: Literal["opensdi", "imdlbenco", "plain"] = "plain"
-    resolution: Literal["network", "original"] = "original"
-    threshold: float = Field(default=0.5, ge=0, le=1)
+    policy: Literal["opensdi", "imdlbenco", "plain"] = Field(
+        default="plain", description="the project whose rules define the metrics"
+    )
+    resolution: Literal["network", "original"] = Field(
+        default="original", description="size at which masks are compared"
+    )
+    threshold: float = Field(
+        default=0.5, ge=0, le=1, description="probability above which a pixel counts as altered"
+    )
 
 
 class IdentificationRules(Frozen):
-    """How named generators are compared with the true ones."""
+    """The rules for comparing named generators with the true ones."""
 
-    top_k: tuple[int, ...] = (1, 3, 5)
-    protocol: Literal["plain", "dflip-v1"] = "plain"
+    top_k: tuple[int, ...] = Field(
+        default=(1, 3, 5), description="values of k for the top-k accuracies"
+    )
+    protocol: Literal["plain", "dflip-v1"] = Field(
+        default="plain", description="the rules; dflip-v1 are those of DFLIP-3K, version 1"
+    )
 
 
 class Groups(Frozen):
-    """Rows by their names whose generators are in the distribution of training, and out of it."""
+    """Names of rows in and out of the training distribution."""
 
-    inside: tuple[str, ...] = Field(alias="in", default=())
-    out: tuple[str, ...] = ()
+    inside: tuple[str, ...] = Field(
+        alias="in",
+        default=(),
+        description="names of rows whose generators are in the training distribution",
+    )
+    out: tuple[str, ...] = Field(
+        default=(), description="names of rows whose generators are out of it"
+    )
 
 
 class Protocol(Frozen):
-    """One way to evaluate. `layout` and `arguments`: how its images are labelled (null = any).
-    `sources`, `split`: where they are.
+    """The rules of an evaluation and its table. Fake is a log-odds above `threshold`."""
 
-    `detectors`, `ensemble`: its columns. Fake is a log-odds above `threshold`, or, unless `strict`,
-    at it. `perturb`: lists of perturbations by name. `rows` come first; then, for each of
-    `automatic`, a row for every source of real images, every generator (by release, then name) or
-    every year of release, with each of `figures`. `averages`: how it averages, in words. `groups`:
-    in and out of distribution; without, they follow from the classes of the run's identifier.
-    `paired`: by sources of real images the generators (all globs) whose average precision is
-    against these alone, as if there were as many of them as fakes.
-    """
-
-    name: str
-    title: str
-    source: str
-    what: str
-    layout: str | None = None
-    arguments: Mapping[str, Any] = {}
-    sources: tuple[str, ...] = ()
-    split: str | None = None
-    detectors: tuple[str, ...] = ()
-    ensemble: str | None = None
-    threshold: float = 0.0
-    strict: bool = True
-    perturb: tuple[str, ...] = ()
-    rows: tuple[ProtocolRow, ...] = ()
-    paired: Mapping[str, tuple[str, ...]] = {}
-    automatic: tuple[Automatic, ...] = ()
-    figures: tuple[RowFigure, ...] = ("rate",)
-    footers: tuple[ProtocolFooter, ...] = ()
-    averages: str
-    localization: LocalizationRules | None = None
-    identification: IdentificationRules | None = None
-    prompts: bool = False
-    groups: Groups | None = None
-    notes: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    reference: tuple[Reference, ...] = ()
+    name: str = Field(description="name of the protocol")
+    title: str = Field(description="title for people")
+    source: str = Field(description="the publication")
+    what: str = Field(description="what the protocol measures, as a sentence")
+    layout: str | None = Field(
+        default=None, description="layout that labels the images; null = any labels"
+    )
+    arguments: Mapping[str, Any] = Field(default={}, description="arguments of the layout")
+    sources: tuple[str, ...] = Field(default=(), description="where the images are")
+    split: str | None = Field(default=None, description="only labels of this split; null = all")
+    detectors: tuple[str, ...] = Field(
+        default=(), description="detectors that score a source, unless others are given"
+    )
+    ensemble: str | None = Field(
+        default=None, description="ensemble that scores a source if `detectors` is empty"
+    )
+    threshold: float = Field(
+        default=0.0, description="log-odds above which an image counts as fake, for all systems"
+    )
+    strict: bool = Field(
+        default=True, description="false = a score at the threshold counts as fake, too"
+    )
+    perturb: tuple[str, ...] = Field(default=(), description="lists of perturbations by name")
+    rows: tuple[ProtocolRow, ...] = Field(default=(), description="the first rows of the table")
+    paired: Mapping[str, tuple[str, ...]] = Field(
+        default={},
+        description="globs over generators, by glob over sources of real images; their average precision and oracle accuracy are against the "
+        "images of these sources alone, and the average precision is for equal numbers of both",
+    )
+    automatic: tuple[Automatic, ...] = Field(
+        default=(),
+        description="further rows: one for every source of real images, every generator (by release, then name), or every year of release",
+    )
+    figures: tuple[RowFigure, ...] = Field(
+        default=("rate",), description="metrics of the automatic rows of generators"
+    )
+    footers: tuple[ProtocolFooter, ...] = Field(
+        default=(), description="metrics of the whole below the rows"
+    )
+    averages: str = Field(description="how the protocol averages, in words")
+    localization: LocalizationRules | None = Field(
+        default=None, description="rules for masks; null = plain"
+    )
+    identification: IdentificationRules | None = Field(
+        default=None, description="rules for named generators; null = plain"
+    )
+    prompts: bool = Field(default=False, description="whether the protocol is about prompts")
+    groups: Groups | None = Field(
+        default=None,
+        description="rows in and out of the training distribution; null = by the classes of the run's identifier",
+    )
+    notes: tuple[str, ...] = Field(default=(), description="notes for readers, a sentence each")
+    commands: tuple[str, ...] = Field(default=(), description="commands that run the protocol")
+    reference: tuple[Reference, ...] = Field(default=(), description="published columns")
 
     @model_validator(mode="after")
-    def _refers_to_its_own_names(self) -> "Protocol":
-        named = [row.name for row in self.rows] + [footer.name for footer in self.footers]
-        if doubled := {name for name in named if named.count(name) > 1}:
-            raise ValueError(f"rows and footers of one name: {', '.join(sorted(doubled))}")
+    def _check_names(self) -> "Protocol":
+        names = [row.name for row in self.rows] + [footer.name for footer in self.footers]
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise ValueError(
+                f"rows and footers need distinct names, duplicates: {', '.join(sorted(duplicates))}"
+            )
         for column in self.reference:
-            if strangers := column.rows.keys() - set(named):
+            if unknown := column.rows.keys() - set(names):
                 raise ValueError(
-                    f"reference {column.column}: no row or footer is called {', '.join(sorted(strangers))}"
+                    f"reference {column.column}: unknown rows or footers: {', '.join(sorted(unknown))}"
                 )
         for footer in self.footers:
-            if strangers := set(footer.rows) - {row.name for row in self.rows}:
+            if unknown := set(footer.rows) - {row.name for row in self.rows}:
                 raise ValueError(
-                    f"footer {footer.name}: no row is called {', '.join(sorted(strangers))}"
+                    f"footer {footer.name}: unknown rows: {', '.join(sorted(unknown))}"
                 )
-        grouped = (*self.groups.inside, *self.groups.out) if self.groups else ()
-        if strangers := set(grouped) - {row.name for row in self.rows}:
-            raise ValueError(f"groups: no row is called {', '.join(sorted(strangers))}")
+        group_rows = (*self.groups.inside, *self.groups.out) if self.groups else ()
+        if unknown := set(group_rows) - {row.name for row in self.rows}:
+            raise ValueError(f"groups: unknown rows: {', '.join(sorted(unknown))}")
         if not self.rows and not self.automatic:
-            raise ValueError("neither rows nor automatic")
+            raise ValueError("a protocol needs rows or automatic")
         return self
 
     @property
     def traits(self) -> Mapping[str, str]:
-        """What the table must know of generators, by its name in a document the column of labels."""
-        found = {"released": "release_date"} if "years" in self.automatic else {}
-        return found | (
+        """Facts of generators that the table needs.
+
+        The keys are their names in a document, and the values are the columns of labels.
+        """
+        columns = {"released": "release_date"} if "years" in self.automatic else {}
+        return columns | (
             {"architecture": "architecture"} if any(row.architectures for row in self.rows) else {}
         )
 
@@ -228,36 +280,43 @@ class Protocol(Frozen):
 
     @property
     def published(self) -> tuple[ReferenceInfo, ...]:
-        """Published columns, with what is wrong about them."""
+        """The published columns, with the reasons why some are wrong."""
         return tuple(
-            ReferenceInfo(**one.model_dump(exclude={"detector"}), system=one.detector)
-            for one in self.reference
+            ReferenceInfo(**column.model_dump(exclude={"detector"}), system=column.detector)
+            for column in self.reference
         )
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:
-    """A shipped protocol by its name, or one from a YAML file. Raises ConfigError."""
+    """Load a shipped protocol by name, or a protocol from a YAML file.
+
+    Raises:
+        ConfigError: The protocol does not exist or is invalid.
+    """
     return load_yaml(find_config("evaluate", name_or_path), Protocol)
 
 
-def traits_of(
+def read_traits(
     tables: Callable[[Sequence[str]], Iterable[pa.Table]], column: str
 ) -> Mapping[str, str]:
-    """By generator of fakes the least text of its rows in a column, so the earliest `release_date`.
+    """Return the smallest value of a column by generator of fakes, such as its release date.
 
-    Generators without one are left out; so is a date that does not begin with its year. `tables`:
-    labelled rows with the columns asked for.
+    Generators without a value are left out, and so are dates that do not begin with a year.
+
+    Args:
+        tables: Returns the labelled rows with the requested columns.
+        column: `release_date` or `architecture`.
     """
-    found: dict[str, str] = {}
+    traits: dict[str, str] = {}
     for table in tables((column, "generator", "label")):
-        known = pc.match_substring_regex(
+        is_valid = pc.match_substring_regex(
             table[column], r"^\d{4}" if column == "release_date" else r"\S"
         )
-        rows = table.filter(pc.and_(pc.equal(table["label"], "fake"), known))
+        rows = table.filter(pc.and_(pc.equal(table["label"], "fake"), is_valid))
         for row in rows.group_by("generator").aggregate([(column, "min")]).to_pylist():
-            least = row[f"{column}_min"]
-            found[row["generator"]] = min(least, found.get(row["generator"], least))
-    return found
+            value = row[f"{column}_min"]
+            traits[row["generator"]] = min(value, traits.get(row["generator"], value))
+    return traits
 
 
 PLAIN = Protocol(
@@ -277,4 +336,4 @@ PLAIN = Protocol(
         ProtocolFooter(name="average precision", figure="average_precision"),
     ),
 )
-"""What holds where no protocol is named."""
+"""The protocol that applies if none is given."""

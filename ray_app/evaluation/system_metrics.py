@@ -1,8 +1,8 @@
-"""Measure one system (`measure_system`): as a whole, by kind, generator, and stratum, under
-perturbation; its curves; and paired tests of two systems (`paired_tests`).
+"""Measure one system (`measure_system`), and test pairs of systems (`paired_tests`).
 
-Intervals of a system as a whole are of one meaning (ray_app.evaluation.interval_sample), those of
-its parts of these parts' images.
+A system is measured as a whole, by kind, generator, and stratum, and under perturbation. The
+intervals of the whole have one meaning (ray_app.evaluation.interval_sample). The intervals of a
+part are for further images of this part.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ray_app.evaluation import accumulate
 from ray_app.evaluation.groups import FAKE_KINDS, EvaluationGroup
-from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
+from ray_app.evaluation.interval_sample import Intervals, Meaning, read_group_names
 from ray_app.evaluation.systems import System, combined_overlap, is_named, training_overlap
 from ray_app.metrics import curves, detection, intervals, significance
 from ray_app.metrics.arrays import Bools
@@ -30,7 +30,7 @@ from ray_app.metrics.registry import (
     measure,
     measure_difference,
 )
-from ray_app.metrics.table import ALL, MetricRow, rows_of
+from ray_app.metrics.table import ALL, MetricRow, build_rows
 from ray_app.metrics.values import MetricValue, undefined
 from ray_app.reports.evaluation.result import (
     AVERAGES,
@@ -54,13 +54,13 @@ NONE_SCORED = "none of these images was scored"
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """What the measurements of all systems share.
+    """Inputs that the measurements of all systems share.
 
     Attributes:
-        intervals: The groups that intervals are of.
+        intervals: The groups that intervals are for.
         generators: The generators and sources that labels name.
         members: The detectors of the ensemble.
-        identity: The run's identity, which has the kinds of its views and which are not there.
+        identity: The run's identity, which has the kinds of its views and the missing views.
     """
 
     intervals: Intervals
@@ -70,71 +70,89 @@ class SystemOptions:
 
 
 class MeasuredSystem(NamedTuple):
-    """The facts of a system, its metrics, and its curves."""
+    """The measurements of one system.
+
+    Attributes:
+        info: Facts of the system.
+        rows: Its metrics.
+        curves: Its curves.
+    """
 
     info: SystemInfo
     rows: list[MetricRow]
     curves: Curves
 
 
-def generators_of(
+def list_generators(
     cells: accumulate.Cells, traits: Mapping[str, Mapping[str, str]]
 ) -> list[GeneratorInfo]:
-    """Return the generators and sources that labels name, each with the number of its images as
-    `unscored`.
+    """Return the generators and sources that labels name.
+
+    The number of images of each is in `unscored`.
 
     Args:
         cells: The labelled rows.
-        traits: Facts about generators of fakes (`released`, `architecture`), by their names.
+        traits: Facts about generators of fakes (`released`, `architecture`), by generator name.
     """
     labelled: Counter[EvaluationGroup] = Counter()
     for (cell, _, _), count in cells.rows.items():
         labelled[cell.group] += count
-    found = []
+    generators = []
     for group in sorted(labelled):
-        known = {} if group.kind == "real" else traits
-        found.append(
+        group_traits = {} if group.kind == "real" else traits
+        generators.append(
             GeneratorInfo(
                 name=group.generator,
                 label=group.label,
                 kind=group.kind,
-                released=known.get("released", {}).get(group.generator),
-                architecture=known.get("architecture", {}).get(group.generator),
+                released=group_traits.get("released", {}).get(group.generator),
+                architecture=group_traits.get("architecture", {}).get(group.generator),
                 unscored=labelled[group],
             )
         )
-    return found
+    return generators
 
 
 def measure_system(
     scores: "SystemScores", cells: accumulate.Cells, options: SystemOptions
 ) -> MeasuredSystem:
-    """Return the facts, the metrics, and the curves of one system."""
+    """Return the facts, the metrics, and the curves of one system.
+
+    Args:
+        scores: The scores of the system.
+        cells: The labelled rows.
+        options: Inputs that all systems share.
+    """
     system, images = scores.system, scores.images
-    figures = scores.figures(images, options.intervals.resample(images, system, FAKE_KINDS))
-    scored = {group.kind for group, (_, n) in scores.right.items() if n}
-    by_kind = options.intervals.alike([kind for kind in FAKE_KINDS if kind in scored])
-    generators = [_with_scores(one, scores, options) for one in options.generators]
-    strata = _strata(scores, options)
-    views = list(_views(scores, cells, options))
-    risk = _risk(scores)
+    metrics = scores.measure(images, options.intervals.resample(images, system, FAKE_KINDS))
+    scored = {group.kind for group, (_, n) in scores.correct_counts.items() if n}
+    by_kind = options.intervals.common_info([kind for kind in FAKE_KINDS if kind in scored])
+    generators = [_add_counts(generator, scores, options) for generator in options.generators]
+    strata = _measure_strata(scores, options)
+    views = list(_measure_views(scores, cells, options))
+    risk = _measure_risk(scores)
     parts: dict[str, Mapping[str, MetricValue]] = {
-        ALL: figures | {"aurc": risk.aurc},
-        DECIDED: _decided(cells, options) if system.decides else {},
-        AVERAGES: _averages(scores, generators, options, figures["tpr"]),
+        ALL: metrics | {"aurc": risk.aurc},
+        DECIDED: _measure_verdicts(cells, options) if system.decides else {},
+        AVERAGES: _measure_averages(scores, generators, options, metrics["tpr"]),
         **{
-            kind_scope(kind): _of_kind(kind, scores, options, figures, by_kind)
+            kind_scope(kind): _measure_kind(kind, scores, options, metrics, by_kind)
             for kind in FAKE_KINDS
         },
-        **{one.scope: _generator_figures(one, scores, options) for one in generators},
-        **{stratum.scope: found for stratum, found in strata},
-        **_report(images),
+        **{
+            generator.scope: _measure_generator(generator, scores, options)
+            for generator in generators
+        },
+        **{stratum.scope: values for stratum, values in strata},
+        **_build_report(images),
     }
     rows = [
-        row for scope, found in parts.items() for row in rows_of(found, system.name, scope=scope)
+        row
+        for scope, values in parts.items()
+        for row in build_rows(values, system.name, scope=scope)
     ]
-    for view, found in views:
-        rows += rows_of(found, system.name, view=view.name)
+    for view, values in views:
+        rows += build_rows(values, system.name, view=view.name)
     info = SystemInfo(
         name=system.name,
         kind=system.kind,
@@ -152,41 +170,51 @@ def measure_system(
         strata=tuple(stratum for stratum, _ in strata),
         views=tuple(view for view, _ in views),
     )
-    return MeasuredSystem(info, rows, _curves(scores, risk.points))
+    return MeasuredSystem(info, rows, _build_curves(scores, risk.points))
 
 
 def paired_tests(
     sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool], meaning: Meaning
 ) -> tuple[list[PairedTest], list[MetricRow]]:
-    """Test the difference of two AUCs, or of two accuracies if one of the systems is binary, on
-    images that both score.
+    """Test each pair of systems on the images that both score.
 
-    The jackknife leaves out generators and sources if labels name enough of them, unless intervals
-    are of further images. A difference is b's metric less a's; `p_holm` is corrected for all pairs.
+    The metric is the AUC, or the accuracy if one of the systems is binary. A difference is b's
+    metric minus a's, and `p_holm` is corrected for all pairs.
+
+    Args:
+        sample: The sample of the labelled rows.
+        systems: The systems.
+        binary: Whether each system is binary, by name.
+        meaning: With `generators`, the jackknife leaves out generators and sources if labels name
+            enough of them; with `images`, blocks of images.
+
+    Returns:
+        The tests, and the differences with their intervals.
     """
     if not len(sample):
         return [], []
     fakes = np.asarray(sample["kind"]) != "real"
-    names = names_of(sample) if meaning == "generators" else None
+    names = read_group_names(sample) if meaning == "generators" else None
     scores = {
-        one.name: np.asarray(sample[f"score:{one.name}"].fill_null(np.nan)) for one in systems
+        system_a.name: np.asarray(sample[f"score:{system_a.name}"].fill_null(np.nan))
+        for system_a in systems
     }
     tests, rows = [], []
-    for one, other in combinations(systems, 2):
-        both = np.isfinite(scores[one.name]) & np.isfinite(scores[other.name])
+    for system_a, system_b in combinations(systems, 2):
+        both = np.isfinite(scores[system_a.name]) & np.isfinite(scores[system_b.name])
         if not both.any():
             continue
-        owners = None if names is None else names[both]
+        pair_names = None if names is None else names[both]
         first, second = (
-            Resampled.in_groups(scores[system.name][both], fakes[both], owners, **system.cut)
-            for system in (one, other)
+            Resampled.in_groups(scores[system.name][both], fakes[both], pair_names, **system.cut)
+            for system in (system_a, system_b)
         )
-        name = "accuracy" if binary[one.name] or binary[other.name] else "auc"
-        found, p = measure_difference(METRICS[name], first, second)
-        words = f"clustered {name}" if first.is_grouped else name
-        test = PairedTest(one.name, other.name, words, found.n, p)
+        name = "accuracy" if binary[system_a.name] or binary[system_b.name] else "auc"
+        difference, p = measure_difference(METRICS[name], first, second)
+        test_name = f"clustered {name}" if first.is_grouped else name
+        test = PairedTest(system_a.name, system_b.name, test_name, difference.n, p)
         tests.append(test)
-        rows.append(MetricRow(other.name, "", test.scope, words, found))
+        rows.append(MetricRow(system_b.name, "", test.scope, test_name, difference))
     corrected = significance.holm([test.p for test in tests])
     return [
         replace(test, p_holm=p_holm) for test, p_holm in zip(tests, corrected, strict=True)
@@ -195,31 +223,39 @@ def paired_tests(
 
 @dataclass(frozen=True)
 class SystemScores:
-    """The scores of one system, from the highest score down, with the cell of each image."""
+    """The scores of one system, from the highest score down.
+
+    Attributes:
+        system: The system.
+        images: The scored images (n,).
+        cells: Index (n,) of each image's cell in `file_cells`.
+        file_cells: All cells.
+        binary: Whether all scores are yes or no.
+    """
 
     system: System
     images: ScoredImages
     cells: npt.NDArray[np.intp]
-    of_cells: Sequence[accumulate.FileCell]
+    file_cells: Sequence[accumulate.FileCell]
     binary: bool
 
-    def mask(self, is_chosen: Callable[[accumulate.FileCell], bool]) -> Bools:
-        """Which images (n,) are in some of the cells."""
-        chosen = np.array([is_chosen(cell) for cell in self.of_cells], np.bool_)
-        return chosen[self.cells]
+    def mask(self, predicate: Callable[[accumulate.FileCell], bool]) -> Bools:
+        """Return which images (n,) are in the selected cells."""
+        is_selected = np.array([predicate(cell) for cell in self.file_cells], np.bool_)
+        return is_selected[self.cells]
 
-    def select(self, is_chosen: Callable[[accumulate.FileCell], bool]) -> ScoredImages:
-        """The images of some of the cells."""
-        return self.images.select(self.mask(is_chosen))
+    def select(self, predicate: Callable[[accumulate.FileCell], bool]) -> ScoredImages:
+        """Return the images of the selected cells."""
+        return self.images.select(self.mask(predicate))
 
-    def against(
+    def select_against(
         self, groups: Collection[EvaluationGroup], others: Sequence[str] = ()
     ) -> ScoredImages:
-        """The images of some groups of one class, and those of the other class.
+        """Return the images of some groups of one class, and those of the other class.
 
         Args:
             groups: The groups.
-            others: Globs of the sources or generators of the other class. None of them: all.
+            others: Globs of the sources or generators of the other class; empty for all.
         """
         is_real = any(group.kind == "real" for group in groups)
 
@@ -233,43 +269,62 @@ class SystemScores:
 
         return self.select(is_chosen)
 
-    def correct(self, groups: Iterable[EvaluationGroup]) -> tuple[int, int]:
-        """Images of some groups that are judged correctly, and images with a score."""
-        counts = [self.right.get(group, (0, 0)) for group in groups]
+    def count_correct(self, groups: Iterable[EvaluationGroup]) -> tuple[int, int]:
+        """Return the number of correctly judged, and of scored, images of some groups."""
+        counts = [self.correct_counts.get(group, (0, 0)) for group in groups]
         return sum(hits for hits, _ in counts), sum(n for _, n in counts)
 
-    def figures(
+    def measure(
         self, images: ScoredImages, sample: Resampled | None = None
     ) -> dict[str, MetricValue]:
-        """All metrics of detection of some images."""
-        return detection.detection_of(images, sample, continuous=not self.binary)
+        """Return all detection metrics of some images.
 
-    def ranked(self, name: str, images: ScoredImages, sample: Resampled | None) -> MetricValue:
-        """A metric that needs scores which rank images."""
+        Args:
+            images: The images.
+            sample: The groups for intervals; None for intervals of proportions only.
+        """
+        return detection.measure_detection(images, sample, continuous=not self.binary)
+
+    def measure_ranking(
+        self, name: str, images: ScoredImages, sample: Resampled | None
+    ) -> MetricValue:
+        """Return a metric that needs scores which rank images.
+
+        Args:
+            name: The name of the metric.
+            images: The images.
+            sample: The groups for the interval, or None.
+        """
         if self.binary:
             return undefined(detection.NO_RANKING, len(images))
         return measure(METRICS[name], images, sample)
 
     @cached_property
-    def right(self) -> Mapping[EvaluationGroup, tuple[int, int]]:
-        """Images judged correctly, and images with a score, of each group."""
+    def correct_counts(self) -> Mapping[EvaluationGroup, tuple[int, int]]:
+        """Number of correctly judged, and of scored, images of each group."""
         is_right = self.images.flagged == self.images.is_fake
-        n = np.bincount(self.cells, minlength=len(self.of_cells))
-        hits = np.bincount(self.cells[is_right], minlength=len(self.of_cells))
-        found: dict[EvaluationGroup, tuple[int, int]] = {}
-        for cell, more, count in zip(self.of_cells, hits.tolist(), n.tolist(), strict=True):
-            before = found.get(cell.group, (0, 0))
-            found[cell.group] = before[0] + more, before[1] + count
-        return found
+        n = np.bincount(self.cells, minlength=len(self.file_cells))
+        hits = np.bincount(self.cells[is_right], minlength=len(self.file_cells))
+        counts: dict[EvaluationGroup, tuple[int, int]] = {}
+        for cell, n_hits, count in zip(self.file_cells, hits.tolist(), n.tolist(), strict=True):
+            previous = counts.get(cell.group, (0, 0))
+            counts[cell.group] = previous[0] + n_hits, previous[1] + count
+        return counts
 
 
-def scores_of(
+def collect_scores(
     system: System, cells: accumulate.Cells, column: accumulate.ScoreColumn | None = None
 ) -> SystemScores:
-    """Return the scores of a system, or of another column, from the highest score down."""
+    """Return the scores of a system from the highest score down.
+
+    Args:
+        system: The system.
+        cells: The labelled rows.
+        column: Scores to use in place of the system's own, such as those of a view.
+    """
     column = column or cells.scores(system.name)
     order = descending_order(column.scores)
-    # NumPy converts smaller indices before each use.
+    # NumPy would convert smaller indices before each use.
     scores, codes = column.scores[order], column.cells[order].astype(np.intp)
     is_fake = np.array([cell.group.kind != "real" for cell in cells.cells], np.bool_)[codes]
     replies = bool(len(scores)) and bool(np.isin(scores, (-1.0, 1.0)).all())
@@ -277,79 +332,84 @@ def scores_of(
     return SystemScores(system, images, codes, cells.cells, system.binary or replies)
 
 
-def _of_kind(
+def _measure_kind(
     kind: str,
     scores: SystemScores,
     options: SystemOptions,
-    figures: dict[str, MetricValue],
+    metrics: dict[str, MetricValue],
     by_kind: IntervalInfo,
 ) -> dict[str, MetricValue]:
-    """Metrics of whole fakes, or of local edits, against all real images; those of all fakes if
-    there are no others.
+    """Return metrics of whole fakes, or of local edits, against all real images.
 
-    Their intervals are of what `by_kind` says, the same for both.
+    Args:
+        kind: The kind of the fakes.
+        scores: The scores of the system.
+        options: Inputs that all systems share.
+        metrics: Metrics of all fakes, which are returned if all fakes are of this kind.
+        by_kind: The meaning of the intervals, common to both kinds.
     """
     images = scores.select(lambda cell: cell.group.kind in (kind, "real"))
     if images.n_fake == scores.images.n_fake and images.n_fake:
-        return figures
+        return metrics
     if not images.n_fake:
-        why = f"no {kind} fake was scored" if kind == "whole" else "no local edit was scored"
-        return dict.fromkeys(figures, undefined(why, images.n_real))
+        reason = f"no {kind} fake was scored" if kind == "whole" else "no local edit was scored"
+        return dict.fromkeys(metrics, undefined(reason, images.n_real))
     is_of_images = by_kind.fakes == "images"
     sample = options.intervals.resample(images, scores.system, (kind,), is_of_images=is_of_images)
-    return scores.figures(images, sample)
+    return scores.measure(images, sample)
 
 
-def _decided(cells: accumulate.Cells, options: SystemOptions) -> dict[str, MetricValue]:
-    counts = _verdicts(cells)
-    return options.intervals.add_to_verdicts(detection.abstaining(counts), counts)
+def _measure_verdicts(cells: accumulate.Cells, options: SystemOptions) -> dict[str, MetricValue]:
+    counts = _count_verdicts(cells)
+    return options.intervals.add_to_verdicts(detection.measure_verdicts(counts), counts)
 
 
-def _averages(
+def _measure_averages(
     scores: SystemScores,
     generators: Iterable[GeneratorInfo],
     options: SystemOptions,
     tpr: MetricValue,
 ) -> dict[str, MetricValue]:
     rates: dict[str, tuple[int, int]] = {}
-    for one in generators:
-        if one.label == "fake":
-            hits, n = scores.correct([group_of(one)])
-            before = rates.get(one.name, (0, 0))
-            rates[one.name] = (before[0] + hits, before[1] + n)
-    averages = detection.averages(rates)
+    for generator in generators:
+        if generator.label == "fake":
+            hits, n = scores.count_correct([get_group(generator)])
+            previous = rates.get(generator.name, (0, 0))
+            rates[generator.name] = (previous[0] + hits, previous[1] + n)
+    averages = detection.average_rates(rates)
     return options.intervals.add_to_averages(averages, list(rates.values()), tpr)
 
 
-def group_of(generator: GeneratorInfo) -> EvaluationGroup:
-    """Return the group of the labels that a generator is."""
+def get_group(generator: GeneratorInfo) -> EvaluationGroup:
+    """Return the group of labels that a generator stands for."""
     return EvaluationGroup(generator.kind, generator.name)
 
 
-def _with_scores(
+def _add_counts(
     generator: GeneratorInfo, scores: SystemScores, options: SystemOptions
 ) -> GeneratorInfo:
-    n = scores.correct([group_of(generator)])[1]
-    seen = _seen(scores.system, generator.name, options)
-    return replace(generator, seen=seen, n=n, unscored=generator.unscored - n)
+    n = scores.count_correct([get_group(generator)])[1]
+    overlap = _find_overlap(scores.system, generator.name, options)
+    return replace(generator, seen=overlap, n=n, unscored=generator.unscored - n)
 
 
-def _generator_figures(
+def _measure_generator(
     generator: GeneratorInfo, scores: SystemScores, options: SystemOptions
 ) -> dict[str, MetricValue]:
-    """The fraction of a generator's images that are judged correctly, and its AUC against all
-    images of the other class.
+    """Return the fraction of a generator's images that are judged correctly, and its AUC.
+
+    The AUC is against all images of the other class.
     """
-    group = group_of(generator)
-    images = scores.against([group])
+    group = get_group(generator)
+    images = scores.select_against([group])
     sample = None if scores.binary else options.intervals.resample_images(images)
     return {
-        "rate": intervals.proportion(*scores.correct([group]), NONE_SCORED),
-        "auc": scores.ranked("auc", images, sample),
+        "rate": intervals.proportion(*scores.count_correct([group]), NONE_SCORED),
+        "auc": scores.measure_ranking("auc", images, sample),
     }
 
 
-def _seen(system: System, generator: str, options: SystemOptions) -> str:
+def _find_overlap(system: System, generator: str, options: SystemOptions) -> str:
     cards = (
         [system.card] if system.kind == "detector" else [member.card for member in options.members]
     )
@@ -358,7 +418,7 @@ def _seen(system: System, generator: str, options: SystemOptions) -> str:
     )
 
 
-def _verdicts(cells: accumulate.Cells) -> detection.VerdictCounts:
+def _count_verdicts(cells: accumulate.Cells) -> detection.VerdictCounts:
     counts = dict.fromkeys(
         (
             f"{label}_{verdict}"
@@ -372,48 +432,50 @@ def _verdicts(cells: accumulate.Cells) -> detection.VerdictCounts:
     return detection.VerdictCounts(**counts)
 
 
-def _curves(scores: SystemScores, risk: Sequence[Sequence[float]]) -> Curves:
+def _build_curves(scores: SystemScores, risk: Sequence[Sequence[float]]) -> Curves:
     images = scores.images
     edges = np.clip(images.scores, EDGES[0], EDGES[-1])
     real, fake = (
-        tuple(np.histogram(edges[mine], EDGES)[0].tolist())
-        for mine in (~images.is_fake, images.is_fake)
+        tuple(np.histogram(edges[mask], EDGES)[0].tolist())
+        for mask in (~images.is_fake, images.is_fake)
     )
     histogram = ClassHistogram(tuple(EDGES.tolist()), real, fake)
     if scores.binary:
         return Curves(histogram=histogram)
     return Curves(
-        roc=_points(curves.roc_points(images)),
-        precision_recall=_points(curves.precision_recall_points(images)),
-        risk_coverage=_points(risk),
-        reliability=tuple(ReliabilityBin(**one) for one in curves.reliability(images)),
+        roc=_to_points(curves.roc_points(images)),
+        precision_recall=_to_points(curves.precision_recall_points(images)),
+        risk_coverage=_to_points(risk),
+        reliability=tuple(
+            ReliabilityBin(**bin_fields) for bin_fields in curves.reliability(images)
+        ),
         histogram=histogram,
     )
 
 
-def _points(points: Iterable[Sequence[float | None]]) -> Points:
+def _to_points(points: Iterable[Sequence[float | None]]) -> Points:
     return tuple(map(tuple, points))
 
 
-def _risk(scores: SystemScores) -> curves.RiskCoverage:
+def _measure_risk(scores: SystemScores) -> curves.RiskCoverage:
     if scores.binary:
-        return curves.RiskCoverage([], undefined("binary replies say nothing of how sure they are"))
+        return curves.RiskCoverage([], undefined("binary replies have no confidence"))
     return curves.risk_coverage(scores.images)
 
 
-def _report(images: ScoredImages) -> dict[str, dict[str, MetricValue]]:
-    """scikit-learn's classification report: by scope its metrics."""
-    report = detection.classification_report(
-        images.found,
-        images.n_fake - images.found,
-        images.alarms,
-        images.n_real - images.alarms,
+def _build_report(images: ScoredImages) -> dict[str, dict[str, MetricValue]]:
+    """Return the metrics of scikit-learn's classification report by scope."""
+    report = detection.build_classification_report(
+        images.true_positives,
+        images.n_fake - images.true_positives,
+        images.false_positives,
+        images.n_real - images.false_positives,
     )
     return {
         report_scope(name): {
-            figure: MetricValue(value, n=round(entries["support"]))
-            for figure, value in entries.items()
-            if figure != "support"
+            metric: MetricValue(value, n=round(entries["support"]))
+            for metric, value in entries.items()
+            if metric != "support"
         }
         for name, entries in report.items()
         if isinstance(entries, Mapping)
@@ -425,46 +487,49 @@ def report_scope(name: str) -> str:
     return f"report: {name}"
 
 
-def _strata(
+def _measure_strata(
     scores: SystemScores, options: SystemOptions
 ) -> list[tuple[StratumInfo, dict[str, MetricValue]]]:
-    """Metrics within images of one format and one size, where neither can separate the classes."""
+    """Measure images of one format and one size.
+
+    Within such a stratum, neither format nor size can separate the classes.
+    """
     bands = (*accumulate.BANDS, accumulate.UNKNOWN)
-    there = np.bincount(scores.cells, minlength=len(scores.of_cells)) > 0
-    known = {
-        (cell.format, cell.size) for cell, has in zip(scores.of_cells, there, strict=True) if has
+    has_images = np.bincount(scores.cells, minlength=len(scores.file_cells)) > 0
+    strata_keys = {
+        (cell.format, cell.size)
+        for cell, has in zip(scores.file_cells, has_images, strict=True)
+        if has
     }
     strata = []
-    for form, size in sorted(known, key=lambda one: (one[0], bands.index(one[1]))):
-        images = scores.select(partial(_is_of, form, size))
+    for form, size in sorted(strata_keys, key=lambda key: (key[0], bands.index(key[1]))):
+        images = scores.select(partial(_is_in_stratum, form, size))
         sample = options.intervals.resample_images(images)
-        found = {
-            "auc": scores.ranked("auc", images, sample),
+        metrics = {
+            "auc": scores.measure_ranking("auc", images, sample),
             "balanced_accuracy": measure(METRICS["balanced_accuracy"], images, sample),
         }
-        strata.append((StratumInfo(form, size, images.n_real, images.n_fake), found))
+        strata.append((StratumInfo(form, size, images.n_real, images.n_fake), metrics))
     return strata
 
 
-def _is_of(form: str, size: str, cell: accumulate.FileCell) -> bool:
+def _is_in_stratum(form: str, size: str, cell: accumulate.FileCell) -> bool:
     return (cell.format, cell.size) == (form, size)
 
 
-def _views(
+def _measure_views(
     scores: SystemScores, cells: accumulate.Cells, options: SystemOptions
 ) -> Iterator[tuple[ViewInfo, dict[str, MetricValue]]]:
-    """Metrics of perturbed pixels, in the order of the run's views; at the end those that are not
-    there.
-    """
+    """Yield the metrics of each view in the run's order, then the views that are missing."""
     kinds, has_views = options.identity.get("perturb_kinds", {}), False
     for view, column in cells.views(scores.system.name):
-        images = scores_of(scores.system, cells, column).images
+        images = collect_scores(scores.system, cells, column).images
         sample = options.intervals.resample_view(images)
         info = ViewInfo(
             view, kinds.get(view, "degradation"), n_real=images.n_real, n_fake=images.n_fake
         )
         has_views = True
-        yield info, scores.figures(images, sample)
+        yield info, scores.measure(images, sample)
     if has_views:
-        for name, facts in options.identity.get("perturb_absent", {}).items():
-            yield ViewInfo(name=name, **facts), {}
+        for name, view_info in options.identity.get("perturb_absent", {}).items():
+            yield ViewInfo(name=name, **view_info), {}

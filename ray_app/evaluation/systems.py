@@ -1,5 +1,6 @@
-"""The systems of a run that give scores, its ensemble and every detector (`systems_of`), and
-whether one was trained on a generator (`training_overlap`).
+"""List the systems of a run, which are its ensemble and its detectors (`list_systems`).
+
+`training_overlap` finds out whether a system was trained on a generator.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,17 +23,26 @@ from ray_app.runs import RunDirectory
 
 ENSEMBLE = "ensemble"
 Column = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-Seen = Literal["in-training", "unseen", "unknown"]
+Overlap = Literal["in-training", "unseen", "unknown"]
 
 
 @dataclass(frozen=True)
 class System:
-    """One column of scores (log-odds of fake). `calibration`: what makes chances of them;
-    `decides`: the run's verdicts are its own; `late`: in a cascade it scores only the images that
-    go on. `kind`: `ensemble` where the scores are the ensemble's, under whatever name.
+    """A column of scores, which are log-odds of fake.
 
-    Fake is a score above `threshold`, or, unless `strict`, at it. `card`: None where it cannot be
-    read any more.
+    Attributes:
+        name: Name in the run.
+        kind: `ensemble` if the scores are the ensemble's, also under a detector's name; else
+            `detector`.
+        title: Title for people.
+        threshold: Scores above it are fake.
+        strict: If False, scores at the threshold are fake, too.
+        calibration: Turns the scores into probabilities.
+        calibrated: Whether the probabilities are calibrated.
+        binary: Whether the detector replies yes or no.
+        decides: Whether the run's verdicts are those of this system.
+        late: Whether, in a cascade, it scores only the images of the second stage.
+        card: The detector's card; None if it cannot be read any more.
     """
 
     name: str
@@ -49,19 +59,24 @@ class System:
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether its scores are those that the ensemble made of its detectors'."""
+        """Whether the scores are those of an ensemble."""
         return self.kind == ENSEMBLE
 
     @property
     def cut(self) -> dict[str, Any]:
-        """Threshold, strictness and calibration, as `ScoredImages` takes them."""
+        """The threshold, strictness, and calibration, as arguments of `ScoredImages`."""
         return {"threshold": self.threshold, "strict": self.strict, "calibration": self.calibration}
 
 
 @dataclass(frozen=True)
 class Systems:
-    """All of a run, the headline first. `members`: the ensemble's detectors, as the run names them,
-    in its own order.
+    """All systems of a run.
+
+    Attributes:
+        all: The systems, the headline first.
+        ensemble: The card of the ensemble, or None.
+        members: Names of the ensemble's detectors in the run, in the ensemble's order.
+        calibrations: Calibrations of the members, by name.
     """
 
     all: tuple[System, ...]
@@ -71,95 +86,107 @@ class Systems:
 
     @property
     def headline(self) -> System:
-        """The ensemble, under its only detector's name where it has but one."""
+        """The system that decides, which has a detector's name if the ensemble has only that."""
         return self.all[0]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What rows must have beside their scores: the bytes' digest, by which a cascade's audit
-        draws images, whatever a view shows.
+        """The columns that rows need in addition to their scores.
+
+        A cascade's audit draws images by the digest of the file, for every view.
         """
         return (
             ("sha256",) if self.ensemble is not None and self.ensemble.cascade is not None else ()
         )
 
-    def score_columns(self, table: pa.Table) -> dict[str, pa.Array]:
-        """Of result rows the column `score:SYSTEM` for each system, and `view:SYSTEM|VIEW` for each
-        of its scores of a view; null where there is no finite one.
+    def read_score_columns(self, table: pa.Table) -> dict[str, pa.Array]:
+        """Return the score columns of result rows by name.
+
+        The names are `score:SYSTEM`, and `view:SYSTEM|VIEW` for the scores of a view. A score that
+        is missing or not finite is null.
         """
-        found = {f"score:{name}": scores for name, scores in self.clean(table).items()}
-        found |= {
+        columns = {f"score:{name}": scores for name, scores in self.read_scores(table).items()}
+        columns |= {
             f"view:{name}|{view}": scores
-            for view, columns in self.views(table).items()
-            for name, scores in columns.items()
+            for view, view_scores in self.read_views(table).items()
+            for name, scores in view_scores.items()
         }
-        return {name: pa.array(scores, mask=~np.isfinite(scores)) for name, scores in found.items()}
-
-    def clean(self, table: pa.Table) -> dict[str, Column]:
-        """Per system, the scores (n,) of result rows; NaN = none."""
-        scores = table["scores"].combine_chunks()
-        there = {field.name for field in scores.type}
         return {
-            one.name: _floats(table["score"])
-            if one.is_ensemble
-            else _floats(_field(scores, one.name, there))
-            for one in self.all
+            name: pa.array(scores, mask=~np.isfinite(scores)) for name, scores in columns.items()
         }
 
-    def views(self, table: pa.Table) -> dict[str, dict[str, Column]]:
-        """Per view and system the same of perturbed pixels; nothing where the run has no views. The
-        ensemble decides anew.
+    def read_scores(self, table: pa.Table) -> dict[str, Column]:
+        """Return the scores (n,) of result rows by system; NaN for a missing score."""
+        scores = table["scores"].combine_chunks()
+        names = {field.name for field in scores.type}
+        return {
+            system.name: _to_floats(table["score"])
+            if system.is_ensemble
+            else _to_floats(_read_field(scores, system.name, names))
+            for system in self.all
+        }
+
+    def read_views(self, table: pa.Table) -> dict[str, dict[str, Column]]:
+        """Return the scores (n,) of perturbed pixels by view and system.
+
+        The result is empty if the run has no views. The ensemble's scores are computed for each
+        view.
         """
         if "views" not in table.column_names:
             return {}
         column = table["views"].combine_chunks()
-        drawn = (
+        audited = (
             drawn_by_audit(self.ensemble, table["sha256"].to_pylist())
             if self.ensemble is not None and self.columns
             else ()
         )
         return {
-            field.name: self._view(pc.struct_field(column, field.name), drawn)
+            field.name: self._read_view(pc.struct_field(column, field.name), audited)
             for field in column.type
         }
 
-    def _view(self, scores: pa.Array, audited: Sequence[bool]) -> dict[str, Column]:
-        there = {field.name for field in scores.type}
-        found: dict[str, Column] = {
-            one.name: _floats(_field(scores, one.name, there))
-            for one in self.all
-            if not one.is_ensemble
+    def _read_view(self, scores: pa.Array, audited: Sequence[bool]) -> dict[str, Column]:
+        names = {field.name for field in scores.type}
+        view_scores: dict[str, Column] = {
+            system.name: _to_floats(_read_field(scores, system.name, names))
+            for system in self.all
+            if not system.is_ensemble
         }
         if self.ensemble is None or not self.headline.is_ensemble:
-            return found
+            return view_scores
         columns = {
-            name: np.asarray(_floats(_field(scores, name, there)), np.float32)
+            name: np.asarray(_to_floats(_read_field(scores, name, names)), np.float32)
             for name in self.members
         }
         return {
             self.headline.name: combine(self.ensemble, columns, self.calibrations, audited=audited),
-            **found,
+            **view_scores,
         }
 
 
-def systems_of(
+def list_systems(
     run: RunDirectory, *, threshold: float | None = None, strict: bool = True
 ) -> Systems:
-    """Those of a run by its `run.json`. A protocol's `threshold` holds for all; without one a
-    detector's is 0, and an ensemble's is where its verdict begins to be fake.
+    """List the systems of a run from its `run.json`.
 
-    An ensemble of one detector and that detector are one system, under the detector's name: with
-    the ensemble's scores, title and threshold, or with the detector's own scores where the ensemble
-    leaves them as they are, or where a protocol, which is for such scores, gives a threshold.
+    An ensemble of one detector and this detector are one system, under the detector's name. It has
+    the ensemble's scores, title, and threshold. It has the detector's own scores if the ensemble
+    does not change them, or if a threshold is given, which a protocol defines for those scores.
+
+    Args:
+        run: The run.
+        threshold: The threshold of all systems. By default it is 0 for a detector, and the lowest
+            score of a fake verdict for an ensemble.
+        strict: If False, scores at the threshold are fake, too.
     """
-    described = run.describe()
-    names: list[str] = described["detectors"]
-    entries = described["identity"].get("detectors", {})
-    calibrations = {name: _calibration(entries.get(name, {})) for name in names}
+    run_info = run.describe()
+    names: list[str] = run_info["detectors"]
+    entries = run_info["identity"].get("detectors", {})
+    calibrations = {name: _parse_calibration(entries.get(name, {})) for name in names}
     ensemble = (
-        EnsembleCard.model_validate(described["ensemble"]) if described.get("ensemble") else None
+        EnsembleCard.model_validate(run_info["ensemble"]) if run_info.get("ensemble") else None
     )
-    cards = _cards(ensemble, names)
+    cards = _load_cards(ensemble, names)
     members = tuple(cards[member.detector][0] for member in ensemble.members) if ensemble else ()
     for name, member in zip(members, ensemble.members if ensemble else (), strict=True):
         calibrations[name] = member.calibration or calibrations.get(name)
@@ -170,29 +197,35 @@ def systems_of(
                calibrations[name] is not None, bool(card and card.replies), late=name in late, card=card)
         for name in names
     ]  # fmt: skip
-    kept = {name: calibrations[name] for name in members if name in calibrations}
-    whole = _ensemble(ensemble, kept, threshold, strict)
+    member_calibrations = {name: calibrations[name] for name in members if name in calibrations}
+    ensemble_system = _make_ensemble_system(ensemble, member_calibrations, threshold, strict)
     if ensemble is None or len(members) != 1 or members[0] not in names:
-        return Systems((whole, *detectors), ensemble, members, kept)
+        return Systems((ensemble_system, *detectors), ensemble, members, member_calibrations)
     [only], others = (
-        [one for one in detectors if (one.name == members[0]) is is_its] for is_its in (True, False)
+        [system for system in detectors if (system.name == members[0]) is is_member]
+        for is_member in (True, False)
     )
-    if threshold is not None or _is_plain(ensemble, kept):
-        return Systems((replace(only, decides=True), *others), ensemble, members, kept)
+    if threshold is not None or _equals_detector(ensemble, member_calibrations):
+        return Systems(
+            (replace(only, decides=True), *others), ensemble, members, member_calibrations
+        )
     return Systems(
-        (replace(whole, name=only.name, binary=only.binary, card=only.card), *others),
+        (replace(ensemble_system, name=only.name, binary=only.binary, card=only.card), *others),
         ensemble,
         members,
-        kept,
+        member_calibrations,
     )
 
 
-def training_overlap(card: DetectorCard, generator: str) -> Seen:
-    """Whether the fakes that the card's weights were trained on were of this generator, by the name
-    that labels give it.
+def training_overlap(card: DetectorCard, generator: str) -> Overlap:
+    """Return whether a detector's weights were trained on fakes of a generator.
 
-    A name that the card does not list is `unseen` only where the card lists all; sources of real
-    images (`real`, `real:…`) always are unknown unless listed.
+    A name that the card does not list is `unseen` only if the card lists all generators. Sources of
+    real images (`real`, `real:…`) are `unknown` unless the card lists them.
+
+    Args:
+        card: The card of the detector.
+        generator: The name of the generator in the labels.
     """
     data = card.training_data
     if any(is_named(generator, glob) for glob in data.generators):
@@ -202,24 +235,26 @@ def training_overlap(card: DetectorCard, generator: str) -> Seen:
     )
 
 
-def combined_overlap(found: Iterable[str]) -> Seen:
-    """What is known of several at once, members of an ensemble or generators of a row: one that was
-    seen decides, and one unknown next.
+def combined_overlap(overlaps: Iterable[str]) -> Overlap:
+    """Combine the overlaps of several members of an ensemble or several generators.
+
+    `in-training` takes precedence, then `unknown`.
     """
-    words = set(found)
-    if "in-training" in words:
+    distinct = set(overlaps)
+    if "in-training" in distinct:
         return "in-training"
-    return "unseen" if words == {"unseen"} else "unknown"
+    return "unseen" if distinct == {"unseen"} else "unknown"
 
 
 def is_named(name: str, glob: str) -> bool:
-    """Whether a glob matches a generator's name; case, spaces, dots, dashes and underscores make no
-    difference.
+    """Return whether a glob matches a generator's name.
+
+    Case, spaces, dots, dashes, and underscores are ignored.
     """
     return fnmatchcase(spelling_key(name), spelling_key(glob))
 
 
-def _ensemble(
+def _make_ensemble_system(
     card: EnsembleCard | None,
     calibrations: Mapping[str, Platt | None],
     threshold: float | None,
@@ -227,14 +262,14 @@ def _ensemble(
 ) -> System:
     if card is None:
         return System(ENSEMBLE, "ensemble", "The ensemble", threshold or 0.0, strict, decides=True)
-    begins, strict = (
+    first_fake, strict = (
         (card.thresholds.fake_above, False) if threshold is None else (threshold, strict)
     )
     return System(
         ENSEMBLE,
         "ensemble",
         card.title,
-        begins,
+        first_fake,
         strict,
         None,
         is_calibrated(card, calibrations),
@@ -242,9 +277,10 @@ def _ensemble(
     )
 
 
-def _is_plain(ensemble: EnsembleCard, calibrations: Mapping[str, Platt | None]) -> bool:
-    """Whether the ensemble equals its only detector, number for number and verdict for verdict but
-    at the threshold itself.
+def _equals_detector(ensemble: EnsembleCard, calibrations: Mapping[str, Platt | None]) -> bool:
+    """Return whether the ensemble's scores and verdicts equal those of its only detector.
+
+    The verdicts may differ for a score exactly at the threshold.
     """
     thresholds = ensemble.thresholds
     return (
@@ -255,45 +291,45 @@ def _is_plain(ensemble: EnsembleCard, calibrations: Mapping[str, Platt | None]) 
     )
 
 
-def _cards(
+def _load_cards(
     ensemble: EnsembleCard | None, names: list[str]
 ) -> dict[str, tuple[str, DetectorCard | None]]:
-    """By what the ensemble calls its members, the run's own name of each, and its card where that
-    can still be read.
+    """Return the name in the run and the card of each detector.
+
+    The keys are the ensemble's names of its members, and the run's names of other detectors. The
+    card is None if it cannot be read.
     """
-    found: dict[str, tuple[str, DetectorCard | None]] = {}
-    for place, member in enumerate(ensemble.members if ensemble else ()):
-        card = readable_card(member.detector)
-        called = [
+    cards: dict[str, tuple[str, DetectorCard | None]] = {}
+    for index, member in enumerate(ensemble.members if ensemble else ()):
+        card = try_load_card(member.detector)
+        candidates = [
             name
-            for name in (card.name if card else None, member.detector, *names[place : place + 1])
+            for name in (card.name if card else None, member.detector, *names[index : index + 1])
             if name in names
         ]
-        known = called[0] if called else member.detector
-        found[member.detector] = (str(known), card if card and card.name == known else None)
-    missing = set(names) - {known for known, _ in found.values()}
-    return found | {name: (name, readable_card(name)) for name in missing}
+        run_name = candidates[0] if candidates else member.detector
+        cards[member.detector] = (str(run_name), card if card and card.name == run_name else None)
+    missing = set(names) - {run_name for run_name, _ in cards.values()}
+    return cards | {name: (name, try_load_card(name)) for name in missing}
 
 
-def readable_card(name: str) -> DetectorCard | None:
-    """A detector's card; None where it cannot be read any more, as in a run that another machine
-    made.
-    """
+def try_load_card(name: str) -> DetectorCard | None:
+    """Return a detector's card, or None if it is not readable on this machine."""
     try:
         return load_card(name)
     except TouchstoneError:
         return None
 
 
-def _calibration(entry: Mapping[str, Any]) -> Platt | None:
-    given = entry.get("calibration")
-    return None if given is None else Platt.model_validate(given)
+def _parse_calibration(entry: Mapping[str, Any]) -> Platt | None:
+    calibration = entry.get("calibration")
+    return None if calibration is None else Platt.model_validate(calibration)
 
 
-def _floats(column: pa.ChunkedArray | pa.Array) -> Column:
+def _to_floats(column: pa.ChunkedArray | pa.Array) -> Column:
     floats: Column = np.asarray(pc.fill_null(column, float("nan")))
     return floats
 
 
-def _field(scores: pa.Array, name: str, there: set[str]) -> pa.Array:
-    return pc.struct_field(scores, name) if name in there else pa.nulls(len(scores), pa.float32())
+def _read_field(scores: pa.Array, name: str, names: set[str]) -> pa.Array:
+    return pc.struct_field(scores, name) if name in names else pa.nulls(len(scores), pa.float32())

@@ -1,4 +1,4 @@
-"""How good scores are: figures of detection and of masks with their intervals, and calibration.
+"""Measure scores and masks, with 95 % intervals, and calibrate scores.
 
 scikit-learn and scipy are imported when a function needs them.
 """

@@ -1,4 +1,4 @@
-"""The arrays that metrics are computed from, checked (`checked`)."""
+"""Define and check the arrays that metrics are computed from (`check_scores`)."""
 
 from typing import Any
 
@@ -11,31 +11,32 @@ Bools = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 
 
-def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    """Scores as float64 (n,) and whether each is of a fake, bool (n,).
+def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+    """Return scores as float64 (n,), and whether each is of a fake, bool (n,).
 
-    Raises ValueError for lengths that differ, no scores at all, scores that are not finite, and
-    labels other than 0 and 1.
+    Raises:
+        ValueError: The lengths differ, there are no scores, a score is not finite, or a label is
+            neither 0 nor 1.
     """
-    numbers = np.asarray(scores, dtype=np.float64)
-    marks: NDArray[Any] = np.asarray(labels)
-    if numbers.ndim != 1 or numbers.shape != marks.shape:
+    values = np.asarray(scores, dtype=np.float64)
+    label_values: NDArray[Any] = np.asarray(labels)
+    if values.ndim != 1 or values.shape != label_values.shape:
         raise ValueError(
-            f"scores {numbers.shape} and labels {marks.shape} must be two rows of one length"
+            f"scores of shape {values.shape} and labels of shape {label_values.shape} must be one-dimensional and of equal length"
         )
-    if not len(numbers):
+    if not len(values):
         raise ValueError("there are no scores")
-    _require_finite(numbers)
-    if not np.isin(marks, (0, 1)).all():
+    _require_finite(values)
+    if not np.isin(label_values, (0, 1)).all():
         raise ValueError(
-            f"labels must be 0 (real) or 1 (fake), not {marks[~np.isin(marks, (0, 1))][0]!r}"
+            f"labels must be 0 (real) or 1 (fake), got {label_values[~np.isin(label_values, (0, 1))][0]!r}"
         )
-    return numbers, marks.astype(np.bool_)
+    return values, label_values.astype(np.bool_)
 
 
-def _require_finite(numbers: Floats) -> None:
-    bad = np.flatnonzero(~np.isfinite(numbers))
+def _require_finite(values: Floats) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise ValueError(
-            f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}"
+            f"{len(bad):,} of {len(values):,} scores are not finite, the first at position {bad[0]}: {values[bad[0]]}"
         )

@@ -1,4 +1,4 @@
-"""Platt scaling (`fit_platt`), and the calibration error of probabilities."""
+"""Fit Platt scaling (`fit_platt`), and measure the calibration error of probabilities."""
 
 from typing import Any
 
@@ -6,23 +6,32 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.detectors.card import Platt
-from ray_app.metrics.arrays import Bools, Floats, checked
+from ray_app.metrics.arrays import Bools, Floats, check_scores
 
 
 def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
-    """Platt scaling of log-odds (n,) on labels (n,), 1 = fake: the slope and intercept of the least
-    cross-entropy.
+    """Fit Platt scaling of log-odds, which minimises the cross-entropy.
 
-    The targets are Platt's (1999), drawn in from 0 and 1 by the size of each class, so that scores
-    which separate the classes still get a finite slope. The probabilities are right where as large
-    a share is fake as here. Raises ValueError where one class is missing or where the scores do not
-    rise from real to fake, and as `checked` does.
+    The targets are those of Platt (1999), which are closer to ½ than 0 and 1, depending on the size
+    of each class. So scores that separate the classes still get a finite slope. The probabilities
+    are right for images with the same fraction of fakes.
+
+    Args:
+        scores: Log-odds of fake (n,).
+        labels: Labels (n,), 1 for fake and 0 for real.
+
+    Returns:
+        The slope and intercept.
+
+    Raises:
+        ValueError: A class is missing, all scores are equal, fakes score no higher than reals, or
+            the input is invalid (`check_scores`).
     """
-    numbers, fake = _both_classes(scores, labels)
-    slope, intercept = _least_cross_entropy(numbers, fake)
+    values, fake = _check_classes(scores, labels)
+    slope, intercept = _fit_logistic(values, fake)
     if slope <= 0:
         raise ValueError(
-            f"fakes score no higher than reals (slope {slope:.3g} on {len(numbers):,} images): calibration would turn the verdict"
+            f"fakes score no higher than reals (slope {slope:.3g} on {len(values):,} images): calibration would invert the verdict"
         )
     return Platt(slope=slope, intercept=intercept)
 
@@ -30,61 +39,71 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
 def expected_calibration_error(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
 ) -> float:
-    """How far P(fake) (n,) lies from the share that is fake, on average over `bins` of equal width,
-    by images (Guo et al. 2017).
+    """Return the mean distance of P(fake) from the fraction of fakes, by images (Guo et al. 2017).
 
-    Raises ValueError for probabilities outside 0 … 1, and as `checked` does.
+    Args:
+        probabilities: P(fake) (n,).
+        labels: Labels (n,), 1 for fake and 0 for real.
+        bins: Number of bins of equal width.
+
+    Raises:
+        ValueError: A probability is outside 0 … 1, or the input is invalid (`check_scores`).
     """
-    chances, fake = checked(probabilities, labels)
-    if chances.min() < 0 or chances.max() > 1:
+    p_fake, fake = check_scores(probabilities, labels)
+    if p_fake.min() < 0 or p_fake.max() > 1:
         raise ValueError(
-            f"probabilities lie between 0 and 1; these go from {chances.min():g} to {chances.max():g}"
+            f"probabilities must be between 0 and 1, got {p_fake.min():g} to {p_fake.max():g}"
         )
-    _, expected = binned(chances, np.ones(len(chances)), bins)
-    n_fake, _ = binned(chances, fake.astype(np.float64), bins)
-    return float(np.abs(expected - n_fake).sum() / len(chances))
+    _, expected = bin_sums(p_fake, np.ones(len(p_fake)), bins)
+    n_fake, _ = bin_sums(p_fake, fake.astype(np.float64), bins)
+    return float(np.abs(expected - n_fake).sum() / len(p_fake))
 
 
-def binned(chances: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
-    """Chances 0 … 1 (k,) in bins of equal width, each as often as its weight: how many are in each
-    bin, and their sum.
+def bin_sums(p_fake: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
+    """Sum weights and weighted probabilities in bins of equal width.
+
+    Args:
+        p_fake: Probabilities 0 … 1 (k,).
+        weights: Weights (k,).
+        bins: Number of bins.
+
+    Returns:
+        The sum of the weights in each bin (bins,), and that of the weighted probabilities (bins,).
     """
-    bin_of = np.minimum((chances * bins).astype(np.int64), bins - 1)
+    bin_of = np.minimum((p_fake * bins).astype(np.int64), bins - 1)
     sums = [
-        np.bincount(bin_of, weights=each, minlength=bins).astype(np.float64)
-        for each in (weights, weights * chances)
+        np.bincount(bin_of, weights=column, minlength=bins).astype(np.float64)
+        for column in (weights, weights * p_fake)
     ]
     return sums[0], sums[1]
 
 
-def _both_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    numbers, fake = checked(scores, labels)
+def _check_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+    values, fake = check_scores(scores, labels)
     n_fake, n_real = int(fake.sum()), int((~fake).sum())
     if not n_fake or not n_real:
         raise ValueError(
-            f"calibration needs real and fake images; there are {n_real:,} real and {n_fake:,} fake"
+            f"calibration needs real and fake images, got {n_real:,} real and {n_fake:,} fake"
         )
-    if numbers.min() == numbers.max():
+    if values.min() == values.max():
         raise ValueError(
-            f"calibration needs scores that differ; all {len(numbers):,} are {numbers[0]:g}"
+            f"calibration needs scores that differ, got {len(values):,} times {values[0]:g}"
         )
-    return numbers, fake
+    return values, fake
 
 
-def _least_cross_entropy(numbers: Floats, fake: Bools) -> tuple[float, float]:
-    """Return the slope and intercept of logistic regression on scores (n,) that differ, with
-    Platt's targets.
-    """
+def _fit_logistic(values: Floats, fake: Bools) -> tuple[float, float]:
+    """Return the slope and intercept of logistic regression with Platt's targets."""
     from sklearn.linear_model import LogisticRegression
 
     n_fake, n_real = int(fake.sum()), int((~fake).sum())
-    centre = numbers.mean()
-    scale = np.sqrt(np.mean((numbers - centre) ** 2))
+    centre = values.mean()
+    scale = np.sqrt(np.mean((values - centre) ** 2))
     target = np.where(fake, (n_fake + 1) / (n_fake + 2), 1 / (n_real + 2))
-    # Each score stands there twice, as fake and as real, and weighs as much as its target says.
-    twice = np.tile((numbers - centre) / scale, 2)[:, None]
-    both, weights = np.repeat([1, 0], len(numbers)), np.concatenate([target, 1 - target])
+    # Each score occurs features, as fake and as real, and its target is the weight.
+    features = np.tile((values - centre) / scale, 2)[:, None]
+    classes, weights = np.repeat([1, 0], len(values)), np.concatenate([target, 1 - target])
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10)
-    model.fit(twice, both, sample_weight=weights)
+    model.fit(features, classes, sample_weight=weights)
     slope = float(model.coef_[0, 0] / scale)
     return slope, float(model.intercept_[0] - slope * centre)

@@ -1,6 +1,7 @@
-"""How many independent images grouped ones are worth (`effective_size`), for rates of rare events:
-images of one source score alike, and what counts is how alike they are in the tail, which few of
-them reach.
+"""Compute how many independent images grouped images are worth (`effective_size`).
+
+This is for rates of rare events. Images of one source have similar scores. Their similarity matters
+in the tail, which few of them reach.
 """
 
 from dataclasses import dataclass
@@ -10,19 +11,25 @@ from numpy.typing import ArrayLike
 
 from ray_app.metrics.arrays import Bools, Counts, Floats
 
-FEWEST_GROUPS = 10
-"""From fewer groups nothing can be known of further ones (Cameron, Gelbach and Miller 2008)."""
-_CONFIDENCE = 0.95  # of the quantiles by which few groups count for less
-_GRID = np.linspace(-8, 8, 801)  # standard deviations, over which the tail is integrated
+MIN_BOUND_GROUPS = 10
+"""Minimum number of groups to generalise to further groups (Cameron, Gelbach and Miller 2008)."""
+# Confidence of the quantiles that reduce the effective size if there are few groups.
+_CONFIDENCE = 0.95
+# Standard deviations over which the tail is integrated.
+_GRID = np.linspace(-8, 8, 801)
 
 
 @dataclass(frozen=True)
 class EffectiveSize:
-    """`n` images of `groups` groups, the largest of which has the number `largest` and
-    `largest_share` of the images.
+    """The number of independent images that grouped images are worth.
 
-    `effective`: of how many independent images a rate would be known as well; n where each group
-    has one image.
+    Attributes:
+        n: Number of images.
+        groups: Number of groups.
+        largest: Number of the largest group.
+        largest_share: Fraction of the images in the largest group.
+        effective: Number of independent images from which a rate would be known as well; n if each
+            group has one image.
     """
 
     n: int
@@ -32,38 +39,50 @@ class EffectiveSize:
     effective: float
 
 
-def effective_size(scores: ArrayLike, groups: ArrayLike, share: float) -> EffectiveSize:
-    """That of scores (n,) of images in groups (n,), whole numbers, for the rate of images above the
-    threshold that `share` of them reach.
+def effective_size(scores: ArrayLike, groups: ArrayLike, fraction: float) -> EffectiveSize:
+    """Return how many independent images grouped images are worth for the rate above a threshold.
 
-    n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for proportions with small
-    expected number of positive counts"). deff is the larger one of two design effects: that of the
-    variance of group totals above the threshold, and 1 + (b − 1) ρ (Kish 1965), b the size of an
-    image's group on average. ρ is the correlation of being above it, for images of one group whose
-    scores, as normal ones, are correlated as the analysis of variance of their ranks has it (Donner
-    1986). The former alone is too unsure where few images reach the threshold, the latter knows
-    nothing of groups that are rare and apart.
+    It is n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for proportions with
+    small expected number of positive counts"). deff is the larger one of two design effects. The
+    first is that of the variance of group totals above the threshold. The second is 1 + (b − 1) ρ
+    (Kish 1965), with the average size b of an image's group, and the correlation of being
+    above the threshold. ρ is that of two normal scores with the correlation that the analysis of
+    variance of ranks finds in groups (Donner 1986). The first is too uncertain if few images reach
+    the threshold. The second does not account for rare groups that differ from the others.
+
+    Args:
+        scores: Scores (n,).
+        groups: Groups (n,), whole numbers.
+        fraction: Fraction of the images that reach the threshold.
     """
     from scipy.stats import norm, t
 
-    numbers = np.asarray(scores, np.float64)
+    values = np.asarray(scores, np.float64)
     names, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    n, m = len(numbers), len(sizes)
+    n, m = len(values), len(sizes)
     largest, largest_share = (int(names[sizes.argmax()]), float(sizes.max() / n)) if n else (0, 0.0)
     if m == n or m < 2:
         return EffectiveSize(n, m, largest, largest_share, float(n if m == n else 0))
-    seen = _observed_effect(numbers >= np.quantile(numbers, 1 - share), codes, sizes)
+    observed = _observed_effect(values >= np.quantile(values, 1 - fraction), codes, sizes)
     mean_size = float((sizes.astype(np.float64) ** 2).sum()) / n
     expected = 1 + (mean_size - 1) * tail_correlation(
-        rank_correlation(numbers, codes, sizes), share
+        rank_correlation(values, codes, sizes), fraction
     )
-    few = float(t.ppf(_CONFIDENCE, m - 1) / norm.ppf(_CONFIDENCE)) ** 2
-    return EffectiveSize(n, m, largest, largest_share, n / (max(seen, expected, 1.0) * few))
+    few_groups_factor = float(t.ppf(_CONFIDENCE, m - 1) / norm.ppf(_CONFIDENCE)) ** 2
+    return EffectiveSize(
+        n, m, largest, largest_share, n / (max(observed, expected, 1.0) * few_groups_factor)
+    )
 
 
 def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
-    """The intraclass correlation of scores (n,) made normal by their ranks, by analysis of
-    variance; groups by `codes` (n,), 0 … m − 1.
+    """Return the intraclass correlation of scores, by analysis of variance.
+
+    The scores are made normal by their ranks.
+
+    Args:
+        scores: Scores (n,).
+        codes: Groups (n,), 0 … m − 1.
+        sizes: Sizes of the groups (m,).
     """
     from scipy.stats import norm, rankdata
 
@@ -73,30 +92,40 @@ def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
     between = float(sizes @ (means - normal.mean()) ** 2) / (m - 1)
     within = float(((normal - means[codes]) ** 2).sum()) / (n - m)
     size = (n - float((sizes.astype(np.float64) ** 2).sum()) / n) / (m - 1)
-    spread = between + (size - 1) * within
-    return (between - within) / spread if spread > 0 else 0.0
+    total = between + (size - 1) * within
+    return (between - within) / total if total > 0 else 0.0
 
 
-def tail_correlation(correlation: float, share: float) -> float:
-    """The correlation of lying above the quantile that `share` of a normal population exceeds, for
-    two that are so correlated.
+def tail_correlation(correlation: float, fraction: float) -> float:
+    """Return the correlation of being above a quantile, for two correlated normal variables.
 
-    Of negative correlations it is 0.
+    It is 0 for a negative correlation.
+
+    Args:
+        correlation: The correlation of the variables.
+        fraction: The fraction of a normal population above the quantile.
     """
     from scipy.stats import norm
 
     rho = min(max(correlation, 0.0), 0.999)
     weights = norm.pdf(_GRID) / norm.pdf(_GRID).sum()
-    above = norm.sf((norm.isf(share) - np.sqrt(rho) * _GRID) / np.sqrt(1 - rho))
-    return max(0.0, float(weights @ above**2 - share**2) / (share * (1 - share)))
+    above = norm.sf((norm.isf(fraction) - np.sqrt(rho) * _GRID) / np.sqrt(1 - rho))
+    return max(0.0, float(weights @ above**2 - fraction**2) / (fraction * (1 - fraction)))
 
 
 def _observed_effect(above: Bools, codes: Counts, sizes: Counts) -> float:
-    """The variance of the share above, by totals of groups, over that of as many independent
-    images.
+    """Return the design effect of group totals on the fraction above a threshold.
+
+    It is the variance of the fraction, from the totals of groups, divided by that of as many
+    independent images.
     """
-    n, m, share = len(above), len(sizes), float(above.mean())
-    if not 0 < share < 1:
+    n, m, fraction = len(above), len(sizes), float(above.mean())
+    if not 0 < fraction < 1:
         return 1.0
     totals = np.bincount(codes, weights=above)
-    return m / (m - 1) * float(((totals - sizes * share) ** 2).sum()) / (n * share * (1 - share))
+    return (
+        m
+        / (m - 1)
+        * float(((totals - sizes * fraction) ** 2).sum())
+        / (n * fraction * (1 - fraction))
+    )

@@ -1,10 +1,11 @@
-"""Figures of detection: how well scores separate fake from real, as a whole (`detection_of`) and by
-generator (`detection_figures`).
+"""Measure how well scores separate fake from real.
 
-Fake is the positive class, and 0 the threshold where none is given: P(fake) > ½.
+`measure_detection` measures a system as a whole, and `detection_figures` also by generator. Fake is
+the positive class, and the default threshold is 0, which is P(fake) > ½.
 
-Also the means of a rate over generators (`averages`), metrics of verdicts with abstentions
-(`abstaining`), and scikit-learn's classification report from counts (`classification_report`).
+The module also has means of a rate over generators (`average_rates`), metrics of verdicts with
+abstentions (`measure_verdicts`), and scikit-learn's classification report from counts
+(`build_classification_report`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.metrics import registry, uncertainty
-from ray_app.metrics.arrays import Bools, Floats, checked
+from ray_app.metrics.arrays import Bools, Floats, check_scores
 from ray_app.metrics.intervals import proportion
 from ray_app.metrics.registry import (
     NO_FAKES,
@@ -42,15 +43,16 @@ FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
         "pixel_iou": "max",
     }
 )
-"""What can choose a checkpoint, and whether more of it is better. The last two are of masks
-(ray_app.metrics.localization).
+"""Metrics that can select a checkpoint, and whether more or less is better.
+
+The last two are metrics of masks (ray_app.metrics.localization).
 """
 
-# of a ROC AUC, and the images of each class that it takes to say so
-FAR_BELOW_HALF, MIN_PER_CLASS = 0.35, 10
+# The ROC AUC up to which labels may be swapped, and the minimum images of each class to tell.
+MAX_SWAPPED_AUC, MIN_PER_CLASS = 0.35, 10
 
 NO_RANKING = "binary replies have no ranking; see balanced accuracy"
-NO_CHANCE = "binary replies give no chances: their scores are two agreed numbers"
+NO_PROBABILITY = "binary replies have no probabilities: their scores are two fixed values"
 
 _NEED_BOTH = (
     "auc", "auc_interval", "average_precision", "mean_generator_auc", "worst_generator_auc",
@@ -58,76 +60,91 @@ _NEED_BOTH = (
 )  # fmt: skip
 
 
-def detection_of(
+def measure_detection(
     images: ScoredImages, sample: Resampled | None = None, *, continuous: bool = True
 ) -> dict[str, MetricValue]:
     """Return all metrics of a system as a whole.
 
     Args:
         images: The images that the metrics are of.
-        sample: The groups that intervals are worked out from; None for exact intervals only.
-        continuous: False for a detector that only says yes or no. Its scores rank nothing and,
-            without a calibration, are no probabilities.
+        sample: The groups for intervals; None for exact intervals only.
+        continuous: False for a detector that only replies yes or no. Its scores rank nothing and,
+            without a calibration, are not probabilities.
     """
     has_probabilities = continuous or images.calibration is not None
-    found = {}
+    metrics = {}
     for name in registry.DETECTION:
         needs = registry.METRICS[name].needs
         if needs == "scores" and not continuous:
-            found[name] = undefined(NO_RANKING, len(images))
+            metrics[name] = undefined(NO_RANKING, len(images))
         elif needs == "probabilities" and not has_probabilities:
-            found[name] = undefined(NO_CHANCE, len(images))
+            metrics[name] = undefined(NO_PROBABILITY, len(images))
         else:
-            found[name] = registry.measure(registry.METRICS[name], images, sample)
-    return found
+            metrics[name] = registry.measure(registry.METRICS[name], images, sample)
+    return metrics
 
 
 def detection_figures(
     scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]
 ) -> dict[str, Any]:
-    """All figures of scores (n,), log-odds of fake, with labels (n,), 1 = fake, and the generator
-    of each, as plain JSON.
+    """Return all metrics of scores, as a whole and by generator, as plain JSON.
 
-    Proportions and AUCs have 95 % intervals [low, high] beside them. `loss` is the mean
-    cross-entropy of the log-odds. `generators`: by name n, label, the AUC against all images of the
-    other class, and the share classified right (`tpr` of fakes, `tnr` of reals);
-    `mean_generator_auc` and `worst_generator_auc` are over the fakes' generators. A figure that
-    needs both classes is None with one. Raises ValueError for scores that are not finite, labels
-    other than 0 and 1, lengths that differ, and no scores at all.
+    Proportions and AUCs have 95 % intervals [low, high] in keys of their own. `loss` is the mean
+    cross-entropy of the log-odds. `mean_generator_auc` and `worst_generator_auc` are over the
+    generators of fakes. A metric that needs both classes is None if a class is missing.
+
+    Args:
+        scores: Log-odds of fake (n,).
+        labels: Labels (n,), 1 for fake and 0 for real.
+        generators: The generator of each image (n,).
+
+    Returns:
+        The metrics by name. `generators` has for each name `n`, `label`, the AUC against all images
+        of the other class, and the fraction classified correctly (`tpr` of fakes, `tnr` of reals).
+
+    Raises:
+        ValueError: A score is not finite, a label is neither 0 nor 1, the lengths differ, or there
+            are no scores.
     """
-    numbers, fake = checked(scores, labels)
-    if len(generators) != len(numbers):
-        raise ValueError(f"{len(numbers):,} scores but {len(generators):,} generators")
-    images = ScoredImages.from_scores(numbers, fake)
-    by_generator = _by_generator(numbers, fake, generators)
-    figures: dict[str, Any] = {"n_real": images.n_real, "n_fake": images.n_fake}
-    figures |= (
-        _overall(images, by_generator)
+    values, fake = check_scores(scores, labels)
+    if len(generators) != len(values):
+        raise ValueError(f"got {len(values):,} scores but {len(generators):,} generators")
+    images = ScoredImages.from_scores(values, fake)
+    by_generator = _measure_generators(values, fake, generators)
+    metrics: dict[str, Any] = {"n_real": images.n_real, "n_fake": images.n_fake}
+    metrics |= (
+        _measure_all(images, by_generator)
         if images.n_fake and images.n_real
         else dict.fromkeys(_NEED_BOTH)
     )
-    return figures | {"loss": registry.log_loss(images), "generators": by_generator}
+    return metrics | {"loss": registry.log_loss(images), "generators": by_generator}
 
 
 def ranks_backwards(auc: MetricValue, n_real: int, n_fake: int) -> bool:
-    """Return whether a ROC AUC is so far below 0.5 that the labels may be swapped, on enough images
-    of both classes.
+    """Return whether a ROC AUC is so far below 0.5 that the labels may be swapped.
+
+    Args:
+        auc: The AUC.
+        n_real: Number of real images. With few images of a class, the result is False.
+        n_fake: Number of fakes.
     """
-    if auc.value is None or auc.value > FAR_BELOW_HALF or min(n_real, n_fake) < MIN_PER_CLASS:
+    if auc.value is None or auc.value > MAX_SWAPPED_AUC or min(n_real, n_fake) < MIN_PER_CLASS:
         return False
-    ends = auc.interval
-    return ends is None or ends[1] < 0.5
+    interval = auc.interval
+    return interval is None or interval[1] < 0.5
 
 
-def _overall(images: ScoredImages, by_generator: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    auc = _measured("auc", images, Resampled.in_blocks(images))
-    areas = [figures["auc"] for figures in by_generator.values() if figures["label"] == "fake"]
-    # With fewer than 100 reals the threshold is above all of them.
+def _measure_all(
+    images: ScoredImages, by_generator: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    auc = _measure("auc", images, Resampled.in_blocks(images))
+    areas = [metrics["auc"] for metrics in by_generator.values() if metrics["label"] == "fake"]
+    # With fewer than 100 reals, the threshold is above all of them.
     allowed = images.n_real // 100
-    hits = round(registry.found_at(images, allowed))
+    hits = round(registry.count_found(images, allowed))
     return {
         "auc": auc.value,
-        "auc_interval": _ends(auc),
+        "auc_interval": _interval_list(auc),
         "average_precision": registry.average_precision(images),
         "mean_generator_auc": float(np.mean(areas)),
         "worst_generator_auc": float(np.min(areas)),
@@ -138,51 +155,52 @@ def _overall(images: ScoredImages, by_generator: Mapping[str, Mapping[str, Any]]
     }
 
 
-def _by_generator(
+def _measure_generators(
     scores: Floats, fake: Bools, generators: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Figures by generator against all images of the other class, by name; one with real and fake
-    images is two, named by label.
+    """Return metrics by generator, against all images of the other class.
+
+    A generator with real and fake images is two entries, named by label.
     """
     names, codes = np.unique(np.asarray(generators, dtype=object), return_inverse=True)
-    figures = {}
+    metrics = {}
     groups = np.unique(2 * codes + fake)
     for group in groups.tolist():
         name, is_fake = str(names[group // 2]), bool(group % 2)
-        own = (codes == group // 2) & (fake == is_fake)
+        is_own = (codes == group // 2) & (fake == is_fake)
         label, rate = ("fake", "tpr") if is_fake else ("real", "tnr")
-        chosen = own | (fake != is_fake)
-        images = ScoredImages.from_scores(scores[chosen], fake[chosen])
-        auc = _measured("auc", images, Resampled.in_blocks(images))
-        right = _measured(rate, images)
-        figures[f"{name} ({label})" if group ^ 1 in groups else name] = {
-            "n": int(own.sum()),
+        selected = is_own | (fake != is_fake)
+        images = ScoredImages.from_scores(scores[selected], fake[selected])
+        auc = _measure("auc", images, Resampled.in_blocks(images))
+        right = _measure(rate, images)
+        metrics[f"{name} ({label})" if group ^ 1 in groups else name] = {
+            "n": int(is_own.sum()),
             "label": label,
             "auc": auc.value,
-            "auc_interval": _ends(auc),
+            "auc_interval": _interval_list(auc),
             rate: right.value,
-            "interval": _ends(right),
+            "interval": _interval_list(right),
         }
-    return figures
+    return metrics
 
 
-def _measured(name: str, images: ScoredImages, sample: Resampled | None = None) -> MetricValue:
+def _measure(name: str, images: ScoredImages, sample: Resampled | None = None) -> MetricValue:
     return registry.measure(registry.METRICS[name], images, sample)
 
 
-def _ends(found: MetricValue) -> list[float] | None:
-    return list(found.interval) if found.interval else None
+def _interval_list(metric: MetricValue) -> list[float] | None:
+    return list(metric.interval) if metric.interval else None
 
 
-def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue]:
+def average_rates(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue]:
     """Return two means of the TPR over generators.
 
-    `tpr_mean` weighs every generator alike, `tpr_weighted` every image. OpenFake v1 prints the first
-    and v2 the second, both as "Average TPR" (specs/detectors.md §11).
+    `tpr_mean` weighs every generator alike, `tpr_weighted` every image. OpenFake prints the first
+    in version 1 and the second in version 2, both as "Average TPR".
 
     Args:
-        rates: By generator, the fakes found and the fakes that there are. A generator without fakes
-            is left out.
+        rates: By generator, the number of fakes found, and of fakes. A generator without fakes is
+            left out.
     """
     measured = [(hits, n) for hits, n in rates.values() if n]
     total = sum(n for _, n in measured)
@@ -199,8 +217,10 @@ def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue]:
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """Images by what they are and, behind it, their verdict; `unscored`: those without one, such as
-    files that cannot be read.
+    """Numbers of images by label and verdict.
+
+    The first part of a name is the label, and the second one the verdict. `unscored` images have no
+    verdict, such as files that cannot be read.
     """
 
     fake_fake: int = 0
@@ -214,18 +234,18 @@ class VerdictCounts:
 
     @property
     def totals(self) -> tuple[int, int]:
-        """Number of fakes and of reals."""
+        """The number of fakes, and of reals."""
         return (
             self.fake_fake + self.fake_real + self.fake_abstain + self.fake_unscored,
             self.real_fake + self.real_real + self.real_abstain + self.real_unscored,
         )
 
 
-def abstaining(counts: VerdictCounts) -> dict[str, MetricValue]:
-    """How many images are decided and how well, and the same with abstentions and unscored images
-    counted wrong (`_strict`).
+def measure_verdicts(counts: VerdictCounts) -> dict[str, MetricValue]:
+    """Return how many images are decided, and how well.
 
-    `coverage` is the share of all images, unscored ones among them, whose verdict is fake or real.
+    In `…_strict`, abstentions and unscored images count as wrong. `coverage` is the fraction of all
+    images, including unscored ones, whose verdict is fake or real.
     """
     fakes_decided, reals_decided = (
         counts.fake_fake + counts.fake_real,
@@ -263,14 +283,20 @@ def abstaining(counts: VerdictCounts) -> dict[str, MetricValue]:
     }
 
 
-def classification_report(
+def build_classification_report(
     fake_fake: int, fake_real: int, real_fake: int, real_real: int
 ) -> dict[str, Any]:
-    """scikit-learn's report (`output_dict=True`) from counts of images, by truth and then verdict.
+    """Return scikit-learn's report (`output_dict=True`) from counts of images.
 
-    Under `fake`, `real`, `macro avg` and `weighted avg` stand precision, recall, f1-score and
-    support; `accuracy` is one number. What would divide by 0 is None, and so is an average of it,
-    where scikit-learn writes 0.
+    `fake`, `real`, `macro avg`, and `weighted avg` have precision, recall, f1-score, and support;
+    `accuracy` is one number. A value that would divide by 0 is None, and so is an average over it;
+    scikit-learn writes 0.
+
+    Args:
+        fake_fake: Number of fakes called fake.
+        fake_real: Number of fakes called real.
+        real_fake: Number of reals called fake.
+        real_real: Number of reals called real.
     """
     fake = _class_report(fake_fake, fake_fake + fake_real, fake_fake + real_fake)
     real = _class_report(real_real, real_real + real_fake, real_real + fake_real)
@@ -283,30 +309,32 @@ def classification_report(
     }
 
 
-def _class_report(right: int, there: int, named: int) -> dict[str, Any]:
-    f1 = _ratio(2 * right, there + named)
+def _class_report(n_right: int, n_true: int, n_predicted: int) -> dict[str, Any]:
+    f1 = _ratio(2 * n_right, n_true + n_predicted)
     return {
-        "precision": _ratio(right, named),
-        "recall": _ratio(right, there),
+        "precision": _ratio(n_right, n_predicted),
+        "recall": _ratio(n_right, n_true),
         "f1-score": f1,
-        "support": there,
+        "support": n_true,
     }
 
 
 def _average(
     fake: dict[str, Any], real: dict[str, Any], fake_weight: int, real_weight: int
 ) -> dict[str, Any]:
-    """Averages by weight; a class of no weight does not count."""
-    parts = [(one, weight) for one, weight in ((fake, fake_weight), (real, real_weight)) if weight]
+    """Return weighted averages; a class with weight 0 does not count."""
+    parts = [
+        (report, weight) for report, weight in ((fake, fake_weight), (real, real_weight)) if weight
+    ]
     total = fake_weight + real_weight
     means = {
         key: None
-        if not parts or any(one[key] is None for one, _ in parts)
-        else sum(one[key] * weight for one, weight in parts) / total
+        if not parts or any(report[key] is None for report, _ in parts)
+        else sum(report[key] * weight for report, weight in parts) / total
         for key in ("precision", "recall", "f1-score")
     }
     return means | {"support": fake["support"] + real["support"]}
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: int, total: int) -> float | None:
+    return part / total if total else None

@@ -1,5 +1,6 @@
-"""Compare an archive with the images of a calibration by the population stability index
-(`find_shifts`).
+"""Compare an archive with the images of a calibration (`find_shifts`).
+
+The measure is the population stability index.
 """
 
 from collections.abc import Mapping
@@ -10,14 +11,18 @@ from numpy.typing import ArrayLike
 
 from ray_app.metrics.arrays import Counts, Floats
 
-NOTICED_PSI = 0.1  # under it a population counts as stable (Siddiqi 2006, Credit Risk Scorecards)
-LIMIT_PSI = 0.25  # from it as another one (there too)
-# The index of a small archive is large by chance alone. This is the probability that any property of
-# an archive without a difference is noticed.
+# Below the first value a population is stable, and from the second value on it is another one
+# (Siddiqi 2006, Credit Risk Scorecards).
+NOTICED_PSI = 0.1
+LIMIT_PSI = 0.25
+# The index of a small archive is large by chance alone. This is the probability that any property
+# of an archive without a difference is noticed.
 NOTICED_P = 0.001
 
-_HALF = 0.5  # added to each bin, so that the index of an empty one is finite
-FRACTIONS = np.linspace(0, 1, 101)  # of fakes, in the mixtures that are tried
+# Added to each bin, so that the index of an empty bin is finite.
+_HALF = 0.5
+# Fractions of fakes in the mixtures that are tried.
+FRACTIONS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +49,17 @@ class Shift:
 
     @property
     def is_noticed(self) -> bool:
-        """Whether the difference is large, and not chance."""
+        """Whether the difference is large and not due to chance."""
         return self.psi > self.limit
 
     @property
     def is_beyond(self) -> bool:
-        """Whether the difference is so large that nothing known of the calibration holds."""
+        """Whether the difference is so large that the calibration does not hold."""
         return self.psi > max(LIMIT_PSI, self.chance)
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether the archive has images enough to show a difference of `LIMIT_PSI`."""
+        """Whether the archive has enough images to show a difference of `LIMIT_PSI`."""
         return self.chance < LIMIT_PSI
 
 
@@ -64,13 +69,13 @@ def find_shifts(
     """Compare an archive with mixtures of a calibration's reals and fakes.
 
     An archive may have any fraction of fakes, and its files then have the properties of fakes in
-    that fraction. An index against the calibration images as they are would call an archive unlike
-    for its fraction of fakes alone. So each property is compared at the fraction that explains it
+    that fraction. Compared with the calibration images as they are, an archive would differ because
+    of its fraction of fakes alone. So each property is compared at the fraction that explains it
     best, among those at which the score is not noticed. Without this bound, reals that have become
-    like fakes would pass for fakes.
+    like fakes would be treated as fakes.
 
     Args:
-        counts: Per property, the images in each of its bins (k,): of the archive, of the reals,
+        counts: By property, the numbers of images in its bins (k,): of the archive, of the reals,
             and of the fakes. Some property counts every image.
         score: The property that bounds the fraction of fakes.
 
@@ -84,7 +89,7 @@ def find_shifts(
         return {}
     fractions = FRACTIONS if n_fake else FRACTIONS[:1]
     per_real, per_fake = (1 - fractions) / n_real, fractions / max(n_fake, 1)
-    p = NOTICED_P / len(tested)  # Bonferroni
+    p = NOTICED_P / len(tested)  # Bonferroni correction.
     indices, chances, excess = dict[str, Floats](), dict[str, Floats](), dict[str, Floats]()
     for name, bins in tested.items():
         archive, real, fake = (np.asarray(images, np.float64) for images in bins)
@@ -111,11 +116,11 @@ def _mixture_indices(
 ) -> Floats:
     """Return the stability index for each mixture (s,), from the weights of one real and one fake.
 
-    The weights are of all images, so that a property that only some images have, such as the JPEG
-    quality, has as many reals and fakes as the mixture has.
+    The weights refer to all images. So for a property that only some images have, such as the JPEG
+    quality, the mixture has the right numbers of reals and fakes with this property.
     """
     expected = np.outer(per_real, real + _HALF) + np.outer(per_fake, fake + _HALF)
-    return _index(_halved(archive), expected / expected.sum(axis=1, keepdims=True))
+    return _stability_index(_smooth(archive), expected / expected.sum(axis=1, keepdims=True))
 
 
 def _chance_indices(
@@ -123,9 +128,9 @@ def _chance_indices(
 ) -> Floats:
     """Return for each mixture (s,) the index that chance alone exceeds with probability `p`.
 
-    Without a difference the index is about χ² of (bins − 1) times 1/n + 1/m, for samples of n and m
-    images (Yurdakul 2018). The mixture is a sample as well: its 1/m is at most that of its reals and
-    fakes in their fractions.
+    Without a difference, the index is about χ² of (bins − 1) times 1/n + 1/m, for samples of n and
+    m images (Yurdakul 2018). The mixture is a sample as well: its 1/m is at most that of its reals
+    and fakes in their fractions.
     """
     from scipy.stats import chi2
 
@@ -139,12 +144,12 @@ def _chance_indices(
     return np.asarray(spread * chi2.isf(p, bins - 1))
 
 
-def _index(first: Floats, second: Floats) -> Floats:
+def _stability_index(first: Floats, second: Floats) -> Floats:
     """Return the population stability index of fractions per bin (…, k)."""
     return np.asarray(((first - second) * np.log(first / second)).sum(axis=-1))
 
 
-def _halved(counts: Floats | Counts) -> Floats:
-    """Return the fractions of the bins, each with half an image more than it has."""
-    more = np.asarray(counts, np.float64) + _HALF
-    return np.asarray(more / more.sum())
+def _smooth(counts: Floats | Counts) -> Floats:
+    """Return the fractions of the bins, with half an image added to each."""
+    smoothed = np.asarray(counts, np.float64) + _HALF
+    return np.asarray(smoothed / smoothed.sum())

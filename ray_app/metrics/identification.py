@@ -1,6 +1,6 @@
-"""Metrics of named generators: accuracy, F1, confusions, and top-k (`measure_identification`,
-`measure_pairs`), and the AUROC of known against unknown generators (`measure_open_set`).
+"""Measure named generators (`measure_identification`, `measure_pairs`, `measure_open_set`).
 
+The metrics are accuracy, F1, confusions, top-k, and the AUROC of known against unknown generators.
 None as a predicted name means that no name was given.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.metrics import intervals, registry, uncertainty
-from ray_app.metrics.arrays import Counts, checked
+from ray_app.metrics.arrays import Counts, check_scores
 from ray_app.metrics.values import MetricValue, undefined
 
 Pairs = Mapping[tuple[str, str | None], int]
@@ -30,14 +30,14 @@ AVERAGES = (
 """Averages over names. Micro and weighted recall are the accuracy."""
 _NO_IMAGE = "no image of a known generator"
 _NO_LIST = "no list of known generators"
-_NO_CONFIDENCE = "no confidence beside the predicted generators"
+_NO_CONFIDENCE = "no confidence with the predicted generators"
 _MAX_PAIRS = 50
-"""Confusions that are listed. The counts of the classes include the others."""
+"""Maximum number of listed confusions. The counts of the classes include all."""
 
 
 @dataclass(frozen=True)
 class Identification:
-    """How well generators are named.
+    """Metrics of named generators.
 
     Attributes:
         figures: Metrics by name; see `measure_pairs`.
@@ -62,14 +62,14 @@ def measure_identification(
     Args:
         predicted: Predicted names (n,).
         truth: True names (n,).
-        rankings: Names of each image, the most probable first. They give the metrics `top_k`, the
-            fraction of images whose true name is among the first k.
+        rankings: Names for each image, the most probable first. They give the metrics `top_k`, the
+            fraction of images whose true name is among the first k. None for no rankings.
 
     Raises:
         ValueError: The lengths differ.
     """
     if len(predicted) != len(truth) or (rankings is not None and len(rankings) != len(truth)):
-        raise ValueError(f"{len(predicted)} predicted names for {len(truth)} images")
+        raise ValueError(f"got {len(predicted)} predicted names for {len(truth)} images")
     measured = measure_pairs(Counter(zip(truth, predicted, strict=True)))
     if rankings is None:
         return measured
@@ -83,66 +83,75 @@ def measure_identification(
 def measure_pairs(
     pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP
 ) -> Identification:
-    """Measure the accuracy and `AVERAGES` of the images of known names, and how many others were
-    named (`unknown_named`).
+    """Measure the accuracy and `AVERAGES` of the images of known names, and `unknown_named`.
 
-    A missing name is wrong. Averages are those of scikit-learn with the true names as `labels` and
-    `zero_division` 0. A name that is only ever predicted is therefore not a class with F1 = 0.
+    `unknown_named` is the fraction of the other images that were given a known name. A missing name
+    is wrong. Averages are those of scikit-learn with the true names as `labels` and `zero_division`
+    0, so a name that is only ever predicted is not a class with F1 = 0.
 
     Args:
         pairs: Number of images by true and predicted name.
         known: Names that could be predicted; None if all could.
-        top_k: Each k for which a metric `top_k` is needed. Without rankings only k = 1 has a value.
+        top_k: Values of k for the metrics `top_k`. Without rankings, only k = 1 has a value.
     """
     known_pairs = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
     n_known = sum(known_pairs.values())
     n_right = sum(n for (truth, predicted), n in known_pairs.items() if truth == predicted)
     accuracy = intervals.proportion(n_right, n_known, _NO_IMAGE)
-    figures = {"accuracy": accuracy}
+    metrics = {"accuracy": accuracy}
     for k in top_k:
-        no_ranking = undefined("no ranking of generators beside the predicted ones")
-        figures[f"top_{k}"] = accuracy if k == 1 else no_ranking
+        no_ranking = undefined("no ranking of generators with the predicted ones")
+        metrics[f"top_{k}"] = accuracy if k == 1 else no_ranking
     confusion = _Confusion.from_pairs(known_pairs)
-    figures |= _measure_averages(confusion)
+    metrics |= _measure_averages(confusion)
     unknown_pairs = {pair: n for pair, n in pairs.items() if pair not in known_pairs}
-    figures["unknown_named"] = intervals.proportion(
+    metrics["unknown_named"] = intervals.proportion(
         sum(n for (_, predicted), n in unknown_pairs.items() if predicted in (known or ())),
         sum(unknown_pairs.values()),
         _NO_LIST if known is None else "no image of an unknown generator",
     )
-    figures["open_set_auroc"] = undefined(_NO_LIST if known is None else _NO_CONFIDENCE)
+    metrics["open_set_auroc"] = undefined(_NO_LIST if known is None else _NO_CONFIDENCE)
     wrong = [(truth, predicted, n) for (truth, predicted), n in pairs.items() if truth != predicted]
     wrong.sort(key=lambda pair: (-pair[2], pair[0], pair[1] or ""))
-    return Identification(figures, _measure_classes(confusion, known_pairs), wrong[:_MAX_PAIRS])
+    return Identification(metrics, _measure_classes(confusion, known_pairs), wrong[:_MAX_PAIRS])
 
 
 def measure_open_set(
     truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None
 ) -> MetricValue:
-    """Measure the AUC of the confidence of images of known names against that of all others."""
+    """Measure the AUC of the confidence of images of known names against that of others.
+
+    Args:
+        truth: True names (n,).
+        known: Names that could be predicted; None if they are not recorded.
+        confidence: Confidences (n,), or None.
+
+    Raises:
+        ValueError: The lengths differ.
+    """
     if known is None:
         return undefined(_NO_LIST)
     if confidence is None:
         return undefined(_NO_CONFIDENCE)
-    numbers = np.asarray(confidence, np.float64)
-    if numbers.shape != (len(truth),):
-        raise ValueError(f"{len(numbers)} confidences for {len(truth)} images")
+    values = np.asarray(confidence, np.float64)
+    if values.shape != (len(truth),):
+        raise ValueError(f"got {len(values)} confidences for {len(truth)} images")
     is_known = np.array([name in known for name in truth], np.bool_)
     if is_known.all() or not is_known.any():
         return undefined("needs images of known and of unknown generators", len(truth))
-    images = registry.ScoredImages.from_scores(*checked(numbers, is_known))
+    images = registry.ScoredImages.from_scores(*check_scores(values, is_known))
     sample = registry.Resampled.in_blocks(images)
     return registry.measure(registry.METRICS["auc"], images, sample)
 
 
 class _Confusion(NamedTuple):
-    """Counts of pairs, in the order of their names so that no random block depends on that of rows.
+    """Counts of pairs, ordered by name so that random blocks do not depend on the order of rows.
 
     Attributes:
         names: True names.
         truth: Index of the true name of each pair.
-        predicted: Index of the predicted name; the number of names if it is not one of them.
-        counts: Images of each pair.
+        predicted: Index of the predicted name; the number of names if it is not among them.
+        counts: Number of images of each pair.
     """
 
     names: list[str]
@@ -189,13 +198,13 @@ class _Confusion(NamedTuple):
             "macro_recall": float(recall[has_image].mean()),
         }
 
-    def blocks(self) -> Iterator[Counts]:
+    def iter_blocks(self) -> Iterator[Counts]:
         """Yield the counts of the pairs in random blocks of images."""
         random = np.random.default_rng(0)
         remaining, n = self.counts.copy(), int(self.counts.sum())
         blocks = min(uncertainty.BLOCKS, n)
-        for number in range(blocks):
-            size = n * (number + 1) // blocks - n * number // blocks
+        for index in range(blocks):
+            size = n * (index + 1) // blocks - n * index // blocks
             block = random.multivariate_hypergeometric(remaining, size, method="marginals")
             remaining -= block
             yield block
@@ -208,18 +217,18 @@ def _measure_averages(confusion: _Confusion) -> dict[str, MetricValue]:
         return dict.fromkeys(AVERAGES, undefined(_NO_IMAGE))
     values = confusion.compute_averages(confusion.counts)
     if n < uncertainty.MIN_GROUPS:
-        why = f"an interval needs {uncertainty.MIN_GROUPS} images; there are {n}"
-        return {name: MetricValue(value=value, n=n, why=why) for name, value in values.items()}
-    blocks = list(confusion.blocks())
+        reason = f"an interval needs {uncertainty.MIN_GROUPS} images; there are {n}"
+        return {name: MetricValue(value=value, n=n, why=reason) for name, value in values.items()}
+    blocks = list(confusion.iter_blocks())
     fractions = np.array([block.sum() / n for block in blocks])
     replicates = [confusion.compute_averages(confusion.counts - block) for block in blocks]
     measured = {}
     for name, value in values.items():
         without = np.array([replicate[name] for replicate in replicates])
         metric = MetricValue(value=value, n=n)
-        ends = uncertainty.jackknife(value, [uncertainty.Replicates(without, fractions)])
+        interval = uncertainty.jackknife(value, [uncertainty.Replicates(without, fractions)])
         measured[name] = (
-            metric if ends is None else metric.with_interval(ends, uncertainty.JACKKNIFE)
+            metric if interval is None else metric.with_interval(interval, uncertainty.JACKKNIFE)
         )
     return measured
 

@@ -1,4 +1,4 @@
-"""Proportions and means of images with their 95 % intervals, as documents hold them."""
+"""Compute proportions and means of images with their 95 % intervals, for documents."""
 
 import math
 
@@ -11,39 +11,47 @@ from ray_app.metrics.values import MetricValue, undefined
 STUDENT = "student"
 
 
-def proportion(successes: int, n: int, why: str) -> MetricValue:
-    """A share of n images with its Clopper–Pearson interval; of none it is not defined, and `why`
-    says so.
+def proportion(successes: int, n: int, reason: str) -> MetricValue:
+    """Return a fraction of n images with its Clopper–Pearson interval.
+
+    Args:
+        successes: Number of successes.
+        n: Number of images.
+        reason: Reason why the value is undefined if n is 0.
     """
     if not n:
-        return undefined(why)
+        return undefined(reason)
     return MetricValue(
         successes / n, *proportion_interval(successes, n), n=n, method=CLOPPER_PEARSON
     )
 
 
 def mean_figure(
-    values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0.0, 1.0)
+    values: ArrayLike, reason: str, *, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> MetricValue:
-    """The mean of values (n,), each image counting once; NaN stands for an image without a value,
-    and `n` counts the others.
+    """Return the mean of values with its 95 % interval.
 
-    The 95 % interval is Student's, cut at `bounds`, outside which no value can lie. A single image
-    and images that are all alike say nothing of their spread: they have none. Of no image at all
-    the figure is not defined, and `why` says so.
+    The interval is Student's, clipped to `bounds`. Values without any spread, such as a single one,
+    have no interval.
+
+    Args:
+        values: A value for each image (n,). Images with NaN are left out, also from `n` of the
+            result.
+        reason: Reason why the mean is undefined if no value is left.
+        bounds: The range of possible values.
     """
     from scipy.special import stdtrit
 
-    numbers = np.asarray(values, dtype=np.float64)
-    numbers = numbers[~np.isnan(numbers)]
-    n = len(numbers)
+    present = np.asarray(values, dtype=np.float64)
+    present = present[~np.isnan(present)]
+    n = len(present)
     if not n:
-        return undefined(why)
-    mean = float(numbers.mean())
-    spread = float(numbers.std(ddof=1)) if n > 1 and numbers.min() < numbers.max() else 0.0
-    if spread == 0:
+        return undefined(reason)
+    mean = float(present.mean())
+    deviation = float(present.std(ddof=1)) if n > 1 and present.min() < present.max() else 0.0
+    if deviation == 0:
         return MetricValue(value=mean, n=n)
-    half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
     return MetricValue(
         value=mean,
         low=max(bounds[0], mean - half),

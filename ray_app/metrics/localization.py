@@ -1,7 +1,7 @@
-"""Localization: agreement of one mask with its truth (`mask_figures`), and over many images by our
-convention (`localization_of`) and IMDLBenCo's (`imdlbenco_of`), which OpenSDI uses.
+"""Measure masks of altered pixels against the truth (`measure_mask`), and average over images.
 
-Sources: specs/localization.md §2.2 and §3.1, golden/maskclip.md §5 (executed).
+`average_masks` averages by the convention of this project, `average_masks_imdlbenco` by that of
+IMDLBenCo, which OpenSDI uses. The values of IMDLBenCo were checked by running its code.
 """
 
 from array import array
@@ -15,26 +15,34 @@ from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.intervals import mean_figure
 from ray_app.metrics.values import MetricValue
 
-THRESHOLD = 0.5  # strictly above it a pixel counts as altered
-_PIECE = 1 << 20  # pixels counted at once: counting widens each to eight bytes
+# A pixel counts as altered if its probability is strictly above the threshold.
+THRESHOLD = 0.5
+# Number of pixels counted at once. Counting widens each to eight bytes.
+_CHUNK_PIXELS = 1 << 20
 
 Empty = Literal["skip", "zero", "one"]
 Mode = Literal["origin", "reverse", "double"]
 LOCALIZATION = ("pixel_f1", "pixel_iou", "pixel_auc", "pixel_accuracy")
 EMPTY: dict[Empty, str] = {
-    "skip": "images of which nothing is altered are left out",
-    "zero": "an image of which nothing is altered counts as F1 = IoU = 0, however empty its mask",
-    "one": "an image of which nothing is altered counts as F1 = IoU = 1 where nothing is marked, else as 0",
+    "skip": "images without altered pixels are left out",
+    "zero": "an image without altered pixels counts as F1 = IoU = 0, even if its mask is empty",
+    "one": "an image without altered pixels counts as F1 = IoU = 1 if its mask is empty, else as 0",
 }
-_EPSILON = 1e-8  # IMDLBenCo adds it to denominators
+_EPSILON = 1e-8  # IMDLBenCo adds this to denominators.
 
 
-class MaskFigures(NamedTuple):
-    """One mask against its truth, in whole pixels: every figure of it follows from these.
+class MaskMetrics(NamedTuple):
+    """One mask against its truth, in numbers of pixels, from which all metrics follow.
 
-    `hits`: altered and marked. `auc`: None where only one kind of pixel is there. `even`,
-    `even_altered`: pixels exactly at the threshold, which count as not marked (a mask turned round
-    has them unmarked as well).
+    Attributes:
+        hits: Pixels that are altered and marked.
+        altered: Pixels that are altered.
+        marked: Pixels that the mask marks.
+        pixels: All pixels.
+        auc: ROC AUC of the pixels; None if all or no pixels are altered.
+        even: Pixels exactly at the threshold, which are not marked, neither by the mask nor by its
+            inverse.
+        even_altered: Altered pixels exactly at the threshold.
     """
 
     hits: int
@@ -47,62 +55,83 @@ class MaskFigures(NamedTuple):
 
     @property
     def f1(self) -> float | None:
-        """2 hits / (altered + marked); None where nothing is altered and nothing marked."""
+        """2 · hits / (altered + marked); None if no pixel is altered or marked."""
         return 2 * self.hits / (self.altered + self.marked) if self.altered + self.marked else None
 
     @property
     def iou(self) -> float | None:
-        """Hits by the pixels that are altered or marked; None where there are none."""
+        """The hits divided by the pixels that are altered or marked; None if no pixel is either."""
         union = self.altered + self.marked - self.hits
         return self.hits / union if union else None
 
 
-def mask_figures(
+def measure_mask(
     mask: NDArray[Any], truth: NDArray[Any], *, threshold: float = THRESHOLD
-) -> MaskFigures:
-    """The figures of one mask against its truth, as `PixelLevels.of` takes them. Raises ValueError
-    as that does.
+) -> MaskMetrics:
+    """Return the metrics of one mask against its truth.
+
+    Args:
+        mask: Probabilities (H, W), or uint8 grey levels.
+        truth: The truth (H, W), nonzero for altered pixels.
+        threshold: The probability above which a pixel is marked.
+
+    Raises:
+        ValueError: The shapes differ, the mask is empty, or a value is not finite.
     """
-    return PixelLevels.of(mask, truth).figures(threshold)
+    return PixelLevels.from_mask(mask, truth).measure(threshold)
 
 
 def pixel_figures(masks: Iterable[NDArray[Any]], truths: Iterable[NDArray[Any]]) -> dict[str, Any]:
-    """Mean F1 and IoU per image, over the images of which something is altered; `n` is how many
-    those are.
+    """Return the mean F1 and IoU over the images that have altered pixels.
 
-    An image without altered pixels says nothing of place and would count as 0 however empty its
-    mask: it is left out (specs/localization.md §3.1). With none left both are None. Raises
-    ValueError for numbers of images that differ, and as `mask_figures`.
+    An image without altered pixels would count as 0 even if its mask were empty, so it is left out.
+
+    Args:
+        masks: Probabilities (H, W), or uint8 grey levels, of each image.
+        truths: The truth (H, W) of each image, nonzero for altered pixels.
+
+    Returns:
+        `pixel_f1` and `pixel_iou`, which are None if no image remains, and `n`, the number of
+        images with altered pixels.
+
+    Raises:
+        ValueError: The numbers of masks and truths differ, or the shapes of a mask and its truth
+            differ, or a mask has a value that is not finite or no pixels.
     """
-    found = [
-        mask_figures(mask, truth)
+    metrics = [
+        measure_mask(mask, truth)
         for mask, truth in zip(masks, truths, strict=True)
         if np.any(truth)
     ]
     f1, iou = (
-        np.mean(np.array([(one.f1, one.iou) for one in found], np.float64), axis=0).tolist()
-        if found
+        np.mean(
+            np.array([(metric.f1, metric.iou) for metric in metrics], np.float64), axis=0
+        ).tolist()
+        if metrics
         else (None, None)
     )
-    return {"pixel_f1": f1, "pixel_iou": iou, "n": len(found)}
+    return {"pixel_f1": f1, "pixel_iou": iou, "n": len(metrics)}
 
 
-Rows = Sequence[MaskFigures] | Floats
+Rows = Sequence[MaskMetrics] | Floats
 
 
-def localization_of(rows: Rows, *, empty: Empty) -> dict[str, MetricValue]:
-    """The means over images of pixel F1, IoU, AUC and accuracy, under one policy for images of
-    which nothing is altered (`EMPTY`).
+def average_masks(rows: Rows, *, empty: Empty) -> dict[str, MetricValue]:
+    """Return the means over images of pixel F1, IoU, AUC, and accuracy.
 
-    An AUC needs altered and intact pixels: images without it are left out under every policy, and
-    the figure's `n` says how many stayed.
+    An AUC needs altered and intact pixels. Images without both are left out of its mean under every
+    policy, and the `n` of the metric is the number of images that remain.
+
+    Args:
+        rows: The masks of the images.
+        empty: How images without altered pixels count (`EMPTY`).
     """
-    hits, altered, marked, pixels, auc, *_ = _columns(rows)
+    hits, altered, marked, pixels, auc, *_ = _to_columns(rows)
     counts = altered > 0 if empty == "skip" else np.ones(len(hits), np.bool_)
-    of_empty = np.where(marked == 0, 1.0, 0.0) if empty == "one" else np.zeros(len(hits))
-    f1 = np.where(altered > 0, 2 * hits / np.maximum(altered + marked, 1), of_empty)
-    iou = np.where(altered > 0, hits / np.maximum(altered + marked - hits, 1), of_empty)
-    return _means(
+    empty_score = np.where(marked == 0, 1.0, 0.0) if empty == "one" else np.zeros(len(hits))
+    f1 = np.where(altered > 0, 2 * hits / np.maximum(altered + marked, 1), empty_score)
+    iou = np.where(altered > 0, hits / np.maximum(altered + marked - hits, 1), empty_score)
+    return _average(
         f1[counts],
         iou[counts],
         auc[counts],
@@ -111,35 +140,42 @@ def localization_of(rows: Rows, *, empty: Empty) -> dict[str, MetricValue]:
     )
 
 
-def imdlbenco_of(rows: Rows, *, mode: Mode = "origin") -> dict[str, MetricValue]:
-    """The same as IMDLBenCo computes them at threshold ½: 1e-8 in the denominators, and every image
-    counts.
+def average_masks_imdlbenco(rows: Rows, *, mode: Mode = "origin") -> dict[str, MetricValue]:
+    """Return the means over images of pixel F1, IoU, AUC, and accuracy as IMDLBenCo computes them.
 
-    An image of which nothing is altered has F1 = IoU = AUC = 0. `reverse` turns the mask round: F1
-    and accuracy the marked pixels, IoU the probabilities, so that pixels at exactly ½ are marked
-    for one and not for the other. `double` takes per image and figure the better of the two.
-    Departures: ties have mid-ranks (theirs depend on the order of sorting), and where everything is
-    altered, which makes their mean AUC NaN, the image is left out of it.
+    The threshold is ½, the denominators have 1e-8 added, and every image counts. An image without
+    altered pixels has F1 = IoU = AUC = 0. There are two departures. Ties have mid-ranks, whereas
+    IMDLBenCo's depend on the order of sorting. An image that is altered everywhere, which makes
+    IMDLBenCo's mean AUC NaN, is left out of the mean.
 
-    OpenSDI's figures are these of partial fakes alone at the network's size; one whose truth is
-    empty at that size counts as 0, as there.
+    OpenSDI's metrics are these of partial fakes alone at the network's size. As in its code, an
+    image whose truth is empty at that size counts as 0.
+
+    Args:
+        rows: The masks of the images.
+        mode: `reverse` inverts the mask: F1 and accuracy invert the marked pixels, and IoU the
+            probabilities, so pixels at exactly ½ are marked for the former and not for the latter.
+            `double` takes the better of both for each image and metric.
     """
     if mode == "double":
         better = [
             np.fmax(*pair)
             for pair in zip(
-                _imdlbenco(rows, turned=False), _imdlbenco(rows, turned=True), strict=True
+                _measure_imdlbenco(rows, inverted=False),
+                _measure_imdlbenco(rows, inverted=True),
+                strict=True,
             )
         ]
-        return _means(*better)
-    return _means(*_imdlbenco(rows, turned=mode == "reverse"))
+        return _average(*better)
+    return _average(*_measure_imdlbenco(rows, inverted=mode == "reverse"))
 
 
-def counts_of(rows: Rows) -> dict[str, int]:
-    """How many images there are, of how many nothing is altered, and of how many everything, which
-    have no AUC either.
+def count_masks(rows: Rows) -> dict[str, int]:
+    """Count the images, those without altered pixels, and those altered everywhere.
+
+    The last two have no AUC.
     """
-    _, altered, _, pixels, *_ = _columns(rows)
+    _, altered, _, pixels, *_ = _to_columns(rows)
     return {
         "images": len(altered),
         "empty": int((altered == 0).sum()),
@@ -148,8 +184,12 @@ def counts_of(rows: Rows) -> dict[str, int]:
 
 
 class PixelLevels(NamedTuple):
-    """How many pixels have each probability: `values` float64 (k,) ascending, the `altered` and the
-    `intact` of each int64 (k,).
+    """Numbers of pixels by probability.
+
+    Attributes:
+        values: The distinct probabilities, float64 (k,), ascending.
+        altered: Number of altered pixels, int64 (k,).
+        intact: Number of intact pixels, int64 (k,).
     """
 
     values: Floats
@@ -157,77 +197,81 @@ class PixelLevels(NamedTuple):
     intact: Counts
 
     @classmethod
-    def of(cls, mask: NDArray[Any], truth: NDArray[Any]) -> "PixelLevels":
-        """Those of a mask (H, W) with its truth (H, W), not 0 where altered.
+    def from_mask(cls, mask: NDArray[Any], truth: NDArray[Any]) -> "PixelLevels":
+        """Count the pixels of a mask (H, W) with its truth (H, W), nonzero for altered pixels.
 
-        The mask is of probabilities, or uint8 of grey levels that are 255 times as much. Raises
-        ValueError for shapes that differ, no pixels, and values that are not finite.
+        The mask has probabilities, or uint8 grey levels, which are 255 times the probabilities.
+
+        Raises:
+            ValueError: The shapes differ, the mask is empty, or a value is not finite.
         """
         if mask.shape != truth.shape:
-            raise ValueError(f"a mask of {mask.shape} for a truth of {truth.shape}")
+            raise ValueError(f"a mask of shape {mask.shape} for a truth of shape {truth.shape}")
         if not mask.size:
-            raise ValueError("a mask without pixels")
+            raise ValueError("a mask has no pixels")
         if mask.dtype == np.uint8:
             values, codes = np.arange(256) / 255, mask.ravel()
         else:
             if not np.isfinite(mask).all():
-                raise ValueError("a mask holds values that are not finite")
+                raise ValueError("a mask has values that are not finite")
             values, codes = np.unique(mask.astype(np.float64), return_inverse=True)
-        counts = _counted(codes.ravel(), truth.astype(np.bool_).ravel(), len(values))
+        counts = _count_pixels(codes.ravel(), truth.astype(np.bool_).ravel(), len(values))
         return cls(values, counts[1], counts[0])
 
     def auc(self) -> float | None:
-        """The share of pairs, one altered pixel and one intact, in which the altered one is higher;
-        ties count half.
+        """Return the ROC AUC, or None if all or no pixels are altered.
+
+        It is the fraction of pairs of an altered and an intact pixel in which the altered one is
+        higher; ties count half.
         """
         pairs = int(self.altered.sum()) * int(self.intact.sum())
         lower = np.cumsum(self.intact) - self.intact
         return int(self.altered @ (2 * lower + self.intact)) / (2 * pairs) if pairs else None
 
-    def figures(self, threshold: float = THRESHOLD) -> MaskFigures:
-        """What follows when pixels strictly above the threshold are marked."""
+    def measure(self, threshold: float = THRESHOLD) -> MaskMetrics:
+        """Return the metrics if pixels strictly above the threshold are marked."""
         above, even = self.values > threshold, self.values == threshold
         hits, altered = int(self.altered[above].sum()), int(self.altered.sum())
         even_altered = int(self.altered[even].sum())
-        return MaskFigures(
+        return MaskMetrics(
             hits, altered, hits + int(self.intact[above].sum()), altered + int(self.intact.sum()), self.auc(),
             even_altered + int(self.intact[even].sum()), even_altered,
         )  # fmt: skip
 
 
 class MaskRows:
-    """The figures of many images in 56 bytes each."""
+    """The metrics of many masks, in 56 bytes each."""
 
     def __init__(self) -> None:
-        self._numbers = array("d")
+        self._values = array("d")
 
-    def add(self, figures: MaskFigures) -> None:
-        """Append those of one image."""
-        self._numbers.extend(np.nan if number is None else number for number in figures)
+    def add(self, metrics: MaskMetrics) -> None:
+        """Append the metrics of one mask."""
+        self._values.extend(np.nan if value is None else value for value in metrics)
 
     def __len__(self) -> int:
-        return len(self._numbers) // len(MaskFigures._fields)
+        return len(self._values) // len(MaskMetrics._fields)
 
     def table(self) -> Floats:
-        """(n, 7), the fields of `MaskFigures`; NaN where there is no AUC."""
-        return np.array(self._numbers, np.float64).reshape(-1, len(MaskFigures._fields))
+        """Return the fields of `MaskMetrics` (n, 7); NaN for a missing AUC."""
+        return np.array(self._values, np.float64).reshape(-1, len(MaskMetrics._fields))
 
 
-def _counted(codes: NDArray[Any], truth: NDArray[np.bool_], size: int) -> Counts:
-    """(2, size): how many intact and how many altered pixels have each code."""
+def _count_pixels(codes: NDArray[Any], truth: NDArray[np.bool_], size: int) -> Counts:
+    """Return the number of intact and of altered pixels with each code (2, size)."""
     counts = np.zeros(2 * size, np.int64)
-    for start in range(0, len(codes), _PIECE):
-        piece = slice(start, start + _PIECE)
+    for start in range(0, len(codes), _CHUNK_PIXELS):
+        piece = slice(start, start + _CHUNK_PIXELS)
         counts += np.bincount(
             codes[piece] + size * truth[piece].astype(np.int64), minlength=2 * size
         )
     return counts.reshape(2, size)
 
 
-def _imdlbenco(rows: Rows, *, turned: bool) -> tuple[Floats, Floats, Floats, Floats]:
-    hits, altered, marked, pixels, auc, even, even_altered = _columns(rows)
+def _measure_imdlbenco(rows: Rows, *, inverted: bool) -> tuple[Floats, Floats, Floats, Floats]:
+    hits, altered, marked, pixels, auc, even, even_altered = _to_columns(rows)
     over_hits, over_marked = hits, marked
-    if turned:
+    if inverted:
         hits, marked, auc = altered - hits, pixels - marked, 1 - auc
         over_hits, over_marked = hits - even_altered, marked - even
     precision, recall = hits / (marked + _EPSILON), hits / (altered + _EPSILON)
@@ -241,20 +285,23 @@ def _imdlbenco(rows: Rows, *, turned: bool) -> tuple[Floats, Floats, Floats, Flo
     )
 
 
-def _means(
+def _average(
     f1: Floats, iou: Floats, auc: Floats, accuracy: Floats, *, images: int = 0
 ) -> dict[str, MetricValue]:
-    """The mean of each over images; `images`: how many there were before a policy left some out."""
-    why = "no image of which something is altered" if images else "no image with a mask and a truth"
-    no_auc = "no image with both altered and intact pixels" if images or len(auc) else why
+    """Return the mean of each metric over images.
+
+    `images` is the number of images before a policy left some out.
+    """
+    reason = "no image with altered pixels" if images else "no image with a mask and a truth"
+    no_auc = "no image with both altered and intact pixels" if images or len(auc) else reason
     columns = zip(LOCALIZATION, (f1, iou, auc, accuracy), strict=True)
     return {
-        name: mean_figure(values, no_auc if name == "pixel_auc" else why)
+        name: mean_figure(values, no_auc if name == "pixel_auc" else reason)
         for name, values in columns
     }
 
 
-def _columns(rows: Rows) -> tuple[Floats, ...]:
-    """The fields of `MaskFigures` as columns (n,), NaN where there is no AUC."""
-    table = np.array(rows, dtype=np.float64).reshape(-1, len(MaskFigures._fields))
+def _to_columns(rows: Rows) -> tuple[Floats, ...]:
+    """Return the fields of `MaskMetrics` as columns (n,); NaN for a missing AUC."""
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(MaskMetrics._fields))
     return tuple(table.T)

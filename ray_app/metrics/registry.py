@@ -1,7 +1,7 @@
-"""The metrics of an evaluation, each declared once (`METRICS`), and how one is measured (`measure`).
+"""Define the metrics of an evaluation (`METRICS`), and measure them (`measure`).
 
-A metric is a plain function of `ScoredImages`. To add a metric, add an entry to `METRICS`: tables,
-JSON, CSV, pages, and the terminal list what is in the registry. Fake is the positive class.
+A metric is a function of `ScoredImages`. To add a metric, add an entry to `METRICS`: tables, JSON,
+CSV, pages, and the terminal list the metrics of the registry. Fake is the positive class.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ray_app.metrics import uncertainty
 from ray_app.metrics.arrays import Bools, Floats
-from ray_app.metrics.uncertainty import Ends, Replicates, Stratum
+from ray_app.metrics.uncertainty import Interval, Replicates, Stratum
 from ray_app.metrics.values import MetricValue
 
 if TYPE_CHECKING:
@@ -32,47 +32,52 @@ NOTHING_FLAGGED = "no image is flagged as fake"
 WOODRUFF = "woodruff"
 MIN_FOR_ECE = 100
 MIN_FOR_EER = 50
-"""With fewer images of a class the equal error rate moves in steps, which the jackknife misses."""
+"""With fewer images of a class, the equal error rate moves in steps that the jackknife misses."""
 MAX_RESAMPLED = 5_000
-"""Images of a class that random blocks are cut from, at most: every k-th by score of more images."""
+"""Maximum images of a class for random blocks. If there are more, every k-th by score is used."""
 ECE_BINS = 15
 _LARGEST = np.finfo(np.float64).max
-_EACH_OF_TWO = 0.0125  # Beyond each end of each of two rates, so that both hold with 95 % or more.
+# Probability beyond each end of each of two rates, so that both hold with 95 % or more.
+_EACH_OF_TWO = 0.0125
 
 
 class UndefinedError(ValueError):
     """A metric has no value for these images. The message is the reason.
 
     Args:
-        why: The reason.
-        n: Number of images that there are.
+        reason: The reason.
+        n: Number of images.
     """
 
-    def __init__(self, why: str, n: int = 0) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, n: int = 0) -> None:
+        super().__init__(reason)
         self.n = n
 
 
 class Curve(NamedTuple):
-    """Fakes and reals that score at least as high as each distinct score, from the highest score
-    down.
+    """Counts at each distinct score, from the highest score down.
+
+    Attributes:
+        true_positives: Number of fakes that score at least as high.
+        false_positives: Number of reals that score at least as high.
+        thresholds: The distinct scores.
     """
 
-    found: Floats
-    alarms: Floats
+    true_positives: Floats
+    false_positives: Floats
     thresholds: Floats
 
 
 def descending_order(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the places (n,) of scores from the highest down. Equal scores keep their order.
+    """Return the indices (n,) of scores from the highest down. Equal scores keep their order.
 
-    A float32 score and its place make one 64-bit key: first the bits of the score, changed so that
-    they ascend as scores descend, then the place. Sorting the keys takes a fifth of the time of the
-    stable sorts of NumPy and pyarrow.
+    A float32 score and its index form one 64-bit key: the bits of the score, changed so that they
+    ascend as scores descend, followed by the index. Sorting the keys takes a fifth of the time of
+    the stable sorts of NumPy and pyarrow.
     """
     if scores.dtype != np.float32 or np.isnan(scores).any():
         return np.argsort(-scores, kind="stable")
-    bits = (scores + np.float32(0)).view(np.uint32)  # The sum makes +0 of -0.
+    bits = (scores + np.float32(0)).view(np.uint32)  # The sum turns -0 into +0.
     sign = np.uint32(1 << 31)
     keys = np.where(bits & sign, bits, ~(bits | sign)).astype(np.uint64) << np.uint64(32)
     keys |= np.arange(len(scores), dtype=np.uint64)
@@ -87,8 +92,9 @@ class ScoredImages:
     Attributes:
         scores: Scores (n,) in descending order.
         is_fake: The class of each image (n,).
-        threshold: Fake is a score above it, or at it if `strict` is false.
-        calibration: Makes probabilities of scores. It does not move the threshold.
+        threshold: Scores above it are fake.
+        strict: If False, scores at the threshold are fake, too.
+        calibration: Turns scores into probabilities. It does not move the threshold.
     """
 
     scores: npt.NDArray[np.floating[Any]]
@@ -99,25 +105,31 @@ class ScoredImages:
 
     @classmethod
     def from_scores(cls, scores: Any, is_fake: Any, **cut: Any) -> "ScoredImages":
-        """Return the images with scores (n,) in any order."""
-        numbers = np.asarray(scores)
-        order = descending_order(numbers)
-        return cls(numbers[order], np.asarray(is_fake, np.bool_)[order], **cut)
+        """Return the images with scores (n,) in any order.
+
+        Args:
+            scores: Scores (n,).
+            is_fake: The class of each image (n,).
+            **cut: Threshold, strictness, and calibration.
+        """
+        values = np.asarray(scores)
+        order = descending_order(values)
+        return cls(values[order], np.asarray(is_fake, np.bool_)[order], **cut)
 
     @property
     def cut(self) -> dict[str, Any]:
-        """Threshold, strictness, and calibration."""
+        """The threshold, strictness, and calibration."""
         return {"threshold": self.threshold, "strict": self.strict, "calibration": self.calibration}
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def select(self, chosen: Any) -> "ScoredImages":
-        """Return some of the images, by a mask or places in order."""
-        places = np.asarray(chosen)
-        if places.dtype == np.bool_:
-            places = np.flatnonzero(places)  # Six times as fast as two selections by a mask.
-        return ScoredImages(self.scores[places], self.is_fake[places], **self.cut)
+    def select(self, selection: Any) -> "ScoredImages":
+        """Return some of the images, by a mask or by ascending indices."""
+        indices = np.asarray(selection)
+        if indices.dtype == np.bool_:
+            indices = np.flatnonzero(indices)  # Six times as fast as two selections by a mask.
+        return ScoredImages(self.scores[indices], self.is_fake[indices], **self.cut)
 
     @cached_property
     def n_fake(self) -> int:
@@ -132,58 +144,64 @@ class ScoredImages:
     @cached_property
     def flagged(self) -> Bools:
         """Whether each image is on the fake side of the threshold."""
-        found: Bools = (
+        flagged: Bools = (
             self.scores > self.threshold if self.strict else self.scores >= self.threshold
         )
-        return found
+        return flagged
 
     @cached_property
-    def found(self) -> int:
+    def true_positives(self) -> int:
         """Number of fakes that are flagged."""
         return int(np.count_nonzero(self.flagged & self.is_fake))
 
     @cached_property
-    def alarms(self) -> int:
+    def false_positives(self) -> int:
         """Number of reals that are flagged."""
-        return int(np.count_nonzero(self.flagged)) - self.found
+        return int(np.count_nonzero(self.flagged)) - self.true_positives
 
     @cached_property
     def curve(self) -> Curve:
-        """Counts at each distinct score, as `sklearn.metrics.confusion_matrix_at_thresholds` gives
-        them. The scores are sorted already, which makes this 15 times faster.
+        """The counts at each distinct score.
+
+        They equal those of `sklearn.metrics.confusion_matrix_at_thresholds`. Because the scores are
+        sorted, they are computed 15 times faster.
         """
         if not len(self):
             return Curve(np.empty(0), np.empty(0), np.empty(0))
-        ends = np.append(np.flatnonzero(self.scores[1:] != self.scores[:-1]), len(self) - 1)
-        found = np.cumsum(self.is_fake)[ends].astype(np.float64)
-        return Curve(found, ends + 1.0 - found, self.scores[ends].astype(np.float64))
+        last_indices = np.append(np.flatnonzero(self.scores[1:] != self.scores[:-1]), len(self) - 1)
+        hits = np.cumsum(self.is_fake)[last_indices].astype(np.float64)
+        return Curve(hits, last_indices + 1.0 - hits, self.scores[last_indices].astype(np.float64))
 
     @cached_property
     def log_odds(self) -> Floats:
-        """Calibrated log-odds of each image."""
-        numbers = self.scores.astype(np.float64)
+        """The calibrated log-odds of each image."""
+        values = self.scores.astype(np.float64)
         if self.calibration is None:
-            return numbers
+            return values
         with np.errstate(over="ignore"):
-            return np.clip(self.calibration(numbers), -_LARGEST, _LARGEST)
+            return np.clip(self.calibration(values), -_LARGEST, _LARGEST)
 
     @cached_property
     def probabilities(self) -> Floats:
-        """Calibrated probability of fake of each image."""
+        """The calibrated probability of fake of each image."""
         from scipy.special import expit
 
-        found: Floats = expit(self.log_odds)
-        return found
+        probabilities: Floats = expit(self.log_odds)
+        return probabilities
 
     def require_both(self) -> None:
-        """Raise UndefinedError unless there are real and fake images."""
+        """Check that there are real and fake images.
+
+        Raises:
+            UndefinedError: A class is missing.
+        """
         if not self.n_fake or not self.n_real:
             raise UndefinedError(ONE_CLASS, len(self))
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """A sample of the images, in the groups that intervals are of.
+    """A sample of the images, in the groups that intervals are resampled by.
 
     Attributes:
         images: The sample.
@@ -197,28 +215,30 @@ class Resampled:
 
     @property
     def is_grouped(self) -> bool:
-        """Whether a class comes in named groups."""
+        """Whether a class has named groups."""
         return self.fakes.is_grouped or self.reals.is_grouped
 
     @property
     def strata(self) -> list[tuple[Stratum, Bools]]:
-        """Both classes, and which images each is of; those that have an image."""
+        """The classes that have an image, each with a mask of its images."""
         both = [(self.fakes, self.images.is_fake), (self.reals, ~self.images.is_fake)]
-        return [(stratum, mine) for stratum, mine in both if len(stratum.codes)]
+        return [(stratum, mask) for stratum, mask in both if len(stratum.codes)]
 
     @cached_property
-    def left_out(self) -> list[tuple[Floats, float, list[ScoredImages]]]:
-        """Of each stratum the fraction that each group is, the scale of its variance, and the
+    def leave_one_out(self) -> list[tuple[Floats, float, list[ScoredImages]]]:
+        """The images without each group, by stratum.
+
+        Each entry has the fraction of the stratum in each group, the scale of the variance, and the
         images without each group.
         """
-        found = []
-        for stratum, mine in self.strata:
+        entries = []
+        for stratum, mask in self.strata:
             codes = np.full(len(self.images), -1)
-            codes[mine] = stratum.codes
+            codes[mask] = stratum.codes
             fractions = np.bincount(stratum.codes, minlength=stratum.groups) / len(stratum.codes)
-            rest = [self.images.select(codes != group) for group in range(stratum.groups)]
-            found.append((fractions, stratum.scale, rest))
-        return found
+            parts = [self.images.select(codes != group) for group in range(stratum.groups)]
+            entries.append((fractions, stratum.scale, parts))
+        return entries
 
     @staticmethod
     def in_groups(
@@ -235,58 +255,60 @@ class Resampled:
         Args:
             scores: Scores in any order. Two systems with the same images get the same groups.
             is_fake: The class of each image.
-            names: The generator of a fake and the source of a real image.
-            totals: Number of fakes and reals that the images are a sample of.
+            names: The generator of a fake and the source of a real image; None for random blocks.
+            totals: Number of fakes and reals that the images are a sample of; None if they are all.
             seed: Seed of the random blocks.
             **cut: Threshold, strictness, and calibration.
         """
         order = descending_order(scores)
         strata = []
-        for mine, n in zip((is_fake, ~is_fake), totals or (None, None), strict=True):
-            stratum = uncertainty.stratum_of(
-                int(mine.sum()), None if names is None else names[mine], n, seed
+        for mask, n in zip((is_fake, ~is_fake), totals or (None, None), strict=True):
+            stratum = uncertainty.make_stratum(
+                int(mask.sum()), None if names is None else names[mask], n, seed
             )
             codes = np.zeros(len(scores), np.int64)
-            codes[mine] = stratum.codes
-            strata.append(stratum._replace(codes=codes[order][mine[order]]))
+            codes[mask] = stratum.codes
+            strata.append(stratum._replace(codes=codes[order][mask[order]]))
         return Resampled(ScoredImages(scores[order], is_fake[order], **cut), *strata)
 
     @staticmethod
     def in_blocks(images: ScoredImages, seed: int = 0) -> "Resampled":
-        """Return the images in random blocks; of many images of a class every k-th by score."""
-        places = [np.flatnonzero(images.is_fake == kind) for kind in (True, False)]
-        thinned = [one[:: max(1, math.ceil(len(one) / MAX_RESAMPLED))] for one in places]
+        """Return the images in random blocks.
+
+        If a class has more than MAX_RESAMPLED images, every k-th by score is used.
+        """
+        indices = [np.flatnonzero(images.is_fake == kind) for kind in (True, False)]
+        thinned = [index[:: max(1, math.ceil(len(index) / MAX_RESAMPLED))] for index in indices]
         strata = [
-            uncertainty.stratum_of(len(few), None, len(every), seed)
-            for few, every in zip(thinned, places, strict=True)
+            uncertainty.make_stratum(len(subset), None, len(index), seed)
+            for subset, index in zip(thinned, indices, strict=True)
         ]
-        chosen = np.sort(np.concatenate(thinned))
-        return Resampled(images.select(chosen), *strata)
+        selected = np.sort(np.concatenate(thinned))
+        return Resampled(images.select(selected), *strata)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of an evaluation.
+    """A metric of an evaluation.
 
     Attributes:
         name: Key in documents, such as `auc`.
         title: Name on pages and in the terminal.
-        sentence: What the metric means.
-        is_share: Whether people read it in per cent.
-        direction: Whether more is better.
-        needs: What a metric is computed from.
-        value: Function from images to the value. It raises `UndefinedError` with the reason if there is
-            no value.
-        outcomes: For a proportion, which images are hits and which images count. `value` is then
-            not needed.
+        sentence: Meaning of the metric.
+        is_share: Whether it is shown in per cent.
+        direction: Whether more or less is better.
+        needs: The input of the metric.
+        value: Computes the value. It raises `UndefinedError` with the reason if there is no value.
+        outcomes: For a proportion, returns which images are hits and which images count. `value` is
+            then not needed.
         of_both: Whether a proportion is of images of both classes. If images come in groups, its
             interval is then the jackknife's.
         scale: The scale on which the jackknife works.
-        interval: A function that replaces the jackknife for this metric.
+        interval: Replaces the jackknife for this metric.
         method: Name of the method of the interval.
-        min_per_class: Images of each class that an interval needs.
-        min_images: Images that the value needs.
-        leave_out: A faster way to compute the replicates of the jackknife.
+        min_per_class: Minimum number of images of each class for an interval.
+        min_images: Minimum number of images for a value.
+        leave_out: Computes the replicates of the jackknife faster.
     """
 
     name: str
@@ -299,14 +321,18 @@ class Metric:
     outcomes: Callable[[ScoredImages], tuple[Bools, Bools]] | None = None
     of_both: bool = False
     scale: uncertainty.Scale = "logit"
-    interval: "Callable[[ScoredImages, float, Resampled], Ends | None] | None" = None
+    interval: "Callable[[ScoredImages, float, Resampled], Interval | None] | None" = None
     method: str = uncertainty.JACKKNIFE
     min_per_class: int = uncertainty.MIN_GROUPS
     min_images: int = 1
     leave_out: "Callable[[Resampled], list[Replicates]] | None" = None
 
     def compute(self, images: ScoredImages) -> float:
-        """Return the value. Raises UndefinedError."""
+        """Return the value.
+
+        Raises:
+            UndefinedError: The metric has no value for these images.
+        """
         if self.outcomes is not None:
             hits, among = self.outcomes(images)
             n = int(np.count_nonzero(among))
@@ -316,14 +342,24 @@ class Metric:
         return self.value(images)
 
     def count(self, images: ScoredImages) -> int:
-        """Return the number of images that the metric is of. Raises UndefinedError."""
+        """Return the number of images that the metric is computed from.
+
+        Raises:
+            UndefinedError: The metric has no value for these images.
+        """
         if self.outcomes is None:
             return len(images)
         return int(np.count_nonzero(self.outcomes(images)[1]))
 
 
 def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = None) -> MetricValue:
-    """Return the value of a metric, with an interval if there is a sample to work it out from."""
+    """Return the value of a metric with its interval.
+
+    Args:
+        metric: The metric.
+        images: The images.
+        sample: The groups for the interval; None for intervals of proportions only.
+    """
     try:
         value, n = metric.compute(images), metric.count(images)
         if n < metric.min_images:
@@ -331,42 +367,54 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
     except UndefinedError as undefined:
         return MetricValue(n=undefined.n, why=str(undefined))
     if metric.outcomes is not None and not (sample and sample.is_grouped and metric.of_both):
-        low, high = _proportion_ends(metric, images, value, n, sample)
+        low, high = _proportion_interval(metric, images, value, n, sample)
         return MetricValue(value, low, high, n, uncertainty.CLOPPER_PEARSON)
     if sample is None:
         return MetricValue(value, n=n)
     smallest = min(len(stratum.codes) for stratum, _ in sample.strata)
     if smallest < metric.min_per_class:
-        why = f"an interval needs {metric.min_per_class} images of each class; there are {smallest}"
-        return MetricValue(value, n=n, why=why)
+        reason = (
+            f"an interval needs {metric.min_per_class} images of each class; there are {smallest}"
+        )
+        return MetricValue(value, n=n, why=reason)
     if metric.interval is not None:
-        ends = metric.interval(images, value, sample)
-        return _with_ends(value, ends, n, metric.method)
-    ends = jackknife_interval(metric, value, sample)
-    if ends is None and metric.scale == "logit":
-        few = min(
+        interval = metric.interval(images, value, sample)
+        return _add_interval(value, interval, n, metric.method)
+    interval = jackknife_interval(metric, value, sample)
+    if interval is None and metric.scale == "logit":
+        n_groups = min(
             stratum.groups if stratum.is_grouped else stratum.n for stratum, _ in sample.strata
         )
-        return _with_ends(
-            value, uncertainty.share_interval(value, few), n, uncertainty.CLOPPER_PEARSON
+        return _add_interval(
+            value, uncertainty.fraction_interval(value, n_groups), n, uncertainty.CLOPPER_PEARSON
         )
-    return _with_ends(value, ends, n, metric.method)
+    return _add_interval(value, interval, n, metric.method)
 
 
-def replicates(metric: Metric, sample: Resampled) -> list[Replicates]:
-    """Return the values of a metric with each group left out. Raises UndefinedError."""
+def compute_replicates(metric: Metric, sample: Resampled) -> list[Replicates]:
+    """Return the values of a metric with each group left out.
+
+    Raises:
+        UndefinedError: The metric has no value without a group.
+    """
     if metric.leave_out is not None:
         return metric.leave_out(sample)
     return [
-        Replicates(np.array([metric.compute(one) for one in rest]), fractions, scale)
-        for fractions, scale, rest in sample.left_out
+        Replicates(np.array([metric.compute(part) for part in parts]), fractions, scale)
+        for fractions, scale, parts in sample.leave_one_out
     ]
 
 
-def jackknife_interval(metric: Metric, value: float, sample: Resampled) -> Ends | None:
-    """Return the jackknife's interval of a metric; None if it has none."""
+def jackknife_interval(metric: Metric, value: float, sample: Resampled) -> Interval | None:
+    """Return the jackknife's interval of a metric; None if it has none.
+
+    Args:
+        metric: The metric.
+        value: The value of all images.
+        sample: The groups.
+    """
     try:
-        return uncertainty.jackknife(value, replicates(metric, sample), metric.scale)
+        return uncertainty.jackknife(value, compute_replicates(metric, sample), metric.scale)
     except UndefinedError:
         return None
 
@@ -374,13 +422,20 @@ def jackknife_interval(metric: Metric, value: float, sample: Resampled) -> Ends 
 def measure_difference(
     metric: Metric, a: Resampled, b: Resampled
 ) -> tuple[MetricValue, float | None]:
-    """Return the metric of b less that of a on the same images in the same groups, and the p of no
-    difference.
+    """Measure b minus a for a metric on the same images in the same groups.
+
+    Args:
+        metric: The metric.
+        a: Images with the scores of a.
+        b: Images with the scores of b.
+
+    Returns:
+        The difference with its interval, and the p-value of no difference.
     """
     n = len(a.images)
     try:
         value = metric.compute(b.images) - metric.compute(a.images)
-        pairs = zip(replicates(metric, a), replicates(metric, b), strict=True)
+        pairs = zip(compute_replicates(metric, a), compute_replicates(metric, b), strict=True)
         parts = [second._replace(values=second.values - first.values) for first, second in pairs]
     except UndefinedError as undefined:
         return MetricValue(n=n, why=str(undefined)), None
@@ -388,80 +443,86 @@ def measure_difference(
 
 
 def difference(value: float, parts: list[Replicates], n: int) -> tuple[MetricValue, float | None]:
-    """Return a difference with its interval, and the p of no difference, from its replicates."""
-    few = min((len(part.values) for part in parts), default=0)
-    if few < uncertainty.MIN_GROUPS:
-        why = f"an interval needs {uncertainty.MIN_GROUPS} images of each class; there are {few}"
-        return MetricValue(value, n=n, why=why), None
-    ends = uncertainty.jackknife(value, parts, "plain")
-    p = uncertainty.p_of_difference(value, parts)
-    if ends is None:
-        why = "the difference does not vary between groups of images"
-        return MetricValue(value, n=n, why=why), p if value == 0 else None
-    low, high = max(-1.0, ends[0]), min(1.0, ends[1])
+    """Return a difference with its interval, and the p-value of no difference.
+
+    Args:
+        value: The difference.
+        parts: Replicates of the difference for each stratum.
+        n: Number of images.
+    """
+    n_replicates = min((len(part.values) for part in parts), default=0)
+    if n_replicates < uncertainty.MIN_GROUPS:
+        reason = f"an interval needs {uncertainty.MIN_GROUPS} images of each class; there are {n_replicates}"
+        return MetricValue(value, n=n, why=reason), None
+    interval = uncertainty.jackknife(value, parts, "plain")
+    p = uncertainty.difference_p_value(value, parts)
+    if interval is None:
+        reason = "the difference does not vary between groups of images"
+        return MetricValue(value, n=n, why=reason), p if value == 0 else None
+    low, high = max(-1.0, interval[0]), min(1.0, interval[1])
     return MetricValue(value, low, high, n, uncertainty.JACKKNIFE), p
 
 
-def _proportion_ends(
+def _proportion_interval(
     metric: Metric,
     images: ScoredImages,
     value: float,
     n: int,
     sample: Resampled | None,
     tail: float = 0.025,
-) -> Ends:
-    """Return the exact interval, of as many images as the grouped ones are worth."""
-    worth = float(n)
+) -> Interval:
+    """Return the exact interval, for the number of images that the grouped ones are worth."""
+    n_effective = float(n)
     if sample is not None and sample.is_grouped and metric.outcomes is not None:
         try:
             hits, among = metric.outcomes(sample.images)
         except UndefinedError:
             return uncertainty.proportion_interval(value * n, n, tail)
         strata = [
-            (stratum._replace(codes=stratum.codes[among[mine]]), mine[among])
-            for stratum, mine in sample.strata
-            if among[mine].any()
+            (stratum._replace(codes=stratum.codes[among[mask]]), mask[among])
+            for stratum, mask in sample.strata
+            if among[mask].any()
         ]
         if any(stratum.is_grouped for stratum, _ in strata):
-            worth = uncertainty.effective_count(hits[among], strata, value, n)
-    hits_worth = round(value * n) if worth == n else value * worth
-    return uncertainty.proportion_interval(hits_worth, worth, tail)
+            n_effective = uncertainty.effective_count(hits[among], strata, value, n)
+    n_hits = round(value * n) if n_effective == n else value * n_effective
+    return uncertainty.proportion_interval(n_hits, n_effective, tail)
 
 
-def _with_ends(value: float, ends: Ends | None, n: int, method: str) -> MetricValue:
-    if ends is None:
+def _add_interval(value: float, interval: Interval | None, n: int, method: str) -> MetricValue:
+    if interval is None:
         return MetricValue(value, n=n, why="the metric does not vary between groups of images")
-    return MetricValue(value, min(value, ends[0]), max(value, ends[1]), n, method)
+    return MetricValue(value, min(value, interval[0]), max(value, interval[1]), n, method)
 
 
 # ---------------------------------------------------------------- metrics at the threshold
 
 
-def flagged_fakes(images: ScoredImages) -> tuple[Bools, Bools]:
+def true_positive_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
     """Return the outcomes of the true-positive rate (`sklearn.metrics.recall_score`)."""
     if not images.n_fake:
         raise UndefinedError(NO_FAKES)
     return images.flagged, images.is_fake
 
 
-def cleared_reals(images: ScoredImages) -> tuple[Bools, Bools]:
+def true_negative_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
     """Return the outcomes of the true-negative rate, the recall of real images."""
     if not images.n_real:
         raise UndefinedError(NO_REALS)
     return ~images.flagged, ~images.is_fake
 
 
-def right_images(images: ScoredImages) -> tuple[Bools, Bools]:
+def accuracy_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
     """Return the outcomes of accuracy (`sklearn.metrics.accuracy_score`)."""
     if not len(images):
         raise UndefinedError(NO_IMAGES)
     return images.flagged == images.is_fake, np.ones(len(images), np.bool_)
 
 
-def fakes_among_flagged(images: ScoredImages) -> tuple[Bools, Bools]:
+def precision_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
     """Return the outcomes of precision (`sklearn.metrics.precision_score`)."""
     images.require_both()
-    if not images.found + images.alarms:
+    if not images.true_positives + images.false_positives:
         raise UndefinedError(NOTHING_FLAGGED)
     return images.is_fake, images.flagged
 
@@ -469,46 +530,54 @@ def fakes_among_flagged(images: ScoredImages) -> tuple[Bools, Bools]:
 def balanced_accuracy(images: ScoredImages) -> float:
     """Return the mean of both rates (`sklearn.metrics.balanced_accuracy_score`)."""
     images.require_both()
-    return (images.found / images.n_fake + 1 - images.alarms / images.n_real) / 2
+    return (images.true_positives / images.n_fake + 1 - images.false_positives / images.n_real) / 2
 
 
 def f1(images: ScoredImages) -> float:
     """Return the F1 of fake (`sklearn.metrics.f1_score`)."""
     images.require_both()
-    return 2 * images.found / (images.n_fake + images.found + images.alarms)
+    return (
+        2 * images.true_positives / (images.n_fake + images.true_positives + images.false_positives)
+    )
 
 
 def f1_even(images: ScoredImages) -> float:
-    """Return the F1 of fake if there were as many real images as fakes."""
+    """Return the F1 of fake for equal numbers of real images and fakes."""
     images.require_both()
-    found = images.found / images.n_fake
-    return 2 * found / (1 + found + images.alarms / images.n_real)
+    tpr = images.true_positives / images.n_fake
+    return 2 * tpr / (1 + tpr + images.false_positives / images.n_real)
 
 
 def precision_at_prior(images: ScoredImages, prior: float) -> float:
     """Return the precision if a fraction `prior` of all images were fake."""
     images.require_both()
-    if not images.found + images.alarms:
+    if not images.true_positives + images.false_positives:
         raise UndefinedError(NOTHING_FLAGGED, len(images))
-    return _precision(images.found / images.n_fake, images.alarms / images.n_real, prior)
+    return _precision(
+        images.true_positives / images.n_fake, images.false_positives / images.n_real, prior
+    )
 
 
 def _precision(tpr: float, fpr: float, prior: float) -> float:
     return prior * tpr / (prior * tpr + (1 - prior) * fpr)
 
 
-def _precision_ends(images: ScoredImages, value: float, sample: Resampled, prior: float) -> Ends:
+def _precision_interval(
+    images: ScoredImages, value: float, sample: Resampled, prior: float
+) -> Interval:
     """Return the interval from the exact limits of both rates, each at 97.5 %.
 
-    Without a false alarm among few reals the value is 1, and the interval shows how little that
-    means.
+    If there are few reals and no false alarm, the value is 1, and the interval shows how uncertain
+    it is.
     """
-    ends = []
+    intervals = []
     for metric in (METRICS["tpr"], METRICS["tnr"]):
         rate = measure(metric, images)
-        share = rate.value or 0.0
-        ends.append(_proportion_ends(metric, images, share, rate.n, sample, _EACH_OF_TWO))
-    (low_tpr, high_tpr), (low_tnr, high_tnr) = ends
+        fraction = rate.value or 0.0
+        intervals.append(
+            _proportion_interval(metric, images, fraction, rate.n, sample, _EACH_OF_TWO)
+        )
+    (low_tpr, high_tpr), (low_tnr, high_tnr) = intervals
     return _precision(low_tpr, 1 - low_tnr, prior), _precision(high_tpr, 1 - high_tnr, prior)
 
 
@@ -518,9 +587,9 @@ def _precision_ends(images: ScoredImages, value: float, sample: Resampled, prior
 def auc(images: ScoredImages) -> float:
     """Return the area under the ROC curve (`sklearn.metrics.roc_auc_score`).
 
-    It is the fraction of pairs in which the fake scores higher; an equal pair counts half. Images of
-    one generator are few against all of the other class, so the places of the smaller class are
-    searched for, without a curve.
+    It is the fraction of pairs in which the fake scores higher; a tie counts half. The images of
+    one generator are few compared with all images of the other class, so the scores of the smaller
+    class are located by binary search, without a curve.
     """
     images.require_both()
     fakes, reals = images.scores[images.is_fake], images.scores[~images.is_fake]
@@ -529,35 +598,37 @@ def auc(images: ScoredImages) -> float:
     return (won if few is fakes else pairs - won) / pairs
 
 
-def auc_without_groups(sample: Resampled) -> list[Replicates]:
-    """Return the AUC without each group, from the pairs that each group wins. Raises
-    UndefinedError.
+def auc_replicates(sample: Resampled) -> list[Replicates]:
+    """Return the AUC without each group, from the pairs that each group wins.
+
+    Raises:
+        UndefinedError: A class is missing.
     """
     sample.images.require_both()
     fakes, reals = sample.fakes, sample.reals
     is_fake = sample.images.is_fake
-    found, others = sample.images.scores[is_fake], sample.images.scores[~is_fake]
-    won_by_fakes = _count_below(found, others)
-    lost_by_reals = len(found) - _count_below(others, found)
+    fake_scores, real_scores = sample.images.scores[is_fake], sample.images.scores[~is_fake]
+    won_by_fakes = _count_below(fake_scores, real_scores)
+    lost_by_reals = len(fake_scores) - _count_below(real_scores, fake_scores)
     total = float(won_by_fakes.sum())
     parts = []
     for stratum, pairs, opposite in (
-        (fakes, won_by_fakes, len(others)),
-        (reals, lost_by_reals, len(found)),
+        (fakes, won_by_fakes, len(real_scores)),
+        (reals, lost_by_reals, len(fake_scores)),
     ):
         lost = np.bincount(stratum.codes, pairs, stratum.groups)
         sizes = np.bincount(stratum.codes, minlength=stratum.groups)
-        rest = np.maximum(len(stratum.codes) - sizes, 1)
+        remaining = np.maximum(len(stratum.codes) - sizes, 1)
         parts.append(
             Replicates(
-                (total - lost) / (rest * opposite), sizes / len(stratum.codes), stratum.scale
+                (total - lost) / (remaining * opposite), sizes / len(stratum.codes), stratum.scale
             )
         )
     return parts
 
 
 def _count_below(scores: npt.NDArray[Any], others: npt.NDArray[Any]) -> Floats:
-    """Return how many others each score exceeds; an equal one counts half. Both descend."""
+    """Return how many others each score exceeds; ties count half. Both arrays descend."""
     below, up_to = (np.searchsorted(others[::-1], scores, side) for side in ("left", "right"))
     return (below + up_to) / 2
 
@@ -569,33 +640,39 @@ def average_precision(images: ScoredImages) -> float:
 
 
 def average_precision_even(images: ScoredImages) -> float:
-    """Return the average precision if there were as many real images as fakes."""
+    """Return the average precision for equal numbers of real images and fakes."""
     images.require_both()
     return _average_precision(images.curve, images.n_fake, images.n_fake / images.n_real)
 
 
 def _average_precision(curve: Curve, n_fake: int, weight: float) -> float:
-    steps = np.diff(curve.found, prepend=0.0)
-    return float(steps @ (curve.found / (curve.found + weight * curve.alarms))) / n_fake
+    steps = np.diff(curve.true_positives, prepend=0.0)
+    return (
+        float(
+            steps @ (curve.true_positives / (curve.true_positives + weight * curve.false_positives))
+        )
+        / n_fake
+    )
 
 
 def equal_error_rate(images: ScoredImages) -> float:
-    """Return the rate at which FPR and FNR are equal on the ROC curve (`sklearn.metrics.det_curve`),
-    whose points are joined by straight lines.
+    """Return the rate at which FPR and FNR are equal on the ROC curve.
+
+    The points of the curve (`sklearn.metrics.det_curve`) are joined by straight lines.
     """
     images.require_both()
-    fpr = np.append(0.0, images.curve.alarms / images.n_real)
-    surplus = fpr - 1 + np.append(0.0, images.curve.found / images.n_fake)
-    place = int(np.argmax(surplus >= 0))
-    way = -surplus[place - 1] / (surplus[place] - surplus[place - 1])
-    return float(fpr[place - 1] + way * (fpr[place] - fpr[place - 1]))
+    fpr = np.append(0.0, images.curve.false_positives / images.n_real)
+    surplus = fpr - 1 + np.append(0.0, images.curve.true_positives / images.n_fake)
+    index = int(np.argmax(surplus >= 0))
+    weight = -surplus[index - 1] / (surplus[index] - surplus[index - 1])
+    return float(fpr[index - 1] + weight * (fpr[index] - fpr[index - 1]))
 
 
 def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
-    """Return the TPR at the lowest threshold that flags no more than one real in `one_in`.
+    """Return the TPR at the lowest threshold that flags at most one real in `one_in`.
 
-    With fewer reals than `one_in`, a threshold above all of them would have a higher rate on
-    average than the metric is named after.
+    With fewer reals than `one_in`, the threshold would be above all of them, and its average FPR
+    would be higher than the name of the metric says.
     """
     images.require_both()
     if images.n_real < one_in:
@@ -603,47 +680,56 @@ def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
             f"a false alarm in {one_in:,} needs {one_in:,} reals or more; there are {images.n_real:,}",
             len(images),
         )
-    return found_at(images, images.n_real // one_in) / images.n_fake
+    return count_found(images, images.n_real // one_in) / images.n_fake
 
 
-def found_at(images: ScoredImages, allowed: int) -> float:
-    """Return how many fakes are found with no more than this many false alarms."""
-    place = int(np.searchsorted(images.curve.alarms, allowed, "right"))
-    return float(images.curve.found[place - 1]) if place else 0.0
+def count_found(images: ScoredImages, allowed: int) -> float:
+    """Return how many fakes are found with at most this many false alarms."""
+    index = int(np.searchsorted(images.curve.false_positives, allowed, "right"))
+    return float(images.curve.true_positives[index - 1]) if index else 0.0
 
 
-def _woodruff(images: ScoredImages, value: float, sample: Resampled, one_in: int) -> Ends:
-    """Return the interval of the TPR at an FPR: the fakes' own, and how far the threshold may be off
-    (Woodruff 1952).
+def _woodruff_interval(
+    images: ScoredImages, value: float, sample: Resampled, one_in: int
+) -> Interval:
+    """Return the interval of the TPR at an FPR (Woodruff 1952).
+
+    It combines the uncertainty of the fakes with that of the threshold.
     """
     from scipy.special import betaincinv
 
     curve, n = images.curve, images.n_real
     allowed = n // one_in
-    place = int(np.searchsorted(curve.alarms, allowed, "right"))
-    threshold = curve.thresholds[place - 1] if place else math.inf
-    marked = sample.images.scores >= threshold
-    ends, sizes = [], []
-    for stratum, mine, share, total in (
+    index = int(np.searchsorted(curve.false_positives, allowed, "right"))
+    threshold = curve.thresholds[index - 1] if index else math.inf
+    is_flagged = sample.images.scores >= threshold
+    intervals, sizes = [], []
+    for stratum, mask, fraction, total in (
         (sample.fakes, sample.images.is_fake, value, images.n_fake),
         (sample.reals, ~sample.images.is_fake, allowed / n, n),
     ):
-        worth = float(total)
+        n_effective = float(total)
         if stratum.is_grouped:
-            hits = marked[mine]
-            worth = uncertainty.effective_count(
-                hits, [(stratum, np.ones(len(hits), np.bool_))], share, total
+            hits = is_flagged[mask]
+            n_effective = uncertainty.effective_count(
+                hits, [(stratum, np.ones(len(hits), np.bool_))], fraction, total
             )
-        ends.append(uncertainty.proportion_interval(share * worth, worth))
-        sizes.append(worth)
-    rate, worth = 1 / one_in, sizes[1]
-    fewest = float(betaincinv(rate * worth, worth - rate * worth + 1, 0.025)) * n
-    most = float(betaincinv(rate * worth + 1, worth - rate * worth, 0.975)) * n
-    low = found_at(images, math.floor(fewest) - 1) / images.n_fake if fewest >= 1 else 0.0
-    high = found_at(images, math.ceil(most)) / images.n_fake if most < n - 1 else 1.0
+        intervals.append(uncertainty.proportion_interval(fraction * n_effective, n_effective))
+        sizes.append(n_effective)
+    rate, n_effective = 1 / one_in, sizes[1]
+    min_alarms = (
+        float(betaincinv(rate * n_effective, n_effective - rate * n_effective + 1, 0.025)) * n
+    )
+    max_alarms = (
+        float(betaincinv(rate * n_effective + 1, n_effective - rate * n_effective, 0.975)) * n
+    )
+    low = (
+        count_found(images, math.floor(min_alarms) - 1) / images.n_fake if min_alarms >= 1 else 0.0
+    )
+    high = count_found(images, math.ceil(max_alarms)) / images.n_fake if max_alarms < n - 1 else 1.0
     return (
-        max(0.0, value - math.hypot(value - ends[0][0], max(0.0, value - low))),
-        min(1.0, value + math.hypot(ends[0][1] - value, max(0.0, high - value))),
+        max(0.0, value - math.hypot(value - intervals[0][0], max(0.0, value - low))),
+        min(1.0, value + math.hypot(intervals[0][1] - value, max(0.0, high - value))),
     )
 
 
@@ -670,36 +756,37 @@ def expected_calibration_error(images: ScoredImages) -> float:
 
     The plain error (Guo et al. 2017) is above 0 even for perfect probabilities. The correction is
     that of Kumar, Liang and Ma (2019) for absolute differences, with the mean of a folded normal
-    distribution instead of draws. It is never below 0.
+    distribution instead of draws. The result is never below 0.
     """
     images.require_both()
     bins = np.minimum((images.probabilities * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    total, n_fake, stated = (
+    total, n_fake, probability_sum = (
         np.bincount(bins, weights, ECE_BINS)
         for weights in (None, images.is_fake, images.probabilities)
     )
     filled = total > 0
     in_bin = total[filled].astype(np.float64)
-    share = n_fake[filled] / in_bin
-    gap = np.abs(stated[filled] / in_bin - share)
-    redrawn = _mean_of_folded(gap, np.sqrt(share * (1 - share) / in_bin))
+    fraction = n_fake[filled] / in_bin
+    gap = np.abs(probability_sum[filled] / in_bin - fraction)
+    redrawn = _folded_normal_mean(gap, np.sqrt(fraction * (1 - fraction) / in_bin))
     return max(0.0, float(in_bin @ (2 * gap - redrawn)) / len(images))
 
 
-def _ece_ends(_images: ScoredImages, value: float, sample: Resampled) -> Ends | None:
+def _ece_interval(_images: ScoredImages, value: float, sample: Resampled) -> Interval | None:
     """Return the jackknife's interval, down to 0 if the error is less than two half-widths.
 
-    An error near 0 is an absolute value of chance, which the jackknife takes for a true error.
+    An error near 0 is the absolute value of a random deviation, which the jackknife treats as a
+    true error.
     """
-    ends = jackknife_interval(METRICS["ece"], value, sample)
-    if ends is None:
+    interval = jackknife_interval(METRICS["ece"], value, sample)
+    if interval is None:
         return None
-    half = ends[1] - value
+    half = interval[1] - value
     return (value - half if value > 2 * half else 0.0), min(1.0, value + half)
 
 
-def _mean_of_folded(mean: Floats, deviation: Floats) -> Floats:
-    """Return E|X| of normal X (k,) whose mean is not negative; the mean if there is no deviation."""
+def _folded_normal_mean(mean: Floats, deviation: Floats) -> Floats:
+    """Return E|X| of normal X (k,) with non-negative mean; the mean if the deviation is 0."""
     from scipy.special import erf
 
     with np.errstate(over="ignore", under="ignore"):
@@ -717,32 +804,34 @@ def oracle_accuracy(images: ScoredImages, points: int = 100) -> float:
         grid = np.linspace(0, 1, points)
         thresholds = np.log(grid) - np.log1p(-grid)
     curve = images.curve
-    places = np.searchsorted(-curve.thresholds, -thresholds, "left")
-    found, alarms = (np.append(0.0, one)[places] for one in (curve.found, curve.alarms))
-    return float((found + images.n_real - alarms).max()) / len(images)
+    indices = np.searchsorted(-curve.thresholds, -thresholds, "left")
+    hits, alarms = (
+        np.append(0.0, counts)[indices] for counts in (curve.true_positives, curve.false_positives)
+    )
+    return float((hits + images.n_real - alarms).max()) / len(images)
 
 
-def _prior(name: str, words: str, one_in: int) -> Metric:
+def _precision_metric(name: str, percentage: str, one_in: int) -> Metric:
     prior = 1 / one_in
     return Metric(
         name,
-        f"flags that are right if {words} are fake",
-        f"Precision as it would be if one image in {one_in:,} were fake.",
+        f"flags that are right if {percentage} are fake",
+        f"The precision if one image in {one_in:,} were fake.",
         value=partial(precision_at_prior, prior=prior),
-        interval=partial(_precision_ends, prior=prior),
+        interval=partial(_precision_interval, prior=prior),
         method=uncertainty.CLOPPER_PEARSON,
         min_per_class=1,
     )
 
 
-def _at_fpr(name: str, words: str, one_in: int) -> Metric:
+def _tpr_metric(name: str, percentage: str, one_in: int) -> Metric:
     return Metric(
         name,
-        f"fakes found at {words} false flags",
-        f"The share of fakes above a threshold that one real image in {one_in:,} passes.",
+        f"fakes found at {percentage} false flags",
+        f"The fraction of fakes above a threshold that one real image in {one_in:,} exceeds.",
         needs="scores",
         value=partial(tpr_at_fpr, one_in=one_in),
-        interval=partial(_woodruff, one_in=one_in),
+        interval=partial(_woodruff_interval, one_in=one_in),
         method=WOODRUFF,
         min_per_class=1,
     )
@@ -752,26 +841,26 @@ _ALL = (
     Metric(
         "tpr",
         "fakes found",
-        "The true-positive rate: the share of fakes that is called fake at the threshold.",
-        outcomes=flagged_fakes,
+        "The true-positive rate: the fraction of fakes called fake at the threshold.",
+        outcomes=true_positive_outcomes,
     ),
     Metric(
         "tnr",
         "real images cleared",
-        "The true-negative rate: the share of real images that is not called fake.",
-        outcomes=cleared_reals,
+        "The true-negative rate: the fraction of real images not called fake.",
+        outcomes=true_negative_outcomes,
     ),
     Metric(
         "balanced_accuracy",
         "balanced accuracy",
-        "The mean of both shares judged correctly, of fakes and of reals, at the threshold.",
+        "The mean of the fractions of fakes and of reals judged correctly at the threshold.",
         value=balanced_accuracy,
     ),
     Metric(
         "accuracy",
         "accuracy",
-        "The share of all images judged correctly. It depends on how many of them are fake.",
-        outcomes=right_images,
+        "The fraction of all images judged correctly. It depends on how many of them are fake.",
+        outcomes=accuracy_outcomes,
         of_both=True,
     ),
     Metric(
@@ -784,23 +873,23 @@ _ALL = (
     Metric(
         "precision",
         "precision",
-        "The share of fakes among what is called fake, with as many fakes as there are here.",
-        outcomes=fakes_among_flagged,
+        "The fraction of fakes among the images called fake, at the fraction of fakes in this data.",
+        outcomes=precision_outcomes,
         of_both=True,
     ),
     Metric(
         "auc",
         "ROC AUC",
-        "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, ½ a coin.",
+        "The probability that a random fake scores higher than a random real image: 1 is perfect, ½ is chance.",
         is_share=False,
         needs="scores",
         value=auc,
-        leave_out=auc_without_groups,
+        leave_out=auc_replicates,
     ),
     Metric(
         "average_precision",
         "average precision",
-        "Precision, averaged over all thresholds by the fakes that each finds. It depends on the share of fakes.",
+        "Precision averaged over all thresholds by the fakes that each finds. It depends on the fraction of fakes.",
         is_share=False,
         needs="scores",
         value=average_precision,
@@ -808,19 +897,19 @@ _ALL = (
     Metric(
         "eer",
         "equal error rate",
-        "The share judged wrongly where as large a share of fakes is missed as of real images flagged.",
+        "The error rate at the threshold at which equal fractions of fakes are missed and of reals are flagged.",
         direction="min",
         needs="scores",
         value=equal_error_rate,
         min_per_class=MIN_FOR_EER,
     ),
-    _at_fpr("tpr_at_fpr_5", "5 %", 20),
-    _at_fpr("tpr_at_fpr_1", "1 %", 100),
-    _at_fpr("tpr_at_fpr_01", "0.1 %", 1000),
+    _tpr_metric("tpr_at_fpr_5", "5 %", 20),
+    _tpr_metric("tpr_at_fpr_1", "1 %", 100),
+    _tpr_metric("tpr_at_fpr_01", "0.1 %", 1000),
     Metric(
         "log_loss",
         "log loss",
-        "Mean cross-entropy of the stated probabilities, in nats: 0.693 is a coin, less is better.",
+        "Mean cross-entropy of the stated probabilities, in nats: 0.693 is chance, less is better.",
         is_share=False,
         direction="min",
         needs="probabilities",
@@ -830,7 +919,7 @@ _ALL = (
     Metric(
         "brier",
         "Brier score",
-        "Mean squared distance of the stated probability from what is true; 0.25 is a coin.",
+        "Mean squared distance of the stated probability from the truth; 0.25 is chance.",
         is_share=False,
         direction="min",
         needs="probabilities",
@@ -839,17 +928,17 @@ _ALL = (
     Metric(
         "ece",
         "calibration error, debiased",
-        "How far stated probabilities lie from the share that is fake (15 bins of equal width), less what chance would give.",
+        "Mean distance of stated probabilities from the fraction of fakes (15 bins of equal width), less its expected value by chance.",
         direction="min",
         needs="probabilities",
         value=expected_calibration_error,
         scale="plain",
-        interval=_ece_ends,
+        interval=_ece_interval,
         min_images=MIN_FOR_ECE,
     ),
-    _prior("precision_at_prior_01", "0.1 %", 1000),
-    _prior("precision_at_prior_1", "1 %", 100),
-    _prior("precision_at_prior_10", "10 %", 10),
+    _precision_metric("precision_at_prior_01", "0.1 %", 1000),
+    _precision_metric("precision_at_prior_1", "1 %", 100),
+    _precision_metric("precision_at_prior_10", "10 %", 10),
 )
 DETECTION = tuple(metric.name for metric in _ALL)
 """Metrics of a system as a whole, in the order of documents."""
@@ -872,9 +961,11 @@ _OTHERS = (
     Metric(
         "oracle_accuracy",
         "accuracy at oracle threshold",
-        "The best accuracy over 100 thresholds, which is chosen on the test images.",
+        "The best accuracy over 100 thresholds, chosen on the test images themselves.",
         needs="scores",
         value=oracle_accuracy,
     ),
 )
-METRICS: Mapping[str, Metric] = MappingProxyType({one.name: one for one in (*_ALL, *_OTHERS)})
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {metric.name: metric for metric in (*_ALL, *_OTHERS)}
+)

@@ -1,18 +1,18 @@
-"""Holm's correction of p-values for several tests (`holm`)."""
+"""Correct p-values of several tests by Holm's method (`holm`)."""
 
 from collections.abc import Sequence
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Each p corrected for all of them (Holm 1979), in the same order; None stays None and is no
-    test.
+    """Return each p-value corrected for all tests (Holm 1979), in order.
 
-    The chance that anything below α here is no difference, in the whole family, is at most α.
+    None is not a test and stays None. The probability that any corrected p is below α without a
+    difference is at most α, for all tests together.
     """
-    tests = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    tests = sorted((p, index) for index, p in enumerate(ps) if p is not None)
     corrected: list[float | None] = [None] * len(ps)
     highest = 0.0
-    for rank, (p, place) in enumerate(tests):
+    for rank, (p, index) in enumerate(tests):
         highest = max(highest, min(1.0, p * (len(tests) - rank)))
-        corrected[place] = highest
+        corrected[index] = highest
     return corrected

@@ -1,4 +1,4 @@
-"""The tidy table of an evaluation's metrics, one row for each value (`MetricsTable`)."""
+"""Hold the metrics of an evaluation in a tidy table, one row for each value (`MetricsTable`)."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,12 +30,13 @@ _KEYS = COLUMNS[:4]
 
 
 class MetricRow(NamedTuple):
-    """One row of the table.
+    """A row of the table.
 
     Attributes:
         system: The detector or ensemble; empty for a metric of the data or the run.
         view: The perturbation of the images; empty for unchanged images.
-        scope: The images that the metric is of, such as `all` or `fake, whole: flux-1-dev`.
+        scope: The images that the metric is computed from, such as `all` or `fake, whole:
+            flux-1-dev`.
         figure: The name of the metric.
         metric: Its value.
     """
@@ -59,7 +60,7 @@ class MetricsTable:
 
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[str, Any]]) -> "MetricsTable":
-        """Return the table of rows as `to_dicts` gives them.
+        """Return the table from rows in the format of `to_dicts`.
 
         Raises:
             TypeError: A column is missing or unknown.
@@ -80,20 +81,33 @@ class MetricsTable:
     @cached_property
     def _parts(self) -> dict[tuple[str, str, str], dict[str, MetricValue]]:
         parts: dict[tuple[str, str, str], dict[str, MetricValue]] = {}
-        for system, view, scope, figure, metric in self.rows:
-            parts.setdefault((system, view, scope), {})[figure] = metric
+        for system, view, scope, name, metric in self.rows:
+            parts.setdefault((system, view, scope), {})[name] = metric
         return parts
 
     def select(
         self, system: str = "", *, view: str = "", scope: str = ALL
     ) -> Mapping[str, MetricValue]:
-        """Return the metrics of one scope by name; nothing if there is no such scope."""
+        """Return the metrics of one scope by name; empty if the scope does not exist.
+
+        Args:
+            system: The detector or ensemble; empty for metrics of the data or the run.
+            view: The perturbation; empty for unchanged images.
+            scope: The images that the metrics are computed from.
+        """
         return self._parts.get((system, view, scope), {})
 
     def find(
         self, figure: str, system: str = "", *, view: str = "", scope: str = ALL
     ) -> MetricValue:
-        """Return one metric; one without a value if it was not measured."""
+        """Return one metric, or NOT_MEASURED.
+
+        Args:
+            figure: The name of the metric.
+            system: The detector or ensemble; empty for a metric of the data or the run.
+            view: The perturbation; empty for unchanged images.
+            scope: The images that the metric is computed from.
+        """
         return self.select(system, view=view, scope=scope).get(figure, NOT_MEASURED)
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -105,9 +119,16 @@ class MetricsTable:
         return pa.Table.from_pylist(self.to_dicts(), schema=SCHEMA)
 
 
-def rows_of(
+def build_rows(
     metrics: Mapping[str, MetricValue], system: str = "", *, view: str = "", scope: str = ALL
 ) -> Iterator[MetricRow]:
-    """Yield the rows of the metrics of one scope."""
-    for figure, metric in metrics.items():
-        yield MetricRow(system, view, scope, figure, metric)
+    """Yield the rows of the metrics of one scope.
+
+    Args:
+        metrics: The metrics by name.
+        system: The detector or ensemble; empty for metrics of the data or the run.
+        view: The perturbation; empty for unchanged images.
+        scope: The images that the metrics are computed from.
+    """
+    for name, metric in metrics.items():
+        yield MetricRow(system, view, scope, name, metric)

@@ -1,9 +1,9 @@
-"""95 % intervals of metrics: exact Clopper–Pearson for proportions, a delete-a-group jackknife for
-all other metrics.
+"""Compute 95 % intervals of metrics.
 
-A class whose images come in groups (the generator of a fake, the source of a real image) varies by
-its groups. A class without groups is cut into `BLOCKS` random blocks. `docs/evaluation.md` states
-the measured coverage.
+Proportions have the exact interval of Clopper and Pearson, and all other metrics a delete-a-group
+jackknife. A class whose images come in groups (the generator of a fake, the source of a real image)
+varies by its groups. A class without groups is cut into `BLOCKS` random blocks.
+`docs/evaluation.md` states the measured coverage.
 """
 
 import math
@@ -18,12 +18,12 @@ from ray_app.metrics.arrays import Bools, Floats
 CLOPPER_PEARSON, JACKKNIFE = "clopper-pearson", "jackknife"
 BLOCKS = 30
 MIN_GROUPS = 8
-"""Fewer groups say too little about further groups for an interval."""
+"""Minimum number of groups for an interval that is for further groups."""
 MAX_GROUPS = 100
-"""More groups are merged at random, which costs no width and saves time."""
-Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
+"""If there are more groups, they are merged at random, which saves time and keeps the width."""
+Z95 = 1.959963984540054  # The 97.5 % quantile of the normal distribution.
 
-Ends = tuple[float, float]
+Interval = tuple[float, float]
 Scale = Literal["logit", "log", "plain"]
 Codes = npt.NDArray[np.int64]
 
@@ -33,9 +33,9 @@ class Stratum(NamedTuple):
 
     Attributes:
         codes: The group of each image of the sample, 0 … `groups` − 1.
-        groups: Number of groups; of random blocks if `is_grouped` is false.
-        is_grouped: Whether the groups are named, so that an interval is of further groups.
-        n: Number of images that the sample stands for.
+        groups: Number of groups, or of random blocks if `is_grouped` is False.
+        is_grouped: Whether the groups are named, so that an interval is for further groups.
+        n: Number of images that the sample represents.
     """
 
     codes: Codes
@@ -45,13 +45,17 @@ class Stratum(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """Factor from the variance of the sample to that of all images; 1 for named groups."""
+        """The ratio of the variance of all images to that of the sample; 1 for named groups."""
         return 1.0 if self.is_grouped else len(self.codes) / max(self.n, 1)
 
 
 class Replicates(NamedTuple):
-    """Values of a metric with one group of a stratum left out each, (groups,), and the fraction of
-    the stratum that each group is.
+    """Values of a metric without each group of a stratum.
+
+    Attributes:
+        values: The values (groups,).
+        fractions: The fraction of the stratum in each group (groups,).
+        scale: The scale of the variance.
     """
 
     values: Floats
@@ -59,13 +63,19 @@ class Replicates(NamedTuple):
     scale: float = 1.0
 
 
-def stratum_of(
+def make_stratum(
     m: int, names: npt.NDArray[np.object_] | None = None, n: int | None = None, seed: int = 0
 ) -> Stratum:
-    """Return the groups of m images by their names (m,), or random blocks if there are none.
+    """Return the groups of m images by their names, or random blocks if there are no names.
 
-    Fewer than `MIN_GROUPS` names are no groups: intervals are then of further images of the same
-    groups.
+    Fewer than `MIN_GROUPS` names are not used as groups: intervals are then for further images of
+    these groups.
+
+    Args:
+        m: Number of images of the sample.
+        names: The group name of each image (m,); None for random blocks.
+        n: Number of images that the sample represents; None for m.
+        seed: Seed of the random blocks.
     """
     random = np.random.default_rng(seed)
     total = m if n is None else n
@@ -79,7 +89,7 @@ def stratum_of(
     return Stratum(random.permutation(m) % max(blocks, 1), blocks, False, total)
 
 
-def proportion_interval(successes: float, n: float, tail: float = 0.025) -> Ends:
+def proportion_interval(successes: float, n: float, tail: float = 0.025) -> Interval:
     """Return the exact interval of a proportion (Clopper and Pearson 1934).
 
     Args:
@@ -93,22 +103,24 @@ def proportion_interval(successes: float, n: float, tail: float = 0.025) -> Ends
     from scipy.special import betaincinv
 
     if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"successes must be between 0 and n, and n at least 1: {successes} of {n}")
+        raise ValueError(
+            f"successes must be between 0 and n, and n at least 1, got {successes} of {n}"
+        )
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     return low, high
 
 
-def share_interval(share: float, n: int) -> Ends:
-    """Return the exact interval of a fraction of n images that need not be a whole number of them."""
+def fraction_interval(fraction: float, n: int) -> Interval:
+    """Return the exact interval of a fraction of n images, which need not be a whole number."""
     return (
-        proportion_interval(math.floor(share * n), n)[0],
-        proportion_interval(math.ceil(share * n), n)[1],
+        proportion_interval(math.floor(fraction * n), n)[0],
+        proportion_interval(math.ceil(fraction * n), n)[1],
     )
 
 
 def effective_count(
-    hits: Bools, strata: Sequence[tuple[Stratum, Bools]], share: float, n: int
+    hits: Bools, strata: Sequence[tuple[Stratum, Bools]], fraction: float, n: int
 ) -> float:
     """Return how many independent images know a proportion as well as these grouped ones.
 
@@ -117,9 +129,9 @@ def effective_count(
 
     Args:
         hits: Whether each image of the sample that the proportion is of is a success.
-        strata: Each stratum, and which of `hits` are its images.
-        share: The proportion over all images.
-        n: All images that the proportion is of.
+        strata: Each stratum, and a mask of its images among `hits`.
+        fraction: The proportion over all images.
+        n: Number of all images that the proportion is of.
     """
     from scipy.special import stdtrit
 
@@ -136,16 +148,17 @@ def effective_count(
         variance, squares = variance + part, squares + part**2 / degrees
         if stratum.is_grouped:
             groups = min(groups, float(stratum.groups))
-    if not 0 < share < 1 or variance <= 0:
+    if not 0 < fraction < 1 or variance <= 0:
         return max(1.0, groups)
     freedom = variance**2 / squares
-    size = min(float(n), share * (1 - share) / variance)
+    size = min(float(n), fraction * (1 - fraction) / variance)
     return max(1.0, size * (Z95 / float(stdtrit(min(freedom, 1e9), 0.975))) ** 2)
 
 
 def variance_of_mean(values: Floats, stratum: Stratum) -> float:
-    """Return the variance of the mean of values (m,) of one stratum, by group totals if its groups
-    are named.
+    """Return the variance of the mean of values (m,) of one stratum.
+
+    It is computed from group totals if the groups are named.
     """
     m = len(values)
     if m < 2:
@@ -157,7 +170,7 @@ def variance_of_mean(values: Floats, stratum: Stratum) -> float:
     return stratum.groups / (stratum.groups - 1) * float(totals @ totals) / m**2
 
 
-def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit") -> Ends | None:
+def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit") -> Interval | None:
     """Return the 95 % interval of a metric.
 
     The variances of the strata add up. Student's t has the degrees of freedom of Satterthwaite.
@@ -171,7 +184,7 @@ def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit")
     from scipy.special import stdtrit
 
     to_scale, from_scale = _SCALES[scale]
-    whole = to_scale(np.array([value]))
+    scaled_value = to_scale(np.array([value]))
     variance, squares = 0.0, 0.0
     for part in parts:
         values = to_scale(part.values)
@@ -180,22 +193,24 @@ def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit")
         part_variance, freedom = _variance_and_freedom(values, part)
         variance += part_variance
         squares += part_variance**2 / freedom
-    if not np.isfinite(whole).all() or variance <= 0:
+    if not np.isfinite(scaled_value).all() or variance <= 0:
         return None
     half = float(stdtrit(variance**2 / squares, 0.975)) * math.sqrt(variance)
-    low, high = from_scale(np.array([float(whole[0]) - half, float(whole[0]) + half])).tolist()
+    low, high = from_scale(
+        np.array([float(scaled_value[0]) - half, float(scaled_value[0]) + half])
+    ).tolist()
     return low, high
 
 
-def p_of_difference(value: float, parts: Sequence[Replicates]) -> float:
-    """Return the two-sided p of a difference that is 0 in truth, by the same jackknife."""
+def difference_p_value(value: float, parts: Sequence[Replicates]) -> float:
+    """Return the two-sided p-value of a difference that is 0 in truth, by the same jackknife."""
     from scipy.special import stdtr
 
-    found = [_variance_and_freedom(part.values, part) for part in parts]
-    total = sum(variance for variance, _ in found)
+    terms = [_variance_and_freedom(part.values, part) for part in parts]
+    total = sum(variance for variance, _ in terms)
     if total <= 0:
         return 1.0 if value == 0 else 0.0
-    freedom = total**2 / sum(variance**2 / own for variance, own in found)
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in terms)
     return float(2 * stdtr(freedom, -abs(value) / math.sqrt(total)))
 
 
@@ -215,15 +230,15 @@ def _variance_and_freedom(values: Floats, part: Replicates) -> tuple[float, floa
 def _logit(values: Floats) -> Floats:
     from scipy.special import logit
 
-    found: Floats = logit(values)
-    return found
+    result: Floats = logit(values)
+    return result
 
 
 def _expit(values: Floats) -> Floats:
     from scipy.special import expit
 
-    found: Floats = expit(values)
-    return found
+    result: Floats = expit(values)
+    return result
 
 
 def _log(values: Floats) -> Floats:
@@ -231,28 +246,34 @@ def _log(values: Floats) -> Floats:
         return np.log(values)
 
 
-def _same(values: Floats) -> Floats:
+def _identity(values: Floats) -> Floats:
     return values
 
 
 _SCALES: dict[Scale, tuple[Callable[[Floats], Floats], Callable[[Floats], Floats]]] = {
     "logit": (_logit, _expit),
     "log": (_log, np.exp),
-    "plain": (_same, _same),
+    "plain": (_identity, _identity),
 }
 
 
 def mean_replicates(values: Floats, strata: Sequence[tuple[Stratum, Bools]]) -> list[Replicates]:
-    """Return the mean of values (n,) with each group left out; each stratum keeps its share."""
-    means = [float(values[mine].mean()) for _, mine in strata]
-    shares = [float(mine.mean()) for _, mine in strata]
-    whole = sum(share * mean for share, mean in zip(shares, means, strict=True))
+    """Return the mean of values (n,) without each group; each stratum keeps its fraction."""
+    means = [float(values[mask].mean()) for _, mask in strata]
+    fractions = [float(mask.mean()) for _, mask in strata]
+    total_mean = sum(fraction * mean for fraction, mean in zip(fractions, means, strict=True))
     parts = []
-    for (stratum, mine), share, mean in zip(strata, shares, means, strict=True):
+    for (stratum, mask), fraction, mean in zip(strata, fractions, means, strict=True):
         sizes = np.bincount(stratum.codes, minlength=stratum.groups)
-        totals = np.bincount(stratum.codes, values[mine], stratum.groups)
-        rest = (mean * len(stratum.codes) - totals) / np.maximum(len(stratum.codes) - sizes, 1)
+        totals = np.bincount(stratum.codes, values[mask], stratum.groups)
+        remaining_mean = (mean * len(stratum.codes) - totals) / np.maximum(
+            len(stratum.codes) - sizes, 1
+        )
         parts.append(
-            Replicates(whole + share * (rest - mean), sizes / len(stratum.codes), stratum.scale)
+            Replicates(
+                total_mean + fraction * (remaining_mean - mean),
+                sizes / len(stratum.codes),
+                stratum.scale,
+            )
         )
     return parts

@@ -85,7 +85,7 @@ def test_evaluate_writes_files_and_prints_its_document(evaluate, tmp_path):
         ("--set bootstrap=20", "retired: remove it"),
         ("--detector unifd", "would need its source"),
         ("--layout no-such --labels ''", "no-such"),
-        ("--fragility card.yaml", "no perturbed images"),
+        ("--fragility card.yaml", "needs perturbed images"),
     ],
 )
 def test_evaluate_usage_error_exits_2(evaluate, words, said):

@@ -9,14 +9,14 @@ import numpy as np
 from ray_app.evaluation.accumulate import Cells, FileCell, ScoreColumn
 from ray_app.evaluation.groups import EvaluationGroup
 from ray_app.evaluation.interval_sample import Intervals
-from ray_app.evaluation.protocol_rows import describe_rows, lines_of, measure_rows
+from ray_app.evaluation.protocol_rows import describe_rows, list_lines, measure_rows
 from ray_app.evaluation.system_metrics import (
     MeasuredSystem,
     SystemOptions,
     SystemScores,
-    generators_of,
+    collect_scores,
+    list_generators,
     measure_system,
-    scores_of,
 )
 from ray_app.evaluation.systems import System
 from ray_app.metrics.table import MetricsTable
@@ -63,14 +63,14 @@ def system_from(name, groups, *, scores=HARD, card=None, kinds=None):
     codes = np.repeat(np.arange(len(cells), dtype=np.int32), [len(part) for part in parts])
     column = ScoreColumn(np.concatenate(parts), codes)
     counted = Cells(rows, cells, {name: column}.__getitem__)
-    found = scores_of(System(name, "detector", name, 0.0, strict=True, card=card), counted)
-    options = SystemOptions(Intervals("images", None), generators_of(counted, {}))
+    found = collect_scores(System(name, "detector", name, 0.0, strict=True, card=card), counted)
+    options = SystemOptions(Intervals("images", None), list_generators(counted, {}))
     return CountedSystem(found, measure_system(found, counted, options), options)
 
 
 def table_of(protocol, systems, masks=()):
     """The table of a protocol; `masks`: rows of metrics of masks."""
-    lines = lines_of(protocol, systems[0].options.generators)
+    lines = list_lines(protocol, systems[0].options.generators)
     table = Table(describe_rows(lines, [one.measured.info for one in systems]), {}, {})
     for one in systems:
         info = one.measured.info

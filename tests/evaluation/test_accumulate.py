@@ -17,13 +17,13 @@ from ray_app.evaluation.accumulate import (
     COLUMNS,
     MODULUS,
     FileCell,
+    compute_digest,
     count_rows,
-    digest_of,
-    hashed,
+    hash_ids,
 )
 from ray_app.evaluation.groups import EvaluationGroup
 from ray_app.evaluation.join import read_labels
-from ray_app.evaluation.systems import systems_of
+from ray_app.evaluation.systems import list_systems
 from tests.make import evaluations as made
 from tests.make.evaluations import made_run, random_rows
 
@@ -38,8 +38,8 @@ def gather(tmp_path):
         def gathered(run, columns, truths, but=(), each=None, **more):
             path = made.labelled(tmp_path, columns, truths, but)
             labels = stack.enter_context(read_labels(open_labels(str(path))))
-            systems = systems_of(run)
-            rows = labels.join(run, COLUMNS, systems=systems, each=each)
+            systems = list_systems(run)
+            rows = labels.join(run, COLUMNS, systems=systems, map_fn=each)
             return labels, count_rows(rows, systems, **more)
 
         yield gathered
@@ -81,7 +81,7 @@ def group_of(truth):
 def test_cells_hold_every_row(tmp_path, gather):
     columns, truths, scores = random_rows(500, views=VIEWS)
     run = made_run(tmp_path / "run", columns, [100, 101, 350])
-    labels, cells = gather(run, columns, truths, {3, 77}, most=60)
+    labels, cells = gather(run, columns, truths, {3, 77}, max_sample=60)
     widths = columns["width"].to_pylist()
     expected, rows = {}, Counter()
     for row, truth in enumerate(truths):
@@ -102,7 +102,7 @@ def test_cells_hold_every_row(tmp_path, gather):
         mine = {cell: sorted(some) for (of, cell), some in expected.items() if of == name}
         assert by_cell(cells, cells.scores(name)) == mine
     ids = np.array([one for row, one in enumerate(columns["image_id"]) if row not in (3, 77)])
-    assert cells.sample["image_id"].to_pylist() == ids[np.argsort(hashed(ids))][:60].tolist()
+    assert cells.sample["image_id"].to_pylist() == ids[np.argsort(hash_ids(ids))][:60].tolist()
 
 
 def test_cut_and_tasks_do_not_change_what_is_gathered(tmp_path, gather):
@@ -116,10 +116,13 @@ def test_cut_and_tasks_do_not_change_what_is_gathered(tmp_path, gather):
             yield pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(function))(item)))
 
     for most in (50, 100_000):
-        expected = told(*gather(whole, columns, truths, {3, 77, 249}, most=most))
+        expected = told(*gather(whole, columns, truths, {3, 77, 249}, max_sample=most))
         assert list(expected["views"]) == [*product(("ensemble", "a", "b"), VIEWS)]
         for each in (None, in_turn, shipped):
-            assert told(*gather(pieces, columns, truths, {3, 77, 249}, each, most=most)) == expected
+            assert (
+                told(*gather(pieces, columns, truths, {3, 77, 249}, each, max_sample=most))
+                == expected
+            )
 
 
 def test_mistakes_are_the_worst(tmp_path, gather):
@@ -139,10 +142,12 @@ def test_the_digest_is_of_a_set():
     rng = np.random.default_rng(1)
     ids, fake = rng.integers(-(2**63), 2**63 - 1, 1000), rng.random(1000) < 0.5
     turn = rng.permutation(1000)
-    whole = digest_of(ids, fake)
-    assert digest_of(ids[turn], fake[turn]) == whole
-    assert (digest_of(ids[:300], fake[:300]) + digest_of(ids[300:], fake[300:])) % MODULUS == whole
-    assert digest_of(ids[:0], fake[:0]) == 0
+    whole = compute_digest(ids, fake)
+    assert compute_digest(ids[turn], fake[turn]) == whole
+    assert (
+        compute_digest(ids[:300], fake[:300]) + compute_digest(ids[300:], fake[300:])
+    ) % MODULUS == whole
+    assert compute_digest(ids[:0], fake[:0]) == 0
     # The first output of SplitMix64 for the seed 1234567 is published with the reference
     # implementation.
-    assert digest_of(np.array([1234567]), np.array([True])) == 6457827717110365317
+    assert compute_digest(np.array([1234567]), np.array([True])) == 6457827717110365317

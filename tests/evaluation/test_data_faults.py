@@ -8,12 +8,12 @@ from ray_app.datasets.index import read_info
 from ray_app.errors import ConfigError
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.data_faults import (
-    EACH,
+    MAX_PER_GENERATOR,
     PROMPTED,
+    compare_pairs,
+    compare_prompts,
+    describe_shared_images,
     faults_of_index,
-    own_kept,
-    prompts_beside_images,
-    shared_by_splits,
 )
 from ray_app.evaluation.prompts import PromptClip
 from ray_app.evaluation.run import evaluate, labels_for
@@ -54,7 +54,10 @@ def paired(folder, pictures):
     """
     model = PromptClip(folder)
     words = [f"{one} {two}" for one in WORDS for two in WORDS if one != two][:COUNT]
-    images, texts = (np.concatenate([model.images([one]) for one in pictures]), model.texts(words))
+    images, texts = (
+        np.concatenate([model.embed_images([one]) for one in pictures]),
+        model.embed_texts(words),
+    )
     for first in range(0, COUNT, 2):
         if ((images[first] - images[first + 1]) * (texts[first] - texts[first + 1])).sum() < 0:
             words[first : first + 2] = words[first : first + 2][::-1]
@@ -64,11 +67,11 @@ def paired(folder, pictures):
 def test_own_prompts_differ_from_swapped_and_shuffled_ones():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(200, 16))
-    assert own_kept(images, images + rng.normal(size=images.shape)).mean() > 0.95
+    assert compare_pairs(images, images + rng.normal(size=images.shape)).mean() > 0.95
     shared = np.repeat(images[::2], 2, axis=0)  # pairs of equal prompts tell nothing
-    assert len(own_kept(images, shared)) == 0
-    assert 0.3 < own_kept(images, rng.permutation(images)).mean() < 0.7
-    assert own_kept(images[:5], images[:5]).tolist() == [True, True]
+    assert len(compare_pairs(images, shared)) == 0
+    assert 0.3 < compare_pairs(images, rng.permutation(images)).mean() < 0.7
+    assert compare_pairs(images[:5], images[:5]).tolist() == [True, True]
 
 
 def test_generator_with_swapped_prompts_is_named(folder, pictures):
@@ -77,18 +80,18 @@ def test_generator_with_swapped_prompts_is_named(folder, pictures):
     tables = [prompted("sound", words), prompted("broken", swapped, COUNT)]
     tables.append(prompted("few", words[:8], 4 * COUNT))
     tables.append(prompted("bare", [None] * COUNT, 6 * COUNT))
-    found = prompts_beside_images(tables, of_ids(pictures), folder)
+    found = compare_prompts(tables, of_ids(pictures), folder)
     assert [line.partition(":")[0] for line in found] == [
-        "Prompts of broken fit its images no better than chance",
-        "Prompts of sound belong to its images",
+        "Prompts of broken match its images no better than chance",
+        "Prompts of sound match its images",
     ]
     assert "50 % of 24 pairs" in found[0]
 
 
 def test_without_weights_it_is_said_that_nobody_looked(pictures):
-    [told] = prompts_beside_images([prompted("sd", ["a dog"] * 3)], of_ids(pictures), None)
-    assert "was not looked at" in told
-    assert prompts_beside_images([prompted("sd", [None] * 3)], of_ids(pictures), None) == []
+    [told] = compare_prompts([prompted("sd", ["a dog"] * 3)], of_ids(pictures), None)
+    assert "was not checked" in told
+    assert compare_prompts([prompted("sd", [None] * 3)], of_ids(pictures), None) == []
 
 
 def test_of_many_images_those_of_lowest_ids_are_read(folder, pictures):
@@ -99,8 +102,8 @@ def test_of_many_images_those_of_lowest_ids_are_read(folder, pictures):
         return of_ids(pictures)(ids)
 
     tables = [prompted("sd", ["a dog"] * 500, start) for start in (500, 0)]
-    prompts_beside_images(tables, some, folder)
-    assert sorted(asked) == list(range(EACH))
+    compare_prompts(tables, some, folder)
+    assert sorted(asked) == list(range(MAX_PER_GENERATOR))
 
 
 @pytest.mark.parametrize(("ending", "finding"), [("jpg", "a shortcut"), ("png", "not known")])
@@ -113,7 +116,7 @@ def test_file_names_that_show_the_class_are_reported(tmp_path, ending, finding):
 
 def with_hashes(folder, rows, hashes):
     info = read_info(store := Store.open(made_index(folder, rows)))
-    return shared_by_splits(store.url, type(info)(**{**vars(info), "hashes": hashes}))
+    return describe_shared_images(store.url, type(info)(**{**vars(info), "hashes": hashes}))
 
 
 def test_splits_that_share_pictures_are_told(tmp_path):
@@ -126,9 +129,9 @@ def test_splits_that_share_pictures_are_told(tmp_path):
     assert "pictures that look alike: 2 images (test in train)" in told
     apart = [near[0], row("test", "ff00ff00aa5500ff", "c")]
     [told] = with_hashes(tmp_path / "apart", apart, ["sha256", "phash"])
-    assert told == "Splits share no picture, by sha256 and phash."
+    assert told == "Splits share no image, by sha256 and phash."
     assert with_hashes(tmp_path / "one", near[:1], ["sha256"]) == []
-    assert "was not looked at" in with_hashes(tmp_path / "bare", near, [])[0]
+    assert "was not checked" in with_hashes(tmp_path / "bare", near, [])[0]
 
 
 LEFT_OUT = "left out: 4 × spoiled by a documented fault of the data"
@@ -159,5 +162,5 @@ def test_documented_faults_are_reported_and_left_out(tmp_path):
     with labels_for(by_layout, None, None, Store.open(f"{tmp_path}/made")) as labels:
         assert labels.rows == 28
         assert LEFT_OUT in labels.faults
-    with pytest.raises(ConfigError, match="taken as they are"):
+    with pytest.raises(ConfigError, match="needs a layout"):
         evaluate(EvaluateConfig(labels=store.url, leave_out_faults=True, **settings))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.evaluation.dflip import REAL, dflip_v1, named_in, sentence_of
+from ray_app.evaluation.dflip import REAL, dflip_v1, format_sentence, parse_class
 from ray_app.evaluation.generator_names import Names
 from ray_app.metrics.table import MetricsTable
 
@@ -23,7 +23,7 @@ def by(name):
     ],
 )
 def test_sentence_names_a_class_and_unknown_names_are_sd(answer, named):
-    assert named_in(answer, KNOWN) == named
+    assert parse_class(answer, KNOWN) == named
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_sentence_names_a_class_and_unknown_names_are_sd(answer, named):
     ],
 )
 def test_a_verdict_and_a_name_become_a_sentence_of_theirs(verdict, name, sentence):
-    assert sentence_of(verdict, name) == sentence
+    assert format_sentence(verdict, name) == sentence
 
 
 def test_dflip_v1_by_hand_with_flaws_of_its_rules():
@@ -69,7 +69,7 @@ def test_dflip_v1_by_hand_with_flaws_of_its_rules():
     assert (group["accuracy"].n, group["accuracy"].value) == (2, 1)
     assert group["accuracy_by_their_formula"].value == pytest.approx(2 / 2.001, abs=1e-12)
     flaws = " ".join(infos[0].notes)
-    assert "3 answers here, 1 of them right for that alone" in flaws
+    assert "3 answers here, 1 of which are right only because of this" in flaws
     assert "3 labels without a row here, 1 row without an answer" in flaws
     assert "fourth word" in flaws
     assert ".001" in flaws

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.evaluation import write_run
-from ray_app.evaluation.distribution import KNOWN, NEW_FAMILY, NEW_VERSION
+from ray_app.evaluation.distribution import IN_TRAINING, NEW_FAMILY, NEW_VERSION
 from tests.make.evaluations import cut, measured
 
 CLASSES = ["sd-1.5", "midjourney-6"]
@@ -67,7 +67,7 @@ def test_classes_of_an_identifier_make_the_groups(case, result):
     groups = {one.name: one for one in result.meta.groups}
     assert result.meta.groups_by == "identifier"
     assert {name: (one.distribution, one.generators) for name, one in groups.items()} == {
-        KNOWN: ("in", ("midjourney-6", "stable-diffusion")),
+        IN_TRAINING: ("in", ("midjourney-6", "stable-diffusion")),
         NEW_VERSION: ("out", ("midjourney-7",)),
         NEW_FAMILY: ("out", ("imagen",)),
         "all out of distribution": ("out", ("imagen", "midjourney-7")),
@@ -85,7 +85,7 @@ def test_classes_of_an_identifier_make_the_groups(case, result):
     assert named["abstained"].value == pytest.approx((said[mine] == "").mean())
     assert named["family_accuracy"].value == pytest.approx((said[mine] == "midjourney-6").mean())
     assert named["accuracy"].why == "no image of a known generator"
-    known = result.metrics.select(scope=groups[KNOWN].scope)
+    known = result.metrics.select(scope=groups[IN_TRAINING].scope)
     right = said == np.where(makers == "stable-diffusion", "sd-1.5", makers)
     assert known["accuracy"].value == pytest.approx(right[np.isin(makers, MAKERS[:2])].mean())
     outside = result.metrics.find("auc", "a", scope="group: all out of distribution").value

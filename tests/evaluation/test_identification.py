@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from ray_app.evaluation.generator_names import Names
 from ray_app.evaluation.identification import collect_answers, measure_answers
-from ray_app.evaluation.prompts import prompts_of
+from ray_app.evaluation.prompts import collect_prompts
 from ray_app.metrics.table import MetricsTable
 from tests.make.small_run import new_run
 
@@ -100,9 +100,9 @@ def test_runs_that_name_nothing_have_no_section(tmp_path):
     assert identification_of(tables_of(rows)) is None
     assert identification_of(tables_of([])) is None
     run = new_run(tmp_path / "run")
-    assert prompts_of(tables_of(rows), run) is None
-    assert prompts_of(tables_of([{"predicted_prompt": "a cat", "image_id": 1}]), run) is None
-    assert prompts_of(tables_of([]), run) is None
+    assert collect_prompts(tables_of(rows), run) is None
+    assert collect_prompts(tables_of([{"predicted_prompt": "a cat", "image_id": 1}]), run) is None
+    assert collect_prompts(tables_of([]), run) is None
 
 
 def prompted(n):
@@ -119,8 +119,8 @@ def prompted(n):
 
 def test_prompts_are_counted_and_need_images_made_from_them(tmp_path):
     rows = prompted(20)
-    found = prompts_of(tables_of(rows), new_run(tmp_path / "run"))
+    found = collect_prompts(tables_of(rows), new_run(tmp_path / "run"))
     counts = {"with_prompt": 19, "with_prediction": 19, "with_both": 18, "compared": 18}
     assert found.info.counts == counts | {"not_regenerated": 0}
-    why = "needs images made from the predicted prompts: --regenerated"
+    why = "needs images generated from the predicted prompts: --regenerated"
     assert found.figures["clip_image"].why == why

@@ -73,17 +73,17 @@ def test_labels_without_a_key_are_refused_with_their_columns(tmp_path):
 
 @pytest.mark.parametrize("at_once", [1, 4_000_000])
 def test_contradictions_are_named(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr("ray_app.evaluation.join._GROUPED_AT_ONCE", at_once)
+    monkeypatch.setattr("ray_app.evaluation.join._GROUP_BATCH_SIZE", at_once)
     rows = [
         {"uri": "/a.jpg", "label": 1},
         {"uri": "/b.jpg", "label": 0},
         {"uri": "/a.jpg", "label": 0},
     ]
-    said = r"/a\.jpg is labelled twice: row 1 says fake of unknown, row 3 says real of real"
+    said = r"/a\.jpg has two labels: row 1 is fake of unknown, row 3 is real of real"
     with pytest.raises(ConfigError, match=said):
         labels_of(tmp_path, rows)
     two = [{"uri": "/a.jpg", "label": 1, "generator": name} for name in ("x", "y")]
-    with pytest.raises(ConfigError, match="labelled twice"):
+    with pytest.raises(ConfigError, match="has two labels"):
         labels_of(tmp_path, two)
     with labels_of(tmp_path, [*rows[:2], *rows[:2], rows[0]]) as labels:
         assert (labels.rows, labels.doubled, labels.distinct) == (5, 3, 2)
@@ -201,6 +201,6 @@ def test_masks_of_a_table_or_a_list_are_read(tmp_path, uri, member, mask):
     ],
 )
 def test_archive_may_not_name_masks_elsewhere(tmp_path, uri, member, mask):
-    with pytest.raises(ConfigError, match="may not say that a mask lies at") as caught:
+    with pytest.raises(ConfigError, match="may not name a mask at") as caught:
         masks(tmp_path, uri, member, mask)
     assert "--labels" in caught.value.hint

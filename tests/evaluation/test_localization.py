@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
-from ray_app.evaluation.localization import localization_of_run, nearest
+from ray_app.evaluation.localization import measure_localization, resize_nearest
 from ray_app.evaluation.protocols import LocalizationRules
 from ray_app.metrics.localization import LOCALIZATION
 from ray_app.metrics.table import MetricsTable
@@ -113,7 +113,7 @@ def seen(tmp_path_factory):
 
 def test_metrics_at_both_sizes_equal_scikit_learn(seen):
     (pictures, run), threshold = seen, 0.7
-    found = localization_of_run(
+    found = measure_localization(
         run, joined(run, pictures), rules=LocalizationRules(threshold=threshold)
     )
     systems, metrics = found.info.systems, metrics_of(found)
@@ -139,8 +139,8 @@ def test_rules_of_benchmarks_are_measured_too(seen):
     pictures, run = seen
 
     def by_rules(**rules):
-        given = {"rules": LocalizationRules(**rules), "pictures": False}
-        return localization_of_run(run, joined(run, pictures), **given)
+        given = {"rules": LocalizationRules(**rules), "has_overlays": False}
+        return measure_localization(run, joined(run, pictures), **given)
 
     policies = ("plain", "opensdi", "imdlbenco")
     asked = {policy: by_rules(policy=policy, threshold=0.5) for policy in policies}
@@ -172,7 +172,7 @@ def test_views_have_figures_of_their_own(tmp_path):
             picture.masks[A, "jpeg:50"] = picture.masks[A, None] // 2
     write_archive(tmp_path, pictures)
     run = masked_run(tmp_path, pictures)
-    found = localization_of_run(run, joined(run, pictures))
+    found = measure_localization(run, joined(run, pictures))
     (network, original, *_), metrics = found.info.systems, metrics_of(found)
     edits = [picture for name, picture in pictures.items() if picture.truth is not None]
     assert values(metrics.select(A, scope=network.scope)) == pytest.approx(
@@ -195,7 +195,7 @@ def test_unreadable_truths_are_counted_with_reasons(tmp_path):
     pictures["3.png"].mask_uri = None
     pictures["4.png"].mask_uri = f"{tmp_path}/table.parquet#row=x&column=mask"
     run = masked_run(tmp_path, pictures)
-    found = localization_of_run(run, joined(run, pictures, without=["quiet.png"]))
+    found = measure_localization(run, joined(run, pictures, without=["quiet.png"]))
     reasons = {one.reason: (one.n, one.example) for one in found.info.unreadable}
     assert {reason: n for reason, (n, _) in reasons.items()} == {
         "unsupported_format": 1, "corrupt_image": 1, "source_missing": 2, "no_reference": 1,
@@ -236,7 +236,7 @@ def test_truths_and_images_in_a_table_are_read_there(tmp_path):
         for row in range(6)
     }
     run = masked_run(tmp_path, pictures, source=table, name_of=name_of)
-    found = localization_of_run(run, joined(run, pictures, name_of=name_of))
+    found = measure_localization(run, joined(run, pictures, name_of=name_of))
     assert found.info.unreadable == ()
     expected = reference([original_pair(picture, A) for picture in pictures.values()])
     whole = metrics_of(found).select(A, scope=found.info.systems[1].scope)
@@ -257,7 +257,7 @@ def test_overlays_are_the_worst_and_the_best_of_each_system(tmp_path):
     photo(61, 40).save(tmp_path / "archive" / "18.png")
     run = masked_run(tmp_path, pictures)
     (tmp_path / "archive" / "19.png").unlink()
-    found = localization_of_run(run, joined(run, pictures)).overlays
+    found = measure_localization(run, joined(run, pictures)).overlays
     for system in (A, B):
         names = [one.uri[-6:-4] for one in found if one.system == system]
         assert names == ["00", "01", "02", "18", "19", "20"]
@@ -266,17 +266,17 @@ def test_overlays_are_the_worst_and_the_best_of_each_system(tmp_path):
     shown = Image.open(io.BytesIO(base64.b64decode(one.picture)))
     assert (shown.format, shown.size) == ("JPEG", (60, 40))
     gone = {one.uri[-6:-4]: one.why for one in found if one.picture is None}
-    assert gone["18"] == "the image is another one now"
+    assert gone["18"] == "the image has another size than when it was scored"
     assert gone["19"].startswith("source_missing")
-    assert localization_of_run(run, joined(run, pictures), pictures=False).overlays == []
+    assert measure_localization(run, joined(run, pictures), has_overlays=False).overlays == []
 
 
 def test_run_without_masks_or_labels_has_no_metrics(seen, tmp_path):
     pictures, run = {"a.png": Picture()}, seen[1]
     write_archive(tmp_path, pictures)
     bare = masked_run(tmp_path, pictures)
-    assert localization_of_run(bare, joined(bare, pictures)) is None
-    info = localization_of_run(run, lambda columns: iter(())).info
+    assert measure_localization(bare, joined(bare, pictures)) is None
+    info = measure_localization(run, lambda columns: iter(())).info
     assert (info.images, info.without_label, info.systems) == (0, 8, ())
 
 
@@ -304,8 +304,8 @@ def test_truths_shrink_as_opencv_shrinks_them():
     distance = (x - 3 * 480 // 8) ** 2 * down**2 + (y - 5 * 360 // 8) ** 2 * across**2
     truth = distance <= across**2 * down**2
     assert truth.sum() == 18_073
-    assert nearest(truth.astype(np.uint8), (512, 512)).sum() == 27_420
-    assert nearest(np.array([[1, 2, 3]], np.uint8), (2, 2)).tolist() == [[1, 2], [1, 2]]
+    assert resize_nearest(truth.astype(np.uint8), (512, 512)).sum() == 27_420
+    assert resize_nearest(np.array([[1, 2, 3]], np.uint8), (2, 2)).tolist() == [[1, 2], [1, 2]]
 
 
 def test_masks_are_read_within_the_run_s_own_limits(seen):
@@ -314,7 +314,7 @@ def test_masks_are_read_within_the_run_s_own_limits(seen):
     identity = described["identity"] | {"limits": {"max_pixels": 300}}
     run.write_json("run.json", described | {"identity": identity})
     try:
-        info = localization_of_run(run, joined(run, pictures), pictures=False).info
+        info = measure_localization(run, joined(run, pictures), has_overlays=False).info
     finally:
         run.write_json("run.json", described)
     assert [(one.reason, one.n) for one in info.unreadable] == [("image_too_large", 4)]

@@ -43,11 +43,11 @@ def reference(folder):
 
 def test_short_texts_and_images_are_transformers_own(clip, reference):
     tokenizer, of_ids, of_image = reference
-    found = clip.texts(SHORT)
+    found = clip.embed_texts(SHORT)
     for row, text in zip(found, SHORT, strict=True):
         np.testing.assert_allclose(row, of_ids(tokenizer(text)["input_ids"]), atol=1e-5)
     images = [photo(40, 30, seed) for seed in range(3)]
-    for row, image in zip(clip.images(images), images, strict=True):
+    for row, image in zip(clip.embed_images(images), images, strict=True):
         np.testing.assert_allclose(row, of_image(image), atol=1e-5)
     assert np.abs(found[0] - found[1]).max() > 0.01
 
@@ -62,8 +62,8 @@ def test_a_long_text_stands_at_the_mean_of_its_pieces(clip, reference):
         of_ids([start, *ids[place : place + room], end]) for place in range(0, len(ids), room)
     ]
     mean = np.mean(pieces, axis=0)
-    np.testing.assert_allclose(clip.texts([LONG])[0], mean / np.linalg.norm(mean), atol=1e-5)
+    np.testing.assert_allclose(clip.embed_texts([LONG])[0], mean / np.linalg.norm(mean), atol=1e-5)
     # What a text is does not depend on those beside it.
     np.testing.assert_allclose(
-        clip.texts([*SHORT * 20, LONG])[-1], clip.texts([LONG])[0], atol=1e-5
+        clip.embed_texts([*SHORT * 20, LONG])[-1], clip.embed_texts([LONG])[0], atol=1e-5
     )

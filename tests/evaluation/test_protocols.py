@@ -123,9 +123,9 @@ def test_each_published_generator_has_one_row(name):
     rows = load_protocol(name).rows
     names = GENIMAGE if name != "ai-genbench" else [name for row in rows for name in row.generators]
     facts = [GeneratorInfo(name=one, label="fake", n=1) for one in names]
-    assert [sum(row.holds(one) for row in rows) for one in facts] == [1] * len(names)
+    assert [sum(row.matches(one) for row in rows) for one in facts] == [1] * len(names)
     sizes = [4] * 9 if name == "ai-genbench" else [1] * 8
-    assert [sum(row.holds(one) for one in facts) for row in rows] == sizes
+    assert [sum(row.matches(one) for one in facts) for row in rows] == sizes
 
 
 @each_protocol
@@ -189,8 +189,8 @@ REFERENCE = {"column": "c", "source": "s", "rows": {"b": 0.5}}
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rows": [ROW, {**ROW, "generators": ["y"]}]}, "one name: a"),
-        ({"rows": [ROW], "reference": [REFERENCE]}, "no row or footer is called b"),
+        ({"rows": [ROW, {**ROW, "generators": ["y"]}]}, "duplicates: a"),
+        ({"rows": [ROW], "reference": [REFERENCE]}, "unknown rows or footers: b"),
         ({"rowz": []}, "did you mean 'rows'"),
     ],
 )

@@ -100,7 +100,7 @@ def test_family_is_the_mean_of_its_generators(families):
     footers = footers_of(table)
     mean = np.mean([*precision.values()])
     assert footers["mean AP of generators"].value == pytest.approx(mean, abs=1e-12)
-    assert footers["mean AP of the five families"].why.startswith("1 of 5 rows have no figure")
+    assert footers["mean AP of the five families"].why.startswith("1 of 5 rows have no value")
     expected = {one: MODELS[one][0] for one in MODELS} | {UNTOLD: None}
     expected |= {f"real:{one}": None for one in SOURCES}
     assert {one.name: one.architecture for one in generators} == expected

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 from ray_app.datajobs.generate import GenerateConfig
 from ray_app.datajobs.generate.requests import read_prompts
 from ray_app.errors import ConfigError
-from ray_app.evaluation.prompts import PromptClip, Prompts, prompts_of, regenerated_similarity
+from ray_app.evaluation.prompts import PromptClip, Prompts, collect_prompts, regenerated_similarity
 from ray_app.runs import current_rows
 from tests.evaluation.small_clip import write_clip
 from tests.make.evaluations import measured
@@ -110,18 +110,20 @@ def test_similarity_equals_that_of_the_authors(run, ids, clip, tmp_path):
     np.testing.assert_allclose(found[:2], np.stack([same, other], axis=1), atol=1e-5)
     assert np.isnan(found[2:]).all()
     prompts = Prompts(["sd", *["imagen"] * 5], {}, found)
-    figures = prompts.of({"sd", "imagen"})
+    figures = prompts.measure({"sd", "imagen"})
     assert figures["clip_image"].value == pytest.approx(np.mean(same), abs=1e-5)
     assert figures["clip_image"].n == 2
     assert figures["clip_image_chance"].value == pytest.approx(np.mean(other), abs=1e-5)
     assert abs(np.mean(same) - np.mean(other)) > 1e-4
-    some = prompts.of({"imagen"})["clip_image"]
+    some = prompts.measure({"imagen"})["clip_image"]
     assert (some.value, some.n) == (pytest.approx(same[1], abs=1e-5), 1)
 
 
 def test_images_of_another_run_and_missing_clip_are_refused(run, ids, clip, tmp_path):
     again = written(tmp_path / "again", [(1, photo(48, 48, 1))])
-    with pytest.raises(ConfigError, match="nothing was made from a prompt that this run predicted"):
+    with pytest.raises(
+        ConfigError, match="no image was generated from a prompt that this run predicted"
+    ):
         regenerated_similarity(run, ids, again, PromptClip(clip))
     rows = [
         {"image_id": one, "generator": "sd", "prompt": "a", "predicted_prompt": "a"} for one in ids
@@ -131,7 +133,7 @@ def test_images_of_another_run_and_missing_clip_are_refused(run, ids, clip, tmp_
         yield pa.Table.from_pylist(rows).select(list(columns))
 
     with pytest.raises(ConfigError, match="needs a CLIP"):
-        prompts_of(tables, run, regenerated=again)
+        collect_prompts(tables, run, regenerated=again)
 
 
 def test_predictions_of_a_run_are_regenerated_and_evaluated(run, ids, clip, tmp_path):
@@ -148,7 +150,7 @@ def test_predictions_of_a_run_are_regenerated_and_evaluated(run, ids, clip, tmp_
     assert (prompts.counts["compared"], prompts.counts["not_regenerated"]) == (5, 1)
     assert similarity.n == 4  # One original is broken.
     assert similarity.low < similarity.value < similarity.high
-    assert prompts.notes[-1].startswith("1 images have none")
+    assert prompts.notes[-1].startswith("1 images have no readable")
     sd, dalle = (
         found.metrics.find("clip_image", scope=one.scope)
         for name in ("sd", "dalle")
@@ -156,4 +158,4 @@ def test_predictions_of_a_run_are_regenerated_and_evaluated(run, ids, clip, tmp_
         if one.name == name
     )
     assert (sd.n, dalle.value) == (4, None)
-    assert dalle.why == "no image that can be read beside one made anew"
+    assert dalle.why == "no readable image has a readable regenerated image"

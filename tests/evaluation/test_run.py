@@ -245,7 +245,7 @@ def test_labels_of_other_images_are_refused(tmp_path):
     said = r"none of 20 labels .*000000\.jpg.*the run has /data/000000\.jpg"
     with pytest.raises(ConfigError, match=said) as caught:
         measured(tmp_path, labels=str(path))
-    assert "not guessed" in caught.value.hint
+    assert "use full URIs" in caught.value.hint
 
 
 def test_unmatched_labels_and_rows_are_counted(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from ray_app.evaluation.interval_sample import Intervals
 from ray_app.evaluation.systems import System
-from ray_app.metrics.detection import detection_of
+from ray_app.metrics.detection import measure_detection
 from tests.metrics.drawn import images as scored_images
 
 SYSTEM = System("one", "detector", "One", 0.0, True)
@@ -40,12 +40,12 @@ def sample_of(scores, count=None):
 
 def given(intervals, scores):
     images = images_of(scores)
-    return detection_of(images, intervals.resample(images, SYSTEM, ("whole", "local")))
+    return measure_detection(images, intervals.resample(images, SYSTEM, ("whole", "local")))
 
 
 def test_a_sample_tells_the_spread_of_all():
     scores, few = drawn(100_000), drawn(8_000)
-    figures = detection_of(images_of(scores))
+    figures = measure_detection(images_of(scores))
     found = given(Intervals("images", sample_of(scores, 8_000)), scores)
     of_few = given(Intervals("images", sample_of(few)), few)
     assert found["tpr"] == figures["tpr"]
@@ -69,7 +69,7 @@ def test_intervals_of_named_generators_are_wider():
     }
     assert min(wider.values()) > 1.5, wider
     assert {found[name].method for name in ("auc", "average_precision")} == {"jackknife"}
-    figures = detection_of(images_of(scores))
+    figures = measure_detection(images_of(scores))
     assert found["tnr"] == figures["tnr"]  # Real images without source are independent.
     assert [one.value for one in found.values()] == [one.value for one in figures.values()]
 

@@ -18,7 +18,7 @@ from ray_app.ensembles import (
 from ray_app.ensembles.card import Cascade
 from ray_app.evaluation.accumulate import COLUMNS, count_rows
 from ray_app.evaluation.join import read_labels
-from ray_app.evaluation.systems import ENSEMBLE, combined_overlap, systems_of, training_overlap
+from ray_app.evaluation.systems import ENSEMBLE, combined_overlap, list_systems, training_overlap
 from ray_app.runs import RunDirectory
 from tests.make.evaluations import cut, labelled, made_run, random_rows
 
@@ -54,7 +54,7 @@ def run_of(folder, names, ensemble, calibrations=None):
 
 
 def test_one_plain_detector_is_its_ensemble(tmp_path):
-    [only] = systems_of(run_of(tmp_path / "1", ["npr"], ensemble_of(["npr"]))).all
+    [only] = list_systems(run_of(tmp_path / "1", ["npr"], ensemble_of(["npr"]))).all
     assert (only.name, only.kind, only.decides) == ("npr", "detector", True)
     assert (only.threshold, only.strict) == (0.0, True)
     assert only.card.name == "npr"
@@ -72,7 +72,7 @@ def test_one_plain_detector_is_its_ensemble(tmp_path):
 def test_ensemble_of_one_detector_is_one_system(tmp_path, changes, calibrations):
     ensemble = ensemble_of(["npr"]).model_copy(update=changes)
     run = run_of(tmp_path / "run", ["npr"], ensemble, calibrations)
-    systems = systems_of(run)
+    systems = list_systems(run)
     [only] = systems.all
     assert (only.name, only.kind, only.title) == ("npr", ENSEMBLE, ensemble.title)
     assert only.threshold == ensemble.thresholds.fake_above
@@ -84,34 +84,34 @@ def test_ensemble_of_one_detector_is_one_system(tmp_path, changes, calibrations)
     shown = pa.StructArray.from_arrays([pa.array(raw)], ["npr"])
     views = pa.StructArray.from_arrays([shown], ["jpeg-70"])
     table = pa.table({"scores": shown, "score": scores, "views": views})
-    assert systems.clean(table)["npr"] == pytest.approx(scores)
-    assert systems.views(table)["jpeg-70"]["npr"] == pytest.approx(scores)
+    assert systems.read_scores(table)["npr"] == pytest.approx(scores)
+    assert systems.read_views(table)["jpeg-70"]["npr"] == pytest.approx(scores)
 
 
 def test_threshold_of_protocol_is_of_raw_scores(tmp_path):
     run = run_of(tmp_path, ["npr"], ensemble_of(["npr"]), {"npr": CALIBRATION})
-    [only] = systems_of(run, threshold=0.3).all
+    [only] = list_systems(run, threshold=0.3).all
     assert (only.name, only.kind, only.threshold, only.decides) == ("npr", "detector", 0.3, True)
     names = ["npr", "unifd"]
     two = run_of(tmp_path / "two", names, ensemble_of(names))
-    both = systems_of(two, threshold=0.3, strict=False)
+    both = list_systems(two, threshold=0.3, strict=False)
     assert {(one.threshold, one.strict) for one in both.all} == {(0.3, False)}
 
 
 def test_binary_and_unknown_detectors_are_systems(tmp_path):
     names = ["internvl-prompt", "gone", "npr"]
-    systems = systems_of(run_of(tmp_path, names, ensemble_of(names)))
+    systems = list_systems(run_of(tmp_path, names, ensemble_of(names)))
     assert [(one.name, one.binary, one.card is None) for one in systems.all[1:]] == [
         ("internvl-prompt", True, False), ("gone", False, True), ("npr", False, False)
     ]  # fmt: skip
-    assert systems_of(run_of(tmp_path / "none", ["npr"], None)).headline.name == ENSEMBLE
+    assert list_systems(run_of(tmp_path / "none", ["npr"], None)).headline.name == ENSEMBLE
 
 
 def test_members_are_known_by_the_names_of_the_run(tmp_path):
     shutil.copy(config_root() / "detectors" / "npr.yaml", tmp_path / "copy.yaml")
     members = EnsembleMember(detector=str(tmp_path / "copy.yaml")), EnsembleMember(detector="unifd")
     card = EnsembleCard(name="mine", title="Mine", members=members)
-    systems = systems_of(run_of(tmp_path / "run", ["npr", "unifd", "ladeda9"], card))
+    systems = list_systems(run_of(tmp_path / "run", ["npr", "unifd", "ladeda9"], card))
     assert systems.members == ("npr", "unifd")
     assert [one.name for one in systems.all] == [ENSEMBLE, "npr", "unifd", "ladeda9"]
 
@@ -119,15 +119,15 @@ def test_members_are_known_by_the_names_of_the_run(tmp_path):
 def test_a_view_is_decided_by_the_runs_own_rule(tmp_path):
     members = EnsembleMember(detector="b", weight=2.0), EnsembleMember(detector="a", weight=-1.0)
     card = EnsembleCard(name="two", title="Two", members=members, rule="weighted", bias=0.25)
-    systems = systems_of(run_of(tmp_path, ["a", "b"], card, {"a": CALIBRATION}))
+    systems = list_systems(run_of(tmp_path, ["a", "b"], card, {"a": CALIBRATION}))
     columns, _, scores = random_rows(50, views=("v",))
     [piece] = cut(columns, [])
-    found = systems.views(pa.table(piece))["v"]
+    found = systems.read_views(pa.table(piece))["v"]
     wanted = combine(card, {"b": scores["b"], "a": scores["a"]}, systems.calibrations)
     np.testing.assert_allclose(found[ENSEMBLE], wanted, atol=1e-12)
     a, b = (scores[name].astype(float) for name in "ab")
     np.testing.assert_allclose(found[ENSEMBLE], 2 * b - (2 * a + 0.5) + 0.25, atol=1e-12)
-    assert set(systems.clean(pa.table(piece))) == {ENSEMBLE, "a", "b"}
+    assert set(systems.read_scores(pa.table(piece))) == {ENSEMBLE, "a", "b"}
 
 
 def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
@@ -137,7 +137,7 @@ def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
     card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade=cascade)
     run = made_run(tmp_path / "run", columns, ensemble=card.model_dump(mode="json"))
     labels = labelled(tmp_path, columns, truths)
-    systems = systems_of(run)
+    systems = list_systems(run)
     assert [one.name for one in systems.all if one.late] == ["b"]
     with read_labels(open_labels(str(labels))) as read:
         views = count_rows(read.join(run, COLUMNS, systems=systems), systems).views(ENSEMBLE)

@@ -8,7 +8,7 @@ from scipy.special import expit
 from sklearn import metrics as sk
 
 from ray_app.detectors.card import Platt
-from ray_app.metrics.detection import detection_of
+from ray_app.metrics.detection import measure_detection
 from ray_app.metrics.registry import DETECTION, Resampled
 from tests.metrics.drawn import BOTH, images, joined
 
@@ -18,7 +18,7 @@ CASES = pytest.mark.parametrize("case", BOTH)
 
 def measured(fakes, reals, **cut):
     every = images(np.asarray(fakes), np.asarray(reals), **cut)
-    return detection_of(every, Resampled.in_blocks(every))
+    return measure_detection(every, Resampled.in_blocks(every))
 
 
 def values(found):
@@ -30,7 +30,7 @@ def test_metrics_at_a_threshold_equal_scikit_learn(case):
     labels, scores = joined(*BOTH[case])
     for threshold, strict in ((0.0, True), (0.25, False), (1e9, True)):
         flagged = (scores > threshold if strict else scores >= threshold).astype(int)
-        found = values(detection_of(images(*BOTH[case], threshold=threshold, strict=strict)))
+        found = values(measure_detection(images(*BOTH[case], threshold=threshold, strict=strict)))
         precision, recall, f1, _ = sk.precision_recall_fscore_support(
             labels, flagged, labels=[0, 1], zero_division=0
         )
@@ -44,7 +44,7 @@ def test_metrics_at_a_threshold_equal_scikit_learn(case):
 @pytest.mark.parametrize("calibration", [None, CALIBRATION])
 def test_metrics_of_ranks_and_chances_equal_scikit_learn(case, calibration):
     labels, scores = joined(*BOTH[case])
-    found = values(detection_of(images(*BOTH[case], calibration=calibration)))
+    found = values(measure_detection(images(*BOTH[case], calibration=calibration)))
     log_odds = scores if calibration is None else 0.7 * scores - 0.4
     wanted = {
         "auc": sk.roc_auc_score(labels, scores),
@@ -66,14 +66,14 @@ def test_equal_error_rate_is_where_the_roc_curve_crosses(case):
     way = np.arange(len(fpr))  # along the points, as FPR alone has vertical steps
     gap = interp1d(way, fpr - (1 - tpr))
     crossing = brentq(gap, 0, way[-1], xtol=1e-13)
-    found = detection_of(images(*BOTH[case]))["eer"].value
+    found = measure_detection(images(*BOTH[case]))["eer"].value
     assert found == pytest.approx(float(interp1d(way, fpr)(crossing)), abs=1e-9)
 
 
 @CASES
 def test_tpr_at_a_rate_flags_no_more_reals_than_allowed(case):
     fakes, reals = BOTH[case]
-    figures = detection_of(images(fakes, reals))
+    figures = measure_detection(images(fakes, reals))
     for name, one_in in (("tpr_at_fpr_5", 20), ("tpr_at_fpr_1", 100), ("tpr_at_fpr_01", 1000)):
         found = figures[name]
         if len(reals) < one_in:
@@ -138,25 +138,25 @@ def test_each_metric_of_any_scores_has_a_value_or_a_reason(calibration):
 
 
 def test_one_class_has_no_metric_of_both():
-    fakes = detection_of(images([2.0, -1.0], []))
+    fakes = measure_detection(images([2.0, -1.0], []))
     defined = [name for name, figure in fakes.items() if figure.value is not None]
     assert defined == ["tpr", "accuracy", "log_loss", "brier"]
-    assert values(detection_of(images([], [2.0, -1.0])))["tnr"] == 0.5
-    assert set(values(detection_of(images([], []))).values()) == {None}
+    assert values(measure_detection(images([], [2.0, -1.0])))["tnr"] == 0.5
+    assert set(values(measure_detection(images([], []))).values()) == {None}
 
 
 RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_5", "tpr_at_fpr_1", "tpr_at_fpr_01")
 
 
 def test_binary_replies_have_no_ranking_and_no_chances():
-    found = detection_of(images(*BOTH["few values"]), continuous=False)
+    found = measure_detection(images(*BOTH["few values"]), continuous=False)
     without = {name: figure.why for name, figure in found.items() if figure.value is None}
     no_ranking = "binary replies have no ranking; see balanced accuracy"
-    no_chances = "binary replies give no chances: their scores are two agreed numbers"
+    no_chances = "binary replies have no probabilities: their scores are two fixed values"
     assert without == dict.fromkeys(RANKING, no_ranking) | dict.fromkeys(
         ("log_loss", "brier", "ece"), no_chances
     )
     assert list(found) == list(DETECTION)
     given = images(*BOTH["few values"], calibration=CALIBRATION)
-    calibrated = detection_of(given, continuous=False)
+    calibrated = measure_detection(given, continuous=False)
     assert {name for name, figure in calibrated.items() if figure.value is None} == set(RANKING)

@@ -98,11 +98,11 @@ def test_what_is_not_defined_says_why():
     found = measure_identification([None, "mj"], ["sd", "sd"])
     assert found.figures["macro_f1"].value == 0
     assert found.figures["top_1"] == found.figures["accuracy"]
-    assert found.figures["top_3"].why == "no ranking of generators beside the predicted ones"
+    assert found.figures["top_3"].why == "no ranking of generators with the predicted ones"
     assert found.classes[0]["precision"].why == "never predicted"
     known_only, bare = (measure_open_set(["sd"], {"sd"}, given) for given in ([1.0], None))
     assert known_only.why == "needs images of known and of unknown generators"
-    assert bare.why == "no confidence beside the predicted generators"
+    assert bare.why == "no confidence with the predicted generators"
     with pytest.raises(ValueError, match="1 predicted names for 2"):
         measure_identification(["sd"], ["sd", "mj"])
     with pytest.raises(ValueError, match="not finite"):

@@ -1,6 +1,4 @@
-"""Means over images under every policy; IMDLBenCo's own figures are those that its code gave
-(golden/maskclip.md §5, executed).
-"""
+"""Means over images under every policy; IMDLBenCo's own figures are those that its code gave."""
 
 import numpy as np
 import pytest
@@ -9,11 +7,11 @@ from sklearn.metrics import f1_score, jaccard_score
 from ray_app.metrics import pixel_figures
 from ray_app.metrics.localization import (
     LOCALIZATION,
-    MaskFigures,
+    MaskMetrics,
     PixelLevels,
-    imdlbenco_of,
-    localization_of,
-    mask_figures,
+    average_masks,
+    average_masks_imdlbenco,
+    measure_mask,
 )
 
 Y, X = np.mgrid[:12, :16]
@@ -50,21 +48,23 @@ def values(figures):
 @pytest.mark.parametrize("case", GOLDEN)
 def test_imdlbenco_s_own_figures(case):
     mask, truth, origin, turned, double = GOLDEN[case]
-    rows = [mask_figures(mask, truth)]
+    rows = [measure_mask(mask, truth)]
     auc = origin[3]
     turned_auc = auc if auc in (None, 0) else 1 - auc
     best_auc = auc if auc in (None, 0) else max(auc, 1 - auc)
     modes = {"origin": origin, "reverse": (*turned, turned_auc), "double": (*double, best_auc)}
     for mode, expected in modes.items():
-        assert values(imdlbenco_of(rows, mode=mode)) == pytest.approx([*expected], abs=1e-6), mode
+        assert values(average_masks_imdlbenco(rows, mode=mode)) == pytest.approx(
+            [*expected], abs=1e-6
+        ), mode
 
 
 def test_imdlbenco_s_mean_over_four_images():
-    rows = [mask_figures(*pair) for pair in ((P, RECT), (GOOD, RECT), (NONE, RECT), (P, NONE))]
-    found = imdlbenco_of(rows)
+    rows = [measure_mask(*pair) for pair in ((P, RECT), (GOOD, RECT), (NONE, RECT), (P, NONE))]
+    found = average_masks_imdlbenco(rows)
     assert values(found)[:2] == pytest.approx([0.329137, 0.297009], abs=1e-6)
     assert found["pixel_f1"].n == 4
-    skipped = localization_of(rows, empty="skip")
+    skipped = average_masks(rows, empty="skip")
     assert values(skipped)[:2] == pytest.approx([0.438849, 0.396011], abs=1e-6)
     assert {figure.n for figure in skipped.values()} == {3}
 
@@ -85,8 +85,8 @@ def drawn(seed, images=9):
 @pytest.mark.parametrize("empty", ["skip", "zero", "one"])
 def test_policies_equal_scikit_learn_with_its_zero_division(empty):
     masks, truths = drawn(0)
-    rows = [mask_figures(*pair) for pair in zip(masks, truths, strict=True)]
-    found = localization_of(rows, empty=empty)
+    rows = [measure_mask(*pair) for pair in zip(masks, truths, strict=True)]
+    found = average_masks(rows, empty=empty)
     pairs = [
         (truth.ravel(), mask.ravel() > 0.5)
         for mask, truth in zip(masks, truths, strict=True)
@@ -102,12 +102,12 @@ def test_policies_equal_scikit_learn_with_its_zero_division(empty):
 
 
 def test_localization_without_images_has_reasons():
-    for figure in localization_of([], empty="skip").values():
+    for figure in average_masks([], empty="skip").values():
         assert figure.why == "no image with a mask and a truth"
-    skipped = localization_of([mask_figures(P, NONE)], empty="skip")
+    skipped = average_masks([measure_mask(P, NONE)], empty="skip")
     for name in ("pixel_f1", "pixel_iou", "pixel_accuracy"):
-        assert skipped[name].why == "no image of which something is altered"
-    only_full = localization_of([mask_figures(P, ALL)], empty="skip")
+        assert skipped[name].why == "no image with altered pixels"
+    only_full = average_masks([measure_mask(P, ALL)], empty="skip")
     assert only_full["pixel_auc"].why == "no image with both altered and intact pixels"
     assert only_full["pixel_f1"].value is not None
 
@@ -119,28 +119,28 @@ def test_pixels_counted_in_pieces_are_all_counted():
     rng = np.random.default_rng(0)
     truth = rng.random((1100, 1000)) < 0.1  # more than one piece
     mask = rng.integers(0, 256, truth.shape, np.uint8)
-    levels = PixelLevels.of(mask, truth)
+    levels = PixelLevels.from_mask(mask, truth)
     assert (levels.altered == np.bincount(mask[truth], minlength=256)).all()
     assert (levels.intact == np.bincount(mask[~truth], minlength=256)).all()
 
 
 def test_empty_mask_has_no_f1_and_a_half_is_unmarked():
-    nothing = mask_figures(EMPTY, EMPTY)
+    nothing = measure_mask(EMPTY, EMPTY)
     assert (nothing.f1, nothing.iou, nothing.auc) == (None, None, None)
-    wrong = mask_figures(EMPTY + 255, EMPTY)
+    wrong = measure_mask(EMPTY + 255, EMPTY)
     assert (wrong.f1, wrong.iou, wrong.auc) == (0.0, 0.0, None)
-    levels = mask_figures(np.array([[127, 128]], np.uint8), np.array([[1, 1]]))
-    assert levels == MaskFigures(1, 2, 1, 2, None)
-    halves = mask_figures(np.full((2, 2), 0.5), np.ones((2, 2)))
-    assert halves == MaskFigures(0, 4, 0, 4, None, even=4, even_altered=4)
+    levels = measure_mask(np.array([[127, 128]], np.uint8), np.array([[1, 1]]))
+    assert levels == MaskMetrics(1, 2, 1, 2, None)
+    halves = measure_mask(np.full((2, 2), 0.5), np.ones((2, 2)))
+    assert halves == MaskMetrics(0, 4, 0, 4, None, even=4, even_altered=4)
 
 
 def test_masks_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"\(2, 3\) for a truth of \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3\) for a truth of shape \(3, 2\)"):
         pixel_figures([np.ones((2, 3))], [np.ones((3, 2))])
     with pytest.raises(ValueError, match="not finite"):
         pixel_figures([np.full((2, 2), np.nan)], [np.ones((2, 2))])
     with pytest.raises(ValueError, match="longer"):
         pixel_figures([np.ones((2, 2))], [np.ones((2, 2))] * 2)
-    with pytest.raises(ValueError, match="without pixels"):
-        mask_figures(np.ones((0, 3)), np.ones((0, 3)))
+    with pytest.raises(ValueError, match="no pixels"):
+        measure_mask(np.ones((0, 3)), np.ones((0, 3)))

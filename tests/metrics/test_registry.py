@@ -12,10 +12,10 @@ from ray_app.metrics.registry import (
     METRICS,
     Resampled,
     ScoredImages,
+    compute_replicates,
     descending_order,
     measure,
     measure_difference,
-    replicates,
 )
 from tests.metrics import drawn
 from tests.metrics.drawn import BOTH, joined
@@ -119,8 +119,8 @@ def test_difference_of_equal_systems_is_not_significant():
 def test_auc_without_groups_equals_the_auc_of_the_rest(names):
     scores, fake, owners = grouped(12)
     sample = Resampled.in_groups(np.round(scores, 1), fake, owners if names else None)
-    fast = replicates(METRICS["auc"], sample)
-    slow = replicates(replace(METRICS["auc"], leave_out=None), sample)
+    fast = compute_replicates(METRICS["auc"], sample)
+    slow = compute_replicates(replace(METRICS["auc"], leave_out=None), sample)
     for mine, theirs in zip(fast, slow, strict=True):
         assert mine.values == pytest.approx(theirs.values, abs=1e-12)
         assert np.array_equal(mine.fractions, theirs.fractions)

@@ -4,7 +4,12 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics import classification_report as their_report
 
 from ray_app.metrics.curves import risk_coverage
-from ray_app.metrics.detection import VerdictCounts, abstaining, averages, classification_report
+from ray_app.metrics.detection import (
+    VerdictCounts,
+    average_rates,
+    build_classification_report,
+    measure_verdicts,
+)
 from ray_app.metrics.uncertainty import proportion_interval
 from tests.metrics.drawn import BOTH, images, joined
 
@@ -38,7 +43,7 @@ def test_the_report_is_scikit_learns(counts):
     truth = np.repeat(["fake", "fake", "real", "real"], counts)
     told = np.repeat(["fake", "real", "fake", "real"], counts)
     theirs = their_report(truth, told, output_dict=True)
-    found = classification_report(*counts)
+    found = build_classification_report(*counts)
     assert list(found) == list(theirs)
     assert found["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-12)
     for name in ("fake", "real", "macro avg", "weighted avg"):
@@ -46,7 +51,7 @@ def test_the_report_is_scikit_learns(counts):
 
 
 def test_what_divides_by_nothing_is_not_zero():
-    nothing_flagged = classification_report(0, 5, 0, 5)
+    nothing_flagged = build_classification_report(0, 5, 0, 5)
     assert nothing_flagged["fake"] == {"precision": None, "recall": 0, "f1-score": 0, "support": 5}
     assert nothing_flagged["macro avg"]["precision"] is None
     assert nothing_flagged["macro avg"]["recall"] == 0.5
@@ -55,7 +60,7 @@ def test_what_divides_by_nothing_is_not_zero():
 def test_abstentions_are_left_out_and_then_counted_wrong():
     fakes = {"fake_fake": 6, "fake_real": 2, "fake_abstain": 3, "fake_unscored": 1}
     reals = {"real_fake": 1, "real_real": 8, "real_abstain": 4, "real_unscored": 2}
-    found = abstaining(VerdictCounts(**fakes, **reals))
+    found = measure_verdicts(VerdictCounts(**fakes, **reals))
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(
         {
             "coverage": 17 / 27,
@@ -77,10 +82,10 @@ def test_abstentions_are_left_out_and_then_counted_wrong():
 
 
 def test_the_two_averages_of_generators_have_two_names():
-    found = averages({"sd15": (90, 100), "flux": (1, 2), "none left": (0, 0)})
+    found = average_rates({"sd15": (90, 100), "flux": (1, 2), "none left": (0, 0)})
     assert found["tpr_mean"].value == pytest.approx(0.7)
     assert found["tpr_weighted"].value == pytest.approx(91 / 102)
     assert found["tpr_weighted"].interval == proportion_interval(91, 102)
     assert (found["tpr_mean"].n, found["tpr_weighted"].n) == (102, 102)
     for rates in ({}, {"sd15": (0, 0)}):
-        assert {figure.why for figure in averages(rates).values()} == {"there are no fakes"}
+        assert {figure.why for figure in average_rates(rates).values()} == {"there are no fakes"}

@@ -25,7 +25,7 @@ def test_metadata_that_say_nothing_are_no_shortcut(draw, fakes):
         "icc": draw.random(N) < 0.5,
     }
     found = shortcut_auc(features, fakes)
-    assert found.value < shortcut.LITTLE
+    assert found.value < shortcut.MAX_HARMLESS_AUC
     assert found.interval[0] < 0.5 < found.interval[1] + 0.02
     assert (found.method, found.n) == ("delong, cross-validated", N)
     assert harmless(found)
@@ -37,7 +37,7 @@ def test_a_format_of_its_own_is_found(draw, fakes):
     formats[draw.random(N) < 0.05] = None
     found = shortcut_auc({"format": formats, "width": draw.integers(200, 4_000, N)}, fakes)
     assert found.value > 0.8
-    assert found.interval[0] > shortcut.LITTLE
+    assert found.interval[0] > shortcut.MAX_HARMLESS_AUC
 
 
 def test_the_auc_is_of_scores_out_of_fold(draw, fakes):
@@ -53,9 +53,9 @@ def test_the_auc_is_of_scores_out_of_fold(draw, fakes):
 def test_why_there_is_no_figure(fakes):
     few = np.arange(N) < 9
     of_few = shortcut_auc({"width": np.arange(N)}, few)
-    assert of_few.why == "a classifier on metadata takes 10 images of each class; one has 9"
+    assert of_few.why == "a classifier on metadata needs 10 images of each class; one class has 9"
     alike = shortcut_auc({"width": np.full(N, 5), "format": np.full(N, "PNG")}, fakes)
-    assert alike.why == "all files are alike in their metadata"
+    assert alike.why == "all files have equal metadata"
     assert shortcut_auc({}, fakes).value is None
     with pytest.raises(ValueError, match="one value for each"):
         shortcut_auc({"width": np.arange(3)}, fakes)

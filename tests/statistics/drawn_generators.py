@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ray_app.metrics.detection import detection_of
+from ray_app.metrics.detection import measure_detection
 from ray_app.metrics.registry import Resampled
 from tests.metrics import drawn
 
@@ -84,5 +84,5 @@ class Setting:
             )
         many = replace(self, sizes=sizes, sources=sources)
         (fakes, _), (reals, _) = many.drawn(np.random.default_rng(1), effects)
-        found = detection_of(drawn.images(fakes, reals))
+        found = measure_detection(drawn.images(fakes, reals))
         return {name: one.value for name, one in found.items()}

@@ -11,8 +11,8 @@ from scipy.stats import norm
 from ray_app.ensembles import EnsembleMember
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.config import CalibrateConfig
-from ray_app.evaluation.calibrate.division import Division, divided, groups_of
-from ray_app.evaluation.calibrate.fit_card import Assembled, fit_card, with_thresholds
+from ray_app.evaluation.calibrate.division import Division, assign_parts, group_images
+from ray_app.evaluation.calibrate.fit_card import Assembled, add_thresholds, fit_card
 from tests.evaluation.calibrate.drawn import labelled_of
 
 MEMBERS = (EnsembleMember(detector="a"),)
@@ -122,9 +122,9 @@ def assembled(images, **options) -> Assembled:
     """The calibration as `touchstone detectors calibrate` makes it of these images."""
     config = CalibrateConfig(run="", out="", **options)
     shared = {"share_generators": config.share_generators, "share_sources": config.share_sources}
-    groups = groups_of(images, **shared)
-    division = Division.of(images, groups, divided(images, groups, seed=config.seed))
-    return with_thresholds(fit_card(division, MEMBERS, config), division, config)
+    groups = group_images(images, **shared)
+    division = Division.from_parts(images, groups, assign_parts(images, groups, seed=config.seed))
+    return add_thresholds(fit_card(division, MEMBERS, config), division, config)
 
 
 def calibrated(images, **options) -> Assembled | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from ray_app.evaluation.audit.estimate import AuditLabels, document_of
+from ray_app.evaluation.audit.estimate import AuditLabels, build_document
 from ray_app.evaluation.audit.sample import Audit, RunVerdicts, plan_strata, stratum_codes
 from ray_app.metrics.survey_sampling import LabelledStratum, archive_figures
 
@@ -172,7 +172,7 @@ def documents_of(setting, target=None):
         facts |= {"seed": 0, "target_fpr": None if target is None else target * rate}
         audit = Audit(facts, tuple(strata), ())
         for labels in labels_drawn(strata, fakes, rng):
-            yield document_of(audit, AuditLabels(labels, 0, 0)), flagged, rate
+            yield build_document(audit, AuditLabels(labels, 0, 0)), flagged, rate
 
 
 def test_labels_of_flagged_images_bound_the_reals(simulated):

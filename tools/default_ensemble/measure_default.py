@@ -32,8 +32,8 @@ import pyarrow.parquet as pq
 from ray_app import load_run
 from ray_app.detectors.card import Platt
 from ray_app.ensembles.decision import logit
-from ray_app.evaluation.calibrate.fit_card import share_between
-from ray_app.evaluation.calibrate.thresholds import measured_threshold, seen_at
+from ray_app.evaluation.calibrate.fit_card import fraction_between
+from ray_app.evaluation.calibrate.thresholds import evaluate_threshold, lowest_threshold
 from ray_app.metrics import calibration
 from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.clusters import effective_size
@@ -135,7 +135,7 @@ def choose_thresholds(scores: Floats, fake: Bools) -> tuple[float, dict[float, f
     the reals reaches, rounded up.
     """
     reals, fakes = scores[~fake], scores[fake]
-    thresholds = {rate: math.ceil(measured_threshold(reals, rate) * 1e4) / 1e4 for rate in RATES}
+    thresholds = {rate: math.ceil(lowest_threshold(reals, rate) * 1e4) / 1e4 for rate in RATES}
     return round(no_evidence_below(reals, fakes), 2), thresholds
 
 
@@ -150,7 +150,7 @@ def measure_points(
     points = []
     for rate, threshold in thresholds.items():
         size = effective_size(reals, families[~fake], rate)
-        seen = seen_at(threshold, reals, CONFIDENCE, size=size)
+        seen = evaluate_threshold(threshold, reals, CONFIDENCE, size=size)
         low = min(real_below, threshold)
         points.append(
             {
@@ -159,8 +159,8 @@ def measure_points(
                 "false_positive_rate": round(seen.false_positives / seen.n_real, 5),
                 "upper_bound": round(seen.upper_bound, 4),
                 "recall": round(float((fakes >= threshold).mean()), 4),
-                "abstain_real": round(share_between(reals, low, threshold), 4),
-                "abstain_fake": round(share_between(fakes, low, threshold), 4),
+                "abstain_real": round(fraction_between(reals, low, threshold), 4),
+                "abstain_fake": round(fraction_between(fakes, low, threshold), 4),
             }
         )
     return points
@@ -236,7 +236,7 @@ def verdict_shares(
     return {
         label: {
             "flagged": round(float((some >= threshold).mean()), 4),
-            "open": round(share_between(some, low, threshold), 4),
+            "open": round(fraction_between(some, low, threshold), 4),
             "passed": round(float((some <= low).mean()), 4),
         }
         for label, some in (("real", scores[~fake]), ("fake", scores[fake]))
@@ -276,9 +276,9 @@ def check_bounds(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str,
             np.isin(groups, part) for part in np.array_split(rng.permutation(names), 3)
         )
         for rate in RATES:
-            threshold = measured_threshold(reals[first], rate)
+            threshold = lowest_threshold(reals[first], rate)
             size = effective_size(reals[second], groups[second], rate)
-            bound = seen_at(threshold, reals[second], CONFIDENCE, size=size).upper_bound
+            bound = evaluate_threshold(threshold, reals[second], CONFIDENCE, size=size).upper_bound
             realised = float((reals[third] >= threshold).mean())
             counts[rate]["rates"].append(realised)
             counts[rate]["over_rate"] += realised > rate

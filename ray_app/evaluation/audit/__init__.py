@@ -1,3 +1,4 @@
-"""Estimates for a whole archive from people's labels of a few images, or from known reals. No Ray,
-no torch at import.
+"""Estimate error rates for a whole archive from labels of a few images, or from known reals.
+
+Importing this package loads neither Ray nor torch.
 """

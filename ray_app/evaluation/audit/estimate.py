@@ -1,4 +1,4 @@
-"""Estimate from people's labels of a sample how right a run's verdicts are (`estimate`)."""
+"""Estimate the error rates of a run from people's labels of a sample (`estimate`)."""
 
 import json
 import math
@@ -30,8 +30,8 @@ class AuditLabels:
 
     Attributes:
         strata: Labels of each stratum.
-        blank: Drawn images without a label.
-        others: Labels of images that were not drawn.
+        blank: Number of images of the sample without a label.
+        others: Number of labels of images that are not in the sample.
     """
 
     strata: tuple[survey_sampling.LabelledStratum, ...]
@@ -40,30 +40,30 @@ class AuditLabels:
 
     @property
     def labelled(self) -> int:
-        """Images whose label is real or fake."""
+        """Number of images whose label is real or fake."""
         return sum(stratum.labelled for stratum in self.strata)
 
     @property
     def unsure(self) -> int:
-        """Images that people could not decide."""
+        """Number of images that people could not decide."""
         return sum(stratum.unsure for stratum in self.strata)
 
 
 def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
-    """Return the estimate from labels of a sample of a run, and write it to `folder`/result.json.
+    """Estimate the error rates of a run, and write the result to `folder`/result.json.
 
     Args:
         url: Path or URL of the run.
         labels: Path or URL of the labels.
-        folder: The folder with the sample's `audit.json`, which may also lie next to the labels.
+        folder: The folder with the sample's `audit.json`, which may also be next to the labels.
 
     Raises:
-        ConfigError: There is no sample, it is of another run, or a label is invalid.
+        ConfigError: The sample is missing or was drawn from another run, or a label is invalid.
     """
     audit = read_audit(folder, Path(labels).parent)
     answers = read_answers(labels, audit)
-    document = document_of(audit, answers) | {
-        "notes": _notes(audit, answers, RunDirectory.open(url))
+    document = build_document(audit, answers) | {
+        "notes": _build_notes(audit, answers, RunDirectory.open(url))
     }
     (folder / RESULT).write_text(
         json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
@@ -71,15 +71,19 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
     return document
 
 
-def read_answers(place: str, audit: Audit) -> AuditLabels:
-    """Read the labels at a path or URL as answers about a sample: real, fake, unsure, or nothing.
+def read_answers(url: str, audit: Audit) -> AuditLabels:
+    """Read labels of a sample, which are real, fake, unsure, or blank.
+
+    Args:
+        url: Path or URL of the labels.
+        audit: The sample.
 
     Raises:
         ConfigError: No label is of the sample, a label is invalid, or an image has two labels.
     """
-    source = open_labels(place, words=(UNSURE,))
-    known = source.find_columns()
-    keys = [key for key in _KEYS if {key[0], "label"} <= set(known)]
+    source = open_labels(url, words=(UNSURE,))
+    columns = source.find_columns()
+    keys = [key for key in _KEYS if {key[0], "label"} <= set(columns)]
     if not keys:
         raise ConfigError(
             f"{source.name}: labels need the columns `label` and `image_id` or `uri`",
@@ -89,27 +93,34 @@ def read_answers(place: str, audit: Audit) -> AuditLabels:
     answers = max((_match(source, key, sample) for key in keys), key=len)
     if answers.empty:
         raise ConfigError(
-            f"{source.name}: not one label is of the {len(sample):,} images of the sample",
+            f"{source.name}: no label matches any of the {len(sample):,} images of the sample",
             hint="give the labels of the last sample that was drawn into this folder",
         )
-    drawn = answers[answers["stratum"].notna()]
-    counts = pd.crosstab(drawn["stratum"], drawn["label"]).reindex(
+    matched = answers[answers["stratum"].notna()]
+    counts = pd.crosstab(matched["stratum"], matched["label"]).reindex(
         index=range(len(audit.strata)), columns=["fake", "real", UNSURE], fill_value=0
     )
     strata = [
         survey_sampling.LabelledStratum(
-            stratum.size, stratum.verdict == "fake", fakes, reals, unsure, stratum.words
+            stratum.size, stratum.verdict == "fake", fakes, reals, unsure, stratum.description
         )
         for stratum, (fakes, reals, unsure) in zip(
             audit.strata, counts.to_numpy().tolist(), strict=True
         )
     ]
-    return AuditLabels(tuple(strata), len(sample) - len(drawn), len(answers) - len(drawn))
+    return AuditLabels(tuple(strata), len(sample) - len(matched), len(answers) - len(matched))
 
 
 def _match(source: Labels, key: list[str], sample: pd.DataFrame) -> pd.DataFrame:
-    """Return each label once with the stratum of its image, missing for images that were not drawn;
-    no label if none is of the sample. A spreadsheet may have rounded the ids.
+    """Return each label once with the stratum of its image.
+
+    The stratum is missing for images that were not drawn. The result is empty if no label is of the
+    sample, for example because a spreadsheet has rounded the ids.
+
+    Args:
+        source: The labels.
+        key: The columns that name an image.
+        sample: The images of the sample.
     """
     columns = [name for name in (*key, "label") if name in source.find_columns()]
     try:
@@ -122,26 +133,26 @@ def _match(source: Labels, key: list[str], sample: pd.DataFrame) -> pd.DataFrame
     if "member" in key:
         labels["member"] = labels["member"].fillna("") if "member" in labels else ""
     labels = labels.drop_duplicates()
-    found = labels.merge(sample[[*key, "stratum"]], on=key, how="left")
-    drawn = found[found["stratum"].notna()]
-    if drawn.empty:
-        return drawn
-    doubled = drawn[drawn.duplicated(key, keep=False)]
-    if len(doubled):
-        first = doubled.iloc[0]
-        words = doubled[(doubled[key] == first[key]).all(axis=1)]["label"]
+    merged = labels.merge(sample[[*key, "stratum"]], on=key, how="left")
+    matched = merged[merged["stratum"].notna()]
+    if matched.empty:
+        return matched
+    duplicates = matched[matched.duplicated(key, keep=False)]
+    if len(duplicates):
+        first = duplicates.iloc[0]
+        conflicting = duplicates[(duplicates[key] == first[key]).all(axis=1)]["label"]
         raise ConfigError(
-            f"{source.name}: image {first[key[0]]} is labelled {' and '.join(words)}",
+            f"{source.name}: image {first[key[0]]} is labelled {' and '.join(conflicting)}",
             hint="keep one label of the image",
         )
-    return found
+    return merged
 
 
-def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
-    """Return the estimates, the labels of each stratum, and what follows (`findings`)."""
+def build_document(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
+    """Return the estimates, the labels of each stratum, and the findings as a document."""
     strata = [
         {
-            "name": stratum.words,
+            "name": stratum.description,
             **asdict(stratum),
             "fakes": labels.fakes,
             "reals": labels.reals,
@@ -152,29 +163,29 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
         }
         for stratum, labels in zip(audit.strata, answers.strata, strict=True)
     ]
-    figures = survey_sampling.archive_figures(answers.strata)
-    rate = figures["false_positive_rate"].interval
-    flagged_reals = _flagged_reals(audit, figures["precision"].interval)
-    promise = _promise(audit.facts.get("target_fpr"), rate, flagged_reals)
-    kept = ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")
+    metrics = survey_sampling.archive_figures(answers.strata)
+    rate = metrics["false_positive_rate"].interval
+    flagged_reals = _bound_flagged_reals(audit, metrics["precision"].interval)
+    guarantee = _check_guarantee(audit.facts.get("target_fpr"), rate, flagged_reals)
+    keys = ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")
     return {
         "schema": SCHEMA,
-        "audit": {key: audit.facts[key] for key in kept},
+        "audit": {key: audit.facts[key] for key in keys},
         "scored": audit.scored,
         "drawn": len(audit.images),
         "labelled": answers.labelled,
         "unsure": answers.unsure,
         "blank": answers.blank,
-        "figures": {name: figure.to_dict() for name, figure in figures.items()},
+        "figures": {name: metric.to_dict() for name, metric in metrics.items()},
         "strata": strata,
         "flagged_reals": flagged_reals,
-        "promise": promise,
-        "findings": list(_findings(flagged_reals if rate is None else None, promise)),
+        "promise": guarantee,
+        "findings": list(_format_findings(flagged_reals if rate is None else None, guarantee)),
     }
 
 
-def _notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
-    """Return what a reader of the estimates must know."""
+def _build_notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
+    """Return notes that a reader of the estimates needs."""
     unscored = sum(audit.facts["unscored"].values())
     counts = [
         (unscored, "file", "of the archive without a verdict: nothing is known of them"),
@@ -182,56 +193,71 @@ def _notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
         (answers.blank, "image", "of the sample without a label: as if not drawn"),
         (answers.others, "label", "left out: of images that were not drawn"),
     ]
-    changed = changed_since(audit, run)
-    return ([changed] if changed else []) + [
-        f"{counted(number, noun)} {words}" for number, noun, words in counts if number
+    change = changed_since(audit, run)
+    return ([change] if change else []) + [
+        f"{counted(number, noun)} {phrase}" for number, noun, phrase in counts if number
     ]
 
 
-def _flagged_reals(audit: Audit, precision: tuple[float, float] | None) -> dict[str, Any] | None:
-    """How many of the flagged images are real, at least and at most, the latter also as a share of
-    the archive. None: none is labelled.
+def _bound_flagged_reals(
+    audit: Audit, precision: tuple[float, float] | None
+) -> dict[str, Any] | None:
+    """Return bounds on the number of flagged images that are real.
+
+    The upper bound is also given as a fraction of the archive. The result is None if no flagged
+    image is labelled.
     """
-    flagged = sum(one.size for one in audit.strata if one.verdict == "fake")
+    flagged = sum(stratum.size for stratum in audit.strata if stratum.verdict == "fake")
     if precision is None:
         return None
-    # An end is rounded outwards to a whole number of images, unless it differs from one by rounding
-    # alone.
-    least, most = (
+    # Bounds are rounded outwards to whole numbers of images. The tolerance ignores differences that
+    # are only rounding errors.
+    min_real, max_real = (
         math.floor((1 - precision[1]) * flagged + 1e-6),
         math.ceil((1 - precision[0]) * flagged - 1e-6),
     )
     return {
         "flagged": flagged,
         "scored": audit.scored,
-        "least": least,
-        "most": most,
-        "most_of_archive": most / audit.scored,
+        "least": min_real,
+        "most": max_real,
+        "most_of_archive": max_real / audit.scored,
     }
 
 
-def _promise(
+def _check_guarantee(
     target: float | None, rate: tuple[float, float] | None, reals: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Whether the share `target` of reals that the card lets be flagged was kept: True, False, or
-    None where the labels cannot say.
+    """Return whether the false-positive rate is within the card's target.
 
-    `rate`: the ends of the false-positive rate's interval. Where only flagged images are labelled,
-    it is at least their reals by all images, and at most twice that if half of the archive is real
-    (`if_half_is_real`).
+    `kept` is True, False, or None if the labels do not show it. If only flagged images are
+    labelled, the rate is at least their reals divided by all images, and at most twice that if half
+    of the archive is real (`if_half_is_real`).
+
+    Args:
+        target: The target rate of the card, or None.
+        rate: The interval of the false-positive rate, or None.
+        reals: The bounds on flagged reals, or None.
     """
     if target is None or (rate is None and reals is None):
         return None
-    halved = rate is None
+    is_one_sided = rate is None
     if rate is None and reals is not None:
         rate = reals["least"] / reals["scored"], min(1.0, 2 * reals["most_of_archive"])
     assert rate is not None
-    kept = False if rate[0] > target else True if rate[1] <= target else None
-    return {"target_fpr": target, "kept": kept, "ends": list(rate), "if_half_is_real": halved}
+    is_kept = False if rate[0] > target else True if rate[1] <= target else None
+    return {
+        "target_fpr": target,
+        "kept": is_kept,
+        "ends": list(rate),
+        "if_half_is_real": is_one_sided,
+    }
 
 
-def _findings(reals: Mapping[str, Any] | None, promise: Mapping[str, Any] | None) -> Iterator[str]:
-    """What follows from the labels, in sentences."""
+def _format_findings(
+    reals: Mapping[str, Any] | None, result: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """Yield the conclusions from the labels, as sentences."""
     if reals is not None:
         yield (
             f"at most {reals['most']:,} of the {reals['flagged']:,} images flagged as fake are real: no more than "
@@ -239,15 +265,15 @@ def _findings(reals: Mapping[str, Any] | None, promise: Mapping[str, Any] | None
         )
         if 2 * reals["most_of_archive"] < 1:
             yield f"if at least half of the archive is real, no more than {percent(2 * reals['most_of_archive'])} of its reals are flagged"
-    if promise is not None:
-        low, high = promise["ends"]
-        of = f"the card promises that at most {percent(promise['target_fpr'], 3)} of the reals are flagged"
-        if promise["kept"]:
+    if result is not None:
+        low, high = result["ends"]
+        guarantee = f"the card guarantees that at most {percent(result['target_fpr'], 3)} of the reals are flagged"
+        if result["kept"]:
             if_half = (
-                ", if at least half of the archive is real" if promise["if_half_is_real"] else ""
+                ", if at least half of the archive is real" if result["if_half_is_real"] else ""
             )
-            yield f"{of}: the labels show that this is kept{if_half} (at most {percent(high)} are)"
-        elif promise["kept"] is None:
-            yield f"{of}: so few labels cannot say whether this is kept ({percent(low)} to {percent(high)})"
+            yield f"{guarantee}: the labels show that this is kept{if_half} (at most {percent(high)} are)"
+        elif result["kept"] is None:
+            yield f"{guarantee}: there are too few labels to show whether this is kept ({percent(low)} to {percent(high)})"
         else:
-            yield f"{of}: the labels show that this is broken (at least {percent(low)} are)"
+            yield f"{guarantee}: the labels show that this is not kept (at least {percent(low)} are)"

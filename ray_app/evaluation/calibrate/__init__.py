@@ -1,3 +1,4 @@
-"""From a labelled run to an ensemble whose error rate is known: parts, calibrations, thresholds. No
-Ray, no torch.
+"""Calibrate an ensemble on a labelled run, so that its error rate is known.
+
+Importing this package loads neither Ray nor torch.
 """

@@ -1,4 +1,4 @@
-"""The settings of a calibration (`CalibrateConfig`)."""
+"""Define the settings of a calibration (`CalibrateConfig`)."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from ray_app.config import Frozen
 from ray_app.ensembles.card import Rule
 
 MAX_FPR = 0.5
-"""Every false-positive rate that is asked for is below it."""
+"""Upper limit of the requested false-positive rate."""
 
 
 class CalibrateConfig(Frozen):
@@ -24,11 +24,11 @@ class CalibrateConfig(Frozen):
     )
     key: Literal["image_id", "sha256", "uri"] | None = Field(
         default=None,
-        description="the column that joins labels to rows; null = the first of them that the labels have",
+        description="the column that joins labels to rows; null = the first of these that the labels have",
     )
     split: str | None = Field(default=None, description="only labels of this split")
     detectors: tuple[str, ...] = Field(
-        default=(), description="only this detector of the run, in the order given"
+        default=(), description="only these detectors of the run, in this order; empty = all"
     )
     fpr: float = Field(
         default=0.01, gt=0, lt=MAX_FPR, description="fraction of reals that may be called fake"
@@ -77,18 +77,18 @@ class CalibrateConfig(Frozen):
     seed: int = Field(default=0, ge=0, description="seed by which the parts are drawn")
 
     @model_validator(mode="after")
-    def _of_a_cascade(self) -> "CalibrateConfig":
-        given = [
+    def _check_cascade_options(self) -> "CalibrateConfig":
+        cascade_options = [
             name
             for name in ("first", "share", "audit")
             if name in self.model_fields_set and getattr(self, name) is not None
         ]
-        if given and self.rule != "cascade":
+        if cascade_options and self.rule != "cascade":
             raise ValueError(
-                f"--{given[0]} belongs to --rule cascade (rule: {self.rule or 'not given'})"
+                f"--{cascade_options[0]} requires --rule cascade, got {self.rule or 'no rule'}"
             )
         if self.rule == "cascade" and self.audit >= self.share:
             raise ValueError(
-                f"--audit {self.audit:g} leaves nothing of --share {self.share:g} to the band"
+                f"--audit must be less than --share {self.share:g}, got {self.audit:g}"
             )
         return self

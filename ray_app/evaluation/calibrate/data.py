@@ -1,9 +1,8 @@
-"""A run and its labels → labelled images with a score of every detector (`read_labelled`,
-`CalibrationData`), in columns of one length.
+"""Read the labelled images of a run for a calibration (`read_labelled`, `CalibrationData`).
 
-What cannot be used is left out and counted: images without a score, images outside the range that a
-detector's card allows and those of one colour (their verdict is `abstain` whatever they score),
-images without a label.
+The result has columns of one length, with a score of every detector. Unusable images are left out
+and counted: images without a score or a label, and images outside the valid range of a detector's
+card or of one colour, whose verdict is `abstain` for any score.
 """
 
 from collections import Counter
@@ -21,39 +20,49 @@ from ray_app.detectors import DetectorCard
 from ray_app.detectors.card import Platt
 from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
 from ray_app.errors import ConfigError
-from ray_app.evaluation.join import OWN, own_labels, read_labels
+from ray_app.evaluation.join import INPUT_KEY, own_labels, read_labels
 from ray_app.evaluation.run import check_joined
-from ray_app.evaluation.systems import Systems, readable_card, systems_of
+from ray_app.evaluation.systems import Systems, list_systems, try_load_card
 from ray_app.inference import is_blank
 from ray_app.metrics.arrays import Bools
 from ray_app.runs import RunDirectory
 from ray_app.runs.current import numbers
 from ray_app.runs.rows import bounded_facts
 
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 ROWS = ("image_id", "status", "sha256", "format", "width", "height", "quality", "texture", "graphics", "flags", "phash", "decoder",
         "scores")  # fmt: skip
-"""What is read of a run, so far as it has it."""
+"""Columns to read from a run, if it has them."""
 TRUTH = (
     "label",
     "generator",
-    *(f"{who}_{name}" for who in ("label", "own") for name in ("source", "group", "part", "phash")),
+    *(
+        f"{origin}_{name}"
+        for origin in ("label", "own")
+        for name in ("source", "group", "part", "phash")
+    ),
 )
-"""What labels, or the run's own columns, may say. `group` is taken for `source` where there is
-none.
-"""
+"""Columns of labels, or of the run's own labels. `group` replaces a missing `source`."""
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """n images with a label and a score of every detector.
+    """Labelled images with a score of every detector.
 
-    `image_id` int64 (n,) · `sha256` of the files, 64 hex digits · `fake` bool (n,) · `scores`
-    {detector: float32 (n,)}, raw and finite, in the ensemble's order · `generator`, `source` (what
-    is not independent: one scene, photographer, article), `phash` (16 hex digits) and `part` (fit,
-    calibrate, choose, where the user divides the images): None where it is not known · `format` as
-    in the run · `width`, `height` int (n,), px · `quality` float (n,), of JPEGs, 1 … 100; NaN where
-    there is none.
+    Attributes:
+        image_id: Ids, int64 (n,).
+        sha256: SHA-256 of the files, 64 hexadecimal digits (n,).
+        fake: Labels, bool (n,).
+        scores: Raw finite scores, float32 (n,), by detector, in the ensemble's order.
+        generator: The generator (n,); None if unknown.
+        source: The scene, photographer, or article (n,), whose images are not independent; None if
+            unknown.
+        phash: Perceptual hash, 16 hexadecimal digits (n,); None if unknown.
+        part: fit, calibrate, or choose (n,), if the labels divide the images; else None.
+        format: The file format as in the run (n,).
+        width: Width in pixels, int (n,).
+        height: Height in pixels, int (n,).
+        quality: JPEG quality, 1 … 100, float (n,); NaN for other formats.
     """
 
     image_id: NDArray[np.int64]
@@ -74,7 +83,7 @@ class CalibrationData:
 
     @property
     def detectors(self) -> tuple[str, ...]:
-        """Whose scores there are, in order."""
+        """The detectors with scores, in order."""
         return tuple(self.scores)
 
     @property
@@ -82,28 +91,40 @@ class CalibrationData:
         """The scores as float64 (n, detectors)."""
         return np.stack([np.asarray(scores, np.float64) for scores in self.scores.values()], axis=1)
 
-    def take(self, places: NDArray[Any]) -> "CalibrationData":
-        """The images at some places (m,), in that order; or those where a mask (n,) is true."""
-        chosen = np.flatnonzero(places) if places.dtype == np.bool_ else places
-        taken: dict[str, Any] = {
-            "scores": {name: scores[chosen] for name, scores in self.scores.items()}
+    def take(self, selection: NDArray[Any]) -> "CalibrationData":
+        """Return the images at indices (m,), in that order, or those that a mask (n,) selects."""
+        indices = np.flatnonzero(selection) if selection.dtype == np.bool_ else selection
+        selected: dict[str, Any] = {
+            "scores": {name: scores[indices] for name, scores in self.scores.items()}
         }
-        for one in fields(self):
-            if one.name != "scores":
-                column = getattr(self, one.name)
-                taken[one.name] = (
-                    column[chosen]
+        for field in fields(self):
+            if field.name != "scores":
+                column = getattr(self, field.name)
+                selected[field.name] = (
+                    column[indices]
                     if isinstance(column, np.ndarray)
-                    else [column[place] for place in chosen]
+                    else [column[index] for index in indices]
                 )
-        return CalibrationData(**taken)
+        return CalibrationData(**selected)
 
 
 @dataclass(frozen=True)
 class LabelledRun:
-    """A labelled run, read. `members`: as the run's ensemble names them, and `names`: as the run
-    does; `before`: what decided until now; `joined`: labelled rows, of which some are `left_out`,
-    by reason; `decoders` of the images.
+    """The labelled images of a run.
+
+    Attributes:
+        url: Path or URL of the run.
+        labels: Name of the labels.
+        members: The detectors as the run's ensemble names them.
+        names: Their names in the run.
+        before: The ensemble that decides the run now.
+        calibrations: The detectors' calibrations in the run.
+        labelled: The usable images.
+        identity: The run's identity.
+        joined: Number of labelled rows.
+        left_out: Number of labelled rows that are not usable, by reason.
+        decoders: The decoders of the images.
+        remarks: Remarks on labels and rows, as sentences.
     """
 
     url: str
@@ -128,38 +149,44 @@ def read_labelled(
     split: str | None = None,
     detectors: Sequence[str] = (),
 ) -> LabelledRun:
-    """The images of a run that have a label and a score of every detector; `labels`: None = the
-    run's own columns.
+    """Return the images of a run that have a label and a score of every detector.
 
-    `detectors`: only these of the run's, in this order. Raises ConfigError where there is no run,
-    where labels are of something else, for a detector that was not run, and for a run in which not
-    every detector looked at every image.
+    Args:
+        url: Path or URL of the run.
+        labels: Path or URL of the labels; None for the run's own columns.
+        key: The column that joins labels to rows; None for the first that the labels have.
+        split: Only labels of this split; None for all.
+        detectors: Only these detectors of the run, in this order; empty for all.
+
+    Raises:
+        ConfigError: The run does not exist, the labels are of other images, a detector was not run,
+            or not every detector scored every image.
     """
     run = RunDirectory.open(url)
     if not run.exists():
         raise run.missing()
-    described, systems = run.describe(), systems_of(run)
-    members, names = _members(systems, described["detectors"], detectors, run.store.url)
-    cards = _cards(members, names)
-    _check_cards(cards, described["identity"].get("detectors", {}))
+    run_info, systems = run.describe(), list_systems(run)
+    members, names = _select_members(systems, run_info["detectors"], detectors, run.store.url)
+    cards = _load_cards(members, names)
+    _check_cards(cards, run_info["identity"].get("detectors", {}))
     with (
         read_labels(open_labels(labels), key=key, split=split)
         if labels
-        else own_labels(run.store.url, split) as found
+        else own_labels(run.store.url, split) as label_rows
     ):
-        found.join(run, [*ROWS, OWN])
-        remarks = check_joined(found, run)
-        rows = pa.concat_tables(found.tables([*ROWS, *TRUTH]))
-    usable, left_out = _usable(rows, names, cards)
+        label_rows.join(run, [*ROWS, INPUT_KEY])
+        remarks = check_joined(label_rows, run)
+        rows = pa.concat_tables(label_rows.tables([*ROWS, *TRUTH]))
+    usable, left_out = _select_usable(rows, names, cards)
     remarks += [
         f"{count:,} labelled images are left out: {reason}." for reason, count in left_out.items()
     ]
     if not run.store.exists("summary.json"):
-        remarks.append(f"{run.store.url} is not finished: only what is scored so far is used.")
+        remarks.append(f"{run.store.url} is not finished: only the images scored so far are used.")
     before = (
         systems.ensemble
         if systems.ensemble and names == systems.members
-        else ensemble_of([one.detector for one in members])
+        else ensemble_of([member.detector for member in members])
     )
     calibrations = {name: systems.calibrations.get(name) for name in names}
     rows = rows.filter(pa.array(usable))
@@ -168,33 +195,35 @@ def read_labelled(
             f"{run.store.url}: no labelled image has a score of every detector",
             hint=" ".join(remarks) or None,
         )
-    labelled = _labelled(rows, names)
-    _check_labels(labelled, found.name)
+    labelled = _to_calibration_data(rows, names)
+    _check_labels(labelled, label_rows.name)
     return LabelledRun(
-        url=run.store.url, labels=found.name, members=members, names=names, before=before, calibrations=calibrations, labelled=labelled,
-        identity=described["identity"], joined=found.joined, left_out=left_out,
+        url=run.store.url, labels=label_rows.name, members=members, names=names, before=before, calibrations=calibrations, labelled=labelled,
+        identity=run_info["identity"], joined=label_rows.joined, left_out=left_out,
         decoders=frozenset(pc.unique(rows["decoder"]).drop_null().to_pylist()), remarks=tuple(remarks),
     )  # fmt: skip
 
 
-def _usable(
+def _select_usable(
     rows: pa.Table, names: Sequence[str], cards: Mapping[str, DetectorCard]
 ) -> tuple[Bools, dict[str, int]]:
-    """Which labelled rows have a score of each detector, lie in the range of every card, and show
-    anything; how many others, by reason.
+    """Return which labelled rows are usable, and the number of others by reason.
+
+    A usable row has a score of each detector, is in the valid range of every card, and is not of
+    one colour.
     """
     is_ok = np.asarray(pc.equal(rows["status"], "ok"))
     statuses = Counter(rows["status"].filter(pa.array(~is_ok)).to_pylist())
-    has_all = np.isfinite([_scores(rows, name) for name in names]).all(axis=0)
+    has_all = np.isfinite([_read_scores(rows, name) for name in names]).all(axis=0)
     blank = np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)
-    sizes = np.stack([_whole(rows["width"]), _whole(rows["height"])], axis=1)
-    distinct, places = np.unique(sizes, axis=0, return_inverse=True)
+    sizes = np.stack([_to_integers(rows["width"]), _to_integers(rows["height"])], axis=1)
+    distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
     ranges = [card.valid_range for card in cards.values()]
-    doubts = [
-        width > 0 and any(one.doubt(width, height) for one in ranges)
+    is_outside = [
+        width > 0 and any(valid_range.doubt(width, height) for valid_range in ranges)
         for width, height in distinct.tolist()
     ]
-    outside: Bools = np.array(doubts, np.bool_)[places.reshape(-1)]
+    outside: Bools = np.array(is_outside, np.bool_)[inverse.reshape(-1)]
     for card in cards.values():
         outside[list(card.fragility.doubts(bounded_facts(rows, card.fragility.abstains)))] = True
     others = {
@@ -210,99 +239,117 @@ def _usable(
     return is_ok & has_all & ~outside & ~blank, left_out
 
 
-def _labelled(rows: pa.Table, names: Sequence[str]) -> CalibrationData:
-    """Usable rows with `ROWS` and `TRUTH`, in columns."""
-    known = {
-        name: pc.coalesce(*(rows[f"{who}_{name}"] for who in ("label", "own")))
+def _to_calibration_data(rows: pa.Table, names: Sequence[str]) -> CalibrationData:
+    """Return usable rows with `ROWS` and `TRUTH` as columns."""
+    columns = {
+        name: pc.coalesce(*(rows[f"{origin}_{name}"] for origin in ("label", "own")))
         for name in ("source", "group", "part", "phash")
     }
     return CalibrationData(
         image_id=rows["image_id"].to_numpy(),
         sha256=rows["sha256"].to_pylist(),
         fake=np.asarray(pc.equal(rows["label"], "fake")),
-        scores={name: _scores(rows, name) for name in names},
+        scores={name: _read_scores(rows, name) for name in names},
         generator=[
             None if name in ("unknown", "real") else name for name in rows["generator"].to_pylist()
         ],
-        source=pc.coalesce(known["source"], known["group"]).to_pylist(),
-        phash=pc.coalesce(known["phash"], rows["phash"]).to_pylist(),
-        part=known["part"].to_pylist(),
+        source=pc.coalesce(columns["source"], columns["group"]).to_pylist(),
+        phash=pc.coalesce(columns["phash"], rows["phash"]).to_pylist(),
+        part=columns["part"].to_pylist(),
         format=rows["format"].to_pylist(),
-        width=_whole(rows["width"]),
-        height=_whole(rows["height"]),
+        width=_to_integers(rows["width"]),
+        height=_to_integers(rows["height"]),
         quality=numbers(rows["quality"]),
     )
 
 
-def _scores(rows: pa.Table, name: str) -> NDArray[np.float32]:
-    """A detector's own scores (n,), NaN for none."""
+def _read_scores(rows: pa.Table, name: str) -> NDArray[np.float32]:
+    """Return a detector's own scores (n,); NaN for a missing score."""
     return np.asarray(pc.fill_null(pc.struct_field(rows["scores"], name), np.nan), np.float32)
 
 
-def _whole(column: pa.ChunkedArray) -> NDArray[np.int64]:
+def _to_integers(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(pc.fill_null(column, 0)).astype(np.int64)
 
 
-def _members(
-    systems: Systems, run_names: Sequence[str], asked: Sequence[str], url: str
+def _select_members(
+    systems: Systems, run_names: Sequence[str], requested: Sequence[str], url: str
 ) -> tuple[tuple[EnsembleMember, ...], tuple[str, ...]]:
-    """The members that are calibrated, without the run's ensemble's calibration of them, and their
-    names in the run.
+    """Return the members to calibrate, without calibrations, and their names in the run.
+
+    Args:
+        systems: The systems of the run.
+        run_names: The names of all detectors of the run.
+        requested: Names of the requested detectors; empty for all.
+        url: The URL of the run in messages.
+
+    Raises:
+        ConfigError: A cascade scored the run, or it has no scores of a requested detector.
     """
     if systems.ensemble is not None and systems.ensemble.cascade is not None:
         raise ConfigError(
-            f"{url}: a cascade scored it, so not every detector looked at every image, and those that all looked at are no fair sample",
+            f"{url}: a cascade scored it, so not every detector scored every image, and the images that all detectors scored are a biased sample",
             hint="score the labelled images with `--detector A --detector B …`, and calibrate that run",
         )
     if systems.ensemble is not None:
-        known = dict(
-            zip(systems.members, (one.detector for one in systems.ensemble.members), strict=True)
+        detector_by_name = dict(
+            zip(
+                systems.members,
+                (member.detector for member in systems.ensemble.members),
+                strict=True,
+            )
         )
     else:
-        known = {name: name for name in run_names}
-    if missing := [name for name in asked if name not in known]:
+        detector_by_name = {name: name for name in run_names}
+    if missing := [name for name in requested if name not in detector_by_name]:
         raise ConfigError(
             f"{url}: the run has no scores of {', '.join(missing)}",
-            hint=f"it has {', '.join(known)}",
+            hint=f"use one of {', '.join(detector_by_name)}",
         )
-    names = tuple(asked) or tuple(known)
-    return tuple(EnsembleMember(detector=known[name]) for name in names), names
+    names = tuple(requested) or tuple(detector_by_name)
+    return tuple(EnsembleMember(detector=detector_by_name[name]) for name in names), names
 
 
-def _cards(members: Sequence[EnsembleMember], names: Sequence[str]) -> dict[str, DetectorCard]:
-    """The cards of those detectors whose cards can be read here: of the others, sizes are not
-    checked.
-    """
-    found = {
-        name: readable_card(member.detector) for name, member in zip(names, members, strict=True)
+def _load_cards(members: Sequence[EnsembleMember], names: Sequence[str]) -> dict[str, DetectorCard]:
+    """Return the readable cards by name; sizes are not checked for other detectors."""
+    cards = {
+        name: try_load_card(member.detector) for name, member in zip(names, members, strict=True)
     }
-    return {name: card for name, card in found.items() if card is not None}
+    return {name: card for name, card in cards.items() if card is not None}
 
 
-def _check_cards(cards: Mapping[str, DetectorCard], noted: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a detector whose card is not any more what the run was scored with:
-    other scores would be calibrated.
+def _check_cards(cards: Mapping[str, DetectorCard], recorded: Mapping[str, Any]) -> None:
+    """Check that each card is the one that the run was scored with.
+
+    Raises:
+        ConfigError: A card has changed, so that other scores would be calibrated.
     """
     for name, card in cards.items():
-        facts = noted.get(name, {})
-        now: dict[str, Any] = {
+        run_fields = recorded.get(name, {})
+        current: dict[str, Any] = {
             "architecture": card.architecture_facts,
             "preprocessing": card.preprocessing.model_dump(mode="json"),
         }
         if card.weights.sha256 and not card.weights.beside and card.backbone is None:
-            now["weights"] = card.weights.sha256
-        if other := [key for key, value in now.items() if key in facts and facts[key] != value]:
+            current["weights"] = card.weights.sha256
+        if changed := [
+            key for key, value in current.items() if key in run_fields and run_fields[key] != value
+        ]:
             raise ConfigError(
-                f"{name}: its card has other {' and '.join(other)} than the run was scored with",
+                f"{name}: its card has other {' and '.join(changed)} than the run was scored with",
                 hint="score the labelled images again",
             )
 
 
 def _check_labels(labelled: CalibrationData, labels: str) -> None:
-    """Raises ConfigError where the same bytes are labelled real and fake."""
+    """Check that no file is labelled real and fake.
+
+    Raises:
+        ConfigError: Files with the same bytes have both labels.
+    """
     digests = np.array(labelled.sha256, object)
     if both := sorted({*digests[labelled.fake]} & {*digests[~labelled.fake]}):
         raise ConfigError(
-            f"{labels}: {len(both):,} files are labelled real in one place and fake in another, for example sha256 {both[0]}",
-            hint="correct the labels, or leave those files out",
+            f"{labels}: {len(both):,} files have the labels real and fake, for example sha256 {both[0]}",
+            hint="correct the labels, or leave out those files",
         )

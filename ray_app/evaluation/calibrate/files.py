@@ -19,39 +19,50 @@ _HEAD = """# Written by `touchstone detectors calibrate` from {run}. {labels} ha
 """
 
 
-def card_path(out: str) -> Path:
-    """Where a card goes, its folder made. Raises ConfigError for what is no local YAML file."""
+def make_card_path(out: str) -> Path:
+    """Return the path of a card, and create its folder.
+
+    Raises:
+        ConfigError: The path is not a local YAML file, or the folder cannot be created.
+    """
     path = Path(out)
     if "://" in out or path.suffix not in ENDINGS or path.is_dir():
         raise ConfigError(
-            f"--out {out}: not a YAML file of this machine",
-            hint="for example --out calibrated.yaml",
+            f"--out must be a local YAML file, got {out}",
+            hint="give a file such as --out calibrated.yaml",
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"--out {out}: {error.strerror}", hint="name a file in a folder that can be written"
+            f"--out {out}: {error.strerror}", hint="give a file in a writable folder"
         ) from None
     return path
 
 
-def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
-    """The member as a card at `path` names it: a detector's own card by its place, relative where
-    it lies below the card's folder.
+def name_from_card(path: Path, member: EnsembleMember) -> EnsembleMember:
+    """Return a member under the name that a card at `path` uses.
+
+    A detector's own card is named by its path, which is relative if it is below the card's folder.
     """
     base, variant = split_variant(member.detector)
     if is_named("detectors", base) or not Path(base).is_file():
         return member
-    place, folder = Path(base).resolve(), path.parent.resolve()
-    named = str(place.relative_to(folder)) if place.is_relative_to(folder) else str(place)
-    return member.model_copy(
-        update={"detector": named if variant is None else f"{named}:{variant}"}
-    )
+    target, folder = Path(base).resolve(), path.parent.resolve()
+    name = str(target.relative_to(folder)) if target.is_relative_to(folder) else str(target)
+    return member.model_copy(update={"detector": name if variant is None else f"{name}:{variant}"})
 
 
 def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationData) -> None:
-    """Write the labels of the held-out part, then the card at `path`; each file whole or not at all.
+    """Write the labels of the held-out part, and then the card.
+
+    Each file is written as a whole or not at all.
+
+    Args:
+        path: Path of the card.
+        card: The card.
+        run: Path or URL of the run.
+        held_out: The images of the held-out part.
 
     Raises:
         StorageError: A file cannot be written.
@@ -60,9 +71,9 @@ def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationD
     folder = Store.open(str(path.parent))
     folder.write(labels.name, _label_table(held_out).encode())
     comment = _HEAD.format(run=run, labels=labels.name)
-    write_card(path, card_facts(card), comment=comment, is_compact=True)
+    write_card(path, to_card_fields(card), comment=comment, is_compact=True)
     assert decision_facts(load_ensemble_card(path)) == decision_facts(card), (
-        f"{path} does not say what was fitted"
+        f"{path} differs from the fitted card"
     )
 
 
@@ -72,7 +83,7 @@ def held_out_path(card: Path) -> Path:
 
 
 def _label_table(images: CalibrationData) -> str:
-    """Return labels that `touchstone evaluate --labels` reads."""
+    """Return labels in the format of `touchstone evaluate --labels`."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image_id", "label", "generator", "source"])
@@ -83,8 +94,8 @@ def _label_table(images: CalibrationData) -> str:
     return text.getvalue()
 
 
-def card_facts(card: EnsembleCard) -> dict[str, Any]:
-    """Return the keys and values of a card without what it leaves open."""
+def to_card_fields(card: EnsembleCard) -> dict[str, Any]:
+    """Return the keys and values of a card without its defaults."""
     facts = card.model_dump(mode="json", exclude_none=True)
     for member in facts["members"]:
         if member["weight"] == 1:

@@ -1,10 +1,9 @@
-"""Labelled images in three parts → an ensemble card (`fit_card`): calibrations, rule, thresholds.
+"""Fit an ensemble card on labelled images in three parts (`fit_card`, `add_thresholds`).
 
-On `fit` are fitted the detectors' calibrations and the rule (of a cascade also its band, there and
-on `calibrate`), on `calibrate` the ensemble's calibration, on `choose` the thresholds and nothing
-else: so that what is promised of them holds. A detector alone has one calibration, fitted on `fit`
-and `calibrate` together: a second one would undo the first, and have seen fewer images and
-generators.
+The part `fit` fits the detectors' calibrations and the rule, and `calibrate` the ensemble's
+calibration. A cascade's band uses both. The part `choose` is used only for the thresholds, so that
+their guarantee holds. A single detector has one calibration, fitted on `fit` and `calibrate`
+together: a second calibration would undo the first, from fewer images and generators.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,14 +54,14 @@ class CalibratedCard:
 
     @property
     def calibrations(self) -> dict[str, Platt | None]:
-        """Of the detectors, by name."""
+        """The calibrations of the detectors, by name."""
         return {
             name: member.calibration
             for name, member in zip(self.names, self.card.members, strict=True)
         }
 
     def scores(self, labelled: data.CalibrationData) -> Floats:
-        """The ensemble's score (n,) of images, as a run with the card gives it."""
+        """Return the ensemble's scores (n,) of images, as in a run with the card."""
         audited = drawn_by_audit(self.card, labelled.sha256)
         return combine(
             self.card,
@@ -71,8 +70,8 @@ class CalibratedCard:
             audited=audited,
         )
 
-    def looks(self, labelled: data.CalibrationData) -> list[str | None] | None:
-        """Of a cascade, why all detectors score each image: `band`, `audit`, or None."""
+    def second_stage_reasons(self, labelled: data.CalibrationData) -> list[str | None] | None:
+        """Return why all detectors of a cascade score each image: `band`, `audit`, or None."""
         audited = drawn_by_audit(self.card, labelled.sha256)
         return second_looks(
             self.card,
@@ -84,13 +83,13 @@ class CalibratedCard:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A fitted card with thresholds, and what reals show of the threshold.
+    """A fitted card with thresholds.
 
     Attributes:
         fitted: The card without thresholds.
         card: The card with thresholds and operating points.
-        chosen: The threshold as held-out reals show it.
-        overall: The threshold as all labelled reals show it, by groups.
+        chosen: The threshold with its false positives among held-out reals.
+        overall: The threshold with its false positives among all labelled reals, by groups.
     """
 
     fitted: CalibratedCard
@@ -100,7 +99,7 @@ class Assembled:
 
     @property
     def upper_bound(self) -> float:
-        """The higher one of both bounds."""
+        """The higher one of both upper bounds."""
         return max(self.chosen.upper_bound, self.overall.upper_bound)
 
 
@@ -109,30 +108,33 @@ class LabelledScores:
     """Scores that thresholds are chosen on. Copies of one real count once.
 
     Attributes:
-        reals: Held-out reals.
-        fakes: Held-out fakes.
-        all_reals: All labelled reals.
-        all_groups: The group of each of all labelled reals.
-        confidence: The confidence of upper bounds.
+        reals: Scores of held-out reals.
+        fakes: Scores of held-out fakes.
+        all_reals: Scores of all labelled reals.
+        all_groups: Groups of all labelled reals.
+        confidence: Confidence of upper bounds.
     """
 
     reals: Floats
     fakes: Floats
     all_reals: Floats
-    all_groups: data.Places
+    all_groups: data.Indices
     confidence: float
 
     def size(self, rate: float) -> EffectiveSize:
-        """Return how many independent reals all labelled ones are worth for a false-positive rate."""
+        """Return how many independent reals all labelled ones are worth at a rate."""
         return effective_size(self.all_reals, self.all_groups, rate)
 
     def choose(self, rate: float) -> tuple[ChosenThreshold, ChosenThreshold]:
-        """Return the lowest threshold whose false-positive rate two bounds keep at most at `rate`,
-        as held-out reals show it, and as all labelled ones do.
+        """Return the lowest threshold whose false-positive rate two bounds keep at most at `rate`.
 
-        The first bound knows what a fit has not seen. The second knows how alike reals of one group
-        are, and no division can favour it; it has seen what was fitted, of which little depends on
-        any one image.
+        The first bound is of held-out reals, which the fit has not used. The second bound is of all
+        labelled reals, so it accounts for how similar reals of one group are, and no division can
+        favour it. Its reals were used for fitting, but little of the fit depends on any one image.
+
+        Returns:
+            The threshold with its false positives among held-out reals, and among all labelled
+            reals.
 
         Raises:
             ConfigError: The reals are too few for the rate.
@@ -142,22 +144,22 @@ class LabelledScores:
             thresholds.choose_threshold(self.reals, rate, self.confidence),
             thresholds.choose_threshold(self.all_reals, rate, self.confidence, size=size),
         )
-        return self.show(max(bound.fake_above for bound in bounds), size)
+        return self.evaluate(max(bound.fake_above for bound in bounds), size)
 
-    def show(
+    def evaluate(
         self, fake_above: float, size: EffectiveSize
     ) -> tuple[ChosenThreshold, ChosenThreshold]:
-        """Return what held-out reals, and all labelled ones, show of a threshold."""
+        """Return a threshold with its false positives among held-out reals, and all reals."""
         return (
-            thresholds.seen_at(fake_above, self.reals, self.confidence),
-            thresholds.seen_at(fake_above, self.all_reals, self.confidence, size=size),
+            thresholds.evaluate_threshold(fake_above, self.reals, self.confidence),
+            thresholds.evaluate_threshold(fake_above, self.all_reals, self.confidence, size=size),
         )
 
     def measure(self, rates: Iterable[float], real_below: float) -> list[OperatingPoint]:
         """Return the operating points of false-positive rates, in order.
 
-        If the reals are too few to guarantee a rate, its threshold is the lowest one that keeps it
-        on held-out reals and is not below the threshold of a higher rate.
+        If the reals are too few to guarantee a rate, its threshold is the lowest one that keeps the
+        rate on held-out reals and is not below the threshold of a higher rate.
 
         Args:
             rates: The false-positive rates.
@@ -166,21 +168,21 @@ class LabelledScores:
         points: list[OperatingPoint] = []
         for rate in sorted(rates, reverse=True):
             try:
-                seen = self.choose(rate)
+                bounds = self.choose(rate)
             except ConfigError:
                 lowest = max((point.threshold for point in points), default=-np.inf)
-                measured = thresholds.measured_threshold(self.reals, rate)
-                seen = self.show(max(measured, lowest), self.size(rate))
-            fake_above = seen[0].fake_above
+                measured = thresholds.lowest_threshold(self.reals, rate)
+                bounds = self.evaluate(max(measured, lowest), self.size(rate))
+            fake_above = bounds[0].fake_above
             points.append(
                 OperatingPoint(
                     rate=rate,
                     threshold=fake_above,
-                    false_positive_rate=seen[0].false_positives / seen[0].n_real,
-                    upper_bound=max(one.upper_bound for one in seen),
+                    false_positive_rate=bounds[0].false_positives / bounds[0].n_real,
+                    upper_bound=max(bound.upper_bound for bound in bounds),
                     recall=self.recall(fake_above),
-                    abstain_real=share_between(self.reals, real_below, fake_above),
-                    abstain_fake=share_between(self.fakes, real_below, fake_above),
+                    abstain_real=fraction_between(self.reals, real_below, fake_above),
+                    abstain_fake=fraction_between(self.fakes, real_below, fake_above),
                 )
             )
         return points[::-1]
@@ -190,8 +192,14 @@ class LabelledScores:
         return float((self.fakes >= fake_above).mean()) if len(self.fakes) else None
 
 
-def share_between(scores: Floats, real_below: float, fake_above: float) -> float | None:
-    """Return the fraction of scores between two thresholds; None without scores."""
+def fraction_between(scores: Floats, real_below: float, fake_above: float) -> float | None:
+    """Return the fraction of scores between two thresholds; None without scores.
+
+    Args:
+        scores: The scores (n,).
+        real_below: The lower threshold.
+        fake_above: The upper threshold.
+    """
     between = (scores > real_below) & (scores < fake_above)
     return float(between.mean()) if len(scores) else None
 
@@ -199,15 +207,22 @@ def share_between(scores: Floats, real_below: float, fake_above: float) -> float
 def fit_card(
     division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig
 ) -> CalibratedCard:
-    """A card fitted on the parts `fit` and `calibrate`. Raises ConfigError where something cannot
-    be fitted.
+    """Fit a card on the parts `fit` and `calibrate`.
+
+    Args:
+        division: The images in parts.
+        members: The detectors.
+        config: The settings.
+
+    Raises:
+        ConfigError: A calibration or the rule cannot be fitted.
     """
-    names, rule = division.labelled.detectors, rule_of(config, len(members))
+    names, rule = division.labelled.detectors, choose_rule(config, len(members))
     if len(members) == 1 and rule not in ("stacked", "weighted"):
         return _fit_alone(division, members[0], rule, config)
     fitting, calibrating = division.fitting, division.calibrating
     calibrations = {
-        name: thresholds.fit(fitting.scores[name], fitting.fake, what=name) for name in names
+        name: thresholds.fit(fitting.scores[name], fitting.fake, name=name) for name in names
     }
     members = tuple(
         member.model_copy(update={"calibration": calibrations[name]})
@@ -220,57 +235,66 @@ def fit_card(
         "rule": rule,
     }
     if rule == "cascade":
-        facts["cascade"] = _cascade(division, calibrations, config)
+        facts["cascade"] = _fit_cascade(division, calibrations, config)
     elif rule == "stacked":
         facts["stacking"] = decision.fit_stacking(
-            calibrated(fitting, calibrations), fitting.fake, config.seed
+            calibrate_scores(fitting, calibrations), fitting.fake, config.seed
         )
     elif rule == "weighted":
-        facts |= _weights(fitting, members, calibrations, config.seed)
+        facts |= _fit_weights(fitting, members, calibrations, config.seed)
     plain = CalibratedCard(EnsembleCard(**facts), names, float(calibrating.fake.mean()))
-    last = thresholds.fit(plain.scores(calibrating), calibrating.fake, what="the ensemble")
-    return _at_prevalence(plain, last, prevalence_of(division, config))
+    last = thresholds.fit(plain.scores(calibrating), calibrating.fake, name="the ensemble")
+    return _set_prevalence(plain, last, choose_prevalence(division, config))
 
 
-def prevalence_of(division: Division, config: CalibrateConfig) -> float:
-    """The share of fakes at which a card's chances are right: the requested one, else that among
-    all labelled images.
+def choose_prevalence(division: Division, config: CalibrateConfig) -> float:
+    """Return the fraction of fakes at which a card's probabilities are right.
+
+    It is the requested one, or else that among all labelled images.
     """
     return config.prevalence or float(division.labelled.fake.mean())
 
 
-def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
-    """The requested rule; without one `stacked`, of an only detector `mean-logit`. Raises
-    ConfigError for one that cannot be.
+def choose_rule(config: CalibrateConfig, detectors: int) -> Rule:
+    """Return the requested rule, or else `stacked`, or `mean-logit` for a single detector.
+
+    Raises:
+        ConfigError: The run has too few detectors for the rule.
     """
     rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
     if rule == "cascade" and detectors < 2:
         raise ConfigError(
-            "--rule cascade: the run has one detector", hint="a cascade needs two or more"
+            "--rule cascade needs at least 2 detectors, the run has 1",
+            hint="choose another --rule, or score with more detectors",
         )
     if rule == "gated-mean" and detectors < FEWEST_GATED:
         raise ConfigError(
-            f"--rule gated-mean: the run has {detectors} detectors",
-            hint=f"it needs {FEWEST_GATED} or more: see mean-logit",
+            f"--rule gated-mean needs at least {FEWEST_GATED} detectors, the run has {detectors}",
+            hint="use --rule mean-logit",
         )
     if config.first is not None and config.first >= detectors:
         raise ConfigError(
-            f"--first {config.first}: the run has {detectors} detectors, and somebody has to look again"
+            f"--first must be less than the number of detectors of the run, {detectors}, got {config.first}"
         )
     return rule
 
 
-def with_thresholds(
+def add_thresholds(
     fitted: CalibratedCard, division: Division, config: CalibrateConfig
 ) -> Assembled:
     """Return the card with a threshold that keeps the target rate, and with operating points.
+
+    Args:
+        fitted: The card without thresholds.
+        division: The images in parts.
+        config: The settings.
 
     Raises:
         ConfigError: The reals are too few, or of too few groups, for the target rate.
     """
     scores, is_real = fitted.scores(division.labelled), division.reals
     held_out: Bools = division.parts == CHOOSE
-    found = LabelledScores(
+    labelled_scores = LabelledScores(
         scores[is_real & held_out],
         scores[division.labelled.fake & held_out],
         scores[is_real],
@@ -278,11 +302,11 @@ def with_thresholds(
         config.confidence,
     )
     needed = thresholds.reals_needed(config.fpr, config.confidence)
-    refuse_dependent(division, found.size(config.fpr), needed, config)
-    chosen, overall = found.choose(config.fpr)
-    fake_above, n_fake = chosen.fake_above, len(found.fakes)
+    refuse_dependent(division, labelled_scores.size(config.fpr), needed, config)
+    chosen, overall = labelled_scores.choose(config.fpr)
+    fake_above, n_fake = chosen.fake_above, len(labelled_scores.fakes)
     real_below = (
-        thresholds.real_below(found.fakes, config.miss, fake_above=fake_above)
+        thresholds.choose_real_below(labelled_scores.fakes, config.miss, fake_above=fake_above)
         if n_fake
         else fake_above
     )
@@ -292,67 +316,69 @@ def with_thresholds(
         target_fpr=config.fpr,
         false_positive_rate=chosen.false_positives / chosen.n_real,
         upper_bound=max(chosen.upper_bound, overall.upper_bound),
-        true_positive_rate=found.recall(fake_above),
+        true_positive_rate=labelled_scores.recall(fake_above),
         n_real=chosen.n_real,
         n_fake=n_fake or None,
-        abstain_real=share_between(found.reals, real_below, fake_above),
-        abstain_fake=share_between(found.fakes, real_below, fake_above),
+        abstain_real=fraction_between(labelled_scores.reals, real_below, fake_above),
+        abstain_fake=fraction_between(labelled_scores.fakes, real_below, fake_above),
     )
-    points = tuple(found.measure({*RATES, config.fpr}, real_below))
+    points = tuple(labelled_scores.measure({*RATES, config.fpr}, real_below))
     facts = {"thresholds": decisive, "operating_points": points}
     return Assembled(fitted, fitted.card.model_copy(update=facts), chosen, overall)
 
 
-def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Platt]) -> Floats:
-    """Calibrated log-odds (n, detectors)."""
+def calibrate_scores(labelled: data.CalibrationData, calibrations: Mapping[str, Platt]) -> Floats:
+    """Return the calibrated log-odds (n, detectors)."""
     return np.stack(
         [calibrations[name](column.astype(np.float64)) for name, column in labelled.scores.items()],
         axis=1,
     )
 
 
-def shifted_calibration(calibration: Platt, by: float) -> Platt:
-    """The calibration whose log-odds are higher by so much: what another share of fakes among the
-    images makes of it.
+def shift_calibration(calibration: Platt, offset: float) -> Platt:
+    """Return the calibration with its log-odds raised by an offset.
+
+    This adapts a calibration to another fraction of fakes.
     """
-    return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
+    return Platt(slope=calibration.slope, intercept=calibration.intercept + offset)
 
 
 def _fit_alone(
     division: Division, member: EnsembleMember, rule: Rule, config: CalibrateConfig
 ) -> CalibratedCard:
-    """A card of one detector, whose calibrated score is the ensemble's."""
-    seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
+    """Return a card of one detector, whose calibrated score is the ensemble's."""
+    fitting, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
     member = member.model_copy(
-        update={"calibration": thresholds.fit(seen.scores[name], seen.fake, what=name)}
+        update={"calibration": thresholds.fit(fitting.scores[name], fitting.fake, name=name)}
     )
-    prevalence = float(seen.fake.mean())
+    prevalence = float(fitting.fake.mean())
     plain = CalibratedCard(
         EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule),
         (name,),
         prevalence,
     )
-    return _at_prevalence(plain, Platt(slope=1, intercept=0), prevalence_of(division, config))
+    return _set_prevalence(plain, Platt(slope=1, intercept=0), choose_prevalence(division, config))
 
 
-def _at_prevalence(plain: CalibratedCard, calibration: Platt, prevalence: float) -> CalibratedCard:
-    """The card with the ensemble's calibration, as it is at that share of fakes; the part it was
-    fitted on has another one.
+def _set_prevalence(plain: CalibratedCard, calibration: Platt, prevalence: float) -> CalibratedCard:
+    """Return the card with the ensemble's calibration, shifted to a fraction of fakes.
+
+    The part that it was fitted on has another fraction.
     """
-    there = shifted_calibration(calibration, logit(prevalence) - logit(plain.prevalence))
+    shifted = shift_calibration(calibration, logit(prevalence) - logit(plain.prevalence))
     return replace(
-        plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence
+        plain, card=plain.card.model_copy(update={"calibration": shifted}), prevalence=prevalence
     )
 
 
-def _weights(
+def _fit_weights(
     fitting: data.CalibrationData,
     members: Sequence[EnsembleMember],
     calibrations: Mapping[str, Platt],
     seed: int,
 ) -> dict[str, Any]:
-    """The logistic regression of `stacked` as weights and a bias."""
-    stacking = decision.fit_stacking(calibrated(fitting, calibrations), fitting.fake, seed)
+    """Return the logistic regression of `stacked` as weights and a bias."""
+    stacking = decision.fit_stacking(calibrate_scores(fitting, calibrations), fitting.fake, seed)
     weights = [
         slope / scale for slope, scale in zip(stacking.coefficients, stacking.scale, strict=True)
     ]
@@ -366,24 +392,29 @@ def _weights(
     return {"members": weighted, "bias": bias}
 
 
-def _cascade(
+def _fit_cascade(
     division: Division, calibrations: Mapping[str, Platt], config: CalibrateConfig
 ) -> Cascade:
-    """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the
-    thresholds' images do not influence.
+    """Return a cascade with both stages and the band.
+
+    Each stage is a stacking with its calibration, fitted on `fit`. The images that thresholds are
+    chosen on do not influence the band.
     """
     parts, fake = division.parts, division.labelled.fake
     fitting: Bools = parts == FIT
-    table = calibrated(division.labelled, calibrations)
+    table = calibrate_scores(division.labelled, calibrations)
     first = config.first or 1
-    stages = _stage(table[:, :first], fitting, fake, config), _stage(table, fitting, fake, config)
-    prevalence = prevalence_of(division, config)
-    seen: Bools = parts != CHOOSE
-    share = (config.share - config.audit) / (1 - config.audit)
+    stages = (
+        _fit_stage(table[:, :first], fitting, fake, config),
+        _fit_stage(table, fitting, fake, config),
+    )
+    prevalence = choose_prevalence(division, config)
+    is_seen: Bools = parts != CHOOSE
+    fraction = (config.share - config.audit) / (1 - config.audit)
     band = thresholds.choose_band(
-        stages[0][1][seen],
-        fake[seen],
-        share=share,
+        stages[0][1][is_seen],
+        fake[is_seen],
+        fraction=fraction,
         prevalence=prevalence,
         target=config.fpr,
         confidence=config.confidence,
@@ -392,21 +423,29 @@ def _cascade(
         first=first,
         band=(band.low, band.high),
         audit_share=config.audit,
-        expected_share=round(band.share + config.audit * (1 - band.share), 4),
+        expected_share=round(band.fraction + config.audit * (1 - band.fraction), 4),
         early=stages[0][0],
         late=stages[1][0],
     )
 
 
-def _stage(
+def _fit_stage(
     table: Floats, fitting: Bools, fake: Bools, config: CalibrateConfig
 ) -> tuple[CascadeStage, Floats]:
-    """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated
-    log-odds (n, its detectors).
+    """Fit a stage of a cascade.
+
+    Args:
+        table: Calibrated log-odds (n, detectors of the stage).
+        fitting: Which images (n,) to fit on.
+        fake: Labels (n,).
+        config: The settings.
+
+    Returns:
+        The stage, and its scores (n,) of all images.
     """
     stacking = decision.fit_stacking(table[fitting], fake[fitting], config.seed)
     raw = decision.stacked(table, stacking)
-    calibration = thresholds.fit(raw[fitting], fake[fitting], what="a stage of the cascade")
+    calibration = thresholds.fit(raw[fitting], fake[fitting], name="a stage of the cascade")
     return CascadeStage(rule="stacked", stacking=stacking, calibration=calibration), calibration(
         raw
     )

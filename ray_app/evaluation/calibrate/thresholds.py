@@ -1,7 +1,7 @@
-"""Calibrations (`fit`: Platt scaling), thresholds (`choose_threshold`) and a cascade's band
-(`choose_band`).
+"""Fit calibrations (`fit`), and choose thresholds (`choose_threshold`) and bands (`choose_band`).
 
-Thresholds are chosen on held-out scores of one class, so that what is promised of them holds.
+Calibrations use Platt scaling, and bands are those of cascades. Thresholds are chosen on held-out
+scores of one class, so that their guarantees hold.
 """
 
 import math
@@ -21,8 +21,15 @@ from ray_app.metrics.clusters import EffectiveSize
 
 @dataclass(frozen=True)
 class ChosenThreshold:
-    """A threshold and what was seen of it: of `n_real` reals, worth `effective` independent ones of
-    `groups` groups, `false_positives` reach it, and `upper_bound` is the exact bound of that.
+    """A threshold and its false positives among reals.
+
+    Attributes:
+        fake_above: The threshold; scores that reach it are fake.
+        n_real: Number of reals.
+        false_positives: Number of reals that reach the threshold.
+        upper_bound: Exact upper bound of the false-positive rate.
+        groups: Number of groups of the reals.
+        effective: Number of independent reals that the reals are worth.
     """
 
     fake_above: float
@@ -35,30 +42,41 @@ class ChosenThreshold:
 
 @dataclass(frozen=True)
 class Band:
-    """Both ends belong to it. `share`: of the images it was chosen on, at their prevalence;
-    `upper_bound`: what it is at most.
+    """The scores in which all detectors of a cascade score an image.
+
+    Attributes:
+        low: The lowest score of the band.
+        high: The highest score of the band.
+        fraction: The fraction of images in the band, at the given prevalence.
+        upper_bound: Upper bound of this fraction.
     """
 
     low: float
     high: float
-    share: float
+    fraction: float
     upper_bound: float
 
 
-_HINT = "check whether real and fake are swapped in the labels, or name the other detectors with --detector"
+_HINT = "check whether real and fake are swapped in the labels, or select the other detectors with --detector"
 
 
-def fit(scores: ArrayLike, fake: ArrayLike, *, what: str = "the scores") -> Platt:
-    """Fit Platt scaling of log-odds (n,) on labels (n,), 1 = fake; its chances are right where as
-    large a share is fake as here.
+def fit(scores: ArrayLike, fake: ArrayLike, *, name: str = "the scores") -> Platt:
+    """Fit Platt scaling of log-odds.
 
-    Raises ConfigError, which names `what`, where a class is missing, where scores are not finite,
-    and where fakes score no higher than reals.
+    The probabilities are right for images with the same fraction of fakes.
+
+    Args:
+        scores: Log-odds (n,).
+        fake: Labels (n,), 1 for fake.
+        name: Name of the scores in messages.
+
+    Raises:
+        ConfigError: A class is missing, scores are not finite, or fakes score no higher than reals.
     """
     try:
         return calibration.fit_platt(scores, fake)
     except ValueError as error:
-        raise ConfigError(f"{what} cannot be calibrated: {error}", hint=_HINT) from error
+        raise ConfigError(f"{name} cannot be calibrated: {error}", hint=_HINT) from error
 
 
 def choose_threshold(
@@ -68,133 +86,176 @@ def choose_threshold(
     *,
     size: EffectiveSize | None = None,
 ) -> ChosenThreshold:
-    """The lowest threshold that the scores of reals (n,) allow: the smallest double that no more
-    than `allowed` of them reach.
+    """Return the lowest threshold that keeps the false-positive rate within a target.
 
-    With that confidence no more than the target share of further reals, drawn as these were and
-    independent of each other, reach it: a threshold at an order statistic exceeds the target as
-    often as a binomial of that many falls so low (Wilks 1941), whatever the distribution, with ties
-    less often. Nothing else may have been fitted on these scores. `size`: what reals in groups are
-    worth; the share that is allowed is then that of so many independent ones, and the promise is as
-    good as that number is (docs/calibration.md). Raises ConfigError where they are too few.
+    It is the smallest double that no more than `false_positives_allowed` of the scores reach. With
+    the given confidence, no more than the target fraction of further reals reach it, if they are
+    drawn as these were and are independent. The reason is that a threshold at an order statistic
+    exceeds the target as often as a binomial of this many reals falls so low (Wilks 1941), for
+    every distribution, and less often with ties. Nothing else may have been fitted on these scores.
+
+    Args:
+        reals: Scores of real images (n,).
+        target: Target of the false-positive rate.
+        confidence: Confidence of the bound.
+        size: The number of independent reals that grouped reals are worth. The allowed fraction is
+            then that of this many reals, and the guarantee is as good as this number
+            (docs/calibration.md). None treats all reals as independent.
+
+    Raises:
+        ConfigError: The reals are too few.
     """
     scores = np.sort(np.asarray(reals, np.float64))
-    n, few = len(scores), reals_needed(target, confidence)
-    worth = n if size is None else size.effective
-    if worth < few:
+    n, needed = len(scores), reals_needed(target, confidence)
+    n_effective = n if size is None else size.effective
+    if n_effective < needed:
         grouped = (
             ""
             if size is None or size.groups == size.n
             else f", which are worth {size.effective:,.0f} independent ones"
         )
         raise ConfigError(
-            f"thresholds are chosen on {n:,} reals{grouped}; a {100 * target:g} % target at {100 * confidence:g} % needs {few:,}",
-            hint=hint_for_few_reals(worth, confidence),
+            f"thresholds are chosen on {n:,} reals{grouped}; a {100 * target:g} % target at {100 * confidence:g} % needs {needed:,}",
+            hint=hint_for_few_reals(n_effective, confidence),
         )
-    most = false_positives_allowed(n, target, confidence, effective=worth)
-    chosen = float(np.nextafter(scores[n - 1 - most], np.inf))
-    return seen_at(chosen, scores, confidence, size=size)
+    max_false_positives = false_positives_allowed(n, target, confidence, effective=n_effective)
+    threshold = float(np.nextafter(scores[n - 1 - max_false_positives], np.inf))
+    return evaluate_threshold(threshold, scores, confidence, size=size)
 
 
-def measured_threshold(reals: Floats, rate: float) -> float:
-    """Return the lowest threshold that at most this fraction of the reals reach. Of further reals
-    more may.
+def lowest_threshold(reals: Floats, rate: float) -> float:
+    """Return the lowest threshold that at most this fraction of the reals reach.
+
+    A larger fraction of further reals may reach it.
     """
     allowed = min(math.floor(rate * len(reals) * (1 + 1e-12)), len(reals) - 1)
     return float(np.nextafter(np.sort(reals)[len(reals) - 1 - allowed], np.inf))
 
 
-def seen_at(
+def evaluate_threshold(
     fake_above: float,
     reals: Floats,
     confidence: float = 0.95,
     *,
     size: EffectiveSize | None = None,
 ) -> ChosenThreshold:
-    """A threshold with what these reals show of it, whatever it was chosen on."""
+    """Return a threshold with its false positives among reals, for any choice of the threshold.
+
+    Args:
+        fake_above: The threshold.
+        reals: Scores of real images (n,).
+        confidence: Confidence of the bound.
+        size: The number of independent reals that grouped reals are worth; None for all.
+    """
     n, reached = len(reals), int(np.count_nonzero(reals >= fake_above))
-    worth, groups = (float(n), n) if size is None else (size.effective, size.groups)
-    bound = uncertainty.proportion_interval(reached * worth / n, worth, 1 - confidence)[1]
-    return ChosenThreshold(fake_above, n, reached, bound, groups, worth)
+    n_effective, groups = (float(n), n) if size is None else (size.effective, size.groups)
+    bound = uncertainty.proportion_interval(reached * n_effective / n, n_effective, 1 - confidence)[
+        1
+    ]
+    return ChosenThreshold(fake_above, n, reached, bound, groups, n_effective)
 
 
 def reals_needed(target: float, confidence: float = 0.95) -> int:
-    """The fewest reals that can show a false-positive rate under the target: none of them is a
-    false positive by chance too seldom.
+    """Return the minimum number of reals that can show a false-positive rate below the target.
+
+    With fewer, it is too likely that none of them is a false positive by chance.
     """
     return math.ceil(math.log(1 - confidence) / math.log1p(-target))
 
 
 def hint_for_few_reals(reals: float, confidence: float = 0.95) -> str:
-    """Return the way out if reals are too few for a target.
+    """Return the hint for too few reals for a target.
 
     Args:
-        reals: The independent reals that thresholds are chosen on.
+        reals: Number of independent reals that thresholds are chosen on.
         confidence: Confidence of the bound on the false-positive rate.
     """
-    more = "label more real images"
+    hint = "label more real images"
     if reals < 1:
-        return more
+        return hint
     smallest = -math.expm1(math.log1p(-confidence) / reals)
     rounded = math.ceil(1000 * smallest) / 1000
-    return f"{more}, or allow --fpr {rounded:g} or more" if rounded < MAX_FPR else more
+    return f"{hint}, or allow --fpr {rounded:g} or more" if rounded < MAX_FPR else hint
 
 
 def false_positives_allowed(
     n_real: int, target: float, confidence: float = 0.95, *, effective: float | None = None
 ) -> int:
-    """The most false positives k among n reals whose upper bound is within the target: P(Bin(n,
-    target) ≤ k) ≤ 1 − confidence; −1 if none.
+    """Return the maximum number of false positives whose upper bound is within the target.
 
-    The bound is Clopper and Pearson's (1934), one-sided; of reals that are worth fewer, that of as
-    large a share of the `effective` ones.
+    It is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if no k fulfils this. The
+    bound is that of Clopper and Pearson (1934), one-sided.
+
+    Args:
+        n_real: Number of reals n.
+        target: Target of the false-positive rate.
+        confidence: Confidence of the bound.
+        effective: Number of independent reals that the reals are worth; the bound is then that of
+            an equal fraction of these. None for all.
     """
-    worth = n_real if effective is None else effective
-    share = worth / max(n_real, 1)
+    n_effective = n_real if effective is None else effective
+    ratio = n_effective / max(n_real, 1)
     return (
         bisect_right(
             range(n_real),
             target,
-            key=lambda k: uncertainty.proportion_interval(k * share, worth, 1 - confidence)[1],
+            key=lambda k: uncertainty.proportion_interval(k * ratio, n_effective, 1 - confidence)[
+                1
+            ],
         )
         - 1
     )
 
 
-def real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
-    """The highest threshold up to which no more than the share `miss` of the fakes (n,) lie; never
-    above `fake_above`.
+def choose_real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
+    """Return the highest threshold at or below which at most a fraction of fakes score.
 
-    A share that was seen, not a bound: fakes of few generators are no sample of all. Raises
-    ConfigError where there are no fakes.
+    It is never above `fake_above`. The fraction is an observation and not a bound, because fakes of
+    a few generators are not a sample of all fakes.
+
+    Args:
+        fakes: Scores of fakes (n,).
+        miss: Fraction of fakes that may be called real.
+        fake_above: The threshold for fakes.
+
+    Raises:
+        ConfigError: The list of fakes is empty.
     """
     scores = np.sort(np.asarray(fakes, np.float64))
     if not len(scores):
-        raise ConfigError("thresholds are chosen on 0 fakes", hint="label fake images")
-    most = math.floor(miss * len(scores) * (1 + 1e-12))
-    if most >= len(scores):
+        raise ConfigError("no fakes to choose thresholds on", hint="label fake images")
+    max_missed = math.floor(miss * len(scores) * (1 + 1e-12))
+    if max_missed >= len(scores):
         return fake_above
-    return min(fake_above, float(np.nextafter(scores[most], -np.inf)))
+    return min(fake_above, float(np.nextafter(scores[max_missed], -np.inf)))
 
 
 def choose_band(
     early: Floats,
     fake: Bools,
     *,
-    share: float,
+    fraction: float,
     prevalence: float,
     target: float,
     confidence: float = 0.95,
 ) -> Band:
-    """Return the band of `early` scores (n,) in which all detectors score an image.
+    """Return the band of first-stage scores in which all detectors score an image.
 
-    Half of the target rate of reals lies above the band, which leaves the other half to the scores
-    of all detectors. The band begins as low as the share allows. The share is that of images of
-    which `prevalence` are fake, and it is kept by the exact upper bounds of both classes' shares,
-    each of half of what 1 − `confidence` leaves.
+    Half of the target rate of reals is above the band, which leaves the other half to the scores of
+    all detectors. The band begins as low as the fraction allows. The fraction is that of images of
+    which `prevalence` are fake. It is bounded by the exact upper bounds of both classes' fractions,
+    each at half of 1 − `confidence`.
+
+    Args:
+        early: Scores of the first stage (n,).
+        fake: Labels (n,).
+        fraction: Maximum fraction of images in the band.
+        prevalence: Fraction of fakes among the images.
+        target: Target of the false-positive rate.
+        confidence: Confidence of the bound on the fraction.
 
     Raises:
-        ConfigError: There are too few images to bound so small a share.
+        ConfigError: There are too few images to bound such a small fraction.
     """
     values = np.unique(early)
     classes = [
@@ -210,27 +271,33 @@ def choose_band(
     end = int(np.searchsorted(values, high))
 
     def bound(start: int) -> float:
-        """Return the upper bound of the share of the images from a value to the end."""
+        """Return the upper bound of the fraction of images from a value to the end of the band."""
         inside = [(int(counts[end + 1] - counts[start]), n) for counts, n, _ in upto]
         bounds = [
             uncertainty.proportion_interval(k, n, (1 - confidence) / 2)[1] if n else 1.0
             for k, n in inside
         ]
-        return sum(weight * most for (_, _, weight), most in zip(upto, bounds, strict=True))
+        return sum(weight * rate for (_, _, weight), rate in zip(upto, bounds, strict=True))
 
-    start = bisect_left(range(end + 1), True, key=lambda place: bound(place) <= share)
+    start = bisect_left(range(end + 1), True, key=lambda index: bound(index) <= fraction)
     if start > end:
         raise ConfigError(
-            f"no band of at most {100 * share:g} % of the images can be told from {len(early):,} images",
+            f"{len(early):,} images are too few to bound a band of at most {100 * fraction:g} % of the images",
             hint="label more images, or give a larger --share",
         )
     low = float(values[start])
     inside: Bools = (early >= low) & (early <= high)
-    return Band(low, float(high), share_at(inside, fake, prevalence), bound(start))
+    return Band(low, float(high), fraction_at(inside, fake, prevalence), bound(start))
 
 
-def share_at(inside: Bools, fake: Bools, prevalence: float) -> float:
-    """The share of images inside where `prevalence` of all are fake."""
+def fraction_at(inside: Bools, fake: Bools, prevalence: float) -> float:
+    """Return the fraction of images inside if `prevalence` of all images are fake.
+
+    Args:
+        inside: Which images (n,) are inside.
+        fake: Labels (n,).
+        prevalence: Fraction of fakes.
+    """
     rates = [
         float(inside[fake == kind].mean()) if (fake == kind).any() else 0.0
         for kind in (False, True)

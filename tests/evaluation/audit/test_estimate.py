@@ -86,7 +86,7 @@ def test_labels_that_are_not_of_the_sample_are_refused(world, tmp_path):
     for rows, said in (
         ([first, second | {"label": "maybe"}], "row 2: 'maybe' is not a label"),
         ([first, second, first | {"label": turned}], twice),
-        ([first | {"label": ""}], "not one label is of the 300 images"),
+        ([first | {"label": ""}], "no label matches any of the 300 images"),
         ([{"file": "x", "label": "real"}], "labels need the columns"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -131,14 +131,14 @@ def test_labels_of_another_run_are_refused(world, tmp_path):
     run.write_json("run.json", described | {"identity": decided})
     try:
         note = estimate(run.store.url, labels, out)["notes"][0]
-        assert note.startswith("the run was decided anew since the sample was drawn")
+        assert note.startswith("the run was decided again since the sample was drawn")
     finally:
         run.write_json("run.json", described)
 
 
 def test_sample_is_not_drawn_again_nor_from_nothing(world, tmp_path):
     run, out, audit, _ = world
-    with pytest.raises(ConfigError, match="holds a sample already"):
+    with pytest.raises(ConfigError, match="has a sample already"):
         draw_sample(run.store.url, 300, out, pictures=False)
     columns, _ = archive(count=60, failing=1.1)
     with pytest.raises(ConfigError, match="no image of the run has a verdict"):
@@ -151,7 +151,7 @@ def test_sample_is_not_drawn_again_nor_from_nothing(world, tmp_path):
         read_audit(tmp_path)
     assert read_audit(tmp_path, out).images == audit.images
     (tmp_path / FACTS).write_text('{"strata": [1]}')
-    with pytest.raises(ConfigError, match="not what"):
+    with pytest.raises(ConfigError, match="was not written by"):
         read_audit(tmp_path)
 
 
@@ -177,8 +177,8 @@ def test_labels_show_whether_the_promise_was_kept(tmp_path):
     made = dict(zip(("columns", "fake"), archive(failing=0, without=0), strict=True))
     for target, said in (
         (0.05, r"at most 5 % .* show that this is kept \(at most .* % are\)"),
-        (0.007, r"so few labels cannot say whether this is kept \("),
-        (0.001, r"the labels show that this is broken \(at least 0\."),
+        (0.007, r"too few labels to show whether this is kept \("),
+        (0.001, r"the labels show that this is not kept \(at least 0\."),
     ):
         (folder := tmp_path / str(target)).mkdir()
         document = answer_of(folder, target, 600, only_flagged=False, **made)

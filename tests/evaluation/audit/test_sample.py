@@ -6,10 +6,10 @@ import pytest
 
 from ray_app.evaluation.audit.sample import (
     RunVerdicts,
-    allotted,
+    allocate,
+    build_strata,
     draw,
     plan_strata,
-    strata_of,
     stratum_codes,
 )
 from tests.evaluation.audit.made import archive, run_of
@@ -28,7 +28,7 @@ def columns_in(columns, order):
 def made(tmp_path_factory):
     columns, _ = archive()
     run = run_of(tmp_path_factory.mktemp("run"), columns, places=(100, 2500))
-    return columns, run, RunVerdicts.of(run)
+    return columns, run, RunVerdicts.from_run(run)
 
 
 def drawn(run, verdicts, number, seed=0):
@@ -42,7 +42,7 @@ def test_sample_does_not_depend_on_the_order_of_rows(made, tmp_path):
     order = np.random.default_rng(1).permutation(len(columns["image_id"]))
     other = run_of(tmp_path / "other", columns_in(columns, order), places=(4000,))
     found = drawn(run, verdicts, 250, seed=4)
-    assert found == drawn(other, RunVerdicts.of(other), 250, seed=4)
+    assert found == drawn(other, RunVerdicts.from_run(other), 250, seed=4)
     ids, of_another_seed = (
         [row["image_id"] for row in images]
         for _, images in (found, drawn(run, verdicts, 250, seed=5))
@@ -74,7 +74,7 @@ def test_the_order_tells_nothing_of_the_stratum(made):
 
 def test_every_image_with_a_verdict_is_in_one_stratum(made):
     columns, _, verdicts = made
-    strata = strata_of(verdicts, 300)
+    strata = build_strata(verdicts, 300)
     codes = stratum_codes(verdicts, strata)
     assert (codes >= 0).all()
     assert np.bincount(codes, minlength=len(strata)).tolist() == [one.size for one in strata]
@@ -100,18 +100,18 @@ def test_allotment_is_complete_and_within_sizes():
     for _ in range(200):
         sizes = rng.integers(1, 10 ** rng.integers(1, 6), rng.integers(1, 10))
         number = int(rng.integers(1, 1000))
-        given = allotted(sizes.tolist(), rng.uniform(0.2, 0.5, len(sizes)).tolist(), number)
+        given = allocate(sizes.tolist(), rng.uniform(0.2, 0.5, len(sizes)).tolist(), number)
         assert given.sum() == min(number, sizes.sum())
         assert (given <= sizes).all()
         assert (given >= np.minimum(sizes, number // (2 * len(sizes)))).all()
-    assert allotted([1000, 1000], [0.5, 0.1], 120).tolist() == [30 + 50, 30 + 10]
+    assert allocate([1000, 1000], [0.5, 0.1], 120).tolist() == [30 + 50, 30 + 10]
 
 
 def test_doubtful_strata_are_asked_about_more(made):
     strata = plan_strata(made[2], 300)
     assert sum(one.drawn for one in strata) == 300
-    share = {one.words: one.drawn / one.size for one in strata}
+    share = {one.description: one.drawn / one.size for one in strata}
     lowest_reals = next(one for one in strata if one.verdict == "real" and one.low is None)
     highest_reals = next(one for one in strata if one.verdict == "real" and one.high is None)
-    assert share[highest_reals.words] > 4 * share[lowest_reals.words]
+    assert share[highest_reals.description] > 4 * share[lowest_reals.description]
     assert all(one.drawn >= 15 for one in strata)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.calibrate.data import CalibrationData
-from ray_app.evaluation.calibrate.division import Division, groups_of
+from ray_app.evaluation.calibrate.division import Division, group_images
 
 # Two detectors, of which the second is the better one and the first is too sure of itself: mean of
 # reals, mean of fakes, deviation.
@@ -55,4 +55,4 @@ def asked(**more):
 
 def divided(images, parts):
     """Images in these parts."""
-    return Division.of(images, groups_of(images), parts)
+    return Division.from_parts(images, group_images(images), parts)

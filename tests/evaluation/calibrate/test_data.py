@@ -87,7 +87,7 @@ FLAGS = [["no_content"] if outside else ["grayscale"] for outside in OUTSIDE]
 def test_images_outside_the_range_of_a_card_are_left_out(tmp_path, monkeypatch, columns, reason):
     bounds = Fragility.model_validate({"abstains": {"jpeg_quality": {"below": 60}}})
     monkeypatch.setattr(
-        "ray_app.evaluation.calibrate.data.readable_card",
+        "ray_app.evaluation.calibrate.data.try_load_card",
         lambda name: load_card(name).model_copy(update={"fragility": bounds}),
     )
     images = drawn(20, 20)
@@ -118,7 +118,7 @@ def test_bytes_with_both_labels_are_refused(tmp_path):
     images = drawn(5, 5)
     sha256 = [*images.sha256[:9], images.sha256[0]]
     url = run_of(tmp_path / "run", images, sha256=sha256)
-    with pytest.raises(ConfigError, match=f"real in one place and fake in .* {sha256[0]}"):
+    with pytest.raises(ConfigError, match=f"labels real and fake, .* {sha256[0]}"):
         read_labelled(url, labels_of(tmp_path / "labels.csv", images))
 
 
@@ -139,9 +139,9 @@ def test_missing_scores_and_foreign_labels_are_refused(tmp_path):
     url = run_of(tmp_path / "run", images)
     with pytest.raises(ConfigError, match="the run has no scores of npr") as refused:
         read_labelled(url, labels, detectors=("npr",))
-    assert refused.value.hint == "it has coarse, fine"
+    assert refused.value.hint == "use one of coarse, fine"
     other = type(images)(**{**vars(images), "image_id": images.image_id + 1_000})
-    with pytest.raises(ConfigError, match="none of 10 labels belongs to a row"):
+    with pytest.raises(ConfigError, match="none of 10 labels matches a row"):
         read_labelled(url, labels_of(tmp_path / "others.csv", other))
     unread = run_of(tmp_path / "unread", images, status=["empty_file"] * 10)
     with pytest.raises(ConfigError, match="has a score of every detector") as refused:

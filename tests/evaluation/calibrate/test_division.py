@@ -10,13 +10,13 @@ from ray_app.evaluation.calibrate.division import (
     CALIBRATE,
     CHOOSE,
     FIT,
+    FRACTIONS,
     PARTS,
-    SHARES,
-    described,
-    divided,
-    groups_of,
-    repeated,
-    split,
+    assign_parts,
+    describe_parts,
+    draw_parts,
+    find_copies,
+    group_images,
 )
 from tests.evaluation.calibrate.drawn import drawn, labelled_of, sha256_of
 
@@ -53,7 +53,7 @@ COPIES = [sha256_of(place) for place in (0, 1, 0, 3, 4, 4)]
     ],
 )
 def test_source_bytes_looks_and_generator_bind_images(columns, groups):
-    found = groups_of(labelled_of([False] * 3 + [True] * 3, **columns))
+    found = group_images(labelled_of([False] * 3 + [True] * 3, **columns))
     assert sorted(together(found)) == groups
     assert sorted(set(found.tolist())) == list(range(len(set(found.tolist()))))
 
@@ -63,17 +63,17 @@ def test_copies_of_an_image_count_once():
     columns = {"sha256": hashes, "phash": [LOOKS[0], LOOKS[1], LOOKS[0], "123456789abcdef0"]}
     images = labelled_of([False] * 4, source=["a"] * 4, **columns)
     first = min(hashes[:3])
-    assert repeated(images).sum() == 2
-    assert not repeated(images)[3]
-    assert [hashes[place] for place in np.flatnonzero(~repeated(images))] == [first, hashes[3]]
+    assert find_copies(images).sum() == 2
+    assert not find_copies(images)[3]
+    assert [hashes[place] for place in np.flatnonzero(~find_copies(images))] == [first, hashes[3]]
 
 
 def test_real_is_no_copy_of_the_fake_made_of_it():
     for fake in ([False, True], [True, False]):
         generator = ["G" if one else None for one in fake]
         images = labelled_of(fake, generator=generator, phash=LOOKS[:2])
-        assert len(set(groups_of(images).tolist())) == 1
-        assert not repeated(images).any()
+        assert len(set(group_images(images).tolist())) == 1
+        assert not find_copies(images).any()
 
 
 def with_sources(seed=0, reals=3000, fakes=1200):
@@ -94,22 +94,22 @@ def with_sources(seed=0, reals=3000, fakes=1200):
 
 def test_parts_hold_whole_groups_near_their_shares():
     images = with_sources()
-    groups = groups_of(images)
-    parts = split(images, groups)
+    groups = group_images(images)
+    parts = draw_parts(images, groups)
     assert all(len(set(parts[groups == group])) == 1 for group in np.unique(groups))
     # nine generators do not divide as they should
     for fake, slack in ((False, 0.04), (True, 0.15)):
         shares = np.bincount(parts[images.fake == fake], minlength=3) / (images.fake == fake).sum()
-        assert shares == pytest.approx(SHARES, abs=slack)
+        assert shares == pytest.approx(FRACTIONS, abs=slack)
 
 
 def test_parts_follow_from_bytes_and_seed_alone():
     images = with_sources()
     order = np.random.default_rng(5).permutation(len(images))
     elsewhere = replace(images.take(order), image_id=np.arange(len(images)) * 7919)
-    parts = split(images, groups_of(images))
-    assert split(elsewhere, groups_of(elsewhere)).tolist() == parts[order].tolist()
-    others = split(images, groups_of(images), seed=1)
+    parts = draw_parts(images, group_images(images))
+    assert draw_parts(elsewhere, group_images(elsewhere)).tolist() == parts[order].tolist()
+    others = draw_parts(images, group_images(images), seed=1)
     assert 0.3 < (others != parts).mean() < 0.9
 
 
@@ -120,7 +120,9 @@ def test_each_part_of_few_groups_has_both_classes(fakes, copies):
     n = fakes * copies
     generators = [None] * n + names
     images = labelled_of([False] * n + [True] * n, generator=generators, source=names * 2)
-    found = set(zip(split(images, groups_of(images)).tolist(), images.fake.tolist(), strict=True))
+    found = set(
+        zip(draw_parts(images, group_images(images)).tolist(), images.fake.tolist(), strict=True)
+    )
     assert found == set(product((FIT, CALIBRATE, CHOOSE), (False, True)))
 
 
@@ -129,8 +131,8 @@ def test_each_part_of_few_groups_has_both_classes(fakes, copies):
     [
         ({"generator": ["G", "G", "H", "H"]}, False, r"are of 2 generators \(G, H\); three parts .* need 3", "--share-generators"),
         ({}, False, r"the fakes are of 1 generator \(a generator that is not told\)", "--share-generators"),
-        ({"generator": [*"GHIJ"], "source": [None] * 4 + [*"aabb"]}, False, "fakes of 4 generators hang together in 2 groups", "--share"),
-        ({"source": [*"aabb", *[None] * 4]}, True, "the reals form 2 groups, by their sources or looks", "more sources"),
+        ({"generator": [*"GHIJ"], "source": [None] * 4 + [*"aabb"]}, False, "fakes of 4 generators form 2 groups", "--share"),
+        ({"source": [*"aabb", *[None] * 4]}, True, "the reals form 2 groups, by their sources or similar images", "more sources"),
     ],
 )  # fmt: skip
 def test_too_few_groups_are_refused(columns, share, words, hint):
@@ -138,7 +140,7 @@ def test_too_few_groups_are_refused(columns, share, words, hint):
         columns = columns | {"generator": [None] * 4 + columns["generator"]}
     images = labelled_of([False] * 4 + [True] * 4, **columns)
     with pytest.raises(ConfigError, match=words) as refused:
-        split(images, groups_of(images, share_generators=share))
+        draw_parts(images, group_images(images, share_generators=share))
     assert hint in refused.value.hint
 
 
@@ -152,7 +154,7 @@ def divided_by_user(**columns):
 
 def test_a_users_own_parts_are_kept():
     images = divided_by_user()
-    assert divided(images, groups_of(images)).tolist() == [FIT, CALIBRATE, CHOOSE] * 6
+    assert assign_parts(images, group_images(images)).tolist() == [FIT, CALIBRATE, CHOOSE] * 6
 
 
 def near(place):
@@ -169,7 +171,7 @@ CROSSINGS = [
         (9, 10),
         "are both by G",
     ),
-    ({"phash": near(7)}, (0, 7), "look alike, or hang together by others that do"),
+    ({"phash": near(7)}, (0, 7), "look alike, or are connected by images that do"),
 ]
 
 
@@ -177,7 +179,7 @@ CROSSINGS = [
 def test_parts_that_divide_a_group_are_refused(columns, places, words):
     images = divided_by_user(**columns)
     with pytest.raises(ConfigError, match=words) as refused:
-        divided(images, groups_of(images))
+        assign_parts(images, group_images(images))
     for place in places:
         assert f"image {place} (sha256 {images.sha256[place][:12]}" in refused.value.message
     assert "one part" in refused.value.hint
@@ -191,20 +193,20 @@ def test_parts_that_divide_a_group_are_refused(columns, places, words):
             "1 of 18 images have the part 'None'",
         ),
         ({"part": [*PARTS] * 3 + ["fit"] * 8 + ["choose"]}, "calibrate has no fake image"),
-        ({"phash": ["sunset", *[None] * 17]}, "the phash 'sunset' is no hash of 64 bits"),
+        ({"phash": ["sunset", *[None] * 17]}, "invalid phash 'sunset'"),
     ],
 )
 def test_invalid_parts_and_hashes_are_refused(columns, words):
     images = divided_by_user(**columns)
     with pytest.raises(ConfigError, match=words):
-        divided(images, groups_of(images))
+        assign_parts(images, group_images(images))
 
 
 def test_description_of_parts_has_verifiable_hashes():
     images = with_sources()
-    groups = groups_of(images)
-    parts = split(images, groups)
-    for number, part in enumerate(described(images, groups, parts)):
+    groups = group_images(images)
+    parts = draw_parts(images, groups)
+    for number, part in enumerate(describe_parts(images, groups, parts)):
         chosen = images.take(parts == number)
         lines = "".join(f"{sha256}\n" for sha256 in sorted(chosen.sha256))
         assert part.name == PARTS[number]

@@ -6,8 +6,8 @@ import pytest
 from ray_app.ensembles import EnsembleMember, decide, logit, sigmoid
 from ray_app.ensembles.decision import is_audited
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.division import CHOOSE, groups_of, split
-from ray_app.evaluation.calibrate.fit_card import RATES, fit_card, with_thresholds
+from ray_app.evaluation.calibrate.division import CHOOSE, draw_parts, group_images
+from ray_app.evaluation.calibrate.fit_card import RATES, add_thresholds, fit_card
 from ray_app.evaluation.calibrate.thresholds import choose_threshold, fit
 from ray_app.metrics.uncertainty import proportion_interval
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
@@ -26,13 +26,13 @@ def images():
 
 @pytest.fixture(scope="module")
 def parts(images):
-    return split(images, groups_of(images))
+    return draw_parts(images, group_images(images))
 
 
 def assembled(images, parts, **settings):
     """Fit a card on images in these parts, and choose its thresholds."""
     division, config = divided(images, parts), asked(**settings)
-    return with_thresholds(fit_card(division, MEMBERS, config), division, config)
+    return add_thresholds(fit_card(division, MEMBERS, config), division, config)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -75,7 +75,7 @@ def test_prevalence_moves_probabilities_and_not_verdicts(images, parts):
     assert (usual.prevalence, rare.prevalence) == (own, 0.001)
     assert rare.scores(images) == pytest.approx(usual.scores(images) + logit(0.001) - logit(own))
     first, second = (
-        with_thresholds(one, divided(images, parts), asked()).card.thresholds
+        add_thresholds(one, divided(images, parts), asked()).card.thresholds
         for one in (usual, rare)
     )
     assert first.true_positive_rate == second.true_positive_rate
@@ -85,7 +85,7 @@ def test_prevalence_moves_probabilities_and_not_verdicts(images, parts):
 def test_cascade_asks_all_detectors_about_its_share(images, parts):
     made = assembled(images, parts, rule="cascade", share=0.3, audit=0.02)
     fresh = drawn(30_000, 30_000, seed=9)
-    looks = np.array([look or "" for look in made.fitted.looks(fresh)])
+    looks = np.array([look or "" for look in made.fitted.second_stage_reasons(fresh)])
     prevalence = images.fake.mean()
     of_reals, of_fakes = ((looks[fresh.fake == kind] != "").mean() for kind in (False, True))
     share = (1 - prevalence) * of_reals + prevalence * of_fakes
@@ -99,7 +99,7 @@ def test_cascade_asks_all_detectors_about_its_share(images, parts):
 
 def test_a_late_stage_counts_only_where_it_looked(images, parts):
     fitted = fit_card(divided(images, parts), MEMBERS, asked(rule="cascade"))
-    looks = np.array([look or "" for look in fitted.looks(images)])
+    looks = np.array([look or "" for look in fitted.second_stage_reasons(images)])
     seen = np.where(looks == "", np.nan, images.scores["fine"])
     blind = replace(images, scores=images.scores | {"fine": seen})
     assert np.array_equal(fitted.scores(blind), fitted.scores(images))
@@ -112,7 +112,7 @@ def test_copies_of_a_real_count_once(images, parts):
     twice = divided(images.take(again), parts[again])
     assert len(twice.choosing) > len(division.choosing)
     fitted = fit_card(division, MEMBERS, config)
-    once, both = (with_thresholds(fitted, part, config).chosen for part in (division, twice))
+    once, both = (add_thresholds(fitted, part, config).chosen for part in (division, twice))
     assert once == both
 
 
@@ -134,9 +134,9 @@ def test_one_detector_keeps_its_own_score(images, parts):
 @pytest.mark.parametrize(
     ("members", "settings", "said"),
     [
-        (MEMBERS[1:], {"rule": "cascade"}, "the run has one detector"),
-        (MEMBERS, {"rule": "cascade", "first": 2}, "--first 2: the run has 2 detectors"),
-        (MEMBERS, {"rule": "gated-mean"}, "--rule gated-mean: the run has 2 detectors"),
+        (MEMBERS[1:], {"rule": "cascade"}, "the run has 1"),
+        (MEMBERS, {"rule": "cascade", "first": 2}, "detectors of the run, 2, got 2"),
+        (MEMBERS, {"rule": "gated-mean"}, "--rule gated-mean needs at least 3 detectors"),
     ],
 )
 def test_rule_for_more_detectors_is_refused(images, parts, members, settings, said):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.division import CHOOSE, groups_of, split
+from ray_app.evaluation.calibrate.division import CHOOSE, draw_parts, group_images
 from tests.statistics.labelled import (
     assembled,
     clustered,
@@ -20,10 +20,10 @@ from tests.statistics.labelled import (
 def test_large_group_is_chosen_on_as_often_as_others():
     rng = np.random.default_rng(0)
     images = images_of(rng, clustered(rng, sources=40, sizes=[400] + [10] * 39))
-    groups = groups_of(images)
+    groups = group_images(images)
     large = groups[0]
     chosen = np.array(
-        [split(images, groups, seed=seed)[groups == large][0] == CHOOSE for seed in range(60)]
+        [draw_parts(images, groups, seed=seed)[groups == large][0] == CHOOSE for seed in range(60)]
     )
     assert 0.3 < chosen.mean() < 0.7
 
@@ -32,8 +32,8 @@ def test_large_group_is_chosen_on_as_often_as_others():
     ("draw", "more", "words", "hint"),
     [
         (lambda rng: dominated(rng, [(0.5, -1.5)]), {}, "of 1,001 groups are worth .* 'source 0' has 50 %", "--share-sources"),
-        (lambda rng: clustered(rng, 6, 300), {}, "in 6 groups .* of fewer than 10 nothing can be promised", "--share-sources"),
-        (photo_sets, {"edits": True}, "hang together in 6 groups", "--share-generators"),
+        (lambda rng: clustered(rng, 6, 300), {}, "form 6 groups .* with fewer than 10, nothing can be guaranteed", "--share-sources"),
+        (photo_sets, {"edits": True}, "form 6 groups", "--share-generators"),
     ],
 )  # fmt: skip
 def test_too_few_groups_of_reals_are_refused(draw, more, words, hint):

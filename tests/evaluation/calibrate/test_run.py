@@ -167,8 +167,8 @@ def test_card_names_detectors_relative_to_its_folder(images, tmp_path):
     ("options", "words"),
     [
         (["--fpr", "0.001"], "1,600 labelled reals; a 0.1 % target at 95 % needs 2,995"),
-        (["--share", "0.1"], "--share belongs to --rule cascade"),
-        (["--out", "s3://bucket/card.yaml"], "not a YAML file of this machine"),
+        (["--share", "0.1"], "--share requires --rule cascade"),
+        (["--out", "s3://bucket/card.yaml"], "must be a local YAML file"),
     ],
 )
 def test_impossible_settings_are_refused_and_write_nothing(place, options, words, capsys):

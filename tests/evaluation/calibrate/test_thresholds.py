@@ -7,13 +7,13 @@ from scipy.stats import beta, binom
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.thresholds import (
     choose_band,
+    choose_real_below,
     choose_threshold,
     false_positives_allowed,
     fit,
-    measured_threshold,
-    real_below,
+    fraction_at,
+    lowest_threshold,
     reals_needed,
-    share_at,
 )
 from ray_app.metrics.registry import ScoredImages, expected_calibration_error
 from ray_app.metrics.uncertainty import proportion_interval
@@ -24,17 +24,17 @@ from ray_app.metrics.uncertainty import proportion_interval
 def test_band_uses_its_share_within_the_exact_bound(share, prevalence):
     rng, fake = np.random.default_rng(0), np.arange(4_000) % 2 == 1
     early = rng.normal(np.where(fake, 1.5, -1.5), 1)
-    band = choose_band(early, fake, share=share, prevalence=prevalence, target=0.01)
+    band = choose_band(early, fake, fraction=share, prevalence=prevalence, target=0.01)
     inside = (early >= band.low) & (early <= band.high)
     counts = [int(inside[fake == kind].sum()) for kind in (False, True)]
-    assert band.share == pytest.approx(
+    assert band.fraction == pytest.approx(
         (1 - prevalence) * counts[0] / 2_000 + prevalence * counts[1] / 2_000
     )
-    assert band.share == pytest.approx(share_at(inside, fake, prevalence))
+    assert band.fraction == pytest.approx(fraction_at(inside, fake, prevalence))
     bounds = [beta.ppf(0.975, count + 1, 2_000 - count) for count in counts]
     assert band.upper_bound == pytest.approx((1 - prevalence) * bounds[0] + prevalence * bounds[1])
     assert band.upper_bound <= share
-    assert band.share > share - 0.03
+    assert band.fraction > share - 0.03
     assert (early[~fake] > band.high).mean() == 0.005  # Half of the target.
 
 
@@ -85,7 +85,7 @@ def test_threshold_is_the_smallest_that_keeps_the_bound(ties, target):
 @pytest.mark.parametrize("ties", [9, 0])
 def test_real_below_misses_no_more_fakes_than_allowed(miss, ties):
     fakes = np.random.default_rng(1).normal(2, 1, 1_000).round(ties)
-    found = real_below(fakes, miss, fake_above=10.0)
+    found = choose_real_below(fakes, miss, fake_above=10.0)
     assert (fakes <= found).sum() <= miss * 1_000
     assert (fakes <= np.nextafter(found, np.inf)).sum() > miss * 1_000
 
@@ -94,7 +94,7 @@ def test_real_below_misses_no_more_fakes_than_allowed(miss, ties):
 @pytest.mark.parametrize("ties", [9, 1])
 def test_measured_threshold_is_the_lowest_that_keeps_the_rate(rate, ties):
     reals = np.random.default_rng(1).normal(size=500).round(ties)
-    found = measured_threshold(reals, rate)
+    found = lowest_threshold(reals, rate)
     assert (reals >= found).mean() <= rate < (reals >= np.nextafter(found, -np.inf)).mean()
 
 

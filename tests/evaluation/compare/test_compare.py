@@ -204,7 +204,7 @@ def test_intervals_are_for_further_generators(first, other_run, scores, interval
 def test_compare_rejects_what_is_not_a_run(tmp_path, first):
     with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
         compare(first, str(tmp_path))
-    with pytest.raises(ConfigError, match="--by uri"):
+    with pytest.raises(ConfigError, match=r"--by must be .*, got uri"):
         compare(first, first, by="uri")
 
 

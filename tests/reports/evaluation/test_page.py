@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ray_app.metrics.table import MetricRow, MetricsTable, rows_of
+from ray_app.metrics.table import MetricRow, MetricsTable, build_rows
 from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.evaluation.protocol_table import protocol_table
@@ -178,7 +178,7 @@ def test_attacks_have_a_table_and_are_no_worst_perturbation():
     rows = [
         row
         for view, value in views.items()
-        for row in rows_of({"auc": MetricValue(value, n=9)}, first.name, view=view.name)
+        for row in build_rows({"auc": MetricValue(value, n=9)}, first.name, view=view.name)
     ]
     meta = replace(result.meta, systems=(first,))
     said = text_of(replace(result, meta=meta, metrics=MetricsTable((*result.metrics.rows, *rows))))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.metrics.table import MetricRow, MetricsTable, rows_of
+from ray_app.metrics.table import MetricRow, MetricsTable, build_rows
 from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.metrics.values import MetricValue
 from ray_app.reports.evaluation.result import (
@@ -43,7 +43,7 @@ def result_of(*sources, shortcut=SHORTCUT, **figures):
     }
     rows = [
         MetricRow("", "", DATA, "shortcut_auc", shortcut),
-        *rows_of(usual | figures, "npr"),
+        *build_rows(usual | figures, "npr"),
         MetricRow("npr", "", fakes.scope, "rate", figure(0.5, 0.4, 0.6)),
     ]
     for one, (right, n) in zip(reals, sources, strict=True):
