@@ -1,5 +1,6 @@
-"""The result of a comparison of two runs (`Comparison`), and its lines for the terminal
-(`comparison_lines`). Texts of both runs are untrusted.
+"""The result of a comparison of two runs (`Comparison`), and its lines (`comparison_lines`).
+
+Texts of both runs are untrusted and therefore escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,28 +17,28 @@ SCHEMA = 3
 VERDICTS = ("fake", "abstain", "real", "none")
 """Verdicts of the crosstab; `none` is a file without a verdict."""
 _TITLES = {"real": "no evidence", "none": "no verdict"}
-_LONGEST_NAME, _MAX_SETTINGS = 48, 5
+_MAX_NAME_WIDTH, _MAX_SETTINGS = 48, 5
 _MIN_SHARED = 0.5
-"""If fewer images of the smaller run are shared, the first line says so."""
+"""If a smaller fraction of the smaller run is shared, the first line warns about it."""
 
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """How the scores of one system differ, B less A, in log-odds.
+    """The difference between the scores of one system, B minus A, in log-odds.
 
     Attributes:
         system: Name of the detector, or `ensemble`.
-        n: Images with a score in both runs.
-        equal: Images whose scores are equal to the last bit.
-        only_a: Images of both runs with a score in A alone.
-        only_b: Images of both runs with a score in B alone.
+        n: Number of images with a score in both runs.
+        equal: Number of images whose scores are equal to the last bit.
+        only_a: Number of shared images with a score in A only.
+        only_b: Number of shared images with a score in B only.
         mean: Mean difference.
         quantiles: Differences by fraction of images, such as `0.05`; empty if n is 0.
         max_difference: The largest absolute difference.
-        moved: Images whose score differs by more than 0.1, which another batch size, precision, or
-            processor does not cause.
+        moved: Fraction of images whose score differs by more than 0.1. Another batch size,
+            precision, or processor does not cause such a difference.
         ks: Kolmogorov–Smirnov distance of all scores in A and all scores in B, shared or not.
-        ks_p: Probability of such a distance without a difference.
+        ks_p: p-value of that distance.
     """
 
     system: str
@@ -62,8 +63,8 @@ class MetricDifference:
         metric: `tpr`, `tnr`, or `auc`.
         a: The metric in A.
         b: The metric in B.
-        difference: B less A.
-        p: Probability of such a difference without a true one; None if it cannot be tested.
+        difference: B minus A.
+        p: p-value of the difference. None if it cannot be tested.
     """
 
     system: str
@@ -76,27 +77,27 @@ class MetricDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between run A and run B.
+    """The differences between run A and run B.
 
     Attributes:
         a: URL of run A.
         b: URL of run B.
-        by: The column that rows are matched by.
-        rows_a: Rows of A.
-        rows_b: Rows of B.
-        shared: Images in both runs.
+        by: The column that matches rows.
+        rows_a: Number of rows of A.
+        rows_b: Number of rows of B.
+        shared: Number of images in both runs.
         settings: Each setting that differs, with its value in A and in B.
-        detectors_only_a: Detectors of A alone.
-        detectors_only_b: Detectors of B alone.
-        statuses: Each change of a status (in A, in B) of shared images with its count.
+        detectors_only_a: Detectors of A only.
+        detectors_only_b: Detectors of B only.
+        statuses: Each change of the status of shared images (in A, in B), with its count.
         verdicts: Number of shared images by verdict in A, then by verdict in B.
         flagged_a: Fraction of the verdicts of A that are fake.
         flagged_b: Fraction of the verdicts of B that are fake.
         scores: Differences of scores by system.
-        labels: Name of the labels; None without labels.
-        labelled: Shared images with a label.
-        groups: Groups that intervals of metrics are of further ones of: generators of `fake` images,
-            sources of `real` images; 0 if intervals are of further images.
+        labels: Name of the labels. None without labels.
+        labelled: Number of shared images with a label.
+        groups: Number of generators of `fake` images, and of sources of `real` images. Intervals
+            are for further such groups; 0 if they are for further images only.
         metrics: Differences of metrics by system; empty without labels.
     """
 
@@ -143,7 +144,7 @@ def comparison_lines(comparison: Comparison, width: int = text.OUTPUT_WIDTH) -> 
     """Return the lines of a comparison for a terminal with `width` columns."""
     lines = _first_lines(comparison)
     if comparison.settings:
-        keys = [wording.shortened(key, _LONGEST_NAME) for key, *_ in comparison.settings]
+        keys = [wording.shortened(key, _MAX_NAME_WIDTH) for key, *_ in comparison.settings]
         more = f" and {len(keys) - _MAX_SETTINGS:,} more" if len(keys) > _MAX_SETTINGS else ""
         lines.append(f"different settings: {', '.join(keys[:_MAX_SETTINGS])}{more}")
     for side, names in (("A", comparison.detectors_only_a), ("B", comparison.detectors_only_b)):
@@ -180,20 +181,20 @@ def _first_lines(comparison: Comparison) -> list[str]:
 
 def _crosstab_lines(verdicts: Mapping[str, Mapping[str, int]], width: int) -> list[str]:
     titles = {name: _TITLES.get(name, name) for name in VERDICTS}
-    heads = ["verdict in A", *(f"{titles[name]} in B" for name in VERDICTS)]
+    headers = ["verdict in A", *(f"{titles[name]} in B" for name in VERDICTS)]
     rows = [
         [titles[a], *(wording.count(verdicts[a][b]) for b in VERDICTS)]
         for a in VERDICTS
         if any(verdicts[a].values())
     ]
-    return text.table(heads, rows, width, right={1, 2, 3, 4})
+    return text.table(headers, rows, width, right={1, 2, 3, 4})
 
 
 def _score_lines(scores: Sequence[ScoreDifference], width: int) -> list[str]:
-    heads = ["scores, B − A", "images", "mean", "5 %", "95 %", "moved", "equal", "KS", "p"]
+    headers = ["scores, B − A", "images", "mean", "5 %", "95 %", "moved", "equal", "KS", "p"]
     rows = [
         [
-            wording.shortened(row.system, _LONGEST_NAME),
+            wording.shortened(row.system, _MAX_NAME_WIDTH),
             wording.count(row.n),
             wording.signed(row.mean.value, 3),
             wording.signed(row.quantiles.get("0.05"), 3),
@@ -205,7 +206,7 @@ def _score_lines(scores: Sequence[ScoreDifference], width: int) -> list[str]:
         ]
         for row in scores
     ]
-    return text.table(heads, rows, width, right=set(range(1, len(heads))))
+    return text.table(headers, rows, width, right=set(range(1, len(headers))))
 
 
 def _label_lines(comparison: Comparison, width: int) -> list[str]:
@@ -220,22 +221,22 @@ def _label_lines(comparison: Comparison, width: int) -> list[str]:
     )
     rows = [
         [
-            wording.shortened(row.system, _LONGEST_NAME),
+            wording.shortened(row.system, _MAX_NAME_WIDTH),
             METRICS[row.metric].title,
             wording.format_metric(row.metric, row.a.value),
             wording.format_metric(row.metric, row.b.value),
             wording.signed(row.difference.value, 4),
-            " to ".join(wording.signed(end, 4) for end in row.difference.interval)
+            " to ".join(wording.signed(bound, 4) for bound in row.difference.interval)
             if row.difference.interval
             else "",
             wording.probability(row.p),
         ]
         for row in comparison.metrics
     ]
-    heads = ["metric", "", "A", "B", "B − A", "95 % interval", "p"]
+    headers = ["metric", "", "A", "B", "B − A", "95 % interval", "p"]
     images = wording.counted(comparison.labelled, "image")
     return [
         "",
         f"labels: {images} of {wording.visible(comparison.labels)}; intervals are for further {further}",
-        *text.table(heads, rows, width, right={2, 3, 4, 5, 6}),
+        *text.table(headers, rows, width, right={2, 3, 4, 5, 6}),
     ]

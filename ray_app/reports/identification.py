@@ -1,7 +1,6 @@
-"""The training of an identifier or a describer: its HTML page, and its end and its plan in a few
-lines.
+"""Report the training of an identifier or a describer, as an HTML page and as lines.
 
-Every text in the facts is taken for hostile.
+All texts of a training are untrusted and therefore escaped.
 """
 
 from collections.abc import Mapping
@@ -31,22 +30,31 @@ FIGURES = {
     "reals_abstained": "given no name: real images",
     "open_set_auroc": "AUROC, known against unknown",
 }
-"""Figures of a split, all of them shares in per cent."""
-_IN_LINES = ("accuracy", "top_3", "macro_f1", "open_set_auroc")
-_MOST = 60
-_MOST_IN_LINE = 12
-_LONGEST_NAME = 48
+"""Names of the metrics of a split, which are all shown in per cent."""
+_LINE_METRICS = ("accuracy", "top_3", "macro_f1", "open_set_auroc")
+_MAX_CLASSES = 60
+_MAX_NAMES_IN_LINE = 12
+_MAX_NAME_WIDTH = 48
 _SYSTEMS = {
     "describer": "predicted",
     "retrieval": "nearest image's",
     "random": "any prompt",
-    "most_frequent": "the commonest",
+    "most_frequent": "most frequent",
 }
 
 
 @dataclass(frozen=True)
 class NamedClass:
-    """One known generator's images, and how they were named."""
+    """Metrics on the images of one known generator.
+
+    Attributes:
+        name: Name of the generator.
+        n: Number of its images.
+        recall: Fraction of its images that are named correctly.
+        precision: Fraction of the images with its name that are its own.
+        f1: F1 of its name.
+        abstained: Fraction of its images without a name.
+    """
 
     name: str = ""
     n: int = 0
@@ -58,7 +66,15 @@ class NamedClass:
 
 @dataclass(frozen=True)
 class UnknownGenerator:
-    """One unknown generator's images, and the name that they are given most."""
+    """Metrics on the images of one unknown generator.
+
+    Attributes:
+        name: Name of the generator.
+        n: Number of its images.
+        abstained: Fraction of its images without a name.
+        nearest: The name that its images get most often.
+        nearest_n: Number of images with that name.
+    """
 
     name: str = ""
     n: int = 0
@@ -69,8 +85,16 @@ class UnknownGenerator:
 
 @dataclass(frozen=True)
 class NamedSplit:
-    """How well one split's images are named (ray_app.training.identify). `pairs`: true name, wrong
-    name, how many.
+    """Metrics on the names of the images of one split (`ray_app.training.identify`).
+
+    Attributes:
+        n_known: Number of images of known generators.
+        n_unknown: Number of images of unknown generators.
+        n_real: Number of real images.
+        figures: Metrics by the keys of `FIGURES`.
+        classes: Metrics of each known generator.
+        pairs: Confusions: true name, wrong name, number of images.
+        unknown: Metrics of each unknown generator.
     """
 
     n_known: int = 0
@@ -83,16 +107,27 @@ class NamedSplit:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "NamedSplit":
-        """Return a split of its fields by name."""
+        """Make a split from its fields by name."""
         return TypeAdapter(cls).validate_python(content)
 
 
 @dataclass(frozen=True)
 class IdentifierTraining:
-    """The document of an identifier's training, `metrics.json`: `training` fills it. `classes`:
-    training images of each; `c`: the regression's, chosen by `log_losses`; `open_set`: the card's
-    rule for giving no name. `unreadable_files`: the first of the images that could not be read;
-    absent if there are none.
+    """The content of `metrics.json` of the training of an identifier.
+
+    Attributes:
+        classes: Number of training images of each class.
+        families: Family of each class.
+        left_out: Number of images of classes with too few images.
+        held_out: Generators that are not in training.
+        c: Regularisation of the regression, which has the lowest of `log_losses`.
+        log_losses: Log loss by value of `c`.
+        temperature: Temperature of the calibration. None without calibration.
+        calibration_note: Why there is no calibration.
+        open_set: Rule of the card for giving no name.
+        unreadable: Number of images that could not be read.
+        unreadable_files: The first of these images. None if there are none.
+        seconds: Duration of the training.
     """
 
     schema: int = 1
@@ -124,11 +159,12 @@ class IdentifierTraining:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "IdentifierTraining":
-        """Return the training of `metrics.json`. Unknown keys are ignored, and a null is the same as
-        an absent key.
+        """Make a training from the content of `metrics.json`.
+
+        Unknown keys are ignored, and null is treated as an absent key.
         """
-        known = {key: value for key, value in content.items() if value is not None}
-        return TypeAdapter(cls).validate_python(known)
+        present = {key: value for key, value in content.items() if value is not None}
+        return TypeAdapter(cls).validate_python(present)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `metrics.json`."""
@@ -145,12 +181,15 @@ class IdentifierTraining:
 
 
 def render_identifier_report(document: Mapping[str, Any]) -> str:
-    """Write an identifier's training as one self-contained HTML page."""
+    """Render the training of an identifier as one self-contained HTML page.
+
+    `document` is the content of `metrics.json`.
+    """
     facts = IdentifierTraining.from_dict(document)
     last = facts.splits[-1]
     unmeasured = [
-        f"{words}: {last[1].figures[key].why}"
-        for key, words in FIGURES.items()
+        f"{title}: {last[1].figures[key].why}"
+        for key, title in FIGURES.items()
         if last[1].figures[key].value is None
     ]
     return render(
@@ -159,10 +198,10 @@ def render_identifier_report(document: Mapping[str, Any]) -> str:
         headline=_headline(facts),
         figures=FIGURES,
         unmeasured=unmeasured,
-        open_set=open_set_in_words(facts),
-        chances=_chances_in_words(facts),
+        open_set=describe_open_set(facts),
+        chances=_describe_calibration(facts),
         last=last,
-        most=_MOST,
+        most=_MAX_CLASSES,
         recipe=settings(facts.recipe),
         environment=settings(facts.environment),
         card=settings(facts.card),
@@ -170,115 +209,116 @@ def render_identifier_report(document: Mapping[str, Any]) -> str:
 
 
 def identifier_lines(document: Mapping[str, Any]) -> list[str]:
-    """The end of the training in words, for the terminal."""
+    """Return the results of the training of an identifier as lines for the terminal.
+
+    `document` is the content of `metrics.json`.
+    """
     facts = IdentifierTraining.from_dict(document)
     lines = [_headline(facts)]
     for name, split in facts.splits:
-        figures = [
-            f"{FIGURES[one]} {format_metric_with_interval('accuracy', split.figures[one])}"
-            for one in _IN_LINES
-            if split.figures[one].value is not None
+        metrics = [
+            f"{FIGURES[key]} {format_metric_with_interval('accuracy', split.figures[key])}"
+            for key in _LINE_METRICS
+            if split.figures[key].value is not None
         ]
         lines.append(
-            f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(figures)}"
+            f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(metrics)}"
         )
-    lines.append(open_set_in_words(facts))
+    lines.append(describe_open_set(facts))
     if pairs := facts.splits[-1][1].pairs[:3]:
         lines.append(
-            "most often confused: "
+            "most frequent confusions: "
             + ", ".join(
-                f"{_name(true)} taken for {_name(str(said))} ({n:,})" for true, said, n in pairs
+                f"{_shorten(true)} named {_shorten(str(wrong))} ({n:,})" for true, wrong, n in pairs
             )
         )
     if facts.left_out:
-        lines.append(f"left out for too few images: {_counts(facts.left_out)}")
+        lines.append(f"left out for too few images: {_format_counts(facts.left_out)}")
     lines += file_warnings(facts.unreadable_files, None, facts.out)
     out = wording.visible(facts.out.rstrip("/"))
     return [
         *lines,
         f"report: {out}/report.html",
-        f"name images with it: put `profile: {{identifier: {out}/identifier.yaml}}` into an ensemble card, and score with that",
+        f"name images with it: put `profile: {{identifier: {out}/identifier.yaml}}` into an ensemble card, and score with that card",
     ]
 
 
-def identifier_plan_lines(planned: Mapping[str, Any]) -> list[str]:
-    """The dry run in words."""
-    asked = planned["open_set"]
+def identifier_plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Return the plan of a dry run of an identifier's training as lines for the terminal."""
+    open_set = plan["open_set"]
     lines = [
-        f"{planned['name']}: a {planned['head']} head over {len(planned['classes'])} classes ({planned['level']}), "
-        f"on embeddings of {planned['detector']}",
-        f"classes     {', '.join(map(_name, planned['classes'][:_MOST]))}",
-        f"open set    by {asked['method']}, gives up {wording.percent(asked['abstains'])} of known generators"
-        if asked["abstains"]
+        f"{plan['name']}: a {plan['head']} head over {len(plan['classes'])} classes ({plan['level']}), "
+        f"on embeddings of {plan['detector']}",
+        f"classes     {', '.join(map(_shorten, plan['classes'][:_MAX_CLASSES]))}",
+        f"open set    by {open_set['method']}, leaves {wording.percent(open_set['abstains'])} of known generators unnamed"
+        if open_set["abstains"]
         else "open set    none: every image is named",
     ]
-    for name, split in planned["splits"].items():
-        others = f"; besides {_counts(split['others'])}" if split["others"] else ""
+    for name, split in plan["splits"].items():
+        others = f"; others: {_format_counts(split['others'])}" if split["others"] else ""
         lines.append(
-            f"{name:<12}{split['images']:,} images to embed: {_counts(split['known'])}{others}"
+            f"{name:<12}{split['images']:,} images to embed: {_format_counts(split['known'])}{others}"
         )
     lines += (
-        [f"held out    {', '.join(map(_name, planned['held_out']))}"] if planned["held_out"] else []
+        [f"held out    {', '.join(map(_shorten, plan['held_out']))}"] if plan["held_out"] else []
     )
     lines += (
-        [f"left out    {_counts(planned['left_out'])}: too few images"]
-        if planned["left_out"]
+        [f"left out    {_format_counts(plan['left_out'])}: too few images"]
+        if plan["left_out"]
         else []
     )
-    if "test" not in planned["splits"]:
-        lines.append(
-            "there is no test split: how good it is on images that decided nothing stays unknown"
-        )
+    if "test" not in plan["splits"]:
+        lines.append("there is no test split: accuracy on images that decided nothing is not known")
     return [wording.visible(line) for line in lines]
 
 
-def open_set_in_words(facts: IdentifierTraining) -> str:
-    """What share of images was to be given no name, and what share was."""
-    found = facts.open_set
-    if found is None:
-        return "Every image is given a name: no threshold was asked for."
-    asked = f"Asked to give no name to {wording.percent(found['abstains'])} of images of known generators (by {found['method']}, "
-    asked += f"a threshold from {found['n']:,} validation images)"
+def describe_open_set(facts: IdentifierTraining) -> str:
+    """Describe the requested and the measured fraction of images without a name."""
+    rule = facts.open_set
+    if rule is None:
+        return "Every image is given a name: no threshold was requested."
+    target = f"The threshold leaves {wording.percent(rule['abstains'])} of images of known generators without a name (by {rule['method']}, "
+    target += f"from {rule['n']:,} validation images)"
     test = facts.test
     if test is None or test.figures["abstained"].value is None:
-        return f"{asked}; no test image says what share it is."
-    words = f"{asked}; on test it was {format_metric_with_interval('abstained', test.figures['abstained'])}"
+        return f"{target}; it was not measured on test images."
+    text = f"{target}; on test it was {format_metric_with_interval('abstained', test.figures['abstained'])}"
     unknown = test.figures["unknown_abstained"]
     return (
-        f"{words}, and {format_metric_with_interval('abstained', unknown)} of those of unknown generators."
+        f"{text}, and {format_metric_with_interval('abstained', unknown)} of those of unknown generators."
         if unknown.value is not None
-        else f"{words}."
+        else f"{text}."
     )
 
 
 def describer_lines(facts: Mapping[str, Any]) -> list[str]:
-    """What came out: figures of each split beside what costs nothing, and where the card lies."""
+    """Return the results of the training of a describer as lines for the terminal.
+
+    They compare the metrics of each split with those of simple baselines.
+    """
     lines = [
         f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"
     ]
     for split, systems in facts["figures"].items():
-        lines.append(f"{split}: {facts['n'][split]:,} images with prompts that training has not")
+        lines.append(f"{split}: {facts['n'][split]:,} images with prompts that are not in training")
         lines += [
-            f"  {title:<16}{_figures_in_words(systems[system])}"
-            for system, title in _SYSTEMS.items()
+            f"  {title:<16}{_format_metrics(systems[system])}" for system, title in _SYSTEMS.items()
         ]
     return [
         *lines,
-        "touchstone score ARCHIVE --out RUN with an ensemble whose profile names this card as its describer",
+        "next: touchstone score ARCHIVE --out RUN with an ensemble whose profile names this card as its describer",
     ]
 
 
-def describer_plan_lines(planned: Mapping[str, Any]) -> list[str]:
-    """The dry run."""
-    counts = ", ".join(f"{split} {count:,}" for split, count in planned["images"].items())
-    lines = [
-        f"{planned['name']}: {planned['tier']} by {planned['detector']}; images with prompts: {counts}"
-    ]
-    if planned["steps"]:
-        lines.append(f"{planned['steps']:,} steps of {planned['batch']:,} images")
-    left_out = planned["data"].get("prompts_in_training", {})
+def describer_plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Return the plan of a dry run of a describer's training as lines for the terminal."""
+    counts = ", ".join(f"{split} {count:,}" for split, count in plan["images"].items())
+    lines = [f"{plan['name']}: {plan['tier']} by {plan['detector']}; images with prompts: {counts}"]
+    if plan["steps"]:
+        lines.append(f"{plan['steps']:,} steps of {plan['batch']:,} images")
+    left_out = plan["data"].get("prompts_in_training", {})
     return lines + [
-        f"{split}: {count:,} images left out, since training has their prompt"
+        f"{split}: {count:,} images left out, because their prompt is in training"
         for split, count in left_out.items()
         if count
     ]
@@ -290,28 +330,28 @@ def _headline(facts: IdentifierTraining) -> str:
     accuracy = last.figures["accuracy"].value
     if accuracy is None:
         return f"{title}: {len(facts.classes)} classes, not measured."
-    return f"{title}: {wording.percent(accuracy)} of {split} images of {len(facts.classes)} classes rightly named."
+    return f"{title}: {wording.percent(accuracy)} of {split} images of {len(facts.classes)} classes named correctly."
 
 
-def _chances_in_words(facts: IdentifierTraining) -> str:
+def _describe_calibration(facts: IdentifierTraining) -> str:
     if facts.calibration_note:
         return f"Probabilities are not calibrated: {facts.calibration_note}."
     return f"Probabilities are calibrated by a temperature of {facts.temperature:.3g}, on training images by folds of groups."
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    words = [f"{_name(name)} {n:,}" for name, n in list(counts.items())[:_MOST_IN_LINE]]
+def _format_counts(counts: Mapping[str, int]) -> str:
+    texts = [f"{_shorten(name)} {n:,}" for name, n in list(counts.items())[:_MAX_NAMES_IN_LINE]]
     return ", ".join(
-        [*words, *([f"{len(counts) - len(words):,} more"] if len(counts) > len(words) else [])]
+        [*texts, *([f"{len(counts) - len(texts):,} more"] if len(counts) > len(texts) else [])]
     )
 
 
-def _name(name: str) -> str:
-    return wording.shortened(name, _LONGEST_NAME)
+def _shorten(name: str) -> str:
+    return wording.shortened(name, _MAX_NAME_WIDTH)
 
 
-def _figures_in_words(figures: Mapping[str, Any]) -> str:
-    exact = figures["exact"]
+def _format_metrics(metrics: Mapping[str, Any]) -> str:
+    exact = metrics["exact"]
     return (
         f"not known: {exact['why']}"
         if exact["value"] is None

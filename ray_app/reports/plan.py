@@ -1,4 +1,4 @@
-"""A plan (`plan_model.Plan`) as lines for the terminal: `plan_lines`."""
+"""Format a plan (`plan_model.Plan`) as lines for the terminal: `plan_lines`."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -10,37 +10,38 @@ from ray_app.reports.plan_model import Plan, PlannedBackbone, PlannedTensor
 from ray_app.reports.run import describe_guarantee, unlike_sentence
 from ray_app.reports.text import OUTPUT_WIDTH, table
 
-_NO_PRICE = "not known: no price per hour is given (--cluster NAME or FILE, or --price-per-hour)"
+_NO_PRICE = "not known: no price per hour is set (--cluster NAME or FILE, or --price-per-hour)"
 WIDTH = 11
-_LONGEST_EXAMPLE = 90
+_MAX_EXAMPLE_WIDTH = 90
 _FLOAT_BYTES = 4
 _FORMATS = {
-    "files": "files of their own",
+    "files": "separate files",
     "tar": "tar",
     "zip": "zip",
     "parquet": "Parquet",
 } | dict.fromkeys(COMPRESSED, "compressed tar")
-# a label, which stands at the first of its lines alone, and a text
+# Pairs of a label and a text. The label is only shown at the first of consecutive lines that have it.
 Lines = Iterator[tuple[str, str]]
 
 
 def plan_lines(plan: Plan, width: int = OUTPUT_WIDTH) -> list[str]:
-    """What would be scored and what is left of it, which processes do it, how fast, what holds them
-    up, and what it costs.
+    """Return a plan as lines: the archive, the work per image, machines, rates, and costs.
+
+    `width` is the width of the terminal in columns.
     """
-    room = width - WIDTH - 1
+    text_width = width - WIDTH - 1
     parts = (
-        _archive,
-        _asked,
-        _images,
-        _nodes,
-        _memory,
-        _probe,
-        partial(_stages, width=room),
-        partial(_detectors, width=room),
-        _forecast,
-        _requests,
-        partial(_cost, width=room),
+        _describe_archive,
+        _describe_ensemble,
+        _describe_images,
+        _describe_nodes,
+        _describe_memory,
+        _describe_probe,
+        partial(_describe_stages, width=text_width),
+        partial(_describe_detectors, width=text_width),
+        _describe_forecast,
+        _describe_requests,
+        partial(_describe_cost, width=text_width),
     )
     lines, last = list[str](), ""
     for label, text in chain.from_iterable(part(plan) for part in parts):
@@ -49,216 +50,222 @@ def plan_lines(plan: Plan, width: int = OUTPUT_WIDTH) -> list[str]:
     return lines
 
 
-def _archive(plan: Plan) -> Lines:
-    """The files to score, the progress of an earlier run, and whether they are unlike the images
-    of the calibration.
-    """
+def _describe_archive(plan: Plan) -> Lines:
+    """Describe the files to score, the existing run, and a difference from calibration images."""
     run, unknown = plan.run, plan.unknown_sizes
     if unlike := unlike_sentence(plan.unlike):
         yield "unlike", unlike
     sizes = wording.size(plan.size_bytes) + (f" and {unknown:,} of unknown size" if unknown else "")
-    left = " to score" if run else ""
+    to_score = " to score" if run else ""
     yield (
         "archive",
-        f"{wording.counted(plan.members, 'file')}{left}, {'of unknown size' if unknown == plan.members > 0 else sizes}",
+        f"{wording.counted(plan.members, 'file')}{to_score}, {'of unknown size' if unknown == plan.members > 0 else sizes}",
     )
-    for kind, kept in plan.kinds.items() if set(plan.kinds) - {"files"} else ():
-        inside = f" in {wording.counted(kept.containers, 'file')}" if kept.containers else ""
-        known = f", {wording.size(kept.size_bytes)}" if kept.size_bytes else ""
-        yield "archive", f"{kept.members:,} {_FORMATS.get(kind, kind)}{inside}{known}"
-    for status, number in plan.refused_in_listing.items():
-        yield "archive", f"{number:,} refused by the listing: {status}, {wording.meaning(status)}"
+    for kind, members in plan.kinds.items() if set(plan.kinds) - {"files"} else ():
+        containers = (
+            f" in {wording.counted(members.containers, 'file')}" if members.containers else ""
+        )
+        size = f", {wording.size(members.size_bytes)}" if members.size_bytes else ""
+        yield "archive", f"{members.members:,} {_FORMATS.get(kind, kind)}{containers}{size}"
+    for status, count in plan.refused_in_listing.items():
+        yield "archive", f"{count:,} rejected by the listing: {status}, {wording.meaning(status)}"
     if run is not None and run.state == "begun":
         yield (
             "run",
-            f"{wording.visible(run.url)}: begun, but its listing never ended and is made again",
+            f"{wording.visible(run.url)}: started, but its listing did not finish and starts again",
         )
     elif run is not None:
         done = f"{wording.counted(run.members_done, 'file')} in {wording.counted(run.blocks_done, 'block')}"
-        rest = f"{wording.counted(run.members_left, 'file')} in {wording.counted(run.blocks_left, 'block')}"
-        yield "run", f"{wording.visible(run.url)}: {run.state}; {done} done before, skipped"
+        remaining = f"{wording.counted(run.members_left, 'file')} in {wording.counted(run.blocks_left, 'block')}"
+        yield "run", f"{wording.visible(run.url)}: {run.state}; {done} already done, skipped"
         if run.state == "unfinished":
-            yield "run", f"left: {rest}; the listing is there and is not made again"
+            yield "run", f"left: {remaining}; the existing listing is used"
         else:
             yield (
                 "run",
-                f"left: {rest}, new or changed since"
+                f"left: {remaining}, new or changed since"
                 if run.members_left
                 else "left: nothing; no file is new or changed",
             )
 
 
-def _asked(plan: Plan) -> Lines:
-    """The ensemble, what its card promises, and what else is wanted of each image."""
+def _describe_ensemble(plan: Plan) -> Lines:
+    """Describe the ensemble, its guarantee, perturbations, and the stages of a cascade."""
     yield (
         "ensemble",
         f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}",
     )
-    if (promised := plan.guarantee) is not None:
+    if (guarantee := plan.guarantee) is not None:
         yield (
             "guarantee",
             describe_guarantee(
-                promised.target_fpr,
-                promised.upper_bound,
-                promised.confidence,
-                promised.population,
+                guarantee.target_fpr,
+                guarantee.upper_bound,
+                guarantee.confidence,
+                guarantee.population,
             ),
         )
-        if promised.otherwise:
-            yield "guarantee", f"does not hold: scored otherwise, {', '.join(promised.otherwise)}"
+        if guarantee.otherwise:
+            yield (
+                "guarantee",
+                f"does not hold for these settings: {', '.join(guarantee.otherwise)}",
+            )
         else:
             yield (
                 "guarantee",
-                "at its end the run compares the archive with those images; where they differ much, all verdicts abstain",
+                "at its end, the run compares the archive with those images; if they differ much, all verdicts abstain",
             )
     if views := plan.views:
         yield (
             "perturb",
-            f"{len(views) + 1} passes over every image, decoded once: as it is, and {', '.join(views)}",
+            f"{len(views) + 1} passes over every image, decoded once: unchanged, and {', '.join(views)}",
         )
-    if looks := plan.cascade:
-        on_about = (
-            f"{', '.join(looks.second)} on about {wording.percent(looks.share)} of the images"
+    if cascade := plan.cascade:
+        second_stage = (
+            f"{', '.join(cascade.second)} on about {wording.percent(cascade.share)} of the images"
         )
-        yield "cascade", f"{', '.join(looks.first)} on all, {on_about}"
-        if looks.seconds_per_image:
-            first, second = (looks.seconds_per_image[look] for look in ("first", "second"))
+        yield "cascade", f"{', '.join(cascade.first)} on all, {second_stage}"
+        if cascade.seconds_per_image:
+            first, second = (cascade.seconds_per_image[stage] for stage in ("first", "second"))
             yield (
                 "cascade",
-                f"a core spends {first:.2g} s on each image for the first look, {second:.2g} s for its share of the second",
+                f"per image of the archive, a core needs {first:.2g} s for the first stage and on average {second:.2g} s for the second",
             )
 
 
-def _images(plan: Plan) -> Lines:
-    """What is kept and named of each image, how often it is decoded, for whom it is prepared, and
-    what its networks compute.
-    """
+def _describe_images(plan: Plan) -> Lines:
+    """Describe the work on each image: embeddings, profile, decoding, tensors, and backbones."""
     for name, width in (plan.features or {}).items():
-        kept = wording.size(_FLOAT_BYTES * width * plan.members)
+        size = wording.size(_FLOAT_BYTES * width * plan.members)
         yield (
             "embeddings",
-            f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for other heads",
+            f"{width:,} numbers per image, of {name}: about {size} in the run directory, for other heads",
         )
     profile = plan.profile
     if profile and profile.identifier:
         yield "profile", f"{profile.identifier} names the generator of every image"
     if profile and profile.describer:
-        whom = "all images" if profile.describe == "all" else "what is called fake"
-        share = "" if profile.share is None else f", {wording.percent(profile.share)} of the images"
-        yield "profile", f"{profile.describer} predicts the prompt of {whom}{share}"
-    again = plan.kind != "fused" and plan.keeps_sizes
+        subject = "all images" if profile.describe == "all" else "images called fake"
+        fraction = (
+            "" if profile.share is None else f", {wording.percent(profile.share)} of the images"
+        )
+        yield "profile", f"{profile.describer} predicts the prompt of {subject}{fraction}"
+    decodes_twice = plan.kind != "fused" and plan.keeps_sizes
     yield (
         "decode",
-        "every image once for fixed sizes, and again where it is scored in its own"
-        if again
+        "every image once for fixed sizes, and again if a detector scores it in its own size"
+        if decodes_twice
         else "every image once",
     )
     for tensor in plan.tensors:
-        yield "tensors", f"{_shape(tensor)} for {', '.join(tensor.detectors)}"
+        yield "tensors", f"{_format_shape(tensor)} for {', '.join(tensor.detectors)}"
     for backbone in plan.backbones:
-        yield "backbones", _shared(backbone)
-    of_what = " (of one megapixel)" * plan.keeps_sizes
-    gmac = f"{wording.number(plan.gmac_per_image)} billion multiply-adds per image{of_what}"
-    yield "work", gmac if plan.gmac_per_image else "the cards state no size"
+        yield "backbones", _format_backbone(backbone)
+    image_size = " (of one megapixel)" * plan.keeps_sizes
+    gmac = f"{wording.number(plan.gmac_per_image)} billion multiply-adds per image{image_size}"
+    yield "work", gmac if plan.gmac_per_image else "not stated on the cards"
 
 
-def _nodes(plan: Plan) -> Lines:
-    """The machines, and the processes on them."""
+def _describe_nodes(plan: Plan) -> Lines:
+    """Describe the machines, and the processes on them."""
     cluster = plan.cluster
     gpus = wording.counted(cluster.gpus, "GPU") if cluster.gpus else "no GPU"
     is_priced = cluster.nodes or cluster.price_per_hour
     price = (
         f"{wording.number(cluster.price_per_hour, decimals=2)} per hour"
         if is_priced
-        else "no price per hour given"
+        else "no price per hour set"
     )
     yield (
         "cluster",
-        f"{wording.visible(cluster.name or 'of no name')}: {wording.counted(cluster.cpus, 'core')}, {gpus}; {price}",
+        f"{wording.visible(cluster.name or 'unnamed')}: {wording.counted(cluster.cpus, 'core')}, {gpus}; {price}",
     )
     for node in cluster.nodes:
-        has = f"{node.cpus} cores" + (
+        resources = f"{node.cpus} cores" + (
             f", {node.gpus} × {wording.visible(node.gpu or 'GPU')}" if node.gpus else ""
         )
-        each = f"{wording.number(node.price_per_hour, decimals=2)} per hour each"
-        yield "cluster", f"{node.count} × {wording.visible(node.name or 'node')}: {has}; {each}"
+        node_price = f"{wording.number(node.price_per_hour, decimals=2)} per hour each"
+        yield (
+            "cluster",
+            f"{node.count} × {wording.visible(node.name or 'node')}: {resources}; {node_price}",
+        )
     yield (
         "layout",
         f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files",
     )
-    for number, group in enumerate(plan.groups or (), 1):
-        yield "turns", f"{number}: {', '.join(group)}"
+    for index, group in enumerate(plan.groups or (), 1):
+        yield "turns", f"{index}: {', '.join(group)}"
 
 
-def _memory(plan: Plan) -> Lines:
-    """What processes and large images take on each node, and the pools of detectors."""
+def _describe_memory(plan: Plan) -> Lines:
+    """Describe the memory of processes and large images on each node, and pools of detectors."""
     memory = plan.memory
-    held = " in which detectors take turns" if plan.groups else " that holds all detectors"
+    detectors = " in which detectors take turns" if plan.groups else " that holds all detectors"
     yield (
         "memory",
-        f"about {wording.size(plan.process_bytes)} for a process{held}, by the sizes on their cards",
+        f"about {wording.size(plan.process_bytes)} for a process{detectors}, by the sizes on their cards",
     )
     if memory.total_bytes is None or memory.decode_bytes is None or memory.file_bytes is None:
         yield (
             "memory",
-            "and a quarter of each node's memory, which nobody has stated, for large images, which take turns",
+            "and a quarter of the memory of each node, whose size is not known, for large images, which take turns",
         )
     else:
         decoding, files = wording.size(memory.decode_bytes), wording.size(memory.file_bytes)
-        together = _counted_processes(memory.processes, "process")
-        most = f"at most {wording.size(memory.total_bytes)} on a node: {together}"
+        processes = _count_processes(memory.processes, "process")
+        total = f"at most {wording.size(memory.total_bytes)} on a node: {processes}"
         yield (
             "memory",
-            f"{most}, {decoding} for large images, which take turns, {files} for large files",
+            f"{total}, {decoding} for large images, which take turns, {files} for large files",
         )
         if memory.worst_bytes > memory.decode_bytes:
-            refused = f"images that take more than {decoding} to decode are image_too_large there"
-            let_in = f"though the limits let in up to {wording.size(memory.worst_bytes)}"
+            rejected = f"images that take more than {decoding} to decode are image_too_large there"
+            admitted = f"although the limits admit up to {wording.size(memory.worst_bytes)}"
             yield (
                 "memory",
-                f"{refused}, {let_in}: --set cluster.decode_bytes={memory.worst_bytes} where there is so much",
+                f"{rejected}, {admitted}: use --set cluster.decode_bytes={memory.worst_bytes} if nodes have enough memory",
             )
     if len(plan.pools) > 1:
         yield from (("pools", ", ".join(pool)) for pool in plan.pools)
 
 
-def _probe(plan: Plan) -> Lines:
-    """The members that were tried, and what of them was refused."""
+def _describe_probe(plan: Plan) -> Lines:
+    """Describe the sample that was scored, and how many of its files were rejected."""
     probe = plan.probe
     if probe is None:
         return
-    work = "scored" if probe.scored else "decoded"
-    by = _counted_processes(probe.processes, "process")
+    action = "scored" if probe.scored else "decoded"
+    processes = _count_processes(probe.processes, "process")
     yield (
         "probe",
-        f"{wording.counted(probe.members, 'file')}, drawn evenly, {work} by {by} of this machine, as in a run",
+        f"{wording.counted(probe.members, 'file')}, drawn evenly, {action} by {processes} of this machine, as in a run",
     )
     low, high = map(wording.percent, probe.refused_share.interval or (0.0, 1.0))
     if not probe.refused:
         yield (
             "probe",
-            f"none of {probe.members} refused; of the archive at most {high} (95 % interval)",
+            f"none of {probe.members} rejected; of the archive at most {high} (95 % interval)",
         )
         return
     counts = ", ".join(
-        f"{number} {status}" for status, number in probe.statuses.items() if status != "ok"
+        f"{count} {status}" for status, count in probe.statuses.items() if status != "ok"
     )
     yield (
         "probe",
-        f"{probe.refused} of {probe.members} refused: {counts}; of the archive {low} to {high} (95 % interval)",
+        f"{probe.refused} of {probe.members} rejected: {counts}; of the archive {low} to {high} (95 % interval)",
     )
     for status, examples in probe.examples.items():
         name = wording.shortened(
-            wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE
+            wording.file_name(examples[0].uri, examples[0].member), _MAX_EXAMPLE_WIDTH
         )
         yield (
             "probe",
-            f"  {status}: e.g. {name}: {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}",
+            f"  {status}: e.g. {name}: {wording.shortened(examples[0].detail, _MAX_EXAMPLE_WIDTH)}",
         )
 
 
-def _stages(plan: Plan, width: int) -> Lines:
-    """What each stage reaches, and which one holds the others up."""
+def _describe_stages(plan: Plan, width: int) -> Lines:
+    """Describe the maximum rate of each stage, and the bottleneck."""
     rows = []
     for stage in plan.stages:
         seconds, rate = stage.seconds_per_image, stage.images_per_s
@@ -267,7 +274,7 @@ def _stages(plan: Plan, width: int) -> Lines:
             stage.stage,
             wording.NONE if seconds is None else f"{seconds:.2g}" if seconds < 0.01 else f"{seconds:.3f}",
             "not known" if rate is None else f"{wording.number(rate)} images/s",
-            _counted_processes(stage.processes, "GPU process" if on_gpu else "process"),
+            _count_processes(stage.processes, "GPU process" if on_gpu else "process"),
             stage.basis + (f" ({', '.join(stage.detectors)})" if len(plan.pools) > 1 and stage.detectors else ""),
         ])  # fmt: skip
     if rows:
@@ -280,43 +287,43 @@ def _stages(plan: Plan, width: int) -> Lines:
         if plan.kind == "fused":
             yield (
                 "stages",
-                "each process does all of it in turn; “at most” is what it would reach if it did nothing else",
+                "each process runs all stages in turn; “at most” is the rate if it ran only this stage",
             )
         else:
             yield (
                 "stages",
-                "fetch, decode and prepare share their cores; “at most” is what each would reach alone",
+                "fetch, decode and prepare share their cores; “at most” is the rate of each stage alone",
             )
     if plan.bottleneck:
         yield "bottleneck", f"{plan.bottleneck.stage}: {plan.bottleneck.advice}"
 
 
-def _detectors(plan: Plan, width: int) -> Lines:
-    """What each of several detectors takes."""
-    heads, rows = ["detector", "ms per image", "with others", "of the time", ""], []
+def _describe_detectors(plan: Plan, width: int) -> Lines:
+    """Describe the time of each detector if there are several."""
+    headers, rows = ["detector", "ms per image", "with others", "of the time", ""], []
     for name, cost in (plan.costs or {}).items():
         times = (
-            wording.NONE if spent is None else wording.number(spent)
-            for spent in (cost.ms_per_image, cost.spent_ms)
+            wording.NONE if time_ms is None else wording.number(time_ms)
+            for time_ms in (cost.ms_per_image, cost.spent_ms)
         )
         fraction = wording.NONE if cost.share is None else wording.percent(cost.share)
         rows.append([name, *times, fraction, cost.basis])
     if len(rows) > 1:
-        yield from (("detectors", line) for line in table(heads, rows, width, right={1, 2, 3}))
+        yield from (("detectors", line) for line in table(headers, rows, width, right={1, 2, 3}))
         if plan.backbones:
             yield (
                 "detectors",
-                "“ms per image”: alone, on one core or GPU; with others the first that shares a backbone pays for it",
+                "“ms per image”: alone, on one core or GPU; “with others”: the first detector of a shared backbone includes its time",
             )
 
 
-def _forecast(plan: Plan) -> Lines:
-    """Rate and hours, and where a limit of the run would stop it."""
+def _describe_forecast(plan: Plan) -> Lines:
+    """Describe the rate and the hours, and the fraction of the work within the run's limits."""
     forecast, stops = plan.forecast, plan.stops
     if forecast is None or forecast.images_per_s is None:
         yield (
             "forecast",
-            "none: no probe was made (--probe 0)" if forecast is None else "nothing to do",
+            "none: there was no probe (--probe 0)" if forecast is None else "nothing to do",
         )
         return
     total, starting, listing = (
@@ -324,43 +331,49 @@ def _forecast(plan: Plan) -> Lines:
         for seconds in (3600 * forecast.hours, forecast.starting_s, forecast.listing_s)
     )
     rate = f"{forecast.images_per_s:,.1f} images/s ({wording.size(forecast.bytes_per_s or 0)}/s from the source)"
-    parts = f"{starting} of it starting and {listing} listing; machines that have yet to come add their time"
-    yield "forecast", f"{rate}: {total} in all, {parts}"
+    parts = f"including {starting} to start and {listing} to list; machines that are not running yet take longer"
+    yield "forecast", f"{rate}: {total} in total, {parts}"
     if forecast.assumed_gmac_per_s:
-        assumed = f"multiply-adds on their cards at {forecast.assumed_gmac_per_s:,.0f} billion a second on each GPU"
-        yield "forecast", f"the detectors' time is no measurement, since no GPU is here: {assumed}"
-    if stops.share is not None and stops.share < 1:
-        given = {"--max-hours": stops.max_hours, "--max-cost": stops.max_cost}
-        limits = " and ".join(
-            f"{name} {limit:g}" for name, limit in given.items() if limit is not None
+        assumption = f"multiply-adds on their cards at {forecast.assumed_gmac_per_s:,.0f} billion a second on each GPU"
+        yield (
+            "forecast",
+            f"the detectors' time is not measured, because this machine has no GPU: {assumption}",
         )
-        share = f"about {wording.percent(stops.share)} of that"
-        yield "forecast", f"{limits} would stop it at {share}; the same command goes on from there"
+    if stops.share is not None and stops.share < 1:
+        options = {"--max-hours": stops.max_hours, "--max-cost": stops.max_cost}
+        limits = " and ".join(
+            f"{name} {limit:g}" for name, limit in options.items() if limit is not None
+        )
+        fraction = f"about {wording.percent(stops.share)} of that"
+        yield (
+            "forecast",
+            f"{limits} would stop it at {fraction}; run the same command again to resume",
+        )
 
 
-def _requests(plan: Plan) -> Lines:
-    """The requests to the stores, and how many bytes come from the source."""
+def _describe_requests(plan: Plan) -> Lines:
+    """Describe the requests to the stores, and the bytes that are read from the source."""
     requests, read = plan.requests, f"{wording.size(plan.bytes_read)} read"
     if not requests.any:
         yield "requests", f"none that a store would bill: everything is on this machine; {read}"
         return
     yield (
         "requests",
-        f"{requests.list:,} LIST, {requests.get:,} GET, {requests.put:,} PUT, at the least; {read}",
+        f"at least {requests.list:,} LIST, {requests.get:,} GET, {requests.put:,} PUT; {read}",
     )
     if any(kind.startswith("tar.") for kind in plan.kinds) and plan.workers > 1:
-        why = "they can only be read from their beginning, by every worker that gets a part of one"
-        yield "requests", f"more for compressed tars: {why}"
+        reason = "every worker with a part of such a file reads it from its start"
+        yield "requests", f"more for compressed tar files: {reason}"
 
 
-def _cost(plan: Plan, width: int) -> Lines:
-    """The bill line by line and in total, in whatever currency the prices are."""
+def _describe_cost(plan: Plan, width: int) -> Lines:
+    """Describe the cost line by line and in total, in the currency of the prices."""
     cost, prices, forecast = plan.cost, plan.prices, plan.forecast
     is_priced = bool(prices["per_hour"] or plan.cluster.nodes)
     total = "without the machines"
     if cost.compute is None or forecast is None or not is_priced:
         rows = [
-            ["compute", wording.NONE, "not known: no probe was made" if is_priced else _NO_PRICE]
+            ["compute", wording.NONE, "not known: there was no probe" if is_priced else _NO_PRICE]
         ]
     else:
         hours = f"{wording.number(forecast.hours)} hours at {prices['per_hour']:g} per hour"
@@ -374,40 +387,40 @@ def _cost(plan: Plan, width: int) -> Lines:
             ]
         )
     if cost.compute is not None and is_priced:
-        each = (
+        unit_cost = (
             ""
             if cost.per_1000_members is None
             else f", {wording.number(cost.per_1000_members, decimals=2)} per 1,000 files"
         )
-        share = (
+        compute_fraction = (
             ""
             if cost.compute_share is None
             else f"; {wording.percent(cost.compute_share)} of it is compute"
         )
-        total = f"in the currency of the prices{each}{share}"
+        total = f"in the currency of the prices{unit_cost}{compute_fraction}"
     rows.append(["total", wording.number(cost.total, decimals=2), total])
     yield from (("cost", line) for line in table(rows[0], rows[1:], width, right={1}))
 
 
-def _counted_processes(count: int, word: str) -> str:
-    return wording.counted(count, word).replace("processs", "processes")
+def _count_processes(count: int, noun: str) -> str:
+    return wording.counted(count, noun).replace("processs", "processes")
 
 
-def _shape(tensor: PlannedTensor) -> str:
+def _format_shape(tensor: PlannedTensor) -> str:
     shape, resize = tensor.shape, tensor.preprocessing.get("resize", {"mode": "none"})
     if shape is None:
         return (
             "own size" if resize["mode"] == "none" else f"own aspect, at most {resize['size']} px"
         )
-    how = (
+    method = (
         "crop"
         if resize["mode"] == "none"
         else f"{resize['mode']}, {tensor.preprocessing.get('filter', 'bilinear')}"
     )
-    return f"{shape[0]} × {shape[1]} ({how.replace('_', ' ')})"
+    return f"{shape[0]} × {shape[1]} ({method.replace('_', ' ')})"
 
 
-def _shared(backbone: PlannedBackbone) -> str:
+def _format_backbone(backbone: PlannedBackbone) -> str:
     runs = [f"once for {' and '.join(users)}" for users in backbone.runs_once_for]
-    held = ", held once" * (len(runs) > 1)
-    return f"{backbone.name} runs {', '.join(runs)}{held}"
+    loaded_once = ", loaded once" * (len(runs) > 1)
+    return f"{backbone.name} runs {', '.join(runs)}{loaded_once}"

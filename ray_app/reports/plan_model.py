@@ -1,6 +1,6 @@
-"""The result of `touchstone plan`: `Plan`. `--json` prints it, and `plan_lines` words it.
+"""The result of `touchstone plan`: `Plan`. `--json` prints it, and `plan_lines` formats it.
 
-What the work does not have (a cascade, a profile, views) is None.
+Fields for parts that a plan does not have, such as a cascade or a profile, are None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from ray_app.metrics.values import NOT_MEASURED, MetricValue
 
 @dataclass(frozen=True)
 class PlannedKind:
-    """The members that are files of their own, or that lie in containers of one format."""
+    """Members that are separate files, or that are in containers of one format."""
 
     members: int = 0
     size_bytes: int = 0
@@ -21,7 +21,7 @@ class PlannedKind:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """How far the run is that the command would continue.
+    """Progress of the run that the command would continue.
 
     Attributes:
         state: `begun`, `unfinished`, or `finished`.
@@ -37,10 +37,10 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedNodes:
-    """Some machines of one type.
+    """Machines of one type.
 
     Attributes:
-        price_per_hour: The price of one of them.
+        price_per_hour: Price of one machine.
     """
 
     name: str = ""
@@ -54,10 +54,10 @@ class PlannedNodes:
 
 @dataclass(frozen=True)
 class PlannedCluster:
-    """The machines together.
+    """All machines of the cluster.
 
     Attributes:
-        nodes: By type. Empty if only their cores and GPUs are known.
+        nodes: Machines by type. Empty if only the number of cores and GPUs is known.
     """
 
     name: str = ""
@@ -69,7 +69,7 @@ class PlannedCluster:
 
 @dataclass(frozen=True)
 class PlannedGuarantee:
-    """What the card of the ensemble guarantees.
+    """The guarantee of the card of the ensemble.
 
     Attributes:
         otherwise: Settings of the run for which the guarantee does not hold.
@@ -87,8 +87,8 @@ class PlannedProfile:
     """The identifier and the describer.
 
     Attributes:
-        describe: Which images are described.
-        share: The fraction of the images that is described. None if no probe measured it.
+        describe: The images that the describer describes.
+        share: Fraction of the images that is described. None if no probe measured it.
     """
 
     identifier: str | None = None
@@ -99,7 +99,7 @@ class PlannedProfile:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A preprocessing with the detectors that share its tensor.
+    """A preprocessing, and the detectors that share its tensor.
 
     Attributes:
         shape: (height, width) in pixels. None if images keep their size.
@@ -120,13 +120,16 @@ class PlannedBackbone:
 
 @dataclass(frozen=True)
 class PlannedMemory:
-    """What a run takes of the memory of one node at most.
+    """Maximum memory of a run on one node, in bytes.
 
     Attributes:
-        decode_bytes: For large images, which take turns. None if the memory of the node is not
-            stated, as `file_bytes` and `total_bytes`.
-        file_bytes: For large files.
-        worst_bytes: What an image within the limits takes at most to be decoded.
+        processes: Number of processes.
+        process_bytes: Memory of one process.
+        decode_bytes: Memory for large images, which take turns.
+        file_bytes: Memory for large files.
+        total_bytes: Total memory. It, `decode_bytes`, and `file_bytes` are None if the memory of
+            the node is not known.
+        worst_bytes: Maximum memory to decode an image within the limits.
     """
 
     processes: int = 0
@@ -139,7 +142,7 @@ class PlannedMemory:
 
 @dataclass(frozen=True)
 class PlannedListing:
-    """What listing the source took."""
+    """Cost of listing the source."""
 
     seconds: float = 0.0
     gets: int = 0
@@ -148,7 +151,7 @@ class PlannedListing:
 
 @dataclass(frozen=True)
 class ProbeExample:
-    """A member of the sample that was refused, and the reason."""
+    """A member of the sample that was rejected, and the reason."""
 
     uri: str
     member: str | None
@@ -157,13 +160,14 @@ class ProbeExample:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What became of the members of the sample.
+    """Results of the members of the sample.
 
     Attributes:
         score_basis: Whether the time of the detectors was measured or estimated.
-        processes: How many processes worked on the sample at once.
-        refused_share: The fraction of refused members, with its 95 % interval.
-        examples: By status, the first refused members.
+        processes: Number of processes that scored the sample.
+        refused: Number of rejected members.
+        refused_share: Fraction of rejected members, with its 95 % interval.
+        examples: The first rejected members by status.
     """
 
     members: int = 0
@@ -183,8 +187,10 @@ class PlannedCascade:
     """The two stages of a cascade.
 
     Attributes:
-        share: The fraction of the images that the second stage is expected to score.
-        seconds_per_image: By stage, what a core spends on an image.
+        first: Detectors of the first stage.
+        second: Detectors of the second stage.
+        share: Expected fraction of the images in the second stage.
+        seconds_per_image: Core seconds per image of the archive, by stage.
     """
 
     first: Sequence[str] = ()
@@ -195,10 +201,11 @@ class PlannedCascade:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What one stage does at most.
+    """The maximum rate of one stage.
 
     Attributes:
-        seconds_per_image: None if it is not known, as `images_per_s`.
+        seconds_per_image: Seconds per image. None if not known.
+        images_per_s: Maximum rate. None if not known.
         basis: `measured`, `estimated`, or `unknown`.
     """
 
@@ -212,10 +219,11 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class PlannedBottleneck:
-    """The stage that sets the rate, and what would raise it.
+    """The stage that limits the rate.
 
     Attributes:
-        scorers_busy: The fraction of the time in which scorers work.
+        advice: How to raise the rate.
+        scorers_busy: Fraction of the time in which scorers work.
     """
 
     stage: str
@@ -225,7 +233,7 @@ class PlannedBottleneck:
 
 @dataclass(frozen=True)
 class PlannedTime:
-    """Rate and hours. Machines that have yet to come are not in it.
+    """Rate and hours, without the time to start new machines.
 
     Attributes:
         assumed_gmac_per_s: The assumed speed of a GPU if none could be measured.
@@ -242,12 +250,13 @@ class PlannedTime:
 
 @dataclass(frozen=True)
 class PlannedDetector:
-    """What one detector takes.
+    """Time of one detector.
 
     Attributes:
-        ms_per_image: On one core or GPU, by itself.
-        spent_ms: With the others: the first detector that has a shared backbone pays for it.
-        share: The fraction of all the time that is spent on an image.
+        ms_per_image: Milliseconds per image on one core or GPU, if it runs alone.
+        spent_ms: Milliseconds per image with the other detectors. The first detector of a shared
+            backbone includes the time of the backbone.
+        share: Fraction of the total time per image.
     """
 
     ms_per_image: float | None = None
@@ -258,7 +267,7 @@ class PlannedDetector:
 
 @dataclass(frozen=True)
 class PlannedRequests:
-    """The requests that a store bills, at the least."""
+    """Minimum number of requests that a store bills."""
 
     list: int = 0
     get: int = 0
@@ -272,13 +281,13 @@ class PlannedRequests:
 
 @dataclass(frozen=True)
 class PlannedCost:
-    """The bill, in the currency of the prices.
+    """Cost in the currency of the prices.
 
     Attributes:
-        compute: The machines. None if the hours are not known.
-        egress: The bytes out of the store.
-        compute_share: The fraction of the total. None if nothing has a price.
-        per_1000_members: None if the hours are not known.
+        compute: Cost of the machines. None if the hours are not known.
+        egress: Cost of bytes out of the store.
+        compute_share: Fraction of the total that is compute. None if nothing has a price.
+        per_1000_members: Cost per 1,000 members. None if the hours are not known.
     """
 
     compute: float | None = None
@@ -293,7 +302,7 @@ class PlannedStops:
     """The limits of the run.
 
     Attributes:
-        share: The fraction of the work for which they leave time and money.
+        share: Fraction of the work that fits into them.
     """
 
     max_hours: float | None = None
@@ -303,15 +312,16 @@ class PlannedStops:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a scoring run will do and cost.
+    """The work and the cost of a scoring run.
 
     Attributes:
-        unknown_sizes: Members whose size is known only after they were read.
+        unknown_sizes: Number of members whose size is only known after they are read.
         run: The run that would be continued.
-        unlike: In what the archive differs so much from the images of the calibration that all
-            verdicts abstain, by the last summary of the run or else by the sample.
-        groups: Of detectors that take turns in each worker because they do not fit together.
-        costs: By detector. None without a probe, as `probe`, `bottleneck`, and `forecast`.
+        unlike: The difference from the images of the calibration because of which all verdicts
+            abstain, by the last summary of the run or else by the sample. None if there is none.
+        groups: Groups of detectors that take turns in each worker, because they do not fit into
+            memory together.
+        costs: Time by detector. It, `probe`, `bottleneck`, and `forecast` are None without a probe.
     """
 
     members: int = 0
@@ -359,7 +369,7 @@ class Plan:
 
     @property
     def keeps_sizes(self) -> bool:
-        """Whether a detector takes images in their own size."""
+        """Whether a detector scores images in their own size."""
         return any(tensor.shape is None for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""A training's document (`TrainingFacts`, `metrics.json`) → one HTML page
-(`render_training_report`), and a few lines (`training_lines`).
+"""Report a training (`TrainingFacts`, `metrics.json`) as a page (`render_training_report`) or lines.
 
-Fields stand in the order of the file; `history` and `mistakes` are for the page alone. The
-page loads nothing and runs nothing. Every text in the facts is taken for hostile.
+Fields have the order of the file; `history` and `mistakes` are only for the page. The page has no
+scripts and loads nothing. All texts of a training are untrusted and therefore escaped.
 """
 
 import math
@@ -24,20 +23,18 @@ from ray_app.reports.html import render, settings
 
 T = TypeVar("T")
 TRAINING_SCHEMA = 1
-_MOST_VALIDATIONS = 200
-_HARDEST = 3
-_LONGEST_NAME = 60
-_MOST_GENERATORS = 60
-_NAMED = 3  # files on the terminal
+_MAX_VALIDATIONS = 200
+_MAX_HARDEST = 3
+_MAX_NAME_WIDTH = 60
+_MAX_GENERATORS = 60
+_MAX_FILES = 3  # Names of unreadable files on the terminal.
 
 
 def _read(kind: type[T], content: Mapping[str, Any]) -> T:
-    """Return a dataclass of its fields by name. Other keys are ignored, and a null is the same as an
-    absent key.
-    """
-    names = {one.name for one in fields(kind)}  # type: ignore[arg-type]
-    known = {key: content[key] for key in names & set(content) if content[key] is not None}
-    return TypeAdapter(kind).validate_python(known)
+    """Make a dataclass from its fields by name; ignore other keys and null values."""
+    names = {field_.name for field_ in fields(kind)}  # type: ignore[arg-type]
+    present = {key: content[key] for key in names & set(content) if content[key] is not None}
+    return TypeAdapter(kind).validate_python(present)
 
 
 def _metric(value: float | None, interval: tuple[float, float] | None) -> MetricValue:
@@ -47,7 +44,10 @@ def _metric(value: float | None, interval: tuple[float, float] | None) -> Metric
 
 @dataclass(frozen=True)
 class GeneratorFigures:
-    """Figures of one generator's images; of `tpr` and `tnr` only that of its label."""
+    """Metrics on the images of one generator, or of one source of real images.
+
+    Fakes have `tpr`, real images have `tnr`; `interval` is that of the rate.
+    """
 
     n: int = 0
     label: str = ""
@@ -59,21 +59,25 @@ class GeneratorFigures:
 
     @property
     def area(self) -> MetricValue:
-        """The AUC with its interval."""
+        """AUC with its interval."""
         return _metric(self.auc, self.auc_interval)
 
     @property
     def rate(self) -> MetricValue:
-        """The share judged correctly: flagged of fakes, not flagged of real images."""
+        """Fraction judged correctly: flagged fakes, or real images that are not flagged."""
         return _metric(self.tpr if self.label == "fake" else self.tnr, self.interval)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of one split (ray_app.metrics.detection_figures, and those of masks where there are
-    any: `n` of them).
+    """Metrics of one split (`ray_app.metrics.detection_figures`), and of masks if it has any.
 
-    `unreadable`: rows that have no score.
+    Attributes:
+        n_real: Number of real images.
+        n_fake: Number of fakes.
+        generators: Metrics by generator.
+        n: Number of masks.
+        unreadable: Number of rows without a score.
     """
 
     n_real: int = 0
@@ -96,29 +100,27 @@ class Figures:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Figures":
-        """Return the figures of `metrics.detection_figures`."""
+        """Make the metrics of a split from the result of `metrics.detection_figures`."""
         return _read(cls, content)
 
     def figure(self, name: str) -> MetricValue:
-        """A figure by its name in FIGURES, with its 95 % interval where it has one; without a value
-        where it was not measured.
-        """
+        """Return a metric of `FIGURES` with its 95 % interval; without a value if not measured."""
         value: float | None = getattr(self, name) if name in FIGURES else None
         return _metric(value, getattr(self, f"{name}_interval", None))
 
     def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
-        """The generators of one label, the least AUC first; those that have none come last."""
-        mine = [
+        """Return the generators of one label in ascending order of AUC; without an AUC, last."""
+        selected = [
             (name, figures) for name, figures in self.generators.items() if figures.label == label
         ]
         return sorted(
-            mine, key=lambda item: (math.inf if item[1].auc is None else item[1].auc, item[0])
+            selected, key=lambda item: (math.inf if item[1].auc is None else item[1].auc, item[0])
         )
 
 
 @dataclass(frozen=True)
 class HistoryPoint:
-    """One step of the training, or a few that were averaged."""
+    """One step of the training, or the mean of several steps."""
 
     step: int = 0
     loss: float = math.nan
@@ -129,8 +131,14 @@ class HistoryPoint:
 
 @dataclass(frozen=True)
 class TrainingMistake:
-    """One image that the network misclassifies; `jpeg`: its thumbnail, re-encoded and free of
-    metadata.
+    """An image that the network misclassifies.
+
+    Attributes:
+        jpeg: Thumbnail, which was encoded again without metadata.
+        label: True label.
+        generator: Generator of the image.
+        score: Score in log-odds.
+        name: Name of the file.
     """
 
     jpeg: bytes = b""
@@ -142,7 +150,15 @@ class TrainingMistake:
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What one split holds; `generators`: images of each, sources of real ones included."""
+    """Numbers of images in one split.
+
+    Attributes:
+        images: Number of all images.
+        real: Number of real images.
+        fake: Number of fakes.
+        generators: Number of images by generator, or by source of real images.
+        digest: Digest of the split.
+    """
 
     images: int = 0
     real: int = 0
@@ -153,7 +169,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SetAside:
-    """Images of the training sources that are in no split, and why."""
+    """Number of images of the training sources that are in no split, and by reason."""
 
     images: int = 0
     why: Mapping[str, int] = field(default_factory=dict)
@@ -161,8 +177,14 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Shared:
-    """How many images of one split have their like in another: the same place, the same bytes, a
-    like perceptual hash, the same group.
+    """Number of images of one split that another split shares.
+
+    Attributes:
+        image_id: Images of the same file.
+        sha256: Images with the same bytes.
+        group: Images of the same group.
+        phash: Images with a similar perceptual hash.
+        examples: Examples of shared images.
     """
 
     image_id: int = 0
@@ -179,8 +201,12 @@ class Shared:
 
 @dataclass(frozen=True)
 class Leakage:
-    """What every two splits share. `checked`: whether every split has hashes of that name; without,
-    a count of 0 has no meaning. `unhashed`: how many images have none all the same.
+    """Images that pairs of splits share.
+
+    Attributes:
+        checked: Whether all splits have hashes, by kind of hash. If not, a count of 0 means nothing.
+        unhashed: Number of images without a hash, by kind of hash.
+        pairs: Shared images by pair of splits.
     """
 
     checked: Mapping[str, bool] = field(default_factory=dict)
@@ -189,25 +215,29 @@ class Leakage:
 
     @property
     def uncompared(self) -> list[str]:
-        """Which images no other was compared with, though their splits have hashes: a sentence for
-        each kind.
-        """
+        """Sentences on images that were not compared because they have no hash."""
         counts = {
-            words: self.unhashed.get(key, 0)
-            for key, words in (("sha256", "bytes"), ("phash", "looks"))
+            criterion: self.unhashed.get(key, 0)
+            for key, criterion in (("sha256", "bytes"), ("phash", "looks"))
             if self.checked.get(key)
         }
         return [
-            f"{wording.counted(n, 'image')} could not be compared by {words}: no hash."
-            for words, n in counts.items()
+            f"{wording.counted(n, 'image')} could not be compared by {criterion}: no hash."
+            for criterion, n in counts.items()
             if n
         ]
 
 
 @dataclass(frozen=True)
 class DataFindings:
-    """What is known of the data (ray_app.datasets.splits.Splits); `prompts_in_training`: images
-    left out for their prompts.
+    """Findings on the data of a training (`ray_app.datasets.splits.Splits`).
+
+    Attributes:
+        splits: Counts of each split.
+        set_aside: Images that are in no split.
+        leakage: Images that splits share.
+        prompts_in_training: Number of images left out by split, because their prompts are in
+            training.
     """
 
     splits: Mapping[str, SplitCounts] = field(default_factory=dict)
@@ -217,23 +247,23 @@ class DataFindings:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "DataFindings":
-        """Return the findings of `Splits.findings`."""
+        """Make the findings from the result of `Splits.findings`."""
         return _read(cls, content)
 
     @property
     def by_generator(self) -> list[tuple[str, list[int]]]:
-        """Images of each generator by split, the most frequent first."""
+        """Number of images of each generator by split, the most frequent generator first."""
         counts = [split.generators for split in self.splits.values()]
         rows = [
-            (name, [one.get(name, 0) for one in counts])
-            for name in {name for one in counts for name in one}
+            (name, [split.get(name, 0) for split in counts])
+            for name in {name for split in counts for name in split}
         ]
         return sorted(rows, key=lambda row: (-sum(row[1]), row[0]))
 
 
 @dataclass(frozen=True)
 class UnreadableFile:
-    """An image that could not be read, and how often it was needed."""
+    """An image that could not be read, and how often a step needed it."""
 
     split: str = ""
     uri: str = ""
@@ -244,13 +274,21 @@ class UnreadableFile:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """A training from beginning to end. `out`: where its files lie. `validations`: for each its
-    `step` and figures, side by side.
+    """The facts of a training: the content of `metrics.json`, and data for the page.
 
-    `calibration_note`: why there is no calibration. `unreadable`: images of the training split that
-    could not be read and were left out. `unreadable_files`: the first of them, and of those of
-    other splits; absent if there are none. `mask_warning`: which masks of fakes mark nothing or
-    everything; absent if none does. `probe`: of a linear probe alone.
+    Attributes:
+        out: Directory of the training.
+        metric: Key of the metric that chooses the step.
+        unreadable: Number of images of the training split that could not be read.
+        unreadable_files: The first of these images, and of those of other splits. None if there are
+            none.
+        mask_warning: Sentence on masks of fakes that mark nothing or everything. None if there are
+            none.
+        calibration_note: Why there is no calibration.
+        validations: `step` and metrics of each validation.
+        probe: Facts of a linear probe. None for other trainings.
+        history: Steps, for the page only.
+        mistakes: Misclassified images, for the page only.
     """
 
     schema: int = TRAINING_SCHEMA
@@ -282,11 +320,10 @@ class TrainingFacts:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "TrainingFacts":
-        """Return the facts of `metrics.json`. Unknown keys are ignored, and a null is the same as an
-        absent key.
+        """Make the facts from the content of `metrics.json`; ignore unknown keys and null values.
 
         Raises:
-            pydantic.ValidationError: A value is of another type.
+            pydantic.ValidationError: If a value has the wrong type.
         """
         return _read(cls, content)
 
@@ -300,46 +337,42 @@ class TrainingFacts:
     def splits(self) -> list[tuple[str, Figures]]:
         """The splits that were measured."""
         return [
-            (name, found)
-            for name, found in (("validation", self.validation), ("test", self.test))
-            if found is not None
+            (name, split)
+            for name, split in (("validation", self.validation), ("test", self.test))
+            if split is not None
         ]
 
     @property
     def figures(self) -> list[str]:
-        """Names of the figures that any split has, the one that chose first."""
+        """Keys of the metrics that any split has; the one that chooses the step comes first."""
         return [
             name
-            for name in self._chosen_first()
-            if any(found.figure(name).value is not None for _, found in self.splits)
+            for name in self._order_metrics()
+            if any(split.figure(name).value is not None for _, split in self.splits)
         ]
 
     @property
     def validated_figures(self) -> list[str]:
-        """Names of the figures of the validations, the one that chose first."""
-        return [name for name in self._chosen_first() if self.validated(name)]
+        """Keys of the metrics of validations; the one that chooses the step comes first."""
+        return [name for name in self._order_metrics() if self.validated(name)]
 
     @property
     def shown_validations(self) -> list[tuple[int, dict[str, float]]]:
-        """The figures of all validations, by step; of very many those of the last, and of the one
-        that was chosen.
-        """
-        found: dict[int, dict[str, float]] = {}
+        """Metrics of the validations to show, by step: the last 200, and the chosen one."""
+        by_step: dict[int, dict[str, float]] = {}
         for name in FIGURES:
             for step, value in self.validated(name):
-                found.setdefault(step, {})[name] = value
-        steps = sorted(found)
-        kept = {self.best_step, *steps[-_MOST_VALIDATIONS:]}
-        return [(step, found[step]) for step in steps if step in kept]
+                by_step.setdefault(step, {})[name] = value
+        steps = sorted(by_step)
+        shown_steps = {self.best_step, *steps[-_MAX_VALIDATIONS:]}
+        return [(step, by_step[step]) for step in steps if step in shown_steps]
 
-    def _chosen_first(self) -> list[str]:
+    def _order_metrics(self) -> list[str]:
         return sorted(FIGURES, key=lambda name: name != self.metric)
 
     @property
     def span(self) -> tuple[int, int]:
-        """The steps that a chart shows: all of the training, though it ended early or is still
-        going on.
-        """
+        """First and last step of charts: the whole training, even if it has not reached its end."""
         return 0, max(
             [
                 self.steps,
@@ -350,21 +383,23 @@ class TrainingFacts:
         )
 
     def validated(self, name: str) -> list[tuple[int, float]]:
-        """One figure at every validation, by step; left out where it was not measured."""
-        found = [(validation.get("step"), validation.get(name)) for validation in self.validations]
+        """Return the steps and values of a metric, for the validations that measured it."""
+        values = [(validation.get("step"), validation.get(name)) for validation in self.validations]
         return [
             (step, float(value))
-            for step, value in found
+            for step, value in values
             if isinstance(step, int) and isinstance(value, int | float)
         ]
 
 
 def render_training_report(facts: Mapping[str, Any]) -> str:
-    """Write a training as one self-contained HTML page; the keys of `facts` are those of
-    TrainingFacts, each may be absent.
+    """Render a training as one self-contained HTML page.
 
-    Thumbnails are JPEG bytes, already re-encoded and free of metadata; what is no JPEG is not
-    shown. Raises pydantic's ValidationError for a value of another type.
+    `facts` has fields of `TrainingFacts` by name; any of them may be absent. Thumbnails that are not
+    JPEG are not shown.
+
+    Raises:
+        pydantic.ValidationError: If a value has the wrong type.
     """
     training = TrainingFacts.from_dict(facts)
     captions = {
@@ -372,8 +407,8 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
         "gradient_norm": "Norm of the gradients",
         "images_per_s": "Images per second",
     }
-    paces = [
-        (caption, _history_chart(training, name, caption, compact=True))
+    rate_charts = [
+        (caption, _draw_history(training, name, caption, compact=True))
         for name, caption in captions.items()
     ]
     departures = training.recipe.get("departures") or ()
@@ -381,12 +416,12 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
         "training.html",
         document=training,
         headline=headline(training),
-        calibration=calibration_in_words(training),
-        loss=_history_chart(training, "loss", "Loss of each step"),
-        paces=[(caption, chart) for caption, chart in paces if chart],
-        validation_charts=_validation_charts(training),
+        calibration=describe_calibration(training),
+        loss=_draw_history(training, "loss", "Loss of each step"),
+        paces=[(caption, chart) for caption, chart in rate_charts if chart],
+        validation_charts=_draw_validations(training),
         axis_start=charts.axis_start,
-        most_generators=_MOST_GENERATORS,
+        most_generators=_MAX_GENERATORS,
         departures=list(map(str, departures))
         if isinstance(departures, list | tuple)
         else [str(departures)],
@@ -397,8 +432,10 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
 
 
 def training_lines(facts: Mapping[str, Any]) -> list[str]:
-    """The end of a training in words, for the terminal: the chosen step, its figures, what it finds
-    hardest, where things lie.
+    """Return the results of a training as lines for the terminal.
+
+    They are the chosen step, its metrics, the hardest generators, and the paths of the files.
+    `facts` has fields of `TrainingFacts` by name.
     """
     training = TrainingFacts.from_dict(facts)
     lines = [headline(training)]
@@ -417,15 +454,15 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
                     f"warning: the labels of {name} may be swapped: the detector scores its real images higher than its fakes"
                 )
     if training.validation.n_fake:
-        lines.append(calibration_in_words(training))
+        lines.append(describe_calibration(training))
     lines += file_warnings(training.unreadable_files, training.mask_warning, training.out)
-    hardest = (training.test or training.validation).hardest("fake")[:_HARDEST]
+    hardest = (training.test or training.validation).hardest("fake")[:_MAX_HARDEST]
     if len(hardest) > 1:
-        shown = [
-            f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.format_metric('auc', found.auc)})"
-            for name, found in hardest
+        texts = [
+            f"{wording.shortened(name, _MAX_NAME_WIDTH)} (AUC {wording.format_metric('auc', figures.auc)})"
+            for name, figures in hardest
         ]
-        lines.append(f"hardest generators: {', '.join(shown)}")
+        lines.append(f"hardest generators: {', '.join(texts)}")
     if training.out:
         out = wording.visible(training.out.rstrip("/"))
         lines += [
@@ -438,75 +475,77 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
 def file_warnings(
     unreadable: Sequence[UnreadableFile] | None, mask_warning: str | None, out: str
 ) -> list[str]:
-    """Return the lines for the terminal about files that could not be read and masks that may be
-    misread.
+    """Return lines for the terminal on unreadable files and on suspicious masks.
+
+    Args:
+        unreadable: The first files that could not be read. None if there are none.
+        mask_warning: Sentence on masks that mark nothing or everything. None if there are none.
+        out: Directory of the training.
     """
     lines = [f"warning: {wording.visible(mask_warning)}"] if mask_warning else []
     if unreadable:
         names = ", ".join(
             wording.visible(wording.file_name(file.uri, file.member))
-            for file in unreadable[:_NAMED]
+            for file in unreadable[:_MAX_FILES]
         )
-        rest = (
+        more = (
             f" and more, all in {wording.visible(out.rstrip('/'))}/unreadable.jsonl"
-            if len(unreadable) > _NAMED
+            if len(unreadable) > _MAX_FILES
             else ""
         )
-        lines.append(f"could not be read: {names}{rest}")
+        lines.append(f"could not be read: {names}{more}")
     return lines
 
 
 def headline(facts: TrainingFacts) -> str:
-    """The training in one sentence."""
+    """Describe the result of a training in one sentence."""
     name = wording.visible(facts.title or facts.name or "Training")
-    found = facts.validation.figure(facts.metric)
-    if found.value is None or facts.best_step is None:
+    metric = facts.validation.figure(facts.metric)
+    if metric.value is None or facts.best_step is None:
         return f"{name}: {wording.counted(facts.steps, 'step')}, no step chosen yet."
-    where = f"at step {facts.best_step:,} of {facts.steps:,}"
-    return f"{name}: {name_metric(facts.metric)} {format_metric_with_interval(facts.metric, found)} on validation, {where}."
+    step = f"at step {facts.best_step:,} of {facts.steps:,}"
+    return f"{name}: {name_metric(facts.metric)} {format_metric_with_interval(facts.metric, metric)} on validation, {step}."
 
 
-def calibration_in_words(facts: TrainingFacts) -> str:
-    """How probabilities come out of scores, or why a score is not to be read as one."""
+def describe_calibration(facts: TrainingFacts) -> str:
+    """Describe the calibration of a detector, or why its scores are not probabilities."""
     if facts.calibration is None:
-        why = f": {wording.visible(facts.calibration_note)}" if facts.calibration_note else ""
-        return f"Not calibrated{why}. Scores rank images; they are not chances."
-    off = (
+        reason = f": {wording.visible(facts.calibration_note)}" if facts.calibration_note else ""
+        return f"Not calibrated{reason}. Scores rank images; they are not probabilities."
+    error = (
         f"; on test, probabilities are off by {wording.percent(facts.calibration_error)}"
         if facts.calibration_error is not None
         else ""
     )
-    return f"Calibrated on validation: {facts.calibration}{off}."
+    return f"Calibrated on validation: {facts.calibration}{error}."
 
 
-def _history_chart(
+def _draw_history(
     facts: TrainingFacts, name: str, caption: str, *, compact: bool = False
 ) -> Markup | None:
     points = [(float(point.step), float(getattr(point, name))) for point in facts.history]
-    described = f"{len(points):,} points from step {facts.span[0]:,} to {facts.span[1]:,}."
-    chosen = None if compact else facts.best_step
-    texts: Any = {"ident": f"history-{name}", "title": caption, "description": described}
+    description = f"{len(points):,} points from step {facts.span[0]:,} to {facts.span[1]:,}."
+    best_step = None if compact else facts.best_step
+    texts: Any = {"ident": f"history-{name}", "title": caption, "description": description}
     return charts.line_chart(
-        points, facts.span, **texts, chosen=chosen, from_zero=True, compact=compact
+        points, facts.span, **texts, chosen=best_step, from_zero=True, compact=compact
     )
 
 
-def _validation_charts(facts: TrainingFacts) -> list[tuple[str, Markup]]:
-    """Every figure over the validations with its caption, the one that chose first; none where
-    there is but one validation.
-    """
-    drawn = []
+def _draw_validations(facts: TrainingFacts) -> list[tuple[str, Markup]]:
+    """Draw each metric with several validations; the one that chooses the step comes first."""
+    captioned_charts = []
     for name in facts.validated_figures:
         points = [(float(step), value) for step, value in facts.validated(name)]
-        described = f"{len(points):,} validations; the chosen step is {facts.best_step}."
+        description = f"{len(points):,} validations; the chosen step is {facts.best_step}."
         texts: Any = {
             "ident": f"validation-{name}",
             "title": f"Validation: {name_metric(name)}",
-            "description": described,
+            "description": description,
         }
         chart = charts.line_chart(
             points, facts.span, **texts, chosen=facts.best_step, compact=name != facts.metric
         )
         if chart and len(points) > 1:
-            drawn.append((name_metric(name)[0].upper() + name_metric(name)[1:], chart))
-    return drawn
+            captioned_charts.append((name_metric(name)[0].upper() + name_metric(name)[1:], chart))
+    return captioned_charts

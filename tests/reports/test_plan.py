@@ -27,9 +27,9 @@ def test_plan_shows_work_speed_and_cost():
         "120,000 files, 240.0 GB",
         "100,000 tar in 50 files, 200.0 GB",
         "gpu-spot-pool: 16 cores, 4 GPUs; 2.60 per hour",
-        "2 of 64 refused: 1 truncated_image, 1 unsupported_format; of the archive 0.86 % to 10.7 % (95 % interval)",
+        "2 of 64 rejected: 1 truncated_image, 1 unsupported_format; of the archive 0.86 % to 10.7 % (95 % interval)",
         "bottleneck  decode: raise cores from 16 to 97 to keep the 4 GPUs busy",
-        "1,000.0 images/s (2.0 GB/s from the source): 30 min 00 s in all, 15.0 s of it starting and 12.0 s listing",
+        "1,000.0 images/s (2.0 GB/s from the source): 30 min 00 s in total, including 15.0 s to start and 12.0 s to list",
         "0.12  240.0 GB at 0.0005 per GB",
         "1.42  in the currency of the prices, 0.0118 per 1,000 files; 91.5 % of it is compute",
     ):
@@ -52,7 +52,7 @@ DONE = {"url": "s3://b/run", "blocks_done": 80, "members_done": 80_000, "blocks_
     [
         (
             {"prices": NO_PRICE, "cluster": PLAN["cluster"] | {"nodes": [], "price_per_hour": 0.0}},
-            ["no price per hour is given", "without the machines"],
+            ["no price per hour is set", "without the machines"],
             [],
         ),
         (
@@ -62,12 +62,12 @@ DONE = {"url": "s3://b/run", "blocks_done": 80, "members_done": 80_000, "blocks_
         ),
         (
             NO_PROBE | {"cost": PLAN["cost"] | {"compute": None, "compute_share": None}},
-            ["none: no probe was made (--probe 0)", "without the machines"],
+            ["none: there was no probe (--probe 0)", "without the machines"],
             [],
         ),
         (
             {"run": DONE | {"state": "unfinished", "members_left": 40_000}},
-            ["80,000 files in 80 blocks done before, skipped", "the listing is there"],
+            ["80,000 files in 80 blocks already done, skipped", "the existing listing is used"],
             [],
         ),
         ({"run": DONE | {"state": "finished", "members_left": 0}}, ["left: nothing"], ["abstain"]),

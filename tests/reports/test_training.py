@@ -103,7 +103,7 @@ def test_page_shows_leakage_calibration_recipe_and_card(words):
     assert words.count("Leakage:") == 1
     without = words_of(calibration=None, calibration_note="fakes score no higher")
     assert (
-        "Not calibrated: fakes score no higher. Scores rank images; they are not chances."
+        "Not calibrated: fakes score no higher. Scores rank images; they are not probabilities."
         in without
     )
 

@@ -50,7 +50,7 @@ def test_plan_counts_members_and_names_what_is_shared(eight, sample_archive):
         "openai-clip-vit-l14 runs once for unifd and own-head",
         "4 workers, each decodes and scores",
         "own size for corvi2023",
-        "no probe was made",
+        "there was no probe",
     ):
         assert words in printed
 
@@ -95,7 +95,7 @@ def test_missing_gpus_are_estimated_from_the_cards(sample_archive):
     assert plan["prices"]["per_hour"] == pytest.approx(2.6)
     lines = "\n".join(plan_lines(planned))
     assert "decoded by" in lines
-    assert "no measurement, since no GPU is here" in lines
+    assert "not measured, because this machine has no GPU" in lines
 
 
 def test_gpus_that_wait_for_decoding_are_too_many(sample_archive):
@@ -182,7 +182,7 @@ def test_plan_of_an_unfinished_run_has_the_blocks_left(archive, tmp_path):
     RunDirectory.open(config.out).store.delete("manifest/0/_complete")
     plan = plan_here(config, probe=0)
     assert (plan.run.state, plan.members) == ("begun", info.members)
-    assert "its listing never ended and is made again" in "\n".join(plan_lines(plan))
+    assert "its listing did not finish and starts again" in "\n".join(plan_lines(plan))
 
 
 def test_plan_of_a_finished_run_has_what_is_new(archive, tmp_path, capsys):

@@ -37,7 +37,7 @@ def test_plan_names_identifier_and_describer_with_their_time(cards, tmp_path):
     assert {"identify", "describe"} <= {stage["stage"] for stage in plan["stages"]}
     lines = "\n".join(plan_lines(planned))
     assert "named names the generator of every image" in lines
-    assert "tiny predicts the prompt of what is called fake" in lines
+    assert "tiny predicts the prompt of images called fake" in lines
 
 
 def test_identity_has_what_decides_names_and_captions(cards):

@@ -1,1 +1,1 @@
-"""An evaluation as a page and as lines."""
+"""The result of an evaluation, and its page and lines for the terminal."""

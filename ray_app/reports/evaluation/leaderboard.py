@@ -1,4 +1,4 @@
-"""Systems of several evaluations as a table for the terminal (`leaderboard_lines`)."""
+"""Format the systems of several evaluations as a table for the terminal (`leaderboard_lines`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class LeaderboardEntry:
     Attributes:
         evaluation: The directory of the evaluation, without secrets.
         system: Name of the detector or the ensemble.
-        title: Its title.
+        title: Title of the detector or the ensemble.
         metric: The metric that orders the table.
-        n: Images that it scored.
-        in_training: Generators of these images that it was trained on.
-        unseen: Generators that it was not trained on.
-        generators: All generators of these images.
+        n: Number of images that it scored.
+        in_training: Number of generators of these images that it was trained on.
+        unseen: Number of generators that it was not trained on.
+        generators: Number of all generators of these images.
     """
 
     evaluation: str
@@ -47,40 +47,46 @@ class LeaderboardEntry:
         }
 
 
-def leaderboard_lines(entries: Sequence[LeaderboardEntry], figure: str, width: int) -> list[str]:
-    """Return the table, at most `width` columns wide, and how to read it."""
-    heads = [
+def leaderboard_lines(entries: Sequence[LeaderboardEntry], metric: str, width: int) -> list[str]:
+    """Return a table of the systems, and sentences on how to read it.
+
+    Args:
+        entries: The systems in the order of the table.
+        metric: Key of the metric that orders the table.
+        width: Maximum width of the table in columns.
+    """
+    headers = [
         "system",
         "evaluation",
-        wording.name_metric(figure),
+        wording.name_metric(metric),
         "95 % interval",
         "images",
         "generators in training",
     ]
     rows = [
         [
-            wording.visible(one.title),
-            wording.visible(one.evaluation),
-            wording.format_metric(figure, one.metric.value),
-            wording.format_metric_interval(figure, one.metric) or wording.NONE,
-            f"{one.n:,}",
-            _seen(one),
+            wording.visible(entry.title),
+            wording.visible(entry.evaluation),
+            wording.format_metric(metric, entry.metric.value),
+            wording.format_metric_interval(metric, entry.metric) or wording.NONE,
+            f"{entry.n:,}",
+            _count_generators_in_training(entry),
         ]
-        for one in entries
+        for entry in entries
     ]
-    undefined = {one.metric.why: None for one in entries if one.metric.value is None}
+    undefined = {entry.metric.why: None for entry in entries if entry.metric.value is None}
     return [
-        *text.table(heads, rows, width, right={2, 3, 4}),
+        *text.table(headers, rows, width, right={2, 3, 4}),
         "",
-        *(f"{wording.NONE}: {wording.visible(why)}" for why in undefined if why),
+        *(f"{wording.NONE}: {wording.visible(reason)}" for reason in undefined if reason),
         "A metric of images of generators that were in training says little about others.",
         "Overlapping intervals do not show which system is better: evaluate one run with both.",
     ]
 
 
-def _seen(entry: LeaderboardEntry) -> str:
+def _count_generators_in_training(entry: LeaderboardEntry) -> str:
     if not entry.in_training and not entry.unseen:
         return "not known"
     unknown = entry.generators - entry.in_training - entry.unseen
-    rest = f", {unknown:,} not known" if unknown else ""
-    return f"{entry.in_training:,} of {entry.generators:,}{rest}"
+    unknown_text = f", {unknown:,} not known" if unknown else ""
+    return f"{entry.in_training:,} of {entry.generators:,}{unknown_text}"

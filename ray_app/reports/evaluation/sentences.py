@@ -448,7 +448,8 @@ def _where_it_breaks(system: SystemResult) -> list[str]:
     if len(hardest) > 1:
         worst = hardest[0]
         sentences.append(
-            f"The hardest generator is {short(worst.name)}: it finds {format_metric_with_interval('tpr', system.rate(worst))} of {counted(worst.n, 'image')}."
+            f"The hardest generator is {short(worst.name)}: it finds {format_metric_with_interval('tpr', system.rate(worst))} "
+            f"of {counted(worst.n, 'image')}."
         )
         rates = {
             word: [system.rate(one).value or 0.0 for one in hardest if one.seen == word]

@@ -59,7 +59,7 @@ def test_silence_counts_only_in_a_row():
     assert visit(host)
     host.count_silence()
     host.count_silence()
-    with pytest.raises(FetchFailed, match="2 urls in a row"):
+    with pytest.raises(FetchFailed, match="2 consecutive urls"):
         visit(host)
 
 

@@ -142,7 +142,7 @@ def test_short_memory_halves_the_batch_for_good(sd3, tmp_path, monkeypatch, most
     if most:
         assert generate_images(config)["made"] == 6
     else:
-        with pytest.raises(ClusterError, match="not even one image"):
+        with pytest.raises(ClusterError, match="not even a single image"):
             generate_images(config)
     assert batches == tried
 
@@ -194,7 +194,7 @@ def test_model_of_the_hub_is_never_a_local_folder(sd3, tmp_path, monkeypatch):
         for name in ("owner/model", "./owner/model")
     }
     assert named["./owner/model"].local_folder == tmp_path / "owner" / "model"
-    with pytest.raises(DetectorError, match="a name on the hub"):
+    with pytest.raises(DetectorError, match="an id on the hub"):
         find_model(named["owner/model"])
 
 
