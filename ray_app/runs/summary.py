@@ -99,9 +99,7 @@ def _count_table(table: pa.Table, detectors: list[str]) -> document.RunCounts:
         name: np.clip(pc.drop_null(column).to_numpy(), EDGES[0], EDGES[-1])
         for name, column in scores.items()
     }
-    histogram = {
-        name: np.histogram(scores_of, EDGES)[0].tolist() for name, scores_of in values.items()
-    }
+    histogram = {name: np.histogram(clipped, EDGES)[0].tolist() for name, clipped in values.items()}
     return document.RunCounts(
         members=len(table),
         statuses=_count_values(table["status"]),

@@ -234,7 +234,7 @@ def _load_tiles(
                 pending.append(
                     (
                         row,
-                        pictures.why_not(data)
+                        pictures.describe_missing(data)
                         if isinstance(data, InputError)
                         else threads.submit(pictured.of, data),
                     )
@@ -256,4 +256,4 @@ def _tile(row: dict[str, Any], picture: "Future[tuple[bytes, str]] | str") -> "g
             else gallery.GalleryTile(row, picture.result()[0])
         )
     except InputError as error:
-        return gallery.GalleryTile(row, None, pictures.why_not(error))
+        return gallery.GalleryTile(row, None, pictures.describe_missing(error))

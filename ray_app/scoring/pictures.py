@@ -90,7 +90,7 @@ def load_thumbnails(
     return thumbnails
 
 
-def why_not(error: InputError) -> str:
+def describe_missing(error: InputError) -> str:
     """Return the reason why an image has no thumbnail."""
     text = meaning(error.status) or str(error.status)
     return f"{text}: {error.detail}" if error.detail else text
@@ -118,10 +118,10 @@ def _load_thumbnail(
         else:
             ((_, data),) = MemberReader(fetcher, max_bytes=max_bytes).read([member])
             if isinstance(data, InputError):
-                return why_not(data)
+                return describe_missing(data)
             picture, digest = pictures.of(data)
     except InputError as error:
-        return why_not(error)
+        return describe_missing(error)
     except Exception as error:
         return describe_error(error)
     return (

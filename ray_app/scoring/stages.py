@@ -80,7 +80,7 @@ class BlockWork:
     def merge(self, other: "BlockWork") -> "BlockWork":
         """Return the work of both."""
         counts = Counter(self.counts)
-        # The sum of two counters would drop counts of 0, such as that of the second stage.
+        # The sum of two counters would drop counts of 0, such as those of the second stage.
         counts.update(other.counts)
         seconds = Counter(self.seconds)
         seconds.update(other.seconds)

@@ -299,7 +299,7 @@ def test_other_settings_are_refused_unless_waived(tmp_path, card):
     assert not RunDirectory.open(new).exists()
     run = plain_run(tmp_path, card, 15, identity={"resize": "fast"})
     before, out = run.store.read("run.json"), str(tmp_path / "decided")
-    with pytest.raises(ConfigError, match="scores made with resize fast") as refused:
+    with pytest.raises(ConfigError, match="scores with resize fast") as refused:
         decide_run(run.store.url, path, out)
     assert "--waive-guarantee" in refused.value.hint
     assert run.store.read("run.json") == before

@@ -116,7 +116,7 @@ def test_weights_not_shipped_come_from_the_run_or_are_refused(
     message = r"detectors\.touchstone-tiny\.weights: this command"
     with pytest.raises(IdentityError, match=message) as caught:
         resolved().require_same(run_at("half"))
-    assert "Touchstone that made the run" in caught.value.hint
+    assert "Touchstone that wrote the run" in caught.value.hint
     detectors = json.loads(half["half/run.json"])["identity"]["detectors"]
     digest = detectors["touchstone-tiny"]["weights"]
     key = f"half/weights/touchstone-tiny-{digest[:16]}.safetensors"

@@ -179,7 +179,7 @@ def test_score_refuses_runs_without_what_it_needs(run, tmp_path):
     run.store.clear("features")
     refuse(run, "keeps no embeddings", "--features")
     run.store.delete("summary.json")
-    refuse(run, "is not finished yet", "finishes it")
+    refuse(run, "is not finished yet", "finishes the run")
     assert not (tmp_path / "new").exists()
 
 

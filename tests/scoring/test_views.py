@@ -147,5 +147,5 @@ def test_perturbation_function_of_another_run_is_not_called(photos, tmp_path):
     run = begin(**config.model_dump(exclude_unset=True))
     with pytest.raises(ConfigError, match="the view listed calls a function that is not part of Touchstone") as refused:
         resolve(again, run)
-    assert refused.value.hint == "give the same --perturb again"
+    assert refused.value.hint == "set the same --perturb again"
     assert [view.name for view in resolve(config, run).views] == ["listed"]
