@@ -45,7 +45,7 @@ def test_table_and_frame_have_a_row_for_each_file(run):
     assert {"uri", "member", "status", "scores", "verdict"} <= set(table.column_names)
     assert run.table(["verdict", "score"]).column_names == ["verdict", "score"]
     assert repr(run).startswith(f"ScoredRun('{run.url}', 5 images: ")
-    with pytest.raises(ConfigError, match=r"no column vedict here; .*verdict"):
+    with pytest.raises(ConfigError, match=r"no column vedict; .*verdict"):
         run.table(["vedict"])
     ok = run.to_frame()
     ok = ok[ok["status"] == "ok"]
