@@ -104,8 +104,13 @@ def test_key_has_the_meaning_of_its_field_or_option():
 
 def test_section_of_a_card_is_described_once():
     page = settings.pages()["card-detector"]
-    assert page.count("Where the weights lie and how their keys become the network's.\n") == 1
-    assert page.count("then put before every key") == len(
+    assert (
+        page.count(
+            "The location of the weights, and how their keys map to the keys of the network.\n"
+        )
+        == 1
+    )
+    assert page.count("Prefix to add to every key") == len(
         ("backbone.weights.prefix", "weights.prefix")
     )
 
