@@ -66,7 +66,7 @@ class LocalWorker(Worker):
     def is_stopping(self) -> bool:
         if self._signals and not self._announced:
             self._announced = True
-            self.say("stopping: a checkpoint is saved; a second signal stops at once")
+            self.say("stopping: saving a checkpoint; a second signal stops at once")
         return self._signals > 0
 
     @override

@@ -215,7 +215,7 @@ def _format_data(findings: Mapping[str, Any]) -> list[str]:
             f"{name} {count:,}" for name, count in counts.items() if name != "examples" and count
         )
         lines.append(f"leakage   {pair}: {message or 'none found'}")
-    return [*lines, "whether every image can be read is seen while training"]
+    return [*lines, "unreadable images are not known before training"]
 
 
 def _count_bytes(tensors: Iterable[torch.Tensor]) -> int:
