@@ -71,6 +71,9 @@ class LabelTable:
 
         Cells of a CSV or of JSON are texts, and an empty cell is null.
 
+        Args:
+            columns: The columns, by names that `match_columns` finds.
+
         Raises:
             ConfigError: The file cannot be read, or has no such column. The message has the file
                 and what is wrong with it.

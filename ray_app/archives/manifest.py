@@ -450,6 +450,11 @@ def read_known_count(store: Store) -> tuple[int, Guard]:
 def create_file(store: Store, path: str, data: bytes) -> None:
     """Write a file of a manifest, unless another process wrote it.
 
+    Args:
+        store: The run directory.
+        path: The path of the file in the run directory.
+        data: The content.
+
     Raises:
         StorageError: Another process wrote it.
     """

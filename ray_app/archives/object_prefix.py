@@ -216,6 +216,9 @@ class PrefixRange:
     def split(self, count: int) -> list["PrefixRange"]:
         """Return about `count` ranges that replace this range, found by probing.
 
+        Args:
+            count: About how many ranges to return.
+
         Raises:
             StorageError: The store is unreachable.
         """

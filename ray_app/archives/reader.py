@@ -154,6 +154,9 @@ def read_block(store: Store, ref: BlockRef) -> pa.Table:
     Args:
         store: The run directory.
         ref: The block.
+
+    Returns:
+        A table with the columns of the manifest.
     """
     return pq.ParquetFile(
         pa.BufferReader(store.read(path_in(ref.manifest, ref.file)))
@@ -161,7 +164,11 @@ def read_block(store: Store, ref: BlockRef) -> pa.Table:
 
 
 def member_rows(block: pa.Table) -> list[ManifestMember]:
-    """Convert the rows of a block into members."""
+    """Convert the rows of a block into members.
+
+    Args:
+        block: The rows, as `read_block` returns them.
+    """
     return list(map(partial(_member, ManifestMember), block.to_pylist()))
 
 

@@ -322,7 +322,11 @@ def _read_ahead(
 
 
 def places_of(sources: Sequence[str]) -> list[str]:
-    """Return the URLs of sources as the user gave them, with secrets but without KIND::."""
+    """Return the URLs of sources as the user gave them, with secrets but without KIND::.
+
+    Args:
+        sources: The sources, with or without KIND::.
+    """
     return [urls.split_kind(source)[1] for source in sources]
 
 
@@ -345,6 +349,9 @@ def name_of(source: str) -> str:
     """Return the canonical spelling of a source, with KIND:: and without secrets.
 
     The identity of a run contains this name.
+
+    Args:
+        source: The source as the user gave it.
     """
     kind, url = urls.split_kind(source)
     return (f"{kind}::" if kind else "") + strip_secrets(canonical(url))

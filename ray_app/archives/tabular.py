@@ -100,6 +100,9 @@ def _read_header(chunk: bytes, expected: str) -> tuple[bytes, list[str], str]:
 def check_names_unique(names: list[str]) -> list[str]:
     """Return the names unchanged.
 
+    Args:
+        names: The names of columns.
+
     Raises:
         ArrowInvalid: A name occurs twice.
     """

@@ -42,6 +42,9 @@ class ListEntries:
     def members(self, rows: Iterable[dict[str, Any]]) -> Iterator[ListedMember]:
         """Yield a member per row.
 
+        Args:
+            rows: The rows, by column name.
+
         Raises:
             ConfigError: A row has no uri; the message has the file and the row.
         """

@@ -92,6 +92,9 @@ class UriList:
 
         The path is relative to the list's folder if the file is in it, else the whole uri.
 
+        Args:
+            fetcher: Reads the list.
+
         Raises:
             ConfigError: The file is not a list, or a row or column is wrong; the message has the
                 list, and the row or column.
@@ -170,6 +173,9 @@ class UriList:
 
     def find_uri_column(self, names: Sequence[str]) -> str:
         """Return the column of uris among the names of all columns.
+
+        Args:
+            names: The names of all columns.
 
         Raises:
             ConfigError: No column has uris.

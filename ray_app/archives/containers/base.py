@@ -119,6 +119,10 @@ class ContainerFormat(Protocol):
         A member that must not be read has `refused` set. A container that cannot be opened, or ends
         early, adds `container.as_unopened(reason)`.
 
+        Args:
+            container: The container.
+            fetcher: Reads the container.
+
         Raises:
             StorageError: The store is unreachable.
         """
@@ -351,6 +355,10 @@ class ContainerEntry:
 def explain_refusal(container: Container, error: InputError) -> RefusedMember:
     """Return what an archive's own row shows when listing its members ends with `error`.
 
+    Args:
+        container: The container.
+        error: The error that ended the listing of its members.
+
     Raises:
         StorageError: The store gave no answer, so it will not answer for other archives either. A
             timeout of a local disk does not count, because it may concern one damaged file.
@@ -366,6 +374,10 @@ def explain_refusal(container: Container, error: InputError) -> RefusedMember:
 
 def find_size(container: Container, fetcher: Fetcher) -> int:
     """Return the archive's size in bytes, from its store if the listing lacks it.
+
+    Args:
+        container: The container.
+        fetcher: Requests the size.
 
     Raises:
         InputError: The archive is empty, or the store refuses to state the size.

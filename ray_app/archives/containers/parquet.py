@@ -417,6 +417,9 @@ class _Table:
 
         A text that the file stores once may be in all its rows.
 
+        Args:
+            size: The bytes that further cells unpack to.
+
         Raises:
             InputError: The total exceeds `max_ratio`.
         """

@@ -135,6 +135,9 @@ class Header:
 def read_headers(stream: Stream) -> Iterator[Header]:
     """Yield every entry of an archive, and of the archives that follow its end mark.
 
+    Args:
+        stream: The archive.
+
     Raises:
         InputError: truncated_image if the archive ends without an end mark, corrupt_image for data
             that is not a header, image_too_large for more zeros than any padding has.

@@ -213,6 +213,10 @@ def _read_zip64_end(
 def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipEntry]:
     """Yield every entry in the directory's order.
 
+    Args:
+        file: The archive.
+        directory: The position of the directory.
+
     Raises:
         InputError: corrupt_image if the directory is damaged or does not add up.
     """
