@@ -1,5 +1,6 @@
-"""Image decoding: encoded bytes → RGB pixels and file facts (`decode_image`), or a refusal with a
-status.
+"""Decode encoded images to RGB pixels and file facts, or refuse them with a status.
+
+Enter at `decode_image`. `peek_image` reads only the header; `sniff_format` names the format.
 """
 
 from typing import TYPE_CHECKING

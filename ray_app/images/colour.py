@@ -1,6 +1,4 @@
-"""Colour conversion: whatever mode Pillow decoded → 8-bit RGB (`to_rgb`), the way the detectors'
-authors saw it.
-"""
+"""Convert any mode that Pillow decodes to 8-bit RGB (`to_rgb`), as the detectors' authors did."""
 
 import contextlib
 import io
@@ -10,7 +8,7 @@ from PIL import Image, ImageCms, features
 
 from ray_app.errors import InputError, Status
 
-# what a browser shows behind transparency, and what an editor flattens onto
+# White, which browsers show behind transparency, and onto which editors flatten.
 MATTE = (255, 255, 255)
 
 _GREY = ("1", "L", "LA", "La")
@@ -20,12 +18,19 @@ _ICC_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
-    """The image as RGB; the very same object where it is RGB already. Adds to `flags` what had to
-    be decided.
+    """Convert an image to RGB; an image that is RGB already is returned itself.
 
-    Alpha is composited on white, samples of more than 8 bits keep their high 8, CMYK goes through
-    its own profile, Lab to sRGB; an RGB image's profile is not applied, as the authors of the
-    detectors do not. Raises InputError for samples without an agreed range.
+    Alpha is composited on white. Samples of more than 8 bits keep their high 8 bits. CMYK is
+    converted by its own profile, Lab to sRGB. The profile of an RGB image is not applied, because
+    the detectors' authors do not apply it.
+
+    Args:
+        image: The decoded image.
+        flags: Gets a flag for each conversion that is a choice.
+        sample_bits: The bits per sample in the file.
+
+    Raises:
+        InputError: The samples have no agreed range.
     """
     mode = image.mode
     if mode in _GREY or mode.startswith("I;16"):
@@ -34,7 +39,7 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
         return _deep_grey_to_rgb(image, flags, sample_bits)
     if mode in _ALPHA or "transparency" in image.info:
         flags.add("alpha")
-        return _on_matte(image)
+        return _composite_on_matte(image)
     if mode == "RGB":
         return image
     if mode == "CMYK":
@@ -42,7 +47,7 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
         return _cmyk_to_rgb(image, flags)
     if mode == "LAB" and features.check("littlecms2"):
         with contextlib.suppress(*_ICC_ERRORS):
-            return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
+            return _convert_to_srgb(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     if mode in _PLAIN:
         return image.convert("RGB")
     raise InputError(
@@ -52,15 +57,16 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
 
 
 def is_icc_profile(profile: object) -> bool:
-    """Whether a profile has a profile's signature and is complete (ICC.1 §7.2: size at byte 0,
-    `acsp` at byte 36).
+    """Return whether a profile has a profile's signature and is complete.
+
+    Source: ICC.1 §7.2, with the size at byte 0 and `acsp` at byte 36.
     """
     if not isinstance(profile, bytes) or len(profile) < 128:
         return False
     return profile[36:40] == b"acsp" and int.from_bytes(profile[:4], "big") <= len(profile)
 
 
-def _on_matte(image: Image.Image) -> Image.Image:
+def _composite_on_matte(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     rgba = image.convert("RGBA")
@@ -73,7 +79,7 @@ def _on_matte(image: Image.Image) -> Image.Image:
 
 def _deep_grey_to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
     samples = np.asarray(image)
-    # Pillow's own conversion clips at 255: a white picture, and a plausible wrong score.
+    # Pillow's own conversion clips at 255, which gives a white image and a plausible wrong score.
     grey = (samples >> (sample_bits - 8 if 8 < sample_bits <= 16 else 8)).astype(np.uint8)
     if "white_is_zero" in image.info:
         grey = 255 - grey
@@ -88,16 +94,16 @@ def _cmyk_to_rgb(image: Image.Image, flags: set[str]) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile and features.check("littlecms2"):
         try:
-            return _converted(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+            return _convert_to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
         except _ICC_ERRORS:
             flags.add("broken_icc")
     return image.convert("RGB")
 
 
-def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """From the colours of a profile to sRGB, by perceptual intent. Raises _ICC_ERRORS."""
+def _convert_to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """Convert the colours of a profile to sRGB, by perceptual intent. Raises `_ICC_ERRORS`."""
     converted = ImageCms.profileToProfile(
         image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
     )
-    assert converted is not None  # it is only where the image itself is to be changed
+    assert converted is not None  # None is returned only if the image itself is converted.
     return converted

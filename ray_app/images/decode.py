@@ -1,9 +1,10 @@
-"""`decode_image`: encoded bytes → RGB pixels and facts, the one decode path of every caller, in two
-steps for callers that reserve memory (`peek_image`). `decoder_name`: by which library.
+"""Decode encoded bytes to RGB pixels and facts (`decode_image`), the same way for all callers.
 
-Formats come from the sniffed bytes, and each has exactly one Pillow class (`FORMATS`), called
-directly: no other plugin ever sees the bytes, a multi-picture JPEG (MPO) is read as the JPEG that
-it starts with, and Pillow's process-wide bomb limit stays as it is.
+Callers that reserve memory decode in two steps (`peek_image`). `decoder_name` returns the library.
+
+The format is sniffed from the bytes, and each format has exactly one Pillow class (`FORMATS`),
+which is called directly. So no other plugin sees the bytes, a JPEG with several images (MPO) is
+read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
 """
 
 import contextlib
@@ -33,11 +34,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ray_app.errors import InputError, Status
 from ray_app.images import boxes, colour, formats, further_formats, jpeg, png
 from ray_app.images import tiff as tiff_pixels
-from ray_app.images.facts import MOST, DecodedImage, ImageFileFacts, ImageRefused
-from ray_app.images.limits import Demand, ImageLimits, demand_of, webp_demand
+from ray_app.images.facts import MAX_VALUES, DecodedImage, ImageFileFacts, ImageRefused
+from ray_app.images.limits import Demand, ImageLimits, estimate_demand, estimate_webp_demand
 
-# What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what
-# our fuzzing added to it.
+# The exceptions that Pillow and its plugins raise for hostile files: those of Pillow's own fuzz test,
+# and those that Touchstone's fuzzing found.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -54,8 +55,8 @@ _PILLOW_ERRORS = (
 )
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 _UNREAD_BMP = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth \((0|2|64)\))")
-BITS_PER_SAMPLE = 258  # TIFF tag
-MOST_WORDS = 200  # of a foreign message in `detail`
+BITS_PER_SAMPLE = 258  # A TIFF tag.
+MAX_DETAIL_CHARS = 200  # The maximum length of a library's message in `detail`.
 
 
 # Takes the file, flags to add to, and max_text_bytes.
@@ -63,26 +64,28 @@ Opener = Callable[[bytes, set[str], int], ImageFile]
 # Takes a decoded image, flags to add to, and the bits per sample.
 Converter = Callable[[Image.Image, set[str], int], Image.Image]
 
-# A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little
-# shade. What detectors say of it hangs on the noise alone: touchstone-tiny gives a flat grey +4.2
-# (fake), and -9.1 (real) once it has noise of 4 levels. The limits are levels of 0 to 255, in any
-# channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
-# deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5
-# levels lies below all three limits, and so does a shade from edge to edge of 16. A shade of 24, a
-# page with a word on it, and noise of 8 count as content.
-# pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it
-# costs
-GLANCE, SAMPLE = 12, 32
-MOST_SAMPLED = 48  # a range beyond which nothing more is looked at
-MOST_DEVIATION = 6.0
-# the sides of the reduced copy; and at least so many pixels a side make one of it
-REDUCED, BOX = 64, 8
-MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
+# A blank page, a black frame, or an empty cut-out has one colour, perhaps with noise and a slight
+# gradient. The score of a detector then depends on the noise alone: touchstone-tiny scores a flat grey
+# +4.2 (fake), and the same grey with noise of 4 levels -9.1 (real). The limits are levels of 0 to 255,
+# in any channel. Among 3,557 real photographs, the most even ones have a range of 113 in the sample, a
+# deviation of 12.8, and a range of 73 in the reduced copy. One colour with Gaussian noise of 5 levels
+# is below all three limits, and so is a gradient of 16 levels from edge to edge. A gradient of 24, a
+# page with one word, and noise of 8 levels count as content.
+# Pixels per side of two samples on a grid. All of the 3,557 photographs pass at the first sample,
+# whose cost is its reads from memory.
+GLANCE_SIDE, SAMPLE_SIDE = 12, 32
+MAX_SAMPLE_RANGE = 48  # A larger range shows content, without further tests.
+MAX_DEVIATION = 6.0
+# Pixels per side of the reduced copy, and the minimum side of the box that is averaged to one pixel.
+REDUCED_SIDE, BOX_SIDE = 64, 8
+MAX_REDUCED_RANGE = 20  # Noise averages out; a gradient, or a word on a page, does not.
 
 
 def _open_avif(data: bytes, flags: set[str], _: int) -> ImageFile:
-    """libavif refuses the whole image for a malformed EXIF item; under another type the item is
-    skipped.
+    """Open an AVIF, without its EXIF if that is malformed.
+
+    libavif refuses the whole image for a malformed EXIF item. It skips the item if its type is
+    another.
     """
     try:
         return AvifImageFile(io.BytesIO(data))
@@ -95,22 +98,24 @@ def _open_avif(data: bytes, flags: set[str], _: int) -> ImageFile:
         return image
 
 
-def _of_stream(opener: Callable[[io.BytesIO], ImageFile]) -> Opener:
+def _adapt_opener(opener: Callable[[io.BytesIO], ImageFile]) -> Opener:
     return lambda data, *_: opener(io.BytesIO(data))
 
 
 def _load(image: ImageFile, data: bytes, flags: set[str]) -> Image.Image:
-    """Every pixel: verify() accepts files cut in half, only decoding proves that all of it is
-    there.
+    """Decode every pixel, which shows that the whole file is present.
+
+    verify() also accepts files that are cut in half.
     """
     del data, flags
     image.load()
-    image._decoder = None  # type: ignore[attr-defined] # of WebP and AVIF: it holds the picture once more
+    # The decoders of WebP and AVIF hold a second copy of the image.
+    image._decoder = None  # type: ignore[attr-defined]
     return image
 
 
 def _tiff_bits(image: ImageFile, data: bytes) -> int:
-    """Pillow gives 12-bit samples as if they were 16-bit ones."""
+    """Return the bits per sample of a TIFF; Pillow returns 12-bit samples as 16-bit samples."""
     del data
     with contextlib.suppress(TypeError, ValueError):
         return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))))  # type: ignore[attr-defined]
@@ -118,12 +123,17 @@ def _tiff_bits(image: ImageFile, data: bytes) -> int:
 
 
 class ImageFormat(NamedTuple):
-    """How files of one format are read. `open` reads the header and notes flags; `load` gives every
-    pixel, or raises.
+    """How files of one format are read.
 
-    `libraries`: what Pillow decodes with, by name and Pillow's name of it. `check` refuses a
-    decoded picture whose coded data was not all there, where Pillow says nothing of that. `frames`
-    and `bits` (per sample): where Pillow does not know them.
+    Attributes:
+        open: Reads the header and adds flags.
+        load: Decodes every pixel, or raises.
+        libraries: The libraries that Pillow decodes with, each with Pillow's name for it.
+        check: Refuses a decoded image whose coded data was incomplete, if Pillow does not report
+            that.
+        frames: Counts the frames, if Pillow cannot.
+        bits: Returns the bits per sample, if Pillow cannot.
+        multi_frame_flag: The flag of a file with more than one image.
     """
 
     open: Opener
@@ -132,7 +142,7 @@ class ImageFormat(NamedTuple):
     check: Callable[[Image.Image, bytes], None] | None = None
     frames: Callable[[bytes], int] | None = None
     bits: Callable[[ImageFile, bytes], int] | None = None
-    many: str = "multipage"  # the flag of a file with more than one picture
+    multi_frame_flag: str = "multipage"
 
 
 FORMATS = {
@@ -144,7 +154,7 @@ FORMATS = {
         png.load,
         libraries=(("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
         bits=lambda _, data: data[24],
-        many="animated",
+        multi_frame_flag="animated",
     ),
     "TIFF": ImageFormat(
         lambda data, *_: tiff_pixels.open_header(data),
@@ -157,25 +167,29 @@ FORMATS = {
         _open_avif,
         libraries=(("libavif", "avif"),),
         check=further_formats.check_items,
-        many="animated",
+        multi_frame_flag="animated",
     ),
     "WEBP": ImageFormat(
-        _of_stream(further_formats.open_webp),
+        _adapt_opener(further_formats.open_webp),
         libraries=(("libwebp", "webp"),),
         check=further_formats.check_webp,
-        many="animated",
+        multi_frame_flag="animated",
     ),
-    "GIF": ImageFormat(_of_stream(GifImageFile), frames=formats.count_gif_frames, many="animated"),
-    "BMP": ImageFormat(_of_stream(BmpImageFile)),
-    "HEIC": ImageFormat(_of_stream(further_formats.open_heic), check=further_formats.check_items),
-    "JPEG2000": ImageFormat(_of_stream(Jpeg2KImageFile), libraries=(("openjpeg", "jpg_2000"),)),
-    "PNM": ImageFormat(_of_stream(further_formats.PnmFile)),
+    "GIF": ImageFormat(
+        _adapt_opener(GifImageFile), frames=formats.count_gif_frames, multi_frame_flag="animated"
+    ),
+    "BMP": ImageFormat(_adapt_opener(BmpImageFile)),
+    "HEIC": ImageFormat(
+        _adapt_opener(further_formats.open_heic), check=further_formats.check_items
+    ),
+    "JPEG2000": ImageFormat(_adapt_opener(Jpeg2KImageFile), libraries=(("openjpeg", "jpg_2000"),)),
+    "PNM": ImageFormat(_adapt_opener(further_formats.PnmFile)),
 }
 
 
 @dataclass(slots=True)
-class _Findings:
-    """Facts while they are being found."""
+class _FactsBuilder:
+    """Collects the facts of a file."""
 
     sha256: str
     format: str | None
@@ -189,12 +203,18 @@ class _Findings:
     decoder: str | None = None
     quality: int | None = None
 
-    def take_size(self, width: int, height: int) -> None:
-        """Note the size that the file states. Raises InputError: corrupt_image for one that no row
-        holds, and then notes none.
+    def set_size(self, width: int, height: int) -> None:
+        """Set the size that the file states, or None for an impossible size.
+
+        Args:
+            width: The width in pixels.
+            height: The height in pixels.
+
+        Raises:
+            InputError: corrupt_image for a size that a row cannot hold.
         """
         self.width = self.height = None
-        if not (0 <= width <= MOST["width"] and 0 <= height <= MOST["height"]):
+        if not (0 <= width <= MAX_VALUES["width"] and 0 <= height <= MAX_VALUES["height"]):
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
         self.width, self.height = width, height
 
@@ -210,18 +230,18 @@ class PeekedImage:
     """An image whose header was read and whose limits were checked, and that is not decoded yet.
 
     Attributes:
-        demand: What decoding takes.
+        demand: The cost of decoding.
     """
 
     def __init__(
         self,
         data: bytes,
         limits: ImageLimits,
-        findings: _Findings,
+        builder: _FactsBuilder,
         format_name: str,
         header: "_Header | Demand",
     ) -> None:
-        self._data, self._limits, self._findings = data, limits, findings
+        self._data, self._limits, self._builder = data, limits, builder
         self._format_name = format_name
         # A WebP is not open yet: its decoder allocates memory for all pixels when it opens a file.
         self._header = None if isinstance(header, Demand) else header
@@ -229,69 +249,75 @@ class PeekedImage:
 
     @property
     def facts(self) -> ImageFileFacts:
-        """What the header shows."""
-        return self._findings.facts()
+        """The facts that the header shows."""
+        return self._builder.facts()
 
     def decode(self, *, convert: Converter | None = None) -> DecodedImage:
         """Decode every pixel, once; a file that ends early is refused, never padded.
 
         Args:
-            convert: Makes the pixels instead of `colour.to_rgb`, from an image in the mode in which
-                it is stored, for files that do not hold photographs.
+            convert: Converts the pixels in place of `colour.to_rgb`, for files that are not
+                photographs. It gets the image in its stored mode, a set of flags to add to, and the
+                bits per sample.
 
         Raises:
-            ImageRefused: With the facts that are known by then. Nothing else, whatever the bytes.
+            ImageRefused: The file cannot be decoded; the error has the facts known so far. No other
+                exception is raised, whatever the bytes are.
         """
         try:
             pixels = self._decode(convert)
             if convert is None and not has_content(pixels):
-                self._findings.flags.add("no_content")
+                self._builder.flags.add("no_content")
         except InputError as error:
             raise ImageRefused.because(error, self.facts) from error.__cause__
         return DecodedImage(pixels, self.facts)
 
     def close(self) -> None:
-        """Release what decoding needs."""
+        """Release the memory that decoding needs."""
         self._header, self._data = None, b""
 
     def _decode(self, convert: Converter | None) -> Image.Image:
-        data, limits, findings, format_name = (
+        data, limits, builder, format_name = (
             self._data,
             self._limits,
-            self._findings,
+            self._builder,
             self._format_name,
         )
-        header = self._header or _open(data, limits, findings, format_name)
+        header = self._header or _open(data, limits, builder, format_name)
         self.close()  # A caller that keeps this object does not keep the stored pixels.
-        form, image = FORMATS[format_name], header.image
-        with _translated(data, format_name, image):
-            loaded = form.load(image, data, findings.flags)
-            if form.check is not None:
-                form.check(loaded, data)
+        image_format, image = FORMATS[format_name], header.image
+        with _translate_errors(data, format_name, image):
+            loaded = image_format.load(image, data, builder.flags)
+            if image_format.check is not None:
+                image_format.check(loaded, data)
             is_plain = (
                 convert is None and loaded.mode == "RGB" and "transparency" not in loaded.info
             )
             pixels = (
                 loaded
                 if is_plain
-                else (convert or colour.to_rgb)(loaded, findings.flags, header.sample_bits)
+                else (convert or colour.to_rgb)(loaded, builder.flags, header.sample_bits)
             )
-        findings.mode = image.mode
-        # libheif may find another size than it stated.
-        if pixels.size != (findings.width, findings.height):
-            findings.take_size(*pixels.size)
+        builder.mode = image.mode
+        # libheif may decode to another size than it stated.
+        if pixels.size != (builder.width, builder.height):
+            builder.set_size(*pixels.size)
             limits.check_size(*pixels.size, len(data), format_name)
-        if isinstance(loaded, JpegImageFile):  # of rare sampling factors
-            findings.decoder = _pillow_name(format_name)
-        end = formats.declared_end(data, format_name) if format_name in formats.SURE_ENDS else None
+        if isinstance(loaded, JpegImageFile):  # Pillow decodes rare sampling factors.
+            builder.decoder = _pillow_decoder_name(format_name)
+        end = (
+            formats.find_declared_end(data, format_name)
+            if format_name in formats.RELIABLE_ENDS
+            else None
+        )
         if end is not None and end < len(data):
-            findings.flags.add("trailing_bytes")
+            builder.flags.add("trailing_bytes")
         pixels.info = {}
         return pixels
 
 
 class _Header(NamedTuple):
-    """An image file that is open, and what its pixels will take."""
+    """An open image file, its bits per sample, and the cost of decoding it."""
 
     image: ImageFile
     sample_bits: int
@@ -301,12 +327,22 @@ class _Header(NamedTuple):
 def decode_image(
     data: bytes, limits: ImageLimits, *, convert: Converter | None = None
 ) -> DecodedImage:
-    """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or
-    refuse it.
+    """Decode one encoded image, the first frame of several, to RGB pixels and facts.
 
-    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are
-    checked before pixels are decoded (`peek_image`). `convert`: see `PeekedImage.decode`. Raises
-    ImageRefused with the facts known by then, and nothing else, whatever the bytes.
+    EXIF orientation is recorded and not applied. No colour profile is applied, except for CMYK. All
+    limits are checked before pixels are decoded (`peek_image`).
+
+    Args:
+        data: The encoded file.
+        limits: The intake limits.
+        convert: Converts the pixels in place of `colour.to_rgb`; see `PeekedImage.decode`.
+
+    Returns:
+        The pixels and the facts.
+
+    Raises:
+        ImageRefused: The file cannot be decoded; the error has the facts known so far. No other
+            exception is raised, whatever the bytes are.
     """
     return peek_image(data, limits).decode(convert=convert)
 
@@ -314,104 +350,131 @@ def decode_image(
 def peek_image(data: bytes, limits: ImageLimits) -> PeekedImage:
     """Read the header of an encoded image and check all limits.
 
-    Memory that decoding takes can be reserved before `PeekedImage.decode` is called.
+    Callers can reserve the memory for decoding before they call `PeekedImage.decode`.
+
+    Args:
+        data: The encoded file.
+        limits: The intake limits.
+
+    Returns:
+        The image, not decoded yet, with the cost of decoding.
 
     Raises:
-        ImageRefused: With the facts that are known by then. Nothing else, whatever the bytes.
+        ImageRefused: The file is over a limit or cannot be read; the error has the facts known so
+            far. No other exception is raised, whatever the bytes are.
     """
     _quieten_pillow()
-    findings = _Findings(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
+    builder = _FactsBuilder(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
     try:
-        return _peek(data, limits, findings)
+        return _peek(data, limits, builder)
     except InputError as error:
-        raise ImageRefused.because(error, findings.facts()) from error.__cause__
+        raise ImageRefused.because(error, builder.facts()) from error.__cause__
 
 
-def _peek(data: bytes, limits: ImageLimits, findings: _Findings) -> PeekedImage:
-    format_name = findings.format
+def _peek(data: bytes, limits: ImageLimits, builder: _FactsBuilder) -> PeekedImage:
+    format_name = builder.format
     limits.check_bytes(len(data))
     if format_name is None:
         unknown = Status.UNSUPPORTED_FORMAT if data else Status.EMPTY_FILE
         raise InputError(unknown, formats.describe_unsupported(data) if data else "0 bytes")
-    findings.decoder = decoder_name(format_name)
+    builder.decoder = decoder_name(format_name)
     if format_name in formats.CODED and formats.are_line_ends_converted(data):
         raise InputError(
             Status.CORRUPT_IMAGE,
             "its line ends were converted, as by FTP in ASCII mode: fetch it again",
         )
     if format_name in formats.EARLY_SIZES:
-        size = formats.header_size(data, format_name)
+        size = formats.read_header_size(data, format_name)
         if size is not None:
-            findings.take_size(*size)
+            builder.set_size(*size)
             limits.check_size(*size, len(data), format_name)
         if format_name == "WEBP":
-            demand = webp_demand(*(size or (0, 0)))
-            return PeekedImage(data, limits, findings, format_name, demand)
+            demand = estimate_webp_demand(*(size or (0, 0)))
+            return PeekedImage(data, limits, builder, format_name, demand)
     if format_name == "RAW":
-        data, format_name = further_formats.camera_preview(data), "JPEG"
-        findings.flags.add("preview")
-    header = _open(data, limits, findings, format_name)
-    return PeekedImage(data, limits, findings, format_name, header)
+        data, format_name = further_formats.extract_camera_preview(data), "JPEG"
+        builder.flags.add("preview")
+    header = _open(data, limits, builder, format_name)
+    return PeekedImage(data, limits, builder, format_name, header)
 
 
-def _open(data: bytes, limits: ImageLimits, findings: _Findings, format_name: str) -> _Header:
-    """Open an image file and note what its header says. Raises InputError."""
-    form = FORMATS[format_name]
-    with _translated(data, format_name):
-        image = form.open(data, findings.flags, limits.max_text_bytes)
-    sample_bits = _read_header(image, data, form, findings, limits.max_text_bytes)
+def _open(data: bytes, limits: ImageLimits, builder: _FactsBuilder, format_name: str) -> _Header:
+    """Open an image file and set the facts of its header.
+
+    Raises:
+        InputError: The file is over a limit or cannot be read.
+    """
+    image_format = FORMATS[format_name]
+    with _translate_errors(data, format_name):
+        image = image_format.open(data, builder.flags, limits.max_text_bytes)
+    sample_bits = _read_header(image, data, image_format, builder, limits.max_text_bytes)
     limits.check_size(*image.size, len(data), format_name)
-    with _translated(data, format_name, image):
-        demand = demand_of(image, data, format_name)
+    with _translate_errors(data, format_name, image):
+        demand = estimate_demand(image, data, format_name)
     return _Header(image, sample_bits, demand)
 
 
 def _read_header(
-    image: ImageFile, data: bytes, form: ImageFormat, found: _Findings, max_text_bytes: int
+    image: ImageFile,
+    data: bytes,
+    image_format: ImageFormat,
+    builder: _FactsBuilder,
+    max_text_bytes: int,
 ) -> int:
-    """Note what the header says; returns the bits per sample in the file, which Pillow hides for
-    colour. Raises InputError.
+    """Set the facts of the header.
+
+    Returns:
+        The bits per sample in the file, which Pillow does not report for colour.
+
+    Raises:
+        InputError: The metadata is over the limit, and the pixels need it.
     """
-    found.take_size(*image.size)
-    found.mode = image.mode
-    frames = form.frames(data) if form.frames else int(getattr(image, "n_frames", 1))
-    found.frames = frames if 0 <= frames <= MOST["frames"] else None
+    builder.set_size(*image.size)
+    builder.mode = image.mode
+    frames = (
+        image_format.frames(data) if image_format.frames else int(getattr(image, "n_frames", 1))
+    )
+    builder.frames = frames if 0 <= frames <= MAX_VALUES["frames"] else None
     if isinstance(image, JpegImageFile):
-        found.quality = jpeg.jpeg_quality(image.quantization)
+        builder.quality = jpeg.jpeg_quality(image.quantization)
     if frames > 1:
-        found.flags.add(form.many)
-    _check_metadata(image, found.flags, max_text_bytes)
+        builder.flags.add(image_format.multi_frame_flag)
+    _check_metadata(image, builder.flags, max_text_bytes)
     profile = image.info.get("icc_profile", b"")
-    found.icc = bool(profile)
+    builder.icc = bool(profile)
     if (
         "icc_profile" in image.info
         and not colour.is_icc_profile(profile)
         and len(profile or b"") <= max_text_bytes
     ):
-        found.flags.add("broken_icc")
-    found.orientation = 1
-    # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it
-    # as it decodes.
+        builder.flags.add("broken_icc")
+    builder.orientation = 1
+    # Pillow applies a TIFF's own orientation tag when it decodes, because the tag is part of how the rows
+    # are stored.
     if (exif := image.info.get("exif")) and not isinstance(image, TiffImageFile):
         try:
-            found.orientation = formats.exif_orientation(exif)
+            builder.orientation = formats.read_exif_orientation(exif)
         except formats.TiffError:
-            found.flags.add("broken_exif")
-    if found.orientation != 1:
-        found.flags.add("oriented")
+            builder.flags.add("broken_exif")
+    if builder.orientation != 1:
+        builder.flags.add("oriented")
     sample_bits = (
-        form.bits(image, data) if form.bits else int(image.info.get(further_formats.BIT_DEPTH, 8))
+        image_format.bits(image, data)
+        if image_format.bits
+        else int(image.info.get(further_formats.BIT_DEPTH, 8))
     )
     if 8 < sample_bits <= 16:
-        found.flags.add("sixteen_bit")
+        builder.flags.add("sixteen_bit")
     return sample_bits
 
 
 def _check_metadata(image: ImageFile, flags: set[str], max_text_bytes: int) -> None:
-    """Flag metadata over the limit. It costs the pixels only if they need it: printing colours are
-    converted by their profile.
+    """Flag metadata over the limit, or refuse it if the pixels need it.
 
-    Raises InputError METADATA_TOO_LARGE.
+    Only the pixels of printing colours need metadata: they are converted by their profile.
+
+    Raises:
+        InputError: metadata_too_large.
     """
     profile = image.info.get("icc_profile") or b""
     size = len(profile)
@@ -427,70 +490,83 @@ def _check_metadata(image: ImageFile, flags: set[str], max_text_bytes: int) -> N
 
 
 @contextlib.contextmanager
-def _translated(data: bytes, format_name: str, image: ImageFile | None = None) -> Iterator[None]:
+def _translate_errors(
+    data: bytes, format_name: str, image: ImageFile | None = None
+) -> Iterator[None]:
     try:
         yield
     except _TOO_LARGE as error:
         raise InputError(
-            Status.IMAGE_TOO_LARGE, f"the decoder refused its size: {_words(error)}"
+            Status.IMAGE_TOO_LARGE, f"the decoder refused its size: {_describe_error(error)}"
         ) from error
     except _PILLOW_ERRORS as error:
-        if reason := _unread(error, data, format_name):
+        if reason := _explain_unread(error, data, format_name):
             raise InputError(Status.UNSUPPORTED_FORMAT, reason) from error
-        if _is_cut(error) or formats.ends_early(data, format_name):
-            raise InputError(Status.TRUNCATED_IMAGE, _how_far(data, format_name, image)) from error
-        raise InputError(Status.CORRUPT_IMAGE, _words(error)) from error
+        if _is_truncation(error) or formats.ends_early(data, format_name):
+            raise InputError(
+                Status.TRUNCATED_IMAGE, _describe_progress(data, format_name, image)
+            ) from error
+        raise InputError(Status.CORRUPT_IMAGE, _describe_error(error)) from error
 
 
-def _unread(error: BaseException, data: bytes, format_name: str) -> str | None:
-    """What a valid file is that its decoder does not know, and what to do; None where it says
-    nothing of that.
+def _explain_unread(error: BaseException, data: bytes, format_name: str) -> str | None:
+    """Return what a valid file is that its decoder cannot read, and what to do.
+
+    The result is None if the error does not show such a file.
     """
-    words = _words(error)
-    if format_name == "BMP" and _UNREAD_BMP.match(words):
-        return f"{words}: save it as PNG"
-    if format_name in ("AVIF", "HEIC") and (kinds := boxes.foreign_kinds(data)):
-        return f"a HEIF file with pictures of kind {', '.join(kinds)}, which Touchstone does not read: save it as JPEG or PNG"
+    message = _describe_error(error)
+    if format_name == "BMP" and _UNREAD_BMP.match(message):
+        return f"{message}: save it as PNG"
+    if format_name in ("AVIF", "HEIC") and (kinds := boxes.find_foreign_kinds(data)):
+        return f"a HEIF file with images of kind {', '.join(kinds)}, which Touchstone does not read: save it as JPEG or PNG"
     return None
 
 
-def _is_cut(error: BaseException) -> bool:
-    words = str(error).lower()
-    if any(cut in words for cut in ("truncated", "unexpected end", "not enough image data")):
+def _is_truncation(error: BaseException) -> bool:
+    message = str(error).lower()
+    if any(
+        phrase in message for phrase in ("truncated", "unexpected end", "not enough image data")
+    ):
         return True
     return isinstance(error.__cause__ or error, struct.error | EOFError | IndexError)
 
 
-def _how_far(data: bytes, format_name: str, image: ImageFile | None) -> str:
+def _describe_progress(data: bytes, format_name: str, image: ImageFile | None) -> str:
     if image is not None and format_name == "PNG" and "interlace" not in image.info:
         with contextlib.suppress(OSError):
-            image.tile = []  # what was decoded before the end stays readable
+            image.tile = []  # The rows that are decoded stay readable.
             box = image.getbbox()
             return f"about {box[3] if box else 0} of {image.height} rows decoded from {len(data)} bytes"
-    end = formats.declared_end(data, format_name)
+    end = formats.find_declared_end(data, format_name)
     if end is not None and end > len(data):
         return f"{len(data)} of {end} bytes present"
     return f"the file ends after {len(data)} bytes, before the image does"
 
 
-def _words(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     kind = (
         ""
         if isinstance(error, OSError | ValueError | SyntaxError) and str(error)
         else f"{type(error).__name__}: "
     )
-    return f"{kind}{error}"[:MOST_WORDS]
+    return f"{kind}{error}"[:MAX_DETAIL_CHARS]
 
 
 @functools.cache
 def decoder_name(format_name: str) -> str:
-    """Library and version that make the pixels: other versions may give other pixels."""
-    if library := further_formats.library_of(format_name):
+    """Return the library that decodes a format, with its version.
+
+    Other versions may decode to other pixels.
+
+    Args:
+        format_name: The format, as `sniff_format` names it.
+    """
+    if library := further_formats.find_library(format_name):
         return library
-    return jpeg.DECODER if format_name == "JPEG" else _pillow_name(format_name)
+    return jpeg.DECODER if format_name == "JPEG" else _pillow_decoder_name(format_name)
 
 
-def _pillow_name(format_name: str) -> str:
+def _pillow_decoder_name(format_name: str) -> str:
     for name, feature in FORMATS[format_name].libraries if format_name in FORMATS else ():
         if version := features.version(feature):
             return f"pillow {PIL.__version__}/{name} {version}"
@@ -499,32 +575,31 @@ def _pillow_name(format_name: str) -> str:
 
 @functools.cache
 def _quieten_pillow() -> None:
-    """Once per process: keep Pillow's remarks out of stderr. What matters of them is a status or a
-    flag here.
+    """Keep Pillow's warnings out of stderr; once per process.
 
-    libtiff writes to file descriptor 2 from C on some damaged TIFFs; that cannot be caught without
-    redirecting it for the whole process.
+    Relevant warnings are a status or a flag here. libtiff writes to file descriptor 2 from C on
+    some damaged TIFFs, which can only be caught by redirecting it for the whole process.
     """
     warnings.filterwarnings("ignore", module=r"(PIL|pi_heif)\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def has_content(pixels: Image.Image) -> bool:
-    """False where an RGB picture is one colour, or nearly."""
+    """Return False if an RGB image is of one colour, or nearly."""
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST
-    glance = pixels.resize((min(width, GLANCE), min(height, GLANCE)), nearest)
-    # Most pictures get no further; NumPy would take five times as long, a tenth of what a tiny
-    # picture takes in all.
+    glance = pixels.resize((min(width, GLANCE_SIDE), min(height, GLANCE_SIDE)), nearest)
+    # Most images pass here. NumPy would take five times as long, a tenth of the total time for a tiny
+    # image.
     red, green, blue = cast(tuple[tuple[int, int], ...], glance.getextrema())
-    if max(red[1] - red[0], green[1] - green[0], blue[1] - blue[0]) > MOST_SAMPLED:
+    if max(red[1] - red[0], green[1] - green[0], blue[1] - blue[0]) > MAX_SAMPLE_RANGE:
         return True
-    sample = np.asarray(pixels.resize((min(width, SAMPLE), min(height, SAMPLE)), nearest))
+    sample = np.asarray(pixels.resize((min(width, SAMPLE_SIDE), min(height, SAMPLE_SIDE)), nearest))
     if (
-        np.ptp(sample, axis=(0, 1)).max() > MOST_SAMPLED
-        or sample.std(axis=(0, 1)).max() > MOST_DEVIATION
+        np.ptp(sample, axis=(0, 1)).max() > MAX_SAMPLE_RANGE
+        or sample.std(axis=(0, 1)).max() > MAX_DEVIATION
     ):
         return True
-    boxes = [max(1, min(side // BOX, REDUCED)) for side in pixels.size]
-    reduced = np.asarray(pixels.resize(boxes, Image.Resampling.BOX))
-    return bool(np.ptp(reduced, axis=(0, 1)).max() > MOST_REDUCED)
+    reduced_size = [max(1, min(side // BOX_SIDE, REDUCED_SIDE)) for side in pixels.size]
+    reduced = np.asarray(pixels.resize(reduced_size, Image.Resampling.BOX))
+    return bool(np.ptp(reduced, axis=(0, 1)).max() > MAX_REDUCED_RANGE)

@@ -1,8 +1,10 @@
-"""File facts: `ImageFileFacts`, `DecodedImage` (pixels with their facts), `ImageRefused` (a refusal
-with them), `perceptual_hash`, and what is measured on pixels where a card asks (`with_texture`).
+"""Define the facts of an image file, and measure the pixels.
 
-The hash is one that similar pictures share: 64 signs of the low frequencies of a picture,
-ImageHash's `phash`.
+`ImageFileFacts` are the facts, `DecodedImage` are pixels with their facts, and `ImageRefused` is a
+refusal with the facts. `with_texture` measures what a card may ask for.
+
+`perceptual_hash` is a hash that similar images share: the 64 signs of the low frequencies of an
+image, which is ImageHash's `phash`.
 """
 
 import hashlib
@@ -36,56 +38,80 @@ FLAG_MEANING = {
 }
 
 
-# The largest numbers that a row holds. What a file, or a process that decoded one, states beyond
-# them is not believed.
-MOST = {
+# The largest numbers that a row can hold. A file, or a process that decoded a file, may state larger
+# ones, which are not accepted.
+MAX_VALUES = {
     "width": 2**31 - 1,
     "height": 2**31 - 1,
     "frames": 2**31 - 1,
     "orientation": 8,
     "quality": 100,
 }
-_Word = Annotated[str, Field(max_length=100, pattern="^[ -~]*$")]
+_ShortText = Annotated[str, Field(max_length=100, pattern="^[ -~]*$")]
 
 
 @dataclass(frozen=True)
 class ImageFileFacts:
-    """What a row says of the file, known as far as it was read: what was not reached is None, or
-    was no such number.
+    """The facts of an image file, as its row has them.
 
-    `mode` is the file's own (Pillow's name). `orientation` is the EXIF value that would turn the
-    pixels upright: 1 where there is none, and for TIFF and HEIC, whose decoders turn them. `flags`
-    are sorted; `decoder` names library and version. `quality`: of a JPEG, 1 … 100 (see
-    `jpeg_quality`). `texture` and `graphics`: see `texture_of`; None where not measured.
+    A fact is None if the file was not read so far, or if the file's value is not valid.
+
+    Attributes:
+        sha256: The SHA-256 of the file, in hexadecimal digits.
+        format: The sniffed format.
+        width: The width in pixels.
+        height: The height in pixels.
+        mode: The mode of the stored pixels, by Pillow's name.
+        frames: The number of frames or pages.
+        orientation: The EXIF value that would turn the pixels upright. 1 if there is none, and for
+            TIFF and HEIC, whose decoders apply it.
+        icc: Whether the file has a colour profile.
+        flags: The flags (`FLAG_MEANING`), sorted.
+        decoder: The library that decoded the file, and its version.
+        quality: The quality of a JPEG, 1 … 100 (`jpeg_quality`).
+        texture: See `measure_texture`; None if not measured.
+        graphics: See `measure_texture`; None if not measured.
     """
 
     sha256: str
     format: str | None = None
-    width: Annotated[int, Field(ge=0, le=MOST["width"])] | None = None
-    height: Annotated[int, Field(ge=0, le=MOST["height"])] | None = None
-    mode: _Word | None = None
-    frames: Annotated[int, Field(ge=0, le=MOST["frames"])] | None = None
-    orientation: Annotated[int, Field(ge=0, le=MOST["orientation"])] | None = None
+    width: Annotated[int, Field(ge=0, le=MAX_VALUES["width"])] | None = None
+    height: Annotated[int, Field(ge=0, le=MAX_VALUES["height"])] | None = None
+    mode: _ShortText | None = None
+    frames: Annotated[int, Field(ge=0, le=MAX_VALUES["frames"])] | None = None
+    orientation: Annotated[int, Field(ge=0, le=MAX_VALUES["orientation"])] | None = None
     icc: bool | None = None
     flags: tuple[str, ...] = ()
-    decoder: _Word | None = None
-    quality: Annotated[int, Field(ge=0, le=MOST["quality"])] | None = None
+    decoder: _ShortText | None = None
+    quality: Annotated[int, Field(ge=0, le=MAX_VALUES["quality"])] | None = None
     texture: Annotated[float, Field(ge=0, le=255)] | None = None
     graphics: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image: `pixels` loaded, mode RGB, EXIF orientation not applied, none of the file's
-    metadata attached.
+    """One decoded image.
+
+    Attributes:
+        pixels: The pixels, loaded, in mode RGB. EXIF orientation is not applied, and the file's
+            metadata is not attached.
+        facts: The facts of the file.
     """
 
     pixels: Image.Image
     facts: ImageFileFacts
 
 
-class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a fault
-    """This image has no pixels for us; `facts` hold what was learned before that."""
+class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failure
+    """The refusal of an image, with the facts that were known by then.
+
+    Args:
+        status: The status of the row.
+        detail: The reason.
+        facts: The facts known so far.
+        limit: The limit that the image exceeds, None for other refusals.
+        observed: The observed value.
+    """
 
     def __init__(
         self,
@@ -101,28 +127,37 @@ class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a
 
     @classmethod
     def because(cls, reason: InputError, facts: ImageFileFacts) -> "ImageRefused":
-        """The same refusal, with the facts that were known by then."""
+        """Create the refusal for an error, with the facts known so far."""
         return cls(
             reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed
         )
 
 
 def inspect_bytes(data: bytes) -> ImageFileFacts:
-    """SHA-256 and sniffed format of any bytes; cheap, never raises."""
+    """Return the SHA-256 and the sniffed format of any bytes; it never raises.
+
+    Args:
+        data: The bytes.
+    """
     return ImageFileFacts(hashlib.sha256(data).hexdigest(), sniff_format(data))
 
 
 def perceptual_hash(pixels: Image.Image) -> str:
-    """The 64-bit DCT hash of a decoded image as 16 hex digits; two pictures are alike when few of
-    the 64 bits differ.
+    """Return the 64-bit DCT hash of a decoded image as 16 hex digits.
+
+    Two images are similar if few of the 64 bits differ.
     """
-    import imagehash  # an extra, and half a second of scipy
+    import imagehash  # Imported here: it is an extra, and imports scipy for half a second.
 
     return str(imagehash.phash(pixels))
 
 
 def require_perceptual_hash() -> None:
-    """Raises ConfigError where the library that computes it is missing."""
+    """Check that the library that computes the perceptual hash is installed.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     if find_spec("imagehash") is None:
         raise ConfigError(
             "phash needs the package ImageHash", hint="pip install 'touchstone-forensics[phash]'"
@@ -130,53 +165,54 @@ def require_perceptual_hash() -> None:
 
 
 SIDE = 256
-FLAT, SOFT, SHARP = 1, 23, 48  # steps: at most, at most, at least
+FLAT_MAX_STEP, SOFT_MAX_STEP, SHARP_MIN_STEP = 1, 23, 48  # Limits of flat, soft, and sharp steps.
 
 
 def with_texture(image: DecodedImage) -> DecodedImage:
-    """The image, with facts that have `texture` and `graphics`; takes about a third of a
-    millisecond, whatever its size.
+    """Return the image with `texture` and `graphics` in its facts.
+
+    This takes about a third of a millisecond, whatever the size of the image.
     """
-    texture, graphics = texture_of(image.pixels)
+    texture, graphics = measure_texture(image.pixels)
     return replace(image, facts=replace(image.facts, texture=texture, graphics=graphics))
 
 
-def texture_of(pixels: Image.Image) -> tuple[float, float]:
-    """(`texture`, `graphics`) of an RGB picture, rounded to 4 digits; both 0 for one that is a
-    pixel wide.
+def measure_texture(pixels: Image.Image) -> tuple[float, float]:
+    """Return (`texture`, `graphics`) of an RGB image, rounded to 4 digits.
 
-    Both look at how far neighbouring pixels of a row lie apart (the largest difference of a
-    channel, 0 … 255) in a view of at most 256 × 256 pixels, each of which is one of the picture's
-    own: shrinking by averages would take the noise out of photographs, and make them flat too.
+    Both are 0 for an image that is one pixel wide. Both are computed from steps: the difference
+    between neighbouring pixels of a row (the largest of any channel, 0 … 255). The pixels are taken
+    from a view of at most 256 × 256 pixels, each of which is a pixel of the image. Shrinking by
+    averages would remove the noise of photographs and make them flat, too.
 
-    `texture`: the mean of those steps. A wall or a sky has 1 to 2, an ordinary photograph 13.
+    `texture` is the mean of the steps. A wall or a sky has 1 to 2, an ordinary photograph 13.
 
-    `graphics`: how much of a poster, screenshot, chart or drawing an image is: min(flat, 15 sharp,
-    1 − 2 soft), and no less than 0. Flat: the share of steps of at most 1, sharp: of at least 48,
-    soft: of 2 to 23. Drawn pictures have areas of one colour and hard edges between them, and
-    little else; a photograph has noise and shades. The factors and steps were chosen on 533
-    photographs of 20 sources and 48 screenshots and diagrams, each as found and again at 512 px and
-    JPEG 75: above 0.55 lie 4 and 4 of the photographs (playing cards and white cut-outs) and 36 and
-    30 of the others. Of 222 photographs of 11 further sources none lies above it, of 44 further
-    screenshots and diagrams 24 and 19. Posters that are painted or photographed are not found by
-    it: 1 of 60 from a gallery of generated ones.
+    `graphics` is high for a poster, screenshot, chart or drawing: min(flat, 15 sharp, 1 − 2 soft),
+    and at least 0. Flat is the fraction of steps of at most 1, sharp of at least 48, soft of 2 to
+    23. Drawn images have areas of one colour and hard edges between them, and little else; a
+    photograph has noise and gradients. The factors and steps were chosen on 533 photographs of 20
+    sources and 48 screenshots and diagrams, each unchanged and also at 512 px and JPEG 75.
+    Above 0.55 are 4 and 4 of the photographs (playing cards and white cut-outs) and 36 and 30 of
+    the others. Of 222 photographs of 11 further sources none is above 0.55; of 44 further
+    screenshots and diagrams, 24 and 19 are. Posters that are painted or photographed are not
+    recognised: 1 of 60 from a gallery of generated posters.
     """
     width, height = pixels.size
     sample = np.asarray(
         pixels.resize((min(width, SIDE), min(height, SIDE)), Image.Resampling.NEAREST)
     )
     left, right = sample[:, :-1], sample[:, 1:]
-    apart = np.maximum(left, right) - np.minimum(left, right)
-    # `max(axis=2)` takes thirty times as long
-    steps = np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2])
+    differences = np.maximum(left, right) - np.minimum(left, right)
+    # `max(axis=2)` takes thirty times as long.
+    steps = np.maximum(np.maximum(differences[..., 0], differences[..., 1]), differences[..., 2])
     if not steps.size:
         return 0.0, 0.0
-    shares = np.bincount(steps.ravel(), minlength=256) / steps.size
+    fractions = np.bincount(steps.ravel(), minlength=256) / steps.size
     flat, soft, sharp = (
-        shares[: FLAT + 1].sum(),
-        shares[FLAT + 1 : SOFT + 1].sum(),
-        shares[SHARP:].sum(),
+        fractions[: FLAT_MAX_STEP + 1].sum(),
+        fractions[FLAT_MAX_STEP + 1 : SOFT_MAX_STEP + 1].sum(),
+        fractions[SHARP_MIN_STEP:].sum(),
     )
-    return round(float(shares @ np.arange(256)), 4), round(
+    return round(float(fractions @ np.arange(256)), 4), round(
         max(0.0, float(min(flat, 15 * sharp, 1 - 2 * soft))), 4
     )

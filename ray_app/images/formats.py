@@ -1,9 +1,11 @@
-"""File signatures and headers: `sniff_format`, `describe_unsupported`, `header_size`,
-`declared_end`, frame counts, and `Tiff`, a reader of TIFF tags.
+"""Recognise formats by their signatures, and read headers.
 
-By the bytes alone, never by names or MIME types; nothing is decoded, and work is bounded. The
-reader of tags (TIFF 6.0, BigTIFF, EXIF) is our own because Pillow's prints warnings, follows every
-pointer and refuses whole images for one bad tag.
+Enter at `sniff_format`, `describe_unsupported`, `read_header_size`, `find_declared_end`, and
+`Tiff`, a reader of TIFF tags.
+
+Formats are recognised by the bytes alone, never by names or MIME types. Nothing is decoded, and the
+work is limited. The reader of tags (TIFF 6.0, BigTIFF, EXIF) exists because Pillow's reader prints
+warnings, follows every pointer, and refuses whole images for one bad tag.
 """
 
 import re
@@ -17,7 +19,7 @@ HEIC_BRANDS = frozenset(
     {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 )
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
-MOST_BRANDS = 32  # real files list fewer than ten; a hostile ftyp box could list millions
+MAX_BRANDS = 32  # Real files list fewer than ten; a hostile ftyp box could list millions.
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -26,13 +28,13 @@ _STARTS = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "GIF": (b"GIF87a", b"GIF89a"),
     "JPEG2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
-    # of Olympus, Panasonic, Fujifilm, Minolta, Sigma
+    # Olympus, Panasonic, Fujifilm, Minolta, and Sigma.
     "RAW": (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"\0MRM", b"FOVb"),
 }
-_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # Bytes.
 _PNM_START = re.compile(rb"P[1-6]\s[\s\d#]")
 
-_ELSE: tuple[tuple[bytes, str], ...] = (
+_OTHER_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document: extract its images first"),
     (b"%!PS", "a PostScript document"),
     (b"PK\x03\x04", "a ZIP file, or an office document: name it .zip to score the images in it"),
@@ -56,12 +58,12 @@ _ELSE: tuple[tuple[bytes, str], ...] = (
     ),
 )
 
-# 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
-MOST_GIF_BLOCKS = 200_000
-MOST_BOXES = 1000
-EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
-SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose declared end shows trailing bytes
-# Their bytes are nearly random. PNG has a signature against FTP.
+# 32 MiB have 132 000 full blocks; a GIF of one-byte blocks could hold 16 million.
+MAX_GIF_BLOCKS = 200_000
+MAX_BOXES = 1000
+EARLY_SIZES = ("PNG", "GIF", "WEBP")  # Formats whose size is at a fixed position.
+RELIABLE_ENDS = ("JPEG", "PNG", "WEBP")  # Formats whose declared end shows trailing bytes.
+# Formats whose bytes are nearly random. PNG is not listed, because its signature detects FTP.
 CODED = ("JPEG", "WEBP", "GIF", "AVIF", "HEIC", "JPEG2000")
 MAX_SEARCHED_BYTES = 2**20
 _LONE_LF = re.compile(rb"\n(?<!\r\n)")
@@ -74,10 +76,10 @@ MIN_COMPRESSED_RATIO = 0.9
 _END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
 
 ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
-_DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
-_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-# bytes per value, by kind
-_SIZES = {
+_DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # Strips and tiles.
+_INTEGER_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
+# Bytes per value, by type.
+_TYPE_BYTES = {
     1: 1,
     2: 1,
     3: 2,
@@ -95,16 +97,19 @@ _SIZES = {
     17: 8,
     18: 8,
 }
-MOST_PAGES = 1000  # a hostile chain of directories could hold millions
-MOST_STRIPS = 1_000_000
-MOST_TAGS = 4096  # of one directory: no writer has 300, and a BigTIFF could claim millions
+MAX_PAGES = 1000  # A hostile chain of directories could hold millions.
+MAX_STRIPS = 1_000_000
+MAX_TAGS = 4096  # In one directory. No writer has 300, and a BigTIFF could claim millions.
 
 
 def sniff_format(data: bytes) -> str | None:
-    """JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, PNM or RAW (of a camera); None where
-    it is none of these.
+    """Return the format of a file by its first bytes; None if it is not a known format.
 
-    Says nothing of whether the rest is sound.
+    The formats are JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, PNM and RAW (of a
+    camera). The other bytes may still be damaged.
+
+    Args:
+        data: The file.
     """
     for format_name, starts in _STARTS.items():
         if data.startswith(starts):
@@ -115,15 +120,16 @@ def sniff_format(data: bytes) -> str | None:
         return _sniff_brands(data)
     if data.startswith(_TIFF_STARTS):
         return "RAW" if _is_raw_tiff(data) else "TIFF"
-    # Two letters alone would make text an image: a bitmap also has a header of a known length.
+    # Two letters alone could be the start of a text. A bitmap also has a header of a known length.
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "BMP"
     return "PNM" if _PNM_START.match(data[:32]) else None
 
 
 def describe_unsupported(data: bytes) -> str:
-    """Return text for the `detail` of bytes that `sniff_format` does not know: what they are and
-    what to do.
+    """Return what a file is that `sniff_format` does not recognise, and what to do.
+
+    The text becomes the `detail` of the file's row.
     """
     return (
         describe_signature(data)
@@ -133,10 +139,11 @@ def describe_unsupported(data: bytes) -> str:
 
 
 def describe_signature(data: bytes) -> str | None:
-    """Return what a file is that is not an image, and what to do, by its first 262 bytes; None if
-    they have no known signature.
+    """Return what a file is that is not an image, and what to do.
+
+    The first 262 bytes decide; None if they have no known signature.
     """
-    for start, description in _ELSE:
+    for start, description in _OTHER_SIGNATURES:
         if data.startswith(start):
             return description
     if data[4:8] == b"ftyp":
@@ -158,9 +165,7 @@ def describe_signature(data: bytes) -> str | None:
 
 
 def _is_raw_tiff(data: bytes) -> bool:
-    """Whether its first picture is a preview of what the sensor saw: CR2, which says so, DNG, NEF
-    and kin.
-    """
+    """Return whether the first image is a preview of sensor data: CR2, DNG, NEF, and similar."""
     if data[8:10] == b"CR":
         return True
     try:
@@ -172,8 +177,8 @@ def _is_raw_tiff(data: bytes) -> bool:
 def _sniff_brands(data: bytes) -> str | None:
     if data[8:12] == b"crx ":
         return "RAW"
-    size = min(int.from_bytes(data[:4], "big"), 16 + 4 * MOST_BRANDS)
-    brands = [data[8:12], *(data[at : at + 4] for at in range(16, size, 4))]
+    size = min(int.from_bytes(data[:4], "big"), 16 + 4 * MAX_BRANDS)
+    brands = [data[8:12], *(data[offset : offset + 4] for offset in range(16, size, 4))]
     if brands[0] not in HEIC_BRANDS - {b"mif1", b"msf1"} and not AVIF_BRANDS.isdisjoint(brands):
         return "AVIF"
     return None if HEIC_BRANDS.isdisjoint(brands) else "HEIC"
@@ -182,28 +187,29 @@ def _sniff_brands(data: bytes) -> str | None:
 def _describe_text(start: bytes) -> str | None:
     if any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in start):
         return None
-    words = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if b"<svg" in words:
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if b"<svg" in text:
         return "an SVG drawing, which has no pixels: export it as PNG"
     try:
         start.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(start) - 3:  # a character cut by the 1024-byte window is still text
+        if error.start < len(start) - 3:  # The 1024-byte window may cut a character.
             return None
     return "text, not an image"
 
 
 def are_line_ends_converted(data: bytes) -> bool:
-    """Return whether every LF of coded data follows a CR, as after FTP in ASCII mode. Text and
-    periodic data may have such line ends.
+    """Return whether every LF of coded data follows a CR, as after FTP in ASCII mode.
+
+    Text and periodic data may have such line ends, too.
     """
-    # An intact image has one among its first few hundred bytes.
+    # An intact image has a lone LF among its first few hundred bytes.
     if _LONE_LF.search(data, 0, MAX_SEARCHED_BYTES):
         return False
     end = min(len(data), MAX_SEARCHED_BYTES)
     return any(
-        _is_window_converted(data[at : at + _WINDOW_BYTES])
-        for at in range(0, end - _WINDOW_BYTES + 1, _WINDOW_BYTES // 2)
+        _is_window_converted(data[start : start + _WINDOW_BYTES])
+        for start in range(0, end - _WINDOW_BYTES + 1, _WINDOW_BYTES // 2)
     )
 
 
@@ -215,12 +221,11 @@ def _is_window_converted(window: bytes) -> bool:
     )
 
 
-def header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
-    """Width and height where they stand at a fixed place; None elsewhere or if the file is too
-    short.
+def read_header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
+    """Return width and height; None if the format has them at no fixed position.
 
-    Asked before Pillow opens a file: libwebp allocates its canvas at opening, and a refusal can
-    then name the size.
+    The result is also None if the file is too short. The size is read before Pillow opens a file,
+    because libwebp allocates its canvas at opening. A refusal can then name the size.
     """
     try:
         if format_name == "PNG":
@@ -228,83 +233,89 @@ def header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
         if format_name == "GIF":
             return struct.unpack_from("<HH", data, 6)
         if format_name == "WEBP":
-            return _webp_size(data)
+            return _read_webp_size(data)
     except struct.error:
         pass
     return None
 
 
-def declared_end(data: bytes, format_name: str) -> int | None:
-    """Offset at which the file says that it ends, possibly past the bytes present; None where it
-    does not say.
+def find_declared_end(data: bytes, format_name: str) -> int | None:
+    """Return the offset at which the file declares its end, or None.
 
-    For JPEG and PNG it is the last end marker in the bytes, so that data appended with a marker of
-    its own at its very end is not seen.
+    The offset may be beyond the bytes present. For JPEG and PNG it is the last end marker in the
+    bytes, so that appended data that ends with a marker of its own is not noticed.
     """
     if format_name in _END_MARKS:
         mark, length = _END_MARKS[format_name]
-        at = data.rfind(mark)
-        return None if at < 0 else at + length
+        start = data.rfind(mark)
+        return None if start < 0 else start + length
     if format_name == "WEBP":
         size = int.from_bytes(data[4:8], "little")
         return 8 + size + (size & 1)
     if format_name == "BMP":
         return int.from_bytes(data[2:6], "little") or None
     if format_name == "JPEG2000":
-        return _jpeg2000_end(data)
+        return _find_jpeg2000_end(data)
     if format_name in ("AVIF", "HEIC"):
-        return _boxes_end(data)
+        return _find_boxes_end(data)
     if format_name == "TIFF":
-        return _tiff_end(data)
+        return _find_tiff_end(data)
     return None
 
 
 def ends_early(data: bytes, format_name: str) -> bool:
-    """Whether the file lacks its end: for files that did not decode, to distinguish truncated from
-    corrupt.
+    """Return whether the file lacks its end.
+
+    This is for files that did not decode, to distinguish truncated from corrupt files.
     """
-    end = declared_end(data, format_name)
+    end = find_declared_end(data, format_name)
     return (
         end > len(data) if end is not None else format_name in ("JPEG", "PNG", "TIFF", "JPEG2000")
     )
 
 
 def count_gif_frames(data: bytes) -> int:
-    """Frames in the bytes present, at least 1, counted within MOST_GIF_BLOCKS blocks; no frame is
-    decoded.
+    """Count the frames in the bytes present, at least 1, within MAX_GIF_BLOCKS blocks.
+
+    No frame is decoded.
     """
-    return max(1, sum(is_image for is_image, *_ in gif_blocks(data, MOST_GIF_BLOCKS)))
+    return max(1, sum(is_image for is_image, *_ in iter_gif_blocks(data, MAX_GIF_BLOCKS)))
 
 
-def gif_blocks(data: bytes, most: int) -> Iterator[tuple[bool, int, int, int | None]]:
-    """The images and extensions of a GIF: whether it is an image, an extension's label, where its
-    sub-blocks start, and their terminator.
+def iter_gif_blocks(data: bytes, max_blocks: int) -> Iterator[tuple[bool, int, int, int | None]]:
+    """Yield the images and extensions of a GIF.
 
-    No terminator (None) for the last, where the file ends before it or there were `most`
-    sub-blocks.
+    Args:
+        data: The file.
+        max_blocks: The maximum number of sub-blocks to read.
+
+    Yields:
+        Whether it is an image, an extension's label, the start of its sub-blocks, and the position
+        of their terminator. The terminator is None for the last, if the file ends before it or if
+        there are `max_blocks` sub-blocks.
     """
     blocks = 0
-    with suppress(IndexError):  # the file ends there
-        at = 13 + _gif_table_bytes(data[10])
-        while blocks < most and data[at] in b"!,":
-            is_image = data[at : at + 1] == b","
-            start = end = at + (11 + _gif_table_bytes(data[at + 9]) if is_image else 2)
+    with suppress(IndexError):  # Raised at the end of the file.
+        position = 13 + _gif_table_bytes(data[10])
+        while blocks < max_blocks and data[position] in b"!,":
+            is_image = data[position : position + 1] == b","
+            start = end = position + (11 + _gif_table_bytes(data[position + 9]) if is_image else 2)
             try:
-                while blocks < most and data[end]:
+                while blocks < max_blocks and data[end]:
                     end += data[end] + 1
                     blocks += 1
-                is_whole = blocks < most
+                is_whole = blocks < max_blocks
             except IndexError:
                 is_whole = False
-            yield is_image, data[at + 1], start, end if is_whole else None
+            yield is_image, data[position + 1], start, end if is_whole else None
             if not is_whole:
                 return
-            at = end + 1
+            position = end + 1
             blocks += 1
 
 
 def count_tiff_pages(data: bytes) -> int:
-    """Pages of a TIFF, at least 1, at most `MOST_PAGES`."""
+    """Count the pages of a TIFF, at least 1, at most `MAX_PAGES`."""
     try:
         return max(Tiff(data).count_pages(), 1)
     except TiffError:
@@ -312,11 +323,11 @@ def count_tiff_pages(data: bytes) -> int:
 
 
 def _gif_table_bytes(flags: int) -> int:
-    """How long a GIF's colour table is, by the flags of its screen or image."""
+    """Return the length of a GIF's colour table, by the flags of its screen or image."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def _webp_size(data: bytes) -> tuple[int, int] | None:
+def _read_webp_size(data: bytes) -> tuple[int, int] | None:
     kind = data[12:16]
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
@@ -329,173 +340,195 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _boxes_end(data: bytes) -> int | None:
-    at = 0
-    for _ in range(MOST_BOXES):
-        if at >= len(data):
+def _find_boxes_end(data: bytes) -> int | None:
+    position = 0
+    for _ in range(MAX_BOXES):
+        if position >= len(data):
             break
-        if at + 8 > len(data):
-            return at + 8
-        size = int.from_bytes(data[at : at + 4], "big")
+        if position + 8 > len(data):
+            return position + 8
+        size = int.from_bytes(data[position : position + 4], "big")
         if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:  # 0 means "to the end of the file"; 1 to 7 are impossible
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        if size < 8:  # 0 means "to the end of the file"; 1 to 7 are impossible.
             return None
-        at += size
-    return at
+        position += size
+    return position
 
 
-def _jpeg2000_end(data: bytes) -> int | None:
+def _find_jpeg2000_end(data: bytes) -> int | None:
     if data.startswith(b"\xff\x4f"):
-        return declared_end(data, "JPEG")  # it ends with the same marker
-    # the box with the picture has yet to come
-    return _boxes_end(data) if b"jp2c" in data else len(data) + 8
+        return find_declared_end(data, "JPEG")  # It ends with the same marker.
+    # Without its image box, the file must continue.
+    return _find_boxes_end(data) if b"jp2c" in data else len(data) + 8
 
 
-def _tiff_end(data: bytes) -> int | None:
+def _find_tiff_end(data: bytes) -> int | None:
     try:
-        return Tiff(data).data_end()
-    # most writers put the directory last: it is the first thing that a cut takes away
+        return Tiff(data).find_data_end()
+    # Most writers put the directory last, so that a cut file lacks it.
     except TiffError:
         return None
 
 
 class TiffError(ValueError):
-    """The tags cannot be read."""
+    """The tags of a TIFF cannot be read."""
 
 
 class TiffEntry(NamedTuple):
-    """One tag's value: its kind, how many, and the inline bytes (the value itself, or the offset
-    where it stands).
+    """The value of one tag.
+
+    Attributes:
+        kind: The type of the values.
+        value_count: The number of values.
+        inline: The value itself, or the offset of the value.
     """
 
     kind: int
-    number: int
+    value_count: int
     inline: bytes
 
 
 class Tiff:
-    """A TIFF header and its directories, classic or BigTIFF. Raises TiffError."""
+    """A TIFF header and its directories, classic or BigTIFF. All methods raise TiffError.
+
+    Args:
+        data: The file, or an EXIF block.
+    """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
         magic = self._unpack("H", 2) if self._order else 0
         if magic not in (42, 43):
-            raise TiffError("no TIFF header")
+            raise TiffError("not a TIFF header")
         self._is_big = magic == 43
         self._link = "Q" if self._is_big else "I"
         self._first = self._unpack(self._link, 8 if self._is_big else 4)
         self._entry = struct.Struct(self._order + ("HHQ8s" if self._is_big else "HHI4s"))
 
     def directory(self, offset: int | None = None) -> dict[int, TiffEntry]:
-        """The tags of the first page, or of the directory that stands at `offset`."""
+        """Return the tags of the first page, or of the directory at `offset`."""
         start, end = self._span(self._first if offset is None else offset)
-        found = self._entry.iter_unpack(self._data[start:end])
-        return {tag: TiffEntry(kind, number, inline) for tag, kind, number, inline in found}
+        entries = self._entry.iter_unpack(self._data[start:end])
+        return {tag: TiffEntry(kind, count, inline) for tag, kind, count, inline in entries}
 
     def count_pages(self) -> int:
-        """Directories in the chain, at most MOST_PAGES; a chain that loops or breaks ends there."""
-        seen: set[int] = set()
+        """Count the directories in the chain, at most MAX_PAGES.
+
+        A chain that loops or breaks ends there.
+        """
+        visited: set[int] = set()
         offset = self._first
-        while offset and offset not in seen and len(seen) < MOST_PAGES:
+        while offset and offset not in visited and len(visited) < MAX_PAGES:
             try:
                 _, end = self._span(offset)
             except TiffError:
                 break
-            seen.add(offset)
+            visited.add(offset)
             # Many writers leave out the link after the last directory.
             offset = (
                 self._unpack(self._link, end)
                 if end + struct.calcsize(self._link) <= len(self._data)
                 else 0
             )
-        return len(seen)
+        return len(visited)
 
-    def integers(self, entry: TiffEntry) -> tuple[int, ...]:
-        """The values of an integer tag; empty for tags of another kind."""
-        code = _INTEGERS.get(entry.kind)
-        if code is None or entry.number > MOST_STRIPS:
+    def read_integers(self, entry: TiffEntry) -> tuple[int, ...]:
+        """Return the values of an integer tag; empty for tags of another type."""
+        code = _INTEGER_CODES.get(entry.kind)
+        if code is None or entry.value_count > MAX_STRIPS:
             return ()
-        form = struct.Struct(f"{self._order}{entry.number}{code}")
-        if form.size <= len(entry.inline):
-            return form.unpack_from(entry.inline)
-        at = self._at(entry)
-        if at + form.size > len(self._data):
-            raise TiffError("a tag's values lie outside the file")
-        return form.unpack_from(self._data, at)
+        layout = struct.Struct(f"{self._order}{entry.value_count}{code}")
+        if layout.size <= len(entry.inline):
+            return layout.unpack_from(entry.inline)
+        offset = self._value_offset(entry)
+        if offset + layout.size > len(self._data):
+            raise TiffError("the values of a tag are outside the file")
+        return layout.unpack_from(self._data, offset)
 
-    def octets(self, entry: TiffEntry, most: int) -> bytes:
-        """The first `most` bytes of a tag's value, as far as they are there."""
-        size = min(_SIZES.get(entry.kind, 0) * entry.number, most)
-        if not self._is_elsewhere(entry):
+    def read_bytes(self, entry: TiffEntry, max_bytes: int) -> bytes:
+        """Return the first `max_bytes` bytes of a tag's value that are in the file."""
+        size = min(_TYPE_BYTES.get(entry.kind, 0) * entry.value_count, max_bytes)
+        if not self._is_external(entry):
             return entry.inline[:size]
-        at = self._at(entry)
-        return self._data[at : at + size]
+        offset = self._value_offset(entry)
+        return self._data[offset : offset + size]
 
-    def data_end(self) -> int:
-        """The furthest byte that the first page refers to: of its strips, its tiles and the values
-        of its tags.
+    def find_data_end(self) -> int:
+        """Return the end of the data of the first page.
+
+        That is the furthest byte of its strips, its tiles, and the values of its tags.
         """
         tags = self.directory()
-        ends = [
-            self._at(entry) + _SIZES.get(entry.kind, 0) * entry.number
+        stops = [
+            self._value_offset(entry) + _TYPE_BYTES.get(entry.kind, 0) * entry.value_count
             for entry in tags.values()
-            if self._is_elsewhere(entry)
+            if self._is_external(entry)
         ]
         for offsets, lengths in zip(_DATA_OFFSETS, _DATA_LENGTHS, strict=True):
             if offsets in tags and lengths in tags:
                 pairs = zip(
-                    self.integers(tags[offsets]), self.integers(tags[lengths]), strict=False
+                    self.read_integers(tags[offsets]),
+                    self.read_integers(tags[lengths]),
+                    strict=False,
                 )
-                ends += [offset + length for offset, length in pairs]
-        return max(ends, default=0)
+                stops += [offset + length for offset, length in pairs]
+        return max(stops, default=0)
 
     def _span(self, offset: int) -> tuple[int, int]:
-        """Where a directory's entries start and end."""
+        """Return the start and the end of a directory's entries."""
         code = "Q" if self._is_big else "H"
         start = offset + struct.calcsize(code)
         tags = self._unpack(code, offset)
         end = start + tags * self._entry.size
-        if tags > MOST_TAGS:
-            raise TiffError("a directory of too many tags")
+        if tags > MAX_TAGS:
+            raise TiffError(f"a directory has {tags} tags, more than {MAX_TAGS}")
         if end > len(self._data):
             raise TiffError("a directory runs past the end")
         return start, end
 
-    def _is_elsewhere(self, entry: TiffEntry) -> bool:
-        return _SIZES.get(entry.kind, 0) * entry.number > len(entry.inline)
+    def _is_external(self, entry: TiffEntry) -> bool:
+        return _TYPE_BYTES.get(entry.kind, 0) * entry.value_count > len(entry.inline)
 
-    def _at(self, entry: TiffEntry) -> int:
+    def _value_offset(self, entry: TiffEntry) -> int:
         return int.from_bytes(entry.inline, "little" if self._order == "<" else "big")
 
-    def _unpack(self, code: str, at: int) -> int:
+    def _unpack(self, code: str, offset: int) -> int:
         try:
-            value: int = struct.unpack_from(self._order + code, self._data, at)[0]
+            value: int = struct.unpack_from(self._order + code, self._data, offset)[0]
         except (struct.error, OverflowError):
-            raise TiffError("a pointer leads past the end") from None
+            raise TiffError("a pointer points past the end") from None
         return value
 
 
-def exif_orientation(exif: bytes) -> int:
-    """The orientation that an EXIF block states, 1 to 8; 1 where it states none or 0 (unknown).
-    Raises TiffError.
+def read_exif_orientation(exif: bytes) -> int:
+    """Return the orientation that an EXIF block states, 1 to 8.
+
+    The result is 1 if the block states none or 0 (unknown).
+
+    Args:
+        exif: The EXIF block, with or without its prefix.
+
+    Raises:
+        TiffError: The block cannot be read, or states another number.
     """
-    # some writers put the prefix twice
+    # Some writers write the prefix twice.
     tiff = Tiff(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0"))
     entry = tiff.directory().get(ORIENTATION)
     if entry is None:
         return 1
-    values = tiff.integers(entry)
+    values = tiff.read_integers(entry)
     if not values or not 0 <= values[0] <= 8:
         raise TiffError("an orientation outside 1 to 8")
     return values[0] or 1
 
 
 def is_camera_raw(tiff: Tiff) -> bool:
-    """Whether the first picture is a preview of sensor data (DNG, NEF and kin): scoring it would
-    score the wrong image.
+    """Return whether the first image is a preview of sensor data (DNG, NEF, …).
+
+    Scoring it would score the wrong image.
     """
     tags = tiff.directory()
-    subfile = tiff.integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()
+    subfile = tiff.read_integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()
     return DNG_VERSION in tags or bool(subfile and subfile[0] & 1)

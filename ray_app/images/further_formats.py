@@ -1,11 +1,13 @@
-"""Formats that Pillow alone does not read, or not well: HEIC, large WebP, PNM of more than 8 bits,
-previews of camera RAW files.
+"""Read formats that Pillow alone cannot read, or reads badly.
 
-Each is a Pillow image whose header is read when it is opened and whose pixels when it is loaded, or
-says what to install for it. `check_webp` and `check_items` find coded data that is missing. What no
-such check sees: zeros in place of uncompressed samples (BMP, TIFF); other bytes in place of lossy
-WebP, AVIF and HEIC, and of what TIFF packs without a checksum; a JPEG of arithmetic coding that
-ends early, whose decoder has to read zeros past the end.
+These are HEIC, large WebP, PNM of more than 8 bits, and previews of camera RAW files. Each is a
+Pillow image whose header is read when it is opened and whose pixels are read when it is loaded, or
+an error that names the package to install.
+
+`check_webp` and `check_items` find missing coded data. The following cannot be detected: zeros in
+place of uncompressed samples (BMP, TIFF); other bytes in place of lossy WebP, AVIF and HEIC, and of
+TIFF data that is compressed without a checksum; a JPEG with arithmetic coding that ends early,
+whose decoder must read zeros past the end.
 """
 
 import contextlib
@@ -21,21 +23,25 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_app.errors import InputError, Status
-from ray_app.images.boxes import coded_items
+from ray_app.images.boxes import find_coded_items
 
-BIT_DEPTH = "bit_depth"  # in an image's `info`: bits per sample in the file, as pi-heif calls it
-MOST_CHUNKS = 1000  # of a WebP before its picture; it has three
-ZERO_TAIL = 32  # bytes: AV1 and HEVC end in a bit that is set, and a few bytes of padding at most
-UNREAD_TAIL = 16  # bytes: libwebp asks for up to seven more than it needs
-MOST_PLAIN_BYTES = 16 * 2**20  # of a PNM written as text, which is read value by value
+BIT_DEPTH = (
+    "bit_depth"  # The bits per sample of the file in an image's `info`; pi-heif uses this name.
+)
+MAX_CHUNKS = 1000  # Before the image of a WebP, which has three.
+ZERO_TAIL = 32  # Bytes. AV1 and HEVC end in a bit that is set, and at most a few bytes of padding.
+UNREAD_TAIL = 16  # Bytes. libwebp requests up to seven more than it needs.
+MAX_PLAIN_BYTES = 16 * 2**20  # For a PNM with samples as text, which are read one by one.
 
-_FULL = 65_535
-_BAND_VALUES = 2**22  # of wide samples, that are narrowed at once
+_MAX_16_BIT = 65_535
+_BAND_VALUES = 2**22  # Wide samples that are converted at once.
 
 
 def open_heic(stream: IO[bytes]) -> ImageFile:
-    """HEIC by libheif and libde265: the primary image, grids put together, turned as it says; 10
-    and 12 bits to 8.
+    """Open a HEIC with libheif and libde265.
+
+    The image is the primary image, with its grid put together and its rotation applied. 10 and 12
+    bits become 8 bits.
     """
     from pi_heif import HeifImageFile
 
@@ -44,63 +50,74 @@ def open_heic(stream: IO[bytes]) -> ImageFile:
 
 
 def open_webp(stream: IO[bytes]) -> ImageFile:
-    """WebP by Pillow, within our limits alone: Pillow 13 refuses one of over 179 megapixels when it
-    is opened.
+    """Open a WebP with Pillow, without Pillow's own limit.
+
+    Pillow 13 refuses to open a WebP of over 179 megapixels.
     """
     return WebPImageFile(_WithoutSize(stream.read()))
 
 
 class _WithoutSize(io.BytesIO):
-    """Pillow asks for a WebP's first 30 bytes to know its size; in 20 there is none."""
+    """Hides the size of a WebP from Pillow, which reads the first 30 bytes for it; 20 lack it."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(20 if size == 30 else size)
 
 
 class PnmFile(PpmImageFile):
-    """PBM, PGM and PPM. Pillow reads samples of other than 8 bits one by one in Python; here rows
-    of them become 8-bit ones at once.
+    """A PBM, PGM or PPM file.
+
+    Pillow reads samples of other than 8 bits one by one in Python. This class converts many rows at
+    once to 8 bits.
     """
 
     def _open(self) -> None:
         super()._open()
         codec, _, self._start, args = self.tile[0]
-        self._most = int(args[1]) if isinstance(args, tuple) else _FULL if args == "I;16B" else 255
+        self._max_value = (
+            int(args[1]) if isinstance(args, tuple) else _MAX_16_BIT if args == "I;16B" else 255
+        )
         self._is_plain = codec == "ppm_plain"
         if (
             self._is_plain
             and self.fp is not None
-            and (size := self.fp.seek(0, io.SEEK_END)) > MOST_PLAIN_BYTES
+            and (size := self.fp.seek(0, io.SEEK_END)) > MAX_PLAIN_BYTES
         ):
             raise InputError(
                 Status.UNSUPPORTED_FORMAT,
-                f"a PNM picture of {size} bytes written as text: save it in binary form",
+                f"a PNM image of {size} bytes written as text: save it in binary form",
             )
-        if self._most > 255:
+        if self._max_value > 255:
             self.info[BIT_DEPTH] = 16
 
     def load(self) -> Any:
-        """Decode, if it is not done. Raises OSError where samples are missing."""
-        if self.tile and self._most != 255 and not self._is_plain:
+        """Decode the image, if it is not decoded yet.
+
+        Raises:
+            OSError: Samples are missing.
+        """
+        if self.tile and self._max_value != 255 and not self._is_plain:
             self.tile = []
-            self._become(self._narrowed())
+            self._set_samples(self._read_narrowed())
         access = super().load()
-        if self.mode == "I" and self._most > 255:  # written as text, now 0 … 65,535
-            self._most = 255  # which an array is made of by loading once more
-            self._become((np.asarray(self) >> 8).astype(np.uint8))
+        if self.mode == "I" and self._max_value > 255:  # Samples written as text, now 0 … 65,535.
+            self._max_value = 255  # Set first, because np.asarray calls `load` again.
+            self._set_samples((np.asarray(self) >> 8).astype(np.uint8))
         return access
 
-    def _become(self, samples: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+    def _set_samples(self, samples: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
         image = Image.fromarray(samples)
         self._mode, self.im = image.mode, image.im
 
-    def _narrowed(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-        """(height, width) or (height, width, 3): of 16 bits the high 8, as everywhere; of other
-        ranges the nearest of 256 levels.
+    def _read_narrowed(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """Return 8-bit samples, of shape (height, width) or (height, width, 3).
+
+        Samples of 16 bits keep the high 8 bits, as in all formats. Samples of other ranges become
+        the nearest of 256 levels.
         """
         assert self.fp is not None
         self.fp.seek(self._start)
-        wide = np.dtype(">u2" if self._most > 255 else "u1")
+        wide = np.dtype(">u2" if self._max_value > 255 else "u1")
         channels = 3 if self.mode == "RGB" else 1
         narrow = np.empty(self.width * self.height * channels, np.uint8)
         for start in range(0, len(narrow), _BAND_VALUES):
@@ -108,25 +125,32 @@ class PnmFile(PpmImageFile):
             data = self.fp.read(count * wide.itemsize)
             if len(data) < count * wide.itemsize:
                 raise OSError("truncated: samples are missing")
-            some = np.frombuffer(data, wide)
+            values = np.frombuffer(data, wide)
             narrow[start : start + count] = (
-                some >> 8 if self._most == _FULL else _nearest(some, self._most)
+                values >> 8
+                if self._max_value == _MAX_16_BIT
+                else _scale_to_bytes(values, self._max_value)
             )
         return narrow.reshape(
             (self.height, self.width, 3) if channels == 3 else (self.height, self.width)
         )
 
 
-def _nearest(samples: "np.ndarray[Any, Any]", most: int) -> "np.ndarray[Any, Any]":
-    levels: np.ndarray[Any, Any] = (np.minimum(samples, most).astype(np.uint32) * 510 + most) // (
-        2 * most
-    )
+def _scale_to_bytes(samples: "np.ndarray[Any, Any]", max_value: int) -> "np.ndarray[Any, Any]":
+    levels: np.ndarray[Any, Any] = (
+        np.minimum(samples, max_value).astype(np.uint32) * 510 + max_value
+    ) // (2 * max_value)
     return levels
 
 
-def camera_preview(data: bytes) -> bytes:
-    """The largest JPEG that the camera itself put into its RAW file. Raises InputError where there
-    is none, or rawpy is missing.
+def extract_camera_preview(data: bytes) -> bytes:
+    """Return the largest JPEG preview that the camera wrote into its RAW file.
+
+    Args:
+        data: The RAW file.
+
+    Raises:
+        InputError: The file has no preview, or rawpy is not installed.
     """
     try:
         import rawpy
@@ -148,27 +172,36 @@ def camera_preview(data: bytes) -> bytes:
     if preview.format != rawpy.ThumbFormat.JPEG:
         raise InputError(
             Status.UNSUPPORTED_FORMAT,
-            "a camera raw file whose preview is no JPEG: develop it to JPEG or TIFF first",
+            "a camera raw file whose preview is not a JPEG: develop it to JPEG or TIFF first",
         )
     return bytes(preview.data)
 
 
 def check_webp(image: Image.Image, data: bytes) -> None:
-    """Refuse a WebP whose coded data was not all there, whose decoder fills what is missing without
-    a word. Raises InputError.
+    """Refuse a WebP whose coded data is incomplete; its decoder fills the gap silently.
 
-    Zeros decode as flat colour: where coded data ends in zeros and decodes without the last of
-    them, they stand for what is missing.
+    Zeros decode to a flat colour. If coded data ends in zeros and also decodes without the last
+    zeros, the zeros replace missing data.
+
+    Args:
+        image: The decoded image, which is not used.
+        data: The file.
+
+    Raises:
+        InputError: truncated_image.
     """
     del image
-    at, kind, size = 12, b"", 0
-    for _ in range(MOST_CHUNKS):
-        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+    position, kind, size = 12, b"", 0
+    for _ in range(MAX_CHUNKS):
+        kind, size = (
+            data[position : position + 4],
+            int.from_bytes(data[position + 4 : position + 8], "little"),
+        )
         if kind in (b"VP8 ", b"VP8L"):
             break
-        # the first frame of an animation lies within its chunk
-        at += 24 if kind == b"ANMF" else 8 + size + (size & 1)
-    coded = data[at + 8 : at + 8 + size]
+        # The first frame of an animation is within the chunk of the frame.
+        position += 24 if kind == b"ANMF" else 8 + size + (size & 1)
+    coded = data[position + 8 : position + 8 + size]
     if not coded.endswith(bytes(2 * UNREAD_TAIL)):
         return
     shorter = coded[:-UNREAD_TAIL] + b"\0" * (len(coded) % 2)
@@ -176,31 +209,38 @@ def check_webp(image: Image.Image, data: bytes) -> None:
     try:
         open_webp(io.BytesIO(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)).load()
     except (OSError, EOFError, SyntaxError, ValueError):
-        return  # it needs them all
+        return  # The decoder needs all of the data.
     raise InputError(
         Status.TRUNCATED_IMAGE,
-        f"coded data is missing: filled with zeros up to byte {at + 8 + len(coded)}",
+        f"coded data is missing: filled with zeros up to byte {position + 8 + len(coded)}",
     )
 
 
 def check_items(image: Image.Image, data: bytes) -> None:
-    """Refuse an AVIF or HEIC whose coded data was not all there, whose decoder fills what is
-    missing without a word. Raises InputError.
+    """Refuse an AVIF or HEIC whose coded data is incomplete; its decoder fills the gap silently.
+
+    Args:
+        image: The decoded image, which is not used.
+        data: The file.
+
+    Raises:
+        InputError: truncated_image.
     """
     del image
-    for start, size in coded_items(data):
+    for start, size in find_coded_items(data):
         coded = data[start : start + size]
         if coded.endswith(bytes(ZERO_TAIL)):
-            there = start + len(coded.rstrip(b"\0"))
+            present_end = start + len(coded.rstrip(b"\0"))
             raise InputError(
                 Status.TRUNCATED_IMAGE,
-                f"coded data is missing: filled with zeros from byte {there} to {start + size}",
+                f"coded data is missing: filled with zeros from byte {present_end} to {start + size}",
             )
 
 
-def library_of(format_name: str) -> str | None:
-    """The library, with versions, of a format that Pillow does not read; None for those that Pillow
-    reads, or where it is not installed.
+def find_library(format_name: str) -> str | None:
+    """Return the library that reads a format which Pillow cannot read, with its version.
+
+    The result is None if Pillow reads the format, or if the library is not installed.
     """
     with contextlib.suppress(ImportError):
         if format_name == "HEIC":

@@ -1,9 +1,10 @@
-"""Intake limits (`ImageLimits`, `BatchLimits`); the peak memory of decoding an image, estimated
-from its header (`Demand`, `demand_of`); and, of a decode in this process, the crash marker that
-names its image (`Breadcrumb`) and the wall limit (`Watchdog`).
+"""Define the intake limits, estimate the memory of a decode, and survive crashes of decoders.
 
-`ImageLimits` are those of the endpoint, and the default; `BatchLimits` those of archives, of the
-command line's pictures and of Python. docs/formats.md says where each is listed.
+`ImageLimits` are the limits of the endpoint, and the default. `BatchLimits` are the limits of
+archives, of images on the command line, and of Python. docs/formats.md describes where each
+applies. `estimate_demand` estimates the peak memory of decoding an image from its header
+(`Demand`). `Breadcrumb` writes a crash marker that names the image that this process decodes, and
+`Watchdog` enforces the wall limit of a decode.
 """
 
 import itertools
@@ -25,32 +26,33 @@ from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
 from ray_app.images import jpeg
 
-# 1 MP decodes to 3 MB whatever its file weighs: no ratio can make that dangerous
+# 1 MP decodes to 3 MB, which is harmless at any ratio.
 ALWAYS_ALLOWED_PIXELS = 1_000_000
 
-# Cameras and scanners write their largest pictures in these, which decode row by row or in strips
-# (WebP for its own side of 16 383).
+# Cameras and scanners write their largest images in these formats, which decode row by row or in
+# strips. WebP is one because its own limit is a side of 16 383.
 LARGEST = frozenset({"JPEG", "TIFF", "WEBP"})
 
-# How a refusal's `detail` names the limit that was crossed: a field here, one of
-# `container_limits`, or `decode_bytes` of a node.
+# Matches the limit in the `detail` of a refusal: a field of these limits or of `container_limits`, or
+# the `decode_bytes` of a node.
 NAMED_LIMIT = r"\bover (?P<limit>(?:container_limits\.)?max_[a-z_]+|decode_bytes)\b"
 
-# any process has room for this beside its libraries; what takes more waits for its turn on a node
+# Any process has this much memory in addition to its libraries. A decode that needs more waits for the
+# budget of its node.
 SMALL_BYTES = 384 * 2**20
-# a decode limit in seconds is meant for so many pixels; larger images have as much longer
+# A decode limit in seconds is for this number of pixels. Larger images get proportionally more time.
 LIMIT_PIXELS = 50_000_000
 
-_MOST = 2**63 - 1  # what a header claims may be anything
-_FIXED = 8 * 2**20  # whatever a decoder allocates for the smallest image
-_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLES, _BITS = 278, 322, 323, 277, 258  # TIFF tags
+_MAX_BYTES = 2**63 - 1  # A header may claim any size.
+_FIXED_BYTES = 8 * 2**20  # The memory that a decoder allocates for the smallest image.
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLES, _BITS = 278, 322, 323, 277, 258  # TIFF tags.
 
-# Pillow keeps four bytes for a pixel of several channels, one for a pixel of one. Beside the
-# picture stand what its decoder holds and what becomes of it on the way to RGB. The figures were
-# measured (tests/images/test_limits.py measures them again) and are upper bounds.
-_NARROW = ("1", "L", "P")
-# Bytes per pixel that are held beside the picture until it is RGB, by its mode.
-_CONVERTING = {
+# Pillow needs four bytes for a pixel of several channels, and one byte for a pixel of one channel. The
+# decoder and the conversion to RGB need more memory in addition. The following numbers were measured
+# (tests/images/test_limits.py measures them again) and are upper bounds.
+_ONE_CHANNEL = ("1", "L", "P")
+# Bytes per pixel that the conversion to RGB needs in addition to the image, by mode.
+_CONVERT_BYTES = {
     "RGB": 0,
     "1": 4,
     "L": 4,
@@ -62,65 +64,72 @@ _CONVERTING = {
     "I": 7,
     "F": 4,
 }
-_WITH_ALPHA, _DEEP_GREY = 8, 7
-# Bytes per pixel that a decoder holds beside the picture, of formats whose header says nothing of
-# that.
-_DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "PNM": 6}
-_WORST_OF_LARGEST, _WORST = 22, 24  # to prepare an image in every way takes no more
+_ALPHA_BYTES, _DEEP_GREY_BYTES = 8, 7
+# Bytes per pixel that a decoder needs in addition to the image, for formats whose header does not
+# determine them.
+_DECODE_BYTES = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "PNM": 6}
+_MAX_BYTES_PER_PIXEL_LARGEST, _MAX_BYTES_PER_PIXEL = (
+    22,
+    24,
+)  # Preparing an image for detectors needs no more.
 
-# image_id; how often it was noted or cleared: odd while a decode is under way
-_NOTE = struct.Struct("<qq")
+# image_id, and the number of calls of `note` and `clear`, which is odd during a decode.
+_RECORD = struct.Struct("<qq")
 _SUFFIX = ".crumb"
 _serial = itertools.count()
 
 
 class ImageLimits(Frozen):
-    """The intake limits; all are checked from sizes and headers before any pixel is decoded
-    (specs/intake.md §4.2).
-    """
+    """Intake limits. All are checked from sizes and headers before any pixel is decoded."""
 
     max_bytes: int = Field(
         default=32 * 1024**2,
         gt=0,
-        description="Encoded bytes of one file: bounds what is in flight between storage and decoder.",
+        description="Maximum encoded bytes of one file. Limits the data in flight between storage and decoder.",
     )
     max_pixels: int = Field(
         default=50_000_000,
         gt=0,
-        description="Width × height: 50 MP is 150 MB of RGB, what a request may cost beside many others.",
+        description="Maximum width × height. 50 MP is 150 MB of RGB, which is acceptable for one of many requests.",
     )
     max_whole_pixels: int | None = Field(
         default=None,
         gt=0,
-        # endpoints, and runs that were made before the key existed, keep their identity
+        # Without the key, endpoints, and runs from before it existed, keep their identity.
         exclude_if=lambda pixels: pixels is None,
-        description="The same of formats that a decoder holds as a whole, more than once (all but JPEG, TIFF and WebP); null = max_pixels.",
+        description="Maximum width × height for formats that a decoder holds in memory more than once (all but JPEG, TIFF, and WebP). null: "
+        "max_pixels.",
     )
     max_side: int = Field(
         default=16_384,
         gt=0,
-        description="Longer side in pixels: a resize of one line of a huge side costs as much as a whole image.",
+        description="Maximum longer side in pixels. Resizing one line of a very long side costs as much as a whole image.",
     )
     max_aspect: float = Field(
         default=20.0,
         ge=1,
-        description="Longer ÷ shorter side: 'short side to 224' would make a 60 000 × 1 image 13 million pixels wide.",
+        description="Maximum longer ÷ shorter side. 'Short side to 224' would make a 60 000 × 1 image 13 million pixels wide.",
     )
     max_ratio: float = Field(
         default=2000.0,
         gt=1,
-        description="Decoded RGB bytes ÷ encoded bytes, above 1 MP: a photograph stays in the hundreds, a one-bit PNG bomb reaches 24 000.",
+        description="Maximum decoded RGB bytes ÷ encoded bytes, above 1 MP. A photograph has some hundred, a one-bit PNG bomb up to 24 000.",
     )
     max_text_bytes: int = Field(
         default=16 * 1024**2,
         gt=0,
-        description="Text, EXIF, XMP and colour profile that are read of one file: far above what cameras and generators write, below a "
-        "bomb. A file with more is scored, and its finding names what was not read.",
+        description="Maximum bytes of text, EXIF, XMP, and colour profile that are read from one file: far more than cameras and generators write, "
+        "far less than a bomb. A file with more is scored, and its finding names what was not read.",
     )
 
     def check_bytes(self, size_bytes: int) -> None:
-        """Refuse an encoded file by its size alone. Raises InputError naming the limit and what was
-        observed.
+        """Refuse an encoded file by its size alone.
+
+        Args:
+            size_bytes: The size of the encoded file.
+
+        Raises:
+            InputError: The file is over the limit, which the error names with the observed value.
         """
         if size_bytes > self.max_bytes:
             reason = f"{size_bytes} bytes is over max_bytes ({self.max_bytes})"
@@ -131,24 +140,32 @@ class ImageLimits(Frozen):
     def check_size(
         self, width: int, height: int, size_bytes: int, format_name: str | None = None
     ) -> None:
-        """Refuse a width × height that a file of `size_bytes` declares. Raises InputError naming
-        the limit and what was observed.
+        """Refuse a size in pixels that a file declares.
+
+        Args:
+            width: The declared width in pixels.
+            height: The declared height in pixels.
+            size_bytes: The size of the encoded file.
+            format_name: The format, as `sniff_format` names it; None if unknown.
+
+        Raises:
+            InputError: The size is over a limit, which the error names with the observed value.
         """
         short, long = sorted((width, height))
         pixels = width * height
         if short <= 0:
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
         is_whole = format_name is not None and format_name not in LARGEST
-        most = (
+        max_pixels = (
             min(self.max_pixels, self.max_whole_pixels or self.max_pixels)
             if is_whole
             else self.max_pixels
         )
         limit: float
         observed: float
-        if pixels > most:
-            limit, observed = most, pixels
-            name = "max_pixels" if most == self.max_pixels else "max_whole_pixels"
+        if pixels > max_pixels:
+            limit, observed = max_pixels, pixels
+            name = "max_pixels" if max_pixels == self.max_pixels else "max_whole_pixels"
             reason = f"{pixels / 1e6:.1f} MP is over {name} ({limit / 1e6:g} MP)"
         elif long > self.max_side:
             limit, observed = self.max_side, long
@@ -170,96 +187,111 @@ class ImageLimits(Frozen):
 
 
 class BatchLimits(ImageLimits):
-    """What an archive may hold: pictures as the cameras, scanners and screens of this year make
-    them.
+    """Limits for archives: images as current cameras, scanners, and screens produce them.
 
-    No single number here makes a worker safe: what decoding takes is reckoned from the header, and
-    large images share a budget of their node (`demand_of`, `storage.node_budget`).
+    No single limit makes a worker safe. The memory of a decode is estimated from the header, and
+    large images share a budget of their node (`estimate_demand`, `storage.node_budget`).
     """
 
     max_bytes: int = Field(
         default=512 * 1024**2,
         gt=0,
-        description="Encoded bytes of one file: a 60 MP camera's 16-bit TIFF is 361 MB, a 100 MP one's 606 MB.",
+        description="Maximum encoded bytes of one file. The 16-bit TIFF of a 60 MP camera is 361 MB, of a 100 MP camera 606 MB.",
     )
     max_pixels: int = Field(
         default=250_000_000,
         gt=0,
-        description="Width × height: telephones make 200 MP, the largest cameras 150 MP, in JPEG and TIFF.",
+        description="Maximum width × height. Telephones write 200 MP, the largest cameras 150 MP, in JPEG and TIFF.",
     )
     max_whole_pixels: int | None = Field(
         default=120_000_000,
         gt=0,
         exclude_if=lambda pixels: pixels is None,
-        description="The same of formats that a decoder holds as a whole, more than once (all but JPEG, TIFF and WebP): a 102 MP camera's "
-        "pictures, an A3 page at 600 dpi; null = max_pixels.",
+        description="Maximum width × height for formats that a decoder holds in memory more than once (all but JPEG, TIFF, and WebP). Enough for "
+        "a 102 MP camera, or an A3 page at 600 dpi. null: max_pixels.",
     )
     max_side: int = Field(
         default=65_535,
         gt=0,
-        description="Longer side in pixels: JPEG's own; panoramas and screenshots of whole pages go beyond 16 384.",
+        description="Maximum longer side in pixels, the limit of JPEG itself. Panoramas and screenshots of whole pages exceed 16 384.",
     )
     max_aspect: float = Field(
         default=100.0,
         ge=1,
-        description="Longer ÷ shorter side: a screenshot of 720 × 40 000 has 56; 'short side to 440' is 19 MP at 100.",
+        description="Maximum longer ÷ shorter side. A screenshot of 720 × 40 000 has 56. At 100, 'short side to 440' is 19 MP.",
     )
     max_ratio: float = Field(
         default=1e6,
         gt=1,
-        description="Decoded RGB bytes ÷ encoded bytes, above 1 MP: CCITT G4 has one bit for a white line, so that a blank A3 page at "
-        "600 dpi reaches 140 000. What a bomb costs is bounded by its pixels and by the node's budget of memory.",
+        description="Maximum decoded RGB bytes ÷ encoded bytes, above 1 MP. CCITT G4 has one bit for a white line, so that a blank A3 page at "
+        "600 dpi has 140 000. The number of pixels and the node's memory budget limit the cost of a bomb.",
     )
 
 
 class Demand(NamedTuple):
-    """What decoding one image asks for: `peak_bytes` of memory beside the encoded file."""
+    """The cost of decoding one image.
+
+    Attributes:
+        pixels: Width × height.
+        peak_bytes: The peak memory in addition to the encoded file.
+    """
 
     pixels: int
     peak_bytes: int
 
     @property
     def is_large(self) -> bool:
-        """Whether it takes more memory than any process has room for, or more time than a limit is
-        meant for.
-        """
+        """Whether the decode needs its node's memory budget, or longer than the usual limit."""
         return self.peak_bytes > SMALL_BYTES or self.pixels > LIMIT_PIXELS
 
     @property
     def patience(self) -> float:
-        """How many times a decode limit in seconds it may take."""
+        """The factor by which a decode limit in seconds is multiplied."""
         return max(1.0, self.pixels / LIMIT_PIXELS)
 
 
 def worst_bytes(limits: ImageLimits) -> int:
-    """What no image within these limits goes beyond."""
-    whole = min(limits.max_whole_pixels or limits.max_pixels, limits.max_pixels)
-    return _FIXED + max(limits.max_pixels * _WORST_OF_LARGEST, whole * _WORST)
+    """Return an upper bound of `peak_bytes` for all images within these limits."""
+    max_whole_pixels = min(limits.max_whole_pixels or limits.max_pixels, limits.max_pixels)
+    return _FIXED_BYTES + max(
+        limits.max_pixels * _MAX_BYTES_PER_PIXEL_LARGEST, max_whole_pixels * _MAX_BYTES_PER_PIXEL
+    )
 
 
-def demand_of(image: ImageFile, data: bytes, format_name: str) -> Demand:
-    """Of an image that was opened and not decoded."""
+def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> Demand:
+    """Estimate the cost of decoding an image that is open and not decoded yet.
+
+    Args:
+        image: The open image.
+        data: The encoded file.
+        format_name: The format, as `sniff_format` names it.
+    """
     pixels, mode = image.width * image.height, image.mode
     is_deep_grey = mode.startswith("I;16")
-    stored = 1 if mode in _NARROW else 2 if is_deep_grey else 4
-    converting = _WITH_ALPHA if "transparency" in image.info else _CONVERTING.get(mode, _WITH_ALPHA)
-    beside = pixels * (_DEEP_GREY if is_deep_grey else converting)
+    stored = 1 if mode in _ONE_CHANNEL else 2 if is_deep_grey else 4
+    converting = (
+        _ALPHA_BYTES if "transparency" in image.info else _CONVERT_BYTES.get(mode, _ALPHA_BYTES)
+    )
+    extra_bytes = pixels * (_DEEP_GREY_BYTES if is_deep_grey else converting)
     if isinstance(image, JpegImageFile):
-        beside = max(beside, jpeg.coefficient_bytes(image, data))
+        extra_bytes = max(extra_bytes, jpeg.estimate_coefficient_bytes(image, data))
     elif isinstance(image, TiffImageFile):
-        beside = max(beside, _tiff(image))
+        extra_bytes = max(extra_bytes, _tiff_piece_bytes(image))
     else:
-        beside = max(beside, pixels * _DECODING.get(format_name, 0))
-    return Demand(pixels, min(_FIXED + pixels * stored + beside, _MOST))
+        extra_bytes = max(extra_bytes, pixels * _DECODE_BYTES.get(format_name, 0))
+    return Demand(pixels, min(_FIXED_BYTES + pixels * stored + extra_bytes, _MAX_BYTES))
 
 
-def webp_demand(width: int, height: int) -> Demand:
-    """Of a WebP, whose decoder allocates its canvas when it is opened."""
-    return Demand(width * height, _FIXED + width * height * (4 + _DECODING["WEBP"]))
+def estimate_webp_demand(width: int, height: int) -> Demand:
+    """Estimate the cost of a WebP, whose decoder allocates its canvas when it opens a file."""
+    return Demand(width * height, _FIXED_BYTES + width * height * (4 + _DECODE_BYTES["WEBP"]))
 
 
-def _tiff(image: TiffImageFile) -> int:
-    """libtiff unpacks a strip or a tile at a time; many writers put a whole image into one strip."""
+def _tiff_piece_bytes(image: TiffImageFile) -> int:
+    """Return the bytes of the largest unit that libtiff unpacks at once: a strip or a tile.
+
+    Many writers put a whole image into one strip.
+    """
     if all(codec == "raw" for codec, *_ in image.tile):
         return 0
     tags = image.tag_v2
@@ -272,12 +304,14 @@ def _tiff(image: TiffImageFile) -> int:
 
 
 class Breadcrumb:
-    """A note of the image being decoded by one thread, in a file of its own in `folder` (local to
-    the node).
+    """A crash marker: a file that names the image that one thread decodes.
 
-    A decode that crashes takes its process along, and no `except` runs. A note in a mapped file
-    outlives it: the kernel keeps it. The file is named by process id and process start time, so
-    that a process which comes later under the same id is not mistaken for it.
+    A decode that crashes ends its process, so that no `except` runs. A record in a mapped file
+    outlives the process, because the kernel keeps it. The file is named by process id and process
+    start time, so that a later process with the same id is not mistaken for this one.
+
+    Args:
+        folder: The folder of the file, on the node's own disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -285,54 +319,68 @@ class Breadcrumb:
         pid, started = own_process()
         self.path = folder / f"{pid}-{started}-{next(_serial)}{_SUFFIX}"
         with open(self.path, "w+b") as file:
-            file.write(_NOTE.pack(0, 0))
+            file.write(_RECORD.pack(0, 0))
             file.flush()
-            self._map = mmap.mmap(file.fileno(), _NOTE.size)
+            self._map = mmap.mmap(file.fileno(), _RECORD.size)
         self._fields = memoryview(self._map).cast("q")
         self.count = 0
         self.patience = 1.0
 
     def note(self, image_id: int, patience: float = 1.0) -> None:
-        """From now on this image is being decoded, for so many times the wall limit at most."""
+        """Record that this image is being decoded.
+
+        Args:
+            image_id: The id of the image.
+            patience: The factor by which the wall limit is multiplied.
+        """
         self._fields[0] = image_id
         self.patience = patience
         self.count += 1
         self._fields[1] = self.count
 
     def clear(self) -> None:
-        """The decode is over, however it ended."""
+        """Record that the decode is over, however it ended."""
         self.count += 1
         self._fields[1] = self.count
 
     def close(self) -> None:
-        """Remove the file: this process ends well, and with nothing under way."""
+        """Remove the file. Call this when the process ends normally, with no decode in progress."""
         self._fields.release()
         self._map.close()
         self.path.unlink(missing_ok=True)
 
     @staticmethod
     def left_in(folder: Path, *, own: Path | None = None) -> set[int]:
-        """The ids that dead processes were decoding. `own`: a file that is not looked at."""
-        left: set[int] = set()
+        """Return the ids of images that dead processes were decoding.
+
+        Args:
+            folder: The folder of the crash markers.
+            own: A crash marker that is ignored, None for none.
+        """
+        image_ids: set[int] = set()
         for path in folder.glob("*" + _SUFFIX):
             pid, start_time, _ = path.stem.split("-")
             if path == own or is_running(int(pid), start_time):
                 continue
             note = path.read_bytes()
-            if len(note) == _NOTE.size:
-                image_id, count = _NOTE.unpack(note)
+            if len(note) == _RECORD.size:
+                image_id, count = _RECORD.unpack(note)
                 if count % 2:
-                    left.add(image_id)
-        return left
+                    image_ids.add(image_id)
+        return image_ids
 
 
 class Watchdog:
-    """Ends this process with `EXIT_CODE` if one noted decode lasts longer than the wall limit: a
-    hang then costs the same as a crash.
+    """Ends this process with `EXIT_CODE` if a recorded decode exceeds the wall limit.
 
-    A thread that looks ten times per limit, so a hang is ended after 1.0 to 1.1 limits (times the
-    note's `patience`). It gets its turn since all decoders run without the interpreter lock. `re`
-    does not: what it looks for in a file must take no more than linear time.
+    A hang then has the same effect as a crash. A thread checks ten times per limit, so that a hang
+    ends after 1.0 to 1.1 limits (times the marker's `patience`). The thread can run because all
+    decoders release the interpreter lock. `re` does not, so a search in a file must take linear
+    time at most.
+
+    Args:
+        crumb: The crash marker of the thread that decodes.
+        wall_limit_s: The wall limit of one decode.
     """
 
     EXIT_CODE = 86
@@ -357,9 +405,9 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        seen, checks = 0, 0
+        last_count, checks = 0, 0
         while not self._ended.wait(self._wall_limit_s / 10):
-            checks = checks + 1 if self._marker.count == seen else 0
-            seen = self._marker.count
-            if seen % 2 and checks >= 10 * self._marker.patience:
+            checks = checks + 1 if self._marker.count == last_count else 0
+            last_count = self._marker.count
+            if last_count % 2 and checks >= 10 * self._marker.patience:
                 os._exit(self.EXIT_CODE)

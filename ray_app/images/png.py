@@ -1,9 +1,8 @@
-"""PNG → pixels and facts: `open_header` gives Pillow the chunks that decide pixels and no others,
-`load` refuses what is not whole.
+"""Read PNGs (ISO 15948, called PNG here), so that broken metadata never costs the pixels.
 
-What a chunk of metadata holds (a text of many megabytes, a wrong checksum, a broken profile)
-therefore never costs the pixels. `chunks`, `read_text` and `inflate` also serve the readers of
-metadata. Source: ISO 15948, called PNG here.
+`open_header` passes only the chunks that decide pixels to Pillow. So a text of many megabytes, a
+wrong checksum, or a broken profile cannot prevent the decode. `load` refuses files that are not
+whole. `iter_chunks`, `read_text` and `inflate` also serve the readers of metadata.
 """
 
 import io
@@ -22,17 +21,17 @@ from ray_app.images.colour import MATTE
 SIGNATURE_BYTES = 8
 TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
 METADATA_KINDS = (b"iCCP", b"eXIf", *TEXT_KINDS)
-MAX_CHUNKS = 10_000  # Chunks of metadata that are looked at.
+MAX_CHUNKS = 10_000  # Chunks of metadata that are read.
 
 _CHUNK_HEAD = struct.Struct(">I4s")
 _MAX_FRAMES = 2**31  # PNG, third edition, 11.3.6.1.
-_PIECE_BYTES = 1 << 20
-_MAX_RATIO = 1032  # of Deflate
+_CHUNK_BYTES = 1 << 20
+_MAX_RATIO = 1032  # The maximum ratio of Deflate.
 _BAND_PIXELS = 1 << 20
-_DECIDING = (b"IHDR", b"PLTE", b"tRNS")
-_UNWRITTEN = (145, 61, 107, 90)
-_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-# Adam7: first x and y, steps
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS")
+_FILL_COLOUR = (145, 61, 107, 90)
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By colour type.
+# The passes of Adam7: first x and y, and steps.
 _PASSES = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -45,8 +44,10 @@ _PASSES = (
 
 
 class PngImage(PngImageFile):
-    """Pillow's reader of the chunks that decide pixels, into memory where rows that are never
-    decoded differ from black ones.
+    """Pillow's reader of the chunks that decide pixels.
+
+    The memory of the pixels is filled with a colour, so that rows that are never decoded differ
+    from black rows.
     """
 
     head = b""
@@ -54,8 +55,12 @@ class PngImage(PngImageFile):
 
     @classmethod
     def open_chunks(cls, head: bytes, data: bytes, pixels_at: int) -> "PngImage":
-        """Open `head`, which ends with the length and the type of the first IDAT chunk, and read
-        pixels from `data` at `pixels_at`.
+        """Open the chunks of a header, and set where the pixels are.
+
+        Args:
+            head: The chunks, which end with the length and the type of the first IDAT chunk.
+            data: The file.
+            pixels_at: The offset of the content of the first IDAT chunk in `data`.
         """
         image = cls(io.BytesIO(head))
         image.head, image.pixels_at = head, pixels_at
@@ -65,19 +70,23 @@ class PngImage(PngImageFile):
         return image
 
     def load_prepare(self) -> None:
-        """Fill the memory with a colour that no row has throughout, before the first row is
-        decoded.
-        """
+        """Fill the memory with a colour that no row consists of, before rows are decoded."""
         if self._im is None:
-            self.im = Image.new(self.mode, self.size, _unwritten(self.mode)).im
+            self.im = Image.new(self.mode, self.size, _get_fill_colour(self.mode)).im
         super().load_prepare()
 
     def load_end(self) -> None:
-        """Leave the chunks after the pixels unread: they decide no pixel of the first frame."""
+        """Leave the chunks after the pixels unread; they decide no pixel of the first frame."""
 
 
 class PngText(NamedTuple):
-    """The content of a tEXt, zTXt or iTXt chunk: `body` is packed by Deflate if `is_packed`."""
+    """The content of a tEXt, zTXt or iTXt chunk.
+
+    Attributes:
+        keyword: The keyword.
+        body: The text.
+        is_packed: Whether `body` is compressed by Deflate.
+    """
 
     keyword: bytes
     body: bytes
@@ -92,26 +101,27 @@ class PngText(NamedTuple):
 
 
 def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFile:
-    """Read the header without any chunk of metadata; profile and EXIF are added to the image's
-    `info`, frames are counted.
+    """Read the header without any chunk of metadata.
+
+    Profile and EXIF are added to the image's `info`, and frames are counted.
 
     Args:
         data: The file.
-        flags: Gets `irregular_png` for a chunk of metadata that is broken and `metadata_unread` for
-            texts over the limit.
-        max_text_bytes: Limit on the unpacked size of texts and profile together.
+        flags: Gets `irregular_png` for a broken chunk of metadata, and `metadata_unread` for texts
+            over the limit.
+        max_text_bytes: The limit on the unpacked size of texts and profile together.
 
     Raises:
-        OSError, SyntaxError, ValueError: What Pillow raises, about chunks that decide pixels.
+        OSError, SyntaxError, ValueError: Pillow's errors about chunks that decide pixels.
     """
     metadata = _PngMetadata(data, max_text_bytes)
     head, pixels_at = [data[:SIGNATURE_BYTES]], 0
-    for kind, start, end in chunks(data):
+    for kind, start, end in iter_chunks(data):
         if kind == b"IDAT":
             if not pixels_at:
                 pixels_at = start
                 head.append(data[start - 8 : start])
-        elif kind not in _DECIDING:
+        elif kind not in _PIXEL_CHUNKS:
             metadata.add(kind, start, end, is_early=not pixels_at)
         elif not pixels_at:
             head.append(data[start - 8 : end + 4])
@@ -122,37 +132,43 @@ def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFi
     image.n_frames = metadata.frames
     flags |= metadata.flags
     key = image.info.get("transparency")
-    # in the file's own scale, and the pixels are in that of 8 bits
+    # The key is in the scale of the file, and the pixels are in the scale of 8 bits.
     if isinstance(key, int) and image.mode in ("1", "L"):
         image.info["transparency"] = key * (255 // (2 ** data[24] - 1))
     return image
 
 
 def _describe_missing_pixels(data: bytes) -> str:
-    """Return why there are no pixels: a damaged length of one chunk hides the chunks after it."""
-    at = SIGNATURE_BYTES
-    for _, start, end in chunks(data):
+    """Return why pixels are missing: a damaged length of one chunk hides the chunks after it."""
+    position = SIGNATURE_BYTES
+    for _, start, end in iter_chunks(data):
         if zlib.crc32(memoryview(data)[start - 4 : end]) != int.from_bytes(
             data[end : end + 4], "big"
         ):
             break
-        at = end + 4
-    return f"the chunk at byte {at} is damaged" if b"IDAT" in data[at:] else "no pixel data"
+        position = end + 4
+    return (
+        f"the chunk at byte {position} is damaged"
+        if b"IDAT" in data[position:]
+        else "no pixel data"
+    )
 
 
 class _PngMetadata:
-    """Facts of the chunks that decide no pixel, collected within limits."""
+    """Collects facts of the chunks that decide no pixel, within limits."""
 
     def __init__(self, data: bytes, max_bytes: int) -> None:
         self._data, self._max_bytes = data, max_bytes
         self._chunks, self._total_bytes = 0, 0
-        self._counts: list[int] = []  # The number of frames in each acTL chunk before the pixels.
+        self._frame_counts: list[
+            int
+        ] = []  # The number of frames in each acTL chunk before the pixels.
         self._is_first_frame = False
         self.info: dict[str | tuple[int, int], bytes] = {}
         self.flags: set[str] = set()
 
     def add(self, kind: bytes, start: int, end: int, *, is_early: bool) -> None:
-        """Note one chunk; `is_early`: it is before the pixels."""
+        """Add the facts of one chunk; `is_early` is True before the pixels."""
         if kind in (b"fdAT", b"IEND"):
             return
         self._chunks += 1
@@ -166,13 +182,13 @@ class _PngMetadata:
         if kind in METADATA_KINDS:
             self._add_metadata(kind, start, end)
         elif is_early and kind == b"acTL" and end - start >= 8:
-            self._counts.append(int.from_bytes(self._data[start : start + 4], "big"))
+            self._frame_counts.append(int.from_bytes(self._data[start : start + 4], "big"))
         elif is_early and kind == b"fcTL":
             self._is_first_frame = True
 
     def _add_metadata(self, kind: bytes, start: int, end: int) -> None:
-        size_bytes, left = end - start, self._max_bytes - self._total_bytes
-        if left < 0:
+        size_bytes, remaining_bytes = end - start, self._max_bytes - self._total_bytes
+        if remaining_bytes < 0:
             return  # Ten thousand chunks of the limit each would take hours to unpack.
         if kind == b"iCCP":
             if "icc_profile" in self.info:
@@ -186,45 +202,51 @@ class _PngMetadata:
             self.info["exif"] = b"Exif\0\0" + self._data[start:end]
         elif kind in (b"zTXt", b"iTXt"):
             text = read_text(kind, self._data[start:end])
-            if text.is_packed and size_bytes <= left:
-                _, size_bytes = text.unpack(left + 1)
+            if text.is_packed and size_bytes <= remaining_bytes:
+                _, size_bytes = text.unpack(remaining_bytes + 1)
         self._total_bytes += size_bytes
         if self._total_bytes > self._max_bytes:
             self.flags.add("metadata_unread")
 
     @property
     def frames(self) -> int:
-        """The number of frames, with the first image if it is not a frame of the animation; 1
-        without a valid animation.
+        """The number of frames, 1 without a valid animation.
+
+        The first image counts, too, if it is not a frame of the animation.
         """
-        if len(self._counts) != 1 or not 0 < self._counts[0] <= _MAX_FRAMES:
+        if len(self._frame_counts) != 1 or not 0 < self._frame_counts[0] <= _MAX_FRAMES:
             return 1
-        return self._counts[0] + (not self._is_first_frame)
+        return self._frame_counts[0] + (not self._is_first_frame)
 
 
-def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start of the content, end of the content) of each chunk up to IEND; the last one may
-    end after the file does.
+def iter_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (type, start of the content, end of the content) of each chunk up to IEND.
+
+    The last chunk may end after the file does.
     """
-    at, last = SIGNATURE_BYTES, len(data) - _CHUNK_HEAD.size
-    while at <= last:
-        size, kind = _CHUNK_HEAD.unpack_from(data, at)
-        start = at + 8
+    position, last = SIGNATURE_BYTES, len(data) - _CHUNK_HEAD.size
+    while position <= last:
+        size, kind = _CHUNK_HEAD.unpack_from(data, position)
+        start = position + 8
         end = start + size
         if not kind.isalnum():
             return
         yield kind, start, end
         if kind == b"IEND":
             return
-        at = end + 4
+        position = end + 4
 
 
 def read_text(kind: bytes, body: bytes) -> PngText:
     """Split the content of a text chunk (PNG, 11.3.3)."""
-    keyword, _, rest = body.partition(b"\0")
-    if kind == b"iTXt":  # a flag and a method, a language, a translated keyword
-        return PngText(keyword, rest[2:].partition(b"\0")[2].partition(b"\0")[2], rest[:1] == b"\1")
-    return PngText(keyword, rest[1:], True) if kind == b"zTXt" else PngText(keyword, rest, False)
+    keyword, _, content = body.partition(b"\0")
+    if kind == b"iTXt":  # After a flag, a method, a language, and a translated keyword.
+        return PngText(
+            keyword, content[2:].partition(b"\0")[2].partition(b"\0")[2], content[:1] == b"\1"
+        )
+    return (
+        PngText(keyword, content[1:], True) if kind == b"zTXt" else PngText(keyword, content, False)
+    )
 
 
 def inflate(packed: bytes, max_bytes: int) -> tuple[bytes, int]:
@@ -232,53 +254,60 @@ def inflate(packed: bytes, max_bytes: int) -> tuple[bytes, int]:
 
     Args:
         packed: A zlib stream.
-        max_bytes: The maximum of what is unpacked.
+        max_bytes: The maximum number of unpacked bytes.
 
     Returns:
-        The unpacked bytes, empty if the stream is broken, and the number of bytes that were unpacked, also before the fault.
+        The unpacked bytes, empty if the stream is broken, and the number of bytes that were
+        unpacked, also those before the damage.
     """
-    inflater, pieces, size_bytes, rest = zlib.decompressobj(), list[bytes](), 0, packed
+    inflater, parts, size_bytes, remaining = zlib.decompressobj(), list[bytes](), 0, packed
     while size_bytes < max_bytes and not inflater.eof:
-        piece_bytes = min(_PIECE_BYTES, max_bytes - size_bytes)
+        part_bytes = min(_CHUNK_BYTES, max_bytes - size_bytes)
         try:
-            piece = inflater.decompress(rest, piece_bytes)
+            part = inflater.decompress(remaining, part_bytes)
         except zlib.error:
-            return b"", size_bytes + min(piece_bytes, _MAX_RATIO * len(rest))
-        if not piece and not inflater.unconsumed_tail:
+            return b"", size_bytes + min(part_bytes, _MAX_RATIO * len(remaining))
+        if not part and not inflater.unconsumed_tail:
             break
-        pieces.append(piece)
-        size_bytes += len(piece)
-        rest = inflater.unconsumed_tail
-    return b"".join(pieces), size_bytes
+        parts.append(part)
+        size_bytes += len(part)
+        remaining = inflater.unconsumed_tail
+    return b"".join(parts), size_bytes
 
 
 def _unpack_profile(body: bytes, max_bytes: int) -> tuple[bytes, int]:
-    """Return the profile in an iCCP chunk, cut one byte over the limit, and its size as `inflate`
-    does.
+    """Return the profile in an iCCP chunk, and its size as `inflate` does.
+
+    The profile is cut one byte over the limit.
     """
-    _, _, rest = body.partition(b"\0")
-    return inflate(rest[1:], max_bytes + 1) if rest[:1] == b"\0" else (b"", 0)
+    _, _, content = body.partition(b"\0")
+    return inflate(content[1:], max_bytes + 1) if content[:1] == b"\0" else (b"", 0)
 
 
-def _unwritten(mode: str) -> int | tuple[int, ...]:
-    """A colour that no row of a picture has throughout, or hardly any; black in modes of few
-    colours.
-    """
+def _get_fill_colour(mode: str) -> int | tuple[int, ...]:
+    """Return a colour that hardly any row consists of; black in modes of few colours."""
     return (
-        _UNWRITTEN[: len(mode)]
+        _FILL_COLOUR[: len(mode)]
         if mode in ("LA", "RGB", "RGBA")
-        else _UNWRITTEN[0]
+        else _FILL_COLOUR[0]
         if mode in ("L", "P", "I;16")
         else 0
     )
 
 
 def load(image: PngImageFile, data: bytes, flags: set[str]) -> Image.Image:
-    """Decode the pixels. Raises what Pillow raises, and InputError (TRUNCATED_IMAGE, CORRUPT_IMAGE)
-    if data is missing or changed.
+    """Decode the pixels. Errors of Pillow are raised unchanged.
+
+    Args:
+        image: The opened header.
+        data: The file.
+        flags: Gets `alpha` if pixels are transparent by a colour of 16 bits.
+
+    Raises:
+        InputError: truncated_image or corrupt_image, if data is missing or changed.
     """
     image.load()
-    _check(image, data)
+    _check_pixel_data(image, data)
     if (
         isinstance(image, PngImage)
         and data[24] == 16
@@ -290,8 +319,9 @@ def load(image: PngImageFile, data: bytes, flags: set[str]) -> Image.Image:
 
 
 def _paint_transparent_colour(image: PngImage, data: bytes) -> None:
-    """Paint the matte over pixels of the transparent colour, which has 16 bits; Pillow keeps the
-    high 8 of them.
+    """Paint the matte over pixels of the transparent colour.
+
+    The colour has 16 bits, of which Pillow keeps the high 8.
     """
     low = PngImage.open_chunks(image.head, data, image.pixels_at)
     # The other byte order gives the low 8 bits.
@@ -308,15 +338,17 @@ def _paint_transparent_colour(image: PngImage, data: bytes) -> None:
             image.paste(MATTE, band, Image.fromarray(hidden))
 
 
-def _check(image: Image.Image, data: bytes) -> None:
-    """Pillow compares no checksum of pixel data, and takes a stream that ends before the last row
-    for a whole picture.
+def _check_pixel_data(image: Image.Image, data: bytes) -> None:
+    """Check that all pixel data was present, and that its checksums match.
 
-    Nothing for a decoded image whose data was all there. Raises InputError, TRUNCATED_IMAGE or
-    CORRUPT_IMAGE.
+    Pillow does not check the checksums of pixel data, and accepts a stream that ends before the
+    last row.
+
+    Raises:
+        InputError: truncated_image or corrupt_image.
     """
     parts = []
-    for kind, start, end in chunks(data):
+    for kind, start, end in iter_chunks(data):
         if kind == b"IDAT":
             parts.append(memoryview(data)[start:end])
             if end + 4 > len(data):
@@ -333,27 +365,35 @@ def _check(image: Image.Image, data: bytes) -> None:
                 )
         elif parts:
             break
-    # The last row, and the row before it, which is one of the last pass if an interlaced picture
-    # has an odd number of rows.
+    # Check the last row, and the row before it, which is in the last pass if an interlaced image has an
+    # odd number of rows.
     bottom = np.asarray(image.crop((0, max(image.height - 2, 0), image.width, image.height)))
-    if (bottom == np.asarray(_unwritten(image.mode))).reshape(len(bottom), -1).all(axis=1).any():
+    if (
+        (bottom == np.asarray(_get_fill_colour(image.mode)))
+        .reshape(len(bottom), -1)
+        .all(axis=1)
+        .any()
+    ):
         _check_rows(parts, _scanline_bytes(data))
 
 
 def _check_rows(parts: list[memoryview], needed: int) -> None:
-    inflater, there = zlib.decompressobj(), 0
+    inflater, present = zlib.decompressobj(), 0
     for part in parts:
-        rest: bytes | memoryview = part
-        while rest and there < needed and not inflater.eof:
-            there += len(inflater.decompress(rest, _PIECE_BYTES))
-            rest = inflater.unconsumed_tail
-    if there < needed:
-        raise InputError(Status.TRUNCATED_IMAGE, f"{there} of {needed} bytes of scanlines present")
+        remaining: bytes | memoryview = part
+        while remaining and present < needed and not inflater.eof:
+            present += len(inflater.decompress(remaining, _CHUNK_BYTES))
+            remaining = inflater.unconsumed_tail
+    if present < needed:
+        raise InputError(
+            Status.TRUNCATED_IMAGE, f"{present} of {needed} bytes of scanlines present"
+        )
 
 
 def _scanline_bytes(data: bytes) -> int:
-    """Of a PNG's picture before compression, with the filter byte of each line (ISO 15948, §7 and
-    §8).
+    """Return the bytes of an image before compression, with the filter byte of each line.
+
+    Source: ISO 15948, §7 and §8.
     """
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     total = 0

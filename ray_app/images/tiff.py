@@ -1,7 +1,7 @@
-"""TIFF → pixels: `open_header` refuses layouts (`TiffLayout`) that Pillow would read wrong, and
-helps it with others; `check` finds missing data.
+"""Read TIFFs: refuse layouts that Pillow would decode wrongly, and find missing data.
 
-Source: TIFF 6.0; the tests compare every layout with libvips.
+`open_header` opens a file (`TiffImage`) and checks its layout (`TiffLayout`). `check` finds damage
+after the decode. Source: TIFF 6.0; the tests compare every layout with libvips.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 
 from ray_app.errors import InputError, Status
 from ray_app.images import jpeg
-from ray_app.images.formats import MOST_STRIPS, Tiff, TiffError
+from ray_app.images.formats import MAX_STRIPS, Tiff, TiffError
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 STRIP_OFFSETS, STRIP_ROWS, STRIP_COUNTS = 273, 278, 279
@@ -27,10 +27,10 @@ PLANAR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = (
 )
 INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 332, 338, 339, 347, 530
 RAW, LZW = 1, 5
-MOST_TABLE_BYTES = 65_536
-# A JPEG may be larger than its strip or tile: by padding to whole MCUs, or in the last strip.
-MIN_PIECE_PIXELS = 2**20
-MOST_VALUES = 65_536  # of a tag that has one for each sample, or for each colour of a palette
+MAX_TABLE_BYTES = 65_536
+# A JPEG may be larger than its strip or tile, by padding to whole MCUs, or in the last strip.
+MARGIN_PIXELS = 2**20
+MAX_VALUES = 65_536  # For a tag with a value for each sample, or for each colour of a palette.
 WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 2, 3, 5, 6, 8
 
 _PHOTOMETRIC = {
@@ -42,31 +42,32 @@ _PHOTOMETRIC = {
     YCBCR: "YCbCr",
     LAB: "Lab",
 }
-# 1 is unsigned, 4 is undefined and meant so
-_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
-# of further ones Pillow makes wrong colours
-_MOST_PLANES = {0: 1, 1: 1, PALETTE: 1, RGB: 4, CMYK: 4, YCBCR: 3, LAB: 0}
+# 1 is unsigned; 4 is undefined, and means unsigned in practice.
+_SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+# Pillow decodes further planes to wrong colours.
+_MAX_PLANES = {0: 1, 1: 1, PALETTE: 1, RGB: 4, CMYK: 4, YCBCR: 3, LAB: 0}
 _UNREAD = {33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy DNG",
            50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
-_WHAT_TO_DO = "save it as PNG, or as a TIFF of 8-bit RGB"
+_ADVICE = "save it as PNG, or as a TIFF of 8-bit RGB"
 
 
 class TiffImage(TiffImageFile):
-    """Pillow's reader, helped where its own unpacking of uncompressed samples fails and where it
-    takes no notice of a tag.
+    """Pillow's reader, with corrections.
+
+    Pillow unpacks some uncompressed samples wrongly, and ignores some tags.
     """
 
     def _setup(self) -> None:
         tags = self.tag_v2
-        # as old libtiffs wrote them
+        # Old versions of libtiff wrote such files.
         is_tiled_as_strips = TILE_WIDTH in tags and TILE_OFFSETS not in tags
         if tags.get(COMPRESSION, RAW) == RAW and (
             tags.get(PLANAR) == 2 or tags.get(PHOTOMETRIC) == YCBCR or is_tiled_as_strips
         ):
-            # To Pillow, what is compressed is libtiff's, which reads this tag in the file itself.
+            # Pillow passes compressed data to libtiff, which reads this tag in the file itself.
             tags[COMPRESSION] = LZW
         super()._setup()
-        # of writers that took 8 bits for 16
+        # Some writers wrote 8 bits in place of 16.
         if self.mode in ("P", "PA") and max(tags[COLOUR_MAP]) < 256:
             self.palette = ImagePalette.raw("RGB;L", bytes(tags[COLOUR_MAP]))
         if self.mode.startswith("I;16") and tags.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO:
@@ -74,7 +75,24 @@ class TiffImage(TiffImageFile):
 
 
 class TiffLayout(NamedTuple):
-    """How the samples of the first page lie in the file, with the tags' defaults."""
+    """The layout of the samples of the first page, with the tags' defaults.
+
+    Attributes:
+        width: The width in pixels.
+        length: The height in pixels.
+        bits: The bits per sample.
+        compression: The compression.
+        photometric: The colour space.
+        samples: The samples per pixel.
+        is_planar: Whether the samples are in separate planes.
+        formats: The formats of the samples.
+        extra: The meanings of extra samples.
+        ink_set: The set of inks.
+        subsampling: The subsampling of chrominance.
+        tile: Width and height of a tile or strip in pixels.
+        offsets: The offsets of the tiles or strips.
+        counts: The bytes of the tiles or strips.
+    """
 
     width: int
     length: int
@@ -87,91 +105,99 @@ class TiffLayout(NamedTuple):
     extra: tuple[int, ...]
     ink_set: int
     subsampling: tuple[int, ...]
-    piece: tuple[int, int]
+    tile: tuple[int, int]
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, tiff: Tiff) -> "TiffLayout":
-        """Raises TiffError."""
+    def from_tiff(cls, tiff: Tiff) -> "TiffLayout":
+        """Read the layout of the first page.
+
+        Args:
+            tiff: The tags of the file.
+
+        Raises:
+            TiffError: The tags cannot be read.
+        """
         entries = tiff.directory()
 
-        def every(tag: int, most: int = MOST_VALUES) -> tuple[int, ...]:
-            """Only the tags that are needed: four thousand tags may each say that a million values
-            stand at one place.
+        def read_values(tag: int, max_values: int = MAX_VALUES) -> tuple[int, ...]:
+            """Return the values of a tag, if it has at most `max_values`.
+
+            Only tags that are needed are read: four thousand tags may each claim a million values
+            at the same offset.
             """
             return (
-                tiff.integers(entries[tag])
-                if tag in entries and entries[tag].number <= most
+                tiff.read_integers(entries[tag])
+                if tag in entries and entries[tag].value_count <= max_values
                 else ()
             )
 
-        def one(tag: int, otherwise: int) -> int:
-            return (every(tag) or (otherwise,))[0]
+        def read_value(tag: int, default: int) -> int:
+            return (read_values(tag) or (default,))[0]
 
-        width, length = one(WIDTH, 0), one(LENGTH, 0)
+        width, length = read_value(WIDTH, 0), read_value(LENGTH, 0)
         return cls(
             width,
             length,
-            every(BITS) or (1,),
-            one(COMPRESSION, RAW),
-            one(PHOTOMETRIC, WHITE_IS_ZERO),
-            one(SAMPLES, 1),
-            one(PLANAR, 1) == 2,
-            every(SAMPLE_FORMAT),
-            every(EXTRA_SAMPLES),
-            one(INK_SET, 1),
-            every(SUBSAMPLING) or (2, 2),
+            read_values(BITS) or (1,),
+            read_value(COMPRESSION, RAW),
+            read_value(PHOTOMETRIC, WHITE_IS_ZERO),
+            read_value(SAMPLES, 1),
+            read_value(PLANAR, 1) == 2,
+            read_values(SAMPLE_FORMAT),
+            read_values(EXTRA_SAMPLES),
+            read_value(INK_SET, 1),
+            read_values(SUBSAMPLING) or (2, 2),
             (
-                one(TILE_WIDTH, width),
-                one(TILE_LENGTH, min(one(STRIP_ROWS, length) or length, length)),
+                read_value(TILE_WIDTH, width),
+                read_value(TILE_LENGTH, min(read_value(STRIP_ROWS, length) or length, length)),
             ),
-            every(TILE_OFFSETS, MOST_STRIPS) or every(STRIP_OFFSETS, MOST_STRIPS),
-            every(TILE_COUNTS, MOST_STRIPS) or every(STRIP_COUNTS, MOST_STRIPS),
+            read_values(TILE_OFFSETS, MAX_STRIPS) or read_values(STRIP_OFFSETS, MAX_STRIPS),
+            read_values(TILE_COUNTS, MAX_STRIPS) or read_values(STRIP_COUNTS, MAX_STRIPS),
         )
 
     def describe(self) -> str:
-        """In words, for people."""
-        kind = _FORMATS.get(max(self.formats, default=1), "")
+        """Return a description for people."""
+        kind = _SAMPLE_FORMATS.get(max(self.formats, default=1), "")
         colours = _PHOTOMETRIC.get(self.photometric, f"photometric {self.photometric}")
         order = ", in planes" if self.is_planar else ""
         return f"a TIFF of {self.samples} × {max(self.bits)} bits{' ' + kind if kind else ''}, {colours}{order}"
 
-    def unread(self) -> str | None:
-        """Why these samples are not read, or would be read wrong; None where nothing speaks against
-        it.
-        """
-        # Pillow leaves out unspecified extra samples
+    def find_unsupported(self) -> str | None:
+        """Return why the samples are not read, or would be read wrongly; None if they are read."""
+        # Pillow leaves out unspecified extra samples.
         planes = self.samples - (0 if any(self.extra) else len(self.extra))
         if self.compression in _UNREAD or self.compression not in COMPRESSION_INFO:
             return f"a TIFF compressed as {_UNREAD.get(self.compression, f'number {self.compression}')}: save it with LZW or Deflate"
         if not 1 <= min(self.bits) <= max(self.bits) <= 64:
-            return None  # nonsense, for Pillow to refuse
-        if not _FORMATS.keys().isdisjoint(self.formats) or max(self.bits) > 16:
-            return f"{self.describe()}, which has no agreed black and white: {_WHAT_TO_DO}"
-        if self.photometric not in _MOST_PLANES or (self.photometric == CMYK and self.ink_set != 1):
-            return f"{self.describe()}: {_WHAT_TO_DO}"
+            return None  # Pillow refuses such values.
+        if not _SAMPLE_FORMATS.keys().isdisjoint(self.formats) or max(self.bits) > 16:
+            return f"{self.describe()}, which has no agreed black and white: {_ADVICE}"
+        if self.photometric not in _MAX_PLANES or (self.photometric == CMYK and self.ink_set != 1):
+            return f"{self.describe()}: {_ADVICE}"
         is_subsampled = self.photometric == YCBCR and self.subsampling != (1, 1)
-        if self.is_planar and (is_subsampled or planes > _MOST_PLANES[self.photometric]):
-            return f"{self.describe()}: {_WHAT_TO_DO}, interleaved"
+        if self.is_planar and (is_subsampled or planes > _MAX_PLANES[self.photometric]):
+            return f"{self.describe()}: {_ADVICE}, interleaved"
         return None
 
     @property
-    def pieces(self) -> int:
-        """How many strips or tiles the picture has."""
+    def tile_count(self) -> int:
+        """The number of strips or tiles of the image."""
         across, down = (
             -(-side // max(step, 1))
-            for side, step in zip((self.width, self.length), self.piece, strict=True)
+            for side, step in zip((self.width, self.length), self.tile, strict=True)
         )
         return across * down * (self.samples if self.is_planar else 1)
 
-    def missing(self) -> str | None:
-        """What the tags leave out of the picture, in words; None where they name all of it, or a
-        size that no picture has.
+    def find_missing(self) -> str | None:
+        """Return which data of the image the tags do not name; None if they name all of it.
+
+        The result is also None for a size that no image has.
         """
         if max(self.width, self.length) >= 2**31:
             return None
-        needed = self.pieces
+        needed = self.tile_count
         if self.offsets and len(self.offsets) < needed:
             return f"{len(self.offsets)} of {needed} strips or tiles present"
         counts = self.counts[:needed]
@@ -185,16 +211,22 @@ class TiffLayout(NamedTuple):
 
 
 def check(image: Image.Image, data: bytes) -> None:
-    """Refuse a decoded TIFF with a damaged JPEG as a strip or tile, about which libtiff reports
-    nothing. Raises InputError.
+    """Refuse a decoded TIFF with a damaged JPEG as a strip or tile, which libtiff does not report.
+
+    Args:
+        image: The decoded image.
+        data: The file.
+
+    Raises:
+        InputError: The JPEG is truncated or damaged.
     """
     if image.info.get("compression") != "jpeg":
         return
     tiff = Tiff(data)
-    layout, tables = TiffLayout.of(tiff), tiff.directory().get(JPEG_TABLES)
-    start = tiff.octets(tables, MOST_TABLE_BYTES)[:-2] if tables else b"\xff\xd8"
-    max_pixels = 2 * layout.piece[0] * layout.piece[1] + MIN_PIECE_PIXELS
-    for offset, count in zip(layout.offsets[: layout.pieces], layout.counts, strict=False):
+    layout, tables = TiffLayout.from_tiff(tiff), tiff.directory().get(JPEG_TABLES)
+    start = tiff.read_bytes(tables, MAX_TABLE_BYTES)[:-2] if tables else b"\xff\xd8"
+    max_pixels = 2 * layout.tile[0] * layout.tile[1] + MARGIN_PIXELS
+    for offset, count in zip(layout.offsets[: layout.tile_count], layout.counts, strict=False):
         if damage := jpeg.find_damage(
             start + data[offset + 2 : offset + count] + b"\xff\xd9", max_pixels
         ):
@@ -204,8 +236,13 @@ def check(image: Image.Image, data: bytes) -> None:
 
 
 def open_header(data: bytes) -> TiffImageFile:
-    """The first page as Pillow opens it. Raises what Pillow raises, and InputError for layouts that
-    are not read or not whole.
+    """Open the first page. Errors of Pillow are raised unchanged.
+
+    Args:
+        data: The file.
+
+    Raises:
+        InputError: The layout is not supported, or data is missing.
     """
     if data.startswith(b"MM\0+"):
         raise InputError(
@@ -214,16 +251,14 @@ def open_header(data: bytes) -> TiffImageFile:
         )
     layout = None
     with contextlib.suppress(TiffError):
-        layout = TiffLayout.of(Tiff(data))
-        if unread := layout.unread():
-            raise InputError(Status.UNSUPPORTED_FORMAT, unread)
-        if missing := layout.missing():
+        layout = TiffLayout.from_tiff(Tiff(data))
+        if unsupported := layout.find_unsupported():
+            raise InputError(Status.UNSUPPORTED_FORMAT, unsupported)
+        if missing := layout.find_missing():
             raise InputError(Status.TRUNCATED_IMAGE, missing)
     try:
         return TiffImage(io.BytesIO(data))
     except SyntaxError as error:
         if layout is None or "unknown pixel mode" not in str(error) or max(layout.bits) > 16:
             raise
-        raise InputError(
-            Status.UNSUPPORTED_FORMAT, f"{layout.describe()}: {_WHAT_TO_DO}"
-        ) from error
+        raise InputError(Status.UNSUPPORTED_FORMAT, f"{layout.describe()}: {_ADVICE}") from error

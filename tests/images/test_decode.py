@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageRefused, decode_image, decoder_name, inspect_bytes
-from ray_app.images.facts import MOST
+from ray_app.images.facts import MAX_VALUES
 from tests.images.outcomes import LIMITS, outcome_of, pixels, refusal
 from tests.make import images
 
@@ -35,7 +35,7 @@ def nothing_else(capfd):
 
 
 def assert_a_row_holds(facts: ImageFileFacts) -> None:
-    for number, most in MOST.items():
+    for number, most in MAX_VALUES.items():
         assert getattr(facts, number) is None or 0 <= getattr(facts, number) <= most, number
     for word in (facts.mode, facts.decoder, facts.format):
         assert word is None or (word.isprintable() and word.isascii() and len(word) <= 100)

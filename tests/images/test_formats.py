@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ray_app.images import ImageLimits, decode_image, formats, sniff_format
-from ray_app.images.formats import MOST_PAGES, describe_unsupported
+from ray_app.images.formats import MAX_PAGES, describe_unsupported
 from tests.make import images
 
 
@@ -65,6 +65,6 @@ def test_tiff_pages_are_counted_within_a_bound():
     assert formats.count_tiff_pages(images.frames("TIFF", 5)) == 5
     # 4 000 directories without an entry, each leading to the next.
     chain = b"".join(struct.pack("<HI", 0, 8 + 6 * (n + 1)) for n in range(4000))
-    assert formats.count_tiff_pages(b"II*\0\x08\0\0\0" + chain) == MOST_PAGES
+    assert formats.count_tiff_pages(b"II*\0\x08\0\0\0" + chain) == MAX_PAGES
     in_a_circle = b"II*\0\x08\0\0\0" + struct.pack("<HI", 0, 8)
     assert formats.count_tiff_pages(in_a_circle) == 1

@@ -52,12 +52,12 @@ def group_blocks(grey: bytes, factors: tuple[tuple[int, int], ...]) -> bytes:
     The blocks of one row of the grey image become one row of MCUs. All components use the same
     tables.
     """
-    frame, blocks = jpeg._frame(grey), sum(across * down for across, down in factors)
+    frame, blocks = jpeg._find_frame(grey), sum(across * down for across, down in factors)
     units = frame.width // 8 // blocks
     height = frame.height * max(down for _, down in factors)
     size = height, units * 8 * max(across for across, _ in factors)
     parts = [b"\xff\xd8"]
-    for segment in jpeg.segments(grey):
+    for segment in jpeg.iter_segments(grey):
         body = segment.body
         if segment.marker == jpeg.SOF0:
             components = b"".join(
@@ -69,7 +69,7 @@ def group_blocks(grey: bytes, factors: tuple[tuple[int, int], ...]) -> bytes:
             body = struct.pack(">HB", 6 + len(components), len(factors)) + components + b"\0\x3f\0"
         elif segment.marker == jpeg.DRI:
             body = struct.pack(">HH", 4, units)
-        parts.append(segment._replace(body=body).encoded(grey))
+        parts.append(segment._replace(body=body).encode(grey))
     return b"".join((*parts, EOI))
 
 
@@ -82,7 +82,7 @@ def make_rare(seed: int, factors: tuple[tuple[int, int], ...], **options) -> byt
 
 
 def largest_scan(data: bytes) -> tuple[int, int]:
-    scans = [segment for segment in jpeg.segments(data) if segment.marker == jpeg.SCAN]
+    scans = [segment for segment in jpeg.iter_segments(data) if segment.marker == jpeg.SCAN]
     return max(((scan.start, scan.end) for scan in scans), key=lambda scan: scan[1] - scan[0])
 
 
@@ -203,7 +203,7 @@ def test_tiff_with_lossless_jpeg_strip_decodes_as_in_pillow(mode):
     samples, bands = np.asarray(image), len(image.getbands())
     colours = mode if mode == "CMYK" else None
     strip = imagecodecs.jpeg8_encode(samples, colorspace=colours, lossless=True)
-    assert jpeg._frame(strip).marker == jpeg.SOF3
+    assert jpeg._find_frame(strip).marker == jpeg.SOF3
     data = make_tiff([strip], 640, 480, bands)
     assert status_of(data) == Status.OK
     with Image.open(io.BytesIO(data)) as plain:

@@ -86,12 +86,12 @@ def test_jpeg_with_an_unknown_code_is_corrupt():
 
 def test_progressive_jpeg_without_one_of_its_scans_is_refused():
     data = images.encoded(images.photo(200, 150), "JPEG", progressive=True)
-    whole = list(jpeg.segments(data))
+    whole = list(jpeg.iter_segments(data))
     scans = [n for n, segment in enumerate(whole) if segment.marker == jpeg.SOS]
     assert len(scans) == 10
     for left_out in scans:
         for rest in ([*whole[:left_out], *whole[left_out + 2 :]], whole[:left_out]):
-            parts = b"".join(segment.encoded(data) for segment in rest)
+            parts = b"".join(segment.encode(data) for segment in rest)
             assert status_of(b"\xff\xd8" + parts + EOI) in MISSING, left_out
 
 

@@ -18,7 +18,7 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, inspect_bytes, limits
 from ray_app.images.provenance import ProvenancePolicy, attach_sidecar
-from ray_app.images.provenance.trust_lists import own_list
+from ray_app.images.provenance.trust_lists import load_own_list
 from ray_app.inference import (
     BatchDecoder,
     DetectorOutputs,
@@ -42,7 +42,7 @@ SPEC = make_spec(
     load_ensemble_card("tiny"),
     limits=ImageLimits(),
     precision="fp32",
-    provenance=ProvenancePolicy(trust_lists=(own_list(authority().root),), watermarks=True),
+    provenance=ProvenancePolicy(trust_lists=(load_own_list(authority().root),), watermarks=True),
 )
 # The process dies where a manifest is read, and nowhere else.
 BROKEN = (

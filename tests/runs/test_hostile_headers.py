@@ -13,7 +13,7 @@ import pytest
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Reason, Status
 from ray_app.images import FLAG_MEANING, ImageLimits
-from ray_app.images.facts import MOST
+from ray_app.images.facts import MAX_VALUES
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.runs import block_tables
@@ -66,7 +66,9 @@ def test_header_flips_cost_their_own_row_alone(start):
         assert row["status"] in set(Status) - {Status.DECODER_CRASHED}, case
         assert is_ok == (detail is None) == (row["verdict"] is not None), case
         assert is_ok or (detail.isprintable() and len(detail) <= 1000), case
-        assert all(row[name] is None or 0 <= row[name] <= most for name, most in MOST.items()), case
+        assert all(
+            row[name] is None or 0 <= row[name] <= most for name, most in MAX_VALUES.items()
+        ), case
         assert set(row["flags"]) <= FLAG_MEANING.keys(), case
         assert row["verdict_reason"] in (None, *Reason), case
         has_no_content = is_ok and "no_content" in row["flags"]

@@ -1,18 +1,20 @@
-"""What a file says of its own origin, found by the container's structure and never by searching
-bytes. Signals beside a score.
+"""Read what a file states about its own origin (`ProvenanceReader`).
 
-Anybody can write or remove such statements; only a C2PA manifest can be checked, and only a trust
-list says whose signature counts. Nothing is fetched, no name of a person or place is read, no pixel
-is decoded. As JSON (`Provenance.row`), absent where unsaid:
+The statements are shown with a score and never change it. They are found by the container's
+structure, never by searching bytes. Anyone can write or remove such statements. Only a C2PA
+manifest can be verified, and only a trust list shows whose signature counts. Nothing is fetched, no
+name of a person or place is read, and no pixel is decoded.
+
+The JSON (`Provenance.row`) leaves out what the file does not state:
 
     camera               {make, model, taken}                      EXIF
-    software             "Adobe Photoshop 25.0"                    EXIF, PNG text, XMP, IPTC-IIM: the first of them that says one
+    software             "Adobe Photoshop 25.0"                    EXIF, PNG text, XMP, IPTC-IIM: the first that states it
     generator            {tool, version, prompt, negative_prompt, steps, sampler, seed, model, model_hash, models, nodes}
     digital_source_type  ["trainedAlgorithmicMedia"]               XMP, in IPTC's codes
     c2pa                 {state, claim_generator, signer, ai_generated, source_types, remote, sidecar, problems}
     watermark            {of, bits, length, chance}                a mark in the pixels
-    unread               ["text “workflow”: over max_text_bytes (16777216)"]     what was left out for a limit
-    ai_declared          true where generator parameters, digital_source_type, or a C2PA manifest that is not invalid say so
+    unread               ["text “workflow”: over max_text_bytes (16777216)"]     what was left out because of a limit
+    ai_declared          true if generator parameters, digital_source_type, or a C2PA manifest that is not invalid declare it
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
-"""Generation parameters in metadata texts → `Generator` (`read_generator`): Stable Diffusion web
-UI, ComfyUI, NovelAI, InvokeAI, Fooocus, Midjourney …; `is_generator` tells names of generators from
-names of cameras.
+"""Read the parameters of generators in metadata texts (`read_generator`).
+
+The generators are Stable Diffusion web UI, ComfyUI, NovelAI, InvokeAI, Fooocus, Midjourney, and
+others. `is_generator` distinguishes names of generators from names of cameras.
 """
 
 import re
@@ -9,11 +10,18 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from ray_app.config import config_root, read_mapping
-from ray_app.images.provenance.comfyui import json_object, read_graph, read_prompt, read_workflow
+from ray_app.images.provenance.comfyui import (
+    parse_json_object,
+    read_graph,
+    read_prompt,
+    read_workflow,
+)
 from ray_app.images.provenance.statement import Generator
 from ray_app.images.provenance.webui import WEB_UI, read_parameters
 
-MAX_VALUES = 2_000_000  # of JSON: 150 MB of objects at most; a graph of 16 MiB has half as many
+MAX_VALUES = (
+    2_000_000  # In one JSON: at most 150 MB of objects. A graph of 16 MiB has half this number.
+)
 _MAX_DIGITS = 20
 _JSON = re.compile(r"\s*[{\[]")
 
@@ -26,9 +34,9 @@ _NAMES = ("NovelAI", "InvokeAI", "Midjourney", "DALL·E", "DALL-E", "ChatGPT", "
           "Bing Image Creator", "DreamStudio", "Ideogram")  # fmt: skip
 _NAME = re.compile(rf"({'|'.join(map(re.escape, _NAMES))})(?![^\W\d_])", re.IGNORECASE)
 _CANONICAL_NAMES = {name.casefold(): name for name in _NAMES}
-# The code of black-forest-labs/flux writes it.
+# The code of black-forest-labs/flux writes this text.
 _AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)
-_NOTHING = {"", "none", "no", "n/a"}
+_EMPTY_NAMES = {"", "none", "no", "n/a"}
 _CREDITS = {"made with google ai": "Google AI"}
 _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*\Z")
 _EASY_DIFFUSION = (
@@ -37,12 +45,12 @@ _EASY_DIFFUSION = (
     {"prompt": "prompt", "negative_prompt": "negative prompt", "steps": "steps", "sampler": "sampler", "seed": "seed",
      "model": "stable diffusion model"},
 )  # fmt: skip
-# InvokeAI 2 writes it.
+# InvokeAI 2 writes this text.
 _DREAM = re.compile(r'"(?P<prompt>.*)" -s ?(?P<steps>\d{1,6}) -S ?(?P<seed>\d{1,20}) ', re.DOTALL)
 
 _SEPARATORS = re.compile(r"[\s._-]+")
 _FLUX = "FLUX (Black Forest Labs)"
-# Makers of generators that also make cameras or other things, as `_normalise` gives them.
+# Makers of generators that also make cameras or other things, normalised.
 _OTHER_MAKERS = {
     "google",
     "adobe",
@@ -54,15 +62,16 @@ _OTHER_MAKERS = {
     "playground",
     "fal",
 }
-_FIRST_MAKERS = re.compile(
+_MAKER_PREFIXES = re.compile(
     r"\s*(black[\s._-]*forest[\s._-]*labs|stability[\s._-]*ai|openai|qwen)(?![^\W\d_])",
     re.IGNORECASE,
 )
 
 
 def merge_texts(*sources: Texts) -> dict[str, str]:
-    """Merge texts by keyword, in lower case and without blanks around it; the last source of a
-    keyword counts.
+    """Merge texts by keyword, in lower case and without surrounding blanks.
+
+    The last source of a keyword counts.
     """
     return {
         keyword.strip().casefold(): text for texts in sources for keyword, text in texts.items()
@@ -86,20 +95,20 @@ def read_generator(
     """Return the generator that a file names, or None.
 
     Args:
-        texts: By keyword, in any case.
+        texts: The texts of the metadata by keyword, in any case.
         software: The program that wrote the file, as EXIF, PNG or XMP name it.
         make: EXIF's Make.
         model: EXIF's Model.
     """
-    known = merge_texts(texts, {"software": software})
+    merged = merge_texts(texts, {"software": software})
     for keywords, read in _READERS:
-        if not known.keys().isdisjoint(keywords) and (fields := read(known)):
+        if not merged.keys().isdisjoint(keywords) and (fields := read(merged)):
             return Generator(**fields)
     for fields in (
-        _read_declaration(known, make, model),
+        _read_declaration(merged, make, model),
         _match_program(software),
-        _read_credit(known),
-        _read_maker(known, make, model),
+        _read_credit(merged),
+        _read_maker(merged, make, model),
     ):
         if fields:
             return Generator(**fields)
@@ -107,14 +116,15 @@ def read_generator(
 
 
 def _read_declaration(texts: Texts, make: str, model: str) -> dict[str, Any]:
-    """Read `AI generated;txt2img;flux` in Software, with the maker of the model in place of a
-    camera's.
+    """Read `AI generated;txt2img;flux` in Software.
+
+    The maker of the model may be in place of a camera's maker.
     """
     declaration = _AI_GENERATED.match(texts["software"])
     if declaration is None:
         return {}
     name = texts["software"][declaration.end() :].rpartition(";")[2].strip()
-    if name.casefold() in _NOTHING - {""}:
+    if name.casefold() in _EMPTY_NAMES - {""}:
         return {}
     maker, model = (make, model) if not make or _is_maker(make, model) else ("", "")
     tool = _FLUX if name.casefold() == "flux" else maker or name or "AI"
@@ -123,8 +133,8 @@ def _read_declaration(texts: Texts, make: str, model: str) -> dict[str, Any]:
 
 def _match_program(software: str) -> dict[str, Any]:
     """Return the program whose name Software begins with."""
-    found = _NAME.match(software)
-    return {"tool": _CANONICAL_NAMES[found[1].casefold()]} if found else {}
+    match = _NAME.match(software)
+    return {"tool": _CANONICAL_NAMES[match[1].casefold()]} if match else {}
 
 
 def _read_credit(texts: Texts) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def _read_credit(texts: Texts) -> dict[str, Any]:
 
 
 def _read_maker(texts: Texts, make: str, model: str) -> dict[str, Any]:
-    """Read a maker of generators in place of a camera's."""
+    """Read a maker of generators in place of a camera's maker."""
     if not _is_maker(make, model):
         return {}
     tool = _FLUX if _normalise(make).startswith("blackforestlabs") else make
@@ -142,31 +152,35 @@ def _read_maker(texts: Texts, make: str, model: str) -> dict[str, Any]:
 
 def is_generator(make: str, model: str) -> bool:
     """Return whether the names in place of a camera are those of a generator or of its maker."""
-    return _is_maker(make, model) if _normalise(make) else _is_known(model)
+    return _is_maker(make, model) if _normalise(make) else _is_generator_name(model)
 
 
 @lru_cache(256)
 def _is_maker(make: str, model: str) -> bool:
-    """Return whether Make is a maker of generators. Other names count only together with the name
-    of a generator.
+    """Return whether Make is a maker of generators.
+
+    Other names count only together with the name of a generator.
     """
-    name, known = _normalise(make), _load_known()
+    name, catalogue = _normalise(make), _load_names()
     if (
-        (name in known.makers and name not in _OTHER_MAKERS)
-        or _FIRST_MAKERS.match(make)
+        (name in catalogue.makers and name not in _OTHER_MAKERS)
+        or _MAKER_PREFIXES.match(make)
         or _match_program(make)
     ):
         return True
-    return (name in known.makers or name in known.names) and _is_known(model)
+    return (name in catalogue.makers or name in catalogue.names) and _is_generator_name(model)
 
 
-def _is_known(model: str) -> bool:
-    return _normalise(model) in _load_known().names
+def _is_generator_name(model: str) -> bool:
+    return _normalise(model) in _load_names().names
 
 
-class _KnownGenerators(NamedTuple):
-    """All names in configs/generators.yaml, as `_normalise` gives them: of generators and families,
-    and of their makers.
+class _GeneratorNames(NamedTuple):
+    """All names in configs/generators.yaml, normalised.
+
+    Attributes:
+        names: The names of generators and families.
+        makers: The names of their makers.
     """
 
     names: frozenset[str]
@@ -174,55 +188,55 @@ class _KnownGenerators(NamedTuple):
 
 
 @cache
-def _load_known() -> _KnownGenerators:
-    listed = read_mapping(config_root() / "generators.yaml")
-    families, entries = listed["families"].values(), listed["generators"].items()
+def _load_names() -> _GeneratorNames:
+    mapping = read_mapping(config_root() / "generators.yaml")
+    families, entries = mapping["families"].values(), mapping["generators"].items()
     names = {
         name for key, entry in entries for name in (key, entry["title"], *entry.get("aliases", ()))
     }
     names |= {family["title"] for family in families}
     makers = {maker for family in families for maker in family.get("maker", "").split(",")}
-    return _KnownGenerators(
+    return _GeneratorNames(
         frozenset(map(_normalise, names)), frozenset(map(_normalise, makers - {""}))
     )
 
 
 def _normalise(name: str) -> str:
-    """Remove what makes no difference between two names: case, blanks, dots, dashes and
-    underscores.
-    """
+    """Remove what does not distinguish names: case, blanks, dots, dashes and underscores."""
     return _SEPARATORS.sub("", name.casefold())
 
 
 def _read_webui(texts: Texts) -> dict[str, Any]:
-    """Read the text of Stable Diffusion web UI and its kin, which may name themselves as the
-    program that wrote the file.
+    """Read the text of Stable Diffusion web UI and related programs.
+
+    Related programs may name themselves as the program that wrote the file.
     """
     for keyword in ("parameters", "comment", "description"):
         if fields := read_parameters(texts.get(keyword, ""), is_remark=keyword == "description"):
-            named = _match_program(texts["software"]).get("tool", "")
+            program = _match_program(texts["software"]).get("tool", "")
             is_kin = (
                 fields["tool"] == WEB_UI
-                and named
-                and not named.startswith(("Stable Diffusion", "AUTOMATIC1111"))
+                and program
+                and not program.startswith(("Stable Diffusion", "AUTOMATIC1111"))
             )
-            return fields | ({"tool": named} if is_kin else {})
+            return fields | ({"tool": program} if is_kin else {})
     return {}
 
 
 def _read_comfyui(texts: Texts) -> dict[str, Any]:
-    """Read ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`), and the line that
-    some nodes also write.
+    """Read ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`).
+
+    Some nodes also write the text of the web UI.
     """
-    graph = read_prompt(json_object(texts.get("prompt"))) or read_workflow(
-        json_object(texts.get("workflow"))
+    graph = read_prompt(parse_json_object(texts.get("prompt"))) or read_workflow(
+        parse_json_object(texts.get("workflow"))
     )
     line = _read_webui(texts)
     return {**graph, **line, "tool": "ComfyUI"} if graph else {}
 
 
 def _read_novelai(texts: Texts) -> dict[str, Any]:
-    comment = json_object(texts.get("comment"))
+    comment = parse_json_object(texts.get("comment"))
     if texts["software"].strip() != "NovelAI" or not {"steps", "sampler"} <= comment.keys():
         return {}
     return {
@@ -235,16 +249,16 @@ def _read_novelai(texts: Texts) -> dict[str, Any]:
 
 
 def _read_invokeai(texts: Texts) -> dict[str, Any]:
-    given = json_object(texts.get("invokeai_metadata"))
-    if "positive_prompt" in given:
-        model = given.get("model")
+    record = parse_json_object(texts.get("invokeai_metadata"))
+    if "positive_prompt" in record:
+        model = record.get("model")
         model = model if isinstance(model, dict) else {}
-        return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": given["positive_prompt"],
-                "sampler": given.get("scheduler"),
+        return {"tool": "InvokeAI", "version": record.get("app_version"), "prompt": record["positive_prompt"],
+                "sampler": record.get("scheduler"),
                 "model": model.get("name") or model.get("model_name"), "model_hash": model.get("hash"),
-                **_pick(given, ("negative_prompt", "steps", "seed"))}  # fmt: skip
-    given = json_object(texts.get("sd-metadata"))
-    image = given.get("image")
+                **_pick(record, ("negative_prompt", "steps", "seed"))}  # fmt: skip
+    record = parse_json_object(texts.get("sd-metadata"))
+    image = record.get("image")
     if isinstance(image, dict):
         prompt = image.get("prompt")
         prompt = (
@@ -252,8 +266,8 @@ def _read_invokeai(texts: Texts) -> dict[str, Any]:
             if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict)
             else prompt
         )
-        return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": prompt, "model": given.get("model_weights"),
-                "model_hash": given.get("model_hash"), **_pick(image, ("steps", "sampler", "seed"))}  # fmt: skip
+        return {"tool": "InvokeAI", "version": record.get("app_version"), "prompt": prompt, "model": record.get("model_weights"),
+                "model_hash": record.get("model_hash"), **_pick(image, ("steps", "sampler", "seed"))}  # fmt: skip
     if dream := _DREAM.match(texts.get("dream", "")):
         return {
             "tool": "InvokeAI",
@@ -265,10 +279,11 @@ def _read_invokeai(texts: Texts) -> dict[str, Any]:
 
 
 def _read_json(texts: Texts) -> dict[str, Any]:
-    """Read JSON that programs write where the web UI writes its text: in PNG's `parameters`, or in
-    a UserComment.
+    """Read JSON that programs write in place of the text of the web UI.
+
+    It is in PNG's `parameters` or in a UserComment.
     """
-    record = json_object(texts.get("parameters"))
+    record = parse_json_object(texts.get("parameters"))
     for read in _RECORD_READERS if record else ():
         if fields := read(record, texts):
             return fields
@@ -291,8 +306,9 @@ def _read_mflux(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
 
 
 def _read_fooocus(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """Read the record of Fooocus, which names itself in `version`; forks name themselves in
-    `software`.
+    """Read the record of Fooocus, which names itself in `version`.
+
+    Forks name themselves in `software`.
     """
     version, software = str(record.get("version")), str(record.get("software") or texts["software"])
     if (
@@ -301,8 +317,8 @@ def _read_fooocus(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
         and "metadata_scheme" not in record
     ):
         return {}
-    named = _match_program(software) or {"tool": "Fooocus"}
-    return {**named, "model": record.get("base_model") or record.get("base_model_name"), "model_hash": record.get("base_model_hash"),
+    program = _match_program(software) or {"tool": "Fooocus"}
+    return {**program, "model": record.get("base_model") or record.get("base_model_name"), "model_hash": record.get("base_model_hash"),
             "prompt": record.get("prompt", record.get("Prompt")), "negative_prompt": record.get("negative_prompt", record.get("Negative")),
             **_pick(record, ("version", "steps", "sampler", "seed"))}  # fmt: skip
 
@@ -341,22 +357,22 @@ def _read_graph(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
 
 
 def _read_easy_diffusion_texts(texts: Texts) -> dict[str, Any]:
-    """Read the texts of Easy Diffusion, which has one for each setting."""
+    """Read the texts of Easy Diffusion, which has one text for each setting."""
     fields = _read_easy_diffusion(texts, texts)
     digits = {name: str(fields.get(name))[:_MAX_DIGITS] for name in ("steps", "seed")}
     return {**fields, **{name: int(text) for name, text in digits.items() if text.isdecimal()}}
 
 
 def _read_midjourney(texts: Texts) -> dict[str, Any]:
-    described = texts.get("description", "")
-    found = _MIDJOURNEY.search(described, max(0, len(described) - 100))
-    return {"tool": "Midjourney", "prompt": described[: found.start()]} if found else {}
+    description = texts.get("description", "")
+    match = _MIDJOURNEY.search(description, max(0, len(description) - 100))
+    return {"tool": "Midjourney", "prompt": description[: match.start()]} if match else {}
 
 
 def _read_ai_system(texts: Texts) -> dict[str, Any]:
     """Read IPTC's own properties (Photo Metadata Standard 2025.1)."""
     tool = texts["aisystemused"]
-    if tool.strip().casefold() in _NOTHING:
+    if tool.strip().casefold() in _EMPTY_NAMES:
         return {}
     return {
         "tool": tool,
@@ -378,7 +394,7 @@ _RECORD_READERS = (
     _read_novelai_record,
     _read_graph,
 )
-# By the keywords without which each finds nothing, in the order in which they are tried.
+# Each reader with the keywords of which it needs one, in the order in which readers are tried.
 _READERS = (
     (("invokeai_metadata", "sd-metadata", "dream"), _read_invokeai),
     (("parameters",), _read_json),

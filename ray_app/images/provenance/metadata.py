@@ -1,9 +1,10 @@
-"""Parsers of EXIF (`read_exif`), XMP (`read_xmp`) and IPTC-IIM (`resource`, `program`), for what
-they state about origin alone.
+"""Parse EXIF, XMP and IPTC-IIM for statements about origin.
 
-Camera, software, source types, and texts in which generators write their parameters: never names,
-never places. XMP is parsed without entities, up to a limit; of IPTC-IIM only the program that made
-the file is read.
+`read_exif` reads EXIF, `read_xmp` XMP, and `find_iptc` and `read_program` IPTC-IIM.
+
+Camera, software, source types, and texts in which generators write their parameters are read. Names
+of people and places are never read. XMP is parsed without entities, up to a limit. Of IPTC-IIM,
+only the program that wrote the file is read.
 """
 
 import re
@@ -13,13 +14,13 @@ from dataclasses import dataclass, field
 from xml.parsers import expat
 
 from ray_app.images.formats import Tiff, TiffEntry, TiffError
-from ray_app.images.provenance.statement import MAX_TEXT_BYTES, source_type
+from ray_app.images.provenance.statement import MAX_TEXT_BYTES, parse_source_type
 
 # CIPA DC-008 (Exif 3.0), tables 4 to 8.
 _DESCRIPTION, _MAKE, _MODEL, _SOFTWARE = 270, 271, 272, 305
 _EXIF_DIRECTORY, _TAKEN, _USER_COMMENT = 34665, 36867, 37510
 _ASCII = 2
-_LINE_BYTES = 2000  # of a tag that is one line
+_LINE_BYTES = 2000  # The maximum for a tag that is one line.
 _LINES = (_DESCRIPTION, _MAKE, _MODEL, _SOFTWARE)
 # ComfyUI and its nodes write JSON behind a name into any text tag, from Model downwards:
 # `prompt:{…}`, `Workflow: {…}`.
@@ -29,10 +30,10 @@ _LABEL_BYTES = 80
 # Codes of UserComment (Exif 3.0, table 9) without their padding. Some programs write none.
 _CODES = {b"ASCII": "utf-8", b"UNICODE": "utf-16", b"JIS": "iso2022_jp", b"": "utf-8"}
 _CODE_BYTES = 8
-_GUESS_BYTES = 65_536  # what the byte order is guessed from
+_GUESS_BYTES = 65_536  # The byte order is guessed from this number of bytes.
 
-MOST_RESOURCES = 200
-MOST_DATASETS = 1000
+MAX_RESOURCES = 200
+MAX_DATASETS = 1000
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _IPTC = 0x0404
 _PROGRAM, _VERSION = (2, 65), (2, 70)
@@ -41,8 +42,8 @@ _PROGRAM, _VERSION = (2, 65), (2, 70)
 # Photoshop have 100,000 elements, each with five attributes.
 MAX_XMP_MARKS = 1_000_000
 _MAX_ADDRESS_BYTES = 300  # Expat copies the address of a namespace into each name of it.
-_MAX_ATTRIBUTES = 10_000  # Of a long element: nothing can stop expat within an element.
-_PIECE_BYTES = 1 << 20  # An exception of a handler stops expat at the end of a piece.
+_MAX_ATTRIBUTES = 10_000  # In a long element, because expat cannot be stopped within an element.
+_CHUNK_BYTES = 1 << 20  # An exception in a handler stops expat at the end of a chunk.
 _LONG_VALUE = re.compile(
     rb"=\s*(?=\"[^\"]{%d}|'[^']{%d})" % (_MAX_ADDRESS_BYTES, _MAX_ADDRESS_BYTES)
 )
@@ -51,15 +52,14 @@ _UTF_16 = {
     "utf-16-be": re.compile(rb"\xfe\xff|\0<\0[^\0]"),
 }
 _MARKUP = "<='\""
-# x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other
-# files
+# Properties are below x:xmpmeta, rdf:RDF, and rdf:Description. Deeper properties concern other files.
 _DEPTH = 3
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
 _IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ "
-# the second until 2012
+# The second name was used until 2012.
 _SOURCE_TYPES = (_IPTC_EXTENSION + "DigitalSourceType", _IPTC_EXTENSION + "DigitalSourceFileType")
 _TOOL = "http://ns.adobe.com/xap/1.0/ CreatorTool"
-_MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: where a manifest lies
+_MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: the address of a manifest.
 # Properties in which generators write, by the names under which PNG has them.
 _TEXTS = {
     "http://ns.adobe.com/exif/1.0/ UserComment": "parameters",
@@ -72,15 +72,24 @@ _TEXTS = {
 }
 _ROOT_ELEMENT, _DESCRIPTION_ELEMENT, _ITEM_ELEMENT = _RDF + "RDF", _RDF + "Description", _RDF + "li"
 _READ = frozenset({*_SOURCE_TYPES, _TOOL, _MANIFEST, *_TEXTS})
-_WORDS = sorted({name.rpartition(" ")[2].encode() for name in _READ})
-_MOST_SOURCE_TYPES = 64
+_PROPERTY_NAMES = sorted({name.rpartition(" ")[2].encode() for name in _READ})
+_MAX_SOURCE_TYPES = 64
 _Start = Callable[[str, Mapping[str, str]], None]
 
 
 @dataclass(slots=True)
 class ExifStatements:
-    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is read for nothing
-    else. `is_whole`: no text was cut.
+    """The statements of an EXIF block.
+
+    Attributes:
+        make: The maker of the camera.
+        model: The model of the camera.
+        taken: The local time at which the photograph was taken, as EXIF writes it.
+        software: The program that wrote the file.
+        texts: Texts that a generator may have written, by PNG's keywords. A person's remark is used
+            for nothing else.
+        is_whole: Whether no text was cut.
+        left_bytes: The bytes that texts may still have.
     """
 
     make: str = ""
@@ -93,8 +102,13 @@ class ExifStatements:
 
 
 def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
-    """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before.
-    `max_bytes`: of all texts together.
+    """Read the statements of an EXIF block.
+
+    After a bad pointer, the statements that were read before it remain.
+
+    Args:
+        block: The EXIF block.
+        max_bytes: The maximum size of all texts together.
     """
     statements = ExifStatements(left_bytes=max_bytes)
     try:
@@ -104,19 +118,19 @@ def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
             if tag in _LINES or entry.kind == _ASCII:
                 _note(statements, tag, tiff, entry)
         if _EXIF_DIRECTORY in tags:
-            _read_inner(statements, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0])
+            _read_inner(statements, tiff, tiff.read_integers(tags[_EXIF_DIRECTORY])[0])
     except (TiffError, LookupError):
         pass
     return statements
 
 
 def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) -> None:
-    start = _text(tiff.octets(entry, _LABEL_BYTES))
+    start = _decode_text(tiff.read_bytes(entry, _LABEL_BYTES))
     label = _LABEL.match(start)
     keyword = label[1] if label else "parameters" if start.lstrip().startswith("{") else ""
     text = ""
     if tag == _DESCRIPTION or (keyword and keyword not in statements.texts):
-        text = _text(_read_octets(statements, tiff, entry))
+        text = _decode_text(_read_limited(statements, tiff, entry))
     if tag == _DESCRIPTION:
         statements.texts["Description"] = text
     if text and keyword:
@@ -124,35 +138,36 @@ def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) ->
     elif keyword:
         return
     elif tag == _MAKE:
-        statements.make = _text(tiff.octets(entry, _LINE_BYTES))
+        statements.make = _decode_text(tiff.read_bytes(entry, _LINE_BYTES))
     elif tag == _MODEL:
-        statements.model = _text(tiff.octets(entry, _LINE_BYTES))
+        statements.model = _decode_text(tiff.read_bytes(entry, _LINE_BYTES))
     elif tag == _SOFTWARE:
-        statements.software = _text(tiff.octets(entry, _LINE_BYTES))
+        statements.software = _decode_text(tiff.read_bytes(entry, _LINE_BYTES))
 
 
 def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int) -> None:
     inner = tiff.directory(offset)
     if _TAKEN in inner:
-        statements.taken = _text(tiff.octets(inner[_TAKEN], 32))
+        statements.taken = _decode_text(tiff.read_bytes(inner[_TAKEN], 32))
     if _USER_COMMENT in inner:
-        _note_comment(
-            statements, _decode_comment(_read_octets(statements, tiff, inner[_USER_COMMENT]))
+        _add_comment(
+            statements, _decode_comment(_read_limited(statements, tiff, inner[_USER_COMMENT]))
         )
 
 
-def _read_octets(statements: ExifStatements, tiff: Tiff, entry: TiffEntry) -> bytes:
-    """Read a text up to the bytes that are left for all texts: many tags may refer to the same
-    bytes.
+def _read_limited(statements: ExifStatements, tiff: Tiff, entry: TiffEntry) -> bytes:
+    """Read a text up to the bytes that are left for all texts.
+
+    Many tags may refer to the same bytes.
     """
-    octets = tiff.octets(entry, statements.left_bytes + 1)
-    statements.is_whole &= len(octets) <= statements.left_bytes
-    octets = octets[: statements.left_bytes]
-    statements.left_bytes -= len(octets)
-    return octets
+    value = tiff.read_bytes(entry, statements.left_bytes + 1)
+    statements.is_whole &= len(value) <= statements.left_bytes
+    value = value[: statements.left_bytes]
+    statements.left_bytes -= len(value)
+    return value
 
 
-def _note_comment(statements: ExifStatements, comment: str) -> None:
+def _add_comment(statements: ExifStatements, comment: str) -> None:
     label = _LABEL.match(comment[:_LABEL_BYTES])
     if label is not None:
         statements.texts.setdefault(label[1], comment.partition(":")[2])
@@ -160,15 +175,16 @@ def _note_comment(statements: ExifStatements, comment: str) -> None:
         statements.texts["parameters"] = comment
 
 
-def _decode_comment(octets: bytes) -> str:
-    """Decode a UserComment; its first eight bytes are dropped only if they are the code of a
-    character set.
+def _decode_comment(data: bytes) -> str:
+    """Decode a UserComment.
+
+    Its first eight bytes are dropped only if they are the code of a character set.
     """
-    code = octets[:_CODE_BYTES].rstrip(b"\0 ").upper()
-    encoding, text = (_CODES[code], octets[_CODE_BYTES:]) if code in _CODES else ("utf-8", octets)
+    code = data[:_CODE_BYTES].rstrip(b"\0 ").upper()
+    encoding, text = (_CODES[code], data[_CODE_BYTES:]) if code in _CODES else ("utf-8", data)
     start = text[:_GUESS_BYTES].rstrip(b"\0")
     if start.count(0) * 4 > len(start) or start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"  # whatever its code says
+        encoding = "utf-16"  # The code may be wrong.
     elif encoding == "utf-16" and _is_utf_8(text):
         encoding = "utf-8"
     return text.decode(
@@ -177,8 +193,8 @@ def _decode_comment(octets: bytes) -> str:
 
 
 def _guess_byte_order(start: bytes) -> str:
-    # The standard leaves the byte order open: in the right one, Latin letters have a zero before or
-    # after them.
+    # The standard leaves the byte order open. Latin letters have a zero byte before them in big-endian
+    # order, and after them in little-endian order.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     return "utf-16-be" if start[::2].count(0) >= start[1::2].count(0) else "utf-16-le"
@@ -191,39 +207,45 @@ def _is_utf_8(text: bytes) -> bool:
         return False
 
 
-def _text(octets: bytes) -> str:
-    return octets.partition(b"\0")[0].decode("utf-8", "replace")
+def _decode_text(data: bytes) -> str:
+    return data.partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def resource(segment: bytes) -> bytes:
-    """The IPTC records in a segment of Photoshop's image resources; empty where there are none."""
+def find_iptc(segment: bytes) -> bytes:
+    """Return the IPTC records in a segment of Photoshop's image resources; empty if none."""
     if not segment.startswith(_PHOTOSHOP):
         return b""
-    at = len(_PHOTOSHOP)
-    for _ in range(MOST_RESOURCES):
-        if segment[at : at + 4] != b"8BIM" or at + 12 > len(segment):
+    position = len(_PHOTOSHOP)
+    for _ in range(MAX_RESOURCES):
+        if segment[position : position + 4] != b"8BIM" or position + 12 > len(segment):
             break
-        name = segment[at + 6] + 1
-        start = at + 6 + name + (name & 1) + 4
+        name = segment[position + 6] + 1
+        start = position + 6 + name + (name & 1) + 4
         size = int.from_bytes(segment[start - 4 : start], "big")
-        if int.from_bytes(segment[at + 4 : at + 6], "big") == _IPTC:
+        if int.from_bytes(segment[position + 4 : position + 6], "big") == _IPTC:
             return segment[start : start + size]
-        at = start + size + (size & 1)
+        position = start + size + (size & 1)
     return b""
 
 
-def program(records: bytes) -> str:
-    """The originating program and its version; empty where they are not stated."""
+def read_program(records: bytes) -> str:
+    """Return the originating program and its version; empty if they are not stated."""
     statements: dict[tuple[int, int], str] = {}
-    at = 0
-    for _ in range(MOST_DATASETS):
-        size = int.from_bytes(records[at + 3 : at + 5], "big")
-        if records[at : at + 1] != b"\x1c" or size & 0x8000 or at + 5 + size > len(records):
+    position = 0
+    for _ in range(MAX_DATASETS):
+        size = int.from_bytes(records[position + 3 : position + 5], "big")
+        if (
+            records[position : position + 1] != b"\x1c"
+            or size & 0x8000
+            or position + 5 + size > len(records)
+        ):
             break
-        kind = (records[at + 1], records[at + 2])
+        kind = (records[position + 1], records[position + 2])
         if kind in (_PROGRAM, _VERSION):
-            statements.setdefault(kind, records[at + 5 : at + 5 + size].decode("utf-8", "replace"))
-        at += 5 + size
+            statements.setdefault(
+                kind, records[position + 5 : position + 5 + size].decode("utf-8", "replace")
+            )
+        position += 5 + size
     return (
         f"{statements[_PROGRAM]} {statements.get(_VERSION, '')}" if _PROGRAM in statements else ""
     )
@@ -231,7 +253,15 @@ def program(records: bytes) -> str:
 
 @dataclass(slots=True)
 class XmpStatements:
-    """`source_types`: IPTC's codes, without their address. `texts`: as in `ExifStatements`."""
+    """The statements of XMP packets.
+
+    Attributes:
+        tool: The program that wrote the file.
+        source_types: IPTC's codes, without their address.
+        remote_manifest: Whether a C2PA manifest elsewhere is named.
+        texts: Texts that a generator may have written, by PNG's keywords.
+        is_whole: Whether all packets were read.
+    """
 
     tool: str = ""
     source_types: list[str] = field(default_factory=list)
@@ -240,29 +270,29 @@ class XmpStatements:
     is_whole: bool = True
 
 
-class _Enough(Exception):  # noqa: N818 - an end, not a fault
-    """What follows is not read."""
+class _StopParsing(Exception):  # noqa: N818 - it signals an end, not an error
+    """Raised to leave the remaining packet unread."""
 
 
 def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
-    """What the packets say; of one that is no XML, what stands before the fault."""
+    """Read the statements of packets; of a packet that is not XML, those before the error."""
     statements = XmpStatements()
     for packet in packets:
         encoding = next((name for name, start in _UTF_16.items() if start.match(packet)), None)
         text = packet.decode(encoding, "replace").encode() if encoding else packet
-        if text.isascii() and not any(word in text for word in _WORDS):
-            # A map of depths may have megabytes, and parsing takes longer than looking for a few
-            # words.
+        if text.isascii() and not any(name in text for name in _PROPERTY_NAMES):
+            # A depth map may have megabytes, and parsing takes longer than searching a few names.
             continue
-        # the last two: an unknown encoding
-        with suppress(expat.ExpatError, _Enough, ValueError, LookupError):
+        # An unknown encoding raises ValueError or LookupError.
+        with suppress(expat.ExpatError, _StopParsing, ValueError, LookupError):
             _Properties(statements).parse(text, "utf-8" if encoding else None)
     return statements
 
 
 def _has_long_address(packet: bytes) -> bool:
-    """Return whether a namespace has an address over the limit, or may have one, since its prefix
-    is as long.
+    """Return whether a namespace has, or may have, an address over the limit.
+
+    It may have one if the name before the address is too long to be read completely.
     """
     for value in _LONG_VALUE.finditer(packet):
         name = packet[max(value.start() - _MAX_ADDRESS_BYTES, 0) : value.start()].split()[-1:]
@@ -272,53 +302,53 @@ def _has_long_address(packet: bytes) -> bool:
 
 
 def _split_packet(packet: bytes) -> Iterator[bytes]:
-    """Split a packet at starts of elements, so that expat does not read the start of an element
-    twice.
-    """
-    at = 0
-    while at < len(packet):
-        end = packet.find(b"<", at + _PIECE_BYTES)
-        yield packet[at : end if end >= 0 else len(packet)]
-        at = end if end >= 0 else len(packet)
+    """Split a packet at starts of elements, so that expat reads no start of an element twice."""
+    position = 0
+    while position < len(packet):
+        end = packet.find(b"<", position + _CHUNK_BYTES)
+        yield packet[position : end if end >= 0 else len(packet)]
+        position = end if end >= 0 else len(packet)
 
 
 class _Properties:
-    """The properties of rdf:Description elements, as attributes and as elements; all others are
-    passed over quickly.
+    """Reads the properties of rdf:Description elements, as attributes and as elements.
 
-    The handlers change on the way: outside of descriptions, in a description, and in a property,
-    which is read or passed over.
+    All other elements are skipped quickly. The handlers change during the parse: outside of
+    descriptions, in a description, in a property that is read, and in a property that is skipped.
     """
 
     def __init__(self, statements: XmpStatements) -> None:
         self._statements = statements
-        self._path: list[str] = []  # up to a description
-        self._depth = 0  # within a property
+        self._path: list[str] = []  # The path to a description.
+        self._depth = 0  # The depth within a property.
         self._property, self._text = "", list[str]()
-        self._marks = 0  # in the pieces so far
+        self._mark_count = 0  # In the chunks so far.
 
     def parse(self, packet: bytes, encoding: str | None) -> None:
         packet = packet.strip(b"\0")
         self._parser = expat.ParserCreate(encoding, " ")
         self._parser.XmlDeclHandler = self._check_encoding
-        self._parser.StartDoctypeDeclHandler = self._refuse
+        self._parser.StartDoctypeDeclHandler = self._reject_dtd
         self._parser.buffer_text = True
         self._handle(self._start_outside, self._end_outside)
         try:
-            if len(packet) > _PIECE_BYTES // 16 and _has_long_address(packet):
+            if len(packet) > _CHUNK_BYTES // 16 and _has_long_address(packet):
                 self._stop()
-            for piece in _split_packet(packet):
-                self._marks += piece.count(b"<") + piece.count(b"=")
-                if self._marks > MAX_XMP_MARKS or piece.count(b"=", _PIECE_BYTES) > _MAX_ATTRIBUTES:
+            for chunk in _split_packet(packet):
+                self._mark_count += chunk.count(b"<") + chunk.count(b"=")
+                if (
+                    self._mark_count > MAX_XMP_MARKS
+                    or chunk.count(b"=", _CHUNK_BYTES) > _MAX_ATTRIBUTES
+                ):
                     self._stop()
-                self._parser.Parse(piece, False)
+                self._parser.Parse(chunk, False)
             self._parser.Parse(b"", True)
         finally:
-            # It refers to this object, so both would wait for a garbage collection.
+            # The parser refers to this object, so both would wait for a garbage collection.
             del self._parser
 
-    def _refuse(self, *_: object) -> None:
-        raise _Enough  # no XMP has a DTD, and entities are what bombs are made of
+    def _reject_dtd(self, *_: object) -> None:
+        raise _StopParsing  # XMP never has a DTD, and entity bombs need one.
 
     def _check_encoding(self, _: str, encoding: str | None, __: int) -> None:
         if (
@@ -326,7 +356,7 @@ class _Properties:
             and not encoding.casefold().startswith("utf")
             and _MARKUP.encode(encoding) != _MARKUP.encode()
         ):
-            raise _Enough  # The limits are checked in bytes of ASCII.
+            raise _StopParsing  # The limits are checked in bytes of ASCII.
 
     def _handle(
         self, start: _Start, end: Callable[[str], None], write: Callable[[str], None] | None = None
@@ -339,7 +369,7 @@ class _Properties:
 
     def _stop(self) -> None:
         self._statements.is_whole = False
-        raise _Enough
+        raise _StopParsing
 
     def _start_outside(self, name: str, attributes: Mapping[str, str]) -> None:
         self._path.append(name)
@@ -372,7 +402,7 @@ class _Properties:
         self._depth += 1
 
     def _end_inner(self, name: str) -> None:
-        """Text of an rdf:Bag and its items is text of the property."""
+        """Add the text of an rdf:Bag and its items to the text of the property."""
         self._depth -= 1
         if name == _ITEM_ELEMENT:
             self._text.append("\n")
@@ -388,8 +418,10 @@ class _Properties:
     def _note(self, name: str, value: str) -> None:
         statements = self._statements
         if name in _SOURCE_TYPES:
-            left = _MOST_SOURCE_TYPES - len(statements.source_types)
-            statements.source_types += filter(None, map(source_type, value.split("\n")[:left]))
+            remaining = _MAX_SOURCE_TYPES - len(statements.source_types)
+            statements.source_types += filter(
+                None, map(parse_source_type, value.split("\n")[:remaining])
+            )
         elif name == _TOOL:
             statements.tool = statements.tool or value.strip()
         elif name == _MANIFEST and value.strip().startswith(("http://", "https://")):

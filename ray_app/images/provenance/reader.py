@@ -1,12 +1,12 @@
-"""`ProvenanceReader`: bytes of one file → its `Provenance`; `ProvenanceConfig` says whether it is
-read and which certificates are trusted.
+"""Read the provenance of a file (`ProvenanceReader`).
 
-The certificates are read once and travel as text. `CredentialsReader` validates a C2PA manifest
-store by that project's own library and reads what it claims; nothing is fetched.
+`ProvenanceConfig` sets whether it is read and which certificates are trusted. The certificates are
+read once and passed on as text. `CredentialsReader` validates a C2PA manifest store with the C2PA
+project's own library, and reads its claims. Nothing is fetched.
 
-The library is native code on hostile bytes: it is called only where a crash or a hang costs one
-image (see `inference.decoder`). It is imported at the first manifest (0.13 s and 16 MiB): files
-without one never see it.
+The library is native code that reads hostile bytes. It is called only where a crash or a hang costs
+one image (see `inference.decoder`). It is imported at the first manifest (0.13 s and 16 MiB), so
+files without a manifest never load it.
 """
 
 import io
@@ -23,18 +23,18 @@ from pydantic import Field
 from ray_app.config import Frozen
 from ray_app.images.provenance import containers, generators, metadata, statement
 from ray_app.images.provenance.sidecar import MAX_BYTES, get_sidecar
-from ray_app.images.provenance.trust_lists import TrustList, cached_lists, own_list
+from ray_app.images.provenance.trust_lists import TrustList, load_cached_lists, load_own_list
 from ray_app.images.provenance.watermark import read_watermark
 
-MOST_STORE_BYTES = MAX_BYTES
-MOST_VALUES = 20_000  # of a report, looked through for source types
-MOST_MANIFESTS = 50  # of what a picture was made of
-MOST_PROBLEMS = 4
+MAX_STORE_BYTES = MAX_BYTES
+MAX_VALUES = 20_000  # In a report, which are searched for source types.
+MAX_MANIFESTS = 50  # Including those of the ingredients of an image.
+MAX_PROBLEMS = 4
 _UNTRUSTED = "signingCredential.untrusted"
-# Of a file that is as it was signed: by whom, or when, is what nobody vouches for. So stands a
-# signature whose certificate ended since.
+# Problems of a file that is as it was signed, but whose signer or time is not vouched for. A signature
+# whose certificate has expired since is one of them.
 _UNCHANGED = {_UNTRUSTED, "signingCredential.expired", "timeStamp.untrusted"}
-_LIST = "trust-list"
+_LIST_URI = "trust-list"
 _OFFLINE = {
     "verify": {
         "verify_after_reading": True,
@@ -42,8 +42,8 @@ _OFFLINE = {
         "remote_manifest_fetch": False,
         "ocsp_fetch": False,
     },
-    # Identity assertions may name a web address; decompression is bounded, since a manifest may be
-    # a Brotli bomb.
+    # Identity assertions may name a web address. Decompression is limited, because a manifest may be a
+    # Brotli bomb.
     "core": {
         "allowed_network_hosts": [],
         "decode_identity_assertions": False,
@@ -54,7 +54,7 @@ _OFFLINE = {
 _MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "TIFF": "image/tiff", "AVIF": "image/avif",
          "HEIC": "image/heic", "BMP": "image/bmp", "JPEG2000": "image/jp2", "PNM": "image/x-portable-anymap",
          "RAW": "image/x-adobe-dng"}  # fmt: skip
-_LEGACY = "com.adobe.generative-ai"  # Adobe's assertion of 2023, before source types
+_LEGACY_ASSERTION = "com.adobe.generative-ai"  # Adobe's assertion of 2023, before source types
 
 REMOTE = statement.ContentCredentials(
     state="unreadable", ai_generated=False, remote=True, problems=("manifest.inaccessible",)
@@ -64,17 +64,22 @@ _PREFIX = re.compile(r".*[:.]", re.DOTALL)
 
 
 class ProvenancePolicy(Frozen):
-    """What a reader of provenance needs: the lists whose C2PA signers are trusted, the first that
-    has one counts, without any, none is; and whether pixels are looked at for watermarks.
-    """
+    """The settings of a reader of provenance."""
 
-    trust_lists: tuple[TrustList, ...] = ()
-    watermarks: bool = False
+    trust_lists: tuple[TrustList, ...] = Field(
+        default=(),
+        description="lists whose C2PA signers are trusted; the first list with a signer counts, "
+        "without lists no signer is trusted",
+    )
+    watermarks: bool = Field(
+        default=False, description="whether pixels are searched for watermarks"
+    )
 
 
 class ProvenanceConfig(Frozen):
-    """Whether, and how, a file's own statements about its origin are read. They stand beside a
-    score, never in it.
+    """Whether and how a file's statements about its origin are read.
+
+    The statements are shown with a score and never change it.
     """
 
     read: bool = Field(
@@ -91,20 +96,25 @@ class ProvenanceConfig(Frozen):
     )
 
     def policy(self) -> ProvenancePolicy | None:
-        """The policy that this asks for; None = do not read. Raises ConfigError where a trust list
-        holds no certificates.
+        """Return the policy for these settings; None if provenance is not read.
+
+        Raises:
+            ConfigError: A trust list has no certificates.
         """
         if not self.read:
             return None
         if self.trust_list is None:
-            return ProvenancePolicy(trust_lists=cached_lists(), watermarks=self.watermarks)
-        lists = () if self.trust_list == "none" else (own_list(self.trust_list),)
+            return ProvenancePolicy(trust_lists=load_cached_lists(), watermarks=self.watermarks)
+        lists = () if self.trust_list == "none" else (load_own_list(self.trust_list),)
         return ProvenancePolicy(trust_lists=lists, watermarks=self.watermarks)
 
 
 class ProvenanceReader:
-    """Reads what files say of their origin, under one policy, up to `max_text_bytes` of metadata of
-    a file.
+    """Reads what files state about their origin.
+
+    Args:
+        policy: The trust lists, and whether pixels are searched for watermarks.
+        max_text_bytes: The maximum size of the metadata that is read from one file.
     """
 
     def __init__(
@@ -121,36 +131,45 @@ class ProvenanceReader:
         native: bool = True,
         pixels: Image.Image | None = None,
     ) -> statement.Provenance | None:
-        """The statements of a file of a sniffed format; None where it makes none. Never raises,
-        whatever the bytes.
+        """Read the statements of a file; it never raises, whatever the bytes are.
 
-        Without `native`, a C2PA manifest is noted and not looked at: for files
-        that killed a process before. A watermark is read from `pixels` (RGB).
+        Args:
+            data: The file.
+            format_name: The sniffed format, None if unknown.
+            native: Whether native code may read a C2PA manifest. False for a file that killed a
+                process before; its manifest is noted as unread.
+            pixels: The decoded image (RGB), to search for a watermark. None searches no pixels.
+
+        Returns:
+            The statements; None if the file makes none.
         """
-        found = containers.locate(data, format_name, self._max_text_bytes)
+        blocks = containers.locate(data, format_name, self._max_text_bytes)
         sidecar = get_sidecar(data)
         watermark = read_watermark(pixels) if self._watermarks and pixels is not None else None
-        if found == containers.NOTHING and watermark is None and not sidecar:
+        if blocks == containers.NOTHING and watermark is None and not sidecar:
             return None
         exif = (
-            metadata.read_exif(found.exif, self._max_text_bytes)
-            if found.exif
+            metadata.read_exif(blocks.exif, self._max_text_bytes)
+            if blocks.exif
             else metadata.ExifStatements()
         )
         if not exif.is_whole:
-            found.note_over_limit("EXIF")
-        xmp = metadata.read_xmp(found.xmp)
+            blocks.note_over_limit("EXIF")
+        xmp = metadata.read_xmp(blocks.xmp)
         if not xmp.is_whole:
-            found.note_unread("XMP: too many elements and attributes, or too long names")
-        texts = generators.merge_texts(xmp.texts, exif.texts, found.texts)
+            blocks.note_unread("XMP: too many elements and attributes, or too long names")
+        texts = generators.merge_texts(xmp.texts, exif.texts, blocks.texts)
         software = (
-            exif.software or texts.get("software", "") or xmp.tool or metadata.program(found.iptc)
+            exif.software
+            or texts.get("software", "")
+            or xmp.tool
+            or metadata.read_program(blocks.iptc)
         )
         for keyword in generators.find_complex(texts):
-            found.note_unread(f"text “{keyword}”: more than {generators.MAX_VALUES} values")
+            blocks.note_unread(f"text “{keyword}”: more than {generators.MAX_VALUES} values")
             del texts[keyword]
         generator = generators.read_generator(texts, software, exif.make, exif.model)
-        credentials = self._c2pa(data, format_name, found, sidecar, native=native) or (
+        credentials = self._read_credentials(data, format_name, blocks, sidecar, native=native) or (
             REMOTE if xmp.remote_manifest else None
         )
         make, model = (
@@ -164,31 +183,36 @@ class ProvenanceReader:
             digital_source_type=xmp.source_types,
             c2pa=credentials,
             watermark=watermark,
-            unread=found.unread,
+            unread=blocks.unread,
         )
 
-    def _c2pa(
+    def _read_credentials(
         self,
         data: bytes,
         format_name: str | None,
-        found: statement.MetadataBlocks,
+        blocks: statement.MetadataBlocks,
         sidecar: bytes,
         *,
         native: bool,
     ) -> statement.ContentCredentials | None:
-        """Read the manifest in the file, or else the manifest next to it."""
-        if format_name is None or not (found.manifest_bytes or sidecar):
+        """Read the manifest in the file, or else the manifest in the sidecar."""
+        if format_name is None or not (blocks.manifest_bytes or sidecar):
             return None
         if not native:
-            return unread("not read: a process died while it worked on this file")
-        if found.manifest_bytes:
-            return self._credentials.read(data, format_name, found.manifest_bytes)
+            return build_unread("not read: a process died while it worked on this file")
+        if blocks.manifest_bytes:
+            return self._credentials.read(data, format_name, blocks.manifest_bytes)
         return self._credentials.read_sidecar(data, format_name, sidecar)
 
 
 def has_manifest(data: bytes, format_name: str | None) -> bool:
-    """Return whether a file of a sniffed format has a C2PA manifest store, in it or next to it. No
-    text is unpacked.
+    """Return whether a file has a C2PA manifest store, in it or in its sidecar.
+
+    No text is unpacked.
+
+    Args:
+        data: The file.
+        format_name: The sniffed format, None if unknown.
     """
     return (
         bool(get_sidecar(data))
@@ -196,14 +220,17 @@ def has_manifest(data: bytes, format_name: str | None) -> bool:
     )
 
 
-def unread(reason: str) -> statement.ContentCredentials:
-    """The statement that there is a manifest which was not looked at."""
+def build_unread(reason: str) -> statement.ContentCredentials:
+    """Return the credentials of a manifest that was not read."""
     return statement.ContentCredentials(state="unreadable", ai_generated=False, problems=(reason,))
 
 
 class CredentialsReader:
-    """Reads manifests. A signature is trusted by the first of the lists that it leads to; without
-    lists, none is.
+    """Reads C2PA manifests.
+
+    Args:
+        trust_lists: The first list that a signature leads to trusts it. Without lists, no signature
+            is trusted.
     """
 
     def __init__(self, trust_lists: Sequence[TrustList]) -> None:
@@ -212,52 +239,60 @@ class CredentialsReader:
     def read_sidecar(
         self, data: bytes, format_name: str, store: bytes
     ) -> statement.ContentCredentials:
-        """Read a manifest store that is in a file next to the image. Never raises.
+        """Read a manifest store that is in a file next to the image. It never raises.
 
-        Only a name binds the two files. If the signed hash is that of another file, the store says
-        nothing about this image.
+        Only a name binds the two files. If the signed hash is that of another file, the store
+        states nothing about this image.
+
+        Args:
+            data: The image.
+            format_name: Its sniffed format.
+            store: The manifest store.
         """
         if not statement.is_manifest_store(store[:48]):
-            stated = unread("the sidecar is not a C2PA manifest store")
+            credentials = build_unread("the sidecar is not a C2PA manifest store")
         else:
-            stated = self.read(data, format_name, len(store), store)
-            if stated.state == "invalid":
-                stated = unread(
-                    f"the sidecar does not match this image: {', '.join(stated.problems)}"
+            credentials = self.read(data, format_name, len(store), store)
+            if credentials.state == "invalid":
+                credentials = build_unread(
+                    f"the sidecar does not match this image: {', '.join(credentials.problems)}"
                 )
-        return stated.model_copy(update={"sidecar": True})
+        return credentials.model_copy(update={"sidecar": True})
 
     def read(
         self, data: bytes, format_name: str, store_bytes: int, store: bytes | None = None
     ) -> statement.ContentCredentials:
-        """Read what the manifest store of a file says, and whether file and store are as they were
-        signed. Never raises.
+        """Read the manifest store of a file, and check that both are as they were signed.
+
+        It never raises.
 
         Args:
             data: The file.
             format_name: Its sniffed format.
             store_bytes: The size of the manifest store.
-            store: The manifest store, if it is not in the file.
+            store: The manifest store, None if it is in the file.
         """
-        if store_bytes > MOST_STORE_BYTES:
-            return unread(f"a manifest store of {store_bytes} bytes is over {MOST_STORE_BYTES}")
+        if store_bytes > MAX_STORE_BYTES:
+            return build_unread(
+                f"a manifest store of {store_bytes} bytes is over {MAX_STORE_BYTES}"
+            )
         import c2pa
 
         try:
-            # One list at a time: of a signer on several the library would name whichever it met
-            # first, another in each process.
-            for context, told in zip(self._contexts, self._told, strict=True):
+            # Lists are used one at a time. If a signer is on several lists, the library would name any of
+            # them, a different one in each process.
+            for context, list_name in zip(self._contexts, self._list_names, strict=True):
                 with c2pa.Reader(
                     _MIME[format_name], io.BytesIO(data), manifest_data=store, context=context
                 ) as reader:
-                    stated = self._stated(
-                        json.loads(reader.json()), reader.get_validation_state(), told
+                    credentials = self._build_credentials(
+                        json.loads(reader.json()), reader.get_validation_state(), list_name
                     )
-                if stated.state != "intact":
+                if credentials.state != "intact":
                     break
-            return stated
-        # The binding lets through what it meets in its own Python beside C2paError; a manifest that
-        # cannot be read is a statement.
+            return credentials
+        # The binding also raises errors of its own Python code. A manifest that cannot be read is a
+        # statement, too.
         except (
             c2pa.C2paError,
             ValueError,
@@ -266,34 +301,36 @@ class CredentialsReader:
             AttributeError,
             RecursionError,
         ) as error:
-            return unread(str(error).partition("\n")[0] or type(error).__name__)
+            return build_unread(str(error).partition("\n")[0] or type(error).__name__)
 
     @cached_property
-    def _told(self) -> tuple[str, ...]:
-        return tuple(one.told for one in self._lists) or ("",)
+    def _list_names(self) -> tuple[str, ...]:
+        return tuple(trust_list.told for trust_list in self._lists) or ("",)
 
     @cached_property
     def _contexts(self) -> tuple[Any, ...]:
         import c2pa
 
-        settings = [_OFFLINE | {"trust": {"anchors": _anchors(one)}} for one in self._lists] or [
-            _OFFLINE
-        ]
+        settings = [
+            _OFFLINE | {"trust": {"anchors": _to_anchors(trust_list)}} for trust_list in self._lists
+        ] or [_OFFLINE]
         return tuple(map(c2pa.Context.from_dict, settings))
 
-    def _stated(
-        self, report: Mapping[str, Any], validated: str | None, told: str
+    def _build_credentials(
+        self, report: Mapping[str, Any], validated: str | None, list_name: str
     ) -> statement.ContentCredentials:
         manifests = report["manifests"]
         active = manifests[report["active_manifest"]]
         signature = active.get("signature_info") or {}
         sources = list(
             dict.fromkeys(
-                code for manifest in _lineage(manifests, active) for code in _source_types(manifest)
+                code
+                for manifest in _iter_lineage(manifests, active)
+                for code in _iter_source_types(manifest)
             )
         )
         results = report.get("validation_results") or {}
-        problems = self._problems(results)
+        problems = self._find_problems(results)
         state: Any = {"Trusted": "intact", "Valid": "intact", "Invalid": "invalid"}.get(
             str(validated), "unreadable"
         )
@@ -301,125 +338,133 @@ class CredentialsReader:
             state = "trusted"
         elif validated == "Invalid" and problems and _UNCHANGED.issuperset(problems):
             state = "intact"
-        lists = {"trusted": (told,), "intact": self._told}.get(state, ())
+        lists = {"trusted": (list_name,), "intact": self._list_names}.get(state, ())
         return statement.ContentCredentials(
             state=state,
             trust_lists=lists,
-            claim_generator=_generator(active),
+            claim_generator=_read_claim_generator(active),
             signer=signature.get("issuer") or signature.get("common_name"),
             ai_generated=not statement.AI_SOURCE_TYPES.isdisjoint(sources),
             source_types=tuple(sources),
-            problems=tuple(problems[:MOST_PROBLEMS]),
+            problems=tuple(problems[:MAX_PROBLEMS]),
         )
 
-    def _problems(self, results: Mapping[str, Any]) -> list[str]:
+    def _find_problems(self, results: Mapping[str, Any]) -> list[str]:
         deltas = [
             delta.get("validationDeltas") or {} for delta in results.get("ingredientDeltas") or []
         ]
         failures = [
             failure
-            for one in (results.get("activeManifest") or {}, *deltas)
-            for failure in one.get("failure") or []
+            for results_part in (results.get("activeManifest") or {}, *deltas)
+            for failure in results_part.get("failure") or []
         ]
         codes = dict.fromkeys(str(failure.get("code")) for failure in failures)
-        # Without a trust list, that a signer is not on it says nothing.
+        # Without a trust list, it means nothing that a signer is not on it.
         return [code for code in codes if self._lists or code != _UNTRUSTED]
 
 
-def _anchors(one: TrustList) -> list[dict[str, str]]:
-    """A list in the library's words. It takes authorities of time for signers too (c2pa-rs 0.91):
-    those on the list are left out, and `_leads_to_list` looks which of both a signer leads to.
+def _to_anchors(trust_list: TrustList) -> list[dict[str, str]]:
+    """Return a trust list in the library's format.
+
+    The library also accepts time-stamp authorities as signers (c2pa-rs 0.91). So authorities that
+    are also anchors are listed as anchors only, and `_leads_to_list` checks which entry a signer
+    leads to.
     """
-    found = [
+    anchors = [
         {
-            "trust_anchors": one.anchors,
-            "trust_uri": _LIST,
+            "trust_anchors": trust_list.anchors,
+            "trust_uri": _LIST_URI,
             "trust_kind": "manifest",
-            "allowed_list": "\n".join(one.signers),
+            "allowed_list": "\n".join(trust_list.signers),
         }
     ]
-    if clocks := one.time_stamps_alone():
-        found.append({"trust_anchors": clocks, "trust_uri": "time-stamps", "trust_kind": "tsa"})
-    return [{key: text for key, text in each.items() if text} for each in found]
+    if clocks := trust_list.time_stamps_alone():
+        anchors.append({"trust_anchors": clocks, "trust_uri": "time-stamps", "trust_kind": "tsa"})
+    return [{key: text for key, text in entry.items() if text} for entry in anchors]
 
 
 def _leads_to_list(results: Mapping[str, Any]) -> bool:
-    """Whether the signer of the active manifest is on the list: by its anchors, or itself, which
-    the library does not name.
+    """Return whether the signer of the active manifest is on the list.
+
+    The signer may lead to an anchor, or be on the list itself, in which case the library names no
+    entry.
     """
-    found = (results.get("activeManifest") or {}).get("success") or []
-    said = [
-        str(one.get("explanation"))
-        for one in found
-        if one.get("code") == "signingCredential.trusted"
+    successes = (results.get("activeManifest") or {}).get("success") or []
+    explanations = [
+        str(success.get("explanation"))
+        for success in successes
+        if success.get("code") == "signingCredential.trusted"
     ]
-    return any(f"[{name}]" in text for text in said for name in (_LIST, ""))
+    return any(f"[{name}]" in text for text in explanations for name in (_LIST_URI, ""))
 
 
-def _generator(manifest: Mapping[str, Any]) -> Any:
+def _read_claim_generator(manifest: Mapping[str, Any]) -> Any:
     infos = manifest.get("claim_generator_info")
     if isinstance(infos, list) and infos and isinstance(infos[0], dict) and infos[0].get("name"):
         return f"{infos[0]['name']} {infos[0].get('version') or ''}"
     return manifest.get("claim_generator")
 
 
-def _lineage(
+def _iter_lineage(
     manifests: Mapping[str, Any], active: Mapping[str, Any]
 ) -> Iterator[Mapping[str, Any]]:
-    """The manifest, and those of what the image was made of."""
-    seen: set[str] = set()
-    waiting = deque([active])
-    for _ in range(MOST_MANIFESTS):
-        if not waiting:
+    """Yield the manifest, and the manifests of the ingredients that the image was composed of."""
+    labels: set[str] = set()
+    queue = deque([active])
+    for _ in range(MAX_MANIFESTS):
+        if not queue:
             return
-        manifest = waiting.popleft()
+        manifest = queue.popleft()
         yield manifest
         for ingredient in _list_ingredients(manifest):
             label = str(ingredient.get("active_manifest"))
-            if label in manifests and label not in seen:
-                seen.add(label)
-                waiting.append(manifests[label])
+            if label in manifests and label not in labels:
+                labels.add(label)
+                queue.append(manifests[label])
 
 
-def _source_types(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Yield IPTC's codes in a manifest: of actions and their parameters, of metadata in the clear,
-    and of ingredients.
+def _iter_source_types(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield IPTC's codes in a manifest.
+
+    They are in actions and their parameters, in unencrypted metadata, and in ingredients.
     """
     assertions = [
         assertion for assertion in manifest.get("assertions") or [] if isinstance(assertion, dict)
     ]
-    if any(str(assertion.get("label")).startswith(_LEGACY) for assertion in assertions):
+    if any(str(assertion.get("label")).startswith(_LEGACY_ASSERTION) for assertion in assertions):
         yield "trainedAlgorithmicMedia"
-    waiting: deque[Any] = deque(assertion.get("data") for assertion in assertions)
-    # Only an ingredient's own texts: what a validator noted in it is about other files.
-    waiting += (
+    queue: deque[Any] = deque(assertion.get("data") for assertion in assertions)
+    # Only an ingredient's own texts count; a validator's notes in it concern other files.
+    queue += (
         {name: value for name, value in part.items() if isinstance(value, str)}
         for part in _list_ingredients(manifest)
     )
-    for _ in range(MOST_VALUES):
-        if not waiting:
+    for _ in range(MAX_VALUES):
+        if not queue:
             return
-        value = waiting.popleft()
+        value = queue.popleft()
         if isinstance(value, list):
-            waiting.extend(inner for inner in value if isinstance(inner, dict | list))
+            queue.extend(inner for inner in value if isinstance(inner, dict | list))
         elif isinstance(value, dict):
             for name, inner in value.items():
                 if _is_source_type(name):
-                    yield from filter(None, map(statement.source_type, _list_texts(inner)))
+                    yield from filter(None, map(statement.parse_source_type, _list_texts(inner)))
                 elif isinstance(inner, dict | list):
-                    waiting.append(inner)
+                    queue.append(inner)
 
 
 def _is_source_type(name: str) -> bool:
-    """Return whether a field has a source type: `digitalSourceType`, also behind `Iptc4xmpExt:`,
-    `com.adobe.` and such prefixes.
+    """Return whether a field is a source type: `digitalSourceType`, with any prefix.
+
+    Prefixes are `Iptc4xmpExt:`, `com.adobe.` and similar.
     """
     return _PREFIX.sub("", name).replace("_", "").casefold() == "digitalsourcetype"
 
 
 def _list_texts(value: Any) -> list[str]:
-    """Return the texts of a field, which may have one or several, as such or as JSON-LD writes
-    them.
+    """Return the one or several texts of a field.
+
+    They may be plain texts, or objects of JSON-LD.
     """
     values = value if isinstance(value, list) else [value]
     texts = (
@@ -429,8 +474,9 @@ def _list_texts(value: Any) -> list[str]:
 
 
 def _list_ingredients(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the ingredients that the image was made of: parents and components, not what a model
-    was merely shown.
+    """Yield the ingredients that the image was composed of: parents and components.
+
+    Images that a model only got as input are left out.
     """
     for ingredient in manifest.get("ingredients") or []:
         if ingredient.get("relationship") in ("parentOf", "componentOf"):

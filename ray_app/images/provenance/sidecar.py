@@ -1,7 +1,7 @@
-"""C2PA manifests in a file of their own next to a local image (`attach_sidecar`): NAME.c2pa for
-NAME.jpg (C2PA 2.1, §11.4).
+"""Attach a C2PA manifest that is in a file next to a local image (`attach_sidecar`).
 
-Only for local files: on object storage, the search for a sidecar would cost a request per image.
+The file NAME.c2pa belongs to NAME.jpg (C2PA 2.1, §11.4). Sidecars are only read for local files. On
+object storage, the search for a sidecar would cost a request per image.
 """
 
 import os
@@ -28,8 +28,13 @@ class FileWithSidecar(bytes):
 
 
 def attach_sidecar(data: bytes, path: str) -> bytes:
-    """Return the bytes of the image at a local path with those of its sidecar, or as they are if it
-    has none that can be read.
+    """Return the bytes of an image with those of its sidecar attached.
+
+    The bytes are returned unchanged if the image has no sidecar that can be read.
+
+    Args:
+        data: The bytes of the image.
+        path: Its local path.
     """
     name = os.path.splitext(path)[0] + SUFFIX
     if name == path:
@@ -41,7 +46,7 @@ def attach_sidecar(data: bytes, path: str) -> bytes:
             sidecar = _read_regular_file(descriptor)
         finally:
             os.close(descriptor)
-    except OSError:  # Nearly always: there is no such file.
+    except OSError:  # Nearly always, the file does not exist.
         return data
     return FileWithSidecar(data, sidecar) if sidecar else data
 
@@ -54,5 +59,9 @@ def _read_regular_file(descriptor: int) -> bytes:
 
 
 def get_sidecar(data: bytes) -> bytes:
-    """Return the sidecar of an image, empty if it has none."""
+    """Return the sidecar of an image, empty if it has none.
+
+    Args:
+        data: The bytes that `attach_sidecar` returned.
+    """
     return data.sidecar if isinstance(data, FileWithSidecar) else b""

@@ -1,7 +1,8 @@
-"""Provenance as data: `Provenance` and its parts (`Camera`, `Generator`, `ContentCredentials`,
-`Watermark`), and the raw `MetadataBlocks` that all but the watermark come from.
+"""Define provenance as data.
 
-Values hold no more than they may: short lines, few of them, nothing invisible.
+`Provenance` has the parts `Camera`, `Generator`, `ContentCredentials`, and `Watermark`. All parts
+but the watermark come from the raw `MetadataBlocks`. Values are limited: short lines, few of them,
+and no invisible characters.
 """
 
 import re
@@ -13,11 +14,11 @@ from pydantic import BeforeValidator, Field
 
 from ray_app.config import Frozen
 
-MOST_CHARACTERS = 300  # of one value; a prompt is recognised by its start
-# of one list, and characters of each of its lines: so that all of it is a few KiB
-MOST_LINES, MOST_LISTED = 16, 100
-# https://cv.iptc.org/newscodes/digitalsourcetype, and C2PA 2.1 §18.15.4.5: what was made, or partly
-# made, by a trained model.
+MAX_CHARACTERS = 300  # The maximum for one value. A prompt is recognised by its start.
+# The lines of one list, and the characters of each line, so that the whole is a few KiB.
+MAX_LINES, MAX_LIST_CHARACTERS = 16, 100
+# https://cv.iptc.org/newscodes/digitalsourcetype, and C2PA 2.1 §18.15.4.5: images that a trained model
+# generated, in whole or in part.
 AI_SOURCE_TYPES = frozenset(
     {
         "trainedAlgorithmicMedia",
@@ -31,9 +32,9 @@ _KNOWN_SOURCE_TYPES = AI_SOURCE_TYPES | {
     "digitalArt", "digitalCapture", "digitalCreation", "empty", "humanEdits", "minorHumanEdits", "multiFrameComputationalCapture",
     "negativeFilm", "positiveFilm", "print", "screenCapture", "softwareImage", "virtualRecording",
 }  # fmt: skip
-_CANONICAL = {code.casefold(): code for code in _KNOWN_SOURCE_TYPES}
-# The addresses of IPTC's and C2PA's vocabulary, and the prefix that stands for IPTC's; schema.org
-# puts a word behind each code.
+_CANONICAL_CODES = {code.casefold(): code for code in _KNOWN_SOURCE_TYPES}
+# The addresses of IPTC's and C2PA's vocabulary, and the prefix for IPTC's. schema.org appends a word to
+# each code.
 _VOCABULARY = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:cv\.iptc\.org/newscodes|c2pa\.org)/digitalsourcetype/|digsrctype:|(https?://(?:www\.)?schema\.org/))",
     re.IGNORECASE,
@@ -41,50 +42,52 @@ _VOCABULARY = re.compile(
 _SCHEMA_ORG_ENDING = "DigitalSource"
 
 NO_TRUST_LIST = "unknown: there is no trust list here; touchstone config trust update fetches it"
-# Of all blocks of a file together, as `ImageLimits.max_text_bytes` has it.
+# The limit for all blocks of a file together, the default of `ImageLimits.max_text_bytes`.
 MAX_TEXT_BYTES = 16 * 2**20
-MOST_PACKETS = 2  # XMP: the packet, and its extension
-MOST_TEXTS = 1000  # ImageMagick writes each EXIF tag of a photograph as a text
-_LONGEST_KEYWORD = 40
+MAX_PACKETS = 2  # The XMP packet, and its extension.
+MAX_TEXTS = 1000  # ImageMagick writes each EXIF tag of a photograph as a text.
+_MAX_KEYWORD_CHARACTERS = 40
 # C2PA 2.1, §11.1.4.2: the type of the superbox that is a manifest store, in any container.
 C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
 
 
-def source_type(value: str) -> str:
-    """The code in an address of a vocabulary of source types, or a bare code; empty for anything
-    else.
+def parse_source_type(value: str) -> str:
+    """Return the code of a source type; empty for other values.
+
+    The value may be a bare code, or an address of one of the vocabularies.
     """
-    code = value[:MOST_CHARACTERS].strip()
+    code = value[:MAX_CHARACTERS].strip()
     if vocabulary := _VOCABULARY.match(code):
         code = code[vocabulary.end() :].removesuffix(_SCHEMA_ORG_ENDING if vocabulary[1] else "")
     code = code.partition("#")[0].partition("?")[0].strip("/ ")
-    known = _CANONICAL.get(code.casefold())
-    return known or (code if code.isascii() and code.isalpha() and len(code) <= 60 else "")
+    canonical = _CANONICAL_CODES.get(code.casefold())
+    return canonical or (code if code.isascii() and code.isalpha() and len(code) <= 60 else "")
 
 
-def plain(value: Any) -> str:
-    """One line without controls, bidirectional ones included, of at most 300 characters; empty for
-    what is no text or number.
+def to_plain_line(value: Any) -> str:
+    """Return one line of at most 300 characters; empty if the value is not a text or number.
+
+    Control characters, bidirectional ones included, become blanks.
     """
     if not isinstance(value, str | int | float):
         return ""
-    # an integer may be larger than any float
-    start = f"{value:g}" if isinstance(value, float) else str(value)[: 4 * MOST_CHARACTERS]
+    # Only floats are formatted as such, because an integer may be larger than any float.
+    start = f"{value:g}" if isinstance(value, float) else str(value)[: 4 * MAX_CHARACTERS]
     return " ".join("".join(letter if letter.isprintable() else " " for letter in start).split())[
-        :MOST_CHARACTERS
+        :MAX_CHARACTERS
     ].rstrip()
 
 
-def _lines(values: Any) -> tuple[str, ...]:
+def _to_lines(values: Any) -> tuple[str, ...]:
     statements = (
-        (plain(value)[:MOST_LISTED].rstrip() for value in values[: 64 * MOST_LINES])
+        (to_plain_line(value)[:MAX_LIST_CHARACTERS].rstrip() for value in values[: 64 * MAX_LINES])
         if isinstance(values, list | tuple)
         else ()
     )
-    return tuple(dict.fromkeys(line for line in statements if line))[:MOST_LINES]
+    return tuple(dict.fromkeys(line for line in statements if line))[:MAX_LINES]
 
 
-def _whole(value: Any) -> int | None:
+def _to_integer(value: Any) -> int | None:
     return (
         value
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
@@ -93,84 +96,98 @@ def _whole(value: Any) -> int | None:
 
 
 Line = Annotated[
-    Annotated[str, Field(max_length=MOST_CHARACTERS)] | None,
-    BeforeValidator(lambda value: plain(value) or None),
+    Annotated[str, Field(max_length=MAX_CHARACTERS)] | None,
+    BeforeValidator(lambda value: to_plain_line(value) or None),
 ]
 Lines = Annotated[
-    tuple[Annotated[str, Field(max_length=MOST_LISTED)], ...],
-    Field(max_length=MOST_LINES),
-    BeforeValidator(_lines),
+    tuple[Annotated[str, Field(max_length=MAX_LIST_CHARACTERS)], ...],
+    Field(max_length=MAX_LINES),
+    BeforeValidator(_to_lines),
 ]
-Whole = Annotated[int | None, BeforeValidator(_whole)]
+Integer = Annotated[int | None, BeforeValidator(_to_integer)]
 
 
 class Camera(Frozen):
-    """What EXIF says took the picture. Editors keep it, and anybody can write it."""
+    """The camera that took the photograph, by EXIF. Editors keep it, and anyone can write it."""
 
-    make: Line = None
-    model: Line = None
+    make: Line = Field(default=None, description="maker of the camera")
+    model: Line = Field(default=None, description="model of the camera")
     taken: Line = Field(
         default=None, description="local time, as EXIF writes it: 2024:05:06 07:08:09"
     )
 
 
 class Generator(Frozen):
-    """The program that says it made the picture with a model, and what else it says of it."""
+    """The program that states that it generated the image, with its parameters."""
 
-    tool: Line = Field(examples=["Stable Diffusion web UI"])
-    version: Line = None
-    prompt: Line = Field(default=None, description="its first 300 characters")
-    negative_prompt: Line = None
-    steps: Whole = None
-    sampler: Line = None
-    seed: Whole = None
-    model: Line = None
-    model_hash: Line = None
-    models: Lines = Field(default=(), description="of a graph: the checkpoints that it loads")
-    nodes: Lines = Field(default=(), description="of a graph: the classes of its first nodes")
+    tool: Line = Field(description="name of the program", examples=["Stable Diffusion web UI"])
+    version: Line = Field(default=None, description="version of the program")
+    prompt: Line = Field(default=None, description="first 300 characters of the prompt")
+    negative_prompt: Line = Field(
+        default=None, description="first 300 characters of the negative prompt"
+    )
+    steps: Integer = Field(default=None, description="number of sampling steps")
+    sampler: Line = Field(default=None, description="name of the sampler")
+    seed: Integer = Field(default=None, description="seed of the noise")
+    model: Line = Field(default=None, description="name of the model")
+    model_hash: Line = Field(
+        default=None, description="hash of the model, as the program writes it"
+    )
+    models: Lines = Field(default=(), description="checkpoints that a graph loads")
+    nodes: Lines = Field(default=(), description="classes of the first nodes of a graph")
 
 
 class ContentCredentials(Frozen):
-    """A C2PA manifest. `trusted`: the signature is sound and its certificate leads to a trust list;
-    `intact`: sound, by somebody unknown; `invalid`: the file or the manifest was changed after it
-    was signed; `unreadable`: not checked, problems say why.
-    """
+    """A C2PA manifest."""
 
-    state: Literal["trusted", "intact", "invalid", "unreadable"]
+    state: Literal["trusted", "intact", "invalid", "unreadable"] = Field(
+        description="`trusted`: the signature is sound, and its certificate leads to a trust list; `intact`: the signature is sound, by an "
+        "unknown signer; `invalid`: the file or the manifest was changed after it was signed; `unreadable`: not checked, for the reason in "
+        "`problems`"
+    )
     trust_lists: Lines = Field(
         default=(),
-        description="the list that the signer is on; of one unknown, those that were asked: none = there is no trust list here",
+        description="the list that the signer is on; for an unknown signer, the lists that were checked, none if there is no trust list here",
         examples=[["C2PA trust list of 2026-11-26 (sha256 75cacc98b79e)"]],
     )
-    claim_generator: Line = None
-    signer: Line = None
+    claim_generator: Line = Field(default=None, description="program that wrote the manifest")
+    signer: Line = Field(default=None, description="name in the certificate of the signature")
     ai_generated: bool = Field(
-        description="whether it says that all or part of the picture was made by a trained model"
+        description="whether the manifest states that a trained model generated all or part of the image"
     )
-    source_types: Lines = ()
+    source_types: Lines = Field(default=(), description="IPTC's codes in the manifest")
     remote: Literal[True] | None = Field(
         default=None, description="the file only names a manifest elsewhere; it is never fetched"
     )
     sidecar: Literal[True] | None = Field(
         default=None, description="the manifest is in a file NAME.c2pa next to the image"
     )
-    problems: Lines = Field(default=(), description="C2PA validation codes, or why it was not read")
+    problems: Lines = Field(
+        default=(), description="C2PA validation codes, or why the manifest was not read"
+    )
 
 
 class Watermark(Frozen):
-    """A mark in the pixels by which a program that makes pictures names itself: whose it is, and
-    how well it was read.
-    """
+    """A mark in the pixels by which a program that generates images identifies itself."""
 
-    of: Line = Field(examples=["Stable Diffusion XL reference code"])
-    bits: int = Field(ge=0, description="how many of its bits were read as they should be")
-    length: int = Field(ge=1, description="how many bits it has")
-    chance: float = Field(ge=0, le=1, description="that a picture without it matches so well")
+    of: Line = Field(
+        description="code whose mark it is", examples=["Stable Diffusion XL reference code"]
+    )
+    bits: int = Field(ge=0, description="number of bits that were read correctly")
+    length: int = Field(ge=1, description="number of bits of the mark")
+    chance: float = Field(
+        ge=0, le=1, description="probability that an image without the mark matches as well"
+    )
 
 
 def standing(state: str, trust_lists: Sequence[str] = ()) -> str:
-    """Where the signer of a manifest stands, in words, by two fields of `ContentCredentials`; empty
-    where the signature is not sound.
+    """Return whether the signer of a manifest is on a trust list, as text.
+
+    The result is empty if the signature is not sound.
+
+    Args:
+        state: The state of `ContentCredentials`.
+        trust_lists: The trust lists of `ContentCredentials`.
     """
     if state == "trusted":
         return f"on the {trust_lists[0]}" if trust_lists else "on the trust list"
@@ -180,49 +197,53 @@ def standing(state: str, trust_lists: Sequence[str] = ()) -> str:
 
 
 class Provenance(Frozen):
-    """What a file says of its own origin; at least one thing of these."""
+    """What a file states about its own origin; it has at least one statement."""
 
-    camera: Camera | None = None
-    software: Line = None
-    generator: Generator | None = None
-    digital_source_type: Lines = Field(default=(), examples=[["trainedAlgorithmicMedia"]])
-    c2pa: ContentCredentials | None = None
-    watermark: Watermark | None = None
+    camera: Camera | None = Field(default=None, description="camera that EXIF names")
+    software: Line = Field(default=None, description="program that wrote the file")
+    generator: Generator | None = Field(
+        default=None, description="program that generated the image, with its parameters"
+    )
+    digital_source_type: Lines = Field(
+        default=(),
+        description="IPTC's codes in XMP",
+        examples=[["trainedAlgorithmicMedia"]],
+    )
+    c2pa: ContentCredentials | None = Field(default=None, description="C2PA manifest")
+    watermark: Watermark | None = Field(default=None, description="mark in the pixels")
     unread: Lines = Field(
         default=(),
-        description="metadata that was not read since it is over a limit",
+        description="metadata that was not read because it is over a limit",
         examples=[["text “workflow”: over max_text_bytes (16777216)"]],
     )
     ai_declared: bool = Field(
-        description="whether the file says of itself that a model made it, or part of it"
+        description="whether the file states that a model generated all or part of it"
     )
 
     @classmethod
     def of(cls, **statements: Any) -> "Provenance | None":
-        """The statements with what follows from them; None where there are none."""
-        stated = cls(**statements, ai_declared=False)
-        if stated == _NOTHING:
+        """Create the provenance from statements, with `ai_declared`; None if there are none."""
+        provenance = cls(**statements, ai_declared=False)
+        if provenance == _NO_STATEMENTS:
             return None
-        by_manifest = (
-            stated.c2pa is not None
-            and stated.c2pa.state in ("trusted", "intact")
-            and stated.c2pa.ai_generated
+        is_declared_by_manifest = (
+            provenance.c2pa is not None
+            and provenance.c2pa.state in ("trusted", "intact")
+            and provenance.c2pa.ai_generated
         )
-        declared = (
-            stated.generator is not None
-            or by_manifest
-            or not AI_SOURCE_TYPES.isdisjoint(stated.digital_source_type)
+        is_declared = (
+            provenance.generator is not None
+            or is_declared_by_manifest
+            or not AI_SOURCE_TYPES.isdisjoint(provenance.digital_source_type)
         )
-        return stated.model_copy(update={"ai_declared": declared})
+        return provenance.model_copy(update={"ai_declared": is_declared})
 
     def row(self) -> str:
-        """JSON for a result row, without what is unsaid."""
+        """Return the JSON for a result row, without what the file does not state."""
         return self.model_dump_json(exclude_defaults=True)
 
     def lines(self) -> dict[str, str]:
-        """The statements as short lines by name, for people and for programs that want no
-        structure.
-        """
+        """Return the statements as short lines by name, for people and for simple programs."""
         camera, generator, c2pa = self.camera or Camera(), self.generator, self.c2pa
         statements = {
             "make": camera.make,
@@ -241,23 +262,29 @@ class Provenance(Frozen):
             statements["c2pa"] = "; ".join(
                 filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types)))
             )
-            if words := standing(c2pa.state, c2pa.trust_lists):
-                statements["signed_by"] = f"{c2pa.signer or 'somebody without a name'} ({words})"
+            if signer_state := standing(c2pa.state, c2pa.trust_lists):
+                statements["signed_by"] = (
+                    f"{c2pa.signer or 'somebody without a name'} ({signer_state})"
+                )
         statements["unread"] = "; ".join(self.unread)
-        return {name: line[:MOST_CHARACTERS] for name, line in statements.items() if line}
+        return {name: line[:MAX_CHARACTERS] for name, line in statements.items() if line}
 
 
-_NOTHING = Provenance(ai_declared=False)
+_NO_STATEMENTS = Provenance(ai_declared=False)
 
 
 @dataclass(slots=True)
 class MetadataBlocks:
-    """Metadata blocks of one file, as the container delimits them, up to `max_bytes` together;
-    empty if there are none.
+    """The metadata blocks of one file, as the container delimits them.
 
-    `exif` starts with a TIFF header, `xmp` are packets, `texts` are PNG's and comments by keyword,
-    `manifest_bytes` is the size of the C2PA manifest store, 0 = none. `unread` names what was left
-    out for a limit.
+    Attributes:
+        exif: The EXIF block, which starts with a TIFF header.
+        xmp: The XMP packets.
+        iptc: The IPTC-IIM records.
+        texts: PNG's texts and comments by keyword.
+        manifest_bytes: The size of the C2PA manifest store, 0 if there is none.
+        unread: What was left out because of a limit.
+        max_bytes: The maximum size of all blocks together.
     """
 
     exif: bytes = b""
@@ -271,21 +298,22 @@ class MetadataBlocks:
 
     @property
     def left_bytes(self) -> int:
-        """The size of what can still be added."""
+        """The number of bytes that can still be added."""
         return self.max_bytes - self._taken_bytes
 
-    def note_unread(self, what: str) -> None:
+    def note_unread(self, description: str) -> None:
         """Note that something was not read."""
-        if len(self.unread) < MOST_LINES:
-            self.unread.append(what)
+        if len(self.unread) < MAX_LINES:
+            self.unread.append(description)
 
-    def note_over_limit(self, what: str) -> None:
-        """Note that a block was not read, or not all of it, since metadata is over the limit."""
-        self.note_unread(f"{what}: over max_text_bytes ({self.max_bytes})")
+    def note_over_limit(self, block_name: str) -> None:
+        """Note that a block was not read in full, because metadata is over the limit."""
+        self.note_unread(f"{block_name}: over max_text_bytes ({self.max_bytes})")
 
     def add_exif(self, block: bytes) -> None:
-        """Add an EXIF block, with or without its prefix, which some writers put twice; the first of
-        several counts.
+        """Add an EXIF block, with or without its prefix; only the first block counts.
+
+        Some writers write the prefix twice.
         """
         if not self.exif:
             self.exif = (
@@ -295,54 +323,58 @@ class MetadataBlocks:
     def has_room(self, keyword: str, *, is_xmp: bool) -> bool:
         """Return whether another packet or text can be added; if not, note it as unread."""
         if not self.left_bytes:
-            self.note_over_limit("XMP" if is_xmp else _name_text(keyword))
-        elif is_xmp and len(self.xmp) == MOST_PACKETS:
-            self.note_unread(f"more than {MOST_PACKETS} XMP packets")
-        elif not is_xmp and len(self.texts) == MOST_TEXTS:
-            self.note_unread(f"more than {MOST_TEXTS} texts")
+            self.note_over_limit("XMP" if is_xmp else _describe_text(keyword))
+        elif is_xmp and len(self.xmp) == MAX_PACKETS:
+            self.note_unread(f"more than {MAX_PACKETS} XMP packets")
+        elif not is_xmp and len(self.texts) == MAX_TEXTS:
+            self.note_unread(f"more than {MAX_TEXTS} texts")
         else:
             return True
         return False
 
     def add_xmp(self, packet: bytes) -> None:
-        """Add an XMP packet; of a packet over the limit, what can be read up to there."""
+        """Add an XMP packet; a packet over the limit is cut."""
         if self.has_room("", is_xmp=True):
             self.xmp.append(self._take("XMP", packet))
 
     def add_text(self, keyword: str, text: bytes, encoding: str) -> None:
-        """Add a text, unless it is over the limit, which it then uses up; the first of a keyword
-        counts.
+        """Add a text; only the first text of a keyword counts.
+
+        A text over the limit is not added, and uses up the remaining bytes.
+
+        Args:
+            keyword: The keyword.
+            text: The encoded text.
+            encoding: The encoding of the text.
         """
         if keyword in self.texts or not self.has_room(keyword, is_xmp=False):
             return
-        if len(text) == len(block := self._take(_name_text(keyword), text)):
+        if len(text) == len(block := self._take(_describe_text(keyword), text)):
             self.texts[keyword] = block.decode(encoding, "replace")
 
     def charge(self, size_bytes: int) -> None:
-        """Subtract bytes that were unpacked from what can still be added."""
+        """Subtract bytes that were unpacked from the remaining bytes."""
         self._taken_bytes += min(size_bytes, self.left_bytes)
 
-    def _take(self, what: str, block: bytes) -> bytes:
-        left = self.left_bytes
-        if len(block) > left:
-            self.note_over_limit(what)
+    def _take(self, block_name: str, block: bytes) -> bytes:
+        remaining_bytes = self.left_bytes
+        if len(block) > remaining_bytes:
+            self.note_over_limit(block_name)
         self.charge(len(block))
-        return block[:left]
+        return block[:remaining_bytes]
 
     def add_jumbf(self, start: bytes, size: int) -> None:
-        """Add a JUMBF superbox of `size` bytes by its first 48: counts if it is a C2PA manifest
-        store.
-        """
+        """Add a JUMBF superbox of `size` bytes by its first 48, if it is a C2PA manifest store."""
         if is_manifest_store(start):
             self.manifest_bytes += size
 
 
-def _name_text(keyword: str) -> str:
-    return f"text “{plain(keyword)[:_LONGEST_KEYWORD]}”"
+def _describe_text(keyword: str) -> str:
+    return f"text “{to_plain_line(keyword)[:_MAX_KEYWORD_CHARACTERS]}”"
 
 
 def is_manifest_store(start: bytes) -> bool:
-    """Whether the first 48 bytes of a JUMBF superbox are those of a C2PA manifest store."""
+    """Return whether the first 48 bytes of a JUMBF superbox are those of a C2PA manifest store."""
     header = 16 if start[:4] == b"\0\0\0\1" else 8
     return (
         start[4:8] == b"jumb"

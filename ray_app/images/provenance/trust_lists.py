@@ -1,10 +1,11 @@
-"""Whose C2PA signatures count: `update_cache` fetches the official trust list and the older interim
-one, `cached_lists` are those that were fetched, `own_list` is one that the user names; each is a
-`TrustList`.
+"""Define whose C2PA signatures are trusted (`TrustList`).
 
-A file lies in the user's cache as it was published, under its SHA-256; `lists.json` beside them
-names those in use, with address, time and SHA-256, and is replaced last, so that it always names
-whole files.
+`update_cache` fetches the official trust list and the older interim list, `load_cached_lists`
+returns the lists that were fetched, and `load_own_list` a list of the user.
+
+The user's cache has the files as they were published, under their SHA-256. `lists.json` next to
+them names the files in use, with address, time and SHA-256. It is replaced last, so that it always
+names complete files.
 """
 
 import base64
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ray_app.config import Frozen, cache_folder
 from ray_app.errors import ConfigError, InputError, TouchstoneError
@@ -30,48 +31,51 @@ ADDRESSES = {
     "interim": "https://contentcredentials.org/trust/anchors.pem",
     "interim-signers": "https://contentcredentials.org/trust/allowed.pem",
 }
-_HINT = "a PEM file: one or more blocks of -----BEGIN CERTIFICATE-----"
-_MOST_BYTES = 8 * 2**20  # the largest list has 0.2 MiB
+_HINT = "give a PEM file: one or more blocks of -----BEGIN CERTIFICATE-----"
+_MAX_BYTES = 8 * 2**20  # The largest list has 0.2 MiB.
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 _CERTIFICATE = re.compile(_BEGIN + r"[\sA-Za-z0-9+/=]+-----END CERTIFICATE-----")
 
 
 class TrustList(Frozen):
-    """Certificates as PEM text: `anchors`, to which a signer's must lead, and `time_stamps`,
-    authorities of time. `signers`: Base64 SHA-256 of certificates that are trusted themselves.
-    `told`: its name, date and SHA-256, for people.
-    """
+    """Certificates whose signatures are trusted, as PEM text."""
 
-    told: str
-    anchors: str
-    signers: tuple[str, ...] = ()
-    time_stamps: str = ""
+    told: str = Field(description="name, date and SHA-256 of the list, for people")
+    anchors: str = Field(description="certificates that the certificate of a signer must lead to")
+    signers: tuple[str, ...] = Field(
+        default=(), description="Base64 SHA-256 of certificates that are trusted themselves"
+    )
+    time_stamps: str = Field(default="", description="certificates of time-stamp authorities")
 
     def time_stamps_alone(self) -> str:
-        """The authorities of time that are no anchors."""
+        """Return the time-stamp authorities that are not anchors."""
         return "\n".join(
-            one for one in _CERTIFICATE.findall(self.time_stamps) if one not in self.anchors
+            certificate
+            for certificate in _CERTIFICATE.findall(self.time_stamps)
+            if certificate not in self.anchors
         )
 
 
 class CachedFile(Frozen):
-    """One file of a list: where it came from and when (ISO 8601), its SHA-256, and how many
-    certificates it has.
-    """
+    """One file of a trust list in the cache."""
 
-    address: str
-    fetched_at: str
-    sha256: str
-    certificates: int
+    address: str = Field(description="path or URL that the file was fetched from")
+    fetched_at: str = Field(description="time of the fetch (ISO 8601)")
+    sha256: str = Field(description="SHA-256 of the file, in hexadecimal digits")
+    certificates: int = Field(description="number of certificates in the file")
 
 
 class _Index(Frozen):
     files: Mapping[str, CachedFile]
 
 
-class Updated(NamedTuple):
-    """What became of one file: as it is in the cache now (None = it is not there), and why it was
-    not fetched (None = it was).
+class UpdateResult(NamedTuple):
+    """The result of an update for one file.
+
+    Attributes:
+        name: The name of the file.
+        file: The file that is in the cache now, None if there is none.
+        failure: The reason why the file was not fetched, None if it was.
     """
 
     name: str
@@ -79,23 +83,27 @@ class Updated(NamedTuple):
     failure: str | None
 
 
-def update_cache(addresses: Mapping[str, str], *, offline: bool = False) -> Iterator[Updated]:
-    """Fetch files by name (see `ADDRESSES`; from a path or any URL that Touchstone reads) into the
-    cache, each as it comes.
+def update_cache(addresses: Mapping[str, str], *, offline: bool = False) -> Iterator[UpdateResult]:
+    """Fetch files of trust lists into the cache, and yield the result of each.
 
-    One that cannot be fetched, or is no list, leaves the earlier one in use. `offline`: only files
-    of this machine are read.
+    A file that cannot be fetched, or is not a list, leaves the earlier file in use.
+
+    Args:
+        addresses: Paths or URLs by name (see `ADDRESSES`).
+        offline: Whether to read only files of this machine.
     """
-    from ray_app.storage.store import Store  # here: decoder processes read what others fetched
+    from ray_app.storage.store import (
+        Store,  # Imported here, because decoder processes do not fetch.
+    )
 
     cache = Store.open(str(cache_folder("trust")))
     for name, address in addresses.items():
         failure = None
         try:
-            data = _fetched(address, offline)
-            found, digest = len(certificates(data, address)), hashlib.sha256(data).hexdigest()
+            data = _fetch(address, offline)
+            count, digest = len(parse_certificates(data, address)), hashlib.sha256(data).hexdigest()
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            file = CachedFile(address=address, fetched_at=now, sha256=digest, certificates=found)
+            file = CachedFile(address=address, fetched_at=now, sha256=digest, certificates=count)
             cache.write(_file_name(name, file), data)
             cache.write(
                 "lists.json",
@@ -103,12 +111,14 @@ def update_cache(addresses: Mapping[str, str], *, offline: bool = False) -> Iter
             )
         except (InputError, TouchstoneError) as error:
             failure = error.detail if isinstance(error, InputError) else error.message
-        yield Updated(name, cached_files().get(name), failure)
+        yield UpdateResult(name, cached_files().get(name), failure)
 
 
 def cached_files() -> Mapping[str, CachedFile]:
-    """The files in use by name; empty where nothing was fetched, or may not be read. Raises
-    ConfigError for a damaged index.
+    """Return the files in use by name; empty if none was fetched, or the index cannot be read.
+
+    Raises:
+        ConfigError: The index is damaged.
     """
     index = cache_folder("trust") / "lists.json"
     try:
@@ -119,56 +129,73 @@ def cached_files() -> Mapping[str, CachedFile]:
         raise _damaged(index, str(error).partition("\n")[0]) from None
 
 
-def cached_lists() -> tuple[TrustList, ...]:
-    """The official list and the interim one, as far as they were fetched, in the order in which
-    they count. Raises ConfigError.
+def load_cached_lists() -> tuple[TrustList, ...]:
+    """Return the official list and the interim list, as far as they were fetched.
+
+    They are in the order in which they are checked.
+
+    Raises:
+        ConfigError: A file is damaged or was changed.
     """
     files = cached_files()
-    blocks = {name: _cached(name, file) for name, file in files.items()}
-    found = []
-    for words, parts in (
+    blocks = {name: _read_cached(name, file) for name, file in files.items()}
+    lists = []
+    for title, parts in (
         ("C2PA trust list", ["official"]),
         ("interim trust list", ["interim", "interim-signers"]),
     ):
         if parts[0] in files:
             digests = "+".join(files[part].sha256[:12] for part in parts if part in files)
-            told = f"{words} of {files[parts[0]].fetched_at[:10]} (sha256 {digests})"
+            description = f"{title} of {files[parts[0]].fetched_at[:10]} (sha256 {digests})"
             signers = tuple(
-                _base64_sha256(one) for part in parts[1:] for one in blocks.get(part, ())
+                _base64_sha256(certificate)
+                for part in parts[1:]
+                for certificate in blocks.get(part, ())
             )
-            found.append(TrustList(told=told, anchors="\n".join(blocks[parts[0]]), signers=signers,
+            lists.append(TrustList(told=description, anchors="\n".join(blocks[parts[0]]), signers=signers,
                                    time_stamps="\n".join(blocks.get("time-stamps", ()))))  # fmt: skip
-    return tuple(found)
+    return tuple(lists)
 
 
-def own_list(named: str) -> TrustList:
-    """A list of the user's: a PEM file, or its text. Raises ConfigError where it holds no
-    certificates.
+def load_own_list(path_or_text: str) -> TrustList:
+    """Return a list of the user.
+
+    Args:
+        path_or_text: The path of a PEM file, or its text.
+
+    Raises:
+        ConfigError: The file cannot be read, or has no certificates.
     """
     try:
-        data = named.encode() if _BEGIN in named else Path(named).read_bytes()
+        data = path_or_text.encode() if _BEGIN in path_or_text else Path(path_or_text).read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"provenance.trust_list: {error.strerror or error}: {named[:200]}", hint=_HINT
+            f"provenance.trust_list: {error.strerror or error}: {path_or_text[:200]}", hint=_HINT
         ) from None
-    anchors = "\n".join(certificates(data, f"provenance.trust_list: {named[:200]}"))
+    anchors = "\n".join(parse_certificates(data, f"provenance.trust_list: {path_or_text[:200]}"))
     return TrustList(
         told=f"configured trust list (sha256 {hashlib.sha256(data).hexdigest()[:12]})",
         anchors=anchors,
     )
 
 
-def certificates(data: bytes, where: str) -> list[str]:
-    """The certificates of a PEM file, without the remarks between them. Raises ConfigError where
-    there are none, or one is damaged.
+def parse_certificates(data: bytes, where: str) -> list[str]:
+    """Return the certificates of a PEM file, without the remarks between them.
+
+    Args:
+        data: The file.
+        where: The name of the file, for errors.
+
+    Raises:
+        ConfigError: The file has no certificates, or one is damaged.
     """
     import ssl
 
     text = data.decode("utf-8", "replace")
     blocks = _CERTIFICATE.findall(text)
     try:
-        # One bad certificate would make every manifest unreadable: better reported before a run
-        # than in each of its rows.
+        # One bad certificate would make every manifest unreadable. Report it before a run, and not in
+        # each row.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
             cadata="\n".join(blocks) or "none"
         )
@@ -185,7 +212,7 @@ def _base64_sha256(certificate: str) -> str:
     return base64.b64encode(hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).digest()).decode()
 
 
-def _fetched(address: str, offline: bool) -> bytes:
+def _fetch(address: str, offline: bool) -> bytes:
     from ray_app.storage.fetch import Fetcher
     from ray_app.storage.retry import RetryPolicy
     from ray_app.storage.urls import canonical, local_uri, scheme_of
@@ -195,9 +222,9 @@ def _fetched(address: str, offline: bool) -> bytes:
         raise ConfigError(
             f"{address}: this machine is offline (TOUCHSTONE_OFFLINE, HF_HUB_OFFLINE)"
         )
-    place = local_uri(canonical(address)) if is_local else address
+    url = local_uri(canonical(address)) if is_local else address
     return Fetcher(RetryPolicy(attempts=3, deadline_s=60), signed=[address]).fetch(
-        place, "", _MOST_BYTES
+        url, "", _MAX_BYTES
     )
 
 
@@ -205,7 +232,7 @@ def _file_name(name: str, file: CachedFile) -> str:
     return f"{name}-{file.sha256[:16]}.pem"
 
 
-def _cached(name: str, file: CachedFile) -> list[str]:
+def _read_cached(name: str, file: CachedFile) -> list[str]:
     path = cache_folder("trust") / _file_name(name, file)
     try:
         data = path.read_bytes()
@@ -213,10 +240,10 @@ def _cached(name: str, file: CachedFile) -> list[str]:
         raise _damaged(path, error.strerror or str(error)) from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise _damaged(path, "it was changed since it was fetched")
-    return certificates(data, str(path))
+    return parse_certificates(data, str(path))
 
 
-def _damaged(path: Path, why: str) -> ConfigError:
+def _damaged(path: Path, reason: str) -> ConfigError:
     return ConfigError(
-        f"trust list {path}: {why}", hint=f"delete {path.parent} and fetch it again: {UPDATE}"
+        f"trust list {path}: {reason}", hint=f"delete {path.parent} and fetch it again: {UPDATE}"
     )

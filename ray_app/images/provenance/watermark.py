@@ -1,16 +1,18 @@
-"""`read_watermark`: the invisible marks that reference codes of generators leave in pixels by the
-package invisible-watermark (`dwtDct`).
+"""Read the invisible marks that reference codes of generators leave in pixels (`read_watermark`).
 
-The mark (github.com/ShieldMnt/invisible-watermark, imwatermark/maxDct.py) lies in U of YUV, (blue −
-luma) × 0.492, averaged over 2 × 2 pixels and doubled (the low band of a Haar wavelet). Of each 4 ×
-4 of these levels, first left out, the largest is moved to ¼ or ¾ of a step of 36: a bit. Blocks
-repeat the message in raster order. Codes that mark floats have U around 0 and the largest by size;
-early diffusers took red for blue.
+The codes use the package invisible-watermark (`dwtDct`).
 
-Here each block says how near to ¾ rather than ¼ it lies; what its neighbours say is taken off,
-since plain coloured areas lean to one side; the votes for each bit are averaged and compared with
-their mean. The package compares with ½, and loses 5 to 45 % of untouched files, by code. Also read:
-pictures that were resized from a size that these generators make, and crops whose blocks show.
+The mark (github.com/ShieldMnt/invisible-watermark, imwatermark/maxDct.py) is in U of YUV, (blue −
+luma) × 0.492, averaged over 2 × 2 pixels and doubled (the low band of a Haar wavelet). In each 4 ×
+4 of these levels, without the first level, the largest is moved to ¼ or ¾ of a step of 36. That is
+one bit. Blocks repeat the message in raster order. Codes that mark floats have U around 0, and move
+the level with the largest absolute value. Early versions of diffusers swapped red and blue.
+
+Here each block votes by how near its largest level is to ¾ rather than ¼. The mean vote of its
+neighbours is subtracted, because areas of one colour lean to one side. The votes for each bit are
+averaged and compared with their mean. The package compares with ½ instead, and so loses 5 to 45 %
+of unchanged files, depending on the code. Two kinds of changed images are also read: images that
+were resized from a size that these generators produce, and crops whose block grid can be found.
 """
 
 from collections.abc import Iterator
@@ -23,28 +25,33 @@ from PIL import Image
 
 from ray_app.images.provenance.statement import Watermark
 
-MOST_CHANCE = 1e-6  # to be named
-# of the bits, at least: a text's letters share bits, and a pattern of 64 pixels may look like three
-# quarters of one
-RIGHT = 7 / 8
-ENOUGH = 7  # blocks per bit
-STEP, BLOCK = 36, 8  # of levels; pixels
-SMALLEST, NARROWEST = 256 * 256, 64  # pixels, and of a side; the package marks no smaller picture
-# pixels: of the part that is read, and of the part where blocks are looked for
-SIDE, GLANCE = 1024, 192
-RESIZED = 256  # rows of levels that are read of another size
-# how much more the blocks of one place lie on the steps than those of the middling place
-GRID = 0.13
-PLACES = 4  # that are tried, of 192
-AVERAGED = 17  # blocks in a row whose mean is taken off each
+MAX_PROBABILITY = 1e-6  # A mark with a higher probability is not returned.
+# The minimum fraction of correct bits. The letters of a text share bits, and a pattern of 64 pixels may
+# look like three quarters of a text.
+MIN_CORRECT_FRACTION = 7 / 8
+MIN_BLOCKS_PER_BIT = 7
+STEP, BLOCK = 36, 8  # The step of levels, and the side of a block in pixels.
+MIN_PIXELS, MIN_SIDE = 256 * 256, 64  # In pixels. The package marks no smaller image.
+# In pixels: the side of the part that is read, and of the part in which offsets are searched.
+PART_SIDE, SEARCH_SIDE = 1024, 192
+MAX_RESIZED_ROWS = 256  # Rows of levels that are read in another size.
+# By how much the blocks at an offset must be nearer to the steps than at the median offset.
+MIN_GRID_CONTRAST = 0.13
+MAX_OFFSETS = 4  # Offsets that are tried, of 192.
+AVERAGED_BLOCKS = (
+    17  # The mean vote of this number of blocks in a row is subtracted from each vote.
+)
 
 Levels = NDArray[np.uint8]
 Votes = NDArray[np.float32]
 
 
 class _Carrier(NamedTuple):
-    """How levels are had from pixels: the weights of red, green and blue, and whether they lie
-    around 0.
+    """How levels are computed from pixels.
+
+    Attributes:
+        weights: The weights of red, green and blue, and an offset.
+        is_signed: Whether the levels are around 0.
     """
 
     weights: tuple[float, float, float, float]
@@ -57,17 +64,19 @@ _SWAPPED = _Carrier((0.4359, -0.2888, -0.1471, 128.0), True)
 
 
 class _Message(NamedTuple):
+    """A message that a code writes, with the carriers that it uses."""
+
     of: str
     bits: NDArray[np.bool_]
     carriers: tuple[_Carrier, ...]
 
 
-def _text(text: bytes) -> NDArray[np.bool_]:
+def _text_bits(text: bytes) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(text, np.uint8)).astype(bool)
 
 
-def _number(number: int) -> NDArray[np.bool_]:
-    # the codes drop leading zeros too: 46 bits of FLUX's 48 are written
+def _number_bits(number: int) -> NDArray[np.bool_]:
+    # The codes also drop leading zeros, so that 46 bits of FLUX's 48 are written.
     return np.array([digit == "1" for digit in f"{number:b}"])
 
 
@@ -76,21 +85,21 @@ def _number(number: int) -> NDArray[np.bool_]:
 # pipelines/stable_diffusion_xl/watermark.py; black-forest-labs/flux src/flux/util.py; InvokeAI
 # invocations/image.py.
 MESSAGES = (
-    _Message("Stable Diffusion 1 (reference code)", _text(b"StableDiffusionV1"), (_BYTES,)),
-    _Message("Stable Diffusion 2 (reference code)", _text(b"SDV2"), (_BYTES,)),
-    _Message("InvokeAI", _text(b"InvokeAI"), (_BYTES,)),
+    _Message("Stable Diffusion 1 (reference code)", _text_bits(b"StableDiffusionV1"), (_BYTES,)),
+    _Message("Stable Diffusion 2 (reference code)", _text_bits(b"SDV2"), (_BYTES,)),
+    _Message("InvokeAI", _text_bits(b"InvokeAI"), (_BYTES,)),
     _Message(
         "Stable Diffusion XL (reference code, diffusers)",
-        _number(0xB3EC907BB19E),
+        _number_bits(0xB3EC907BB19E),
         (_FLOATS, _SWAPPED),
     ),
-    _Message("FLUX (reference code)", _number(0x2AFE879CF52E), (_FLOATS,)),
+    _Message("FLUX (reference code)", _number_bits(0x2AFE879CF52E), (_FLOATS,)),
 )
 CARRIERS = (_BYTES, _FLOATS, _SWAPPED)
-_READINGS = sum(len(message.carriers) for message in MESSAGES)
-_WAYS = 3  # as found, resized, cropped
-# Width and height that the codes above make by default or were trained on (SDXL: arXiv 2307.01952,
-# appendix I), and these turned.
+_READING_COUNT = sum(len(message.carriers) for message in MESSAGES)
+_SEARCH_WAYS = 3  # As it is, resized, and cropped.
+# Width and height that the codes above generate by default or were trained on (SDXL: arXiv 2307.01952,
+# appendix I), and the same sizes rotated.
 _SIZES = (
     (512, 512),
     (768, 768),
@@ -107,185 +116,229 @@ SIZES = tuple(
 
 
 def read_watermark(pixels: Image.Image) -> Watermark | None:
-    """Whose mark an RGB picture carries; None where none is read by a chance of at most 1e-6, every
-    message, size, place and order tried reckoned in. Takes about 5 ms on a core for an unmarked
-    picture of any size, and under 100 for one that was made to take long.
+    """Return the mark that an RGB image has, or None.
+
+    A mark is returned if its probability in an unmarked image is at most 1e-6. All messages, sizes,
+    offsets and orders that are tried are included in the probability. An unmarked image of any size
+    takes about 5 ms on one core. An image that was built to take long takes under 100 ms.
     """
-    if pixels.width * pixels.height < SMALLEST or min(pixels.size) < NARROWEST:
+    if pixels.width * pixels.height < MIN_PIXELS or min(pixels.size) < MIN_SIDE:
         return None
     return next(
-        (mark for mark in _readings(pixels) if mark is not None and mark.chance <= MOST_CHANCE),
+        (
+            mark
+            for mark in _read_candidates(pixels)
+            if mark is not None and mark.chance <= MAX_PROBABILITY
+        ),
         None,
     )
 
 
-def _readings(pixels: Image.Image) -> Iterator[Watermark | None]:
-    """What is read as found, then in the sizes that it may have been resized from, then at blocks
-    that are in another place.
+def _read_candidates(pixels: Image.Image) -> Iterator[Watermark | None]:
+    """Yield the best match of each way to read the image.
+
+    The image is read as it is, then in the sizes that it may have been resized from, then with the
+    blocks at another offset.
     """
     width, height = pixels.size
-    left, top = (max(0, side - SIDE) // 2 // BLOCK * BLOCK for side in pixels.size)
-    # blocks
-    whole = (
+    left, top = (max(0, side - PART_SIDE) // 2 // BLOCK * BLOCK for side in pixels.size)
+    bounds = (
         left,
         top,
-        min(width, left + SIDE) // BLOCK * BLOCK,
-        min(height, top + SIDE) // BLOCK * BLOCK,
+        min(width, left + PART_SIDE) // BLOCK * BLOCK,
+        min(height, top + PART_SIDE) // BLOCK * BLOCK,
     )
-    part = pixels if whole == (0, 0, width, height) else pixels.crop(whole)
+    part = pixels if bounds == (0, 0, width, height) else pixels.crop(bounds)
     stride = width // BLOCK
-    yield _in_place(part.reduce(2), top // BLOCK * stride + left // BLOCK, stride, 1)
+    yield _match_aligned(part.reduce(2), top // BLOCK * stride + left // BLOCK, stride, 1)
     larger = [
         (w, h)
         for w, h in SIZES
         if width < w <= 2 * width and abs(width * h - height * w) <= (w + h) / 2
     ]
     for w, h in larger:
-        taken = min(h // 2, RESIZED)
-        start = (h // 2 - taken) // 2 // 4 * 4
-        box = (0, start * 2 * height / h, width, (start + taken) * 2 * height / h)
-        halved = pixels.resize((w // 2, taken), Image.Resampling.BOX, box)
-        yield _in_place(halved, start // 4 * (w // BLOCK), w // BLOCK, len(larger))
-    for _, carrier, place in sorted(_places(part), reverse=True)[:PLACES]:
-        levels = _levels(part.crop((*place, *part.size)).reduce(2))[carrier]
-        yield _anywhere(_votes(_largest(levels)[::4, ::4], carrier), carrier)
+        rows = min(h // 2, MAX_RESIZED_ROWS)
+        start = (h // 2 - rows) // 2 // 4 * 4
+        box = (0, start * 2 * height / h, width, (start + rows) * 2 * height / h)
+        halved = pixels.resize((w // 2, rows), Image.Resampling.BOX, box)
+        yield _match_aligned(halved, start // 4 * (w // BLOCK), w // BLOCK, len(larger))
+    for _, carrier, offset in sorted(_find_offsets(part), reverse=True)[:MAX_OFFSETS]:
+        levels = _compute_levels(part.crop((*offset, *part.size)).reduce(2))[carrier]
+        yield _match_any_start(_compute_votes(_find_largest(levels)[::4, ::4], carrier), carrier)
 
 
-def _levels(halved: Image.Image) -> dict[_Carrier, Levels]:
-    """Half of each level, or of its size, by carrier."""
+def _compute_levels(halved: Image.Image) -> dict[_Carrier, Levels]:
+    """Return half of each level, or of its absolute value, by carrier."""
     blue, red = (np.asarray(halved.convert("L", carrier.weights)) for carrier in (_BYTES, _SWAPPED))
     return {_BYTES: blue, _FLOATS: np.maximum(blue, ~blue), _SWAPPED: np.maximum(red, ~red)}
 
 
-def _largest(levels: Levels) -> Levels:
-    """At each place (y, x) the largest of the 4 × 4 levels that start there, but for the first."""
+def _find_largest(levels: Levels) -> Levels:
+    """Return at each position (y, x) the largest of the next 4 × 4 levels, without the first."""
     after = np.maximum(np.maximum(levels[:, 1:-2], levels[:, 2:-1]), levels[:, 3:])
     row = np.maximum(after, levels[:, :-3])
     return np.maximum(np.maximum(after[:-3], row[1:-2]), np.maximum(row[2:-1], row[3:]))
 
 
-def _tables(carrier: _Carrier) -> tuple[Votes, Votes]:
-    """Of a largest level: its vote, 1 at ¾ of a step and −1 at ¼; and how far it is from both, −1
-    at them and 1 between.
+def _build_tables(carrier: _Carrier) -> tuple[Votes, Votes]:
+    """Return two tables over largest levels.
+
+    The first is the vote of a level, 1 at ¾ of a step and −1 at ¼. The second is its distance from
+    both, −1 at ¼ and ¾ and 1 between them.
     """
     turns = 2 * np.pi * (2 * np.arange(256) - 255 * carrier.is_signed) / STEP
     return -np.sin(turns).astype(np.float32), np.cos(2 * turns).astype(np.float32)
 
 
-_TABLES = {carrier: _tables(carrier) for carrier in CARRIERS}
+_TABLES = {carrier: _build_tables(carrier) for carrier in CARRIERS}
 
 
-def _votes(largest: Levels, carrier: _Carrier) -> Votes:
-    """Of each block, less the mean of those around it in raster order."""
+def _compute_votes(largest: Levels, carrier: _Carrier) -> Votes:
+    """Return the vote of each block, minus the mean of the blocks around it in raster order."""
     votes = _TABLES[carrier][0][largest]
     sums = np.cumsum(
-        np.pad(votes.ravel(), (AVERAGED // 2 + 1, AVERAGED // 2), "reflect"), dtype=np.float32
+        np.pad(votes.ravel(), (AVERAGED_BLOCKS // 2 + 1, AVERAGED_BLOCKS // 2), "reflect"),
+        dtype=np.float32,
     )
-    means: Votes = ((sums[AVERAGED:] - sums[:-AVERAGED]) / np.float32(AVERAGED)).reshape(
-        votes.shape
-    )
+    means: Votes = (
+        (sums[AVERAGED_BLOCKS:] - sums[:-AVERAGED_BLOCKS]) / np.float32(AVERAGED_BLOCKS)
+    ).reshape(votes.shape)
     return votes - means
 
 
-def _in_place(halved: Image.Image, first: int, stride: int, sizes: int) -> Watermark | None:
-    """The best match where the blocks are, the first of them being the message's `first`, and
-    `stride` a row of the whole picture.
+def _match_aligned(halved: Image.Image, first: int, stride: int, sizes: int) -> Watermark | None:
+    """Return the best match for blocks at the usual offset.
+
+    Args:
+        halved: The image at half size.
+        first: The index of the first block in the repeated message.
+        stride: The number of blocks in a row of the whole image.
+        sizes: The number of sizes that are tried.
     """
     votes = {
-        carrier: _votes(_largest(levels)[::4, ::4], carrier)
-        for carrier, levels in _levels(halved).items()
+        carrier: _compute_votes(_find_largest(levels)[::4, ::4], carrier)
+        for carrier, levels in _compute_levels(halved).items()
     }
-    found = [
-        _match(message, _ballot(votes[carrier], len(message.bits), first, stride), sizes)
+    marks = [
+        _match_message(
+            message, _count_votes(votes[carrier], len(message.bits), first, stride), sizes
+        )
         for message in MESSAGES
         for carrier in message.carriers
     ]
-    return min(filter(None, found), key=lambda mark: mark.chance, default=None)
+    return min(filter(None, marks), key=lambda mark: mark.chance, default=None)
 
 
-def _places(part: Image.Image) -> list[tuple[float, _Carrier, tuple[int, int]]]:
-    """Where blocks may start, (x, y) of 8 × 8 pixels, with the carrier: the places at which those
-    of the picture's middle lie nearer to the steps than at the middling place, with by how much.
+def _find_offsets(part: Image.Image) -> list[tuple[float, _Carrier, tuple[int, int]]]:
+    """Find offsets at which 8 × 8 blocks may start.
+
+    The blocks in the middle of the image are nearer to the steps at such an offset than at the
+    median offset.
+
+    Returns:
+        For each offset the contrast to the median, the carrier, and (x, y).
     """
-    left, top = (max(0, side - GLANCE) // 2 // BLOCK * BLOCK for side in part.size)
-    right, bottom = min(part.width, left + GLANCE), min(part.height, top + GLANCE)
-    far: dict[_Carrier, dict[tuple[int, int], float]] = {carrier: {} for carrier in CARRIERS}
+    left, top = (max(0, side - SEARCH_SIDE) // 2 // BLOCK * BLOCK for side in part.size)
+    right, bottom = min(part.width, left + SEARCH_SIDE), min(part.height, top + SEARCH_SIDE)
+    distances: dict[_Carrier, dict[tuple[int, int], float]] = {carrier: {} for carrier in CARRIERS}
     for y, x in np.ndindex(2, 2):
-        for carrier, levels in _levels(
+        for carrier, levels in _compute_levels(
             part.crop((left + x, top + y, right, bottom)).reduce(2)
         ).items():
-            largest = _largest(levels)
+            largest = _find_largest(levels)
             rows, columns = (side // 4 for side in largest.shape)
-            each = (
+            sums = (
                 _TABLES[carrier][1]
                 .take(largest[: rows * 4, : columns * 4])
                 .reshape(rows, 4, columns * 4)
                 .sum(axis=0)
             )
-            means = each.reshape(4, columns, 4).sum(axis=1) / max(rows * columns, 1)
-            far[carrier] |= {
+            means = sums.reshape(4, columns, 4).sum(axis=1) / max(rows * columns, 1)
+            distances[carrier] |= {
                 (x + 2 * across, y + 2 * down): float(means[down, across])
                 for down, across in np.ndindex(4, 4)
             }
-    found = []
-    for carrier, places in far.items():
-        middling = float(np.median(list(places.values())))
-        found += [
-            (middling - mean, carrier, place)
-            for place, mean in places.items()
-            if middling - mean >= GRID
+    candidates = []
+    for carrier, means_by_offset in distances.items():
+        median = float(np.median(list(means_by_offset.values())))
+        candidates += [
+            (median - mean, carrier, offset)
+            for offset, mean in means_by_offset.items()
+            if median - mean >= MIN_GRID_CONTRAST
         ]
-    return found
+    return candidates
 
 
-def _anywhere(votes: Votes, carrier: _Carrier) -> Watermark | None:
-    """The best match of votes whose first block may be any of a message, of a picture of any width
-    that is a multiple of 16.
+def _match_any_start(votes: Votes, carrier: _Carrier) -> Watermark | None:
+    """Return the best match of votes if the first block may be any block of a message.
+
+    The image may have any width that is a multiple of 16.
     """
-    found = []
+    marks = []
     for message in MESSAGES:
         if carrier in message.carriers:
             length = len(message.bits)
             for stride in range(0, length, 2):
-                ballot = _ballot(votes, length, 0, stride)
+                ballot = _count_votes(votes, length, 0, stride)
                 if ballot is None:
                     break
                 rolled = message.bits[(np.arange(length)[:, None] + np.arange(length)) % length]
                 best = int((rolled == ballot).sum(axis=1).argmax())
-                found.append(
-                    _match(message._replace(bits=rolled[best]), ballot, length * length // 2)
+                marks.append(
+                    _match_message(
+                        message._replace(bits=rolled[best]), ballot, length * length // 2
+                    )
                 )
-    return min(filter(None, found), key=lambda mark: mark.chance, default=None)
+    return min(filter(None, marks), key=lambda mark: mark.chance, default=None)
 
 
-def _ballot(votes: Votes, length: int, first: int, stride: int) -> NDArray[np.bool_] | None:
-    """The bits of a message of this length that blocks vote for; None where they are too few."""
-    if votes.size < ENOUGH * length:
+def _count_votes(votes: Votes, length: int, first: int, stride: int) -> NDArray[np.bool_] | None:
+    """Return the bits of a message of this length that blocks vote for; None for too few blocks.
+
+    Args:
+        votes: The votes of the blocks.
+        length: The number of bits of the message.
+        first: The index of the first block in the repeated message.
+        stride: The number of blocks in a row of the whole image.
+    """
+    if votes.size < MIN_BLOCKS_PER_BIT * length:
         return None
-    places = (
+    bit_indices = (
         first + stride * np.arange(votes.shape[0])[:, None] + np.arange(votes.shape[1])
     ) % length
-    means = np.bincount(places.ravel(), votes.ravel(), length) / np.maximum(
-        np.bincount(places.ravel(), minlength=length), 1
+    means = np.bincount(bit_indices.ravel(), votes.ravel(), length) / np.maximum(
+        np.bincount(bit_indices.ravel(), minlength=length), 1
     )
     ballot: NDArray[np.bool_] = means > means.mean()
     return ballot
 
 
-def _match(message: _Message, ballot: NDArray[np.bool_] | None, tried: int) -> Watermark | None:
-    """A match with the chance that as many ones, put anywhere (hypergeometric), match as well in
-    one of all the ways that are tried.
+def _match_message(
+    message: _Message, ballot: NDArray[np.bool_] | None, tries: int
+) -> Watermark | None:
+    """Return a match with its probability; None if too few bits match.
+
+    It is the probability that as many ones, at random positions (hypergeometric), match as well in
+    any of the ways that are tried.
+
+    Args:
+        message: The message.
+        ballot: The bits that blocks vote for, None for too few blocks.
+        tries: The number of alignments that are tried.
     """
     if ballot is None:
         return None
-    length, ones, voted = len(message.bits), int(message.bits.sum()), int(ballot.sum())
-    right, both = int((ballot == message.bits).sum()), int((ballot & message.bits).sum())
-    if right < RIGHT * length:
+    length, ones, vote_ones = len(message.bits), int(message.bits.sum()), int(ballot.sum())
+    correct, both = int((ballot == message.bits).sum()), int((ballot & message.bits).sum())
+    if correct < MIN_CORRECT_FRACTION * length:
         return None
     tail = sum(
-        comb(ones, met) * comb(length - ones, voted - met)
-        for met in range(both, min(ones, voted) + 1)
-    ) / comb(length, voted)
+        comb(ones, overlap) * comb(length - ones, vote_ones - overlap)
+        for overlap in range(both, min(ones, vote_ones) + 1)
+    ) / comb(length, vote_ones)
     return Watermark(
-        of=message.of, bits=right, length=length, chance=min(1.0, tail * tried * _READINGS * _WAYS)
+        of=message.of,
+        bits=correct,
+        length=length,
+        chance=min(1.0, tail * tries * _READING_COUNT * _SEARCH_WAYS),
     )

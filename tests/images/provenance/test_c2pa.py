@@ -11,7 +11,7 @@ import pytest
 from ray_app.images.formats import sniff_format
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, trust_lists
 from ray_app.images.provenance import reader as credentials
-from ray_app.images.provenance.trust_lists import TrustList, certificates, own_list
+from ray_app.images.provenance.trust_lists import TrustList, load_own_list, parse_certificates
 from tests.make import images
 from tests.make.provenance.files import said
 from tests.make.provenance.signing import (
@@ -28,7 +28,7 @@ AI = "trainedAlgorithmicMedia"
 
 
 def c2pa_of(data, *trust_lists):
-    lists = tuple(one if isinstance(one, TrustList) else own_list(one) for one in trust_lists)
+    lists = tuple(one if isinstance(one, TrustList) else load_own_list(one) for one in trust_lists)
     return ProvenanceReader(ProvenancePolicy(trust_lists=lists)).read(data, sniff_format(data)).c2pa
 
 
@@ -49,7 +49,11 @@ def test_manifest_is_intact_trusted_or_invalid_in_every_format(form):
 
 def test_manifest_names_the_first_list_with_its_signer():
     """Of a stranger it names all lists that were asked."""
-    ours, other, data = own_list(authority().root), own_list(Authority("Other").root), signed()
+    ours, other, data = (
+        load_own_list(authority().root),
+        load_own_list(Authority("Other").root),
+        signed(),
+    )
     named = ours.model_copy(update={"told": "first"})
     for lists, state, told in (
         ((), "intact", ()),
@@ -66,7 +70,7 @@ def test_manifest_names_the_first_list_with_its_signer():
 
 def test_trust_list_may_name_signers_and_no_clocks():
     other, root = Authority("Other"), authority().root
-    [leaf] = certificates(authority().leaf.encode(), "leaf")
+    [leaf] = parse_certificates(authority().leaf.encode(), "leaf")
     signers = (trust_lists._base64_sha256(leaf),)
     by_name = TrustList(told="named", anchors=other.root, signers=signers)
     clock = TrustList(told="clock", anchors=other.root, time_stamps=root)
@@ -182,7 +186,7 @@ def test_manifest_that_is_damaged_or_large_is_unreadable(monkeypatch):
     one = said(bytes(data)).c2pa
     assert (one.state, one.ai_generated) == ("unreadable", False)
     assert len(one.problems) == 1
-    monkeypatch.setattr(credentials, "MOST_STORE_BYTES", 1000)
+    monkeypatch.setattr(credentials, "MAX_STORE_BYTES", 1000)
     assert "is over 1000" in said(signed()).c2pa.problems[0]
 
 

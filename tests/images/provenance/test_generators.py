@@ -245,7 +245,7 @@ def test_web_ui_parameters_are_attributed_to_the_software(software, tool):
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG", "AVIF"])
 def test_user_comment_is_read_in_every_encoding(form):
     text = f"ein rotes Fahrrad, 自行车\nNegative prompt: text\n{SETTINGS}"
-    for code, octets in (
+    for code, read_bytes in (
         (b"", text.encode()),
         (b"ASCII\0\0\0", text.encode()),
         (b"\0" * 8, text.encode()),
@@ -258,8 +258,8 @@ def test_user_comment_is_read_in_every_encoding(form):
         (b"", text.encode("utf-16-be")),
         (b"UNICODE\0", text.encode("utf-16-le") + bytes(40)),
     ):
-        found = generator(with_exif(user_comment(code, octets), form))
-        assert found["prompt"] == "ein rotes Fahrrad, 自行车", (code, octets[:20])
+        found = generator(with_exif(user_comment(code, read_bytes), form))
+        assert found["prompt"] == "ein rotes Fahrrad, 自行车", (code, read_bytes[:20])
     without_code = generator(with_exif(user_comment(b"", json.dumps(MFLUX).encode()), form))
     assert without_code["tool"] == "mflux"
 

@@ -7,7 +7,7 @@ import pytest
 from ray_app.images.formats import sniff_format
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, metadata
 from ray_app.images.provenance.metadata import read_xmp
-from ray_app.images.provenance.statement import source_type
+from ray_app.images.provenance.statement import parse_source_type
 from tests.make.provenance.files import IPTC, jpeg_with, said, segment, with_xmp, xmp
 
 AI = "trainedAlgorithmicMedia"
@@ -84,7 +84,7 @@ def test_xmp_of_another_property_is_not_read(packet):
     ],
 )
 def test_source_type_is_read_in_every_form(value):
-    assert source_type(value) == AI
+    assert parse_source_type(value) == AI
     bag = f"<e:DigitalSourceType><rdf:Bag><rdf:li>{value}</rdf:li></rdf:Bag></e:DigitalSourceType>"
     for packet in (xmp(f'e:DigitalSourceType="{value}"'), xmp("", bag)):
         assert read_xmp([packet]).source_types == [AI]
@@ -139,7 +139,7 @@ def test_xmp_that_is_costly_to_parse_is_reported_unread(name, monkeypatch):
     if not name.startswith("long-namespace"):
         assert read_xmp([packet]).source_types == [AI]
         monkeypatch.setattr(metadata, "MAX_XMP_MARKS", 1000)
-    monkeypatch.setattr(metadata, "_PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr(metadata, "_CHUNK_BYTES", 1 << 16)
     started = time.process_time()
     found = said(with_xmp(packet, "PNG"))
     assert (found.digital_source_type, found.unread) == ((), (XMP_LIMIT,))

@@ -31,7 +31,7 @@ from ray_app.images.provenance import (
 )
 from ray_app.images.provenance.containers import locate
 from ray_app.images.provenance.metadata import read_exif
-from ray_app.images.provenance.trust_lists import own_list
+from ray_app.images.provenance.trust_lists import load_own_list
 from tests.make import images
 from tests.make.flips import SWEEPS
 from tests.make.provenance.files import (
@@ -52,7 +52,7 @@ from tests.make.provenance.signing import authority, signed
 def test_trust_list_is_a_file_or_its_text(tmp_path):
     path = tmp_path / "list.pem"
     path.write_text(authority().root)
-    wanted = ProvenancePolicy(trust_lists=(own_list(authority().root),))
+    wanted = ProvenancePolicy(trust_lists=(load_own_list(authority().root),))
     for trust_list in (str(path), authority().root):
         assert ProvenanceConfig(trust_list=trust_list).policy() == wanted
     assert ProvenanceConfig().policy() == ProvenancePolicy()

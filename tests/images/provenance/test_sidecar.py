@@ -16,12 +16,12 @@ from ray_app.images.provenance import (
     get_sidecar,
     has_manifest,
 )
-from ray_app.images.provenance.trust_lists import own_list
+from ray_app.images.provenance.trust_lists import load_own_list
 from tests.make import images
 from tests.make.provenance.signing import MIME, OTHERS, authority, created, signed
 
 AI = "trainedAlgorithmicMedia"
-READER = ProvenanceReader(ProvenancePolicy(trust_lists=(own_list(authority().root),)))
+READER = ProvenanceReader(ProvenancePolicy(trust_lists=(load_own_list(authority().root),)))
 PILLOW = {"HEIC": "HEIF", "PNM": "PPM"}
 
 

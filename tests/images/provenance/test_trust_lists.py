@@ -13,7 +13,7 @@ from ray_app.images.provenance import ProvenanceConfig, ProvenancePolicy, Proven
 from ray_app.images.provenance.trust_lists import (
     ADDRESSES,
     cached_files,
-    cached_lists,
+    load_cached_lists,
     update_cache,
 )
 from tests.make.provenance.signing import Authority, authority, signed
@@ -49,7 +49,7 @@ def outcome(addresses, **options):
 
 def test_trust_lists_are_fetched_and_used_in_order(served, own_cache):
     _, addresses = served
-    assert cached_lists() == ()
+    assert load_cached_lists() == ()
     assert ProvenanceConfig().policy() == ProvenancePolicy()
     done = outcome(addresses)
     assert [one.failure for one in done.values()] == [None] * 4
@@ -59,7 +59,7 @@ def test_trust_lists_are_fetched_and_used_in_order(served, own_cache):
         assert index[name]["address"] == addresses[name]
         assert (index[name]["sha256"], index[name]["certificates"]) == (digest, text.count("BEGIN"))
         assert (own_cache / f"{name}-{digest[:16]}.pem").read_bytes() == text.encode()
-    official, interim = cached_lists()
+    official, interim = load_cached_lists()
     date, digests = index["official"]["fetched_at"][:10], [index[n]["sha256"][:12] for n in FILES]
     assert official.told == f"C2PA trust list of {date} (sha256 {digests[0]})"
     assert interim.told == f"interim trust list of {date} (sha256 {digests[2]}+{digests[3]})"
@@ -81,13 +81,13 @@ NO_BASE64 = FILES["official"].replace("MII", "AAA").encode()
 def test_trust_list_that_is_not_one_leaves_the_earlier(served, bad):
     server, addresses = served
     outcome(addresses)
-    before = cached_lists()
+    before = load_cached_lists()
     server.objects["/official"] = bad
     done = outcome(addresses)
     assert "no certificates, or one is damaged" in done["official"].failure
     assert done["official"].file.sha256 == sha256(FILES["official"].encode()).hexdigest()
     assert done["interim"].failure is None
-    assert cached_lists() == before
+    assert load_cached_lists() == before
 
 
 def test_trust_list_of_an_unreachable_host_fails_alone(served):
@@ -98,7 +98,7 @@ def test_trust_list_of_an_unreachable_host_fails_alone(served):
     assert done["interim"].failure
     assert done["interim-signers"].failure
     assert list(cached_files()) == ["official", "time-stamps"]
-    assert [one.told.partition(" of ")[0] for one in cached_lists()] == ["C2PA trust list"]
+    assert [one.told.partition(" of ")[0] for one in load_cached_lists()] == ["C2PA trust list"]
 
 
 def test_trust_lists_offline_are_read_from_files_alone(served, tmp_path):
@@ -120,10 +120,10 @@ def test_trust_lists_in_a_damaged_cache_name_the_command(served, own_cache):
     assert "touchstone config trust update" in caught.value.hint
     path.unlink()
     with pytest.raises(ConfigError, match="No such file"):
-        cached_lists()
+        load_cached_lists()
     (own_cache / "lists.json").write_text("{")
     with pytest.raises(ConfigError, match=r"lists\.json"):
-        cached_lists()
+        load_cached_lists()
 
 
 def test_trust_lists_of_the_user_are_not_read_by_tests():

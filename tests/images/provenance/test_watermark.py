@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ray_app.images.provenance import ProvenanceConfig, ProvenanceReader
-from ray_app.images.provenance.watermark import MOST_CHANCE, read_watermark
+from ray_app.images.provenance.watermark import MAX_PROBABILITY, read_watermark
 from tests.make.images import photo
 from tests.make.provenance.marking import FLUX, INVOKE, SD1, SD2, SDXL, marked, waves
 
@@ -53,7 +53,7 @@ def test_watermark_of_each_message_is_read(message, how):
         mark = read_watermark(seen)
         assert (mark.of, mark.length) == (message.of, len(message.bits))
         assert mark.bits >= 0.9 * mark.length
-        assert mark.chance <= MOST_CHANCE
+        assert mark.chance <= MAX_PROBABILITY
 
 
 def test_watermark_of_a_crop_is_read_wherever_it_starts():
