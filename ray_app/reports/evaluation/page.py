@@ -1,6 +1,7 @@
-"""The result of an evaluation as one HTML page that loads nothing and runs nothing
-(`render_evaluation`), and as a few lines (`evaluation_lines`). Every text in it is taken for
-hostile.
+"""Report an evaluation as an HTML page (`render_evaluation`), or as lines (`evaluation_lines`).
+
+The page has no scripts and loads nothing. All texts of an evaluation are untrusted and therefore
+escaped.
 """
 
 import math
@@ -15,7 +16,7 @@ from ray_app.metrics import shortcut
 from ray_app.metrics.values import NOT_MEASURED, MetricValue
 from ray_app.reports import charts
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.protocol_table import MOST_ROWS, protocol_table, sources
+from ray_app.reports.evaluation.protocol_table import MAX_ROWS, list_sources, protocol_table
 from ray_app.reports.evaluation.result import (
     AVERAGES,
     DECIDED,
@@ -28,9 +29,9 @@ from ray_app.reports.evaluation.result import (
 )
 from ray_app.reports.evaluation.sentences import (
     answers,
-    difference_of,
+    find_difference,
+    format_rounded_interval,
     headline,
-    interval_in_words,
     short,
     warnings,
 )
@@ -46,10 +47,11 @@ from ray_app.reports.html import render, settings
 from ray_app.reports.text import table
 
 _FLAGS, _FINDS = "real images flagged", "fakes found"
-_LOWEST_DECADE, _LEAST_DECADES = -6, -3
-_FEWEST_IN_SERIES = 3
+# Exponents of the lowest and the highest start of a logarithmic axis.
+_MIN_DECADE, _MAX_DECADE = -6, -3
+_MIN_SERIES = 3
 _AMOUNT = re.compile(r"(?P<family>.*?)[\s:_=-]*(?:q|sigma|σ|s)?[\s:_=-]*(?P<amount>\d+(?:\.\d+)?)")
-# less of it is harsher
+# Perturbations that are harsher at lower amounts.
 _FALLING = re.compile(r"jpe?g|webp|avif|quality|resi[sz]|scale|crop", re.IGNORECASE)
 
 SEEN_SIGNS = {
@@ -57,18 +59,23 @@ SEEN_SIGNS = {
     "unseen": ("○", "not in training"),
     "unknown": ("?", "not known whether in training"),
 }
-HEADS = ("fakes found", "real images flagged", "ROC AUC")
-_MOST_ROWS = 8
+HEADERS = ("fakes found", "real images flagged", "ROC AUC")
+_MAX_ROWS = 8
 _WIDTH = 120
 _KEYS = ("accuracy", "top_3", "macro_f1", "open_set_auroc", "abstained_known", "abstained_unknown")
 _PROMPTS = ("clip_image", "clip_image_chance")
 _COLUMNS = ("tpr", "auc", "accuracy", "top_3", "family_accuracy", "abstained", "clip_image")
-_CALLED = {"accuracy": "named correctly"}
+_TITLES = {"accuracy": "named correctly"}
 
 
 class OpeningBars(NamedTuple):
-    """The chart of the first screen, from `start` to 1. `bars`: name, value in words, figure and
-    style class of each.
+    """The bar chart of the first screen.
+
+    Attributes:
+        title: Title of the chart.
+        axis: Name of the axis, which ends at 1.
+        start: Start of the axis.
+        bars: Name, formatted value, metric, and style class of each bar.
     """
 
     title: str
@@ -78,8 +85,13 @@ class OpeningBars(NamedTuple):
 
 
 class GroupTable(NamedTuple):
-    """Groups of generators by figures, one cell for each of `keys`; those of detection are of
-    `system`.
+    """A table of metrics by group of generators.
+
+    Attributes:
+        system: Title of the system that metrics of detection are of.
+        keys: Keys of the metrics, one for each column.
+        heads: Headers of the columns.
+        lines: Each group with its cells.
     """
 
     system: str
@@ -89,15 +101,17 @@ class GroupTable(NamedTuple):
 
 
 def render_evaluation(result: EvaluationResult) -> str:
-    """Write the result of an evaluation as one self-contained HTML page.
+    """Render the result of an evaluation as one self-contained HTML page.
 
-    Pictures are base64 of JPEGs, already re-encoded and free of metadata; what is no JPEG is not
-    shown.
+    Images are base64 of JPEGs that were encoded again without metadata. Images in other formats are
+    not shown.
     """
     meta, leading = result.meta, result.leading
-    systems = [leading, *(one for one in result.systems if one != leading)] if leading else []
+    systems = (
+        [leading, *(system for system in result.systems if system != leading)] if leading else []
+    )
     parts, notes = protocol_table(result)
-    opened = opening_systems(result)
+    ranked = opening_systems(result)
     return render(
         "evaluation.html",
         result=result,
@@ -105,28 +119,39 @@ def render_evaluation(result: EvaluationResult) -> str:
         leading=leading,
         systems=systems,
         headline=headline(result),
-        opening=[(short(one.info.called), opening_cells(one)) for one in opened[:_MOST_ROWS]],
-        opening_heads=HEADS,
-        opening_bars=opening_bars(result, opened[:_MOST_ROWS]),
-        left_out=_left_out(result),
+        opening=[
+            (short(system.info.called), opening_cells(system)) for system in ranked[:_MAX_ROWS]
+        ],
+        opening_heads=HEADERS,
+        opening_bars=opening_bars(result, ranked[:_MAX_ROWS]),
+        left_out=_list_screen_only_parts(result),
         answers=answers(result),
         warnings=warnings(result),
         table=parts,
         notes=notes,
-        sources=sources(result),
+        sources=list_sources(result),
         seen_signs=SEEN_SIGNS,
-        paired=[(test, difference_of(result, test)) for test in meta.paired],
-        curves=_groups([one for one in result.systems if len(one.curves.roc) > 1], _curves),
-        risks=_groups([one for one in result.systems if len(one.curves.risk_coverage) > 1], _risks),
-        robustness=_groups([one for one in result.systems if one.info.views], _robustness),
-        confidence=[(one, system_charts(one, str(place))) for place, one in enumerate(systems)],
-        view_start=_view_start,
+        paired=[(test, find_difference(result, test)) for test in meta.paired],
+        curves=_draw_groups(
+            [system for system in result.systems if len(system.curves.roc) > 1], _draw_curves
+        ),
+        risks=_draw_groups(
+            [system for system in result.systems if len(system.curves.risk_coverage) > 1],
+            _draw_risks,
+        ),
+        robustness=_draw_groups(
+            [system for system in result.systems if system.info.views], _draw_robustness
+        ),
+        confidence=[
+            (system, system_charts(system, str(index))) for index, system in enumerate(systems)
+        ],
+        view_start=_compute_view_start,
         called={system.name: system.called for system in meta.systems},
         pairs=meta.identification[0].confusions if meta.identification else [],
         grouped=group_table(result),
         policy=settings(meta.localization.policy) if meta.localization else [],
         identity=settings(meta.run.identity),
-        glossary=_glossary(result),
+        glossary=_make_glossary(result),
         decided=DECIDED,
         averages=AVERAGES,
         shortcut_finding=shortcut.finding(result.shortcut_auc),
@@ -135,57 +160,62 @@ def render_evaluation(result: EvaluationResult) -> str:
 
 
 def evaluation_lines(result: EvaluationResult) -> list[str]:
-    """An evaluation in words for the terminal: one sentence, key figures, what to beware of, then
-    the protocol's table and names.
+    """Return the result of an evaluation as lines for the terminal.
+
+    They are the headline, key metrics, warnings, the table of the protocol, and metrics on names of
+    generators.
     """
     lines, systems = [headline(result)], opening_systems(result)
     if systems:
         rows = [
             [
-                wording.shortened(short(one.info.called), 44),
-                *(f"{value} ({ends})" if ends else value for value, ends in opening_cells(one)),
+                wording.shortened(short(system.info.called), 44),
+                *(
+                    f"{value} ({bounds})" if bounds else value
+                    for value, bounds in opening_cells(system)
+                ),
             ]
-            for one in systems[:_MOST_ROWS]
+            for system in systems[:_MAX_ROWS]
         ]
-        lines += ["", *table(["", *HEADS], rows, _WIDTH, right=range(1, 4))]
+        lines += ["", *table(["", *HEADERS], rows, _WIDTH, right=range(1, 4))]
         lines += (
-            [f"and {wording.counted(len(systems) - _MOST_ROWS, 'more system')}"]
-            if len(systems) > _MOST_ROWS
+            [f"and {wording.counted(len(systems) - _MAX_ROWS, 'more system')}"]
+            if len(systems) > _MAX_ROWS
             else []
         )
         lines += _metrics_lines(systems[0])
-    beware = warnings(result)
-    lines += [""] if beware else []
+    warnings_ = warnings(result)
+    lines += [""] if warnings_ else []
     lines += [
-        f"{'warning' if one.is_grave else 'note'}: {wording.visible(one.heading)} {wording.visible(one.text)}"
-        for one in beware
+        f"{'warning' if warning.is_grave else 'note'}: {wording.visible(warning.heading)} {wording.visible(warning.text)}"
+        for warning in warnings_
     ]
     parts, notes = protocol_table(result)
     if parts:
         protocol = result.meta.protocol
-        head = (
+        title = (
             short(protocol.title or protocol.name)
             if protocol
             else "Fractions judged correctly by source and generator"
         )
         lines += [
             "",
-            f"{head}, with 95 % intervals for further images of the same generators and sources",
+            f"{title}, with 95 % intervals for further images of the same generators and sources",
             *parts[0].lines(),
         ]
         lines += [f"{sign} {wording.visible(text)}" for text, sign in notes.items()]
-        lines += [f"published: {line}" for line in sources(result)]
+        lines += [f"published: {line}" for line in list_sources(result)]
         lines += (
             [f"on the page only: {', '.join(part.summary for part in parts[1:])}"]
             if parts[1:]
             else []
         )
-    named = _names_lines(result)
-    return [*lines, "", *named] if named else lines
+    name_lines = _names_lines(result)
+    return [*lines, "", *name_lines] if name_lines else lines
 
 
 def _metrics_lines(system: SystemResult) -> list[str]:
-    """All metrics of a system."""
+    """Return a table of all metrics of a system."""
     rows = [
         [
             wording.name_metric(name),
@@ -195,22 +225,22 @@ def _metrics_lines(system: SystemResult) -> list[str]:
         ]
         for name, metric in system.figures().items()
     ]
-    heads = [wording.shortened(short(system.info.called), 44), "", "95 % interval", "images"]
-    return ["", *table(heads, rows, _WIDTH, right=range(1, 4))] if rows else []
+    headers = [wording.shortened(short(system.info.called), 44), "", "95 % interval", "images"]
+    return ["", *table(headers, rows, _WIDTH, right=range(1, 4))] if rows else []
 
 
 def _names_lines(result: EvaluationResult) -> list[str]:
-    """Generators named, prompts predicted, and groups of generators."""
+    """Return lines on named generators, predicted prompts, and groups of generators."""
     by_title = {info.title: info for info in result.meta.identification}
     lines = []
     if result.meta.identification:
         lines += [
-            _figures_line("Generators named", result, result.meta.identification[0].scope, _KEYS)
+            _metrics_line("Generators named", result, result.meta.identification[0].scope, _KEYS)
         ]
     if result.meta.prompts:
-        lines += [_figures_line("Prompts predicted", result, PROMPTS, _PROMPTS)]
+        lines += [_metrics_line("Prompts predicted", result, PROMPTS, _PROMPTS)]
     if "Families named" in by_title:
-        lines += [_figures_line("Families named", result, by_title["Families named"].scope, _KEYS)]
+        lines += [_metrics_line("Families named", result, by_title["Families named"].scope, _KEYS)]
     if groups := group_table(result):
         rows = [
             [
@@ -224,28 +254,29 @@ def _names_lines(result: EvaluationResult) -> list[str]:
             ]
             for row, cells in groups.lines
         ]
-        heads = ["fakes", "distribution", "n", *groups.heads]
-        lines += ["", *table(heads, rows, _WIDTH, right=range(2, len(heads)))]
+        headers = ["fakes", "distribution", "n", *groups.heads]
+        lines += ["", *table(headers, rows, _WIDTH, right=range(2, len(headers)))]
     return lines
 
 
 def opening_systems(result: EvaluationResult) -> list[SystemResult]:
-    """The leading system first, the others by their AUC."""
+    """Return the leading system, then the others in descending order of AUC."""
     leading = result.leading
     return sorted(
-        result.systems, key=lambda one: (one != leading, -(one.figure("auc").value or 0.0))
+        result.systems,
+        key=lambda system: (system != leading, -(system.figure("auc").value or 0.0)),
     )
 
 
 def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
-    """For each of HEADS a rounded value, and its 95 % interval or ""."""
-    shares = [
-        (percent(one.value, 0), interval_in_words(one))
-        for one in (system.figure("tpr"), system.flagged)
+    """Return a rounded value and its 95 % interval (or "") for each column of `HEADERS`."""
+    fractions = [
+        (percent(metric.value, 0), format_rounded_interval(metric))
+        for metric in (system.figure("tpr"), system.flagged)
     ]
     auc = system.figure("auc")
     return [
-        *shares,
+        *fractions,
         (
             number(auc.value, 1, decimals=3),
             interval(auc.interval, partial(number, digits=1, decimals=3)) if auc.interval else "",
@@ -254,63 +285,71 @@ def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
 
 
 def opening_bars(result: EvaluationResult, systems: Sequence[SystemResult]) -> OpeningBars | None:
-    """AUCs where there are several to compare; else what one system makes of each generator; else
-    its one AUC.
+    """Return the bars of the first screen; None without an AUC.
+
+    They are the AUCs of several systems, the rates of a single system by generator, or its AUC.
     """
-    ranked = [(one, one.figure("auc")) for one in systems if one.figure("auc").value is not None]
-    leading = result.leading
-    makers = [
-        one
-        for label in ("fake", "real")
-        for one in (leading.hardest(label) if leading else ())
-        if leading and leading.rate(one).value is not None
+    ranked = [
+        (system, system.figure("auc"))
+        for system in systems
+        if system.figure("auc").value is not None
     ]
-    if leading and len(ranked) < 2 and len(makers) > 1:
-        return _bars_by_generator(leading, makers)
+    leading = result.leading
+    generators = [
+        generator
+        for label in ("fake", "real")
+        for generator in (leading.hardest(label) if leading else ())
+        if leading and leading.rate(generator).value is not None
+    ]
+    if leading and len(ranked) < 2 and len(generators) > 1:
+        return _make_generator_bars(leading, generators)
     if not ranked:
         return None
-    start = charts.axis_start([figure.least or 0.0 for _, figure in ranked])
+    start = charts.axis_start([metric.least or 0.0 for _, metric in ranked])
     bars = [
         (
-            _brief(one.info.called),
-            number(figure.value, 1, decimals=3),
-            figure,
-            "strong" if one == leading else "plain",
+            _shorten_label(system.info.called),
+            number(metric.value, 1, decimals=3),
+            metric,
+            "strong" if system == leading else "plain",
         )
-        for one, figure in ranked
+        for system, metric in ranked
     ]
     return OpeningBars("How well each system ranks fakes above real images", "ROC AUC", start, bars)
 
 
-def _bars_by_generator(system: SystemResult, makers: Sequence[GeneratorInfo]) -> OpeningBars:
-    """The hardest generators and sources of real images, with at least two of either where there
-    are two; fakes first.
+def _make_generator_bars(system: SystemResult, generators: Sequence[GeneratorInfo]) -> OpeningBars:
+    """Return bars of the hardest generators, then of the hardest sources of real images.
+
+    There are at least two of either kind, if it has two.
     """
     fakes, reals = (
-        [one for one in makers if (one.label == "fake") is is_fake] for is_fake in (True, False)
+        [generator for generator in generators if (generator.label == "fake") is is_fake]
+        for is_fake in (True, False)
     )
-    kept = fakes[: max(_MOST_ROWS - len(reals), _MOST_ROWS - 2)]
-    kept += reals[: _MOST_ROWS - len(kept)]
+    selected = fakes[: max(_MAX_ROWS - len(reals), _MAX_ROWS - 2)]
+    selected += reals[: _MAX_ROWS - len(selected)]
     bars = []
-    for one in kept:
-        kind = one.label if one.label in ("fake", "real") else "plain"
-        name = (
-            f"{_brief(one.name.removeprefix('real:'))}, {'fake' if one.label == 'fake' else 'real'}"
-        )
-        rate = system.rate(one)
-        bars.append((name, f"{percent(rate.value, 0)} of {one.n:,}", rate, kind))
-    hardest = f"; the {len(kept)} hardest" if len(kept) < len(makers) else ""
+    for generator in selected:
+        kind = generator.label if generator.label in ("fake", "real") else "plain"
+        name = f"{_shorten_label(generator.name.removeprefix('real:'))}, {'fake' if generator.label == 'fake' else 'real'}"
+        rate = system.rate(generator)
+        bars.append((name, f"{percent(rate.value, 0)} of {generator.n:,}", rate, kind))
+    hardest = f"; the {len(selected)} hardest" if len(selected) < len(generators) else ""
     return OpeningBars(
-        f"Images judged correctly, by who made them{hardest}", "share judged correctly", 0.0, bars
+        f"Images judged correctly, by generator or source{hardest}",
+        "fraction judged correctly",
+        0.0,
+        bars,
     )
 
 
 def group_table(result: EvaluationResult) -> GroupTable | None:
-    """The groups by all figures that any of them has; None without groups."""
+    """Return the groups with all metrics that any of them has; None without groups."""
     leading, groups = result.leading, result.meta.groups
     if not groups:
         return None
-    figures = [
+    metrics = [
         {
             **(leading.figures(group.scope) if leading else {}),
             **result.metrics.select(scope=group.scope),
@@ -318,82 +357,87 @@ def group_table(result: EvaluationResult) -> GroupTable | None:
         for group in groups
     ]
     keys = [
-        key for key in _COLUMNS if any(one[key].value is not None for one in figures if key in one)
+        key
+        for key in _COLUMNS
+        if any(values[key].value is not None for values in metrics if key in values)
     ]
     lines = [
-        (group, [one.get(key, NOT_MEASURED) for key in keys])
-        for group, one in zip(groups, figures, strict=True)
+        (group, [values.get(key, NOT_MEASURED) for key in keys])
+        for group, values in zip(groups, metrics, strict=True)
     ]
-    heads = [_CALLED.get(key) or wording.name_metric(key) for key in keys]
-    return GroupTable(leading.info.called if leading else "", keys, heads, lines)
+    headers = [_TITLES.get(key) or wording.name_metric(key) for key in keys]
+    return GroupTable(leading.info.called if leading else "", keys, headers, lines)
 
 
-def _brief(name: str) -> str:
-    """A name in the chart."""
+def _shorten_label(name: str) -> str:
+    """Return a name for a bar of a chart."""
     return wording.shortened(name, 32) or wording.NONE
 
 
-def _view_start(system: SystemResult) -> float:
-    """Where the scale of a system's AUCs under perturbation begins."""
+def _compute_view_start(system: SystemResult) -> float:
+    """Return the start of the axis of a system's AUCs under perturbation."""
     views = ["", *(view.name for view in system.info.views)]
-    found = [system.figure("auc", view=view).least for view in views]
-    return charts.axis_start([least for least in found if least is not None])
+    lows = [system.figure("auc", view=view).least for view in views]
+    return charts.axis_start([low for low in lows if low is not None])
 
 
-def _figures_line(caption: str, result: EvaluationResult, scope: str, keys: Sequence[str]) -> str:
-    figures = result.metrics.select(scope=scope)
+def _metrics_line(caption: str, result: EvaluationResult, scope: str, keys: Sequence[str]) -> str:
+    metrics = result.metrics.select(scope=scope)
     parts = [
-        f"{_CALLED.get(key) or wording.name_metric(key)} {format_metric_with_interval(key, figures[key])}"
+        f"{_TITLES.get(key) or wording.name_metric(key)} {format_metric_with_interval(key, metrics[key])}"
         for key in keys
-        if key in figures and figures[key].value is not None
+        if key in metrics and metrics[key].value is not None
     ]
-    return f"{caption}: {', '.join(parts) or 'no figure is defined'}."
+    return f"{caption}: {', '.join(parts) or 'no metric is defined'}."
 
 
-def _left_out(result: EvaluationResult) -> list[str]:
-    """What the page has on a screen and not on paper, so that a print stays short."""
+def _list_screen_only_parts(result: EvaluationResult) -> list[str]:
+    """Return the parts that the page shows on a screen but does not print, to keep a print short."""
     meta, leading = result.meta, result.leading
-    rest = {
-        "what the tables and curves have of more generators and systems": len(meta.systems) > 1
-        or len(meta.table) > MOST_ROWS,
-        "figures with abstentions": bool(leading and leading.figures(DECIDED)),
-        "risk over coverage": any(one.curves.risk_coverage for one in result.systems),
-        "figures under perturbation": any(one.views for one in meta.systems),
-        "figures within one format and size": bool(leading and leading.info.strata),
+    parts = {
+        "more generators and systems of tables and curves": len(meta.systems) > 1
+        or len(meta.table) > MAX_ROWS,
+        "metrics with abstentions": bool(leading and leading.figures(DECIDED)),
+        "risk over coverage": any(system.curves.risk_coverage for system in result.systems),
+        "metrics under perturbation": any(system.views for system in meta.systems),
+        "metrics within one format and size": bool(leading and leading.info.strata),
         "masks": meta.localization is not None,
         "generators named and prompts predicted": bool(
             meta.identification or meta.prompts or meta.groups
         ),
         "formats and sizes of the data": bool(meta.data.n),
-        "all figures with their intervals": bool(meta.systems),
+        "all metrics with their intervals": bool(meta.systems),
         "how labels and rows were joined, and the settings of the run": bool(
             meta.labels.rows or meta.run.identity
         ),
         "the glossary": True,
     }
-    return [words for words, is_there in rest.items() if is_there]
+    return [title for title, is_present in parts.items() if is_present]
 
 
-def _glossary(result: EvaluationResult) -> list[tuple[str, str]]:
-    """What each metric of this result means."""
-    there = {row.figure for row in result.metrics.rows}
+def _make_glossary(result: EvaluationResult) -> list[tuple[str, str]]:
+    """Return the name and the meaning of each metric of this result."""
+    keys = {row.figure for row in result.metrics.rows}
     return [
         (meaning.words[0].upper() + meaning.words[1:], meaning.sentence)
         for key, meaning in wording.MEANINGS.items()
-        if key in there
+        if key in keys
     ]
 
 
 class Chart(NamedTuple):
-    """One drawing with its caption."""
+    """A drawing and its caption."""
 
     caption: str
     drawing: Markup
 
 
 class ChartGroup(NamedTuple):
-    """Drawings of the same few systems; `names`: of their lines, in order, for the legend that they
-    share.
+    """Drawings of the same systems, which share a legend.
+
+    Attributes:
+        names: Names of the systems in the order of their lines.
+        charts: The drawings.
     """
 
     names: list[str]
@@ -401,7 +445,7 @@ class ChartGroup(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Views that differ by one amount, the mildest first."""
+    """Perturbations that differ in their amount only, the mildest first."""
 
     family: str
     views: list[str]
@@ -409,13 +453,16 @@ class Series(NamedTuple):
 
 
 def system_charts(system: SystemResult, ident: str) -> list[Chart]:
-    """Scores of both classes, and the share that is fake over the probability that was stated, in
-    bins of equal count; what there is.
+    """Draw the scores of both classes, and the reliability of probabilities, if they exist.
+
+    Args:
+        system: The system.
+        ident: Suffix of the ids of the charts, which is unique on the page.
     """
-    found, name = [], short(system.info.called)
+    drawings, name = [], short(system.info.called)
     scores = system.curves.histogram
     if not scores.is_empty:
-        drawn = charts.class_histogram(
+        histogram = charts.class_histogram(
             scores.edges,
             scores.fake,
             scores.real,
@@ -423,81 +470,88 @@ def system_charts(system: SystemResult, ident: str) -> list[Chart]:
             ident=f"scores-{ident}",
             title=f"Scores of {name}",
         )
-        found.append(Chart("Scores of fakes and of real images, as shares of each", drawn))
-    bins = [(one, one.probability, one.fake_share) for one in system.curves.reliability if one.n]
+        drawings.append(
+            Chart("Scores of fakes and of real images, as fractions of each", histogram)
+        )
+    bins = [
+        (bin_, bin_.probability, bin_.fake_share) for bin_ in system.curves.reliability if bin_.n
+    ]
     spots = [
         charts.Spot(
-            (stated, share),
-            f"stated {number(stated, 2)}, fake {wording.percent(share)} of {one.n:,}",
-            one.interval,
+            (stated, fraction),
+            f"stated {number(stated, 2)}, fake {wording.percent(fraction)} of {bin_.n:,}",
+            bin_.interval,
         )
-        for one, stated, share in bins
-        if stated is not None and share is not None
+        for bin_, stated, fraction in bins
+        if stated is not None and fraction is not None
     ]
     if spots:
         trace = charts.Trace(0, [spot.at for spot in spots], spots)
         axes = (
-            charts.number_axis("probability stated", 0, 1),
-            charts.share_axis("share that is fake"),
+            charts.number_axis("stated probability", 0, 1),
+            charts.share_axis("fraction that is fake"),
         )
-        words = "; ".join(spot.words for spot in spots)
+        description = "; ".join(spot.words for spot in spots)
         texts: Any = {
             "ident": f"reliability-{ident}",
             "title": f"Reliability of {name}",
-            "description": words,
+            "description": description,
         }
-        least, most = min(one.n for one, *_ in bins), max(one.n for one, *_ in bins)
-        each = (
-            f"{wording.counted(most, 'image')} each"
-            if least == most
-            else f"{least:,} to {most:,} images"
+        lowest, highest = min(bin_.n for bin_, *_ in bins), max(bin_.n for bin_, *_ in bins)
+        sizes = (
+            f"{wording.counted(highest, 'image')} each"
+            if lowest == highest
+            else f"{lowest:,} to {highest:,} images"
         )
-        caption = f"Stated probability against what is true, {wording.counted(len(bins), 'bin')} of {each}"
-        found.append(Chart(caption, charts.plane([trace], *axes, **texts, guide=[(0, 0), (1, 1)])))
-    return found
+        caption = f"Stated probability against fraction of fakes, {wording.counted(len(bins), 'bin')} of {sizes}"
+        drawings.append(
+            Chart(caption, charts.plane([trace], *axes, **texts, guide=[(0, 0), (1, 1)]))
+        )
+    return drawings
 
 
-def series_of(views: Sequence[str]) -> list[Series]:
-    """Views whose names differ by a number only, three or more of a kind, the mildest first: low
-    qualities and small scales are harsh.
+def find_series(views: Sequence[str]) -> list[Series]:
+    """Group views whose names differ in a number only, three or more of a kind.
+
+    The mildest view is first. Low qualities and small scales are harsh.
     """
     families: dict[str, list[tuple[float, str, str]]] = {}
     for view in views:
-        if found := _AMOUNT.fullmatch(view):
-            families.setdefault(found["family"], []).append(
-                (float(found["amount"]), found["amount"], view)
+        if match := _AMOUNT.fullmatch(view):
+            families.setdefault(match["family"], []).append(
+                (float(match["amount"]), match["amount"], view)
             )
-    kept = []
-    for family, named_views in families.items():
-        ordered = sorted(named_views, reverse=bool(_FALLING.search(family)))
-        if len({amount for amount, *_ in ordered}) >= _FEWEST_IN_SERIES:
-            kept.append(
+    series = []
+    for family, family_views in families.items():
+        ordered = sorted(family_views, reverse=bool(_FALLING.search(family)))
+        if len({amount for amount, *_ in ordered}) >= _MIN_SERIES:
+            series.append(
                 Series(family, [view for *_, view in ordered], [amount for _, amount, _ in ordered])
             )
-    return kept
+    return series
 
 
-def _groups(
+def _draw_groups(
     systems: Sequence[SystemResult], draw: Callable[[Sequence[SystemResult], str], list[Chart]]
 ) -> list[ChartGroup]:
-    """Charts of as many systems at a time as there are styles of lines."""
-    some = (
+    """Draw charts for as many systems at a time as there are line styles."""
+    chunks = (
         systems[start : start + charts.STYLES] for start in range(0, len(systems), charts.STYLES)
     )
-    drawn = [
-        ChartGroup([short(one.info.called) for one in group], draw(group, str(place)))
-        for place, group in enumerate(some)
+    groups = [
+        ChartGroup([short(system.info.called) for system in chunk], draw(chunk, str(index)))
+        for index, chunk in enumerate(chunks)
     ]
-    return [group for group in drawn if group.charts]
+    return [group for group in groups if group.charts]
 
 
-def _curves(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
-    """ROC, ROC on a logarithmic axis, DET and precision–recall."""
+def _draw_curves(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
+    """Draw ROC, ROC on a logarithmic axis, DET, and precision–recall."""
     roc = [
-        charts.Trace(style, _pairs(system.curves.roc), _operating(system))
+        charts.Trace(style, _select_pairs(system.curves.roc), _make_threshold_spot(system))
         for style, system in enumerate(systems)
     ]
-    described = "; ".join(
+    description = "; ".join(
         f"{short(system.info.called)}: AUC {format_metric_with_interval('auc', system.figure('auc'))}"
         for system in systems
     )
@@ -508,36 +562,36 @@ def _curves(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
         finds,
         ident=f"roc-{ident}",
         title="ROC",
-        description=described,
+        description=description,
         guide=[(0, 0), (1, 1)],
     )
-    # From where one real image in a thousand is flagged, or fewer; shaded where that would be less
-    # than one image.
+    # The axis starts at one flagged real image in a thousand, or fewer. It is shaded up to the rate
+    # of a single image.
     n_real = max([1, *(system.info.n_real for system in systems)])
-    low = 10.0 ** max(_LOWEST_DECADE, min(_LEAST_DECADES, math.floor(-math.log10(n_real))))
-    title = "ROC where few real images are flagged"
-    few = charts.plane(
-        roc, charts.decade_axis(f"{_FLAGS}, logarithmic", low), finds, ident=f"decades-{ident}", title=title, description=described,
+    low = 10.0 ** max(_MIN_DECADE, min(_MAX_DECADE, math.floor(-math.log10(n_real))))
+    title = "ROC at low false-positive rates"
+    logarithmic = charts.plane(
+        roc, charts.decade_axis(f"{_FLAGS}, logarithmic", low), finds, ident=f"decades-{ident}", title=title, description=description,
         guide=[(low, low), (1, 1)], shade=(low, 1 / n_real),
     )  # fmt: skip
     missed = [
         charts.Trace(
-            one.style,
-            [(x, 1 - y) for x, y in one.points],
-            [spot._replace(at=(spot.at[0], 1 - spot.at[1])) for spot in one.spots],
+            trace.style,
+            [(x, 1 - y) for x, y in trace.points],
+            [spot._replace(at=(spot.at[0], 1 - spot.at[1])) for spot in trace.spots],
         )
-        for one in roc
+        for trace in roc
     ]
     axes = charts.probit_axis(f"{_FLAGS}, probit"), charts.probit_axis("fakes missed, probit")
     equal = [(axes[0].low, axes[0].low), (axes[0].high, axes[0].high)]
-    errors = charts.plane(
-        missed, *axes, ident=f"det-{ident}", title="DET", description=described, guide=equal
+    det = charts.plane(
+        missed, *axes, ident=f"det-{ident}", title="DET", description=description, guide=equal
     )
-    found = [Chart("ROC", linear), Chart(title, few), Chart("DET", errors)]
+    drawings = [Chart("ROC", linear), Chart(title, logarithmic), Chart("DET", det)]
     traces = [
         charts.Trace(style, points)
-        for style, one in enumerate(systems)
-        if len(points := _pairs(one.curves.precision_recall)) > 1
+        for style, system in enumerate(systems)
+        if len(points := _select_pairs(system.curves.precision_recall)) > 1
     ]
     if traces:
         axes = (
@@ -545,80 +599,88 @@ def _curves(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
             charts.share_axis("flags that are right (precision)"),
         )
         title = "Precision over recall"
-        found.append(
+        drawings.append(
             Chart(
                 title,
                 charts.plane(
-                    traces, *axes, ident=f"precision-{ident}", title=title, description=described
+                    traces, *axes, ident=f"precision-{ident}", title=title, description=description
                 ),
             )
         )
-    return found
+    return drawings
 
 
-def _operating(system: SystemResult) -> list[charts.Spot]:
-    """Where the threshold lies on the ROC curve."""
-    found, cleared = system.figure("tpr").value, system.figure("tnr").value
-    if found is None or cleared is None:
+def _make_threshold_spot(system: SystemResult) -> list[charts.Spot]:
+    """Return the point of the threshold on the ROC curve; nothing if its rates are not known."""
+    tpr, tnr = system.figure("tpr").value, system.figure("tnr").value
+    if tpr is None or tnr is None:
         return []
-    words = f"{short(system.info.called)} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
-    return [charts.Spot((1 - cleared, found), words)]
+    text = f"{short(system.info.called)} at its threshold: {wording.percent(tpr)} found, {wording.percent(1 - tnr)} flagged"
+    return [charts.Spot((1 - tnr, tpr), text)]
 
 
-def _risks(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
-    """Risk over coverage."""
+def _draw_risks(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
+    """Draw risk over coverage."""
     traces = [
-        charts.Trace(style, sorted(_pairs(system.curves.risk_coverage)))
+        charts.Trace(style, sorted(_select_pairs(system.curves.risk_coverage)))
         for style, system in enumerate(systems)
     ]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
-    described = "; ".join(
-        f"{short(one.info.called)}: area {format_metric('aurc', one.figure('aurc').value)}"
-        for one in systems
+    description = "; ".join(
+        f"{short(system.info.called)}: area {format_metric('aurc', system.figure('aurc').value)}"
+        for system in systems
     )
     axes = (
-        charts.share_axis("images that get a verdict"),
-        charts.share_axis("judged wrongly of those", 0.0, min(1.0, 1.05 * top)),
+        charts.share_axis("images with a verdict"),
+        charts.share_axis("wrong verdicts among them", 0.0, min(1.0, 1.05 * top)),
     )
     title = "Risk over coverage"
     return [
         Chart(
             title,
             charts.plane(
-                traces, *axes, ident=f"risk-{ident}", title=title, description=described, flat=True
+                traces,
+                *axes,
+                ident=f"risk-{ident}",
+                title=title,
+                description=description,
+                flat=True,
             ),
         )
     ]
 
 
-def _robustness(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
-    """Of every series of views a figure over the amount, clean pictures first and as a faint line."""
+def _draw_robustness(systems: Sequence[SystemResult], ident: str) -> list[Chart]:
+    """Draw two metrics over the amount of each series of perturbations.
+
+    Images without perturbation are the first point, and a faint line.
+    """
     names = list(dict.fromkeys(view.name for system in systems for view in system.info.views))
-    drawn = [
-        _over_amounts(systems, series, key, f"view-{ident}-{number}-{key}")
-        for number, series in enumerate(series_of(names))
+    drawings = [
+        _draw_series(systems, series, key, f"view-{ident}-{index}-{key}")
+        for index, series in enumerate(find_series(names))
         for key in ("auc", "balanced_accuracy")
     ]
-    return [chart for chart in drawn if chart]
+    return [chart for chart in drawings if chart]
 
 
-def _over_amounts(
+def _draw_series(
     systems: Sequence[SystemResult], series: Series, key: str, ident: str
 ) -> Chart | None:
     traces = []
     for style, system in enumerate(systems):
-        placed = [
+        metrics = [
             ("clean", system.figure(key)),
             *((name, system.figure(key, view=name)) for name in series.views),
         ]
         spots = [
             charts.Spot(
-                (place, found.value),
-                f"{short(system.info.called)}, {short(name)}: {format_metric_with_interval(key, found)}",
-                found.interval,
+                (index, metric.value),
+                f"{short(system.info.called)}, {short(name)}: {format_metric_with_interval(key, metric)}",
+                metric.interval,
             )
-            for place, (name, found) in enumerate(placed)
-            if found.value is not None
+            for index, (name, metric) in enumerate(metrics)
+            if metric.value is not None
         ]
         if len(spots) > 1:
             traces.append(
@@ -639,17 +701,17 @@ def _over_amounts(
         if key == "auc"
         else charts.share_axis(name_metric(key), low, 1.0)
     )
-    described = "; ".join(spot.words for trace in traces for spot in trace.spots)
+    description = "; ".join(spot.words for trace in traces for spot in trace.spots)
     x = charts.order_axis(short(series.family), ["clean", *series.amounts])
     title = f"{name_metric(key)[0].upper()}{name_metric(key)[1:]} under {short(series.family)}"
     return Chart(
         title,
-        charts.plane(traces, x, y, ident=ident, title=title, description=described, flat=True),
+        charts.plane(traces, x, y, ident=ident, title=title, description=description, flat=True),
     )
 
 
-def _pairs(points: Points) -> list[charts.Point]:
-    """The first two numbers of each point; points without are left out."""
+def _select_pairs(points: Points) -> list[charts.Point]:
+    """Return the first two numbers of each point that has them."""
     return [
         (float(point[0]), float(point[1]))
         for point in points

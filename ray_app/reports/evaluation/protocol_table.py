@@ -1,5 +1,6 @@
-"""The protocol's table of an evaluation: our cells, published ones and how far they differ, few
-columns and rows at a time.
+"""Make the table of a protocol: measured cells, published cells, and their differences.
+
+The table is in parts with few columns and rows (`protocol_table`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,19 @@ from ray_app.reports.evaluation.result import (
 from ray_app.reports.format import number, signed
 from ray_app.reports.text import GAP, table
 
-MOST_COLUMNS = 9
-MOST_ROWS = 24
+MAX_COLUMNS = 9
+MAX_ROWS = 24
 _DAGGERS = "†‡§¶‖"
-_LONGEST_NAME, _WIDTH = 28, 120
+_MAX_NAME_WIDTH, _WIDTH = 28, 120
 
 
 class Column(NamedTuple):
-    """What stands in a column: figures of `system`, of `published`, or ours less those. `system` is
-    "" where none of ours is meant.
+    """A column of the table.
+
+    Attributes:
+        system: Name of the measured system; "" for a published system that was not measured.
+        published: The published column. None for a column of measured metrics.
+        differs: Whether the column has the measured metrics minus the published ones.
     """
 
     system: str
@@ -33,7 +38,13 @@ class Column(NamedTuple):
 
 
 class TableHead(NamedTuple):
-    """The head of a column: a system of ours, or where its figures were published."""
+    """The header of a column: a measured system, or a publication.
+
+    Attributes:
+        name: Text of the header.
+        notes: Signs of notes.
+        is_ours: Whether the column has measured metrics.
+    """
 
     name: str
     notes: str = ""
@@ -41,8 +52,14 @@ class TableHead(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """One value as text, the ends of its interval, signs of notes, whether its images were in
-    training, and of how many it is.
+    """A cell of the table.
+
+    Attributes:
+        value: The formatted value.
+        ends: The formatted bounds of its interval. None without an interval.
+        notes: Signs of notes.
+        seen: Whether its images were in training; "" if it is not known.
+        about: Number of images, and method of the interval.
     """
 
     value: str
@@ -62,8 +79,13 @@ class TableLine(NamedTuple):
 
 
 class TablePart(NamedTuple):
-    """Some of the table's columns with some of its rows; `summary`: its content in a line, where it
-    is not shown at once.
+    """A part of the table.
+
+    Attributes:
+        heads: Headers of its columns.
+        rows: Its rows.
+        footers: Rows below the table.
+        summary: Description of the part, if it is folded.
     """
 
     heads: list[TableHead]
@@ -72,38 +94,47 @@ class TablePart(NamedTuple):
     summary: str
 
     def lines(self) -> list[str]:
-        """For the terminal, in as many pieces one under the other as the columns need."""
+        """Return the lines for the terminal, with as many blocks as the columns need."""
         rows = [*self.rows, *self.footers]
-        names = [wording.shortened(row.name, _LONGEST_NAME) for row in rows]
+        names = [wording.shortened(row.name, _MAX_NAME_WIDTH) for row in rows]
         columns = [["n", *(f"{row.n:,}" if row.n else wording.NONE for row in rows)]]
         columns += [
             [
-                f"{wording.shortened(head.name, _LONGEST_NAME)} {head.notes}".rstrip(),
-                *(_in_line(row.cells[place]) for row in rows),
+                f"{wording.shortened(head.name, _MAX_NAME_WIDTH)} {head.notes}".rstrip(),
+                *(_format_cell(row.cells[index]) for row in rows),
             ]
-            for place, head in enumerate(self.heads)
+            for index, head in enumerate(self.heads)
         ]
         lines: list[str] = []
         while columns:
-            room, fitting = _WIDTH - max(map(wording.columns, names), default=0), 0
+            free_width, n_fitting = _WIDTH - max(map(wording.columns, names), default=0), 0
             while (
-                fitting < len(columns)
-                and (room := room - len(GAP) - max(map(wording.columns, columns[fitting]))) >= 0
+                n_fitting < len(columns)
+                and (
+                    free_width := free_width
+                    - len(GAP)
+                    - max(map(wording.columns, columns[n_fitting]))
+                )
+                >= 0
             ):
-                fitting += 1
-            piece, columns = columns[: max(1, fitting)], columns[max(1, fitting) :]
-            heads, *cells = zip(["", *names], *piece, strict=True)
-            lines += [*([""] if lines else []), *table(heads, cells, right=range(1, len(heads)))]
+                n_fitting += 1
+            block, columns = columns[: max(1, n_fitting)], columns[max(1, n_fitting) :]
+            headers, *cells = zip(["", *names], *block, strict=True)
+            lines += [
+                *([""] if lines else []),
+                *table(headers, cells, right=range(1, len(headers))),
+            ]
         return lines
 
 
 class Notes(dict[str, str]):
-    """Signs by the text of their note, in order of first use: daggers for what was published,
-    letters for what is not defined.
+    """Signs of notes by text, in order of first use.
+
+    Notes on published values have daggers, notes on undefined values have letters.
     """
 
     def sign(self, text: str, *, published: bool = False) -> str:
-        """The sign of a note; "" of no text."""
+        """Return the sign of a note, which is new for a new text; "" for ""."""
         if text and text not in self:
             daggers = sum(sign[0] in _DAGGERS for sign in self.values())
             letters = len(self) - daggers
@@ -117,29 +148,35 @@ class Notes(dict[str, str]):
 
 
 def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
-    """The table in parts, what is shown at once first, and the notes under it. Rows of reals,
-    published ones and the hardest come first.
+    """Return the parts of the table and their notes.
+
+    The first part, which is not folded, has the rows of real images, of published values, and of
+    the hardest generators.
     """
     notes, parts = Notes(), []
-    columns, meta = _columns(result), result.meta
+    columns, meta = _make_columns(result), result.meta
     if not columns or not (meta.table or meta.footers):
         return [], notes
-    cut = min(MOST_COLUMNS, len(columns))
-    # a system stays with its published columns
+    cut = min(MAX_COLUMNS, len(columns))
+    # Keep a system and its published columns in one part.
     while 1 < cut < len(columns) and columns[cut].system and columns[cut].published:
         cut -= 1
-    kept, others = _hardest_first(result)
-    for some, more in (
+    first_rows, others = _select_rows(result)
+    for part_columns, more in (
         (columns[:cut], ""),
         (columns[cut:], f"{wording.counted(len(columns) - cut, 'more column')}"),
     ):
-        if some:
-            parts.append(_part(result, some, kept, notes, more or f"{len(kept)} rows"))
+        if part_columns:
+            parts.append(
+                _make_part(
+                    result, part_columns, first_rows, notes, more or f"{len(first_rows)} rows"
+                )
+            )
             parts += (
                 [
-                    _part(
+                    _make_part(
                         result,
-                        some,
+                        part_columns,
                         others,
                         notes,
                         f"{len(others)} easier rows{', ' * bool(more)}{more}",
@@ -151,51 +188,54 @@ def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
     return parts, notes
 
 
-def sources(result: EvaluationResult) -> list[str]:
-    """Where published columns are from, whether somebody compared our weights on the real data with
-    them, and what this run has.
+def list_sources(result: EvaluationResult) -> list[str]:
+    """Return sentences on the sources of published columns.
+
+    They state whether published values were compared with the same weights on the real data, and
+    the number of images in this run.
     """
     systems = {system.name: system for system in result.meta.systems}
     columns = dict[str, list[str]]()
-    for one in result.meta.reference:
-        system = systems.get(one.system or "")
-        has = f"; this run: {wording.counted(system.n, 'image')}" if system else ""
-        said = f"{wording.visible(one.source)}; verified: {'yes' if one.verified else 'no'}{has}"
-        columns.setdefault(said, []).append(wording.visible(one.column))
-    return [f"{', '.join(names)} from {said}" for said, names in columns.items()]
+    for reference in result.meta.reference:
+        system = systems.get(reference.system or "")
+        images = f"; this run: {wording.counted(system.n, 'image')}" if system else ""
+        text = f"{wording.visible(reference.source)}; verified: {'yes' if reference.verified else 'no'}{images}"
+        columns.setdefault(text, []).append(wording.visible(reference.column))
+    return [f"{', '.join(names)} from {text}" for text, names in columns.items()]
 
 
-def _columns(result: EvaluationResult) -> list[Column]:
-    """Each system of ours with what was published of it, and the difference; at the end what was
-    published of others.
-    """
-    names, reference = [system.name for system in result.meta.systems], result.meta.reference
+def _make_columns(result: EvaluationResult) -> list[Column]:
+    """Return the columns: each measured system with published values and differences, then others."""
+    names, references = [system.name for system in result.meta.systems], result.meta.reference
     columns: list[Column] = []
     for name in names:
         columns.append(Column(name))
-        for one in reference:
-            if one.system == name:
-                columns += [Column(name, one), Column(name, one, differs=True)]
-    return columns + [Column("", one) for one in reference if one.system not in names]
+        for reference in references:
+            if reference.system == name:
+                columns += [Column(name, reference), Column(name, reference, differs=True)]
+    return columns + [
+        Column("", reference) for reference in references if reference.system not in names
+    ]
 
 
-def _hardest_first(result: EvaluationResult) -> tuple[list[TableRowInfo], list[TableRowInfo]]:
+def _select_rows(result: EvaluationResult) -> tuple[list[TableRowInfo], list[TableRowInfo]]:
+    """Return the rows to show first, and the others: easier rows without published values."""
     rows, leading = list(result.meta.table), result.leading
-    if len(rows) <= MOST_ROWS:
+    if len(rows) <= MAX_ROWS:
         return rows, []
-    published = {name for one in result.meta.reference for name in one.rows}
+    published = {name for reference in result.meta.reference for name in reference.rows}
 
     def ease(row: TableRowInfo) -> tuple[bool, float]:
         value = leading.figure(row.name, TABLE).value if leading else None
         return row.label != "real" and row.name not in published, 2.0 if value is None else value
 
-    hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
+    hardest = {row.name for row in sorted(rows, key=ease)[:MAX_ROWS]}
     return [row for row in rows if row.name in hardest], [
         row for row in rows if row.name not in hardest
     ]
 
 
-def _part(
+def _make_part(
     result: EvaluationResult,
     columns: Sequence[Column],
     rows: Sequence[TableRowInfo],
@@ -207,24 +247,24 @@ def _part(
             row.name,
             row.label,
             row.n,
-            _cells(row.name, _row_of(result, row.name), columns, notes, row.seen),
+            _make_cells(row.name, _select_metrics(result, row.name), columns, notes, row.seen),
         )
         for row in rows
     ]
     footers = []
     for name in result.meta.footers:
-        figures = _row_of(result, name)
-        n = max((figure.n for figure in figures.values()), default=0)
-        footers.append(TableLine(name, "", n, _cells(name, figures, columns, notes)))
-    return TablePart([_head(column, notes) for column in columns], lines, footers, summary)
+        metrics = _select_metrics(result, name)
+        n = max((metric.n for metric in metrics.values()), default=0)
+        footers.append(TableLine(name, "", n, _make_cells(name, metrics, columns, notes)))
+    return TablePart([_make_head(column, notes) for column in columns], lines, footers, summary)
 
 
-def _row_of(result: EvaluationResult, name: str) -> dict[str, MetricValue]:
-    """The values of one row or footer by system."""
+def _select_metrics(result: EvaluationResult, name: str) -> dict[str, MetricValue]:
+    """Return the metrics of a row or a footer by system."""
     return {system.info.name: system.figure(name, TABLE) for system in result.systems}
 
 
-def _head(column: Column, notes: Notes) -> TableHead:
+def _make_head(column: Column, notes: Notes) -> TableHead:
     if column.published is None or column.differs:
         return TableHead("difference" if column.differs else column.system)
     return TableHead(
@@ -234,53 +274,63 @@ def _head(column: Column, notes: Notes) -> TableHead:
     )
 
 
-def _cells(
+def _make_cells(
     row: str,
-    figures: Mapping[str, MetricValue],
+    metrics: Mapping[str, MetricValue],
     columns: Sequence[Column],
     notes: Notes,
     seen: Mapping[str, str] | None = None,
 ) -> list[TableCell]:
-    """The cells of one row, whose `figures` are by system; those of ours say whether they were
-    `seen`, where that is known of rows.
+    """Make the cells of a row.
+
+    Args:
+        row: Name of the row.
+        metrics: Metrics of the row by system.
+        columns: The columns.
+        notes: Signs of notes, to which new notes are added.
+        seen: Whether the images were in training, by system. None for rows without this fact.
     """
-    ours = {
-        name: _ours(figures.get(name), notes) for name, published, _ in columns if published is None
+    measured = {
+        name: _make_measured_cell(metrics.get(name), notes)
+        for name, published, _ in columns
+        if published is None
     }
     cells = []
     for name, published, differs in columns:
         if published is None:
             cells.append(
-                ours[name] if seen is None else ours[name]._replace(seen=seen.get(name, "unknown"))
+                measured[name]
+                if seen is None
+                else measured[name]._replace(seen=seen.get(name, "unknown"))
             )
         else:
             cells.append(
-                _difference(figures.get(name), published.rows.get(row))
+                _make_difference_cell(metrics.get(name), published.rows.get(row))
                 if differs
-                else _published(row, published, notes)
+                else _make_published_cell(row, published, notes)
             )
     return cells
 
 
-def _difference(figure: MetricValue | None, published: float | None) -> TableCell:
-    if figure is None or figure.value is None or published is None:
+def _make_difference_cell(metric: MetricValue | None, published: float | None) -> TableCell:
+    if metric is None or metric.value is None or published is None:
         return TableCell(wording.NONE)
-    return TableCell(signed(figure.value - published, 3))
+    return TableCell(signed(metric.value - published, 3))
 
 
-def _ours(figure: MetricValue | None, notes: Notes) -> TableCell:
-    if figure is None or figure.value is None:
-        return TableCell(wording.NONE, notes=notes.sign(figure.why if figure else ""))
-    method = f", {figure.method}" if figure.method else ""
-    ends = _format_ends(*figure.interval) if figure.interval else None
+def _make_measured_cell(metric: MetricValue | None, notes: Notes) -> TableCell:
+    if metric is None or metric.value is None:
+        return TableCell(wording.NONE, notes=notes.sign(metric.why if metric else ""))
+    method = f", {metric.method}" if metric.method else ""
+    bounds = _format_bounds(*metric.interval) if metric.interval else None
     return TableCell(
-        number(figure.value, 1, decimals=3),
-        ends,
-        about=f"of {figure.n:,}{method}" if figure.n else "",
+        number(metric.value, 1, decimals=3),
+        bounds,
+        about=f"of {metric.n:,}{method}" if metric.n else "",
     )
 
 
-def _published(row: str, reference: ReferenceInfo, notes: Notes) -> TableCell:
+def _make_published_cell(row: str, reference: ReferenceInfo, notes: Notes) -> TableCell:
     value = reference.rows.get(row)
     return TableCell(
         number(value, 1, decimals=3),
@@ -288,13 +338,13 @@ def _published(row: str, reference: ReferenceInfo, notes: Notes) -> TableCell:
     )
 
 
-def _in_line(cell: TableCell) -> str:
-    ends = f" [{cell.ends[0]}, {cell.ends[1]}]" if cell.ends else ""
-    return f"{cell.value}{ends}{' ' + cell.notes if cell.notes else ''}"
+def _format_cell(cell: TableCell) -> str:
+    bounds = f" [{cell.ends[0]}, {cell.ends[1]}]" if cell.ends else ""
+    return f"{cell.value}{bounds}{' ' + cell.notes if cell.notes else ''}"
 
 
-def _format_ends(low: float, high: float) -> tuple[str, str]:
-    """Format the ends of an interval, rounded outwards if rounding would reach 0 or 1."""
+def _format_bounds(low: float, high: float) -> tuple[str, str]:
+    """Format the bounds of an interval; a lower bound never rounds up to 1, an upper never to 0."""
     low = min(low, 0.999) if low < 1 else low
     high = max(high, 0.001) if high > 0 else high
     return number(round(low, 3), 1, decimals=3), number(round(high, 3), 1, decimals=3)

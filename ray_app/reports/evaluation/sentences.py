@@ -1,8 +1,7 @@
-"""An evaluation in sentences, the same on the page and on the terminal: its `headline`, four
-`answers`, and `warnings`.
+"""Describe an evaluation in sentences: its `headline`, four `answers`, and `warnings`.
 
-Every name in a sentence is made visible and kept short. Sentences claim no more than the intervals
-behind them.
+The page and the terminal show the same sentences. Names in them are escaped and shortened.
+Sentences claim no more than their intervals support.
 """
 
 from collections.abc import Sequence
@@ -31,14 +30,20 @@ from ray_app.reports.format import (
     probability,
 )
 
-_LONGEST_NAME = 60
+_MAX_NAME_WIDTH = 60
 _SHARP_DROP = 0.02
-_WIDEST = 0.5  # of an interval: one that is wider says next to nothing
-_WIDE = 0.1  # one that is wider is said in the headline
+_MAX_INTERVAL = 0.5  # A wider interval says almost nothing.
+_WIDE_INTERVAL = 0.1  # A wider interval is shown in the headline.
 
 
 class EvaluationWarning(NamedTuple):
-    """Something to beware of. `is_grave`: it puts the headline in doubt."""
+    """A warning on an evaluation.
+
+    Attributes:
+        heading: Heading of the warning.
+        text: Its text.
+        is_grave: Whether it puts the headline in doubt.
+    """
 
     heading: str
     text: str
@@ -46,19 +51,22 @@ class EvaluationWarning(NamedTuple):
 
 
 def short(name: str) -> str:
-    """A name in a sentence."""
-    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+    """Return a name for a sentence, escaped and shortened; a dash for ""."""
+    return wording.shortened(name, _MAX_NAME_WIDTH) or wording.NONE
 
 
 def headline(result: EvaluationResult) -> str:
-    """The evaluation in one plain sentence, with rounded figures."""
+    """Describe the result of an evaluation in one sentence with rounded metrics."""
     system = result.leading
     if system is None:
         return "Nothing was evaluated: the document names no system."
     name = short(system.info.called)
     if not system.info.n:
         return f"{name}: no labelled image has a score."
-    text = _too_few(name, result, system) or f"{_verdict(name, system)}{_doubt(result)}."
+    text = (
+        _describe_wide_interval(name, result, system)
+        or f"{_describe_rates(name, system)}{_describe_confounding(result)}."
+    )
     return (
         text
         if any(sign in name for sign in "<>")
@@ -67,35 +75,36 @@ def headline(result: EvaluationResult) -> str:
 
 
 def answers(result: EvaluationResult) -> list[tuple[str, list[str]]]:
-    """A reader's questions (how good, on what, how sure, where it breaks), each with its answer;
-    those without an answer are left out.
+    """Return four questions (how good, on what, how sure, where it breaks) with their answers.
+
+    Questions without an answer are left out.
     """
     system = result.leading
     if system is None:
         return []
-    found = [
-        ("How good", _how_good(system)),
-        ("On what", _on_what(result, system)),
-        ("How sure", _how_sure(result, system)),
-        ("Where it breaks", _where_it_breaks(system)),
+    answers_ = [
+        ("How good", _describe_quality(system)),
+        ("On what", _describe_data(result, system)),
+        ("How sure", _describe_certainty(result, system)),
+        ("Where it breaks", _describe_weaknesses(system)),
     ]
-    return [(question, sentences) for question, sentences in found if sentences]
+    return [(question, sentences) for question, sentences in answers_ if sentences]
 
 
 def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
-    """What to beware of, the gravest first."""
+    """Return the warnings on an evaluation."""
     meta, data, labels = result.meta, result.meta.data, result.meta.labels
-    found, names = [], ", ".join(map(short, data.features))
+    warnings_, names = [], ", ".join(map(short, data.features))
     if data.confounded:
-        text = f"Without looking at a pixel, file facts{f' ({names})' if names else ''} tell fakes from real images with AUC "
+        text = f"Without any pixel, file facts{f' ({names})' if names else ''} separate fakes from real images with AUC "
         text += f"{format_metric_with_interval('auc', result.shortcut_auc)}. A detector can look as good as it does here for the same reason. "
-        text += "Read the figures by format and size before the headline."
-        found.append(EvaluationWarning("Confounded.", text, True))
-    found += [
+        text += "Read the metrics by format and size before the headline."
+        warnings_.append(EvaluationWarning("Confounded.", text, True))
+    warnings_ += [
         EvaluationWarning("Classes differ.", wording.visible(text), not data.confounded)
         for text in meta.data_warnings
     ]
-    found += [
+    warnings_ += [
         EvaluationWarning("About the data.", wording.visible(text), False) for text in meta.faults
     ]
     parts = (
@@ -108,17 +117,15 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
         if labels.rows_without_label
         else []
     )
-    parts += (
-        [f"{counted(labels.doubled, 'label')} given twice (and equal)"] if labels.doubled else []
-    )
+    parts += [f"{counted(labels.doubled, 'label')} repeated (and equal)"] if labels.doubled else []
     texts = [wording.visible(text) for text in meta.label_warnings] or (
         [f"{'; '.join(parts)}."] if parts else []
     )
-    found += [EvaluationWarning("Labels and run differ.", text, False) for text in texts]
+    warnings_ += [EvaluationWarning("Labels and run differ.", text, False) for text in texts]
     if meta.protocol and meta.table and not any(row.n for row in meta.table):
-        found.append(_warn_of_empty_protocol(result, meta.protocol))
+        warnings_.append(_warn_of_empty_protocol(result, meta.protocol))
     if meta.localization and meta.localization.warning:
-        found.append(
+        warnings_.append(
             EvaluationWarning(
                 "Masks may be misread.", wording.visible(meta.localization.warning), True
             )
@@ -127,7 +134,7 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
         for reason in meta.localization.unreadable:
             example = f", for example {reason.example}" if reason.example else ""
             text = f"{counted(reason.n, 'mask')} of the labels: {reason.reason}{example}."
-            found.append(
+            warnings_.append(
                 EvaluationWarning("Some masks could not be used.", wording.visible(text), True)
             )
     if backwards := [
@@ -135,14 +142,12 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
         for system in result.systems
         if ranks_backwards(system.figure("auc"), system.info.n_real, system.info.n_fake)
     ]:
-        each = ", ".join(
+        systems = ", ".join(
             f"{short(system.info.called)} {format_metric_with_interval('auc', system.figure('auc'))}"
             for system in backwards[:6]
         )
-        text = (
-            f"ROC AUC far below 0.5: {each}. Such a detector scores real images higher than fakes: "
-        )
-        found.append(
+        text = f"ROC AUC far below 0.5: {systems}. Such a detector scores real images higher than fakes: "
+        warnings_.append(
             EvaluationWarning(
                 "Labels may be swapped.",
                 f"{text}check which label is real and which is fake.",
@@ -150,23 +155,27 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
             )
         )
     if late := [system for system in result.systems if system.info.late]:
-        each = ", ".join(f"{short(system.info.called)} {system.info.n:,}" for system in late[:6])
-        words = f"Images that went on in the cascade: {each}. The figures of these detectors cover only such images, the hard ones."
-        found.append(
-            EvaluationWarning("Some detectors scored only part of the images.", words, True)
+        systems = ", ".join(f"{short(system.info.called)} {system.info.n:,}" for system in late[:6])
+        text = f"Images in the second stage of the cascade: {systems}. The metrics of these detectors cover only such images, the hard ones."
+        warnings_.append(
+            EvaluationWarning("Some detectors scored only part of the images.", text, True)
         )
     if unscored := [
         system for system in result.systems if system.info.unscored and not system.info.late
     ]:
-        each = ", ".join(
+        systems = ", ".join(
             f"{short(system.info.called)} {system.info.unscored:,}" for system in unscored[:6]
         )
-        text = f"Images without one: {each}. They count in the strict figures only."
-        found.append(EvaluationWarning("Not all images have a score.", text, False))
-    if marked := [short(one.column) for one in meta.reference if one.mark or one.marks]:
-        text = f"{', '.join(marked)}: the notes under the table say why."
-        found.append(EvaluationWarning("Some published figures cannot be compared.", text, False))
-    return found
+        text = f"Images without a score: {systems}. They count in the strict metrics only."
+        warnings_.append(EvaluationWarning("Not all images have a score.", text, False))
+    if marked := [
+        short(reference.column) for reference in meta.reference if reference.mark or reference.marks
+    ]:
+        text = f"{', '.join(marked)}: the notes under the table show the reason."
+        warnings_.append(
+            EvaluationWarning("Some published metrics cannot be compared.", text, False)
+        )
+    return warnings_
 
 
 def _warn_of_empty_protocol(result: EvaluationResult, protocol: ProtocolInfo) -> EvaluationWarning:
@@ -176,25 +185,32 @@ def _warn_of_empty_protocol(result: EvaluationResult, protocol: ProtocolInfo) ->
         for generator in result.systems[0].info.generators
         if generator.label == "fake"
     ]
-    shown = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
+    generators = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
     text = f"The rows of {short(protocol.name)} select images by the name of their generator. "
-    text += f"The data has {shown or 'no fake'}. `touchstone protocols show {short(protocol.name)}` lists the names of the rows."
+    text += f"The data has {generators or 'no fake'}. `touchstone protocols show {short(protocol.name)}` lists the names of the rows."
     return EvaluationWarning("The table of the protocol is empty.", text, True)
 
 
-def interval_in_words(figure: MetricValue) -> str:
-    """The interval of a share, rounded: "90 to 93 %"; empty where there is none."""
-    if figure.interval is None:
+def format_rounded_interval(metric: MetricValue) -> str:
+    """Format the interval of a fraction in whole per cent: "90 to 93 %"; "" if it has none."""
+    if metric.interval is None:
         return ""
-    low, high = (percent(end, 0) for end in figure.interval)
+    low, high = (percent(bound, 0) for bound in metric.interval)
     return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
-def _verdict(
-    name: str, system: SystemResult, which: str = "the", *, has_intervals: bool = True
+def _describe_rates(
+    name: str, system: SystemResult, article: str = "the", *, has_intervals: bool = True
 ) -> str:
-    """`which` images the fractions are of: the, or these."""
-    found, flagged, auc, right = (
+    """Describe the rates of a system as a clause.
+
+    Args:
+        name: Name of the system.
+        system: The system.
+        article: "the" for images in general, or "these" for the evaluated images.
+        has_intervals: Whether to show wide intervals.
+    """
+    tpr, flagged, auc, balanced_accuracy = (
         metric if has_intervals else metric.without_interval()
         for metric in (
             system.figure("tpr"),
@@ -203,74 +219,79 @@ def _verdict(
             system.figure("balanced_accuracy"),
         )
     )
-    finds = f"{name} finds {_of_all(found, which, 'fake')}"
-    flags = f"wrongly flags {_of_all(flagged, which, 'real image')}"
-    if found.value is not None and flagged.value is not None:
+    finds = f"{name} finds {_format_fraction(tpr, article, 'fake')}"
+    flags = f"wrongly flags {_format_fraction(flagged, article, 'real image')}"
+    if tpr.value is not None and flagged.value is not None:
         return f"{finds} and {flags}"
-    if found.value is not None:
-        return f"{finds}; there was no real image to try it on"
+    if tpr.value is not None:
+        return f"{finds}; there was no real image to test it on"
     if flagged.value is not None:
-        return f"{name} {flags}; there was no fake to try it on"
+        return f"{name} {flags}; there was no fake to test it on"
     if auc.value is not None:
-        return f"{name} scores a fake above a real image with a chance of {percent(auc.value, 0)}{_between(auc)}"
-    if right.value is not None:
-        return f"{name} judges {percent(right.value, 0)}{_between(right)} of images correctly, both classes counting the same"
-    return f"{name} scored {counted(system.info.n, 'image')}, and no figure is defined"
+        return f"{name} scores a fake above a real image with a probability of {percent(auc.value, 0)}{_format_wide_interval(auc)}"
+    if balanced_accuracy.value is not None:
+        return (
+            f"{name} judges {percent(balanced_accuracy.value, 0)}{_format_wide_interval(balanced_accuracy)} of images correctly, "
+            "with equal weight of both classes"
+        )
+    return f"{name} scored {counted(system.info.n, 'image')}, and no metric is defined"
 
 
-def _of_all(figure: MetricValue, which: str, noun: str) -> str:
-    """Such a share of images: "every fake", "none of the fakes", "91 % of the fakes"; with its
-    interval where that is wide.
+def _format_fraction(metric: MetricValue, article: str, noun: str) -> str:
+    """Format a fraction as "every fake", "none of the fakes", or "91 % of the fakes".
+
+    A wide interval is added.
     """
-    between = _between(figure)
-    if figure.value == 1 and not between:
-        return f"every {noun}" if which == "the" else f"every one of {which} {noun}s"
-    share = "none" if figure.value == 0 else percent(figure.value, 0)
-    return f"{share}{between} of {which} {noun}s"
+    bounds = _format_wide_interval(metric)
+    if metric.value == 1 and not bounds:
+        return f"every {noun}" if article == "the" else f"every one of {article} {noun}s"
+    fraction = "none" if metric.value == 0 else percent(metric.value, 0)
+    return f"{fraction}{bounds} of {article} {noun}s"
 
 
-def _between(figure: MetricValue) -> str:
+def _format_wide_interval(metric: MetricValue) -> str:
     return (
-        f" ({interval_in_words(figure)})"
-        if figure.interval and figure.interval[1] - figure.interval[0] > _WIDE
+        f" ({format_rounded_interval(metric)})"
+        if metric.interval and metric.interval[1] - metric.interval[0] > _WIDE_INTERVAL
         else ""
     )
 
 
-def _too_few(name: str, result: EvaluationResult, system: SystemResult) -> str:
-    """What to say where an interval is so wide that its figure says nothing of further images, or
-    of further generators and sources.
+def _describe_wide_interval(name: str, result: EvaluationResult, system: SystemResult) -> str:
+    """Describe an interval that is too wide for a claim on further images, generators, or sources.
+
+    Return "" if no interval is.
     """
-    drawn = result.meta.intervals
-    measured = (("AUC", system.figure("auc"), False), ("share of fakes found", system.figure("tpr"), False),
-                ("share of real images flagged", system.flagged, True))  # fmt: skip
-    for what, figure, is_of_reals in measured:
-        if figure.interval is None or figure.interval[1] - figure.interval[0] <= _WIDEST:
+    intervals = result.meta.intervals
+    metrics = (("AUC", system.figure("auc"), False), ("share of fakes found", system.figure("tpr"), False),
+               ("share of real images flagged", system.flagged, True))  # fmt: skip
+    for title, metric, is_of_reals in metrics:
+        if metric.interval is None or metric.interval[1] - metric.interval[0] <= _MAX_INTERVAL:
             continue
-        if not drawn.of_images and not (is_of_reals and drawn.reals != "sources"):
-            groups = drawn.sources if is_of_reals else drawn.generators
+        if not intervals.of_images and not (is_of_reals and intervals.reals != "sources"):
+            groups = intervals.sources if is_of_reals else intervals.generators
             few = (
                 f"{counted(groups, 'source')} of real images"
                 if is_of_reals
                 else counted(groups, "generator")
             )
-            are = f"{few} {_are(groups)} too few to say how it does on others"
-            return f"{_verdict(name, system, 'these', has_intervals=False)}, but {are}{_doubt(result, 'and')}."
+            too_few = f"{few} {_are(groups)} too few to say how it does on others"
+            return f"{_describe_rates(name, system, 'these', has_intervals=False)}, but {too_few}{_describe_confounding(result, 'and')}."
         low, high = (
-            number(end, 1, decimals=2) if what == "AUC" else percent(end, 0)
-            for end in figure.interval
+            number(bound, 1, decimals=2) if title == "AUC" else percent(bound, 0)
+            for bound in metric.interval
         )
         images = f"{counted(system.info.n, 'image')} {_are(system.info.n)} too few to say how good {name} is"
-        return f"{images}: its {what} could be anything from {low} to {high}."
+        return f"{images}: its {title} could be anything from {low} to {high}."
     return ""
 
 
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
-def _doubt(result: EvaluationResult, conjunction: str = "but") -> str:
-    """The end of the headline where the form of files alone gives fakes away."""
+def _describe_confounding(result: EvaluationResult, conjunction: str = "but") -> str:
+    """Return the end of the headline if file facts alone separate the classes, else ""."""
     data = result.meta.data
     names = f" ({', '.join(short(name) for name in data.features[:2])})" if data.features else ""
     return (
@@ -280,7 +301,7 @@ def _doubt(result: EvaluationResult, conjunction: str = "but") -> str:
     )
 
 
-def _how_good(system: SystemResult) -> list[str]:
+def _describe_quality(system: SystemResult) -> list[str]:
     tpr, tnr, auc = (system.figure(key) for key in ("tpr", "tnr", "auc"))
     sentences, parts = [], []
     if tpr.value is not None:
@@ -292,33 +313,33 @@ def _how_good(system: SystemResult) -> list[str]:
             f"clears {format_metric_with_interval('tnr', tnr)} of {counted(system.info.n_real, 'real image')}"
         )
     if parts:
-        at = (
+        threshold = (
             f" at a threshold of {number(system.info.threshold, 6)}"
             if system.info.threshold is not None
             else ""
         )
-        sentences.append(f"{short(system.info.called)} {' and '.join(parts)}{at}.")
+        sentences.append(f"{short(system.info.called)} {' and '.join(parts)}{threshold}.")
     if auc.value is not None:
         sentences.append(
             f"A fake scores higher than a real image with a probability of {format_metric_with_interval('auc', auc)}: the ROC AUC."
         )
     elif auc.why:
         sentences.append(f"There is no ROC AUC: {wording.visible(auc.why)}.")
-    strict, right = system.figure("tpr_at_fpr_1"), system.figure("precision_at_prior_1")
-    if strict.value is not None:
+    tpr_at_1, precision = system.figure("tpr_at_fpr_1"), system.figure("precision_at_prior_1")
+    if tpr_at_1.value is not None:
         sentences.append(
-            f"If 1 % of the real images may be flagged by mistake, it finds {format_metric_with_interval('tpr_at_fpr_1', strict)} of the fakes."
+            f"If 1 % of the real images may be flagged by mistake, it finds {format_metric_with_interval('tpr_at_fpr_1', tpr_at_1)} of the fakes."
         )
-    if right.value is not None:
+    if precision.value is not None:
         sentences.append(
-            f"If one image in 100 were fake, {format_metric_with_interval('precision_at_prior_1', right)} of its flags would be right."
+            f"If one image in 100 were fake, {format_metric_with_interval('precision_at_prior_1', precision)} of its flags would be right."
         )
     return sentences
 
 
-def _on_what(result: EvaluationResult, system: SystemResult) -> list[str]:
+def _describe_data(result: EvaluationResult, system: SystemResult) -> list[str]:
     data, protocol = result.meta.data, result.meta.protocol
-    fakes = [one for one in system.info.generators if one.label == "fake"]
+    fakes = [generator for generator in system.info.generators if generator.label == "fake"]
     text = f"{counted(data.n_real, 'real image')} and {counted(data.n_fake, 'fake')}"
     text += f" of {counted(len(fakes), 'generator')}" if fakes else ""
     text += f"; {data.n_local:,} of the fakes are local edits" if data.n_local else ""
@@ -330,38 +351,40 @@ def _on_what(result: EvaluationResult, system: SystemResult) -> list[str]:
         sentences.append("No published protocol was followed.")
     if not fakes:
         return sentences
-    seen, unseen = (sum(one.seen == word for one in fakes) for word in ("in-training", "unseen"))
-    if not seen and not unseen:
+    in_training, unseen = (
+        sum(generator.seen == state for generator in fakes) for state in ("in-training", "unseen")
+    )
+    if not in_training and not unseen:
         return [
             *sentences,
             "It is not known whether any of the generators was in its training data.",
         ]
-    unknown = len(fakes) - seen - unseen
-    rest = f"; of {unknown:,} it is not known" if unknown else ""
-    was, others_were = ("was" if number == 1 else "were" for number in (seen, unseen))
+    unknown = len(fakes) - in_training - unseen
+    unknown_text = f"; for {unknown:,} it is not known" if unknown else ""
+    was, others_were = ("was" if count == 1 else "were" for count in (in_training, unseen))
     return [
         *sentences,
-        f"Of the generators, {seen or 'none'} {was} in its training data and {unseen:,} {others_were} not{rest}.",
+        f"Of the generators, {in_training or 'none'} {was} in its training data and {unseen:,} {others_were} not{unknown_text}.",
     ]
 
 
-def _how_sure(result: EvaluationResult, system: SystemResult) -> list[str]:
-    sentences = [_chance(result, system)]
+def _describe_certainty(result: EvaluationResult, system: SystemResult) -> list[str]:
+    sentences = [_describe_intervals(result, system)]
     if len(result.systems) > 1 and system.info.kind != "ensemble":
         sentences.append(
-            f"It is shown first as the best of {len(result.systems)} on these very images, so its figures flatter it a little."
+            f"It is shown first as the best of {len(result.systems)} on these same images, so its metrics are a little too favourable."
         )
-    ours = [
+    differences = [
         (test, difference.value)
         for test in result.meta.paired
         if system.info.name in (test.a, test.b)
-        and (difference := difference_of(result, test)).value is not None
+        and (difference := find_difference(result, test)).value is not None
     ]
-    if ours:
-        test, amount = min(ours, key=lambda one: ("auc" not in one[0].test, abs(one[1])))
-        sentences.append(_compared(test, amount, result, system))
+    if differences:
+        test, amount = min(differences, key=lambda pair: ("auc" not in pair[0].test, abs(pair[1])))
+        sentences.append(_describe_difference(test, amount, result, system))
     ece = system.figure("ece")
-    off = (
+    error = (
         f"off by {format_metric_with_interval('ece', ece)} on average"
         if ece.value is not None
         else ""
@@ -369,80 +392,89 @@ def _how_sure(result: EvaluationResult, system: SystemResult) -> list[str]:
     if not system.info.calibrated:
         sentences.append(
             "Its scores are not calibrated"
-            + (f": read as chances, they are {off}." if off else ".")
+            + (f": read as probabilities, they are {error}." if error else ".")
         )
-    elif off:
-        sentences.append(f"Its probabilities are {off}.")
-    # The fullest combination of format and size that holds both classes: there neither gives a fake
-    # away.
-    both = [
-        one
-        for one in system.info.strata
-        if one.n_real and one.n_fake and system.figure("auc", one.scope).value is not None
+    elif error:
+        sentences.append(f"Its probabilities are {error}.")
+    # Within one format and size, neither of them reveals a fake. The sentence is on the largest
+    # such stratum with both classes.
+    strata = [
+        stratum
+        for stratum in system.info.strata
+        if stratum.n_real
+        and stratum.n_fake
+        and system.figure("auc", stratum.scope).value is not None
     ]
-    if both:
-        one = max(both, key=lambda one: min(one.n_real, one.n_fake))
-        where = f"{wording.shortened(one.format, 12)} of {wording.shortened(one.size, 16)}, {one.n_real:,} real and {one.n_fake:,} fake"
+    if strata:
+        largest = max(strata, key=lambda stratum: min(stratum.n_real, stratum.n_fake))
+        images = (
+            f"{wording.shortened(largest.format, 12)} of {wording.shortened(largest.size, 16)}, "
+            f"{largest.n_real:,} real and {largest.n_fake:,} fake"
+        )
         sentences.append(
-            f"Within one format and size, {where}, its AUC is {format_metric_with_interval('auc', system.figure('auc', one.scope))}."
+            f"Within one format and size, {images}, its AUC is {format_metric_with_interval('auc', system.figure('auc', largest.scope))}."
         )
     auc = result.shortcut_auc
     if auc.value is not None and not result.meta.data.confounded:
         sentences.append(
-            f"File facts alone tell the classes apart with AUC {format_metric_with_interval('auc', auc)}: {shortcut.finding(auc)}."
+            f"File facts alone separate the classes with AUC {format_metric_with_interval('auc', auc)}: {shortcut.finding(auc)}."
         )
     return sentences
 
 
-def _chance(result: EvaluationResult, system: SystemResult) -> str:
-    """Between what ends the first figures lie, and for what."""
-    found = [
+def _describe_intervals(result: EvaluationResult, system: SystemResult) -> str:
+    """Describe the intervals of the main metrics, and what they cover."""
+    intervals = [
         (name_metric(key), format_metric_interval(key, system.figure(key)))
         for key in ("auc", "tpr", "tnr")
     ]
-    known = ", ".join(f"{name} {ends}" for name, ends in found if ends)
+    text = ", ".join(f"{name} {interval}" for name, interval in intervals if interval)
     if not result.meta.intervals.words:
-        ends = (
-            f"95 % intervals: {known}. They"
-            if known
+        start = (
+            f"95 % intervals: {text}. They"
+            if text
             else "Ranges in brackets are 95 % intervals. They"
         )
-        return f"{ends} cover chance alone: images of another kind can lie far outside."
+        return f"{start} cover chance alone: images of another kind can be far outside."
     beyond = (
-        "other generators can lie far outside"
+        "other generators can be far outside"
         if result.meta.intervals.fakes == "images"
-        else "what is unlike them can lie far outside"
+        else "generators and sources unlike these can be far outside"
     )
-    return f"{f'{known}. ' if known else ''}{result.meta.intervals.words} They cover chance alone: {beyond}."
+    return f"{f'{text}. ' if text else ''}{result.meta.intervals.words} They cover chance alone: {beyond}."
 
 
-def difference_of(result: EvaluationResult, test: PairedTest) -> MetricValue:
-    """Return the difference that a paired test is of: b less a."""
+def find_difference(result: EvaluationResult, test: PairedTest) -> MetricValue:
+    """Return the difference that a paired test is on: b minus a."""
     return result.metrics.find(test.test, test.b, scope=test.scope)
 
 
-def _compared(
+def _describe_difference(
     test: PairedTest, difference: float, result: EvaluationResult, system: SystemResult
 ) -> str:
-    """Against the system that is closest to it."""
-    turned = test.b == system.info.name
-    other = test.a if turned else test.b
-    found = next((one for one in result.meta.systems if one.name == other), None)
-    against = f"Against {short(found.called if found else other)}, the closest in paired tests, its"
-    what = "AUC" if "auc" in test.test else "share judged correctly"
-    amount = difference * (1 if turned else -1)
+    """Describe the difference between a system and the closest other system."""
+    is_second = test.b == system.info.name
+    other = test.a if is_second else test.b
+    info = next((info for info in result.meta.systems if info.name == other), None)
+    against = f"Against {short(info.called if info else other)}, the closest in paired tests, its"
+    title = "AUC" if "auc" in test.test else "share judged correctly"
+    amount = difference * (1 if is_second else -1)
     if not amount:
-        return f"{against} {what} is the same."
+        return f"{against} {title} is the same."
     p = test.p_holm if test.p_holm is not None else test.p
-    sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
-    chance = probability(p) if probability(p).startswith("<") else f"= {probability(p)}"
-    return f"{against} {what} is {number(abs(amount), 1, decimals=4)} {'higher' if amount > 0 else 'lower'} (p {chance}){sure}."
+    explanation = "" if p is None or p < 0.05 else ", which chance alone would explain"
+    p_text = probability(p) if probability(p).startswith("<") else f"= {probability(p)}"
+    return f"{against} {title} is {number(abs(amount), 1, decimals=4)} {'higher' if amount > 0 else 'lower'} (p {p_text}){explanation}."
 
 
-def _where_it_breaks(system: SystemResult) -> list[str]:
+def _describe_weaknesses(system: SystemResult) -> list[str]:
     sentences = []
     hardest, sources = (
-        [one for one in system.hardest(label) if system.rate(one).value is not None]
+        [
+            generator
+            for generator in system.hardest(label)
+            if system.rate(generator).value is not None
+        ]
         for label in ("fake", "real")
     )
     if len(hardest) > 1:
@@ -452,15 +484,19 @@ def _where_it_breaks(system: SystemResult) -> list[str]:
             f"of {counted(worst.n, 'image')}."
         )
         rates = {
-            word: [system.rate(one).value or 0.0 for one in hardest if one.seen == word]
-            for word in ("in-training", "unseen")
+            state: [
+                system.rate(generator).value or 0.0
+                for generator in hardest
+                if generator.seen == state
+            ]
+            for state in ("in-training", "unseen")
         }
         if all(rates.values()):
-            trained, unseen = (percent(sum(found) / len(found)) for found in rates.values())
+            trained, unseen = (percent(sum(values) / len(values)) for values in rates.values())
             sentences.append(
-                f"Of generators that it was trained on it finds {trained} on average, of those that it never saw {unseen}."
+                f"Of generators that it was trained on it finds {trained} on average, of other generators {unseen}."
             )
-    if _stands_out(system, sources):
+    if _is_outlier(system, sources):
         worst = sources[0]
         flagged = percent(1 - (system.rate(worst).value or 0))
         sentences.append(
@@ -471,37 +507,40 @@ def _where_it_breaks(system: SystemResult) -> list[str]:
         sentences.append(
             f"Of local edits it finds {format_metric_with_interval('tpr', local)}, of whole fakes {format_metric_with_interval('tpr', whole)}."
         )
-    return sentences + _under_perturbation(system)
+    return sentences + _describe_worst_perturbation(system)
 
 
-def _stands_out(system: SystemResult, hardest: Sequence[GeneratorInfo]) -> bool:
-    """Whether fewer of the first of these are judged correctly than of the others together, the
-    intervals of both being apart.
+def _is_outlier(system: SystemResult, hardest: Sequence[GeneratorInfo]) -> bool:
+    """Return whether the hardest generator is worse than all others together.
+
+    The interval of its rate must be below the interval of theirs.
     """
-    n = sum(one.n for one in hardest[1:])
+    n = sum(generator.n for generator in hardest[1:])
     worst = system.rate(hardest[0]).interval if hardest else None
     if not n or worst is None:
         return False
-    right = sum(round(one.n * (system.rate(one).value or 0.0)) for one in hardest[1:])
-    return worst[1] < uncertainty.proportion_interval(right, n)[0]
+    n_correct = sum(
+        round(generator.n * (system.rate(generator).value or 0.0)) for generator in hardest[1:]
+    )
+    return worst[1] < uncertainty.proportion_interval(n_correct, n)[0]
 
 
-def _under_perturbation(system: SystemResult) -> list[str]:
-    """The view that costs most, by AUC or else by balanced accuracy; attacks are not among them."""
+def _describe_worst_perturbation(system: SystemResult) -> list[str]:
+    """Describe the perturbation with the lowest AUC, or else balanced accuracy; ignore attacks."""
     for key in ("auc", "balanced_accuracy"):
         clean = system.figure(key).value
-        found = [
+        values = [
             (system.figure(key, view=view.name).value, view)
             for view in system.info.views
             if view.kind != "attack"
         ]
-        known = [(value, view) for value, view in found if value is not None]
-        if clean is None or not known:
+        measured = [(value, view) for value, view in values if value is not None]
+        if clean is None or not measured:
             continue
-        value, view = min(known, key=lambda item: item[0])
+        value, view = min(measured, key=lambda item: item[0])
         if clean - value < _SHARP_DROP:
             return [
-                f"Even under {short(view.name)}, the perturbation that costs most, its {name_metric(key)} is {format_metric(key, value)}."
+                f"Even under {short(view.name)}, the most harmful perturbation, its {name_metric(key)} is {format_metric(key, value)}."
             ]
         return [
             f"Under {short(view.name)} its {name_metric(key)} falls from {format_metric(key, clean)} to {format_metric(key, value)}."

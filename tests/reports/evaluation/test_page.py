@@ -49,7 +49,7 @@ def test_headline_has_rates_and_the_confounder(words, lines):
     found, flagged = percent_of(figure("tpr").value), percent_of(figure("tnr").complement.value)
     said = f"Stacked ensemble of four finds {found} % of the fakes and wrongly flags {flagged} % of the real images"
     assert f"{said}, but the form of the files alone (format, height) gives many" in words
-    warning = "Confounded. Without looking at a pixel, file facts (format, height, width)"
+    warning = "Confounded. Without any pixel, file facts (format, height, width)"
     assert words.index(warning) < words.index("How good")
     assert lines[0].startswith(said)
     assert any(line.startswith("warning: Confounded.") for line in lines)
@@ -151,7 +151,7 @@ def test_undefined_figure_is_a_dash_with_its_reason(words):
     assert "replies yes or no – binary replies have no ranking; see balanced accuracy" in words
     assert "AUC of pixels – a mask without an unaltered pixel has no AUC" in words
     only_fakes = PageReader(page_of("evaluation", "only fakes")).text
-    assert "there was no real image to try it on." in only_fakes
+    assert "there was no real image to test it on." in only_fakes
     assert "There is no ROC AUC: it needs real and fake images." in only_fakes
     assert any("no real image" in line for line in evaluation_lines(evaluation("only fakes")))
 

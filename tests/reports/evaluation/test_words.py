@@ -83,7 +83,7 @@ def test_headline_of_a_wide_interval_has_no_figure():
         (figure(0.914, 0.9, 0.93), figure(0.982, 0.975, 0.988), "npr finds 91 % of the fakes and wrongly flags 2 % of the real images."),
         (figure(0.9996, 0.99, 1.0), figure(0.9996, 0.99, 1.0), "npr finds over 99 % of the fakes and wrongly flags under 1 %"),
         (figure(0.8, 0.5, 0.95), figure(0.9, 0.86, 0.92), "npr finds 80 % (50 to 95 %) of the fakes and wrongly flags 10 %"),
-        (figure(0.8), figure(None), "npr finds 80 % of the fakes; there was no real image to try it on."),
+        (figure(0.8), figure(None), "npr finds 80 % of the fakes; there was no real image to test it on."),
     ],
 )  # fmt: skip
 def test_headline_is_one_sentence_with_rounded_figures(tpr, tnr, said):
